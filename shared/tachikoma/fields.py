@@ -1,0 +1,139 @@
+"""Field types of the vocabulary: how durations, bytes, times and ids are read and written.
+
+In JSON, durations are text such as `"30s"` or `"1m30s"` (numbers are seconds), bytes are base64 (RFC 4648 section 4)
+and times are RFC 3339 in UTC. In Python they are `timedelta`, `bytes` and aware `datetime`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    PlainSerializer,
+    StringConstraints,
+    ValidationInfo,
+    WithJsonSchema,
+)
+
+__all__ = ["ID_PATTERN", "Base64", "Duration", "Identifier", "Timestamp", "format_duration", "parse_duration"]
+
+#: Ids of executions and agents. No dot: it ends Redis names and Celery's fanout prefix.
+ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}"
+
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:h|ms|us|µs|m|s))+")
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(h|ms|us|µs|m|s)")
+
+
+def parse_duration(text: str) -> timedelta:
+    """Read a duration such as `"30s"`, `"1h30m"`, `"250ms"` or `"2.5"` (seconds).
+
+    Raises:
+        ValueError: the text is no duration.
+    """
+    text = text.strip()
+    sign = -1.0 if text.startswith("-") else 1.0
+    body = text.removeprefix("-")
+    if re.fullmatch(r"\d+(?:\.\d+)?", body):
+        seconds = float(body)
+    elif _DURATION.fullmatch(body):
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in _DURATION_PART.findall(body))
+    else:
+        raise ValueError(f"{text!r} is not a duration; write it like 30s, 5m, 1h30m or 250ms")
+    try:
+        return timedelta(seconds=sign * seconds)
+    except OverflowError:
+        raise ValueError(f"{text!r} is too long for a duration") from None
+
+
+def format_duration(value: timedelta) -> str:
+    """Write a duration in its largest whole units: `1h30m`, `30s`, `250ms`, `1.5s`."""
+    micros = round(value.total_seconds() * 1e6)
+    if micros == 0:
+        return "0s"
+    sign, micros = ("-", -micros) if micros < 0 else ("", micros)
+    if micros < 1000:
+        return f"{sign}{micros}us"
+    if micros < 1_000_000:
+        return f"{sign}{micros / 1000:g}ms"
+    seconds, fraction = divmod(micros, 1_000_000)
+    hours, rest = divmod(seconds, 3600)
+    minutes, seconds = divmod(rest, 60)
+    text = (f"{hours}h" if hours else "") + (f"{minutes}m" if minutes else "")
+    if fraction:
+        text += f"{seconds}.{fraction:06d}".rstrip("0") + "s"
+    elif seconds or not text:
+        text += f"{seconds}s"
+    return sign + text
+
+
+def _read_duration(value: Any) -> Any:
+    if isinstance(value, str):
+        return parse_duration(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            return timedelta(seconds=value)
+        except (OverflowError, ValueError):
+            raise ValueError(f"{value!r} is no usable number of seconds") from None
+    if isinstance(value, timedelta):
+        return value
+    raise ValueError("a duration is text such as '30s', a number of seconds, or a timedelta")
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(_read_duration),
+    PlainSerializer(format_duration, return_type=str, when_used="json"),
+    WithJsonSchema({"type": ["string", "number"], "description": "A duration such as 30s, or seconds."}),
+]
+
+
+def _read_bytes(value: Any, info: ValidationInfo) -> Any:
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
+    if isinstance(value, str) and info.mode == "json":
+        try:
+            return base64.b64decode(value, validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"not base64: {error}") from None
+    raise ValueError("must be bytes (in JSON: base64 text)")
+
+
+Base64 = Annotated[
+    bytes,
+    BeforeValidator(_read_bytes),
+    PlainSerializer(lambda value: base64.b64encode(value).decode(), return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
+]
+
+
+def _aware(value: datetime) -> datetime:
+    if value.tzinfo is None:
+        raise ValueError("a time needs a zone, for instance 2026-01-31T12:00:00Z")
+    return value.astimezone(UTC)
+
+
+#: An aware time, kept in UTC.
+Timestamp = Annotated[datetime, AfterValidator(_aware)]
+
+
+def _identifier(value: str) -> str:
+    if not re.fullmatch(ID_PATTERN, value):
+        raise ValueError(
+            f"{value[:80]!r} is not an id: 1 to 63 letters, digits, '-' or '_', beginning with a letter or digit"
+        )
+    return value
+
+
+Identifier = Annotated[str, AfterValidator(_identifier), WithJsonSchema({"type": "string", "pattern": f"^{ID_PATTERN}$"})]
+
+#: Text without control characters, for names people read.
+Line = Annotated[str, StringConstraints(max_length=1024, pattern=r"^[^\x00-\x1f\x7f]*\Z")]

@@ -1,0 +1,129 @@
+"""Every name Tachikoma uses in Redis, made here and nowhere else.
+
+Names an agent owns begin with `agent.<id>`; ids hold no dot and no colon, so no name of one agent begins another's.
+The orchestrator's begin with `orch:`. Keys and channels of one purpose share their name.
+
+    agent.<id>                       list     the agent's queue of Celery messages
+    agent.<id>:info                  string   registration and lease: boot id, load, labels (expires)
+    agent.<id>:events                channel  the agent's notices: heartbeat, started
+    agent.<id>:claim:<exec>          string   who may run it: a boot id, or the fence that says nobody
+    agent.<id>:output:<exec>         stream   output log, entry id `<seq>-0`; and channel of the same frames
+    agent.<id>:cancel:<exec>         string   signed cancel, kept until nobody can start it any more
+    agent.<id>:control               channel  signed cancels for whoever runs now
+    celery-task-meta-<id>.<exec>     string   Celery result with the signed receipt; and channel
+    orch:exec:<exec>                 hash     ledger record
+    orch:index                       zset     executions by time of acceptance
+    orch:index:<agent>               zset     the same, of one agent
+    orch:open                        zset     executions that have not ended, by queue deadline
+    orch:agents                      hash     agents ever heard of, with their last heartbeat
+    orch:audit                       stream   audit trail
+    orch:ended                       channel  ids of executions that ended
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AGENTS",
+    "AUDIT",
+    "ENDED",
+    "INDEX",
+    "OPEN",
+    "agent_of_channel",
+    "agent_index",
+    "cancel",
+    "claim",
+    "control",
+    "events",
+    "execution",
+    "execution_of_channel",
+    "info",
+    "output",
+    "queue",
+    "result",
+    "split_task_id",
+    "task_id",
+]
+
+INDEX = "orch:index"
+OPEN = "orch:open"
+AGENTS = "orch:agents"
+AUDIT = "orch:audit"
+ENDED = "orch:ended"
+
+#: Patterns an orchestrator subscribes to.
+ALL_EVENTS = "agent.*:events"
+ALL_RESULTS = "celery-task-meta-*"
+ALL_INFO = "agent.*:info"
+
+_RESULT = "celery-task-meta-"
+
+
+def queue(agent: str) -> str:
+    return f"agent.{agent}"
+
+
+def info(agent: str) -> str:
+    return f"agent.{agent}:info"
+
+
+def events(agent: str) -> str:
+    return f"agent.{agent}:events"
+
+
+def claim(agent: str, exec_id: str) -> str:
+    return f"agent.{agent}:claim:{exec_id}"
+
+
+def output(agent: str, exec_id: str) -> str:
+    return f"agent.{agent}:output:{exec_id}"
+
+
+def cancel(agent: str, exec_id: str) -> str:
+    return f"agent.{agent}:cancel:{exec_id}"
+
+
+def control(agent: str) -> str:
+    return f"agent.{agent}:control"
+
+
+def task_id(agent: str, exec_id: str) -> str:
+    """The Celery task id, so made that the result's key falls under a pattern of the agent."""
+    return f"{agent}.{exec_id}"
+
+
+def result(agent: str, exec_id: str) -> str:
+    return f"{_RESULT}{task_id(agent, exec_id)}"
+
+
+def split_task_id(value: str) -> tuple[str, str]:
+    """Agent and execution of a Celery task id.
+
+    Raises:
+        ValueError: it is not one of ours.
+    """
+    agent, dot, exec_id = value.partition(".")
+    if not (agent and dot and exec_id):
+        raise ValueError(f"{value[:200]!r} is not <agent>.<execution>")
+    return agent, exec_id
+
+
+def execution_of_channel(channel: str) -> tuple[str, str]:
+    """Agent and execution of a result channel.
+
+    Raises:
+        ValueError: it is not one of ours.
+    """
+    return split_task_id(channel.removeprefix(_RESULT))
+
+
+def agent_of_channel(channel: str) -> str:
+    """The agent that owns a channel or key `agent.<id>:…`."""
+    return channel.removeprefix("agent.").partition(":")[0]
+
+
+def execution(exec_id: str) -> str:
+    return f"orch:exec:{exec_id}"
+
+
+def agent_index(agent: str) -> str:
+    return f"orch:index:{agent}"

@@ -1,0 +1,463 @@
+"""The vocabulary of Spec 534: requests, responses, states, output, policies, audit.
+
+All values are frozen. Python names are snake_case, JSON names are the spec's camelCase; both are accepted on input.
+Bounds stand here once and hold for every way in: Python, CLI, gRPC, files.
+"""
+
+from __future__ import annotations
+
+import secrets
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.alias_generators import to_camel
+
+from tachikoma.errors import ExecutionFailed, InvalidRequest
+from tachikoma.fields import Base64, Duration, Identifier, Timestamp
+
+__all__ = [
+    "AgentInfo",
+    "CancelOutcome",
+    "CancelResponse",
+    "ExecAuditLog",
+    "ExecOutput",
+    "ExecPolicy",
+    "ExecRequest",
+    "ExecResponse",
+    "ExecState",
+    "ExecStatus",
+    "ExecTransition",
+    "OutputKind",
+    "OutputSummary",
+    "RateLimitConfig",
+    "describe_validation_error",
+    "new_id",
+]
+
+#: Elements of an argv.
+MAX_ARGUMENTS = 1024
+#: Bytes of an argv, each element counted with its closing NUL.
+MAX_COMMAND_BYTES = 128 * 1024
+#: Entries of an environment.
+MAX_ENVIRONMENT_ENTRIES = 256
+#: Bytes of an environment, each entry counted as NAME=value and NUL.
+MAX_ENVIRONMENT_BYTES = 128 * 1024
+#: Bytes of standard input sent with a request.
+MAX_STDIN_BYTES = 4 * 1024 * 1024
+#: Longest path of a working directory (PATH_MAX of Linux).
+MAX_PATH_BYTES = 4096
+#: Longest time a command may run, and a request may wait.
+MAX_TIMEOUT = timedelta(days=7)
+#: A request's timeout when it names none.
+DEFAULT_TIMEOUT = timedelta(hours=1)
+
+
+def new_id() -> str:
+    """A fresh execution id: 96 random bits, so that nobody can guess another's."""
+    return secrets.token_hex(12)
+
+
+class Model(BaseModel):
+    """What all values share: frozen, strict about unknown names, camelCase in JSON."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+    )
+
+    def to_json(self) -> str:
+        """The value as JSON with the spec's names."""
+        return self.model_dump_json(by_alias=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The value as plain JSON types with the spec's names."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def describe_validation_error(error: ValidationError) -> str:
+    """One line for people: each field that is wrong, and why."""
+    parts = []
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        where = ".".join(str(part) for part in item["loc"])
+        what = item["msg"].removeprefix("Value error, ")
+        parts.append(f"{where}: {what}" if where else what)
+    return "; ".join(parts)
+
+
+class ExecState(StrEnum):
+    """Where an execution stands; see the picture in ARCHITECTURE.md."""
+
+    PENDING_APPROVAL = "PENDING_APPROVAL"
+    QUEUED = "QUEUED"
+    STARTED = "STARTED"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    TIMED_OUT = "TIMED_OUT"
+    CANCELLED = "CANCELLED"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    EXPIRED = "EXPIRED"
+    REJECTED = "REJECTED"
+    LOST = "LOST"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether it stays so for ever."""
+        return self not in _OPEN_STATES
+
+
+_OPEN_STATES = frozenset({ExecState.PENDING_APPROVAL, ExecState.QUEUED, ExecState.STARTED})
+
+
+def _no_nul(value: str, what: str) -> None:
+    if "\0" in value:
+        raise ValueError(f"{what} contains a NUL character, which no program can be given")
+
+
+def encoded(value: str) -> bytes:
+    """Text as the kernel gets it: UTF-8, with bytes that were no UTF-8 brought back unchanged (PEP 383).
+
+    Raises:
+        ValueError: the text holds a surrogate that stands for no byte.
+    """
+    try:
+        return value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise ValueError("contains a lone surrogate, which cannot be encoded") from None
+
+
+class ExecRequest(Model):
+    """A request to run an argv on an agent (Spec 534, ExecRequest).
+
+    Raises:
+        pydantic.ValidationError: a bound is broken; `describe_validation_error` puts it into words.
+    """
+
+    #: Idempotency key: the same id with the same request is the same execution.
+    id: Identifier = Field(default_factory=new_id)
+    #: The agent to run on.
+    agent_id: Identifier
+    #: The argv. No shell looks at it. A bare name is looked up in the agent's fixed search path.
+    command: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_ARGUMENTS)]
+    #: Absolute working directory; empty is the user's home.
+    work_dir: str = ""
+    #: Variables beside those the agent sets; each must be granted by policy.
+    environment: Annotated[dict[str, str], Field(max_length=MAX_ENVIRONMENT_ENTRIES)] = Field(default_factory=dict)
+    #: What the command reads from standard input.
+    stdin: Annotated[Base64, Field(max_length=MAX_STDIN_BYTES)] = b""
+    #: How long the command may run before it is killed.
+    timeout: Duration = DEFAULT_TIMEOUT
+    #: User name on the agent; empty is the agent's default user.
+    user: str = ""
+    #: Whether input follows while the command runs.
+    interactive: bool = False
+    #: Whether the command gets a terminal.
+    tty: bool = False
+    #: SPIFFE ID of the requester. The server sets it; a caller may leave it empty or name itself.
+    requested_by: Annotated[str, Field(max_length=2048)] = ""
+    #: When the requester made the request.
+    request_time: Timestamp = Field(default_factory=lambda: datetime.now(UTC))
+
+    @field_validator("command", mode="before")
+    @classmethod
+    def _not_one_string(cls, value: Any) -> Any:
+        if isinstance(value, (str, bytes)):
+            raise ValueError("is a list of arguments, not one string; use shlex.split() if you have a command line")
+        return value
+
+    @field_validator("command")
+    @classmethod
+    def _command_bounds(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value[0]:
+            raise ValueError("the first element, the program, is empty")
+        for number, argument in enumerate(value):
+            _no_nul(argument, f"element {number}")
+        size = sum(len(encoded(argument)) + 1 for argument in value)
+        if size > MAX_COMMAND_BYTES:
+            raise ValueError(f"is {size} bytes; at most {MAX_COMMAND_BYTES} are allowed")
+        return value
+
+    @field_validator("environment")
+    @classmethod
+    def _environment_bounds(cls, value: dict[str, str]) -> dict[str, str]:
+        size = 0
+        for name, content in value.items():
+            if not name or "=" in name:
+                raise ValueError(f"{name[:80]!r} is no variable name")
+            _no_nul(name, "a name")
+            _no_nul(content, f"the value of {name[:80]}")
+            size += len(encoded(name)) + len(encoded(content)) + 2
+        if size > MAX_ENVIRONMENT_BYTES:
+            raise ValueError(f"is {size} bytes; at most {MAX_ENVIRONMENT_BYTES} are allowed")
+        return value
+
+    @field_validator("work_dir")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        _no_nul(value, "the path")
+        if value and not value.startswith("/"):
+            raise ValueError(f"{value[:80]!r} is not an absolute path")
+        if len(encoded(value)) > MAX_PATH_BYTES:
+            raise ValueError(f"is longer than {MAX_PATH_BYTES} bytes")
+        return value
+
+    @field_validator("user")
+    @classmethod
+    def _user_by_name(cls, value: str) -> str:
+        # By name only, so that no number and no '#-1' reaches the lookup (CVE-2019-14287).
+        if value and (len(value) > 32 or not (value[0].isascii() and (value[0].isalpha() or value[0] == "_"))):
+            raise ValueError(f"{value[:80]!r} is not a user name; numeric ids are not accepted")
+        if not all(c.isascii() and (c.isalnum() or c in "_.-$") for c in value):
+            raise ValueError(f"{value[:80]!r} is not a user name")
+        return value
+
+    @field_validator("timeout")
+    @classmethod
+    def _positive(cls, value: timedelta) -> timedelta:
+        if value <= timedelta(0):
+            raise ValueError("must be longer than zero")
+        if value > MAX_TIMEOUT:
+            raise ValueError(f"must not be longer than {MAX_TIMEOUT.days} days")
+        return value
+
+
+class OutputSummary(Model):
+    """The whole of one output stream, however much of it a response holds."""
+
+    #: Bytes the command wrote.
+    total_bytes: int = 0
+    #: SHA-256 of all of them, in hexadecimal.
+    sha256: str = ""
+    #: Whether the response holds only the head and the tail.
+    truncated: bool = False
+
+
+class ExecResponse(Model):
+    """How an execution ended (Spec 534, ExecResponse)."""
+
+    id: Identifier
+    agent_id: Identifier
+    state: ExecState
+    #: Exit code; 128+n after signal n; -1 when the command never ran or nobody knows.
+    exit_code: int = -1
+    #: Head and tail where the output was larger than the agent's limit (1 MiB each by default).
+    stdout: Base64 = b""
+    stderr: Base64 = b""
+    stdout_summary: OutputSummary = OutputSummary()
+    stderr_summary: OutputSummary = OutputSummary()
+    #: None when the command never started.
+    start_time: Timestamp | None = None
+    end_time: Timestamp | None = None
+    duration: Duration = timedelta(0)
+    #: The signal that ended the command, or 0.
+    signal: int = 0
+    #: Why it did not end well, for people.
+    error: str = ""
+    cancelled: bool = False
+
+    def check(self) -> Self:
+        """Return itself after exit code 0.
+
+        Raises:
+            ExecutionFailed: it ended in any other way.
+        """
+        if self.state is not ExecState.SUCCEEDED:
+            why = self.error or f"exit code {self.exit_code}"
+            raise ExecutionFailed(f"execution {self.id} on {self.agent_id} ended {self.state}: {why}")
+        return self
+
+
+class ExecTransition(Model):
+    """One step of an execution."""
+
+    state: ExecState
+    #: By the clock of Redis.
+    time: Timestamp
+
+
+class ExecStatus(Model):
+    """What the ledger knows of an execution."""
+
+    id: Identifier
+    agent_id: Identifier
+    state: ExecState
+    #: The argv with secrets taken out.
+    command: tuple[str, ...]
+    requested_by: str
+    request_time: Timestamp
+    start_time: Timestamp | None = None
+    end_time: Timestamp | None = None
+    #: As in `ExecResponse`; -1 before the end.
+    exit_code: int = -1
+    error: str = ""
+    #: The policy that let it through, as name@digest.
+    policy_applied: str = ""
+    #: SPIFFE ID of who asked for its end, or empty.
+    cancel_requested_by: str = ""
+    timeout: Duration = DEFAULT_TIMEOUT
+    user: str = ""
+    work_dir: str = ""
+    history: tuple[ExecTransition, ...] = ()
+
+
+class OutputKind(StrEnum):
+    """What an `ExecOutput` carries."""
+
+    STDOUT = "stdout"
+    STDERR = "stderr"
+    STATUS = "status"
+    GAP = "gap"
+    RESULT = "result"
+
+
+class ExecOutput(Model):
+    """One message about a running or ended execution."""
+
+    id: Identifier
+    kind: OutputKind
+    #: Number of the chunk, from 1; other messages carry that of the last chunk before them.
+    seq: int = 0
+    #: When the chunk was read on the agent.
+    time: Timestamp | None = None
+    #: The bytes of a chunk, unchanged.
+    data: Base64 = b""
+    #: With `STATUS`: where the execution stands.
+    status: ExecStatus | None = None
+    #: With `GAP`: how many bytes are no longer there.
+    missing_bytes: int = 0
+    #: With `RESULT`: how it ended, without the output.
+    result: ExecResponse | None = None
+
+
+class CancelOutcome(StrEnum):
+    """What a cancel came to."""
+
+    #: It had not started and never will.
+    CANCELLED = "CANCELLED"
+    #: It runs, and the agent was told to end it.
+    REQUESTED = "REQUESTED"
+    #: It had ended before.
+    ALREADY_ENDED = "ALREADY_ENDED"
+
+
+class CancelResponse(Model):
+    """What a cancel came to, and the execution after it."""
+
+    outcome: CancelOutcome
+    status: ExecStatus
+
+
+class AgentInfo(Model):
+    """What is known of an agent."""
+
+    id: Identifier
+    online: bool = False
+    last_seen: Timestamp | None = None
+    version: str = ""
+    hostname: str = ""
+    labels: dict[str, str] = Field(default_factory=dict)
+    #: Executions it runs now, and may run at once.
+    running: int = 0
+    slots: int = 0
+    #: Orders on its queue.
+    queued: int = 0
+    #: Load average over one minute.
+    load: float = 0.0
+    #: Memory and disk (of its data directory) in use, 0 to 1.
+    memory_used: float = 0.0
+    disk_used: float = 0.0
+    #: What its host cannot enforce.
+    warnings: tuple[str, ...] = ()
+
+
+class ExecPolicy(Model):
+    """Who may run what, where and as whom (Spec 534, ExecPolicy, plus whom it is for).
+
+    Everything is refused that no policy grants as a whole; a denied command is refused whatever else grants it.
+    """
+
+    name: Identifier
+    #: SPIFFE ID patterns of the requesters it is for.
+    subjects: Annotated[tuple[str, ...], Field(min_length=1)]
+    #: Agent id patterns it is for.
+    agents: Annotated[tuple[str, ...], Field(min_length=1)]
+    #: Command patterns; see `tachikoma_orchestrator.patterns`.
+    allowed_commands: tuple[str, ...] = ()
+    denied_commands: tuple[str, ...] = ()
+    #: User name patterns. None: only the agent's default user.
+    allowed_users: tuple[str, ...] = ()
+    #: Path patterns. None: only the user's home.
+    allowed_work_dirs: tuple[str, ...] = ()
+    #: Name patterns of variables a request may set.
+    allowed_environment: tuple[str, ...] = ()
+    max_timeout: Duration = DEFAULT_TIMEOUT
+    require_approval: bool = False
+    allow_interactive: bool = False
+    allow_tty: bool = False
+
+    @field_validator("max_timeout")
+    @classmethod
+    def _positive(cls, value: timedelta) -> timedelta:
+        if not timedelta(0) < value <= MAX_TIMEOUT:
+            raise ValueError(f"must be longer than zero and at most {MAX_TIMEOUT.days} days")
+        return value
+
+
+class RateLimitConfig(Model):
+    """How much of an agent may be asked for (Spec 534, RateLimitConfig)."""
+
+    #: Requests accepted in any minute; 0 is no limit.
+    requests_per_minute: Annotated[int, Field(ge=0)] = 0
+    #: Executions running at once; 0 is the agent's own number of slots.
+    concurrent_limit: Annotated[int, Field(ge=0)] = 0
+    #: Orders waiting on the agent's queue.
+    queue_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+    #: How long an order may wait before it expires.
+    queue_timeout: Duration = timedelta(minutes=10)
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if not timedelta(0) < self.queue_timeout <= MAX_TIMEOUT:
+            raise ValueError(f"queueTimeout must be longer than zero and at most {MAX_TIMEOUT.days} days")
+        return self
+
+
+class ExecAuditLog(Model):
+    """One event of the audit trail (Spec 534, ExecAuditLog, plus place, time and code)."""
+
+    #: Its place in the trail.
+    cursor: str
+    #: By the clock of Redis.
+    time: Timestamp
+    #: What happened, a stable code: `admitted`, `denied`, `started`, `succeeded`, …
+    event: str
+    #: The execution; empty where a request had no valid id.
+    id: str = ""
+    agent_id: str = ""
+    requested_by: str = ""
+    #: Sanitized and quoted.
+    command: str = ""
+    exit_code: int = -1
+    start_time: Timestamp | None = None
+    duration: Duration = timedelta(0)
+    client_ip: str = ""
+    authorized: bool = False
+    policy_applied: str = ""
+    reason: str = ""
+
+
+def make_request(values: dict[str, Any]) -> ExecRequest:
+    """Build a request from untrusted values.
+
+    Raises:
+        InvalidRequest: a bound is broken; the message names each field.
+    """
+    try:
+        return ExecRequest(**values)
+    except ValidationError as error:
+        raise InvalidRequest(f"invalid request: {describe_validation_error(error)}") from None
