@@ -120,15 +120,15 @@ def _no_nul(value: str, what: str) -> None:
 
 
 def encoded(value: str) -> bytes:
-    """Text as the kernel gets it: UTF-8, with bytes that were no UTF-8 brought back unchanged (PEP 383).
+    """Text as the kernel gets it.
 
     Raises:
-        ValueError: the text holds a surrogate that stands for no byte.
+        ValueError: it cannot be UTF-8, which is what names and arguments travel as.
     """
     try:
-        return value.encode("utf-8", "surrogateescape")
+        return value.encode("utf-8")
     except UnicodeEncodeError:
-        raise ValueError("contains a lone surrogate, which cannot be encoded") from None
+        raise ValueError(f"{value[:80]!r} is not valid UTF-8") from None
 
 
 class ExecRequest(Model):
@@ -389,9 +389,9 @@ class ExecPolicy(Model):
     #: Command patterns; see `tachikoma_orchestrator.patterns`.
     allowed_commands: tuple[str, ...] = ()
     denied_commands: tuple[str, ...] = ()
-    #: User name patterns. None: only the agent's default user.
+    #: User name patterns. Empty: only the agent's default user.
     allowed_users: tuple[str, ...] = ()
-    #: Path patterns. None: only the user's home.
+    #: Path patterns. Empty: only the user's home.
     allowed_work_dirs: tuple[str, ...] = ()
     #: Name patterns of variables a request may set.
     allowed_environment: tuple[str, ...] = ()

@@ -1,0 +1,81 @@
+"""Run commands on many machines: policy first, at most once, everything on the record.
+
+    from tachikoma import Client, ExecRequest
+
+    with Client() as client:
+        response = client.execute(ExecRequest(agent_id="agent-1", command=["/usr/bin/uname", "-a"]))
+        print(response.exit_code, response.stdout)
+"""
+
+from tachikoma.client import AsyncClient, Client
+from tachikoma.errors import (
+    AgentOffline,
+    AgentUnknown,
+    AlreadyExists,
+    ConfigurationError,
+    ExecutionFailed,
+    InvalidRequest,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    ServerError,
+    TachikomaError,
+    Unauthenticated,
+    Unavailable,
+)
+from tachikoma.models import (
+    AgentInfo,
+    CancelOutcome,
+    CancelResponse,
+    ExecAuditLog,
+    ExecOutput,
+    ExecPolicy,
+    ExecRequest,
+    ExecResponse,
+    ExecState,
+    ExecStatus,
+    ExecTransition,
+    OutputKind,
+    OutputSummary,
+    RateLimitConfig,
+    new_id,
+)
+from tachikoma.profile import Profile
+
+__all__ = [  # noqa: RUF022 (grouped by what they are for)
+    # clients
+    "AsyncClient",
+    "Client",
+    "Profile",
+    # requests and what comes back
+    "ExecRequest",
+    "ExecResponse",
+    "ExecOutput",
+    "OutputKind",
+    "OutputSummary",
+    "ExecState",
+    "ExecStatus",
+    "ExecTransition",
+    "CancelOutcome",
+    "CancelResponse",
+    "AgentInfo",
+    "ExecAuditLog",
+    "new_id",
+    # policy
+    "ExecPolicy",
+    "RateLimitConfig",
+    # errors
+    "TachikomaError",
+    "ConfigurationError",
+    "InvalidRequest",
+    "Unauthenticated",
+    "PermissionDenied",
+    "NotFound",
+    "AgentUnknown",
+    "AlreadyExists",
+    "ResourceExhausted",
+    "Unavailable",
+    "AgentOffline",
+    "ServerError",
+    "ExecutionFailed",
+]

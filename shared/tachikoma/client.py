@@ -1,0 +1,297 @@
+"""`AsyncClient` and `Client`: the API for Python programs.
+
+Everything is written once, in `AsyncClient`. `Client` runs it in an event loop of its own thread and waits for the
+answers, so it can be used from any thread and also where another event loop runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+import grpc.aio
+
+from tachikoma import wire
+from tachikoma.errors import TachikomaError, Unauthenticated, Unavailable
+from tachikoma.exec.v1 import remote_execution_pb2 as pb
+from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
+from tachikoma.models import (
+    AgentInfo,
+    CancelResponse,
+    ExecAuditLog,
+    ExecOutput,
+    ExecRequest,
+    ExecResponse,
+    ExecStatus,
+)
+from tachikoma.profile import Profile
+from tachikoma.spiffe import InvalidIdentity
+from tachikoma.svid import FileSvidSource
+
+__all__ = ["AsyncClient", "Client"]
+
+#: Largest message either way: 4 MiB of stdin, or 2 x 1 MiB of output and room for an operator's larger limit.
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+#: How long to look for the orchestrator before giving up.
+CONNECT_SECONDS = 10.0
+
+T = TypeVar("T")
+
+_CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # A call may wait for hours; a connection that died in silence is found within half a minute.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+
+
+class AsyncClient:
+    """Runs commands on agents and asks about them. An async context manager.
+
+    Without a profile it uses the user's own (see `tachikoma.profile`). All methods raise a class of
+    `tachikoma.errors`: `PermissionDenied`, `AgentOffline`, `Unavailable`, and so on.
+    """
+
+    def __init__(self, profile: Profile | None = None) -> None:
+        """Prepare a client.
+
+        Raises:
+            ConfigurationError: there is no profile, or its identity cannot be read.
+            Unauthenticated: the identity is expired or not trusted by its own bundle.
+        """
+        self.profile = profile or Profile.load()
+        svid = FileSvidSource(self.profile.identity).current()
+        try:
+            svid.verify()
+        except InvalidIdentity as error:
+            # Said here, since the handshake would only say that it failed.
+            raise Unauthenticated(f"your identity in {self.profile.identity} cannot be used: {error}") from None
+        self.spiffe_id = str(svid.spiffe_id)
+        self._credentials = grpc.ssl_channel_credentials(svid.bundle_pem, svid.key_pem, svid.certificate_pem)
+        self._channel: grpc.aio.Channel | None = None
+
+    async def __aenter__(self) -> Self:
+        self._stub()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; calls under way end as cancelled."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    def _stub(self) -> RemoteExecutionStub:
+        if self._channel is None:
+            options = [*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", self.profile.server_name)]
+            self._channel = grpc.aio.secure_channel(self.profile.address, self._credentials, options)
+        return RemoteExecutionStub(self._channel)
+
+    async def _ready(self) -> None:
+        """Wait, bounded, until there is a connection, so that a restart of the server goes unnoticed."""
+        self._stub()
+        assert self._channel is not None
+        if self._channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:
+            return
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._channel.channel_ready(), CONNECT_SECONDS)
+
+    def _translate(self, error: grpc.aio.AioRpcError) -> TachikomaError:
+        trailing = [(str(key), value) for key, value in error.trailing_metadata() or ()]
+        translated = wire.error_from_rpc(error.code(), error.details() or "", trailing)
+        if type(translated) is Unavailable and not translated.metadata:
+            return Unavailable(
+                f"cannot reach the orchestrator at {self.profile.address}: {error.details()}; "
+                "is it running, and does it trust your certificate?",
+                retry_after_seconds=translated.retry_after_seconds,
+            )
+        return translated
+
+    async def _call(self, method: str, message: Any) -> Any:
+        await self._ready()
+        try:
+            return await getattr(self._stub(), method)(message)
+        except grpc.aio.AioRpcError as error:
+            raise self._translate(error) from error
+
+    async def execute(self, request: ExecRequest) -> ExecResponse:
+        """Run a command and wait for its end. A failed command is no error here; see `ExecResponse.check`."""
+        return wire.response_from_pb(await self._call("Execute", wire.request_to_pb(request)))
+
+    async def execute_stream(self, request: ExecRequest) -> AsyncIterator[ExecOutput]:
+        """Run a command and give its output while it runs: first a status, then chunks, at last the result."""
+        async for output in self._stream("ExecuteStream", wire.request_to_pb(request)):
+            yield output
+
+    async def submit(self, request: ExecRequest) -> ExecStatus:
+        """Have a command accepted, and do not wait for it. Safe to repeat with the same request."""
+        return wire.status_from_pb(await self._call("Submit", wire.request_to_pb(request)))
+
+    async def attach(self, exec_id: str, *, after_seq: int = 0, follow: bool = True) -> AsyncIterator[ExecOutput]:
+        """Output of an execution after a chunk number; with `follow` until its end, also after it."""
+        message = pb.AttachRequest(id=exec_id, after_seq=after_seq, no_follow=not follow)
+        async for output in self._stream("Attach", message):
+            yield output
+
+    async def cancel(self, exec_id: str) -> CancelResponse:
+        """Ask for the end of an execution; can be repeated."""
+        return wire.cancel_from_pb(await self._call("Cancel", pb.CancelRequest(id=exec_id)))
+
+    async def status(self, exec_id: str) -> ExecStatus:
+        """Where an execution stands."""
+        return wire.status_from_pb((await self._call("Status", pb.StatusRequest(id=exec_id))).status)
+
+    async def list(
+        self, agent_id: str = "", *, include_ended: bool = False, page_size: int = 0, page_token: str = ""
+    ) -> tuple[tuple[ExecStatus, ...], str]:
+        """A page of executions, newest first, and the token of the next page (empty at the end)."""
+        message = pb.ListRequest(
+            agent_id=agent_id, include_ended=include_ended, page_size=page_size, page_token=page_token
+        )
+        answer = await self._call("List", message)
+        return tuple(wire.status_from_pb(item) for item in answer.executions), answer.next_page_token
+
+    async def agents(self) -> tuple[AgentInfo, ...]:
+        """The known agents, by id."""
+        answer = await self._call("ListAgents", pb.ListAgentsRequest())
+        return tuple(wire.agent_from_pb(item) for item in answer.agents)
+
+    async def audit(self, *, after: str = "", limit: int = 0, exec_id: str = "") -> tuple[ExecAuditLog, ...]:
+        """Events of the audit trail, oldest first: the latest ones, or those after a cursor."""
+        message = pb.ListAuditEventsRequest(after=after, limit=limit, id=exec_id)
+        answer = await self._call("ListAuditEvents", message)
+        return tuple(wire.audit_from_pb(item) for item in answer.events)
+
+    async def _stream(self, method: str, message: Any) -> AsyncIterator[ExecOutput]:
+        await self._ready()
+        call = getattr(self._stub(), method)(message)
+        try:
+            async for item in call:
+                yield wire.output_from_pb(item)
+        except grpc.aio.AioRpcError as error:
+            raise self._translate(error) from error
+        finally:
+            call.cancel()
+
+
+class Client:
+    """`AsyncClient` for programs without an event loop. A context manager; usable from several threads."""
+
+    def __init__(self, profile: Profile | None = None) -> None:
+        """Prepare a client; raises as `AsyncClient` does."""
+        self._async = AsyncClient(profile)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="tachikoma-client", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def from_profile(cls, path: Path) -> Client:
+        """A client with the profile in a file."""
+        return cls(Profile.load(path))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def profile(self) -> Profile:
+        """The profile in use."""
+        return self._async.profile
+
+    @property
+    def spiffe_id(self) -> str:
+        """Who the orchestrator takes this client for."""
+        return self._async.spiffe_id
+
+    def close(self) -> None:
+        """Close the connection. Further calls fail."""
+        if self._loop.is_closed():
+            return
+        self._run(self._async.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            # For instance Ctrl-C in the waiting thread: do not leave the call behind.
+            future.cancel()
+            raise
+
+    def _iterate(self, source: Callable[[], AsyncIterator[ExecOutput]]) -> Iterator[ExecOutput]:
+        iterator = source()
+
+        async def step() -> ExecOutput | None:
+            return await anext(iterator, None)
+
+        try:
+            while (output := self._run(step())) is not None:
+                yield output
+        finally:
+            close: Callable[[], Awaitable[None]] | None = getattr(iterator, "aclose", None)
+            if close is not None and not self._loop.is_closed():
+
+                async def finish() -> None:
+                    await close()
+
+                self._run(finish())
+
+    def execute(self, request: ExecRequest) -> ExecResponse:
+        """Run a command and wait for its end. A failed command is no error here; see `ExecResponse.check`."""
+        return self._run(self._async.execute(request))
+
+    def execute_stream(self, request: ExecRequest) -> Iterator[ExecOutput]:
+        """Run a command and give its output while it runs: first a status, then chunks, at last the result."""
+        return self._iterate(lambda: self._async.execute_stream(request))
+
+    def submit(self, request: ExecRequest) -> ExecStatus:
+        """Have a command accepted, and do not wait for it. Safe to repeat with the same request."""
+        return self._run(self._async.submit(request))
+
+    def attach(self, exec_id: str, *, after_seq: int = 0, follow: bool = True) -> Iterator[ExecOutput]:
+        """Output of an execution after a chunk number; with `follow` until its end, also after it."""
+        return self._iterate(lambda: self._async.attach(exec_id, after_seq=after_seq, follow=follow))
+
+    def cancel(self, exec_id: str) -> CancelResponse:
+        """Ask for the end of an execution; can be repeated."""
+        return self._run(self._async.cancel(exec_id))
+
+    def status(self, exec_id: str) -> ExecStatus:
+        """Where an execution stands."""
+        return self._run(self._async.status(exec_id))
+
+    def list(
+        self, agent_id: str = "", *, include_ended: bool = False, page_size: int = 0, page_token: str = ""
+    ) -> tuple[tuple[ExecStatus, ...], str]:
+        """A page of executions, newest first, and the token of the next page (empty at the end)."""
+        return self._run(
+            self._async.list(
+                agent_id, include_ended=include_ended, page_size=page_size, page_token=page_token
+            )
+        )
+
+    def agents(self) -> tuple[AgentInfo, ...]:
+        """The known agents, by id."""
+        return self._run(self._async.agents())
+
+    def audit(self, *, after: str = "", limit: int = 0, exec_id: str = "") -> tuple[ExecAuditLog, ...]:
+        """Events of the audit trail, oldest first: the latest ones, or those after a cursor."""
+        return self._run(self._async.audit(after=after, limit=limit, exec_id=exec_id))

@@ -1,0 +1,177 @@
+"""Signed messages between orchestrator and agents: work orders, cancels and receipts (RFC 7515, compact JWS).
+
+Each is signed with the key of the signer's X.509-SVID, whose chain travels in `x5c`, so that there is no second key to
+distribute. Type and algorithm are fixed by the reader; `jku`, `jwk` and `kid` are never looked at. Redis carries these
+messages and is trusted with none of them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import time
+from typing import Annotated, Any, Literal, TypeVar
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from joserfc import jws
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tachikoma.fields import Identifier
+from tachikoma.models import ExecRequest, ExecState, describe_validation_error
+from tachikoma.spiffe import InvalidIdentity, SpiffeId, TrustBundle
+from tachikoma.svid import Svid
+
+__all__ = ["CancelOrder", "InvalidSignature", "OutputDigest", "Receipt", "WorkOrder", "sign", "verify"]
+
+#: How far the clocks of two hosts may differ.
+CLOCK_SKEW_SECONDS = 60
+#: Largest signed payload: 4 MiB of stdin in base64, and the rest.
+MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
+
+_registry = jws.JWSRegistry(algorithms=["ES256"])
+_registry.max_header_length = 16 * 1024
+_registry.max_payload_length = MAX_PAYLOAD_BYTES * 4 // 3 + 4
+
+
+class InvalidSignature(ValueError):
+    """A signed message that must not be believed; the message says why."""
+
+
+class _Claims(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: What `typ` in the JWS header must say.
+    type: str
+    #: SPIFFE ID of the signer.
+    iss: str
+    #: When it was signed, in seconds since the epoch.
+    iat: int
+
+
+C = TypeVar("C", bound=_Claims)
+
+
+class WorkOrder(_Claims):
+    """What an agent is told to run: everything it acts on is in here."""
+
+    type: Literal["tachikoma-order+jws"] = "tachikoma-order+jws"
+    #: SPIFFE ID of the agent it is for.
+    aud: str
+    #: SPIFFE ID of the requester.
+    sub: str
+    #: Not to be started at or after this second since the epoch.
+    exp: int
+    #: The execution; an agent starts each at most once.
+    jti: Identifier
+    #: name@digest of the policy that granted it.
+    policy: str
+    #: Absolute paths policy grants for the program, in search order; the first that exists is executed.
+    executables: Annotated[tuple[str, ...], Field(min_length=1)]
+    request: ExecRequest
+
+
+class CancelOrder(_Claims):
+    """Tells an agent to end, or never to start, an execution."""
+
+    type: Literal["tachikoma-cancel+jws"] = "tachikoma-cancel+jws"
+    #: SPIFFE ID of the agent it is for.
+    aud: str
+    #: Who asked for it.
+    sub: str
+    jti: Identifier
+
+
+class OutputDigest(_Claims):
+    """One output stream in a receipt."""
+
+    total_bytes: int
+    sha256: str
+    truncated: bool
+    #: SHA-256 of what stands in the result: the whole, or head and tail.
+    excerpt_sha256: str
+
+
+class Receipt(_Claims):
+    """What an agent says of an execution's end."""
+
+    type: Literal["tachikoma-receipt+jws"] = "tachikoma-receipt+jws"
+    #: The execution.
+    jti: Identifier
+    #: SHA-256 of the order it answers, or empty where the order itself could not be read again.
+    order_sha256: str
+    state: ExecState
+    exit_code: int
+    signal: int
+    error: str
+    #: The file that was executed, or empty.
+    executable: str
+    #: Milliseconds since the epoch by the agent's clock; 0 for never.
+    started_ms: int
+    ended_ms: int
+    duration_us: int
+    #: Number of the last chunk of output.
+    chunks: int
+    stdout: OutputDigest
+    stderr: OutputDigest
+
+
+def sign(svid: Svid, claims: _Claims) -> str:
+    """Sign claims as the given identity: a compact JWS."""
+    payload = claims.model_dump_json().encode()
+    x5c = [base64.b64encode(certificate.public_bytes(Encoding.DER)).decode() for certificate in svid.chain]
+    header = {"alg": "ES256", "typ": claims.type, "x5c": x5c}
+    return jws.serialize_compact(header, payload, svid.signing_key, registry=_registry)
+
+
+def _chain(header: dict[str, Any]) -> list[x509.Certificate]:
+    x5c = header.get("x5c")
+    if not isinstance(x5c, list) or not 1 <= len(x5c) <= 8:
+        raise InvalidSignature("carries no certificate chain")
+    try:
+        return [x509.load_der_x509_certificate(base64.b64decode(item, validate=True)) for item in x5c]
+    except (ValueError, TypeError, binascii.Error) as error:
+        raise InvalidSignature(f"carries an unreadable certificate: {error}") from None
+
+
+def verify(token: str, kind: type[C], bundle: TrustBundle, issuer: SpiffeId) -> C:
+    """The claims of a signed message, after checking who signed it.
+
+    Args:
+        token: compact JWS.
+        kind: the claims expected.
+        bundle: roots of the issuer's trust domain.
+        issuer: the only identity that may have signed it.
+
+    Raises:
+        InvalidSignature: type, algorithm, chain, issuer, signature or claims are not as they must be.
+    """
+    expected_type = kind.model_fields["type"].default
+    try:
+        message = jws.extract_compact(token.encode("ascii"), registry=_registry)
+        header = message.headers()
+        if header.get("typ") != expected_type or header.get("alg") != "ES256":
+            raise InvalidSignature(f"is a {str(header.get('typ'))[:60]!r}, not a {expected_type!r}")
+        chain = _chain(header)
+        signer = bundle.verify(chain[0], chain[1:])
+        if signer != issuer:
+            raise InvalidSignature(f"is signed by {signer}, not by {issuer}")
+        public_key = chain[0].public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        jws.deserialize_compact(token.encode("ascii"), ECKey.import_key(public_key), registry=_registry)
+        claims = kind.model_validate_json(message.payload)
+    except InvalidIdentity as error:
+        raise InvalidSignature(f"is signed by nobody we trust: {error}") from None
+    except ValidationError as error:
+        raise InvalidSignature(f"has wrong claims: {describe_validation_error(error)}") from None
+    except (JoseError, ValueError, json.JSONDecodeError) as error:
+        if isinstance(error, InvalidSignature):
+            raise
+        raise InvalidSignature(f"is not validly signed: {error}") from None
+    if claims.iss != str(issuer):
+        raise InvalidSignature("names another issuer than its signer")
+    if claims.iat > time.time() + CLOCK_SKEW_SECONDS:
+        raise InvalidSignature("is of a time that is still to come")
+    return claims

@@ -1,0 +1,355 @@
+"""Between the vocabulary and its protobuf messages, and between errors and gRPC statuses.
+
+One function per type and direction. Whatever comes in is validated by the models, so both sides may be hostile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from pydantic import ValidationError
+
+from tachikoma.errors import InvalidRequest, ServerError, TachikomaError, Unauthenticated, Unavailable, by_reason
+from tachikoma.exec.v1 import remote_execution_pb2 as pb
+from tachikoma.models import (
+    AgentInfo,
+    CancelOutcome,
+    CancelResponse,
+    ExecAuditLog,
+    ExecOutput,
+    ExecRequest,
+    ExecResponse,
+    ExecState,
+    ExecStatus,
+    ExecTransition,
+    OutputKind,
+    OutputSummary,
+    describe_validation_error,
+)
+
+#: The domain of `google.rpc.ErrorInfo`.
+ERROR_DOMAIN = "tachikoma.exec.v1"
+#: Where gRPC keeps the rich status (grpc/status, all languages).
+STATUS_DETAILS = "grpc-status-details-bin"
+
+
+def _timestamp(value: datetime | None) -> Timestamp | None:
+    if value is None:
+        return None
+    message = Timestamp()
+    message.FromDatetime(value)
+    return message
+
+
+def _datetime(value: Timestamp) -> datetime:
+    return value.ToDatetime(tzinfo=UTC)
+
+
+def _duration(value: timedelta) -> Duration:
+    message = Duration()
+    message.FromTimedelta(value)
+    return message
+
+
+def _state(value: ExecState) -> pb.ExecState.ValueType:
+    return pb.ExecState.Value(f"EXEC_STATE_{value}")
+
+
+def _exec_state(value: int) -> ExecState:
+    return ExecState(pb.ExecState.Name(value).removeprefix("EXEC_STATE_"))  # type: ignore[arg-type]
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def request_to_pb(value: ExecRequest) -> pb.ExecRequest:
+    return pb.ExecRequest(
+        id=value.id,
+        agent_id=value.agent_id,
+        command=value.command,
+        work_dir=value.work_dir,
+        environment=value.environment,
+        stdin=value.stdin,
+        timeout=_duration(value.timeout),
+        user=value.user,
+        interactive=value.interactive,
+        tty=value.tty,
+        requested_by=value.requested_by,
+        request_time=_timestamp(value.request_time),
+    )
+
+
+def request_from_pb(message: pb.ExecRequest) -> ExecRequest:
+    """Read a request from a caller.
+
+    Raises:
+        InvalidRequest: a bound is broken.
+    """
+    values: dict[str, Any] = {
+        "agent_id": message.agent_id,
+        "command": tuple(message.command),
+        "work_dir": message.work_dir,
+        "environment": dict(message.environment),
+        "stdin": message.stdin,
+        "user": message.user,
+        "interactive": message.interactive,
+        "tty": message.tty,
+        "requested_by": message.requested_by,
+    }
+    try:
+        if message.id:
+            values["id"] = message.id
+        if message.HasField("timeout"):
+            values["timeout"] = message.timeout.ToTimedelta()
+        if message.HasField("request_time"):
+            values["request_time"] = _datetime(message.request_time)
+        return ExecRequest(**values)
+    except ValidationError as error:
+        raise InvalidRequest(f"invalid request: {describe_validation_error(error)}") from None
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequest(f"invalid request: {error}") from None
+
+
+# --- what comes back --------------------------------------------------------------------------------------------------
+
+
+def _summary_to_pb(value: OutputSummary) -> pb.OutputSummary:
+    return pb.OutputSummary(
+        total_bytes=value.total_bytes, sha256=bytes.fromhex(value.sha256), truncated=value.truncated
+    )
+
+
+def _summary_from_pb(message: pb.OutputSummary) -> OutputSummary:
+    return OutputSummary(
+        total_bytes=message.total_bytes, sha256=message.sha256.hex(), truncated=message.truncated
+    )
+
+
+def response_to_pb(value: ExecResponse) -> pb.ExecResponse:
+    return pb.ExecResponse(
+        id=value.id,
+        agent_id=value.agent_id,
+        state=_state(value.state),
+        exit_code=value.exit_code,
+        signal=value.signal,
+        stdout=value.stdout,
+        stderr=value.stderr,
+        stdout_summary=_summary_to_pb(value.stdout_summary),
+        stderr_summary=_summary_to_pb(value.stderr_summary),
+        start_time=_timestamp(value.start_time),
+        end_time=_timestamp(value.end_time),
+        duration=_duration(value.duration),
+        error=value.error,
+        cancelled=value.cancelled,
+    )
+
+
+def response_from_pb(message: pb.ExecResponse) -> ExecResponse:
+    return ExecResponse(
+        id=message.id,
+        agent_id=message.agent_id,
+        state=_exec_state(message.state),
+        exit_code=message.exit_code,
+        signal=message.signal,
+        stdout=message.stdout,
+        stderr=message.stderr,
+        stdout_summary=_summary_from_pb(message.stdout_summary),
+        stderr_summary=_summary_from_pb(message.stderr_summary),
+        start_time=_datetime(message.start_time) if message.HasField("start_time") else None,
+        end_time=_datetime(message.end_time) if message.HasField("end_time") else None,
+        duration=message.duration.ToTimedelta(),
+        error=message.error,
+        cancelled=message.cancelled,
+    )
+
+
+def status_to_pb(value: ExecStatus) -> pb.ExecStatus:
+    return pb.ExecStatus(
+        id=value.id,
+        agent_id=value.agent_id,
+        state=_state(value.state),
+        command=value.command,
+        requested_by=value.requested_by,
+        request_time=_timestamp(value.request_time),
+        start_time=_timestamp(value.start_time),
+        end_time=_timestamp(value.end_time),
+        exit_code=value.exit_code,
+        error=value.error,
+        policy_applied=value.policy_applied,
+        cancel_requested_by=value.cancel_requested_by,
+        timeout=_duration(value.timeout),
+        user=value.user,
+        work_dir=value.work_dir,
+        history=[
+            pb.ExecTransition(state=_state(step.state), time=_timestamp(step.time)) for step in value.history
+        ],
+    )
+
+
+def status_from_pb(message: pb.ExecStatus) -> ExecStatus:
+    return ExecStatus(
+        id=message.id,
+        agent_id=message.agent_id,
+        state=_exec_state(message.state),
+        command=tuple(message.command),
+        requested_by=message.requested_by,
+        request_time=_datetime(message.request_time),
+        start_time=_datetime(message.start_time) if message.HasField("start_time") else None,
+        end_time=_datetime(message.end_time) if message.HasField("end_time") else None,
+        exit_code=message.exit_code,
+        error=message.error,
+        policy_applied=message.policy_applied,
+        cancel_requested_by=message.cancel_requested_by,
+        timeout=message.timeout.ToTimedelta(),
+        user=message.user,
+        work_dir=message.work_dir,
+        history=tuple(
+            ExecTransition(state=_exec_state(step.state), time=_datetime(step.time)) for step in message.history
+        ),
+    )
+
+
+def output_to_pb(value: ExecOutput) -> pb.ExecOutput:
+    message = pb.ExecOutput(id=value.id, seq=value.seq, time=_timestamp(value.time))
+    if value.kind is OutputKind.STDOUT:
+        message.stdout = value.data
+    elif value.kind is OutputKind.STDERR:
+        message.stderr = value.data
+    elif value.kind is OutputKind.GAP:
+        message.gap.missing_bytes = value.missing_bytes
+    elif value.status is not None:
+        message.status.CopyFrom(status_to_pb(value.status))
+    elif value.result is not None:
+        message.result.CopyFrom(response_to_pb(value.result))
+    return message
+
+
+def output_from_pb(message: pb.ExecOutput) -> ExecOutput:
+    kind = message.WhichOneof("event")
+    if kind is None:
+        raise ServerError("the server sent an output message of a kind this client does not know; update it")
+    values: dict[str, Any] = {"id": message.id, "seq": message.seq, "kind": OutputKind(kind)}
+    if message.HasField("time"):
+        values["time"] = _datetime(message.time)
+    if kind in ("stdout", "stderr"):
+        values["data"] = getattr(message, kind)
+    elif kind == "gap":
+        values["missing_bytes"] = message.gap.missing_bytes
+    elif kind == "status":
+        values["status"] = status_from_pb(message.status)
+    else:
+        values["result"] = response_from_pb(message.result)
+    return ExecOutput(**values)
+
+
+def cancel_to_pb(value: CancelResponse) -> pb.CancelResponse:
+    return pb.CancelResponse(
+        outcome=pb.CancelOutcome.Value(f"CANCEL_OUTCOME_{value.outcome}"), status=status_to_pb(value.status)
+    )
+
+
+def cancel_from_pb(message: pb.CancelResponse) -> CancelResponse:
+    outcome = pb.CancelOutcome.Name(message.outcome).removeprefix("CANCEL_OUTCOME_")
+    return CancelResponse(outcome=CancelOutcome(outcome), status=status_from_pb(message.status))
+
+
+def agent_to_pb(value: AgentInfo) -> pb.Agent:
+    return pb.Agent(**{**value.model_dump(by_alias=False), "last_seen": _timestamp(value.last_seen)})
+
+
+def agent_from_pb(message: pb.Agent) -> AgentInfo:
+    return AgentInfo(
+        id=message.id,
+        online=message.online,
+        last_seen=_datetime(message.last_seen) if message.HasField("last_seen") else None,
+        version=message.version,
+        hostname=message.hostname,
+        labels=dict(message.labels),
+        running=message.running,
+        slots=message.slots,
+        queued=message.queued,
+        load=message.load,
+        memory_used=message.memory_used,
+        disk_used=message.disk_used,
+        warnings=tuple(message.warnings),
+    )
+
+
+def audit_to_pb(value: ExecAuditLog) -> pb.AuditEvent:
+    return pb.AuditEvent(
+        **{
+            **value.model_dump(by_alias=False),
+            "time": _timestamp(value.time),
+            "start_time": _timestamp(value.start_time),
+            "duration": _duration(value.duration),
+        }
+    )
+
+
+def audit_from_pb(message: pb.AuditEvent) -> ExecAuditLog:
+    return ExecAuditLog(
+        cursor=message.cursor,
+        time=_datetime(message.time),
+        event=message.event,
+        id=message.id,
+        agent_id=message.agent_id,
+        requested_by=message.requested_by,
+        command=message.command,
+        exit_code=message.exit_code,
+        start_time=_datetime(message.start_time) if message.HasField("start_time") else None,
+        duration=message.duration.ToTimedelta(),
+        client_ip=message.client_ip,
+        authorized=message.authorized,
+        policy_applied=message.policy_applied,
+        reason=message.reason,
+    )
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def error_to_details(error: TachikomaError) -> bytes:
+    """A `google.rpc.Status` with `ErrorInfo`, and `RetryInfo` where a repetition may help."""
+    # A header is limited in size; the message of an error is for people, who read no more than this.
+    status = Status(code=error.code.value[0], message=str(error)[:2000])
+    status.details.add().Pack(ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata))
+    if error.retry_after_seconds is not None:
+        status.details.add().Pack(RetryInfo(retry_delay=_duration(timedelta(seconds=error.retry_after_seconds))))
+    return status.SerializeToString()
+
+
+_BY_CODE: dict[grpc.StatusCode, type[TachikomaError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+}
+
+
+def error_from_rpc(
+    code: grpc.StatusCode, message: str, trailing: Iterable[tuple[str, str | bytes]]
+) -> TachikomaError:
+    """The error a call ended with, as the class the server raised where it says which."""
+    for key, value in trailing:
+        if key != STATUS_DETAILS or not isinstance(value, bytes):
+            continue
+        status = Status.FromString(value)
+        info, retry = ErrorInfo(), RetryInfo()
+        retry_after = None
+        for detail in status.details:
+            if detail.Is(RetryInfo.DESCRIPTOR) and detail.Unpack(retry):
+                retry_after = retry.retry_delay.ToTimedelta().total_seconds()
+            else:
+                detail.Unpack(info)
+        if info.domain == ERROR_DOMAIN and info.reason in by_reason:
+            return by_reason[info.reason](
+                status.message, metadata=dict(info.metadata), retry_after_seconds=retry_after
+            )
+    # Without our details the answer is gRPC's own.
+    return _BY_CODE.get(code, ServerError)(f"{message or code.name} ({code.name})")
