@@ -1,0 +1,10 @@
+"""The scripts that change state in Redis, each atomic. Keys, arguments and results stand at the top of each."""
+
+from importlib.resources import files
+
+__all__ = ["load"]
+
+
+def load(name: str) -> str:
+    """Source of a script, by its file name without ending."""
+    return files(__name__).joinpath(f"{name}.lua").read_text(encoding="utf-8")

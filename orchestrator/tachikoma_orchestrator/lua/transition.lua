@@ -1,0 +1,72 @@
+-- Change an execution's state by compare-and-set, with its audit event. The only script that moves a state.
+--
+-- KEYS
+--   1  orch:exec:<id>               ledger record (hash)
+--   2  orch:audit                   audit trail (stream)
+--   3  orch:open                    executions not ended (zset)
+--   4  orch:ended                   channel for ids of executions that ended
+--   5  agent.<agent>:claim:<id>     claim (string)
+-- ARGV
+--   1  execution id
+--   2  states it may be in, separated by commas
+--   3  new state; empty leaves the state as it is
+--   4  '1' if the new state is terminal
+--   5  fence: take the claim with this value first, so that the agent can never start it; empty for none
+--   6  seconds to keep the record once it has ended, and the fence
+--   7  SHA-256 of the order the change rests on; empty to not compare
+--   8  number of record fields to set; then so many names and values
+--   then names and values of the audit event; none for no event
+-- RESULT: {outcome, state, ms}; outcome is
+--   DONE | MISSING (no such execution) | STATE (it is in another state) | CLAIMED (the fence came too late)
+--   | ORDER (another order)
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local state = redis.call('HGET', KEYS[1], 'state')
+if not state then
+  return {'MISSING', '', now}
+end
+if not string.find(',' .. ARGV[2] .. ',', ',' .. state .. ',', 1, true) then
+  return {'STATE', state, now}
+end
+if ARGV[7] ~= '' and redis.call('HGET', KEYS[1], 'order_sha256') ~= ARGV[7] then
+  return {'ORDER', state, now}
+end
+if ARGV[5] ~= '' then
+  local claimed = redis.call('SET', KEYS[5], ARGV[5], 'NX', 'EX', ARGV[6])
+  if not claimed and redis.call('GET', KEYS[5]) ~= ARGV[5] then
+    return {'CLAIMED', state, now}
+  end
+end
+
+local last = 8 + 2 * tonumber(ARGV[8])
+local fields = {}
+for i = 9, last do
+  fields[#fields + 1] = ARGV[i]
+end
+if ARGV[3] ~= '' then
+  fields[#fields + 1] = 'state'
+  fields[#fields + 1] = ARGV[3]
+  fields[#fields + 1] = 'history'
+  fields[#fields + 1] = redis.call('HGET', KEYS[1], 'history') .. ';' .. ARGV[3] .. ' ' .. now
+end
+if ARGV[4] == '1' then
+  fields[#fields + 1] = 'settled_ms'
+  fields[#fields + 1] = now
+end
+if #fields > 0 then
+  redis.call('HSET', KEYS[1], unpack(fields))
+end
+if #ARGV > last then
+  local event = {}
+  for i = last + 1, #ARGV do
+    event[#event + 1] = ARGV[i]
+  end
+  redis.call('XADD', KEYS[2], '*', unpack(event))
+end
+if ARGV[4] == '1' then
+  redis.call('ZREM', KEYS[3], ARGV[1])
+  redis.call('EXPIRE', KEYS[1], ARGV[6])
+  redis.call('PUBLISH', KEYS[4], ARGV[1])
+end
+return {'DONE', ARGV[3] ~= '' and ARGV[3] or state, now}

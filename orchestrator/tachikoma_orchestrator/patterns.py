@@ -1,0 +1,225 @@
+"""The patterns of policy files: anchored, without backtracking, linear in what they look at.
+
+An element pattern is text in which `*` stands for any characters but `/`, `**` for any characters, `[0-9a-f]` for one
+character of a set, and `{a,b}` for either. Wildcards never match the path segment `..`, and never a text that begins with
+`-` unless the pattern does, so no argument turns into an option.
+
+A command pattern is a line split like a shell's word list into one pattern per argv element; a closing `...` lets any
+further arguments through. The first element is an absolute path.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+__all__ = ["CommandPattern", "Pattern", "PatternError"]
+
+#: Longest pattern, and most alternatives that its braces may make.
+MAX_PATTERN = 4096
+MAX_ALTERNATIVES = 256
+
+_STAR = "*"
+_GLOBSTAR = "**"
+
+
+class PatternError(ValueError):
+    """A pattern that cannot be understood; the message says what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Set:
+    """One character out of ranges."""
+
+    ranges: tuple[tuple[str, str], ...]
+
+    def __contains__(self, character: str) -> bool:
+        return any(low <= character <= high for low, high in self.ranges)
+
+
+#: A character, a set, or one of the two stars. A literal star is written [*], so the string "*" is always the wildcard.
+_Token = str | _Set
+
+
+def _expand_braces(text: str) -> list[str]:
+    """`a{b,c}d` as `abd` and `acd`; braces do not nest."""
+    begin = text.find("{")
+    if begin < 0:
+        if "}" in text:
+            raise PatternError(f"{text!r}: '}}' without '{{'")
+        return [text]
+    end = text.find("}", begin)
+    if end < 0 or "{" in text[begin + 1 : end]:
+        raise PatternError(f"{text!r}: braces must be closed and must not nest")
+    tails = _expand_braces(text[end + 1 :])
+    expanded = [text[:begin] + choice + tail for choice in text[begin + 1 : end].split(",") for tail in tails]
+    if len(expanded) > MAX_ALTERNATIVES:
+        raise PatternError(f"{text[:100]!r}: more than {MAX_ALTERNATIVES} alternatives")
+    return expanded
+
+
+def _tokens(text: str) -> tuple[_Token, ...]:
+    tokens: list[_Token] = []
+    at = 0
+    while at < len(text):
+        character = text[at]
+        if text.startswith("***", at):
+            raise PatternError(f"{text!r}: '***' means nothing")
+        if text.startswith("**", at):
+            tokens.append(_GLOBSTAR)
+            at += 2
+        elif character == "*":
+            tokens.append(_STAR)
+            at += 1
+        elif character == "[":
+            end = text.find("]", at + 2)
+            if end < 0:
+                raise PatternError(f"{text!r}: '[' is not closed")
+            tokens.append(_set(text[at + 1 : end], text))
+            at = end + 1
+        else:
+            tokens.append(character)
+            at += 1
+    return tuple(tokens)
+
+
+def _set(body: str, text: str) -> _Set:
+    if body[0] in "!^":
+        raise PatternError(f"{text!r}: negated sets are not supported; name what is allowed")
+    ranges: list[tuple[str, str]] = []
+    at = 0
+    while at < len(body):
+        if at + 2 < len(body) and body[at + 1] == "-":
+            low, high = body[at], body[at + 2]
+            if low > high:
+                raise PatternError(f"{text!r}: the range {low}-{high} is backwards")
+            ranges.append((low, high))
+            at += 3
+        else:
+            ranges.append((body[at], body[at]))
+            at += 1
+    return _Set(tuple(ranges))
+
+
+def _matches(tokens: tuple[_Token, ...], text: str) -> bool:
+    """Walk all positions of the pattern at once: at most len(text) x len(tokens) steps."""
+    end = len(tokens)
+
+    def closure(position: int, into: set[int]) -> None:
+        # A star may match nothing: everything behind it is reached at once.
+        while True:
+            into.add(position)
+            if position == end or tokens[position] not in (_STAR, _GLOBSTAR):
+                return
+            position += 1
+
+    here: set[int] = set()
+    closure(0, here)
+    for character in text:
+        following: set[int] = set()
+        for position in here:
+            if position == end:
+                continue
+            token = tokens[position]
+            if token is _GLOBSTAR or (token is _STAR and character != "/"):
+                closure(position, following)
+            elif token is _STAR:
+                continue
+            elif (isinstance(token, _Set) and character in token) or token == character:
+                closure(position + 1, following)
+        if not following:
+            return False
+        here = following
+    return end in here
+
+
+class Pattern:
+    """A pattern for one text: an argument, a path, a name, a SPIFFE ID."""
+
+    __slots__ = ("_alternatives", "_literals", "text")
+
+    def __init__(self, text: str) -> None:
+        """Compile a pattern.
+
+        Raises:
+            PatternError: it cannot be understood.
+        """
+        if len(text) > MAX_PATTERN:
+            raise PatternError(f"{text[:100]!r}… is longer than {MAX_PATTERN} characters")
+        self.text = text
+        compiled = [_tokens(item) for item in _expand_braces(text)]
+        literals: list[str] = []
+        alternatives: list[tuple[_Token, ...]] = []
+        for tokens in compiled:
+            characters = [token for token in tokens if isinstance(token, str) and token not in (_STAR, _GLOBSTAR)]
+            if len(characters) == len(tokens):
+                literals.append("".join(characters))
+            else:
+                alternatives.append(tokens)
+        self._literals = frozenset(literals)
+        self._alternatives = tuple(alternatives)
+
+    def __repr__(self) -> str:
+        return f"Pattern({self.text!r})"
+
+    def matches(self, text: str) -> bool:
+        """Whether the whole text is one the pattern means."""
+        if text in self._literals:
+            return True
+        if not self._alternatives or ".." in text.split("/"):
+            return False
+        option = text.startswith("-")
+        return any(
+            _matches(tokens, text) for tokens in self._alternatives if not option or (tokens and tokens[0] == "-")
+        )
+
+
+class CommandPattern:
+    """A pattern for an argv."""
+
+    __slots__ = ("_arguments", "_open", "_program", "text")
+
+    def __init__(self, text: str, *, deny: bool = False) -> None:
+        """Compile a pattern.
+
+        Args:
+            text: the line of the policy file.
+            deny: for a denied command, which may name a program without its folder, and always covers any arguments
+                beyond those it names.
+
+        Raises:
+            PatternError: it cannot be understood.
+        """
+        try:
+            words = shlex.split(text)
+        except ValueError as error:
+            raise PatternError(f"{text!r}: {error}") from None
+        self.text = text
+        self._open = deny or bool(words and words[-1] == "...")
+        if words and words[-1] == "...":
+            words.pop()
+        if not words:
+            raise PatternError(f"{text!r}: names no program")
+        if "..." in words:
+            raise PatternError(f"{text!r}: '...' stands only at the end")
+        if not words[0].startswith("/") and not (deny and "/" not in words[0]):
+            raise PatternError(f"{text!r}: the program must be an absolute path")
+        self._program = Pattern(words[0])
+        self._arguments = tuple(Pattern(word) for word in words[1:])
+
+    def matches(self, program: str, arguments: Sequence[str]) -> bool:
+        """Whether it means this program (an absolute path) with these arguments."""
+        name = program if self._program.text.startswith("/") else program.rpartition("/")[2]
+        if not self._program.matches(name):
+            return False
+        if len(arguments) < len(self._arguments) or (len(arguments) > len(self._arguments) and not self._open):
+            return False
+        return all(pattern.matches(argument) for pattern, argument in zip(self._arguments, arguments, strict=False))
+
+
+@lru_cache(maxsize=4096)
+def compiled(text: str) -> Pattern:
+    """A pattern, compiled once."""
+    return Pattern(text)

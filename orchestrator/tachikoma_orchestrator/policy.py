@@ -1,0 +1,326 @@
+"""Policy: who may run what, where, as whom.
+
+Default deny. A denied command of any policy for this subject and agent wins over everything. One policy must grant the
+whole of a request: command, user, directory, environment and timeout; grants of several are not added up. The decision
+is a pure function of request, subject and policies.
+
+The file is YAML:
+
+    operators: ["spiffe://tachikoma.local/user/alice"]
+    policies:
+      - name: web
+        subjects: ["spiffe://tachikoma.local/user/*"]
+        agents: ["web-*"]
+        allowedCommands: ["/usr/bin/systemctl {status,restart} nginx.service"]
+        maxTimeout: 5m
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from tachikoma.errors import ConfigurationError
+from tachikoma.fields import format_duration
+from tachikoma.models import ExecPolicy, ExecRequest, Model
+from tachikoma_orchestrator.patterns import CommandPattern, Pattern, PatternError
+
+__all__ = ["Decision", "PolicySet", "PolicyWatch"]
+
+#: Largest policy file.
+MAX_FILE_BYTES = 4 * 1024 * 1024
+
+
+class PolicyFile(Model):
+    """What a policy file holds."""
+
+    #: SPIFFE ID patterns of those who see and may end everybody's executions, and read the audit trail.
+    operators: tuple[str, ...] = ()
+    policies: tuple[ExecPolicy, ...] = Field(max_length=10_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What policy says of a request."""
+
+    allowed: bool
+    #: name@digest of the policy that decided; empty when none is for this subject and agent.
+    policy: str
+    #: The field, and its entry, that decided.
+    rule: str
+    #: For people.
+    reason: str
+    #: Absolute paths the program may be, in search order; empty when denied.
+    executables: tuple[str, ...] = ()
+
+
+class _Policy:
+    """An `ExecPolicy`, compiled."""
+
+    def __init__(self, policy: ExecPolicy) -> None:
+        self.policy = policy
+        canonical = json.dumps(policy.to_dict(), sort_keys=True, separators=(",", ":"))
+        self.label = f"{policy.name}@{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
+        self.subjects = [Pattern(text) for text in policy.subjects]
+        self.agents = [Pattern(text) for text in policy.agents]
+        self.allowed = [CommandPattern(text) for text in policy.allowed_commands]
+        self.denied = [CommandPattern(text, deny=True) for text in policy.denied_commands]
+        self.users = [Pattern(text) for text in policy.allowed_users]
+        self.work_dirs = [Pattern(text) for text in policy.allowed_work_dirs]
+        self.environment = [Pattern(text) for text in policy.allowed_environment]
+
+    def concerns(self, subject: str, agent: str) -> bool:
+        return any(p.matches(subject) for p in self.subjects) and any(p.matches(agent) for p in self.agents)
+
+    def grants(self, request: ExecRequest, candidates: Sequence[str]) -> Decision:
+        """Whether this policy alone grants the whole request."""
+        arguments = request.command[1:]
+        executables = tuple(
+            path for path in candidates if any(pattern.matches(path, arguments) for pattern in self.allowed)
+        )
+        if not executables:
+            return self._no("allowedCommands", f"does not allow the command {request.command[0]!r} with these arguments")
+        if request.user and not any(pattern.matches(request.user) for pattern in self.users):
+            return self._no("allowedUsers", f"does not allow the user {request.user!r}")
+        if request.work_dir and not any(pattern.matches(request.work_dir) for pattern in self.work_dirs):
+            return self._no("allowedWorkDirs", f"does not allow the working directory {request.work_dir!r}")
+        for name in request.environment:
+            if not any(pattern.matches(name) for pattern in self.environment):
+                return self._no("allowedEnvironment", f"does not allow the variable {name!r}")
+        if request.timeout > self.policy.max_timeout:
+            longest = format_duration(self.policy.max_timeout)
+            return self._no("maxTimeout", f"allows at most {longest}, not {format_duration(request.timeout)}")
+        if request.interactive and not self.policy.allow_interactive:
+            return self._no("allowInteractive", "does not allow interactive executions")
+        if request.tty and not self.policy.allow_tty:
+            return self._no("allowTty", "does not allow terminals")
+        if self.policy.require_approval:
+            # Fail closed: there is nobody yet who could approve.
+            return self._no("requireApproval", "requires an approval, which this version cannot ask for")
+        return Decision(True, self.label, "allowedCommands", "", executables)
+
+    def _no(self, rule: str, what: str) -> Decision:
+        return Decision(False, self.label, rule, f"policy {self.policy.name} {what}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PolicySet:
+    """All policies of one file. Immutable; a changed file makes a new set."""
+
+    policies: tuple[_Policy, ...]
+    operators: tuple[Pattern, ...]
+    #: SHA-256 of the file.
+    digest: str
+
+    @classmethod
+    def load(cls, path: Path) -> PolicySet:
+        """Read a policy file.
+
+        Raises:
+            ConfigurationError: it cannot be read or is wrong; the message names file, line, column and field of
+                each mistake.
+        """
+        try:
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise ConfigurationError(f"{path}: larger than {MAX_FILE_BYTES} bytes")
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"cannot read the policy file {path}: {error}") from error
+        return cls.parse(text, str(path))
+
+    @classmethod
+    def parse(cls, text: str, name: str) -> PolicySet:
+        """Build a set from the text of a file; `name` is for messages. Raises as `load` does."""
+        yaml = YAML(typ="rt")
+        try:
+            document = yaml.load(io.StringIO(text))
+        except MarkedYAMLError as error:
+            mark = error.problem_mark
+            where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+            raise ConfigurationError(f"{where}: not YAML: {error.problem or error.context}") from None
+        except YAMLError as error:
+            raise ConfigurationError(f"{name}: not YAML: {error}") from None
+        if not isinstance(document, CommentedMap):
+            raise ConfigurationError(f"{name}:1:1: must be a mapping with the key 'policies'")
+        try:
+            content = PolicyFile.model_validate(document)
+        except ValidationError as error:
+            raise ConfigurationError(_describe(error, document, name)) from None
+        names = [policy.name for policy in content.policies]
+        mistakes: list[str] = []
+        compiled: list[_Policy] = []
+        for index, policy in enumerate(content.policies):
+            if policy.name in names[:index]:
+                mistakes.append(
+                    f"{_position(document, ('policies', index, 'name'), name)}: name: "
+                    f"{policy.name!r} is used twice"
+                )
+            try:
+                compiled.append(_Policy(policy))
+            except PatternError as error:
+                location = _where_pattern(policy, index)
+                mistakes.append(f"{_position(document, location, name)}: {_dotted(location)}: {error}")
+        operators: list[Pattern] = []
+        for index, pattern in enumerate(content.operators):
+            try:
+                operators.append(Pattern(pattern))
+            except PatternError as error:
+                mistakes.append(f"{_position(document, ('operators', index), name)}: operators: {error}")
+        if mistakes:
+            raise ConfigurationError("\n".join(mistakes))
+        return cls(tuple(compiled), tuple(operators), hashlib.sha256(text.encode()).hexdigest())
+
+    def is_operator(self, subject: str) -> bool:
+        """Whether somebody sees everybody's executions and the audit trail."""
+        return any(pattern.matches(subject) for pattern in self.operators)
+
+    def decide(self, request: ExecRequest, subject: str, search_path: Sequence[str]) -> Decision:
+        """Decide on a request. Pure, and the same for any order of the policies."""
+        program = request.command[0]
+        if "/" in program:
+            if not program.startswith("/") or posixpath.normpath(program) != program or program.startswith("//"):
+                return Decision(
+                    False, "", "command",
+                    f"the program must be a bare name or a plain absolute path, not {program!r}",
+                )
+            candidates = [program]
+        else:
+            candidates = [f"{folder}/{program}" for folder in search_path]
+        if request.work_dir and (
+            posixpath.normpath(request.work_dir) != request.work_dir or request.work_dir.startswith("//")
+        ):
+            return Decision(False, "", "workDir", f"the working directory must be a plain path, not {request.work_dir!r}")
+        concerned = [policy for policy in self.policies if policy.concerns(subject, request.agent_id)]
+        if not concerned:
+            return Decision(False, "", "default", f"no policy is for {subject} on agent {request.agent_id}")
+        for policy in concerned:
+            for pattern in policy.denied:
+                if any(pattern.matches(path, request.command[1:]) for path in candidates):
+                    return Decision(
+                        False, policy.label, f"deniedCommands: {pattern.text}",
+                        f"policy {policy.policy.name} denies {pattern.text!r}",
+                    )
+        verdicts = sorted((policy.grants(request, candidates) for policy in concerned), key=lambda d: d.policy)
+        for verdict in verdicts:
+            if verdict.allowed:
+                return verdict
+        # Name the policy that came closest: one that allows the command says more than one that does not.
+        return next((v for v in verdicts if v.rule != "allowedCommands"), verdicts[0])
+
+
+def _where_pattern(policy: ExecPolicy, index: int) -> tuple[str | int, ...]:
+    """Which entry of a policy is the pattern that cannot be compiled."""
+    for field, alias, kind in (
+        (policy.subjects, "subjects", Pattern),
+        (policy.agents, "agents", Pattern),
+        (policy.allowed_commands, "allowedCommands", CommandPattern),
+        (policy.allowed_users, "allowedUsers", Pattern),
+        (policy.allowed_work_dirs, "allowedWorkDirs", Pattern),
+        (policy.allowed_environment, "allowedEnvironment", Pattern),
+    ):
+        for number, text in enumerate(field):
+            try:
+                kind(text)
+            except PatternError:
+                return ("policies", index, alias, number)
+    for number, text in enumerate(policy.denied_commands):
+        try:
+            CommandPattern(text, deny=True)
+        except PatternError:
+            return ("policies", index, "deniedCommands", number)
+    return ("policies", index)
+
+
+def _dotted(location: Sequence[str | int]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def _position(document: Any, location: Sequence[str | int], name: str) -> str:
+    """file:line:column of a place in the document, as near as YAML tells."""
+    line, column = 0, 0
+    node = document
+    for part in location:
+        try:
+            if isinstance(node, CommentedMap) and part in node:
+                line, column = node.lc.key(part)
+            elif isinstance(node, CommentedSeq) and isinstance(part, int):
+                line, column = node.lc.item(part)
+            else:
+                break
+            node = node[part]
+        except (KeyError, IndexError, TypeError, AttributeError):
+            break
+    return f"{name}:{line + 1}:{column + 1}"
+
+
+def _describe(error: ValidationError, document: Any, name: str) -> str:
+    lines = []
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        location = tuple(item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = f"unknown field{_suggestion(str(location[-1]), location)}"
+        elif item["type"] == "missing":
+            message = "is missing"
+        lines.append(f"{_position(document, location, name)}: {_dotted(location)}: {message}")
+    return "\n".join(lines)
+
+
+def _suggestion(field: str, location: Sequence[str | int]) -> str:
+    from difflib import get_close_matches
+
+    model: type[Model] = ExecPolicy if len(location) > 1 else PolicyFile
+    known = [info.alias or python_name for python_name, info in model.model_fields.items()]
+    close = get_close_matches(field, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+
+
+class PolicyWatch:
+    """The policy set in force, replaced as a whole when its file changes and is right."""
+
+    def __init__(self, path: Path) -> None:
+        """Load the file; raises as `PolicySet.load` does."""
+        self._path = path
+        self._seen = self._signature()
+        self.current = PolicySet.load(path)
+        #: Why the file as it is now is not in force, or empty.
+        self.error = ""
+
+    def reload(self) -> bool:
+        """Look at the file, and take it when it changed and is right.
+
+        Returns:
+            Whether something changed: the set in force, or the error that keeps the old one.
+        """
+        signature = self._signature()
+        if signature == self._seen:
+            return False
+        self._seen = signature
+        try:
+            self.current = PolicySet.load(self._path)
+        except ConfigurationError as error:
+            self.error = str(error)
+        else:
+            self.error = ""
+        return True
+
+    def _signature(self) -> tuple[int, int, int] | None:
+        try:
+            stat = self._path.stat()
+        except OSError:
+            return None
+        return stat.st_mtime_ns, stat.st_ino, stat.st_size

@@ -1,0 +1,45 @@
+"""Settings of the orchestrator: environment variables `TACHIKOMA_…`, or options of the command."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tachikoma.fields import Duration
+from tachikoma.models import RateLimitConfig
+
+__all__ = ["OrchestratorSettings"]
+
+
+class OrchestratorSettings(BaseSettings):
+    """Where the orchestrator finds what it needs, and its bounds."""
+
+    model_config = SettingsConfigDict(env_prefix="TACHIKOMA_", frozen=True, extra="ignore")
+
+    #: redis://, rediss:// or unix:///path of Redis or Valkey 7 or newer.
+    redis_url: str
+    #: Folder with svid.pem, svid_key.pem and svid_bundle.pem.
+    identity: Path
+    #: The policy file. Nothing runs that it does not allow.
+    policy: Path
+    #: Address of the gRPC server; port 0 takes a free one.
+    listen: str = "127.0.0.1:8534"
+    #: Bounds of each agent's queue.
+    limits: RateLimitConfig = RateLimitConfig()
+    #: How long ended executions stay in the ledger, and claims in Redis. Longer than any execution can last.
+    retention: Duration = timedelta(days=30)
+    #: How long the audit trail goes back, and how many events it holds at most.
+    audit_retention: Duration = timedelta(days=90)
+    audit_events: int = Field(default=1_000_000, ge=1000)
+    #: An agent that was not heard of for so long has lost what it ran.
+    lease: Duration = timedelta(seconds=45)
+    #: How often the reaper looks.
+    sweep: Duration = timedelta(seconds=5)
+    #: Where a bare program name is looked up, in this order.
+    search_path: tuple[str, ...] = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+    #: How long calls under way may go on after a stop was asked for.
+    stop_grace: Duration = timedelta(seconds=5)
+    log_level: str = "info"
