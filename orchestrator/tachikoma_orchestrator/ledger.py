@@ -348,15 +348,19 @@ class Ledger:
         ids = await self._redis.zrange(keys.OPEN, offset, offset + limit - 1)
         return [item.decode() for item in ids]
 
-    async def newest(self, agent: str, *, before: tuple[int, int] | None, limit: int) -> list[tuple[str, int]]:
-        """Ids and times (ms) of executions, newest first.
+    async def newest(
+        self, agent: str, *, ended: bool, before: tuple[int, int] | None, limit: int
+    ) -> list[tuple[str, int]]:
+        """Ids and scores (ms) of executions, newest first.
 
         Args:
-            agent: only of this agent; empty for all.
-            before: the time of the last one seen, and how many of that time were seen already.
+            agent: only of this agent, where the index allows; empty for all.
+            ended: also those that have ended.
+            before: the score of the last one seen, and how many of that score were seen already.
             limit: most to return.
         """
-        index = keys.agent_index(agent) if agent else keys.INDEX
+        # Those that have not ended are few, and stand in an index of their own, of all agents.
+        index = keys.OPEN if not ended else keys.agent_index(agent) if agent else keys.INDEX
         top, skip = (str(before[0]), before[1]) if before else ("+inf", 0)
         found = await self._redis.zrevrangebyscore(index, top, "-inf", start=skip, num=limit, withscores=True)
         return [(exec_id.decode(), int(score)) for exec_id, score in found]

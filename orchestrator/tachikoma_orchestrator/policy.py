@@ -40,6 +40,8 @@ __all__ = ["Decision", "PolicySet", "PolicyWatch"]
 
 #: Largest policy file.
 MAX_FILE_BYTES = 4 * 1024 * 1024
+#: Variables that only the agent sets.
+RESERVED_ENVIRONMENT = frozenset({"PATH", "HOME", "USER", "LOGNAME"})
 
 
 class PolicyFile(Model):
@@ -96,6 +98,8 @@ class _Policy:
         if request.work_dir and not any(pattern.matches(request.work_dir) for pattern in self.work_dirs):
             return self._no("allowedWorkDirs", f"does not allow the working directory {request.work_dir!r}")
         for name in request.environment:
+            if name in RESERVED_ENVIRONMENT:
+                return self._no("allowedEnvironment", f"cannot allow the variable {name}, which the agent sets")
             if not any(pattern.matches(name) for pattern in self.environment):
                 return self._no("allowedEnvironment", f"does not allow the variable {name!r}")
         if request.timeout > self.policy.max_timeout:

@@ -9,7 +9,7 @@ The orchestrator's begin with `orch:`. Keys and channels of one purpose share th
     agent.<id>:claim:<exec>          string   who may run it: a boot id, or the fence that says nobody
     agent.<id>:output:<exec>         stream   output log, entry id `<seq>-0`; and channel of the same frames
     agent.<id>:cancel:<exec>         string   signed cancel, kept until nobody can start it any more
-    agent.<id>:control               channel  signed cancels for whoever runs now
+    agent.<id>:control               channel  `<exec> <signed cancel>` for whoever runs now
     celery-task-meta-<id>.<exec>     string   Celery result with the signed receipt; and channel
     orch:exec:<exec>                 hash     ledger record
     orch:index                       zset     executions by time of acceptance

@@ -1,0 +1,183 @@
+"""Admission: from a request and its requester to an accepted execution, or a refusal that is on the record.
+
+1. The request must be the peer's own and of a kind this version runs.
+2. Policy decides, purely.
+3. The order is signed and wrapped into a Celery message.
+4. One Lua script checks agent, id and queue, writes ledger and audit, and pushes the message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from datetime import timedelta
+
+import structlog
+
+from tachikoma.errors import (
+    AgentOffline,
+    AgentUnknown,
+    AlreadyExists,
+    InvalidRequest,
+    PermissionDenied,
+    ResourceExhausted,
+    TachikomaError,
+)
+from tachikoma.models import ExecRequest
+from tachikoma.redaction import command_line
+from tachikoma.signed import WorkOrder, sign
+from tachikoma.spiffe import SpiffeId, agent_id
+from tachikoma.svid import FileSvidSource
+from tachikoma_orchestrator.dispatch import MessageFactory
+from tachikoma_orchestrator.ledger import Admission, Ledger, Outcome
+from tachikoma_orchestrator.policy import PolicyWatch
+
+__all__ = ["Admitter", "Peer"]
+
+log = structlog.get_logger(__name__)
+
+
+class Peer:
+    """Who called: identity and address."""
+
+    __slots__ = ("address", "spiffe_id")
+
+    def __init__(self, spiffe_id: SpiffeId, address: str) -> None:
+        self.spiffe_id = spiffe_id
+        self.address = address
+
+    def __str__(self) -> str:
+        return str(self.spiffe_id)
+
+
+def request_digest(request: ExecRequest) -> str:
+    """SHA-256 over everything that would run and who asks; not over the time of asking."""
+    content = {
+        "agent": request.agent_id,
+        "command": request.command,
+        "workDir": request.work_dir,
+        "environment": request.environment,
+        "stdin": hashlib.sha256(request.stdin).hexdigest(),
+        "timeout": request.timeout.total_seconds(),
+        "user": request.user,
+        "interactive": request.interactive,
+        "tty": request.tty,
+        "requestedBy": request.requested_by,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class Admitter:
+    """Admits requests."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        policies: PolicyWatch,
+        identity: FileSvidSource,
+        *,
+        queue_timeout: timedelta,
+        search_path: tuple[str, ...],
+    ) -> None:
+        self._ledger = ledger
+        self._policies = policies
+        self._identity = identity
+        self._queue_timeout = queue_timeout
+        self._search_path = search_path
+        self._messages = MessageFactory()
+
+    async def admit(self, request: ExecRequest, peer: Peer) -> ExecRequest:
+        """Admit a request.
+
+        Returns:
+            The request as admitted, with its requester. The same for a repetition of an admitted one.
+
+        Raises:
+            PermissionDenied: it names another requester, or no policy grants it.
+            InvalidRequest: it asks for what this version does not do.
+            AgentUnknown, AgentOffline: there is nobody to run it.
+            AlreadyExists: its id was used for another request.
+            ResourceExhausted: the agent's queue is full.
+        """
+        subject = str(peer)
+        if request.requested_by not in ("", subject):
+            claimed = request.requested_by
+            request = request.model_copy(update={"requested_by": subject})
+            reason = f"the request names {claimed} as its requester, but comes from {subject}"
+            await self._refuse(request, peer, "", reason)
+            raise PermissionDenied(reason, metadata={"rule": "requestedBy"})
+        request = request.model_copy(update={"requested_by": subject})
+
+        decision = self._policies.current.decide(request, subject, self._search_path)
+        if not decision.allowed:
+            await self._refuse(request, peer, decision.policy, decision.reason)
+            raise PermissionDenied(
+                f"not allowed: {decision.reason}",
+                metadata={"rule": decision.rule, "policy": decision.policy},
+            )
+        if request.interactive or request.tty:
+            await self._refuse(request, peer, decision.policy, "interactive sessions are not supported")
+            raise InvalidRequest("interactive sessions and terminals are not supported by this version")
+
+        order, message = self._prepare(request, decision.policy, decision.executables)
+        outcome = await self._ledger.admit(
+            Admission(
+                request=request,
+                digest=request_digest(request),
+                order_sha256=hashlib.sha256(order.encode()).hexdigest(),
+                message=message,
+                policy=decision.policy,
+                client_ip=peer.address,
+            )
+        )
+        if outcome in (Outcome.ADMITTED, Outcome.DUPLICATE):
+            return request
+        raise self._refusal(outcome, request)
+
+    def _prepare(self, request: ExecRequest, policy: str, executables: tuple[str, ...]) -> tuple[str, bytes]:
+        """The signed order, and the Celery message that carries it."""
+        svid = self._identity.current()
+        now = int(time.time())
+        wait = self._queue_timeout.total_seconds()
+        order = sign(
+            svid,
+            WorkOrder(
+                iss=str(svid.spiffe_id),
+                aud=str(agent_id(svid.spiffe_id.trust_domain, request.agent_id)),
+                sub=request.requested_by,
+                iat=now,
+                exp=now + max(1, round(wait)),
+                jti=request.id,
+                policy=policy,
+                executables=executables,
+                request=request,
+            ),
+        )
+        shown = command_line(request.command)
+        message = self._messages.message(request.agent_id, request.id, order, expires_seconds=wait, shown=shown)
+        return order, message
+
+    async def _refuse(self, request: ExecRequest, peer: Peer, policy: str, reason: str) -> None:
+        log.info("request.denied", id=request.id, agent=request.agent_id, by=str(peer), reason=reason)
+        await self._ledger.refuse(request, "denied", policy=policy, reason=reason, client_ip=peer.address)
+
+    @staticmethod
+    def _refusal(outcome: Outcome, request: ExecRequest) -> TachikomaError:
+        agent = request.agent_id
+        if outcome is Outcome.UNKNOWN:
+            return AgentUnknown(
+                f"there is no agent {agent!r}; `tachikoma agents` shows those there are", metadata={"agent": agent}
+            )
+        if outcome is Outcome.OFFLINE:
+            return AgentOffline(
+                f"agent {agent!r} is offline", metadata={"agent": agent}, retry_after_seconds=5
+            )
+        if outcome is Outcome.CONFLICT:
+            return AlreadyExists(
+                f"the id {request.id!r} was used before for another request; take a new one",
+                metadata={"id": request.id},
+            )
+        return ResourceExhausted(
+            f"the queue of agent {agent!r} is full", metadata={"agent": agent}, retry_after_seconds=1
+        )

@@ -1,0 +1,173 @@
+"""Folds what agents report into the ledger: started notices and signed receipts.
+
+Receipts come as Celery results, over pub/sub; the reaper finds those that pub/sub missed. A receipt counts only when
+the agent's own identity signed it, it answers the order that was sent, and its digests fit the output beside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from pydantic import TypeAdapter, ValidationError
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from tachikoma import keys
+from tachikoma.heartbeat import Heartbeat, Started
+from tachikoma.models import ExecState
+from tachikoma.signed import InvalidSignature, OutputDigest, Receipt, verify
+from tachikoma.spiffe import InvalidIdentity, agent_id
+from tachikoma.svid import FileSvidSource
+from tachikoma_orchestrator.endings import Endings
+from tachikoma_orchestrator.ledger import Ledger
+from tachikoma_orchestrator.registry import Registry
+from tachikoma_orchestrator.subscriber import Subscriber
+
+__all__ = ["Collector", "Result"]
+
+log = structlog.get_logger(__name__)
+
+_Notice: TypeAdapter[Heartbeat | Started] = TypeAdapter(Heartbeat | Started)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A verified receipt with the output excerpts it vouches for."""
+
+    receipt: Receipt
+    token: str
+    stdout: bytes
+    stderr: bytes
+
+
+def _fits(excerpt: bytes, digest: OutputDigest) -> bool:
+    return hashlib.sha256(excerpt).hexdigest() == digest.excerpt_sha256 and (
+        digest.truncated or (len(excerpt) == digest.total_bytes and digest.sha256 == digest.excerpt_sha256)
+    )
+
+
+class Collector:
+    """Listens to all agents."""
+
+    def __init__(
+        self, redis: Redis, ledger: Ledger, endings: Endings, registry: Registry, identity: FileSvidSource
+    ) -> None:
+        self._redis = redis
+        self._ledger = ledger
+        self._endings = endings
+        self._registry = registry
+        self._identity = identity
+
+    def attach(self, subscriber: Subscriber) -> None:
+        """Listen through a subscription."""
+        subscriber.on_pattern(keys.ALL_RESULTS, self._on_result)
+        subscriber.on_pattern(keys.ALL_EVENTS, self._on_notice)
+        subscriber.on_pattern(keys.ENDED, self._on_ended)
+        subscriber.on_gap(self._on_gap)
+
+    async def _on_result(self, channel: str, raw: bytes) -> None:
+        try:
+            agent, exec_id = keys.execution_of_channel(channel)
+        except ValueError:
+            # A result of some other Celery task in the same Redis.
+            return
+        await self.fold(agent, exec_id, raw)
+
+    async def _on_notice(self, channel: str, raw: bytes) -> None:
+        agent = keys.agent_of_channel(channel)
+        try:
+            notice = _Notice.validate_json(raw)
+        except ValidationError as error:
+            log.warning("notice.unreadable", agent=agent, error=str(error)[:500])
+            return
+        if isinstance(notice, Started):
+            await self._ledger.started(agent, notice.id, notice.started_ms)
+        else:
+            await self._registry.heard(agent, raw)
+
+    async def _on_ended(self, _channel: str, raw: bytes) -> None:
+        await self._resolve(raw.decode())
+
+    async def _on_gap(self) -> None:
+        for exec_id in self._endings.all_awaited():
+            await self._resolve(exec_id)
+
+    async def _resolve(self, exec_id: str) -> None:
+        """Tell the waiters of an execution if the ledger says that it has ended."""
+        if not self._endings.awaited(exec_id):
+            return
+        record = await self._ledger.record(exec_id)
+        if record is not None and record.state.terminal:
+            self._endings.resolve(await self._ledger.response(record))
+
+    def verify(self, agent: str, exec_id: str, raw: bytes) -> Result | None:
+        """The receipt in a Celery result, or None when it must not be believed (which is logged)."""
+        try:
+            meta: Any = json.loads(raw)
+            result = meta["result"]
+            token, stdout, stderr = (
+                result["receipt"],
+                base64.b64decode(result["stdout"], validate=True),
+                base64.b64decode(result["stderr"], validate=True),
+            )
+            bundle = self._identity.current().bundle
+            receipt = verify(token, Receipt, bundle, agent_id(bundle.trust_domain, agent))
+            if receipt.jti != exec_id:
+                raise InvalidSignature(f"is the receipt of {receipt.jti}")
+            if not receipt.state.terminal:
+                raise InvalidSignature(f"says {receipt.state}, which is no end")
+            if not (_fits(stdout, receipt.stdout) and _fits(stderr, receipt.stderr)):
+                raise InvalidSignature("does not fit the output beside it")
+        except (InvalidSignature, InvalidIdentity) as error:
+            log.warning("receipt.refused", agent=agent, id=exec_id, reason=str(error))
+            return None
+        except (ValueError, TypeError, KeyError, AttributeError, binascii.Error) as error:
+            log.warning("result.unreadable", agent=agent, id=exec_id, error=str(error)[:500])
+            return None
+        return Result(receipt, token, stdout, stderr)
+
+    async def fold(self, agent: str, exec_id: str, raw: bytes) -> None:
+        """Take a Celery result into the ledger, and tell whoever waits."""
+        result = self.verify(agent, exec_id, raw)
+        if result is None:
+            return
+        try:
+            outcome = await self._ledger.ended(agent, exec_id, result.receipt, result.token)
+        except RedisError as error:
+            # The result stays in Redis; the reaper folds it later.
+            log.warning("receipt.not_folded", id=exec_id, error=str(error))
+            return
+        if outcome == "ORDER":
+            log.warning("receipt.refused", agent=agent, id=exec_id, reason="answers another order")
+            return
+        if outcome == "STATE":
+            await self._late(agent, exec_id, result)
+        if not self._endings.awaited(exec_id):
+            return
+        record = await self._ledger.record(exec_id)
+        if record is not None and record.state.terminal:
+            mine = record.fields.get(b"receipt", b"").decode() == result.token
+            self._endings.resolve(
+                record.response(result.stdout, result.stderr) if mine else await self._ledger.response(record)
+            )
+
+    async def _late(self, agent: str, exec_id: str, result: Result) -> None:
+        """A receipt for what had ended otherwise: the end stands, the receipt goes on the record."""
+        record = await self._ledger.record(exec_id)
+        if record is None or record.fields.get(b"receipt", b"").decode() == result.token:
+            # Another orchestrator folded the same receipt.
+            return
+        if record.state in (ExecState.LOST, ExecState.EXPIRED):
+            await self._ledger.append_audit(
+                [
+                    "event", "late_receipt", "id", exec_id, "agent_id", agent, "authorized", "1",
+                    "exit_code", str(result.receipt.exit_code),
+                    "reason", f"the agent reports {result.receipt.state} after it was given up as {record.state}",
+                ]
+            )  # fmt: skip

@@ -1,0 +1,50 @@
+"""`tachikoma orchestrator` and `tachikoma policy`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from tachikoma import logs
+from tachikoma.errors import ConfigurationError
+from tachikoma.models import describe_validation_error
+from tachikoma_orchestrator.policy import PolicySet
+from tachikoma_orchestrator.server import announce, serve
+from tachikoma_orchestrator.settings import OrchestratorSettings
+
+__all__ = ["orchestrator", "policy"]
+
+orchestrator = typer.Typer(invoke_without_command=True, help="Run the orchestrator: the gRPC server and all behind it.")
+policy = typer.Typer(no_args_is_help=True, help="Check policy files.")
+
+
+@orchestrator.callback()
+def run(
+    redis_url: Annotated[str | None, typer.Option(help="redis://, rediss:// or unix:///path")] = None,
+    identity: Annotated[Path | None, typer.Option(help="Folder with the orchestrator's X.509-SVID.")] = None,
+    policy_file: Annotated[Path | None, typer.Option("--policy", help="The policy file.")] = None,
+    listen: Annotated[str | None, typer.Option(help="Address of the gRPC server, host:port.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Run the orchestrator. Every option is also an environment variable TACHIKOMA_…"""
+    given: dict[str, Any] = {
+        "redis_url": redis_url, "identity": identity, "policy": policy_file, "listen": listen, "log_level": log_level,
+    }  # fmt: skip
+    try:
+        settings = OrchestratorSettings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigurationError(f"orchestrator settings: {describe_validation_error(error)}") from None
+    logs.configure(settings.log_level)
+    asyncio.run(serve(settings, announce(ready_fd) if ready_fd is not None else None))
+
+
+@policy.command()
+def check(file: Annotated[Path, typer.Argument(help="The policy file.")]) -> None:
+    """Say whether a policy file is right; each mistake with line and column."""
+    found = PolicySet.load(file)
+    typer.echo(f"{file}: {len(found.policies)} policies, all right")

@@ -1,0 +1,155 @@
+"""The reaper: gives every execution an end, whatever died. It runs in every orchestrator and needs no leader.
+
+Each look, for every execution that has not ended:
+- a result that pub/sub missed is folded;
+- one that waited past its queue deadline is fenced, so that its agent can never start it, and ends EXPIRED;
+- one that was claimed by a run of the agent that is gone, or whose agent was not heard of for longer than the lease, ends
+  LOST: nobody knows how it ended.
+All times are told by the clock of Redis. After Redis itself was away agents get a full lease to be heard again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import timedelta
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from tachikoma import keys
+from tachikoma.models import ExecState
+from tachikoma_orchestrator.collector import Collector
+from tachikoma_orchestrator.ledger import FENCE, Ledger, Record
+from tachikoma_orchestrator.registry import AgentState, Registry
+
+__all__ = ["Reaper"]
+
+log = structlog.get_logger(__name__)
+
+#: Executions looked at in one step.
+BATCH = 500
+#: Retention is applied once in so many looks.
+TRIM_EVERY = 60
+#: A result is looked for only when the execution is older: younger ones come over pub/sub.
+SETTLE_MS = 2_000
+
+
+class Reaper:
+    """Looks after executions that nobody else will end."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        ledger: Ledger,
+        registry: Registry,
+        collector: Collector,
+        *,
+        lease: timedelta,
+        interval: timedelta,
+        audit_retention: timedelta,
+        audit_events: int,
+    ) -> None:
+        self._redis = redis
+        self._ledger = ledger
+        self._registry = registry
+        self._collector = collector
+        self._lease_seconds = lease.total_seconds()
+        self._interval_seconds = interval.total_seconds()
+        self._audit_retention = audit_retention
+        self._audit_events = audit_events
+        #: Since when Redis answered without a break, by the local monotonic clock.
+        self._answering_since = time.monotonic()
+
+    async def run(self) -> None:
+        """Look for ever."""
+        looks = 0
+        while True:
+            try:
+                if looks % TRIM_EVERY == 0:
+                    await self._ledger.trim(
+                        audit_retention=self._audit_retention, audit_events=self._audit_events
+                    )
+                await self.look()
+                looks += 1
+            except (RedisError, OSError) as error:
+                log.warning("reaper.redis_away", error=str(error))
+                self._answering_since = time.monotonic()
+            await asyncio.sleep(self._interval_seconds)
+
+    async def look(self) -> None:
+        """Look once at everything that has not ended."""
+        now_ms = await self._ledger.now_ms()
+        agents = await self._registry.all()
+        offset = 0
+        while True:
+            ids = await self._ledger.open_executions(offset=offset, limit=BATCH)
+            before = len(ids)
+            if not ids:
+                return
+            records = await self._ledger.records(ids)
+            for missing in set(ids) - {record.exec_id for record in records}:
+                # A record that Redis lost (it went back to an older state) cannot be ended, only let go of.
+                await self._redis.zrem(keys.OPEN, missing)
+            still_open = await self._look_at(records, agents, now_ms)
+            if before < BATCH:
+                return
+            # Those that ended now have left the set.
+            offset += still_open
+
+    async def _look_at(self, records: list[Record], agents: dict[str, AgentState], now_ms: int) -> int:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for record in records:
+                pipe.get(keys.claim(record.agent, record.exec_id))
+                pipe.exists(keys.result(record.agent, record.exec_id))
+            answers = await pipe.execute()
+        still_open = 0
+        for index, record in enumerate(records):
+            claim: bytes | None = answers[2 * index]
+            if not await self._end(record, claim, bool(answers[2 * index + 1]), agents.get(record.agent), now_ms):
+                still_open += 1
+        return still_open
+
+    async def _end(
+        self, record: Record, claim: bytes | None, has_result: bool, agent: AgentState | None, now_ms: int
+    ) -> bool:
+        """Whether the execution has ended now."""
+        exec_id = record.exec_id
+        if has_result and now_ms - int(record.fields[b"admitted_ms"]) > SETTLE_MS:
+            raw = await self._redis.get(keys.result(record.agent, exec_id))
+            if raw is not None:
+                await self._collector.fold(record.agent, exec_id, raw)
+                return True
+        if claim is None or claim == FENCE.encode():
+            if record.state is ExecState.QUEUED and now_ms >= record.deadline_ms:
+                outcome = await self._ledger.settle(
+                    record.agent, exec_id, [ExecState.QUEUED], ExecState.EXPIRED,
+                    reason="not started before its queue timeout", fence=True,
+                )  # fmt: skip
+                if outcome == "DONE":
+                    log.info("execution.expired", id=exec_id, agent=record.agent)
+                return outcome == "DONE"
+            return False
+        why = self._lost(claim.decode(), agent, now_ms)
+        if why:
+            outcome = await self._ledger.settle(
+                record.agent, exec_id, [ExecState.QUEUED, ExecState.STARTED], ExecState.LOST,
+                reason=why, fence=False,
+            )  # fmt: skip
+            log.warning("execution.lost", id=exec_id, agent=record.agent, reason=why)
+            return outcome == "DONE"
+        return False
+
+    def _lost(self, boot: str, agent: AgentState | None, now_ms: int) -> str:
+        """Why a claimed execution must be given up, or nothing."""
+        if time.monotonic() - self._answering_since < self._lease_seconds:
+            return ""
+        if agent is None:
+            return "its agent is not known"
+        silent = now_ms - agent.seen_ms
+        if not agent.online and silent > self._lease_seconds * 1000:
+            return f"its agent was not heard of for {silent // 1000} s"
+        if agent.online and agent.heartbeat.boot != boot:
+            return "its agent was started again and does not know how it ended"
+        return ""

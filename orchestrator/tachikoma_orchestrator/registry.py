@@ -1,0 +1,111 @@
+"""The agents: who was ever heard of, and how they are.
+
+An agent writes its own `agent.<id>:info`, which expires: where it is missing the agent is offline. It publishes the same
+on `agent.<id>:events`; what was heard last is kept in `orch:agents`, since an agent may not write that itself.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from pydantic import ValidationError
+from redis.asyncio import Redis
+
+from tachikoma import keys
+from tachikoma.heartbeat import Heartbeat
+from tachikoma.models import AgentInfo
+
+__all__ = ["AgentState", "Registry"]
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentState:
+    """An agent's last heartbeat, and when it came by the clock of Redis."""
+
+    heartbeat: Heartbeat
+    seen_ms: int
+    online: bool
+
+
+class Registry:
+    """Reads and keeps what agents say of themselves."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def discover(self) -> None:
+        """Learn of agents that said something while nobody listened. Reads every key once, in steps."""
+        async for key in self._redis.scan_iter(match=keys.ALL_INFO, count=1000):
+            agent = keys.agent_of_channel(key.decode())
+            raw = await self._redis.get(key)
+            if raw:
+                await self.heard(agent, raw)
+
+    async def heard(self, agent: str, raw: bytes) -> None:
+        """Keep a heartbeat."""
+        try:
+            heartbeat = Heartbeat.model_validate_json(raw)
+        except ValidationError as error:
+            log.warning("heartbeat.unreadable", agent=agent, error=str(error)[:500])
+            return
+        seconds, micros = await self._redis.time()
+        seen_ms = int(seconds) * 1000 + int(micros) // 1000
+        kept = json.dumps({"seen_ms": seen_ms, "heartbeat": heartbeat.model_dump(mode="json")})
+        await self._redis.hset(keys.AGENTS, agent, kept)
+
+    async def all(self) -> dict[str, AgentState]:
+        """Every agent ever heard of."""
+        kept: dict[bytes, bytes] = await self._redis.hgetall(keys.AGENTS)
+        agents = [agent.decode() for agent in kept]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for agent in agents:
+                pipe.get(keys.info(agent))
+            current = await pipe.execute() if agents else []
+        states: dict[str, AgentState] = {}
+        for agent, raw, info in zip(agents, kept.values(), current, strict=True):
+            entry: dict[str, Any] = json.loads(raw)
+            heartbeat = Heartbeat.model_validate(entry["heartbeat"])
+            if info:
+                try:
+                    heartbeat = Heartbeat.model_validate_json(info)
+                except ValidationError:
+                    info = None
+            states[agent] = AgentState(heartbeat, entry["seen_ms"], online=info is not None)
+        return states
+
+    async def describe(self) -> list[AgentInfo]:
+        """All agents for callers, by id."""
+        states = await self.all()
+        agents = sorted(states)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for agent in agents:
+                pipe.llen(keys.queue(agent))
+            queued = await pipe.execute() if agents else []
+        described = []
+        for agent, length in zip(agents, queued, strict=True):
+            state = states[agent]
+            beat = state.heartbeat
+            described.append(
+                AgentInfo(
+                    id=agent,
+                    online=state.online,
+                    last_seen=datetime.fromtimestamp(state.seen_ms / 1000, UTC),
+                    version=beat.version,
+                    hostname=beat.hostname,
+                    labels=beat.labels,
+                    running=beat.running,
+                    slots=beat.slots,
+                    queued=length,
+                    load=beat.load,
+                    memory_used=beat.memory_used,
+                    disk_used=beat.disk_used,
+                    warnings=beat.warnings,
+                )
+            )
+        return described

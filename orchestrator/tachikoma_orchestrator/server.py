@@ -1,0 +1,206 @@
+"""The orchestrator as a process: wiring, start and stop.
+
+Everything it does in the background runs under one task group: when one part fails, all end, and the process says why.
+It starts without Redis too: calls are then answered UNAVAILABLE, and the health service says NOT_SERVING.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Callable
+
+import grpc
+import grpc.aio
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from tachikoma.client import MAX_MESSAGE_BYTES
+from tachikoma.errors import ConfigurationError
+from tachikoma.exec.v1 import remote_execution_pb2 as pb
+from tachikoma.exec.v1.remote_execution_pb2_grpc import add_RemoteExecutionServicer_to_server
+from tachikoma.redis_access import connect
+from tachikoma.spiffe import InvalidIdentity
+from tachikoma.svid import FileSvidSource, Svid
+from tachikoma_orchestrator.admission import Admitter
+from tachikoma_orchestrator.collector import Collector
+from tachikoma_orchestrator.endings import Endings
+from tachikoma_orchestrator.guard import Guard
+from tachikoma_orchestrator.ledger import Ledger
+from tachikoma_orchestrator.policy import PolicyWatch
+from tachikoma_orchestrator.reaper import Reaper
+from tachikoma_orchestrator.registry import Registry
+from tachikoma_orchestrator.service import RemoteExecution
+from tachikoma_orchestrator.settings import OrchestratorSettings
+from tachikoma_orchestrator.subscriber import Subscriber
+
+__all__ = ["serve"]
+
+log = structlog.get_logger(__name__)
+
+#: How often the policy file is looked at.
+POLICY_SECONDS = 1.0
+#: Streams one connection may have open.
+MAX_CONCURRENT_STREAMS = 10_000
+
+
+class _Stop(Exception):  # noqa: N818 (not an error)
+    """A signal asked for the end."""
+
+
+def _credentials(identity: FileSvidSource) -> grpc.ServerCredentials:
+    """mTLS with whatever identity is current at each handshake."""
+
+    given = identity.current()
+
+    def configuration(svid: Svid) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(svid.key_pem, svid.certificate_pem)], svid.bundle_pem)
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        # Called by gRPC at each handshake, on a thread of its own; None keeps what it has.
+        nonlocal given
+        current = identity.current()
+        if current is given:
+            return None
+        given = current
+        return configuration(current)
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(given), changed, require_client_authentication=True
+    )
+
+
+async def _watch_policy(policies: PolicyWatch) -> None:
+    while True:
+        await asyncio.sleep(POLICY_SECONDS)
+        if not policies.reload():
+            continue
+        if policies.error:
+            log.error("policy.kept", reason=policies.error, in_force=policies.current.digest[:12])
+        else:
+            log.info("policy.changed", digest=policies.current.digest[:12])
+
+
+async def _watch_health(subscriber: Subscriber, health: health_aio.HealthServicer) -> None:
+    serving: bool | None = None
+    while True:
+        if serving != subscriber.connected.is_set():
+            serving = subscriber.connected.is_set()
+            status = health_pb2.HealthCheckResponse
+            for name in ("", pb.DESCRIPTOR.services_by_name["RemoteExecution"].full_name):
+                await health.set(name, status.SERVING if serving else status.NOT_SERVING)
+        await asyncio.sleep(0.5)
+
+
+async def _until_signal(stop: asyncio.Event) -> None:
+    await stop.wait()
+    raise _Stop
+
+
+async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | None = None) -> None:
+    """Run the orchestrator until SIGTERM or SIGINT.
+
+    Args:
+        settings: where everything is.
+        ready: called with the address once calls are taken.
+
+    Raises:
+        ConfigurationError: identity, policy or address cannot be used.
+    """
+    identity = FileSvidSource(settings.identity)
+    svid = identity.current()
+    try:
+        svid.verify()
+    except InvalidIdentity as error:
+        raise ConfigurationError(f"the orchestrator's identity cannot be used: {error}") from error
+    policies = PolicyWatch(settings.policy)
+    redis = connect(settings.redis_url, name="orchestrator")
+    subscriptions = connect(settings.redis_url, name="orchestrator-subscriber", max_connections=2)
+
+    ledger = Ledger(
+        redis,
+        queue_size=settings.limits.queue_size,
+        queue_timeout=settings.limits.queue_timeout,
+        retention=settings.retention,
+    )
+    endings = Endings()
+    subscriber = Subscriber(subscriptions)
+    registry = Registry(redis)
+    collector = Collector(redis, ledger, endings, registry, identity)
+    collector.attach(subscriber)
+    subscriber.on_gap(registry.discover)
+    reaper = Reaper(
+        redis, ledger, registry, collector,
+        lease=settings.lease, interval=settings.sweep,
+        audit_retention=settings.audit_retention, audit_events=settings.audit_events,
+    )  # fmt: skip
+    admitter = Admitter(
+        ledger, policies, identity,
+        queue_timeout=settings.limits.queue_timeout, search_path=settings.search_path,
+    )  # fmt: skip
+
+    server = grpc.aio.server(
+        interceptors=(Guard(identity),),
+        options=[
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
+            # Clients ping every 20 s while they wait.
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            # Two servers on one port would share its calls without anybody noticing.
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+    add_RemoteExecutionServicer_to_server(
+        RemoteExecution(redis, ledger, admitter, endings, subscriber, registry, policies, identity), server
+    )
+    health = health_aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    service_name = pb.DESCRIPTOR.services_by_name["RemoteExecution"].full_name
+    reflection.enable_server_reflection(
+        (service_name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME),
+        server,
+    )
+    try:
+        port = server.add_secure_port(settings.listen, _credentials(identity))
+    except RuntimeError as error:
+        raise ConfigurationError(f"cannot listen on {settings.listen}: is the port taken? ({error})") from error
+    address = f"{settings.listen.rpartition(':')[0]}:{port}"
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await server.start()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(subscriber.run())
+            tasks.create_task(reaper.run())
+            tasks.create_task(_watch_policy(policies))
+            tasks.create_task(_watch_health(subscriber, health))
+            tasks.create_task(_until_signal(stop))
+            log.info("orchestrator.ready", address=address, spiffe_id=str(svid.spiffe_id), pid=os.getpid())
+            if ready is not None:
+                ready(address)
+    except* _Stop:
+        log.info("orchestrator.stopping")
+    finally:
+        # 1. No new calls; those under way get a while. Executions go on without us, and are found again.
+        await server.stop(settings.stop_grace.total_seconds())
+        # 2. Then the connections.
+        await subscriptions.aclose()
+        await redis.aclose()
+
+
+def announce(descriptor: int) -> Callable[[str], None]:
+    """Tell a supervisor through an inherited pipe that calls are taken: one JSON line, then the end."""
+
+    def tell(address: str) -> None:
+        with os.fdopen(descriptor, "w") as pipe:
+            pipe.write(json.dumps({"address": address}) + "\n")
+
+    return tell

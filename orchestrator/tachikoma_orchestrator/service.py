@@ -1,0 +1,276 @@
+"""The gRPC service: one method per RPC, each a few lines over admission, ledger and followers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from redis.asyncio import Redis
+
+from tachikoma import keys, wire
+from tachikoma.errors import InvalidRequest, NotFound, PermissionDenied
+from tachikoma.exec.v1 import remote_execution_pb2 as pb
+from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionServicer
+from tachikoma.models import (
+    CancelOutcome,
+    CancelResponse,
+    ExecOutput,
+    ExecResponse,
+    ExecState,
+    OutputKind,
+)
+from tachikoma.signed import CancelOrder, sign
+from tachikoma.spiffe import agent_id
+from tachikoma.svid import FileSvidSource
+from tachikoma_orchestrator.admission import Admitter, Peer
+from tachikoma_orchestrator.endings import Endings
+from tachikoma_orchestrator.follow import Follower
+from tachikoma_orchestrator.guard import current_peer
+from tachikoma_orchestrator.ledger import Ledger, Record
+from tachikoma_orchestrator.policy import PolicyWatch
+from tachikoma_orchestrator.registry import Registry
+from tachikoma_orchestrator.subscriber import Subscriber
+
+__all__ = ["RemoteExecution"]
+
+#: Page of `List` and of the audit trail where the caller names none, and the largest.
+DEFAULT_PAGE = 100
+MAX_PAGE = 1000
+#: Steps of one page each that one `List` takes at the most.
+MAX_LIST_STEPS = 20
+#: How long a cancel is kept for its agent: longer than an order can wait and run.
+CANCEL_SECONDS = 15 * 24 * 3600
+
+
+def _page(asked: int, what: str) -> int:
+    if asked > MAX_PAGE:
+        raise InvalidRequest(f"{what} is at most {MAX_PAGE}")
+    return asked or DEFAULT_PAGE
+
+
+class RemoteExecution(RemoteExecutionServicer):
+    """`tachikoma.exec.v1.RemoteExecution`."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        ledger: Ledger,
+        admitter: Admitter,
+        endings: Endings,
+        subscriber: Subscriber,
+        registry: Registry,
+        policies: PolicyWatch,
+        identity: FileSvidSource,
+    ) -> None:
+        self._redis = redis
+        self._ledger = ledger
+        self._admitter = admitter
+        self._endings = endings
+        self._subscriber = subscriber
+        self._registry = registry
+        self._policies = policies
+        self._identity = identity
+
+    # --- running ------------------------------------------------------------------------------------------------------
+
+    async def Execute(self, request: pb.ExecRequest, context: Any) -> pb.ExecResponse:  # noqa: N802
+        wanted = wire.request_from_pb(request)
+        with self._endings.expect(wanted.id) as end:
+            await self._admitter.admit(wanted, current_peer())
+            await self._check_ended(wanted.id)
+            return wire.response_to_pb(await end)
+
+    async def ExecuteStream(  # noqa: N802
+        self, request: pb.ExecRequest, context: Any
+    ) -> AsyncIterator[pb.ExecOutput]:
+        wanted = wire.request_from_pb(request)
+        follower = Follower(self._redis, self._subscriber, wanted.agent_id, wanted.id, 0)
+        with self._endings.expect(wanted.id) as end:
+            async with follower.listen():
+                await self._admitter.admit(wanted, current_peer())
+                record = await self._ledger.record(wanted.id)
+                if record is None:
+                    raise NotFound(f"the execution {wanted.id} is gone")
+                async for output in self._follow(follower, record, end):
+                    yield wire.output_to_pb(output)
+
+    async def Submit(self, request: pb.ExecRequest, context: Any) -> pb.ExecStatus:  # noqa: N802
+        wanted = wire.request_from_pb(request)
+        await self._admitter.admit(wanted, current_peer())
+        return wire.status_to_pb((await self._record(wanted.id)).status())
+
+    async def Attach(self, request: pb.AttachRequest, context: Any) -> AsyncIterator[pb.ExecOutput]:  # noqa: N802
+        record = await self._record(request.id)
+        follower = Follower(self._redis, self._subscriber, record.agent, request.id, request.after_seq)
+        with self._endings.expect(request.id) as end:
+            async with follower.listen():
+                record = await self._record(request.id)
+                if request.no_follow and not record.state.terminal:
+                    yield wire.output_to_pb(self._status(record))
+                    async for output in follower.replay():
+                        yield wire.output_to_pb(output)
+                    return
+                async for output in self._follow(follower, record, end):
+                    yield wire.output_to_pb(output)
+
+    async def _follow(
+        self, follower: Follower, record: Record, end: asyncio.Future[ExecResponse]
+    ) -> AsyncIterator[ExecOutput]:
+        """Status, chunks, and the result."""
+        yield self._status(record)
+        await self._check_ended(record.exec_id)
+        async for output in follower.until(end):
+            yield output
+        response = end.result()
+        total = response.stdout_summary.total_bytes + response.stderr_summary.total_bytes
+        missing = follower.missing_at_end(total)
+        if missing:
+            yield follower.gap(missing)
+        yield ExecOutput(
+            id=record.exec_id,
+            kind=OutputKind.RESULT,
+            seq=follower.seq,
+            # What the caller has seen already is not sent again.
+            result=response.model_copy(update={"stdout": b"", "stderr": b""}),
+        )
+
+    @staticmethod
+    def _status(record: Record) -> ExecOutput:
+        return ExecOutput(id=record.exec_id, kind=OutputKind.STATUS, status=record.status())
+
+    async def _check_ended(self, exec_id: str) -> None:
+        """Resolve an end that came before anybody waited for it."""
+        state = await self._redis.hget(keys.execution(exec_id), "state")
+        if state is not None and ExecState(state.decode()).terminal:
+            record = await self._ledger.record(exec_id)
+            if record is not None:
+                self._endings.resolve(await self._ledger.response(record))
+
+    # --- asking -------------------------------------------------------------------------------------------------------
+
+    async def Status(self, request: pb.StatusRequest, context: Any) -> pb.StatusResponse:  # noqa: N802
+        record = await self._record(request.id)
+        return pb.StatusResponse(status=wire.status_to_pb(record.status()))
+
+    async def List(self, request: pb.ListRequest, context: Any) -> pb.ListResponse:  # noqa: N802
+        size = _page(request.page_size, "page_size")
+        subject = str(current_peer())
+        operator = self._policies.current.is_operator(subject)
+
+        def visible(record: Record) -> bool:
+            return operator or record.requested_by == subject
+
+        position = _parse_token(request.page_token)
+        found: list[Record] = []
+        # A caller who owns few of many pays with short pages, not the server with a long search.
+        for _ in range(MAX_LIST_STEPS):
+            ids = await self._ledger.newest(
+                request.agent_id, ended=request.include_ended, before=position, limit=size
+            )
+            records = {record.exec_id: record for record in await self._ledger.records([i for i, _ in ids])}
+            for exec_id, at in ids:
+                position = (at, position[1] + 1 if position and position[0] == at else 1)
+                record = records.get(exec_id)
+                if record is None or not visible(record):
+                    continue
+                if request.agent_id and record.agent != request.agent_id:
+                    continue
+                if record.state.terminal and not request.include_ended:
+                    continue
+                found.append(record)
+                if len(found) == size:
+                    break
+            if len(ids) < size:
+                if len(found) < size:
+                    position = None
+                break
+            if len(found) == size:
+                break
+        return pb.ListResponse(
+            executions=[wire.status_to_pb(record.status()) for record in found],
+            next_page_token=json.dumps(position) if position else "",
+        )
+
+    async def ListAgents(  # noqa: N802
+        self, request: pb.ListAgentsRequest, context: Any
+    ) -> pb.ListAgentsResponse:
+        return pb.ListAgentsResponse(agents=[wire.agent_to_pb(item) for item in await self._registry.describe()])
+
+    async def ListAuditEvents(  # noqa: N802
+        self, request: pb.ListAuditEventsRequest, context: Any
+    ) -> pb.ListAuditEventsResponse:
+        if not self._policies.current.is_operator(str(current_peer())):
+            raise PermissionDenied("only operators read the audit trail", metadata={"rule": "operators"})
+        if request.after and not all(part.isdecimal() for part in request.after.split("-", 1)):
+            raise InvalidRequest(f"{request.after[:80]!r} is no cursor of the audit trail")
+        limit = _page(request.limit, "limit")
+        events = await self._ledger.audit(after=request.after, limit=limit, exec_id=request.id)
+        return pb.ListAuditEventsResponse(events=[wire.audit_to_pb(event) for event in events])
+
+    # --- ending -------------------------------------------------------------------------------------------------------
+
+    async def Cancel(self, request: pb.CancelRequest, context: Any) -> pb.CancelResponse:  # noqa: N802
+        peer = current_peer()
+        record = await self._record(request.id)
+        outcome = await self._cancel(record, peer)
+        status = (await self._record(request.id)).status()
+        return wire.cancel_to_pb(CancelResponse(outcome=outcome, status=status))
+
+    async def _cancel(self, record: Record, peer: Peer) -> CancelOutcome:
+        agent, exec_id = record.agent, record.exec_id
+        if record.state.terminal:
+            return CancelOutcome.ALREADY_ENDED
+        # Nobody started it: take the claim, so that nobody ever can.
+        done = await self._ledger.settle(
+            agent, exec_id, [ExecState.QUEUED], ExecState.CANCELLED,
+            reason="cancelled before it started", by=str(peer), fence=True,
+        )  # fmt: skip
+        if done == "DONE":
+            return CancelOutcome.CANCELLED
+        if await self._ledger.request_cancel(agent, exec_id, str(peer)) != "DONE":
+            return CancelOutcome.ALREADY_ENDED
+        svid = self._identity.current()
+        token = sign(
+            svid,
+            CancelOrder(
+                iss=str(svid.spiffe_id),
+                aud=str(agent_id(svid.spiffe_id.trust_domain, agent)),
+                sub=str(peer),
+                iat=int(time.time()),
+                jti=exec_id,
+            ),
+        )
+        # First where it stays, then where it is heard at once.
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.set(keys.cancel(agent, exec_id), token, ex=CANCEL_SECONDS)
+            pipe.publish(keys.control(agent), f"{exec_id} {token}")
+            await pipe.execute()
+        return CancelOutcome.REQUESTED
+
+    async def _record(self, exec_id: str) -> Record:
+        """A record the caller may see.
+
+        Raises:
+            NotFound: there is none, or it is somebody else's; the answer is the same.
+        """
+        record = await self._ledger.record(exec_id) if exec_id else None
+        subject = str(current_peer())
+        if record is None or not (
+            record.requested_by == subject or self._policies.current.is_operator(subject)
+        ):
+            raise NotFound(f"there is no execution {exec_id[:80]!r} of yours")
+        return record
+
+
+def _parse_token(token: str) -> tuple[int, int] | None:
+    if not token:
+        return None
+    try:
+        at, seen = json.loads(token)
+        return int(at), int(seen)
+    except (ValueError, TypeError):
+        raise InvalidRequest(f"{token[:80]!r} is no page token") from None
+

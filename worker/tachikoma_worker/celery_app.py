@@ -1,0 +1,87 @@
+"""The agent's Celery application and worker: which settings, and why each.
+
+Measured and tried on real servers; `docs/decisions/0003` has the cases.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+from kombu import Queue
+
+from tachikoma import keys
+from tachikoma.redis_access import celery_url
+from tachikoma_worker.engine import Engine
+from tachikoma_worker.settings import WorkerSettings
+
+__all__ = ["make_app", "make_worker"]
+
+#: As in `tachikoma_orchestrator.dispatch`, which must not be imported here.
+TASK_NAME = "tachikoma.execute"
+
+
+def make_app(settings: WorkerSettings, engine: Engine) -> Celery:
+    """The application of one agent."""
+    agent = settings.agent_id
+    app = Celery("tachikoma", broker=celery_url(settings.redis_url), set_as_current=True)
+    app.conf.update(
+        # Nothing but JSON is ever decoded.
+        accept_content=["json"],
+        task_serializer="json",
+        result_serializer="json",
+        # Acknowledged before the command starts: at most once.
+        task_acks_late=False,
+        # One message is taken only when there is a slot for it, so none is lost in a killed worker's memory.
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_pool="tachikoma_worker.pool:EnginePool",
+        # Remote control would need names shared by all agents.
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_connection_retry=True,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            # Without it a visibility timeout delivers a second time what still runs; and keys shared by all agents.
+            "ack_emulation": False,
+            "priority_steps": [0],
+            "fanout_prefix": f"/{agent}.",
+            "polling_interval": settings.poll.total_seconds(),
+            "socket_keepalive": True,
+            "socket_timeout": settings.poll.total_seconds() + 10,
+            "health_check_interval": 25,
+            "client_name": f"agent-{agent}-celery",
+        },
+        task_queues=[Queue(keys.queue(agent), routing_key=keys.queue(agent))],
+        task_default_queue=keys.queue(agent),
+        task_create_missing_queues=False,
+        # The result is written by the engine, together with the receipt.
+        task_ignore_result=True,
+    )
+    app.tachikoma_engine = engine  # type: ignore[attr-defined]
+
+    @app.task(name=TASK_NAME, ignore_result=True)
+    def execute(order: str) -> None:
+        """Only the name: the pool takes the order from the message."""
+        raise RuntimeError("the engine runs orders; this body never does")
+
+    app.finalize()
+    return app
+
+
+def make_worker(app: Celery, settings: WorkerSettings) -> Any:
+    """The Celery worker of one agent."""
+    return app.Worker(
+        hostname=f"{settings.agent_id}@{settings.agent_id}",
+        concurrency=settings.slots,
+        loglevel=settings.log_level.upper(),
+        quiet=True,
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+        optimization="fair",
+    )

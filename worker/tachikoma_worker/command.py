@@ -1,0 +1,71 @@
+"""`tachikoma worker`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import structlog
+import typer
+from celery import signals
+from pydantic import ValidationError
+
+from tachikoma import logs
+from tachikoma.errors import ConfigurationError
+from tachikoma.models import describe_validation_error
+from tachikoma_worker.celery_app import make_app, make_worker
+from tachikoma_worker.engine import Engine
+from tachikoma_worker.settings import WorkerSettings
+
+__all__ = ["worker"]
+
+log = structlog.get_logger(__name__)
+
+worker = typer.Typer(invoke_without_command=True, help="Run an agent's worker: it runs commands on this host.")
+
+
+def _labels(given: list[str]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not name or not equals:
+            raise ConfigurationError(f"{item!r} is no label; write name=value")
+        labels[name] = value
+    return labels
+
+
+@worker.callback()
+def run(
+    agent_id: Annotated[str | None, typer.Option(help="The agent this worker is.")] = None,
+    redis_url: Annotated[str | None, typer.Option(help="redis://, rediss:// or unix:///path")] = None,
+    identity: Annotated[Path | None, typer.Option(help="Folder with the agent's X.509-SVID.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder for the journal; keep it.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="name=value; may be repeated.")] = None,
+    slots: Annotated[int | None, typer.Option(help="Commands that run at once.")] = None,
+    user: Annotated[str | None, typer.Option(help="User for requests that name none.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Run an agent's worker. Every option is also an environment variable TACHIKOMA_…"""
+    given: dict[str, Any] = {
+        "agent_id": agent_id, "redis_url": redis_url, "identity": identity, "data": data,
+        "labels": _labels(label) if label else None, "slots": slots, "user": user, "log_level": log_level,
+    }  # fmt: skip
+    try:
+        settings = WorkerSettings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigurationError(f"worker settings: {describe_validation_error(error)}") from None
+    logs.configure(settings.log_level)
+    engine = Engine(settings)
+    app = make_app(settings, engine)
+    celery_worker = make_worker(app, settings)
+
+    @signals.worker_ready.connect(weak=False)
+    def on_ready(**_: Any) -> None:
+        log.info("agent.ready", agent=settings.agent_id, slots=settings.slots, pid=os.getpid())
+        if ready_fd is not None:
+            os.close(ready_fd)
+
+    celery_worker.start()
+    raise typer.Exit(celery_worker.exitcode or 0)

@@ -1,0 +1,271 @@
+"""The worker's engine: one asyncio loop in a thread of its own; each execution is one coroutine in it.
+
+Celery's hub only takes messages and hands them over. So output flows on while Celery reconnects to its broker, and no
+thread is held by a running command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import secrets
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+import psutil
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from tachikoma import keys
+from tachikoma.errors import ConfigurationError
+from tachikoma.heartbeat import HEARTBEAT_SECONDS, LEASE_SECONDS, Heartbeat
+from tachikoma.redis_access import connect
+from tachikoma.spiffe import InvalidIdentity, agent_id
+from tachikoma.svid import FileSvidSource
+from tachikoma_worker import VERSION
+from tachikoma_worker.execution import Context, Execution, Stop, deliver, lost_receipt
+from tachikoma_worker.journal import Journal, Unfinished
+from tachikoma_worker.settings import WorkerSettings
+from tachikoma_worker.spawner import LocalSpawner
+
+__all__ = ["Engine"]
+
+log = structlog.get_logger(__name__)
+
+#: Between attempts to listen for cancels while Redis is away.
+RETRY_SECONDS = 0.25
+#: After so long without a cancel the connection is tried with a ping.
+IDLE_SECONDS = 10.0
+#: After the stop grace, how long receipts may take to be delivered.
+DELIVER_SECONDS = 5.0
+
+
+class Engine:
+    """Runs the agent's executions. Its public methods are for other threads."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        """Read identity and journal.
+
+        Raises:
+            ConfigurationError: one of them cannot be used, or the identity is another agent's.
+        """
+        self._settings = settings
+        identity = FileSvidSource(settings.identity)
+        svid = identity.current()
+        try:
+            svid.verify()
+        except InvalidIdentity as error:
+            raise ConfigurationError(f"the agent's identity cannot be used: {error}") from error
+        expected = agent_id(svid.spiffe_id.trust_domain, settings.agent_id)
+        if svid.spiffe_id != expected:
+            raise ConfigurationError(f"the identity in {settings.identity} is {svid.spiffe_id}, not {expected}")
+        spawner = LocalSpawner(settings.user)
+        self._warnings = tuple(spawner.warnings())
+        self._context = Context(
+            settings=settings,
+            redis=connect(settings.redis_url, name=f"agent-{settings.agent_id}"),
+            journal=Journal(settings.data),
+            spawner=spawner,
+            identity=identity,
+            boot=secrets.token_hex(8),
+        )
+        self._subscriptions = connect(
+            settings.redis_url, name=f"agent-{settings.agent_id}-control", max_connections=2
+        )
+        self._running: dict[str, Execution] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._background: list[asyncio.Task[None]] = []
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
+
+    # --- for other threads --------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the loop; what an earlier run left is ended and reported from here on."""
+        leftovers = self._context.journal.unfinished()
+        self._thread.start()
+        self._loop.call_soon_threadsafe(self._start, leftovers)
+
+    def submit(self, exec_id: str, token: str, done: Callable[[], None]) -> None:
+        """Run an order; `done` is called in the engine's thread when there is nothing more to do for it."""
+        self._loop.call_soon_threadsafe(self._accept, exec_id, token, done)
+
+    def stop(self) -> None:
+        """End: wait for what runs, then kill it, report it, and close. Bounded, and safe to repeat."""
+        if not self._thread.is_alive():
+            return
+        finished = asyncio.run_coroutine_threadsafe(self._stop(), self._loop)
+        bound = (
+            self._settings.stop_grace.total_seconds()
+            + self._settings.kill_grace.total_seconds()
+            + 2 * DELIVER_SECONDS
+        )
+        with suppress(TimeoutError):
+            finished.result(bound)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(DELIVER_SECONDS)
+        self._context.journal.close()
+
+    # --- in the engine's thread ---------------------------------------------------------------------------------------
+
+    def _start(self, leftovers: list[Unfinished]) -> None:
+        self._background = [
+            self._loop.create_task(self._beat(), name="heartbeat"),
+            self._loop.create_task(self._listen(), name="control"),
+        ]
+        for task in self._background:
+            task.add_done_callback(self._background_ended)
+        for leftover in leftovers:
+            self._track(self._loop.create_task(self._give_up(leftover)))
+
+    def _background_ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        # Without heartbeat or control this would be an agent that nobody can see or stop: better none at all.
+        log.critical("engine.failed", task=task.get_name(), exc_info=task.exception())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _track(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled() and task.exception() is not None:
+                log.error("execution.failed", exc_info=task.exception())
+
+        task.add_done_callback(ended)
+
+    def _accept(self, exec_id: str, token: str, done: Callable[[], None]) -> None:
+        execution = Execution(self._context, exec_id, token)
+
+        async def run() -> None:
+            # A second delivery must not take the first one's place.
+            first = self._running.setdefault(exec_id, execution) is execution
+            try:
+                await execution.run()
+            finally:
+                if first:
+                    del self._running[exec_id]
+                done()
+
+        self._track(self._loop.create_task(run()))
+
+    async def _give_up(self, leftover: Unfinished) -> None:
+        """End what an earlier run of the worker started, and report it as lost."""
+        why = "the agent's worker was killed before the command's end was known"
+        if leftover.pid is not None and leftover.pid_started is not None:
+            with suppress(psutil.Error, OSError):
+                # A process id is used again; only the same start time makes it the same process.
+                if abs(psutil.Process(leftover.pid).create_time() - leftover.pid_started) < 0.05:
+                    os.killpg(leftover.pid, signal.SIGKILL)
+                    why += "; the command was still running and was killed"
+        log.warning("execution.given_up", id=leftover.exec_id, reason=why)
+        receipt = lost_receipt(self._context, leftover.exec_id, leftover.order_sha256, why)
+        await deliver(self._context, receipt, b"", b"")
+
+    async def _stop(self) -> None:
+        # 1. What runs may go on for a while.
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=self._settings.stop_grace.total_seconds())
+        # 2. Then it is killed, and reported as that.
+        for execution in list(self._running.values()):
+            execution.stop(Stop.SHUTDOWN)
+        if self._tasks:
+            kill_seconds = self._settings.kill_grace.total_seconds() + DELIVER_SECONDS
+            await asyncio.wait(set(self._tasks), timeout=kill_seconds)
+        # 3. Nobody is to take this agent for alive.
+        for task in (*self._background, *self._tasks):
+            task.remove_done_callback(self._background_ended)
+            task.cancel()
+        await asyncio.gather(*self._background, *self._tasks, return_exceptions=True)
+        with suppress(RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(1):
+                await self._context.redis.expire(keys.info(self._settings.agent_id), 0)
+        # 4. Connections last.
+        with suppress(RedisError, OSError):
+            await self._subscriptions.aclose()
+            await self._context.redis.aclose()
+
+    # --- heartbeat ----------------------------------------------------------------------------------------------------
+
+    def _heartbeat(self) -> Heartbeat:
+        return Heartbeat(
+            boot=self._context.boot,
+            version=VERSION,
+            hostname=platform.node(),
+            labels=self._settings.labels,
+            running=len(self._running),
+            slots=self._settings.slots,
+            load=psutil.getloadavg()[0],
+            memory_used=psutil.virtual_memory().percent / 100,
+            disk_used=psutil.disk_usage(str(self._settings.data)).percent / 100,
+            warnings=self._warnings,
+        )
+
+    async def _beat(self) -> None:
+        failing = False
+        while True:
+            raw = self._heartbeat().model_dump_json()
+            try:
+                async with self._context.redis.pipeline(transaction=False) as pipe:
+                    pipe.set(keys.info(self._settings.agent_id), raw, ex=LEASE_SECONDS)
+                    pipe.publish(keys.events(self._settings.agent_id), raw)
+                    await pipe.execute()
+            except (RedisError, OSError) as error:
+                if not failing:
+                    log.warning("redis.away", error=str(error))
+                failing = True
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if failing:
+                log.info("redis.back")
+            failing = False
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    # --- cancels ------------------------------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        while True:
+            with suppress(RedisError, OSError):
+                await self._listen_once(self._subscriptions)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _listen_once(self, redis: Redis) -> None:
+        pubsub = redis.pubsub()
+        try:
+            await pubsub.subscribe(keys.control(self._settings.agent_id))
+            pinged = False
+            while True:
+                message = await pubsub.get_message(timeout=IDLE_SECONDS)
+                if message is None:
+                    if pinged:
+                        return
+                    pinged = True
+                    await pubsub.ping()
+                    continue
+                pinged = False
+                if message["type"] == "subscribe":
+                    # What was published while nobody listened stands in the cancel keys.
+                    await self._read_cancels()
+                elif message["type"] == "message":
+                    self._cancel(message["data"].decode("ascii", "replace"))
+        finally:
+            with suppress(RedisError, OSError):
+                await pubsub.aclose()  # type: ignore[no-untyped-call]
+
+    def _cancel(self, message: str) -> None:
+        # The name in front only says whom to ask; what counts stands in the signed token.
+        exec_id, _, token = message.partition(" ")
+        execution = self._running.get(exec_id)
+        if execution is not None:
+            execution.cancel(token)
+
+    async def _read_cancels(self) -> None:
+        for exec_id, execution in list(self._running.items()):
+            token = await self._context.redis.get(keys.cancel(self._settings.agent_id, exec_id))
+            if token is not None:
+                execution.cancel(token.decode("ascii", "replace"))

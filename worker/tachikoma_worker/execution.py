@@ -1,0 +1,403 @@
+"""One execution, from a signed order to a signed receipt, in the order in which it happens.
+
+verify → claim in Redis and journal → start → pump and wait for exit, timeout, cancel or shutdown → kill what is left →
+receipt. What an order asks for is taken from inside the verified order and from nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+
+import psutil
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from tachikoma import keys
+from tachikoma.heartbeat import Started
+from tachikoma.models import ExecState
+from tachikoma.output import STDERR, STDOUT
+from tachikoma.signed import CancelOrder, InvalidSignature, OutputDigest, Receipt, WorkOrder, sign, verify
+from tachikoma.spiffe import InvalidIdentity, agent_id, service_id
+from tachikoma.svid import FileSvidSource
+from tachikoma_worker.journal import Journal, JournalError
+from tachikoma_worker.pump import OutputLog, Pump
+from tachikoma_worker.settings import WorkerSettings
+from tachikoma_worker.spawner import CannotExecute, LocalSpawner, Process, Refused
+
+__all__ = ["Context", "Execution", "Stop"]
+
+log = structlog.get_logger(__name__)
+
+#: A claim outlives every order: its queue timeout and clock skew.
+CLAIM_SECONDS = 15 * 24 * 3600
+#: A start is told only of commands that run longer; a shorter one's receipt says it all.
+STARTED_NOTICE_SECONDS = 0.02
+#: After the command's own end, how long its leftovers may hold the pipes before they are killed, and after that.
+DRAIN_SECONDS = 0.2
+KILLED_DRAIN_SECONDS = 1.0
+#: Between attempts to deliver a receipt, at first and at the most.
+RETRY_SECONDS = (0.05, 2.0)
+
+_NO_OUTPUT = OutputDigest(
+    total_bytes=0,
+    sha256=hashlib.sha256().hexdigest(),
+    truncated=False,
+    excerpt_sha256=hashlib.sha256().hexdigest(),
+)
+
+
+class Stop(StrEnum):
+    """Why a command is ended before its time."""
+
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed out"
+    SHUTDOWN = "the agent is shutting down"
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What all executions of an agent share."""
+
+    settings: WorkerSettings
+    redis: Redis
+    journal: Journal
+    spawner: LocalSpawner
+    identity: FileSvidSource
+    #: Names this run of the worker; the value of its claims.
+    boot: str
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """How it ended."""
+
+    state: ExecState
+    exit_code: int = -1
+    signal: int = 0
+    error: str = ""
+    executable: str = ""
+    started_ms: int = 0
+    duration_us: int = 0
+
+
+class Execution:
+    """One delivery of an order."""
+
+    def __init__(self, context: Context, exec_id: str, token: str) -> None:
+        self._context = context
+        self.exec_id = exec_id
+        self._token = token
+        self._order_sha256 = hashlib.sha256(token.encode()).hexdigest()
+        self._agent = context.settings.agent_id
+        self._stop: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
+        self._output = OutputLog(
+            context.redis, self._agent, exec_id,
+            log_bytes=context.settings.log_bytes, excerpt_bytes=context.settings.excerpt_bytes,
+        )  # fmt: skip
+
+    # --- from outside -------------------------------------------------------------------------------------------------
+
+    def stop(self, why: Stop) -> None:
+        """Ask for the end; the first reason counts."""
+        if not self._stop.done():
+            self._stop.set_result(why)
+
+    async def run(self) -> None:
+        """Run it, if it is genuine and was never started before."""
+        try:
+            order = self._verify()
+        except (InvalidSignature, InvalidIdentity) as error:
+            # Nobody we trust asked for it, so nobody gets a receipt.
+            log.warning("order.refused", id=self.exec_id, reason=str(error))
+            return
+        try:
+            claimed = await self._claim()
+        except JournalError as error:
+            # A copy of the order must not run later, when there is room again.
+            with suppress(RedisError, OSError):
+                await self._context.redis.set(keys.claim(self._agent, self.exec_id), "rejected", ex=CLAIM_SECONDS)
+            end = _End(ExecState.REJECTED, error=f"the agent's journal cannot be written: {error}")
+        else:
+            if not claimed:
+                return
+            end = await self._run(order)
+        await self._deliver(end)
+
+    # --- before the start ---------------------------------------------------------------------------------------------
+
+    def _verify(self) -> WorkOrder:
+        svid = self._context.identity.current()
+        domain = svid.spiffe_id.trust_domain
+        issuer = service_id(domain, self._context.settings.orchestrator)
+        order = verify(self._token, WorkOrder, svid.bundle, issuer)
+        if order.aud != str(agent_id(domain, self._agent)):
+            raise InvalidSignature(f"is for {order.aud}, not for this agent")
+        if order.jti != self.exec_id or order.request.id != self.exec_id or order.request.agent_id != self._agent:
+            raise InvalidSignature("is for another execution than its message says")
+        if time.time() >= order.exp:
+            raise InvalidSignature("has expired")
+        return order
+
+    async def _claim(self) -> bool:
+        """Whether this delivery, and no other ever, may start the command.
+
+        Raises:
+            JournalError: the claim cannot be made safe on disk.
+        """
+        in_redis, on_disk = await asyncio.gather(
+            self._claim_in_redis(),
+            self._context.journal.claim(self.exec_id, self._order_sha256),
+            return_exceptions=True,
+        )
+        if isinstance(in_redis, BaseException):
+            if on_disk is True:
+                self._context.journal.finish(self.exec_id)
+            raise in_redis
+        if not in_redis:
+            log.info("order.not_ours", id=self.exec_id)
+            if on_disk is True:
+                # Fenced, or claimed by an earlier run: there is nothing that a later run would have to report.
+                self._context.journal.finish(self.exec_id)
+            return False
+        if isinstance(on_disk, BaseException):
+            raise on_disk
+        if not on_disk:
+            log.info("order.repeated", id=self.exec_id)
+        return on_disk
+
+    async def _claim_in_redis(self) -> bool:
+        key = keys.claim(self._agent, self.exec_id)
+        delay, most = RETRY_SECONDS
+        while True:
+            try:
+                async with self._context.redis.pipeline(transaction=False) as pipe:
+                    pipe.set(key, self._context.boot, nx=True, ex=CLAIM_SECONDS)
+                    pipe.get(key)
+                    pipe.get(keys.cancel(self._agent, self.exec_id))
+                    _, holder, cancel = await pipe.execute()
+            except (RedisError, OSError) as error:
+                # Whether the claim was made is unknown until Redis answers; asking again is safe.
+                log.warning("claim.waiting", id=self.exec_id, error=str(error))
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, most)
+                continue
+            if cancel is not None:
+                self.cancel(cancel.decode())
+            return bool(holder == self._context.boot.encode())
+
+    def cancel(self, token: str) -> bool:
+        """Take a signed cancel. False when it is not genuine, or for another execution."""
+        svid = self._context.identity.current()
+        domain = svid.spiffe_id.trust_domain
+        try:
+            issuer = service_id(domain, self._context.settings.orchestrator)
+            order = verify(token, CancelOrder, svid.bundle, issuer)
+            if order.aud != str(agent_id(domain, self._agent)) or order.jti != self.exec_id:
+                raise InvalidSignature("is for another agent or execution")
+        except (InvalidSignature, InvalidIdentity) as error:
+            log.warning("cancel.refused", id=self.exec_id, reason=str(error))
+            return False
+        self.stop(Stop.CANCELLED)
+        return True
+
+    # --- while it runs ------------------------------------------------------------------------------------------------
+
+    async def _run(self, order: WorkOrder) -> _End:
+        if self._stop.done():
+            return self._stopped_early(self._stop.result())
+        begin = time.monotonic_ns()
+        started_ms = time.time_ns() // 1_000_000
+        try:
+            process = self._context.spawner.start(order.request, order.executables)
+        except Refused as error:
+            return _End(ExecState.REJECTED, error=str(error))
+        except CannotExecute as error:
+            return _End(ExecState.FAILED, exit_code=error.exit_code, error=str(error))
+        notice = asyncio.get_running_loop().call_later(
+            STARTED_NOTICE_SECONDS, self._announce, process.pid, started_ms
+        )
+        try:
+            stopped, gone = await self._attend(process, order.request.timeout.total_seconds())
+        finally:
+            notice.cancel()
+            process.close()
+        duration_us = (time.monotonic_ns() - begin) // 1000
+        status = process.exited.result() if gone else 0
+        number = -status if status < 0 else 0
+        base = {
+            "exit_code": (128 + number if number else status) if gone else -1,
+            "signal": number,
+            "executable": process.executable,
+            "started_ms": started_ms,
+            "duration_us": duration_us,
+        }
+        if not gone:
+            return _End(ExecState.LOST, error=f"could not be killed; process {process.pid} is still there", **base)
+        if stopped is Stop.CANCELLED:
+            return _End(ExecState.CANCELLED, error="cancelled", **base)
+        if stopped is Stop.TIMED_OUT:
+            limit = order.request.timeout.total_seconds()
+            return _End(ExecState.TIMED_OUT, error=f"killed at its timeout of {limit:g} s", **base)
+        if stopped is Stop.SHUTDOWN:
+            return _End(ExecState.FAILED, error="killed: the agent was shut down", **base)
+        if status == 0:
+            return _End(ExecState.SUCCEEDED, **base)
+        return _End(ExecState.FAILED, error=f"killed by {_signal_name(number)}" if number else "", **base)
+
+    @staticmethod
+    def _stopped_early(why: Stop) -> _End:
+        if why is Stop.CANCELLED:
+            return _End(ExecState.CANCELLED, error="cancelled before it started")
+        return _End(ExecState.REJECTED, error=f"not started: {why}")
+
+    async def _attend(self, process: Process, timeout_seconds: float) -> tuple[Stop | None, bool]:
+        """Pump until the command has ended by itself or was made to.
+
+        Returns:
+            Why it was made to end, if so, and whether it is gone.
+        """
+        pump = Pump(self._output, process.stdout, process.stderr)
+        pumping = asyncio.create_task(pump.run())
+        try:
+            await asyncio.wait(
+                (process.exited, self._stop), timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            stopped: Stop | None = None
+            gone = True
+            if not process.exited.done():
+                stopped = self._stop.result() if self._stop.done() else Stop.TIMED_OUT
+                gone = await process.kill(self._context.settings.kill_grace.total_seconds())
+            await self._drain(process, pump, pumping)
+            return stopped, gone
+        finally:
+            if not pumping.done():
+                pumping.cancel()
+                await asyncio.gather(pumping, return_exceptions=True)
+
+    async def _drain(self, process: Process, pump: Pump, pumping: asyncio.Task[None]) -> None:
+        """Take the rest of the output. The execution ends with its command: what it left behind is killed."""
+        await asyncio.wait((pumping,), timeout=DRAIN_SECONDS)
+        # Also when the pipes are closed: a leftover may have closed its own.
+        process.signal_group(signal.SIGKILL)
+        await asyncio.wait((pumping,), timeout=KILLED_DRAIN_SECONDS)
+        # Who left the group may hold the pipes for ever; what is in them now is still taken, then they are closed.
+        # While Redis is away this waits, so that no byte is lost.
+        pump.stop()
+        await pumping
+
+    def _announce(self, pid: int, started_ms: int) -> None:
+        """Keep the process in the journal, and tell that it runs. Behind: both may be lost without harm."""
+        try:
+            created = psutil.Process(pid).create_time()
+        except psutil.Error:
+            return
+        self._context.journal.note_process(self.exec_id, pid, created)
+        notice = Started(id=self.exec_id, started_ms=started_ms).model_dump_json()
+        task = asyncio.ensure_future(self._context.redis.publish(keys.events(self._agent), notice))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    async def _deliver(self, end: _End) -> None:
+        out, err = self._output.excerpts[STDOUT], self._output.excerpts[STDERR]
+        receipt = Receipt(
+            iss=str(self._context.identity.current().spiffe_id),
+            iat=int(time.time()),
+            jti=self.exec_id,
+            order_sha256=self._order_sha256,
+            state=end.state,
+            exit_code=end.exit_code,
+            signal=end.signal,
+            error=end.error,
+            executable=end.executable,
+            started_ms=end.started_ms,
+            ended_ms=time.time_ns() // 1_000_000,
+            duration_us=end.duration_us,
+            chunks=self._output.seq,
+            stdout=out.digest(),
+            stderr=err.digest(),
+        )
+        await deliver(self._context, receipt, out.content(), err.content())
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def lost_receipt(context: Context, exec_id: str, order_sha256: str, why: str) -> Receipt:
+    """The receipt of an execution that an earlier run claimed and nobody can tell the end of."""
+    return Receipt(
+        iss=str(context.identity.current().spiffe_id),
+        iat=int(time.time()),
+        jti=exec_id,
+        order_sha256=order_sha256,
+        state=ExecState.LOST,
+        exit_code=-1,
+        signal=0,
+        error=why,
+        executable="",
+        started_ms=0,
+        ended_ms=time.time_ns() // 1_000_000,
+        duration_us=0,
+        chunks=0,
+        stdout=_NO_OUTPUT,
+        stderr=_NO_OUTPUT,
+    )
+
+
+async def deliver(context: Context, receipt: Receipt, stdout: bytes, stderr: bytes) -> None:
+    """Sign a receipt and leave it as the Celery result, in Celery's own encoding; however long Redis is away.
+
+    Celery's status is SUCCESS whatever the command came to: the task delivered a result, and `AsyncResult.get` returns
+    it instead of raising (docs/decisions/0004).
+    """
+    agent, exec_id = context.settings.agent_id, receipt.jti
+    task_id = keys.task_id(agent, exec_id)
+    token = sign(context.identity.current(), receipt)
+    meta = {
+        "status": "SUCCESS",
+        "result": {
+            "id": exec_id,
+            "agentId": agent,
+            "state": receipt.state,
+            "exitCode": receipt.exit_code,
+            "error": receipt.error,
+            "stdout": base64.b64encode(stdout).decode(),
+            "stderr": base64.b64encode(stderr).decode(),
+            "receipt": token,
+        },
+        "traceback": None,
+        "children": [],
+        "date_done": datetime.now(UTC).isoformat(),
+        "task_id": task_id,
+    }
+    raw = json.dumps(meta)
+    key = keys.result(agent, exec_id)
+    seconds = round(context.settings.output_retention.total_seconds())
+    delay, most = RETRY_SECONDS
+    while True:
+        try:
+            async with context.redis.pipeline(transaction=False) as pipe:
+                pipe.expire(keys.output(agent, exec_id), seconds)
+                pipe.setex(key, seconds, raw)
+                pipe.publish(key, raw)
+                await pipe.execute()
+            break
+        except (RedisError, OSError) as error:
+            log.warning("receipt.waiting", id=exec_id, error=str(error))
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, most)
+    context.journal.finish(exec_id)

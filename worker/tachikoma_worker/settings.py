@@ -1,0 +1,49 @@
+"""Settings of an agent's worker: environment variables `TACHIKOMA_…`, or options of the command."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tachikoma.fields import Duration, Identifier
+
+__all__ = ["WorkerSettings"]
+
+
+class WorkerSettings(BaseSettings):
+    """Where the worker finds what it needs, and its bounds."""
+
+    model_config = SettingsConfigDict(env_prefix="TACHIKOMA_", frozen=True, extra="ignore")
+
+    #: The agent this worker is.
+    agent_id: Identifier
+    #: redis://, rediss:// or unix:///path.
+    redis_url: str
+    #: Folder with svid.pem, svid_key.pem and svid_bundle.pem.
+    identity: Path
+    #: Folder for the journal. It must outlive the worker: it is what keeps a command from starting twice.
+    data: Path
+    #: Name of the one service that may sign orders: spiffe://<trust domain>/service/<name>.
+    orchestrator: str = "orchestrator"
+    #: What the operator says of this agent.
+    labels: dict[str, str] = Field(default_factory=dict)
+    #: Commands that run at once; more wait on the queue.
+    slots: int = Field(default=64, ge=1, le=4096)
+    #: User for requests that name none; empty is the user the worker runs as.
+    user: str = ""
+    #: Bytes of each stream that a response holds, half of them head and half tail.
+    excerpt_bytes: int = Field(default=1024 * 1024, ge=2, le=16 * 1024 * 1024)
+    #: Bytes of output that the log in Redis holds for one execution.
+    log_bytes: int = Field(default=64 * 1024 * 1024, ge=1024 * 1024)
+    #: How long output and results can be read after the end.
+    output_retention: Duration = timedelta(days=1)
+    #: Between TERM and KILL.
+    kill_grace: Duration = timedelta(seconds=10)
+    #: How long commands may go on after the worker was asked to stop.
+    stop_grace: Duration = timedelta(seconds=30)
+    #: How long the worker waits on an empty queue before it asks again. Idle traffic against nothing else.
+    poll: Duration = timedelta(seconds=20)
+    log_level: str = "info"
