@@ -85,8 +85,10 @@ class CancelOrder(_Claims):
     jti: Identifier
 
 
-class OutputDigest(_Claims):
+class OutputDigest(BaseModel):
     """One output stream in a receipt."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     total_bytes: int
     sha256: str

@@ -1,0 +1,5 @@
+"""`python -m tachikoma` is the command `tachikoma`."""
+
+from tachikoma.cli import main
+
+main()

