@@ -170,9 +170,7 @@ class Admitter:
                 f"there is no agent {agent!r}; `tachikoma agents` shows those there are", metadata={"agent": agent}
             )
         if outcome is Outcome.OFFLINE:
-            return AgentOffline(
-                f"agent {agent!r} is offline", metadata={"agent": agent}, retry_after_seconds=5
-            )
+            return AgentOffline(f"agent {agent!r} is offline", metadata={"agent": agent}, retry_after_seconds=5)
         if outcome is Outcome.CONFLICT:
             return AlreadyExists(
                 f"the id {request.id!r} was used before for another request; take a new one",

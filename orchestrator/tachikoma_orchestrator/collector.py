@@ -15,12 +15,12 @@ from typing import Any
 
 import structlog
 from pydantic import TypeAdapter, ValidationError
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from tachikoma import keys
 from tachikoma.heartbeat import Heartbeat, Started
 from tachikoma.models import ExecState
+from tachikoma.redis_access import Redis
 from tachikoma.signed import InvalidSignature, OutputDigest, Receipt, verify
 from tachikoma.spiffe import InvalidIdentity, agent_id
 from tachikoma.svid import FileSvidSource

@@ -26,7 +26,7 @@ class _CapturingChannel(virtual.Channel):
 
     # The message is JSON text already; base64 around it would only make it larger.
     do_restore = False
-    body_encoding = None
+    body_encoding = None  # type: ignore[assignment]
     captured: dict[str, Any] | None = None
 
     def _put(self, queue: str, message: dict[str, Any], **_: Any) -> None:
@@ -49,7 +49,7 @@ class MessageFactory:
     def __init__(self) -> None:
         self._app = Celery("tachikoma", set_as_current=False)
         self._app.conf.update(task_serializer="json", accept_content=["json"], enable_utc=True)
-        self._channel = Connection(transport=_CapturingTransport).channel()
+        self._channel: Any = Connection(transport=_CapturingTransport).channel()
         self._producer = Producer(self._channel, auto_declare=False)
 
     def message(self, agent: str, exec_id: str, order: str, *, expires_seconds: float, shown: str) -> bytes:

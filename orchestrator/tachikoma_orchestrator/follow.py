@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 
 import structlog
-from redis.asyncio import Redis
 
 from tachikoma import keys
 from tachikoma.models import ExecOutput, ExecResponse, OutputKind
 from tachikoma.output import FIELD, STDOUT, Frame, entry_id
+from tachikoma.redis_access import Redis
 from tachikoma_orchestrator.subscriber import Subscriber
 
 __all__ = ["Follower"]
@@ -71,7 +72,7 @@ class Follower:
         self._behind = True
         self._wake.set()
 
-    def listen(self) -> object:
+    def listen(self) -> AbstractAsyncContextManager[None]:
         """The subscription, to be entered before the execution can start."""
         return self._subscriber.listen(self._key, self._on_message, self._on_gap)
 
@@ -101,9 +102,7 @@ class Follower:
     async def replay(self) -> AsyncIterator[ExecOutput]:
         """Chunks the log holds now, and a gap where it no longer holds them."""
         while True:
-            entries = await self._redis.xrange(
-                self._key, min=entry_id(self._seq + 1), max="+", count=READ_ENTRIES
-            )
+            entries = await self._redis.xrange(self._key, min=entry_id(self._seq + 1), max="+", count=READ_ENTRIES)
             for _, fields in entries:
                 frame = Frame.decode(fields[FIELD])
                 missing = 0 if self._offset is None else frame.offset - self._offset

@@ -1,13 +1,13 @@
 """Around every RPC: who calls, and what an error becomes.
 
-The peer's X.509-SVID is verified against the bundle of the orchestrator's trust domain, beyond what TLS does; its SPIFFE
-ID is the requester. Errors of our tree become gRPC statuses with `google.rpc` details; anything else is logged and
-told as INTERNAL without its text.
+The peer's X.509-SVID is verified against the bundle of the orchestrator's trust domain, beyond what TLS does; its
+SPIFFE ID is the requester. Errors of our tree become gRPC statuses with `google.rpc` details; anything else is logged
+and told as INTERNAL without its text.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -73,7 +73,7 @@ class Guard(grpc.aio.ServerInterceptor):
             Unauthenticated: nobody we know.
             PermissionDenied: an agent; agents take orders and give none.
         """
-        auth = context.auth_context()
+        auth: Mapping[str, Any] = context.auth_context()
         leaf = auth.get("x509_pem_cert")
         if not leaf:
             raise Unauthenticated("no client certificate")
@@ -111,9 +111,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 except Exception as error:
                     await self._abort(context, error)
 
-            return grpc.unary_unary_rpc_method_handler(
-                unary, handler.request_deserializer, handler.response_serializer
-            )
+            return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
         inner_stream = handler.unary_stream
 
         async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
@@ -124,6 +122,4 @@ class Guard(grpc.aio.ServerInterceptor):
             except Exception as error:
                 await self._abort(context, error)
 
-        return grpc.unary_stream_rpc_method_handler(
-            stream, handler.request_deserializer, handler.response_serializer
-        )
+        return grpc.unary_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)

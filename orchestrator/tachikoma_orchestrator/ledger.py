@@ -13,8 +13,6 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from redis.asyncio import Redis
-
 from tachikoma import keys
 from tachikoma.models import (
     ExecAuditLog,
@@ -26,6 +24,7 @@ from tachikoma.models import (
     OutputSummary,
 )
 from tachikoma.redaction import command_line, redact
+from tachikoma.redis_access import Redis
 from tachikoma.signed import Receipt
 from tachikoma_orchestrator import lua
 
@@ -113,9 +112,7 @@ class Record:
         history = []
         for step in self._text("history").split(";"):
             state, _, at = step.partition(" ")
-            history.append(
-                ExecTransition(state=ExecState(state), time=datetime.fromtimestamp(int(at) / 1000, UTC))
-            )
+            history.append(ExecTransition(state=ExecState(state), time=datetime.fromtimestamp(int(at) / 1000, UTC)))
         admitted = _time(self.fields[b"admitted_ms"])
         assert admitted is not None
         return ExecStatus(
@@ -142,9 +139,7 @@ class Record:
 
         def summary(name: str, held: bytes) -> OutputSummary:
             total = int(self._text(f"{name}_bytes") or 0)
-            return OutputSummary(
-                total_bytes=total, sha256=self._text(f"{name}_sha256"), truncated=len(held) < total
-            )
+            return OutputSummary(total_bytes=total, sha256=self._text(f"{name}_sha256"), truncated=len(held) < total)
 
         return ExecResponse(
             id=self.exec_id,
@@ -196,9 +191,7 @@ class Ledger:
             "policy", admission.policy,
             "client_ip", admission.client_ip,
         ]  # fmt: skip
-        event = self._event(
-            request, policy=admission.policy, client_ip=admission.client_ip, authorized=True, code=None
-        )
+        event = self._event(request, policy=admission.policy, client_ip=admission.client_ip, authorized=True, code=None)
         agent, exec_id = request.agent_id, request.id
         answer = await self._admit(
             keys=[
@@ -212,9 +205,7 @@ class Ledger:
         )  # fmt: skip
         return Outcome(answer[0].decode())
 
-    async def refuse(
-        self, request: ExecRequest, code: str, *, policy: str, reason: str, client_ip: str
-    ) -> None:
+    async def refuse(self, request: ExecRequest, code: str, *, policy: str, reason: str, client_ip: str) -> None:
         """Put a refusal on the record; it never becomes an execution."""
         event = self._event(request, policy=policy, client_ip=client_ip, authorized=False, code=code)
         await self.append_audit([*event, "reason", reason])
@@ -302,9 +293,7 @@ class Ledger:
         return str(answer[0].decode())
 
     @staticmethod
-    def _event(
-        request: ExecRequest, *, policy: str, client_ip: str, authorized: bool, code: str | None
-    ) -> list[str]:
+    def _event(request: ExecRequest, *, policy: str, client_ip: str, authorized: bool, code: str | None) -> list[str]:
         event = [
             "id", request.id, "agent_id", request.agent_id, "requested_by", request.requested_by,
             "command", command_line(request.command), "client_ip", client_ip,

@@ -1,8 +1,8 @@
 """The patterns of policy files: anchored, without backtracking, linear in what they look at.
 
 An element pattern is text in which `*` stands for any characters but `/`, `**` for any characters, `[0-9a-f]` for one
-character of a set, and `{a,b}` for either. Wildcards never match the path segment `..`, and never a text that begins with
-`-` unless the pattern does, so no argument turns into an option.
+character of a set, and `{a,b}` for either. Wildcards never match the path segment `..`, and never a text that begins
+with `-` unless the pattern does, so no argument turns into an option.
 
 A command pattern is a line split like a shell's word list into one pattern per argv element; a closing `...` lets any
 further arguments through. The first element is an absolute path.

@@ -92,7 +92,9 @@ class _Policy:
             path for path in candidates if any(pattern.matches(path, arguments) for pattern in self.allowed)
         )
         if not executables:
-            return self._no("allowedCommands", f"does not allow the command {request.command[0]!r} with these arguments")
+            return self._no(
+                "allowedCommands", f"does not allow the command {request.command[0]!r} with these arguments"
+            )
         if request.user and not any(pattern.matches(request.user) for pattern in self.users):
             return self._no("allowedUsers", f"does not allow the user {request.user!r}")
         if request.work_dir and not any(pattern.matches(request.work_dir) for pattern in self.work_dirs):
@@ -167,8 +169,7 @@ class PolicySet:
         for index, policy in enumerate(content.policies):
             if policy.name in names[:index]:
                 mistakes.append(
-                    f"{_position(document, ('policies', index, 'name'), name)}: name: "
-                    f"{policy.name!r} is used twice"
+                    f"{_position(document, ('policies', index, 'name'), name)}: name: {policy.name!r} is used twice"
                 )
             try:
                 compiled.append(_Policy(policy))
@@ -195,7 +196,9 @@ class PolicySet:
         if "/" in program:
             if not program.startswith("/") or posixpath.normpath(program) != program or program.startswith("//"):
                 return Decision(
-                    False, "", "command",
+                    False,
+                    "",
+                    "command",
                     f"the program must be a bare name or a plain absolute path, not {program!r}",
                 )
             candidates = [program]
@@ -204,7 +207,9 @@ class PolicySet:
         if request.work_dir and (
             posixpath.normpath(request.work_dir) != request.work_dir or request.work_dir.startswith("//")
         ):
-            return Decision(False, "", "workDir", f"the working directory must be a plain path, not {request.work_dir!r}")
+            return Decision(
+                False, "", "workDir", f"the working directory must be a plain path, not {request.work_dir!r}"
+            )
         concerned = [policy for policy in self.policies if policy.concerns(subject, request.agent_id)]
         if not concerned:
             return Decision(False, "", "default", f"no policy is for {subject} on agent {request.agent_id}")
@@ -212,7 +217,9 @@ class PolicySet:
             for pattern in policy.denied:
                 if any(pattern.matches(path, request.command[1:]) for path in candidates):
                     return Decision(
-                        False, policy.label, f"deniedCommands: {pattern.text}",
+                        False,
+                        policy.label,
+                        f"deniedCommands: {pattern.text}",
                         f"policy {policy.policy.name} denies {pattern.text!r}",
                     )
         verdicts = sorted((policy.grants(request, candidates) for policy in concerned), key=lambda d: d.policy)

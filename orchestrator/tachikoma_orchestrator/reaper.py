@@ -3,8 +3,8 @@
 Each look, for every execution that has not ended:
 - a result that pub/sub missed is folded;
 - one that waited past its queue deadline is fenced, so that its agent can never start it, and ends EXPIRED;
-- one that was claimed by a run of the agent that is gone, or whose agent was not heard of for longer than the lease, ends
-  LOST: nobody knows how it ended.
+- one that was claimed by a run of the agent that is gone, or whose agent was not heard of for longer than the lease,
+  ends LOST: nobody knows how it ended.
 All times are told by the clock of Redis. After Redis itself was away agents get a full lease to be heard again.
 """
 
@@ -15,11 +15,11 @@ import time
 from datetime import timedelta
 
 import structlog
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from tachikoma import keys
 from tachikoma.models import ExecState
+from tachikoma.redis_access import Redis
 from tachikoma_orchestrator.collector import Collector
 from tachikoma_orchestrator.ledger import FENCE, Ledger, Record
 from tachikoma_orchestrator.registry import AgentState, Registry
@@ -68,9 +68,7 @@ class Reaper:
         while True:
             try:
                 if looks % TRIM_EVERY == 0:
-                    await self._ledger.trim(
-                        audit_retention=self._audit_retention, audit_events=self._audit_events
-                    )
+                    await self._ledger.trim(audit_retention=self._audit_retention, audit_events=self._audit_events)
                 await self.look()
                 looks += 1
             except (RedisError, OSError) as error:

@@ -1,7 +1,7 @@
 """The agents: who was ever heard of, and how they are.
 
-An agent writes its own `agent.<id>:info`, which expires: where it is missing the agent is offline. It publishes the same
-on `agent.<id>:events`; what was heard last is kept in `orch:agents`, since an agent may not write that itself.
+An agent writes its own `agent.<id>:info`, which expires: where it is missing the agent is offline. It publishes the
+same on `agent.<id>:events`; what was heard last is kept in `orch:agents`, since an agent may not write that itself.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 import structlog
 from pydantic import ValidationError
-from redis.asyncio import Redis
 
 from tachikoma import keys
 from tachikoma.heartbeat import Heartbeat
 from tachikoma.models import AgentInfo
+from tachikoma.redis_access import Redis
 
 __all__ = ["AgentState", "Registry"]
 

@@ -48,7 +48,7 @@ POLICY_SECONDS = 1.0
 MAX_CONCURRENT_STREAMS = 10_000
 
 
-class _Stop(Exception):  # noqa: N818 (not an error)
+class _Stop(Exception):
     """A signal asked for the end."""
 
 
@@ -70,7 +70,9 @@ def _credentials(identity: FileSvidSource) -> grpc.ServerCredentials:
         return configuration(current)
 
     return grpc.dynamic_ssl_server_credentials(
-        configuration(given), changed, require_client_authentication=True
+        configuration(given),
+        changed,  # type: ignore[arg-type]  # the stub forgets None
+        require_client_authentication=True,
     )
 
 
@@ -155,7 +157,7 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
             ("grpc.so_reuseport", 0),
         ],
     )
-    add_RemoteExecutionServicer_to_server(
+    add_RemoteExecutionServicer_to_server(  # type: ignore[no-untyped-call]
         RemoteExecution(redis, ledger, admitter, endings, subscriber, registry, policies, identity), server
     )
     health = health_aio.HealthServicer()

@@ -8,8 +8,6 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from redis.asyncio import Redis
-
 from tachikoma import keys, wire
 from tachikoma.errors import InvalidRequest, NotFound, PermissionDenied
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
@@ -22,6 +20,7 @@ from tachikoma.models import (
     ExecState,
     OutputKind,
 )
+from tachikoma.redis_access import Redis
 from tachikoma.signed import CancelOrder, sign
 from tachikoma.spiffe import agent_id
 from tachikoma.svid import FileSvidSource
@@ -167,9 +166,7 @@ class RemoteExecution(RemoteExecutionServicer):
         found: list[Record] = []
         # A caller who owns few of many pays with short pages, not the server with a long search.
         for _ in range(MAX_LIST_STEPS):
-            ids = await self._ledger.newest(
-                request.agent_id, ended=request.include_ended, before=position, limit=size
-            )
+            ids = await self._ledger.newest(request.agent_id, ended=request.include_ended, before=position, limit=size)
             records = {record.exec_id: record for record in await self._ledger.records([i for i, _ in ids])}
             for exec_id, at in ids:
                 position = (at, position[1] + 1 if position and position[0] == at else 1)
@@ -258,9 +255,7 @@ class RemoteExecution(RemoteExecutionServicer):
         """
         record = await self._ledger.record(exec_id) if exec_id else None
         subject = str(current_peer())
-        if record is None or not (
-            record.requested_by == subject or self._policies.current.is_operator(subject)
-        ):
+        if record is None or not (record.requested_by == subject or self._policies.current.is_operator(subject)):
             raise NotFound(f"there is no execution {exec_id[:80]!r} of yours")
         return record
 
@@ -273,4 +268,3 @@ def _parse_token(token: str) -> tuple[int, int] | None:
         return int(at), int(seen)
     except (ValueError, TypeError):
         raise InvalidRequest(f"{token[:80]!r} is no page token") from None
-

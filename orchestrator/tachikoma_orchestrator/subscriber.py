@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import structlog
-from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
+
+from tachikoma.redis_access import Redis
 
 __all__ = ["Subscriber"]
 
@@ -47,7 +48,7 @@ class Subscriber:
         self._patterns: dict[str, PatternHandler] = {}
         self._gap_handlers: list[Callable[[], Awaitable[None]]] = []
         self._channels: dict[str, _Channel] = {}
-        self._pubsub: PubSub | None = None
+        self._pubsub: Any = None
         self.connected = asyncio.Event()
 
     def on_pattern(self, pattern: str, handler: PatternHandler) -> None:
@@ -135,9 +136,9 @@ class Subscriber:
         finally:
             self._pubsub = None
             with suppress(RedisError, OSError):
-                await pubsub.aclose()  # type: ignore[no-untyped-call]
+                await pubsub.aclose()
 
-    async def _deliver(self, message: dict[str, bytes]) -> None:
+    async def _deliver(self, message: dict[str, Any]) -> None:
         kind = message["type"]
         if kind == "message":
             entry = self._channels.get(message["channel"].decode())

@@ -1,10 +1,10 @@
 """Run commands on many machines: policy first, at most once, everything on the record.
 
-    from tachikoma import Client, ExecRequest
+from tachikoma import Client, ExecRequest
 
-    with Client() as client:
-        response = client.execute(ExecRequest(agent_id="agent-1", command=["/usr/bin/uname", "-a"]))
-        print(response.exit_code, response.stdout)
+with Client() as client:
+    response = client.execute(ExecRequest(agent_id="agent-1", command=["/usr/bin/uname", "-a"]))
+    print(response.exit_code, response.stdout)
 """
 
 from tachikoma.client import AsyncClient, Client

@@ -96,7 +96,7 @@ class AsyncClient:
         if self._channel is None:
             options = [*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", self.profile.server_name)]
             self._channel = grpc.aio.secure_channel(self.profile.address, self._credentials, options)
-        return RemoteExecutionStub(self._channel)
+        return RemoteExecutionStub(self._channel)  # type: ignore[no-untyped-call]
 
     async def _ready(self) -> None:
         """Wait, bounded, until there is a connection, so that a restart of the server goes unnoticed."""
@@ -283,9 +283,7 @@ class Client:
     ) -> tuple[tuple[ExecStatus, ...], str]:
         """A page of executions, newest first, and the token of the next page (empty at the end)."""
         return self._run(
-            self._async.list(
-                agent_id, include_ended=include_ended, page_size=page_size, page_token=page_token
-            )
+            self._async.list(agent_id, include_ended=include_ended, page_size=page_size, page_token=page_token)
         )
 
     def agents(self) -> tuple[AgentInfo, ...]:

@@ -16,11 +16,11 @@ MASK = "***"
 MAX_ELEMENT = 256
 MAX_ELEMENTS = 64
 
-_SECRET_NAME = r"(?:pass(?:wd|word|phrase)?|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credentials?|auth)"
+_SENSITIVE = r"(?:pass(?:wd|word|phrase)?|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credentials?|auth)"
 #: --password=x, DB_PASSWORD=x, password:x
-_ASSIGNED = re.compile(rf"(?i)^(.*{_SECRET_NAME}[\w-]*\s*[=:]).+", re.DOTALL)
+_ASSIGNED = re.compile(rf"(?i)^(.*{_SENSITIVE}[\w-]*\s*[=:]).+", re.DOTALL)
 #: --password, whose value is the next element
-_FLAG = re.compile(rf"(?i)^--?[\w-]*{_SECRET_NAME}[\w-]*$")
+_FLAG = re.compile(rf"(?i)^--?[\w-]*{_SENSITIVE}[\w-]*$")
 #: scheme://user:secret@host
 _URL = re.compile(r"([a-z][a-z0-9+.-]*://[^/\s:@]*):[^/\s@]+@", re.IGNORECASE)
 #: Authorization values and well-known token shapes.

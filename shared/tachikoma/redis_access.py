@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
 from redis import asyncio as redis_asyncio
@@ -12,7 +13,10 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tachikoma.errors import ConfigurationError
 
-__all__ = ["OPERATION_SECONDS", "celery_url", "check_url", "connect"]
+__all__ = ["OPERATION_SECONDS", "Redis", "celery_url", "check_url", "connect"]
+
+#: An asyncio client made by `connect`. redis-py types its answers for every way of decoding them; here they are bytes.
+Redis: TypeAlias = Any
 
 #: Longest time one command may take before the connection counts as broken.
 OPERATION_SECONDS = 10.0
@@ -43,7 +47,7 @@ def celery_url(url: str) -> str:
     return f"redis+socket://{parts.path}?virtual_host={database}"
 
 
-def connect(url: str, *, name: str, max_connections: int = 64) -> redis_asyncio.Redis:
+def connect(url: str, *, name: str, max_connections: int = 64) -> Redis:
     """A client whose commands are repeated once on a broken connection.
 
     So a restart of Redis costs no request. Every command sent through it must bear repetition: the Lua scripts
@@ -57,7 +61,7 @@ def connect(url: str, *, name: str, max_connections: int = 64) -> redis_asyncio.
         socket_timeout=OPERATION_SECONDS,
         socket_connect_timeout=CONNECT_SECONDS,
         health_check_interval=0,
-        retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError, RedisTimeoutError, OSError)),
+        retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError, RedisTimeoutError)),
         protocol=2,
     )
     return redis_asyncio.Redis.from_pool(pool)

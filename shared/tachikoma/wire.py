@@ -127,9 +127,7 @@ def _summary_to_pb(value: OutputSummary) -> pb.OutputSummary:
 
 
 def _summary_from_pb(message: pb.OutputSummary) -> OutputSummary:
-    return OutputSummary(
-        total_bytes=message.total_bytes, sha256=message.sha256.hex(), truncated=message.truncated
-    )
+    return OutputSummary(total_bytes=message.total_bytes, sha256=message.sha256.hex(), truncated=message.truncated)
 
 
 def response_to_pb(value: ExecResponse) -> pb.ExecResponse:
@@ -187,9 +185,7 @@ def status_to_pb(value: ExecStatus) -> pb.ExecStatus:
         timeout=_duration(value.timeout),
         user=value.user,
         work_dir=value.work_dir,
-        history=[
-            pb.ExecTransition(state=_state(step.state), time=_timestamp(step.time)) for step in value.history
-        ],
+        history=[pb.ExecTransition(state=_state(step.state), time=_timestamp(step.time)) for step in value.history],
     )
 
 
@@ -322,7 +318,7 @@ def error_to_details(error: TachikomaError) -> bytes:
     status.details.add().Pack(ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata))
     if error.retry_after_seconds is not None:
         status.details.add().Pack(RetryInfo(retry_delay=_duration(timedelta(seconds=error.retry_after_seconds))))
-    return status.SerializeToString()
+    return bytes(status.SerializeToString())
 
 
 _BY_CODE: dict[grpc.StatusCode, type[TachikomaError]] = {
@@ -332,9 +328,7 @@ _BY_CODE: dict[grpc.StatusCode, type[TachikomaError]] = {
 }
 
 
-def error_from_rpc(
-    code: grpc.StatusCode, message: str, trailing: Iterable[tuple[str, str | bytes]]
-) -> TachikomaError:
+def error_from_rpc(code: grpc.StatusCode, message: str, trailing: Iterable[tuple[str, str | bytes]]) -> TachikomaError:
     """The error a call ended with, as the class the server raised where it says which."""
     for key, value in trailing:
         if key != STATUS_DETAILS or not isinstance(value, bytes):
@@ -348,8 +342,6 @@ def error_from_rpc(
             else:
                 detail.Unpack(info)
         if info.domain == ERROR_DOMAIN and info.reason in by_reason:
-            return by_reason[info.reason](
-                status.message, metadata=dict(info.metadata), retry_after_seconds=retry_after
-            )
+            return by_reason[info.reason](status.message, metadata=dict(info.metadata), retry_after_seconds=retry_after)
     # Without our details the answer is gRPC's own.
     return _BY_CODE.get(code, ServerError)(f"{message or code.name} ({code.name})")

@@ -17,13 +17,12 @@ from contextlib import suppress
 
 import psutil
 import structlog
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from tachikoma import keys
 from tachikoma.errors import ConfigurationError
 from tachikoma.heartbeat import HEARTBEAT_SECONDS, LEASE_SECONDS, Heartbeat
-from tachikoma.redis_access import connect
+from tachikoma.redis_access import Redis, connect
 from tachikoma.spiffe import InvalidIdentity, agent_id
 from tachikoma.svid import FileSvidSource
 from tachikoma_worker import VERSION
@@ -73,9 +72,7 @@ class Engine:
             identity=identity,
             boot=secrets.token_hex(8),
         )
-        self._subscriptions = connect(
-            settings.redis_url, name=f"agent-{settings.agent_id}-control", max_connections=2
-        )
+        self._subscriptions = connect(settings.redis_url, name=f"agent-{settings.agent_id}-control", max_connections=2)
         self._running: dict[str, Execution] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._background: list[asyncio.Task[None]] = []
@@ -100,9 +97,7 @@ class Engine:
             return
         finished = asyncio.run_coroutine_threadsafe(self._stop(), self._loop)
         bound = (
-            self._settings.stop_grace.total_seconds()
-            + self._settings.kill_grace.total_seconds()
-            + 2 * DELIVER_SECONDS
+            self._settings.stop_grace.total_seconds() + self._settings.kill_grace.total_seconds() + 2 * DELIVER_SECONDS
         )
         with suppress(TimeoutError):
             finished.result(bound)
@@ -255,7 +250,7 @@ class Engine:
                     self._cancel(message["data"].decode("ascii", "replace"))
         finally:
             with suppress(RedisError, OSError):
-                await pubsub.aclose()  # type: ignore[no-untyped-call]
+                await pubsub.aclose()
 
     def _cancel(self, message: str) -> None:
         # The name in front only says whom to ask; what counts stands in the signed token.

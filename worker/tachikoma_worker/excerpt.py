@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+
 from tachikoma.signed import OutputDigest
 
 __all__ = ["Excerpt"]
@@ -46,6 +47,4 @@ class Excerpt:
         """What the receipt says of the stream."""
         whole = self._hash.hexdigest()
         part = hashlib.sha256(self.content()).hexdigest() if self.truncated else whole
-        return OutputDigest(
-            total_bytes=self.total, sha256=whole, truncated=self.truncated, excerpt_sha256=part
-        )
+        return OutputDigest(total_bytes=self.total, sha256=whole, truncated=self.truncated, excerpt_sha256=part)

@@ -16,16 +16,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Any
 
 import psutil
 import structlog
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from tachikoma import keys
 from tachikoma.heartbeat import Started
 from tachikoma.models import ExecState
 from tachikoma.output import STDERR, STDOUT
+from tachikoma.redis_access import Redis
 from tachikoma.signed import CancelOrder, InvalidSignature, OutputDigest, Receipt, WorkOrder, sign, verify
 from tachikoma.spiffe import InvalidIdentity, agent_id, service_id
 from tachikoma.svid import FileSvidSource
@@ -223,9 +224,7 @@ class Execution:
             return _End(ExecState.REJECTED, error=str(error))
         except CannotExecute as error:
             return _End(ExecState.FAILED, exit_code=error.exit_code, error=str(error))
-        notice = asyncio.get_running_loop().call_later(
-            STARTED_NOTICE_SECONDS, self._announce, process.pid, started_ms
-        )
+        notice = asyncio.get_running_loop().call_later(STARTED_NOTICE_SECONDS, self._announce, process.pid, started_ms)
         try:
             stopped, gone = await self._attend(process, order.request.timeout.total_seconds())
         finally:
@@ -234,7 +233,7 @@ class Execution:
         duration_us = (time.monotonic_ns() - begin) // 1000
         status = process.exited.result() if gone else 0
         number = -status if status < 0 else 0
-        base = {
+        base: dict[str, Any] = {
             "exit_code": (128 + number if number else status) if gone else -1,
             "signal": number,
             "executable": process.executable,
@@ -367,7 +366,7 @@ async def deliver(context: Context, receipt: Receipt, stdout: bytes, stderr: byt
     agent, exec_id = context.settings.agent_id, receipt.jti
     task_id = keys.task_id(agent, exec_id)
     token = sign(context.identity.current(), receipt)
-    meta = {
+    meta: dict[str, Any] = {
         "status": "SUCCESS",
         "result": {
             "id": exec_id,

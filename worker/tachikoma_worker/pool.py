@@ -22,7 +22,7 @@ __all__ = ["EnginePool"]
 log = structlog.get_logger(__name__)
 
 
-class EnginePool(BasePool):  # type: ignore[misc]
+class EnginePool(BasePool):
     """Celery's view of the engine. Everything here runs in the hub's thread."""
 
     # The body is parsed at once, in `on_apply`.
@@ -32,9 +32,9 @@ class EnginePool(BasePool):  # type: ignore[misc]
     # Nothing in this pool waits for another task's result.
     task_join_will_block = False
 
-    def __init__(self, *args: Any, app: Any = None, **kwargs: Any) -> None:
-        super().__init__(*args, app=app, **kwargs)
-        self._engine: Engine = app.tachikoma_engine
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._engine: Engine = self.app.tachikoma_engine
         self._hub: Any = None
 
     def register_with_event_loop(self, loop: Any) -> None:
@@ -71,11 +71,12 @@ class EnginePool(BasePool):  # type: ignore[misc]
                 hub.call_soon(callback, (False, None, 0.0))
 
         try:
-            _, task_id, request, *_ = args
+            task_id: str = args[1]
+            request: dict[str, Any] = args[2]
             (token,) = request["args"]
             if not isinstance(token, str):
                 raise TypeError("the order is no text")
-            _, exec_id = keys.split_task_id(task_id)
+            exec_id = keys.split_task_id(task_id)[1]
         except (ValueError, TypeError, KeyError) as error:
             # An exception here would end Celery's loop.
             log.warning("message.refused", reason=str(error)[:200])

@@ -1,8 +1,8 @@
 """The output pump: from a command's two pipes into the output log, chunk by chunk.
 
-Whatever can be read now is one chunk, up to a bound; while a chunk is under way to Redis the pipes fill, so a fast writer
-gets large chunks and a slow one gets each line at once. One chunk of each pipe is held at most: when Redis is away or
-slow, the command waits in its write, and nothing is lost.
+Whatever can be read now is one chunk, up to a bound; while a chunk is under way to Redis the pipes fill, so a fast
+writer gets large chunks and a slow one gets each line at once. One chunk of each pipe is held at most: when Redis is
+away or slow, the command waits in its write, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections import deque
 from contextlib import suppress
 
 import structlog
-from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from tachikoma import keys
 from tachikoma.output import FIELD, STDERR, STDOUT, Frame, entry_id
+from tachikoma.redis_access import Redis
 from tachikoma_worker.excerpt import Excerpt
 from tachikoma_worker.spawner import PIPE_BYTES
 

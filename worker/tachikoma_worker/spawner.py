@@ -1,7 +1,7 @@
 """Starting and ending commands: argv without a shell, own session, own pipes, no inherited descriptor.
 
-A command's end is seen through a pidfd, in the engine's own loop. Standard input is a sealed memory file, so nothing has
-to be fed while the command runs. Killing goes to the whole process group: TERM, a grace, KILL.
+A command's end is seen through a pidfd, in the engine's own loop. Standard input is a sealed memory file, so nothing
+has to be fed while the command runs. Killing goes to the whole process group: TERM, a grace, KILL.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 KILL_SECONDS = 5.0
 
 
-class Refused(Exception):  # noqa: N818 (an answer, not a fault)
+class Refused(Exception):
     """The agent will not run the order; the message says why. Nothing was started."""
 
 
-class CannotExecute(Exception):  # noqa: N818
+class CannotExecute(Exception):
     """The program does not exist (127) or may not be executed (126), as shells tell it."""
 
     def __init__(self, exit_code: int, message: str) -> None:

@@ -64,9 +64,7 @@ def _options(
         str | None,
         typer.Option(help="Client profile to use instead of the user's own.", envvar=PROFILE_VARIABLE),
     ] = None,
-    _: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
-    ] = False,
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
 ) -> None:
     if profile:
         os.environ[PROFILE_VARIABLE] = profile
@@ -81,7 +79,9 @@ audit.add_to(app)
 def dev(
     agents: Annotated[int, typer.Option(min=1, max=64, help="How many agents to run.")] = 1,
     data: Annotated[str | None, typer.Option(help="Folder for state; it survives a restart.")] = None,
-    listen: Annotated[str, typer.Option(help="Address of the orchestrator; port 0 takes a free one.")] = "127.0.0.1:8534",
+    listen: Annotated[
+        str, typer.Option(help="Address of the orchestrator; port 0 takes a free one.")
+    ] = "127.0.0.1:8534",
 ) -> None:
     """Run the whole system on this machine, in the foreground; Ctrl-C stops it."""
     from tachikoma.dev.command import run_dev

@@ -62,9 +62,7 @@ def ps(
         typer.echo(f"there are more than these {len(found)}; use --limit", err=True)
 
 
-def status(
-    exec_id: Annotated[str, typer.Argument(help="The execution.")], output: OutputOption = Output.TEXT
-) -> None:
+def status(exec_id: Annotated[str, typer.Argument(help="The execution.")], output: OutputOption = Output.TEXT) -> None:
     """Tell where an execution stands, and how it came there."""
     with Client() as client:
         found = client.status(exec_id)

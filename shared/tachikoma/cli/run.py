@@ -1,8 +1,8 @@
 """`tachikoma exec` and `tachikoma logs`: commands that carry another command's output.
 
 `exec` ends as the remote command does. Its own endings are those that `timeout`, `env` and `docker` use: 124 when the
-command was killed at its timeout, 125 when it was not run (refused, offline, expired) or its end is unknown; 126 and 127
-as in a shell; 130 when it was cancelled.
+command was killed at its timeout, 125 when it was not run (refused, offline, expired) or its end is unknown; 126 and
+127 as in a shell; 130 when it was cancelled.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ BROKEN_PIPE = 141
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this module."""
     # Options end where the agent stands, so that those of the remote command need no `--`.
-    app.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(
-        execute
-    )
+    app.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(execute)
     app.command()(logs)
 
 
@@ -67,7 +65,9 @@ def execute(
     agent: Annotated[str, typer.Argument(help="The agent to run on.")],
     command: Annotated[list[str], typer.Argument(help="The program and its arguments.")],
     timeout: Annotated[str | None, typer.Option(help="How long it may run: 30s, 5m, 1h30m.")] = None,
-    env: Annotated[list[str] | None, typer.Option("--env", "-e", help="NAME=value, or NAME for the value here.")] = None,
+    env: Annotated[
+        list[str] | None, typer.Option("--env", "-e", help="NAME=value, or NAME for the value here.")
+    ] = None,
     cwd: Annotated[str, typer.Option(help="Working directory on the agent.")] = "",
     user: Annotated[str, typer.Option("--user", "-u", help="User on the agent.")] = "",
     no_stdin: Annotated[bool, typer.Option("--no-stdin", "-n", help="Do not read standard input.")] = False,

@@ -103,9 +103,7 @@ class DevelopmentCA:
             .not_valid_before(now - BACKDATE)
             .not_valid_after(now + CA_LIFETIME)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(
-                x509.KeyUsage(**{**_USAGE_NONE, "key_cert_sign": True, "crl_sign": True}), critical=True
-            )
+            .add_extension(x509.KeyUsage(**{**_USAGE_NONE, "key_cert_sign": True, "crl_sign": True}), critical=True)
             .add_extension(
                 x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"spiffe://{self.trust_domain}")]),
                 critical=False,
@@ -144,9 +142,7 @@ class DevelopmentCA:
                 critical=False,
             )
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
-            )
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )
         write_private(folder / KEY_FILE, _key_pem(key))

@@ -47,9 +47,7 @@ def run_dev(*, agents: int, data: str | None, listen: str) -> None:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    stack = Stack(
-        Path(data) if data else platformdirs.user_data_path("tachikoma"), agents=agents, listen=listen
-    )
+    stack = Stack(Path(data) if data else platformdirs.user_data_path("tachikoma"), agents=agents, listen=listen)
     typer.echo(f"starting in {stack.data} …")
     with stack:
         path, usual = _write_profile(stack)

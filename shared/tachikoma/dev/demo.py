@@ -124,7 +124,7 @@ def _large(client: Client) -> None:
 
 def _files(root: bytes) -> list[bytes]:
     """Regular files below a folder, on its file system, as `find -xdev -type f` sees them."""
-    device = os.stat(root).st_dev
+    device = os.lstat(root).st_dev
     found: list[bytes] = []
     pending = [root]
     while pending:

@@ -108,7 +108,7 @@ class Part:
                 env={**os.environ, **self._environment},
                 pass_fds=(write_end,) if ready_pipe else (),
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 (one thread, one call)
+                preexec_fn=_die_with_parent,
             )
         if not ready_pipe:
             return None
@@ -410,10 +410,9 @@ class Stack:
         for part in self.agents.values():
             part.stop()
         # 2. The orchestrator, 3. Redis, which writes what it still holds.
-        for name in ("orchestrator", "redis"):
-            part = getattr(self, name, None)
-            if part is not None:
-                part.stop()
+        if self.agents:
+            self.orchestrator.stop()
+            self.redis.stop()
         # 4. What only living processes need.
         if self._runtime is not None:
             shutil.rmtree(self._runtime, ignore_errors=True)
@@ -421,5 +420,3 @@ class Stack:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-
-

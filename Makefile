@@ -1,0 +1,47 @@
+# Two commands for a fresh machine: `make demo` and `make test`. They need Python 3.11, a C compiler and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PROTO := tachikoma/exec/v1/remote_execution.proto
+# Where `make proto` writes.
+OUT ?= shared
+
+.PHONY: demo test check bench proto clean
+
+# The whole system on this machine, with real work.
+demo: $(VENV)/installed
+	$(BIN)/tachikoma demo
+
+# The tests, in an environment of their own.
+test: $(VENV)/tox
+	$(BIN)/tox run -e py
+
+# Format, lint, types, layers, API definition.
+check: $(VENV)/tox
+	$(BIN)/tox run -e lint
+
+# Latency of one command beside subprocess and plain Celery.
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/execute.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tachikoma needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python setup.cfg pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all]'
+	touch $@
+
+$(VENV)/tox: $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'tox>=4.30'
+	touch $@
+
+# Needs grpcio-tools and mypy-protobuf (the extra `lint`).
+proto:
+	mkdir -p $(OUT)/tachikoma/exec/v1
+	cd shared && $(PYTHON) -m grpc_tools.protoc -I . --python_out=$(abspath $(OUT)) --grpc_python_out=$(abspath $(OUT)) \
+	    --mypy_out=quiet:$(abspath $(OUT)) $(PROTO)
+	@[ "$(abspath $(OUT))" = "$(abspath shared)" ] || cp shared/$(PROTO) $(OUT)/$(PROTO)
+
+clean:
+	rm -rf $(VENV) .tox build *.egg-info
