@@ -87,11 +87,11 @@ class Admitter:
         self._search_path = search_path
         self._messages = MessageFactory()
 
-    async def admit(self, request: ExecRequest, peer: Peer) -> ExecRequest:
+    async def admit(self, request: ExecRequest, peer: Peer) -> bool:
         """Admit a request.
 
         Returns:
-            The request as admitted, with its requester. The same for a repetition of an admitted one.
+            Whether it is new; False for the repetition of a request that was admitted before.
 
         Raises:
             PermissionDenied: it names another requester, or no policy grants it.
@@ -132,7 +132,7 @@ class Admitter:
             )
         )
         if outcome in (Outcome.ADMITTED, Outcome.DUPLICATE):
-            return request
+            return outcome is Outcome.ADMITTED
         raise self._refusal(outcome, request)
 
     def _prepare(self, request: ExecRequest, policy: str, executables: tuple[str, ...]) -> tuple[str, bytes]:

@@ -11,6 +11,7 @@ import binascii
 import hashlib
 import json
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import structlog
@@ -19,13 +20,13 @@ from redis.exceptions import RedisError
 
 from tachikoma import keys
 from tachikoma.heartbeat import Heartbeat, Started
-from tachikoma.models import ExecState
+from tachikoma.models import ExecResponse, ExecState, OutputSummary
 from tachikoma.redis_access import Redis
 from tachikoma.signed import InvalidSignature, OutputDigest, Receipt, verify
 from tachikoma.spiffe import InvalidIdentity, agent_id
 from tachikoma.svid import FileSvidSource
 from tachikoma_orchestrator.endings import Endings
-from tachikoma_orchestrator.ledger import Ledger
+from tachikoma_orchestrator.ledger import Ledger, from_milliseconds
 from tachikoma_orchestrator.registry import Registry
 from tachikoma_orchestrator.subscriber import Subscriber
 
@@ -44,6 +45,32 @@ class Result:
     token: str
     stdout: bytes
     stderr: bytes
+
+    def response(self, agent: str) -> ExecResponse:
+        """What callers are told, once the ledger has taken it."""
+        receipt = self.receipt
+
+        def summary(digest: OutputDigest) -> OutputSummary:
+            return OutputSummary(
+                total_bytes=digest.total_bytes, sha256=digest.sha256, truncated=digest.truncated
+            )
+
+        return ExecResponse(
+            id=receipt.jti,
+            agent_id=agent,
+            state=receipt.state,
+            exit_code=receipt.exit_code,
+            signal=receipt.signal,
+            stdout=self.stdout,
+            stderr=self.stderr,
+            stdout_summary=summary(receipt.stdout),
+            stderr_summary=summary(receipt.stderr),
+            start_time=from_milliseconds(receipt.started_ms),
+            end_time=from_milliseconds(receipt.ended_ms),
+            duration=timedelta(microseconds=receipt.duration_us),
+            error=receipt.error,
+            cancelled=receipt.state is ExecState.CANCELLED,
+        )
 
 
 def _fits(excerpt: bytes, digest: OutputDigest) -> bool:
@@ -148,14 +175,11 @@ class Collector:
             return
         if outcome == "STATE":
             await self._late(agent, exec_id, result)
-        if not self._endings.awaited(exec_id):
-            return
-        record = await self._ledger.record(exec_id)
-        if record is not None and record.state.terminal:
-            mine = record.fields.get(b"receipt", b"").decode() == result.token
-            self._endings.resolve(
-                record.response(result.stdout, result.stderr) if mine else await self._ledger.response(record)
-            )
+        if outcome == "DONE":
+            self._endings.resolve(result.response(agent))
+        else:
+            # Another orchestrator was first, or it had ended otherwise: the ledger says how.
+            await self._resolve(exec_id)
 
     async def _late(self, agent: str, exec_id: str, result: Result) -> None:
         """A receipt for what had ended otherwise: the end stands, the receipt goes on the record."""

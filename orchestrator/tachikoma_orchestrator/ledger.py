@@ -62,8 +62,13 @@ class Admission:
     client_ip: str
 
 
+def from_milliseconds(value: int) -> datetime | None:
+    """A time of the ledger or a receipt; None for 0, which stands for never."""
+    return datetime.fromtimestamp(value / 1000, UTC) if value else None
+
+
 def _time(milliseconds: bytes | None) -> datetime | None:
-    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC) if milliseconds and int(milliseconds) else None
+    return from_milliseconds(int(milliseconds or 0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,9 @@ class Reaper:
                     log.info("execution.expired", id=exec_id, agent=record.agent)
                 return outcome == "DONE"
             return False
+        if record.state is ExecState.QUEUED and now_ms - int(record.fields[b"admitted_ms"]) > SETTLE_MS:
+            # The agent's notice was missed; when exactly it started, the receipt will say.
+            await self._ledger.started(record.agent, exec_id, 0)
         why = self._lost(claim.decode(), agent, now_ms)
         if why:
             outcome = await self._ledger.settle(

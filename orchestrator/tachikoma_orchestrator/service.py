@@ -78,8 +78,8 @@ class RemoteExecution(RemoteExecutionServicer):
     async def Execute(self, request: pb.ExecRequest, context: Any) -> pb.ExecResponse:  # noqa: N802
         wanted = wire.request_from_pb(request)
         with self._endings.expect(wanted.id) as end:
-            await self._admitter.admit(wanted, current_peer())
-            await self._check_ended(wanted.id)
+            if not await self._admitter.admit(wanted, current_peer()):
+                await self._check_ended(wanted.id)
             return wire.response_to_pb(await end)
 
     async def ExecuteStream(  # noqa: N802

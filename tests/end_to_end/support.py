@@ -1,0 +1,116 @@
+"""What the end-to-end tests use: requests, the CLI as a process, waiting for conditions."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tachikoma import Client, ExecRequest
+from tachikoma.dev.stack import TRUST_DOMAIN, Stack, own_user
+from tachikoma.spiffe import user_id
+
+AGENT = "agent-1"
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
+    """Wait for a condition and return its value; fail when it does not come true."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            pytest.fail(f"did not come true in {seconds:g} s: {what}")
+        time.sleep(0.01)
+
+
+def request(*command: str, **values: Any) -> ExecRequest:
+    """A request to the first agent, of at most a minute."""
+    values.setdefault("timeout", 60)
+    return ExecRequest(agent_id=values.pop("agent_id", AGENT), command=command, **values)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process runs no more; one that only waits for its parent to look counts as gone."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+@dataclass
+class Cli:
+    """The command line, as processes."""
+
+    profile: Path
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "TACHIKOMA_PROFILE": str(self.profile), "COLUMNS": "200"}
+
+    def run(
+        self, *arguments: str, stdin: bytes | None = None, timeout: float = 60
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run to the end."""
+        return subprocess.run(
+            [sys.executable, "-m", "tachikoma", *arguments],
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            env=self.environment(),
+            timeout=timeout,
+            check=False,
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start, to be watched while it runs."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "tachikoma", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.environment(),
+            # As in a terminal: Ctrl-C goes to the process, not to pytest.
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+
+
+def make_cli(stack: Stack) -> Cli:
+    path = stack.data / "profile.json"
+    stack.profile().save(path)
+    return Cli(path)
+
+
+#: Everybody may run things for a minute on every agent; root and only root is an operator.
+POLICY = """\
+operators: ["{user}"]
+policies:
+  - name: everybody
+    subjects: ["spiffe://tachikoma.local/user/*"]
+    agents: ["**"]
+    allowedCommands: ["/** ..."]
+    deniedCommands: [reboot, "/usr/bin/touch /forbidden"]
+    allowedUsers: ["*"]
+    allowedWorkDirs: ["/tmp/**", "/tmp", "/nonexistent"]
+    allowedEnvironment: ["TEST_*", "LANG"]
+    maxTimeout: 10m
+"""
+
+
+def prepare(data: Path) -> Path:
+    """Put the test policy where a stack finds it."""
+    user = user_id(TRUST_DOMAIN, own_user())
+    (data / "policy.yaml").write_text(POLICY.format(user=user))
+    return data
+
+

@@ -1,0 +1,205 @@
+"""The gRPC surface as any client sees it: who gets in, and what the server says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from support import AGENT, request
+
+from tachikoma import (
+    Client,
+    InvalidRequest,
+    PermissionDenied,
+    Profile,
+    Unauthenticated,
+    Unavailable,
+    wire,
+)
+from tachikoma.dev.ca import DevelopmentCA
+from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
+from tachikoma.exec.v1 import remote_execution_pb2 as pb
+from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
+from tachikoma.spiffe import SpiffeId, agent_id, user_id
+from tachikoma.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
+
+
+def _channel(stack: Stack, identity: Path | None) -> grpc.Channel:
+    """A channel of plain grpc, without the checks of our client."""
+    bundle = (stack.identity("user") / BUNDLE_FILE).read_bytes()
+    if identity is None:
+        credentials = grpc.ssl_channel_credentials(bundle)
+    else:
+        key, certificate = (identity / KEY_FILE).read_bytes(), (identity / CERTIFICATE_FILE).read_bytes()
+        credentials = grpc.ssl_channel_credentials(bundle, key, certificate)
+    return grpc.secure_channel(stack.address, credentials, [("grpc.ssl_target_name_override", SERVER_NAME)])
+
+
+def _code(channel: grpc.Channel, message: pb.ExecRequest | None = None) -> grpc.StatusCode:
+    """What `Execute` of `true` ends with."""
+    with channel:
+        try:
+            RemoteExecutionStub(channel).Execute(message or wire.request_to_pb(request("true")), timeout=20)
+        except grpc.RpcError as error:
+            return error.code()
+    return grpc.StatusCode.OK
+
+
+@pytest.fixture
+def channel(stack: Stack) -> Iterator[grpc.Channel]:
+    with _channel(stack, stack.identity("user")) as connected:
+        yield connected
+
+
+def test_a_plain_grpc_client_with_an_identity_gets_in(stack: Stack) -> None:
+    assert _code(_channel(stack, stack.identity("user"))) is grpc.StatusCode.OK
+
+
+def test_without_a_certificate_there_is_no_connection(stack: Stack) -> None:
+    assert _code(_channel(stack, None)) is grpc.StatusCode.UNAVAILABLE
+
+
+def test_without_tls_there_is_no_connection(stack: Stack) -> None:
+    assert _code(grpc.insecure_channel(stack.address)) is grpc.StatusCode.UNAVAILABLE
+
+
+def test_an_expired_certificate_does_not_connect_and_the_client_says_why(stack: Stack, tmp_path: Path) -> None:
+    ca = DevelopmentCA(stack.data / "ca", TRUST_DOMAIN)
+    ca.issue(
+        user_id(TRUST_DOMAIN, "late"),
+        tmp_path,
+        not_before=datetime.now(UTC) - timedelta(hours=2),
+        lifetime=timedelta(hours=1),
+    )
+    assert _code(_channel(stack, tmp_path)) is grpc.StatusCode.UNAVAILABLE
+    with pytest.raises(Unauthenticated, match=r"user/late is valid from .* not now"):
+        Client(stack.profile().model_copy(update={"identity": tmp_path}))
+
+
+def test_a_certificate_of_another_ca_does_not_connect(stack: Stack, tmp_path: Path) -> None:
+    foreign = DevelopmentCA(tmp_path / "ca", TRUST_DOMAIN)
+    foreign.issue(user_id(TRUST_DOMAIN, "root"), tmp_path / "user")
+    assert _code(_channel(stack, tmp_path / "user")) is grpc.StatusCode.UNAVAILABLE
+
+
+def test_another_trust_domain_under_our_ca_is_not_authenticated(stack: Stack, tmp_path: Path) -> None:
+    ca = DevelopmentCA(stack.data / "ca", TRUST_DOMAIN)
+    ca.issue(SpiffeId.parse("spiffe://elsewhere.example/user/root"), tmp_path)
+    assert _code(_channel(stack, tmp_path)) is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_an_agent_is_no_caller(stack: Stack) -> None:
+    assert _code(_channel(stack, stack.identity(AGENT))) is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_a_client_does_not_talk_to_an_impostor(stack: Stack) -> None:
+    # An agent's certificate is of the right CA but carries no DNS name, so it cannot stand in for the orchestrator.
+    profile = stack.profile().model_copy(update={"server_name": "agent-1.tachikoma.local"})
+    with Client(profile) as client, pytest.raises(Unavailable, match="cannot reach the orchestrator"):
+        client.agents()
+
+
+def test_nobody_asks_in_the_name_of_another(stack: Stack, client: Client) -> None:
+    with Client(stack.issue(user_id(TRUST_DOMAIN, "mallory"))) as mallory:
+        wanted = request("true", requested_by=client.spiffe_id)
+        with pytest.raises(PermissionDenied, match="comes from") as refusal:
+            mallory.execute(wanted)
+    assert refusal.value.metadata["rule"] == "requestedBy"
+    (event,) = client.audit(exec_id=wanted.id)
+    assert (event.event, event.authorized) == ("denied", False)
+    assert event.requested_by == str(user_id(TRUST_DOMAIN, "mallory"))
+
+
+def test_only_operators_read_the_audit_trail(stack: Stack) -> None:
+    with (
+        Client(stack.issue(user_id(TRUST_DOMAIN, "mallory"))) as mallory,
+        pytest.raises(PermissionDenied, match="operators"),
+    ):
+        mallory.audit()
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"command": []}, "command"),
+        ({"command": [""]}, "the first element, the program, is empty"),
+        ({"command": ["echo", "a\0b"]}, "NUL"),
+        ({"command": ["x"] * 1025}, "1024"),
+        ({"command": ["echo", "x" * 200_000]}, "131072"),
+        ({"id": "no spaces"}, "not an id"),
+        ({"id": "-x"}, "not an id"),
+        ({"agent_id": "a.b"}, "not an id"),
+        ({"agent_id": ""}, "not an id"),
+        ({"timeout": -1}, "longer than zero"),
+        ({"timeout": 0}, "longer than zero"),
+        ({"timeout": 10**9}, "7 days"),
+        ({"environment": {"A=B": "x"}}, "variable name"),
+        ({"work_dir": "relative"}, "absolute"),
+        ({"user": "0"}, "user name"),
+        ({"stdin": b"x" * (4 * 1024 * 1024 + 1)}, "4194304"),
+    ],
+)
+def test_a_malformed_request_is_an_invalid_argument_with_its_field(
+    channel: grpc.Channel, change: dict[str, object], what: str
+) -> None:
+    values: dict[str, object] = {"agent_id": AGENT, "command": ["true"], **change}
+    timeout = values.pop("timeout", 60)
+    message = pb.ExecRequest(**values)  # type: ignore[arg-type]
+    message.timeout.seconds = timeout  # type: ignore[assignment]
+    with pytest.raises(grpc.RpcError) as failure:
+        RemoteExecutionStub(channel).Execute(message)
+    assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert what in failure.value.details()
+    error = wire.error_from_rpc(failure.value.code(), "", failure.value.trailing_metadata())
+    assert type(error) is InvalidRequest
+
+
+def test_a_request_beyond_all_bounds_does_not_reach_the_service(channel: grpc.Channel, stack: Stack) -> None:
+    message = pb.ExecRequest(agent_id=AGENT, command=["true"], stdin=bytes(80 * 1024 * 1024))
+    with pytest.raises(grpc.RpcError) as failure:
+        RemoteExecutionStub(channel).Execute(message)
+    assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert stack.orchestrator.alive
+
+
+def test_health_and_reflection_are_on(channel: grpc.Channel) -> None:
+    name = "tachikoma.exec.v1.RemoteExecution"
+    health = health_pb2_grpc.HealthStub(channel)
+    for service in ("", name):
+        answer = health.Check(health_pb2.HealthCheckRequest(service=service))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+    (listed,) = reflection.ServerReflectionInfo(
+        iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+    )
+    assert name in {service.name for service in listed.list_services_response.service}
+
+
+def test_pages_of_the_list_give_everything_once(client: Client) -> None:
+    wanted = [request("true") for _ in range(7)]
+    for item in wanted:
+        client.execute(item)
+    seen: list[str] = []
+    token = ""
+    for _ in range(1000):
+        page, token = client.list(AGENT, include_ended=True, page_size=3, page_token=token)
+        seen += [status.id for status in page]
+        if not token or set(seen) >= {item.id for item in wanted}:
+            break
+    assert len(seen) == len(set(seen))
+    assert seen[:7] == [item.id for item in reversed(wanted)]
+    with pytest.raises(InvalidRequest, match="page token"):
+        client.list(page_token="nonsense")
+    with pytest.raises(InvalidRequest, match="1000"):
+        client.list(page_size=1001)
+
+
+def test_a_profile_survives_being_written_and_read(stack: Stack, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "profile.json"
+    stack.profile().save(path)
+    assert Profile.load(path) == stack.profile()

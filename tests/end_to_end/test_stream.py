@@ -1,0 +1,118 @@
+"""`ExecuteStream` and `Attach`: output while it is written, and afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from support import request, wait_until
+
+from tachikoma import Client, ExecState, NotFound, OutputKind
+
+
+def test_a_line_arrives_while_the_command_still_runs(client: Client, tmp_path: Path) -> None:
+    heard = tmp_path / "heard"
+    # The command ends only after this test has got its line.
+    stream = client.execute_stream(request("sh", "-c", f"echo hello; while [ ! -e {heard} ]; do sleep 0.01; done"))
+    kinds = []
+    for output in stream:
+        kinds.append(output.kind)
+        if output.kind is OutputKind.STDOUT:
+            assert output.data == b"hello\n"
+            heard.touch()
+    assert kinds == [OutputKind.STATUS, OutputKind.STDOUT, OutputKind.RESULT]
+
+
+def test_the_first_message_tells_the_id_and_the_last_the_end(client: Client) -> None:
+    wanted = request("sh", "-c", "echo out; echo err >&2; exit 5")
+    outputs = list(client.execute_stream(wanted))
+    assert outputs[0].kind is OutputKind.STATUS
+    assert outputs[0].status is not None
+    assert outputs[0].status.id == wanted.id
+    assert outputs[-1].kind is OutputKind.RESULT
+    result = outputs[-1].result
+    assert result is not None
+    assert (result.exit_code, result.state) == (5, ExecState.FAILED)
+    assert result.stdout_summary.total_bytes == 4
+    by_kind = {output.kind: output.data for output in outputs[1:-1]}
+    assert by_kind == {OutputKind.STDOUT: b"out\n", OutputKind.STDERR: b"err\n"}
+
+
+def test_a_large_output_arrives_whole_and_in_order(client: Client) -> None:
+    digest = hashlib.sha256()
+    numbers, result = [], None
+    for output in client.execute_stream(request("seq", "3000000")):
+        if output.kind is OutputKind.STDOUT:
+            digest.update(output.data)
+            numbers.append(output.seq)
+        elif output.kind is OutputKind.RESULT:
+            result = output.result
+    assert result is not None
+    assert numbers == list(range(1, len(numbers) + 1))
+    assert digest.hexdigest() == result.stdout_summary.sha256
+
+
+def test_attach_replays_from_any_number_also_after_the_end(client: Client) -> None:
+    wanted = request("sh", "-c", "for i in 1 2 3 4 5; do echo $i; sleep 0.05; done")
+    live = [o for o in client.execute_stream(wanted) if o.kind is OutputKind.STDOUT]
+    assert b"".join(o.data for o in live) == b"1\n2\n3\n4\n5\n"
+    for after in range(len(live) + 1):
+        replayed = list(client.attach(wanted.id, after_seq=after))
+        assert replayed[0].kind is OutputKind.STATUS
+        assert replayed[-1].kind is OutputKind.RESULT
+        assert [o.seq for o in replayed[1:-1]] == [o.seq for o in live[after:]]
+        assert [o.data for o in replayed[1:-1]] == [o.data for o in live[after:]]
+
+
+def test_attach_joins_a_running_command_without_a_hole_or_a_copy(client: Client, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    wanted = request("sh", "-c", f"echo before; while [ ! -e {go} ]; do sleep 0.01; done; echo after")
+    client.submit(wanted)
+    seen = b""
+    for output in client.attach(wanted.id):
+        seen += output.data
+        if seen == b"before\n":
+            go.touch()
+    assert seen == b"before\nafter\n"
+
+
+def test_a_follower_that_left_can_come_back_where_it_was(client: Client, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    script = f"for i in $(seq 50); do echo $i; done; while [ ! -e {go} ]; do sleep 0.01; done; seq 51 100"
+    wanted = request("sh", "-c", script)
+    seen, last = b"", 0
+    stream = client.execute_stream(wanted)
+    for output in stream:
+        if output.kind is OutputKind.STDOUT:
+            seen, last = seen + output.data, output.seq
+            break
+    stream.close()  # type: ignore[attr-defined]
+    go.touch()
+    for output in client.attach(wanted.id, after_seq=last):
+        seen += output.data
+    assert seen == b"".join(b"%d\n" % number for number in range(1, 101))
+
+
+def test_without_follow_what_there_is_comes_at_once(client: Client, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    wanted = request("sh", "-c", f"echo here; while [ ! -e {go} ]; do sleep 0.01; done")
+    client.submit(wanted)
+    wait_until(lambda: b"here\n" in [o.data for o in client.attach(wanted.id, follow=False)], "the line is there")
+    wait_until(lambda: client.status(wanted.id).state is ExecState.STARTED, "its start is told")
+    go.touch()
+    assert list(client.attach(wanted.id))[-1].kind is OutputKind.RESULT
+
+
+def test_many_followers_of_one_command_all_get_everything(client: Client) -> None:
+    wanted = request("sh", "-c", "for i in $(seq 200); do echo line $i; done")
+    client.submit(wanted)
+    expected = b"".join(b"line %d\n" % number for number in range(1, 201))
+    streams = [client.attach(wanted.id) for _ in range(5)]
+    for stream in streams:
+        assert b"".join(output.data for output in stream) == expected
+
+
+def test_attach_to_nothing_is_not_found(client: Client) -> None:
+    with pytest.raises(NotFound, match="no-such-id"):
+        list(client.attach("no-such-id"))
