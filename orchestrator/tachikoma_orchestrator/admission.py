@@ -59,7 +59,7 @@ def request_digest(request: ExecRequest) -> str:
         "workDir": request.work_dir,
         "environment": request.environment,
         "stdin": hashlib.sha256(request.stdin).hexdigest(),
-        "timeout": request.timeout.total_seconds(),
+        "timeout": request.timeout.total_seconds() if request.timeout else None,
         "user": request.user,
         "interactive": request.interactive,
         "tty": request.tty,
@@ -120,11 +120,14 @@ class Admitter:
             await self._refuse(request, peer, decision.policy, "interactive sessions are not supported")
             raise InvalidRequest("interactive sessions and terminals are not supported by this version")
 
+        # The digest is of what was asked for, so that a repetition fits also after a change of policy.
+        digest = request_digest(request)
+        request = request.model_copy(update={"timeout": decision.timeout})
         order, message = self._prepare(request, decision.policy, decision.executables)
         outcome = await self._ledger.admit(
             Admission(
                 request=request,
-                digest=request_digest(request),
+                digest=digest,
                 order_sha256=hashlib.sha256(order.encode()).hexdigest(),
                 message=message,
                 policy=decision.policy,

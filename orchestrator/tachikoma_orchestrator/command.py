@@ -43,6 +43,11 @@ def run(
     asyncio.run(serve(settings, announce(ready_fd) if ready_fd is not None else None))
 
 
+@policy.callback()
+def _group() -> None:
+    """Keeps `policy` a group while it has one command."""
+
+
 @policy.command()
 def check(file: Annotated[Path, typer.Argument(help="The policy file.")]) -> None:
     """Say whether a policy file is right; each mistake with line and column."""

@@ -187,7 +187,7 @@ class Ledger:
             "environment": sorted(request.environment),
             "workDir": request.work_dir,
             "user": request.user,
-            "timeout": request.timeout.total_seconds(),
+            "timeout": request.timeout.total_seconds() if request.timeout else 0,
         }
         record: list[str | bytes] = [
             "request", json.dumps(kept, separators=(",", ":")),

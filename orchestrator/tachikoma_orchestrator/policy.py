@@ -23,6 +23,7 @@ import json
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from tachikoma.errors import ConfigurationError
 from tachikoma.fields import format_duration
-from tachikoma.models import ExecPolicy, ExecRequest, Model
+from tachikoma.models import DEFAULT_TIMEOUT, ExecPolicy, ExecRequest, Model
 from tachikoma_orchestrator.patterns import CommandPattern, Pattern, PatternError
 
 __all__ = ["Decision", "PolicySet", "PolicyWatch"]
@@ -65,6 +66,8 @@ class Decision:
     reason: str
     #: Absolute paths the program may be, in search order; empty when denied.
     executables: tuple[str, ...] = ()
+    #: How long the command may run; the request's own timeout where it names one.
+    timeout: timedelta = timedelta(0)
 
 
 class _Policy:
@@ -104,7 +107,7 @@ class _Policy:
                 return self._no("allowedEnvironment", f"cannot allow the variable {name}, which the agent sets")
             if not any(pattern.matches(name) for pattern in self.environment):
                 return self._no("allowedEnvironment", f"does not allow the variable {name!r}")
-        if request.timeout > self.policy.max_timeout:
+        if request.timeout is not None and request.timeout > self.policy.max_timeout:
             longest = format_duration(self.policy.max_timeout)
             return self._no("maxTimeout", f"allows at most {longest}, not {format_duration(request.timeout)}")
         if request.interactive and not self.policy.allow_interactive:
@@ -114,7 +117,8 @@ class _Policy:
         if self.policy.require_approval:
             # Fail closed: there is nobody yet who could approve.
             return self._no("requireApproval", "requires an approval, which this version cannot ask for")
-        return Decision(True, self.label, "allowedCommands", "", executables)
+        timeout = request.timeout or min(DEFAULT_TIMEOUT, self.policy.max_timeout)
+        return Decision(True, self.label, "allowedCommands", "", executables, timeout)
 
     def _no(self, rule: str, what: str) -> Decision:
         return Decision(False, self.label, rule, f"policy {self.policy.name} {what}")

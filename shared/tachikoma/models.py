@@ -50,7 +50,7 @@ MAX_STDIN_BYTES = 4 * 1024 * 1024
 MAX_PATH_BYTES = 4096
 #: Longest time a command may run, and a request may wait.
 MAX_TIMEOUT = timedelta(days=7)
-#: A request's timeout when it names none.
+#: How long a command may run when neither its request nor its policy says less.
 DEFAULT_TIMEOUT = timedelta(hours=1)
 
 
@@ -150,8 +150,8 @@ class ExecRequest(Model):
     environment: Annotated[dict[str, str], Field(max_length=MAX_ENVIRONMENT_ENTRIES)] = Field(default_factory=dict)
     #: What the command reads from standard input.
     stdin: Annotated[Base64, Field(max_length=MAX_STDIN_BYTES)] = b""
-    #: How long the command may run before it is killed.
-    timeout: Duration = DEFAULT_TIMEOUT
+    #: How long the command may run before it is killed. None: as long as its policy allows, at most an hour.
+    timeout: Duration | None = None
     #: User name on the agent; empty is the agent's default user.
     user: str = ""
     #: Whether input follows while the command runs.
@@ -218,10 +218,10 @@ class ExecRequest(Model):
 
     @field_validator("timeout")
     @classmethod
-    def _positive(cls, value: timedelta) -> timedelta:
-        if value <= timedelta(0):
+    def _positive(cls, value: timedelta | None) -> timedelta | None:
+        if value is not None and value <= timedelta(0):
             raise ValueError("must be longer than zero")
-        if value > MAX_TIMEOUT:
+        if value is not None and value > MAX_TIMEOUT:
             raise ValueError(f"must not be longer than {MAX_TIMEOUT.days} days")
         return value
 

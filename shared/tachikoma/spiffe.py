@@ -142,6 +142,13 @@ class _Verified:
     not_before: datetime
     not_after: datetime
 
+    def check_time(self, now: datetime) -> None:
+        if not self.not_before <= now <= self.not_after:
+            raise InvalidIdentity(
+                f"the certificate of {self.spiffe_id} is valid from {self.not_before:%Y-%m-%d %H:%M:%S} "
+                f"to {self.not_after:%Y-%m-%d %H:%M:%S} UTC, not now"
+            )
+
 
 class TrustBundle:
     """The roots of one trust domain, and the verification of certificates against them.
@@ -182,11 +189,7 @@ class TrustBundle:
                 self._cache[key] = known
                 while len(self._cache) > MAX_CACHED:
                     self._cache.popitem(last=False)
-        if not known.not_before <= now <= known.not_after:
-            raise InvalidIdentity(
-                f"the certificate of {known.spiffe_id} is valid from {known.not_before:%Y-%m-%d %H:%M:%S} "
-                f"to {known.not_after:%Y-%m-%d %H:%M:%S} UTC, not now"
-            )
+        known.check_time(now)
         return known.spiffe_id
 
     def _verify(self, leaf: x509.Certificate, intermediates: list[x509.Certificate], now: datetime) -> _Verified:
@@ -194,6 +197,8 @@ class TrustBundle:
         if spiffe_id.trust_domain != self.trust_domain:
             raise InvalidIdentity(f"{spiffe_id} is not of trust domain {self.trust_domain}")
         _check_leaf(leaf)
+        # The verifier would refuse it too, but not say when it was valid.
+        _Verified(spiffe_id, leaf.not_valid_before_utc, leaf.not_valid_after_utc).check_time(now)
         verifier = PolicyBuilder().store(self._store).time(now.replace(tzinfo=None)).build_client_verifier()
         try:
             chain = verifier.verify(leaf, intermediates).chain

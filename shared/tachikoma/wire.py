@@ -77,7 +77,7 @@ def request_to_pb(value: ExecRequest) -> pb.ExecRequest:
         work_dir=value.work_dir,
         environment=value.environment,
         stdin=value.stdin,
-        timeout=_duration(value.timeout),
+        timeout=None if value.timeout is None else _duration(value.timeout),
         user=value.user,
         interactive=value.interactive,
         tty=value.tty,

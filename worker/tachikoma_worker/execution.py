@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 
 from tachikoma import keys
 from tachikoma.heartbeat import Started
-from tachikoma.models import ExecState
+from tachikoma.models import DEFAULT_TIMEOUT, ExecState
 from tachikoma.output import STDERR, STDOUT
 from tachikoma.redis_access import Redis
 from tachikoma.signed import CancelOrder, InvalidSignature, OutputDigest, Receipt, WorkOrder, sign, verify
@@ -216,6 +216,7 @@ class Execution:
     async def _run(self, order: WorkOrder) -> _End:
         if self._stop.done():
             return self._stopped_early(self._stop.result())
+        limit = (order.request.timeout or DEFAULT_TIMEOUT).total_seconds()
         begin = time.monotonic_ns()
         started_ms = time.time_ns() // 1_000_000
         try:
@@ -226,7 +227,7 @@ class Execution:
             return _End(ExecState.FAILED, exit_code=error.exit_code, error=str(error))
         notice = asyncio.get_running_loop().call_later(STARTED_NOTICE_SECONDS, self._announce, process.pid, started_ms)
         try:
-            stopped, gone = await self._attend(process, order.request.timeout.total_seconds())
+            stopped, gone = await self._attend(process, limit)
         finally:
             notice.cancel()
             process.close()
@@ -245,7 +246,6 @@ class Execution:
         if stopped is Stop.CANCELLED:
             return _End(ExecState.CANCELLED, error="cancelled", **base)
         if stopped is Stop.TIMED_OUT:
-            limit = order.request.timeout.total_seconds()
             return _End(ExecState.TIMED_OUT, error=f"killed at its timeout of {limit:g} s", **base)
         if stopped is Stop.SHUTDOWN:
             return _End(ExecState.FAILED, error="killed: the agent was shut down", **base)

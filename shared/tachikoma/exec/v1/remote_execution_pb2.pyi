@@ -173,7 +173,7 @@ class ExecRequest(_message.Message):
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """How long the command may run."""
+        """How long the command may run. Unset: as long as its policy allows, at most an hour."""
 
     @_builtins.property
     def request_time(self) -> _timestamp_pb2.Timestamp:

@@ -1,0 +1,208 @@
+"""The command line as a user has it: processes, descriptors, exit codes, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import AGENT, Cli, gone, wait_until
+
+from tachikoma import Client, ExecState
+from tachikoma.dev.stack import Stack
+
+
+def test_exec_needs_no_flags(cli: Cli) -> None:
+    done = cli.run("exec", AGENT, "--", "uname", "-s")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"Linux\n", b"")
+
+
+def test_options_of_the_remote_command_are_its_own(cli: Cli) -> None:
+    assert cli.run("exec", AGENT, "echo", "--timeout", "-n", "--help").stdout == b"--timeout -n --help\n"
+
+
+def test_exec_keeps_descriptors_and_exit_code(cli: Cli) -> None:
+    done = cli.run("exec", AGENT, "sh", "-c", "echo out; echo err >&2; exit 42")
+    assert (done.returncode, done.stdout, done.stderr) == (42, b"out\n", b"err\n")
+
+
+def test_exec_passes_stdin_and_every_byte(cli: Cli) -> None:
+    content = os.urandom(300_000) + bytes(range(256))
+    assert cli.run("exec", AGENT, "cat", stdin=content).stdout == content
+
+
+def test_exec_no_stdin_leaves_it_to_others(cli: Cli) -> None:
+    assert cli.run("exec", "-n", AGENT, "cat", stdin=b"not for the agent").stdout == b""
+
+
+def test_exec_options_reach_the_command(cli: Cli) -> None:
+    done = cli.run(
+        "exec", "-e", "TEST_A=1 2", "-e", "LANG", "--cwd", "/tmp", AGENT, "sh", "-c", 'echo "$TEST_A" $PWD $LANG'
+    )
+    expected = f"1 2 /tmp {os.environ.get('LANG', '')}".strip()
+    if "LANG" not in os.environ:
+        assert "'LANG' is not set here" in done.stderr.decode()
+    else:
+        assert done.stdout.decode().strip() == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        (["no-such-program"], 127, "agent-1: no-such-program: command not found"),
+        (["/etc/passwd"], 126, "agent-1: /etc/passwd: permission denied"),
+        (["sh", "-c", "kill -9 $$"], 137, "agent-1: killed by SIGKILL"),
+    ],
+)
+def test_exec_ends_as_a_shell_would(cli: Cli, command: list[str], code: int, said: str) -> None:
+    done = cli.run("exec", AGENT, *command)
+    assert (done.returncode, done.stderr.decode()) == (code, f"tachikoma: {said}\n")
+
+
+def test_exec_ends_with_124_at_its_timeout(cli: Cli) -> None:
+    done = cli.run("exec", "--timeout", "300ms", AGENT, "sleep", "600")
+    assert (done.returncode, done.stderr) == (124, b"tachikoma: agent-1: killed at its timeout of 0.3 s\n")
+
+
+def test_exec_shows_each_line_as_it_is_written(cli: Cli, tmp_path: Path) -> None:
+    heard = tmp_path / "heard"
+    process = cli.start("exec", AGENT, "sh", "-c", f"echo hello; while [ ! -e {heard} ]; do sleep 0.01; done; exit 8")
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"hello\n"
+        heard.touch()
+        assert process.wait(30) == 8
+
+
+def test_ctrl_c_cancels_the_remote_command(cli: Cli, client: Client) -> None:
+    process = cli.start("exec", AGENT, "sh", "-c", "echo $$; exec sleep 600")
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        pid = int(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        said = process.stderr.read().decode()
+    assert said == "tachikoma: cancelling; Ctrl-C again to leave\ntachikoma: agent-1: cancelled\n"
+    wait_until(lambda: gone(pid), "the remote command is gone")
+    assert client.list(AGENT, include_ended=True, page_size=1)[0][0].state is ExecState.CANCELLED
+
+
+def test_a_second_ctrl_c_leaves_at_once_and_says_what_goes_on(cli: Cli) -> None:
+    process = cli.start("exec", AGENT, "sh", "-c", "trap '' TERM; echo $$; while :; do sleep 0.1; done")
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        pid = int(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        assert b"cancelling" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert b"left; the execution goes on as " in process.stderr.read()
+    # It was asked to end all the same, and is killed after the grace.
+    wait_until(lambda: gone(pid), "the remote command is gone")
+
+
+def test_a_reader_that_leaves_ends_the_remote_command(cli: Cli) -> None:
+    process = cli.start("exec", AGENT, "sh", "-c", "echo $$; exec yes")
+    with process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        process.stdout.close()
+        assert process.wait(30) == 141
+    wait_until(lambda: gone(pid), "the remote command is gone")
+
+
+def test_detach_then_logs_status_ps_and_cancel(cli: Cli, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    script = f"echo begun; while [ ! -e {go} ]; do sleep 0.01; done; echo ended"
+    exec_id = cli.run("exec", "-d", AGENT, "sh", "-c", script).stdout.decode().strip()
+    wait_until(lambda: cli.run("logs", exec_id).stdout == b"begun\n", "what there is is shown")
+    assert exec_id in cli.run("ps").stdout.decode()
+    assert exec_id in cli.run("ps", AGENT).stdout.decode()
+    assert exec_id not in cli.run("ps", "agent-2").stdout.decode()
+    status = cli.run("status", exec_id).stdout.decode()
+    assert "STARTED" in status
+    assert "everybody@" in status
+    following = cli.start("logs", "-f", exec_id)
+    with following:
+        assert following.stdout is not None
+        assert following.stdout.readline() == b"begun\n"
+        go.touch()
+        assert following.stdout.read() == b"ended\n"
+        assert following.wait(30) == 0
+    assert exec_id not in cli.run("ps").stdout.decode()
+    assert exec_id in cli.run("ps", "-a").stdout.decode()
+    assert cli.run("logs", "--after", "1", exec_id).stdout == b"ended\n"
+    done = cli.run("cancel", exec_id)
+    assert done.stdout.decode() == f"{exec_id}: had ended before (SUCCEEDED)\n"
+    assert cli.run("status", "no-such-id").returncode == 1
+
+
+def test_agents_are_listed_with_how_they_are(cli: Cli) -> None:
+    shown = cli.run("agents").stdout.decode()
+    for agent in ("agent-1", "agent-2"):
+        assert agent in shown
+    assert shown.count("online") == 2
+    assert "/64" in shown
+
+
+def test_everything_speaks_json(cli: Cli) -> None:
+    lines = cli.run("exec", "-o", "json", AGENT, "sh", "-c", "printf '\\377'; exit 3").stdout.splitlines()
+    outputs = [json.loads(line) for line in lines]
+    assert [output["kind"] for output in outputs] == ["status", "stdout", "result"]
+    assert outputs[1]["data"] == "/w=="
+    result = outputs[2]["result"]
+    assert (result["exitCode"], result["state"], result["agentId"]) == (3, "FAILED", AGENT)
+    exec_id = result["id"]
+    status = json.loads(cli.run("status", "-o", "json", exec_id).stdout)
+    assert status["state"] == "FAILED"
+    assert [step["state"] for step in status["history"]][-1] == "FAILED"
+    assert exec_id in {item["id"] for item in json.loads(cli.run("ps", "-a", "-o", "json").stdout)}
+    assert {agent["id"] for agent in json.loads(cli.run("agents", "-o", "json").stdout)} == {"agent-1", "agent-2"}
+    events = json.loads(cli.run("audit", "tail", "--id", exec_id, "-o", "json").stdout)
+    assert [event["event"] for event in events] == ["admitted", "failed"]
+    assert json.loads(cli.run("cancel", "-o", "json", exec_id).stdout)[0]["outcome"] == "ALREADY_ENDED"
+    assert json.loads(cli.run("exec", "-d", "-o", "json", AGENT, "true").stdout)["agentId"] == AGENT
+
+
+def test_the_audit_trail_is_shown_without_secrets(cli: Cli) -> None:
+    cli.run("exec", AGENT, "echo", "--password", "hunter2", "token=abcdef")
+    shown = cli.run("audit", "tail").stdout.decode()
+    assert "echo --password '***' 'token=***'" in shown
+    assert "hunter2" not in shown
+
+
+def test_text_from_a_command_line_cannot_command_the_terminal(cli: Cli) -> None:
+    cli.run("exec", AGENT, "echo", "\x1b[2J\x07")
+    assert b"\x1b[2J" not in cli.run("ps", "-a").stdout
+    assert b"\\x1b[2J" in cli.run("ps", "-a").stdout
+
+
+def test_a_stopped_orchestrator_is_told_with_its_address(own_stack: Stack) -> None:
+    from support import make_cli
+
+    cli = make_cli(own_stack)
+    own_stack.orchestrator.stop()
+    done = cli.run("agents", timeout=60)
+    assert done.returncode == 1
+    assert f"cannot reach the orchestrator at {own_stack.address}" in done.stderr.decode()
+
+
+def test_completion_can_be_installed(cli: Cli) -> None:
+    environment = {**cli.environment(), "_TACHIKOMA_COMPLETE": "complete_bash", "COMP_WORDS": "tachikoma ca", "COMP_CWORD": "1"}
+    program = Path(sys.executable).with_name("tachikoma")
+    done = subprocess.run([program], env=environment, capture_output=True, check=False)
+    assert b"cancel" in done.stdout
+
+
+def test_help_names_every_command(cli: Cli) -> None:
+    shown = cli.run("--help").stdout.decode()
+    for name in (
+        "exec", "logs", "ps", "status", "cancel", "agents", "audit", "dev", "demo", "orchestrator", "worker", "policy",
+    ):  # fmt: skip
+        assert f" {name} " in shown

@@ -1,0 +1,213 @@
+"""`tachikoma dev` in a terminal: one command starts it, Ctrl-C leaves nothing, results stay."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from support import Cli, gone, wait_until
+
+DEV = [sys.executable, "-m", "tachikoma", "dev", "--listen", "127.0.0.1:0"]
+
+
+class Dev:
+    """A running `tachikoma dev`."""
+
+    def __init__(self, home: Path, *options: str, uid: int | None = None, gid: int | None = None) -> None:
+        self.home = home
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "USER": pwd.getpwuid(uid).pw_name if uid else "tester",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            [*DEV, *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=self.environment,
+            cwd=home,
+            text=True,
+            start_new_session=True,
+            user=uid,
+            group=gid,
+            extra_groups=[gid] if gid is not None else None,
+        )
+
+    def wait_ready(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip())
+            if "Ctrl-C stops everything" in line:
+                return
+        pytest.fail("did not come up:\n" + "\n".join(self.lines))
+
+    def children(self) -> list[int]:
+        return [child.pid for child in psutil.Process(self.process.pid).children(recursive=True)]
+
+    def interrupt(self) -> str:
+        """Ctrl-C, and what it said."""
+        self.process.send_signal(signal.SIGINT)
+        assert self.process.stdout is not None
+        rest = self.process.stdout.read()
+        assert self.process.wait(60) == 0, rest
+        self.process.stdout.close()
+        return rest
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "tachikoma", *arguments],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="tk-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def start(home: Path) -> Iterator[Callable[..., Dev]]:
+    started: list[Dev] = []
+
+    def starter(*options: str, uid: int | None = None, gid: int | None = None) -> Dev:
+        dev = Dev(home, *options, uid=uid, gid=gid)
+        started.append(dev)
+        dev.wait_ready()
+        return dev
+
+    yield starter
+    for dev in started:
+        dev.close()
+
+
+def test_a_second_terminal_needs_no_flags_and_results_survive_a_restart(start: Callable[..., Dev], home: Path) -> None:
+    dev = start("--agents", "2")
+    assert any(line.startswith("agents        agent-1, agent-2") for line in dev.lines)
+    done = dev.run("exec", "agent-1", "--", "echo", "kept")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "kept\n", "")
+    exec_id = json.loads(dev.run("ps", "-a", "-o", "json").stdout)[0]["id"]
+    dev.interrupt()
+
+    again = start()
+    status = json.loads(again.run("status", "-o", "json", exec_id).stdout)
+    assert status["state"] == "SUCCEEDED"
+    assert again.run("logs", exec_id).stdout == "kept\n"
+    again.interrupt()
+
+
+def test_ctrl_c_leaves_no_process_and_no_socket(start: Callable[..., Dev], home: Path) -> None:
+    dev = start()
+    assert dev.run("exec", "-d", "agent-1", "sleep", "600").returncode == 0
+    wait_until(lambda: len(dev.children()) >= 4, "redis, orchestrator, agent and command run")
+    children = dev.children()
+    sockets = [
+        connection.laddr
+        for pid in children
+        for connection in psutil.Process(pid).net_connections("unix")
+        if "redis.sock" in str(connection.laddr)
+    ]
+    assert sockets
+    said = dev.interrupt()
+    assert said.rstrip().endswith("stopped")
+    for pid in children:
+        assert gone(pid)
+    assert not Path(str(sockets[0])).exists()
+    done = dev.run("agents")
+    assert done.returncode == 1
+    assert "is it running" in done.stderr
+
+
+def test_a_killed_supervisor_takes_everything_with_it(start: Callable[..., Dev]) -> None:
+    dev = start()
+    children = dev.children()
+    dev.process.kill()
+    for pid in children:
+        wait_until(lambda pid=pid: gone(pid), f"process {pid} is gone")
+
+
+def test_two_on_one_folder_are_refused(start: Callable[..., Dev]) -> None:
+    dev = start()
+    done = dev.run("dev", "--listen", "127.0.0.1:0")
+    assert done.returncode == 1
+    assert "is in use by another `tachikoma dev`" in done.stderr
+    dev.interrupt()
+
+
+def test_a_taken_port_is_told(start: Callable[..., Dev], tmp_path: Path) -> None:
+    dev = start()
+    address = next(line.split()[1] for line in dev.lines if line.startswith("orchestrator"))
+    done = dev.run("dev", "--data", str(tmp_path / "other"), "--listen", address)
+    assert done.returncode == 1
+    assert f"cannot listen on {address}: is the port taken?" in done.stdout + done.stderr
+    dev.interrupt()
+
+
+def test_a_profile_that_leads_elsewhere_is_left_alone(start: Callable[..., Dev], home: Path) -> None:
+    elsewhere = home / "elsewhere"
+    elsewhere.mkdir()
+    profile = home / ".config" / "tachikoma" / "profile.json"
+    profile.parent.mkdir(parents=True)
+    content = json.dumps({"address": "prod:1", "serverName": "prod", "identity": str(elsewhere)})
+    profile.write_text(content)
+    dev = start()
+    assert profile.read_text() == content
+    assert "Your own profile leads elsewhere and was left alone." in dev.lines
+    hint = next(line.strip() for line in dev.lines if "tachikoma exec" in line)
+    own = Path(hint.split("=", 1)[1].split()[0])
+    assert Cli(own).run("exec", "agent-1", "echo", "hi").stdout == b"hi\n"
+    dev.interrupt()
+
+
+def test_an_ordinary_user_is_told_what_is_not_enforced(
+    start: Callable[..., Dev], home: Path, need: Callable[[bool, str], None]
+) -> None:
+    if os.getuid() == 0:
+        nobody = pwd.getpwnam("nobody")
+        readable = subprocess.run(
+            [sys.executable, "-c", "import tachikoma"],
+            user=nobody.pw_uid, group=nobody.pw_gid, extra_groups=[], capture_output=True, cwd="/", check=False,
+        )  # fmt: skip
+        need(readable.returncode == 0, f"a Python that other users can run ({sys.executable})")
+        os.chown(home, nobody.pw_uid, nobody.pw_gid)
+        dev = start(uid=nobody.pw_uid, gid=nobody.pw_gid)
+        # Clients of another user have another home; this one's are run by itself.
+        dev.environment["HOME"] = str(home)
+        name = "nobody"
+    else:
+        dev = start()
+        name = pwd.getpwuid(os.getuid()).pw_name
+    told = [line for line in dev.lines if line.startswith("not enforced")]
+    assert f"not enforced  commands run as {name} only: the worker is not root" in told
+    assert "not enforced  commands run without cgroup limits" in told
+    assert dev.run("exec", "agent-1", "id", "-un").stdout == f"{name}\n"
+    other = dev.run("exec", "-u", "daemon", "agent-1", "id")
+    assert other.returncode == 125
+    assert f"this agent runs as {name} and cannot become daemon" in other.stderr
+    dev.interrupt()
