@@ -51,9 +51,7 @@ class Result:
         receipt = self.receipt
 
         def summary(digest: OutputDigest) -> OutputSummary:
-            return OutputSummary(
-                total_bytes=digest.total_bytes, sha256=digest.sha256, truncated=digest.truncated
-            )
+            return OutputSummary(total_bytes=digest.total_bytes, sha256=digest.sha256, truncated=digest.truncated)
 
         return ExecResponse(
             id=receipt.jti,

@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 import structlog
 from cryptography import x509
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from tachikoma.errors import PermissionDenied, ServerError, TachikomaError, Unauthenticated, Unavailable
 from tachikoma.spiffe import InvalidIdentity, SpiffeId
@@ -51,6 +51,13 @@ def translate(error: Exception) -> TachikomaError:
         return error
     if isinstance(error, (RedisError, OSError)):
         log.warning("redis.failed", error=str(error))
+        if isinstance(error, ResponseError):
+            # For instance a full disk or memory: it answers, but takes nothing.
+            return Unavailable(
+                f"the orchestrator's Redis refuses: {str(error)[:300]}",
+                metadata={"dependency": "redis"},
+                retry_after_seconds=5,
+            )
         return Unavailable(
             "the orchestrator cannot use its Redis now; nothing was lost, try again",
             metadata={"dependency": "redis"},

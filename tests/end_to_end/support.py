@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tachikoma import Client, ExecRequest
+from tachikoma import ExecRequest
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack, own_user
 from tachikoma.spiffe import user_id
 
@@ -112,5 +112,3 @@ def prepare(data: Path) -> Path:
     user = user_id(TRUST_DOMAIN, own_user())
     (data / "policy.yaml").write_text(POLICY.format(user=user))
     return data
-
-

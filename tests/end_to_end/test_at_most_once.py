@@ -78,6 +78,9 @@ def test_an_altered_order_runs_nothing_and_does_not_hurt_the_agent(
     for forged in (f"{head}.{payload[:-8]}AAAAAAAA.{signature}", f"{head}.{payload}.", "garbage", 5, None, ["x"]):
         content["body"] = json.dumps([[forged], *rest])
         redis.lpush(keys.queue(AGENT), json.dumps(content))
+    # And what is no message at all.
+    for raw in ("", "not json", "[]", "null", "5", "{}", '{"body": 1}', "[" * 5000, b"\xff\xfe", '{"properties": {}}'):
+        redis.lpush(keys.queue(AGENT), raw)
     stack.start_agent(AGENT)
     stack.wait_for_agents()
     _flush(client)

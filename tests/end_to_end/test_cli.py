@@ -194,7 +194,12 @@ def test_a_stopped_orchestrator_is_told_with_its_address(own_stack: Stack) -> No
 
 
 def test_completion_can_be_installed(cli: Cli) -> None:
-    environment = {**cli.environment(), "_TACHIKOMA_COMPLETE": "complete_bash", "COMP_WORDS": "tachikoma ca", "COMP_CWORD": "1"}
+    environment = {
+        **cli.environment(),
+        "_TACHIKOMA_COMPLETE": "complete_bash",
+        "COMP_WORDS": "tachikoma ca",
+        "COMP_CWORD": "1",
+    }
     program = Path(sys.executable).with_name("tachikoma")
     done = subprocess.run([program], env=environment, capture_output=True, check=False)
     assert b"cancel" in done.stdout

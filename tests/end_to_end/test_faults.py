@@ -13,7 +13,7 @@ import pytest
 import redis as redis_py
 from support import AGENT, make_cli, prepare, request, wait_until
 
-from tachikoma import Client, ExecState, TachikomaError, Unavailable, keys
+from tachikoma import Client, ExecState, Unavailable, keys
 from tachikoma.dev.stack import Stack
 
 
@@ -147,42 +147,83 @@ def test_a_full_disk_under_the_data_folder_is_told_and_nothing_runs_unrecorded(
     tmp_path: Path, redis_server: Path | None, need: Callable[[bool, str], None]
 ) -> None:
     need(os.getuid() == 0, "root, to mount a small file system")
-    disk = tmp_path / "disk"
+    disk, marks = tmp_path / "disk", tmp_path / "marks"
     disk.mkdir()
+    marks.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)], check=True)
-    filler, mark = disk / "filler", tmp_path / "mark"
     try:
         with Stack(prepare(disk), redis_server=redis_server) as stack, Client(stack.profile()) as client:
             kept = client.execute(request("echo", "kept"))
-            with filler.open("wb") as file, pytest.raises(OSError, match="No space left"):
-                while True:
-                    file.write(bytes(4096))
-                    file.flush()
-            with redis_py.Redis(unix_socket_path=str(stack.socket)) as redis:
+            accepted: list[str] = []
+            _fill(disk / "filler")
 
-                def outcome() -> str:
-                    """What a command comes to while the disk is full."""
-                    mark.unlink(missing_ok=True)
-                    try:
-                        response = client.execute(request("touch", str(mark)))
-                    except TachikomaError as error:
-                        assert not mark.exists()
-                        return str(error)
-                    # Redis had room in what it had buffered: then the agent must say what it could not write.
-                    if response.state is ExecState.REJECTED:
-                        assert not mark.exists()
-                        return response.error
-                    return ""
+            def refused() -> str:
+                """What is said when nothing more is accepted."""
+                wanted = request("touch", str(marks / f"{len(accepted)}"))
+                try:
+                    client.submit(wanted)
+                except Unavailable as error:
+                    return str(error)
+                accepted.append(wanted.id)
+                return ""
 
-                said = wait_until(outcome, "the full disk is noticed")
-                assert "journal cannot be written" in said or "cannot use its Redis" in said
-                assert redis.ping()
+            assert "No space left on device" in wait_until(refused, "the full disk is noticed")
             assert all(part.alive for part in stack.parts)
-            filler.unlink()
+            (disk / "filler").unlink()
             wait_until(lambda: _runs(client), "it works again when there is room")
+            # What had been accepted before has its end: it ran, or the agent refused it and it did not.
+            for number, exec_id in enumerate(accepted):
+                status = wait_until(
+                    lambda exec_id=exec_id: (found := client.status(exec_id)).state.terminal and found, "it has ended"
+                )
+                ran = (marks / str(number)).exists()
+                if status.state is ExecState.SUCCEEDED:
+                    assert ran
+                else:
+                    assert (status.state, ran) == (ExecState.REJECTED, False)
+                    assert "journal cannot be written" in status.error
             assert client.status(kept.id).state is ExecState.SUCCEEDED
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_an_agent_whose_disk_is_full_refuses_and_says_why(
+    tmp_path: Path, redis_server: Path | None, need: Callable[[bool, str], None]
+) -> None:
+    need(os.getuid() == 0, "root, to mount a small file system")
+    agents, mark = tmp_path / "agents", tmp_path / "mark"
+    agents.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(agents)], check=True)
+    try:
+        with Stack(prepare(tmp_path), redis_server=redis_server) as stack, Client(stack.profile()) as client:
+            _fill(agents / "filler")
+            # The journal may have some room of its own left; each row takes of it.
+            response = wait_until(
+                lambda: (found := client.execute(request("true"))).state is ExecState.REJECTED and found,
+                "the journal is full",
+            )
+            assert "the agent's journal cannot be written: database or disk is full" in response.error
+            assert client.execute(request("touch", str(mark))).state is ExecState.REJECTED
+            assert not mark.exists()
+            (agents / "filler").unlink()
+            assert client.execute(request("touch", str(mark))).state is ExecState.SUCCEEDED
+            assert mark.exists()
+    finally:
+        subprocess.run(["umount", "-l", str(agents)], check=True)
+
+
+def _fill(path: Path) -> None:
+    """Take all the room there is."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    size = 1024 * 1024
+    try:
+        while size:
+            try:
+                os.write(descriptor, bytes(size))
+            except OSError:
+                size //= 2
+    finally:
+        os.close(descriptor)
 
 
 def _runs(client: Client) -> bool:

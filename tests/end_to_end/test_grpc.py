@@ -25,7 +25,7 @@ from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
-from tachikoma.spiffe import SpiffeId, agent_id, user_id
+from tachikoma.spiffe import SpiffeId, user_id
 from tachikoma.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 
 
@@ -174,9 +174,7 @@ def test_health_and_reflection_are_on(channel: grpc.Channel) -> None:
         answer = health.Check(health_pb2.HealthCheckRequest(service=service))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
     reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
-    (listed,) = reflection.ServerReflectionInfo(
-        iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-    )
+    (listed,) = reflection.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
     assert name in {service.name for service in listed.list_services_response.service}
 
 

@@ -44,6 +44,8 @@ def key_usage(*names: str) -> x509.KeyUsage:
 class Authority:
     """Signs certificates of one trust domain, right and wrong ones."""
 
+    key_usage = staticmethod(key_usage)
+
     def __init__(self, trust_domain: str = "tachikoma.local", parent: Authority | None = None) -> None:
         self.trust_domain = trust_domain
         self.key = ec.generate_private_key(ec.SECP256R1())

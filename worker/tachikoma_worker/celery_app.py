@@ -12,6 +12,7 @@ from kombu import Queue
 
 from tachikoma import keys
 from tachikoma.redis_access import celery_url
+from tachikoma_worker import transport
 from tachikoma_worker.engine import Engine
 from tachikoma_worker.settings import WorkerSettings
 
@@ -24,6 +25,7 @@ TASK_NAME = "tachikoma.execute"
 def make_app(settings: WorkerSettings, engine: Engine) -> Celery:
     """The application of one agent."""
     agent = settings.agent_id
+    transport.install()
     app = Celery("tachikoma", broker=celery_url(settings.redis_url), set_as_current=True)
     app.conf.update(
         # Nothing but JSON is ever decoded.

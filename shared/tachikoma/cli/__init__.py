@@ -104,10 +104,6 @@ def main() -> NoReturn:
     except TachikomaError as error:
         typer.echo(f"tachikoma: {error}", err=True)
         sys.exit(FAILED)
-    except BrokenPipeError:
-        # Whoever read our output has left.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(141)
     sys.exit(0)
 
 

@@ -28,6 +28,8 @@ TIMED_OUT = 124
 NOT_RUN = 125
 CANCELLED = 130
 BROKEN_PIPE = 141
+#: After the second Ctrl-C, how long the first one's cancel may take to arrive.
+LEAVE_SECONDS = 2.0
 
 
 def add_to(app: typer.Typer) -> None:
@@ -76,6 +78,8 @@ def execute(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Run a command on an agent, show its output as it comes, and end as it ends."""
+    if command[0] == "--":
+        command = command[1:]
     values: dict[str, Any] = {"agent_id": agent, "command": command, "work_dir": cwd, "user": user}
     try:
         if timeout is not None:
@@ -112,8 +116,11 @@ async def _execute(request: ExecRequest, *, detach: bool, output: Output) -> int
         except BrokenPipeError:
             # Whoever read the output has left: so has the reason to run.
             await client.cancel(request.id)
-            raise
+            # Nothing more can be written; and nobody is to complain of that at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return BROKEN_PIPE
         except asyncio.CancelledError:
+            await interrupts.delivered()
             _say(f"left; the execution goes on as {request.id}")
             return CANCELLED
         finally:
@@ -148,6 +155,11 @@ class _Interrupts:
                 self._main.cancel()
         except TachikomaError as error:
             _say(f"cannot cancel: {error}")
+
+    async def delivered(self) -> None:
+        """Give the wish to cancel a moment to arrive, so that leaving in a hurry still ends the command."""
+        if self._asking is not None:
+            await asyncio.wait((self._asking,), timeout=LEAVE_SECONDS)
 
     def done(self) -> None:
         if self._asking is not None:

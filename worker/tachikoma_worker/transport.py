@@ -1,0 +1,51 @@
+"""kombu's Redis transport, for a worker that must outlive what its Redis and its queue do.
+
+Stock kombu lets two things through that end a Celery worker: an error that Redis answers to `BRPOP` (a full disk or
+memory, `MISCONF` and `OOM`; a failover, `READONLY`), and a list element that is no message.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import structlog
+from kombu.transport import TRANSPORT_ALIASES, redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
+__all__ = ["AgentTransport", "install"]
+
+log = structlog.get_logger(__name__)
+
+#: Celery connects again at once after a broken connection; a Redis that only refuses is asked no faster than this.
+REFUSED_SECONDS = 1.0
+
+
+class AgentChannel(redis.Channel):
+    """Reads the agent's queue."""
+
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)  # type: ignore[misc]
+        except ResponseError as error:
+            log.warning("queue.refused", error=str(error)[:300])
+            # In the hub's thread, which has nothing else to do then; commands run in the engine's.
+            time.sleep(REFUSED_SECONDS)
+            raise RedisConnectionError(f"Redis refuses: {error}") from error
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            # It was taken off the list already; nobody who may give orders wrote it.
+            log.warning("message.unreadable", error=repr(error)[:300])
+            return True
+
+
+class AgentTransport(redis.Transport):
+    """The transport of `redis://`, `rediss://` and `redis+socket://` in an agent's worker."""
+
+    Channel = AgentChannel
+
+
+def install() -> None:
+    """Let this process's Celery use it."""
+    for scheme in ("redis", "rediss"):
+        TRANSPORT_ALIASES[scheme] = f"{__name__}:{AgentTransport.__name__}"
