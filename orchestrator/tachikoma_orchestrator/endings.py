@@ -33,8 +33,8 @@ class Endings:
             future.cancel()
 
     def awaited(self, exec_id: str) -> bool:
-        """Whether somebody waits for it."""
-        return exec_id in self._waiting
+        """Whether somebody waits for it and was not told yet."""
+        return any(not future.done() for future in self._waiting.get(exec_id, ()))
 
     def all_awaited(self) -> list[str]:
         """Every execution somebody waits for."""

@@ -24,6 +24,8 @@ log = structlog.get_logger(__name__)
 IDLE_SECONDS = 10.0
 #: Between attempts to connect.
 RETRY_SECONDS = 0.25
+#: Pattern messages handled at once; beyond that nothing more is read, and Redis buffers or disconnects.
+MAX_HANDLED = 128
 #: Longest wait for Redis to confirm a subscription.
 CONFIRM_SECONDS = 10.0
 
@@ -41,7 +43,7 @@ class _Channel:
 
 
 class Subscriber:
-    """Delivers messages to handlers, in the order they come."""
+    """Delivers messages: those of channels in the order they come, those of patterns side by side."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -49,6 +51,8 @@ class Subscriber:
         self._gap_handlers: list[Callable[[], Awaitable[None]]] = []
         self._channels: dict[str, _Channel] = {}
         self._pubsub: Any = None
+        self._handling = asyncio.Semaphore(MAX_HANDLED)
+        self._tasks: set[asyncio.Task[None]] = set()
         self.connected = asyncio.Event()
 
     def on_pattern(self, pattern: str, handler: PatternHandler) -> None:
@@ -138,6 +142,17 @@ class Subscriber:
             with suppress(RedisError, OSError):
                 await pubsub.aclose()
 
+    async def _handle(self, message: dict[str, Any]) -> None:
+        try:
+            await self._patterns[message["pattern"].decode()](message["channel"].decode(), message["data"])
+        except (RedisError, OSError) as error:
+            # What it would have changed is found again: by the reaper, or after the reconnect.
+            log.warning("message.not_handled", channel=message["channel"].decode(), error=str(error))
+        except Exception:
+            log.exception("message.failed", channel=message["channel"].decode())
+        finally:
+            self._handling.release()
+
     async def _deliver(self, message: dict[str, Any]) -> None:
         kind = message["type"]
         if kind == "message":
@@ -146,7 +161,10 @@ class Subscriber:
                 for handler, _ in list(entry.handlers.values()):
                     handler(message["data"])
         elif kind == "pmessage":
-            await self._patterns[message["pattern"].decode()](message["channel"].decode(), message["data"])
+            await self._handling.acquire()
+            task = asyncio.create_task(self._handle(message))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         elif kind == "subscribe":
             entry = self._channels.get(message["channel"].decode())
             if entry is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,6 +58,8 @@ def run(
     except ValidationError as error:
         raise ConfigurationError(f"worker settings: {describe_validation_error(error)}") from None
     logs.configure(settings.log_level)
+    # One line for each message, at the cost of a noticeable part of its handling.
+    logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
     engine = Engine(settings)
     app = make_app(settings, engine)
     celery_worker = make_worker(app, settings)
