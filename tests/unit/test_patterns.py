@@ -167,7 +167,6 @@ def test_two_stars_that_braces_bring_together_still_stay_within_a_segment(patter
         "{a",
         "{a,{b}}",
         "{{a}}",
-        "{a}}",
     ],
 )
 def test_what_means_nothing_is_refused_with_the_pattern_in_the_message(pattern: str) -> None:
