@@ -57,7 +57,9 @@ def main() -> None:
         url = celery_url(stack.redis_url)
         script = Path(folder) / "plain.py"
         script.write_text(PLAIN)
-        with subprocess.Popen([sys.executable, str(script), url], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as worker:
+        with subprocess.Popen(
+            [sys.executable, str(script), url], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as worker:
             plain = Celery(broker=url, backend=url)
             kinds: dict[str, Callable[[], int]] = {
                 "subprocess.run": lambda: subprocess.run(["/bin/true"], check=False).returncode,

@@ -149,12 +149,17 @@ def test_ctrl_c_leaves_no_process_and_no_socket(start: Callable[..., Dev], home:
     assert "is it running" in done.stderr
 
 
-def test_a_killed_supervisor_takes_everything_with_it(start: Callable[..., Dev]) -> None:
+def test_a_killed_supervisor_takes_everything_with_it(start: Callable[..., Dev], home: Path) -> None:
     dev = start()
     children = dev.children()
+    sockets = Path((home / ".local/share/tachikoma/lock").read_text().strip())
+    assert sockets.is_dir()
     dev.process.kill()
     for pid in children:
         wait_until(lambda pid=pid: gone(pid), f"process {pid} is gone")
+    # What it could not remove any more, the next one does.
+    start().interrupt()
+    assert not sockets.exists()
 
 
 def test_two_on_one_folder_are_refused(start: Callable[..., Dev]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from tachikoma.cli.show import Output, OutputOption, as_json, clock, table
+from tachikoma.cli.show import Output, OutputOption, as_json, clock, short_id, table
 from tachikoma.client import Client
 from tachikoma.models import ExecAuditLog
 
@@ -35,7 +35,7 @@ def show_events(events: tuple[ExecAuditLog, ...]) -> None:
                 Text(event.event, style="" if event.authorized else "red"),
                 event.id,
                 event.agent_id,
-                event.requested_by,
+                short_id(event.requested_by),
                 str(event.exit_code) if event.exit_code >= 0 else "-",
                 " — ".join(part for part in (event.command, event.reason) if part),
             )

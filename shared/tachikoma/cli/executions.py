@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from tachikoma.cli.show import Output, OutputOption, as_json, clock, colour_of, printable, table
+from tachikoma.cli.show import Output, OutputOption, as_json, clock, colour_of, printable, short_id, table
 from tachikoma.client import Client
 from tachikoma.fields import format_duration
 from tachikoma.models import CancelOutcome, ExecStatus
@@ -24,11 +24,6 @@ def add_to(app: typer.Typer) -> None:
 
 def _state(value: ExecStatus) -> Text:
     return Text(value.state, style=colour_of(value.state))
-
-
-def _requester(spiffe_id: str) -> str:
-    """The end of a SPIFFE ID, which is what tells people apart."""
-    return spiffe_id.partition("://")[2].partition("/")[2]
 
 
 def ps(
@@ -52,7 +47,7 @@ def ps(
                 _state(item),
                 str(item.exit_code) if item.exit_code >= 0 else "-",
                 clock(item.request_time),
-                _requester(item.requested_by),
+                short_id(item.requested_by),
                 shlex.join(item.command),
             )
             for item in found

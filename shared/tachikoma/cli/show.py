@@ -17,7 +17,7 @@ from rich.text import Text
 
 from tachikoma.models import ExecState, Model
 
-__all__ = ["Output", "OutputOption", "as_json", "clock", "colour_of", "printable", "table"]
+__all__ = ["Output", "OutputOption", "as_json", "clock", "colour_of", "printable", "short_id", "table"]
 
 
 class Output(StrEnum):
@@ -47,6 +47,11 @@ def colour_of(state: ExecState) -> str:
 def printable(text: str) -> str:
     """Text that came from elsewhere, so that it cannot command the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def short_id(spiffe_id: str) -> str:
+    """The path of a SPIFFE ID, which is what tells people apart; JSON has the whole."""
+    return spiffe_id.partition("://")[2].partition("/")[2]
 
 
 def clock(time: datetime | None) -> str:

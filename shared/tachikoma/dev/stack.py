@@ -37,6 +37,8 @@ SERVER_NAME = "orchestrator.tachikoma.local"
 #: Longest time a part may take to be ready, and to end after TERM.
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
+#: What the folder for sockets is called, and some random characters.
+RUNTIME_PREFIX = "tachikoma-"
 #: Lines of a part's log that are shown when it fails.
 LOG_LINES = 15
 
@@ -236,14 +238,22 @@ class Stack:
         try:
             self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
             (self.data / "logs").mkdir(exist_ok=True)
-            self._lock = (self.data / "lock").open("w")
+            self._lock = (self.data / "lock").open("a+")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigurationError(f"{self.data} is in use by another `tachikoma dev`") from None
         except OSError as error:
             raise ConfigurationError(f"cannot use the folder {self.data}: {error}") from error
         # Not under the data folder: the path of a unix socket is at most 107 bytes long.
-        self._runtime = Path(tempfile.mkdtemp(prefix="tachikoma-", dir=os.environ.get("XDG_RUNTIME_DIR")))
+        self._lock.seek(0)
+        left = Path(self._lock.read().strip() or ".")
+        if left.name.startswith(RUNTIME_PREFIX):
+            # One that was killed could not remove it.
+            shutil.rmtree(left, ignore_errors=True)
+        self._runtime = Path(tempfile.mkdtemp(prefix=RUNTIME_PREFIX, dir=os.environ.get("XDG_RUNTIME_DIR")))
+        self._lock.truncate(0)
+        self._lock.write(f"{self._runtime}\n")
+        self._lock.flush()
         try:
             self.issue_identities()
             if not self.policy.exists():

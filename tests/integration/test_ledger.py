@@ -1,0 +1,542 @@
+"""The ledger's two scripts, on a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from tachikoma import keys
+from tachikoma.models import ExecRequest, ExecState
+from tachikoma.redis_access import Redis
+from tachikoma.signed import OutputDigest, Receipt
+from tachikoma_orchestrator.ledger import FENCE, Admission, Ledger, Outcome, Record
+
+AGENT = "web-1"
+ALICE = "spiffe://tachikoma.local/user/alice"
+RETENTION = timedelta(hours=1)
+OPEN_STATES = [ExecState.QUEUED, ExecState.STARTED]
+
+
+def admission(exec_id: str = "job-7", *, digest: str = "", **values: Any) -> Admission:
+    request = ExecRequest(
+        **{"id": exec_id, "agent_id": AGENT, "command": ["/bin/true"], "requested_by": ALICE, "timeout": "5m", **values}
+    )
+    return Admission(
+        request=request,
+        digest=digest or f"digest of {exec_id}",
+        order_sha256=f"order of {exec_id}",
+        message=b"message of %s, \0\xff unchanged" % exec_id.encode(),
+        policy="web@0123456789ab",
+        client_ip="192.0.2.7",
+    )
+
+
+def receipt(exec_id: str = "job-7", **values: Any) -> Receipt:
+    digest = OutputDigest(total_bytes=3, sha256="ab", truncated=False, excerpt_sha256="ab")
+    defaults: dict[str, Any] = {
+        "iss": f"spiffe://tachikoma.local/agent/{AGENT}",
+        "iat": 1,
+        "jti": exec_id,
+        "order_sha256": f"order of {exec_id}",
+        "state": ExecState.SUCCEEDED,
+        "exit_code": 0,
+        "signal": 0,
+        "error": "",
+        "executable": "/bin/true",
+        "started_ms": 1_769_860_800_000,
+        "ended_ms": 1_769_860_801_500,
+        "duration_us": 1_500_000,
+        "chunks": 2,
+        "stdout": digest,
+        "stderr": digest,
+    }
+    return Receipt(**{**defaults, **values})
+
+
+@pytest.fixture
+def ledger(redis: Redis) -> Ledger:
+    return Ledger(redis, queue_size=3, queue_timeout=timedelta(minutes=10), retention=RETENTION)
+
+
+async def online(redis: Redis, agent: str = AGENT) -> None:
+    """As the agent's heartbeat and the orchestrator's registry leave it."""
+    await redis.set(keys.info(agent), "{}")
+    await redis.hset(keys.AGENTS, agent, "{}")
+
+
+async def admitted(redis: Redis, ledger: Ledger, exec_id: str = "job-7", **values: Any) -> None:
+    """An execution that waits on its agent's queue."""
+    await online(redis)
+    assert await ledger.admit(admission(exec_id, **values)) is Outcome.ADMITTED
+
+
+async def read(ledger: Ledger, exec_id: str = "job-7") -> Record:
+    record = await ledger.record(exec_id)
+    assert record is not None
+    return record
+
+
+async def events(ledger: Ledger) -> list[tuple[str, str]]:
+    """The audit trail: code and execution."""
+    return [(event.event, event.id) for event in await ledger.audit(after="", limit=1000, exec_id="")]
+
+
+async def everything(redis: Redis) -> dict[bytes, bytes]:
+    """All of Redis, to see that nothing changed."""
+    return {key: await redis.dump(key) for key in sorted(await redis.keys())}
+
+
+# --- admission --------------------------------------------------------------------------------------------------------
+
+
+async def test_an_admitted_request_is_recorded_audited_indexed_and_queued_in_one_step(
+    redis: Redis, ledger: Ledger
+) -> None:
+    await online(redis)
+    assert await ledger.admit(admission()) is Outcome.ADMITTED
+    assert await redis.lrange(keys.queue(AGENT), 0, -1) == [b"message of job-7, \0\xff unchanged"]
+    record = await read(ledger)
+    assert (record.state, record.agent, record.requested_by) == (ExecState.QUEUED, AGENT, ALICE)
+    assert record.order_sha256 == "order of job-7"
+    admitted_ms = int(record.fields[b"admitted_ms"])
+    assert record.deadline_ms - admitted_ms == 600_000
+    assert abs(await ledger.now_ms() - admitted_ms) < 60_000
+    assert await redis.zscore(keys.INDEX, "job-7") == admitted_ms
+    assert await redis.zscore(keys.agent_index(AGENT), "job-7") == admitted_ms
+    assert await redis.zscore(keys.OPEN, "job-7") == record.deadline_ms
+    assert await redis.ttl(keys.execution("job-7")) == -1
+    [event] = await ledger.audit(after="", limit=10, exec_id="job-7")
+    assert (event.event, event.id, event.agent_id, event.requested_by) == ("admitted", "job-7", AGENT, ALICE)
+    assert (event.command, event.client_ip, event.policy_applied) == ("/bin/true", "192.0.2.7", "web@0123456789ab")
+    assert event.authorized
+
+
+async def test_the_oldest_order_is_at_the_end_the_worker_takes_from(redis: Redis, ledger: Ledger) -> None:
+    for name in ("first", "second"):
+        await admitted(redis, ledger, name)
+    assert (await redis.rpop(keys.queue(AGENT))).startswith(b"message of first")
+
+
+async def test_the_same_request_again_is_the_same_execution_and_leaves_no_trace(redis: Redis, ledger: Ledger) -> None:
+    await admitted(redis, ledger)
+    before = await everything(redis)
+    assert await ledger.admit(replace(admission(), message=b"another", order_sha256="another")) is Outcome.DUPLICATE
+    assert await everything(redis) == before
+
+
+async def test_the_same_request_again_is_known_also_when_the_agent_has_gone_or_the_queue_is_full(
+    redis: Redis, ledger: Ledger
+) -> None:
+    for name in ("a", "b", "c"):
+        await admitted(redis, ledger, name)
+    assert await ledger.admit(admission("a")) is Outcome.DUPLICATE
+    await redis.delete(keys.info(AGENT))
+    assert await ledger.admit(admission("a")) is Outcome.DUPLICATE
+
+
+async def test_the_same_request_again_is_known_also_after_its_end(redis: Redis, ledger: Ledger) -> None:
+    await admitted(redis, ledger)
+    await ledger.ended(AGENT, "job-7", receipt(), "token")
+    await redis.delete(keys.queue(AGENT))
+    assert await ledger.admit(admission()) is Outcome.DUPLICATE
+    assert await redis.llen(keys.queue(AGENT)) == 0
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason"),
+    [
+        (Outcome.CONFLICT, "CONFLICT"),
+        (Outcome.UNKNOWN, "UNKNOWN"),
+        (Outcome.OFFLINE, "OFFLINE"),
+        (Outcome.FULL, "FULL"),
+    ],
+)
+async def test_a_refused_request_is_on_the_record_and_nowhere_else(
+    redis: Redis, ledger: Ledger, outcome: Outcome, reason: str
+) -> None:
+    if outcome is not Outcome.UNKNOWN:
+        await online(redis)
+    if outcome is Outcome.CONFLICT:
+        await admitted(redis, ledger, digest="another")
+    if outcome is Outcome.OFFLINE:
+        await redis.delete(keys.info(AGENT))
+    if outcome is Outcome.FULL:
+        for name in ("a", "b", "c"):
+            await admitted(redis, ledger, name)
+    before = await everything(redis)
+    trail = await events(ledger)
+    assert await ledger.admit(admission()) is outcome
+    after = await everything(redis)
+    assert {key for key in after if after[key] != before.get(key)} == {keys.AUDIT.encode()}
+    assert await events(ledger) == [*trail, ("refused", "job-7")]
+    [event] = (await ledger.audit(after="", limit=100, exec_id=""))[-1:]
+    assert (event.reason, event.requested_by, event.agent_id) == (reason, ALICE, AGENT)
+
+
+async def test_a_conflict_does_not_touch_the_execution_it_conflicts_with(redis: Redis, ledger: Ledger) -> None:
+    await admitted(redis, ledger)
+    before = await redis.hgetall(keys.execution("job-7"))
+    assert await ledger.admit(admission(digest="another", command=["/bin/false"])) is Outcome.CONFLICT
+    assert await redis.hgetall(keys.execution("job-7")) == before
+    assert await redis.llen(keys.queue(AGENT)) == 1
+
+
+async def test_a_full_queue_has_room_again_when_an_order_is_taken(redis: Redis, ledger: Ledger) -> None:
+    for name in ("a", "b", "c"):
+        await admitted(redis, ledger, name)
+    assert await ledger.admit(admission("d")) is Outcome.FULL
+    await redis.rpop(keys.queue(AGENT))
+    assert await ledger.admit(admission("d")) is Outcome.ADMITTED
+
+
+async def test_a_full_queue_of_one_agent_is_not_that_of_another(redis: Redis, ledger: Ledger) -> None:
+    for name in ("a", "b", "c"):
+        await admitted(redis, ledger, name)
+    await online(redis, "web-2")
+    assert await ledger.admit(admission("d", agent_id="web-2")) is Outcome.ADMITTED
+
+
+async def test_of_many_equal_requests_at_once_one_is_queued(redis: Redis, ledger: Ledger) -> None:
+    await online(redis)
+    outcomes = await asyncio.gather(*(ledger.admit(admission()) for _ in range(40)))
+    assert sorted(outcomes) == [Outcome.ADMITTED, *[Outcome.DUPLICATE] * 39]
+    assert await redis.llen(keys.queue(AGENT)) == 1
+    assert await events(ledger) == [("admitted", "job-7")]
+
+
+async def test_of_many_different_requests_at_once_only_so_many_are_queued(redis: Redis, ledger: Ledger) -> None:
+    await online(redis)
+    outcomes = await asyncio.gather(*(ledger.admit(admission(f"job-{n}")) for n in range(40)))
+    assert outcomes.count(Outcome.ADMITTED) == await redis.llen(keys.queue(AGENT)) == 3
+    assert outcomes.count(Outcome.FULL) == 37
+
+
+async def test_no_secret_of_the_request_stands_in_redis_beside_the_order(redis: Redis, ledger: Ledger) -> None:
+    await admitted(
+        redis, ledger, command=["app", "--password", "hunter2"], environment={"DB": "hunter2"}, stdin=b"hunter2"
+    )
+    kept = b"".join(
+        [str(await redis.hgetall(keys.execution("job-7"))).encode(), str(await redis.xrange(keys.AUDIT)).encode()]
+    )
+    assert b"hunter2" not in kept
+    status = (await read(ledger)).status()
+    assert status.command == ("app", "--password", "***")
+    assert json.loads((await read(ledger)).fields[b"request"])["environment"] == ["DB"]
+
+
+async def test_a_refusal_by_policy_is_on_the_record(ledger: Ledger) -> None:
+    request = admission(command=["/bin/sh", "-c", "id"]).request
+    await ledger.refuse(request, "denied", policy="web@1", reason="no policy", client_ip="::1")
+    [event] = await ledger.audit(after="", limit=10, exec_id="")
+    assert (event.event, event.id, event.reason, event.client_ip) == ("denied", "job-7", "no policy", "::1")
+    assert event.command == "/bin/sh -c id"
+    assert not event.authorized
+    assert await ledger.record("job-7") is None
+
+
+# --- transitions ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_start_moves_a_queued_execution_and_is_told_once(redis: Redis, ledger: Ledger) -> None:
+    await admitted(redis, ledger)
+    assert await ledger.started(AGENT, "job-7", 1_769_860_800_000) is True
+    assert await ledger.started(AGENT, "job-7", 1) is False
+    status = (await read(ledger)).status()
+    assert status.state is ExecState.STARTED
+    assert status.start_time == datetime(2026, 1, 31, 12, tzinfo=UTC)
+    assert [step.state for step in status.history] == [ExecState.QUEUED, ExecState.STARTED]
+    assert await events(ledger) == [("admitted", "job-7"), ("started", "job-7")]
+
+
+@pytest.mark.parametrize("started", [False, True])
+async def test_a_receipt_ends_an_execution_whether_or_not_its_start_was_told(
+    redis: Redis, ledger: Ledger, started: bool
+) -> None:
+    await admitted(redis, ledger)
+    if started:
+        await ledger.started(AGENT, "job-7", 1_769_860_800_000)
+    assert await ledger.ended(AGENT, "job-7", receipt(state=ExecState.FAILED, exit_code=3), "token") == "DONE"
+    record = await read(ledger)
+    status = record.status()
+    assert (status.state, status.exit_code, record.chunks, record.output_bytes) == (ExecState.FAILED, 3, 2, 6)
+    assert status.start_time == datetime(2026, 1, 31, 12, tzinfo=UTC)
+    assert status.end_time == datetime(2026, 1, 31, 12, 0, 1, 500_000, tzinfo=UTC)
+    assert record.response().duration == timedelta(seconds=1.5)
+    assert record.fields[b"receipt"] == b"token"
+    [event] = (await ledger.audit(after="", limit=10, exec_id="job-7"))[-1:]
+    assert (event.event, event.exit_code, event.duration) == ("failed", 3, timedelta(seconds=1.5))
+
+
+@pytest.mark.parametrize("state", [state for state in ExecState if state.terminal])
+async def test_every_end_leaves_the_set_of_open_ones_is_announced_and_kept_so_long(
+    redis: Redis, subscriptions: Redis, ledger: Ledger, state: ExecState
+) -> None:
+    await admitted(redis, ledger)
+    pubsub = subscriptions.pubsub()
+    await pubsub.subscribe(keys.ENDED)
+    try:
+        assert (await pubsub.get_message(timeout=30))["type"] == "subscribe"
+        assert await ledger.ended(AGENT, "job-7", receipt(state=state), "token") == "DONE"
+        assert (await pubsub.get_message(timeout=30))["data"] == b"job-7"
+    finally:
+        await pubsub.aclose()
+    assert await redis.zscore(keys.OPEN, "job-7") is None
+    assert await redis.zscore(keys.INDEX, "job-7") is not None
+    seconds = round(RETENTION.total_seconds())
+    assert seconds - 60 < await redis.ttl(keys.execution("job-7")) <= seconds
+    assert (await read(ledger)).response().cancelled == (state is ExecState.CANCELLED)
+
+
+async def test_a_record_is_kept_without_bound_until_its_end(redis: Redis, ledger: Ledger) -> None:
+    await admitted(redis, ledger)
+    await ledger.started(AGENT, "job-7", 1)
+    await ledger.request_cancel(AGENT, "job-7", ALICE)
+    assert await redis.ttl(keys.execution("job-7")) == -1
+
+
+async def test_a_receipt_for_another_order_changes_nothing(redis: Redis, ledger: Ledger) -> None:
+    await admitted(redis, ledger)
+    before = await everything(redis)
+    assert await ledger.ended(AGENT, "job-7", receipt(order_sha256="order of job-8"), "token") == "ORDER"
+    assert await everything(redis) == before
+
+
+async def test_what_does_not_exist_is_missing_and_stays_so(redis: Redis, ledger: Ledger) -> None:
+    assert await ledger.started(AGENT, "job-7", 1) is False
+    assert await ledger.ended(AGENT, "job-7", receipt(), "token") == "MISSING"
+    assert await ledger.settle(AGENT, "job-7", OPEN_STATES, ExecState.LOST, reason="x", fence=True) == "MISSING"
+    assert await ledger.request_cancel(AGENT, "job-7", ALICE) == "MISSING"
+    assert await redis.keys() == []
+
+
+async def test_a_fence_in_time_ends_an_execution_that_can_then_never_start(redis: Redis, ledger: Ledger) -> None:
+    await admitted(redis, ledger)
+    outcome = await ledger.settle(
+        AGENT, "job-7", [ExecState.QUEUED], ExecState.CANCELLED, reason="cancelled", by=ALICE, fence=True
+    )
+    assert outcome == "DONE"
+    assert await redis.get(keys.claim(AGENT, "job-7")) == FENCE.encode()
+    assert await redis.ttl(keys.claim(AGENT, "job-7")) > 0
+    # What an agent's claim would come to now:
+    assert await redis.set(keys.claim(AGENT, "job-7"), "boot-1", nx=True) is None
+    status = (await read(ledger)).status()
+    assert (status.state, status.error, status.cancel_requested_by) == (ExecState.CANCELLED, "cancelled", ALICE)
+    [event] = (await ledger.audit(after="", limit=10, exec_id="job-7"))[-1:]
+    assert (event.event, event.reason, event.requested_by) == ("cancelled", "cancelled", ALICE)
+
+
+async def test_a_fence_that_comes_too_late_changes_nothing(redis: Redis, ledger: Ledger) -> None:
+    await admitted(redis, ledger)
+    await redis.set(keys.claim(AGENT, "job-7"), "boot-1")
+    before = await everything(redis)
+    outcome = await ledger.settle(AGENT, "job-7", [ExecState.QUEUED], ExecState.EXPIRED, reason="late", fence=True)
+    assert outcome == "CLAIMED"
+    assert await everything(redis) == before
+
+
+async def test_a_fence_that_stands_already_is_a_fence(redis: Redis, ledger: Ledger) -> None:
+    """As after an orchestrator that died between two steps, or a repeated command."""
+    await admitted(redis, ledger)
+    await redis.set(keys.claim(AGENT, "job-7"), FENCE)
+    outcome = await ledger.settle(AGENT, "job-7", [ExecState.QUEUED], ExecState.EXPIRED, reason="", fence=True)
+    assert outcome == "DONE"
+
+
+async def test_no_fence_is_put_up_for_an_execution_in_another_state(redis: Redis, ledger: Ledger) -> None:
+    await admitted(redis, ledger)
+    await ledger.started(AGENT, "job-7", 1)
+    outcome = await ledger.settle(AGENT, "job-7", [ExecState.QUEUED], ExecState.EXPIRED, reason="", fence=True)
+    assert outcome == "STATE"
+    assert not await redis.exists(keys.claim(AGENT, "job-7"))
+
+
+async def test_of_fence_and_claim_exactly_one_wins(redis: Redis, ledger: Ledger) -> None:
+    await online(redis)
+    for number in range(20):
+        name = f"job-{number}"
+        await redis.delete(keys.queue(AGENT))
+        await ledger.admit(admission(name))
+
+        async def agent(name: str = name) -> bool:
+            return bool(await redis.set(keys.claim(AGENT, name), "boot-1", nx=True))
+
+        async def reaper(name: str = name) -> bool:
+            settled = await ledger.settle(AGENT, name, [ExecState.QUEUED], ExecState.EXPIRED, reason="", fence=True)
+            return settled == "DONE"
+
+        both = [agent(), reaper()] if number % 2 else [reaper(), agent()]
+        assert (await asyncio.gather(*both)).count(True) == 1
+
+
+async def test_a_cancel_request_is_noted_and_moves_nothing(redis: Redis, ledger: Ledger) -> None:
+    await admitted(redis, ledger)
+    await ledger.started(AGENT, "job-7", 1)
+    assert await ledger.request_cancel(AGENT, "job-7", ALICE) == "DONE"
+    status = (await read(ledger)).status()
+    assert (status.state, status.cancel_requested_by) == (ExecState.STARTED, ALICE)
+    assert [step.state for step in status.history] == [ExecState.QUEUED, ExecState.STARTED]
+    assert (await events(ledger))[-1] == ("cancel_requested", "job-7")
+    assert await redis.zscore(keys.OPEN, "job-7") is not None
+
+
+async def test_only_the_states_named_are_left(redis: Redis, ledger: Ledger) -> None:
+    await admitted(redis, ledger)
+    assert await ledger.settle(AGENT, "job-7", [ExecState.STARTED], ExecState.LOST, reason="", fence=False) == "STATE"
+    assert (await read(ledger)).state is ExecState.QUEUED
+    assert await ledger.settle(AGENT, "job-7", OPEN_STATES, ExecState.LOST, reason="gone", fence=False) == "DONE"
+    assert (await read(ledger)).state is ExecState.LOST
+
+
+async def test_of_two_ends_at_once_exactly_one_counts(redis: Redis, ledger: Ledger) -> None:
+    await admitted(redis, ledger)
+    outcomes = await asyncio.gather(
+        *(ledger.ended(AGENT, "job-7", receipt(), f"token {n}") for n in range(10)),
+        *(ledger.settle(AGENT, "job-7", OPEN_STATES, ExecState.LOST, reason="", fence=False) for _ in range(10)),
+    )
+    assert outcomes.count("DONE") == 1
+    assert outcomes.count("STATE") == 19
+    assert len(await events(ledger)) == 2
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_a_terminal_state_never_changes_whatever_comes(redis: Redis, ledger: Ledger, seed: int) -> None:
+    """A walk through everything that can happen to an execution, also twice, late, and in the wrong order."""
+    chance = random.Random(seed)
+    await online(redis)
+    ended: dict[str, tuple[ExecState, dict[bytes, bytes]]] = {}
+    terminal = [state for state in ExecState if state.terminal]
+    names = ["a", "b", "c"]
+    for _ in range(150):
+        name = chance.choice(names)
+        step = chance.randrange(7)
+        if step == 0:
+            await ledger.admit(admission(name, digest=chance.choice(["one", "other"])))
+        elif step == 1:
+            await ledger.started(AGENT, name, chance.randrange(1, 10**12))
+        elif step == 2:
+            order = chance.choice([f"order of {name}"] * 3 + ["another"])
+            await ledger.ended(AGENT, name, receipt(name, state=chance.choice(terminal), order_sha256=order), "token")
+        elif step == 3:
+            await ledger.settle(
+                AGENT, name, chance.choice([OPEN_STATES, [ExecState.QUEUED], [ExecState.STARTED]]),
+                chance.choice(terminal), reason="walk", by=chance.choice(["", ALICE]), fence=chance.random() < 0.5,
+            )  # fmt: skip
+        elif step == 4:
+            await ledger.request_cancel(AGENT, name, ALICE)
+        elif step == 5:
+            await redis.set(keys.claim(AGENT, name), "boot-1", nx=True)
+        else:
+            await redis.delete(keys.queue(AGENT))
+        for other in names:
+            record = await ledger.record(other)
+            if record is None:
+                continue
+            states = [item.state for item in record.status().history]
+            assert states[-1] is record.state
+            assert [item.terminal for item in states[:-1]] == [False] * (len(states) - 1)
+            assert (await redis.zscore(keys.OPEN, other) is None) == record.state.terminal
+            if other in ended:
+                assert (record.state, dict(record.fields)) == ended[other]
+            elif record.state.terminal:
+                ended[other] = (record.state, dict(record.fields))
+    assert ended
+    trail = await events(ledger)
+    for name in ended:
+        # One beginning and one end each.
+        assert trail.count(("admitted", name)) == 1
+        assert sum(event in {state.lower() for state in terminal} for event, owner in trail if owner == name) == 1
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+async def test_records_come_in_the_order_asked_for_without_those_missing(redis: Redis, ledger: Ledger) -> None:
+    for name in ("a", "b", "c"):
+        await admitted(redis, ledger, name)
+    found = await ledger.records(["c", "none", "a", "b"])
+    assert [record.exec_id for record in found] == ["c", "a", "b"]
+    assert await ledger.records([]) == []
+    assert await ledger.record("none") is None
+
+
+async def test_pages_of_the_newest_hold_each_execution_once(redis: Redis, ledger: Ledger) -> None:
+    await online(redis)
+    # Several in one millisecond, as in a burst.
+    names = [f"job-{number:02d}" for number in range(25)]
+    for number, name in enumerate(names):
+        await redis.zadd(keys.INDEX, {name: 1000 + number // 4})
+    seen: list[str] = []
+    before: tuple[int, int] | None = None
+    while page := await ledger.newest("", ended=True, before=before, limit=3):
+        seen += [name for name, _ in page]
+        score = page[-1][1]
+        same = [name for name in seen if await redis.zscore(keys.INDEX, name) == score]
+        before = (score, len(same))
+    assert sorted(seen) == names
+    scores = [await redis.zscore(keys.INDEX, name) for name in seen]
+    assert scores == sorted(scores, reverse=True)
+
+
+async def test_the_trail_can_be_read_on_from_any_event(redis: Redis, ledger: Ledger) -> None:
+    for name in ("a", "b", "c"):
+        await admitted(redis, ledger, name)
+        await ledger.ended(AGENT, name, receipt(name), "token")
+        await redis.delete(keys.queue(AGENT))
+    whole = await ledger.audit(after="", limit=100, exec_id="")
+    assert [(event.event, event.id) for event in whole] == [
+        (event, name) for name in ("a", "b", "c") for event in ("admitted", "succeeded")
+    ]
+    for number, event in enumerate(whole):
+        assert await ledger.audit(after=event.cursor, limit=100, exec_id="") == whole[number + 1 :]
+    assert await ledger.audit(after="", limit=2, exec_id="") == whole[-2:]
+    assert await ledger.audit(after="", limit=100, exec_id="b") == whole[2:4]
+    assert await ledger.audit(after=whole[0].cursor, limit=1, exec_id="") == whole[1:2]
+
+
+# --- retention --------------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_past_its_retention_is_let_go(redis: Redis, ledger: Ledger) -> None:
+    await admitted(redis, ledger, "new")
+    now = await ledger.now_ms()
+    old = now - round(RETENTION.total_seconds() * 1000) - 60_000
+    for index in (keys.INDEX, keys.agent_index(AGENT)):
+        await redis.zadd(index, {"old": old, "younger": old + 120_000})
+    # Trimming goes by whole nodes of the stream, so there must be several.
+    async with redis.pipeline(transaction=False) as pipe:
+        for number in range(500):
+            pipe.xadd("other", {"event": "old", "id": f"old-{number}"}, id=f"{old + number}-0")
+        pipe.xadd("other", {"event": "new", "id": "new"}, id=f"{now}-0")
+        pipe.rename("other", keys.AUDIT)
+        await pipe.execute()
+    await ledger.trim(audit_retention=RETENTION, audit_events=1_000_000)
+    for index in (keys.INDEX, keys.agent_index(AGENT)):
+        assert set(await redis.zrange(index, 0, -1)) == {b"new", b"younger"}
+    trail = await events(ledger)
+    assert trail[-1] == ("new", "new")
+    assert len(trail) <= 201
+    assert await ledger.record("new") is not None
+    assert await redis.zscore(keys.OPEN, "new") is not None
+
+
+async def test_the_trail_is_bounded_in_number_as_well(redis: Redis, ledger: Ledger) -> None:
+    now = await ledger.now_ms()
+    async with redis.pipeline(transaction=False) as pipe:
+        for number in range(1000):
+            pipe.xadd(keys.AUDIT, {"event": "e", "id": f"e-{number}"}, id=f"{now - 1000 + number}-0")
+        await pipe.execute()
+    await ledger.trim(audit_retention=timedelta(days=1), audit_events=300)
+    trail = await events(ledger)
+    assert 300 <= len(trail) <= 500
+    assert trail[-1] == ("e", "e-999")
+
+
+async def test_trimming_nothing_does_no_harm(redis: Redis, ledger: Ledger) -> None:
+    await ledger.trim(audit_retention=timedelta(days=1), audit_events=10)
+    assert await redis.keys() == []

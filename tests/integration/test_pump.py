@@ -1,0 +1,335 @@
+"""From a command's pipes into the output log, on a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+from redis.exceptions import ResponseError
+from structlog.testing import capture_logs
+
+from tachikoma import keys
+from tachikoma.output import FIELD, STDERR, STDOUT, Frame, entry_id, sequence_of
+from tachikoma.redis_access import Redis
+from tachikoma_worker.pump import ABANDONED_SECONDS, CHUNK_BYTES, OutputLog, Pump
+
+KEY = keys.output("web-1", "job-7")
+MIB = 1024 * 1024
+PATIENCE_SECONDS = 30
+
+
+def new_log(redis: Redis, *, log_bytes: int = 64 * MIB, excerpt_bytes: int = MIB) -> OutputLog:
+    return OutputLog(redis, "web-1", "job-7", log_bytes=log_bytes, excerpt_bytes=excerpt_bytes)
+
+
+async def stream(redis: Redis) -> list[Frame]:
+    """The frames in the log, whose entry ids are their numbers."""
+    frames = []
+    for entry, fields in await redis.xrange(KEY):
+        assert list(fields) == [FIELD]
+        frame = Frame.decode(fields[FIELD])
+        assert sequence_of(entry) == frame.seq
+        assert entry == entry_id(frame.seq).encode()
+        frames.append(frame)
+    return frames
+
+
+def follows(frames: list[Frame], *, seq: int = 1, offset: int = 0) -> None:
+    """Numbers and offsets are without a hole."""
+    for number, frame in enumerate(frames, seq):
+        assert (frame.seq, frame.offset) == (number, offset)
+        offset += len(frame.data)
+
+
+def joined(frames: list[Frame], kind: int) -> bytes:
+    return b"".join(frame.data for frame in frames if frame.kind == kind)
+
+
+@asynccontextmanager
+async def listening(redis: Redis) -> AsyncIterator[Callable[[int], Any]]:
+    """What is published on the log's channel."""
+    pubsub = redis.pubsub()
+    await pubsub.subscribe(KEY)
+    confirmed = await pubsub.get_message(timeout=PATIENCE_SECONDS)
+    assert confirmed["type"] == "subscribe"
+
+    async def take(count: int) -> list[Frame]:
+        messages = [await pubsub.get_message(timeout=PATIENCE_SECONDS) for _ in range(count)]
+        return [Frame.decode(message["data"]) for message in messages]
+
+    try:
+        yield take
+    finally:
+        await pubsub.aclose()
+
+
+class Pipes:
+    """A command's two outputs: reading ends as the spawner gives them, writing ends for the test."""
+
+    def __init__(self) -> None:
+        self.stdout, self._out = os.pipe()
+        self.stderr, self._err = os.pipe()
+        os.set_blocking(self.stdout, False)
+        os.set_blocking(self.stderr, False)
+        self._writing = {STDOUT: self._out, STDERR: self._err}
+
+    def write(self, kind: int, data: bytes) -> None:
+        while data:
+            data = data[os.write(self._writing[kind], data) :]
+
+    def end(self, *kinds: int) -> None:
+        for kind in kinds or list(self._writing):
+            if kind in self._writing:
+                os.close(self._writing.pop(kind))
+
+    def close(self) -> None:
+        self.end()
+        os.close(self.stdout)
+        os.close(self.stderr)
+
+
+@pytest.fixture
+def pipes() -> Any:
+    made = Pipes()
+    yield made
+    made.close()
+
+
+async def pumped(log: OutputLog, pipes: Pipes, write: Callable[[], None]) -> None:
+    """Pump what a writer in a thread of its own writes, to the end."""
+    pump = asyncio.create_task(Pump(log, pipes.stdout, pipes.stderr).run())
+    await asyncio.wait_for(asyncio.to_thread(write), PATIENCE_SECONDS)
+    pipes.end()
+    await asyncio.wait_for(pump, PATIENCE_SECONDS)
+
+
+# --- the pump ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("data", [b"line\n", b"\0", b"\xff\xfe", b"\r\n\x1b[0m", bytes(range(256)), b"x"])
+async def test_bytes_come_through_unchanged(redis: Redis, pipes: Pipes, data: bytes) -> None:
+    log = new_log(redis)
+    await pumped(log, pipes, lambda: pipes.write(STDOUT, data))
+    frames = await stream(redis)
+    follows(frames)
+    assert joined(frames, STDOUT) == data
+    assert joined(frames, STDERR) == b""
+    assert log.excerpts[STDOUT].content() == data
+
+
+async def test_much_binary_output_of_both_kinds_comes_through_whole(redis: Redis, pipes: Pipes) -> None:
+    chance = random.Random(7)
+    written = {STDOUT: b"", STDERR: b""}
+    pieces = [(chance.choice([STDOUT, STDERR]), chance.randbytes(chance.randrange(1, 60_000))) for _ in range(150)]
+
+    def write() -> None:
+        for kind, data in pieces:
+            pipes.write(kind, data)
+
+    for kind, data in pieces:
+        written[kind] += data
+    log = new_log(redis)
+    await pumped(log, pipes, write)
+    frames = await stream(redis)
+    follows(frames)
+    assert all(1 <= len(frame.data) <= CHUNK_BYTES for frame in frames)
+    for kind in (STDOUT, STDERR):
+        assert joined(frames, kind) == written[kind]
+        assert log.excerpts[kind].digest().sha256 == hashlib.sha256(written[kind]).hexdigest()
+        assert log.excerpts[kind].total == len(written[kind])
+    assert log.seq == len(frames)
+
+
+async def test_what_is_published_is_what_stands_in_the_log(redis: Redis, subscriptions: Redis, pipes: Pipes) -> None:
+    log = new_log(redis)
+    async with listening(subscriptions) as take:
+        await pumped(log, pipes, lambda: pipes.write(STDOUT, bytes(200_000)))
+        assert await take(log.seq) == await stream(redis)
+
+
+async def test_a_line_is_there_while_the_command_still_runs(redis: Redis, subscriptions: Redis, pipes: Pipes) -> None:
+    pump = asyncio.create_task(Pump(new_log(redis), pipes.stdout, pipes.stderr).run())
+    async with listening(subscriptions) as take:
+        for number in range(1, 4):
+            pipes.write(STDOUT, b"line %d\n" % number)
+            [frame] = await take(1)
+            assert (frame.seq, frame.data) == (number, b"line %d\n" % number)
+    assert not pump.done()
+    pipes.end()
+    await asyncio.wait_for(pump, PATIENCE_SECONDS)
+
+
+async def test_a_command_that_closes_one_output_is_still_heard_on_the_other(redis: Redis, pipes: Pipes) -> None:
+    pump = asyncio.create_task(Pump(new_log(redis), pipes.stdout, pipes.stderr).run())
+    pipes.end(STDOUT)
+    await asyncio.to_thread(pipes.write, STDERR, b"still here\n")
+    pipes.end(STDERR)
+    await asyncio.wait_for(pump, PATIENCE_SECONDS)
+    assert joined(await stream(redis), STDERR) == b"still here\n"
+
+
+async def test_no_output_leaves_no_log(redis: Redis, pipes: Pipes) -> None:
+    log = new_log(redis)
+    await pumped(log, pipes, lambda: None)
+    assert log.seq == 0
+    assert not await redis.exists(KEY)
+
+
+async def test_stop_takes_what_is_in_the_pipes_and_ends_though_somebody_holds_them(redis: Redis, pipes: Pipes) -> None:
+    log = new_log(redis)
+    pump = Pump(log, pipes.stdout, pipes.stderr)
+    pipes.write(STDOUT, b"last words")
+    pipes.write(STDERR, b"last complaint")
+    pump.stop()
+    await asyncio.wait_for(pump.run(), PATIENCE_SECONDS)
+    frames = await stream(redis)
+    assert (joined(frames, STDOUT), joined(frames, STDERR)) == (b"last words", b"last complaint")
+
+
+async def test_stop_is_heard_while_nothing_comes(redis: Redis, pipes: Pipes) -> None:
+    pump = Pump(new_log(redis), pipes.stdout, pipes.stderr)
+    running = asyncio.create_task(pump.run())
+    await asyncio.sleep(0)
+    pump.stop()
+    await asyncio.wait_for(running, PATIENCE_SECONDS)
+
+
+async def test_after_stop_nobody_is_listened_to_for_ever(redis: Redis, pipes: Pipes) -> None:
+    """A leftover that writes on and on: the pump ends all the same."""
+    pump = Pump(new_log(redis, log_bytes=MIB), pipes.stdout, pipes.stderr)
+    pump.stop()
+
+    def write() -> None:
+        with suppress(BrokenPipeError):
+            while True:
+                pipes.write(STDOUT, bytes(CHUNK_BYTES))
+
+    writer = asyncio.create_task(asyncio.to_thread(write))
+    await asyncio.wait_for(pump.run(), PATIENCE_SECONDS)
+    os.close(pipes.stdout)
+    await asyncio.wait_for(writer, PATIENCE_SECONDS)
+    pipes.stdout = os.open(os.devnull, os.O_RDONLY)  # for close()
+
+
+async def test_the_loop_is_as_it_was_after_the_end(redis: Redis, pipes: Pipes) -> None:
+    await pumped(new_log(redis), pipes, lambda: pipes.write(STDOUT, b"x"))
+    loop = asyncio.get_running_loop()
+    assert not loop.remove_reader(pipes.stdout)
+    assert not loop.remove_reader(pipes.stderr)
+
+
+# --- the log ----------------------------------------------------------------------------------------------------------
+
+
+async def test_two_chunks_of_one_append_have_numbers_and_offsets_in_order(redis: Redis) -> None:
+    log = new_log(redis)
+    await log.append([(STDOUT, b"abc"), (STDERR, b"de")])
+    await log.append([(STDOUT, b"f")])
+    frames = await stream(redis)
+    assert [(f.kind, f.seq, f.offset, f.data) for f in frames] == [
+        (STDOUT, 1, 0, b"abc"),
+        (STDERR, 2, 3, b"de"),
+        (STDOUT, 3, 5, b"f"),
+    ]
+    assert frames[0].time_micros <= frames[2].time_micros
+
+
+async def test_a_log_whose_agent_dies_does_not_stay_for_ever(redis: Redis) -> None:
+    log = new_log(redis)
+    await log.append([(STDOUT, b"x")])
+    await log.append([(STDOUT, b"y")])
+    assert ABANDONED_SECONDS - 60 < await redis.ttl(KEY) <= ABANDONED_SECONDS
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_a_full_log_keeps_the_newest(redis: Redis, seed: int) -> None:
+    chance = random.Random(seed)
+    limit = 50_000
+    log = new_log(redis, log_bytes=limit)
+    everything: list[tuple[int, bytes]] = []
+    for _ in range(60):
+        chunks = [(kind, chance.randbytes(chance.randrange(1, 4000))) for kind in chance.choice([[1], [2], [1, 2]])]
+        everything += chunks
+        await log.append(chunks)
+        assert sum(len(frame.data) for frame in await stream(redis)) <= limit
+    frames = await stream(redis)
+    held = len(frames)
+    assert 0 < held < len(everything)
+    assert [(frame.kind, frame.data) for frame in frames] == everything[-held:]
+    # Nothing was let go that there was room for.
+    assert sum(len(data) for _, data in everything[-held - 1 :]) > limit
+    follows(frames, seq=len(everything) - held + 1, offset=sum(len(data) for _, data in everything[:-held]))
+
+
+async def test_a_chunk_larger_than_the_log_is_kept_alone(redis: Redis) -> None:
+    log = new_log(redis, log_bytes=10)
+    await log.append([(STDOUT, b"small")])
+    await log.append([(STDOUT, b"larger than the whole log")])
+    assert [frame.data for frame in await stream(redis)] == [b"larger than the whole log"]
+
+
+async def test_a_repeated_append_changes_nothing_in_the_log(redis: Redis) -> None:
+    """As after a connection that broke between the command and its answer."""
+    log = new_log(redis)
+    await log.append([(STDOUT, b"one")])
+    frames = [Frame(STDOUT, 2, 3, 1, b"two"), Frame(STDERR, 3, 6, 1, b"three")]
+    await log._send(frames, entry_id(1))
+    before = await stream(redis)
+    await log._send(frames, entry_id(1))
+    assert await stream(redis) == before
+    follows(before)
+
+
+async def test_an_append_that_came_through_in_part_is_completed(redis: Redis) -> None:
+    log = new_log(redis)
+    frames = [Frame(STDOUT, 1, 0, 1, b"one"), Frame(STDERR, 2, 3, 1, b"two")]
+    await redis.xadd(KEY, {FIELD: frames[0].encode()}, id=entry_id(1))
+    await log._send(frames, entry_id(1))
+    assert await stream(redis) == frames
+
+
+async def test_an_append_of_what_was_trimmed_already_brings_nothing_back(redis: Redis) -> None:
+    log = new_log(redis, log_bytes=4)
+    for data in (b"aaa", b"bbb", b"ccc"):
+        await log.append([(STDOUT, data)])
+    await log._send([Frame(STDOUT, 1, 0, 1, b"aaa")], entry_id(3))
+    assert [frame.data for frame in await stream(redis)] == [b"ccc"]
+
+
+async def test_any_other_error_of_redis_is_not_swallowed(redis: Redis) -> None:
+    await redis.set(KEY, "no stream")
+    log = new_log(redis)
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await log._send([Frame(STDOUT, 1, 0, 1, b"x")], entry_id(1))
+
+
+async def test_an_append_waits_until_redis_takes_it_and_nothing_is_lost(redis: Redis, until: Any) -> None:
+    await redis.set(KEY, "in the way")
+    log = new_log(redis)
+    with capture_logs() as told:
+        waiting = asyncio.create_task(log.append([(STDOUT, b"patient")]))
+        await until(lambda: len(told) >= 2, "two attempts failed")
+    assert {entry["event"] for entry in told} == {"output.waiting"}
+    assert not waiting.done()
+    await redis.delete(KEY)
+    await asyncio.wait_for(waiting, PATIENCE_SECONDS)
+    assert [frame.data for frame in await stream(redis)] == [b"patient"]
+    assert log.seq == 1
+
+
+async def test_connections_that_are_cut_again_and_again_lose_nothing(redis: Redis, redis_url: str) -> None:
+    log = new_log(redis)
+    for number in range(30):
+        if number % 3 == 0:
+            # All but the one that asks.
+            await redis.client_kill_filter(_type="normal", skipme=True)
+        await log.append([(STDOUT, b"%d\n" % number)])
+    frames = await stream(redis)
+    follows(frames)
+    assert joined(frames, STDOUT) == b"".join(b"%d\n" % number for number in range(30))
