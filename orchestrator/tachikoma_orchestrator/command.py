@@ -52,4 +52,5 @@ def _group() -> None:
 def check(file: Annotated[Path, typer.Argument(help="The policy file.")]) -> None:
     """Say whether a policy file is right; each mistake with line and column."""
     found = PolicySet.load(file)
-    typer.echo(f"{file}: {len(found.policies)} policies, all right")
+    number = len(found.policies)
+    typer.echo(f"{file}: {number} {'policy' if number == 1 else 'policies'}, all right")

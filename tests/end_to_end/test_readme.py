@@ -1,0 +1,46 @@
+"""What the README says is true."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import Cli
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_python_example_runs_as_it_stands(cli: Cli) -> None:
+    (example,) = _blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-c", example], env=cli.environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, *rest = done.stdout.splitlines()
+    assert first.startswith("0 b'Linux ")
+    assert "".join(line.split("b'")[1].rstrip("'") for line in rest) == "1\\n2\\n3\\n"
+
+
+def test_the_policy_example_is_a_right_policy(tmp_path: Path, cli: Cli) -> None:
+    (example,) = _blocks("yaml")
+    file = tmp_path / "policy.yaml"
+    file.write_text(example)
+    assert cli.run("policy", "check", str(file)).stdout.decode() == f"{file}: 1 policy, all right\n"
+
+
+@pytest.mark.parametrize("line", re.findall(r"^\$ (tachikoma exec .*)$", README.read_text(encoding="utf-8"), re.M))
+def test_every_exec_of_the_tour_is_accepted(line: str, cli: Cli) -> None:
+
+    command = line.split(";")[0] if "sh -c" not in line else line.split('; echo "exit')[0]
+    arguments = shlex.split(command)[1:]
+    done = cli.run(*arguments)
+    assert b"Usage" not in done.stderr
+    assert done.returncode in (0, 3, 124, 125, 127)
