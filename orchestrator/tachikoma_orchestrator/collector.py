@@ -16,7 +16,6 @@ from typing import Any
 
 import structlog
 from pydantic import TypeAdapter, ValidationError
-from redis.exceptions import RedisError
 
 from tachikoma import keys
 from tachikoma.heartbeat import Heartbeat, Started
@@ -121,7 +120,13 @@ class Collector:
 
     async def _on_gap(self) -> None:
         for exec_id in self._endings.all_awaited():
-            await self._resolve(exec_id)
+            record = await self._ledger.record(exec_id)
+            if record is None or record.state.terminal:
+                await self._resolve(exec_id)
+                continue
+            raw = await self._redis.get(keys.result(record.agent, exec_id))
+            if raw is not None:
+                await self.fold(record.agent, exec_id, raw)
 
     async def _resolve(self, exec_id: str) -> None:
         """Tell the waiters of an execution if the ledger says that it has ended."""
@@ -157,20 +162,19 @@ class Collector:
             return None
         return Result(receipt, token, stdout, stderr)
 
-    async def fold(self, agent: str, exec_id: str, raw: bytes) -> None:
-        """Take a Celery result into the ledger, and tell whoever waits."""
+    async def fold(self, agent: str, exec_id: str, raw: bytes) -> bool:
+        """Take a Celery result into the ledger, and tell whoever waits.
+
+        Returns:
+            Whether the execution has ended now; False when the result must not be believed.
+        """
         result = self.verify(agent, exec_id, raw)
         if result is None:
-            return
-        try:
-            outcome = await self._ledger.ended(agent, exec_id, result.receipt, result.token)
-        except RedisError as error:
-            # The result stays in Redis; the reaper folds it later.
-            log.warning("receipt.not_folded", id=exec_id, error=str(error))
-            return
-        if outcome == "ORDER":
-            log.warning("receipt.refused", agent=agent, id=exec_id, reason="answers another order")
-            return
+            return False
+        outcome = await self._ledger.ended(agent, exec_id, result.receipt, result.token)
+        if outcome in ("ORDER", "MISSING"):
+            log.warning("receipt.refused", agent=agent, id=exec_id, reason="answers no order of ours")
+            return False
         if outcome == "STATE":
             await self._late(agent, exec_id, result)
         if outcome == "DONE":
@@ -178,6 +182,7 @@ class Collector:
         else:
             # Another orchestrator was first, or it had ended otherwise: the ledger says how.
             await self._resolve(exec_id)
+        return True
 
     async def _late(self, agent: str, exec_id: str, result: Result) -> None:
         """A receipt for what had ended otherwise: the end stands, the receipt goes on the record."""
@@ -189,6 +194,7 @@ class Collector:
             await self._ledger.append_audit(
                 [
                     "event", "late_receipt", "id", exec_id, "agent_id", agent, "authorized", "1",
+                    "requested_by", record.requested_by,
                     "exit_code", str(result.receipt.exit_code),
                     "reason", f"the agent reports {result.receipt.state} after it was given up as {record.state}",
                 ]

@@ -87,7 +87,8 @@ class Guard(grpc.aio.ServerInterceptor):
         try:
             certificate = x509.load_pem_x509_certificate(bytes(leaf[0]))
             chain = b"".join(bytes(part) for part in auth.get("x509_pem_cert_chain", ()))
-            intermediates = x509.load_pem_x509_certificates(chain)[1:] if chain else []
+            sent = x509.load_pem_x509_certificates(chain) if chain else []
+            intermediates = [other for other in sent if other != certificate]
             spiffe_id: SpiffeId = self._identity.current().bundle.verify(certificate, intermediates)
         except (InvalidIdentity, ValueError) as error:
             log.warning("identity.rejected", peer=context.peer(), reason=str(error))

@@ -195,6 +195,7 @@ class Ledger:
             "order_sha256", admission.order_sha256,
             "policy", admission.policy,
             "client_ip", admission.client_ip,
+            "command", command_line(request.command),
         ]  # fmt: skip
         event = self._event(request, policy=admission.policy, client_ip=admission.client_ip, authorized=True, code=None)
         agent, exec_id = request.agent_id, request.id
@@ -264,14 +265,14 @@ class Ledger:
         fields = {"error": reason, **({"cancel_requested_by": by} if by else {})}
         return await self._transition_outcome(
             agent, exec_id, from_states, to, fields,
-            code=to.lower(), fence=fence, extra={"reason": reason, **({"by": by} if by else {})},
+            code=to.lower(), fence=fence, extra={"reason": f"{reason}, by {by}" if by else reason},
         )  # fmt: skip
 
     async def request_cancel(self, agent: str, exec_id: str, by: str) -> str:
         """Note who asked for the end of an execution that may be running."""
         return await self._transition_outcome(
             agent, exec_id, [ExecState.QUEUED, ExecState.STARTED], None, {"cancel_requested_by": by},
-            code="cancel_requested", extra={"by": by},
+            code="cancel_requested", extra={"reason": f"by {by}"},
         )  # fmt: skip
 
     async def _move(
@@ -302,7 +303,7 @@ class Ledger:
         event = [
             "id", request.id, "agent_id", request.agent_id, "requested_by", request.requested_by,
             "command", command_line(request.command), "client_ip", client_ip,
-            "authorized", "1" if authorized else "0", "policy_applied", policy,
+            "authorized", "1" if authorized else "0", "policy", policy,
         ]  # fmt: skip
         return event if code is None else ["event", code, *event]
 
@@ -412,13 +413,13 @@ def _audit_event(entry: tuple[bytes, dict[bytes, bytes]]) -> ExecAuditLog:
         event=fields["event"],
         id=fields.get("id", ""),
         agent_id=fields.get("agent_id", ""),
-        requested_by=fields.get("requested_by") or fields.get("by", ""),
+        requested_by=fields.get("requested_by", ""),
         command=fields.get("command", ""),
         exit_code=int(fields.get("exit_code", -1)),
         start_time=_time(fields.get("start_ms", "").encode()),
         duration=timedelta(microseconds=int(fields.get("duration_us", 0))),
         client_ip=fields.get("client_ip", ""),
         authorized=fields.get("authorized") == "1",
-        policy_applied=fields.get("policy_applied", ""),
+        policy_applied=fields.get("policy", ""),
         reason=fields.get("reason", ""),
     )

@@ -32,8 +32,16 @@ log = structlog.get_logger(__name__)
 BATCH = 500
 #: Retention is applied once in so many looks.
 TRIM_EVERY = 60
+#: After queue timeout and timeout, how long an agent may take to kill and report.
+OVERDUE_MS = 3600 * 1000
 #: A result is looked for only when the execution is older: younger ones come over pub/sub.
 SETTLE_MS = 2_000
+
+
+def _overdue(record: Record, now_ms: int) -> str:
+    """Whether its agent should have reported its end long ago, whatever became of the report."""
+    longest_ms = record.status().timeout.total_seconds() * 1000
+    return "its end was never reported" if now_ms > record.deadline_ms + longest_ms + OVERDUE_MS else ""
 
 
 class Reaper:
@@ -116,8 +124,7 @@ class Reaper:
         exec_id = record.exec_id
         if has_result and now_ms - int(record.fields[b"admitted_ms"]) > SETTLE_MS:
             raw = await self._redis.get(keys.result(record.agent, exec_id))
-            if raw is not None:
-                await self._collector.fold(record.agent, exec_id, raw)
+            if raw is not None and await self._collector.fold(record.agent, exec_id, raw):
                 return True
         if claim is None or claim == FENCE.encode():
             if record.state is ExecState.QUEUED and now_ms >= record.deadline_ms:
@@ -132,7 +139,7 @@ class Reaper:
         if record.state is ExecState.QUEUED and now_ms - int(record.fields[b"admitted_ms"]) > SETTLE_MS:
             # The agent's notice was missed; when exactly it started, the receipt will say.
             await self._ledger.started(record.agent, exec_id, 0)
-        why = self._lost(claim.decode(), agent, now_ms)
+        why = self._lost(claim.decode(), agent, now_ms) or _overdue(record, now_ms)
         if why:
             outcome = await self._ledger.settle(
                 record.agent, exec_id, [ExecState.QUEUED, ExecState.STARTED], ExecState.LOST,

@@ -116,10 +116,12 @@ class Subscriber:
         pubsub = self._redis.pubsub()
         try:
             await pubsub.psubscribe(*self._patterns)
-            if self._channels:
-                await pubsub.subscribe(*self._channels)
+            # From here on whoever listens anew subscribes by itself; those from before are subscribed here.
+            before = list(self._channels)
             self._pubsub = pubsub
             self.connected.set()
+            if before:
+                await pubsub.subscribe(*before)
             log.info("redis.subscribed")
             for gap_handler in self._gap_handlers:
                 await gap_handler()

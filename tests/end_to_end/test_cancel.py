@@ -109,5 +109,12 @@ def test_the_audit_trail_tells_who_cancelled(client: Client) -> None:
     wait_until(lambda: client.status(wanted.id).state is ExecState.CANCELLED, "it is cancelled")
     events = client.audit(exec_id=wanted.id)
     assert [event.event for event in events] == ["admitted", "started", "cancel_requested", "cancelled"]
-    assert events[2].requested_by == client.spiffe_id
+    assert events[2].reason == f"by {client.spiffe_id}"
+    # Each event can be read alone.
+    for event in events:
+        assert event.requested_by == client.spiffe_id
+        assert event.command == "sleep 600"
+        assert event.client_ip == "127.0.0.1"
+        assert event.policy_applied.startswith("everybody@")
+        assert event.authorized
     assert json.loads(events[0].to_json())["command"] == "sleep 600"

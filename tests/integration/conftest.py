@@ -65,7 +65,7 @@ def until() -> Callable[[Callable[[], object], str], Awaitable[None]]:
 
     async def wait(condition: Callable[[], object], what: str) -> None:
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(15):
                 while not condition():  # noqa: ASYNC110 (nothing announces it)
                     await asyncio.sleep(0.002)
         except TimeoutError:

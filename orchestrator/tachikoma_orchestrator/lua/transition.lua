@@ -62,6 +62,11 @@ if #ARGV > last then
   for i = last + 1, #ARGV do
     event[#event + 1] = ARGV[i]
   end
+  -- Each event can be read alone: it also says whose execution it is, and why that was let through.
+  for _, name in ipairs({'requested_by', 'command', 'client_ip', 'policy'}) do
+    event[#event + 1] = name
+    event[#event + 1] = redis.call('HGET', KEYS[1], name) or ''
+  end
   redis.call('XADD', KEYS[2], '*', unpack(event))
 end
 if ARGV[4] == '1' then
