@@ -11,6 +11,7 @@ import base64
 import binascii
 import json
 import time
+from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar
 
 from cryptography import x509
@@ -129,14 +130,26 @@ def sign(svid: Svid, claims: _Claims) -> str:
     return jws.serialize_compact(header, payload, svid.signing_key, registry=_registry)
 
 
-def _chain(header: dict[str, Any]) -> list[x509.Certificate]:
-    x5c = header.get("x5c")
-    if not isinstance(x5c, list) or not 1 <= len(x5c) <= 8:
-        raise InvalidSignature("carries no certificate chain")
+@lru_cache(maxsize=1024)
+def _parse_chain(x5c: tuple[str, ...]) -> tuple[list[x509.Certificate], ECKey]:
+    """The certificates of a header and the leaf's key. Nothing is trusted by being parsed, so it can be remembered.
+
+    Raises:
+        InvalidSignature: they cannot be read.
+    """
     try:
-        return [x509.load_der_x509_certificate(base64.b64decode(item, validate=True)) for item in x5c]
+        chain = [x509.load_der_x509_certificate(base64.b64decode(item, validate=True)) for item in x5c]
+        public_key = chain[0].public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        return chain, ECKey.import_key(public_key)
     except (ValueError, TypeError, binascii.Error) as error:
         raise InvalidSignature(f"carries an unreadable certificate: {error}") from None
+
+
+def _chain(header: dict[str, Any]) -> tuple[list[x509.Certificate], ECKey]:
+    x5c = header.get("x5c")
+    if not isinstance(x5c, list) or not 1 <= len(x5c) <= 8 or not all(isinstance(item, str) for item in x5c):
+        raise InvalidSignature("carries no certificate chain")
+    return _parse_chain(tuple(x5c))
 
 
 def verify(token: str, kind: type[C], bundle: TrustBundle, issuer: SpiffeId) -> C:
@@ -157,12 +170,11 @@ def verify(token: str, kind: type[C], bundle: TrustBundle, issuer: SpiffeId) -> 
         header = message.headers()
         if header.get("typ") != expected_type or header.get("alg") != "ES256":
             raise InvalidSignature(f"is a {str(header.get('typ'))[:60]!r}, not a {expected_type!r}")
-        chain = _chain(header)
+        chain, key = _chain(header)
         signer = bundle.verify(chain[0], chain[1:])
         if signer != issuer:
             raise InvalidSignature(f"is signed by {signer}, not by {issuer}")
-        public_key = chain[0].public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-        jws.deserialize_compact(token.encode("ascii"), ECKey.import_key(public_key), registry=_registry)
+        jws.deserialize_compact(token.encode("ascii"), key, registry=_registry)
         claims = kind.model_validate_json(message.payload)
     except InvalidIdentity as error:
         raise InvalidSignature(f"is signed by nobody we trust: {error}") from None

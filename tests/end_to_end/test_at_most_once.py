@@ -130,3 +130,27 @@ def test_a_command_whose_agent_was_killed_ends_lost_and_is_not_started_again(
         assert last.result.state is ExecState.LOST
         assert "killed" in last.result.error
         assert len(marks.read_text().split()) == 1
+
+
+def test_a_forged_result_is_not_believed_and_the_true_one_still_counts(
+    client: Client, stack: Stack, redis: redis_py.Redis, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    other = client.execute(request("echo", "forged"))
+    true_of_other = redis.get(keys.result(AGENT, other.id))
+    wanted = request("sh", "-c", f"while [ ! -e {go} ]; do sleep 0.01; done; echo true; exit 2")
+    client.submit(wanted)
+    wait_until(lambda: client.status(wanted.id).state is ExecState.STARTED, "it runs")
+    log = stack.data / "logs" / "orchestrator.log"
+    # The receipt of another execution, and nonsense.
+    for raw in (true_of_other, b"nonsense", b'{"result": {"receipt": "a.b.c", "stdout": "", "stderr": ""}}'):
+        seen = log.read_text().count(wanted.id)
+        redis.set(keys.result(AGENT, wanted.id), raw)
+        redis.publish(keys.result(AGENT, wanted.id), raw)
+        wait_until(lambda seen=seen: log.read_text().count(wanted.id) > seen, "it is refused, and that is logged")
+        assert client.status(wanted.id).state is ExecState.STARTED
+    go.touch()
+    outputs = list(client.attach(wanted.id))
+    assert b"".join(output.data for output in outputs) == b"true\n"
+    assert outputs[-1].result is not None
+    assert (outputs[-1].result.state, outputs[-1].result.exit_code) == (ExecState.FAILED, 2)

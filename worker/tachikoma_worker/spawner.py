@@ -49,7 +49,6 @@ class Account:
     name: str
     uid: int
     gid: int
-    groups: tuple[int, ...]
     home: str
 
 
@@ -140,11 +139,10 @@ class LocalSpawner:
         except KeyError:
             if wanted:
                 raise Refused(f"there is no user {wanted!r} on this agent") from None
-            return Account(str(self._own_uid), self._own_uid, os.getgid(), tuple(os.getgroups()), "/")
+            return Account(str(self._own_uid), self._own_uid, os.getgid(), "/")
         if self._own_uid not in (0, entry.pw_uid):
             raise Refused(f"this agent runs as {self._own_name()} and cannot become {entry.pw_name}")
-        groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
-        return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, groups, entry.pw_dir)
+        return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
 
     def start(self, request: ExecRequest, executables: Sequence[str]) -> Process:
         """Start a command.
@@ -172,7 +170,8 @@ class LocalSpawner:
         }
         switch: dict[str, object] = {}
         if account.uid != self._own_uid:
-            switch = {"user": account.uid, "group": account.gid, "extra_groups": account.groups}
+            groups = os.getgrouplist(account.name, account.gid)
+            switch = {"user": account.uid, "group": account.gid, "extra_groups": groups}
         stdin = _stdin(request.stdin)
         try:
             popen = subprocess.Popen(  # type: ignore[call-overload]
