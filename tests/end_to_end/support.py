@@ -85,8 +85,9 @@ class Cli:
         )
 
 
-def make_cli(stack: Stack) -> Cli:
-    path = stack.data / "profile.json"
+def make_cli(stack: Stack, folder: Path | None = None) -> Cli:
+    """The command line with a stack's profile, kept in its data folder or elsewhere."""
+    path = (folder or stack.data) / "profile.json"
     stack.profile().save(path)
     return Cli(path)
 

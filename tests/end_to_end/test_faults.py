@@ -168,6 +168,9 @@ def test_a_full_disk_under_the_data_folder_is_told_and_nothing_runs_unrecorded(
                 return ""
 
             assert "No space left on device" in wait_until(refused, "the full disk is noticed")
+            done = make_cli(stack, tmp_path).run("exec", AGENT, "true")
+            assert done.returncode == 125
+            assert "tachikoma: the orchestrator's Redis refuses: MISCONF" in done.stderr.decode()
             assert all(part.alive for part in stack.parts)
             (disk / "filler").unlink()
             wait_until(lambda: _runs(client), "it works again when there is room")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,7 +11,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from support import AGENT, request
+from support import AGENT, Cli, request
 
 from tachikoma import (
     Client,
@@ -79,6 +80,23 @@ def test_an_expired_certificate_does_not_connect_and_the_client_says_why(stack: 
     assert _code(_channel(stack, tmp_path)) is grpc.StatusCode.UNAVAILABLE
     with pytest.raises(Unauthenticated, match=r"user/late is valid from .* not now"):
         Client(stack.profile().model_copy(update={"identity": tmp_path}))
+    path = tmp_path / "profile.json"
+    stack.profile().model_copy(update={"identity": tmp_path}).save(path)
+    done = Cli(path).run("exec", AGENT, "true")
+    assert done.returncode == 125
+    assert re.fullmatch(
+        rf"tachikoma: your identity in {tmp_path} cannot be used: the certificate of "
+        r"spiffe://tachikoma.local/user/late is valid from .* to .* UTC, not now\n",
+        done.stderr.decode(),
+    )
+
+
+def test_a_profile_without_its_certificate_is_told(stack: Stack, tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    stack.profile().model_copy(update={"identity": tmp_path / "missing"}).save(path)
+    done = Cli(path).run("exec", AGENT, "true")
+    assert done.returncode == 125
+    assert f"tachikoma: cannot read the identity in {tmp_path / 'missing'}: " in done.stderr.decode()
 
 
 def test_a_certificate_of_another_ca_does_not_connect(stack: Stack, tmp_path: Path) -> None:

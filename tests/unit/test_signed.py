@@ -73,6 +73,12 @@ def bundle(authority: Any) -> TrustBundle:
     return TrustBundle(DOMAIN, [authority.certificate])
 
 
+@pytest.fixture(scope="session")
+def tokens(svid: Svid) -> list[str]:
+    """Each of the messages, signed. Once: no two signatures of the same are alike."""
+    return [sign(svid, claims) for claims in MESSAGES]
+
+
 def encode(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
@@ -296,12 +302,19 @@ def test_a_certificate_with_an_extension_twice_is_refused(authority: Any, svid: 
     refused(forge(svid, header, order().model_dump_json().encode()), bundle)
 
 
+def test_a_certificate_with_a_kind_of_key_nobody_knows_is_refused(svid: Svid, bundle: TrustBundle) -> None:
+    elliptic, unknown = b"\x06\x07\x2a\x86\x48\xce\x3d\x02\x01", b"\x06\x07\x2a\x86\x48\xce\x3d\x02\x7f"
+    der = svid.chain[0].public_bytes(Encoding.DER).replace(elliptic, unknown)
+    header = {**header_of(sign(svid, order())), "x5c": [base64.b64encode(der).decode()]}
+    refused(forge(svid, header, order().model_dump_json().encode()), bundle)
+
+
 def test_a_trusted_certificate_with_an_rsa_key_does_not_sign_orders(
     authority: Any, svid: Svid, bundle: TrustBundle
 ) -> None:
     leaf, _ = authority.leaf(ORCHESTRATOR, key=rsa.generate_private_key(65537, 2048))
     header = {**header_of(sign(svid, order())), "x5c": [base64.b64encode(leaf.public_bytes(Encoding.DER)).decode()]}
-    refused(forge(svid, header, order().model_dump_json().encode()), bundle, "not validly signed")
+    refused(forge(svid, header, order().model_dump_json().encode()), bundle)
 
 
 # --- times ------------------------------------------------------------------------------------------------------------
@@ -316,29 +329,28 @@ def test_a_message_of_a_time_to_come_is_refused(svid: Svid, bundle: TrustBundle)
 
 
 @given(data=st.data())
-def test_no_message_survives_a_changed_byte(data: st.DataObject, svid: Svid, bundle: TrustBundle) -> None:
-    parts = sign(svid, data.draw(st.sampled_from(MESSAGES), label="message")).split(".")
-    kind = {0: WorkOrder, 1: CancelOrder, 2: Receipt}
+def test_no_message_survives_a_changed_byte(data: st.DataObject, tokens: list[str], bundle: TrustBundle) -> None:
+    parts = tokens[data.draw(st.integers(0, 2), label="message")].split(".")
     part = data.draw(st.integers(0, 2), label="part")
     raw = bytearray(decode(parts[part]))
     at = data.draw(st.integers(0, len(raw) - 1), label="at")
     raw[at] ^= data.draw(st.integers(1, 255), label="bits")
     parts[part] = encode(bytes(raw))
-    for reader in kind.values():
-        refused(".".join(parts), bundle, kind=reader)
+    for kind in (WorkOrder, CancelOrder, Receipt):
+        refused(".".join(parts), bundle, kind=kind)
 
 
 @given(data=st.data())
-def test_no_message_survives_a_changed_character(data: st.DataObject, svid: Svid, bundle: TrustBundle) -> None:
-    token = sign(svid, cancel())
+def test_no_message_survives_a_changed_character(data: st.DataObject, tokens: list[str], bundle: TrustBundle) -> None:
+    token = tokens[1]
     at = data.draw(st.integers(0, len(token) - 1), label="at")
     character = data.draw(st.sampled_from([c for c in "AQgwBz09-_.=+/ \n\0é" if c != token[at]]), label="character")
     refused(token[:at] + character + token[at + 1 :], bundle, kind=CancelOrder)
 
 
 @given(data=st.data())
-def test_no_message_survives_a_cut_or_an_addition(data: st.DataObject, svid: Svid, bundle: TrustBundle) -> None:
-    token = sign(svid, cancel())
+def test_no_message_survives_a_cut_or_an_addition(data: st.DataObject, tokens: list[str], bundle: TrustBundle) -> None:
+    token = tokens[1]
     at = data.draw(st.integers(0, len(token) - 1), label="at")
     refused(token[:at], bundle, kind=CancelOrder)
     added = data.draw(st.sampled_from(["A", "AAAA", ".", ".A", "=", "\n", " ", "\0"]), label="added")

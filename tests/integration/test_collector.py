@@ -1,0 +1,211 @@
+"""What an agent reports, genuine and otherwise, on its way into the ledger. One bad agent must not stop the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from tachikoma import keys, wire
+from tachikoma.dev.ca import DevelopmentCA
+from tachikoma.models import ExecRequest, ExecState
+from tachikoma.redis_access import Redis
+from tachikoma.signed import OutputDigest, Receipt, sign
+from tachikoma.spiffe import agent_id, service_id
+from tachikoma.svid import FileSvidSource
+from tachikoma_orchestrator.collector import Collector
+from tachikoma_orchestrator.endings import Endings
+from tachikoma_orchestrator.ledger import Admission, Ledger, Outcome
+from tachikoma_orchestrator.registry import Registry
+
+DOMAIN, AGENT, EXEC = "tachikoma.local", "web-1", "job-7"
+
+
+class Stand:
+    """A collector with a real ledger, and identities to sign as."""
+
+    def __init__(self, redis: Redis, folder: Path) -> None:
+        authority = DevelopmentCA(folder / "ca", DOMAIN)
+        self.identities: dict[str, FileSvidSource] = {}
+        for name in (AGENT, "web-2"):
+            authority.issue(agent_id(DOMAIN, name), folder / name)
+            self.identities[name] = FileSvidSource(folder / name)
+        authority.issue(service_id(DOMAIN, "orchestrator"), folder / "orchestrator")
+        self.redis = redis
+        self.ledger = Ledger(redis, queue_size=10, queue_timeout=timedelta(minutes=10), retention=timedelta(hours=1))
+        self.endings = Endings()
+        identity = FileSvidSource(folder / "orchestrator")
+        self.collector = Collector(redis, self.ledger, self.endings, Registry(redis), identity)
+
+    async def admit(self) -> None:
+        """An execution that waits for its agent's report."""
+        await self.redis.set(keys.info(AGENT), "{}")
+        request = ExecRequest(id=EXEC, agent_id=AGENT, command=["/bin/true"], requested_by="spiffe://x/y", timeout="5m")
+        admission = Admission(request, "digest", "order", b"message", "web@1", "")
+        assert await self.ledger.admit(admission) is Outcome.ADMITTED
+
+    async def state(self) -> ExecState:
+        record = await self.ledger.record(EXEC)
+        assert record is not None
+        return record.state
+
+    def receipt(self, **values: Any) -> Receipt:
+        defaults: dict[str, Any] = {
+            "iss": str(agent_id(DOMAIN, AGENT)),
+            "iat": int(time.time()),
+            "jti": EXEC,
+            "order_sha256": "order",
+            "state": ExecState.SUCCEEDED,
+            "exit_code": 0,
+            "signal": 0,
+            "error": "",
+            "executable": "/bin/true",
+            "started_ms": 1_769_860_800_000,
+            "ended_ms": 1_769_860_801_000,
+            "duration_us": 1_000_000,
+            "chunks": 1,
+            "stdout": digest(b"out"),
+            "stderr": digest(b""),
+        }
+        return Receipt(**{**defaults, **values})
+
+    def result(self, receipt: Receipt, *, signer: str = AGENT, **changes: Any) -> bytes:
+        """The Celery result an agent leaves."""
+        token = sign(self.identities[signer].current(), receipt)
+        content = {"receipt": token, "stdout": base64.b64encode(b"out").decode(), "stderr": "", **changes}
+        return json.dumps({"status": "SUCCESS", "result": content}).encode()
+
+
+def digest(data: bytes, **values: Any) -> OutputDigest:
+    whole = hashlib.sha256(data).hexdigest()
+    defaults = {"total_bytes": len(data), "sha256": whole, "truncated": False, "excerpt_sha256": whole}
+    return OutputDigest(**{**defaults, **values})
+
+
+@pytest.fixture
+async def stand(redis: Redis, tmp_path: Path) -> Stand:
+    made = Stand(redis, tmp_path)
+    await made.admit()
+    return made
+
+
+async def test_a_genuine_receipt_ends_the_execution_and_tells_who_waits(stand: Stand) -> None:
+    with stand.endings.expect(EXEC) as waiting:
+        assert await stand.collector.fold(AGENT, EXEC, stand.result(stand.receipt())) is True
+        response = await asyncio.wait_for(waiting, 30)
+    assert (response.state, response.stdout, response.exit_code) == (ExecState.SUCCEEDED, b"out", 0)
+    assert await stand.state() is ExecState.SUCCEEDED
+
+
+async def test_the_same_receipt_twice_is_one_end(stand: Stand) -> None:
+    raw = stand.result(stand.receipt())
+    assert await stand.collector.fold(AGENT, EXEC, raw) is True
+    assert await stand.collector.fold(AGENT, EXEC, raw) is True
+    events = [event.event for event in await stand.ledger.audit(after="", limit=10, exec_id=EXEC)]
+    assert events == ["admitted", "succeeded"]
+
+
+async def not_believed(stand: Stand, raw: bytes) -> None:
+    assert await stand.collector.fold(AGENT, EXEC, raw) is False
+    assert await stand.state() is ExecState.QUEUED
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *(b"", b"\xff", b"null", b"1", b'"x"', b"[]", b"{}", b'{"result": null}', b'{"result": 5}', b'{"result": {}}'),
+        b'{"result": {"receipt": null, "stdout": "", "stderr": ""}}',
+        b'{"result": {"receipt": 5, "stdout": "", "stderr": ""}}',
+        b'{"result": {"receipt": "a.b.c", "stdout": "", "stderr": ""}}',
+        b'{"result": {"receipt": "\\ud800", "stdout": "", "stderr": ""}}',
+        b'{"result": {"receipt": "", "stdout": "no base64!", "stderr": ""}}',
+        b"9" * 10_000,
+        b"[" * 100_000,
+        b'{"result":' * 100_000,
+    ],
+    ids=lambda raw: repr(raw[:60]),
+)
+async def test_garbage_is_not_believed_and_breaks_nothing(stand: Stand, raw: bytes) -> None:
+    await not_believed(stand, raw)
+
+
+@pytest.mark.parametrize(
+    "header", [b'"alg"', b'["alg"]', b"[" * 12_000, b'{"alg": "ES256", "crit": 5}'], ids=lambda h: repr(h[:20])
+)
+async def test_a_receipt_with_a_garbled_header_is_not_believed_and_breaks_nothing(stand: Stand, header: bytes) -> None:
+    token = f"{base64.urlsafe_b64encode(header).rstrip(b'=').decode()}.e30.e30"
+    content = {"receipt": token, "stdout": "", "stderr": ""}
+    await not_believed(stand, json.dumps({"result": content}).encode())
+
+
+async def test_a_receipt_with_a_certificate_of_an_unknown_version_is_not_believed_and_breaks_nothing(
+    stand: Stand,
+) -> None:
+    der = stand.identities[AGENT].current().chain[0].public_bytes(Encoding.DER)
+    strange = base64.b64encode(der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x05", 1)).decode()
+    header = {"alg": "ES256", "typ": "tachikoma-receipt+jws", "x5c": [strange]}
+    token = f"{base64.urlsafe_b64encode(json.dumps(header).encode()).rstrip(b'=').decode()}.e30.e30"
+    await not_believed(stand, json.dumps({"result": {"receipt": token, "stdout": "", "stderr": ""}}).encode())
+
+
+async def test_another_agents_signature_is_not_believed(stand: Stand) -> None:
+    await not_believed(stand, stand.result(stand.receipt(), signer="web-2"))
+    await not_believed(stand, stand.result(stand.receipt(iss=str(agent_id(DOMAIN, "web-2"))), signer="web-2"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"jti": "job-8"},
+        {"order_sha256": "another"},
+        {"state": ExecState.STARTED},
+        {"state": ExecState.QUEUED},
+        {"stdout": digest(b"other")},
+        {"stderr": digest(b"x")},
+        {"stdout": digest(b"out", total_bytes=4)},
+        {"stdout": digest(b"out", sha256="ab")},
+    ],
+    ids=lambda values: str(values)[:60],
+)
+async def test_a_receipt_that_does_not_fit_is_not_believed(stand: Stand, values: dict[str, Any]) -> None:
+    await not_believed(stand, stand.result(stand.receipt(**values)))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"started_ms": 10**18},
+        {"started_ms": -(10**18)},
+        {"ended_ms": 10**30},
+        {"duration_us": 10**30},
+        {"duration_us": 10**18},
+        {"exit_code": 2**31},
+        {"exit_code": -(10**30)},
+        {"signal": 2**40},
+        {"chunks": -1},
+        {"chunks": 2**64},
+        {"stdout": digest(b"out", truncated=True, total_bytes=-1)},
+        {"stdout": digest(b"out", truncated=True, total_bytes=2**64)},
+        {"stdout": digest(b"out", truncated=True, total_bytes=9, sha256="no hexadecimal")},
+        {"error": "x" * 1_000_000},
+    ],
+    ids=lambda values: str(values)[:60],
+)
+async def test_a_receipt_of_impossible_numbers_leaves_nothing_that_cannot_be_told(
+    stand: Stand, values: dict[str, Any]
+) -> None:
+    """Well signed, by an agent somebody broke into: refused, or told to callers like any other."""
+    await stand.collector.fold(AGENT, EXEC, stand.result(stand.receipt(**values)))
+    record = await stand.ledger.record(EXEC)
+    assert record is not None
+    assert wire.status_to_pb(record.status()).id == EXEC
+    assert len(wire.response_to_pb(record.response()).SerializeToString()) < 1024 * 1024
+    assert [wire.audit_to_pb(event).id for event in await stand.ledger.audit(after="", limit=10, exec_id="")]
