@@ -10,6 +10,7 @@ further arguments through. The first element is an absolute path.
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ MAX_ALTERNATIVES = 256
 
 _STAR = "*"
 _GLOBSTAR = "**"
+#: Stands where a brace was, so that what it brings together is not read as one: `*{,x}*` is no `**`.
+_SEAM = "\0"
+#: Where a path may begin or end inside an argument, as in `--root=../x`.
+_SEPARATORS = re.compile(r"[/=:,;\s]")
 
 
 class PatternError(ValueError):
@@ -44,20 +49,21 @@ _Token = str | _Set
 
 
 def _expand_braces(text: str) -> list[str]:
-    """`a{b,c}d` as `abd` and `acd`; braces do not nest."""
-    begin = text.find("{")
-    if begin < 0:
-        if "}" in text:
-            raise PatternError(f"{text!r}: '}}' without '{{'")
-        return [text]
-    end = text.find("}", begin)
-    if end < 0 or "{" in text[begin + 1 : end]:
-        raise PatternError(f"{text!r}: braces must be closed and must not nest")
-    tails = _expand_braces(text[end + 1 :])
-    expanded = [text[:begin] + choice + tail for choice in text[begin + 1 : end].split(",") for tail in tails]
-    if len(expanded) > MAX_ALTERNATIVES:
-        raise PatternError(f"{text[:100]!r}: more than {MAX_ALTERNATIVES} alternatives")
-    return expanded
+    """`a{b,c}d` as `abd` and `acd`, with a seam at each brace; braces do not nest."""
+    expanded = [""]
+    at = 0
+    while (begin := text.find("{", at)) >= 0:
+        end = text.find("}", begin)
+        if end < 0 or "{" in text[begin + 1 : end] or "}" in text[at:begin]:
+            raise PatternError(f"{text[:100]!r}: braces must be closed and must not nest")
+        choices = text[begin + 1 : end].split(",")
+        if len(expanded) * len(choices) > MAX_ALTERNATIVES:
+            raise PatternError(f"{text[:100]!r}: more than {MAX_ALTERNATIVES} alternatives")
+        expanded = [f"{head}{text[at:begin]}{_SEAM}{choice}{_SEAM}" for head in expanded for choice in choices]
+        at = end + 1
+    if "}" in text[at:]:
+        raise PatternError(f"{text[:100]!r}: '}}' without '{{'")
+    return [head + text[at:] for head in expanded]
 
 
 def _tokens(text: str) -> tuple[_Token, ...]:
@@ -70,6 +76,8 @@ def _tokens(text: str) -> tuple[_Token, ...]:
         if text.startswith("**", at):
             tokens.append(_GLOBSTAR)
             at += 2
+        elif character == _SEAM:
+            at += 1
         elif character == "*":
             tokens.append(_STAR)
             at += 1
@@ -148,6 +156,8 @@ class Pattern:
         """
         if len(text) > MAX_PATTERN:
             raise PatternError(f"{text[:100]!r}… is longer than {MAX_PATTERN} characters")
+        if _SEAM in text:
+            raise PatternError(f"{text[:100]!r} contains a NUL character")
         self.text = text
         compiled = [_tokens(item) for item in _expand_braces(text)]
         literals: list[str] = []
@@ -168,7 +178,7 @@ class Pattern:
         """Whether the whole text is one the pattern means."""
         if text in self._literals:
             return True
-        if not self._alternatives or ".." in text.split("/"):
+        if not self._alternatives or ".." in _SEPARATORS.split(text):
             return False
         option = text.startswith("-")
         return any(

@@ -197,7 +197,7 @@ class PolicySet:
     def decide(self, request: ExecRequest, subject: str, search_path: Sequence[str]) -> Decision:
         """Decide on a request. Pure, and the same for any order of the policies."""
         program = request.command[0]
-        if "/" in program:
+        if "/" in program or program in (".", ".."):
             if not program.startswith("/") or posixpath.normpath(program) != program or program.startswith("//"):
                 return Decision(
                     False,
@@ -214,7 +214,9 @@ class PolicySet:
             return Decision(
                 False, "", "workDir", f"the working directory must be a plain path, not {request.work_dir!r}"
             )
-        concerned = [policy for policy in self.policies if policy.concerns(subject, request.agent_id)]
+        concerned = sorted(
+            (policy for policy in self.policies if policy.concerns(subject, request.agent_id)), key=lambda p: p.label
+        )
         if not concerned:
             return Decision(False, "", "default", f"no policy is for {subject} on agent {request.agent_id}")
         for policy in concerned:
@@ -226,7 +228,7 @@ class PolicySet:
                         f"deniedCommands: {pattern.text}",
                         f"policy {policy.policy.name} denies {pattern.text!r}",
                     )
-        verdicts = sorted((policy.grants(request, candidates) for policy in concerned), key=lambda d: d.policy)
+        verdicts = [policy.grants(request, candidates) for policy in concerned]
         for verdict in verdicts:
             if verdict.allowed:
                 return verdict

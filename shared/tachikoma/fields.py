@@ -16,7 +16,6 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     PlainSerializer,
-    StringConstraints,
     ValidationInfo,
     WithJsonSchema,
 )
@@ -27,8 +26,8 @@ __all__ = ["ID_PATTERN", "Base64", "Duration", "Identifier", "Timestamp", "forma
 ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}"
 
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:h|ms|us|µs|m|s))+")
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(h|ms|us|µs|m|s)")
+_DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:h|ms|us|µs|m|s))+")
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(h|ms|us|µs|m|s)")
 
 
 def parse_duration(text: str) -> timedelta:
@@ -40,7 +39,7 @@ def parse_duration(text: str) -> timedelta:
     text = text.strip()
     sign = -1.0 if text.startswith("-") else 1.0
     body = text.removeprefix("-")
-    if re.fullmatch(r"\d+(?:\.\d+)?", body):
+    if re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", body):
         seconds = float(body)
     elif _DURATION.fullmatch(body):
         seconds = sum(float(number) * _UNITS[unit] for number, unit in _DURATION_PART.findall(body))
@@ -118,7 +117,10 @@ Base64 = Annotated[
 def _aware(value: datetime) -> datetime:
     if value.tzinfo is None:
         raise ValueError("a time needs a zone, for instance 2026-01-31T12:00:00Z")
-    return value.astimezone(UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("is a time that UTC cannot hold") from None
 
 
 #: An aware time, kept in UTC.
@@ -136,6 +138,3 @@ def _identifier(value: str) -> str:
 Identifier = Annotated[
     str, AfterValidator(_identifier), WithJsonSchema({"type": "string", "pattern": f"^{ID_PATTERN}$"})
 ]
-
-#: Text without control characters, for names people read.
-Line = Annotated[str, StringConstraints(max_length=1024, pattern=r"^[^\x00-\x1f\x7f]*\Z")]

@@ -50,7 +50,7 @@ class Profile(Model):
                 f"there is no client profile at {path}; start `tachikoma dev`, "
                 f"or set {PROFILE_VARIABLE} to the profile you were given"
             ) from None
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"cannot read the client profile {path}: {error}") from error
         except ValidationError as error:
             raise ConfigurationError(f"the client profile {path}: {describe_validation_error(error)}") from None

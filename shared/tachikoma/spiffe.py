@@ -93,6 +93,15 @@ def schedule_id(trust_domain: str, name: str) -> SpiffeId:
     return SpiffeId.parse(f"spiffe://{trust_domain}/schedule/{name}")
 
 
+def _extensions(certificate: x509.Certificate) -> x509.Extensions:
+    try:
+        return certificate.extensions
+    except Exception as error:
+        # An extension twice, a name of a kind nobody knows, …: what a hostile certificate makes the parser raise has no
+        # common class, and whatever it is, the certificate is wrong.
+        raise InvalidIdentity(f"the certificate cannot be read: {error}") from None
+
+
 def id_of(certificate: x509.Certificate) -> SpiffeId:
     """The SPIFFE ID a certificate names.
 
@@ -100,9 +109,9 @@ def id_of(certificate: x509.Certificate) -> SpiffeId:
         InvalidIdentity: it does not name exactly one (X509-SVID section 2).
     """
     try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
-        raise InvalidIdentity("the certificate has no usable subject alternative name") from None
+        names = _extensions(certificate).get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        raise InvalidIdentity("the certificate has no subject alternative name") from None
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     if len(uris) != 1:
         raise InvalidIdentity(f"an X.509-SVID has exactly one URI name, this certificate has {len(uris)}")
@@ -111,10 +120,7 @@ def id_of(certificate: x509.Certificate) -> SpiffeId:
 
 def _check_leaf(leaf: x509.Certificate) -> None:
     """X509-SVID sections 4.1 to 4.4, for a leaf."""
-    try:
-        extensions = leaf.extensions
-    except ValueError as error:
-        raise InvalidIdentity(f"the certificate cannot be read: {error}") from None
+    extensions = _extensions(leaf)
     try:
         if extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
             raise InvalidIdentity("the certificate is a CA, not a leaf")

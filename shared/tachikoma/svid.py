@@ -8,7 +8,7 @@ the set before it is kept until then.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 
@@ -40,11 +40,12 @@ class Svid:
     spiffe_id: SpiffeId
     chain: tuple[x509.Certificate, ...]
     certificate_pem: bytes
-    key_pem: bytes
+    # Not in `repr`: an identity may be logged, its key must not.
+    key_pem: bytes = field(repr=False)
     bundle_pem: bytes
     bundle: TrustBundle
     #: The key as joserfc takes it.
-    signing_key: ECKey
+    signing_key: ECKey = field(repr=False)
 
     @classmethod
     def load(cls, certificate_pem: bytes, key_pem: bytes, bundle_pem: bytes) -> Svid:

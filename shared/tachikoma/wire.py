@@ -6,11 +6,13 @@ One function per type and direction. Whatever comes in is validated by the model
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
@@ -328,20 +330,29 @@ _BY_CODE: dict[grpc.StatusCode, type[TachikomaError]] = {
 }
 
 
+def _error_from_details(value: bytes) -> TachikomaError | None:
+    status = Status.FromString(value)
+    info, retry = ErrorInfo(), RetryInfo()
+    retry_after = None
+    for detail in status.details:
+        if detail.Is(RetryInfo.DESCRIPTOR):
+            detail.Unpack(retry)
+            retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+        elif detail.Is(ErrorInfo.DESCRIPTOR):
+            detail.Unpack(info)
+    if info.domain != ERROR_DOMAIN or info.reason not in by_reason:
+        return None
+    return by_reason[info.reason](status.message, metadata=dict(info.metadata), retry_after_seconds=retry_after)
+
+
 def error_from_rpc(code: grpc.StatusCode, message: str, trailing: Iterable[tuple[str, str | bytes]]) -> TachikomaError:
     """The error a call ended with, as the class the server raised where it says which."""
     for key, value in trailing:
-        if key != STATUS_DETAILS or not isinstance(value, bytes):
-            continue
-        status = Status.FromString(value)
-        info, retry = ErrorInfo(), RetryInfo()
-        retry_after = None
-        for detail in status.details:
-            if detail.Is(RetryInfo.DESCRIPTOR) and detail.Unpack(retry):
-                retry_after = retry.retry_delay.ToTimedelta().total_seconds()
-            else:
-                detail.Unpack(info)
-        if info.domain == ERROR_DOMAIN and info.reason in by_reason:
-            return by_reason[info.reason](status.message, metadata=dict(info.metadata), retry_after_seconds=retry_after)
+        if key == STATUS_DETAILS and isinstance(value, bytes):
+            # Unreadable details leave what gRPC itself says.
+            with suppress(DecodeError, ValueError, OverflowError):
+                found = _error_from_details(value)
+                if found is not None:
+                    return found
     # Without our details the answer is gRPC's own.
     return _BY_CODE.get(code, ServerError)(f"{message or code.name} ({code.name})")

@@ -52,7 +52,7 @@ def cancel(**values: Any) -> CancelOrder:
 
 
 def receipt(**values: Any) -> Receipt:
-    digest = OutputDigest(total_bytes=3, sha256="ab", truncated=False, excerpt_sha256="ab")
+    digest = OutputDigest(total_bytes=3, sha256="ab" * 32, truncated=False, excerpt_sha256="ab" * 32)
     defaults = {"iss": ORCHESTRATOR, "iat": NOW, "jti": "job-7", "order_sha256": "cd", "state": ExecState.SUCCEEDED}
     defaults |= {"exit_code": 0, "signal": 0, "error": "", "executable": "/bin/true", "started_ms": 1, "ended_ms": 2}
     return Receipt(**{**defaults, "duration_us": 1000, "chunks": 1, "stdout": digest, "stderr": digest, **values})

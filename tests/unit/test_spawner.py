@@ -348,6 +348,20 @@ async def test_a_directory_closed_to_the_user_is_refused() -> None:
         os.rmdir(folder)
 
 
+async def test_a_directory_behind_a_closed_one_is_refused() -> None:
+    """Whoever the command runs as could not have come there by itself."""
+    closed = Path(tempfile.mkdtemp(prefix="tk-"))
+    try:
+        (closed / "inner").mkdir(mode=0o777)
+        closed.chmod(0o700 if ROOT else 0)
+        with pytest.raises(Refused):
+            await run("/bin/true", work_dir=str(closed / "inner"), user="nobody" if ROOT else "")
+    finally:
+        closed.chmod(0o700)
+        (closed / "inner").rmdir()
+        closed.rmdir()
+
+
 def test_warnings_say_what_is_not_enforced() -> None:
     warnings = LocalSpawner("").warnings()
     assert any("cgroup" in warning for warning in warnings)

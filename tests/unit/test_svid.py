@@ -131,6 +131,11 @@ def test_an_identity_its_own_bundle_does_not_trust_does_not_verify(authority: An
         svid.verify()
 
 
+def test_the_key_is_not_shown_where_an_identity_is(authority: Any) -> None:
+    """In a log, a traceback with variables, a failed assertion."""
+    assert "PRIVATE KEY" not in repr(authority.svid(ALICE))
+
+
 # --- replacement ------------------------------------------------------------------------------------------------------
 
 

@@ -159,6 +159,8 @@ class LocalSpawner:
         work_dir = request.work_dir or (account.home if Path(account.home).is_dir() else "/")
         if not Path(work_dir).is_dir():
             raise Refused(f"there is no directory {work_dir!r} on this agent")
+        if account.uid != self._own_uid:
+            check_way(work_dir, account)
         executable = find_executable(request.command[0], executables)
         environment = {
             "LANG": "C.UTF-8",
@@ -198,6 +200,28 @@ class LocalSpawner:
         os.set_blocking(process.stdout, False)
         os.set_blocking(process.stderr, False)
         return process
+
+
+def check_way(path: str, account: Account) -> None:
+    """Whether a user could come to a directory by itself: the child enters it before it becomes that user.
+
+    Looks at owners, groups and modes; access lists of the file system can only take away what this allows.
+
+    Raises:
+        Refused: it could not.
+    """
+    groups = {account.gid, *os.getgrouplist(account.name, account.gid)}
+    resolved = Path(path).resolve()
+    for folder in (resolved, *resolved.parents):
+        found = folder.stat()
+        if found.st_uid == account.uid:
+            allowed = found.st_mode & 0o100
+        elif found.st_gid in groups:
+            allowed = found.st_mode & 0o010
+        else:
+            allowed = found.st_mode & 0o001
+        if not allowed and account.uid != 0:
+            raise Refused(f"cannot enter the directory {path!r} as {account.name}: permission denied at {folder}")
 
 
 def find_executable(name: str, executables: Sequence[str]) -> str:
