@@ -7,7 +7,6 @@ the agent's own identity signed it, it answers the order that was sent, and its 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 from dataclasses import dataclass
@@ -157,7 +156,7 @@ class Collector:
         except (InvalidSignature, InvalidIdentity) as error:
             log.warning("receipt.refused", agent=agent, id=exec_id, reason=str(error))
             return None
-        except (ValueError, TypeError, KeyError, AttributeError, binascii.Error) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             log.warning("result.unreadable", agent=agent, id=exec_id, error=str(error)[:500])
             return None
         return Result(receipt, token, stdout, stderr)

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -19,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
+from tachikoma.aio import cancel_all
 from tachikoma.client import MAX_MESSAGE_BYTES
 from tachikoma.errors import ConfigurationError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
@@ -46,10 +48,6 @@ log = structlog.get_logger(__name__)
 POLICY_SECONDS = 1.0
 #: Streams one connection may have open.
 MAX_CONCURRENT_STREAMS = 10_000
-
-
-class _Stop(Exception):
-    """A signal asked for the end."""
 
 
 def _credentials(identity: FileSvidSource) -> grpc.ServerCredentials:
@@ -96,11 +94,6 @@ async def _watch_health(subscriber: Subscriber, health: health_aio.HealthService
             for name in ("", pb.DESCRIPTOR.services_by_name["RemoteExecution"].full_name):
                 await health.set(name, status.SERVING if serving else status.NOT_SERVING)
         await asyncio.sleep(0.5)
-
-
-async def _until_signal(stop: asyncio.Event) -> None:
-    await stop.wait()
-    raise _Stop
 
 
 async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | None = None) -> None:
@@ -177,23 +170,28 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    tasks: list[asyncio.Task[Any]] = []
     try:
         await server.start()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(subscriber.run())
-            tasks.create_task(reaper.run())
-            tasks.create_task(_watch_policy(policies))
-            tasks.create_task(_watch_health(subscriber, health))
-            tasks.create_task(_until_signal(stop))
-            log.info("orchestrator.ready", address=address, spiffe_id=str(svid.spiffe_id), pid=os.getpid())
-            if ready is not None:
-                ready(address)
-    except* _Stop:
+        tasks += (
+            asyncio.create_task(subscriber.run()),
+            asyncio.create_task(reaper.run()),
+            asyncio.create_task(_watch_policy(policies)),
+            asyncio.create_task(_watch_health(subscriber, health)),
+            asyncio.create_task(stop.wait()),
+        )
+        log.info("orchestrator.ready", address=address, spiffe_id=str(svid.spiffe_id), pid=os.getpid())
+        if ready is not None:
+            ready(address)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
         log.info("orchestrator.stopping")
     finally:
         # 1. No new calls; those under way get a while. Executions go on without us, and are found again.
         await server.stop(settings.stop_grace.total_seconds())
-        # 2. Then the connections.
+        # 2. Then what serves them, and the connections.
+        await cancel_all(tasks)
         await subscriptions.aclose()
         await redis.aclose()
 

@@ -15,12 +15,22 @@ from typing import Annotated, Any
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    Field,
     PlainSerializer,
     ValidationInfo,
     WithJsonSchema,
 )
 
-__all__ = ["ID_PATTERN", "Base64", "Duration", "Identifier", "Timestamp", "format_duration", "parse_duration"]
+__all__ = [
+    "ID_PATTERN",
+    "Base64",
+    "Duration",
+    "Identifier",
+    "Milliseconds",
+    "Timestamp",
+    "format_duration",
+    "parse_duration",
+]
 
 #: Ids of executions and agents. No dot: it ends Redis names and Celery's fanout prefix.
 ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}"
@@ -138,3 +148,5 @@ def _identifier(value: str) -> str:
 Identifier = Annotated[
     str, AfterValidator(_identifier), WithJsonSchema({"type": "string", "pattern": f"^{ID_PATTERN}$"})
 ]
+#: A time in milliseconds since the epoch, before the year 10000; 0 for never.
+Milliseconds = Annotated[int, Field(ge=0, le=253_402_300_799_999)]

@@ -6,12 +6,23 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["LEASE_SECONDS", "Heartbeat", "Started"]
+from tachikoma.fields import Identifier, Milliseconds
+
+__all__ = ["LEASE_SECONDS", "Heartbeat", "Labels", "Started"]
 
 #: How long an agent counts as online after its last heartbeat.
 LEASE_SECONDS = 15
 #: Between heartbeats.
 HEARTBEAT_SECONDS = 5
+
+
+#: Bounds, since an agent may be hostile and all agents are told in one answer.
+Name = Annotated[str, Field(max_length=255)]
+Labels = Annotated[
+    dict[Annotated[str, Field(max_length=128)], Annotated[str, Field(max_length=128)]], Field(max_length=64)
+]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+Measure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Heartbeat(BaseModel):
@@ -21,16 +32,16 @@ class Heartbeat(BaseModel):
 
     type: Literal["heartbeat"] = "heartbeat"
     #: Names one run of the agent's worker; claims carry it.
-    boot: str
-    version: str
-    hostname: str
-    labels: Annotated[dict[str, str], Field(max_length=64)] = Field(default_factory=dict)
-    running: int
-    slots: int
-    load: float
-    memory_used: float
-    disk_used: float
-    warnings: tuple[str, ...] = ()
+    boot: Name
+    version: Name
+    hostname: Name
+    labels: Labels = Field(default_factory=dict)
+    running: Count
+    slots: Count
+    load: Measure
+    memory_used: Measure
+    disk_used: Measure
+    warnings: Annotated[tuple[Annotated[str, Field(max_length=512)], ...], Field(max_length=32)] = ()
 
 
 class Started(BaseModel):
@@ -39,5 +50,6 @@ class Started(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     type: Literal["started"] = "started"
-    id: str
-    started_ms: int
+    id: Identifier
+    #: By the agent's clock.
+    started_ms: Milliseconds

@@ -18,7 +18,7 @@ from joserfc import jws
 from joserfc.jwk import ECKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tachikoma.fields import Identifier
+from tachikoma.fields import Identifier, Milliseconds
 from tachikoma.models import ExecRequest, ExecState, describe_validation_error
 from tachikoma.spiffe import InvalidIdentity, SpiffeId, TrustBundle
 from tachikoma.svid import Svid
@@ -35,10 +35,8 @@ _registry.max_header_length = 16 * 1024
 _registry.max_payload_length = MAX_PAYLOAD_BYTES * 4 // 3 + 4
 
 
-#: Bounds of what an agent says: an agent may be hostile, and what it says is stored and shown. A count fits into 63
-#: bits; a time lies before the year 10000.
+#: Bounds of what an agent says: an agent may be hostile, and what it says is stored and shown.
 Count = Annotated[int, Field(ge=0, lt=2**63)]
-Milliseconds = Annotated[int, Field(ge=0, le=253_402_300_799_999)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

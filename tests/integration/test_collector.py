@@ -75,7 +75,8 @@ class Stand:
             "stdout": digest(b"out"),
             "stderr": digest(b""),
         }
-        return Receipt(**{**defaults, **values})
+        # Unchecked: an agent somebody broke into signs what it likes.
+        return Receipt.model_construct(**{**defaults, **values})
 
     def result(self, receipt: Receipt, *, signer: str = AGENT, **changes: Any) -> bytes:
         """The Celery result an agent leaves."""
@@ -87,7 +88,7 @@ class Stand:
 def digest(data: bytes, **values: Any) -> OutputDigest:
     whole = hashlib.sha256(data).hexdigest()
     defaults = {"total_bytes": len(data), "sha256": whole, "truncated": False, "excerpt_sha256": whole}
-    return OutputDigest(**{**defaults, **values})
+    return OutputDigest.model_construct(**{**defaults, **values})
 
 
 @pytest.fixture
@@ -171,7 +172,7 @@ async def test_another_agents_signature_is_not_believed(stand: Stand) -> None:
         {"stdout": digest(b"other")},
         {"stderr": digest(b"x")},
         {"stdout": digest(b"out", total_bytes=4)},
-        {"stdout": digest(b"out", sha256="ab")},
+        {"stdout": digest(b"out", sha256="ab" * 32)},
     ],
     ids=lambda values: str(values)[:60],
 )

@@ -39,7 +39,7 @@ def admission(exec_id: str = "job-7", *, digest: str = "", **values: Any) -> Adm
 
 
 def receipt(exec_id: str = "job-7", **values: Any) -> Receipt:
-    digest = OutputDigest(total_bytes=3, sha256="ab", truncated=False, excerpt_sha256="ab")
+    digest = OutputDigest(total_bytes=3, sha256="ab" * 32, truncated=False, excerpt_sha256="ab" * 32)
     defaults: dict[str, Any] = {
         "iss": f"spiffe://tachikoma.local/agent/{AGENT}",
         "iat": 1,

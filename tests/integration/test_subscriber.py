@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from redis.exceptions import RedisError
 
+from tachikoma.aio import cancel_all
 from tachikoma.redis_access import Redis
 from tachikoma_orchestrator import subscriber as module
 from tachikoma_orchestrator.subscriber import Subscriber
@@ -45,8 +46,7 @@ async def running(subscriber: Subscriber) -> AsyncIterator[None]:
         await asyncio.wait_for(subscriber.connected.wait(), PATIENCE_SECONDS)
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await cancel_all([task])
 
 
 @pytest.fixture
@@ -156,12 +156,14 @@ async def test_a_pattern_handler_gets_channel_and_message(redis: Redis, subscrip
     assert heard.messages == [b"agent.a:events=\0\xff", b"agent.b:events=\0\xff"]
 
 
-async def test_the_first_connection_is_a_gap_for_those_who_read_what_came_before(subscriptions: Redis) -> None:
+async def test_the_first_connection_is_a_gap_for_those_who_read_what_came_before(
+    subscriptions: Redis, until: Any
+) -> None:
     subscriber, heard = Subscriber(subscriptions), Heard()
     subscriber.on_pattern("x.*", heard.anywhere)
     subscriber.on_gap(heard.gap_everywhere)
     async with running(subscriber):
-        await asyncio.sleep(0)
+        await until(lambda: heard.gaps, "it was told")
     assert heard.gaps == 1
 
 

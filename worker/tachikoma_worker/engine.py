@@ -20,6 +20,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from tachikoma import keys
+from tachikoma.aio import cancel_all
 from tachikoma.errors import ConfigurationError
 from tachikoma.heartbeat import HEARTBEAT_SECONDS, LEASE_SECONDS, Heartbeat
 from tachikoma.redis_access import Redis, connect
@@ -175,8 +176,7 @@ class Engine:
         # 3. Nobody is to take this agent for alive.
         for task in (*self._background, *self._tasks):
             task.remove_done_callback(self._background_ended)
-            task.cancel()
-        await asyncio.gather(*self._background, *self._tasks, return_exceptions=True)
+        await cancel_all([*self._background, *self._tasks])
         with suppress(RedisError, OSError, TimeoutError):
             async with asyncio.timeout(1):
                 await self._context.redis.expire(keys.info(self._settings.agent_id), 0)

@@ -9,6 +9,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tachikoma.fields import Duration, Identifier
+from tachikoma.heartbeat import Labels
 
 __all__ = ["WorkerSettings"]
 
@@ -29,7 +30,7 @@ class WorkerSettings(BaseSettings):
     #: Name of the one service that may sign orders: spiffe://<trust domain>/service/<name>.
     orchestrator: str = "orchestrator"
     #: What the operator says of this agent.
-    labels: dict[str, str] = Field(default_factory=dict)
+    labels: Labels = Field(default_factory=dict)
     #: Commands that run at once; more wait on the queue.
     slots: int = Field(default=64, ge=1, le=4096)
     #: User for requests that name none; empty is the user the worker runs as.
