@@ -39,7 +39,7 @@ def redis_url(redis_server: Path | None) -> Iterator[str]:
     try:
         assert server.stdout is not None
         said = b""
-        while b"Ready to accept connections" not in said:
+        while b"ready to accept connections" not in said.lower():
             line = server.stdout.readline()
             said += line
             assert line, f"the Redis server did not start: {said.decode(errors='replace')}"
