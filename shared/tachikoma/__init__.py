@@ -7,6 +7,12 @@ with Client() as client:
     print(response.exit_code, response.stdout)
 """
 
+import os
+
+# What gRPC does in the child of a fork is made for its synchronous API; with a stream open it crashed children that
+# were only to execute another program. It looks at this when it is loaded.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 from tachikoma.client import AsyncClient, Client
 from tachikoma.errors import (
     AgentOffline,

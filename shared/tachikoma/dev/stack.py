@@ -6,13 +6,11 @@ Ctrl-C reaches only whoever supervises, and dies with its supervisor even when t
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import getpass
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -42,8 +40,12 @@ RUNTIME_PREFIX = "tachikoma-"
 #: Lines of a part's log that are shown when it fails.
 LOG_LINES = 15
 
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
+#: Starts a part so that it gets SIGTERM when this process ends, however it ends (PR_SET_PDEATHSIG, prctl(2)). Not by a
+#: `preexec_fn`, which makes subprocess fork: in a process with an open gRPC stream the child of a fork may crash.
+_WITH_PARENT = (
+    *(sys.executable, "-I", "-S", "-c"),
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])",
+)
 
 POLICY = """\
 # What this user may do on this machine's development agents. Changes take effect within a second;
@@ -61,10 +63,6 @@ policies:
     allowedEnvironment: ["*"]
     maxTimeout: 24h
 """
-
-
-def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def own_user() -> str:
@@ -103,14 +101,13 @@ class Part:
         extra = ["--ready-fd", str(write_end)] if ready_pipe else []
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self._command, *extra],
+                [*_WITH_PARENT, *self._command, *extra],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self._environment},
                 pass_fds=(write_end,) if ready_pipe else (),
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
             )
         if not ready_pipe:
             return None
