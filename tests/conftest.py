@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+# Commands of tests look at files of the tests, so they run as whoever runs those; that the default is another user is
+# tested by itself.
+os.environ["TACHIKOMA_USER"] = getpass.getuser()
 #: A redis-server or valkey-server to test with instead of the embedded Valkey.
 REDIS_SERVER = os.environ.get("TACHIKOMA_TEST_REDIS_SERVER")
 

@@ -26,7 +26,7 @@ from tachikoma.errors import (
 )
 from tachikoma.models import ExecRequest
 from tachikoma.redaction import command_line
-from tachikoma.signed import WorkOrder, sign
+from tachikoma.signed import Grant, WorkOrder, sign
 from tachikoma.spiffe import SpiffeId, agent_id
 from tachikoma.svid import FileSvidSource
 from tachikoma_orchestrator.dispatch import MessageFactory
@@ -63,6 +63,7 @@ def request_digest(request: ExecRequest) -> str:
         "user": request.user,
         "interactive": request.interactive,
         "tty": request.tty,
+        "limits": request.limits.to_dict() if request.limits else None,
         "requestedBy": request.requested_by,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -123,7 +124,8 @@ class Admitter:
         # The digest is of what was asked for, so that a repetition fits also after a change of policy.
         digest = request_digest(request)
         request = request.model_copy(update={"timeout": decision.timeout})
-        order, message = self._prepare(request, decision.policy, decision.executables)
+        assert decision.grant is not None
+        order, message = self._prepare(request, decision.policy, decision.grant)
         outcome = await self._ledger.admit(
             Admission(
                 request=request,
@@ -138,7 +140,7 @@ class Admitter:
             return outcome is Outcome.ADMITTED
         raise self._refusal(outcome, request)
 
-    def _prepare(self, request: ExecRequest, policy: str, executables: tuple[str, ...]) -> tuple[str, bytes]:
+    def _prepare(self, request: ExecRequest, policy: str, grant: Grant) -> tuple[str, bytes]:
         """The signed order, and the Celery message that carries it."""
         svid = self._identity.current()
         now = int(time.time())
@@ -153,7 +155,7 @@ class Admitter:
                 exp=now + max(1, round(wait)),
                 jti=request.id,
                 policy=policy,
-                executables=executables,
+                grant=grant,
                 request=request,
             ),
         )

@@ -66,6 +66,7 @@ class Result:
             duration=timedelta(microseconds=receipt.duration_us),
             error=receipt.error,
             cancelled=receipt.state is ExecState.CANCELLED,
+            usage=receipt.usage,
         )
 
 

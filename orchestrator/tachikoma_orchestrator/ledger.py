@@ -22,6 +22,7 @@ from tachikoma.models import (
     ExecStatus,
     ExecTransition,
     OutputSummary,
+    ResourceUsage,
 )
 from tachikoma.redaction import command_line, redact
 from tachikoma.redis_access import Redis
@@ -161,6 +162,7 @@ class Record:
             duration=timedelta(microseconds=int(self._text("duration_us") or 0)),
             error=self._text("error"),
             cancelled=self.state is ExecState.CANCELLED,
+            usage=ResourceUsage.model_validate_json(self._text("usage") or "{}"),
         )
 
 
@@ -234,6 +236,7 @@ class Ledger:
             "signal": str(receipt.signal),
             "error": receipt.error,
             "executable": receipt.executable,
+            "usage": receipt.usage.to_json(),
             "started_ms": str(receipt.started_ms),
             "ended_ms": str(receipt.ended_ms),
             "duration_us": str(receipt.duration_us),

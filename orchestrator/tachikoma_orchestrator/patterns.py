@@ -14,7 +14,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import takewhile
 
 __all__ = ["CommandPattern", "Pattern", "PatternError"]
 
@@ -180,10 +180,37 @@ class Pattern:
             return True
         if not self._alternatives or ".." in _SEPARATORS.split(text):
             return False
+        return bool(self._matching(text))
+
+    def _matching(self, text: str) -> list[tuple[_Token, ...]]:
         option = text.startswith("-")
-        return any(
-            _matches(tokens, text) for tokens in self._alternatives if not option or (tokens and tokens[0] == "-")
-        )
+        return [
+            tokens
+            for tokens in self._alternatives
+            if (not option or (tokens and tokens[0] == "-")) and _matches(tokens, text)
+        ]
+
+    def names(self, text: str) -> bool:
+        """Whether it means the text without a wildcard."""
+        return text in self._literals
+
+    def anchor(self, path: str) -> str | None:
+        """The folder that the pattern itself names of a path it means: all of it, or what stands before a wildcard.
+
+        Returns:
+            None when the pattern does not mean the path.
+        """
+        if self.names(path):
+            return path
+        if not self.matches(path):
+            return None
+        anchors = []
+        for tokens in self._matching(path):
+            literal = "".join(
+                takewhile(lambda token: isinstance(token, str) and token not in (_STAR, _GLOBSTAR), tokens)  # type: ignore[arg-type]
+            )
+            anchors.append(literal.rpartition("/")[0] or "/")
+        return max(anchors, key=len)
 
 
 class CommandPattern:
@@ -219,6 +246,10 @@ class CommandPattern:
         self._program = Pattern(words[0])
         self._arguments = tuple(Pattern(word) for word in words[1:])
 
+    def names(self, program: str) -> bool:
+        """Whether it names this program without a wildcard."""
+        return self._program.names(program)
+
     def matches(self, program: str, arguments: Sequence[str]) -> bool:
         """Whether it means this program (an absolute path) with these arguments."""
         name = program if self._program.text.startswith("/") else program.rpartition("/")[2]
@@ -227,9 +258,3 @@ class CommandPattern:
         if len(arguments) < len(self._arguments) or (len(arguments) > len(self._arguments) and not self._open):
             return False
         return all(pattern.matches(argument) for pattern, argument in zip(self._arguments, arguments, strict=False))
-
-
-@lru_cache(maxsize=4096)
-def compiled(text: str) -> Pattern:
-    """A pattern, compiled once."""
-    return Pattern(text)

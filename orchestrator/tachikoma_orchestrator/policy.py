@@ -32,17 +32,17 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from tachikoma.environment import forbidden
 from tachikoma.errors import ConfigurationError
 from tachikoma.fields import format_duration
-from tachikoma.models import DEFAULT_TIMEOUT, ExecPolicy, ExecRequest, Model
+from tachikoma.models import DEFAULT_TIMEOUT, ExecPolicy, ExecRequest, Model, capability_mask
+from tachikoma.signed import Grant, GrantedExecutable
 from tachikoma_orchestrator.patterns import CommandPattern, Pattern, PatternError
 
 __all__ = ["Decision", "PolicySet", "PolicyWatch"]
 
 #: Largest policy file.
 MAX_FILE_BYTES = 4 * 1024 * 1024
-#: Variables that only the agent sets.
-RESERVED_ENVIRONMENT = frozenset({"PATH", "HOME", "USER", "LOGNAME"})
 
 
 class PolicyFile(Model):
@@ -64,10 +64,15 @@ class Decision:
     rule: str
     #: For people.
     reason: str
-    #: Absolute paths the program may be, in search order; empty when denied.
-    executables: tuple[str, ...] = ()
+    #: What was granted; None when denied.
+    grant: Grant | None = None
     #: How long the command may run; the request's own timeout where it names one.
     timeout: timedelta = timedelta(0)
+
+    @property
+    def executables(self) -> tuple[str, ...]:
+        """Absolute paths the program may be, in search order; empty when denied."""
+        return tuple(executable.path for executable in self.grant.executables) if self.grant else ()
 
 
 class _Policy:
@@ -91,20 +96,29 @@ class _Policy:
     def grants(self, request: ExecRequest, candidates: Sequence[str]) -> Decision:
         """Whether this policy alone grants the whole request."""
         arguments = request.command[1:]
-        executables = tuple(
-            path for path in candidates if any(pattern.matches(path, arguments) for pattern in self.allowed)
-        )
+        executables = []
+        for path in candidates:
+            granting = [pattern for pattern in self.allowed if pattern.matches(path, arguments)]
+            if granting:
+                executables.append(
+                    GrantedExecutable(
+                        path=path,
+                        named=any(pattern.names(path) for pattern in granting),
+                        sha256=self.policy.executable_sha256.get(path, ()),
+                    )
+                )
         if not executables:
             return self._no(
                 "allowedCommands", f"does not allow the command {request.command[0]!r} with these arguments"
             )
         if request.user and not any(pattern.matches(request.user) for pattern in self.users):
             return self._no("allowedUsers", f"does not allow the user {request.user!r}")
-        if request.work_dir and not any(pattern.matches(request.work_dir) for pattern in self.work_dirs):
+        roots = [root for pattern in self.work_dirs if (root := pattern.anchor(request.work_dir)) is not None]
+        if request.work_dir and not roots:
             return self._no("allowedWorkDirs", f"does not allow the working directory {request.work_dir!r}")
-        for name in request.environment:
-            if name in RESERVED_ENVIRONMENT:
-                return self._no("allowedEnvironment", f"cannot allow the variable {name}, which the agent sets")
+        for name, value in request.environment.items():
+            if why := forbidden(name, value):
+                return self._no("allowedEnvironment", f"cannot allow the variable: {why}")
             if not any(pattern.matches(name) for pattern in self.environment):
                 return self._no("allowedEnvironment", f"does not allow the variable {name!r}")
         if request.timeout is not None and request.timeout > self.policy.max_timeout:
@@ -117,8 +131,17 @@ class _Policy:
         if self.policy.require_approval:
             # Fail closed: there is nobody yet who could approve.
             return self._no("requireApproval", "requires an approval, which this version cannot ask for")
+        grace = self.policy.kill_grace
+        grant = Grant(
+            executables=tuple(executables),
+            # The narrowest that policy names: from there on no symbolic link leads out.
+            work_dir_root=max(roots, key=len) if request.work_dir else "",
+            limits=self.policy.limits.lowered_by(request.limits),
+            capabilities=capability_mask(self.policy.capabilities),
+            kill_grace=None if grace is None else grace.total_seconds(),
+        )
         timeout = request.timeout or min(DEFAULT_TIMEOUT, self.policy.max_timeout)
-        return Decision(True, self.label, "allowedCommands", "", executables, timeout)
+        return Decision(True, self.label, "allowedCommands", "", grant, timeout)
 
     def _no(self, rule: str, what: str) -> Decision:
         return Decision(False, self.label, rule, f"policy {self.policy.name} {what}")

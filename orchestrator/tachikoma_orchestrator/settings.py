@@ -28,7 +28,7 @@ class OrchestratorSettings(BaseSettings):
     #: Address of the gRPC server; port 0 takes a free one.
     listen: str = "127.0.0.1:8534"
     #: Bounds of each agent's queue.
-    limits: RateLimitConfig = RateLimitConfig()
+    rate_limit: RateLimitConfig = RateLimitConfig()
     #: How long ended executions stay in the ledger, and claims in Redis. Longer than any execution can last.
     retention: Duration = timedelta(days=30)
     #: How long the audit trail goes back, and how many events it holds at most.

@@ -7,11 +7,12 @@ Bounds stand here once and hold for every way in: Python, CLI, gRPC, files.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 from tachikoma.errors import ExecutionFailed, InvalidRequest
@@ -32,6 +33,8 @@ __all__ = [
     "OutputKind",
     "OutputSummary",
     "RateLimitConfig",
+    "ResourceLimits",
+    "ResourceUsage",
     "describe_validation_error",
     "new_id",
 ]
@@ -52,6 +55,39 @@ MAX_PATH_BYTES = 4096
 MAX_TIMEOUT = timedelta(days=7)
 #: How long a command may run when neither its request nor its policy says less.
 DEFAULT_TIMEOUT = timedelta(hours=1)
+
+
+#: Longest time between TERM and KILL.
+MAX_KILL_GRACE = timedelta(minutes=10)
+#: In the order of their numbers (linux/capability.h).
+CAPABILITIES = tuple(
+    f"CAP_{name}"
+    for name in (
+        "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
+        "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK",
+        "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN",
+        "SYS_BOOT", "SYS_NICE", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE",
+        "AUDIT_CONTROL", "SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND",
+        "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE",
+    )
+)  # fmt: skip
+
+
+def capability_mask(names: Sequence[str]) -> int:
+    """Capabilities as the bits of their numbers.
+
+    Raises:
+        ValueError: one of them is not known.
+    """
+    if tuple(names) == ("all",):
+        return (1 << len(CAPABILITIES)) - 1
+    for name in names:
+        if name not in CAPABILITIES:
+            raise ValueError(f"{name!r} is no capability; they are written CAP_CHOWN, or 'all' alone")
+    mask = 0
+    for name in names:
+        mask |= 1 << CAPABILITIES.index(name)
+    return mask
 
 
 def new_id() -> str:
@@ -131,6 +167,50 @@ def encoded(value: str) -> bytes:
         raise ValueError(f"{value[:80]!r} is not valid UTF-8") from None
 
 
+class ResourceLimits(Model):
+    """What a command may use of its host; None is no limit of its own. Enforced by cgroups, for all its processes."""
+
+    #: Bytes of memory; in text also as 512MiB.
+    memory: Annotated[ByteSize, Field(ge=1024 * 1024, lt=2**53)] | None = None
+    #: Bytes of swap beside it; none where `memory` is limited and this is not given.
+    swap: Annotated[ByteSize, Field(ge=0, lt=2**53)] | None = None
+    #: Processors' worth of time, 0.5 for half of one.
+    cpus: Annotated[float, Field(ge=0.01, le=4096, allow_inf_nan=False)] | None = None
+    #: Share of the processors under contention; 100 is everybody's default.
+    cpu_weight: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    #: Processes and threads.
+    pids: Annotated[int, Field(ge=1, le=4_000_000)] | None = None
+    #: Bytes a second from and to each disk.
+    io_read: Annotated[ByteSize, Field(ge=4096, lt=2**53)] | None = None
+    io_write: Annotated[ByteSize, Field(ge=4096, lt=2**53)] | None = None
+
+    def lowered_by(self, other: ResourceLimits | None) -> ResourceLimits:
+        """The lower of each limit."""
+        if other is None:
+            return self
+        lower = {}
+        for name in type(self).model_fields:
+            given = [value for value in (getattr(self, name), getattr(other, name)) if value is not None]
+            lower[name] = min(given) if given else None
+        return ResourceLimits.model_construct(**lower)
+
+
+class ResourceUsage(Model):
+    """What a command used, with all its processes; None where its host does not tell."""
+
+    #: Processor time.
+    cpu_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False, lt=2**53)] | None = None
+    #: Most bytes of memory at once, page cache included.
+    peak_memory: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    #: Most processes and threads at once.
+    peak_pids: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    #: Bytes from and to disks.
+    io_read: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    io_written: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    #: Processes killed for want of memory.
+    oom_kills: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+
+
 class ExecRequest(Model):
     """A request to run an argv on an agent (Spec 534, ExecRequest).
 
@@ -154,6 +234,8 @@ class ExecRequest(Model):
     timeout: Duration | None = None
     #: User name on the agent; empty is the agent's default user.
     user: str = ""
+    #: Lowers the limits that policy sets; never raises them.
+    limits: ResourceLimits | None = None
     #: Whether input follows while the command runs.
     interactive: bool = False
     #: Whether the command gets a terminal.
@@ -259,6 +341,7 @@ class ExecResponse(Model):
     #: Why it did not end well, for people.
     error: str = ""
     cancelled: bool = False
+    usage: ResourceUsage = ResourceUsage()
 
     def check(self) -> Self:
         """Return itself after exit code 0.
@@ -395,10 +478,33 @@ class ExecPolicy(Model):
     allowed_work_dirs: tuple[str, ...] = ()
     #: Name patterns of variables a request may set.
     allowed_environment: tuple[str, ...] = ()
+    #: What each command may use; a request may ask for less.
+    limits: ResourceLimits = ResourceLimits()
+    #: Capabilities that commands run as root keep (capabilities(7)), or "all"; none by default. Others never have any.
+    capabilities: tuple[str, ...] = ()
+    #: SHA-256 of the files that may be executed for a path, in hexadecimal.
+    executable_sha256: dict[str, tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...]] = Field(
+        default_factory=dict
+    )
+    #: Between TERM and KILL. None: the agent's own, 10 s by default.
+    kill_grace: Duration | None = None
     max_timeout: Duration = DEFAULT_TIMEOUT
     require_approval: bool = False
     allow_interactive: bool = False
     allow_tty: bool = False
+
+    @field_validator("capabilities")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        capability_mask(value)
+        return value
+
+    @field_validator("kill_grace")
+    @classmethod
+    def _not_negative(cls, value: timedelta | None) -> timedelta | None:
+        if value is not None and not timedelta(0) <= value <= MAX_KILL_GRACE:
+            raise ValueError(f"must be at most {MAX_KILL_GRACE.seconds} seconds")
+        return value
 
     @field_validator("max_timeout")
     @classmethod

@@ -19,11 +19,21 @@ from joserfc.jwk import ECKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tachikoma.fields import Identifier, Milliseconds
-from tachikoma.models import ExecRequest, ExecState, describe_validation_error
+from tachikoma.models import ExecRequest, ExecState, ResourceLimits, ResourceUsage, describe_validation_error
 from tachikoma.spiffe import InvalidIdentity, SpiffeId, TrustBundle
 from tachikoma.svid import Svid
 
-__all__ = ["CancelOrder", "InvalidSignature", "OutputDigest", "Receipt", "WorkOrder", "sign", "verify"]
+__all__ = [
+    "CancelOrder",
+    "Grant",
+    "GrantedExecutable",
+    "InvalidSignature",
+    "OutputDigest",
+    "Receipt",
+    "WorkOrder",
+    "sign",
+    "verify",
+]
 
 #: How far the clocks of two hosts may differ.
 CLOCK_SKEW_SECONDS = 60
@@ -58,6 +68,34 @@ class _Claims(BaseModel):
 C = TypeVar("C", bound=_Claims)
 
 
+class GrantedExecutable(BaseModel):
+    """A file that policy lets be executed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    #: Whether policy names it without wildcards; only then it may be one that changes its user.
+    named: bool = False
+    #: What it must contain, if policy pins it: one of these SHA-256.
+    sha256: tuple[Digest, ...] = ()
+
+
+class Grant(BaseModel):
+    """What policy granted, as far as the request itself does not say it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: What the program may be, in search order; the first that exists is executed.
+    executables: Annotated[tuple[GrantedExecutable, ...], Field(min_length=1)]
+    #: The directory named by policy beneath which the working directory lies; empty for the user's home.
+    work_dir_root: str = ""
+    limits: ResourceLimits = ResourceLimits()
+    #: Bits of the capabilities that root keeps.
+    capabilities: Annotated[int, Field(ge=0, lt=2**64)] = 0
+    #: Seconds between TERM and KILL; None for the agent's own.
+    kill_grace: Annotated[float, Field(ge=0, le=600)] | None = None
+
+
 class WorkOrder(_Claims):
     """What an agent is told to run: everything it acts on is in here."""
 
@@ -72,8 +110,7 @@ class WorkOrder(_Claims):
     jti: Identifier
     #: name@digest of the policy that granted it.
     policy: str
-    #: Absolute paths policy grants for the program, in search order; the first that exists is executed.
-    executables: Annotated[tuple[str, ...], Field(min_length=1)]
+    grant: Grant
     request: ExecRequest
 
 
@@ -122,6 +159,7 @@ class Receipt(_Claims):
     chunks: Count
     stdout: OutputDigest
     stderr: OutputDigest
+    usage: ResourceUsage = ResourceUsage()
 
 
 def sign(svid: Svid, claims: _Claims) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
@@ -31,8 +31,10 @@ from tachikoma.models import (
     ExecState,
     ExecStatus,
     ExecTransition,
+    Model,
     OutputKind,
     OutputSummary,
+    ResourceUsage,
     describe_validation_error,
 )
 
@@ -85,7 +87,18 @@ def request_to_pb(value: ExecRequest) -> pb.ExecRequest:
         tty=value.tty,
         requested_by=value.requested_by,
         request_time=_timestamp(value.request_time),
+        limits=None if value.limits is None else pb.ResourceLimits(**_given(value.limits)),
     )
+
+
+def _given(value: Model) -> dict[str, Any]:
+    """The fields that are not None."""
+    return value.model_dump(by_alias=False, exclude_none=True)
+
+
+def _set_fields(message: Message) -> dict[str, Any]:
+    """The scalar fields that are set."""
+    return {field.name: value for field, value in message.ListFields()}
 
 
 def request_from_pb(message: pb.ExecRequest) -> ExecRequest:
@@ -112,6 +125,8 @@ def request_from_pb(message: pb.ExecRequest) -> ExecRequest:
             values["timeout"] = message.timeout.ToTimedelta()
         if message.HasField("request_time"):
             values["request_time"] = _datetime(message.request_time)
+        if message.HasField("limits"):
+            values["limits"] = _set_fields(message.limits)
         return ExecRequest(**values)
     except ValidationError as error:
         raise InvalidRequest(f"invalid request: {describe_validation_error(error)}") from None
@@ -148,6 +163,7 @@ def response_to_pb(value: ExecResponse) -> pb.ExecResponse:
         duration=_duration(value.duration),
         error=value.error,
         cancelled=value.cancelled,
+        usage=pb.ResourceUsage(**_given(value.usage)),
     )
 
 
@@ -167,6 +183,7 @@ def response_from_pb(message: pb.ExecResponse) -> ExecResponse:
         duration=message.duration.ToTimedelta(),
         error=message.error,
         cancelled=message.cancelled,
+        usage=ResourceUsage(**_set_fields(message.usage)),
     )
 
 

@@ -108,7 +108,7 @@ def test_no_command_is_a_usage_error(cli: Cli) -> None:
 def test_a_full_queue_is_exhausted_and_nothing_of_it_is_lost(tmp_path: Path, redis_server: Path | None) -> None:
     from support import prepare
 
-    environment = {"TACHIKOMA_SLOTS": "1", "TACHIKOMA_LIMITS": '{"queueSize": 2}'}
+    environment = {"TACHIKOMA_SLOTS": "1", "TACHIKOMA_RATE_LIMIT": '{"queueSize": 2}'}
     go = tmp_path / "go"
     with (
         Stack(prepare(tmp_path), redis_server=redis_server, environment=environment) as stack,
@@ -133,7 +133,7 @@ def test_a_queue_timeout_ends_expired_and_never_starts(tmp_path: Path, redis_ser
 
     environment = {
         "TACHIKOMA_SLOTS": "1",
-        "TACHIKOMA_LIMITS": '{"queueTimeout": "1s"}',
+        "TACHIKOMA_RATE_LIMIT": '{"queueTimeout": "1s"}',
         "TACHIKOMA_SWEEP": "0.2s",
     }
     go, mark = tmp_path / "go", tmp_path / "mark"
@@ -189,8 +189,8 @@ def test_policy_check_tells_each_mistake_with_its_place(cli: Cli, tmp_path: Path
         f"tachikoma: {file}:5:5: policies[0].maxTimeout: 'soon' is not a duration; write it like 30s, 5m, 1h30m "
         "or 250ms",
         f"{file}:6:5: policies[0].wrong: unknown field; known are name, subjects, agents, allowedCommands, "
-        "deniedCommands, allowedUsers, allowedWorkDirs, allowedEnvironment, maxTimeout, requireApproval, "
-        "allowInteractive, allowTty",
+        "deniedCommands, allowedUsers, allowedWorkDirs, allowedEnvironment, limits, capabilities, executableSha256, "
+        "killGrace, maxTimeout, requireApproval, allowInteractive, allowTty",
     ]
     file.write_text("policies: []\n")
     assert cli.run("policy", "check", str(file)).stdout.decode() == f"{file}: 0 policies, all right\n"

@@ -96,7 +96,7 @@ async def test_a_claim_survives_the_death_of_the_process(tmp_path: Path) -> None
     assert died.returncode == -9
     journal = Journal(tmp_path)
     try:
-        assert journal.unfinished() == [Unfinished("job-7", "ab", None, None)]
+        assert journal.unfinished() == [Unfinished("job-7", "ab")]
         assert await journal.claim("job-7", "ab") is False
     finally:
         journal.close()
@@ -130,8 +130,6 @@ async def test_what_was_not_finished_is_listed_after_a_restart(tmp_path: Path) -
     first = Journal(tmp_path)
     for name in ("done", "running", "claimed"):
         await first.claim(name, f"sha-{name}")
-    first.note_process("running", 4711, 1769860800.25)
-    first.note_process("done", 4712, 1.0)
     first.finish("done")
     await written(first)
     first.close()
@@ -141,8 +139,8 @@ async def test_what_was_not_finished_is_listed_after_a_restart(tmp_path: Path) -
     finally:
         second.close()
     assert left == {
-        "running": Unfinished("running", "sha-running", 4711, 1769860800.25),
-        "claimed": Unfinished("claimed", "sha-claimed", None, None),
+        "running": Unfinished("running", "sha-running"),
+        "claimed": Unfinished("claimed", "sha-claimed"),
     }
 
 
@@ -244,7 +242,6 @@ async def test_what_is_written_behind_fails_in_silence_and_breaks_nothing(journa
     await journal.claim("job-7", "ab")
     journal._database.execute("ALTER TABLE execution RENAME TO elsewhere")
     journal.finish("job-7")
-    journal.note_process("job-7", 1, 1.0)
     with pytest.raises(JournalError, match="no such table"):
         await journal.claim("job-8", "ab")
     journal._database.execute("ALTER TABLE elsewhere RENAME TO execution")

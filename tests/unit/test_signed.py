@@ -32,6 +32,7 @@ from tachikoma.spiffe import SpiffeId, TrustBundle
 from tachikoma.svid import Svid
 
 DOMAIN = "tachikoma.local"
+GRANT = {"executables": [{"path": "/bin/true"}]}
 ORCHESTRATOR = f"spiffe://{DOMAIN}/service/orchestrator"
 AGENT = f"spiffe://{DOMAIN}/agent/web-1"
 ISSUER = SpiffeId.parse(ORCHESTRATOR)
@@ -42,7 +43,7 @@ THEN = datetime(2026, 1, 31, 12, tzinfo=UTC)
 def order(**values: Any) -> WorkOrder:
     request = ExecRequest(id="job-7", agent_id="web-1", command=["/bin/true"], timeout="5m", request_time=THEN)
     defaults = {"iss": ORCHESTRATOR, "iat": NOW, "aud": AGENT, "sub": f"spiffe://{DOMAIN}/user/alice", "exp": NOW + 600}
-    defaults |= {"jti": "job-7", "policy": "web@0123456789ab", "executables": ("/bin/true",), "request": request}
+    defaults |= {"jti": "job-7", "policy": "web@0123456789ab", "grant": GRANT, "request": request}
     return WorkOrder(**{**defaults, **values})
 
 
@@ -407,7 +408,7 @@ def test_claims_that_are_no_json_are_refused(payload: bytes, svid: Svid, bundle:
     ("change", "told"),
     [
         ({"jti": "a.b"}, "jti"),
-        ({"executables": []}, "executables"),
+        ({"grant": {"executables": []}}, "executables"),
         ({"extra": 1}, "extra"),
         ({"request": {"agentId": "a", "command": []}}, "request"),
         ({"request": None}, "request"),

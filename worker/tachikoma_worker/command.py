@@ -45,6 +45,12 @@ def run(
     label: Annotated[list[str] | None, typer.Option(help="name=value; may be repeated.")] = None,
     slots: Annotated[int | None, typer.Option(help="Commands that run at once.")] = None,
     user: Annotated[str | None, typer.Option(help="User for requests that name none.")] = None,
+    limits: Annotated[
+        str | None, typer.Option(help="enforce, or best-effort where the host cannot enforce a limit.")
+    ] = None,
+    cgroup: Annotated[str | None, typer.Option(help="top or own: where cgroups are made.")] = None,
+    cgroup_name: Annotated[str | None, typer.Option(help="Name of the directory of the cgroups.")] = None,
+    spawner: Annotated[Path | None, typer.Option(help="Socket of a spawner that runs already.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -52,6 +58,7 @@ def run(
     given: dict[str, Any] = {
         "agent_id": agent_id, "redis_url": redis_url, "identity": identity, "data": data,
         "labels": _labels(label) if label else None, "slots": slots, "user": user, "log_level": log_level,
+        "limits": limits, "cgroup": cgroup, "cgroup_name": cgroup_name, "spawner": spawner,
     }  # fmt: skip
     try:
         settings = WorkerSettings(**{name: value for name, value in given.items() if value is not None})

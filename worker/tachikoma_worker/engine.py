@@ -12,8 +12,9 @@ import platform
 import secrets
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from typing import Any
 
 import psutil
 import structlog
@@ -27,10 +28,12 @@ from tachikoma.redis_access import Redis, connect
 from tachikoma.spiffe import InvalidIdentity, agent_id
 from tachikoma.svid import FileSvidSource
 from tachikoma_worker import VERSION
+from tachikoma_worker.cgroups import Hierarchy, detect
+from tachikoma_worker.confinement import user_name
 from tachikoma_worker.execution import Context, Execution, Stop, deliver, lost_receipt
 from tachikoma_worker.journal import Journal, Unfinished
 from tachikoma_worker.settings import WorkerSettings
-from tachikoma_worker.spawner import LocalSpawner
+from tachikoma_worker.spawner import Held, Spawner, SpawnerGone, SpawnFailed
 
 __all__ = ["Engine"]
 
@@ -40,8 +43,21 @@ log = structlog.get_logger(__name__)
 RETRY_SECONDS = 0.25
 #: After so long without a cancel the connection is tried with a ping.
 IDLE_SECONDS = 10.0
+#: capabilities(7)
+CAP_SETPCAP = 8
 #: After the stop grace, how long receipts may take to be delivered.
 DELIVER_SECONDS = 5.0
+
+
+def _warnings(cgroups: Hierarchy, spawner: Spawner) -> tuple[str, ...]:
+    """What this host cannot enforce."""
+    found = list(cgroups.warnings)
+    if spawner.uid != 0:
+        found.append(f"commands run as {user_name(spawner.uid)} only, with its rights: the spawner is not root")
+        found.append(f"programs that belong to {user_name(spawner.uid)} are executed as if root had put them there")
+    elif not spawner.capabilities >> CAP_SETPCAP & 1:
+        found.append("no command can run: the spawner lacks CAP_SETPCAP, so it cannot take capabilities away")
+    return tuple(found)
 
 
 class Engine:
@@ -63,20 +79,28 @@ class Engine:
         expected = agent_id(svid.spiffe_id.trust_domain, settings.agent_id)
         if svid.spiffe_id != expected:
             raise ConfigurationError(f"the identity in {settings.identity} is {svid.spiffe_id}, not {expected}")
-        spawner = LocalSpawner(settings.user)
-        self._warnings = tuple(spawner.warnings())
+        journal = Journal(settings.data)
+        cgroups = detect(settings.agent_id, name=settings.cgroup_name, where=settings.cgroup)
+        spawner = Spawner.connect(settings.spawner or settings.data / "spawner.sock")
+        self._warnings = _warnings(cgroups, spawner)
+        for warning in self._warnings:
+            log.warning("agent.warning", warning=warning)
         self._context = Context(
             settings=settings,
             redis=connect(settings.redis_url, name=f"agent-{settings.agent_id}"),
-            journal=Journal(settings.data),
+            journal=journal,
             spawner=spawner,
+            cgroups=cgroups,
             identity=identity,
             boot=secrets.token_hex(8),
+            behind=self._behind,
         )
         self._subscriptions = connect(settings.redis_url, name=f"agent-{settings.agent_id}-control", max_connections=2)
         self._running: dict[str, Execution] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._background: list[asyncio.Task[None]] = []
+        self._cleaning: set[asyncio.Task[object]] = set()
+        self._stopping = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
 
@@ -115,8 +139,21 @@ class Engine:
         ]
         for task in self._background:
             task.add_done_callback(self._background_ended)
-        for leftover in leftovers:
-            self._track(self._loop.create_task(self._give_up(leftover)))
+        self._context.spawner.attach()
+        assert self._context.spawner.gone is not None
+        self._context.spawner.gone.add_done_callback(lambda _: self._spawner_gone())
+        # Listed now, before any order makes a cgroup of its own.
+        self._track(self._loop.create_task(self._clean_up(leftovers, self._context.cgroups.leftovers())))
+
+    def _spawner_gone(self) -> None:
+        # Nothing can be started or ended without it. The next start of the worker sweeps up what it left.
+        if not self._stopping:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _behind(self, work: Coroutine[Any, Any, object]) -> None:
+        task = self._loop.create_task(work)
+        self._cleaning.add(task)
+        task.add_done_callback(self._cleaning.discard)
 
     def _background_ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():
@@ -150,20 +187,41 @@ class Engine:
 
         self._track(self._loop.create_task(run()))
 
-    async def _give_up(self, leftover: Unfinished) -> None:
+    async def _clean_up(self, leftovers: list[Unfinished], cgroups: list[str]) -> None:
         """End what an earlier run of the worker started, and report it as lost."""
-        why = "the agent's worker was killed before the command's end was known"
-        if leftover.pid is not None and leftover.pid_started is not None:
-            with suppress(psutil.Error, OSError):
-                # A process id is used again; only the same start time makes it the same process.
-                if abs(psutil.Process(leftover.pid).create_time() - leftover.pid_started) < 0.05:
-                    os.killpg(leftover.pid, signal.SIGKILL)
-                    why += "; the command was still running and was killed"
-        log.warning("execution.given_up", id=leftover.exec_id, reason=why)
-        receipt = lost_receipt(self._context, leftover.exec_id, leftover.order_sha256, why)
-        await deliver(self._context, receipt, b"", b"")
+        held = {item.name: item for item in await self._context.spawner.held()}
+        for name in sorted({*cgroups, *held}):
+            # Those of this run are not among them: the lists were made before it took its first order.
+            await self._sweep(name, held.get(name))
+        for leftover in leftovers:
+            why = "the agent's worker was killed before the command's end was known"
+            item = held.get(leftover.exec_id)
+            if item is not None and item.exit is None:
+                why += "; the command was still running and was killed"
+            log.warning("execution.given_up", id=leftover.exec_id, reason=why)
+            receipt = lost_receipt(self._context, leftover.exec_id, leftover.order_sha256, why)
+            await deliver(self._context, receipt, b"", b"")
+
+    async def _sweep(self, name: str, held: Held | None) -> None:
+        spawner = self._context.spawner
+        try:
+            if held is not None:
+                process = await spawner.take(held)
+                survivors = await process.kill_all()
+                if not survivors:
+                    await process.exited
+                await process.close()
+            cgroup = self._context.cgroups.open(name)
+            survivors = await spawner.sweep(cgroup.fds)
+            removed = await asyncio.to_thread(cgroup.remove)
+        except (SpawnFailed, SpawnerGone, OSError) as error:
+            log.warning("leftover.not_removed", id=name, error=str(error))
+            return
+        if survivors or not removed:
+            log.warning("leftover.not_removed", id=name, pids=survivors)
 
     async def _stop(self) -> None:
+        self._stopping = True
         # 1. What runs may go on for a while.
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=self._settings.stop_grace.total_seconds())
@@ -180,7 +238,12 @@ class Engine:
         with suppress(RedisError, OSError, TimeoutError):
             async with asyncio.timeout(1):
                 await self._context.redis.expire(keys.info(self._settings.agent_id), 0)
-        # 4. Connections last.
+        # 4. The spawner, if nothing is left in it, and the agent's cgroups.
+        if self._cleaning:
+            await asyncio.wait(set(self._cleaning), timeout=DELIVER_SECONDS)
+        await self._context.spawner.stop()
+        self._context.cgroups.close()
+        # 5. Connections last.
         with suppress(RedisError, OSError):
             await self._subscriptions.aclose()
             await self._context.redis.aclose()

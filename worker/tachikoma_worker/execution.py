@@ -1,7 +1,8 @@
 """One execution, from a signed order to a signed receipt, in the order in which it happens.
 
-verify → claim in Redis and journal → start → pump and wait for exit, timeout, cancel or shutdown → kill what is left →
-receipt. What an order asks for is taken from inside the verified order and from nowhere else.
+verify → claim in Redis and journal, and beside it check and prepare what is to run → start → pump and wait for exit,
+timeout, cancel or shutdown → kill what is left → receipt. What an order asks for is taken from inside the verified
+order and from nowhere else.
 """
 
 from __future__ import annotations
@@ -12,28 +13,30 @@ import hashlib
 import json
 import signal
 import time
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-import psutil
 import structlog
 from redis.exceptions import RedisError
 
 from tachikoma import keys
 from tachikoma.heartbeat import Started
-from tachikoma.models import DEFAULT_TIMEOUT, ExecState
+from tachikoma.models import DEFAULT_TIMEOUT, ExecState, ResourceUsage
 from tachikoma.output import STDERR, STDOUT
 from tachikoma.redis_access import Redis
 from tachikoma.signed import CancelOrder, InvalidSignature, OutputDigest, Receipt, WorkOrder, sign, verify
 from tachikoma.spiffe import InvalidIdentity, agent_id, service_id
 from tachikoma.svid import FileSvidSource
+from tachikoma_worker.cgroups import Cgroup, Hierarchy
+from tachikoma_worker.confinement import CannotExecute, Prepared, Refused, prepare, start
 from tachikoma_worker.journal import Journal, JournalError
 from tachikoma_worker.pump import OutputLog, Pump
 from tachikoma_worker.settings import WorkerSettings
-from tachikoma_worker.spawner import CannotExecute, LocalSpawner, Process, Refused
+from tachikoma_worker.spawner import Exit, Process, Spawner, SpawnerGone
 
 __all__ = ["Context", "Execution", "Stop"]
 
@@ -49,6 +52,7 @@ KILLED_DRAIN_SECONDS = 1.0
 #: Between attempts to deliver a receipt, at first and at the most.
 RETRY_SECONDS = (0.05, 2.0)
 
+_NO_USAGE = ResourceUsage()
 _NO_OUTPUT = OutputDigest(
     total_bytes=0,
     sha256=hashlib.sha256().hexdigest(),
@@ -72,10 +76,13 @@ class Context:
     settings: WorkerSettings
     redis: Redis
     journal: Journal
-    spawner: LocalSpawner
+    spawner: Spawner
+    cgroups: Hierarchy
     identity: FileSvidSource
     #: Names this run of the worker; the value of its claims.
     boot: str
+    #: Lets something be done that nobody waits for.
+    behind: Callable[[Coroutine[Any, Any, object]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,7 @@ class _End:
     executable: str = ""
     started_ms: int = 0
     duration_us: int = 0
+    usage: ResourceUsage = _NO_USAGE
 
 
 class Execution:
@@ -121,17 +129,29 @@ class Execution:
             # Nobody we trust asked for it, so nobody gets a receipt.
             log.warning("order.refused", id=self.exec_id, reason=str(error))
             return
+        # Meanwhile: it waits for disks and kernel locks, as the claim does for Redis and the journal.
+        context = self._context
+        preparing = asyncio.ensure_future(
+            asyncio.to_thread(prepare, order, context.settings, context.spawner.uid, context.cgroups)
+        )
         try:
             claimed = await self._claim()
         except JournalError as error:
+            await self._discard(preparing)
             # A copy of the order must not run later, when there is room again.
             with suppress(RedisError, OSError):
                 await self._context.redis.set(keys.claim(self._agent, self.exec_id), "rejected", ex=CLAIM_SECONDS)
             end = _End(ExecState.REJECTED, error=f"the agent's journal cannot be written: {error}")
         else:
             if not claimed:
+                await self._discard(preparing)
                 return
-            end = await self._run(order)
+            try:
+                end = await self._start(order, preparing)
+            except Exception as error:
+                # A mistake of ours must not leave an execution without its end.
+                log.exception("execution.failed", id=self.exec_id)
+                end = _End(ExecState.LOST, error=f"the agent failed: {type(error).__name__}: {error}"[:1000])
         await self._deliver(end)
 
     # --- before the start ---------------------------------------------------------------------------------------------
@@ -148,6 +168,11 @@ class Execution:
         if time.time() >= order.exp:
             raise InvalidSignature("has expired")
         return order
+
+    @staticmethod
+    async def _discard(preparing: asyncio.Future[Prepared]) -> None:
+        with suppress(Refused, CannotExecute):
+            await asyncio.to_thread((await preparing).discard)
 
     async def _claim(self) -> bool:
         """Whether this delivery, and no other ever, may start the command.
@@ -213,45 +238,68 @@ class Execution:
 
     # --- while it runs ------------------------------------------------------------------------------------------------
 
-    async def _run(self, order: WorkOrder) -> _End:
-        if self._stop.done():
-            return self._stopped_early(self._stop.result())
-        limit = (order.request.timeout or DEFAULT_TIMEOUT).total_seconds()
-        begin = time.monotonic_ns()
-        started_ms = time.time_ns() // 1_000_000
+    async def _start(self, order: WorkOrder, preparing: asyncio.Future[Prepared]) -> _End:
         try:
-            process = self._context.spawner.start(order.request, order.executables)
+            prepared = await preparing
         except Refused as error:
             return _End(ExecState.REJECTED, error=str(error))
         except CannotExecute as error:
             return _End(ExecState.FAILED, exit_code=error.exit_code, error=str(error))
-        notice = asyncio.get_running_loop().call_later(STARTED_NOTICE_SECONDS, self._announce, process.pid, started_ms)
         try:
-            stopped, gone = await self._attend(process, limit)
+            if self._stop.done():
+                return self._stopped_early(self._stop.result())
+            return await self._run(order, prepared)
+        finally:
+            # Behind: removing a cgroup may wait for the kernel.
+            self._context.behind(asyncio.to_thread(prepared.discard))
+
+    async def _run(self, order: WorkOrder, prepared: Prepared) -> _End:
+        cgroup = prepared.cgroup
+        limit = (order.request.timeout or DEFAULT_TIMEOUT).total_seconds()
+        begin = time.monotonic_ns()
+        started_ms = time.time_ns() // 1_000_000
+        try:
+            process = await start(prepared, self._context.spawner)
+        except Refused as error:
+            return _End(ExecState.REJECTED, error=str(error))
+        except CannotExecute as error:
+            return _End(ExecState.FAILED, exit_code=error.exit_code, error=str(error))
+        except SpawnerGone as gone:
+            return _End(ExecState.LOST, error=f"whether it started is not known: {gone}")
+        notice = asyncio.get_running_loop().call_later(STARTED_NOTICE_SECONDS, self._announce, started_ms)
+        try:
+            grace = order.grant.kill_grace
+            if grace is None:
+                grace = self._context.settings.kill_grace.total_seconds()
+            stopped, survivors = await self._attend(process, cgroup, limit, grace)
+            exited = await process.exited if not survivors or process.exited.done() else None
+        except SpawnerGone as gone:
+            return _End(ExecState.LOST, error=f"its end is not known: {gone}", started_ms=started_ms)
+        except Exception:
+            await process.kill_all()
+            raise
         finally:
             notice.cancel()
-            process.close()
+            await process.close()
         duration_us = (time.monotonic_ns() - begin) // 1000
-        status = process.exited.result() if gone else 0
-        number = -status if status < 0 else 0
+        usage = cgroup.usage()
+        if usage.cpu_seconds is None and exited is not None:
+            usage = usage.model_copy(update={"cpu_seconds": exited.cpu_seconds})
         base: dict[str, Any] = {
-            "exit_code": (128 + number if number else status) if gone else -1,
-            "signal": number,
-            "executable": process.executable,
+            "exit_code": exited.exit_code if exited else -1,
+            "signal": exited.signal if exited else 0,
+            "executable": prepared.executable.path,
             "started_ms": started_ms,
             "duration_us": duration_us,
+            "usage": usage,
         }
-        if not gone:
-            return _End(ExecState.LOST, error=f"could not be killed; process {process.pid} is still there", **base)
-        if stopped is Stop.CANCELLED:
-            return _End(ExecState.CANCELLED, error="cancelled", **base)
-        if stopped is Stop.TIMED_OUT:
-            return _End(ExecState.TIMED_OUT, error=f"killed at its timeout of {limit:g} s", **base)
-        if stopped is Stop.SHUTDOWN:
-            return _End(ExecState.FAILED, error="killed: the agent was shut down", **base)
-        if status == 0:
-            return _End(ExecState.SUCCEEDED, **base)
-        return _End(ExecState.FAILED, error=f"killed by {_signal_name(number)}" if number else "", **base)
+        state, error_text = _verdict(stopped, exited, usage, order, limit)
+        if survivors:
+            told = ", ".join(map(str, survivors))
+            if stopped or exited is None:
+                state = ExecState.LOST
+            error_text = f"{error_text}; could not kill all of it: processes {told} are still there".lstrip("; ")
+        return _End(state, error=error_text, **base)
 
     @staticmethod
     def _stopped_early(why: Stop) -> _End:
@@ -259,11 +307,13 @@ class Execution:
             return _End(ExecState.CANCELLED, error="cancelled before it started")
         return _End(ExecState.REJECTED, error=f"not started: {why}")
 
-    async def _attend(self, process: Process, timeout_seconds: float) -> tuple[Stop | None, bool]:
+    async def _attend(
+        self, process: Process, cgroup: Cgroup, timeout_seconds: float, grace_seconds: float
+    ) -> tuple[Stop | None, list[int]]:
         """Pump until the command has ended by itself or was made to.
 
         Returns:
-            Why it was made to end, if so, and whether it is gone.
+            Why it was made to end, if so, and the processes of it that could not be killed.
         """
         pump = Pump(self._output, process.stdout, process.stderr)
         pumping = asyncio.create_task(pump.run())
@@ -272,35 +322,32 @@ class Execution:
                 (process.exited, self._stop), timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED
             )
             stopped: Stop | None = None
-            gone = True
+            survivors: list[int] = []
             if not process.exited.done():
                 stopped = self._stop.result() if self._stop.done() else Stop.TIMED_OUT
-                gone = await process.kill(self._context.settings.kill_grace.total_seconds())
-            await self._drain(process, pump, pumping)
-            return stopped, gone
+                survivors = await process.kill(grace_seconds)
+            return stopped, await self._drain(process, cgroup, pump, pumping) or survivors
         finally:
             if not pumping.done():
                 pumping.cancel()
                 await asyncio.gather(pumping, return_exceptions=True)
 
-    async def _drain(self, process: Process, pump: Pump, pumping: asyncio.Task[None]) -> None:
+    async def _drain(self, process: Process, cgroup: Cgroup, pump: Pump, pumping: asyncio.Task[None]) -> list[int]:
         """Take the rest of the output. The execution ends with its command: what it left behind is killed."""
         await asyncio.wait((pumping,), timeout=DRAIN_SECONDS)
+        survivors: list[int] = []
         # Also when the pipes are closed: a leftover may have closed its own.
-        process.signal_group(signal.SIGKILL)
+        if not cgroup.fds or cgroup.populated() or not pumping.done():
+            survivors = await process.kill_all()
         await asyncio.wait((pumping,), timeout=KILLED_DRAIN_SECONDS)
-        # Who left the group may hold the pipes for ever; what is in them now is still taken, then they are closed.
-        # While Redis is away this waits, so that no byte is lost.
+        # Without a cgroup, who left the group may hold the pipes for ever; what is in them now is still taken, then
+        # they are closed. While Redis is away this waits, so that no byte is lost.
         pump.stop()
         await pumping
+        return survivors
 
-    def _announce(self, pid: int, started_ms: int) -> None:
-        """Keep the process in the journal, and tell that it runs. Behind: both may be lost without harm."""
-        try:
-            created = psutil.Process(pid).create_time()
-        except psutil.Error:
-            return
-        self._context.journal.note_process(self.exec_id, pid, created)
+    def _announce(self, started_ms: int) -> None:
+        """Tell that it runs. May be lost without harm."""
         notice = Started(id=self.exec_id, started_ms=started_ms).model_dump_json()
         task = asyncio.ensure_future(self._context.redis.publish(keys.events(self._agent), notice))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -325,8 +372,30 @@ class Execution:
             chunks=self._output.seq,
             stdout=out.digest(),
             stderr=err.digest(),
+            usage=end.usage,
         )
         await deliver(self._context, receipt, out.content(), err.content())
+
+
+def _verdict(
+    stopped: Stop | None, exited: Exit | None, usage: ResourceUsage, order: WorkOrder, limit: float
+) -> tuple[ExecState, str]:
+    """The state that an end is, and why, for people."""
+    if stopped is Stop.CANCELLED:
+        return ExecState.CANCELLED, "cancelled"
+    if stopped is Stop.TIMED_OUT:
+        return ExecState.TIMED_OUT, f"killed at its timeout of {limit:g} s"
+    if stopped is Stop.SHUTDOWN:
+        return ExecState.FAILED, "killed: the agent was shut down"
+    if exited is None:
+        return ExecState.LOST, "its end is not known"
+    if not exited.exit_code:
+        return ExecState.SUCCEEDED, ""
+    if usage.oom_kills:
+        memory = order.grant.limits.memory
+        what = f"more than its {memory.human_readable()} of memory" if memory else "more memory than there was"
+        return ExecState.OUT_OF_MEMORY, f"killed: it used {what}"
+    return ExecState.FAILED, f"killed by {_signal_name(exited.signal)}" if exited.signal else ""
 
 
 def _signal_name(number: int) -> str:

@@ -30,8 +30,6 @@ CREATE TABLE IF NOT EXISTS execution (
     id TEXT PRIMARY KEY,
     order_sha256 TEXT NOT NULL,
     claimed_at REAL NOT NULL,
-    pid INTEGER,
-    pid_started REAL,
     done INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
 """
@@ -47,9 +45,6 @@ class Unfinished:
 
     exec_id: str
     order_sha256: str
-    #: The command's process and when it started (seconds since the epoch), if it came so far.
-    pid: int | None
-    pid_started: float | None
 
 
 class Journal:
@@ -79,7 +74,7 @@ class Journal:
 
     def unfinished(self) -> list[Unfinished]:
         """What an earlier run left. To be called before anything is claimed."""
-        rows = self._database.execute("SELECT id, order_sha256, pid, pid_started FROM execution WHERE done = 0")
+        rows = self._database.execute("SELECT id, order_sha256 FROM execution WHERE done = 0")
         return [Unfinished(*row) for row in rows]
 
     async def claim(self, exec_id: str, order_sha256: str) -> bool:
@@ -100,10 +95,6 @@ class Journal:
             return cursor.rowcount == 1
 
         return await self._write(insert)
-
-    def note_process(self, exec_id: str, pid: int, started: float) -> None:
-        """Keep which process runs it, for a later run of the worker. Written behind; losing it is harmless."""
-        self._behind("UPDATE execution SET pid = ?, pid_started = ? WHERE id = ?", (pid, started, exec_id))
 
     def finish(self, exec_id: str) -> None:
         """Keep that its end was delivered. Written behind; losing it only makes a later run report it again."""

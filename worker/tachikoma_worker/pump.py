@@ -20,7 +20,6 @@ from tachikoma import keys
 from tachikoma.output import FIELD, STDERR, STDOUT, Frame, entry_id
 from tachikoma.redis_access import Redis
 from tachikoma_worker.excerpt import Excerpt
-from tachikoma_worker.spawner import PIPE_BYTES
 
 __all__ = ["CHUNK_BYTES", "OutputLog", "Pump"]
 
@@ -30,6 +29,8 @@ log = structlog.get_logger(__name__)
 CHUNK_BYTES = 256 * 1024
 #: After `stop`, how often each pipe is read at the most: what a full pipe holds, and a chunk. Whoever still writes into
 #: it is not listened to for ever.
+#: Size of a pipe that the spawner makes.
+PIPE_BYTES = 1024 * 1024
 LAST_READS = PIPE_BYTES // CHUNK_BYTES + 1
 #: Between attempts while Redis is away, at first and at the most.
 RETRY_SECONDS = (0.05, 2.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -33,8 +34,16 @@ class WorkerSettings(BaseSettings):
     labels: Labels = Field(default_factory=dict)
     #: Commands that run at once; more wait on the queue.
     slots: int = Field(default=64, ge=1, le=4096)
-    #: User for requests that name none; empty is the user the worker runs as.
+    #: User for requests that name none; empty is nobody, or without root the user the worker runs as.
     user: str = ""
+    #: What to do where this host cannot enforce a limit that policy sets: refuse the order, or run it without.
+    limits: Literal["enforce", "best-effort"] = "enforce"
+    #: Where the agent's cgroups are made: below the top of the tree, or the worker's own (systemd's Delegate=yes).
+    cgroup: Literal["top", "own"] = "top"
+    #: Name of the directory they are in.
+    cgroup_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")] = "tachikoma"
+    #: Socket of the spawner; by default one of the worker's own, in `data`.
+    spawner: Path | None = None
     #: Bytes of each stream that a response holds, half of them head and half tail.
     excerpt_bytes: int = Field(default=1024 * 1024, ge=2, le=16 * 1024 * 1024)
     #: Bytes of output that the log in Redis holds for one execution.

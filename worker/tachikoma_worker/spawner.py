@@ -1,271 +1,532 @@
-"""Starting and ending commands: argv without a shell, own session, own pipes, no inherited descriptor.
+"""The worker's side of the spawner: the small program that starts commands and stays their parent (worker/spawner).
 
-A command's end is seen through a pidfd, in the engine's own loop. Standard input is a sealed memory file, so nothing
-has to be fed while the command runs. Killing goes to the whole process group: TERM, a grace, KILL.
+The worker never forks a command itself. It tells the spawner over a private unix socket what to start, gets the read
+ends of its pipes, and hears of its end. The spawner outlives the worker; a worker that was restarted finds in it what
+still runs.
 """
 
 from __future__ import annotations
 
+import array
 import asyncio
-import errno
 import os
-import pwd
 import signal
-import stat
+import socket
+import struct
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 
-from tachikoma.models import ExecRequest
+import structlog
 
-__all__ = ["CannotExecute", "LocalSpawner", "Process", "Refused"]
+from tachikoma.errors import ConfigurationError
 
-#: Size asked for each pipe; the kernel's default of 64 KiB costs throughput.
-PIPE_BYTES = 1024 * 1024
-#: What the agent itself puts into the environment.
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-#: After KILL, how long to wait for the process to be gone before saying that it is not.
+__all__ = ["Exit", "Held", "Process", "SpawnFailed", "SpawnRequest", "Spawner", "SpawnerGone", "Step"]
+
+log = structlog.get_logger(__name__)
+
+PROTOCOL_VERSION = 1
+#: The program, installed beside this file.
+PROGRAM = Path(__file__).with_name("tachikoma-spawner")
+#: The spawner ends by itself after so long without a worker and without a running command.
+LINGER_SECONDS = 600
+#: Longest wait for an answer of the spawner, which itself waits for nothing.
+ANSWER_SECONDS = 30.0
+#: Between looks at whether the killed are gone.
+KILL_POLL_SECONDS = 0.02
+#: After KILL, how long to wait for all processes to be gone before saying that they are not.
 KILL_SECONDS = 5.0
 
+# worker/spawner/protocol.h
+_HEADER = struct.Struct("=IIQ")
+_HELLO = struct.Struct("=IIQ")
+_SPAWN = struct.Struct("=IIIIQIIII64s")
+_SPAWNED = struct.Struct("=II")
+_SIGNAL = struct.Struct("=64sII")
+_SURVIVORS = struct.Struct("=II32I")
+_LISTED = struct.Struct("=II")
+_HELD = struct.Struct("=64sIIiiQQ")
+_FAILURE = struct.Struct("=Ii")
+_HAS_STDIN, _UNIFIED = 1, 2
+_MAX_DESCRIPTORS = 10
 
-class Refused(Exception):
-    """The agent will not run the order; the message says why. Nothing was started."""
+
+class Operation(IntEnum):
+    """What a message is; the numbers of protocol.h."""
+
+    HELLO = 1
+    SPAWN = 2
+    SIGNAL = 3
+    KILL = 4
+    SWEEP = 5
+    LIST = 6
+    TAKE = 7
+    RELEASE = 8
+    STOP = 9
+    FAILED = 64
+    EXITED = 65
 
 
-class CannotExecute(Exception):
-    """The program does not exist (127) or may not be executed (126), as shells tell it."""
+class Step(IntEnum):
+    """Where the spawner or its child failed; the numbers of protocol.h."""
 
-    def __init__(self, exit_code: int, message: str) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+    REQUEST = 1
+    NAME = 2
+    RESOURCES = 3
+    FORK = 4
+    CGROUP = 5
+    LIMITS = 6
+    SESSION = 7
+    STDIO = 8
+    CAPABILITIES = 9
+    GROUPS = 10
+    USER = 11
+    WORK_DIR_ROOT = 12
+    WORK_DIR = 13
+    REACH = 14
+    SWAPPED = 15
+    PRIVILEGES = 16
+    DESCRIPTORS = 17
+    EXECUTE = 18
+    SIGNAL = 19
+    HELD = 20
+
+
+class SpawnerGone(Exception):
+    """The spawner does not answer any more; what it held can only be swept up."""
+
+
+class SpawnFailed(Exception):
+    """A step of the spawner failed; nothing was started."""
+
+    def __init__(self, step: Step, error: int) -> None:
+        super().__init__(f"{step.name.lower().replace('_', ' ')}: {os.strerror(error)}")
+        self.step = step
+        self.errno = error
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
-    """A user of this host."""
+class SpawnRequest:
+    """What the spawner is told to start. Descriptors stay the caller's."""
 
     name: str
     uid: int
     gid: int
-    home: str
+    groups: Sequence[int]
+    #: Bits of the capabilities that stay in the bounding set of uid 0.
+    capabilities: int
+    #: The working directory: one that policy names, and the rest of the way beneath it ("" for itself).
+    work_dir_root: str
+    work_dir: str
+    #: Path and open descriptor of the checked file.
+    executable: str
+    executable_fd: int
+    argv: Sequence[str]
+    environment: dict[str, str]
+    #: None for /dev/null.
+    stdin_fd: int | None = None
+    #: Directories of the cgroups to join; first the one that is killed as a whole.
+    cgroup_fds: Sequence[int] = ()
+    #: Whether they are one of cgroup v2.
+    unified: bool = False
+    umask: int = 0o022
+
+    def encode(self) -> tuple[bytes, list[int]]:
+        """Body and descriptors of the message."""
+        strings = [self.work_dir_root, self.work_dir, self.executable, *self.argv]
+        strings += [f"{name}={value}" for name, value in self.environment.items()]
+        flags = (_HAS_STDIN if self.stdin_fd is not None else 0) | (_UNIFIED if self.unified else 0)
+        head = _SPAWN.pack(
+            self.uid, self.gid, self.umask, flags, self.capabilities,
+            len(self.groups), len(self.argv), len(self.environment), len(self.cgroup_fds), self.name.encode(),
+        )  # fmt: skip
+        groups = struct.pack(f"={len(self.groups)}I", *self.groups)
+        body = b"".join((head, groups, *(os.fsencode(text) + b"\0" for text in strings)))
+        descriptors = [self.executable_fd]
+        if self.stdin_fd is not None:
+            descriptors.append(self.stdin_fd)
+        return body, [*descriptors, *self.cgroup_fds]
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a command ended."""
+
+    exit_code: int
+    #: The signal that ended it, or 0.
+    signal: int
+    #: CPU time of the command and of those of its children that it waited for, in seconds.
+    cpu_seconds: float
+
+    @property
+    def status(self) -> int:
+        """The exit status as `subprocess` tells it: -n after signal n."""
+        return -self.signal if self.signal else self.exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A command that the spawner holds."""
+
+    name: str
+    pid: int
+    #: None while it runs.
+    exit: Exit | None
+
+
+def _held(data: bytes) -> Held:
+    name, pid, exited, code, status, user, system = _HELD.unpack(data)
+    end = None
+    if exited:
+        by_signal = code != os.CLD_EXITED
+        end = Exit(128 + status if by_signal else status, status if by_signal else 0, (user + system) / 1e6)
+    return Held(name.rstrip(b"\0").decode(), pid, end)
 
 
 class Process:
-    """A running command, and the parent's ends of its pipes."""
+    """A running command, and the read ends of its pipes."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], executable: str) -> None:
-        self._popen = popen
-        self.pid = popen.pid
-        self.executable = executable
-        assert popen.stdout is not None
-        assert popen.stderr is not None
-        self.stdout = popen.stdout.fileno()
-        self.stderr = popen.stderr.fileno()
-        loop = asyncio.get_running_loop()
-        #: The exit status as `subprocess` tells it: -n after signal n.
-        self.exited: asyncio.Future[int] = loop.create_future()
-        self._pidfd = os.pidfd_open(popen.pid)
-        loop.add_reader(self._pidfd, self._on_exit)
+    def __init__(self, spawner: Spawner, name: str, pid: int, stdout: int, stderr: int) -> None:
+        self._spawner = spawner
+        self.name = name
+        self.pid = pid
+        self.stdout = stdout
+        self.stderr = stderr
+        #: Set when it has ended. Fails with SpawnerGone when nobody will ever know.
+        self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
-    def _on_exit(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        # Not reaped yet: while it is a zombie its number names this process group and no other.
-        info = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT)
-        if not self.exited.done() and info is not None:
-            signalled = info.si_code != os.CLD_EXITED
-            self.exited.set_result(-info.si_status if signalled else info.si_status)
-
-    def signal_group(self, number: int) -> None:
-        """Send a signal to the whole process group."""
-        # PermissionError: some members became another user; the others got it.
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, number)
-
-    async def kill(self, grace_seconds: float) -> bool:
-        """End the command and its process group: TERM, the grace, KILL.
+    async def kill(self, grace_seconds: float) -> list[int]:
+        """End the command: TERM to its process group, the grace, then KILL to all of its cgroup until it is empty.
 
         Returns:
-            Whether the command itself is gone.
+            Process ids of those that are still there, at most 32 of them; empty when all are gone.
         """
-        self.signal_group(signal.SIGTERM)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self.exited), grace_seconds)
-        self.signal_group(signal.SIGKILL)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self.exited), KILL_SECONDS)
-        return self.exited.done()
+        await self.signal(signal.SIGTERM)
+        await asyncio.wait((self.exited,), timeout=grace_seconds)
+        return await self.kill_all()
 
-    def close(self) -> None:
-        """Close the pipes, and reap the command if it has ended."""
-        if self.exited.done():
-            self._popen.wait()
-            os.close(self._pidfd)
-        for stream in (self._popen.stdout, self._popen.stderr):
-            if stream is not None:
-                stream.close()
+    async def kill_all(self) -> list[int]:
+        """KILL to all of its cgroup, or of its process group, until it is empty. Returns as `kill` does."""
+        deadline = asyncio.get_running_loop().time() + KILL_SECONDS
+        while True:
+            count, pids = await self._spawner.kill(self.name)
+            if not count or asyncio.get_running_loop().time() > deadline:
+                return pids
+            await asyncio.sleep(KILL_POLL_SECONDS)
+
+    async def signal(self, number: int) -> None:
+        """Send a signal to the process group; to nobody if it is gone."""
+        with suppress(SpawnFailed):
+            await self._spawner.signal(self.name, number)
+
+    async def close(self) -> None:
+        """Close the pipes; if the command has ended, let the spawner forget it."""
+        os.close(self.stdout)
+        os.close(self.stderr)
+        if self.exited.done() and self.exited.exception() is None:
+            with suppress(SpawnFailed, SpawnerGone):
+                await self._spawner.release(self.name)
 
 
-class LocalSpawner:
-    """Starts commands as children of this process."""
+class Spawner:
+    """One connection to a spawner. `connect` may be called anywhere; the rest in one asyncio loop."""
 
-    def __init__(self, default_user: str) -> None:
-        self._default_user = default_user
-        self._own_uid = os.getuid()
+    def __init__(self, connection: socket.socket, started: subprocess.Popen[bytes] | None) -> None:
+        self._connection = connection
+        self._started = started
+        self._tag = 0
+        self._answers: dict[int, asyncio.Future[tuple[bytes, list[int]]]] = {}
+        self._processes: dict[str, Process] = {}
+        self._ended_early: dict[str, Exit] = {}
+        self._sending = asyncio.Lock()
+        self._received = bytearray()
+        self._descriptors: list[int] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        #: Set with the reason when the connection broke.
+        self.gone: asyncio.Future[None] | None = None
+        connection.settimeout(ANSWER_SECONDS)
+        connection.sendall(_HEADER.pack(0, Operation.HELLO, 0))
+        reply = b""
+        while len(reply) < _HEADER.size + _HELLO.size:
+            data = connection.recv(_HEADER.size + _HELLO.size - len(reply))
+            if not data:
+                raise ConfigurationError("the spawner hung up; does it serve this user?")
+            reply += data
+        version, self.uid, self.capabilities = _HELLO.unpack(reply[_HEADER.size :])
+        if version != PROTOCOL_VERSION:
+            raise ConfigurationError(
+                f"the spawner that runs here speaks version {version} of its protocol, this worker {PROTOCOL_VERSION}; "
+                "end what it runs and stop it"
+            )
+        connection.setblocking(False)
 
-    def warnings(self) -> list[str]:
-        """What this host, or this version, cannot enforce."""
-        found = ["commands run without cgroup limits"]
-        if self._own_uid != 0:
-            found.append(f"commands run as {self._own_name()} only: the worker is not root")
-        return found
-
-    def _own_name(self) -> str:
-        try:
-            return pwd.getpwuid(self._own_uid).pw_name
-        except KeyError:
-            return str(self._own_uid)
-
-    def account(self, name: str) -> Account:
-        """The user a command runs as.
+    @classmethod
+    def connect(cls, path: Path) -> Spawner:
+        """Reach the spawner that listens there, or start one of our own.
 
         Raises:
-            Refused: there is no such user, or the worker cannot become it.
+            ConfigurationError: neither is possible; the message says what to do.
         """
-        wanted = name or self._default_user
+        if len(os.fsencode(path)) > 107:
+            raise ConfigurationError(f"the path of the spawner's socket is longer than 107 bytes: {path}")
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            entry = pwd.getpwnam(wanted) if wanted else pwd.getpwuid(self._own_uid)
-        except KeyError:
-            if wanted:
-                raise Refused(f"there is no user {wanted!r} on this agent") from None
-            return Account(str(self._own_uid), self._own_uid, os.getgid(), "/")
-        if self._own_uid not in (0, entry.pw_uid):
-            raise Refused(f"this agent runs as {self._own_name()} and cannot become {entry.pw_name}")
-        return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
+            try:
+                connection.connect(str(path))
+            except (FileNotFoundError, ConnectionRefusedError):
+                return cls(connection, _start(path, connection))
+            return cls(connection, None)
+        except OSError as error:
+            connection.close()
+            raise ConfigurationError(f"cannot reach the spawner at {path}: {error}") from error
+        except ConfigurationError:
+            connection.close()
+            raise
 
-    def start(self, request: ExecRequest, executables: Sequence[str]) -> Process:
+    # --- in the loop --------------------------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Begin to listen, in the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self.gone = self._loop.create_future()
+        self._loop.add_reader(self._connection, self._on_readable)
+
+    async def spawn(self, request: SpawnRequest) -> Process:
         """Start a command.
 
-        Args:
-            request: what to run.
-            executables: absolute paths its program may be; the first that can be executed is.
+        Raises:
+            SpawnFailed: a step failed; nothing was started.
+            SpawnerGone: whether it was started nobody knows.
+        """
+        body, descriptors = request.encode()
+        reply, pipes = await self._ask(Operation.SPAWN, body, descriptors)
+        pid, _ = _SPAWNED.unpack(reply)
+        return self._adopt(request.name, pid, pipes)
+
+    async def take(self, held: Held) -> Process:
+        """Take over a command that was started for an earlier worker.
 
         Raises:
-            Refused: user or working directory cannot be had.
-            CannotExecute: there is no such program, or it may not be executed.
+            SpawnFailed: it is no longer held.
         """
-        account = self.account(request.user)
-        work_dir = request.work_dir or (account.home if Path(account.home).is_dir() else "/")
-        if not Path(work_dir).is_dir():
-            raise Refused(f"there is no directory {work_dir!r} on this agent")
-        if account.uid != self._own_uid:
-            check_way(work_dir, account)
-        executable = find_executable(request.command[0], executables)
-        environment = {
-            "LANG": "C.UTF-8",
-            **request.environment,
-            "PATH": PATH,
-            "HOME": account.home,
-            "USER": account.name,
-            "LOGNAME": account.name,
-        }
-        switch: dict[str, object] = {}
-        if account.uid != self._own_uid:
-            groups = os.getgrouplist(account.name, account.gid)
-            switch = {"user": account.uid, "group": account.gid, "extra_groups": groups}
-        stdin = _stdin(request.stdin)
-        try:
-            popen = subprocess.Popen(  # type: ignore[call-overload]
-                request.command,
-                executable=executable,
-                stdin=stdin,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                pipesize=PIPE_BYTES if self._own_uid == 0 else -1,
-                bufsize=0,
-                cwd=work_dir,
-                env=environment,
-                start_new_session=True,
-                close_fds=True,
-                umask=0o022,
-                **switch,
-            )
-        except OSError as error:
-            raise _explain(error, request.command[0], executable, work_dir, account) from error
-        finally:
-            if stdin != subprocess.DEVNULL:
-                os.close(stdin)
-        process = Process(popen, executable)
-        os.set_blocking(process.stdout, False)
-        os.set_blocking(process.stderr, False)
+        _, pipes = await self._ask(Operation.TAKE, _name(held.name))
+        if held.exit is not None:
+            self._ended_early[held.name] = held.exit
+        return self._adopt(held.name, held.pid, pipes)
+
+    def _adopt(self, name: str, pid: int, pipes: list[int]) -> Process:
+        stdout, stderr = pipes
+        for pipe in pipes:
+            os.set_blocking(pipe, False)
+        process = Process(self, name, pid, stdout, stderr)
+        end = self._ended_early.pop(name, None)
+        if end is not None:
+            process.exited.set_result(end)
+        self._processes[name] = process
         return process
 
+    async def held(self) -> list[Held]:
+        """All commands it holds, running or ended and not yet released."""
+        found: list[Held] = []
+        place = 0
+        while True:
+            reply, _ = await self._ask(Operation.LIST, struct.pack("=I", place))
+            place, count = _LISTED.unpack_from(reply)
+            for number in range(count):
+                begin = _LISTED.size + number * _HELD.size
+                found.append(_held(reply[begin : begin + _HELD.size]))
+            if not place:
+                return found
 
-def check_way(path: str, account: Account) -> None:
-    """Whether a user could come to a directory by itself: the child enters it before it becomes that user.
+    async def signal(self, name: str, number: int) -> None:
+        """Send a signal to a command's process group."""
+        await self._ask(Operation.SIGNAL, _SIGNAL.pack(name.encode(), number, 0))
 
-    Looks at owners, groups and modes; access lists of the file system can only take away what this allows.
+    async def kill(self, name: str) -> tuple[int, list[int]]:
+        """Kill all processes of a command once. Returns how many are still there, and at most 32 of their ids."""
+        reply, _ = await self._ask(Operation.KILL, _name(name))
+        return _survivors(reply)
 
-    Raises:
-        Refused: it could not.
-    """
-    groups = {account.gid, *os.getgrouplist(account.name, account.gid)}
-    resolved = Path(path).resolve()
-    for folder in (resolved, *resolved.parents):
-        found = folder.stat()
-        if found.st_uid == account.uid:
-            allowed = found.st_mode & 0o100
-        elif found.st_gid in groups:
-            allowed = found.st_mode & 0o010
-        else:
-            allowed = found.st_mode & 0o001
-        if not allowed and account.uid != 0:
-            raise Refused(f"cannot enter the directory {path!r} as {account.name}: permission denied at {folder}")
+    async def sweep(self, cgroup_fds: Sequence[int]) -> list[int]:
+        """Kill all processes of a cgroup that no command is known for. Returns those that are still there."""
+        pids: list[int] = []
+        for descriptor in cgroup_fds[:1]:
+            deadline = asyncio.get_running_loop().time() + KILL_SECONDS
+            while True:
+                reply, _ = await self._ask(Operation.SWEEP, b"", [descriptor])
+                count, pids = _survivors(reply)
+                if not count or asyncio.get_running_loop().time() > deadline:
+                    break
+                await asyncio.sleep(KILL_POLL_SECONDS)
+        return pids
 
+    async def release(self, name: str) -> None:
+        """Forget a command that has ended."""
+        self._processes.pop(name, None)
+        self._ended_early.pop(name, None)
+        await self._ask(Operation.RELEASE, _name(name))
 
-def find_executable(name: str, executables: Sequence[str]) -> str:
-    """The first path that is a file somebody may execute.
+    async def stop(self) -> None:
+        """End the spawner if this worker started it and nothing is held; else leave it. Closes the connection."""
+        if self._started is not None:
+            with suppress(SpawnFailed, SpawnerGone):
+                await self._ask(Operation.STOP)
+        self.close()
 
-    Raises:
-        CannotExecute: 127 when none exists, 126 when one does but is no executable file.
-    """
-    found = ""
-    for path in executables:
+    def close(self) -> None:
+        """Close the connection; what the spawner holds it goes on holding."""
+        if self._loop is not None:
+            self._loop.remove_reader(self._connection)
+        self._connection.close()
+        if self._started is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self._started.wait(1)
+
+    # --- messages -----------------------------------------------------------------------------------------------------
+
+    async def _ask(
+        self, operation: Operation, body: bytes = b"", descriptors: Sequence[int] = ()
+    ) -> tuple[bytes, list[int]]:
+        assert self._loop is not None, "attach first"
+        assert self.gone is not None
+        if self.gone.done():
+            raise SpawnerGone("the spawner is gone")
+        self._tag += 1
+        tag = self._tag
+        answer: asyncio.Future[tuple[bytes, list[int]]] = self._loop.create_future()
+        self._answers[tag] = answer
         try:
-            mode = os.stat(path).st_mode  # noqa: PTH116 (one system call on the way of every command)
+            await self._send(_HEADER.pack(len(body), operation, tag) + body, descriptors)
+            # Without a bound of its own: when the spawner is gone the answer fails, and it never waits itself.
+            return await answer
         except OSError as error:
-            if error.errno == errno.EACCES:
-                found = found or path
-            continue
-        if stat.S_ISREG(mode) and mode & 0o111:
-            return path
-        found = found or path
-    if not found:
-        raise CannotExecute(127, f"{name}: command not found")
-    what = "is a directory" if Path(found).is_dir() else "permission denied"
-    raise CannotExecute(126, f"{found}: {what}")
+            self._fail(str(error))
+            raise SpawnerGone(f"the spawner is gone: {error}") from None
+        finally:
+            self._answers.pop(tag, None)
+
+    async def _send(self, message: bytes, descriptors: Sequence[int]) -> None:
+        assert self._loop is not None
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        async with self._sending:
+            while True:
+                try:
+                    sent = self._connection.sendmsg([message], rights)
+                    break
+                except BlockingIOError:
+                    await _writable(self._loop, self._connection)
+            if sent < len(message):
+                await self._loop.sock_sendall(self._connection, message[sent:])
+
+    def _on_readable(self) -> None:
+        try:
+            # No more than is needed, so that descriptors and their message are read together.
+            data, descriptors, flags, _ = socket.recv_fds(self._connection, self._missing(), _MAX_DESCRIPTORS)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._fail(str(error))
+            return
+        if not data or flags & socket.MSG_CTRUNC:
+            self._fail("it hung up")
+            return
+        self._received += data
+        self._descriptors += descriptors
+        if self._missing():
+            return
+        _, operation, tag = _HEADER.unpack_from(self._received)
+        body = bytes(self._received[_HEADER.size :])
+        pipes, self._descriptors = self._descriptors, []
+        self._received.clear()
+        for pipe in pipes:
+            os.set_inheritable(pipe, False)
+        self._on_message(operation, tag, body, pipes)
+
+    def _missing(self) -> int:
+        if len(self._received) < _HEADER.size:
+            return _HEADER.size - len(self._received)
+        length, _, _ = _HEADER.unpack_from(self._received)
+        return int(_HEADER.size + length - len(self._received))
+
+    def _on_message(self, operation: int, tag: int, body: bytes, descriptors: list[int]) -> None:
+        if operation == Operation.EXITED:
+            held = _held(body)
+            assert held.exit is not None
+            process = self._processes.get(held.name)
+            if process is None:
+                # Nobody waits for it yet: it is to be taken over, or its start was just told.
+                self._ended_early[held.name] = held.exit
+            elif not process.exited.done():
+                process.exited.set_result(held.exit)
+            return
+        answer = self._answers.get(tag)
+        if answer is None or answer.done():
+            for descriptor in descriptors:
+                os.close(descriptor)
+        elif operation == Operation.FAILED:
+            step, error = _FAILURE.unpack(body)
+            answer.set_exception(SpawnFailed(Step(step), error))
+        else:
+            answer.set_result((body, descriptors))
+
+    def _fail(self, why: str) -> None:
+        assert self._loop is not None
+        assert self.gone is not None
+        self._loop.remove_reader(self._connection)
+        if self.gone.done():
+            return
+        log.error("spawner.gone", reason=why)
+        self.gone.set_result(None)
+        error = SpawnerGone(f"the spawner is gone: {why}")
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(error)
+        for process in self._processes.values():
+            if not process.exited.done():
+                process.exited.set_exception(error)
+                # Nobody may be waiting for it just now.
+                process.exited.exception()
 
 
-def _stdin(content: bytes) -> int:
-    if not content:
-        return subprocess.DEVNULL
-    descriptor = os.memfd_create("stdin", os.MFD_CLOEXEC)
-    view = memoryview(content)
-    while view:
-        view = view[os.write(descriptor, view) :]
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
+def _name(name: str) -> bytes:
+    return name.encode().ljust(64, b"\0")
 
 
-def _explain(error: OSError, name: str, executable: str, work_dir: str, account: Account) -> Exception:
-    if error.filename == work_dir and executable != work_dir:
-        return Refused(f"cannot enter the directory {work_dir!r} as {account.name}: {error.strerror}")
-    if error.errno == errno.ENOENT:
-        # The file is there, so it is its interpreter that is missing.
-        return CannotExecute(127, f"{executable}: the interpreter it names was not found")
-    if error.errno in (errno.EACCES, errno.ENOEXEC, errno.EISDIR):
-        return CannotExecute(126, f"{executable}: {error.strerror}")
-    if error.errno == errno.E2BIG:
-        return Refused(f"{name}: arguments and environment are too long for this host")
-    return Refused(f"{name}: cannot be started: {error.strerror}")
+def _survivors(reply: bytes) -> tuple[int, list[int]]:
+    count, told, *pids = _SURVIVORS.unpack(reply)
+    return count, pids[:told]
+
+
+async def _writable(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
+    ready = loop.create_future()
+    loop.add_writer(connection, ready.set_result, None)
+    try:
+        await ready
+    finally:
+        loop.remove_writer(connection)
+
+
+def _start(path: Path, connection: socket.socket) -> subprocess.Popen[bytes]:
+    """Start a spawner that listens at a path, and connect to it."""
+    if not PROGRAM.exists():
+        raise ConfigurationError(
+            "this installation has no spawner, so it can run no agent: there was no C compiler when it was installed. "
+            "Install one (Debian: gcc, libc6-dev), then `pip install --force-reinstall --no-deps tachikoma-exec`"
+        )
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(4)
+        # A session of its own: it stays when the worker is killed, and holds what runs.
+        program = subprocess.Popen(
+            [PROGRAM, "--socket", str(listener.fileno()), "--peer", str(os.getuid()), "--linger", str(LINGER_SECONDS)],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(listener.fileno(),),
+            start_new_session=True,
+        )
+        connection.connect(str(path))
+    return program

@@ -72,6 +72,9 @@ def execute(
     ] = None,
     cwd: Annotated[str, typer.Option(help="Working directory on the agent.")] = "",
     user: Annotated[str, typer.Option("--user", "-u", help="User on the agent.")] = "",
+    memory: Annotated[str | None, typer.Option(help="At most so much memory: 512MiB. Lowers policy's limit.")] = None,
+    cpus: Annotated[float | None, typer.Option(help="At most so many processors' time: 0.5.")] = None,
+    pids: Annotated[int | None, typer.Option(help="At most so many processes and threads.")] = None,
     no_stdin: Annotated[bool, typer.Option("--no-stdin", "-n", help="Do not read standard input.")] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not wait; print the execution's id.")] = False,
     exec_id: Annotated[str | None, typer.Option("--id", help="Id of the execution; safe to repeat with it.")] = None,
@@ -89,6 +92,9 @@ def execute(
                 raise InvalidRequest(f"--timeout: {error}") from None
         if exec_id is not None:
             values["id"] = exec_id
+        limits = {"memory": memory, "cpus": cpus, "pids": pids}
+        if any(value is not None for value in limits.values()):
+            values["limits"] = limits
         values["environment"] = _environment(env or [])
         values["stdin"] = b"" if no_stdin else _stdin()
         code = asyncio.run(_execute(make_request(values), detach=detach, output=output))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import getpass
+import hashlib
 import json
 import os
 import shutil
@@ -304,6 +305,9 @@ class Stack:
                 [
                     *tachikoma, "worker", "--agent-id", agent, "--redis-url", self.redis_url,
                     "--identity", str(self.identity(agent)), "--data", str(self.data / "agents" / agent),
+                    # Not those of an agent of the same name that really serves this host, or of another stack.
+                    "--cgroup-name", f"tachikoma-dev-{hashlib.sha256(os.fsencode(self.data)).hexdigest()[:12]}",
+                    "--limits", "best-effort",
                 ],
                 logs / f"{agent}.log",
                 self._environment,

@@ -147,6 +147,7 @@ class ExecRequest(_message.Message):
     TTY_FIELD_NUMBER: _builtins.int
     REQUESTED_BY_FIELD_NUMBER: _builtins.int
     REQUEST_TIME_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Idempotency key; made by the client library when the caller names none."""
     agent_id: _builtins.str
@@ -179,6 +180,10 @@ class ExecRequest(_message.Message):
     def request_time(self) -> _timestamp_pb2.Timestamp:
         """When the requester made the request."""
 
+    @_builtins.property
+    def limits(self) -> Global___ResourceLimits:
+        """Lowers the limits that policy sets; never raises them."""
+
     def __init__(
         self,
         *,
@@ -194,14 +199,153 @@ class ExecRequest(_message.Message):
         tty: _builtins.bool = ...,
         requested_by: _builtins.str = ...,
         request_time: _timestamp_pb2.Timestamp | None = ...,
+        limits: Global___ResourceLimits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["request_time", b"request_time", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "request_time", b"request_time", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "command", b"command", "environment", b"environment", "id", b"id", "interactive", b"interactive", "request_time", b"request_time", "requested_by", b"requested_by", "stdin", b"stdin", "timeout", b"timeout", "tty", b"tty", "user", b"user", "work_dir", b"work_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "command", b"command", "environment", b"environment", "id", b"id", "interactive", b"interactive", "limits", b"limits", "request_time", b"request_time", "requested_by", b"requested_by", "stdin", b"stdin", "timeout", b"timeout", "tty", b"tty", "user", b"user", "work_dir", b"work_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExecRequest: _TypeAlias = ExecRequest  # noqa: Y015
+
+@_typing.final
+class ResourceLimits(_message.Message):
+    """ResourceLimits is what a command may use of its host; what is unset has no limit of its own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_FIELD_NUMBER: _builtins.int
+    SWAP_FIELD_NUMBER: _builtins.int
+    CPUS_FIELD_NUMBER: _builtins.int
+    CPU_WEIGHT_FIELD_NUMBER: _builtins.int
+    PIDS_FIELD_NUMBER: _builtins.int
+    IO_READ_FIELD_NUMBER: _builtins.int
+    IO_WRITE_FIELD_NUMBER: _builtins.int
+    memory: _builtins.int
+    """Bytes of memory."""
+    swap: _builtins.int
+    """Bytes of swap beside it."""
+    cpus: _builtins.float
+    """Processors' worth of time."""
+    cpu_weight: _builtins.int
+    """Share of the processors under contention; 100 is the default."""
+    pids: _builtins.int
+    """Processes and threads."""
+    io_read: _builtins.int
+    """Bytes a second from each disk."""
+    io_write: _builtins.int
+    """Bytes a second to each disk."""
+    def __init__(
+        self,
+        *,
+        memory: _builtins.int | None = ...,
+        swap: _builtins.int | None = ...,
+        cpus: _builtins.float | None = ...,
+        cpu_weight: _builtins.int | None = ...,
+        pids: _builtins.int | None = ...,
+        io_read: _builtins.int | None = ...,
+        io_write: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_weight", b"_cpu_weight", "_cpus", b"_cpus", "_io_read", b"_io_read", "_io_write", b"_io_write", "_memory", b"_memory", "_pids", b"_pids", "_swap", b"_swap", "cpu_weight", b"cpu_weight", "cpus", b"cpus", "io_read", b"io_read", "io_write", b"io_write", "memory", b"memory", "pids", b"pids", "swap", b"swap"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_weight", b"_cpu_weight", "_cpus", b"_cpus", "_io_read", b"_io_read", "_io_write", b"_io_write", "_memory", b"_memory", "_pids", b"_pids", "_swap", b"_swap", "cpu_weight", b"cpu_weight", "cpus", b"cpus", "io_read", b"io_read", "io_write", b"io_write", "memory", b"memory", "pids", b"pids", "swap", b"swap"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cpu_weight: _TypeAlias = _typing.Literal["cpu_weight"]  # noqa: Y015
+    _WhichOneofArgType__cpu_weight: _TypeAlias = _typing.Literal["_cpu_weight", b"_cpu_weight"]  # noqa: Y015
+    _WhichOneofReturnType__cpus: _TypeAlias = _typing.Literal["cpus"]  # noqa: Y015
+    _WhichOneofArgType__cpus: _TypeAlias = _typing.Literal["_cpus", b"_cpus"]  # noqa: Y015
+    _WhichOneofReturnType__io_read: _TypeAlias = _typing.Literal["io_read"]  # noqa: Y015
+    _WhichOneofArgType__io_read: _TypeAlias = _typing.Literal["_io_read", b"_io_read"]  # noqa: Y015
+    _WhichOneofReturnType__io_write: _TypeAlias = _typing.Literal["io_write"]  # noqa: Y015
+    _WhichOneofArgType__io_write: _TypeAlias = _typing.Literal["_io_write", b"_io_write"]  # noqa: Y015
+    _WhichOneofReturnType__memory: _TypeAlias = _typing.Literal["memory"]  # noqa: Y015
+    _WhichOneofArgType__memory: _TypeAlias = _typing.Literal["_memory", b"_memory"]  # noqa: Y015
+    _WhichOneofReturnType__pids: _TypeAlias = _typing.Literal["pids"]  # noqa: Y015
+    _WhichOneofArgType__pids: _TypeAlias = _typing.Literal["_pids", b"_pids"]  # noqa: Y015
+    _WhichOneofReturnType__swap: _TypeAlias = _typing.Literal["swap"]  # noqa: Y015
+    _WhichOneofArgType__swap: _TypeAlias = _typing.Literal["_swap", b"_swap"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_weight) -> _WhichOneofReturnType__cpu_weight | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpus) -> _WhichOneofReturnType__cpus | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__io_read) -> _WhichOneofReturnType__io_read | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__io_write) -> _WhichOneofReturnType__io_write | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory) -> _WhichOneofReturnType__memory | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pids) -> _WhichOneofReturnType__pids | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__swap) -> _WhichOneofReturnType__swap | None: ...
+
+Global___ResourceLimits: _TypeAlias = ResourceLimits  # noqa: Y015
+
+@_typing.final
+class ResourceUsage(_message.Message):
+    """ResourceUsage is what a command used, with all its processes; what its host does not tell is unset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CPU_SECONDS_FIELD_NUMBER: _builtins.int
+    PEAK_MEMORY_FIELD_NUMBER: _builtins.int
+    PEAK_PIDS_FIELD_NUMBER: _builtins.int
+    IO_READ_FIELD_NUMBER: _builtins.int
+    IO_WRITTEN_FIELD_NUMBER: _builtins.int
+    OOM_KILLS_FIELD_NUMBER: _builtins.int
+    cpu_seconds: _builtins.float
+    """Processor time."""
+    peak_memory: _builtins.int
+    """Most bytes of memory at once."""
+    peak_pids: _builtins.int
+    """Most processes and threads at once."""
+    io_read: _builtins.int
+    """Bytes from disks."""
+    io_written: _builtins.int
+    """Bytes to disks."""
+    oom_kills: _builtins.int
+    """Processes killed for want of memory."""
+    def __init__(
+        self,
+        *,
+        cpu_seconds: _builtins.float | None = ...,
+        peak_memory: _builtins.int | None = ...,
+        peak_pids: _builtins.int | None = ...,
+        io_read: _builtins.int | None = ...,
+        io_written: _builtins.int | None = ...,
+        oom_kills: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_seconds", b"_cpu_seconds", "_io_read", b"_io_read", "_io_written", b"_io_written", "_oom_kills", b"_oom_kills", "_peak_memory", b"_peak_memory", "_peak_pids", b"_peak_pids", "cpu_seconds", b"cpu_seconds", "io_read", b"io_read", "io_written", b"io_written", "oom_kills", b"oom_kills", "peak_memory", b"peak_memory", "peak_pids", b"peak_pids"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_seconds", b"_cpu_seconds", "_io_read", b"_io_read", "_io_written", b"_io_written", "_oom_kills", b"_oom_kills", "_peak_memory", b"_peak_memory", "_peak_pids", b"_peak_pids", "cpu_seconds", b"cpu_seconds", "io_read", b"io_read", "io_written", b"io_written", "oom_kills", b"oom_kills", "peak_memory", b"peak_memory", "peak_pids", b"peak_pids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cpu_seconds: _TypeAlias = _typing.Literal["cpu_seconds"]  # noqa: Y015
+    _WhichOneofArgType__cpu_seconds: _TypeAlias = _typing.Literal["_cpu_seconds", b"_cpu_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__io_read: _TypeAlias = _typing.Literal["io_read"]  # noqa: Y015
+    _WhichOneofArgType__io_read: _TypeAlias = _typing.Literal["_io_read", b"_io_read"]  # noqa: Y015
+    _WhichOneofReturnType__io_written: _TypeAlias = _typing.Literal["io_written"]  # noqa: Y015
+    _WhichOneofArgType__io_written: _TypeAlias = _typing.Literal["_io_written", b"_io_written"]  # noqa: Y015
+    _WhichOneofReturnType__oom_kills: _TypeAlias = _typing.Literal["oom_kills"]  # noqa: Y015
+    _WhichOneofArgType__oom_kills: _TypeAlias = _typing.Literal["_oom_kills", b"_oom_kills"]  # noqa: Y015
+    _WhichOneofReturnType__peak_memory: _TypeAlias = _typing.Literal["peak_memory"]  # noqa: Y015
+    _WhichOneofArgType__peak_memory: _TypeAlias = _typing.Literal["_peak_memory", b"_peak_memory"]  # noqa: Y015
+    _WhichOneofReturnType__peak_pids: _TypeAlias = _typing.Literal["peak_pids"]  # noqa: Y015
+    _WhichOneofArgType__peak_pids: _TypeAlias = _typing.Literal["_peak_pids", b"_peak_pids"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_seconds) -> _WhichOneofReturnType__cpu_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__io_read) -> _WhichOneofReturnType__io_read | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__io_written) -> _WhichOneofReturnType__io_written | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__oom_kills) -> _WhichOneofReturnType__oom_kills | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__peak_memory) -> _WhichOneofReturnType__peak_memory | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__peak_pids) -> _WhichOneofReturnType__peak_pids | None: ...
+
+Global___ResourceUsage: _TypeAlias = ResourceUsage  # noqa: Y015
 
 @_typing.final
 class OutputSummary(_message.Message):
@@ -253,6 +397,7 @@ class ExecResponse(_message.Message):
     STDOUT_SUMMARY_FIELD_NUMBER: _builtins.int
     STDERR_SUMMARY_FIELD_NUMBER: _builtins.int
     SIGNAL_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The execution."""
     exit_code: _builtins.int
@@ -291,6 +436,10 @@ class ExecResponse(_message.Message):
     def stderr_summary(self) -> Global___OutputSummary:
         """About the whole of standard error."""
 
+    @_builtins.property
+    def usage(self) -> Global___ResourceUsage:
+        """What the command used."""
+
     def __init__(
         self,
         *,
@@ -308,10 +457,11 @@ class ExecResponse(_message.Message):
         stdout_summary: Global___OutputSummary | None = ...,
         stderr_summary: Global___OutputSummary | None = ...,
         signal: _builtins.int = ...,
+        usage: Global___ResourceUsage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "end_time", b"end_time", "start_time", b"start_time", "stderr_summary", b"stderr_summary", "stdout_summary", b"stdout_summary"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "end_time", b"end_time", "start_time", b"start_time", "stderr_summary", b"stderr_summary", "stdout_summary", b"stdout_summary", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "cancelled", b"cancelled", "duration", b"duration", "end_time", b"end_time", "error", b"error", "exit_code", b"exit_code", "id", b"id", "signal", b"signal", "start_time", b"start_time", "state", b"state", "stderr", b"stderr", "stderr_summary", b"stderr_summary", "stdout", b"stdout", "stdout_summary", b"stdout_summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "cancelled", b"cancelled", "duration", b"duration", "end_time", b"end_time", "error", b"error", "exit_code", b"exit_code", "id", b"id", "signal", b"signal", "start_time", b"start_time", "state", b"state", "stderr", b"stderr", "stderr_summary", b"stderr_summary", "stdout", b"stdout", "stdout_summary", b"stdout_summary", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,82 @@
+"""Builds the spawner, a C program, beside the Python packages; everything else is declared in setup.cfg."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
+
+SOURCES = ["worker/spawner/spawner.c", "worker/spawner/child.c", "worker/spawner/protocol.c"]
+HEADERS = ["worker/spawner/protocol.h", "worker/spawner/child.h"]
+FLAGS = [
+    *("-std=c11", "-O2", "-D_FORTIFY_SOURCE=2", "-fstack-protector-strong", "-fPIE", "-Wl,-z,relro,-z,now"),
+    *("-Wall", "-Wextra", "-Werror", "-Wshadow", "-Wconversion", "-Wno-sign-conversion"),
+]
+#: Static, so that it depends on nothing of the host; where there is no static C library, at least nothing else.
+LINKING = (["-static-pie"], ["-pie"])
+
+
+class BuildSpawner(build_ext):
+    """Compiles the spawner as a program. Without a compiler the package is installed without it, for clients."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split(".")))
+
+    def build_extension(self, ext: Extension) -> None:
+        program = Path(self.get_ext_fullpath(ext.name))
+        program.parent.mkdir(parents=True, exist_ok=True)
+        said = ""
+        for linking in LINKING:
+            command = [os.environ.get("CC", "cc"), *FLAGS, *linking, "-o", str(program), *ext.sources]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True)
+            except OSError as error:
+                said = f"{command[0]}: {error.strerror}"
+                break
+            if done.returncode == 0:
+                return
+            said = done.stderr
+        print(
+            f"tachikoma: the spawner was not built, so this installation can run no agent; clients and orchestrators "
+            f"work. It needs a C compiler and the headers of the C library (Debian: gcc, libc6-dev).\n{said}",
+            file=sys.stderr,
+        )
+
+    def get_outputs(self) -> list[str]:
+        return [path for path in super().get_outputs() if Path(path).exists()]
+
+    def copy_extensions_to_source(self) -> None:
+        # For an editable install.
+        build_py = self.get_finalized_command("build_py")
+        for ext in self.extensions:
+            built = Path(self.build_lib, self.get_ext_filename(ext.name))
+            package, _, name = ext.name.rpartition(".")
+            if built.exists():
+                self.copy_file(str(built), str(Path(build_py.get_package_dir(package), name)))
+
+
+class Wheel(bdist_wheel):
+    """One wheel for every Python of a platform: the program knows nothing of Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        _, _, platform = super().get_tag()
+        return "py3", "none", platform
+
+
+class SourceDistribution(sdist):
+    """With the headers, which setuptools does not know of."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        super().make_release_tree(base_dir, [*files, *HEADERS])
+
+
+setup(
+    ext_modules=[Extension("tachikoma_worker.tachikoma-spawner", SOURCES, depends=HEADERS)],
+    cmdclass={"build_ext": BuildSpawner, "bdist_wheel": Wheel, "sdist": SourceDistribution},
+)

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+# Tests are loaded one by one (importmode importlib), so what they share is found by its folder.
+sys.path.insert(0, str(Path(__file__).parent))
+from host import ROOT, Host, a_host
+
+
+@pytest_asyncio.fixture
+async def host() -> AsyncIterator[Host]:
+    async with a_host() as made:
+        yield made
+
+
+@pytest.fixture
+def root(need: Callable[[bool, str], None]) -> None:
+    need(ROOT, "root")
+
+
+@pytest.fixture
+def limits(host: Host, root: None, need: Callable[[bool, str], None]) -> None:
+    """Cgroups in which memory, processors and processes can be limited."""
+    need({"memory", "cpu", "pids"} <= host.cgroups.controllers, "cgroups that root may make")

@@ -1,0 +1,178 @@
+"""A spawner and cgroups of a test's own, and commands in them as an order would start them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tachikoma.models import ExecRequest, ResourceLimits, ResourceUsage
+from tachikoma.signed import Grant, GrantedExecutable, WorkOrder
+from tachikoma_worker.cgroups import Hierarchy, detect
+from tachikoma_worker.confinement import Prepared, prepare, start
+from tachikoma_worker.settings import WorkerSettings
+from tachikoma_worker.spawner import Exit, Process, Spawner
+
+ROOT = os.getuid() == 0
+#: Bounded, but no measure of anything.
+PATIENCE_SECONDS = 30
+
+
+def order(
+    *command: str,
+    limits: ResourceLimits | dict[str, Any] | None = None,
+    executables: list[GrantedExecutable] | None = None,
+    work_dir_root: str | None = None,
+    capabilities: int = 0,
+    **values: Any,
+) -> WorkOrder:
+    """An order as admission makes it; policy names the working directory itself unless told otherwise."""
+    request = ExecRequest(agent_id="a", command=command, **values)
+    return WorkOrder(
+        iss="spiffe://x/service/o", iat=0, aud="spiffe://x/agent/a", sub="spiffe://x/user/u", exp=0, jti=request.id,
+        policy="p@0", request=request,
+        grant=Grant(
+            executables=executables or [GrantedExecutable(path=command[0])],
+            work_dir_root=request.work_dir if work_dir_root is None else work_dir_root,
+            limits=ResourceLimits.model_validate(limits or {}),
+            capabilities=capabilities,
+        ),
+    )  # fmt: skip
+
+
+async def read_all(descriptor: int) -> bytes:
+    """Everything until the last writer has closed."""
+    content = b""
+    while data := await read_some(descriptor):
+        content += data
+    return content
+
+
+async def read_some(descriptor: int, size: int = 1 << 20) -> bytes:
+    """What there is, or nothing at the end."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            return os.read(descriptor, size)
+        except BlockingIOError:
+            readable = asyncio.Event()
+            loop.add_reader(descriptor, readable.set)
+            try:
+                await asyncio.wait_for(readable.wait(), PATIENCE_SECONDS)
+            finally:
+                loop.remove_reader(descriptor)
+
+
+async def read_line(descriptor: int) -> bytes:
+    """One line."""
+    line = b""
+    while not line.endswith(b"\n"):
+        data = await read_some(descriptor, 1)
+        assert data, "the command ended without a word"
+        line += data
+    return line
+
+
+class Running:
+    """A started command."""
+
+    def __init__(self, process: Process, prepared: Prepared) -> None:
+        self.process = process
+        self.prepared = prepared
+        self.cgroup = prepared.cgroup
+
+    async def exit(self) -> Exit:
+        return await asyncio.wait_for(asyncio.shield(self.process.exited), PATIENCE_SECONDS)
+
+
+class Host:
+    """An agent's spawner and cgroups."""
+
+    def __init__(self, spawner: Spawner, cgroups: Hierarchy, folder: Path, name: str) -> None:
+        self.spawner = spawner
+        self.cgroups = cgroups
+        self.folder = folder
+        self.name = name
+
+    def settings(self, **values: Any) -> WorkerSettings:
+        # Whoever runs the tests, unless a test says otherwise: commands look at files of the tests.
+        defaults = {"agent_id": "a", "redis_url": "unix:///x", "identity": self.folder, "data": self.folder}
+        return WorkerSettings(**{**defaults, "user": os.environ["TACHIKOMA_USER"], **values})
+
+    def prepare(self, *command: str, settings: dict[str, Any] | None = None, **values: Any) -> Prepared:
+        return prepare(order(*command, **values), self.settings(**(settings or {})), self.spawner.uid, self.cgroups)
+
+    @asynccontextmanager
+    async def running(self, *command: str, **values: Any) -> AsyncIterator[Running]:
+        """A command that is ended and forgotten whatever happens."""
+        prepared = self.prepare(*command, **values)
+        try:
+            process = await start(prepared, self.spawner)
+            try:
+                yield Running(process, prepared)
+            finally:
+                await process.kill_all()
+                await asyncio.wait_for(asyncio.shield(process.exited), PATIENCE_SECONDS)
+                await process.close()
+        finally:
+            prepared.discard()
+
+    async def run(self, *command: str, **values: Any) -> tuple[int, bytes, bytes]:
+        """Run to the end: status, output, error output."""
+        status, out, err, _ = await self.measure(*command, **values)
+        return status, out, err
+
+    async def measure(self, *command: str, **values: Any) -> tuple[int, bytes, bytes, ResourceUsage]:
+        """As `run`, and what it used."""
+        async with self.running(*command, **values) as it:
+            out, err = await asyncio.gather(read_all(it.process.stdout), read_all(it.process.stderr))
+            return (await it.exit()).status, out, err, it.cgroup.usage()
+
+
+@asynccontextmanager
+async def a_host() -> AsyncIterator[Host]:
+    """A host whose spawner ends with the test, and that leaves no process and no cgroup."""
+    # Not under tmp_path: the path of a unix socket has at most 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="tk-"))
+    name = f"tachikoma-test-{uuid.uuid4().hex[:12]}"
+    cgroups = detect("a", name=name, where="top")
+    spawner = Spawner.connect(folder / "spawner.sock")
+    spawner.attach()
+    try:
+        yield Host(spawner, cgroups, folder, name)
+        assert await spawner.held() == []
+    finally:
+        program = spawner._started
+        assert program is not None
+        await spawner.stop()
+        try:
+            program.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            program.kill()
+            raise
+        left = cgroups.leftovers()
+        cgroups.close()
+        shutil.rmtree(folder)
+        assert left == []
+        assert not [path for path in Path("/sys/fs/cgroup").glob(f"**/{name}") if path.exists()]
+
+
+def processes_named(mark: str) -> list[psutil.Process]:
+    """Every process of the machine with a mark in its command line."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and any(mark in word for word in process.cmdline()):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found

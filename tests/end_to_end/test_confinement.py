@@ -1,0 +1,125 @@
+"""Confinement seen from the caller: what policy sets, what comes back, what is left."""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from support import Cli, make_cli, prepare, wait_until
+
+from tachikoma import Client, ExecRequest, ExecState, PermissionDenied
+from tachikoma.dev.stack import Stack
+
+PYTHON = (sys.executable, "-I", "-S", "-c")
+HOG = (*PYTHON, "x = bytearray(10**9)")
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -> Iterator[Stack]:
+    """A stack whose policy limits, and whose agent keeps its own default user."""
+    data = prepare(tmp_path_factory.mktemp("strict"))
+    file = data / "policy.yaml"
+    text = file.read_text()
+    file.write_text(text.rstrip() + "\n    limits: {memory: 48MiB, pids: 50}\n    killGrace: 1s\n")
+    with Stack(data, redis_server=redis_server, environment={"TACHIKOMA_USER": ""}) as stack:
+        yield stack
+
+
+@pytest.fixture
+def limited(strict: Stack, need: Callable[[bool, str], None]) -> Iterator[Client]:
+    with Client(strict.profile()) as client:
+        [agent] = client.agents()
+        need(not agent.warnings, f"cgroups that root may make: {agent.warnings}")
+        yield client
+
+
+def processes_named(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and any(mark in word for word in process.cmdline()):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def test_without_a_word_a_command_runs_as_nobody(limited: Client) -> None:
+    response = limited.execute(ExecRequest(agent_id="agent-1", command=("id", "-un")))
+    assert response.stdout == b"nobody\n"
+
+
+def test_the_limit_of_policy_holds_and_is_told(limited: Client, strict: Stack) -> None:
+    response = limited.execute(ExecRequest(agent_id="agent-1", command=HOG, user="root"))
+    assert (response.state, response.signal, response.exit_code) == (ExecState.OUT_OF_MEMORY, 9, 137)
+    assert "more than its 48.0MiB of memory" in response.error
+    assert response.usage.oom_kills
+    assert limited.status(response.id).state is ExecState.OUT_OF_MEMORY
+    cli: Cli = make_cli(strict)
+    done = cli.run("exec", "-u", "root", "agent-1", *HOG)
+    assert done.returncode == 137
+    assert b"memory" in done.stderr
+
+
+def test_a_request_lowers_the_limit_and_cannot_raise_it(limited: Client) -> None:
+    code = "import sys; sys.stdout.write(str(len(bytearray(30 * 2**20))))"
+    base = {"agent_id": "agent-1", "command": (*PYTHON, code), "user": "root"}
+    assert limited.execute(ExecRequest(**base)).state is ExecState.SUCCEEDED
+    lowered = limited.execute(ExecRequest(**base, limits={"memory": "16MiB"}))
+    assert lowered.state is ExecState.OUT_OF_MEMORY
+    raised = limited.execute(ExecRequest(agent_id="agent-1", command=HOG, user="root", limits={"memory": "4GiB"}))
+    assert raised.state is ExecState.OUT_OF_MEMORY
+
+
+def test_what_was_used_comes_back_with_the_response_and_later(limited: Client) -> None:
+    code = "import time\nend = time.process_time() + 0.1\nwhile time.process_time() < end: pass"
+    request = ExecRequest(agent_id="agent-1", command=(*PYTHON, code), user="root")
+    usage = limited.execute(request).usage
+    assert usage.cpu_seconds is not None
+    assert usage.cpu_seconds >= 0.1
+    assert usage.oom_kills == 0
+    assert limited.execute(request).usage == usage
+
+
+def test_a_cancel_leaves_nothing_of_a_command_that_hides(limited: Client) -> None:
+    mark = f"mark-{uuid.uuid4().hex}"
+    code = (
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        "    if os.fork(): os._exit(0)\n"
+        "time.sleep(1000)\n"
+    )
+    request = ExecRequest(agent_id="agent-1", command=(*PYTHON, code, mark), user="root")
+    limited.submit(request)
+    wait_until(lambda: len(processes_named(mark)) == 2, "it has forked twice")
+    limited.cancel(request.id)
+    wait_until(lambda: limited.status(request.id).state.terminal, "it has ended")
+    assert limited.status(request.id).state is ExecState.CANCELLED
+    assert processes_named(mark) == []
+
+
+def test_a_variable_that_changes_what_runs_is_denied(limited: Client) -> None:
+    with pytest.raises(PermissionDenied, match="LD_PRELOAD is never let through"):
+        limited.execute(ExecRequest(agent_id="agent-1", command=("id",), environment={"LD_PRELOAD": "/tmp/x.so"}))
+
+
+def test_stopping_the_agent_leaves_no_cgroup_and_no_spawner(
+    tmp_path: Path, redis_server: Path | None, need: Callable[[bool, str], None]
+) -> None:
+    need(os.getuid() == 0, "root")
+    with Stack(prepare(tmp_path), redis_server=redis_server) as stack, Client(stack.profile()) as client:
+        assert client.execute(ExecRequest(agent_id="agent-1", command=("true",))).exit_code == 0
+        [spawner] = [p for p in psutil.Process(stack.agents["agent-1"].pid).children() if "spawner" in p.name()]
+        path = Path(f"/proc/{stack.agents['agent-1'].pid}/cmdline").read_text()
+        name = path.split("--cgroup-name\0")[1].split("\0")[0]
+        assert list(Path("/sys/fs/cgroup").glob(f"**/{name}"))
+    assert not spawner.is_running()
+    assert list(Path("/sys/fs/cgroup").glob(f"**/{name}")) == []
+    assert not (tmp_path / "agents" / "agent-1" / "spawner.sock").exists()
