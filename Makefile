@@ -6,7 +6,7 @@ PROTO := tachikoma/exec/v1/remote_execution.proto
 # Where `make proto` writes.
 OUT ?= shared
 
-.PHONY: demo test check bench proto clean
+.PHONY: demo test test-cgroup2 sanitize fuzz check bench proto clean
 
 # The whole system on this machine, with real work.
 demo: $(VENV)/installed
@@ -15,6 +15,23 @@ demo: $(VENV)/installed
 # The tests, in an environment of their own.
 test: $(VENV)/tox
 	$(BIN)/tox run -e py
+
+# The tests of confinement in a virtual machine that has only cgroup v2. Needs some packages; tests/vm/run names them.
+test-cgroup2: .tox/py/bin/python
+	tests/vm/run .tox/py/bin/python -m pytest --color no -p no:cacheprovider tests/confinement
+
+.tox/py/bin/python: $(VENV)/tox
+	$(BIN)/tox run -e py --notest
+
+# The tests of confinement with a spawner built with sanitizers, and every warning an error.
+sanitize: .tox/py/bin/python
+	$(CC) -std=c11 -g -O1 -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Werror \
+	    -fsanitize=address,undefined -fno-sanitize-recover=all -o .tox/sanitized-spawner worker/spawner/*.c
+	TACHIKOMA_TEST_SPAWNER=$(abspath .tox/sanitized-spawner) .tox/py/bin/python -m pytest tests/confinement
+
+# The parser of the spawner's requests, fuzzed under sanitizers.
+fuzz:
+	worker/spawner/fuzz/run
 
 # Format, lint, types, layers, API definition.
 check: $(VENV)/tox

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -10,6 +11,12 @@ import pytest_asyncio
 # Tests are loaded one by one (importmode importlib), so what they share is found by its folder.
 sys.path.insert(0, str(Path(__file__).parent))
 from host import ROOT, Host, a_host
+
+from tachikoma_worker import spawner
+
+# Another build of the spawner to test, such as one with sanitizers.
+if "TACHIKOMA_TEST_SPAWNER" in os.environ:
+    spawner.PROGRAM = Path(os.environ["TACHIKOMA_TEST_SPAWNER"])
 
 
 @pytest_asyncio.fixture
