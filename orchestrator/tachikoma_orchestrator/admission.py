@@ -25,13 +25,13 @@ from tachikoma.errors import (
     TachikomaError,
 )
 from tachikoma.models import ExecRequest
+from tachikoma.policy import PolicyWatch
 from tachikoma.redaction import command_line
 from tachikoma.signed import Grant, WorkOrder, sign
 from tachikoma.spiffe import SpiffeId, agent_id
 from tachikoma.svid import FileSvidSource
 from tachikoma_orchestrator.dispatch import MessageFactory
 from tachikoma_orchestrator.ledger import Admission, Ledger, Outcome
-from tachikoma_orchestrator.policy import PolicyWatch
 
 __all__ = ["Admitter", "Peer"]
 

@@ -1,4 +1,4 @@
-"""`tachikoma orchestrator` and `tachikoma policy`."""
+"""`tachikoma orchestrator`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from pydantic import ValidationError
 from tachikoma import logs
 from tachikoma.errors import ConfigurationError
 from tachikoma.models import describe_validation_error
-from tachikoma_orchestrator.policy import PolicySet
 from tachikoma_orchestrator.server import announce, serve
 from tachikoma_orchestrator.settings import OrchestratorSettings
 
-__all__ = ["orchestrator", "policy"]
+__all__ = ["orchestrator"]
 
 orchestrator = typer.Typer(invoke_without_command=True, help="Run the orchestrator: the gRPC server and all behind it.")
-policy = typer.Typer(no_args_is_help=True, help="Check policy files.")
 
 
 @orchestrator.callback()
@@ -41,16 +39,3 @@ def run(
         raise ConfigurationError(f"orchestrator settings: {describe_validation_error(error)}") from None
     logs.configure(settings.log_level)
     asyncio.run(serve(settings, announce(ready_fd) if ready_fd is not None else None))
-
-
-@policy.callback()
-def _group() -> None:
-    """Keeps `policy` a group while it has one command."""
-
-
-@policy.command()
-def check(file: Annotated[Path, typer.Argument(help="The policy file.")]) -> None:
-    """Say whether a policy file is right; each mistake with line and column."""
-    found = PolicySet.load(file)
-    number = len(found.policies)
-    typer.echo(f"{file}: {number} {'policy' if number == 1 else 'policies'}, all right")

@@ -25,6 +25,7 @@ from tachikoma.client import MAX_MESSAGE_BYTES
 from tachikoma.errors import ConfigurationError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import add_RemoteExecutionServicer_to_server
+from tachikoma.policy import PolicyWatch
 from tachikoma.redis_access import connect
 from tachikoma.spiffe import InvalidIdentity
 from tachikoma.svid import FileSvidSource, Svid
@@ -33,7 +34,6 @@ from tachikoma_orchestrator.collector import Collector
 from tachikoma_orchestrator.endings import Endings
 from tachikoma_orchestrator.guard import Guard
 from tachikoma_orchestrator.ledger import Ledger
-from tachikoma_orchestrator.policy import PolicyWatch
 from tachikoma_orchestrator.reaper import Reaper
 from tachikoma_orchestrator.registry import Registry
 from tachikoma_orchestrator.service import RemoteExecution

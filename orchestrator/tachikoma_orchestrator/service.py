@@ -20,6 +20,7 @@ from tachikoma.models import (
     ExecState,
     OutputKind,
 )
+from tachikoma.policy import PolicyWatch
 from tachikoma.redis_access import Redis
 from tachikoma.signed import CancelOrder, sign
 from tachikoma.spiffe import agent_id
@@ -29,7 +30,6 @@ from tachikoma_orchestrator.endings import Endings
 from tachikoma_orchestrator.follow import Follower
 from tachikoma_orchestrator.guard import current_peer
 from tachikoma_orchestrator.ledger import Ledger, Record
-from tachikoma_orchestrator.policy import PolicyWatch
 from tachikoma_orchestrator.registry import Registry
 from tachikoma_orchestrator.subscriber import Subscriber
 

@@ -469,7 +469,7 @@ class ExecPolicy(Model):
     subjects: Annotated[tuple[str, ...], Field(min_length=1)]
     #: Agent id patterns it is for.
     agents: Annotated[tuple[str, ...], Field(min_length=1)]
-    #: Command patterns; see `tachikoma_orchestrator.patterns`.
+    #: Command patterns; see `tachikoma.patterns`.
     allowed_commands: tuple[str, ...] = ()
     denied_commands: tuple[str, ...] = ()
     #: User name patterns. Empty: only the agent's default user.

@@ -546,3 +546,75 @@ async def test_a_name_that_is_taken_is_refused(host: Host) -> None:
         await process.close()
         prepared.discard()
     assert not processes_named(work_order.jti)
+
+
+#: What a worker does with a spawner that root runs for it; prints what came of it.
+WORKER = """
+import asyncio, os, sys
+from pathlib import Path
+from tachikoma.models import ExecRequest, ResourceLimits
+from tachikoma.signed import Grant, GrantedExecutable, WorkOrder
+from tachikoma_worker.cgroups import detect
+from tachikoma_worker.confinement import prepare, start
+from tachikoma_worker.settings import WorkerSettings
+from tachikoma_worker.spawner import Spawner
+
+async def main(path, name, limits):
+    cgroups = detect("a", name=name, where="top")
+    spawner = Spawner.connect(Path(path))
+    spawner.attach()
+    request = ExecRequest(agent_id="a", command=["/usr/bin/id", "-un"], user="daemon")
+    limits = ResourceLimits.model_validate_json(limits)
+    grant = Grant(executables=[GrantedExecutable(path="/usr/bin/id")], limits=limits)
+    order = WorkOrder(iss="", iat=0, aud="", sub="", exp=0, jti=request.id, policy="", request=request, grant=grant)
+    settings = WorkerSettings(agent_id="a", redis_url="x", identity="/", data="/")
+    prepared = prepare(order, settings, spawner.uid, cgroups)
+    process = await start(prepared, spawner)
+    end = await process.exited
+    print(os.getuid(), os.read(process.stdout, 100).decode().strip(), end.exit_code, prepared.cgroup.usage().oom_kills)
+    await process.kill_all()
+    await process.close()
+    prepared.discard()
+    print(cgroups.leftovers())
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_a_worker_that_is_not_root_uses_a_spawner_that_is(root: None, need: Any) -> None:
+    python = os.environ.get("TACHIKOMA_TEST_EVERYBODYS_PYTHON", sys.executable)
+    try:
+        probe = await asyncio.create_subprocess_exec(
+            python, "-c", "import tachikoma_worker.engine", user="nobody", cwd="/", stderr=asyncio.subprocess.DEVNULL
+        )
+        able = await probe.wait() == 0
+    except PermissionError:
+        able = False
+    need(able, f"a Python with Tachikoma that every user may run, not {python}")
+    folder = Path(tempfile.mkdtemp(prefix="tk-"))
+    folder.chmod(0o755)
+    name = f"tachikoma-test-{folder.name}"
+    program = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tachikoma", "spawner", "--agent-id", "a", "--socket", str(folder / "s")),
+        *("--worker-user", "nobody", "--cgroup-name", name),
+    )
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not (folder / "s").exists():  # noqa: ASYNC110 (nothing announces it)
+                await asyncio.sleep(0.01)
+        worker = await asyncio.create_subprocess_exec(
+            *(python, "-c", WORKER, str(folder / "s"), name, '{"memory": "64MiB", "pids": 5}'),
+            user="nobody", group="nogroup", extra_groups=[], cwd="/", stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        out, _ = await asyncio.wait_for(worker.communicate(), PATIENCE_SECONDS)
+        assert out.decode() == f"{pwd.getpwnam('nobody').pw_uid} daemon 0 0\n[]\n"
+        assert program.returncode is None
+    finally:
+        program.terminate()
+        await program.wait()
+        for path in sorted(Path("/sys/fs/cgroup").glob(f"**/{name}"), reverse=True):
+            for inner in (*path.glob("*/"), path):
+                if inner.is_dir():
+                    inner.rmdir()
+        (folder / "s").unlink(missing_ok=True)
+        folder.rmdir()

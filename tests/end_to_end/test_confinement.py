@@ -123,3 +123,45 @@ def test_stopping_the_agent_leaves_no_cgroup_and_no_spawner(
     assert not spawner.is_running()
     assert list(Path("/sys/fs/cgroup").glob(f"**/{name}")) == []
     assert not (tmp_path / "agents" / "agent-1" / "spawner.sock").exists()
+
+
+def test_stopping_the_stack_sweeps_up_after_a_killed_agent(
+    tmp_path: Path, redis_server: Path | None, need: Callable[[bool, str], None]
+) -> None:
+    need(os.getuid() == 0, "root")
+    mark = f"mark-{uuid.uuid4().hex}"
+    with Stack(prepare(tmp_path), redis_server=redis_server) as stack, Client(stack.profile()) as client:
+        client.submit(ExecRequest(agent_id="agent-1", command=(*PYTHON, "import time; time.sleep(1000)", mark)))
+        wait_until(lambda: len(processes_named(mark)) == 1, "it runs")
+        [spawner] = [p for p in psutil.Process(stack.agents["agent-1"].pid).children() if "spawner" in p.name()]
+        stack.agents["agent-1"].kill()
+        # The spawner holds it.
+        assert spawner.is_running()
+        assert len(processes_named(mark)) == 1
+        name = " ".join(stack.agents["agent-1"]._command).split("--cgroup-name ")[1].split()[0]
+        assert list(Path("/sys/fs/cgroup").glob(f"**/{name}"))
+    # An orphan may wait for the first process of the machine to take note of its end.
+    assert not spawner.is_running() or spawner.status() == psutil.STATUS_ZOMBIE
+    assert processes_named(mark) == []
+    assert not list(Path("/sys/fs/cgroup").glob(f"**/{name}"))
+
+
+def test_the_agents_own_policy_has_the_last_word(tmp_path: Path, redis_server: Path | None) -> None:
+    own = tmp_path / "own.yaml"
+    rules = "policies:\n  - {name: own, subjects: ['**'], agents: ['**'], allowedCommands: [/usr/bin/id ...]}\n"
+    own.write_text(rules)
+    environment = {"TACHIKOMA_LOCAL_POLICY": str(own)}
+    stack = Stack(prepare(tmp_path), redis_server=redis_server, environment=environment)
+    with stack, Client(stack.profile()) as client:
+        assert client.execute(ExecRequest(agent_id="agent-1", command=("id", "-u"))).exit_code == 0
+        refused = client.execute(ExecRequest(agent_id="agent-1", command=("uname",)))
+        assert refused.state is ExecState.REJECTED
+        assert "the agent's own policy does not allow it: policy own does not allow the command" in refused.error
+        # It is taken when it changes, and kept when the change is wrong.
+        own.write_text(rules.replace("/usr/bin/id", "/usr/bin/uname"))
+        log = stack.data / "logs" / "agent-1.log"
+        wait_until(lambda: "policy.changed" in log.read_text(), "it takes the new one")
+        assert client.execute(ExecRequest(agent_id="agent-1", command=("uname",))).exit_code == 0
+        own.write_text("nonsense")
+        wait_until(lambda: "policy.kept" in log.read_text(), "it keeps the old one")
+        assert client.execute(ExecRequest(agent_id="agent-1", command=("uname",))).exit_code == 0

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tachikoma_orchestrator.patterns import MAX_ALTERNATIVES, MAX_PATTERN, CommandPattern, Pattern, PatternError
+from tachikoma.patterns import MAX_ALTERNATIVES, MAX_PATTERN, CommandPattern, Pattern, PatternError
 
 
 def matches(pattern: str, text: str) -> bool:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tachikoma.errors import ConfigurationError, InvalidRequest
 from tachikoma.models import ExecPolicy, ExecRequest, make_request
-from tachikoma_orchestrator.policy import MAX_FILE_BYTES, Decision, PolicySet, PolicyWatch
+from tachikoma.policy import MAX_FILE_BYTES, Decision, PolicySet, PolicyWatch
 
 ALICE = "spiffe://tachikoma.local/user/alice"
 SEARCH = ("/usr/local/bin", "/usr/bin", "/bin")

@@ -5,8 +5,8 @@
  *
  * It is given a listening unix socket and serves the user with that UID, and root. It is the only part of an agent
  * that needs to be root; it knows neither policy nor the network. It keeps a copy of each command's pipes, and its exit
- * status until that is released, so that a worker that was restarted can take all of it back. Without a worker and
- * without a running command it ends after a while, and takes the socket's file with it.
+ * status until that is released, so that a worker that was restarted can take all of it back. After so many seconds
+ * without a worker and without a running command it ends, and takes the socket's file with it; with 0 it stays.
  *
  * Single-threaded: fork is safe and cheap, and "0" written into a v1 cgroup's `tasks` moves all there is of a child.
  * Nothing here waits: not for the worker, not for a child between fork and exec.
@@ -778,7 +778,7 @@ int main(int count, char **arguments)
 	while (!stop_wanted) {
 		struct epoll_event ready[64];
 		int idle = !connected() && count_running(0) == 0;
-		int found = epoll_wait(events, ready, 64, idle ? linger * 1000 : -1);
+		int found = epoll_wait(events, ready, 64, idle && linger > 0 ? linger * 1000 : -1);
 
 		if (found < 0 && errno != EINTR)
 			die("epoll_wait");

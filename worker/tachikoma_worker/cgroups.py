@@ -163,6 +163,10 @@ class Hierarchy(ABC):
         """An execution's cgroup that an earlier worker made."""
 
     @abstractmethod
+    def give_to(self, uid: int, gid: int) -> None:
+        """Let a user make the cgroups of executions here."""
+
+    @abstractmethod
     def close(self) -> None:
         """Remove the agent's own directories, if nothing is in them."""
 
@@ -195,6 +199,9 @@ class NoHierarchy(Hierarchy):
 
     def open(self, name: str) -> Cgroup:
         return _NoCgroup()
+
+    def give_to(self, uid: int, gid: int) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -319,6 +326,11 @@ class UnifiedHierarchy(Hierarchy):
 
     def open(self, name: str) -> Cgroup:
         return _UnifiedCgroup(self._path / name)
+
+    def give_to(self, uid: int, gid: int) -> None:
+        # What a delegatee needs (cgroup-v2.rst, Delegation); not the limits of the directory itself.
+        for path in (self._path, *(self._path / f"cgroup.{name}" for name in ("procs", "threads", "subtree_control"))):
+            os.chown(path, uid, gid)
 
     def close(self) -> None:
         for path in (self._path, self._parent):
@@ -478,6 +490,10 @@ class LegacyHierarchy(Hierarchy):
     def open(self, name: str) -> Cgroup:
         nodes = self._nodes(name, self._agents)
         return _LegacyCgroup({controller: node for controller, node in nodes.items() if _path(node).exists()})
+
+    def give_to(self, uid: int, gid: int) -> None:
+        for node in self._agents.values():
+            os.chown(_path(node), uid, gid)
 
     def close(self) -> None:
         for node in self._agents.values():

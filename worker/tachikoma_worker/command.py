@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import pwd
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,13 +18,16 @@ from tachikoma import logs
 from tachikoma.errors import ConfigurationError
 from tachikoma.models import describe_validation_error
 from tachikoma_worker.celery_app import make_app, make_worker
-from tachikoma_worker.engine import Engine
+from tachikoma_worker.cgroups import detect
+from tachikoma_worker.engine import Engine, sweep
 from tachikoma_worker.settings import WorkerSettings
+from tachikoma_worker.spawner import become_spawner
 
-__all__ = ["worker"]
+__all__ = ["spawner", "worker"]
 
 log = structlog.get_logger(__name__)
 
+spawner = typer.Typer(invoke_without_command=True, help="Run a spawner for a worker that is not root.")
 worker = typer.Typer(invoke_without_command=True, help="Run an agent's worker: it runs commands on this host.")
 
 
@@ -34,6 +39,13 @@ def _labels(given: list[str]) -> dict[str, str]:
             raise ConfigurationError(f"{item!r} is no label; write name=value")
         labels[name] = value
     return labels
+
+
+def _settings(**given: Any) -> WorkerSettings:
+    try:
+        return WorkerSettings(**given)
+    except ValidationError as error:
+        raise ConfigurationError(f"worker settings: {describe_validation_error(error)}") from None
 
 
 @worker.callback()
@@ -48,8 +60,12 @@ def run(
     limits: Annotated[
         str | None, typer.Option(help="enforce, or best-effort where the host cannot enforce a limit.")
     ] = None,
+    local_policy: Annotated[Path | None, typer.Option(help="A policy file of this agent's own; only narrows.")] = None,
     cgroup: Annotated[str | None, typer.Option(help="top or own: where cgroups are made.")] = None,
     cgroup_name: Annotated[str | None, typer.Option(help="Name of the directory of the cgroups.")] = None,
+    sweep_up: Annotated[
+        bool, typer.Option("--sweep", help="Only end what a worker left that was killed, and exit.")
+    ] = False,
     spawner: Annotated[Path | None, typer.Option(help="Socket of a spawner that runs already.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
@@ -58,13 +74,14 @@ def run(
     given: dict[str, Any] = {
         "agent_id": agent_id, "redis_url": redis_url, "identity": identity, "data": data,
         "labels": _labels(label) if label else None, "slots": slots, "user": user, "log_level": log_level,
-        "limits": limits, "cgroup": cgroup, "cgroup_name": cgroup_name, "spawner": spawner,
+        "limits": limits, "local_policy": local_policy, "spawner": spawner,
+        "cgroup": cgroup, "cgroup_name": cgroup_name,
     }  # fmt: skip
-    try:
-        settings = WorkerSettings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        raise ConfigurationError(f"worker settings: {describe_validation_error(error)}") from None
+    settings = _settings(**{name: value for name, value in given.items() if value is not None})
     logs.configure(settings.log_level)
+    if sweep_up:
+        asyncio.run(sweep(settings))
+        return
     # One line for each message, at the cost of a noticeable part of its handling.
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
     engine = Engine(settings)
@@ -79,3 +96,29 @@ def run(
 
     celery_worker.start()
     raise typer.Exit(celery_worker.exitcode or 0)
+
+
+@spawner.callback()
+def run_spawner(
+    agent_id: Annotated[str, typer.Option(envvar="TACHIKOMA_AGENT_ID", help="The agent it is for.")],
+    socket: Annotated[Path, typer.Option(envvar="TACHIKOMA_SPAWNER", help="Where to listen.")],
+    user: Annotated[str, typer.Option("--worker-user", help="User the worker runs as.")],
+    cgroup: Annotated[str, typer.Option(envvar="TACHIKOMA_CGROUP", help="top or own: where cgroups are made.")] = "top",
+    cgroup_name: Annotated[
+        str, typer.Option(envvar="TACHIKOMA_CGROUP_NAME", help="Name of the directory of the cgroups.")
+    ] = "tachikoma",
+) -> None:
+    """Prepare the agent's cgroups for the worker's user and run the spawner. As root, under a service manager."""
+    settings = _settings(
+        agent_id=agent_id, redis_url="unix:///", identity=Path(), data=Path(), cgroup=cgroup,
+        cgroup_name=cgroup_name,
+    )  # fmt: skip
+    try:
+        account = pwd.getpwnam(user)
+    except KeyError:
+        raise ConfigurationError(f"there is no user {user!r} on this host") from None
+    cgroups = detect(settings.agent_id, name=settings.cgroup_name, where=settings.cgroup)
+    for warning in cgroups.warnings:
+        typer.echo(f"tachikoma: {warning}", err=True)
+    cgroups.give_to(account.pw_uid, account.pw_gid)
+    become_spawner(socket, account.pw_uid, account.pw_gid)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import posixpath
 import pwd
 import stat
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 import structlog
 
 from tachikoma.environment import forbidden
+from tachikoma.errors import PermissionDenied
+from tachikoma.policy import PolicySet, narrow
 from tachikoma.signed import GrantedExecutable, WorkOrder
 from tachikoma_worker.cgroups import Cgroup, Hierarchy
 from tachikoma_worker.settings import WorkerSettings
@@ -30,6 +33,7 @@ __all__ = [
     "Refused",
     "account",
     "environment",
+    "narrowed",
     "open_executable",
     "prepare",
     "start",
@@ -104,6 +108,20 @@ class Prepared:
         os.close(self.executable.fd)
         if not self.cgroup.remove():
             log.warning("cgroup.not_removed", id=self.order.jti)
+
+
+def narrowed(order: WorkOrder, policies: PolicySet) -> WorkOrder:
+    """The order as far as the agent's own policy lets it be.
+
+    Raises:
+        Refused: it does not.
+    """
+    folders = [posixpath.dirname(executable.path) for executable in order.grant.executables]
+    try:
+        grant = narrow(order.grant, policies.decide(order.request, order.sub, folders))
+    except PermissionDenied as error:
+        raise Refused(str(error)) from None
+    return order.model_copy(update={"grant": grant})
 
 
 def prepare(order: WorkOrder, settings: WorkerSettings, spawner_uid: int, cgroups: Hierarchy) -> Prepared:

@@ -24,6 +24,7 @@ from tachikoma import keys
 from tachikoma.aio import cancel_all
 from tachikoma.errors import ConfigurationError
 from tachikoma.heartbeat import HEARTBEAT_SECONDS, LEASE_SECONDS, Heartbeat
+from tachikoma.policy import PolicyWatch
 from tachikoma.redis_access import Redis, connect
 from tachikoma.spiffe import InvalidIdentity, agent_id
 from tachikoma.svid import FileSvidSource
@@ -35,10 +36,12 @@ from tachikoma_worker.journal import Journal, Unfinished
 from tachikoma_worker.settings import WorkerSettings
 from tachikoma_worker.spawner import Held, Spawner, SpawnerGone, SpawnFailed
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "sweep"]
 
 log = structlog.get_logger(__name__)
 
+#: Between looks at the agent's own policy file.
+POLICY_SECONDS = 1.0
 #: Between attempts to listen for cancels while Redis is away.
 RETRY_SECONDS = 0.25
 #: After so long without a cancel the connection is tried with a ping.
@@ -58,6 +61,40 @@ def _warnings(cgroups: Hierarchy, spawner: Spawner) -> tuple[str, ...]:
     elif not spawner.capabilities >> CAP_SETPCAP & 1:
         found.append("no command can run: the spawner lacks CAP_SETPCAP, so it cannot take capabilities away")
     return tuple(found)
+
+
+async def _sweep_one(spawner: Spawner, cgroups: Hierarchy, name: str, held: Held | None) -> None:
+    """End what is left of one execution that nobody waits for."""
+    try:
+        if held is not None:
+            process = await spawner.take(held)
+            if not await process.kill_all():
+                await process.exited
+            await process.close()
+        cgroup = cgroups.open(name)
+        survivors = await spawner.sweep(cgroup.fds)
+        removed = await asyncio.to_thread(cgroup.remove)
+    except (SpawnFailed, SpawnerGone, OSError) as error:
+        log.warning("leftover.not_removed", id=name, error=str(error))
+        return
+    if survivors or not removed:
+        log.warning("leftover.not_removed", id=name, pids=survivors)
+
+
+async def sweep(settings: WorkerSettings) -> None:
+    """End what a worker left that was killed: its commands, its spawner and its cgroups. The worker must not run.
+
+    Raises:
+        ConfigurationError: its spawner cannot be reached.
+    """
+    cgroups = detect(settings.agent_id, name=settings.cgroup_name, where=settings.cgroup)
+    spawner = Spawner.connect(settings.spawner or settings.data / "spawner.sock")
+    spawner.attach()
+    held = {item.name: item for item in await spawner.held()}
+    for name in sorted({*cgroups.leftovers(), *held}):
+        await _sweep_one(spawner, cgroups, name, held.get(name))
+    await spawner.stop(anyway=settings.spawner is None)
+    cgroups.close()
 
 
 class Engine:
@@ -91,6 +128,7 @@ class Engine:
             journal=journal,
             spawner=spawner,
             cgroups=cgroups,
+            local_policy=PolicyWatch(settings.local_policy) if settings.local_policy else None,
             identity=identity,
             boot=secrets.token_hex(8),
             behind=self._behind,
@@ -136,6 +174,7 @@ class Engine:
         self._background = [
             self._loop.create_task(self._beat(), name="heartbeat"),
             self._loop.create_task(self._listen(), name="control"),
+            self._loop.create_task(self._watch_policy(), name="policy"),
         ]
         for task in self._background:
             task.add_done_callback(self._background_ended)
@@ -192,7 +231,7 @@ class Engine:
         held = {item.name: item for item in await self._context.spawner.held()}
         for name in sorted({*cgroups, *held}):
             # Those of this run are not among them: the lists were made before it took its first order.
-            await self._sweep(name, held.get(name))
+            await _sweep_one(self._context.spawner, self._context.cgroups, name, held.get(name))
         for leftover in leftovers:
             why = "the agent's worker was killed before the command's end was known"
             item = held.get(leftover.exec_id)
@@ -201,24 +240,6 @@ class Engine:
             log.warning("execution.given_up", id=leftover.exec_id, reason=why)
             receipt = lost_receipt(self._context, leftover.exec_id, leftover.order_sha256, why)
             await deliver(self._context, receipt, b"", b"")
-
-    async def _sweep(self, name: str, held: Held | None) -> None:
-        spawner = self._context.spawner
-        try:
-            if held is not None:
-                process = await spawner.take(held)
-                survivors = await process.kill_all()
-                if not survivors:
-                    await process.exited
-                await process.close()
-            cgroup = self._context.cgroups.open(name)
-            survivors = await spawner.sweep(cgroup.fds)
-            removed = await asyncio.to_thread(cgroup.remove)
-        except (SpawnFailed, SpawnerGone, OSError) as error:
-            log.warning("leftover.not_removed", id=name, error=str(error))
-            return
-        if survivors or not removed:
-            log.warning("leftover.not_removed", id=name, pids=survivors)
 
     async def _stop(self) -> None:
         self._stopping = True
@@ -283,6 +304,19 @@ class Engine:
                 log.info("redis.back")
             failing = False
             await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    # --- policy -------------------------------------------------------------------------------------------------------
+
+    async def _watch_policy(self) -> None:
+        policies = self._context.local_policy
+        while True:
+            await asyncio.sleep(POLICY_SECONDS)
+            if policies is None or not await asyncio.to_thread(policies.reload):
+                continue
+            if policies.error:
+                log.error("policy.kept", error=policies.error)
+            else:
+                log.info("policy.changed", digest=policies.current.digest)
 
     # --- cancels ------------------------------------------------------------------------------------------------------
 

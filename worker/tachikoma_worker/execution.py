@@ -27,12 +27,13 @@ from tachikoma import keys
 from tachikoma.heartbeat import Started
 from tachikoma.models import DEFAULT_TIMEOUT, ExecState, ResourceUsage
 from tachikoma.output import STDERR, STDOUT
+from tachikoma.policy import PolicyWatch
 from tachikoma.redis_access import Redis
 from tachikoma.signed import CancelOrder, InvalidSignature, OutputDigest, Receipt, WorkOrder, sign, verify
 from tachikoma.spiffe import InvalidIdentity, agent_id, service_id
 from tachikoma.svid import FileSvidSource
 from tachikoma_worker.cgroups import Cgroup, Hierarchy
-from tachikoma_worker.confinement import CannotExecute, Prepared, Refused, prepare, start
+from tachikoma_worker.confinement import CannotExecute, Prepared, Refused, narrowed, prepare, start
 from tachikoma_worker.journal import Journal, JournalError
 from tachikoma_worker.pump import OutputLog, Pump
 from tachikoma_worker.settings import WorkerSettings
@@ -78,6 +79,8 @@ class Context:
     journal: Journal
     spawner: Spawner
     cgroups: Hierarchy
+    #: The agent's own, which can only take away.
+    local_policy: PolicyWatch | None
     identity: FileSvidSource
     #: Names this run of the worker; the value of its claims.
     boot: str
@@ -130,10 +133,7 @@ class Execution:
             log.warning("order.refused", id=self.exec_id, reason=str(error))
             return
         # Meanwhile: it waits for disks and kernel locks, as the claim does for Redis and the journal.
-        context = self._context
-        preparing = asyncio.ensure_future(
-            asyncio.to_thread(prepare, order, context.settings, context.spawner.uid, context.cgroups)
-        )
+        preparing = asyncio.ensure_future(asyncio.to_thread(self._prepare, order))
         try:
             claimed = await self._claim()
         except JournalError as error:
@@ -147,7 +147,7 @@ class Execution:
                 await self._discard(preparing)
                 return
             try:
-                end = await self._start(order, preparing)
+                end = await self._start(preparing)
             except Exception as error:
                 # A mistake of ours must not leave an execution without its end.
                 log.exception("execution.failed", id=self.exec_id)
@@ -168,6 +168,12 @@ class Execution:
         if time.time() >= order.exp:
             raise InvalidSignature("has expired")
         return order
+
+    def _prepare(self, order: WorkOrder) -> Prepared:
+        context = self._context
+        if context.local_policy is not None:
+            order = narrowed(order, context.local_policy.current)
+        return prepare(order, context.settings, context.spawner.uid, context.cgroups)
 
     @staticmethod
     async def _discard(preparing: asyncio.Future[Prepared]) -> None:
@@ -238,7 +244,7 @@ class Execution:
 
     # --- while it runs ------------------------------------------------------------------------------------------------
 
-    async def _start(self, order: WorkOrder, preparing: asyncio.Future[Prepared]) -> _End:
+    async def _start(self, preparing: asyncio.Future[Prepared]) -> _End:
         try:
             prepared = await preparing
         except Refused as error:
@@ -248,13 +254,13 @@ class Execution:
         try:
             if self._stop.done():
                 return self._stopped_early(self._stop.result())
-            return await self._run(order, prepared)
+            return await self._run(prepared)
         finally:
             # Behind: removing a cgroup may wait for the kernel.
             self._context.behind(asyncio.to_thread(prepared.discard))
 
-    async def _run(self, order: WorkOrder, prepared: Prepared) -> _End:
-        cgroup = prepared.cgroup
+    async def _run(self, prepared: Prepared) -> _End:
+        order, cgroup = prepared.order, prepared.cgroup
         limit = (order.request.timeout or DEFAULT_TIMEOUT).total_seconds()
         begin = time.monotonic_ns()
         started_ms = time.time_ns() // 1_000_000

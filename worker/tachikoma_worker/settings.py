@@ -38,6 +38,8 @@ class WorkerSettings(BaseSettings):
     user: str = ""
     #: What to do where this host cannot enforce a limit that policy sets: refuse the order, or run it without.
     limits: Literal["enforce", "best-effort"] = "enforce"
+    #: A policy file of this agent's own; it can only take away from what an order grants.
+    local_policy: Path | None = None
     #: Where the agent's cgroups are made: below the top of the tree, or the worker's own (systemd's Delegate=yes).
     cgroup: Literal["top", "own"] = "top"
     #: Name of the directory they are in.

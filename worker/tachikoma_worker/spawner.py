@@ -19,12 +19,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import NoReturn
 
 import structlog
 
 from tachikoma.errors import ConfigurationError
 
-__all__ = ["Exit", "Held", "Process", "SpawnFailed", "SpawnRequest", "Spawner", "SpawnerGone", "Step"]
+__all__ = ["Exit", "Held", "Process", "SpawnFailed", "SpawnRequest", "Spawner", "SpawnerGone", "Step", "become_spawner"]
 
 log = structlog.get_logger(__name__)
 
@@ -369,9 +370,9 @@ class Spawner:
         self._ended_early.pop(name, None)
         await self._ask(Operation.RELEASE, _name(name))
 
-    async def stop(self) -> None:
-        """End the spawner if this worker started it and nothing is held; else leave it. Closes the connection."""
-        if self._started is not None:
+    async def stop(self, *, anyway: bool = False) -> None:
+        """End the spawner if this worker started it, or anyway; not while it holds commands. Closes the connection."""
+        if self._started is not None or anyway:
             with suppress(SpawnFailed, SpawnerGone):
                 await self._ask(Operation.STOP)
         self.close()
@@ -509,24 +510,52 @@ async def _writable(loop: asyncio.AbstractEventLoop, connection: socket.socket) 
         loop.remove_writer(connection)
 
 
-def _start(path: Path, connection: socket.socket) -> subprocess.Popen[bytes]:
-    """Start a spawner that listens at a path, and connect to it."""
+def _listen(path: Path) -> socket.socket:
     if not PROGRAM.exists():
         raise ConfigurationError(
             "this installation has no spawner, so it can run no agent: there was no C compiler when it was installed. "
             "Install one (Debian: gcc, libc6-dev), then `pip install --force-reinstall --no-deps tachikoma-exec`"
         )
     path.unlink(missing_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
         listener.bind(str(path))
         path.chmod(0o600)
         listener.listen(4)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _command(listener: socket.socket, peer: int, linger_seconds: int) -> list[str]:
+    return [str(PROGRAM), "--socket", str(listener.fileno()), "--peer", str(peer), "--linger", str(linger_seconds)]
+
+
+def _start(path: Path, connection: socket.socket) -> subprocess.Popen[bytes]:
+    """Start a spawner that listens at a path, and connect to it."""
+    with _listen(path) as listener:
         # A session of its own: it stays when the worker is killed, and holds what runs.
         program = subprocess.Popen(
-            [PROGRAM, "--socket", str(listener.fileno()), "--peer", str(os.getuid()), "--linger", str(LINGER_SECONDS)],
+            _command(listener, os.getuid(), LINGER_SECONDS),
             stdin=subprocess.DEVNULL,
             pass_fds=(listener.fileno(),),
             start_new_session=True,
         )
         connection.connect(str(path))
     return program
+
+
+def become_spawner(path: Path, uid: int, gid: int) -> NoReturn:
+    """Turn this process into a spawner that serves another user's worker, and stays until it is ended.
+
+    Raises:
+        ConfigurationError: the socket cannot be made, or there is no spawner.
+    """
+    try:
+        listener = _listen(path)
+        os.chown(path, uid, gid)
+    except OSError as error:
+        raise ConfigurationError(f"cannot listen at {path}: {error.strerror}") from error
+    os.set_inheritable(listener.fileno(), True)
+    os.execv(PROGRAM, _command(listener, uid, 0))  # noqa: S606 (what this is for)

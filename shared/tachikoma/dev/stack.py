@@ -115,6 +115,19 @@ class Part:
         os.close(write_end)
         return os.fdopen(read_end)
 
+    def run_once(self, *options: str) -> None:
+        """Run it with further options to its end, bounded; what it says goes to its log."""
+        with self._log.open("ab") as log, suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                [*self._command, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self._environment},
+                timeout=STOP_SECONDS,
+                check=False,
+            )
+
     def stop(self, seconds: float = STOP_SECONDS) -> None:
         """End the process: TERM, and KILL after a while."""
         if self.process is None:
@@ -418,8 +431,11 @@ class Stack:
             if part.alive:
                 assert part.process is not None
                 part.process.terminate()
-        for part in self.agents.values():
+        for agent, part in self.agents.items():
             part.stop()
+            # One that was killed left its spawner, with what that runs.
+            if (self.data / "agents" / agent / "spawner.sock").exists():
+                part.run_once("--sweep")
         # 2. The orchestrator, 3. Redis, which writes what it still holds.
         if self.agents:
             self.orchestrator.stop()

@@ -33,13 +33,13 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from tachikoma.environment import forbidden
-from tachikoma.errors import ConfigurationError
+from tachikoma.errors import ConfigurationError, PermissionDenied
 from tachikoma.fields import format_duration
 from tachikoma.models import DEFAULT_TIMEOUT, ExecPolicy, ExecRequest, Model, capability_mask
+from tachikoma.patterns import CommandPattern, Pattern, PatternError
 from tachikoma.signed import Grant, GrantedExecutable
-from tachikoma_orchestrator.patterns import CommandPattern, Pattern, PatternError
 
-__all__ = ["Decision", "PolicySet", "PolicyWatch"]
+__all__ = ["Decision", "PolicySet", "PolicyWatch", "narrow"]
 
 #: Largest policy file.
 MAX_FILE_BYTES = 4 * 1024 * 1024
@@ -218,7 +218,13 @@ class PolicySet:
         return any(pattern.matches(subject) for pattern in self.operators)
 
     def decide(self, request: ExecRequest, subject: str, search_path: Sequence[str]) -> Decision:
-        """Decide on a request. Pure, and the same for any order of the policies."""
+        """Decide on a request. Pure, and the same for any order of the policies.
+
+        Args:
+            request: what is to be run.
+            subject: SPIFFE ID of the requester.
+            search_path: folders in which a program is looked for that is a bare name.
+        """
         program = request.command[0]
         if "/" in program or program in (".", ".."):
             if not program.startswith("/") or posixpath.normpath(program) != program or program.startswith("//"):
@@ -257,6 +263,39 @@ class PolicySet:
                 return verdict
         # Name the policy that came closest: one that allows the command says more than one that does not.
         return next((v for v in verdicts if v.rule != "allowedCommands"), verdicts[0])
+
+
+def narrow(grant: Grant, local: Decision) -> Grant:
+    """What is left of a grant where an agent's own policy has decided too. It only takes away.
+
+    Raises:
+        PermissionDenied: nothing is left.
+    """
+    if not local.allowed or local.grant is None:
+        raise PermissionDenied(f"the agent's own policy does not allow it: {local.reason}")
+    own = {executable.path: executable for executable in local.grant.executables}
+    executables = []
+    for executable in grant.executables:
+        other = own.get(executable.path)
+        if other is None:
+            continue
+        pins = executable.sha256 or other.sha256
+        if executable.sha256 and other.sha256:
+            pins = tuple(pin for pin in executable.sha256 if pin in other.sha256)
+            if not pins:
+                continue
+        named = executable.named and other.named
+        executables.append(GrantedExecutable(path=executable.path, named=named, sha256=pins))
+    if not executables:
+        raise PermissionDenied("the agent's own policy does not allow it: it grants none of the files this may execute")
+    graces = [grace for grace in (grant.kill_grace, local.grant.kill_grace) if grace is not None]
+    return Grant(
+        executables=tuple(executables),
+        work_dir_root=max(grant.work_dir_root, local.grant.work_dir_root, key=len),
+        limits=grant.limits.lowered_by(local.grant.limits),
+        capabilities=grant.capabilities & local.grant.capabilities,
+        kill_grace=min(graces) if graces else None,
+    )
 
 
 def _where_pattern(policy: ExecPolicy, index: int) -> tuple[str | int, ...]:
