@@ -6,7 +6,7 @@ PROTO := tachikoma/exec/v1/remote_execution.proto
 # Where `make proto` writes.
 OUT ?= shared
 
-.PHONY: demo test test-cgroup2 sanitize fuzz check bench proto clean
+.PHONY: demo test test-cgroup2 test-container sanitize fuzz check bench bench-spawn proto clean
 
 # The whole system on this machine, with real work.
 demo: $(VENV)/installed
@@ -19,6 +19,10 @@ test: $(VENV)/tox
 # The tests of confinement in a virtual machine that has only cgroup v2. Needs some packages; tests/vm/run names them.
 test-cgroup2: .tox/py/bin/python
 	tests/vm/run .tox/py/bin/python -m pytest --color no -p no:cacheprovider tests/confinement
+
+# The same in real containers. Needs root and an installed docker engine, which it starts by itself.
+test-container: .tox/py/bin/python
+	tests/container/run .tox/py/bin/python -m pytest --color no -p no:cacheprovider tests/confinement
 
 .tox/py/bin/python: $(VENV)/tox
 	$(BIN)/tox run -e py --notest
@@ -40,6 +44,10 @@ check: $(VENV)/tox
 # Latency of one command beside subprocess and plain Celery.
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/execute.py
+
+# A confined start beside subprocess.run, as root.
+bench-spawn: $(VENV)/installed
+	$(BIN)/python benchmarks/spawn.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tachikoma needs Python 3.11 or newer")'

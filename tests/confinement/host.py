@@ -11,7 +11,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 
@@ -23,6 +23,9 @@ from tachikoma_worker.settings import WorkerSettings
 from tachikoma_worker.spawner import Exit, Process, Spawner
 
 ROOT = os.getuid() == 0
+#: Set in a container: "own" where its cgroups may be written, "read-only" where they may not.
+CONTAINER = os.environ.get("TACHIKOMA_TEST_CGROUPS", "")
+WHERE: Literal["top", "own"] = "own" if CONTAINER else "top"
 #: Bounded, but no measure of anything.
 PATIENCE_SECONDS = 30
 
@@ -144,7 +147,7 @@ async def a_host() -> AsyncIterator[Host]:
     # Not under tmp_path: the path of a unix socket has at most 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="tk-"))
     name = f"tachikoma-test-{uuid.uuid4().hex[:12]}"
-    cgroups = detect("a", name=name, where="top")
+    cgroups = detect("a", name=name, where=WHERE)
     spawner = Spawner.connect(folder / "spawner.sock")
     spawner.attach()
     try:

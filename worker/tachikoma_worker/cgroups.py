@@ -368,13 +368,16 @@ def _enable(folder: Path) -> None:
 
 
 class _Node(Node):  # type: ignore[misc]
-    """A cgroup of v1, also of the controllers that cgroupspy does not know."""
+    """A cgroup of v1 by its path; cgroupspy would walk the whole tree to find it."""
 
-    CONTROLLERS: ClassVar[dict[bytes, type[Controller]]] = {
-        **Node.CONTROLLERS,
-        b"pids": Controller,
-        b"freezer": Controller,
-    }
+    def __init__(self, path: Path, kind: str) -> None:
+        super().__init__(os.fsencode(path))
+        # cgroupspy has no class of its own for pids and freezer.
+        self.controller = Node.CONTROLLERS.get(kind.encode(), Controller)(self)
+        self.kind = kind
+
+    def child(self, name: str) -> _Node:
+        return _Node(_path(self) / name, self.kind)
 
 
 class _LegacyCgroup(Cgroup):
@@ -441,11 +444,8 @@ class LegacyHierarchy(Hierarchy):
             base = bases.get(controller)
             if base is None:
                 continue
-            # cgroupspy knows a controller by the name of its directory.
-            root = _Node(os.fsencode(base.parent))
-            node = _Node(agent, parent=_Node(name, parent=_Node(controller, parent=root)))
             (base / name / agent).mkdir(parents=True, exist_ok=True)
-            self._agents[controller] = node
+            self._agents[controller] = _Node(base / name / agent, controller)
         self.controllers = frozenset(self._LIMITS[name] for name in self._agents if name in self._LIMITS)
         warnings = []
         lacking = [name for name in CONTROLLERS if name not in self.controllers]
@@ -458,9 +458,7 @@ class LegacyHierarchy(Hierarchy):
 
     def _nodes(self, name: str, controllers: Iterable[str]) -> dict[str, _Node]:
         return {
-            controller: _Node(name, parent=parent)
-            for controller, parent in self._agents.items()
-            if controller in controllers
+            controller: agent.child(name) for controller, agent in self._agents.items() if controller in controllers
         }
 
     def make(self, name: str, limits: ResourceLimits) -> Cgroup:
