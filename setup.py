@@ -10,7 +10,6 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
-from setuptools.command.sdist import sdist
 
 SOURCES = ["worker/spawner/spawner.c", "worker/spawner/child.c", "worker/spawner/protocol.c"]
 HEADERS = ["worker/spawner/protocol.h", "worker/spawner/child.h"]
@@ -69,14 +68,7 @@ class Wheel(bdist_wheel):
         return "py3", "none", platform
 
 
-class SourceDistribution(sdist):
-    """With the headers, which setuptools does not know of."""
-
-    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
-        super().make_release_tree(base_dir, [*files, *HEADERS])
-
-
 setup(
     ext_modules=[Extension("tachikoma_worker.tachikoma-spawner", SOURCES, depends=HEADERS)],
-    cmdclass={"build_ext": BuildSpawner, "bdist_wheel": Wheel, "sdist": SourceDistribution},
+    cmdclass={"build_ext": BuildSpawner, "bdist_wheel": Wheel},
 )

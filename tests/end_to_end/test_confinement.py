@@ -125,6 +125,46 @@ def test_stopping_the_agent_leaves_no_cgroup_and_no_spawner(
     assert not (tmp_path / "agents" / "agent-1" / "spawner.sock").exists()
 
 
+def test_what_a_killed_agent_and_its_killed_spawner_left_is_swept_up_at_the_next_start(
+    tmp_path: Path, redis_server: Path | None, need: Callable[[bool, str], None]
+) -> None:
+    """As after a crash of the whole agent: only the cgroup still knows the command."""
+    need(os.getuid() == 0, "root")
+    mark = f"mark-{uuid.uuid4().hex}"
+    with Stack(prepare(tmp_path), redis_server=redis_server) as stack, Client(stack.profile()) as client:
+        request = ExecRequest(agent_id="agent-1", command=(*PYTHON, "import time; time.sleep(1000)", mark))
+        client.submit(request)
+        wait_until(lambda: len(processes_named(mark)) == 1, "it runs")
+        agent = psutil.Process(stack.agents["agent-1"].pid)
+        [spawner] = [process for process in agent.children() if "spawner" in process.name()]
+        # The spawner first, and at once: an agent whose spawner is gone ends by itself.
+        agent.suspend()
+        spawner.kill()
+        stack.agents["agent-1"].kill()
+        assert len(processes_named(mark)) == 1
+        stack.start_agent("agent-1")
+        wait_until(lambda: client.status(request.id).state.terminal, "it is told")
+        assert client.status(request.id).state is ExecState.LOST
+        wait_until(lambda: not processes_named(mark), "it is killed")
+        assert client.execute(ExecRequest(agent_id="agent-1", command=("true",))).exit_code == 0
+
+
+def test_an_agent_without_its_spawner_ends_what_it_runs_as_lost_and_stops(
+    tmp_path: Path, redis_server: Path | None, need: Callable[[bool, str], None]
+) -> None:
+    with Stack(prepare(tmp_path), redis_server=redis_server) as stack, Client(stack.profile()) as client:
+        request = ExecRequest(agent_id="agent-1", command=(*PYTHON, "import time; time.sleep(1000)"))
+        client.submit(request)
+        wait_until(lambda: client.status(request.id).state is ExecState.STARTED, "it runs")
+        agent = psutil.Process(stack.agents["agent-1"].pid)
+        [spawner] = [process for process in agent.children() if "spawner" in process.name()]
+        spawner.kill()
+        wait_until(lambda: not stack.agents["agent-1"].alive, "the agent ends")
+        status = client.status(request.id)
+        assert status.state is ExecState.LOST
+        assert "the spawner is gone" in status.error
+
+
 def test_stopping_the_stack_sweeps_up_after_a_killed_agent(
     tmp_path: Path, redis_server: Path | None, need: Callable[[bool, str], None]
 ) -> None:
