@@ -472,6 +472,8 @@ class ExecPolicy(Model):
     #: Command patterns; see `tachikoma.patterns`.
     allowed_commands: tuple[str, ...] = ()
     denied_commands: tuple[str, ...] = ()
+    #: Whether programs may be granted that run whatever they are told to: shells, languages, launchers.
+    allow_interpreters: bool = False
     #: User name patterns. Empty: only the agent's default user.
     allowed_users: tuple[str, ...] = ()
     #: Path patterns. Empty: only the user's home.

@@ -22,7 +22,7 @@ import io
 import json
 import posixpath
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from tachikoma.environment import forbidden
 from tachikoma.errors import ConfigurationError, PermissionDenied
 from tachikoma.fields import format_duration
+from tachikoma.interpreters import is_interpreter
 from tachikoma.models import DEFAULT_TIMEOUT, ExecPolicy, ExecRequest, Model, capability_mask
 from tachikoma.patterns import CommandPattern, Pattern, PatternError
 from tachikoma.signed import Grant, GrantedExecutable
@@ -107,6 +108,12 @@ class _Policy:
                         sha256=self.policy.executable_sha256.get(path, ()),
                     )
                 )
+        if executables and not self.policy.allow_interpreters:
+            interpreters = [executable for executable in executables if is_interpreter(executable.path)]
+            executables = [executable for executable in executables if executable not in interpreters]
+            if not executables:
+                path = interpreters[0].path
+                return self._no("allowInterpreters", f"does not allow {path!r}, which runs whatever it is told to")
         if not executables:
             return self._no(
                 "allowedCommands", f"does not allow the command {request.command[0]!r} with these arguments"
@@ -134,6 +141,7 @@ class _Policy:
         grace = self.policy.kill_grace
         grant = Grant(
             executables=tuple(executables),
+            interpreters=self.policy.allow_interpreters,
             # The narrowest that policy names: from there on no symbolic link leads out.
             work_dir_root=max(roots, key=len) if request.work_dir else "",
             limits=self.policy.limits.lowered_by(request.limits),
@@ -258,9 +266,10 @@ class PolicySet:
                         f"policy {policy.policy.name} denies {pattern.text!r}",
                     )
         verdicts = [policy.grants(request, candidates) for policy in concerned]
+        denied = tuple(sorted({pattern.text for policy in concerned for pattern in policy.denied}))
         for verdict in verdicts:
-            if verdict.allowed:
-                return verdict
+            if verdict.grant is not None:
+                return replace(verdict, grant=verdict.grant.model_copy(update={"denied": denied}))
         # Name the policy that came closest: one that allows the command says more than one that does not.
         return next((v for v in verdicts if v.rule != "allowedCommands"), verdicts[0])
 
@@ -291,6 +300,8 @@ def narrow(grant: Grant, local: Decision) -> Grant:
     graces = [grace for grace in (grant.kill_grace, local.grant.kill_grace) if grace is not None]
     return Grant(
         executables=tuple(executables),
+        interpreters=grant.interpreters and local.grant.interpreters,
+        denied=tuple(sorted({*grant.denied, *local.grant.denied})),
         work_dir_root=max(grant.work_dir_root, local.grant.work_dir_root, key=len),
         limits=grant.limits.lowered_by(local.grant.limits),
         capabilities=grant.capabilities & local.grant.capabilities,

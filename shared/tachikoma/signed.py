@@ -87,6 +87,10 @@ class Grant(BaseModel):
 
     #: What the program may be, in search order; the first that exists is executed.
     executables: Annotated[tuple[GrantedExecutable, ...], Field(min_length=1)]
+    #: Whether the program may be one that runs whatever it is told to.
+    interpreters: bool = False
+    #: Patterns of commands that are denied, for the file behind a symbolic link.
+    denied: tuple[str, ...] = ()
     #: The directory named by policy beneath which the working directory lies; empty for the user's home.
     work_dir_root: str = ""
     limits: ResourceLimits = ResourceLimits()

@@ -36,6 +36,7 @@ def order(
     executables: list[GrantedExecutable] | None = None,
     work_dir_root: str | None = None,
     capabilities: int = 0,
+    denied: tuple[str, ...] = (),
     **values: Any,
 ) -> WorkOrder:
     """An order as admission makes it; policy names the working directory itself unless told otherwise."""
@@ -47,6 +48,8 @@ def order(
             executables=executables or [GrantedExecutable(path=command[0])],
             work_dir_root=request.work_dir if work_dir_root is None else work_dir_root,
             limits=ResourceLimits.model_validate(limits or {}),
+            interpreters=True,
+            denied=denied,
             capabilities=capabilities,
         ),
     )  # fmt: skip

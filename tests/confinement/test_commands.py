@@ -273,6 +273,17 @@ async def test_a_program_exchanged_after_the_check_does_not_run(host: Host, tmp_
         prepared.discard()
 
 
+async def test_a_link_to_what_policy_denies_is_refused(host: Host, tmp_path: Path) -> None:
+    for name, target in (("innocent", "/bin/rm"), ("tool", "/bin/sh")):
+        (tmp_path / name).symlink_to(target)
+    with pytest.raises(Refused, match=r"innocent leads to .*/bin/rm, and policy denies 'rm'"):
+        host.prepare(str(tmp_path / "innocent"), denied=("rm",))
+    work_order = order(str(tmp_path / "tool"), "-c", "id")
+    strict = work_order.grant.model_copy(update={"interpreters": False})
+    with pytest.raises(Refused, match="which runs whatever it is told to"):
+        prepare(work_order.model_copy(update={"grant": strict}), host.settings(), host.spawner.uid, host.cgroups)
+
+
 # --- standard input ---------------------------------------------------------------------------------------------------
 
 

@@ -100,6 +100,7 @@ policies:
     subjects: ["spiffe://tachikoma.local/user/*"]
     agents: ["**"]
     allowedCommands: ["/** ..."]
+    allowInterpreters: true
     deniedCommands: [reboot, "/usr/bin/touch /forbidden"]
     allowedUsers: ["*"]
     allowedWorkDirs: ["/tmp/**", "/tmp", "/nonexistent"]

@@ -160,7 +160,7 @@ def test_a_policy_file_with_a_typo_keeps_the_server_from_starting(tmp_path: Path
     policy.write_text(policy.read_text().replace("maxTimeout", "maxTimout"))
     with pytest.raises(ConfigurationError) as failure:
         Stack(tmp_path, redis_server=redis_server).start()
-    assert f"tachikoma: {policy}:11:5: policies[0].maxTimout: unknown field; did you mean maxTimeout?" in str(
+    assert f"tachikoma: {policy}:12:5: policies[0].maxTimout: unknown field; did you mean maxTimeout?" in str(
         failure.value
     )
     assert "Traceback" not in str(failure.value)
@@ -189,8 +189,8 @@ def test_policy_check_tells_each_mistake_with_its_place(cli: Cli, tmp_path: Path
         f"tachikoma: {file}:5:5: policies[0].maxTimeout: 'soon' is not a duration; write it like 30s, 5m, 1h30m "
         "or 250ms",
         f"{file}:6:5: policies[0].wrong: unknown field; known are name, subjects, agents, allowedCommands, "
-        "deniedCommands, allowedUsers, allowedWorkDirs, allowedEnvironment, limits, capabilities, executableSha256, "
-        "killGrace, maxTimeout, requireApproval, allowInteractive, allowTty",
+        "deniedCommands, allowInterpreters, allowedUsers, allowedWorkDirs, allowedEnvironment, limits, capabilities, "
+        "executableSha256, killGrace, maxTimeout, requireApproval, allowInteractive, allowTty",
     ]
     file.write_text("policies: []\n")
     assert cli.run("policy", "check", str(file)).stdout.decode() == f"{file}: 0 policies, all right\n"

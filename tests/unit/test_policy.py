@@ -322,7 +322,7 @@ def test_a_denied_command_is_refused_whatever_allows_it(command: list[str]) -> N
 
 @pytest.mark.parametrize("command", [["/bin/true"], ["true"], ["git", "pull"], ["/bin/rmdir", "x"], ["rmdir", "x"]])
 def test_what_is_not_denied_is_still_allowed(command: list[str]) -> None:
-    assert decide(OPEN, *command).allowed
+    assert decide({**OPEN, "allowInterpreters": True}, *command).allowed
 
 
 def test_a_bare_name_is_refused_when_any_place_of_it_is_denied() -> None:
@@ -726,3 +726,37 @@ def test_a_file_that_vanishes_keeps_the_old_policies(file: Path) -> None:
     assert watch.reload()
     assert not watch.error
     assert watch.current is not old
+
+
+# --- what runs whatever it is told to ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        *("/bin/sh", "bash", "/usr/bin/env", "busybox", "find", "xargs", "/usr/bin/python3.11", "perl5.36.0", "sudo"),
+        *("/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1", "x86_64-linux-gnu-gcc-12", "tar", "git", "nice"),
+    ],
+)
+def test_interpreters_and_launchers_need_a_word_of_their_own(program: str) -> None:
+    decision = decide({"allowedCommands": ["/** ..."]}, program, "rm")
+    assert (decision.allowed, decision.rule) == (False, "allowInterpreters")
+    assert "runs whatever it is told to" in decision.reason
+    assert decide({"allowedCommands": ["/** ..."], "allowInterpreters": True}, program, "rm").allowed
+
+
+@pytest.mark.parametrize("program", ["/usr/bin/uptime", "ls", "systemctl", "/opt/shell/app", "pythonic", "findmnt"])
+def test_what_only_sounds_like_one_does_not(program: str) -> None:
+    assert decide({"allowedCommands": ["/** ..."]}, program).allowed
+
+
+def test_a_grant_takes_every_denied_command_of_its_subject_along() -> None:
+    found = policies(
+        {"name": "one", "allowedCommands": ["/bin/true"], "deniedCommands": ["rm"]},
+        {"name": "two", "allowedCommands": ["/bin/false"], "deniedCommands": ["reboot", "rm"]},
+        {"name": "other", "subjects": ["nobody"], "deniedCommands": ["halt"]},
+    )
+    grant = decide(found, "/bin/true").grant
+    assert grant is not None
+    assert grant.denied == ("reboot", "rm")
+    assert not grant.interpreters

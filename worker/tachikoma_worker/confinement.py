@@ -19,8 +19,10 @@ import structlog
 
 from tachikoma.environment import forbidden
 from tachikoma.errors import PermissionDenied
+from tachikoma.interpreters import is_interpreter
+from tachikoma.patterns import CommandPattern
 from tachikoma.policy import PolicySet, narrow
-from tachikoma.signed import GrantedExecutable, WorkOrder
+from tachikoma.signed import Grant, GrantedExecutable, WorkOrder
 from tachikoma_worker.cgroups import Cgroup, Hierarchy
 from tachikoma_worker.settings import WorkerSettings
 from tachikoma_worker.spawner import Process, Spawner, SpawnFailed, SpawnRequest, Step
@@ -88,6 +90,8 @@ class Executable:
     """A file that was checked, and is to be executed by its descriptor."""
 
     path: str
+    #: Of the program that was asked for (not of its interpreter), with all symbolic links resolved.
+    real_path: str
     #: Open without any right but to be executed; the holder closes it.
     fd: int
     argv: tuple[str, ...]
@@ -137,6 +141,11 @@ def prepare(order: WorkOrder, settings: WorkerSettings, spawner_uid: int, cgroup
     user = account(request.user, settings.user, spawner_uid)
     variables = environment(request.environment, user)
     executable = open_executable(request.command, grant.executables, user, frozenset({0, spawner_uid}))
+    try:
+        check_real_path(executable.real_path, request.command, grant)
+    except BaseException:
+        os.close(executable.fd)
+        raise
     try:
         cgroup = cgroups.make(order.jti, grant.limits)
     except OSError as error:
@@ -277,17 +286,19 @@ def open_executable(
     name, argv = command[0], tuple(command)
     grant = _first(name, granted)
     path = grant.path
+    real_path = ""
     for depth in range(MAX_INTERPRETERS + 1):
         fd = _open_checked(path, user, trusted, named=grant.named and not depth)
         try:
             if grant.sha256 and not depth:
                 _check_content(path, fd, grant.sha256)
+            real_path = real_path or os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115
             line = _first_line(path)
         except BaseException:
             os.close(fd)
             raise
         if line is None:
-            return Executable(path, fd, argv)
+            return Executable(path, real_path, fd, argv)
         os.close(fd)
         interpreter, _, argument = line.partition(" ")
         argument = argument.strip()
@@ -298,6 +309,21 @@ def open_executable(
             raise CannotExecute(127, f"{path}: the interpreter it names was not found: {interpreter}")
         path = interpreter
     raise CannotExecute(126, f"{name}: scripts interpret each other more than {MAX_INTERPRETERS} times")
+
+
+def check_real_path(real_path: str, command: Sequence[str], grant: Grant) -> None:
+    """See that a granted path is no other name for what policy denies. What a path leads to only the agent knows.
+
+    Raises:
+        Refused: it is.
+    """
+    if not grant.interpreters and is_interpreter(real_path):
+        raise Refused(
+            f"{command[0]} leads to {real_path}, which runs whatever it is told to; policy does not allow that"
+        )
+    for text in grant.denied:
+        if CommandPattern(text, deny=True).matches(real_path, command[1:]):
+            raise Refused(f"{command[0]} leads to {real_path}, and policy denies {text!r}")
 
 
 def _first(name: str, granted: Sequence[GrantedExecutable]) -> GrantedExecutable:

@@ -58,6 +58,7 @@ policies:
     agents: ["**"]
     # Any program by its absolute path, with any arguments.
     allowedCommands: ["/** ..."]
+    allowInterpreters: true
     deniedCommands: [shutdown, reboot, halt, poweroff]
     allowedUsers: ["*"]
     allowedWorkDirs: ["/**"]
