@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pwd
 import sys
 import tempfile
 import threading
@@ -100,9 +99,9 @@ def _large(client: Client) -> None:
     digest, total, listed = hashlib.sha256(), 0, bytearray()
     result: ExecResponse | None = None
     begin = time.monotonic()
-    # As whoever walks the file system here: the agent's default user may not see all of it.
-    command = ("find", root, "-xdev", "-type", "f", "-print0")
-    request = ExecRequest(agent_id=AGENT, command=command, user=_user_name())
+    # Without folders that not everybody may read: the agent's default user is another than who walks them here.
+    hidden = ("-type", "d", "!", "-perm", "-o=rx", "-prune")
+    request = ExecRequest(agent_id=AGENT, command=("find", root, "-xdev", *hidden, "-o", "-type", "f", "-print0"))
     for output in client.execute_stream(request):
         _expect(output.kind is not OutputKind.GAP, "output was lost")
         if output.kind is OutputKind.STDOUT:
@@ -125,16 +124,8 @@ def _large(client: Client) -> None:
     typer.echo("   SHA-256 of the sorted names equals that of the file system, walked here")
 
 
-def _user_name() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        # A user without a name can only be the agent's default, which is the same.
-        return ""
-
-
 def _files(root: bytes) -> list[bytes]:
-    """Regular files below a folder, on its file system, as `find -xdev -type f` sees them."""
+    """Regular files below a folder, on its file system, in folders that everybody may read."""
     device = os.lstat(root).st_dev
     found: list[bytes] = []
     pending = [root]
@@ -143,8 +134,10 @@ def _files(root: bytes) -> list[bytes]:
             for entry in entries:
                 if entry.is_file(follow_symlinks=False):
                     found.append(entry.path)
-                elif entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_dev == device:
-                    pending.append(entry.path)
+                elif entry.is_dir(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
+                    if status.st_dev == device and status.st_mode & 0o005 == 0o005:
+                        pending.append(entry.path)
     return found
 
 
