@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 from tachikoma.models import ExecRequest, ResourceLimits
@@ -47,7 +48,9 @@ async def read_to_end(descriptor: int) -> None:
 
 
 async def measure(count: int, gap: float) -> dict[str, list[float]]:
-    taken: dict[str, list[float]] = {"subprocess.run": [], "confined": [], "ahead": [], "behind": []}
+    taken: dict[str, list[float]] = {
+        name: [] for name in ("subprocess.run", "asyncio subprocess", "confined", "ahead", "behind")
+    }
     with tempfile.TemporaryDirectory() as folder:
         cgroups = detect("bench", name=f"tachikoma-bench-{os.getpid()}", where="top")
         settings = WorkerSettings(agent_id="bench", redis_url="unix:///", identity=Path(folder), data=Path(folder))
@@ -59,6 +62,12 @@ async def measure(count: int, gap: float) -> dict[str, list[float]]:
                 begin = time.perf_counter()
                 subprocess.run([PROGRAM], capture_output=True, check=True)  # noqa: ASYNC221 (what is measured)
                 taken["subprocess.run"].append(time.perf_counter() - begin)
+                await asyncio.sleep(gap)
+
+                begin = time.perf_counter()
+                child = await asyncio.create_subprocess_exec(PROGRAM, stdout=PIPE, stderr=PIPE)
+                await child.communicate()
+                taken["asyncio subprocess"].append(time.perf_counter() - begin)
                 await asyncio.sleep(gap)
 
                 begin = time.perf_counter()

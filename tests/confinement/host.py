@@ -145,13 +145,13 @@ class Host:
 
 
 @asynccontextmanager
-async def a_host() -> AsyncIterator[Host]:
+async def a_host(capabilities: int = 0) -> AsyncIterator[Host]:
     """A host whose spawner ends with the test, and that leaves no process and no cgroup."""
     # Not under tmp_path: the path of a unix socket has at most 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="tk-"))
     name = f"tachikoma-test-{uuid.uuid4().hex[:12]}"
     cgroups = detect("a", name=name, where=WHERE)
-    spawner = Spawner.connect(folder / "spawner.sock")
+    spawner = Spawner.connect(folder / "spawner.sock", capabilities)
     spawner.attach()
     try:
         yield Host(spawner, cgroups, folder, name)

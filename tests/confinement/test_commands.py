@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from host import CONTAINER, PATIENCE_SECONDS, ROOT, Host, order, processes_named, read_all, read_line
+from host import CONTAINER, PATIENCE_SECONDS, ROOT, Host, a_host, order, processes_named, read_all, read_line
 
 from tachikoma.models import MAX_COMMAND_BYTES, MAX_ENVIRONMENT_BYTES, MAX_STDIN_BYTES
 from tachikoma.signed import GrantedExecutable
@@ -448,11 +448,15 @@ async def test_no_command_has_a_capability(host: Host, root: None, user: str) ->
     assert status["Gid"].split() == [str(entry.pw_gid)] * 4
 
 
-async def test_root_keeps_the_capabilities_that_policy_grants_and_nobody_none(host: Host, root: None) -> None:
-    status = await status_of(host, user="root", capabilities=0b1001)
-    assert (int(status["CapBnd"], 16), int(status["CapEff"], 16)) == (0b1001, 0b1001)
-    status = await status_of(host, user="nobody", capabilities=0b1001)
-    assert (int(status["CapBnd"], 16), int(status["CapEff"], 16)) == (0, 0)
+async def test_root_keeps_the_capabilities_that_policy_and_agent_grant_and_nobody_none(root: None) -> None:
+    async with a_host(capabilities=0b1011) as host:
+        status = await status_of(host, user="root", capabilities=0b1001)
+        assert (int(status["CapBnd"], 16), int(status["CapEff"], 16)) == (0b1001, 0b1001)
+        for values in ({"user": "nobody", "capabilities": 0b1001}, {"user": "root"}):
+            status = await status_of(host, **values)
+            assert (int(status["CapBnd"], 16), int(status["CapEff"], 16)) == (0, 0)
+        with pytest.raises(Refused, match="this agent lets no command keep CAP_DAC_READ_SEARCH;"):
+            await host.run("/bin/true", user="root", capabilities=0b101)
 
 
 async def test_only_three_descriptors_are_open_in_the_command(host: Host) -> None:

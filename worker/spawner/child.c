@@ -11,9 +11,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
-#include <linux/capability.h>
 #include <linux/openat2.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -44,21 +42,6 @@ static void join_cgroup(int directory, int unified)
 	close(file);
 }
 
-static void reset_signals(void)
-{
-	/* As the kernel has it; those of the C library refuse its own signals, 32 and 33. */
-	struct {
-		void (*handler)(int);
-		unsigned long flags;
-		void (*restorer)(void);
-		unsigned long mask[64 / (8 * sizeof(unsigned long))];
-	} action = { .handler = SIG_DFL };
-
-	for (int number = 1; number <= 64; number++)
-		syscall(SYS_rt_sigaction, number, &action, NULL, sizeof(action.mask));
-	syscall(SYS_rt_sigprocmask, SIG_SETMASK, action.mask, NULL, sizeof(action.mask));
-}
-
 static void limit_resources(const struct plan *plan)
 {
 	struct rlimit none = { .rlim_cur = 0, .rlim_max = 0 };
@@ -75,28 +58,12 @@ static void set_stdio(const struct plan *plan)
 		fail(STEP_STDIO);
 }
 
-static void drop_capabilities(uint64_t kept)
+/* The spawner has dropped from its own bounding set what no command may have; this drops the rest. */
+static void drop_capabilities(uint64_t there, uint64_t kept)
 {
-	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
-	struct __user_cap_data_struct data[2];
-
-	for (int capability = 0; capability < 64; capability++) {
-		if (kept & (1ULL << capability))
-			continue;
-		if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0) {
-			/* One more than the kernel knows. */
-			if (errno == EINVAL && capability > 0)
-				break;
+	for (int capability = 0; capability < 64; capability++)
+		if ((there & ~kept & (1ULL << capability)) && prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0)
 			fail(STEP_CAPABILITIES);
-		}
-	}
-	if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) != 0)
-		fail(STEP_CAPABILITIES);
-	if (syscall(SYS_capget, &header, data) != 0)
-		fail(STEP_CAPABILITIES);
-	data[0].inheritable = data[1].inheritable = 0;
-	if (syscall(SYS_capset, &header, data) != 0)
-		fail(STEP_CAPABILITIES);
 }
 
 static void change_identity(const struct command *command)
@@ -159,14 +126,13 @@ _Noreturn void become(const struct plan *plan)
 	report_to = plan->report;
 	for (int i = 0; i < plan->cgroups; i++)
 		join_cgroup(plan->cgroup[i], head->flags & SPAWN_UNIFIED);
-	reset_signals();
 	limit_resources(plan);
 	umask((mode_t)head->umask);
 	if (setsid() < 0)
 		fail(STEP_SESSION);
 	set_stdio(plan);
 	if (plan->privileged) {
-		drop_capabilities(head->uid == 0 ? head->capabilities : 0);
+		drop_capabilities(plan->capabilities, head->uid == 0 ? head->capabilities : 0);
 		change_identity(command);
 	}
 	enter_work_dir(command);

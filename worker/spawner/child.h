@@ -16,6 +16,7 @@ struct plan {
 	int cgroup[MAX_CGROUPS];
 	int cgroups;            /* those still to be joined */
 	int privileged;         /* whether identity and capabilities are set */
+	uint64_t capabilities;  /* those that the spawner has left in its bounding set */
 	struct rlimit files;    /* RLIMIT_NOFILE as it was before the spawner raised its own */
 };
 

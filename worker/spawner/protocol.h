@@ -70,7 +70,7 @@ struct header {
 struct hello {
 	uint32_t version;
 	uint32_t uid;           /* whom it runs as: 0, or it cannot change identity */
-	uint64_t capabilities;  /* its effective set; as root in a container some may be missing */
+	uint64_t capabilities;  /* the most that a command may keep */
 };
 
 enum spawn_flag {

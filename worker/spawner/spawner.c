@@ -1,7 +1,7 @@
 /*
  * tachikoma-spawner: starts commands for the worker, with its privileges taken away, and stays their parent.
  *
- *     tachikoma-spawner --socket FD --peer UID --linger SECONDS
+ *     tachikoma-spawner --socket FD --peer UID --linger SECONDS --capabilities MASK
  *
  * It is given a listening unix socket and serves the user with that UID, and root. It is the only part of an agent
  * that needs to be root; it knows neither policy nor the network. It keeps a copy of each command's pipes, and its exit
@@ -21,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -73,6 +74,8 @@ static struct rlimit files_before;
 static uint64_t generations;
 static uid_t allowed_peer;
 static int privileged;
+static uint64_t capabilities;           /* the most that a command may keep */
+static size_t places;                   /* those of `commands` that were ever used */
 static int events;
 static int null_device;
 static int stop_wanted;
@@ -161,7 +164,7 @@ static void tell_failure(struct worker *worker, uint64_t tag, enum step step, in
 
 static struct held_command *find(const char *name)
 {
-	for (size_t i = 0; i < MAX_COMMANDS; i++)
+	for (size_t i = 0; i < places; i++)
 		if (commands[i].name[0] != '\0' && strncmp(commands[i].name, name, NAME_BYTES) == 0)
 			return &commands[i];
 	return NULL;
@@ -169,10 +172,10 @@ static struct held_command *find(const char *name)
 
 static struct held_command *free_place(void)
 {
-	for (size_t i = 0; i < MAX_COMMANDS; i++)
+	for (size_t i = 0; i < places; i++)
 		if (commands[i].name[0] == '\0')
 			return &commands[i];
-	return NULL;
+	return places < MAX_COMMANDS ? &commands[places++] : NULL;
 }
 
 static void forget(struct held_command *command)
@@ -232,7 +235,9 @@ static void spawn(struct worker *worker)
 {
 	static struct command request;
 	struct header *header = &worker->header;
-	struct plan plan = { .command = &request, .privileged = privileged, .files = files_before };
+	struct plan plan = {
+		.command = &request, .privileged = privileged, .capabilities = capabilities, .files = files_before,
+	};
 	int output[2] = { -1, -1 }, error[2] = { -1, -1 }, report[2] = { -1, -1 };
 	int joined = 0;
 	int unified;
@@ -486,12 +491,8 @@ static void sweep(struct worker *worker)
 
 static void hello(struct worker *worker)
 {
-	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
-	struct __user_cap_data_struct data[2] = { 0 };
-	struct hello reply = { .version = PROTOCOL_VERSION, .uid = geteuid() };
+	struct hello reply = { .version = PROTOCOL_VERSION, .uid = geteuid(), .capabilities = capabilities };
 
-	if (syscall(SYS_capget, &header, data) == 0)
-		reply.capabilities = (uint64_t)data[1].effective << 32 | data[0].effective;
 	tell(worker, OP_HELLO, worker->header.tag, &reply, sizeof(reply), NULL, 0);
 }
 
@@ -505,10 +506,10 @@ static void list(struct worker *worker)
 
 	memcpy(&place, worker->body, sizeof(place));
 	reply.listed = (struct listed){ 0 };
-	for (; place < MAX_COMMANDS && reply.listed.count < MAX_LISTED; place++)
+	for (; place < places && reply.listed.count < MAX_LISTED; place++)
 		if (commands[place].name[0] != '\0' && commands[place].started)
 			reply.held[reply.listed.count++] = commands[place].held;
-	if (place < MAX_COMMANDS)
+	if (place < places)
 		reply.listed.next = place;
 	tell(worker, OP_LIST, worker->header.tag, &reply,
 	     sizeof(reply.listed) + reply.listed.count * sizeof(reply.held[0]), NULL, 0);
@@ -546,7 +547,7 @@ static int count_running(int exited_too)
 {
 	int count = 0;
 
-	for (size_t i = 0; i < MAX_COMMANDS; i++)
+	for (size_t i = 0; i < places; i++)
 		count += commands[i].name[0] != '\0' && (exited_too || !commands[i].held.exited);
 	return count;
 }
@@ -679,26 +680,69 @@ static void on_connection(int listener)
 /* --- the whole -------------------------------------------------------------------------------------------------------- */
 
 /* The number of an option, which is all they take. */
-static long number_of(int count, char **arguments, const char *option)
+static uint64_t number_of(int count, char **arguments, const char *option)
 {
 	for (int i = 1; i + 1 < count; i += 2) {
 		if (strcmp(arguments[i], option) == 0) {
 			char *end;
-			long number = strtol(arguments[i + 1], &end, 10);
+			uint64_t number = strtoull(arguments[i + 1], &end, 10);
 
-			if (*arguments[i + 1] != '\0' && *end == '\0' && number >= 0)
+			if (*arguments[i + 1] >= '0' && *arguments[i + 1] <= '9' && *end == '\0')
 				return number;
 		}
 	}
-	fprintf(stderr, "usage: tachikoma-spawner --socket FD --peer UID --linger SECONDS\n");
+	fprintf(stderr, "usage: tachikoma-spawner --socket FD --peer UID --linger SECONDS "
+		"--capabilities MASK\n");
 	exit(2);
+}
+
+/*
+ * What is dropped here once no child has to drop. The bounding set limits what an exec can gain, not what this process
+ * has: it goes on as root.
+ */
+static void drop_capabilities(void)
+{
+	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct data[2];
+
+	for (int capability = 0; capability < 64; capability++) {
+		int there = prctl(PR_CAPBSET_READ, capability, 0, 0, 0);
+
+		if (there < 0)
+			break;          /* one more than the kernel knows */
+		if (!there)
+			capabilities &= ~(1ULL << capability);
+		else if (!(capabilities & (1ULL << capability)) && prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0)
+			die("cannot take away capabilities; CAP_SETPCAP is needed");
+	}
+	if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) != 0 || syscall(SYS_capget, &header, data) != 0)
+		die("capabilities");
+	data[0].inheritable = data[1].inheritable = 0;
+	if (syscall(SYS_capset, &header, data) != 0)
+		die("capabilities");
+}
+
+/* Once, for all its children: they inherit what it has, and it needs nothing else itself. */
+static void reset_signals(void)
+{
+	/* As the kernel has it; those of the C library refuse its own signals, 32 and 33. */
+	struct {
+		void (*handler)(int);
+		unsigned long flags;
+		void (*restorer)(void);
+		unsigned long mask[64 / (8 * sizeof(unsigned long))];
+	} action = { .handler = SIG_DFL };
+
+	for (int number = 1; number <= 64; number++)
+		syscall(SYS_rt_sigaction, number, &action, NULL, sizeof(action.mask));
+	syscall(SYS_rt_sigprocmask, SIG_SETMASK, action.mask, NULL, sizeof(action.mask));
 }
 
 static void prepare(void)
 {
 	struct rlimit files;
 
-	signal(SIGPIPE, SIG_IGN);
+	reset_signals();
 	/* What is opened from here on lies above what the child needs for itself. */
 	do {
 		null_device = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -715,6 +759,10 @@ static void prepare(void)
 	if (setrlimit(RLIMIT_NOFILE, &files) != 0)
 		die("setrlimit");
 	privileged = geteuid() == 0;
+	if (privileged)
+		drop_capabilities();
+	else
+		capabilities = 0;
 	for (size_t i = 0; i < MAX_WORKERS; i++)
 		workers[i] = (struct worker){ .kind = WORKER, .socket = -1 };
 }
@@ -770,6 +818,7 @@ int main(int count, char **arguments)
 	int linger = (int)number_of(count, arguments, "--linger");
 
 	allowed_peer = (uid_t)number_of(count, arguments, "--peer");
+	capabilities = number_of(count, arguments, "--capabilities");
 	if (fcntl(listener, F_SETFD, FD_CLOEXEC) != 0)
 		die("the listening socket");
 	prepare();

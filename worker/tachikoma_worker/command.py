@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from tachikoma import logs
 from tachikoma.errors import ConfigurationError
-from tachikoma.models import describe_validation_error
+from tachikoma.models import capability_mask, describe_validation_error
 from tachikoma_worker.celery_app import make_app, make_worker
 from tachikoma_worker.cgroups import detect
 from tachikoma_worker.engine import Engine, sweep
@@ -26,6 +26,8 @@ from tachikoma_worker.spawner import become_spawner
 __all__ = ["spawner", "worker"]
 
 log = structlog.get_logger(__name__)
+
+CAPABILITY_HELP = "CAP_… that commands run as root may keep where policy grants it; may be repeated."
 
 spawner = typer.Typer(invoke_without_command=True, help="Run a spawner for a worker that is not root.")
 worker = typer.Typer(invoke_without_command=True, help="Run an agent's worker: it runs commands on this host.")
@@ -60,6 +62,7 @@ def run(
     limits: Annotated[
         str | None, typer.Option(help="enforce, or best-effort where the host cannot enforce a limit.")
     ] = None,
+    capability: Annotated[list[str] | None, typer.Option(help=CAPABILITY_HELP)] = None,
     local_policy: Annotated[Path | None, typer.Option(help="A policy file of this agent's own; only narrows.")] = None,
     cgroup: Annotated[str | None, typer.Option(help="top or own: where cgroups are made.")] = None,
     cgroup_name: Annotated[str | None, typer.Option(help="Name of the directory of the cgroups.")] = None,
@@ -75,7 +78,7 @@ def run(
         "agent_id": agent_id, "redis_url": redis_url, "identity": identity, "data": data,
         "labels": _labels(label) if label else None, "slots": slots, "user": user, "log_level": log_level,
         "limits": limits, "local_policy": local_policy, "spawner": spawner,
-        "cgroup": cgroup, "cgroup_name": cgroup_name,
+        "cgroup": cgroup, "cgroup_name": cgroup_name, "capabilities": tuple(capability) if capability else None,
     }  # fmt: skip
     settings = _settings(**{name: value for name, value in given.items() if value is not None})
     logs.configure(settings.log_level)
@@ -103,6 +106,7 @@ def run_spawner(
     agent_id: Annotated[str, typer.Option(envvar="TACHIKOMA_AGENT_ID", help="The agent it is for.")],
     socket: Annotated[Path, typer.Option(envvar="TACHIKOMA_SPAWNER", help="Where to listen.")],
     user: Annotated[str, typer.Option("--worker-user", help="User the worker runs as.")],
+    capability: Annotated[list[str] | None, typer.Option(help=CAPABILITY_HELP)] = None,
     cgroup: Annotated[str, typer.Option(envvar="TACHIKOMA_CGROUP", help="top or own: where cgroups are made.")] = "top",
     cgroup_name: Annotated[
         str, typer.Option(envvar="TACHIKOMA_CGROUP_NAME", help="Name of the directory of the cgroups.")
@@ -111,7 +115,7 @@ def run_spawner(
     """Prepare the agent's cgroups for the worker's user and run the spawner. As root, under a service manager."""
     settings = _settings(
         agent_id=agent_id, redis_url="unix:///", identity=Path(), data=Path(), cgroup=cgroup,
-        cgroup_name=cgroup_name,
+        cgroup_name=cgroup_name, capabilities=tuple(capability or ()),
     )  # fmt: skip
     try:
         account = pwd.getpwnam(user)
@@ -121,4 +125,4 @@ def run_spawner(
     for warning in cgroups.warnings:
         typer.echo(f"tachikoma: {warning}", err=True)
     cgroups.give_to(account.pw_uid, account.pw_gid)
-    become_spawner(socket, account.pw_uid, account.pw_gid)
+    become_spawner(socket, account.pw_uid, account.pw_gid, capability_mask(settings.capabilities))

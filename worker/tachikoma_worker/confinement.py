@@ -20,6 +20,7 @@ import structlog
 from tachikoma.environment import forbidden
 from tachikoma.errors import PermissionDenied
 from tachikoma.interpreters import is_interpreter
+from tachikoma.models import CAPABILITIES
 from tachikoma.patterns import CommandPattern
 from tachikoma.policy import PolicySet, narrow
 from tachikoma.signed import Grant, GrantedExecutable, WorkOrder
@@ -162,6 +163,9 @@ async def start(prepared: Prepared, spawner: Spawner) -> Process:
         SpawnerGone: whether it was started nobody knows.
     """
     order, user = prepared.order, prepared.user
+    if user.uid == 0 and (beyond := order.grant.capabilities & ~spawner.capabilities):
+        names = [name for number, name in enumerate(CAPABILITIES) if beyond >> number & 1]
+        raise Refused(f"this agent lets no command keep {', '.join(names)}; see its setting capabilities")
     root, beneath = _work_dir(order, user)
     stdin = _stdin(order.request.stdin)
     try:
@@ -471,6 +475,6 @@ def _explain(error: SpawnFailed, path: str, work_dir: str, user: Account) -> Exc
         case Step.USER | Step.GROUPS:
             return Refused(f"cannot become {user.name}: {why}")
         case Step.CAPABILITIES:
-            return Refused(f"cannot give up capabilities: {why}; the spawner needs CAP_SETPCAP")
+            return Refused(f"cannot give up capabilities: {why}")
         case _:
             return Refused(f"cannot be started: {error}")

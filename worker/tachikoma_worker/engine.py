@@ -24,6 +24,7 @@ from tachikoma import keys
 from tachikoma.aio import cancel_all
 from tachikoma.errors import ConfigurationError
 from tachikoma.heartbeat import HEARTBEAT_SECONDS, LEASE_SECONDS, Heartbeat
+from tachikoma.models import capability_mask
 from tachikoma.policy import PolicyWatch
 from tachikoma.redis_access import Redis, connect
 from tachikoma.spiffe import InvalidIdentity, agent_id
@@ -46,8 +47,6 @@ POLICY_SECONDS = 1.0
 RETRY_SECONDS = 0.25
 #: After so long without a cancel the connection is tried with a ping.
 IDLE_SECONDS = 10.0
-#: capabilities(7)
-CAP_SETPCAP = 8
 #: After the stop grace, how long receipts may take to be delivered.
 DELIVER_SECONDS = 5.0
 
@@ -58,9 +57,11 @@ def _warnings(cgroups: Hierarchy, spawner: Spawner) -> tuple[str, ...]:
     if spawner.uid != 0:
         found.append(f"commands run as {user_name(spawner.uid)} only, with its rights: the spawner is not root")
         found.append(f"programs that belong to {user_name(spawner.uid)} are executed as if root had put them there")
-    elif not spawner.capabilities >> CAP_SETPCAP & 1:
-        found.append("no command can run: the spawner lacks CAP_SETPCAP, so it cannot take capabilities away")
     return tuple(found)
+
+
+def _connect(settings: WorkerSettings) -> Spawner:
+    return Spawner.connect(settings.spawner or settings.data / "spawner.sock", capability_mask(settings.capabilities))
 
 
 async def _sweep_one(spawner: Spawner, cgroups: Hierarchy, name: str, held: Held | None) -> None:
@@ -88,7 +89,9 @@ async def sweep(settings: WorkerSettings) -> None:
         ConfigurationError: its spawner cannot be reached.
     """
     cgroups = detect(settings.agent_id, name=settings.cgroup_name, where=settings.cgroup)
-    spawner = Spawner.connect(settings.spawner or settings.data / "spawner.sock")
+    spawner = Spawner.connect(
+        settings.spawner or settings.data / "spawner.sock", capability_mask(settings.capabilities)
+    )
     spawner.attach()
     held = {item.name: item for item in await spawner.held()}
     for name in sorted({*cgroups.leftovers(), *held}):
@@ -118,7 +121,9 @@ class Engine:
             raise ConfigurationError(f"the identity in {settings.identity} is {svid.spiffe_id}, not {expected}")
         journal = Journal(settings.data)
         cgroups = detect(settings.agent_id, name=settings.cgroup_name, where=settings.cgroup)
-        spawner = Spawner.connect(settings.spawner or settings.data / "spawner.sock")
+        spawner = Spawner.connect(
+            settings.spawner or settings.data / "spawner.sock", capability_mask(settings.capabilities)
+        )
         self._warnings = _warnings(cgroups, spawner)
         for warning in self._warnings:
             log.warning("agent.warning", warning=warning)

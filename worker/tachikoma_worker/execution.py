@@ -111,6 +111,7 @@ class Execution:
         self._token = token
         self._order_sha256 = hashlib.sha256(token.encode()).hexdigest()
         self._agent = context.settings.agent_id
+        self._process: Process | None = None
         self._stop: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
         self._output = OutputLog(
             context.redis, self._agent, exec_id,
@@ -256,8 +257,13 @@ class Execution:
                 return self._stopped_early(self._stop.result())
             return await self._run(prepared)
         finally:
-            # Behind: removing a cgroup may wait for the kernel.
-            self._context.behind(asyncio.to_thread(prepared.discard))
+            self._context.behind(self._give_back(prepared))
+
+    async def _give_back(self, prepared: Prepared) -> None:
+        """Behind: removing a cgroup may wait for the kernel."""
+        if self._process is not None:
+            await self._process.close()
+        await asyncio.to_thread(prepared.discard)
 
     async def _run(self, prepared: Prepared) -> _End:
         order, cgroup = prepared.order, prepared.cgroup
@@ -265,7 +271,7 @@ class Execution:
         begin = time.monotonic_ns()
         started_ms = time.time_ns() // 1_000_000
         try:
-            process = await start(prepared, self._context.spawner)
+            process = self._process = await start(prepared, self._context.spawner)
         except Refused as error:
             return _End(ExecState.REJECTED, error=str(error))
         except CannotExecute as error:
@@ -286,7 +292,6 @@ class Execution:
             raise
         finally:
             notice.cancel()
-            await process.close()
         duration_us = (time.monotonic_ns() - begin) // 1000
         usage = cgroup.usage()
         if usage.cpu_seconds is None and exited is not None:

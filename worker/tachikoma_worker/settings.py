@@ -6,11 +6,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tachikoma.fields import Duration, Identifier
 from tachikoma.heartbeat import Labels
+from tachikoma.models import capability_mask
 
 __all__ = ["WorkerSettings"]
 
@@ -38,6 +39,8 @@ class WorkerSettings(BaseSettings):
     user: str = ""
     #: What to do where this host cannot enforce a limit that policy sets: refuse the order, or run it without.
     limits: Literal["enforce", "best-effort"] = "enforce"
+    #: The most capabilities that commands run as root may keep, where policy grants them (capabilities(7)), or "all".
+    capabilities: tuple[str, ...] = ()
     #: A policy file of this agent's own; it can only take away from what an order grants.
     local_policy: Path | None = None
     #: Where the agent's cgroups are made: below the top of the tree, or the worker's own (systemd's Delegate=yes).
@@ -59,3 +62,9 @@ class WorkerSettings(BaseSettings):
     #: How long the worker waits on an empty queue before it asks again. Idle traffic against nothing else.
     poll: Duration = timedelta(seconds=20)
     log_level: str = "info"
+
+    @field_validator("capabilities")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        capability_mask(value)
+        return value

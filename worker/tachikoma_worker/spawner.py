@@ -265,8 +265,12 @@ class Spawner:
         connection.setblocking(False)
 
     @classmethod
-    def connect(cls, path: Path) -> Spawner:
+    def connect(cls, path: Path, capabilities: int = 0) -> Spawner:
         """Reach the spawner that listens there, or start one of our own.
+
+        Args:
+            path: of its socket.
+            capabilities: bits of the most that a command may keep, for one of our own.
 
         Raises:
             ConfigurationError: neither is possible; the message says what to do.
@@ -278,7 +282,7 @@ class Spawner:
             try:
                 connection.connect(str(path))
             except (FileNotFoundError, ConnectionRefusedError):
-                return cls(connection, _start(path, connection))
+                return cls(connection, _start(path, connection, capabilities))
             return cls(connection, None)
         except OSError as error:
             connection.close()
@@ -528,16 +532,19 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-def _command(listener: socket.socket, peer: int, linger_seconds: int) -> list[str]:
-    return [str(PROGRAM), "--socket", str(listener.fileno()), "--peer", str(peer), "--linger", str(linger_seconds)]
+def _command(listener: socket.socket, *, peer: int, linger_seconds: int, capabilities: int) -> list[str]:
+    return [
+        *(str(PROGRAM), "--socket", str(listener.fileno()), "--peer", str(peer)),
+        *("--linger", str(linger_seconds), "--capabilities", str(capabilities)),
+    ]
 
 
-def _start(path: Path, connection: socket.socket) -> subprocess.Popen[bytes]:
+def _start(path: Path, connection: socket.socket, capabilities: int) -> subprocess.Popen[bytes]:
     """Start a spawner that listens at a path, and connect to it."""
     with _listen(path) as listener:
         # A session of its own: it stays when the worker is killed, and holds what runs.
         program = subprocess.Popen(
-            _command(listener, os.getuid(), LINGER_SECONDS),
+            _command(listener, peer=os.getuid(), linger_seconds=LINGER_SECONDS, capabilities=capabilities),
             stdin=subprocess.DEVNULL,
             pass_fds=(listener.fileno(),),
             start_new_session=True,
@@ -546,7 +553,7 @@ def _start(path: Path, connection: socket.socket) -> subprocess.Popen[bytes]:
     return program
 
 
-def become_spawner(path: Path, uid: int, gid: int) -> NoReturn:
+def become_spawner(path: Path, uid: int, gid: int, capabilities: int) -> NoReturn:
     """Turn this process into a spawner that serves another user's worker, and stays until it is ended.
 
     Raises:
@@ -558,4 +565,4 @@ def become_spawner(path: Path, uid: int, gid: int) -> NoReturn:
     except OSError as error:
         raise ConfigurationError(f"cannot listen at {path}: {error.strerror}") from error
     os.set_inheritable(listener.fileno(), True)
-    os.execv(PROGRAM, _command(listener, uid, 0))  # noqa: S606 (what this is for)
+    os.execv(PROGRAM, _command(listener, peer=uid, linger_seconds=0, capabilities=capabilities))  # noqa: S606 (what this is for)
