@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tachikoma.fields import Duration
 from tachikoma.models import RateLimitConfig
+from tachikoma.policy import SEARCH_PATH
 
 __all__ = ["OrchestratorSettings"]
 
@@ -39,7 +40,7 @@ class OrchestratorSettings(BaseSettings):
     #: How often the reaper looks.
     sweep: Duration = timedelta(seconds=5)
     #: Where a bare program name is looked up, in this order.
-    search_path: tuple[str, ...] = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+    search_path: tuple[str, ...] = SEARCH_PATH
     #: How long calls under way may go on after a stop was asked for.
     stop_grace: Duration = timedelta(seconds=5)
     log_level: str = "info"

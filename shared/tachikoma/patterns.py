@@ -216,7 +216,7 @@ class Pattern:
 class CommandPattern:
     """A pattern for an argv."""
 
-    __slots__ = ("_arguments", "_open", "_program", "text")
+    __slots__ = ("_arguments", "_open", "program", "text")
 
     def __init__(self, text: str, *, deny: bool = False) -> None:
         """Compile a pattern.
@@ -243,17 +243,24 @@ class CommandPattern:
             raise PatternError(f"{text!r}: '...' stands only at the end")
         if not words[0].startswith("/") and not (deny and "/" not in words[0]):
             raise PatternError(f"{text!r}: the program must be an absolute path")
-        self._program = Pattern(words[0])
+        self.program = Pattern(words[0])
         self._arguments = tuple(Pattern(word) for word in words[1:])
+
+    def covers(self, program: str, patterns: Sequence[str]) -> bool:
+        """Whether it surely means all that a program without wildcards with these argument patterns does."""
+        name = program if self.program.text.startswith("/") else program.rpartition("/")[2]
+        if not self.program.names(name) or not self._open or len(patterns) < len(self._arguments):
+            return False
+        return all(own.text == other or own.names(other) for own, other in zip(self._arguments, patterns, strict=False))
 
     def names(self, program: str) -> bool:
         """Whether it names this program without a wildcard."""
-        return self._program.names(program)
+        return self.program.names(program)
 
     def matches(self, program: str, arguments: Sequence[str]) -> bool:
         """Whether it means this program (an absolute path) with these arguments."""
-        name = program if self._program.text.startswith("/") else program.rpartition("/")[2]
-        if not self._program.matches(name):
+        name = program if self.program.text.startswith("/") else program.rpartition("/")[2]
+        if not self.program.matches(name):
             return False
         if len(arguments) < len(self._arguments) or (len(arguments) > len(self._arguments) and not self._open):
             return False

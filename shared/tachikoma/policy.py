@@ -21,7 +21,9 @@ import hashlib
 import io
 import json
 import posixpath
+import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -40,8 +42,10 @@ from tachikoma.models import DEFAULT_TIMEOUT, ExecPolicy, ExecRequest, Model, ca
 from tachikoma.patterns import CommandPattern, Pattern, PatternError
 from tachikoma.signed import Grant, GrantedExecutable
 
-__all__ = ["Decision", "PolicySet", "PolicyWatch", "narrow"]
+__all__ = ["SEARCH_PATH", "Decision", "Explanation", "PolicySet", "PolicyWatch", "narrow"]
 
+#: Where a bare program name is looked up, in this order, unless an orchestrator is configured otherwise.
+SEARCH_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 #: Largest policy file.
 MAX_FILE_BYTES = 4 * 1024 * 1024
 
@@ -76,11 +80,21 @@ class Decision:
         return tuple(executable.path for executable in self.grant.executables) if self.grant else ()
 
 
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A decision, and what each policy said that is for the request's subject and agent."""
+
+    decision: Decision
+    verdicts: tuple[Decision, ...] = ()
+
+
 class _Policy:
     """An `ExecPolicy`, compiled."""
 
-    def __init__(self, policy: ExecPolicy) -> None:
+    def __init__(self, policy: ExecPolicy, position: str) -> None:
         self.policy = policy
+        #: file:line:column.
+        self.position = position
         canonical = json.dumps(policy.to_dict(), sort_keys=True, separators=(",", ":"))
         self.label = f"{policy.name}@{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
         self.subjects = [Pattern(text) for text in policy.subjects]
@@ -93,6 +107,37 @@ class _Policy:
 
     def concerns(self, subject: str, agent: str) -> bool:
         return any(p.matches(subject) for p in self.subjects) and any(p.matches(agent) for p in self.agents)
+
+    def denies(self, request: ExecRequest, candidates: Sequence[str]) -> Decision | None:
+        """The denial of a request, whatever else grants it."""
+        for pattern in self.denied:
+            if any(pattern.matches(path, request.command[1:]) for path in candidates):
+                return self._no(f"deniedCommands: {pattern.text}", f"denies {pattern.text!r}")
+        return None
+
+    def warnings(self) -> list[str]:
+        """What is valid and hardly meant."""
+        policy, found = self.policy, []
+        if not policy.allowed_commands and not policy.denied_commands:
+            found.append("grants and denies nothing: it lists no command")
+        for text in policy.allowed_commands:
+            words = shlex.split(text)
+            if words[0] in ("/**", "/*") or words[0].startswith("/**"):
+                found.append(f"allowedCommands {text!r} grants every program")
+            elif is_interpreter(words[0]) and not policy.allow_interpreters:
+                found.append(f"allowedCommands {text!r} can never grant it: allowInterpreters is not set")
+            elif is_interpreter(words[0]) and words[-1] == "...":
+                found.append(f"allowedCommands {text!r} grants every program: it runs whatever it is told to")
+            if any(pattern.covers(words[0], words[1:]) for pattern in self.denied):
+                found.append(f"allowedCommands {text!r} can never grant it: deniedCommands covers it")
+        if any(pattern.text in ("**", "spiffe://**") for pattern in self.subjects):
+            found.append("subjects is everybody of every trust domain")
+        for path in policy.executable_sha256:
+            if not any(pattern.names(path) or pattern.program.matches(path) for pattern in self.allowed):
+                found.append(f"executableSha256 pins {path}, which no entry of allowedCommands means")
+        if policy.capabilities and not any(pattern.matches("root") for pattern in self.users):
+            found.append("capabilities are only for root, which allowedUsers does not allow")
+        return found
 
     def grants(self, request: ExecRequest, candidates: Sequence[str]) -> Decision:
         """Whether this policy alone grants the whole request."""
@@ -161,65 +206,75 @@ class PolicySet:
 
     policies: tuple[_Policy, ...]
     operators: tuple[Pattern, ...]
-    #: SHA-256 of the file.
+    #: SHA-256 over the files.
     digest: str
 
     @classmethod
     def load(cls, path: Path) -> PolicySet:
-        """Read a policy file.
+        """Read a policy file, or all files of a folder that end in .yaml or .yml, but not in .test.yaml.
 
         Raises:
             ConfigurationError: it cannot be read or is wrong; the message names file, line, column and field of
                 each mistake.
         """
-        try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise ConfigurationError(f"{path}: larger than {MAX_FILE_BYTES} bytes")
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"cannot read the policy file {path}: {error}") from error
-        return cls.parse(text, str(path))
+        texts = []
+        for file in policy_files(path):
+            try:
+                if file.stat().st_size > MAX_FILE_BYTES:
+                    raise ConfigurationError(f"{file}: larger than {MAX_FILE_BYTES} bytes")
+                texts.append((str(file), file.read_text(encoding="utf-8")))
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigurationError(f"cannot read the policy file {file}: {error}") from error
+        if not texts:
+            raise ConfigurationError(f"there is no policy file in {path}; their names end in .yaml")
+        return cls.parse_all(texts)
 
     @classmethod
     def parse(cls, text: str, name: str) -> PolicySet:
         """Build a set from the text of a file; `name` is for messages. Raises as `load` does."""
-        yaml = YAML(typ="rt")
-        try:
-            document = yaml.load(io.StringIO(text))
-        except MarkedYAMLError as error:
-            mark = error.problem_mark
-            where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-            raise ConfigurationError(f"{where}: not YAML: {error.problem or error.context}") from None
-        except YAMLError as error:
-            raise ConfigurationError(f"{name}: not YAML: {error}") from None
-        if not isinstance(document, CommentedMap):
-            raise ConfigurationError(f"{name}:1:1: must be a mapping with the key 'policies'")
-        try:
-            content = PolicyFile.model_validate(document)
-        except ValidationError as error:
-            raise ConfigurationError(_describe(error, document, name)) from None
-        names = [policy.name for policy in content.policies]
+        return cls.parse_all([(name, text)])
+
+    @classmethod
+    def parse_all(cls, texts: Sequence[tuple[str, str]]) -> PolicySet:
+        """Build a set from the names and texts of files. Raises as `load` does."""
         mistakes: list[str] = []
         compiled: list[_Policy] = []
-        for index, policy in enumerate(content.policies):
-            if policy.name in names[:index]:
-                mistakes.append(
-                    f"{_position(document, ('policies', index, 'name'), name)}: name: {policy.name!r} is used twice"
-                )
-            try:
-                compiled.append(_Policy(policy))
-            except PatternError as error:
-                location = _where_pattern(policy, index)
-                mistakes.append(f"{_position(document, location, name)}: {_dotted(location)}: {error}")
         operators: list[Pattern] = []
-        for index, pattern in enumerate(content.operators):
+        where: dict[str, str] = {}
+        for name, text in texts:
             try:
-                operators.append(Pattern(pattern))
-            except PatternError as error:
-                mistakes.append(f"{_position(document, ('operators', index), name)}: operators: {error}")
+                document, content = _read(text, name)
+            except ConfigurationError as error:
+                mistakes.append(str(error))
+                continue
+            for index, policy in enumerate(content.policies):
+                position = _position(document, ("policies", index, "name"), name)
+                if policy.name in where:
+                    mistakes.append(f"{position}: name: {policy.name!r} is used twice, first at {where[policy.name]}")
+                where.setdefault(policy.name, position)
+                try:
+                    compiled.append(_Policy(policy, position))
+                except PatternError as error:
+                    location = _where_pattern(policy, index)
+                    mistakes.append(f"{_position(document, location, name)}: {_dotted(location)}: {error}")
+            for index, pattern in enumerate(content.operators):
+                try:
+                    operators.append(Pattern(pattern))
+                except PatternError as error:
+                    mistakes.append(f"{_position(document, ('operators', index), name)}: operators: {error}")
         if mistakes:
             raise ConfigurationError("\n".join(mistakes))
-        return cls(tuple(compiled), tuple(operators), hashlib.sha256(text.encode()).hexdigest())
+        digest = hashlib.sha256()
+        for _, text in texts:
+            digest.update(hashlib.sha256(text.encode()).digest())
+        return cls(tuple(compiled), tuple(operators), digest.hexdigest())
+
+    def warnings(self) -> list[str]:
+        """What is valid and hardly meant: rules that can never grant anything, and rules that grant everything."""
+        found = []
+        for policy in self.policies:
+            found += [f"{policy.position}: {policy.policy.name}: {text}" for text in policy.warnings()]
+        return found
 
     def is_operator(self, subject: str) -> bool:
         """Whether somebody sees everybody's executions and the audit trail."""
@@ -233,45 +288,67 @@ class PolicySet:
             subject: SPIFFE ID of the requester.
             search_path: folders in which a program is looked for that is a bare name.
         """
+        return self.explain(request, subject, search_path).decision
+
+    def explain(self, request: ExecRequest, subject: str, search_path: Sequence[str]) -> Explanation:
+        """Decide on a request as `decide` does, and say what each policy that is for it says."""
         program = request.command[0]
         if "/" in program or program in (".", ".."):
             if not program.startswith("/") or posixpath.normpath(program) != program or program.startswith("//"):
-                return Decision(
-                    False,
-                    "",
-                    "command",
-                    f"the program must be a bare name or a plain absolute path, not {program!r}",
-                )
+                why = f"the program must be a bare name or a plain absolute path, not {program!r}"
+                return Explanation(Decision(False, "", "command", why))
             candidates = [program]
         else:
             candidates = [f"{folder}/{program}" for folder in search_path]
         if request.work_dir and (
             posixpath.normpath(request.work_dir) != request.work_dir or request.work_dir.startswith("//")
         ):
-            return Decision(
-                False, "", "workDir", f"the working directory must be a plain path, not {request.work_dir!r}"
-            )
+            why = f"the working directory must be a plain path, not {request.work_dir!r}"
+            return Explanation(Decision(False, "", "workDir", why))
         concerned = sorted(
             (policy for policy in self.policies if policy.concerns(subject, request.agent_id)), key=lambda p: p.label
         )
         if not concerned:
-            return Decision(False, "", "default", f"no policy is for {subject} on agent {request.agent_id}")
-        for policy in concerned:
-            for pattern in policy.denied:
-                if any(pattern.matches(path, request.command[1:]) for path in candidates):
-                    return Decision(
-                        False,
-                        policy.label,
-                        f"deniedCommands: {pattern.text}",
-                        f"policy {policy.policy.name} denies {pattern.text!r}",
-                    )
-        verdicts = [policy.grants(request, candidates) for policy in concerned]
+            why = f"no policy is for {subject} on agent {request.agent_id}"
+            return Explanation(Decision(False, "", "default", why))
+        denials = [denial for policy in concerned if (denial := policy.denies(request, candidates)) is not None]
+        verdicts = tuple(policy.grants(request, candidates) for policy in concerned)
+        if denials:
+            return Explanation(denials[0], (*denials, *verdicts))
         denied = tuple(sorted({pattern.text for policy in concerned for pattern in policy.denied}))
         for verdict in verdicts:
             if verdict.grant is not None:
-                return replace(verdict, grant=verdict.grant.model_copy(update={"denied": denied}))
+                decision = replace(verdict, grant=verdict.grant.model_copy(update={"denied": denied}))
+                return Explanation(decision, verdicts)
         # Name the policy that came closest: one that allows the command says more than one that does not.
-        return next((v for v in verdicts if v.rule != "allowedCommands"), verdicts[0])
+        return Explanation(next((v for v in verdicts if v.rule != "allowedCommands"), verdicts[0]), verdicts)
+
+
+def policy_files(path: Path) -> list[Path]:
+    """The policy files that a path stands for."""
+    if not path.is_dir():
+        return [path]
+    return sorted(
+        file for file in path.iterdir() if file.suffix in (".yaml", ".yml") and not file.stem.endswith(".test")
+    )
+
+
+def _read(text: str, name: str) -> tuple[CommentedMap, PolicyFile]:
+    yaml = YAML(typ="rt")
+    try:
+        document = yaml.load(io.StringIO(text))
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+        raise ConfigurationError(f"{where}: not YAML: {error.problem or error.context}") from None
+    except YAMLError as error:
+        raise ConfigurationError(f"{name}: not YAML: {error}") from None
+    if not isinstance(document, CommentedMap):
+        raise ConfigurationError(f"{name}:1:1: must be a mapping with the key 'policies'")
+    try:
+        return document, PolicyFile.model_validate(document)
+    except ValidationError as error:
+        raise ConfigurationError(_describe(error, document, name)) from None
 
 
 def narrow(grant: Grant, local: Decision) -> Grant:
@@ -408,9 +485,10 @@ class PolicyWatch:
             self.error = ""
         return True
 
-    def _signature(self) -> tuple[int, int, int] | None:
-        try:
-            stat = self._path.stat()
-        except OSError:
-            return None
-        return stat.st_mtime_ns, stat.st_ino, stat.st_size
+    def _signature(self) -> tuple[tuple[str, int, int, int], ...]:
+        found = []
+        with suppress(OSError):
+            for file in policy_files(self._path):
+                stat = file.stat()
+                found.append((str(file), stat.st_mtime_ns, stat.st_ino, stat.st_size))
+        return tuple(found)

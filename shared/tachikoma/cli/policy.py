@@ -2,26 +2,125 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
-from tachikoma.policy import PolicySet
+from tachikoma.errors import ConfigurationError, InvalidRequest
+from tachikoma.fields import parse_duration
+from tachikoma.models import ExecRequest, describe_validation_error
+from tachikoma.policy import SEARCH_PATH, Decision, PolicyFile, PolicySet
+from tachikoma.policy_expectations import check as check_expectations
+from tachikoma.policy_expectations import load_expectations
 
-__all__ = ["policy"]
+__all__ = ["policy", "schema_text"]
 
-policy = typer.Typer(no_args_is_help=True, help="Check policy files.")
+policy = typer.Typer(no_args_is_help=True, help="Check, explain and test policy files.")
 
-
-@policy.callback()
-def _group() -> None:
-    """Keeps `policy` a group while it has one command."""
+FileArgument = Annotated[Path, typer.Argument(help="The policy file, or a folder of them.")]
 
 
 @policy.command()
-def check(file: Annotated[Path, typer.Argument(help="The policy file.")]) -> None:
-    """Say whether a policy file is right; each mistake with line and column."""
+def check(
+    file: FileArgument,
+    strict: Annotated[bool, typer.Option("--strict", help="Fail also on warnings.")] = False,
+) -> None:
+    """Say whether a policy is right; each mistake with line and column, and what is hardly meant."""
     found = PolicySet.load(file)
+    warnings = found.warnings()
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
     number = len(found.policies)
-    typer.echo(f"{file}: {number} {'policy' if number == 1 else 'policies'}, all right")
+    policies = "policy" if number == 1 else "policies"
+    typer.echo(f"{file}: {number} {policies}, {'all right' if not warnings else 'valid'}")
+    if strict and warnings:
+        raise typer.Exit(1)
+
+
+@policy.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def explain(
+    agent: Annotated[str, typer.Argument(help="The agent's id.")],
+    command: Annotated[list[str], typer.Argument(help="The program and its arguments.")],
+    file: Annotated[Path, typer.Option("--policy", envvar="TACHIKOMA_POLICY", help="The policy file, or a folder.")],
+    subject: Annotated[str, typer.Option("--as", help="SPIFFE ID of the requester.")],
+    user: Annotated[str, typer.Option("--user", "-u", help="User on the agent.")] = "",
+    cwd: Annotated[str, typer.Option(help="Working directory.")] = "",
+    env: Annotated[list[str] | None, typer.Option("--env", "-e", help="NAME=value; may be repeated.")] = None,
+    timeout: Annotated[str | None, typer.Option(help="30s, 5m, 1h30m.")] = None,
+    tty: Annotated[bool, typer.Option("--tty", "-t", help="With a terminal.")] = False,
+) -> None:
+    """Say what policy decides of a request and why: what each policy that is for it says. Exits 1 if it is denied."""
+    if command[0] == "--":
+        command = command[1:]
+    environment = dict(item.partition("=")[::2] for item in env or [])
+    try:
+        request = ExecRequest(
+            agent_id=agent, command=tuple(command), user=user, work_dir=cwd, environment=environment, tty=tty,
+            timeout=None if timeout is None else parse_duration(timeout),
+        )  # fmt: skip
+    except ValidationError as error:
+        raise InvalidRequest(describe_validation_error(error)) from None
+    except ValueError as error:
+        raise InvalidRequest(f"--timeout: {error}") from None
+    found = PolicySet.load(file).explain(request, subject, SEARCH_PATH)
+    for verdict in found.verdicts:
+        typer.echo(f"{verdict.policy:40} {_told(verdict)}")
+    decision = found.decision
+    typer.echo(f"{'allowed' if decision.allowed else 'denied'}: {decision.policy or decision.rule}")
+    if decision.grant is None:
+        typer.echo(f"  {decision.reason}")
+        raise typer.Exit(1)
+    for executable in decision.grant.executables:
+        typer.echo(f"  may execute  {executable.path}")
+    limits = decision.grant.limits.model_dump(by_alias=True, exclude_none=True)
+    if limits:
+        typer.echo(f"  limits       {', '.join(f'{name} {value}' for name, value in limits.items())}")
+
+
+def _told(verdict: Decision) -> str:
+    if verdict.allowed:
+        return "grants it"
+    if verdict.rule.startswith("deniedCommands"):
+        return f"denies it for all: {verdict.rule}"
+    return f"does not grant it: {verdict.rule} ({verdict.reason})"
+
+
+@policy.command("test")
+def run_tests(
+    file: FileArgument,
+    expectations: Annotated[
+        Path | None, typer.Argument(help="What is expected; by default the file beside it that ends in .test.yaml.")
+    ] = None,
+) -> None:
+    """Check that a policy decides as its expectations say. Exits 1 if one is not met."""
+    beside = file / "policy.test.yaml" if file.is_dir() else file.with_suffix(".test.yaml")
+    path = expectations or beside
+    if not path.exists():
+        raise ConfigurationError(f"there are no expectations at {path}")
+    outcomes = check_expectations(PolicySet.load(file), load_expectations(path))
+    failed = 0
+    for outcome in outcomes:
+        if outcome.mistake:
+            failed += 1
+            wanted = outcome.expectation
+            typer.echo(f"FAILED {wanted.subject} on {wanted.agent}: {shlex.join(wanted.command)} {outcome.mistake}")
+    typer.echo(f"{len(outcomes) - failed} of {len(outcomes)} as expected")
+    if failed:
+        raise typer.Exit(1)
+
+
+@policy.command()
+def schema() -> None:
+    """Print the JSON schema of policy files, for editors."""
+    typer.echo(schema_text(), nl=False)
+
+
+def schema_text() -> str:
+    """The JSON schema of policy files, as it is shipped."""
+    content = PolicyFile.model_json_schema(by_alias=True)
+    content |= {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Tachikoma policy"}
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
