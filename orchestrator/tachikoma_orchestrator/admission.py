@@ -24,8 +24,8 @@ from tachikoma.errors import (
     ResourceExhausted,
     TachikomaError,
 )
-from tachikoma.models import ExecRequest
-from tachikoma.policy import PolicyWatch
+from tachikoma.models import ExecRequest, RateLimitConfig
+from tachikoma.policy import Decision, PolicyWatch
 from tachikoma.redaction import command_line
 from tachikoma.signed import Grant, WorkOrder, sign
 from tachikoma.spiffe import SpiffeId, agent_id
@@ -78,13 +78,13 @@ class Admitter:
         policies: PolicyWatch,
         identity: FileSvidSource,
         *,
-        queue_timeout: timedelta,
+        rate_limit: RateLimitConfig,
         search_path: tuple[str, ...],
     ) -> None:
         self._ledger = ledger
         self._policies = policies
         self._identity = identity
-        self._queue_timeout = queue_timeout
+        self._rate_limit = rate_limit
         self._search_path = search_path
         self._messages = MessageFactory()
 
@@ -99,7 +99,7 @@ class Admitter:
             InvalidRequest: it asks for what this version does not do.
             AgentUnknown, AgentOffline: there is nobody to run it.
             AlreadyExists: its id was used for another request.
-            ResourceExhausted: the agent's queue is full.
+            ResourceExhausted: the agent's queue is full, or a rate limit is reached.
         """
         subject = str(peer)
         if request.requested_by not in ("", subject):
@@ -125,8 +125,11 @@ class Admitter:
         digest = request_digest(request)
         request = request.model_copy(update={"timeout": decision.timeout})
         assert decision.grant is not None
-        order, message = self._prepare(request, decision.policy, decision.grant)
-        outcome = await self._ledger.admit(
+        queue_timeout = self._rate_limit.queue_timeout
+        if decision.rate_limit is not None:
+            queue_timeout = min(queue_timeout, decision.rate_limit.queue_timeout)
+        order, message = self._prepare(request, decision.policy, decision.grant, queue_timeout)
+        outcome, retry_seconds = await self._ledger.admit(
             Admission(
                 request=request,
                 digest=digest,
@@ -134,17 +137,29 @@ class Admitter:
                 message=message,
                 policy=decision.policy,
                 client_ip=peer.address,
+                queue_timeout=queue_timeout,
+                scopes=self._scopes(request, decision),
             )
         )
         if outcome in (Outcome.ADMITTED, Outcome.DUPLICATE):
             return outcome is Outcome.ADMITTED
-        raise self._refusal(outcome, request)
+        raise self._refusal(outcome, request, retry_seconds)
 
-    def _prepare(self, request: ExecRequest, policy: str, grant: Grant) -> tuple[str, bytes]:
+    def _scopes(self, request: ExecRequest, decision: Decision) -> dict[str, RateLimitConfig]:
+        """Whom limits count for: the agent, and the requester under the policy that decided."""
+        scopes = {}
+        if self._rate_limit.requests_per_minute or self._rate_limit.concurrent_limit:
+            scopes[f"agent:{request.agent_id}"] = self._rate_limit
+        if decision.rate_limit is not None:
+            who = f"{decision.policy.partition('@')[0]} {request.requested_by}"
+            scopes[f"by:{hashlib.sha256(who.encode()).hexdigest()[:32]}"] = decision.rate_limit
+        return scopes
+
+    def _prepare(self, request: ExecRequest, policy: str, grant: Grant, queue_timeout: timedelta) -> tuple[str, bytes]:
         """The signed order, and the Celery message that carries it."""
         svid = self._identity.current()
         now = int(time.time())
-        wait = self._queue_timeout.total_seconds()
+        wait = queue_timeout.total_seconds()
         order = sign(
             svid,
             WorkOrder(
@@ -168,7 +183,7 @@ class Admitter:
         await self._ledger.refuse(request, "denied", policy=policy, reason=reason, client_ip=peer.address)
 
     @staticmethod
-    def _refusal(outcome: Outcome, request: ExecRequest) -> TachikomaError:
+    def _refusal(outcome: Outcome, request: ExecRequest, retry_seconds: float) -> TachikomaError:
         agent = request.agent_id
         if outcome is Outcome.UNKNOWN:
             return AgentUnknown(
@@ -180,6 +195,17 @@ class Admitter:
             return AlreadyExists(
                 f"the id {request.id!r} was used before for another request; take a new one",
                 metadata={"id": request.id},
+            )
+        limits = {
+            Outcome.RATE: "too many requests in the last minute",
+            Outcome.CONCURRENT: "too many executions that have not ended",
+            Outcome.WAITING: "too many executions that have not started",
+        }
+        if outcome in limits:
+            return ResourceExhausted(
+                f"{limits[outcome]}; try again later",
+                metadata={"limit": outcome.lower(), "agent": agent},
+                retry_after_seconds=retry_seconds or 1,
             )
         return ResourceExhausted(
             f"the queue of agent {agent!r} is full", metadata={"agent": agent}, retry_after_seconds=1

@@ -22,6 +22,7 @@ from tachikoma.models import (
     ExecStatus,
     ExecTransition,
     OutputSummary,
+    RateLimitConfig,
     ResourceUsage,
 )
 from tachikoma.redaction import command_line, redact
@@ -46,6 +47,9 @@ class Outcome(StrEnum):
     UNKNOWN = "UNKNOWN"
     OFFLINE = "OFFLINE"
     FULL = "FULL"
+    RATE = "RATE"
+    CONCURRENT = "CONCURRENT"
+    WAITING = "WAITING"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,9 @@ class Admission:
     message: bytes
     policy: str
     client_ip: str
+    queue_timeout: timedelta
+    #: Limits by the name of what they count for.
+    scopes: Mapping[str, RateLimitConfig]
 
 
 def from_milliseconds(value: int) -> datetime | None:
@@ -169,18 +176,21 @@ class Record:
 class Ledger:
     """Reads and changes records. All methods raise redis errors when Redis is away."""
 
-    def __init__(self, redis: Redis, *, queue_size: int, queue_timeout: timedelta, retention: timedelta) -> None:
+    def __init__(self, redis: Redis, *, queue_size: int, retention: timedelta) -> None:
         self._redis = redis
         self._queue_size = queue_size
-        self._queue_timeout_ms = round(queue_timeout.total_seconds() * 1000)
         self._retention_seconds = round(retention.total_seconds())
         self._admit = redis.register_script(lua.load("admit"))
         self._transition = redis.register_script(lua.load("transition"))
 
     # --- changes ------------------------------------------------------------------------------------------------------
 
-    async def admit(self, admission: Admission) -> Outcome:
-        """Record, audit and dispatch a request, or refuse it; one round trip."""
+    async def admit(self, admission: Admission) -> tuple[Outcome, float]:
+        """Record, audit and dispatch a request, or refuse it; one round trip.
+
+        Returns:
+            The outcome; and after a refusal for a rate, the seconds after which a repetition may succeed, else 0.
+        """
         request = admission.request
         shown = redact(request.command)
         kept = {
@@ -201,17 +211,23 @@ class Ledger:
         ]  # fmt: skip
         event = self._event(request, policy=admission.policy, client_ip=admission.client_ip, authorized=True, code=None)
         agent, exec_id = request.agent_id, request.id
+        scopes: list[str | int] = []
+        for name, limit in admission.scopes.items():
+            scopes += (name, limit.requests_per_minute, limit.concurrent_limit, limit.queue_size)
         answer = await self._admit(
             keys=[
                 keys.execution(exec_id), keys.info(agent), keys.queue(agent), keys.AUDIT, keys.AGENTS,
                 keys.INDEX, keys.agent_index(agent), keys.OPEN,
+                *[key for name in admission.scopes for key in keys.scope(name)],
             ],
             args=[
-                exec_id, agent, admission.digest, self._queue_size, self._queue_timeout_ms, admission.message,
+                exec_id, agent, admission.digest, self._queue_size,
+                round(admission.queue_timeout.total_seconds() * 1000), admission.message,
+                len(admission.scopes), *scopes,
                 len(record) // 2, *record, *event,
             ],
         )  # fmt: skip
-        return Outcome(answer[0].decode())
+        return Outcome(answer[0].decode()), int(answer[2]) / 1000
 
     async def refuse(self, request: ExecRequest, code: str, *, policy: str, reason: str, client_ip: str) -> None:
         """Put a refusal on the record; it never becomes an execution."""

@@ -119,7 +119,6 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
     ledger = Ledger(
         redis,
         queue_size=settings.rate_limit.queue_size,
-        queue_timeout=settings.rate_limit.queue_timeout,
         retention=settings.retention,
     )
     endings = Endings()
@@ -135,7 +134,7 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
     )  # fmt: skip
     admitter = Admitter(
         ledger, policies, identity,
-        queue_timeout=settings.rate_limit.queue_timeout, search_path=settings.search_path,
+        rate_limit=settings.rate_limit, search_path=settings.search_path,
     )  # fmt: skip
 
     server = grpc.aio.server(

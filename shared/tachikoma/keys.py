@@ -15,6 +15,9 @@ The orchestrator's begin with `orch:`. Keys and channels of one purpose share th
     orch:index                       zset     executions by time of acceptance
     orch:index:<agent>               zset     the same, of one agent
     orch:open                        zset     executions that have not ended, by queue deadline
+    orch:rate:<scope>                zset     executions of a rate limit's scope accepted in the last minute
+    orch:open:<scope>                set      those of them that have not ended
+    orch:waiting:<scope>             set      those of them that have not started
     orch:agents                      hash     agents ever heard of, with their last heartbeat
     orch:audit                       stream   audit trail
     orch:ended                       channel  ids of executions that ended
@@ -40,6 +43,7 @@ __all__ = [
     "output",
     "queue",
     "result",
+    "scope",
     "split_task_id",
     "task_id",
 ]
@@ -123,6 +127,11 @@ def agent_of_channel(channel: str) -> str:
 
 def execution(exec_id: str) -> str:
     return f"orch:exec:{exec_id}"
+
+
+def scope(name: str) -> tuple[str, str, str]:
+    """What a rate limit counts for one scope; also in `lua/transition.lua`."""
+    return f"orch:rate:{name}", f"orch:open:{name}", f"orch:waiting:{name}"
 
 
 def agent_index(agent: str) -> str:

@@ -458,6 +458,25 @@ class AgentInfo(Model):
     warnings: tuple[str, ...] = ()
 
 
+class RateLimitConfig(Model):
+    """How much may be asked for (Spec 534, RateLimitConfig): of an agent, or by one requester under one policy."""
+
+    #: Requests accepted in any minute; 0 is no limit.
+    requests_per_minute: Annotated[int, Field(ge=0, le=100_000)] = 0
+    #: Executions that have not ended, waiting ones included; 0 is no limit.
+    concurrent_limit: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    #: Executions that have not started.
+    queue_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
+    #: How long an order may wait before it expires.
+    queue_timeout: Duration = timedelta(minutes=10)
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if not timedelta(0) < self.queue_timeout <= MAX_TIMEOUT:
+            raise ValueError(f"queueTimeout must be longer than zero and at most {MAX_TIMEOUT.days} days")
+        return self
+
+
 class ExecPolicy(Model):
     """Who may run what, where and as whom (Spec 534, ExecPolicy, plus whom it is for).
 
@@ -480,6 +499,8 @@ class ExecPolicy(Model):
     allowed_work_dirs: tuple[str, ...] = ()
     #: Name patterns of variables a request may set.
     allowed_environment: tuple[str, ...] = ()
+    #: How much each requester may ask for under this policy.
+    rate_limit: RateLimitConfig | None = None
     #: What each command may use; a request may ask for less.
     limits: ResourceLimits = ResourceLimits()
     #: Capabilities that commands run as root keep (capabilities(7)), or "all"; none by default. Others never have any.
@@ -514,25 +535,6 @@ class ExecPolicy(Model):
         if not timedelta(0) < value <= MAX_TIMEOUT:
             raise ValueError(f"must be longer than zero and at most {MAX_TIMEOUT.days} days")
         return value
-
-
-class RateLimitConfig(Model):
-    """How much of an agent may be asked for (Spec 534, RateLimitConfig)."""
-
-    #: Requests accepted in any minute; 0 is no limit.
-    requests_per_minute: Annotated[int, Field(ge=0)] = 0
-    #: Executions running at once; 0 is the agent's own number of slots.
-    concurrent_limit: Annotated[int, Field(ge=0)] = 0
-    #: Orders waiting on the agent's queue.
-    queue_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
-    #: How long an order may wait before it expires.
-    queue_timeout: Duration = timedelta(minutes=10)
-
-    @model_validator(mode="after")
-    def _bounds(self) -> Self:
-        if not timedelta(0) < self.queue_timeout <= MAX_TIMEOUT:
-            raise ValueError(f"queueTimeout must be longer than zero and at most {MAX_TIMEOUT.days} days")
-        return self
 
 
 class ExecAuditLog(Model):

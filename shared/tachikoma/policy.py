@@ -38,7 +38,7 @@ from tachikoma.environment import forbidden
 from tachikoma.errors import ConfigurationError, PermissionDenied
 from tachikoma.fields import format_duration
 from tachikoma.interpreters import is_interpreter
-from tachikoma.models import DEFAULT_TIMEOUT, ExecPolicy, ExecRequest, Model, capability_mask
+from tachikoma.models import DEFAULT_TIMEOUT, ExecPolicy, ExecRequest, Model, RateLimitConfig, capability_mask
 from tachikoma.patterns import CommandPattern, Pattern, PatternError
 from tachikoma.signed import Grant, GrantedExecutable
 
@@ -71,6 +71,8 @@ class Decision:
     reason: str
     #: What was granted; None when denied.
     grant: Grant | None = None
+    #: How much the requester may ask for under the policy that decided.
+    rate_limit: RateLimitConfig | None = None
     #: How long the command may run; the request's own timeout where it names one.
     timeout: timedelta = timedelta(0)
 
@@ -194,7 +196,7 @@ class _Policy:
             kill_grace=None if grace is None else grace.total_seconds(),
         )
         timeout = request.timeout or min(DEFAULT_TIMEOUT, self.policy.max_timeout)
-        return Decision(True, self.label, "allowedCommands", "", grant, timeout)
+        return Decision(True, self.label, "allowedCommands", "", grant, self.policy.rate_limit, timeout)
 
     def _no(self, rule: str, what: str) -> Decision:
         return Decision(False, self.label, rule, f"policy {self.policy.name} {what}")

@@ -40,7 +40,7 @@ class Stand:
             self.identities[name] = FileSvidSource(folder / name)
         authority.issue(service_id(DOMAIN, "orchestrator"), folder / "orchestrator")
         self.redis = redis
-        self.ledger = Ledger(redis, queue_size=10, queue_timeout=timedelta(minutes=10), retention=timedelta(hours=1))
+        self.ledger = Ledger(redis, queue_size=10, retention=timedelta(hours=1))
         self.endings = Endings()
         identity = FileSvidSource(folder / "orchestrator")
         self.collector = Collector(redis, self.ledger, self.endings, Registry(redis), identity)
@@ -49,8 +49,8 @@ class Stand:
         """An execution that waits for its agent's report."""
         await self.redis.set(keys.info(AGENT), "{}")
         request = ExecRequest(id=EXEC, agent_id=AGENT, command=["/bin/true"], requested_by="spiffe://x/y", timeout="5m")
-        admission = Admission(request, "digest", "order", b"message", "web@1", "")
-        assert await self.ledger.admit(admission) is Outcome.ADMITTED
+        admission = Admission(request, "digest", "order", b"message", "web@1", "", timedelta(minutes=10), {})
+        assert (await self.ledger.admit(admission))[0] is Outcome.ADMITTED
 
     async def state(self) -> ExecState:
         record = await self.ledger.record(EXEC)

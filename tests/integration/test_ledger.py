@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,8 +13,8 @@ from typing import Any
 import pytest
 
 from tachikoma import keys
-from tachikoma.models import ExecRequest, ExecState
-from tachikoma.redis_access import Redis
+from tachikoma.models import ExecRequest, ExecState, RateLimitConfig
+from tachikoma.redis_access import Redis, connect
 from tachikoma.signed import OutputDigest, Receipt
 from tachikoma_orchestrator.ledger import FENCE, Admission, Ledger, Outcome, Record
 
@@ -24,7 +25,9 @@ RETENTION = timedelta(hours=1)
 OPEN_STATES = [ExecState.QUEUED, ExecState.STARTED]
 
 
-def admission(exec_id: str = "job-7", *, digest: str = "", **values: Any) -> Admission:
+def admission(
+    exec_id: str = "job-7", *, digest: str = "", scopes: dict[str, RateLimitConfig] | None = None, **values: Any
+) -> Admission:
     request = ExecRequest(
         **{"id": exec_id, "agent_id": AGENT, "command": ["/bin/true"], "requested_by": ALICE, "timeout": "5m", **values}
     )
@@ -35,6 +38,8 @@ def admission(exec_id: str = "job-7", *, digest: str = "", **values: Any) -> Adm
         message=b"message of %s, \0\xff unchanged" % exec_id.encode(),
         policy="web@0123456789ab",
         client_ip="192.0.2.7",
+        queue_timeout=timedelta(minutes=10),
+        scopes=scopes or {},
     )
 
 
@@ -60,9 +65,13 @@ def receipt(exec_id: str = "job-7", **values: Any) -> Receipt:
     return Receipt(**{**defaults, **values})
 
 
+async def admit(ledger: Ledger, wanted: Admission) -> Outcome:
+    return (await ledger.admit(wanted))[0]
+
+
 @pytest.fixture
 def ledger(redis: Redis) -> Ledger:
-    return Ledger(redis, queue_size=3, queue_timeout=timedelta(minutes=10), retention=RETENTION)
+    return Ledger(redis, queue_size=3, retention=RETENTION)
 
 
 async def online(redis: Redis, agent: str = AGENT) -> None:
@@ -74,7 +83,7 @@ async def online(redis: Redis, agent: str = AGENT) -> None:
 async def admitted(redis: Redis, ledger: Ledger, exec_id: str = "job-7", **values: Any) -> None:
     """An execution that waits on its agent's queue."""
     await online(redis)
-    assert await ledger.admit(admission(exec_id, **values)) is Outcome.ADMITTED
+    assert await admit(ledger, admission(exec_id, **values)) is Outcome.ADMITTED
 
 
 async def read(ledger: Ledger, exec_id: str = "job-7") -> Record:
@@ -100,7 +109,7 @@ async def test_an_admitted_request_is_recorded_audited_indexed_and_queued_in_one
     redis: Redis, ledger: Ledger
 ) -> None:
     await online(redis)
-    assert await ledger.admit(admission()) is Outcome.ADMITTED
+    assert await admit(ledger, admission()) is Outcome.ADMITTED
     assert await redis.lrange(keys.queue(AGENT), 0, -1) == [b"message of job-7, \0\xff unchanged"]
     record = await read(ledger)
     assert (record.state, record.agent, record.requested_by) == (ExecState.QUEUED, AGENT, ALICE)
@@ -127,7 +136,7 @@ async def test_the_oldest_order_is_at_the_end_the_worker_takes_from(redis: Redis
 async def test_the_same_request_again_is_the_same_execution_and_leaves_no_trace(redis: Redis, ledger: Ledger) -> None:
     await admitted(redis, ledger)
     before = await everything(redis)
-    assert await ledger.admit(replace(admission(), message=b"another", order_sha256="another")) is Outcome.DUPLICATE
+    assert await admit(ledger, replace(admission(), message=b"another", order_sha256="another")) is Outcome.DUPLICATE
     assert await everything(redis) == before
 
 
@@ -136,16 +145,16 @@ async def test_the_same_request_again_is_known_also_when_the_agent_has_gone_or_t
 ) -> None:
     for name in ("a", "b", "c"):
         await admitted(redis, ledger, name)
-    assert await ledger.admit(admission("a")) is Outcome.DUPLICATE
+    assert await admit(ledger, admission("a")) is Outcome.DUPLICATE
     await redis.delete(keys.info(AGENT))
-    assert await ledger.admit(admission("a")) is Outcome.DUPLICATE
+    assert await admit(ledger, admission("a")) is Outcome.DUPLICATE
 
 
 async def test_the_same_request_again_is_known_also_after_its_end(redis: Redis, ledger: Ledger) -> None:
     await admitted(redis, ledger)
     await ledger.ended(AGENT, "job-7", receipt(), "token")
     await redis.delete(keys.queue(AGENT))
-    assert await ledger.admit(admission()) is Outcome.DUPLICATE
+    assert await admit(ledger, admission()) is Outcome.DUPLICATE
     assert await redis.llen(keys.queue(AGENT)) == 0
 
 
@@ -172,7 +181,7 @@ async def test_a_refused_request_is_on_the_record_and_nowhere_else(
             await admitted(redis, ledger, name)
     before = await everything(redis)
     trail = await events(ledger)
-    assert await ledger.admit(admission()) is outcome
+    assert await admit(ledger, admission()) is outcome
     after = await everything(redis)
     assert {key for key in after if after[key] != before.get(key)} == {keys.AUDIT.encode()}
     assert await events(ledger) == [*trail, ("refused", "job-7")]
@@ -183,7 +192,7 @@ async def test_a_refused_request_is_on_the_record_and_nowhere_else(
 async def test_a_conflict_does_not_touch_the_execution_it_conflicts_with(redis: Redis, ledger: Ledger) -> None:
     await admitted(redis, ledger)
     before = await redis.hgetall(keys.execution("job-7"))
-    assert await ledger.admit(admission(digest="another", command=["/bin/false"])) is Outcome.CONFLICT
+    assert await admit(ledger, admission(digest="another", command=["/bin/false"])) is Outcome.CONFLICT
     assert await redis.hgetall(keys.execution("job-7")) == before
     assert await redis.llen(keys.queue(AGENT)) == 1
 
@@ -191,21 +200,21 @@ async def test_a_conflict_does_not_touch_the_execution_it_conflicts_with(redis: 
 async def test_a_full_queue_has_room_again_when_an_order_is_taken(redis: Redis, ledger: Ledger) -> None:
     for name in ("a", "b", "c"):
         await admitted(redis, ledger, name)
-    assert await ledger.admit(admission("d")) is Outcome.FULL
+    assert await admit(ledger, admission("d")) is Outcome.FULL
     await redis.rpop(keys.queue(AGENT))
-    assert await ledger.admit(admission("d")) is Outcome.ADMITTED
+    assert await admit(ledger, admission("d")) is Outcome.ADMITTED
 
 
 async def test_a_full_queue_of_one_agent_is_not_that_of_another(redis: Redis, ledger: Ledger) -> None:
     for name in ("a", "b", "c"):
         await admitted(redis, ledger, name)
     await online(redis, "web-2")
-    assert await ledger.admit(admission("d", agent_id="web-2")) is Outcome.ADMITTED
+    assert await admit(ledger, admission("d", agent_id="web-2")) is Outcome.ADMITTED
 
 
 async def test_of_many_equal_requests_at_once_one_is_queued(redis: Redis, ledger: Ledger) -> None:
     await online(redis)
-    outcomes = await asyncio.gather(*(ledger.admit(admission()) for _ in range(40)))
+    outcomes = await asyncio.gather(*(admit(ledger, admission()) for _ in range(40)))
     assert sorted(outcomes) == [Outcome.ADMITTED, *[Outcome.DUPLICATE] * 39]
     assert await redis.llen(keys.queue(AGENT)) == 1
     assert await events(ledger) == [("admitted", "job-7")]
@@ -213,7 +222,7 @@ async def test_of_many_equal_requests_at_once_one_is_queued(redis: Redis, ledger
 
 async def test_of_many_different_requests_at_once_only_so_many_are_queued(redis: Redis, ledger: Ledger) -> None:
     await online(redis)
-    outcomes = await asyncio.gather(*(ledger.admit(admission(f"job-{n}")) for n in range(40)))
+    outcomes = await asyncio.gather(*(admit(ledger, admission(f"job-{n}")) for n in range(40)))
     assert outcomes.count(Outcome.ADMITTED) == await redis.llen(keys.queue(AGENT)) == 3
     assert outcomes.count(Outcome.FULL) == 37
 
@@ -376,7 +385,7 @@ async def test_of_fence_and_claim_exactly_one_wins(redis: Redis, ledger: Ledger)
     for number in range(20):
         name = f"job-{number}"
         await redis.delete(keys.queue(AGENT))
-        await ledger.admit(admission(name))
+        await admit(ledger, admission(name))
 
         async def agent(name: str = name) -> bool:
             return bool(await redis.set(keys.claim(AGENT, name), "boot-1", nx=True))
@@ -431,7 +440,7 @@ async def test_a_terminal_state_never_changes_whatever_comes(redis: Redis, ledge
         name = chance.choice(names)
         step = chance.randrange(7)
         if step == 0:
-            await ledger.admit(admission(name, digest=chance.choice(["one", "other"])))
+            await admit(ledger, admission(name, digest=chance.choice(["one", "other"])))
         elif step == 1:
             await ledger.started(AGENT, name, chance.randrange(1, 10**12))
         elif step == 2:
@@ -555,3 +564,91 @@ async def test_the_trail_is_bounded_in_number_as_well(redis: Redis, ledger: Ledg
 async def test_trimming_nothing_does_no_harm(redis: Redis, ledger: Ledger) -> None:
     await ledger.trim(audit_retention=timedelta(days=1), audit_events=10)
     assert await redis.keys() == []
+
+
+# --- rate limits ------------------------------------------------------------------------------------------------------
+
+
+def limits(**values: int) -> dict[str, RateLimitConfig]:
+    return {"by:alice": RateLimitConfig(**values)}
+
+
+async def counted(redis: Redis) -> list[int]:
+    """How many of the scope are counted: accepted in the last minute, not ended, not started."""
+    rate, open_ones, waiting = keys.scope("by:alice")
+    return [await redis.zcard(rate), await redis.scard(open_ones), await redis.scard(waiting)]
+
+
+async def test_so_many_are_accepted_in_a_minute_and_the_next_is_told_when(redis: Redis, ledger: Ledger) -> None:
+    await online(redis)
+    ledger._queue_size = 100
+    for number in range(3):
+        assert await admit(ledger, admission(f"a{number}", scopes=limits(requests_per_minute=3))) is Outcome.ADMITTED
+    outcome, retry = await ledger.admit(admission("b", scopes=limits(requests_per_minute=3)))
+    assert outcome is Outcome.RATE
+    assert 0 < retry <= 60.001
+    # Another scope, and no scope, count for themselves.
+    assert await admit(ledger, admission("c", scopes={"by:bob": RateLimitConfig(requests_per_minute=1)})) == "ADMITTED"
+    assert await admit(ledger, admission("d")) is Outcome.ADMITTED
+    # The oldest becomes older than a minute.
+    rate, _, _ = keys.scope("by:alice")
+    await redis.zincrby(rate, -60_001, "a0")
+    assert await admit(ledger, admission("e", scopes=limits(requests_per_minute=3))) is Outcome.ADMITTED
+    assert await admit(ledger, admission("f", scopes=limits(requests_per_minute=3))) is Outcome.RATE
+
+
+async def test_a_repetition_counts_once_and_a_refusal_not_at_all(redis: Redis, ledger: Ledger) -> None:
+    await online(redis)
+    first = admission("a", scopes=limits(requests_per_minute=1))
+    assert await admit(ledger, first) is Outcome.ADMITTED
+    assert await admit(ledger, first) is Outcome.DUPLICATE
+    assert await admit(ledger, admission("b", scopes=limits(requests_per_minute=1))) is Outcome.RATE
+    assert await counted(redis) == [1, 1, 1]
+
+
+async def test_a_start_and_an_end_give_back_what_was_taken_once(redis: Redis, ledger: Ledger) -> None:
+    await online(redis)
+    both = limits(concurrent_limit=2, queue_size=1)
+    assert await admit(ledger, admission("a", scopes=both)) is Outcome.ADMITTED
+    assert await admit(ledger, admission("b", scopes=both)) is Outcome.WAITING
+    assert await ledger.started(AGENT, "a", 1)
+    assert await counted(redis) == [1, 1, 0]
+    assert await admit(ledger, admission("b", scopes=both)) is Outcome.ADMITTED
+    assert await ledger.started(AGENT, "b", 1)
+    assert await admit(ledger, admission("c", scopes=both)) is Outcome.CONCURRENT
+    for _ in range(2):
+        await ledger.ended(AGENT, "a", receipt("a"), "token")
+        assert await counted(redis) == [2, 1, 0]
+    assert await admit(ledger, admission("c", scopes=both)) is Outcome.ADMITTED
+
+
+@pytest.mark.parametrize("end", [ExecState.EXPIRED, ExecState.CANCELLED, ExecState.LOST])
+async def test_every_end_gives_back(redis: Redis, ledger: Ledger, end: ExecState) -> None:
+    await online(redis)
+    assert await admit(ledger, admission("a", scopes=limits(concurrent_limit=1))) is Outcome.ADMITTED
+    assert await ledger.settle(AGENT, "a", OPEN_STATES, end, reason="a test", fence=end is not ExecState.LOST) == "DONE"
+    assert await counted(redis) == [1, 0, 0]
+
+
+async def test_limits_are_exact_whoever_asks_at_once(redis_url: str, redis: Redis) -> None:
+    """Several orchestrators, each with connections of its own."""
+    await online(redis)
+    clients = [connect(redis_url, name=f"orchestrator-{number}") for number in range(3)]
+    ledgers = [Ledger(client, queue_size=1000, retention=RETENTION) for client in clients]
+    try:
+        outcomes = await asyncio.gather(
+            *(
+                admit(ledgers[number % 3], admission(f"job-{number}", scopes=limits(requests_per_minute=17)))
+                for number in range(120)
+            )
+        )
+        assert Counter(outcomes) == {Outcome.ADMITTED: 17, Outcome.RATE: 103}
+        ends = [
+            ledgers[number % 3].settle(AGENT, f"job-{number}", OPEN_STATES, ExecState.LOST, reason="x", fence=False)
+            for number, outcome in enumerate(outcomes) if outcome is Outcome.ADMITTED
+        ]  # fmt: skip
+        await asyncio.gather(*ends)
+        assert (await counted(redis))[1:] == [0, 0]
+    finally:
+        for client in clients:
+            await client.aclose()

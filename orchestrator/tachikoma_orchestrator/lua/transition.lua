@@ -69,6 +69,15 @@ if #ARGV > last then
   end
   redis.call('XADD', KEYS[2], '*', unpack(event))
 end
+if ARGV[3] ~= '' and ARGV[3] ~= 'QUEUED' then
+  -- Given back here and nowhere else; twice does no harm. The names are those that admission took.
+  for scope in string.gmatch(redis.call('HGET', KEYS[1], 'scopes') or '', '%S+') do
+    redis.call('SREM', 'orch:waiting:' .. scope, ARGV[1])
+    if ARGV[4] == '1' then
+      redis.call('SREM', 'orch:open:' .. scope, ARGV[1])
+    end
+  end
+end
 if ARGV[4] == '1' then
   redis.call('ZREM', KEYS[3], ARGV[1])
   redis.call('EXPIRE', KEYS[1], ARGV[6])

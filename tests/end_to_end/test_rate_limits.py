@@ -1,0 +1,47 @@
+"""Rate limits as callers meet them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import make_cli, prepare, wait_until
+
+from tachikoma import Client, ExecRequest, ExecState, ResourceExhausted
+from tachikoma.dev.stack import Stack
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -> Iterator[Stack]:
+    data = prepare(tmp_path_factory.mktemp("rates"))
+    file = data / "policy.yaml"
+    file.write_text(file.read_text() + "    rateLimit: {requestsPerMinute: 4, concurrentLimit: 2}\n")
+    with Stack(data, redis_server=redis_server) as stack:
+        yield stack
+
+
+def test_limits_of_a_policy_are_refusals_that_say_when_and_are_on_the_record(strict: Stack) -> None:
+    with Client(strict.profile()) as client:
+        running = [ExecRequest(agent_id="agent-1", command=("sleep", "1000")) for _ in range(2)]
+        for request in running:
+            client.submit(request)
+        with pytest.raises(ResourceExhausted, match="too many executions that have not ended") as refused:
+            client.execute(ExecRequest(agent_id="agent-1", command=("true",)))
+        assert refused.value.retry_after_seconds == 1
+        for request in running:
+            client.cancel(request.id)
+        for request in running:
+            wait_until(lambda request=request: client.status(request.id).state is ExecState.CANCELLED, "it has ended")
+        # What ended is given back; what was accepted in the last minute is not.
+        for _ in range(2):
+            assert client.execute(ExecRequest(agent_id="agent-1", command=("true",))).exit_code == 0
+        with pytest.raises(ResourceExhausted, match="too many requests in the last minute") as refused:
+            client.execute(ExecRequest(agent_id="agent-1", command=("true",)))
+        assert refused.value.retry_after_seconds is not None
+        assert 1 < refused.value.retry_after_seconds <= 60.1
+        reasons = [event.reason for event in client.audit(limit=100) if event.event == "refused"]
+        assert reasons == ["CONCURRENT", "RATE"]
+    done = make_cli(strict).run("exec", "agent-1", "true")
+    assert done.returncode == 125
+    assert b"too many requests in the last minute" in done.stderr
