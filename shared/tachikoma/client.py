@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -18,7 +20,7 @@ import grpc
 import grpc.aio
 
 from tachikoma import wire
-from tachikoma.errors import TachikomaError, Unauthenticated, Unavailable
+from tachikoma.errors import ResourceExhausted, TachikomaError, Unauthenticated, Unavailable
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
 from tachikoma.models import (
@@ -61,14 +63,20 @@ class AsyncClient:
     `tachikoma.errors`: `PermissionDenied`, `AgentOffline`, `Unavailable`, and so on.
     """
 
-    def __init__(self, profile: Profile | None = None) -> None:
+    def __init__(self, profile: Profile | None = None, *, patience: timedelta = timedelta(0)) -> None:
         """Prepare a client.
+
+        Args:
+            profile: where the orchestrator is and who one is.
+            patience: how long a call that meets a rate limit or a full queue waits and is repeated, by the delay that
+                the refusal names; not at all by default.
 
         Raises:
             ConfigurationError: there is no profile, or its identity cannot be read.
             Unauthenticated: the identity is expired or not trusted by its own bundle.
         """
         self.profile = profile or Profile.load()
+        self._patience = patience.total_seconds()
         svid = FileSvidSource(self.profile.identity).current()
         try:
             svid.verify()
@@ -119,11 +127,21 @@ class AsyncClient:
         return translated
 
     async def _call(self, method: str, message: Any) -> Any:
-        await self._ready()
-        try:
-            return await getattr(self._stub(), method)(message)
-        except grpc.aio.AioRpcError as error:
-            raise self._translate(error) from error
+        deadline = time.monotonic() + self._patience
+        while True:
+            await self._ready()
+            try:
+                return await getattr(self._stub(), method)(message)
+            except grpc.aio.AioRpcError as error:
+                await self._wait_or_raise(self._translate(error), deadline)
+
+    @staticmethod
+    async def _wait_or_raise(error: TachikomaError, deadline: float) -> None:
+        """Wait as long as a refusal for a limit says, if there is so much time; else raise it."""
+        delay = error.retry_after_seconds or 1
+        if not isinstance(error, ResourceExhausted) or time.monotonic() + delay > deadline:
+            raise error
+        await asyncio.sleep(delay)
 
     async def execute(self, request: ExecRequest) -> ExecResponse:
         """Run a command and wait for its end. A failed command is no error here; see `ExecResponse.check`."""
@@ -174,23 +192,31 @@ class AsyncClient:
         return tuple(wire.audit_from_pb(item) for item in answer.events)
 
     async def _stream(self, method: str, message: Any) -> AsyncIterator[ExecOutput]:
-        await self._ready()
-        call = getattr(self._stub(), method)(message)
-        try:
-            async for item in call:
-                yield wire.output_from_pb(item)
-        except grpc.aio.AioRpcError as error:
-            raise self._translate(error) from error
-        finally:
-            call.cancel()
+        deadline = time.monotonic() + self._patience
+        begun = False
+        while True:
+            await self._ready()
+            call = getattr(self._stub(), method)(message)
+            try:
+                async for item in call:
+                    begun = True
+                    yield wire.output_from_pb(item)
+                return
+            except grpc.aio.AioRpcError as error:
+                translated = self._translate(error)
+                if begun:
+                    raise translated from error
+                await self._wait_or_raise(translated, deadline)
+            finally:
+                call.cancel()
 
 
 class Client:
     """`AsyncClient` for programs without an event loop. A context manager; usable from several threads."""
 
-    def __init__(self, profile: Profile | None = None) -> None:
-        """Prepare a client; raises as `AsyncClient` does."""
-        self._async = AsyncClient(profile)
+    def __init__(self, profile: Profile | None = None, *, patience: timedelta = timedelta(0)) -> None:
+        """Prepare a client; arguments and errors as with `AsyncClient`."""
+        self._async = AsyncClient(profile, patience=patience)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tachikoma-client", daemon=True)
         self._thread.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,26 @@ def test_limits_of_a_policy_are_refusals_that_say_when_and_are_on_the_record(str
     done = make_cli(strict).run("exec", "agent-1", "true")
     assert done.returncode == 125
     assert b"too many requests in the last minute" in done.stderr
+
+
+def test_a_patient_client_waits_and_comes_again(tmp_path: Path, redis_server: Path | None) -> None:
+    data = prepare(tmp_path)
+    file = data / "policy.yaml"
+    file.write_text(file.read_text() + "    rateLimit: {concurrentLimit: 1}\n")
+    with (
+        Stack(data, redis_server=redis_server) as stack,
+        Client(stack.profile(), patience=timedelta(minutes=1)) as client,
+    ):
+        for call in (client.execute, lambda request: list(client.execute_stream(request))[-1].result):
+            first = ExecRequest(agent_id="agent-1", command=("sh", "-c", "read x; sleep 0.5"))
+            client.submit(first)
+            assert call(ExecRequest(agent_id="agent-1", command=("true",))).exit_code == 0
+            assert client.status(first.id).state.terminal
+        refused = [event for event in client.audit(limit=100) if event.event == "refused"]
+        assert refused
+        client.submit(ExecRequest(agent_id="agent-1", command=("sleep", "1000")))
+        with (
+            Client(stack.profile(), patience=timedelta(seconds=0.5)) as hasty,
+            pytest.raises(ResourceExhausted),
+        ):
+            hasty.execute(ExecRequest(agent_id="agent-1", command=("true",)))
