@@ -32,6 +32,7 @@ from tachikoma.spiffe import SpiffeId, agent_id
 from tachikoma.svid import FileSvidSource
 from tachikoma_orchestrator.dispatch import MessageFactory
 from tachikoma_orchestrator.ledger import Admission, Ledger, Outcome
+from tachikoma_orchestrator.registry import Registry
 
 __all__ = ["Admitter", "Peer"]
 
@@ -77,6 +78,7 @@ class Admitter:
         ledger: Ledger,
         policies: PolicyWatch,
         identity: FileSvidSource,
+        registry: Registry,
         *,
         rate_limit: RateLimitConfig,
         search_path: tuple[str, ...],
@@ -84,6 +86,7 @@ class Admitter:
         self._ledger = ledger
         self._policies = policies
         self._identity = identity
+        self._registry = registry
         self._rate_limit = rate_limit
         self._search_path = search_path
         self._messages = MessageFactory()
@@ -110,7 +113,8 @@ class Admitter:
             raise PermissionDenied(reason, metadata={"rule": "requestedBy"})
         request = request.model_copy(update={"requested_by": subject})
 
-        decision = self._policies.current.decide(request, subject, self._search_path)
+        labels = self._registry.labels(request.agent_id)
+        decision = self._policies.current.decide(request, subject, self._search_path, labels)
         if not decision.allowed:
             await self._refuse(request, peer, decision.policy, decision.reason)
             raise PermissionDenied(

@@ -38,6 +38,11 @@ class Registry:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._labels: dict[str, dict[str, str]] = {}
+
+    def labels(self, agent: str) -> dict[str, str]:
+        """What an agent says of itself; nothing of one that was not heard of."""
+        return self._labels.get(agent, {})
 
     async def discover(self) -> None:
         """Learn of agents that said something while nobody listened. Reads every key once, in steps."""
@@ -54,6 +59,7 @@ class Registry:
         except ValidationError as error:
             log.warning("heartbeat.unreadable", agent=agent, error=str(error)[:500])
             return
+        self._labels[agent] = heartbeat.labels
         seconds, micros = await self._redis.time()
         seen_ms = int(seconds) * 1000 + int(micros) // 1000
         kept = json.dumps({"seen_ms": seen_ms, "heartbeat": heartbeat.model_dump(mode="json")})

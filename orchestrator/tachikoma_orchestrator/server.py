@@ -133,7 +133,7 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
         audit_retention=settings.audit_retention, audit_events=settings.audit_events,
     )  # fmt: skip
     admitter = Admitter(
-        ledger, policies, identity,
+        ledger, policies, identity, registry,
         rate_limit=settings.rate_limit, search_path=settings.search_path,
     )  # fmt: skip
 

@@ -486,7 +486,7 @@ class ExecPolicy(Model):
     name: Identifier
     #: SPIFFE ID patterns of the requesters it is for.
     subjects: Annotated[tuple[str, ...], Field(min_length=1)]
-    #: Agent id patterns it is for.
+    #: Agents it is for: id patterns, or labels as `role=web,site=*`.
     agents: Annotated[tuple[str, ...], Field(min_length=1)]
     #: Command patterns; see `tachikoma.patterns`.
     allowed_commands: tuple[str, ...] = ()

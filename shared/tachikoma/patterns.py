@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-__all__ = ["CommandPattern", "Pattern", "PatternError"]
+__all__ = ["AgentSelector", "CommandPattern", "Pattern", "PatternError"]
 
 #: Longest pattern, and most alternatives that its braces may make.
 MAX_PATTERN = 4096
@@ -26,6 +26,8 @@ _STAR = "*"
 _GLOBSTAR = "**"
 #: Stands where a brace was, so that what it brings together is not read as one: `*{,x}*` is no `**`.
 _SEAM = "\0"
+#: Between the labels of a selector.
+_OUTSIDE_BRACES = re.compile(r",(?![^{]*\})")
 #: Where a path may begin or end inside an argument, as in `--root=../x`.
 _SEPARATORS = re.compile(r"[/=:,;\s]")
 
@@ -211,6 +213,38 @@ class Pattern:
             )
             anchors.append(literal.rpartition("/")[0] or "/")
         return max(anchors, key=len)
+
+
+class AgentSelector:
+    """A pattern for agents: for their ids, or `name=value` for their labels, several separated by commas."""
+
+    __slots__ = ("_id", "_labels", "text")
+
+    def __init__(self, text: str) -> None:
+        """Compile a selector.
+
+        Raises:
+            PatternError: it cannot be understood.
+        """
+        self.text = text
+        self._id: Pattern | None = None
+        self._labels: tuple[tuple[str, Pattern], ...] = ()
+        if "=" not in text:
+            self._id = Pattern(text)
+            return
+        labels = []
+        for part in _OUTSIDE_BRACES.split(text):
+            name, equals, value = part.strip().partition("=")
+            if not name or not equals or any(character in "*[]{}" for character in name):
+                raise PatternError(f"{text!r}: a label is selected as name=value, with wildcards only in the value")
+            labels.append((name, Pattern(value)))
+        self._labels = tuple(labels)
+
+    def matches(self, agent: str, labels: Mapping[str, str]) -> bool:
+        """Whether it means an agent with this id and these labels."""
+        if self._id is not None:
+            return self._id.matches(agent)
+        return all(name in labels and pattern.matches(labels[name]) for name, pattern in self._labels)
 
 
 class CommandPattern:

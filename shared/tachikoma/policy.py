@@ -22,11 +22,12 @@ import io
 import json
 import posixpath
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import Field, ValidationError
@@ -39,13 +40,14 @@ from tachikoma.errors import ConfigurationError, PermissionDenied
 from tachikoma.fields import format_duration
 from tachikoma.interpreters import is_interpreter
 from tachikoma.models import DEFAULT_TIMEOUT, ExecPolicy, ExecRequest, Model, RateLimitConfig, capability_mask
-from tachikoma.patterns import CommandPattern, Pattern, PatternError
+from tachikoma.patterns import AgentSelector, CommandPattern, Pattern, PatternError
 from tachikoma.signed import Grant, GrantedExecutable
 
 __all__ = ["SEARCH_PATH", "Decision", "Explanation", "PolicySet", "PolicyWatch", "narrow"]
 
 #: Where a bare program name is looked up, in this order, unless an orchestrator is configured otherwise.
 SEARCH_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+NO_LABELS: Mapping[str, str] = MappingProxyType({})
 #: Largest policy file.
 MAX_FILE_BYTES = 4 * 1024 * 1024
 
@@ -100,15 +102,15 @@ class _Policy:
         canonical = json.dumps(policy.to_dict(), sort_keys=True, separators=(",", ":"))
         self.label = f"{policy.name}@{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
         self.subjects = [Pattern(text) for text in policy.subjects]
-        self.agents = [Pattern(text) for text in policy.agents]
+        self.agents = [AgentSelector(text) for text in policy.agents]
         self.allowed = [CommandPattern(text) for text in policy.allowed_commands]
         self.denied = [CommandPattern(text, deny=True) for text in policy.denied_commands]
         self.users = [Pattern(text) for text in policy.allowed_users]
         self.work_dirs = [Pattern(text) for text in policy.allowed_work_dirs]
         self.environment = [Pattern(text) for text in policy.allowed_environment]
 
-    def concerns(self, subject: str, agent: str) -> bool:
-        return any(p.matches(subject) for p in self.subjects) and any(p.matches(agent) for p in self.agents)
+    def concerns(self, subject: str, agent: str, labels: Mapping[str, str]) -> bool:
+        return any(p.matches(subject) for p in self.subjects) and any(s.matches(agent, labels) for s in self.agents)
 
     def denies(self, request: ExecRequest, candidates: Sequence[str]) -> Decision | None:
         """The denial of a request, whatever else grants it."""
@@ -282,17 +284,22 @@ class PolicySet:
         """Whether somebody sees everybody's executions and the audit trail."""
         return any(pattern.matches(subject) for pattern in self.operators)
 
-    def decide(self, request: ExecRequest, subject: str, search_path: Sequence[str]) -> Decision:
+    def decide(
+        self, request: ExecRequest, subject: str, search_path: Sequence[str], labels: Mapping[str, str] = NO_LABELS
+    ) -> Decision:
         """Decide on a request. Pure, and the same for any order of the policies.
 
         Args:
             request: what is to be run.
             subject: SPIFFE ID of the requester.
             search_path: folders in which a program is looked for that is a bare name.
+            labels: of the agent.
         """
-        return self.explain(request, subject, search_path).decision
+        return self.explain(request, subject, search_path, labels).decision
 
-    def explain(self, request: ExecRequest, subject: str, search_path: Sequence[str]) -> Explanation:
+    def explain(
+        self, request: ExecRequest, subject: str, search_path: Sequence[str], labels: Mapping[str, str] = NO_LABELS
+    ) -> Explanation:
         """Decide on a request as `decide` does, and say what each policy that is for it says."""
         program = request.command[0]
         if "/" in program or program in (".", ".."):
@@ -308,7 +315,8 @@ class PolicySet:
             why = f"the working directory must be a plain path, not {request.work_dir!r}"
             return Explanation(Decision(False, "", "workDir", why))
         concerned = sorted(
-            (policy for policy in self.policies if policy.concerns(subject, request.agent_id)), key=lambda p: p.label
+            (policy for policy in self.policies if policy.concerns(subject, request.agent_id, labels)),
+            key=lambda p: p.label,
         )
         if not concerned:
             why = f"no policy is for {subject} on agent {request.agent_id}"
@@ -392,7 +400,7 @@ def _where_pattern(policy: ExecPolicy, index: int) -> tuple[str | int, ...]:
     """Which entry of a policy is the pattern that cannot be compiled."""
     for field, alias, kind in (
         (policy.subjects, "subjects", Pattern),
-        (policy.agents, "agents", Pattern),
+        (policy.agents, "agents", AgentSelector),
         (policy.allowed_commands, "allowedCommands", CommandPattern),
         (policy.allowed_users, "allowedUsers", Pattern),
         (policy.allowed_work_dirs, "allowedWorkDirs", Pattern),

@@ -38,6 +38,7 @@ class Expectation(Model):
     #: SPIFFE ID of the requester.
     subject: Annotated[str, Field(alias="as", min_length=1)]
     agent: Identifier
+    labels: dict[str, str] = Field(default_factory=dict)
     #: A list, or a line that is split as a shell splits words.
     command: Annotated[
         tuple[str, ...], BeforeValidator(lambda value: shlex.split(value) if isinstance(value, str) else value)
@@ -110,6 +111,8 @@ def load_expectations(path: Path) -> tuple[Expectation, ...]:
 def check(policies: PolicySet, expectations: tuple[Expectation, ...]) -> list[Outcome]:
     """Decide on each."""
     return [
-        Outcome(expectation, policies.decide(expectation.request(), expectation.subject, SEARCH_PATH))
+        Outcome(
+            expectation, policies.decide(expectation.request(), expectation.subject, SEARCH_PATH, expectation.labels)
+        )
         for expectation in expectations
     ]

@@ -186,6 +186,21 @@ def test_stopping_the_stack_sweeps_up_after_a_killed_agent(
     assert not list(Path("/sys/fs/cgroup").glob(f"**/{name}"))
 
 
+def test_a_policy_for_agents_with_a_label(tmp_path: Path, redis_server: Path | None) -> None:
+    data = prepare(tmp_path)
+    file = data / "policy.yaml"
+    text = file.read_text()
+    file.write_text(text.replace('agents: ["**"]', 'agents: ["role=web"]'))
+    environment = {"TACHIKOMA_LABELS": '{"role": "web"}'}
+    with Stack(data, redis_server=redis_server, environment=environment) as stack, Client(stack.profile()) as client:
+        assert client.execute(ExecRequest(agent_id="agent-1", command=("true",))).exit_code == 0
+        file.write_text(text.replace('agents: ["**"]', 'agents: ["role=db"]'))
+        log = stack.data / "logs" / "orchestrator.log"
+        wait_until(lambda: "policy.changed" in log.read_text(), "it takes the new one")
+        with pytest.raises(PermissionDenied, match="no policy is for"):
+            client.execute(ExecRequest(agent_id="agent-1", command=("true",)))
+
+
 def test_the_agents_own_policy_has_the_last_word(tmp_path: Path, redis_server: Path | None) -> None:
     own = tmp_path / "own.yaml"
     rules = "policies:\n  - {name: own, subjects: ['**'], agents: ['**'], allowedCommands: [/usr/bin/id ...]}\n"

@@ -137,6 +137,42 @@ def test_an_explanation_names_what_each_policy_says(tmp_path: Path, file: Path) 
     assert (code, out) == (1, f"denied: default\n  no policy is for {ALICE} on agent db-1\n")
 
 
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("selector", "labels", "meant"),
+    [
+        ("role=web", {"role": "web"}, True),
+        ("role=web", {"role": "web", "site": "a"}, True),
+        ("role=web", {"role": "webs"}, False),
+        ("role=web", {}, False),
+        ("role=*", {}, False),
+        ("role=*,site={a,b}", {"role": "x", "site": "b"}, True),
+        ("role=*,site=a", {"role": "x", "site": "b"}, False),
+        ("web-*", {"role": "web-1"}, False),
+    ],
+)
+def test_agents_are_selected_by_their_labels(
+    tmp_path: Path, selector: str, labels: dict[str, str], meant: bool
+) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(WEB.replace('"web-*"', f'"{selector}"'))
+    options = [f"--label={name}={value}" for name, value in labels.items()]
+    code, _, _ = run(
+        "explain", "--policy", str(path), "--as", ALICE, *options, "db-1", "--", "systemctl", "status", "nginx.service"
+    )
+    assert (code == 0) == meant
+
+
+@pytest.mark.parametrize("selector", ["=web", "ro*=web", "role=web,", "role=[a"])
+def test_wrong_selectors_are_told(tmp_path: Path, selector: str) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(WEB.replace('"web-*"', f'"{selector}"'))
+    with pytest.raises(ConfigurationError, match=r"p\.yaml:4:14: policies\[0\]\.agents\[0\]: "):
+        PolicySet.load(path)
+
+
 # --- expectations -----------------------------------------------------------------------------------------------------
 
 

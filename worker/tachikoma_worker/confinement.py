@@ -12,7 +12,7 @@ import os
 import posixpath
 import pwd
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -115,7 +115,7 @@ class Prepared:
             log.warning("cgroup.not_removed", id=self.order.jti)
 
 
-def narrowed(order: WorkOrder, policies: PolicySet) -> WorkOrder:
+def narrowed(order: WorkOrder, policies: PolicySet, labels: Mapping[str, str]) -> WorkOrder:
     """The order as far as the agent's own policy lets it be.
 
     Raises:
@@ -123,7 +123,7 @@ def narrowed(order: WorkOrder, policies: PolicySet) -> WorkOrder:
     """
     folders = [posixpath.dirname(executable.path) for executable in order.grant.executables]
     try:
-        grant = narrow(order.grant, policies.decide(order.request, order.sub, folders))
+        grant = narrow(order.grant, policies.decide(order.request, order.sub, folders, labels))
     except PermissionDenied as error:
         raise Refused(str(error)) from None
     return order.model_copy(update={"grant": grant})

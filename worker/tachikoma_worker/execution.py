@@ -173,7 +173,7 @@ class Execution:
     def _prepare(self, order: WorkOrder) -> Prepared:
         context = self._context
         if context.local_policy is not None:
-            order = narrowed(order, context.local_policy.current)
+            order = narrowed(order, context.local_policy.current, context.settings.labels)
         return prepare(order, context.settings, context.spawner.uid, context.cgroups)
 
     @staticmethod

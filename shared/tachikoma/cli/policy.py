@@ -47,6 +47,7 @@ def explain(
     command: Annotated[list[str], typer.Argument(help="The program and its arguments.")],
     file: Annotated[Path, typer.Option("--policy", envvar="TACHIKOMA_POLICY", help="The policy file, or a folder.")],
     subject: Annotated[str, typer.Option("--as", help="SPIFFE ID of the requester.")],
+    label: Annotated[list[str] | None, typer.Option(help="name=value of the agent; may be repeated.")] = None,
     user: Annotated[str, typer.Option("--user", "-u", help="User on the agent.")] = "",
     cwd: Annotated[str, typer.Option(help="Working directory.")] = "",
     env: Annotated[list[str] | None, typer.Option("--env", "-e", help="NAME=value; may be repeated.")] = None,
@@ -66,7 +67,8 @@ def explain(
         raise InvalidRequest(describe_validation_error(error)) from None
     except ValueError as error:
         raise InvalidRequest(f"--timeout: {error}") from None
-    found = PolicySet.load(file).explain(request, subject, SEARCH_PATH)
+    labels = dict(item.partition("=")[::2] for item in label or [])
+    found = PolicySet.load(file).explain(request, subject, SEARCH_PATH, labels)
     for verdict in found.verdicts:
         typer.echo(f"{verdict.policy:40} {_told(verdict)}")
     decision = found.decision
