@@ -2,8 +2,10 @@
 
 1. The request must be the peer's own and of a kind this version runs.
 2. Policy decides, purely.
-3. The order is signed and wrapped into a Celery message.
-4. One Lua script checks agent, id and queue, writes ledger and audit, and pushes the message.
+3. The order is signed and wrapped into a Celery message; where policy asks for an approval, the request itself is
+   signed instead, so that there is no order before somebody approved (`approval.py`).
+4. One Lua script checks agent, id, queue and limits and writes ledger and audit; another pushes the message. Both go to
+   Redis at once.
 """
 
 from __future__ import annotations
@@ -24,17 +26,18 @@ from tachikoma.errors import (
     ResourceExhausted,
     TachikomaError,
 )
-from tachikoma.models import ExecRequest, RateLimitConfig
+from tachikoma.models import AuditCode, ExecRequest, RateLimitConfig
 from tachikoma.policy import Decision, PolicyWatch
 from tachikoma.redaction import command_line
-from tachikoma.signed import Grant, WorkOrder, sign
+from tachikoma.signed import ParkedRequest, WorkOrder, sign
 from tachikoma.spiffe import SpiffeId, agent_id
 from tachikoma.svid import FileSvidSource
+from tachikoma_orchestrator.audit import AuditTrail
 from tachikoma_orchestrator.dispatch import MessageFactory
-from tachikoma_orchestrator.ledger import Admission, Ledger, Outcome
+from tachikoma_orchestrator.ledger import Admission, Dispatch, Ledger, Outcome
 from tachikoma_orchestrator.registry import Registry
 
-__all__ = ["Admitter", "Peer"]
+__all__ = ["Admitter", "Peer", "refusal", "request_digest"]
 
 log = structlog.get_logger(__name__)
 
@@ -76,6 +79,7 @@ class Admitter:
     def __init__(
         self,
         ledger: Ledger,
+        trail: AuditTrail,
         policies: PolicyWatch,
         identity: FileSvidSource,
         registry: Registry,
@@ -84,6 +88,7 @@ class Admitter:
         search_path: tuple[str, ...],
     ) -> None:
         self._ledger = ledger
+        self._trail = trail
         self._policies = policies
         self._identity = identity
         self._registry = registry
@@ -109,45 +114,55 @@ class Admitter:
             claimed = request.requested_by
             request = request.model_copy(update={"requested_by": subject})
             reason = f"the request names {claimed} as its requester, but comes from {subject}"
-            await self._refuse(request, peer, "", reason)
+            await self._refuse(request, peer, "", "requestedBy", reason)
             raise PermissionDenied(reason, metadata={"rule": "requestedBy"})
         request = request.model_copy(update={"requested_by": subject})
 
-        labels = self._registry.labels(request.agent_id)
-        decision = self._policies.current.decide(request, subject, self._search_path, labels)
+        decision = self.decide(request)
         if not decision.allowed:
-            await self._refuse(request, peer, decision.policy, decision.reason)
+            await self._refuse(request, peer, decision.policy, decision.rule, decision.reason)
             raise PermissionDenied(
                 f"not allowed: {decision.reason}",
                 metadata={"rule": decision.rule, "policy": decision.policy},
             )
         if request.interactive or request.tty:
-            await self._refuse(request, peer, decision.policy, "interactive sessions are not supported")
+            await self._refuse(request, peer, decision.policy, "", "interactive sessions are not supported")
             raise InvalidRequest("interactive sessions and terminals are not supported by this version")
 
         # The digest is of what was asked for, so that a repetition fits also after a change of policy.
         digest = request_digest(request)
-        request = request.model_copy(update={"timeout": decision.timeout})
-        assert decision.grant is not None
-        queue_timeout = self._rate_limit.queue_timeout
-        if decision.rate_limit is not None:
-            queue_timeout = min(queue_timeout, decision.rate_limit.queue_timeout)
-        order, message = self._prepare(request, decision.policy, decision.grant, queue_timeout)
-        outcome, retry_seconds = await self._ledger.admit(
-            Admission(
-                request=request,
-                digest=digest,
-                order_sha256=hashlib.sha256(order.encode()).hexdigest(),
-                message=message,
-                policy=decision.policy,
-                client_ip=peer.address,
-                queue_timeout=queue_timeout,
-                scopes=self._scopes(request, decision),
-            )
+        admission = Admission(
+            request=request.model_copy(update={"timeout": decision.timeout}),
+            digest=digest,
+            policy=decision.policy,
+            client_ip=peer.address,
+            wait=decision.approval_timeout if decision.approvers else self.queue_timeout(decision),
+            scopes=self._scopes(request, decision),
+            parked=self._park(request) if decision.approvers else "",
+            approvers=decision.approvers,
         )
+        dispatch = None if decision.approvers else self.dispatch(request, digest, decision)
+        outcome, retry_seconds = await self._ledger.admit(admission, dispatch)
         if outcome in (Outcome.ADMITTED, Outcome.DUPLICATE):
             return outcome is Outcome.ADMITTED
-        raise self._refusal(outcome, request, retry_seconds)
+        raise refusal(outcome, request, retry_seconds)
+
+    def decide(self, request: ExecRequest) -> Decision:
+        """What the policy in force says of a request, whose requester is known."""
+        labels = self._registry.labels(request.agent_id)
+        return self._policies.current.decide(request, request.requested_by, self._search_path, labels)
+
+    def queue_timeout(self, decision: Decision) -> timedelta:
+        """How long an order may wait on its agent's queue."""
+        if decision.rate_limit is None:
+            return self._rate_limit.queue_timeout
+        return min(self._rate_limit.queue_timeout, decision.rate_limit.queue_timeout)
+
+    def _park(self, request: ExecRequest) -> str:
+        """The request as it waits for its approval."""
+        svid = self._identity.current()
+        claims = ParkedRequest(iss=str(svid.spiffe_id), iat=int(time.time()), jti=request.id, request=request)
+        return sign(svid, claims)
 
     def _scopes(self, request: ExecRequest, decision: Decision) -> dict[str, RateLimitConfig]:
         """Whom limits count for: the agent, and the requester under the policy that decided."""
@@ -159,11 +174,13 @@ class Admitter:
             scopes[f"by:{hashlib.sha256(who.encode()).hexdigest()[:32]}"] = decision.rate_limit
         return scopes
 
-    def _prepare(self, request: ExecRequest, policy: str, grant: Grant, queue_timeout: timedelta) -> tuple[str, bytes]:
-        """The signed order, and the Celery message that carries it."""
+    def dispatch(self, request: ExecRequest, digest: str, decision: Decision, approved_by: str = "") -> Dispatch:
+        """The signed order of an allowed request, and the Celery message that carries it."""
+        assert decision.grant is not None
+        request = request.model_copy(update={"timeout": decision.timeout})
         svid = self._identity.current()
         now = int(time.time())
-        wait = queue_timeout.total_seconds()
+        wait = self.queue_timeout(decision).total_seconds()
         order = sign(
             svid,
             WorkOrder(
@@ -173,44 +190,56 @@ class Admitter:
                 iat=now,
                 exp=now + max(1, round(wait)),
                 jti=request.id,
-                policy=policy,
-                grant=grant,
+                policy=decision.policy,
+                approved_by=approved_by,
+                grant=decision.grant,
                 request=request,
             ),
         )
         shown = command_line(request.command)
-        message = self._messages.message(request.agent_id, request.id, order, expires_seconds=wait, shown=shown)
-        return order, message
-
-    async def _refuse(self, request: ExecRequest, peer: Peer, policy: str, reason: str) -> None:
-        log.info("request.denied", id=request.id, agent=request.agent_id, by=str(peer), reason=reason)
-        await self._ledger.refuse(request, "denied", policy=policy, reason=reason, client_ip=peer.address)
-
-    @staticmethod
-    def _refusal(outcome: Outcome, request: ExecRequest, retry_seconds: float) -> TachikomaError:
-        agent = request.agent_id
-        if outcome is Outcome.UNKNOWN:
-            return AgentUnknown(
-                f"there is no agent {agent!r}; `tachikoma agents` shows those there are", metadata={"agent": agent}
-            )
-        if outcome is Outcome.OFFLINE:
-            return AgentOffline(f"agent {agent!r} is offline", metadata={"agent": agent}, retry_after_seconds=5)
-        if outcome is Outcome.CONFLICT:
-            return AlreadyExists(
-                f"the id {request.id!r} was used before for another request; take a new one",
-                metadata={"id": request.id},
-            )
-        limits = {
-            Outcome.RATE: "too many requests in the last minute",
-            Outcome.CONCURRENT: "too many executions that have not ended",
-            Outcome.WAITING: "too many executions that have not started",
-        }
-        if outcome in limits:
-            return ResourceExhausted(
-                f"{limits[outcome]}; try again later",
-                metadata={"limit": outcome.lower(), "agent": agent},
-                retry_after_seconds=retry_seconds or 1,
-            )
-        return ResourceExhausted(
-            f"the queue of agent {agent!r} is full", metadata={"agent": agent}, retry_after_seconds=1
+        return Dispatch(
+            digest=digest,
+            order_sha256=hashlib.sha256(order.encode()).hexdigest(),
+            policy=decision.policy,
+            message=self._messages.message(request.agent_id, request.id, order, expires_seconds=wait, shown=shown),
         )
+
+    async def _refuse(self, request: ExecRequest, peer: Peer, policy: str, rule: str, reason: str) -> None:
+        log.info("request.denied", id=request.id, agent=request.agent_id, by=str(peer), reason=reason)
+        await self._trail.refuse(
+            request, AuditCode.DENIED, policy=policy, rule=rule, reason=reason, client_ip=peer.address
+        )
+
+
+def refusal(outcome: Outcome, request: ExecRequest, retry_seconds: float) -> TachikomaError:
+    """What the caller of a request is told that was not admitted."""
+    agent = request.agent_id
+    if outcome is Outcome.UNKNOWN:
+        return AgentUnknown(
+            f"there is no agent {agent!r}; `tachikoma agents` shows those there are", metadata={"agent": agent}
+        )
+    if outcome is Outcome.OFFLINE:
+        return AgentOffline(f"agent {agent!r} is offline", metadata={"agent": agent}, retry_after_seconds=5)
+    if outcome is Outcome.CONFLICT:
+        return AlreadyExists(
+            f"the id {request.id!r} was used before for another request; take a new one",
+            metadata={"id": request.id},
+        )
+    if outcome is Outcome.APPROVALS:
+        return ResourceExhausted(
+            "too many executions wait for an approval; try again later",
+            metadata={"limit": "approvals"},
+            retry_after_seconds=60,
+        )
+    limits = {
+        Outcome.RATE: "too many requests in the last minute",
+        Outcome.CONCURRENT: "too many executions that have not ended",
+        Outcome.WAITING: "too many executions that have not started",
+    }
+    if outcome in limits:
+        return ResourceExhausted(
+            f"{limits[outcome]}; try again later",
+            metadata={"limit": outcome.lower(), "agent": agent},
+            retry_after_seconds=retry_seconds or 1,
+        )
+    return ResourceExhausted(f"the queue of agent {agent!r} is full", metadata={"agent": agent}, retry_after_seconds=1)

@@ -18,11 +18,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from tachikoma import keys
 from tachikoma.heartbeat import Heartbeat, Started
-from tachikoma.models import ExecResponse, ExecState, OutputSummary
+from tachikoma.models import AuditCode, ExecResponse, ExecState, OutputSummary
 from tachikoma.redis_access import Redis
 from tachikoma.signed import InvalidSignature, OutputDigest, Receipt, verify
 from tachikoma.spiffe import InvalidIdentity, agent_id
 from tachikoma.svid import FileSvidSource
+from tachikoma_orchestrator.audit import AuditTrail
 from tachikoma_orchestrator.endings import Endings
 from tachikoma_orchestrator.ledger import Ledger, from_milliseconds
 from tachikoma_orchestrator.registry import Registry
@@ -80,10 +81,17 @@ class Collector:
     """Listens to all agents."""
 
     def __init__(
-        self, redis: Redis, ledger: Ledger, endings: Endings, registry: Registry, identity: FileSvidSource
+        self,
+        redis: Redis,
+        ledger: Ledger,
+        trail: AuditTrail,
+        endings: Endings,
+        registry: Registry,
+        identity: FileSvidSource,
     ) -> None:
         self._redis = redis
         self._ledger = ledger
+        self._trail = trail
         self._endings = endings
         self._registry = registry
         self._identity = identity
@@ -93,6 +101,7 @@ class Collector:
         subscriber.on_pattern(keys.ALL_RESULTS, self._on_result)
         subscriber.on_pattern(keys.ALL_EVENTS, self._on_notice)
         subscriber.on_pattern(keys.ENDED, self._on_ended)
+        subscriber.on_pattern(keys.APPROVED, self._on_approved)
         subscriber.on_gap(self._on_gap)
 
     async def _on_result(self, channel: str, raw: bytes) -> None:
@@ -118,7 +127,14 @@ class Collector:
     async def _on_ended(self, _channel: str, raw: bytes) -> None:
         await self._resolve(raw.decode())
 
+    async def _on_approved(self, _channel: str, raw: bytes) -> None:
+        self._endings.approvals.tell(raw.decode(), None)
+
     async def _on_gap(self) -> None:
+        for exec_id in self._endings.approvals.all_awaited():
+            record = await self._ledger.record(exec_id)
+            if record is None or record.state is not ExecState.PENDING_APPROVAL:
+                self._endings.approvals.tell(exec_id, None)
         for exec_id in self._endings.all_awaited():
             record = await self._ledger.record(exec_id)
             if record is None or record.state.terminal:
@@ -191,11 +207,9 @@ class Collector:
             # Another orchestrator folded the same receipt.
             return
         if record.state in (ExecState.LOST, ExecState.EXPIRED):
-            await self._ledger.append_audit(
-                [
-                    "event", "late_receipt", "id", exec_id, "agent_id", agent, "authorized", "1",
-                    "requested_by", record.requested_by,
-                    "exit_code", str(result.receipt.exit_code),
-                    "reason", f"the agent reports {result.receipt.state} after it was given up as {record.state}",
-                ]
+            await self._trail.append(
+                AuditCode.LATE_RECEIPT, id=exec_id, agent_id=agent, authorized="1", requested_by=record.requested_by,
+                exit_code=str(result.receipt.exit_code),
+                reason=f"the agent reports {result.receipt.state} after it was given up as {record.state}",
+                evidence_sha256=hashlib.sha256(result.token.encode()).hexdigest(),
             )  # fmt: skip

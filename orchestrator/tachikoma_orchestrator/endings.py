@@ -1,26 +1,29 @@
-"""Who waits for which execution's end, in this orchestrator."""
+"""Who waits for which execution's end, or for its approval, in this orchestrator."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 from tachikoma.models import ExecResponse
 
-__all__ = ["Endings"]
+__all__ = ["Endings", "Waiters"]
+
+T = TypeVar("T")
 
 
-class Endings:
-    """Futures of executions' ends. Whoever learns of an end first resolves them."""
+class Waiters(Generic[T]):
+    """Futures of something that happens once to an execution. Whoever learns of it first resolves them."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, set[asyncio.Future[ExecResponse]]] = {}
+        self._waiting: dict[str, set[asyncio.Future[T]]] = {}
 
     @contextmanager
-    def expect(self, exec_id: str) -> Iterator[asyncio.Future[ExecResponse]]:
-        """A future that gets the response when the execution ends, from when the block is entered."""
-        future: asyncio.Future[ExecResponse] = asyncio.get_running_loop().create_future()
+    def expect(self, exec_id: str) -> Iterator[asyncio.Future[T]]:
+        """A future that is resolved when it happens, from when the block is entered."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(exec_id, set()).add(future)
         try:
             yield future
@@ -40,8 +43,22 @@ class Endings:
         """Every execution somebody waits for."""
         return list(self._waiting)
 
-    def resolve(self, response: ExecResponse) -> None:
+    def tell(self, exec_id: str, value: T) -> None:
         """Tell everybody who waits."""
-        for future in self._waiting.get(response.id, ()):
+        for future in self._waiting.get(exec_id, ()):
             if not future.done():
-                future.set_result(response)
+                future.set_result(value)
+
+
+class Endings(Waiters[ExecResponse]):
+    """Who waits for an execution's end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: Who waits for its approval.
+        self.approvals: Waiters[None] = Waiters()
+
+    def resolve(self, response: ExecResponse) -> None:
+        """Tell everybody who waits for an end; it also ends the waiting for an approval."""
+        self.tell(response.id, response)
+        self.approvals.tell(response.id, None)

@@ -18,10 +18,12 @@ from cryptography import x509
 from redis.exceptions import RedisError, ResponseError
 
 from tachikoma.errors import PermissionDenied, ServerError, TachikomaError, Unauthenticated, Unavailable
+from tachikoma.models import AuditCode
 from tachikoma.spiffe import InvalidIdentity, SpiffeId
 from tachikoma.svid import FileSvidSource
 from tachikoma.wire import STATUS_DETAILS, error_to_details
 from tachikoma_orchestrator.admission import Peer
+from tachikoma_orchestrator.audit import AuditTrail
 
 __all__ = ["Guard", "current_peer"]
 
@@ -70,10 +72,22 @@ def translate(error: Exception) -> TachikomaError:
 class Guard(grpc.aio.ServerInterceptor):
     """The interceptor."""
 
-    def __init__(self, identity: FileSvidSource) -> None:
+    def __init__(self, identity: FileSvidSource, trail: AuditTrail) -> None:
         self._identity = identity
+        self._trail = trail
 
-    def authenticate(self, context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
+    async def authenticate(self, context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
+        """Who is at the other end; a refusal goes on the record. Raises as `identify` does, and redis errors."""
+        try:
+            return self.identify(context)
+        except (Unauthenticated, PermissionDenied) as error:
+            log.warning("identity.rejected", peer=context.peer(), reason=str(error))
+            await self._trail.append(
+                AuditCode.IDENTITY_REJECTED, authorized="0", client_ip=_address(context.peer()), reason=str(error)
+            )
+            raise
+
+    def identify(self, context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
         """Who is at the other end.
 
         Raises:
@@ -91,7 +105,6 @@ class Guard(grpc.aio.ServerInterceptor):
             intermediates = [other for other in sent if other != certificate]
             spiffe_id: SpiffeId = self._identity.current().bundle.verify(certificate, intermediates)
         except (InvalidIdentity, ValueError) as error:
-            log.warning("identity.rejected", peer=context.peer(), reason=str(error))
             raise Unauthenticated(f"your certificate is not accepted: {error}") from None
         if spiffe_id.path.startswith("/agent/"):
             raise PermissionDenied(f"{spiffe_id} is an agent; agents do not call this service")
@@ -114,7 +127,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
             async def unary(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
                 try:
-                    _peer.set(self.authenticate(context))
+                    _peer.set(await self.authenticate(context))
                     return await inner_unary(request, context)
                 except Exception as error:
                     await self._abort(context, error)
@@ -124,7 +137,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
         async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             try:
-                _peer.set(self.authenticate(context))
+                _peer.set(await self.authenticate(context))
                 async for item in inner_stream(request, context):
                     yield item
             except Exception as error:

@@ -1,4 +1,4 @@
-"""The ledger: one record an execution in Redis, changed only by the two scripts in `lua/`.
+"""The ledger: one record an execution in Redis, changed only by the scripts in `lua/`.
 
 Every change is a compare-and-set that writes its audit event in the same script. `Status` and `List` read nothing else.
 """
@@ -6,16 +6,17 @@ Every change is a compare-and-set that writes its audit event in the same script
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any
 
 from tachikoma import keys
 from tachikoma.models import (
-    ExecAuditLog,
+    AuditCode,
+    AuditedRequest,
     ExecRequest,
     ExecResponse,
     ExecState,
@@ -25,12 +26,13 @@ from tachikoma.models import (
     RateLimitConfig,
     ResourceUsage,
 )
-from tachikoma.redaction import command_line, redact
+from tachikoma.redaction import command_line
 from tachikoma.redis_access import Redis
 from tachikoma.signed import Receipt
-from tachikoma_orchestrator import lua
+from tachikoma_orchestrator.audit import AuditTrail, audited
+from tachikoma_orchestrator.scripts import Call, Runner, Script
 
-__all__ = ["FENCE", "Admission", "Ledger", "Outcome", "Record"]
+__all__ = ["FENCE", "Admission", "Dispatch", "Ledger", "Outcome", "Record"]
 
 #: The claim's value when nobody may start the execution any more.
 FENCE = "fence"
@@ -47,6 +49,7 @@ class Outcome(StrEnum):
     UNKNOWN = "UNKNOWN"
     OFFLINE = "OFFLINE"
     FULL = "FULL"
+    APPROVALS = "APPROVALS"
     RATE = "RATE"
     CONCURRENT = "CONCURRENT"
     WAITING = "WAITING"
@@ -59,20 +62,39 @@ class Admission:
     request: ExecRequest
     #: SHA-256 over all that would run and who asked.
     digest: str
-    #: SHA-256 of the signed order.
-    order_sha256: str
-    #: The Celery message.
-    message: bytes
     policy: str
     client_ip: str
-    queue_timeout: timedelta
+    #: How long it may wait: on the agent's queue, or for its approval.
+    wait: timedelta
     #: Limits by the name of what they count for.
     scopes: Mapping[str, RateLimitConfig]
+    #: The signed request, where it needs an approval; else empty.
+    parked: str = ""
+    #: Patterns of those who may approve it.
+    approvers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """An order for an agent's queue."""
+
+    #: Of the request it is for, as in `Admission`.
+    digest: str
+    #: SHA-256 of the signed order.
+    order_sha256: str
+    #: name@digest of the policy that granted it.
+    policy: str
+    #: The Celery message.
+    message: bytes
 
 
 def from_milliseconds(value: int) -> datetime | None:
     """A time of the ledger or a receipt; None for 0, which stands for never."""
     return datetime.fromtimestamp(value / 1000, UTC) if value else None
+
+
+def _milliseconds(value: timedelta) -> int:
+    return round(value.total_seconds() * 1000)
 
 
 def _time(milliseconds: bytes | None) -> datetime | None:
@@ -106,6 +128,15 @@ class Record:
         return self._text("order_sha256")
 
     @property
+    def digest(self) -> str:
+        """Of the request; see `Admission`."""
+        return self._text("digest")
+
+    @property
+    def client_ip(self) -> str:
+        return self._text("client_ip")
+
+    @property
     def deadline_ms(self) -> int:
         return int(self._text("deadline_ms"))
 
@@ -121,7 +152,7 @@ class Record:
 
     def status(self) -> ExecStatus:
         """The record for callers."""
-        request = json.loads(self._text("request"))
+        request = AuditedRequest.model_validate_json(self._text("request"))
         history = []
         for step in self._text("history").split(";"):
             state, _, at = step.partition(" ")
@@ -132,7 +163,7 @@ class Record:
             id=self.exec_id,
             agent_id=self.agent,
             state=self.state,
-            command=tuple(request["command"]),
+            command=request.command,
             requested_by=self.requested_by,
             request_time=admitted,
             start_time=_time(self.fields.get(b"started_ms")),
@@ -141,10 +172,14 @@ class Record:
             error=self._text("error"),
             policy_applied=self._text("policy"),
             cancel_requested_by=self._text("cancel_requested_by"),
-            timeout=request["timeout"],
-            user=request["user"],
-            work_dir=request["workDir"],
+            timeout=timedelta(seconds=request.timeout or 0),
+            user=request.user,
+            work_dir=request.work_dir,
             history=tuple(history),
+            deadline=from_milliseconds(self.deadline_ms),
+            approvers=tuple(json.loads(self._text("approvers") or "[]")),
+            approved_by=self._text("approved_by"),
+            approval_reason=self._text("approval_reason"),
         )
 
     def response(self, stdout: bytes = b"", stderr: bytes = b"") -> ExecResponse:
@@ -176,73 +211,122 @@ class Record:
 class Ledger:
     """Reads and changes records. All methods raise redis errors when Redis is away."""
 
-    def __init__(self, redis: Redis, *, queue_size: int, retention: timedelta) -> None:
+    def __init__(
+        self, redis: Redis, trail: AuditTrail, *,
+        queue_size: int, approvals_size: int, retention: timedelta, durable: bool,
+    ) -> None:  # fmt: skip
+        """Prepare a ledger.
+
+        Args:
+            redis: the connections.
+            trail: the audit trail, to which the scripts append.
+            queue_size: most orders on an agent's queue.
+            approvals_size: most executions that wait for an approval.
+            retention: how long ended executions are kept.
+            durable: whether what authorises an execution is on the disk of Redis before its order is on the queue.
+        """
         self._redis = redis
         self._queue_size = queue_size
+        self._approvals_size = approvals_size
         self._retention_seconds = round(retention.total_seconds())
-        self._admit = redis.register_script(lua.load("admit"))
-        self._transition = redis.register_script(lua.load("transition"))
+        self._durable = durable
+        self.trail = trail
+        self._runner = Runner(redis)
+        self._admit = Script("admit")
+        self._dispatch = Script("dispatch")
+        self._transition = Script("transition")
 
     # --- changes ------------------------------------------------------------------------------------------------------
 
-    async def admit(self, admission: Admission) -> tuple[Outcome, float]:
+    async def admit(self, admission: Admission, dispatch: Dispatch | None) -> tuple[Outcome, float]:
         """Record, audit and dispatch a request, or refuse it; one round trip.
+
+        Args:
+            admission: the request.
+            dispatch: its order; None where it waits for an approval.
 
         Returns:
             The outcome; and after a refusal for a rate, the seconds after which a repetition may succeed, else 0.
         """
         request = admission.request
-        shown = redact(request.command)
-        kept = {
-            "command": shown,
-            # Values may be secrets; the order carries them, the ledger does not.
-            "environment": sorted(request.environment),
-            "workDir": request.work_dir,
-            "user": request.user,
-            "timeout": request.timeout.total_seconds() if request.timeout else 0,
-        }
         record: list[str | bytes] = [
-            "request", json.dumps(kept, separators=(",", ":")),
+            "request", audited(request).to_json(),
             "requested_by", request.requested_by,
-            "order_sha256", admission.order_sha256,
             "policy", admission.policy,
             "client_ip", admission.client_ip,
             "command", command_line(request.command),
         ]  # fmt: skip
-        event = self._event(request, policy=admission.policy, client_ip=admission.client_ip, authorized=True, code=None)
+        if admission.approvers:
+            record += ("approvers", json.dumps(admission.approvers))
+        event = self.trail.request_fields(
+            request, policy=admission.policy, client_ip=admission.client_ip, authorized=True
+        )
         agent, exec_id = request.agent_id, request.id
         scopes: list[str | int] = []
         for name, limit in admission.scopes.items():
             scopes += (name, limit.requests_per_minute, limit.concurrent_limit, limit.queue_size)
-        answer = await self._admit(
+        admit = self._admit(
             keys=[
                 keys.execution(exec_id), keys.info(agent), keys.queue(agent), keys.AUDIT, keys.AGENTS,
-                keys.INDEX, keys.agent_index(agent), keys.OPEN,
+                keys.INDEX, keys.agent_index(agent), keys.OPEN, keys.APPROVALS, keys.parked(exec_id),
                 *[key for name in admission.scopes for key in keys.scope(name)],
             ],
             args=[
-                exec_id, agent, admission.digest, self._queue_size,
-                round(admission.queue_timeout.total_seconds() * 1000), admission.message,
+                exec_id, agent, admission.digest, self._queue_size, _milliseconds(admission.wait),
+                admission.parked, self._approvals_size,
                 len(admission.scopes), *scopes,
                 len(record) // 2, *record, *event,
             ],
         )  # fmt: skip
+        if dispatch is None:
+            answer = await self._runner.run(admit)
+        else:
+            push = self._dispatch_call(agent, exec_id, dispatch)
+            answer, _ = await self._runner.run_both(admit, push, durable=self._durable)
         return Outcome(answer[0].decode()), int(answer[2]) / 1000
 
-    async def refuse(self, request: ExecRequest, code: str, *, policy: str, reason: str, client_ip: str) -> None:
-        """Put a refusal on the record; it never becomes an execution."""
-        event = self._event(request, policy=policy, client_ip=client_ip, authorized=False, code=code)
-        await self.append_audit([*event, "reason", reason])
+    def _dispatch_call(self, agent: str, exec_id: str, dispatch: Dispatch) -> Call:
+        return self._dispatch(
+            keys=[keys.execution(exec_id), keys.queue(agent), keys.AUDIT],
+            args=[
+                exec_id, agent, dispatch.digest, dispatch.order_sha256, dispatch.policy, dispatch.message,
+            ],
+        )  # fmt: skip
 
-    async def append_audit(self, event: Sequence[str]) -> None:
-        """Append an event, given as names and values."""
-        names, values = event[::2], event[1::2]
-        await self._redis.xadd(keys.AUDIT, dict(zip(names, values, strict=True)))
+    async def approve(
+        self, agent: str, exec_id: str, dispatch: Dispatch, *, wait: timedelta, by: str, reason: str, digest: str
+    ) -> str:
+        """Let an execution that waits for its approval go on the queue; one round trip.
+
+        Args:
+            agent, exec_id: the execution.
+            dispatch: its order.
+            wait: how long it may wait on the queue.
+            by: SPIFFE ID of who approved it.
+            reason: why.
+            digest: of what was approved.
+
+        Returns:
+            The script's outcome: DONE, STATE or MISSING.
+        """
+        move = self._transition_call(
+            agent, exec_id, [ExecState.PENDING_APPROVAL], ExecState.QUEUED,
+            {"approved_by": by, "approval_reason": reason},
+            code=AuditCode.APPROVED, wait=wait, extra={"actor": by, "reason": reason, "evidence_sha256": digest},
+        )  # fmt: skip
+        push = self._dispatch_call(agent, exec_id, dispatch)
+        answer, _ = await self._runner.run_both(move, push, durable=self._durable)
+        return str(answer[0].decode())
 
     async def started(self, agent: str, exec_id: str, started_ms: int) -> bool:
         """Move QUEUED to STARTED. False when it was in another state."""
         return await self._move(
-            agent, exec_id, [ExecState.QUEUED], ExecState.STARTED, {"started_ms": str(started_ms)}, code="started"
+            agent,
+            exec_id,
+            [ExecState.QUEUED],
+            ExecState.STARTED,
+            {"started_ms": str(started_ms)},
+            code=AuditCode.STARTED,
         )
 
     async def ended(self, agent: str, exec_id: str, receipt: Receipt, token: str) -> str:
@@ -265,10 +349,11 @@ class Ledger:
         }
         return await self._transition_outcome(
             agent, exec_id, [ExecState.QUEUED, ExecState.STARTED], receipt.state, fields,
-            code=receipt.state.lower(), order_sha256=receipt.order_sha256,
+            code=AuditCode(receipt.state.lower()), order_sha256=receipt.order_sha256,
             extra={
                 "exit_code": fields["exit_code"], "duration_us": fields["duration_us"],
                 "start_ms": fields["started_ms"], "reason": receipt.error,
+                "evidence_sha256": hashlib.sha256(token.encode()).hexdigest(),
             },
         )  # fmt: skip
 
@@ -281,50 +366,53 @@ class Ledger:
         Returns:
             The script's outcome: DONE, STATE, MISSING or CLAIMED.
         """
-        fields = {"error": reason, **({"cancel_requested_by": by} if by else {})}
+        fields = {"error": reason, **({"cancel_requested_by": by} if by and to is ExecState.CANCELLED else {})}
         return await self._transition_outcome(
             agent, exec_id, from_states, to, fields,
-            code=to.lower(), fence=fence, extra={"reason": f"{reason}, by {by}" if by else reason},
+            code=AuditCode(to.lower()), fence=fence, extra={"reason": reason, "actor": by},
         )  # fmt: skip
 
     async def request_cancel(self, agent: str, exec_id: str, by: str) -> str:
         """Note who asked for the end of an execution that may be running."""
         return await self._transition_outcome(
             agent, exec_id, [ExecState.QUEUED, ExecState.STARTED], None, {"cancel_requested_by": by},
-            code="cancel_requested", extra={"reason": f"by {by}"},
+            code=AuditCode.CANCEL_REQUESTED, extra={"actor": by},
         )  # fmt: skip
 
     async def _move(
         self, agent: str, exec_id: str, from_states: Sequence[ExecState], to: ExecState,
-        fields: dict[str, str], *, code: str,
+        fields: dict[str, str], *, code: AuditCode,
     ) -> bool:  # fmt: skip
         return await self._transition_outcome(agent, exec_id, from_states, to, fields, code=code) == "DONE"
 
     async def _transition_outcome(
         self, agent: str, exec_id: str, from_states: Sequence[ExecState], to: ExecState | None,
-        fields: dict[str, str], *, code: str, fence: bool = False, order_sha256: str = "",
+        fields: dict[str, str], *, code: AuditCode, fence: bool = False, order_sha256: str = "",
         extra: dict[str, str] | None = None,
     ) -> str:  # fmt: skip
+        call = self._transition_call(
+            agent, exec_id, from_states, to, fields, code=code, fence=fence, order_sha256=order_sha256, extra=extra
+        )
+        return str((await self._runner.run(call))[0].decode())
+
+    def _transition_call(
+        self, agent: str, exec_id: str, from_states: Sequence[ExecState], to: ExecState | None,
+        fields: dict[str, str], *, code: AuditCode, fence: bool = False, order_sha256: str = "",
+        wait: timedelta = timedelta(0), extra: dict[str, str] | None = None,
+    ) -> Call:  # fmt: skip
         event = {"event": code, "id": exec_id, "agent_id": agent, "authorized": "1", **(extra or {})}
-        answer = await self._transition(
-            keys=[keys.execution(exec_id), keys.AUDIT, keys.OPEN, keys.ENDED, keys.claim(agent, exec_id)],
+        return self._transition(
+            keys=[
+                keys.execution(exec_id), keys.AUDIT, keys.OPEN, keys.ENDED, keys.claim(agent, exec_id),
+                keys.APPROVALS, keys.parked(exec_id), keys.APPROVED,
+            ],
             args=[
                 exec_id, ",".join(from_states), to or "", "1" if to and to.terminal else "0",
-                FENCE if fence else "", self._retention_seconds, order_sha256,
+                FENCE if fence else "", self._retention_seconds, order_sha256, _milliseconds(wait),
                 len(fields), *[part for pair in fields.items() for part in pair],
                 *[part for pair in event.items() for part in pair],
             ],
         )  # fmt: skip
-        return str(answer[0].decode())
-
-    @staticmethod
-    def _event(request: ExecRequest, *, policy: str, client_ip: str, authorized: bool, code: str | None) -> list[str]:
-        event = [
-            "id", request.id, "agent_id", request.agent_id, "requested_by", request.requested_by,
-            "command", command_line(request.command), "client_ip", client_ip,
-            "authorized", "1" if authorized else "0", "policy", policy,
-        ]  # fmt: skip
-        return event if code is None else ["event", code, *event]
 
     # --- reads --------------------------------------------------------------------------------------------------------
 
@@ -344,6 +432,25 @@ class Ledger:
                 answers = await pipe.execute()
             found += [Record(exec_id, fields) for exec_id, fields in zip(part, answers, strict=True) if fields]
         return found
+
+    async def readiness(self, agent: str) -> Outcome:
+        """Whether an agent takes orders now: ADMITTED, OFFLINE or FULL."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.exists(keys.info(agent))
+            pipe.llen(keys.queue(agent))
+            online, waiting = await pipe.execute()
+        return Outcome.OFFLINE if not online else Outcome.FULL if waiting >= self._queue_size else Outcome.ADMITTED
+
+    async def parked(self, exec_id: str) -> str | None:
+        """The signed request of an execution that waits for its approval."""
+        token: bytes | None = await self._redis.get(keys.parked(exec_id))
+        return None if token is None else token.decode("ascii", "replace")
+
+    async def approvals(self) -> list[Record]:
+        """Executions that wait for an approval, those with the nearest deadline first."""
+        ids = await self._redis.zrange(keys.APPROVALS, 0, self._approvals_size - 1)
+        records = await self.records([item.decode() for item in ids])
+        return [record for record in records if record.state is ExecState.PENDING_APPROVAL]
 
     async def response(self, record: Record) -> ExecResponse:
         """How an ended execution ended, with its output while the agent's result is kept."""
@@ -384,61 +491,12 @@ class Ledger:
         seconds, micros = await self._redis.time()
         return int(seconds) * 1000 + int(micros) // 1000
 
-    async def audit(self, *, after: str, limit: int, exec_id: str) -> list[ExecAuditLog]:
-        """Events after a cursor, oldest first; without one, the latest.
-
-        An execution's events all lie near its own times, but the trail is read from its end in bounded steps, so
-        those of a very old execution are found by its cursor rather than by its id.
-        """
-        found: list[ExecAuditLog] = []
-        if after:
-            position = f"({after}"
-            while len(found) < limit:
-                entries = await self._redis.xrange(keys.AUDIT, position, "+", count=1000)
-                found += [event for event in map(_audit_event, entries) if not exec_id or event.id == exec_id]
-                if len(entries) < 1000:
-                    break
-                position = f"({entries[-1][0].decode()}"
-            return found[:limit]
-        position, steps = "+", 0
-        while len(found) < limit and steps < 100:
-            entries = await self._redis.xrevrange(keys.AUDIT, position, "-", count=1000)
-            found += [event for event in map(_audit_event, entries) if not exec_id or event.id == exec_id]
-            if len(entries) < 1000:
-                break
-            position, steps = f"({entries[-1][0].decode()}", steps + 1
-        return found[:limit][::-1]
-
-    async def trim(self, *, audit_retention: timedelta, audit_events: int) -> None:
+    async def trim(self, now_ms: int) -> None:
         """Let go of what is past its retention. Records expire by themselves."""
-        now = await self.now_ms()
-        oldest = now - self._retention_seconds * 1000
+        oldest = now_ms - self._retention_seconds * 1000
         agents = await self._redis.hkeys(keys.AGENTS)
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.zremrangebyscore(keys.INDEX, "-inf", oldest)
             for agent in agents:
                 pipe.zremrangebyscore(keys.agent_index(agent.decode()), "-inf", oldest)
-            pipe.xtrim(keys.AUDIT, minid=now - round(audit_retention.total_seconds() * 1000), approximate=True)
-            pipe.xtrim(keys.AUDIT, maxlen=audit_events, approximate=True)
             await pipe.execute()
-
-
-def _audit_event(entry: tuple[bytes, dict[bytes, bytes]]) -> ExecAuditLog:
-    cursor, raw = entry
-    fields: dict[str, Any] = {name.decode(): value.decode() for name, value in raw.items()}
-    return ExecAuditLog(
-        cursor=cursor.decode(),
-        time=datetime.fromtimestamp(int(cursor.partition(b"-")[0]) / 1000, UTC),
-        event=fields["event"],
-        id=fields.get("id", ""),
-        agent_id=fields.get("agent_id", ""),
-        requested_by=fields.get("requested_by", ""),
-        command=fields.get("command", ""),
-        exit_code=int(fields.get("exit_code", -1)),
-        start_time=_time(fields.get("start_ms", "").encode()),
-        duration=timedelta(microseconds=int(fields.get("duration_us", 0))),
-        client_ip=fields.get("client_ip", ""),
-        authorized=fields.get("authorized") == "1",
-        policy_applied=fields.get("policy", ""),
-        reason=fields.get("reason", ""),
-    )

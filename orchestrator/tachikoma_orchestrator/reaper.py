@@ -2,7 +2,8 @@
 
 Each look, for every execution that has not ended:
 - a result that pub/sub missed is folded;
-- one that waited past its queue deadline is fenced, so that its agent can never start it, and ends EXPIRED;
+- one that waited past its queue deadline is fenced, so that its agent can never start it, and ends EXPIRED; so does one
+  that nobody approved in time;
 - one that was claimed by a run of the agent that is gone, or whose agent was not heard of for longer than the lease,
   ends LOST: nobody knows how it ended.
 All times are told by the clock of Redis. After Redis itself was away agents get a full lease to be heard again.
@@ -20,6 +21,7 @@ from redis.exceptions import RedisError
 from tachikoma import keys
 from tachikoma.models import ExecState
 from tachikoma.redis_access import Redis
+from tachikoma_orchestrator.audit import AuditTrail
 from tachikoma_orchestrator.collector import Collector
 from tachikoma_orchestrator.ledger import FENCE, Ledger, Record
 from tachikoma_orchestrator.registry import AgentState, Registry
@@ -56,6 +58,7 @@ class Reaper:
         *,
         lease: timedelta,
         interval: timedelta,
+        trail: AuditTrail,
         audit_retention: timedelta,
         audit_events: int,
     ) -> None:
@@ -65,6 +68,7 @@ class Reaper:
         self._collector = collector
         self._lease_seconds = lease.total_seconds()
         self._interval_seconds = interval.total_seconds()
+        self._trail = trail
         self._audit_retention = audit_retention
         self._audit_events = audit_events
         #: Since when Redis answered without a break, by the local monotonic clock.
@@ -76,7 +80,9 @@ class Reaper:
         while True:
             try:
                 if looks % TRIM_EVERY == 0:
-                    await self._ledger.trim(audit_retention=self._audit_retention, audit_events=self._audit_events)
+                    now_ms = await self._ledger.now_ms()
+                    await self._ledger.trim(now_ms)
+                    await self._trail.trim(now_ms, retention=self._audit_retention, events=self._audit_events)
                 await self.look()
                 looks += 1
             except (RedisError, OSError) as error:
@@ -88,6 +94,7 @@ class Reaper:
         """Look once at everything that has not ended."""
         now_ms = await self._ledger.now_ms()
         agents = await self._registry.all()
+        await self._registry.notice_departures(agents)
         offset = 0
         while True:
             ids = await self._ledger.open_executions(offset=offset, limit=BATCH)
@@ -122,19 +129,15 @@ class Reaper:
     ) -> bool:
         """Whether the execution has ended now."""
         exec_id = record.exec_id
+        if record.state is ExecState.PENDING_APPROVAL:
+            return now_ms >= record.deadline_ms and await self._expire(record, "nobody approved it in time")
         if has_result and now_ms - int(record.fields[b"admitted_ms"]) > SETTLE_MS:
             raw = await self._redis.get(keys.result(record.agent, exec_id))
             if raw is not None and await self._collector.fold(record.agent, exec_id, raw):
                 return True
         if claim is None or claim == FENCE.encode():
             if record.state is ExecState.QUEUED and now_ms >= record.deadline_ms:
-                outcome = await self._ledger.settle(
-                    record.agent, exec_id, [ExecState.QUEUED], ExecState.EXPIRED,
-                    reason="not started before its queue timeout", fence=True,
-                )  # fmt: skip
-                if outcome == "DONE":
-                    log.info("execution.expired", id=exec_id, agent=record.agent)
-                return outcome == "DONE"
+                return await self._expire(record, "not started before its queue timeout")
             return False
         if record.state is ExecState.QUEUED and now_ms - int(record.fields[b"admitted_ms"]) > SETTLE_MS:
             # The agent's notice was missed; when exactly it started, the receipt will say.
@@ -148,6 +151,15 @@ class Reaper:
             log.warning("execution.lost", id=exec_id, agent=record.agent, reason=why)
             return outcome == "DONE"
         return False
+
+    async def _expire(self, record: Record, reason: str) -> bool:
+        outcome = await self._ledger.settle(
+            record.agent, record.exec_id, [record.state], ExecState.EXPIRED,
+            reason=reason, fence=record.state is ExecState.QUEUED,
+        )  # fmt: skip
+        if outcome == "DONE":
+            log.info("execution.expired", id=record.exec_id, agent=record.agent, reason=reason)
+        return outcome == "DONE"
 
     def _lost(self, boot: str, agent: AgentState | None, now_ms: int) -> str:
         """Why a claimed execution must be given up, or nothing."""

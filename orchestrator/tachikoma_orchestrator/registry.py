@@ -7,6 +7,7 @@ same on `agent.<id>:events`; what was heard last is kept in `orch:agents`, since
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +19,7 @@ from tachikoma import keys
 from tachikoma.heartbeat import Heartbeat
 from tachikoma.models import AgentInfo
 from tachikoma.redis_access import Redis
+from tachikoma_orchestrator.scripts import Runner, Script
 
 __all__ = ["AgentState", "Registry"]
 
@@ -38,6 +40,9 @@ class Registry:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._runner = Runner(redis)
+        self._heard = Script("heard")
+        self._left = Script("left")
         self._labels: dict[str, dict[str, str]] = {}
 
     def labels(self, agent: str) -> dict[str, str]:
@@ -53,17 +58,28 @@ class Registry:
                 await self.heard(agent, raw)
 
     async def heard(self, agent: str, raw: bytes) -> None:
-        """Keep a heartbeat."""
+        """Keep a heartbeat; the first of each run of an agent goes on the record."""
         try:
             heartbeat = Heartbeat.model_validate_json(raw)
         except ValidationError as error:
             log.warning("heartbeat.unreadable", agent=agent, error=str(error)[:500])
             return
         self._labels[agent] = heartbeat.labels
-        seconds, micros = await self._redis.time()
-        seen_ms = int(seconds) * 1000 + int(micros) // 1000
-        kept = json.dumps({"seen_ms": seen_ms, "heartbeat": heartbeat.model_dump(mode="json")})
-        await self._redis.hset(keys.AGENTS, agent, kept)
+        what = f"version {heartbeat.version} on {heartbeat.hostname}"
+        await self._runner.run(
+            self._heard(
+                keys=[keys.AGENTS, keys.ONLINE, keys.AUDIT],
+                args=[agent, heartbeat.model_dump_json(), heartbeat.boot, what],
+            )
+        )
+
+    async def notice_departures(self, agents: Mapping[str, AgentState]) -> None:
+        """Put on the record which of the agents that joined are gone."""
+        for agent in [item.decode() for item in await self._redis.hkeys(keys.ONLINE)]:
+            if agent not in agents or not agents[agent].online:
+                call = self._left(keys=[keys.info(agent), keys.ONLINE, keys.AUDIT], args=[agent])
+                if await self._runner.run(call):
+                    log.info("agent.left", agent=agent)
 
     async def all(self) -> dict[str, AgentState]:
         """Every agent ever heard of."""

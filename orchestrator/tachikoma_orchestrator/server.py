@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import platform
 import signal
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,17 +22,21 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
+from redis.exceptions import RedisError
 
 from tachikoma.aio import cancel_all
 from tachikoma.client import MAX_MESSAGE_BYTES
 from tachikoma.errors import ConfigurationError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import add_RemoteExecutionServicer_to_server
+from tachikoma.models import AuditCode
 from tachikoma.policy import PolicyWatch
 from tachikoma.redis_access import connect
 from tachikoma.spiffe import InvalidIdentity
 from tachikoma.svid import FileSvidSource, Svid
 from tachikoma_orchestrator.admission import Admitter
+from tachikoma_orchestrator.approval import Approvals
+from tachikoma_orchestrator.audit import AuditTrail
 from tachikoma_orchestrator.collector import Collector
 from tachikoma_orchestrator.endings import Endings
 from tachikoma_orchestrator.guard import Guard
@@ -46,6 +53,8 @@ log = structlog.get_logger(__name__)
 
 #: How often the policy file is looked at.
 POLICY_SECONDS = 1.0
+#: Shortest key of the HMAC over commands.
+MIN_KEY_BYTES = 32
 #: Streams one connection may have open.
 MAX_CONCURRENT_STREAMS = 10_000
 
@@ -74,11 +83,42 @@ def _credentials(identity: FileSvidSource) -> grpc.ServerCredentials:
     )
 
 
-async def _watch_policy(policies: PolicyWatch) -> None:
+def _audit_key(path: Path | None) -> bytes:
+    """The key of the HMAC over commands.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is too short to be one.
+    """
+    if path is None:
+        return b""
+    try:
+        key = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"cannot read the audit key {path}: {error.strerror}") from error
+    if len(key) < MIN_KEY_BYTES:
+        raise ConfigurationError(f"the audit key {path} has {len(key)} bytes; at least {MIN_KEY_BYTES} are required")
+    return key
+
+
+async def _watch_policy(policies: PolicyWatch, trail: AuditTrail) -> None:
+    """Put the policy in force on the record, and every change of it, also where Redis is away meanwhile."""
+    recorded = False
     while True:
+        digest = policies.current.digest
+        if not recorded:
+            code, reason = AuditCode.POLICY_CHANGED, f"{digest[:12]} is in force on {platform.node()}"
+            if policies.error:
+                code, reason = (
+                    AuditCode.POLICY_KEPT,
+                    f"{digest[:12]} stays in force on {platform.node()}: {policies.error}",
+                )
+            with suppress(RedisError, OSError):
+                await trail.append(code, authorized="1", reason=reason, evidence_sha256=digest)
+                recorded = True
         await asyncio.sleep(POLICY_SECONDS)
         if not policies.reload():
             continue
+        recorded = False
         if policies.error:
             log.error("policy.kept", reason=policies.error, in_force=policies.current.digest[:12])
         else:
@@ -116,29 +156,33 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
     redis = connect(settings.redis_url, name="orchestrator")
     subscriptions = connect(settings.redis_url, name="orchestrator-subscriber", max_connections=2)
 
+    trail = AuditTrail(redis, key=_audit_key(settings.audit_key))
     ledger = Ledger(
         redis,
+        trail,
         queue_size=settings.rate_limit.queue_size,
+        approvals_size=settings.approvals_size,
+        durable=settings.audit_durable,
         retention=settings.retention,
     )
     endings = Endings()
     subscriber = Subscriber(subscriptions)
     registry = Registry(redis)
-    collector = Collector(redis, ledger, endings, registry, identity)
+    collector = Collector(redis, ledger, trail, endings, registry, identity)
     collector.attach(subscriber)
     subscriber.on_gap(registry.discover)
     reaper = Reaper(
         redis, ledger, registry, collector,
         lease=settings.lease, interval=settings.sweep,
-        audit_retention=settings.audit_retention, audit_events=settings.audit_events,
+        trail=trail, audit_retention=settings.audit_retention, audit_events=settings.audit_events,
     )  # fmt: skip
     admitter = Admitter(
-        ledger, policies, identity, registry,
+        ledger, trail, policies, identity, registry,
         rate_limit=settings.rate_limit, search_path=settings.search_path,
     )  # fmt: skip
 
     server = grpc.aio.server(
-        interceptors=(Guard(identity),),
+        interceptors=(Guard(identity, trail),),
         options=[
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -150,8 +194,12 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
         ],
     )
     add_RemoteExecutionServicer_to_server(  # type: ignore[no-untyped-call]
-        RemoteExecution(redis, ledger, admitter, endings, subscriber, registry, policies, identity), server
-    )
+        RemoteExecution(
+            redis, ledger, admitter, endings, subscriber, registry, policies,
+            Approvals(ledger, trail, admitter, identity), trail, identity,
+        ),
+        server,
+    )  # fmt: skip
     health = health_aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     service_name = pb.DESCRIPTOR.services_by_name["RemoteExecution"].full_name
@@ -175,7 +223,7 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
         tasks += (
             asyncio.create_task(subscriber.run()),
             asyncio.create_task(reaper.run()),
-            asyncio.create_task(_watch_policy(policies)),
+            asyncio.create_task(_watch_policy(policies, trail)),
             asyncio.create_task(_watch_health(subscriber, health)),
             asyncio.create_task(stop.wait()),
         )

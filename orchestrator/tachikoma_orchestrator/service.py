@@ -13,19 +13,24 @@ from tachikoma.errors import InvalidRequest, NotFound, PermissionDenied
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionServicer
 from tachikoma.models import (
+    AuditCode,
     CancelOutcome,
     CancelResponse,
     ExecOutput,
+    ExecRequest,
     ExecResponse,
     ExecState,
     OutputKind,
 )
 from tachikoma.policy import PolicyWatch
+from tachikoma.redaction import redact
 from tachikoma.redis_access import Redis
 from tachikoma.signed import CancelOrder, sign
 from tachikoma.spiffe import agent_id
 from tachikoma.svid import FileSvidSource
 from tachikoma_orchestrator.admission import Admitter, Peer
+from tachikoma_orchestrator.approval import Approvals
+from tachikoma_orchestrator.audit import AuditTrail
 from tachikoma_orchestrator.endings import Endings
 from tachikoma_orchestrator.follow import Follower
 from tachikoma_orchestrator.guard import current_peer
@@ -42,6 +47,11 @@ MAX_PAGE = 1000
 MAX_LIST_STEPS = 20
 #: How long a cancel is kept for its agent: longer than an order can wait and run.
 CANCEL_SECONDS = 15 * 24 * 3600
+
+
+def shown(text: str) -> str:
+    """What may be written down of an id that was not checked."""
+    return redact((text[:64],))[0]
 
 
 def _page(asked: int, what: str) -> int:
@@ -62,6 +72,8 @@ class RemoteExecution(RemoteExecutionServicer):
         subscriber: Subscriber,
         registry: Registry,
         policies: PolicyWatch,
+        approvals: Approvals,
+        trail: AuditTrail,
         identity: FileSvidSource,
     ) -> None:
         self._redis = redis
@@ -71,12 +83,30 @@ class RemoteExecution(RemoteExecutionServicer):
         self._subscriber = subscriber
         self._registry = registry
         self._policies = policies
+        self._approvals = approvals
+        self._trail = trail
         self._identity = identity
 
     # --- running ------------------------------------------------------------------------------------------------------
 
+    async def _read(self, message: pb.ExecRequest) -> ExecRequest:
+        """A caller's request.
+
+        Raises:
+            InvalidRequest: a bound is broken; that is on the record.
+        """
+        try:
+            return wire.request_from_pb(message)
+        except InvalidRequest as error:
+            peer = current_peer()
+            await self._trail.append(
+                AuditCode.MALFORMED, id=shown(message.id), agent_id=shown(message.agent_id), authorized="0",
+                requested_by=str(peer), client_ip=peer.address, reason=str(error),
+            )  # fmt: skip
+            raise
+
     async def Execute(self, request: pb.ExecRequest, context: Any) -> pb.ExecResponse:  # noqa: N802
-        wanted = wire.request_from_pb(request)
+        wanted = await self._read(request)
         with self._endings.expect(wanted.id) as end:
             if not await self._admitter.admit(wanted, current_peer()):
                 await self._check_ended(wanted.id)
@@ -85,7 +115,7 @@ class RemoteExecution(RemoteExecutionServicer):
     async def ExecuteStream(  # noqa: N802
         self, request: pb.ExecRequest, context: Any
     ) -> AsyncIterator[pb.ExecOutput]:
-        wanted = wire.request_from_pb(request)
+        wanted = await self._read(request)
         follower = Follower(self._redis, self._subscriber, wanted.agent_id, wanted.id, 0)
         with self._endings.expect(wanted.id) as end:
             async with follower.listen():
@@ -97,7 +127,7 @@ class RemoteExecution(RemoteExecutionServicer):
                     yield wire.output_to_pb(output)
 
     async def Submit(self, request: pb.ExecRequest, context: Any) -> pb.ExecStatus:  # noqa: N802
-        wanted = wire.request_from_pb(request)
+        wanted = await self._read(request)
         await self._admitter.admit(wanted, current_peer())
         return wire.status_to_pb((await self._record(wanted.id)).status())
 
@@ -118,9 +148,17 @@ class RemoteExecution(RemoteExecutionServicer):
     async def _follow(
         self, follower: Follower, record: Record, end: asyncio.Future[ExecResponse]
     ) -> AsyncIterator[ExecOutput]:
-        """Status, chunks, and the result."""
-        yield self._status(record)
-        await self._check_ended(record.exec_id)
+        """Status, again when it was approved, chunks, and the result."""
+        with self._endings.approvals.expect(record.exec_id) as approval:
+            yield self._status(record)
+            await self._check_ended(record.exec_id)
+            if record.state is ExecState.PENDING_APPROVAL:
+                record = await self._ledger.record(record.exec_id) or record
+                if record.state is ExecState.PENDING_APPROVAL:
+                    await approval
+                    record = await self._ledger.record(record.exec_id) or record
+                if not record.state.terminal:
+                    yield self._status(record)
         async for output in follower.until(end):
             yield output
         response = end.result()
@@ -204,8 +242,34 @@ class RemoteExecution(RemoteExecutionServicer):
         if request.after and not all(part.isdecimal() for part in request.after.split("-", 1)):
             raise InvalidRequest(f"{request.after[:80]!r} is no cursor of the audit trail")
         limit = _page(request.limit, "limit")
-        events = await self._ledger.audit(after=request.after, limit=limit, exec_id=request.id)
+        events = await self._trail.read(after=request.after, limit=limit, exec_id=request.id)
         return pb.ListAuditEventsResponse(events=[wire.audit_to_pb(event) for event in events])
+
+    # --- approving ----------------------------------------------------------------------------------------------------
+
+    async def ListApprovals(  # noqa: N802
+        self, request: pb.ListApprovalsRequest, context: Any
+    ) -> pb.ListApprovalsResponse:
+        peer = current_peer()
+        records = await self._approvals.pending(peer, everybody=self._policies.current.is_operator(str(peer)))
+        return pb.ListApprovalsResponse(executions=[wire.status_to_pb(record.status()) for record in records])
+
+    async def GetApproval(self, request: pb.GetApprovalRequest, context: Any) -> pb.Approval:  # noqa: N802
+        return wire.approval_to_pb(await self._approvals.describe(request.id, current_peer()))
+
+    async def Approve(self, request: pb.ApproveRequest, context: Any) -> pb.ExecStatus:  # noqa: N802
+        await self._approvals.approve(request.id, request.digest.hex(), request.reason, current_peer())
+        return await self._decided(request.id)
+
+    async def Reject(self, request: pb.RejectRequest, context: Any) -> pb.ExecStatus:  # noqa: N802
+        await self._approvals.reject(request.id, request.reason, current_peer())
+        return await self._decided(request.id)
+
+    async def _decided(self, exec_id: str) -> pb.ExecStatus:
+        record = await self._ledger.record(exec_id)
+        if record is None:
+            raise NotFound(f"the execution {exec_id} is gone")
+        return wire.status_to_pb(record.status())
 
     # --- ending -------------------------------------------------------------------------------------------------------
 
@@ -220,6 +284,13 @@ class RemoteExecution(RemoteExecutionServicer):
         agent, exec_id = record.agent, record.exec_id
         if record.state.terminal:
             return CancelOutcome.ALREADY_ENDED
+        # It may go on from each of these while we look, but never back.
+        done = await self._ledger.settle(
+            agent, exec_id, [ExecState.PENDING_APPROVAL], ExecState.CANCELLED,
+            reason="withdrawn before it was approved", by=str(peer), fence=False,
+        )  # fmt: skip
+        if done == "DONE":
+            return CancelOutcome.CANCELLED
         # Nobody started it: take the claim, so that nobody ever can.
         done = await self._ledger.settle(
             agent, exec_id, [ExecState.QUEUED], ExecState.CANCELLED,

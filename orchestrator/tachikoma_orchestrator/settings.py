@@ -30,11 +30,19 @@ class OrchestratorSettings(BaseSettings):
     listen: str = "127.0.0.1:8534"
     #: Bounds of each agent's queue.
     rate_limit: RateLimitConfig = RateLimitConfig()
+    #: Executions that may wait for an approval, of all requesters.
+    approvals_size: int = Field(default=1000, ge=1, le=100_000)
+    #: Whether what authorises an execution is on the disk of Redis before its order is on the queue (WAITAOF). With
+    #: `appendfsync everysec` that takes up to a second; with `always` it is quick.
+    audit_durable: bool = True
     #: How long ended executions stay in the ledger, and claims in Redis. Longer than any execution can last.
     retention: Duration = timedelta(days=30)
     #: How long the audit trail goes back, and how many events it holds at most.
     audit_retention: Duration = timedelta(days=90)
     audit_events: int = Field(default=1_000_000, ge=1000)
+    #: File with the key of the HMAC over commands in the audit trail, 32 bytes or more, the same for all orchestrators.
+    #: Without one, events have no HMAC.
+    audit_key: Path | None = None
     #: An agent that was not heard of for so long has lost what it ran.
     lease: Duration = timedelta(seconds=45)
     #: How often the reaper looks.

@@ -20,6 +20,7 @@ from tachikoma.errors import (
     AlreadyExists,
     ConfigurationError,
     ExecutionFailed,
+    FailedPrecondition,
     InvalidRequest,
     NotFound,
     PermissionDenied,
@@ -31,6 +32,7 @@ from tachikoma.errors import (
 )
 from tachikoma.models import (
     AgentInfo,
+    Approval,
     CancelOutcome,
     CancelResponse,
     ExecAuditLog,
@@ -64,6 +66,7 @@ __all__ = [  # noqa: RUF022 (grouped by what they are for)
     "ExecTransition",
     "CancelOutcome",
     "CancelResponse",
+    "Approval",
     "AgentInfo",
     "ExecAuditLog",
     "new_id",
@@ -79,6 +82,7 @@ __all__ = [  # noqa: RUF022 (grouped by what they are for)
     "NotFound",
     "AgentUnknown",
     "AlreadyExists",
+    "FailedPrecondition",
     "ResourceExhausted",
     "Unavailable",
     "AgentOffline",

@@ -20,11 +20,12 @@ import grpc
 import grpc.aio
 
 from tachikoma import wire
-from tachikoma.errors import ResourceExhausted, TachikomaError, Unauthenticated, Unavailable
+from tachikoma.errors import InvalidRequest, ResourceExhausted, TachikomaError, Unauthenticated, Unavailable
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
 from tachikoma.models import (
     AgentInfo,
+    Approval,
     CancelResponse,
     ExecAuditLog,
     ExecOutput,
@@ -57,7 +58,7 @@ _CHANNEL_OPTIONS = [
 
 
 class AsyncClient:
-    """Runs commands on agents and asks about them. An async context manager.
+    """Runs commands on agents, asks about them, and approves them. An async context manager.
 
     Without a profile it uses the user's own (see `tachikoma.profile`). All methods raise a class of
     `tachikoma.errors`: `PermissionDenied`, `AgentOffline`, `Unavailable`, and so on.
@@ -179,6 +180,34 @@ class AsyncClient:
         )
         answer = await self._call("List", message)
         return tuple(wire.status_from_pb(item) for item in answer.executions), answer.next_page_token
+
+    async def approvals(self) -> tuple[ExecStatus, ...]:
+        """What waits for an approval that this client may give, or asked for; the nearest deadline first."""
+        answer = await self._call("ListApprovals", pb.ListApprovalsRequest())
+        return tuple(wire.status_from_pb(item) for item in answer.executions)
+
+    async def approval(self, exec_id: str) -> Approval:
+        """All that would run of an execution that this client may approve."""
+        return wire.approval_from_pb(await self._call("GetApproval", pb.GetApprovalRequest(id=exec_id)))
+
+    async def approve(self, exec_id: str, digest: str, reason: str) -> ExecStatus:
+        """Let an execution run.
+
+        Args:
+            exec_id: the execution.
+            digest: `Approval.digest` of what was looked at; something else is not approved with it.
+            reason: why; it goes on the record.
+        """
+        try:
+            raw = bytes.fromhex(digest)
+        except ValueError:
+            raise InvalidRequest(f"{digest[:80]!r} is no digest; `Approval.digest` has it") from None
+        message = pb.ApproveRequest(id=exec_id, digest=raw, reason=reason)
+        return wire.status_from_pb(await self._call("Approve", message))
+
+    async def reject(self, exec_id: str, reason: str) -> ExecStatus:
+        """End an execution that waits for its approval; the reason goes on the record and to the requester."""
+        return wire.status_from_pb(await self._call("Reject", pb.RejectRequest(id=exec_id, reason=reason)))
 
     async def agents(self) -> tuple[AgentInfo, ...]:
         """The known agents, by id."""
@@ -311,6 +340,22 @@ class Client:
         return self._run(
             self._async.list(agent_id, include_ended=include_ended, page_size=page_size, page_token=page_token)
         )
+
+    def approvals(self) -> tuple[ExecStatus, ...]:
+        """What waits for an approval that this client may give, or asked for; the nearest deadline first."""
+        return self._run(self._async.approvals())
+
+    def approval(self, exec_id: str) -> Approval:
+        """All that would run of an execution that this client may approve."""
+        return self._run(self._async.approval(exec_id))
+
+    def approve(self, exec_id: str, digest: str, reason: str) -> ExecStatus:
+        """Let an execution run; arguments as with `AsyncClient.approve`."""
+        return self._run(self._async.approve(exec_id, digest, reason))
+
+    def reject(self, exec_id: str, reason: str) -> ExecStatus:
+        """End an execution that waits for its approval; the reason goes on the record and to the requester."""
+        return self._run(self._async.reject(exec_id, reason))
 
     def agents(self) -> tuple[AgentInfo, ...]:
         """The known agents, by id."""

@@ -16,6 +16,7 @@ __all__ = [
     "AlreadyExists",
     "ConfigurationError",
     "ExecutionFailed",
+    "FailedPrecondition",
     "InvalidRequest",
     "NotFound",
     "PermissionDenied",
@@ -99,6 +100,13 @@ class AlreadyExists(TachikomaError):
 
     reason = "ALREADY_EXISTS"
     code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class FailedPrecondition(TachikomaError):
+    """Things are no longer as the caller took them to be; the message says how they are."""
+
+    reason = "FAILED_PRECONDITION"
+    code = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class ResourceExhausted(TachikomaError):

@@ -14,12 +14,17 @@ The orchestrator's begin with `orch:`. Keys and channels of one purpose share th
     orch:exec:<exec>                 hash     ledger record
     orch:index                       zset     executions by time of acceptance
     orch:index:<agent>               zset     the same, of one agent
-    orch:open                        zset     executions that have not ended, by queue deadline
+    orch:open                        zset     executions that have not ended, by deadline
+    orch:approvals                   zset     executions that wait for an approval, by deadline
+    orch:parked:<exec>               string   signed request that waits for an approval
+    orch:approved                    channel  ids of executions that were approved
     orch:rate:<scope>                zset     executions of a rate limit's scope accepted in the last minute
     orch:open:<scope>                set      those of them that have not ended
     orch:waiting:<scope>             set      those of them that have not started
     orch:agents                      hash     agents ever heard of, with their last heartbeat
+    orch:online                      hash     agents that joined and did not leave, with their boot
     orch:audit                       stream   audit trail
+    orch:audit:seq                   string   number of its last event
     orch:ended                       channel  ids of executions that ended
 """
 
@@ -27,9 +32,13 @@ from __future__ import annotations
 
 __all__ = [
     "AGENTS",
+    "APPROVALS",
+    "APPROVED",
     "AUDIT",
+    "AUDIT_SEQ",
     "ENDED",
     "INDEX",
+    "ONLINE",
     "OPEN",
     "agent_index",
     "agent_of_channel",
@@ -41,6 +50,7 @@ __all__ = [
     "execution_of_channel",
     "info",
     "output",
+    "parked",
     "queue",
     "result",
     "scope",
@@ -51,7 +61,12 @@ __all__ = [
 INDEX = "orch:index"
 OPEN = "orch:open"
 AGENTS = "orch:agents"
+ONLINE = "orch:online"
+APPROVALS = "orch:approvals"
+APPROVED = "orch:approved"
 AUDIT = "orch:audit"
+#: Made in `lua/prelude.lua` from the name of the trail.
+AUDIT_SEQ = f"{AUDIT}:seq"
 ENDED = "orch:ended"
 
 #: Patterns an orchestrator subscribes to.
@@ -127,6 +142,10 @@ def agent_of_channel(channel: str) -> str:
 
 def execution(exec_id: str) -> str:
     return f"orch:exec:{exec_id}"
+
+
+def parked(exec_id: str) -> str:
+    return f"orch:parked:{exec_id}"
 
 
 def scope(name: str) -> tuple[str, str, str]:

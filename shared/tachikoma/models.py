@@ -20,6 +20,9 @@ from tachikoma.fields import Base64, Duration, Identifier, Timestamp
 
 __all__ = [
     "AgentInfo",
+    "Approval",
+    "AuditCode",
+    "AuditedRequest",
     "CancelOutcome",
     "CancelResponse",
     "ExecAuditLog",
@@ -386,6 +389,27 @@ class ExecStatus(Model):
     user: str = ""
     work_dir: str = ""
     history: tuple[ExecTransition, ...] = ()
+    #: Until when it may wait: for its approval, or on the agent's queue.
+    deadline: Timestamp | None = None
+    #: SPIFFE ID patterns of those who may approve it; empty where it needed no approval.
+    approvers: tuple[str, ...] = ()
+    #: SPIFFE ID of who approved it, and why.
+    approved_by: str = ""
+    approval_reason: str = ""
+
+
+class Approval(Model):
+    """A request that waits for its approval, with all that would run."""
+
+    status: ExecStatus
+    #: As the requester made it, nothing hidden: who answers for it must see it.
+    request: ExecRequest
+    #: SHA-256 over the request and what policy would grant it. An approval names it, and counts for nothing else.
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    #: The policy that would grant it, as name@digest.
+    policy: str
+    #: What the command may use, after policy.
+    limits: ResourceLimits = ResourceLimits()
 
 
 class OutputKind(StrEnum):
@@ -499,6 +523,10 @@ class ExecPolicy(Model):
     allowed_work_dirs: tuple[str, ...] = ()
     #: Name patterns of variables a request may set.
     allowed_environment: tuple[str, ...] = ()
+    #: SPIFFE ID patterns of those who may approve, where `require_approval` is set; nobody approves their own request.
+    approvers: tuple[str, ...] = ()
+    #: How long a request waits for its approval.
+    approval_timeout: Duration = timedelta(hours=1)
     #: How much each requester may ask for under this policy.
     rate_limit: RateLimitConfig | None = None
     #: What each command may use; a request may ask for less.
@@ -529,22 +557,90 @@ class ExecPolicy(Model):
             raise ValueError(f"must be at most {MAX_KILL_GRACE.seconds} seconds")
         return value
 
-    @field_validator("max_timeout")
+    @field_validator("max_timeout", "approval_timeout")
     @classmethod
     def _positive(cls, value: timedelta) -> timedelta:
         if not timedelta(0) < value <= MAX_TIMEOUT:
             raise ValueError(f"must be longer than zero and at most {MAX_TIMEOUT.days} days")
         return value
 
+    @model_validator(mode="after")
+    def _somebody_approves(self) -> Self:
+        if self.require_approval and not self.approvers:
+            raise ValueError("requireApproval is set, and approvers names nobody who could approve")
+        return self
+
+
+class AuditCode(StrEnum):
+    """What an event of the audit trail is about. Codes are stable; an end's code is its state in small letters."""
+
+    #: Allowed by policy and accepted. On the record before the command can start.
+    ADMITTED = "admitted"
+    #: Allowed by policy if somebody approves it.
+    APPROVAL_REQUESTED = "approval_requested"
+    #: Approved, and by whom.
+    APPROVED = "approved"
+    #: Somebody tried to approve or reject who may not.
+    APPROVAL_REFUSED = "approval_refused"
+    #: Refused by policy.
+    DENIED = "denied"
+    #: Refused for a rate limit or a full queue.
+    LIMITED = "limited"
+    #: Refused otherwise: unknown agent, agent offline, id used for another request.
+    REFUSED = "refused"
+    #: Refused because it is no valid request.
+    MALFORMED = "malformed"
+    #: Its order is on the agent's queue.
+    DISPATCHED = "dispatched"
+    STARTED = "started"
+    CANCEL_REQUESTED = "cancel_requested"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    OUT_OF_MEMORY = "out_of_memory"
+    EXPIRED = "expired"
+    REJECTED = "rejected"
+    LOST = "lost"
+    #: A receipt came for what had been given up; the end stands.
+    LATE_RECEIPT = "late_receipt"
+    #: A certificate was not accepted.
+    IDENTITY_REJECTED = "identity_rejected"
+    #: A policy set is in force now.
+    POLICY_CHANGED = "policy_changed"
+    #: The policy file was changed and is wrong; the old set stays in force.
+    POLICY_KEPT = "policy_kept"
+    AGENT_JOINED = "agent_joined"
+    AGENT_LEFT = "agent_left"
+
+
+class AuditedRequest(Model):
+    """What an event keeps of a request: enough to decide on it again, and nothing secret."""
+
+    #: The argv with secrets taken out.
+    command: Annotated[tuple[str, ...], Field(min_length=1)]
+    work_dir: str = ""
+    #: Names of its variables.
+    environment: tuple[str, ...] = ()
+    #: Seconds; None where the request named none.
+    timeout: float | None = None
+    user: str = ""
+    interactive: bool = False
+    tty: bool = False
+    #: Bytes of its standard input.
+    stdin_bytes: int = 0
+
 
 class ExecAuditLog(Model):
     """One event of the audit trail (Spec 534, ExecAuditLog, plus place, time and code)."""
 
-    #: Its place in the trail.
+    #: Its place in the trail of Redis.
     cursor: str
+    #: Its number; events follow each other without a hole. 0 in trails of versions before numbers.
+    seq: int = 0
     #: By the clock of Redis.
     time: Timestamp
-    #: What happened, a stable code: `admitted`, `denied`, `started`, `succeeded`, …
+    #: What happened, a stable code; `docs/audit.md` lists them.
     event: str
     #: The execution; empty where a request had no valid id.
     id: str = ""
@@ -559,6 +655,17 @@ class ExecAuditLog(Model):
     authorized: bool = False
     policy_applied: str = ""
     reason: str = ""
+    #: SPIFFE ID of who did this step where it is not the requester: approved, rejected, cancelled.
+    actor: str = ""
+    #: The field of the policy that decided, where a request was denied.
+    rule: str = ""
+    #: With a decision: what was asked for.
+    request: AuditedRequest | None = None
+    #: HMAC-SHA-256 of the whole argv, in hexadecimal, where the orchestrator has a key for it: the same command has the
+    #: same one, and its secrets cannot be told from it.
+    command_hmac: str = ""
+    #: SHA-256 of what this event rests on: the order with `dispatched`, the receipt with an end, what was approved.
+    evidence_sha256: str = ""
 
 
 def make_request(values: dict[str, Any]) -> ExecRequest:

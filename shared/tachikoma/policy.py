@@ -43,7 +43,7 @@ from tachikoma.models import DEFAULT_TIMEOUT, ExecPolicy, ExecRequest, Model, Ra
 from tachikoma.patterns import AgentSelector, CommandPattern, Pattern, PatternError
 from tachikoma.signed import Grant, GrantedExecutable
 
-__all__ = ["SEARCH_PATH", "Decision", "Explanation", "PolicySet", "PolicyWatch", "narrow"]
+__all__ = ["SEARCH_PATH", "Decision", "Explanation", "PolicySet", "PolicyWatch", "may_approve", "narrow"]
 
 #: Where a bare program name is looked up, in this order, unless an orchestrator is configured otherwise.
 SEARCH_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
@@ -77,11 +77,24 @@ class Decision:
     rate_limit: RateLimitConfig | None = None
     #: How long the command may run; the request's own timeout where it names one.
     timeout: timedelta = timedelta(0)
+    #: SPIFFE ID patterns of those of whom one must approve; empty where nobody needs to.
+    approvers: tuple[str, ...] = ()
+    #: How long the request waits for that.
+    approval_timeout: timedelta = timedelta(0)
 
     @property
     def executables(self) -> tuple[str, ...]:
         """Absolute paths the program may be, in search order; empty when denied."""
         return tuple(executable.path for executable in self.grant.executables) if self.grant else ()
+
+    def approvable_by(self, subject: str, requester: str) -> bool:
+        """Whether somebody may approve it. Nobody approves their own request."""
+        return bool(subject) and subject != requester and may_approve(self.approvers, subject)
+
+
+def may_approve(approvers: Sequence[str], subject: str) -> bool:
+    """Whether a SPIFFE ID is among those that patterns name."""
+    return any(Pattern(text).matches(subject) for text in approvers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +121,8 @@ class _Policy:
         self.users = [Pattern(text) for text in policy.allowed_users]
         self.work_dirs = [Pattern(text) for text in policy.allowed_work_dirs]
         self.environment = [Pattern(text) for text in policy.allowed_environment]
+        for text in policy.approvers:
+            Pattern(text)
 
     def concerns(self, subject: str, agent: str, labels: Mapping[str, str]) -> bool:
         return any(p.matches(subject) for p in self.subjects) and any(s.matches(agent, labels) for s in self.agents)
@@ -136,6 +151,10 @@ class _Policy:
                 found.append(f"allowedCommands {text!r} can never grant it: deniedCommands covers it")
         if any(pattern.text in ("**", "spiffe://**") for pattern in self.subjects):
             found.append("subjects is everybody of every trust domain")
+        if policy.require_approval and any(text in ("**", "spiffe://**") for text in policy.approvers):
+            found.append("approvers is everybody of every trust domain")
+        if policy.approvers and not policy.require_approval:
+            found.append("approvers are never asked: requireApproval is not set")
         for path in policy.executable_sha256:
             if not any(pattern.names(path) or pattern.program.matches(path) for pattern in self.allowed):
                 found.append(f"executableSha256 pins {path}, which no entry of allowedCommands means")
@@ -184,9 +203,6 @@ class _Policy:
             return self._no("allowInteractive", "does not allow interactive executions")
         if request.tty and not self.policy.allow_tty:
             return self._no("allowTty", "does not allow terminals")
-        if self.policy.require_approval:
-            # Fail closed: there is nobody yet who could approve.
-            return self._no("requireApproval", "requires an approval, which this version cannot ask for")
         grace = self.policy.kill_grace
         grant = Grant(
             executables=tuple(executables),
@@ -198,7 +214,11 @@ class _Policy:
             kill_grace=None if grace is None else grace.total_seconds(),
         )
         timeout = request.timeout or min(DEFAULT_TIMEOUT, self.policy.max_timeout)
-        return Decision(True, self.label, "allowedCommands", "", grant, self.policy.rate_limit, timeout)
+        return Decision(
+            True, self.label, "allowedCommands", "", grant, self.policy.rate_limit, timeout,
+            approvers=self.policy.approvers if self.policy.require_approval else (),
+            approval_timeout=self.policy.approval_timeout,
+        )  # fmt: skip
 
     def _no(self, rule: str, what: str) -> Decision:
         return Decision(False, self.label, rule, f"policy {self.policy.name} {what}")
@@ -326,7 +346,8 @@ class PolicySet:
         if denials:
             return Explanation(denials[0], (*denials, *verdicts))
         denied = tuple(sorted({pattern.text for policy in concerned for pattern in policy.denied}))
-        for verdict in verdicts:
+        # One policy that grants it all is enough, so one that asks for an approval beside it does not count.
+        for verdict in sorted(verdicts, key=lambda verdict: bool(verdict.approvers)):
             if verdict.grant is not None:
                 decision = replace(verdict, grant=verdict.grant.model_copy(update={"denied": denied}))
                 return Explanation(decision, verdicts)
@@ -405,6 +426,7 @@ def _where_pattern(policy: ExecPolicy, index: int) -> tuple[str | int, ...]:
         (policy.allowed_users, "allowedUsers", Pattern),
         (policy.allowed_work_dirs, "allowedWorkDirs", Pattern),
         (policy.allowed_environment, "allowedEnvironment", Pattern),
+        (policy.approvers, "approvers", Pattern),
     ):
         for number, text in enumerate(field):
             try:

@@ -49,7 +49,8 @@ class Expectation(Model):
     timeout: Duration | None = None
     interactive: bool = False
     tty: bool = False
-    expect: Literal["allow", "deny"]
+    #: `allow` is without an approval.
+    expect: Literal["allow", "approval", "deny"]
     #: Name of the policy that is to decide; any if empty.
     policy: str = ""
     #: The field that is to decide; any if empty.
@@ -79,8 +80,10 @@ class Outcome:
         """How they differ, or nothing."""
         wanted, got = self.expectation, self.decision
         said = f"{got.policy or 'no policy'}: {got.rule}{f' ({got.reason})' if got.reason else ''}"
-        if (wanted.expect == "allow") != got.allowed:
-            return f"is {'allowed' if got.allowed else 'denied'} by {said}"
+        outcome = "deny" if not got.allowed else "approval" if got.approvers else "allow"
+        if wanted.expect != outcome:
+            told = {"deny": "denied", "approval": "allowed only with an approval", "allow": "allowed"}
+            return f"is {told[outcome]} by {said}"
         if wanted.policy and got.policy.partition("@")[0] != wanted.policy:
             return f"is decided by {got.policy or 'no policy'}, not by {wanted.policy}"
         if wanted.rule and got.rule.partition(":")[0] != wanted.rule:

@@ -8,7 +8,9 @@ messages and is trusted with none of them.
 from __future__ import annotations
 
 import base64
+import json
 import time
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -29,6 +31,7 @@ __all__ = [
     "GrantedExecutable",
     "InvalidSignature",
     "OutputDigest",
+    "ParkedRequest",
     "Receipt",
     "WorkOrder",
     "sign",
@@ -114,7 +117,19 @@ class WorkOrder(_Claims):
     jti: Identifier
     #: name@digest of the policy that granted it.
     policy: str
+    #: SPIFFE ID of who approved it; empty where policy asked for no approval.
+    approved_by: str = ""
     grant: Grant
+    request: ExecRequest
+
+
+class ParkedRequest(_Claims):
+    """A request that waits for its approval. It is no order to any agent, and Redis can put no other in its place."""
+
+    type: Literal["tachikoma-parked+jws"] = "tachikoma-parked+jws"
+    #: The execution.
+    jti: Identifier
+    #: With the requester that was authenticated.
     request: ExecRequest
 
 
@@ -189,7 +204,7 @@ def _chain(header: dict[str, Any]) -> tuple[list[x509.Certificate], ECKey]:
     return _parse_chain(tuple(x5c))
 
 
-def verify(token: str, kind: type[C], bundle: TrustBundle, issuer: SpiffeId) -> C:
+def verify(token: str, kind: type[C], bundle: TrustBundle, issuer: SpiffeId, *, kept: bool = False) -> C:
     """The claims of a signed message, after checking who signed it.
 
     Args:
@@ -197,6 +212,8 @@ def verify(token: str, kind: type[C], bundle: TrustBundle, issuer: SpiffeId) -> 
         kind: the claims expected.
         bundle: roots of the issuer's trust domain.
         issuer: the only identity that may have signed it.
+        kept: whether the message may be older than its signer's certificate lasts, which then must have been valid
+            when it was signed.
 
     Raises:
         InvalidSignature: type, algorithm, chain, issuer, signature or claims are not as they must be.
@@ -210,7 +227,11 @@ def verify(token: str, kind: type[C], bundle: TrustBundle, issuer: SpiffeId) -> 
         if header.get("typ") != expected_type or header.get("alg") != "ES256":
             raise InvalidSignature(f"is a {str(header.get('typ'))[:60]!r}, not a {expected_type!r}")
         chain, key = _chain(header)
-        signer = bundle.verify(chain[0], chain[1:])
+        at = None
+        if kept:
+            # Read before it is verified; it is the signer's word, and believed only with the signature.
+            at = datetime.fromtimestamp(int(json.loads(message.payload)["iat"]), UTC)
+        signer = bundle.verify(chain[0], chain[1:], at)
         if signer != issuer:
             raise InvalidSignature(f"is signed by {signer}, not by {issuer}")
         jws.deserialize_compact(token.encode("ascii"), key, registry=_registry)

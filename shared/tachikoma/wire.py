@@ -22,6 +22,8 @@ from tachikoma.errors import InvalidRequest, ServerError, TachikomaError, Unauth
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.models import (
     AgentInfo,
+    Approval,
+    AuditedRequest,
     CancelOutcome,
     CancelResponse,
     ExecAuditLog,
@@ -34,6 +36,7 @@ from tachikoma.models import (
     Model,
     OutputKind,
     OutputSummary,
+    ResourceLimits,
     ResourceUsage,
     describe_validation_error,
 )
@@ -205,6 +208,10 @@ def status_to_pb(value: ExecStatus) -> pb.ExecStatus:
         user=value.user,
         work_dir=value.work_dir,
         history=[pb.ExecTransition(state=_state(step.state), time=_timestamp(step.time)) for step in value.history],
+        deadline=_timestamp(value.deadline),
+        approvers=value.approvers,
+        approved_by=value.approved_by,
+        approval_reason=value.approval_reason,
     )
 
 
@@ -228,6 +235,30 @@ def status_from_pb(message: pb.ExecStatus) -> ExecStatus:
         history=tuple(
             ExecTransition(state=_exec_state(step.state), time=_datetime(step.time)) for step in message.history
         ),
+        deadline=_datetime(message.deadline) if message.HasField("deadline") else None,
+        approvers=tuple(message.approvers),
+        approved_by=message.approved_by,
+        approval_reason=message.approval_reason,
+    )
+
+
+def approval_to_pb(value: Approval) -> pb.Approval:
+    return pb.Approval(
+        status=status_to_pb(value.status),
+        request=request_to_pb(value.request),
+        digest=bytes.fromhex(value.digest),
+        policy=value.policy,
+        limits=pb.ResourceLimits(**_given(value.limits)),
+    )
+
+
+def approval_from_pb(message: pb.Approval) -> Approval:
+    return Approval(
+        status=status_from_pb(message.status),
+        request=request_from_pb(message.request),
+        digest=message.digest.hex(),
+        policy=message.policy,
+        limits=ResourceLimits(**_set_fields(message.limits)),
     )
 
 
@@ -304,13 +335,16 @@ def audit_to_pb(value: ExecAuditLog) -> pb.AuditEvent:
             "time": _timestamp(value.time),
             "start_time": _timestamp(value.start_time),
             "duration": _duration(value.duration),
+            "request": None if value.request is None else pb.AuditedRequest(**_given(value.request)),
         }
     )
 
 
 def audit_from_pb(message: pb.AuditEvent) -> ExecAuditLog:
+    request = message.request
     return ExecAuditLog(
         cursor=message.cursor,
+        seq=message.seq,
         time=_datetime(message.time),
         event=message.event,
         id=message.id,
@@ -324,6 +358,11 @@ def audit_from_pb(message: pb.AuditEvent) -> ExecAuditLog:
         authorized=message.authorized,
         policy_applied=message.policy_applied,
         reason=message.reason,
+        actor=message.actor,
+        rule=message.rule,
+        request=AuditedRequest(**_set_fields(request)) if message.HasField("request") else None,
+        command_hmac=message.command_hmac,
+        evidence_sha256=message.evidence_sha256,
     )
 
 

@@ -21,9 +21,10 @@ from tachikoma.redis_access import Redis
 from tachikoma.signed import OutputDigest, Receipt, sign
 from tachikoma.spiffe import agent_id, service_id
 from tachikoma.svid import FileSvidSource
+from tachikoma_orchestrator.audit import AuditTrail
 from tachikoma_orchestrator.collector import Collector
 from tachikoma_orchestrator.endings import Endings
-from tachikoma_orchestrator.ledger import Admission, Ledger, Outcome
+from tachikoma_orchestrator.ledger import Admission, Dispatch, Ledger, Outcome
 from tachikoma_orchestrator.registry import Registry
 
 DOMAIN, AGENT, EXEC = "tachikoma.local", "web-1", "job-7"
@@ -40,17 +41,21 @@ class Stand:
             self.identities[name] = FileSvidSource(folder / name)
         authority.issue(service_id(DOMAIN, "orchestrator"), folder / "orchestrator")
         self.redis = redis
-        self.ledger = Ledger(redis, queue_size=10, retention=timedelta(hours=1))
+        self.trail = AuditTrail(redis)
+        self.ledger = Ledger(
+            redis, self.trail, queue_size=10, approvals_size=10, retention=timedelta(hours=1), durable=False
+        )
         self.endings = Endings()
         identity = FileSvidSource(folder / "orchestrator")
-        self.collector = Collector(redis, self.ledger, self.endings, Registry(redis), identity)
+        self.collector = Collector(redis, self.ledger, self.trail, self.endings, Registry(redis), identity)
 
     async def admit(self) -> None:
         """An execution that waits for its agent's report."""
         await self.redis.set(keys.info(AGENT), "{}")
         request = ExecRequest(id=EXEC, agent_id=AGENT, command=["/bin/true"], requested_by="spiffe://x/y", timeout="5m")
-        admission = Admission(request, "digest", "order", b"message", "web@1", "", timedelta(minutes=10), {})
-        assert (await self.ledger.admit(admission))[0] is Outcome.ADMITTED
+        admission = Admission(request, "digest", "web@1", "", timedelta(minutes=10), {})
+        dispatch = Dispatch("digest", "order", "web@1", b"message")
+        assert (await self.ledger.admit(admission, dispatch))[0] is Outcome.ADMITTED
 
     async def state(self) -> ExecState:
         record = await self.ledger.record(EXEC)
@@ -110,8 +115,8 @@ async def test_the_same_receipt_twice_is_one_end(stand: Stand) -> None:
     raw = stand.result(stand.receipt())
     assert await stand.collector.fold(AGENT, EXEC, raw) is True
     assert await stand.collector.fold(AGENT, EXEC, raw) is True
-    events = [event.event for event in await stand.ledger.audit(after="", limit=10, exec_id=EXEC)]
-    assert events == ["admitted", "succeeded"]
+    events = [event.event for event in await stand.trail.read(after="", limit=10, exec_id=EXEC)]
+    assert events == ["admitted", "dispatched", "succeeded"]
 
 
 async def not_believed(stand: Stand, raw: bytes) -> None:
@@ -209,4 +214,4 @@ async def test_a_receipt_of_impossible_numbers_leaves_nothing_that_cannot_be_tol
     assert record is not None
     assert wire.status_to_pb(record.status()).id == EXEC
     assert len(wire.response_to_pb(record.response()).SerializeToString()) < 1024 * 1024
-    assert [wire.audit_to_pb(event).id for event in await stand.ledger.audit(after="", limit=10, exec_id="")]
+    assert [wire.audit_to_pb(event).id for event in await stand.trail.read(after="", limit=10, exec_id="")]

@@ -289,9 +289,48 @@ def test_interaction_must_be_allowed(field: str, rule: str) -> None:
     assert decide({**entry, rule: True}, "/bin/true", **{field: True}).allowed
 
 
-def test_what_needs_an_approval_is_refused_while_nobody_can_give_one() -> None:
-    decision = decide({"allowedCommands": ["/bin/true"], "requireApproval": True}, "/bin/true")
-    assert (decision.allowed, decision.rule) == (False, "requireApproval")
+BOSS = "spiffe://tachikoma.local/user/boss"
+APPROVED = {"allowedCommands": ["/bin/true"], "requireApproval": True, "approvers": [BOSS, ALICE]}
+
+
+def test_what_needs_an_approval_names_those_who_may_give_it() -> None:
+    decision = decide({**APPROVED, "approvalTimeout": "5m"}, "/bin/true")
+    assert (decision.allowed, decision.approvers) == (True, (BOSS, ALICE))
+    assert decision.approval_timeout == timedelta(minutes=5)
+    assert decide({"allowedCommands": ["/bin/true"], "approvers": [BOSS]}, "/bin/true").approvers == ()
+
+
+def test_nobody_approves_their_own_request_or_without_being_named() -> None:
+    decision = decide(APPROVED, "/bin/true")
+    assert decision.approvable_by(BOSS, ALICE)
+    assert not decision.approvable_by(ALICE, ALICE)
+    assert not decision.approvable_by("spiffe://tachikoma.local/user/bob", ALICE)
+    everybody = decide({**APPROVED, "approvers": ["**"]}, "/bin/true")
+    assert everybody.approvable_by("spiffe://tachikoma.local/user/bob", ALICE)
+    assert not everybody.approvable_by("", ALICE)
+    assert not decide({"allowedCommands": ["/bin/true"]}, "/bin/true").approvable_by(BOSS, ALICE)
+
+
+def test_a_policy_that_grants_it_all_without_an_approval_is_enough() -> None:
+    free = {"name": "z-free", "allowedCommands": ["/bin/true"]}
+    asking = {"name": "a-asking", **APPROVED}
+    for both in (policies(free, asking), policies(asking, free)):
+        assert decide(both, "/bin/true").policy.startswith("z-free@")
+        assert decide(both, "/bin/true").approvers == ()
+
+
+def test_an_approval_that_nobody_could_give_is_a_mistake() -> None:
+    with pytest.raises(ConfigurationError, match="requireApproval is set, and approvers names nobody"):
+        policies({"allowedCommands": ["/bin/true"], "requireApproval": True})
+    with pytest.raises(ConfigurationError, match=r"approvers\[0\]: "):
+        policies({**APPROVED, "approvers": ["a{b"]})
+    with pytest.raises(ConfigurationError, match="approvalTimeout"):
+        policies({**APPROVED, "approvalTimeout": "0s"})
+
+
+def test_approvers_that_are_never_asked_are_hardly_meant() -> None:
+    found = policies({"allowedCommands": ["/bin/true"], "approvers": [BOSS]}).warnings()
+    assert any("approvers are never asked" in warning for warning in found)
 
 
 # --- denied commands --------------------------------------------------------------------------------------------------
@@ -416,7 +455,8 @@ ENTRIES = st.fixed_dictionaries(
         "maxTimeout": st.sampled_from(["1m", "1h"]),
         "allowTty": st.booleans(),
         "allowInteractive": st.booleans(),
-        "requireApproval": st.sampled_from([False, False, False, True]),
+        "requireApproval": st.booleans(),
+        "approvers": st.just([BOSS]),
     }
 )
 REQUESTS = st.fixed_dictionaries(
@@ -438,7 +478,7 @@ REQUESTS = st.fixed_dictionaries(
 
 def wholly_granted(entry: dict[str, Any], request: ExecRequest, subject: str) -> list[str]:
     """The paths one policy grants the whole request for, by membership alone."""
-    if subject not in entry["subjects"] or request.agent_id not in entry["agents"] or entry["requireApproval"]:
+    if subject not in entry["subjects"] or request.agent_id not in entry["agents"]:
         return []
     if (request.tty and not entry["allowTty"]) or (request.interactive and not entry["allowInteractive"]):
         return []
@@ -480,6 +520,8 @@ def test_a_request_is_allowed_exactly_when_one_policy_wholly_grants_it_and_none_
     if decision.allowed:
         assert list(decision.executables) in grants
         assert decision.timeout == (request.timeout or decision.timeout) > timedelta(0)
+        free = [entry for entry in entries if not entry["requireApproval"]]
+        assert bool(decision.approvers) != any(wholly_granted(entry, request, subject) for entry in free)
     else:
         assert decision.executables == ()
 
@@ -510,7 +552,7 @@ def test_the_order_of_policies_does_not_matter(
     before = policies(*named).decide(request, subject, SEARCH)
     shuffle.shuffle(named)
     after = policies(*named).decide(request, subject, SEARCH)
-    assert (before.allowed, before.executables, before.timeout) == (after.allowed, after.executables, after.timeout)
+    assert before == after
 
 
 def test_nor_does_it_matter_for_what_is_told_of_a_denial() -> None:

@@ -123,9 +123,15 @@ def narrowed(order: WorkOrder, policies: PolicySet, labels: Mapping[str, str]) -
     """
     folders = [posixpath.dirname(executable.path) for executable in order.grant.executables]
     try:
-        grant = narrow(order.grant, policies.decide(order.request, order.sub, folders, labels))
+        local = policies.decide(order.request, order.sub, folders, labels)
+        grant = narrow(order.grant, local)
     except PermissionDenied as error:
         raise Refused(str(error)) from None
+    if local.approvers and not local.approvable_by(order.approved_by, order.sub):
+        who = order.approved_by or "nobody"
+        raise Refused(
+            f"the agent's own policy requires an approval by {' or '.join(local.approvers)}, and {who} gave one"
+        )
     return order.model_copy(update={"grant": grant})
 
 

@@ -6,5 +6,6 @@ __all__ = ["load"]
 
 
 def load(name: str) -> str:
-    """Source of a script, by its file name without ending."""
-    return files(__name__).joinpath(f"{name}.lua").read_text(encoding="utf-8")
+    """Source of a script, by its file name without ending, with the functions that all share before it."""
+    folder = files(__name__)
+    return "".join(folder.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in ("prelude", name))

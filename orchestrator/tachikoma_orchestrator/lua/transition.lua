@@ -3,9 +3,12 @@
 -- KEYS
 --   1  orch:exec:<id>               ledger record (hash)
 --   2  orch:audit                   audit trail (stream)
---   3  orch:open                    executions not ended (zset)
+--   3  orch:open                    executions not ended, by deadline (zset)
 --   4  orch:ended                   channel for ids of executions that ended
 --   5  agent.<agent>:claim:<id>     claim (string)
+--   6  orch:approvals               executions that wait for an approval (zset)
+--   7  orch:parked:<id>             the request that waits for an approval (string)
+--   8  orch:approved                channel for ids of executions that were approved
 -- ARGV
 --   1  execution id
 --   2  states it may be in, separated by commas
@@ -14,7 +17,8 @@
 --   5  fence: take the claim with this value first, so that the agent can never start it; empty for none
 --   6  seconds to keep the record once it has ended, and the fence
 --   7  SHA-256 of the order the change rests on; empty to not compare
---   8  number of record fields to set; then so many names and values
+--   8  how long it may wait from now on, ms; 0 leaves its deadline as it is
+--   9  number of record fields to set; then so many names and values
 --   then names and values of the audit event; none for no event
 -- RESULT: {outcome, state, ms}; outcome is
 --   DONE | MISSING (no such execution) | STATE (it is in another state) | CLAIMED (the fence came too late)
@@ -39,9 +43,9 @@ if ARGV[5] ~= '' then
   end
 end
 
-local last = 8 + 2 * tonumber(ARGV[8])
+local last = 9 + 2 * tonumber(ARGV[9])
 local fields = {}
-for i = 9, last do
+for i = 10, last do
   fields[#fields + 1] = ARGV[i]
 end
 if ARGV[3] ~= '' then
@@ -54,6 +58,11 @@ if ARGV[4] == '1' then
   fields[#fields + 1] = 'settled_ms'
   fields[#fields + 1] = now
 end
+if tonumber(ARGV[8]) > 0 then
+  fields[#fields + 1] = 'deadline_ms'
+  fields[#fields + 1] = now + tonumber(ARGV[8])
+  redis.call('ZADD', KEYS[3], now + tonumber(ARGV[8]), ARGV[1])
+end
 if #fields > 0 then
   redis.call('HSET', KEYS[1], unpack(fields))
 end
@@ -62,12 +71,14 @@ if #ARGV > last then
   for i = last + 1, #ARGV do
     event[#event + 1] = ARGV[i]
   end
-  -- Each event can be read alone: it also says whose execution it is, and why that was let through.
-  for _, name in ipairs({'requested_by', 'command', 'client_ip', 'policy'}) do
-    event[#event + 1] = name
-    event[#event + 1] = redis.call('HGET', KEYS[1], name) or ''
+  audit_execution(KEYS[2], KEYS[1], event)
+end
+if state == 'PENDING_APPROVAL' and ARGV[3] ~= '' then
+  redis.call('ZREM', KEYS[6], ARGV[1])
+  redis.call('DEL', KEYS[7])
+  if ARGV[3] == 'QUEUED' then
+    redis.call('PUBLISH', KEYS[8], ARGV[1])
   end
-  redis.call('XADD', KEYS[2], '*', unpack(event))
 end
 if ARGV[3] ~= '' and ARGV[3] ~= 'QUEUED' then
   -- Given back here and nowhere else; twice does no harm. The names are those that admission took.

@@ -15,7 +15,7 @@ import typer
 import typer.core
 import typer.main
 
-from tachikoma.cli import audit, executions, run
+from tachikoma.cli import approvals, audit, executions, run
 from tachikoma.errors import TachikomaError
 from tachikoma.profile import PROFILE_VARIABLE
 
@@ -72,6 +72,7 @@ def _options(
 
 run.add_to(app)
 executions.add_to(app)
+approvals.add_to(app)
 audit.add_to(app)
 
 

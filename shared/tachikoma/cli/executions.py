@@ -11,7 +11,7 @@ from rich.text import Text
 from tachikoma.cli.show import Output, OutputOption, as_json, clock, colour_of, printable, short_id, table
 from tachikoma.client import Client
 from tachikoma.fields import format_duration
-from tachikoma.models import CancelOutcome, ExecStatus
+from tachikoma.models import CancelOutcome, ExecState, ExecStatus
 
 __all__ = ["add_to"]
 
@@ -81,6 +81,12 @@ def status(exec_id: Annotated[str, typer.Argument(help="The execution.")], outpu
         facts.append(("exit code", str(found.exit_code)))
     if found.error:
         facts.append(("error", found.error))
+    if found.approvers:
+        facts.append(("approvers", ", ".join(found.approvers)))
+    if found.approved_by:
+        facts.append(("approved by", f"{found.approved_by}: {found.approval_reason}"))
+    if found.state in (ExecState.PENDING_APPROVAL, ExecState.QUEUED):
+        facts.append(("waits until", clock(found.deadline)))
     if found.cancel_requested_by:
         facts.append(("cancelled by", found.cancel_requested_by))
     facts += [(f"at {clock(step.time)}", step.state) for step in found.history]

@@ -72,12 +72,15 @@ def explain(
     for verdict in found.verdicts:
         typer.echo(f"{verdict.policy:40} {_told(verdict)}")
     decision = found.decision
-    typer.echo(f"{'allowed' if decision.allowed else 'denied'}: {decision.policy or decision.rule}")
+    outcome = "denied" if not decision.allowed else "allowed with an approval" if decision.approvers else "allowed"
+    typer.echo(f"{outcome}: {decision.policy or decision.rule}")
     if decision.grant is None:
         typer.echo(f"  {decision.reason}")
         raise typer.Exit(1)
     for executable in decision.grant.executables:
         typer.echo(f"  may execute  {executable.path}")
+    for approver in decision.approvers:
+        typer.echo(f"  approved by  {approver}")
     limits = decision.grant.limits.model_dump(by_alias=True, exclude_none=True)
     if limits:
         typer.echo(f"  limits       {', '.join(f'{name} {value}' for name, value in limits.items())}")
@@ -85,7 +88,7 @@ def explain(
 
 def _told(verdict: Decision) -> str:
     if verdict.allowed:
-        return "grants it"
+        return "grants it with an approval" if verdict.approvers else "grants it"
     if verdict.rule.startswith("deniedCommands"):
         return f"denies it for all: {verdict.rule}"
     return f"does not grant it: {verdict.rule} ({verdict.reason})"

@@ -16,11 +16,20 @@ from typing import Annotated, Any
 
 import typer
 
-from tachikoma.cli.show import Output, OutputOption, as_json, printable
+from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable
 from tachikoma.client import AsyncClient
 from tachikoma.errors import InvalidRequest, NotFound, TachikomaError
 from tachikoma.fields import parse_duration
-from tachikoma.models import MAX_STDIN_BYTES, ExecOutput, ExecRequest, ExecResponse, ExecState, OutputKind, make_request
+from tachikoma.models import (
+    MAX_STDIN_BYTES,
+    ExecOutput,
+    ExecRequest,
+    ExecResponse,
+    ExecState,
+    ExecStatus,
+    OutputKind,
+    make_request,
+)
 
 __all__ = ["add_to"]
 
@@ -112,6 +121,7 @@ async def _execute(request: ExecRequest, *, detach: bool, output: Output) -> int
                 as_json(status)
             else:
                 typer.echo(status.id)
+                _say_approval(status)
             return 0
         interrupts = _Interrupts(client, request.id)
         loop = asyncio.get_running_loop()
@@ -187,7 +197,17 @@ async def _carry(stream: AsyncIterator[ExecOutput], output: Output) -> ExecRespo
             _write(2, item.data)
         elif item.kind is OutputKind.GAP:
             _say(f"{item.missing_bytes} bytes of output are no longer there")
+        elif item.status is not None:
+            _say_approval(item.status)
     return result
+
+
+def _say_approval(status: ExecStatus) -> None:
+    if status.state is ExecState.PENDING_APPROVAL:
+        _say(f"waits until {clock(status.deadline)} for an approval by {' or '.join(status.approvers)}")
+        _say(f"they can give it with: tachikoma approve {status.id}")
+    elif status.approved_by:
+        _say(f"approved by {status.approved_by}: {status.approval_reason}")
 
 
 def _write(descriptor: int, data: bytes) -> None:

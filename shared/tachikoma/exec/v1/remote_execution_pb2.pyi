@@ -48,7 +48,7 @@ class _ExecStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExecState.V
     EXEC_STATE_EXPIRED: _ExecState.ValueType  # 9
     """Not started before its queue timeout; it never will be."""
     EXEC_STATE_REJECTED: _ExecState.ValueType  # 10
-    """Refused by the agent; nothing ran."""
+    """Refused by an approver or by the agent; nothing ran."""
     EXEC_STATE_LOST: _ExecState.ValueType  # 11
     """The agent claimed it and cannot say how it ended."""
 
@@ -76,7 +76,7 @@ EXEC_STATE_OUT_OF_MEMORY: ExecState.ValueType  # 8
 EXEC_STATE_EXPIRED: ExecState.ValueType  # 9
 """Not started before its queue timeout; it never will be."""
 EXEC_STATE_REJECTED: ExecState.ValueType  # 10
-"""Refused by the agent; nothing ran."""
+"""Refused by an approver or by the agent; nothing ran."""
 EXEC_STATE_LOST: ExecState.ValueType  # 11
 """The agent claimed it and cannot say how it ended."""
 Global___ExecState: _TypeAlias = ExecState  # noqa: Y015
@@ -489,6 +489,10 @@ class ExecStatus(_message.Message):
     USER_FIELD_NUMBER: _builtins.int
     WORK_DIR_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    APPROVERS_FIELD_NUMBER: _builtins.int
+    APPROVED_BY_FIELD_NUMBER: _builtins.int
+    APPROVAL_REASON_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The execution."""
     agent_id: _builtins.str
@@ -509,6 +513,10 @@ class ExecStatus(_message.Message):
     """User name on the agent; empty is the agent's default."""
     work_dir: _builtins.str
     """Working directory; empty is the user's home."""
+    approved_by: _builtins.str
+    """The SPIFFE ID of who approved it."""
+    approval_reason: _builtins.str
+    """Why, in the approver's words."""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The argv, with secrets taken out."""
@@ -533,6 +541,14 @@ class ExecStatus(_message.Message):
     def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExecTransition]:
         """The states it went through."""
 
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """Until when it may wait: for its approval, or on the agent's queue."""
+
+    @_builtins.property
+    def approvers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """SPIFFE ID patterns of those who may approve it; none where it needed no approval."""
+
     def __init__(
         self,
         *,
@@ -552,10 +568,14 @@ class ExecStatus(_message.Message):
         user: _builtins.str = ...,
         work_dir: _builtins.str = ...,
         history: _abc.Iterable[Global___ExecTransition] | None = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+        approvers: _abc.Iterable[_builtins.str] | None = ...,
+        approved_by: _builtins.str = ...,
+        approval_reason: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "request_time", b"request_time", "start_time", b"start_time", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "end_time", b"end_time", "request_time", b"request_time", "start_time", b"start_time", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "cancel_requested_by", b"cancel_requested_by", "command", b"command", "end_time", b"end_time", "error", b"error", "exit_code", b"exit_code", "history", b"history", "id", b"id", "policy_applied", b"policy_applied", "request_time", b"request_time", "requested_by", b"requested_by", "start_time", b"start_time", "state", b"state", "timeout", b"timeout", "user", b"user", "work_dir", b"work_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "approval_reason", b"approval_reason", "approved_by", b"approved_by", "approvers", b"approvers", "cancel_requested_by", b"cancel_requested_by", "command", b"command", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "exit_code", b"exit_code", "history", b"history", "id", b"id", "policy_applied", b"policy_applied", "request_time", b"request_time", "requested_by", b"requested_by", "start_time", b"start_time", "state", b"state", "timeout", b"timeout", "user", b"user", "work_dir", b"work_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -860,6 +880,169 @@ class ListResponse(_message.Message):
 Global___ListResponse: _TypeAlias = ListResponse  # noqa: Y015
 
 @_typing.final
+class ListApprovalsRequest(_message.Message):
+    """ListApprovalsRequest asks for what waits for an approval."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListApprovalsRequest: _TypeAlias = ListApprovalsRequest  # noqa: Y015
+
+@_typing.final
+class ListApprovalsResponse(_message.Message):
+    """ListApprovalsResponse tells what waits for an approval."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def executions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExecStatus]:
+        """Those with the nearest deadline first."""
+
+    def __init__(
+        self,
+        *,
+        executions: _abc.Iterable[Global___ExecStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executions", b"executions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListApprovalsResponse: _TypeAlias = ListApprovalsResponse  # noqa: Y015
+
+@_typing.final
+class GetApprovalRequest(_message.Message):
+    """GetApprovalRequest names one execution that waits for an approval."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The execution."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetApprovalRequest: _TypeAlias = GetApprovalRequest  # noqa: Y015
+
+@_typing.final
+class Approval(_message.Message):
+    """Approval is a request that waits for its approval, with all that would run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """SHA-256 over the request and what policy would grant it."""
+    policy: _builtins.str
+    """The policy that would grant it, as name@digest."""
+    @_builtins.property
+    def status(self) -> Global___ExecStatus:
+        """Where it stands."""
+
+    @_builtins.property
+    def request(self) -> Global___ExecRequest:
+        """As the requester made it, nothing hidden."""
+
+    @_builtins.property
+    def limits(self) -> Global___ResourceLimits:
+        """What the command may use, after policy."""
+
+    def __init__(
+        self,
+        *,
+        status: Global___ExecStatus | None = ...,
+        request: Global___ExecRequest | None = ...,
+        digest: _builtins.bytes = ...,
+        policy: _builtins.str = ...,
+        limits: Global___ResourceLimits | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "request", b"request", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "limits", b"limits", "policy", b"policy", "request", b"request", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Approval: _TypeAlias = Approval  # noqa: Y015
+
+@_typing.final
+class ApproveRequest(_message.Message):
+    """ApproveRequest lets a waiting execution run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The execution."""
+    digest: _builtins.bytes
+    """What was approved: the digest in Approval. Another is refused."""
+    reason: _builtins.str
+    """Why; it goes on the record."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        digest: _builtins.bytes = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "id", b"id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveRequest: _TypeAlias = ApproveRequest  # noqa: Y015
+
+@_typing.final
+class RejectRequest(_message.Message):
+    """RejectRequest ends a waiting execution."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The execution."""
+    reason: _builtins.str
+    """Why; it goes on the record and to the requester."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectRequest: _TypeAlias = RejectRequest  # noqa: Y015
+
+@_typing.final
 class Agent(_message.Message):
     """Agent is what is known of an agent."""
 
@@ -1016,6 +1199,12 @@ class AuditEvent(_message.Message):
     AUTHORIZED_FIELD_NUMBER: _builtins.int
     POLICY_APPLIED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    RULE_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    COMMAND_HMAC_FIELD_NUMBER: _builtins.int
+    EVIDENCE_SHA256_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
     """Its place in the trail."""
     event: _builtins.str
@@ -1038,6 +1227,16 @@ class AuditEvent(_message.Message):
     """The policy that decided, as name@digest."""
     reason: _builtins.str
     """Why, for people."""
+    seq: _builtins.int
+    """Its number; events follow each other without a hole."""
+    actor: _builtins.str
+    """The SPIFFE ID of who did this step where it is not the requester."""
+    rule: _builtins.str
+    """The field of the policy that decided, where a request was denied."""
+    command_hmac: _builtins.str
+    """HMAC-SHA-256 of the whole argv."""
+    evidence_sha256: _builtins.str
+    """SHA-256 of the order, the receipt, or what was approved."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When, by the clock of Redis."""
@@ -1049,6 +1248,10 @@ class AuditEvent(_message.Message):
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
         """How long it ran."""
+
+    @_builtins.property
+    def request(self) -> Global___AuditedRequest:
+        """With a decision: what was asked for."""
 
     def __init__(
         self,
@@ -1067,14 +1270,76 @@ class AuditEvent(_message.Message):
         authorized: _builtins.bool = ...,
         policy_applied: _builtins.str = ...,
         reason: _builtins.str = ...,
+        seq: _builtins.int = ...,
+        actor: _builtins.str = ...,
+        rule: _builtins.str = ...,
+        request: Global___AuditedRequest | None = ...,
+        command_hmac: _builtins.str = ...,
+        evidence_sha256: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "start_time", b"start_time", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "request", b"request", "start_time", b"start_time", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "authorized", b"authorized", "client_ip", b"client_ip", "command", b"command", "cursor", b"cursor", "duration", b"duration", "event", b"event", "exit_code", b"exit_code", "id", b"id", "policy_applied", b"policy_applied", "reason", b"reason", "requested_by", b"requested_by", "start_time", b"start_time", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent_id", b"agent_id", "authorized", b"authorized", "client_ip", b"client_ip", "command", b"command", "command_hmac", b"command_hmac", "cursor", b"cursor", "duration", b"duration", "event", b"event", "evidence_sha256", b"evidence_sha256", "exit_code", b"exit_code", "id", b"id", "policy_applied", b"policy_applied", "reason", b"reason", "request", b"request", "requested_by", b"requested_by", "rule", b"rule", "seq", b"seq", "start_time", b"start_time", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AuditEvent: _TypeAlias = AuditEvent  # noqa: Y015
+
+@_typing.final
+class AuditedRequest(_message.Message):
+    """AuditedRequest is what an event keeps of a request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_FIELD_NUMBER: _builtins.int
+    WORK_DIR_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    INTERACTIVE_FIELD_NUMBER: _builtins.int
+    TTY_FIELD_NUMBER: _builtins.int
+    STDIN_BYTES_FIELD_NUMBER: _builtins.int
+    work_dir: _builtins.str
+    """Working directory."""
+    timeout: _builtins.float
+    """Seconds it may run; unset where the request named none."""
+    user: _builtins.str
+    """User name on the agent."""
+    interactive: _builtins.bool
+    """Whether input follows while the command runs."""
+    tty: _builtins.bool
+    """Whether the command gets a terminal."""
+    stdin_bytes: _builtins.int
+    """Bytes of its standard input."""
+    @_builtins.property
+    def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The argv, with secrets taken out."""
+
+    @_builtins.property
+    def environment(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of its variables."""
+
+    def __init__(
+        self,
+        *,
+        command: _abc.Iterable[_builtins.str] | None = ...,
+        work_dir: _builtins.str = ...,
+        environment: _abc.Iterable[_builtins.str] | None = ...,
+        timeout: _builtins.float | None = ...,
+        user: _builtins.str = ...,
+        interactive: _builtins.bool = ...,
+        tty: _builtins.bool = ...,
+        stdin_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_timeout", b"_timeout", "timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_timeout", b"_timeout", "command", b"command", "environment", b"environment", "interactive", b"interactive", "stdin_bytes", b"stdin_bytes", "timeout", b"timeout", "tty", b"tty", "user", b"user", "work_dir", b"work_dir"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__timeout: _TypeAlias = _typing.Literal["timeout"]  # noqa: Y015
+    _WhichOneofArgType__timeout: _TypeAlias = _typing.Literal["_timeout", b"_timeout"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timeout) -> _WhichOneofReturnType__timeout | None: ...
+
+Global___AuditedRequest: _TypeAlias = AuditedRequest  # noqa: Y015
 
 @_typing.final
 class ListAuditEventsRequest(_message.Message):

@@ -71,6 +71,26 @@ class RemoteExecutionStub:
                 request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListRequest.SerializeToString,
                 response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListResponse.FromString,
                 _registered_method=True)
+        self.ListApprovals = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/ListApprovals',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListApprovalsRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListApprovalsResponse.FromString,
+                _registered_method=True)
+        self.GetApproval = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/GetApproval',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.GetApprovalRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.Approval.FromString,
+                _registered_method=True)
+        self.Approve = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/Approve',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ApproveRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ExecStatus.FromString,
+                _registered_method=True)
+        self.Reject = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/Reject',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RejectRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ExecStatus.FromString,
+                _registered_method=True)
         self.ListAgents = channel.unary_unary(
                 '/tachikoma.exec.v1.RemoteExecution/ListAgents',
                 request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAgentsRequest.SerializeToString,
@@ -138,6 +158,34 @@ class RemoteExecutionServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListApprovals(self, request, context):
+        """ListApprovals tells what waits for an approval that the caller may give, or asked for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetApproval(self, request, context):
+        """GetApproval tells all that would run, to who may approve it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Approve(self, request, context):
+        """Approve lets a waiting execution run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reject(self, request, context):
+        """Reject ends a waiting execution.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAgents(self, request, context):
         """ListAgents tells the known agents and how they are.
         """
@@ -189,6 +237,26 @@ def add_RemoteExecutionServicer_to_server(servicer, server):
                     servicer.List,
                     request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListRequest.FromString,
                     response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListResponse.SerializeToString,
+            ),
+            'ListApprovals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListApprovals,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListApprovalsRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListApprovalsResponse.SerializeToString,
+            ),
+            'GetApproval': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetApproval,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.GetApprovalRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.Approval.SerializeToString,
+            ),
+            'Approve': grpc.unary_unary_rpc_method_handler(
+                    servicer.Approve,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ApproveRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ExecStatus.SerializeToString,
+            ),
+            'Reject': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reject,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RejectRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ExecStatus.SerializeToString,
             ),
             'ListAgents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAgents,
@@ -392,6 +460,114 @@ class RemoteExecution:
             '/tachikoma.exec.v1.RemoteExecution/List',
             tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListRequest.SerializeToString,
             tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListApprovals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/ListApprovals',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListApprovalsRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListApprovalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetApproval(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/GetApproval',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.GetApprovalRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.Approval.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Approve(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/Approve',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ApproveRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ExecStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/Reject',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RejectRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ExecStatus.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,149 @@
+"""The audit trail: a Redis stream to which only the scripts in `lua/` append, numbered without a hole.
+
+`docs/audit.md` lists the events. What they say of commands is redacted before it gets here, by `tachikoma.redaction`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from tachikoma import keys
+from tachikoma.models import AuditCode, AuditedRequest, ExecAuditLog, ExecRequest
+from tachikoma.redaction import command_line, redact
+from tachikoma.redis_access import Redis
+from tachikoma_orchestrator.scripts import Runner, Script
+
+__all__ = ["AuditTrail", "audited"]
+
+#: Events read in one round trip, and round trips that one search takes at the most.
+BATCH = 1000
+MAX_STEPS = 100
+#: Longest reason kept.
+MAX_REASON = 2000
+
+
+def audited(request: ExecRequest) -> AuditedRequest:
+    """What may be kept of a request."""
+    return AuditedRequest(
+        command=redact(request.command),
+        work_dir=request.work_dir,
+        # Values may be secrets; the order carries them, nothing else does.
+        environment=tuple(sorted(request.environment)),
+        timeout=None if request.timeout is None else request.timeout.total_seconds(),
+        user=request.user,
+        interactive=request.interactive,
+        tty=request.tty,
+        stdin_bytes=len(request.stdin),
+    )
+
+
+class AuditTrail:
+    """Appends events, and reads them."""
+
+    def __init__(self, redis: Redis, *, key: bytes = b"") -> None:
+        """Prepare a trail.
+
+        Args:
+            redis: the connections.
+            key: of the HMAC over commands; without one there is none.
+        """
+        self._redis = redis
+        self._key = key
+        self._runner = Runner(redis)
+        self._append = Script("audit")
+
+    def request_fields(self, request: ExecRequest, *, policy: str, client_ip: str, authorized: bool) -> list[str]:
+        """Names and values of an event about a decision on a request, without its code."""
+        fields = [
+            "id", request.id, "agent_id", request.agent_id, "requested_by", request.requested_by,
+            "command", command_line(request.command), "client_ip", client_ip,
+            "authorized", "1" if authorized else "0", "policy", policy,
+            "request", audited(request).to_json(),
+        ]  # fmt: skip
+        if self._key:
+            fields += ("command_hmac", self._hmac(request))
+        return fields
+
+    def _hmac(self, request: ExecRequest) -> str:
+        # Joined so that no other argv gives the same.
+        return hmac.new(self._key, json.dumps(request.command).encode(), hashlib.sha256).hexdigest()
+
+    async def refuse(
+        self, request: ExecRequest, code: AuditCode, *, policy: str, reason: str, client_ip: str, rule: str = ""
+    ) -> None:
+        """Put a refusal on the record; it never becomes an execution."""
+        fields = self.request_fields(request, policy=policy, client_ip=client_ip, authorized=False)
+        await self._write(["event", code, *fields, "reason", reason[:MAX_REASON], *(["rule", rule] if rule else [])])
+
+    async def append(self, code: AuditCode, **fields: str) -> None:
+        """Append an event about something else than a request."""
+        flat = [part for name, value in fields.items() for part in (name, value[:MAX_REASON])]
+        await self._write(["event", code, *flat])
+
+    async def _write(self, event: list[str]) -> None:
+        await self._runner.run(self._append(keys=[keys.AUDIT], args=event))
+
+    async def read(self, *, after: str, limit: int, exec_id: str = "") -> list[ExecAuditLog]:
+        """Events after a cursor, oldest first; without one, the latest.
+
+        An execution's events all lie near its own times, but the trail is read from its end in bounded steps, so
+        those of a very old execution are found by its cursor rather than by its id.
+        """
+        found: list[ExecAuditLog] = []
+        if after:
+            position = f"({after}"
+            while len(found) < limit:
+                entries = await self._redis.xrange(keys.AUDIT, position, "+", count=BATCH)
+                found += [event for event in map(parse, entries) if not exec_id or event.id == exec_id]
+                if len(entries) < BATCH:
+                    break
+                position = f"({entries[-1][0].decode()}"
+            return found[:limit]
+        position, steps = "+", 0
+        while len(found) < limit and steps < MAX_STEPS:
+            entries = await self._redis.xrevrange(keys.AUDIT, position, "-", count=BATCH)
+            found += [event for event in map(parse, entries) if not exec_id or event.id == exec_id]
+            if len(entries) < BATCH:
+                break
+            position, steps = f"({entries[-1][0].decode()}", steps + 1
+        return found[:limit][::-1]
+
+    async def trim(self, now_ms: int, *, retention: timedelta, events: int) -> None:
+        """Let go of what is past its retention."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.xtrim(keys.AUDIT, minid=now_ms - round(retention.total_seconds() * 1000), approximate=True)
+            pipe.xtrim(keys.AUDIT, maxlen=events, approximate=True)
+            await pipe.execute()
+
+
+def parse(entry: tuple[bytes, dict[bytes, bytes]]) -> ExecAuditLog:
+    """An entry of the stream as an event."""
+    cursor, raw = entry
+    fields: dict[str, Any] = {name.decode(): value.decode() for name, value in raw.items()}
+    started = int(fields.get("start_ms") or 0)
+    return ExecAuditLog(
+        cursor=cursor.decode(),
+        seq=int(fields.get("seq", 0)),
+        time=datetime.fromtimestamp(int(cursor.partition(b"-")[0]) / 1000, UTC),
+        event=fields["event"],
+        id=fields.get("id", ""),
+        agent_id=fields.get("agent_id", ""),
+        requested_by=fields.get("requested_by", ""),
+        command=fields.get("command", ""),
+        exit_code=int(fields.get("exit_code", -1)),
+        start_time=datetime.fromtimestamp(started / 1000, UTC) if started else None,
+        duration=timedelta(microseconds=int(fields.get("duration_us", 0))),
+        client_ip=fields.get("client_ip", ""),
+        authorized=fields.get("authorized") == "1",
+        policy_applied=fields.get("policy", ""),
+        reason=fields.get("reason", ""),
+        actor=fields.get("actor", ""),
+        rule=fields.get("rule", ""),
+        request=AuditedRequest.model_validate_json(fields["request"]) if "request" in fields else None,
+        command_hmac=fields.get("command_hmac", ""),
+        evidence_sha256=fields.get("evidence_sha256", ""),
+    )
