@@ -41,7 +41,7 @@ def test_limits_of_a_policy_are_refusals_that_say_when_and_are_on_the_record(str
             client.execute(ExecRequest(agent_id="agent-1", command=("true",)))
         assert refused.value.retry_after_seconds is not None
         assert 1 < refused.value.retry_after_seconds <= 60.1
-        reasons = [event.reason for event in client.audit(limit=100) if event.event == "refused"]
+        reasons = [event.reason for event in client.audit(limit=100) if event.event == "limited"]
         assert reasons == ["CONCURRENT", "RATE"]
     done = make_cli(strict).run("exec", "agent-1", "true")
     assert done.returncode == 125
@@ -61,7 +61,7 @@ def test_a_patient_client_waits_and_comes_again(tmp_path: Path, redis_server: Pa
             client.submit(first)
             assert call(ExecRequest(agent_id="agent-1", command=("true",))).exit_code == 0
             assert client.status(first.id).state.terminal
-        refused = [event for event in client.audit(limit=100) if event.event == "refused"]
+        refused = [event for event in client.audit(limit=100) if event.event == "limited"]
         assert refused
         client.submit(ExecRequest(agent_id="agent-1", command=("sleep", "1000")))
         with (

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from redis.exceptions import ResponseError
 
 from tachikoma import keys
 from tachikoma.errors import Unavailable
@@ -445,8 +446,10 @@ async def test_a_redis_that_cannot_tell_what_is_on_disk_is_not_trusted_with_it(r
 async def test_an_order_is_queued_only_when_its_authorisation_is_on_disk(redis: Redis) -> None:
     ledger = make(redis, queue_size=3, durable=True)
     await online(redis)
-    if b"waitaof" not in await redis.execute_command("COMMAND", "LIST"):
-        # Redis before 7.2 is refused, as it is without a file to append to.
+    try:
+        await redis.execute_command("WAITAOF", 0, 0, 1)
+    except ResponseError:
+        # Redis before 7.2 is refused, as one is that has no file to append to.
         with pytest.raises(Unavailable):
             await admit(ledger, admission())
         return
