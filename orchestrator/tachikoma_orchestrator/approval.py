@@ -158,9 +158,10 @@ class Approvals:
         """What policy says now, if the peer may approve it."""
         decision = self._admitter.decide(request)
         subject = str(peer)
-        if decision.approvable_by(subject, record.requested_by):
+        # Who asked is what the signed request says, not the record in Redis.
+        if decision.approvable_by(subject, request.requested_by):
             return decision
-        if subject == record.requested_by:
+        if subject == request.requested_by:
             await self._refused(record, subject, why := "nobody approves their own request")
             raise PermissionDenied(why, metadata={"rule": "approvers"})
         if not may_approve(record.status().approvers, subject):

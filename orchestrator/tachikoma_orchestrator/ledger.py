@@ -350,6 +350,7 @@ class Ledger:
         return await self._transition_outcome(
             agent, exec_id, [ExecState.QUEUED, ExecState.STARTED], receipt.state, fields,
             code=AuditCode(receipt.state.lower()), order_sha256=receipt.order_sha256,
+            started_ms=str(receipt.started_ms) if receipt.started_ms else "",
             extra={
                 "exit_code": fields["exit_code"], "duration_us": fields["duration_us"],
                 "start_ms": fields["started_ms"], "reason": receipt.error,
@@ -388,17 +389,18 @@ class Ledger:
     async def _transition_outcome(
         self, agent: str, exec_id: str, from_states: Sequence[ExecState], to: ExecState | None,
         fields: dict[str, str], *, code: AuditCode, fence: bool = False, order_sha256: str = "",
-        extra: dict[str, str] | None = None,
+        started_ms: str = "", extra: dict[str, str] | None = None,
     ) -> str:  # fmt: skip
         call = self._transition_call(
-            agent, exec_id, from_states, to, fields, code=code, fence=fence, order_sha256=order_sha256, extra=extra
-        )
+            agent, exec_id, from_states, to, fields,
+            code=code, fence=fence, order_sha256=order_sha256, started_ms=started_ms, extra=extra,
+        )  # fmt: skip
         return str((await self._runner.run(call))[0].decode())
 
     def _transition_call(
         self, agent: str, exec_id: str, from_states: Sequence[ExecState], to: ExecState | None,
         fields: dict[str, str], *, code: AuditCode, fence: bool = False, order_sha256: str = "",
-        wait: timedelta = timedelta(0), extra: dict[str, str] | None = None,
+        wait: timedelta = timedelta(0), started_ms: str = "", extra: dict[str, str] | None = None,
     ) -> Call:  # fmt: skip
         event = {"event": code, "id": exec_id, "agent_id": agent, "authorized": "1", **(extra or {})}
         return self._transition(
@@ -408,7 +410,7 @@ class Ledger:
             ],
             args=[
                 exec_id, ",".join(from_states), to or "", "1" if to and to.terminal else "0",
-                FENCE if fence else "", self._retention_seconds, order_sha256, _milliseconds(wait),
+                FENCE if fence else "", self._retention_seconds, order_sha256, _milliseconds(wait), started_ms,
                 len(fields), *[part for pair in fields.items() for part in pair],
                 *[part for pair in event.items() for part in pair],
             ],

@@ -140,7 +140,12 @@ def test_an_agent_that_dies_for_good_leaves_its_commands_lost(tmp_path: Path, re
         )
         assert status.state is ExecState.LOST
         assert re.fullmatch(r"its agent was not heard of for \d+ s", status.error)
-        assert [event.event for event in client.audit(exec_id=wanted.id)] == ["admitted", "dispatched", "started", "lost"]
+        assert [event.event for event in client.audit(exec_id=wanted.id)] == [
+            "admitted",
+            "dispatched",
+            "started",
+            "lost",
+        ]
 
 
 def test_a_full_disk_under_the_data_folder_is_told_and_nothing_runs_unrecorded(

@@ -116,7 +116,7 @@ async def test_the_same_receipt_twice_is_one_end(stand: Stand) -> None:
     assert await stand.collector.fold(AGENT, EXEC, raw) is True
     assert await stand.collector.fold(AGENT, EXEC, raw) is True
     events = [event.event for event in await stand.trail.read(after="", limit=10, exec_id=EXEC)]
-    assert events == ["admitted", "dispatched", "succeeded"]
+    assert events == ["admitted", "dispatched", "started", "succeeded"]
 
 
 async def not_believed(stand: Stand, raw: bytes) -> None:

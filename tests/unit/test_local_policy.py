@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tachikoma.errors import PermissionDenied
 from tachikoma.models import ExecRequest, ResourceLimits
 from tachikoma.policy import PolicySet, narrow
-from tachikoma.signed import Grant, GrantedExecutable
+from tachikoma.signed import Grant, GrantedExecutable, WorkOrder
+from tachikoma_worker.confinement import Refused, narrowed
 
 PIN, OTHER = "a" * 64, "b" * 64
 BASE = "policies:\n  - name: own\n    subjects: ['**']\n    agents: ['**']\n"
@@ -60,6 +61,24 @@ def test_the_narrower_directory_capabilities_and_grace_count() -> None:
     left = narrow(grant(work_dir_root="/srv", capabilities=0b11, kill_grace=10), asked)
     assert (left.work_dir_root, left.capabilities, left.kill_grace) == ("/srv/app", 0b1, 2)
     assert narrow(grant(work_dir_root="/srv", kill_grace=1), asked).kill_grace == 1
+
+
+def test_an_approval_that_the_agents_own_policy_asks_for_must_have_been_given() -> None:
+    boss, asking = "spiffe://x/user/boss", "spiffe://x/user/u"
+    text = "    allowedCommands: [/bin/true]\n    requireApproval: true\n    approvers: ['spiffe://x/user/*']\n"
+    policies = PolicySet.parse(BASE + text, "policy.yaml")
+
+    def order(approved_by: str) -> WorkOrder:
+        request = ExecRequest(id="e", agent_id="a", command=["/bin/true"])
+        return WorkOrder(
+            iss="o", aud="a", sub=asking, iat=1, exp=2, jti="e", policy="p@1", approved_by=approved_by,
+            grant=grant(), request=request,
+        )  # fmt: skip
+
+    assert narrowed(order(boss), policies, {}).grant.executables
+    for approved_by in ("", asking, "spiffe://other/user/boss"):
+        with pytest.raises(Refused, match=r"requires an approval by spiffe://x/user/\*"):
+            narrowed(order(approved_by), policies, {})
 
 
 numbers = st.none() | st.integers(1, 1000)

@@ -23,6 +23,7 @@ from tachikoma.signed import (
     CancelOrder,
     InvalidSignature,
     OutputDigest,
+    ParkedRequest,
     Receipt,
     WorkOrder,
     sign,
@@ -59,7 +60,12 @@ def receipt(**values: Any) -> Receipt:
     return Receipt(**{**defaults, "duration_us": 1000, "chunks": 1, "stdout": digest, "stderr": digest, **values})
 
 
-MESSAGES = [order(), cancel(), receipt()]
+def parked(**values: Any) -> ParkedRequest:
+    defaults = {"iss": ORCHESTRATOR, "iat": NOW, "jti": "job-7", "request": order().request}
+    return ParkedRequest(**{**defaults, **values})
+
+
+MESSAGES = [order(), cancel(), receipt(), parked()]
 KINDS = pytest.mark.parametrize("claims", MESSAGES, ids=lambda claims: type(claims).__name__)
 
 
@@ -421,6 +427,34 @@ def test_claims_out_of_bounds_are_refused_though_well_signed(
 ) -> None:
     claims = {**json.loads(order().model_dump_json()), **change}
     refused(forge(svid, header_of(sign(svid, order())), json.dumps(claims).encode()), bundle, f"wrong claims: .*{told}")
+
+
+# --- messages that are kept -------------------------------------------------------------------------------------------
+
+
+def test_a_kept_message_outlives_its_signers_certificate(authority: Any, bundle: TrustBundle) -> None:
+    begin, end = datetime.now(UTC) - timedelta(days=2), datetime.now(UTC) - timedelta(days=1)
+    svid = authority.svid(ORCHESTRATOR, begin=begin, end=end)
+    then = int(begin.timestamp()) + 3600
+    token = sign(svid, parked(iat=then))
+    assert verify(token, ParkedRequest, bundle, ISSUER, kept=True) == parked(iat=then)
+    refused(token, bundle, "not now", kind=ParkedRequest)
+    # But it must have been signed while that was valid.
+    for at in (int(begin.timestamp()) - 60, int(end.timestamp()) + 60, NOW):
+        with pytest.raises(InvalidSignature, match="not now"):
+            verify(sign(svid, parked(iat=at)), ParkedRequest, bundle, ISSUER, kept=True)
+
+
+@given(claims=JSON)
+def test_a_kept_message_with_any_claims_but_ours_is_refused(claims: Any, svid: Svid, bundle: TrustBundle) -> None:
+    token = forge(svid, header_of(sign(svid, parked())), json.dumps(claims).encode())
+    with pytest.raises(InvalidSignature):
+        verify(token, ParkedRequest, bundle, ISSUER, kept=True)
+
+
+def test_what_waits_for_an_approval_is_no_order_and_an_order_is_no_request(svid: Svid, bundle: TrustBundle) -> None:
+    refused(sign(svid, parked()), bundle, "is a 'tachikoma-parked")
+    refused(sign(svid, order()), bundle, "is a 'tachikoma-order", kind=ParkedRequest)
 
 
 def test_claims_cannot_be_changed() -> None:

@@ -31,6 +31,8 @@ from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.models import (
     MAX_TIMEOUT,
     AgentInfo,
+    Approval,
+    AuditedRequest,
     CancelOutcome,
     CancelResponse,
     ExecAuditLog,
@@ -42,6 +44,7 @@ from tachikoma.models import (
     ExecTransition,
     OutputKind,
     OutputSummary,
+    ResourceLimits,
 )
 
 EARLIER = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
@@ -68,6 +71,10 @@ STATUS = ExecStatus(
         ExecTransition(state=ExecState.QUEUED, time=EARLIER),
         ExecTransition(state=ExecState.FAILED, time=LATER),
     ),
+    deadline=LATER,
+    approvers=("spiffe://tachikoma.local/user/boss", "spiffe://tachikoma.local/group/*"),
+    approved_by="spiffe://tachikoma.local/user/boss",
+    approval_reason="looks right",
 )
 RESPONSE = ExecResponse(
     id="job-7",
@@ -227,7 +234,23 @@ def test_an_agent_arrives_as_it_was_sent(agent: AgentInfo) -> None:
             authorized=True,
             policy_applied="web@0123456789ab",
             reason="why",
+            seq=17,
+            actor="spiffe://tachikoma.local/user/bob",
+            rule="allowedCommands",
+            request=AuditedRequest(
+                command=("/bin/ls", "***"),
+                work_dir="/srv",
+                environment=("A", "B"),
+                timeout=1.5,
+                user="web",
+                interactive=True,
+                tty=True,
+                stdin_bytes=7,
+            ),
+            command_hmac="ab" * 32,
+            evidence_sha256="cd" * 32,
         ),
+        ExecAuditLog(cursor="2-0", time=LATER, event="denied", request=AuditedRequest(command=("x",))),
     ],
     ids=lambda event: event.event,
 )
@@ -324,6 +347,14 @@ def test_bad_input_is_told_by_field(field: str, values: dict[str, Any]) -> None:
 def test_an_output_message_of_a_newer_server_is_an_error_of_ours() -> None:
     with pytest.raises(ServerError, match="update"):
         wire.output_from_pb(pb.ExecOutput(id="e"))
+
+
+def test_an_approval_arrives_as_it_was_sent() -> None:
+    request = ExecRequest(agent_id="web-1", command=("/bin/ls", "secret"), stdin=b"\0\xff", environment={"A": "b"})
+    approval = Approval(
+        status=STATUS, request=request, digest="ab" * 32, policy="web@1", limits=ResourceLimits(pids=50, cpus=0.5)
+    )
+    assert wire.approval_from_pb(over_the_wire(wire.approval_to_pb(approval))) == approval
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

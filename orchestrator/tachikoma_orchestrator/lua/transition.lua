@@ -18,7 +18,8 @@
 --   6  seconds to keep the record once it has ended, and the fence
 --   7  SHA-256 of the order the change rests on; empty to not compare
 --   8  how long it may wait from now on, ms; 0 leaves its deadline as it is
---   9  number of record fields to set; then so many names and values
+--   9  when it started, ms, where the change tells of its end: the start is put on the record if it was not; else empty
+--  10  number of record fields to set; then so many names and values
 --   then names and values of the audit event; none for no event
 -- RESULT: {outcome, state, ms}; outcome is
 --   DONE | MISSING (no such execution) | STATE (it is in another state) | CLAIMED (the fence came too late)
@@ -43,16 +44,23 @@ if ARGV[5] ~= '' then
   end
 end
 
-local last = 9 + 2 * tonumber(ARGV[9])
+local last = 10 + 2 * tonumber(ARGV[10])
 local fields = {}
-for i = 10, last do
+for i = 11, last do
   fields[#fields + 1] = ARGV[i]
+end
+local history = redis.call('HGET', KEYS[1], 'history')
+if state == 'QUEUED' and ARGV[9] ~= '' then
+  -- The agent's notice was overtaken by its receipt.
+  history = history .. ';STARTED ' .. now
+  local started = {'event', 'started', 'id', ARGV[1], 'agent_id', redis.call('HGET', KEYS[1], 'agent'), 'authorized', '1'}
+  audit_execution(KEYS[2], KEYS[1], started)
 end
 if ARGV[3] ~= '' then
   fields[#fields + 1] = 'state'
   fields[#fields + 1] = ARGV[3]
   fields[#fields + 1] = 'history'
-  fields[#fields + 1] = redis.call('HGET', KEYS[1], 'history') .. ';' .. ARGV[3] .. ' ' .. now
+  fields[#fields + 1] = history .. ';' .. ARGV[3] .. ' ' .. now
 end
 if ARGV[4] == '1' then
   fields[#fields + 1] = 'settled_ms'
