@@ -107,8 +107,10 @@ class Admitter:
             InvalidRequest: it asks for what this version does not do.
             AgentUnknown, AgentOffline: there is nobody to run it.
             AlreadyExists: its id was used for another request.
+            Unavailable: it could not be recorded.
             ResourceExhausted: the agent's queue is full, or a rate limit is reached.
         """
+        self._trail.check()
         subject = str(peer)
         if request.requested_by not in ("", subject):
             claimed = request.requested_by

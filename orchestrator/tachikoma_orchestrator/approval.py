@@ -175,6 +175,7 @@ class Approvals:
         raise FailedPrecondition("policy names other approvers now")
 
     async def _refused(self, record: Record, subject: str, why: str) -> None:
+        self._trail.check()
         await self._trail.append(
             AuditCode.APPROVAL_REFUSED, id=record.exec_id, agent_id=record.agent, authorized="0",
             requested_by=record.requested_by, actor=subject, reason=why,

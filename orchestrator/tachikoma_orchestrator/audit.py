@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tachikoma import keys
+from tachikoma.errors import Unavailable
 from tachikoma.models import AuditCode, AuditedRequest, ExecAuditLog, ExecRequest
 from tachikoma.redaction import command_line, redact
 from tachikoma.redis_access import Redis
@@ -55,6 +56,21 @@ class AuditTrail:
         self._key = key
         self._runner = Runner(redis)
         self._append = Script("audit")
+        #: Why no more events may be made by asking, or nothing; the shipper says.
+        self.behind = ""
+
+    def check(self) -> None:
+        """See that requests may leave events.
+
+        Raises:
+            Unavailable: too many wait for a sink.
+        """
+        if self.behind:
+            raise Unavailable(
+                f"nothing is accepted while it cannot be recorded: {self.behind}",
+                metadata={"dependency": "audit"},
+                retry_after_seconds=5,
+            )
 
     def request_fields(self, request: ExecRequest, *, policy: str, client_ip: str, authorized: bool) -> list[str]:
         """Names and values of an event about a decision on a request, without its code."""
@@ -112,12 +128,34 @@ class AuditTrail:
             position, steps = f"({entries[-1][0].decode()}", steps + 1
         return found[:limit][::-1]
 
-    async def trim(self, now_ms: int, *, retention: timedelta, events: int) -> None:
-        """Let go of what is past its retention."""
+    async def trim(self, now_ms: int, *, retention: timedelta, events: int, closed: bool) -> None:
+        """Let go of what is past its retention.
+
+        Args:
+            now_ms: by the clock of Redis.
+            retention, events: how long, and how many, are kept.
+            closed: whether what a sink has not taken yet is kept all the same.
+        """
+        oldest_ms = now_ms - round(retention.total_seconds() * 1000)
+        oldest, by_number = f"{oldest_ms}-0", True
+        if closed:
+            latest = int(await self._redis.get(keys.AUDIT_SEQ) or 0)
+            for raw in await self._redis.hvals(keys.AUDIT_SINKS):
+                sink = json.loads(raw)
+                # One that was not heard of for so long has no claim any more.
+                if sink["at"] * 1000 >= oldest_ms:
+                    oldest = min(oldest, sink["cursor"], key=_order)
+                    by_number = by_number and latest - sink["seq"] <= events
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.xtrim(keys.AUDIT, minid=now_ms - round(retention.total_seconds() * 1000), approximate=True)
-            pipe.xtrim(keys.AUDIT, maxlen=events, approximate=True)
+            pipe.xtrim(keys.AUDIT, minid=oldest, approximate=True)
+            if by_number:
+                pipe.xtrim(keys.AUDIT, maxlen=events, approximate=True)
             await pipe.execute()
+
+
+def _order(cursor: str) -> tuple[int, int]:
+    time_ms, _, number = cursor.partition("-")
+    return int(time_ms), int(number or 0)
 
 
 def parse(entry: tuple[bytes, dict[bytes, bytes]]) -> ExecAuditLog:

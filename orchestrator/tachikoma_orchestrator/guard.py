@@ -82,6 +82,7 @@ class Guard(grpc.aio.ServerInterceptor):
             return self.identify(context)
         except (Unauthenticated, PermissionDenied) as error:
             log.warning("identity.rejected", peer=context.peer(), reason=str(error))
+            self._trail.check()
             await self._trail.append(
                 AuditCode.IDENTITY_REJECTED, authorized="0", client_ip=_address(context.peer()), reason=str(error)
             )

@@ -61,6 +61,7 @@ class Reaper:
         trail: AuditTrail,
         audit_retention: timedelta,
         audit_events: int,
+        audit_closed: bool,
     ) -> None:
         self._redis = redis
         self._ledger = ledger
@@ -71,6 +72,7 @@ class Reaper:
         self._trail = trail
         self._audit_retention = audit_retention
         self._audit_events = audit_events
+        self._audit_closed = audit_closed
         #: Since when Redis answered without a break, by the local monotonic clock.
         self._answering_since = time.monotonic()
 
@@ -82,7 +84,9 @@ class Reaper:
                 if looks % TRIM_EVERY == 0:
                     now_ms = await self._ledger.now_ms()
                     await self._ledger.trim(now_ms)
-                    await self._trail.trim(now_ms, retention=self._audit_retention, events=self._audit_events)
+                    await self._trail.trim(
+                        now_ms, retention=self._audit_retention, events=self._audit_events, closed=self._audit_closed
+                    )
                 await self.look()
                 looks += 1
             except (RedisError, OSError) as error:

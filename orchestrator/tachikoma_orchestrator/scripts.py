@@ -82,7 +82,11 @@ class Runner:
                 async with self._redis.pipeline(transaction=not durable) as pipe:
                     for command in commands:
                         pipe.execute_command(*command)
-                    answers: list[Any] = await pipe.execute()
+                    answers: list[Any] = await pipe.execute(raise_on_error=False)
+                # Raised as they are: what redis-py would put before them quotes the command, and with it the order.
+                for answer in answers:
+                    if isinstance(answer, Exception):
+                        raise answer
             except NoScriptError:
                 # Redis was started anew, or emptied of its scripts. What ran of them bears repetition.
                 if attempt:

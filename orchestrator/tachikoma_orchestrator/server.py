@@ -45,6 +45,8 @@ from tachikoma_orchestrator.reaper import Reaper
 from tachikoma_orchestrator.registry import Registry
 from tachikoma_orchestrator.service import RemoteExecution
 from tachikoma_orchestrator.settings import OrchestratorSettings
+from tachikoma_orchestrator.shipper import Shipper
+from tachikoma_orchestrator.sinks import FileSink, Sink, StandardOutputSink, SyslogSink
 from tachikoma_orchestrator.subscriber import Subscriber
 
 __all__ = ["serve"]
@@ -98,6 +100,16 @@ def _audit_key(path: Path | None) -> bytes:
     if len(key) < MIN_KEY_BYTES:
         raise ConfigurationError(f"the audit key {path} has {len(key)} bytes; at least {MIN_KEY_BYTES} are required")
     return key
+
+
+def _sinks(settings: OrchestratorSettings, identity: FileSvidSource) -> tuple[FileSink | None, list[Sink]]:
+    file = None
+    if settings.audit_log is not None:
+        file = FileSink(settings.audit_log, identity, rotate_bytes=settings.audit_log_bytes)
+    shared: list[Sink] = [SyslogSink(settings.audit_syslog)] if settings.audit_syslog else []
+    if settings.audit_stdout:
+        shared.append(StandardOutputSink())
+    return file, shared
 
 
 async def _watch_policy(policies: PolicyWatch, trail: AuditTrail) -> None:
@@ -157,6 +169,7 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
     subscriptions = connect(settings.redis_url, name="orchestrator-subscriber", max_connections=2)
 
     trail = AuditTrail(redis, key=_audit_key(settings.audit_key))
+    closed = settings.audit_failure == "closed"
     ledger = Ledger(
         redis,
         trail,
@@ -173,13 +186,17 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
     subscriber.on_gap(registry.discover)
     reaper = Reaper(
         redis, ledger, registry, collector,
-        lease=settings.lease, interval=settings.sweep,
-        trail=trail, audit_retention=settings.audit_retention, audit_events=settings.audit_events,
+        lease=settings.lease, interval=settings.sweep, trail=trail, audit_closed=closed,
+        audit_retention=settings.audit_retention, audit_events=settings.audit_events,
     )  # fmt: skip
     admitter = Admitter(
         ledger, trail, policies, identity, registry,
         rate_limit=settings.rate_limit, search_path=settings.search_path,
     )  # fmt: skip
+
+    shipping = connect(settings.redis_url, name="orchestrator-audit", max_connections=8)
+    file, shared = _sinks(settings, identity)
+    shipper = Shipper(shipping, trail, file, shared, backlog=settings.audit_backlog, closed=closed)
 
     server = grpc.aio.server(
         interceptors=(Guard(identity, trail),),
@@ -227,6 +244,8 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
             asyncio.create_task(_watch_health(subscriber, health)),
             asyncio.create_task(stop.wait()),
         )
+        if file is not None or shared:
+            tasks.append(asyncio.create_task(shipper.run()))
         log.info("orchestrator.ready", address=address, spiffe_id=str(svid.spiffe_id), pid=os.getpid())
         if ready is not None:
             ready(address)
@@ -240,6 +259,7 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
         # 2. Then what serves them, and the connections.
         await cancel_all(tasks)
         await subscriptions.aclose()
+        await shipping.aclose()
         await redis.aclose()
 
 

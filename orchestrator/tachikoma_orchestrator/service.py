@@ -98,6 +98,7 @@ class RemoteExecution(RemoteExecutionServicer):
         try:
             return wire.request_from_pb(message)
         except InvalidRequest as error:
+            self._trail.check()
             peer = current_peer()
             await self._trail.append(
                 AuditCode.MALFORMED, id=shown(message.id), agent_id=shown(message.agent_id), authorized="0",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -37,7 +38,17 @@ class OrchestratorSettings(BaseSettings):
     audit_durable: bool = True
     #: How long ended executions stay in the ledger, and claims in Redis. Longer than any execution can last.
     retention: Duration = timedelta(days=30)
-    #: How long the audit trail goes back, and how many events it holds at most.
+    #: File to which the audit trail is written, with a hash chain; rotated at so many bytes.
+    audit_log: Path | None = None
+    audit_log_bytes: int = Field(default=100 * 1024 * 1024, ge=1024)
+    #: Syslog to which it is sent: unix:///dev/log, tcp://host:port or tls://host:port.
+    audit_syslog: str | None = None
+    #: Whether it is written to standard output.
+    audit_stdout: bool = False
+    #: Events that may wait for one of these, and what then becomes of requests: they are refused, or let through.
+    audit_backlog: int = Field(default=10_000, ge=1)
+    audit_failure: Literal["closed", "open"] = "closed"
+    #: How long the audit trail in Redis goes back, and how many events it holds at most.
     audit_retention: Duration = timedelta(days=90)
     audit_events: int = Field(default=1_000_000, ge=1000)
     #: File with the key of the HMAC over commands in the audit trail, 32 bytes or more, the same for all orchestrators.

@@ -25,6 +25,8 @@ The orchestrator's begin with `orch:`. Keys and channels of one purpose share th
     orch:online                      hash     agents that joined and did not leave, with their boot
     orch:audit                       stream   audit trail
     orch:audit:seq                   string   number of its last event
+    orch:audit:sinks                 hash     how far each sink has taken it
+    orch:audit:lock:<sink>           string   which orchestrator ships to a shared sink
     orch:ended                       channel  ids of executions that ended
 """
 
@@ -36,12 +38,14 @@ __all__ = [
     "APPROVED",
     "AUDIT",
     "AUDIT_SEQ",
+    "AUDIT_SINKS",
     "ENDED",
     "INDEX",
     "ONLINE",
     "OPEN",
     "agent_index",
     "agent_of_channel",
+    "audit_lock",
     "cancel",
     "claim",
     "control",
@@ -67,6 +71,7 @@ APPROVED = "orch:approved"
 AUDIT = "orch:audit"
 #: Made in `lua/prelude.lua` from the name of the trail.
 AUDIT_SEQ = f"{AUDIT}:seq"
+AUDIT_SINKS = f"{AUDIT}:sinks"
 ENDED = "orch:ended"
 
 #: Patterns an orchestrator subscribes to.
@@ -146,6 +151,10 @@ def execution(exec_id: str) -> str:
 
 def parked(exec_id: str) -> str:
     return f"orch:parked:{exec_id}"
+
+
+def audit_lock(sink: str) -> str:
+    return f"{AUDIT}:lock:{sink}"
 
 
 def scope(name: str) -> tuple[str, str, str]:

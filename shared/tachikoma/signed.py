@@ -26,6 +26,7 @@ from tachikoma.spiffe import InvalidIdentity, SpiffeId, TrustBundle
 from tachikoma.svid import Svid
 
 __all__ = [
+    "AuditCheckpoint",
     "CancelOrder",
     "Grant",
     "GrantedExecutable",
@@ -142,6 +143,17 @@ class CancelOrder(_Claims):
     #: Who asked for it.
     sub: str
     jti: Identifier
+
+
+class AuditCheckpoint(_Claims):
+    """Vouches for a chain of the audit log up to a line."""
+
+    type: Literal["tachikoma-checkpoint+jws"] = "tachikoma-checkpoint+jws"
+    #: Number of the line in the chain, and its digest.
+    line: Count
+    head: Digest
+    #: Number of the last event before it.
+    seq: Count
 
 
 class OutputDigest(BaseModel):

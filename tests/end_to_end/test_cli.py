@@ -165,7 +165,7 @@ def test_everything_speaks_json(cli: Cli) -> None:
     assert exec_id in {item["id"] for item in json.loads(cli.run("ps", "-a", "-o", "json").stdout)}
     assert {agent["id"] for agent in json.loads(cli.run("agents", "-o", "json").stdout)} == {"agent-1", "agent-2"}
     events = json.loads(cli.run("audit", "tail", "--id", exec_id, "-o", "json").stdout)
-    assert [event["event"] for event in events] == ["admitted", "dispatched", "failed"]
+    assert [event["event"] for event in events] == ["admitted", "dispatched", "started", "failed"]
     assert json.loads(cli.run("cancel", "-o", "json", exec_id).stdout)[0]["outcome"] == "ALREADY_ENDED"
     assert json.loads(cli.run("exec", "-d", "-o", "json", AGENT, "true").stdout)["agentId"] == AGENT
 

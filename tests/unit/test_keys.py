@@ -98,6 +98,14 @@ def test_the_list_of_names_in_the_docstring_is_what_the_functions_make() -> None
     assert keys.__doc__ is not None
     written = {line.split()[0] for line in keys.__doc__.splitlines() if line.startswith("    ")}
     made = {*names("<id>", "<exec>"), keys.INDEX, keys.OPEN, keys.AGENTS, keys.AUDIT, keys.ENDED}
-    made |= {keys.APPROVALS, keys.APPROVED, keys.AUDIT_SEQ, keys.ONLINE, keys.parked("<exec>")}
+    made |= {
+        keys.APPROVALS,
+        keys.APPROVED,
+        keys.AUDIT_SEQ,
+        keys.AUDIT_SINKS,
+        keys.audit_lock("<sink>"),
+        keys.ONLINE,
+        keys.parked("<exec>"),
+    }
     made |= {keys.execution("<exec>"), keys.agent_index("<agent>"), *keys.scope("<scope>")}
     assert made == written

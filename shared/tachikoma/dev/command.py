@@ -71,6 +71,7 @@ def _introduce(stack: Stack, profile: Path, *, usual: bool) -> None:
     typer.echo(f"policy        {stack.policy}")
     typer.echo(f"profile       {profile}")
     typer.echo(f"logs          {stack.data / 'logs'}")
+    typer.echo(f"audit log     {stack.data / 'audit' / 'audit.jsonl'}")
     for warning in sorted({warning for agent in found for warning in agent.warnings}):
         typer.echo(f"not enforced  {warning}")
     typer.echo("")

@@ -11,6 +11,7 @@ import getpass
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -188,6 +189,8 @@ class Stack:
             "TACHIKOMA_STOP_GRACE": "3s",
             # A laptop's disk is synced once a second; no command is to wait for that.
             "TACHIKOMA_AUDIT_DURABLE": "false",
+            "TACHIKOMA_AUDIT_LOG": str(self.data / "audit" / "audit.jsonl"),
+            "TACHIKOMA_AUDIT_KEY": str(self.data / "audit.key"),
             "TACHIKOMA_KILL_GRACE": "5s",
             # An idle agent's stop waits for its poll of the queue.
             "TACHIKOMA_POLL": "1s",
@@ -272,6 +275,10 @@ class Stack:
             self.issue_identities()
             if not self.policy.exists():
                 self.policy.write_text(POLICY.format(user=self.user), encoding="utf-8")
+            key = self.data / "audit.key"
+            if not key.exists():
+                key.touch(mode=0o600)
+                key.write_bytes(secrets.token_bytes(32))
             self._make_parts()
             self.start_redis()
             self.start_orchestrator()

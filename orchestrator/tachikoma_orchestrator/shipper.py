@@ -1,0 +1,192 @@
+"""Ships the audit trail from Redis to its sinks, and says when too much of it waits.
+
+The chain of files is every orchestrator's own, with all events, and its position stands in the files themselves. Syslog
+and standard output are shared: one orchestrator at a time holds the lock, and the position stands in Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import structlog
+from redis.exceptions import LockError, RedisError
+
+from tachikoma import keys
+from tachikoma.models import ExecAuditLog
+from tachikoma.redis_access import Redis
+from tachikoma_orchestrator.audit import AuditTrail, parse
+from tachikoma_orchestrator.sinks import FileSink, Sink, SinkAway
+
+__all__ = ["Shipper"]
+
+log = structlog.get_logger(__name__)
+
+#: Events given to a sink at once. What gathers while a sink works goes with one disk sync.
+BATCH = 500
+#: How long one look waits for events.
+BLOCK_SECONDS = 1.0
+#: Before a sink that is away is tried again.
+RETRY_SECONDS = 1.0
+#: Between two checkpoints of a file at the most, while there is something to sign for.
+CHECKPOINT_SECONDS = 60.0
+#: How long the lock of a shared sink is held without being renewed; longer than a sink takes for a batch.
+LOCK_SECONDS = 30.0
+#: Between looks at how much waits.
+WATCH_SECONDS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class _Position:
+    cursor: str
+    seq: int
+
+    def to_json(self, now: float) -> str:
+        return json.dumps({"cursor": self.cursor, "seq": self.seq, "at": round(now)})
+
+
+class Shipper:
+    """Ships to one file and any shared sinks."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        trail: AuditTrail,
+        file: FileSink | None,
+        shared: Sequence[Sink],
+        *,
+        backlog: int,
+        closed: bool,
+    ) -> None:
+        """Prepare a shipper; there must be a file or a shared sink.
+
+        Args:
+            redis: connections of its own; it waits on them.
+            trail: told when too much waits.
+            file: the chain of files, if there is one.
+            shared: sinks of which each gets every event from one orchestrator alone.
+            backlog: events that may wait for a sink.
+            closed: whether requests are refused beyond that.
+        """
+        self._redis = redis
+        self._trail = trail
+        self._file = file
+        self._shared = shared
+        self._backlog = backlog
+        self._closed = closed
+
+    async def run(self) -> None:
+        """Ship until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            if self._file is not None:
+                group.create_task(self._ship_file(self._file))
+            for sink in self._shared:
+                group.create_task(self._ship_shared(sink))
+            group.create_task(self._watch())
+
+    # --- shipping -----------------------------------------------------------------------------------------------------
+
+    async def _read(self, cursor: str) -> list[ExecAuditLog]:
+        answer = await self._redis.xread({keys.AUDIT: cursor}, count=BATCH, block=round(BLOCK_SECONDS * 1000))
+        return [parse(entry) for _, entries in answer or () for entry in entries]
+
+    async def _keep(self, sink: Sink, position: _Position) -> None:
+        await self._redis.hset(keys.AUDIT_SINKS, sink.name, position.to_json(time.time()))
+
+    async def _send(self, sink: Sink, events: Sequence[ExecAuditLog]) -> int:
+        """Give events to a sink; how many it took."""
+        try:
+            await asyncio.to_thread(sink.send, events)
+        except SinkAway as away:
+            log.error("audit.sink_away", sink=sink.name, reason=str(away))
+            return away.sent
+        return len(events)
+
+    async def _ship_file(self, sink: FileSink) -> None:
+        signed = time.monotonic()
+        try:
+            while True:
+                try:
+                    events = await self._read(sink.cursor)
+                    if events and not await self._send(sink, events):
+                        await asyncio.sleep(RETRY_SECONDS)
+                        continue
+                    if not sink.unsigned:
+                        signed = time.monotonic()
+                    elif time.monotonic() - signed >= CHECKPOINT_SECONDS:
+                        await asyncio.to_thread(sink.checkpoint)
+                    await self._keep(sink, _Position(sink.cursor, sink.seq))
+                except SinkAway as away:
+                    log.error("audit.sink_away", sink=sink.name, reason=str(away))
+                    await asyncio.sleep(RETRY_SECONDS)
+                except (RedisError, OSError):
+                    await asyncio.sleep(RETRY_SECONDS)
+        finally:
+            # What was written is signed for before the process ends.
+            with suppress(SinkAway):
+                sink.checkpoint()
+            sink.close()
+
+    async def _ship_shared(self, sink: Sink) -> None:
+        lock = self._redis.lock(keys.audit_lock(sink.name), timeout=LOCK_SECONDS)
+        try:
+            while True:
+                try:
+                    if await lock.acquire(blocking=False):
+                        await self._ship_locked(sink, lock)
+                except (RedisError, OSError, LockError) as error:
+                    log.warning("audit.sink_handed_over", sink=sink.name, reason=str(error)[:200])
+                await asyncio.sleep(RETRY_SECONDS)
+        finally:
+            sink.close()
+            with suppress(RedisError, OSError, LockError):
+                await lock.release()
+
+    async def _ship_locked(self, sink: Sink, lock: Redis) -> None:
+        """Ship while the lock is ours."""
+        position = await self._position(sink.name)
+        while True:
+            await lock.reacquire()
+            events = await self._read(position.cursor)
+            if not events:
+                await self._keep(sink, position)
+                continue
+            sent = await self._send(sink, events)
+            if sent:
+                position = _Position(events[sent - 1].cursor, events[sent - 1].seq)
+                await self._keep(sink, position)
+            if sent < len(events):
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _position(self, name: str) -> _Position:
+        raw = await self._redis.hget(keys.AUDIT_SINKS, name)
+        if raw is None:
+            return _Position("0-0", 0)
+        kept = json.loads(raw)
+        return _Position(kept["cursor"], kept["seq"])
+
+    # --- how much waits -----------------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        while True:
+            with suppress(RedisError, OSError):
+                await self.look()
+            await asyncio.sleep(WATCH_SECONDS)
+
+    async def look(self) -> None:
+        """See once how much waits for each sink, and tell the trail."""
+        latest = int(await self._redis.get(keys.AUDIT_SEQ) or 0)
+        waiting = {sink.name: latest - (await self._position(sink.name)).seq for sink in self._shared}
+        if self._file is not None:
+            waiting[self._file.name] = latest - self._file.seq
+        most = max(waiting, key=lambda name: waiting[name])
+        behind = ""
+        if self._closed and waiting[most] > self._backlog:
+            behind = f"{waiting[most]} events of the audit trail wait for {most}, and at most {self._backlog} may"
+        if bool(behind) != bool(self._trail.behind):
+            log.error("audit.closed", reason=behind) if behind else log.info("audit.open")
+        self._trail.behind = behind
