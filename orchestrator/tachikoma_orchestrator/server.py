@@ -245,7 +245,7 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
             asyncio.create_task(stop.wait()),
         )
         if file is not None or shared:
-            tasks.append(asyncio.create_task(shipper.run()))
+            tasks += shipper.start()
         log.info("orchestrator.ready", address=address, spiffe_id=str(svid.spiffe_id), pid=os.getpid())
         if ready is not None:
             ready(address)

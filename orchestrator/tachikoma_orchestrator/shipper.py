@@ -79,14 +79,12 @@ class Shipper:
         self._backlog = backlog
         self._closed = closed
 
-    async def run(self) -> None:
-        """Ship until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            if self._file is not None:
-                group.create_task(self._ship_file(self._file))
-            for sink in self._shared:
-                group.create_task(self._ship_shared(sink))
-            group.create_task(self._watch())
+    def start(self) -> list[asyncio.Task[None]]:
+        """Ship until the tasks are cancelled, all together, with `cancel_all`."""
+        parts = [self._watch(), *[self._ship_shared(sink) for sink in self._shared]]
+        if self._file is not None:
+            parts.append(self._ship_file(self._file))
+        return [asyncio.create_task(part) for part in parts]
 
     # --- shipping -----------------------------------------------------------------------------------------------------
 

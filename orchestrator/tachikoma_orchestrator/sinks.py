@@ -312,12 +312,17 @@ class SyslogSink:
     def _connect(self) -> socket.socket:
         if self._scheme == "unix":
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        else:
+            connection = socket.create_connection(self._address, timeout=SOCKET_SECONDS)
+        try:
             connection.settimeout(SOCKET_SECONDS)
-            connection.connect(self._path)
-            return connection
-        connection = socket.create_connection(self._address, timeout=SOCKET_SECONDS)
-        if self._scheme == "tls":
-            return ssl.create_default_context().wrap_socket(connection, server_hostname=self._address[0])
+            if self._scheme == "unix":
+                connection.connect(self._path)
+            elif self._scheme == "tls":
+                return ssl.create_default_context().wrap_socket(connection, server_hostname=self._address[0])
+        except OSError:
+            connection.close()
+            raise
         return connection
 
     def _send_stream(self, connection: socket.socket, frames: Sequence[bytes]) -> int:

@@ -149,7 +149,7 @@ def verify(
     ] = "",
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Find lines of an audit log that were changed, deleted, inserted or moved; with a head, also an end that was cut off.
+    """Find what was changed, deleted, inserted or moved in an audit log; with a head, also an end that was cut off.
 
     Exits 1 if something is found.
     """
