@@ -41,6 +41,7 @@ from tachikoma_orchestrator.collector import Collector
 from tachikoma_orchestrator.endings import Endings
 from tachikoma_orchestrator.guard import Guard
 from tachikoma_orchestrator.ledger import Ledger
+from tachikoma_orchestrator.metrics import POLICIES, POLICY_ERROR, POLICY_SINCE, serve_metrics
 from tachikoma_orchestrator.reaper import Reaper
 from tachikoma_orchestrator.registry import Registry
 from tachikoma_orchestrator.service import RemoteExecution
@@ -112,9 +113,16 @@ def _sinks(settings: OrchestratorSettings, identity: FileSvidSource) -> tuple[Fi
     return file, shared
 
 
+def _measure_policy(policies: PolicyWatch) -> None:
+    POLICIES.set(len(policies.current.policies))
+    POLICY_SINCE.set(policies.since.timestamp())
+    POLICY_ERROR.set(bool(policies.error))
+
+
 async def _watch_policy(policies: PolicyWatch, trail: AuditTrail) -> None:
     """Put the policy in force on the record, and every change of it, also where Redis is away meanwhile."""
     recorded = False
+    _measure_policy(policies)
     while True:
         digest = policies.current.digest
         if not recorded:
@@ -131,6 +139,7 @@ async def _watch_policy(policies: PolicyWatch, trail: AuditTrail) -> None:
         if not policies.reload():
             continue
         recorded = False
+        _measure_policy(policies)
         if policies.error:
             log.error("policy.kept", reason=policies.error, in_force=policies.current.digest[:12])
         else:
@@ -236,6 +245,8 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
         loop.add_signal_handler(number, stop.set)
     tasks: list[asyncio.Task[Any]] = []
     try:
+        if settings.metrics is not None:
+            serve_metrics(settings.metrics)
         await server.start()
         tasks += (
             asyncio.create_task(subscriber.run()),

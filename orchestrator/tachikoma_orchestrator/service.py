@@ -235,6 +235,13 @@ class RemoteExecution(RemoteExecutionServicer):
     ) -> pb.ListAgentsResponse:
         return pb.ListAgentsResponse(agents=[wire.agent_to_pb(item) for item in await self._registry.describe()])
 
+    async def GetPolicyStatus(  # noqa: N802
+        self, request: pb.GetPolicyStatusRequest, context: Any
+    ) -> pb.PolicyStatus:
+        if not self._policies.current.is_operator(str(current_peer())):
+            raise PermissionDenied("only operators ask for the policy in force", metadata={"rule": "operators"})
+        return wire.policy_status_to_pb(self._policies.status())
+
     async def ListAuditEvents(  # noqa: N802
         self, request: pb.ListAuditEventsRequest, context: Any
     ) -> pb.ListAuditEventsResponse:

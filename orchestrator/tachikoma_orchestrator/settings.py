@@ -29,6 +29,8 @@ class OrchestratorSettings(BaseSettings):
     policy: Path
     #: Address of the gRPC server; port 0 takes a free one.
     listen: str = "127.0.0.1:8534"
+    #: Address at which Prometheus finds metrics, host:port; none by default. Whoever reaches it reads them.
+    metrics: str | None = None
     #: Bounds of each agent's queue.
     rate_limit: RateLimitConfig = RateLimitConfig()
     #: Executions that may wait for an approval, of all requesters.

@@ -20,6 +20,7 @@ from tachikoma import keys
 from tachikoma.models import ExecAuditLog
 from tachikoma.redis_access import Redis
 from tachikoma_orchestrator.audit import AuditTrail, parse
+from tachikoma_orchestrator.metrics import AUDIT_CLOSED, AUDIT_WAITING
 from tachikoma_orchestrator.sinks import FileSink, Sink, SinkAway
 
 __all__ = ["Shipper"]
@@ -181,6 +182,8 @@ class Shipper:
         waiting = {sink.name: latest - (await self._position(sink.name)).seq for sink in self._shared}
         if self._file is not None:
             waiting[self._file.name] = latest - self._file.seq
+        for name, number in waiting.items():
+            AUDIT_WAITING.labels(name).set(number)
         most = max(waiting, key=lambda name: waiting[name])
         behind = ""
         if self._closed and waiting[most] > self._backlog:
@@ -188,3 +191,4 @@ class Shipper:
         if bool(behind) != bool(self._trail.behind):
             log.error("audit.closed", reason=behind) if behind else log.info("audit.open")
         self._trail.behind = behind
+        AUDIT_CLOSED.set(bool(behind))

@@ -45,6 +45,7 @@ from tachikoma.models import (
     ExecTransition,
     OutputKind,
     OutputSummary,
+    PolicyStatus,
     RateLimitConfig,
     new_id,
 )
@@ -72,6 +73,7 @@ __all__ = [  # noqa: RUF022 (grouped by what they are for)
     "new_id",
     # policy
     "ExecPolicy",
+    "PolicyStatus",
     "RateLimitConfig",
     # errors
     "TachikomaError",

@@ -32,6 +32,7 @@ from tachikoma.models import (
     ExecRequest,
     ExecResponse,
     ExecStatus,
+    PolicyStatus,
 )
 from tachikoma.profile import Profile
 from tachikoma.spiffe import InvalidIdentity
@@ -214,6 +215,10 @@ class AsyncClient:
         answer = await self._call("ListAgents", pb.ListAgentsRequest())
         return tuple(wire.agent_from_pb(item) for item in answer.agents)
 
+    async def policy_status(self) -> PolicyStatus:
+        """What policy the orchestrator decides by, and what is wrong with a newer one."""
+        return wire.policy_status_from_pb(await self._call("GetPolicyStatus", pb.GetPolicyStatusRequest()))
+
     async def audit(self, *, after: str = "", limit: int = 0, exec_id: str = "") -> tuple[ExecAuditLog, ...]:
         """Events of the audit trail, oldest first: the latest ones, or those after a cursor."""
         message = pb.ListAuditEventsRequest(after=after, limit=limit, id=exec_id)
@@ -360,6 +365,10 @@ class Client:
     def agents(self) -> tuple[AgentInfo, ...]:
         """The known agents, by id."""
         return self._run(self._async.agents())
+
+    def policy_status(self) -> PolicyStatus:
+        """What policy the orchestrator decides by, and what is wrong with a newer one."""
+        return self._run(self._async.policy_status())
 
     def audit(self, *, after: str = "", limit: int = 0, exec_id: str = "") -> tuple[ExecAuditLog, ...]:
         """Events of the audit trail, oldest first: the latest ones, or those after a cursor."""

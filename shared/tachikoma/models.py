@@ -35,6 +35,7 @@ __all__ = [
     "ExecTransition",
     "OutputKind",
     "OutputSummary",
+    "PolicyStatus",
     "RateLimitConfig",
     "ResourceLimits",
     "ResourceUsage",
@@ -569,6 +570,22 @@ class ExecPolicy(Model):
         if self.require_approval and not self.approvers:
             raise ValueError("requireApproval is set, and approvers names nobody who could approve")
         return self
+
+
+class PolicyStatus(Model):
+    """What policy an orchestrator decides by."""
+
+    #: SHA-256 over its files, in hexadecimal.
+    digest: str
+    #: How many policies it holds.
+    policies: int
+    #: Since when this orchestrator decides by it.
+    since: Timestamp
+    #: Why the files as they are now are not in force; empty where they are.
+    error: str = ""
+    #: The orchestrator's host, and the file or folder there.
+    host: str = ""
+    path: str = ""
 
 
 class AuditCode(StrEnum):

@@ -20,12 +20,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import platform
 import posixpath
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -39,7 +40,15 @@ from tachikoma.environment import forbidden
 from tachikoma.errors import ConfigurationError, PermissionDenied
 from tachikoma.fields import format_duration
 from tachikoma.interpreters import is_interpreter
-from tachikoma.models import DEFAULT_TIMEOUT, ExecPolicy, ExecRequest, Model, RateLimitConfig, capability_mask
+from tachikoma.models import (
+    DEFAULT_TIMEOUT,
+    ExecPolicy,
+    ExecRequest,
+    Model,
+    PolicyStatus,
+    RateLimitConfig,
+    capability_mask,
+)
 from tachikoma.patterns import AgentSelector, CommandPattern, Pattern, PatternError
 from tachikoma.signed import Grant, GrantedExecutable
 
@@ -493,9 +502,11 @@ class PolicyWatch:
 
     def __init__(self, path: Path) -> None:
         """Load the file; raises as `PolicySet.load` does."""
-        self._path = path
+        self.path = path
         self._seen = self._signature()
         self.current = PolicySet.load(path)
+        #: Since when it is in force.
+        self.since = datetime.now(UTC)
         #: Why the file as it is now is not in force, or empty.
         self.error = ""
 
@@ -510,17 +521,25 @@ class PolicyWatch:
             return False
         self._seen = signature
         try:
-            self.current = PolicySet.load(self._path)
+            self.current = PolicySet.load(self.path)
         except ConfigurationError as error:
             self.error = str(error)
         else:
             self.error = ""
+            self.since = datetime.now(UTC)
         return True
+
+    def status(self) -> PolicyStatus:
+        """What is in force, for people."""
+        return PolicyStatus(
+            digest=self.current.digest, policies=len(self.current.policies), since=self.since, error=self.error,
+            host=platform.node(), path=str(self.path),
+        )  # fmt: skip
 
     def _signature(self) -> tuple[tuple[str, int, int, int], ...]:
         found = []
         with suppress(OSError):
-            for file in policy_files(self._path):
+            for file in policy_files(self.path):
                 stat = file.stat()
                 found.append((str(file), stat.st_mtime_ns, stat.st_ino, stat.st_size))
         return tuple(found)

@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Sequence
 
-__all__ = ["command_line", "redact"]
+__all__ = ["command_line", "is_masked", "redact"]
 
 MASK = "***"
 #: Longest element kept, and most elements.
@@ -32,6 +32,11 @@ _TOKEN = re.compile(
     r"(?i:\b(bearer|basic)\s+)\S+|\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_\w{20,}|glpat-[\w-]{20,}|xox[abprs]-[\w-]{10,}|sk-[\w-]{20,}"
     r"|eyJ[\w-]+\.[\w-]+\.[\w-]*)"
 )
+
+
+def is_masked(element: str) -> bool:
+    """Whether something was taken out of an element, or may have been."""
+    return MASK in element or "…(+" in element
 
 
 def redact(command: Sequence[str]) -> tuple[str, ...]:

@@ -36,6 +36,7 @@ from tachikoma.models import (
     Model,
     OutputKind,
     OutputSummary,
+    PolicyStatus,
     ResourceLimits,
     ResourceUsage,
     describe_validation_error,
@@ -325,6 +326,27 @@ def agent_from_pb(message: pb.Agent) -> AgentInfo:
         memory_used=message.memory_used,
         disk_used=message.disk_used,
         warnings=tuple(message.warnings),
+    )
+
+
+def policy_status_to_pb(value: PolicyStatus) -> pb.PolicyStatus:
+    return pb.PolicyStatus(
+        **{
+            **value.model_dump(by_alias=False),
+            "digest": bytes.fromhex(value.digest),
+            "since": _timestamp(value.since),
+        }
+    )
+
+
+def policy_status_from_pb(message: pb.PolicyStatus) -> PolicyStatus:
+    return PolicyStatus(
+        digest=message.digest.hex(),
+        policies=message.policies,
+        since=_datetime(message.since),
+        error=message.error,
+        host=message.host,
+        path=message.path,
     )
 
 

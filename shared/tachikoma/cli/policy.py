@@ -10,16 +10,20 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
+from tachikoma.cli.audit import trail_of
+from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable
+from tachikoma.client import Client
 from tachikoma.errors import ConfigurationError, InvalidRequest
 from tachikoma.fields import parse_duration
 from tachikoma.models import ExecRequest, describe_validation_error
 from tachikoma.policy import SEARCH_PATH, Decision, PolicyFile, PolicySet
 from tachikoma.policy_expectations import check as check_expectations
 from tachikoma.policy_expectations import load_expectations
+from tachikoma.policy_replay import Replay
 
 __all__ = ["policy", "schema_text"]
 
-policy = typer.Typer(no_args_is_help=True, help="Check, explain and test policy files.")
+policy = typer.Typer(no_args_is_help=True, help="Check, explain, test and compare policy files.")
 
 FileArgument = Annotated[Path, typer.Argument(help="The policy file, or a folder of them.")]
 
@@ -115,6 +119,66 @@ def run_tests(
             typer.echo(f"FAILED {wanted.subject} on {wanted.agent}: {shlex.join(wanted.command)} {outcome.mistake}")
     typer.echo(f"{len(outcomes) - failed} of {len(outcomes)} as expected")
     if failed:
+        raise typer.Exit(1)
+
+
+@policy.command()
+def status(output: OutputOption = Output.TEXT) -> None:
+    """Say which policy is in force. Exits 1 if a newer one is wrong and therefore is not."""
+    with Client() as client:
+        found = client.policy_status()
+    if output is Output.JSON:
+        as_json(found)
+    else:
+        typer.echo(f"in force  {found.digest[:12]} since {clock(found.since)}, {found.policies} policies")
+        typer.echo(f"files     {found.path} on {found.host}")
+        if found.error:
+            typer.echo(f"NOT in force, for the files as they are now are wrong:\n{printable(found.error)}", err=True)
+    if found.error:
+        raise typer.Exit(1)
+
+
+@policy.command()
+def diff(
+    old: Annotated[Path, typer.Argument(help="A policy file or folder.")],
+    new: Annotated[Path, typer.Argument(help="The one proposed.")],
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", help="Replay this audit log, or folder, instead of asking the orchestrator."),
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="agent:name=value, for agents that are not there now; may be repeated.")
+    ] = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Decide on all requests of the audit trail by two policies, and list what would change. Exits 1 if something does."""
+    labels: dict[str, dict[str, str]] = {}
+    if file is None:
+        with Client() as client:
+            labels = {agent.id: agent.labels for agent in client.agents()}
+    for item in label or []:
+        agent, colon, pair = item.partition(":")
+        name, equals, value = pair.partition("=")
+        if not colon or not equals:
+            raise InvalidRequest(f"--label: {item!r} is not agent:name=value")
+        labels.setdefault(agent, {})[name] = value
+    replay = Replay(PolicySet.load(old), PolicySet.load(new), labels)
+    for event in trail_of(file):
+        replay.add(event)
+    if output is Output.JSON:
+        typer.echo(
+            json.dumps({"requests": replay.requests, "changes": [c.to_dict() for c in replay.changes]}, indent=2)
+        )
+    else:
+        for change in replay.changes:
+            masked = "; part of it is masked in the trail" if change.masked else ""
+            typer.echo(
+                f"{change.subject} on {change.agent}: {shlex.join(change.command)} ({change.times} times{masked})"
+            )
+            typer.echo(f"  was {change.before}")
+            typer.echo(f"  now {change.after}")
+        typer.echo(f"{replay.requests} requests, {len(replay.changes)} different ones would be decided otherwise")
+    if replay.changes:
         raise typer.Exit(1)
 
 

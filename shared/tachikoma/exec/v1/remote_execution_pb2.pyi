@@ -1180,6 +1180,67 @@ class ListAgentsResponse(_message.Message):
 Global___ListAgentsResponse: _TypeAlias = ListAgentsResponse  # noqa: Y015
 
 @_typing.final
+class GetPolicyStatusRequest(_message.Message):
+    """GetPolicyStatusRequest asks which policy is in force."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPolicyStatusRequest: _TypeAlias = GetPolicyStatusRequest  # noqa: Y015
+
+@_typing.final
+class PolicyStatus(_message.Message):
+    """PolicyStatus is what policy an orchestrator decides by."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    POLICIES_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """SHA-256 over its files."""
+    policies: _builtins.int
+    """How many policies it holds."""
+    error: _builtins.str
+    """Why the files as they are now are not in force; empty where they are."""
+    host: _builtins.str
+    """The host of the orchestrator, and where its files are."""
+    path: _builtins.str
+    """The file, or the folder."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Since when this orchestrator decides by it."""
+
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+        policies: _builtins.int = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        error: _builtins.str = ...,
+        host: _builtins.str = ...,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "error", b"error", "host", b"host", "path", b"path", "policies", b"policies", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyStatus: _TypeAlias = PolicyStatus  # noqa: Y015
+
+@_typing.final
 class AuditEvent(_message.Message):
     """AuditEvent is one line of the audit trail."""
 

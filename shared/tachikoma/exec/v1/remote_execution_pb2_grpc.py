@@ -96,6 +96,11 @@ class RemoteExecutionStub:
                 request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAgentsRequest.SerializeToString,
                 response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAgentsResponse.FromString,
                 _registered_method=True)
+        self.GetPolicyStatus = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/GetPolicyStatus',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.GetPolicyStatusRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.PolicyStatus.FromString,
+                _registered_method=True)
         self.ListAuditEvents = channel.unary_unary(
                 '/tachikoma.exec.v1.RemoteExecution/ListAuditEvents',
                 request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAuditEventsRequest.SerializeToString,
@@ -193,6 +198,13 @@ class RemoteExecutionServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPolicyStatus(self, request, context):
+        """GetPolicyStatus tells which policy is in force. Only operators may.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAuditEvents(self, request, context):
         """ListAuditEvents reads the audit trail, newest last. Only operators may.
         """
@@ -262,6 +274,11 @@ def add_RemoteExecutionServicer_to_server(servicer, server):
                     servicer.ListAgents,
                     request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAgentsRequest.FromString,
                     response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAgentsResponse.SerializeToString,
+            ),
+            'GetPolicyStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPolicyStatus,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.GetPolicyStatusRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.PolicyStatus.SerializeToString,
             ),
             'ListAuditEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAuditEvents,
@@ -595,6 +612,33 @@ class RemoteExecution:
             '/tachikoma.exec.v1.RemoteExecution/ListAgents',
             tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAgentsRequest.SerializeToString,
             tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAgentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPolicyStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/GetPolicyStatus',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.GetPolicyStatusRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.PolicyStatus.FromString,
             options,
             channel_credentials,
             insecure,
