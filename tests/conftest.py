@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import getpass
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# Test folders are no packages; what they share is imported by its plain name.
+sys.path.insert(0, str(Path(__file__).parent))
 
 # Commands of tests look at files of the tests, so they run as whoever runs those; that the default is another user is
 # tested by itself.

@@ -134,12 +134,14 @@ class Admitter:
         # The digest is of what was asked for, so that a repetition fits also after a change of policy.
         digest = request_digest(request)
         admission = Admission(
-            request=request.model_copy(update={"timeout": decision.timeout}),
+            request=request,
             digest=digest,
             policy=decision.policy,
             client_ip=peer.address,
             wait=decision.approval_timeout if decision.approvers else self.queue_timeout(decision),
+            timeout=decision.timeout,
             scopes=self._scopes(request, decision),
+            secret=self._secrets(request),
             parked=self._park(request) if decision.approvers else "",
             approvers=decision.approvers,
         )
@@ -153,6 +155,9 @@ class Admitter:
         """What the policy in force says of a request, whose requester is known."""
         labels = self._registry.labels(request.agent_id)
         return self._policies.current.decide(request, request.requested_by, self._search_path, labels)
+
+    def _secrets(self, request: ExecRequest) -> frozenset[int]:
+        return self._policies.current.secrets(request.command, self._search_path)
 
     def queue_timeout(self, decision: Decision) -> timedelta:
         """How long an order may wait on its agent's queue."""
@@ -198,7 +203,7 @@ class Admitter:
                 request=request,
             ),
         )
-        shown = command_line(request.command)
+        shown = command_line(request.command, self._secrets(request))
         return Dispatch(
             digest=digest,
             order_sha256=hashlib.sha256(order.encode()).hexdigest(),
@@ -209,8 +214,9 @@ class Admitter:
     async def _refuse(self, request: ExecRequest, peer: Peer, policy: str, rule: str, reason: str) -> None:
         log.info("request.denied", id=request.id, agent=request.agent_id, by=str(peer), reason=reason)
         await self._trail.refuse(
-            request, AuditCode.DENIED, policy=policy, rule=rule, reason=reason, client_ip=peer.address
-        )
+            request, AuditCode.DENIED,
+            policy=policy, rule=rule, reason=reason, client_ip=peer.address, secret=self._secrets(request),
+        )  # fmt: skip
 
 
 def refusal(outcome: Outcome, request: ExecRequest, retry_seconds: float) -> TachikomaError:

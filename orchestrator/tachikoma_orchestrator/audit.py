@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -27,10 +28,10 @@ MAX_STEPS = 100
 MAX_REASON = 2000
 
 
-def audited(request: ExecRequest) -> AuditedRequest:
-    """What may be kept of a request."""
+def audited(request: ExecRequest, secret: AbstractSet[int]) -> AuditedRequest:
+    """What may be kept of a request; `secret` as for `redact`."""
     return AuditedRequest(
-        command=redact(request.command),
+        command=redact(request.command, secret),
         work_dir=request.work_dir,
         # Values may be secrets; the order carries them, nothing else does.
         environment=tuple(sorted(request.environment)),
@@ -72,13 +73,15 @@ class AuditTrail:
                 retry_after_seconds=5,
             )
 
-    def request_fields(self, request: ExecRequest, *, policy: str, client_ip: str, authorized: bool) -> list[str]:
-        """Names and values of an event about a decision on a request, without its code."""
+    def request_fields(
+        self, request: ExecRequest, *, policy: str, client_ip: str, authorized: bool, secret: AbstractSet[int]
+    ) -> list[str]:
+        """Names and values of an event about a decision on a request, without its code; `secret` as for `redact`."""
         fields = [
             "id", request.id, "agent_id", request.agent_id, "requested_by", request.requested_by,
-            "command", command_line(request.command), "client_ip", client_ip,
+            "command", command_line(request.command, secret), "client_ip", client_ip,
             "authorized", "1" if authorized else "0", "policy", policy,
-            "request", audited(request).to_json(),
+            "request", audited(request, secret).to_json(),
         ]  # fmt: skip
         if self._key:
             fields += ("command_hmac", self._hmac(request))
@@ -89,10 +92,11 @@ class AuditTrail:
         return hmac.new(self._key, json.dumps(request.command).encode(), hashlib.sha256).hexdigest()
 
     async def refuse(
-        self, request: ExecRequest, code: AuditCode, *, policy: str, reason: str, client_ip: str, rule: str = ""
-    ) -> None:
-        """Put a refusal on the record; it never becomes an execution."""
-        fields = self.request_fields(request, policy=policy, client_ip=client_ip, authorized=False)
+        self, request: ExecRequest, code: AuditCode, *,
+        policy: str, reason: str, client_ip: str, secret: AbstractSet[int], rule: str = "",
+    ) -> None:  # fmt: skip
+        """Put a refusal on the record; it never becomes an execution. `secret` as for `redact`."""
+        fields = self.request_fields(request, policy=policy, client_ip=client_ip, authorized=False, secret=secret)
         await self._write(["event", code, *fields, "reason", reason[:MAX_REASON], *(["rule", rule] if rule else [])])
 
     async def append(self, code: AuditCode, **fields: str) -> None:

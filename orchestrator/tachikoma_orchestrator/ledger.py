@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -66,8 +67,12 @@ class Admission:
     client_ip: str
     #: How long it may wait: on the agent's queue, or for its approval.
     wait: timedelta
+    #: How long it may run, by the request or by policy.
+    timeout: timedelta
     #: Limits by the name of what they count for.
     scopes: Mapping[str, RateLimitConfig]
+    #: Numbers of the elements of the argv that policy marks as secret.
+    secret: AbstractSet[int] = frozenset()
     #: The signed request, where it needs an approval; else empty.
     parked: str = ""
     #: Patterns of those who may approve it.
@@ -248,18 +253,19 @@ class Ledger:
         Returns:
             The outcome; and after a refusal for a rate, the seconds after which a repetition may succeed, else 0.
         """
-        request = admission.request
+        request, secret = admission.request, admission.secret
+        kept = audited(request, secret).model_copy(update={"timeout": admission.timeout.total_seconds()})
         record: list[str | bytes] = [
-            "request", audited(request).to_json(),
+            "request", kept.to_json(),
             "requested_by", request.requested_by,
             "policy", admission.policy,
             "client_ip", admission.client_ip,
-            "command", command_line(request.command),
+            "command", command_line(request.command, secret),
         ]  # fmt: skip
         if admission.approvers:
             record += ("approvers", json.dumps(admission.approvers))
         event = self.trail.request_fields(
-            request, policy=admission.policy, client_ip=admission.client_ip, authorized=True
+            request, policy=admission.policy, client_ip=admission.client_ip, authorized=True, secret=secret
         )
         agent, exec_id = request.agent_id, request.id
         scopes: list[str | int] = []

@@ -5,7 +5,8 @@ character of a set, and `{a,b}` for either. Wildcards never match the path segme
 with `-` unless the pattern does, so no argument turns into an option.
 
 A command pattern is a line split like a shell's word list into one pattern per argv element; a closing `...` lets any
-further arguments through. The first element is an absolute path.
+further arguments through. The first element is an absolute path. An argument in angle brackets, `<*>`, is a secret that
+is written down nowhere; `<...>` makes secrets of all further arguments.
 """
 
 from __future__ import annotations
@@ -250,7 +251,7 @@ class AgentSelector:
 class CommandPattern:
     """A pattern for an argv."""
 
-    __slots__ = ("_arguments", "_open", "program", "text")
+    __slots__ = ("_arguments", "_open", "_secret", "_secret_rest", "program", "text")
 
     def __init__(self, text: str, *, deny: bool = False) -> None:
         """Compile a pattern.
@@ -268,17 +269,26 @@ class CommandPattern:
         except ValueError as error:
             raise PatternError(f"{text!r}: {error}") from None
         self.text = text
-        self._open = deny or bool(words and words[-1] == "...")
-        if words and words[-1] == "...":
+        self._secret_rest = bool(words) and words[-1] == "<...>"
+        rest = bool(words) and words[-1] in ("...", "<...>")
+        self._open = deny or rest
+        if rest:
             words.pop()
         if not words:
             raise PatternError(f"{text!r}: names no program")
-        if "..." in words:
+        if "..." in words or "<...>" in words:
             raise PatternError(f"{text!r}: '...' stands only at the end")
         if not words[0].startswith("/") and not (deny and "/" not in words[0]):
             raise PatternError(f"{text!r}: the program must be an absolute path")
         self.program = Pattern(words[0])
-        self._arguments = tuple(Pattern(word) for word in words[1:])
+        arguments, secret = [], set()
+        for number, word in enumerate(words[1:]):
+            if len(word) > 2 and word[0] == "<" and word[-1] == ">":
+                secret.add(number)
+                word = word[1:-1]
+            arguments.append(Pattern(word))
+        self._arguments = tuple(arguments)
+        self._secret = frozenset(secret)
 
     def covers(self, program: str, patterns: Sequence[str]) -> bool:
         """Whether it surely means all that a program without wildcards with these argument patterns does."""
@@ -291,10 +301,40 @@ class CommandPattern:
         """Whether it names this program without a wildcard."""
         return self.program.names(program)
 
+    @property
+    def has_secrets(self) -> bool:
+        """Whether it marks an argument as secret."""
+        return bool(self._secret) or self._secret_rest
+
+    def secrets(self, program: str, arguments: Sequence[str]) -> set[int]:
+        """Numbers of the arguments (the first is 0) that it marks as secret, or that may be what it marks.
+
+        More than those of a command that it means: a mistyped one holds the same secrets. What stands where a secret
+        is expected is one as long as all before it fits, and so is what follows the option that stands before one.
+        """
+        found: set[int] = set()
+        if not self._is(program):
+            return found
+        for number, argument in enumerate(arguments):
+            if number in self._secret:
+                found.add(number)
+            elif number >= len(self._arguments):
+                if self._secret_rest:
+                    found.update(range(number, len(arguments)))
+                break
+            elif not self._arguments[number].matches(argument):
+                break
+        options = {self._arguments[number - 1].text for number in self._secret if number}
+        options = {text for text in options if text.startswith("-")}
+        found.update(number + 1 for number, argument in enumerate(arguments[:-1]) if argument in options)
+        return found
+
+    def _is(self, program: str) -> bool:
+        return self.program.matches(program if self.program.text.startswith("/") else program.rpartition("/")[2])
+
     def matches(self, program: str, arguments: Sequence[str]) -> bool:
         """Whether it means this program (an absolute path) with these arguments."""
-        name = program if self.program.text.startswith("/") else program.rpartition("/")[2]
-        if not self.program.matches(name):
+        if not self._is(program):
             return False
         if len(arguments) < len(self._arguments) or (len(arguments) > len(self._arguments) and not self._open):
             return False

@@ -50,6 +50,7 @@ from tachikoma.models import (
     capability_mask,
 )
 from tachikoma.patterns import AgentSelector, CommandPattern, Pattern, PatternError
+from tachikoma.redaction import redact
 from tachikoma.signed import Grant, GrantedExecutable
 
 __all__ = ["SEARCH_PATH", "Decision", "Explanation", "PolicySet", "PolicyWatch", "may_approve", "narrow"]
@@ -193,7 +194,7 @@ class _Policy:
                 return self._no("allowInterpreters", f"does not allow {path!r}, which runs whatever it is told to")
         if not executables:
             return self._no(
-                "allowedCommands", f"does not allow the command {request.command[0]!r} with these arguments"
+                "allowedCommands", f"does not allow the command {redact(request.command)[0]!r} with these arguments"
             )
         if request.user and not any(pattern.matches(request.user) for pattern in self.users):
             return self._no("allowedUsers", f"does not allow the user {request.user!r}")
@@ -241,6 +242,8 @@ class PolicySet:
     operators: tuple[Pattern, ...]
     #: SHA-256 over the files.
     digest: str
+    #: Command patterns that mark arguments as secret.
+    _marking: tuple[CommandPattern, ...] = ()
 
     @classmethod
     def load(cls, path: Path) -> PolicySet:
@@ -300,7 +303,9 @@ class PolicySet:
         digest = hashlib.sha256()
         for _, text in texts:
             digest.update(hashlib.sha256(text.encode()).digest())
-        return cls(tuple(compiled), tuple(operators), digest.hexdigest())
+        patterns = (pattern for policy in compiled for pattern in (*policy.allowed, *policy.denied))
+        marking = tuple(pattern for pattern in patterns if pattern.has_secrets)
+        return cls(tuple(compiled), tuple(operators), digest.hexdigest(), marking)
 
     def warnings(self) -> list[str]:
         """What is valid and hardly meant: rules that can never grant anything, and rules that grant everything."""
@@ -312,6 +317,14 @@ class PolicySet:
     def is_operator(self, subject: str) -> bool:
         """Whether somebody sees everybody's executions and the audit trail."""
         return any(pattern.matches(subject) for pattern in self.operators)
+
+    def secrets(self, command: Sequence[str], search_path: Sequence[str]) -> frozenset[int]:
+        """Numbers of the elements of an argv that any policy marks as secret, also one for others."""
+        found: set[int] = set()
+        for pattern in self._marking:
+            for path in _candidates(command[0], search_path):
+                found |= pattern.secrets(path, command[1:])
+        return frozenset(number + 1 for number in found)
 
     def decide(
         self, request: ExecRequest, subject: str, search_path: Sequence[str], labels: Mapping[str, str] = NO_LABELS
@@ -331,16 +344,12 @@ class PolicySet:
     ) -> Explanation:
         """Decide on a request as `decide` does, and say what each policy that is for it says."""
         program = request.command[0]
-        if "/" in program or program in (".", ".."):
-            if not program.startswith("/") or posixpath.normpath(program) != program or program.startswith("//"):
-                why = f"the program must be a bare name or a plain absolute path, not {program!r}"
-                return Explanation(Decision(False, "", "command", why))
-            candidates = [program]
-        else:
-            candidates = [f"{folder}/{program}" for folder in search_path]
-        if request.work_dir and (
-            posixpath.normpath(request.work_dir) != request.work_dir or request.work_dir.startswith("//")
-        ):
+        if ("/" in program or program in (".", "..")) and not _is_plain(program):
+            shown = redact(request.command)[0]
+            why = f"the program must be a bare name or a plain absolute path, not {shown!r}"
+            return Explanation(Decision(False, "", "command", why))
+        candidates = _candidates(program, search_path)
+        if request.work_dir and not _is_plain(request.work_dir):
             why = f"the working directory must be a plain path, not {request.work_dir!r}"
             return Explanation(Decision(False, "", "workDir", why))
         concerned = sorted(
@@ -362,6 +371,16 @@ class PolicySet:
                 return Explanation(decision, verdicts)
         # Name the policy that came closest: one that allows the command says more than one that does not.
         return Explanation(next((v for v in verdicts if v.rule != "allowedCommands"), verdicts[0]), verdicts)
+
+
+def _candidates(program: str, search_path: Sequence[str]) -> list[str]:
+    """What a program may be, in search order."""
+    return [program] if "/" in program else [f"{folder}/{program}" for folder in search_path]
+
+
+def _is_plain(path: str) -> bool:
+    """Whether a path is absolute, and written in the shortest way."""
+    return path.startswith("/") and not path.startswith("//") and posixpath.normpath(path) == path
 
 
 def policy_files(path: Path) -> list[Path]:

@@ -40,6 +40,7 @@ def admission(
         policy="web@0123456789ab",
         client_ip="192.0.2.7",
         wait=timedelta(minutes=10),
+        timeout=request.timeout or timedelta(hours=1),
         scopes=scopes or {},
     )
 
@@ -274,7 +275,13 @@ async def test_no_secret_of_the_request_stands_in_redis_beside_the_order(redis: 
 async def test_a_refusal_by_policy_is_on_the_record(ledger: Ledger) -> None:
     request = admission(command=["/bin/sh", "-c", "id"]).request
     await ledger.trail.refuse(
-        request, AuditCode.DENIED, policy="web@1", rule="allowedCommands", reason="no policy", client_ip="::1"
+        request,
+        AuditCode.DENIED,
+        policy="web@1",
+        rule="allowedCommands",
+        reason="no policy",
+        client_ip="::1",
+        secret=frozenset(),
     )
     [event] = await ledger.trail.read(after="", limit=10, exec_id="")
     assert (event.event, event.id, event.reason, event.client_ip) == ("denied", "job-7", "no policy", "::1")
@@ -310,7 +317,7 @@ async def test_an_event_keeps_what_was_asked_for_and_nothing_secret(ledger: Ledg
 
 async def test_without_a_key_there_is_no_hmac(ledger: Ledger, redis: Redis) -> None:
     trail = AuditTrail(redis)
-    await trail.refuse(admission().request, AuditCode.DENIED, policy="", reason="", client_ip="")
+    await trail.refuse(admission().request, AuditCode.DENIED, policy="", reason="", client_ip="", secret=frozenset())
     assert [event.command_hmac for event in await trail.read(after="", limit=1)] == [""]
 
 

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tachikoma.redaction import MASK, MAX_ELEMENT, MAX_ELEMENTS, command_line, redact
+from command_lines import COMMAND_LINES
+from command_lines import SECRET as CORPUS_SECRET
+from tachikoma.redaction import MASK, MAX_ELEMENT, MAX_ELEMENTS, command_line, is_masked, redact
 
 #: Says where it is found, in whatever form it was written.
 SECRET = "hunter2hunter2"
@@ -75,6 +77,57 @@ def test_a_secret_is_not_shown(command: list[str]) -> None:
     assert MASK in command_line(command)
 
 
+@pytest.mark.parametrize("command", COMMAND_LINES, ids=lambda command: " ".join(command)[:60])
+def test_no_secret_of_the_corpus_is_shown(command: tuple[str, ...]) -> None:
+    assert CORPUS_SECRET in " ".join(command)
+    assert CORPUS_SECRET not in command_line(command)
+    # Nor where the whole line is one argument, as a shell, ssh or a launcher is given it.
+    assert CORPUS_SECRET not in command_line(["/bin/sh", "-c", shlex.join(command)])
+    # The program is always told.
+    assert redact(command)[0] == command[0]
+
+
+def test_the_corpus_has_sixty_lines() -> None:
+    assert len(set(COMMAND_LINES)) >= 60
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("mysql -u root -pS -h db", "mysql -u root '-p***' -h db"),
+        ("mysql -p shop", "mysql -p shop"),
+        ("/usr/bin/mysql -pS", "/usr/bin/mysql '-p***'"),
+        ("sudo -u app mysql -pS shop", "sudo -u app mysql '-p***' shop"),
+        ("curl -fsLo out https://example.org/", "curl -fsLo out https://example.org/"),
+        ("docker run -p 80:80 app", "docker run -p 80:80 app"),
+        ("docker login -p S host", "docker login -p '***' host"),
+        ("sh -c 'mysql -pS shop && id'", "sh -c 'mysql -p*** shop && id'"),
+        # The value of an option may look like an option, where it is known to have one.
+        ("redis-cli -a -S ping", "redis-cli -a '***' ping"),
+        # A word in the place of a program takes away nothing that was known before.
+        ("mysql --host zip -pS", "mysql --host zip '-p***'"),
+        ("vault kv put kv/app a=S b=S", "vault kv put kv/app 'a=***' 'b=***'"),
+        ("sh -c 'app --token S' --token S x", "sh -c 'app --token ***' --token '***' x"),
+    ],
+)
+def test_what_a_program_takes_as_a_secret(line: str, shown: str) -> None:
+    assert (
+        command_line([word.replace("S", SECRET) if word != "-fsSLo" else word for word in shlex.split(line)]) == shown
+    )
+
+
+def test_what_policy_marks_is_not_shown() -> None:
+    assert redact(["deploy", "S", "now"], {1}) == ("deploy", MASK, "now")
+    assert redact(["deploy", "--password", "S", "now"], {2}) == ("deploy", "--password", MASK, "now")
+    assert redact(["deploy", "a"], {5}) == ("deploy", "a")
+
+
+@pytest.mark.parametrize("element", [MASK, "--password=***", "a***b", "x…(+3)"])
+def test_what_was_masked_says_so(element: str) -> None:
+    assert is_masked(element)
+    assert not is_masked("--verbose")
+
+
 @pytest.mark.parametrize(
     "token",
     [
@@ -85,6 +138,14 @@ def test_a_secret_is_not_shown(command: list[str]) -> None:
         "glpat-0123456789abcdefghij",
         "xoxb-0123456789-abcdef",
         "sk-0123456789abcdefghijABCD",
+        "sk_live_0123456789abcdefghijABCD",
+        "github_pat_0123456789abcdefghijABCD",
+        "AIzaSyA0123456789abcdefghijABCDEFGHIJK",
+        "hvs.0123456789abcdefghijABCD",
+        "npm_0123456789abcdefghijABCDEFGHIJKLMN",
+        "hf_0123456789abcdefghijABCD",
+        "hooks.slack.com/services/T0/B0/0123456789",
+        "AGE-SECRET-KEY-1QQQQQQQQQQ",
         JWT,
     ],
 )
@@ -129,6 +190,15 @@ def test_a_flag_without_a_value_hides_nothing_behind_it() -> None:
         "echo 'ä € 😀'",
         "sha256sum e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
         "sleep 1 && true",
+        "docker run -d -p 8080:80 -u 1000 nginx",
+        "ssh -p 2222 -l alice web1",
+        "sort --key=2 -u a",
+        "kubectl get secret db -n app",
+        "mount -o ro /dev/sda1 /mnt",
+        "sh -c 'cd /srv && ./run -p 80 --user app'",
+        "mkdir -p /srv/a",
+        "useradd -m -s /bin/bash alice",
+        "zip -r out.zip a",
     ],
 )
 def test_a_harmless_line_stays_as_it_is(line: str) -> None:
@@ -200,6 +270,14 @@ def test_what_is_kept_is_bounded(command: list[str]) -> None:
         "'eyJ' * 43_000",
         "'a:' * 65_000",
         "'bearer ' * 18_000",
+        "'|' * 130_000",
+        "'chpasswd ' * 14_000",
+        "'set password ' * 10_000",
+        "'\"' * 130_000",
+        "'\" ' * 65_000",
+        "'mysql ' * 21_000",
+        "'a_' * 65_000",
+        "'0' * 130_000",
     ],
 )
 def test_the_largest_argument_does_not_stop_the_orchestrator(expression: str) -> None:

@@ -151,7 +151,7 @@ def diff(
     ] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Decide on all requests of the audit trail by two policies, and list what would change. Exits 1 if something does."""
+    """Decide on the requests of the audit trail by two policies, and list what would change; exits 1 if any does."""
     labels: dict[str, dict[str, str]] = {}
     if file is None:
         with Client() as client:
