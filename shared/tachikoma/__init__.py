@@ -33,6 +33,7 @@ from tachikoma.errors import (
 from tachikoma.models import (
     AgentInfo,
     Approval,
+    AuditCode,
     CancelOutcome,
     CancelResponse,
     ExecAuditLog,
@@ -69,6 +70,7 @@ __all__ = [  # noqa: RUF022 (grouped by what they are for)
     "CancelResponse",
     "Approval",
     "AgentInfo",
+    "AuditCode",
     "ExecAuditLog",
     "new_id",
     # policy

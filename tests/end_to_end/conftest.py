@@ -13,7 +13,24 @@ from tachikoma.dev.stack import Stack
 
 # Test folders are no packages; what they share is imported by its plain name.
 sys.path.insert(0, str(Path(__file__).parent))
+from books import compare_books
 from support import Cli, make_cli, prepare
+
+
+@pytest.fixture(scope="session", autouse=True)
+def books() -> Iterator[None]:
+    """Whatever a test does with a stack: before it stops, its ledger and its audit must tell the same."""
+    stop = Stack.stop
+
+    def compare_and_stop(stack: Stack) -> None:
+        try:
+            compare_books(stack)
+        finally:
+            stop(stack)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stack, "stop", compare_and_stop)
+        yield
 
 
 @pytest.fixture(scope="session")

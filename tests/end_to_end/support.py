@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 import pytest
 
 from tachikoma import ExecRequest
-from tachikoma.dev.stack import TRUST_DOMAIN, Stack, own_user
+from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack, own_user
 from tachikoma.spiffe import user_id
+from tachikoma.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 
 AGENT = "agent-1"
 
@@ -83,6 +85,17 @@ class Cli:
             start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
+
+
+def plain_channel(stack: Stack, identity: Path | None) -> grpc.Channel:
+    """A channel of plain grpc, without the checks of our client."""
+    bundle = (stack.identity("user") / BUNDLE_FILE).read_bytes()
+    if identity is None:
+        credentials = grpc.ssl_channel_credentials(bundle)
+    else:
+        key, certificate = (identity / KEY_FILE).read_bytes(), (identity / CERTIFICATE_FILE).read_bytes()
+        credentials = grpc.ssl_channel_credentials(bundle, key, certificate)
+    return grpc.secure_channel(stack.address, credentials, [("grpc.ssl_target_name_override", SERVER_NAME)])
 
 
 def make_cli(stack: Stack, folder: Path | None = None) -> Cli:

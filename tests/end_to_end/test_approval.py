@@ -275,9 +275,12 @@ def test_who_owns_redis_cannot_have_another_request_approved(world: World) -> No
             world.boss.approval(asked)
     # Nor can the record be made to say that somebody else asked, so that the requester approves it.
     world.redis.set(keys.parked(asked), genuine)
+    requester = world.redis.hget(keys.execution(asked), "requested_by")
+    assert requester is not None
     world.redis.hset(keys.execution(asked), "requested_by", str(OTHER))
     with pytest.raises(PermissionDenied, match="nobody approves their own request"):
         world.me.approve(asked, world.boss.approval(asked).digest, "mine")
+    world.redis.hset(keys.execution(asked), "requested_by", requester)
     # What is kept is no order: an agent that is given it refuses.
     assert world.redis.llen(keys.queue("agent-1")) == 0
     for exec_id in (asked, other):

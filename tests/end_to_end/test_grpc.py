@@ -11,7 +11,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from support import AGENT, Cli, request
+from support import AGENT, Cli, plain_channel, request
 
 from tachikoma import (
     Client,
@@ -23,22 +23,10 @@ from tachikoma import (
     wire,
 )
 from tachikoma.dev.ca import DevelopmentCA
-from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
+from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
 from tachikoma.spiffe import SpiffeId, user_id
-from tachikoma.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
-
-
-def _channel(stack: Stack, identity: Path | None) -> grpc.Channel:
-    """A channel of plain grpc, without the checks of our client."""
-    bundle = (stack.identity("user") / BUNDLE_FILE).read_bytes()
-    if identity is None:
-        credentials = grpc.ssl_channel_credentials(bundle)
-    else:
-        key, certificate = (identity / KEY_FILE).read_bytes(), (identity / CERTIFICATE_FILE).read_bytes()
-        credentials = grpc.ssl_channel_credentials(bundle, key, certificate)
-    return grpc.secure_channel(stack.address, credentials, [("grpc.ssl_target_name_override", SERVER_NAME)])
 
 
 def _code(channel: grpc.Channel, message: pb.ExecRequest | None = None) -> grpc.StatusCode:
@@ -53,20 +41,20 @@ def _code(channel: grpc.Channel, message: pb.ExecRequest | None = None) -> grpc.
 
 @pytest.fixture
 def channel(stack: Stack) -> Iterator[grpc.Channel]:
-    with _channel(stack, stack.identity("user")) as connected:
+    with plain_channel(stack, stack.identity("user")) as connected:
         yield connected
 
 
 def test_a_plain_grpc_client_with_an_identity_gets_in(stack: Stack) -> None:
-    assert _code(_channel(stack, stack.identity("user"))) is grpc.StatusCode.OK
+    assert _code(plain_channel(stack, stack.identity("user"))) is grpc.StatusCode.OK
 
 
 def test_without_a_certificate_there_is_no_connection(stack: Stack) -> None:
-    assert _code(_channel(stack, None)) is grpc.StatusCode.UNAVAILABLE
+    assert _code(plain_channel(stack, None)) is grpc.StatusCode.UNAVAILABLE
 
 
 def test_without_tls_there_is_no_connection(stack: Stack) -> None:
-    assert _code(grpc.insecure_channel(stack.address)) is grpc.StatusCode.UNAVAILABLE
+    assert _code(grpc.insecureplain_channel(stack.address)) is grpc.StatusCode.UNAVAILABLE
 
 
 def test_an_expired_certificate_does_not_connect_and_the_client_says_why(stack: Stack, tmp_path: Path) -> None:
@@ -77,7 +65,7 @@ def test_an_expired_certificate_does_not_connect_and_the_client_says_why(stack: 
         not_before=datetime.now(UTC) - timedelta(hours=2),
         lifetime=timedelta(hours=1),
     )
-    assert _code(_channel(stack, tmp_path)) is grpc.StatusCode.UNAVAILABLE
+    assert _code(plain_channel(stack, tmp_path)) is grpc.StatusCode.UNAVAILABLE
     with pytest.raises(Unauthenticated, match=r"user/late is valid from .* not now"):
         Client(stack.profile().model_copy(update={"identity": tmp_path}))
     path = tmp_path / "profile.json"
@@ -102,17 +90,17 @@ def test_a_profile_without_its_certificate_is_told(stack: Stack, tmp_path: Path)
 def test_a_certificate_of_another_ca_does_not_connect(stack: Stack, tmp_path: Path) -> None:
     foreign = DevelopmentCA(tmp_path / "ca", TRUST_DOMAIN)
     foreign.issue(user_id(TRUST_DOMAIN, "root"), tmp_path / "user")
-    assert _code(_channel(stack, tmp_path / "user")) is grpc.StatusCode.UNAVAILABLE
+    assert _code(plain_channel(stack, tmp_path / "user")) is grpc.StatusCode.UNAVAILABLE
 
 
 def test_another_trust_domain_under_our_ca_is_not_authenticated(stack: Stack, tmp_path: Path) -> None:
     ca = DevelopmentCA(stack.data / "ca", TRUST_DOMAIN)
     ca.issue(SpiffeId.parse("spiffe://elsewhere.example/user/root"), tmp_path)
-    assert _code(_channel(stack, tmp_path)) is grpc.StatusCode.UNAUTHENTICATED
+    assert _code(plain_channel(stack, tmp_path)) is grpc.StatusCode.UNAUTHENTICATED
 
 
 def test_an_agent_is_no_caller(stack: Stack) -> None:
-    assert _code(_channel(stack, stack.identity(AGENT))) is grpc.StatusCode.PERMISSION_DENIED
+    assert _code(plain_channel(stack, stack.identity(AGENT))) is grpc.StatusCode.PERMISSION_DENIED
 
 
 def test_a_client_does_not_talk_to_an_impostor(stack: Stack) -> None:
