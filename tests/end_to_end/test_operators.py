@@ -1,0 +1,135 @@
+"""What operators ask the orchestrator, and find in its files."""
+
+from __future__ import annotations
+
+import json
+import socket
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import Cli, make_cli, prepare, request, wait_until
+
+from tachikoma import Client, PermissionDenied
+from tachikoma.dev.stack import TRUST_DOMAIN, Stack
+from tachikoma.spiffe import user_id
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -> Iterator[tuple[Stack, str]]:
+    """A stack with metrics, and their address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    data = prepare(tmp_path_factory.mktemp("operators"))
+    with Stack(data, redis_server=redis_server, environment={"TACHIKOMA_METRICS": address}) as stack:
+        yield stack, address
+
+
+@pytest.fixture
+def cli(measured: tuple[Stack, str]) -> Cli:
+    return make_cli(measured[0])
+
+
+def _metrics(address: str) -> dict[str, float]:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
+
+
+def test_policy_status_says_what_is_in_force_and_why_an_edit_is_not(measured: tuple[Stack, str], cli: Cli) -> None:
+    stack, address = measured
+    good = stack.policy.read_text()
+    done = cli.run("policy", "status")
+    assert (done.returncode, done.stderr) == (0, b"")
+    in_force = done.stdout.decode().splitlines()[0]
+    assert in_force.startswith("in force  ")
+    assert in_force.endswith(", 1 policies")
+    assert str(stack.policy) in done.stdout.decode()
+    before = _metrics(address)
+    assert (before["tachikoma_policies"], before["tachikoma_policy_error"]) == (1, 0)
+
+    stack.policy.write_text(good.replace("maxTimeout", "maxTimout"))
+    wait_until(lambda: _metrics(address)["tachikoma_policy_error"] == 1, "the metric tells of the broken edit")
+    done = cli.run("policy", "status")
+    assert done.returncode == 1
+    assert done.stdout.decode().splitlines()[0] == in_force
+    assert (
+        f"{stack.policy}:12:5: policies[0].maxTimout: unknown field; did you mean maxTimeout?" in done.stderr.decode()
+    )
+    status = json.loads(cli.run("policy", "status", "-o", "json").stdout)
+    assert status["error"].startswith(f"{stack.policy}:12:5: ")
+    with Client(stack.profile()) as client:
+        assert client.execute(request("true")).exit_code == 0
+        kept = [event for event in client.audit(limit=100) if event.event == "policy_kept"]
+        assert [event.evidence_sha256 for event in kept] == [status["digest"]]
+
+    stack.policy.write_text(good + "# right again\n")
+    wait_until(lambda: cli.run("policy", "status").returncode == 0, "the right one is in force")
+    assert cli.run("policy", "status").stdout.decode().splitlines()[0] != in_force
+    after = _metrics(address)
+    assert after["tachikoma_policy_error"] == 0
+    assert after["tachikoma_policy_since_seconds"] > before["tachikoma_policy_since_seconds"]
+
+
+def test_only_operators_ask_for_policy_and_trail(measured: tuple[Stack, str]) -> None:
+    with Client(measured[0].issue(user_id(TRUST_DOMAIN, "somebody"))) as somebody:
+        for call in (somebody.policy_status, somebody.audit):
+            with pytest.raises(PermissionDenied, match="only operators"):
+                call()
+
+
+def test_how_far_the_audit_log_is_behind_is_measured(measured: tuple[Stack, str], cli: Cli) -> None:
+    _, address = measured
+    assert cli.run("exec", "agent-1", "true").returncode == 0
+    waiting = [name for name in _metrics(address) if name.startswith("tachikoma_audit_waiting")]
+    assert waiting
+    wait_until(lambda: all(_metrics(address)[name] == 0 for name in waiting), "nothing waits")
+    assert _metrics(address)["tachikoma_audit_closed"] == 0
+
+
+def test_a_proposed_policy_is_compared_on_the_requests_there_were(
+    measured: tuple[Stack, str], cli: Cli, tmp_path: Path
+) -> None:
+    stack, _ = measured
+    for command in (["uname"], ["uname"], ["id"]):
+        assert cli.run("exec", "agent-1", *command).returncode == 0
+    new = tmp_path / "new.yaml"
+    new.write_text(stack.policy.read_text().replace("[reboot,", "[reboot, uname,"))
+    log = stack.data / "audit"
+    wait_until(lambda: '"id"' in (log / "audit.jsonl").read_text(), "the log has it")
+    for source in ([], ["--file", str(log)]):
+        done = cli.run("policy", "diff", str(stack.policy), str(new), *source)
+        assert done.returncode == 1
+        text = done.stdout.decode()
+        assert f"{stack.user} on agent-1: uname (2 times)\n  was allowed by everybody\n  now denied: " in text
+        assert text.endswith(" requests, 1 different ones would be decided otherwise\n")
+    assert cli.run("policy", "diff", str(stack.policy), str(stack.policy)).returncode == 0
+
+
+def test_the_audit_log_is_shown_exported_and_verified(measured: tuple[Stack, str], cli: Cli, tmp_path: Path) -> None:
+    stack, _ = measured
+    log = stack.data / "audit" / "audit.jsonl"
+    assert cli.run("exec", "--id", "shown", "agent-1", "--", "sh", "-c", "exit 3", "--token", "hunter2").returncode == 3
+    wait_until(lambda: '"shown"' in log.read_text() and '"failed"' in log.read_text(), "the log has it")
+    for source in ([], ["--file", str(log)]):
+        told = cli.run("audit", "show", "shown", *source).stdout.decode()
+        steps = [line.split("  ")[1] for line in told.splitlines() if line and not line.startswith(" ")]
+        assert steps == ["admitted", "dispatched", "started", "failed"]
+        assert "hunter2" not in told
+        exported = cli.run("audit", "export", "--format", "ocsf", *source).stdout.decode().splitlines()
+        activities = [json.loads(line) for line in exported]
+        assert {activity["class_uid"] for activity in activities} >= {1007}
+        first, second = (cli.run("audit", "export", "--after", after, *source).stdout for after in ("0", "3"))
+        assert len(first.splitlines()) == len(second.splitlines()) + 3
+
+    done = cli.run("audit", "verify", str(log))
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert " holds: " in done.stdout.decode()
+    copy = tmp_path / "audit.jsonl"
+    copy.write_text(log.read_text().replace("admitted", "denied", 1))
+    done = cli.run("audit", "verify", str(copy))
+    assert done.returncode == 1
+    assert "is NOT as it was written" in done.stdout.decode()
+    done = cli.run("audit", "show", "never-heard-of")
+    assert (done.returncode, done.stderr) == (1, b"tachikoma: the audit trail says nothing of 'never-heard-of'\n")
