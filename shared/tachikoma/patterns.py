@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-__all__ = ["AgentSelector", "CommandPattern", "Pattern", "PatternError"]
+__all__ = ["AgentSelector", "CommandPattern", "CommandPatterns", "Pattern", "PatternError"]
 
 #: Longest pattern, and most alternatives that its braces may make.
 MAX_PATTERN = 4096
@@ -114,8 +114,16 @@ def _set(body: str, text: str) -> _Set:
     return _Set(tuple(ranges))
 
 
+def _is_character(token: _Token) -> bool:
+    return isinstance(token, str) and token not in (_STAR, _GLOBSTAR)
+
+
 def _matches(tokens: tuple[_Token, ...], text: str) -> bool:
     """Walk all positions of the pattern at once: at most len(text) x len(tokens) steps."""
+    if tokens == (_GLOBSTAR,):
+        return True
+    if tokens == (_STAR,):
+        return "/" not in text
     end = len(tokens)
 
     def closure(position: int, into: set[int]) -> None:
@@ -164,34 +172,41 @@ class Pattern:
         self.text = text
         compiled = [_tokens(item) for item in _expand_braces(text)]
         literals: list[str] = []
-        alternatives: list[tuple[_Token, ...]] = []
+        #: What stands before the first wildcard or set, and the tokens from there on.
+        alternatives: list[tuple[str, tuple[_Token, ...]]] = []
         for tokens in compiled:
-            characters = [token for token in tokens if isinstance(token, str) and token not in (_STAR, _GLOBSTAR)]
-            if len(characters) == len(tokens):
-                literals.append("".join(characters))
+            prefix = "".join(takewhile(_is_character, tokens))  # type: ignore[arg-type]
+            if len(prefix) == len(tokens):
+                literals.append(prefix)
             else:
-                alternatives.append(tokens)
+                alternatives.append((prefix, tokens[len(prefix) :]))
         self._literals = frozenset(literals)
         self._alternatives = tuple(alternatives)
 
     def __repr__(self) -> str:
         return f"Pattern({self.text!r})"
 
+    @property
+    def literals(self) -> frozenset[str]:
+        """The texts it means, where it has no wildcard; else nothing."""
+        return frozenset() if self._alternatives else self._literals
+
     def matches(self, text: str) -> bool:
         """Whether the whole text is one the pattern means."""
         if text in self._literals:
             return True
-        if not self._alternatives or ".." in _SEPARATORS.split(text):
-            return False
-        return bool(self._matching(text))
+        return any(self._matching(text))
 
-    def _matching(self, text: str) -> list[tuple[_Token, ...]]:
+    def _matching(self, text: str) -> Iterator[str]:
+        """The prefixes of the alternatives with wildcards that mean a text; empty ones as `/`."""
+        if ".." in text and ".." in _SEPARATORS.split(text):
+            return
         option = text.startswith("-")
-        return [
-            tokens
-            for tokens in self._alternatives
-            if (not option or (tokens and tokens[0] == "-")) and _matches(tokens, text)
-        ]
+        for prefix, tokens in self._alternatives:
+            if option and not prefix.startswith("-"):
+                continue
+            if text.startswith(prefix) and _matches(tokens, text[len(prefix) :]):
+                yield prefix or "/"
 
     def names(self, text: str) -> bool:
         """Whether it means the text without a wildcard."""
@@ -205,15 +220,8 @@ class Pattern:
         """
         if self.names(path):
             return path
-        if not self.matches(path):
-            return None
-        anchors = []
-        for tokens in self._matching(path):
-            literal = "".join(
-                takewhile(lambda token: isinstance(token, str) and token not in (_STAR, _GLOBSTAR), tokens)  # type: ignore[arg-type]
-            )
-            anchors.append(literal.rpartition("/")[0] or "/")
-        return max(anchors, key=len)
+        anchors = [prefix.rpartition("/")[0] or "/" for prefix in self._matching(path)]
+        return max(anchors, key=len, default=None)
 
 
 class AgentSelector:
@@ -339,3 +347,26 @@ class CommandPattern:
         if len(arguments) < len(self._arguments) or (len(arguments) > len(self._arguments) and not self._open):
             return False
         return all(pattern.matches(argument) for pattern, argument in zip(self._arguments, arguments, strict=False))
+
+
+class CommandPatterns:
+    """A list of command patterns in which those for a program are found without looking at all of them."""
+
+    def __init__(self, patterns: Iterable[CommandPattern]) -> None:
+        self._named: dict[str, list[CommandPattern]] = {}
+        self._others: list[CommandPattern] = []
+        for pattern in patterns:
+            for name in pattern.program.literals:
+                self._named.setdefault(name, []).append(pattern)
+            if not pattern.program.literals:
+                self._others.append(pattern)
+
+    def matching(self, program: str, arguments: Sequence[str]) -> Iterator[CommandPattern]:
+        """Those that mean this program (an absolute path) with these arguments."""
+        for name in (program, program.rpartition("/")[2]):
+            for pattern in self._named.get(name, ()):
+                if pattern.matches(program, arguments):
+                    yield pattern
+        for pattern in self._others:
+            if pattern.matches(program, arguments):
+                yield pattern

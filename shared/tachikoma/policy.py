@@ -49,7 +49,7 @@ from tachikoma.models import (
     RateLimitConfig,
     capability_mask,
 )
-from tachikoma.patterns import AgentSelector, CommandPattern, Pattern, PatternError
+from tachikoma.patterns import AgentSelector, CommandPattern, CommandPatterns, Pattern, PatternError
 from tachikoma.redaction import redact
 from tachikoma.signed import Grant, GrantedExecutable
 
@@ -128,6 +128,8 @@ class _Policy:
         self.agents = [AgentSelector(text) for text in policy.agents]
         self.allowed = [CommandPattern(text) for text in policy.allowed_commands]
         self.denied = [CommandPattern(text, deny=True) for text in policy.denied_commands]
+        self._granting = CommandPatterns(self.allowed)
+        self._denying = CommandPatterns(self.denied)
         self.users = [Pattern(text) for text in policy.allowed_users]
         self.work_dirs = [Pattern(text) for text in policy.allowed_work_dirs]
         self.environment = [Pattern(text) for text in policy.allowed_environment]
@@ -139,8 +141,8 @@ class _Policy:
 
     def denies(self, request: ExecRequest, candidates: Sequence[str]) -> Decision | None:
         """The denial of a request, whatever else grants it."""
-        for pattern in self.denied:
-            if any(pattern.matches(path, request.command[1:]) for path in candidates):
+        for path in candidates:
+            for pattern in self._denying.matching(path, request.command[1:]):
                 return self._no(f"deniedCommands: {pattern.text}", f"denies {pattern.text!r}")
         return None
 
@@ -172,12 +174,12 @@ class _Policy:
             found.append("capabilities are only for root, which allowedUsers does not allow")
         return found
 
-    def grants(self, request: ExecRequest, candidates: Sequence[str]) -> Decision:
-        """Whether this policy alone grants the whole request."""
+    def grants(self, request: ExecRequest, candidates: Sequence[str], shown: str) -> Decision:
+        """Whether this policy alone grants the whole request; `shown` is its program, for messages."""
         arguments = request.command[1:]
         executables = []
         for path in candidates:
-            granting = [pattern for pattern in self.allowed if pattern.matches(path, arguments)]
+            granting = list(self._granting.matching(path, arguments))
             if granting:
                 executables.append(
                     GrantedExecutable(
@@ -193,9 +195,7 @@ class _Policy:
                 path = interpreters[0].path
                 return self._no("allowInterpreters", f"does not allow {path!r}, which runs whatever it is told to")
         if not executables:
-            return self._no(
-                "allowedCommands", f"does not allow the command {redact(request.command)[0]!r} with these arguments"
-            )
+            return self._no("allowedCommands", f"does not allow the command {shown!r} with these arguments")
         if request.user and not any(pattern.matches(request.user) for pattern in self.users):
             return self._no("allowedUsers", f"does not allow the user {request.user!r}")
         roots = [root for pattern in self.work_dirs if (root := pattern.anchor(request.work_dir)) is not None]
@@ -305,6 +305,8 @@ class PolicySet:
             digest.update(hashlib.sha256(text.encode()).digest())
         patterns = (pattern for policy in compiled for pattern in (*policy.allowed, *policy.denied))
         marking = tuple(pattern for pattern in patterns if pattern.has_secrets)
+        # So that no decision depends on their order.
+        compiled.sort(key=lambda policy: policy.label)
         return cls(tuple(compiled), tuple(operators), digest.hexdigest(), marking)
 
     def warnings(self) -> list[str]:
@@ -343,24 +345,20 @@ class PolicySet:
         self, request: ExecRequest, subject: str, search_path: Sequence[str], labels: Mapping[str, str] = NO_LABELS
     ) -> Explanation:
         """Decide on a request as `decide` does, and say what each policy that is for it says."""
-        program = request.command[0]
+        program, shown = request.command[0], redact(request.command[:1])[0]
         if ("/" in program or program in (".", "..")) and not _is_plain(program):
-            shown = redact(request.command)[0]
             why = f"the program must be a bare name or a plain absolute path, not {shown!r}"
             return Explanation(Decision(False, "", "command", why))
         candidates = _candidates(program, search_path)
         if request.work_dir and not _is_plain(request.work_dir):
             why = f"the working directory must be a plain path, not {request.work_dir!r}"
             return Explanation(Decision(False, "", "workDir", why))
-        concerned = sorted(
-            (policy for policy in self.policies if policy.concerns(subject, request.agent_id, labels)),
-            key=lambda p: p.label,
-        )
+        concerned = [policy for policy in self.policies if policy.concerns(subject, request.agent_id, labels)]
         if not concerned:
             why = f"no policy is for {subject} on agent {request.agent_id}"
             return Explanation(Decision(False, "", "default", why))
         denials = [denial for policy in concerned if (denial := policy.denies(request, candidates)) is not None]
-        verdicts = tuple(policy.grants(request, candidates) for policy in concerned)
+        verdicts = tuple(policy.grants(request, candidates, shown) for policy in concerned)
         if denials:
             return Explanation(denials[0], (*denials, *verdicts))
         denied = tuple(sorted({pattern.text for policy in concerned for pattern in policy.denied}))

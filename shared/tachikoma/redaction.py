@@ -44,6 +44,8 @@ _PIPED = re.compile(rf"^.*(\|[^|]{{0,200}}(?:{_READERS}|-stdin\b|-fd[ =]0))", re
 _HERE = re.compile(rf"({_READERS}[^|<]{{0,200}}<<<?).+", re.DOTALL)
 #: CREATE USER … IDENTIFIED BY 'secret', SET PASSWORD FOR … = 'secret', whatever follows it.
 _SQL = re.compile(r"(?i)(\b(?:identified\s{1,8}by|set\s{1,8}password)\s).+", re.DOTALL)
+#: Shortest match of the next.
+MIN_TOKEN = 7
 #: Authorization values and well-known token shapes.
 _TOKEN = re.compile(
     r"(?i:\b(bearer|basic)\s+)\S+|\b(?:AKIA[0-9A-Z]{16}|AIza[\w-]{30,}|AGE-SECRET-KEY-1\w+|SG\.[\w-]{16,}\.[\w-]{16,}"
@@ -240,12 +242,19 @@ def redact(command: Sequence[str], secret: AbstractSet[int] = frozenset()) -> tu
 
 def _text(text: str) -> str:
     """A text without the secrets that show themselves."""
-    text = _PIPED.sub(rf"{MASK} \1", text)
-    text = _HERE.sub(rf"\1 {MASK}", text)
-    text = _ASSIGNED.sub(rf"\1{MASK}", text)
-    text = _SQL.sub(rf"\1{MASK}", text)
-    text = _PEM.sub(MASK, text)
-    text = _URL.sub(rf"\1:{MASK}@", text)
+    # Most arguments hold none of what these rules look for.
+    if "|" in text:
+        text = _PIPED.sub(rf"{MASK} \1", text)
+    if "<<" in text:
+        text = _HERE.sub(rf"\1 {MASK}", text)
+    if "=" in text or ":" in text:
+        text = _ASSIGNED.sub(rf"\1{MASK}", text)
+        text = _URL.sub(rf"\1:{MASK}@", text)
+    if _SPACE.search(text):
+        text = _SQL.sub(rf"\1{MASK}", text)
+        text = _PEM.sub(MASK, text)
+    if len(text) < MIN_TOKEN:
+        return text
     return _TOKEN.sub(lambda found: f"{found.group(1)} {MASK}" if found.group(1) else MASK, text)
 
 
