@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import time
 from datetime import timedelta
 
@@ -28,7 +29,7 @@ from tachikoma.errors import (
 )
 from tachikoma.models import AuditCode, ExecRequest, RateLimitConfig
 from tachikoma.policy import Decision, PolicyWatch
-from tachikoma.redaction import command_line
+from tachikoma.redaction import redact
 from tachikoma.signed import ParkedRequest, WorkOrder, sign
 from tachikoma.spiffe import SpiffeId, agent_id
 from tachikoma.svid import FileSvidSource
@@ -133,19 +134,20 @@ class Admitter:
 
         # The digest is of what was asked for, so that a repetition fits also after a change of policy.
         digest = request_digest(request)
+        shown = self.shown(request)
         admission = Admission(
             request=request,
+            shown=shown,
             digest=digest,
             policy=decision.policy,
             client_ip=peer.address,
             wait=decision.approval_timeout if decision.approvers else self.queue_timeout(decision),
             timeout=decision.timeout,
             scopes=self._scopes(request, decision),
-            secret=self._secrets(request),
             parked=self._park(request) if decision.approvers else "",
             approvers=decision.approvers,
         )
-        dispatch = None if decision.approvers else self.dispatch(request, digest, decision)
+        dispatch = None if decision.approvers else self.dispatch(request, shown, digest, decision)
         outcome, retry_seconds = await self._ledger.admit(admission, dispatch)
         if outcome in (Outcome.ADMITTED, Outcome.DUPLICATE):
             return outcome is Outcome.ADMITTED
@@ -156,8 +158,9 @@ class Admitter:
         labels = self._registry.labels(request.agent_id)
         return self._policies.current.decide(request, request.requested_by, self._search_path, labels)
 
-    def _secrets(self, request: ExecRequest) -> frozenset[int]:
-        return self._policies.current.secrets(request.command, self._search_path)
+    def shown(self, request: ExecRequest) -> tuple[str, ...]:
+        """What may be written down of a request's argv."""
+        return redact(request.command, self._policies.current.secrets(request.command, self._search_path))
 
     def queue_timeout(self, decision: Decision) -> timedelta:
         """How long an order may wait on its agent's queue."""
@@ -181,8 +184,10 @@ class Admitter:
             scopes[f"by:{hashlib.sha256(who.encode()).hexdigest()[:32]}"] = decision.rate_limit
         return scopes
 
-    def dispatch(self, request: ExecRequest, digest: str, decision: Decision, approved_by: str = "") -> Dispatch:
-        """The signed order of an allowed request, and the Celery message that carries it."""
+    def dispatch(
+        self, request: ExecRequest, shown: tuple[str, ...], digest: str, decision: Decision, approved_by: str = ""
+    ) -> Dispatch:
+        """The signed order of an allowed request, and the Celery message that carries it and shows the redacted argv."""
         assert decision.grant is not None
         request = request.model_copy(update={"timeout": decision.timeout})
         svid = self._identity.current()
@@ -203,19 +208,20 @@ class Admitter:
                 request=request,
             ),
         )
-        shown = command_line(request.command, self._secrets(request))
         return Dispatch(
             digest=digest,
             order_sha256=hashlib.sha256(order.encode()).hexdigest(),
             policy=decision.policy,
-            message=self._messages.message(request.agent_id, request.id, order, expires_seconds=wait, shown=shown),
+            message=self._messages.message(
+                request.agent_id, request.id, order, expires_seconds=wait, shown=shlex.join(shown)
+            ),
         )
 
     async def _refuse(self, request: ExecRequest, peer: Peer, policy: str, rule: str, reason: str) -> None:
         log.info("request.denied", id=request.id, agent=request.agent_id, by=str(peer), reason=reason)
         await self._trail.refuse(
             request, AuditCode.DENIED,
-            policy=policy, rule=rule, reason=reason, client_ip=peer.address, secret=self._secrets(request),
+            policy=policy, rule=rule, reason=reason, client_ip=peer.address, shown=self.shown(request),
         )  # fmt: skip
 
 

@@ -117,7 +117,9 @@ class Approvals:
         readiness = await self._ledger.readiness(record.agent)
         if readiness is not Outcome.ADMITTED:
             raise refusal(readiness, request, 0)
-        dispatch = self._admitter.dispatch(request, record.digest, decision, approved_by=str(peer))
+        dispatch = self._admitter.dispatch(
+            request, self._admitter.shown(request), record.digest, decision, approved_by=str(peer)
+        )
         done = await self._ledger.approve(
             record.agent, exec_id, dispatch,
             wait=self._admitter.queue_timeout(decision), by=str(peer), reason=reason, digest=digest,

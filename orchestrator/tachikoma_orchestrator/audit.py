@@ -8,14 +8,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Set as AbstractSet
+import shlex
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tachikoma import keys
 from tachikoma.errors import Unavailable
 from tachikoma.models import AuditCode, AuditedRequest, ExecAuditLog, ExecRequest
-from tachikoma.redaction import command_line, redact
 from tachikoma.redis_access import Redis
 from tachikoma_orchestrator.scripts import Runner, Script
 
@@ -28,10 +27,10 @@ MAX_STEPS = 100
 MAX_REASON = 2000
 
 
-def audited(request: ExecRequest, secret: AbstractSet[int]) -> AuditedRequest:
-    """What may be kept of a request; `secret` as for `redact`."""
+def audited(request: ExecRequest, shown: tuple[str, ...]) -> AuditedRequest:
+    """What may be kept of a request, with its redacted argv."""
     return AuditedRequest(
-        command=redact(request.command, secret),
+        command=shown,
         work_dir=request.work_dir,
         # Values may be secrets; the order carries them, nothing else does.
         environment=tuple(sorted(request.environment)),
@@ -74,14 +73,14 @@ class AuditTrail:
             )
 
     def request_fields(
-        self, request: ExecRequest, *, policy: str, client_ip: str, authorized: bool, secret: AbstractSet[int]
+        self, request: ExecRequest, *, policy: str, client_ip: str, authorized: bool, shown: tuple[str, ...]
     ) -> list[str]:
-        """Names and values of an event about a decision on a request, without its code; `secret` as for `redact`."""
+        """Names and values of an event about a decision on a request, without its code; `shown` is the redacted argv."""
         fields = [
             "id", request.id, "agent_id", request.agent_id, "requested_by", request.requested_by,
-            "command", command_line(request.command, secret), "client_ip", client_ip,
+            "command", shlex.join(shown), "client_ip", client_ip,
             "authorized", "1" if authorized else "0", "policy", policy,
-            "request", audited(request, secret).to_json(),
+            "request", audited(request, shown).to_json(),
         ]  # fmt: skip
         if self._key:
             fields += ("command_hmac", self._hmac(request))
@@ -93,10 +92,10 @@ class AuditTrail:
 
     async def refuse(
         self, request: ExecRequest, code: AuditCode, *,
-        policy: str, reason: str, client_ip: str, secret: AbstractSet[int], rule: str = "",
+        policy: str, reason: str, client_ip: str, shown: tuple[str, ...], rule: str = "",
     ) -> None:  # fmt: skip
-        """Put a refusal on the record; it never becomes an execution. `secret` as for `redact`."""
-        fields = self.request_fields(request, policy=policy, client_ip=client_ip, authorized=False, secret=secret)
+        """Put a refusal on the record; it never becomes an execution. `shown` is the redacted argv."""
+        fields = self.request_fields(request, policy=policy, client_ip=client_ip, authorized=False, shown=shown)
         await self._write(["event", code, *fields, "reason", reason[:MAX_REASON], *(["rule", rule] if rule else [])])
 
     async def append(self, code: AuditCode, **fields: str) -> None:

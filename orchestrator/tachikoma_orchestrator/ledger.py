@@ -8,8 +8,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -27,7 +27,6 @@ from tachikoma.models import (
     RateLimitConfig,
     ResourceUsage,
 )
-from tachikoma.redaction import command_line
 from tachikoma.redis_access import Redis
 from tachikoma.signed import Receipt
 from tachikoma_orchestrator.audit import AuditTrail, audited
@@ -61,6 +60,8 @@ class Admission:
     """Everything the admission script needs of one request."""
 
     request: ExecRequest
+    #: Its redacted argv.
+    shown: tuple[str, ...]
     #: SHA-256 over all that would run and who asked.
     digest: str
     policy: str
@@ -71,8 +72,6 @@ class Admission:
     timeout: timedelta
     #: Limits by the name of what they count for.
     scopes: Mapping[str, RateLimitConfig]
-    #: Numbers of the elements of the argv that policy marks as secret.
-    secret: AbstractSet[int] = frozenset()
     #: The signed request, where it needs an approval; else empty.
     parked: str = ""
     #: Patterns of those who may approve it.
@@ -253,19 +252,19 @@ class Ledger:
         Returns:
             The outcome; and after a refusal for a rate, the seconds after which a repetition may succeed, else 0.
         """
-        request, secret = admission.request, admission.secret
-        kept = audited(request, secret).model_copy(update={"timeout": admission.timeout.total_seconds()})
+        request, shown = admission.request, admission.shown
+        kept = audited(request, shown).model_copy(update={"timeout": admission.timeout.total_seconds()})
         record: list[str | bytes] = [
             "request", kept.to_json(),
             "requested_by", request.requested_by,
             "policy", admission.policy,
             "client_ip", admission.client_ip,
-            "command", command_line(request.command, secret),
+            "command", shlex.join(shown),
         ]  # fmt: skip
         if admission.approvers:
             record += ("approvers", json.dumps(admission.approvers))
         event = self.trail.request_fields(
-            request, policy=admission.policy, client_ip=admission.client_ip, authorized=True, secret=secret
+            request, policy=admission.policy, client_ip=admission.client_ip, authorized=True, shown=shown
         )
         agent, exec_id = request.agent_id, request.id
         scopes: list[str | int] = []

@@ -53,7 +53,9 @@ class Stand:
         """An execution that waits for its agent's report."""
         await self.redis.set(keys.info(AGENT), "{}")
         request = ExecRequest(id=EXEC, agent_id=AGENT, command=["/bin/true"], requested_by="spiffe://x/y", timeout="5m")
-        admission = Admission(request, "digest", "web@1", "", timedelta(minutes=10), timedelta(hours=1), {})
+        admission = Admission(
+            request, request.command, "digest", "web@1", "", timedelta(minutes=10), timedelta(hours=1), {}
+        )
         dispatch = Dispatch("digest", "order", "web@1", b"message")
         assert (await self.ledger.admit(admission, dispatch))[0] is Outcome.ADMITTED
 

@@ -16,6 +16,7 @@ from redis.exceptions import ResponseError
 from tachikoma import keys
 from tachikoma.errors import Unavailable
 from tachikoma.models import AuditCode, ExecRequest, ExecState, RateLimitConfig
+from tachikoma.redaction import redact
 from tachikoma.redis_access import Redis, connect
 from tachikoma.signed import OutputDigest, Receipt
 from tachikoma_orchestrator.audit import AuditTrail
@@ -36,6 +37,7 @@ def admission(
     )
     return Admission(
         request=request,
+        shown=redact(request.command),
         digest=digest or f"digest of {exec_id}",
         policy="web@0123456789ab",
         client_ip="192.0.2.7",
@@ -281,7 +283,7 @@ async def test_a_refusal_by_policy_is_on_the_record(ledger: Ledger) -> None:
         rule="allowedCommands",
         reason="no policy",
         client_ip="::1",
-        secret=frozenset(),
+        shown=(),
     )
     [event] = await ledger.trail.read(after="", limit=10, exec_id="")
     assert (event.event, event.id, event.reason, event.client_ip) == ("denied", "job-7", "no policy", "::1")
@@ -317,7 +319,7 @@ async def test_an_event_keeps_what_was_asked_for_and_nothing_secret(ledger: Ledg
 
 async def test_without_a_key_there_is_no_hmac(ledger: Ledger, redis: Redis) -> None:
     trail = AuditTrail(redis)
-    await trail.refuse(admission().request, AuditCode.DENIED, policy="", reason="", client_ip="", secret=frozenset())
+    await trail.refuse(admission().request, AuditCode.DENIED, policy="", reason="", client_ip="", shown=())
     assert [event.command_hmac for event in await trail.read(after="", limit=1)] == [""]
 
 
