@@ -75,7 +75,7 @@ class AuditTrail:
     def request_fields(
         self, request: ExecRequest, *, policy: str, client_ip: str, authorized: bool, shown: tuple[str, ...]
     ) -> list[str]:
-        """Names and values of an event about a decision on a request, without its code; `shown` is the redacted argv."""
+        """Names and values of an event about a decision on a request, but its code; `shown` is its redacted argv."""
         fields = [
             "id", request.id, "agent_id", request.agent_id, "requested_by", request.requested_by,
             "command", shlex.join(shown), "client_ip", client_ip,
