@@ -6,7 +6,7 @@ PROTO := tachikoma/exec/v1/remote_execution.proto
 # Where `make proto` writes.
 OUT ?= shared
 
-.PHONY: demo test test-cgroup2 test-container sanitize fuzz check bench bench-spawn proto clean
+.PHONY: demo test test-cgroup2 test-container sanitize fuzz check bench bench-spawn bench-admission proto clean
 
 # The whole system on this machine, with real work.
 demo: $(VENV)/installed
@@ -48,6 +48,10 @@ bench: $(VENV)/installed
 # A confined start beside subprocess.run, as root.
 bench-spawn: $(VENV)/installed
 	$(BIN)/python benchmarks/spawn.py
+
+# A decision of policy and an admission beside a round trip to Redis.
+bench-admission: $(VENV)/installed
+	$(BIN)/python benchmarks/admission.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tachikoma needs Python 3.11 or newer")'

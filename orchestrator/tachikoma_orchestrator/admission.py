@@ -187,7 +187,7 @@ class Admitter:
     def dispatch(
         self, request: ExecRequest, shown: tuple[str, ...], digest: str, decision: Decision, approved_by: str = ""
     ) -> Dispatch:
-        """The signed order of an allowed request, and the Celery message that carries it; `shown` is its redacted argv."""
+        """The signed order of an allowed request, and the Celery message that carries it and shows so much of it."""
         assert decision.grant is not None
         request = request.model_copy(update={"timeout": decision.timeout})
         svid = self._identity.current()
