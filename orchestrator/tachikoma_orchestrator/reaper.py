@@ -175,5 +175,5 @@ class Reaper:
         if not agent.online and silent > self._lease_seconds * 1000:
             return f"its agent was not heard of for {silent // 1000} s"
         if agent.online and agent.heartbeat.boot != boot:
-            return "its agent was started again and does not know how it ended"
+            return "its agent lost its journal, and does not know how it ended"
         return ""

@@ -69,7 +69,7 @@ class Registry:
         await self._runner.run(
             self._heard(
                 keys=[keys.AGENTS, keys.ONLINE, keys.AUDIT],
-                args=[agent, heartbeat.model_dump_json(), heartbeat.boot, what],
+                args=[agent, heartbeat.model_dump_json(), heartbeat.run, what],
             )
         )
 

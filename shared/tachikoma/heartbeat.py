@@ -31,8 +31,10 @@ class Heartbeat(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     type: Literal["heartbeat"] = "heartbeat"
-    #: Names one run of the agent's worker; claims carry it.
+    #: Names the agent's journal; claims carry it. Another one does not know what was claimed before.
     boot: Name
+    #: Names this run of its worker.
+    run: Name
     version: Name
     hostname: Name
     labels: Labels = Field(default_factory=dict)

@@ -4,9 +4,9 @@ Names an agent owns begin with `agent.<id>`; ids hold no dot and no colon, so no
 The orchestrator's begin with `orch:`. Keys and channels of one purpose share their name.
 
     agent.<id>                       list     the agent's queue of Celery messages
-    agent.<id>:info                  string   registration and lease: boot id, load, labels (expires)
+    agent.<id>:info                  string   registration and lease: run, load, labels (expires)
     agent.<id>:events                channel  the agent's notices: heartbeat, started
-    agent.<id>:claim:<exec>          string   who may run it: a boot id, or the fence that says nobody
+    agent.<id>:claim:<exec>          string   who may run it: an agent's journal, or the fence that says nobody
     agent.<id>:output:<exec>         stream   output log, entry id `<seq>-0`; and channel of the same frames
     agent.<id>:cancel:<exec>         string   signed cancel, kept until nobody can start it any more
     agent.<id>:control               channel  `<exec> <signed cancel>` for whoever runs now
@@ -22,7 +22,7 @@ The orchestrator's begin with `orch:`. Keys and channels of one purpose share th
     orch:open:<scope>                set      those of them that have not ended
     orch:waiting:<scope>             set      those of them that have not started
     orch:agents                      hash     agents ever heard of, with their last heartbeat
-    orch:online                      hash     agents that joined and did not leave, with their boot
+    orch:online                      hash     agents that joined and did not leave, with the run of their worker
     orch:audit                       stream   audit trail
     orch:audit:seq                   string   number of its last event
     orch:audit:sinks                 hash     how far each sink has taken it

@@ -317,7 +317,7 @@ class OutputSummary(Model):
 
     #: Bytes the command wrote.
     total_bytes: int = 0
-    #: SHA-256 of all of them, in hexadecimal.
+    #: SHA-256 of all of them, in hexadecimal; empty where it is not known, or nothing ran.
     sha256: str = ""
     #: Whether the response holds only the head and the tail.
     truncated: bool = False

@@ -162,7 +162,8 @@ class OutputDigest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     total_bytes: Count
-    sha256: Digest
+    #: Of the whole; empty where it is not known: its worker was started again when much of it was gone.
+    sha256: Digest | Literal[""]
     truncated: bool
     #: SHA-256 of what stands in the result: the whole, or head and tail.
     excerpt_sha256: Digest

@@ -112,7 +112,7 @@ def test_redis_never_sees_the_shared_keys_of_stock_celery(client: Client, redis:
     assert {name for name in names if not name.startswith(prefixes)} == set()
 
 
-def test_a_command_whose_agent_was_killed_ends_lost_and_is_not_started_again(
+def test_a_command_whose_agent_was_killed_is_taken_back_and_not_started_again(
     tmp_path: Path, redis_server: Path | None
 ) -> None:
     marks = tmp_path / "marks"
@@ -124,11 +124,12 @@ def test_a_command_whose_agent_was_killed_ends_lost_and_is_not_started_again(
         stack.agents[AGENT].kill()
         stack.start_agent(AGENT)
         stack.wait_for_agents()
+        wait_until(lambda: client.agents()[0].running == 1, "it is taken back")
+        client.cancel(wanted.id)
         last = list(client.attach(wanted.id))[-1]
         assert last.kind is OutputKind.RESULT
         assert last.result is not None
-        assert last.result.state is ExecState.LOST
-        assert "killed" in last.result.error
+        assert last.result.state is ExecState.CANCELLED
         assert len(marks.read_text().split()) == 1
 
 

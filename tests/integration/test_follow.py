@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from chunks import append
 from tachikoma import keys
 from tachikoma.models import ExecOutput, ExecResponse, ExecState, OutputKind
 from tachikoma.output import FIELD, STDERR, STDOUT, Frame, entry_id
@@ -113,7 +114,7 @@ async def reading(redis: Redis, subscriptions: Redis, *, after_seq: int = 0) -> 
 
 async def append_all(log: OutputLog, written: list[tuple[int, bytes]]) -> None:
     for chunk in written:
-        await log.append([chunk])
+        await append(log, [chunk])
 
 
 # --- to the end -------------------------------------------------------------------------------------------------------
@@ -132,7 +133,7 @@ async def test_a_chunk_comes_at_once(redis: Redis, subscriptions: Redis, until: 
     async with reading(redis, subscriptions) as reader:
         log = new_log(redis)
         for number in range(1, 20):
-            await log.append([(STDOUT, b"line %d\n" % number)])
+            await append(log, [(STDOUT, b"line %d\n" % number)])
             await until(lambda number=number: len(reader.seen) == number, "the line came")
 
 
@@ -158,7 +159,7 @@ async def test_readers_that_come_at_any_time_see_everything_once(
             for number, chunk in enumerate(written):
                 if number % 40 == 0:
                     readers.append(Reader(redis, subscriber, after_seq=number // 2))
-                await log.append([chunk])
+                await append(log, [chunk])
             for number, reader in enumerate(readers):
                 is_exactly(await reader.finish(), written, first=20 * number + 1)
         finally:
@@ -207,7 +208,7 @@ async def test_frames_published_twice_are_seen_once(redis: Redis, subscriptions:
     async with reading(redis, subscriptions) as reader:
         for number, (kind, data) in enumerate(written, 1):
             offset = log._offset
-            await log.append([(kind, data)])
+            await append(log, [(kind, data)])
             if number % 5 == 0:
                 await log._send([Frame(kind, number, offset, 1, data)], "0-1")
         await until(lambda: len(reader.seen) == len(written), "all came")
@@ -220,7 +221,7 @@ async def test_garbage_on_the_channel_does_not_stop_anybody(redis: Redis, subscr
         for chunk in written:
             await redis.publish(KEY, b"garbage")
             await redis.publish(KEY, b"")
-            await log.append([chunk])
+            await append(log, [chunk])
         await until(lambda: len(reader.seen) == len(written), "all came")
         is_exactly(await reader.finish(), written)
 
@@ -235,12 +236,12 @@ async def test_a_slow_reader_misses_nothing_and_costs_a_bounded_memory(
     size = sum(len(data) for _, data in written)
     assert size > 3 * MAX_QUEUED_BYTES
     async with reading(redis, subscriptions) as reader:
-        await log.append([written[0]])
+        await append(log, [written[0]])
         await until(lambda: reader.seen, "the first came")
         reader.takes.clear()
         most = 0
         for chunk in written[1:]:
-            await log.append([chunk])
+            await append(log, [chunk])
             most = max(most, reader.follower._live_bytes)
         # Everything has been published; what the follower holds of it is bounded.
         assert most <= MAX_QUEUED_BYTES
@@ -262,7 +263,7 @@ async def test_a_reader_that_is_slow_again_and_again_misses_nothing(
                 reader.takes.clear()
             elif chance.random() < 0.3:
                 reader.takes.set()
-            await log.append([chunk])
+            await append(log, [chunk])
         reader.takes.set()
         is_exactly(await reader.finish(), written)
 
@@ -273,7 +274,7 @@ async def test_a_slow_reader_at_the_end_still_gets_everything(
     monkeypatch.setattr(follow, "MAX_QUEUED_BYTES", 3000)
     written, log = chunks(200), new_log(redis)
     async with reading(redis, subscriptions) as reader:
-        await log.append([written[0]])
+        await append(log, [written[0]])
         await until(lambda: reader.seen, "the first came")
         reader.takes.clear()
         await append_all(log, written[1:])
@@ -299,7 +300,7 @@ async def test_a_cut_in_the_middle_makes_neither_hole_nor_copy(
         for number, chunk in enumerate(written):
             if number % 25 == 10:
                 await redis.client_kill_filter(_type="pubsub")
-            await log.append([chunk])
+            await append(log, [chunk])
         is_exactly(await reader.finish(), written)
 
 
@@ -374,7 +375,7 @@ async def test_a_reader_that_falls_behind_the_log_is_told_how_much_it_lost(
     monkeypatch.setattr(follow, "MAX_QUEUED_BYTES", 3000)
     written, log = chunks(300), new_log(redis, log_bytes=40_000)
     async with reading(redis, subscriptions) as reader:
-        await log.append([written[0]])
+        await append(log, [written[0]])
         await until(lambda: reader.seen, "the first came")
         reader.takes.clear()
         await append_all(log, written[1:])

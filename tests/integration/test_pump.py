@@ -8,20 +8,27 @@ import os
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.exceptions import ResponseError
 from structlog.testing import capture_logs
 
+from chunks import append
 from tachikoma import keys
 from tachikoma.output import FIELD, STDERR, STDOUT, Frame, entry_id, sequence_of
-from tachikoma.redis_access import Redis
-from tachikoma_worker.pump import ABANDONED_SECONDS, CHUNK_BYTES, OutputLog, Pump
+from tachikoma.redis_access import Redis, connect
+from tachikoma_worker.pump import ABANDONED_SECONDS, ENTRY_BYTES, OutputLog, Pump
+from tachikoma_worker.spool import CHUNK_BYTES, Spool, Start, host_boot
 
 KEY = keys.output("web-1", "job-7")
 MIB = 1024 * 1024
 PATIENCE_SECONDS = 30
+START = Start(
+    host=host_boot(), order_sha256="ab" * 32, executable="/bin/true",
+    started_ms=1, began_ns=1, timeout=60, kill_grace=1,
+)  # fmt: skip
 
 
 def new_log(redis: Redis, *, log_bytes: int = 64 * MIB, excerpt_bytes: int = MIB) -> OutputLog:
@@ -72,7 +79,8 @@ async def listening(redis: Redis) -> AsyncIterator[Callable[[int], Any]]:
 class Pipes:
     """A command's two outputs: reading ends as the spawner gives them, writing ends for the test."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.spool = Spool.create(folder, "job-7", START, most=MIB)
         self.stdout, self._out = os.pipe()
         self.stderr, self._err = os.pipe()
         os.set_blocking(self.stdout, False)
@@ -95,15 +103,19 @@ class Pipes:
 
 
 @pytest.fixture
-def pipes() -> Any:
-    made = Pipes()
+def pipes(tmp_path: Path) -> Any:
+    made = Pipes(tmp_path)
     yield made
     made.close()
 
 
+def new_pump(log: OutputLog, pipes: Pipes) -> Pump:
+    return Pump(log, pipes.spool, {pipes.stdout: STDOUT, pipes.stderr: STDERR})
+
+
 async def pumped(log: OutputLog, pipes: Pipes, write: Callable[[], None]) -> None:
     """Pump what a writer in a thread of its own writes, to the end."""
-    pump = asyncio.create_task(Pump(log, pipes.stdout, pipes.stderr).run())
+    pump = asyncio.create_task(new_pump(log, pipes).run())
     await asyncio.wait_for(asyncio.to_thread(write), PATIENCE_SECONDS)
     pipes.end()
     await asyncio.wait_for(pump, PATIENCE_SECONDS)
@@ -154,7 +166,7 @@ async def test_what_is_published_is_what_stands_in_the_log(redis: Redis, subscri
 
 
 async def test_a_line_is_there_while_the_command_still_runs(redis: Redis, subscriptions: Redis, pipes: Pipes) -> None:
-    pump = asyncio.create_task(Pump(new_log(redis), pipes.stdout, pipes.stderr).run())
+    pump = asyncio.create_task(new_pump(new_log(redis), pipes).run())
     async with listening(subscriptions) as take:
         for number in range(1, 4):
             pipes.write(STDOUT, b"line %d\n" % number)
@@ -166,7 +178,7 @@ async def test_a_line_is_there_while_the_command_still_runs(redis: Redis, subscr
 
 
 async def test_a_command_that_closes_one_output_is_still_heard_on_the_other(redis: Redis, pipes: Pipes) -> None:
-    pump = asyncio.create_task(Pump(new_log(redis), pipes.stdout, pipes.stderr).run())
+    pump = asyncio.create_task(new_pump(new_log(redis), pipes).run())
     pipes.end(STDOUT)
     await asyncio.to_thread(pipes.write, STDERR, b"still here\n")
     pipes.end(STDERR)
@@ -183,7 +195,7 @@ async def test_no_output_leaves_no_log(redis: Redis, pipes: Pipes) -> None:
 
 async def test_stop_takes_what_is_in_the_pipes_and_ends_though_somebody_holds_them(redis: Redis, pipes: Pipes) -> None:
     log = new_log(redis)
-    pump = Pump(log, pipes.stdout, pipes.stderr)
+    pump = new_pump(log, pipes)
     pipes.write(STDOUT, b"last words")
     pipes.write(STDERR, b"last complaint")
     pump.stop()
@@ -193,7 +205,7 @@ async def test_stop_takes_what_is_in_the_pipes_and_ends_though_somebody_holds_th
 
 
 async def test_stop_is_heard_while_nothing_comes(redis: Redis, pipes: Pipes) -> None:
-    pump = Pump(new_log(redis), pipes.stdout, pipes.stderr)
+    pump = new_pump(new_log(redis), pipes)
     running = asyncio.create_task(pump.run())
     await asyncio.sleep(0)
     pump.stop()
@@ -202,7 +214,7 @@ async def test_stop_is_heard_while_nothing_comes(redis: Redis, pipes: Pipes) -> 
 
 async def test_after_stop_nobody_is_listened_to_for_ever(redis: Redis, pipes: Pipes) -> None:
     """A leftover that writes on and on: the pump ends all the same."""
-    pump = Pump(new_log(redis, log_bytes=MIB), pipes.stdout, pipes.stderr)
+    pump = new_pump(new_log(redis, log_bytes=MIB), pipes)
     pump.stop()
 
     def write() -> None:
@@ -229,8 +241,8 @@ async def test_the_loop_is_as_it_was_after_the_end(redis: Redis, pipes: Pipes) -
 
 async def test_two_chunks_of_one_append_have_numbers_and_offsets_in_order(redis: Redis) -> None:
     log = new_log(redis)
-    await log.append([(STDOUT, b"abc"), (STDERR, b"de")])
-    await log.append([(STDOUT, b"f")])
+    await append(log, [(STDOUT, b"abc"), (STDERR, b"de")])
+    await append(log, [(STDOUT, b"f")])
     frames = await stream(redis)
     assert [(f.kind, f.seq, f.offset, f.data) for f in frames] == [
         (STDOUT, 1, 0, b"abc"),
@@ -242,8 +254,8 @@ async def test_two_chunks_of_one_append_have_numbers_and_offsets_in_order(redis:
 
 async def test_a_log_whose_agent_dies_does_not_stay_for_ever(redis: Redis) -> None:
     log = new_log(redis)
-    await log.append([(STDOUT, b"x")])
-    await log.append([(STDOUT, b"y")])
+    await append(log, [(STDOUT, b"x")])
+    await append(log, [(STDOUT, b"y")])
     assert ABANDONED_SECONDS - 60 < await redis.ttl(KEY) <= ABANDONED_SECONDS
 
 
@@ -256,28 +268,28 @@ async def test_a_full_log_keeps_the_newest(redis: Redis, seed: int) -> None:
     for _ in range(60):
         chunks = [(kind, chance.randbytes(chance.randrange(1, 4000))) for kind in chance.choice([[1], [2], [1, 2]])]
         everything += chunks
-        await log.append(chunks)
-        assert sum(len(frame.data) for frame in await stream(redis)) <= limit
+        await append(log, chunks)
+        assert sum(len(frame.data) + ENTRY_BYTES for frame in await stream(redis)) <= limit
     frames = await stream(redis)
     held = len(frames)
     assert 0 < held < len(everything)
     assert [(frame.kind, frame.data) for frame in frames] == everything[-held:]
     # Nothing was let go that there was room for.
-    assert sum(len(data) for _, data in everything[-held - 1 :]) > limit
+    assert sum(len(data) + ENTRY_BYTES for _, data in everything[-held - 1 :]) > limit
     follows(frames, seq=len(everything) - held + 1, offset=sum(len(data) for _, data in everything[:-held]))
 
 
 async def test_a_chunk_larger_than_the_log_is_kept_alone(redis: Redis) -> None:
     log = new_log(redis, log_bytes=10)
-    await log.append([(STDOUT, b"small")])
-    await log.append([(STDOUT, b"larger than the whole log")])
+    await append(log, [(STDOUT, b"small")])
+    await append(log, [(STDOUT, b"larger than the whole log")])
     assert [frame.data for frame in await stream(redis)] == [b"larger than the whole log"]
 
 
 async def test_a_repeated_append_changes_nothing_in_the_log(redis: Redis) -> None:
     """As after a connection that broke between the command and its answer."""
     log = new_log(redis)
-    await log.append([(STDOUT, b"one")])
+    await append(log, [(STDOUT, b"one")])
     frames = [Frame(STDOUT, 2, 3, 1, b"two"), Frame(STDERR, 3, 6, 1, b"three")]
     await log._send(frames, entry_id(1))
     before = await stream(redis)
@@ -297,7 +309,7 @@ async def test_an_append_that_came_through_in_part_is_completed(redis: Redis) ->
 async def test_an_append_of_what_was_trimmed_already_brings_nothing_back(redis: Redis) -> None:
     log = new_log(redis, log_bytes=4)
     for data in (b"aaa", b"bbb", b"ccc"):
-        await log.append([(STDOUT, data)])
+        await append(log, [(STDOUT, data)])
     await log._send([Frame(STDOUT, 1, 0, 1, b"aaa")], entry_id(3))
     assert [frame.data for frame in await stream(redis)] == [b"ccc"]
 
@@ -313,7 +325,7 @@ async def test_an_append_waits_until_redis_takes_it_and_nothing_is_lost(redis: R
     await redis.set(KEY, "in the way")
     log = new_log(redis)
     with capture_logs() as told:
-        waiting = asyncio.create_task(log.append([(STDOUT, b"patient")]))
+        waiting = asyncio.create_task(append(log, [(STDOUT, b"patient")]))
         await until(lambda: len(told) >= 2, "two attempts failed")
     assert {entry["event"] for entry in told} == {"output.waiting"}
     assert not waiting.done()
@@ -329,7 +341,105 @@ async def test_connections_that_are_cut_again_and_again_lose_nothing(redis: Redi
         if number % 3 == 0:
             # All but the one that asks.
             await redis.client_kill_filter(_type="normal", skipme=True)
-        await log.append([(STDOUT, b"%d\n" % number)])
+        await append(log, [(STDOUT, b"%d\n" % number)])
     frames = await stream(redis)
     follows(frames)
     assert joined(frames, STDOUT) == b"".join(b"%d\n" % number for number in range(30))
+
+
+# --- the spool --------------------------------------------------------------------------------------------------------
+
+
+def resumed(redis: Redis, spool: Spool) -> OutputLog:
+    """The log of a worker that was started again."""
+    return OutputLog(redis, "web-1", "job-7", log_bytes=64 * MIB, excerpt_bytes=MIB, resumed=spool.start.totals)
+
+
+@pytest.mark.parametrize("sent", [0, 1, 3])
+async def test_a_worker_that_was_killed_is_gone_on_from(redis: Redis, pipes: Pipes, tmp_path: Path, sent: int) -> None:
+    """What was taken is in the spool, what was not is in the pipe; how much of it came to Redis is no matter."""
+    taken = [(STDOUT, b"one\n"), (STDERR, b"two\n"), (STDOUT, b"three\n")]
+    for kind, data in taken:
+        pipes.write(kind, data)
+        pipes.spool.take(kind, pipes.stdout if kind == STDOUT else pipes.stderr)
+    await append(new_log(redis), taken[:sent])
+    pipes.write(STDOUT, b"four\n")
+    # It is killed here: nothing is closed, nothing said.
+    spool = Spool.open(tmp_path, "job-7", most=MIB)
+    log = resumed(redis, spool)
+    pipes.end()
+    await asyncio.wait_for(Pump(log, spool, {pipes.stdout: STDOUT, pipes.stderr: STDERR}).run(), PATIENCE_SECONDS)
+    frames = await stream(redis)
+    follows(frames)
+    assert joined(frames, STDOUT) == b"one\nthree\nfour\n"
+    assert joined(frames, STDERR) == b"two\n"
+    for kind in (STDOUT, STDERR):
+        assert log.excerpts[kind].digest().sha256 == hashlib.sha256(joined(frames, kind)).hexdigest()
+        assert log.excerpts[kind].content() == joined(frames, kind)
+
+
+async def test_a_redis_that_went_back_gets_again_what_it_lost(redis: Redis, pipes: Pipes, tmp_path: Path) -> None:
+    pieces = [(STDOUT, b"%d\n" % number) for number in range(10)]
+    for kind, data in pieces:
+        pipes.write(kind, data)
+        pipes.spool.take(kind, pipes.stdout)
+    await append(new_log(redis), pieces[:4])
+    spool = Spool.open(tmp_path, "job-7", most=MIB)
+    await asyncio.wait_for(Pump(resumed(redis, spool), spool, {}).run(), PATIENCE_SECONDS)
+    frames = await stream(redis)
+    follows(frames)
+    assert joined(frames, STDOUT) == b"".join(data for _, data in pieces)
+
+
+async def test_a_spool_that_is_full_is_begun_anew_and_counts_on(redis: Redis, pipes: Pipes, tmp_path: Path) -> None:
+    written = random.Random(3).randbytes(5 * MIB)
+    log = new_log(redis, excerpt_bytes=1000)
+    await pumped(log, pipes, lambda: pipes.write(STDOUT, written))
+    assert (tmp_path / "job-7").stat().st_size < 2 * MIB
+    assert joined(await stream(redis), STDOUT) == written
+    digest = log.excerpts[STDOUT].digest()
+    assert digest.sha256 == hashlib.sha256(written).hexdigest()
+    # A later worker knows numbers, count, begin and end, but not the digest; it says so rather than a wrong one.
+    spool = Spool.open(tmp_path, "job-7", most=MIB)
+    assert spool.start.totals.seq > 0
+    later = OutputLog(redis, "web-1", "job-7", log_bytes=64 * MIB, excerpt_bytes=1000, resumed=spool.start.totals)
+    await asyncio.wait_for(Pump(later, spool, {}).run(), PATIENCE_SECONDS)
+    assert (later.seq, later.excerpts[STDOUT].total) == (log.seq, len(written))
+    assert later.excerpts[STDOUT].content() == log.excerpts[STDOUT].content()
+    assert later.excerpts[STDOUT].digest() == digest.model_copy(update={"sha256": ""})
+
+
+async def test_a_full_disk_lets_the_output_through_memory(redis: Redis, pipes: Pipes, tmp_path: Path) -> None:
+    log = new_log(redis)
+    full = os.open("/dev/full", os.O_RDWR)
+    os.dup2(full, pipes.spool._descriptor)
+    os.close(full)
+    written = random.Random(4).randbytes(9 * MIB)
+    await pumped(log, pipes, lambda: pipes.write(STDOUT, written))
+    assert joined(await stream(redis), STDOUT) == written
+    assert not (tmp_path / "job-7").exists()
+
+
+async def test_while_redis_is_away_the_command_goes_on_until_the_spool_is_full(redis: Redis, pipes: Pipes) -> None:
+    away = OutputLog(
+        connect("unix:///nonexistent", name="test"), "web-1", "job-7", log_bytes=64 * MIB, excerpt_bytes=MIB
+    )
+    pump = asyncio.create_task(new_pump(away, pipes).run())
+    written = 0
+
+    def write() -> None:
+        nonlocal written
+        while written < 3 * MIB:
+            pipes.write(STDOUT, bytes(1000))
+            written += 1000
+
+    writer = asyncio.create_task(asyncio.to_thread(write))
+    # Its first MiB is in the spool; then it waits.
+    while written < MIB:  # noqa: ASYNC110 (a thread writes)
+        await asyncio.sleep(0.01)
+    assert not writer.done()
+    away._redis = redis
+    await asyncio.wait_for(writer, PATIENCE_SECONDS)
+    pipes.end()
+    await asyncio.wait_for(pump, PATIENCE_SECONDS)
+    assert len(joined(await stream(redis), STDOUT)) == written

@@ -18,6 +18,7 @@ def heartbeat(**values: Any) -> bytes:
     good = {
         "type": "heartbeat",
         "boot": "b",
+        "run": "r",
         "version": "0.1.0",
         "hostname": "web1",
         "labels": {"rack": "r1"},

@@ -32,10 +32,11 @@ from tachikoma.svid import FileSvidSource
 from tachikoma_worker import VERSION
 from tachikoma_worker.cgroups import Hierarchy, detect
 from tachikoma_worker.confinement import user_name
-from tachikoma_worker.execution import Context, Execution, Stop, deliver, lost_receipt
+from tachikoma_worker.execution import SPOOL, Context, Execution, Stop, deliver, lost_receipt
 from tachikoma_worker.journal import Journal, Unfinished
 from tachikoma_worker.settings import WorkerSettings
 from tachikoma_worker.spawner import Held, Spawner, SpawnerGone, SpawnFailed
+from tachikoma_worker.spool import Spool, SpoolError, host_boot
 
 __all__ = ["Engine", "sweep"]
 
@@ -120,6 +121,8 @@ class Engine:
         if svid.spiffe_id != expected:
             raise ConfigurationError(f"the identity in {settings.identity} is {svid.spiffe_id}, not {expected}")
         journal = Journal(settings.data)
+        self._spools = settings.data / SPOOL
+        self._spools.mkdir(exist_ok=True, mode=0o700)
         cgroups = detect(settings.agent_id, name=settings.cgroup_name, where=settings.cgroup)
         spawner = Spawner.connect(
             settings.spawner or settings.data / "spawner.sock", capability_mask(settings.capabilities)
@@ -135,10 +138,12 @@ class Engine:
             cgroups=cgroups,
             local_policy=PolicyWatch(settings.local_policy) if settings.local_policy else None,
             identity=identity,
-            boot=secrets.token_hex(8),
+            boot=journal.boot,
+            host=host_boot(),
             behind=self._behind,
         )
         self._subscriptions = connect(settings.redis_url, name=f"agent-{settings.agent_id}-control", max_connections=2)
+        self._run = secrets.token_hex(8)
         self._running: dict[str, Execution] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._background: list[asyncio.Task[None]] = []
@@ -150,8 +155,13 @@ class Engine:
     # --- for other threads --------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the loop; what an earlier run left is ended and reported from here on."""
+        """Start the loop; what an earlier run left is taken back, or ended and reported, from here on."""
         leftovers = self._context.journal.unfinished()
+        # Listed now, before any order makes one of its own.
+        known = {leftover.exec_id for leftover in leftovers}
+        for path in self._spools.iterdir():
+            if path.name not in known:
+                path.unlink()
         self._thread.start()
         self._loop.call_soon_threadsafe(self._start, leftovers)
 
@@ -187,7 +197,7 @@ class Engine:
         assert self._context.spawner.gone is not None
         self._context.spawner.gone.add_done_callback(lambda _: self._spawner_gone())
         # Listed now, before any order makes a cgroup of its own.
-        self._track(self._loop.create_task(self._clean_up(leftovers, self._context.cgroups.leftovers())))
+        self._track(self._loop.create_task(self._take_over(leftovers, self._context.cgroups.leftovers())))
 
     def _spawner_gone(self) -> None:
         # Nothing can be started or ended without it. The next start of the worker sweeps up what it left.
@@ -218,45 +228,66 @@ class Engine:
 
     def _accept(self, exec_id: str, token: str, done: Callable[[], None]) -> None:
         execution = Execution(self._context, exec_id, token)
+        self._attend(execution, execution.run(), done)
 
+    def _attend(
+        self, execution: Execution, work: Coroutine[Any, Any, None], done: Callable[[], None] | None = None
+    ) -> None:
         async def run() -> None:
             # A second delivery must not take the first one's place.
-            first = self._running.setdefault(exec_id, execution) is execution
+            first = self._running.setdefault(execution.exec_id, execution) is execution
             try:
-                await execution.run()
+                await work
             finally:
                 if first:
-                    del self._running[exec_id]
-                done()
+                    del self._running[execution.exec_id]
+                if done is not None:
+                    done()
 
         self._track(self._loop.create_task(run()))
 
-    async def _clean_up(self, leftovers: list[Unfinished], cgroups: list[str]) -> None:
-        """End what an earlier run of the worker started, and report it as lost."""
+    async def _take_over(self, leftovers: list[Unfinished], cgroups: list[str]) -> None:
+        """Go on with what an earlier run of the worker started; end and report what nobody can go on with."""
         held = {item.name: item for item in await self._context.spawner.held()}
-        for name in sorted({*cgroups, *held}):
+        given_up: list[tuple[Unfinished, str]] = []
+        taken: set[str] = set()
+        for leftover in leftovers:
+            try:
+                spool = Spool.open(self._spools, leftover.exec_id, most=self._settings.spool_bytes)
+            except SpoolError as error:
+                given_up.append((leftover, str(error)))
+                continue
+            if spool.start.order_sha256 != leftover.order_sha256:
+                spool.close()
+                given_up.append((leftover, "its spool is of another order"))
+                continue
+            taken.add(leftover.exec_id)
+            execution = Execution(self._context, leftover.exec_id, "")
+            self._attend(execution, execution.resume(spool, held.get(leftover.exec_id)))
+        for name in sorted({*cgroups, *held} - taken):
             # Those of this run are not among them: the lists were made before it took its first order.
             await _sweep_one(self._context.spawner, self._context.cgroups, name, held.get(name))
-        for leftover in leftovers:
+        for leftover, reason in given_up:
             why = "the agent's worker was killed before the command's end was known"
             item = held.get(leftover.exec_id)
             if item is not None and item.exit is None:
                 why += "; the command was still running and was killed"
-            log.warning("execution.given_up", id=leftover.exec_id, reason=why)
+            log.warning("execution.given_up", id=leftover.exec_id, reason=reason)
             receipt = lost_receipt(self._context, leftover.exec_id, leftover.order_sha256, why)
-            await deliver(self._context, receipt, b"", b"")
+            await deliver(self._context, receipt, b"", b"", again=True)
 
     async def _stop(self) -> None:
         self._stopping = True
-        # 1. What runs may go on for a while.
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=self._settings.stop_grace.total_seconds())
-        # 2. Then it is killed, and reported as that.
-        for execution in list(self._running.values()):
-            execution.stop(Stop.SHUTDOWN)
-        if self._tasks:
-            kill_seconds = self._settings.kill_grace.total_seconds() + DELIVER_SECONDS
-            await asyncio.wait(set(self._tasks), timeout=kill_seconds)
+        if not self._settings.leave_running:
+            # 1. What runs may go on for a while.
+            if self._tasks:
+                await asyncio.wait(set(self._tasks), timeout=self._settings.stop_grace.total_seconds())
+            # 2. Then it is killed, and reported as that.
+            for execution in list(self._running.values()):
+                execution.stop(Stop.SHUTDOWN)
+            if self._tasks:
+                kill_seconds = self._settings.kill_grace.total_seconds() + DELIVER_SECONDS
+                await asyncio.wait(set(self._tasks), timeout=kill_seconds)
         # 3. Nobody is to take this agent for alive.
         for task in (*self._background, *self._tasks):
             task.remove_done_callback(self._background_ended)
@@ -279,6 +310,7 @@ class Engine:
     def _heartbeat(self) -> Heartbeat:
         return Heartbeat(
             boot=self._context.boot,
+            run=self._run,
             version=VERSION,
             hostname=platform.node(),
             labels=self._settings.labels,

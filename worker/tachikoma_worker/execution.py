@@ -1,8 +1,8 @@
 """One execution, from a signed order to a signed receipt, in the order in which it happens.
 
-verify → claim in Redis and journal, and beside it check and prepare what is to run → start → pump and wait for exit,
-timeout, cancel or shutdown → kill what is left → receipt. What an order asks for is taken from inside the verified
-order and from nowhere else.
+verify → claim in Redis and journal, and beside it check and prepare what is to run → spool → start → pump and wait for
+exit, timeout, cancel or shutdown → kill what is left → receipt. What an order asks for is taken from inside the
+verified order and from nowhere else. A worker that was started again goes on from the spool (`Execution.resume`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from enum import StrEnum
 from typing import Any
 
 import structlog
+from pydantic import ByteSize
 from redis.exceptions import RedisError
 
 from tachikoma import keys
@@ -37,9 +38,10 @@ from tachikoma_worker.confinement import CannotExecute, Prepared, Refused, narro
 from tachikoma_worker.journal import Journal, JournalError
 from tachikoma_worker.pump import OutputLog, Pump
 from tachikoma_worker.settings import WorkerSettings
-from tachikoma_worker.spawner import Exit, Process, Spawner, SpawnerGone
+from tachikoma_worker.spawner import Exit, Held, Process, Spawner, SpawnerGone, SpawnFailed
+from tachikoma_worker.spool import End, Spool, SpoolError, Start, Totals
 
-__all__ = ["Context", "Execution", "Stop"]
+__all__ = ["SPOOL", "Context", "Execution", "Stop"]
 
 log = structlog.get_logger(__name__)
 
@@ -52,8 +54,9 @@ DRAIN_SECONDS = 0.2
 KILLED_DRAIN_SECONDS = 1.0
 #: Between attempts to deliver a receipt, at first and at the most.
 RETRY_SECONDS = (0.05, 2.0)
+#: Folder of the spools, in the agent's data.
+SPOOL = "spool"
 
-_NO_USAGE = ResourceUsage()
 _NO_OUTPUT = OutputDigest(
     total_bytes=0,
     sha256=hashlib.sha256().hexdigest(),
@@ -82,24 +85,12 @@ class Context:
     #: The agent's own, which can only take away.
     local_policy: PolicyWatch | None
     identity: FileSvidSource
-    #: Names this run of the worker; the value of its claims.
+    #: Names the agent's journal; the value of its claims.
     boot: str
+    #: This run of the host.
+    host: str
     #: Lets something be done that nobody waits for.
     behind: Callable[[Coroutine[Any, Any, object]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _End:
-    """How it ended."""
-
-    state: ExecState
-    exit_code: int = -1
-    signal: int = 0
-    error: str = ""
-    executable: str = ""
-    started_ms: int = 0
-    duration_us: int = 0
-    usage: ResourceUsage = _NO_USAGE
 
 
 class Execution:
@@ -112,10 +103,16 @@ class Execution:
         self._order_sha256 = hashlib.sha256(token.encode()).hexdigest()
         self._agent = context.settings.agent_id
         self._process: Process | None = None
+        self._spool: Spool | None = None
+        self._left = False
         self._stop: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
-        self._output = OutputLog(
-            context.redis, self._agent, exec_id,
-            log_bytes=context.settings.log_bytes, excerpt_bytes=context.settings.excerpt_bytes,
+        self._output = self._log()
+
+    def _log(self, resumed: Totals | None = None) -> OutputLog:
+        settings = self._context.settings
+        return OutputLog(
+            self._context.redis, self._agent, self.exec_id,
+            log_bytes=settings.log_bytes, excerpt_bytes=settings.excerpt_bytes, resumed=resumed,
         )  # fmt: skip
 
     # --- from outside -------------------------------------------------------------------------------------------------
@@ -142,7 +139,7 @@ class Execution:
             # A copy of the order must not run later, when there is room again.
             with suppress(RedisError, OSError):
                 await self._context.redis.set(keys.claim(self._agent, self.exec_id), "rejected", ex=CLAIM_SECONDS)
-            end = _End(ExecState.REJECTED, error=f"the agent's journal cannot be written: {error}")
+            end = End(state=ExecState.REJECTED, error=f"the agent's journal cannot be written: {error}")
         else:
             if not claimed:
                 await self._discard(preparing)
@@ -152,8 +149,54 @@ class Execution:
             except Exception as error:
                 # A mistake of ours must not leave an execution without its end.
                 log.exception("execution.failed", id=self.exec_id)
-                end = _End(ExecState.LOST, error=f"the agent failed: {type(error).__name__}: {error}"[:1000])
+                end = End(state=ExecState.LOST, error=f"the agent failed: {type(error).__name__}: {error}"[:1000])
         await self._deliver(end)
+
+    async def resume(self, spool: Spool, held: Held | None) -> None:
+        """Go on with what an earlier worker started.
+
+        Args:
+            spool: what it left.
+            held: the command, where the spawner has it.
+        """
+        self._spool, self._order_sha256 = spool, spool.start.order_sha256
+        self._output = self._log(spool.start.totals)
+        self._context.behind(self._look_for_cancel())
+        end = spool.end
+        cgroup = await asyncio.to_thread(self._context.cgroups.open, self.exec_id)
+        try:
+            if held is not None:
+                self._process = await self._context.spawner.take(held)
+            if end is None and self._process is not None:
+                log.info("execution.taken_back", id=self.exec_id, pid=self._process.pid)
+                end = await self._watch(self._process, cgroup)
+            else:
+                await Pump(self._output, spool, {}).run()
+        except (SpawnFailed, SpawnerGone) as error:
+            end = End(state=ExecState.LOST, error=f"its end is not known: {error}")
+        except asyncio.CancelledError:
+            self._leave()
+            raise
+        if end is None:
+            await self._context.spawner.sweep(cgroup.fds)
+            why = "its end is not known: the agent's worker and its spawner were both killed"
+            end = End(state=ExecState.LOST, error=why, started_ms=spool.start.started_ms)
+        self._context.behind(self._give_back(cgroup.remove))
+        await self._deliver(end, again=True)
+
+    async def _look_for_cancel(self) -> None:
+        """What was published while no worker listened stands in its key."""
+        delay, most = RETRY_SECONDS
+        while not self._stop.done():
+            try:
+                token = await self._context.redis.get(keys.cancel(self._agent, self.exec_id))
+            except (RedisError, OSError):
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, most)
+                continue
+            if token is not None:
+                self.cancel(token.decode("ascii", "replace"))
+            return
 
     # --- before the start ---------------------------------------------------------------------------------------------
 
@@ -245,98 +288,124 @@ class Execution:
 
     # --- while it runs ------------------------------------------------------------------------------------------------
 
-    async def _start(self, preparing: asyncio.Future[Prepared]) -> _End:
+    async def _start(self, preparing: asyncio.Future[Prepared]) -> End:
         try:
             prepared = await preparing
         except Refused as error:
-            return _End(ExecState.REJECTED, error=str(error))
+            return End(state=ExecState.REJECTED, error=str(error))
         except CannotExecute as error:
-            return _End(ExecState.FAILED, exit_code=error.exit_code, error=str(error))
+            return End(state=ExecState.FAILED, exit_code=error.exit_code, error=str(error))
         try:
             if self._stop.done():
                 return self._stopped_early(self._stop.result())
             return await self._run(prepared)
+        except asyncio.CancelledError:
+            self._leave()
+            raise
         finally:
-            self._context.behind(self._give_back(prepared))
+            if not self._left:
+                self._context.behind(self._give_back(prepared.discard))
 
-    async def _give_back(self, prepared: Prepared) -> None:
+    def _leave(self) -> None:
+        """The worker ends, and leaves the command to the next one."""
+        self._left = True
+        if self._process is not None:
+            self._process.leave()
+        if self._spool is not None:
+            self._spool.close()
+
+    async def _give_back(self, discard: Callable[[], object]) -> None:
         """Behind: removing a cgroup may wait for the kernel."""
         if self._process is not None:
             await self._process.close()
-        await asyncio.to_thread(prepared.discard)
+        await asyncio.to_thread(discard)
 
-    async def _run(self, prepared: Prepared) -> _End:
-        order, cgroup = prepared.order, prepared.cgroup
-        limit = (order.request.timeout or DEFAULT_TIMEOUT).total_seconds()
-        begin = time.monotonic_ns()
-        started_ms = time.time_ns() // 1_000_000
+    async def _run(self, prepared: Prepared) -> End:
+        order, settings = prepared.order, self._context.settings
+        grace = order.grant.kill_grace
+        facts = Start(
+            host=self._context.host,
+            order_sha256=self._order_sha256,
+            executable=prepared.executable.path,
+            started_ms=time.time_ns() // 1_000_000,
+            began_ns=time.monotonic_ns(),
+            timeout=(order.request.timeout or DEFAULT_TIMEOUT).total_seconds(),
+            kill_grace=settings.kill_grace.total_seconds() if grace is None else grace,
+            memory=order.grant.limits.memory,
+        )
+        try:
+            self._spool = Spool.create(settings.data / SPOOL, self.exec_id, facts, most=settings.spool_bytes)
+        except SpoolError as error:
+            return End(state=ExecState.REJECTED, error=f"the agent's spool cannot be written: {error}")
         try:
             process = self._process = await start(prepared, self._context.spawner)
         except Refused as error:
-            return _End(ExecState.REJECTED, error=str(error))
+            return End(state=ExecState.REJECTED, error=str(error))
         except CannotExecute as error:
-            return _End(ExecState.FAILED, exit_code=error.exit_code, error=str(error))
+            return End(state=ExecState.FAILED, exit_code=error.exit_code, error=str(error))
         except SpawnerGone as gone:
-            return _End(ExecState.LOST, error=f"whether it started is not known: {gone}")
-        notice = asyncio.get_running_loop().call_later(STARTED_NOTICE_SECONDS, self._announce, started_ms)
+            return End(state=ExecState.LOST, error=f"whether it started is not known: {gone}")
+        notice = asyncio.get_running_loop().call_later(STARTED_NOTICE_SECONDS, self._announce, facts.started_ms)
         try:
-            grace = order.grant.kill_grace
-            if grace is None:
-                grace = self._context.settings.kill_grace.total_seconds()
-            stopped, survivors = await self._attend(process, cgroup, limit, grace)
+            return await self._watch(process, prepared.cgroup)
+        finally:
+            notice.cancel()
+
+    async def _watch(self, process: Process, cgroup: Cgroup) -> End:
+        """From a running command to its end."""
+        assert self._spool is not None
+        facts = self._spool.start
+        base: dict[str, Any] = {"executable": facts.executable, "started_ms": facts.started_ms}
+        try:
+            stopped, survivors = await self._attend(process, cgroup, facts)
             exited = await process.exited if not survivors or process.exited.done() else None
         except SpawnerGone as gone:
-            return _End(ExecState.LOST, error=f"its end is not known: {gone}", started_ms=started_ms)
+            return End(state=ExecState.LOST, error=f"its end is not known: {gone}", **base)
         except Exception:
             await process.kill_all()
             raise
-        finally:
-            notice.cancel()
-        duration_us = (time.monotonic_ns() - begin) // 1000
         usage = cgroup.usage()
         if usage.cpu_seconds is None and exited is not None:
             usage = usage.model_copy(update={"cpu_seconds": exited.cpu_seconds})
-        base: dict[str, Any] = {
-            "exit_code": exited.exit_code if exited else -1,
-            "signal": exited.signal if exited else 0,
-            "executable": prepared.executable.path,
-            "started_ms": started_ms,
-            "duration_us": duration_us,
-            "usage": usage,
-        }
-        state, error_text = _verdict(stopped, exited, usage, order, limit)
+        if exited is not None:
+            base |= {"exit_code": exited.exit_code, "signal": exited.signal}
+        state, error_text = _verdict(stopped, exited, usage, facts)
         if survivors:
             told = ", ".join(map(str, survivors))
             if stopped or exited is None:
                 state = ExecState.LOST
             error_text = f"{error_text}; could not kill all of it: processes {told} are still there".lstrip("; ")
-        return _End(state, error=error_text, **base)
+        duration_us = (time.monotonic_ns() - facts.began_ns) // 1000
+        end = End(state=state, error=error_text, duration_us=duration_us, usage=usage, **base)
+        # Before the spawner forgets it.
+        self._spool.finish(end)
+        return end
 
     @staticmethod
-    def _stopped_early(why: Stop) -> _End:
+    def _stopped_early(why: Stop) -> End:
         if why is Stop.CANCELLED:
-            return _End(ExecState.CANCELLED, error="cancelled before it started")
-        return _End(ExecState.REJECTED, error=f"not started: {why}")
+            return End(state=ExecState.CANCELLED, error="cancelled before it started")
+        return End(state=ExecState.REJECTED, error=f"not started: {why}")
 
-    async def _attend(
-        self, process: Process, cgroup: Cgroup, timeout_seconds: float, grace_seconds: float
-    ) -> tuple[Stop | None, list[int]]:
+    async def _attend(self, process: Process, cgroup: Cgroup, facts: Start) -> tuple[Stop | None, list[int]]:
         """Pump until the command has ended by itself or was made to.
 
         Returns:
             Why it was made to end, if so, and the processes of it that could not be killed.
         """
-        pump = Pump(self._output, process.stdout, process.stderr)
+        assert self._spool is not None
+        pump = Pump(self._output, self._spool, {process.stdout: STDOUT, process.stderr: STDERR})
+        left_seconds = facts.timeout - (time.monotonic_ns() - facts.began_ns) / 1e9
         pumping = asyncio.create_task(pump.run())
         try:
             await asyncio.wait(
-                (process.exited, self._stop), timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED
+                (process.exited, self._stop), timeout=max(0, left_seconds), return_when=asyncio.FIRST_COMPLETED
             )
             stopped: Stop | None = None
             survivors: list[int] = []
             if not process.exited.done():
                 stopped = self._stop.result() if self._stop.done() else Stop.TIMED_OUT
-                survivors = await process.kill(grace_seconds)
+                survivors = await process.kill(facts.kill_grace)
             return stopped, await self._drain(process, cgroup, pump, pumping) or survivors
         finally:
             if not pumping.done():
@@ -345,15 +414,17 @@ class Execution:
 
     async def _drain(self, process: Process, cgroup: Cgroup, pump: Pump, pumping: asyncio.Task[None]) -> list[int]:
         """Take the rest of the output. The execution ends with its command: what it left behind is killed."""
-        await asyncio.wait((pumping,), timeout=DRAIN_SECONDS)
+        taken = asyncio.ensure_future(pump.taken.wait())
+        await asyncio.wait((pumping, taken), timeout=DRAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         survivors: list[int] = []
         # Also when the pipes are closed: a leftover may have closed its own.
-        if not cgroup.fds or cgroup.populated() or not pumping.done():
+        if not cgroup.fds or cgroup.populated() or not taken.done():
             survivors = await process.kill_all()
-        await asyncio.wait((pumping,), timeout=KILLED_DRAIN_SECONDS)
+        await asyncio.wait((pumping, taken), timeout=KILLED_DRAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         # Without a cgroup, who left the group may hold the pipes for ever; what is in them now is still taken, then
         # they are closed. While Redis is away this waits, so that no byte is lost.
         pump.stop()
+        taken.cancel()
         await pumping
         return survivors
 
@@ -365,7 +436,7 @@ class Execution:
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
-    async def _deliver(self, end: _End) -> None:
+    async def _deliver(self, end: End, *, again: bool = False) -> None:
         out, err = self._output.excerpts[STDOUT], self._output.excerpts[STDERR]
         receipt = Receipt(
             iss=str(self._context.identity.current().spiffe_id),
@@ -385,17 +456,17 @@ class Execution:
             stderr=err.digest(),
             usage=end.usage,
         )
-        await deliver(self._context, receipt, out.content(), err.content())
+        await deliver(self._context, receipt, out.content(), err.content(), again=again)
+        if self._spool is not None:
+            self._spool.remove()
 
 
-def _verdict(
-    stopped: Stop | None, exited: Exit | None, usage: ResourceUsage, order: WorkOrder, limit: float
-) -> tuple[ExecState, str]:
+def _verdict(stopped: Stop | None, exited: Exit | None, usage: ResourceUsage, facts: Start) -> tuple[ExecState, str]:
     """The state that an end is, and why, for people."""
     if stopped is Stop.CANCELLED:
         return ExecState.CANCELLED, "cancelled"
     if stopped is Stop.TIMED_OUT:
-        return ExecState.TIMED_OUT, f"killed at its timeout of {limit:g} s"
+        return ExecState.TIMED_OUT, f"killed at its timeout of {facts.timeout:g} s"
     if stopped is Stop.SHUTDOWN:
         return ExecState.FAILED, "killed: the agent was shut down"
     if exited is None:
@@ -403,8 +474,11 @@ def _verdict(
     if not exited.exit_code:
         return ExecState.SUCCEEDED, ""
     if usage.oom_kills:
-        memory = order.grant.limits.memory
-        what = f"more than its {memory.human_readable()} of memory" if memory else "more memory than there was"
+        what = (
+            f"more than its {ByteSize(facts.memory).human_readable()} of memory"
+            if facts.memory
+            else "more memory than there was"
+        )
         return ExecState.OUT_OF_MEMORY, f"killed: it used {what}"
     return ExecState.FAILED, f"killed by {_signal_name(exited.signal)}" if exited.signal else ""
 
@@ -437,8 +511,10 @@ def lost_receipt(context: Context, exec_id: str, order_sha256: str, why: str) ->
     )
 
 
-async def deliver(context: Context, receipt: Receipt, stdout: bytes, stderr: bytes) -> None:
+async def deliver(context: Context, receipt: Receipt, stdout: bytes, stderr: bytes, *, again: bool = False) -> None:
     """Sign a receipt and leave it as the Celery result, in Celery's own encoding; however long Redis is away.
+
+    With `again`, an earlier worker may have done so already; then that result stands.
 
     Celery's status is SUCCESS whatever the command came to: the task delivered a result, and `AsyncResult.get` returns
     it instead of raising (docs/decisions/0004).
@@ -471,7 +547,7 @@ async def deliver(context: Context, receipt: Receipt, stdout: bytes, stderr: byt
         try:
             async with context.redis.pipeline(transaction=False) as pipe:
                 pipe.expire(keys.output(agent, exec_id), seconds)
-                pipe.setex(key, seconds, raw)
+                pipe.set(key, raw, ex=seconds, nx=again)
                 pipe.publish(key, raw)
                 await pipe.execute()
             break

@@ -9,6 +9,7 @@ few syncs.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ KEEP_SECONDS = 15 * 24 * 3600
 MAX_BATCH = 1000
 
 _SCHEMA = """
+CREATE TABLE IF NOT EXISTS journal (boot TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS execution (
     id TEXT PRIMARY KEY,
     order_sha256 TEXT NOT NULL,
@@ -63,6 +65,10 @@ class Journal:
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
             self._database.executescript(_SCHEMA)
+            fresh = "INSERT INTO journal SELECT ? WHERE NOT EXISTS (SELECT * FROM journal)"
+            self._database.execute(fresh, (secrets.token_hex(8),))
+            #: Names this journal: who has it knows of all that was claimed with it.
+            self.boot = str(self._database.execute("SELECT boot FROM journal").fetchone()[0])
             self._database.execute(
                 "DELETE FROM execution WHERE done = 1 AND claimed_at < ?", (time.time() - KEEP_SECONDS,)
             )

@@ -1,36 +1,42 @@
-"""The output pump: from a command's two pipes into the output log, chunk by chunk.
+"""The output pump: from a command's two pipes into its spool, and from there into the output log, chunk by chunk.
 
-Whatever can be read now is one chunk, up to a bound; while a chunk is under way to Redis the pipes fill, so a fast
-writer gets large chunks and a slow one gets each line at once. One chunk of each pipe is held at most: when Redis is
-away or slow, the command waits in its write, and nothing is lost.
+Whatever can be read now is one chunk, up to a bound; so a fast writer gets large chunks and a slow one gets each line
+at once. While Redis is away or slow, the spool takes what comes; when that is full, the command waits in its write.
+Nothing is lost, and nothing of it is held in memory but what is under way to Redis.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import time
+import base64
 from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
+from typing import TypeVar
 
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from tachikoma import keys
-from tachikoma.output import FIELD, STDERR, STDOUT, Frame, entry_id
+from tachikoma.output import FIELD, STDERR, STDOUT, Frame, entry_id, sequence_of
 from tachikoma.redis_access import Redis
 from tachikoma_worker.excerpt import Excerpt
+from tachikoma_worker.spool import CHUNK_BYTES, Chunk, Spool, SpoolError, Totals
 
-__all__ = ["CHUNK_BYTES", "OutputLog", "Pump"]
+__all__ = ["OutputLog", "Pump"]
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-#: Largest chunk.
-CHUNK_BYTES = 256 * 1024
-#: After `stop`, how often each pipe is read at the most: what a full pipe holds, and a chunk. Whoever still writes into
-#: it is not listened to for ever.
+#: Bytes of output that go to Redis at once, about.
+SEND_BYTES = 2 * CHUNK_BYTES
+#: What an entry of the Stream takes beside its bytes, about.
+ENTRY_BYTES = 100
 #: Size of a pipe that the spawner makes.
 PIPE_BYTES = 1024 * 1024
+#: After `stop`, how often each pipe is read at the most: what a full pipe holds, and a chunk. Whoever still writes into
+#: it is not listened to for ever.
 LAST_READS = PIPE_BYTES // CHUNK_BYTES + 1
 #: Between attempts while Redis is away, at first and at the most.
 RETRY_SECONDS = (0.05, 2.0)
@@ -41,7 +47,20 @@ ABANDONED_SECONDS = 8 * 24 * 3600
 class OutputLog:
     """One execution's output log in Redis: Stream and channel of the same name."""
 
-    def __init__(self, redis: Redis, agent: str, exec_id: str, *, log_bytes: int, excerpt_bytes: int) -> None:
+    def __init__(
+        self, redis: Redis, agent: str, exec_id: str, *,
+        log_bytes: int, excerpt_bytes: int, resumed: Totals | None = None,
+    ) -> None:  # fmt: skip
+        """Prepare a log.
+
+        Args:
+            redis: the connections.
+            agent, exec_id: whose log it is.
+            log_bytes: bytes that the Stream holds.
+            excerpt_bytes: bytes of each stream that are kept for the response.
+            resumed: of what an earlier worker began, where the output stood that is in its spool no more.
+        """
+        totals = resumed or Totals()
         self._redis = redis
         self._key = keys.output(agent, exec_id)
         self._exec_id = exec_id
@@ -49,33 +68,57 @@ class OutputLog:
         #: Sizes of the entries that the Stream holds, oldest first, and their sum.
         self._held: deque[int] = deque()
         self._held_bytes = 0
-        self._offset = 0
+        self._offset = totals.offset
+        #: Number of the last chunk that an earlier worker brought there; None before Redis was asked.
+        self._there: int | None = 0 if resumed is None else None
+        self._expires = False
         #: Number of the last chunk.
-        self.seq = 0
-        self.excerpts = {STDOUT: Excerpt(excerpt_bytes), STDERR: Excerpt(excerpt_bytes)}
+        self.seq = totals.seq
+        self.excerpts = {kind: Excerpt.resumed(excerpt_bytes, *totals.kept(kind)) for kind in (STDOUT, STDERR)}
 
-    async def append(self, chunks: list[tuple[int, bytes]]) -> None:
-        """Number chunks, and bring them into Stream and channel, however long Redis is away."""
+    def totals(self) -> Totals:
+        """Where the output stands."""
+        return Totals(
+            seq=self.seq,
+            offset=self._offset,
+            total={kind: excerpt.total for kind, excerpt in self.excerpts.items()},
+            head={kind: base64.b64encode(excerpt.head).decode() for kind, excerpt in self.excerpts.items()},
+            tail={kind: base64.b64encode(excerpt.tail).decode() for kind, excerpt in self.excerpts.items()},
+        )
+
+    async def append(self, chunks: Iterable[Chunk]) -> None:
+        """Bring chunks into Stream and channel, however long Redis is away."""
+        if self._there is None:
+            self._there = await self._insist(self._last)
         frames: list[Frame] = []
-        for kind, data in chunks:
-            self.excerpts[kind].add(data)
-            self.seq += 1
-            frames.append(Frame(kind, self.seq, self._offset, time.time_ns() // 1000, data))
-            self._offset += len(data)
-            self._held.append(len(data))
-            self._held_bytes += len(data)
-        while self._held_bytes > self._log_bytes and len(self._held) > len(chunks):
+        for chunk in chunks:
+            self.excerpts[chunk.kind].add(chunk.data)
+            self.seq = chunk.seq
+            if chunk.seq > self._there:
+                frames.append(Frame(chunk.kind, chunk.seq, self._offset, chunk.time_us, chunk.data))
+            self._offset += len(chunk.data)
+            self._held.append(len(chunk.data) + ENTRY_BYTES)
+            self._held_bytes += self._held[-1]
+        if not frames:
+            return
+        while self._held_bytes > self._log_bytes and len(self._held) > len(frames):
             self._held_bytes -= self._held.popleft()
         oldest = entry_id(self.seq - len(self._held) + 1)
+        await self._insist(lambda: self._send(frames, oldest))
+
+    async def _insist(self, action: Callable[[], Awaitable[T]]) -> T:
         delay, most = RETRY_SECONDS
         while True:
             try:
-                await self._send(frames, oldest)
-                return
+                return await action()
             except (RedisError, OSError) as error:
                 log.warning("output.waiting", id=self._exec_id, error=str(error))
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, most)
+
+    async def _last(self) -> int:
+        last = await self._redis.xrevrange(self._key, count=1)
+        return sequence_of(last[0][0]) if last else 0
 
     async def _send(self, frames: list[Frame], oldest: str) -> None:
         async with self._redis.pipeline(transaction=False) as pipe:
@@ -83,7 +126,7 @@ class OutputLog:
                 raw = frame.encode()
                 pipe.xadd(self._key, {FIELD: raw}, id=entry_id(frame.seq), minid=oldest, approximate=False)
                 pipe.publish(self._key, raw)
-            if frames[0].seq == 1:
+            if not self._expires:
                 pipe.expire(self._key, ABANDONED_SECONDS)
             answers = await pipe.execute(raise_on_error=False)
         for answer in answers:
@@ -92,17 +135,25 @@ class OutputLog:
                 continue
             if isinstance(answer, Exception):
                 raise answer
+        self._expires = True
 
 
 class Pump:
-    """Reads a command's pipes until both are closed or `stop` is called."""
+    """Takes what comes out of pipes until all are closed or `stop` is called, and brings it to Redis."""
 
-    def __init__(self, output: OutputLog, stdout: int, stderr: int) -> None:
+    def __init__(self, output: OutputLog, spool: Spool, pipes: Mapping[int, int]) -> None:
+        """Prepare a pump; `pipes` says by descriptor which stream it is."""
         self._output = output
-        self._open = {stdout: STDOUT, stderr: STDERR}
+        self._spool = spool
+        self._open = dict(pipes)
         self._ready: set[int] = set()
         self._wake = asyncio.Event()
         self._stopped = False
+        #: Something stands in the spool; what stood there is in Redis.
+        self._more = asyncio.Event()
+        self._sent = asyncio.Event()
+        #: Set when no more comes.
+        self.taken = asyncio.Event()
 
     def stop(self) -> None:
         """Take what is in the pipes now, and then end although somebody still holds them open."""
@@ -110,7 +161,19 @@ class Pump:
         self._wake.set()
 
     async def run(self) -> None:
-        """Pump until the end."""
+        """Pump until all of it is in Redis."""
+        sending = asyncio.create_task(self._send())
+        try:
+            await self._take()
+            self.taken.set()
+            self._more.set()
+            await sending
+        finally:
+            if not sending.done():
+                sending.cancel()
+                await asyncio.gather(sending, return_exceptions=True)
+
+    async def _take(self) -> None:
         loop = asyncio.get_running_loop()
         for descriptor in self._open:
             loop.add_reader(descriptor, self._on_readable, descriptor)
@@ -119,40 +182,63 @@ class Pump:
                 await self._wake.wait()
                 self._wake.clear()
                 ready, self._ready = self._ready, set()
-                chunks = self._read(ready)
-                if chunks:
-                    await self._output.append(chunks)
+                await self._take_from(ready)
                 # Only now: what comes meanwhile waits in the pipe.
                 for descriptor in ready & self._open.keys():
                     loop.add_reader(descriptor, self._on_readable, descriptor)
             for _ in range(LAST_READS):
-                chunks = self._read(set(self._open))
-                if not chunks:
+                if not await self._take_from(set(self._open)):
                     return
-                await self._output.append(chunks)
         finally:
             for descriptor in self._open:
                 with suppress(OSError, ValueError):
                     loop.remove_reader(descriptor)
 
     def _on_readable(self, descriptor: int) -> None:
-        # Not again before it was read, or the loop would spin while Redis is slow.
+        # Not again before it was read, or the loop would spin while the spool is full.
         asyncio.get_running_loop().remove_reader(descriptor)
         self._ready.add(descriptor)
         self._wake.set()
 
-    def _read(self, descriptors: set[int]) -> list[tuple[int, bytes]]:
-        chunks: list[tuple[int, bytes]] = []
+    async def _take_from(self, descriptors: set[int]) -> bool:
+        """Take a chunk of each; whether there was one."""
+        found = False
         for descriptor in sorted(descriptors & self._open.keys()):
             try:
-                data = os.read(descriptor, CHUNK_BYTES)
+                moved = await self._take_chunk(self._open[descriptor], descriptor)
             except BlockingIOError:
                 continue
-            except OSError:
-                data = b""
-            if data:
-                chunks.append((self._open[descriptor], data))
+            if moved:
+                found = True
+                self._more.set()
             else:
                 asyncio.get_running_loop().remove_reader(descriptor)
                 del self._open[descriptor]
-        return chunks
+        return found
+
+    async def _take_chunk(self, kind: int, descriptor: int) -> int:
+        try:
+            if self._spool.full:
+                await self._all_sent()
+                self._spool.renew(self._output.totals())
+            return self._spool.take(kind, descriptor)
+        except SpoolError as error:
+            await self._all_sent()
+            self._spool.go_on_in_memory(error, self._output.totals())
+            return self._spool.take(kind, descriptor)
+
+    async def _all_sent(self) -> None:
+        while self._spool.pending:
+            self._sent.clear()
+            await self._sent.wait()
+
+    async def _send(self) -> None:
+        while True:
+            while self._spool.pending:
+                await self._output.append(self._spool.chunks(SEND_BYTES))
+                self._spool.done()
+                self._sent.set()
+            if self.taken.is_set():
+                return
+            self._more.clear()
+            await self._more.wait()

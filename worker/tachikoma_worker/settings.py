@@ -53,12 +53,18 @@ class WorkerSettings(BaseSettings):
     excerpt_bytes: int = Field(default=1024 * 1024, ge=2, le=16 * 1024 * 1024)
     #: Bytes of output that the log in Redis holds for one execution.
     log_bytes: int = Field(default=64 * 1024 * 1024, ge=1024 * 1024)
+    #: Bytes of output that the agent's disk holds for one execution: while Redis is away, and for a worker that is
+    #: started again. Of an execution with more, such a worker no longer knows the SHA-256.
+    spool_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
     #: How long output and results can be read after the end.
     output_retention: Duration = timedelta(days=1)
     #: Between TERM and KILL.
     kill_grace: Duration = timedelta(seconds=10)
-    #: How long commands may go on after the worker was asked to stop.
+    #: How long commands may go on after the worker was asked to stop; then they are ended.
     stop_grace: Duration = timedelta(seconds=30)
+    #: Whether a worker that is asked to stop leaves its commands to the next one instead. Its spawner has to outlive it
+    #: (systemd's KillMode=process).
+    leave_running: bool = False
     #: How long the worker waits on an empty queue before it asks again. Idle traffic against nothing else.
     poll: Duration = timedelta(seconds=20)
     log_level: str = "info"

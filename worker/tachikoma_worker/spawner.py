@@ -223,6 +223,11 @@ class Process:
         with suppress(SpawnFailed):
             await self._spawner.signal(self.name, number)
 
+    def leave(self) -> None:
+        """Close the pipes, and leave the command to a later worker."""
+        os.close(self.stdout)
+        os.close(self.stderr)
+
     async def close(self) -> None:
         """Close the pipes; if the command has ended, let the spawner forget it."""
         os.close(self.stdout)

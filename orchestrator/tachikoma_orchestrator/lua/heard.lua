@@ -2,12 +2,12 @@
 --
 -- KEYS
 --   1  orch:agents           agents ever heard of (hash)
---   2  orch:online           agents that joined and did not leave, with the boot they were heard of (hash)
+--   2  orch:online           agents that joined and did not leave, with the run they were heard of (hash)
 --   3  orch:audit            audit trail (stream)
 -- ARGV
 --   1  agent id
 --   2  its heartbeat, JSON
---   3  its boot
+--   3  the run of its worker
 --   4  what the event says of it
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
