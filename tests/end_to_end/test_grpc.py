@@ -54,7 +54,7 @@ def test_without_a_certificate_there_is_no_connection(stack: Stack) -> None:
 
 
 def test_without_tls_there_is_no_connection(stack: Stack) -> None:
-    assert _code(grpc.insecureplain_channel(stack.address)) is grpc.StatusCode.UNAVAILABLE
+    assert _code(grpc.insecure_channel(stack.address)) is grpc.StatusCode.UNAVAILABLE
 
 
 def test_an_expired_certificate_does_not_connect_and_the_client_says_why(stack: Stack, tmp_path: Path) -> None:
