@@ -6,7 +6,6 @@ let go, and the process comes back. Afterwards the observer compares everything 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ import pytest
 from redis import Redis
 from relay import Command, Point
 from support import AGENT, prepare, request, wait_until
-from world import Job, Observer, World, end_of
+from world import Job, Observer, World, end_of, submit
 
-from tachikoma import AgentOffline, Client, ExecState, Unavailable, keys
+from tachikoma import Client, ExecState, keys
 from tachikoma_orchestrator.ledger import Record
 from tachikoma_orchestrator.scripts import Script
 
@@ -97,18 +96,6 @@ SPOTS = (
 def world(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -> Iterator[World]:
     with World(prepare(tmp_path_factory.mktemp("points")), redis_server=redis_server) as running:
         yield running
-
-
-def submit(client: Client, job: Job) -> None:
-    """Have a job accepted, however often it takes; its id makes that safe."""
-
-    def accepted() -> bool:
-        with contextlib.suppress(Unavailable, AgentOffline):
-            client.submit(job.request)
-            return True
-        return False
-
-    wait_until(accepted, f"{job.id} is accepted")
 
 
 class Round:
