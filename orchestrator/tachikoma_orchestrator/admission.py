@@ -149,7 +149,7 @@ class Admitter:
             approvers=decision.approvers,
             waits=decision.waits,
         )
-        dispatch = None if decision.approvers else self.dispatch(request, shown, digest, decision)
+        dispatch = None if decision.approvers else await self.dispatch(request, shown, digest, decision)
         outcome, retry_seconds = await self._ledger.admit(admission, dispatch)
         if outcome in (Outcome.ADMITTED, Outcome.DUPLICATE):
             return outcome is Outcome.ADMITTED
@@ -186,7 +186,7 @@ class Admitter:
             scopes[f"by:{hashlib.sha256(who.encode()).hexdigest()[:32]}"] = decision.rate_limit
         return scopes
 
-    def dispatch(
+    async def dispatch(
         self, request: ExecRequest, shown: tuple[str, ...], digest: str, decision: Decision, approved_by: str = ""
     ) -> Dispatch:
         """The signed order of an allowed request, and the Celery message that carries it and shows so much of it."""
@@ -195,6 +195,7 @@ class Admitter:
         svid = self._identity.current()
         now = int(time.time())
         wait = self.queue_timeout(decision).total_seconds()
+        agent = request.agent_id
         order = sign(
             svid,
             WorkOrder(
@@ -206,6 +207,8 @@ class Admitter:
                 jti=request.id,
                 policy=decision.policy,
                 approved_by=approved_by,
+                journal=await self._registry.journal(agent),
+                labels=self._registry.labels(agent),
                 grant=decision.grant,
                 request=request,
             ),

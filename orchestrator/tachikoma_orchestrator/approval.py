@@ -19,6 +19,7 @@ from tachikoma.signed import InvalidSignature, ParkedRequest, verify
 from tachikoma.svid import FileSvidSource
 from tachikoma_orchestrator.admission import Admitter, Peer, refusal, request_digest
 from tachikoma_orchestrator.audit import AuditTrail
+from tachikoma_orchestrator.evidence import Findings
 from tachikoma_orchestrator.ledger import Ledger, Outcome, Record
 
 __all__ = ["Approvals", "checked_reason"]
@@ -58,11 +59,14 @@ def checked_reason(text: str) -> str:
 class Approvals:
     """Shows, approves and rejects."""
 
-    def __init__(self, ledger: Ledger, trail: AuditTrail, admitter: Admitter, identity: FileSvidSource) -> None:
+    def __init__(
+        self, ledger: Ledger, trail: AuditTrail, admitter: Admitter, identity: FileSvidSource, findings: Findings
+    ) -> None:
         self._ledger = ledger
         self._trail = trail
         self._admitter = admitter
         self._identity = identity
+        self._findings = findings
 
     async def pending(self, peer: Peer, *, everybody: bool) -> list[Record]:
         """What waits for an approval, as far as the peer has to do with it: may give it, or asked for it.
@@ -122,7 +126,7 @@ class Approvals:
         readiness = await self._ledger.readiness(record.agent)
         if readiness is not Outcome.ADMITTED:
             raise refusal(readiness, request, 0)
-        dispatch = self._admitter.dispatch(
+        dispatch = await self._admitter.dispatch(
             request, self._admitter.shown(request), record.digest, decision, approved_by=str(peer)
         )
         done = await self._ledger.approve(
@@ -159,6 +163,8 @@ class Approvals:
                 raise InvalidSignature("is of another execution")
         except InvalidSignature as error:
             log.error("parked.refused", id=exec_id, reason=str(error))
+            why = f"the request kept for its approval {error}"
+            await self._findings.add(AuditCode.RECORD_ALTERED, exec_id, why)
             raise FailedPrecondition(f"the request kept for {exec_id} cannot be believed: {error}") from None
         return record, parked.request
 

@@ -9,73 +9,30 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from tachikoma import keys
+from tachikoma.errors import RecordAltered
 from tachikoma.heartbeat import Heartbeat, Started
-from tachikoma.models import AuditCode, ExecResponse, ExecState, OutputSummary
+from tachikoma.models import AuditCode, ExecState
 from tachikoma.redis_access import Redis
-from tachikoma.signed import InvalidSignature, OutputDigest, Receipt, verify
+from tachikoma.signed import InvalidSignature, Receipt, verify
 from tachikoma.spiffe import InvalidIdentity, agent_id
 from tachikoma.svid import FileSvidSource
-from tachikoma_orchestrator.audit import AuditTrail
 from tachikoma_orchestrator.endings import Endings
-from tachikoma_orchestrator.ledger import Ledger, from_milliseconds
+from tachikoma_orchestrator.evidence import Evidence, Findings, Result, fits
+from tachikoma_orchestrator.ledger import Ledger
 from tachikoma_orchestrator.registry import Registry
 from tachikoma_orchestrator.subscriber import Subscriber
 
-__all__ = ["Collector", "Result"]
+__all__ = ["Collector"]
 
 log = structlog.get_logger(__name__)
 
 _Notice: TypeAdapter[Heartbeat | Started] = TypeAdapter(Heartbeat | Started)
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """A verified receipt with the output excerpts it vouches for."""
-
-    receipt: Receipt
-    token: str
-    stdout: bytes
-    stderr: bytes
-
-    def response(self, agent: str) -> ExecResponse:
-        """What callers are told, once the ledger has taken it."""
-        receipt = self.receipt
-
-        def summary(digest: OutputDigest) -> OutputSummary:
-            return OutputSummary(total_bytes=digest.total_bytes, sha256=digest.sha256, truncated=digest.truncated)
-
-        return ExecResponse(
-            id=receipt.jti,
-            agent_id=agent,
-            state=receipt.state,
-            exit_code=receipt.exit_code,
-            signal=receipt.signal,
-            stdout=self.stdout,
-            stderr=self.stderr,
-            stdout_summary=summary(receipt.stdout),
-            stderr_summary=summary(receipt.stderr),
-            start_time=from_milliseconds(receipt.started_ms),
-            end_time=from_milliseconds(receipt.ended_ms),
-            duration=timedelta(microseconds=receipt.duration_us),
-            error=receipt.error,
-            cancelled=receipt.state is ExecState.CANCELLED,
-            usage=receipt.usage,
-            kill=receipt.kill,
-        )
-
-
-def _fits(excerpt: bytes, digest: OutputDigest) -> bool:
-    return hashlib.sha256(excerpt).hexdigest() == digest.excerpt_sha256 and (
-        digest.truncated or (len(excerpt) == digest.total_bytes and digest.sha256 == digest.excerpt_sha256)
-    )
 
 
 class Collector:
@@ -85,17 +42,19 @@ class Collector:
         self,
         redis: Redis,
         ledger: Ledger,
-        trail: AuditTrail,
         endings: Endings,
         registry: Registry,
         identity: FileSvidSource,
+        evidence: Evidence,
+        findings: Findings,
     ) -> None:
         self._redis = redis
         self._ledger = ledger
-        self._trail = trail
         self._endings = endings
         self._registry = registry
         self._identity = identity
+        self._evidence = evidence
+        self._findings = findings
 
     def attach(self, subscriber: Subscriber) -> None:
         """Listen through a subscription."""
@@ -151,10 +110,13 @@ class Collector:
             return
         record = await self._ledger.record(exec_id)
         if record is not None and record.state.terminal:
-            self._endings.resolve(await self._ledger.response(record))
+            try:
+                self._endings.resolve(await self._evidence.response(record))
+            except RecordAltered as error:
+                self._endings.fail(exec_id, error)
 
-    def verify(self, agent: str, exec_id: str, raw: bytes) -> Result | None:
-        """The receipt in a Celery result, or None when it must not be believed (which is logged)."""
+    def verify(self, agent: str, exec_id: str, raw: bytes) -> Result | str:
+        """The receipt in a Celery result, or why it must not be believed."""
         try:
             meta: Any = json.loads(raw)
             result = meta["result"]
@@ -169,14 +131,12 @@ class Collector:
                 raise InvalidSignature(f"is the receipt of {receipt.jti}")
             if not receipt.state.terminal:
                 raise InvalidSignature(f"says {receipt.state}, which is no end")
-            if not (_fits(stdout, receipt.stdout) and _fits(stderr, receipt.stderr)):
+            if not (fits(stdout, receipt.stdout) and fits(stderr, receipt.stderr)):
                 raise InvalidSignature("does not fit the output beside it")
         except (InvalidSignature, InvalidIdentity) as error:
-            log.warning("receipt.refused", agent=agent, id=exec_id, reason=str(error))
-            return None
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            log.warning("result.unreadable", agent=agent, id=exec_id, error=str(error)[:500])
-            return None
+            return f"a receipt {error}"
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return "a result that is none"
         return Result(receipt, token, stdout, stderr)
 
     async def fold(self, agent: str, exec_id: str, raw: bytes) -> bool:
@@ -186,11 +146,12 @@ class Collector:
             Whether the execution has ended now; False when the result must not be believed.
         """
         result = self.verify(agent, exec_id, raw)
-        if result is None:
+        if isinstance(result, str):
+            await self._refuse(agent, exec_id, result)
             return False
         outcome = await self._ledger.ended(agent, exec_id, result.receipt, result.token)
         if outcome in ("ORDER", "MISSING"):
-            log.warning("receipt.refused", agent=agent, id=exec_id, reason="answers no order of ours")
+            await self._refuse(agent, exec_id, "a receipt answers no order that this agent was sent")
             return False
         if outcome == "STATE":
             await self._late(agent, exec_id, result)
@@ -201,16 +162,25 @@ class Collector:
             await self._resolve(exec_id)
         return True
 
+    async def _refuse(self, agent: str, exec_id: str, reason: str) -> None:
+        log.warning("receipt.refused", agent=agent, id=exec_id, reason=reason)
+        await self._findings.add(AuditCode.RECEIPT_REFUSED, exec_id, f"{reason}, in the name of {agent[:64]}")
+
     async def _late(self, agent: str, exec_id: str, result: Result) -> None:
         """A receipt for what had ended otherwise: the end stands, the receipt goes on the record."""
         record = await self._ledger.record(exec_id)
-        if record is None or record.fields.get(b"receipt", b"").decode() == result.token:
+        if record is None or record.receipt == result.token:
             # Another orchestrator folded the same receipt.
             return
-        if record.state in (ExecState.LOST, ExecState.EXPIRED):
-            await self._trail.append(
-                AuditCode.LATE_RECEIPT, id=exec_id, agent_id=agent, authorized="1", requested_by=record.requested_by,
-                exit_code=str(result.receipt.exit_code),
-                reason=f"the agent reports {result.receipt.state} after it was given up as {record.state}",
-                evidence_sha256=hashlib.sha256(result.token.encode()).hexdigest(),
-            )  # fmt: skip
+        if record.receipt or not record.state.terminal:
+            why = f"a receipt says {result.receipt.state} of it, while the ledger says {record.state}"
+            await self._refuse(agent, exec_id, why)
+            return
+        await self._findings.add(
+            AuditCode.LATE_RECEIPT, exec_id,
+            f"the agent reports {result.receipt.state} after it had ended as {record.state}",
+            # Its agent did sign it, and many may come at once, after a network was away.
+            bounded=False,
+            exit_code=str(result.receipt.exit_code),
+            evidence_sha256=hashlib.sha256(result.token.encode()).hexdigest(),
+        )  # fmt: skip

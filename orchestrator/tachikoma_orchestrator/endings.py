@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
+from tachikoma.errors import TachikomaError
 from tachikoma.models import ExecResponse
 
 __all__ = ["Endings", "Waiters"]
@@ -33,7 +34,9 @@ class Waiters(Generic[T]):
                 waiting.discard(future)
                 if not waiting:
                     del self._waiting[exec_id]
-            future.cancel()
+            if not future.cancel() and not future.cancelled():
+                # Whoever waited may have left before it was told; that is no error of anybody.
+                future.exception()
 
     def awaited(self, exec_id: str) -> bool:
         """Whether somebody waits for it and was not told yet."""
@@ -62,3 +65,10 @@ class Endings(Waiters[ExecResponse]):
         """Tell everybody who waits for an end; it also ends the waiting for an approval."""
         self.tell(response.id, response)
         self.approvals.tell(response.id, None)
+
+    def fail(self, exec_id: str, error: TachikomaError) -> None:
+        """Tell everybody who waits for an end that it cannot be told."""
+        for future in self._waiting.get(exec_id, ()):
+            if not future.done():
+                future.set_exception(error)
+        self.approvals.tell(exec_id, None)

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 import structlog
 
 from tachikoma import keys
+from tachikoma.errors import OutputAltered
 from tachikoma.models import ExecOutput, ExecResponse, OutputKind
 from tachikoma.output import FIELD, STDOUT, Frame, entry_id
 from tachikoma.redis_access import Redis
@@ -109,8 +110,8 @@ class Follower:
         """Chunks the log holds now, and a gap where it no longer holds them."""
         while True:
             entries = await self._redis.xrange(self._key, min=entry_id(self._seq + 1), max="+", count=READ_ENTRIES)
-            for _, fields in entries:
-                frame = Frame.decode(fields[FIELD])
+            for entry, fields in entries:
+                frame = self._frame(entry, fields)
                 missing = 0 if self._offset is None else frame.offset - self._offset
                 if frame.seq > self._seq + 1 and self._offset is None:
                     # The caller's position is no longer in the log, so how much lay between is not known exactly;
@@ -122,6 +123,20 @@ class Follower:
             await self._acknowledge()
             if len(entries) < READ_ENTRIES:
                 return
+
+    def _frame(self, entry: bytes, fields: dict[bytes, bytes]) -> Frame:
+        """The frame of an entry of the log.
+
+        Raises:
+            OutputAltered: it is none, or stands in the place of another, by whose number a reader might go round.
+        """
+        try:
+            frame = Frame.decode(fields[FIELD])
+        except (ValueError, KeyError):
+            raise OutputAltered(f"an entry of the output log of {self._exec_id} is no output of its agent") from None
+        if entry.decode() != entry_id(frame.seq):
+            raise OutputAltered(f"the output log of {self._exec_id} has chunk {frame.seq} in the place of another")
+        return frame
 
     async def _acknowledge(self) -> None:
         """Tell the agent what was read. Of several readers the last to say so counts."""

@@ -1,11 +1,11 @@
 """The ledger: one record an execution in Redis, changed only by the scripts in `lua/`.
 
-Every change is a compare-and-set that writes its audit event in the same script. `Status` and `List` read nothing else.
+Every change is a compare-and-set that writes its audit event in the same script. What it says of an end is told to
+callers through `evidence.py`, which verifies it; only `List` tells records as they stand.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import shlex
@@ -14,7 +14,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
+import structlog
+from redis.exceptions import ResponseError
+
 from tachikoma import keys
+from tachikoma.errors import RecordAltered
 from tachikoma.models import (
     AuditCode,
     AuditedRequest,
@@ -23,17 +27,16 @@ from tachikoma.models import (
     ExecState,
     ExecStatus,
     ExecTransition,
-    KillReceipt,
-    OutputSummary,
     RateLimitConfig,
-    ResourceUsage,
 )
-from tachikoma.redis_access import Redis
+from tachikoma.redis_access import Redis, wrong_type
 from tachikoma.signed import Receipt
 from tachikoma_orchestrator.audit import AuditTrail, audited
 from tachikoma_orchestrator.scripts import Call, Runner, Script
 
-__all__ = ["FENCE", "Admission", "Dispatch", "Ledger", "Outcome", "Record"]
+__all__ = ["FENCE", "Admission", "Dispatch", "Ledger", "Outcome", "Record", "from_milliseconds", "receipt_fields"]
+
+log = structlog.get_logger(__name__)
 
 #: The claim's value when nobody may start the execution any more.
 FENCE = "fence"
@@ -136,6 +139,16 @@ class Record:
         return self._text("order_sha256")
 
     @property
+    def receipt(self) -> str:
+        """The signed receipt it ended with; empty where there is none."""
+        return self._text("receipt")
+
+    @property
+    def passed(self) -> list[ExecState]:
+        """The states it came through, the present one last."""
+        return [ExecState(step.partition(" ")[0]) for step in self._text("history").split(";")]
+
+    @property
     def waits(self) -> bool:
         """Whether its output waits for readers."""
         return self._text("waits") == "1"
@@ -168,7 +181,41 @@ class Record:
         return int(self._text("stdout_bytes") or 0) + int(self._text("stderr_bytes") or 0)
 
     def status(self) -> ExecStatus:
-        """The record for callers."""
+        """The record for callers, as it stands.
+
+        Raises:
+            RecordAltered: it is none that this program wrote.
+        """
+        try:
+            return self._status()
+        except (ValueError, KeyError, TypeError, OverflowError, OSError) as error:
+            raise self._unreadable(error) from None
+
+    def check(self) -> Record:
+        """Itself, if what everybody looks at in it can be read.
+
+        Raises:
+            RecordAltered: it cannot: somebody else wrote it.
+        """
+        try:
+            _ = (
+                self.state,
+                self.passed,
+                self.agent,
+                self.requested_by,
+                self.receipt,
+                self.admitted_ms,
+                self.deadline_ms,
+            )
+        except (ValueError, OverflowError) as error:
+            raise self._unreadable(error) from None
+        return self
+
+    def _unreadable(self, error: Exception) -> RecordAltered:
+        why = f"its record in the ledger cannot be read: {str(error)[:200]}"
+        return RecordAltered(f"what became of {self.exec_id} cannot be told: {why}", metadata={"id": self.exec_id})
+
+    def _status(self) -> ExecStatus:
         request = AuditedRequest.model_validate_json(self._text("request"))
         history = []
         for step in self._text("history").split(";"):
@@ -199,31 +246,44 @@ class Record:
             approval_reason=self._text("approval_reason"),
         )
 
-    def response(self, stdout: bytes = b"", stderr: bytes = b"") -> ExecResponse:
-        """The end of the execution, with what there is of its output."""
-
-        def summary(name: str, held: bytes) -> OutputSummary:
-            total = int(self._text(f"{name}_bytes") or 0)
-            return OutputSummary(total_bytes=total, sha256=self._text(f"{name}_sha256"), truncated=len(held) < total)
-
+    def response(self) -> ExecResponse:
+        """The end of an execution that has no receipt: nothing is known of an exit code or an output."""
         return ExecResponse(
             id=self.exec_id,
             agent_id=self.agent,
             state=self.state,
-            exit_code=int(self._text("exit_code") or -1),
-            signal=int(self._text("signal") or 0),
-            stdout=stdout,
-            stderr=stderr,
-            stdout_summary=summary("stdout", stdout),
-            stderr_summary=summary("stderr", stderr),
+            exit_code=-1,
             start_time=_time(self.fields.get(b"started_ms")),
-            end_time=_time(self.fields.get(b"ended_ms")) or _time(self.fields.get(b"settled_ms")),
-            duration=timedelta(microseconds=int(self._text("duration_us") or 0)),
+            end_time=_time(self.fields.get(b"settled_ms")),
             error=self._text("error"),
             cancelled=self.state is ExecState.CANCELLED,
-            usage=ResourceUsage.model_validate_json(self._text("usage") or "{}"),
-            kill=KillReceipt.model_validate_json(kill) if (kill := self._text("kill")) else None,
         )
+
+
+def _not_a_record(exec_id: str, error: ResponseError) -> Exception:
+    """What Redis answered instead of a record: that it is something else, or that it does not answer now."""
+    return Record(exec_id, {})._unreadable(error) if wrong_type(error) else error
+
+
+def receipt_fields(receipt: Receipt, token: str) -> dict[str, str]:
+    """What a record holds of a receipt."""
+    return {
+        "exit_code": str(receipt.exit_code),
+        "signal": str(receipt.signal),
+        "error": receipt.error,
+        "executable": receipt.executable,
+        "usage": receipt.usage.to_json(),
+        "kill": receipt.kill.to_json() if receipt.kill else "",
+        "started_ms": str(receipt.started_ms),
+        "ended_ms": str(receipt.ended_ms),
+        "duration_us": str(receipt.duration_us),
+        "chunks": str(receipt.chunks),
+        "stdout_bytes": str(receipt.stdout.total_bytes),
+        "stdout_sha256": receipt.stdout.sha256,
+        "stderr_bytes": str(receipt.stderr.total_bytes),
+        "stderr_sha256": receipt.stderr.sha256,
+        "receipt": token,
+    }
 
 
 class Ledger:
@@ -355,23 +415,7 @@ class Ledger:
 
     async def ended(self, agent: str, exec_id: str, receipt: Receipt, token: str) -> str:
         """Fold a verified receipt. Returns the script's outcome: DONE, STATE, MISSING or ORDER."""
-        fields = {
-            "exit_code": str(receipt.exit_code),
-            "signal": str(receipt.signal),
-            "error": receipt.error,
-            "executable": receipt.executable,
-            "usage": receipt.usage.to_json(),
-            "kill": receipt.kill.to_json() if receipt.kill else "",
-            "started_ms": str(receipt.started_ms),
-            "ended_ms": str(receipt.ended_ms),
-            "duration_us": str(receipt.duration_us),
-            "chunks": str(receipt.chunks),
-            "stdout_bytes": str(receipt.stdout.total_bytes),
-            "stdout_sha256": receipt.stdout.sha256,
-            "stderr_bytes": str(receipt.stderr.total_bytes),
-            "stderr_sha256": receipt.stderr.sha256,
-            "receipt": token,
-        }
+        fields = receipt_fields(receipt, token)
         return await self._transition_outcome(
             agent, exec_id, [ExecState.QUEUED, ExecState.STARTED], receipt.state, fields,
             code=AuditCode(receipt.state.lower()), order_sha256=receipt.order_sha256,
@@ -444,20 +488,36 @@ class Ledger:
     # --- reads --------------------------------------------------------------------------------------------------------
 
     async def record(self, exec_id: str) -> Record | None:
-        """One record, or None where there is none."""
-        fields = await self._redis.hgetall(keys.execution(exec_id))
-        return Record(exec_id, fields) if fields else None
+        """One record, or None where there is none.
+
+        Raises:
+            RecordAltered: what stands there is no record.
+        """
+        try:
+            fields = await self._redis.hgetall(keys.execution(exec_id))
+        except ResponseError as error:
+            raise _not_a_record(exec_id, error) from None
+        return Record(exec_id, fields).check() if fields else None
 
     async def records(self, exec_ids: Sequence[str]) -> list[Record]:
-        """Records in the order asked for; missing ones are left out."""
+        """Records in the order asked for; those that are missing, or are none, are left out."""
         found: list[Record] = []
         for begin in range(0, len(exec_ids), BATCH):
             part = exec_ids[begin : begin + BATCH]
             async with self._redis.pipeline(transaction=False) as pipe:
                 for exec_id in part:
                     pipe.hgetall(keys.execution(exec_id))
-                answers = await pipe.execute()
-            found += [Record(exec_id, fields) for exec_id, fields in zip(part, answers, strict=True) if fields]
+                answers = await pipe.execute(raise_on_error=False)
+            for exec_id, fields in zip(part, answers, strict=True):
+                try:
+                    if isinstance(fields, ResponseError):
+                        raise _not_a_record(exec_id, fields)
+                    if isinstance(fields, Exception):
+                        raise fields
+                    if fields:
+                        found.append(Record(exec_id, fields).check())
+                except RecordAltered as error:
+                    log.error("record.unreadable", id=exec_id, reason=str(error))
         return found
 
     async def readiness(self, agent: str) -> Outcome:
@@ -483,18 +543,6 @@ class Ledger:
         ids = await self._redis.zrange(keys.APPROVALS, 0, self._approvals_size - 1)
         records = await self.records([item.decode() for item in ids])
         return [record for record in records if record.state is ExecState.PENDING_APPROVAL]
-
-    async def response(self, record: Record) -> ExecResponse:
-        """How an ended execution ended, with its output while the agent's result is kept."""
-        stdout, stderr = b"", b""
-        raw = await self._redis.get(keys.result(record.agent, record.exec_id))
-        if raw and b"receipt" in record.fields:
-            result = json.loads(raw).get("result") or {}
-            # The receipt in the record is the verified one; the result is only believed if it carries the same.
-            if result.get("receipt", "").encode() == record.fields[b"receipt"]:
-                stdout = base64.b64decode(result.get("stdout", ""))
-                stderr = base64.b64decode(result.get("stderr", ""))
-        return record.response(stdout, stderr)
 
     async def open_executions(self, *, offset: int, limit: int) -> list[str]:
         """Ids of executions that have not ended, those with the nearest queue deadline first."""

@@ -17,11 +17,12 @@ import time
 from datetime import timedelta
 
 import structlog
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from tachikoma import keys
+from tachikoma.errors import RecordAltered
 from tachikoma.models import ExecState
-from tachikoma.redis_access import Redis
+from tachikoma.redis_access import Redis, wrong_type
 from tachikoma_orchestrator.audit import AuditTrail
 from tachikoma_orchestrator.collector import Collector
 from tachikoma_orchestrator.ledger import FENCE, Ledger, Record
@@ -127,11 +128,20 @@ class Reaper:
             for record in records:
                 pipe.get(keys.claim(record.agent, record.exec_id))
                 pipe.exists(keys.result(record.agent, record.exec_id))
-            answers = await pipe.execute()
+            answers = await pipe.execute(raise_on_error=False)
         still_open = 0
         for index, record in enumerate(records):
-            claim: bytes | None = answers[2 * index]
-            if not await self._end(record, claim, bool(answers[2 * index + 1]), agents.get(record.agent), now_ms):
+            claim, has_result = answers[2 * index : 2 * index + 2]
+            try:
+                if isinstance(claim, Exception):
+                    raise claim
+                if not await self._end(record, claim, bool(has_result), agents.get(record.agent), now_ms):
+                    still_open += 1
+            except (ResponseError, RecordAltered, ValueError) as error:
+                if isinstance(error, ResponseError) and not wrong_type(error):
+                    raise
+                # Whoever owns Redis may have put anything there; one execution must not cost the others their ends.
+                log.error("reaper.unreadable", id=record.exec_id, error=str(error)[:300])
                 still_open += 1
         return still_open
 

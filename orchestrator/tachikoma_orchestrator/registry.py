@@ -19,7 +19,7 @@ from tachikoma import keys
 from tachikoma.errors import AgentUnknown
 from tachikoma.heartbeat import Heartbeat
 from tachikoma.models import AgentInfo, Model
-from tachikoma.redis_access import Redis
+from tachikoma.redis_access import Redis, wrong_type
 from tachikoma_orchestrator.scripts import Runner, Script
 
 __all__ = ["AgentState", "Registry"]
@@ -53,10 +53,20 @@ class Registry:
         self._left = Script("left")
         self._drain = Script("drain")
         self._labels: dict[str, dict[str, str]] = {}
+        self._journals: dict[str, str] = {}
 
     def labels(self, agent: str) -> dict[str, str]:
         """What an agent says of itself; nothing of one that was not heard of."""
         return self._labels.get(agent, {})
+
+    async def journal(self, agent: str) -> str:
+        """The journal an agent has now, by its last heartbeat; empty of one that was not heard of."""
+        if agent not in self._journals:
+            # It joined, and its heartbeat is still on the way.
+            raw = await self._redis.get(keys.info(agent))
+            if raw:
+                await self.heard(agent, raw)
+        return self._journals.get(agent, "")
 
     async def discover(self) -> None:
         """Learn of agents that said something while nobody listened. Reads every key once, in steps."""
@@ -73,7 +83,7 @@ class Registry:
         except ValidationError as error:
             log.warning("heartbeat.unreadable", agent=agent, error=str(error)[:500])
             return
-        self._labels[agent] = heartbeat.labels
+        self._labels[agent], self._journals[agent] = heartbeat.labels, heartbeat.boot
         what = f"version {heartbeat.version} on {heartbeat.hostname}"
         await self._runner.run(
             self._heard(
@@ -84,7 +94,7 @@ class Registry:
 
     async def notice_departures(self, agents: Mapping[str, AgentState]) -> None:
         """Put on the record which of the agents that joined are gone."""
-        for agent in [item.decode() for item in await self._redis.hkeys(keys.ONLINE)]:
+        for agent in [item.decode(errors="replace") for item in await self._redis.hkeys(keys.ONLINE)]:
             if agent not in agents or not agents[agent].online:
                 call = self._left(keys=[keys.info(agent), keys.ONLINE, keys.AUDIT], args=[agent])
                 if await self._runner.run(call):
@@ -110,21 +120,30 @@ class Registry:
     async def all(self) -> dict[str, AgentState]:
         """Every agent ever heard of."""
         kept: dict[bytes, bytes] = await self._redis.hgetall(keys.AGENTS)
-        agents = [agent.decode() for agent in kept]
+        agents = [agent.decode(errors="replace") for agent in kept]
         async with self._redis.pipeline(transaction=False) as pipe:
             for agent in agents:
                 pipe.get(keys.info(agent))
-            current = await pipe.execute() if agents else []
+            current = await pipe.execute(raise_on_error=False) if agents else []
         states: dict[str, AgentState] = {}
         for agent, raw, info in zip(agents, kept.values(), current, strict=True):
-            entry: dict[str, Any] = json.loads(raw)
-            heartbeat = Heartbeat.model_validate(entry["heartbeat"])
+            if isinstance(info, Exception):
+                if not wrong_type(info):
+                    raise info
+                info = None
+            try:
+                entry: dict[str, Any] = json.loads(raw)
+                heartbeat, seen_ms = Heartbeat.model_validate(entry["heartbeat"]), int(entry["seen_ms"])
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                # Not written by us; it must not hide the others.
+                log.warning("agent.unreadable", agent=agent[:64], error=str(error)[:300])
+                continue
             if info:
                 try:
                     heartbeat = Heartbeat.model_validate_json(info)
                 except ValidationError:
                     info = None
-            states[agent] = AgentState(heartbeat, entry["seen_ms"], online=info is not None)
+            states[agent] = AgentState(heartbeat, seen_ms, online=info is not None)
         return states
 
     async def describe(self) -> list[AgentInfo]:

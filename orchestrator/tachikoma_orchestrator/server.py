@@ -39,6 +39,7 @@ from tachikoma_orchestrator.approval import Approvals
 from tachikoma_orchestrator.audit import AuditTrail
 from tachikoma_orchestrator.collector import Collector
 from tachikoma_orchestrator.endings import Endings
+from tachikoma_orchestrator.evidence import Evidence, Findings
 from tachikoma_orchestrator.guard import Guard
 from tachikoma_orchestrator.ledger import Ledger
 from tachikoma_orchestrator.metrics import POLICIES, POLICY_ERROR, POLICY_SINCE, serve_metrics
@@ -190,7 +191,9 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
     endings = Endings()
     subscriber = Subscriber(subscriptions)
     registry = Registry(redis)
-    collector = Collector(redis, ledger, trail, endings, registry, identity)
+    findings = Findings(redis, trail)
+    evidence = Evidence(redis, findings, identity)
+    collector = Collector(redis, ledger, endings, registry, identity, evidence, findings)
     collector.attach(subscriber)
     subscriber.on_gap(registry.discover)
     reaper = Reaper(
@@ -222,7 +225,7 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
     add_RemoteExecutionServicer_to_server(  # type: ignore[no-untyped-call]
         RemoteExecution(
             redis, ledger, admitter, endings, subscriber, registry, policies,
-            Approvals(ledger, trail, admitter, identity), trail, identity,
+            Approvals(ledger, trail, admitter, identity, findings), trail, identity, evidence,
         ),
         server,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from tachikoma import keys, wire
-from tachikoma.errors import InvalidRequest, NotFound, OutputAltered, PermissionDenied
+from tachikoma.errors import InvalidRequest, NotFound, OutputAltered, PermissionDenied, RecordAltered
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionServicer
 from tachikoma.models import (
@@ -22,6 +22,7 @@ from tachikoma.models import (
     ExecRequest,
     ExecResponse,
     ExecState,
+    ExecStatus,
     OutputKind,
 )
 from tachikoma.output import OutputCheck
@@ -35,6 +36,7 @@ from tachikoma_orchestrator.admission import Admitter, Peer
 from tachikoma_orchestrator.approval import Approvals, checked_reason
 from tachikoma_orchestrator.audit import AuditTrail
 from tachikoma_orchestrator.endings import Endings
+from tachikoma_orchestrator.evidence import Evidence
 from tachikoma_orchestrator.follow import Follower
 from tachikoma_orchestrator.guard import current_peer
 from tachikoma_orchestrator.ledger import Ledger, Record
@@ -81,6 +83,7 @@ class RemoteExecution(RemoteExecutionServicer):
         approvals: Approvals,
         trail: AuditTrail,
         identity: FileSvidSource,
+        evidence: Evidence,
     ) -> None:
         self._redis = redis
         self._ledger = ledger
@@ -92,6 +95,7 @@ class RemoteExecution(RemoteExecutionServicer):
         self._approvals = approvals
         self._trail = trail
         self._identity = identity
+        self._evidence = evidence
 
     # --- running ------------------------------------------------------------------------------------------------------
 
@@ -117,7 +121,11 @@ class RemoteExecution(RemoteExecutionServicer):
         with self._endings.expect(wanted.id) as end:
             if not await self._admitter.admit(wanted, current_peer()):
                 await self._check_ended(wanted.id)
-            return wire.response_to_pb(await end)
+            response = await end
+        if response.agent_id != wanted.agent_id:
+            why = f"the ledger has the end of it from {response.agent_id}, and it was for {wanted.agent_id}"
+            raise await self._evidence.altered(wanted.id, why)
+        return wire.response_to_pb(response)
 
     async def ExecuteStream(  # noqa: N802
         self, request: pb.ExecRequest, context: Any
@@ -145,9 +153,13 @@ class RemoteExecution(RemoteExecutionServicer):
             async with follower.listen():
                 record = await self._record(request.id)
                 if request.no_follow and not record.state.terminal:
-                    yield wire.output_to_pb(self._status(record))
-                    async for output in follower.replay():
-                        yield wire.output_to_pb(output)
+                    yield wire.output_to_pb(await self._status(record))
+                    try:
+                        async for output in follower.replay():
+                            yield wire.output_to_pb(output)
+                    except OutputAltered as error:
+                        await self._note_altered(record, str(error))
+                        raise
                     return
                 async for output in self._follow(follower, record, end):
                     yield wire.output_to_pb(output)
@@ -157,7 +169,7 @@ class RemoteExecution(RemoteExecutionServicer):
     ) -> AsyncIterator[ExecOutput]:
         """Status, again when it was approved, chunks, and the result."""
         with self._endings.approvals.expect(record.exec_id) as approval:
-            yield self._status(record)
+            yield await self._status(record)
             await self._check_ended(record.exec_id)
             if record.state is ExecState.PENDING_APPROVAL:
                 record = await self._ledger.record(record.exec_id) or record
@@ -165,12 +177,16 @@ class RemoteExecution(RemoteExecutionServicer):
                     await approval
                     record = await self._ledger.record(record.exec_id) or record
                 if not record.state.terminal:
-                    yield self._status(record)
+                    yield await self._status(record)
         check = OutputCheck(from_start=not follower.seq)
         follower.acknowledges = record.waits
-        async for output in follower.until(end):
-            check.add(output)
-            yield output
+        try:
+            async for output in follower.until(end):
+                check.add(output)
+                yield output
+        except OutputAltered as error:
+            await self._note_altered(record, str(error))
+            raise
         response = end.result()
         total = response.stdout_summary.total_bytes + response.stderr_summary.total_bytes
         missing = follower.missing_at_end(total)
@@ -179,11 +195,7 @@ class RemoteExecution(RemoteExecutionServicer):
             yield gap
         if stream := check.altered(response):
             why = f"what was read of its {stream} is not what its agent signed for"
-            log.error("output.altered", id=record.exec_id, agent=record.agent, stream=stream)
-            await self._trail.append(
-                AuditCode.OUTPUT_ALTERED, id=record.exec_id, agent_id=record.agent, authorized="1",
-                requested_by=record.requested_by, actor=str(current_peer()), reason=why,
-            )  # fmt: skip
+            await self._note_altered(record, why)
             raise OutputAltered(
                 f"{record.exec_id} ended {response.state} with exit code {response.exit_code}, but {why}"
             )
@@ -195,25 +207,38 @@ class RemoteExecution(RemoteExecutionServicer):
             result=response.model_copy(update={"stdout": b"", "stderr": b""}),
         )
 
-    @staticmethod
-    def _status(record: Record) -> ExecOutput:
-        return ExecOutput(id=record.exec_id, kind=OutputKind.STATUS, status=record.status())
+    async def _note_altered(self, record: Record, why: str) -> None:
+        log.error("output.altered", id=record.exec_id, agent=record.agent, reason=why)
+        await self._trail.append(
+            AuditCode.OUTPUT_ALTERED, id=record.exec_id, agent_id=record.agent, authorized="1",
+            requested_by=record.requested_by, actor=str(current_peer()), reason=why,
+        )  # fmt: skip
+
+    async def _status(self, record: Record) -> ExecOutput:
+        status = await self._evidence.status(record)
+        return ExecOutput(id=record.exec_id, kind=OutputKind.STATUS, status=status)
 
     async def _check_ended(self, exec_id: str) -> None:
-        """Resolve an end that came before anybody waited for it."""
-        state = await self._redis.hget(keys.execution(exec_id), "state")
-        if state is not None and ExecState(state.decode()).terminal:
-            record = await self._ledger.record(exec_id)
-            if record is not None:
-                self._endings.resolve(await self._ledger.response(record))
+        """Resolve an end that came before anybody waited for it.
+
+        Raises:
+            RecordAltered: the ledger says of it what nobody signed.
+        """
+        record = await self._ledger.record(exec_id)
+        if record is not None and record.state.terminal:
+            self._endings.resolve(await self._evidence.response(record))
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
     async def Status(self, request: pb.StatusRequest, context: Any) -> pb.StatusResponse:  # noqa: N802
         record = await self._record(request.id)
-        return pb.StatusResponse(status=wire.status_to_pb(record.status()))
+        return pb.StatusResponse(status=wire.status_to_pb(await self._evidence.status(record)))
 
     async def List(self, request: pb.ListRequest, context: Any) -> pb.ListResponse:  # noqa: N802
+        """Records as they stand in the ledger: hundreds of signatures are not verified for an overview.
+
+        Whoever acts on how one of them ended asks for that one: `Status`, `Execute` and `Attach` verify it.
+        """
         size = _page(request.page_size, "page_size")
         subject = str(current_peer())
         operator = self._policies.current.is_operator(subject)
@@ -223,7 +248,7 @@ class RemoteExecution(RemoteExecutionServicer):
             return (operator or record.requested_by == subject) and wanted.matches(record, self._registry.labels)
 
         position = _parse_token(request.page_token) or wanted.start
-        found: list[Record] = []
+        found: list[ExecStatus] = []
         # A caller who owns few of many pays with short pages, not the server with a long search.
         for _ in range(MAX_LIST_STEPS):
             ids = await self._ledger.newest(
@@ -235,7 +260,11 @@ class RemoteExecution(RemoteExecutionServicer):
                 record = records.get(exec_id)
                 if record is None or not visible(record):
                     continue
-                found.append(record)
+                try:
+                    found.append(record.status())
+                except RecordAltered as error:
+                    # One that somebody broke must not hide the others.
+                    log.error("record.unreadable", id=exec_id, reason=str(error))
                 if len(found) == size:
                     break
             if len(ids) < size:
@@ -245,7 +274,7 @@ class RemoteExecution(RemoteExecutionServicer):
             if len(found) == size:
                 break
         return pb.ListResponse(
-            executions=[wire.status_to_pb(record.status()) for record in found],
+            executions=[wire.status_to_pb(status) for status in found],
             next_page_token=json.dumps(position) if position else "",
         )
 
@@ -333,7 +362,7 @@ class RemoteExecution(RemoteExecutionServicer):
         peer = current_peer()
         record = await self._record(request.id)
         outcome = await self._cancel(record, peer)
-        status = (await self._record(request.id)).status()
+        status = await self._evidence.status(await self._record(request.id))
         return wire.cancel_to_pb(CancelResponse(outcome=outcome, status=status))
 
     async def _cancel(self, record: Record, peer: Peer) -> CancelOutcome:
@@ -363,6 +392,8 @@ class RemoteExecution(RemoteExecutionServicer):
                 iss=str(svid.spiffe_id),
                 aud=str(agent_id(svid.spiffe_id.trust_domain, agent)),
                 sub=str(peer),
+                # Whose it is the ledger said, which may lie; its agent knows by the order.
+                requested_by="" if self._policies.current.is_operator(str(peer)) else str(peer),
                 iat=int(time.time()),
                 jti=exec_id,
             ),
@@ -380,7 +411,11 @@ class RemoteExecution(RemoteExecutionServicer):
         Raises:
             NotFound: there is none, or it is somebody else's; the answer is the same.
         """
-        record = await self._ledger.record(exec_id) if exec_id else None
+        try:
+            record = await self._ledger.record(exec_id) if exec_id else None
+        except RecordAltered as error:
+            await self._evidence.altered(exec_id, str(error))
+            raise
         subject = str(current_peer())
         if record is None or not (record.requested_by == subject or self._policies.current.is_operator(subject)):
             raise NotFound(f"there is no execution {exec_id[:80]!r} of yours")

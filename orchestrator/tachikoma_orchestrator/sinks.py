@@ -42,6 +42,10 @@ POLL_SECONDS = 0.005
 SYSLOG_FACILITY = 13
 #: Severities of RFC 5424, table 2.
 WARNING, INFORMATIONAL = 4, 6
+#: Events that are warnings although policy had said yes.
+_WARNINGS = frozenset(
+    {"lost", "policy_kept", "agent_left", "late_receipt", "output_altered", "receipt_refused", "record_altered"}
+)
 
 
 class SinkAway(Exception):
@@ -254,7 +258,7 @@ class StandardOutputSink:
 
 def syslog_message(event: ExecAuditLog, host: str) -> bytes:
     """An event as a message of RFC 5424; its text is the event as JSON."""
-    refused = not event.authorized or event.event in ("lost", "policy_kept", "agent_left", "late_receipt")
+    refused = not event.authorized or event.event in _WARNINGS
     priority = SYSLOG_FACILITY * 8 + (WARNING if refused else INFORMATIONAL)
     time_text = event.time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     header = f"<{priority}>1 {time_text} {host} tachikoma {os.getpid()} {event.event} - "

@@ -26,6 +26,7 @@ from tachikoma.errors import (
     NotFound,
     OutputAltered,
     PermissionDenied,
+    RecordAltered,
     ResourceExhausted,
     ServerError,
     TachikomaError,
@@ -94,6 +95,7 @@ __all__ = [  # noqa: RUF022 (grouped by what they are for)
     "AgentOffline",
     "AgentDraining",
     "OutputAltered",
+    "RecordAltered",
     "ServerError",
     "ExecutionFailed",
 ]

@@ -22,6 +22,7 @@ __all__ = [
     "NotFound",
     "OutputAltered",
     "PermissionDenied",
+    "RecordAltered",
     "ResourceExhausted",
     "ServerError",
     "TachikomaError",
@@ -141,6 +142,13 @@ class OutputAltered(TachikomaError):
     """The output that was read is not what the agent signed for; how the execution ended is not in doubt."""
 
     reason = "OUTPUT_ALTERED"
+    code = grpc.StatusCode.DATA_LOSS
+
+
+class RecordAltered(TachikomaError):
+    """What the ledger says of an execution is not what was signed; what really became of it, its agent knows."""
+
+    reason = "RECORD_ALTERED"
     code = grpc.StatusCode.DATA_LOSS
 
 

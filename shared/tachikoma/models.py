@@ -666,6 +666,10 @@ class AuditCode(StrEnum):
     LATE_RECEIPT = "late_receipt"
     #: What was read of an output is not what its agent signed for.
     OUTPUT_ALTERED = "output_altered"
+    #: A receipt came that must not be believed; the execution goes on as if it had not.
+    RECEIPT_REFUSED = "receipt_refused"
+    #: What the ledger says of an execution is not what was signed.
+    RECORD_ALTERED = "record_altered"
     #: A certificate was not accepted.
     IDENTITY_REJECTED = "identity_rejected"
     #: A policy set is in force now.

@@ -38,7 +38,10 @@ _REFUSALS = {
     AuditCode.IDENTITY_REJECTED,
 }
 _ENDS = {state.lower() for state in ExecState if state.terminal}
-_ALARMS = {AuditCode.IDENTITY_REJECTED, AuditCode.APPROVAL_REFUSED, AuditCode.LATE_RECEIPT}
+_ALARMS = {
+    AuditCode.IDENTITY_REJECTED, AuditCode.APPROVAL_REFUSED, AuditCode.LATE_RECEIPT,
+    AuditCode.RECEIPT_REFUSED, AuditCode.RECORD_ALTERED,
+}  # fmt: skip
 
 
 def _milliseconds(event: ExecAuditLog) -> int:

@@ -9,11 +9,12 @@ from redis import asyncio as redis_asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tachikoma.errors import ConfigurationError
 
-__all__ = ["OPERATION_SECONDS", "Redis", "celery_url", "check_url", "connect"]
+__all__ = ["OPERATION_SECONDS", "Redis", "celery_url", "check_url", "connect", "wrong_type"]
 
 #: An asyncio client made by `connect`. redis-py types its answers for every way of decoding them; here they are bytes.
 Redis: TypeAlias = Any
@@ -65,3 +66,8 @@ def connect(url: str, *, name: str, max_connections: int = 64) -> Redis:
         protocol=2,
     )
     return redis_asyncio.Redis.from_pool(pool)
+
+
+def wrong_type(error: Exception) -> bool:
+    """Whether a name holds another kind of value than belongs there; nobody but who means harm puts one there."""
+    return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)

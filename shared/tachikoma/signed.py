@@ -129,6 +129,10 @@ class WorkOrder(_Claims):
     policy: str
     #: SPIFFE ID of who approved it; empty where policy asked for no approval.
     approved_by: str = ""
+    #: The journal its agent had when it was signed. With another the agent cannot know whether it was started before.
+    journal: str = ""
+    #: The labels of the agent that policy decided by. They came over Redis, so the agent holds them against its own.
+    labels: dict[str, str] = Field(default_factory=dict)
     grant: Grant
     request: ExecRequest
 
@@ -151,6 +155,8 @@ class CancelOrder(_Claims):
     aud: str
     #: Who asked for it.
     sub: str
+    #: Whose the execution must be for that; empty where an operator asks, who may end those of all.
+    requested_by: str = ""
     jti: Identifier
 
 

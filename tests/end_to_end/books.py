@@ -38,8 +38,10 @@ _EVENTS = {
 _MOVES = {*_EVENTS.values(), AuditCode.ADMITTED, AuditCode.APPROVED}
 #: May stand between them; each at most so often.
 _BESIDE = {AuditCode.DISPATCHED: 1, AuditCode.LATE_RECEIPT: 1}
-#: Events of a request that never became an execution, or was not this one.
+#: Events of a request that never became an execution, or was not this one; and of what somebody put where it does not
+#: belong.
 _REFUSALS = {
+    AuditCode.RECEIPT_REFUSED, AuditCode.RECORD_ALTERED,
     AuditCode.DENIED, AuditCode.LIMITED, AuditCode.REFUSED, AuditCode.MALFORMED,
     AuditCode.APPROVAL_REFUSED, AuditCode.CANCEL_REQUESTED,
 }  # fmt: skip

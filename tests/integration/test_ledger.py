@@ -521,7 +521,7 @@ async def test_a_receipt_ends_an_execution_whether_or_not_its_start_was_told(
     assert (status.state, status.exit_code, record.chunks, record.output_bytes) == (ExecState.FAILED, 3, 2, 6)
     assert status.start_time == datetime(2026, 1, 31, 12, tzinfo=UTC)
     assert status.end_time == datetime(2026, 1, 31, 12, 0, 1, 500_000, tzinfo=UTC)
-    assert record.response().duration == timedelta(seconds=1.5)
+    assert record.fields[b"duration_us"] == b"1500000"
     assert record.fields[b"receipt"] == b"token"
     [event] = (await ledger.trail.read(after="", limit=10, exec_id="job-7"))[-1:]
     assert (event.event, event.exit_code, event.duration) == ("failed", 3, timedelta(seconds=1.5))

@@ -15,11 +15,9 @@ from tachikoma.redis_access import celery_url
 from tachikoma_worker import transport
 from tachikoma_worker.engine import Engine
 from tachikoma_worker.settings import WorkerSettings
+from tachikoma_worker.transport import TASK_NAME
 
 __all__ = ["make_app", "make_worker"]
-
-#: As in `tachikoma_orchestrator.dispatch`, which must not be imported here.
-TASK_NAME = "tachikoma.execute"
 
 
 def make_app(settings: WorkerSettings, engine: Engine) -> Celery:

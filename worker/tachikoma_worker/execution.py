@@ -29,7 +29,7 @@ from tachikoma.heartbeat import Started
 from tachikoma.models import DEFAULT_TIMEOUT, ExecState, KillReceipt, ResourceUsage, WhenFull
 from tachikoma.output import STDERR, STDOUT
 from tachikoma.policy import PolicyWatch
-from tachikoma.redis_access import Redis
+from tachikoma.redis_access import Redis, wrong_type
 from tachikoma.signed import CancelOrder, InvalidSignature, OutputDigest, Receipt, WorkOrder, sign, verify
 from tachikoma.spiffe import InvalidIdentity, agent_id, service_id
 from tachikoma.svid import FileSvidSource
@@ -104,6 +104,8 @@ class Execution:
         self._token = token
         self._order_sha256 = hashlib.sha256(token.encode()).hexdigest()
         self._agent = context.settings.agent_id
+        #: By the order; empty where a worker that did not keep it was the one that verified it.
+        self._requested_by = ""
         self._process: Process | None = None
         self._spool: Spool | None = None
         self._left = False
@@ -133,6 +135,14 @@ class Execution:
             # Nobody we trust asked for it, so nobody gets a receipt.
             log.warning("order.refused", id=self.exec_id, reason=str(error))
             return
+        self._requested_by = order.sub
+        if order.journal != self._context.boot:
+            # Another journal was there when it was sent: who knows whether it was started with that one?
+            log.warning("order.of_another_journal", id=self.exec_id)
+            why = "the agent lost its journal, and does not know whether it was started before"
+            receipt = lost_receipt(self._context, self.exec_id, self._order_sha256, why)
+            await deliver(self._context, receipt, b"", b"", again=True)
+            return
         # Meanwhile: it waits for disks and kernel locks, as the claim does for Redis and the journal.
         preparing = asyncio.ensure_future(asyncio.to_thread(self._prepare, order))
         try:
@@ -148,7 +158,7 @@ class Execution:
                 await self._discard(preparing)
                 return
             try:
-                end = await self._start(preparing)
+                end = await self._start(preparing, order)
             except Exception as error:
                 # A mistake of ours must not leave an execution without its end.
                 log.exception("execution.failed", id=self.exec_id)
@@ -163,6 +173,7 @@ class Execution:
             held: the command, where the spawner has it.
         """
         self._spool, self._order_sha256 = spool, spool.start.order_sha256
+        self._requested_by = spool.start.requested_by
         output = self._output = self._log(spool.start, spool.start.totals)
         self._context.behind(self._look_for_cancel())
         end = spool.end
@@ -220,6 +231,8 @@ class Execution:
 
     def _prepare(self, order: WorkOrder) -> Prepared:
         context = self._context
+        if order.labels != context.settings.labels:
+            raise Refused("policy took the agent for one with other labels than it has")
         if context.local_policy is not None:
             order = narrowed(order, context.local_policy.current, context.settings.labels)
         return prepare(order, context.settings, context.spawner.uid, context.cgroups)
@@ -267,13 +280,17 @@ class Execution:
                     pipe.get(keys.cancel(self._agent, self.exec_id))
                     _, holder, cancel = await pipe.execute()
             except (RedisError, OSError) as error:
+                if wrong_type(error):
+                    # Neither an agent nor the orchestrator put that there; it would stay for ever.
+                    log.warning("claim.unreadable", id=self.exec_id, error=str(error))
+                    return False
                 # Whether the claim was made is unknown until Redis answers; asking again is safe.
                 log.warning("claim.waiting", id=self.exec_id, error=str(error))
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, most)
                 continue
             if cancel is not None:
-                self.cancel(cancel.decode())
+                self.cancel(cancel.decode("ascii", "replace"))
             return bool(holder == self._context.boot.encode())
 
     def cancel(self, token: str) -> bool:
@@ -285,6 +302,8 @@ class Execution:
             order = verify(token, CancelOrder, svid.bundle, issuer)
             if order.aud != str(agent_id(domain, self._agent)) or order.jti != self.exec_id:
                 raise InvalidSignature("is for another agent or execution")
+            if order.requested_by and self._requested_by and order.requested_by != self._requested_by:
+                raise InvalidSignature(f"is by {order.sub}, whose execution it is not")
         except (InvalidSignature, InvalidIdentity) as error:
             log.warning("cancel.refused", id=self.exec_id, reason=str(error))
             return False
@@ -293,7 +312,7 @@ class Execution:
 
     # --- while it runs ------------------------------------------------------------------------------------------------
 
-    async def _start(self, preparing: asyncio.Future[Prepared]) -> End:
+    async def _start(self, preparing: asyncio.Future[Prepared], order: WorkOrder) -> End:
         try:
             prepared = await preparing
         except Refused as error:
@@ -301,6 +320,9 @@ class Execution:
         except CannotExecute as error:
             return End(state=ExecState.FAILED, exit_code=error.exit_code, error=str(error))
         try:
+            if time.time() >= order.exp:
+                # Redis took so long with the claim; the orchestrator may have said by now that it never started.
+                return End(state=ExecState.EXPIRED, error="not started: its claim came after its queue timeout")
             if self._stop.done():
                 return self._stopped_early(self._stop.result())
             return await self._run(prepared)
@@ -331,6 +353,7 @@ class Execution:
         facts = Start(
             host=self._context.host,
             order_sha256=self._order_sha256,
+            requested_by=order.sub,
             executable=prepared.executable.path,
             started_ms=time.time_ns() // 1_000_000,
             began_ns=time.monotonic_ns(),

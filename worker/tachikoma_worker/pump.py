@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
@@ -136,7 +137,8 @@ class OutputLog:
             seq, size = self._held[0]
             if self._waits and read < seq:
                 position = await self._insist(lambda: self._redis.get(self._read_key))
-                read = int(position or 0)
+                # What is no number nobody who read wrote.
+                read = int(position) if position and re.fullmatch(rb"[0-9]{1,18}", position) else 0
                 if read < seq and not (self._hurry and position is None):
                     await asyncio.sleep(POLL_SECONDS)
                     continue

@@ -89,6 +89,8 @@ class Start(BaseModel):
     #: The run of the host's kernel; a command of an earlier one is gone.
     host: str
     order_sha256: str
+    #: SPIFFE ID of the requester; of one that an older version began it is not known.
+    requested_by: str = ""
     executable: str
     #: By the clock, ms; and by CLOCK_MONOTONIC, ns, which all processes of a host share.
     started_ms: int

@@ -2,24 +2,56 @@
 
 Stock kombu lets two things through that end a Celery worker: an error that Redis answers to `BRPOP` (a full disk or
 memory, `MISCONF` and `OOM`; a failover, `READONLY`), and a list element that is no message.
+
+Of a message only the order and its task id go on to Celery (`plain`). What else Celery heeds in one (other tasks,
+encodings, compression, times, links, chords, groups) whoever owns Redis could say as well, and nothing here needs it.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
+from uuid import uuid4
 
 import structlog
 from kombu.transport import TRANSPORT_ALIASES, redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-__all__ = ["AgentTransport", "install"]
+__all__ = ["TASK_NAME", "AgentTransport", "install", "plain"]
 
 log = structlog.get_logger(__name__)
 
+#: As in `tachikoma_orchestrator.dispatch`, which must not be imported here.
+TASK_NAME = "tachikoma.execute"
 #: Celery connects again at once after a broken connection; a Redis that only refuses is asked no faster than this.
 REFUSED_SECONDS = 1.0
+
+
+def plain(message: dict[str, Any], queue: str) -> dict[str, Any]:
+    """A message with the order and the task id of another one, and nothing else of it.
+
+    Raises:
+        ValueError, TypeError, KeyError, RecursionError: it is none that the orchestrator makes.
+    """
+    headers, body = message["headers"], message["body"]
+    if headers["task"] != TASK_NAME or message["content-type"] != "application/json":
+        raise ValueError(f"is no order: {str(headers['task'])[:80]!r} as {str(message['content-type'])[:80]!r}")
+    (order,), _, _ = json.loads(body)
+    for text in (order, headers["id"]):
+        if not isinstance(text, str) or not text.isascii():
+            raise TypeError("the order or its id is no text")
+    return {
+        "body": json.dumps([[order], {}, {}]),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"task": TASK_NAME, "id": headers["id"], "lang": "py", "ignore_result": True},
+        "properties": {
+            "delivery_tag": str(uuid4()),
+            "delivery_info": {"exchange": "", "routing_key": queue},
+        },
+    }
 
 
 class AgentChannel(redis.Channel):
@@ -43,6 +75,9 @@ class AgentTransport(redis.Transport):
     """The transport of `redis://`, `rediss://` and `redis+socket://` in an agent's worker."""
 
     Channel = AgentChannel
+
+    def _deliver(self, message: Any, queue: Any) -> None:
+        super()._deliver(plain(message, queue), queue)
 
 
 def install() -> None:
