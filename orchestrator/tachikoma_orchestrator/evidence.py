@@ -3,7 +3,7 @@
 How an execution ended is what its agent's receipt says, which stands in the record and is verified each time somebody
 asks for that one execution. Beside a receipt the fields of the record count for nothing. Without one the ledger is
 believed only in ends that can have none: that it expired, was lost, was cancelled before it started, or was rejected by
-an approver. `docs/decisions/0013` says what that leaves to whoever owns Redis.
+an approver. `docs/decisions/0015` says what that leaves to whoever owns Redis.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
+from redis.exceptions import ResponseError
 
 from tachikoma import keys
 from tachikoma.errors import RecordAltered
 from tachikoma.models import AuditCode, ExecResponse, ExecState, ExecStatus, OutputSummary
-from tachikoma.redis_access import Redis
+from tachikoma.redis_access import Redis, wrong_type
 from tachikoma.signed import InvalidSignature, OutputDigest, Receipt, verify
 from tachikoma.spiffe import InvalidIdentity, agent_id
 from tachikoma.svid import FileSvidSource
@@ -121,7 +122,12 @@ class Findings:
         self._seen[code, exec_id, reason] = None
         while len(self._seen) > MAX_SEEN:
             self._seen.popitem(last=False)
-        agent, requested_by = await self._redis.hmget(keys.execution(exec_id), "agent", "requested_by")
+        try:
+            agent, requested_by = await self._redis.hmget(keys.execution(exec_id), "agent", "requested_by")
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+            agent, requested_by = b"", b""
         if agent is None:
             return
         left_out, self._left_out = self._left_out, 0

@@ -273,6 +273,7 @@ def test_who_owns_redis_cannot_have_another_request_approved(world: World) -> No
         world.redis.set(keys.parked(asked), forged)
         with pytest.raises(FailedPrecondition, match="cannot be believed"):
             world.boss.approval(asked)
+    assert world.codes(asked).count("record_altered") == 3
     # Nor can the record be made to say that somebody else asked, so that the requester approves it.
     world.redis.set(keys.parked(asked), genuine)
     requester = world.redis.hget(keys.execution(asked), "requested_by")

@@ -24,7 +24,7 @@ from tachikoma.svid import FileSvidSource
 from tachikoma_orchestrator.audit import AuditTrail
 from tachikoma_orchestrator.collector import Collector
 from tachikoma_orchestrator.endings import Endings
-from tachikoma_orchestrator.evidence import Evidence, Findings
+from tachikoma_orchestrator.evidence import MAX_IN_A_MINUTE, Evidence, Findings
 from tachikoma_orchestrator.ledger import Admission, Dispatch, Ledger, Outcome
 from tachikoma_orchestrator.registry import Registry
 
@@ -222,3 +222,51 @@ async def test_a_receipt_of_impossible_numbers_leaves_nothing_that_cannot_be_tol
         response = await stand.evidence.response(record)
         assert len(wire.response_to_pb(response).SerializeToString()) < 1024 * 1024
     assert [wire.audit_to_pb(event).id for event in await stand.trail.read(after="", limit=10, exec_id="")]
+
+
+async def codes(stand: Stand) -> list[str]:
+    return [event.event for event in await stand.trail.read(after="", limit=1000, exec_id="")]
+
+
+async def test_a_flood_of_receipts_that_are_refused_does_not_fill_the_record(stand: Stand) -> None:
+    for _ in range(3):
+        await not_believed(stand, stand.result(stand.receipt(jti="job-8")))
+    assert (await codes(stand)).count("receipt_refused") == 1
+    for number in range(200):
+        await not_believed(stand, stand.result(stand.receipt(jti=f"job-{number + 10}")))
+        # Of what is no execution not even one.
+        assert await stand.collector.fold(AGENT, f"none-{number}", b"nonsense") is False
+    assert 20 <= (await codes(stand)).count("receipt_refused") <= MAX_IN_A_MINUTE
+
+
+async def test_what_a_flood_kept_off_the_record_is_counted_on_it(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(MAX_IN_A_MINUTE + 5):
+        await not_believed(stand, stand.result(stand.receipt(jti=f"job-{number + 10}")))
+    now = time.monotonic()
+    monkeypatch.setattr("tachikoma_orchestrator.evidence.time.monotonic", lambda: now + 61)
+    await not_believed(stand, stand.result(stand.receipt(jti="job-9")))
+    [event] = (await stand.trail.read(after="", limit=1000, exec_id=EXEC))[-1:]
+    assert event.event == "receipt_refused"
+    assert event.reason.endswith(f"in the name of {AGENT} (and 5 more were not told)")
+
+
+async def test_a_receipt_of_what_was_cancelled_or_given_up_is_on_the_record_once(stand: Stand) -> None:
+    assert await stand.ledger.settle(
+        AGENT, EXEC, [ExecState.QUEUED], ExecState.CANCELLED, reason="cancelled", fence=True
+    ) == "DONE"  # fmt: skip
+    raw = stand.result(stand.receipt())
+    for _ in range(3):
+        assert await stand.collector.fold(AGENT, EXEC, raw) is True
+    assert (await codes(stand))[-2:] == ["cancelled", "late_receipt"]
+
+
+async def test_an_end_without_a_receipt_says_nothing_of_exit_code_and_output(stand: Stand) -> None:
+    await stand.ledger.settle(AGENT, EXEC, [ExecState.QUEUED], ExecState.LOST, reason="its agent is gone", fence=False)
+    lies = {"exit_code": "0", "stdout_bytes": "3", "stdout_sha256": "ab" * 32, "signal": "9", "kill": "{}"}
+    await stand.redis.hset(keys.execution(EXEC), mapping=lies)
+    record = await stand.ledger.record(EXEC)
+    assert record is not None
+    response = await stand.evidence.response(record)
+    assert (response.state, response.exit_code, response.signal, response.kill) == (ExecState.LOST, -1, 0, None)
+    assert (response.stdout_summary.total_bytes, response.error) == (0, "its agent is gone")
+    assert (await stand.evidence.status(record)).exit_code == -1
