@@ -22,7 +22,9 @@ from tachikoma import (
     ExecAuditLog,
     ExecRequest,
     ExecState,
+    OutputAltered,
     PermissionDenied,
+    RecordAltered,
     ResourceExhausted,
     keys,
     wire,
@@ -296,6 +298,40 @@ def an_agent_that_calls(world: World) -> None:
         RemoteExecutionStub(channel).List(pb.ListRequest(), timeout=20)
 
 
+# --- what is not as it was signed -------------------------------------------------------------------------------------
+
+
+@leaves("admitted", "dispatched", "started", "receipt_refused", "cancel_requested", "cancelled")
+def a_receipt_that_nobody_signed(world: World) -> None:
+    exec_id = world.started("sleep", "600")
+    last = world.events()[-1].seq
+    world.redis.publish(keys.result("agent-1", exec_id), "nonsense")
+    wait_until(lambda: world.events(last), "it is refused")
+    world.root.cancel(exec_id)
+    world.state(exec_id, ExecState.CANCELLED)
+
+
+@leaves("admitted", "dispatched", "started", "succeeded", "record_altered")
+def an_end_that_nobody_signed(world: World) -> None:
+    wanted = request("true")
+    world.root.execute(wanted)
+    receipt = world.redis.hget(keys.execution(wanted.id), "receipt")
+    assert receipt is not None
+    world.redis.hdel(keys.execution(wanted.id), "receipt")
+    with pytest.raises(RecordAltered):
+        world.root.status(wanted.id)
+    world.redis.hset(keys.execution(wanted.id), "receipt", receipt)
+
+
+@leaves("admitted", "dispatched", "started", "succeeded", "output_altered")
+def an_output_that_nobody_signed(world: World) -> None:
+    wanted = request("true")
+    world.root.execute(wanted)
+    world.redis.xadd(keys.output("agent-1", wanted.id), {"f": "no frame"}, id="1-0")
+    with pytest.raises(OutputAltered):
+        list(world.root.attach(wanted.id))
+
+
 # --- the others -------------------------------------------------------------------------------------------------------
 
 
@@ -317,6 +353,12 @@ def an_agent_that_goes_and_comes(world: World) -> None:
     with pytest.raises(AgentOffline):
         world.root.execute(request("true", agent_id=FRAGILE))
     agent.start()
+
+
+@leaves("agent_drained", "agent_resumed")
+def a_drained_agent(world: World) -> None:
+    world.root.drain(FRAGILE, "repairs")
+    world.root.resume(FRAGILE)
 
 
 DECISIONS = {"admitted", "approval_requested", "denied", "limited", "refused"}
