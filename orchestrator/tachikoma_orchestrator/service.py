@@ -8,8 +8,10 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import structlog
+
 from tachikoma import keys, wire
-from tachikoma.errors import InvalidRequest, NotFound, PermissionDenied
+from tachikoma.errors import InvalidRequest, NotFound, OutputAltered, PermissionDenied
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionServicer
 from tachikoma.models import (
@@ -22,6 +24,7 @@ from tachikoma.models import (
     ExecState,
     OutputKind,
 )
+from tachikoma.output import OutputCheck
 from tachikoma.policy import PolicyWatch
 from tachikoma.redaction import redact
 from tachikoma.redis_access import Redis
@@ -39,6 +42,8 @@ from tachikoma_orchestrator.registry import Registry
 from tachikoma_orchestrator.subscriber import Subscriber
 
 __all__ = ["RemoteExecution"]
+
+log = structlog.get_logger(__name__)
 
 #: Page of `List` and of the audit trail where the caller names none, and the largest.
 DEFAULT_PAGE = 100
@@ -160,13 +165,26 @@ class RemoteExecution(RemoteExecutionServicer):
                     record = await self._ledger.record(record.exec_id) or record
                 if not record.state.terminal:
                     yield self._status(record)
+        check = OutputCheck(from_start=not follower.seq)
         async for output in follower.until(end):
+            check.add(output)
             yield output
         response = end.result()
         total = response.stdout_summary.total_bytes + response.stderr_summary.total_bytes
         missing = follower.missing_at_end(total)
         if missing:
-            yield follower.gap(missing)
+            check.add(gap := follower.gap(missing))
+            yield gap
+        if stream := check.altered(response):
+            why = f"what was read of its {stream} is not what its agent signed for"
+            log.error("output.altered", id=record.exec_id, agent=record.agent, stream=stream)
+            await self._trail.append(
+                AuditCode.OUTPUT_ALTERED, id=record.exec_id, agent_id=record.agent, authorized="1",
+                requested_by=record.requested_by, actor=str(current_peer()), reason=why,
+            )  # fmt: skip
+            raise OutputAltered(
+                f"{record.exec_id} ended {response.state} with exit code {response.exit_code}, but {why}"
+            )
         yield ExecOutput(
             id=record.exec_id,
             kind=OutputKind.RESULT,

@@ -23,6 +23,7 @@ from tachikoma.errors import (
     FailedPrecondition,
     InvalidRequest,
     NotFound,
+    OutputAltered,
     PermissionDenied,
     ResourceExhausted,
     ServerError,
@@ -90,6 +91,7 @@ __all__ = [  # noqa: RUF022 (grouped by what they are for)
     "ResourceExhausted",
     "Unavailable",
     "AgentOffline",
+    "OutputAltered",
     "ServerError",
     "ExecutionFailed",
 ]

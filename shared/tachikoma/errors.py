@@ -19,6 +19,7 @@ __all__ = [
     "FailedPrecondition",
     "InvalidRequest",
     "NotFound",
+    "OutputAltered",
     "PermissionDenied",
     "ResourceExhausted",
     "ServerError",
@@ -127,6 +128,13 @@ class AgentOffline(Unavailable):
     """The agent is known but has not been heard of lately."""
 
     reason = "AGENT_OFFLINE"
+
+
+class OutputAltered(TachikomaError):
+    """The output that was read is not what the agent signed for; how the execution ended is not in doubt."""
+
+    reason = "OUTPUT_ALTERED"
+    code = grpc.StatusCode.DATA_LOSS
 
 
 class ServerError(TachikomaError):

@@ -621,6 +621,8 @@ class AuditCode(StrEnum):
     LOST = "lost"
     #: A receipt came for what had been given up; the end stands.
     LATE_RECEIPT = "late_receipt"
+    #: What was read of an output is not what its agent signed for.
+    OUTPUT_ALTERED = "output_altered"
     #: A certificate was not accepted.
     IDENTITY_REJECTED = "identity_rejected"
     #: A policy set is in force now.

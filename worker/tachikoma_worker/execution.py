@@ -57,10 +57,11 @@ RETRY_SECONDS = (0.05, 2.0)
 #: Folder of the spools, in the agent's data.
 SPOOL = "spool"
 
+#: Of what nobody knows the output of.
 _NO_OUTPUT = OutputDigest(
     total_bytes=0,
-    sha256=hashlib.sha256().hexdigest(),
-    truncated=False,
+    sha256="",
+    truncated=True,
     excerpt_sha256=hashlib.sha256().hexdigest(),
 )
 
