@@ -141,6 +141,11 @@ class Record:
         return self._text("client_ip")
 
     @property
+    def admitted_ms(self) -> int:
+        """When it was asked for, by the clock of Redis."""
+        return int(self._text("admitted_ms"))
+
+    @property
     def deadline_ms(self) -> int:
         return int(self._text("deadline_ms"))
 

@@ -16,8 +16,8 @@ import structlog
 from pydantic import ValidationError
 
 from tachikoma import keys
-from tachikoma.heartbeat import Heartbeat
-from tachikoma.models import AgentInfo
+from tachikoma.heartbeat import Heartbeat, Trust
+from tachikoma.models import AgentInfo, AgentTrust
 from tachikoma.redis_access import Redis
 from tachikoma_orchestrator.scripts import Runner, Script
 
@@ -33,6 +33,11 @@ class AgentState:
     heartbeat: Heartbeat
     seen_ms: int
     online: bool
+
+
+def _trust(said: Trust) -> AgentTrust:
+    expires = datetime.fromtimestamp(said.expires_ms / 1000, UTC)
+    return AgentTrust(spiffe_id=said.spiffe_id, expires=expires, root=said.root, bundle=said.bundle)
 
 
 class Registry:
@@ -128,6 +133,7 @@ class Registry:
                     memory_used=beat.memory_used,
                     disk_used=beat.disk_used,
                     warnings=beat.warnings,
+                    trust=None if beat.trust is None else _trust(beat.trust),
                 )
             )
         return described

@@ -223,9 +223,10 @@ class TrustBundle:
         """
         return self._known(leaf, intermediates, at or datetime.now(UTC)).spiffe_id
 
-    def valid_until(self, leaf: x509.Certificate, intermediates: list[x509.Certificate]) -> datetime:
-        """When a certificate stops being accepted: the first end in its chain, root included. Raises as `verify`."""
-        return self._known(leaf, intermediates, datetime.now(UTC)).not_after
+    def verify_until(self, leaf: x509.Certificate, intermediates: list[x509.Certificate]) -> tuple[SpiffeId, datetime]:
+        """As `verify`; and when it will be refused: at the first end in its chain, root included."""
+        known = self._known(leaf, intermediates, datetime.now(UTC))
+        return known.spiffe_id, known.not_after
 
     def root_of(self, leaf: x509.Certificate, intermediates: list[x509.Certificate]) -> str:
         """`key_digest` of the root that vouches for a certificate. Raises as `verify`."""
@@ -323,9 +324,9 @@ class TrustBundles:
         """
         return self.of(id_of(leaf).trust_domain).verify(leaf, intermediates)
 
-    def valid_until(self, leaf: x509.Certificate, intermediates: list[x509.Certificate]) -> datetime:
-        """When a certificate stops being accepted. Raises as `verify` does."""
-        return self.of(id_of(leaf).trust_domain).valid_until(leaf, intermediates)
+    def verify_until(self, leaf: x509.Certificate, intermediates: list[x509.Certificate]) -> tuple[SpiffeId, datetime]:
+        """As `verify`; and when it will be refused."""
+        return self.of(id_of(leaf).trust_domain).verify_until(leaf, intermediates)
 
     @property
     def pem(self) -> bytes:
