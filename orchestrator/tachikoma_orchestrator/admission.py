@@ -164,7 +164,7 @@ class Admitter:
         return redact(request.command, self._policies.current.secrets(request.command, self._search_path))
 
     def queue_timeout(self, decision: Decision) -> timedelta:
-        """How long an order may wait on its agent's queue: not longer than the certificate is good that it is signed with.
+        """How long an order may wait on its agent's queue: at most until the certificate ends that it is signed with.
 
         Raises:
             Unavailable: that has ended.

@@ -123,7 +123,20 @@ def agents(output: OutputOption = Output.TEXT) -> None:
         as_json(found)
         return
     table(
-        ("AGENT", "STATE", "SEEN", "RUNNING", "QUEUED", "LOAD", "MEMORY", "DISK", "VERSION", "HOST", "LABELS"),
+        (
+            "AGENT",
+            "STATE",
+            "SEEN",
+            "RUNNING",
+            "QUEUED",
+            "LOAD",
+            "MEMORY",
+            "DISK",
+            "VERSION",
+            "CERTIFICATE",
+            "HOST",
+            "LABELS",
+        ),
         [
             (
                 item.id,
@@ -135,6 +148,7 @@ def agents(output: OutputOption = Output.TEXT) -> None:
                 f"{item.memory_used:.0%}",
                 f"{item.disk_used:.0%}",
                 item.version,
+                clock(item.trust.expires if item.trust else None),
                 item.hostname,
                 " ".join(f"{name}={value}" for name, value in item.labels.items()),
             )
