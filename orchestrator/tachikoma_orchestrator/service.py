@@ -32,12 +32,13 @@ from tachikoma.signed import CancelOrder, sign
 from tachikoma.spiffe import agent_id
 from tachikoma.svid import SvidSource
 from tachikoma_orchestrator.admission import Admitter, Peer
-from tachikoma_orchestrator.approval import Approvals
+from tachikoma_orchestrator.approval import Approvals, checked_reason
 from tachikoma_orchestrator.audit import AuditTrail
 from tachikoma_orchestrator.endings import Endings
 from tachikoma_orchestrator.follow import Follower
 from tachikoma_orchestrator.guard import current_peer
 from tachikoma_orchestrator.ledger import Ledger, Record
+from tachikoma_orchestrator.listing import ListFilter
 from tachikoma_orchestrator.registry import Registry
 from tachikoma_orchestrator.subscriber import Subscriber
 
@@ -166,6 +167,7 @@ class RemoteExecution(RemoteExecutionServicer):
                 if not record.state.terminal:
                     yield self._status(record)
         check = OutputCheck(from_start=not follower.seq)
+        follower.acknowledges = record.waits
         async for output in follower.until(end):
             check.add(output)
             yield output
@@ -215,24 +217,23 @@ class RemoteExecution(RemoteExecutionServicer):
         size = _page(request.page_size, "page_size")
         subject = str(current_peer())
         operator = self._policies.current.is_operator(subject)
+        wanted = ListFilter.from_pb(request)
 
         def visible(record: Record) -> bool:
-            return operator or record.requested_by == subject
+            return (operator or record.requested_by == subject) and wanted.matches(record, self._registry.labels)
 
-        position = _parse_token(request.page_token)
+        position = _parse_token(request.page_token) or wanted.start
         found: list[Record] = []
         # A caller who owns few of many pays with short pages, not the server with a long search.
         for _ in range(MAX_LIST_STEPS):
-            ids = await self._ledger.newest(request.agent_id, ended=request.include_ended, before=position, limit=size)
+            ids = await self._ledger.newest(
+                request.agent_id, ended=wanted.ended, before=position, limit=size, since_ms=wanted.since_ms
+            )
             records = {record.exec_id: record for record in await self._ledger.records([i for i, _ in ids])}
             for exec_id, at in ids:
                 position = (at, position[1] + 1 if position and position[0] == at else 1)
                 record = records.get(exec_id)
                 if record is None or not visible(record):
-                    continue
-                if request.agent_id and record.agent != request.agent_id:
-                    continue
-                if record.state.terminal and not request.include_ended:
                     continue
                 found.append(record)
                 if len(found) == size:
@@ -252,6 +253,35 @@ class RemoteExecution(RemoteExecutionServicer):
         self, request: pb.ListAgentsRequest, context: Any
     ) -> pb.ListAgentsResponse:
         return pb.ListAgentsResponse(agents=[wire.agent_to_pb(item) for item in await self._registry.describe()])
+
+    async def DrainAgent(self, request: pb.DrainAgentRequest, context: Any) -> pb.Agent:  # noqa: N802
+        peer = self._operator("drain agents")
+        await self._registry.drain(request.id, by=str(peer), reason=checked_reason(request.reason))
+        return await self._agent(request.id)
+
+    async def ResumeAgent(self, request: pb.ResumeAgentRequest, context: Any) -> pb.Agent:  # noqa: N802
+        peer = self._operator("resume agents")
+        await self._registry.resume(request.id, by=str(peer))
+        return await self._agent(request.id)
+
+    def _operator(self, what: str) -> Peer:
+        """The caller, who may do what only operators may.
+
+        Raises:
+            PermissionDenied: it is none.
+            Unavailable: what it does cannot be recorded.
+        """
+        self._trail.check()
+        peer = current_peer()
+        if not self._policies.current.is_operator(str(peer)):
+            raise PermissionDenied(f"only operators {what}", metadata={"rule": "operators"})
+        return peer
+
+    async def _agent(self, agent: str) -> pb.Agent:
+        found = next((item for item in await self._registry.describe() if item.id == agent), None)
+        if found is None:
+            raise NotFound(f"the agent {agent!r} is gone")
+        return wire.agent_to_pb(found)
 
     async def GetPolicyStatus(  # noqa: N802
         self, request: pb.GetPolicyStatusRequest, context: Any

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -236,12 +236,35 @@ class AsyncClient:
         return wire.status_from_pb((await self._call("Status", pb.StatusRequest(id=exec_id))).status)
 
     async def list(
-        self, agent_id: str = "", *, include_ended: bool = False, page_size: int = 0, page_token: str = ""
+        self,
+        agent_id: str = "",
+        *,
+        include_ended: bool = False,
+        page_size: int = 0,
+        page_token: str = "",
+        requested_by: str = "",
+        states: Collection[ExecState] = (),
+        agents: str = "",
+        since: datetime | None = None,
+        until: datetime | None = None,
     ) -> tuple[tuple[ExecStatus, ...], str]:
-        """A page of executions, newest first, and the token of the next page (empty at the end)."""
+        """A page of executions, newest first, and the token of the next page (empty at the end).
+
+        Args:
+            agent_id: only those of this agent.
+            include_ended: also those that have ended.
+            page_size: at most so many.
+            page_token: where the page before ended.
+            requested_by: only those of this SPIFFE ID.
+            states: only those in one of them.
+            agents: only those of agents that this means: an id pattern, or labels as `role=web,site=*`.
+            since, until: only those accepted at or after the one, and before the other.
+        """
         message = pb.ListRequest(
-            agent_id=agent_id, include_ended=include_ended, page_size=page_size, page_token=page_token
-        )
+            agent_id=agent_id, include_ended=include_ended, page_size=page_size, page_token=page_token,
+            requested_by=requested_by, states=wire.states_to_pb(states), agents=agents,
+            since=wire.timestamp_to_pb(since), until=wire.timestamp_to_pb(until),
+        )  # fmt: skip
         answer = await self._call("List", message)
         return tuple(wire.status_from_pb(item) for item in answer.executions), answer.next_page_token
 
@@ -278,6 +301,14 @@ class AsyncClient:
         """The known agents, by id."""
         answer = await self._call("ListAgents", pb.ListAgentsRequest())
         return tuple(wire.agent_from_pb(item) for item in answer.agents)
+
+    async def drain_agent(self, agent_id: str, reason: str) -> AgentInfo:
+        """Let an agent take no new executions; what it has goes on. For operators; the reason goes on the record."""
+        return wire.agent_from_pb(await self._call("DrainAgent", pb.DrainAgentRequest(id=agent_id, reason=reason)))
+
+    async def resume_agent(self, agent_id: str) -> AgentInfo:
+        """Let an agent take executions again. For operators."""
+        return wire.agent_from_pb(await self._call("ResumeAgent", pb.ResumeAgentRequest(id=agent_id)))
 
     async def policy_status(self) -> PolicyStatus:
         """What policy the orchestrator decides by, and what is wrong with a newer one."""
@@ -475,12 +506,25 @@ class Client:
         return self._run(self._async.status(exec_id))
 
     def list(
-        self, agent_id: str = "", *, include_ended: bool = False, page_size: int = 0, page_token: str = ""
+        self,
+        agent_id: str = "",
+        *,
+        include_ended: bool = False,
+        page_size: int = 0,
+        page_token: str = "",
+        requested_by: str = "",
+        states: Collection[ExecState] = (),
+        agents: str = "",
+        since: datetime | None = None,
+        until: datetime | None = None,
     ) -> tuple[tuple[ExecStatus, ...], str]:
-        """A page of executions, newest first, and the token of the next page (empty at the end)."""
+        """A page of executions, newest first, and the token of the next page; arguments as with `AsyncClient.list`."""
         return self._run(
-            self._async.list(agent_id, include_ended=include_ended, page_size=page_size, page_token=page_token)
-        )
+            self._async.list(
+                agent_id, include_ended=include_ended, page_size=page_size, page_token=page_token,
+                requested_by=requested_by, states=states, agents=agents, since=since, until=until,
+            )
+        )  # fmt: skip
 
     def approvals(self) -> tuple[ExecStatus, ...]:
         """What waits for an approval that this client may give, or asked for; the nearest deadline first."""
@@ -501,6 +545,14 @@ class Client:
     def agents(self) -> tuple[AgentInfo, ...]:
         """The known agents, by id."""
         return self._run(self._async.agents())
+
+    def drain_agent(self, agent_id: str, reason: str) -> AgentInfo:
+        """Let an agent take no new executions; what it has goes on. For operators; the reason goes on the record."""
+        return self._run(self._async.drain_agent(agent_id, reason))
+
+    def resume_agent(self, agent_id: str) -> AgentInfo:
+        """Let an agent take executions again. For operators."""
+        return self._run(self._async.resume_agent(agent_id))
 
     def policy_status(self) -> PolicyStatus:
         """What policy the orchestrator decides by, and what is wrong with a newer one."""

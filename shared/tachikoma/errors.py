@@ -11,6 +11,7 @@ from typing import ClassVar
 import grpc
 
 __all__ = [
+    "AgentDraining",
     "AgentOffline",
     "AgentUnknown",
     "AlreadyExists",
@@ -128,6 +129,12 @@ class AgentOffline(Unavailable):
     """The agent is known but has not been heard of lately."""
 
     reason = "AGENT_OFFLINE"
+
+
+class AgentDraining(Unavailable):
+    """The agent takes no new executions until somebody resumes it."""
+
+    reason = "AGENT_DRAINING"
 
 
 class OutputAltered(TachikomaError):
