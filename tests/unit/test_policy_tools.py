@@ -94,6 +94,7 @@ def test_a_folder_is_watched(tmp_path: Path, file: Path) -> None:
         ("{allowedCommands: ['/bin/sh ...'], allowInterpreters: true}", "runs whatever it is told to"),
         ("{allowedCommands: ['/bin/x stop a'], deniedCommands: [x stop]}", "can never grant it: deniedCommands covers"),
         ("{allowedCommands: [/bin/x], executableSha256: {/bin/y: []}}", "pins /bin/y, which no entry"),
+        ("{allowedCommands: [/bin/x], allowedNetworks: [10.0.0.0/8, '::/0']}", "names every address"),
         ("{allowedCommands: [/bin/x], capabilities: [CAP_CHOWN]}", "only for root"),
     ],
 )
