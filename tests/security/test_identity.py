@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from typer.testing import CliRunner
 
 from authority import Authority
 from tachikoma import Client, ExecResponse, ExecState, Unauthenticated, wire
+from tachikoma.cli import identity as command
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
+from tachikoma.errors import ConfigurationError
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
 from tachikoma.spiffe import service_id, user_id
 from tachikoma.svid import BUNDLE_FILE, CERTIFICATE_FILE
@@ -188,40 +192,67 @@ def test_what_waits_outlives_the_certificate_it_was_signed_with_but_an_order_doe
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_identity_show_says_who_one_is_and_until_when(proxied: Stack, tmp_path: Path) -> None:
-    cli = make_cli(proxied, tmp_path)
-    done = cli.run("identity", "show")
-    assert done.returncode == 0, done.stderr
-    said = done.stdout.decode()
+@dataclass(frozen=True)
+class Done:
+    """How the command ended."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def identity(proxied: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the command in this process."""
+    monkeypatch.setenv("TACHIKOMA_PROFILE", str(make_cli(proxied, tmp_path).profile))
+
+    def run(*arguments: str) -> Done:
+        done = CliRunner().invoke(command.identity, list(arguments))
+        if isinstance(done.exception, ConfigurationError):
+            # As `tachikoma` tells it.
+            return Done(1, done.stdout, str(done.exception))
+        return Done(done.exit_code, done.stdout, done.stderr)
+
+    return run
+
+
+def test_identity_show_says_who_one_is_and_until_when(proxied: Stack, tmp_path: Path, identity: Run) -> None:
+    done = identity("show")
+    assert done.exit_code == 0, done.stderr
+    said = done.stdout
     assert f"you are  {proxied.user}\nsource   {proxied.identity('user')}\nchain    " in said
     assert f"trusts   {TRUST_DOMAIN}: root " in said
-    shown = json.loads(cli.run("identity", "show", "-o", "json").stdout)
+    shown = json.loads(identity("show", "-o", "json").stdout)
     assert (shown["spiffeId"], shown["usable"], list(shown["bundles"])) == (str(proxied.user), True, [TRUST_DOMAIN])
 
     issue(proxied, "late", tmp_path / "late", timedelta(seconds=-60))
-    done = cli.run("identity", "show", "--identity", str(tmp_path / "late"))
-    assert done.returncode == 1
-    assert "EXPIRED" in done.stdout.decode()
-    assert "cannot be used: the certificate of" in done.stderr.decode()
-    done = cli.run("identity", "show", "--identity", str(tmp_path / "nowhere"))
-    assert (done.returncode, b"nowhere" in done.stderr) == (1, True)
+    done = identity("show", "--identity", str(tmp_path / "late"))
+    assert done.exit_code == 1
+    assert "EXPIRED" in done.stdout
+    assert "cannot be used: the certificate of" in done.stderr
+    done = identity("show", "--identity", str(tmp_path / "nowhere"))
+    assert (done.exit_code, "nowhere" in done.stderr) == (1, True)
 
 
-def test_identity_check_names_whom_a_planned_bundle_would_shut_out(proxied: Stack, tmp_path: Path) -> None:
-    cli = make_cli(proxied, tmp_path)
-    done = cli.run("identity", "check")
-    assert (done.returncode, done.stderr) == (0, b"")
+def test_identity_check_names_whom_a_planned_bundle_would_shut_out(
+    proxied: Stack, tmp_path: Path, identity: Run
+) -> None:
+    done = identity("check")
+    assert (done.exit_code, done.stderr) == (0, "")
     new = Authority()
     both, only = tmp_path / "both.pem", tmp_path / "only.pem"
     both.write_bytes((proxied.identity("user") / BUNDLE_FILE).read_bytes() + new.pem)
     only.write_bytes(new.pem)
 
-    done = cli.run("identity", "check", "--bundle", str(both))
-    assert done.returncode == 0
-    assert f"{AGENT} does not trust root " in done.stderr.decode()
+    done = identity("check", "--bundle", str(both))
+    assert done.exit_code == 0
+    assert f"{AGENT} does not trust root " in done.stderr
 
-    done = cli.run("identity", "check", "--bundle", str(only), "-o", "json")
-    assert done.returncode == 1
+    done = identity("check", "--bundle", str(only), "-o", "json")
+    assert done.exit_code == 1
     said = json.loads(done.stdout)
     (agent,) = said["agents"]
     assert (agent["id"], agent["online"]) == (AGENT, True)
@@ -229,5 +260,5 @@ def test_identity_check_names_whom_a_planned_bundle_would_shut_out(proxied: Stac
     assert "not trusted" in said["you"]["problem"]
 
     only.write_bytes((proxied.identity("user") / CERTIFICATE_FILE).read_bytes()[:100])
-    done = cli.run("identity", "check", "--bundle", str(only))
-    assert (done.returncode, b"cannot read the bundle" in done.stderr) == (1, True)
+    done = identity("check", "--bundle", str(only))
+    assert (done.exit_code, "cannot read the bundle" in done.stderr) == (1, True)
