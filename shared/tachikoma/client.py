@@ -145,6 +145,12 @@ class AsyncClient:
 
     def _stub(self) -> RemoteExecutionStub:
         svid = self._identity.current()
+        if svid.not_after <= datetime.now(UTC):
+            # Said here too, since without it each handshake would fail, and be tried again for a while.
+            raise Unauthenticated(
+                f"your identity in {self._identity.place} ended at {svid.not_after:%Y-%m-%d %H:%M:%S} UTC "
+                "and was not renewed"
+            )
         if self._channel is None or svid is not self._used:
             try:
                 trusted = self._trusted(svid)
