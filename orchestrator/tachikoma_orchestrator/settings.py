@@ -6,12 +6,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, IPvAnyNetwork
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tachikoma.fields import Duration
 from tachikoma.models import RateLimitConfig
 from tachikoma.policy import SEARCH_PATH
+from tachikoma.svid import IdentityPlace
 
 __all__ = ["OrchestratorSettings"]
 
@@ -23,12 +24,15 @@ class OrchestratorSettings(BaseSettings):
 
     #: redis://, rediss:// or unix:///path of Redis or Valkey 7 or newer.
     redis_url: str
-    #: Folder with svid.pem, svid_key.pem and svid_bundle.pem.
-    identity: Path
+    #: Folder with svid.pem, svid_key.pem and svid_bundle.pem, or unix:///path of the SPIFFE Workload API. Without one,
+    #: the Workload API that SPIFFE_ENDPOINT_SOCKET names.
+    identity: IdentityPlace | None = None
     #: The policy file. Nothing runs that it does not allow.
     policy: Path
     #: Address of the gRPC server; port 0 takes a free one.
     listen: str = "127.0.0.1:8534"
+    #: Networks of proxies between clients and this server; what one of them says in `x-forwarded-for` is believed.
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
     #: Address at which Prometheus finds metrics, host:port; none by default. Whoever reaches it reads them.
     metrics: str | None = None
     #: Bounds of each agent's queue.

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from tachikoma.fields import Duration, Identifier
 from tachikoma.heartbeat import Labels
 from tachikoma.models import capability_mask
+from tachikoma.svid import IdentityPlace
 
 __all__ = ["WorkerSettings"]
 
@@ -25,8 +26,9 @@ class WorkerSettings(BaseSettings):
     agent_id: Identifier
     #: redis://, rediss:// or unix:///path.
     redis_url: str
-    #: Folder with svid.pem, svid_key.pem and svid_bundle.pem.
-    identity: Path
+    #: Folder with svid.pem, svid_key.pem and svid_bundle.pem, or unix:///path of the SPIFFE Workload API. Without one,
+    #: the Workload API that SPIFFE_ENDPOINT_SOCKET names.
+    identity: IdentityPlace | None = None
     #: Folder for the journal. It must outlive the worker: it is what keeps a command from starting twice.
     data: Path
     #: Name of the one service that may sign orders: spiffe://<trust domain>/service/<name>.
