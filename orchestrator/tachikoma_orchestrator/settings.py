@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from tachikoma.fields import Duration
 from tachikoma.models import RateLimitConfig
 from tachikoma.policy import SEARCH_PATH
+from tachikoma.redis_access import RedisAccess, RedisSettings
+from tachikoma.redis_users import ORCHESTRATOR
 
 __all__ = ["OrchestratorSettings"]
 
 
-class OrchestratorSettings(BaseSettings):
+class OrchestratorSettings(RedisSettings):
     """Where the orchestrator finds what it needs, and its bounds."""
 
     model_config = SettingsConfigDict(env_prefix="TACHIKOMA_", frozen=True, extra="ignore")
 
-    #: redis://, rediss:// or unix:///path of Redis or Valkey 7 or newer.
-    redis_url: str
     #: Folder with svid.pem, svid_key.pem and svid_bundle.pem.
     identity: Path
     #: The policy file. Nothing runs that it does not allow.
@@ -65,3 +65,7 @@ class OrchestratorSettings(BaseSettings):
     #: How long calls under way may go on after a stop was asked for.
     stop_grace: Duration = timedelta(seconds=5)
     log_level: str = "info"
+
+    def redis(self) -> RedisAccess:
+        """How Redis is reached. Raises what `RedisAccess.of` does."""
+        return RedisAccess.of(self, identity=self.identity, user=ORCHESTRATOR)

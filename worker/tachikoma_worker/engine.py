@@ -120,6 +120,7 @@ class Engine:
         expected = agent_id(svid.spiffe_id.trust_domain, settings.agent_id)
         if svid.spiffe_id != expected:
             raise ConfigurationError(f"the identity in {settings.identity} is {svid.spiffe_id}, not {expected}")
+        access = settings.redis()
         journal = Journal(settings.data)
         self._spools = settings.data / SPOOL
         self._spools.mkdir(exist_ok=True, mode=0o700)
@@ -132,7 +133,7 @@ class Engine:
             log.warning("agent.warning", warning=warning)
         self._context = Context(
             settings=settings,
-            redis=connect(settings.redis_url, name=f"agent-{settings.agent_id}"),
+            redis=connect(access, name=f"agent-{settings.agent_id}"),
             journal=journal,
             spawner=spawner,
             cgroups=cgroups,
@@ -142,7 +143,7 @@ class Engine:
             host=host_boot(),
             behind=self._behind,
         )
-        self._subscriptions = connect(settings.redis_url, name=f"agent-{settings.agent_id}-control", max_connections=2)
+        self._subscriptions = connect(access, name=f"agent-{settings.agent_id}-control", max_connections=2)
         self._run = secrets.token_hex(8)
         self._running: dict[str, Execution] = {}
         self._tasks: set[asyncio.Task[None]] = set()
