@@ -181,6 +181,9 @@ class _Password(CredentialProvider):
         except ConfigurationError as error:
             raise RedisConnectionError(str(error)) from None
 
+    async def get_credentials_async(self) -> tuple[str, str]:
+        return self.get_credentials()
+
 
 @dataclass(frozen=True, slots=True)
 class RedisAccess:
