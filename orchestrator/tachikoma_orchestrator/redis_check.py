@@ -27,7 +27,7 @@ _CONFIGURATION = (
     *("appendonly", "appendfsync", "maxmemory-policy", "maxclients", "aclfile"),
 )
 #: What a server says of every user, or what stands for nothing.
-_EMPTY_WORDS = {"reset", "resetchannels", "-@all", "sanitize-payload", "alldbs", "on"}
+_EMPTY_WORDS = {"reset", "resetchannels", "-@all", "sanitize-payload", "alldbs", "on", "off"}
 #: What nobody but our own users may do, and how it is called.
 _PROBES = (
     ("put orders on agents' queues", ("LPUSH", keys.queue("probe"), "x")),

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 import redis as redis_py
+from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError
+from redis.retry import Retry
 from support import AGENT, request, wait_until
 
 from tachikoma import Client, ExecState, keys
@@ -57,8 +59,9 @@ FOREIGN = [
 
 def every_command(admin: redis_py.Redis) -> Iterator[tuple[list[str], int]]:
     """Each command and subcommand of the server, with how many further words it takes at least."""
-    for raw in admin.execute_command("COMMAND"):
-        entry = list(raw.values()) if isinstance(raw, dict) else raw
+    # redis-py would leave out the subcommands.
+    admin.set_response_callback("COMMAND", lambda answer, **_: answer)
+    for entry in admin.execute_command("COMMAND"):
         name, arity, subcommands = entry[0], entry[1], entry[9]
         if not subcommands:
             yield [name], abs(arity) - 1
@@ -66,9 +69,7 @@ def every_command(admin: redis_py.Redis) -> Iterator[tuple[list[str], int]]:
             yield subcommand[0].split("|"), abs(subcommand[1]) - 2
 
 
-def dry_run(
-    admin: redis_py.Redis, commands: list[tuple[list[str], int]], names: list[str]
-) -> set[tuple[str, str]]:
+def dry_run(admin: redis_py.Redis, commands: list[tuple[list[str], int]], names: list[str]) -> set[tuple[str, str]]:
     """Commands and names with which the agent may use them."""
     cases = [(words, number, name) for words, number in commands for name in names]
     with admin.pipeline(transaction=False) as pipe:
@@ -146,26 +147,30 @@ ATTEMPTS: list[tuple[str, ...]] = [
     # What the orchestrator says to this agent.
     ("PUBLISH", keys.control(AGENT), "x"), ("SET", keys.cancel(AGENT, "x"), "x"), ("DEL", keys.cancel(AGENT, "x")),
     # What it has said itself.
-    ("DEL", keys.claim(AGENT, "x")), ("UNLINK", keys.result(AGENT, "x")), ("XTRIM", keys.output(AGENT, "x"), "MAXLEN", "0"),
+    ("DEL", keys.claim(AGENT, "x")), ("UNLINK", keys.result(AGENT, "x")),
+    ("XTRIM", keys.output(AGENT, "x"), "MAXLEN", "0"),
     ("XDEL", keys.output(AGENT, "x"), "1-0"), ("GET", keys.result(AGENT, "x")), ("PERSIST", keys.claim(AGENT, "x")),
     ("SET", keys.result(AGENT, "x"), "x", "GET"),
     # Ledger and audit.
     ("HGETALL", keys.execution("x")), ("HSET", keys.execution("x"), "state", "SUCCEEDED"),
-    ("XADD", keys.AUDIT, "*", "event", "admitted"), ("XRANGE", keys.AUDIT, "-", "+"), ("XTRIM", keys.AUDIT, "MAXLEN", "0"),
+    ("XADD", keys.AUDIT, "*", "event", "admitted"), ("XRANGE", keys.AUDIT, "-", "+"),
+    ("XTRIM", keys.AUDIT, "MAXLEN", "0"),
     ("INCR", keys.AUDIT_SEQ), ("HSET", keys.AGENTS, OTHER, "{}"), ("HGETALL", keys.AGENTS), ("GET", keys.parked("x")),
     ("PUBLISH", keys.ENDED, "x"), ("PUBLISH", keys.APPROVED, "x"), ("ZADD", keys.OPEN, "0", "x"),
     # Scripts.
     ("EVAL", "return 1", "0"), ("EVAL_RO", "return 1", "0"), ("EVALSHA", "0" * 40, "0"), ("SCRIPT", "LOAD", "return 1"),
     ("SCRIPT", "FLUSH"), ("FUNCTION", "LOAD", "#!lua name=x"), ("FCALL", "x", "0"), ("FUNCTION", "DUMP"),
     # The server.
-    ("CONFIG", "GET", "*"), ("CONFIG", "SET", "appendonly", "no"), ("ACL", "LIST"), ("ACL", "WHOAMI"), ("ACL", "LOG", "RESET"),
+    ("CONFIG", "GET", "*"), ("CONFIG", "SET", "appendonly", "no"), ("ACL", "LIST"), ("ACL", "WHOAMI"),
+    ("ACL", "LOG", "RESET"),
     ("ACL", "SETUSER", agent_user(AGENT), "+@all"), ("KEYS", "*"), ("SCAN", "0"), ("RANDOMKEY",), ("DBSIZE",),
-    ("FLUSHALL",), ("FLUSHDB",), ("SWAPDB", "0", "1"), ("SELECT", "1"), ("DEBUG", "SLEEP", "0"), ("INFO",),
+    ("FLUSHALL",), ("FLUSHDB",), ("SWAPDB", "0", "1"), ("SELECT", "1"), ("INFO",),
     ("MIGRATE", "127.0.0.1", "1", keys.claim(AGENT, "x"), "0", "1"), ("DUMP", keys.claim(AGENT, "x")),
     ("RESTORE", keys.claim(AGENT, "x"), "0", "x"), ("SORT", keys.queue(AGENT), "STORE", keys.queue(OTHER)),
     ("OBJECT", "ENCODING", keys.claim(OTHER, "x")), ("MEMORY", "USAGE", keys.claim(OTHER, "x")),
     ("CLIENT", "LIST"), ("CLIENT", "KILL", "TYPE", "normal"), ("CLIENT", "PAUSE", "1"), ("CLIENT", "TRACKING", "ON"),
-    ("MONITOR",), ("SLOWLOG", "GET"), ("LATENCY", "RESET"), ("MODULE", "LIST"), ("SAVE",), ("BGSAVE",), ("BGREWRITEAOF",),
+    ("MONITOR",), ("SLOWLOG", "GET"), ("LATENCY", "RESET"), ("MODULE", "LIST"), ("SAVE",), ("BGSAVE",),
+    ("BGREWRITEAOF",),
     ("SHUTDOWN", "NOSAVE"), ("REPLICAOF", "127.0.0.1", "1"), ("PSYNC", "?", "-1"), ("SYNC",), ("FAILOVER",),
     ("CLUSTER", "INFO"), ("WAIT", "0", "0"), ("COMMAND",),
 ]  # fmt: skip
@@ -176,8 +181,9 @@ def agent(stack: Stack) -> Iterator[redis_py.Redis]:
     """A connection with the agent's own credentials."""
     password = read_password(stack.redis_passwords.path(agent_user(AGENT)))
     with redis_py.Redis(
-        unix_socket_path=str(stack.socket), username=agent_user(AGENT), password=password, driver_info=None
-    ) as redis:
+        unix_socket_path=str(stack.socket), username=agent_user(AGENT), password=password, driver_info=None,
+        retry=Retry(NoBackoff(), 0),
+    ) as redis:  # fmt: skip
         yield redis
 
 
@@ -187,7 +193,6 @@ def test_what_is_tried_is_denied_and_on_the_log(agent: redis_py.Redis, admin: re
         admin.acl_log_reset()
         with pytest.raises(NoPermissionError):
             agent.execute_command(*attempt)
-            pytest.fail(f"went through: {attempt}")
         (entry,) = admin.acl_log()
         assert entry["username"] == agent_user(AGENT), attempt
     assert admin.dbsize() == before
@@ -222,9 +227,8 @@ def test_the_orchestrator_cannot_destroy_what_it_keeps(stack: Stack, admin: redi
         ):  # fmt: skip
             with pytest.raises(NoPermissionError):
                 redis.execute_command(*attempt)
-                pytest.fail(f"went through: {attempt}")
         # A script of its own may do no more than it may without.
         sha = redis.script_load("return redis.call('DEL', KEYS[1])")
-        with pytest.raises(redis_py.ResponseError, match="permission"):
+        with pytest.raises(redis_py.ResponseError, match=r"permission|access"):
             redis.evalsha(sha, 1, keys.AUDIT)
     assert admin.exists(keys.AUDIT)
