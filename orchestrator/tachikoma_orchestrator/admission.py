@@ -19,6 +19,7 @@ from datetime import timedelta
 import structlog
 
 from tachikoma.errors import (
+    AgentDraining,
     AgentOffline,
     AgentUnknown,
     AlreadyExists,
@@ -106,7 +107,7 @@ class Admitter:
         Raises:
             PermissionDenied: it names another requester, or no policy grants it.
             InvalidRequest: it asks for what this version does not do.
-            AgentUnknown, AgentOffline: there is nobody to run it.
+            AgentUnknown, AgentOffline, AgentDraining: there is nobody to run it.
             AlreadyExists: its id was used for another request.
             Unavailable: it could not be recorded.
             ResourceExhausted: the agent's queue is full, or a rate limit is reached.
@@ -146,6 +147,7 @@ class Admitter:
             scopes=self._scopes(request, decision),
             parked=self._park(request) if decision.approvers else "",
             approvers=decision.approvers,
+            waits=decision.waits,
         )
         dispatch = None if decision.approvers else self.dispatch(request, shown, digest, decision)
         outcome, retry_seconds = await self._ledger.admit(admission, dispatch)
@@ -234,6 +236,11 @@ def refusal(outcome: Outcome, request: ExecRequest, retry_seconds: float) -> Tac
         )
     if outcome is Outcome.OFFLINE:
         return AgentOffline(f"agent {agent!r} is offline", metadata={"agent": agent}, retry_after_seconds=5)
+    if outcome is Outcome.DRAINING:
+        return AgentDraining(
+            f"agent {agent!r} is drained and takes no new executions; `tachikoma agents` says by whom and why",
+            metadata={"agent": agent},
+        )
     if outcome is Outcome.CONFLICT:
         return AlreadyExists(
             f"the id {request.id!r} was used before for another request; take a new one",

@@ -21,7 +21,7 @@ from tachikoma_orchestrator.admission import Admitter, Peer, refusal, request_di
 from tachikoma_orchestrator.audit import AuditTrail
 from tachikoma_orchestrator.ledger import Ledger, Outcome, Record
 
-__all__ = ["Approvals"]
+__all__ = ["Approvals", "checked_reason"]
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +42,12 @@ def approval_digest(request: ExecRequest, decision: Decision) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _reason(text: str) -> str:
+def checked_reason(text: str) -> str:
+    """A reason for the record.
+
+    Raises:
+        InvalidRequest: there is none, or it is too long.
+    """
     if not text.strip():
         raise InvalidRequest("a reason is required; it goes on the record")
     if len(text) > MAX_REASON:
@@ -108,7 +113,7 @@ class Approvals:
                 first.
             AgentOffline, ResourceExhausted: it cannot be queued now; it goes on waiting for its approval.
         """
-        reason = _reason(reason)
+        reason = checked_reason(reason)
         record, request = await self._parked(exec_id, peer)
         decision = await self._decision(record, request, peer)
         if digest != approval_digest(request, decision):
@@ -123,13 +128,14 @@ class Approvals:
         done = await self._ledger.approve(
             record.agent, exec_id, dispatch,
             wait=self._admitter.queue_timeout(decision), by=str(peer), reason=reason, digest=digest,
+            waits=decision.waits,
         )  # fmt: skip
         self._check_done(exec_id, done)
         log.info("execution.approved", id=exec_id, by=str(peer))
 
     async def reject(self, exec_id: str, reason: str, peer: Peer) -> None:
         """End it; it never runs. Raises as `approve` does."""
-        reason = _reason(reason)
+        reason = checked_reason(reason)
         record, request = await self._parked(exec_id, peer)
         if not may_approve(record.status().approvers, str(peer)):
             # Also those whom policy names now; but a change of policy must not keep anybody from saying no.

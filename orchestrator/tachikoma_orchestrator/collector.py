@@ -68,6 +68,7 @@ class Result:
             error=receipt.error,
             cancelled=receipt.state is ExecState.CANCELLED,
             usage=receipt.usage,
+            kill=receipt.kill,
         )
 
 

@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 MAX_QUEUED_BYTES = 2 * 1024 * 1024
 #: Entries read from the log at once; an agent's chunk is at most 256 KiB.
 READ_ENTRIES = 16
+#: A reader that took nothing for so long is none any more to a command that has ended.
+READER_SECONDS = 30
 
 
 class Follower:
@@ -38,6 +40,7 @@ class Follower:
         self._redis = redis
         self._subscriber = subscriber
         self._key = keys.output(agent, exec_id)
+        self._read_key = keys.read(agent, exec_id)
         self._exec_id = exec_id
         #: Number of the last chunk given to the caller.
         self._seq = after_seq
@@ -47,6 +50,8 @@ class Follower:
         self._live_bytes = 0
         self._behind = True
         self._wake = asyncio.Event()
+        #: Whether the agent is told what was read; it waits for that.
+        self.acknowledges = False
 
     @property
     def seq(self) -> int:
@@ -96,6 +101,7 @@ class Follower:
                     self._on_gap()
             if ended:
                 return
+            await self._acknowledge()
             if not self._behind:
                 await self._wake.wait()
 
@@ -113,8 +119,14 @@ class Follower:
                 if missing > 0:
                     yield self.gap(missing)
                 yield self._output(frame)
+            await self._acknowledge()
             if len(entries) < READ_ENTRIES:
                 return
+
+    async def _acknowledge(self) -> None:
+        """Tell the agent what was read. Of several readers the last to say so counts."""
+        if self.acknowledges:
+            await self._redis.set(self._read_key, self._seq, ex=READER_SECONDS)
 
     def missing_at_end(self, total_bytes: int) -> int:
         """How many bytes the end says there are beyond those given to the caller."""

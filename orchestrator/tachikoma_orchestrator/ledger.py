@@ -23,6 +23,7 @@ from tachikoma.models import (
     ExecState,
     ExecStatus,
     ExecTransition,
+    KillReceipt,
     OutputSummary,
     RateLimitConfig,
     ResourceUsage,
@@ -48,6 +49,7 @@ class Outcome(StrEnum):
     CONFLICT = "CONFLICT"
     UNKNOWN = "UNKNOWN"
     OFFLINE = "OFFLINE"
+    DRAINING = "DRAINING"
     FULL = "FULL"
     APPROVALS = "APPROVALS"
     RATE = "RATE"
@@ -76,6 +78,8 @@ class Admission:
     parked: str = ""
     #: Patterns of those who may approve it.
     approvers: tuple[str, ...] = ()
+    #: Whether its output waits for readers.
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +136,11 @@ class Record:
         return self._text("order_sha256")
 
     @property
+    def waits(self) -> bool:
+        """Whether its output waits for readers."""
+        return self._text("waits") == "1"
+
+    @property
     def digest(self) -> str:
         """Of the request; see `Admission`."""
         return self._text("digest")
@@ -139,6 +148,10 @@ class Record:
     @property
     def client_ip(self) -> str:
         return self._text("client_ip")
+
+    @property
+    def admitted_ms(self) -> int:
+        return int(self._text("admitted_ms"))
 
     @property
     def deadline_ms(self) -> int:
@@ -209,6 +222,7 @@ class Record:
             error=self._text("error"),
             cancelled=self.state is ExecState.CANCELLED,
             usage=ResourceUsage.model_validate_json(self._text("usage") or "{}"),
+            kill=KillReceipt.model_validate_json(kill) if (kill := self._text("kill")) else None,
         )
 
 
@@ -263,6 +277,8 @@ class Ledger:
         ]  # fmt: skip
         if admission.approvers:
             record += ("approvers", json.dumps(admission.approvers))
+        if admission.waits:
+            record += ("waits", "1")
         event = self.trail.request_fields(
             request, policy=admission.policy, client_ip=admission.client_ip, authorized=True, shown=shown
         )
@@ -274,6 +290,7 @@ class Ledger:
             keys=[
                 keys.execution(exec_id), keys.info(agent), keys.queue(agent), keys.AUDIT, keys.AGENTS,
                 keys.INDEX, keys.agent_index(agent), keys.OPEN, keys.APPROVALS, keys.parked(exec_id),
+                keys.DRAINING,
                 *[key for name in admission.scopes for key in keys.scope(name)],
             ],
             args=[
@@ -299,8 +316,9 @@ class Ledger:
         )  # fmt: skip
 
     async def approve(
-        self, agent: str, exec_id: str, dispatch: Dispatch, *, wait: timedelta, by: str, reason: str, digest: str
-    ) -> str:
+        self, agent: str, exec_id: str, dispatch: Dispatch, *,
+        wait: timedelta, by: str, reason: str, digest: str, waits: bool = False,
+    ) -> str:  # fmt: skip
         """Let an execution that waits for its approval go on the queue; one round trip.
 
         Args:
@@ -310,13 +328,14 @@ class Ledger:
             by: SPIFFE ID of who approved it.
             reason: why.
             digest: of what was approved.
+            waits: whether its output waits for readers.
 
         Returns:
             The script's outcome: DONE, STATE or MISSING.
         """
         move = self._transition_call(
             agent, exec_id, [ExecState.PENDING_APPROVAL], ExecState.QUEUED,
-            {"approved_by": by, "approval_reason": reason},
+            {"approved_by": by, "approval_reason": reason, "waits": "1" if waits else ""},
             code=AuditCode.APPROVED, wait=wait, extra={"actor": by, "reason": reason, "evidence_sha256": digest},
         )  # fmt: skip
         push = self._dispatch_call(agent, exec_id, dispatch)
@@ -342,6 +361,7 @@ class Ledger:
             "error": receipt.error,
             "executable": receipt.executable,
             "usage": receipt.usage.to_json(),
+            "kill": receipt.kill.to_json() if receipt.kill else "",
             "started_ms": str(receipt.started_ms),
             "ended_ms": str(receipt.ended_ms),
             "duration_us": str(receipt.duration_us),
@@ -441,12 +461,17 @@ class Ledger:
         return found
 
     async def readiness(self, agent: str) -> Outcome:
-        """Whether an agent takes orders now: ADMITTED, OFFLINE or FULL."""
+        """Whether an agent takes orders now: ADMITTED, OFFLINE, DRAINING or FULL."""
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.exists(keys.info(agent))
+            pipe.hexists(keys.DRAINING, agent)
             pipe.llen(keys.queue(agent))
-            online, waiting = await pipe.execute()
-        return Outcome.OFFLINE if not online else Outcome.FULL if waiting >= self._queue_size else Outcome.ADMITTED
+            online, draining, waiting = await pipe.execute()
+        if not online:
+            return Outcome.OFFLINE
+        if draining:
+            return Outcome.DRAINING
+        return Outcome.FULL if waiting >= self._queue_size else Outcome.ADMITTED
 
     async def parked(self, exec_id: str) -> str | None:
         """The signed request of an execution that waits for its approval."""
@@ -477,7 +502,7 @@ class Ledger:
         return [item.decode() for item in ids]
 
     async def newest(
-        self, agent: str, *, ended: bool, before: tuple[int, int] | None, limit: int
+        self, agent: str, *, ended: bool, before: tuple[int, int] | None, limit: int, since_ms: int = 0
     ) -> list[tuple[str, int]]:
         """Ids and scores (ms) of executions, newest first.
 
@@ -486,11 +511,13 @@ class Ledger:
             ended: also those that have ended.
             before: the score of the last one seen, and how many of that score were seen already.
             limit: most to return.
+            since_ms: none accepted before that; not looked at where only those are asked for that have not ended.
         """
         # Those that have not ended are few, and stand in an index of their own, of all agents.
         index = keys.OPEN if not ended else keys.agent_index(agent) if agent else keys.INDEX
         top, skip = (str(before[0]), before[1]) if before else ("+inf", 0)
-        found = await self._redis.zrevrangebyscore(index, top, "-inf", start=skip, num=limit, withscores=True)
+        bottom = since_ms if ended else "-inf"
+        found = await self._redis.zrevrangebyscore(index, top, bottom, start=skip, num=limit, withscores=True)
         return [(exec_id.decode(), int(score)) for exec_id, score in found]
 
     async def now_ms(self) -> int:

@@ -16,8 +16,9 @@ import structlog
 from pydantic import ValidationError
 
 from tachikoma import keys
+from tachikoma.errors import AgentUnknown
 from tachikoma.heartbeat import Heartbeat
-from tachikoma.models import AgentInfo
+from tachikoma.models import AgentInfo, Model
 from tachikoma.redis_access import Redis
 from tachikoma_orchestrator.scripts import Runner, Script
 
@@ -35,6 +36,13 @@ class AgentState:
     online: bool
 
 
+class _Draining(Model):
+    """What is kept of an agent that takes no new executions."""
+
+    by: str
+    reason: str
+
+
 class Registry:
     """Reads and keeps what agents say of themselves."""
 
@@ -43,6 +51,7 @@ class Registry:
         self._runner = Runner(redis)
         self._heard = Script("heard")
         self._left = Script("left")
+        self._drain = Script("drain")
         self._labels: dict[str, dict[str, str]] = {}
 
     def labels(self, agent: str) -> dict[str, str]:
@@ -81,6 +90,23 @@ class Registry:
                 if await self._runner.run(call):
                     log.info("agent.left", agent=agent)
 
+    async def drain(self, agent: str, *, by: str, reason: str) -> None:
+        """Let an agent take no new executions; what waits on its queue and what runs go on.
+
+        Raises:
+            AgentUnknown: it was never heard of.
+        """
+        await self._set_draining(agent, _Draining(by=by, reason=reason).model_dump_json(), by, reason)
+
+    async def resume(self, agent: str, *, by: str) -> None:
+        """Let an agent take executions again. Raises as `drain` does."""
+        await self._set_draining(agent, "", by, "")
+
+    async def _set_draining(self, agent: str, kept: str, by: str, reason: str) -> None:
+        call = self._drain(keys=[keys.DRAINING, keys.AGENTS, keys.AUDIT], args=[agent, kept, by, reason])
+        if not await self._runner.run(call):
+            raise AgentUnknown(f"there is no agent {agent[:80]!r}", metadata={"agent": agent[:80]})
+
     async def all(self) -> dict[str, AgentState]:
         """Every agent ever heard of."""
         kept: dict[bytes, bytes] = await self._redis.hgetall(keys.AGENTS)
@@ -108,11 +134,14 @@ class Registry:
         async with self._redis.pipeline(transaction=False) as pipe:
             for agent in agents:
                 pipe.llen(keys.queue(agent))
-            queued = await pipe.execute() if agents else []
+            pipe.hgetall(keys.DRAINING)
+            *queued, drained = await pipe.execute()
         described = []
         for agent, length in zip(agents, queued, strict=True):
             state = states[agent]
             beat = state.heartbeat
+            kept = drained.get(agent.encode())
+            draining = _Draining.model_validate_json(kept) if kept else None
             described.append(
                 AgentInfo(
                     id=agent,
@@ -128,6 +157,9 @@ class Registry:
                     memory_used=beat.memory_used,
                     disk_used=beat.disk_used,
                     warnings=beat.warnings,
+                    draining=draining is not None,
+                    drained_by=draining.by if draining else "",
+                    drain_reason=draining.reason if draining else "",
                 )
             )
         return described

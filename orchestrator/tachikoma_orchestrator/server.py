@@ -174,7 +174,7 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
     except InvalidIdentity as error:
         raise ConfigurationError(f"the orchestrator's identity cannot be used: {error}") from error
     policies = PolicyWatch(settings.policy)
-    access = settings.redis()
+    access = settings.redis(identity)
     redis = connect(access, name="orchestrator")
     subscriptions = connect(access, name="orchestrator-subscriber", max_connections=2)
 

@@ -8,8 +8,10 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import structlog
+
 from tachikoma import keys, wire
-from tachikoma.errors import InvalidRequest, NotFound, PermissionDenied
+from tachikoma.errors import InvalidRequest, NotFound, OutputAltered, PermissionDenied
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionServicer
 from tachikoma.models import (
@@ -22,6 +24,7 @@ from tachikoma.models import (
     ExecState,
     OutputKind,
 )
+from tachikoma.output import OutputCheck
 from tachikoma.policy import PolicyWatch
 from tachikoma.redaction import redact
 from tachikoma.redis_access import Redis
@@ -29,16 +32,19 @@ from tachikoma.signed import CancelOrder, sign
 from tachikoma.spiffe import agent_id
 from tachikoma.svid import FileSvidSource
 from tachikoma_orchestrator.admission import Admitter, Peer
-from tachikoma_orchestrator.approval import Approvals
+from tachikoma_orchestrator.approval import Approvals, checked_reason
 from tachikoma_orchestrator.audit import AuditTrail
 from tachikoma_orchestrator.endings import Endings
 from tachikoma_orchestrator.follow import Follower
 from tachikoma_orchestrator.guard import current_peer
 from tachikoma_orchestrator.ledger import Ledger, Record
+from tachikoma_orchestrator.listing import ListFilter
 from tachikoma_orchestrator.registry import Registry
 from tachikoma_orchestrator.subscriber import Subscriber
 
 __all__ = ["RemoteExecution"]
+
+log = structlog.get_logger(__name__)
 
 #: Page of `List` and of the audit trail where the caller names none, and the largest.
 DEFAULT_PAGE = 100
@@ -160,13 +166,27 @@ class RemoteExecution(RemoteExecutionServicer):
                     record = await self._ledger.record(record.exec_id) or record
                 if not record.state.terminal:
                     yield self._status(record)
+        check = OutputCheck(from_start=not follower.seq)
+        follower.acknowledges = record.waits
         async for output in follower.until(end):
+            check.add(output)
             yield output
         response = end.result()
         total = response.stdout_summary.total_bytes + response.stderr_summary.total_bytes
         missing = follower.missing_at_end(total)
         if missing:
-            yield follower.gap(missing)
+            check.add(gap := follower.gap(missing))
+            yield gap
+        if stream := check.altered(response):
+            why = f"what was read of its {stream} is not what its agent signed for"
+            log.error("output.altered", id=record.exec_id, agent=record.agent, stream=stream)
+            await self._trail.append(
+                AuditCode.OUTPUT_ALTERED, id=record.exec_id, agent_id=record.agent, authorized="1",
+                requested_by=record.requested_by, actor=str(current_peer()), reason=why,
+            )  # fmt: skip
+            raise OutputAltered(
+                f"{record.exec_id} ended {response.state} with exit code {response.exit_code}, but {why}"
+            )
         yield ExecOutput(
             id=record.exec_id,
             kind=OutputKind.RESULT,
@@ -197,24 +217,23 @@ class RemoteExecution(RemoteExecutionServicer):
         size = _page(request.page_size, "page_size")
         subject = str(current_peer())
         operator = self._policies.current.is_operator(subject)
+        wanted = ListFilter.from_pb(request)
 
         def visible(record: Record) -> bool:
-            return operator or record.requested_by == subject
+            return (operator or record.requested_by == subject) and wanted.matches(record, self._registry.labels)
 
-        position = _parse_token(request.page_token)
+        position = _parse_token(request.page_token) or wanted.start
         found: list[Record] = []
         # A caller who owns few of many pays with short pages, not the server with a long search.
         for _ in range(MAX_LIST_STEPS):
-            ids = await self._ledger.newest(request.agent_id, ended=request.include_ended, before=position, limit=size)
+            ids = await self._ledger.newest(
+                request.agent_id, ended=wanted.ended, before=position, limit=size, since_ms=wanted.since_ms
+            )
             records = {record.exec_id: record for record in await self._ledger.records([i for i, _ in ids])}
             for exec_id, at in ids:
                 position = (at, position[1] + 1 if position and position[0] == at else 1)
                 record = records.get(exec_id)
                 if record is None or not visible(record):
-                    continue
-                if request.agent_id and record.agent != request.agent_id:
-                    continue
-                if record.state.terminal and not request.include_ended:
                     continue
                 found.append(record)
                 if len(found) == size:
@@ -234,6 +253,35 @@ class RemoteExecution(RemoteExecutionServicer):
         self, request: pb.ListAgentsRequest, context: Any
     ) -> pb.ListAgentsResponse:
         return pb.ListAgentsResponse(agents=[wire.agent_to_pb(item) for item in await self._registry.describe()])
+
+    async def DrainAgent(self, request: pb.DrainAgentRequest, context: Any) -> pb.Agent:  # noqa: N802
+        peer = self._operator("drain agents")
+        await self._registry.drain(request.id, by=str(peer), reason=checked_reason(request.reason))
+        return await self._agent(request.id)
+
+    async def ResumeAgent(self, request: pb.ResumeAgentRequest, context: Any) -> pb.Agent:  # noqa: N802
+        peer = self._operator("resume agents")
+        await self._registry.resume(request.id, by=str(peer))
+        return await self._agent(request.id)
+
+    def _operator(self, what: str) -> Peer:
+        """The caller, who may do what only operators may.
+
+        Raises:
+            PermissionDenied: it is none.
+            Unavailable: what it does cannot be recorded.
+        """
+        self._trail.check()
+        peer = current_peer()
+        if not self._policies.current.is_operator(str(peer)):
+            raise PermissionDenied(f"only operators {what}", metadata={"rule": "operators"})
+        return peer
+
+    async def _agent(self, agent: str) -> pb.Agent:
+        found = next((item for item in await self._registry.describe() if item.id == agent), None)
+        if found is None:
+            raise NotFound(f"the agent {agent!r} is gone")
+        return wire.agent_to_pb(found)
 
     async def GetPolicyStatus(  # noqa: N802
         self, request: pb.GetPolicyStatusRequest, context: Any

@@ -14,6 +14,7 @@ from tachikoma.models import RateLimitConfig
 from tachikoma.policy import SEARCH_PATH
 from tachikoma.redis_access import RedisAccess, RedisSettings
 from tachikoma.redis_users import ORCHESTRATOR
+from tachikoma.svid import FileSvidSource
 
 __all__ = ["OrchestratorSettings"]
 
@@ -66,6 +67,6 @@ class OrchestratorSettings(RedisSettings):
     stop_grace: Duration = timedelta(seconds=5)
     log_level: str = "info"
 
-    def redis(self) -> RedisAccess:
+    def redis(self, identity: FileSvidSource) -> RedisAccess:
         """How Redis is reached. Raises what `RedisAccess.of` does."""
-        return RedisAccess.of(self, identity=self.identity, user=ORCHESTRATOR)
+        return RedisAccess.of(self, identity=identity, user=ORCHESTRATOR)

@@ -15,6 +15,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 from tachikoma.client import AsyncClient, Client
 from tachikoma.errors import (
+    AgentDraining,
     AgentOffline,
     AgentUnknown,
     AlreadyExists,
@@ -23,6 +24,7 @@ from tachikoma.errors import (
     FailedPrecondition,
     InvalidRequest,
     NotFound,
+    OutputAltered,
     PermissionDenied,
     ResourceExhausted,
     ServerError,
@@ -90,6 +92,8 @@ __all__ = [  # noqa: RUF022 (grouped by what they are for)
     "ResourceExhausted",
     "Unavailable",
     "AgentOffline",
+    "AgentDraining",
+    "OutputAltered",
     "ServerError",
     "ExecutionFailed",
 ]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -20,7 +20,14 @@ import grpc
 import grpc.aio
 
 from tachikoma import wire
-from tachikoma.errors import InvalidRequest, ResourceExhausted, TachikomaError, Unauthenticated, Unavailable
+from tachikoma.errors import (
+    InvalidRequest,
+    OutputAltered,
+    ResourceExhausted,
+    TachikomaError,
+    Unauthenticated,
+    Unavailable,
+)
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
 from tachikoma.models import (
@@ -31,9 +38,12 @@ from tachikoma.models import (
     ExecOutput,
     ExecRequest,
     ExecResponse,
+    ExecState,
     ExecStatus,
+    OutputKind,
     PolicyStatus,
 )
+from tachikoma.output import OutputCheck
 from tachikoma.profile import Profile
 from tachikoma.spiffe import InvalidIdentity
 from tachikoma.svid import FileSvidSource
@@ -44,6 +54,10 @@ __all__ = ["AsyncClient", "Client"]
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 #: How long to look for the orchestrator before giving up.
 CONNECT_SECONDS = 10.0
+#: Between attempts to take up a broken call again, at first and at the most.
+RETRY_SECONDS = (0.1, 2.0)
+#: What gRPC itself says of a call whose connection broke, or whose server stopped.
+BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL)
 
 T = TypeVar("T")
 
@@ -65,13 +79,21 @@ class AsyncClient:
     `tachikoma.errors`: `PermissionDenied`, `AgentOffline`, `Unavailable`, and so on.
     """
 
-    def __init__(self, profile: Profile | None = None, *, patience: timedelta = timedelta(0)) -> None:
+    def __init__(
+        self,
+        profile: Profile | None = None,
+        *,
+        patience: timedelta = timedelta(0),
+        reconnect: timedelta = timedelta(minutes=5),
+    ) -> None:
         """Prepare a client.
 
         Args:
             profile: where the orchestrator is and who one is.
             patience: how long a call that meets a rate limit or a full queue waits and is repeated, by the delay that
                 the refusal names; not at all by default.
+            reconnect: how long a call whose connection broke is tried to be taken up again, streams from the chunk
+                after the last one that came. Nothing is run twice by that: requests carry their id.
 
         Raises:
             ConfigurationError: there is no profile, or its identity cannot be read.
@@ -79,6 +101,7 @@ class AsyncClient:
         """
         self.profile = profile or Profile.load()
         self._patience = patience.total_seconds()
+        self._reconnect = reconnect.total_seconds()
         svid = FileSvidSource(self.profile.identity).current()
         try:
             svid.verify()
@@ -108,14 +131,16 @@ class AsyncClient:
             self._channel = grpc.aio.secure_channel(self.profile.address, self._credentials, options)
         return RemoteExecutionStub(self._channel)  # type: ignore[no-untyped-call]
 
-    async def _ready(self) -> None:
+    async def _ready(self) -> bool:
         """Wait, bounded, until there is a connection, so that a restart of the server goes unnoticed."""
         self._stub()
         assert self._channel is not None
         if self._channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:
-            return
+            return True
         with suppress(TimeoutError):
             await asyncio.wait_for(self._channel.channel_ready(), CONNECT_SECONDS)
+            return True
+        return False
 
     def _translate(self, error: grpc.aio.AioRpcError) -> TachikomaError:
         trailing = [(str(key), value) for key, value in error.trailing_metadata() or ()]
@@ -128,14 +153,16 @@ class AsyncClient:
             )
         return translated
 
-    async def _call(self, method: str, message: Any) -> Any:
+    async def _call(self, method: str, message: Any, *, repeat: bool = True) -> Any:
         deadline = time.monotonic() + self._patience
+        breaks = _Breaks(self._reconnect if repeat else 0)
         while True:
-            await self._ready()
+            breaks.connected(await self._ready())
             try:
                 return await getattr(self._stub(), method)(message)
             except grpc.aio.AioRpcError as error:
-                await self._wait_or_raise(self._translate(error), deadline)
+                if not await breaks.wait(error):
+                    await self._wait_or_raise(self._translate(error), deadline)
 
     @staticmethod
     async def _wait_or_raise(error: TachikomaError, deadline: float) -> None:
@@ -161,7 +188,7 @@ class AsyncClient:
     async def attach(self, exec_id: str, *, after_seq: int = 0, follow: bool = True) -> AsyncIterator[ExecOutput]:
         """Output of an execution after a chunk number; with `follow` until its end, also after it."""
         message = pb.AttachRequest(id=exec_id, after_seq=after_seq, no_follow=not follow)
-        async for output in self._stream("Attach", message):
+        async for output in self._stream("Attach", message, after_seq=after_seq):
             yield output
 
     async def cancel(self, exec_id: str) -> CancelResponse:
@@ -173,12 +200,35 @@ class AsyncClient:
         return wire.status_from_pb((await self._call("Status", pb.StatusRequest(id=exec_id))).status)
 
     async def list(
-        self, agent_id: str = "", *, include_ended: bool = False, page_size: int = 0, page_token: str = ""
+        self,
+        agent_id: str = "",
+        *,
+        include_ended: bool = False,
+        page_size: int = 0,
+        page_token: str = "",
+        requested_by: str = "",
+        states: Collection[ExecState] = (),
+        agents: str = "",
+        since: datetime | None = None,
+        until: datetime | None = None,
     ) -> tuple[tuple[ExecStatus, ...], str]:
-        """A page of executions, newest first, and the token of the next page (empty at the end)."""
+        """A page of executions, newest first, and the token of the next page (empty at the end).
+
+        Args:
+            agent_id: only those of this agent.
+            include_ended: also those that have ended.
+            page_size: at most so many.
+            page_token: where the page before ended.
+            requested_by: only those of this SPIFFE ID.
+            states: only those in one of them.
+            agents: only those of agents that this means: an id pattern, or labels as `role=web,site=*`.
+            since, until: only those accepted at or after the one, and before the other.
+        """
         message = pb.ListRequest(
-            agent_id=agent_id, include_ended=include_ended, page_size=page_size, page_token=page_token
-        )
+            agent_id=agent_id, include_ended=include_ended, page_size=page_size, page_token=page_token,
+            requested_by=requested_by, states=wire.states_to_pb(states), agents=agents,
+            since=wire.timestamp_to_pb(since), until=wire.timestamp_to_pb(until),
+        )  # fmt: skip
         answer = await self._call("List", message)
         return tuple(wire.status_from_pb(item) for item in answer.executions), answer.next_page_token
 
@@ -204,16 +254,25 @@ class AsyncClient:
         except ValueError:
             raise InvalidRequest(f"{digest[:80]!r} is no digest; `Approval.digest` has it") from None
         message = pb.ApproveRequest(id=exec_id, digest=raw, reason=reason)
-        return wire.status_from_pb(await self._call("Approve", message))
+        return wire.status_from_pb(await self._call("Approve", message, repeat=False))
 
     async def reject(self, exec_id: str, reason: str) -> ExecStatus:
         """End an execution that waits for its approval; the reason goes on the record and to the requester."""
-        return wire.status_from_pb(await self._call("Reject", pb.RejectRequest(id=exec_id, reason=reason)))
+        message = pb.RejectRequest(id=exec_id, reason=reason)
+        return wire.status_from_pb(await self._call("Reject", message, repeat=False))
 
     async def agents(self) -> tuple[AgentInfo, ...]:
         """The known agents, by id."""
         answer = await self._call("ListAgents", pb.ListAgentsRequest())
         return tuple(wire.agent_from_pb(item) for item in answer.agents)
+
+    async def drain_agent(self, agent_id: str, reason: str) -> AgentInfo:
+        """Let an agent take no new executions; what it has goes on. For operators; the reason goes on the record."""
+        return wire.agent_from_pb(await self._call("DrainAgent", pb.DrainAgentRequest(id=agent_id, reason=reason)))
+
+    async def resume_agent(self, agent_id: str) -> AgentInfo:
+        """Let an agent take executions again. For operators."""
+        return wire.agent_from_pb(await self._call("ResumeAgent", pb.ResumeAgentRequest(id=agent_id)))
 
     async def policy_status(self) -> PolicyStatus:
         """What policy the orchestrator decides by, and what is wrong with a newer one."""
@@ -225,32 +284,104 @@ class AsyncClient:
         answer = await self._call("ListAuditEvents", message)
         return tuple(wire.audit_from_pb(item) for item in answer.events)
 
-    async def _stream(self, method: str, message: Any) -> AsyncIterator[ExecOutput]:
+    async def _stream(self, method: str, message: Any, *, after_seq: int = 0) -> AsyncIterator[ExecOutput]:
+        """Messages of a stream, taken up again where its connection broke."""
         deadline = time.monotonic() + self._patience
-        begun = False
+        breaks = _Breaks(self._reconnect)
+        check = OutputCheck(from_start=not after_seq)
+        status: ExecStatus | None = None
         while True:
-            await self._ready()
+            breaks.connected(await self._ready())
             call = getattr(self._stub(), method)(message)
             try:
                 async for item in call:
-                    begun = True
-                    yield wire.output_from_pb(item)
+                    breaks.over()
+                    output = wire.output_from_pb(item)
+                    if output.status is not None:
+                        parked = status is not None and status.state is ExecState.PENDING_APPROVAL
+                        repeated = status is not None and not (parked and output.status.state is not status.state)
+                        status = output.status
+                        if repeated:
+                            # A stream that was taken up again begins as the first did.
+                            continue
+                    check.add(output)
+                    if output.result is not None:
+                        if missing := check.missing(output.result):
+                            gap = ExecOutput(id=output.id, kind=OutputKind.GAP, seq=after_seq, missing_bytes=missing)
+                            check.add(gap)
+                            yield gap
+                        if stream := check.altered(output.result):
+                            raise OutputAltered(
+                                f"what was read of the {stream} of {output.id} is not what its agent signed for; "
+                                f"it ended {output.result.state} with exit code {output.result.exit_code}"
+                            )
+                    after_seq = max(after_seq, output.seq)
+                    yield output
                 return
             except grpc.aio.AioRpcError as error:
                 translated = self._translate(error)
-                if begun:
-                    raise translated from error
-                await self._wait_or_raise(translated, deadline)
+                if not await breaks.wait(error, taken=status is not None and type(translated) is Unavailable):
+                    if status is not None:
+                        raise translated from error
+                    await self._wait_or_raise(translated, deadline)
             finally:
                 call.cancel()
+            if status is not None:
+                # It was accepted; from here on it is followed like any other.
+                no_follow = method == "Attach" and message.no_follow
+                method, message = "Attach", pb.AttachRequest(id=status.id, after_seq=after_seq, no_follow=no_follow)
+
+
+class _Breaks:
+    """Whether and when a call whose connection broke is made again."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        #: None while it goes well; whoever never reached the server is not kept waiting for it.
+        self._until: float | None = None
+        self._reached = False
+        self._delay = RETRY_SECONDS[0]
+
+    def connected(self, connected: bool) -> None:
+        """There is a connection for the next attempt, or not."""
+        self._reached = self._reached or connected
+
+    def over(self) -> None:
+        """It goes well again."""
+        self._until, self._delay = None, RETRY_SECONDS[0]
+
+    async def wait(self, error: grpc.aio.AioRpcError, *, taken: bool = False) -> bool:
+        """Wait for the next attempt. False when there is to be none.
+
+        Args:
+            error: how the last one ended.
+            taken: whether it is known to be worth another, whatever the error is.
+        """
+        told = any(key == wire.STATUS_DETAILS for key, _ in error.trailing_metadata() or ())
+        if not taken and (told or error.code() not in BROKEN or not self._reached):
+            return False
+        now = time.monotonic()
+        if self._until is None:
+            self._until = now + self._seconds
+        if now + self._delay > self._until:
+            return False
+        await asyncio.sleep(self._delay)
+        self._delay = min(2 * self._delay, RETRY_SECONDS[1])
+        return True
 
 
 class Client:
     """`AsyncClient` for programs without an event loop. A context manager; usable from several threads."""
 
-    def __init__(self, profile: Profile | None = None, *, patience: timedelta = timedelta(0)) -> None:
+    def __init__(
+        self,
+        profile: Profile | None = None,
+        *,
+        patience: timedelta = timedelta(0),
+        reconnect: timedelta = timedelta(minutes=5),
+    ) -> None:
         """Prepare a client; arguments and errors as with `AsyncClient`."""
-        self._async = AsyncClient(profile, patience=patience)
+        self._async = AsyncClient(profile, patience=patience, reconnect=reconnect)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tachikoma-client", daemon=True)
         self._thread.start()
@@ -339,12 +470,25 @@ class Client:
         return self._run(self._async.status(exec_id))
 
     def list(
-        self, agent_id: str = "", *, include_ended: bool = False, page_size: int = 0, page_token: str = ""
+        self,
+        agent_id: str = "",
+        *,
+        include_ended: bool = False,
+        page_size: int = 0,
+        page_token: str = "",
+        requested_by: str = "",
+        states: Collection[ExecState] = (),
+        agents: str = "",
+        since: datetime | None = None,
+        until: datetime | None = None,
     ) -> tuple[tuple[ExecStatus, ...], str]:
-        """A page of executions, newest first, and the token of the next page (empty at the end)."""
+        """A page of executions, newest first, and the token of the next page; arguments as with `AsyncClient.list`."""
         return self._run(
-            self._async.list(agent_id, include_ended=include_ended, page_size=page_size, page_token=page_token)
-        )
+            self._async.list(
+                agent_id, include_ended=include_ended, page_size=page_size, page_token=page_token,
+                requested_by=requested_by, states=states, agents=agents, since=since, until=until,
+            )
+        )  # fmt: skip
 
     def approvals(self) -> tuple[ExecStatus, ...]:
         """What waits for an approval that this client may give, or asked for; the nearest deadline first."""
@@ -365,6 +509,14 @@ class Client:
     def agents(self) -> tuple[AgentInfo, ...]:
         """The known agents, by id."""
         return self._run(self._async.agents())
+
+    def drain_agent(self, agent_id: str, reason: str) -> AgentInfo:
+        """Let an agent take no new executions; what it has goes on. For operators; the reason goes on the record."""
+        return self._run(self._async.drain_agent(agent_id, reason))
+
+    def resume_agent(self, agent_id: str) -> AgentInfo:
+        """Let an agent take executions again. For operators."""
+        return self._run(self._async.resume_agent(agent_id))
 
     def policy_status(self) -> PolicyStatus:
         """What policy the orchestrator decides by, and what is wrong with a newer one."""

@@ -11,6 +11,7 @@ from typing import ClassVar
 import grpc
 
 __all__ = [
+    "AgentDraining",
     "AgentOffline",
     "AgentUnknown",
     "AlreadyExists",
@@ -19,6 +20,7 @@ __all__ = [
     "FailedPrecondition",
     "InvalidRequest",
     "NotFound",
+    "OutputAltered",
     "PermissionDenied",
     "ResourceExhausted",
     "ServerError",
@@ -127,6 +129,19 @@ class AgentOffline(Unavailable):
     """The agent is known but has not been heard of lately."""
 
     reason = "AGENT_OFFLINE"
+
+
+class AgentDraining(Unavailable):
+    """The agent takes no new executions until somebody resumes it."""
+
+    reason = "AGENT_DRAINING"
+
+
+class OutputAltered(TachikomaError):
+    """The output that was read is not what the agent signed for; how the execution ended is not in doubt."""
+
+    reason = "OUTPUT_ALTERED"
+    code = grpc.StatusCode.DATA_LOSS
 
 
 class ServerError(TachikomaError):

@@ -8,6 +8,7 @@ The orchestrator's begin with `orch:`. Keys and channels of one purpose share th
     agent.<id>:events                channel  the agent's notices: heartbeat, started
     agent.<id>:claim:<exec>          string   who may run it: an agent's journal, or the fence that says nobody
     agent.<id>:output:<exec>         stream   output log, entry id `<seq>-0`; and channel of the same frames
+    agent.<id>:read:<exec>           string   last chunk that was read, where output waits for that
     agent.<id>:cancel:<exec>         string   signed cancel, kept until nobody can start it any more
     agent.<id>:control               channel  `<exec> <signed cancel>` for whoever runs now
     celery-task-meta-<id>.<exec>     string   Celery result with the signed receipt; and channel
@@ -23,6 +24,7 @@ The orchestrator's begin with `orch:`. Keys and channels of one purpose share th
     orch:waiting:<scope>             set      those of them that have not started
     orch:agents                      hash     agents ever heard of, with their last heartbeat
     orch:online                      hash     agents that joined and did not leave, with the run of their worker
+    orch:draining                    hash     agents that take no new executions: since when, by whom and why
     orch:audit                       stream   audit trail
     orch:audit:seq                   string   number of its last event
     orch:audit:sinks                 hash     how far each sink has taken it
@@ -44,6 +46,7 @@ __all__ = [
     "AUDIT",
     "AUDIT_SEQ",
     "AUDIT_SINKS",
+    "DRAINING",
     "ENDED",
     "INDEX",
     "ONLINE",
@@ -61,6 +64,7 @@ __all__ = [
     "output",
     "parked",
     "queue",
+    "read",
     "result",
     "scope",
     "split_task_id",
@@ -71,6 +75,7 @@ INDEX = "orch:index"
 OPEN = "orch:open"
 AGENTS = "orch:agents"
 ONLINE = "orch:online"
+DRAINING = "orch:draining"
 APPROVALS = "orch:approvals"
 APPROVED = "orch:approved"
 AUDIT = "orch:audit"
@@ -108,6 +113,10 @@ def claim(agent: str, exec_id: str) -> str:
 
 def output(agent: str, exec_id: str) -> str:
     return f"agent.{agent}:output:{exec_id}"
+
+
+def read(agent: str, exec_id: str) -> str:
+    return f"agent.{agent}:read:{exec_id}"
 
 
 def cancel(agent: str, exec_id: str) -> str:

@@ -215,6 +215,41 @@ class ResourceUsage(Model):
     oom_kills: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
 
+class WhenFull(StrEnum):
+    """What becomes of output that is more than is kept of it."""
+
+    #: Begin and end are kept; what lay between is cut, and a gap says how much that was.
+    CUT = "cut"
+    #: The command waits in its write until somebody has read.
+    WAIT = "wait"
+
+
+class OutputLimit(Model):
+    """How much of an execution's output is kept for its readers."""
+
+    #: Bytes, in text also as 16MiB. None: the agent's own limit, which also bounds it.
+    limit: Annotated[ByteSize, Field(ge=64 * 1024, lt=2**53)] | None = None
+    when_full: WhenFull = WhenFull.CUT
+
+    def lowered_by(self, other: OutputLimit) -> OutputLimit:
+        """The lower limit of both; what becomes of more is as it was."""
+        limits = [limit for limit in (self.limit, other.limit) if limit is not None]
+        return OutputLimit(limit=min(limits) if limits else None, when_full=self.when_full)
+
+
+class KillReceipt(Model):
+    """What an agent says of a command that it ended."""
+
+    #: Whether nothing of it is left.
+    empty: bool
+    #: Whether that is known of all its processes (its cgroup), or only of its process group.
+    whole: bool
+    #: Signals that were sent, in this order.
+    signals: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(max_length=8)] = ()
+    #: Process ids of what could not be killed.
+    survivors: Annotated[tuple[Annotated[int, Field(ge=1, lt=2**31)], ...], Field(max_length=32)] = ()
+
+
 class ExecRequest(Model):
     """A request to run an argv on an agent (Spec 534, ExecRequest).
 
@@ -346,6 +381,8 @@ class ExecResponse(Model):
     error: str = ""
     cancelled: bool = False
     usage: ResourceUsage = ResourceUsage()
+    #: How it was killed, where it was.
+    kill: KillReceipt | None = None
 
     def check(self) -> Self:
         """Return itself after exit code 0.
@@ -481,6 +518,10 @@ class AgentInfo(Model):
     disk_used: float = 0.0
     #: What its host cannot enforce.
     warnings: tuple[str, ...] = ()
+    #: Whether it takes no new executions; the SPIFFE ID of who said so, and why.
+    draining: bool = False
+    drained_by: str = ""
+    drain_reason: str = ""
 
 
 class RateLimitConfig(Model):
@@ -532,6 +573,8 @@ class ExecPolicy(Model):
     rate_limit: RateLimitConfig | None = None
     #: What each command may use; a request may ask for less.
     limits: ResourceLimits = ResourceLimits()
+    #: How much of its output is kept, and what becomes of more.
+    output: OutputLimit = OutputLimit()
     #: Capabilities that commands run as root keep (capabilities(7)), or "all"; none by default. Others never have any.
     capabilities: tuple[str, ...] = ()
     #: SHA-256 of the files that may be executed for a path, in hexadecimal.
@@ -621,6 +664,8 @@ class AuditCode(StrEnum):
     LOST = "lost"
     #: A receipt came for what had been given up; the end stands.
     LATE_RECEIPT = "late_receipt"
+    #: What was read of an output is not what its agent signed for.
+    OUTPUT_ALTERED = "output_altered"
     #: A certificate was not accepted.
     IDENTITY_REJECTED = "identity_rejected"
     #: A policy set is in force now.
@@ -629,6 +674,9 @@ class AuditCode(StrEnum):
     POLICY_KEPT = "policy_kept"
     AGENT_JOINED = "agent_joined"
     AGENT_LEFT = "agent_left"
+    #: An agent takes no new executions; it does again.
+    AGENT_DRAINED = "agent_drained"
+    AGENT_RESUMED = "agent_resumed"
 
 
 class AuditedRequest(Model):

@@ -7,10 +7,13 @@ bytes of both streams before the frame, so a reader knows how much is missing wh
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from dataclasses import dataclass
 
-__all__ = ["FIELD", "STDERR", "STDOUT", "Frame", "entry_id", "sequence_of"]
+from tachikoma.models import ExecOutput, ExecResponse, OutputKind
+
+__all__ = ["FIELD", "STDERR", "STDOUT", "Frame", "OutputCheck", "entry_id", "sequence_of"]
 
 #: The one field of a Stream entry.
 FIELD = b"f"
@@ -61,3 +64,42 @@ def entry_id(seq: int) -> str:
 def sequence_of(entry: bytes) -> int:
     """The sequence number of a Stream entry id."""
     return int(entry.partition(b"-")[0])
+
+
+class OutputCheck:
+    """Holds what a reader got of an output against the digests that its agent signed.
+
+    Chunks travel unsigned, which costs nothing; the receipt closes them. So whoever can write to Redis can add to an
+    output, or change it, but not without its being found at the end.
+    """
+
+    def __init__(self, *, from_start: bool) -> None:
+        """Prepare a check; without the beginning nothing can be told."""
+        self._whole = from_start
+        #: Bytes that came or were told to be missing; None where those before are not known.
+        self._accounted: int | None = 0 if from_start else None
+        self._digests = {OutputKind.STDOUT: hashlib.sha256(), OutputKind.STDERR: hashlib.sha256()}
+
+    def add(self, output: ExecOutput) -> None:
+        """Take the next message."""
+        if self._accounted is not None:
+            self._accounted += len(output.data) + output.missing_bytes
+        if output.kind is OutputKind.GAP:
+            self._whole = False
+        elif self._whole and output.kind in self._digests:
+            self._digests[output.kind].update(output.data)
+
+    def missing(self, result: ExecResponse) -> int:
+        """Bytes that neither came nor were told to be missing, where that is known."""
+        total = result.stdout_summary.total_bytes + result.stderr_summary.total_bytes
+        return max(0, total - self._accounted) if self._accounted is not None else 0
+
+    def altered(self, result: ExecResponse) -> str:
+        """The stream that is not as the agent wrote it; empty where both are, or it cannot be told."""
+        if not self._whole:
+            return ""
+        told = {OutputKind.STDOUT: result.stdout_summary, OutputKind.STDERR: result.stderr_summary}
+        for kind, summary in told.items():
+            if summary.sha256 and summary.sha256 != self._digests[kind].hexdigest():
+                return str(kind)
+        return ""

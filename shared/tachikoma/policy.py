@@ -47,6 +47,7 @@ from tachikoma.models import (
     Model,
     PolicyStatus,
     RateLimitConfig,
+    WhenFull,
     capability_mask,
 )
 from tachikoma.patterns import AgentSelector, CommandPattern, CommandPatterns, Pattern, PatternError
@@ -96,6 +97,11 @@ class Decision:
     def executables(self) -> tuple[str, ...]:
         """Absolute paths the program may be, in search order; empty when denied."""
         return tuple(executable.path for executable in self.grant.executables) if self.grant else ()
+
+    @property
+    def waits(self) -> bool:
+        """Whether the command's output waits for readers."""
+        return self.grant is not None and self.grant.output.when_full is WhenFull.WAIT
 
     def approvable_by(self, subject: str, requester: str) -> bool:
         """Whether somebody may approve it. Nobody approves their own request."""
@@ -220,6 +226,7 @@ class _Policy:
             # The narrowest that policy names: from there on no symbolic link leads out.
             work_dir_root=max(roots, key=len) if request.work_dir else "",
             limits=self.policy.limits.lowered_by(request.limits),
+            output=self.policy.output,
             capabilities=capability_mask(self.policy.capabilities),
             kill_grace=None if grace is None else grace.total_seconds(),
         )
@@ -438,6 +445,7 @@ def narrow(grant: Grant, local: Decision) -> Grant:
         denied=tuple(sorted({*grant.denied, *local.grant.denied})),
         work_dir_root=max(grant.work_dir_root, local.grant.work_dir_root, key=len),
         limits=grant.limits.lowered_by(local.grant.limits),
+        output=grant.output.lowered_by(local.grant.output),
         capabilities=grant.capabilities & local.grant.capabilities,
         kill_grace=min(graces) if graces else None,
     )

@@ -78,10 +78,10 @@ class Replay:
             # What an older version took and this one does not is refused by both.
             return None
         labels = self._labels.get(agent, NO_LABELS)
-        before, after = (
-            _told(policies.decide(request, subject, SEARCH_PATH, labels)) for policies in (self._old, self._new)
-        )
-        if before == after:
+        decisions = [policies.decide(request, subject, SEARCH_PATH, labels) for policies in (self._old, self._new)]
+        before, after = map(_told, decisions)
+        # Denied for another reason is denied all the same.
+        if before == after or not any(decision.allowed for decision in decisions):
             return None
         masked = any(is_masked(element) for element in audited.command)
         return Change(subject=subject, agent=agent, command=audited.command, before=before, after=after, masked=masked)

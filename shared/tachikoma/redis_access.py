@@ -6,6 +6,7 @@ restart; connections that stand go on.
 
 from __future__ import annotations
 
+import os
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis.connection
 import structlog
+from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import Field
 from pydantic_settings import BaseSettings
 from redis import asyncio as redis_asyncio
@@ -26,7 +28,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tachikoma.errors import ConfigurationError
 from tachikoma.redis_users import read_password
-from tachikoma.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
+from tachikoma.svid import FileSvidSource
 
 __all__ = [
     "OPERATION_SECONDS",
@@ -105,45 +107,70 @@ def celery_url(url: str) -> str:
 class Tls:
     """The client's side of TLS, with the newest files that fit each other."""
 
-    def __init__(self, ca: Path, certificate: Path, key: Path) -> None:
-        """Read the files.
+    def __init__(self, ca: Path | None, pair: tuple[Path, Path] | None, identity: FileSvidSource | None) -> None:
+        """Read what is to be used.
+
+        Args:
+            ca: certificates that the server's must be signed by; by default the bundle of the identity.
+            pair: certificate and key to be shown; by default those of the identity.
+            identity: this process's own.
 
         Raises:
-            ConfigurationError: one cannot be read, or they do not fit each other.
+            ConfigurationError: something is missing, cannot be read, or does not fit.
         """
-        self._ca, self._certificate, self._key = ca, certificate, key
+        self._ca, self._pair, self._identity = ca, pair, identity
         self._lock = Lock()
         try:
-            self._seen = self._signature()
-            self._context = self._load()
+            self._loaded = self._read()
+            self._context = self._load(*self._loaded)
         except OSError as error:
-            raise ConfigurationError(
-                f"cannot use the certificates for Redis ({ca}, {certificate}, {key}): {error}"
-            ) from error
+            raise ConfigurationError(f"cannot use the certificates for Redis: {error}") from error
 
     def get(self) -> ssl.SSLContext:
         """What the next connection is to use."""
         with self._lock:
             try:
-                signature = self._signature()
-                if signature != self._seen:
-                    self._context = self._load()
-                    self._seen = signature
+                newest = self._read()
+                if newest != self._loaded:
+                    self._context = self._load(*newest)
+                    self._loaded = newest
             except OSError as error:
                 # Perhaps between the writes of certificate and key: the pair before it is good until it expires.
                 log.warning("redis.certificate_kept", reason=str(error))
             return self._context
 
-    def _signature(self) -> tuple[tuple[int, int, int], ...]:
-        stats = [path.stat() for path in (self._ca, self._certificate, self._key)]
-        return tuple((stat.st_mtime_ns, stat.st_ino, stat.st_size) for stat in stats)
+    def _read(self) -> tuple[bytes, bytes, bytes]:
+        """CA, certificate chain and key."""
+        if (self._ca is None or self._pair is None) and self._identity is None:
+            raise ConfigurationError(
+                "rediss:// needs an identity, or TACHIKOMA_REDIS_CA, TACHIKOMA_REDIS_CERTIFICATE and "
+                "TACHIKOMA_REDIS_KEY"
+            )
+        svid = self._identity.current() if self._identity is not None else None
+        if self._ca is not None:
+            ca = self._ca.read_bytes()
+        else:
+            assert svid is not None
+            ca = b"".join(root.public_bytes(Encoding.PEM) for root in svid.bundle.roots)
+        if self._pair is not None:
+            return ca, self._pair[0].read_bytes(), self._pair[1].read_bytes()
+        assert svid is not None
+        return ca, svid.certificate_pem, svid.key_pem
 
-    def _load(self) -> ssl.SSLContext:
+    @staticmethod
+    def _load(ca: bytes, certificate: bytes, key: bytes) -> ssl.SSLContext:
         # Not `ssl.create_default_context()`, as redis-py does: that trusts every CA of the host besides.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.load_verify_locations(self._ca)
-        context.load_cert_chain(self._certificate, self._key)
+        try:
+            context.load_verify_locations(cadata=ca.decode("ascii"))
+        except UnicodeDecodeError:
+            raise ssl.SSLError("the CA file is not PEM") from None
+        # It reads files only. The chain and the key are what was read once, so that they fit; the key meets no disk.
+        descriptor = os.memfd_create("tachikoma-redis", os.MFD_CLOEXEC)
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            file.write(certificate + b"\n" + key)
+            context.load_cert_chain(f"/proc/self/fd/{descriptor}")
         return context
 
 
@@ -194,12 +221,12 @@ class RedisAccess:
     tls: Tls | None = None
 
     @classmethod
-    def of(cls, settings: RedisSettings, *, identity: Path | None, user: str) -> RedisAccess:
+    def of(cls, settings: RedisSettings, *, identity: FileSvidSource | None, user: str) -> RedisAccess:
         """As settings say.
 
         Args:
             settings: of the component.
-            identity: folder of its X.509-SVID, whose files are shown where the settings name no others.
+            identity: its X.509-SVID, which is shown where the settings name no other certificate.
             user: its ACL user where neither the settings nor the URL name one.
 
         Raises:
@@ -220,23 +247,11 @@ class RedisAccess:
             )
         tls = None
         if parts.scheme == "rediss":
-            files = [
-                given or (identity / usual if identity else None)
-                for given, usual in (
-                    (settings.redis_ca, BUNDLE_FILE),
-                    (settings.redis_certificate, CERTIFICATE_FILE),
-                    (settings.redis_key, KEY_FILE),
-                )
-            ]
-            if bool(settings.redis_certificate) != bool(settings.redis_key):
+            certificate, key = settings.redis_certificate, settings.redis_key
+            if (certificate is None) != (key is None):
                 raise ConfigurationError("TACHIKOMA_REDIS_CERTIFICATE and TACHIKOMA_REDIS_KEY are set together or not")
-            ca, certificate, key = files
-            if ca is None or certificate is None or key is None:
-                raise ConfigurationError(
-                    "rediss:// needs an identity, or TACHIKOMA_REDIS_CA, TACHIKOMA_REDIS_CERTIFICATE and "
-                    "TACHIKOMA_REDIS_KEY"
-                )
-            tls = Tls(ca, certificate, key)
+            pair = (certificate, key) if certificate is not None and key is not None else None
+            tls = Tls(settings.redis_ca, pair, identity)
         return cls(url, credentials, tls)
 
     @property

@@ -71,16 +71,16 @@ _CONNECTION = Grant("client|setname ping")
 def _agent(agent: str) -> tuple[Grant, ...]:
     """An agent takes from its queue and cannot put there; of its other names it may change what is its own to say."""
     queue, info, events, control = keys.queue(agent), keys.info(agent), keys.events(agent), keys.control(agent)
-    claims, outputs, cancels = keys.claim(agent, "*"), keys.output(agent, "*"), keys.cancel(agent, "*")
-    results = keys.result(agent, "*")
+    claims, outputs, results = keys.claim(agent, "*"), keys.output(agent, "*"), keys.result(agent, "*")
+    cancels, reads = keys.cancel(agent, "*"), keys.read(agent, "*")
     return (
         _CONNECTION,
         Grant("multi exec unsubscribe"),
         Grant("brpop", read=(queue,), write=(queue,)),
         Grant("llen", read=(queue,)),
-        Grant("get", read=(claims, cancels)),
+        Grant("get", read=(claims, cancels, reads)),
         Grant("set", write=(info, claims, results)),
-        Grant("xadd", write=(outputs,)),
+        Grant("xadd xdel", write=(outputs,)),
         Grant("xrevrange", read=(outputs,)),
         Grant("expire", write=(info, outputs)),
         Grant("publish", channels=(events, outputs, results)),
@@ -95,13 +95,14 @@ _ORCHESTRATOR = (
     # What its scripts may do with these keys is said by the lines below: Redis asks again for each command in them.
     Grant("evalsha", read=(keys.ALL_OURS, keys.ALL_QUEUES), write=(keys.ALL_OURS, keys.ALL_QUEUES)),
     Grant(
-        "get exists expire pexpire incr hget hset hmget hgetall hdel hkeys hvals hexists sadd srem scard "
+        "get exists expire pexpire incr hget hset hsetnx hmget hgetall hdel hkeys hvals hexists sadd srem scard "
         "zadd zrem zrange zrevrangebyscore zremrangebyscore zcard xadd xread xrange xrevrange xtrim",
         read=(keys.ALL_OURS,),
         write=(keys.ALL_OURS,),
     ),
     # Neither a record nor the trail can be deleted or written over.
-    Grant("set", write=(keys.parked("*"), keys.audit_lock("*"), keys.claim("*", "*"), keys.cancel("*", "*"))),
+    Grant("set", write=(keys.parked("*"), keys.audit_lock("*"))),
+    Grant("set", write=(keys.claim("*", "*"), keys.cancel("*", "*"), keys.read("*", "*"))),
     Grant("del", write=(keys.parked("*"), keys.audit_lock("*"))),
     Grant("get exists", read=(keys.ALL_INFO, keys.claim("*", "*"), keys.result("*", "*"))),
     Grant("lpush llen", write=(keys.ALL_QUEUES,)),

@@ -12,16 +12,24 @@ import json
 import time
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc import jws
 from joserfc.jwk import ECKey
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tachikoma.fields import Identifier, Milliseconds
-from tachikoma.models import ExecRequest, ExecState, ResourceLimits, ResourceUsage, describe_validation_error
+from tachikoma.models import (
+    ExecRequest,
+    ExecState,
+    KillReceipt,
+    OutputLimit,
+    ResourceLimits,
+    ResourceUsage,
+    describe_validation_error,
+)
 from tachikoma.spiffe import InvalidIdentity, SpiffeId, TrustBundle
 from tachikoma.svid import Svid
 
@@ -98,6 +106,7 @@ class Grant(BaseModel):
     #: The directory named by policy beneath which the working directory lies; empty for the user's home.
     work_dir_root: str = ""
     limits: ResourceLimits = ResourceLimits()
+    output: OutputLimit = OutputLimit()
     #: Bits of the capabilities that root keeps.
     capabilities: Annotated[int, Field(ge=0, lt=2**64)] = 0
     #: Seconds between TERM and KILL; None for the agent's own.
@@ -192,6 +201,15 @@ class Receipt(_Claims):
     stdout: OutputDigest
     stderr: OutputDigest
     usage: ResourceUsage = ResourceUsage()
+    #: How it was killed, where it was.
+    kill: KillReceipt | None = None
+
+    @model_validator(mode="after")
+    def _killed_means_gone(self) -> Self:
+        killed = self.state in (ExecState.CANCELLED, ExecState.TIMED_OUT) and self.started_ms
+        if killed and not (self.kill and self.kill.empty):
+            raise ValueError(f"says {self.state} of a command, and not that nothing of it is left")
+        return self
 
 
 def sign(svid: Svid, claims: _Claims) -> str:

@@ -33,6 +33,7 @@ from tachikoma.models import (
     ExecState,
     ExecStatus,
     ExecTransition,
+    KillReceipt,
     Model,
     OutputKind,
     OutputSummary,
@@ -48,7 +49,7 @@ ERROR_DOMAIN = "tachikoma.exec.v1"
 STATUS_DETAILS = "grpc-status-details-bin"
 
 
-def _timestamp(value: datetime | None) -> Timestamp | None:
+def timestamp_to_pb(value: datetime | None) -> Timestamp | None:
     if value is None:
         return None
     message = Timestamp()
@@ -74,6 +75,22 @@ def _exec_state(value: int) -> ExecState:
     return ExecState(pb.ExecState.Name(value).removeprefix("EXEC_STATE_"))  # type: ignore[arg-type]
 
 
+def states_from_pb(values: Iterable[int]) -> frozenset[ExecState]:
+    """States that a caller names.
+
+    Raises:
+        InvalidRequest: one of them is none.
+    """
+    try:
+        return frozenset(_exec_state(value) for value in values)
+    except ValueError as error:
+        raise InvalidRequest(f"states: {error}") from None
+
+
+def states_to_pb(values: Iterable[ExecState]) -> list[pb.ExecState.ValueType]:
+    return [_state(value) for value in values]
+
+
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
@@ -90,7 +107,7 @@ def request_to_pb(value: ExecRequest) -> pb.ExecRequest:
         interactive=value.interactive,
         tty=value.tty,
         requested_by=value.requested_by,
-        request_time=_timestamp(value.request_time),
+        request_time=timestamp_to_pb(value.request_time),
         limits=None if value.limits is None else pb.ResourceLimits(**_given(value.limits)),
     )
 
@@ -162,12 +179,13 @@ def response_to_pb(value: ExecResponse) -> pb.ExecResponse:
         stderr=value.stderr,
         stdout_summary=_summary_to_pb(value.stdout_summary),
         stderr_summary=_summary_to_pb(value.stderr_summary),
-        start_time=_timestamp(value.start_time),
-        end_time=_timestamp(value.end_time),
+        start_time=timestamp_to_pb(value.start_time),
+        end_time=timestamp_to_pb(value.end_time),
         duration=_duration(value.duration),
         error=value.error,
         cancelled=value.cancelled,
         usage=pb.ResourceUsage(**_given(value.usage)),
+        kill=None if value.kill is None else pb.KillReceipt(**value.kill.model_dump(by_alias=False)),
     )
 
 
@@ -188,6 +206,14 @@ def response_from_pb(message: pb.ExecResponse) -> ExecResponse:
         error=message.error,
         cancelled=message.cancelled,
         usage=ResourceUsage(**_set_fields(message.usage)),
+        kill=KillReceipt(
+            empty=message.kill.empty,
+            whole=message.kill.whole,
+            signals=tuple(message.kill.signals),
+            survivors=tuple(message.kill.survivors),
+        )
+        if message.HasField("kill")
+        else None,
     )
 
 
@@ -198,9 +224,9 @@ def status_to_pb(value: ExecStatus) -> pb.ExecStatus:
         state=_state(value.state),
         command=value.command,
         requested_by=value.requested_by,
-        request_time=_timestamp(value.request_time),
-        start_time=_timestamp(value.start_time),
-        end_time=_timestamp(value.end_time),
+        request_time=timestamp_to_pb(value.request_time),
+        start_time=timestamp_to_pb(value.start_time),
+        end_time=timestamp_to_pb(value.end_time),
         exit_code=value.exit_code,
         error=value.error,
         policy_applied=value.policy_applied,
@@ -208,8 +234,10 @@ def status_to_pb(value: ExecStatus) -> pb.ExecStatus:
         timeout=_duration(value.timeout),
         user=value.user,
         work_dir=value.work_dir,
-        history=[pb.ExecTransition(state=_state(step.state), time=_timestamp(step.time)) for step in value.history],
-        deadline=_timestamp(value.deadline),
+        history=[
+            pb.ExecTransition(state=_state(step.state), time=timestamp_to_pb(step.time)) for step in value.history
+        ],
+        deadline=timestamp_to_pb(value.deadline),
         approvers=value.approvers,
         approved_by=value.approved_by,
         approval_reason=value.approval_reason,
@@ -264,7 +292,7 @@ def approval_from_pb(message: pb.Approval) -> Approval:
 
 
 def output_to_pb(value: ExecOutput) -> pb.ExecOutput:
-    message = pb.ExecOutput(id=value.id, seq=value.seq, time=_timestamp(value.time))
+    message = pb.ExecOutput(id=value.id, seq=value.seq, time=timestamp_to_pb(value.time))
     if value.kind is OutputKind.STDOUT:
         message.stdout = value.data
     elif value.kind is OutputKind.STDERR:
@@ -308,7 +336,7 @@ def cancel_from_pb(message: pb.CancelResponse) -> CancelResponse:
 
 
 def agent_to_pb(value: AgentInfo) -> pb.Agent:
-    return pb.Agent(**{**value.model_dump(by_alias=False), "last_seen": _timestamp(value.last_seen)})
+    return pb.Agent(**{**value.model_dump(by_alias=False), "last_seen": timestamp_to_pb(value.last_seen)})
 
 
 def agent_from_pb(message: pb.Agent) -> AgentInfo:
@@ -326,6 +354,9 @@ def agent_from_pb(message: pb.Agent) -> AgentInfo:
         memory_used=message.memory_used,
         disk_used=message.disk_used,
         warnings=tuple(message.warnings),
+        draining=message.draining,
+        drained_by=message.drained_by,
+        drain_reason=message.drain_reason,
     )
 
 
@@ -334,7 +365,7 @@ def policy_status_to_pb(value: PolicyStatus) -> pb.PolicyStatus:
         **{
             **value.model_dump(by_alias=False),
             "digest": bytes.fromhex(value.digest),
-            "since": _timestamp(value.since),
+            "since": timestamp_to_pb(value.since),
         }
     )
 
@@ -354,8 +385,8 @@ def audit_to_pb(value: ExecAuditLog) -> pb.AuditEvent:
     return pb.AuditEvent(
         **{
             **value.model_dump(by_alias=False),
-            "time": _timestamp(value.time),
-            "start_time": _timestamp(value.start_time),
+            "time": timestamp_to_pb(value.time),
+            "start_time": timestamp_to_pb(value.start_time),
             "duration": _duration(value.duration),
             "request": None if value.request is None else pb.AuditedRequest(**_given(value.request)),
         }

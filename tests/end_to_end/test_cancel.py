@@ -118,3 +118,18 @@ def test_the_audit_trail_tells_who_cancelled(client: Client) -> None:
         assert event.policy_applied.startswith("everybody@")
         assert event.authorized
     assert json.loads(events[0].to_json())["command"] == "sleep 600"
+
+
+def test_a_killed_command_has_a_receipt_of_that(client: Client) -> None:
+    cancelled = request("sh", "-c", "sleep 600 & sleep 600")
+    client.submit(cancelled)
+    wait_until(lambda: client.status(cancelled.id).state is ExecState.STARTED, "it runs")
+    client.cancel(cancelled.id)
+    timed_out = request("sleep", "600", timeout=0.2)
+    for response in (list(client.attach(cancelled.id))[-1].result, client.execute(timed_out)):
+        assert response is not None
+        assert response.state in (ExecState.CANCELLED, ExecState.TIMED_OUT)
+        assert response.kill is not None
+        assert (response.kill.empty, response.kill.signals, response.kill.survivors) == (True, (15, 9), ())
+    # What ended by itself was not killed.
+    assert client.execute(request("true")).kill is None

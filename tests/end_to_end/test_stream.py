@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support import request, wait_until
+import redis as redis_py
+from support import AGENT, request, wait_until
 
-from tachikoma import Client, ExecState, NotFound, OutputKind
+from tachikoma import Client, ExecState, NotFound, OutputAltered, OutputKind, keys
+from tachikoma.dev.stack import Stack
+from tachikoma.output import FIELD, STDOUT, Frame, entry_id
 
 
 def test_a_line_arrives_while_the_command_still_runs(client: Client, tmp_path: Path) -> None:
@@ -116,3 +121,62 @@ def test_many_followers_of_one_command_all_get_everything(client: Client) -> Non
 def test_attach_to_nothing_is_not_found(client: Client) -> None:
     with pytest.raises(NotFound, match="no-such-id"):
         list(client.attach("no-such-id"))
+
+
+def test_a_client_takes_up_again_what_a_killed_orchestrator_was_telling_it(own_stack: Stack, tmp_path: Path) -> None:
+    marks = [tmp_path / str(number) for number in range(3)]
+    script = "".join(f"seq {1000 * n} {1000 * n + 999}; while [ ! -e {mark} ]; do sleep 0.01; done; "
+                     for n, mark in enumerate(marks))  # fmt: skip
+    wanted = request("sh", "-c", script + "exit 6")
+    kinds, seen = [], b""
+    with Client(own_stack.profile()) as client:
+        for output in client.execute_stream(wanted):
+            kinds.append(output.kind)
+            seen += output.data
+            for number, mark in enumerate(marks):
+                if seen.endswith(b"%d\n" % (1000 * number + 999)) and not mark.exists():
+                    own_stack.orchestrator.kill()
+                    mark.touch()
+                    own_stack.start_orchestrator()
+    result = output.result
+    assert result is not None
+    assert (result.state, result.exit_code) == (ExecState.FAILED, 6)
+    assert seen == b"".join(b"%d\n" % number for number in range(3000))
+    assert (kinds.count(OutputKind.STATUS), kinds.count(OutputKind.GAP)) == (1, 0)
+
+
+def test_a_call_that_waits_for_an_end_outlives_its_orchestrator(own_stack: Stack, tmp_path: Path) -> None:
+    go, marks = tmp_path / "go", tmp_path / "marks"
+    wanted = request("sh", "-c", f"echo x >> {marks}; while [ ! -e {go} ]; do sleep 0.01; done; exit 3")
+    with Client(own_stack.profile()) as client, ThreadPoolExecutor() as pool:
+        waiting = pool.submit(client.execute, wanted)
+        wait_until(marks.exists, "it runs")
+        own_stack.orchestrator.kill()
+        own_stack.start_orchestrator()
+        go.touch()
+        assert waiting.result(60).exit_code == 3
+    assert marks.read_text() == "x\n"
+
+
+@pytest.mark.parametrize("how", ["added", "changed"])
+def test_output_that_was_tampered_with_is_found(client: Client, stack: Stack, tmp_path: Path, how: str) -> None:
+    go = tmp_path / "go"
+    wanted = request("sh", "-c", f"echo true; while [ ! -e {go} ]; do sleep 0.01; done")
+    with redis_py.Redis(unix_socket_path=str(stack.socket)) as redis:
+        key = keys.output(AGENT, wanted.id)
+        client.submit(wanted)
+        wait_until(lambda: redis.xlen(key), "it has written")
+        if how == "added":
+            raw = Frame(STDOUT, 2, 5, time.time_ns() // 1000, b"false\n").encode()
+            redis.xadd(key, {FIELD: raw}, id=entry_id(2))
+        else:
+            redis.delete(key)
+            redis.xadd(key, {FIELD: Frame(STDOUT, 1, 0, time.time_ns() // 1000, b"lies\n").encode()}, id=entry_id(1))
+        go.touch()
+        with pytest.raises(OutputAltered, match="stdout"):
+            list(client.attach(wanted.id))
+    # How it ended is signed, and not in doubt.
+    assert client.status(wanted.id).state is ExecState.SUCCEEDED
+    assert client.execute(wanted).stdout == b"true\n"
+    codes = [event.event for event in client.audit(exec_id=wanted.id)]
+    assert codes[-1] == "output_altered"

@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 
 from tachikoma import keys
 from tachikoma.errors import Unavailable
-from tachikoma.models import AuditCode, ExecRequest, ExecState, RateLimitConfig
+from tachikoma.models import AuditCode, ExecRequest, ExecState, KillReceipt, RateLimitConfig
 from tachikoma.redaction import redact
 from tachikoma.redis_access import Redis, connect
 from tachikoma.signed import OutputDigest, Receipt
@@ -76,6 +76,8 @@ def receipt(exec_id: str = "job-7", **values: Any) -> Receipt:
         "stdout": digest,
         "stderr": digest,
     }
+    if values.get("state") in (ExecState.CANCELLED, ExecState.TIMED_OUT):
+        defaults["kill"] = KillReceipt(empty=True, whole=True, signals=(15, 9))
     return Receipt(**{**defaults, **values})
 
 

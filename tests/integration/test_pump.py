@@ -20,7 +20,7 @@ from tachikoma import keys
 from tachikoma.output import FIELD, STDERR, STDOUT, Frame, entry_id, sequence_of
 from tachikoma.redis_access import Redis, connect
 from tachikoma_worker.pump import ABANDONED_SECONDS, ENTRY_BYTES, OutputLog, Pump
-from tachikoma_worker.spool import CHUNK_BYTES, Spool, Start, host_boot
+from tachikoma_worker.spool import CHUNK_BYTES, Chunk, Spool, Start, host_boot
 
 KEY = keys.output("web-1", "job-7")
 MIB = 1024 * 1024
@@ -31,8 +31,8 @@ START = Start(
 )  # fmt: skip
 
 
-def new_log(redis: Redis, *, log_bytes: int = 64 * MIB, excerpt_bytes: int = MIB) -> OutputLog:
-    return OutputLog(redis, "web-1", "job-7", log_bytes=log_bytes, excerpt_bytes=excerpt_bytes)
+def new_log(redis: Redis, *, log_bytes: int = 64 * MIB, excerpt_bytes: int = MIB, **values: Any) -> OutputLog:
+    return OutputLog(redis, "web-1", "job-7", log_bytes=log_bytes, excerpt_bytes=excerpt_bytes, **values)
 
 
 async def stream(redis: Redis) -> list[Frame]:
@@ -260,7 +260,7 @@ async def test_a_log_whose_agent_dies_does_not_stay_for_ever(redis: Redis) -> No
 
 
 @pytest.mark.parametrize("seed", range(4))
-async def test_a_full_log_keeps_the_newest(redis: Redis, seed: int) -> None:
+async def test_a_full_log_keeps_begin_and_end(redis: Redis, seed: int) -> None:
     chance = random.Random(seed)
     limit = 50_000
     log = new_log(redis, log_bytes=limit)
@@ -271,12 +271,77 @@ async def test_a_full_log_keeps_the_newest(redis: Redis, seed: int) -> None:
         await append(log, chunks)
         assert sum(len(frame.data) + ENTRY_BYTES for frame in await stream(redis)) <= limit
     frames = await stream(redis)
-    held = len(frames)
-    assert 0 < held < len(everything)
-    assert [(frame.kind, frame.data) for frame in frames] == everything[-held:]
+    sizes = [len(data) + ENTRY_BYTES for _, data in everything]
+    begin = next(n for n, frame in enumerate(frames, 1) if frame.seq != n) - 1
+    end = len(frames) - begin
+    assert [(frame.kind, frame.data) for frame in frames] == everything[:begin] + everything[-end:]
     # Nothing was let go that there was room for.
-    assert sum(len(data) + ENTRY_BYTES for _, data in everything[-held - 1 :]) > limit
-    follows(frames, seq=len(everything) - held + 1, offset=sum(len(data) for _, data in everything[:-held]))
+    assert sum(sizes[: begin + 1]) > limit // 2
+    assert sum(sizes[-end - 1 :]) > limit // 2
+    follows(frames[:begin])
+    follows(
+        frames[begin:], seq=len(everything) - end + 1, offset=sum(len(data) for _, data in everything[:-end])
+    )  # fmt: skip
+
+
+async def test_a_worker_that_goes_on_cuts_what_an_earlier_one_brought_there(redis: Redis) -> None:
+    limit = 50_000
+    log = new_log(redis, log_bytes=limit)
+    for number in range(30):
+        await append(log, [(STDOUT, b"%d" % number * 1000)])
+    later = new_log(redis, log_bytes=limit, resumed=log.totals())
+    for number in range(40):
+        chunk = Chunk(STDOUT, 31 + number, 1, b"later")
+        await later.append([chunk])
+        assert sum(len(frame.data) + ENTRY_BYTES for frame in await stream(redis)) <= limit
+    frames = await stream(redis)
+    assert [frame.seq for frame in frames if frame.data == b"later"] == list(range(31, 71))
+    assert frames[0].seq == 1
+
+
+async def test_output_that_waits_is_cut_only_where_it_was_read(redis: Redis, until: Any) -> None:
+    log = new_log(redis, log_bytes=10_000, waits=True)
+    for _ in range(9):
+        await append(log, [(STDOUT, bytes(1000))])
+    waiting = asyncio.create_task(append(log, [(STDOUT, bytes(3000))]))
+    await asked_again(redis)
+    assert not waiting.done()
+    assert [frame.seq for frame in await stream(redis)] == list(range(1, 10))
+    # Not all that must go.
+    await redis.set(keys.read("web-1", "job-7"), 1)
+    await asked_again(redis)
+    assert not waiting.done()
+    await redis.set(keys.read("web-1", "job-7"), 9)
+    await asyncio.wait_for(waiting, PATIENCE_SECONDS)
+    frames = await stream(redis)
+    # What was read stays as long as there is room.
+    assert [frame.seq for frame in frames] == list(range(4, 11))
+
+
+async def test_output_of_what_has_ended_waits_only_for_readers_there_are(redis: Redis) -> None:
+    log = new_log(redis, log_bytes=10_000, waits=True)
+    await append(log, [(STDOUT, bytes(9000))])
+    log.hurry()
+    await redis.set(keys.read("web-1", "job-7"), 0)
+    waiting = asyncio.create_task(append(log, [(STDOUT, bytes(9000))]))
+    await asked_again(redis)
+    assert not waiting.done()
+    # It took nothing for too long.
+    await redis.delete(keys.read("web-1", "job-7"))
+    await asyncio.wait_for(waiting, PATIENCE_SECONDS)
+    assert [frame.seq for frame in await stream(redis)] == [2]
+
+
+async def asked_again(redis: Redis) -> None:
+    """Return when it was asked some times more what was read."""
+
+    async def asked() -> int:
+        return int((await redis.info("commandstats")).get("cmdstat_get", {"calls": 0})["calls"])
+
+    before = await asked()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while await asked() < before + 3:  # noqa: ASYNC110 (nothing announces it)
+            await asyncio.sleep(0.005)
 
 
 async def test_a_chunk_larger_than_the_log_is_kept_alone(redis: Redis) -> None:
@@ -291,9 +356,9 @@ async def test_a_repeated_append_changes_nothing_in_the_log(redis: Redis) -> Non
     log = new_log(redis)
     await append(log, [(STDOUT, b"one")])
     frames = [Frame(STDOUT, 2, 3, 1, b"two"), Frame(STDERR, 3, 6, 1, b"three")]
-    await log._send(frames, entry_id(1))
+    await log._send(frames, [])
     before = await stream(redis)
-    await log._send(frames, entry_id(1))
+    await log._send(frames, [])
     assert await stream(redis) == before
     follows(before)
 
@@ -302,7 +367,7 @@ async def test_an_append_that_came_through_in_part_is_completed(redis: Redis) ->
     log = new_log(redis)
     frames = [Frame(STDOUT, 1, 0, 1, b"one"), Frame(STDERR, 2, 3, 1, b"two")]
     await redis.xadd(KEY, {FIELD: frames[0].encode()}, id=entry_id(1))
-    await log._send(frames, entry_id(1))
+    await log._send(frames, [])
     assert await stream(redis) == frames
 
 
@@ -310,7 +375,7 @@ async def test_an_append_of_what_was_trimmed_already_brings_nothing_back(redis: 
     log = new_log(redis, log_bytes=4)
     for data in (b"aaa", b"bbb", b"ccc"):
         await append(log, [(STDOUT, data)])
-    await log._send([Frame(STDOUT, 1, 0, 1, b"aaa")], entry_id(3))
+    await log._send([Frame(STDOUT, 1, 0, 1, b"aaa")], [])
     assert [frame.data for frame in await stream(redis)] == [b"ccc"]
 
 
@@ -318,7 +383,7 @@ async def test_any_other_error_of_redis_is_not_swallowed(redis: Redis) -> None:
     await redis.set(KEY, "no stream")
     log = new_log(redis)
     with pytest.raises(ResponseError, match="WRONGTYPE"):
-        await log._send([Frame(STDOUT, 1, 0, 1, b"x")], entry_id(1))
+        await log._send([Frame(STDOUT, 1, 0, 1, b"x")], [])
 
 
 async def test_an_append_waits_until_redis_takes_it_and_nothing_is_lost(redis: Redis, until: Any) -> None:

@@ -29,6 +29,7 @@ def own_names(agent: str) -> dict[str, str]:
         "claim": keys.claim(agent, "x"),
         "output": keys.output(agent, "x"),
         "cancel": keys.cancel(agent, "x"),
+        "read": keys.read(agent, "x"),
         "result": keys.result(agent, "x"),
     }
 
@@ -39,8 +40,8 @@ ALLOWED = {
     ("set", "info"), ("expire", "info"),
     ("publish", "events"), ("subscribe", "control"),
     ("get", "claim"), ("set", "claim"),
-    ("get", "cancel"),
-    ("xadd", "output"), ("xrevrange", "output"), ("expire", "output"), ("publish", "output"),
+    ("get", "cancel"), ("get", "read"),
+    ("xadd", "output"), ("xdel", "output"), ("xrevrange", "output"), ("expire", "output"), ("publish", "output"),
     ("set", "result"), ("publish", "result"),
 }  # fmt: skip
 
@@ -146,10 +147,11 @@ ATTEMPTS: list[tuple[str, ...]] = [
     ("SSUBSCRIBE", keys.control(OTHER)), ("PUBSUB", "CHANNELS"),
     # What the orchestrator says to this agent.
     ("PUBLISH", keys.control(AGENT), "x"), ("SET", keys.cancel(AGENT, "x"), "x"), ("DEL", keys.cancel(AGENT, "x")),
+    ("SET", keys.read(AGENT, "x"), "9"),
     # What it has said itself.
     ("DEL", keys.claim(AGENT, "x")), ("UNLINK", keys.result(AGENT, "x")),
     ("XTRIM", keys.output(AGENT, "x"), "MAXLEN", "0"),
-    ("XDEL", keys.output(AGENT, "x"), "1-0"), ("GET", keys.result(AGENT, "x")), ("PERSIST", keys.claim(AGENT, "x")),
+    ("GET", keys.result(AGENT, "x")), ("PERSIST", keys.claim(AGENT, "x")),
     ("SET", keys.result(AGENT, "x"), "x", "GET"),
     # Ledger and audit.
     ("HGETALL", keys.execution("x")), ("HSET", keys.execution("x"), "state", "SUCCEEDED"),

@@ -40,15 +40,18 @@ def foreign(tmp_path: Path) -> Path:
 
 
 def access_of(stack: Stack, identity: Path, **settings: object) -> RedisAccess:
-    """How the agent reaches Redis, or with other settings."""
+    """How the agent reaches Redis with the certificates of a folder; or with other settings."""
     given = RedisSettings(
         **{
             "redis_url": stack.redis_url_of(AGENT),
             "redis_password_file": stack.redis_passwords.path(agent_user(AGENT)),
+            "redis_ca": identity / BUNDLE_FILE,
+            "redis_certificate": identity / CERTIFICATE_FILE,
+            "redis_key": identity / KEY_FILE,
             **settings,
         }
     )
-    return RedisAccess.of(given, identity=identity, user=agent_user(AGENT))
+    return RedisAccess.of(given, identity=None, user=agent_user(AGENT))
 
 
 async def by_engine(access: RedisAccess) -> None:

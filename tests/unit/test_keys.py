@@ -25,6 +25,7 @@ def names(agent: str, exec_id: str) -> list[str]:
         keys.control(agent),
         keys.claim(agent, exec_id),
         keys.output(agent, exec_id),
+        keys.read(agent, exec_id),
         keys.cancel(agent, exec_id),
         keys.result(agent, exec_id),
     ]
@@ -104,6 +105,7 @@ def test_the_list_of_names_in_the_docstring_is_what_the_functions_make() -> None
         keys.AUDIT_SEQ,
         keys.AUDIT_SINKS,
         keys.audit_lock("<sink>"),
+        keys.DRAINING,
         keys.ONLINE,
         keys.parked("<exec>"),
     }

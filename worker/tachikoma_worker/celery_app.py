@@ -25,7 +25,7 @@ TASK_NAME = "tachikoma.execute"
 def make_app(settings: WorkerSettings, engine: Engine) -> Celery:
     """The application of one agent."""
     agent = settings.agent_id
-    access = settings.redis()
+    access = engine.access
     transport.install()
     app = Celery("tachikoma", broker=celery_url(access.url), set_as_current=True)
     app.conf.update(

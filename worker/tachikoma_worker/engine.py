@@ -23,7 +23,7 @@ from redis.exceptions import RedisError
 from tachikoma import keys
 from tachikoma.aio import cancel_all
 from tachikoma.errors import ConfigurationError
-from tachikoma.heartbeat import HEARTBEAT_SECONDS, LEASE_SECONDS, Heartbeat
+from tachikoma.heartbeat import Heartbeat
 from tachikoma.models import capability_mask
 from tachikoma.policy import PolicyWatch
 from tachikoma.redis_access import Redis, connect
@@ -34,6 +34,7 @@ from tachikoma_worker.cgroups import Hierarchy, detect
 from tachikoma_worker.confinement import user_name
 from tachikoma_worker.execution import SPOOL, Context, Execution, Stop, deliver, lost_receipt
 from tachikoma_worker.journal import Journal, Unfinished
+from tachikoma_worker.lease import Lease
 from tachikoma_worker.settings import WorkerSettings
 from tachikoma_worker.spawner import Held, Spawner, SpawnerGone, SpawnFailed
 from tachikoma_worker.spool import Spool, SpoolError, host_boot
@@ -120,7 +121,7 @@ class Engine:
         expected = agent_id(svid.spiffe_id.trust_domain, settings.agent_id)
         if svid.spiffe_id != expected:
             raise ConfigurationError(f"the identity in {settings.identity} is {svid.spiffe_id}, not {expected}")
-        access = settings.redis()
+        self.access = access = settings.redis(identity)
         journal = Journal(settings.data)
         self._spools = settings.data / SPOOL
         self._spools.mkdir(exist_ok=True, mode=0o700)
@@ -145,6 +146,7 @@ class Engine:
         )
         self._subscriptions = connect(access, name=f"agent-{settings.agent_id}-control", max_connections=2)
         self._run = secrets.token_hex(8)
+        self._lease = Lease(settings, access, self._heartbeat)
         self._running: dict[str, Execution] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._background: list[asyncio.Task[None]] = []
@@ -165,6 +167,7 @@ class Engine:
                 path.unlink()
         self._thread.start()
         self._loop.call_soon_threadsafe(self._start, leftovers)
+        self._lease.start()
 
     def submit(self, exec_id: str, token: str, done: Callable[[], None]) -> None:
         """Run an order; `done` is called in the engine's thread when there is nothing more to do for it."""
@@ -188,7 +191,6 @@ class Engine:
 
     def _start(self, leftovers: list[Unfinished]) -> None:
         self._background = [
-            self._loop.create_task(self._beat(), name="heartbeat"),
             self._loop.create_task(self._listen(), name="control"),
             self._loop.create_task(self._watch_policy(), name="policy"),
         ]
@@ -213,7 +215,7 @@ class Engine:
     def _background_ended(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():
             return
-        # Without heartbeat or control this would be an agent that nobody can see or stop: better none at all.
+        # Without control this would be an agent that nobody can stop: better none at all.
         log.critical("engine.failed", task=task.get_name(), exc_info=task.exception())
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -293,9 +295,7 @@ class Engine:
         for task in (*self._background, *self._tasks):
             task.remove_done_callback(self._background_ended)
         await cancel_all([*self._background, *self._tasks])
-        with suppress(RedisError, OSError, TimeoutError):
-            async with asyncio.timeout(1):
-                await self._context.redis.expire(keys.info(self._settings.agent_id), 0)
+        await asyncio.to_thread(self._lease.stop)
         # 4. The spawner, if nothing is left in it, and the agent's cgroups.
         if self._cleaning:
             await asyncio.wait(set(self._cleaning), timeout=DELIVER_SECONDS)
@@ -322,26 +322,6 @@ class Engine:
             disk_used=psutil.disk_usage(str(self._settings.data)).percent / 100,
             warnings=self._warnings,
         )
-
-    async def _beat(self) -> None:
-        failing = False
-        while True:
-            raw = self._heartbeat().model_dump_json()
-            try:
-                async with self._context.redis.pipeline(transaction=False) as pipe:
-                    pipe.set(keys.info(self._settings.agent_id), raw, ex=LEASE_SECONDS)
-                    pipe.publish(keys.events(self._settings.agent_id), raw)
-                    await pipe.execute()
-            except (RedisError, OSError) as error:
-                if not failing:
-                    log.warning("redis.away", error=str(error))
-                failing = True
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            if failing:
-                log.info("redis.back")
-            failing = False
-            await asyncio.sleep(HEARTBEAT_SECONDS)
 
     # --- policy -------------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from redis.exceptions import RedisError
 
 from tachikoma import keys
 from tachikoma.heartbeat import Started
-from tachikoma.models import DEFAULT_TIMEOUT, ExecState, ResourceUsage
+from tachikoma.models import DEFAULT_TIMEOUT, ExecState, KillReceipt, ResourceUsage, WhenFull
 from tachikoma.output import STDERR, STDOUT
 from tachikoma.policy import PolicyWatch
 from tachikoma.redis_access import Redis
@@ -35,6 +35,7 @@ from tachikoma.spiffe import InvalidIdentity, agent_id, service_id
 from tachikoma.svid import FileSvidSource
 from tachikoma_worker.cgroups import Cgroup, Hierarchy
 from tachikoma_worker.confinement import CannotExecute, Prepared, Refused, narrowed, prepare, start
+from tachikoma_worker.excerpt import Excerpt
 from tachikoma_worker.journal import Journal, JournalError
 from tachikoma_worker.pump import OutputLog, Pump
 from tachikoma_worker.settings import WorkerSettings
@@ -57,10 +58,11 @@ RETRY_SECONDS = (0.05, 2.0)
 #: Folder of the spools, in the agent's data.
 SPOOL = "spool"
 
+#: Of what nobody knows the output of.
 _NO_OUTPUT = OutputDigest(
     total_bytes=0,
-    sha256=hashlib.sha256().hexdigest(),
-    truncated=False,
+    sha256="",
+    truncated=True,
     excerpt_sha256=hashlib.sha256().hexdigest(),
 )
 
@@ -106,13 +108,14 @@ class Execution:
         self._spool: Spool | None = None
         self._left = False
         self._stop: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
-        self._output = self._log()
+        #: Once there is something to write to it.
+        self._output: OutputLog | None = None
 
-    def _log(self, resumed: Totals | None = None) -> OutputLog:
-        settings = self._context.settings
+    def _log(self, facts: Start, resumed: Totals | None = None) -> OutputLog:
         return OutputLog(
             self._context.redis, self._agent, self.exec_id,
-            log_bytes=settings.log_bytes, excerpt_bytes=settings.excerpt_bytes, resumed=resumed,
+            log_bytes=facts.log_bytes, waits=facts.waits, excerpt_bytes=self._context.settings.excerpt_bytes,
+            resumed=resumed,
         )  # fmt: skip
 
     # --- from outside -------------------------------------------------------------------------------------------------
@@ -160,7 +163,7 @@ class Execution:
             held: the command, where the spawner has it.
         """
         self._spool, self._order_sha256 = spool, spool.start.order_sha256
-        self._output = self._log(spool.start.totals)
+        output = self._output = self._log(spool.start, spool.start.totals)
         self._context.behind(self._look_for_cancel())
         end = spool.end
         cgroup = await asyncio.to_thread(self._context.cgroups.open, self.exec_id)
@@ -171,7 +174,9 @@ class Execution:
                 log.info("execution.taken_back", id=self.exec_id, pid=self._process.pid)
                 end = await self._watch(self._process, cgroup)
             else:
-                await Pump(self._output, spool, {}).run()
+                # Nobody is made to wait any more.
+                output.hurry()
+                await Pump(output, spool, {}).run()
         except (SpawnFailed, SpawnerGone) as error:
             end = End(state=ExecState.LOST, error=f"its end is not known: {error}")
         except asyncio.CancelledError:
@@ -332,9 +337,14 @@ class Execution:
             timeout=(order.request.timeout or DEFAULT_TIMEOUT).total_seconds(),
             kill_grace=settings.kill_grace.total_seconds() if grace is None else grace,
             memory=order.grant.limits.memory,
+            log_bytes=min(order.grant.output.limit or settings.log_bytes, settings.log_bytes),
+            waits=order.grant.output.when_full is WhenFull.WAIT,
         )
+        self._output = self._log(facts)
         try:
-            self._spool = Spool.create(settings.data / SPOOL, self.exec_id, facts, most=settings.spool_bytes)
+            # One that waits for readers is not to run far ahead of them.
+            most = min(settings.spool_bytes, facts.log_bytes) if facts.waits else settings.spool_bytes
+            self._spool = Spool.create(settings.data / SPOOL, self.exec_id, facts, most=most)
         except SpoolError as error:
             return End(state=ExecState.REJECTED, error=f"the agent's spool cannot be written: {error}")
         try:
@@ -375,6 +385,11 @@ class Execution:
             if stopped or exited is None:
                 state = ExecState.LOST
             error_text = f"{error_text}; could not kill all of it: processes {told} are still there".lstrip("; ")
+        if stopped or survivors:
+            signals = (signal.SIGTERM, signal.SIGKILL) if stopped else (signal.SIGKILL,)
+            base["kill"] = KillReceipt(
+                empty=not survivors, whole=bool(cgroup.fds), signals=signals, survivors=tuple(survivors)
+            )
         duration_us = (time.monotonic_ns() - facts.began_ns) // 1000
         end = End(state=state, error=error_text, duration_us=duration_us, usage=usage, **base)
         # Before the spawner forgets it.
@@ -394,6 +409,7 @@ class Execution:
             Why it was made to end, if so, and the processes of it that could not be killed.
         """
         assert self._spool is not None
+        assert self._output is not None
         pump = Pump(self._output, self._spool, {process.stdout: STDOUT, process.stderr: STDERR})
         left_seconds = facts.timeout - (time.monotonic_ns() - facts.began_ns) / 1e9
         pumping = asyncio.create_task(pump.run())
@@ -437,7 +453,8 @@ class Execution:
     # --- the end ------------------------------------------------------------------------------------------------------
 
     async def _deliver(self, end: End, *, again: bool = False) -> None:
-        out, err = self._output.excerpts[STDOUT], self._output.excerpts[STDERR]
+        excerpts = self._output.excerpts if self._output else {STDOUT: Excerpt(0), STDERR: Excerpt(0)}
+        out, err = excerpts[STDOUT], excerpts[STDERR]
         receipt = Receipt(
             iss=str(self._context.identity.current().spiffe_id),
             iat=int(time.time()),
@@ -451,10 +468,11 @@ class Execution:
             started_ms=end.started_ms,
             ended_ms=time.time_ns() // 1_000_000,
             duration_us=end.duration_us,
-            chunks=self._output.seq,
+            chunks=self._output.seq if self._output else 0,
             stdout=out.digest(),
             stderr=err.digest(),
             usage=end.usage,
+            kill=end.kill,
         )
         await deliver(self._context, receipt, out.content(), err.content(), again=again)
         if self._spool is not None:

@@ -38,6 +38,10 @@ PIPE_BYTES = 1024 * 1024
 #: After `stop`, how often each pipe is read at the most: what a full pipe holds, and a chunk. Whoever still writes into
 #: it is not listened to for ever.
 LAST_READS = PIPE_BYTES // CHUNK_BYTES + 1
+#: Entries cut by one command.
+CUT_ENTRIES = 1000
+#: Between looks at how far readers are.
+POLL_SECONDS = 0.05
 #: Between attempts while Redis is away, at first and at the most.
 RETRY_SECONDS = (0.05, 2.0)
 #: A log whose agent died stays so long; after the end it is given the configured retention.
@@ -49,25 +53,35 @@ class OutputLog:
 
     def __init__(
         self, redis: Redis, agent: str, exec_id: str, *,
-        log_bytes: int, excerpt_bytes: int, resumed: Totals | None = None,
+        log_bytes: int, excerpt_bytes: int, waits: bool = False, resumed: Totals | None = None,
     ) -> None:  # fmt: skip
         """Prepare a log.
 
         Args:
             redis: the connections.
             agent, exec_id: whose log it is.
-            log_bytes: bytes that the Stream holds.
+            log_bytes: bytes that the Stream holds. Of more the begin and the end stay, and what lies between is cut.
+            waits: whether nothing is cut that nobody has read; what comes waits for readers instead.
             excerpt_bytes: bytes of each stream that are kept for the response.
             resumed: of what an earlier worker began, where the output stood that is in its spool no more.
         """
         totals = resumed or Totals()
         self._redis = redis
         self._key = keys.output(agent, exec_id)
+        self._read_key = keys.read(agent, exec_id)
         self._exec_id = exec_id
-        self._log_bytes = log_bytes
-        #: Sizes of the entries that the Stream holds, oldest first, and their sum.
-        self._held: deque[int] = deque()
-        self._held_bytes = 0
+        self._waits = waits
+        self._hurry = False
+        #: Bytes of the begin that stay, how many there are, and how many may be held behind them.
+        self._pin_bytes = 0 if waits else log_bytes // 2
+        self._pinned_bytes = totals.pinned_bytes
+        self._hold_bytes = log_bytes - self._pin_bytes
+        #: What is held behind them: last number and size of each entry, oldest first; the first number; all sizes.
+        self._held: deque[tuple[int, int]] = deque()
+        self._held_from, self._held_bytes = totals.held_from, totals.held_bytes
+        if totals.held_bytes:
+            # What an earlier worker brought there is cut as one.
+            self._held.append((totals.seq, totals.held_bytes))
         self._offset = totals.offset
         #: Number of the last chunk that an earlier worker brought there; None before Redis was asked.
         self._there: int | None = 0 if resumed is None else None
@@ -81,6 +95,9 @@ class OutputLog:
         return Totals(
             seq=self.seq,
             offset=self._offset,
+            pinned_bytes=self._pinned_bytes,
+            held_bytes=self._held_bytes,
+            held_from=self._held_from,
             total={kind: excerpt.total for kind, excerpt in self.excerpts.items()},
             head={kind: base64.b64encode(excerpt.head).decode() for kind, excerpt in self.excerpts.items()},
             tail={kind: base64.b64encode(excerpt.tail).decode() for kind, excerpt in self.excerpts.items()},
@@ -97,14 +114,41 @@ class OutputLog:
             if chunk.seq > self._there:
                 frames.append(Frame(chunk.kind, chunk.seq, self._offset, chunk.time_us, chunk.data))
             self._offset += len(chunk.data)
-            self._held.append(len(chunk.data) + ENTRY_BYTES)
-            self._held_bytes += self._held[-1]
+            self._hold(chunk.seq, len(chunk.data) + ENTRY_BYTES)
         if not frames:
             return
-        while self._held_bytes > self._log_bytes and len(self._held) > len(frames):
-            self._held_bytes -= self._held.popleft()
-        oldest = entry_id(self.seq - len(self._held) + 1)
-        await self._insist(lambda: self._send(frames, oldest))
+        cut = await self._make_room(before=frames[0].seq)
+        await self._insist(lambda: self._send(frames, cut))
+
+    def _hold(self, seq: int, size: int) -> None:
+        if not self._held and self._pinned_bytes + size <= self._pin_bytes:
+            self._pinned_bytes += size
+            self._held_from = seq + 1
+            return
+        self._held.append((seq, size))
+        self._held_bytes += size
+
+    async def _make_room(self, *, before: int) -> list[str]:
+        """Entries to cut; where the output waits for readers, only what was read, or nobody is there to read."""
+        cut: list[str] = []
+        read = 0
+        while self._held_bytes > self._hold_bytes and self._held[0][0] < before:
+            seq, size = self._held[0]
+            if self._waits and read < seq:
+                position = await self._insist(lambda: self._redis.get(self._read_key))
+                read = int(position or 0)
+                if read < seq and not (self._hurry and position is None):
+                    await asyncio.sleep(POLL_SECONDS)
+                    continue
+            self._held.popleft()
+            self._held_bytes -= size
+            cut += map(entry_id, range(self._held_from, seq + 1))
+            self._held_from = seq + 1
+        return cut
+
+    def hurry(self) -> None:
+        """From now on wait only for readers that there are."""
+        self._hurry = True
 
     async def _insist(self, action: Callable[[], Awaitable[T]]) -> T:
         delay, most = RETRY_SECONDS
@@ -120,11 +164,14 @@ class OutputLog:
         last = await self._redis.xrevrange(self._key, count=1)
         return sequence_of(last[0][0]) if last else 0
 
-    async def _send(self, frames: list[Frame], oldest: str) -> None:
+    async def _send(self, frames: list[Frame], cut: list[str]) -> None:
         async with self._redis.pipeline(transaction=False) as pipe:
+            # First what makes room.
+            for begin in range(0, len(cut), CUT_ENTRIES):
+                pipe.xdel(self._key, *cut[begin : begin + CUT_ENTRIES])
             for frame in frames:
                 raw = frame.encode()
-                pipe.xadd(self._key, {FIELD: raw}, id=entry_id(frame.seq), minid=oldest, approximate=False)
+                pipe.xadd(self._key, {FIELD: raw}, id=entry_id(frame.seq))
                 pipe.publish(self._key, raw)
             if not self._expires:
                 pipe.expire(self._key, ABANDONED_SECONDS)
@@ -158,6 +205,7 @@ class Pump:
     def stop(self) -> None:
         """Take what is in the pipes now, and then end although somebody still holds them open."""
         self._stopped = True
+        self._output.hurry()
         self._wake.set()
 
     async def run(self) -> None:

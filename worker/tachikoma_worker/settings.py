@@ -14,6 +14,7 @@ from tachikoma.heartbeat import Labels
 from tachikoma.models import capability_mask
 from tachikoma.redis_access import RedisAccess, RedisSettings
 from tachikoma.redis_users import agent_user
+from tachikoma.svid import FileSvidSource
 
 __all__ = ["WorkerSettings"]
 
@@ -75,6 +76,6 @@ class WorkerSettings(RedisSettings):
         capability_mask(value)
         return value
 
-    def redis(self) -> RedisAccess:
+    def redis(self, identity: FileSvidSource) -> RedisAccess:
         """How Redis is reached. Raises what `RedisAccess.of` does."""
-        return RedisAccess.of(self, identity=self.identity, user=agent_user(self.agent_id))
+        return RedisAccess.of(self, identity=identity, user=agent_user(self.agent_id))

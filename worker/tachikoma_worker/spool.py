@@ -26,7 +26,7 @@ from pathlib import Path
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tachikoma.models import ExecState, ResourceUsage
+from tachikoma.models import ExecState, KillReceipt, ResourceUsage
 from tachikoma.output import STDERR, STDOUT
 
 __all__ = ["CHUNK_BYTES", "Chunk", "End", "Spool", "SpoolError", "Start", "Totals", "host_boot"]
@@ -66,6 +66,10 @@ class Totals(BaseModel):
     #: Number and end of the last chunk.
     seq: int = 0
     offset: int = 0
+    #: What the log in Redis holds of it: bytes that stay, bytes that may be cut, and the number where those begin.
+    pinned_bytes: int = 0
+    held_bytes: int = 0
+    held_from: int = 1
     #: Bytes of each stream, and what is kept of its begin and end, base64.
     total: dict[int, int] = Field(default_factory=dict)
     head: dict[int, str] = Field(default_factory=dict)
@@ -94,6 +98,9 @@ class Start(BaseModel):
     kill_grace: float
     #: Its limit, for people.
     memory: int | None = None
+    #: Bytes that the log in Redis may hold of its output, and whether it waits for readers when that is full.
+    log_bytes: int = 64 * 1024 * 1024
+    waits: bool = False
     totals: Totals = Totals()
 
 
@@ -110,6 +117,7 @@ class End(BaseModel):
     started_ms: int = 0
     duration_us: int = 0
     usage: ResourceUsage = ResourceUsage()
+    kill: KillReceipt | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@
 --   8  orch:open             executions not ended, by deadline (zset)
 --   9  orch:approvals        executions that wait for an approval, by deadline (zset)
 --  10  orch:parked:<id>      the request that waits for an approval (string)
+--  11  orch:draining         agents that take no new executions (hash)
 --   then for each scope that has limits
 --      orch:rate:<scope>     executions by time of acceptance, for a minute (zset)
 --      orch:open:<scope>     executions not ended (set)
@@ -29,7 +30,7 @@
 --   then names and values of the audit event, without its code
 -- RESULT: {outcome, ms, ms after which a repetition may succeed or 0}; outcome is
 --   ADMITTED | DUPLICATE (same id, same request) | CONFLICT (same id, another request)
---   | UNKNOWN (agent never heard of) | OFFLINE | FULL (queue) | APPROVALS (too many wait for one)
+--   | UNKNOWN (agent never heard of) | OFFLINE | DRAINING | FULL (queue) | APPROVALS (too many wait for one)
 --   | RATE | CONCURRENT | WAITING (of a scope)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -45,6 +46,8 @@ if known then
   outcome = 'CONFLICT'
 elseif redis.call('EXISTS', KEYS[2]) == 0 then
   outcome = redis.call('HEXISTS', KEYS[5], ARGV[2]) == 1 and 'OFFLINE' or 'UNKNOWN'
+elseif redis.call('HEXISTS', KEYS[11], ARGV[2]) == 1 then
+  outcome = 'DRAINING'
 elseif redis.call('LLEN', KEYS[3]) >= tonumber(ARGV[4]) then
   outcome = 'FULL'
 elseif parked and redis.call('ZCARD', KEYS[9]) >= tonumber(ARGV[7]) then
@@ -58,7 +61,7 @@ local function limit(scope, which)
   return tonumber(ARGV[9 + 4 * scope + which])
 end
 for scope = 0, scopes - 1 do
-  local rate, open, waiting = KEYS[11 + 3 * scope], KEYS[12 + 3 * scope], KEYS[13 + 3 * scope]
+  local rate, open, waiting = KEYS[12 + 3 * scope], KEYS[13 + 3 * scope], KEYS[14 + 3 * scope]
   if outcome == 'ADMITTED' and limit(scope, 1) > 0 then
     redis.call('ZREMRANGEBYSCORE', rate, '-inf', now - minute)
     local accepted = redis.call('ZCARD', rate)
@@ -80,7 +83,7 @@ end
 local fields = 9 + 4 * scopes
 local last = fields + 2 * tonumber(ARGV[fields])
 local code = parked and 'approval_requested' or 'admitted'
-if outcome == 'CONFLICT' or outcome == 'UNKNOWN' or outcome == 'OFFLINE' then
+if outcome == 'CONFLICT' or outcome == 'UNKNOWN' or outcome == 'OFFLINE' or outcome == 'DRAINING' then
   code = 'refused'
 elseif outcome ~= 'ADMITTED' then
   code = 'limited'
@@ -109,7 +112,7 @@ for i = fields + 1, last do
 end
 local names = {}
 for scope = 0, scopes - 1 do
-  local rate, open, waiting = KEYS[11 + 3 * scope], KEYS[12 + 3 * scope], KEYS[13 + 3 * scope]
+  local rate, open, waiting = KEYS[12 + 3 * scope], KEYS[13 + 3 * scope], KEYS[14 + 3 * scope]
   names[#names + 1] = ARGV[9 + 4 * scope]
   redis.call('ZADD', rate, now, ARGV[1])
   redis.call('PEXPIRE', rate, minute)

@@ -16,6 +16,7 @@ import typer.core
 import typer.main
 
 from tachikoma.cli import approvals, audit, executions, run
+from tachikoma.cli.agents import agents
 from tachikoma.errors import TachikomaError
 from tachikoma.profile import PROFILE_VARIABLE
 
@@ -74,11 +75,12 @@ run.add_to(app)
 executions.add_to(app)
 approvals.add_to(app)
 audit.add_to(app)
+app.add_typer(agents, name="agents")
 
 
 @app.command()
 def dev(
-    agents: Annotated[int, typer.Option(min=1, max=64, help="How many agents to run.")] = 1,
+    count: Annotated[int, typer.Option("--agents", min=1, max=64, help="How many agents to run.")] = 1,
     data: Annotated[str | None, typer.Option(help="Folder for state; it survives a restart.")] = None,
     listen: Annotated[
         str, typer.Option(help="Address of the orchestrator; port 0 takes a free one.")
@@ -87,7 +89,7 @@ def dev(
     """Run the whole system on this machine, in the foreground; Ctrl-C stops it."""
     from tachikoma.dev.command import run_dev
 
-    run_dev(agents=agents, data=data, listen=listen)
+    run_dev(agents=count, data=data, listen=listen)
 
 
 @app.command()

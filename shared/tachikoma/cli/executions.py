@@ -1,8 +1,10 @@
-"""`tachikoma ps`, `status`, `cancel` and `agents`."""
+"""`tachikoma ps`, `status` and `cancel`."""
 
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -10,7 +12,8 @@ from rich.text import Text
 
 from tachikoma.cli.show import Output, OutputOption, as_json, clock, colour_of, printable, short_id, table
 from tachikoma.client import Client
-from tachikoma.fields import format_duration
+from tachikoma.errors import InvalidRequest
+from tachikoma.fields import format_duration, parse_duration
 from tachikoma.models import CancelOutcome, ExecState, ExecStatus
 
 __all__ = ["add_to"]
@@ -18,7 +21,7 @@ __all__ = ["add_to"]
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    for command in (ps, status, cancel, agents):
+    for command in (ps, status, cancel):
         app.command()(command)
 
 
@@ -26,15 +29,34 @@ def _state(value: ExecStatus) -> Text:
     return Text(value.state, style=colour_of(value.state))
 
 
+def _moment(text: str, option: str) -> datetime | None:
+    """A time as people write it: ISO 8601, in the local time zone where it names none, or how long ago."""
+    if not text:
+        return None
+    with suppress(ValueError):
+        return datetime.fromisoformat(text).astimezone()
+    with suppress(ValueError):
+        return datetime.now(UTC) - parse_duration(text)
+    raise InvalidRequest(f"{option}: {text!r} is no time; write 2026-01-31T12:00, or 1h for an hour ago")
+
+
 def ps(
     agent: Annotated[str, typer.Argument(help="Only this agent.")] = "",
     everything: Annotated[bool, typer.Option("--all", "-a", help="Also those that have ended.")] = False,
+    by: Annotated[str, typer.Option(help="Only those of this SPIFFE ID.")] = "",
+    state: Annotated[list[ExecState] | None, typer.Option(help="Only those in this state; may be repeated.")] = None,
+    on: Annotated[str, typer.Option(help="Only on agents of this pattern or label: 'web-*', 'role=web'.")] = "",
+    since: Annotated[str, typer.Option(help="Only newer ones: 2026-01-31T12:00, or 1h for an hour ago.")] = "",
+    until: Annotated[str, typer.Option(help="Only older ones, likewise.")] = "",
     limit: Annotated[int, typer.Option("--limit", "-l", min=1, max=1000, help="At most so many.")] = 50,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """List executions, newest first."""
     with Client() as client:
-        found, token = client.list(agent, include_ended=everything, page_size=limit)
+        found, token = client.list(
+            agent, include_ended=everything, page_size=limit, requested_by=by, states=state or (), agents=on,
+            since=_moment(since, "--since"), until=_moment(until, "--until"),
+        )  # fmt: skip
     if output is Output.JSON:
         as_json(found)
         return
@@ -113,34 +135,3 @@ def cancel(
         return
     for answer in answers:
         typer.echo(f"{answer.status.id}: {_TOLD[answer.outcome]} ({answer.status.state})")
-
-
-def agents(output: OutputOption = Output.TEXT) -> None:
-    """List the agents and how they are."""
-    with Client() as client:
-        found = client.agents()
-    if output is Output.JSON:
-        as_json(found)
-        return
-    table(
-        ("AGENT", "STATE", "SEEN", "RUNNING", "QUEUED", "LOAD", "MEMORY", "DISK", "VERSION", "HOST", "LABELS"),
-        [
-            (
-                item.id,
-                Text("online", style="green") if item.online else Text("offline", style="red"),
-                clock(item.last_seen),
-                f"{item.running}/{item.slots}",
-                str(item.queued),
-                f"{item.load:.2f}",
-                f"{item.memory_used:.0%}",
-                f"{item.disk_used:.0%}",
-                item.version,
-                item.hostname,
-                " ".join(f"{name}={value}" for name, value in item.labels.items()),
-            )
-            for item in found
-        ],
-    )
-    for item in found:
-        for warning in item.warnings:
-            typer.echo(f"{item.id}: {printable(warning)}", err=True)

@@ -88,7 +88,7 @@ class Part:
         self.name = name
         self._command = list(command)
         self._log = log
-        self._environment = environment
+        self.environment = environment
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -112,7 +112,7 @@ class Part:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **self._environment},
+                env={**os.environ, **self.environment},
                 pass_fds=(write_end,) if ready_pipe else (),
                 start_new_session=True,
             )
@@ -129,7 +129,7 @@ class Part:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **self._environment},
+                env={**os.environ, **self.environment},
                 timeout=STOP_SECONDS,
                 check=False,
             )
@@ -348,11 +348,11 @@ class Stack:
         self.orchestrator = Part(
             "orchestrator",
             [
-                *tachikoma, "orchestrator", "--redis-url", self.redis_url_of("orchestrator"), "--listen", self.listen,
+                *tachikoma, "orchestrator", "--redis-url", self.redis_url_of("orchestrator"),
                 "--identity", str(self.identity("orchestrator")), "--policy", str(self.policy),
             ],
             logs / "orchestrator.log",
-            self._environment_of("orchestrator"),
+            {**self._environment_of("orchestrator"), "TACHIKOMA_LISTEN": self.listen},
         )  # fmt: skip
         self.agents = {
             agent: Part(
@@ -441,6 +441,7 @@ class Stack:
         if not line:
             raise self._failed(self.orchestrator)
         self.address = json.loads(line)["address"]
+        self.orchestrator.environment["TACHIKOMA_LISTEN"] = self.address
 
     def start_agent(self, agent: str) -> None:
         """Start an agent and wait until it takes orders."""

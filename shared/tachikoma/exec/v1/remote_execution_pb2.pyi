@@ -398,6 +398,7 @@ class ExecResponse(_message.Message):
     STDERR_SUMMARY_FIELD_NUMBER: _builtins.int
     SIGNAL_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    KILL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The execution."""
     exit_code: _builtins.int
@@ -440,6 +441,10 @@ class ExecResponse(_message.Message):
     def usage(self) -> Global___ResourceUsage:
         """What the command used."""
 
+    @_builtins.property
+    def kill(self) -> Global___KillReceipt:
+        """How it was killed, where it was."""
+
     def __init__(
         self,
         *,
@@ -458,14 +463,53 @@ class ExecResponse(_message.Message):
         stderr_summary: Global___OutputSummary | None = ...,
         signal: _builtins.int = ...,
         usage: Global___ResourceUsage | None = ...,
+        kill: Global___KillReceipt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "end_time", b"end_time", "start_time", b"start_time", "stderr_summary", b"stderr_summary", "stdout_summary", b"stdout_summary", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "end_time", b"end_time", "kill", b"kill", "start_time", b"start_time", "stderr_summary", b"stderr_summary", "stdout_summary", b"stdout_summary", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "cancelled", b"cancelled", "duration", b"duration", "end_time", b"end_time", "error", b"error", "exit_code", b"exit_code", "id", b"id", "signal", b"signal", "start_time", b"start_time", "state", b"state", "stderr", b"stderr", "stderr_summary", b"stderr_summary", "stdout", b"stdout", "stdout_summary", b"stdout_summary", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "cancelled", b"cancelled", "duration", b"duration", "end_time", b"end_time", "error", b"error", "exit_code", b"exit_code", "id", b"id", "kill", b"kill", "signal", b"signal", "start_time", b"start_time", "state", b"state", "stderr", b"stderr", "stderr_summary", b"stderr_summary", "stdout", b"stdout", "stdout_summary", b"stdout_summary", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExecResponse: _TypeAlias = ExecResponse  # noqa: Y015
+
+@_typing.final
+class KillReceipt(_message.Message):
+    """KillReceipt is what an agent says of a command that it was told to end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EMPTY_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
+    SIGNALS_FIELD_NUMBER: _builtins.int
+    SURVIVORS_FIELD_NUMBER: _builtins.int
+    empty: _builtins.bool
+    """Whether nothing of it is left."""
+    whole: _builtins.bool
+    """Whether that is known of all its processes (its cgroup), or only of its process group."""
+    @_builtins.property
+    def signals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Signals that were sent, in this order."""
+
+    @_builtins.property
+    def survivors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Process ids of what could not be killed, at most 32."""
+
+    def __init__(
+        self,
+        *,
+        empty: _builtins.bool = ...,
+        whole: _builtins.bool = ...,
+        signals: _abc.Iterable[_builtins.int] | None = ...,
+        survivors: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["empty", b"empty", "signals", b"signals", "survivors", b"survivors", "whole", b"whole"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KillReceipt: _TypeAlias = KillReceipt  # noqa: Y015
 
 @_typing.final
 class ExecStatus(_message.Message):
@@ -827,6 +871,11 @@ class ListRequest(_message.Message):
     INCLUDE_ENDED_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    REQUESTED_BY_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    AGENTS_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """Only those of this agent."""
     include_ended: _builtins.bool
@@ -835,6 +884,22 @@ class ListRequest(_message.Message):
     """At most so many, 1 to 1000; 0 for 100."""
     page_token: _builtins.str
     """Where the page before this one ended."""
+    requested_by: _builtins.str
+    """Only those of this requester."""
+    agents: _builtins.str
+    """Only those of agents that this means: an id pattern, or labels as `role=web,site=*`."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[Global___ExecState.ValueType]:
+        """Only those in one of these states; none for all that `include_ended` says."""
+
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Only those accepted at or after this time, and before that."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """See `since`."""
+
     def __init__(
         self,
         *,
@@ -842,10 +907,15 @@ class ListRequest(_message.Message):
         include_ended: _builtins.bool = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        requested_by: _builtins.str = ...,
+        states: _abc.Iterable[Global___ExecState.ValueType] | None = ...,
+        agents: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "include_ended", b"include_ended", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agents", b"agents", "include_ended", b"include_ended", "page_size", b"page_size", "page_token", b"page_token", "requested_by", b"requested_by", "since", b"since", "states", b"states", "until", b"until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1081,6 +1151,9 @@ class Agent(_message.Message):
     MEMORY_USED_FIELD_NUMBER: _builtins.int
     DISK_USED_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    DRAINED_BY_FIELD_NUMBER: _builtins.int
+    DRAIN_REASON_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id."""
     online: _builtins.bool
@@ -1101,6 +1174,12 @@ class Agent(_message.Message):
     """Memory in use, 0 to 1."""
     disk_used: _builtins.float
     """Disk in use under its data directory, 0 to 1."""
+    draining: _builtins.bool
+    """Whether it takes no new executions."""
+    drained_by: _builtins.str
+    """The SPIFFE ID of who drained it, and why."""
+    drain_reason: _builtins.str
+    """See `drained_by`."""
     @_builtins.property
     def last_seen(self) -> _timestamp_pb2.Timestamp:
         """When it was last heard of."""
@@ -1129,14 +1208,65 @@ class Agent(_message.Message):
         memory_used: _builtins.float = ...,
         disk_used: _builtins.float = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        draining: _builtins.bool = ...,
+        drained_by: _builtins.str = ...,
+        drain_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen", b"last_seen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_used", b"disk_used", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen", b"last_seen", "load", b"load", "memory_used", b"memory_used", "online", b"online", "queued", b"queued", "running", b"running", "slots", b"slots", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_used", b"disk_used", "drain_reason", b"drain_reason", "drained_by", b"drained_by", "draining", b"draining", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen", b"last_seen", "load", b"load", "memory_used", b"memory_used", "online", b"online", "queued", b"queued", "running", b"running", "slots", b"slots", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Agent: _TypeAlias = Agent  # noqa: Y015
+
+@_typing.final
+class DrainAgentRequest(_message.Message):
+    """DrainAgentRequest names the agent that is to take no new executions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The agent."""
+    reason: _builtins.str
+    """Why; it goes on the record."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainAgentRequest: _TypeAlias = DrainAgentRequest  # noqa: Y015
+
+@_typing.final
+class ResumeAgentRequest(_message.Message):
+    """ResumeAgentRequest names the agent that is to take executions again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The agent."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeAgentRequest: _TypeAlias = ResumeAgentRequest  # noqa: Y015
 
 @_typing.final
 class ListAgentsRequest(_message.Message):

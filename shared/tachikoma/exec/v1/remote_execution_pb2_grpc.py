@@ -96,6 +96,16 @@ class RemoteExecutionStub:
                 request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAgentsRequest.SerializeToString,
                 response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAgentsResponse.FromString,
                 _registered_method=True)
+        self.DrainAgent = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/DrainAgent',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.DrainAgentRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.Agent.FromString,
+                _registered_method=True)
+        self.ResumeAgent = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/ResumeAgent',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ResumeAgentRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.Agent.FromString,
+                _registered_method=True)
         self.GetPolicyStatus = channel.unary_unary(
                 '/tachikoma.exec.v1.RemoteExecution/GetPolicyStatus',
                 request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.GetPolicyStatusRequest.SerializeToString,
@@ -198,6 +208,20 @@ class RemoteExecutionServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DrainAgent(self, request, context):
+        """DrainAgent lets an agent take no new executions; those it has go on. Only operators may.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeAgent(self, request, context):
+        """ResumeAgent ends that. Only operators may.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetPolicyStatus(self, request, context):
         """GetPolicyStatus tells which policy is in force. Only operators may.
         """
@@ -274,6 +298,16 @@ def add_RemoteExecutionServicer_to_server(servicer, server):
                     servicer.ListAgents,
                     request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAgentsRequest.FromString,
                     response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAgentsResponse.SerializeToString,
+            ),
+            'DrainAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainAgent,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.DrainAgentRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.Agent.SerializeToString,
+            ),
+            'ResumeAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeAgent,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ResumeAgentRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.Agent.SerializeToString,
             ),
             'GetPolicyStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPolicyStatus,
@@ -612,6 +646,60 @@ class RemoteExecution:
             '/tachikoma.exec.v1.RemoteExecution/ListAgents',
             tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAgentsRequest.SerializeToString,
             tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAgentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/DrainAgent',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.DrainAgentRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.Agent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/ResumeAgent',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ResumeAgentRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.Agent.FromString,
             options,
             channel_credentials,
             insecure,

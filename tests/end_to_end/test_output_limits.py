@@ -1,0 +1,93 @@
+"""What policy lets be kept of an output: its middle is cut, or the command waits for readers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis as redis_py
+from support import AGENT, prepare, request, wait_until
+
+from tachikoma import Client, ExecState, OutputKind, keys
+from tachikoma.dev.stack import Stack
+
+NUMBERS = b"".join(b"%d\n" % number for number in range(1, 400_001))
+LIMIT = 256 * 1024
+#: What comes at once may be so much, and is not cut in two.
+CHUNK_BYTES = 256 * 1024
+
+
+def _stack(data: Path, redis_server: Path | None, when_full: str) -> Stack:
+    file = prepare(data) / "policy.yaml"
+    file.write_text(file.read_text() + f"    output: {{limit: 256KiB, whenFull: {when_full}}}\n")
+    return Stack(data, redis_server=redis_server)
+
+
+@pytest.fixture(scope="module")
+def cutting(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -> Iterator[Stack]:
+    with _stack(tmp_path_factory.mktemp("cut"), redis_server, "cut") as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def waiting(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -> Iterator[Stack]:
+    with _stack(tmp_path_factory.mktemp("wait"), redis_server, "wait") as stack:
+        yield stack
+
+
+def _log_bytes(stack: Stack, exec_id: str) -> int:
+    with redis_py.Redis(unix_socket_path=str(stack.socket)) as redis:
+        return sum(len(fields[b"f"]) for _, fields in redis.xrange(keys.output(AGENT, exec_id)))
+
+
+def test_what_is_cut_is_the_middle_and_is_told_to_the_byte(cutting: Stack) -> None:
+    with Client(cutting.profile()) as client:
+        # Written a bit at a time: a chunk is at most 256 KiB, and none of it is cut in two.
+        wanted = request("sh", "-c", "for i in $(seq 0 39); do seq $((i*10000+1)) $((i*10000+10000)); sleep 0.01; done")
+        client.execute(wanted)
+        outputs = list(client.attach(wanted.id))
+    result = outputs[-1].result
+    assert result is not None
+    assert result.stdout_summary.sha256 == hashlib.sha256(NUMBERS).hexdigest()
+    assert _log_bytes(cutting, wanted.id) <= LIMIT
+    kinds = [output.kind for output in outputs]
+    assert kinds.count(OutputKind.GAP) == 1
+    gap = kinds.index(OutputKind.GAP)
+    begin, end = (b"".join(output.data for output in part) for part in (outputs[:gap], outputs[gap:]))
+    assert begin
+    assert (NUMBERS.startswith(begin), NUMBERS.endswith(end)) == (True, True)
+    assert len(begin) + outputs[gap].missing_bytes + len(end) == len(NUMBERS)
+
+
+def test_a_command_that_waits_loses_nothing_to_a_reader_who_comes_late(waiting: Stack, tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    with Client(waiting.profile()) as client:
+        wanted = request("sh", "-c", f"seq 400000; touch {done}")
+        client.submit(wanted)
+        wait_until(lambda: _log_bytes(waiting, wanted.id), "it writes")
+        # More than log, spool and pipe hold.
+        assert not done.exists()
+        outputs = list(client.attach(wanted.id))
+        assert _log_bytes(waiting, wanted.id) <= LIMIT + CHUNK_BYTES
+    assert b"".join(output.data for output in outputs) == NUMBERS
+    assert OutputKind.GAP not in [output.kind for output in outputs]
+    result = outputs[-1].result
+    assert result is not None
+    assert result.state is ExecState.SUCCEEDED
+    assert done.exists()
+
+
+def test_nobody_who_reads_does_not_keep_it_beyond_its_timeout(waiting: Stack, tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    with Client(waiting.profile()) as client:
+        # More than log, spool and pipe hold.
+        wanted = request("sh", "-c", f"seq 1000000; touch {done}", timeout=3)
+        response = client.execute(wanted)
+        assert response.state is ExecState.TIMED_OUT
+        assert not done.exists()
+        # What it wrote is told as it is, and what of it is gone.
+        outputs = list(client.attach(wanted.id))
+    told = sum(len(output.data) + output.missing_bytes for output in outputs)
+    assert told == response.stdout_summary.total_bytes > LIMIT
