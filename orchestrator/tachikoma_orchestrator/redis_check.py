@@ -16,7 +16,7 @@ from tachikoma.models import Model
 from tachikoma.redis_access import Redis
 from tachikoma.redis_users import AGENT_PREFIX, CHECK, SERVICES, Passwords, agent_user, rules
 
-__all__ = ["Finding", "Report", "examine", "parse_acl"]
+__all__ = ["Finding", "Report", "categories_of", "examine", "parse_acl"]
 
 #: Connections of an agent that is busy, about (an idle one has four), and those of orchestrators and people together.
 AGENT_CONNECTIONS = 8
@@ -26,8 +26,8 @@ _CONFIGURATION = (
     *("port", "bind", "tls-port", "tls-auth-clients", "unixsocket", "unixsocketperm"),
     *("appendonly", "appendfsync", "maxmemory-policy", "maxclients", "aclfile"),
 )
-#: What a server says of every user, or what stands for nothing.
-_EMPTY_WORDS = {"reset", "resetchannels", "-@all", "sanitize-payload", "alldbs", "on", "off"}
+#: What a server says of every user, what stands for nothing, and what is told otherwise.
+_EMPTY_WORDS = {"reset", "resetchannels", "sanitize-payload", "alldbs", "on", "off"}
 #: What nobody but our own users may do, and how it is called.
 _PROBES = (
     ("put orders on agents' queues", ("LPUSH", keys.queue("probe"), "x")),
@@ -67,17 +67,48 @@ class Acl:
     selectors: frozenset[frozenset[str]]
 
 
-def parse_acl(text: str) -> Acl:
-    """Rules as they stand after `user <name>` in `ACL LIST` and in ACL files."""
+def categories_of(text: str) -> set[str]:
+    """Categories of commands that rules speak of."""
+    return {word[2:] for word in text.replace(")", " ").split() if word[:2] in ("+@", "-@")} - {"all"}
+
+
+def _expanded(words: list[str], categories: Mapping[str, frozenset[str]]) -> frozenset[str]:
+    """What words come to, commands one by one: Redis 7.0 tells `+@hash -hlen -hscan` of whom was given each by name."""
+    others: set[str] = set()
+    given: set[str] = set()
+    taken: set[str] = set()
+    for word in words:
+        sign, name = word[0], word[1:]
+        if sign not in "+-":
+            others.add(word)
+        elif name == "@all":
+            given, taken = ({"@all"} if sign == "+" else set()), set()
+        else:
+            commands = categories.get(name[1:], frozenset()) if name.startswith("@") else {name}
+            if sign == "+":
+                taken -= commands
+                given |= commands
+            else:
+                given -= commands
+                taken |= commands if "@all" in given else set()
+    return frozenset({*others, *(f"+{name}" for name in given), *(f"-{name}" for name in taken)}) - _EMPTY_WORDS
+
+
+def parse_acl(text: str, categories: Mapping[str, frozenset[str]]) -> Acl:
+    """Rules as they stand after `user <name>` in `ACL LIST` and in ACL files.
+
+    Args:
+        text: the rules.
+        categories: commands of each category that they speak of (`ACL CAT`).
+    """
     # Pieces outside and inside of parentheses follow each other; there are none within others.
     pieces = [piece.split() for piece in text.replace(")", "(").split("(")]
     root = [word for words in pieces[::2] for word in words]
-    inside = [frozenset(words) - _EMPTY_WORDS for words in pieces[1::2]]
     return Acl(
         enabled="on" in root,
         hashes=frozenset(word[1:] for word in root if word.startswith("#")),
-        words=frozenset(word for word in root if not word.startswith("#")) - _EMPTY_WORDS,
-        selectors=frozenset(inside),
+        words=_expanded([word for word in root if not word.startswith("#")], categories),
+        selectors=frozenset(_expanded(words, categories) for words in pieces[1::2]),
     )
 
 
@@ -186,17 +217,19 @@ def _differences(found: Acl, wanted: Acl) -> str:
     return "; ".join(f"{what} {text}" for text, what in parts if text)
 
 
-def _user_findings(users: Mapping[str, Acl], wanted: Iterable[str], passwords: Passwords | None) -> Iterable[Finding]:
+def _user_findings(
+    users: Mapping[str, Acl], wanted: Mapping[str, Acl], passwords: Passwords | None
+) -> Iterable[Finding]:
     kept = set(passwords.users()) if passwords is not None else set()
     load = "load the ACL file that `tachikoma redis acl` prints (ACL LOAD)"
-    for name in wanted:
+    for name, right in wanted.items():
         found = users.get(name)
         if found is None:
             yield Finding(where=f"user {name}", what="does not exist, so it cannot connect", remedy=load)
             continue
         if not found.enabled:
             yield Finding(where=f"user {name}", what="is off, so it cannot connect", remedy=load)
-        differences = _differences(found, parse_acl(" ".join(rules(name, ()))))
+        differences = _differences(found, right)
         if differences:
             yield Finding(where=f"user {name}", what=differences, remedy=load)
         if name in kept:
@@ -260,18 +293,18 @@ async def examine(redis: Redis, *, passwords: Passwords | None, durable: bool) -
         lines = await redis.acl_list()
         heard = await redis.hkeys(keys.AGENTS)
         config = {str(_text(name)): str(_text(value)) for name, value in raw.items()}
-        users = {}
-        for line in map(_text, lines):
-            _, name, rest = line.split(" ", 2)
-            users[name] = parse_acl(rest)
         agents = {_text(agent) for agent in heard}
         if passwords is not None:
             agents |= {name.removeprefix(AGENT_PREFIX) for name in passwords.users() if name not in SERVICES}
-        ours = {*SERVICES, *map(agent_user, agents)}
-        strangers = sorted(name for name, acl in users.items() if acl.enabled and name not in {*ours, "default"})
+        right = {name: " ".join(rules(name, ())) for name in (*SERVICES, *map(agent_user, sorted(agents)))}
+        present = dict(_text(line).split(" ", 2)[1:] for line in lines)
+        named = set().union(*map(categories_of, (*right.values(), *present.values())))
+        categories = {name: frozenset(map(_text, await redis.acl_cat(name))) for name in sorted(named)}
+        users = {name: parse_acl(text, categories) for name, text in present.items()}
+        strangers = sorted(name for name, acl in users.items() if acl.enabled and name not in {*right, "default"})
         findings = [
             *_server_findings(info, config, agents=len(agents), durable=durable),
-            *_user_findings(users, [*SERVICES, *map(agent_user, sorted(agents))], passwords),
+            *_user_findings(users, {name: parse_acl(text, categories) for name, text in right.items()}, passwords),
             *await _stranger_findings(redis, strangers),
         ]
     except NoPermissionError as error:

@@ -75,9 +75,8 @@ def _agent(agent: str) -> tuple[Grant, ...]:
     cancels, reads = keys.cancel(agent, "*"), keys.read(agent, "*")
     return (
         _CONNECTION,
-        Grant("multi exec unsubscribe"),
+        Grant("unsubscribe"),
         Grant("brpop", read=(queue,), write=(queue,)),
-        Grant("llen", read=(queue,)),
         Grant("get", read=(claims, cancels, reads)),
         Grant("set", write=(info, claims, results)),
         Grant("xadd xdel", write=(outputs,)),
@@ -116,7 +115,7 @@ SERVICES: dict[str, tuple[Grant, ...]] = {
     ORCHESTRATOR: _ORCHESTRATOR,
     CHECK: (
         _CONNECTION,
-        Grant("info config|get acl|list acl|dryrun"),
+        Grant("info config|get acl|list acl|cat acl|dryrun"),
         Grant("hkeys", read=(keys.AGENTS,)),
     ),
     ADMIN: (Grant("@all", read=("*",), write=("*",), channels=("*",)),),

@@ -17,7 +17,7 @@ from tachikoma.redis_users import agent_user, read_password
 
 OTHER = "agent-2"
 #: Commands that need no name, and so say nothing of anybody; the last four are open to whoever is not logged in yet.
-NAMELESS = {"ping", "multi", "exec", "unsubscribe", "client|setname", "auth", "hello", "quit", "reset"}
+NAMELESS = {"ping", "unsubscribe", "client|setname", "auth", "hello", "quit", "reset"}
 
 
 def own_names(agent: str) -> dict[str, str]:
@@ -36,7 +36,7 @@ def own_names(agent: str) -> dict[str, str]:
 
 #: All that an agent may do with its own names.
 ALLOWED = {
-    ("brpop", "queue"), ("llen", "queue"),
+    ("brpop", "queue"),
     ("set", "info"), ("expire", "info"),
     ("publish", "events"), ("subscribe", "control"),
     ("get", "claim"), ("set", "claim"),
@@ -130,7 +130,8 @@ def test_of_all_commands_an_agent_may_use_none_on_names_of_others(admin: redis_p
 
 ATTEMPTS: list[tuple[str, ...]] = [
     # Orders.
-    ("LPUSH", keys.queue(AGENT), "x"), ("RPUSH", keys.queue(AGENT), "x"), ("LPUSH", keys.queue(OTHER), "x"),
+    ("LPUSH", keys.queue(AGENT), "x"), ("MULTI",), ("LLEN", keys.queue(AGENT)),
+    ("RPUSH", keys.queue(AGENT), "x"), ("LPUSH", keys.queue(OTHER), "x"),
     ("BRPOP", keys.queue(OTHER), "0.01"), ("LRANGE", keys.queue(OTHER), "0", "-1"), ("LLEN", keys.queue(OTHER)),
     ("BRPOPLPUSH", keys.queue(AGENT), keys.queue(OTHER), "0.01"),
     ("BRPOP", keys.queue(AGENT), keys.queue(OTHER), "0.01"), ("DEL", keys.queue(AGENT)),
@@ -200,13 +201,21 @@ def test_what_is_tried_is_denied_and_on_the_log(agent: redis_py.Redis, admin: re
     assert admin.dbsize() == before
 
 
-def test_a_transaction_hides_nothing(agent: redis_py.Redis, admin: redis_py.Redis) -> None:
-    with agent.pipeline() as pipe:
-        pipe.set(keys.claim(AGENT, "hidden"), "x")
-        pipe.lpush(keys.queue(AGENT), "x")
-        with pytest.raises(NoPermissionError):
-            pipe.execute()
-    assert not admin.exists(keys.claim(AGENT, "hidden"), keys.queue(AGENT))
+def test_an_agent_whose_rights_are_gone_waits_for_them(stack: Stack, client: Client, admin: redis_py.Redis) -> None:
+    pid = stack.agents[OTHER].pid
+    running = client.submit(request("sleep", "60", agent_id=OTHER))
+    wait_until(lambda: client.status(running.id).state is ExecState.STARTED, "it runs")
+    for words in (("clearselectors",), ("-@all",), ("off",)):
+        admin.acl_log_reset()
+        admin.execute_command("ACL", "SETUSER", agent_user(OTHER), *words)
+        for kind in ("normal", "pubsub"):
+            admin.execute_command("CLIENT", "KILL", "TYPE", kind, "USER", agent_user(OTHER))
+        wait_until(admin.acl_log, "it has tried")
+    admin.acl_load()
+    client.cancel(running.id)
+    wait_until(lambda: client.status(running.id).state is ExecState.CANCELLED, "a cancel gets there")
+    assert client.execute(request("/bin/true", agent_id=OTHER)).state is ExecState.SUCCEEDED
+    assert stack.agents[OTHER].pid == pid
 
 
 def test_its_password_opens_no_other_door(stack: Stack, agent: redis_py.Redis, client: Client) -> None:

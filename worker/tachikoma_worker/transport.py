@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 from kombu.transport import TRANSPORT_ALIASES, redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from tachikoma.redis_access import BrokerTlsConnection
 
@@ -42,6 +42,10 @@ class AgentChannel(redis.Channel):
         # agent needs no right to say so.
         return
 
+    def _size(self, queue: str) -> int:
+        # What a declaration answers with; nobody looks at it, and so the agent needs no right to ask.
+        return 0
+
     def _brpop_read(self, **options: Any) -> Any:
         try:
             return super()._brpop_read(**options)  # type: ignore[misc]
@@ -60,6 +64,8 @@ class AgentTransport(redis.Transport):
     """The transport of `redis://`, `rediss://` and `redis+socket://` in an agent's worker."""
 
     Channel = AgentChannel
+    #: Rights that were taken away may come back, as a server may: the worker waits, and its commands go on.
+    connection_errors = (*redis.Transport.connection_errors, NoPermissionError)
 
 
 def install() -> None:
