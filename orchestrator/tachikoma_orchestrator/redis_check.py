@@ -87,7 +87,7 @@ def _expanded(words: list[str], categories: Mapping[str, frozenset[str]]) -> fro
             commands = categories.get(name[1:], frozenset()) if name.startswith("@") else {name}
             if sign == "+":
                 taken -= commands
-                given |= commands
+                given |= set() if "@all" in given else commands
             else:
                 given -= commands
                 taken |= commands if "@all" in given else set()

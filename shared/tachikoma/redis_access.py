@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Any, TypeAlias
@@ -216,7 +216,8 @@ class _Password(CredentialProvider):
 class RedisAccess:
     """A Redis, and how to get in."""
 
-    url: str
+    # Not in `repr`: it may hold a password.
+    url: str = field(repr=False)
     credentials: CredentialProvider | None = None
     tls: Tls | None = None
 
