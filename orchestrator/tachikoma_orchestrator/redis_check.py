@@ -16,7 +16,7 @@ from tachikoma.models import Model
 from tachikoma.redis_access import Redis
 from tachikoma.redis_users import AGENT_PREFIX, CHECK, SERVICES, Passwords, agent_user, rules
 
-__all__ = ["Finding", "Report", "categories_of", "examine", "parse_acl"]
+__all__ = ["Finding", "Report", "categories_of", "examine", "parse_acl", "server_findings"]
 
 #: Connections of an agent that is busy, about (an idle one has four), and those of orchestrators and people together.
 AGENT_CONNECTIONS = 8
@@ -130,9 +130,17 @@ def _loopback(bind: str) -> bool:
     return bool(addresses) and all(address == "::1" or address.startswith("127.") for address in addresses)
 
 
-def _server_findings(
+def server_findings(
     info: Mapping[str, object], config: Mapping[str, str], *, agents: int, durable: bool
 ) -> Iterable[Finding]:
+    """What is wrong with a server beside its users.
+
+    Args:
+        info: its INFO.
+        config: its settings.
+        agents: how many connect to it.
+        durable: whether the orchestrator waits for its disk.
+    """
     version, known = _version(info)
     if not known:
         yield Finding(where="version", what=f"{version} has no ACL selectors", remedy="use Redis 7 or newer, or Valkey")
@@ -303,7 +311,7 @@ async def examine(redis: Redis, *, passwords: Passwords | None, durable: bool) -
         users = {name: parse_acl(text, categories) for name, text in present.items()}
         strangers = sorted(name for name, acl in users.items() if acl.enabled and name not in {*right, "default"})
         findings = [
-            *_server_findings(info, config, agents=len(agents), durable=durable),
+            *server_findings(info, config, agents=len(agents), durable=durable),
             *_user_findings(users, {name: parse_acl(text, categories) for name, text in right.items()}, passwords),
             *await _stranger_findings(redis, strangers),
         ]
