@@ -174,8 +174,9 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
     except InvalidIdentity as error:
         raise ConfigurationError(f"the orchestrator's identity cannot be used: {error}") from error
     policies = PolicyWatch(settings.policy)
-    redis = connect(settings.redis_url, name="orchestrator")
-    subscriptions = connect(settings.redis_url, name="orchestrator-subscriber", max_connections=2)
+    access = settings.redis(identity)
+    redis = connect(access, name="orchestrator")
+    subscriptions = connect(access, name="orchestrator-subscriber", max_connections=2)
 
     trail = AuditTrail(redis, key=_audit_key(settings.audit_key))
     closed = settings.audit_failure == "closed"
@@ -203,7 +204,7 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
         rate_limit=settings.rate_limit, search_path=settings.search_path,
     )  # fmt: skip
 
-    shipping = connect(settings.redis_url, name="orchestrator-audit", max_connections=8)
+    shipping = connect(access, name="orchestrator-audit", max_connections=8)
     file, shared = _sinks(settings, identity)
     shipper = Shipper(shipping, trail, file, shared, backlog=settings.audit_backlog, closed=closed)
 

@@ -135,6 +135,7 @@ class Engine:
         expected = agent_id(svid.spiffe_id.trust_domain, settings.agent_id)
         if svid.spiffe_id != expected:
             raise ConfigurationError(f"the identity in {identity.place} is {svid.spiffe_id}, not {expected}")
+        self.access = access = settings.redis(identity)
         journal = Journal(settings.data)
         self._spools = settings.data / SPOOL
         self._spools.mkdir(exist_ok=True, mode=0o700)
@@ -147,7 +148,7 @@ class Engine:
             log.warning("agent.warning", warning=warning)
         self._context = Context(
             settings=settings,
-            redis=connect(settings.redis_url, name=f"agent-{settings.agent_id}"),
+            redis=connect(access, name=f"agent-{settings.agent_id}"),
             journal=journal,
             spawner=spawner,
             cgroups=cgroups,
@@ -157,9 +158,9 @@ class Engine:
             host=host_boot(),
             behind=self._behind,
         )
-        self._subscriptions = connect(settings.redis_url, name=f"agent-{settings.agent_id}-control", max_connections=2)
+        self._subscriptions = connect(access, name=f"agent-{settings.agent_id}-control", max_connections=2)
         self._run = secrets.token_hex(8)
-        self._lease = Lease(settings, self._heartbeat)
+        self._lease = Lease(settings, access, self._heartbeat)
         self._running: dict[str, Execution] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._background: list[asyncio.Task[None]] = []
