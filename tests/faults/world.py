@@ -98,6 +98,17 @@ class World(Stack):
         address = self.address if name == "orchestrator" else self._at(name)
         return self.profile().model_copy(update={"address": address})
 
+    def all_ready(self) -> bool:
+        """Whether every orchestrator answers and every agent is online."""
+        for name in self.orchestrators:
+            try:
+                with Client(self.profile_of(name)) as client:
+                    if {agent.id for agent in client.agents() if agent.online} != set(self.agent_ids):
+                        return False
+            except Unavailable:
+                return False
+        return True
+
     # --- faults -------------------------------------------------------------------------------------------------------
 
     def pid(self, name: str) -> int:
