@@ -6,8 +6,8 @@ Each look, for every execution that has not ended:
   that nobody approved in time;
 - one that was claimed by a run of the agent that is gone, or whose agent was not heard of for longer than the lease,
   ends LOST: nobody knows how it ended.
-Deadlines are told by the clock of Redis, leases by the orchestrator's monotonic one: where the clock of Redis is set, its
-keys expire at once, and no agent is gone for that. After Redis was away agents get a full lease to be heard again.
+Deadlines are told by the clock of Redis, leases by the orchestrator's monotonic one: where the clock of Redis is set,
+its keys expire at once, and no agent is gone for that. After Redis was away agents get a full lease to be heard again.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ let go, and the process comes back. Afterwards the observer compares everything 
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -149,7 +150,7 @@ class Round:
 
 #: What may become of executions at each point where that is not success.
 #: What a killed worker had claimed and not begun nobody can tell more of; what it was about to be given is gone.
-_WORKER_KILLED = {"before-claim": {LOST, EXPIRED}, "after-claim": {LOST}, "taken": {EXPIRED}}
+_WORKER_KILLED = {"before-claim": {LOST}, "after-claim": {LOST}, "taken": {EXPIRED}}
 #: With the spawner everything goes that runs, and the worker ends; what comes to it meanwhile may be lost as well.
 _COMING = {SUCCEEDED, LOST, REJECTED, EXPIRED}
 _SPAWNER_KILLED = {
@@ -214,4 +215,19 @@ def test_a_worker_killed_while_it_asks_for_a_start_does_not_ask_twice(world: Wor
         world.start_again(AGENT)
         # The spawner may have read the request of the dead worker, or not.
         assert end_of(client, job) in (SUCCEEDED, LOST)
+    Observer(world, [job]).check()
+
+
+def test_redis_hears_of_a_claim_only_when_it_is_on_the_agents_disk(world: World, tmp_path: Path) -> None:
+    job = Job.make(tmp_path, "on-disk-first")
+    point = world.relays.hold(AGENT, lambda command: _claims(job, command))
+    with Client(world.profile()) as client:
+        submit(client, job)
+        wait_until(point.reached.is_set, "it is about to be claimed")
+        with sqlite3.connect(f"file:{world.data}/agents/{AGENT}/journal.db?mode=ro", uri=True) as journal:
+            rows = journal.execute("SELECT done FROM execution WHERE id = ?", (job.id,)).fetchall()
+        journal.close()
+        assert rows == [(0,)]
+        world.relays.let_go(AGENT, point)
+        assert end_of(client, job) is SUCCEEDED
     Observer(world, [job]).check()
