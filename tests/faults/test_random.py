@@ -270,7 +270,10 @@ def test_whatever_happens_each_execution_has_one_end_and_at_most_one_start(
         callers.join(PATIENCE_SECONDS)
         if callers.error is not None:
             raise callers.error
-        assert not callers.is_alive()
+        waiting = [plan.job for plan in plans if not plan.job.told]
+        assert not waiting, f"{[job.id for job in waiting]} were told no end; by the ledger: " + str(
+            Observer(world, waiting).states()
+        )
         ends = Observer(world, [plan.job for plan in plans]).check()
     with capsys.disabled():
         print(", ".join(f"{count} {state}" for state, count in ends.most_common()))
