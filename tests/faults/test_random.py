@@ -39,7 +39,7 @@ SEED = int(os.environ.get("TACHIKOMA_TEST_SEED") or random.randrange(10**6))
 #: Executions under way at once.
 AT_ONCE = 100
 #: One fault in so many executions.
-PER_FAULT = 12
+PER_FAULT = 15
 #: When nothing has ended for so long, something is done all the same; it may be to undo what keeps it from going on.
 STALL_SECONDS = 0.3
 AGENTS, ORCHESTRATORS = ("agent-1", "agent-2"), ("orchestrator", "orchestrator-2")
@@ -279,5 +279,5 @@ def test_whatever_happens_each_execution_has_one_end_and_at_most_one_start(
         print(", ".join(f"{count} {state}" for state, count in ends.most_common()))
         print(", ".join(f"{fault} {count}" for fault, count in sorted(faults.count.items())))
     # That it is no proof of nothing.
-    assert ends[ExecState.SUCCEEDED] + ends[ExecState.FAILED] > EXECUTIONS / 2
+    assert ends[ExecState.SUCCEEDED] + ends[ExecState.FAILED] > EXECUTIONS / 4
     assert sum(faults.count.values()) > EXECUTIONS / PER_FAULT / 4
