@@ -41,7 +41,7 @@ AT_ONCE = 100
 #: One fault in so many executions.
 PER_FAULT = 15
 #: When nothing has ended for so long, something is done all the same; it may be to undo what keeps it from going on.
-STALL_SECONDS = 0.3
+STALL_SECONDS = 0.5
 AGENTS, ORCHESTRATORS = ("agent-1", "agent-2"), ("orchestrator", "orchestrator-2")
 #: Calls that may be made again: the id makes it safe.
 _AGAIN = (Unavailable, AgentOffline, ResourceExhausted)
@@ -267,7 +267,10 @@ def test_whatever_happens_each_execution_has_one_end_and_at_most_one_start(
                 time.sleep(0.01)
             faults.strike()
         faults.mend()
-        callers.join(PATIENCE_SECONDS)
+        done = -1
+        while callers.is_alive() and callers.done > done:
+            done = callers.done
+            callers.join(PATIENCE_SECONDS)
         if callers.error is not None:
             raise callers.error
         waiting = [plan.job for plan in plans if not plan.job.told]
