@@ -1,6 +1,6 @@
 """One execution, from a signed order to a signed receipt, in the order in which it happens.
 
-verify → claim in Redis and journal, and beside it check and prepare what is to run → spool → start → pump and wait for
+verify → claim in journal and Redis, and beside it check and prepare what is to run → spool → start → pump and wait for
 exit, timeout, cancel or shutdown → kill what is left → receipt. What an order asks for is taken from inside the
 verified order and from nowhere else. A worker that was started again goes on from the spool (`Execution.resume`).
 """
@@ -235,22 +235,20 @@ class Execution:
         Raises:
             JournalError: the claim cannot be made safe on disk.
         """
-        in_redis, on_disk = await asyncio.gather(
-            self._claim_in_redis(),
-            self._context.journal.claim(self.exec_id, self._order_sha256),
-            return_exceptions=True,
-        )
-        if isinstance(in_redis, BaseException):
-            if on_disk is True:
-                self._context.journal.finish(self.exec_id)
-            raise in_redis
-        if not in_redis:
+        # First on disk: a worker killed in between then reports what it claimed. The other way round nobody would know
+        # of it, neither the next worker nor, since the claim is this agent's, the reaper.
+        on_disk: bool | JournalError
+        try:
+            on_disk = await self._context.journal.claim(self.exec_id, self._order_sha256)
+        except JournalError as error:
+            on_disk = error
+        if not await self._claim_in_redis():
             log.info("order.not_ours", id=self.exec_id)
             if on_disk is True:
-                # Fenced, or claimed by an earlier run: there is nothing that a later run would have to report.
+                # Fenced, or claimed by another: there is nothing that a later run would have to report.
                 self._context.journal.finish(self.exec_id)
             return False
-        if isinstance(on_disk, BaseException):
+        if isinstance(on_disk, JournalError):
             raise on_disk
         if not on_disk:
             log.info("order.repeated", id=self.exec_id)
