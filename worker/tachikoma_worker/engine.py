@@ -200,6 +200,7 @@ class Engine:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(DELIVER_SECONDS)
         self._context.journal.close()
+        self._context.identity.close()
 
     # --- in the engine's thread ---------------------------------------------------------------------------------------
 
