@@ -16,7 +16,7 @@ from tachikoma.errors import ConfigurationError
 from tachikoma.models import describe_validation_error
 from tachikoma.redis_access import RedisAccess, RedisSettings, connect
 from tachikoma.redis_users import CHECK, SERVICES, Passwords, acl_file, agent_user, rules
-from tachikoma.svid import FileSvidSource
+from tachikoma.svid import open_identity
 from tachikoma_orchestrator.redis_check import Report, examine
 
 __all__ = ["redis"]
@@ -91,7 +91,7 @@ def check(
         settings = CheckSettings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise ConfigurationError(f"settings: {describe_validation_error(error)}") from None
-    svid = None if settings.identity is None else FileSvidSource(settings.identity)
+    svid = None if settings.identity is None else open_identity(settings.identity)
     access = RedisAccess.of(settings, identity=svid, user=CHECK)
     report = asyncio.run(_examine(access, kept, durable=settings.audit_durable))
     if output is Output.JSON:
