@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 # Test folders are no packages; what they share is imported by its plain name.
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "end_to_end")]
 
 # Commands of tests look at files of the tests, so they run as whoever runs those; that the default is another user is
 # tested by itself.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shlex
 import time
 from datetime import timedelta
@@ -193,7 +194,7 @@ class Admitter:
         assert decision.grant is not None
         request = request.model_copy(update={"timeout": decision.timeout})
         svid = self._identity.current()
-        now = int(time.time())
+        now = time.time()
         wait = self.queue_timeout(decision).total_seconds()
         order = sign(
             svid,
@@ -201,8 +202,9 @@ class Admitter:
                 iss=str(svid.spiffe_id),
                 aud=str(agent_id(svid.spiffe_id.trust_domain, request.agent_id)),
                 sub=request.requested_by,
-                iat=now,
-                exp=now + max(1, round(wait)),
+                iat=int(now),
+                # Never before the time that was granted: that it waited longer, ledger and claim decide.
+                exp=math.ceil(now + wait),
                 jti=request.id,
                 policy=decision.policy,
                 approved_by=approved_by,

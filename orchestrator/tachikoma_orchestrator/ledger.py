@@ -436,7 +436,7 @@ class Ledger:
             args=[
                 exec_id, ",".join(from_states), to or "", "1" if to and to.terminal else "0",
                 FENCE if fence else "", self._retention_seconds, order_sha256, _milliseconds(wait), started_ms,
-                len(fields), *[part for pair in fields.items() for part in pair],
+                agent, len(fields), *[part for pair in fields.items() for part in pair],
                 *[part for pair in event.items() for part in pair],
             ],
         )  # fmt: skip

@@ -6,7 +6,8 @@ Each look, for every execution that has not ended:
   that nobody approved in time;
 - one that was claimed by a run of the agent that is gone, or whose agent was not heard of for longer than the lease,
   ends LOST: nobody knows how it ended.
-All times are told by the clock of Redis. After Redis itself was away agents get a full lease to be heard again.
+Deadlines are told by the clock of Redis, leases by the orchestrator's monotonic one: where the clock of Redis is set,
+its keys expire at once, and no agent is gone for that. After Redis was away agents get a full lease to be heard again.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ class Reaper:
         self._audit_closed = audit_closed
         #: Since when Redis answered without a break, by the local monotonic clock.
         self._answering_since = time.monotonic()
+        #: Since when agents with open executions are not heard of, by the same clock.
+        self._unheard_since: dict[str, float] = {}
 
     async def run(self) -> None:
         """Look for ever."""
@@ -92,6 +95,7 @@ class Reaper:
             except (RedisError, OSError) as error:
                 log.warning("reaper.redis_away", error=str(error))
                 self._answering_since = time.monotonic()
+                self._unheard_since.clear()
             await asyncio.sleep(self._interval_seconds)
 
     async def look(self) -> None:
@@ -99,6 +103,9 @@ class Reaper:
         now_ms = await self._ledger.now_ms()
         agents = await self._registry.all()
         await self._registry.notice_departures(agents)
+        for agent, state in agents.items():
+            if state.online:
+                self._unheard_since.pop(agent, None)
         offset = 0
         while True:
             ids = await self._ledger.open_executions(offset=offset, limit=BATCH)
@@ -140,13 +147,16 @@ class Reaper:
             if raw is not None and await self._collector.fold(record.agent, exec_id, raw):
                 return True
         if claim is None or claim == FENCE.encode():
-            if record.state is ExecState.QUEUED and now_ms >= record.deadline_ms:
-                return await self._expire(record, "not started before its queue timeout")
-            return False
+            if record.state is ExecState.QUEUED:
+                return now_ms >= record.deadline_ms and await self._expire(
+                    record, "not started before its queue timeout"
+                )
+            # It was claimed, and Redis does not know any more by whom.
+            claim = b""
         if record.state is ExecState.QUEUED and now_ms - int(record.fields[b"admitted_ms"]) > SETTLE_MS:
             # The agent's notice was missed; when exactly it started, the receipt will say.
             await self._ledger.started(record.agent, exec_id, 0)
-        why = self._lost(claim.decode(), agent, now_ms) or _overdue(record, now_ms)
+        why = self._lost(record.agent, claim.decode(), agent) or _overdue(record, now_ms)
         if why:
             outcome = await self._ledger.settle(
                 record.agent, exec_id, [ExecState.QUEUED, ExecState.STARTED], ExecState.LOST,
@@ -165,15 +175,15 @@ class Reaper:
             log.info("execution.expired", id=record.exec_id, agent=record.agent, reason=reason)
         return outcome == "DONE"
 
-    def _lost(self, boot: str, agent: AgentState | None, now_ms: int) -> str:
+    def _lost(self, agent: str, boot: str, state: AgentState | None) -> str:
         """Why a claimed execution must be given up, or nothing."""
-        if time.monotonic() - self._answering_since < self._lease_seconds:
+        now = time.monotonic()
+        if now - self._answering_since < self._lease_seconds:
             return ""
-        if agent is None:
-            return "its agent is not known"
-        silent = now_ms - agent.seen_ms
-        if not agent.online and silent > self._lease_seconds * 1000:
-            return f"its agent was not heard of for {silent // 1000} s"
-        if agent.online and agent.heartbeat.boot != boot:
-            return "its agent lost its journal, and does not know how it ended"
-        return ""
+        if state is not None and state.online:
+            other = boot and state.heartbeat.boot != boot
+            return "its agent lost its journal, and does not know how it ended" if other else ""
+        silent = now - self._unheard_since.setdefault(agent, now)
+        if silent < self._lease_seconds:
+            return ""
+        return f"its agent was not heard of for {silent:.0f} s" if state is not None else "its agent is not known"

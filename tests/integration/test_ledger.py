@@ -567,6 +567,14 @@ async def test_a_record_is_kept_without_bound_until_its_end(redis: Redis, ledger
     assert await redis.ttl(keys.execution("job-7")) == -1
 
 
+async def test_an_agent_can_say_nothing_of_another_agents_execution(redis: Redis, ledger: Ledger) -> None:
+    await admitted(redis, ledger)
+    before = await everything(redis)
+    assert not await ledger.started("web-2", "job-7", 1)
+    assert await ledger.ended("web-2", "job-7", receipt(), "token") == "MISSING"
+    assert await everything(redis) == before
+
+
 async def test_a_receipt_for_another_order_changes_nothing(redis: Redis, ledger: Ledger) -> None:
     await admitted(redis, ledger)
     before = await everything(redis)

@@ -19,16 +19,18 @@
 --   7  SHA-256 of the order the change rests on; empty to not compare
 --   8  how long it may wait from now on, ms; 0 leaves its deadline as it is
 --   9  when it started, ms, where the change tells of its end: the start is put on the record if it was not; else empty
---  10  number of record fields to set; then so many names and values
+--  10  agent id
+--  11  number of record fields to set; then so many names and values
 --   then names and values of the audit event; none for no event
 -- RESULT: {outcome, state, ms}; outcome is
---   DONE | MISSING (no such execution) | STATE (it is in another state) | CLAIMED (the fence came too late)
+--   DONE | MISSING (that agent has no such execution) | STATE (it is in another state) | CLAIMED (the fence came too late)
 --   | ORDER (another order)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local state = redis.call('HGET', KEYS[1], 'state')
-if not state then
+local state, agent = unpack(redis.call('HMGET', KEYS[1], 'state', 'agent'))
+if not state or agent ~= ARGV[10] then
+  -- An agent may say what it likes, but only of its own executions.
   return {'MISSING', '', now}
 end
 if not string.find(',' .. ARGV[2] .. ',', ',' .. state .. ',', 1, true) then
@@ -44,16 +46,16 @@ if ARGV[5] ~= '' then
   end
 end
 
-local last = 10 + 2 * tonumber(ARGV[10])
+local last = 11 + 2 * tonumber(ARGV[11])
 local fields = {}
-for i = 11, last do
+for i = 12, last do
   fields[#fields + 1] = ARGV[i]
 end
 local history = redis.call('HGET', KEYS[1], 'history')
 if state == 'QUEUED' and ARGV[9] ~= '' then
   -- The agent's notice was overtaken by its receipt.
   history = history .. ';STARTED ' .. now
-  local started = {'event', 'started', 'id', ARGV[1], 'agent_id', redis.call('HGET', KEYS[1], 'agent'), 'authorized', '1'}
+  local started = {'event', 'started', 'id', ARGV[1], 'agent_id', agent, 'authorized', '1'}
   audit_execution(KEYS[2], KEYS[1], started)
 end
 if ARGV[3] ~= '' then

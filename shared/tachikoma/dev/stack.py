@@ -88,7 +88,7 @@ class Part:
         self.name = name
         self._command = list(command)
         self._log = log
-        self.environment = environment
+        self._environment = environment
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -102,6 +102,10 @@ class Part:
         """Whether its process runs."""
         return self.process is not None and self.process.poll() is None
 
+    def keep_option(self, option: str, value: str) -> None:
+        """Give an option another value from the next start on."""
+        self._command[self._command.index(option) + 1] = value
+
     def start(self, *, ready_pipe: bool = False) -> IO[str] | None:
         """Start the process; with `ready_pipe`, return the pipe it tells its readiness through."""
         read_end, write_end = os.pipe() if ready_pipe else (-1, -1)
@@ -112,7 +116,7 @@ class Part:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **self.environment},
+                env={**os.environ, **self._environment},
                 pass_fds=(write_end,) if ready_pipe else (),
                 start_new_session=True,
             )
@@ -129,7 +133,7 @@ class Part:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **self.environment},
+                env={**os.environ, **self._environment},
                 timeout=STOP_SECONDS,
                 check=False,
             )
@@ -348,11 +352,11 @@ class Stack:
         self.orchestrator = Part(
             "orchestrator",
             [
-                *tachikoma, "orchestrator", "--redis-url", self.redis_url_of("orchestrator"),
+                *tachikoma, "orchestrator", "--redis-url", self.redis_url_of("orchestrator"), "--listen", self.listen,
                 "--identity", str(self.identity("orchestrator")), "--policy", str(self.policy),
             ],
             logs / "orchestrator.log",
-            {**self._environment_of("orchestrator"), "TACHIKOMA_LISTEN": self.listen},
+            self._environment_of("orchestrator"),
         )  # fmt: skip
         self.agents = {
             agent: Part(
@@ -441,7 +445,7 @@ class Stack:
         if not line:
             raise self._failed(self.orchestrator)
         self.address = json.loads(line)["address"]
-        self.orchestrator.environment["TACHIKOMA_LISTEN"] = self.address
+        self.orchestrator.keep_option("--listen", self.address)
 
     def start_agent(self, agent: str) -> None:
         """Start an agent and wait until it takes orders."""

@@ -1,0 +1,283 @@
+"""Broken networks, full disks and memories, forgetful Redis, wrong clocks, messages twice and in disorder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+from support import AGENT, prepare, wait_until
+from world import Job, Observer, World, end_of, submit
+
+from tachikoma import Client, ExecState, NotFound, Unavailable, keys
+from tachikoma.dev.stack import Part
+
+pytestmark = pytest.mark.timeout(90)
+
+SUCCEEDED, EXPIRED, LOST = ExecState.SUCCEEDED, ExecState.EXPIRED, ExecState.LOST
+ORCHESTRATOR = "orchestrator"
+#: Room of the agents' data, and of what is not taken while it is full.
+DISK_BYTES = 24 * 1024 * 1024
+HOUR = 3600
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -> Iterator[World]:
+    """A world whose agents have a disk of their own, where this user may mount one."""
+    data = prepare(tmp_path_factory.mktemp("conditions"))
+    disk = data / "agents"
+    disk.mkdir()
+    if os.getuid() == 0:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(disk)], check=True)
+    try:
+        # A heartbeat comes within the lease.
+        environment = {"TACHIKOMA_LEASE": "6s"}
+        with World(data, redis_server=redis_server, queue_timeout="5s", environment=environment) as running:
+            yield running
+    finally:
+        if os.getuid() == 0:
+            subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.fixture
+def client(world: World) -> Iterator[Client]:
+    with Client(world.profile()) as connected:
+        yield connected
+
+
+def _running(world: World, client: Client, folder: Path, name: str, lines: int = 1000) -> tuple[Job, Path]:
+    """A job that has written something and waits for a file."""
+    go = folder / "go"
+    job = Job.make(folder, name, lines=lines, go=go)
+    submit(client, job)
+    with world.direct() as redis:
+        wait_until(lambda: redis.exists(keys.output(AGENT, job.id)), "it has written something")
+    wait_until(lambda: client.status(job.id).state is ExecState.STARTED, "it runs")
+    return job, go
+
+
+# --- network ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_agent_cut_off_from_redis_delivers_everything_when_it_is_back(
+    world: World, client: Client, tmp_path: Path
+) -> None:
+    job, go = _running(world, client, tmp_path, "cut-agent", lines=100_000)
+    relay = world.relays["agent-1"]
+    world.relays.do(relay.cut())
+    go.touch()
+    wait_until(lambda: job.ended, "it has ended there")
+    world.relays.do(relay.mend())
+    assert end_of(client, job) is SUCCEEDED
+    Observer(world, [job]).check()
+
+
+@pytest.mark.parametrize(("up", "down"), [(True, False), (False, True), (True, True)], ids=["up", "down", "both"])
+def test_an_agent_that_does_not_hear_or_is_not_heard_delivers_everything_once(
+    world: World, client: Client, tmp_path: Path, up: bool, down: bool
+) -> None:
+    job, go = _running(world, client, tmp_path, f"silent-agent-{up}-{down}")
+    relay = world.relays["agent-1"]
+    world.relays.do(relay.silence(up=up, down=down))
+    go.touch()
+    wait_until(lambda: job.ended, "it has ended there")
+    if not up:
+        with world.direct() as redis:
+            wait_until(lambda: redis.xlen(keys.output(AGENT, job.id)) > 2, "its output is there, as nobody tells it")
+    # What was under way is lost with the connections.
+    world.relays.do(relay.cut())
+    world.relays.do(relay.mend())
+    assert end_of(client, job) is SUCCEEDED
+    Observer(world, [job]).check()
+
+
+@pytest.mark.parametrize(("up", "down"), [(True, False), (False, True), (True, True)], ids=["up", "down", "both"])
+def test_an_orchestrator_that_does_not_hear_or_is_not_heard_accepts_once(
+    world: World, client: Client, tmp_path: Path, up: bool, down: bool
+) -> None:
+    before, go = _running(world, client, tmp_path, f"before-silence-{up}-{down}")
+    job = Job.make(tmp_path, f"silent-orchestrator-{up}-{down}")
+    relay = world.relays[ORCHESTRATOR]
+    world.relays.do(relay.silence(up=up, down=down))
+    # Its answer is lost, or the request itself.
+    with ThreadPoolExecutor(1) as pool, world.direct() as redis:
+        asked = pool.submit(client.submit, job.request)
+        if not up:
+            wait_until(lambda: redis.exists(keys.execution(job.id)), "it is accepted, as nobody tells it")
+        go.touch()
+        wait_until(lambda: redis.exists(keys.result(AGENT, before.id)), "the other one has ended")
+        world.relays.do(relay.cut())
+        with pytest.raises(Unavailable):
+            asked.result(30)
+        world.relays.do(relay.mend())
+        submit(client, job)
+    for each in (before, job):
+        assert end_of(client, each) is SUCCEEDED
+    Observer(world, [before, job]).check()
+
+
+# --- delivery ---------------------------------------------------------------------------------------------------------
+
+
+def test_orders_that_come_twice_and_in_disorder_start_once_each(world: World, client: Client, tmp_path: Path) -> None:
+    jobs = [Job.make(tmp_path, f"twice-{number}") for number in range(8)]
+    with world.stopped(AGENT), world.direct() as redis:
+        for job in jobs:
+            submit(client, job)
+        queue = keys.queue(AGENT)
+        # One may be on its way to the agent already.
+        messages = redis.lrange(queue, 0, -1)
+        redis.rpush(queue, *messages)
+        redis.lpush(queue, *messages[::2], *messages[1::2])
+    assert [end_of(client, job) for job in jobs] == [SUCCEEDED] * len(jobs)
+    Observer(world, jobs).check()
+
+
+# --- no room ----------------------------------------------------------------------------------------------------------
+
+
+def test_output_goes_on_while_the_agents_disk_is_full(
+    world: World, client: Client, tmp_path: Path, need: Callable[[bool, str], None]
+) -> None:
+    need(os.getuid() == 0, "root, to mount a small file system")
+    job, go = _running(world, client, tmp_path, "full-disk", lines=1_000_000)
+    filler = world.data / "agents" / "filler"
+    descriptor = os.open(filler, os.O_WRONLY | os.O_CREAT)
+    with suppress(OSError):
+        while os.write(descriptor, bytes(4096)):
+            pass
+    os.close(descriptor)
+    assert psutil.disk_usage(str(filler.parent)).free == 0
+    go.touch()
+    assert end_of(client, job) is SUCCEEDED
+    filler.unlink()
+    Observer(world, [job]).check()
+
+
+def test_a_redis_without_memory_refuses_and_loses_nothing(world: World, client: Client, tmp_path: Path) -> None:
+    job, go = _running(world, client, tmp_path, "out-of-memory", lines=200_000)
+    refused = Job.make(tmp_path, "refused")
+    with world.direct() as redis:
+        redis.config_set("maxmemory", 1)
+        with pytest.raises(Unavailable, match="maxmemory"):
+            client.submit(refused.request)
+        go.touch()
+        wait_until(lambda: job.ended, "it has ended there")
+        redis.config_set("maxmemory", 0)
+    submit(client, refused)
+    assert [end_of(client, each) for each in (job, refused)] == [SUCCEEDED, SUCCEEDED]
+    Observer(world, [job, refused]).check()
+
+
+# --- time and memory --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def clock(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library that makes clocks wrong."""
+    library = tmp_path_factory.mktemp("clock") / "clock.so"
+    compiler = os.environ.get("CC", "cc")
+    source = Path(__file__).with_name("clock.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-o", str(library), str(source)], check=True)
+    return library
+
+
+def _set_clock(part: Part, clock: Path, seconds: int) -> None:
+    """Let the next start of a part be off by so much."""
+    part._environment = {**part._environment, "LD_PRELOAD": str(clock), "CLOCK_OFFSET": str(seconds)}
+
+
+def test_a_redis_whose_clock_is_wrong_by_hours_ends_everything_all_the_same(
+    world: World, client: Client, tmp_path: Path, clock: Path
+) -> None:
+    """Its keys expire when it jumps ahead, and no agent is taken for gone; what is overdue then is given up."""
+    for seconds, end in ((HOUR // 2, SUCCEEDED), (-5 * HOUR, SUCCEEDED), (0, LOST)):
+        job, go = _running(world, client, tmp_path, f"wrong-clock-{seconds}")
+        if end is LOST:
+            # Also where nobody knows any more who claimed it.
+            with world.direct() as redis:
+                redis.delete(keys.claim(AGENT, job.id))
+        world.redis.kill()
+        _set_clock(world.redis, clock, seconds)
+        world.start_redis()
+        with world.direct() as redis:
+            told, _ = redis.time()
+            assert abs(told - seconds - psutil.time.time()) < 60
+        world.wait_for_agents()
+        if end is LOST:
+            assert end_of(client, job) is LOST
+        go.touch()
+        after = Job.make(tmp_path, f"after-{seconds}")
+        submit(client, after)
+        assert [end_of(client, each) for each in (job, after)] == [end, SUCCEEDED]
+        go.unlink()
+        Observer(world, [job, after]).check()
+
+
+def test_an_agent_whose_clock_is_hours_ahead_starts_nothing_that_looks_too_old(
+    world: World, client: Client, tmp_path: Path, clock: Path
+) -> None:
+    agent = world.agents[AGENT]
+    agent.stop()
+    _set_clock(agent, clock, 5 * HOUR)
+    world.start_again(AGENT)
+    world.wait_for_agents()
+    job = Job.make(tmp_path, "too-old")
+    submit(client, job)
+    assert end_of(client, job) is EXPIRED
+    agent.stop()
+    _set_clock(agent, clock, 0)
+    world.start_again(AGENT)
+    world.wait_for_agents()
+    after = Job.make(tmp_path, "right-again")
+    submit(client, after)
+    assert end_of(client, after) is SUCCEEDED
+    Observer(world, [job, after]).check()
+
+
+def test_a_redis_that_went_back_to_an_older_state_starts_nothing_twice(
+    world: World, client: Client, tmp_path: Path, clock: Path
+) -> None:
+    """The last test of this world: what its audit log has, its Redis does not know any more."""
+    running, go = _running(world, client, tmp_path, "ran-on")
+    taken, queued, new = (Job.make(tmp_path, name) for name in ("was-taken", "was-queued", "came-later"))
+    everything = [running, taken, queued, new]
+    folder, older = world.data / "redis", tmp_path / "older"
+    with world.stopped(AGENT):
+        # The first one is given to the agent at once, although that does not hear of it.
+        for job in (taken, queued):
+            submit(client, job)
+        with world.stopped("redis"):
+            shutil.copytree(folder, older)
+    submit(client, new)
+    go.touch()
+    assert [end_of(client, job) for job in everything] == [SUCCEEDED] * 4
+    world.redis.kill()
+    shutil.rmtree(folder)
+    shutil.copytree(older, folder)
+    world.start_redis()
+    world.wait_for_agents()
+    # It knows nothing of the one that came later; whoever asks for it again gets its end, and no second start.
+    with pytest.raises(NotFound):
+        client.status(new.id)
+    submit(client, new)
+    with world.direct() as redis:
+        wait_until(lambda: not redis.llen(keys.queue(AGENT)), "the agent has taken what was queued")
+        wait_until(lambda: all(redis.exists(keys.claim(AGENT, job.id)) for job in (queued, new)), "and claimed it")
+    # How they ended is forgotten, and nobody will report it again: they are given up when they are long overdue. Of the
+    # one that was on its way not even the claim is known, so it looks like one that nobody took in time.
+    world.redis.kill()
+    _set_clock(world.redis, clock, 2 * HOUR)
+    world.start_redis()
+    world.wait_for_agents()
+    for job in everything:
+        job.told.clear()
+        assert end_of(client, job) is (EXPIRED if job is taken else LOST)
+    Observer(world, everything).check(forgot=True)
+    assert [job.starts for job in everything] == [1, 1, 1, 1]

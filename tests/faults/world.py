@@ -1,0 +1,398 @@
+"""A stack whose processes reach Redis through relays, and the observer who looks at it when all is over.
+
+The observer takes no part: it reads Redis past the relays, the agents' disks, the process table and the cgroup trees,
+and what the commands themselves left behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from books import compare_books
+from redis import Redis
+from relay import Relays
+from support import gone, wait_until
+
+from tachikoma import AgentOffline, ExecRequest, ExecState, Unavailable, keys
+from tachikoma.client import Client
+from tachikoma.dev.stack import Part, Stack
+from tachikoma.profile import Profile
+
+__all__ = ["Job", "Observer", "World", "end_of", "submit"]
+
+#: Whatever is done to it, an execution has its end by then; each test says by its queue timeout what it comes to.
+BOUND_SECONDS = 60.0
+#: Environment variable by which a spawner is told from those of other stacks; it outlives the worker that started it.
+_MARK = "TACHIKOMA_TEST_PART"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class World(Stack):
+    """Redis, orchestrators and agents, each behind a relay of its own."""
+
+    def __init__(self, data: Path, *, orchestrators: int = 1, queue_timeout: str = "8s", **values: Any) -> None:
+        environment = {
+            # What became of an agent is told soon.
+            "TACHIKOMA_LEASE": "1s",
+            "TACHIKOMA_SWEEP": "0.3s",
+            "TACHIKOMA_RATE_LIMIT": json.dumps({"queueTimeout": queue_timeout}),
+            **values.pop("environment", {}),
+        }
+        # Fixed, since clients must find it again after a restart.
+        super().__init__(data, listen=f"127.0.0.1:{_free_port()}", environment=environment, **values)
+        self.relays = Relays()
+        self.others = [f"orchestrator-{number}" for number in range(2, orchestrators + 1)]
+        self._ports = {name: _free_port() for name in self.others}
+        self.orchestrators: dict[str, Part] = {}
+
+    def _make_parts(self) -> None:
+        super()._make_parts()
+        self.orchestrators = {"orchestrator": self.orchestrator}
+        for name in self.others:
+            command = [self._at(name) if word == self.listen else word for word in self.orchestrator._command]
+            log = self.data / "audit" / f"{name}.jsonl"
+            environment = {**self.orchestrator._environment, "TACHIKOMA_AUDIT_LOG": str(log)}
+            self.orchestrators[name] = Part(name, command, self.data / "logs" / f"{name}.log", environment)
+        assert self._runtime is not None
+        for name, part in {**self.orchestrators, **self.agents}.items():
+            path = self._runtime / f"{name}.sock"
+            self.relays.add(name, path, self.socket)
+            part._command = [word.replace(str(self.socket), str(path)) for word in part._command]
+            part._environment = {**part._environment, _MARK: self._mark(name)}
+
+    def _at(self, name: str) -> str:
+        return f"127.0.0.1:{self._ports[name]}"
+
+    def start_orchestrator(self) -> None:
+        super().start_orchestrator()
+        for name in self.others:
+            if not self.orchestrators[name].alive:
+                self.start_again(name)
+
+    def stop(self) -> None:
+        for name in self.others:
+            if name in self.orchestrators:
+                self.orchestrators[name].stop()
+        super().stop()
+        self.relays.close()
+
+    def profile_of(self, name: str) -> Profile:
+        """How to reach one of the orchestrators."""
+        address = self.address if name == "orchestrator" else self._at(name)
+        return self.profile().model_copy(update={"address": address})
+
+    # --- faults -------------------------------------------------------------------------------------------------------
+
+    def pid(self, name: str) -> int:
+        """Of a process: `redis`, an orchestrator, an agent, or an agent's `<agent>/spawner`."""
+        agent, slash, _ = name.partition("/")
+        return self.spawner(agent).pid if slash else self.part(name).pid
+
+    def part(self, name: str) -> Part:
+        return {"redis": self.redis, **self.orchestrators, **self.agents}[name]
+
+    def spawner(self, agent: str) -> psutil.Process:
+        """The spawner of an agent."""
+        for process in psutil.process_iter(["name"]):
+            with suppress(psutil.NoSuchProcess):
+                if "spawner" in process.info["name"] and process.environ().get(_MARK) == self._mark(agent):
+                    return process
+        raise LookupError(f"{agent} has no spawner")
+
+    def _mark(self, name: str) -> str:
+        return f"{name} of {self.data}"
+
+    def start_again(self, name: str) -> None:
+        """Start what was killed, and wait until it is there."""
+        agent, slash, _ = name.partition("/")
+        if name == "redis":
+            self.start_redis()
+        elif name == "orchestrator":
+            self.start_orchestrator()
+        elif name in self.orchestrators:
+            pipe = self.orchestrators[name].start(ready_pipe=True)
+            assert pipe is not None
+            with pipe:
+                assert pipe.readline(), self.orchestrators[name].failure()
+        else:
+            if slash:
+                wait_until(lambda: not self.agents[agent].alive, "a worker without its spawner ends")
+            self.start_agent(agent)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL."""
+        if "/" in name:
+            os.kill(self.pid(name), signal.SIGKILL)
+        else:
+            self.part(name).kill()
+
+    @contextmanager
+    def stopped(self, name: str) -> Iterator[None]:
+        """SIGSTOP, and SIGCONT at the end of the block."""
+        process = psutil.Process(self.pid(name))
+        process.suspend()
+        wait_until(lambda: process.status() == psutil.STATUS_STOPPED, f"{name} has stopped")
+        try:
+            yield
+        finally:
+            process.resume()
+
+    @contextmanager
+    def direct(self) -> Iterator[Redis]:
+        """Redis, past all relays."""
+        with Redis(unix_socket_path=str(self.socket)) as redis:
+            yield redis
+
+
+# --- what is run ------------------------------------------------------------------------------------------------------
+
+#: Leaves a mark, writes on both streams, and may wait for a file before it ends.
+_SCRIPT = """
+echo $$ >> "$0"; echo begin; echo "on stderr" >&2
+[ -z "$3" ] || while [ ! -e "$3" ]; do sleep 0.02; done
+seq "$1"; : > "$0.end"; exit "$2"
+"""
+
+
+@dataclass
+class Job:
+    """An execution, what it should come to, and what it leaves of itself."""
+
+    request: ExecRequest
+    mark: Path
+    exit_code: int = 0
+    stdout: bytes = b""
+    stderr: bytes = b"on stderr\n"
+    #: What the caller was told, each time.
+    told: list[ExecState] = field(default_factory=list)
+
+    @classmethod
+    def make(
+        cls, folder: Path, name: str, *, agent: str = "agent-1", lines: int = 100, exit_code: int = 0,
+        go: Path | None = None, timeout: float = 60,
+    ) -> Job:  # fmt: skip
+        """A job that marks its starts in a folder.
+
+        Args:
+            folder: where.
+            name: the execution's id.
+            agent: where it runs.
+            lines, exit_code: what it writes, and ends with.
+            go: a file that it waits for, having written something.
+            timeout: seconds it may run.
+        """
+        mark = folder / name
+        command = ("/bin/sh", "-c", _SCRIPT, str(mark), str(lines), str(exit_code), str(go or ""))
+        request = ExecRequest(id=name, agent_id=agent, command=command, timeout=timeout)
+        out = b"begin\n" + b"".join(b"%d\n" % number for number in range(1, lines + 1))
+        return cls(request, mark, exit_code, out)
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+    @property
+    def agent(self) -> str:
+        return self.request.agent_id
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has come to its last line, by its own word."""
+        return Path(f"{self.mark}.end").exists()
+
+    @property
+    def starts(self) -> int:
+        """How often it started, by its own word."""
+        return len(self.mark.read_text().split()) if self.mark.exists() else 0
+
+
+def submit(client: Client, job: Job) -> None:
+    """Have a job accepted, however often it takes; its id makes that safe."""
+
+    def accepted() -> bool:
+        with suppress(Unavailable, AgentOffline):
+            client.submit(job.request)
+            return True
+        return False
+
+    wait_until(accepted, f"{job.id} is accepted")
+
+
+def end_of(client: Client, job: Job) -> ExecState:
+    """Wait for the end of an execution, and check what comes with it: every byte, in order, once."""
+    seen = {"STDOUT": b"", "STDERR": b""}
+    gaps = 0
+    for output in client.attach(job.id):
+        if output.data:
+            seen[output.kind.name] += output.data
+        gaps += output.missing_bytes
+        if output.result is not None:
+            result = output.result
+    job.told.append(result.state)
+    if result.state in (ExecState.SUCCEEDED, ExecState.FAILED):
+        assert (result.exit_code, gaps) == (job.exit_code, 0)
+        for data, expected, summary in (
+            (seen["STDOUT"], job.stdout, result.stdout_summary),
+            (seen["STDERR"], job.stderr, result.stderr_summary),
+        ):
+            assert data == expected
+            assert (summary.total_bytes, summary.sha256) == (len(expected), hashlib.sha256(expected).hexdigest())
+    return result.state
+
+
+# --- the observer -----------------------------------------------------------------------------------------------------
+
+#: Ends that say the command never ran.
+_NEVER_RAN = {ExecState.EXPIRED, ExecState.REJECTED}
+#: Ends that say it ran to its end.
+_RAN = {ExecState.SUCCEEDED, ExecState.FAILED, ExecState.TIMED_OUT, ExecState.OUT_OF_MEMORY}
+#: Keys that stay: the ledger's own, bounded by retention or by the number of agents.
+_LASTING = {
+    keys.INDEX, keys.AGENTS, keys.ONLINE, keys.AUDIT, keys.AUDIT_SEQ, keys.AUDIT_SINKS,
+}  # fmt: skip
+_LASTING_PREFIXES = ("_kombu.binding.agent.", "_kombu.binding_permanent.agent.", keys.agent_index(""))
+
+
+class Observer:
+    """Looks at a world in which nothing happens any more."""
+
+    def __init__(self, world: World, jobs: Iterable[Job]) -> None:
+        self._world = world
+        self._jobs = list(jobs)
+
+    def states(self) -> dict[str, ExecState]:
+        """The ledger's word."""
+        with self._world.direct() as redis, redis.pipeline(transaction=False) as pipe:
+            for job in self._jobs:
+                pipe.hget(keys.execution(job.id), "state")
+            answers = pipe.execute()
+        return {job.id: ExecState(state.decode()) for job, state in zip(self._jobs, answers, strict=True) if state}
+
+    def wait_for_the_ends(self, seconds: float = BOUND_SECONDS) -> dict[str, ExecState]:
+        """The state of each, once all have ended."""
+
+        def ended() -> bool:
+            states = self.states()
+            return len(states) == len(self._jobs) and all(state.terminal for state in states.values())
+
+        try:
+            wait_until(ended, "every execution has its end", seconds)
+        except BaseException:
+            print("without an end:", {i: s for i, s in self.states().items() if not s.terminal})
+            raise
+        return self.states()
+
+    def check(self, *, forgot: bool = False) -> Counter[ExecState]:
+        """Fail where a promise does not hold.
+
+        Args:
+            forgot: whether Redis went back to an older state. What it forgot stands in the audit log, but not in its
+                trail, and what it takes for never started may have run before.
+
+        Returns:
+            How many ended how.
+        """
+        states = self.wait_for_the_ends()
+        found: list[str] = []
+        for job in self._jobs:
+            found += self._check_one(job, states[job.id], forgot)
+        wait_until(lambda: not self._left_on_agents(), f"nothing is left on the agents: {self._left_on_agents()}")
+        found += self._left_in_redis()
+        assert not found, "\n".join(found)
+        if not forgot:
+            compare_books(self._world)
+        return Counter(states.values())
+
+    def _check_one(self, job: Job, state: ExecState, forgot: bool) -> list[str]:
+        found = []
+        if job.starts > 1:
+            found.append(f"{job.id} started {job.starts} times")
+        if state in _RAN and job.starts != 1:
+            found.append(f"{job.id} is {state} and started {job.starts} times")
+        if state in _NEVER_RAN and job.starts and not forgot:
+            found.append(f"{job.id} is {state} and was started")
+        if set(job.told) - {state}:
+            found.append(f"{job.id} is {state}, but was told as {', '.join(job.told)}")
+        return found + self._check_receipt(job, state)
+
+    def _check_receipt(self, job: Job, state: ExecState) -> list[str]:
+        """Receipt, ledger and log of the output say the same."""
+        with self._world.direct() as redis:
+            record: dict[bytes, bytes] = redis.hgetall(keys.execution(job.id))  # type: ignore[assignment]
+            raw: Any = redis.get(keys.result(job.agent, job.id))
+            entries: Any = redis.xrange(keys.output(job.agent, job.id))
+        if raw is None:
+            # Only an end that no agent reported has no receipt.
+            return [f"{job.id} is {state} and has no receipt"] if state in _RAN or b"receipt" in record else []
+        result = json.loads(raw)["result"]
+        found = []
+        if b"receipt" in record and record[b"receipt"].decode() != result["receipt"]:
+            found.append(f"{job.id} has another receipt than the ledger took")
+        if b"receipt" in record and result["state"] != state:
+            found.append(f"{job.id} is {state}, and its receipt says {result['state']}")
+        if state in _RAN:
+            numbers = [int(entry_id.partition(b"-")[0]) for entry_id, _ in entries]
+            if numbers != list(range(1, int(record[b"chunks"]) + 1)):
+                found.append(f"{job.id} has the chunks {numbers}, and its receipt says {record[b'chunks']!r}")
+        return found
+
+    # --- leftovers ----------------------------------------------------------------------------------------------------
+
+    def _left_on_agents(self) -> list[str]:
+        world = self._world
+        found = []
+        for agent, part in world.agents.items():
+            folder = world.data / "agents" / agent
+            found += [f"the spool {path.name} on {agent}" for path in (folder / "spool").iterdir()]
+            with sqlite3.connect(f"file:{folder / 'journal.db'}?mode=ro", uri=True) as journal:
+                rows = journal.execute("SELECT id FROM execution WHERE done = 0").fetchall()
+            journal.close()
+            found += [f"the journal's {row[0]} on {agent}" for row in rows]
+            if part.alive:
+                children = [child for child in world.spawner(agent).children() if not gone(child.pid)]
+                found += [f"the process {child.pid} on {agent}" for child in children]
+        name = world.agents["agent-1"]._command[world.agents["agent-1"]._command.index("--cgroup-name") + 1]
+        trees = Path("/sys/fs/cgroup")
+        for tree in (*trees.glob(name), *trees.glob(f"*/{name}")):
+            found += [f"the cgroup {path}" for path in tree.glob("agent-*/*") if path.is_dir()]
+        marks = {str(job.mark) for job in self._jobs}
+        for process in psutil.process_iter(["cmdline"]):
+            if marks & set(process.info["cmdline"] or ()) and not gone(process.pid):
+                found.append(f"the process {process.pid}")
+        return found
+
+    def _left_in_redis(self) -> list[str]:
+        """Keys that nothing will ever remove.
+
+        Claims, cancels, results and output of what has ended stay for a while: the first two are what a copy of the
+        order must find, the others what callers read. So what counts as left over is a key that does not expire.
+        """
+        with self._world.direct() as redis:
+            names: Any = redis.keys()
+            with redis.pipeline(transaction=False) as pipe:
+                for name in names:
+                    pipe.ttl(name)
+                lives = pipe.execute()
+        texts = [name.decode() for name in names]
+        return [
+            f"the key {name}"
+            for name, life in zip(texts, lives, strict=True)
+            if life == -1 and name not in _LASTING and not name.startswith(_LASTING_PREFIXES)
+        ]
