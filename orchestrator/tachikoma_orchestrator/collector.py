@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -20,9 +21,9 @@ from tachikoma import keys
 from tachikoma.heartbeat import Heartbeat, Started
 from tachikoma.models import AuditCode, ExecResponse, ExecState, OutputSummary
 from tachikoma.redis_access import Redis
-from tachikoma.signed import InvalidSignature, OutputDigest, Receipt, verify
+from tachikoma.signed import CLOCK_SKEW_SECONDS, InvalidSignature, OutputDigest, Receipt, verify
 from tachikoma.spiffe import InvalidIdentity, agent_id
-from tachikoma.svid import FileSvidSource
+from tachikoma.svid import SvidSource
 from tachikoma_orchestrator.audit import AuditTrail
 from tachikoma_orchestrator.endings import Endings
 from tachikoma_orchestrator.ledger import Ledger, from_milliseconds
@@ -32,6 +33,9 @@ from tachikoma_orchestrator.subscriber import Subscriber
 __all__ = ["Collector", "Result"]
 
 log = structlog.get_logger(__name__)
+
+#: A receipt that is younger is one of a certificate that is valid, or was a moment ago.
+FRESH_SECONDS = 2 * CLOCK_SKEW_SECONDS
 
 _Notice: TypeAdapter[Heartbeat | Started] = TypeAdapter(Heartbeat | Started)
 
@@ -88,7 +92,7 @@ class Collector:
         trail: AuditTrail,
         endings: Endings,
         registry: Registry,
-        identity: FileSvidSource,
+        identity: SvidSource,
     ) -> None:
         self._redis = redis
         self._ledger = ledger
@@ -164,7 +168,8 @@ class Collector:
                 base64.b64decode(result["stderr"], validate=True),
             )
             bundle = self._identity.current().bundle
-            receipt = verify(token, Receipt, bundle, agent_id(bundle.trust_domain, agent))
+            # It may have been written while no orchestrator was there to read it.
+            receipt = verify(token, Receipt, bundle, agent_id(bundle.trust_domain, agent), kept=True)
             if receipt.jti != exec_id:
                 raise InvalidSignature(f"is the receipt of {receipt.jti}")
             if not receipt.state.terminal:
@@ -188,6 +193,9 @@ class Collector:
         result = self.verify(agent, exec_id, raw)
         if result is None:
             return False
+        if await self._is_of_before(exec_id, result.receipt):
+            log.warning("receipt.refused", agent=agent, id=exec_id, reason="is older than the execution")
+            return False
         outcome = await self._ledger.ended(agent, exec_id, result.receipt, result.token)
         if outcome in ("ORDER", "MISSING"):
             log.warning("receipt.refused", agent=agent, id=exec_id, reason="answers no order of ours")
@@ -200,6 +208,17 @@ class Collector:
             # Another orchestrator was first, or it had ended otherwise: the ledger says how.
             await self._resolve(exec_id)
         return True
+
+    async def _is_of_before(self, exec_id: str, receipt: Receipt) -> bool:
+        """Whether a receipt says that it was signed before its execution was asked for.
+
+        Who has the key of a certificate that has ended can still sign, as of a time when it had not: but not for what
+        was asked for afterwards. A receipt that comes as it is signed needs no look at the record.
+        """
+        if receipt.iat >= time.time() - FRESH_SECONDS:
+            return False
+        record = await self._ledger.record(exec_id)
+        return record is not None and receipt.iat < record.admitted_ms / 1000 - CLOCK_SKEW_SECONDS
 
     async def _late(self, agent: str, exec_id: str, result: Result) -> None:
         """A receipt for what had ended otherwise: the end stands, the receipt goes on the record."""

@@ -33,7 +33,7 @@ from tachikoma.models import AuditCode
 from tachikoma.policy import PolicyWatch
 from tachikoma.redis_access import connect
 from tachikoma.spiffe import InvalidIdentity
-from tachikoma.svid import FileSvidSource, Svid
+from tachikoma.svid import Svid, SvidSource, open_identity
 from tachikoma_orchestrator.admission import Admitter
 from tachikoma_orchestrator.approval import Approvals
 from tachikoma_orchestrator.audit import AuditTrail
@@ -62,13 +62,13 @@ MIN_KEY_BYTES = 32
 MAX_CONCURRENT_STREAMS = 10_000
 
 
-def _credentials(identity: FileSvidSource) -> grpc.ServerCredentials:
+def _credentials(identity: SvidSource) -> grpc.ServerCredentials:
     """mTLS with whatever identity is current at each handshake."""
 
     given = identity.current()
 
     def configuration(svid: Svid) -> grpc.ServerCertificateConfiguration:
-        return grpc.ssl_server_certificate_configuration([(svid.key_pem, svid.certificate_pem)], svid.bundle_pem)
+        return grpc.ssl_server_certificate_configuration([(svid.key_pem, svid.certificate_pem)], svid.bundles.pem)
 
     def changed() -> grpc.ServerCertificateConfiguration | None:
         # Called by gRPC at each handshake, on a thread of its own; None keeps what it has.
@@ -103,7 +103,7 @@ def _audit_key(path: Path | None) -> bytes:
     return key
 
 
-def _sinks(settings: OrchestratorSettings, identity: FileSvidSource) -> tuple[FileSink | None, list[Sink]]:
+def _sinks(settings: OrchestratorSettings, identity: SvidSource) -> tuple[FileSink | None, list[Sink]]:
     file = None
     if settings.audit_log is not None:
         file = FileSink(settings.audit_log, identity, rotate_bytes=settings.audit_log_bytes)
@@ -167,7 +167,7 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
     Raises:
         ConfigurationError: identity, policy or address cannot be used.
     """
-    identity = FileSvidSource(settings.identity)
+    identity = open_identity(settings.identity)
     svid = identity.current()
     try:
         svid.verify()
@@ -208,8 +208,9 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
     file, shared = _sinks(settings, identity)
     shipper = Shipper(shipping, trail, file, shared, backlog=settings.audit_backlog, closed=closed)
 
+    guard = Guard(identity, trail, settings.trusted_proxies)
     server = grpc.aio.server(
-        interceptors=(Guard(identity, trail),),
+        interceptors=(guard,),
         options=[
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -253,6 +254,7 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
             asyncio.create_task(subscriber.run()),
             asyncio.create_task(reaper.run()),
             asyncio.create_task(_watch_policy(policies, trail)),
+            asyncio.create_task(guard.watch()),
             asyncio.create_task(_watch_health(subscriber, health)),
             asyncio.create_task(stop.wait()),
         )
@@ -273,6 +275,7 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
         await subscriptions.aclose()
         await shipping.aclose()
         await redis.aclose()
+        identity.close()
 
 
 def announce(descriptor: int) -> Callable[[str], None]:

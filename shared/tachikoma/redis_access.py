@@ -16,7 +16,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis.connection
 import structlog
-from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import Field
 from pydantic_settings import BaseSettings
 from redis import asyncio as redis_asyncio
@@ -28,7 +27,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tachikoma.errors import ConfigurationError
 from tachikoma.redis_users import read_password
-from tachikoma.svid import FileSvidSource
+from tachikoma.svid import SvidSource
 
 __all__ = [
     "OPERATION_SECONDS",
@@ -107,7 +106,7 @@ def celery_url(url: str) -> str:
 class Tls:
     """The client's side of TLS, with the newest files that fit each other."""
 
-    def __init__(self, ca: Path | None, pair: tuple[Path, Path] | None, identity: FileSvidSource | None) -> None:
+    def __init__(self, ca: Path | None, pair: tuple[Path, Path] | None, identity: SvidSource | None) -> None:
         """Read what is to be used.
 
         Args:
@@ -151,7 +150,7 @@ class Tls:
             ca = self._ca.read_bytes()
         else:
             assert svid is not None
-            ca = b"".join(root.public_bytes(Encoding.PEM) for root in svid.bundle.roots)
+            ca = svid.bundle.pem
         if self._pair is not None:
             return ca, self._pair[0].read_bytes(), self._pair[1].read_bytes()
         assert svid is not None
@@ -222,7 +221,7 @@ class RedisAccess:
     tls: Tls | None = None
 
     @classmethod
-    def of(cls, settings: RedisSettings, *, identity: FileSvidSource | None, user: str) -> RedisAccess:
+    def of(cls, settings: RedisSettings, *, identity: SvidSource | None, user: str) -> RedisAccess:
         """As settings say.
 
         Args:

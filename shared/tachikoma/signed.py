@@ -129,6 +129,8 @@ class WorkOrder(_Claims):
     policy: str
     #: SPIFFE ID of who approved it; empty where policy asked for no approval.
     approved_by: str = ""
+    #: Address it was asked for from; empty where it was not known.
+    client_ip: str = ""
     grant: Grant
     request: ExecRequest
 
@@ -141,6 +143,8 @@ class ParkedRequest(_Claims):
     jti: Identifier
     #: With the requester that was authenticated.
     request: ExecRequest
+    #: Address it was asked for from; empty where it was not known.
+    client_ip: str = ""
 
 
 class CancelOrder(_Claims):

@@ -32,7 +32,7 @@ from tachikoma.policy import PolicyWatch
 from tachikoma.redis_access import Redis
 from tachikoma.signed import CancelOrder, InvalidSignature, OutputDigest, Receipt, WorkOrder, sign, verify
 from tachikoma.spiffe import InvalidIdentity, agent_id, service_id
-from tachikoma.svid import FileSvidSource
+from tachikoma.svid import SvidSource
 from tachikoma_worker.cgroups import Cgroup, Hierarchy
 from tachikoma_worker.confinement import CannotExecute, Prepared, Refused, narrowed, prepare, start
 from tachikoma_worker.excerpt import Excerpt
@@ -86,7 +86,7 @@ class Context:
     cgroups: Hierarchy
     #: The agent's own, which can only take away.
     local_policy: PolicyWatch | None
-    identity: FileSvidSource
+    identity: SvidSource
     #: Names the agent's journal; the value of its claims.
     boot: str
     #: This run of the host.
@@ -282,7 +282,8 @@ class Execution:
         domain = svid.spiffe_id.trust_domain
         try:
             issuer = service_id(domain, self._context.settings.orchestrator)
-            order = verify(token, CancelOrder, svid.bundle, issuer)
+            # It may be read long after it was written: by a worker that is started again, of a command of days.
+            order = verify(token, CancelOrder, svid.bundle, issuer, kept=True)
             if order.aud != str(agent_id(domain, self._agent)) or order.jti != self.exec_id:
                 raise InvalidSignature("is for another agent or execution")
         except (InvalidSignature, InvalidIdentity) as error:
@@ -539,7 +540,13 @@ async def deliver(context: Context, receipt: Receipt, stdout: bytes, stderr: byt
     """
     agent, exec_id = context.settings.agent_id, receipt.jti
     task_id = keys.task_id(agent, exec_id)
-    token = sign(context.identity.current(), receipt)
+
+    def signed() -> str:
+        # Anew for each attempt: while Redis was away, the identity may have become another.
+        claims = receipt.model_copy(update={"iat": int(time.time())})
+        meta["result"]["receipt"] = sign(context.identity.current(), claims)
+        return json.dumps(meta)
+
     meta: dict[str, Any] = {
         "status": "SUCCESS",
         "result": {
@@ -550,18 +557,17 @@ async def deliver(context: Context, receipt: Receipt, stdout: bytes, stderr: byt
             "error": receipt.error,
             "stdout": base64.b64encode(stdout).decode(),
             "stderr": base64.b64encode(stderr).decode(),
-            "receipt": token,
         },
         "traceback": None,
         "children": [],
         "date_done": datetime.now(UTC).isoformat(),
         "task_id": task_id,
     }
-    raw = json.dumps(meta)
     key = keys.result(agent, exec_id)
     seconds = round(context.settings.output_retention.total_seconds())
     delay, most = RETRY_SECONDS
     while True:
+        raw = signed()
         try:
             async with context.redis.pipeline(transaction=False) as pipe:
                 pipe.expire(keys.output(agent, exec_id), seconds)

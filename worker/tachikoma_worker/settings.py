@@ -14,7 +14,7 @@ from tachikoma.heartbeat import Labels
 from tachikoma.models import capability_mask
 from tachikoma.redis_access import RedisAccess, RedisSettings
 from tachikoma.redis_users import agent_user
-from tachikoma.svid import FileSvidSource
+from tachikoma.svid import IdentityPlace, SvidSource
 
 __all__ = ["WorkerSettings"]
 
@@ -26,8 +26,9 @@ class WorkerSettings(RedisSettings):
 
     #: The agent this worker is.
     agent_id: Identifier
-    #: Folder with svid.pem, svid_key.pem and svid_bundle.pem.
-    identity: Path
+    #: Folder with svid.pem, svid_key.pem and svid_bundle.pem, or unix:///path of the SPIFFE Workload API. Without one,
+    #: the Workload API that SPIFFE_ENDPOINT_SOCKET names.
+    identity: IdentityPlace | None = None
     #: Folder for the journal. It must outlive the worker: it is what keeps a command from starting twice.
     data: Path
     #: Name of the one service that may sign orders: spiffe://<trust domain>/service/<name>.
@@ -76,6 +77,6 @@ class WorkerSettings(RedisSettings):
         capability_mask(value)
         return value
 
-    def redis(self, identity: FileSvidSource) -> RedisAccess:
+    def redis(self, identity: SvidSource) -> RedisAccess:
         """How Redis is reached. Raises what `RedisAccess.of` does."""
         return RedisAccess.of(self, identity=identity, user=agent_user(self.agent_id))
