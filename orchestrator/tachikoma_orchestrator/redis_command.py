@@ -16,7 +16,7 @@ from tachikoma.errors import ConfigurationError
 from tachikoma.models import describe_validation_error
 from tachikoma.redis_access import RedisAccess, RedisSettings, connect
 from tachikoma.redis_users import CHECK, SERVICES, Passwords, acl_file, agent_user, rules
-from tachikoma.svid import open_identity
+from tachikoma.svid import IdentityPlace, open_identity
 from tachikoma_orchestrator.redis_check import Report, examine
 
 __all__ = ["redis"]
@@ -36,7 +36,7 @@ class CheckSettings(RedisSettings):
 
     model_config = SettingsConfigDict(env_prefix="TACHIKOMA_", frozen=True, extra="ignore")
 
-    identity: Path | None = None
+    identity: IdentityPlace | None = None
     audit_durable: bool = True
 
 
@@ -73,7 +73,10 @@ def check(
     redis_password_file: Annotated[
         Path | None, typer.Option(help="File with its password; by default the one in --passwords.")
     ] = None,
-    identity: Annotated[Path | None, typer.Option(help="Folder with an X.509-SVID to show with rediss://.")] = None,
+    identity: Annotated[
+        str | None,
+        typer.Option(help="X.509-SVID to show with rediss://: a folder, or unix:///path of the Workload API."),
+    ] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Compare a live Redis with what it should be. Exits 1 when something is not as it should be."""

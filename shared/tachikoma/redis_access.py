@@ -16,7 +16,6 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis.connection
 import structlog
-from cryptography.hazmat.primitives.serialization import Encoding
 from pydantic import Field
 from pydantic_settings import BaseSettings
 from redis import asyncio as redis_asyncio
@@ -151,7 +150,7 @@ class Tls:
             ca = self._ca.read_bytes()
         else:
             assert svid is not None
-            ca = b"".join(root.public_bytes(Encoding.PEM) for root in svid.bundle.roots)
+            ca = svid.bundle.pem
         if self._pair is not None:
             return ca, self._pair[0].read_bytes(), self._pair[1].read_bytes()
         assert svid is not None

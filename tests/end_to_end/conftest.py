@@ -25,10 +25,10 @@ def books() -> Iterator[None]:
 
     def compare_and_stop(stack: Stack) -> None:
         try:
+            nothing_denied(stack)
             # Other kinds have an observer of their own, who knows what was done to them.
             if type(stack) is Stack:
                 compare_books(stack)
-            nothing_denied(stack)
         finally:
             stop(stack)
 

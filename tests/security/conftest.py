@@ -28,12 +28,19 @@ def debians_redis() -> Path:
     pytest.skip("needs redis-server")
 
 
+def _forget_denials(stack: Stack) -> None:
+    """Where the end-to-end tests run too, they look for some in every stack that ends."""
+    with redis_py.Redis(unix_socket_path=str(stack.socket)) as redis:
+        redis.acl_log_reset()
+
+
 @pytest.fixture(scope="session")
 def tls_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Debian's redis-server, reached over TLS and nothing else by all parts."""
     data = prepare(tmp_path_factory.mktemp("tls"))
     with Stack(data, agents=2, redis_server=debians_redis(), redis_tls=True) as running:
         yield running
+        _forget_denials(running)
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +48,7 @@ def valkey_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The embedded Valkey."""
     with Stack(prepare(tmp_path_factory.mktemp("valkey")), agents=2) as running:
         yield running
+        _forget_denials(running)
 
 
 @pytest.fixture(params=["tls_stack", "valkey_stack"])
