@@ -6,7 +6,7 @@ PROTO := tachikoma/exec/v1/remote_execution.proto
 # Where `make proto` writes.
 OUT ?= shared
 
-.PHONY: demo test test-cgroup2 test-container sanitize fuzz check bench bench-spawn bench-admission proto clean
+.PHONY: demo test test-cgroup2 test-container sanitize fuzz check bench bench-spawn bench-admission bench-trust bench-output proto clean
 
 # The whole system on this machine, with real work.
 demo: $(VENV)/installed
@@ -52,6 +52,15 @@ bench-spawn: $(VENV)/installed
 # A decision of policy and an admission beside a round trip to Redis.
 bench-admission: $(VENV)/installed
 	$(BIN)/python benchmarks/admission.py
+
+# Signing, verifying and handshakes beside an Execute.
+bench-trust: $(VENV)/installed
+	$(BIN)/python benchmarks/trust.py
+
+# Memory of each process while a command writes very much.
+BYTES ?= 10000000000
+bench-output: $(VENV)/installed
+	$(BIN)/python benchmarks/output.py --bytes $(BYTES)
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tachikoma needs Python 3.11 or newer")'

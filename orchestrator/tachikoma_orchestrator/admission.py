@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shlex
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import structlog
 
@@ -27,13 +28,14 @@ from tachikoma.errors import (
     PermissionDenied,
     ResourceExhausted,
     TachikomaError,
+    Unavailable,
 )
 from tachikoma.models import AuditCode, ExecRequest, RateLimitConfig
 from tachikoma.policy import Decision, PolicyWatch
 from tachikoma.redaction import redact
 from tachikoma.signed import ParkedRequest, WorkOrder, sign
 from tachikoma.spiffe import SpiffeId, agent_id
-from tachikoma.svid import FileSvidSource
+from tachikoma.svid import SvidSource
 from tachikoma_orchestrator.audit import AuditTrail
 from tachikoma_orchestrator.dispatch import MessageFactory
 from tachikoma_orchestrator.ledger import Admission, Dispatch, Ledger, Outcome
@@ -83,7 +85,7 @@ class Admitter:
         ledger: Ledger,
         trail: AuditTrail,
         policies: PolicyWatch,
-        identity: FileSvidSource,
+        identity: SvidSource,
         registry: Registry,
         *,
         rate_limit: RateLimitConfig,
@@ -122,7 +124,7 @@ class Admitter:
             raise PermissionDenied(reason, metadata={"rule": "requestedBy"})
         request = request.model_copy(update={"requested_by": subject})
 
-        decision = self.decide(request)
+        decision = self.decide(request, peer.address)
         if not decision.allowed:
             await self._refuse(request, peer, decision.policy, decision.rule, decision.reason)
             raise PermissionDenied(
@@ -145,35 +147,47 @@ class Admitter:
             wait=decision.approval_timeout if decision.approvers else self.queue_timeout(decision),
             timeout=decision.timeout,
             scopes=self._scopes(request, decision),
-            parked=self._park(request) if decision.approvers else "",
+            parked=self._park(request, peer) if decision.approvers else "",
             approvers=decision.approvers,
             waits=decision.waits,
         )
-        dispatch = None if decision.approvers else await self.dispatch(request, shown, digest, decision)
+        dispatch = None
+        if not decision.approvers:
+            dispatch = await self.dispatch(request, shown, digest, decision, peer.address)
         outcome, retry_seconds = await self._ledger.admit(admission, dispatch)
         if outcome in (Outcome.ADMITTED, Outcome.DUPLICATE):
             return outcome is Outcome.ADMITTED
         raise refusal(outcome, request, retry_seconds)
 
-    def decide(self, request: ExecRequest) -> Decision:
-        """What the policy in force says of a request, whose requester is known."""
+    def decide(self, request: ExecRequest, address: str) -> Decision:
+        """What the policy in force says of a request, whose requester is known, and from which address it came."""
         labels = self._registry.labels(request.agent_id)
-        return self._policies.current.decide(request, request.requested_by, self._search_path, labels)
+        return self._policies.current.decide(request, request.requested_by, self._search_path, labels, address)
 
     def shown(self, request: ExecRequest) -> tuple[str, ...]:
         """What may be written down of a request's argv."""
         return redact(request.command, self._policies.current.secrets(request.command, self._search_path))
 
     def queue_timeout(self, decision: Decision) -> timedelta:
-        """How long an order may wait on its agent's queue."""
-        if decision.rate_limit is None:
-            return self._rate_limit.queue_timeout
-        return min(self._rate_limit.queue_timeout, decision.rate_limit.queue_timeout)
+        """How long an order may wait on its agent's queue: at most until the certificate ends that it is signed with.
 
-    def _park(self, request: ExecRequest) -> str:
+        Raises:
+            Unavailable: that has ended.
+        """
+        left = self._identity.current().not_after - datetime.now(UTC)
+        if left <= timedelta(0):
+            raise Unavailable(
+                "the orchestrator's own certificate has expired; `tachikoma identity show` there says more"
+            )
+        limits = [limit.queue_timeout for limit in (self._rate_limit, decision.rate_limit) if limit is not None]
+        return min(left, *limits)
+
+    def _park(self, request: ExecRequest, peer: Peer) -> str:
         """The request as it waits for its approval."""
         svid = self._identity.current()
-        claims = ParkedRequest(iss=str(svid.spiffe_id), iat=int(time.time()), jti=request.id, request=request)
+        claims = ParkedRequest(
+            iss=str(svid.spiffe_id), iat=int(time.time()), jti=request.id, request=request, client_ip=peer.address
+        )
         return sign(svid, claims)
 
     def _scopes(self, request: ExecRequest, decision: Decision) -> dict[str, RateLimitConfig]:
@@ -187,13 +201,19 @@ class Admitter:
         return scopes
 
     async def dispatch(
-        self, request: ExecRequest, shown: tuple[str, ...], digest: str, decision: Decision, approved_by: str = ""
+        self,
+        request: ExecRequest,
+        shown: tuple[str, ...],
+        digest: str,
+        decision: Decision,
+        address: str,
+        approved_by: str = "",
     ) -> Dispatch:
         """The signed order of an allowed request, and the Celery message that carries it and shows so much of it."""
         assert decision.grant is not None
         request = request.model_copy(update={"timeout": decision.timeout})
         svid = self._identity.current()
-        now = int(time.time())
+        now = time.time()
         wait = self.queue_timeout(decision).total_seconds()
         agent = request.agent_id
         order = sign(
@@ -202,13 +222,15 @@ class Admitter:
                 iss=str(svid.spiffe_id),
                 aud=str(agent_id(svid.spiffe_id.trust_domain, request.agent_id)),
                 sub=request.requested_by,
-                iat=now,
-                exp=now + max(1, round(wait)),
+                iat=int(now),
+                # Never before the time that was granted: that it waited longer, ledger and claim decide.
+                exp=math.ceil(now + wait),
                 jti=request.id,
                 policy=decision.policy,
                 approved_by=approved_by,
                 journal=await self._registry.journal(agent),
                 labels=self._registry.labels(agent),
+                client_ip=address,
                 grant=decision.grant,
                 request=request,
             ),

@@ -16,7 +16,7 @@ from tachikoma.errors import FailedPrecondition, InvalidRequest, NotFound, Permi
 from tachikoma.models import Approval, AuditCode, ExecRequest, ExecState
 from tachikoma.policy import Decision, may_approve
 from tachikoma.signed import InvalidSignature, ParkedRequest, verify
-from tachikoma.svid import FileSvidSource
+from tachikoma.svid import SvidSource
 from tachikoma_orchestrator.admission import Admitter, Peer, refusal, request_digest
 from tachikoma_orchestrator.audit import AuditTrail
 from tachikoma_orchestrator.evidence import Findings
@@ -60,7 +60,7 @@ class Approvals:
     """Shows, approves and rejects."""
 
     def __init__(
-        self, ledger: Ledger, trail: AuditTrail, admitter: Admitter, identity: FileSvidSource, findings: Findings
+        self, ledger: Ledger, trail: AuditTrail, admitter: Admitter, identity: SvidSource, findings: Findings
     ) -> None:
         self._ledger = ledger
         self._trail = trail
@@ -90,8 +90,8 @@ class Approvals:
             NotFound: nothing of that id waits for an approval of this peer.
             FailedPrecondition: policy has changed since it was asked for.
         """
-        record, request = await self._parked(exec_id, peer)
-        decision = await self._decision(record, request, peer)
+        record, parked = await self._parked(exec_id, peer)
+        request, decision = parked.request, await self._decision(record, parked, peer)
         assert decision.grant is not None
         return Approval(
             status=record.status(),
@@ -118,8 +118,8 @@ class Approvals:
             AgentOffline, ResourceExhausted: it cannot be queued now; it goes on waiting for its approval.
         """
         reason = checked_reason(reason)
-        record, request = await self._parked(exec_id, peer)
-        decision = await self._decision(record, request, peer)
+        record, parked = await self._parked(exec_id, peer)
+        request, decision = parked.request, await self._decision(record, parked, peer)
         if digest != approval_digest(request, decision):
             why = "what would run is not what was approved: policy changed, or the digest is another's; look again"
             raise FailedPrecondition(why)
@@ -127,7 +127,7 @@ class Approvals:
         if readiness is not Outcome.ADMITTED:
             raise refusal(readiness, request, 0)
         dispatch = await self._admitter.dispatch(
-            request, self._admitter.shown(request), record.digest, decision, approved_by=str(peer)
+            request, self._admitter.shown(request), record.digest, decision, parked.client_ip, approved_by=str(peer)
         )
         done = await self._ledger.approve(
             record.agent, exec_id, dispatch,
@@ -140,10 +140,10 @@ class Approvals:
     async def reject(self, exec_id: str, reason: str, peer: Peer) -> None:
         """End it; it never runs. Raises as `approve` does."""
         reason = checked_reason(reason)
-        record, request = await self._parked(exec_id, peer)
+        record, parked = await self._parked(exec_id, peer)
         if not may_approve(record.status().approvers, str(peer)):
             # Also those whom policy names now; but a change of policy must not keep anybody from saying no.
-            await self._decision(record, request, peer)
+            await self._decision(record, parked, peer)
         done = await self._ledger.settle(
             record.agent, exec_id, [ExecState.PENDING_APPROVAL], ExecState.REJECTED,
             reason=f"rejected by {peer}: {reason}", by=str(peer), fence=False,
@@ -151,7 +151,7 @@ class Approvals:
         self._check_done(exec_id, done)
         log.info("execution.rejected", id=exec_id, by=str(peer))
 
-    async def _parked(self, exec_id: str, peer: Peer) -> tuple[Record, ExecRequest]:
+    async def _parked(self, exec_id: str, peer: Peer) -> tuple[Record, ParkedRequest]:
         record = await self._ledger.record(exec_id) if exec_id else None
         token = await self._ledger.parked(exec_id) if record is not None else None
         if record is None or record.state is not ExecState.PENDING_APPROVAL or token is None:
@@ -166,11 +166,12 @@ class Approvals:
             why = f"the request kept for its approval {error}"
             await self._findings.add(AuditCode.RECORD_ALTERED, exec_id, why)
             raise FailedPrecondition(f"the request kept for {exec_id} cannot be believed: {error}") from None
-        return record, parked.request
+        return record, parked
 
-    async def _decision(self, record: Record, request: ExecRequest, peer: Peer) -> Decision:
+    async def _decision(self, record: Record, parked: ParkedRequest, peer: Peer) -> Decision:
         """What policy says now, if the peer may approve it."""
-        decision = self._admitter.decide(request)
+        request = parked.request
+        decision = self._admitter.decide(request, parked.client_ip)
         subject = str(peer)
         # Who asked is what the signed request says, not the record in Redis.
         if decision.approvable_by(subject, request.requested_by):

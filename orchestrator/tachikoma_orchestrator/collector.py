@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import time
 from typing import Any
 
 import structlog
@@ -19,9 +20,9 @@ from tachikoma.errors import RecordAltered
 from tachikoma.heartbeat import Heartbeat, Started
 from tachikoma.models import AuditCode, ExecState
 from tachikoma.redis_access import Redis
-from tachikoma.signed import InvalidSignature, Receipt, verify
+from tachikoma.signed import CLOCK_SKEW_SECONDS, InvalidSignature, Receipt, verify
 from tachikoma.spiffe import InvalidIdentity, agent_id
-from tachikoma.svid import FileSvidSource
+from tachikoma.svid import SvidSource
 from tachikoma_orchestrator.endings import Endings
 from tachikoma_orchestrator.evidence import Evidence, Findings, Result, fits
 from tachikoma_orchestrator.ledger import Ledger
@@ -31,6 +32,9 @@ from tachikoma_orchestrator.subscriber import Subscriber
 __all__ = ["Collector"]
 
 log = structlog.get_logger(__name__)
+
+#: A receipt that is younger is one of a certificate that is valid, or was a moment ago.
+FRESH_SECONDS = 2 * CLOCK_SKEW_SECONDS
 
 _Notice: TypeAdapter[Heartbeat | Started] = TypeAdapter(Heartbeat | Started)
 
@@ -44,7 +48,7 @@ class Collector:
         ledger: Ledger,
         endings: Endings,
         registry: Registry,
-        identity: FileSvidSource,
+        identity: SvidSource,
         evidence: Evidence,
         findings: Findings,
     ) -> None:
@@ -126,7 +130,8 @@ class Collector:
                 base64.b64decode(result["stderr"], validate=True),
             )
             bundle = self._identity.current().bundle
-            receipt = verify(token, Receipt, bundle, agent_id(bundle.trust_domain, agent))
+            # It may have been written while no orchestrator was there to read it.
+            receipt = verify(token, Receipt, bundle, agent_id(bundle.trust_domain, agent), kept=True)
             if receipt.jti != exec_id:
                 raise InvalidSignature(f"is the receipt of {receipt.jti}")
             if not receipt.state.terminal:
@@ -149,6 +154,9 @@ class Collector:
         if isinstance(result, str):
             await self._refuse(agent, exec_id, result)
             return False
+        if await self._is_of_before(exec_id, result.receipt):
+            await self._refuse(agent, exec_id, "a receipt is older than the execution")
+            return False
         outcome = await self._ledger.ended(agent, exec_id, result.receipt, result.token)
         if outcome in ("ORDER", "MISSING"):
             await self._refuse(agent, exec_id, "a receipt answers no order that this agent was sent")
@@ -165,6 +173,17 @@ class Collector:
     async def _refuse(self, agent: str, exec_id: str, reason: str) -> None:
         log.warning("receipt.refused", agent=agent, id=exec_id, reason=reason)
         await self._findings.add(AuditCode.RECEIPT_REFUSED, exec_id, f"{reason}, in the name of {agent[:64]}")
+
+    async def _is_of_before(self, exec_id: str, receipt: Receipt) -> bool:
+        """Whether a receipt says that it was signed before its execution was asked for.
+
+        Who has the key of a certificate that has ended can still sign, as of a time when it had not: but not for what
+        was asked for afterwards. A receipt that comes as it is signed needs no look at the record.
+        """
+        if receipt.iat >= time.time() - FRESH_SECONDS:
+            return False
+        record = await self._ledger.record(exec_id)
+        return record is not None and receipt.iat < record.admitted_ms / 1000 - CLOCK_SKEW_SECONDS
 
     async def _late(self, agent: str, exec_id: str, result: Result) -> None:
         """A receipt for what had ended otherwise: the end stands, the receipt goes on the record."""

@@ -23,7 +23,9 @@ orchestrator = typer.Typer(invoke_without_command=True, help="Run the orchestrat
 @orchestrator.callback()
 def run(
     redis_url: Annotated[str | None, typer.Option(help="redis://, rediss:// or unix:///path")] = None,
-    identity: Annotated[Path | None, typer.Option(help="Folder with the orchestrator's X.509-SVID.")] = None,
+    identity: Annotated[
+        str | None, typer.Option(help="Folder with the orchestrator's X.509-SVID, or unix:///path.")
+    ] = None,
     policy_file: Annotated[Path | None, typer.Option("--policy", help="The policy file.")] = None,
     listen: Annotated[str | None, typer.Option(help="Address of the gRPC server, host:port.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,

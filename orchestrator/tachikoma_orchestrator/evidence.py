@@ -26,7 +26,7 @@ from tachikoma.models import AuditCode, ExecResponse, ExecState, ExecStatus, Out
 from tachikoma.redis_access import Redis, wrong_type
 from tachikoma.signed import InvalidSignature, OutputDigest, Receipt, verify
 from tachikoma.spiffe import InvalidIdentity, agent_id
-from tachikoma.svid import FileSvidSource
+from tachikoma.svid import SvidSource
 from tachikoma_orchestrator.audit import AuditTrail
 from tachikoma_orchestrator.ledger import Record, from_milliseconds, receipt_fields
 
@@ -142,7 +142,7 @@ class Findings:
 class Evidence:
     """Tells of executions what can be believed."""
 
-    def __init__(self, redis: Redis, findings: Findings, identity: FileSvidSource) -> None:
+    def __init__(self, redis: Redis, findings: Findings, identity: SvidSource) -> None:
         self._redis = redis
         self._findings = findings
         self._identity = identity

@@ -1,14 +1,22 @@
-"""Around every RPC: who calls, and what an error becomes.
+"""Around every RPC: who calls, from where, and what an error becomes.
 
-The peer's X.509-SVID is verified against the bundle of the orchestrator's trust domain, beyond what TLS does; its
-SPIFFE ID is the requester. Errors of our tree become gRPC statuses with `google.rpc` details; anything else is logged
-and told as INTERNAL without its text.
+The peer's X.509-SVID is verified against the bundle of its ID's own trust domain, beyond what TLS does; its SPIFFE ID
+is the requester. TLS looks at a certificate once for each connection, and connections last: so it is looked at again
+for every call, and while a call lasts as often as the bundles change or the certificate may have ended.
+
+Errors of our tree become gRPC statuses with `google.rpc` details; anything else is logged and told as INTERNAL without
+its text.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 import grpc
@@ -19,9 +27,10 @@ from redis.exceptions import RedisError, ResponseError
 
 from tachikoma.errors import PermissionDenied, ServerError, TachikomaError, Unauthenticated, Unavailable
 from tachikoma.models import AuditCode
-from tachikoma.spiffe import InvalidIdentity, SpiffeId
-from tachikoma.svid import FileSvidSource
+from tachikoma.spiffe import InvalidIdentity, TrustBundles
+from tachikoma.svid import SvidSource
 from tachikoma.wire import STATUS_DETAILS, error_to_details
+from tachikoma_orchestrator.addresses import FORWARDED, client_address, peer_address
 from tachikoma_orchestrator.admission import Peer
 from tachikoma_orchestrator.audit import AuditTrail
 
@@ -29,22 +38,15 @@ __all__ = ["Guard", "current_peer"]
 
 log = structlog.get_logger(__name__)
 
+#: Between looks at the certificates of calls under way.
+WATCH_SECONDS = 5.0
+
 _peer: ContextVar[Peer] = ContextVar("peer")
 
 
 def current_peer() -> Peer:
     """Who called, inside an RPC."""
     return _peer.get()
-
-
-def _address(peer: str) -> str:
-    """The address in gRPC's `ipv4:127.0.0.1:4711`, `ipv6:%5B::1%5D:4711` or `unix:`."""
-    kind, _, rest = peer.partition(":")
-    if kind == "ipv4":
-        return rest.rpartition(":")[0]
-    if kind == "ipv6":
-        return rest.rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")
-    return ""
 
 
 def translate(error: Exception) -> TachikomaError:
@@ -69,14 +71,42 @@ def translate(error: Exception) -> TachikomaError:
     return ServerError("the orchestrator failed; its log says how")
 
 
+class _Ended(Exception):
+    """A call's peer is not trusted any more; the message says why."""
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call under way."""
+
+    peer: Peer
+    certificate: x509.Certificate
+    intermediates: list[x509.Certificate]
+    #: The bundles it was last verified with, and until when that holds.
+    bundles: TrustBundles
+    until: datetime
+    #: Why it was ended, if it was.
+    ended: str = ""
+
+
 class Guard(grpc.aio.ServerInterceptor):
     """The interceptor."""
 
-    def __init__(self, identity: FileSvidSource, trail: AuditTrail) -> None:
+    def __init__(
+        self, identity: SvidSource, trail: AuditTrail, proxies: Sequence[IPv4Network | IPv6Network] = ()
+    ) -> None:
         self._identity = identity
         self._trail = trail
+        self._proxies = proxies
+        #: By the task each runs in.
+        self._calls: dict[asyncio.Task[Any], _Call] = {}
 
-    async def authenticate(self, context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
+    def _address(self, context: grpc.aio.ServicerContext[Any, Any]) -> str:
+        metadata = context.invocation_metadata() or ()
+        forwarded = (str(value) for key, value in metadata if key == FORWARDED)
+        return client_address(peer_address(context.peer()), forwarded, self._proxies)
+
+    async def authenticate(self, context: grpc.aio.ServicerContext[Any, Any]) -> _Call:
         """Who is at the other end; a refusal goes on the record. Raises as `identify` does, and redis errors."""
         try:
             return self.identify(context)
@@ -84,11 +114,11 @@ class Guard(grpc.aio.ServerInterceptor):
             log.warning("identity.rejected", peer=context.peer(), reason=str(error))
             self._trail.check()
             await self._trail.append(
-                AuditCode.IDENTITY_REJECTED, authorized="0", client_ip=_address(context.peer()), reason=str(error)
+                AuditCode.IDENTITY_REJECTED, authorized="0", client_ip=self._address(context), reason=str(error)
             )
             raise
 
-    def identify(self, context: grpc.aio.ServicerContext[Any, Any]) -> Peer:
+    def identify(self, context: grpc.aio.ServicerContext[Any, Any]) -> _Call:
         """Who is at the other end.
 
         Raises:
@@ -99,19 +129,60 @@ class Guard(grpc.aio.ServerInterceptor):
         leaf = auth.get("x509_pem_cert")
         if not leaf:
             raise Unauthenticated("no client certificate")
+        bundles = self._identity.current().bundles
         try:
             certificate = x509.load_pem_x509_certificate(bytes(leaf[0]))
             chain = b"".join(bytes(part) for part in auth.get("x509_pem_cert_chain", ()))
             sent = x509.load_pem_x509_certificates(chain) if chain else []
             intermediates = [other for other in sent if other != certificate]
-            spiffe_id: SpiffeId = self._identity.current().bundle.verify(certificate, intermediates)
+            spiffe_id, until = bundles.verify_until(certificate, intermediates)
         except (InvalidIdentity, ValueError) as error:
             raise Unauthenticated(f"your certificate is not accepted: {error}") from None
         if spiffe_id.path.startswith("/agent/"):
             raise PermissionDenied(f"{spiffe_id} is an agent; agents do not call this service")
-        return Peer(spiffe_id, _address(context.peer()))
+        return _Call(Peer(spiffe_id, self._address(context)), certificate, intermediates, bundles, until)
+
+    @contextmanager
+    def _under_way(self, call: _Call) -> Iterator[None]:
+        """While it lasts, the call ends when its peer is not trusted any more."""
+        task = asyncio.current_task()
+        assert task is not None
+        _peer.set(call.peer)
+        self._calls[task] = call
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not call.ended:
+                raise
+            task.uncancel()
+            raise _Ended(call.ended) from None
+        finally:
+            self._calls.pop(task, None)
+
+    async def watch(self) -> None:
+        """End calls under way whose peer is not trusted any more. Runs until it is cancelled."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            bundles, now = self._identity.current().bundles, datetime.now(UTC)
+            for task, call in list(self._calls.items()):
+                if task.done():
+                    # Its generator was left where it was, and is finalised some time.
+                    self._calls.pop(task, None)
+                    continue
+                if call.ended or (call.bundles is bundles and now <= call.until):
+                    continue
+                try:
+                    _, call.until = bundles.verify_until(call.certificate, call.intermediates)
+                    call.bundles = bundles
+                except InvalidIdentity as error:
+                    call.ended = str(error)
+                    log.warning("call.ended", peer=str(call.peer), address=call.peer.address, reason=call.ended)
+                    task.cancel()
 
     async def _abort(self, context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> None:
+        if isinstance(error, _Ended):
+            # Like a connection that broke: clients take the call up again, with the identity they have by now.
+            await context.abort(grpc.StatusCode.UNAVAILABLE, f"your certificate is not accepted any more: {error}")
         told = translate(error)
         await context.abort(told.code, str(told), ((STATUS_DETAILS, error_to_details(told)),))
 
@@ -128,8 +199,8 @@ class Guard(grpc.aio.ServerInterceptor):
 
             async def unary(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
                 try:
-                    _peer.set(await self.authenticate(context))
-                    return await inner_unary(request, context)
+                    with self._under_way(await self.authenticate(context)):
+                        return await inner_unary(request, context)
                 except Exception as error:
                     await self._abort(context, error)
 
@@ -138,9 +209,9 @@ class Guard(grpc.aio.ServerInterceptor):
 
         async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             try:
-                _peer.set(await self.authenticate(context))
-                async for item in inner_stream(request, context):
-                    yield item
+                with self._under_way(await self.authenticate(context)):
+                    async for item in inner_stream(request, context):
+                        yield item
             except Exception as error:
                 await self._abort(context, error)
 

@@ -164,6 +164,7 @@ class Record:
 
     @property
     def admitted_ms(self) -> int:
+        """When it was asked for, by the clock of Redis."""
         return int(self._text("admitted_ms"))
 
     @property

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 from tachikoma import keys
 from tachikoma.errors import AgentUnknown
-from tachikoma.heartbeat import Heartbeat
-from tachikoma.models import AgentInfo, Model
+from tachikoma.heartbeat import Heartbeat, Trust
+from tachikoma.models import AgentInfo, AgentTrust, Model
 from tachikoma.redis_access import Redis, wrong_type
 from tachikoma_orchestrator.scripts import Runner, Script
 
@@ -34,6 +34,11 @@ class AgentState:
     heartbeat: Heartbeat
     seen_ms: int
     online: bool
+
+
+def _trust(said: Trust) -> AgentTrust:
+    expires = datetime.fromtimestamp(said.expires_ms / 1000, UTC)
+    return AgentTrust(spiffe_id=said.spiffe_id, expires=expires, root=said.root, bundle=said.bundle)
 
 
 class _Draining(Model):
@@ -176,6 +181,7 @@ class Registry:
                     memory_used=beat.memory_used,
                     disk_used=beat.disk_used,
                     warnings=beat.warnings,
+                    trust=None if beat.trust is None else _trust(beat.trust),
                     draining=draining is not None,
                     drained_by=draining.by if draining else "",
                     drain_reason=draining.reason if draining else "",

@@ -33,7 +33,7 @@ from tachikoma.models import AuditCode
 from tachikoma.policy import PolicyWatch
 from tachikoma.redis_access import connect
 from tachikoma.spiffe import InvalidIdentity
-from tachikoma.svid import FileSvidSource, Svid
+from tachikoma.svid import Svid, SvidSource, open_identity
 from tachikoma_orchestrator.admission import Admitter
 from tachikoma_orchestrator.approval import Approvals
 from tachikoma_orchestrator.audit import AuditTrail
@@ -63,13 +63,13 @@ MIN_KEY_BYTES = 32
 MAX_CONCURRENT_STREAMS = 10_000
 
 
-def _credentials(identity: FileSvidSource) -> grpc.ServerCredentials:
+def _credentials(identity: SvidSource) -> grpc.ServerCredentials:
     """mTLS with whatever identity is current at each handshake."""
 
     given = identity.current()
 
     def configuration(svid: Svid) -> grpc.ServerCertificateConfiguration:
-        return grpc.ssl_server_certificate_configuration([(svid.key_pem, svid.certificate_pem)], svid.bundle_pem)
+        return grpc.ssl_server_certificate_configuration([(svid.key_pem, svid.certificate_pem)], svid.bundles.pem)
 
     def changed() -> grpc.ServerCertificateConfiguration | None:
         # Called by gRPC at each handshake, on a thread of its own; None keeps what it has.
@@ -104,7 +104,7 @@ def _audit_key(path: Path | None) -> bytes:
     return key
 
 
-def _sinks(settings: OrchestratorSettings, identity: FileSvidSource) -> tuple[FileSink | None, list[Sink]]:
+def _sinks(settings: OrchestratorSettings, identity: SvidSource) -> tuple[FileSink | None, list[Sink]]:
     file = None
     if settings.audit_log is not None:
         file = FileSink(settings.audit_log, identity, rotate_bytes=settings.audit_log_bytes)
@@ -168,15 +168,16 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
     Raises:
         ConfigurationError: identity, policy or address cannot be used.
     """
-    identity = FileSvidSource(settings.identity)
+    identity = open_identity(settings.identity)
     svid = identity.current()
     try:
         svid.verify()
     except InvalidIdentity as error:
         raise ConfigurationError(f"the orchestrator's identity cannot be used: {error}") from error
     policies = PolicyWatch(settings.policy)
-    redis = connect(settings.redis_url, name="orchestrator")
-    subscriptions = connect(settings.redis_url, name="orchestrator-subscriber", max_connections=2)
+    access = settings.redis(identity)
+    redis = connect(access, name="orchestrator")
+    subscriptions = connect(access, name="orchestrator-subscriber", max_connections=2)
 
     trail = AuditTrail(redis, key=_audit_key(settings.audit_key))
     closed = settings.audit_failure == "closed"
@@ -206,12 +207,13 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
         rate_limit=settings.rate_limit, search_path=settings.search_path,
     )  # fmt: skip
 
-    shipping = connect(settings.redis_url, name="orchestrator-audit", max_connections=8)
+    shipping = connect(access, name="orchestrator-audit", max_connections=8)
     file, shared = _sinks(settings, identity)
     shipper = Shipper(shipping, trail, file, shared, backlog=settings.audit_backlog, closed=closed)
 
+    guard = Guard(identity, trail, settings.trusted_proxies)
     server = grpc.aio.server(
-        interceptors=(Guard(identity, trail),),
+        interceptors=(guard,),
         options=[
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -255,6 +257,7 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
             asyncio.create_task(subscriber.run()),
             asyncio.create_task(reaper.run()),
             asyncio.create_task(_watch_policy(policies, trail)),
+            asyncio.create_task(guard.watch()),
             asyncio.create_task(_watch_health(subscriber, health)),
             asyncio.create_task(stop.wait()),
         )
@@ -275,6 +278,7 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
         await subscriptions.aclose()
         await shipping.aclose()
         await redis.aclose()
+        identity.close()
 
 
 def announce(descriptor: int) -> Callable[[str], None]:

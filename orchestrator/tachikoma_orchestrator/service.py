@@ -31,7 +31,7 @@ from tachikoma.redaction import redact
 from tachikoma.redis_access import Redis
 from tachikoma.signed import CancelOrder, sign
 from tachikoma.spiffe import agent_id
-from tachikoma.svid import FileSvidSource
+from tachikoma.svid import SvidSource
 from tachikoma_orchestrator.admission import Admitter, Peer
 from tachikoma_orchestrator.approval import Approvals, checked_reason
 from tachikoma_orchestrator.audit import AuditTrail
@@ -82,7 +82,7 @@ class RemoteExecution(RemoteExecutionServicer):
         policies: PolicyWatch,
         approvals: Approvals,
         trail: AuditTrail,
-        identity: FileSvidSource,
+        identity: SvidSource,
         evidence: Evidence,
     ) -> None:
         self._redis = redis

@@ -6,29 +6,33 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, IPvAnyNetwork
+from pydantic_settings import SettingsConfigDict
 
 from tachikoma.fields import Duration
 from tachikoma.models import RateLimitConfig
 from tachikoma.policy import SEARCH_PATH
+from tachikoma.redis_access import RedisAccess, RedisSettings
+from tachikoma.redis_users import ORCHESTRATOR
+from tachikoma.svid import IdentityPlace, SvidSource
 
 __all__ = ["OrchestratorSettings"]
 
 
-class OrchestratorSettings(BaseSettings):
+class OrchestratorSettings(RedisSettings):
     """Where the orchestrator finds what it needs, and its bounds."""
 
     model_config = SettingsConfigDict(env_prefix="TACHIKOMA_", frozen=True, extra="ignore")
 
-    #: redis://, rediss:// or unix:///path of Redis or Valkey 7 or newer.
-    redis_url: str
-    #: Folder with svid.pem, svid_key.pem and svid_bundle.pem.
-    identity: Path
+    #: Folder with svid.pem, svid_key.pem and svid_bundle.pem, or unix:///path of the SPIFFE Workload API. Without one,
+    #: the Workload API that SPIFFE_ENDPOINT_SOCKET names.
+    identity: IdentityPlace | None = None
     #: The policy file. Nothing runs that it does not allow.
     policy: Path
     #: Address of the gRPC server; port 0 takes a free one.
     listen: str = "127.0.0.1:8534"
+    #: Networks of proxies between clients and this server; what one of them says in `x-forwarded-for` is believed.
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
     #: Address at which Prometheus finds metrics, host:port; none by default. Whoever reaches it reads them.
     metrics: str | None = None
     #: Bounds of each agent's queue.
@@ -65,3 +69,7 @@ class OrchestratorSettings(BaseSettings):
     #: How long calls under way may go on after a stop was asked for.
     stop_grace: Duration = timedelta(seconds=5)
     log_level: str = "info"
+
+    def redis(self, identity: SvidSource) -> RedisAccess:
+        """How Redis is reached. Raises what `RedisAccess.of` does."""
+        return RedisAccess.of(self, identity=identity, user=ORCHESTRATOR)

@@ -28,7 +28,7 @@ from tachikoma.audit_log import CHECKPOINT_EVENTS, FIRST_PREV, MAX_LINE_BYTES, a
 from tachikoma.errors import ConfigurationError
 from tachikoma.models import ExecAuditLog
 from tachikoma.signed import AuditCheckpoint, sign
-from tachikoma.svid import FileSvidSource
+from tachikoma.svid import SvidSource
 
 __all__ = ["FileSink", "Sink", "SinkAway", "StandardOutputSink", "SyslogSink", "syslog_message"]
 
@@ -80,7 +80,7 @@ def _dump(content: dict[str, Any]) -> bytes:
 class FileSink:
     """A hash chain in files; see `tachikoma.audit_log`. It holds every event, and knows by itself where it stands."""
 
-    def __init__(self, path: Path, identity: FileSvidSource, *, rotate_bytes: int) -> None:
+    def __init__(self, path: Path, identity: SvidSource, *, rotate_bytes: int) -> None:
         """Open the file, and go on where its last line stands.
 
         Args:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -45,8 +45,8 @@ from tachikoma.models import (
 )
 from tachikoma.output import OutputCheck
 from tachikoma.profile import Profile
-from tachikoma.spiffe import InvalidIdentity
-from tachikoma.svid import FileSvidSource
+from tachikoma.spiffe import InvalidIdentity, TrustBundle
+from tachikoma.svid import Svid, open_identity
 
 __all__ = ["AsyncClient", "Client"]
 
@@ -54,6 +54,8 @@ __all__ = ["AsyncClient", "Client"]
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 #: How long to look for the orchestrator before giving up.
 CONNECT_SECONDS = 10.0
+#: How long a call may go on over a connection that stands on a root that was removed since; then it is taken up again.
+REMOVED_ROOT_SECONDS = 5.0
 #: Between attempts to take up a broken call again, at first and at the most.
 RETRY_SECONDS = (0.1, 2.0)
 #: What gRPC itself says of a call whose connection broke, or whose server stopped.
@@ -102,15 +104,21 @@ class AsyncClient:
         self.profile = profile or Profile.load()
         self._patience = patience.total_seconds()
         self._reconnect = reconnect.total_seconds()
-        svid = FileSvidSource(self.profile.identity).current()
+        self._identity = open_identity(self.profile.identity)
+        svid = self._identity.current()
         try:
             svid.verify()
+            self._trusted(svid)
         except InvalidIdentity as error:
+            self._identity.close()
             # Said here, since the handshake would only say that it failed.
-            raise Unauthenticated(f"your identity in {self.profile.identity} cannot be used: {error}") from None
+            raise Unauthenticated(f"your identity in {self._identity.place} cannot be used: {error}") from None
         self.spiffe_id = str(svid.spiffe_id)
-        self._credentials = grpc.ssl_channel_credentials(svid.bundle_pem, svid.key_pem, svid.certificate_pem)
         self._channel: grpc.aio.Channel | None = None
+        #: What the channel was made with: its credentials never change.
+        self._used = svid
+        #: Channels of earlier identities, each closed by its task when its last call has ended.
+        self._retired: dict[asyncio.Task[None], grpc.aio.Channel] = {}
 
     async def __aenter__(self) -> Self:
         self._stub()
@@ -121,15 +129,49 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connection; calls under way end as cancelled."""
-        channel, self._channel = self._channel, None
-        if channel is not None:
+        channels = list(self._retired.values())
+        for task in list(self._retired):
+            task.cancel()
+        if self._channel is not None:
+            channels.append(self._channel)
+            self._channel = None
+        for channel in channels:
             await channel.close()
+        self._identity.close()
+
+    def _trusted(self, svid: Svid) -> TrustBundle:
+        """The bundle that the orchestrator's certificate must be of; no other trust domain can stand in for it."""
+        return svid.bundles.of(self.profile.trust_domain or svid.spiffe_id.trust_domain)
 
     def _stub(self) -> RemoteExecutionStub:
-        if self._channel is None:
+        svid = self._identity.current()
+        if svid.not_after <= datetime.now(UTC):
+            # Said here too, since without it each handshake would fail, and be tried again for a while.
+            raise Unauthenticated(
+                f"your identity in {self._identity.place} ended at {svid.not_after:%Y-%m-%d %H:%M:%S} UTC "
+                "and was not renewed"
+            )
+        if self._channel is None or svid is not self._used:
+            try:
+                trusted = self._trusted(svid)
+            except InvalidIdentity as error:
+                raise Unauthenticated(f"the orchestrator is not trusted any more: {error}") from None
+            if self._channel is not None:
+                self._retire(self._channel, trusted)
+            credentials = grpc.ssl_channel_credentials(trusted.pem, svid.key_pem, svid.certificate_pem)
             options = [*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", self.profile.server_name)]
-            self._channel = grpc.aio.secure_channel(self.profile.address, self._credentials, options)
+            self._channel = grpc.aio.secure_channel(self.profile.address, credentials, options)
+            self._used = svid
         return RemoteExecutionStub(self._channel)  # type: ignore[no-untyped-call]
+
+    def _retire(self, channel: grpc.aio.Channel, trusted: TrustBundle) -> None:
+        """Let the calls of a channel go on to their end, as long as its certificates are good."""
+        seconds = max((self._used.not_after - datetime.now(UTC)).total_seconds(), REMOVED_ROOT_SECONDS)
+        if not set(self._trusted(self._used).roots) <= set(trusted.roots):
+            seconds = REMOVED_ROOT_SECONDS
+        task = asyncio.get_running_loop().create_task(channel.close(seconds))
+        self._retired[task] = channel
+        task.add_done_callback(self._retired.pop)
 
     async def _ready(self) -> bool:
         """Wait, bounded, until there is a connection, so that a restart of the server goes unnoticed."""

@@ -10,6 +10,7 @@ import base64
 import binascii
 import re
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_network
 from typing import Annotated, Any
 
 from pydantic import (
@@ -27,6 +28,7 @@ __all__ = [
     "Duration",
     "Identifier",
     "Milliseconds",
+    "Network",
     "Timestamp",
     "format_duration",
     "parse_duration",
@@ -150,3 +152,21 @@ Identifier = Annotated[
 ]
 #: A time in milliseconds since the epoch, before the year 10000; 0 for never.
 Milliseconds = Annotated[int, Field(ge=0, le=253_402_300_799_999)]
+
+
+def _network(text: str) -> str:
+    try:
+        return str(ip_network(text))
+    except ValueError:
+        pass
+    try:
+        meant = ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(
+            f"{text[:80]!r} is not a network; write it like 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32"
+        ) from None
+    raise ValueError(f"{text!r} is an address in a network; write {meant} for the network")
+
+
+#: A network of IPv4 or IPv6, or one address.
+Network = Annotated[str, AfterValidator(_network)]

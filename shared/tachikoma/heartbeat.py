@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tachikoma.fields import Identifier, Milliseconds
 
-__all__ = ["LEASE_SECONDS", "Heartbeat", "Labels", "Started"]
+__all__ = ["LEASE_SECONDS", "MAX_ROOTS", "Heartbeat", "Labels", "Started", "Trust"]
 
 #: How long an agent counts as online after its last heartbeat.
 LEASE_SECONDS = 15
@@ -23,6 +23,24 @@ Labels = Annotated[
 ]
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Measure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+#: Roots of its bundle that an agent tells of.
+MAX_ROOTS = 32
+KeyDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Trust(BaseModel):
+    """An agent's identity and bundle, for `tachikoma identity check`; its word only, nothing is decided by it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    spiffe_id: Annotated[str, Field(max_length=2048)]
+    #: When the certificate ends.
+    expires_ms: Milliseconds
+    #: `spiffe.key_digest` of the root that vouches for it, and of the roots in its bundle.
+    root: KeyDigest | Literal[""] = ""
+    bundle: Annotated[tuple[KeyDigest, ...], Field(max_length=MAX_ROOTS)] = ()
 
 
 class Heartbeat(BaseModel):
@@ -44,6 +62,7 @@ class Heartbeat(BaseModel):
     memory_used: Measure
     disk_used: Measure
     warnings: Annotated[tuple[Annotated[str, Field(max_length=512)], ...], Field(max_length=32)] = ()
+    trust: Trust | None = None
 
 
 class Started(BaseModel):

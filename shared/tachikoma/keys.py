@@ -36,6 +36,11 @@ from __future__ import annotations
 
 __all__ = [
     "AGENTS",
+    "ALL_EVENTS",
+    "ALL_INFO",
+    "ALL_OURS",
+    "ALL_QUEUES",
+    "ALL_RESULTS",
     "APPROVALS",
     "APPROVED",
     "AUDIT",
@@ -83,6 +88,9 @@ ENDED = "orch:ended"
 ALL_EVENTS = "agent.*:events"
 ALL_RESULTS = "celery-task-meta-*"
 ALL_INFO = "agent.*:info"
+#: Patterns for its rights: what the orchestrator owns; and queues, which no pattern tells from agents' other names.
+ALL_OURS = "orch:*"
+ALL_QUEUES = "agent.*"
 
 _RESULT = "celery-task-meta-"
 

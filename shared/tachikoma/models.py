@@ -16,10 +16,11 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, fi
 from pydantic.alias_generators import to_camel
 
 from tachikoma.errors import ExecutionFailed, InvalidRequest
-from tachikoma.fields import Base64, Duration, Identifier, Timestamp
+from tachikoma.fields import Base64, Duration, Identifier, Network, Timestamp
 
 __all__ = [
     "AgentInfo",
+    "AgentTrust",
     "Approval",
     "AuditCode",
     "AuditedRequest",
@@ -497,6 +498,18 @@ class CancelResponse(Model):
     status: ExecStatus
 
 
+class AgentTrust(Model):
+    """What an agent says of its identity, and of whom it trusts."""
+
+    spiffe_id: str
+    #: When its certificate ends.
+    expires: Timestamp
+    #: SHA-256 of the public key of the root that vouches for it; empty where its own bundle does not.
+    root: str = ""
+    #: The same of every root in its bundle, its own trust domain's only.
+    bundle: tuple[str, ...] = ()
+
+
 class AgentInfo(Model):
     """What is known of an agent."""
 
@@ -522,6 +535,8 @@ class AgentInfo(Model):
     draining: bool = False
     drained_by: str = ""
     drain_reason: str = ""
+    #: Its identity, if it said so.
+    trust: AgentTrust | None = None
 
 
 class RateLimitConfig(Model):
@@ -587,6 +602,8 @@ class ExecPolicy(Model):
     require_approval: bool = False
     allow_interactive: bool = False
     allow_tty: bool = False
+    #: Networks from which it may be asked for. Empty: from everywhere.
+    allowed_networks: tuple[Network, ...] = ()
 
     @field_validator("capabilities")
     @classmethod

@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -139,6 +140,7 @@ class _Policy:
         self.users = [Pattern(text) for text in policy.allowed_users]
         self.work_dirs = [Pattern(text) for text in policy.allowed_work_dirs]
         self.environment = [Pattern(text) for text in policy.allowed_environment]
+        self.networks = [ip_network(text) for text in policy.allowed_networks]
         for text in policy.approvers:
             Pattern(text)
 
@@ -176,11 +178,23 @@ class _Policy:
         for path in policy.executable_sha256:
             if not any(pattern.names(path) or pattern.program.matches(path) for pattern in self.allowed):
                 found.append(f"executableSha256 pins {path}, which no entry of allowedCommands means")
+        if any(network.prefixlen == 0 for network in self.networks):
+            found.append("allowedNetworks names every address")
         if policy.capabilities and not any(pattern.matches("root") for pattern in self.users):
             found.append("capabilities are only for root, which allowedUsers does not allow")
         return found
 
-    def grants(self, request: ExecRequest, candidates: Sequence[str], shown: str) -> Decision:
+    def allows_from(self, address: str) -> bool:
+        """Whether it may be asked for from an address. Nobody knows where an empty one is."""
+        if not self.networks:
+            return True
+        try:
+            found = ip_address(address)
+        except ValueError:
+            return False
+        return any(found in network for network in self.networks)
+
+    def grants(self, request: ExecRequest, candidates: Sequence[str], shown: str, address: str) -> Decision:
         """Whether this policy alone grants the whole request; `shown` is its program, for messages."""
         arguments = request.command[1:]
         executables = []
@@ -202,6 +216,9 @@ class _Policy:
                 return self._no("allowInterpreters", f"does not allow {path!r}, which runs whatever it is told to")
         if not executables:
             return self._no("allowedCommands", f"does not allow the command {shown!r} with these arguments")
+        if not self.allows_from(address):
+            where = f"from {address}" if address else "from an address that is not known"
+            return self._no("allowedNetworks", f"does not allow requests {where}")
         if request.user and not any(pattern.matches(request.user) for pattern in self.users):
             return self._no("allowedUsers", f"does not allow the user {request.user!r}")
         roots = [root for pattern in self.work_dirs if (root := pattern.anchor(request.work_dir)) is not None]
@@ -327,6 +344,11 @@ class PolicySet:
         """Whether somebody sees everybody's executions and the audit trail."""
         return any(pattern.matches(subject) for pattern in self.operators)
 
+    @property
+    def names_networks(self) -> bool:
+        """Whether it counts where requests come from."""
+        return any(policy.networks for policy in self.policies)
+
     def secrets(self, command: Sequence[str], search_path: Sequence[str]) -> frozenset[int]:
         """Numbers of the elements of an argv that any policy marks as secret, also one for others."""
         found: set[int] = set()
@@ -336,7 +358,12 @@ class PolicySet:
         return frozenset(number + 1 for number in found)
 
     def decide(
-        self, request: ExecRequest, subject: str, search_path: Sequence[str], labels: Mapping[str, str] = NO_LABELS
+        self,
+        request: ExecRequest,
+        subject: str,
+        search_path: Sequence[str],
+        labels: Mapping[str, str] = NO_LABELS,
+        address: str = "",
     ) -> Decision:
         """Decide on a request. Pure, and the same for any order of the policies.
 
@@ -345,11 +372,17 @@ class PolicySet:
             subject: SPIFFE ID of the requester.
             search_path: folders in which a program is looked for that is a bare name.
             labels: of the agent.
+            address: from which it was asked for; empty where that is not known.
         """
-        return self.explain(request, subject, search_path, labels).decision
+        return self.explain(request, subject, search_path, labels, address).decision
 
     def explain(
-        self, request: ExecRequest, subject: str, search_path: Sequence[str], labels: Mapping[str, str] = NO_LABELS
+        self,
+        request: ExecRequest,
+        subject: str,
+        search_path: Sequence[str],
+        labels: Mapping[str, str] = NO_LABELS,
+        address: str = "",
     ) -> Explanation:
         """Decide on a request as `decide` does, and say what each policy that is for it says."""
         program, shown = request.command[0], redact(request.command[:1])[0]
@@ -365,7 +398,7 @@ class PolicySet:
             why = f"no policy is for {subject} on agent {request.agent_id}"
             return Explanation(Decision(False, "", "default", why))
         denials = [denial for policy in concerned if (denial := policy.denies(request, candidates)) is not None]
-        verdicts = tuple(policy.grants(request, candidates, shown) for policy in concerned)
+        verdicts = tuple(policy.grants(request, candidates, shown, address) for policy in concerned)
         if denials:
             return Explanation(denials[0], (*denials, *verdicts))
         denied = tuple(sorted({pattern.text for policy in concerned for pattern in policy.denied}))

@@ -39,6 +39,8 @@ class Expectation(Model):
     subject: Annotated[str, Field(alias="as", min_length=1)]
     agent: Identifier
     labels: dict[str, str] = Field(default_factory=dict)
+    #: Address it is asked for from; not known if empty.
+    address: Annotated[str, Field(alias="from")] = ""
     #: A list, or a line that is split as a shell splits words.
     command: Annotated[
         tuple[str, ...], BeforeValidator(lambda value: shlex.split(value) if isinstance(value, str) else value)
@@ -115,7 +117,10 @@ def check(policies: PolicySet, expectations: tuple[Expectation, ...]) -> list[Ou
     """Decide on each."""
     return [
         Outcome(
-            expectation, policies.decide(expectation.request(), expectation.subject, SEARCH_PATH, expectation.labels)
+            expectation,
+            policies.decide(
+                expectation.request(), expectation.subject, SEARCH_PATH, expectation.labels, expectation.address
+            ),
         )
         for expectation in expectations
     ]

@@ -51,14 +51,17 @@ class Replay:
         self._labels = labels
         #: Requests that were decided on.
         self.requests = 0
-        self._seen: dict[tuple[str, str, AuditedRequest], Change | None] = {}
+        #: Whether it counts where requests come from.
+        self._by_address = old.names_networks or new.names_networks
+        self._seen: dict[tuple[str, str, AuditedRequest, str], Change | None] = {}
 
     def add(self, event: ExecAuditLog) -> None:
         """Look at an event; those that are no decision on a request say nothing here."""
         if event.request is None or event.event not in _DECISIONS:
             return
         self.requests += 1
-        key = (event.requested_by, event.agent_id, event.request)
+        address = event.client_ip if self._by_address else ""
+        key = (event.requested_by, event.agent_id, event.request, address)
         if key in self._seen:
             known = self._seen[key]
             if known is not None:
@@ -66,7 +69,7 @@ class Replay:
             return
         self._seen[key] = self._compare(*key)
 
-    def _compare(self, subject: str, agent: str, audited: AuditedRequest) -> Change | None:
+    def _compare(self, subject: str, agent: str, audited: AuditedRequest, address: str) -> Change | None:
         timeout = None if audited.timeout is None else timedelta(seconds=audited.timeout)
         try:
             request = ExecRequest(
@@ -78,7 +81,9 @@ class Replay:
             # What an older version took and this one does not is refused by both.
             return None
         labels = self._labels.get(agent, NO_LABELS)
-        decisions = [policies.decide(request, subject, SEARCH_PATH, labels) for policies in (self._old, self._new)]
+        decisions = [
+            policies.decide(request, subject, SEARCH_PATH, labels, address) for policies in (self._old, self._new)
+        ]
         before, after = map(_told, decisions)
         # Denied for another reason is denied all the same.
         if before == after or not any(decision.allowed for decision in decisions):

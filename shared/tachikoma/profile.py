@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from tachikoma.errors import ConfigurationError
 from tachikoma.models import Model, describe_validation_error
+from tachikoma.svid import IdentityPlace
 
 __all__ = ["PROFILE_VARIABLE", "Profile", "default_profile_path"]
 
@@ -32,8 +33,11 @@ class Profile(Model):
     address: str
     #: DNS name in the orchestrator's certificate; only it has one.
     server_name: str
-    #: Folder with svid.pem, svid_key.pem and svid_bundle.pem.
-    identity: Path
+    #: Folder with svid.pem, svid_key.pem and svid_bundle.pem, or unix:///path of the SPIFFE Workload API. Without one,
+    #: the Workload API that SPIFFE_ENDPOINT_SOCKET names.
+    identity: IdentityPlace | None = None
+    #: The orchestrator's trust domain, where it is not one's own.
+    trust_domain: str = ""
 
     @classmethod
     def load(cls, path: Path | None = None) -> Profile:

@@ -133,6 +133,8 @@ class WorkOrder(_Claims):
     journal: str = ""
     #: The labels of the agent that policy decided by. They came over Redis, so the agent holds them against its own.
     labels: dict[str, str] = Field(default_factory=dict)
+    #: Address it was asked for from; empty where it was not known.
+    client_ip: str = ""
     grant: Grant
     request: ExecRequest
 
@@ -145,6 +147,8 @@ class ParkedRequest(_Claims):
     jti: Identifier
     #: With the requester that was authenticated.
     request: ExecRequest
+    #: Address it was asked for from; empty where it was not known.
+    client_ip: str = ""
 
 
 class CancelOrder(_Claims):

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from threading import Lock
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
@@ -21,7 +23,10 @@ __all__ = [
     "InvalidIdentity",
     "SpiffeId",
     "TrustBundle",
+    "TrustBundles",
     "agent_id",
+    "check_trust_domain",
+    "key_digest",
     "schedule_id",
     "service_id",
     "user_id",
@@ -31,6 +36,8 @@ __all__ = [
 MAX_ID_BYTES = 2048
 #: Certificates whose verification is remembered.
 MAX_CACHED = 4096
+#: Trust domains one process federates with.
+MAX_FEDERATED = 256
 
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}")
 _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
@@ -38,6 +45,17 @@ _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
 
 class InvalidIdentity(ValueError):
     """An ID or a certificate that breaks the SPIFFE standards or is not trusted; the message says which rule."""
+
+
+def check_trust_domain(text: str) -> str:
+    """Return the name if it is one of a trust domain (SPIFFE-ID section 2.1).
+
+    Raises:
+        InvalidIdentity: it is not.
+    """
+    if not _TRUST_DOMAIN.fullmatch(text):
+        raise InvalidIdentity(f"{text[:100]!r} is not a trust domain")
+    return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +78,7 @@ class SpiffeId:
         if scheme != "spiffe" or not found:
             raise InvalidIdentity(f"{text[:100]!r} is not a SPIFFE ID: it does not begin with spiffe://")
         trust_domain, slash, path = rest.partition("/")
-        if not _TRUST_DOMAIN.fullmatch(trust_domain):
-            raise InvalidIdentity(f"{trust_domain[:100]!r} is not a trust domain")
+        check_trust_domain(trust_domain)
         if not slash or not path:
             raise InvalidIdentity(f"{text[:100]!r} has no path and so names nobody")
         for segment in path.split("/"):
@@ -142,11 +159,28 @@ def _check_leaf(leaf: x509.Certificate) -> None:
         raise InvalidIdentity("the certificate's extended key usage must allow both server and client authentication")
 
 
+def _uris(certificate: x509.Certificate) -> list[str]:
+    try:
+        names = _extensions(certificate).get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return names.get_values_for_type(x509.UniformResourceIdentifier)
+
+
+def key_digest(certificate: x509.Certificate) -> str:
+    """SHA-256 of a certificate's public key, in hexadecimal: what tells roots apart, also one that was signed anew."""
+    digest = hashes.Hash(hashes.SHA256())
+    digest.update(certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+    return digest.finalize().hex()
+
+
 @dataclass(frozen=True, slots=True)
 class _Verified:
     spiffe_id: SpiffeId
     not_before: datetime
     not_after: datetime
+    #: `key_digest` of the root at the end of the chain.
+    root: str = ""
 
     def check_time(self, now: datetime) -> None:
         if not self.not_before <= now <= self.not_after:
@@ -166,8 +200,15 @@ class TrustBundle:
     def __init__(self, trust_domain: str, roots: list[x509.Certificate]) -> None:
         if not roots:
             raise InvalidIdentity(f"the bundle of trust domain {trust_domain} holds no certificate")
+        for root in roots:
+            for uri in _uris(root):
+                scheme, _, rest = uri.partition("://")
+                # Bundles of several trust domains in one file would let each of them mint this one's IDs.
+                if scheme == "spiffe" and rest.partition("/")[0] != trust_domain:
+                    raise InvalidIdentity(f"the bundle of trust domain {trust_domain} holds a root of {uri[:300]!r}")
         self.trust_domain = trust_domain
         self.roots = tuple(roots)
+        self.pem = b"".join(root.public_bytes(Encoding.PEM) for root in roots)
         self._store = Store(roots)
         self._lock = Lock()
         self._cache: OrderedDict[bytes, _Verified] = OrderedDict()
@@ -180,7 +221,18 @@ class TrustBundle:
         Raises:
             InvalidIdentity: a check failed; the message says which.
         """
-        now = at or datetime.now(UTC)
+        return self._known(leaf, intermediates, at or datetime.now(UTC)).spiffe_id
+
+    def verify_until(self, leaf: x509.Certificate, intermediates: list[x509.Certificate]) -> tuple[SpiffeId, datetime]:
+        """As `verify`; and when it will be refused: at the first end in its chain, root included."""
+        known = self._known(leaf, intermediates, datetime.now(UTC))
+        return known.spiffe_id, known.not_after
+
+    def root_of(self, leaf: x509.Certificate, intermediates: list[x509.Certificate]) -> str:
+        """`key_digest` of the root that vouches for a certificate. Raises as `verify`."""
+        return self._known(leaf, intermediates, datetime.now(UTC)).root
+
+    def _known(self, leaf: x509.Certificate, intermediates: list[x509.Certificate], now: datetime) -> _Verified:
         digest = hashes.Hash(hashes.SHA256())
         for certificate in (leaf, *intermediates):
             digest.update(certificate.fingerprint(hashes.SHA256()))
@@ -196,7 +248,7 @@ class TrustBundle:
                 while len(self._cache) > MAX_CACHED:
                     self._cache.popitem(last=False)
         known.check_time(now)
-        return known.spiffe_id
+        return known
 
     def _verify(self, leaf: x509.Certificate, intermediates: list[x509.Certificate], now: datetime) -> _Verified:
         spiffe_id = id_of(leaf)
@@ -215,4 +267,68 @@ class TrustBundle:
             spiffe_id,
             max(certificate.not_valid_before_utc for certificate in chain),
             min(certificate.not_valid_after_utc for certificate in chain),
+            key_digest(chain[-1]),
         )
+
+
+class TrustBundles:
+    """The bundles of one's own trust domain and of those it federates with.
+
+    A certificate is verified against the bundle of its ID's own trust domain and no other, so no federated domain can
+    name anybody of another.
+    """
+
+    def __init__(self, own: TrustBundle, federated: Mapping[str, TrustBundle] | None = None) -> None:
+        """Put bundles together; the federated ones by their trust domain.
+
+        Raises:
+            InvalidIdentity: there are too many, or one of them is of the own trust domain.
+        """
+        federated = federated or {}
+        if len(federated) > MAX_FEDERATED:
+            raise InvalidIdentity(f"there are {len(federated)} federated bundles; at most {MAX_FEDERATED} are taken")
+        if own.trust_domain in federated:
+            raise InvalidIdentity(f"a federated bundle is of {own.trust_domain}, which is the own trust domain")
+        self.own = own
+        self._bundles = {own.trust_domain: own, **federated}
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the same roots are trusted for the same trust domains."""
+        if not isinstance(other, TrustBundles):
+            return NotImplemented
+        mine, others = self._bundles, other._bundles
+        return mine.keys() == others.keys() and all(mine[name].pem == others[name].pem for name in mine)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __iter__(self) -> Iterator[TrustBundle]:
+        """The own bundle first."""
+        return iter(self._bundles.values())
+
+    def of(self, trust_domain: str) -> TrustBundle:
+        """The bundle of a trust domain.
+
+        Raises:
+            InvalidIdentity: there is none.
+        """
+        bundle = self._bundles.get(trust_domain)
+        if bundle is None:
+            raise InvalidIdentity(f"there is no bundle of trust domain {trust_domain}; it is not federated with")
+        return bundle
+
+    def verify(self, leaf: x509.Certificate, intermediates: list[x509.Certificate]) -> SpiffeId:
+        """The SPIFFE ID of a certificate, verified against the bundle of that ID's trust domain.
+
+        Raises:
+            InvalidIdentity: a check failed; the message says which.
+        """
+        return self.of(id_of(leaf).trust_domain).verify(leaf, intermediates)
+
+    def verify_until(self, leaf: x509.Certificate, intermediates: list[x509.Certificate]) -> tuple[SpiffeId, datetime]:
+        """As `verify`; and when it will be refused."""
+        return self.of(id_of(leaf).trust_domain).verify_until(leaf, intermediates)
+
+    @property
+    def pem(self) -> bytes:
+        """All roots. For TLS, which cannot tell trust domains apart; what it let in is to be verified again."""
+        return b"".join(bundle.pem for bundle in self)

@@ -22,6 +22,7 @@ from tachikoma.errors import InvalidRequest, ServerError, TachikomaError, Unauth
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.models import (
     AgentInfo,
+    AgentTrust,
     Approval,
     AuditedRequest,
     CancelOutcome,
@@ -336,7 +337,16 @@ def cancel_from_pb(message: pb.CancelResponse) -> CancelResponse:
 
 
 def agent_to_pb(value: AgentInfo) -> pb.Agent:
-    return pb.Agent(**{**value.model_dump(by_alias=False), "last_seen": timestamp_to_pb(value.last_seen)})
+    trust = None
+    if value.trust is not None:
+        trust = pb.AgentTrust(
+            spiffe_id=value.trust.spiffe_id,
+            expires=timestamp_to_pb(value.trust.expires),
+            root=bytes.fromhex(value.trust.root),
+            bundle=[bytes.fromhex(digest) for digest in value.trust.bundle],
+        )
+    fields = value.model_dump(by_alias=False)
+    return pb.Agent(**{**fields, "last_seen": timestamp_to_pb(value.last_seen), "trust": trust})
 
 
 def agent_from_pb(message: pb.Agent) -> AgentInfo:
@@ -357,6 +367,14 @@ def agent_from_pb(message: pb.Agent) -> AgentInfo:
         draining=message.draining,
         drained_by=message.drained_by,
         drain_reason=message.drain_reason,
+        trust=AgentTrust(
+            spiffe_id=message.trust.spiffe_id,
+            expires=_datetime(message.trust.expires),
+            root=message.trust.root.hex(),
+            bundle=tuple(digest.hex() for digest in message.trust.bundle),
+        )
+        if message.HasField("trust")
+        else None,
     )
 
 

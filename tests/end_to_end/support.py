@@ -15,6 +15,8 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+from redis import Redis
+from redis.exceptions import RedisError
 
 from tachikoma import ExecRequest
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack, own_user
@@ -127,3 +129,15 @@ def prepare(data: Path) -> Path:
     user = user_id(TRUST_DOMAIN, own_user())
     (data / "policy.yaml").write_text(POLICY.format(user=user))
     return data
+
+
+def nothing_denied(stack: Stack) -> None:
+    """Fail when Redis denied something to a part. Says nothing of a stack whose Redis is gone."""
+    if not stack.redis.alive:
+        return
+    with Redis(unix_socket_path=str(stack.socket)) as redis:
+        try:
+            denials = redis.acl_log()
+        except RedisError:
+            return
+    assert denials == []

@@ -14,6 +14,7 @@ import redis as redis_py
 from support import plain_channel, prepare, request, wait_until
 
 from tachikoma import (
+    AgentDraining,
     AgentOffline,
     AgentUnknown,
     AlreadyExists,
@@ -32,6 +33,7 @@ from tachikoma import (
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
+from tachikoma.output import FIELD, STDOUT, Frame, entry_id
 from tachikoma.spiffe import user_id
 from tachikoma_orchestrator.audit import parse
 
@@ -344,6 +346,24 @@ def a_broken_edit(world: World) -> None:
     world.stack.policy.write_text(good + "# edited\n")
 
 
+@leaves("agent_drained", "refused", "agent_resumed")
+def an_agent_that_is_drained_and_resumed(world: World) -> None:
+    world.root.drain_agent(FRAGILE, "maintenance")
+    with pytest.raises(AgentDraining):
+        world.root.execute(request("true", agent_id=FRAGILE))
+    world.root.resume_agent(FRAGILE)
+
+
+@leaves("admitted", "dispatched", "started", "succeeded", "output_altered")
+def output_that_somebody_changed(world: World) -> None:
+    exec_id = world.root.execute(request("echo", "true")).id
+    key = keys.output("agent-1", exec_id)
+    world.redis.delete(key)
+    world.redis.xadd(key, {FIELD: Frame(STDOUT, 1, 0, 1, b"lies\n").encode()}, id=entry_id(1))
+    with pytest.raises(OutputAltered):
+        list(world.root.attach(exec_id))
+
+
 @leaves("agent_left", "refused", "agent_joined")
 def an_agent_that_goes_and_comes(world: World) -> None:
     agent = world.stack.agents[FRAGILE]
@@ -357,8 +377,8 @@ def an_agent_that_goes_and_comes(world: World) -> None:
 
 @leaves("agent_drained", "agent_resumed")
 def a_drained_agent(world: World) -> None:
-    world.root.drain(FRAGILE, "repairs")
-    world.root.resume(FRAGILE)
+    world.root.drain_agent(FRAGILE, "repairs")
+    world.root.resume_agent(FRAGILE)
 
 
 DECISIONS = {"admitted", "approval_requested", "denied", "limited", "refused"}

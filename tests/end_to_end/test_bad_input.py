@@ -133,7 +133,7 @@ def test_a_queue_timeout_ends_expired_and_never_starts(tmp_path: Path, redis_ser
 
     environment = {
         "TACHIKOMA_SLOTS": "1",
-        "TACHIKOMA_RATE_LIMIT": '{"queueTimeout": "1s"}',
+        "TACHIKOMA_RATE_LIMIT": '{"queueTimeout": "2s"}',
         "TACHIKOMA_SWEEP": "0.2s",
     }
     go, mark = tmp_path / "go", tmp_path / "mark"
@@ -190,7 +190,7 @@ def test_policy_check_tells_each_mistake_with_its_place(cli: Cli, tmp_path: Path
         "or 250ms",
         f"{file}:6:5: policies[0].wrong: unknown field; known are name, subjects, agents, allowedCommands, "
         "deniedCommands, allowInterpreters, allowedUsers, allowedWorkDirs, allowedEnvironment, approvers, "
-        "approvalTimeout, rateLimit, limits, capabilities, executableSha256, killGrace, maxTimeout, "
+        "approvalTimeout, rateLimit, limits, output, capabilities, executableSha256, killGrace, maxTimeout, "
         "requireApproval, allowInteractive, allowTty",
     ]
     file.write_text("policies: []\n")

@@ -121,6 +121,13 @@ def test_nobody_asks_in_the_name_of_another(stack: Stack, client: Client) -> Non
     assert event.requested_by == str(user_id(TRUST_DOMAIN, "mallory"))
 
 
+def test_nobody_but_a_proxy_says_where_a_call_comes_from(channel: grpc.Channel, client: Client) -> None:
+    wanted = request("true")
+    metadata = (("x-forwarded-for", "198.51.100.9"),)
+    RemoteExecutionStub(channel).Execute(wire.request_to_pb(wanted), metadata=metadata)
+    assert {event.client_ip for event in client.audit(exec_id=wanted.id) if event.event == "admitted"} == {"127.0.0.1"}
+
+
 def test_only_operators_read_the_audit_trail(stack: Stack) -> None:
     with (
         Client(stack.issue(user_id(TRUST_DOMAIN, "mallory"))) as mallory,

@@ -98,6 +98,17 @@ class World(Stack):
         address = self.address if name == "orchestrator" else self._at(name)
         return self.profile().model_copy(update={"address": address})
 
+    def all_ready(self) -> bool:
+        """Whether every orchestrator answers and every agent is online."""
+        for name in self.orchestrators:
+            try:
+                with Client(self.profile_of(name)) as client:
+                    if {agent.id for agent in client.agents() if agent.online} != set(self.agent_ids):
+                        return False
+            except Unavailable:
+                return False
+        return True
+
     # --- faults -------------------------------------------------------------------------------------------------------
 
     def pid(self, name: str) -> int:
@@ -313,7 +324,7 @@ class Observer:
         found: list[str] = []
         for job in self._jobs:
             found += self._check_one(job, states[job.id], forgot)
-        wait_until(lambda: not self._left_on_agents(), f"nothing is left on the agents: {self._left_on_agents()}")
+        self._wait_until_nothing_is_left()
         found += self._left_in_redis()
         assert not found, "\n".join(found)
         if not forgot:
@@ -352,6 +363,19 @@ class Observer:
             if numbers != list(range(1, int(record[b"chunks"]) + 1)):
                 found.append(f"{job.id} has the chunks {numbers}, and its receipt says {record[b'chunks']!r}")
         return found
+
+    def _wait_until_nothing_is_left(self) -> None:
+        left: list[str] = []
+
+        def nothing() -> bool:
+            left[:] = self._left_on_agents()
+            return not left
+
+        try:
+            wait_until(nothing, "nothing is left on the agents")
+        except BaseException:
+            print("left:", *left, sep="\n")
+            raise
 
     # --- leftovers ----------------------------------------------------------------------------------------------------
 

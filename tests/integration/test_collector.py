@@ -7,7 +7,7 @@ import base64
 import hashlib
 import json
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -270,3 +270,34 @@ async def test_an_end_without_a_receipt_says_nothing_of_exit_code_and_output(sta
     assert (response.state, response.exit_code, response.signal, response.kill) == (ExecState.LOST, -1, 0, None)
     assert (response.stdout_summary.total_bytes, response.error) == (0, "its agent is gone")
     assert (await stand.evidence.status(record)).exit_code == -1
+
+
+# --- certificates that end --------------------------------------------------------------------------------------------
+
+
+def ended(stand: Stand, folder: Path) -> None:
+    """Give the agent a certificate that ended a minute ago."""
+    authority = DevelopmentCA(folder / "ca", DOMAIN)
+    end = datetime.now(UTC) - timedelta(minutes=1)
+    authority.issue(
+        agent_id(DOMAIN, AGENT), folder / "ended", not_before=end - timedelta(hours=1), lifetime=timedelta(hours=1)
+    )
+    stand.identities[AGENT] = FileSvidSource(folder / "ended")
+
+
+async def test_a_receipt_that_was_not_read_in_time_outlives_its_certificate(stand: Stand, tmp_path: Path) -> None:
+    """No orchestrator was there while its agent got another certificate."""
+    ended(stand, tmp_path)
+    await stand.redis.hset(keys.execution(EXEC), "admitted_ms", int((time.time() - 600) * 1000))
+    signed = stand.receipt(iat=int(time.time()) - 300)
+    assert await stand.collector.fold(AGENT, EXEC, stand.result(signed))
+    assert await stand.state() is ExecState.SUCCEEDED
+
+
+@pytest.mark.parametrize("ago", [30, 300], ids=["after its end", "before the request"])
+async def test_who_has_the_key_of_a_certificate_that_has_ended_forges_no_receipt(
+    stand: Stand, tmp_path: Path, ago: int
+) -> None:
+    ended(stand, tmp_path)
+    assert not await stand.collector.fold(AGENT, EXEC, stand.result(stand.receipt(iat=int(time.time()) - ago)))
+    assert await stand.state() is ExecState.QUEUED

@@ -13,7 +13,7 @@ import pytest
 from chunks import append
 from tachikoma import keys
 from tachikoma.models import ExecOutput, ExecResponse, ExecState, OutputKind
-from tachikoma.output import FIELD, STDERR, STDOUT, Frame, entry_id
+from tachikoma.output import FIELD, STDERR, STDOUT, Frame, entry_id, sequence_of
 from tachikoma.redis_access import Redis
 from tachikoma_orchestrator import follow
 from tachikoma_orchestrator import subscriber as subscriber_module
@@ -210,7 +210,7 @@ async def test_frames_published_twice_are_seen_once(redis: Redis, subscriptions:
             offset = log._offset
             await append(log, [(kind, data)])
             if number % 5 == 0:
-                await log._send([Frame(kind, number, offset, 1, data)], "0-1")
+                await log._send([Frame(kind, number, offset, 1, data)], [])
         await until(lambda: len(reader.seen) == len(written), "all came")
         is_exactly(await reader.finish(), written)
 
@@ -333,40 +333,40 @@ def gaps(seen: list[ExecOutput]) -> list[tuple[int, int]]:
     return [(at, output.missing_bytes) for at, output in enumerate(seen) if output.kind is OutputKind.GAP]
 
 
-async def test_a_gap_is_told_where_the_log_was_trimmed_with_its_exact_size(redis: Redis, subscriptions: Redis) -> None:
+async def cut(redis: Redis, written: list[tuple[int, bytes]]) -> tuple[int, int, int]:
+    """What was cut out of the middle of a log: number before it, number behind it, and its bytes."""
+    numbers = [sequence_of(entry) for entry, _ in await redis.xrange(KEY)]
+    before = next(place for place, number in enumerate(numbers, 1) if number != place) - 1
+    behind = numbers[before]
+    assert 0 < before < behind - 1
+    return before, behind, sum(len(data) for _, data in written[before : behind - 1])
+
+
+async def test_a_gap_is_told_where_the_log_was_cut_with_its_exact_size(redis: Redis, subscriptions: Redis) -> None:
     written = chunks(100)
     await append_all(new_log(redis, log_bytes=20_000), written)
-    held = await redis.xlen(KEY)
-    assert 0 < held < 100
-    lost = sum(len(data) for _, data in written[:-held])
-    async with reading(redis, subscriptions) as reader:
-        seen = await reader.finish()
-        assert gaps(seen) == [(0, lost)]
-        assert seen[0].seq == 0
-        is_exactly(seen[1:], written, first=100 - held + 1)
-        assert reader.follower.missing_at_end(sum(len(data) for _, data in written)) == 0
+    before, behind, lost = await cut(redis, written)
+    for after_seq in (0, 1, before):
+        async with reading(redis, subscriptions, after_seq=after_seq) as reader:
+            seen = await reader.finish()
+            place = before - after_seq
+            if after_seq < before:
+                assert gaps(seen) == [(place, lost)]
+                assert seen[place].seq == before
+            else:
+                # It does not say where it was in bytes, so what is told is a bound.
+                [(_, missing)] = gaps(seen)
+                assert lost <= missing <= lost + sum(len(data) for _, data in written[:before])
+            is_exactly(seen[place + 1 :], written, first=behind)
+            assert reader.follower.missing_at_end(sum(len(data) for _, data in written)) == 0
 
 
-async def test_a_reader_that_comes_back_too_late_is_told_of_a_gap(redis: Redis, subscriptions: Redis) -> None:
+async def test_a_reader_that_was_beyond_what_is_cut_is_told_of_no_gap(redis: Redis, subscriptions: Redis) -> None:
     written = chunks(100)
     await append_all(new_log(redis, log_bytes=20_000), written)
-    held = await redis.xlen(KEY)
-    lost = sum(len(data) for _, data in written[:-held])
-    async with reading(redis, subscriptions, after_seq=5) as reader:
-        seen = await reader.finish()
-        [(place, missing)] = gaps(seen)
-        # It does not say where it was in bytes, so what is told is a bound.
-        assert place == 0
-        assert lost - sum(len(data) for _, data in written[:5]) <= missing <= lost
-        is_exactly(seen[1:], written, first=100 - held + 1)
-
-
-async def test_a_reader_that_comes_back_in_time_is_told_of_none(redis: Redis, subscriptions: Redis) -> None:
-    written = chunks(100)
-    await append_all(new_log(redis, log_bytes=20_000), written)
-    first = 100 - await redis.xlen(KEY) + 1
-    async with reading(redis, subscriptions, after_seq=first - 1) as reader:
-        is_exactly(await reader.finish(), written, first=first)
+    _, behind, _ = await cut(redis, written)
+    async with reading(redis, subscriptions, after_seq=behind - 1) as reader:
+        is_exactly(await reader.finish(), written, first=behind)
 
 
 async def test_a_reader_that_falls_behind_the_log_is_told_how_much_it_lost(

@@ -11,7 +11,7 @@ import pytest
 
 from tachikoma import keys
 from tachikoma.heartbeat import LEASE_SECONDS, Heartbeat
-from tachikoma.redis_access import Redis
+from tachikoma.redis_access import Redis, RedisAccess
 from tachikoma_worker import lease as module
 from tachikoma_worker.lease import Lease
 from tachikoma_worker.settings import WorkerSettings
@@ -37,7 +37,7 @@ async def test_work_that_never_yields_does_not_keep_it_waiting(
         threads.append(threading.get_ident())
         return BEAT
 
-    lease = Lease(settings, describe)
+    lease = Lease(settings, RedisAccess(settings.redis_url), describe)
     lease.start()
     # This loop and its thread do nothing else meanwhile, as an engine that is stuck in its work.
     spins = 0
@@ -56,7 +56,7 @@ async def test_it_is_taken_up_again_when_redis_has_lost_it(
 ) -> None:
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.01)
     beats: list[Heartbeat] = []
-    lease = Lease(settings, lambda: beats.append(BEAT) or BEAT)  # type: ignore[func-returns-value]
+    lease = Lease(settings, RedisAccess(settings.redis_url), lambda: beats.append(BEAT) or BEAT)  # type: ignore[func-returns-value]
     lease.start()
     try:
         await until(lambda: beats, "it is held")

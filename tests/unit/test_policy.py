@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Sequence
 from datetime import timedelta
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,57 @@ def decide(entry: PolicySet | dict[str, Any], *command: str, subject: str = ALIC
     chosen = entry if isinstance(entry, PolicySet) else policies(entry)
     request = ExecRequest(**{"agent_id": "web-1", "command": command, "timeout": "1m", **values})
     return chosen.decide(request, subject, SEARCH)
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+NETWORKS = {"allowedCommands": ["/bin/true"], "allowedNetworks": ["10.0.0.0/8", "192.0.2.7", "2001:db8::/32"]}
+
+
+def decide_from(entry: PolicySet | dict[str, Any], address: str) -> Decision:
+    chosen = entry if isinstance(entry, PolicySet) else policies(entry)
+    request = ExecRequest(agent_id="web-1", command=("/bin/true",))
+    return chosen.decide(request, ALICE, SEARCH, address=address)
+
+
+@pytest.mark.parametrize("address", ["10.0.0.0", "10.255.255.255", "192.0.2.7", "2001:db8::1"])
+def test_a_request_from_an_allowed_network_is_allowed(address: str) -> None:
+    assert decide_from(NETWORKS, address).allowed
+
+
+@pytest.mark.parametrize("address", ["9.255.255.255", "11.0.0.0", "192.0.2.8", "2001:db9::1", "::ffff:10.0.0.1", "::"])
+def test_a_request_from_another_network_is_denied_by_that_rule(address: str) -> None:
+    decision = decide_from(NETWORKS, address)
+    assert (decision.allowed, decision.rule) == (False, "allowedNetworks")
+    assert decision.reason == f"policy p0 does not allow requests from {address}"
+
+
+@pytest.mark.parametrize("address", ["", "unknown", "10.0.0.1:80", "10.0.0.1\n", " 10.0.0.1", "010.0.0.1", "10.1"])
+def test_an_address_that_is_not_known_is_in_no_network(address: str) -> None:
+    assert decide_from(NETWORKS, address).rule == "allowedNetworks"
+    assert decide_from({"allowedCommands": ["/bin/true"]}, address).allowed
+
+
+def test_one_policy_must_allow_network_and_command_together() -> None:
+    here, there = {**NETWORKS, "allowedCommands": ["/bin/false"]}, {**NETWORKS, "allowedNetworks": ["198.51.100.0/24"]}
+    assert decide_from(policies(here, there), "10.0.0.1").rule == "allowedNetworks"
+    assert decide_from(policies(here, there), "198.51.100.1").allowed
+
+
+def test_a_denied_command_is_denied_from_everywhere() -> None:
+    chosen = policies(NETWORKS, {"allowedNetworks": ["198.51.100.0/24"], "deniedCommands": ["/bin/true"]})
+    assert decide_from(chosen, "10.0.0.1").rule == "deniedCommands: /bin/true"
+
+
+@given(
+    st.ip_addresses(), st.ip_addresses().flatmap(lambda ip: st.tuples(st.just(ip), st.integers(0, ip.max_prefixlen)))
+)
+def test_a_network_means_its_addresses_and_no_other(address: Any, chosen: tuple[Any, int]) -> None:
+    network = ip_network(chosen, strict=False)
+    entry = {"allowedCommands": ["/bin/true"], "allowedNetworks": [str(network)]}
+    assert decide_from(entry, str(address)).allowed == (address in network)
+    assert decide_from(entry, str(chosen[0])).allowed
 
 
 # --- default deny -----------------------------------------------------------------------------------------------------
@@ -607,6 +659,14 @@ def test_an_empty_list_of_policies_is_a_file_that_allows_nothing() -> None:
         (GOOD.replace('agents: ["web-*"]', "agents: []"), "p:5:5: policies[0].agents:"),
         (GOOD.replace('agents: ["web-*"]', "agents: web"), "p:5:5: policies[0].agents:"),
         (GOOD.replace('    agents: ["web-*"]\n', ""), "p:3:5: policies[0].agents: is missing"),
+        (
+            GOOD.replace("    maxTimeout: 5m", "    allowedNetworks:\n      - 10.0.0.0/8\n      - 10.1.2.3/8"),
+            "p:11:9: policies[0].allowedNetworks[1]: '10.1.2.3/8' is an address in a network; write 10.0.0.0/8",
+        ),
+        (
+            GOOD.replace("maxTimeout: 5m", "allowedNetworks: [here]"),
+            "p:9:23: policies[0].allowedNetworks[0]: 'here' is not a network",
+        ),
         (GOOD.replace("- /usr/bin/uptime", "- 5"), "p:8:9: policies[0].allowedCommands[1]:"),
         # patterns
         (GOOD.replace("- /usr/bin/uptime", "- uptime"), "p:8:9: policies[0].allowedCommands[1]: 'uptime': the"),

@@ -94,6 +94,7 @@ def test_a_folder_is_watched(tmp_path: Path, file: Path) -> None:
         ("{allowedCommands: ['/bin/sh ...'], allowInterpreters: true}", "runs whatever it is told to"),
         ("{allowedCommands: ['/bin/x stop a'], deniedCommands: [x stop]}", "can never grant it: deniedCommands covers"),
         ("{allowedCommands: [/bin/x], executableSha256: {/bin/y: []}}", "pins /bin/y, which no entry"),
+        ("{allowedCommands: [/bin/x], allowedNetworks: [10.0.0.0/8, '::/0']}", "names every address"),
         ("{allowedCommands: [/bin/x], capabilities: [CAP_CHOWN]}", "only for root"),
     ],
 )
@@ -171,6 +172,24 @@ def test_wrong_selectors_are_told(tmp_path: Path, selector: str) -> None:
     path.write_text(WEB.replace('"web-*"', f'"{selector}"'))
     with pytest.raises(ConfigurationError, match=r"p\.yaml:4:14: policies\[0\]\.agents\[0\]: "):
         PolicySet.load(path)
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+def test_explanations_and_expectations_know_from_where(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    rules = "allowedCommands: [/bin/x], allowedNetworks: [10.0.0.0/8]"
+    path.write_text(f"policies:\n  - {{name: p, subjects: ['{ALICE}'], agents: ['*'], {rules}}}\n")
+    for given, code in ((("--from", "10.1.2.3"), 0), (("--from", "11.1.2.3"), 1), ((), 1)):
+        explained = run("explain", "--policy", str(path), "--as", ALICE, *given, "web-1", "/bin/x")
+        assert explained[0] == code
+        assert code == 0 or "allowedNetworks (policy p does not allow requests from " in explained[1]
+    wanted = f"{{as: '{ALICE}', agent: web-1, command: /bin/x"
+    path.with_suffix(".test.yaml").write_text(
+        f"tests:\n  - {wanted}, from: 10.1.2.3, expect: allow}}\n  - {wanted}, expect: deny, rule: allowedNetworks}}\n"
+    )
+    assert run("test", str(path)) == (0, "2 of 2 as expected\n", "")
 
 
 # --- expectations -----------------------------------------------------------------------------------------------------

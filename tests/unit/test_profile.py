@@ -62,7 +62,7 @@ def test_a_missing_profile_is_told_with_its_path_and_what_to_do(tmp_path: Path) 
         (b"{", "JSON"),
         (b"[]", "object"),
         (b"{}", "address"),
-        (b'{"address": "x:1", "serverName": "s"}', "identity"),
+        (b'{"address": "x:1", "identity": "/i"}', "serverName"),
         (b'{"address": "x:1", "serverName": "s", "identity": "/i", "adress": 1}', "adress"),
         (b'{"address": 1, "serverName": "s", "identity": "/i"}', "address"),
     ],

@@ -432,6 +432,18 @@ def test_claims_out_of_bounds_are_refused_though_well_signed(
 # --- messages that are kept -------------------------------------------------------------------------------------------
 
 
+def test_a_kept_message_does_not_outlive_the_root_that_vouched_for_its_signer(
+    authority: Any, new_authority: Any, svid: Svid
+) -> None:
+    """A root is removed because nothing of it is to be believed any more, whenever it says that it was signed."""
+    new = new_authority().certificate
+    token = sign(svid, parked())
+    both = TrustBundle(DOMAIN, [authority.certificate, new])
+    assert verify(token, ParkedRequest, both, ISSUER, kept=True) == parked()
+    with pytest.raises(InvalidSignature, match="nobody we trust"):
+        verify(token, ParkedRequest, TrustBundle(DOMAIN, [new]), ISSUER, kept=True)
+
+
 def test_a_kept_message_outlives_its_signers_certificate(authority: Any, bundle: TrustBundle) -> None:
     begin, end = datetime.now(UTC) - timedelta(days=2), datetime.now(UTC) - timedelta(days=1)
     svid = authority.svid(ORCHESTRATOR, begin=begin, end=end)

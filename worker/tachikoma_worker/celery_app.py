@@ -23,9 +23,12 @@ __all__ = ["make_app", "make_worker"]
 def make_app(settings: WorkerSettings, engine: Engine) -> Celery:
     """The application of one agent."""
     agent = settings.agent_id
+    access = engine.access
     transport.install()
-    app = Celery("tachikoma", broker=celery_url(settings.redis_url), set_as_current=True)
+    app = Celery("tachikoma", broker=celery_url(access.url), set_as_current=True)
     app.conf.update(
+        # Only says that there is TLS; how is said by the connection options below.
+        broker_use_ssl={} if access.tls is None else {"ssl_cert_reqs": "required"},
         # Nothing but JSON is ever decoded.
         accept_content=["json"],
         task_serializer="json",
@@ -55,6 +58,7 @@ def make_app(settings: WorkerSettings, engine: Engine) -> Celery:
             "socket_timeout": settings.poll.total_seconds() + 10,
             "health_check_interval": 25,
             "client_name": f"agent-{agent}-celery",
+            "connection_options": access.connection_options,
         },
         task_queues=[Queue(keys.queue(agent), routing_key=keys.queue(agent))],
         task_default_queue=keys.queue(agent),

@@ -54,7 +54,7 @@ def _settings(**given: Any) -> WorkerSettings:
 def run(
     agent_id: Annotated[str | None, typer.Option(help="The agent this worker is.")] = None,
     redis_url: Annotated[str | None, typer.Option(help="redis://, rediss:// or unix:///path")] = None,
-    identity: Annotated[Path | None, typer.Option(help="Folder with the agent's X.509-SVID.")] = None,
+    identity: Annotated[str | None, typer.Option(help="Folder with the agent's X.509-SVID, or unix:///path.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder for the journal; keep it.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="name=value; may be repeated.")] = None,
     slots: Annotated[int | None, typer.Option(help="Commands that run at once.")] = None,
@@ -114,7 +114,7 @@ def run_spawner(
 ) -> None:
     """Prepare the agent's cgroups for the worker's user and run the spawner. As root, under a service manager."""
     settings = _settings(
-        agent_id=agent_id, redis_url="unix:///", identity=Path(), data=Path(), cgroup=cgroup,
+        agent_id=agent_id, redis_url="unix:///", data=Path(), cgroup=cgroup,
         cgroup_name=cgroup_name, capabilities=tuple(capability or ()),
     )  # fmt: skip
     try:

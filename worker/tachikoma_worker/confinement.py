@@ -123,7 +123,7 @@ def narrowed(order: WorkOrder, policies: PolicySet, labels: Mapping[str, str]) -
     """
     folders = [posixpath.dirname(executable.path) for executable in order.grant.executables]
     try:
-        local = policies.decide(order.request, order.sub, folders, labels)
+        local = policies.decide(order.request, order.sub, folders, labels, order.client_ip)
         grant = narrow(order.grant, local)
     except PermissionDenied as error:
         raise Refused(str(error)) from None

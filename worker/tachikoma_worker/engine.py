@@ -23,12 +23,12 @@ from redis.exceptions import RedisError
 from tachikoma import keys
 from tachikoma.aio import cancel_all
 from tachikoma.errors import ConfigurationError
-from tachikoma.heartbeat import Heartbeat
+from tachikoma.heartbeat import MAX_ROOTS, Heartbeat, Trust
 from tachikoma.models import capability_mask
 from tachikoma.policy import PolicyWatch
 from tachikoma.redis_access import Redis, connect
-from tachikoma.spiffe import InvalidIdentity, agent_id
-from tachikoma.svid import FileSvidSource
+from tachikoma.spiffe import InvalidIdentity, agent_id, key_digest
+from tachikoma.svid import Svid, open_identity
 from tachikoma_worker import VERSION
 from tachikoma_worker.cgroups import Hierarchy, detect
 from tachikoma_worker.confinement import user_name
@@ -60,6 +60,20 @@ def _warnings(cgroups: Hierarchy, spawner: Spawner) -> tuple[str, ...]:
         found.append(f"commands run as {user_name(spawner.uid)} only, with its rights: the spawner is not root")
         found.append(f"programs that belong to {user_name(spawner.uid)} are executed as if root had put them there")
     return tuple(found)
+
+
+def _trust(svid: Svid) -> Trust:
+    """What the agent says of its identity."""
+    try:
+        root = svid.bundle.root_of(svid.chain[0], list(svid.chain[1:]))
+    except InvalidIdentity:
+        root = ""
+    return Trust(
+        spiffe_id=str(svid.spiffe_id),
+        expires_ms=int(svid.not_after.timestamp() * 1000),
+        root=root,
+        bundle=tuple(key_digest(certificate) for certificate in svid.bundle.roots[:MAX_ROOTS]),
+    )
 
 
 def _connect(settings: WorkerSettings) -> Spawner:
@@ -112,7 +126,7 @@ class Engine:
             ConfigurationError: one of them cannot be used, or the identity is another agent's.
         """
         self._settings = settings
-        identity = FileSvidSource(settings.identity)
+        identity = open_identity(settings.identity)
         svid = identity.current()
         try:
             svid.verify()
@@ -120,7 +134,8 @@ class Engine:
             raise ConfigurationError(f"the agent's identity cannot be used: {error}") from error
         expected = agent_id(svid.spiffe_id.trust_domain, settings.agent_id)
         if svid.spiffe_id != expected:
-            raise ConfigurationError(f"the identity in {settings.identity} is {svid.spiffe_id}, not {expected}")
+            raise ConfigurationError(f"the identity in {identity.place} is {svid.spiffe_id}, not {expected}")
+        self.access = access = settings.redis(identity)
         journal = Journal(settings.data)
         self._spools = settings.data / SPOOL
         self._spools.mkdir(exist_ok=True, mode=0o700)
@@ -133,7 +148,7 @@ class Engine:
             log.warning("agent.warning", warning=warning)
         self._context = Context(
             settings=settings,
-            redis=connect(settings.redis_url, name=f"agent-{settings.agent_id}"),
+            redis=connect(access, name=f"agent-{settings.agent_id}"),
             journal=journal,
             spawner=spawner,
             cgroups=cgroups,
@@ -143,9 +158,9 @@ class Engine:
             host=host_boot(),
             behind=self._behind,
         )
-        self._subscriptions = connect(settings.redis_url, name=f"agent-{settings.agent_id}-control", max_connections=2)
+        self._subscriptions = connect(access, name=f"agent-{settings.agent_id}-control", max_connections=2)
         self._run = secrets.token_hex(8)
-        self._lease = Lease(settings, self._heartbeat)
+        self._lease = Lease(settings, access, self._heartbeat)
         self._running: dict[str, Execution] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._background: list[asyncio.Task[None]] = []
@@ -185,6 +200,7 @@ class Engine:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(DELIVER_SECONDS)
         self._context.journal.close()
+        self._context.identity.close()
 
     # --- in the engine's thread ---------------------------------------------------------------------------------------
 
@@ -320,6 +336,7 @@ class Engine:
             memory_used=psutil.virtual_memory().percent / 100,
             disk_used=psutil.disk_usage(str(self._settings.data)).percent / 100,
             warnings=self._warnings,
+            trust=_trust(self._context.identity.current()),
         )
 
     # --- policy -------------------------------------------------------------------------------------------------------

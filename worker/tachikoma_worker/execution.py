@@ -1,6 +1,6 @@
 """One execution, from a signed order to a signed receipt, in the order in which it happens.
 
-verify → claim in Redis and journal, and beside it check and prepare what is to run → spool → start → pump and wait for
+verify → claim in journal and Redis, and beside it check and prepare what is to run → spool → start → pump and wait for
 exit, timeout, cancel or shutdown → kill what is left → receipt. What an order asks for is taken from inside the
 verified order and from nowhere else. A worker that was started again goes on from the spool (`Execution.resume`).
 """
@@ -32,7 +32,7 @@ from tachikoma.policy import PolicyWatch
 from tachikoma.redis_access import Redis, wrong_type
 from tachikoma.signed import CancelOrder, InvalidSignature, OutputDigest, Receipt, WorkOrder, sign, verify
 from tachikoma.spiffe import InvalidIdentity, agent_id, service_id
-from tachikoma.svid import FileSvidSource
+from tachikoma.svid import SvidSource
 from tachikoma_worker.cgroups import Cgroup, Hierarchy
 from tachikoma_worker.confinement import CannotExecute, Prepared, Refused, narrowed, prepare, start
 from tachikoma_worker.excerpt import Excerpt
@@ -86,7 +86,7 @@ class Context:
     cgroups: Hierarchy
     #: The agent's own, which can only take away.
     local_policy: PolicyWatch | None
-    identity: FileSvidSource
+    identity: SvidSource
     #: Names the agent's journal; the value of its claims.
     boot: str
     #: This run of the host.
@@ -248,22 +248,20 @@ class Execution:
         Raises:
             JournalError: the claim cannot be made safe on disk.
         """
-        in_redis, on_disk = await asyncio.gather(
-            self._claim_in_redis(),
-            self._context.journal.claim(self.exec_id, self._order_sha256),
-            return_exceptions=True,
-        )
-        if isinstance(in_redis, BaseException):
-            if on_disk is True:
-                self._context.journal.finish(self.exec_id)
-            raise in_redis
-        if not in_redis:
+        # First on disk: a worker killed in between then reports what it claimed. The other way round nobody would know
+        # of it, neither the next worker nor, since the claim is this agent's, the reaper.
+        on_disk: bool | JournalError
+        try:
+            on_disk = await self._context.journal.claim(self.exec_id, self._order_sha256)
+        except JournalError as error:
+            on_disk = error
+        if not await self._claim_in_redis():
             log.info("order.not_ours", id=self.exec_id)
             if on_disk is True:
-                # Fenced, or claimed by an earlier run: there is nothing that a later run would have to report.
+                # Fenced, or claimed by another: there is nothing that a later run would have to report.
                 self._context.journal.finish(self.exec_id)
             return False
-        if isinstance(on_disk, BaseException):
+        if isinstance(on_disk, JournalError):
             raise on_disk
         if not on_disk:
             log.info("order.repeated", id=self.exec_id)
@@ -299,7 +297,8 @@ class Execution:
         domain = svid.spiffe_id.trust_domain
         try:
             issuer = service_id(domain, self._context.settings.orchestrator)
-            order = verify(token, CancelOrder, svid.bundle, issuer)
+            # It may be read long after it was written: by a worker that is started again, of a command of days.
+            order = verify(token, CancelOrder, svid.bundle, issuer, kept=True)
             if order.aud != str(agent_id(domain, self._agent)) or order.jti != self.exec_id:
                 raise InvalidSignature("is for another agent or execution")
             if order.requested_by and self._requested_by and order.requested_by != self._requested_by:
@@ -562,7 +561,13 @@ async def deliver(context: Context, receipt: Receipt, stdout: bytes, stderr: byt
     """
     agent, exec_id = context.settings.agent_id, receipt.jti
     task_id = keys.task_id(agent, exec_id)
-    token = sign(context.identity.current(), receipt)
+
+    def signed() -> str:
+        # Anew for each attempt: while Redis was away, the identity may have become another.
+        claims = receipt.model_copy(update={"iat": int(time.time())})
+        meta["result"]["receipt"] = sign(context.identity.current(), claims)
+        return json.dumps(meta)
+
     meta: dict[str, Any] = {
         "status": "SUCCESS",
         "result": {
@@ -573,18 +578,17 @@ async def deliver(context: Context, receipt: Receipt, stdout: bytes, stderr: byt
             "error": receipt.error,
             "stdout": base64.b64encode(stdout).decode(),
             "stderr": base64.b64encode(stderr).decode(),
-            "receipt": token,
         },
         "traceback": None,
         "children": [],
         "date_done": datetime.now(UTC).isoformat(),
         "task_id": task_id,
     }
-    raw = json.dumps(meta)
     key = keys.result(agent, exec_id)
     seconds = round(context.settings.output_retention.total_seconds())
     delay, most = RETRY_SECONDS
     while True:
+        raw = signed()
         try:
             async with context.redis.pipeline(transaction=False) as pipe:
                 pipe.expire(keys.output(agent, exec_id), seconds)

@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from tachikoma import keys
 from tachikoma.heartbeat import HEARTBEAT_SECONDS, LEASE_SECONDS, Heartbeat
-from tachikoma.redis_access import connect
+from tachikoma.redis_access import RedisAccess, connect
 from tachikoma_worker.settings import WorkerSettings
 
 __all__ = ["Lease"]
@@ -30,10 +30,10 @@ GIVE_UP_SECONDS = 1.0
 class Lease:
     """Says, as long as it is held, that the agent lives, and how it is."""
 
-    def __init__(self, settings: WorkerSettings, describe: Callable[[], Heartbeat]) -> None:
+    def __init__(self, settings: WorkerSettings, access: RedisAccess, describe: Callable[[], Heartbeat]) -> None:
         """Prepare a lease; `describe` is called in its thread."""
         self._agent = settings.agent_id
-        self._url = settings.redis_url
+        self._access = access
         self._describe = describe
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
@@ -65,7 +65,7 @@ class Lease:
             self._loop.close()
 
     async def _hold(self) -> None:
-        redis = connect(self._url, name=f"agent-{self._agent}-lease", max_connections=2)
+        redis = connect(self._access, name=f"agent-{self._agent}-lease", max_connections=2)
         failing = False
         try:
             while True:

@@ -7,26 +7,28 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from tachikoma.fields import Duration, Identifier
 from tachikoma.heartbeat import Labels
 from tachikoma.models import capability_mask
+from tachikoma.redis_access import RedisAccess, RedisSettings
+from tachikoma.redis_users import agent_user
+from tachikoma.svid import IdentityPlace, SvidSource
 
 __all__ = ["WorkerSettings"]
 
 
-class WorkerSettings(BaseSettings):
+class WorkerSettings(RedisSettings):
     """Where the worker finds what it needs, and its bounds."""
 
     model_config = SettingsConfigDict(env_prefix="TACHIKOMA_", frozen=True, extra="ignore")
 
     #: The agent this worker is.
     agent_id: Identifier
-    #: redis://, rediss:// or unix:///path.
-    redis_url: str
-    #: Folder with svid.pem, svid_key.pem and svid_bundle.pem.
-    identity: Path
+    #: Folder with svid.pem, svid_key.pem and svid_bundle.pem, or unix:///path of the SPIFFE Workload API. Without one,
+    #: the Workload API that SPIFFE_ENDPOINT_SOCKET names.
+    identity: IdentityPlace | None = None
     #: Folder for the journal. It must outlive the worker: it is what keeps a command from starting twice.
     data: Path
     #: Name of the one service that may sign orders: spiffe://<trust domain>/service/<name>.
@@ -74,3 +76,7 @@ class WorkerSettings(BaseSettings):
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         capability_mask(value)
         return value
+
+    def redis(self, identity: SvidSource) -> RedisAccess:
+        """How Redis is reached. Raises what `RedisAccess.of` does."""
+        return RedisAccess.of(self, identity=identity, user=agent_user(self.agent_id))

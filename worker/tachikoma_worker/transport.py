@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
 import structlog
 from kombu.transport import TRANSPORT_ALIASES, redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
+
+from tachikoma.redis_access import BrokerTlsConnection
 
 __all__ = ["TASK_NAME", "AgentTransport", "install", "plain"]
 
@@ -57,6 +61,23 @@ def plain(message: dict[str, Any], queue: str) -> dict[str, Any]:
 class AgentChannel(redis.Channel):
     """Reads the agent's queue."""
 
+    from_transport_options = (*redis.Channel.from_transport_options, "connection_options")
+    connection_class_ssl = BrokerTlsConnection
+    #: Credentials and certificates, as `tachikoma.redis_access` gives them.
+    connection_options: Mapping[str, Any] = MappingProxyType({})
+
+    def _connparams(self, asynchronous: bool = False) -> Any:
+        return {**super()._connparams(asynchronous), **self.connection_options}  # type: ignore[misc]
+
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
+        # The orchestrator's script puts orders on the queue itself: nobody asks which exchange leads there, and the
+        # agent needs no right to say so.
+        return
+
+    def _size(self, queue: str) -> int:
+        # What a declaration answers with; nobody looks at it, and so the agent needs no right to ask.
+        return 0
+
     def _brpop_read(self, **options: Any) -> Any:
         try:
             return super()._brpop_read(**options)  # type: ignore[misc]
@@ -75,6 +96,8 @@ class AgentTransport(redis.Transport):
     """The transport of `redis://`, `rediss://` and `redis+socket://` in an agent's worker."""
 
     Channel = AgentChannel
+    #: Rights that were taken away may come back, as a server may: the worker waits, and its commands go on.
+    connection_errors = (*redis.Transport.connection_errors, NoPermissionError)
 
     def _deliver(self, message: Any, queue: Any) -> None:
         super()._deliver(plain(message, queue), queue)

@@ -37,7 +37,20 @@ def ls(context: typer.Context, output: OutputOption = Output.TEXT) -> None:
         as_json(found)
         return
     table(
-        ("AGENT", "STATE", "SEEN", "RUNNING", "QUEUED", "LOAD", "MEMORY", "DISK", "VERSION", "HOST", "LABELS"),
+        (
+            "AGENT",
+            "STATE",
+            "SEEN",
+            "RUNNING",
+            "QUEUED",
+            "LOAD",
+            "MEMORY",
+            "DISK",
+            "CERTIFICATE",
+            "VERSION",
+            "HOST",
+            "LABELS",
+        ),
         [
             (
                 item.id,
@@ -48,6 +61,7 @@ def ls(context: typer.Context, output: OutputOption = Output.TEXT) -> None:
                 f"{item.load:.2f}",
                 f"{item.memory_used:.0%}",
                 f"{item.disk_used:.0%}",
+                clock(item.trust.expires if item.trust else None),
                 item.version,
                 item.hostname,
                 " ".join(f"{name}={value}" for name, value in item.labels.items()),

@@ -23,7 +23,7 @@ from tachikoma.models import ExecAuditLog
 from tachikoma.ocsf import to_ocsf
 from tachikoma.profile import Profile
 from tachikoma.spiffe import SpiffeId, TrustBundle, service_id
-from tachikoma.svid import FileSvidSource
+from tachikoma.svid import open_identity
 
 __all__ = ["add_to", "show_events", "trail_of"]
 
@@ -187,7 +187,9 @@ def _trust(bundle: Path | None, writer: str) -> tuple[TrustBundle, SpiffeId]:
             return TrustBundle(signer.trust_domain, roots), signer
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"cannot verify with {bundle or writer}: {error}") from error
-    identity = FileSvidSource(Profile.load().identity).current()
+    source = open_identity(Profile.load().identity)
+    identity = source.current()
+    source.close()
     return identity.bundle, signer or service_id(identity.spiffe_id.trust_domain, "orchestrator")
 
 

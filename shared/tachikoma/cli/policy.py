@@ -57,6 +57,7 @@ def explain(
     env: Annotated[list[str] | None, typer.Option("--env", "-e", help="NAME=value; may be repeated.")] = None,
     timeout: Annotated[str | None, typer.Option(help="30s, 5m, 1h30m.")] = None,
     tty: Annotated[bool, typer.Option("--tty", "-t", help="With a terminal.")] = False,
+    address: Annotated[str, typer.Option("--from", help="Address it is asked for from; not known by default.")] = "",
 ) -> None:
     """Say what policy decides of a request and why: what each policy that is for it says. Exits 1 if it is denied."""
     if command[0] == "--":
@@ -72,7 +73,7 @@ def explain(
     except ValueError as error:
         raise InvalidRequest(f"--timeout: {error}") from None
     labels = dict(item.partition("=")[::2] for item in label or [])
-    found = PolicySet.load(file).explain(request, subject, SEARCH_PATH, labels)
+    found = PolicySet.load(file).explain(request, subject, SEARCH_PATH, labels, address)
     for verdict in found.verdicts:
         typer.echo(f"{verdict.policy:40} {_told(verdict)}")
     decision = found.decision

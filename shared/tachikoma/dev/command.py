@@ -32,7 +32,8 @@ def _write_profile(stack: Stack) -> tuple[Path, bool]:
     except ConfigurationError:
         ours = True
     else:
-        ours = existing.identity == profile.identity or not existing.identity.exists()
+        place = existing.identity
+        ours = place == profile.identity or (isinstance(place, Path) and not place.exists())
     path = usual if ours else stack.data / "profile.json"
     profile.save(path)
     return path, ours

@@ -28,12 +28,16 @@ from tachikoma.client import Client
 from tachikoma.dev.ca import SVID_LIFETIME, DevelopmentCA
 from tachikoma.errors import ConfigurationError, Unavailable
 from tachikoma.profile import Profile
+from tachikoma.redis_users import ORCHESTRATOR, SERVICES, Passwords, acl_file, agent_user
 from tachikoma.spiffe import SpiffeId, agent_id, service_id, user_id
+from tachikoma.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 
 __all__ = ["TRUST_DOMAIN", "Stack"]
 
 TRUST_DOMAIN = "tachikoma.local"
 SERVER_NAME = "orchestrator.tachikoma.local"
+#: In Redis's certificate, where it has one.
+REDIS_HOST = "localhost"
 #: Longest time a part may take to be ready, and to end after TERM.
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
@@ -173,6 +177,7 @@ class Stack:
         agents: int = 1,
         listen: str = "127.0.0.1:0",
         redis_server: Path | None = None,
+        redis_tls: bool = False,
         environment: dict[str, str] | None = None,
     ) -> None:
         """Prepare a stack; nothing is started yet.
@@ -182,6 +187,8 @@ class Stack:
             agents: how many; they are called agent-1, agent-2, …
             listen: address of the orchestrator.
             redis_server: a redis-server or valkey-server to run; None for the embedded Valkey.
+            redis_tls: whether the parts reach it over TLS, each with its identity as certificate; the embedded Valkey
+                cannot do that.
             environment: further settings of the parts, as environment variables.
         """
         self.data = data.absolute()
@@ -189,6 +196,8 @@ class Stack:
         self.agent_ids = [f"agent-{number}" for number in range(1, agents + 1)]
         self.user = user_id(TRUST_DOMAIN, own_user())
         self._redis_server = redis_server
+        self._redis_tls = redis_tls
+        self._redis_port = 0
         self._environment = {
             "TACHIKOMA_STOP_GRACE": "3s",
             # A laptop's disk is synced once a second; no command is to wait for that.
@@ -218,8 +227,22 @@ class Stack:
 
     @property
     def redis_url(self) -> str:
-        """Redis's URL."""
+        """Redis's URL for whoever runs the stack: its `default` user may do everything, and its socket only be reached
+        by this user of the host. The parts have users of their own (`redis_user_of`)."""
         return f"unix://{self.socket}"
+
+    def redis_url_of(self, part: str) -> str:
+        """Redis's URL for a part: `orchestrator` or an agent's id."""
+        return f"rediss://{REDIS_HOST}:{self._redis_port}" if self._redis_tls else self.redis_url
+
+    def redis_user_of(self, part: str) -> str:
+        """A part's user in Redis."""
+        return ORCHESTRATOR if part == "orchestrator" else agent_user(part)
+
+    @property
+    def redis_passwords(self) -> Passwords:
+        """The passwords of all users."""
+        return Passwords(self.data / "redis" / "passwords")
 
     @property
     def policy(self) -> Path:
@@ -298,6 +321,8 @@ class Stack:
         ca = DevelopmentCA(self.data / "ca", TRUST_DOMAIN)
         ca.issue(service_id(TRUST_DOMAIN, "orchestrator"), self.identity("orchestrator"), dns_names=(SERVER_NAME,))
         ca.issue(self.user, self.identity("user"))
+        if self._redis_tls:
+            ca.issue(service_id(TRUST_DOMAIN, "redis"), self.identity("redis"), dns_names=(REDIS_HOST,))
         for agent in self.agent_ids:
             ca.issue(agent_id(TRUST_DOMAIN, agent), self.identity(agent))
         self._issued = time.monotonic()
@@ -313,31 +338,38 @@ class Stack:
         DevelopmentCA(self.data / "ca", TRUST_DOMAIN).issue(spiffe_id, folder)
         return self.profile().model_copy(update={"identity": folder})
 
+    def _environment_of(self, part: str) -> dict[str, str]:
+        password = self.redis_passwords.path(self.redis_user_of(part))
+        return {"TACHIKOMA_REDIS_PASSWORD_FILE": str(password), **self._environment}
+
     def _make_parts(self) -> None:
         logs = self.data / "logs"
         tachikoma = [sys.executable, "-m", "tachikoma"]
+        if self._redis_tls:
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                self._redis_port = free.getsockname()[1]
         self.redis = Part("redis", self._redis_command(), logs / "redis.log", {})
         self.orchestrator = Part(
             "orchestrator",
             [
-                *tachikoma, "orchestrator", "--redis-url", self.redis_url, "--listen", self.listen,
+                *tachikoma, "orchestrator", "--redis-url", self.redis_url_of("orchestrator"), "--listen", self.listen,
                 "--identity", str(self.identity("orchestrator")), "--policy", str(self.policy),
             ],
             logs / "orchestrator.log",
-            self._environment,
+            self._environment_of("orchestrator"),
         )  # fmt: skip
         self.agents = {
             agent: Part(
                 agent,
                 [
-                    *tachikoma, "worker", "--agent-id", agent, "--redis-url", self.redis_url,
+                    *tachikoma, "worker", "--agent-id", agent, "--redis-url", self.redis_url_of(agent),
                     "--identity", str(self.identity(agent)), "--data", str(self.data / "agents" / agent),
                     # Not those of an agent of the same name that really serves this host, or of another stack.
                     "--cgroup-name", f"tachikoma-dev-{hashlib.sha256(os.fsencode(self.data)).hexdigest()[:12]}",
                     "--limits", "best-effort",
                 ],
                 logs / f"{agent}.log",
-                self._environment,
+                self._environment_of(agent),
             )
             for agent in self.agent_ids
         }  # fmt: skip
@@ -365,10 +397,29 @@ class Stack:
             "save": '""',
             "maxmemory-policy": "noeviction",
             "daemonize": "no",
+            "aclfile": str(self._write_acl(folder)),
         }
+        if self._redis_tls:
+            identity = self.identity("redis")
+            configuration |= {
+                "tls-port": str(self._redis_port),
+                "bind": "127.0.0.1",
+                "tls-auth-clients": "yes",
+                "tls-cert-file": str(identity / CERTIFICATE_FILE),
+                "tls-key-file": str(identity / KEY_FILE),
+                "tls-ca-cert-file": str(identity / BUNDLE_FILE),
+            }
         file = folder / "redis.conf"
         file.write_text("".join(f"{name} {value}\n" for name, value in configuration.items()), encoding="utf-8")
         return [str(binary), str(file)]
+
+    def _write_acl(self, folder: Path) -> Path:
+        passwords = self.redis_passwords
+        for user in (*SERVICES, *(agent_user(agent) for agent in self.agent_ids)):
+            passwords.make(user)
+        file = folder / "users.acl"
+        file.write_text(acl_file(passwords, default_user="on nopass ~* &* +@all"), encoding="utf-8")
+        return file
 
     def start_redis(self) -> None:
         """Start Redis and wait until it answers."""

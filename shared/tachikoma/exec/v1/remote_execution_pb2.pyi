@@ -1154,6 +1154,7 @@ class Agent(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     DRAINED_BY_FIELD_NUMBER: _builtins.int
     DRAIN_REASON_FIELD_NUMBER: _builtins.int
+    TRUST_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id."""
     online: _builtins.bool
@@ -1192,6 +1193,10 @@ class Agent(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What its host cannot enforce, for people."""
 
+    @_builtins.property
+    def trust(self) -> Global___AgentTrust:
+        """Its identity, if it said so."""
+
     def __init__(
         self,
         *,
@@ -1211,14 +1216,53 @@ class Agent(_message.Message):
         draining: _builtins.bool = ...,
         drained_by: _builtins.str = ...,
         drain_reason: _builtins.str = ...,
+        trust: Global___AgentTrust | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen", b"last_seen"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen", b"last_seen", "trust", b"trust"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_used", b"disk_used", "drain_reason", b"drain_reason", "drained_by", b"drained_by", "draining", b"draining", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen", b"last_seen", "load", b"load", "memory_used", b"memory_used", "online", b"online", "queued", b"queued", "running", b"running", "slots", b"slots", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_used", b"disk_used", "drain_reason", b"drain_reason", "drained_by", b"drained_by", "draining", b"draining", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen", b"last_seen", "load", b"load", "memory_used", b"memory_used", "online", b"online", "queued", b"queued", "running", b"running", "slots", b"slots", "trust", b"trust", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Agent: _TypeAlias = Agent  # noqa: Y015
+
+@_typing.final
+class AgentTrust(_message.Message):
+    """AgentTrust is what an agent says of its identity, and of whom it trusts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPIFFE_ID_FIELD_NUMBER: _builtins.int
+    EXPIRES_FIELD_NUMBER: _builtins.int
+    ROOT_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
+    spiffe_id: _builtins.str
+    """Its SPIFFE ID."""
+    root: _builtins.bytes
+    """SHA-256 of the public key of the root that vouches for it; empty where its own bundle does not."""
+    @_builtins.property
+    def expires(self) -> _timestamp_pb2.Timestamp:
+        """When its certificate ends."""
+
+    @_builtins.property
+    def bundle(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The same of every root in the bundle of its own trust domain."""
+
+    def __init__(
+        self,
+        *,
+        spiffe_id: _builtins.str = ...,
+        expires: _timestamp_pb2.Timestamp | None = ...,
+        root: _builtins.bytes = ...,
+        bundle: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires", b"expires"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "expires", b"expires", "root", b"root", "spiffe_id", b"spiffe_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentTrust: _TypeAlias = AgentTrust  # noqa: Y015
 
 @_typing.final
 class DrainAgentRequest(_message.Message):
