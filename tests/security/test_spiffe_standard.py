@@ -211,14 +211,17 @@ def test_grpc_refuses_it(federated: Federated, make: Make) -> None:
 # --- in an order ------------------------------------------------------------------------------------------------------
 
 
-def _order(stack: Federated, signer: Any, marker: Path) -> tuple[str, bytes]:
+def _order(stack: Federated, redis: redis_py.Redis, signer: Any, marker: Path) -> tuple[str, bytes]:
     """A message for the agent's queue with an order that leaves a file behind."""
     exec_id = new_id()
     wanted = request("/usr/bin/touch", str(marker), id=exec_id, requested_by=str(stack.user))
     now = int(time.time())
+    said = redis.get(keys.info("agent-1"))
+    assert isinstance(said, bytes)
     order = WorkOrder(
         iss=str(service_id(TRUST_DOMAIN, "orchestrator")), aud=str(agent_id(TRUST_DOMAIN, "agent-1")),
         sub=str(stack.user), iat=now, exp=now + 600, jti=exec_id, policy="x@1", request=wanted,
+        journal=json.loads(said)["boot"],
         grant=Grant(executables=(GrantedExecutable(path="/usr/bin/touch"),), interpreters=True),
     )  # fmt: skip
     return exec_id, MessageFactory().message("agent-1", exec_id, sign(signer, order), expires_seconds=600, shown="x")
@@ -234,7 +237,7 @@ def _logged(stack: Federated, part: str, event: str, exec_id: str) -> bool:
 
 def test_an_order_that_is_issued_rightly_runs(federated: Federated, redis: redis_py.Redis, tmp_path: Path) -> None:
     orchestrator = str(service_id(TRUST_DOMAIN, "orchestrator"))
-    _, message = _order(federated, _signer(*_leaf()(federated, orchestrator)), tmp_path / "marker")
+    _, message = _order(federated, redis, _signer(*_leaf()(federated, orchestrator)), tmp_path / "marker")
     redis.lpush(keys.queue("agent-1"), message)
     wait_until((tmp_path / "marker").exists, "the order runs")
 
@@ -244,7 +247,7 @@ def test_an_agent_refuses_an_order_of_it(
     federated: Federated, redis: redis_py.Redis, tmp_path: Path, make: Make
 ) -> None:
     signer = _signer(*make(federated, str(service_id(TRUST_DOMAIN, "orchestrator"))))
-    exec_id, message = _order(federated, signer, tmp_path / "marker")
+    exec_id, message = _order(federated, redis, signer, tmp_path / "marker")
     redis.lpush(keys.queue("agent-1"), message)
     wait_until(lambda: _logged(federated, "agent-1", "order.refused", exec_id), "the order is refused")
     assert not (tmp_path / "marker").exists()
