@@ -19,12 +19,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from tachikoma import keys
 from tachikoma.heartbeat import Heartbeat, Started
-from tachikoma.models import AuditCode, ExecResponse, ExecState, OutputSummary
+from tachikoma.models import ExecResponse, ExecState, OutputSummary
 from tachikoma.redis_access import Redis
 from tachikoma.signed import CLOCK_SKEW_SECONDS, InvalidSignature, OutputDigest, Receipt, verify
 from tachikoma.spiffe import InvalidIdentity, agent_id
 from tachikoma.svid import SvidSource
-from tachikoma_orchestrator.audit import AuditTrail
 from tachikoma_orchestrator.endings import Endings
 from tachikoma_orchestrator.ledger import Ledger, from_milliseconds
 from tachikoma_orchestrator.registry import Registry
@@ -89,14 +88,12 @@ class Collector:
         self,
         redis: Redis,
         ledger: Ledger,
-        trail: AuditTrail,
         endings: Endings,
         registry: Registry,
         identity: SvidSource,
     ) -> None:
         self._redis = redis
         self._ledger = ledger
-        self._trail = trail
         self._endings = endings
         self._registry = registry
         self._identity = identity
@@ -227,9 +224,4 @@ class Collector:
             # Another orchestrator folded the same receipt.
             return
         if record.state in (ExecState.LOST, ExecState.EXPIRED):
-            await self._trail.append(
-                AuditCode.LATE_RECEIPT, id=exec_id, agent_id=agent, authorized="1", requested_by=record.requested_by,
-                exit_code=str(result.receipt.exit_code),
-                reason=f"the agent reports {result.receipt.state} after it was given up as {record.state}",
-                evidence_sha256=hashlib.sha256(result.token.encode()).hexdigest(),
-            )  # fmt: skip
+            await self._ledger.late(record, result.receipt, result.token)

@@ -191,7 +191,7 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
     endings = Endings()
     subscriber = Subscriber(subscriptions)
     registry = Registry(redis)
-    collector = Collector(redis, ledger, trail, endings, registry, identity)
+    collector = Collector(redis, ledger, endings, registry, identity)
     collector.attach(subscriber)
     subscriber.on_gap(registry.discover)
     reaper = Reaper(

@@ -47,7 +47,7 @@ class Stand:
         )
         self.endings = Endings()
         identity = FileSvidSource(folder / "orchestrator")
-        self.collector = Collector(redis, self.ledger, self.trail, self.endings, Registry(redis), identity)
+        self.collector = Collector(redis, self.ledger, self.endings, Registry(redis), identity)
 
     async def admit(self) -> None:
         """An execution that waits for its agent's report."""
