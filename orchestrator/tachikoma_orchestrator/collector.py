@@ -7,7 +7,6 @@ the agent's own identity signed it, it answers the order that was sent, and its 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import time
 from typing import Any
@@ -195,11 +194,4 @@ class Collector:
             why = f"a receipt says {result.receipt.state} of it, while the ledger says {record.state}"
             await self._refuse(agent, exec_id, why)
             return
-        await self._findings.add(
-            AuditCode.LATE_RECEIPT, exec_id,
-            f"the agent reports {result.receipt.state} after it had ended as {record.state}",
-            # Its agent did sign it, and many may come at once, after a network was away.
-            bounded=False,
-            exit_code=str(result.receipt.exit_code),
-            evidence_sha256=hashlib.sha256(result.token.encode()).hexdigest(),
-        )  # fmt: skip
+        await self._ledger.late(record, result.receipt, result.token)

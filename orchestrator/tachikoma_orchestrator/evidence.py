@@ -100,25 +100,18 @@ class Findings:
         self._times: deque[float] = deque()
         self._left_out = 0
 
-    async def add(self, code: AuditCode, exec_id: str, reason: str, *, bounded: bool = True, **fields: str) -> None:
-        """Tell of something said of an execution that is not to be believed, or not to be told.
-
-        Args:
-            code, exec_id, reason: what it is.
-            bounded: whether there may be only so many in a minute.
-            fields: further ones of the event.
-        """
+    async def add(self, code: AuditCode, exec_id: str, reason: str) -> None:
+        """Tell of something said of an execution that it must not be believed, and why."""
         reason = reason[:MAX_REASON]
         if (code, exec_id, reason) in self._seen:
             return
         now = time.monotonic()
         while self._times and self._times[0] < now - 60:
             self._times.popleft()
-        if bounded and len(self._times) >= MAX_IN_A_MINUTE:
+        if len(self._times) >= MAX_IN_A_MINUTE:
             self._left_out += 1
             return
-        if bounded:
-            self._times.append(now)
+        self._times.append(now)
         self._seen[code, exec_id, reason] = None
         while len(self._seen) > MAX_SEEN:
             self._seen.popitem(last=False)
@@ -135,7 +128,7 @@ class Findings:
             reason += f" (and {left_out} more were not told)"
         await self._trail.append(
             code, id=exec_id, agent_id=agent.decode(errors="replace"), authorized="1",
-            requested_by=(requested_by or b"").decode(errors="replace"), reason=reason, **fields,
+            requested_by=(requested_by or b"").decode(errors="replace"), reason=reason,
         )  # fmt: skip
 
 

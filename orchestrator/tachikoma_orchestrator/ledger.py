@@ -314,6 +314,7 @@ class Ledger:
         self._admit = Script("admit")
         self._dispatch = Script("dispatch")
         self._transition = Script("transition")
+        self._late = Script("late")
 
     # --- changes ------------------------------------------------------------------------------------------------------
 
@@ -427,6 +428,21 @@ class Ledger:
                 "evidence_sha256": hashlib.sha256(token.encode()).hexdigest(),
             },
         )  # fmt: skip
+
+    async def late(self, record: Record, receipt: Receipt, token: str) -> None:
+        """Put on the record, once, that an agent reports the end of what had been given up; that end stands."""
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        event = {
+            "event": AuditCode.LATE_RECEIPT, "id": record.exec_id, "agent_id": record.agent, "authorized": "1",
+            "requested_by": record.requested_by, "exit_code": str(receipt.exit_code),
+            "reason": f"the agent reports {receipt.state} after it was given up as {record.state}",
+            "evidence_sha256": digest,
+        }  # fmt: skip
+        call = self._late(
+            keys=[keys.execution(record.exec_id), keys.AUDIT],
+            args=[digest, *[part for pair in event.items() for part in pair]],
+        )
+        await self._runner.run(call)
 
     async def settle(
         self, agent: str, exec_id: str, from_states: Sequence[ExecState], to: ExecState, *,

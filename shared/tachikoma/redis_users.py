@@ -78,7 +78,8 @@ def _agent(agent: str) -> tuple[Grant, ...]:
         Grant("unsubscribe"),
         Grant("brpop", read=(queue,), write=(queue,)),
         Grant("get", read=(claims, cancels, reads)),
-        Grant("set", write=(info, claims, results)),
+        # SET with GET: what a restarted worker finds there is what it tells once more.
+        Grant("set", read=(results,), write=(info, claims, results)),
         Grant("xadd xdel", write=(outputs,)),
         Grant("xrevrange", read=(outputs,)),
         Grant("expire", write=(info, outputs)),

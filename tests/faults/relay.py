@@ -90,7 +90,6 @@ class _Connection:
             reader, writer = await asyncio.open_unix_connection(self._relay.upstream, limit=READ_BYTES)
         except OSError:
             # Redis is away: as the process would see it, the connection breaks.
-            self._writer.close()
             return
         received: asyncio.Queue[bytes] = asyncio.Queue()
         tasks = [
@@ -102,11 +101,10 @@ class _Connection:
             # Whichever side ends, both do; what is held then is lost.
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            writer.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            writer.close()
-            self._writer.close()
 
     async def _receive(self, received: asyncio.Queue[bytes]) -> None:
         # By itself, so that the end of the process is seen also while its command is held.
@@ -183,6 +181,7 @@ class Relay:
                 await _Connection(self, reader, writer).run()
         finally:
             self._connections.discard(task)
+            writer.close()
 
     async def _break(self) -> None:
         connections = list(self._connections)

@@ -234,3 +234,27 @@ def test_redis_hears_of_a_claim_only_when_it_is_on_the_agents_disk(world: World,
         world.relays.let_go(AGENT, point)
         assert end_of(client, job) is SUCCEEDED
     Observer(world, [job]).check()
+
+
+def test_an_end_that_is_told_again_is_told_as_it_was(world: World, tmp_path: Path) -> None:
+    """By a worker that was killed before it could note that its receipt was delivered, and by the next."""
+    job = Job.make(tmp_path, "told-again")
+    channel = keys.result(AGENT, job.id)
+    point = world.relays.hold(AGENT, lambda command: _reports(job, command), answer=True)
+    with Client(world.profile()) as client, world.direct() as redis, redis.pubsub() as listening:
+        listening.subscribe(channel)
+        assert listening.get_message(timeout=10)["type"] == "subscribe"
+        submit(client, job)
+
+        def told() -> bytes:
+            message = wait_until(lambda: listening.get_message(timeout=1), "it is told")
+            return bytes(message["data"])
+
+        first = told()
+        wait_until(point.reached.is_set, "its answer is held")
+        world.kill(AGENT)
+        world.relays.let_go(AGENT, point)
+        world.start_again(AGENT)
+        assert told() == first == redis.get(channel)
+        assert end_of(client, job) is SUCCEEDED
+    Observer(world, [job]).check()

@@ -575,6 +575,16 @@ async def test_an_agent_can_say_nothing_of_another_agents_execution(redis: Redis
     assert await everything(redis) == before
 
 
+async def test_a_receipt_that_comes_late_is_on_the_record_once(redis: Redis, ledger: Ledger) -> None:
+    await admitted(redis, ledger)
+    await ledger.settle(AGENT, "job-7", OPEN_STATES, ExecState.LOST, reason="nobody knows", fence=False)
+    record = await read(ledger)
+    # Two orchestrators hear of it.
+    await asyncio.gather(*(ledger.late(record, receipt(), "token") for _ in range(2)))
+    assert [code for code, _ in await events(ledger)] == ["admitted", "dispatched", "lost", "late_receipt"]
+    assert (await read(ledger)).state is ExecState.LOST
+
+
 async def test_a_receipt_for_another_order_changes_nothing(redis: Redis, ledger: Ledger) -> None:
     await admitted(redis, ledger)
     before = await everything(redis)

@@ -554,7 +554,8 @@ def lost_receipt(context: Context, exec_id: str, order_sha256: str, why: str) ->
 async def deliver(context: Context, receipt: Receipt, stdout: bytes, stderr: bytes, *, again: bool = False) -> None:
     """Sign a receipt and leave it as the Celery result, in Celery's own encoding; however long Redis is away.
 
-    With `again`, an earlier worker may have done so already; then that result stands.
+    With `again`, an earlier worker may have done so already; then that result stands, and is what is told once more:
+    the ledger must take no other receipt than the one beside which the output is kept.
 
     Celery's status is SUCCESS whatever the command came to: the task delivered a result, and `AsyncResult.get` returns
     it instead of raising (docs/decisions/0004).
@@ -590,13 +591,17 @@ async def deliver(context: Context, receipt: Receipt, stdout: bytes, stderr: byt
     while True:
         raw = signed()
         try:
+            there = await context.redis.set(key, raw, ex=seconds, nx=True, get=True) if again else None
             async with context.redis.pipeline(transaction=False) as pipe:
                 pipe.expire(keys.output(agent, exec_id), seconds)
-                pipe.set(key, raw, ex=seconds, nx=again)
-                pipe.publish(key, raw)
+                if not again:
+                    pipe.set(key, raw, ex=seconds)
+                pipe.publish(key, there or raw)
                 await pipe.execute()
             break
         except (RedisError, OSError) as error:
+            # Whether it came through is not known.
+            again = True
             log.warning("receipt.waiting", id=exec_id, error=str(error))
             await asyncio.sleep(delay)
             delay = min(2 * delay, most)
