@@ -140,4 +140,4 @@ def nothing_denied(stack: Stack) -> None:
             denials = redis.acl_log()
         except RedisError:
             return
-    assert denials == []
+    assert denials == [], f"Redis denied: {denials}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -155,3 +157,23 @@ def test_a_forged_result_is_not_believed_and_the_true_one_still_counts(
     assert b"".join(output.data for output in outputs) == b"true\n"
     assert outputs[-1].result is not None
     assert (outputs[-1].result.state, outputs[-1].result.exit_code) == (ExecState.FAILED, 2)
+
+
+def test_a_copy_beside_the_first_delivery_does_not_get_in_its_way(
+    client: Client, stack: Stack, redis: redis_py.Redis, tmp_path: Path
+) -> None:
+    marks = tmp_path / "marks"
+    wanted = [request("sh", "-c", f"echo x >> {marks}; sleep 0.1") for _ in range(20)]
+    os.kill(stack.agents[AGENT].pid, signal.SIGSTOP)
+    try:
+        for each in wanted:
+            client.submit(each)
+        # What it was waiting for when it was stopped is one of them already.
+        for message in redis.lrange(keys.queue(AGENT), 0, -1):
+            redis.linsert(keys.queue(AGENT), "before", message, message)
+    finally:
+        os.kill(stack.agents[AGENT].pid, signal.SIGCONT)
+    for each in wanted:
+        assert list(client.attach(each.id))[-1].result.state is ExecState.SUCCEEDED  # type: ignore[union-attr]
+    _flush(client)
+    assert marks.read_text() == "x\n" * len(wanted)

@@ -162,6 +162,8 @@ class Engine:
         self._run = secrets.token_hex(8)
         self._lease = Lease(settings, access, self._heartbeat)
         self._running: dict[str, Execution] = {}
+        #: Orders that came before it was known what an earlier worker left; at most one for each slot.
+        self._early: list[tuple[str, str, Callable[[], None]]] | None = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._background: list[asyncio.Task[None]] = []
         self._cleaning: set[asyncio.Task[object]] = set()
@@ -245,20 +247,27 @@ class Engine:
         task.add_done_callback(ended)
 
     def _accept(self, exec_id: str, token: str, done: Callable[[], None]) -> None:
+        if self._early is not None:
+            self._early.append((exec_id, token, done))
+            return
+        if exec_id in self._running:
+            # Not even prepared: what is prepared has the name of the first delivery's.
+            log.info("order.repeated", id=exec_id)
+            done()
+            return
         execution = Execution(self._context, exec_id, token)
         self._attend(execution, execution.run(), done)
 
     def _attend(
         self, execution: Execution, work: Coroutine[Any, Any, None], done: Callable[[], None] | None = None
     ) -> None:
+        self._running[execution.exec_id] = execution
+
         async def run() -> None:
-            # A second delivery must not take the first one's place.
-            first = self._running.setdefault(execution.exec_id, execution) is execution
             try:
                 await work
             finally:
-                if first:
-                    del self._running[execution.exec_id]
+                del self._running[execution.exec_id]
                 if done is not None:
                     done()
 
@@ -282,8 +291,11 @@ class Engine:
             taken.add(leftover.exec_id)
             execution = Execution(self._context, leftover.exec_id, "")
             self._attend(execution, execution.resume(spool, held.get(leftover.exec_id)))
+        # From here on orders start commands: none of those is in the lists.
+        early, self._early = self._early or [], None
+        for order in early:
+            self._accept(*order)
         for name in sorted({*cgroups, *held} - taken):
-            # Those of this run are not among them: the lists were made before it took its first order.
             await _sweep_one(self._context.spawner, self._context.cgroups, name, held.get(name))
         for leftover, reason in given_up:
             why = "the agent's worker was killed before the command's end was known"
