@@ -33,8 +33,8 @@ __all__ = ["CHUNK_BYTES", "Chunk", "End", "Spool", "SpoolError", "Start", "Total
 
 log = structlog.get_logger(__name__)
 
-#: Largest chunk, in whole pages. A little below 256 KiB, so that Redis, whose allocator knows that size and then 320 KiB,
-#: needs no quarter more for each with what stands around it.
+#: Largest chunk, in whole pages. A little below 256 KiB, so that Redis, whose allocator knows that size and then
+#: 320 KiB, needs no quarter more for each with what stands around it.
 CHUNK_BYTES = 252 * 1024
 #: Largest START or END that is read.
 MAX_STATE_BYTES = 64 * 1024 * 1024
