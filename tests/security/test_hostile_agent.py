@@ -153,7 +153,6 @@ ATTEMPTS: list[tuple[str, ...]] = [
     ("DEL", keys.claim(AGENT, "x")), ("UNLINK", keys.result(AGENT, "x")),
     ("XTRIM", keys.output(AGENT, "x"), "MAXLEN", "0"),
     ("GET", keys.result(AGENT, "x")), ("PERSIST", keys.claim(AGENT, "x")),
-    ("SET", keys.result(AGENT, "x"), "x", "GET"),
     # Ledger and audit.
     ("HGETALL", keys.execution("x")), ("HSET", keys.execution("x"), "state", "SUCCEEDED"),
     ("XADD", keys.AUDIT, "*", "event", "admitted"), ("XRANGE", keys.AUDIT, "-", "+"),

@@ -32,7 +32,7 @@ from tachikoma.policy import PolicyWatch
 from tachikoma.redis_access import Redis, wrong_type
 from tachikoma.signed import CancelOrder, InvalidSignature, OutputDigest, Receipt, WorkOrder, sign, verify
 from tachikoma.spiffe import InvalidIdentity, agent_id, service_id
-from tachikoma.svid import SvidSource
+from tachikoma.svid import Svid, SvidSource
 from tachikoma_worker.cgroups import Cgroup, Hierarchy
 from tachikoma_worker.confinement import CannotExecute, Prepared, Refused, narrowed, prepare, start
 from tachikoma_worker.excerpt import Excerpt
@@ -551,24 +551,29 @@ def lost_receipt(context: Context, exec_id: str, order_sha256: str, why: str) ->
     )
 
 
+def _is_receipt(context: Context, raw: bytes, receipt: Receipt) -> bool:
+    """Whether a Celery result holds a receipt of this agent for the same order as another one."""
+    svid = context.identity.current()
+    try:
+        token = json.loads(raw)["result"]["receipt"]
+        there = verify(token, Receipt, svid.bundle, svid.spiffe_id, kept=True)
+    except (InvalidSignature, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False
+    return (there.jti, there.order_sha256) == (receipt.jti, receipt.order_sha256)
+
+
 async def deliver(context: Context, receipt: Receipt, stdout: bytes, stderr: bytes, *, again: bool = False) -> None:
     """Sign a receipt and leave it as the Celery result, in Celery's own encoding; however long Redis is away.
 
     With `again`, an earlier worker may have done so already; then that result stands, and is what is told once more:
-    the ledger must take no other receipt than the one beside which the output is kept.
+    the ledger must take no other receipt than the one beside which the output is kept. So none is ever written over,
+    neither by an attempt that was thought to have failed and arrives late.
 
     Celery's status is SUCCESS whatever the command came to: the task delivered a result, and `AsyncResult.get` returns
     it instead of raising (docs/decisions/0004).
     """
     agent, exec_id = context.settings.agent_id, receipt.jti
     task_id = keys.task_id(agent, exec_id)
-
-    def signed() -> str:
-        # Anew for each attempt: while Redis was away, the identity may have become another.
-        claims = receipt.model_copy(update={"iat": int(time.time())})
-        meta["result"]["receipt"] = sign(context.identity.current(), claims)
-        return json.dumps(meta)
-
     meta: dict[str, Any] = {
         "status": "SUCCESS",
         "result": {
@@ -588,17 +593,31 @@ async def deliver(context: Context, receipt: Receipt, stdout: bytes, stderr: byt
     key = keys.result(agent, exec_id)
     seconds = round(context.settings.output_retention.total_seconds())
     delay, most = RETRY_SECONDS
+    signer: Svid | None = None
+    raw = ""
     while True:
-        raw = signed()
+        svid = context.identity.current()
+        if svid is not signer:
+            # While Redis was away, the identity may have become another.
+            meta["result"]["receipt"] = sign(svid, receipt.model_copy(update={"iat": int(time.time())}))
+            signer, raw = svid, json.dumps(meta)
         try:
-            there = await context.redis.set(key, raw, ex=seconds, nx=True, get=True) if again else None
+            there: bytes | None = None
+            if again:
+                there = await context.redis.set(key, raw, ex=seconds, nx=True, get=True)
+                if there is not None and not _is_receipt(context, there, receipt):
+                    # Nobody who may say how it ended put that there.
+                    there = None
+                    await context.redis.set(key, raw, ex=seconds)
             async with context.redis.pipeline(transaction=False) as pipe:
-                pipe.expire(keys.output(agent, exec_id), seconds)
                 if not again:
-                    pipe.set(key, raw, ex=seconds)
+                    pipe.set(key, raw, ex=seconds, nx=True)
+                pipe.expire(keys.output(agent, exec_id), seconds)
                 pipe.publish(key, there or raw)
-                await pipe.execute()
-            break
+                answers = await pipe.execute()
+            if again or answers[0]:
+                break
+            again = True
         except (RedisError, OSError) as error:
             # Whether it came through is not known.
             again = True
