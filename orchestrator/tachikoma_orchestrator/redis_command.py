@@ -13,10 +13,11 @@ from pydantic_settings import SettingsConfigDict
 
 from tachikoma.cli.show import Output, OutputOption, as_json, table
 from tachikoma.errors import ConfigurationError
+from tachikoma.identity import open_identity
 from tachikoma.models import describe_validation_error
 from tachikoma.redis_access import RedisAccess, RedisSettings, connect
 from tachikoma.redis_users import CHECK, SERVICES, Passwords, acl_file, agent_user, rules
-from tachikoma.svid import IdentityPlace, open_identity
+from tachikoma.svid import IdentityPlace
 from tachikoma_orchestrator.redis_check import Report, examine
 
 __all__ = ["redis"]

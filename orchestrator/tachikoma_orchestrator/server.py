@@ -29,11 +29,12 @@ from tachikoma.client import MAX_MESSAGE_BYTES
 from tachikoma.errors import ConfigurationError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import add_RemoteExecutionServicer_to_server
+from tachikoma.identity import open_identity
 from tachikoma.models import AuditCode
 from tachikoma.policy import PolicyWatch
 from tachikoma.redis_access import connect
 from tachikoma.spiffe import InvalidIdentity
-from tachikoma.svid import Svid, SvidSource, open_identity
+from tachikoma.svid import Svid, SvidSource
 from tachikoma_orchestrator.admission import Admitter
 from tachikoma_orchestrator.approval import Approvals
 from tachikoma_orchestrator.audit import AuditTrail

@@ -30,6 +30,7 @@ from tachikoma.errors import (
 )
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
+from tachikoma.identity import open_identity
 from tachikoma.models import (
     AgentInfo,
     Approval,
@@ -46,7 +47,7 @@ from tachikoma.models import (
 from tachikoma.output import OutputCheck
 from tachikoma.profile import Profile
 from tachikoma.spiffe import InvalidIdentity, TrustBundle
-from tachikoma.svid import Svid, open_identity
+from tachikoma.svid import Svid
 
 __all__ = ["AsyncClient", "Client"]
 

@@ -1,7 +1,7 @@
 """Where a process gets its own X.509-SVID and its trust bundles from.
 
 An `SvidSource` has an identity at every moment, and takes a new one by itself. There are two: files, as spiffe-helper
-and the development CA write them, and the SPIFFE Workload API (`workload_api.py`); `open_identity` picks one.
+and the development CA write them, and the SPIFFE Workload API (`workload_api.py`); `identity.py` picks one.
 
 Certificate and bundles are renewed apart. A certificate with its key is taken when they fit each other, it is valid now
 and the bundle trusts it; until then the one before is kept. Bundles are taken as soon as they can be read, also when
@@ -10,7 +10,6 @@ they trust one's own certificate no more: a root that was removed must not live 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -40,14 +39,12 @@ from tachikoma.spiffe import (
 __all__ = [
     "BUNDLE_FILE",
     "CERTIFICATE_FILE",
-    "ENDPOINT_VARIABLE",
     "FEDERATED_FOLDER",
     "KEY_FILE",
     "FileSvidSource",
     "IdentityPlace",
     "Svid",
     "SvidSource",
-    "open_identity",
     "renewed",
 ]
 
@@ -56,8 +53,6 @@ KEY_FILE = "svid_key.pem"
 BUNDLE_FILE = "svid_bundle.pem"
 #: Folder beside them with a bundle for each federated trust domain: `<trust domain>.pem`.
 FEDERATED_FOLDER = "federated"
-#: Where the Workload API listens (SPIFFE Workload Endpoint, section 4).
-ENDPOINT_VARIABLE = "SPIFFE_ENDPOINT_SOCKET"
 
 #: How often the files are looked at, at most.
 CHECK_SECONDS = 1.0
@@ -278,27 +273,3 @@ class FileSvidSource:
             bundle.read_bytes(),
             {path.stem: path.read_bytes() for path in federated},
         )
-
-
-def open_identity(place: str | Path | None) -> SvidSource:
-    """The identity of this process: in the folder given, or from the Workload API that is given, or that the
-    environment names where nothing is given.
-
-    Raises:
-        ConfigurationError: there is none, or it cannot be read.
-    """
-    if not place:
-        place = os.environ.get(ENDPOINT_VARIABLE, "")
-        if not place:
-            raise ConfigurationError(
-                "no identity is configured: name the folder of an X.509-SVID with --identity, "
-                f"or the socket of the SPIFFE Workload API in {ENDPOINT_VARIABLE}"
-            )
-        if not place.startswith("unix:"):
-            raise ConfigurationError(f"{ENDPOINT_VARIABLE} is {place!r}; only unix:///path is supported")
-    if isinstance(place, str) and place.startswith("unix:"):
-        # Not for those who have files: it takes a while to import.
-        from tachikoma.workload_api import WorkloadSvidSource
-
-        return WorkloadSvidSource(place)
-    return FileSvidSource(Path(place))

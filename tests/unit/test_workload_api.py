@@ -16,9 +16,10 @@ from spiffe._proto import workload_pb2_grpc
 
 from authority import Authority
 from tachikoma.errors import ConfigurationError
+from tachikoma.identity import ENDPOINT_VARIABLE, open_identity
 from tachikoma.profile import Profile
 from tachikoma.spiffe import InvalidIdentity, SpiffeId
-from tachikoma.svid import BUNDLE_FILE, CERTIFICATE_FILE, ENDPOINT_VARIABLE, FileSvidSource, open_identity
+from tachikoma.svid import BUNDLE_FILE, CERTIFICATE_FILE, FileSvidSource
 from tachikoma.workload_api import WorkloadSvidSource
 from workload_api import WorkloadApi
 

@@ -24,11 +24,12 @@ from tachikoma import keys
 from tachikoma.aio import cancel_all
 from tachikoma.errors import ConfigurationError
 from tachikoma.heartbeat import MAX_ROOTS, Heartbeat, Trust
+from tachikoma.identity import open_identity
 from tachikoma.models import capability_mask
 from tachikoma.policy import PolicyWatch
 from tachikoma.redis_access import Redis, connect
 from tachikoma.spiffe import InvalidIdentity, agent_id, key_digest
-from tachikoma.svid import Svid, open_identity
+from tachikoma.svid import Svid
 from tachikoma_worker import VERSION
 from tachikoma_worker.cgroups import Hierarchy, detect
 from tachikoma_worker.confinement import user_name

@@ -19,11 +19,11 @@ from tachikoma.audit_log import read_events, verify_files
 from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable, short_id, table
 from tachikoma.client import Client
 from tachikoma.errors import ConfigurationError, NotFound
+from tachikoma.identity import open_identity
 from tachikoma.models import ExecAuditLog
 from tachikoma.ocsf import to_ocsf
 from tachikoma.profile import Profile
 from tachikoma.spiffe import SpiffeId, TrustBundle, service_id
-from tachikoma.svid import open_identity
 
 __all__ = ["add_to", "show_events", "trail_of"]
 

@@ -15,10 +15,11 @@ from tachikoma.cli.show import Output, OutputOption, clock, printable, table
 from tachikoma.client import Client
 from tachikoma.errors import ConfigurationError
 from tachikoma.fields import format_duration
+from tachikoma.identity import ENDPOINT_VARIABLE, open_identity
 from tachikoma.models import AgentInfo
 from tachikoma.profile import Profile
 from tachikoma.spiffe import InvalidIdentity, TrustBundle, key_digest
-from tachikoma.svid import ENDPOINT_VARIABLE, Svid, open_identity
+from tachikoma.svid import Svid
 
 __all__ = ["identity"]
 
