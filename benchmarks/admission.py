@@ -59,7 +59,10 @@ def policy(rules: int) -> str:
 
 async def register(redis: Redis) -> None:
     """Make the agent one that is online."""
-    heartbeat = {"boot": "b", "run": "r", "version": "0", "hostname": "h", "slots": 1, "running": 0}
+    heartbeat = {
+        "boot": "b", "run": "r", "version": "0", "hostname": "h", "slots": 1, "running": 0,
+        "load": 0, "memory_used": 0, "disk_used": 0,
+    }  # fmt: skip
     await redis.set(keys.info(AGENT), json.dumps(heartbeat))
     await redis.hset(keys.AGENTS, AGENT, json.dumps({"seen_ms": 0, "heartbeat": heartbeat}))
 

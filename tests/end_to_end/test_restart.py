@@ -223,14 +223,18 @@ def test_an_upgraded_worker_leaves_its_commands_at_once(tmp_path: Path, redis_se
         assert gone(command.pid)
 
 
-def test_what_a_later_worker_cannot_go_on_with_is_ended_and_lost(own_stack: Stack) -> None:
-    """Somebody emptied the agent's folder of spools."""
+@pytest.mark.parametrize("how", ["gone", "empty"])
+def test_what_a_later_worker_cannot_go_on_with_is_ended_and_lost(own_stack: Stack, how: str) -> None:
+    """Somebody emptied the agent's folder of spools; or the worker was killed as it began to write one."""
     with Client(own_stack.profile()) as client:
         wanted = request("sleep", "600")
         client.submit(wanted)
         wait_until(lambda: client.status(wanted.id).state is ExecState.STARTED, "it runs")
         own_stack.agents[AGENT].kill()
-        (own_stack.data / "agents" / AGENT / "spool" / wanted.id).unlink()
+        spool = own_stack.data / "agents" / AGENT / "spool" / wanted.id
+        spool.unlink()
+        if how == "empty":
+            spool.touch()
         own_stack.start_agent(AGENT)
         result = list(client.attach(wanted.id))[-1].result
         assert result is not None
@@ -238,3 +242,4 @@ def test_what_a_later_worker_cannot_go_on_with_is_ended_and_lost(own_stack: Stac
         assert "the command was still running and was killed" in result.error
         with redis_py.Redis(unix_socket_path=str(own_stack.socket)) as redis:
             assert redis.get(keys.claim(AGENT, wanted.id))
+        wait_until(lambda: not spool.exists(), "nothing is left of it")

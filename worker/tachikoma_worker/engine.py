@@ -306,6 +306,8 @@ class Engine:
             log.warning("execution.given_up", id=leftover.exec_id, reason=reason)
             receipt = lost_receipt(self._context, leftover.exec_id, leftover.order_sha256, why)
             await deliver(self._context, receipt, b"", b"", again=True)
+            # One that a killed worker had only begun to write, for instance.
+            (self._spools / leftover.exec_id).unlink(missing_ok=True)
 
     async def _stop(self) -> None:
         self._stopping = True
