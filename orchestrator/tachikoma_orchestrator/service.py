@@ -285,11 +285,13 @@ class RemoteExecution(RemoteExecutionServicer):
 
     async def DrainAgent(self, request: pb.DrainAgentRequest, context: Any) -> pb.Agent:  # noqa: N802
         peer = self._operator("drain agents")
+        self._trail.check()
         await self._registry.drain(request.id, by=str(peer), reason=checked_reason(request.reason))
         return await self._agent(request.id)
 
     async def ResumeAgent(self, request: pb.ResumeAgentRequest, context: Any) -> pb.Agent:  # noqa: N802
         peer = self._operator("resume agents")
+        self._trail.check()
         await self._registry.resume(request.id, by=str(peer))
         return await self._agent(request.id)
 
@@ -298,9 +300,7 @@ class RemoteExecution(RemoteExecutionServicer):
 
         Raises:
             PermissionDenied: it is none.
-            Unavailable: what it does cannot be recorded.
         """
-        self._trail.check()
         peer = current_peer()
         if not self._policies.current.is_operator(str(peer)):
             raise PermissionDenied(f"only operators {what}", metadata={"rule": "operators"})
@@ -315,15 +315,13 @@ class RemoteExecution(RemoteExecutionServicer):
     async def GetPolicyStatus(  # noqa: N802
         self, request: pb.GetPolicyStatusRequest, context: Any
     ) -> pb.PolicyStatus:
-        if not self._policies.current.is_operator(str(current_peer())):
-            raise PermissionDenied("only operators ask for the policy in force", metadata={"rule": "operators"})
+        self._operator("ask for the policy in force")
         return wire.policy_status_to_pb(self._policies.status())
 
     async def ListAuditEvents(  # noqa: N802
         self, request: pb.ListAuditEventsRequest, context: Any
     ) -> pb.ListAuditEventsResponse:
-        if not self._policies.current.is_operator(str(current_peer())):
-            raise PermissionDenied("only operators read the audit trail", metadata={"rule": "operators"})
+        self._operator("read the audit trail")
         if request.after and not all(part.isdecimal() for part in request.after.split("-", 1)):
             raise InvalidRequest(f"{request.after[:80]!r} is no cursor of the audit trail")
         limit = _page(request.limit, "limit")

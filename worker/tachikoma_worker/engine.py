@@ -106,9 +106,7 @@ async def sweep(settings: WorkerSettings) -> None:
         ConfigurationError: its spawner cannot be reached.
     """
     cgroups = detect(settings.agent_id, name=settings.cgroup_name, where=settings.cgroup)
-    spawner = Spawner.connect(
-        settings.spawner or settings.data / "spawner.sock", capability_mask(settings.capabilities)
-    )
+    spawner = _connect(settings)
     spawner.attach()
     held = {item.name: item for item in await spawner.held()}
     for name in sorted({*cgroups.leftovers(), *held}):
@@ -141,9 +139,7 @@ class Engine:
         self._spools = settings.data / SPOOL
         self._spools.mkdir(exist_ok=True, mode=0o700)
         cgroups = detect(settings.agent_id, name=settings.cgroup_name, where=settings.cgroup)
-        spawner = Spawner.connect(
-            settings.spawner or settings.data / "spawner.sock", capability_mask(settings.capabilities)
-        )
+        spawner = _connect(settings)
         self._warnings = _warnings(cgroups, spawner)
         for warning in self._warnings:
             log.warning("agent.warning", warning=warning)
