@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from tachikoma import logs
 from tachikoma.errors import ConfigurationError
 from tachikoma.models import describe_validation_error
+from tachikoma_orchestrator.health import ask_health
 from tachikoma_orchestrator.server import announce, serve
 from tachikoma_orchestrator.settings import OrchestratorSettings
 
@@ -22,6 +23,7 @@ orchestrator = typer.Typer(invoke_without_command=True, help="Run the orchestrat
 
 @orchestrator.callback()
 def run(
+    context: typer.Context,
     redis_url: Annotated[str | None, typer.Option(help="redis://, rediss:// or unix:///path")] = None,
     identity: Annotated[
         str | None, typer.Option(help="Folder with the orchestrator's X.509-SVID, or unix:///path.")
@@ -39,5 +41,15 @@ def run(
         settings = OrchestratorSettings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise ConfigurationError(f"orchestrator settings: {describe_validation_error(error)}") from None
+    if context.invoked_subcommand is not None:
+        context.obj = settings
+        return
     logs.configure(settings.log_level)
     asyncio.run(serve(settings, announce(ready_fd) if ready_fd is not None else None))
+
+
+@orchestrator.command()
+def health(context: typer.Context) -> None:
+    """Ask the orchestrator of these settings, on this host, whether it serves. Exits 1 if not; for health checks."""
+    ask_health(context.obj)
+    typer.echo("SERVING")

@@ -77,7 +77,8 @@ def _agent(agent: str) -> tuple[Grant, ...]:
         _CONNECTION,
         Grant("unsubscribe"),
         Grant("brpop", read=(queue,), write=(queue,)),
-        Grant("get", read=(claims, cancels, reads)),
+        # Its registration: for `tachikoma worker health`.
+        Grant("get", read=(info, claims, cancels, reads)),
         # SET with GET: what a restarted worker finds there is what it tells once more.
         Grant("set", read=(results,), write=(info, claims, results)),
         Grant("xadd xdel", write=(outputs,)),

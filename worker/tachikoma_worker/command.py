@@ -20,6 +20,7 @@ from tachikoma.models import capability_mask, describe_validation_error
 from tachikoma_worker.celery_app import make_app, make_worker
 from tachikoma_worker.cgroups import detect
 from tachikoma_worker.engine import Engine, sweep
+from tachikoma_worker.lease import read_lease
 from tachikoma_worker.settings import WorkerSettings
 from tachikoma_worker.spawner import become_spawner
 
@@ -52,6 +53,7 @@ def _settings(**given: Any) -> WorkerSettings:
 
 @worker.callback()
 def run(
+    context: typer.Context,
     agent_id: Annotated[str | None, typer.Option(help="The agent this worker is.")] = None,
     redis_url: Annotated[str | None, typer.Option(help="redis://, rediss:// or unix:///path")] = None,
     identity: Annotated[str | None, typer.Option(help="Folder with the agent's X.509-SVID, or unix:///path.")] = None,
@@ -81,6 +83,9 @@ def run(
         "cgroup": cgroup, "cgroup_name": cgroup_name, "capabilities": tuple(capability) if capability else None,
     }  # fmt: skip
     settings = _settings(**{name: value for name, value in given.items() if value is not None})
+    if context.invoked_subcommand is not None:
+        context.obj = settings
+        return
     logs.configure(settings.log_level)
     if sweep_up:
         asyncio.run(sweep(settings))
@@ -99,6 +104,13 @@ def run(
 
     celery_worker.start()
     raise typer.Exit(celery_worker.exitcode or 0)
+
+
+@worker.command()
+def health(context: typer.Context) -> None:
+    """Ask Redis whether the worker of these settings, on this host, is online. Exits 1 if not; for health checks."""
+    found = asyncio.run(read_lease(context.obj))
+    typer.echo(f"online, {found.running} of {found.slots} slots in use")
 
 
 @spawner.callback()

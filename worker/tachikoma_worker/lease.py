@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import signal
 import threading
 from collections.abc import Callable
@@ -13,11 +14,13 @@ import structlog
 from redis.exceptions import RedisError
 
 from tachikoma import keys
+from tachikoma.errors import Unavailable
 from tachikoma.heartbeat import HEARTBEAT_SECONDS, LEASE_SECONDS, Heartbeat
+from tachikoma.identity import open_identity
 from tachikoma.redis_access import RedisAccess, connect
 from tachikoma_worker.settings import WorkerSettings
 
-__all__ = ["Lease"]
+__all__ = ["Lease", "read_lease"]
 
 log = structlog.get_logger(__name__)
 
@@ -90,3 +93,27 @@ class Lease:
                 async with asyncio.timeout(GIVE_UP_SECONDS):
                     await redis.expire(keys.info(self._agent), 0)
                     await redis.aclose()
+
+
+async def read_lease(settings: WorkerSettings) -> Heartbeat:
+    """What the agent's worker on this host last said of itself.
+
+    Raises:
+        Unavailable: it has no lease, another host has it, or Redis cannot be asked.
+        ConfigurationError: identity or Redis are not as they must be.
+    """
+    identity = open_identity(settings.identity)
+    redis = connect(settings.redis(identity), name=f"agent-{settings.agent_id}-health", max_connections=1)
+    try:
+        raw = await redis.get(keys.info(settings.agent_id))
+    except (RedisError, OSError) as error:
+        raise Unavailable(f"Redis cannot be asked for agent {settings.agent_id}: {error}") from None
+    finally:
+        await redis.aclose()
+        identity.close()
+    if raw is None:
+        raise Unavailable(f"agent {settings.agent_id} is offline")
+    found = Heartbeat.model_validate_json(raw)
+    if found.hostname != platform.node():
+        raise Unavailable(f"agent {settings.agent_id} is online, but on the host {found.hostname}")
+    return found

@@ -1,0 +1,36 @@
+# The orchestrator; other commands of `tachikoma` run from the same image.
+#
+#     docker build -f docker/orchestrator.Dockerfile -t tachikoma-orchestrator .
+#
+# Any Debian or Ubuntu with Python 3.11 or newer and its venv module will do.
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS build
+# For those whose packages come from an index of their own.
+ARG PIP_INDEX_URL
+ARG PIP_FIND_LINKS
+ARG PIP_NO_INDEX
+WORKDIR /build
+COPY . .
+# The environment is copied to where it was made, so what its scripts and links name is there again.
+RUN python3 -m venv /opt/tachikoma \
+ && /opt/tachikoma/bin/python -m pip install --no-cache-dir --disable-pip-version-check '.[orchestrator]' \
+ && /opt/tachikoma/bin/python -m pip uninstall --yes --quiet setuptools pip
+
+FROM ${BASE}
+LABEL org.opencontainers.image.title="tachikoma-orchestrator" \
+      org.opencontainers.image.description="Tachikoma's orchestrator: policy, admission, ledger, streaming, audit" \
+      org.opencontainers.image.licenses="Apache-2.0"
+RUN useradd --uid 10001 --user-group --create-home --home-dir /var/lib/tachikoma --shell /usr/sbin/nologin tachikoma
+COPY --from=build /opt/tachikoma /opt/tachikoma
+# On the loopback address of a container nobody else would reach it.
+ENV PATH=/opt/tachikoma/bin:$PATH \
+    TACHIKOMA_LISTEN=0.0.0.0:8534
+USER 10001:10001
+WORKDIR /var/lib/tachikoma
+EXPOSE 8534
+STOPSIGNAL SIGTERM
+# Its own gRPC health service, over mTLS with its own identity: it serves, and it has its Redis.
+HEALTHCHECK --interval=10s --timeout=10s --start-period=30s CMD ["tachikoma", "orchestrator", "health"]
+ENTRYPOINT ["tachikoma"]
+CMD ["orchestrator"]
