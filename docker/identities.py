@@ -91,7 +91,8 @@ class Identities:
         for agent in agents:
             self.give(agent, agent_id(TRUST_DOMAIN, agent), owner=ROOT, redis_user=agent_user(agent))
 
-        self.give("client", user_id(TRUST_DOMAIN, "developer"))
+        # The developer may see how Redis is set up: `tachikoma redis check`.
+        self.give("client", user_id(TRUST_DOMAIN, "developer"), redis_user=CHECK)
         with acting_as(TACHIKOMA):
             profile = Profile(address="orchestrator:8534", server_name=SERVER_NAME, identity=OWN)
             profile.save(PARTS / "client" / "profile.json")

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from cgroupspy.controllers import Controller
 from cgroupspy.nodes import Node
@@ -537,23 +537,30 @@ def _own(mount: _Mount, text: str) -> Path:
     return mount.point
 
 
-def detect(agent: str, *, name: str, where: Literal["top", "own"]) -> Hierarchy:
+def _base(mount: _Mount, where: str, own: str) -> Path:
+    """The directory below a mount in which an agent's cgroups are made; `own` is /proc/self/cgroup."""
+    if where == "own":
+        return _own(mount, own)
+    named = mount.point / where.lstrip("/") if where.startswith("/") else mount.point
+    # Of v1, systemd makes a unit's directory in the trees it knows of, and the freezer is not one of them.
+    return named if mount.kind == "cgroup2" or named.is_dir() else mount.point
+
+
+def detect(agent: str, *, name: str, where: str) -> Hierarchy:
     """The cgroups this agent may use: v2 where it has controllers, else v1, else none with the reason.
 
     Args:
         agent: the agent's id.
         name: of the directory in which the agent's is made.
-        where: below the top of the mounted tree, or below this process's own cgroup (systemd's Delegate=yes).
+        where: `top`: below the top of the mounted tree; `own`: below this process's own cgroup (systemd's
+            Delegate=yes); or below the cgroup of that path, as another unit's, beginning with a slash.
     """
     mounts = _mounts(Path("/proc/self/mountinfo").read_text())
     own = Path("/proc/self/cgroup").read_text()
 
-    def base(mount: _Mount) -> Path:
-        return _own(mount, own) if where == "own" else mount.point
-
     unified = [mount for mount in mounts if mount.kind == "cgroup2"]
     legacy: dict[str, Path] = {
-        controller: base(mount)
+        controller: _base(mount, where, own)
         for mount in mounts
         if mount.kind == "cgroup"
         for controller in ("freezer", "memory", "cpuacct", "cpu", "pids", "blkio")
@@ -562,10 +569,10 @@ def detect(agent: str, *, name: str, where: Literal["top", "own"]) -> Hierarchy:
     reasons = []
     for mount in unified:
         try:
-            if set((base(mount) / "cgroup.controllers").read_text().split()) & set(CONTROLLERS):
-                return UnifiedHierarchy(base(mount), name, agent)
+            if set((_base(mount, where, own) / "cgroup.controllers").read_text().split()) & set(CONTROLLERS):
+                return UnifiedHierarchy(_base(mount, where, own), name, agent)
         except OSError as error:
-            reasons.append(f"{base(mount)}: {error.strerror}")
+            reasons.append(f"{_base(mount, where, own)}: {error.strerror}")
     if legacy:
         try:
             return LegacyHierarchy(legacy, name, agent)

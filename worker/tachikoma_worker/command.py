@@ -30,6 +30,8 @@ log = structlog.get_logger(__name__)
 
 CAPABILITY_HELP = "CAP_… that commands run as root may keep where policy grants it; may be repeated."
 
+CGROUP_HELP = "top, own, or the path of a cgroup: where cgroups are made."
+
 spawner = typer.Typer(invoke_without_command=True, help="Run a spawner for a worker that is not root.")
 worker = typer.Typer(invoke_without_command=True, help="Run an agent's worker: it runs commands on this host.")
 
@@ -66,7 +68,7 @@ def run(
     ] = None,
     capability: Annotated[list[str] | None, typer.Option(help=CAPABILITY_HELP)] = None,
     local_policy: Annotated[Path | None, typer.Option(help="A policy file of this agent's own; only narrows.")] = None,
-    cgroup: Annotated[str | None, typer.Option(help="top or own: where cgroups are made.")] = None,
+    cgroup: Annotated[str | None, typer.Option(help=CGROUP_HELP)] = None,
     cgroup_name: Annotated[str | None, typer.Option(help="Name of the directory of the cgroups.")] = None,
     sweep_up: Annotated[
         bool, typer.Option("--sweep", help="Only end what a worker left that was killed, and exit.")
@@ -119,7 +121,7 @@ def run_spawner(
     socket: Annotated[Path, typer.Option(envvar="TACHIKOMA_SPAWNER", help="Where to listen.")],
     user: Annotated[str, typer.Option("--worker-user", help="User the worker runs as.")],
     capability: Annotated[list[str] | None, typer.Option(help=CAPABILITY_HELP)] = None,
-    cgroup: Annotated[str, typer.Option(envvar="TACHIKOMA_CGROUP", help="top or own: where cgroups are made.")] = "top",
+    cgroup: Annotated[str, typer.Option(envvar="TACHIKOMA_CGROUP", help=CGROUP_HELP)] = "top",
     cgroup_name: Annotated[
         str, typer.Option(envvar="TACHIKOMA_CGROUP_NAME", help="Name of the directory of the cgroups.")
     ] = "tachikoma",

@@ -45,8 +45,9 @@ class WorkerSettings(RedisSettings):
     capabilities: tuple[str, ...] = ()
     #: A policy file of this agent's own; it can only take away from what an order grants.
     local_policy: Path | None = None
-    #: Where the agent's cgroups are made: below the top of the tree, or the worker's own (systemd's Delegate=yes).
-    cgroup: Literal["top", "own"] = "top"
+    #: Where the agent's cgroups are made: below the top of the tree, below the worker's own cgroup (systemd's
+    #: Delegate=yes), or below the one of that path, as /system.slice/tachikoma-spawner.service.
+    cgroup: Annotated[str, Field(pattern=r"^(top|own|/.+)$")] = "top"
     #: Name of the directory they are in.
     cgroup_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")] = "tachikoma"
     #: Socket of the spawner; by default one of the worker's own, in `data`.
