@@ -6,7 +6,7 @@ PROTO := tachikoma/exec/v1/remote_execution.proto
 # Where `make proto` writes.
 OUT ?= shared
 
-.PHONY: demo test test-cgroup2 test-container sanitize fuzz check bench bench-spawn bench-admission bench-trust bench-output proto clean
+.PHONY: demo test test-cgroup2 test-container test-images sanitize fuzz check bench bench-spawn bench-admission bench-trust bench-output proto clean
 
 # The whole system on this machine, with real work.
 demo: $(VENV)/installed
@@ -23,6 +23,10 @@ test-cgroup2: .tox/py/bin/python
 # The same in real containers. Needs root and an installed docker engine, which it starts by itself.
 test-container: .tox/py/bin/python
 	tests/container/run .tox/py/bin/python -m pytest --color no -p no:cacheprovider tests/confinement
+
+# Builds the images and uses docker/compose.yaml. Needs root and some packages; tests/container/images names them.
+test-images:
+	tests/container/images
 
 .tox/py/bin/python: $(VENV)/tox
 	$(BIN)/tox run -e py --notest

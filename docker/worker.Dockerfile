@@ -20,7 +20,8 @@ FROM ${BASE} AS build
 ARG PIP_INDEX_URL
 ARG PIP_FIND_LINKS
 ARG PIP_NO_INDEX
-# For the spawner, which is compiled with the wheel.
+# For the spawner, which is compiled with the wheel; whichever compiler the base has packages of.
+# hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends gcc libc6-dev
 WORKDIR /build

@@ -1,0 +1,92 @@
+"""What health checks of containers and load balancers ask: does this part work, as its own settings have it?"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import redis
+from support import wait_until
+
+from tachikoma import keys
+from tachikoma.dev.stack import Stack
+
+AGENT = "agent-1"
+
+
+def _health(stack: Stack, part: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Ask a part as its container would, with nothing but its settings."""
+    name = "orchestrator" if part == "orchestrator" else "worker"
+    settings = {
+        "TACHIKOMA_REDIS_URL": stack.redis_url_of(part),
+        "TACHIKOMA_REDIS_PASSWORD_FILE": str(stack.redis_passwords.path(stack.redis_user_of(part))),
+        "TACHIKOMA_IDENTITY": str(stack.identity(part)),
+        "TACHIKOMA_POLICY": str(stack.policy),
+        "TACHIKOMA_LISTEN": stack.address,
+        "TACHIKOMA_AGENT_ID": part,
+        "TACHIKOMA_DATA": str(stack.data / "agents" / part),
+        **environment,
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "tachikoma", name, "health"],
+        env=os.environ | settings, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+
+
+def test_an_orchestrator_that_serves_says_so_wherever_it_listens(stack: Stack) -> None:
+    port = stack.address.rpartition(":")[2]
+    for listen in (stack.address, f"0.0.0.0:{port}"):
+        done = _health(stack, "orchestrator", TACHIKOMA_LISTEN=listen)
+        assert (done.returncode, done.stdout) == (0, "SERVING\n"), done.stderr
+
+
+def test_an_orchestrator_without_its_redis_does_not_serve(own_stack: Stack) -> None:
+    own_stack.redis.kill()
+    done = wait_until(
+        lambda: (done := _health(own_stack, "orchestrator")).returncode == 1 and done, "the orchestrator notices"
+    )
+    assert "says NOT_SERVING; it has no connection to its Redis" in done.stderr
+    own_stack.start_redis()
+    wait_until(lambda: _health(own_stack, "orchestrator").returncode == 0, "the orchestrator is back")
+
+
+def test_where_no_orchestrator_is_there_is_no_answer(stack: Stack) -> None:
+    done = _health(stack, "orchestrator", TACHIKOMA_LISTEN="127.0.0.1:1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("tachikoma: no answer from 127.0.0.1:1: ")
+
+
+def test_only_the_certificate_of_the_orchestrator_itself_is_one_to_ask_with(stack: Stack) -> None:
+    done = _health(stack, "orchestrator", TACHIKOMA_IDENTITY=str(stack.identity("user")))
+    assert done.returncode == 1
+    assert "has no DNS name for clients to check" in done.stderr
+
+
+def test_a_worker_that_is_online_says_so(stack: Stack) -> None:
+    done = _health(stack, AGENT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("online, ")
+
+
+def test_a_worker_that_ended_or_cannot_reach_redis_is_not_healthy(own_stack: Stack) -> None:
+    own_stack.agents[AGENT].stop()
+    done = _health(own_stack, AGENT)
+    assert (done.returncode, done.stderr) == (1, f"tachikoma: agent {AGENT} is offline\n")
+    done = _health(own_stack, AGENT, TACHIKOMA_REDIS_URL="redis://127.0.0.1:1")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"tachikoma: Redis cannot be asked for agent {AGENT}: ")
+
+
+def test_a_worker_of_the_same_name_elsewhere_makes_nobody_healthy(own_stack: Stack) -> None:
+
+    own_stack.agents[AGENT].stop()
+    with redis.Redis.from_url(own_stack.redis_url) as server:
+        elsewhere = '{"boot": "b", "run": "r", "version": "0", "hostname": "elsewhere", "running": 0, "slots": 1,'
+        elsewhere += ' "load": 0, "memory_used": 0, "disk_used": 0}'
+        server.set(keys.info(AGENT), elsewhere, ex=60)
+    done = _health(own_stack, AGENT)
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"tachikoma: agent {AGENT} is online, but on the host elsewhere\n",
+    )
