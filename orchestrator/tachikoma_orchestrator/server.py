@@ -24,6 +24,7 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 from redis.exceptions import RedisError
 
+from tachikoma import error_reporting
 from tachikoma.aio import cancel_all
 from tachikoma.client import MAX_MESSAGE_BYTES
 from tachikoma.errors import ConfigurationError
@@ -175,6 +176,7 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
         svid.verify()
     except InvalidIdentity as error:
         raise ConfigurationError(f"the orchestrator's identity cannot be used: {error}") from error
+    error_reporting.identify(svid.spiffe_id)
     policies = PolicyWatch(settings.policy)
     access = settings.redis(identity)
     redis = connect(access, name="orchestrator")
@@ -269,7 +271,9 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
             ready(address)
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
-            task.result()
+            if (failure := task.exception()) is not None:
+                log.critical("orchestrator.failed", exc_info=failure)
+                raise failure
         log.info("orchestrator.stopping")
     finally:
         # 1. No new calls; those under way get a while. Executions go on without us, and are found again.
