@@ -55,8 +55,8 @@ MAX_EXCEPTIONS = 10
 #: Calls of one exception; the innermost.
 MAX_FRAMES = 50
 
-#: These log about sending itself, or what is an event already: Celery's tracer logs what the integration reports.
-_SILENT = ("sentry_sdk", "urllib3", "celery.app.trace")
+#: These log about the sending itself.
+_SILENT = ("sentry_sdk", "urllib3")
 #: What a ResponseError of Redis begins with.
 _REDIS_CODE = re.compile(
     "BUSY|BUSYGROUP|CLUSTERDOWN|ERR|EXECABORT|LOADING|MASTERDOWN|MISCONF|MOVED|NOAUTH|NOGROUP|NOPERM|NOREPLICAS|NOSCRIPT"
@@ -140,7 +140,6 @@ def configure(component: str, *, agent: str = "") -> None:
             "TACHIKOMA_SENTRY_DSN is set, but sentry-sdk is not installed; "
             "pip install 'tachikoma-exec[orchestrator]' or 'tachikoma-exec[worker]'"
         ) from error
-    _tags.update(component=component, **({"agent": agent} if agent else {}))
     try:
         sentry_sdk.init(
             dsn=dsn,
@@ -178,6 +177,7 @@ def configure(component: str, *, agent: str = "") -> None:
         raise ConfigurationError(
             "TACHIKOMA_SENTRY_DSN is no DSN of Sentry; it looks like https://KEY@HOST/PROJECT"
         ) from None
+    _tags.update(component=component, agent=agent)
     logging.getLogger().addHandler(_Handler(sentry_sdk.capture_exception, sentry_sdk.capture_message))
     before = threading.excepthook
 
