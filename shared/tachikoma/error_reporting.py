@@ -233,7 +233,7 @@ class _Handler(logging.Handler):
         error = _exception(given)
         level = "fatal" if record.levelno >= logging.CRITICAL else record.levelname.lower()
         execution = str(fields.get("id") or _execution.get())
-        if record.levelno >= logging.ERROR and (fields or error is not None):
+        if record.levelno >= logging.ERROR and (fields or error is not None) and not _budget.spent():
             tags = {"event": name, "execution": execution, "agent": str(fields.get("agent") or "")}
             if error is not None:
                 self._exception(error, level=level, tags=tags)
@@ -258,6 +258,10 @@ class _Budget:
     def __init__(self) -> None:
         self._until = 0.0
         self._left = 0
+
+    def spent(self) -> bool:
+        """Whether there can be no more."""
+        return self._left < 0 and time.monotonic() < self._until
 
     def take(self) -> bool:
         """Whether there may be one more."""
