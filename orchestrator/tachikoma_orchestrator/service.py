@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from tachikoma import keys, wire
+from tachikoma.error_reporting import concerns
 from tachikoma.errors import InvalidRequest, NotFound, OutputAltered, PermissionDenied, RecordAltered
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionServicer
@@ -26,23 +27,16 @@ from tachikoma.models import (
     OutputKind,
 )
 from tachikoma.output import OutputCheck
-from tachikoma.policy import PolicyWatch
 from tachikoma.redaction import redact
-from tachikoma.redis_access import Redis
 from tachikoma.signed import CancelOrder, sign
 from tachikoma.spiffe import agent_id
-from tachikoma.svid import SvidSource
-from tachikoma_orchestrator.admission import Admitter, Peer
+from tachikoma_orchestrator.admission import Peer
 from tachikoma_orchestrator.approval import Approvals, checked_reason
-from tachikoma_orchestrator.audit import AuditTrail
-from tachikoma_orchestrator.endings import Endings
-from tachikoma_orchestrator.evidence import Evidence
+from tachikoma_orchestrator.core import Core
 from tachikoma_orchestrator.follow import Follower
 from tachikoma_orchestrator.guard import current_peer
-from tachikoma_orchestrator.ledger import Ledger, Record
+from tachikoma_orchestrator.ledger import Record
 from tachikoma_orchestrator.listing import ListFilter
-from tachikoma_orchestrator.registry import Registry
-from tachikoma_orchestrator.subscriber import Subscriber
 
 __all__ = ["RemoteExecution"]
 
@@ -71,31 +65,18 @@ def _page(asked: int, what: str) -> int:
 class RemoteExecution(RemoteExecutionServicer):
     """`tachikoma.exec.v1.RemoteExecution`."""
 
-    def __init__(
-        self,
-        redis: Redis,
-        ledger: Ledger,
-        admitter: Admitter,
-        endings: Endings,
-        subscriber: Subscriber,
-        registry: Registry,
-        policies: PolicyWatch,
-        approvals: Approvals,
-        trail: AuditTrail,
-        identity: SvidSource,
-        evidence: Evidence,
-    ) -> None:
-        self._redis = redis
-        self._ledger = ledger
-        self._admitter = admitter
-        self._endings = endings
-        self._subscriber = subscriber
-        self._registry = registry
-        self._policies = policies
+    def __init__(self, core: Core, approvals: Approvals) -> None:
+        self._redis = core.redis
+        self._ledger = core.ledger
+        self._admitter = core.admitter
+        self._endings = core.endings
+        self._subscriber = core.subscriber
+        self._registry = core.registry
+        self._policies = core.policies
         self._approvals = approvals
-        self._trail = trail
-        self._identity = identity
-        self._evidence = evidence
+        self._trail = core.trail
+        self._identity = core.identity
+        self._evidence = core.evidence
 
     # --- running ------------------------------------------------------------------------------------------------------
 
@@ -106,7 +87,7 @@ class RemoteExecution(RemoteExecutionServicer):
             InvalidRequest: a bound is broken; that is on the record.
         """
         try:
-            return wire.request_from_pb(message)
+            wanted = wire.request_from_pb(message)
         except InvalidRequest as error:
             self._trail.check()
             peer = current_peer()
@@ -115,6 +96,8 @@ class RemoteExecution(RemoteExecutionServicer):
                 requested_by=str(peer), client_ip=peer.address, reason=str(error),
             )  # fmt: skip
             raise
+        concerns(wanted.id)
+        return wanted
 
     async def Execute(self, request: pb.ExecRequest, context: Any) -> pb.ExecResponse:  # noqa: N802
         wanted = await self._read(request)
@@ -338,13 +321,16 @@ class RemoteExecution(RemoteExecutionServicer):
         return pb.ListApprovalsResponse(executions=[wire.status_to_pb(record.status()) for record in records])
 
     async def GetApproval(self, request: pb.GetApprovalRequest, context: Any) -> pb.Approval:  # noqa: N802
+        concerns(request.id)
         return wire.approval_to_pb(await self._approvals.describe(request.id, current_peer()))
 
     async def Approve(self, request: pb.ApproveRequest, context: Any) -> pb.ExecStatus:  # noqa: N802
+        concerns(request.id)
         await self._approvals.approve(request.id, request.digest.hex(), request.reason, current_peer())
         return await self._decided(request.id)
 
     async def Reject(self, request: pb.RejectRequest, context: Any) -> pb.ExecStatus:  # noqa: N802
+        concerns(request.id)
         await self._approvals.reject(request.id, request.reason, current_peer())
         return await self._decided(request.id)
 
@@ -409,6 +395,7 @@ class RemoteExecution(RemoteExecutionServicer):
         Raises:
             NotFound: there is none, or it is somebody else's; the answer is the same.
         """
+        concerns(exec_id)
         try:
             record = await self._ledger.record(exec_id) if exec_id else None
         except RecordAltered as error:

@@ -14,7 +14,7 @@ import typer
 from celery import signals
 from pydantic import ValidationError
 
-from tachikoma import logs
+from tachikoma import error_reporting, logs
 from tachikoma.errors import ConfigurationError
 from tachikoma.models import capability_mask, describe_validation_error
 from tachikoma_worker.celery_app import make_app, make_worker
@@ -89,6 +89,7 @@ def run(
         context.obj = settings
         return
     logs.configure(settings.log_level)
+    error_reporting.configure("worker", agent=settings.agent_id)
     if sweep_up:
         asyncio.run(sweep(settings))
         return
