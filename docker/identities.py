@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tachikoma.dev.ca import SVID_LIFETIME, DevelopmentCA, write_private
 from tachikoma.profile import Profile
-from tachikoma.redis_users import CHECK, ORCHESTRATOR, SERVICES, Passwords, acl_file, agent_user
+from tachikoma.redis_users import CHECK, ORCHESTRATOR, SERVICES, SUBMITTER, Passwords, acl_file, agent_user
 from tachikoma.spiffe import SpiffeId, agent_id, service_id, user_id
 
 TRUST_DOMAIN = "tachikoma.local"
@@ -62,18 +62,18 @@ class Identities:
         spiffe_id: SpiffeId,
         *,
         owner: int = TACHIKOMA,
-        redis_user: str = "",
+        redis_users: tuple[str, ...],
         dns_names: tuple[str, ...] = (),
         lifetime: timedelta = SVID_LIFETIME,
     ) -> None:
-        """Issue a part's certificate into its volume, and put its Redis password beside it."""
+        """Issue a part's certificate into its volume, and put its Redis passwords beside it."""
         folder = PARTS / part
-        password = self.passwords.path(redis_user).read_bytes() if redis_user else b""
+        passwords = {user: self.passwords.path(user).read_bytes() for user in redis_users}
         os.chown(folder, owner, owner)
         with acting_as(owner):
             self._ca.issue(spiffe_id, folder, dns_names=dns_names, lifetime=lifetime)
-            if password:
-                write_private(folder / "redis_password", password)
+            for user, password in passwords.items():
+                write_private(folder / f"{user}.password", password)
 
     def issue(self, agents: list[str]) -> None:
         """Give all of them theirs."""
@@ -81,18 +81,18 @@ class Identities:
             self.passwords.make(user)
         users = acl_file(self.passwords).encode()
 
-        self.give("redis", service_id(TRUST_DOMAIN, "redis"), owner=REDIS, redis_user=CHECK,
+        self.give("redis", service_id(TRUST_DOMAIN, "redis"), owner=REDIS, redis_users=(CHECK,),
                   dns_names=("redis",), lifetime=REDIS_LIFETIME)  # fmt: skip
         with acting_as(REDIS):
             write_private(PARTS / "redis" / "users.acl", users)
 
-        self.give("orchestrator", service_id(TRUST_DOMAIN, "orchestrator"), redis_user=ORCHESTRATOR,
+        self.give("orchestrator", service_id(TRUST_DOMAIN, "orchestrator"), redis_users=(ORCHESTRATOR, SUBMITTER),
                   dns_names=(SERVER_NAME,))  # fmt: skip
         for agent in agents:
-            self.give(agent, agent_id(TRUST_DOMAIN, agent), owner=ROOT, redis_user=agent_user(agent))
+            self.give(agent, agent_id(TRUST_DOMAIN, agent), owner=ROOT, redis_users=(agent_user(agent),))
 
         # The developer may see how Redis is set up: `tachikoma redis check`.
-        self.give("client", user_id(TRUST_DOMAIN, "developer"), redis_user=CHECK)
+        self.give("client", user_id(TRUST_DOMAIN, "developer"), redis_users=(CHECK,))
         with acting_as(TACHIKOMA):
             profile = Profile(address="orchestrator:8534", server_name=SERVER_NAME, identity=OWN)
             profile.save(PARTS / "client" / "profile.json")
