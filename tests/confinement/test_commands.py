@@ -609,8 +609,7 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("where", ["top", "of another service"])
-async def test_a_worker_that_is_not_root_uses_a_spawner_that_is(root: None, need: Any, where: str) -> None:
+async def test_a_worker_that_is_not_root_uses_a_spawner_that_is_and_that_ones_cgroup(root: None, need: Any) -> None:
     if CONTAINER:
         pytest.skip("a matter of hosts")
     python = os.environ.get("TACHIKOMA_TEST_EVERYBODYS_PYTHON", sys.executable)
@@ -625,16 +624,14 @@ async def test_a_worker_that_is_not_root_uses_a_spawner_that_is(root: None, need
     folder = Path(tempfile.mkdtemp(prefix="tk-"))
     folder.chmod(0o755)
     name = f"tachikoma-test-{folder.name}"
-    services: list[Path] = []
-    if where != "top":
-        # As systemd makes a unit's: of v1 not for the freezer, of v2 with controllers passed on to it.
-        where, top = f"/{name}.service", Path("/sys/fs/cgroup")
-        trees = [tree for tree in (top / "memory", top / "pids") if tree.exists()]
-        services = [tree / where[1:] for tree in trees or [top]]
-        if not trees:
-            (top / "cgroup.subtree_control").write_text("+memory +pids")
-        for service in services:
-            service.mkdir()
+    # As systemd makes a unit's: of v1 not for the freezer, of v2 with controllers passed on to it.
+    where, top = f"/{name}.service", Path("/sys/fs/cgroup")
+    trees = [tree for tree in (top / "memory", top / "pids") if tree.exists()]
+    services = [tree / where[1:] for tree in trees or [top]]
+    if not trees:
+        (top / "cgroup.subtree_control").write_text("+memory +pids")
+    for service in services:
+        service.mkdir()
     program = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tachikoma", "spawner", "--agent-id", "a", "--socket", str(folder / "s")),
         *("--worker-user", "nobody", "--cgroup-name", name, "--cgroup", where),
