@@ -39,7 +39,7 @@ ALLOWED = {
     ("brpop", "queue"),
     ("set", "info"), ("expire", "info"),
     ("publish", "events"), ("subscribe", "control"),
-    ("get", "claim"), ("set", "claim"),
+    ("get", "claim"), ("get", "info"), ("set", "claim"),
     ("get", "cancel"), ("get", "read"),
     ("xadd", "output"), ("xdel", "output"), ("xrevrange", "output"), ("expire", "output"), ("publish", "output"),
     ("set", "result"), ("publish", "result"),
