@@ -14,7 +14,8 @@ from tachikoma import keys
 from tachikoma.errors import ConfigurationError, Unavailable
 from tachikoma.models import Model
 from tachikoma.redis_access import Redis
-from tachikoma.redis_users import AGENT_PREFIX, CHECK, SERVICES, Passwords, agent_user, rules
+from tachikoma.redis_users import AGENT_PREFIX, CHECK, ENROLLER, OPTIONAL, SERVICES, Passwords, agent_user, rules
+from tachikoma_orchestrator.revocations import parse
 
 __all__ = ["Finding", "Report", "categories_of", "examine", "parse_acl", "server_findings"]
 
@@ -249,7 +250,8 @@ def _user_findings(
                 yield Finding(where=f"user {name}", what=what, remedy=load)
         elif not found.hashes:
             yield Finding(where=f"user {name}", what="has no password", remedy=load)
-        elif passwords is not None:
+        elif passwords is not None and ENROLLER not in users:
+            # Where agents join, they have passwords that nobody else has.
             yield Finding(
                 where=f"user {name}",
                 what=f"has no password in {passwords.folder}: is that agent still there?",
@@ -300,12 +302,15 @@ async def examine(redis: Redis, *, passwords: Passwords | None, durable: bool) -
         raw = await redis.config_get(*_CONFIGURATION)
         lines = await redis.acl_list()
         heard = await redis.hkeys(keys.AGENTS)
+        revoked = await redis.hgetall(keys.REVOKED)
         config = {str(_text(name)): str(_text(value)) for name, value in raw.items()}
-        agents = {_text(agent) for agent in heard}
+        agents = {_text(agent) for agent in heard} - {_text(name) for name, raw in revoked.items() if parse(raw).in_force}
         if passwords is not None:
-            agents |= {name.removeprefix(AGENT_PREFIX) for name in passwords.users() if name not in SERVICES}
-        right = {name: " ".join(rules(name, ())) for name in (*SERVICES, *map(agent_user, sorted(agents)))}
+            agents |= {name.removeprefix(AGENT_PREFIX) for name in passwords.users() if name.startswith(AGENT_PREFIX)}
         present = dict(_text(line).split(" ", 2)[1:] for line in lines)
+        optional = [name for name in OPTIONAL if name in present or (passwords and name in passwords.users())]
+        ours = (*SERVICES, *optional, *map(agent_user, sorted(agents)))
+        right = {name: " ".join(rules(name, ())) for name in ours}
         named = set().union(*map(categories_of, (*right.values(), *present.values())))
         categories = {name: frozenset(map(_text, await redis.acl_cat(name))) for name in sorted(named)}
         users = {name: parse_acl(text, categories) for name, text in present.items()}

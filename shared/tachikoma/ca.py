@@ -127,7 +127,13 @@ class CertificateAuthority:
 
     @classmethod
     def create(
-        cls, folder: Path, trust_domain: str, *, name: str, lifetime: timedelta, under: CertificateAuthority | None = None
+        cls,
+        folder: Path,
+        trust_domain: str,
+        *,
+        name: str,
+        lifetime: timedelta,
+        under: CertificateAuthority | None = None,
     ) -> CertificateAuthority:
         """Make one, in place of what the folder holds: a root, or one under another.
 

@@ -36,6 +36,7 @@ from tachikoma.svid import Svid
 __all__ = [
     "AuditCheckpoint",
     "CancelOrder",
+    "Enrolment",
     "Grant",
     "GrantedExecutable",
     "InvalidSignature",
@@ -44,6 +45,7 @@ __all__ = [
     "Receipt",
     "WorkOrder",
     "sign",
+    "signer_begins",
     "verify",
 ]
 
@@ -162,6 +164,19 @@ class CancelOrder(_Claims):
     #: Whose the execution must be for that; empty where an operator asks, who may end those of all.
     requested_by: str = ""
     jti: Identifier
+
+
+class Enrolment(_Claims):
+    """Lets whoever has a secret join once as an agent. Redis keeps it, and can put no other in its place."""
+
+    type: Literal["tachikoma-enrolment+jws"] = "tachikoma-enrolment+jws"
+    agent: Identifier
+    #: SHA-256 of the secret.
+    secret_sha256: Digest
+    #: Good for nothing at or after this second since the epoch.
+    exp: int
+    #: SPIFFE ID of the operator.
+    by: str
 
 
 class AuditCheckpoint(_Claims):
@@ -292,3 +307,9 @@ def verify(token: str, kind: type[C], bundle: TrustBundle, issuer: SpiffeId, *, 
     if claims.iat > time.time() + CLOCK_SKEW_SECONDS:
         raise InvalidSignature("is of a time that is still to come")
     return claims
+
+
+def signer_begins(token: str) -> datetime:
+    """From when on the certificate of a signer is valid. Only of a message that was verified."""
+    chain, _ = _chain(jws.extract_compact(token.encode("ascii"), registry=_registry).headers())
+    return chain[0].not_valid_before_utc

@@ -11,6 +11,7 @@ import typer
 from cryptography import x509
 from rich.text import Text
 
+from tachikoma.cli.authority import ca
 from tachikoma.cli.show import Output, OutputOption, clock, printable, table
 from tachikoma.client import Client
 from tachikoma.errors import ConfigurationError
@@ -26,6 +27,8 @@ __all__ = ["identity"]
 identity = typer.Typer(
     no_args_is_help=True, help="Who one is, whom one trusts, and what a change of roots would break."
 )
+
+identity.add_typer(ca, name="ca")
 
 #: Less than so much of its lifetime left says that a certificate was not renewed when it should have been.
 OVERDUE = 1 / 4
