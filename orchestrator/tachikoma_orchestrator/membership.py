@@ -35,6 +35,7 @@ from tachikoma.errors import (
     InvalidRequest,
     PermissionDenied,
     ServerError,
+    Unavailable,
 )
 from tachikoma.fields import format_duration, is_identifier
 from tachikoma.joining import SECRET_BYTES, JoinToken, agent_of
@@ -174,11 +175,14 @@ class Membership:
         if not timedelta(0) < ttl <= MAX_TTL:
             raise InvalidRequest(f"a token lasts at most {format_duration(MAX_TTL)}, and longer than nothing")
         svid, secret, now = self._identity.current(), secrets.token_bytes(SECRET_BYTES), time.time()
+        await self._revocations.look()
+        before = self._revocations.of(agent)
         enrolment = SignedEnrolment(
             iss=str(svid.spiffe_id),
             iat=int(now),
             agent=agent,
             secret_sha256=hashlib.sha256(secret).hexdigest(),
+            made_ms=max(int(now * 1000), before.at_ms + 1 if before is not None else 0),
             exp=math.ceil(now + ttl.total_seconds()),
             by=str(by),
         )
@@ -239,31 +243,58 @@ class Membership:
             raise TokenRefused("the secret is wrong")
         if time.time() >= enrolment.exp:
             raise TokenRefused("its token has expired")
+        await self._revocations.look()
+        before = self._revocations.of(agent)
+        if before is not None and enrolment.made_ms <= before.at_ms:
+            raise TokenRefused("it was made before the agent was cut off")
         spiffe_id = agent_id(svid.spiffe_id.trust_domain, agent)
         try:
             key = check_request(csr, spiffe_id)
         except InvalidIdentity as error:
             raise InvalidRequest(str(error)) from None
-        await self._revocations.look()
-        before = self._revocations.of(agent)
-        earliest = None if before is None else datetime.fromtimestamp(before.at_ms // 1000 + 1, UTC)
-        leaf = authority.issue(key, spiffe_id, svid, earliest)
+        leaf = authority.issue(key, spiffe_id, svid, before.over if before is not None else None)
         if self._accounts is not None:
             await self._accounts.check()
+        digest = leaf.fingerprint(hashes.SHA256()).hex()
         call = self._join(
             keys=[keys.enrolment(agent), keys.JOINED, keys.REVOKED, keys.AUDIT],
             args=[
-                agent, stored, json.dumps({"by": enrolment.by, "address": address}), enrolment.by, address,
+                agent, stored, json.dumps({"by": enrolment.by, "address": address, "certificate": digest}),
+                enrolment.by, address,
                 f"certificate {leaf.serial_number:x} until {leaf.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC",
-                leaf.fingerprint(hashes.SHA256()).hex(),
+                digest,
             ],
         )  # fmt: skip
         if not await self._runner.run(call):
             raise TokenRefused("its token was used, replaced or revoked meanwhile")
-        await self._revocations.look()
-        password = "" if self._accounts is None else await self._accounts.give(agent)
+        password = await self._give_account(agent)
         log.info("agent.joined", agent=agent, address=address, serial=f"{leaf.serial_number:x}")
         return self._certificate(authority, svid, leaf, password), leaf.not_valid_before_utc
+
+    async def _give_account(self, agent: str) -> str:
+        """The password of a Redis user that is made for an agent; empty where that is not ours to do.
+
+        Raises:
+            TokenRefused: the agent was cut off meanwhile.
+            Unavailable: Redis failed.
+        """
+        password = ""
+        try:
+            if self._accounts is not None:
+                password = await self._accounts.give(agent)
+            await self._revocations.look()
+            if self._revocations.in_force(agent) and self._accounts is not None:
+                # Whoever cut it off may have been here before the user was made.
+                await self._accounts.remove(agent)
+        except (RedisError, OSError) as error:
+            log.error("account.not_made", agent=agent, error=str(error))
+            raise Unavailable(
+                f"the Redis user of agent {agent!r} could not be made, and the token is used now: enroll it again",
+                metadata={"dependency": "redis"},
+            ) from None
+        if self._revocations.in_force(agent):
+            raise TokenRefused("the agent was cut off meanwhile")
+        return password
 
     @staticmethod
     def _certificate(authority: Authority, svid: Svid, leaf: x509.Certificate, password: str = "") -> Certificate:
@@ -289,8 +320,7 @@ class Membership:
         except InvalidIdentity as error:
             raise InvalidRequest(str(error)) from None
         before = self._revocations.of(agent)
-        earliest = None if before is None else datetime.fromtimestamp(before.at_ms // 1000 + 1, UTC)
-        leaf = authority.issue(key, peer.spiffe_id, svid, earliest)
+        leaf = authority.issue(key, peer.spiffe_id, svid, before.over if before is not None else None)
         log.info("agent.renewed", agent=agent, serial=f"{leaf.serial_number:x}", until=str(leaf.not_valid_after_utc))
         return self._certificate(authority, svid, leaf)
 

@@ -304,7 +304,8 @@ async def examine(redis: Redis, *, passwords: Passwords | None, durable: bool) -
         heard = await redis.hkeys(keys.AGENTS)
         revoked = await redis.hgetall(keys.REVOKED)
         config = {str(_text(name)): str(_text(value)) for name, value in raw.items()}
-        agents = {_text(agent) for agent in heard} - {_text(name) for name, raw in revoked.items() if parse(raw).in_force}
+        gone = {name for name, raw in revoked.items() if parse(raw).in_force}
+        agents = {_text(agent) for agent in heard if agent not in gone}
         if passwords is not None:
             agents |= {name.removeprefix(AGENT_PREFIX) for name in passwords.users() if name.startswith(AGENT_PREFIX)}
         present = dict(_text(line).split(" ", 2)[1:] for line in lines)

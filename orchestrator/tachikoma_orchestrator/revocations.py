@@ -62,6 +62,11 @@ class Revoked:
         return datetime.fromtimestamp(self.at_ms / 1000, UTC)
 
     @property
+    def over(self) -> datetime:
+        """From when on certificates that are issued count again; they know whole seconds."""
+        return datetime.fromtimestamp(self.at_ms // 1000 + 1, UTC)
+
+    @property
     def why(self) -> str:
         """What is told of executions that this ends."""
         return f"its agent was cut off by {self.by}: {self.reason}"

@@ -173,6 +173,8 @@ class Enrolment(_Claims):
     agent: Identifier
     #: SHA-256 of the secret.
     secret_sha256: Digest
+    #: When it was made, in milliseconds: one from before the agent was cut off lets nobody back in.
+    made_ms: Milliseconds
     #: Good for nothing at or after this second since the epoch.
     exp: int
     #: SPIFFE ID of the operator.

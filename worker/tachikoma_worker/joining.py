@@ -211,6 +211,8 @@ class Renewal:
             await asyncio.sleep(CHECK_SECONDS + 0.1)
 
     async def _renew(self, svid: Svid) -> Svid:
+        # It may have joined anew, elsewhere.
+        self._joined = Joined.load(self._folder) or self._joined
         key = new_key()
         credentials = grpc.ssl_channel_credentials(svid.bundle.pem, svid.key_pem, svid.certificate_pem)
         options = [("grpc.ssl_target_name_override", self._joined.server_name)]

@@ -15,6 +15,9 @@
 if redis.call('EXISTS', KEYS[2]) == 1 and not revoked(KEYS[3], ARGV[1]) then
   return 0
 end
+if redis.call('GET', KEYS[1]) == ARGV[2] then
+  return 1
+end
 redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 audit(KEYS[4], {'event', 'agent_enrolled', 'agent_id', ARGV[1], 'authorized', '1', 'actor', ARGV[4], 'reason', ARGV[5]})
 return 1

@@ -15,7 +15,8 @@
 --   7  SHA-256 of the certificate
 -- RESULT: 1, or 0 where it was used, replaced or revoked meanwhile
 if redis.call('GET', KEYS[1]) ~= ARGV[2] then
-  return 0
+  -- Of a call that is repeated because its answer was lost, what is kept is the same.
+  return redis.call('HGET', KEYS[2], ARGV[1]) == ARGV[3] and 1 or 0
 end
 redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])

@@ -157,7 +157,7 @@ def check(
     except InvalidIdentity as error:
         mine = str(error)
     with Client() as client:
-        agents = client.agents()
+        agents = [agent for agent in client.agents() if not agent.revoked]
     found = {agent.id: _finding(agent, bundle) for agent in agents}
     roots = {key_digest(root) for root in bundle.roots}
     missing = {agent.id: sorted(roots - set(agent.trust.bundle if agent.trust else ())) for agent in agents}
