@@ -171,7 +171,7 @@ class CertificateAuthority:
             .sign(signer, hashes.SHA256())
         )
         intermediates: tuple[x509.Certificate, ...] = ()
-        if under is not None and under.certificate.issuer != under.certificate.subject:
+        if under is not None and not _is_root(under.certificate):
             intermediates = (under.certificate, *under.intermediates)
         made = cls(trust_domain, certificate, intermediates, key)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -211,7 +211,7 @@ class CertificateAuthority:
             uris = []
         if len(uris) != 1 or not uris[0].startswith("spiffe://"):
             raise ConfigurationError(f"{folder / CERTIFICATE_FILE} does not name its trust domain, as spiffe://…")
-        below_root = [other for other in others if other.issuer != other.subject]
+        below_root = [other for other in others if not _is_root(other)]
         return cls(uris[0].removeprefix("spiffe://").strip("/"), certificate, tuple(below_root), key, tuple(retired))
 
     @property
@@ -266,18 +266,25 @@ class CertificateAuthority:
 
     def chain(self, leaf: x509.Certificate) -> bytes:
         """What the holder of a certificate shows: it, and what stands between it and the root. PEM."""
-        own = () if self.certificate.issuer == self.certificate.subject else (self.certificate,)
+        own = () if _is_root(self.certificate) else (self.certificate,)
         return _pem(leaf, *own, *self.intermediates)
 
     def issued(self, certificate: x509.Certificate) -> bool:
         """Whether a certificate is one of this authority, or of one that it came after."""
-        for authority in (self.certificate, *self.retired):
-            try:
-                certificate.verify_directly_issued_by(authority)
-            except (ValueError, TypeError, InvalidSignature):
-                continue
-            return True
+        return any(_issued(certificate, authority) for authority in (self.certificate, *self.retired))
+
+
+def _issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
         return False
+    return True
+
+
+def _is_root(certificate: x509.Certificate) -> bool:
+    # Not by its names: two authorities may have the same.
+    return _issued(certificate, certificate)
 
 
 def _pem(*certificates: x509.Certificate) -> bytes:

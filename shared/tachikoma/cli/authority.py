@@ -13,6 +13,7 @@ from tachikoma.errors import ConfigurationError, InvalidRequest
 from tachikoma.fields import parse_duration
 from tachikoma.identity_files import write_identity
 from tachikoma.spiffe import InvalidIdentity, SpiffeId
+from tachikoma.svid import Svid
 
 __all__ = ["ca"]
 
@@ -29,12 +30,13 @@ def init(
         Path | None, typer.Option(help="Folder of the authority that vouches for it; without one it is a root itself.")
     ] = None,
     lifetime: Annotated[str, typer.Option(help="How long it lasts.")] = "8760h",
-    name: Annotated[str, typer.Option(help="What it is called in certificates.")] = "Tachikoma CA",
+    name: Annotated[str, typer.Option(help="What it is called in certificates.")] = "",
 ) -> None:
     """Make a certificate authority. Whoever reads its key can be anybody of the trust domain: guard the folder."""
     if (folder / CERTIFICATE_FILE).exists():
         raise ConfigurationError(f"there is a certificate authority in {folder}; name another folder")
     above = None if under is None else CertificateAuthority.load(under)
+    name = name or ("Tachikoma root" if above is None else "Tachikoma CA")
     try:
         made = CertificateAuthority.create(
             folder, trust_domain, name=name, lifetime=parse_duration(lifetime), under=above
@@ -64,6 +66,8 @@ def issue(
             raise InvalidIdentity(f"the authority is of {authority.trust_domain}, not of {wanted.trust_domain}")
         key = new_key()
         leaf = authority.sign(key.public_key(), wanted, lifetime=parse_duration(lifetime), dns_names=tuple(dns or ()))
+        # Not written where nobody would trust it.
+        Svid.load(authority.chain(leaf), private_pem(key), bundle.read_bytes()).verify()
         write_identity(
             identity,
             key_pem=private_pem(key),
