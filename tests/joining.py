@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import grpc
@@ -11,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from support import make_cli, prepare
 
 from tachikoma import ca
+from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.dev.stack import TRUST_DOMAIN, Part, Stack
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import JoiningStub
@@ -20,12 +22,17 @@ from tachikoma.spiffe import SpiffeId, agent_id
 
 
 def letting_join(data: Path, redis_server: Path, *, agents: int = 1, **environment: str) -> Stack:
-    """A stack whose orchestrator lets agents join; its certificate authority is that of the whole stack."""
+    """A stack whose orchestrator lets agents join, with a certificate authority under that of the whole stack."""
     prepare(data)
+    DevelopmentCA(data / "ca", TRUST_DOMAIN)
+    root = ca.CertificateAuthority.load(data / "ca")
+    ca.CertificateAuthority.create(
+        data / "joining-ca", TRUST_DOMAIN, name="Agents", lifetime=timedelta(days=1), under=root
+    )
     passwords = Passwords(data / "redis" / "passwords")
     passwords.make(ENROLLER)
     settings = {
-        "TACHIKOMA_CA": str(data / "ca"),
+        "TACHIKOMA_CA": str(data / "joining-ca"),
         "TACHIKOMA_JOIN_LISTEN": "127.0.0.1:0",
         "TACHIKOMA_ENROLLER_PASSWORD_FILE": str(passwords.path(ENROLLER)),
         "TACHIKOMA_SWEEP": "200ms",
