@@ -21,23 +21,25 @@ from tachikoma.redis_users import ENROLLER, Passwords
 from tachikoma.spiffe import SpiffeId, agent_id
 
 
-def letting_join(data: Path, redis_server: Path, *, agents: int = 1, **environment: str) -> Stack:
-    """A stack whose orchestrator lets agents join, with a certificate authority under that of the whole stack."""
-    prepare(data)
+def joining_settings(data: Path) -> dict[str, str]:
+    """What lets agents join a stack in that folder, with a certificate authority under that of the whole stack."""
     DevelopmentCA(data / "ca", TRUST_DOMAIN)
     root = ca.CertificateAuthority.load(data / "ca")
-    ca.CertificateAuthority.create(
-        data / "joining-ca", TRUST_DOMAIN, name="Agents", lifetime=timedelta(days=1), under=root
-    )
+    below = data / "joining-ca"
+    ca.CertificateAuthority.create(below, TRUST_DOMAIN, name="Agents", lifetime=timedelta(days=1), under=root)
     passwords = Passwords(data / "redis" / "passwords")
     passwords.make(ENROLLER)
-    settings = {
-        "TACHIKOMA_CA": str(data / "joining-ca"),
+    return {
+        "TACHIKOMA_CA": str(below),
         "TACHIKOMA_JOIN_LISTEN": "127.0.0.1:0",
         "TACHIKOMA_ENROLLER_PASSWORD_FILE": str(passwords.path(ENROLLER)),
-        "TACHIKOMA_SWEEP": "200ms",
     }
-    return Stack(data, agents=agents, redis_server=redis_server, environment={**settings, **environment})
+
+
+def letting_join(data: Path, redis_server: Path, **environment: str) -> Stack:
+    """A stack whose orchestrator lets agents join."""
+    settings = {**joining_settings(prepare(data)), "TACHIKOMA_SWEEP": "200ms", **environment}
+    return Stack(data, redis_server=redis_server, environment=settings)
 
 
 def csr_of(agent: str, key: ec.EllipticCurvePrivateKey | None = None, trust_domain: str = TRUST_DOMAIN) -> bytes:
