@@ -268,6 +268,26 @@ def _user_findings(
         )
 
 
+def _cut_off_findings(
+    cut_off: Iterable[str], users: Mapping[str, Acl], passwords: Passwords | None
+) -> Iterable[Finding]:
+    kept = set(passwords.users()) if passwords is not None else set()
+    for name in cut_off:
+        if name in users:
+            yield Finding(
+                where=f"user {name}",
+                what="was cut off, and can still connect",
+                remedy=f"ACL DELUSER {name}, and ACL SAVE",
+            )
+        if name in kept:
+            assert passwords is not None
+            yield Finding(
+                where=f"user {name}",
+                what="was cut off, and still has a password: the next ACL file would let it connect",
+                remedy=f"remove {passwords.path(name)}",
+            )
+
+
 async def _stranger_findings(redis: Redis, strangers: Iterable[str]) -> list[Finding]:
     findings = []
     for name in strangers:
@@ -304,10 +324,11 @@ async def examine(redis: Redis, *, passwords: Passwords | None, durable: bool) -
         heard = await redis.hkeys(keys.AGENTS)
         revoked = await redis.hgetall(keys.REVOKED)
         config = {str(_text(name)): str(_text(value)) for name, value in raw.items()}
-        gone = {name for name, raw in revoked.items() if parse(raw).in_force}
-        agents = {_text(agent) for agent in heard if agent not in gone}
+        cut_off = {_text(name) for name, raw in revoked.items() if parse(raw).in_force}
+        agents = {_text(agent) for agent in heard}
         if passwords is not None:
             agents |= {name.removeprefix(AGENT_PREFIX) for name in passwords.users() if name.startswith(AGENT_PREFIX)}
+        agents -= cut_off
         present = dict(_text(line).split(" ", 2)[1:] for line in lines)
         optional = [name for name in OPTIONAL if name in present or (passwords and name in passwords.users())]
         ours = (*SERVICES, *optional, *map(agent_user, sorted(agents)))
@@ -319,6 +340,7 @@ async def examine(redis: Redis, *, passwords: Passwords | None, durable: bool) -
         findings = [
             *server_findings(info, config, agents=len(agents), durable=durable),
             *_user_findings(users, {name: parse_acl(text, categories) for name, text in right.items()}, passwords),
+            *_cut_off_findings(map(agent_user, sorted(cut_off)), users, passwords),
             *await _stranger_findings(redis, strangers),
         ]
     except NoPermissionError as error:

@@ -27,7 +27,7 @@ from tachikoma.errors import (
     PermissionDenied,
 )
 from tachikoma.joining import JoinToken, agent_of
-from tachikoma.models import ExecAuditLog
+from tachikoma.models import ExecAuditLog, ExecRequest, ExecState
 from tachikoma.redis_access import Redis
 from tachikoma.signed import Enrolment, sign
 from tachikoma.spiffe import SpiffeId, agent_id, service_id, user_id
@@ -35,8 +35,13 @@ from tachikoma.svid import FileSvidSource, Svid
 from tachikoma_orchestrator.accounts import Accounts
 from tachikoma_orchestrator.admission import Peer
 from tachikoma_orchestrator.audit import AuditTrail
-from tachikoma_orchestrator.ledger import Ledger
+from tachikoma_orchestrator.collector import Collector
+from tachikoma_orchestrator.endings import Endings
+from tachikoma_orchestrator.evidence import Evidence, Findings
+from tachikoma_orchestrator.ledger import FENCE, Admission, Dispatch, Ledger, Outcome
 from tachikoma_orchestrator.membership import Authority, Certificate, Membership, TokenRefused
+from tachikoma_orchestrator.reaper import Reaper
+from tachikoma_orchestrator.registry import Registry
 from tachikoma_orchestrator.revocations import LOOK_SECONDS, Revocations
 
 DOMAIN, AGENT = "tachikoma.local", "web-1"
@@ -504,3 +509,40 @@ async def test_without_an_authority_nobody_joins_but_agents_are_cut_off(stand: S
     done = await bare.revoke(AGENT, "stolen", OPERATOR)
     assert "ACL DELUSER agent.web-1" in done.warnings[0]
     assert stand.revocations.in_force(AGENT)
+
+
+async def test_an_order_that_slipped_past_a_revocation_is_ended_by_the_reaper(stand: Stand) -> None:
+    """Another orchestrator cut the agent off, and stopped halfway."""
+    registry = Registry(stand.redis)
+    findings = Findings(stand.redis, stand.trail)
+    evidence = Evidence(stand.redis, findings, stand.identity, registry.revocations)
+    collector = Collector(stand.redis, stand.ledger, Endings(), registry, stand.identity, evidence, findings)
+    reaper = Reaper(
+        stand.redis, stand.ledger, registry, collector, lease=timedelta(hours=1), interval=timedelta(hours=1),
+        trail=stand.trail, audit_retention=timedelta(hours=1), audit_events=1000, audit_closed=False,
+    )  # fmt: skip
+    await stand.redis.set(keys.info(AGENT), "{}")
+    await stand.redis.hset(keys.AGENTS, AGENT, "{}")
+    for exec_id in ("waits", "runs", "asks"):
+        request = ExecRequest(id=exec_id, agent_id=AGENT, command=["/bin/true"], requested_by=str(OPERATOR))
+        asks = {"parked": "x", "approvers": (str(OPERATOR),)} if exec_id == "asks" else {}
+        admission = Admission(
+            request, request.command, "digest", "web@1", "", timedelta(minutes=9), timedelta(hours=1), {}, **asks
+        )
+        dispatch = None if asks else Dispatch("digest", "order", "web@1", b"message")
+        assert (await stand.ledger.admit(admission, dispatch))[0] is Outcome.ADMITTED
+    await stand.redis.set(keys.claim(AGENT, "runs"), "boot")
+    await stand.ledger.started(AGENT, "runs", 1)
+
+    entry = b'{"in_force":true,"at_ms":1,"said":{"by":"spiffe://x/user/y","reason":"stolen"}}'
+    await stand.redis.hset(keys.REVOKED, AGENT, entry)
+    assert await stand.ledger.readiness(AGENT) is Outcome.REVOKED
+    await registry.revocations.look()
+    await reaper.look()
+    states = {record.exec_id: record.state for record in await stand.ledger.records(["waits", "runs", "asks"])}
+    # What nobody approved has no order yet, and may still have an agent by then.
+    assert states == {"waits": ExecState.CANCELLED, "runs": ExecState.LOST, "asks": ExecState.PENDING_APPROVAL}
+    assert await stand.redis.get(keys.claim(AGENT, "waits")) == FENCE.encode()
+    ended = {event.id: event for event in await stand.events() if event.event in ("cancelled", "lost")}
+    assert all("stolen" in event.reason and event.actor == "spiffe://x/user/y" for event in ended.values())
+    assert set(ended) == {"waits", "runs"}

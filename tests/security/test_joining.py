@@ -298,6 +298,27 @@ def test_the_orchestrators_own_user_of_redis_makes_nobody_else(stack: Stack) -> 
             assert redis.execute_command("ACL", "DRYRUN", "enroller", *command) != b"OK"
 
 
+def test_a_check_of_redis_knows_who_joined_and_who_was_cut_off(stack: Stack, client: Client) -> None:
+    def findings() -> list[tuple[str, str]]:
+        folder = ("--passwords", str(stack.redis_passwords.folder))
+        done = make_cli(stack).run("redis", "check", "--redis-url", stack.redis_url, *folder, "--output", "json")
+        return [(item["where"], item["what"]) for item in json.loads(done.stdout)["findings"]]
+
+    try_join(enrolled(client, "checked"))
+    assert "user agent.checked" not in dict(findings())
+    client.revoke_agent("checked", "stolen")
+    assert "user agent.checked" not in dict(findings())
+    # Somebody prints an ACL file, with users of old.
+    stack.redis_passwords.make("agent.checked")
+    with redis_py.Redis(unix_socket_path=str(stack.socket)) as redis:
+        redis.execute_command("ACL", "SETUSER", "agent.checked", "on", ">x", "+@all", "~*")
+        told = [what for where, what in findings() if where == "user agent.checked"]
+        redis.execute_command("ACL", "DELUSER", "agent.checked")
+    stack.redis_passwords.path("agent.checked").unlink()
+    assert "was cut off, and can still connect" in told
+    assert "was cut off, and still has a password: the next ACL file would let it connect" in told
+
+
 # --- renewing ---------------------------------------------------------------------------------------------------------
 
 
