@@ -240,7 +240,8 @@ class CertificateAuthority:
             earliest: it does not begin before that.
         """
         now = datetime.now(UTC)
-        begin = not_before or now - min(BACKDATE, lifetime)
+        # One that has ended already, which tests need, lasted for as long as any.
+        begin = not_before or now - (min(BACKDATE, lifetime) if lifetime > timedelta(0) else BACKDATE)
         if earliest is not None:
             begin = max(begin, earliest)
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(spiffe_id))]
