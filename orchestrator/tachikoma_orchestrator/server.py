@@ -60,7 +60,7 @@ from tachikoma_orchestrator.shipper import Shipper
 from tachikoma_orchestrator.sinks import FileSink, Sink, StandardOutputSink, SyslogSink
 from tachikoma_orchestrator.subscriber import Subscriber
 
-__all__ = ["serve"]
+__all__ = ["reachable", "serve"]
 
 log = structlog.get_logger(__name__)
 
@@ -111,7 +111,7 @@ def _listen(server: grpc.aio.Server, wanted: str, credentials: grpc.ServerCreden
     return f"{wanted.rpartition(':')[0]}:{port}"
 
 
-def _reachable(given: str, listens: str, setting: str) -> str:
+def reachable(given: str, listens: str, setting: str) -> str:
     """Where agents reach an address.
 
     Raises:
@@ -143,8 +143,8 @@ def _authority(settings: OrchestratorSettings, svid: Svid, join: str, address: s
     authority = Authority(
         CertificateAuthority.load(settings.ca),
         settings.svid_lifetime,
-        _reachable(settings.join_address, join, "TACHIKOMA_JOIN_ADDRESS"),
-        _reachable(settings.renew_address, address, "TACHIKOMA_RENEW_ADDRESS"),
+        reachable(settings.join_address, join, "TACHIKOMA_JOIN_ADDRESS"),
+        reachable(settings.renew_address, address, "TACHIKOMA_RENEW_ADDRESS"),
         names[0],
     )
     authority.check(svid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import socket
 import stat
 from datetime import timedelta
 from pathlib import Path
@@ -16,14 +17,17 @@ from typer.testing import CliRunner
 
 from tachikoma.ca import BACKDATE, CertificateAuthority, issued_at, new_key, private_pem
 from tachikoma.cli.authority import ca
-from tachikoma.errors import ConfigurationError, InvalidRequest
+from tachikoma.errors import ConfigurationError, InvalidRequest, Unavailable
 from tachikoma.identity_files import finish_writing, write_identity
 from tachikoma.joining import Joined, JoinToken, agent_of
 from tachikoma.redis_users import Passwords, acl_file, agents_in, rules
 from tachikoma.spiffe import InvalidIdentity, SpiffeId, TrustBundle, agent_id, dns_names
 from tachikoma.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE, FileSvidSource, Svid
 from tachikoma_orchestrator.joining import MAX_ADDRESSES, MAX_REFUSALS, Attempts
-from tachikoma_worker.joining import Renewal, due
+from tachikoma_orchestrator.server import reachable
+from tachikoma_orchestrator.settings import OrchestratorSettings
+from tachikoma_worker.command import worker
+from tachikoma_worker.joining import Renewal, due, join
 
 DOMAIN = "tachikoma.local"
 WEB = agent_id(DOMAIN, "web-1")
@@ -284,3 +288,48 @@ def test_agents_that_joined_stay_in_an_acl_file_that_is_printed_again(tmp_path: 
     # With their passwords, but the rights they should have.
     assert printed[-1] == f"user agent.web-2 {' '.join(rules('agent.web-2', [digest]))}"
     assert f"#{'1' * 64}" not in printed[2]
+
+
+# --- before anything is asked or told ---------------------------------------------------------------------------------
+
+
+async def test_a_host_that_has_another_identity_does_not_spend_a_token(
+    root: CertificateAuthority, tmp_path: Path
+) -> None:
+    write_identity(tmp_path, **identity(root))
+    other = token(root).model_copy(update={"id": str(agent_id(DOMAIN, "web-2"))})
+    with pytest.raises(ConfigurationError, match="agent/web-1"):
+        await join(other, tmp_path, tmp_path / "password")
+
+
+async def test_where_nobody_answers_nothing_is_written(root: CertificateAuthority, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    with pytest.raises(Unavailable):
+        await join(token(root, address=address), tmp_path / "identity", tmp_path / "password")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_token_in_the_place_of_its_files_name_is_not_told(root: CertificateAuthority, tmp_path: Path) -> None:
+    text = str(token(root))
+    done = CliRunner().invoke(worker, ["join", "--token-file", text, "--identity", str(tmp_path)])
+    assert isinstance(done.exception, ConfigurationError)
+    assert text not in f"{done.exception}{done.output}"
+
+
+def test_joining_is_configured_as_a_whole_or_not(tmp_path: Path) -> None:
+    given = {"redis_url": "unix:///x", "policy": tmp_path}
+    for wrong in ({"ca": tmp_path}, {"join_listen": "127.0.0.1:0"}):
+        with pytest.raises(ValueError, match="together"):
+            OrchestratorSettings(**given, **wrong)
+    for lifetime in ("0s", "31d", "32000h"):
+        with pytest.raises(ValueError, match="validation error"):
+            OrchestratorSettings(**given, svid_lifetime=lifetime)
+
+
+@pytest.mark.parametrize("listens", ["0.0.0.0:1", "[::]:1"])
+def test_agents_are_not_told_to_go_everywhere(listens: str) -> None:
+    with pytest.raises(ConfigurationError, match="TACHIKOMA_X"):
+        reachable("", listens, "TACHIKOMA_X")
+    assert reachable("orch.example:1", listens, "TACHIKOMA_X") == "orch.example:1"
+    assert reachable("", "10.0.0.1:1", "TACHIKOMA_X") == "10.0.0.1:1"

@@ -125,8 +125,11 @@ def join(
     """Become an agent with a token: get its identity and its Redis password. The worker renews the identity."""
     try:
         text = sys.stdin.read() if str(token_file) == "-" else token_file.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"cannot read the token: {error}") from error
+    except UnicodeDecodeError:
+        raise ConfigurationError("what --token-file names holds no token") from None
+    except OSError as error:
+        # Not its name: that may be a token, given in the place of one.
+        raise ConfigurationError(f"cannot read what --token-file names: {error.strerror}") from None
     token = JoinToken.parse(text)
     password_file = redis_password_file or identity / PASSWORD_FILE
     has_password = asyncio.run(joining.join(token, identity, password_file))
