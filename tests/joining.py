@@ -37,9 +37,9 @@ def joining_settings(data: Path) -> dict[str, str]:
 
 
 def letting_join(data: Path, redis_server: Path, **environment: str) -> Stack:
-    """A stack whose orchestrator lets agents join."""
+    """A stack whose orchestrator lets agents join; its Redis also asks for a certificate."""
     settings = {**joining_settings(prepare(data)), "TACHIKOMA_SWEEP": "200ms", **environment}
-    return Stack(data, redis_server=redis_server, environment=settings)
+    return Stack(data, redis_server=redis_server, redis_tls=True, environment=settings)
 
 
 def csr_of(agent: str, key: ec.EllipticCurvePrivateKey | None = None, trust_domain: str = TRUST_DOMAIN) -> bytes:
@@ -70,7 +70,7 @@ class Host:
             agent,
             [
                 sys.executable, "-m", "tachikoma", "worker", "--agent-id", agent,
-                "--redis-url", stack.redis_url, "--identity", str(self.identity), "--data", str(folder / "data"),
+                "--redis-url", stack.redis_url_of(agent), "--identity", str(self.identity), "--data", str(folder / "data"),
                 "--cgroup-name", f"tachikoma-{folder.parent.name[-20:]}-{agent}".replace("_", "-"),
                 "--limits", "best-effort",
             ],
