@@ -70,7 +70,8 @@ class Host:
             agent,
             [
                 sys.executable, "-m", "tachikoma", "worker", "--agent-id", agent,
-                "--redis-url", stack.redis_url_of(agent), "--identity", str(self.identity), "--data", str(folder / "data"),
+                "--redis-url", stack.redis_url_of(agent), "--identity", str(self.identity),
+                "--data", str(folder / "data"),
                 "--cgroup-name", f"tachikoma-{folder.parent.name[-20:]}-{agent}".replace("_", "-"),
                 "--limits", "best-effort",
             ],

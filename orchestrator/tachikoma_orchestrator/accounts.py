@@ -29,8 +29,8 @@ class Accounts:
         self._redis = redis
 
     async def check(self) -> None:
-        """See that Redis lets us in."""
-        await self._redis.ping()
+        """See that Redis lets us in, and can keep users."""
+        await self._save()
 
     async def give(self, agent: str) -> str:
         """A new password for an agent, whose user is made, or made anew: who had the one before is thrown out."""
@@ -44,8 +44,8 @@ class Accounts:
     async def remove(self, agent: str) -> None:
         """Throw an agent out: its connections end at once, and what waits for it is gone."""
         await self._redis.execute_command("ACL", "DELUSER", agent_user(agent))
-        await self._save()
         await self._redis.delete(keys.queue(agent), keys.info(agent))
+        await self._save()
 
     async def close(self) -> None:
         """Close the connections."""

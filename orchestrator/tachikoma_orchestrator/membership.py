@@ -175,6 +175,7 @@ class Membership:
         if not timedelta(0) < ttl <= MAX_TTL:
             raise InvalidRequest(f"a token lasts at most {format_duration(MAX_TTL)}, and longer than nothing")
         svid, secret, now = self._identity.current(), secrets.token_bytes(SECRET_BYTES), time.time()
+        root = _root_of(svid)
         await self._revocations.look()
         before = self._revocations.of(agent)
         enrolment = SignedEnrolment(
@@ -198,7 +199,6 @@ class Membership:
             raise FailedPrecondition(
                 f"agent {agent!r} is online; if another host is to take its place, revoke it first, or stop its worker"
             )
-        root = _root_of(svid)
         token = JoinToken(
             id=str(agent_id(svid.spiffe_id.trust_domain, agent)),
             address=authority.join_address,

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis.asyncio as redis_asyncio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from redis.exceptions import NoPermissionError
 
 from tachikoma import keys
 from tachikoma.ca import CertificateAuthority, make_request, new_key, private_pem
@@ -474,6 +476,20 @@ async def test_an_entry_that_nobody_can_read_keeps_its_agent_out(stand: Stand) -
     await stand.redis.hset(keys.REVOKED, AGENT, "nonsense")
     await stand.revocations.look()
     assert stand.revocations.in_force(AGENT)
+
+
+async def test_where_redis_makes_no_users_no_token_is_spent(stand: Stand) -> None:
+    token = await stand.token()
+    await stand.redis.execute_command("ACL", "SETUSER", "weak", "on", ">x", "+ping", "~*")
+    path = str(stand.redis.connection_pool.connection_kwargs["path"])
+    weak = redis_asyncio.Redis(unix_socket_path=path, username="weak", password="x")
+    stand.members._accounts = Accounts(weak)
+    with pytest.raises(NoPermissionError):
+        await stand.join(token)
+    await weak.aclose()
+    await stand.redis.execute_command("ACL", "DELUSER", "weak")
+    stand.members._accounts = Accounts(stand.redis)
+    await stand.join(token)
 
 
 async def test_a_join_that_a_revocation_overtakes_gets_nothing(stand: Stand) -> None:
