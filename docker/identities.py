@@ -17,7 +17,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from tachikoma.dev.ca import SVID_LIFETIME, DevelopmentCA, write_private
+from tachikoma.dev.ca import SVID_LIFETIME, DevelopmentCA
+from tachikoma.identity_files import write_private
 from tachikoma.profile import Profile
 from tachikoma.redis_users import CHECK, ORCHESTRATOR, SERVICES, SUBMITTER, Passwords, acl_file, agent_user
 from tachikoma.spiffe import SpiffeId, agent_id, service_id, user_id

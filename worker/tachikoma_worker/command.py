@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import pwd
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,10 +17,13 @@ from pydantic import ValidationError
 
 from tachikoma import error_reporting, logs
 from tachikoma.errors import ConfigurationError
+from tachikoma.joining import JoinToken
 from tachikoma.models import capability_mask, describe_validation_error
+from tachikoma_worker import joining
 from tachikoma_worker.celery_app import make_app, make_worker
 from tachikoma_worker.cgroups import detect
 from tachikoma_worker.engine import Engine, sweep
+from tachikoma_worker.joining import PASSWORD_FILE
 from tachikoma_worker.lease import read_lease
 from tachikoma_worker.settings import WorkerSettings
 from tachikoma_worker.spawner import become_spawner
@@ -84,10 +88,11 @@ def run(
         "limits": limits, "local_policy": local_policy, "spawner": spawner,
         "cgroup": cgroup, "cgroup_name": cgroup_name, "capabilities": tuple(capability) if capability else None,
     }  # fmt: skip
-    settings = _settings(**{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
     if context.invoked_subcommand is not None:
-        context.obj = settings
+        context.obj = given
         return
+    settings = _settings(**given)
     logs.configure(settings.log_level)
     error_reporting.configure("worker", agent=settings.agent_id)
     if sweep_up:
@@ -112,8 +117,38 @@ def run(
 @worker.command()
 def health(context: typer.Context) -> None:
     """Ask Redis whether the worker of these settings, on this host, is online. Exits 1 if not; for health checks."""
-    found = asyncio.run(read_lease(context.obj))
+    found = asyncio.run(read_lease(_settings(**context.obj)))
     typer.echo(f"online, {found.running} of {found.slots} slots in use")
+
+
+@worker.command()
+def join(
+    token_file: Annotated[Path, typer.Option(help="File with the token of `tachikoma agents enroll`; - is stdin.")],
+    identity: Annotated[
+        Path, typer.Option(envvar="TACHIKOMA_IDENTITY", help="Folder for the agent's X.509-SVID; made if missing.")
+    ],
+    redis_password_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TACHIKOMA_REDIS_PASSWORD_FILE",
+            help=f"File for the agent's Redis password; {PASSWORD_FILE} in the identity's folder by default.",
+        ),
+    ] = None,
+) -> None:
+    """Become an agent with a token: get its identity and its Redis password. The worker renews the identity."""
+    try:
+        text = sys.stdin.read() if str(token_file) == "-" else token_file.read_text(encoding="ascii")
+    except UnicodeDecodeError:
+        raise ConfigurationError("what --token-file names holds no token") from None
+    except OSError as error:
+        # Not its name: that may be a token, given in the place of one.
+        raise ConfigurationError(f"cannot read what --token-file names: {error.strerror}") from None
+    token = JoinToken.parse(text)
+    password_file = redis_password_file or identity / PASSWORD_FILE
+    has_password = asyncio.run(joining.join(token, identity, password_file))
+    typer.echo(f"{identity}: {token.spiffe_id}")
+    if has_password:
+        typer.echo(f"{password_file}: its Redis password (TACHIKOMA_REDIS_PASSWORD_FILE)")
 
 
 @spawner.callback()
