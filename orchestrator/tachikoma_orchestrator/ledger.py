@@ -144,9 +144,30 @@ class Record:
         return self._text("receipt")
 
     @property
+    def history(self) -> list[tuple[ExecState, int]]:
+        """The states it came through, and when (ms), the present one last."""
+        steps = [step.partition(" ") for step in self._text("history").split(";")]
+        return [(ExecState(state), int(at)) for state, _, at in steps]
+
+    @property
     def passed(self) -> list[ExecState]:
         """The states it came through, the present one last."""
-        return [ExecState(step.partition(" ")[0]) for step in self._text("history").split(";")]
+        return [state for state, _ in self.history]
+
+    @property
+    def command(self) -> str:
+        """Its redacted argv as one line."""
+        return self._text("command")
+
+    @property
+    def policy(self) -> str:
+        """name@digest of the policy that granted it."""
+        return self._text("policy")
+
+    @property
+    def error(self) -> str:
+        """Why it ended as it did, where its exit code does not say it all."""
+        return self._text("error")
 
     @property
     def waits(self) -> bool:
@@ -218,10 +239,9 @@ class Record:
 
     def _status(self) -> ExecStatus:
         request = AuditedRequest.model_validate_json(self._text("request"))
-        history = []
-        for step in self._text("history").split(";"):
-            state, _, at = step.partition(" ")
-            history.append(ExecTransition(state=ExecState(state), time=datetime.fromtimestamp(int(at) / 1000, UTC)))
+        history = [
+            ExecTransition(state=state, time=datetime.fromtimestamp(at / 1000, UTC)) for state, at in self.history
+        ]
         admitted = _time(self.fields[b"admitted_ms"])
         assert admitted is not None
         return ExecStatus(

@@ -30,12 +30,15 @@ The orchestrator's begin with `orch:`. Keys and channels of one purpose share th
     orch:audit:sinks                 hash     how far each sink has taken it
     orch:audit:lock:<sink>           string   which orchestrator ships to a shared sink
     orch:ended                       channel  ids of executions that ended
+    orch:events:wanted               channel  says that somebody began to listen to Celery's events
+    /0.celeryev/<kind>.multi         channel  Celery's own event messages, by kombu's name for their exchange
 """
 
 from __future__ import annotations
 
 __all__ = [
     "AGENTS",
+    "ALL_CELERY_EVENTS",
     "ALL_EVENTS",
     "ALL_INFO",
     "ALL_OURS",
@@ -48,6 +51,7 @@ __all__ = [
     "AUDIT_SINKS",
     "DRAINING",
     "ENDED",
+    "EVENTS_WANTED",
     "INDEX",
     "ONLINE",
     "OPEN",
@@ -55,12 +59,14 @@ __all__ = [
     "agent_of_channel",
     "audit_lock",
     "cancel",
+    "celery_events",
     "claim",
     "control",
     "events",
     "execution",
     "execution_of_channel",
     "info",
+    "node",
     "output",
     "parked",
     "queue",
@@ -83,11 +89,14 @@ AUDIT = "orch:audit"
 AUDIT_SEQ = f"{AUDIT}:seq"
 AUDIT_SINKS = f"{AUDIT}:sinks"
 ENDED = "orch:ended"
+EVENTS_WANTED = "orch:events:wanted"
 
 #: Patterns an orchestrator subscribes to.
 ALL_EVENTS = "agent.*:events"
 ALL_RESULTS = "celery-task-meta-*"
 ALL_INFO = "agent.*:info"
+#: The pattern every listener to Celery's events subscribes to.
+ALL_CELERY_EVENTS = "/0.celeryev/*"
 #: Patterns for its rights: what the orchestrator owns; and queues, which no pattern tells from agents' other names.
 ALL_OURS = "orch:*"
 ALL_QUEUES = "agent.*"
@@ -125,6 +134,16 @@ def cancel(agent: str, exec_id: str) -> str:
 
 def control(agent: str) -> str:
     return f"agent.{agent}:control"
+
+
+def node(agent: str) -> str:
+    """What an agent's Celery worker calls itself."""
+    return f"{agent}@{agent}"
+
+
+def celery_events(kind: str) -> str:
+    """Where several events of a kind, `task` or `worker`, are published in one message."""
+    return f"/0.celeryev/{kind}.multi"
 
 
 def task_id(agent: str, exec_id: str) -> str:

@@ -22,6 +22,7 @@ __all__ = [
     "ADMIN",
     "AGENT_PREFIX",
     "CHECK",
+    "FLOWER",
     "ORCHESTRATOR",
     "SERVICES",
     "Grant",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 ORCHESTRATOR = "orchestrator"
+FLOWER = "flower"
 #: `tachikoma redis check`.
 CHECK = "check"
 #: Whoever loads ACL files and repairs things; the only one with all rights.
@@ -108,12 +110,20 @@ _ORCHESTRATOR = (
     Grant("lpush llen", write=(keys.ALL_QUEUES,)),
     Grant("xrange", read=(keys.output("*", "*"),)),
     Grant("publish", channels=(keys.control("*"), keys.ENDED, keys.APPROVED)),
-    Grant("psubscribe", channels=(keys.ALL_EVENTS, keys.ALL_RESULTS, keys.ENDED, keys.APPROVED)),
+    Grant("publish", channels=(keys.celery_events("task"), keys.celery_events("worker"))),
+    Grant("psubscribe", channels=(keys.ALL_EVENTS, keys.ALL_RESULTS, keys.ENDED, keys.APPROVED, keys.EVENTS_WANTED)),
     Grant("subscribe", channels=(keys.output("*", "*"),)),
 )
 
 SERVICES: dict[str, tuple[Grant, ...]] = {
     ORCHESTRATOR: _ORCHESTRATOR,
+    # It listens. There is no key that it may so much as read.
+    FLOWER: (
+        _CONNECTION,
+        Grant("punsubscribe"),
+        Grant("psubscribe", channels=(keys.ALL_CELERY_EVENTS,)),
+        Grant("publish", channels=(keys.EVENTS_WANTED,)),
+    ),
     CHECK: (
         _CONNECTION,
         Grant("info config|get acl|list acl|cat acl|dryrun"),
