@@ -27,6 +27,7 @@ from flower.inspector import Inspector
 from flower.options import default_options
 from flower.urls import settings as flower_settings
 from flower.views import BaseHandler
+from flower.views.tasks import TasksDataTable
 from kombu.utils.encoding import bytes_to_str
 from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest
 from tornado.ioloop import IOLoop
@@ -48,7 +49,9 @@ OPEN_PATHS = ("/healthcheck",)
 CLOSED_PATHS = ("/api/", "/metrics", "/login", "/logout")
 #: How the tasks page asks for its rows.
 POSTED_PATH = "/tasks/datatable"
-COLUMNS = "name,args,state,exception,received,runtime,worker,uuid"
+COLUMNS = "uuid,args,state,runtime,received,worker,exception"
+#: Longest text in a row; the page of the task has all of it.
+MAX_CELL = 64
 #: Tasks of one agent that its page lists, of each kind.
 MAX_LISTED = 50
 #: Tasks that are remembered while it runs; it begins with the latest `feed.RECENT`.
@@ -152,8 +155,8 @@ class AgentsInspector(Inspector):  # type: ignore[misc]
                     }
                 )  # fmt: skip
         queue = {
-            "name": said["queue"], "exchange": "", "routing_key": said["queue"], "exclusive": False, "durable": True, "no_ack": True,
-            "alias": None, "queue_arguments": None, "binding_arguments": None, "auto_delete": False,
+            "name": said["queue"], "exchange": "", "routing_key": said["queue"], "exclusive": False, "durable": True,
+            "no_ack": True, "alias": None, "queue_arguments": None, "binding_arguments": None, "auto_delete": False,
         }  # fmt: skip
         return {
             "timestamp": time.time(),
@@ -180,6 +183,18 @@ class AgentsInspector(Inspector):  # type: ignore[misc]
             "registered": [],
             "conf": {},
         }
+
+
+class RowsView(TasksDataTable):  # type: ignore[misc]
+    """Rows of Flower's page of tasks, with texts of a length that fits there."""
+
+    def write(self, chunk: Any) -> None:
+        for row in chunk["data"]:
+            for name in ("args", "exception"):
+                text = row[name]
+                if text is not None and len(text) > MAX_CELL:
+                    row[name] = f"{text[: MAX_CELL - 1]}…"
+        super().write(chunk)
 
 
 class QueuesView(BaseHandler):  # type: ignore[misc]
@@ -306,7 +321,7 @@ async def serve(
     if certificate is not None:
         settings["ssl_options"] = {"certfile": certificate[0], "keyfile": certificate[1]}
     dashboard = Dashboard(options=options, capp=app, events=events, io_loop=io_loop, **settings)
-    dashboard.add_handlers(r".*", [url(r"/broker", QueuesView)])
+    dashboard.add_handlers(r".*", [url(r"/broker", QueuesView), url(POSTED_PATH, RowsView)])
     dashboard.inspector = AgentsInspector(io_loop, app, events.state)
     try:
         taken = dashboard.start_http_server()

@@ -95,8 +95,9 @@ def _name(command: str) -> str:
 
 
 def _end(record: Record, state: ExecState, at_ms: int) -> Event:
-    told = b"exit_code" in record.fields
-    exit_code = _number(record, b"exit_code")
+    exit_code = int(record.fields.get(b"exit_code", -1))
+    # Of what did not run, or whose end nobody saw, there is none.
+    told = exit_code >= 0
     result: dict[str, str | int] = {"state": str(state)}
     if told:
         result["exit_code"] = exit_code
@@ -107,11 +108,12 @@ def _end(record: Record, state: ExecState, at_ms: int) -> Event:
         "timestamp": (_number(record, b"ended_ms") or at_ms) / 1000,
         "result": repr(result),
     }
-    if _number(record, b"started_ms") and told:
+    if told:
         event["runtime"] = _number(record, b"duration_us") / 1e6
     if state is ExecState.SUCCEEDED:
         return event
-    reason = record.error or (f"exit code {exit_code}" if told else "nothing more is known")
+    by = record.cancel_requested_by if state is ExecState.CANCELLED else ""
+    reason = (f"by {by}" if by else record.error) or (f"exit code {exit_code}" if told else "nothing more is known")
     event["exception"] = f"{state}: {reason}"[:MAX_SHOWN]
     if state is ExecState.CANCELLED:
         event |= {"terminated": "runtime" in event, "signum": _number(record, b"signal") or None, "expired": False}

@@ -170,6 +170,11 @@ class Record:
         return self._text("error")
 
     @property
+    def cancel_requested_by(self) -> str:
+        """Who asked for its end; empty where nobody did."""
+        return self._text("cancel_requested_by")
+
+    @property
     def waits(self) -> bool:
         """Whether its output waits for readers."""
         return self._text("waits") == "1"
@@ -254,9 +259,9 @@ class Record:
             start_time=_time(self.fields.get(b"started_ms")),
             end_time=_time(self.fields.get(b"ended_ms")) or _time(self.fields.get(b"settled_ms")),
             exit_code=int(self._text("exit_code") or -1),
-            error=self._text("error"),
-            policy_applied=self._text("policy"),
-            cancel_requested_by=self._text("cancel_requested_by"),
+            error=self.error,
+            policy_applied=self.policy,
+            cancel_requested_by=self.cancel_requested_by,
             timeout=timedelta(seconds=request.timeout or 0),
             user=request.user,
             work_dir=request.work_dir,
@@ -276,7 +281,7 @@ class Record:
             exit_code=-1,
             start_time=_time(self.fields.get(b"started_ms")),
             end_time=_time(self.fields.get(b"settled_ms")),
-            error=self._text("error"),
+            error=self.error,
             cancelled=self.state is ExecState.CANCELLED,
         )
 

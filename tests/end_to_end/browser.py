@@ -35,14 +35,10 @@ class Browser:
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
 
-        def as_three_and_four() -> None:
-            # Copies first, for either of them may be 3 or 4.
-            ours = os.dup(to_read), os.dup(to_write)
-            for place, descriptor in zip((3, 4), ours, strict=True):
-                os.dup2(descriptor, place)
-
         self._process = subprocess.Popen(
             [
+                # It looks for its pipes at 3 and 4. Not by a `preexec_fn`; `tachikoma.dev.stack` says why.
+                "bash", "-c", f'exec "$@" 3<&{to_read} 4>&{to_write}', "bash",
                 program, "--headless=new", "--remote-debugging-pipe", f"--user-data-dir={self._profile}",
                 # CI runs as root, and in containers with a small /dev/shm. Nothing but our own pages is looked at.
                 "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--no-first-run",
@@ -53,8 +49,7 @@ class Browser:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "TZ": "UTC"},
-            close_fds=False,
-            preexec_fn=as_three_and_four,
+            pass_fds=(to_read, to_write),
             start_new_session=True,
         )  # fmt: skip
         os.close(to_read)
