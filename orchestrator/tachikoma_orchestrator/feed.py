@@ -152,7 +152,7 @@ class Feed:
         entries = [entry for _, found in answer or () for entry in found]
         for at, fields in entries:
             cursor = at.decode()
-            code = fields.get(b"event", b"").decode()
+            code = fields.get(b"event", b"").decode(errors="replace")
             if code in STEPS:
                 exec_id = fields.get(b"id", b"").decode(errors="replace")
                 steps[exec_id] = steps.get(exec_id, frozenset()) | STEPS[code]

@@ -28,7 +28,8 @@ def chromium() -> str | None:
 class Browser:
     """One page of a Chromium of its own. A context manager."""
 
-    def __init__(self, *, width: int = 1280, height: int = 900) -> None:
+    def __init__(self, *, width: int, height: int) -> None:
+        self._width, self._height = width, height
         program = chromium()
         assert program is not None
         self._profile = tempfile.mkdtemp(prefix="chromium-")
@@ -60,7 +61,9 @@ class Browser:
         [page] = [target for target in self._call("Target.getTargets")["targetInfos"] if target["type"] == "page"]
         attached = self._call("Target.attachToTarget", targetId=page["targetId"], flatten=True)
         self._session = attached["sessionId"]
-        self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._call("Emulation.setDeviceMetricsOverride", **size)
+        self._call("Emulation.setScrollbarsHidden", hidden=True)
 
     def __enter__(self) -> Self:
         return self
@@ -120,7 +123,7 @@ class Browser:
                 pytest.fail(f"did not come true in {SECONDS:g} s: {what}; it is {str(value)[:1000]}")
             time.sleep(0.05)
 
-    def screenshot(self, path: Path, *, width: int, height: int) -> None:
+    def screenshot(self, path: Path, *, scale: float) -> None:
         """Write what is seen of the page as a PNG."""
-        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+        clip = {"x": 0, "y": 0, "width": self._width, "height": self._height, "scale": scale}
         path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", format="png", clip=clip)["data"]))

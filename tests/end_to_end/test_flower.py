@@ -197,7 +197,7 @@ def browser() -> Iterator[Browser]:
         if os.environ.get("CI"):
             pytest.fail("CI lacks chromium", pytrace=False)
         pytest.skip("needs chromium")
-    with Browser(width=1600, height=1010) as opened:
+    with Browser(width=1840, height=1020) as opened:
         yield opened
 
 
@@ -217,7 +217,7 @@ def test_the_page_of_tasks_shows_every_execution_and_its_end(world: World, logge
     page.open(f"{world.stack.flower_url}/tasks")
     rows = ROWS.format(table="tasks-table")
     page.wait(rows, "a first page", lambda found: len(found) == 15)
-    page.screenshot(Path(os.environ.get("TACHIKOMA_TEST_SCREENSHOT", tmp_path / "flower.png")), width=1600, height=1010)
+    page.screenshot(Path(os.environ.get("TACHIKOMA_TEST_SCREENSHOT", tmp_path / "flower.png")), scale=0.7)
     page.ask("$('#tasks-table').DataTable().page.len(100).draw(), null")
     found = page.wait(rows, "all of them", lambda found: len(found) == len(world.wanted))
     assert SECRET not in json.dumps(found)
