@@ -81,6 +81,8 @@ class Feed:
 
     async def run(self) -> None:
         """Tell for ever, while no other orchestrator does."""
+        # Not before it would hear of whoever begins to listen next.
+        await self._wanted.wait()
         lock = self._redis.lock(keys.audit_lock("events"), timeout=LOCK_SECONDS)
         try:
             while True:
