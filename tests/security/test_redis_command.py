@@ -134,7 +134,7 @@ def test_acl_makes_users_that_a_server_takes(stack: Stack, server: redis_py.Redi
     folder = tmp_path / "passwords"
     made = tachikoma("acl", "--passwords", str(folder), "--agent", "web-1", "--agent", "web-2")
     assert made.returncode == 0, made
-    users = ["orchestrator", "check", "admin", agent_user("web-1"), agent_user("web-2")]
+    users = ["orchestrator", "flower", "check", "admin", agent_user("web-1"), agent_user("web-2")]
     assert [line.split()[1] for line in made.stdout.splitlines()] == ["default", *users]
     assert made.stdout.startswith("user default off\n")
     assert made.stderr.splitlines() == [f"made {folder / user}" for user in users]
