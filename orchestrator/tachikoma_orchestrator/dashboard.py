@@ -130,13 +130,13 @@ class AgentsInspector(Inspector):  # type: ignore[misc]
         self._state = state
 
     def inspect(self, workername: str | None = None) -> asyncio.Future[None]:
-        names = [workername] if workername else list(self._state.workers)
-        for name in names:
-            worker = self._state.workers.get(name)
+        # Of all at once nobody needs it.
+        if workername is not None:
+            worker = self._state.workers.get(workername)
             if worker is None or not hasattr(worker, "tachikoma"):
-                self.workers.pop(name, None)
+                self.workers.pop(workername, None)
             else:
-                self.workers[name] = self._about(name, worker)
+                self.workers[workername] = self._about(workername, worker)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         done.set_result(None)
         return done
@@ -238,7 +238,10 @@ class Dashboard(Flower):  # type: ignore[misc]
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> HTTPMessageDelegate:
         """What answers a request."""
-        if request.path not in OPEN_PATHS and not self._known(request.headers.get("Authorization", "")):
+        authorization = request.headers.get("Authorization", "")
+        if request.path not in OPEN_PATHS and not self._known(authorization):
+            if authorization:
+                log.warning("flower.wrong_password", address=request.remote_ip)
             return self._refuse(request, 401, "a user and a password are needed")
         if request.path.startswith(CLOSED_PATHS):
             return self._refuse(request, 403, "this Flower only shows; `tachikoma` is for everything else")
@@ -333,7 +336,8 @@ async def serve(
         loop.add_signal_handler(number, stop.set)
     # Its thread is a daemon: it holds nothing that must be let go of.
     events.start()
-    where = f"{'http' if certificate is None else 'https'}://{host}:{taken}"
+    scheme = "http" if certificate is None else "https"
+    where = f"{scheme}://{f'[{host}]' if ':' in host else host}:{taken}"
     log.info("flower.ready", url=where)
     if ready is not None:
         ready(where)

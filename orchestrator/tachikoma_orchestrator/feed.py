@@ -92,6 +92,9 @@ class Feed:
                         await self._tell(lock)
                 except (RedisError, OSError, LockError) as error:
                     log.warning("events.interrupted", reason=str(error)[:200])
+                except Exception:
+                    # What only shows must not end what works.
+                    log.exception("events.failed")
                 await asyncio.sleep(RETRY_SECONDS)
         finally:
             with suppress(RedisError, OSError, LockError):

@@ -11,6 +11,7 @@ import pytest
 from tachikoma.models import AuditCode, ExecPolicy
 from tachikoma.policy import PolicySet
 from tachikoma.policy_expectations import load_expectations
+from tachikoma_orchestrator.flower_command import FlowerSettings
 from tachikoma_orchestrator.settings import OrchestratorSettings
 from tachikoma_worker.settings import WorkerSettings
 
@@ -56,7 +57,7 @@ def test_the_examples_of_the_policy_reference_are_right(tmp_path: Path) -> None:
 def test_every_setting_that_is_named_exists(page: Path) -> None:
     known = {
         f"TACHIKOMA_{name.upper()}"
-        for settings in (OrchestratorSettings, WorkerSettings)
+        for settings in (OrchestratorSettings, WorkerSettings, FlowerSettings)
         for name in settings.model_fields
     }
     named = set(re.findall(r"TACHIKOMA_[A-Z_]*[A-Z]", page.read_text(encoding="utf-8")))
