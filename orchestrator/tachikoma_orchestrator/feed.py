@@ -44,7 +44,7 @@ IDLE_SECONDS = 5.0
 #: Shortest time between two times that everything is told.
 ANEW_SECONDS = 2.0
 #: How long an orchestrator is the one that tells, without saying so again; and between attempts of the others.
-LOCK_SECONDS = 10.0
+LOCK_SECONDS = 6.0
 RETRY_SECONDS = 1.0
 
 
