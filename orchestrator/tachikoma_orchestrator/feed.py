@@ -69,6 +69,8 @@ class Feed:
         self._online: dict[str, bool] = {}
         #: When everything, and when the agents were told last, by the monotonic clock.
         self._told_at = self._agents_at = float("-inf")
+        #: When this was last confirmed to be the orchestrator that tells.
+        self._locked_at = float("-inf")
         subscriber.on_pattern(keys.EVENTS_WANTED, self._somebody)
         subscriber.on_gap(self._gap)
 
@@ -102,22 +104,25 @@ class Feed:
 
     async def _tell(self, lock: Redis) -> None:
         """Tell while the lock is ours."""
-        locked_at = float("-inf")
+        self._locked_at = float("-inf")
         cursor = None
         while True:
-            if time.monotonic() - locked_at > LOCK_SECONDS / 3:
-                await lock.reacquire()
-                locked_at = time.monotonic()
+            await self._keep(lock)
             if cursor is not None and not self._wanted.is_set():
                 cursor = await self._tell_new(cursor)
             elif (early := self._told_at + ANEW_SECONDS - time.monotonic()) > 0:
                 await asyncio.sleep(early)
             else:
                 self._wanted.clear()
-                cursor = await self._tell_all()
+                cursor = await self._tell_all(lock)
             if cursor is None:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wanted.wait(), min(IDLE_SECONDS, LOCK_SECONDS / 3))
+
+    async def _keep(self, lock: Redis) -> None:
+        if time.monotonic() - self._locked_at > LOCK_SECONDS / 3:
+            await lock.reacquire()
+            self._locked_at = time.monotonic()
 
     # --- what is told -------------------------------------------------------------------------------------------------
 
@@ -126,7 +131,7 @@ class Feed:
         message = self._messages.message(kind, events)
         return int(await self._redis.execute_command("PUBLISH", keys.celery_events(kind), message)) > 0
 
-    async def _tell_all(self) -> str | None:
+    async def _tell_all(self, lock: Redis) -> str | None:
         """Tell everything anew. The place in the trail up to which it is told, or None where nobody listens."""
         if not await self._publish("worker", [{"type": BEGIN, "hostname": "tachikoma"}]):
             return None
@@ -139,6 +144,7 @@ class Feed:
         ids = await self._recent()
         for begin in range(0, len(ids), BATCH):
             await self._tell_executions(ids[begin : begin + BATCH])
+            await self._keep(lock)
         log.info("events.told_anew", executions=len(ids), agents=len(self._online))
         return cursor
 

@@ -281,7 +281,7 @@ def test_the_page_of_workers_counts_what_each_agent_did(world: World, logged_in:
     summary = [logged_in.ask(f"document.querySelector('#workers-{name}').innerText") for name in
                ("online", "active", "succeeded", "failed")]  # fmt: skip
     assert summary == ["2", "0", str(TIMES), str(6 * TIMES)]
-    logged_in.ask("document.querySelector('#workers-table tbody a').click(), null")
+    logged_in.ask("document.querySelector('#workers-table tbody a[href*=agent-1]').click(), null")
     logged_in.wait("document.title", "the page of one", lambda title: title.endswith("@agent-1 · Flower"))
     text = logged_in.ask("document.querySelector('.worker-tab-content').textContent")
     for part in ("Max concurrency", "64", "agent.agent-1", psutil.os.uname().nodename, "0.1.0", "memory used"):
