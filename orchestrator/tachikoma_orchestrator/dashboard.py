@@ -58,6 +58,14 @@ MAX_LISTED = 50
 MAX_TASKS = 20_000
 
 
+class Foreseen(logging.Filter):
+    """Makes warnings of what Flower takes for errors: it waits for a Redis that is away."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        return True
+
+
 class EventChannel(broker.QueueChannel):
     """Listens without writing anything: an exchange of the type `fanout` is a channel of Redis, known by its name."""
 
@@ -314,6 +322,7 @@ async def serve(
     # Old times are what the feed tells anew.
     logging.getLogger("celery.events.state").setLevel(logging.ERROR)
     logging.getLogger("tornado.access").setLevel(logging.ERROR)
+    logging.getLogger("flower.events").addFilter(Foreseen())
     io_loop = IOLoop.current()
     app, options = _application(access), _options(users)
     options.address, options.port = host, port

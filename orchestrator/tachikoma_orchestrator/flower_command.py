@@ -10,7 +10,7 @@ import typer
 from pydantic import ValidationError
 from pydantic_settings import SettingsConfigDict
 
-from tachikoma import logs
+from tachikoma import error_reporting, logs
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity import open_identity
 from tachikoma.models import describe_validation_error
@@ -111,7 +111,10 @@ def run(
             raise
         raise ConfigurationError("Flower is not installed; pip install 'tachikoma-exec[flower]'") from None
     logs.configure(settings.log_level)
+    error_reporting.configure("flower")
     svid = None if settings.identity is None else open_identity(settings.identity)
+    if svid is not None:
+        error_reporting.identify(svid.current().spiffe_id)
     access = RedisAccess.of(settings, identity=svid, user=FLOWER)
     asyncio.run(
         serve(

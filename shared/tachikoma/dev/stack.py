@@ -28,7 +28,7 @@ from tachikoma.client import Client
 from tachikoma.dev.ca import SVID_LIFETIME, DevelopmentCA, write_private
 from tachikoma.errors import ConfigurationError, Unavailable
 from tachikoma.profile import Profile
-from tachikoma.redis_users import FLOWER, ORCHESTRATOR, SERVICES, Passwords, acl_file, agent_user
+from tachikoma.redis_users import FLOWER, ORCHESTRATOR, SERVICES, SUBMITTER, Passwords, acl_file, agent_user
 from tachikoma.spiffe import SpiffeId, agent_id, service_id, user_id
 from tachikoma.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 
@@ -180,6 +180,7 @@ class Stack:
         listen: str = "127.0.0.1:0",
         redis_server: Path | None = None,
         redis_tls: bool = False,
+        submitter: bool = False,
         flower: str | None = None,
         environment: dict[str, str] | None = None,
     ) -> None:
@@ -192,6 +193,7 @@ class Stack:
             redis_server: a redis-server or valkey-server to run; None for the embedded Valkey.
             redis_tls: whether the parts reach it over TLS, each with its identity as certificate; the embedded Valkey
                 cannot do that.
+            submitter: whether there is one, so that Celery applications can ask for commands.
             flower: address of a Flower, if there is to be one; who may look stands in `flower_users`.
             environment: further settings of the parts, as environment variables.
         """
@@ -220,6 +222,8 @@ class Stack:
         self.address = ""
         self.redis: Part
         self.orchestrator: Part
+        self.submitter: Part | None = None
+        self._with_submitter = submitter
         self.flower: Part | None = None
         self.flower_url = ""
         self.agents: dict[str, Part] = {}
@@ -244,7 +248,9 @@ class Stack:
 
     def redis_user_of(self, part: str) -> str:
         """A part's user in Redis."""
-        return part if part in (ORCHESTRATOR, FLOWER) else agent_user(part)
+        if part in ("orchestrator", "submitter"):
+            return ORCHESTRATOR
+        return FLOWER if part == FLOWER else agent_user(part)
 
     @property
     def redis_passwords(self) -> Passwords:
@@ -272,7 +278,9 @@ class Stack:
     @property
     def parts(self) -> list[Part]:
         """All processes, in the order of their start."""
-        return [self.redis, self.orchestrator, *self.agents.values(), *([self.flower] if self.flower else [])]
+        services = [self.submitter] if self.submitter is not None else []
+        watching = [self.flower] if self.flower is not None else []
+        return [self.redis, self.orchestrator, *services, *self.agents.values(), *watching]
 
     # --- start --------------------------------------------------------------------------------------------------------
 
@@ -321,6 +329,8 @@ class Stack:
             self._make_parts()
             self.start_redis()
             self.start_orchestrator()
+            if self.submitter is not None:
+                self.start_part(self.submitter)
             for agent in self.agent_ids:
                 self.start_agent(agent)
             self.wait_for_agents()
@@ -374,6 +384,19 @@ class Stack:
             logs / "orchestrator.log",
             self._environment_of("orchestrator"),
         )  # fmt: skip
+        if self._with_submitter:
+            self.submitter = Part(
+                "submitter",
+                [
+                    *tachikoma, "submitter", "--redis-url", self.redis_url_of("submitter"),
+                    "--identity", str(self.identity("orchestrator")), "--policy", str(self.policy),
+                ],
+                logs / "submitter.log",
+                {
+                    "TACHIKOMA_SUBMITTER_PASSWORD_FILE": str(self.redis_passwords.path(SUBMITTER)),
+                    **self._environment_of("submitter"),
+                },
+            )  # fmt: skip
         self.agents = {
             agent: Part(
                 agent,
@@ -490,7 +513,10 @@ class Stack:
 
     def start_agent(self, agent: str) -> None:
         """Start an agent and wait until it takes orders."""
-        part = self.agents[agent]
+        self.start_part(self.agents[agent])
+
+    def start_part(self, part: Part) -> None:
+        """Start a part that says when it is ready, and wait for that."""
         pipe = part.start(ready_pipe=True)
         assert pipe is not None
         with pipe:
@@ -545,8 +571,10 @@ class Stack:
             # One that was killed left its spawner, with what that runs.
             if (self.data / "agents" / agent / "spawner.sock").exists():
                 part.run_once("--sweep")
-        # 2. The orchestrator, 3. Redis, which writes what it still holds.
+        # 2. The orchestrator and what stands beside it, 3. Redis, which writes what it still holds.
         if self.agents:
+            if self.submitter is not None:
+                self.submitter.stop()
             self.orchestrator.stop()
             self.redis.stop()
         # 4. What only living processes need.
