@@ -25,8 +25,9 @@ from types import TracebackType
 from typing import IO, Self
 
 from tachikoma.client import Client
-from tachikoma.dev.ca import SVID_LIFETIME, DevelopmentCA, write_private
+from tachikoma.dev.ca import SVID_LIFETIME, DevelopmentCA
 from tachikoma.errors import ConfigurationError, Unavailable
+from tachikoma.identity_files import write_private
 from tachikoma.profile import Profile
 from tachikoma.redis_users import FLOWER, ORCHESTRATOR, SERVICES, SUBMITTER, Passwords, acl_file, agent_user
 from tachikoma.spiffe import SpiffeId, agent_id, service_id, user_id
