@@ -167,7 +167,7 @@ class Feed:
             if code in STEPS:
                 exec_id = fields.get(b"id", b"").decode(errors="replace")
                 steps[exec_id] = steps.get(exec_id, frozenset()) | STEPS[code]
-            elif code in (AuditCode.AGENT_JOINED, AuditCode.AGENT_LEFT):
+            elif code in (AuditCode.AGENT_JOINED, AuditCode.AGENT_LEFT, AuditCode.AGENT_REVOKED):
                 agents_changed = True
         heard = True
         if agents_changed or time.monotonic() - self._agents_at >= HEARTBEAT_SECONDS:
