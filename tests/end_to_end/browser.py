@@ -71,7 +71,9 @@ class Browser:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.terminate()
+        # Not by a signal: its other processes would write on for a moment, into the folder that is to go.
+        self._session = None
+        self._call("Browser.close")
         self._process.wait(SECONDS)
         os.close(self._write)
         os.close(self._read)
