@@ -24,6 +24,7 @@ __all__ = [
     "APPLICATION_PREFIX",
     "CHECK",
     "ENROLLER",
+    "FLOWER",
     "OPTIONAL",
     "ORCHESTRATOR",
     "SERVICES",
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 ORCHESTRATOR = "orchestrator"
+FLOWER = "flower"
 #: Celery's side of `tachikoma submitter`.
 SUBMITTER = "submitter"
 #: `tachikoma redis check`.
@@ -122,7 +124,8 @@ _ORCHESTRATOR = (
     Grant("lpush llen", write=(keys.ALL_QUEUES,)),
     Grant("xrange", read=(keys.output("*", "*"),)),
     Grant("publish", channels=(keys.control("*"), keys.ENDED, keys.APPROVED)),
-    Grant("psubscribe", channels=(keys.ALL_EVENTS, keys.ALL_RESULTS, keys.ENDED, keys.APPROVED)),
+    Grant("publish", channels=(keys.celery_events("task"), keys.celery_events("worker"))),
+    Grant("psubscribe", channels=(keys.ALL_EVENTS, keys.ALL_RESULTS, keys.ENDED, keys.APPROVED, keys.EVENTS_WANTED)),
     Grant("subscribe", channels=(keys.output("*", "*"),)),
 )
 
@@ -176,6 +179,13 @@ def _application(name: str) -> tuple[Grant, ...]:
 SERVICES: dict[str, tuple[Grant, ...]] = {
     ORCHESTRATOR: _ORCHESTRATOR,
     SUBMITTER: _SUBMITTER,
+    # It listens. There is no key that it may so much as read.
+    FLOWER: (
+        _CONNECTION,
+        Grant("punsubscribe"),
+        Grant("psubscribe", channels=(keys.ALL_CELERY_EVENTS,)),
+        Grant("publish", channels=(keys.EVENTS_WANTED,)),
+    ),
     CHECK: (
         _CONNECTION,
         Grant("info config|get acl|list acl|cat acl|dryrun"),
