@@ -10,6 +10,7 @@ Only for development: the CA's key lies in a volume.
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from pathlib import Path
 from tachikoma.dev.ca import SVID_LIFETIME, DevelopmentCA
 from tachikoma.identity_files import write_private
 from tachikoma.profile import Profile
-from tachikoma.redis_users import CHECK, ORCHESTRATOR, SERVICES, SUBMITTER, Passwords, acl_file, agent_user
+from tachikoma.redis_users import CHECK, FLOWER, ORCHESTRATOR, SERVICES, SUBMITTER, Passwords, acl_file, agent_user
 from tachikoma.spiffe import SpiffeId, agent_id, service_id, user_id
 
 TRUST_DOMAIN = "tachikoma.local"
@@ -89,14 +90,27 @@ class Identities:
 
         self.give("orchestrator", service_id(TRUST_DOMAIN, "orchestrator"), redis_users=(ORCHESTRATOR, SUBMITTER),
                   dns_names=(SERVER_NAME,))  # fmt: skip
+        self.give("flower", service_id(TRUST_DOMAIN, "flower"), redis_users=(FLOWER,))
+        viewers = self._viewers()
+        with acting_as(TACHIKOMA):
+            write_private(PARTS / "flower" / "viewers", viewers)
         for agent in agents:
             self.give(agent, agent_id(TRUST_DOMAIN, agent), owner=ROOT, redis_users=(agent_user(agent),))
 
         # The developer may see how Redis is set up: `tachikoma redis check`.
         self.give("client", user_id(TRUST_DOMAIN, "developer"), redis_users=(CHECK,))
         with acting_as(TACHIKOMA):
+            write_private(PARTS / "client" / "flower", viewers)
             profile = Profile(address="orchestrator:8534", server_name=SERVER_NAME, identity=OWN)
             profile.save(PARTS / "client" / "profile.json")
+
+    @staticmethod
+    def _viewers() -> bytes:
+        """Who may look at Flower: the developer, with a password that stays."""
+        file = CA / "flower"
+        if not file.exists():
+            write_private(file, f"developer:{secrets.token_urlsafe(16)}\n".encode())
+        return file.read_bytes()
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ WORKDIR /build
 COPY . .
 # The environment is copied to where it was made, so what its scripts and links name is there again.
 RUN python3 -m venv /opt/tachikoma \
- && /opt/tachikoma/bin/python -m pip install --no-cache-dir --disable-pip-version-check '.[orchestrator]' \
+ && /opt/tachikoma/bin/python -m pip install --no-cache-dir --disable-pip-version-check '.[orchestrator,flower]' \
  && /opt/tachikoma/bin/python -m pip uninstall --yes --quiet setuptools pip
 
 FROM ${BASE}

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic_settings import BaseSettings
 
+from tachikoma_orchestrator.flower_command import FlowerSettings
 from tachikoma_orchestrator.submitter import SubmitterSettings
 from tachikoma_worker.settings import WorkerSettings
 
@@ -66,5 +68,7 @@ def test_hardening_stays_as_it_is(unit: Path, installed: Path) -> None:
 def test_every_setting_that_a_unit_names_exists(file: Path) -> None:
     named = set(re.findall(r"\bTACHIKOMA_([A-Z_]*[A-Z])\b", file.read_text(encoding="utf-8")))
     agents = file.name in ("tachikoma-worker.service", "tachikoma-spawner.service", "worker.env")
-    settings = WorkerSettings if agents else SubmitterSettings
+    settings: type[BaseSettings] = WorkerSettings if agents else SubmitterSettings
+    if "flower" in file.name:
+        settings = FlowerSettings
     assert named <= {name.upper() for name in settings.model_fields}
