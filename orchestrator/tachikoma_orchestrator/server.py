@@ -9,11 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import platform
 import signal
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,30 +19,19 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
-from redis.exceptions import RedisError
 
 from tachikoma.aio import cancel_all
 from tachikoma.client import MAX_MESSAGE_BYTES
 from tachikoma.errors import ConfigurationError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import add_RemoteExecutionServicer_to_server
-from tachikoma.identity import open_identity
-from tachikoma.models import AuditCode
-from tachikoma.policy import PolicyWatch
 from tachikoma.redis_access import connect
-from tachikoma.spiffe import InvalidIdentity
 from tachikoma.svid import Svid, SvidSource
-from tachikoma_orchestrator.admission import Admitter
 from tachikoma_orchestrator.approval import Approvals
-from tachikoma_orchestrator.audit import AuditTrail
-from tachikoma_orchestrator.collector import Collector
-from tachikoma_orchestrator.endings import Endings
-from tachikoma_orchestrator.evidence import Evidence, Findings
+from tachikoma_orchestrator.core import Core
 from tachikoma_orchestrator.guard import Guard
-from tachikoma_orchestrator.ledger import Ledger
-from tachikoma_orchestrator.metrics import POLICIES, POLICY_ERROR, POLICY_SINCE, serve_metrics
+from tachikoma_orchestrator.metrics import serve_metrics
 from tachikoma_orchestrator.reaper import Reaper
-from tachikoma_orchestrator.registry import Registry
 from tachikoma_orchestrator.service import RemoteExecution
 from tachikoma_orchestrator.settings import OrchestratorSettings
 from tachikoma_orchestrator.shipper import Shipper
@@ -56,10 +42,6 @@ __all__ = ["serve"]
 
 log = structlog.get_logger(__name__)
 
-#: How often the policy file is looked at.
-POLICY_SECONDS = 1.0
-#: Shortest key of the HMAC over commands.
-MIN_KEY_BYTES = 32
 #: Streams one connection may have open.
 MAX_CONCURRENT_STREAMS = 10_000
 
@@ -88,23 +70,6 @@ def _credentials(identity: SvidSource) -> grpc.ServerCredentials:
     )
 
 
-def _audit_key(path: Path | None) -> bytes:
-    """The key of the HMAC over commands.
-
-    Raises:
-        ConfigurationError: it cannot be read, or is too short to be one.
-    """
-    if path is None:
-        return b""
-    try:
-        key = path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(f"cannot read the audit key {path}: {error.strerror}") from error
-    if len(key) < MIN_KEY_BYTES:
-        raise ConfigurationError(f"the audit key {path} has {len(key)} bytes; at least {MIN_KEY_BYTES} are required")
-    return key
-
-
 def _sinks(settings: OrchestratorSettings, identity: SvidSource) -> tuple[FileSink | None, list[Sink]]:
     file = None
     if settings.audit_log is not None:
@@ -113,39 +78,6 @@ def _sinks(settings: OrchestratorSettings, identity: SvidSource) -> tuple[FileSi
     if settings.audit_stdout:
         shared.append(StandardOutputSink())
     return file, shared
-
-
-def _measure_policy(policies: PolicyWatch) -> None:
-    POLICIES.set(len(policies.current.policies))
-    POLICY_SINCE.set(policies.since.timestamp())
-    POLICY_ERROR.set(bool(policies.error))
-
-
-async def _watch_policy(policies: PolicyWatch, trail: AuditTrail) -> None:
-    """Put the policy in force on the record, and every change of it, also where Redis is away meanwhile."""
-    recorded = False
-    _measure_policy(policies)
-    while True:
-        digest = policies.current.digest
-        if not recorded:
-            code, reason = AuditCode.POLICY_CHANGED, f"{digest[:12]} is in force on {platform.node()}"
-            if policies.error:
-                code, reason = (
-                    AuditCode.POLICY_KEPT,
-                    f"{digest[:12]} stays in force on {platform.node()}: {policies.error}",
-                )
-            with suppress(RedisError, OSError):
-                await trail.append(code, authorized="1", reason=reason, evidence_sha256=digest)
-                recorded = True
-        await asyncio.sleep(POLICY_SECONDS)
-        if not policies.reload():
-            continue
-        recorded = False
-        _measure_policy(policies)
-        if policies.error:
-            log.error("policy.kept", reason=policies.error, in_force=policies.current.digest[:12])
-        else:
-            log.info("policy.changed", digest=policies.current.digest[:12])
 
 
 async def _watch_health(subscriber: Subscriber, health: health_aio.HealthServicer) -> None:
@@ -169,50 +101,18 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
     Raises:
         ConfigurationError: identity, policy or address cannot be used.
     """
-    identity = open_identity(settings.identity)
-    svid = identity.current()
-    try:
-        svid.verify()
-    except InvalidIdentity as error:
-        raise ConfigurationError(f"the orchestrator's identity cannot be used: {error}") from error
-    policies = PolicyWatch(settings.policy)
-    access = settings.redis(identity)
-    redis = connect(access, name="orchestrator")
-    subscriptions = connect(access, name="orchestrator-subscriber", max_connections=2)
-
-    trail = AuditTrail(redis, key=_audit_key(settings.audit_key))
+    core = Core(settings, "orchestrator")
     closed = settings.audit_failure == "closed"
-    ledger = Ledger(
-        redis,
-        trail,
-        queue_size=settings.rate_limit.queue_size,
-        approvals_size=settings.approvals_size,
-        durable=settings.audit_durable,
-        retention=settings.retention,
-    )
-    endings = Endings()
-    subscriber = Subscriber(subscriptions)
-    registry = Registry(redis)
-    findings = Findings(redis, trail)
-    evidence = Evidence(redis, findings, identity)
-    collector = Collector(redis, ledger, endings, registry, identity, evidence, findings)
-    collector.attach(subscriber)
-    subscriber.on_gap(registry.discover)
     reaper = Reaper(
-        redis, ledger, registry, collector,
-        lease=settings.lease, interval=settings.sweep, trail=trail, audit_closed=closed,
+        core.redis, core.ledger, core.registry, core.collector,
+        lease=settings.lease, interval=settings.sweep, trail=core.trail, audit_closed=closed,
         audit_retention=settings.audit_retention, audit_events=settings.audit_events,
     )  # fmt: skip
-    admitter = Admitter(
-        ledger, trail, policies, identity, registry,
-        rate_limit=settings.rate_limit, search_path=settings.search_path,
-    )  # fmt: skip
+    shipping = connect(core.access, name="orchestrator-audit", max_connections=8)
+    file, shared = _sinks(settings, core.identity)
+    shipper = Shipper(shipping, core.trail, file, shared, backlog=settings.audit_backlog, closed=closed)
 
-    shipping = connect(access, name="orchestrator-audit", max_connections=8)
-    file, shared = _sinks(settings, identity)
-    shipper = Shipper(shipping, trail, file, shared, backlog=settings.audit_backlog, closed=closed)
-
-    guard = Guard(identity, trail, settings.trusted_proxies)
+    guard = Guard(core.identity, core.trail, settings.trusted_proxies)
     server = grpc.aio.server(
         interceptors=(guard,),
         options=[
@@ -226,12 +126,9 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
         ],
     )
     add_RemoteExecutionServicer_to_server(  # type: ignore[no-untyped-call]
-        RemoteExecution(
-            redis, ledger, admitter, endings, subscriber, registry, policies,
-            Approvals(ledger, trail, admitter, identity, findings), trail, identity, evidence,
-        ),
+        RemoteExecution(core, Approvals(core.ledger, core.trail, core.admitter, core.identity, core.findings)),
         server,
-    )  # fmt: skip
+    )
     health = health_aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     service_name = pb.DESCRIPTOR.services_by_name["RemoteExecution"].full_name
@@ -240,7 +137,7 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
         server,
     )
     try:
-        port = server.add_secure_port(settings.listen, _credentials(identity))
+        port = server.add_secure_port(settings.listen, _credentials(core.identity))
     except RuntimeError as error:
         raise ConfigurationError(f"cannot listen on {settings.listen}: is the port taken? ({error})") from error
     address = f"{settings.listen.rpartition(':')[0]}:{port}"
@@ -255,16 +152,16 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
             serve_metrics(settings.metrics)
         await server.start()
         tasks += (
-            asyncio.create_task(subscriber.run()),
+            *core.start(),
             asyncio.create_task(reaper.run()),
-            asyncio.create_task(_watch_policy(policies, trail)),
             asyncio.create_task(guard.watch()),
-            asyncio.create_task(_watch_health(subscriber, health)),
+            asyncio.create_task(_watch_health(core.subscriber, health)),
             asyncio.create_task(stop.wait()),
         )
         if file is not None or shared:
             tasks += shipper.start()
-        log.info("orchestrator.ready", address=address, spiffe_id=str(svid.spiffe_id), pid=os.getpid())
+        spiffe_id = core.identity.current().spiffe_id
+        log.info("orchestrator.ready", address=address, spiffe_id=str(spiffe_id), pid=os.getpid())
         if ready is not None:
             ready(address)
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -276,10 +173,8 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
         await server.stop(settings.stop_grace.total_seconds())
         # 2. Then what serves them, and the connections.
         await cancel_all(tasks)
-        await subscriptions.aclose()
         await shipping.aclose()
-        await redis.aclose()
-        identity.close()
+        await core.aclose()
 
 
 def announce(descriptor: int) -> Callable[[str], None]:

@@ -26,23 +26,16 @@ from tachikoma.models import (
     OutputKind,
 )
 from tachikoma.output import OutputCheck
-from tachikoma.policy import PolicyWatch
 from tachikoma.redaction import redact
-from tachikoma.redis_access import Redis
 from tachikoma.signed import CancelOrder, sign
 from tachikoma.spiffe import agent_id
-from tachikoma.svid import SvidSource
-from tachikoma_orchestrator.admission import Admitter, Peer
+from tachikoma_orchestrator.admission import Peer
 from tachikoma_orchestrator.approval import Approvals, checked_reason
-from tachikoma_orchestrator.audit import AuditTrail
-from tachikoma_orchestrator.endings import Endings
-from tachikoma_orchestrator.evidence import Evidence
+from tachikoma_orchestrator.core import Core
 from tachikoma_orchestrator.follow import Follower
 from tachikoma_orchestrator.guard import current_peer
-from tachikoma_orchestrator.ledger import Ledger, Record
+from tachikoma_orchestrator.ledger import Record
 from tachikoma_orchestrator.listing import ListFilter
-from tachikoma_orchestrator.registry import Registry
-from tachikoma_orchestrator.subscriber import Subscriber
 
 __all__ = ["RemoteExecution"]
 
@@ -71,31 +64,18 @@ def _page(asked: int, what: str) -> int:
 class RemoteExecution(RemoteExecutionServicer):
     """`tachikoma.exec.v1.RemoteExecution`."""
 
-    def __init__(
-        self,
-        redis: Redis,
-        ledger: Ledger,
-        admitter: Admitter,
-        endings: Endings,
-        subscriber: Subscriber,
-        registry: Registry,
-        policies: PolicyWatch,
-        approvals: Approvals,
-        trail: AuditTrail,
-        identity: SvidSource,
-        evidence: Evidence,
-    ) -> None:
-        self._redis = redis
-        self._ledger = ledger
-        self._admitter = admitter
-        self._endings = endings
-        self._subscriber = subscriber
-        self._registry = registry
-        self._policies = policies
+    def __init__(self, core: Core, approvals: Approvals) -> None:
+        self._redis = core.redis
+        self._ledger = core.ledger
+        self._admitter = core.admitter
+        self._endings = core.endings
+        self._subscriber = core.subscriber
+        self._registry = core.registry
+        self._policies = core.policies
         self._approvals = approvals
-        self._trail = trail
-        self._identity = identity
-        self._evidence = evidence
+        self._trail = core.trail
+        self._identity = core.identity
+        self._evidence = core.evidence
 
     # --- running ------------------------------------------------------------------------------------------------------
 

@@ -10,12 +10,10 @@ from typing import Any
 from celery import Celery
 from kombu import Queue
 
-from tachikoma import keys
-from tachikoma.redis_access import celery_url
-from tachikoma_worker import transport
+from tachikoma import broker, keys
 from tachikoma_worker.engine import Engine
 from tachikoma_worker.settings import WorkerSettings
-from tachikoma_worker.transport import TASK_NAME
+from tachikoma_worker.transport import TASK_NAME, AgentTransport
 
 __all__ = ["make_app", "make_worker"]
 
@@ -24,15 +22,18 @@ def make_app(settings: WorkerSettings, engine: Engine) -> Celery:
     """The application of one agent."""
     agent = settings.agent_id
     access = engine.access
-    transport.install()
-    app = Celery("tachikoma", broker=celery_url(access.url), set_as_current=True)
+    broker.install(AgentTransport)
+    app = Celery("tachikoma", set_as_current=True)
     app.conf.update(
-        # Only says that there is TLS; how is said by the connection options below.
-        broker_use_ssl={} if access.tls is None else {"ssl_cert_reqs": "required"},
-        # Nothing but JSON is ever decoded.
-        accept_content=["json"],
-        task_serializer="json",
-        result_serializer="json",
+        **broker.settings(
+            access,
+            client_name=f"agent-{agent}-celery",
+            # Without it a visibility timeout delivers a second time what still runs; and keys shared by all agents.
+            ack_emulation=False,
+            fanout_prefix=f"/{agent}.",
+            polling_interval=settings.poll.total_seconds(),
+            socket_timeout=settings.poll.total_seconds() + 10,
+        ),
         # Acknowledged before the command starts: at most once.
         task_acks_late=False,
         # One message is taken only when there is a slot for it, so none is lost in a killed worker's memory.
@@ -45,21 +46,6 @@ def make_app(settings: WorkerSettings, engine: Engine) -> Celery:
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        broker_connection_retry=True,
-        broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,
-        broker_transport_options={
-            # Without it a visibility timeout delivers a second time what still runs; and keys shared by all agents.
-            "ack_emulation": False,
-            "priority_steps": [0],
-            "fanout_prefix": f"/{agent}.",
-            "polling_interval": settings.poll.total_seconds(),
-            "socket_keepalive": True,
-            "socket_timeout": settings.poll.total_seconds() + 10,
-            "health_check_interval": 25,
-            "client_name": f"agent-{agent}-celery",
-            "connection_options": access.connection_options,
-        },
         task_queues=[Queue(keys.queue(agent), routing_key=keys.queue(agent))],
         task_default_queue=keys.queue(agent),
         task_create_missing_queues=False,
