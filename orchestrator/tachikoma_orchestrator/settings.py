@@ -29,6 +29,8 @@ class OrchestratorSettings(RedisSettings):
     identity: IdentityPlace | None = None
     #: The policy file. Nothing runs that it does not allow.
     policy: Path
+    #: Schedules: a file, a folder of them, or `module:app` of a Celery application; none by default.
+    schedules: str = ""
     #: Address of the gRPC server; port 0 takes a free one.
     listen: str = "127.0.0.1:8534"
     #: Networks of proxies between clients and this server; what one of them says in `x-forwarded-for` is believed.

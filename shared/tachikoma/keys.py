@@ -30,6 +30,11 @@ The orchestrator's begin with `orch:`. Keys and channels of one purpose share th
     orch:audit:sinks                 hash     how far each sink has taken it
     orch:audit:lock:<sink>           string   which orchestrator ships to a shared sink
     orch:ended                       channel  ids of executions that ended
+    orch:schedules                   hash     schedules that were ever looked at
+    orch:schedule:<schedule>         hash     how far its due times are accounted for, and whether it is paused
+    orch:schedule:<schedule>:runs    hash     what became of its due times
+    orch:schedule:<schedule>:order   zset     the same by time; the oldest are let go
+    redbeat:*                        any      Celery beat's own: when it was at which schedule, and its lock
 """
 
 from __future__ import annotations
@@ -46,11 +51,13 @@ __all__ = [
     "AUDIT",
     "AUDIT_SEQ",
     "AUDIT_SINKS",
+    "BEAT",
     "DRAINING",
     "ENDED",
     "INDEX",
     "ONLINE",
     "OPEN",
+    "SCHEDULES",
     "agent_index",
     "agent_of_channel",
     "audit_lock",
@@ -66,6 +73,9 @@ __all__ = [
     "queue",
     "read",
     "result",
+    "schedule",
+    "schedule_order",
+    "schedule_runs",
     "scope",
     "split_task_id",
     "task_id",
@@ -83,6 +93,9 @@ AUDIT = "orch:audit"
 AUDIT_SEQ = f"{AUDIT}:seq"
 AUDIT_SINKS = f"{AUDIT}:sinks"
 ENDED = "orch:ended"
+SCHEDULES = "orch:schedules"
+#: RedBeat makes its names itself, after this prefix.
+BEAT = "redbeat:"
 
 #: Patterns an orchestrator subscribes to.
 ALL_EVENTS = "agent.*:events"
@@ -181,3 +194,15 @@ def scope(name: str) -> tuple[str, str, str]:
 
 def agent_index(agent: str) -> str:
     return f"orch:index:{agent}"
+
+
+def schedule(name: str) -> str:
+    return f"orch:schedule:{name}"
+
+
+def schedule_runs(name: str) -> str:
+    return f"{schedule(name)}:runs"
+
+
+def schedule_order(name: str) -> str:
+    return f"{schedule(name)}:order"

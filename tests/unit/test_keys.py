@@ -109,5 +109,12 @@ def test_the_list_of_names_in_the_docstring_is_what_the_functions_make() -> None
         keys.ONLINE,
         keys.parked("<exec>"),
     }
+    made |= {
+        keys.SCHEDULES,
+        keys.schedule("<schedule>"),
+        keys.schedule_runs("<schedule>"),
+        keys.schedule_order("<schedule>"),
+        f"{keys.BEAT}*",
+    }
     made |= {keys.execution("<exec>"), keys.agent_index("<agent>"), *keys.scope("<scope>")}
     assert made == written
