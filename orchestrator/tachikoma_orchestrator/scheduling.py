@@ -40,10 +40,12 @@ from tachikoma_orchestrator.ledger import Ledger
 from tachikoma_orchestrator.schedule_book import BookEntry, ScheduleBook
 from tachikoma_orchestrator.schedule_source import SchedulesInForce
 
-__all__ = ["Scheduling"]
+__all__ = ["NUDGE_TASK", "Scheduling"]
 
 log = structlog.get_logger(__name__)
 
+#: The Celery task that beat sends to the submitter.
+NUDGE_TASK = "tachikoma.due"
 #: How often the file is looked at.
 FILE_SECONDS = 1.0
 #: How often all schedules are looked at without a nudge, which may have been lost.

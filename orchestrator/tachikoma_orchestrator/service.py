@@ -346,7 +346,10 @@ class RemoteExecution(RemoteExecutionServicer):
         scheduling, _ = self._schedules("see schedules")
         limit = _page(request.limit, "limit") if request.limit else DEFAULT_DUE_TIMES
         found = await scheduling.next_due(request.name, limit=limit)
-        return pb.NextDueTimesResponse(due=[wire.timestamp_to_pb(due) for due in found])
+        answer = pb.NextDueTimesResponse()
+        for due in found:
+            answer.due.add().FromDatetime(due)
+        return answer
 
     async def PauseSchedule(self, request: pb.PauseScheduleRequest, context: Any) -> pb.Schedule:  # noqa: N802
         scheduling, peer = self._schedules("pause schedules")

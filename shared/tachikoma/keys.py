@@ -34,6 +34,7 @@ The orchestrator's begin with `orch:`. Keys and channels of one purpose share th
     orch:schedule:<schedule>         hash     how far its due times are accounted for, and whether it is paused
     orch:schedule:<schedule>:runs    hash     what became of its due times
     orch:schedule:<schedule>:order   zset     the same by time; the oldest are let go
+    orch.batch                       list     Celery messages for the submitter
     redbeat:*                        any      Celery beat's own: when it was at which schedule, and its lock
 """
 
@@ -51,6 +52,7 @@ __all__ = [
     "AUDIT",
     "AUDIT_SEQ",
     "AUDIT_SINKS",
+    "BATCH",
     "BEAT",
     "DRAINING",
     "ENDED",
@@ -94,6 +96,8 @@ AUDIT_SEQ = f"{AUDIT}:seq"
 AUDIT_SINKS = f"{AUDIT}:sinks"
 ENDED = "orch:ended"
 SCHEDULES = "orch:schedules"
+#: A queue of Celery's, so it has a dot where the others have colons.
+BATCH = "orch.batch"
 #: RedBeat makes its names itself, after this prefix.
 BEAT = "redbeat:"
 

@@ -21,6 +21,7 @@ from tachikoma.fields import ID_PATTERN
 __all__ = [
     "ADMIN",
     "AGENT_PREFIX",
+    "BEAT",
     "CHECK",
     "ORCHESTRATOR",
     "SERVICES",
@@ -34,6 +35,8 @@ __all__ = [
 ]
 
 ORCHESTRATOR = "orchestrator"
+#: Celery beat.
+BEAT = "beat"
 #: `tachikoma redis check`.
 CHECK = "check"
 #: Whoever loads ACL files and repairs things; the only one with all rights.
@@ -112,8 +115,22 @@ _ORCHESTRATOR = (
     Grant("subscribe", channels=(keys.output("*", "*"),)),
 )
 
+#: It puts nudges on the submitter's queue, and has names of its own.
+_BEAT = (
+    _CONNECTION,
+    Grant("multi exec script|load"),
+    Grant(
+        "get set del pttl pexpire evalsha hget hset zadd zrem zrange zrangebyscore",
+        read=(f"{keys.BEAT}*",),
+        write=(f"{keys.BEAT}*",),
+    ),
+    Grant("lpush", write=(keys.BATCH,)),
+    Grant("llen", read=(keys.BATCH,)),
+)
+
 SERVICES: dict[str, tuple[Grant, ...]] = {
     ORCHESTRATOR: _ORCHESTRATOR,
+    BEAT: _BEAT,
     CHECK: (
         _CONNECTION,
         Grant("info config|get acl|list acl|cat acl|dryrun"),

@@ -110,6 +110,7 @@ def test_the_list_of_names_in_the_docstring_is_what_the_functions_make() -> None
         keys.parked("<exec>"),
     }
     made |= {
+        keys.BATCH,
         keys.SCHEDULES,
         keys.schedule("<schedule>"),
         keys.schedule_runs("<schedule>"),
