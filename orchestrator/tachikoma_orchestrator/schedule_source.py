@@ -79,7 +79,7 @@ def open_schedules(place: str) -> SchedulesInForce:
     try:
         app = getattr(importlib.import_module(module), name)
     # It is somebody else's program; whatever it raises, schedules cannot be had from it.
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigurationError(f"cannot import schedules from {place}: {error!r}") from error
     if not isinstance(app, Celery):
         raise ConfigurationError(f"{place} is no Celery application")

@@ -136,9 +136,13 @@ class Schedule(Model):
             pydantic.ValidationError: a bound of requests is broken.
         """
         wanted = self.request
-        return ExecRequest(
-            id=exec_id, agent_id=self.agent_id, command=wanted.command, work_dir=wanted.work_dir,
-            environment=wanted.environment, timeout=wanted.timeout, user=wanted.user, limits=wanted.limits,
+        # By the names of the file, which mistakes are told by.
+        return ExecRequest.model_validate(
+            {
+                "id": exec_id, "agentId": self.agent_id, "command": wanted.command, "workDir": wanted.work_dir,
+                "environment": wanted.environment, "timeout": wanted.timeout, "user": wanted.user,
+                "limits": wanted.limits,
+            }
         )  # fmt: skip
 
 
