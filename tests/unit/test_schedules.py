@@ -192,7 +192,10 @@ def entry(rule: Any, **values: Any) -> dict[str, Any]:
     [
         (crontab(hour=2, minute=30), Cron("30 2 * * *", "Europe/Berlin")),
         (crontab(minute="*/20", day_of_week="mon-wed"), Cron("0,20,40 * * * 1,2,3", "Europe/Berlin")),
-        (crontab(minute=[1, 2], hour={3}, month_of_year="jan", day_of_month="1-3"), Cron("1,2 3 1,2,3 1 *", "Europe/Berlin")),
+        (
+            crontab(minute=[1, 2], hour={3}, month_of_year="jan", day_of_month="1-3"),
+            Cron("1,2 3 1,2,3 1 *", "Europe/Berlin"),
+        ),
         (timedelta(minutes=5), Every(300_000)),
         (15, Every(15_000)),
         (0.5, Every(500)),
