@@ -9,6 +9,7 @@ import redis as redis_py
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.retry import Retry
+from rights import NAMELESS, dry_run, every_command
 from support import AGENT, request, wait_until
 
 from tachikoma import Client, ExecState, keys
@@ -16,8 +17,6 @@ from tachikoma.dev.stack import Stack
 from tachikoma.redis_users import agent_user, read_password
 
 OTHER = "agent-2"
-#: Commands that need no name, and so say nothing of anybody; the last four are open to whoever is not logged in yet.
-NAMELESS = {"ping", "unsubscribe", "client|setname", "auth", "hello", "quit", "reset"}
 
 
 def own_names(agent: str) -> dict[str, str]:
@@ -58,35 +57,6 @@ FOREIGN = [
 ]  # fmt: skip
 
 
-def every_command(admin: redis_py.Redis) -> Iterator[tuple[list[str], int]]:
-    """Each command and subcommand of the server, with how many further words it takes at least."""
-    # redis-py would leave out the subcommands.
-    admin.set_response_callback("COMMAND", lambda answer, **_: answer)
-    for entry in admin.execute_command("COMMAND"):
-        name, arity, subcommands = entry[0], entry[1], entry[9]
-        if not subcommands:
-            yield [name], abs(arity) - 1
-        for subcommand in subcommands:
-            yield subcommand[0].split("|"), abs(subcommand[1]) - 2
-
-
-def dry_run(admin: redis_py.Redis, commands: list[tuple[list[str], int]], names: list[str]) -> set[tuple[str, str]]:
-    """Commands and names with which the agent may use them."""
-    cases = [(words, number, name) for words, number in commands for name in names]
-    with admin.pipeline(transaction=False) as pipe:
-        for words, number, name in cases:
-            pipe.execute_command("ACL", "DRYRUN", agent_user(AGENT), *words, *[name] * max(number, 0))
-        answers = pipe.execute(raise_on_error=False)
-    allowed = set()
-    for (words, _, name), answer in zip(cases, answers, strict=True):
-        assert isinstance(answer, str), (words, name, answer)
-        if answer == "OK":
-            allowed.add(("|".join(words), name))
-        else:
-            assert "permission" in answer, (words, name, answer)
-    return allowed
-
-
 def test_a_normal_run_is_denied_nothing(stack: Stack, client: Client, admin: redis_py.Redis) -> None:
     assert client.execute(request("/bin/true")).state is ExecState.SUCCEEDED
     streamed = b"".join(part.data for part in client.execute_stream(request("sh", "-c", "echo a; sleep 0.1; echo b")))
@@ -117,14 +87,14 @@ def test_of_all_commands_an_agent_may_use_a_few_on_its_own_names(admin: redis_py
     assert len(commands) > 300
     names = own_names(AGENT)
     by_name = {name: purpose for purpose, name in names.items()}
-    allowed = dry_run(admin, commands, list(names.values()))
+    allowed = dry_run(admin, agent_user(AGENT), commands, list(names.values()))
     assert {(command, by_name[name]) for command, name in allowed if command not in NAMELESS} == ALLOWED
     assert {command for command, _ in allowed if command in NAMELESS} == NAMELESS & {"|".join(c) for c, _ in commands}
 
 
 def test_of_all_commands_an_agent_may_use_none_on_names_of_others(admin: redis_py.Redis) -> None:
     foreign = [name for name in FOREIGN if name not in own_names(AGENT).values()]
-    allowed = dry_run(admin, list(every_command(admin)), foreign)
+    allowed = dry_run(admin, agent_user(AGENT), list(every_command(admin)), foreign)
     assert {command for command, _ in allowed} <= NAMELESS
 
 
