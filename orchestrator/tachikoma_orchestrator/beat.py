@@ -45,8 +45,6 @@ log = structlog.get_logger(__name__)
 MAX_LOOP_SECONDS = 1
 #: A beat that was killed holds the lock for so long.
 LOCK_SECONDS = 5 * MAX_LOOP_SECONDS
-#: A nudge that was not taken for so long is dropped; the submitter looks by itself.
-NUDGE_SECONDS = 60
 #: Where so much waits for the submitter, nobody takes it, and beat puts nothing more there.
 MAX_WAITING = 1000
 
@@ -89,7 +87,7 @@ class Entry(RedBeatSchedulerEntry):  # type: ignore[misc]
         last = min(max(last, now - timedelta(days=1)), now)
         return cls(
             name=name, task=NUDGE_TASK, schedule=Rule(schedule.timing, app), last_run_at=last, app=app,
-            options={"queue": keys.BATCH, "expires": NUDGE_SECONDS, "ignore_result": True},
+            options={"queue": keys.BATCH, "ignore_result": True},
         )  # fmt: skip
 
     @property

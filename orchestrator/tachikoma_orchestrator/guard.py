@@ -27,7 +27,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from tachikoma.errors import PermissionDenied, ServerError, TachikomaError, Unauthenticated, Unavailable
 from tachikoma.models import AuditCode
-from tachikoma.spiffe import InvalidIdentity, TrustBundles
+from tachikoma.spiffe import InvalidIdentity, TrustBundles, is_agent
 from tachikoma.svid import SvidSource
 from tachikoma.wire import STATUS_DETAILS, error_to_details
 from tachikoma_orchestrator.addresses import FORWARDED, client_address, peer_address
@@ -138,7 +138,7 @@ class Guard(grpc.aio.ServerInterceptor):
             spiffe_id, until = bundles.verify_until(certificate, intermediates)
         except (InvalidIdentity, ValueError) as error:
             raise Unauthenticated(f"your certificate is not accepted: {error}") from None
-        if spiffe_id.path.startswith("/agent/"):
+        if is_agent(spiffe_id):
             raise PermissionDenied(f"{spiffe_id} is an agent; agents do not call this service")
         return _Call(Peer(spiffe_id, self._address(context)), certificate, intermediates, bundles, until)
 

@@ -14,7 +14,7 @@ from tachikoma import keys
 from tachikoma.errors import ConfigurationError, Unavailable
 from tachikoma.models import Model
 from tachikoma.redis_access import Redis
-from tachikoma.redis_users import AGENT_PREFIX, CHECK, SERVICES, Passwords, agent_user, rules
+from tachikoma.redis_users import AGENT_PREFIX, CHECK, SERVICES, Passwords, agent_user, is_application, rules
 
 __all__ = ["Finding", "Report", "categories_of", "examine", "parse_acl", "server_findings"]
 
@@ -302,10 +302,12 @@ async def examine(redis: Redis, *, passwords: Passwords | None, durable: bool) -
         heard = await redis.hkeys(keys.AGENTS)
         config = {str(_text(name)): str(_text(value)) for name, value in raw.items()}
         agents = {_text(agent) for agent in heard}
-        if passwords is not None:
-            agents |= {name.removeprefix(AGENT_PREFIX) for name in passwords.users() if name not in SERVICES}
-        right = {name: " ".join(rules(name, ())) for name in (*SERVICES, *map(agent_user, sorted(agents)))}
         present = dict(_text(line).split(" ", 2)[1:] for line in lines)
+        known = passwords.users() if passwords is not None else []
+        agents |= {name.removeprefix(AGENT_PREFIX) for name in known if name.startswith(AGENT_PREFIX)}
+        applications = {name for name in (*known, *present) if is_application(name)}
+        expected = (*SERVICES, *map(agent_user, sorted(agents)), *sorted(applications))
+        right = {name: " ".join(rules(name, ())) for name in expected}
         named = set().union(*map(categories_of, (*right.values(), *present.values())))
         categories = {name: frozenset(map(_text, await redis.acl_cat(name))) for name in sorted(named)}
         users = {name: parse_acl(text, categories) for name, text in present.items()}

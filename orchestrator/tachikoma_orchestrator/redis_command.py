@@ -16,7 +16,7 @@ from tachikoma.errors import ConfigurationError
 from tachikoma.identity import open_identity
 from tachikoma.models import describe_validation_error
 from tachikoma.redis_access import RedisAccess, RedisSettings, connect
-from tachikoma.redis_users import CHECK, SERVICES, Passwords, acl_file, agent_user, rules
+from tachikoma.redis_users import CHECK, SERVICES, Passwords, acl_file, agent_user, application_user, rules
 from tachikoma.svid import IdentityPlace
 from tachikoma_orchestrator.redis_check import Report, examine
 
@@ -45,16 +45,19 @@ class CheckSettings(RedisSettings):
 def acl(
     passwords: Annotated[Path, typer.Option(help="Folder with a password file for each user; missing ones are made.")],
     agent: Annotated[list[str] | None, typer.Option(help="An agent that may connect; may be repeated.")] = None,
+    application: Annotated[
+        list[str] | None, typer.Option(help="A Celery application that may ask for commands; may be repeated.")
+    ] = None,
     form: Annotated[
         Format, typer.Option("--format", help="aclfile: all users; setuser: commands for redis-cli.")
     ] = Format.ACLFILE,
 ) -> None:
-    """Print the Redis users of all parts: as an ACL file, with all agents that have a password; or as commands, with
-    --agent only for these. Passwords are printed as their SHA-256."""
+    """Print the Redis users of all parts: as an ACL file, with all agents and applications that have a password; or as
+    commands, with --agent or --application only for these. Passwords are printed as their SHA-256."""
     kept = Passwords(passwords)
-    agents = [agent_user(name) for name in agent or []]
+    named = [*map(agent_user, agent or []), *map(application_user, application or [])]
     before = set(kept.users())
-    for user in (*SERVICES, *agents):
+    for user in (*SERVICES, *named):
         kept.make(user)
     for user in kept.users():
         if user not in before:
@@ -62,7 +65,7 @@ def acl(
     if form is Format.ACLFILE:
         typer.echo(acl_file(kept), nl=False)
         return
-    for user in agents or kept.users():
+    for user in named or kept.users():
         typer.echo(f"ACL SETUSER {user} {' '.join(rules(user, kept.hashes(user)))}")
 
 

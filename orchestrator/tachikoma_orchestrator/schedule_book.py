@@ -133,6 +133,8 @@ class ScheduleBook:
             "event", code, "agent_id", run.agent_id, "requested_by", subject, "authorized", "1",
             "reason", f"{due}: {run.reason}"[:MAX_REASON],
         ]  # fmt: skip
+        if run.id:
+            words += ("id", run.id)
         return words + (["actor", run.requested_by] if run.requested_by else [])
 
     async def pause(self, name: str, code: AuditCode, subject: str, *, by: str, reason: str) -> bool:

@@ -111,18 +111,19 @@ class Scheduling:
             await self.look(name)
 
     async def nudge(self, name: object, due_ms: object) -> None:
-        """Account for what is due of a schedule. Anybody may have sent this; nothing of it is believed.
-
-        Raises redis errors.
-        """
+        """Account for what is due of a schedule. Anybody may have sent this; nothing of it is believed."""
         if not isinstance(name, str) or name not in self._schedules:
             log.warning("nudge.unknown", schedule=str(name)[:80])
             return
-        if isinstance(due_ms, int):
-            early_ms = due_ms - await self._ledger.now_ms()
-            if 0 < early_ms <= EARLY_MS:
-                await asyncio.sleep(early_ms / 1000)
-        await self.look(name)
+        try:
+            if isinstance(due_ms, int):
+                early_ms = due_ms - await self._ledger.now_ms()
+                if 0 < early_ms <= EARLY_MS:
+                    await asyncio.sleep(early_ms / 1000)
+            await self.look(name)
+        except (RedisError, OSError) as error:
+            # `keep` looks again.
+            log.warning("schedules.wait", schedule=name, reason=str(error))
 
     async def look(self, name: str) -> None:
         """Account for what is due of a schedule, and ask for what is to run. Raises redis errors."""

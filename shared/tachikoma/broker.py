@@ -20,7 +20,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from tachikoma.redis_access import BrokerTlsConnection, RedisAccess, celery_url
 
-__all__ = ["BrokerChannel", "BrokerTransport", "ResultBackend", "install", "settings"]
+__all__ = ["BrokerChannel", "BrokerTransport", "ResultBackend", "install", "result_backend", "settings"]
 
 log = structlog.get_logger(__name__)
 
@@ -84,6 +84,15 @@ class ResultBackend(RedisBackend):
         self.connparams.update(options)
         if "tls" in options:
             self.connparams["connection_class"] = BrokerTlsConnection
+
+
+def result_backend(access: RedisAccess) -> str:
+    """What Celery calls the backend and its address; for the settings that `settings` gives."""
+    url = celery_url(access.url).removeprefix("redis+")
+    if access.tls is not None:
+        # Asked for by Celery; what is required is said by the connection options.
+        url += "?ssl_cert_reqs=CERT_REQUIRED"
+    return f"{__name__}:{ResultBackend.__name__}+{url}"
 
 
 def install(transport: type[BrokerTransport] = BrokerTransport) -> None:

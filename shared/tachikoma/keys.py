@@ -34,8 +34,17 @@ The orchestrator's begin with `orch:`. Keys and channels of one purpose share th
     orch:schedule:<schedule>         hash     how far its due times are accounted for, and whether it is paused
     orch:schedule:<schedule>:runs    hash     what became of its due times
     orch:schedule:<schedule>:order   zset     the same by time; the oldest are let go
-    orch.batch                       list     Celery messages for the submitter
     redbeat:*                        any      Celery beat's own: when it was at which schedule, and its lock
+    orch.submit                      list     the submitters' queue of requests that Celery applications signed
+    orch.batch                       list     the submitters' queue of what celery beat says is due
+    orch:submitters                  zset     runs of submitters, by the time each was last alive
+    orch:unacked:<run>               hash     messages a submitter has taken and not finished, by delivery tag
+    orch:unacked:<run>:index         zset     the same, by time; and `:mutex`, kombu's lock over both
+    celery-task-meta-app:<name>:<exec>  string  Celery result for an application; and channel
+    celery                           list     Celery's default queue, of applications: their callbacks
+    celery-task-meta-<uuid>          string   the same of an application's own task; and channel
+    celery-taskset-meta-*            string   Celery's groups and chords of applications
+    _kombu.binding.<queue>           set      written by applications' kombu for a queue they send to, and not read
 """
 
 from __future__ import annotations
@@ -43,8 +52,10 @@ from __future__ import annotations
 __all__ = [
     "AGENTS",
     "ALL_EVENTS",
+    "ALL_GROUPS",
     "ALL_INFO",
     "ALL_OURS",
+    "ALL_OWN_RESULTS",
     "ALL_QUEUES",
     "ALL_RESULTS",
     "APPROVALS",
@@ -54,15 +65,21 @@ __all__ = [
     "AUDIT_SINKS",
     "BATCH",
     "BEAT",
+    "CALLBACKS",
     "DRAINING",
     "ENDED",
     "INDEX",
     "ONLINE",
     "OPEN",
     "SCHEDULES",
+    "SUBMIT",
+    "SUBMITTERS",
     "agent_index",
     "agent_of_channel",
+    "application_result",
+    "application_task_id",
     "audit_lock",
+    "binding",
     "cancel",
     "claim",
     "control",
@@ -71,6 +88,7 @@ __all__ = [
     "execution_of_channel",
     "info",
     "output",
+    "own_result",
     "parked",
     "queue",
     "read",
@@ -81,7 +99,10 @@ __all__ = [
     "scope",
     "split_task_id",
     "task_id",
+    "unacked",
 ]
+
+_RESULT = "celery-task-meta-"
 
 INDEX = "orch:index"
 OPEN = "orch:open"
@@ -96,8 +117,15 @@ AUDIT_SEQ = f"{AUDIT}:seq"
 AUDIT_SINKS = f"{AUDIT}:sinks"
 ENDED = "orch:ended"
 SCHEDULES = "orch:schedules"
-#: A queue of Celery's, so it has a dot where the others have colons.
+SUBMIT = "orch.submit"
 BATCH = "orch.batch"
+SUBMITTERS = "orch:submitters"
+#: Celery's default queue: where callbacks of applications go that name no queue.
+CALLBACKS = "celery"
+#: Results of applications' own tasks, whose ids Celery makes; no agent's result is called so, for want of a dot.
+ALL_OWN_RESULTS = f"{_RESULT}{'-'.join('[0-9a-f]' * length for length in (8, 4, 4, 4, 12))}"
+#: Celery's own name for what a group consists of.
+ALL_GROUPS = "celery-taskset-meta-*"
 #: RedBeat makes its names itself, after this prefix.
 BEAT = "redbeat:"
 
@@ -108,8 +136,6 @@ ALL_INFO = "agent.*:info"
 #: Patterns for its rights: what the orchestrator owns; and queues, which no pattern tells from agents' other names.
 ALL_OURS = "orch:*"
 ALL_QUEUES = "agent.*"
-
-_RESULT = "celery-task-meta-"
 
 
 def queue(agent: str) -> str:
@@ -194,6 +220,30 @@ def audit_lock(sink: str) -> str:
 def scope(name: str) -> tuple[str, str, str]:
     """What a rate limit counts for one scope; also in `lua/transition.lua`."""
     return f"orch:rate:{name}", f"orch:open:{name}", f"orch:waiting:{name}"
+
+
+def application_task_id(application: str, exec_id: str) -> str:
+    """The Celery task id of an application's request, so made that its result's key falls under a pattern of it."""
+    return f"app:{application}:{exec_id}"
+
+
+def application_result(application: str, exec_id: str) -> str:
+    return f"{_RESULT}{application_task_id(application, exec_id)}"
+
+
+def own_result(task: str) -> str:
+    """Of an application's own task."""
+    return f"{_RESULT}{task}"
+
+
+def unacked(run: str) -> tuple[str, str, str]:
+    """What kombu keeps of messages that were taken and not acknowledged: hash, index, and its lock over both."""
+    return f"orch:unacked:{run}", f"orch:unacked:{run}:index", f"orch:unacked:{run}:mutex"
+
+
+def binding(queue: str) -> tuple[str, str]:
+    """Where kombu writes which exchanges lead to a queue."""
+    return f"_kombu.binding.{queue}", f"_kombu.binding_permanent.{queue}"
 
 
 def agent_index(agent: str) -> str:

@@ -6,6 +6,7 @@ Bounds stand here once and hold for every way in: Python, CLI, gRPC, files.
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -119,6 +120,11 @@ class Model(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """The value as plain JSON types with the spec's names."""
         return self.model_dump(mode="json", by_alias=True)
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Self:
+        """Read what `to_dict` gave. Raises pydantic.ValidationError."""
+        return cls.model_validate_json(json.dumps(value))
 
 
 def describe_validation_error(error: ValidationError) -> str:

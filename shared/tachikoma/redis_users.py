@@ -21,15 +21,19 @@ from tachikoma.fields import ID_PATTERN
 __all__ = [
     "ADMIN",
     "AGENT_PREFIX",
+    "APPLICATION_PREFIX",
     "BEAT",
     "CHECK",
     "ORCHESTRATOR",
     "SERVICES",
+    "SUBMITTER",
     "Grant",
     "Passwords",
     "acl_file",
     "agent_user",
+    "application_user",
     "grants_of",
+    "is_application",
     "read_password",
     "rules",
 ]
@@ -37,11 +41,15 @@ __all__ = [
 ORCHESTRATOR = "orchestrator"
 #: Celery beat.
 BEAT = "beat"
+#: Celery's side of `tachikoma submitter`.
+SUBMITTER = "submitter"
 #: `tachikoma redis check`.
 CHECK = "check"
 #: Whoever loads ACL files and repairs things; the only one with all rights.
 ADMIN = "admin"
 AGENT_PREFIX = "agent."
+#: Celery applications that send requests of their own.
+APPLICATION_PREFIX = "app."
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +136,56 @@ _BEAT = (
     Grant("llen", read=(keys.BATCH,)),
 )
 
+_QUEUES = (keys.SUBMIT, keys.BATCH)
+_UNACKED = keys.unacked("*")
+_APPLICATION_RESULTS = (keys.application_result("*", "*"), keys.ALL_OWN_RESULTS)
+
+#: Celery takes messages and keeps them; results, groups and callbacks are the applications'.
+_SUBMITTER = (
+    _CONNECTION,
+    Grant("multi exec unwatch unsubscribe script|load"),
+    Grant("brpop rpush lpush", read=_QUEUES, write=_QUEUES),
+    Grant(
+        "hset hget hdel hvals zadd zrem zrange del set get watch",
+        read=(keys.SUBMITTERS, *_UNACKED),
+        write=(keys.SUBMITTERS, *_UNACKED),
+    ),
+    Grant(
+        "evalsha",
+        read=(*_QUEUES, keys.SUBMITTERS, *_UNACKED, keys.ALL_GROUPS),
+        write=(*_QUEUES, keys.SUBMITTERS, *_UNACKED, keys.ALL_GROUPS),
+    ),
+    # An application's own task may be what follows a chord, which ends when the chord fails.
+    Grant("get set setex", read=_APPLICATION_RESULTS, write=_APPLICATION_RESULTS),
+    Grant("publish", channels=_APPLICATION_RESULTS),
+    Grant(
+        "get set setex incr del exists expire zadd zcount zrange rpush llen lrange sadd sismember",
+        read=(keys.ALL_GROUPS,),
+        write=(keys.ALL_GROUPS,),
+    ),
+    Grant("lpush", write=(keys.CALLBACKS,)),
+)
+
+
+def _application(name: str) -> tuple[Grant, ...]:
+    """An application puts on the submitters' queue, and learns of its own results and of groups."""
+    results = keys.application_result(name, "*")
+    return (
+        _CONNECTION,
+        Grant("multi exec unsubscribe"),
+        Grant("lpush", write=(keys.SUBMIT,)),
+        # Stock kombu also asks for the lengths of queues of other priorities.
+        Grant("llen", read=(f"{keys.SUBMIT}*",)),
+        Grant("sadd", write=keys.binding(keys.SUBMIT)),
+        Grant("get mget del", read=(results, keys.ALL_OWN_RESULTS), write=(results, keys.ALL_OWN_RESULTS)),
+        Grant("subscribe", channels=(results, keys.ALL_OWN_RESULTS)),
+        Grant("get set setex del", read=(keys.ALL_GROUPS,), write=(keys.ALL_GROUPS,)),
+    )
+
+
 SERVICES: dict[str, tuple[Grant, ...]] = {
     ORCHESTRATOR: _ORCHESTRATOR,
+    SUBMITTER: _SUBMITTER,
     BEAT: _BEAT,
     CHECK: (
         _CONNECTION,
@@ -148,17 +204,29 @@ def grants_of(user: str) -> tuple[Grant, ...]:
     """
     if user in SERVICES:
         return SERVICES[user]
-    agent = user.removeprefix(AGENT_PREFIX)
-    if agent == user or not re.fullmatch(ID_PATTERN, agent):
-        raise ConfigurationError(
-            f"{user!r} is no Redis user of ours; they are {', '.join(SERVICES)} and {AGENT_PREFIX}<id>"
-        )
-    return _agent(agent)
+    for prefix, grants in ((AGENT_PREFIX, _agent), (APPLICATION_PREFIX, _application)):
+        name = user.removeprefix(prefix)
+        if name != user and re.fullmatch(ID_PATTERN, name):
+            return grants(name)
+    raise ConfigurationError(
+        f"{user!r} is no Redis user of ours; they are {', '.join(SERVICES)}, {AGENT_PREFIX}<id> and "
+        f"{APPLICATION_PREFIX}<name>"
+    )
 
 
 def agent_user(agent: str) -> str:
     """Name of an agent's user."""
     return f"{AGENT_PREFIX}{agent}"
+
+
+def application_user(name: str) -> str:
+    """Name of an application's user."""
+    return f"{APPLICATION_PREFIX}{name}"
+
+
+def is_application(user: str) -> bool:
+    """Whether it is the name of an application's user."""
+    return bool(re.fullmatch(re.escape(APPLICATION_PREFIX) + ID_PATTERN, user))
 
 
 def rules(user: str, hashes: Iterable[str]) -> list[str]:

@@ -30,7 +30,7 @@ from tachikoma.models import (
     ResourceUsage,
     describe_validation_error,
 )
-from tachikoma.spiffe import InvalidIdentity, SpiffeId, TrustBundle
+from tachikoma.spiffe import InvalidIdentity, SpiffeId, TrustBundle, TrustBundles
 from tachikoma.svid import Svid
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "OutputDigest",
     "ParkedRequest",
     "Receipt",
+    "SignedRequest",
     "WorkOrder",
     "sign",
     "verify",
@@ -137,6 +138,25 @@ class WorkOrder(_Claims):
     client_ip: str = ""
     grant: Grant
     request: ExecRequest
+
+
+class SignedRequest(_Claims):
+    """A request that its requester signed, since it comes over Redis and not over a connection of its own."""
+
+    type: Literal["tachikoma-request+jws"] = "tachikoma-request+jws"
+    #: SPIFFE ID of the orchestrator it is for.
+    aud: str
+    #: Not to be admitted at or after this second since the epoch.
+    exp: int
+    #: The execution, which is the same however often this is read.
+    jti: Identifier
+    request: ExecRequest
+
+    @model_validator(mode="after")
+    def _one_id(self) -> Self:
+        if self.jti != self.request.id:
+            raise ValueError("names another execution than its request")
+        return self
 
 
 class ParkedRequest(_Claims):
@@ -245,14 +265,16 @@ def _chain(header: dict[str, Any]) -> tuple[list[x509.Certificate], ECKey]:
     return _parse_chain(tuple(x5c))
 
 
-def verify(token: str, kind: type[C], bundle: TrustBundle, issuer: SpiffeId, *, kept: bool = False) -> C:
+def verify(
+    token: str, kind: type[C], bundle: TrustBundle | TrustBundles, issuer: SpiffeId | None, *, kept: bool = False
+) -> C:
     """The claims of a signed message, after checking who signed it.
 
     Args:
         token: compact JWS.
         kind: the claims expected.
-        bundle: roots of the issuer's trust domain.
-        issuer: the only identity that may have signed it.
+        bundle: roots of the issuer's trust domain, or of all trust domains an issuer may be of.
+        issuer: the only identity that may have signed it; None where anybody may, who then is its `iss`.
         kept: whether the message may be older than its signer's certificate lasts, which then must have been valid
             when it was signed.
 
@@ -273,7 +295,7 @@ def verify(token: str, kind: type[C], bundle: TrustBundle, issuer: SpiffeId, *, 
             # Read before it is verified; it is the signer's word, and believed only with the signature.
             at = datetime.fromtimestamp(int(json.loads(message.payload)["iat"]), UTC)
         signer = bundle.verify(chain[0], chain[1:], at)
-        if signer != issuer:
+        if issuer is not None and signer != issuer:
             raise InvalidSignature(f"is signed by {signer}, not by {issuer}")
         jws.deserialize_compact(token.encode("ascii"), key, registry=_registry)
         claims = kind.model_validate_json(message.payload)
@@ -287,7 +309,7 @@ def verify(token: str, kind: type[C], bundle: TrustBundle, issuer: SpiffeId, *, 
         # What a hostile token makes the parsers of JSON, JOSE and X.509 raise cannot be listed. Whatever it is: the
         # message was not verified.
         raise InvalidSignature(f"is not validly signed: {str(error)[:300] or type(error).__name__}") from None
-    if claims.iss != str(issuer):
+    if claims.iss != str(signer):
         raise InvalidSignature("names another issuer than its signer")
     if claims.iat > time.time() + CLOCK_SKEW_SECONDS:
         raise InvalidSignature("is of a time that is still to come")

@@ -95,6 +95,11 @@ def agent_id(trust_domain: str, agent: str) -> SpiffeId:
     return SpiffeId.parse(f"spiffe://{trust_domain}/agent/{agent}")
 
 
+def is_agent(spiffe_id: SpiffeId) -> bool:
+    """Whether it is an agent's; agents take orders and give none."""
+    return spiffe_id.path.startswith("/agent/")
+
+
 def service_id(trust_domain: str, name: str) -> SpiffeId:
     """The ID of a service, for instance `orchestrator`."""
     return SpiffeId.parse(f"spiffe://{trust_domain}/service/{name}")
@@ -316,13 +321,15 @@ class TrustBundles:
             raise InvalidIdentity(f"there is no bundle of trust domain {trust_domain}; it is not federated with")
         return bundle
 
-    def verify(self, leaf: x509.Certificate, intermediates: list[x509.Certificate]) -> SpiffeId:
+    def verify(
+        self, leaf: x509.Certificate, intermediates: list[x509.Certificate], at: datetime | None = None
+    ) -> SpiffeId:
         """The SPIFFE ID of a certificate, verified against the bundle of that ID's trust domain.
 
         Raises:
             InvalidIdentity: a check failed; the message says which.
         """
-        return self.of(id_of(leaf).trust_domain).verify(leaf, intermediates)
+        return self.of(id_of(leaf).trust_domain).verify(leaf, intermediates, at)
 
     def verify_until(self, leaf: x509.Certificate, intermediates: list[x509.Certificate]) -> tuple[SpiffeId, datetime]:
         """As `verify`; and when it will be refused."""

@@ -14,7 +14,7 @@ import pytest
 import redis as redis_py
 
 from tachikoma.dev.stack import Stack
-from tachikoma.redis_users import agent_user, read_password
+from tachikoma.redis_users import SERVICES, agent_user, application_user, read_password, rules
 from tachikoma_orchestrator.redis_check import categories_of, parse_acl
 
 AS_IT_IS = "whoever connects may do everything, without a password"
@@ -76,6 +76,7 @@ def test_check_finds_every_kind_of_drift(stack: Stack, server: redis_py.Redis) -
         (agent_user("agent-1"), "+keys"),
         (agent_user("agent-2"), "clearselectors", ">another"),
         ("check", "nopass"),
+        (application_user("reports"), *rules(application_user("reports"), ()), "+keys"),
         ("stranger", "on", "nopass", "~agent.*", "+lpush", "+llen"),
         ("bystander", "on", "nopass", "~other:*", "&other:*", "+@all"),
     ):
@@ -96,6 +97,7 @@ def test_check_finds_every_kind_of_drift(stack: Stack, server: redis_py.Redis) -
         ("user agent.agent-2", "lacks (%R~agent.agent-2:cancel:*"),
         ("user agent.agent-2", "accepts 1 passwords"),
         ("user check", "has in addition nopass"),
+        ("user app.reports", "has in addition +keys"),
         ("user check", "does not accept its password"),
         ("user stranger", "is none of ours and may put orders on agents' queues"),
         ("user default", AS_IT_IS),
@@ -132,9 +134,9 @@ def test_a_server_that_is_away_is_said(tmp_path: Path) -> None:
 
 def test_acl_makes_users_that_a_server_takes(stack: Stack, server: redis_py.Redis, tmp_path: Path) -> None:
     folder = tmp_path / "passwords"
-    made = tachikoma("acl", "--passwords", str(folder), "--agent", "web-1", "--agent", "web-2")
+    made = tachikoma("acl", "--passwords", str(folder), "--agent", "web-1", "--application", "reports")
     assert made.returncode == 0, made
-    users = ["orchestrator", "check", "admin", agent_user("web-1"), agent_user("web-2")]
+    users = [*SERVICES, agent_user("web-1"), application_user("reports")]
     assert [line.split()[1] for line in made.stdout.splitlines()] == ["default", *users]
     assert made.stdout.startswith("user default off\n")
     assert made.stderr.splitlines() == [f"made {folder / user}" for user in users]

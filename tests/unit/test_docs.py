@@ -15,6 +15,7 @@ from tachikoma.schedules import Schedule, ScheduleSet
 from tachikoma_orchestrator.beat_command import BeatSettings
 from tachikoma_orchestrator.schedule_source import open_schedules
 from tachikoma_orchestrator.settings import OrchestratorSettings
+from tachikoma_orchestrator.submitter import SubmitterSettings
 from tachikoma_worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +82,7 @@ def test_the_examples_of_schedules_are_right_and_the_same(tmp_path: Path, monkey
 def test_every_setting_that_is_named_exists(page: Path) -> None:
     known = {
         f"TACHIKOMA_{name.upper()}"
-        for settings in (OrchestratorSettings, WorkerSettings, BeatSettings)
+        for settings in (OrchestratorSettings, SubmitterSettings, WorkerSettings, BeatSettings)
         for name in settings.model_fields
     }
     named = set(re.findall(r"TACHIKOMA_[A-Z_]*[A-Z]", page.read_text(encoding="utf-8")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from uuid import UUID
 
 import pytest
 from hypothesis import assume, given
@@ -110,7 +111,6 @@ def test_the_list_of_names_in_the_docstring_is_what_the_functions_make() -> None
         keys.parked("<exec>"),
     }
     made |= {
-        keys.BATCH,
         keys.SCHEDULES,
         keys.schedule("<schedule>"),
         keys.schedule_runs("<schedule>"),
@@ -118,4 +118,22 @@ def test_the_list_of_names_in_the_docstring_is_what_the_functions_make() -> None
         f"{keys.BEAT}*",
     }
     made |= {keys.execution("<exec>"), keys.agent_index("<agent>"), *keys.scope("<scope>")}
+    made |= {keys.SUBMIT, keys.BATCH, keys.SUBMITTERS, *keys.unacked("<run>")[:2], keys.CALLBACKS, keys.ALL_GROUPS}
+    made |= {keys.application_result("<name>", "<exec>"), keys.own_result("<uuid>"), keys.binding("<queue>")[0]}
     assert made == written
+
+
+@given(IDS, IDS, st.uuids())
+def test_results_of_applications_are_nobody_elses(agent: str, exec_id: str, own: UUID) -> None:
+    agents, commands, tasks = (
+        keys.result(agent, exec_id),
+        keys.application_result(agent, exec_id),
+        keys.own_result(str(own)),
+    )
+    assert fnmatchcase(tasks, keys.ALL_OWN_RESULTS)
+    assert not fnmatchcase(agents, keys.ALL_OWN_RESULTS)
+    assert not fnmatchcase(commands, keys.ALL_OWN_RESULTS)
+    assert not fnmatchcase(agents, keys.application_result("*", "*"))
+    for foreign in (commands, tasks):
+        with pytest.raises(ValueError, match=r"is not <agent>\.<execution>"):
+            keys.execution_of_channel(foreign)

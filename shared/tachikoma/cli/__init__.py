@@ -85,11 +85,14 @@ def dev(
     listen: Annotated[
         str, typer.Option(help="Address of the orchestrator; port 0 takes a free one.")
     ] = "127.0.0.1:8534",
+    schedules: Annotated[
+        str | None, typer.Option(help="File of schedules, or module:app; runs a submitter and a beat too.")
+    ] = None,
 ) -> None:
     """Run the whole system on this machine, in the foreground; Ctrl-C stops it."""
     from tachikoma.dev.command import run_dev
 
-    run_dev(agents=count, data=data, listen=listen)
+    run_dev(agents=count, data=data, listen=listen, schedules=schedules)
 
 
 @app.command()

@@ -39,7 +39,7 @@ def _write_profile(stack: Stack) -> tuple[Path, bool]:
     return path, ours
 
 
-def run_dev(*, agents: int, data: str | None, listen: str) -> None:
+def run_dev(*, agents: int, data: str | None, listen: str, schedules: str | None = None) -> None:
     """Run until Ctrl-C or SIGTERM.
 
     Raises:
@@ -48,7 +48,8 @@ def run_dev(*, agents: int, data: str | None, listen: str) -> None:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    stack = Stack(Path(data) if data else platformdirs.user_data_path("tachikoma"), agents=agents, listen=listen)
+    folder = Path(data) if data else platformdirs.user_data_path("tachikoma")
+    stack = Stack(folder, agents=agents, listen=listen, schedules=schedules)
     typer.echo(f"starting in {stack.data} …")
     with stack:
         path, usual = _write_profile(stack)

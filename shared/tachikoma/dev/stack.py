@@ -28,7 +28,7 @@ from tachikoma.client import Client
 from tachikoma.dev.ca import SVID_LIFETIME, DevelopmentCA
 from tachikoma.errors import ConfigurationError, Unavailable
 from tachikoma.profile import Profile
-from tachikoma.redis_users import ORCHESTRATOR, SERVICES, Passwords, acl_file, agent_user
+from tachikoma.redis_users import BEAT, ORCHESTRATOR, SERVICES, SUBMITTER, Passwords, acl_file, agent_user
 from tachikoma.spiffe import SpiffeId, agent_id, service_id, user_id
 from tachikoma.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 
@@ -178,6 +178,8 @@ class Stack:
         listen: str = "127.0.0.1:0",
         redis_server: Path | None = None,
         redis_tls: bool = False,
+        submitter: bool = False,
+        schedules: str | None = None,
         environment: dict[str, str] | None = None,
     ) -> None:
         """Prepare a stack; nothing is started yet.
@@ -189,6 +191,9 @@ class Stack:
             redis_server: a redis-server or valkey-server to run; None for the embedded Valkey.
             redis_tls: whether the parts reach it over TLS, each with its identity as certificate; the embedded Valkey
                 cannot do that.
+            submitter: whether there is one, so that Celery applications can ask for commands.
+            schedules: a file or folder of schedules, or module:app of a Celery application; there are then a submitter
+                and a beat.
             environment: further settings of the parts, as environment variables.
         """
         self.data = data.absolute()
@@ -215,6 +220,10 @@ class Stack:
         self.address = ""
         self.redis: Part
         self.orchestrator: Part
+        self.submitter: Part | None = None
+        self._with_submitter = submitter or schedules is not None
+        self.beat: Part | None = None
+        self._schedules = schedules
         self.agents: dict[str, Part] = {}
 
     # --- places -------------------------------------------------------------------------------------------------------
@@ -237,7 +246,9 @@ class Stack:
 
     def redis_user_of(self, part: str) -> str:
         """A part's user in Redis."""
-        return ORCHESTRATOR if part == "orchestrator" else agent_user(part)
+        if part == "beat":
+            return BEAT
+        return ORCHESTRATOR if part in ("orchestrator", "submitter") else agent_user(part)
 
     @property
     def redis_passwords(self) -> Passwords:
@@ -260,7 +271,8 @@ class Stack:
     @property
     def parts(self) -> list[Part]:
         """All processes, in the order of their start."""
-        return [self.redis, self.orchestrator, *self.agents.values()]
+        services = [part for part in (self.submitter, self.beat) if part is not None]
+        return [self.redis, self.orchestrator, *services, *self.agents.values()]
 
     # --- start --------------------------------------------------------------------------------------------------------
 
@@ -309,6 +321,9 @@ class Stack:
             self._make_parts()
             self.start_redis()
             self.start_orchestrator()
+            for service in (self.submitter, self.beat):
+                if service is not None:
+                    self.start_part(service)
             for agent in self.agent_ids:
                 self.start_agent(agent)
             self.wait_for_agents()
@@ -321,6 +336,8 @@ class Stack:
         ca = DevelopmentCA(self.data / "ca", TRUST_DOMAIN)
         ca.issue(service_id(TRUST_DOMAIN, "orchestrator"), self.identity("orchestrator"), dns_names=(SERVER_NAME,))
         ca.issue(self.user, self.identity("user"))
+        if self._schedules is not None:
+            ca.issue(service_id(TRUST_DOMAIN, "beat"), self.identity("beat"))
         if self._redis_tls:
             ca.issue(service_id(TRUST_DOMAIN, "redis"), self.identity("redis"), dns_names=(REDIS_HOST,))
         for agent in self.agent_ids:
@@ -340,7 +357,8 @@ class Stack:
 
     def _environment_of(self, part: str) -> dict[str, str]:
         password = self.redis_passwords.path(self.redis_user_of(part))
-        return {"TACHIKOMA_REDIS_PASSWORD_FILE": str(password), **self._environment}
+        schedules = {} if self._schedules is None else {"TACHIKOMA_SCHEDULES": self._schedules}
+        return {"TACHIKOMA_REDIS_PASSWORD_FILE": str(password), **schedules, **self._environment}
 
     def _make_parts(self) -> None:
         logs = self.data / "logs"
@@ -358,6 +376,21 @@ class Stack:
             logs / "orchestrator.log",
             self._environment_of("orchestrator"),
         )  # fmt: skip
+        if self._with_submitter:
+            self.submitter = Part(
+                "submitter",
+                [
+                    *tachikoma, "submitter", "--redis-url", self.redis_url_of("submitter"),
+                    "--identity", str(self.identity("orchestrator")), "--policy", str(self.policy),
+                ],
+                logs / "submitter.log",
+                {
+                    "TACHIKOMA_SUBMITTER_PASSWORD_FILE": str(self.redis_passwords.path(SUBMITTER)),
+                    **self._environment_of("submitter"),
+                },
+            )  # fmt: skip
+        if self._schedules is not None:
+            self.beat = self.make_beat("beat")
         self.agents = {
             agent: Part(
                 agent,
@@ -373,6 +406,14 @@ class Stack:
             )
             for agent in self.agent_ids
         }  # fmt: skip
+
+    def make_beat(self, name: str) -> Part:
+        """A beat that is not started yet; several may run."""
+        command = [
+            *(sys.executable, "-m", "tachikoma", "beat", "--redis-url", self.redis_url_of("beat")),
+            *("--identity", str(self.identity("beat"))),
+        ]
+        return Part(name, command, self.data / "logs" / f"{name}.log", self._environment_of("beat"))
 
     def _redis_command(self) -> list[str]:
         folder = self.data / "redis"
@@ -449,7 +490,10 @@ class Stack:
 
     def start_agent(self, agent: str) -> None:
         """Start an agent and wait until it takes orders."""
-        part = self.agents[agent]
+        self.start_part(self.agents[agent])
+
+    def start_part(self, part: Part) -> None:
+        """Start a part that says when it is ready, and wait for that."""
         pipe = part.start(ready_pipe=True)
         assert pipe is not None
         with pipe:
@@ -502,8 +546,11 @@ class Stack:
             # One that was killed left its spawner, with what that runs.
             if (self.data / "agents" / agent / "spawner.sock").exists():
                 part.run_once("--sweep")
-        # 2. The orchestrator, 3. Redis, which writes what it still holds.
+        # 2. The orchestrator and what stands beside it, 3. Redis, which writes what it still holds.
         if self.agents:
+            for service in (self.beat, self.submitter):
+                if service is not None:
+                    service.stop()
             self.orchestrator.stop()
             self.redis.stop()
         # 4. What only living processes need.

@@ -1,0 +1,140 @@
+"""Commands from an existing Celery application: ordinary signatures, with `AsyncResult`, groups and callbacks.
+
+    from celery import Celery, group
+    from tachikoma.celery import Commands
+
+    app = Celery("reports", broker=..., backend=...)
+    commands = Commands(app, application="reports")
+    result = group(commands.s(agent, ["/usr/bin/uptime"]) for agent in ("web-1", "web-2"))()
+    print([answer["exitCode"] for answer in result.get()])
+
+Each signature carries the request, signed with the application's own X.509-SVID, since whoever can write to the queue
+is not thereby allowed anything. A submitter verifies it and admits it as the service would. `docs/celery.md` says more.
+
+Needs Celery with its Redis transport, which an application that uses this has.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from celery import Celery
+from celery.canvas import Signature
+from pydantic import ValidationError
+
+from tachikoma import keys
+from tachikoma.errors import ConfigurationError, InvalidRequest, Unauthenticated
+from tachikoma.fields import ID_PATTERN
+from tachikoma.identity import open_identity
+from tachikoma.models import ExecRequest, describe_validation_error
+from tachikoma.profile import Profile
+from tachikoma.signed import SignedRequest, sign
+from tachikoma.spiffe import InvalidIdentity, service_id
+
+__all__ = ["MAX_VALID", "TASK_NAME", "Commands"]
+
+#: The Celery task of submitters.
+TASK_NAME = "tachikoma.submit"
+#: How long a signed request may be good for.
+MAX_VALID = timedelta(days=1)
+
+
+class Commands:
+    """Makes signatures of commands."""
+
+    def __init__(
+        self,
+        app: Celery,
+        *,
+        profile: Profile | None = None,
+        application: str = "",
+        orchestrator: str = "orchestrator",
+        valid: timedelta = timedelta(hours=1),
+    ) -> None:
+        """Prepare to sign.
+
+        Args:
+            app: the application; its broker and result backend are the Redis of the orchestrator.
+            profile: says with which identity to sign, and for which trust domain; by default the user's own.
+            application: name of its Redis ACL user, without `app.`; task ids then begin so that only it reads their
+                results. Empty where Redis has no ACL users.
+            orchestrator: last part of the orchestrator's SPIFFE ID `/service/<name>`.
+            valid: how long after it was made a signature may be admitted, at most `MAX_VALID`. What a chain
+                waits for counts too.
+
+        Raises:
+            ConfigurationError: there is no profile or identity, or an argument is wrong.
+        """
+        if not timedelta(0) < valid <= MAX_VALID:
+            raise ConfigurationError(f"a signed request is good for at most {MAX_VALID}, not for {valid}")
+        if application and not re.fullmatch(ID_PATTERN, application):
+            raise ConfigurationError(f"{application[:80]!r} is no name of an application: {ID_PATTERN}")
+        profile = profile or Profile.load()
+        self._app = app
+        self._identity = open_identity(profile.identity)
+        self._application = application
+        self._valid = valid
+        self._orchestrator = service_id(
+            profile.trust_domain or self._identity.current().spiffe_id.trust_domain, orchestrator
+        )
+
+    def s(self, agent_id: str, command: Sequence[str], *, check: bool = True, **fields: Any) -> Signature:
+        """The signature of a command; what `signature` says holds here too.
+
+        Args:
+            agent_id: where it is to run.
+            command: its argv.
+            check: see `signature`.
+            fields: more of `ExecRequest`: `timeout`, `user`, `environment`, …
+
+        Raises:
+            InvalidRequest: one of these is wrong.
+        """
+        try:
+            request = ExecRequest(agent_id=agent_id, command=list(command), **fields)
+        except ValidationError as error:
+            raise InvalidRequest(describe_validation_error(error)) from None
+        return self.signature(request, check=check)
+
+    def signature(self, request: ExecRequest, *, check: bool = True) -> Signature:
+        """The signature of a request. It is immutable: in a chain it takes nothing from what was before it.
+
+        However often it is sent, its command runs at most once. Its result is `ExecResponse` as a dictionary with the
+        spec's names; `ExecResponse.from_dict` reads it.
+
+        Args:
+            request: what is to run.
+            check: whether its task fails, with `ExecutionFailed`, when the command ends otherwise than by exit code 0,
+                so that `link_error` is called and a chain ends. Otherwise only a refusal fails it.
+
+        Raises:
+            Unauthenticated: the identity is expired or not trusted by its own bundle.
+        """
+        svid = self._identity.current()
+        try:
+            svid.verify()
+        except InvalidIdentity as error:
+            raise Unauthenticated(f"your identity in {self._identity.place} cannot be used: {error}") from None
+        now = int(time.time())
+        claims = SignedRequest(
+            iss=str(svid.spiffe_id),
+            iat=now,
+            aud=str(self._orchestrator),
+            exp=now + int(self._valid.total_seconds()),
+            jti=request.id,
+            request=request,
+        )
+        options: dict[str, Any] = {"queue": keys.SUBMIT, "argsrepr": f"('{request.agent_id}', '{request.id}')"}
+        if self._application:
+            options["task_id"] = keys.application_task_id(self._application, request.id)
+        return self._app.signature(
+            TASK_NAME, args=(sign(svid, claims),), kwargs={"check": check}, immutable=True, options=options
+        )
+
+    def close(self) -> None:
+        """Let go of the identity."""
+        self._identity.close()
