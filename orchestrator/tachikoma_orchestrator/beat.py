@@ -28,7 +28,9 @@ from redbeat.schedulers import (
     acquire_distributed_beat_lock,
     get_redis,
 )
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import LockError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tachikoma import broker, keys
 from tachikoma.redis_access import CONNECT_SECONDS, OPERATION_SECONDS, BrokerTlsConnection, RedisAccess
@@ -83,7 +85,7 @@ class Entry(RedBeatSchedulerEntry):  # type: ignore[misc]
             raise KeyError(key)
         # Where it was never there, or nobody can read when, one nudge too many does no harm.
         now = app.now()
-        last = _time(get_redis(app).hget(key, "meta")) or now - timedelta(seconds=MAX_LOOP_SECONDS)
+        last = _last_run(key, app) or now - timedelta(seconds=MAX_LOOP_SECONDS)
         last = min(max(last, now - timedelta(days=1)), now)
         return cls(
             name=name, task=NUDGE_TASK, schedule=Rule(schedule.timing, app), last_run_at=last, app=app,
@@ -104,11 +106,13 @@ class Entry(RedBeatSchedulerEntry):  # type: ignore[misc]
         return self
 
 
-def _time(meta: str | None) -> datetime | None:
+def _last_run(key: str, app: Any) -> datetime | None:
     try:
-        last = json.loads(meta or "{}", cls=RedBeatJSONDecoder).get("last_run_at")
+        last = json.loads(get_redis(app).hget(key, "meta") or "{}", cls=RedBeatJSONDecoder).get("last_run_at")
         return last.astimezone(UTC) if isinstance(last, datetime) else None
-    # It may be anything that somebody put there.
+    except (RedisConnectionError, RedisTimeoutError):
+        raise
+    # What stands there may be anything that somebody put there, and RedBeat makes objects of it.
     except Exception:
         return None
 
@@ -215,6 +219,8 @@ def _client(access: RedisAccess) -> redis.Redis:
             **{**address, **access.connection_options},
             client_name="beat",
             decode_responses=True,
+            # Names that are no text are none of ours, and must not end it.
+            encoding_errors="backslashreplace",
             socket_timeout=OPERATION_SECONDS,
             socket_connect_timeout=CONNECT_SECONDS,
             protocol=2,

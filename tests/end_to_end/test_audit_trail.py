@@ -77,6 +77,17 @@ policies:
     agents: ["**"]
     allowedCommands: [/usr/bin/true]
     rateLimit: {{queueTimeout: 100ms}}
+  - name: scheduled
+    subjects: ["spiffe://tachikoma.local/schedule/*"]
+    agents: ["**"]
+    allowedCommands: [/usr/bin/true]
+"""
+#: Due so seldom that nothing of it happens by itself while the tests run.
+SCHEDULE = "rare"
+PERIOD_MS = 100 * 24 * 3600 * 1000
+SCHEDULES = f"""\
+schedules:
+  - {{name: {SCHEDULE}, every: {PERIOD_MS}ms, agentId: agent-1, request: {{command: [/usr/bin/true]}}}}
 """
 
 
@@ -116,7 +127,11 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -> Iterator[World]:
     data = prepare(tmp_path_factory.mktemp("audit"))
-    environment = {"TACHIKOMA_SWEEP": "100ms", "TACHIKOMA_LEASE": "1s", "TACHIKOMA_SLOTS": "1"}
+    environment = {
+        "TACHIKOMA_SWEEP": "100ms", "TACHIKOMA_LEASE": "1s", "TACHIKOMA_SLOTS": "1",
+        "TACHIKOMA_SCHEDULES": str(data / "schedules.yaml"),
+    }  # fmt: skip
+    (data / "schedules.yaml").write_text(SCHEDULES)
     stack = Stack(data, agents=2, redis_server=redis_server, environment=environment)
     (data / "policy.yaml").write_text(POLICY.format(root=stack.user))
     with stack:
@@ -381,11 +396,44 @@ def a_drained_agent(world: World) -> None:
     world.root.resume_agent(FRAGILE)
 
 
+# --- schedules --------------------------------------------------------------------------------------------------------
+
+
+def last_looked_at_a_period_ago(world: World, *, paused: bool = False) -> None:
+    """Let one due time lie between the last look and the next."""
+    seconds, micros = world.redis.time()
+    ago = seconds * 1000 + micros // 1000 - PERIOD_MS
+    times = {"cursor_ms": ago, **({"paused_ms": ago} if paused else {})}
+    world.redis.hset(keys.schedule(SCHEDULE), mapping=times)
+
+
+@leaves("schedule_run", "admitted", "dispatched", "started", "succeeded")
+def a_schedule_that_is_run_by_hand(world: World) -> None:
+    world.state(world.root.run_schedule(SCHEDULE).id, ExecState.SUCCEEDED)
+
+
+@leaves("schedule_missed")
+def a_due_time_at_which_nobody_was_there(world: World) -> None:
+    # Whoever resumes a schedule looks at it first; that it was not paused leaves nothing.
+    world.root.resume_schedule(SCHEDULE)
+    last_looked_at_a_period_ago(world)
+    world.root.resume_schedule(SCHEDULE)
+
+
+@leaves("schedule_paused", "schedule_skipped", "schedule_resumed")
+def a_due_time_in_a_pause(world: World) -> None:
+    world.root.pause_schedule(SCHEDULE, "repairs")
+    last_looked_at_a_period_ago(world, paused=True)
+    world.root.resume_schedule(SCHEDULE)
+
+
 DECISIONS = {"admitted", "approval_requested", "denied", "limited", "refused"}
 #: What policy grants may still be limited or have nowhere to go.
 UNAUTHORIZED = {"denied", "malformed", "identity_rejected", "approval_refused"}
 REFUSALS = {*UNAUTHORIZED, "limited", "refused"}
-ACTS = {"approved", "approval_refused", "cancel_requested"}
+ACTS = {"approved", "approval_refused", "cancel_requested", "schedule_run", "schedule_paused", "schedule_resumed"}
+#: Asks without an address.
+SCHEDULE_ID = f"spiffe://tachikoma.local/schedule/{SCHEDULE}"
 RECEIPTS = {"succeeded", "failed", "timed_out", "out_of_memory"}
 
 
@@ -404,9 +452,9 @@ def test_a_way_leaves_exactly_its_events(world: World, way: Way) -> None:
         assert event.authorized == (event.event not in UNAUTHORIZED), event
         if event.id:
             assert event.agent_id, event
-            assert event.requested_by.startswith("spiffe://tachikoma.local/user/"), event
+            assert event.requested_by.startswith(("spiffe://tachikoma.local/user/", SCHEDULE_ID)), event
         if event.event in DECISIONS:
-            assert event.client_ip, event
+            assert event.client_ip or event.requested_by == SCHEDULE_ID, event
             assert event.request is not None, event
             assert len(event.command_hmac) == 64, event
         if event.event in ACTS:

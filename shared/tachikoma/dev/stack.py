@@ -54,12 +54,12 @@ _WITH_PARENT = (
 )
 
 POLICY = """\
-# What this user may do on this machine's development agents. Changes take effect within a second;
+# What this user, and schedules, may do on this machine's development agents. Changes take effect within a second;
 # `tachikoma policy check FILE` says whether the file is right.
 operators: ["{user}"]
 policies:
   - name: development
-    subjects: ["{user}"]
+    subjects: ["{user}", "spiffe://tachikoma.local/schedule/*"]
     agents: ["**"]
     # Any program by its absolute path, with any arguments.
     allowedCommands: ["/** ..."]
