@@ -83,10 +83,11 @@ class Entry(RedBeatSchedulerEntry):  # type: ignore[misc]
         schedule = app.tachikoma_schedules.current.schedules.get(name)
         if schedule is None or not schedule.enabled:
             raise KeyError(key)
+        now, last = app.now(), _last_run(key, app)
         # Where it was never there, or nobody can read when, one nudge too many does no harm.
-        now = app.now()
-        last = _last_run(key, app) or now - timedelta(seconds=MAX_LOOP_SECONDS)
-        last = min(max(last, now - timedelta(days=1)), now)
+        if last is None or last > now + timedelta(seconds=MAX_LOOP_SECONDS):
+            last = now - timedelta(seconds=MAX_LOOP_SECONDS)
+        last = max(last, now - timedelta(days=1))
         return cls(
             name=name, task=NUDGE_TASK, schedule=Rule(schedule.timing, app), last_run_at=last, app=app,
             options={"queue": keys.BATCH, "ignore_result": True},
@@ -99,11 +100,6 @@ class Entry(RedBeatSchedulerEntry):  # type: ignore[misc]
 
     def is_due(self) -> Any:
         return self.schedule.is_due(self.last_run_at)
-
-    def save(self) -> Entry:
-        # Nobody reads a definition.
-        get_redis(self.app).zadd(self.app.redbeat_conf.schedule_key, {self.key: self.score})
-        return self
 
 
 def _last_run(key: str, app: Any) -> datetime | None:
@@ -191,7 +187,8 @@ class Scheduler(RedBeatScheduler):  # type: ignore[misc]
             client.zrem(order, key)
             client.delete(key)
         for key in wanted:
-            Entry.from_key(key, app=self.app).save()
+            entry = Entry.from_key(key, app=self.app)
+            entry.reschedule(entry.last_run_at)
 
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
         if get_redis(self.app).llen(keys.BATCH) >= MAX_WAITING:
