@@ -15,6 +15,7 @@ import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from tachikoma import keys
+from tachikoma.error_reporting import concerns
 from tachikoma.errors import RecordAltered
 from tachikoma.heartbeat import Heartbeat, Started
 from tachikoma.models import AuditCode, ExecState
@@ -73,6 +74,7 @@ class Collector:
         except ValueError:
             # A result of some other Celery task in the same Redis.
             return
+        concerns(exec_id)
         await self.fold(agent, exec_id, raw)
 
     async def _on_notice(self, channel: str, raw: bytes) -> None:

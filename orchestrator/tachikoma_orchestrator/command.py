@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from tachikoma import logs
+from tachikoma import error_reporting, logs
 from tachikoma.errors import ConfigurationError
 from tachikoma.models import describe_validation_error
 from tachikoma_orchestrator.server import announce, serve
@@ -44,4 +44,5 @@ def run(
     except ValidationError as error:
         raise ConfigurationError(f"orchestrator settings: {describe_validation_error(error)}") from None
     logs.configure(settings.log_level)
+    error_reporting.configure("orchestrator")
     asyncio.run(serve(settings, announce(ready_fd) if ready_fd is not None else None))

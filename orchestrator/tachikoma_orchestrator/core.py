@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 from redis.exceptions import RedisError
 
+from tachikoma import error_reporting
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity import open_identity
 from tachikoma.models import AuditCode
@@ -77,6 +78,7 @@ class Core:
             self.identity.current().verify()
         except InvalidIdentity as error:
             raise ConfigurationError(f"the orchestrator's identity cannot be used: {error}") from error
+        error_reporting.identify(self.identity.current().spiffe_id)
         self.policies = PolicyWatch(settings.policy)
         self.access = settings.redis(self.identity)
         self.redis = connect(self.access, name=name)

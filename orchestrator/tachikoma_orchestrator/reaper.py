@@ -143,6 +143,12 @@ class Reaper:
                 # Whoever owns Redis may have put anything there; one execution must not cost the others their ends.
                 log.error("reaper.unreadable", id=record.exec_id, error=str(error)[:300])
                 still_open += 1
+            except (RedisError, OSError):
+                raise
+            except Exception:
+                # It ends the process, and would end the next one: which record it was must be known.
+                log.critical("reaper.failed", id=record.exec_id, exc_info=True)
+                raise
         return still_open
 
     async def _end(

@@ -252,7 +252,7 @@ def _user_findings(
         elif passwords is not None:
             yield Finding(
                 where=f"user {name}",
-                what=f"has no password in {passwords.folder}: is that agent still there?",
+                what=f"has no password in {passwords.folder}: is it still there?",
                 remedy=f"ACL DELUSER {name}, or put its password there",
             )
     default = users.get("default")

@@ -166,7 +166,9 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
             ready(address)
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
-            task.result()
+            if (failure := task.exception()) is not None:
+                log.critical("orchestrator.failed", exc_info=failure)
+                raise failure
         log.info("orchestrator.stopping")
     finally:
         # 1. No new calls; those under way get a while. Executions go on without us, and are found again.

@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from tachikoma import keys, wire
+from tachikoma.error_reporting import concerns
 from tachikoma.errors import (
     FailedPrecondition,
     InvalidRequest,
@@ -97,7 +98,7 @@ class RemoteExecution(RemoteExecutionServicer):
             InvalidRequest: a bound is broken; that is on the record.
         """
         try:
-            return wire.request_from_pb(message)
+            wanted = wire.request_from_pb(message)
         except InvalidRequest as error:
             self._trail.check()
             peer = current_peer()
@@ -106,6 +107,8 @@ class RemoteExecution(RemoteExecutionServicer):
                 requested_by=str(peer), client_ip=peer.address, reason=str(error),
             )  # fmt: skip
             raise
+        concerns(wanted.id)
+        return wanted
 
     async def Execute(self, request: pb.ExecRequest, context: Any) -> pb.ExecResponse:  # noqa: N802
         wanted = await self._read(request)
@@ -384,13 +387,16 @@ class RemoteExecution(RemoteExecutionServicer):
         return pb.ListApprovalsResponse(executions=[wire.status_to_pb(record.status()) for record in records])
 
     async def GetApproval(self, request: pb.GetApprovalRequest, context: Any) -> pb.Approval:  # noqa: N802
+        concerns(request.id)
         return wire.approval_to_pb(await self._approvals.describe(request.id, current_peer()))
 
     async def Approve(self, request: pb.ApproveRequest, context: Any) -> pb.ExecStatus:  # noqa: N802
+        concerns(request.id)
         await self._approvals.approve(request.id, request.digest.hex(), request.reason, current_peer())
         return await self._decided(request.id)
 
     async def Reject(self, request: pb.RejectRequest, context: Any) -> pb.ExecStatus:  # noqa: N802
+        concerns(request.id)
         await self._approvals.reject(request.id, request.reason, current_peer())
         return await self._decided(request.id)
 
@@ -455,6 +461,7 @@ class RemoteExecution(RemoteExecutionServicer):
         Raises:
             NotFound: there is none, or it is somebody else's; the answer is the same.
         """
+        concerns(exec_id)
         try:
             record = await self._ledger.record(exec_id) if exec_id else None
         except RecordAltered as error:

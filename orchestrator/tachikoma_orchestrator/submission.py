@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import structlog
 from redis.exceptions import RedisError
 
+from tachikoma import error_reporting
 from tachikoma.celery import MAX_VALID
 from tachikoma.errors import NotFound, Unauthenticated, Unavailable
 from tachikoma.models import AuditCode, ExecResponse
@@ -108,6 +109,7 @@ async def execute(core: Core, token: Any) -> ExecResponse:
     core.trail.check()
     try:
         claims, peer = _read(core, token)
+        error_reporting.concerns(claims.jti)
         with core.endings.expect(claims.jti) as end:
             await persist(lambda: _admit(core, claims, peer))
             response = await persist(lambda: _end(core, claims.jti, end))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from tachikoma import logs
+from tachikoma import error_reporting, logs
 from tachikoma.errors import ConfigurationError
 from tachikoma.models import describe_validation_error
 from tachikoma_orchestrator.submitter import SubmitterSettings, serve
@@ -45,6 +45,7 @@ def run(
     except ValidationError as error:
         raise ConfigurationError(f"submitter settings: {describe_validation_error(error)}") from None
     logs.configure(settings.log_level)
+    error_reporting.configure("submitter")
     # Lines for each message; those of the latter hold its result, which is a command's output.
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -39,7 +39,7 @@ def _forget_denials(stack: Stack) -> None:
 def tls_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Debian's redis-server, reached over TLS and nothing else by all parts."""
     data = prepare(tmp_path_factory.mktemp("tls"))
-    with Stack(data, agents=2, redis_server=debians_redis(), redis_tls=True) as running:
+    with Stack(data, agents=2, redis_server=debians_redis(), redis_tls=True, submitter=True) as running:
         yield running
         _forget_denials(running)
 

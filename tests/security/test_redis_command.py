@@ -98,6 +98,7 @@ def test_check_finds_every_kind_of_drift(stack: Stack, server: redis_py.Redis) -
         ("user agent.agent-2", "accepts 1 passwords"),
         ("user check", "has in addition nopass"),
         ("user app.reports", "has in addition +keys"),
+        ("user app.reports", "has no password"),
         ("user check", "does not accept its password"),
         ("user stranger", "is none of ours and may put orders on agents' queues"),
         ("user default", AS_IT_IS),

@@ -8,6 +8,7 @@ from textwrap import indent
 
 import pytest
 
+from tachikoma.error_reporting import ErrorReportingSettings
 from tachikoma.models import AuditCode, ExecPolicy
 from tachikoma.policy import PolicySet
 from tachikoma.policy_expectations import load_expectations
@@ -81,8 +82,8 @@ def test_the_examples_of_schedules_are_right_and_the_same(tmp_path: Path, monkey
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_setting_that_is_named_exists(page: Path) -> None:
     known = {
-        f"TACHIKOMA_{name.upper()}"
-        for settings in (OrchestratorSettings, SubmitterSettings, WorkerSettings, BeatSettings)
+        f"{settings.model_config['env_prefix']}{name.upper()}"
+        for settings in (OrchestratorSettings, SubmitterSettings, WorkerSettings, BeatSettings, ErrorReportingSettings)
         for name in settings.model_fields
     }
     named = set(re.findall(r"TACHIKOMA_[A-Z_]*[A-Z]", page.read_text(encoding="utf-8")))

@@ -14,7 +14,7 @@ import typer
 from celery import signals
 from pydantic import ValidationError
 
-from tachikoma import logs
+from tachikoma import error_reporting, logs
 from tachikoma.errors import ConfigurationError
 from tachikoma.models import capability_mask, describe_validation_error
 from tachikoma_worker.celery_app import make_app, make_worker
@@ -82,6 +82,7 @@ def run(
     }  # fmt: skip
     settings = _settings(**{name: value for name, value in given.items() if value is not None})
     logs.configure(settings.log_level)
+    error_reporting.configure("worker", agent=settings.agent_id)
     if sweep_up:
         asyncio.run(sweep(settings))
         return

@@ -20,7 +20,7 @@ import psutil
 import structlog
 from redis.exceptions import RedisError
 
-from tachikoma import keys
+from tachikoma import error_reporting, keys
 from tachikoma.aio import cancel_all
 from tachikoma.errors import ConfigurationError
 from tachikoma.heartbeat import MAX_ROOTS, Heartbeat, Trust
@@ -134,6 +134,7 @@ class Engine:
         expected = agent_id(svid.spiffe_id.trust_domain, settings.agent_id)
         if svid.spiffe_id != expected:
             raise ConfigurationError(f"the identity in {identity.place} is {svid.spiffe_id}, not {expected}")
+        error_reporting.identify(svid.spiffe_id)
         self.access = access = settings.redis(identity)
         journal = Journal(settings.data)
         self._spools = settings.data / SPOOL
@@ -233,13 +234,13 @@ class Engine:
         log.critical("engine.failed", task=task.get_name(), exc_info=task.exception())
         os.kill(os.getpid(), signal.SIGTERM)
 
-    def _track(self, task: asyncio.Task[None]) -> None:
+    def _track(self, task: asyncio.Task[None], exec_id: str = "") -> None:
         self._tasks.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             if not task.cancelled() and task.exception() is not None:
-                log.error("execution.failed", exc_info=task.exception())
+                log.error("execution.failed", id=exec_id, exc_info=task.exception())
 
         task.add_done_callback(ended)
 
@@ -261,6 +262,7 @@ class Engine:
         self._running[execution.exec_id] = execution
 
         async def run() -> None:
+            error_reporting.concerns(execution.exec_id)
             try:
                 await work
             finally:
@@ -268,7 +270,7 @@ class Engine:
                 if done is not None:
                     done()
 
-        self._track(self._loop.create_task(run()))
+        self._track(self._loop.create_task(run()), execution.exec_id)
 
     async def _take_over(self, leftovers: list[Unfinished], cgroups: list[str]) -> None:
         """Go on with what an earlier run of the worker started; end and report what nobody can go on with."""

@@ -272,7 +272,7 @@ class Stack:
     def parts(self) -> list[Part]:
         """All processes, in the order of their start."""
         services = [part for part in (self.submitter, self.beat) if part is not None]
-        return [self.redis, self.orchestrator, *services, *self.agents.values()]
+        return [self.redis, self.orchestrator, *self.agents.values(), *services]
 
     # --- start --------------------------------------------------------------------------------------------------------
 
@@ -321,12 +321,13 @@ class Stack:
             self._make_parts()
             self.start_redis()
             self.start_orchestrator()
-            for service in (self.submitter, self.beat):
-                if service is not None:
-                    self.start_part(service)
             for agent in self.agent_ids:
                 self.start_agent(agent)
             self.wait_for_agents()
+            # What is due at once has somebody to run it.
+            for service in (self.submitter, self.beat):
+                if service is not None:
+                    self.start_part(service)
         except BaseException:
             self.stop()
             raise
