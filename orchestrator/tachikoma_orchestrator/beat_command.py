@@ -12,7 +12,7 @@ import typer
 from pydantic import ValidationError
 from pydantic_settings import SettingsConfigDict
 
-from tachikoma import logs
+from tachikoma import error_reporting, logs
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity import open_identity
 from tachikoma.models import describe_validation_error
@@ -68,6 +68,7 @@ def run(
         typer.echo(f"{settings.schedules}: {number} {'schedule' if number == 1 else 'schedules'}, all right")
         return
     logs.configure(settings.log_level)
+    error_reporting.configure("beat")
     # One line for each nudge, and one for its sending.
     logging.getLogger("celery.beat").setLevel(logging.WARNING)
     tls = urlsplit(settings.redis_url).scheme == "rediss"

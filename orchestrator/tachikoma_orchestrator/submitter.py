@@ -335,11 +335,13 @@ def make_app(submitter: Submitter) -> Celery:
         response = submitter.run(self.request.id, execute(submitter.core, token))
         return (response.check() if check else response).to_dict()
 
-    @app.task(name=NUDGE_TASK, ignore_result=True)
-    def due(*_: Any, **given: Any) -> None:
+    # A nudge that is lost with its submitter need not come again: the next one looks by itself.
+    @app.task(name=NUDGE_TASK, bind=True, acks_late=False, ignore_result=True)
+    def due(self: Any, *_: Any, **given: Any) -> None:
         """Look at a schedule, of which beat says that it is due."""
         if submitter.core.scheduling is not None:
-            submitter.run(submitter.core.scheduling.nudge(given.get("schedule"), given.get("due_ms")))
+            nudge = submitter.core.scheduling.nudge(given.get("schedule"), given.get("due_ms"))
+            submitter.run(self.request.id, nudge)
 
     app.finalize()
     return app
