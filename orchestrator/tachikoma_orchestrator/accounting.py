@@ -3,7 +3,7 @@
 Every due time after the last one on record is accounted for, in their order, each by one of
 
 - it runs: it is not too late, or all are and it is the last, where the schedule says that one of them runs;
-- it is skipped: the schedule was paused then, is switched off or gone now, or the run before has not ended;
+- it is skipped: the schedule was paused then, is switched off, gone or another one now, or its last run has not ended;
 - it is missed.
 
 `docs/decisions/0020` says why.
@@ -21,7 +21,7 @@ from tachikoma.scheduled import DueOutcome, Missed, Overlap, ScheduledRun
 from tachikoma.schedules import Schedule
 from tachikoma.timing import parse_timing
 
-__all__ = ["Entry", "Plan", "State", "as_time", "milliseconds", "plan"]
+__all__ = ["Entry", "Plan", "State", "account", "as_time", "milliseconds", "plan"]
 
 #: Due times that are accounted for one by one, the newest; those before them are one entry with a count.
 MAX_SINGLE = 100
@@ -160,13 +160,13 @@ def plan(schedule: Schedule | None, state: State, now_ms: int, busy: str = "") -
         due, total = timing.between(begin, now_ms, MAX_SINGLE)
         if total > len(due):
             last = timing.between(begin, due[0] - 1, 1)[0][0]
-            older = _account(schedule, state, last, now_ms, busy, last=False)
+            older = account(schedule, state, last, now_ms, busy, last=False)
             if older.outcome is DueOutcome.TAKEN:
                 older = Entry(due_ms=last, outcome=DueOutcome.MISSED, reason=f"only {MAX_SINGLE} run at once")
             count = {"count": total - len(due), "first_ms": next(timing.after(begin))}
             entries.append(older.model_copy(update=count))
     for at in due:
-        entry = _account(schedule, state, at, now_ms, busy, last=at == due[-1])
+        entry = account(schedule, state, at, now_ms, busy, last=at == due[-1])
         entries.append(entry)
         if entry.outcome is DueOutcome.TAKEN:
             return Plan(tuple(entries), at, state.rule)
@@ -175,7 +175,9 @@ def plan(schedule: Schedule | None, state: State, now_ms: int, busy: str = "") -
     return Plan(tuple(entries), due[-1], rule) if entries else None
 
 
-def _account(schedule: Schedule | None, state: State, due_ms: int, now_ms: int, busy: str, *, last: bool) -> Entry:
+def account(schedule: Schedule | None, state: State, due_ms: int, now_ms: int, busy: str, *, last: bool) -> Entry:
+    """What becomes of one due time; `last` is whether there is none after it by now."""
+
     def entry(outcome: DueOutcome, reason: str = "") -> Entry:
         return Entry(due_ms=due_ms, outcome=outcome, reason=reason)
 
@@ -185,6 +187,9 @@ def _account(schedule: Schedule | None, state: State, due_ms: int, now_ms: int, 
         return entry(DueOutcome.SKIPPED, "it is not among the schedules any more")
     if not schedule.enabled:
         return entry(DueOutcome.SKIPPED, "it is switched off")
+    if not schedule.timing.between(due_ms - 1, due_ms, 1)[1]:
+        # Also what only Redis says was due.
+        return entry(DueOutcome.SKIPPED, "it is not due by the schedule as it is now")
     late = timedelta(milliseconds=now_ms - due_ms) > schedule.lateness
     if late and not (last and schedule.missed is Missed.RUN_ONCE):
         return entry(DueOutcome.MISSED, "nobody asked for it in time")

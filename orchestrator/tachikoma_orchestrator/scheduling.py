@@ -7,14 +7,15 @@ due time, and a process that ends between two of them is followed by another one
 2. It is asked for under an id made of schedule and due time, so that twice is once.
 3. Another script settles it. If it was not accepted, the same script sees to it that it never can run.
 
-What stays taken is found at the next look: asked for again, or given up as missed where that would be too late.
+What stays taken is found at the next look: asked for again, or given up as missed where that would be too late. That is
+decided anew, and by the id that the due time must have: what Redis says was taken, somebody may have put there.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import islice
 
 import structlog
@@ -33,7 +34,7 @@ from tachikoma.scheduled import DueOutcome, Overlap, ScheduledRun, ScheduleStatu
 from tachikoma.schedules import Schedule, ScheduleSet
 from tachikoma.spiffe import schedule_id
 from tachikoma.svid import SvidSource
-from tachikoma_orchestrator.accounting import Plan, State, as_time, milliseconds, plan
+from tachikoma_orchestrator.accounting import Plan, State, account, as_time, milliseconds, plan
 from tachikoma_orchestrator.admission import Admitter, Peer
 from tachikoma_orchestrator.audit import AuditTrail
 from tachikoma_orchestrator.ledger import Ledger
@@ -146,15 +147,18 @@ class Scheduling:
         """Go on with what somebody else left in the middle."""
         now_ms = await self._ledger.now_ms() if state.taken else 0
         for key, run in islice(state.taken.items(), MAX_TAKEN):
-            age_ms = now_ms - milliseconds(run.time)
-            if age_ms < ABANDONED_MS:
+            if now_ms - milliseconds(run.time) < ABANDONED_MS:
                 continue
             # Where it was asked for, that is found by the script.
-            if schedule is None or timedelta(milliseconds=age_ms) > schedule.lateness:
-                why = "it was to run, and could not be asked for in time"
-                await self._settle(name, key, run, DueOutcome.MISSED, why)
-            else:
-                await self._ask(schedule, key, run)
+            due_ms = milliseconds(run.due)
+            if schedule is not None and key == str(due_ms) and run.id == self._run_id(name, due_ms):
+                last = next(schedule.timing.after(due_ms), now_ms + 1) > now_ms
+                entry = account(schedule, state, due_ms, now_ms, "", last=last)
+                if entry.outcome is DueOutcome.TAKEN and due_ms <= now_ms:
+                    await self._ask(schedule, key, run)
+                    continue
+            why = "it was to run, and could not be asked for in time"
+            await self._settle(name, key, run, DueOutcome.MISSED, why)
 
     async def _busy(self, schedule: Schedule | None, state: State) -> str:
         """The execution of the last run, if that has not ended and it counts."""
@@ -180,11 +184,13 @@ class Scheduling:
                 count=item.count,
                 first=None if item.first_ms is None else as_time(item.first_ms),
             )
-            codes = {
-                DueOutcome.MISSED: AuditCode.SCHEDULE_MISSED,
-                DueOutcome.SKIPPED: AuditCode.SCHEDULE_SKIPPED,
-            }
-            entries.append(BookEntry(str(item.due_ms), run, codes.get(item.outcome)))
+            code = None
+            if item.outcome is DueOutcome.MISSED:
+                code = AuditCode.SCHEDULE_MISSED
+            elif item.outcome is DueOutcome.SKIPPED and not state.paused_at(item.due_ms):
+                # The trail has begin and end of a pause.
+                code = AuditCode.SCHEDULE_SKIPPED
+            entries.append(BookEntry(str(item.due_ms), run, code))
         if not await self._book.record(name, self._subject(name), state, step, entries):
             return
         for entry in entries:

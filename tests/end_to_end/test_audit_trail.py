@@ -80,14 +80,20 @@ policies:
   - name: scheduled
     subjects: ["spiffe://tachikoma.local/schedule/*"]
     agents: ["**"]
-    allowedCommands: [/usr/bin/true]
+    allowedCommands: [/usr/bin/true, /usr/bin/sleep 600]
 """
 #: Due so seldom that nothing of it happens by itself while the tests run.
-SCHEDULE = "rare"
+SCHEDULE, BUSY = "rare", "busy"
 PERIOD_MS = 100 * 24 * 3600 * 1000
 SCHEDULES = f"""\
 schedules:
   - {{name: {SCHEDULE}, every: {PERIOD_MS}ms, agentId: agent-1, request: {{command: [/usr/bin/true]}}}}
+  - name: {BUSY}
+    every: {PERIOD_MS}ms
+    agentId: agent-1
+    request: {{command: [/usr/bin/sleep, "600"]}}
+    missed: run-once
+    overlap: skip
 """
 
 
@@ -399,12 +405,11 @@ def a_drained_agent(world: World) -> None:
 # --- schedules --------------------------------------------------------------------------------------------------------
 
 
-def last_looked_at_a_period_ago(world: World, *, paused: bool = False) -> None:
+def last_looked_at_a_period_ago(world: World, name: str) -> None:
     """Let one due time lie between the last look and the next."""
     seconds, micros = world.redis.time()
     ago = seconds * 1000 + micros // 1000 - PERIOD_MS
-    times = {"cursor_ms": ago, **({"paused_ms": ago} if paused else {})}
-    world.redis.hset(keys.schedule(SCHEDULE), mapping=times)
+    world.redis.hset(keys.schedule(name), "cursor_ms", ago)
 
 
 @leaves("schedule_run", "admitted", "dispatched", "started", "succeeded")
@@ -416,14 +421,25 @@ def a_schedule_that_is_run_by_hand(world: World) -> None:
 def a_due_time_at_which_nobody_was_there(world: World) -> None:
     # Whoever resumes a schedule looks at it first; that it was not paused leaves nothing.
     world.root.resume_schedule(SCHEDULE)
-    last_looked_at_a_period_ago(world)
+    last_looked_at_a_period_ago(world, SCHEDULE)
     world.root.resume_schedule(SCHEDULE)
 
 
-@leaves("schedule_paused", "schedule_skipped", "schedule_resumed")
-def a_due_time_in_a_pause(world: World) -> None:
+@leaves(
+    "schedule_run", "admitted", "dispatched", "started", "schedule_skipped", "cancel_requested", "cancelled"
+)  # fmt: skip
+def a_due_time_while_the_run_before_has_not_ended(world: World) -> None:
+    exec_id = world.root.run_schedule(BUSY).id
+    world.state(exec_id, ExecState.STARTED)
+    last_looked_at_a_period_ago(world, BUSY)
+    world.root.resume_schedule(BUSY)
+    world.root.cancel(exec_id)
+    world.state(exec_id, ExecState.CANCELLED)
+
+
+@leaves("schedule_paused", "schedule_resumed")
+def a_pause(world: World) -> None:
     world.root.pause_schedule(SCHEDULE, "repairs")
-    last_looked_at_a_period_ago(world, paused=True)
     world.root.resume_schedule(SCHEDULE)
 
 
@@ -433,7 +449,7 @@ UNAUTHORIZED = {"denied", "malformed", "identity_rejected", "approval_refused"}
 REFUSALS = {*UNAUTHORIZED, "limited", "refused"}
 ACTS = {"approved", "approval_refused", "cancel_requested", "schedule_run", "schedule_paused", "schedule_resumed"}
 #: Asks without an address.
-SCHEDULE_ID = f"spiffe://tachikoma.local/schedule/{SCHEDULE}"
+SCHEDULE_IDS = tuple(f"spiffe://tachikoma.local/schedule/{name}" for name in (SCHEDULE, BUSY))
 RECEIPTS = {"succeeded", "failed", "timed_out", "out_of_memory"}
 
 
@@ -452,9 +468,9 @@ def test_a_way_leaves_exactly_its_events(world: World, way: Way) -> None:
         assert event.authorized == (event.event not in UNAUTHORIZED), event
         if event.id:
             assert event.agent_id, event
-            assert event.requested_by.startswith(("spiffe://tachikoma.local/user/", SCHEDULE_ID)), event
+            assert event.requested_by.startswith(("spiffe://tachikoma.local/user/", *SCHEDULE_IDS)), event
         if event.event in DECISIONS:
-            assert event.client_ip or event.requested_by == SCHEDULE_ID, event
+            assert event.client_ip or event.requested_by in SCHEDULE_IDS, event
             assert event.request is not None, event
             assert len(event.command_hmac) == 64, event
         if event.event in ACTS:

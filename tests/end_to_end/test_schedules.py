@@ -368,7 +368,7 @@ def test_schedules_written_in_python_run_too_and_over_tls(tmp_path: Path, need: 
 
 #: Due times that are to come, and how many schedules each half second brings one.
 DUE_TIMES = 200
-SCHEDULES = 5
+SCHEDULES = 8
 
 
 def test_two_beats_and_a_submitter_that_are_killed_at_random_account_for_every_due_time_once(

@@ -130,13 +130,22 @@ def test_a_changed_rule_counts_from_when_it_is_seen() -> None:
     assert outcomes(world.look(START + 1801 * SECOND)) == [(1801, TAKEN)]
 
 
-def test_what_was_due_by_the_old_rule_is_accounted_for_by_it() -> None:
+def test_what_was_due_by_the_old_rule_is_accounted_for_and_runs_only_if_it_is_due_by_the_new() -> None:
     world = World(schedule(10))
     world.look(START)
-    world.schedule = schedule(7)
-    assert outcomes(world.look(START + 25 * SECOND)) == [(10, TAKEN), (20, TAKEN)]
-    later = world.look(START + 35 * SECOND)
-    assert {entry.due_ms % (7 * SECOND) for entry in later} == {0}
+    world.schedule = schedule(20)
+    found = outcomes(world.look(START + 45 * SECOND))
+    runs = 20 if (START // SECOND + 20) % 20 == 0 else 10
+    assert found == [(at, TAKEN if (at - runs) % 20 == 0 else SKIPPED) for at in (10, 20, 30, 40)]
+    assert "not due by the schedule as it is now" in next(e.reason for e in world.entries if e.outcome is SKIPPED)
+
+
+def test_a_rule_that_somebody_put_into_redis_makes_nothing_run() -> None:
+    one = schedule(3600)
+    found = plan(one, state(one, rule="every 100"), START + 5 * SECOND)
+    assert found is not None
+    assert {entry.outcome for entry in found.entries} == {SKIPPED}
+    assert found.rule == one.timing.text
 
 
 @pytest.mark.parametrize(("then", "why"), [(None, "not among the schedules"), (schedule(enabled=False), "off")])
