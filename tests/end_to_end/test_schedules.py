@@ -243,9 +243,8 @@ def test_forged_messages_run_nothing_and_end_nobody(stack: Stack, client: Client
     assert stack.submitter.pid == pid
     assert {run.id for run in client.scheduled_runs("rare")} == before
     assert redis.llen(keys.CALLBACKS) == 0
-    assert {status.requested_by for status in client.list(include_ended=True, page_size=1000)[0]} <= {
-        f"spiffe://{TRUST_DOMAIN}/schedule/{name}" for name in ("often", "rare")
-    }
+    asked = {status.requested_by for status in client.list(include_ended=True, page_size=1000)[0]}
+    assert all(requester.startswith(f"spiffe://{TRUST_DOMAIN}/schedule/") for requester in asked)
 
 
 def test_what_is_forged_into_beats_own_names_makes_it_send_nothing_else(stack: Stack, redis: Redis) -> None:

@@ -421,7 +421,7 @@ async def test_many_who_look_and_die_account_for_every_due_time_once(
     runs = await first.runs()
     assert [milliseconds(run.due) for run in runs] == list(range(begin // 100 * 100 + 100, end + 1, 100))
     assert len(runs) >= 50
-    assert crashes >= 20
+    assert crashes >= 5
     print(f"{crashes} crashes, {Counter(run.outcome for run in runs)}")
     assert {run.outcome for run in runs} <= {DueOutcome.RUN, DueOutcome.MISSED}
     queued = await first.redis.llen(keys.queue(AGENT))
