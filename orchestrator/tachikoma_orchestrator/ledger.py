@@ -32,6 +32,7 @@ from tachikoma.models import (
 from tachikoma.redis_access import Redis, wrong_type
 from tachikoma.signed import Receipt
 from tachikoma_orchestrator.audit import AuditTrail, audited
+from tachikoma_orchestrator.revocations import Revoked, parse
 from tachikoma_orchestrator.scripts import Call, Runner, Script
 
 __all__ = ["FENCE", "Admission", "Dispatch", "Ledger", "Outcome", "Record", "from_milliseconds", "receipt_fields"]
@@ -53,6 +54,7 @@ class Outcome(StrEnum):
     UNKNOWN = "UNKNOWN"
     OFFLINE = "OFFLINE"
     DRAINING = "DRAINING"
+    REVOKED = "REVOKED"
     FULL = "FULL"
     APPROVALS = "APPROVALS"
     RATE = "RATE"
@@ -352,7 +354,7 @@ class Ledger:
             keys=[
                 keys.execution(exec_id), keys.info(agent), keys.queue(agent), keys.AUDIT, keys.AGENTS,
                 keys.INDEX, keys.agent_index(agent), keys.OPEN, keys.APPROVALS, keys.parked(exec_id),
-                keys.DRAINING,
+                keys.DRAINING, keys.REVOKED,
                 *[key for name in admission.scopes for key in keys.scope(name)],
             ],
             args=[
@@ -459,6 +461,24 @@ class Ledger:
             code=AuditCode(to.lower()), fence=fence, extra={"reason": reason, "actor": by},
         )  # fmt: skip
 
+    async def cut_off(self, record: Record, revoked: Revoked) -> ExecState | None:
+        """End an execution of an agent that was cut off: it never starts, or nobody can know how it ended.
+
+        Returns:
+            What it ended as; None where it had ended.
+        """
+        agent, exec_id = record.agent, record.exec_id
+        done = await self.settle(
+            agent, exec_id, [ExecState.QUEUED], ExecState.CANCELLED, reason=revoked.why, by=revoked.by, fence=True
+        )
+        if done == "DONE":
+            return ExecState.CANCELLED
+        done = await self.settle(
+            agent, exec_id, [ExecState.QUEUED, ExecState.STARTED], ExecState.LOST,
+            reason=revoked.why, by=revoked.by, fence=False,
+        )  # fmt: skip
+        return ExecState.LOST if done == "DONE" else None
+
     async def request_cancel(self, agent: str, exec_id: str, by: str) -> str:
         """Note who asked for the end of an execution that may be running."""
         return await self._transition_outcome(
@@ -538,12 +558,15 @@ class Ledger:
         return found
 
     async def readiness(self, agent: str) -> Outcome:
-        """Whether an agent takes orders now: ADMITTED, OFFLINE, DRAINING or FULL."""
+        """Whether an agent takes orders now: ADMITTED, REVOKED, OFFLINE, DRAINING or FULL."""
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.exists(keys.info(agent))
             pipe.hexists(keys.DRAINING, agent)
             pipe.llen(keys.queue(agent))
-            online, draining, waiting = await pipe.execute()
+            pipe.hget(keys.REVOKED, agent)
+            online, draining, waiting, revoked = await pipe.execute()
+        if revoked is not None and parse(revoked).in_force:
+            return Outcome.REVOKED
         if not online:
             return Outcome.OFFLINE
         if draining:

@@ -170,7 +170,7 @@ class Submitter:
     def start(self) -> None:
         """Start the loop."""
         self._thread.start()
-        self._loop.call_soon_threadsafe(self._start)
+        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
 
     def run(self, task_id: str, work: Coroutine[Any, Any, T]) -> T:
         """Do in the loop what a task asks for, and wait for it.
@@ -205,9 +205,9 @@ class Submitter:
 
     # --- in the loop --------------------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    async def _start(self) -> None:
         self._background = [
-            *self.core.start(),
+            *await self.core.start(),
             self._loop.create_task(self._stay_alive()),
         ]
         if self.core.scheduling is not None:

@@ -25,6 +25,9 @@ The orchestrator's begin with `orch:`. Keys and channels of one purpose share th
     orch:agents                      hash     agents ever heard of, with their last heartbeat
     orch:online                      hash     agents that joined and did not leave, with the run of their worker
     orch:draining                    hash     agents that take no new executions: since when, by whom and why
+    orch:revoked                     hash     agents that were cut off: when, by whom, why, whether still
+    orch:joined                      hash     agents that joined with a token: with whose, and from where
+    orch:enrolment:<agent>           string   signed enrolment that waits for its token (expires)
     orch:audit                       stream   audit trail
     orch:audit:seq                   string   number of its last event
     orch:audit:sinks                 hash     how far each sink has taken it
@@ -69,8 +72,10 @@ __all__ = [
     "DRAINING",
     "ENDED",
     "INDEX",
+    "JOINED",
     "ONLINE",
     "OPEN",
+    "REVOKED",
     "SCHEDULES",
     "SUBMIT",
     "SUBMITTERS",
@@ -83,6 +88,7 @@ __all__ = [
     "cancel",
     "claim",
     "control",
+    "enrolment",
     "events",
     "execution",
     "execution_of_channel",
@@ -109,6 +115,8 @@ OPEN = "orch:open"
 AGENTS = "orch:agents"
 ONLINE = "orch:online"
 DRAINING = "orch:draining"
+REVOKED = "orch:revoked"
+JOINED = "orch:joined"
 APPROVALS = "orch:approvals"
 APPROVED = "orch:approved"
 AUDIT = "orch:audit"
@@ -211,6 +219,10 @@ def execution(exec_id: str) -> str:
 
 def parked(exec_id: str) -> str:
     return f"orch:parked:{exec_id}"
+
+
+def enrolment(agent: str) -> str:
+    return f"orch:enrolment:{agent}"
 
 
 def audit_lock(sink: str) -> str:

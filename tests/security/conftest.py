@@ -29,6 +29,12 @@ def debians_redis() -> Path:
     pytest.skip("needs redis-server")
 
 
+@pytest.fixture(scope="session")
+def debian() -> Path:
+    """The same, for stacks of tests' own."""
+    return debians_redis()
+
+
 def _forget_denials(stack: Stack) -> None:
     """Where the end-to-end tests run too, they look for some in every stack that ends."""
     with redis_py.Redis(unix_socket_path=str(stack.socket)) as redis:

@@ -52,6 +52,7 @@ FOREIGN = [
     f"{AGENT}:info", f"xagent.{AGENT}:info", f"agent.{AGENT}x", f"agent.{AGENT}", f"celery-task-meta-{AGENT}",
     *(keys.INDEX, keys.OPEN, keys.AGENTS, keys.ONLINE, keys.APPROVALS, keys.APPROVED, keys.AUDIT, keys.AUDIT_SEQ),
     *(keys.AUDIT_SINKS, keys.ENDED, keys.ALL_EVENTS, keys.ALL_RESULTS, keys.ALL_INFO, keys.ALL_OURS, keys.ALL_QUEUES),
+    *(keys.REVOKED, keys.JOINED, keys.enrolment(AGENT)),
     *(keys.execution("x"), keys.parked("x"), keys.agent_index(AGENT), keys.audit_lock("x"), *keys.scope("x")),
     *("celery", "unacked", "_kombu.binding.celery.pidbox", "celeryev", "/0.celeryev/worker.heartbeat", "*", ""),
 ]  # fmt: skip

@@ -107,6 +107,9 @@ def test_the_list_of_names_in_the_docstring_is_what_the_functions_make() -> None
         keys.AUDIT_SINKS,
         keys.audit_lock("<sink>"),
         keys.DRAINING,
+        keys.JOINED,
+        keys.REVOKED,
+        keys.enrolment("<agent>"),
         keys.ONLINE,
         keys.parked("<exec>"),
     }
