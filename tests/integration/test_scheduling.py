@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tachikoma import keys
+from tachikoma.aio import cancel_all
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.errors import AlreadyExists, NotFound, TachikomaError
 from tachikoma.models import ExecRequest, ExecState, RateLimitConfig
@@ -376,6 +377,7 @@ async def test_many_who_look_and_die_account_for_every_due_time_once(
         stand.source.reload()
     clients = []
     crashes = 0
+    stopping = False
     for stand in stands:
         # Each command may be the last one that was heard of, before or after it was done.
         client = connect(redis_url, name="test")
@@ -396,7 +398,7 @@ async def test_many_who_look_and_die_account_for_every_due_time_once(
 
     async def keep(stand: Stand) -> None:
         nonlocal crashes
-        while True:
+        while not stopping:
             try:
                 await stand.scheduling.look(NAME)
             except Crash:
@@ -410,9 +412,8 @@ async def test_many_who_look_and_die_account_for_every_due_time_once(
     tasks = [asyncio.create_task(keep(stand)) for stand in stands]
     while await first.ledger.now_ms() < begin + 5000:  # noqa: ASYNC110 (nothing announces it)
         await asyncio.sleep(0.1)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    stopping = True
+    await asyncio.gather(*tasks)
     for client in clients:
         await client.aclose()
     await first.scheduling.look(NAME)
@@ -566,7 +567,7 @@ async def test_a_redis_that_is_away_ends_nothing(stand: Stand, monkeypatch: pyte
     async with asyncio.timeout(10):
         while looks < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    task.cancel()
+    await cancel_all([task])
 
 
 async def test_a_changed_file_is_looked_at_at_once(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -580,5 +581,4 @@ async def test_a_changed_file_is_looked_at_at_once(stand: Stand, monkeypatch: py
     async with asyncio.timeout(5):
         while not stand.scheduling.error:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    for task in tasks:
-        task.cancel()
+    await cancel_all(tasks)
