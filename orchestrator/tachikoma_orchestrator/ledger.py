@@ -146,9 +146,35 @@ class Record:
         return self._text("receipt")
 
     @property
+    def history(self) -> list[tuple[ExecState, int]]:
+        """The states it came through, and when (ms), the present one last."""
+        steps = [step.partition(" ") for step in self._text("history").split(";")]
+        return [(ExecState(state), int(at)) for state, _, at in steps]
+
+    @property
     def passed(self) -> list[ExecState]:
         """The states it came through, the present one last."""
-        return [ExecState(step.partition(" ")[0]) for step in self._text("history").split(";")]
+        return [state for state, _ in self.history]
+
+    @property
+    def command(self) -> str:
+        """Its redacted argv as one line."""
+        return self._text("command")
+
+    @property
+    def policy(self) -> str:
+        """name@digest of the policy that granted it."""
+        return self._text("policy")
+
+    @property
+    def error(self) -> str:
+        """Why it ended as it did, where its exit code does not say it all."""
+        return self._text("error")
+
+    @property
+    def cancel_requested_by(self) -> str:
+        """Who asked for its end; empty where nobody did."""
+        return self._text("cancel_requested_by")
 
     @property
     def waits(self) -> bool:
@@ -220,10 +246,9 @@ class Record:
 
     def _status(self) -> ExecStatus:
         request = AuditedRequest.model_validate_json(self._text("request"))
-        history = []
-        for step in self._text("history").split(";"):
-            state, _, at = step.partition(" ")
-            history.append(ExecTransition(state=ExecState(state), time=datetime.fromtimestamp(int(at) / 1000, UTC)))
+        history = [
+            ExecTransition(state=state, time=datetime.fromtimestamp(at / 1000, UTC)) for state, at in self.history
+        ]
         admitted = _time(self.fields[b"admitted_ms"])
         assert admitted is not None
         return ExecStatus(
@@ -236,9 +261,9 @@ class Record:
             start_time=_time(self.fields.get(b"started_ms")),
             end_time=_time(self.fields.get(b"ended_ms")) or _time(self.fields.get(b"settled_ms")),
             exit_code=int(self._text("exit_code") or -1),
-            error=self._text("error"),
-            policy_applied=self._text("policy"),
-            cancel_requested_by=self._text("cancel_requested_by"),
+            error=self.error,
+            policy_applied=self.policy,
+            cancel_requested_by=self.cancel_requested_by,
             timeout=timedelta(seconds=request.timeout or 0),
             user=request.user,
             work_dir=request.work_dir,
@@ -258,7 +283,7 @@ class Record:
             exit_code=-1,
             start_time=_time(self.fields.get(b"started_ms")),
             end_time=_time(self.fields.get(b"settled_ms")),
-            error=self._text("error"),
+            error=self.error,
             cancelled=self.state is ExecState.CANCELLED,
         )
 

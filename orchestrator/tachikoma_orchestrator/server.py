@@ -36,6 +36,7 @@ from tachikoma.svid import Svid, SvidSource
 from tachikoma_orchestrator.accounts import Accounts
 from tachikoma_orchestrator.approval import Approvals
 from tachikoma_orchestrator.core import Core
+from tachikoma_orchestrator.feed import Feed
 from tachikoma_orchestrator.guard import Guard
 from tachikoma_orchestrator.joining import Joining, joining_server
 from tachikoma_orchestrator.membership import Authority, Membership
@@ -174,6 +175,7 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
     )  # fmt: skip
     shipping = connect(core.access, name="orchestrator-audit", max_connections=8)
     file, shared = _sinks(settings, core.identity)
+    feed = Feed(shipping, core.ledger, core.registry, core.subscriber)
     shipper = Shipper(shipping, core.trail, file, shared, backlog=settings.audit_backlog, closed=closed)
 
     guard = Guard(core.identity, core.trail, core.registry.revocations, settings.trusted_proxies)
@@ -233,6 +235,7 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
             *background,
             asyncio.create_task(reaper.run()),
             asyncio.create_task(guard.watch()),
+            asyncio.create_task(feed.run()),
             asyncio.create_task(_watch_health(core.subscriber, health)),
             asyncio.create_task(stop.wait()),
         )

@@ -33,6 +33,8 @@ The orchestrator's begin with `orch:`. Keys and channels of one purpose share th
     orch:audit:sinks                 hash     how far each sink has taken it
     orch:audit:lock:<sink>           string   which orchestrator ships to a shared sink
     orch:ended                       channel  ids of executions that ended
+    orch:events:wanted               channel  says that somebody began to listen to Celery's events
+    /0.celeryev/<kind>.multi         channel  Celery's own event messages, by kombu's name for their exchange
     orch:schedules                   hash     schedules that were ever looked at
     orch:schedule:<schedule>         hash     how far its due times are accounted for, and whether it is paused
     orch:schedule:<schedule>:runs    hash     what became of its due times
@@ -54,6 +56,7 @@ from __future__ import annotations
 
 __all__ = [
     "AGENTS",
+    "ALL_CELERY_EVENTS",
     "ALL_EVENTS",
     "ALL_GROUPS",
     "ALL_INFO",
@@ -71,6 +74,7 @@ __all__ = [
     "CALLBACKS",
     "DRAINING",
     "ENDED",
+    "EVENTS_WANTED",
     "INDEX",
     "JOINED",
     "ONLINE",
@@ -86,6 +90,7 @@ __all__ = [
     "audit_lock",
     "binding",
     "cancel",
+    "celery_events",
     "claim",
     "control",
     "enrolment",
@@ -93,6 +98,7 @@ __all__ = [
     "execution",
     "execution_of_channel",
     "info",
+    "node",
     "output",
     "own_result",
     "parked",
@@ -124,6 +130,7 @@ AUDIT = "orch:audit"
 AUDIT_SEQ = f"{AUDIT}:seq"
 AUDIT_SINKS = f"{AUDIT}:sinks"
 ENDED = "orch:ended"
+EVENTS_WANTED = "orch:events:wanted"
 SCHEDULES = "orch:schedules"
 SUBMIT = "orch.submit"
 BATCH = "orch.batch"
@@ -141,6 +148,8 @@ BEAT = "redbeat:"
 ALL_EVENTS = "agent.*:events"
 ALL_RESULTS = "celery-task-meta-*"
 ALL_INFO = "agent.*:info"
+#: The pattern every listener to Celery's events subscribes to.
+ALL_CELERY_EVENTS = "/0.celeryev/*"
 #: Patterns for its rights: what the orchestrator owns; and queues, which no pattern tells from agents' other names.
 ALL_OURS = "orch:*"
 ALL_QUEUES = "agent.*"
@@ -176,6 +185,16 @@ def cancel(agent: str, exec_id: str) -> str:
 
 def control(agent: str) -> str:
     return f"agent.{agent}:control"
+
+
+def node(agent: str) -> str:
+    """What an agent's Celery worker calls itself."""
+    return f"{agent}@{agent}"
+
+
+def celery_events(kind: str) -> str:
+    """Where several events of a kind, `task` or `worker`, are published in one message."""
+    return f"/0.celeryev/{kind}.multi"
 
 
 def task_id(agent: str, exec_id: str) -> str:

@@ -25,6 +25,7 @@ __all__ = [
     "BEAT",
     "CHECK",
     "ENROLLER",
+    "FLOWER",
     "OPTIONAL",
     "ORCHESTRATOR",
     "SERVICES",
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 ORCHESTRATOR = "orchestrator"
+FLOWER = "flower"
 #: Celery beat.
 BEAT = "beat"
 #: Celery's side of `tachikoma submitter`.
@@ -124,7 +126,8 @@ _ORCHESTRATOR = (
     Grant("lpush llen", write=(keys.ALL_QUEUES,)),
     Grant("xrange", read=(keys.output("*", "*"),)),
     Grant("publish", channels=(keys.control("*"), keys.ENDED, keys.APPROVED)),
-    Grant("psubscribe", channels=(keys.ALL_EVENTS, keys.ALL_RESULTS, keys.ENDED, keys.APPROVED)),
+    Grant("publish", channels=(keys.celery_events("task"), keys.celery_events("worker"))),
+    Grant("psubscribe", channels=(keys.ALL_EVENTS, keys.ALL_RESULTS, keys.ENDED, keys.APPROVED, keys.EVENTS_WANTED)),
     Grant("subscribe", channels=(keys.output("*", "*"),)),
 )
 
@@ -191,6 +194,13 @@ def _application(name: str) -> tuple[Grant, ...]:
 SERVICES: dict[str, tuple[Grant, ...]] = {
     ORCHESTRATOR: _ORCHESTRATOR,
     SUBMITTER: _SUBMITTER,
+    # It listens. There is no key that it may so much as read.
+    FLOWER: (
+        _CONNECTION,
+        Grant("punsubscribe"),
+        Grant("psubscribe", channels=(keys.ALL_CELERY_EVENTS,)),
+        Grant("publish", channels=(keys.EVENTS_WANTED,)),
+    ),
     BEAT: _BEAT,
     CHECK: (
         _CONNECTION,

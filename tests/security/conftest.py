@@ -14,7 +14,6 @@ import redis as redis_py
 from tachikoma import Client
 from tachikoma.dev.stack import Stack
 
-sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
 from support import prepare
 

@@ -14,6 +14,7 @@ from tachikoma.policy import PolicySet
 from tachikoma.policy_expectations import load_expectations
 from tachikoma.schedules import Schedule, ScheduleSet
 from tachikoma_orchestrator.beat_command import BeatSettings
+from tachikoma_orchestrator.flower_command import FlowerSettings
 from tachikoma_orchestrator.schedule_source import open_schedules
 from tachikoma_orchestrator.settings import OrchestratorSettings
 from tachikoma_orchestrator.submitter import SubmitterSettings
@@ -83,7 +84,14 @@ def test_the_examples_of_schedules_are_right_and_the_same(tmp_path: Path, monkey
 def test_every_setting_that_is_named_exists(page: Path) -> None:
     known = {
         f"{settings.model_config['env_prefix']}{name.upper()}"
-        for settings in (OrchestratorSettings, SubmitterSettings, WorkerSettings, BeatSettings, ErrorReportingSettings)
+        for settings in (
+            OrchestratorSettings,
+            SubmitterSettings,
+            WorkerSettings,
+            FlowerSettings,
+            BeatSettings,
+            ErrorReportingSettings,
+        )
         for name in settings.model_fields
     }
     named = set(re.findall(r"TACHIKOMA_[A-Z_]*[A-Z]", page.read_text(encoding="utf-8")))

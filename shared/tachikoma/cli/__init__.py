@@ -85,6 +85,8 @@ def dev(
     listen: Annotated[
         str, typer.Option(help="Address of the orchestrator; port 0 takes a free one.")
     ] = "127.0.0.1:8534",
+    flower: Annotated[bool, typer.Option("--flower", help="Also run Flower, a page that shows it all.")] = False,
+    flower_listen: Annotated[str, typer.Option(help="Address of that page.")] = "127.0.0.1:5555",
     schedules: Annotated[
         str | None, typer.Option(help="File of schedules, or module:app; runs a submitter and a beat too.")
     ] = None,
@@ -92,7 +94,7 @@ def dev(
     """Run the whole system on this machine, in the foreground; Ctrl-C stops it."""
     from tachikoma.dev.command import run_dev
 
-    run_dev(agents=count, data=data, listen=listen, schedules=schedules)
+    run_dev(agents=count, data=data, listen=listen, flower=flower_listen if flower else None, schedules=schedules)
 
 
 @app.command()

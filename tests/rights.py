@@ -1,13 +1,10 @@
-"""What a user of Redis may do, asked of Redis for every command it has."""
+"""What a user of Redis may do, asked of the server for every command it has."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import redis as redis_py
-
-#: Commands that need no name, and so say nothing of anybody; the last four are open to whoever is not logged in yet.
-NAMELESS = {"ping", "unsubscribe", "client|setname", "auth", "hello", "quit", "reset"}
 
 
 def every_command(admin: redis_py.Redis) -> Iterator[tuple[list[str], int]]:
