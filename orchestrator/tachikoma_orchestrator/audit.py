@@ -90,6 +90,10 @@ class AuditTrail:
         # Joined so that no other argv gives the same.
         return hmac.new(self._key, json.dumps(request.command).encode(), hashlib.sha256).hexdigest()
 
+    def keyed(self, *parts: str) -> str:
+        """A digest of texts, in hexadecimal: the same in all orchestrators, and nobody else's where there is a key."""
+        return hmac.new(self._key, json.dumps(parts).encode(), hashlib.sha256).hexdigest()
+
     async def refuse(
         self, request: ExecRequest, code: AuditCode, *,
         policy: str, reason: str, client_ip: str, shown: tuple[str, ...], rule: str = "",

@@ -29,13 +29,17 @@ def run(
         str | None, typer.Option(help="Folder with the orchestrator's X.509-SVID, or unix:///path.")
     ] = None,
     policy_file: Annotated[Path | None, typer.Option("--policy", help="The policy file.")] = None,
+    schedules: Annotated[
+        str | None, typer.Option(help="File or folder of schedules, or module:app of a Celery application.")
+    ] = None,
     listen: Annotated[str | None, typer.Option(help="Address of the gRPC server, host:port.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run the orchestrator. Every option is also an environment variable TACHIKOMA_…"""
     given: dict[str, Any] = {
-        "redis_url": redis_url, "identity": identity, "policy": policy_file, "listen": listen, "log_level": log_level,
+        "redis_url": redis_url, "identity": identity, "policy": policy_file, "schedules": schedules,
+        "listen": listen, "log_level": log_level,
     }  # fmt: skip
     try:
         settings = OrchestratorSettings(**{name: value for name, value in given.items() if value is not None})

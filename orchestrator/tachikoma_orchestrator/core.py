@@ -26,6 +26,9 @@ from tachikoma_orchestrator.evidence import Evidence, Findings
 from tachikoma_orchestrator.ledger import Ledger
 from tachikoma_orchestrator.metrics import POLICIES, POLICY_ERROR, POLICY_SINCE
 from tachikoma_orchestrator.registry import Registry
+from tachikoma_orchestrator.schedule_book import ScheduleBook
+from tachikoma_orchestrator.schedule_source import open_schedules
+from tachikoma_orchestrator.scheduling import Scheduling
 from tachikoma_orchestrator.settings import OrchestratorSettings
 from tachikoma_orchestrator.subscriber import Subscriber
 
@@ -103,6 +106,13 @@ class Core:
             self.ledger, self.trail, self.policies, self.identity, self.registry,
             rate_limit=settings.rate_limit, search_path=settings.search_path,
         )  # fmt: skip
+        #: None where there are no schedules.
+        self.scheduling: Scheduling | None = None
+        if settings.schedules:
+            self.scheduling = Scheduling(
+                open_schedules(settings.schedules), ScheduleBook(self.redis, retention=settings.retention),
+                self.ledger, self.trail, self.admitter, self.identity,
+            )  # fmt: skip
 
     async def start(self) -> list[asyncio.Task[Any]]:
         """Start what runs as long as the process does; the caller cancels it, and ends when one of it does.
@@ -110,7 +120,9 @@ class Core:
         Who was cut off is known before anything is believed, where Redis is there.
         """
         await self.registry.revocations.look_if_there()
-        parts = (self.registry.revocations.run(), self.subscriber.run(), self._watch_policy())
+        parts = [self.registry.revocations.run(), self.subscriber.run(), self._watch_policy()]
+        if self.scheduling is not None:
+            parts.append(self.scheduling.watch_file())
         return [asyncio.create_task(part) for part in parts]
 
     async def aclose(self) -> None:

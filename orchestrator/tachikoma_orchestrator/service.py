@@ -11,7 +11,14 @@ import structlog
 
 from tachikoma import wire
 from tachikoma.error_reporting import concerns
-from tachikoma.errors import InvalidRequest, NotFound, OutputAltered, PermissionDenied, RecordAltered
+from tachikoma.errors import (
+    FailedPrecondition,
+    InvalidRequest,
+    NotFound,
+    OutputAltered,
+    PermissionDenied,
+    RecordAltered,
+)
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionServicer
 from tachikoma.models import (
@@ -36,6 +43,7 @@ from tachikoma_orchestrator.guard import current_peer
 from tachikoma_orchestrator.ledger import Record
 from tachikoma_orchestrator.listing import ListFilter
 from tachikoma_orchestrator.membership import Membership
+from tachikoma_orchestrator.scheduling import Scheduling
 
 __all__ = ["RemoteExecution"]
 
@@ -44,6 +52,8 @@ log = structlog.get_logger(__name__)
 #: Page of `List` and of the audit trail where the caller names none, and the largest.
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
+#: Due times where the caller does not say how many.
+DEFAULT_DUE_TIMES = 10
 #: Steps of one page each that one `List` takes at the most.
 MAX_LIST_STEPS = 20
 
@@ -75,6 +85,7 @@ class RemoteExecution(RemoteExecutionServicer):
         self._identity = core.identity
         self._evidence = core.evidence
         self._membership = membership
+        self._scheduling = core.scheduling
 
     # --- running ------------------------------------------------------------------------------------------------------
 
@@ -332,6 +343,61 @@ class RemoteExecution(RemoteExecutionServicer):
         limit = _page(request.limit, "limit")
         events = await self._trail.read(after=request.after, limit=limit, exec_id=request.id)
         return pb.ListAuditEventsResponse(events=[wire.audit_to_pb(event) for event in events])
+
+    # --- schedules ----------------------------------------------------------------------------------------------------
+
+    def _schedules(self, what: str) -> tuple[Scheduling, str]:
+        """The schedules, and the caller, who is an operator.
+
+        Raises:
+            PermissionDenied: it is none.
+            FailedPrecondition: there are no schedules.
+        """
+        peer = self._operator(what)
+        if self._scheduling is None:
+            raise FailedPrecondition("this orchestrator has no schedules; TACHIKOMA_SCHEDULES says where they are")
+        return self._scheduling, str(peer)
+
+    async def ListSchedules(  # noqa: N802
+        self, request: pb.ListSchedulesRequest, context: Any
+    ) -> pb.ListSchedulesResponse:
+        scheduling, _ = self._schedules("see schedules")
+        found = await scheduling.statuses()
+        return pb.ListSchedulesResponse(schedules=map(wire.schedule_to_pb, found), error=scheduling.error)
+
+    async def NextDueTimes(  # noqa: N802
+        self, request: pb.NextDueTimesRequest, context: Any
+    ) -> pb.NextDueTimesResponse:
+        scheduling, _ = self._schedules("see schedules")
+        limit = _page(request.limit, "limit") if request.limit else DEFAULT_DUE_TIMES
+        found = await scheduling.next_due(request.name, limit=limit)
+        answer = pb.NextDueTimesResponse()
+        for due in found:
+            answer.due.add().FromDatetime(due)
+        return answer
+
+    async def PauseSchedule(self, request: pb.PauseScheduleRequest, context: Any) -> pb.Schedule:  # noqa: N802
+        scheduling, peer = self._schedules("pause schedules")
+        self._trail.check()
+        reason = checked_reason(request.reason)
+        return wire.schedule_to_pb(await scheduling.pause(request.name, by=peer, reason=reason))
+
+    async def ResumeSchedule(self, request: pb.ResumeScheduleRequest, context: Any) -> pb.Schedule:  # noqa: N802
+        scheduling, peer = self._schedules("resume schedules")
+        self._trail.check()
+        return wire.schedule_to_pb(await scheduling.resume(request.name, by=peer))
+
+    async def RunSchedule(self, request: pb.RunScheduleRequest, context: Any) -> pb.ScheduledRun:  # noqa: N802
+        scheduling, peer = self._schedules("run schedules")
+        self._trail.check()
+        return wire.scheduled_run_to_pb(await scheduling.run_now(request.name, by=peer))
+
+    async def ListScheduledRuns(  # noqa: N802
+        self, request: pb.ListScheduledRunsRequest, context: Any
+    ) -> pb.ListScheduledRunsResponse:
+        scheduling, _ = self._schedules("see schedules")
+        found = await scheduling.runs(request.name, limit=_page(request.limit, "limit"))
+        return pb.ListScheduledRunsResponse(runs=map(wire.scheduled_run_to_pb, found))
 
     # --- approving ----------------------------------------------------------------------------------------------------
 

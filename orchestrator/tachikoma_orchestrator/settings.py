@@ -32,6 +32,8 @@ class OrchestratorSettings(RedisSettings):
     identity: IdentityPlace | None = None
     #: The policy file. Nothing runs that it does not allow.
     policy: Path
+    #: Schedules: a file, a folder of them, or `module:app` of a Celery application; none by default.
+    schedules: str = ""
     #: Address of the gRPC server; port 0 takes a free one.
     listen: str = "127.0.0.1:8534"
     #: Folder of the certificate authority that agents join with (`tachikoma identity ca init`), and the address where

@@ -40,6 +40,7 @@ from tachikoma.redis_access import RedisAccess, connect
 from tachikoma.redis_users import SUBMITTER
 from tachikoma.svid import SvidSource
 from tachikoma_orchestrator.core import Core
+from tachikoma_orchestrator.scheduling import NUDGE_TASK
 from tachikoma_orchestrator.scripts import Runner, Script
 from tachikoma_orchestrator.settings import OrchestratorSettings
 from tachikoma_orchestrator.submission import execute
@@ -62,6 +63,8 @@ SINK_SECONDS = 24 * 3600
 #: How long closing may take.
 CLOSE_SECONDS = 10.0
 
+#: The task that each queue is for.
+TASKS = {keys.SUBMIT: TASK_NAME, keys.BATCH: NUDGE_TASK}
 #: What Celery does after a task that an application may ask for.
 EMBEDDED = ("callbacks", "errbacks", "chain", "chord")
 HEADERS = ("id", "root_id", "parent_id", "group", "group_index")
@@ -99,6 +102,8 @@ def plain(message: dict[str, Any], queue: str) -> dict[str, Any]:
     headers = message["headers"]
     if message["content-type"] != "application/json":
         raise ValueError(f"is no JSON: {str(message['content-type'])[:80]!r}")
+    if headers["task"] != TASKS[queue]:
+        raise ValueError(f"is not for {queue}: {str(headers['task'])[:80]!r}")
     body: Any = message["body"]
     if message["properties"].get("body_encoding") == "base64":
         body = base64.b64decode(body, validate=True)
@@ -106,8 +111,11 @@ def plain(message: dict[str, Any], queue: str) -> dict[str, Any]:
     if not (isinstance(args, list) and isinstance(kwargs, dict) and isinstance(embed, dict)):
         raise TypeError("has no arguments")
     kept = {name: headers[name] for name in HEADERS if headers.get(name) is not None}
-    if not isinstance(kept["id"], str) or not isinstance(headers["task"], str):
-        raise TypeError("has no id or no task")
+    if not isinstance(kept["id"], str):
+        raise TypeError("has no id")
+    if queue == keys.BATCH:
+        # Nothing follows a nudge: who may only send those must not have tasks sent with the submitter's rights.
+        kept, embed = {"id": kept["id"]}, {}
     return {
         "body": json.dumps([args, kwargs, {name: embed.get(name) for name in EMBEDDED}]),
         "content-encoding": "utf-8",
@@ -202,6 +210,8 @@ class Submitter:
             *await self.core.start(),
             self._loop.create_task(self._stay_alive()),
         ]
+        if self.core.scheduling is not None:
+            self._background.append(self._loop.create_task(self.core.scheduling.keep()))
         if self.settings.audit_failure == "closed":
             self._background.append(self._loop.create_task(self._watch_sinks()))
         for task in self._background:
@@ -324,6 +334,14 @@ def make_app(submitter: Submitter) -> Celery:
         """Run a signed request to its end."""
         response = submitter.run(self.request.id, execute(submitter.core, token))
         return (response.check() if check else response).to_dict()
+
+    # A nudge that is lost with its submitter need not come again: the next one looks by itself.
+    @app.task(name=NUDGE_TASK, bind=True, acks_late=False, ignore_result=True)
+    def due(self: Any, *_: Any, **given: Any) -> None:
+        """Look at a schedule, of which beat says that it is due."""
+        if submitter.core.scheduling is not None:
+            nudge = submitter.core.scheduling.nudge(given.get("schedule"), given.get("due_ms"))
+            submitter.run(self.request.id, nudge)
 
     app.finalize()
     return app

@@ -28,14 +28,17 @@ def run(
         str | None, typer.Option(help="Folder with the orchestrator's X.509-SVID, or unix:///path.")
     ] = None,
     policy_file: Annotated[Path | None, typer.Option("--policy", help="The policy file.")] = None,
+    schedules: Annotated[
+        str | None, typer.Option(help="File or folder of schedules, or module:app of a Celery application.")
+    ] = None,
     slots: Annotated[int | None, typer.Option(help="Tasks that wait for their execution at once.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run a submitter. It takes the orchestrator's settings, as options or environment variables TACHIKOMA_…"""
     given: dict[str, Any] = {
-        "redis_url": redis_url, "identity": identity, "policy": policy_file, "submitter_slots": slots,
-        "log_level": log_level,
+        "redis_url": redis_url, "identity": identity, "policy": policy_file, "schedules": schedules,
+        "submitter_slots": slots, "log_level": log_level,
     }  # fmt: skip
     try:
         settings = SubmitterSettings(**{name: value for name, value in given.items() if value is not None})

@@ -57,6 +57,7 @@ from tachikoma.models import (
     new_id,
 )
 from tachikoma.profile import Profile
+from tachikoma.scheduled import DueOutcome, ScheduledRun, ScheduleStatus
 
 __all__ = [  # noqa: RUF022 (grouped by what they are for)
     # clients
@@ -81,6 +82,10 @@ __all__ = [  # noqa: RUF022 (grouped by what they are for)
     "AuditCode",
     "ExecAuditLog",
     "new_id",
+    # schedules
+    "ScheduleStatus",
+    "ScheduledRun",
+    "DueOutcome",
     # policy
     "ExecPolicy",
     "PolicyStatus",

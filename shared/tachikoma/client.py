@@ -48,6 +48,7 @@ from tachikoma.models import (
 )
 from tachikoma.output import OutputCheck
 from tachikoma.profile import Profile
+from tachikoma.scheduled import ScheduledRun, ScheduleStatus
 from tachikoma.spiffe import InvalidIdentity, TrustBundle
 from tachikoma.svid import Svid
 
@@ -344,6 +345,36 @@ class AsyncClient:
         answer = await self._call("ListAuditEvents", message)
         return tuple(wire.audit_from_pb(item) for item in answer.events)
 
+    async def schedules(self) -> tuple[tuple[ScheduleStatus, ...], str]:
+        """All schedules and how they stand; and why their file as it is now is not in force, or nothing. For operators,
+        as all about schedules."""
+        answer = await self._call("ListSchedules", pb.ListSchedulesRequest())
+        return tuple(wire.schedule_from_pb(item) for item in answer.schedules), answer.error
+
+    async def next_due_times(self, name: str, *, limit: int = 0) -> tuple[datetime, ...]:
+        """When a schedule is due next; none where it is switched off."""
+        answer = await self._call("NextDueTimes", pb.NextDueTimesRequest(name=name, limit=limit))
+        return tuple(item.ToDatetime(tzinfo=UTC) for item in answer.due)
+
+    async def pause_schedule(self, name: str, reason: str) -> ScheduleStatus:
+        """Let a schedule ask for nothing until it is resumed; the reason goes on the record."""
+        message = pb.PauseScheduleRequest(name=name, reason=reason)
+        return wire.schedule_from_pb(await self._call("PauseSchedule", message))
+
+    async def resume_schedule(self, name: str) -> ScheduleStatus:
+        """Let a schedule go on. What was due meanwhile stays skipped."""
+        return wire.schedule_from_pb(await self._call("ResumeSchedule", pb.ResumeScheduleRequest(name=name)))
+
+    async def run_schedule(self, name: str) -> ScheduledRun:
+        """Ask for a run of a schedule now, paused or not."""
+        message = pb.RunScheduleRequest(name=name)
+        return wire.scheduled_run_from_pb(await self._call("RunSchedule", message, repeat=False))
+
+    async def scheduled_runs(self, name: str, *, limit: int = 0) -> tuple[ScheduledRun, ...]:
+        """What became of the due times of a schedule, the latest first."""
+        answer = await self._call("ListScheduledRuns", pb.ListScheduledRunsRequest(name=name, limit=limit))
+        return tuple(wire.scheduled_run_from_pb(item) for item in answer.runs)
+
     async def _stream(self, method: str, message: Any, *, after_seq: int = 0) -> AsyncIterator[ExecOutput]:
         """Messages of a stream, taken up again where its connection broke."""
         deadline = time.monotonic() + self._patience
@@ -593,3 +624,28 @@ class Client:
     def audit(self, *, after: str = "", limit: int = 0, exec_id: str = "") -> tuple[ExecAuditLog, ...]:
         """Events of the audit trail, oldest first: the latest ones, or those after a cursor."""
         return self._run(self._async.audit(after=after, limit=limit, exec_id=exec_id))
+
+    def schedules(self) -> tuple[tuple[ScheduleStatus, ...], str]:
+        """All schedules and how they stand; and why their file as it is now is not in force, or nothing. For operators,
+        as all about schedules."""
+        return self._run(self._async.schedules())
+
+    def next_due_times(self, name: str, *, limit: int = 0) -> tuple[datetime, ...]:
+        """When a schedule is due next; none where it is switched off."""
+        return self._run(self._async.next_due_times(name, limit=limit))
+
+    def pause_schedule(self, name: str, reason: str) -> ScheduleStatus:
+        """Let a schedule ask for nothing until it is resumed; the reason goes on the record."""
+        return self._run(self._async.pause_schedule(name, reason))
+
+    def resume_schedule(self, name: str) -> ScheduleStatus:
+        """Let a schedule go on. What was due meanwhile stays skipped."""
+        return self._run(self._async.resume_schedule(name))
+
+    def run_schedule(self, name: str) -> ScheduledRun:
+        """Ask for a run of a schedule now, paused or not."""
+        return self._run(self._async.run_schedule(name))
+
+    def scheduled_runs(self, name: str, *, limit: int = 0) -> tuple[ScheduledRun, ...]:
+        """What became of the due times of a schedule, the latest first."""
+        return self._run(self._async.scheduled_runs(name, limit=limit))

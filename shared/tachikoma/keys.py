@@ -35,6 +35,11 @@ The orchestrator's begin with `orch:`. Keys and channels of one purpose share th
     orch:ended                       channel  ids of executions that ended
     orch:events:wanted               channel  says that somebody began to listen to Celery's events
     /0.celeryev/<kind>.multi         channel  Celery's own event messages, by kombu's name for their exchange
+    orch:schedules                   hash     schedules that were ever looked at
+    orch:schedule:<schedule>         hash     how far its due times are accounted for, and whether it is paused
+    orch:schedule:<schedule>:runs    hash     what became of its due times
+    orch:schedule:<schedule>:order   zset     the same by time; the oldest are let go
+    redbeat:*                        any      Celery beat's own: when it was at which schedule, and its lock
     orch.submit                      list     the submitters' queue of requests that Celery applications signed
     orch.batch                       list     the submitters' queue of what celery beat says is due
     orch:submitters                  zset     runs of submitters, by the time each was last alive
@@ -65,6 +70,7 @@ __all__ = [
     "AUDIT_SEQ",
     "AUDIT_SINKS",
     "BATCH",
+    "BEAT",
     "CALLBACKS",
     "DRAINING",
     "ENDED",
@@ -74,6 +80,7 @@ __all__ = [
     "ONLINE",
     "OPEN",
     "REVOKED",
+    "SCHEDULES",
     "SUBMIT",
     "SUBMITTERS",
     "agent_index",
@@ -98,6 +105,9 @@ __all__ = [
     "queue",
     "read",
     "result",
+    "schedule",
+    "schedule_order",
+    "schedule_runs",
     "scope",
     "split_task_id",
     "task_id",
@@ -121,6 +131,7 @@ AUDIT_SEQ = f"{AUDIT}:seq"
 AUDIT_SINKS = f"{AUDIT}:sinks"
 ENDED = "orch:ended"
 EVENTS_WANTED = "orch:events:wanted"
+SCHEDULES = "orch:schedules"
 SUBMIT = "orch.submit"
 BATCH = "orch.batch"
 SUBMITTERS = "orch:submitters"
@@ -130,6 +141,8 @@ CALLBACKS = "celery"
 ALL_OWN_RESULTS = f"{_RESULT}{'-'.join('[0-9a-f]' * length for length in (8, 4, 4, 4, 12))}"
 #: Celery's own name for what a group consists of.
 ALL_GROUPS = "celery-taskset-meta-*"
+#: RedBeat makes its names itself, after this prefix.
+BEAT = "redbeat:"
 
 #: Patterns an orchestrator subscribes to.
 ALL_EVENTS = "agent.*:events"
@@ -266,3 +279,15 @@ def binding(queue: str) -> tuple[str, str]:
 
 def agent_index(agent: str) -> str:
     return f"orch:index:{agent}"
+
+
+def schedule(name: str) -> str:
+    return f"orch:schedule:{name}"
+
+
+def schedule_runs(name: str) -> str:
+    return f"{schedule(name)}:runs"
+
+
+def schedule_order(name: str) -> str:
+    return f"{schedule(name)}:order"

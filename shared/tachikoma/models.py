@@ -732,6 +732,14 @@ class AuditCode(StrEnum):
     #: An agent takes no new executions; it does again.
     AGENT_DRAINED = "agent_drained"
     AGENT_RESUMED = "agent_resumed"
+    #: Nobody asked for a scheduled run in time.
+    SCHEDULE_MISSED = "schedule_missed"
+    #: A scheduled run was not to be: paused, switched off, or the one before had not ended.
+    SCHEDULE_SKIPPED = "schedule_skipped"
+    #: An operator paused a schedule, let it go on, or asked for a run beside its due times.
+    SCHEDULE_PAUSED = "schedule_paused"
+    SCHEDULE_RESUMED = "schedule_resumed"
+    SCHEDULE_RUN = "schedule_run"
     #: A host may join as an agent, with a token; one did; somebody tried who may not.
     AGENT_ENROLLED = "agent_enrolled"
     JOIN_ACCEPTED = "join_accepted"

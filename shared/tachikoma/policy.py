@@ -18,25 +18,20 @@ The file is YAML:
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import platform
 import posixpath
 import shlex
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-from pydantic import Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from pydantic import Field
 
+from tachikoma.documents import FileWatch, Location, dotted, read_document, read_file, yaml_files
 from tachikoma.environment import forbidden
 from tachikoma.errors import ConfigurationError, PermissionDenied
 from tachikoma.fields import format_duration
@@ -60,8 +55,6 @@ __all__ = ["SEARCH_PATH", "Decision", "Explanation", "PolicySet", "PolicyWatch",
 #: Where a bare program name is looked up, in this order, unless an orchestrator is configured otherwise.
 SEARCH_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 NO_LABELS: Mapping[str, str] = MappingProxyType({})
-#: Largest policy file.
-MAX_FILE_BYTES = 4 * 1024 * 1024
 
 
 class PolicyFile(Model):
@@ -277,14 +270,7 @@ class PolicySet:
             ConfigurationError: it cannot be read or is wrong; the message names file, line, column and field of
                 each mistake.
         """
-        texts = []
-        for file in policy_files(path):
-            try:
-                if file.stat().st_size > MAX_FILE_BYTES:
-                    raise ConfigurationError(f"{file}: larger than {MAX_FILE_BYTES} bytes")
-                texts.append((str(file), file.read_text(encoding="utf-8")))
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigurationError(f"cannot read the policy file {file}: {error}") from error
+        texts = [(str(file), read_file(file, "policy file")) for file in yaml_files(path)]
         if not texts:
             raise ConfigurationError(f"there is no policy file in {path}; their names end in .yaml")
         return cls.parse_all(texts)
@@ -303,12 +289,12 @@ class PolicySet:
         where: dict[str, str] = {}
         for name, text in texts:
             try:
-                document, content = _read(text, name)
+                document = read_document(text, name, PolicyFile)
             except ConfigurationError as error:
                 mistakes.append(str(error))
                 continue
-            for index, policy in enumerate(content.policies):
-                position = _position(document, ("policies", index, "name"), name)
+            for index, policy in enumerate(document.content.policies):
+                position = document.position(("policies", index, "name"))
                 if policy.name in where:
                     mistakes.append(f"{position}: name: {policy.name!r} is used twice, first at {where[policy.name]}")
                 where.setdefault(policy.name, position)
@@ -316,12 +302,12 @@ class PolicySet:
                     compiled.append(_Policy(policy, position))
                 except PatternError as error:
                     location = _where_pattern(policy, index)
-                    mistakes.append(f"{_position(document, location, name)}: {_dotted(location)}: {error}")
-            for index, pattern in enumerate(content.operators):
+                    mistakes.append(f"{document.position(location)}: {dotted(location)}: {error}")
+            for index, pattern in enumerate(document.content.operators):
                 try:
                     operators.append(Pattern(pattern))
                 except PatternError as error:
-                    mistakes.append(f"{_position(document, ('operators', index), name)}: operators: {error}")
+                    mistakes.append(f"{document.position(('operators', index))}: operators: {error}")
         if mistakes:
             raise ConfigurationError("\n".join(mistakes))
         digest = hashlib.sha256()
@@ -421,33 +407,6 @@ def _is_plain(path: str) -> bool:
     return path.startswith("/") and not path.startswith("//") and posixpath.normpath(path) == path
 
 
-def policy_files(path: Path) -> list[Path]:
-    """The policy files that a path stands for."""
-    if not path.is_dir():
-        return [path]
-    return sorted(
-        file for file in path.iterdir() if file.suffix in (".yaml", ".yml") and not file.stem.endswith(".test")
-    )
-
-
-def _read(text: str, name: str) -> tuple[CommentedMap, PolicyFile]:
-    yaml = YAML(typ="rt")
-    try:
-        document = yaml.load(io.StringIO(text))
-    except MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-        raise ConfigurationError(f"{where}: not YAML: {error.problem or error.context}") from None
-    except YAMLError as error:
-        raise ConfigurationError(f"{name}: not YAML: {error}") from None
-    if not isinstance(document, CommentedMap):
-        raise ConfigurationError(f"{name}:1:1: must be a mapping with the key 'policies'")
-    try:
-        return document, PolicyFile.model_validate(document)
-    except ValidationError as error:
-        raise ConfigurationError(_describe(error, document, name)) from None
-
-
 def narrow(grant: Grant, local: Decision) -> Grant:
     """What is left of a grant where an agent's own policy has decided too. It only takes away.
 
@@ -484,7 +443,7 @@ def narrow(grant: Grant, local: Decision) -> Grant:
     )
 
 
-def _where_pattern(policy: ExecPolicy, index: int) -> tuple[str | int, ...]:
+def _where_pattern(policy: ExecPolicy, index: int) -> Location:
     """Which entry of a policy is the pattern that cannot be compiled."""
     for field, alias, kind in (
         (policy.subjects, "subjects", Pattern),
@@ -508,84 +467,12 @@ def _where_pattern(policy: ExecPolicy, index: int) -> tuple[str | int, ...]:
     return ("policies", index)
 
 
-def _dotted(location: Sequence[str | int]) -> str:
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
-
-
-def _position(document: Any, location: Sequence[str | int], name: str) -> str:
-    """file:line:column of a place in the document, as near as YAML tells."""
-    line, column = 0, 0
-    node = document
-    for part in location:
-        try:
-            if isinstance(node, CommentedMap) and part in node:
-                line, column = node.lc.key(part)
-            elif isinstance(node, CommentedSeq) and isinstance(part, int):
-                line, column = node.lc.item(part)
-            else:
-                break
-            node = node[part]
-        except (KeyError, IndexError, TypeError, AttributeError):
-            break
-    return f"{name}:{line + 1}:{column + 1}"
-
-
-def _describe(error: ValidationError, document: Any, name: str) -> str:
-    lines = []
-    for item in error.errors(include_url=False, include_context=False, include_input=False):
-        location = tuple(item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = f"unknown field{_suggestion(str(location[-1]), location)}"
-        elif item["type"] == "missing":
-            message = "is missing"
-        lines.append(f"{_position(document, location, name)}: {_dotted(location)}: {message}")
-    return "\n".join(lines)
-
-
-def _suggestion(field: str, location: Sequence[str | int]) -> str:
-    from difflib import get_close_matches
-
-    model: type[Model] = ExecPolicy if len(location) > 1 else PolicyFile
-    known = [info.alias or python_name for python_name, info in model.model_fields.items()]
-    close = get_close_matches(field, known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
-
-
-class PolicyWatch:
+class PolicyWatch(FileWatch[PolicySet]):
     """The policy set in force, replaced as a whole when its file changes and is right."""
 
     def __init__(self, path: Path) -> None:
         """Load the file; raises as `PolicySet.load` does."""
-        self.path = path
-        self._seen = self._signature()
-        self.current = PolicySet.load(path)
-        #: Since when it is in force.
-        self.since = datetime.now(UTC)
-        #: Why the file as it is now is not in force, or empty.
-        self.error = ""
-
-    def reload(self) -> bool:
-        """Look at the file, and take it when it changed and is right.
-
-        Returns:
-            Whether something changed: the set in force, or the error that keeps the old one.
-        """
-        signature = self._signature()
-        if signature == self._seen:
-            return False
-        self._seen = signature
-        try:
-            self.current = PolicySet.load(self.path)
-        except ConfigurationError as error:
-            self.error = str(error)
-        else:
-            self.error = ""
-            self.since = datetime.now(UTC)
-        return True
+        super().__init__(path, PolicySet)
 
     def status(self) -> PolicyStatus:
         """What is in force, for people."""
@@ -593,11 +480,3 @@ class PolicyWatch:
             digest=self.current.digest, policies=len(self.current.policies), since=self.since, error=self.error,
             host=platform.node(), path=str(self.path),
         )  # fmt: skip
-
-    def _signature(self) -> tuple[tuple[str, int, int, int], ...]:
-        found = []
-        with suppress(OSError):
-            for file in policy_files(self.path):
-                stat = file.stat()
-                found.append((str(file), stat.st_mtime_ns, stat.st_ino, stat.st_size))
-        return tuple(found)

@@ -22,6 +22,7 @@ __all__ = [
     "ADMIN",
     "AGENT_PREFIX",
     "APPLICATION_PREFIX",
+    "BEAT",
     "CHECK",
     "ENROLLER",
     "FLOWER",
@@ -43,6 +44,8 @@ __all__ = [
 
 ORCHESTRATOR = "orchestrator"
 FLOWER = "flower"
+#: Celery beat.
+BEAT = "beat"
 #: Celery's side of `tachikoma submitter`.
 SUBMITTER = "submitter"
 #: `tachikoma redis check`.
@@ -129,6 +132,19 @@ _ORCHESTRATOR = (
     Grant("subscribe", channels=(keys.output("*", "*"),)),
 )
 
+#: It puts nudges on the submitter's queue, and has names of its own.
+_BEAT = (
+    _CONNECTION,
+    Grant("multi exec script|load"),
+    Grant(
+        "get set del pttl pexpire evalsha hget hset zadd zrem zrange zrangebyscore",
+        read=(f"{keys.BEAT}*",),
+        write=(f"{keys.BEAT}*",),
+    ),
+    Grant("lpush", write=(keys.BATCH,)),
+    Grant("llen", read=(keys.BATCH,)),
+)
+
 _QUEUES = (keys.SUBMIT, keys.BATCH)
 _UNACKED = keys.unacked("*")
 _APPLICATION_RESULTS = (keys.application_result("*", "*"), keys.ALL_OWN_RESULTS)
@@ -186,6 +202,7 @@ SERVICES: dict[str, tuple[Grant, ...]] = {
         Grant("psubscribe", channels=(keys.ALL_CELERY_EVENTS,)),
         Grant("publish", channels=(keys.EVENTS_WANTED,)),
     ),
+    BEAT: _BEAT,
     CHECK: (
         _CONNECTION,
         Grant("info config|get acl|list acl|cat acl|dryrun"),

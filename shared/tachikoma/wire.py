@@ -45,6 +45,7 @@ from tachikoma.models import (
     Revocation,
     describe_validation_error,
 )
+from tachikoma.scheduled import DueOutcome, Missed, Overlap, ScheduledRun, ScheduleStatus
 
 #: The domain of `google.rpc.ErrorInfo`.
 ERROR_DOMAIN = "tachikoma.exec.v1"
@@ -466,6 +467,67 @@ def audit_from_pb(message: pb.AuditEvent) -> ExecAuditLog:
         request=AuditedRequest(**_set_fields(request)) if message.HasField("request") else None,
         command_hmac=message.command_hmac,
         evidence_sha256=message.evidence_sha256,
+    )
+
+
+def _given_time(message: Message, name: str) -> datetime | None:
+    return _datetime(getattr(message, name)) if message.HasField(name) else None
+
+
+def scheduled_run_to_pb(value: ScheduledRun) -> pb.ScheduledRun:
+    return pb.ScheduledRun(
+        **{
+            **value.model_dump(by_alias=False),
+            "due": timestamp_to_pb(value.due),
+            "time": timestamp_to_pb(value.time),
+            "outcome": pb.DueOutcome.Value(f"DUE_OUTCOME_{value.outcome}"),
+            "state": None if value.state is None else _state(value.state),
+            "first": timestamp_to_pb(value.first),
+        }
+    )
+
+
+def scheduled_run_from_pb(message: pb.ScheduledRun) -> ScheduledRun:
+    return ScheduledRun(
+        due=_datetime(message.due),
+        time=_datetime(message.time),
+        outcome=DueOutcome(pb.DueOutcome.Name(message.outcome).removeprefix("DUE_OUTCOME_")),
+        id=message.id,
+        agent_id=message.agent_id,
+        state=_exec_state(message.state) if message.state else None,
+        reason=message.reason,
+        count=message.count,
+        first=_given_time(message, "first"),
+        requested_by=message.requested_by,
+    )
+
+
+def schedule_to_pb(value: ScheduleStatus) -> pb.Schedule:
+    return pb.Schedule(
+        **{
+            **value.model_dump(by_alias=False),
+            "paused_at": timestamp_to_pb(value.paused_at),
+            "next_due": timestamp_to_pb(value.next_due),
+            "last": None if value.last is None else scheduled_run_to_pb(value.last),
+        }
+    )
+
+
+def schedule_from_pb(message: pb.Schedule) -> ScheduleStatus:
+    return ScheduleStatus(
+        name=message.name,
+        when=message.when,
+        agent_id=message.agent_id,
+        command=tuple(message.command),
+        enabled=message.enabled,
+        missed=Missed(message.missed),
+        overlap=Overlap(message.overlap),
+        paused=message.paused,
+        paused_by=message.paused_by,
+        paused_at=_given_time(message, "paused_at"),
+        pause_reason=message.pause_reason,
+        next_due=_given_time(message, "next_due"),
+        last=scheduled_run_from_pb(message.last) if message.HasField("last") else None,
     )
 
 

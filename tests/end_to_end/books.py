@@ -44,6 +44,7 @@ _REFUSALS = {
     AuditCode.RECEIPT_REFUSED, AuditCode.RECORD_ALTERED,
     AuditCode.DENIED, AuditCode.LIMITED, AuditCode.REFUSED, AuditCode.MALFORMED,
     AuditCode.APPROVAL_REFUSED, AuditCode.CANCEL_REQUESTED,
+    AuditCode.SCHEDULE_RUN, AuditCode.SCHEDULE_MISSED,
 }  # fmt: skip
 _ENDS = {AuditCode(state.lower()) for state in ExecState if state.terminal}
 

@@ -79,6 +79,23 @@ policies:
     agents: ["**"]
     allowedCommands: [/usr/bin/true]
     rateLimit: {{queueTimeout: 100ms}}
+  - name: scheduled
+    subjects: ["spiffe://tachikoma.local/schedule/*"]
+    agents: ["**"]
+    allowedCommands: [/usr/bin/true, /usr/bin/sleep 600]
+"""
+#: Due so seldom that nothing of it happens by itself while the tests run.
+SCHEDULE, BUSY = "rare", "busy"
+PERIOD_MS = 100 * 24 * 3600 * 1000
+SCHEDULES = f"""\
+schedules:
+  - {{name: {SCHEDULE}, every: {PERIOD_MS}ms, agentId: agent-1, request: {{command: [/usr/bin/true]}}}}
+  - name: {BUSY}
+    every: {PERIOD_MS}ms
+    agentId: agent-1
+    request: {{command: [/usr/bin/sleep, "600"]}}
+    missed: run-once
+    overlap: skip
 """
 
 
@@ -118,8 +135,12 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -> Iterator[World]:
     data = prepare(tmp_path_factory.mktemp("audit"))
-    environment = {"TACHIKOMA_SWEEP": "100ms", "TACHIKOMA_LEASE": "1s", "TACHIKOMA_SLOTS": "1"}
+    environment = {
+        "TACHIKOMA_SWEEP": "100ms", "TACHIKOMA_LEASE": "1s", "TACHIKOMA_SLOTS": "1",
+        "TACHIKOMA_SCHEDULES": str(data / "schedules.yaml"),
+    }  # fmt: skip
     environment |= joining_settings(data)
+    (data / "schedules.yaml").write_text(SCHEDULES)
     stack = Stack(data, agents=2, redis_server=redis_server, environment=environment)
     (data / "policy.yaml").write_text(POLICY.format(root=stack.user))
     with stack:
@@ -399,11 +420,57 @@ def an_agent_that_is_cut_off_and_speaks_on(world: World) -> None:
     world.redis.publish(keys.events("speaks"), "{}")
 
 
+# --- schedules --------------------------------------------------------------------------------------------------------
+
+
+def last_looked_at_a_period_ago(world: World, name: str) -> None:
+    """Let one due time lie between the last look and the next."""
+    seconds, micros = world.redis.time()
+    ago = seconds * 1000 + micros // 1000 - PERIOD_MS
+    world.redis.hset(keys.schedule(name), "cursor_ms", ago)
+
+
+@leaves("schedule_run", "admitted", "dispatched", "started", "succeeded")
+def a_schedule_that_is_run_by_hand(world: World) -> None:
+    world.state(world.root.run_schedule(SCHEDULE).id, ExecState.SUCCEEDED)
+
+
+@leaves("schedule_missed")
+def a_due_time_at_which_nobody_was_there(world: World) -> None:
+    # Whoever resumes a schedule looks at it first; that it was not paused leaves nothing.
+    world.root.resume_schedule(SCHEDULE)
+    last_looked_at_a_period_ago(world, SCHEDULE)
+    world.root.resume_schedule(SCHEDULE)
+
+
+@leaves(
+    "schedule_run", "admitted", "dispatched", "started", "schedule_skipped", "cancel_requested", "cancelled"
+)  # fmt: skip
+def a_due_time_while_the_run_before_has_not_ended(world: World) -> None:
+    exec_id = world.root.run_schedule(BUSY).id
+    world.state(exec_id, ExecState.STARTED)
+    last_looked_at_a_period_ago(world, BUSY)
+    world.root.resume_schedule(BUSY)
+    world.root.cancel(exec_id)
+    world.state(exec_id, ExecState.CANCELLED)
+
+
+@leaves("schedule_paused", "schedule_resumed")
+def a_pause(world: World) -> None:
+    world.root.pause_schedule(SCHEDULE, "repairs")
+    world.root.resume_schedule(SCHEDULE)
+
+
 DECISIONS = {"admitted", "approval_requested", "denied", "limited", "refused"}
 #: What policy grants may still be limited or have nowhere to go.
 UNAUTHORIZED = {"denied", "malformed", "identity_rejected", "approval_refused", "join_refused", "notice_refused"}
 REFUSALS = {*UNAUTHORIZED, "limited", "refused"}
-ACTS = {"approved", "approval_refused", "cancel_requested", "agent_enrolled", "join_accepted", "agent_revoked"}
+ACTS = {
+    *("approved", "approval_refused", "cancel_requested", "agent_enrolled", "join_accepted", "agent_revoked"),
+    *("schedule_run", "schedule_paused", "schedule_resumed"),
+}
+#: Asks without an address.
+SCHEDULE_IDS = tuple(f"spiffe://tachikoma.local/schedule/{name}" for name in (SCHEDULE, BUSY))
 RECEIPTS = {"succeeded", "failed", "timed_out", "out_of_memory"}
 
 
@@ -422,9 +489,9 @@ def test_a_way_leaves_exactly_its_events(world: World, way: Way) -> None:
         assert event.authorized == (event.event not in UNAUTHORIZED), event
         if event.id:
             assert event.agent_id, event
-            assert event.requested_by.startswith("spiffe://tachikoma.local/user/"), event
+            assert event.requested_by.startswith(("spiffe://tachikoma.local/user/", *SCHEDULE_IDS)), event
         if event.event in DECISIONS:
-            assert event.client_ip, event
+            assert event.client_ip or event.requested_by in SCHEDULE_IDS, event
             assert event.request is not None, event
             assert len(event.command_hmac) == 64, event
         if event.event in ACTS:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import Cli, make_cli, prepare, request, wait_until
 
-from tachikoma import Client, PermissionDenied
+from tachikoma import Client, FailedPrecondition, PermissionDenied
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.spiffe import user_id
 
@@ -77,6 +77,11 @@ def test_only_operators_ask_for_policy_and_trail(measured: tuple[Stack, str]) ->
         for call in (somebody.policy_status, somebody.audit):
             with pytest.raises(PermissionDenied, match="only operators"):
                 call()
+
+
+def test_without_schedules_that_is_said(measured: tuple[Stack, str]) -> None:
+    with Client(measured[0].profile()) as client, pytest.raises(FailedPrecondition, match="TACHIKOMA_SCHEDULES"):
+        client.schedules()
 
 
 def test_how_far_the_audit_log_is_behind_is_measured(measured: tuple[Stack, str], cli: Cli) -> None:

@@ -30,10 +30,17 @@ def test_the_python_example_runs_as_it_stands(cli: Cli) -> None:
 
 
 def test_the_policy_example_is_a_right_policy(tmp_path: Path, cli: Cli) -> None:
-    (example,) = _blocks("yaml")
+    example, _ = _blocks("yaml")
     file = tmp_path / "policy.yaml"
     file.write_text(example)
     assert cli.run("policy", "check", str(file)).stdout.decode() == f"{file}: 1 policy, all right\n"
+
+
+def test_the_example_of_schedules_is_right(tmp_path: Path, cli: Cli) -> None:
+    _, example = _blocks("yaml")
+    file = tmp_path / "schedules.yaml"
+    file.write_text(example)
+    assert cli.run("schedule", "check", str(file)).stdout.decode() == f"{file}: 1 schedule, all right\n"
 
 
 @pytest.mark.parametrize("line", re.findall(r"^\$ (tachikoma exec .*)$", README.read_text(encoding="utf-8"), re.M))

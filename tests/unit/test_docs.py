@@ -12,7 +12,10 @@ from tachikoma.error_reporting import ErrorReportingSettings
 from tachikoma.models import AuditCode, ExecPolicy
 from tachikoma.policy import PolicySet
 from tachikoma.policy_expectations import load_expectations
+from tachikoma.schedules import Schedule, ScheduleSet
+from tachikoma_orchestrator.beat_command import BeatSettings
 from tachikoma_orchestrator.flower_command import FlowerSettings
+from tachikoma_orchestrator.schedule_source import open_schedules
 from tachikoma_orchestrator.settings import OrchestratorSettings
 from tachikoma_orchestrator.submitter import SubmitterSettings
 from tachikoma_worker.settings import WorkerSettings
@@ -55,6 +58,28 @@ def test_the_examples_of_the_policy_reference_are_right(tmp_path: Path) -> None:
     assert len(load_expectations(file)) == 2
 
 
+def test_every_field_of_a_schedule_is_explained() -> None:
+    listed = set()
+    for line in _page("schedules.md").split("## Fields")[1].split("A cron expression")[0].splitlines():
+        if line.startswith("| `"):
+            listed |= set(re.findall(r"`(\w+)`", line.split("|")[1]))
+    assert listed == {info.alias or name for name, info in Schedule.model_fields.items()}
+
+
+def test_the_examples_of_schedules_are_right_and_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedules, policy = re.findall(r"```yaml\n(.*?)```", _page("schedules.md"), re.DOTALL)
+    (python,) = re.findall(r"```python\n(.*?)```", _page("schedules.md"), re.DOTALL)
+    written = ScheduleSet.parse(schedules, "example").schedules
+    PolicySet.parse(policy, "example")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "example_of_the_page.py").write_text(python)
+    made = open_schedules("example_of_the_page:app").current.schedules
+    assert made.keys() == written.keys()
+    for name, schedule in made.items():
+        assert schedule.timing == written[name].timing
+        assert schedule.request.command == written[name].request.command
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_setting_that_is_named_exists(page: Path) -> None:
     known = {
@@ -64,6 +89,7 @@ def test_every_setting_that_is_named_exists(page: Path) -> None:
             SubmitterSettings,
             WorkerSettings,
             FlowerSettings,
+            BeatSettings,
             ErrorReportingSettings,
         )
         for name in settings.model_fields

@@ -116,6 +116,13 @@ def test_the_list_of_names_in_the_docstring_is_what_the_functions_make() -> None
         keys.celery_events("<kind>"),
         keys.parked("<exec>"),
     }
+    made |= {
+        keys.SCHEDULES,
+        keys.schedule("<schedule>"),
+        keys.schedule_runs("<schedule>"),
+        keys.schedule_order("<schedule>"),
+        f"{keys.BEAT}*",
+    }
     made |= {keys.execution("<exec>"), keys.agent_index("<agent>"), *keys.scope("<scope>")}
     made |= {keys.SUBMIT, keys.BATCH, keys.SUBMITTERS, *keys.unacked("<run>")[:2], keys.CALLBACKS, keys.ALL_GROUPS}
     made |= {keys.application_result("<name>", "<exec>"), keys.own_result("<uuid>"), keys.binding("<queue>")[0]}

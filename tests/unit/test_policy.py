@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tachikoma.documents import MAX_FILE_BYTES
 from tachikoma.errors import ConfigurationError, InvalidRequest
 from tachikoma.models import ExecPolicy, ExecRequest, make_request
-from tachikoma.policy import MAX_FILE_BYTES, Decision, PolicySet, PolicyWatch
+from tachikoma.policy import Decision, PolicySet, PolicyWatch
 
 ALICE = "spiffe://tachikoma.local/user/alice"
 SEARCH = ("/usr/local/bin", "/usr/bin", "/bin")

@@ -46,6 +46,7 @@ from tachikoma.models import (
     OutputSummary,
     ResourceLimits,
 )
+from tachikoma.scheduled import DueOutcome, Missed, Overlap, ScheduledRun, ScheduleStatus
 
 EARLIER = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
 LATER = EARLIER + timedelta(seconds=1.5)
@@ -471,3 +472,30 @@ def test_a_time_to_come_again_beyond_all_bounds_still_makes_an_error_of_ours() -
         grpc.StatusCode.UNAVAILABLE, "away", [(wire.STATUS_DETAILS, status.SerializeToString())]
     )
     assert isinstance(received, Unavailable)
+
+
+# --- schedules --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outcome", DueOutcome)
+def test_a_scheduled_run_comes_back_as_it_was(outcome: DueOutcome) -> None:
+    bare = ScheduledRun(due=EARLIER, time=LATER, outcome=outcome)
+    full = bare.model_copy(
+        update={
+            "id": "job-7", "agent_id": "web-1", "state": ExecState.FAILED, "reason": "why", "count": 2**40,
+            "first": EARLIER, "requested_by": "spiffe://x/y",
+        }
+    )  # fmt: skip
+    for value in (bare, full):
+        assert wire.scheduled_run_from_pb(wire.scheduled_run_to_pb(value)) == value
+
+
+def test_a_schedule_comes_back_as_it_was() -> None:
+    bare = ScheduleStatus(name="a", when="every 5m", agent_id="web-1", command=("ls", ""))
+    full = ScheduleStatus(
+        name="a", when="every 5m", agent_id="web-1", command=("ls",), enabled=False, missed=Missed.RUN_ONCE,
+        overlap=Overlap.SKIP, paused=True, paused_by="spiffe://x/y", paused_at=EARLIER, pause_reason="why",
+        next_due=LATER, last=ScheduledRun(due=EARLIER, time=LATER, outcome=DueOutcome.RUN, id="job-7"),
+    )  # fmt: skip
+    for value in (bare, full):
+        assert wire.schedule_from_pb(wire.schedule_to_pb(value)) == value

@@ -87,11 +87,14 @@ def dev(
     ] = "127.0.0.1:8534",
     flower: Annotated[bool, typer.Option("--flower", help="Also run Flower, a page that shows it all.")] = False,
     flower_listen: Annotated[str, typer.Option(help="Address of that page.")] = "127.0.0.1:5555",
+    schedules: Annotated[
+        str | None, typer.Option(help="File of schedules, or module:app; runs a submitter and a beat too.")
+    ] = None,
 ) -> None:
     """Run the whole system on this machine, in the foreground; Ctrl-C stops it."""
     from tachikoma.dev.command import run_dev
 
-    run_dev(agents=count, data=data, listen=listen, flower=flower_listen if flower else None)
+    run_dev(agents=count, data=data, listen=listen, flower=flower_listen if flower else None, schedules=schedules)
 
 
 @app.command()

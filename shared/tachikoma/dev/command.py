@@ -39,7 +39,9 @@ def _write_profile(stack: Stack) -> tuple[Path, bool]:
     return path, ours
 
 
-def run_dev(*, agents: int, data: str | None, listen: str, flower: str | None) -> None:
+def run_dev(
+    *, agents: int, data: str | None, listen: str, flower: str | None = None, schedules: str | None = None
+) -> None:
     """Run until Ctrl-C or SIGTERM.
 
     Raises:
@@ -49,7 +51,7 @@ def run_dev(*, agents: int, data: str | None, listen: str, flower: str | None) -
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     folder = Path(data) if data else platformdirs.user_data_path("tachikoma")
-    stack = Stack(folder, agents=agents, listen=listen, flower=flower)
+    stack = Stack(folder, agents=agents, listen=listen, flower=flower, schedules=schedules)
     typer.echo(f"starting in {stack.data} …")
     with stack:
         path, usual = _write_profile(stack)

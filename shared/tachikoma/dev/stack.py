@@ -29,7 +29,16 @@ from tachikoma.dev.ca import SVID_LIFETIME, DevelopmentCA
 from tachikoma.errors import ConfigurationError, Unavailable
 from tachikoma.identity_files import write_private
 from tachikoma.profile import Profile
-from tachikoma.redis_users import FLOWER, ORCHESTRATOR, SERVICES, SUBMITTER, Passwords, acl_file, agent_user
+from tachikoma.redis_users import (
+    BEAT,
+    FLOWER,
+    ORCHESTRATOR,
+    SERVICES,
+    SUBMITTER,
+    Passwords,
+    acl_file,
+    agent_user,
+)
 from tachikoma.spiffe import SpiffeId, agent_id, service_id, user_id
 from tachikoma.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 
@@ -57,12 +66,12 @@ _WITH_PARENT = (
 )
 
 POLICY = """\
-# What this user may do on this machine's development agents. Changes take effect within a second;
+# What this user, and schedules, may do on this machine's development agents. Changes take effect within a second;
 # `tachikoma policy check FILE` says whether the file is right.
 operators: ["{user}"]
 policies:
   - name: development
-    subjects: ["{user}"]
+    subjects: ["{user}", "spiffe://tachikoma.local/schedule/*"]
     agents: ["**"]
     # Any program by its absolute path, with any arguments.
     allowedCommands: ["/** ..."]
@@ -182,6 +191,7 @@ class Stack:
         redis_server: Path | None = None,
         redis_tls: bool = False,
         submitter: bool = False,
+        schedules: str | None = None,
         flower: str | None = None,
         environment: dict[str, str] | None = None,
     ) -> None:
@@ -195,6 +205,8 @@ class Stack:
             redis_tls: whether the parts reach it over TLS, each with its identity as certificate; the embedded Valkey
                 cannot do that.
             submitter: whether there is one, so that Celery applications can ask for commands.
+            schedules: a file or folder of schedules, or module:app of a Celery application; there are then a submitter
+                and a beat.
             flower: address of a Flower, if there is to be one; who may look stands in `flower_users`.
             environment: further settings of the parts, as environment variables.
         """
@@ -224,7 +236,9 @@ class Stack:
         self.redis: Part
         self.orchestrator: Part
         self.submitter: Part | None = None
-        self._with_submitter = submitter
+        self._with_submitter = submitter or schedules is not None
+        self.beat: Part | None = None
+        self._schedules = schedules
         self.flower: Part | None = None
         self.flower_url = ""
         self.agents: dict[str, Part] = {}
@@ -251,7 +265,7 @@ class Stack:
         """A part's user in Redis."""
         if part in ("orchestrator", "submitter"):
             return ORCHESTRATOR
-        return FLOWER if part == FLOWER else agent_user(part)
+        return part if part in (FLOWER, BEAT) else agent_user(part)
 
     @property
     def redis_passwords(self) -> Passwords:
@@ -279,9 +293,8 @@ class Stack:
     @property
     def parts(self) -> list[Part]:
         """All processes, in the order of their start."""
-        services = [self.submitter] if self.submitter is not None else []
-        watching = [self.flower] if self.flower is not None else []
-        return [self.redis, self.orchestrator, *services, *self.agents.values(), *watching]
+        services = [part for part in (self.submitter, self.beat, self.flower) if part is not None]
+        return [self.redis, self.orchestrator, *self.agents.values(), *services]
 
     # --- start --------------------------------------------------------------------------------------------------------
 
@@ -330,11 +343,13 @@ class Stack:
             self._make_parts()
             self.start_redis()
             self.start_orchestrator()
-            if self.submitter is not None:
-                self.start_part(self.submitter)
             for agent in self.agent_ids:
                 self.start_agent(agent)
             self.wait_for_agents()
+            # What is due at once has somebody to run it.
+            for service in (self.submitter, self.beat):
+                if service is not None:
+                    self.start_part(service)
             if self.flower is not None:
                 self.start_flower()
         except BaseException:
@@ -346,6 +361,8 @@ class Stack:
         ca = DevelopmentCA(self.data / "ca", TRUST_DOMAIN)
         ca.issue(service_id(TRUST_DOMAIN, "orchestrator"), self.identity("orchestrator"), dns_names=(SERVER_NAME,))
         ca.issue(self.user, self.identity("user"))
+        if self._schedules is not None:
+            ca.issue(service_id(TRUST_DOMAIN, "beat"), self.identity("beat"))
         if self._flower_listen is not None:
             ca.issue(service_id(TRUST_DOMAIN, FLOWER), self.identity(FLOWER))
         if self._redis_tls:
@@ -367,7 +384,8 @@ class Stack:
 
     def _environment_of(self, part: str) -> dict[str, str]:
         password = self.redis_passwords.path(self.redis_user_of(part))
-        return {"TACHIKOMA_REDIS_PASSWORD_FILE": str(password), **self._environment}
+        schedules = {} if self._schedules is None else {"TACHIKOMA_SCHEDULES": self._schedules}
+        return {"TACHIKOMA_REDIS_PASSWORD_FILE": str(password), **schedules, **self._environment}
 
     def _make_parts(self) -> None:
         logs = self.data / "logs"
@@ -398,6 +416,8 @@ class Stack:
                     **self._environment_of("submitter"),
                 },
             )  # fmt: skip
+        if self._schedules is not None:
+            self.beat = self.make_beat("beat")
         self.agents = {
             agent: Part(
                 agent,
@@ -426,6 +446,14 @@ class Stack:
                 logs / "flower.log",
                 self._environment_of(FLOWER),
             )  # fmt: skip
+
+    def make_beat(self, name: str) -> Part:
+        """A beat that is not started yet; several may run."""
+        command = [
+            *(sys.executable, "-m", "tachikoma", "beat", "--redis-url", self.redis_url_of("beat")),
+            *("--identity", str(self.identity("beat"))),
+        ]
+        return Part(name, command, self.data / "logs" / f"{name}.log", self._environment_of("beat"))
 
     def _redis_command(self) -> list[str]:
         folder = self.data / "redis"
@@ -574,8 +602,9 @@ class Stack:
                 part.run_once("--sweep")
         # 2. The orchestrator and what stands beside it, 3. Redis, which writes what it still holds.
         if self.agents:
-            if self.submitter is not None:
-                self.submitter.stop()
+            for service in (self.beat, self.submitter):
+                if service is not None:
+                    service.stop()
             self.orchestrator.stop()
             self.redis.stop()
         # 4. What only living processes need.

@@ -109,6 +109,42 @@ CANCEL_OUTCOME_ALREADY_ENDED: CancelOutcome.ValueType  # 3
 """It had ended before."""
 Global___CancelOutcome: _TypeAlias = CancelOutcome  # noqa: Y015
 
+class _DueOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DueOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DueOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DUE_OUTCOME_UNSPECIFIED: _DueOutcome.ValueType  # 0
+    """Not told."""
+    DUE_OUTCOME_TAKEN: _DueOutcome.ValueType  # 1
+    """It is about to be asked for."""
+    DUE_OUTCOME_RUN: _DueOutcome.ValueType  # 2
+    """It was asked for and accepted: there is an execution."""
+    DUE_OUTCOME_REFUSED: _DueOutcome.ValueType  # 3
+    """It was asked for and refused."""
+    DUE_OUTCOME_MISSED: _DueOutcome.ValueType  # 4
+    """Nobody asked for it in time."""
+    DUE_OUTCOME_SKIPPED: _DueOutcome.ValueType  # 5
+    """It was not to run: paused, switched off, or the run before had not ended."""
+
+class DueOutcome(_DueOutcome, metaclass=_DueOutcomeEnumTypeWrapper):
+    """DueOutcome is what became of a due time of a schedule."""
+
+DUE_OUTCOME_UNSPECIFIED: DueOutcome.ValueType  # 0
+"""Not told."""
+DUE_OUTCOME_TAKEN: DueOutcome.ValueType  # 1
+"""It is about to be asked for."""
+DUE_OUTCOME_RUN: DueOutcome.ValueType  # 2
+"""It was asked for and accepted: there is an execution."""
+DUE_OUTCOME_REFUSED: DueOutcome.ValueType  # 3
+"""It was asked for and refused."""
+DUE_OUTCOME_MISSED: DueOutcome.ValueType  # 4
+"""Nobody asked for it in time."""
+DUE_OUTCOME_SKIPPED: DueOutcome.ValueType  # 5
+"""It was not to run: paused, switched off, or the run before had not ended."""
+Global___DueOutcome: _TypeAlias = DueOutcome  # noqa: Y015
+
 @_typing.final
 class ExecRequest(_message.Message):
     """ExecRequest defines a remote execution request."""
@@ -1641,6 +1677,363 @@ class ListAuditEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAuditEventsResponse: _TypeAlias = ListAuditEventsResponse  # noqa: Y015
+
+@_typing.final
+class ScheduledRun(_message.Message):
+    """ScheduledRun is a due time of a schedule, or a run somebody asked for, on the record."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DUE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    REQUESTED_BY_FIELD_NUMBER: _builtins.int
+    outcome: Global___DueOutcome.ValueType
+    """What became of it."""
+    id: _builtins.str
+    """Its execution; empty where there is none."""
+    agent_id: _builtins.str
+    """The agent."""
+    state: Global___ExecState.ValueType
+    """Where its execution stands; unspecified where that is not known."""
+    reason: _builtins.str
+    """Why, for people."""
+    count: _builtins.int
+    """How many due times it stands for."""
+    requested_by: _builtins.str
+    """The SPIFFE ID of who asked for it beside its due times."""
+    @_builtins.property
+    def due(self) -> _timestamp_pb2.Timestamp:
+        """When it was due, or asked for; of several, the last."""
+
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When that was put on the record."""
+
+    @_builtins.property
+    def first(self) -> _timestamp_pb2.Timestamp:
+        """The first of them, where they are several."""
+
+    def __init__(
+        self,
+        *,
+        due: _timestamp_pb2.Timestamp | None = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        outcome: Global___DueOutcome.ValueType = ...,
+        id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        state: Global___ExecState.ValueType = ...,
+        reason: _builtins.str = ...,
+        count: _builtins.int = ...,
+        first: _timestamp_pb2.Timestamp | None = ...,
+        requested_by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["due", b"due", "first", b"first", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "count", b"count", "due", b"due", "first", b"first", "id", b"id", "outcome", b"outcome", "reason", b"reason", "requested_by", b"requested_by", "state", b"state", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScheduledRun: _TypeAlias = ScheduledRun  # noqa: Y015
+
+@_typing.final
+class Schedule(_message.Message):
+    """Schedule is a schedule, and how it stands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WHEN_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    MISSED_FIELD_NUMBER: _builtins.int
+    OVERLAP_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    PAUSED_BY_FIELD_NUMBER: _builtins.int
+    PAUSED_AT_FIELD_NUMBER: _builtins.int
+    PAUSE_REASON_FIELD_NUMBER: _builtins.int
+    NEXT_DUE_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name; it asks for its runs as spiffe://<trust domain>/schedule/<name>."""
+    when: _builtins.str
+    """Its rule, for people."""
+    agent_id: _builtins.str
+    """The agent."""
+    enabled: _builtins.bool
+    """Whether it is switched on."""
+    missed: _builtins.str
+    """What becomes of a due time at which nobody was there: skip or run-once."""
+    overlap: _builtins.str
+    """What becomes of a due time while the run before it has not ended: allow or skip."""
+    paused: _builtins.bool
+    """Whether it is paused."""
+    paused_by: _builtins.str
+    """The SPIFFE ID of who paused it."""
+    pause_reason: _builtins.str
+    """Why."""
+    @_builtins.property
+    def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The argv, with secrets taken out."""
+
+    @_builtins.property
+    def paused_at(self) -> _timestamp_pb2.Timestamp:
+        """Since when."""
+
+    @_builtins.property
+    def next_due(self) -> _timestamp_pb2.Timestamp:
+        """When it is due next; unset where it is switched off."""
+
+    @_builtins.property
+    def last(self) -> Global___ScheduledRun:
+        """What became of its last due time."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        when: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        command: _abc.Iterable[_builtins.str] | None = ...,
+        enabled: _builtins.bool = ...,
+        missed: _builtins.str = ...,
+        overlap: _builtins.str = ...,
+        paused: _builtins.bool = ...,
+        paused_by: _builtins.str = ...,
+        paused_at: _timestamp_pb2.Timestamp | None = ...,
+        pause_reason: _builtins.str = ...,
+        next_due: _timestamp_pb2.Timestamp | None = ...,
+        last: Global___ScheduledRun | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last", b"last", "next_due", b"next_due", "paused_at", b"paused_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "command", b"command", "enabled", b"enabled", "last", b"last", "missed", b"missed", "name", b"name", "next_due", b"next_due", "overlap", b"overlap", "pause_reason", b"pause_reason", "paused", b"paused", "paused_at", b"paused_at", "paused_by", b"paused_by", "when", b"when"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Schedule: _TypeAlias = Schedule  # noqa: Y015
+
+@_typing.final
+class ListSchedulesRequest(_message.Message):
+    """ListSchedulesRequest asks for all schedules."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSchedulesRequest: _TypeAlias = ListSchedulesRequest  # noqa: Y015
+
+@_typing.final
+class ListSchedulesResponse(_message.Message):
+    """ListSchedulesResponse tells about all schedules."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEDULES_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    error: _builtins.str
+    """Why the file as it is now is not in force; empty where it is."""
+    @_builtins.property
+    def schedules(self) -> _containers.RepeatedCompositeFieldContainer[Global___Schedule]:
+        """By name."""
+
+    def __init__(
+        self,
+        *,
+        schedules: _abc.Iterable[Global___Schedule] | None = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "schedules", b"schedules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSchedulesResponse: _TypeAlias = ListSchedulesResponse  # noqa: Y015
+
+@_typing.final
+class NextDueTimesRequest(_message.Message):
+    """NextDueTimesRequest asks when a schedule is due next."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The schedule."""
+    limit: _builtins.int
+    """How many, 1 to 1000; 0 for 10."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NextDueTimesRequest: _TypeAlias = NextDueTimesRequest  # noqa: Y015
+
+@_typing.final
+class NextDueTimesResponse(_message.Message):
+    """NextDueTimesResponse tells when a schedule is due next."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DUE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def due(self) -> _containers.RepeatedCompositeFieldContainer[_timestamp_pb2.Timestamp]:
+        """In their order; none where it is switched off."""
+
+    def __init__(
+        self,
+        *,
+        due: _abc.Iterable[_timestamp_pb2.Timestamp] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["due", b"due"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NextDueTimesResponse: _TypeAlias = NextDueTimesResponse  # noqa: Y015
+
+@_typing.final
+class PauseScheduleRequest(_message.Message):
+    """PauseScheduleRequest names the schedule that is to ask for nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The schedule."""
+    reason: _builtins.str
+    """Why; it goes on the record."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseScheduleRequest: _TypeAlias = PauseScheduleRequest  # noqa: Y015
+
+@_typing.final
+class ResumeScheduleRequest(_message.Message):
+    """ResumeScheduleRequest names the schedule that is to go on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The schedule."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeScheduleRequest: _TypeAlias = ResumeScheduleRequest  # noqa: Y015
+
+@_typing.final
+class RunScheduleRequest(_message.Message):
+    """RunScheduleRequest names the schedule that is to run now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The schedule."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunScheduleRequest: _TypeAlias = RunScheduleRequest  # noqa: Y015
+
+@_typing.final
+class ListScheduledRunsRequest(_message.Message):
+    """ListScheduledRunsRequest asks what became of the due times of a schedule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The schedule."""
+    limit: _builtins.int
+    """At most so many, 1 to 1000; 0 for 100."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListScheduledRunsRequest: _TypeAlias = ListScheduledRunsRequest  # noqa: Y015
+
+@_typing.final
+class ListScheduledRunsResponse(_message.Message):
+    """ListScheduledRunsResponse tells what became of the due times of a schedule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def runs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScheduledRun]:
+        """The latest first."""
+
+    def __init__(
+        self,
+        *,
+        runs: _abc.Iterable[Global___ScheduledRun] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["runs", b"runs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListScheduledRunsResponse: _TypeAlias = ListScheduledRunsResponse  # noqa: Y015
 
 @_typing.final
 class EnrollAgentRequest(_message.Message):

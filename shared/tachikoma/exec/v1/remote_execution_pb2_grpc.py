@@ -116,6 +116,36 @@ class RemoteExecutionStub:
                 request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAuditEventsRequest.SerializeToString,
                 response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAuditEventsResponse.FromString,
                 _registered_method=True)
+        self.ListSchedules = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/ListSchedules',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListSchedulesRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListSchedulesResponse.FromString,
+                _registered_method=True)
+        self.NextDueTimes = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/NextDueTimes',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.NextDueTimesRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.NextDueTimesResponse.FromString,
+                _registered_method=True)
+        self.PauseSchedule = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/PauseSchedule',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.PauseScheduleRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.Schedule.FromString,
+                _registered_method=True)
+        self.ResumeSchedule = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/ResumeSchedule',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ResumeScheduleRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.Schedule.FromString,
+                _registered_method=True)
+        self.RunSchedule = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/RunSchedule',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RunScheduleRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ScheduledRun.FromString,
+                _registered_method=True)
+        self.ListScheduledRuns = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/ListScheduledRuns',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListScheduledRunsRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListScheduledRunsResponse.FromString,
+                _registered_method=True)
         self.EnrollAgent = channel.unary_unary(
                 '/tachikoma.exec.v1.RemoteExecution/EnrollAgent',
                 request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.EnrollAgentRequest.SerializeToString,
@@ -251,6 +281,48 @@ class RemoteExecutionServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSchedules(self, request, context):
+        """ListSchedules tells the schedules and how they stand. All about schedules is for operators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def NextDueTimes(self, request, context):
+        """NextDueTimes tells when a schedule is due next.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseSchedule(self, request, context):
+        """PauseSchedule lets a schedule ask for nothing until it is resumed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeSchedule(self, request, context):
+        """ResumeSchedule ends that.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RunSchedule(self, request, context):
+        """RunSchedule asks for a run of a schedule beside its due times.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListScheduledRuns(self, request, context):
+        """ListScheduledRuns tells what became of the due times of a schedule, the latest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def EnrollAgent(self, request, context):
         """EnrollAgent makes a token with which one host may join once as an agent. Only operators may.
         """
@@ -354,6 +426,36 @@ def add_RemoteExecutionServicer_to_server(servicer, server):
                     servicer.ListAuditEvents,
                     request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAuditEventsRequest.FromString,
                     response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAuditEventsResponse.SerializeToString,
+            ),
+            'ListSchedules': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSchedules,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListSchedulesRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListSchedulesResponse.SerializeToString,
+            ),
+            'NextDueTimes': grpc.unary_unary_rpc_method_handler(
+                    servicer.NextDueTimes,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.NextDueTimesRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.NextDueTimesResponse.SerializeToString,
+            ),
+            'PauseSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseSchedule,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.PauseScheduleRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.Schedule.SerializeToString,
+            ),
+            'ResumeSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeSchedule,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ResumeScheduleRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.Schedule.SerializeToString,
+            ),
+            'RunSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.RunSchedule,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RunScheduleRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ScheduledRun.SerializeToString,
+            ),
+            'ListScheduledRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListScheduledRuns,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListScheduledRunsRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListScheduledRunsResponse.SerializeToString,
             ),
             'EnrollAgent': grpc.unary_unary_rpc_method_handler(
                     servicer.EnrollAgent,
@@ -805,6 +907,168 @@ class RemoteExecution:
             '/tachikoma.exec.v1.RemoteExecution/ListAuditEvents',
             tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAuditEventsRequest.SerializeToString,
             tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAuditEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSchedules(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/ListSchedules',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListSchedulesRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListSchedulesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NextDueTimes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/NextDueTimes',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.NextDueTimesRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.NextDueTimesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/PauseSchedule',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.PauseScheduleRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.Schedule.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/ResumeSchedule',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ResumeScheduleRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.Schedule.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/RunSchedule',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RunScheduleRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ScheduledRun.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListScheduledRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/ListScheduledRuns',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListScheduledRunsRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListScheduledRunsResponse.FromString,
             options,
             channel_credentials,
             insecure,

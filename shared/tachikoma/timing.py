@@ -1,0 +1,260 @@
+"""When something is due: at fixed distances, or by a cron expression in a time zone.
+
+Due times are a pure function of the rule, in milliseconds since the epoch: whoever computes them, whenever, finds the
+same ones, and nothing has to be remembered between two of them. Intervals are counted from the epoch.
+
+A cron expression has Celery's meaning: a day must be in the day of the month, the month *and* the day of the week.
+Where clocks change:
+
+- a local time that is left out is due when it would have been had the clock not been set forward (02:30 is 03:30);
+- a local time that comes twice is due the first time; in an expression that is for every hour, both times.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from calendar import monthrange
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from functools import lru_cache
+from itertools import product
+from typing import Protocol
+from zoneinfo import ZoneInfo
+
+__all__ = ["UTC_NAME", "Cron", "Every", "Timing", "parse_timing"]
+
+UTC_NAME = "UTC"
+#: Shortest and longest interval.
+MIN_EVERY_MS = 100
+MAX_EVERY_MS = 366 * 24 * 3600 * 1000
+#: Longest cron expression.
+MAX_CRON = 200
+#: How far ahead a due time is looked for: a 29 February on a given day of the week comes after 40 years at the latest.
+HORIZON_DAYS = 41 * 366
+
+_EPOCH = date(1970, 1, 1)
+_DAY = timedelta(days=1)
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+_PART = re.compile(r"(?:(\*)|([0-9]+|[a-z]{3,9})(?:-([0-9]+|[a-z]{3,9}))?)(?:/([0-9]+))?")
+
+
+class Timing(Protocol):
+    """A rule of due times."""
+
+    @property
+    def text(self) -> str:
+        """The rule as `parse_timing` takes it."""
+
+    def after(self, ms: int) -> Iterator[int]:
+        """Due times later than a time, in their order."""
+
+    def between(self, after: int, until: int, newest: int) -> tuple[list[int], int]:
+        """The newest due times, at most so many, that are later than one time and not later than another; and how many
+        there are in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """At every multiple of an interval since the epoch."""
+
+    milliseconds: int
+
+    def __post_init__(self) -> None:
+        """Check the bounds; raises ValueError."""
+        if not MIN_EVERY_MS <= self.milliseconds <= MAX_EVERY_MS:
+            raise ValueError(f"an interval is {MIN_EVERY_MS} ms to {MAX_EVERY_MS // (24 * 3600 * 1000)} days long")
+
+    @property
+    def text(self) -> str:
+        return f"every {self.milliseconds}"
+
+    def after(self, ms: int) -> Iterator[int]:
+        due = ms - ms % self.milliseconds
+        while True:
+            due += self.milliseconds
+            yield due
+
+    def between(self, after: int, until: int, newest: int) -> tuple[list[int], int]:
+        first, last = after // self.milliseconds + 1, until // self.milliseconds
+        total = max(0, last - first + 1)
+        begin = max(first, last - newest + 1)
+        return [number * self.milliseconds for number in range(begin, last + 1)], total
+
+
+def _number(text: str, names: tuple[str, ...], low: int, high: int) -> int:
+    if text.isdecimal():
+        number = int(text)
+    else:
+        found = [at for at, name in enumerate(names) if text.startswith(name)]
+        if not found:
+            raise ValueError(f"{text!r} is no name of a month or a day of the week")
+        number = found[0] + low
+    if not low <= number <= high:
+        raise ValueError(f"{text} is not from {low} to {high}")
+    return number
+
+
+def _numbers(text: str, low: int, high: int, names: tuple[str, ...] = ()) -> tuple[int, ...]:
+    """The numbers that a field of an expression stands for."""
+    found: set[int] = set()
+    for part in text.lower().split(","):
+        match = _PART.fullmatch(part)
+        if match is None:
+            raise ValueError(f"{part!r} is none of *, 5, 1-5, */15, 0-30/10, and lists of them")
+        star, first, last, step = match.groups()
+        if step is not None and not (star or last):
+            raise ValueError(f"{part!r}: a step follows * or a range")
+        if step is not None and int(step) == 0:
+            raise ValueError(f"{part!r}: a step is 1 or more")
+        if star:
+            numbers = list(range(low, high + 1))
+        else:
+            begin = _number(first, names, low, high)
+            end = _number(last, names, low, high) if last else begin
+            # As in 22-3: over the end.
+            numbers = [*range(begin, end + 1)] if begin <= end else [*range(begin, high + 1), *range(low, end + 1)]
+        found |= set(numbers[:: int(step or 1)])
+    return tuple(sorted(found))
+
+
+@dataclass(frozen=True, slots=True)
+class Cron:
+    """As a cron expression says, in a time zone."""
+
+    expression: str
+    timezone: str = UTC_NAME
+    _minutes: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    _hours: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    _days: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    _months: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    _weekdays: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    _zone: ZoneInfo = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Read the expression; raises ValueError."""
+        fields = self.expression.split()
+        if len(fields) != 5 or len(self.expression) > MAX_CRON:
+            raise ValueError(
+                "a cron expression has five fields: minute, hour, day of the month, month, day of the week"
+            )
+        kinds = (
+            ("minute", 0, 59, ()), ("hour", 0, 23, ()), ("day of the month", 1, 31, ()),
+            ("month", 1, 12, _MONTHS), ("day of the week", 0, 6, _WEEKDAYS),
+        )  # fmt: skip
+        for text, slot, (kind, low, high, names) in zip(
+            fields, ("_minutes", "_hours", "_days", "_months", "_weekdays"), kinds, strict=True
+        ):
+            try:
+                object.__setattr__(self, slot, _numbers(text, low, high, names))
+            except ValueError as error:
+                raise ValueError(f"the {kind}: {error}") from None
+        if not any(day <= monthrange(2000, month)[1] for day, month in product(self._days, self._months)):
+            raise ValueError("no such day is in any such month")
+        object.__setattr__(self, "_zone", zone(self.timezone))
+
+    @property
+    def text(self) -> str:
+        return f"cron {self.timezone} {self.expression}"
+
+    @property
+    def restricts_both_days(self) -> bool:
+        """Whether it says something of the day of the month and of the day of the week."""
+        return len(self._days) < 31 and len(self._weekdays) < 7
+
+    def after(self, ms: int) -> Iterator[int]:
+        day = datetime.fromtimestamp(ms / 1000, self._zone).date()
+        for _ in range(HORIZON_DAYS):
+            times = _times(self, day)
+            yield from times[bisect_right(times, ms) :]
+            if day >= date.max - 2 * _DAY:
+                return
+            day += _DAY
+
+    def between(self, after: int, until: int, newest: int) -> tuple[list[int], int]:
+        found: deque[int] = deque(maxlen=newest)
+        total = 0
+        day = datetime.fromtimestamp(after / 1000, self._zone).date()
+        last = datetime.fromtimestamp(until / 1000, self._zone).date()
+        while day <= last:
+            times = _times(self, day)
+            times = times[bisect_right(times, after) : bisect_right(times, until)]
+            found.extend(times)
+            total += len(times)
+            day += _DAY
+        return list(found), total
+
+    def of_day(self, day: date) -> tuple[int, ...]:
+        """The due times that fall on a local day."""
+        start, end = self._midnight(day), self._midnight(day + _DAY)
+        if end - start == start - self._midnight(day - _DAY) == _DAY.total_seconds() * 1000:
+            # No clock changes near it.
+            if not self._is_day(day):
+                return ()
+            return tuple(start + (60 * hour + minute) * 60_000 for hour in self._hours for minute in self._minutes)
+        # What the day before left out may have become one of this day.
+        found = {
+            due
+            for local in (day - _DAY, day)
+            if self._is_day(local)
+            for hour, minute in product(self._hours, self._minutes)
+            for due in self._moments(local, hour, minute)
+        }
+        return tuple(sorted(due for due in found if start <= due < end))
+
+    def _is_day(self, day: date) -> bool:
+        return (
+            day.day in self._days and day.month in self._months and day.isoweekday() % 7 in self._weekdays
+        )  # fmt: skip
+
+    def _moments(self, day: date, hour: int, minute: int) -> Iterator[int]:
+        first, second = (self._moment(day, hour, minute, fold) for fold in (0, 1))
+        yield first
+        # Where it is left out, the second lies before the first: it is told by the offset from then on.
+        if second > first and len(self._hours) == 24:
+            yield second
+
+    def _moment(self, day: date, hour: int = 0, minute: int = 0, fold: int = 0) -> int:
+        offset = datetime(day.year, day.month, day.day, hour, minute, tzinfo=self._zone, fold=fold).utcoffset()
+        assert offset is not None
+        local = ((day - _EPOCH).days * 24 + hour) * 60 + minute
+        return local * 60_000 - round(offset.total_seconds() * 1000)
+
+    def _midnight(self, day: date) -> int:
+        return self._moment(day)
+
+
+@lru_cache(maxsize=256)
+def _times(cron: Cron, day: date) -> tuple[int, ...]:
+    return cron.of_day(day)
+
+
+def zone(name: str) -> ZoneInfo:
+    """A time zone by its name, as `Europe/Berlin`.
+
+    Raises:
+        ValueError: this host knows none of that name.
+    """
+    try:
+        return ZoneInfo(name)
+    # A name such as `Europe` is a folder of zones.
+    except (OSError, ValueError, KeyError):
+        raise ValueError(f"{name[:80]!r} is no time zone; write it like Europe/Berlin, or UTC") from None
+
+
+def parse_timing(text: str) -> Timing:
+    """A rule from its `text`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    kind, _, rest = text.partition(" ")
+    if kind == "every" and rest.isdecimal():
+        return Every(int(rest))
+    if kind == "cron":
+        timezone, _, expression = rest.partition(" ")
+        return Cron(expression, timezone)
+    raise ValueError(f"{text[:80]!r} is no rule of due times")
