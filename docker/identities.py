@@ -21,7 +21,7 @@ from pathlib import Path
 from tachikoma.dev.ca import SVID_LIFETIME, DevelopmentCA
 from tachikoma.identity_files import write_private
 from tachikoma.profile import Profile
-from tachikoma.redis_users import CHECK, FLOWER, ORCHESTRATOR, SERVICES, SUBMITTER, Passwords, acl_file, agent_user
+from tachikoma.redis_users import BEAT, CHECK, FLOWER, ORCHESTRATOR, SERVICES, SUBMITTER, Passwords, acl_file, agent_user
 from tachikoma.spiffe import SpiffeId, agent_id, service_id, user_id
 
 TRUST_DOMAIN = "tachikoma.local"
@@ -94,6 +94,7 @@ class Identities:
         viewers = self._viewers()
         with acting_as(TACHIKOMA):
             write_private(PARTS / "flower" / "viewers", viewers)
+        self.give("beat", service_id(TRUST_DOMAIN, "beat"), redis_users=(BEAT,))
         for agent in agents:
             self.give(agent, agent_id(TRUST_DOMAIN, agent), owner=ROOT, redis_users=(agent_user(agent),))
 
