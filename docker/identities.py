@@ -21,7 +21,17 @@ from pathlib import Path
 from tachikoma.dev.ca import SVID_LIFETIME, DevelopmentCA
 from tachikoma.identity_files import write_private
 from tachikoma.profile import Profile
-from tachikoma.redis_users import BEAT, CHECK, FLOWER, ORCHESTRATOR, SERVICES, SUBMITTER, Passwords, acl_file, agent_user
+from tachikoma.redis_users import (
+    BEAT,
+    CHECK,
+    FLOWER,
+    ORCHESTRATOR,
+    SERVICES,
+    SUBMITTER,
+    Passwords,
+    acl_file,
+    agent_user,
+)
 from tachikoma.spiffe import SpiffeId, agent_id, service_id, user_id
 
 TRUST_DOMAIN = "tachikoma.local"
