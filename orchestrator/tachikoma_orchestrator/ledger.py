@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -497,7 +498,7 @@ class Ledger:
             args=[
                 exec_id, ",".join(from_states), to or "", "1" if to and to.terminal else "0",
                 FENCE if fence else "", self._retention_seconds, order_sha256, _milliseconds(wait), started_ms,
-                agent, len(fields), *[part for pair in fields.items() for part in pair],
+                agent, secrets.token_hex(8), len(fields), *[part for pair in fields.items() for part in pair],
                 *[part for pair in event.items() for part in pair],
             ],
         )  # fmt: skip

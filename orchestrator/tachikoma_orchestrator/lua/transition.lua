@@ -1,5 +1,8 @@
 -- Change an execution's state by compare-and-set, with its audit event. The only script that moves a state.
 --
+-- The same change may come again: where the answer to the first was lost, or where what goes with it in one transaction
+-- was unknown to Redis. It is then told as done, as it was, and nothing is changed.
+--
 -- KEYS
 --   1  orch:exec:<id>               ledger record (hash)
 --   2  orch:audit                   audit trail (stream)
@@ -20,7 +23,8 @@
 --   8  how long it may wait from now on, ms; 0 leaves its deadline as it is
 --   9  when it started, ms, where the change tells of its end: the start is put on the record if it was not; else empty
 --  10  agent id
---  11  number of record fields to set; then so many names and values
+--  11  names this change, and no other of this execution
+--  12  number of record fields to set; then so many names and values
 --   then names and values of the audit event; none for no event
 -- RESULT: {outcome, state, ms}; outcome is
 --   DONE | MISSING (that agent has no such execution) | STATE (it is in another state) | CLAIMED (the fence came too late)
@@ -28,10 +32,14 @@
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local state, agent = unpack(redis.call('HMGET', KEYS[1], 'state', 'agent'))
+local change = 'change:' .. ARGV[3]
+local state, agent, done = unpack(redis.call('HMGET', KEYS[1], 'state', 'agent', change))
 if not state or agent ~= ARGV[10] then
   -- An agent may say what it likes, but only of its own executions.
   return {'MISSING', '', now}
+end
+if done == ARGV[11] then
+  return {'DONE', state, now}
 end
 if not string.find(',' .. ARGV[2] .. ',', ',' .. state .. ',', 1, true) then
   return {'STATE', state, now}
@@ -46,9 +54,9 @@ if ARGV[5] ~= '' then
   end
 end
 
-local last = 11 + 2 * tonumber(ARGV[11])
-local fields = {}
-for i = 12, last do
+local last = 12 + 2 * tonumber(ARGV[12])
+local fields = {change, ARGV[11]}
+for i = 13, last do
   fields[#fields + 1] = ARGV[i]
 end
 local history = redis.call('HGET', KEYS[1], 'history')
@@ -73,9 +81,7 @@ if tonumber(ARGV[8]) > 0 then
   fields[#fields + 1] = now + tonumber(ARGV[8])
   redis.call('ZADD', KEYS[3], now + tonumber(ARGV[8]), ARGV[1])
 end
-if #fields > 0 then
-  redis.call('HSET', KEYS[1], unpack(fields))
-end
+redis.call('HSET', KEYS[1], unpack(fields))
 if #ARGV > last then
   local event = {}
   for i = last + 1, #ARGV do
