@@ -859,8 +859,8 @@ async def test_what_is_past_its_retention_is_let_go(redis: Redis, ledger: Ledger
     # Trimming goes by whole nodes of the stream, so there must be several.
     async with redis.pipeline(transaction=False) as pipe:
         for number in range(500):
-            pipe.xadd("other", {"event": "old", "id": f"old-{number}"}, id=f"{old + number}-0")
-        pipe.xadd("other", {"event": "new", "id": "new"}, id=f"{now}-0")
+            pipe.xadd("other", {"seq": number + 1, "event": "old", "id": f"old-{number}"}, id=f"{old + number}-0")
+        pipe.xadd("other", {"seq": 501, "event": "new", "id": "new"}, id=f"{now}-0")
         pipe.rename("other", keys.AUDIT)
         await pipe.execute()
     await ledger.trim(await ledger.now_ms())
@@ -878,7 +878,7 @@ async def test_the_trail_is_bounded_in_number_as_well(redis: Redis, ledger: Ledg
     now = await ledger.now_ms()
     async with redis.pipeline(transaction=False) as pipe:
         for number in range(1000):
-            pipe.xadd(keys.AUDIT, {"event": "e", "id": f"e-{number}"}, id=f"{now - 1000 + number}-0")
+            pipe.xadd(keys.AUDIT, {"seq": number + 1, "event": "e", "id": f"e-{number}"}, id=f"{now - 1000 + number}-0")
         await pipe.execute()
     await ledger.trail.trim(await ledger.now_ms(), retention=timedelta(days=1), events=300, closed=False)
     trail = await events(ledger)

@@ -59,12 +59,20 @@ local fields = {change, ARGV[11]}
 for i = 13, last do
   fields[#fields + 1] = ARGV[i]
 end
+-- Its events come first: where they cannot be written, nothing is changed.
 local history = redis.call('HGET', KEYS[1], 'history')
 if state == 'QUEUED' and ARGV[9] ~= '' then
   -- The agent's notice was overtaken by its receipt.
   history = history .. ';STARTED ' .. now
   local started = {'event', 'started', 'id', ARGV[1], 'agent_id', agent, 'authorized', '1'}
   audit_execution(KEYS[2], KEYS[1], started)
+end
+if #ARGV > last then
+  local event = {}
+  for i = last + 1, #ARGV do
+    event[#event + 1] = ARGV[i]
+  end
+  audit_execution(KEYS[2], KEYS[1], event)
 end
 if ARGV[3] ~= '' then
   fields[#fields + 1] = 'state'
@@ -82,13 +90,6 @@ if tonumber(ARGV[8]) > 0 then
   redis.call('ZADD', KEYS[3], now + tonumber(ARGV[8]), ARGV[1])
 end
 redis.call('HSET', KEYS[1], unpack(fields))
-if #ARGV > last then
-  local event = {}
-  for i = last + 1, #ARGV do
-    event[#event + 1] = ARGV[i]
-  end
-  audit_execution(KEYS[2], KEYS[1], event)
-end
 if state == 'PENDING_APPROVAL' and ARGV[3] ~= '' then
   redis.call('ZREM', KEYS[6], ARGV[1])
   redis.call('DEL', KEYS[7])
