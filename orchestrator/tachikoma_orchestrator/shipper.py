@@ -110,7 +110,13 @@ class Shipper:
                         signed = time.monotonic()
                     elif time.monotonic() - signed >= CHECKPOINT_SECONDS:
                         await asyncio.to_thread(sink.checkpoint)
-                    await self._keep(sink, sink.cursor, sink.seq)
+                    try:
+                        await self._keep(sink, sink.cursor, sink.seq)
+                    except ResponseError as error:
+                        if not wrong_type(error):
+                            raise
+                        # It stands in the file as well.
+                        log.warning("audit.position_not_kept", sink=sink.name, reason=str(error))
                 except SinkAway as away:
                     log.error("audit.sink_away", sink=sink.name, reason=str(away))
                     await asyncio.sleep(RETRY_SECONDS)

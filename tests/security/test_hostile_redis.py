@@ -24,8 +24,10 @@ import redis as redis_py
 
 # Test folders are no packages; what they share is imported by its plain name.
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 from books import compare_books
 from support import make_cli, prepare, request, wait_until
+from world import World as RelayedStack
 
 from tachikoma import (
     AgentOffline,
@@ -627,12 +629,26 @@ def test_an_agent_that_is_made_out_to_be_another_runs_nothing(
 # --- the audit trail --------------------------------------------------------------------------------------------------
 
 
+#: The first by name of those that grant it decides.
+BRIEFLY = """\
+  - name: briefly
+    subjects: ["{other}"]
+    agents: ["**"]
+    allowedCommands: ["/usr/bin/touch ..."]
+    rateLimit: {{queueTimeout: 2s}}
+"""
+WAITS = "    output: {limit: 256KiB, whenFull: wait}\n"
+
+
 @pytest.fixture(scope="module")
 def robbed(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -> Iterator[World]:
-    """A world whose books need not agree at its end."""
-    environment = {"TACHIKOMA_SWEEP": "100ms"}
+    """A world whose books need not agree at its end. Its parts reach Redis through relays."""
+    environment = {"TACHIKOMA_SWEEP": "100ms", "TACHIKOMA_LEASE": "45s"}
     data = prepare(tmp_path_factory.mktemp("robbed"))
-    with Stack(data, agents=2, redis_server=redis_server, environment=environment) as stack:
+    file = data / "policy.yaml"
+    head = "policies:\n"
+    file.write_text(file.read_text().replace(head, head + BRIEFLY.format(other=OTHER)) + WAITS)
+    with RelayedStack(data, agents=2, redis_server=redis_server, environment=environment, queue_timeout="10m") as stack:
         made = World(stack)
         yield made
         made.unhurt()
@@ -688,7 +704,6 @@ def _written(chain: Path) -> list[ExecAuditLog]:
     [
         (keys.AUDIT, ("SET", "no stream")),
         (keys.AUDIT_SEQ, ("SET", "no number")),
-        (keys.AUDIT_SEQ, ("LPUSH", "no text")),
     ],
     ids=lambda value: value if isinstance(value, str) else value[1],
 )
@@ -723,8 +738,8 @@ def test_something_else_in_place_of_the_audit_trail_stops_requests_and_nothing_e
     robbed.unhurt()
 
 
-@pytest.mark.parametrize("garbage", [b"\xff", b"[", b'{"cursor":"x","seq":1,"at":1}'], ids=str)
-def test_a_position_of_a_sink_that_is_garbage_is_not_believed(robbed: World, garbage: bytes) -> None:
+def test_a_position_of_a_sink_that_is_garbage_is_not_believed(robbed: World) -> None:
+    garbage = b'{"cursor":"x","seq":1,"at":1}'
     name = next(iter(robbed.redis.hgetall(keys.AUDIT_SINKS)))
     robbed.redis.hset(keys.AUDIT_SINKS, mapping={name: garbage, b"\xff": garbage})
     wait_until(lambda: robbed.redis.hget(keys.AUDIT_SINKS, name) != garbage, "it is written anew")
@@ -740,6 +755,68 @@ def test_a_file_needs_no_position_in_redis(robbed: World) -> None:
     wait_until(lambda: len(robbed.codes(ran.id)) == 4, "its end is on the record")
     last = robbed.client.audit(exec_id=ran.id)[-1]
     wait_until(lambda: last in _written(robbed.stack.data / "audit"), "it is written")
-    wait_until(lambda: "WRONGTYPE" in robbed.log("orchestrator").rpartition("audit.redis_away")[2], "that is said")
+    wait_until(lambda: "audit.position_not_kept" in robbed.log("orchestrator"), "that is said")
     robbed.redis.delete(keys.AUDIT_SINKS)
     wait_until(lambda: robbed.redis.hlen(keys.AUDIT_SINKS) == 1, "it is kept again")
+
+
+# --- time and readers -------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_that_redis_answers_after_the_orders_expiry_starts_nothing(robbed: World, tmp_path: Path) -> None:
+    """The claim is made in time, and so nobody else ends the execution; only its agent cannot know that."""
+    mark = tmp_path / "mark"
+    wanted = request("touch", str(mark))
+    claim = [b"SET", keys.claim(ONE, wanted.id).encode()]
+    assert isinstance(robbed.stack, RelayedStack)
+    point = robbed.stack.relays.hold(ONE, lambda command: command[:2] == claim, answer=True)
+    try:
+        robbed.other.submit(wanted)
+        wait_until(point.reached.is_set, "it is claimed")
+        wait_until(lambda: robbed.redis.exists(claim[1]), "by Redis too")
+        deadline = robbed.other.status(wanted.id).deadline
+        assert deadline is not None
+        # An order names whole seconds, rounded up.
+        wait_until(lambda: time.time() > deadline.timestamp() + 1, "the order has expired")
+        assert not robbed.other.status(wanted.id).state.terminal
+    finally:
+        robbed.stack.relays.let_go(ONE, point)
+    response = robbed.ended(wanted)
+    assert (response.state, response.error) == (
+        ExecState.EXPIRED, "not started: its claim came after its queue timeout"
+    )  # fmt: skip
+    assert not mark.exists()
+    robbed.unhurt()
+
+
+@pytest.mark.parametrize("position", ["9" * 18, "-1", b"\xff", ["no", "text"]], ids=str)
+def test_a_forged_position_of_a_reader_neither_ends_an_execution_nor_loses_output_in_silence(
+    robbed: World, tmp_path: Path, position: Any
+) -> None:
+    """Its output waits for readers. Who pretends to be one has it cut, and that is told; who says nonsense is none."""
+    go = tmp_path / "go"
+    wanted = waiting_for(go, "seq 400000")
+    written = b"".join(b"%d\n" % number for number in range(1, 400_001))
+    robbed.start(wanted)
+    key = keys.read(ONE, wanted.id)
+    if isinstance(position, list):
+        robbed.redis.rpush(key, *position)
+    else:
+        robbed.redis.set(key, position)
+    go.touch()
+    believed = position == "9" * 18
+    if believed:
+        wait_until(lambda: robbed.client.status(wanted.id).state.terminal, "nobody reads, and it ends")
+    else:
+        wait_until(lambda: robbed.redis.xlen(keys.output(ONE, wanted.id)), "it writes")
+        assert robbed.client.status(wanted.id).state is ExecState.STARTED
+    outputs = list(robbed.client.attach(wanted.id))
+    result = outputs[-1].result
+    assert result is not None
+    assert (result.state, result.exit_code) == (ExecState.SUCCEEDED, 0)
+    gaps = sum(output.missing_bytes for output in outputs)
+    assert sum(len(output.data) for output in outputs) + gaps == result.stdout_summary.total_bytes == len(written)
+    if believed:
+        assert gaps
+    else:
+        assert b"".join(output.data for output in outputs) == written
