@@ -559,13 +559,20 @@ class Ledger:
     async def approvals(self) -> list[Record]:
         """Executions that wait for an approval, those with the nearest deadline first."""
         ids = await self._redis.zrange(keys.APPROVALS, 0, self._approvals_size - 1)
-        records = await self.records([item.decode() for item in ids])
+        records = await self.records([item.decode(errors="replace") for item in ids])
         return [record for record in records if record.state is ExecState.PENDING_APPROVAL]
 
     async def open_executions(self, *, offset: int, limit: int) -> list[str]:
         """Ids of executions that have not ended, those with the nearest queue deadline first."""
-        ids = await self._redis.zrange(keys.OPEN, offset, offset + limit - 1)
-        return [item.decode() for item in ids]
+        ids: list[str] = []
+        for item in await self._redis.zrange(keys.OPEN, offset, offset + limit - 1):
+            try:
+                ids.append(item.decode())
+            except UnicodeDecodeError:
+                # No execution has such an id; what others put there must not be looked at again and again.
+                log.error("open.unreadable", id=repr(item)[:200])
+                await self._redis.zrem(keys.OPEN, item)
+        return ids
 
     async def newest(
         self, agent: str, *, ended: bool, before: tuple[int, int] | None, limit: int, since_ms: int = 0
@@ -584,7 +591,7 @@ class Ledger:
         top, skip = (str(before[0]), before[1]) if before else ("+inf", 0)
         bottom = since_ms if ended else "-inf"
         found = await self._redis.zrevrangebyscore(index, top, bottom, start=skip, num=limit, withscores=True)
-        return [(exec_id.decode(), int(score)) for exec_id, score in found]
+        return [(exec_id.decode(errors="replace"), int(score)) for exec_id, score in found]
 
     async def now_ms(self) -> int:
         """The clock of Redis, which all times of the ledger are told by."""
@@ -598,5 +605,5 @@ class Ledger:
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.zremrangebyscore(keys.INDEX, "-inf", oldest)
             for agent in agents:
-                pipe.zremrangebyscore(keys.agent_index(agent.decode()), "-inf", oldest)
+                pipe.zremrangebyscore(keys.agent_index(agent.decode(errors="replace")), "-inf", oldest)
             await pipe.execute()

@@ -597,6 +597,39 @@ def test_forged_notices_end_start_and_hide_nothing(world: World, tmp_path: Path)
         assert waiting.result(30).exit_code == 5
 
 
+def test_names_that_are_none_end_nothing_and_hide_nobody(world: World) -> None:
+    said = world.redis.get(keys.info(ONE))
+    kept = world.redis.hget(keys.AGENTS, ONE)
+    names = [b"\xff", b"no id", b"\xe2\x80\xa8"]
+    ran = world.client.execute(request("true")).id
+    for name in names:
+        world.redis.set(b"agent." + name + b":info", said)
+        world.redis.publish(b"agent." + name + b":events", said)
+        world.redis.publish(b"celery-task-meta-" + name, said)
+        world.redis.hset(keys.AGENTS, name, kept)
+        for index in (keys.OPEN, keys.APPROVALS, keys.INDEX, keys.agent_index(ONE)):
+            world.redis.zadd(index, {name: time.time() * 1000})
+    world.redis.lpush(keys.info("ghost"), "no text")
+    try:
+        assert [agent.id for agent in world.client.agents()] == [ONE, TWO]
+        assert ran in [status.id for status in world.client.list(include_ended=True)[0]]
+        assert world.client.approvals() == ()
+        wait_until(lambda: not world.redis.zcard(keys.OPEN), "the reaper has let go of them")
+        # Whoever listens anew learns of all agents.
+        count = world.log("orchestrator").count("redis.subscribed")
+        for connection in world.redis.client_list():
+            if connection["name"] == "orchestrator-subscriber":
+                world.redis.client_kill_filter(_id=connection["id"])
+        wait_until(lambda: world.log("orchestrator").count("redis.subscribed") > count, "it listens again")
+        wait_until(lambda: "no agent has such an id" in world.log("orchestrator"), "they are named in the log")
+        world.unhurt()
+    finally:
+        world.redis.delete(keys.info("ghost"), *[b"agent." + name + b":info" for name in names])
+        world.redis.hdel(keys.AGENTS, *names)
+        for index in (keys.OPEN, keys.APPROVALS, keys.INDEX, keys.agent_index(ONE)):
+            world.redis.zrem(index, *names)
+
+
 @pytest.mark.parametrize(
     ("lie", "state", "why"),
     [
