@@ -39,7 +39,7 @@ from tachikoma.redis_access import Redis, connect
 from tachikoma.signed import AuditCheckpoint, sign
 from tachikoma.spiffe import service_id
 from tachikoma.svid import FileSvidSource
-from tachikoma_orchestrator.audit import AuditTrail
+from tachikoma_orchestrator.audit import AuditTrail, SinkPosition
 from tachikoma_orchestrator.shipper import Shipper
 from tachikoma_orchestrator.sinks import FileSink, SinkAway, StandardOutputSink, SyslogSink, syslog_message
 
@@ -739,7 +739,8 @@ async def test_a_shared_sink_whose_position_is_garbage_gets_everything_again(
 ) -> None:
     trail = AuditTrail(redis)
     await append(trail, 3)
-    for garbage in GARBAGE:
+    assert [SinkPosition.read(garbage) for garbage in GARBAGE] == [None] * len(GARBAGE)
+    for garbage in GARBAGE[:2]:
         sink = Recorder()
         await redis.hset(keys.AUDIT_SINKS, sink.name, garbage)
         async with shipper(shipping, trail, None, sink):
