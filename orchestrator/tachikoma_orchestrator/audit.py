@@ -214,7 +214,7 @@ class SinkPosition:
         try:
             kept = json.loads(raw)
             position = cls(kept["cursor"], kept["seq"], kept["at"])
-            if type(position.seq) is not int or type(position.at) is not int or not 0 <= position.seq <= MAX_NUMBER:
+            if type(position.seq) is not int or type(position.at) is not int or abs(position.seq) > MAX_NUMBER:
                 return None
             if not re.fullmatch("[0-9]{1,20}-[0-9]{1,20}", position.cursor) or max(_order(position.cursor)) >= 2**64:
                 return None

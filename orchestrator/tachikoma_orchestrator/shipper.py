@@ -99,8 +99,10 @@ class Shipper:
 
     async def _ship_file(self, sink: FileSink) -> None:
         signed = time.monotonic()
+        told = ""
         try:
             while True:
+                said = ""
                 try:
                     events = await self._read(sink.cursor)
                     if events and not await self._send(sink, events):
@@ -116,13 +118,17 @@ class Shipper:
                         if not wrong_type(error):
                             raise
                         # It stands in the file as well.
-                        log.warning("audit.position_not_kept", sink=sink.name, reason=str(error))
+                        said = f"its position cannot be kept: {error}"
                 except SinkAway as away:
                     log.error("audit.sink_away", sink=sink.name, reason=str(away))
                     await asyncio.sleep(RETRY_SECONDS)
                 except (RedisError, OSError) as error:
-                    log.warning("audit.redis_away", sink=sink.name, reason=str(error)[:200])
+                    said = str(error)[:200]
                     await asyncio.sleep(RETRY_SECONDS)
+                # Once, until it is well again or something else is wrong.
+                if said and said != told:
+                    log.warning("audit.redis_away", sink=sink.name, reason=said)
+                told = said
         finally:
             # What was written is signed for before the process ends.
             with suppress(SinkAway):

@@ -788,7 +788,7 @@ def test_a_file_needs_no_position_in_redis(robbed: World) -> None:
     wait_until(lambda: len(robbed.codes(ran.id)) == 4, "its end is on the record")
     last = robbed.client.audit(exec_id=ran.id)[-1]
     wait_until(lambda: last in _written(robbed.stack.data / "audit"), "it is written")
-    wait_until(lambda: "audit.position_not_kept" in robbed.log("orchestrator"), "that is said")
+    wait_until(lambda: "its position cannot be kept" in robbed.log("orchestrator"), "that is said")
     robbed.redis.delete(keys.AUDIT_SINKS)
     wait_until(lambda: robbed.redis.hlen(keys.AUDIT_SINKS) == 1, "it is kept again")
 
