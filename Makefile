@@ -6,7 +6,7 @@ PROTO := tachikoma/exec/v1/remote_execution.proto
 # Where `make proto` writes.
 OUT ?= shared
 
-.PHONY: demo test test-cgroup2 test-container sanitize fuzz check bench bench-spawn bench-admission bench-trust bench-output proto clean
+.PHONY: demo test test-cgroup2 test-container sanitize fuzz check bench bench-spawn bench-admission bench-trust bench-events bench-output proto clean
 
 # The whole system on this machine, with real work.
 demo: $(VENV)/installed
@@ -56,6 +56,10 @@ bench-admission: $(VENV)/installed
 # Signing, verifying and handshakes beside an Execute.
 bench-trust: $(VENV)/installed
 	$(BIN)/python benchmarks/trust.py
+
+# What the events for Flower add to an execution, in Redis commands and processor time.
+bench-events: $(VENV)/installed
+	$(BIN)/python benchmarks/events.py
 
 # Memory of each process while a command writes very much.
 BYTES ?= 10000000000

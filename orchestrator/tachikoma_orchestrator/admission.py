@@ -18,10 +18,12 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import structlog
+from cryptography import x509
 
 from tachikoma.errors import (
     AgentDraining,
     AgentOffline,
+    AgentRevoked,
     AgentUnknown,
     AlreadyExists,
     InvalidRequest,
@@ -47,13 +49,14 @@ log = structlog.get_logger(__name__)
 
 
 class Peer:
-    """Who called: identity and address."""
+    """Who called: identity and address; and the certificate that was shown for it, where it was."""
 
-    __slots__ = ("address", "spiffe_id")
+    __slots__ = ("address", "certificate", "spiffe_id")
 
-    def __init__(self, spiffe_id: SpiffeId, address: str) -> None:
+    def __init__(self, spiffe_id: SpiffeId, address: str, certificate: x509.Certificate | None = None) -> None:
         self.spiffe_id = spiffe_id
         self.address = address
+        self.certificate = certificate
 
     def __str__(self) -> str:
         return str(self.spiffe_id)
@@ -109,7 +112,7 @@ class Admitter:
         Raises:
             PermissionDenied: it names another requester, or no policy grants it.
             InvalidRequest: it asks for what this version does not do.
-            AgentUnknown, AgentOffline, AgentDraining: there is nobody to run it.
+            AgentUnknown, AgentOffline, AgentDraining, AgentRevoked: there is nobody to run it.
             AlreadyExists: its id was used for another request.
             Unavailable: it could not be recorded.
             ResourceExhausted: the agent's queue is full, or a rate limit is reached.
@@ -265,6 +268,10 @@ def refusal(outcome: Outcome, request: ExecRequest, retry_seconds: float) -> Tac
         return AgentDraining(
             f"agent {agent!r} is drained and takes no new executions; `tachikoma agents` says by whom and why",
             metadata={"agent": agent},
+        )
+    if outcome is Outcome.REVOKED:
+        return AgentRevoked(
+            f"agent {agent!r} was cut off; `tachikoma agents` says by whom and why", metadata={"agent": agent}
         )
     if outcome is Outcome.CONFLICT:
         return AlreadyExists(

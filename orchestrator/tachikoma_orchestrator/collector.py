@@ -20,7 +20,7 @@ from tachikoma.errors import RecordAltered
 from tachikoma.heartbeat import Heartbeat, Started
 from tachikoma.models import AuditCode, ExecState
 from tachikoma.redis_access import Redis
-from tachikoma.signed import CLOCK_SKEW_SECONDS, InvalidSignature, Receipt, verify
+from tachikoma.signed import CLOCK_SKEW_SECONDS, InvalidSignature, Receipt, signer_begins, verify
 from tachikoma.spiffe import InvalidIdentity, agent_id
 from tachikoma.svid import SvidSource
 from tachikoma_orchestrator.endings import Endings
@@ -79,6 +79,13 @@ class Collector:
 
     async def _on_notice(self, channel: str, raw: bytes) -> None:
         agent = keys.agent_of_channel(channel)
+        revoked = self._registry.revocations.in_force(agent)
+        if revoked is not None:
+            since = f"since {revoked.at:%Y-%m-%d %H:%M:%S} UTC"
+            await self._findings.add_of_agent(
+                AuditCode.NOTICE_REFUSED, agent, f"it was cut off, {since}, and speaks on"
+            )
+            return
         try:
             notice = _Notice.validate_json(raw)
         except ValidationError as error:
@@ -133,6 +140,9 @@ class Collector:
             bundle = self._identity.current().bundle
             # It may have been written while no orchestrator was there to read it.
             receipt = verify(token, Receipt, bundle, agent_id(bundle.trust_domain, agent), kept=True)
+            revoked = self._registry.revocations.of(agent)
+            if revoked is not None and (why := revoked.refusal(agent, signer_begins(token))):
+                raise InvalidSignature(f"is not believed: {why}")
             if receipt.jti != exec_id:
                 raise InvalidSignature(f"is the receipt of {receipt.jti}")
             if not receipt.state.terminal:

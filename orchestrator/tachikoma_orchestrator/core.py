@@ -93,7 +93,7 @@ class Core:
         self.subscriber = Subscriber(self._subscriptions)
         self.registry = Registry(self.redis)
         self.findings = Findings(self.redis, self.trail)
-        self.evidence = Evidence(self.redis, self.findings, self.identity)
+        self.evidence = Evidence(self.redis, self.findings, self.identity, self.registry.revocations)
         self.collector = Collector(
             self.redis, self.ledger, self.endings, self.registry, self.identity, self.evidence, self.findings
         )
@@ -104,9 +104,14 @@ class Core:
             rate_limit=settings.rate_limit, search_path=settings.search_path,
         )  # fmt: skip
 
-    def start(self) -> list[asyncio.Task[Any]]:
-        """What runs as long as the process does; the caller cancels it, and ends when one of it does."""
-        return [asyncio.create_task(self.subscriber.run()), asyncio.create_task(self._watch_policy())]
+    async def start(self) -> list[asyncio.Task[Any]]:
+        """Start what runs as long as the process does; the caller cancels it, and ends when one of it does.
+
+        Who was cut off is known before anything is believed, where Redis is there.
+        """
+        await self.registry.revocations.look_if_there()
+        parts = (self.registry.revocations.run(), self.subscriber.run(), self._watch_policy())
+        return [asyncio.create_task(part) for part in parts]
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -24,13 +24,14 @@ from tachikoma import keys
 from tachikoma.errors import RecordAltered
 from tachikoma.models import AuditCode, ExecResponse, ExecState, ExecStatus, OutputSummary
 from tachikoma.redis_access import Redis, wrong_type
-from tachikoma.signed import InvalidSignature, OutputDigest, Receipt, verify
+from tachikoma.signed import InvalidSignature, OutputDigest, Receipt, signer_begins, verify
 from tachikoma.spiffe import InvalidIdentity, agent_id
 from tachikoma.svid import SvidSource
 from tachikoma_orchestrator.audit import AuditTrail
 from tachikoma_orchestrator.ledger import Record, from_milliseconds, receipt_fields
+from tachikoma_orchestrator.revocations import Revocations
 
-__all__ = ["Evidence", "Findings", "Result", "fits"]
+__all__ = ["Bound", "Evidence", "Findings", "Result", "fits"]
 
 log = structlog.get_logger(__name__)
 
@@ -86,6 +87,30 @@ def fits(excerpt: bytes, digest: OutputDigest) -> bool:
     )
 
 
+class Bound:
+    """How many of something go on the record; what is beyond is counted, and told with the next."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque()
+        self._left_out = 0
+
+    def admits(self) -> bool:
+        """Whether there is room for one more in this minute."""
+        now = time.monotonic()
+        while self._times and self._times[0] < now - 60:
+            self._times.popleft()
+        if len(self._times) >= MAX_IN_A_MINUTE:
+            self._left_out += 1
+            return False
+        self._times.append(now)
+        return True
+
+    def left_out(self) -> str:
+        """What the next one says of those there was no room for."""
+        left_out, self._left_out = self._left_out, 0
+        return f" (and {left_out} more were not told)" if left_out else ""
+
+
 class Findings:
     """Puts on the record what must not be believed, in bounds that no flood of it can break.
 
@@ -97,24 +122,13 @@ class Findings:
         self._redis = redis
         self._trail = trail
         self._seen: OrderedDict[tuple[AuditCode, str, str], None] = OrderedDict()
-        self._times: deque[float] = deque()
-        self._left_out = 0
+        self._bound = Bound()
 
     async def add(self, code: AuditCode, exec_id: str, reason: str) -> None:
         """Tell of something said of an execution that it must not be believed, and why."""
         reason = reason[:MAX_REASON]
-        if (code, exec_id, reason) in self._seen:
+        if not self._is_new(code, exec_id, reason):
             return
-        now = time.monotonic()
-        while self._times and self._times[0] < now - 60:
-            self._times.popleft()
-        if len(self._times) >= MAX_IN_A_MINUTE:
-            self._left_out += 1
-            return
-        self._times.append(now)
-        self._seen[code, exec_id, reason] = None
-        while len(self._seen) > MAX_SEEN:
-            self._seen.popitem(last=False)
         try:
             agent, requested_by = await self._redis.hmget(keys.execution(exec_id), "agent", "requested_by")
         except ResponseError as error:
@@ -123,22 +137,36 @@ class Findings:
             agent, requested_by = b"", b""
         if agent is None:
             return
-        left_out, self._left_out = self._left_out, 0
-        if left_out:
-            reason += f" (and {left_out} more were not told)"
+        reason += self._bound.left_out()
         await self._trail.append(
             code, id=exec_id, agent_id=agent.decode(errors="replace"), authorized="1",
             requested_by=(requested_by or b"").decode(errors="replace"), reason=reason,
         )  # fmt: skip
 
+    async def add_of_agent(self, code: AuditCode, agent: str, reason: str) -> None:
+        """Tell of something that an agent says of itself, that it must not be believed, and why."""
+        reason = reason[:MAX_REASON]
+        if self._is_new(code, agent, reason):
+            await self._trail.append(code, agent_id=agent[:64], authorized="0", reason=reason + self._bound.left_out())
+
+    def _is_new(self, code: AuditCode, subject: str, reason: str) -> bool:
+        """Whether it goes on the record: it was not told before, and there is room for it."""
+        if (code, subject, reason) in self._seen or not self._bound.admits():
+            return False
+        self._seen[code, subject, reason] = None
+        while len(self._seen) > MAX_SEEN:
+            self._seen.popitem(last=False)
+        return True
+
 
 class Evidence:
     """Tells of executions what can be believed."""
 
-    def __init__(self, redis: Redis, findings: Findings, identity: SvidSource) -> None:
+    def __init__(self, redis: Redis, findings: Findings, identity: SvidSource, revocations: Revocations) -> None:
         self._redis = redis
         self._findings = findings
         self._identity = identity
+        self._revocations = revocations
 
     async def status(self, record: Record) -> ExecStatus:
         """The record for callers; its end, where it has one, as it was signed.
@@ -190,6 +218,11 @@ class Evidence:
                 raise InvalidSignature("answers another order")
             if not receipt.state.terminal:
                 raise InvalidSignature(f"says {receipt.state}, which is no end")
+            # What was signed and folded before stands.
+            revoked = self._revocations.of(record.agent)
+            later = revoked is not None and receipt.iat * 1000 > revoked.at_ms
+            if revoked is not None and later and (why := revoked.refusal(record.agent, signer_begins(token))):
+                raise InvalidSignature(f"is not believed: {why}")
         except (InvalidSignature, InvalidIdentity) as error:
             why = f"the ledger says {record.state} of it, but the receipt kept for that {error}"
             raise await self.altered(record.exec_id, why) from None

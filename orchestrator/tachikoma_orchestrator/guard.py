@@ -26,6 +26,7 @@ from cryptography import x509
 from redis.exceptions import RedisError, ResponseError
 
 from tachikoma.errors import PermissionDenied, ServerError, TachikomaError, Unauthenticated, Unavailable
+from tachikoma.joining import agent_of
 from tachikoma.models import AuditCode
 from tachikoma.spiffe import InvalidIdentity, TrustBundles, is_agent
 from tachikoma.svid import SvidSource
@@ -33,6 +34,7 @@ from tachikoma.wire import STATUS_DETAILS, error_to_details
 from tachikoma_orchestrator.addresses import FORWARDED, client_address, peer_address
 from tachikoma_orchestrator.admission import Peer
 from tachikoma_orchestrator.audit import AuditTrail
+from tachikoma_orchestrator.revocations import Revocations
 
 __all__ = ["Guard", "current_peer"]
 
@@ -40,6 +42,9 @@ log = structlog.get_logger(__name__)
 
 #: Between looks at the certificates of calls under way.
 WATCH_SECONDS = 5.0
+
+#: All that agents may call: for the next certificate.
+RENEW = "/tachikoma.exec.v1.RemoteExecution/RenewAgent"
 
 _peer: ContextVar[Peer] = ContextVar("peer")
 
@@ -93,10 +98,15 @@ class Guard(grpc.aio.ServerInterceptor):
     """The interceptor."""
 
     def __init__(
-        self, identity: SvidSource, trail: AuditTrail, proxies: Sequence[IPv4Network | IPv6Network] = ()
+        self,
+        identity: SvidSource,
+        trail: AuditTrail,
+        revocations: Revocations,
+        proxies: Sequence[IPv4Network | IPv6Network] = (),
     ) -> None:
         self._identity = identity
         self._trail = trail
+        self._revocations = revocations
         self._proxies = proxies
         #: By the task each runs in.
         self._calls: dict[asyncio.Task[Any], _Call] = {}
@@ -106,10 +116,19 @@ class Guard(grpc.aio.ServerInterceptor):
         forwarded = (str(value) for key, value in metadata if key == FORWARDED)
         return client_address(peer_address(context.peer()), forwarded, self._proxies)
 
-    async def authenticate(self, context: grpc.aio.ServicerContext[Any, Any]) -> _Call:
-        """Who is at the other end; a refusal goes on the record. Raises as `identify` does, and redis errors."""
+    async def authenticate(self, context: grpc.aio.ServicerContext[Any, Any], method: str) -> _Call:
+        """Who is at the other end, who may call that method at all; a refusal goes on the record.
+
+        Raises:
+            Unauthenticated: nobody we know, or an agent that was cut off.
+            PermissionDenied: an agent; agents take orders and give none.
+            redis errors: of an agent it cannot be said whether it was cut off.
+        """
         try:
-            return self.identify(context)
+            call = self.identify(context)
+            if is_agent(call.peer.spiffe_id):
+                await self._check_agent(call, method)
+            return call
         except (Unauthenticated, PermissionDenied) as error:
             log.warning("identity.rejected", peer=context.peer(), reason=str(error))
             self._trail.check()
@@ -123,7 +142,6 @@ class Guard(grpc.aio.ServerInterceptor):
 
         Raises:
             Unauthenticated: nobody we know.
-            PermissionDenied: an agent; agents take orders and give none.
         """
         auth: Mapping[str, Any] = context.auth_context()
         leaf = auth.get("x509_pem_cert")
@@ -138,9 +156,17 @@ class Guard(grpc.aio.ServerInterceptor):
             spiffe_id, until = bundles.verify_until(certificate, intermediates)
         except (InvalidIdentity, ValueError) as error:
             raise Unauthenticated(f"your certificate is not accepted: {error}") from None
-        if is_agent(spiffe_id):
-            raise PermissionDenied(f"{spiffe_id} is an agent; agents do not call this service")
-        return _Call(Peer(spiffe_id, self._address(context)), certificate, intermediates, bundles, until)
+        peer = Peer(spiffe_id, self._address(context), certificate)
+        return _Call(peer, certificate, intermediates, bundles, until)
+
+    async def _check_agent(self, call: _Call, method: str) -> None:
+        if method != RENEW:
+            raise PermissionDenied(f"{call.peer} is an agent; agents do not call this service")
+        # It is seldom called, so it is asked for what holds now.
+        await self._revocations.look()
+        agent = agent_of(call.peer.spiffe_id)
+        if why := self._revocations.refusal(agent, call.certificate.not_valid_before_utc):
+            raise Unauthenticated(f"your certificate is not accepted: {why}")
 
     @contextmanager
     def _under_way(self, call: _Call) -> Iterator[None]:
@@ -199,7 +225,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
             async def unary(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
                 try:
-                    with self._under_way(await self.authenticate(context)):
+                    with self._under_way(await self.authenticate(context, handler_call_details.method)):
                         return await inner_unary(request, context)
                 except Exception as error:
                     await self._abort(context, error)
@@ -209,7 +235,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
         async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             try:
-                with self._under_way(await self.authenticate(context)):
+                with self._under_way(await self.authenticate(context, handler_call_details.method)):
                     async for item in inner_stream(request, context):
                         yield item
             except Exception as error:

@@ -33,6 +33,7 @@ from tachikoma.models import (
 from tachikoma.redis_access import Redis, wrong_type
 from tachikoma.signed import Receipt
 from tachikoma_orchestrator.audit import AuditTrail, audited
+from tachikoma_orchestrator.revocations import Revoked, parse
 from tachikoma_orchestrator.scripts import Call, Runner, Script
 
 __all__ = ["FENCE", "Admission", "Dispatch", "Ledger", "Outcome", "Record", "from_milliseconds", "receipt_fields"]
@@ -54,6 +55,7 @@ class Outcome(StrEnum):
     UNKNOWN = "UNKNOWN"
     OFFLINE = "OFFLINE"
     DRAINING = "DRAINING"
+    REVOKED = "REVOKED"
     FULL = "FULL"
     APPROVALS = "APPROVALS"
     RATE = "RATE"
@@ -145,9 +147,35 @@ class Record:
         return self._text("receipt")
 
     @property
+    def history(self) -> list[tuple[ExecState, int]]:
+        """The states it came through, and when (ms), the present one last."""
+        steps = [step.partition(" ") for step in self._text("history").split(";")]
+        return [(ExecState(state), int(at)) for state, _, at in steps]
+
+    @property
     def passed(self) -> list[ExecState]:
         """The states it came through, the present one last."""
-        return [ExecState(step.partition(" ")[0]) for step in self._text("history").split(";")]
+        return [state for state, _ in self.history]
+
+    @property
+    def command(self) -> str:
+        """Its redacted argv as one line."""
+        return self._text("command")
+
+    @property
+    def policy(self) -> str:
+        """name@digest of the policy that granted it."""
+        return self._text("policy")
+
+    @property
+    def error(self) -> str:
+        """Why it ended as it did, where its exit code does not say it all."""
+        return self._text("error")
+
+    @property
+    def cancel_requested_by(self) -> str:
+        """Who asked for its end; empty where nobody did."""
+        return self._text("cancel_requested_by")
 
     @property
     def waits(self) -> bool:
@@ -219,10 +247,9 @@ class Record:
 
     def _status(self) -> ExecStatus:
         request = AuditedRequest.model_validate_json(self._text("request"))
-        history = []
-        for step in self._text("history").split(";"):
-            state, _, at = step.partition(" ")
-            history.append(ExecTransition(state=ExecState(state), time=datetime.fromtimestamp(int(at) / 1000, UTC)))
+        history = [
+            ExecTransition(state=state, time=datetime.fromtimestamp(at / 1000, UTC)) for state, at in self.history
+        ]
         admitted = _time(self.fields[b"admitted_ms"])
         assert admitted is not None
         return ExecStatus(
@@ -235,9 +262,9 @@ class Record:
             start_time=_time(self.fields.get(b"started_ms")),
             end_time=_time(self.fields.get(b"ended_ms")) or _time(self.fields.get(b"settled_ms")),
             exit_code=int(self._text("exit_code") or -1),
-            error=self._text("error"),
-            policy_applied=self._text("policy"),
-            cancel_requested_by=self._text("cancel_requested_by"),
+            error=self.error,
+            policy_applied=self.policy,
+            cancel_requested_by=self.cancel_requested_by,
             timeout=timedelta(seconds=request.timeout or 0),
             user=request.user,
             work_dir=request.work_dir,
@@ -257,7 +284,7 @@ class Record:
             exit_code=-1,
             start_time=_time(self.fields.get(b"started_ms")),
             end_time=_time(self.fields.get(b"settled_ms")),
-            error=self._text("error"),
+            error=self.error,
             cancelled=self.state is ExecState.CANCELLED,
         )
 
@@ -353,7 +380,7 @@ class Ledger:
             keys=[
                 keys.execution(exec_id), keys.info(agent), keys.queue(agent), keys.AUDIT, keys.AGENTS,
                 keys.INDEX, keys.agent_index(agent), keys.OPEN, keys.APPROVALS, keys.parked(exec_id),
-                keys.DRAINING,
+                keys.DRAINING, keys.REVOKED,
                 *[key for name in admission.scopes for key in keys.scope(name)],
             ],
             args=[
@@ -460,6 +487,24 @@ class Ledger:
             code=AuditCode(to.lower()), fence=fence, extra={"reason": reason, "actor": by},
         )  # fmt: skip
 
+    async def cut_off(self, record: Record, revoked: Revoked) -> ExecState | None:
+        """End an execution of an agent that was cut off: it never starts, or nobody can know how it ended.
+
+        Returns:
+            What it ended as; None where it had ended.
+        """
+        agent, exec_id = record.agent, record.exec_id
+        done = await self.settle(
+            agent, exec_id, [ExecState.QUEUED], ExecState.CANCELLED, reason=revoked.why, by=revoked.by, fence=True
+        )
+        if done == "DONE":
+            return ExecState.CANCELLED
+        done = await self.settle(
+            agent, exec_id, [ExecState.QUEUED, ExecState.STARTED], ExecState.LOST,
+            reason=revoked.why, by=revoked.by, fence=False,
+        )  # fmt: skip
+        return ExecState.LOST if done == "DONE" else None
+
     async def request_cancel(self, agent: str, exec_id: str, by: str) -> str:
         """Note who asked for the end of an execution that may be running."""
         return await self._transition_outcome(
@@ -539,12 +584,15 @@ class Ledger:
         return found
 
     async def readiness(self, agent: str) -> Outcome:
-        """Whether an agent takes orders now: ADMITTED, OFFLINE, DRAINING or FULL."""
+        """Whether an agent takes orders now: ADMITTED, REVOKED, OFFLINE, DRAINING or FULL."""
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.exists(keys.info(agent))
             pipe.hexists(keys.DRAINING, agent)
             pipe.llen(keys.queue(agent))
-            online, draining, waiting = await pipe.execute()
+            pipe.hget(keys.REVOKED, agent)
+            online, draining, waiting, revoked = await pipe.execute()
+        if revoked is not None and parse(revoked).in_force:
+            return Outcome.REVOKED
         if not online:
             return Outcome.OFFLINE
         if draining:

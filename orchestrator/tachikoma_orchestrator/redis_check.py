@@ -14,7 +14,18 @@ from tachikoma import keys
 from tachikoma.errors import ConfigurationError, Unavailable
 from tachikoma.models import Model
 from tachikoma.redis_access import Redis
-from tachikoma.redis_users import AGENT_PREFIX, CHECK, SERVICES, Passwords, agent_user, is_application, rules
+from tachikoma.redis_users import (
+    AGENT_PREFIX,
+    CHECK,
+    ENROLLER,
+    OPTIONAL,
+    SERVICES,
+    Passwords,
+    agent_user,
+    is_application,
+    rules,
+)
+from tachikoma_orchestrator.revocations import parse
 
 __all__ = ["Finding", "Report", "categories_of", "examine", "parse_acl", "server_findings"]
 
@@ -249,7 +260,8 @@ def _user_findings(
                 yield Finding(where=f"user {name}", what=what, remedy=load)
         elif not found.hashes:
             yield Finding(where=f"user {name}", what="has no password", remedy=load)
-        elif passwords is not None:
+        elif passwords is not None and ENROLLER not in users:
+            # Where agents join, they have passwords that nobody else has.
             yield Finding(
                 where=f"user {name}",
                 what=f"has no password in {passwords.folder}: is it still there?",
@@ -264,6 +276,26 @@ def _user_findings(
             what=f"whoever connects may do {rights}, {needed}",
             remedy=f"{load}; it switches that user off",
         )
+
+
+def _cut_off_findings(
+    cut_off: Iterable[str], users: Mapping[str, Acl], passwords: Passwords | None
+) -> Iterable[Finding]:
+    kept = set(passwords.users()) if passwords is not None else set()
+    for name in cut_off:
+        if name in users:
+            yield Finding(
+                where=f"user {name}",
+                what="was cut off, and can still connect",
+                remedy=f"ACL DELUSER {name}, and ACL SAVE",
+            )
+        if name in kept:
+            assert passwords is not None
+            yield Finding(
+                where=f"user {name}",
+                what="was cut off, and still has a password: the next ACL file would let it connect",
+                remedy=f"remove {passwords.path(name)}",
+            )
 
 
 async def _stranger_findings(redis: Redis, strangers: Iterable[str]) -> list[Finding]:
@@ -300,14 +332,18 @@ async def examine(redis: Redis, *, passwords: Passwords | None, durable: bool) -
         raw = await redis.config_get(*_CONFIGURATION)
         lines = await redis.acl_list()
         heard = await redis.hkeys(keys.AGENTS)
+        revoked = await redis.hgetall(keys.REVOKED)
         config = {str(_text(name)): str(_text(value)) for name, value in raw.items()}
+        cut_off = {_text(name) for name, raw in revoked.items() if parse(raw).in_force}
         agents = {_text(agent) for agent in heard}
-        present = dict(_text(line).split(" ", 2)[1:] for line in lines)
         known = passwords.users() if passwords is not None else []
         agents |= {name.removeprefix(AGENT_PREFIX) for name in known if name.startswith(AGENT_PREFIX)}
+        agents -= cut_off
+        present = dict(_text(line).split(" ", 2)[1:] for line in lines)
+        optional = [name for name in OPTIONAL if name in present or name in known]
         applications = {name for name in (*known, *present) if is_application(name)}
-        expected = (*SERVICES, *map(agent_user, sorted(agents)), *sorted(applications))
-        right = {name: " ".join(rules(name, ())) for name in expected}
+        ours = (*SERVICES, *optional, *map(agent_user, sorted(agents)), *sorted(applications))
+        right = {name: " ".join(rules(name, ())) for name in ours}
         named = set().union(*map(categories_of, (*right.values(), *present.values())))
         categories = {name: frozenset(map(_text, await redis.acl_cat(name))) for name in sorted(named)}
         users = {name: parse_acl(text, categories) for name, text in present.items()}
@@ -315,6 +351,7 @@ async def examine(redis: Redis, *, passwords: Passwords | None, durable: bool) -
         findings = [
             *server_findings(info, config, agents=len(agents), durable=durable),
             *_user_findings(users, {name: parse_acl(text, categories) for name, text in right.items()}, passwords),
+            *_cut_off_findings(map(agent_user, sorted(cut_off)), users, passwords),
             *await _stranger_findings(redis, strangers),
         ]
     except NoPermissionError as error:

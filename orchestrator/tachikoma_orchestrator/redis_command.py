@@ -16,7 +16,17 @@ from tachikoma.errors import ConfigurationError
 from tachikoma.identity import open_identity
 from tachikoma.models import describe_validation_error
 from tachikoma.redis_access import RedisAccess, RedisSettings, connect
-from tachikoma.redis_users import CHECK, SERVICES, Passwords, acl_file, agent_user, application_user, rules
+from tachikoma.redis_users import (
+    CHECK,
+    ENROLLER,
+    SERVICES,
+    Passwords,
+    acl_file,
+    agent_user,
+    agents_in,
+    application_user,
+    rules,
+)
 from tachikoma.svid import IdentityPlace
 from tachikoma_orchestrator.redis_check import Report, examine
 
@@ -48,6 +58,12 @@ def acl(
     application: Annotated[
         list[str] | None, typer.Option(help="A Celery application that may ask for commands; may be repeated.")
     ] = None,
+    enroller: Annotated[
+        bool, typer.Option("--enroller", help="Also the user with which orchestrators let agents join.")
+    ] = False,
+    keep: Annotated[
+        Path | None, typer.Option(help="The server's ACL file: agents in it that joined stay, with their passwords.")
+    ] = None,
     form: Annotated[
         Format, typer.Option("--format", help="aclfile: all users; setuser: commands for redis-cli.")
     ] = Format.ACLFILE,
@@ -57,13 +73,19 @@ def acl(
     kept = Passwords(passwords)
     named = [*map(agent_user, agent or []), *map(application_user, application or [])]
     before = set(kept.users())
-    for user in (*SERVICES, *named):
+    for user in (*SERVICES, *([ENROLLER] if enroller else []), *named):
         kept.make(user)
     for user in kept.users():
         if user not in before:
             typer.echo(f"made {kept.path(user)}", err=True)
     if form is Format.ACLFILE:
-        typer.echo(acl_file(kept), nl=False)
+        joined = {}
+        if keep is not None:
+            try:
+                joined = agents_in(keep.read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigurationError(f"cannot read the ACL file {keep}: {error}") from error
+        typer.echo(acl_file(kept, joined=joined), nl=False)
         return
     for user in named or kept.users():
         typer.echo(f"ACL SETUSER {user} {' '.join(rules(user, kept.hashes(user)))}")

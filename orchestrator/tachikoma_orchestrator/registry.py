@@ -23,6 +23,7 @@ from tachikoma.fields import ID_PATTERN
 from tachikoma.heartbeat import Heartbeat, Trust
 from tachikoma.models import AgentInfo, AgentTrust, Model
 from tachikoma.redis_access import Redis, wrong_type
+from tachikoma_orchestrator.revocations import Revocations
 from tachikoma_orchestrator.scripts import Runner, Script
 
 __all__ = ["AgentState", "Registry"]
@@ -60,6 +61,7 @@ class Registry:
         self._heard = Script("heard")
         self._left = Script("left")
         self._drain = Script("drain")
+        self.revocations = Revocations(redis)
         self._labels: dict[str, dict[str, str]] = {}
         self._journals: dict[str, str] = {}
 
@@ -91,7 +93,7 @@ class Registry:
                 await self.heard(agent, raw)
 
     async def heard(self, agent: str, raw: bytes) -> None:
-        """Keep a heartbeat; the first of each run of an agent goes on the record."""
+        """Keep a heartbeat, unless its agent is cut off; the first of each run goes on the record."""
         try:
             heartbeat = Heartbeat.model_validate_json(raw)
         except ValidationError as error:
@@ -100,14 +102,13 @@ class Registry:
         if not re.fullmatch(ID_PATTERN, agent):
             log.warning("heartbeat.unreadable", agent=agent[:64], error="no agent has such an id")
             return
-        self._labels[agent], self._journals[agent] = heartbeat.labels, heartbeat.boot
         what = f"version {heartbeat.version} on {heartbeat.hostname}"
-        await self._runner.run(
-            self._heard(
-                keys=[keys.AGENTS, keys.ONLINE, keys.AUDIT],
-                args=[agent, heartbeat.model_dump_json(), heartbeat.run, what],
-            )
+        call = self._heard(
+            keys=[keys.AGENTS, keys.ONLINE, keys.AUDIT, keys.REVOKED],
+            args=[agent, heartbeat.model_dump_json(), heartbeat.run, what],
         )
+        if await self._runner.run(call):
+            self._labels[agent], self._journals[agent] = heartbeat.labels, heartbeat.boot
 
     async def notice_departures(self, agents: Mapping[str, AgentState]) -> None:
         """Put on the record which of the agents that joined are gone."""
@@ -163,6 +164,8 @@ class Registry:
                     heartbeat = Heartbeat.model_validate_json(info)
                 except ValidationError:
                     info = None
+            if self.revocations.in_force(agent):
+                info = None
             states[agent] = AgentState(heartbeat, seen_ms, online=info is not None)
         return states
 
@@ -181,6 +184,7 @@ class Registry:
             beat = state.heartbeat
             kept = drained.get(agent.encode())
             draining = _Draining.model_validate_json(kept) if kept else None
+            revoked = self.revocations.in_force(agent)
             described.append(
                 AgentInfo(
                     id=agent,
@@ -200,6 +204,9 @@ class Registry:
                     draining=draining is not None,
                     drained_by=draining.by if draining else "",
                     drain_reason=draining.reason if draining else "",
+                    revoked=revoked is not None,
+                    revoked_by=revoked.by if revoked else "",
+                    revoke_reason=revoked.reason if revoked else "",
                 )
             )
         return described

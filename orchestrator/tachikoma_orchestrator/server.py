@@ -11,6 +11,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any
 
 import grpc
@@ -21,15 +22,24 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from tachikoma.aio import cancel_all
+from tachikoma.ca import CertificateAuthority
 from tachikoma.client import MAX_MESSAGE_BYTES
 from tachikoma.errors import ConfigurationError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
-from tachikoma.exec.v1.remote_execution_pb2_grpc import add_RemoteExecutionServicer_to_server
+from tachikoma.exec.v1.remote_execution_pb2_grpc import (
+    add_JoiningServicer_to_server,
+    add_RemoteExecutionServicer_to_server,
+)
 from tachikoma.redis_access import connect
+from tachikoma.spiffe import dns_names
 from tachikoma.svid import Svid, SvidSource
+from tachikoma_orchestrator.accounts import Accounts
 from tachikoma_orchestrator.approval import Approvals
 from tachikoma_orchestrator.core import Core
+from tachikoma_orchestrator.feed import Feed
 from tachikoma_orchestrator.guard import Guard
+from tachikoma_orchestrator.joining import Joining, joining_server
+from tachikoma_orchestrator.membership import Authority, Membership
 from tachikoma_orchestrator.metrics import serve_metrics
 from tachikoma_orchestrator.reaper import Reaper
 from tachikoma_orchestrator.service import RemoteExecution
@@ -38,7 +48,7 @@ from tachikoma_orchestrator.shipper import Shipper
 from tachikoma_orchestrator.sinks import FileSink, Sink, StandardOutputSink, SyslogSink
 from tachikoma_orchestrator.subscriber import Subscriber
 
-__all__ = ["serve"]
+__all__ = ["reachable", "serve"]
 
 log = structlog.get_logger(__name__)
 
@@ -46,13 +56,15 @@ log = structlog.get_logger(__name__)
 MAX_CONCURRENT_STREAMS = 10_000
 
 
-def _credentials(identity: SvidSource) -> grpc.ServerCredentials:
-    """mTLS with whatever identity is current at each handshake."""
+def _credentials(identity: SvidSource, *, clients: bool = True) -> grpc.ServerCredentials:
+    """TLS with whatever identity is current at each handshake; mutual, unless clients have none yet."""
 
     given = identity.current()
 
     def configuration(svid: Svid) -> grpc.ServerCertificateConfiguration:
-        return grpc.ssl_server_certificate_configuration([(svid.key_pem, svid.certificate_pem)], svid.bundles.pem)
+        return grpc.ssl_server_certificate_configuration(
+            [(svid.key_pem, svid.certificate_pem)], svid.bundles.pem if clients else None
+        )
 
     def changed() -> grpc.ServerCertificateConfiguration | None:
         # Called by gRPC at each handshake, on a thread of its own; None keeps what it has.
@@ -66,8 +78,61 @@ def _credentials(identity: SvidSource) -> grpc.ServerCredentials:
     return grpc.dynamic_ssl_server_credentials(
         configuration(given),
         changed,  # type: ignore[arg-type]  # the stub forgets None
-        require_client_authentication=True,
+        require_client_authentication=clients,
     )
+
+
+def _listen(server: grpc.aio.Server, wanted: str, credentials: grpc.ServerCredentials) -> str:
+    """Have a server listen, and return where, with the port that was taken.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    try:
+        port = server.add_secure_port(wanted, credentials)
+    except RuntimeError as error:
+        raise ConfigurationError(f"cannot listen on {wanted}: is the port taken? ({error})") from error
+    return f"{wanted.rpartition(':')[0]}:{port}"
+
+
+def reachable(given: str, listens: str, setting: str) -> str:
+    """Where agents reach an address.
+
+    Raises:
+        ConfigurationError: that cannot be told from where it listens.
+    """
+    if given:
+        return given
+    try:
+        everywhere = ip_address(listens.rpartition(":")[0].strip("[]")).is_unspecified
+    except ValueError:
+        everywhere = False
+    if everywhere:
+        raise ConfigurationError(f"agents cannot be told to go to {listens}; say in {setting} where they reach it")
+    return listens
+
+
+def _authority(settings: OrchestratorSettings, svid: Svid, join: str, address: str) -> Authority:
+    """What agents that join get their certificates from.
+
+    Raises:
+        ConfigurationError: it cannot be used.
+    """
+    assert settings.ca is not None
+    names = dns_names(svid.chain[0])
+    if not names:
+        raise ConfigurationError(
+            "the orchestrator's certificate has no DNS name, by which agents that join know it; see docs/identity.md"
+        )
+    authority = Authority(
+        CertificateAuthority.load(settings.ca),
+        settings.svid_lifetime,
+        reachable(settings.join_address, join, "TACHIKOMA_JOIN_ADDRESS"),
+        reachable(settings.renew_address, address, "TACHIKOMA_RENEW_ADDRESS"),
+        names[0],
+    )
+    authority.check(svid)
+    return authority
 
 
 def _sinks(settings: OrchestratorSettings, identity: SvidSource) -> tuple[FileSink | None, list[Sink]]:
@@ -110,9 +175,10 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
     )  # fmt: skip
     shipping = connect(core.access, name="orchestrator-audit", max_connections=8)
     file, shared = _sinks(settings, core.identity)
+    feed = Feed(shipping, core.ledger, core.registry, core.subscriber)
     shipper = Shipper(shipping, core.trail, file, shared, backlog=settings.audit_backlog, closed=closed)
 
-    guard = Guard(core.identity, core.trail, settings.trusted_proxies)
+    guard = Guard(core.identity, core.trail, core.registry.revocations, settings.trusted_proxies)
     server = grpc.aio.server(
         interceptors=(guard,),
         options=[
@@ -125,10 +191,6 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
             ("grpc.so_reuseport", 0),
         ],
     )
-    add_RemoteExecutionServicer_to_server(  # type: ignore[no-untyped-call]
-        RemoteExecution(core, Approvals(core.ledger, core.trail, core.admitter, core.identity, core.findings)),
-        server,
-    )
     health = health_aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     service_name = pb.DESCRIPTOR.services_by_name["RemoteExecution"].full_name
@@ -136,11 +198,27 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
         (service_name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME),
         server,
     )
-    try:
-        port = server.add_secure_port(settings.listen, _credentials(core.identity))
-    except RuntimeError as error:
-        raise ConfigurationError(f"cannot listen on {settings.listen}: is the port taken? ({error})") from error
-    address = f"{settings.listen.rpartition(':')[0]}:{port}"
+    address = _listen(server, settings.listen, _credentials(core.identity))
+    servers = [server]
+
+    enroller = settings.enroller(core.identity)
+    accounts = None
+    if enroller is not None:
+        accounts = Accounts(connect(enroller, name="orchestrator-enroller", max_connections=2))
+    authority = None
+    if settings.join_listen is not None:
+        servers.append(joining_server())
+        joins = _listen(servers[1], settings.join_listen, _credentials(core.identity, clients=False))
+        # What agents are told of both addresses is known only now.
+        authority = _authority(settings, core.identity.current(), joins, address)
+    membership = Membership(core.redis, core.ledger, core.identity, core.registry.revocations, authority, accounts)
+    if authority is not None:
+        add_JoiningServicer_to_server(Joining(membership, core.trail), servers[1])  # type: ignore[no-untyped-call]
+        log.info("orchestrator.lets_join", address=authority.join_address, renew_address=authority.renew_address)
+    approvals = Approvals(core.ledger, core.trail, core.admitter, core.identity, core.findings)
+    add_RemoteExecutionServicer_to_server(  # type: ignore[no-untyped-call]
+        RemoteExecution(core, approvals, membership), server
+    )
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -150,11 +228,14 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
     try:
         if settings.metrics is not None:
             serve_metrics(settings.metrics)
-        await server.start()
+        background = await core.start()
+        for one in servers:
+            await one.start()
         tasks += (
-            *core.start(),
+            *background,
             asyncio.create_task(reaper.run()),
             asyncio.create_task(guard.watch()),
+            asyncio.create_task(feed.run()),
             asyncio.create_task(_watch_health(core.subscriber, health)),
             asyncio.create_task(stop.wait()),
         )
@@ -172,10 +253,12 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
         log.info("orchestrator.stopping")
     finally:
         # 1. No new calls; those under way get a while. Executions go on without us, and are found again.
-        await server.stop(settings.stop_grace.total_seconds())
+        await asyncio.gather(*(one.stop(settings.stop_grace.total_seconds()) for one in servers))
         # 2. Then what serves them, and the connections.
         await cancel_all(tasks)
         await shipping.aclose()
+        if accounts is not None:
+            await accounts.close()
         await core.aclose()
 
 

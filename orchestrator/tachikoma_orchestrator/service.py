@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import structlog
 
-from tachikoma import keys, wire
+from tachikoma import wire
 from tachikoma.error_reporting import concerns
 from tachikoma.errors import InvalidRequest, NotFound, OutputAltered, PermissionDenied, RecordAltered
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
@@ -28,15 +27,15 @@ from tachikoma.models import (
 )
 from tachikoma.output import OutputCheck
 from tachikoma.redaction import redact
-from tachikoma.signed import CancelOrder, sign
-from tachikoma.spiffe import agent_id
 from tachikoma_orchestrator.admission import Peer
 from tachikoma_orchestrator.approval import Approvals, checked_reason
+from tachikoma_orchestrator.cancels import send_cancel
 from tachikoma_orchestrator.core import Core
 from tachikoma_orchestrator.follow import Follower
 from tachikoma_orchestrator.guard import current_peer
 from tachikoma_orchestrator.ledger import Record
 from tachikoma_orchestrator.listing import ListFilter
+from tachikoma_orchestrator.membership import Membership
 
 __all__ = ["RemoteExecution"]
 
@@ -47,8 +46,6 @@ DEFAULT_PAGE = 100
 MAX_PAGE = 1000
 #: Steps of one page each that one `List` takes at the most.
 MAX_LIST_STEPS = 20
-#: How long a cancel is kept for its agent: longer than an order can wait and run.
-CANCEL_SECONDS = 15 * 24 * 3600
 
 
 def shown(text: str) -> str:
@@ -65,7 +62,7 @@ def _page(asked: int, what: str) -> int:
 class RemoteExecution(RemoteExecutionServicer):
     """`tachikoma.exec.v1.RemoteExecution`."""
 
-    def __init__(self, core: Core, approvals: Approvals) -> None:
+    def __init__(self, core: Core, approvals: Approvals, membership: Membership) -> None:
         self._redis = core.redis
         self._ledger = core.ledger
         self._admitter = core.admitter
@@ -77,6 +74,7 @@ class RemoteExecution(RemoteExecutionServicer):
         self._trail = core.trail
         self._identity = core.identity
         self._evidence = core.evidence
+        self._membership = membership
 
     # --- running ------------------------------------------------------------------------------------------------------
 
@@ -278,6 +276,30 @@ class RemoteExecution(RemoteExecutionServicer):
         await self._registry.resume(request.id, by=str(peer))
         return await self._agent(request.id)
 
+    async def EnrollAgent(  # noqa: N802
+        self, request: pb.EnrollAgentRequest, context: Any
+    ) -> pb.EnrollAgentResponse:
+        peer = self._operator("enroll agents")
+        self._trail.check()
+        made = await self._membership.enroll(request.id, request.ttl.ToTimedelta(), peer)
+        return wire.enrolment_to_pb(made)
+
+    async def RevokeAgent(  # noqa: N802
+        self, request: pb.RevokeAgentRequest, context: Any
+    ) -> pb.RevokeAgentResponse:
+        # Not kept waiting by a sink of the audit trail: nothing gets in by it.
+        peer = self._operator("revoke agents")
+        done = await self._membership.revoke(request.id, checked_reason(request.reason), peer)
+        return wire.revocation_to_pb(done)
+
+    async def RenewAgent(  # noqa: N802
+        self, request: pb.RenewAgentRequest, context: Any
+    ) -> pb.RenewAgentResponse:
+        made = await self._membership.renew(current_peer(), request.csr)
+        return pb.RenewAgentResponse(
+            certificate_chain=made.chain_pem, bundle=made.bundle_pem, renew_address=made.renew_address
+        )
+
     def _operator(self, what: str) -> Peer:
         """The caller, who may do what only operators may.
 
@@ -369,24 +391,12 @@ class RemoteExecution(RemoteExecutionServicer):
             return CancelOutcome.CANCELLED
         if await self._ledger.request_cancel(agent, exec_id, str(peer)) != "DONE":
             return CancelOutcome.ALREADY_ENDED
-        svid = self._identity.current()
-        token = sign(
-            svid,
-            CancelOrder(
-                iss=str(svid.spiffe_id),
-                aud=str(agent_id(svid.spiffe_id.trust_domain, agent)),
-                sub=str(peer),
-                # Whose it is the ledger said, which may lie; its agent knows by the order.
-                requested_by="" if self._policies.current.is_operator(str(peer)) else str(peer),
-                iat=int(time.time()),
-                jti=exec_id,
-            ),
-        )
-        # First where it stays, then where it is heard at once.
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.set(keys.cancel(agent, exec_id), token, ex=CANCEL_SECONDS)
-            pipe.publish(keys.control(agent), f"{exec_id} {token}")
-            await pipe.execute()
+        await send_cancel(
+            self._redis, self._identity, agent, exec_id,
+            by=str(peer),
+            # Whose it is the ledger said, which may lie; its agent knows by the order.
+            requested_by="" if self._policies.current.is_operator(str(peer)) else str(peer),
+        )  # fmt: skip
         return CancelOutcome.REQUESTED
 
     async def _record(self, exec_id: str) -> Record:

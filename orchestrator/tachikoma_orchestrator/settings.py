@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, IPvAnyNetwork
+from pydantic import Field, IPvAnyNetwork, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from tachikoma.fields import Duration
 from tachikoma.models import RateLimitConfig
 from tachikoma.policy import SEARCH_PATH
 from tachikoma.redis_access import RedisAccess, RedisSettings
-from tachikoma.redis_users import ORCHESTRATOR
+from tachikoma.redis_users import ENROLLER, ORCHESTRATOR
 from tachikoma.svid import IdentityPlace, SvidSource
 
 __all__ = ["OrchestratorSettings"]
+
+#: Longest life of certificates of agents that joined: so long somebody who takes one away with Redis could use it.
+MAX_SVID_LIFETIME = timedelta(days=30)
 
 
 class OrchestratorSettings(RedisSettings):
@@ -31,6 +34,18 @@ class OrchestratorSettings(RedisSettings):
     policy: Path
     #: Address of the gRPC server; port 0 takes a free one.
     listen: str = "127.0.0.1:8534"
+    #: Folder of the certificate authority that agents join with (`tachikoma identity ca init`), and the address where
+    #: they do. Without both nobody joins.
+    ca: Path | None = None
+    join_listen: str | None = None
+    #: host:port where agents reach that address, and where they renew, which is at `listen`; by default as it listens.
+    join_address: str = ""
+    renew_address: str = ""
+    #: How long certificates of agents last that joined; they are renewed at half of it.
+    svid_lifetime: Duration = timedelta(hours=24)
+    #: File with the password of the Redis user `enroller`, with which users of agents are made and removed. Whoever has
+    #: it can give anybody any right in Redis.
+    enroller_password_file: Path | None = None
     #: Networks of proxies between clients and this server; what one of them says in `x-forwarded-for` is believed.
     trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
     #: Address at which Prometheus finds metrics, host:port; none by default. Whoever reaches it reads them.
@@ -69,6 +84,26 @@ class OrchestratorSettings(RedisSettings):
     #: How long calls under way may go on after a stop was asked for.
     stop_grace: Duration = timedelta(seconds=5)
     log_level: str = "info"
+
+    @field_validator("svid_lifetime")
+    @classmethod
+    def _short(cls, value: timedelta) -> timedelta:
+        if not timedelta(seconds=1) <= value <= MAX_SVID_LIFETIME:
+            raise ValueError(f"must be between a second and {MAX_SVID_LIFETIME.days} days")
+        return value
+
+    @model_validator(mode="after")
+    def _joining(self) -> Self:
+        if (self.ca is None) != (self.join_listen is None):
+            raise ValueError("TACHIKOMA_CA and TACHIKOMA_JOIN_LISTEN are set together or not")
+        return self
+
+    def enroller(self, identity: SvidSource) -> RedisAccess | None:
+        """How Redis is reached to make and remove users, if that is ours. Raises what `RedisAccess.of` does."""
+        if self.enroller_password_file is None:
+            return None
+        changed = {"redis_user": ENROLLER, "redis_password_file": self.enroller_password_file}
+        return RedisAccess.of(self.model_copy(update=changed), identity=identity, user=ENROLLER)
 
     def redis(self, identity: SvidSource) -> RedisAccess:
         """How Redis is reached. Raises what `RedisAccess.of` does."""

@@ -26,7 +26,7 @@ from uuid import uuid4
 
 import structlog
 from celery import Celery, signals
-from celery.exceptions import Reject
+from celery.exceptions import Ignore, Reject
 from kombu import Queue
 from pydantic import Field
 from redis.exceptions import RedisError
@@ -118,7 +118,12 @@ def plain(message: dict[str, Any], queue: str) -> dict[str, Any]:
         "properties": {
             "delivery_mode": 2,
             "delivery_tag": str(uuid4()),
-            "delivery_info": {"exchange": "", "routing_key": queue},
+            "delivery_info": {
+                "exchange": "",
+                "routing_key": queue,
+                # Celery then looks whether the task has succeeded already.
+                "redelivered": message["properties"].get("delivery_info", {}).get("redelivered") is True,
+            },
         },
     }
 
@@ -147,6 +152,8 @@ class Submitter:
         self._thread = threading.Thread(target=self._loop.run_forever, name="submitter", daemon=True)
         self._background: list[asyncio.Task[Any]] = []
         self._waiting: set[asyncio.Task[Any]] = set()
+        #: Celery tasks that wait for something of ours. Their threads change it; each change is atomic in Python.
+        self._tasks: set[str] = set()
         self._stopping = False
         #: Why it had to end, if it had to.
         self.failure: BaseException | None = None
@@ -156,18 +163,25 @@ class Submitter:
     def start(self) -> None:
         """Start the loop."""
         self._thread.start()
-        self._loop.call_soon_threadsafe(self._start)
+        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
 
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do something in the loop and wait for it.
+    def run(self, task_id: str, work: Coroutine[Any, Any, T]) -> T:
+        """Do in the loop what a task asks for, and wait for it.
 
         Raises:
+            Ignore: it is being done already; the message came once more after a connection broke.
             Reject: the submitter stops; the message goes back to its queue.
         """
+        if task_id in self._tasks:
+            work.close()
+            raise Ignore
+        self._tasks.add(task_id)
         try:
             return asyncio.run_coroutine_threadsafe(self._tracked(work), self._loop).result()
         except CancelledError:
             raise Reject("the submitter stops", requeue=True) from None
+        finally:
+            self._tasks.discard(task_id)
 
     def release(self) -> None:
         """Let all tasks go back to their queues. For signal handlers too."""
@@ -184,9 +198,9 @@ class Submitter:
 
     # --- in the loop --------------------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    async def _start(self) -> None:
         self._background = [
-            *self.core.start(),
+            *await self.core.start(),
             self._loop.create_task(self._stay_alive()),
         ]
         if self.settings.audit_failure == "closed":
@@ -243,6 +257,7 @@ class Submitter:
         for raw in await self._redis.hvals(unacked):
             try:
                 message, _, queue = json.loads(raw)
+                message["properties"]["delivery_info"]["redelivered"] = True
                 taken[queue].append(json.dumps(message))
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 log.warning("message.unreadable", error=repr(error)[:300])
@@ -303,12 +318,14 @@ def make_app(submitter: Submitter) -> Celery:
         result_expires=RESULT_SECONDS,
         result_backend_always_retry=True,
         result_backend_thread_safe=True,
+        # Whoever was killed after it had told of an end need not tell, and call back, once more.
+        worker_deduplicate_successful_tasks=True,
     )
 
-    @app.task(name=TASK_NAME, throws=(TachikomaError,))
-    def submit(token: Any = None, check: Any = True) -> dict[str, Any]:
+    @app.task(name=TASK_NAME, bind=True, throws=(TachikomaError,))
+    def submit(self: Any, token: Any = None, check: Any = True) -> dict[str, Any]:
         """Run a signed request to its end."""
-        response = submitter.run(execute(submitter.core, token))
+        response = submitter.run(self.request.id, execute(submitter.core, token))
         return (response.check() if check else response).to_dict()
 
     app.finalize()

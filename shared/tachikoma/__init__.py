@@ -17,6 +17,7 @@ from tachikoma.client import AsyncClient, Client
 from tachikoma.errors import (
     AgentDraining,
     AgentOffline,
+    AgentRevoked,
     AgentUnknown,
     AlreadyExists,
     ConfigurationError,
@@ -39,6 +40,7 @@ from tachikoma.models import (
     AuditCode,
     CancelOutcome,
     CancelResponse,
+    Enrolment,
     ExecAuditLog,
     ExecOutput,
     ExecPolicy,
@@ -51,6 +53,7 @@ from tachikoma.models import (
     OutputSummary,
     PolicyStatus,
     RateLimitConfig,
+    Revocation,
     new_id,
 )
 from tachikoma.profile import Profile
@@ -73,6 +76,8 @@ __all__ = [  # noqa: RUF022 (grouped by what they are for)
     "CancelResponse",
     "Approval",
     "AgentInfo",
+    "Enrolment",
+    "Revocation",
     "AuditCode",
     "ExecAuditLog",
     "new_id",
@@ -94,6 +99,7 @@ __all__ = [  # noqa: RUF022 (grouped by what they are for)
     "Unavailable",
     "AgentOffline",
     "AgentDraining",
+    "AgentRevoked",
     "OutputAltered",
     "RecordAltered",
     "ServerError",

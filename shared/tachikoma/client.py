@@ -35,6 +35,7 @@ from tachikoma.models import (
     AgentInfo,
     Approval,
     CancelResponse,
+    Enrolment,
     ExecAuditLog,
     ExecOutput,
     ExecRequest,
@@ -43,6 +44,7 @@ from tachikoma.models import (
     ExecStatus,
     OutputKind,
     PolicyStatus,
+    Revocation,
 )
 from tachikoma.output import OutputCheck
 from tachikoma.profile import Profile
@@ -317,6 +319,21 @@ class AsyncClient:
         """Let an agent take executions again. For operators."""
         return wire.agent_from_pb(await self._call("ResumeAgent", pb.ResumeAgentRequest(id=agent_id)))
 
+    async def enroll_agent(self, agent_id: str, ttl: timedelta = timedelta(minutes=15)) -> Enrolment:
+        """A token with which one host may join once as an agent. For operators.
+
+        Args:
+            agent_id: the agent. A token it was given before is good for nothing any more.
+            ttl: how long the token lasts, at most a day.
+        """
+        answer = await self._call("EnrollAgent", wire.enroll_to_pb(agent_id, ttl), repeat=False)
+        return wire.enrolment_from_pb(agent_id, answer)
+
+    async def revoke_agent(self, agent_id: str, reason: str) -> Revocation:
+        """Cut an agent off at once, until it joins again. For operators; can be repeated."""
+        message = pb.RevokeAgentRequest(id=agent_id, reason=reason)
+        return wire.revocation_from_pb(await self._call("RevokeAgent", message))
+
     async def policy_status(self) -> PolicyStatus:
         """What policy the orchestrator decides by, and what is wrong with a newer one."""
         return wire.policy_status_from_pb(await self._call("GetPolicyStatus", pb.GetPolicyStatusRequest()))
@@ -560,6 +577,14 @@ class Client:
     def resume_agent(self, agent_id: str) -> AgentInfo:
         """Let an agent take executions again. For operators."""
         return self._run(self._async.resume_agent(agent_id))
+
+    def enroll_agent(self, agent_id: str, ttl: timedelta = timedelta(minutes=15)) -> Enrolment:
+        """A token with which one host may join once as an agent; arguments as with `AsyncClient.enroll_agent`."""
+        return self._run(self._async.enroll_agent(agent_id, ttl))
+
+    def revoke_agent(self, agent_id: str, reason: str) -> Revocation:
+        """Cut an agent off at once, until it joins again. For operators; can be repeated."""
+        return self._run(self._async.revoke_agent(agent_id, reason))
 
     def policy_status(self) -> PolicyStatus:
         """What policy the orchestrator decides by, and what is wrong with a newer one."""

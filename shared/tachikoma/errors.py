@@ -13,6 +13,7 @@ import grpc
 __all__ = [
     "AgentDraining",
     "AgentOffline",
+    "AgentRevoked",
     "AgentUnknown",
     "AlreadyExists",
     "ConfigurationError",
@@ -136,6 +137,12 @@ class AgentDraining(Unavailable):
     """The agent takes no new executions until somebody resumes it."""
 
     reason = "AGENT_DRAINING"
+
+
+class AgentRevoked(FailedPrecondition):
+    """The agent was cut off, and takes nothing until it joins again."""
+
+    reason = "AGENT_REVOKED"
 
 
 class OutputAltered(TachikomaError):

@@ -31,6 +31,7 @@ __all__ = [
     "Network",
     "Timestamp",
     "format_duration",
+    "is_identifier",
     "parse_duration",
 ]
 
@@ -139,8 +140,13 @@ def _aware(value: datetime) -> datetime:
 Timestamp = Annotated[datetime, AfterValidator(_aware)]
 
 
+def is_identifier(value: str) -> bool:
+    """Whether it may be the id of an execution or an agent."""
+    return re.fullmatch(ID_PATTERN, value) is not None
+
+
 def _identifier(value: str) -> str:
-    if not re.fullmatch(ID_PATTERN, value):
+    if not is_identifier(value):
         raise ValueError(
             f"{value[:80]!r} is not an id: 1 to 63 letters, digits, '-' or '_', beginning with a letter or digit"
         )

@@ -25,11 +25,16 @@ The orchestrator's begin with `orch:`. Keys and channels of one purpose share th
     orch:agents                      hash     agents ever heard of, with their last heartbeat
     orch:online                      hash     agents that joined and did not leave, with the run of their worker
     orch:draining                    hash     agents that take no new executions: since when, by whom and why
+    orch:revoked                     hash     agents that were cut off: when, by whom, why, whether still
+    orch:joined                      hash     agents that joined with a token: with whose, and from where
+    orch:enrolment:<agent>           string   signed enrolment that waits for its token (expires)
     orch:audit                       stream   audit trail
     orch:audit:seq                   string   number of its last event
     orch:audit:sinks                 hash     how far each sink has taken it
     orch:audit:lock:<sink>           string   which orchestrator ships to a shared sink
     orch:ended                       channel  ids of executions that ended
+    orch:events:wanted               channel  says that somebody began to listen to Celery's events
+    /0.celeryev/<kind>.multi         channel  Celery's own event messages, by kombu's name for their exchange
     orch.submit                      list     the submitters' queue of requests that Celery applications signed
     orch.batch                       list     the submitters' queue of what celery beat says is due
     orch:submitters                  zset     runs of submitters, by the time each was last alive
@@ -46,6 +51,7 @@ from __future__ import annotations
 
 __all__ = [
     "AGENTS",
+    "ALL_CELERY_EVENTS",
     "ALL_EVENTS",
     "ALL_GROUPS",
     "ALL_INFO",
@@ -62,9 +68,12 @@ __all__ = [
     "CALLBACKS",
     "DRAINING",
     "ENDED",
+    "EVENTS_WANTED",
     "INDEX",
+    "JOINED",
     "ONLINE",
     "OPEN",
+    "REVOKED",
     "SUBMIT",
     "SUBMITTERS",
     "agent_index",
@@ -74,12 +83,15 @@ __all__ = [
     "audit_lock",
     "binding",
     "cancel",
+    "celery_events",
     "claim",
     "control",
+    "enrolment",
     "events",
     "execution",
     "execution_of_channel",
     "info",
+    "node",
     "output",
     "own_result",
     "parked",
@@ -99,6 +111,8 @@ OPEN = "orch:open"
 AGENTS = "orch:agents"
 ONLINE = "orch:online"
 DRAINING = "orch:draining"
+REVOKED = "orch:revoked"
+JOINED = "orch:joined"
 APPROVALS = "orch:approvals"
 APPROVED = "orch:approved"
 AUDIT = "orch:audit"
@@ -106,6 +120,7 @@ AUDIT = "orch:audit"
 AUDIT_SEQ = f"{AUDIT}:seq"
 AUDIT_SINKS = f"{AUDIT}:sinks"
 ENDED = "orch:ended"
+EVENTS_WANTED = "orch:events:wanted"
 SUBMIT = "orch.submit"
 BATCH = "orch.batch"
 SUBMITTERS = "orch:submitters"
@@ -120,6 +135,8 @@ ALL_GROUPS = "celery-taskset-meta-*"
 ALL_EVENTS = "agent.*:events"
 ALL_RESULTS = "celery-task-meta-*"
 ALL_INFO = "agent.*:info"
+#: The pattern every listener to Celery's events subscribes to.
+ALL_CELERY_EVENTS = "/0.celeryev/*"
 #: Patterns for its rights: what the orchestrator owns; and queues, which no pattern tells from agents' other names.
 ALL_OURS = "orch:*"
 ALL_QUEUES = "agent.*"
@@ -155,6 +172,16 @@ def cancel(agent: str, exec_id: str) -> str:
 
 def control(agent: str) -> str:
     return f"agent.{agent}:control"
+
+
+def node(agent: str) -> str:
+    """What an agent's Celery worker calls itself."""
+    return f"{agent}@{agent}"
+
+
+def celery_events(kind: str) -> str:
+    """Where several events of a kind, `task` or `worker`, are published in one message."""
+    return f"/0.celeryev/{kind}.multi"
 
 
 def task_id(agent: str, exec_id: str) -> str:
@@ -198,6 +225,10 @@ def execution(exec_id: str) -> str:
 
 def parked(exec_id: str) -> str:
     return f"orch:parked:{exec_id}"
+
+
+def enrolment(agent: str) -> str:
+    return f"orch:enrolment:{agent}"
 
 
 def audit_lock(sink: str) -> str:

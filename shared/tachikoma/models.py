@@ -27,6 +27,7 @@ __all__ = [
     "AuditedRequest",
     "CancelOutcome",
     "CancelResponse",
+    "Enrolment",
     "ExecAuditLog",
     "ExecOutput",
     "ExecPolicy",
@@ -41,6 +42,7 @@ __all__ = [
     "RateLimitConfig",
     "ResourceLimits",
     "ResourceUsage",
+    "Revocation",
     "describe_validation_error",
     "new_id",
 ]
@@ -547,6 +549,32 @@ class AgentInfo(Model):
     drain_reason: str = ""
     #: Its identity, if it said so.
     trust: AgentTrust | None = None
+    #: Whether it is cut off; the SPIFFE ID of who said so, and why.
+    revoked: bool = False
+    revoked_by: str = ""
+    revoke_reason: str = ""
+
+
+class Enrolment(Model):
+    """What lets a host join as an agent."""
+
+    agent_id: Identifier
+    #: For `tachikoma worker join`. Whoever has it may join, once. Not in `repr`.
+    token: str = Field(repr=False)
+    #: When it ends.
+    expires: Timestamp
+
+
+class Revocation(Model):
+    """What cutting an agent off came to."""
+
+    agent_id: Identifier
+    #: Executions that waited on its queue, and never start.
+    cancelled: int = 0
+    #: Executions that it had started, and whose ends nobody can know.
+    lost: int = 0
+    #: What is left to do by hand, for people.
+    warnings: tuple[str, ...] = ()
 
 
 class RateLimitConfig(Model):
@@ -711,6 +739,14 @@ class AuditCode(StrEnum):
     #: An agent takes no new executions; it does again.
     AGENT_DRAINED = "agent_drained"
     AGENT_RESUMED = "agent_resumed"
+    #: A host may join as an agent, with a token; one did; somebody tried who may not.
+    AGENT_ENROLLED = "agent_enrolled"
+    JOIN_ACCEPTED = "join_accepted"
+    JOIN_REFUSED = "join_refused"
+    #: An agent was cut off.
+    AGENT_REVOKED = "agent_revoked"
+    #: An agent that is cut off said something of itself; nothing rests on it.
+    NOTICE_REFUSED = "notice_refused"
 
 
 class AuditedRequest(Model):

@@ -10,19 +10,22 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tachikoma import keys
 from tachikoma.errors import ConfigurationError
-from tachikoma.fields import ID_PATTERN
+from tachikoma.fields import ID_PATTERN, is_identifier
 
 __all__ = [
     "ADMIN",
     "AGENT_PREFIX",
     "APPLICATION_PREFIX",
     "CHECK",
+    "ENROLLER",
+    "FLOWER",
+    "OPTIONAL",
     "ORCHESTRATOR",
     "SERVICES",
     "SUBMITTER",
@@ -30,6 +33,7 @@ __all__ = [
     "Passwords",
     "acl_file",
     "agent_user",
+    "agents_in",
     "application_user",
     "grants_of",
     "is_application",
@@ -38,12 +42,15 @@ __all__ = [
 ]
 
 ORCHESTRATOR = "orchestrator"
+FLOWER = "flower"
 #: Celery's side of `tachikoma submitter`.
 SUBMITTER = "submitter"
 #: `tachikoma redis check`.
 CHECK = "check"
 #: Whoever loads ACL files and repairs things; the only one with all rights.
 ADMIN = "admin"
+#: What orchestrators that let agents join make and remove agents' users with. It can give any user any right.
+ENROLLER = "enroller"
 AGENT_PREFIX = "agent."
 #: Celery applications that send requests of their own.
 APPLICATION_PREFIX = "app."
@@ -109,14 +116,15 @@ _ORCHESTRATOR = (
         write=(keys.ALL_OURS,),
     ),
     # Neither a record nor the trail can be deleted or written over.
-    Grant("set", write=(keys.parked("*"), keys.audit_lock("*"))),
+    Grant("set", write=(keys.parked("*"), keys.audit_lock("*"), keys.enrolment("*"))),
     Grant("set", write=(keys.claim("*", "*"), keys.cancel("*", "*"), keys.read("*", "*"))),
-    Grant("del", write=(keys.parked("*"), keys.audit_lock("*"))),
+    Grant("del", write=(keys.parked("*"), keys.audit_lock("*"), keys.enrolment("*"))),
     Grant("get exists", read=(keys.ALL_INFO, keys.claim("*", "*"), keys.result("*", "*"))),
     Grant("lpush llen", write=(keys.ALL_QUEUES,)),
     Grant("xrange", read=(keys.output("*", "*"),)),
     Grant("publish", channels=(keys.control("*"), keys.ENDED, keys.APPROVED)),
-    Grant("psubscribe", channels=(keys.ALL_EVENTS, keys.ALL_RESULTS, keys.ENDED, keys.APPROVED)),
+    Grant("publish", channels=(keys.celery_events("task"), keys.celery_events("worker"))),
+    Grant("psubscribe", channels=(keys.ALL_EVENTS, keys.ALL_RESULTS, keys.ENDED, keys.APPROVED, keys.EVENTS_WANTED)),
     Grant("subscribe", channels=(keys.output("*", "*"),)),
 )
 
@@ -170,12 +178,30 @@ def _application(name: str) -> tuple[Grant, ...]:
 SERVICES: dict[str, tuple[Grant, ...]] = {
     ORCHESTRATOR: _ORCHESTRATOR,
     SUBMITTER: _SUBMITTER,
+    # It listens. There is no key that it may so much as read.
+    FLOWER: (
+        _CONNECTION,
+        Grant("punsubscribe"),
+        Grant("psubscribe", channels=(keys.ALL_CELERY_EVENTS,)),
+        Grant("publish", channels=(keys.EVENTS_WANTED,)),
+    ),
     CHECK: (
         _CONNECTION,
         Grant("info config|get acl|list acl|cat acl|dryrun"),
         Grant("hkeys", read=(keys.AGENTS,)),
+        Grant("hgetall", read=(keys.REVOKED,)),
     ),
     ADMIN: (Grant("@all", read=("*",), write=("*",), channels=("*",)),),
+}
+
+#: Services that not everybody has.
+OPTIONAL: dict[str, tuple[Grant, ...]] = {
+    ENROLLER: (
+        _CONNECTION,
+        Grant("acl|setuser acl|deluser acl|save"),
+        # The queue and the registration of an agent that was cut off.
+        Grant("del", write=(keys.ALL_QUEUES,)),
+    ),
 }
 
 
@@ -185,14 +211,15 @@ def grants_of(user: str) -> tuple[Grant, ...]:
     Raises:
         ConfigurationError: there is no such user.
     """
-    if user in SERVICES:
-        return SERVICES[user]
+    services = SERVICES | OPTIONAL
+    if user in services:
+        return services[user]
     for prefix, grants in ((AGENT_PREFIX, _agent), (APPLICATION_PREFIX, _application)):
         name = user.removeprefix(prefix)
         if name != user and re.fullmatch(ID_PATTERN, name):
             return grants(name)
     raise ConfigurationError(
-        f"{user!r} is no Redis user of ours; they are {', '.join(SERVICES)}, {AGENT_PREFIX}<id> and "
+        f"{user!r} is no Redis user of ours; they are {', '.join(services)}, {AGENT_PREFIX}<id> and "
         f"{APPLICATION_PREFIX}<name>"
     )
 
@@ -282,7 +309,8 @@ class Passwords:
         names = {path.name for path in self.folder.iterdir() if not path.name.startswith(".")}
         for name in names:
             grants_of(name)
-        return [*(name for name in SERVICES if name in names), *sorted(names - SERVICES.keys())]
+        services = SERVICES | OPTIONAL
+        return [*(name for name in services if name in names), *sorted(names - services.keys())]
 
     def make(self, user: str) -> None:
         """Make a password, unless there is one.
@@ -309,13 +337,29 @@ class Passwords:
         return [hashlib.sha256(password.encode()).hexdigest() for password in _read_passwords(self.path(user))]
 
 
-def acl_file(passwords: Passwords, *, default_user: str = "off") -> str:
+def agents_in(acl: str) -> dict[str, list[str]]:
+    """Users of agents in an ACL file, with the SHA-256 of their passwords; who joined is nowhere else."""
+    found = {}
+    for line in acl.splitlines():
+        word, _, rest = line.partition(" ")
+        name, *words = rest.split() or [""]
+        if word == "user" and is_identifier(name.removeprefix(AGENT_PREFIX)) and name.startswith(AGENT_PREFIX):
+            found[name] = [item[1:] for item in words if re.fullmatch("#[0-9a-f]{64}", item)]
+    return found
+
+
+def acl_file(
+    passwords: Passwords, *, default_user: str = "off", joined: Mapping[str, Iterable[str]] | None = None
+) -> str:
     """The ACL file of all users that have a password.
 
     Args:
         passwords: theirs.
         default_user: rules of the user that whoever does not authenticate is.
+        joined: further users of agents, by name, with the SHA-256 of their passwords.
     """
+    hashes = {user: passwords.hashes(user) for user in passwords.users()}
+    everybody = {**hashes, **{user: given for user, given in (joined or {}).items() if user not in hashes}}
     lines = [f"user default {default_user}"]
-    lines += (f"user {user} {' '.join(rules(user, passwords.hashes(user)))}" for user in passwords.users())
+    lines += (f"user {user} {' '.join(rules(user, given))}" for user, given in everybody.items())
     return "\n".join(lines) + "\n"

@@ -36,6 +36,7 @@ from tachikoma.svid import Svid
 __all__ = [
     "AuditCheckpoint",
     "CancelOrder",
+    "Enrolment",
     "Grant",
     "GrantedExecutable",
     "InvalidSignature",
@@ -45,6 +46,7 @@ __all__ = [
     "SignedRequest",
     "WorkOrder",
     "sign",
+    "signer_begins",
     "verify",
 ]
 
@@ -184,6 +186,21 @@ class CancelOrder(_Claims):
     jti: Identifier
 
 
+class Enrolment(_Claims):
+    """Lets whoever has a secret join once as an agent. Redis keeps it, and can put no other in its place."""
+
+    type: Literal["tachikoma-enrolment+jws"] = "tachikoma-enrolment+jws"
+    agent: Identifier
+    #: SHA-256 of the secret.
+    secret_sha256: Digest
+    #: When it was made, in milliseconds: one from before the agent was cut off lets nobody back in.
+    made_ms: Milliseconds
+    #: Good for nothing at or after this second since the epoch.
+    exp: int
+    #: SPIFFE ID of the operator.
+    by: str
+
+
 class AuditCheckpoint(_Claims):
     """Vouches for a chain of the audit log up to a line."""
 
@@ -314,3 +331,9 @@ def verify(
     if claims.iat > time.time() + CLOCK_SKEW_SECONDS:
         raise InvalidSignature("is of a time that is still to come")
     return claims
+
+
+def signer_begins(token: str) -> datetime:
+    """From when on the certificate of a signer is valid. Only of a message that was verified."""
+    chain, _ = _chain(jws.extract_compact(token.encode("ascii"), registry=_registry).headers())
+    return chain[0].not_valid_before_utc

@@ -26,6 +26,7 @@ __all__ = [
     "TrustBundles",
     "agent_id",
     "check_trust_domain",
+    "dns_names",
     "key_digest",
     "schedule_id",
     "service_id",
@@ -170,6 +171,15 @@ def _uris(certificate: x509.Certificate) -> list[str]:
     except x509.ExtensionNotFound:
         return []
     return names.get_values_for_type(x509.UniformResourceIdentifier)
+
+
+def dns_names(certificate: x509.Certificate) -> list[str]:
+    """The DNS names in a certificate."""
+    try:
+        names = _extensions(certificate).get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return names.get_values_for_type(x509.DNSName)
 
 
 def key_digest(certificate: x509.Certificate) -> str:

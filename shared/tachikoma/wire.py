@@ -27,6 +27,7 @@ from tachikoma.models import (
     AuditedRequest,
     CancelOutcome,
     CancelResponse,
+    Enrolment,
     ExecAuditLog,
     ExecOutput,
     ExecRequest,
@@ -41,6 +42,7 @@ from tachikoma.models import (
     PolicyStatus,
     ResourceLimits,
     ResourceUsage,
+    Revocation,
     describe_validation_error,
 )
 
@@ -375,6 +377,36 @@ def agent_from_pb(message: pb.Agent) -> AgentInfo:
         )
         if message.HasField("trust")
         else None,
+        revoked=message.revoked,
+        revoked_by=message.revoked_by,
+        revoke_reason=message.revoke_reason,
+    )
+
+
+def enroll_to_pb(agent: str, ttl: timedelta) -> pb.EnrollAgentRequest:
+    return pb.EnrollAgentRequest(id=agent, ttl=_duration(ttl))
+
+
+def enrolment_to_pb(value: Enrolment) -> pb.EnrollAgentResponse:
+    return pb.EnrollAgentResponse(token=value.token, expires=timestamp_to_pb(value.expires))
+
+
+def enrolment_from_pb(agent: str, message: pb.EnrollAgentResponse) -> Enrolment:
+    return Enrolment(agent_id=agent, token=message.token, expires=_datetime(message.expires))
+
+
+def revocation_to_pb(value: Revocation) -> pb.RevokeAgentResponse:
+    return pb.RevokeAgentResponse(
+        id=value.agent_id, cancelled=value.cancelled, lost=value.lost, warnings=value.warnings
+    )
+
+
+def revocation_from_pb(message: pb.RevokeAgentResponse) -> Revocation:
+    return Revocation(
+        agent_id=message.id,
+        cancelled=message.cancelled,
+        lost=message.lost,
+        warnings=tuple(message.warnings),
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 import redis as redis_py
 from support import plain_channel, prepare, request, wait_until
 
+from joining import joining_settings, try_join
 from tachikoma import (
     AgentDraining,
     AgentOffline,
@@ -33,6 +34,7 @@ from tachikoma import (
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
+from tachikoma.joining import JoinToken
 from tachikoma.output import FIELD, STDOUT, Frame, entry_id
 from tachikoma.spiffe import user_id
 from tachikoma_orchestrator.audit import parse
@@ -122,6 +124,7 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -> Iterator[World]:
     data = prepare(tmp_path_factory.mktemp("audit"))
     environment = {"TACHIKOMA_SWEEP": "100ms", "TACHIKOMA_LEASE": "1s", "TACHIKOMA_SLOTS": "1"}
+    environment |= joining_settings(data)
     stack = Stack(data, agents=2, redis_server=redis_server, environment=environment)
     (data / "policy.yaml").write_text(POLICY.format(root=stack.user))
     with stack:
@@ -393,11 +396,28 @@ def a_drained_agent(world: World) -> None:
     world.root.resume_agent(FRAGILE)
 
 
+@leaves("agent_enrolled", "join_refused", "join_accepted")
+def a_host_that_joins(world: World) -> None:
+    token = JoinToken.parse(world.root.enroll_agent("joins").token)
+    with pytest.raises(grpc.RpcError):
+        try_join(token, secret=b"guess")
+    try_join(token)
+
+
+@leaves("agent_enrolled", "agent_revoked", "notice_refused")
+def an_agent_that_is_cut_off_and_speaks_on(world: World) -> None:
+    world.root.enroll_agent("speaks")
+    world.root.revoke_agent("speaks", "stolen")
+    world.redis.publish(keys.events("speaks"), "{}")
+
+
 DECISIONS = {"admitted", "approval_requested", "denied", "limited", "refused"}
 #: What policy grants may still be limited or have nowhere to go.
-UNAUTHORIZED = {"denied", "malformed", "identity_rejected", "approval_refused", "trail_altered"}
+UNAUTHORIZED = {
+    "denied", "malformed", "identity_rejected", "approval_refused", "join_refused", "notice_refused", "trail_altered",
+}  # fmt: skip
 REFUSALS = {*UNAUTHORIZED, "limited", "refused"}
-ACTS = {"approved", "approval_refused", "cancel_requested"}
+ACTS = {"approved", "approval_refused", "cancel_requested", "agent_enrolled", "join_accepted", "agent_revoked"}
 RECEIPTS = {"succeeded", "failed", "timed_out", "out_of_memory"}
 
 

@@ -59,6 +59,7 @@ def let_in(stack: Stack) -> str:
     stack.redis_passwords.make(user)
     with Redis(unix_socket_path=str(stack.socket)) as redis:
         redis.execute_command("ACL", "SETUSER", user, *rules(user, stack.redis_passwords.hashes(user)))
+        redis.execute_command("ACL", "SAVE")
     return stack.redis_passwords.path(user).read_text().strip()
 
 
@@ -397,6 +398,34 @@ def test_what_a_submitter_waited_for_is_taken_up_by_the_next(
         # Nothing is left of the run that ended.
         wait_until(lambda: redis.zcard(keys.SUBMITTERS) == 1, "only one is alive")
         wait_until(lambda: not redis.keys(f"{keys.unacked('*')[0]}"), "nothing is left")
+
+
+def test_redis_may_start_again_while_tasks_wait(own_stack_with_submitter: Stack, tmp_path: Path) -> None:
+    stack, go = own_stack_with_submitter, tmp_path / "go"
+    with (
+        application(stack) as app,
+        contextlib.closing(Commands(app, profile=stack.profile(), application=APPLICATION)) as commands,
+    ):
+        script = f"echo run >> {tmp_path}/runs; until [ -e {go} ]; do sleep 0.05; done"
+        results = []
+        for number in range(5):
+            signature = commands.s(AGENT, ["/bin/sh", "-c", script])
+            signature.link(app.signature("count", args=(number,), immutable=True))
+            results.append(signature.delay())
+        wait_until(lambda: (tmp_path / "runs").exists() and (tmp_path / "runs").read_text() == "run\n" * 5, "all run")
+        with Redis(unix_socket_path=str(stack.socket)) as redis:
+            redis.config_set("appendfsync", "always")
+            stack.redis.stop()
+            stack.start_redis()
+            # As soon as the submitter takes messages again.
+            assert commands.s(AGENT, ["/bin/true"]).delay().get(timeout=60)["exitCode"] == 0
+            go.touch()
+            assert [result.get(timeout=60)["exitCode"] for result in results] == [0] * 5
+            wait_until(lambda: redis.llen(keys.CALLBACKS) >= 5, "all are called back")
+            called = [json.loads(base64.b64decode(json.loads(raw)["body"]))[0] for raw in redis.lrange("celery", 0, -1)]
+            assert sorted(called) == [[number] for number in range(5)]
+            wait_until(lambda: not redis.keys(keys.unacked("*")[0]), "nothing is left")
+    assert (tmp_path / "runs").read_text() == "run\n" * 5
 
 
 def test_nothing_is_taken_while_it_cannot_be_recorded(own_stack_with_submitter: Stack) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -125,6 +129,25 @@ def test_a_second_terminal_needs_no_flags_and_results_survive_a_restart(start: C
     assert status["state"] == "SUCCEEDED"
     assert again.run("logs", exec_id).stdout == "kept\n"
     again.interrupt()
+
+
+def test_flower_is_there_on_request_for_whoever_knows_its_password(start: Callable[..., Dev]) -> None:
+    dev = start("--flower", "--flower-listen", "127.0.0.1:0")
+    [line] = [line for line in dev.lines if line.startswith("flower  ")]
+    url, user, file = re.fullmatch(r"flower +(\S+) \(user (\S+), its password is in (.+)\)", line).groups()  # type: ignore[union-attr]
+    assert os.stat(file).st_mode & 0o077 == 0
+    login = Path(file).read_text().strip()
+    assert login.startswith(f"{user}:")
+    assert len(login) > 30
+    asked = urllib.request.Request(url)
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(asked)
+    asked.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
+    with urllib.request.urlopen(asked) as answer:
+        assert "<title>Workers · Flower</title>" in answer.read().decode()
+    children = dev.children()
+    dev.interrupt()
+    assert all(gone(pid) for pid in children)
 
 
 def test_ctrl_c_leaves_no_process_and_no_socket(start: Callable[..., Dev], home: Path) -> None:

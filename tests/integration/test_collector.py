@@ -49,8 +49,9 @@ class Stand:
         self.endings = Endings()
         identity = FileSvidSource(folder / "orchestrator")
         findings = Findings(redis, self.trail)
-        self.evidence = Evidence(redis, findings, identity)
-        self.collector = Collector(redis, self.ledger, self.endings, Registry(redis), identity, self.evidence, findings)
+        registry = Registry(redis)
+        self.evidence = Evidence(redis, findings, identity, registry.revocations)
+        self.collector = Collector(redis, self.ledger, self.endings, registry, identity, self.evidence, findings)
 
     async def admit(self) -> None:
         """An execution that waits for its agent's report."""

@@ -28,6 +28,12 @@ def debians_redis() -> Path:
     pytest.skip("needs redis-server")
 
 
+@pytest.fixture(scope="session")
+def debian() -> Path:
+    """The same, for stacks of tests' own."""
+    return debians_redis()
+
+
 def _forget_denials(stack: Stack) -> None:
     """Where the end-to-end tests run too, they look for some in every stack that ends."""
     with redis_py.Redis(unix_socket_path=str(stack.socket)) as redis:
@@ -38,7 +44,7 @@ def _forget_denials(stack: Stack) -> None:
 def tls_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Debian's redis-server, reached over TLS and nothing else by all parts."""
     data = prepare(tmp_path_factory.mktemp("tls"))
-    with Stack(data, agents=2, redis_server=debians_redis(), redis_tls=True) as running:
+    with Stack(data, agents=2, redis_server=debians_redis(), redis_tls=True, submitter=True) as running:
         yield running
         _forget_denials(running)
 

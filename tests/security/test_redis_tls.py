@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +23,7 @@ from tachikoma import Client, ExecState, broker
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.dev.stack import REDIS_HOST, TRUST_DOMAIN, Stack
 from tachikoma.redis_access import RedisAccess, RedisSettings, celery_url, connect
-from tachikoma.redis_users import agent_user, read_password
+from tachikoma.redis_users import agent_user, application_user, read_password, rules
 from tachikoma.spiffe import agent_id
 from tachikoma.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 
@@ -82,7 +85,42 @@ def test_a_command_runs_over_it_and_over_nothing_else(stack: Stack) -> None:
         connections = [item for item in admin.client_list() if item["user"] != "default"]
     addresses = {(item["user"], item["laddr"].rpartition(":")[2]) for item in connections}
     port = stack.redis_url_of(AGENT).rpartition(":")[2]
-    assert addresses == {(user, port) for user in ("orchestrator", agent_user("agent-1"), agent_user("agent-2"))}
+    assert addresses == {
+        (user, port) for user in ("orchestrator", "submitter", agent_user("agent-1"), agent_user("agent-2"))
+    }
+
+
+#: As Celery's own documentation says, and with nothing of ours but the signature.
+APPLICATION = """
+import os, ssl, sys
+from celery import Celery
+from tachikoma.celery import Commands
+
+url, *files = sys.argv[1:]
+tls = dict(zip(("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"), files), ssl_cert_reqs=ssl.CERT_REQUIRED)
+app = Celery("reports", broker=url, backend=url, broker_use_ssl=tls, redis_backend_use_ssl=tls)
+print(Commands(app, application="reports").s("agent-1", ["/bin/true"]).delay().get(timeout=30)["exitCode"])
+"""
+
+
+def test_a_celery_application_and_the_submitter_use_it_too(stack: Stack, admin: redis_py.Redis, tmp_path: Path) -> None:
+    user = application_user("reports")
+    stack.redis_passwords.make(user)
+    admin.execute_command("ACL", "SETUSER", user, *rules(user, stack.redis_passwords.hashes(user)))
+    password, identity = read_password(stack.redis_passwords.path(user)), stack.identity("user")
+    url = stack.redis_url_of("submitter").replace("rediss://", f"rediss://{user}:{password}@")
+    files = [str(identity / name) for name in (BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE)]
+    stack.profile().save(tmp_path / "profile.json")
+    done = subprocess.run(
+        [sys.executable, "-c", APPLICATION, url, *files],
+        env={**os.environ, "TACHIKOMA_PROFILE": str(tmp_path / "profile.json")},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == b"0\n", done.stderr.decode()
+    names = {item["name"] for item in admin.client_list() if item["user"] == "submitter"}
+    assert {"submitter-celery", "submitter-queues"} <= names
 
 
 def test_a_plain_connection_is_refused(stack: Stack) -> None:

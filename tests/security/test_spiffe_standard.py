@@ -26,9 +26,9 @@ from joserfc.jwk import ECKey
 
 from authority import Authority
 from tachikoma import Client, ExecState, keys, wire
-from tachikoma.dev.ca import write_private
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
+from tachikoma.identity_files import write_private
 from tachikoma.models import new_id
 from tachikoma.signed import Grant, GrantedExecutable, OutputDigest, Receipt, WorkOrder, sign
 from tachikoma.spiffe import agent_id, service_id

@@ -12,6 +12,7 @@ from tachikoma.error_reporting import ErrorReportingSettings
 from tachikoma.models import AuditCode, ExecPolicy
 from tachikoma.policy import PolicySet
 from tachikoma.policy_expectations import load_expectations
+from tachikoma_orchestrator.flower_command import FlowerSettings
 from tachikoma_orchestrator.settings import OrchestratorSettings
 from tachikoma_orchestrator.submitter import SubmitterSettings
 from tachikoma_worker.settings import WorkerSettings
@@ -58,7 +59,13 @@ def test_the_examples_of_the_policy_reference_are_right(tmp_path: Path) -> None:
 def test_every_setting_that_is_named_exists(page: Path) -> None:
     known = {
         f"{settings.model_config['env_prefix']}{name.upper()}"
-        for settings in (OrchestratorSettings, SubmitterSettings, WorkerSettings, ErrorReportingSettings)
+        for settings in (
+            OrchestratorSettings,
+            SubmitterSettings,
+            WorkerSettings,
+            FlowerSettings,
+            ErrorReportingSettings,
+        )
         for name in settings.model_fields
     }
     named = set(re.findall(r"TACHIKOMA_[A-Z_]*[A-Z]", page.read_text(encoding="utf-8")))

@@ -92,6 +92,7 @@ def test_the_orchestrator_hears_every_agent(agent: str, exec_id: str) -> None:
     assert fnmatchcase(keys.events(agent), keys.ALL_EVENTS)
     assert fnmatchcase(keys.info(agent), keys.ALL_INFO)
     assert fnmatchcase(keys.result(agent, exec_id), keys.ALL_RESULTS)
+    assert not any(fnmatchcase(name, keys.ALL_CELERY_EVENTS) for name in names(agent, exec_id))
     # And nothing else over these patterns, for its handlers trust the form of the name.
     assert not any(fnmatchcase(name, keys.ALL_EVENTS) for name in names(agent, exec_id) if name != keys.events(agent))
 
@@ -107,7 +108,12 @@ def test_the_list_of_names_in_the_docstring_is_what_the_functions_make() -> None
         keys.AUDIT_SINKS,
         keys.audit_lock("<sink>"),
         keys.DRAINING,
+        keys.EVENTS_WANTED,
+        keys.JOINED,
+        keys.REVOKED,
+        keys.enrolment("<agent>"),
         keys.ONLINE,
+        keys.celery_events("<kind>"),
         keys.parked("<exec>"),
     }
     made |= {keys.execution("<exec>"), keys.agent_index("<agent>"), *keys.scope("<scope>")}

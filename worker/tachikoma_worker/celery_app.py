@@ -66,7 +66,7 @@ def make_app(settings: WorkerSettings, engine: Engine) -> Celery:
 def make_worker(app: Celery, settings: WorkerSettings) -> Any:
     """The Celery worker of one agent."""
     return app.Worker(
-        hostname=f"{settings.agent_id}@{settings.agent_id}",
+        hostname=keys.node(settings.agent_id),
         concurrency=settings.slots,
         loglevel=settings.log_level.upper(),
         quiet=True,

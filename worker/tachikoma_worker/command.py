@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import pwd
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,10 +17,13 @@ from pydantic import ValidationError
 
 from tachikoma import error_reporting, logs
 from tachikoma.errors import ConfigurationError
+from tachikoma.joining import JoinToken
 from tachikoma.models import capability_mask, describe_validation_error
+from tachikoma_worker import joining
 from tachikoma_worker.celery_app import make_app, make_worker
 from tachikoma_worker.cgroups import detect
 from tachikoma_worker.engine import Engine, sweep
+from tachikoma_worker.joining import PASSWORD_FILE
 from tachikoma_worker.settings import WorkerSettings
 from tachikoma_worker.spawner import become_spawner
 
@@ -52,6 +56,7 @@ def _settings(**given: Any) -> WorkerSettings:
 
 @worker.callback()
 def run(
+    context: typer.Context,
     agent_id: Annotated[str | None, typer.Option(help="The agent this worker is.")] = None,
     redis_url: Annotated[str | None, typer.Option(help="redis://, rediss:// or unix:///path")] = None,
     identity: Annotated[str | None, typer.Option(help="Folder with the agent's X.509-SVID, or unix:///path.")] = None,
@@ -74,6 +79,8 @@ def run(
     ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run an agent's worker. Every option is also an environment variable TACHIKOMA_…"""
+    if context.invoked_subcommand is not None:
+        return
     given: dict[str, Any] = {
         "agent_id": agent_id, "redis_url": redis_url, "identity": identity, "data": data,
         "labels": _labels(label) if label else None, "slots": slots, "user": user, "log_level": log_level,
@@ -100,6 +107,36 @@ def run(
 
     celery_worker.start()
     raise typer.Exit(celery_worker.exitcode or 0)
+
+
+@worker.command()
+def join(
+    token_file: Annotated[Path, typer.Option(help="File with the token of `tachikoma agents enroll`; - is stdin.")],
+    identity: Annotated[
+        Path, typer.Option(envvar="TACHIKOMA_IDENTITY", help="Folder for the agent's X.509-SVID; made if missing.")
+    ],
+    redis_password_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="TACHIKOMA_REDIS_PASSWORD_FILE",
+            help=f"File for the agent's Redis password; {PASSWORD_FILE} in the identity's folder by default.",
+        ),
+    ] = None,
+) -> None:
+    """Become an agent with a token: get its identity and its Redis password. The worker renews the identity."""
+    try:
+        text = sys.stdin.read() if str(token_file) == "-" else token_file.read_text(encoding="ascii")
+    except UnicodeDecodeError:
+        raise ConfigurationError("what --token-file names holds no token") from None
+    except OSError as error:
+        # Not its name: that may be a token, given in the place of one.
+        raise ConfigurationError(f"cannot read what --token-file names: {error.strerror}") from None
+    token = JoinToken.parse(text)
+    password_file = redis_password_file or identity / PASSWORD_FILE
+    has_password = asyncio.run(joining.join(token, identity, password_file))
+    typer.echo(f"{identity}: {token.spiffe_id}")
+    if has_password:
+        typer.echo(f"{password_file}: its Redis password (TACHIKOMA_REDIS_PASSWORD_FILE)")
 
 
 @spawner.callback()

@@ -14,6 +14,7 @@ import signal
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -34,6 +35,7 @@ from tachikoma_worker import VERSION
 from tachikoma_worker.cgroups import Hierarchy, detect
 from tachikoma_worker.confinement import user_name
 from tachikoma_worker.execution import SPOOL, Context, Execution, Stop, deliver, lost_receipt
+from tachikoma_worker.joining import REJOIN, Renewal
 from tachikoma_worker.journal import Journal, Unfinished
 from tachikoma_worker.lease import Lease
 from tachikoma_worker.settings import WorkerSettings
@@ -125,16 +127,19 @@ class Engine:
             ConfigurationError: one of them cannot be used, or the identity is another agent's.
         """
         self._settings = settings
+        joined = Renewal.prepare(settings.identity)
         identity = open_identity(settings.identity)
         svid = identity.current()
         try:
             svid.verify()
         except InvalidIdentity as error:
-            raise ConfigurationError(f"the agent's identity cannot be used: {error}") from error
+            remedy = f"; {REJOIN}" if joined is not None else ""
+            raise ConfigurationError(f"the agent's identity cannot be used: {error}{remedy}") from error
         expected = agent_id(svid.spiffe_id.trust_domain, settings.agent_id)
         if svid.spiffe_id != expected:
             raise ConfigurationError(f"the identity in {identity.place} is {svid.spiffe_id}, not {expected}")
         error_reporting.identify(svid.spiffe_id)
+        self._renewal = None if joined is None else Renewal(Path(settings.identity or ""), joined, identity)
         self.access = access = settings.redis(identity)
         journal = Journal(settings.data)
         self._spools = settings.data / SPOOL
@@ -209,6 +214,8 @@ class Engine:
             self._loop.create_task(self._listen(), name="control"),
             self._loop.create_task(self._watch_policy(), name="policy"),
         ]
+        if self._renewal is not None:
+            self._background.append(self._loop.create_task(self._renewal.run(), name="renewal"))
         for task in self._background:
             task.add_done_callback(self._background_ended)
         self._context.spawner.attach()

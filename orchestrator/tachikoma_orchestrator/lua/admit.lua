@@ -13,6 +13,7 @@
 --   9  orch:approvals        executions that wait for an approval, by deadline (zset)
 --  10  orch:parked:<id>      the request that waits for an approval (string)
 --  11  orch:draining         agents that take no new executions (hash)
+--  12  orch:revoked          agents that were cut off (hash)
 --   then for each scope that has limits
 --      orch:rate:<scope>     executions by time of acceptance, for a minute (zset)
 --      orch:open:<scope>     executions not ended (set)
@@ -30,7 +31,7 @@
 --   then names and values of the audit event, without its code
 -- RESULT: {outcome, ms, ms after which a repetition may succeed or 0}; outcome is
 --   ADMITTED | DUPLICATE (same id, same request) | CONFLICT (same id, another request)
---   | UNKNOWN (agent never heard of) | OFFLINE | DRAINING | FULL (queue) | APPROVALS (too many wait for one)
+--   | UNKNOWN (agent never heard of) | OFFLINE | DRAINING | REVOKED | FULL (queue) | APPROVALS (too many wait for one)
 --   | RATE | CONCURRENT | WAITING (of a scope)
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -44,6 +45,8 @@ end
 local outcome = 'ADMITTED'
 if known then
   outcome = 'CONFLICT'
+elseif revoked(KEYS[12], ARGV[2]) then
+  outcome = 'REVOKED'
 elseif redis.call('EXISTS', KEYS[2]) == 0 then
   outcome = redis.call('HEXISTS', KEYS[5], ARGV[2]) == 1 and 'OFFLINE' or 'UNKNOWN'
 elseif redis.call('HEXISTS', KEYS[11], ARGV[2]) == 1 then
@@ -61,7 +64,7 @@ local function limit(scope, which)
   return tonumber(ARGV[9 + 4 * scope + which])
 end
 for scope = 0, scopes - 1 do
-  local rate, open, waiting = KEYS[12 + 3 * scope], KEYS[13 + 3 * scope], KEYS[14 + 3 * scope]
+  local rate, open, waiting = KEYS[13 + 3 * scope], KEYS[14 + 3 * scope], KEYS[15 + 3 * scope]
   if outcome == 'ADMITTED' and limit(scope, 1) > 0 then
     redis.call('ZREMRANGEBYSCORE', rate, '-inf', now - minute)
     local accepted = redis.call('ZCARD', rate)
@@ -83,7 +86,8 @@ end
 local fields = 9 + 4 * scopes
 local last = fields + 2 * tonumber(ARGV[fields])
 local code = parked and 'approval_requested' or 'admitted'
-if outcome == 'CONFLICT' or outcome == 'UNKNOWN' or outcome == 'OFFLINE' or outcome == 'DRAINING' then
+local nowhere = { CONFLICT = true, UNKNOWN = true, OFFLINE = true, DRAINING = true, REVOKED = true }
+if nowhere[outcome] then
   code = 'refused'
 elseif outcome ~= 'ADMITTED' then
   code = 'limited'
@@ -112,7 +116,7 @@ for i = fields + 1, last do
 end
 local names = {}
 for scope = 0, scopes - 1 do
-  local rate, open, waiting = KEYS[12 + 3 * scope], KEYS[13 + 3 * scope], KEYS[14 + 3 * scope]
+  local rate, open, waiting = KEYS[13 + 3 * scope], KEYS[14 + 3 * scope], KEYS[15 + 3 * scope]
   names[#names + 1] = ARGV[9 + 4 * scope]
   redis.call('ZADD', rate, now, ARGV[1])
   redis.call('PEXPIRE', rate, minute)

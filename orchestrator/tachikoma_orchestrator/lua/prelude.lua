@@ -16,3 +16,9 @@ local function audit_execution(trail, execution, event)
   end
   return audit(trail, event)
 end
+
+-- Whether an agent is cut off (`revoke.lua`), by the hash of those.
+local function revoked(hash, agent)
+  local entry = redis.call('HGET', hash, agent)
+  return entry and string.find(entry, '^{"in_force":true') and true or false
+end

@@ -85,11 +85,13 @@ def dev(
     listen: Annotated[
         str, typer.Option(help="Address of the orchestrator; port 0 takes a free one.")
     ] = "127.0.0.1:8534",
+    flower: Annotated[bool, typer.Option("--flower", help="Also run Flower, a page that shows it all.")] = False,
+    flower_listen: Annotated[str, typer.Option(help="Address of that page.")] = "127.0.0.1:5555",
 ) -> None:
     """Run the whole system on this machine, in the foreground; Ctrl-C stops it."""
     from tachikoma.dev.command import run_dev
 
-    run_dev(agents=count, data=data, listen=listen)
+    run_dev(agents=count, data=data, listen=listen, flower=flower_listen if flower else None)
 
 
 @app.command()

@@ -11,6 +11,7 @@ import typer
 from cryptography import x509
 from rich.text import Text
 
+from tachikoma.cli.authority import ca
 from tachikoma.cli.show import Output, OutputOption, clock, printable, table
 from tachikoma.client import Client
 from tachikoma.errors import ConfigurationError
@@ -26,6 +27,8 @@ __all__ = ["identity"]
 identity = typer.Typer(
     no_args_is_help=True, help="Who one is, whom one trusts, and what a change of roots would break."
 )
+
+identity.add_typer(ca, name="ca")
 
 #: Less than so much of its lifetime left says that a certificate was not renewed when it should have been.
 OVERDUE = 1 / 4
@@ -154,7 +157,7 @@ def check(
     except InvalidIdentity as error:
         mine = str(error)
     with Client() as client:
-        agents = client.agents()
+        agents = [agent for agent in client.agents() if not agent.revoked]
     found = {agent.id: _finding(agent, bundle) for agent in agents}
     roots = {key_digest(root) for root in bundle.roots}
     missing = {agent.id: sorted(roots - set(agent.trust.bundle if agent.trust else ())) for agent in agents}

@@ -10,7 +10,7 @@ import platformdirs
 import typer
 
 from tachikoma.client import Client
-from tachikoma.dev.stack import Stack
+from tachikoma.dev.stack import FLOWER_USER, Stack
 from tachikoma.errors import ConfigurationError
 from tachikoma.profile import PROFILE_VARIABLE, Profile, default_profile_path
 
@@ -39,7 +39,7 @@ def _write_profile(stack: Stack) -> tuple[Path, bool]:
     return path, ours
 
 
-def run_dev(*, agents: int, data: str | None, listen: str) -> None:
+def run_dev(*, agents: int, data: str | None, listen: str, flower: str | None) -> None:
     """Run until Ctrl-C or SIGTERM.
 
     Raises:
@@ -48,7 +48,8 @@ def run_dev(*, agents: int, data: str | None, listen: str) -> None:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    stack = Stack(Path(data) if data else platformdirs.user_data_path("tachikoma"), agents=agents, listen=listen)
+    folder = Path(data) if data else platformdirs.user_data_path("tachikoma")
+    stack = Stack(folder, agents=agents, listen=listen, flower=flower)
     typer.echo(f"starting in {stack.data} …")
     with stack:
         path, usual = _write_profile(stack)
@@ -73,6 +74,8 @@ def _introduce(stack: Stack, profile: Path, *, usual: bool) -> None:
     typer.echo(f"profile       {profile}")
     typer.echo(f"logs          {stack.data / 'logs'}")
     typer.echo(f"audit log     {stack.data / 'audit' / 'audit.jsonl'}")
+    if stack.flower_url:
+        typer.echo(f"flower        {stack.flower_url} (user {FLOWER_USER}, its password is in {stack.flower_users})")
     for warning in sorted({warning for agent in found for warning in agent.warnings}):
         typer.echo(f"not enforced  {warning}")
     typer.echo("")

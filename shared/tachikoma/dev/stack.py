@@ -27,8 +27,9 @@ from typing import IO, Self
 from tachikoma.client import Client
 from tachikoma.dev.ca import SVID_LIFETIME, DevelopmentCA
 from tachikoma.errors import ConfigurationError, Unavailable
+from tachikoma.identity_files import write_private
 from tachikoma.profile import Profile
-from tachikoma.redis_users import ORCHESTRATOR, SERVICES, SUBMITTER, Passwords, acl_file, agent_user
+from tachikoma.redis_users import FLOWER, ORCHESTRATOR, SERVICES, SUBMITTER, Passwords, acl_file, agent_user
 from tachikoma.spiffe import SpiffeId, agent_id, service_id, user_id
 from tachikoma.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 
@@ -41,6 +42,8 @@ REDIS_HOST = "localhost"
 #: Longest time a part may take to be ready, and to end after TERM.
 START_SECONDS = 30.0
 STOP_SECONDS = 15.0
+#: Who may look at Flower.
+FLOWER_USER = "tachikoma"
 #: What the folder for sockets is called, and some random characters.
 RUNTIME_PREFIX = "tachikoma-"
 #: Lines of a part's log that are shown when it fails.
@@ -179,6 +182,7 @@ class Stack:
         redis_server: Path | None = None,
         redis_tls: bool = False,
         submitter: bool = False,
+        flower: str | None = None,
         environment: dict[str, str] | None = None,
     ) -> None:
         """Prepare a stack; nothing is started yet.
@@ -191,6 +195,7 @@ class Stack:
             redis_tls: whether the parts reach it over TLS, each with its identity as certificate; the embedded Valkey
                 cannot do that.
             submitter: whether there is one, so that Celery applications can ask for commands.
+            flower: address of a Flower, if there is to be one; who may look stands in `flower_users`.
             environment: further settings of the parts, as environment variables.
         """
         self.data = data.absolute()
@@ -200,6 +205,7 @@ class Stack:
         self._redis_server = redis_server
         self._redis_tls = redis_tls
         self._redis_port = 0
+        self._flower_listen = flower
         self._environment = {
             "TACHIKOMA_STOP_GRACE": "3s",
             # A laptop's disk is synced once a second; no command is to wait for that.
@@ -219,6 +225,8 @@ class Stack:
         self.orchestrator: Part
         self.submitter: Part | None = None
         self._with_submitter = submitter
+        self.flower: Part | None = None
+        self.flower_url = ""
         self.agents: dict[str, Part] = {}
 
     # --- places -------------------------------------------------------------------------------------------------------
@@ -236,12 +244,14 @@ class Stack:
         return f"unix://{self.socket}"
 
     def redis_url_of(self, part: str) -> str:
-        """Redis's URL for a part: `orchestrator` or an agent's id."""
+        """Redis's URL for a part: `orchestrator`, `flower` or an agent's id."""
         return f"rediss://{REDIS_HOST}:{self._redis_port}" if self._redis_tls else self.redis_url
 
     def redis_user_of(self, part: str) -> str:
         """A part's user in Redis."""
-        return ORCHESTRATOR if part in ("orchestrator", "submitter") else agent_user(part)
+        if part in ("orchestrator", "submitter"):
+            return ORCHESTRATOR
+        return FLOWER if part == FLOWER else agent_user(part)
 
     @property
     def redis_passwords(self) -> Passwords:
@@ -249,12 +259,17 @@ class Stack:
         return Passwords(self.data / "redis" / "passwords")
 
     @property
+    def flower_users(self) -> Path:
+        """The file of who may look at Flower: one user, with a random password."""
+        return self.data / "flower.users"
+
+    @property
     def policy(self) -> Path:
         """The policy file."""
         return self.data / "policy.yaml"
 
     def identity(self, name: str) -> Path:
-        """Folder of an identity: `user`, `orchestrator` or an agent's id."""
+        """Folder of an identity: `user`, `orchestrator`, `flower` or an agent's id."""
         return self.data / "identities" / name
 
     def profile(self) -> Profile:
@@ -265,7 +280,8 @@ class Stack:
     def parts(self) -> list[Part]:
         """All processes, in the order of their start."""
         services = [self.submitter] if self.submitter is not None else []
-        return [self.redis, self.orchestrator, *services, *self.agents.values()]
+        watching = [self.flower] if self.flower is not None else []
+        return [self.redis, self.orchestrator, *services, *self.agents.values(), *watching]
 
     # --- start --------------------------------------------------------------------------------------------------------
 
@@ -319,6 +335,8 @@ class Stack:
             for agent in self.agent_ids:
                 self.start_agent(agent)
             self.wait_for_agents()
+            if self.flower is not None:
+                self.start_flower()
         except BaseException:
             self.stop()
             raise
@@ -328,6 +346,8 @@ class Stack:
         ca = DevelopmentCA(self.data / "ca", TRUST_DOMAIN)
         ca.issue(service_id(TRUST_DOMAIN, "orchestrator"), self.identity("orchestrator"), dns_names=(SERVER_NAME,))
         ca.issue(self.user, self.identity("user"))
+        if self._flower_listen is not None:
+            ca.issue(service_id(TRUST_DOMAIN, FLOWER), self.identity(FLOWER))
         if self._redis_tls:
             ca.issue(service_id(TRUST_DOMAIN, "redis"), self.identity("redis"), dns_names=(REDIS_HOST,))
         for agent in self.agent_ids:
@@ -393,6 +413,19 @@ class Stack:
             )
             for agent in self.agent_ids
         }  # fmt: skip
+
+        if self._flower_listen is not None:
+            if not self.flower_users.exists():
+                write_private(self.flower_users, f"{FLOWER_USER}:{secrets.token_urlsafe(16)}\n".encode())
+            self.flower = Part(
+                FLOWER,
+                [
+                    *tachikoma, "flower", "--redis-url", self.redis_url_of(FLOWER), "--listen", self._flower_listen,
+                    "--identity", str(self.identity(FLOWER)), "--users", str(self.flower_users),
+                ],
+                logs / "flower.log",
+                self._environment_of(FLOWER),
+            )  # fmt: skip
 
     def _redis_command(self) -> list[str]:
         folder = self.data / "redis"
@@ -467,6 +500,18 @@ class Stack:
         self.address = json.loads(line)["address"]
         self.orchestrator.keep_option("--listen", self.address)
 
+    def start_flower(self) -> None:
+        """Start Flower and wait until it listens. A restart keeps the address."""
+        assert self.flower is not None
+        pipe = self.flower.start(ready_pipe=True)
+        assert pipe is not None
+        with pipe:
+            line = pipe.readline()
+        if not line:
+            raise self._failed(self.flower)
+        self.flower_url = json.loads(line)["address"]
+        self.flower.keep_option("--listen", self.flower_url.partition("://")[2])
+
     def start_agent(self, agent: str) -> None:
         """Start an agent and wait until it takes orders."""
         self.start_part(self.agents[agent])
@@ -515,7 +560,9 @@ class Stack:
 
     def stop(self) -> None:
         """Stop everything: agents first, so that they can report; Redis last. Safe to repeat."""
-        # 1. Agents, all at once: each may have commands to end.
+        # 1. Who only looks. Then agents, all at once: each may have commands to end.
+        if self.flower is not None:
+            self.flower.stop()
         for part in self.agents.values():
             if part.alive:
                 assert part.process is not None

@@ -1155,6 +1155,9 @@ class Agent(_message.Message):
     DRAINED_BY_FIELD_NUMBER: _builtins.int
     DRAIN_REASON_FIELD_NUMBER: _builtins.int
     TRUST_FIELD_NUMBER: _builtins.int
+    REVOKED_FIELD_NUMBER: _builtins.int
+    REVOKED_BY_FIELD_NUMBER: _builtins.int
+    REVOKE_REASON_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id."""
     online: _builtins.bool
@@ -1181,6 +1184,12 @@ class Agent(_message.Message):
     """The SPIFFE ID of who drained it, and why."""
     drain_reason: _builtins.str
     """See `drained_by`."""
+    revoked: _builtins.bool
+    """Whether it is cut off."""
+    revoked_by: _builtins.str
+    """The SPIFFE ID of who cut it off, and why."""
+    revoke_reason: _builtins.str
+    """See `revoked_by`."""
     @_builtins.property
     def last_seen(self) -> _timestamp_pb2.Timestamp:
         """When it was last heard of."""
@@ -1217,10 +1226,13 @@ class Agent(_message.Message):
         drained_by: _builtins.str = ...,
         drain_reason: _builtins.str = ...,
         trust: Global___AgentTrust | None = ...,
+        revoked: _builtins.bool = ...,
+        revoked_by: _builtins.str = ...,
+        revoke_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen", b"last_seen", "trust", b"trust"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_used", b"disk_used", "drain_reason", b"drain_reason", "drained_by", b"drained_by", "draining", b"draining", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen", b"last_seen", "load", b"load", "memory_used", b"memory_used", "online", b"online", "queued", b"queued", "running", b"running", "slots", b"slots", "trust", b"trust", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_used", b"disk_used", "drain_reason", b"drain_reason", "drained_by", b"drained_by", "draining", b"draining", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen", b"last_seen", "load", b"load", "memory_used", b"memory_used", "online", b"online", "queued", b"queued", "revoke_reason", b"revoke_reason", "revoked", b"revoked", "revoked_by", b"revoked_by", "running", b"running", "slots", b"slots", "trust", b"trust", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1629,3 +1641,237 @@ class ListAuditEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAuditEventsResponse: _TypeAlias = ListAuditEventsResponse  # noqa: Y015
+
+@_typing.final
+class EnrollAgentRequest(_message.Message):
+    """EnrollAgentRequest asks for a token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The agent that a host is to become."""
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """How long the token lasts; 15 minutes if unset."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnrollAgentRequest: _TypeAlias = EnrollAgentRequest  # noqa: Y015
+
+@_typing.final
+class EnrollAgentResponse(_message.Message):
+    """EnrollAgentResponse has a token. Nobody can be told it again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    EXPIRES_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """For `tachikoma worker join`; whoever has it may become the agent."""
+    @_builtins.property
+    def expires(self) -> _timestamp_pb2.Timestamp:
+        """When it ends."""
+
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        expires: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires", b"expires"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires", b"expires", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnrollAgentResponse: _TypeAlias = EnrollAgentResponse  # noqa: Y015
+
+@_typing.final
+class RevokeAgentRequest(_message.Message):
+    """RevokeAgentRequest names the agent to cut off."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The agent."""
+    reason: _builtins.str
+    """Why; it goes on the record and to those whose executions it ends."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeAgentRequest: _TypeAlias = RevokeAgentRequest  # noqa: Y015
+
+@_typing.final
+class RevokeAgentResponse(_message.Message):
+    """RevokeAgentResponse tells what was done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    CANCELLED_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The agent."""
+    cancelled: _builtins.int
+    """Executions that waited on its queue, and never start."""
+    lost: _builtins.int
+    """Executions that it had started, and whose ends nobody can know."""
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is left to do by hand, for people."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        cancelled: _builtins.int = ...,
+        lost: _builtins.int = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "id", b"id", "lost", b"lost", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeAgentResponse: _TypeAlias = RevokeAgentResponse  # noqa: Y015
+
+@_typing.final
+class JoinRequest(_message.Message):
+    """JoinRequest shows a token and asks for a certificate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    CSR_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.str
+    """The agent that the token is for."""
+    secret: _builtins.bytes
+    """The token's secret."""
+    csr: _builtins.bytes
+    """PKCS #10 request of the agent's own key, DER, that names its SPIFFE ID and nothing else."""
+    def __init__(
+        self,
+        *,
+        agent_id: _builtins.str = ...,
+        secret: _builtins.bytes = ...,
+        csr: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "csr", b"csr", "secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinRequest: _TypeAlias = JoinRequest  # noqa: Y015
+
+@_typing.final
+class JoinResponse(_message.Message):
+    """JoinResponse is what an agent needs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_CHAIN_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
+    REDIS_PASSWORD_FIELD_NUMBER: _builtins.int
+    RENEW_ADDRESS_FIELD_NUMBER: _builtins.int
+    certificate_chain: _builtins.bytes
+    """Its certificate and those of the CA between it and the root, PEM."""
+    bundle: _builtins.bytes
+    """Roots of the trust domain, PEM."""
+    redis_password: _builtins.str
+    """Password of its Redis user; empty where the orchestrator does not make it."""
+    renew_address: _builtins.str
+    """Where it renews its certificate, host:port."""
+    def __init__(
+        self,
+        *,
+        certificate_chain: _builtins.bytes = ...,
+        bundle: _builtins.bytes = ...,
+        redis_password: _builtins.str = ...,
+        renew_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "certificate_chain", b"certificate_chain", "redis_password", b"redis_password", "renew_address", b"renew_address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinResponse: _TypeAlias = JoinResponse  # noqa: Y015
+
+@_typing.final
+class RenewAgentRequest(_message.Message):
+    """RenewAgentRequest asks for the next certificate of the agent that calls."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CSR_FIELD_NUMBER: _builtins.int
+    csr: _builtins.bytes
+    """As in JoinRequest, of a new key."""
+    def __init__(
+        self,
+        *,
+        csr: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewAgentRequest: _TypeAlias = RenewAgentRequest  # noqa: Y015
+
+@_typing.final
+class RenewAgentResponse(_message.Message):
+    """RenewAgentResponse has the next certificate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_CHAIN_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
+    RENEW_ADDRESS_FIELD_NUMBER: _builtins.int
+    certificate_chain: _builtins.bytes
+    """As in JoinResponse."""
+    bundle: _builtins.bytes
+    """As in JoinResponse."""
+    renew_address: _builtins.str
+    """As in JoinResponse."""
+    def __init__(
+        self,
+        *,
+        certificate_chain: _builtins.bytes = ...,
+        bundle: _builtins.bytes = ...,
+        renew_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "certificate_chain", b"certificate_chain", "renew_address", b"renew_address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewAgentResponse: _TypeAlias = RenewAgentResponse  # noqa: Y015

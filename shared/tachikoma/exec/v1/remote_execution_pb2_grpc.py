@@ -116,6 +116,21 @@ class RemoteExecutionStub:
                 request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAuditEventsRequest.SerializeToString,
                 response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAuditEventsResponse.FromString,
                 _registered_method=True)
+        self.EnrollAgent = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/EnrollAgent',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.EnrollAgentRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.EnrollAgentResponse.FromString,
+                _registered_method=True)
+        self.RevokeAgent = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/RevokeAgent',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RevokeAgentRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RevokeAgentResponse.FromString,
+                _registered_method=True)
+        self.RenewAgent = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/RenewAgent',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RenewAgentRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RenewAgentResponse.FromString,
+                _registered_method=True)
 
 
 class RemoteExecutionServicer:
@@ -236,6 +251,27 @@ class RemoteExecutionServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EnrollAgent(self, request, context):
+        """EnrollAgent makes a token with which one host may join once as an agent. Only operators may.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeAgent(self, request, context):
+        """RevokeAgent cuts an agent off at once, until it joins again. Only operators may.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewAgent(self, request, context):
+        """RenewAgent gives an agent that joined its next certificate. Only agents may, each for itself; it is all they may.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RemoteExecutionServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -318,6 +354,21 @@ def add_RemoteExecutionServicer_to_server(servicer, server):
                     servicer.ListAuditEvents,
                     request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAuditEventsRequest.FromString,
                     response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAuditEventsResponse.SerializeToString,
+            ),
+            'EnrollAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.EnrollAgent,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.EnrollAgentRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.EnrollAgentResponse.SerializeToString,
+            ),
+            'RevokeAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeAgent,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RevokeAgentRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RevokeAgentResponse.SerializeToString,
+            ),
+            'RenewAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewAgent,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RenewAgentRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RenewAgentResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -754,6 +805,163 @@ class RemoteExecution:
             '/tachikoma.exec.v1.RemoteExecution/ListAuditEvents',
             tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAuditEventsRequest.SerializeToString,
             tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAuditEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EnrollAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/EnrollAgent',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.EnrollAgentRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.EnrollAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/RevokeAgent',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RevokeAgentRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RevokeAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/RenewAgent',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RenewAgentRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RenewAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class JoiningStub:
+    """Joining lets hosts in that have no identity yet. It listens at an address of its own, where clients show no certificate.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Join = channel.unary_unary(
+                '/tachikoma.exec.v1.Joining/Join',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.JoinRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.JoinResponse.FromString,
+                _registered_method=True)
+
+
+class JoiningServicer:
+    """Joining lets hosts in that have no identity yet. It listens at an address of its own, where clients show no certificate.
+    """
+
+    def Join(self, request, context):
+        """Join gives the holder of a token its agent's first certificate, once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_JoiningServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Join': grpc.unary_unary_rpc_method_handler(
+                    servicer.Join,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.JoinRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.JoinResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'tachikoma.exec.v1.Joining', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('tachikoma.exec.v1.Joining', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Joining:
+    """Joining lets hosts in that have no identity yet. It listens at an address of its own, where clients show no certificate.
+    """
+
+    @staticmethod
+    def Join(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.Joining/Join',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.JoinRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.JoinResponse.FromString,
             options,
             channel_credentials,
             insecure,
