@@ -13,12 +13,12 @@ from typing import Annotated, Any
 import structlog
 import typer
 from celery import signals
-from pydantic import ValidationError
 
 from tachikoma import error_reporting, logs
 from tachikoma.errors import ConfigurationError
 from tachikoma.joining import JoinToken
-from tachikoma.models import capability_mask, describe_validation_error
+from tachikoma.models import capability_mask
+from tachikoma.settings import read_settings
 from tachikoma_worker import joining
 from tachikoma_worker.celery_app import make_app, make_worker
 from tachikoma_worker.cgroups import detect
@@ -45,13 +45,6 @@ def _labels(given: list[str]) -> dict[str, str]:
             raise ConfigurationError(f"{item!r} is no label; write name=value")
         labels[name] = value
     return labels
-
-
-def _settings(**given: Any) -> WorkerSettings:
-    try:
-        return WorkerSettings(**given)
-    except ValidationError as error:
-        raise ConfigurationError(f"worker settings: {describe_validation_error(error)}") from None
 
 
 @worker.callback()
@@ -81,13 +74,13 @@ def run(
     """Run an agent's worker. Every option is also an environment variable TACHIKOMA_…"""
     if context.invoked_subcommand is not None:
         return
-    given: dict[str, Any] = {
-        "agent_id": agent_id, "redis_url": redis_url, "identity": identity, "data": data,
-        "labels": _labels(label) if label else None, "slots": slots, "user": user, "log_level": log_level,
-        "limits": limits, "local_policy": local_policy, "spawner": spawner,
-        "cgroup": cgroup, "cgroup_name": cgroup_name, "capabilities": tuple(capability) if capability else None,
-    }  # fmt: skip
-    settings = _settings(**{name: value for name, value in given.items() if value is not None})
+    settings = read_settings(
+        WorkerSettings, "worker",
+        agent_id=agent_id, redis_url=redis_url, identity=identity, data=data,
+        labels=_labels(label) if label else None, slots=slots, user=user, log_level=log_level,
+        limits=limits, local_policy=local_policy, spawner=spawner,
+        cgroup=cgroup, cgroup_name=cgroup_name, capabilities=tuple(capability) if capability else None,
+    )  # fmt: skip
     logs.configure(settings.log_level)
     error_reporting.configure("worker", agent=settings.agent_id)
     if sweep_up:
@@ -151,7 +144,8 @@ def run_spawner(
     ] = "tachikoma",
 ) -> None:
     """Prepare the agent's cgroups for the worker's user and run the spawner. As root, under a service manager."""
-    settings = _settings(
+    settings = read_settings(
+        WorkerSettings, "worker",
         agent_id=agent_id, redis_url="unix:///", data=Path(), cgroup=cgroup,
         cgroup_name=cgroup_name, capabilities=tuple(capability or ()),
     )  # fmt: skip
