@@ -4,6 +4,9 @@ Prints p50 and p95 in microseconds, and p50 as a share of an `Execute` of `true`
 shares, not times. The kinds are interleaved, so that all meet the same machine. Cold is a certificate that was never
 seen; cached one that was, which is all but the first of each renewal. An `Execute` over a warm connection holds one
 peer verified, one order and one receipt signed, and both of them verified, all cached, and no handshake.
+
+Then what Redis takes for a command of a user with our ACL rules, and for the same of one who may do anything: many are
+sent at once, so that it is the server's time, on a private socket. Here too compare the ratio.
 """
 
 from __future__ import annotations
@@ -17,9 +20,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tachikoma import Client, ExecRequest, ExecState
+from redis import Redis
+
+from tachikoma import Client, ExecRequest, ExecState, keys
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
 from tachikoma.models import ResourceUsage
+from tachikoma.redis_users import ORCHESTRATOR, agent_user, read_password
 from tachikoma.signed import (
     Grant,
     GrantedExecutable,
@@ -32,8 +38,11 @@ from tachikoma.signed import (
 )
 from tachikoma.spiffe import TrustBundle, TrustBundles, agent_id, service_id
 from tachikoma.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE, FileSvidSource
+from tachikoma_orchestrator.scripts import Script
 
 AGENT = "agent-1"
+#: Commands that Redis is sent at once.
+COMMANDS = 500
 EMPTY = "0" * 64
 
 
@@ -84,6 +93,60 @@ def connect_only(stack: Stack) -> Callable[[], None]:
     return connect
 
 
+def redis_commands(stack: Stack, user: str, words: tuple[str, ...]) -> Callable[[], None]:
+    """One command of a user, so many times at once."""
+
+    def encoded(*parts: str) -> bytes:
+        return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part.encode()) for part in parts)
+
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(stack.socket))
+    if user != "default":
+        connection.sendall(encoded("AUTH", user, read_password(stack.redis_passwords.path(user))))
+        assert connection.recv(1000) == b"+OK\r\n"
+    connection.sendall(encoded(*words))
+    answer = connection.recv(1000)
+    assert not answer.startswith(b"-"), answer
+    many, length = encoded(*words) * COMMANDS, len(answer) * COMMANDS
+
+    def measured() -> None:
+        connection.sendall(many)
+        left = length
+        while left:
+            left -= len(connection.recv(left))
+
+    return measured
+
+
+def measure_users(stack: Stack, rounds: int) -> None:
+    """Commands of the fast way, each as its own user and as one who may do anything."""
+    transition = Script("transition")
+    changed = [keys.execution("none"), *[keys.AUDIT] * 7, "none", "QUEUED", *["0"] * 9, "0"]
+    with Redis(unix_socket_path=str(stack.socket)) as redis:
+        redis.script_load(transition.source)
+        redis.set(keys.claim(AGENT, "none"), "x")
+    commands = [
+        (ORCHESTRATOR, ("GET", keys.claim(AGENT, "none"))),
+        (ORCHESTRATOR, ("HGETALL", keys.execution("none"))),
+        (ORCHESTRATOR, ("EVALSHA", transition.sha1, "8", *changed)),
+        (agent_user(AGENT), ("GET", keys.claim(AGENT, "none"))),
+        (agent_user(AGENT), ("SET", keys.claim(AGENT, "none"), "x")),
+        (agent_user(AGENT), ("PUBLISH", keys.output(AGENT, "none"), "x")),
+    ]
+    print(f"\n{'':36}{'anybody µs':>12}{'its user µs':>12}{'ratio':>8}")
+    for user, words in commands:
+        works = [redis_commands(stack, name, words) for name in ("default", user)]
+        taken: list[list[float]] = [[], []]
+        for number in range(rounds + 10):
+            for work, values in zip(works, taken, strict=True):
+                begun = time.perf_counter()
+                work()
+                if number >= 10:
+                    values.append((time.perf_counter() - begun) * 1e6 / COMMANDS)
+        plain, own = map(statistics.median, taken)
+        print(f"{f'{words[0]} by {user}':36}{plain:12.2f}{own:12.2f}{own / plain:8.2f}")
+
+
 def run(rounds: int) -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as folder, Stack(Path(folder)) as stack, Client(stack.profile()) as client:
@@ -125,6 +188,12 @@ def run(rounds: int) -> None:
                 work()
                 if number >= 10:
                     taken[name].append((time.perf_counter() - begun) * 1e6)
+        report(taken)
+        measure_users(stack, rounds)
+
+
+def report(taken: dict[str, list[float]]) -> None:
+    """Print what was measured."""
     whole = statistics.median(taken["Execute of true"])
     print(f"{'':26}{'p50 µs':>10}{'p95 µs':>10}{'of an Execute':>16}")
     for name, values in taken.items():

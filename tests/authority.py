@@ -12,27 +12,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from tachikoma.ca import key_usage
 from tachikoma.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE, Svid
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
-_NO_USAGE = {
-    "digital_signature": False,
-    "content_commitment": False,
-    "key_encipherment": False,
-    "data_encipherment": False,
-    "key_agreement": False,
-    "key_cert_sign": False,
-    "crl_sign": False,
-    "encipher_only": False,
-    "decipher_only": False,
-}
 _BOTH = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
-
-
-def key_usage(*names: str) -> x509.KeyUsage:
-    """A key usage with these bits and no other."""
-    return x509.KeyUsage(**{**_NO_USAGE, **dict.fromkeys(names, True)})
 
 
 class Authority:

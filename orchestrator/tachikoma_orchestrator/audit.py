@@ -1,6 +1,7 @@
 """The audit trail: a Redis stream to which only the scripts in `lua/` append, numbered without a hole.
 
 `docs/audit.md` lists the events. What they say of commands is redacted before it gets here, by `tachikoma.redaction`.
+Whoever owns Redis can put there what is no event: readers and sinks get `trail_altered` in its place, without a number.
 """
 
 from __future__ import annotations
@@ -8,23 +9,51 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import structlog
+from pydantic import ValidationError
+from redis.exceptions import ResponseError
+
 from tachikoma import keys
+from tachikoma.audit_log import MAX_LINE_BYTES
 from tachikoma.errors import Unavailable
-from tachikoma.models import AuditCode, AuditedRequest, ExecAuditLog, ExecRequest
-from tachikoma.redis_access import Redis
+from tachikoma.models import (
+    MAX_NUMBER,
+    AuditCode,
+    AuditedRequest,
+    ExecAuditLog,
+    ExecRequest,
+    describe_validation_error,
+)
+from tachikoma.redis_access import Redis, wrong_type
 from tachikoma_orchestrator.scripts import Runner, Script
 
-__all__ = ["AuditTrail", "audited"]
+__all__ = ["AuditTrail", "SinkPosition", "audited", "parse", "read_entries"]
+
+log = structlog.get_logger(__name__)
+
+#: An entry of the stream as redis-py gives it.
+Entry = tuple[bytes, dict[bytes, bytes]]
 
 #: Events read in one round trip, and round trips that one search takes at the most.
 BATCH = 1000
 MAX_STEPS = 100
 #: Longest reason kept.
 MAX_REASON = 2000
+#: Longest reason why an entry cannot be read.
+MAX_UNREADABLE = 200
+#: An entry of so few bytes is not measured as the line it becomes; six times as many would still fit.
+SMALL_BYTES = 64 * 1024
+#: Room in a line of an audit log for what stands around the event.
+LINE_MARGIN = 1024
+#: The last moment a time can be of, in ms.
+LAST_MS = 253_402_300_799_999
 
 
 def audited(request: ExecRequest, shown: tuple[str, ...]) -> AuditedRequest:
@@ -121,7 +150,7 @@ class AuditTrail:
             position = f"({after}"
             while len(found) < limit:
                 entries = await self._redis.xrange(keys.AUDIT, position, "+", count=BATCH)
-                found += [event for event in map(parse, entries) if not exec_id or event.id == exec_id]
+                found += [event for event in read_entries(entries) if not exec_id or event.id == exec_id]
                 if len(entries) < BATCH:
                     break
                 position = f"({entries[-1][0].decode()}"
@@ -129,30 +158,38 @@ class AuditTrail:
         position, steps = "+", 0
         while len(found) < limit and steps < MAX_STEPS:
             entries = await self._redis.xrevrange(keys.AUDIT, position, "-", count=BATCH)
-            found += [event for event in map(parse, entries) if not exec_id or event.id == exec_id]
+            found += [event for event in read_entries(entries) if not exec_id or event.id == exec_id]
             if len(entries) < BATCH:
                 break
             position, steps = f"({entries[-1][0].decode()}", steps + 1
         return found[:limit][::-1]
 
     async def trim(self, now_ms: int, *, retention: timedelta, events: int, closed: bool) -> None:
-        """Let go of what is past its retention.
+        """Let go of what is past its retention; of nothing where Redis cannot say what that is.
 
         Args:
             now_ms: by the clock of Redis.
             retention, events: how long, and how many, are kept.
             closed: whether what a sink has not taken yet is kept all the same.
         """
+        try:
+            await self._trim(now_ms, retention=retention, events=events, closed=closed)
+        except (ValueError, ResponseError) as error:
+            if isinstance(error, ResponseError) and not wrong_type(error):
+                raise
+            log.error("audit.not_trimmed", reason=str(error)[:MAX_UNREADABLE])
+
+    async def _trim(self, now_ms: int, *, retention: timedelta, events: int, closed: bool) -> None:
         oldest_ms = now_ms - round(retention.total_seconds() * 1000)
         oldest, by_number = f"{oldest_ms}-0", True
         if closed:
             latest = int(await self._redis.get(keys.AUDIT_SEQ) or 0)
             for raw in await self._redis.hvals(keys.AUDIT_SINKS):
-                sink = json.loads(raw)
+                sink = SinkPosition.read(raw)
                 # One that was not heard of for so long has no claim any more.
-                if sink["at"] * 1000 >= oldest_ms:
-                    oldest = min(oldest, sink["cursor"], key=_order)
-                    by_number = by_number and latest - sink["seq"] <= events
+                if sink is not None and sink.at * 1000 >= oldest_ms:
+                    oldest = min(oldest, sink.cursor, key=_order)
+                    by_number = by_number and latest - sink.seq <= events
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.xtrim(keys.AUDIT, minid=oldest, approximate=True)
             if by_number:
@@ -165,14 +202,75 @@ def _order(cursor: str) -> tuple[int, int]:
     return int(time_ms), int(number or 0)
 
 
-def parse(entry: tuple[bytes, dict[bytes, bytes]]) -> ExecAuditLog:
-    """An entry of the stream as an event."""
+@dataclass(frozen=True, slots=True)
+class SinkPosition:
+    """How far a sink is, as it stands in `orch:audit:sinks`."""
+
+    #: Place in the trail of the last event it took, and that event's number.
+    cursor: str
+    seq: int
+    #: When that was written, in seconds since the epoch.
+    at: int
+
+    @classmethod
+    def read(cls, raw: bytes) -> SinkPosition | None:
+        """A position; None where it is none that this program wrote."""
+        try:
+            kept = json.loads(raw)
+            position = cls(kept["cursor"], kept["seq"], kept["at"])
+            if type(position.seq) is not int or type(position.at) is not int or abs(position.seq) > MAX_NUMBER:
+                return None
+            if not re.fullmatch("[0-9]{1,20}-[0-9]{1,20}", position.cursor) or max(_order(position.cursor)) >= 2**64:
+                return None
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+        return position
+
+    def to_json(self) -> str:
+        return json.dumps({"cursor": self.cursor, "seq": self.seq, "at": self.at})
+
+
+def read_entries(entries: Iterable[Entry]) -> list[ExecAuditLog]:
+    """Entries of the stream as events; what cannot be read is in the log, one line for all of it."""
+    events = [parse(entry) for entry in entries]
+    altered = [event for event in events if not event.seq]
+    if altered:
+        log.error("audit.unreadable", entries=len(altered), first=altered[0].cursor, reason=altered[0].reason)
+    return events
+
+
+def parse(entry: Entry) -> ExecAuditLog:
+    """An entry of the stream as an event: `trail_altered` where it is none."""
     cursor, raw = entry
+    try:
+        event = _event(cursor, raw)
+        if sum(map(len, raw.values())) > SMALL_BYTES and len(event.to_json()) > MAX_LINE_BYTES - LINE_MARGIN:
+            raise ValueError("it is larger than any event")
+        return event
+    except ValidationError as error:
+        why = describe_validation_error(error)
+    except KeyError as error:
+        why = f"it has no field {error}"
+    except (ValueError, OverflowError, OSError) as error:
+        why = str(error)
+    time_ms = min(int(cursor.partition(b"-")[0]), LAST_MS)
+    return ExecAuditLog(
+        cursor=cursor.decode(),
+        time=datetime.fromtimestamp(time_ms / 1000, UTC),
+        event=AuditCode.TRAIL_ALTERED,
+        reason=f"what stands here in Redis is no event: {why[:MAX_UNREADABLE]}",
+    )
+
+
+def _event(cursor: bytes, raw: dict[bytes, bytes]) -> ExecAuditLog:
     fields: dict[str, Any] = {name.decode(): value.decode() for name, value in raw.items()}
+    seq = int(fields["seq"])
+    if seq < 1:
+        raise ValueError(f"its number is {seq}")
     started = int(fields.get("start_ms") or 0)
     return ExecAuditLog(
         cursor=cursor.decode(),
-        seq=int(fields.get("seq", 0)),
+        seq=seq,
         time=datetime.fromtimestamp(int(cursor.partition(b"-")[0]) / 1000, UTC),
         event=fields["event"],
         id=fields.get("id", ""),

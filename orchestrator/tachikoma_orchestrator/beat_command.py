@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import structlog
 import typer
-from pydantic import ValidationError
 from pydantic_settings import SettingsConfigDict
 
 from tachikoma import error_reporting, logs
-from tachikoma.errors import ConfigurationError
 from tachikoma.identity import open_identity
-from tachikoma.models import describe_validation_error
 from tachikoma.redis_access import RedisAccess, RedisSettings
 from tachikoma.redis_users import BEAT
+from tachikoma.settings import read_settings
 from tachikoma.svid import IdentityPlace
 from tachikoma_orchestrator.beat import Beat
 from tachikoma_orchestrator.schedule_source import open_schedules
@@ -53,15 +51,11 @@ def run(
     ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run Celery beat for the schedules. Every option is also an environment variable TACHIKOMA_…"""
-    given: dict[str, Any] = {
-        "schedules": schedules, "redis_url": redis_url, "identity": identity, "log_level": log_level,
-    }  # fmt: skip
     if check and redis_url is None:
-        given["redis_url"] = "unix:///"
-    try:
-        settings = BeatSettings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        raise ConfigurationError(f"beat settings: {describe_validation_error(error)}") from None
+        redis_url = "unix:///"
+    settings = read_settings(
+        BeatSettings, "beat", schedules=schedules, redis_url=redis_url, identity=identity, log_level=log_level
+    )
     found = open_schedules(settings.schedules)
     if check:
         number = len(found.current.schedules)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from tachikoma import error_reporting, logs
-from tachikoma.errors import ConfigurationError
-from tachikoma.models import describe_validation_error
+from tachikoma.settings import read_settings
 from tachikoma_orchestrator.health import ask_health
 from tachikoma_orchestrator.server import announce, serve
 from tachikoma_orchestrator.settings import OrchestratorSettings
@@ -37,14 +35,11 @@ def run(
     ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run the orchestrator. Every option is also an environment variable TACHIKOMA_…"""
-    given: dict[str, Any] = {
-        "redis_url": redis_url, "identity": identity, "policy": policy_file, "schedules": schedules,
-        "listen": listen, "log_level": log_level,
-    }  # fmt: skip
-    try:
-        settings = OrchestratorSettings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        raise ConfigurationError(f"orchestrator settings: {describe_validation_error(error)}") from None
+    settings = read_settings(
+        OrchestratorSettings, "orchestrator",
+        redis_url=redis_url, identity=identity, policy=policy_file, schedules=schedules,
+        listen=listen, log_level=log_level,
+    )  # fmt: skip
     if context.invoked_subcommand is not None:
         context.obj = settings
         return

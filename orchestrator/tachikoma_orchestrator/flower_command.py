@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from pydantic_settings import SettingsConfigDict
 
 from tachikoma import error_reporting, logs
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity import open_identity
-from tachikoma.models import describe_validation_error
 from tachikoma.redis_access import RedisAccess, RedisSettings
 from tachikoma.redis_users import FLOWER
+from tachikoma.settings import read_settings
 from tachikoma.svid import IdentityPlace
 from tachikoma_orchestrator.server import announce
 
@@ -91,14 +90,11 @@ def run(
 ) -> None:
     """Run Flower. Every option is also an environment variable TACHIKOMA_…; those of the web server begin with
     TACHIKOMA_FLOWER_."""
-    given: dict[str, Any] = {
-        "redis_url": redis_url, "identity": identity, "flower_listen": listen, "flower_users": users,
-        "flower_certificate": certificate, "flower_key": key, "log_level": log_level,
-    }  # fmt: skip
-    try:
-        settings = FlowerSettings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        raise ConfigurationError(f"flower settings: {describe_validation_error(error)}") from None
+    settings = read_settings(
+        FlowerSettings, "flower",
+        redis_url=redis_url, identity=identity, flower_listen=listen, flower_users=users,
+        flower_certificate=certificate, flower_key=key, log_level=log_level,
+    )  # fmt: skip
     shown = settings.flower_certificate, settings.flower_key
     if (shown[0] is None) != (shown[1] is None):
         raise ConfigurationError("--certificate and --key are given together or not")

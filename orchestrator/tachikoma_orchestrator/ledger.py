@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -542,7 +543,7 @@ class Ledger:
             args=[
                 exec_id, ",".join(from_states), to or "", "1" if to and to.terminal else "0",
                 FENCE if fence else "", self._retention_seconds, order_sha256, _milliseconds(wait), started_ms,
-                agent, len(fields), *[part for pair in fields.items() for part in pair],
+                agent, secrets.token_hex(8), len(fields), *[part for pair in fields.items() for part in pair],
                 *[part for pair in event.items() for part in pair],
             ],
         )  # fmt: skip
@@ -606,13 +607,20 @@ class Ledger:
     async def approvals(self) -> list[Record]:
         """Executions that wait for an approval, those with the nearest deadline first."""
         ids = await self._redis.zrange(keys.APPROVALS, 0, self._approvals_size - 1)
-        records = await self.records([item.decode() for item in ids])
+        records = await self.records([item.decode(errors="replace") for item in ids])
         return [record for record in records if record.state is ExecState.PENDING_APPROVAL]
 
     async def open_executions(self, *, offset: int, limit: int) -> list[str]:
         """Ids of executions that have not ended, those with the nearest queue deadline first."""
-        ids = await self._redis.zrange(keys.OPEN, offset, offset + limit - 1)
-        return [item.decode() for item in ids]
+        ids: list[str] = []
+        for item in await self._redis.zrange(keys.OPEN, offset, offset + limit - 1):
+            try:
+                ids.append(item.decode())
+            except UnicodeDecodeError:
+                # No execution has such an id; what others put there must not be looked at again and again.
+                log.error("open.unreadable", id=repr(item)[:200])
+                await self._redis.zrem(keys.OPEN, item)
+        return ids
 
     async def newest(
         self, agent: str, *, ended: bool, before: tuple[int, int] | None, limit: int, since_ms: int = 0
@@ -631,7 +639,7 @@ class Ledger:
         top, skip = (str(before[0]), before[1]) if before else ("+inf", 0)
         bottom = since_ms if ended else "-inf"
         found = await self._redis.zrevrangebyscore(index, top, bottom, start=skip, num=limit, withscores=True)
-        return [(exec_id.decode(), int(score)) for exec_id, score in found]
+        return [(exec_id.decode(errors="replace"), int(score)) for exec_id, score in found]
 
     async def now_ms(self) -> int:
         """The clock of Redis, which all times of the ledger are told by."""
@@ -645,5 +653,5 @@ class Ledger:
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.zremrangebyscore(keys.INDEX, "-inf", oldest)
             for agent in agents:
-                pipe.zremrangebyscore(keys.agent_index(agent.decode()), "-inf", oldest)
+                pipe.zremrangebyscore(keys.agent_index(agent.decode(errors="replace")), "-inf", oldest)
             await pipe.execute()

@@ -85,15 +85,16 @@ class Reaper:
         """Look for ever."""
         looks = 0
         while True:
+            # Counted first: what cannot be trimmed must not keep executions from their ends.
+            due, looks = looks % TRIM_EVERY == 0, looks + 1
             try:
-                if looks % TRIM_EVERY == 0:
+                if due:
                     now_ms = await self._ledger.now_ms()
                     await self._ledger.trim(now_ms)
                     await self._trail.trim(
                         now_ms, retention=self._audit_retention, events=self._audit_events, closed=self._audit_closed
                     )
                 await self.look()
-                looks += 1
             except (RedisError, OSError) as error:
                 log.warning("reaper.redis_away", error=str(error))
                 self._answering_since = time.monotonic()

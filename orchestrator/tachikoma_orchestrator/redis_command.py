@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from pydantic_settings import SettingsConfigDict
 
 from tachikoma.cli.show import Output, OutputOption, as_json, table
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity import open_identity
-from tachikoma.models import describe_validation_error
 from tachikoma.redis_access import RedisAccess, RedisSettings, connect
 from tachikoma.redis_users import (
     CHECK,
@@ -27,6 +25,7 @@ from tachikoma.redis_users import (
     application_user,
     rules,
 )
+from tachikoma.settings import read_settings
 from tachikoma.svid import IdentityPlace
 from tachikoma_orchestrator.redis_check import Report, examine
 
@@ -112,14 +111,11 @@ def check(
             raise ConfigurationError(f"{passwords} is no folder of passwords; `tachikoma redis acl` makes one")
         kept = Passwords(passwords)
         redis_password_file = redis_password_file or kept.path(redis_user or CHECK)
-    given: dict[str, Any] = {
-        "redis_url": redis_url, "redis_user": redis_user, "redis_password_file": redis_password_file,
-        "identity": identity,
-    }  # fmt: skip
-    try:
-        settings = CheckSettings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        raise ConfigurationError(f"settings: {describe_validation_error(error)}") from None
+    settings = read_settings(
+        CheckSettings, "redis",
+        redis_url=redis_url, redis_user=redis_user, redis_password_file=redis_password_file,
+        identity=identity,
+    )  # fmt: skip
     svid = None if settings.identity is None else open_identity(settings.identity)
     access = RedisAccess.of(settings, identity=svid, user=CHECK)
     report = asyncio.run(_examine(access, kept, durable=settings.audit_durable))

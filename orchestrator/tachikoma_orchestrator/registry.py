@@ -7,6 +7,7 @@ same on `agent.<id>:events`; what was heard last is kept in `orch:agents`, since
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,9 +15,11 @@ from typing import Any
 
 import structlog
 from pydantic import ValidationError
+from redis.exceptions import ResponseError
 
 from tachikoma import keys
 from tachikoma.errors import AgentUnknown
+from tachikoma.fields import ID_PATTERN
 from tachikoma.heartbeat import Heartbeat, Trust
 from tachikoma.models import AgentInfo, AgentTrust, Model
 from tachikoma.redis_access import Redis, wrong_type
@@ -78,8 +81,14 @@ class Registry:
     async def discover(self) -> None:
         """Learn of agents that said something while nobody listened. Reads every key once, in steps."""
         async for key in self._redis.scan_iter(match=keys.ALL_INFO, count=1000):
-            agent = keys.agent_of_channel(key.decode())
-            raw = await self._redis.get(key)
+            agent = keys.agent_of_channel(key.decode(errors="replace"))
+            try:
+                raw = await self._redis.get(key)
+            except ResponseError as error:
+                if not wrong_type(error):
+                    raise
+                log.warning("heartbeat.unreadable", agent=agent[:64], error=str(error))
+                continue
             if raw:
                 await self.heard(agent, raw)
 
@@ -89,6 +98,9 @@ class Registry:
             heartbeat = Heartbeat.model_validate_json(raw)
         except ValidationError as error:
             log.warning("heartbeat.unreadable", agent=agent, error=str(error)[:500])
+            return
+        if not re.fullmatch(ID_PATTERN, agent):
+            log.warning("heartbeat.unreadable", agent=agent[:64], error="no agent has such an id")
             return
         what = f"version {heartbeat.version} on {heartbeat.hostname}"
         call = self._heard(
@@ -137,6 +149,9 @@ class Registry:
                 if not wrong_type(info):
                     raise info
                 info = None
+            if not re.fullmatch(ID_PATTERN, agent):
+                log.warning("agent.unreadable", agent=agent[:64], error="no agent has such an id")
+                continue
             try:
                 entry: dict[str, Any] = json.loads(raw)
                 heartbeat, seen_ms = Heartbeat.model_validate(entry["heartbeat"]), int(entry["seen_ms"])

@@ -7,19 +7,18 @@ and standard output are shared: one orchestrator at a time holds the lock, and t
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 import structlog
-from redis.exceptions import LockError, RedisError
+from redis.exceptions import LockError, RedisError, ResponseError
 
 from tachikoma import keys
+from tachikoma.audit_log import last_number
 from tachikoma.models import ExecAuditLog
-from tachikoma.redis_access import Redis
-from tachikoma_orchestrator.audit import AuditTrail, parse
+from tachikoma.redis_access import Redis, wrong_type
+from tachikoma_orchestrator.audit import AuditTrail, SinkPosition, read_entries
 from tachikoma_orchestrator.metrics import AUDIT_CLOSED, AUDIT_WAITING
 from tachikoma_orchestrator.sinks import FileSink, Sink, SinkAway
 
@@ -39,15 +38,6 @@ CHECKPOINT_SECONDS = 60.0
 LOCK_SECONDS = 30.0
 #: Between looks at how much waits.
 WATCH_SECONDS = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class _Position:
-    cursor: str
-    seq: int
-
-    def to_json(self, now: float) -> str:
-        return json.dumps({"cursor": self.cursor, "seq": self.seq, "at": round(now)})
 
 
 class Shipper:
@@ -79,6 +69,8 @@ class Shipper:
         self._shared = shared
         self._backlog = backlog
         self._closed = closed
+        #: Why it cannot be told how much waits, or nothing.
+        self._untold = ""
 
     def start(self) -> list[asyncio.Task[None]]:
         """Ship until the tasks are cancelled, all together, with `cancel_all`."""
@@ -91,10 +83,10 @@ class Shipper:
 
     async def _read(self, cursor: str) -> list[ExecAuditLog]:
         answer = await self._redis.xread({keys.AUDIT: cursor}, count=BATCH, block=round(BLOCK_SECONDS * 1000))
-        return [parse(entry) for _, entries in answer or () for entry in entries]
+        return read_entries(entry for _, entries in answer or () for entry in entries)
 
-    async def _keep(self, sink: Sink, position: _Position) -> None:
-        await self._redis.hset(keys.AUDIT_SINKS, sink.name, position.to_json(time.time()))
+    async def _keep(self, sink: Sink, cursor: str, seq: int) -> None:
+        await self._redis.hset(keys.AUDIT_SINKS, sink.name, SinkPosition(cursor, seq, round(time.time())).to_json())
 
     async def _send(self, sink: Sink, events: Sequence[ExecAuditLog]) -> int:
         """Give events to a sink; how many it took."""
@@ -107,8 +99,10 @@ class Shipper:
 
     async def _ship_file(self, sink: FileSink) -> None:
         signed = time.monotonic()
+        told = ""
         try:
             while True:
+                said = ""
                 try:
                     events = await self._read(sink.cursor)
                     if events and not await self._send(sink, events):
@@ -118,12 +112,23 @@ class Shipper:
                         signed = time.monotonic()
                     elif time.monotonic() - signed >= CHECKPOINT_SECONDS:
                         await asyncio.to_thread(sink.checkpoint)
-                    await self._keep(sink, _Position(sink.cursor, sink.seq))
+                    try:
+                        await self._keep(sink, sink.cursor, sink.seq)
+                    except ResponseError as error:
+                        if not wrong_type(error):
+                            raise
+                        # It stands in the file as well.
+                        said = f"its position cannot be kept: {error}"
                 except SinkAway as away:
                     log.error("audit.sink_away", sink=sink.name, reason=str(away))
                     await asyncio.sleep(RETRY_SECONDS)
-                except (RedisError, OSError):
+                except (RedisError, OSError) as error:
+                    said = str(error)[:200]
                     await asyncio.sleep(RETRY_SECONDS)
+                # Once, until it is well again or something else is wrong.
+                if said and said != told:
+                    log.warning("audit.redis_away", sink=sink.name, reason=said)
+                told = said
         finally:
             # What was written is signed for before the process ends.
             with suppress(SinkAway):
@@ -147,26 +152,28 @@ class Shipper:
 
     async def _ship_locked(self, sink: Sink, lock: Redis) -> None:
         """Ship while the lock is ours."""
-        position = await self._position(sink.name)
+        cursor, seq, readable = await self._position(sink.name)
+        if not readable:
+            # It gets twice what it had; the other way round it would lose what it had not.
+            log.error("audit.position_unreadable", sink=sink.name)
         while True:
             await lock.reacquire()
-            events = await self._read(position.cursor)
+            events = await self._read(cursor)
             if not events:
-                await self._keep(sink, position)
+                await self._keep(sink, cursor, seq)
                 continue
             sent = await self._send(sink, events)
             if sent:
-                position = _Position(events[sent - 1].cursor, events[sent - 1].seq)
-                await self._keep(sink, position)
+                cursor, seq = events[sent - 1].cursor, last_number(events[:sent], seq)
+                await self._keep(sink, cursor, seq)
             if sent < len(events):
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _position(self, name: str) -> _Position:
+    async def _position(self, name: str) -> tuple[str, int, bool]:
+        """Cursor and number of the last event a shared sink took; and whether what Redis has of it can be read."""
         raw = await self._redis.hget(keys.AUDIT_SINKS, name)
-        if raw is None:
-            return _Position("0-0", 0)
-        kept = json.loads(raw)
-        return _Position(kept["cursor"], kept["seq"])
+        kept = None if raw is None else SinkPosition.read(raw)
+        return ("0-0", 0, raw is None) if kept is None else (kept.cursor, kept.seq, True)
 
     # --- how much waits -----------------------------------------------------------------------------------------------
 
@@ -178,17 +185,32 @@ class Shipper:
 
     async def look(self) -> None:
         """See once how much waits for each sink, and tell the trail."""
-        latest = int(await self._redis.get(keys.AUDIT_SEQ) or 0)
-        waiting = {sink.name: latest - (await self._position(sink.name)).seq for sink in self._shared}
-        if self._file is not None:
-            waiting[self._file.name] = latest - self._file.seq
-        for name, number in waiting.items():
-            AUDIT_WAITING.labels(name).set(number)
-        most = max(waiting, key=lambda name: waiting[name])
-        behind = ""
-        if self._closed and waiting[most] > self._backlog:
-            behind = f"{waiting[most]} events of the audit trail wait for {most}, and at most {self._backlog} may"
+        behind = untold = ""
+        try:
+            waiting = await self._waiting()
+            most = max(waiting, key=lambda name: waiting[name])
+            if waiting[most] > self._backlog:
+                behind = f"{waiting[most]} events of the audit trail wait for {most}, and at most {self._backlog} may"
+        except (ValueError, ResponseError) as error:
+            if isinstance(error, ResponseError) and not wrong_type(error):
+                raise
+            behind = untold = f"how much of the audit trail waits cannot be told: {str(error)[:200]}"
+        if untold and untold != self._untold:
+            log.error("audit.unreadable", reason=untold)
+        self._untold = untold
+        if not self._closed:
+            behind = ""
         if bool(behind) != bool(self._trail.behind):
             log.error("audit.closed", reason=behind) if behind else log.info("audit.open")
         self._trail.behind = behind
         AUDIT_CLOSED.set(bool(behind))
+
+    async def _waiting(self) -> dict[str, int]:
+        """Events that wait, by the name of the sink. Raises ValueError where Redis has no number of the latest."""
+        latest = int(await self._redis.get(keys.AUDIT_SEQ) or 0)
+        waiting = {sink.name: latest - (await self._position(sink.name))[1] for sink in self._shared}
+        if self._file is not None:
+            waiting[self._file.name] = latest - self._file.seq
+        for name, number in waiting.items():
+            AUDIT_WAITING.labels(name).set(number)
+        return waiting

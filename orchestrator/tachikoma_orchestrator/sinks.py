@@ -44,7 +44,16 @@ SYSLOG_FACILITY = 13
 WARNING, INFORMATIONAL = 4, 6
 #: Events that are warnings although policy had said yes.
 _WARNINGS = frozenset(
-    {"lost", "policy_kept", "agent_left", "late_receipt", "output_altered", "receipt_refused", "record_altered"}
+    {
+        "lost",
+        "policy_kept",
+        "agent_left",
+        "late_receipt",
+        "output_altered",
+        "receipt_refused",
+        "record_altered",
+        "trail_altered",
+    }
 )
 
 
@@ -149,11 +158,12 @@ class FileSink:
                 content = json.loads(line)
                 signed = signed or "checkpoint" in content
                 if "event" in content:
-                    if self.seq == 0:
-                        self.cursor, self.seq = str(content["event"]["cursor"]), int(content["event"]["seq"])
-                    if signed:
+                    if self.cursor == "0-0":
+                        self.cursor = str(content["event"]["cursor"])
+                    self.seq = self.seq or int(content["event"]["seq"])
+                    if signed and self.seq:
                         break
-                    self.unsigned += 1
+                    self.unsigned += not signed
             if file == self._path:
                 with file.open("rb") as opened:
                     self._file_first_line = int(json.loads(opened.readline())["line"])
@@ -169,18 +179,19 @@ class FileSink:
 
     def send(self, events: Sequence[ExecAuditLog]) -> None:
         before = (self._line, self._head, self.unsigned)
-        lines = []
+        lines, seq = [], self.seq
         try:
             for event in events:
+                seq = event.seq or seq
                 lines.append(self._next("event", event.to_dict()))
                 self.unsigned += 1
                 if self.unsigned >= CHECKPOINT_EVENTS:
-                    lines.append(self._checkpoint(event.seq))
+                    lines.append(self._checkpoint(seq))
             self._append(lines)
         except OSError as error:
             self._line, self._head, self.unsigned = before
             raise SinkAway(f"cannot write the audit log {self._path}: {error.strerror}") from error
-        self.cursor, self.seq = events[-1].cursor, events[-1].seq
+        self.cursor, self.seq = events[-1].cursor, seq
 
     def checkpoint(self) -> None:
         """Sign for what is there, if something is that nobody signed for. Raises SinkAway."""

@@ -39,6 +39,7 @@ from tachikoma.errors import ConfigurationError, TachikomaError
 from tachikoma.redis_access import RedisAccess, connect
 from tachikoma.redis_users import SUBMITTER
 from tachikoma.svid import SvidSource
+from tachikoma_orchestrator.audit import SinkPosition
 from tachikoma_orchestrator.core import Core
 from tachikoma_orchestrator.scheduling import NUDGE_TASK
 from tachikoma_orchestrator.scripts import Runner, Script
@@ -281,15 +282,17 @@ class Submitter:
     async def _watch_sinks(self) -> None:
         """Take nothing while too much waits for the sinks that the orchestrators ship to."""
         while True:
-            with suppress(RedisError, OSError, ValueError, KeyError, TypeError):
+            with suppress(RedisError, OSError, ValueError):
                 latest = int(await self.core.redis.get(keys.AUDIT_SEQ) or 0)
                 self.core.trail.behind = ""
                 for name, raw in (await self.core.redis.hgetall(keys.AUDIT_SINKS)).items():
-                    sink = json.loads(raw)
-                    waiting = latest - sink["seq"]
-                    heard = sink["at"] > time.time() - SINK_SECONDS
-                    if waiting > self.settings.audit_backlog and heard:
-                        self.core.trail.behind = f"{waiting} events of the audit trail wait for {name.decode()}"
+                    sink = SinkPosition.read(raw)
+                    if sink is None or sink.at <= time.time() - SINK_SECONDS:
+                        continue
+                    waiting = latest - sink.seq
+                    if waiting > self.settings.audit_backlog:
+                        told = name.decode(errors="replace")
+                        self.core.trail.behind = f"{waiting} events of the audit trail wait for {told}"
             await asyncio.sleep(ALIVE_SECONDS)
 
 
@@ -314,14 +317,7 @@ def make_app(submitter: Submitter) -> Celery:
         task_default_queue=keys.CALLBACKS,
         task_queues=[Queue(name, routing_key=name) for name in (keys.SUBMIT, keys.BATCH)],
         task_acks_late=True,
-        # One message is taken only when there is a thread for it; the rest is for other submitters.
-        worker_prefetch_multiplier=1,
-        worker_disable_prefetch=True,
-        worker_enable_remote_control=False,
-        worker_send_task_events=False,
-        worker_hijack_root_logger=False,
-        worker_redirect_stdouts=False,
-        worker_cancel_long_running_tasks_on_connection_loss=False,
+        **broker.WORKER,
         result_expires=RESULT_SECONDS,
         result_backend_always_retry=True,
         result_backend_thread_safe=True,

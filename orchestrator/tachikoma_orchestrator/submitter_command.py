@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
 from tachikoma import error_reporting, logs
-from tachikoma.errors import ConfigurationError
-from tachikoma.models import describe_validation_error
+from tachikoma.settings import read_settings
 from tachikoma_orchestrator.submitter import SubmitterSettings, serve
 
 __all__ = ["submitter"]
@@ -36,14 +34,11 @@ def run(
     ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run a submitter. It takes the orchestrator's settings, as options or environment variables TACHIKOMA_…"""
-    given: dict[str, Any] = {
-        "redis_url": redis_url, "identity": identity, "policy": policy_file, "schedules": schedules,
-        "submitter_slots": slots, "log_level": log_level,
-    }  # fmt: skip
-    try:
-        settings = SubmitterSettings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        raise ConfigurationError(f"submitter settings: {describe_validation_error(error)}") from None
+    settings = read_settings(
+        SubmitterSettings, "submitter",
+        redis_url=redis_url, identity=identity, policy=policy_file, schedules=schedules,
+        submitter_slots=slots, log_level=log_level,
+    )  # fmt: skip
     logs.configure(settings.log_level)
     error_reporting.configure("submitter")
     # Lines for each message; those of the latter hold its result, which is a command's output.

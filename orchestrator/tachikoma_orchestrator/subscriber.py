@@ -168,13 +168,13 @@ class Subscriber:
             pinged = False
             match message:
                 case [b"message", channel, data]:
-                    entry = self._channels.get(channel.decode())
+                    entry = self._channels.get(channel.decode(errors="replace"))
                     if entry is not None:
                         for handler, _ in list(entry.handlers.values()):
                             handler(data)
                 case [b"pmessage", pattern, channel, data]:
                     await self._handling.acquire()
-                    task = asyncio.create_task(self._handle(pattern.decode(), channel.decode(), data))
+                    task = asyncio.create_task(self._handle(pattern.decode(), channel.decode(errors="replace"), data))
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
                 case [b"subscribe", channel, _]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ __all__ = [
     "Finding",
     "Report",
     "audit_files",
+    "last_number",
     "line_digest",
     "read_events",
     "verify_files",
@@ -69,6 +70,11 @@ def audit_files(path: Path) -> list[Path]:
     return found
 
 
+def last_number(events: Sequence[ExecAuditLog], before: int) -> int:
+    """Number of the last of some events that has one; else of the one before them."""
+    return next((event.seq for event in reversed(events) if event.seq), before)
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """Something that is not as it was written."""
@@ -88,6 +94,8 @@ class Report:
 
     lines: int = 0
     events: int = 0
+    #: Of the events, those that stand for something in Redis that could not be read.
+    unreadable: int = 0
     checkpoints: int = 0
     #: Events after the last checkpoint; nobody signed for them yet.
     unsigned: int = 0
@@ -199,6 +207,8 @@ def verify_files(path: Path, bundle: TrustBundle, writer: SpiffeId, heads: Itera
             found("is not the line that a head kept elsewhere vouches for: what is before it was written anew")
         wanted.pop(content["line"], None)
         expected_line += 1
+    if report.unreadable > MAX_FINDINGS:
+        report.gaps.append(f"and so on: what could not be read stood in Redis at {report.unreadable} places")
     last = files[-1]
     # Lines before the first there is were archived with their file.
     for missing in sorted(line for line in wanted if line >= first_line):
@@ -221,6 +231,12 @@ def _look_at_event(event: Any, report: Report, found: Callable[[str], None]) -> 
     place = tuple(int(part) for part in re.findall("[0-9]+", parsed.cursor))
     if place <= report.last_place:
         found(f"is event {parsed.seq} at {parsed.cursor}, which belongs before the event that stands before it")
+    elif not parsed.seq:
+        report.unreadable += 1
+        if report.unreadable <= MAX_FINDINGS:
+            report.gaps.append(f"at {parsed.cursor} Redis had what could not be read as an event")
+        report.last_place = place
+        return
     elif parsed.seq <= report.last_seq:
         report.gaps.append(
             f"after event {report.last_seq} Redis went back to an older state, and counts from {parsed.seq}"

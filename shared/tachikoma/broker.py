@@ -20,12 +20,25 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from tachikoma.redis_access import BrokerTlsConnection, RedisAccess, celery_url
 
-__all__ = ["BrokerChannel", "BrokerTransport", "ResultBackend", "install", "result_backend", "settings"]
+__all__ = ["WORKER", "BrokerChannel", "BrokerTransport", "ResultBackend", "install", "result_backend", "settings"]
 
 log = structlog.get_logger(__name__)
 
 #: Celery connects again at once after a broken connection; a Redis that only refuses is asked no faster than this.
 REFUSED_SECONDS = 1.0
+
+
+#: Settings of every Celery worker of ours: nothing that names shared by all of them would be needed for, its logs and
+#: signals left to us, and one message taken only when there is a place for it, so that none waits in its memory.
+WORKER: dict[str, Any] = {
+    "worker_prefetch_multiplier": 1,
+    "worker_disable_prefetch": True,
+    "worker_enable_remote_control": False,
+    "worker_send_task_events": False,
+    "worker_hijack_root_logger": False,
+    "worker_redirect_stdouts": False,
+    "worker_cancel_long_running_tasks_on_connection_loss": False,
+}
 
 
 class BrokerChannel(redis.Channel):

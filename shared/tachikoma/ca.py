@@ -29,6 +29,7 @@ __all__ = [
     "CertificateAuthority",
     "check_request",
     "issued_at",
+    "key_usage",
     "make_request",
     "new_key",
     "private_pem",
@@ -53,6 +54,11 @@ _USAGE_NONE = {
     "encipher_only": False,
     "decipher_only": False,
 }
+
+
+def key_usage(*names: str) -> x509.KeyUsage:
+    """A key usage with these bits and no other."""
+    return x509.KeyUsage(**{**_USAGE_NONE, **dict.fromkeys(names, True)})
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
@@ -161,7 +167,7 @@ class CertificateAuthority:
             .not_valid_after(end)
             # A root may have one below it, that one none.
             .add_extension(x509.BasicConstraints(ca=True, path_length=1 if under is None else 0), critical=True)
-            .add_extension(x509.KeyUsage(**{**_USAGE_NONE, "key_cert_sign": True, "crl_sign": True}), critical=True)
+            .add_extension(key_usage("key_cert_sign", "crl_sign"), critical=True)
             .add_extension(
                 x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"spiffe://{trust_domain}")]),
                 critical=False,
@@ -255,7 +261,7 @@ class CertificateAuthority:
             .not_valid_before(begin)
             .not_valid_after(min((not_before or now) + lifetime, self.not_after))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.KeyUsage(**{**_USAGE_NONE, "digital_signature": True}), critical=True)
+            .add_extension(key_usage("digital_signature"), critical=True)
             .add_extension(
                 x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
                 critical=False,

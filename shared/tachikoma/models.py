@@ -65,6 +65,10 @@ MAX_TIMEOUT = timedelta(days=7)
 DEFAULT_TIMEOUT = timedelta(hours=1)
 
 
+#: Longest time that an event may say a command took; longer than any can.
+MAX_DURATION = timedelta(days=36_500)
+#: Largest number in an event: what fits everywhere.
+MAX_NUMBER = 2**63 - 1
 #: Longest time between TERM and KILL.
 MAX_KILL_GRACE = timedelta(minutes=10)
 #: In the order of their numbers (linux/capability.h).
@@ -721,6 +725,9 @@ class AuditCode(StrEnum):
     RECEIPT_REFUSED = "receipt_refused"
     #: What the ledger says of an execution is not what was signed.
     RECORD_ALTERED = "record_altered"
+    #: What stands at this place of the trail is no event that can be read. The one without a number: readers put it
+    #: there, so that it is seen.
+    TRAIL_ALTERED = "trail_altered"
     #: A certificate was not accepted.
     IDENTITY_REJECTED = "identity_rejected"
     #: A policy set is in force now.
@@ -759,12 +766,12 @@ class AuditedRequest(Model):
     #: Names of its variables.
     environment: tuple[str, ...] = ()
     #: Seconds; None where the request named none.
-    timeout: float | None = None
+    timeout: Annotated[float | None, Field(allow_inf_nan=False)] = None
     user: str = ""
     interactive: bool = False
     tty: bool = False
     #: Bytes of its standard input.
-    stdin_bytes: int = 0
+    stdin_bytes: Annotated[int, Field(ge=0, le=MAX_NUMBER)] = 0
 
 
 class ExecAuditLog(Model):
@@ -772,21 +779,21 @@ class ExecAuditLog(Model):
 
     #: Its place in the trail of Redis.
     cursor: str
-    #: Its number; events follow each other without a hole. 0 in trails of versions before numbers.
-    seq: int = 0
+    #: Its number; events follow each other without a hole. Only `trail_altered` has none, which is 0.
+    seq: Annotated[int, Field(ge=0, le=MAX_NUMBER)] = 0
     #: By the clock of Redis.
     time: Timestamp
     #: What happened, a stable code; `docs/audit.md` lists them.
-    event: str
+    event: Annotated[str, Field(pattern=r"^[a-z_]{1,64}$")]
     #: The execution; empty where a request had no valid id.
     id: str = ""
     agent_id: str = ""
     requested_by: str = ""
     #: Sanitized and quoted.
     command: str = ""
-    exit_code: int = -1
+    exit_code: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] = -1
     start_time: Timestamp | None = None
-    duration: Duration = timedelta(0)
+    duration: Annotated[Duration, Field(ge=timedelta(0), le=MAX_DURATION)] = timedelta(0)
     client_ip: str = ""
     authorized: bool = False
     policy_applied: str = ""

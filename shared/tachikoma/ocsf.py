@@ -28,6 +28,7 @@ _NO_PROCESS = {
     AuditCode.POLICY_KEPT,
     AuditCode.AGENT_JOINED,
     AuditCode.AGENT_LEFT,
+    AuditCode.TRAIL_ALTERED,
 }
 _REFUSALS = {
     AuditCode.DENIED,
@@ -40,7 +41,7 @@ _REFUSALS = {
 _ENDS = {state.lower() for state in ExecState if state.terminal}
 _ALARMS = {
     AuditCode.IDENTITY_REJECTED, AuditCode.APPROVAL_REFUSED, AuditCode.LATE_RECEIPT,
-    AuditCode.RECEIPT_REFUSED, AuditCode.RECORD_ALTERED,
+    AuditCode.RECEIPT_REFUSED, AuditCode.RECORD_ALTERED, AuditCode.TRAIL_ALTERED,
 }  # fmt: skip
 
 

@@ -272,7 +272,7 @@ def connect(server: RedisAccess | str, *, name: str, max_connections: int = 64) 
     """A client whose commands are repeated once on a broken connection.
 
     So a restart of Redis costs no request. Every command sent through it must bear repetition: the Lua scripts
-    compare before they set, claims are compared by token, and appends carry their own number.
+    compare before they set, changes and claims are known by a token, and appends to an output carry their own number.
 
     Args:
         server: which Redis, or just its URL.

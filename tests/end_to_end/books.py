@@ -63,6 +63,8 @@ def compare_books(stack: Stack) -> None:
         for key, fields in raw_records
     }
     trail = [parse((cursor, dict(zip(fields[::2], fields[1::2], strict=True)))) for cursor, fields in raw_trail]
+    # What a test put there is no event, and has no number; one of ours that could not be read would leave a hole.
+    trail = [event for event in trail if event.seq]
     found = discrepancies(records, trail)
     if stack.orchestrator.alive:
         found += _log_discrepancies(stack, trail)

@@ -117,7 +117,12 @@ class World:
         self.redis.close()
 
     def events(self, after: int = 0) -> list[ExecAuditLog]:
-        return [event for event in map(parse, self.redis.xrange(keys.AUDIT)) if event.seq > after]
+        """Events behind the one of a number, also those that have none."""
+        found = [parse(entry) for entry in self.redis.xrange(keys.AUDIT)]
+        behind = next((place for place, event in enumerate(found) if event.seq > after), len(found))
+        while behind and not found[behind - 1].seq:
+            behind -= 1
+        return found[behind:]
 
     def state(self, exec_id: str, state: ExecState) -> None:
         wait_until(lambda: self.root.status(exec_id).state is state, f"it is {state}")
@@ -388,6 +393,13 @@ def output_that_somebody_changed(world: World) -> None:
         list(world.root.attach(exec_id))
 
 
+@leaves("trail_altered", "agent_drained", "agent_resumed")
+def what_is_no_event(world: World) -> None:
+    world.redis.xadd(keys.AUDIT, {"event": "succeeded", "seq": "many"})
+    # The trail goes on behind it.
+    a_drained_agent(world)
+
+
 @leaves("agent_left", "refused", "agent_joined")
 def an_agent_that_goes_and_comes(world: World) -> None:
     agent = world.stack.agents[FRAGILE]
@@ -463,7 +475,9 @@ def a_pause(world: World) -> None:
 
 DECISIONS = {"admitted", "approval_requested", "denied", "limited", "refused"}
 #: What policy grants may still be limited or have nowhere to go.
-UNAUTHORIZED = {"denied", "malformed", "identity_rejected", "approval_refused", "join_refused", "notice_refused"}
+UNAUTHORIZED = {
+    "denied", "malformed", "identity_rejected", "approval_refused", "join_refused", "notice_refused", "trail_altered",
+}  # fmt: skip
 REFUSALS = {*UNAUTHORIZED, "limited", "refused"}
 ACTS = {
     *("approved", "approval_refused", "cancel_requested", "agent_enrolled", "join_accepted", "agent_revoked"),

@@ -444,9 +444,8 @@ def test_nothing_is_taken_while_it_cannot_be_recorded(own_stack_with_submitter: 
             return False
 
         latest = int(redis.get(keys.AUDIT_SEQ) or 0)
-        redis.hset(
-            keys.AUDIT_SINKS, "elsewhere", json.dumps({"cursor": "0", "seq": latest - 20_000, "at": time.time()})
-        )
+        position = {"cursor": "0-0", "seq": latest - 20_000, "at": round(time.time())}
+        redis.hset(keys.AUDIT_SINKS, "elsewhere", json.dumps(position))
         wait_until(refused, "it is refused")
         redis.hdel(keys.AUDIT_SINKS, "elsewhere")
         wait_until(lambda: not refused(), "it is taken again")

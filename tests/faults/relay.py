@@ -215,6 +215,11 @@ class Relay:
         self.points.remove(point)
         point.let_go()
 
+    async def lose(self, point: Point) -> None:
+        """Lose what is held, and hold nothing more: connections break, and can be made anew at once."""
+        self.points.remove(point)
+        await self._break()
+
     async def close(self) -> None:
         if self._server is not None:
             self._server.close()
@@ -260,6 +265,10 @@ class Relays:
     def let_go(self, name: str, point: Point) -> None:
         """Let what a point holds go on."""
         self.do(self._relays[name].let_go(point))
+
+    def lose(self, name: str, point: Point) -> None:
+        """Lose what a point holds."""
+        self.do(self._relays[name].lose(point))
 
     def close(self) -> None:
         for relay in self._relays.values():

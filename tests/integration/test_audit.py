@@ -18,8 +18,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from redis.exceptions import ResponseError
 
-from tachikoma import keys
+from tachikoma import keys, wire
 from tachikoma.aio import cancel_all
 from tachikoma.audit_log import (
     CHECKPOINT_EVENTS,
@@ -33,11 +34,12 @@ from tachikoma.audit_log import (
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.errors import ConfigurationError, Unavailable
 from tachikoma.models import AuditCode, ExecAuditLog
+from tachikoma.ocsf import to_ocsf
 from tachikoma.redis_access import Redis, connect
 from tachikoma.signed import AuditCheckpoint, sign
 from tachikoma.spiffe import service_id
 from tachikoma.svid import FileSvidSource
-from tachikoma_orchestrator.audit import AuditTrail
+from tachikoma_orchestrator.audit import AuditTrail, SinkPosition
 from tachikoma_orchestrator.shipper import Shipper
 from tachikoma_orchestrator.sinks import FileSink, SinkAway, StandardOutputSink, SyslogSink, syslog_message
 
@@ -464,6 +466,7 @@ class Recorder:
 
     def __init__(self, name: str = "recorder") -> None:
         self.name = name
+        #: Their numbers.
         self.taken: list[int] = []
         self.away = False
         self.most = 1000
@@ -605,6 +608,203 @@ async def test_what_a_sink_has_not_taken_is_not_trimmed_unless_by_choice(redis: 
     await append(trail, 300)
     await redis.hset(keys.AUDIT_SINKS, sink.name, json.dumps(kept))
     await trail.trim(now, retention=timedelta(minutes=1), events=100, closed=False)
+    assert len(await trail.read(after="0-0", limit=2000)) <= 200
+
+
+# --- what is no event -------------------------------------------------------------------------------------------------
+
+
+GENUINE = {"seq": "7", "event": "started", "id": "x", "authorized": "1"}
+NO_EVENTS: dict[str, dict[Any, Any]] = {
+    "no field of ours": {"x": "y"},
+    "no number": {name: value for name, value in GENUINE.items() if name != "seq"},
+    "no code": {"seq": "7"},
+    "a number that is none": GENUINE | {"seq": "seven"},
+    "a number of nothing": GENUINE | {"seq": "0"},
+    "a number below": GENUINE | {"seq": "-7"},
+    "a number too large": GENUINE | {"seq": "9" * 30},
+    "a number without end": GENUINE | {"seq": "9" * 5000},
+    "a code that is none": GENUINE | {"event": "started\n<134>1 forged"},
+    "no text": GENUINE | {"reason": b"\xff\xfe"},
+    "no name": GENUINE | {b"\xff": "x"},
+    "an exit code too large": GENUINE | {"exit_code": "9" * 10},
+    "a time too late": GENUINE | {"start_ms": "9" * 18},
+    "a duration too long": GENUINE | {"duration_us": "9" * 18},
+    "a duration below": GENUINE | {"duration_us": "-1"},
+    "no request": GENUINE | {"request": "[" * 5000},
+    "a request without a command": GENUINE | {"request": '{"command":[]}'},
+    "a request without end": GENUINE | {"request": '{"command":["x"],"timeout":NaN}'},
+    "a request with too much": GENUINE | {"request": '{"command":["x"],"stdinBytes":-1}'},
+    "more than a line": GENUINE | {"reason": "\n" * 600_000},
+}
+
+
+@pytest.mark.parametrize("fields", NO_EVENTS.values(), ids=NO_EVENTS)
+async def test_what_is_no_event_is_shown_as_that_by_everybody(
+    redis: Redis, fields: dict[Any, Any], tmp_path: Path, identity: FileSvidSource
+) -> None:
+    trail = AuditTrail(redis)
+    await append(trail, 1)
+    cursor = (await redis.xadd(keys.AUDIT, fields)).decode()
+    await append(trail, 1)
+    found = await trail.read(after="", limit=10)
+    assert [(event.event, event.seq) for event in found] == [
+        ("policy_changed", 1), ("trail_altered", 0), ("policy_changed", 2)
+    ]  # fmt: skip
+    assert found == await trail.read(after="0-0", limit=10)
+    told = found[1]
+    assert (told.cursor, told.id, told.authorized) == (cursor, "", False)
+    assert told.reason.startswith("what stands here in Redis is no event: ")
+    assert len(told.reason) < 300
+    # As it goes over gRPC, to a SIEM and to syslog, and as it is in a file.
+    assert wire.audit_from_pb(wire.audit_to_pb(told)) == told
+    assert to_ocsf(told)["status_code"] == "trail_altered"
+    assert syslog_message(told, "host").startswith(b"<108>1 ")
+    sink = FileSink(tmp_path / "audit.jsonl", identity, rotate_bytes=BIG)
+    sink.send(found)
+    sink.close()
+    assert list(read_events(tmp_path)) == found
+
+
+async def test_an_event_of_any_time_can_be_told(redis: Redis) -> None:
+    """Whoever owns Redis also chooses the place, which says the time; nothing can come behind the last there is."""
+    for cursor in ("1-1", f"{2**63}-1", f"{2**64 - 1}-{2**64 - 1}"):
+        await redis.xadd(keys.AUDIT, GENUINE, id=cursor)
+    events = await AuditTrail(redis).read(after="", limit=10)
+    assert [event.event for event in events] == ["started", "trail_altered", "trail_altered"]
+    assert [wire.audit_from_pb(wire.audit_to_pb(event)) for event in events] == events
+
+
+async def test_a_chain_goes_on_over_what_is_no_event_and_shows_where_it_stood(
+    redis: Redis, shipping: Redis, tmp_path: Path, identity: FileSvidSource, until: Until, capsys: Any
+) -> None:
+    trail, path, shared = AuditTrail(redis), tmp_path / "audit.jsonl", Recorder()
+    sink = FileSink(path, identity, rotate_bytes=BIG)
+    async with shipper(shipping, trail, sink, shared, backlog=1) as running:
+        await append(trail, 2)
+        # One was added, and of another nobody can tell what it was.
+        added = (await redis.xadd(keys.AUDIT, {"x": "y"})).decode()
+        await redis.incr(keys.AUDIT_SEQ)
+        altered = (await redis.xadd(keys.AUDIT, {"seq": "3?", "event": "denied"})).decode()
+        await until(lambda: sink.cursor == altered, "it is written")
+        await until(lambda: shared.taken == [1, 2, 0, 0], "the other has it as well")
+        assert sink.seq == 2
+        await running.look()
+        # What could not be read counts as waiting until the next number comes, and no longer.
+        assert not trail.behind
+        await append(trail, 2)
+        await until(lambda: sink.seq == 5 and shared.taken == [1, 2, 0, 0, 4, 5], "the rest came")
+        await until(lambda: not trail.behind, "nothing waits")
+    report = verified(path, identity)
+    assert report.findings == []
+    assert report.gaps == [
+        f"at {added} Redis had what could not be read as an event",
+        f"at {altered} Redis had what could not be read as an event",
+        "events 3 to 3 were gone from Redis before they were written here",
+    ]
+    assert (report.events, report.unreadable, report.last_seq) == (6, 2, 5)
+    # A sink that begins again knows its number also where the last it wrote has none.
+    await redis.xadd(keys.AUDIT, {"x": "y"})
+    again = FileSink(path, identity, rotate_bytes=BIG)
+    async with shipper(shipping, trail, again):
+        await until(lambda: again.cursor > sink.cursor, "it is written")
+    third = FileSink(path, identity, rotate_bytes=BIG)
+    assert (third.cursor, third.seq) == (again.cursor, 5)
+    third.close()
+    # And the log of each says so.
+    assert capsys.readouterr().out.count("audit.unreadable") >= 3
+
+
+def test_a_flood_of_what_is_no_event_is_told_in_bounds(tmp_path: Path, identity: FileSvidSource) -> None:
+    path = tmp_path / "audit.jsonl"
+    sink = FileSink(path, identity, rotate_bytes=BIG)
+    sink.send([event(number).model_copy(update={"seq": 0, "event": "trail_altered"}) for number in range(1, 1501)])
+    sink.checkpoint()
+    sink.close()
+    report = verified(path, identity)
+    assert (report.findings, report.checkpoints, report.unreadable) == ([], 2, 1500)
+    assert len(report.gaps) == 101
+    assert report.gaps[-1] == "and so on: what could not be read stood in Redis at 1500 places"
+
+
+GARBAGE = [
+    b"", b"\xff", b"null", b"[]", b"[" * 9999, b'{"cursor":"0-0"}', b'{"cursor":5,"seq":1,"at":1}',
+    b'{"cursor":" 1-0","seq":1,"at":1}', b'{"cursor":"99999999999999999999-0","seq":1,"at":1}',
+    b'{"cursor":"1-0","seq":1e999,"at":1}', b'{"cursor":"1-0","seq":99999999999999999999,"at":1}',
+    b'{"cursor":"1-0","seq":1,"at":NaN}',
+]  # fmt: skip
+
+
+async def test_a_shared_sink_whose_position_is_garbage_gets_everything_again(
+    redis: Redis, shipping: Redis, until: Until
+) -> None:
+    trail = AuditTrail(redis)
+    await append(trail, 3)
+    assert [SinkPosition.read(garbage) for garbage in GARBAGE] == [None] * len(GARBAGE)
+    for garbage in GARBAGE[:2]:
+        sink = Recorder()
+        await redis.hset(keys.AUDIT_SINKS, sink.name, garbage)
+        async with shipper(shipping, trail, None, sink):
+            await until(lambda sink=sink: sink.taken == [1, 2, 3], "it has all of them")
+
+
+async def test_garbage_beside_the_trail_neither_ends_the_shipper_nor_lets_anything_through(
+    redis: Redis, shipping: Redis, tmp_path: Path, identity: FileSvidSource, until: Until
+) -> None:
+    trail, path, shared = AuditTrail(redis), tmp_path / "audit.jsonl", Recorder()
+    sink = FileSink(path, identity, rotate_bytes=BIG)
+    number = 0
+    async with shipper(shipping, trail, sink, shared):
+        for key, make, mend in (
+            (keys.AUDIT_SEQ, ("set", "seven"), True),
+            (keys.AUDIT_SEQ, ("lpush", "seven"), True),
+            (keys.AUDIT_SINKS, ("set", "x"), False),
+        ):
+            await append(trail, 1)
+            number += 1
+            await until(lambda number=number: sink.seq == number and shared.taken[-1:] == [number], "it is taken")
+            await redis.delete(key)
+            name, value = make
+            await getattr(redis, name)(key, value)
+            await until(lambda: "cannot be told" in trail.behind, "it is noticed")
+            with pytest.raises(Unavailable, match="cannot be told"):
+                trail.check()
+            await trail.trim(0, retention=timedelta(0), events=0, closed=True)
+            await redis.delete(key)
+            if mend:
+                await redis.set(key, number)
+            await until(lambda: not trail.behind, "it is well again")
+    assert verified(path, identity).findings == []
+
+
+async def test_a_trail_that_is_none_is_neither_read_nor_trimmed_and_goes_on_when_it_is_one(
+    redis: Redis, shipping: Redis, tmp_path: Path, identity: FileSvidSource, until: Until, capsys: Any
+) -> None:
+    trail, sink = AuditTrail(redis), FileSink(tmp_path / "audit.jsonl", identity, rotate_bytes=BIG)
+    await redis.set(keys.AUDIT, "no stream")
+    said = ""
+
+    def told() -> bool:
+        nonlocal said
+        said += capsys.readouterr().out
+        return "audit.redis_away" in said and "WRONGTYPE" in said
+
+    async with shipper(shipping, trail, sink):
+        await until(told, "it is said")
+        await trail.trim(0, retention=timedelta(0), events=0, closed=False)
+        with pytest.raises(ResponseError):
+            await append(trail, 1)
+        await redis.delete(keys.AUDIT)
+        await append(trail, 1)
+        await until(lambda: sink.seq == 2, "it goes on; the number that could not be used is gone")
+
+
+async def test_a_sink_whose_position_is_garbage_does_not_keep_the_trail_from_being_trimmed(redis: Redis) -> None:
+    trail = AuditTrail(redis)
+    await append(trail, 1000)
+    for number, garbage in enumerate(GARBAGE):
+        await redis.hset(keys.AUDIT_SINKS, f"sink-{number}", garbage)
+    await trail.trim(0, retention=timedelta(0), events=100, closed=True)
     assert len(await trail.read(after="0-0", limit=2000)) <= 200
 
 

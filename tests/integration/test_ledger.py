@@ -5,13 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import sys
 from collections import Counter
+from collections.abc import Coroutine
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.exceptions import ResponseError
+
+# Test folders are no packages; what they share is imported by its plain name.
+sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
+from relay import Relays
 
 from tachikoma import keys
 from tachikoma.errors import Unavailable
@@ -26,6 +33,7 @@ AGENT = "web-1"
 ALICE = "spiffe://tachikoma.local/user/alice"
 BOB = "spiffe://tachikoma.local/user/bob"
 RETENTION = timedelta(hours=1)
+APPROVED_ONCE = [(code, "job-7") for code in ("approval_requested", "approved", "dispatched")]
 OPEN_STATES = [ExecState.QUEUED, ExecState.STARTED]
 
 
@@ -368,7 +376,7 @@ async def test_an_approval_queues_it_once(redis: Redis, ledger: Ledger) -> None:
     assert await redis.zscore(keys.OPEN, "job-7") == record.deadline_ms
     assert await ledger.approvals() == []
     assert await ledger.parked("job-7") is None
-    assert await events(ledger) == [(code, "job-7") for code in ("approval_requested", "approved", "dispatched")]
+    assert await events(ledger) == APPROVED_ONCE
     event = (await ledger.trail.read(after="", limit=2))[0]
     assert (event.actor, event.reason, event.evidence_sha256) == (BOB, "why not", "ab" * 32)
 
@@ -443,6 +451,56 @@ async def test_scripts_that_redis_forgot_are_given_to_it_again(redis: Redis, led
         await redis.script_flush()
         assert await ledger.started(AGENT, name, 1)
     assert await redis.llen(keys.queue(AGENT)) == 2
+
+
+async def test_an_approval_counts_where_redis_knew_only_the_first_of_its_scripts(redis: Redis, ledger: Ledger) -> None:
+    await online(redis)
+    await park(ledger)
+    await redis.script_flush()
+    # Known from now on: what moves a state, and not what puts an order on a queue.
+    assert await ledger.settle(AGENT, "none", [ExecState.QUEUED], ExecState.LOST, reason="", fence=False) == "MISSING"
+    assert await approve(ledger) == "DONE"
+    assert await redis.llen(keys.queue(AGENT)) == 1
+    assert await events(ledger) == APPROVED_ONCE
+    assert await approve(ledger) == "STATE"
+
+
+async def test_a_change_whose_answer_was_lost_is_made_once_and_told_as_made(
+    redis: Redis, redis_url: str, ledger: Ledger, tmp_path: Path
+) -> None:
+    """The connection breaks when Redis has done it and not yet said so; the client asks again by itself."""
+    await online(redis)
+    path = tmp_path / "r"
+    relays = Relays()
+    try:
+        relays.add("it", path, Path(redis_url.removeprefix("unix://")))
+        client = connect(f"unix://{path}", name="test-lossy")
+        lossy = make(client, queue_size=3)
+
+        async def lose_the_answer(name: bytes, change: Coroutine[Any, Any, str]) -> str:
+            point = relays.hold("it", lambda command: command[0] == name, answer=True)
+            task = asyncio.create_task(change)
+            assert await asyncio.to_thread(point.reached.wait, 30)
+            relays.lose("it", point)
+            return await asyncio.wait_for(task, 30)
+
+        # So that all scripts are known, and none is asked for twice for that.
+        await admitted(redis, lossy, "job-1")
+        await lossy.started(AGENT, "job-1", 1)
+        await park(lossy)
+        before = await events(ledger)
+        assert await lose_the_answer(b"EXEC", approve(lossy)) == "DONE"
+        assert await lose_the_answer(b"EVALSHA", lossy.request_cancel(AGENT, "job-7", ALICE)) == "DONE"
+        end = lossy.settle(AGENT, "job-7", OPEN_STATES, ExecState.CANCELLED, reason="not needed", by=ALICE, fence=True)
+        assert await lose_the_answer(b"EVALSHA", end) == "DONE"
+        told = [(code, "job-7") for code in ("approved", "dispatched", "cancel_requested", "cancelled")]
+        assert await events(ledger) == before + told
+        assert await redis.llen(keys.queue(AGENT)) == 2
+        # Somebody else's is another change.
+        assert await approve(ledger) == "STATE"
+        await client.aclose()
+    finally:
+        relays.close()
 
 
 async def test_a_redis_that_cannot_tell_what_is_on_disk_is_not_trusted_with_it(redis: Redis) -> None:
@@ -801,8 +859,8 @@ async def test_what_is_past_its_retention_is_let_go(redis: Redis, ledger: Ledger
     # Trimming goes by whole nodes of the stream, so there must be several.
     async with redis.pipeline(transaction=False) as pipe:
         for number in range(500):
-            pipe.xadd("other", {"event": "old", "id": f"old-{number}"}, id=f"{old + number}-0")
-        pipe.xadd("other", {"event": "new", "id": "new"}, id=f"{now}-0")
+            pipe.xadd("other", {"seq": number + 1, "event": "old", "id": f"old-{number}"}, id=f"{old + number}-0")
+        pipe.xadd("other", {"seq": 501, "event": "new", "id": "new"}, id=f"{now}-0")
         pipe.rename("other", keys.AUDIT)
         await pipe.execute()
     await ledger.trim(await ledger.now_ms())
@@ -820,7 +878,7 @@ async def test_the_trail_is_bounded_in_number_as_well(redis: Redis, ledger: Ledg
     now = await ledger.now_ms()
     async with redis.pipeline(transaction=False) as pipe:
         for number in range(1000):
-            pipe.xadd(keys.AUDIT, {"event": "e", "id": f"e-{number}"}, id=f"{now - 1000 + number}-0")
+            pipe.xadd(keys.AUDIT, {"seq": number + 1, "event": "e", "id": f"e-{number}"}, id=f"{now - 1000 + number}-0")
         await pipe.execute()
     await ledger.trail.trim(await ledger.now_ms(), retention=timedelta(days=1), events=300, closed=False)
     trail = await events(ledger)

@@ -326,8 +326,10 @@ async def test_output_of_what_has_ended_waits_only_for_readers_there_are(redis: 
     waiting = asyncio.create_task(append(log, [(STDOUT, bytes(9000))]))
     await asked_again(redis)
     assert not waiting.done()
-    # It took nothing for too long.
-    await redis.delete(keys.read("web-1", "job-7"))
+    # It took nothing for too long. What is no position says of no reader.
+    key = keys.read("web-1", "job-7")
+    await redis.delete(key)
+    await redis.rpush(key, "no", "text")
     await asyncio.wait_for(waiting, PATIENCE_SECONDS)
     assert [frame.seq for frame in await stream(redis)] == [2]
 

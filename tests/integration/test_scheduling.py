@@ -88,6 +88,12 @@ class Stand:
             due=as_time(due), time=as_time(0), outcome=DueOutcome.TAKEN, id=exec_id, agent_id=AGENT
         )  # fmt: skip
 
+    async def one_due(self) -> None:
+        """Let exactly one due time of every second lie behind the last look, and not long ago."""
+        while (now := await self.ledger.now_ms()) % 1000 > 300:  # noqa: ASYNC110 (nothing announces it)
+            await asyncio.sleep(0.02)
+        await self.redis.hset(keys.schedule(NAME), "cursor_ms", now - now % 1000 - 1)
+
     async def runs(self) -> list[ScheduledRun]:
         """Oldest first."""
         return (await self.scheduling.runs(NAME, limit=1000))[::-1]
@@ -193,7 +199,7 @@ async def test_missed_and_skipped_due_times_leave_events(stand: Stand) -> None:
     await stand.back(5000)
     await stand.scheduling.look(NAME)
     found = Counter(run.outcome for run in await stand.runs())
-    assert found[DueOutcome.MISSED] in (3, 4)
+    assert found[DueOutcome.MISSED] in (3, 4, 5)
     assert (await stand.events())["schedule_missed"] == found[DueOutcome.MISSED]
     await stand.scheduling.pause(NAME, by=OPERATOR, reason="repairs")
     now = await stand.ledger.now_ms()
@@ -214,9 +220,11 @@ async def test_a_run_that_has_not_ended_is_named_where_it_holds_up_the_next(stan
     assert {run.outcome for run in rest} == {DueOutcome.SKIPPED}
     assert all(first.id in run.reason for run in rest)
     await stand.ledger.settle(AGENT, first.id, [ExecState.QUEUED], ExecState.CANCELLED, reason="", fence=True)
-    await stand.back(500)
-    await stand.scheduling.look(NAME)
-    assert (await stand.runs())[-1].outcome is DueOutcome.RUN
+    before = len(await stand.runs())
+    while len(await stand.runs()) == before:
+        await asyncio.sleep(0.05)
+        await stand.scheduling.look(NAME)
+    assert (await stand.runs())[before].outcome is DueOutcome.RUN
 
 
 async def test_a_schedule_that_is_taken_out_of_the_file_is_closed(stand: Stand) -> None:
@@ -316,7 +324,7 @@ async def test_what_is_given_up_can_never_run(make: Callable[[], Stand], at_once
     one.write(lateness="1s")
     assert other.source.reload()
     await one.scheduling.look(NAME)
-    await one.back(1100)
+    await one.one_due()
     stopped, go_on = asyncio.Event(), asyncio.Event()
     admit = one.admitter.admit
 

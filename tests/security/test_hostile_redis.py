@@ -24,21 +24,27 @@ import redis as redis_py
 
 # Test folders are no packages; what they share is imported by its plain name.
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 from books import compare_books
-from support import prepare, request, wait_until
+from support import make_cli, prepare, request, wait_until
+from world import World as RelayedStack
 
 from tachikoma import (
     AgentOffline,
     Client,
+    ExecAuditLog,
     ExecRequest,
     ExecResponse,
     ExecState,
     NotFound,
     OutputAltered,
     RecordAltered,
+    Unavailable,
     keys,
 )
+from tachikoma.audit_log import read_events
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
+from tachikoma.errors import ConfigurationError
 from tachikoma.output import FIELD, STDOUT, Frame, entry_id
 from tachikoma.spiffe import user_id
 
@@ -591,6 +597,39 @@ def test_forged_notices_end_start_and_hide_nothing(world: World, tmp_path: Path)
         assert waiting.result(30).exit_code == 5
 
 
+def test_names_that_are_none_end_nothing_and_hide_nobody(world: World) -> None:
+    said = world.redis.get(keys.info(ONE))
+    kept = world.redis.hget(keys.AGENTS, ONE)
+    names = [b"\xff", b"no id", b"\xe2\x80\xa8"]
+    ran = world.client.execute(request("true")).id
+    for name in names:
+        world.redis.set(b"agent." + name + b":info", said)
+        world.redis.publish(b"agent." + name + b":events", said)
+        world.redis.publish(b"celery-task-meta-" + name, said)
+        world.redis.hset(keys.AGENTS, name, kept)
+        for index in (keys.OPEN, keys.APPROVALS, keys.INDEX, keys.agent_index(ONE)):
+            world.redis.zadd(index, {name: time.time() * 1000})
+    world.redis.lpush(keys.info("ghost"), "no text")
+    try:
+        assert [agent.id for agent in world.client.agents()] == [ONE, TWO]
+        assert ran in [status.id for status in world.client.list(include_ended=True)[0]]
+        assert world.client.approvals() == ()
+        wait_until(lambda: not world.redis.zcard(keys.OPEN), "the reaper has let go of them")
+        # Whoever listens anew learns of all agents.
+        count = world.log("orchestrator").count("redis.subscribed")
+        for connection in world.redis.client_list():
+            if connection["name"] == "orchestrator-subscriber":
+                world.redis.client_kill_filter(_id=connection["id"])
+        wait_until(lambda: world.log("orchestrator").count("redis.subscribed") > count, "it listens again")
+        wait_until(lambda: "no agent has such an id" in world.log("orchestrator"), "they are named in the log")
+        world.unhurt()
+    finally:
+        world.redis.delete(keys.info("ghost"), *[b"agent." + name + b":info" for name in names])
+        world.redis.hdel(keys.AGENTS, *names)
+        for index in (keys.OPEN, keys.APPROVALS, keys.INDEX, keys.agent_index(ONE)):
+            world.redis.zrem(index, *names)
+
+
 @pytest.mark.parametrize(
     ("lie", "state", "why"),
     [
@@ -618,3 +657,199 @@ def test_an_agent_that_is_made_out_to_be_another_runs_nothing(
     world.redis.publish(keys.events(ONE), json.dumps(said))
     wait_until(lambda: world.client.execute(request("true")).state is ExecState.SUCCEEDED, "it is itself again")
     assert not mark.exists()
+
+
+# --- the audit trail --------------------------------------------------------------------------------------------------
+
+
+#: The first by name of those that grant it decides.
+BRIEFLY = """\
+  - name: briefly
+    subjects: ["{other}"]
+    agents: ["**"]
+    allowedCommands: ["/usr/bin/touch ..."]
+    rateLimit: {{queueTimeout: 2s}}
+"""
+WAITS = "    output: {limit: 256KiB, whenFull: wait}\n"
+
+
+@pytest.fixture(scope="module")
+def robbed(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -> Iterator[World]:
+    """A world whose books need not agree at its end. Its parts reach Redis through relays."""
+    environment = {"TACHIKOMA_SWEEP": "100ms", "TACHIKOMA_LEASE": "45s"}
+    data = prepare(tmp_path_factory.mktemp("robbed"))
+    file = data / "policy.yaml"
+    head = "policies:\n"
+    file.write_text(file.read_text().replace(head, head + BRIEFLY.format(other=OTHER)) + WAITS)
+    with RelayedStack(data, agents=2, redis_server=redis_server, environment=environment, queue_timeout="10m") as stack:
+        made = World(stack)
+        yield made
+        made.unhurt()
+        made.close()
+
+
+def test_garbage_in_the_audit_trail_is_told_and_logged_and_ends_nothing(robbed: World) -> None:
+    before = robbed.client.audit(limit=1)[0]
+    garbage: list[dict[Any, Any]] = [
+        {"x": "y"}, {"seq": "many", "event": "succeeded"}, {b"\xff": b"\xff"}, {"seq": "9" * 30, "event": "denied"},
+        {"seq": before.seq + 1, "event": "started", "exit_code": "9" * 99}, {"seq": "1", "event": "\u2028 "},
+        {"seq": "1", "event": "admitted", "request": "["},
+    ]  # fmt: skip
+    cursors = [robbed.redis.xadd(keys.AUDIT, entry).decode() for entry in garbage]
+    # A number that was used for nothing that can be read.
+    lost = robbed.redis.incr(keys.AUDIT_SEQ)
+    ran = robbed.client.execute(request("true"))
+    wait_until(lambda: len(robbed.codes(ran.id)) == 4, "its end is on the record")
+    told = robbed.client.audit(after=before.cursor, limit=100)
+    altered = [event for event in told if event.event == "trail_altered"]
+    assert [event.cursor for event in altered] == cursors
+    assert {(event.seq, event.authorized) for event in altered} == {(0, False)}
+    assert [event.seq for event in told if event.id == ran.id] == [lost + number for number in (1, 2, 3, 4)]
+    cli = make_cli(robbed.stack)
+    shown = cli.run("audit", "tail", "-n", "50")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.count(b"trail_altered") == len(garbage)
+    exported = cli.run("audit", "export", "--after", str(before.seq))
+    assert [json.loads(line)["seq"] for line in exported.stdout.splitlines()] == [event.seq for event in told]
+    # The log of the orchestrator, and the chain that leaves Redis, which goes on and holds.
+    chain = robbed.stack.data / "audit"
+    wait_until(lambda: told[-1] in _written(chain), "all of it is written")
+    assert [event for event in _written(chain) if event.cursor in cursors] == altered
+    assert cursors[0] in robbed.log("orchestrator")
+    verified = cli.run("audit", "verify", str(chain))
+    assert verified.returncode == 0, verified.stderr
+    notes = verified.stderr.decode()
+    for cursor in cursors:
+        assert f"note: at {cursor} Redis had what could not be read as an event" in notes
+    assert f"note: events {lost} to {lost} were gone from Redis before they were written here" in notes
+    robbed.unhurt()
+
+
+def _written(chain: Path) -> list[ExecAuditLog]:
+    # The last line may be half written.
+    with suppress(ConfigurationError):
+        return list(read_events(chain))
+    return []
+
+
+@pytest.mark.parametrize(
+    ("key", "command"),
+    [
+        (keys.AUDIT, ("SET", "no stream")),
+        (keys.AUDIT_SEQ, ("SET", "no number")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[1],
+)
+def test_something_else_in_place_of_the_audit_trail_stops_requests_and_nothing_else(
+    robbed: World, tmp_path: Path, key: str, command: tuple[str, str]
+) -> None:
+    """Nothing is accepted that cannot be recorded. What runs goes on, and has its end when the trail is one again."""
+    go = tmp_path / "go"
+    running = waiting_for(go, "exit 6")
+    robbed.start(running)
+    kept = robbed.redis.dump(key)
+    robbed.redis.delete(key)
+    robbed.redis.execute_command(command[0], key, command[1])
+
+    def refused() -> bool:
+        try:
+            robbed.client.submit(request("true"))
+        except Unavailable:
+            return True
+        return False
+
+    wait_until(refused, "requests are refused")
+    go.touch()
+    wait_until(lambda: robbed.redis.exists(keys.result(ONE, running.id)), "its agent has told its end")
+    parts = (robbed.stack.orchestrator, *robbed.stack.agents.values())
+    assert {part.name: part.pid for part in parts if part.alive} == robbed.pids
+    robbed.redis.delete(key)
+    robbed.redis.restore(key, 0, kept)
+    assert robbed.ended(running).exit_code == 6
+    assert robbed.codes(running.id) == ["admitted", "dispatched", "started", "failed"]
+    wait_until(lambda: not refused(), "requests are taken again")
+    robbed.unhurt()
+
+
+def test_a_position_of_a_sink_that_is_garbage_is_not_believed(robbed: World) -> None:
+    garbage = b'{"cursor":"x","seq":1,"at":1}'
+    name = next(iter(robbed.redis.hgetall(keys.AUDIT_SINKS)))
+    robbed.redis.hset(keys.AUDIT_SINKS, mapping={name: garbage, b"\xff": garbage})
+    wait_until(lambda: robbed.redis.hget(keys.AUDIT_SINKS, name) != garbage, "it is written anew")
+    robbed.redis.hdel(keys.AUDIT_SINKS, b"\xff")
+    robbed.unhurt()
+
+
+def test_a_file_needs_no_position_in_redis(robbed: World) -> None:
+    """What stands in Redis of a file is for trimming and for people."""
+    robbed.redis.delete(keys.AUDIT_SINKS)
+    robbed.redis.set(keys.AUDIT_SINKS, "no hash")
+    ran = robbed.client.execute(request("true"))
+    wait_until(lambda: len(robbed.codes(ran.id)) == 4, "its end is on the record")
+    last = robbed.client.audit(exec_id=ran.id)[-1]
+    wait_until(lambda: last in _written(robbed.stack.data / "audit"), "it is written")
+    wait_until(lambda: "its position cannot be kept" in robbed.log("orchestrator"), "that is said")
+    robbed.redis.delete(keys.AUDIT_SINKS)
+    wait_until(lambda: robbed.redis.hlen(keys.AUDIT_SINKS) == 1, "it is kept again")
+
+
+# --- time and readers -------------------------------------------------------------------------------------------------
+
+
+def test_a_claim_that_redis_answers_after_the_orders_expiry_starts_nothing(robbed: World, tmp_path: Path) -> None:
+    """The claim is made in time, and so nobody else ends the execution; only its agent cannot know that."""
+    mark = tmp_path / "mark"
+    wanted = request("touch", str(mark))
+    claim = [b"SET", keys.claim(ONE, wanted.id).encode()]
+    assert isinstance(robbed.stack, RelayedStack)
+    point = robbed.stack.relays.hold(ONE, lambda command: command[:2] == claim, answer=True)
+    try:
+        robbed.other.submit(wanted)
+        wait_until(point.reached.is_set, "it is claimed")
+        wait_until(lambda: robbed.redis.exists(claim[1]), "by Redis too")
+        deadline = robbed.other.status(wanted.id).deadline
+        assert deadline is not None
+        # An order names whole seconds, rounded up.
+        wait_until(lambda: time.time() > deadline.timestamp() + 1, "the order has expired")
+        assert not robbed.other.status(wanted.id).state.terminal
+    finally:
+        robbed.stack.relays.let_go(ONE, point)
+    response = robbed.ended(wanted)
+    assert (response.state, response.error) == (
+        ExecState.EXPIRED, "not started: its claim came after its queue timeout"
+    )  # fmt: skip
+    assert not mark.exists()
+    robbed.unhurt()
+
+
+@pytest.mark.parametrize("position", ["9" * 18, "-1", b"\xff", ["no", "text"]], ids=str)
+def test_a_forged_position_of_a_reader_neither_ends_an_execution_nor_loses_output_in_silence(
+    robbed: World, tmp_path: Path, position: Any
+) -> None:
+    """Its output waits for readers. Who pretends to be one has it cut, and that is told; who says nonsense is none."""
+    go = tmp_path / "go"
+    wanted = waiting_for(go, "seq 400000")
+    written = b"".join(b"%d\n" % number for number in range(1, 400_001))
+    robbed.start(wanted)
+    key = keys.read(ONE, wanted.id)
+    if isinstance(position, list):
+        robbed.redis.rpush(key, *position)
+    else:
+        robbed.redis.set(key, position)
+    go.touch()
+    believed = position == "9" * 18
+    if believed:
+        wait_until(lambda: robbed.client.status(wanted.id).state.terminal, "nobody reads, and it ends")
+    else:
+        wait_until(lambda: robbed.redis.xlen(keys.output(ONE, wanted.id)), "it writes")
+        assert robbed.client.status(wanted.id).state is ExecState.STARTED
+    outputs = list(robbed.client.attach(wanted.id))
+    result = outputs[-1].result
+    assert result is not None
+    assert (result.state, result.exit_code) == (ExecState.SUCCEEDED, 0)
+    gaps = sum(output.missing_bytes for output in outputs)
+    assert sum(len(output.data) for output in outputs) + gaps == result.stdout_summary.total_bytes == len(written)
+    if believed:
+        assert gaps
+    else:
+        assert b"".join(output.data for output in outputs) == written

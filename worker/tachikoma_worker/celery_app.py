@@ -36,16 +36,8 @@ def make_app(settings: WorkerSettings, engine: Engine) -> Celery:
         ),
         # Acknowledged before the command starts: at most once.
         task_acks_late=False,
-        # One message is taken only when there is a slot for it, so none is lost in a killed worker's memory.
-        worker_prefetch_multiplier=1,
-        worker_disable_prefetch=True,
+        **broker.WORKER,
         worker_pool="tachikoma_worker.pool:EnginePool",
-        # Remote control would need names shared by all agents.
-        worker_enable_remote_control=False,
-        worker_send_task_events=False,
-        worker_hijack_root_logger=False,
-        worker_redirect_stdouts=False,
-        worker_cancel_long_running_tasks_on_connection_loss=False,
         task_queues=[Queue(keys.queue(agent), routing_key=keys.queue(agent))],
         task_default_queue=keys.queue(agent),
         task_create_missing_queues=False,

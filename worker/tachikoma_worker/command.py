@@ -13,12 +13,12 @@ from typing import Annotated, Any
 import structlog
 import typer
 from celery import signals
-from pydantic import ValidationError
 
 from tachikoma import error_reporting, logs
 from tachikoma.errors import ConfigurationError
 from tachikoma.joining import JoinToken
-from tachikoma.models import capability_mask, describe_validation_error
+from tachikoma.models import capability_mask
+from tachikoma.settings import read_settings
 from tachikoma_worker import joining
 from tachikoma_worker.celery_app import make_app, make_worker
 from tachikoma_worker.cgroups import detect
@@ -50,13 +50,6 @@ def _labels(given: list[str]) -> dict[str, str]:
     return labels
 
 
-def _settings(**given: Any) -> WorkerSettings:
-    try:
-        return WorkerSettings(**given)
-    except ValidationError as error:
-        raise ConfigurationError(f"worker settings: {describe_validation_error(error)}") from None
-
-
 @worker.callback()
 def run(
     context: typer.Context,
@@ -82,17 +75,16 @@ def run(
     ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Run an agent's worker. Every option is also an environment variable TACHIKOMA_…"""
-    given: dict[str, Any] = {
+    given = {
         "agent_id": agent_id, "redis_url": redis_url, "identity": identity, "data": data,
         "labels": _labels(label) if label else None, "slots": slots, "user": user, "log_level": log_level,
         "limits": limits, "local_policy": local_policy, "spawner": spawner,
         "cgroup": cgroup, "cgroup_name": cgroup_name, "capabilities": tuple(capability) if capability else None,
     }  # fmt: skip
-    given = {name: value for name, value in given.items() if value is not None}
     if context.invoked_subcommand is not None:
         context.obj = given
         return
-    settings = _settings(**given)
+    settings = read_settings(WorkerSettings, "worker", **given)
     logs.configure(settings.log_level)
     error_reporting.configure("worker", agent=settings.agent_id)
     if sweep_up:
@@ -117,7 +109,7 @@ def run(
 @worker.command()
 def health(context: typer.Context) -> None:
     """Ask Redis whether the worker of these settings, on this host, is online. Exits 1 if not; for health checks."""
-    found = asyncio.run(read_lease(_settings(**context.obj)))
+    found = asyncio.run(read_lease(read_settings(WorkerSettings, "worker", **context.obj)))
     typer.echo(f"online, {found.running} of {found.slots} slots in use")
 
 
@@ -163,7 +155,8 @@ def run_spawner(
     ] = "tachikoma",
 ) -> None:
     """Prepare the agent's cgroups for the worker's user and run the spawner. As root, under a service manager."""
-    settings = _settings(
+    settings = read_settings(
+        WorkerSettings, "worker",
         agent_id=agent_id, redis_url="unix:///", data=Path(), cgroup=cgroup,
         cgroup_name=cgroup_name, capabilities=tuple(capability or ()),
     )  # fmt: skip

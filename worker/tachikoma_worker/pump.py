@@ -20,7 +20,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from tachikoma import keys
 from tachikoma.output import FIELD, STDERR, STDOUT, Frame, entry_id, sequence_of
-from tachikoma.redis_access import Redis
+from tachikoma.redis_access import Redis, wrong_type
 from tachikoma_worker.excerpt import Excerpt
 from tachikoma_worker.spool import CHUNK_BYTES, Chunk, Spool, SpoolError, Totals
 
@@ -132,14 +132,12 @@ class OutputLog:
     async def _make_room(self, *, before: int) -> list[str]:
         """Entries to cut; where the output waits for readers, only what was read, or nobody is there to read."""
         cut: list[str] = []
-        read = 0
+        read: int | None = 0
         while self._held_bytes > self._hold_bytes and self._held[0][0] < before:
             seq, size = self._held[0]
-            if self._waits and read < seq:
-                position = await self._insist(lambda: self._redis.get(self._read_key))
-                # What is no number nobody who read wrote.
-                read = int(position) if position and re.fullmatch(rb"[0-9]{1,18}", position) else 0
-                if read < seq and not (self._hurry and position is None):
+            if self._waits and (read or 0) < seq:
+                read = await self._insist(self._position)
+                if (read or 0) < seq and not (self._hurry and read is None):
                     await asyncio.sleep(POLL_SECONDS)
                     continue
             self._held.popleft()
@@ -147,6 +145,17 @@ class OutputLog:
             cut += map(entry_id, range(self._held_from, seq + 1))
             self._held_from = seq + 1
         return cut
+
+    async def _position(self) -> int | None:
+        """Number of the last chunk that was read; None where nobody reads."""
+        try:
+            position = await self._redis.get(self._read_key)
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+            position = None
+        # What is no number nobody who reads wrote.
+        return int(position) if position and re.fullmatch(rb"[0-9]{1,18}", position) else None
 
     def hurry(self) -> None:
         """From now on wait only for readers that there are."""

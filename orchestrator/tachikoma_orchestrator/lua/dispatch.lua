@@ -18,8 +18,10 @@ if digest ~= ARGV[3] or state ~= 'QUEUED' or dispatched then
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('HSET', KEYS[1], 'dispatched_ms', now, 'order_sha256', ARGV[4], 'policy', ARGV[5])
-redis.call('LPUSH', KEYS[2], ARGV[6])
+-- The event comes before what it tells of: where it cannot be written, the order is on no queue.
+redis.call('HSET', KEYS[1], 'policy', ARGV[5])
 local event = {'event', 'dispatched', 'id', ARGV[1], 'agent_id', ARGV[2], 'authorized', '1', 'evidence_sha256', ARGV[4]}
 audit_execution(KEYS[3], KEYS[1], event)
+redis.call('HSET', KEYS[1], 'dispatched_ms', now, 'order_sha256', ARGV[4])
+redis.call('LPUSH', KEYS[2], ARGV[6])
 return 1

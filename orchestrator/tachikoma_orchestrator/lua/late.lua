@@ -12,10 +12,10 @@ local known = redis.call('HMGET', KEYS[1], 'state', 'late_receipt')
 if not known[1] or known[2] == ARGV[1] then
   return 0
 end
-redis.call('HSET', KEYS[1], 'late_receipt', ARGV[1])
 local event = {}
 for i = 2, #ARGV do
   event[#event + 1] = ARGV[i]
 end
 audit(KEYS[2], event)
+redis.call('HSET', KEYS[1], 'late_receipt', ARGV[1])
 return 1

@@ -1,5 +1,8 @@
 -- Change an execution's state by compare-and-set, with its audit event. The only script that moves a state.
 --
+-- The same change may come again: where the answer to the first was lost, or where what goes with it in one transaction
+-- was unknown to Redis. It is then told as done, as it was, and nothing is changed.
+--
 -- KEYS
 --   1  orch:exec:<id>               ledger record (hash)
 --   2  orch:audit                   audit trail (stream)
@@ -20,7 +23,8 @@
 --   8  how long it may wait from now on, ms; 0 leaves its deadline as it is
 --   9  when it started, ms, where the change tells of its end: the start is put on the record if it was not; else empty
 --  10  agent id
---  11  number of record fields to set; then so many names and values
+--  11  names this change, and no other of this execution
+--  12  number of record fields to set; then so many names and values
 --   then names and values of the audit event; none for no event
 -- RESULT: {outcome, state, ms}; outcome is
 --   DONE | MISSING (that agent has no such execution) | STATE (it is in another state) | CLAIMED (the fence came too late)
@@ -28,10 +32,14 @@
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local state, agent = unpack(redis.call('HMGET', KEYS[1], 'state', 'agent'))
+local change = 'change:' .. ARGV[3]
+local state, agent, done = unpack(redis.call('HMGET', KEYS[1], 'state', 'agent', change))
 if not state or agent ~= ARGV[10] then
   -- An agent may say what it likes, but only of its own executions.
   return {'MISSING', '', now}
+end
+if done == ARGV[11] then
+  return {'DONE', state, now}
 end
 if not string.find(',' .. ARGV[2] .. ',', ',' .. state .. ',', 1, true) then
   return {'STATE', state, now}
@@ -46,17 +54,25 @@ if ARGV[5] ~= '' then
   end
 end
 
-local last = 11 + 2 * tonumber(ARGV[11])
-local fields = {}
-for i = 12, last do
+local last = 12 + 2 * tonumber(ARGV[12])
+local fields = {change, ARGV[11]}
+for i = 13, last do
   fields[#fields + 1] = ARGV[i]
 end
+-- Its events come first: where they cannot be written, nothing is changed.
 local history = redis.call('HGET', KEYS[1], 'history')
 if state == 'QUEUED' and ARGV[9] ~= '' then
   -- The agent's notice was overtaken by its receipt.
   history = history .. ';STARTED ' .. now
   local started = {'event', 'started', 'id', ARGV[1], 'agent_id', agent, 'authorized', '1'}
   audit_execution(KEYS[2], KEYS[1], started)
+end
+if #ARGV > last then
+  local event = {}
+  for i = last + 1, #ARGV do
+    event[#event + 1] = ARGV[i]
+  end
+  audit_execution(KEYS[2], KEYS[1], event)
 end
 if ARGV[3] ~= '' then
   fields[#fields + 1] = 'state'
@@ -73,16 +89,7 @@ if tonumber(ARGV[8]) > 0 then
   fields[#fields + 1] = now + tonumber(ARGV[8])
   redis.call('ZADD', KEYS[3], now + tonumber(ARGV[8]), ARGV[1])
 end
-if #fields > 0 then
-  redis.call('HSET', KEYS[1], unpack(fields))
-end
-if #ARGV > last then
-  local event = {}
-  for i = last + 1, #ARGV do
-    event[#event + 1] = ARGV[i]
-  end
-  audit_execution(KEYS[2], KEYS[1], event)
-end
+redis.call('HSET', KEYS[1], unpack(fields))
 if state == 'PENDING_APPROVAL' and ARGV[3] ~= '' then
   redis.call('ZREM', KEYS[6], ARGV[1])
   redis.call('DEL', KEYS[7])

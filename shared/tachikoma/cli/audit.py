@@ -228,7 +228,11 @@ def export(
     after: Annotated[int, typer.Option(min=0, help="Begin after the event of this number.")] = 0,
 ) -> None:
     """Write the trail to standard output, one JSON object a line, oldest first."""
+    last = 0
     for event in trail_of(file):
-        if event.seq > after:
+        # What has no number belongs to the event before it.
+        wanted = event.seq > after or (not event.seq and last >= after)
+        last = event.seq or last
+        if wanted:
             content = to_ocsf(event) if form is Format.OCSF else event.to_dict()
             sys.stdout.write(json.dumps(content, ensure_ascii=False) + "\n")
