@@ -73,7 +73,8 @@ class Authority:
             .issuer_name(self.name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(begin or now - dt.timedelta(minutes=5))
+            # Tests sign as of when their module was loaded, which in a long run is a while ago.
+            .not_valid_before(begin or now - dt.timedelta(hours=1))
             .not_valid_after(end or now + dt.timedelta(hours=1))
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
