@@ -254,7 +254,8 @@ class Submitter:
     async def _stay_alive(self) -> None:
         while True:
             with suppress(RedisError, OSError):
-                now = time.time()
+                # By the clock of Redis: those of hosts differ, and nobody alive must count as gone.
+                now = (await self._redis.time())[0]
                 await self._redis.zadd(keys.SUBMITTERS, {self.run_id: now})
                 for run in await self._redis.zrange(keys.SUBMITTERS, 0, now - GONE_SECONDS, byscore=True):
                     await self._put_back(run.decode(errors="replace"))
@@ -284,7 +285,7 @@ class Submitter:
         while True:
             with suppress(RedisError, OSError, ValueError):
                 latest = int(await self.core.redis.get(keys.AUDIT_SEQ) or 0)
-                self.core.trail.behind = ""
+                behind = ""
                 for name, raw in (await self.core.redis.hgetall(keys.AUDIT_SINKS)).items():
                     sink = SinkPosition.read(raw)
                     if sink is None or sink.at <= time.time() - SINK_SECONDS:
@@ -292,7 +293,8 @@ class Submitter:
                     waiting = latest - sink.seq
                     if waiting > self.settings.audit_backlog:
                         told = name.decode(errors="replace")
-                        self.core.trail.behind = f"{waiting} events of the audit trail wait for {told}"
+                        behind = f"{waiting} events of the audit trail wait for {told}"
+                self.core.trail.behind = behind
             await asyncio.sleep(ALIVE_SECONDS)
 
 

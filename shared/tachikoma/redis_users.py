@@ -152,7 +152,7 @@ _APPLICATION_RESULTS = (keys.application_result("*", "*"), keys.ALL_OWN_RESULTS)
 #: Celery takes messages and keeps them; results, groups and callbacks are the applications'.
 _SUBMITTER = (
     _CONNECTION,
-    Grant("multi exec unwatch unsubscribe script|load"),
+    Grant("multi exec unwatch unsubscribe script|load time"),
     Grant("brpop rpush lpush", read=_QUEUES, write=_QUEUES),
     Grant(
         "hset hget hdel hvals zadd zrem zrange del set get watch",
