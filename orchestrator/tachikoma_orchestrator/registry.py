@@ -51,6 +51,14 @@ class _Draining(Model):
     by: str
     reason: str
 
+    @classmethod
+    def read(cls, raw: bytes) -> _Draining:
+        """Read it; what is none of ours keeps an agent from taking executions all the same."""
+        try:
+            return cls.model_validate_json(raw)
+        except ValidationError:
+            return cls(by="", reason="what Redis says of it cannot be read; resume it")
+
 
 class Registry:
     """Reads and keeps what agents say of themselves."""
@@ -177,13 +185,22 @@ class Registry:
             for agent in agents:
                 pipe.llen(keys.queue(agent))
             pipe.hgetall(keys.DRAINING)
-            *queued, drained = await pipe.execute()
+            answers = await pipe.execute(raise_on_error=False)
+        *queued, drained = answers
+        if isinstance(drained, Exception):
+            # The script of admission would refuse everything too.
+            raise drained
         described = []
         for agent, length in zip(agents, queued, strict=True):
             state = states[agent]
             beat = state.heartbeat
             kept = drained.get(agent.encode())
-            draining = _Draining.model_validate_json(kept) if kept else None
+            draining = _Draining.read(kept) if kept is not None else None
+            warnings = beat.warnings
+            if isinstance(length, Exception):
+                if not wrong_type(length):
+                    raise length
+                length, warnings = 0, (*warnings, "its queue in Redis is none")
             revoked = self.revocations.in_force(agent)
             described.append(
                 AgentInfo(
@@ -199,7 +216,7 @@ class Registry:
                     load=beat.load,
                     memory_used=beat.memory_used,
                     disk_used=beat.disk_used,
-                    warnings=beat.warnings,
+                    warnings=warnings,
                     trust=None if beat.trust is None else _trust(beat.trust),
                     draining=draining is not None,
                     drained_by=draining.by if draining else "",

@@ -87,3 +87,20 @@ async def test_an_agent_that_talks_nonsense_does_not_hide_the_others(redis: Redi
     assert told["web-1"].online
     # And they all have to fit into one answer.
     assert all(agent.ByteSize() < 64 * 1024 for agent in told.values())
+
+
+async def test_what_somebody_wrote_of_an_agent_hides_nobody(redis: Redis) -> None:
+    registry = Registry(redis)
+    for name in ("web-1", "web-2"):
+        await redis.set(keys.info(name), heartbeat())
+        await registry.heard(name, heartbeat())
+    await redis.hset(keys.DRAINING, "web-1", "garbage")
+    await redis.set(keys.queue("web-2"), "no list")
+    one, two = await registry.describe()
+    # Admission refuses it by the same field.
+    assert one.draining
+    assert "cannot be read" in one.drain_reason
+    assert (two.online, two.queued) == (True, 0)
+    assert "its queue in Redis is none" in two.warnings
+    await registry.resume("web-1", by="spiffe://tachikoma.local/user/root")
+    assert not (await registry.describe())[0].draining
