@@ -1,4 +1,6 @@
-"""The gRPC service: one method per RPC, each a few lines over admission, ledger and followers."""
+"""The gRPC service: one method per RPC, each a few lines over admission, ledger and followers. Those about agents,
+policy, audit trail and schedules are in `administration.py`.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,8 @@ import structlog
 
 from tachikoma import wire
 from tachikoma.error_reporting import concerns
-from tachikoma.errors import (
-    FailedPrecondition,
-    InvalidRequest,
-    NotFound,
-    OutputAltered,
-    PermissionDenied,
-    RecordAltered,
-)
+from tachikoma.errors import InvalidRequest, NotFound, OutputAltered, RecordAltered
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
-from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionServicer
 from tachikoma.models import (
     AuditCode,
     CancelOutcome,
@@ -34,8 +28,9 @@ from tachikoma.models import (
 )
 from tachikoma.output import OutputCheck
 from tachikoma.redaction import redact
+from tachikoma_orchestrator.administration import Administration, page
 from tachikoma_orchestrator.admission import Peer
-from tachikoma_orchestrator.approval import Approvals, checked_reason
+from tachikoma_orchestrator.approval import Approvals
 from tachikoma_orchestrator.cancels import send_cancel
 from tachikoma_orchestrator.core import Core
 from tachikoma_orchestrator.follow import Follower
@@ -43,17 +38,11 @@ from tachikoma_orchestrator.guard import current_peer
 from tachikoma_orchestrator.ledger import Record
 from tachikoma_orchestrator.listing import ListFilter
 from tachikoma_orchestrator.membership import Membership
-from tachikoma_orchestrator.scheduling import Scheduling
 
 __all__ = ["RemoteExecution"]
 
 log = structlog.get_logger(__name__)
 
-#: Page of `List` and of the audit trail where the caller names none, and the largest.
-DEFAULT_PAGE = 100
-MAX_PAGE = 1000
-#: Due times where the caller does not say how many.
-DEFAULT_DUE_TIMES = 10
 #: Steps of one page each that one `List` takes at the most.
 MAX_LIST_STEPS = 20
 
@@ -63,29 +52,19 @@ def shown(text: str) -> str:
     return redact((text[:64],))[0]
 
 
-def _page(asked: int, what: str) -> int:
-    if asked > MAX_PAGE:
-        raise InvalidRequest(f"{what} is at most {MAX_PAGE}")
-    return asked or DEFAULT_PAGE
-
-
-class RemoteExecution(RemoteExecutionServicer):
+class RemoteExecution(Administration):
     """`tachikoma.exec.v1.RemoteExecution`."""
 
     def __init__(self, core: Core, approvals: Approvals, membership: Membership) -> None:
+        super().__init__(core, membership)
         self._redis = core.redis
         self._ledger = core.ledger
         self._admitter = core.admitter
         self._endings = core.endings
         self._subscriber = core.subscriber
-        self._registry = core.registry
-        self._policies = core.policies
         self._approvals = approvals
-        self._trail = core.trail
         self._identity = core.identity
         self._evidence = core.evidence
-        self._membership = membership
-        self._scheduling = core.scheduling
 
     # --- running ------------------------------------------------------------------------------------------------------
 
@@ -231,7 +210,7 @@ class RemoteExecution(RemoteExecutionServicer):
 
         Whoever acts on how one of them ended asks for that one: `Status`, `Execute` and `Attach` verify it.
         """
-        size = _page(request.page_size, "page_size")
+        size = page(request.page_size, "page_size")
         subject = str(current_peer())
         operator = self._policies.current.is_operator(subject)
         wanted = ListFilter.from_pb(request)
@@ -269,135 +248,6 @@ class RemoteExecution(RemoteExecutionServicer):
             executions=[wire.status_to_pb(status) for status in found],
             next_page_token=json.dumps(position) if position else "",
         )
-
-    async def ListAgents(  # noqa: N802
-        self, request: pb.ListAgentsRequest, context: Any
-    ) -> pb.ListAgentsResponse:
-        return pb.ListAgentsResponse(agents=[wire.agent_to_pb(item) for item in await self._registry.describe()])
-
-    async def DrainAgent(self, request: pb.DrainAgentRequest, context: Any) -> pb.Agent:  # noqa: N802
-        peer = self._operator("drain agents")
-        self._trail.check()
-        await self._registry.drain(request.id, by=str(peer), reason=checked_reason(request.reason))
-        return await self._agent(request.id)
-
-    async def ResumeAgent(self, request: pb.ResumeAgentRequest, context: Any) -> pb.Agent:  # noqa: N802
-        peer = self._operator("resume agents")
-        self._trail.check()
-        await self._registry.resume(request.id, by=str(peer))
-        return await self._agent(request.id)
-
-    async def EnrollAgent(  # noqa: N802
-        self, request: pb.EnrollAgentRequest, context: Any
-    ) -> pb.EnrollAgentResponse:
-        peer = self._operator("enroll agents")
-        self._trail.check()
-        made = await self._membership.enroll(request.id, request.ttl.ToTimedelta(), peer)
-        return wire.enrolment_to_pb(made)
-
-    async def RevokeAgent(  # noqa: N802
-        self, request: pb.RevokeAgentRequest, context: Any
-    ) -> pb.RevokeAgentResponse:
-        # Not kept waiting by a sink of the audit trail: nothing gets in by it.
-        peer = self._operator("revoke agents")
-        done = await self._membership.revoke(request.id, checked_reason(request.reason), peer)
-        return wire.revocation_to_pb(done)
-
-    async def RenewAgent(  # noqa: N802
-        self, request: pb.RenewAgentRequest, context: Any
-    ) -> pb.RenewAgentResponse:
-        made = await self._membership.renew(current_peer(), request.csr)
-        return pb.RenewAgentResponse(
-            certificate_chain=made.chain_pem, bundle=made.bundle_pem, renew_address=made.renew_address
-        )
-
-    def _operator(self, what: str) -> Peer:
-        """The caller, who may do what only operators may.
-
-        Raises:
-            PermissionDenied: it is none.
-        """
-        peer = current_peer()
-        if not self._policies.current.is_operator(str(peer)):
-            raise PermissionDenied(f"only operators {what}", metadata={"rule": "operators"})
-        return peer
-
-    async def _agent(self, agent: str) -> pb.Agent:
-        found = next((item for item in await self._registry.describe() if item.id == agent), None)
-        if found is None:
-            raise NotFound(f"the agent {agent!r} is gone")
-        return wire.agent_to_pb(found)
-
-    async def GetPolicyStatus(  # noqa: N802
-        self, request: pb.GetPolicyStatusRequest, context: Any
-    ) -> pb.PolicyStatus:
-        self._operator("ask for the policy in force")
-        return wire.policy_status_to_pb(self._policies.status())
-
-    async def ListAuditEvents(  # noqa: N802
-        self, request: pb.ListAuditEventsRequest, context: Any
-    ) -> pb.ListAuditEventsResponse:
-        self._operator("read the audit trail")
-        if request.after and not all(part.isdecimal() for part in request.after.split("-", 1)):
-            raise InvalidRequest(f"{request.after[:80]!r} is no cursor of the audit trail")
-        limit = _page(request.limit, "limit")
-        events = await self._trail.read(after=request.after, limit=limit, exec_id=request.id)
-        return pb.ListAuditEventsResponse(events=[wire.audit_to_pb(event) for event in events])
-
-    # --- schedules ----------------------------------------------------------------------------------------------------
-
-    def _schedules(self, what: str) -> tuple[Scheduling, str]:
-        """The schedules, and the caller, who is an operator.
-
-        Raises:
-            PermissionDenied: it is none.
-            FailedPrecondition: there are no schedules.
-        """
-        peer = self._operator(what)
-        if self._scheduling is None:
-            raise FailedPrecondition("this orchestrator has no schedules; TACHIKOMA_SCHEDULES says where they are")
-        return self._scheduling, str(peer)
-
-    async def ListSchedules(  # noqa: N802
-        self, request: pb.ListSchedulesRequest, context: Any
-    ) -> pb.ListSchedulesResponse:
-        scheduling, _ = self._schedules("see schedules")
-        found = await scheduling.statuses()
-        return pb.ListSchedulesResponse(schedules=map(wire.schedule_to_pb, found), error=scheduling.error)
-
-    async def NextDueTimes(  # noqa: N802
-        self, request: pb.NextDueTimesRequest, context: Any
-    ) -> pb.NextDueTimesResponse:
-        scheduling, _ = self._schedules("see schedules")
-        limit = _page(request.limit, "limit") if request.limit else DEFAULT_DUE_TIMES
-        found = await scheduling.next_due(request.name, limit=limit)
-        answer = pb.NextDueTimesResponse()
-        for due in found:
-            answer.due.add().FromDatetime(due)
-        return answer
-
-    async def PauseSchedule(self, request: pb.PauseScheduleRequest, context: Any) -> pb.Schedule:  # noqa: N802
-        scheduling, peer = self._schedules("pause schedules")
-        self._trail.check()
-        reason = checked_reason(request.reason)
-        return wire.schedule_to_pb(await scheduling.pause(request.name, by=peer, reason=reason))
-
-    async def ResumeSchedule(self, request: pb.ResumeScheduleRequest, context: Any) -> pb.Schedule:  # noqa: N802
-        scheduling, peer = self._schedules("resume schedules")
-        self._trail.check()
-        return wire.schedule_to_pb(await scheduling.resume(request.name, by=peer))
-
-    async def RunSchedule(self, request: pb.RunScheduleRequest, context: Any) -> pb.ScheduledRun:  # noqa: N802
-        scheduling, peer = self._schedules("run schedules")
-        self._trail.check()
-        return wire.scheduled_run_to_pb(await scheduling.run_now(request.name, by=peer))
-
-    async def ListScheduledRuns(  # noqa: N802
-        self, request: pb.ListScheduledRunsRequest, context: Any
-    ) -> pb.ListScheduledRunsResponse:
-        scheduling, _ = self._schedules("see schedules")
-        found = await scheduling.runs(request.name, limit=_page(request.limit, "limit"))
-        return pb.ListScheduledRunsResponse(runs=map(wire.scheduled_run_to_pb, found))
 
     # --- approving ----------------------------------------------------------------------------------------------------
 
