@@ -243,3 +243,32 @@ def test_what_a_later_worker_cannot_go_on_with_is_ended_and_lost(own_stack: Stac
         with redis_py.Redis(unix_socket_path=str(own_stack.socket)) as redis:
             assert redis.get(keys.claim(AGENT, wanted.id))
         wait_until(lambda: not spool.exists(), "nothing is left of it")
+
+
+#: Python imports a module of this name at its start.
+HANGS = """
+import sys
+if "worker" in sys.orig_argv:
+    from threading import Event
+    import tachikoma_worker.command
+    from tachikoma_worker.engine import Engine
+    tachikoma_worker.command.STOP_SLACK_SECONDS = 0.5
+    Engine.stop = lambda engine: Event().wait()
+"""
+
+
+def test_a_worker_whose_stop_hangs_ends_all_the_same_and_says_where(tmp_path: Path, redis_server: Path | None) -> None:
+    planted = tmp_path / "planted"
+    planted.mkdir()
+    (planted / "sitecustomize.py").write_text(HANGS)
+    environment = {"PYTHONPATH": str(planted), "TACHIKOMA_STOP_GRACE": "0.1s", "TACHIKOMA_KILL_GRACE": "0.1s"}
+    with Stack(prepare(tmp_path), redis_server=redis_server, environment=environment) as stack:
+        part = stack.agents["agent-1"]
+        assert part.process is not None
+        part.process.terminate()
+        assert part.process.wait(60) == 1
+        log = (tmp_path / "logs" / "agent-1.log").read_text()
+        assert "most recent call first" in log
+        assert "in <lambda>" in log
+        (planted / "sitecustomize.py").unlink()
+        stack.start_agent("agent-1")

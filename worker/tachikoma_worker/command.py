@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import pwd
@@ -31,6 +32,9 @@ from tachikoma_worker.spawner import become_spawner
 __all__ = ["spawner", "worker"]
 
 log = structlog.get_logger(__name__)
+
+#: How long Celery's own end may take beyond the engine's; the timeouts of its connections are in it.
+STOP_SLACK_SECONDS = 30.0
 
 CAPABILITY_HELP = "CAP_… that commands run as root may keep where policy grants it; may be repeated."
 
@@ -101,6 +105,12 @@ def run(
         log.info("agent.ready", agent=settings.agent_id, slots=settings.slots, pid=os.getpid())
         if ready_fd is not None:
             os.close(ready_fd)
+
+    @signals.worker_shutting_down.connect(weak=False)
+    def on_shutting_down(**_: Any) -> None:
+        # One that does not end is no agent, and in the way of the next: it is made to, and its log says where it hung.
+        # Nothing is lost by that which the next start does not find in journal and spools.
+        faulthandler.dump_traceback_later(engine.stop_seconds + STOP_SLACK_SECONDS, exit=True)
 
     celery_worker.start()
     raise typer.Exit(celery_worker.exitcode or 0)

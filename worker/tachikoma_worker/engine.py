@@ -192,16 +192,19 @@ class Engine:
         """Run an order; `done` is called in the engine's thread when there is nothing more to do for it."""
         self._loop.call_soon_threadsafe(self._accept, exec_id, token, done)
 
+    @property
+    def stop_seconds(self) -> float:
+        """How long `stop` waits for what runs and its reports."""
+        graces = self._settings.stop_grace + self._settings.kill_grace
+        return graces.total_seconds() + 2 * DELIVER_SECONDS
+
     def stop(self) -> None:
         """End: wait for what runs, then kill it, report it, and close. Bounded, and safe to repeat."""
         if not self._thread.is_alive():
             return
         finished = asyncio.run_coroutine_threadsafe(self._stop(), self._loop)
-        bound = (
-            self._settings.stop_grace.total_seconds() + self._settings.kill_grace.total_seconds() + 2 * DELIVER_SECONDS
-        )
         with suppress(TimeoutError):
-            finished.result(bound)
+            finished.result(self.stop_seconds)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(DELIVER_SECONDS)
         self._context.journal.close()
