@@ -7,7 +7,6 @@ same on `agent.<id>:events`; what was heard last is kept in `orch:agents`, since
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from redis.exceptions import ResponseError
 
 from tachikoma import keys
 from tachikoma.errors import AgentUnknown
-from tachikoma.fields import ID_PATTERN
+from tachikoma.fields import is_identifier
 from tachikoma.heartbeat import Heartbeat, Trust
 from tachikoma.models import AgentInfo, AgentTrust, Model
 from tachikoma.redis_access import Redis, wrong_type
@@ -107,7 +106,7 @@ class Registry:
         except ValidationError as error:
             log.warning("heartbeat.unreadable", agent=agent, error=str(error)[:500])
             return
-        if not re.fullmatch(ID_PATTERN, agent):
+        if not is_identifier(agent):
             log.warning("heartbeat.unreadable", agent=agent[:64], error="no agent has such an id")
             return
         what = f"version {heartbeat.version} on {heartbeat.hostname}"
@@ -157,7 +156,7 @@ class Registry:
                 if not wrong_type(info):
                     raise info
                 info = None
-            if not re.fullmatch(ID_PATTERN, agent):
+            if not is_identifier(agent):
                 log.warning("agent.unreadable", agent=agent[:64], error="no agent has such an id")
                 continue
             try:

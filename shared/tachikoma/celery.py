@@ -16,7 +16,6 @@ Needs Celery with its Redis transport, which an application that uses this has.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -28,7 +27,7 @@ from pydantic import ValidationError
 
 from tachikoma import keys
 from tachikoma.errors import ConfigurationError, InvalidRequest, Unauthenticated
-from tachikoma.fields import ID_PATTERN
+from tachikoma.fields import ID_PATTERN, is_identifier
 from tachikoma.identity import open_identity
 from tachikoma.models import ExecRequest, describe_validation_error
 from tachikoma.profile import Profile
@@ -71,7 +70,7 @@ class Commands:
         """
         if not timedelta(0) < valid <= MAX_VALID:
             raise ConfigurationError(f"a signed request is good for at most {MAX_VALID}, not for {valid}")
-        if application and not re.fullmatch(ID_PATTERN, application):
+        if application and not is_identifier(application):
             raise ConfigurationError(f"{application[:80]!r} is no name of an application: {ID_PATTERN}")
         profile = profile or Profile.load()
         self._app = app

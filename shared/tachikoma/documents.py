@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -19,7 +20,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from tachikoma.errors import ConfigurationError
 from tachikoma.models import Model
 
-__all__ = ["Document", "FileWatch", "Location", "dotted", "read_document", "read_file", "yaml_files"]
+__all__ = ["Document", "FileWatch", "Location", "digest", "dotted", "read_document", "read_files"]
 
 #: Largest file.
 MAX_FILE_BYTES = 4 * 1024 * 1024
@@ -42,7 +43,7 @@ class Document(Generic[M]):
         return _position(self.tree, location, self.name)
 
 
-def yaml_files(path: Path) -> list[Path]:
+def _yaml_files(path: Path) -> list[Path]:
     """The files a path stands for: itself, or those of a folder that end in .yaml or .yml, but not in .test.yaml."""
     if not path.is_dir():
         return [path]
@@ -51,7 +52,7 @@ def yaml_files(path: Path) -> list[Path]:
     )
 
 
-def read_file(path: Path, what: str) -> str:
+def _read_file(path: Path, what: str) -> str:
     """The text of a file; `what` it is, for messages.
 
     Raises:
@@ -63,6 +64,26 @@ def read_file(path: Path, what: str) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"cannot read the {what} {path}: {error}") from error
+
+
+def read_files(path: Path, what: str) -> list[tuple[str, str]]:
+    """Name and text of a file, or of all files of a folder that end in .yaml or .yml, but not in .test.yaml.
+
+    Raises:
+        ConfigurationError: there is none, or one cannot be read; `what` they are is for the message.
+    """
+    texts = [(str(file), _read_file(file, what)) for file in _yaml_files(path)]
+    if not texts:
+        raise ConfigurationError(f"there is no {what} in {path}; their names end in .yaml")
+    return texts
+
+
+def digest(texts: Sequence[tuple[str, str]]) -> str:
+    """SHA-256 over what files hold, in hexadecimal; their names do not matter."""
+    found = hashlib.sha256()
+    for _, text in texts:
+        found.update(hashlib.sha256(text.encode()).digest())
+    return found.hexdigest()
 
 
 def read_document(text: str, name: str, model: type[M]) -> Document[M]:
@@ -193,7 +214,7 @@ class FileWatch(Generic[T]):
     def _signature(self) -> tuple[tuple[str, int, int, int], ...]:
         found = []
         with suppress(OSError):
-            for file in yaml_files(self.path):
+            for file in _yaml_files(self.path):
                 stat = file.stat()
                 found.append((str(file), stat.st_mtime_ns, stat.st_ino, stat.st_size))
         return tuple(found)

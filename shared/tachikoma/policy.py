@@ -31,7 +31,7 @@ from types import MappingProxyType
 
 from pydantic import Field
 
-from tachikoma.documents import FileWatch, Location, dotted, read_document, read_file, yaml_files
+from tachikoma.documents import FileWatch, Location, digest, dotted, read_document, read_files
 from tachikoma.environment import forbidden
 from tachikoma.errors import ConfigurationError, PermissionDenied
 from tachikoma.fields import format_duration
@@ -270,10 +270,7 @@ class PolicySet:
             ConfigurationError: it cannot be read or is wrong; the message names file, line, column and field of
                 each mistake.
         """
-        texts = [(str(file), read_file(file, "policy file")) for file in yaml_files(path)]
-        if not texts:
-            raise ConfigurationError(f"there is no policy file in {path}; their names end in .yaml")
-        return cls.parse_all(texts)
+        return cls.parse_all(read_files(path, "policy file"))
 
     @classmethod
     def parse(cls, text: str, name: str) -> PolicySet:
@@ -310,14 +307,11 @@ class PolicySet:
                     mistakes.append(f"{document.position(('operators', index))}: operators: {error}")
         if mistakes:
             raise ConfigurationError("\n".join(mistakes))
-        digest = hashlib.sha256()
-        for _, text in texts:
-            digest.update(hashlib.sha256(text.encode()).digest())
         patterns = (pattern for policy in compiled for pattern in (*policy.allowed, *policy.denied))
         marking = tuple(pattern for pattern in patterns if pattern.has_secrets)
         # So that no decision depends on their order.
         compiled.sort(key=lambda policy: policy.label)
-        return cls(tuple(compiled), tuple(operators), digest.hexdigest(), marking)
+        return cls(tuple(compiled), tuple(operators), digest(texts), marking)
 
     def warnings(self) -> list[str]:
         """What is valid and hardly meant: rules that can never grant anything, and rules that grant everything."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tachikoma import keys
 from tachikoma.errors import ConfigurationError
-from tachikoma.fields import ID_PATTERN, is_identifier
+from tachikoma.fields import is_identifier
 
 __all__ = [
     "ADMIN",
@@ -234,7 +234,7 @@ def grants_of(user: str) -> tuple[Grant, ...]:
         return services[user]
     for prefix, grants in ((AGENT_PREFIX, _agent), (APPLICATION_PREFIX, _application)):
         name = user.removeprefix(prefix)
-        if name != user and re.fullmatch(ID_PATTERN, name):
+        if name != user and is_identifier(name):
             return grants(name)
     raise ConfigurationError(
         f"{user!r} is no Redis user of ours; they are {', '.join(services)}, {AGENT_PREFIX}<id> and "
@@ -254,7 +254,7 @@ def application_user(name: str) -> str:
 
 def is_application(user: str) -> bool:
     """Whether it is the name of an application's user."""
-    return bool(re.fullmatch(re.escape(APPLICATION_PREFIX) + ID_PATTERN, user))
+    return user.startswith(APPLICATION_PREFIX) and is_identifier(user.removeprefix(APPLICATION_PREFIX))
 
 
 def rules(user: str, hashes: Iterable[str]) -> list[str]:

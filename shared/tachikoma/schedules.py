@@ -12,7 +12,6 @@ schedules:
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,7 +20,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from tachikoma.documents import Document, FileWatch, dotted, read_document, read_file, yaml_files
+from tachikoma.documents import Document, FileWatch, digest, dotted, read_document, read_files
 from tachikoma.errors import ConfigurationError, NotFound
 from tachikoma.fields import Duration, Identifier, format_duration
 from tachikoma.models import MAX_TIMEOUT, ExecRequest, Model, ResourceLimits
@@ -170,10 +169,7 @@ class ScheduleSet:
             ConfigurationError: it cannot be read or is wrong; the message names file, line, column and field of
                 each mistake.
         """
-        texts = [(str(file), read_file(file, "file of schedules")) for file in yaml_files(path)]
-        if not texts:
-            raise ConfigurationError(f"there is no file of schedules in {path}; their names end in .yaml")
-        return cls.parse_all(texts)
+        return cls.parse_all(read_files(path, "file of schedules"))
 
     @classmethod
     def parse(cls, text: str, name: str) -> ScheduleSet:
@@ -205,11 +201,8 @@ class ScheduleSet:
             mistakes.append(f"there are {len(found)} schedules; at most {MAX_SCHEDULES} are taken")
         if mistakes:
             raise ConfigurationError("\n".join(mistakes))
-        digest = hashlib.sha256()
-        for _, text in texts:
-            digest.update(hashlib.sha256(text.encode()).digest())
         schedules = {name: schedule for name, (schedule, _) in sorted(found.items())}
-        return cls(schedules, digest.hexdigest(), tuple(warnings))
+        return cls(schedules, digest(texts), tuple(warnings))
 
     def get(self, name: str) -> Schedule:
         """A schedule by its name.
