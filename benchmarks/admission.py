@@ -20,18 +20,20 @@ from unittest import mock
 
 from redis.asyncio.connection import AbstractConnection
 
-from tachikoma import ExecRequest, keys, new_id
+from tachikoma import ExecRequest, new_id
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
-from tachikoma.models import RateLimitConfig
-from tachikoma.policy import SEARCH_PATH, PolicySet, PolicyWatch
-from tachikoma.redaction import redact
-from tachikoma.redis_access import Redis, connect
-from tachikoma.spiffe import user_id
-from tachikoma.svid import FileSvidSource
-from tachikoma_orchestrator.admission import Admitter, Peer
-from tachikoma_orchestrator.audit import AuditTrail
-from tachikoma_orchestrator.ledger import Ledger
-from tachikoma_orchestrator.registry import Registry
+from tachikoma.identity.spiffe import user_id
+from tachikoma.identity.svid import FileSvidSource
+from tachikoma.policy.decide import SEARCH_PATH, PolicySet, PolicyWatch
+from tachikoma.policy.redaction import redact
+from tachikoma.redis import keys
+from tachikoma.redis.access import Redis, connect
+from tachikoma.vocabulary.policies import RateLimitConfig
+from tachikoma_orchestrator.admission.admit import Admitter
+from tachikoma_orchestrator.agents.registry import Registry
+from tachikoma_orchestrator.audit.trail import AuditTrail
+from tachikoma_orchestrator.caller import Peer
+from tachikoma_orchestrator.executions.ledger import Ledger
 
 #: Nobody takes its orders.
 AGENT = "bench"

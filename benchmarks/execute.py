@@ -21,7 +21,7 @@ from celery import Celery
 
 from tachikoma import Client, ExecRequest
 from tachikoma.dev.stack import Stack
-from tachikoma.redis_access import celery_url
+from tachikoma.redis.access import celery_url
 
 PLAIN = """
 import subprocess, sys

@@ -17,12 +17,14 @@ import time
 from asyncio.subprocess import PIPE
 from pathlib import Path
 
-from tachikoma.models import ExecRequest, ResourceLimits
-from tachikoma.signed import Grant, GrantedExecutable, WorkOrder
-from tachikoma_worker.cgroups import detect
-from tachikoma_worker.confinement import prepare, start
+from tachikoma.identity.signed_messages import WorkOrder
+from tachikoma.vocabulary.grants import Grant, GrantedExecutable
+from tachikoma.vocabulary.limits import ResourceLimits
+from tachikoma.vocabulary.requests import ExecRequest
+from tachikoma_worker.cgroups.cgroups import detect
+from tachikoma_worker.confinement.prepare import prepare, start
+from tachikoma_worker.confinement.spawner import Spawner
 from tachikoma_worker.settings import WorkerSettings
-from tachikoma_worker.spawner import Spawner
 
 PROGRAM = "/bin/true"
 LIMITS = ResourceLimits.model_validate({"memory": "256MiB", "cpus": 1, "pids": 64})

@@ -22,23 +22,16 @@ from pathlib import Path
 
 from redis import Redis
 
-from tachikoma import Client, ExecRequest, ExecState, keys
+from tachikoma import Client, ExecRequest, ExecState
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
-from tachikoma.models import ResourceUsage
-from tachikoma.redis_users import ORCHESTRATOR, agent_user, read_password
-from tachikoma.signed import (
-    Grant,
-    GrantedExecutable,
-    OutputDigest,
-    Receipt,
-    WorkOrder,
-    _parse_chain,
-    sign,
-    verify,
-)
-from tachikoma.spiffe import TrustBundle, TrustBundles, agent_id, service_id
-from tachikoma.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE, FileSvidSource
-from tachikoma_orchestrator.scripts import Script
+from tachikoma.identity.signed_messages import OutputDigest, Receipt, WorkOrder, _parse_chain, sign, verify
+from tachikoma.identity.spiffe import TrustBundle, TrustBundles, agent_id, service_id
+from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE, FileSvidSource
+from tachikoma.redis import keys
+from tachikoma.redis.users import ORCHESTRATOR, agent_user, read_password
+from tachikoma.vocabulary.grants import Grant, GrantedExecutable
+from tachikoma.vocabulary.limits import ResourceUsage
+from tachikoma_orchestrator.store.scripts import Script
 
 AGENT = "agent-1"
 #: Commands that Redis is sent at once.

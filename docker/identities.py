@@ -18,10 +18,11 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
+from tachikoma.client.profile import Profile
 from tachikoma.dev.ca import SVID_LIFETIME, DevelopmentCA
-from tachikoma.identity_files import write_private
-from tachikoma.profile import Profile
-from tachikoma.redis_users import (
+from tachikoma.identity.files import write_private
+from tachikoma.identity.spiffe import SpiffeId, agent_id, service_id, user_id
+from tachikoma.redis.users import (
     BEAT,
     CHECK,
     FLOWER,
@@ -32,7 +33,6 @@ from tachikoma.redis_users import (
     acl_file,
     agent_user,
 )
-from tachikoma.spiffe import SpiffeId, agent_id, service_id, user_id
 
 TRUST_DOMAIN = "tachikoma.local"
 SERVER_NAME = "orchestrator.tachikoma.local"

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from tachikoma.ca import key_usage
-from tachikoma.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE, Svid
+from tachikoma.identity.authority import key_usage
+from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE, Svid
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tachikoma_worker.pump import OutputLog
-from tachikoma_worker.spool import Chunk
+from tachikoma_worker.output.pump import OutputLog
+from tachikoma_worker.output.spool import Chunk
 
 __all__ = ["append"]
 

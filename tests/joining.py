@@ -11,22 +11,22 @@ import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
 from support import make_cli, prepare
 
-from tachikoma import ca
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.dev.stack import TRUST_DOMAIN, Part, Stack
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import JoiningStub
-from tachikoma.joining import JoinToken, agent_of
-from tachikoma.redis_users import ENROLLER, Passwords
-from tachikoma.spiffe import SpiffeId, agent_id
+from tachikoma.identity import authority
+from tachikoma.identity.join_token import JoinToken, agent_of
+from tachikoma.identity.spiffe import SpiffeId, agent_id
+from tachikoma.redis.users import ENROLLER, Passwords
 
 
 def joining_settings(data: Path) -> dict[str, str]:
     """What lets agents join a stack in that folder, with a certificate authority under that of the whole stack."""
     DevelopmentCA(data / "ca", TRUST_DOMAIN)
-    root = ca.CertificateAuthority.load(data / "ca")
+    root = authority.CertificateAuthority.load(data / "ca")
     below = data / "joining-ca"
-    ca.CertificateAuthority.create(below, TRUST_DOMAIN, name="Agents", lifetime=timedelta(days=1), under=root)
+    authority.CertificateAuthority.create(below, TRUST_DOMAIN, name="Agents", lifetime=timedelta(days=1), under=root)
     passwords = Passwords(data / "redis" / "passwords")
     passwords.make(ENROLLER)
     return {
@@ -44,7 +44,7 @@ def letting_join(data: Path, redis_server: Path, **environment: str) -> Stack:
 
 def csr_of(agent: str, key: ec.EllipticCurvePrivateKey | None = None, trust_domain: str = TRUST_DOMAIN) -> bytes:
     """A right request for a certificate."""
-    return ca.make_request(key or ca.new_key(), agent_id(trust_domain, agent))
+    return authority.make_request(key or authority.new_key(), agent_id(trust_domain, agent))
 
 
 def try_join(token: JoinToken, **changes: object) -> pb.JoinResponse:

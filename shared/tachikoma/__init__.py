@@ -5,71 +5,133 @@ from tachikoma import Client, ExecRequest
 with Client() as client:
     response = client.execute(ExecRequest(agent_id="agent-1", command=["/usr/bin/uname", "-a"]))
     print(response.exit_code, response.stdout)
+
+Names are imported when they are first used (PEP 562), so that a module below this package costs only what it needs
+itself: `import tachikoma.redis.keys` loads no gRPC.
 """
 
 import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-# What gRPC does in the child of a fork is made for its synchronous API; with a stream open it crashed children that
-# were only to execute another program. It looks at this when it is loaded.
+# gRPC's fork support is made for its synchronous API. With an open stream it crashed child processes that were only
+# about to execute another program. gRPC reads this variable when it is loaded.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
-from tachikoma.client import AsyncClient, Client
-from tachikoma.errors import (
-    AgentDraining,
-    AgentOffline,
-    AgentRevoked,
-    AgentUnknown,
-    AlreadyExists,
-    ConfigurationError,
-    ExecutionFailed,
-    FailedPrecondition,
-    InvalidRequest,
-    NotFound,
-    OutputAltered,
-    PermissionDenied,
-    RecordAltered,
-    ResourceExhausted,
-    ServerError,
-    TachikomaError,
-    Unauthenticated,
-    Unavailable,
-)
-from tachikoma.models import (
-    AgentInfo,
-    Approval,
-    AuditCode,
-    CancelOutcome,
-    CancelResponse,
-    Enrolment,
-    ExecAuditLog,
-    ExecOutput,
-    ExecPolicy,
-    ExecRequest,
-    ExecResponse,
-    ExecState,
-    ExecStatus,
-    ExecTransition,
-    OutputKind,
-    OutputSummary,
-    PolicyStatus,
-    RateLimitConfig,
-    Revocation,
-    new_id,
-)
-from tachikoma.profile import Profile
-from tachikoma.scheduled import DueOutcome, ScheduledRun, ScheduleStatus
+if TYPE_CHECKING:
+    from tachikoma.client.aio import AsyncClient, Client
+    from tachikoma.client.profile import Profile
+    from tachikoma.errors import (
+        AgentDraining,
+        AgentOffline,
+        AgentRevoked,
+        AgentUnknown,
+        AlreadyExists,
+        ConfigurationError,
+        ExecutionFailed,
+        FailedPrecondition,
+        InvalidRequest,
+        NotFound,
+        OutputAltered,
+        PermissionDenied,
+        RecordAltered,
+        ResourceExhausted,
+        ServerError,
+        TachikomaError,
+        Unauthenticated,
+        Unavailable,
+    )
+    from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
+    from tachikoma.vocabulary.audit import AuditCode, ExecAuditLog
+    from tachikoma.vocabulary.limits import ResourceLimits, ResourceUsage
+    from tachikoma.vocabulary.policies import ExecPolicy, PolicyStatus, RateLimitConfig
+    from tachikoma.vocabulary.requests import ExecRequest, new_id
+    from tachikoma.vocabulary.results import (
+        Approval,
+        CancelOutcome,
+        CancelResponse,
+        ExecOutput,
+        ExecResponse,
+        ExecStatus,
+        ExecTransition,
+        KillReceipt,
+        OutputKind,
+        OutputSummary,
+    )
+    from tachikoma.vocabulary.schedules import DueOutcome, ScheduledRun, ScheduleStatus
+    from tachikoma.vocabulary.states import ExecState
 
-__all__ = [  # noqa: RUF022 (grouped by what they are for)
+#: The module of each public name, grouped by what the names are for.
+_MODULES = {
     # clients
+    "AsyncClient": "client.aio",
+    "Client": "client.aio",
+    "Profile": "client.profile",
+    # requests and results
+    "ExecRequest": "vocabulary.requests",
+    "new_id": "vocabulary.requests",
+    "ResourceLimits": "vocabulary.limits",
+    "ResourceUsage": "vocabulary.limits",
+    "ExecResponse": "vocabulary.results",
+    "ExecOutput": "vocabulary.results",
+    "OutputKind": "vocabulary.results",
+    "OutputSummary": "vocabulary.results",
+    "KillReceipt": "vocabulary.results",
+    "ExecState": "vocabulary.states",
+    "ExecStatus": "vocabulary.results",
+    "ExecTransition": "vocabulary.results",
+    "CancelOutcome": "vocabulary.results",
+    "CancelResponse": "vocabulary.results",
+    "Approval": "vocabulary.results",
+    # agents
+    "AgentInfo": "vocabulary.agents",
+    "Enrolment": "vocabulary.agents",
+    "Revocation": "vocabulary.agents",
+    # audit
+    "AuditCode": "vocabulary.audit",
+    "ExecAuditLog": "vocabulary.audit",
+    # schedules
+    "ScheduleStatus": "vocabulary.schedules",
+    "ScheduledRun": "vocabulary.schedules",
+    "DueOutcome": "vocabulary.schedules",
+    # policy
+    "ExecPolicy": "vocabulary.policies",
+    "PolicyStatus": "vocabulary.policies",
+    "RateLimitConfig": "vocabulary.policies",
+    # errors
+    "TachikomaError": "errors",
+    "ConfigurationError": "errors",
+    "InvalidRequest": "errors",
+    "Unauthenticated": "errors",
+    "PermissionDenied": "errors",
+    "NotFound": "errors",
+    "AgentUnknown": "errors",
+    "AlreadyExists": "errors",
+    "FailedPrecondition": "errors",
+    "ResourceExhausted": "errors",
+    "Unavailable": "errors",
+    "AgentOffline": "errors",
+    "AgentDraining": "errors",
+    "AgentRevoked": "errors",
+    "OutputAltered": "errors",
+    "RecordAltered": "errors",
+    "ServerError": "errors",
+    "ExecutionFailed": "errors",
+}
+
+__all__ = [  # noqa: RUF022 (the same order as above)
     "AsyncClient",
     "Client",
     "Profile",
-    # requests and what comes back
     "ExecRequest",
+    "new_id",
+    "ResourceLimits",
+    "ResourceUsage",
     "ExecResponse",
     "ExecOutput",
     "OutputKind",
     "OutputSummary",
+    "KillReceipt",
     "ExecState",
     "ExecStatus",
     "ExecTransition",
@@ -81,16 +143,12 @@ __all__ = [  # noqa: RUF022 (grouped by what they are for)
     "Revocation",
     "AuditCode",
     "ExecAuditLog",
-    "new_id",
-    # schedules
     "ScheduleStatus",
     "ScheduledRun",
     "DueOutcome",
-    # policy
     "ExecPolicy",
     "PolicyStatus",
     "RateLimitConfig",
-    # errors
     "TachikomaError",
     "ConfigurationError",
     "InvalidRequest",
@@ -110,3 +168,17 @@ __all__ = [  # noqa: RUF022 (grouped by what they are for)
     "ServerError",
     "ExecutionFailed",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -25,14 +25,15 @@ from celery import Celery
 from celery.canvas import Signature
 from pydantic import ValidationError
 
-from tachikoma import keys
+from tachikoma.client.profile import Profile
 from tachikoma.errors import ConfigurationError, InvalidRequest, Unauthenticated
-from tachikoma.fields import ID_PATTERN, is_identifier
-from tachikoma.identity import open_identity
-from tachikoma.models import ExecRequest, describe_validation_error
-from tachikoma.profile import Profile
-from tachikoma.signed import SignedRequest, sign
-from tachikoma.spiffe import InvalidIdentity, service_id
+from tachikoma.identity.open import open_identity
+from tachikoma.identity.signed_messages import SignedRequest, sign
+from tachikoma.identity.spiffe import InvalidIdentity, service_id
+from tachikoma.redis import keys
+from tachikoma.vocabulary.model import describe_validation_error
+from tachikoma.vocabulary.requests import ExecRequest
+from tachikoma.vocabulary.types import ID_PATTERN, is_identifier
 
 __all__ = ["MAX_VALID", "TASK_NAME", "Commands"]
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import grpc
-
 __all__ = [
     "AgentDraining",
     "AgentOffline",
@@ -43,8 +41,8 @@ class TachikomaError(Exception):
 
     #: Stable name on the wire (`google.rpc.ErrorInfo.reason`).
     reason: ClassVar[str] = "UNKNOWN"
-    #: The gRPC status code it travels as.
-    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
+    #: Name of the gRPC status code that it travels as. A name, so that the vocabulary needs no gRPC.
+    code: ClassVar[str] = "UNKNOWN"
 
     def __init__(
         self,
@@ -62,35 +60,35 @@ class ConfigurationError(TachikomaError):
     """A file or setting of this host is missing or wrong."""
 
     reason = "CONFIGURATION"
-    code = grpc.StatusCode.FAILED_PRECONDITION
+    code = "FAILED_PRECONDITION"
 
 
 class InvalidRequest(TachikomaError):
     """The request itself is malformed; repeating it does not help."""
 
     reason = "INVALID_REQUEST"
-    code = grpc.StatusCode.INVALID_ARGUMENT
+    code = "INVALID_ARGUMENT"
 
 
 class Unauthenticated(TachikomaError):
     """The peer did not show a SPIFFE identity that can be accepted."""
 
     reason = "UNAUTHENTICATED"
-    code = grpc.StatusCode.UNAUTHENTICATED
+    code = "UNAUTHENTICATED"
 
 
 class PermissionDenied(TachikomaError):
     """No policy grants the request; `metadata` names the rule that decided."""
 
     reason = "PERMISSION_DENIED"
-    code = grpc.StatusCode.PERMISSION_DENIED
+    code = "PERMISSION_DENIED"
 
 
 class NotFound(TachikomaError):
     """There is no such execution, or it belongs to somebody else."""
 
     reason = "NOT_FOUND"
-    code = grpc.StatusCode.NOT_FOUND
+    code = "NOT_FOUND"
 
 
 class AgentUnknown(NotFound):
@@ -103,28 +101,28 @@ class AlreadyExists(TachikomaError):
     """The id was used before, for another request."""
 
     reason = "ALREADY_EXISTS"
-    code = grpc.StatusCode.ALREADY_EXISTS
+    code = "ALREADY_EXISTS"
 
 
 class FailedPrecondition(TachikomaError):
     """Things are no longer as the caller took them to be; the message says how they are."""
 
     reason = "FAILED_PRECONDITION"
-    code = grpc.StatusCode.FAILED_PRECONDITION
+    code = "FAILED_PRECONDITION"
 
 
 class ResourceExhausted(TachikomaError):
     """A limit is reached; `retry_after_seconds` says when to come again."""
 
     reason = "RESOURCE_EXHAUSTED"
-    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    code = "RESOURCE_EXHAUSTED"
 
 
 class Unavailable(TachikomaError):
     """The service, or what it stands on, cannot be reached now."""
 
     reason = "UNAVAILABLE"
-    code = grpc.StatusCode.UNAVAILABLE
+    code = "UNAVAILABLE"
 
 
 class AgentOffline(Unavailable):
@@ -149,21 +147,21 @@ class OutputAltered(TachikomaError):
     """The output that was read is not what the agent signed for; how the execution ended is not in doubt."""
 
     reason = "OUTPUT_ALTERED"
-    code = grpc.StatusCode.DATA_LOSS
+    code = "DATA_LOSS"
 
 
 class RecordAltered(TachikomaError):
     """What the ledger says of an execution is not what was signed; what really became of it, its agent knows."""
 
     reason = "RECORD_ALTERED"
-    code = grpc.StatusCode.DATA_LOSS
+    code = "DATA_LOSS"
 
 
 class ServerError(TachikomaError):
     """The service failed in a way nobody foresaw; its log has the details."""
 
     reason = "INTERNAL"
-    code = grpc.StatusCode.INTERNAL
+    code = "INTERNAL"
 
 
 class ExecutionFailed(TachikomaError):

@@ -15,12 +15,14 @@ from typing import Any, Literal
 
 import psutil
 
-from tachikoma.models import ExecRequest, ResourceLimits, ResourceUsage
-from tachikoma.signed import Grant, GrantedExecutable, WorkOrder
-from tachikoma_worker.cgroups import Hierarchy, detect
-from tachikoma_worker.confinement import Prepared, prepare, start
+from tachikoma.identity.signed_messages import WorkOrder
+from tachikoma.vocabulary.grants import Grant, GrantedExecutable
+from tachikoma.vocabulary.limits import ResourceLimits, ResourceUsage
+from tachikoma.vocabulary.requests import ExecRequest
+from tachikoma_worker.cgroups.cgroups import Hierarchy, detect
+from tachikoma_worker.confinement.prepare import Prepared, prepare, start
+from tachikoma_worker.confinement.spawner import Exit, Process, Spawner
 from tachikoma_worker.settings import WorkerSettings
-from tachikoma_worker.spawner import Exit, Process, Spawner
 
 ROOT = os.getuid() == 0
 #: Set in a container: "own" where its cgroups may be written, "read-only" where they may not.

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from host import CONTAINER, PATIENCE_SECONDS, ROOT, Host, a_host, order, processes_named, read_all, read_line
 
-from tachikoma.models import MAX_COMMAND_BYTES, MAX_ENVIRONMENT_BYTES, MAX_STDIN_BYTES
-from tachikoma.signed import GrantedExecutable
-from tachikoma_worker.confinement import PATH, CannotExecute, Refused, account, prepare, start
+from tachikoma.vocabulary.grants import GrantedExecutable
+from tachikoma.vocabulary.requests import MAX_COMMAND_BYTES, MAX_ENVIRONMENT_BYTES, MAX_STDIN_BYTES
+from tachikoma_worker.confinement.prepare import PATH, CannotExecute, Refused, account, prepare, start
 
 #: Runs Python in a child without anything that would open files of its own.
 PYTHON = [sys.executable, "-I", "-S", "-c"]
@@ -506,7 +506,7 @@ async def test_no_core_is_dumped_and_the_limit_of_descriptors_is_the_usual(host:
 
 async def test_commands_and_their_output_outlive_the_worker(host: Host) -> None:
     """Another connection finds what runs, reads on where the first stopped, and is told of the end."""
-    from tachikoma_worker.spawner import Spawner
+    from tachikoma_worker.confinement.spawner import Spawner
 
     prepared = host.prepare("/bin/sh", "-c", "echo one; read x < /dev/null; echo two; sleep 0.05; echo three; exit 7")
     process = await start(prepared, host.spawner)
@@ -580,12 +580,14 @@ async def test_a_host_that_cannot_limit_says_so_and_runs_what_asks_for_nothing(h
 WORKER = """
 import asyncio, os, sys
 from pathlib import Path
-from tachikoma.models import ExecRequest, ResourceLimits
-from tachikoma.signed import Grant, GrantedExecutable, WorkOrder
-from tachikoma_worker.cgroups import detect
-from tachikoma_worker.confinement import prepare, start
+from tachikoma.identity.signed_messages import WorkOrder
+from tachikoma.vocabulary.grants import Grant, GrantedExecutable
+from tachikoma.vocabulary.limits import ResourceLimits
+from tachikoma.vocabulary.requests import ExecRequest
+from tachikoma_worker.cgroups.cgroups import detect
+from tachikoma_worker.confinement.prepare import prepare, start
 from tachikoma_worker.settings import WorkerSettings
-from tachikoma_worker.spawner import Spawner
+from tachikoma_worker.confinement.spawner import Spawner
 
 async def main(path, name, limits, where):
     cgroups = detect("a", name=name, where=where)
@@ -615,7 +617,12 @@ async def test_a_worker_that_is_not_root_uses_a_spawner_that_is_and_that_ones_cg
     python = os.environ.get("TACHIKOMA_TEST_EVERYBODYS_PYTHON", sys.executable)
     try:
         probe = await asyncio.create_subprocess_exec(
-            python, "-c", "import tachikoma_worker.engine", user="nobody", cwd="/", stderr=asyncio.subprocess.DEVNULL
+            python,
+            "-c",
+            "import tachikoma_worker.engine.engine",
+            user="nobody",
+            cwd="/",
+            stderr=asyncio.subprocess.DEVNULL,
         )
         able = await probe.wait() == 0
     except PermissionError:

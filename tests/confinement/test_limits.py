@@ -14,9 +14,9 @@ import psutil
 import pytest
 from host import PATIENCE_SECONDS, Host, Running, processes_named, read_line
 
-from tachikoma.models import ResourceLimits
-from tachikoma_worker.cgroups import Hierarchy, NoHierarchy, UnifiedHierarchy, block_devices
-from tachikoma_worker.confinement import Refused
+from tachikoma.vocabulary.limits import ResourceLimits
+from tachikoma_worker.cgroups.cgroups import Hierarchy, NoHierarchy, UnifiedHierarchy, block_devices
+from tachikoma_worker.confinement.prepare import Refused
 
 pytestmark = pytest.mark.usefixtures("limits")
 PYTHON = [sys.executable, "-I", "-S", "-c"]
@@ -194,7 +194,7 @@ async def test_who_cannot_be_killed_is_named(host: Host, monkeypatch: pytest.Mon
     """Frozen from above, a process of v1 dies only when it is thawed, as one that waits uninterruptibly."""
     if isinstance(host.cgroups, UnifiedHierarchy):
         pytest.skip("v2 kills the frozen")
-    monkeypatch.setattr("tachikoma_worker.spawner.KILL_SECONDS", 0.1)
+    monkeypatch.setattr("tachikoma_worker.confinement.spawner.KILL_SECONDS", 0.1)
     [state] = Path("/sys/fs/cgroup/freezer").glob(f"**/{host.name}/freezer.state")
     async with host.running("/bin/sleep", "1000") as it:
         state.write_text("FROZEN")
@@ -236,7 +236,7 @@ async def test_a_cgroup_that_cannot_be_joined_is_told_as_that(host: Host) -> Non
     fds = prepared.cgroup.fds
     plain = os.open("/tmp", os.O_PATH | os.O_DIRECTORY)
     prepared.cgroup.fds = (plain,)
-    from tachikoma_worker.confinement import start
+    from tachikoma_worker.confinement.prepare import start
 
     try:
         with pytest.raises(Refused, match="cannot join the cgroup"):

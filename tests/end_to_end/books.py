@@ -10,14 +10,15 @@ from redis import Redis
 from redis.exceptions import RedisError
 from support import wait_until
 
-from tachikoma import keys
-from tachikoma.audit_log import read_events, verify_files
+from tachikoma.audit.chain import read_events, verify_files
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.errors import ConfigurationError
-from tachikoma.models import AuditCode, ExecAuditLog, ExecState
-from tachikoma.spiffe import service_id
-from tachikoma.svid import FileSvidSource
-from tachikoma_orchestrator.audit import parse
+from tachikoma.identity.spiffe import service_id
+from tachikoma.identity.svid import FileSvidSource
+from tachikoma.redis import keys
+from tachikoma.vocabulary.audit import AuditCode, ExecAuditLog
+from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.audit.trail import parse
 
 __all__ = ["compare_books", "discrepancies"]
 

@@ -20,9 +20,9 @@ from redis.exceptions import RedisError
 
 from tachikoma import ExecRequest
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack, own_user
-from tachikoma.redis_users import APPLICATION_PREFIX
-from tachikoma.spiffe import user_id
-from tachikoma.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
+from tachikoma.identity.spiffe import user_id
+from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
+from tachikoma.redis.users import APPLICATION_PREFIX
 
 AGENT = "agent-1"
 

@@ -11,7 +11,7 @@ from support import AGENT, Cli, make_cli, prepare, request, wait_until
 
 from tachikoma import AgentDraining, AgentUnknown, Client, ExecState, InvalidRequest, PermissionDenied
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
-from tachikoma.spiffe import user_id
+from tachikoma.identity.spiffe import user_id
 
 
 def test_a_drained_agent_takes_nothing_new_and_finishes_what_it_has(own_stack: Stack, tmp_path: Path) -> None:

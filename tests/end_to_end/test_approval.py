@@ -23,10 +23,10 @@ from tachikoma import (
     PermissionDenied,
     ResourceExhausted,
     Unavailable,
-    keys,
 )
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
-from tachikoma.spiffe import user_id
+from tachikoma.identity.spiffe import user_id
+from tachikoma.redis import keys
 
 BOSS, OTHER = user_id(TRUST_DOMAIN, "boss"), user_id(TRUST_DOMAIN, "other")
 

@@ -12,9 +12,10 @@ import redis as redis_py
 from celery import Celery
 from support import AGENT, prepare, request, wait_until
 
-from tachikoma import Client, ExecState, OutputKind, keys
+from tachikoma import Client, ExecState, OutputKind
 from tachikoma.dev.stack import Stack
-from tachikoma.redis_access import celery_url
+from tachikoma.redis import keys
+from tachikoma.redis.access import celery_url
 
 
 @pytest.fixture

@@ -28,16 +28,16 @@ from tachikoma import (
     PermissionDenied,
     RecordAltered,
     ResourceExhausted,
-    keys,
-    wire,
 )
+from tachikoma.client import wire
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
-from tachikoma.joining import JoinToken
-from tachikoma.output import FIELD, STDOUT, Frame, entry_id
-from tachikoma.spiffe import user_id
-from tachikoma_orchestrator.audit import parse
+from tachikoma.identity.join_token import JoinToken
+from tachikoma.identity.spiffe import user_id
+from tachikoma.redis import keys
+from tachikoma.streams.frames import FIELD, STDOUT, Frame, entry_id
+from tachikoma_orchestrator.audit.trail import parse
 
 #: The agent whose worker is stopped and killed.
 FRAGILE = "agent-2"

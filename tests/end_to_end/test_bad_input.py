@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import grpc
 import pytest
 from support import AGENT, Cli, make_cli, request, wait_until
 
@@ -33,7 +32,7 @@ def _refused(cli: Cli, *arguments: str, code: int = 125, stdin: bytes | None = N
 def test_an_unknown_agent_is_not_found(client: Client, cli: Cli) -> None:
     with pytest.raises(AgentUnknown, match="no agent 'nobody'") as refusal:
         client.execute(request("true", agent_id="nobody"))
-    assert refusal.value.code is grpc.StatusCode.NOT_FOUND
+    assert refusal.value.code == "NOT_FOUND"
     assert _refused(cli, "nobody", "true") == (
         "tachikoma: there is no agent 'nobody'; `tachikoma agents` shows those there are\n"
     )
@@ -45,7 +44,7 @@ def test_an_offline_agent_is_unavailable_and_says_when_to_retry(own_stack: Stack
     with Client(own_stack.profile()) as client:
         with pytest.raises(AgentOffline, match="agent 'agent-1' is offline") as refusal:
             client.execute(request("true"))
-        assert refusal.value.code is grpc.StatusCode.UNAVAILABLE
+        assert refusal.value.code == "UNAVAILABLE"
         assert refusal.value.retry_after_seconds == 5
         assert _refused(cli, AGENT, "true") == "tachikoma: agent 'agent-1' is offline\n"
         (agent,) = client.agents()
@@ -60,7 +59,7 @@ def test_the_same_id_for_another_request_already_exists(client: Client, cli: Cli
     client.execute(first)
     with pytest.raises(AlreadyExists, match=first.id) as refusal:
         client.execute(request("false", id=first.id))
-    assert refusal.value.code is grpc.StatusCode.ALREADY_EXISTS
+    assert refusal.value.code == "ALREADY_EXISTS"
     assert "was used before for another request" in _refused(cli, "--id", first.id, AGENT, "false")
     assert client.status(first.id).exit_code == 0
 
@@ -69,7 +68,7 @@ def test_policy_names_the_rule_that_refused(client: Client, cli: Cli) -> None:
     for command in (("reboot",), ("/sbin/reboot", "-f"), ("touch", "/forbidden")):
         with pytest.raises(PermissionDenied, match="policy everybody denies") as refusal:
             client.execute(request(*command))
-        assert refusal.value.code is grpc.StatusCode.PERMISSION_DENIED
+        assert refusal.value.code == "PERMISSION_DENIED"
         assert refusal.value.metadata["rule"].startswith("deniedCommands: ")
         assert refusal.value.metadata["policy"].startswith("everybody@")
     assert "policy everybody denies 'reboot'" in _refused(cli, AGENT, "reboot")

@@ -10,7 +10,7 @@ from support import gone, request, wait_until
 
 from tachikoma import CancelOutcome, Client, ExecState, NotFound, OutputKind
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
-from tachikoma.spiffe import user_id
+from tachikoma.identity.spiffe import user_id
 
 
 def test_a_running_command_is_killed_with_its_children(client: Client) -> None:

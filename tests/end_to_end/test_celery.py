@@ -29,18 +29,19 @@ from tachikoma import (
     PermissionDenied,
     Unauthenticated,
     Unavailable,
-    keys,
     new_id,
 )
 from tachikoma.celery import TASK_NAME, Commands
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
-from tachikoma.models import AuditCode, ExecState
-from tachikoma.redis_access import celery_url
-from tachikoma.redis_users import SUBMITTER, application_user, rules
-from tachikoma.signed import SignedRequest, sign
-from tachikoma.spiffe import service_id, user_id
-from tachikoma.svid import FileSvidSource
+from tachikoma.identity.signed_messages import SignedRequest, sign
+from tachikoma.identity.spiffe import service_id, user_id
+from tachikoma.identity.svid import FileSvidSource
+from tachikoma.redis import keys
+from tachikoma.redis.access import celery_url
+from tachikoma.redis.users import SUBMITTER, application_user, rules
+from tachikoma.vocabulary.audit import AuditCode
+from tachikoma.vocabulary.states import ExecState
 
 APPLICATION = "reports"
 

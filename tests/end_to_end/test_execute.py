@@ -208,7 +208,7 @@ def test_interactive_requests_are_refused_clearly(client: Client, stack: Stack) 
 
 
 def test_requests_are_checked_before_they_are_sent() -> None:
-    from tachikoma.models import make_request
+    from tachikoma.vocabulary.requests import make_request
 
     with pytest.raises(InvalidRequest, match="timeout: must be longer than zero"):
         make_request({"agent_id": AGENT, "command": ["true"], "timeout": "-1s"})

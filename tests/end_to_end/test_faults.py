@@ -13,8 +13,9 @@ import pytest
 import redis as redis_py
 from support import AGENT, make_cli, prepare, request, wait_until
 
-from tachikoma import Client, ExecState, Unavailable, keys
+from tachikoma import Client, ExecState, Unavailable
 from tachikoma.dev.stack import Stack
+from tachikoma.redis import keys
 
 
 def _unavailable(client: Client) -> str:

@@ -13,20 +13,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support import AGENT, Cli, plain_channel, request
 
-from tachikoma import (
-    Client,
-    InvalidRequest,
-    PermissionDenied,
-    Profile,
-    Unauthenticated,
-    Unavailable,
-    wire,
-)
+from tachikoma import Client, InvalidRequest, PermissionDenied, Profile, Unauthenticated, Unavailable
+from tachikoma.client import wire
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
-from tachikoma.spiffe import SpiffeId, user_id
+from tachikoma.identity.spiffe import SpiffeId, user_id
 
 
 def _code(channel: grpc.Channel, message: pb.ExecRequest | None = None) -> grpc.StatusCode:

@@ -9,8 +9,8 @@ import sys
 import redis
 from support import wait_until
 
-from tachikoma import keys
 from tachikoma.dev.stack import Stack
+from tachikoma.redis import keys
 
 AGENT = "agent-1"
 

@@ -13,7 +13,7 @@ from support import Cli, make_cli, prepare, request, wait_until
 
 from tachikoma import Client, FailedPrecondition, PermissionDenied
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
-from tachikoma.spiffe import user_id
+from tachikoma.identity.spiffe import user_id
 
 
 @pytest.fixture(scope="module")

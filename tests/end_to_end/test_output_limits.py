@@ -10,8 +10,9 @@ import pytest
 import redis as redis_py
 from support import AGENT, prepare, request, wait_until
 
-from tachikoma import Client, ExecState, OutputKind, keys
+from tachikoma import Client, ExecState, OutputKind
 from tachikoma.dev.stack import Stack
+from tachikoma.redis import keys
 
 NUMBERS = b"".join(b"%d\n" % number for number in range(1, 400_001))
 LIMIT = 256 * 1024

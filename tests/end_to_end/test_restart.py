@@ -13,8 +13,9 @@ import pytest
 import redis as redis_py
 from support import AGENT, gone, prepare, request, wait_until
 
-from tachikoma import Client, ExecOutput, ExecState, OutputKind, keys
+from tachikoma import Client, ExecOutput, ExecState, OutputKind
 from tachikoma.dev.stack import Stack
+from tachikoma.redis import keys
 
 #: Writes numbers as fast as it can, and waits for a file between; its last word is its own process id.
 WRITER = """
@@ -251,7 +252,7 @@ import sys
 if "worker" in sys.orig_argv:
     from threading import Event
     import tachikoma_worker.command
-    from tachikoma_worker.engine import Engine
+    from tachikoma_worker.engine.engine import Engine
     tachikoma_worker.command.STOP_SLACK_SECONDS = 0.5
     Engine.stop = lambda engine: Event().wait()
 """

@@ -18,21 +18,13 @@ import pytest
 from redis import Redis
 from support import Cli, make_cli, prepare, wait_until
 
-from tachikoma import (
-    AuditCode,
-    Client,
-    DueOutcome,
-    ExecState,
-    NotFound,
-    PermissionDenied,
-    ScheduledRun,
-    keys,
-)
+from tachikoma import AuditCode, Client, DueOutcome, ExecState, NotFound, PermissionDenied, ScheduledRun
 from tachikoma.dev.stack import TRUST_DOMAIN, Part, Stack
-from tachikoma.spiffe import user_id
-from tachikoma_orchestrator.accounting import milliseconds
-from tachikoma_orchestrator.audit import parse
-from tachikoma_orchestrator.scheduling import NUDGE_TASK
+from tachikoma.identity.spiffe import user_id
+from tachikoma.redis import keys
+from tachikoma.redis.keys import DUE_TASK
+from tachikoma.vocabulary.clock import to_ms
+from tachikoma_orchestrator.audit.trail import parse
 
 POLICY = """\
   - name: scheduled
@@ -204,7 +196,7 @@ def test_what_is_not_there_is_not_found(client: Client, cli: Cli) -> None:
 # --- what somebody else puts on the queue -----------------------------------------------------------------------------
 
 
-def nudge(task: str = NUDGE_TASK, args: Any = (), embed: Any = None, **given: Any) -> str:
+def nudge(task: str = DUE_TASK, args: Any = (), embed: Any = None, **given: Any) -> str:
     """A message as beat's."""
     body = json.dumps([args, given, {} if embed is None else embed])
     return json.dumps(
@@ -334,8 +326,8 @@ def test_a_redis_that_restarts_ends_neither_beat_nor_submitter(stack: Stack, cli
     ran(client, "often", 1)
     stack.redis.kill()
     stack.start_redis()
-    begin = milliseconds(client.scheduled_runs("often", limit=1)[0].due)
-    wait_until(lambda: milliseconds(client.scheduled_runs("often", limit=1)[0].due) > begin + 2000, "it goes on")
+    begin = to_ms(client.scheduled_runs("often", limit=1)[0].due)
+    wait_until(lambda: to_ms(client.scheduled_runs("often", limit=1)[0].due) > begin + 2000, "it goes on")
     assert stack.beat.alive
     assert stack.submitter.alive
 
@@ -418,7 +410,7 @@ def test_two_beats_and_a_submitter_that_are_killed_at_random_account_for_every_d
             trail = [parse(entry) for entry in redis.xrange(keys.AUDIT)]
         runs = [run for name in names for run in client.scheduled_runs(name, limit=1000)]
         for name in names:
-            due = [milliseconds(run.due) for run in client.scheduled_runs(name, limit=1000)][::-1]
+            due = [to_ms(run.due) for run in client.scheduled_runs(name, limit=1000)][::-1]
             assert due == list(range(due[0], due[-1] + 1, 500)), name
         assert len(runs) >= DUE_TIMES
         assert all(run.count == 1 for run in runs)
@@ -441,7 +433,7 @@ def test_two_beats_and_a_submitter_that_are_killed_at_random_account_for_every_d
 def first_due(client: Client, name: str) -> int:
     """The first due time of a schedule on record."""
     wait_until(lambda: client.scheduled_runs(name), f"{name} has begun")
-    return milliseconds(client.scheduled_runs(name, limit=1000)[-1].due)
+    return to_ms(client.scheduled_runs(name, limit=1000)[-1].due)
 
 
 def settled(client: Client, begin: dict[str, int]) -> bool:

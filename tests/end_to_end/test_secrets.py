@@ -10,9 +10,10 @@ from celery import Celery
 from support import AGENT, prepare, wait_until
 
 from command_lines import COMMAND_LINES, SECRET
-from tachikoma import Client, ExecRequest, PermissionDenied, keys
+from tachikoma import Client, ExecRequest, PermissionDenied
 from tachikoma.dev.stack import Stack
-from tachikoma.redis_access import celery_url
+from tachikoma.redis import keys
+from tachikoma.redis.access import celery_url
 
 MARKED = "marked-by-policy"
 #: The second exists nowhere.

@@ -11,9 +11,10 @@ import pytest
 import redis as redis_py
 from support import AGENT, request, wait_until
 
-from tachikoma import Client, ExecState, NotFound, OutputAltered, OutputKind, keys
+from tachikoma import Client, ExecState, NotFound, OutputAltered, OutputKind
 from tachikoma.dev.stack import Stack
-from tachikoma.output import FIELD, STDOUT, Frame, entry_id
+from tachikoma.redis import keys
+from tachikoma.streams.frames import FIELD, STDOUT, Frame, entry_id
 
 
 def test_a_line_arrives_while_the_command_still_runs(client: Client, tmp_path: Path) -> None:

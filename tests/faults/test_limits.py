@@ -11,8 +11,9 @@ from pathlib import Path
 from support import prepare
 from world import Job, Observer, World
 
-from tachikoma import AgentOffline, AuditCode, Client, ExecState, ResourceExhausted, Unavailable, keys
-from tachikoma_orchestrator.audit import parse
+from tachikoma import AgentOffline, AuditCode, Client, ExecState, ResourceExhausted, Unavailable
+from tachikoma.redis import keys
+from tachikoma_orchestrator.audit.trail import parse
 
 #: Executions not ended, not started, and accepted in any minute.
 CONCURRENT, WAITING, RATE = 5, 4, 100

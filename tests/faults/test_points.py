@@ -18,9 +18,10 @@ from relay import Command, Point
 from support import AGENT, prepare, request, wait_until
 from world import Job, Observer, World, end_of, submit
 
-from tachikoma import Client, ExecState, keys
-from tachikoma_orchestrator.ledger import Record
-from tachikoma_orchestrator.scripts import Script
+from tachikoma import Client, ExecState
+from tachikoma.redis import keys
+from tachikoma_orchestrator.executions.ledger import Record
+from tachikoma_orchestrator.store.scripts import Script
 
 pytestmark = pytest.mark.timeout(90)
 

@@ -23,16 +23,8 @@ from redis.exceptions import RedisError
 from support import prepare, wait_until
 from world import Job, Observer, World
 
-from tachikoma import (
-    AgentOffline,
-    AsyncClient,
-    ExecRequest,
-    ExecResponse,
-    ExecState,
-    ResourceExhausted,
-    Unavailable,
-    keys,
-)
+from tachikoma import AgentOffline, AsyncClient, ExecRequest, ExecResponse, ExecState, ResourceExhausted, Unavailable
+from tachikoma.redis import keys
 
 EXECUTIONS = int(os.environ.get("TACHIKOMA_TEST_EXECUTIONS", "1000"))
 SEED = int(os.environ.get("TACHIKOMA_TEST_SEED") or random.randrange(10**6))

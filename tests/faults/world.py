@@ -25,10 +25,11 @@ from redis import Redis
 from relay import Relays
 from support import gone, wait_until
 
-from tachikoma import AgentOffline, ExecRequest, ExecState, Unavailable, keys
-from tachikoma.client import Client
+from tachikoma import AgentOffline, ExecRequest, ExecState, Unavailable
+from tachikoma.client.aio import Client
+from tachikoma.client.profile import Profile
 from tachikoma.dev.stack import Part, Stack
-from tachikoma.profile import Profile
+from tachikoma.redis import keys
 
 __all__ = ["Job", "Observer", "World", "end_of", "submit"]
 

@@ -37,8 +37,8 @@ def fail(text: str, *, stdin: bytes = b"") -> None:
 
 
 if "orchestrator" in sys.orig_argv:
-    from tachikoma_orchestrator.reaper import Reaper
-    from tachikoma_orchestrator.service import RemoteExecution
+    from tachikoma_orchestrator.api.executions import RemoteExecution
+    from tachikoma_orchestrator.executions.reaper import Reaper
 
     status, attach, look = RemoteExecution.Status, RemoteExecution.Attach, Reaper.look
 
@@ -65,7 +65,7 @@ if "orchestrator" in sys.orig_argv:
     Reaper.look = mistaken_look  # type: ignore[method-assign]
 
 if "worker" in sys.orig_argv:
-    from tachikoma_worker.execution import Execution
+    from tachikoma_worker.execution.execution import Execution
 
     run = Execution._run
 

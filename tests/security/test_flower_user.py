@@ -18,10 +18,11 @@ import redis as redis_py
 from support import AGENT, request, wait_until
 
 from rights import dry_run, every_command
-from tachikoma import Client, keys
+from tachikoma import Client
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
-from tachikoma.redis_users import FLOWER, SERVICES
-from tachikoma.spiffe import service_id
+from tachikoma.identity.spiffe import service_id
+from tachikoma.redis import keys
+from tachikoma.redis.users import FLOWER, SERVICES
 
 LOGIN = "somebody:something"
 #: All that Flower may do with a name.

@@ -12,9 +12,10 @@ from redis.retry import Retry
 from support import AGENT, request, wait_until
 
 from rights import dry_run, every_command
-from tachikoma import Client, ExecState, keys
+from tachikoma import Client, ExecState
 from tachikoma.dev.stack import Stack
-from tachikoma.redis_users import agent_user, read_password
+from tachikoma.redis import keys
+from tachikoma.redis.users import agent_user, read_password
 
 OTHER = "agent-2"
 #: Commands that need no name, and so say nothing of anybody; the last four are open to whoever is not logged in yet.

@@ -6,8 +6,8 @@ import redis as redis_py
 from support import AGENT
 
 from rights import dry_run, every_command
-from tachikoma import keys
-from tachikoma.redis_users import BEAT
+from tachikoma.redis import keys
+from tachikoma.redis.users import BEAT
 
 OWN = f"{keys.BEAT}x"
 #: All that beat may do, but for running scripts on its own names.

@@ -40,13 +40,13 @@ from tachikoma import (
     OutputAltered,
     RecordAltered,
     Unavailable,
-    keys,
 )
-from tachikoma.audit_log import read_events
+from tachikoma.audit.chain import read_events
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.errors import ConfigurationError
-from tachikoma.output import FIELD, STDOUT, Frame, entry_id
-from tachikoma.spiffe import user_id
+from tachikoma.identity.spiffe import user_id
+from tachikoma.redis import keys
+from tachikoma.streams.frames import FIELD, STDOUT, Frame, entry_id
 
 ONE, TWO = "agent-1", "agent-2"
 OTHER = user_id(TRUST_DOMAIN, "other")

@@ -24,15 +24,16 @@ from redis.retry import Retry
 
 from authority import Authority
 from joining import Host, csr_of, letting_join, try_join
-from tachikoma import AgentRevoked, AgentUnknown, Client, ExecState, FailedPrecondition, PermissionDenied, keys
+from tachikoma import AgentRevoked, AgentUnknown, Client, ExecState, FailedPrecondition, PermissionDenied
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import JoiningStub, RemoteExecutionStub
-from tachikoma.joining import JoinToken
-from tachikoma.redis_users import agent_user
-from tachikoma.signed import OutputDigest, Receipt, sign
-from tachikoma.spiffe import user_id
-from tachikoma.svid import FileSvidSource, Svid
+from tachikoma.identity.join_token import JoinToken
+from tachikoma.identity.signed_messages import OutputDigest, Receipt, sign
+from tachikoma.identity.spiffe import user_id
+from tachikoma.identity.svid import FileSvidSource, Svid
+from tachikoma.redis import keys
+from tachikoma.redis.users import agent_user
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
 from support import gone, make_cli, plain_channel, request, wait_until

@@ -14,8 +14,8 @@ import pytest
 import redis as redis_py
 
 from tachikoma.dev.stack import Stack
-from tachikoma.redis_users import SERVICES, agent_user, application_user, read_password, rules
-from tachikoma_orchestrator.redis_check import categories_of, parse_acl
+from tachikoma.redis.users import SERVICES, agent_user, application_user, read_password, rules
+from tachikoma_orchestrator.commands.redis_check import categories_of, parse_acl
 
 AS_IT_IS = "whoever connects may do everything, without a password"
 

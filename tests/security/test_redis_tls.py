@@ -19,13 +19,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from support import AGENT, request, wait_until
 
-from tachikoma import Client, ExecState, broker
+from tachikoma import Client, ExecState
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.dev.stack import REDIS_HOST, TRUST_DOMAIN, Stack
-from tachikoma.redis_access import RedisAccess, RedisSettings, celery_url, connect
-from tachikoma.redis_users import agent_user, application_user, read_password, rules
-from tachikoma.spiffe import agent_id
-from tachikoma.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
+from tachikoma.identity.spiffe import agent_id
+from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
+from tachikoma.redis import celery_broker
+from tachikoma.redis.access import RedisAccess, RedisSettings, celery_url, connect
+from tachikoma.redis.users import agent_user, application_user, read_password, rules
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ async def by_engine(access: RedisAccess) -> None:
 
 
 async def by_broker(access: RedisAccess) -> None:
-    broker.install()
+    celery_broker.install()
     options = {"connection_options": access.connection_options, "ack_emulation": False}
     with kombu.Connection(
         celery_url(access.url), ssl={"ssl_cert_reqs": "required"}, transport_options=options

@@ -15,12 +15,13 @@ import grpc
 import pytest
 
 from authority import Authority
-from tachikoma import AsyncClient, ExecRequest, ExecState, OutputKind, wire
+from tachikoma import AsyncClient, ExecRequest, ExecState, OutputKind
+from tachikoma.client import wire
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
-from tachikoma.identity_files import write_private
-from tachikoma.spiffe import agent_id, key_digest, service_id, user_id
-from tachikoma.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
+from tachikoma.identity.files import write_private
+from tachikoma.identity.spiffe import agent_id, key_digest, service_id, user_id
+from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 from workload_api import WorkloadApi
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))

@@ -25,15 +25,18 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from joserfc.jwk import ECKey
 
 from authority import Authority
-from tachikoma import Client, ExecState, keys, wire
+from tachikoma import Client, ExecState
+from tachikoma.client import wire
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
-from tachikoma.identity_files import write_private
-from tachikoma.models import new_id
-from tachikoma.signed import Grant, GrantedExecutable, OutputDigest, Receipt, WorkOrder, sign
-from tachikoma.spiffe import agent_id, service_id
-from tachikoma.svid import FEDERATED_FOLDER
-from tachikoma_orchestrator.dispatch import MessageFactory
+from tachikoma.identity.files import write_private
+from tachikoma.identity.signed_messages import OutputDigest, Receipt, WorkOrder, sign
+from tachikoma.identity.spiffe import agent_id, service_id
+from tachikoma.identity.svid import FEDERATED_FOLDER
+from tachikoma.redis import keys
+from tachikoma.vocabulary.grants import Grant, GrantedExecutable
+from tachikoma.vocabulary.requests import new_id
+from tachikoma_orchestrator.admission.celery_message import MessageFactory
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
 from support import POLICY, request, wait_until

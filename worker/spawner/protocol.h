@@ -37,7 +37,7 @@ enum operation {
 	EVENT_EXITED = 65,      /* struct held */
 };
 
-/* Where it failed; `tachikoma_worker.spawner.Step` has the same numbers. */
+/* Where it failed; `tachikoma_worker.confinement.spawner.Step` has the same numbers. */
 enum step {
 	STEP_REQUEST = 1,       /* the request is malformed */
 	STEP_NAME,              /* no such command is held, or the name is taken */

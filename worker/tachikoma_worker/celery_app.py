@@ -10,10 +10,10 @@ from typing import Any
 from celery import Celery
 from kombu import Queue
 
-from tachikoma import broker, keys
-from tachikoma_worker.engine import Engine
+from tachikoma.redis import celery_broker, keys
+from tachikoma_worker.engine.engine import Engine
 from tachikoma_worker.settings import WorkerSettings
-from tachikoma_worker.transport import TASK_NAME, AgentTransport
+from tachikoma_worker.transport import AgentTransport
 
 __all__ = ["make_app", "make_worker"]
 
@@ -22,10 +22,10 @@ def make_app(settings: WorkerSettings, engine: Engine) -> Celery:
     """The application of one agent."""
     agent = settings.agent_id
     access = engine.access
-    broker.install(AgentTransport)
+    celery_broker.install(AgentTransport)
     app = Celery("tachikoma", set_as_current=True)
     app.conf.update(
-        **broker.settings(
+        **celery_broker.settings(
             access,
             client_name=f"agent-{agent}-celery",
             # Without it a visibility timeout delivers a second time what still runs; and keys shared by all agents.
@@ -36,7 +36,7 @@ def make_app(settings: WorkerSettings, engine: Engine) -> Celery:
         ),
         # Acknowledged before the command starts: at most once.
         task_acks_late=False,
-        **broker.WORKER,
+        **celery_broker.WORKER,
         worker_pool="tachikoma_worker.pool:EnginePool",
         task_queues=[Queue(keys.queue(agent), routing_key=keys.queue(agent))],
         task_default_queue=keys.queue(agent),
@@ -46,7 +46,7 @@ def make_app(settings: WorkerSettings, engine: Engine) -> Celery:
     )
     app.tachikoma_engine = engine  # type: ignore[attr-defined]
 
-    @app.task(name=TASK_NAME, ignore_result=True)
+    @app.task(name=keys.EXECUTE_TASK, ignore_result=True)
     def execute(order: str) -> None:
         """Only the name: the pool takes the order from the message."""
         raise RuntimeError("the engine runs orders; this body never does")

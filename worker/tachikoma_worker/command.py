@@ -15,19 +15,19 @@ import structlog
 import typer
 from celery import signals
 
-from tachikoma import error_reporting, logs
+from tachikoma.config import error_reporting, logs
+from tachikoma.config.settings import read_settings
 from tachikoma.errors import ConfigurationError
-from tachikoma.joining import JoinToken
-from tachikoma.models import capability_mask
-from tachikoma.settings import read_settings
-from tachikoma_worker import joining
+from tachikoma.identity.join_token import JoinToken
+from tachikoma.vocabulary.limits import capability_mask
 from tachikoma_worker.celery_app import make_app, make_worker
-from tachikoma_worker.cgroups import detect
-from tachikoma_worker.engine import Engine, sweep
-from tachikoma_worker.joining import PASSWORD_FILE
-from tachikoma_worker.lease import read_lease
+from tachikoma_worker.cgroups.cgroups import detect
+from tachikoma_worker.confinement.spawner import become_spawner
+from tachikoma_worker.engine import joining
+from tachikoma_worker.engine.engine import Engine, sweep
+from tachikoma_worker.engine.joining import PASSWORD_FILE
+from tachikoma_worker.engine.lease import read_lease
 from tachikoma_worker.settings import WorkerSettings
-from tachikoma_worker.spawner import become_spawner
 
 __all__ = ["spawner", "worker"]
 

@@ -14,8 +14,8 @@ from typing import Any
 import structlog
 from celery.concurrency.base import BasePool
 
-from tachikoma import keys
-from tachikoma_worker.engine import Engine
+from tachikoma.redis import keys
+from tachikoma_worker.engine.engine import Engine
 
 __all__ = ["EnginePool"]
 

@@ -9,12 +9,12 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from tachikoma.fields import Duration, Identifier
-from tachikoma.heartbeat import Labels
-from tachikoma.models import capability_mask
-from tachikoma.redis_access import RedisAccess, RedisSettings
-from tachikoma.redis_users import agent_user
-from tachikoma.svid import IdentityPlace, SvidSource
+from tachikoma.identity.svid import IdentityPlace, SvidSource
+from tachikoma.redis.access import RedisAccess, RedisSettings
+from tachikoma.redis.users import agent_user
+from tachikoma.streams.heartbeat import Labels
+from tachikoma.vocabulary.limits import capability_mask
+from tachikoma.vocabulary.types import Duration, Identifier
 
 __all__ = ["WorkerSettings"]
 

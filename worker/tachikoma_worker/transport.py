@@ -10,12 +10,10 @@ import json
 from typing import Any
 from uuid import uuid4
 
-from tachikoma.broker import BrokerTransport
+from tachikoma.redis.celery_broker import BrokerTransport
+from tachikoma.redis.keys import EXECUTE_TASK
 
-__all__ = ["TASK_NAME", "AgentTransport", "plain"]
-
-#: As in `tachikoma_orchestrator.dispatch`, which must not be imported here.
-TASK_NAME = "tachikoma.execute"
+__all__ = ["AgentTransport", "plain"]
 
 
 def plain(message: dict[str, Any], queue: str) -> dict[str, Any]:
@@ -25,7 +23,7 @@ def plain(message: dict[str, Any], queue: str) -> dict[str, Any]:
         ValueError, TypeError, KeyError, RecursionError: it is none that the orchestrator makes.
     """
     headers, body = message["headers"], message["body"]
-    if headers["task"] != TASK_NAME or message["content-type"] != "application/json":
+    if headers["task"] != EXECUTE_TASK or message["content-type"] != "application/json":
         raise ValueError(f"is no order: {str(headers['task'])[:80]!r} as {str(message['content-type'])[:80]!r}")
     (order,), _, _ = json.loads(body)
     for text in (order, headers["id"]):
@@ -35,7 +33,7 @@ def plain(message: dict[str, Any], queue: str) -> dict[str, Any]:
         "body": json.dumps([[order], {}, {}]),
         "content-encoding": "utf-8",
         "content-type": "application/json",
-        "headers": {"task": TASK_NAME, "id": headers["id"], "lang": "py", "ignore_result": True},
+        "headers": {"task": EXECUTE_TASK, "id": headers["id"], "lang": "py", "ignore_result": True},
         "properties": {
             "delivery_tag": str(uuid4()),
             "delivery_info": {"exchange": "", "routing_key": queue},

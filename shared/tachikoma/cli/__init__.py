@@ -17,8 +17,8 @@ import typer.main
 
 from tachikoma.cli import approvals, audit, executions, run
 from tachikoma.cli.agents import agents
+from tachikoma.client.profile import PROFILE_VARIABLE
 from tachikoma.errors import TachikomaError
-from tachikoma.profile import PROFILE_VARIABLE
 
 __all__ = ["main"]
 
@@ -100,7 +100,7 @@ def dev(
 @app.command()
 def demo() -> None:
     """Start the whole system, run real work on it, show what happened, and stop."""
-    from tachikoma.dev.demo import run_demo
+    from tachikoma.cli.demo import run_demo
 
     run_demo()
 

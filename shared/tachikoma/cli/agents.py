@@ -10,10 +10,11 @@ import typer
 from rich.text import Text
 
 from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable, table
-from tachikoma.client import Client
+from tachikoma.client.aio import Client
 from tachikoma.errors import InvalidRequest
-from tachikoma.fields import parse_duration
-from tachikoma.models import AgentInfo, ExecState
+from tachikoma.vocabulary.agents import AgentInfo
+from tachikoma.vocabulary.states import ExecState
+from tachikoma.vocabulary.types import parse_duration
 
 __all__ = ["agents"]
 

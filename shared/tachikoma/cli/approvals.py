@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable, short_id, table
-from tachikoma.client import Client
+from tachikoma.client.aio import Client
 from tachikoma.errors import InvalidRequest
-from tachikoma.fields import format_duration
-from tachikoma.models import Approval, ExecStatus
+from tachikoma.vocabulary.results import Approval, ExecStatus
+from tachikoma.vocabulary.types import format_duration
 
 __all__ = ["add_to"]
 

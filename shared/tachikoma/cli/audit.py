@@ -15,15 +15,15 @@ import typer
 from cryptography import x509
 from rich.text import Text
 
-from tachikoma.audit_log import read_events, verify_files
+from tachikoma.audit.chain import read_events, verify_files
+from tachikoma.audit.ocsf import to_ocsf
 from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable, short_id, table
-from tachikoma.client import Client
+from tachikoma.client.aio import Client
+from tachikoma.client.profile import Profile
 from tachikoma.errors import ConfigurationError, NotFound
-from tachikoma.identity import open_identity
-from tachikoma.models import ExecAuditLog
-from tachikoma.ocsf import to_ocsf
-from tachikoma.profile import Profile
-from tachikoma.spiffe import SpiffeId, TrustBundle, service_id
+from tachikoma.identity.open import open_identity
+from tachikoma.identity.spiffe import SpiffeId, TrustBundle, service_id
+from tachikoma.vocabulary.audit import ExecAuditLog
 
 __all__ = ["add_to", "show_events", "trail_of"]
 

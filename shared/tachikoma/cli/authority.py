@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from tachikoma.ca import CERTIFICATE_FILE, CertificateAuthority, new_key, private_pem
 from tachikoma.cli.show import clock
 from tachikoma.errors import ConfigurationError, InvalidRequest
-from tachikoma.fields import parse_duration
-from tachikoma.identity_files import write_identity
-from tachikoma.spiffe import InvalidIdentity, SpiffeId
-from tachikoma.svid import Svid
+from tachikoma.identity.authority import CERTIFICATE_FILE, CertificateAuthority, new_key, private_pem
+from tachikoma.identity.files import write_identity
+from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId
+from tachikoma.identity.svid import Svid
+from tachikoma.vocabulary.types import parse_duration
 
 __all__ = ["ca"]
 

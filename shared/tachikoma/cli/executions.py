@@ -11,10 +11,11 @@ import typer
 from rich.text import Text
 
 from tachikoma.cli.show import Output, OutputOption, as_json, clock, colour_of, printable, short_id, table
-from tachikoma.client import Client
+from tachikoma.client.aio import Client
 from tachikoma.errors import InvalidRequest
-from tachikoma.fields import format_duration, parse_duration
-from tachikoma.models import CancelOutcome, ExecState, ExecStatus
+from tachikoma.vocabulary.results import CancelOutcome, ExecStatus
+from tachikoma.vocabulary.states import ExecState
+from tachikoma.vocabulary.types import format_duration, parse_duration
 
 __all__ = ["add_to"]
 

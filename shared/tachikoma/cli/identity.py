@@ -13,14 +13,14 @@ from rich.text import Text
 
 from tachikoma.cli.authority import ca
 from tachikoma.cli.show import Output, OutputOption, clock, printable, table
-from tachikoma.client import Client
+from tachikoma.client.aio import Client
+from tachikoma.client.profile import Profile
 from tachikoma.errors import ConfigurationError
-from tachikoma.fields import format_duration
-from tachikoma.identity import ENDPOINT_VARIABLE, open_identity
-from tachikoma.models import AgentInfo
-from tachikoma.profile import Profile
-from tachikoma.spiffe import InvalidIdentity, TrustBundle, key_digest
-from tachikoma.svid import Svid
+from tachikoma.identity.open import ENDPOINT_VARIABLE, open_identity
+from tachikoma.identity.spiffe import InvalidIdentity, TrustBundle, key_digest
+from tachikoma.identity.svid import Svid
+from tachikoma.vocabulary.agents import AgentInfo
+from tachikoma.vocabulary.types import format_duration
 
 __all__ = ["identity"]
 

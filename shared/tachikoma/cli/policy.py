@@ -12,14 +12,15 @@ from pydantic import ValidationError
 
 from tachikoma.cli.audit import trail_of
 from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable
-from tachikoma.client import Client
+from tachikoma.client.aio import Client
 from tachikoma.errors import ConfigurationError, InvalidRequest
-from tachikoma.fields import parse_duration
-from tachikoma.models import ExecRequest, describe_validation_error
-from tachikoma.policy import SEARCH_PATH, Decision, PolicyFile, PolicySet
-from tachikoma.policy_expectations import check as check_expectations
-from tachikoma.policy_expectations import load_expectations
-from tachikoma.policy_replay import Replay
+from tachikoma.policy.decide import SEARCH_PATH, Decision, PolicyFile, PolicySet
+from tachikoma.policy.expectations import check as check_expectations
+from tachikoma.policy.expectations import load_expectations
+from tachikoma.policy.replay import Replay
+from tachikoma.vocabulary.model import describe_validation_error
+from tachikoma.vocabulary.requests import ExecRequest
+from tachikoma.vocabulary.types import parse_duration
 
 __all__ = ["policy", "schema_text"]
 

@@ -17,19 +17,12 @@ from typing import Annotated, Any
 import typer
 
 from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable
-from tachikoma.client import AsyncClient
+from tachikoma.client.aio import AsyncClient
 from tachikoma.errors import InvalidRequest, NotFound, TachikomaError
-from tachikoma.fields import parse_duration
-from tachikoma.models import (
-    MAX_STDIN_BYTES,
-    ExecOutput,
-    ExecRequest,
-    ExecResponse,
-    ExecState,
-    ExecStatus,
-    OutputKind,
-    make_request,
-)
+from tachikoma.vocabulary.requests import MAX_STDIN_BYTES, ExecRequest, make_request
+from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus, OutputKind
+from tachikoma.vocabulary.states import ExecState
+from tachikoma.vocabulary.types import parse_duration
 
 __all__ = ["add_to"]
 

@@ -14,9 +14,9 @@ import typer
 from rich.text import Text
 
 from tachikoma.cli.show import Output, OutputOption, as_json, clock, colour_of, printable, short_id, table
-from tachikoma.client import Client
-from tachikoma.scheduled import DueOutcome, ScheduledRun, ScheduleStatus
-from tachikoma.schedules import ScheduleFile, ScheduleSet
+from tachikoma.client.aio import Client
+from tachikoma.schedules.file import ScheduleFile, ScheduleSet
+from tachikoma.vocabulary.schedules import DueOutcome, ScheduledRun, ScheduleStatus
 
 __all__ = ["schedule", "schema_text"]
 

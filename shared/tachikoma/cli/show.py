@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tachikoma.models import ExecState, Model
+from tachikoma.vocabulary.model import Model
+from tachikoma.vocabulary.states import ExecState
 
 __all__ = ["Output", "OutputOption", "as_json", "clock", "colour_of", "printable", "short_id", "table"]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from tachikoma.ca import CertificateAuthority, new_key, private_pem
 from tachikoma.errors import ConfigurationError
-from tachikoma.identity_files import write_identity
-from tachikoma.spiffe import SpiffeId
+from tachikoma.identity.authority import CertificateAuthority, new_key, private_pem
+from tachikoma.identity.files import write_identity
+from tachikoma.identity.spiffe import SpiffeId
 
 __all__ = ["SVID_LIFETIME", "DevelopmentCA"]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import platformdirs
 import typer
 
-from tachikoma.client import Client
+from tachikoma.client.aio import Client
+from tachikoma.client.profile import PROFILE_VARIABLE, Profile, default_profile_path
 from tachikoma.dev.stack import FLOWER_USER, Stack
 from tachikoma.errors import ConfigurationError
-from tachikoma.profile import PROFILE_VARIABLE, Profile, default_profile_path
 
 __all__ = ["run_dev"]
 

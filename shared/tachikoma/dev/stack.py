@@ -24,23 +24,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from tachikoma.client import Client
+from tachikoma.client.aio import Client
+from tachikoma.client.profile import Profile
 from tachikoma.dev.ca import SVID_LIFETIME, DevelopmentCA
 from tachikoma.errors import ConfigurationError, Unavailable
-from tachikoma.identity_files import write_private
-from tachikoma.profile import Profile
-from tachikoma.redis_users import (
-    BEAT,
-    FLOWER,
-    ORCHESTRATOR,
-    SERVICES,
-    SUBMITTER,
-    Passwords,
-    acl_file,
-    agent_user,
-)
-from tachikoma.spiffe import SpiffeId, agent_id, service_id, user_id
-from tachikoma.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
+from tachikoma.identity.files import write_private
+from tachikoma.identity.spiffe import SpiffeId, agent_id, service_id, user_id
+from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
+from tachikoma.redis.users import BEAT, FLOWER, ORCHESTRATOR, SERVICES, SUBMITTER, Passwords, acl_file, agent_user
 
 __all__ = ["TRUST_DOMAIN", "Stack"]
 

@@ -1,0 +1,1 @@
+"""Agents: registry, enrolment, certificates, revocation."""

@@ -1,0 +1,1 @@
+"""The gRPC services: calls in, domain calls out."""

@@ -1,0 +1,72 @@
+"""Which executions a `List` asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tachikoma.client import wire
+from tachikoma.errors import InvalidRequest
+from tachikoma.exec.v1 import remote_execution_pb2 as pb
+from tachikoma.policy.patterns import AgentSelector, PatternError
+from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.executions.ledger import Record
+
+__all__ = ["ListFilter"]
+
+
+@dataclass(frozen=True, slots=True)
+class ListFilter:
+    """What an execution must be to be listed."""
+
+    #: Exact; empty for any.
+    agent: str
+    #: By id pattern or labels; None for any.
+    agents: AgentSelector | None
+    requested_by: str
+    #: Empty for any.
+    states: frozenset[ExecState]
+    #: Whether those are asked for that have ended.
+    ended: bool
+    #: Accepted at or after, and before, in ms since the epoch; 0 for any.
+    since_ms: int
+    until_ms: int
+
+    @classmethod
+    def from_pb(cls, request: pb.ListRequest) -> ListFilter:
+        """Read what a caller asks for.
+
+        Raises:
+            InvalidRequest: it cannot be understood.
+        """
+        try:
+            agents = AgentSelector(request.agents) if request.agents else None
+        except PatternError as error:
+            raise InvalidRequest(f"agents: {error}") from None
+        states = wire.states_from_pb(request.states)
+        return cls(
+            agent=request.agent_id,
+            agents=agents,
+            requested_by=request.requested_by,
+            states=states,
+            ended=request.include_ended or any(state.terminal for state in states),
+            since_ms=request.since.ToMilliseconds() if request.HasField("since") else 0,
+            until_ms=request.until.ToMilliseconds() if request.HasField("until") else 0,
+        )
+
+    @property
+    def start(self) -> tuple[int, int] | None:
+        """Where in the index of times to begin, as a position of `Ledger.newest`."""
+        return (self.until_ms - 1, 0) if self.until_ms and self.ended else None
+
+    def matches(self, record: Record, labels: Callable[[str], Mapping[str, str]]) -> bool:
+        """Whether an execution is asked for; `labels` tells those of an agent."""
+        if self.agent and record.agent != self.agent:
+            return False
+        if self.requested_by and record.requested_by != self.requested_by:
+            return False
+        if record.state not in self.states if self.states else record.state.terminal and not self.ended:
+            return False
+        if not self.since_ms <= record.admitted_ms < (self.until_ms or 2**63):
+            return False
+        return self.agents is None or self.agents.matches(record.agent, labels(record.agent))

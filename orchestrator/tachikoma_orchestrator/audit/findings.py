@@ -1,0 +1,96 @@
+"""Audit events about data that must not be trusted, bounded so that a flood of it cannot fill the trail."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+
+from redis.exceptions import ResponseError
+
+from tachikoma.redis import keys
+from tachikoma.redis.access import Redis, wrong_type
+from tachikoma.vocabulary.audit import AuditCode
+from tachikoma_orchestrator.audit.trail import AuditTrail
+
+__all__ = ["MAX_IN_A_MINUTE", "MAX_REASON", "MAX_SEEN", "Bound", "Findings"]
+
+#: Findings that are remembered, so that each is told once.
+MAX_SEEN = 4096
+
+#: Findings put on the record in a minute at the most.
+MAX_IN_A_MINUTE = 60
+
+#: Longest reason of one.
+MAX_REASON = 300
+
+
+class Bound:
+    """How many of something go on the record; what is beyond is counted, and told with the next."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque()
+        self._left_out = 0
+
+    def admits(self) -> bool:
+        """Whether there is room for one more in this minute."""
+        now = time.monotonic()
+        while self._times and self._times[0] < now - 60:
+            self._times.popleft()
+        if len(self._times) >= MAX_IN_A_MINUTE:
+            self._left_out += 1
+            return False
+        self._times.append(now)
+        return True
+
+    def left_out(self) -> str:
+        """What the next one says of those there was no room for."""
+        left_out, self._left_out = self._left_out, 0
+        return f" (and {left_out} more were not told)" if left_out else ""
+
+
+class Findings:
+    """Puts on the record what must not be believed, in bounds that no flood of it can break.
+
+    The same of an execution is told once, and of all so much in a minute; what is beyond is counted, and told with the
+    next. What names no execution there is stands in the log alone.
+    """
+
+    def __init__(self, redis: Redis, trail: AuditTrail) -> None:
+        self._redis = redis
+        self._trail = trail
+        self._seen: OrderedDict[tuple[AuditCode, str, str], None] = OrderedDict()
+        self._bound = Bound()
+
+    async def add(self, code: AuditCode, exec_id: str, reason: str) -> None:
+        """Tell of something said of an execution that it must not be believed, and why."""
+        reason = reason[:MAX_REASON]
+        if not self._is_new(code, exec_id, reason):
+            return
+        try:
+            agent, requested_by = await self._redis.hmget(keys.execution(exec_id), "agent", "requested_by")
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+            agent, requested_by = b"", b""
+        if agent is None:
+            return
+        reason += self._bound.left_out()
+        await self._trail.append(
+            code, id=exec_id, agent_id=agent.decode(errors="replace"), authorized="1",
+            requested_by=(requested_by or b"").decode(errors="replace"), reason=reason,
+        )  # fmt: skip
+
+    async def add_of_agent(self, code: AuditCode, agent: str, reason: str) -> None:
+        """Tell of something that an agent says of itself, that it must not be believed, and why."""
+        reason = reason[:MAX_REASON]
+        if self._is_new(code, agent, reason):
+            await self._trail.append(code, agent_id=agent[:64], authorized="0", reason=reason + self._bound.left_out())
+
+    def _is_new(self, code: AuditCode, subject: str, reason: str) -> bool:
+        """Whether it goes on the record: it was not told before, and there is room for it."""
+        if (code, subject, reason) in self._seen or not self._bound.admits():
+            return False
+        self._seen[code, subject, reason] = None
+        while len(self._seen) > MAX_SEEN:
+            self._seen.popitem(last=False)
+        return True

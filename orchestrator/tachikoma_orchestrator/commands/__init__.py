@@ -1,0 +1,1 @@
+"""The commands that the orchestrator package adds to the CLI."""

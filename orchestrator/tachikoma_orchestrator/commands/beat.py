@@ -1,0 +1,81 @@
+"""`tachikoma beat`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import structlog
+import typer
+from pydantic_settings import SettingsConfigDict
+
+from tachikoma.config import error_reporting, logs
+from tachikoma.config.settings import read_settings
+from tachikoma.identity.open import open_identity
+from tachikoma.identity.svid import IdentityPlace
+from tachikoma.redis.access import RedisAccess, RedisSettings
+from tachikoma.redis.users import BEAT
+from tachikoma_orchestrator.schedules.beat import Beat
+from tachikoma_orchestrator.schedules.sources import open_schedules
+
+__all__ = ["BeatSettings", "beat"]
+
+log = structlog.get_logger(__name__)
+
+beat = typer.Typer(invoke_without_command=True, help="Run Celery beat for the schedules; several may run.")
+
+
+class BeatSettings(RedisSettings):
+    """Where beat finds what it needs."""
+
+    model_config = SettingsConfigDict(env_prefix="TACHIKOMA_", frozen=True, extra="ignore")
+
+    #: Schedules: a file, a folder of them, or `module:app` of a Celery application.
+    schedules: str
+    #: Folder of an X.509-SVID, or unix:///path of the Workload API: shown to Redis over TLS. Not needed without TLS.
+    identity: IdentityPlace | None = None
+    log_level: str = "info"
+
+
+@beat.callback()
+def run(
+    schedules: Annotated[
+        str | None, typer.Option(help="File or folder of schedules, or module:app of a Celery application.")
+    ] = None,
+    redis_url: Annotated[str | None, typer.Option(help="redis://, rediss:// or unix:///path")] = None,
+    identity: Annotated[str | None, typer.Option(help="Folder with an X.509-SVID, or unix:///path.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only say whether the schedules are right.")] = False,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Run Celery beat for the schedules. Every option is also an environment variable TACHIKOMA_…"""
+    if check and redis_url is None:
+        redis_url = "unix:///"
+    settings = read_settings(
+        BeatSettings, "beat", schedules=schedules, redis_url=redis_url, identity=identity, log_level=log_level
+    )
+    found = open_schedules(settings.schedules)
+    if check:
+        number = len(found.current.schedules)
+        typer.echo(f"{settings.schedules}: {number} {'schedule' if number == 1 else 'schedules'}, all right")
+        return
+    logs.configure(settings.log_level)
+    error_reporting.configure("beat")
+    # One line for each nudge, and one for its sending.
+    logging.getLogger("celery.beat").setLevel(logging.WARNING)
+    tls = urlsplit(settings.redis_url).scheme == "rediss"
+    source = open_identity(settings.identity) if settings.identity or tls else None
+    access = RedisAccess.of(settings, identity=source, user=BEAT)
+
+    def ready() -> None:
+        log.info("beat.ready", schedules=len(found.current.schedules), pid=os.getpid())
+        if ready_fd is not None:
+            os.close(ready_fd)
+
+    try:
+        Beat(found, access).run(ready)
+    finally:
+        if source is not None:
+            source.close()

@@ -1,0 +1,124 @@
+"""`tachikoma flower`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic_settings import SettingsConfigDict
+
+from tachikoma.config import error_reporting, logs
+from tachikoma.config.settings import read_settings
+from tachikoma.errors import ConfigurationError
+from tachikoma.identity.open import open_identity
+from tachikoma.identity.svid import IdentityPlace
+from tachikoma.redis.access import RedisAccess, RedisSettings
+from tachikoma.redis.users import FLOWER
+from tachikoma_orchestrator.commands.ready import announce
+
+__all__ = ["FlowerSettings", "flower"]
+
+flower = typer.Typer(
+    invoke_without_command=True, help="Run Flower, which shows executions and agents; it changes nothing."
+)
+
+
+class FlowerSettings(RedisSettings):
+    """Where Flower finds what it needs: environment variables `TACHIKOMA_…`, or options of the command."""
+
+    model_config = SettingsConfigDict(env_prefix="TACHIKOMA_", frozen=True, extra="ignore")
+
+    #: Its X.509-SVID, to show to Redis with rediss://: a folder, or unix:///path of the Workload API.
+    identity: IdentityPlace | None = None
+    #: Address of the web server; port 0 takes a free one.
+    flower_listen: str = "127.0.0.1:5555"
+    #: File with a `user:password` a line: who may look. There is no Flower without.
+    flower_users: Path
+    #: Certificate and key of the web server, PEM; without them it speaks HTTP.
+    flower_certificate: Path | None = None
+    flower_key: Path | None = None
+    log_level: str = "info"
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigurationError(f"Flower cannot listen on {text!r}: an address is host:port")
+    return host.strip("[]"), int(port)
+
+
+def _users(path: Path) -> list[str]:
+    """Who may look.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or a line is no `user:password`.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"cannot read who may look at Flower from {path}: {error}") from error
+    users = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        user, _, password = line.partition(":")
+        # Flower compares texts in constant time, which Python does for ASCII only.
+        if not user or not password or not line.isascii() or not line.isprintable():
+            raise ConfigurationError(f"{path}:{number}: is not user:password in ASCII")
+        users.append(line)
+    if not users:
+        raise ConfigurationError(f"there is no user in {path}; write user:password a line")
+    return users
+
+
+@flower.callback()
+def run(
+    redis_url: Annotated[str | None, typer.Option(help="redis://, rediss:// or unix:///path")] = None,
+    identity: Annotated[
+        str | None, typer.Option(help="X.509-SVID to show with rediss://: a folder, or unix:///path.")
+    ] = None,
+    listen: Annotated[str | None, typer.Option(help="Address of the web server, host:port.")] = None,
+    users: Annotated[Path | None, typer.Option(help="File with a user:password a line.")] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="Certificate of the web server; then it speaks HTTPS.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Run Flower. Every option is also an environment variable TACHIKOMA_…; those of the web server begin with
+    TACHIKOMA_FLOWER_."""
+    settings = read_settings(
+        FlowerSettings, "flower",
+        redis_url=redis_url, identity=identity, flower_listen=listen, flower_users=users,
+        flower_certificate=certificate, flower_key=key, log_level=log_level,
+    )  # fmt: skip
+    shown = settings.flower_certificate, settings.flower_key
+    if (shown[0] is None) != (shown[1] is None):
+        raise ConfigurationError("--certificate and --key are given together or not")
+    host, port = _address(settings.flower_listen)
+    allowed = _users(settings.flower_users)
+    try:
+        from tachikoma_orchestrator.flower.dashboard import serve
+    except ModuleNotFoundError as error:
+        if error.name != "flower":
+            raise
+        raise ConfigurationError("Flower is not installed; pip install 'tachikoma-exec[flower]'") from None
+    logs.configure(settings.log_level)
+    error_reporting.configure("flower")
+    svid = None if settings.identity is None else open_identity(settings.identity)
+    if svid is not None:
+        error_reporting.identify(svid.current().spiffe_id.trust_domain)
+    access = RedisAccess.of(settings, identity=svid, user=FLOWER)
+    asyncio.run(
+        serve(
+            access,
+            host=host,
+            port=port,
+            users=allowed,
+            certificate=None if shown[0] is None else (str(shown[0]), str(shown[1])),
+            ready=announce(ready_fd) if ready_fd is not None else None,
+        )
+    )

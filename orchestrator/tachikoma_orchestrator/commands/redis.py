@@ -1,0 +1,145 @@
+"""`tachikoma redis`: what its server must know of us, and whether it does."""
+
+from __future__ import annotations
+
+import asyncio
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic_settings import SettingsConfigDict
+
+from tachikoma.cli.show import Output, OutputOption, as_json, table
+from tachikoma.config.settings import read_settings
+from tachikoma.errors import ConfigurationError
+from tachikoma.identity.open import open_identity
+from tachikoma.identity.svid import IdentityPlace
+from tachikoma.redis.access import RedisAccess, RedisSettings, connect
+from tachikoma.redis.users import (
+    CHECK,
+    ENROLLER,
+    SERVICES,
+    Passwords,
+    acl_file,
+    agent_user,
+    agents_in,
+    application_user,
+    rules,
+)
+from tachikoma_orchestrator.commands.redis_check import Report, examine
+
+__all__ = ["redis"]
+
+redis = typer.Typer(no_args_is_help=True, help="Make the users of a Redis server, and check the server.")
+
+
+class Format(StrEnum):
+    """Values of `--format`."""
+
+    ACLFILE = "aclfile"
+    SETUSER = "setuser"
+
+
+class CheckSettings(RedisSettings):
+    """As the orchestrator's, of the same environment variables."""
+
+    model_config = SettingsConfigDict(env_prefix="TACHIKOMA_", frozen=True, extra="ignore")
+
+    identity: IdentityPlace | None = None
+    audit_durable: bool = True
+
+
+@redis.command()
+def acl(
+    passwords: Annotated[Path, typer.Option(help="Folder with a password file for each user; missing ones are made.")],
+    agent: Annotated[list[str] | None, typer.Option(help="An agent that may connect; may be repeated.")] = None,
+    application: Annotated[
+        list[str] | None, typer.Option(help="A Celery application that may ask for commands; may be repeated.")
+    ] = None,
+    enroller: Annotated[
+        bool, typer.Option("--enroller", help="Also the user with which orchestrators let agents join.")
+    ] = False,
+    keep: Annotated[
+        Path | None, typer.Option(help="The server's ACL file: agents in it that joined stay, with their passwords.")
+    ] = None,
+    form: Annotated[
+        Format, typer.Option("--format", help="aclfile: all users; setuser: commands for redis-cli.")
+    ] = Format.ACLFILE,
+) -> None:
+    """Print the Redis users of all parts: as an ACL file, with all agents and applications that have a password; or as
+    commands, with --agent or --application only for these. Passwords are printed as their SHA-256."""
+    kept = Passwords(passwords)
+    named = [*map(agent_user, agent or []), *map(application_user, application or [])]
+    before = set(kept.users())
+    for user in (*SERVICES, *([ENROLLER] if enroller else []), *named):
+        kept.make(user)
+    for user in kept.users():
+        if user not in before:
+            typer.echo(f"made {kept.path(user)}", err=True)
+    if form is Format.ACLFILE:
+        joined = {}
+        if keep is not None:
+            try:
+                joined = agents_in(keep.read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigurationError(f"cannot read the ACL file {keep}: {error}") from error
+        typer.echo(acl_file(kept, joined=joined), nl=False)
+        return
+    for user in named or kept.users():
+        typer.echo(f"ACL SETUSER {user} {' '.join(rules(user, kept.hashes(user)))}")
+
+
+@redis.command()
+def check(
+    passwords: Annotated[Path | None, typer.Option(help="Folder of `redis acl`, to compare with the users.")] = None,
+    redis_url: Annotated[str | None, typer.Option(help="redis://, rediss:// or unix:///path")] = None,
+    redis_user: Annotated[str | None, typer.Option(help=f"ACL user; by default {CHECK}.")] = None,
+    redis_password_file: Annotated[
+        Path | None, typer.Option(help="File with its password; by default the one in --passwords.")
+    ] = None,
+    identity: Annotated[
+        str | None,
+        typer.Option(help="X.509-SVID to show with rediss://: a folder, or unix:///path of the Workload API."),
+    ] = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Compare a live Redis with what it should be. Exits 1 when something is not as it should be."""
+    kept = None
+    if passwords is not None:
+        if not passwords.is_dir():
+            raise ConfigurationError(f"{passwords} is no folder of passwords; `tachikoma redis acl` makes one")
+        kept = Passwords(passwords)
+        redis_password_file = redis_password_file or kept.path(redis_user or CHECK)
+    settings = read_settings(
+        CheckSettings, "redis",
+        redis_url=redis_url, redis_user=redis_user, redis_password_file=redis_password_file,
+        identity=identity,
+    )  # fmt: skip
+    svid = None if settings.identity is None else open_identity(settings.identity)
+    access = RedisAccess.of(settings, identity=svid, user=CHECK)
+    report = asyncio.run(_examine(access, kept, durable=settings.audit_durable))
+    if output is Output.JSON:
+        as_json(report)
+    else:
+        _show(report)
+    if report.findings:
+        raise typer.Exit(1)
+
+
+async def _examine(access: RedisAccess, passwords: Passwords | None, *, durable: bool) -> Report:
+    client = connect(access, name="redis-check", max_connections=1)
+    try:
+        return await examine(client, passwords=passwords, durable=durable)
+    finally:
+        await client.aclose()
+
+
+def _show(report: Report) -> None:
+    agents = "1 agent" if len(report.agents) == 1 else f"{len(report.agents)} agents"
+    if not report.findings:
+        typer.echo(f"{report.version}, {agents}: all as it should be")
+        return
+    table(("WHERE", "WHAT", "WHAT TO DO"), [(item.where, item.what, item.remedy) for item in report.findings])
+    number = "1 finding" if len(report.findings) == 1 else f"{len(report.findings)} findings"
+    typer.echo(f"{report.version}, {agents}: {number}")

@@ -1,0 +1,1 @@
+"""Executions from acceptance to completion: ledger, receipts, output, expiry, cancellation."""

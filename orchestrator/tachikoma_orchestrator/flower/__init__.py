@@ -1,0 +1,1 @@
+"""Celery events made from the ledger, and Flower itself."""

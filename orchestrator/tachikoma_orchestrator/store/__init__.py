@@ -1,0 +1,1 @@
+"""Access to Redis: scripts, subscriptions, captured Celery messages."""

@@ -1,0 +1,1 @@
+"""Audit log files: the hash chain and its export."""

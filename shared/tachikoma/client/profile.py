@@ -1,0 +1,67 @@
+"""The client profile: where the orchestrator is, and with which identity to go there.
+
+A JSON file in the user's configuration folder (XDG), or wherever `TACHIKOMA_PROFILE` points. `tachikoma dev` writes it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+from pydantic import ValidationError
+
+from tachikoma.errors import ConfigurationError
+from tachikoma.identity.svid import IdentityPlace
+from tachikoma.vocabulary.model import Model, describe_validation_error
+
+__all__ = ["PROFILE_VARIABLE", "Profile", "default_profile_path"]
+
+PROFILE_VARIABLE = "TACHIKOMA_PROFILE"
+
+
+def default_profile_path() -> Path:
+    """Where the profile is, unless the caller says otherwise."""
+    configured = os.environ.get(PROFILE_VARIABLE)
+    return Path(configured) if configured else platformdirs.user_config_path("tachikoma") / "profile.json"
+
+
+class Profile(Model):
+    """How a client reaches the orchestrator."""
+
+    #: host:port of the orchestrator's gRPC server.
+    address: str
+    #: DNS name in the orchestrator's certificate; only it has one.
+    server_name: str
+    #: Folder with svid.pem, svid_key.pem and svid_bundle.pem, or unix:///path of the SPIFFE Workload API. Without one,
+    #: the Workload API that SPIFFE_ENDPOINT_SOCKET names.
+    identity: IdentityPlace | None = None
+    #: The orchestrator's trust domain, where it is not one's own.
+    trust_domain: str = ""
+
+    @classmethod
+    def load(cls, path: Path | None = None) -> Profile:
+        """Read a profile.
+
+        Raises:
+            ConfigurationError: there is none, or it cannot be understood.
+        """
+        path = path or default_profile_path()
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigurationError(
+                f"there is no client profile at {path}; start `tachikoma dev`, "
+                f"or set {PROFILE_VARIABLE} to the profile you were given"
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"cannot read the client profile {path}: {error}") from error
+        except ValidationError as error:
+            raise ConfigurationError(f"the client profile {path}: {describe_validation_error(error)}") from None
+
+    def save(self, path: Path) -> None:
+        """Write the profile, as a whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(self.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
+        temporary.replace(path)

@@ -1,0 +1,1 @@
+"""Configuration and plumbing that every process shares: settings, files, logs, error reports, tasks."""

@@ -1,0 +1,32 @@
+"""Settings of a command: its options, and environment variables where an option is not given."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings
+
+from tachikoma.errors import ConfigurationError
+from tachikoma.vocabulary.model import describe_validation_error
+
+__all__ = ["read_settings"]
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+def read_settings(kind: type[S], what: str, **given: Any) -> S:
+    """Settings of a kind.
+
+    Args:
+        kind: their class.
+        what: whose they are, for messages.
+        given: values of options; None for those that were not given.
+
+    Raises:
+        ConfigurationError: one of them is missing or wrong; each mistake is named.
+    """
+    try:
+        return kind(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigurationError(f"{what} settings: {describe_validation_error(error)}") from None

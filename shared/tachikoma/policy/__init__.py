@@ -1,0 +1,1 @@
+"""Policy decisions, pure: the same code decides for the orchestrator and for an agent's own policy file."""

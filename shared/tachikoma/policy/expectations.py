@@ -1,0 +1,127 @@
+"""What a policy is expected to decide, kept in YAML beside it and checked by `tachikoma policy test`.
+
+tests:
+  - as: spiffe://example.org/user/alice
+    agent: web-1
+    command: /usr/bin/systemctl restart nginx.service
+    expect: allow
+  - as: spiffe://example.org/user/alice
+    agent: web-1
+    command: [/usr/bin/systemctl, stop, nginx.service]
+    expect: deny
+    rule: deniedCommands
+"""
+
+from __future__ import annotations
+
+import io
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from tachikoma.errors import ConfigurationError
+from tachikoma.policy.decide import SEARCH_PATH, Decision, PolicySet
+from tachikoma.vocabulary.model import Model, describe_validation_error
+from tachikoma.vocabulary.requests import ExecRequest
+from tachikoma.vocabulary.types import Duration, Identifier
+
+__all__ = ["Expectation", "Outcome", "load_expectations"]
+
+
+class Expectation(Model):
+    """A request, and what policy is to decide of it."""
+
+    #: SPIFFE ID of the requester.
+    subject: Annotated[str, Field(alias="as", min_length=1)]
+    agent: Identifier
+    labels: dict[str, str] = Field(default_factory=dict)
+    #: Address it is asked for from; not known if empty.
+    address: Annotated[str, Field(alias="from")] = ""
+    #: A list, or a line that is split as a shell splits words.
+    command: Annotated[
+        tuple[str, ...], BeforeValidator(lambda value: shlex.split(value) if isinstance(value, str) else value)
+    ]
+    user: str = ""
+    work_dir: str = ""
+    environment: dict[str, str] = Field(default_factory=dict)
+    timeout: Duration | None = None
+    interactive: bool = False
+    tty: bool = False
+    #: `allow` is without an approval.
+    expect: Literal["allow", "approval", "deny"]
+    #: Name of the policy that is to decide; any if empty.
+    policy: str = ""
+    #: The field that is to decide; any if empty.
+    rule: str = ""
+
+    def request(self) -> ExecRequest:
+        """The request it is about."""
+        return ExecRequest(
+            agent_id=self.agent, command=self.command, user=self.user, work_dir=self.work_dir,
+            environment=self.environment, timeout=self.timeout, interactive=self.interactive, tty=self.tty,
+        )  # fmt: skip
+
+
+class _File(Model):
+    tests: Annotated[tuple[Expectation, ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was decided, beside what was expected."""
+
+    expectation: Expectation
+    decision: Decision
+
+    @property
+    def mistake(self) -> str:
+        """How they differ, or nothing."""
+        wanted, got = self.expectation, self.decision
+        said = f"{got.policy or 'no policy'}: {got.rule}{f' ({got.reason})' if got.reason else ''}"
+        outcome = "deny" if not got.allowed else "approval" if got.approvers else "allow"
+        if wanted.expect != outcome:
+            told = {"deny": "denied", "approval": "allowed only with an approval", "allow": "allowed"}
+            return f"is {told[outcome]} by {said}"
+        if wanted.policy and got.policy.partition("@")[0] != wanted.policy:
+            return f"is decided by {got.policy or 'no policy'}, not by {wanted.policy}"
+        if wanted.rule and got.rule.partition(":")[0] != wanted.rule:
+            return f"is decided by the field {got.rule}, not by {wanted.rule}"
+        return ""
+
+
+def load_expectations(path: Path) -> tuple[Expectation, ...]:
+    """Read a file of expectations.
+
+    Raises:
+        ConfigurationError: it cannot be read or is wrong.
+    """
+    try:
+        document = YAML(typ="safe").load(io.StringIO(path.read_text(encoding="utf-8")))
+        tests = _File.model_validate(document).tests
+        for test in tests:
+            test.request()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"cannot read the expectations {path}: {error}") from error
+    except YAMLError as error:
+        raise ConfigurationError(f"{path}: not YAML: {error}") from None
+    except ValidationError as error:
+        raise ConfigurationError(f"{path}: {describe_validation_error(error)}") from None
+    return tests
+
+
+def check(policies: PolicySet, expectations: tuple[Expectation, ...]) -> list[Outcome]:
+    """Decide on each."""
+    return [
+        Outcome(
+            expectation,
+            policies.decide(
+                expectation.request(), expectation.subject, SEARCH_PATH, expectation.labels, expectation.address
+            ),
+        )
+        for expectation in expectations
+    ]

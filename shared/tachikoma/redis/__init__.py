@@ -1,0 +1,1 @@
+"""Names, users and connections in Redis."""

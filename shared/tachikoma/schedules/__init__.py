@@ -1,0 +1,1 @@
+"""Schedules as they are written in files, and their due times."""

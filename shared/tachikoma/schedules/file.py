@@ -1,0 +1,247 @@
+"""Schedules: what is to run when, from a file.
+
+schedules:
+  - name: nightly-backup
+    cron: 30 2 * * *
+    timezone: Europe/Berlin
+    agentId: db-1
+    request: {command: [/usr/local/bin/backup, --all], timeout: 2h}
+    missed: run-once
+    overlap: skip
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from tachikoma.config.yaml_files import Document, FileWatch, digest, dotted, read_document, read_files
+from tachikoma.errors import ConfigurationError, NotFound
+from tachikoma.schedules.timing import UTC_NAME, Cron, Every, Timing, zone
+from tachikoma.vocabulary.limits import ResourceLimits
+from tachikoma.vocabulary.model import Model
+from tachikoma.vocabulary.requests import MAX_TIMEOUT, ExecRequest
+from tachikoma.vocabulary.schedules import Missed, Overlap
+from tachikoma.vocabulary.types import Duration, Identifier, format_duration
+
+__all__ = [
+    "Schedule",
+    "ScheduleFile",
+    "ScheduleSet",
+    "ScheduleWatch",
+    "ScheduledRequest",
+]
+
+#: Most schedules of one set.
+MAX_SCHEDULES = 1000
+
+
+class ScheduledRequest(Model):
+    """What is to run: fields of an `ExecRequest`."""
+
+    command: Annotated[tuple[str, ...], Field(min_length=1)]
+    work_dir: str = ""
+    environment: dict[str, str] = Field(default_factory=dict)
+    timeout: Duration | None = None
+    user: str = ""
+    limits: ResourceLimits | None = None
+
+    @field_validator("command", mode="before")
+    @classmethod
+    def _not_one_string(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError("is a list of arguments, not one string")
+        return value
+
+
+class Schedule(Model):
+    """What is to run on which agent, and when."""
+
+    #: It asks for its runs as `spiffe://<trust domain>/schedule/<name>`.
+    name: Identifier
+    #: Minute, hour, day of the month, month, day of the week.
+    cron: str | None = None
+    #: Whose clocks `cron` means.
+    timezone: str = UTC_NAME
+    #: Instead of `cron`: at every multiple of this, counted from 1970-01-01 UTC.
+    every: Duration | None = None
+    agent_id: Identifier
+    request: ScheduledRequest
+    enabled: bool = True
+    missed: Missed = Missed.SKIP
+    overlap: Overlap = Overlap.ALLOW
+    #: A run that could not be asked for so long after its due time is missed.
+    lateness: Duration = timedelta(seconds=60)
+
+    @field_validator("cron")
+    @classmethod
+    def _expression(cls, value: str | None) -> str | None:
+        if value is not None:
+            Cron(value)
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        zone(value)
+        return value
+
+    @field_validator("every")
+    @classmethod
+    def _interval(cls, value: timedelta | None) -> timedelta | None:
+        if value is not None:
+            if value % timedelta(milliseconds=1):
+                raise ValueError("an interval is a whole number of milliseconds")
+            Every(value // timedelta(milliseconds=1))
+        return value
+
+    @field_validator("lateness")
+    @classmethod
+    def _bounded(cls, value: timedelta) -> timedelta:
+        if not timedelta(seconds=1) <= value <= MAX_TIMEOUT:
+            raise ValueError(f"must be 1 second to {MAX_TIMEOUT.days} days")
+        return value
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if (self.cron is None) == (self.every is None):
+            raise ValueError("needs either cron or every")
+        if self.every is not None and "timezone" in self.model_fields_set:
+            raise ValueError("timezone goes with cron; every is counted without clocks")
+        return self
+
+    @property
+    def timing(self) -> Timing:
+        """When it is due."""
+        if self.every is not None:
+            return Every(self.every // timedelta(milliseconds=1))
+        assert self.cron is not None
+        return Cron(self.cron, self.timezone)
+
+    @property
+    def when(self) -> str:
+        """When it is due, for people."""
+        if self.every is not None:
+            return f"every {format_duration(self.every)}"
+        return f"{self.cron} {self.timezone}"
+
+    def exec_request(self, exec_id: str) -> ExecRequest:
+        """The request of one of its runs.
+
+        Raises:
+            pydantic.ValidationError: a bound of requests is broken.
+        """
+        wanted = self.request
+        # By the names of the file, which mistakes are told by.
+        return ExecRequest.model_validate(
+            {
+                "id": exec_id, "agentId": self.agent_id, "command": wanted.command, "workDir": wanted.work_dir,
+                "environment": wanted.environment, "timeout": wanted.timeout, "user": wanted.user,
+                "limits": wanted.limits,
+            }
+        )  # fmt: skip
+
+
+class ScheduleFile(Model):
+    """What a file of schedules holds."""
+
+    schedules: Annotated[tuple[Schedule, ...], Field(max_length=MAX_SCHEDULES)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScheduleSet:
+    """All schedules. Immutable; a changed file makes a new set."""
+
+    schedules: dict[str, Schedule]
+    #: SHA-256 over the files, in hexadecimal.
+    digest: str
+    #: What is valid and hardly meant.
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, path: Path) -> ScheduleSet:
+        """Read a file, or all files of a folder that end in .yaml or .yml, but not in .test.yaml.
+
+        Raises:
+            ConfigurationError: it cannot be read or is wrong; the message names file, line, column and field of
+                each mistake.
+        """
+        return cls.parse_all(read_files(path, "file of schedules"))
+
+    @classmethod
+    def parse(cls, text: str, name: str) -> ScheduleSet:
+        """Build a set from the text of a file; `name` is for messages. Raises as `load` does."""
+        return cls.parse_all([(name, text)])
+
+    @classmethod
+    def parse_all(cls, texts: Sequence[tuple[str, str]]) -> ScheduleSet:
+        """Build a set from the names and texts of files. Raises as `load` does."""
+        mistakes: list[str] = []
+        warnings: list[str] = []
+        found: dict[str, tuple[Schedule, str]] = {}
+        for name, text in texts:
+            try:
+                document = read_document(text, name, ScheduleFile)
+            except ConfigurationError as error:
+                mistakes.append(str(error))
+                continue
+            for index, schedule in enumerate(document.content.schedules):
+                position = document.position(("schedules", index, "name"))
+                if schedule.name in found:
+                    first = found[schedule.name][1]
+                    mistakes.append(f"{position}: name: {schedule.name!r} is used twice, first at {first}")
+                found.setdefault(schedule.name, (schedule, position))
+                mistakes += _request_mistakes(schedule, document, index)
+                if warning := _warning(schedule):
+                    warnings.append(f"{position}: {schedule.name}: {warning}")
+        if len(found) > MAX_SCHEDULES:
+            mistakes.append(f"there are {len(found)} schedules; at most {MAX_SCHEDULES} are taken")
+        if mistakes:
+            raise ConfigurationError("\n".join(mistakes))
+        schedules = {name: schedule for name, (schedule, _) in sorted(found.items())}
+        return cls(schedules, digest(texts), tuple(warnings))
+
+    def get(self, name: str) -> Schedule:
+        """A schedule by its name.
+
+        Raises:
+            NotFound: there is none.
+        """
+        schedule = self.schedules.get(name)
+        if schedule is None:
+            raise NotFound(f"there is no schedule {name[:80]!r}; `tachikoma schedule ls` shows those there are")
+        return schedule
+
+
+def _request_mistakes(schedule: Schedule, document: Document[ScheduleFile], index: int) -> list[str]:
+    """What no execution could be asked for with."""
+    try:
+        schedule.exec_request("check")
+    except ValidationError as error:
+        mistakes = []
+        for item in error.errors(include_url=False, include_context=False, include_input=False):
+            location = ("schedules", index, "request", *item["loc"])
+            what = item["msg"].removeprefix("Value error, ")
+            mistakes.append(f"{document.position(location)}: {dotted(location)}: {what}")
+        return mistakes
+    return []
+
+
+def _warning(schedule: Schedule) -> str:
+    timing = schedule.timing
+    if isinstance(timing, Cron) and timing.restricts_both_days:
+        return "cron names days of the month and of the week: it is due on days that are both, not either"
+    return ""
+
+
+class ScheduleWatch(FileWatch[ScheduleSet]):
+    """The schedules in force, replaced as a whole when their file changes and is right."""
+
+    def __init__(self, path: Path) -> None:
+        """Load the file; raises as `ScheduleSet.load` does."""
+        super().__init__(path, ScheduleSet)

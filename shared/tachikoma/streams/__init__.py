@@ -1,0 +1,1 @@
+"""Messages that agents publish: output frames and heartbeats."""

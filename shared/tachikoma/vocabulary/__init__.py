@@ -1,0 +1,1 @@
+"""The words both sides speak: requests, results, states, limits, policies, agents, audit events, schedules."""

@@ -1,0 +1,107 @@
+"""What is known of agents, on a real Redis."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tachikoma.client import wire
+from tachikoma.redis import keys
+from tachikoma.redis.access import Redis
+from tachikoma.streams.heartbeat import Heartbeat
+from tachikoma_orchestrator.agents.registry import Registry
+
+
+def heartbeat(**values: Any) -> bytes:
+    """What an agent says; not through the model, which a broken agent does not use either."""
+    good = {
+        "type": "heartbeat",
+        "boot": "b",
+        "run": "r",
+        "version": "0.1.0",
+        "hostname": "web1",
+        "labels": {"rack": "r1"},
+        "running": 1,
+        "slots": 64,
+        "load": 0.5,
+        "memory_used": 0.25,
+        "disk_used": 0.75,
+        "warnings": ["commands run without cgroup limits"],
+    }
+    Heartbeat.model_validate(good)
+    return json.dumps({**good, **values}).encode()
+
+
+async def test_an_agent_that_was_heard_is_known_and_online_while_its_lease_lasts(redis: Redis) -> None:
+    registry = Registry(redis)
+    await redis.set(keys.info("web-1"), heartbeat())
+    await redis.lpush(keys.queue("web-1"), "order", "order")
+    await registry.heard("web-1", heartbeat())
+    [agent] = await registry.describe()
+    assert (agent.id, agent.online, agent.running, agent.queued) == ("web-1", True, 1, 2)
+    assert (agent.hostname, agent.labels, agent.load) == ("web1", {"rack": "r1"}, 0.5)
+    await redis.delete(keys.info("web-1"))
+    [agent] = await registry.describe()
+    assert (agent.id, agent.online, agent.last_seen is not None) == ("web-1", False, True)
+
+
+async def test_agents_that_spoke_while_nobody_listened_are_discovered(redis: Redis) -> None:
+    registry = Registry(redis)
+    for name in ("web-1", "web-2"):
+        await redis.set(keys.info(name), heartbeat())
+    await registry.discover()
+    assert [agent.id for agent in await registry.describe()] == ["web-1", "web-2"]
+
+
+async def test_no_agent_is_no_error(redis: Redis) -> None:
+    registry = Registry(redis)
+    await registry.discover()
+    assert await registry.describe() == []
+
+
+NONSENSE = {
+    "nothing": b"",
+    "garbage": b"garbage",
+    "empty": b"{}",
+    "deep": b"[" * 100_000,
+    "negative": heartbeat(running=-1),
+    "large": heartbeat(running=2**32),
+    "very large": heartbeat(slots=10**30),
+    "text for a number": heartbeat(load="high"),
+    "no number": heartbeat(load=float("nan")),
+    "many labels": heartbeat(labels={f"l{n}": "" for n in range(65)}),
+    "long name": heartbeat(hostname="\x1b[2J" + "x" * 5_000_000),
+    "no text": heartbeat(hostname="\ud800"),
+    "long warnings": heartbeat(warnings=["x" * 1000] * 5000),
+}
+
+
+@pytest.mark.parametrize("raw", NONSENSE.values(), ids=NONSENSE)
+async def test_an_agent_that_talks_nonsense_does_not_hide_the_others(redis: Redis, raw: bytes) -> None:
+    registry = Registry(redis)
+    for name, said in (("evil", raw), ("web-1", heartbeat())):
+        await redis.set(keys.info(name), said)
+        await registry.heard(name, said)
+    told = {agent.id: wire.agent_to_pb(agent) for agent in await registry.describe()}
+    assert told["web-1"].online
+    # And they all have to fit into one answer.
+    assert all(agent.ByteSize() < 64 * 1024 for agent in told.values())
+
+
+async def test_what_somebody_wrote_of_an_agent_hides_nobody(redis: Redis) -> None:
+    registry = Registry(redis)
+    for name in ("web-1", "web-2"):
+        await redis.set(keys.info(name), heartbeat())
+        await registry.heard(name, heartbeat())
+    await redis.hset(keys.DRAINING, "web-1", "garbage")
+    await redis.set(keys.queue("web-2"), "no list")
+    one, two = await registry.describe()
+    # Admission refuses it by the same field.
+    assert one.draining
+    assert "cannot be read" in one.drain_reason
+    assert (two.online, two.queued) == (True, 0)
+    assert "its queue in Redis is none" in two.warnings
+    await registry.resume("web-1", by="spiffe://tachikoma.local/user/root")
+    assert not (await registry.describe())[0].draining

@@ -1,0 +1,117 @@
+"""What is installed, and what an import brings with it."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import subprocess
+import sys
+from collections import Counter
+from importlib.metadata import entry_points
+from pathlib import Path, PurePath
+
+import pytest
+
+import tachikoma
+
+ROOT = Path(__file__).parents[3]
+#: Folder of each import package.
+FOLDERS = {"tachikoma": "shared", "tachikoma_orchestrator": "orchestrator", "tachikoma_worker": "worker"}
+GENERATED = {"__pycache__", "tachikoma_exec.egg-info"}
+
+
+@pytest.fixture(scope="module")
+def setup_cfg() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    return parser
+
+
+def lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def files() -> list[tuple[str, Path]]:
+    """Every file in the import packages, with the package it is in."""
+    found = []
+    for top, folder in FOLDERS.items():
+        for path in sorted((ROOT / folder / top).rglob("*")):
+            if path.is_file() and not GENERATED & set(path.parts):
+                found.append((".".join(path.parent.relative_to(ROOT / folder).parts), path))
+    return found
+
+
+def test_every_package_is_listed_and_every_listed_one_exists(setup_cfg: configparser.ConfigParser) -> None:
+    listed = lines(setup_cfg["options"]["packages"])
+    existing = {package for package, path in files() if path.name == "__init__.py"}
+    assert Counter(listed) == Counter(existing)
+
+
+def test_every_module_is_in_a_package(setup_cfg: configparser.ConfigParser) -> None:
+    listed = lines(setup_cfg["options"]["packages"])
+    assert {package for package, path in files() if path.suffix == ".py"} <= set(listed)
+
+
+def test_every_other_file_is_listed_as_package_data(setup_cfg: configparser.ConfigParser) -> None:
+    data = {
+        package: [pattern.strip() for pattern in patterns.split(",")]
+        for package, patterns in setup_cfg["options.package_data"].items()
+    }
+    left_out = [
+        str(path.relative_to(ROOT))
+        for package, path in files()
+        # The spawner is built beside the modules, and packaged by setup.py.
+        if path.suffix != ".py"
+        and path.name != "tachikoma-spawner"
+        and not any(PurePath(path.name).match(pattern) for pattern in data.get(package, []))
+    ]
+    assert not left_out
+
+
+@pytest.mark.parametrize("package", FOLDERS)
+def test_every_import_package_says_that_it_is_typed(package: str) -> None:
+    assert (ROOT / FOLDERS[package] / package / "py.typed").is_file()
+
+
+@pytest.mark.parametrize("name", tachikoma.__all__)
+def test_a_public_name_is_there(name: str) -> None:
+    assert getattr(tachikoma, name) is not None
+
+
+def test_no_public_name_is_listed_twice() -> None:
+    assert [name for name, count in Counter(tachikoma.__all__).items() if count > 1] == []
+
+
+@pytest.mark.parametrize("module", ["tachikoma", "tachikoma.cli", "tachikoma.dev.stack"])
+def test_a_client_needs_neither_celery_nor_redis(module: str) -> None:
+    script = f"import {module}, json, sys; print(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    imported = set(json.loads(done.stdout))
+    assert module.split(".")[0] in imported
+    assert not imported & {"celery", "kombu", "redis", "sentry_sdk", "tachikoma_orchestrator", "tachikoma_worker"}
+
+
+def module_of(path: Path) -> str:
+    """The name a file of ours is imported by."""
+    folder = next(ROOT / folder for folder in FOLDERS.values() if ROOT / folder in path.parents)
+    return ".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize(
+    ("package", "other"),
+    [("tachikoma_orchestrator", "tachikoma_worker"), ("tachikoma_worker", "tachikoma_orchestrator")],
+)
+def test_no_component_imports_the_other(package: str, other: str) -> None:
+    modules = [module_of(path) for name, path in files() if name.startswith(package) and path.suffix == ".py"]
+    assert package in modules
+    script = f"import {', '.join(modules)}, sys; sys.exit({other!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("group", ["console_scripts", "tachikoma.commands"])
+def test_every_entry_point_leads_somewhere(group: str, setup_cfg: configparser.ConfigParser) -> None:
+    promised = {line.partition("=")[0].strip() for line in lines(setup_cfg["options.entry_points"][group])}
+    installed = {point.name: point for point in entry_points(group=group) if point.value.startswith("tachikoma")}
+    assert set(installed) == promised
+    for point in installed.values():
+        assert point.load() is not None

@@ -1,0 +1,866 @@
+"""Decisions, and the file they come from."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from datetime import timedelta
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tachikoma.config.yaml_files import MAX_FILE_BYTES
+from tachikoma.errors import ConfigurationError, InvalidRequest
+from tachikoma.policy.decide import Decision, PolicySet, PolicyWatch
+from tachikoma.vocabulary.policies import ExecPolicy
+from tachikoma.vocabulary.requests import ExecRequest, make_request
+
+ALICE = "spiffe://tachikoma.local/user/alice"
+SEARCH = ("/usr/local/bin", "/usr/bin", "/bin")
+
+
+def policies(*entries: dict[str, Any], operators: Sequence[str] = ()) -> PolicySet:
+    """A set of policies, as a file would give it (JSON is YAML); each is for everybody and every agent."""
+    filled = [
+        {"name": f"p{number}", "subjects": ["**"], "agents": ["*"], **entry} for number, entry in enumerate(entries)
+    ]
+    return PolicySet.parse(json.dumps({"operators": list(operators), "policies": filled}), "policy.yaml")
+
+
+def decide(entry: PolicySet | dict[str, Any], *command: str, subject: str = ALICE, **values: Any) -> Decision:
+    chosen = entry if isinstance(entry, PolicySet) else policies(entry)
+    request = ExecRequest(**{"agent_id": "web-1", "command": command, "timeout": "1m", **values})
+    return chosen.decide(request, subject, SEARCH)
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+NETWORKS = {"allowedCommands": ["/bin/true"], "allowedNetworks": ["10.0.0.0/8", "192.0.2.7", "2001:db8::/32"]}
+
+
+def decide_from(entry: PolicySet | dict[str, Any], address: str) -> Decision:
+    chosen = entry if isinstance(entry, PolicySet) else policies(entry)
+    request = ExecRequest(agent_id="web-1", command=("/bin/true",))
+    return chosen.decide(request, ALICE, SEARCH, address=address)
+
+
+@pytest.mark.parametrize("address", ["10.0.0.0", "10.255.255.255", "192.0.2.7", "2001:db8::1"])
+def test_a_request_from_an_allowed_network_is_allowed(address: str) -> None:
+    assert decide_from(NETWORKS, address).allowed
+
+
+@pytest.mark.parametrize("address", ["9.255.255.255", "11.0.0.0", "192.0.2.8", "2001:db9::1", "::ffff:10.0.0.1", "::"])
+def test_a_request_from_another_network_is_denied_by_that_rule(address: str) -> None:
+    decision = decide_from(NETWORKS, address)
+    assert (decision.allowed, decision.rule) == (False, "allowedNetworks")
+    assert decision.reason == f"policy p0 does not allow requests from {address}"
+
+
+@pytest.mark.parametrize("address", ["", "unknown", "10.0.0.1:80", "10.0.0.1\n", " 10.0.0.1", "010.0.0.1", "10.1"])
+def test_an_address_that_is_not_known_is_in_no_network(address: str) -> None:
+    assert decide_from(NETWORKS, address).rule == "allowedNetworks"
+    assert decide_from({"allowedCommands": ["/bin/true"]}, address).allowed
+
+
+def test_one_policy_must_allow_network_and_command_together() -> None:
+    here, there = {**NETWORKS, "allowedCommands": ["/bin/false"]}, {**NETWORKS, "allowedNetworks": ["198.51.100.0/24"]}
+    assert decide_from(policies(here, there), "10.0.0.1").rule == "allowedNetworks"
+    assert decide_from(policies(here, there), "198.51.100.1").allowed
+
+
+def test_a_denied_command_is_denied_from_everywhere() -> None:
+    chosen = policies(NETWORKS, {"allowedNetworks": ["198.51.100.0/24"], "deniedCommands": ["/bin/true"]})
+    assert decide_from(chosen, "10.0.0.1").rule == "deniedCommands: /bin/true"
+
+
+@given(
+    st.ip_addresses(), st.ip_addresses().flatmap(lambda ip: st.tuples(st.just(ip), st.integers(0, ip.max_prefixlen)))
+)
+def test_a_network_means_its_addresses_and_no_other(address: Any, chosen: tuple[Any, int]) -> None:
+    network = ip_network(chosen, strict=False)
+    entry = {"allowedCommands": ["/bin/true"], "allowedNetworks": [str(network)]}
+    assert decide_from(entry, str(address)).allowed == (address in network)
+    assert decide_from(entry, str(chosen[0])).allowed
+
+
+# --- default deny -----------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_allowed_without_a_policy() -> None:
+    decision = decide(policies(), "/bin/true")
+    assert not decision.allowed
+    assert (decision.policy, decision.rule, decision.executables) == ("", "default", ())
+    assert ALICE in decision.reason
+
+
+def test_a_policy_that_lists_nothing_allows_nothing() -> None:
+    decision = decide({}, "/bin/true")
+    assert (decision.allowed, decision.rule) == (False, "allowedCommands")
+
+
+def test_a_granted_request_names_policy_and_executable() -> None:
+    decision = decide({"name": "web", "allowedCommands": ["/bin/true"]}, "/bin/true")
+    assert decision.allowed
+    assert decision.policy.startswith("web@")
+    assert decision.executables == ("/bin/true",)
+    assert decision.timeout == timedelta(minutes=1)
+
+
+@pytest.mark.parametrize(
+    ("subject", "allowed"),
+    [
+        ("spiffe://tachikoma.local/user/alice", True),
+        ("spiffe://tachikoma.local/user/bob", True),
+        ("spiffe://tachikoma.local/user/alice/x", False),
+        ("spiffe://tachikoma.local/user/", True),
+        ("spiffe://tachikoma.local/service/alice", False),
+        ("spiffe://other.local/user/alice", False),
+        ("spiffe://tachikoma.local.evil/user/alice", False),
+        ("spiffe://evil/tachikoma.local/user/alice", False),
+        ("spiffe://tachikoma.local/user/..", False),
+        ("xspiffe://tachikoma.local/user/alice", False),
+    ],
+)
+def test_a_policy_is_for_its_subjects_only(subject: str, allowed: bool) -> None:
+    entry = {"subjects": ["spiffe://tachikoma.local/user/*"], "allowedCommands": ["/bin/true"]}
+    assert decide(entry, "/bin/true", subject=subject).allowed == allowed
+
+
+@pytest.mark.parametrize(("agent", "allowed"), [("web-1", True), ("web-", True), ("web", False), ("xweb-1", False)])
+def test_a_policy_is_for_its_agents_only(agent: str, allowed: bool) -> None:
+    entry = {"agents": ["web-*"], "allowedCommands": ["/bin/true"]}
+    assert decide(entry, "/bin/true", agent_id=agent).allowed == allowed
+
+
+# --- the adversarial cases of facts/security.md -----------------------------------------------------------------------
+
+#: One careful policy.
+CAREFUL: dict[str, Any] = {
+    "allowedCommands": [
+        "/usr/bin/uptime -p",
+        "/usr/bin/systemctl restart nginx.service",
+        "/usr/bin/tail -n [0-9] /var/log/**",
+        "/usr/bin/rm -- /srv/tmp/*",
+        "/usr/bin/app app-[0-9]",
+    ],
+    "allowedUsers": ["web"],
+    "allowedWorkDirs": ["/srv/**"],
+    "allowedEnvironment": ["APP_*", "LANG"],
+}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["/usr/bin/uptime", "-p"],
+        ["uptime", "-p"],
+        ["/usr/bin/systemctl", "restart", "nginx.service"],
+        ["/usr/bin/tail", "-n", "5", "/var/log/nginx/access.log"],
+        ["/usr/bin/rm", "--", "/srv/tmp/x"],
+        ["/usr/bin/app", "app-7"],
+    ],
+)
+def test_what_the_careful_policy_means_is_allowed(command: list[str]) -> None:
+    decision = decide(CAREFUL, *command)
+    assert decision.allowed
+    assert all(path.startswith("/usr/bin/") for path in decision.executables)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        # the path, written in other ways
+        ["/usr/bin/uptime\n", "-p"],
+        ["\n/usr/bin/uptime", "-p"],
+        ["/usr/bin/upt\u0456me", "-p"],  # a Cyrillic i
+        ["/usr/bin/uptime\u200b", "-p"],
+        ["//usr/bin/uptime", "-p"],
+        ["/usr//bin/uptime", "-p"],
+        ["/usr/bin/../bin/uptime", "-p"],
+        ["/usr/bin/./uptime", "-p"],
+        ["./uptime", "-p"],
+        ["../usr/bin/uptime", "-p"],
+        ["usr/bin/uptime", "-p"],
+        ["/usr/bin/uptime/", "-p"],
+        ["/usr/bin/UPTIME", "-p"],
+        ["/USR/bin/uptime", "-p"],
+        ["UPTIME", "-p"],
+        ["/bin/uptime", "-p"],
+        ["/usr/local/bin/uptime", "-p"],
+        ["/usr/bin/uptime -p"],
+        ["uptime -p"],
+        ["/proc/self/cwd/usr/bin/uptime", "-p"],
+        ["/proc/self/root/usr/bin/uptime", "-p"],
+        ["/proc/self/exe", "-p"],
+        ["/lib64/ld-linux-x86-64.so.2", "/usr/bin/uptime", "-p"],
+        ["ld-linux-x86-64.so.2", "/usr/bin/uptime", "-p"],
+        [".", "-p"],
+        ["..", "-p"],
+        # arguments: too many, too few, others
+        ["/usr/bin/uptime"],
+        ["/usr/bin/uptime", "-p", "-p"],
+        ["/usr/bin/uptime", "-p", ""],
+        ["/usr/bin/uptime", ""],
+        ["/usr/bin/uptime", "-P"],
+        ["/usr/bin/uptime", " -p"],
+        ["/usr/bin/systemctl", "restart", "nginx.service;id"],
+        ["/usr/bin/systemctl", "restart", "xnginx.service"],
+        ["/usr/bin/systemctl", "restart", "nginxAservice"],
+        ["/usr/bin/systemctl", "restart", "nginx.service\n"],
+        ["/usr/bin/systemctl", "restart", "nginx.service", "sshd.service"],
+        ["/usr/bin/systemctl", "restart nginx.service"],
+        ["/usr/bin/systemctl", "--root=/x", "restart", "nginx.service"],
+        ["/usr/bin/tail", "-n", "\u0665", "/var/log/x"],  # an Arabic digit
+        ["/usr/bin/tail", "-n", "55", "/var/log/x"],
+        ["/usr/bin/tail", "-n", "5", "/var/log/../../etc/shadow"],
+        ["/usr/bin/tail", "-n", "5", "/var/log/.."],
+        ["/usr/bin/tail", "-n", "5", "/var/logs/x"],
+        ["/usr/bin/tail", "-n", "5", "/etc/shadow"],
+        ["/usr/bin/tail", "-n", "5", "-f"],
+        ["/usr/bin/tail", "-n", "5", "--follow=/var/log/x"],
+        ["/usr/bin/rm", "/srv/tmp/x"],
+        ["/usr/bin/rm", "--", "-rf"],
+        ["/usr/bin/rm", "--", "/srv/tmp/../x"],
+        ["/usr/bin/rm", "--", "/srv/tmp/a/b"],
+        ["/usr/bin/app", "app-$(id)"],
+        ["/usr/bin/app", "app-*"],
+        ["/usr/bin/app", "app-"],
+        # other programs
+        ["/bin/sh", "-c", "/usr/bin/uptime -p"],
+        ["env", "uptime", "-p"],
+    ],
+    ids=lambda command: " ".join(command).encode("unicode_escape").decode(),
+)
+def test_what_the_careful_policy_does_not_mean_is_refused(command: list[str]) -> None:
+    decision = decide(CAREFUL, *command)
+    assert not decision.allowed
+    assert decision.executables == ()
+    assert decision.reason
+
+
+@pytest.mark.parametrize("command", [["/usr/bin/uptime\0", "-p"], ["", "-p"], [], ["/usr/bin/uptime", "-p\0"]])
+def test_some_never_come_so_far(command: list[str]) -> None:
+    with pytest.raises(InvalidRequest):
+        make_request({"agent_id": "web-1", "command": command})
+
+
+@pytest.mark.parametrize("user", ["#-1", "-1", "0", "#0", "4294967295"])
+def test_a_user_by_number_never_comes_so_far(user: str) -> None:
+    with pytest.raises(InvalidRequest):
+        make_request({"agent_id": "web-1", "command": ["/usr/bin/uptime", "-p"], "user": user})
+
+
+@pytest.mark.parametrize(("user", "allowed"), [("", True), ("web", True), ("root", False), ("web-x", False)])
+def test_a_user_must_be_listed(user: str, allowed: bool) -> None:
+    assert decide(CAREFUL, "/usr/bin/uptime", "-p", user=user).allowed == allowed
+
+
+def test_without_users_only_the_agents_own_is_allowed() -> None:
+    entry = {"allowedCommands": ["/bin/true"]}
+    assert decide(entry, "/bin/true").allowed
+    assert decide(entry, "/bin/true", user="web").rule == "allowedUsers"
+
+
+@pytest.mark.parametrize(
+    ("work_dir", "allowed"),
+    [
+        ("", True),
+        ("/srv/app", True),
+        ("/srv/app/a b", True),
+        ("/srv", False),
+        ("/", False),
+        ("/srvx/app", False),
+        ("/srv/../etc", False),
+        ("/srv/app/..", False),
+        ("/srv/app/", False),
+        ("/srv//app", False),
+        ("//srv/app", False),
+        ("/srv/./app", False),
+        ("/proc/self/cwd", False),
+    ],
+)
+def test_a_working_directory_must_be_listed_and_plainly_written(work_dir: str, allowed: bool) -> None:
+    assert decide(CAREFUL, "/usr/bin/uptime", "-p", work_dir=work_dir).allowed == allowed
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("APP_MODE", True),
+        ("LANG", True),
+        ("LD_PRELOAD", False),
+        ("LD_LIBRARY_PATH", False),
+        ("GLIBC_TUNABLES", False),
+        ("BASH_FUNC_ls%%", False),
+        ("TZ", False),
+        ("app_mode", False),
+        ("XAPP_MODE", False),
+        ("LANG\n", False),
+        ("", False),
+    ],
+)
+def test_a_variable_must_be_listed(name: str, allowed: bool) -> None:
+    if not name:
+        with pytest.raises(InvalidRequest):
+            make_request({"agent_id": "a", "command": ["x"], "environment": {name: "x"}})
+        return
+    decision = decide(CAREFUL, "/usr/bin/uptime", "-p", environment={"APP_X": "1", name: "C.UTF-8"})
+    assert decision.allowed == allowed
+    assert allowed or decision.rule == "allowedEnvironment"
+
+
+@pytest.mark.parametrize("name", ["PATH", "HOME", "USER", "LOGNAME"])
+def test_what_the_agent_sets_nobody_else_sets(name: str) -> None:
+    entry = {"allowedCommands": ["/bin/true"], "allowedEnvironment": ["**", name]}
+    assert decide(entry, "/bin/true", environment={name: "x"}).rule == "allowedEnvironment"
+
+
+def test_a_timeout_longer_than_the_policys_is_refused_and_told() -> None:
+    entry = {"allowedCommands": ["/bin/true"], "maxTimeout": "5m"}
+    assert decide(entry, "/bin/true", timeout="5m").allowed
+    decision = decide(entry, "/bin/true", timeout="5m1us")
+    assert (decision.allowed, decision.rule) == (False, "maxTimeout")
+    assert "at most 5m" in decision.reason
+
+
+@pytest.mark.parametrize(("longest", "given"), [("5m", "5m"), ("24h", "1h"), (None, "1h")])
+def test_a_request_without_timeout_gets_the_policys_at_most_an_hour(longest: str | None, given: str) -> None:
+    entry = {"allowedCommands": ["/bin/true"], **({"maxTimeout": longest} if longest else {})}
+    expected = ExecRequest(agent_id="a", command=["x"], timeout=given).timeout
+    assert decide(entry, "/bin/true", timeout=None).timeout == expected
+
+
+@pytest.mark.parametrize(("field", "rule"), [("interactive", "allowInteractive"), ("tty", "allowTty")])
+def test_interaction_must_be_allowed(field: str, rule: str) -> None:
+    entry = {"allowedCommands": ["/bin/true"]}
+    assert decide(entry, "/bin/true", **{field: True}).rule == rule
+    assert decide({**entry, rule: True}, "/bin/true", **{field: True}).allowed
+
+
+BOSS = "spiffe://tachikoma.local/user/boss"
+APPROVED = {"allowedCommands": ["/bin/true"], "requireApproval": True, "approvers": [BOSS, ALICE]}
+
+
+def test_what_needs_an_approval_names_those_who_may_give_it() -> None:
+    decision = decide({**APPROVED, "approvalTimeout": "5m"}, "/bin/true")
+    assert (decision.allowed, decision.approvers) == (True, (BOSS, ALICE))
+    assert decision.approval_timeout == timedelta(minutes=5)
+    assert decide({"allowedCommands": ["/bin/true"], "approvers": [BOSS]}, "/bin/true").approvers == ()
+
+
+def test_nobody_approves_their_own_request_or_without_being_named() -> None:
+    decision = decide(APPROVED, "/bin/true")
+    assert decision.approvable_by(BOSS, ALICE)
+    assert not decision.approvable_by(ALICE, ALICE)
+    assert not decision.approvable_by("spiffe://tachikoma.local/user/bob", ALICE)
+    everybody = decide({**APPROVED, "approvers": ["**"]}, "/bin/true")
+    assert everybody.approvable_by("spiffe://tachikoma.local/user/bob", ALICE)
+    assert not everybody.approvable_by("", ALICE)
+    assert not decide({"allowedCommands": ["/bin/true"]}, "/bin/true").approvable_by(BOSS, ALICE)
+
+
+def test_a_policy_that_grants_it_all_without_an_approval_is_enough() -> None:
+    free = {"name": "z-free", "allowedCommands": ["/bin/true"]}
+    asking = {"name": "a-asking", **APPROVED}
+    for both in (policies(free, asking), policies(asking, free)):
+        assert decide(both, "/bin/true").policy.startswith("z-free@")
+        assert decide(both, "/bin/true").approvers == ()
+
+
+def test_an_approval_that_nobody_could_give_is_a_mistake() -> None:
+    with pytest.raises(ConfigurationError, match="requireApproval is set, and approvers names nobody"):
+        policies({"allowedCommands": ["/bin/true"], "requireApproval": True})
+    with pytest.raises(ConfigurationError, match=r"approvers\[0\]: "):
+        policies({**APPROVED, "approvers": ["a{b"]})
+    with pytest.raises(ConfigurationError, match="approvalTimeout"):
+        policies({**APPROVED, "approvalTimeout": "0s"})
+
+
+def test_approvers_that_are_never_asked_are_hardly_meant() -> None:
+    found = policies({"allowedCommands": ["/bin/true"], "approvers": [BOSS]}).warnings()
+    assert any("approvers are never asked" in warning for warning in found)
+
+
+# --- denied commands --------------------------------------------------------------------------------------------------
+
+#: Everything but some; how the development stack is set up.
+OPEN: dict[str, Any] = {"allowedCommands": ["/** ..."], "deniedCommands": ["rm", "/sbin/reboot", "git push"]}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["rm"],
+        ["rm", "-rf", "/"],
+        ["/bin/rm", "x"],
+        ["/usr/bin/rm", "x"],
+        ["/opt/evil/rm", "x"],
+        ["/sbin/reboot"],
+        ["/sbin/reboot", "now"],
+        ["git", "push"],
+        ["/usr/bin/git", "push", "origin", "main"],
+    ],
+)
+def test_a_denied_command_is_refused_whatever_allows_it(command: list[str]) -> None:
+    decision = decide(OPEN, *command)
+    assert not decision.allowed
+    assert decision.rule.startswith("deniedCommands: ")
+
+
+@pytest.mark.parametrize("command", [["/bin/true"], ["true"], ["git", "pull"], ["/bin/rmdir", "x"], ["rmdir", "x"]])
+def test_what_is_not_denied_is_still_allowed(command: list[str]) -> None:
+    assert decide({**OPEN, "allowInterpreters": True}, *command).allowed
+
+
+def test_a_bare_name_is_refused_when_any_place_of_it_is_denied() -> None:
+    entry = {"allowedCommands": ["/** ..."], "deniedCommands": ["/usr/bin/x"]}
+    assert not decide(entry, "x").allowed
+    assert not decide(entry, "/usr/bin/x").allowed
+    assert decide(entry, "/bin/x").allowed
+
+
+def test_a_denial_of_one_policy_wins_over_the_grant_of_another() -> None:
+    chosen = policies({"allowedCommands": ["/** ..."]}, {"deniedCommands": ["rm"]})
+    assert not decide(chosen, "rm", "x").allowed
+
+
+def test_a_denial_for_somebody_else_does_not_concern_us() -> None:
+    chosen = policies(
+        {"allowedCommands": ["/** ..."]}, {"subjects": ["spiffe://tachikoma.local/user/bob"], "deniedCommands": ["rm"]}
+    )
+    assert decide(chosen, "rm", "x").allowed
+
+
+@pytest.mark.parametrize("program", [".", ".."])
+def test_a_dot_is_no_program(program: str) -> None:
+    assert not decide(OPEN, program).allowed
+
+
+# --- bare names -------------------------------------------------------------------------------------------------------
+
+
+def test_a_bare_name_is_granted_only_where_the_policy_says_in_search_order() -> None:
+    entry = {"allowedCommands": ["/bin/x", "/usr/bin/x"]}
+    assert decide(entry, "x").executables == ("/usr/bin/x", "/bin/x")
+    assert decide({"allowedCommands": ["/bin/x"]}, "x").executables == ("/bin/x",)
+    assert decide({"allowedCommands": ["/opt/x"]}, "x").executables == ()
+
+
+# --- which policy is named --------------------------------------------------------------------------------------------
+
+
+def test_the_policy_that_came_closest_is_named() -> None:
+    chosen = policies(
+        {"name": "aaa", "allowedCommands": ["/bin/false"]},
+        {"name": "mmm", "allowedCommands": ["/bin/true"], "maxTimeout": "1s"},
+        {"name": "zzz", "allowedCommands": ["/bin/false"]},
+    )
+    decision = decide(chosen, "/bin/true")
+    assert (decision.rule, decision.policy.partition("@")[0]) == ("maxTimeout", "mmm")
+
+
+def test_a_changed_policy_has_another_label_and_the_same_one_the_same() -> None:
+    entry = {"name": "web", "allowedCommands": ["/bin/true"]}
+    first = decide(entry, "/bin/true").policy
+    assert decide(dict(reversed(entry.items())), "/bin/true").policy == first
+    assert decide({**entry, "maxTimeout": "2m"}, "/bin/true").policy != first
+
+
+def test_operators_are_those_listed() -> None:
+    chosen = policies(operators=["spiffe://tachikoma.local/user/{alice,bob}"])
+    assert chosen.is_operator(ALICE)
+    assert not chosen.is_operator("spiffe://tachikoma.local/user/carol")
+    assert not policies().is_operator(ALICE)
+
+
+# --- properties -------------------------------------------------------------------------------------------------------
+
+#: A small world, in which requests and policies often meet. No wildcards: what they mean is tested with the patterns.
+USERS = ["web", "db"]
+DIRECTORIES = ["/srv", "/tmp"]
+NAMES = ["A", "B"]
+PROGRAMS = ["/bin/x", "/usr/bin/x", "/bin/y"]
+ARGUMENTS = ["", " a", " a b"]
+SUBJECTS = [ALICE, "spiffe://tachikoma.local/user/bob"]
+AGENTS = ["web-1", "web-2"]
+LINES = [program + arguments for program in PROGRAMS for arguments in ARGUMENTS]
+DENIALS = [*LINES, "x", "y", "x a"]
+
+
+def some(values: list[str]) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(values), unique=True)
+
+
+ENTRIES = st.fixed_dictionaries(
+    {
+        "subjects": st.lists(st.sampled_from(SUBJECTS), min_size=1, unique=True),
+        "agents": st.lists(st.sampled_from(AGENTS), min_size=1, unique=True),
+        "allowedCommands": some(LINES),
+        "deniedCommands": st.lists(st.sampled_from(DENIALS), max_size=1),
+        "allowedUsers": some(USERS),
+        "allowedWorkDirs": some(DIRECTORIES),
+        "allowedEnvironment": some(NAMES),
+        "maxTimeout": st.sampled_from(["1m", "1h"]),
+        "allowTty": st.booleans(),
+        "allowInteractive": st.booleans(),
+        "requireApproval": st.booleans(),
+        "approvers": st.just([BOSS]),
+    }
+)
+REQUESTS = st.fixed_dictionaries(
+    {
+        "id": st.just("e"),
+        "agent_id": st.sampled_from(AGENTS),
+        "command": st.tuples(st.sampled_from([*PROGRAMS, "x", "y"]), st.sampled_from([(), ("a",), ("a", "b")])).map(
+            lambda parts: (parts[0], *parts[1])
+        ),
+        "user": st.sampled_from(["", "", *USERS]),
+        "work_dir": st.sampled_from(["", "", *DIRECTORIES]),
+        "environment": st.dictionaries(st.sampled_from(NAMES), st.just("1"), max_size=1),
+        "timeout": st.sampled_from([None, "1m", "2m"]),
+        "tty": st.booleans(),
+        "interactive": st.booleans(),
+    }
+).map(lambda values: ExecRequest(**values))
+
+
+def wholly_granted(entry: dict[str, Any], request: ExecRequest, subject: str) -> list[str]:
+    """The paths one policy grants the whole request for, by membership alone."""
+    if subject not in entry["subjects"] or request.agent_id not in entry["agents"]:
+        return []
+    if (request.tty and not entry["allowTty"]) or (request.interactive and not entry["allowInteractive"]):
+        return []
+    if request.user and request.user not in entry["allowedUsers"]:
+        return []
+    if request.work_dir and request.work_dir not in entry["allowedWorkDirs"]:
+        return []
+    if not set(request.environment) <= set(entry["allowedEnvironment"]):
+        return []
+    if request.timeout == timedelta(minutes=2) and entry["maxTimeout"] == "1m":
+        return []
+    return [path for path in paths(request) if " ".join([path, *request.command[1:]]) in entry["allowedCommands"]]
+
+
+def paths(request: ExecRequest) -> list[str]:
+    program = request.command[0]
+    return [program] if "/" in program else [f"{folder}/{program}" for folder in SEARCH]
+
+
+def denied(entry: dict[str, Any], request: ExecRequest, subject: str) -> bool:
+    if subject not in entry["subjects"] or request.agent_id not in entry["agents"]:
+        return False
+    for line in entry["deniedCommands"]:
+        program, *arguments = line.split()
+        for path in paths(request):
+            name = path if "/" in program else path.rpartition("/")[2]
+            if name == program and list(request.command[1 : 1 + len(arguments)]) == arguments:
+                return True
+    return False
+
+
+@given(st.lists(ENTRIES, max_size=4), REQUESTS, st.sampled_from(SUBJECTS))
+def test_a_request_is_allowed_exactly_when_one_policy_wholly_grants_it_and_none_denies_it(
+    entries: list[dict[str, Any]], request: ExecRequest, subject: str
+) -> None:
+    decision = policies(*entries).decide(request, subject, SEARCH)
+    grants = [granted for entry in entries if (granted := wholly_granted(entry, request, subject))]
+    assert decision.allowed == (bool(grants) and not any(denied(entry, request, subject) for entry in entries))
+    if decision.allowed:
+        assert list(decision.executables) in grants
+        assert decision.timeout == (request.timeout or decision.timeout) > timedelta(0)
+        free = [entry for entry in entries if not entry["requireApproval"]]
+        assert bool(decision.approvers) != any(wholly_granted(entry, request, subject) for entry in free)
+    else:
+        assert decision.executables == ()
+
+
+@given(st.lists(ENTRIES, min_size=1, max_size=4), REQUESTS, st.sampled_from(SUBJECTS), st.data())
+def test_one_more_denial_never_allows_more(
+    entries: list[dict[str, Any]], request: ExecRequest, subject: str, data: st.DataObject
+) -> None:
+    before = policies(*entries).decide(request, subject, SEARCH)
+    chosen = data.draw(st.integers(0, len(entries) - 1))
+    more = [*entries[chosen]["deniedCommands"], data.draw(st.sampled_from([*DENIALS, "*", "/**", "x *", "x -*"]))]
+    after = policies(*entries[:chosen], {**entries[chosen], "deniedCommands": more}, *entries[chosen + 1 :]).decide(
+        request, subject, SEARCH
+    )
+    assert before.allowed or not after.allowed
+    assert not after.allowed or after.executables in _grants(entries, request, subject)
+
+
+def _grants(entries: list[dict[str, Any]], request: ExecRequest, subject: str) -> list[tuple[str, ...]]:
+    return [tuple(wholly_granted(entry, request, subject)) for entry in entries]
+
+
+@given(st.lists(ENTRIES, max_size=4), REQUESTS, st.sampled_from(SUBJECTS), st.randoms(use_true_random=False))
+def test_the_order_of_policies_does_not_matter(
+    entries: list[dict[str, Any]], request: ExecRequest, subject: str, shuffle: random.Random
+) -> None:
+    named = [{"name": f"n{number}", **entry} for number, entry in enumerate(entries)]
+    before = policies(*named).decide(request, subject, SEARCH)
+    shuffle.shuffle(named)
+    after = policies(*named).decide(request, subject, SEARCH)
+    assert before == after
+
+
+def test_nor_does_it_matter_for_what_is_told_of_a_denial() -> None:
+    one = {"name": "one", "allowedCommands": ["/** ..."], "deniedCommands": ["rm"]}
+    two = {"name": "two", "deniedCommands": ["/bin/rm"]}
+    assert decide(policies(one, two), "/bin/rm") == decide(policies(two, one), "/bin/rm")
+
+
+@given(st.lists(ENTRIES, max_size=3), REQUESTS, st.sampled_from(SUBJECTS))
+def test_deciding_twice_gives_the_same(entries: list[dict[str, Any]], request: ExecRequest, subject: str) -> None:
+    chosen = policies(*entries)
+    assert chosen.decide(request, subject, SEARCH) == chosen.decide(request, subject, SEARCH)
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+GOOD = """\
+operators: ["spiffe://tachikoma.local/user/alice"]
+policies:
+  - name: web
+    subjects: ["spiffe://tachikoma.local/user/*"]
+    agents: ["web-*"]
+    allowedCommands:
+      - "/usr/bin/systemctl {status,restart} nginx.service"
+      - /usr/bin/uptime
+    maxTimeout: 5m
+"""
+
+
+def test_a_file_is_read() -> None:
+    chosen = PolicySet.parse(GOOD, "policy.yaml")
+    assert [policy.policy.name for policy in chosen.policies] == ["web"]
+    assert chosen.policies[0].policy.max_timeout == timedelta(minutes=5)
+    assert isinstance(chosen.policies[0].policy, ExecPolicy)
+    assert chosen.is_operator(ALICE)
+    assert len(chosen.digest) == 64
+
+
+def test_an_empty_list_of_policies_is_a_file_that_allows_nothing() -> None:
+    assert not decide(PolicySet.parse("policies: []", "p"), "/bin/true").allowed
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        # the place of the field, and its name
+        (GOOD.replace("allowedCommands:", "alowedCommands:"), "p:6:5: policies[0].alowedCommands: unknown field"),
+        (GOOD.replace("maxTimeout: 5m", "maxTimeout: soon"), "p:9:5: policies[0].maxTimeout:"),
+        (GOOD.replace("maxTimeout: 5m", "maxTimeout: 0s"), "p:9:5: policies[0].maxTimeout: must be longer than zero"),
+        (GOOD.replace("maxTimeout: 5m", "maxTimeout: 8d"), "p:9:5: policies[0].maxTimeout:"),
+        (GOOD.replace("name: web", "name: we.b"), "p:3:5: policies[0].name:"),
+        (GOOD.replace('agents: ["web-*"]', "agents: []"), "p:5:5: policies[0].agents:"),
+        (GOOD.replace('agents: ["web-*"]', "agents: web"), "p:5:5: policies[0].agents:"),
+        (GOOD.replace('    agents: ["web-*"]\n', ""), "p:3:5: policies[0].agents: is missing"),
+        (
+            GOOD.replace("    maxTimeout: 5m", "    allowedNetworks:\n      - 10.0.0.0/8\n      - 10.1.2.3/8"),
+            "p:11:9: policies[0].allowedNetworks[1]: '10.1.2.3/8' is an address in a network; write 10.0.0.0/8",
+        ),
+        (
+            GOOD.replace("maxTimeout: 5m", "allowedNetworks: [here]"),
+            "p:9:23: policies[0].allowedNetworks[0]: 'here' is not a network",
+        ),
+        (GOOD.replace("- /usr/bin/uptime", "- 5"), "p:8:9: policies[0].allowedCommands[1]:"),
+        # patterns
+        (GOOD.replace("- /usr/bin/uptime", "- uptime"), "p:8:9: policies[0].allowedCommands[1]: 'uptime': the"),
+        (GOOD.replace("{status,restart}", "{status"), "p:7:9: policies[0].allowedCommands[0]:"),
+        (GOOD.replace("/user/*", "/user/["), "p:4:16: policies[0].subjects[0]:"),
+        (GOOD.replace("web-*", "***"), "p:5:14: policies[0].agents[0]:"),
+        (GOOD.replace("user/alice", "user/{alice"), "p:1:13: operators"),
+        (GOOD + "    allowedUsers: ['***']\n", "p:10:20: policies[0].allowedUsers[0]:"),
+        (GOOD + "    allowedWorkDirs: ['[']\n", "p:10:23: policies[0].allowedWorkDirs[0]:"),
+        (GOOD + "    allowedEnvironment: ['{']\n", "p:10:26: policies[0].allowedEnvironment[0]:"),
+        (GOOD + "    deniedCommands: [x, bin/rm]\n", "p:10:25: policies[0].deniedCommands[1]:"),
+        # the whole
+        ("", "p:1:1: must be a mapping"),
+        ("- x", "p:1:1: must be a mapping"),
+        ("text", "p:1:1: must be a mapping"),
+        ("{}", "p:1:1: policies: is missing"),
+        ("policies: {}", "p:1:1: policies:"),
+        ("policies: [x]", "p:1:12: policies[0]:"),
+        ("policys: []", "p:1:1: policys: unknown field; did you mean policies?"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_with_file_line_column_and_field(text: str, told: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        PolicySet.parse(text, "p")
+    assert any(line.startswith(told) for line in str(caught.value).splitlines()), str(caught.value)
+
+
+def test_the_field_that_was_meant_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"unknown field; did you mean allowedCommands\?"):
+        PolicySet.parse(GOOD.replace("allowedCommands", "allowedComands"), "p")
+    with pytest.raises(ConfigurationError, match=r"unknown field; known are .*deniedCommands"):
+        PolicySet.parse(GOOD + "    zzz: 1\n", "p")
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    text = GOOD.replace("name: web", "name: we.b").replace("maxTimeout: 5m", "maxTimeout: soon")
+    with pytest.raises(ConfigurationError) as caught:
+        PolicySet.parse(text, "p")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_name_used_twice_is_told_where() -> None:
+    twice = GOOD + '  - {name: web, subjects: ["**"], agents: ["**"]}\n'
+    with pytest.raises(ConfigurationError, match=r"^p:10:6: .*'web' is used twice"):
+        PolicySet.parse(twice, "p")
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("policies: [", "p:1:12"),
+        ("policies:\n  - name: web\n   agents: x\n", "p:3:"),
+        ("policies: []\npolicies: []\n", "p:2:1"),
+        ("a: b: c", "p:1:5"),
+        ("\tpolicies: []", "p:1:1"),
+        ("policies: *nowhere", "p:1:11"),
+        ("policies: []\n\x00", "p"),
+        ("policies: 'x", "p:1:"),
+    ],
+)
+def test_what_is_no_yaml_is_told_with_line_and_column(text: str, where: str) -> None:
+    with pytest.raises(ConfigurationError, match="not YAML") as caught:
+        PolicySet.parse(text, "p")
+    assert str(caught.value).startswith(where)
+
+
+def test_yaml_makes_no_objects() -> None:
+    with pytest.raises(ConfigurationError):
+        PolicySet.parse("policies: !!python/object/apply:os.system ['false']", "p")
+
+
+@given(st.text(max_size=60) | st.text("policies:-[]{}\n\"' *&!#", max_size=40))
+def test_any_text_is_a_file_or_a_configuration_error(text: str) -> None:
+    try:
+        chosen = PolicySet.parse(text, "p")
+    except ConfigurationError:
+        return
+    assert chosen.policies == ()
+
+
+def test_a_missing_unreadable_or_huge_file_is_told_by_its_path(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot read the policy file .*none\.yaml"):
+        PolicySet.load(tmp_path / "none.yaml")
+    binary, huge = tmp_path / "binary.yaml", tmp_path / "huge.yaml"
+    binary.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigurationError, match=r"cannot read the policy file .*binary\.yaml"):
+        PolicySet.load(binary)
+    with huge.open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    with pytest.raises(ConfigurationError, match=r"huge\.yaml: larger than"):
+        PolicySet.load(huge)
+
+
+# --- a file that changes ----------------------------------------------------------------------------------------------
+
+
+def replace(path: Path, text: str) -> None:
+    """Change a file as editors do, which its inode tells even within one tick of the clock."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "policy.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+def test_a_watch_needs_a_right_file_to_begin_with(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text("policies: [")
+    with pytest.raises(ConfigurationError, match="not YAML"):
+        PolicyWatch(path)
+
+
+def test_a_file_that_did_not_change_changes_nothing(file: Path) -> None:
+    watch = PolicyWatch(file)
+    before = watch.current
+    assert not watch.reload()
+    assert watch.current is before
+
+
+def test_a_changed_file_is_taken_as_a_whole(file: Path) -> None:
+    watch = PolicyWatch(file)
+    replace(file, GOOD.replace("/usr/bin/uptime", "/usr/bin/true"))
+    assert watch.reload()
+    assert not watch.error
+    assert decide(watch.current, "/usr/bin/true").allowed
+    assert not decide(watch.current, "/usr/bin/uptime").allowed
+
+
+def test_a_broken_edit_keeps_the_old_policies_and_says_why_until_it_is_mended(file: Path) -> None:
+    watch = PolicyWatch(file)
+    old = watch.current
+    replace(file, GOOD.replace("allowedCommands", "allowedComands"))
+    assert watch.reload()
+    assert watch.current is old
+    assert "policy.yaml:6:5: policies[0].allowedComands: unknown field" in watch.error
+    # It is told once, not at every look.
+    assert not watch.reload()
+    assert watch.error
+    replace(file, GOOD.replace("maxTimeout: 5m", "maxTimeout: 6m"))
+    assert watch.reload()
+    assert not watch.error
+    assert watch.current.policies[0].policy.max_timeout == timedelta(minutes=6)
+
+
+def test_a_file_that_vanishes_keeps_the_old_policies(file: Path) -> None:
+    watch = PolicyWatch(file)
+    old = watch.current
+    file.unlink()
+    assert watch.reload()
+    assert watch.current is old
+    assert "cannot read" in watch.error
+    assert not watch.reload()
+    replace(file, GOOD)
+    assert watch.reload()
+    assert not watch.error
+    assert watch.current is not old
+
+
+# --- what runs whatever it is told to ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        *("/bin/sh", "bash", "/usr/bin/env", "busybox", "find", "xargs", "/usr/bin/python3.11", "perl5.36.0", "sudo"),
+        *("/lib64/ld-linux-x86-64.so.2", "/lib/ld-musl-x86_64.so.1", "x86_64-linux-gnu-gcc-12", "tar", "git", "nice"),
+    ],
+)
+def test_interpreters_and_launchers_need_a_word_of_their_own(program: str) -> None:
+    decision = decide({"allowedCommands": ["/** ..."]}, program, "rm")
+    assert (decision.allowed, decision.rule) == (False, "allowInterpreters")
+    assert "runs whatever it is told to" in decision.reason
+    assert decide({"allowedCommands": ["/** ..."], "allowInterpreters": True}, program, "rm").allowed
+
+
+@pytest.mark.parametrize("program", ["/usr/bin/uptime", "ls", "systemctl", "/opt/shell/app", "pythonic", "findmnt"])
+def test_what_only_sounds_like_one_does_not(program: str) -> None:
+    assert decide({"allowedCommands": ["/** ..."]}, program).allowed
+
+
+def test_a_grant_takes_every_denied_command_of_its_subject_along() -> None:
+    found = policies(
+        {"name": "one", "allowedCommands": ["/bin/true"], "deniedCommands": ["rm"]},
+        {"name": "two", "allowedCommands": ["/bin/false"], "deniedCommands": ["reboot", "rm"]},
+        {"name": "other", "subjects": ["nobody"], "deniedCommands": ["halt"]},
+    )
+    grant = decide(found, "/bin/true").grant
+    assert grant is not None
+    assert grant.denied == ("reboot", "rm")
+    assert not grant.interpreters

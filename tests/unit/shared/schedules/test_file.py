@@ -1,0 +1,282 @@
+"""Files of schedules, and schedules of Celery applications."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.schedules import crontab, schedule
+
+from tachikoma.cli import schedule as command
+from tachikoma.errors import ConfigurationError, NotFound
+from tachikoma.schedules.file import MAX_SCHEDULES, ScheduleSet, ScheduleWatch
+from tachikoma.schedules.timing import Cron, Every
+from tachikoma.vocabulary.schedules import Missed, Overlap
+from tachikoma_orchestrator.schedules.sources import from_beat_schedule, open_schedules
+
+GOOD = """\
+schedules:
+  - name: nightly-backup
+    cron: 30 2 * * *
+    timezone: Europe/Berlin
+    agentId: db-1
+    request:
+      command: [/usr/local/bin/backup, --all]
+      workDir: /srv
+      environment: {LANG: C}
+      timeout: 2h
+      user: backup
+      limits: {memory: 1GiB}
+    missed: run-once
+    overlap: skip
+    lateness: 5m
+  - name: heartbeat
+    every: 30s
+    agentId: web-1
+    request: {command: [/usr/bin/true]}
+    enabled: false
+"""
+
+
+def parse(text: str) -> ScheduleSet:
+    return ScheduleSet.parse(dedent(text), "schedules.yaml")
+
+
+def mistakes(text: str) -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        parse(text)
+    return str(caught.value).splitlines()
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_read() -> None:
+    found = parse(GOOD)
+    backup, heartbeat = found.schedules["nightly-backup"], found.schedules["heartbeat"]
+    assert backup.timing == Cron("30 2 * * *", "Europe/Berlin")
+    assert (backup.missed, backup.overlap, backup.lateness) == (
+        Missed.RUN_ONCE,
+        Overlap.SKIP,
+        timedelta(minutes=5),
+    )
+    request = backup.exec_request("an-id")
+    assert request.command == ("/usr/local/bin/backup", "--all")
+    assert request.timeout == timedelta(hours=2)
+    assert (request.id, request.agent_id, request.user, request.work_dir) == ("an-id", "db-1", "backup", "/srv")
+    assert request.limits is not None
+    assert heartbeat.timing == Every(30_000)
+    assert not heartbeat.enabled
+    assert (backup.when, heartbeat.when) == ("30 2 * * * Europe/Berlin", "every 30s")
+    assert found.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "wrong", "where"),
+    [
+        ("    cron: 30 2 * * *", "    cron: 30 25 * * *", "3:5: schedules[0].cron: the hour: 25 is not from 0 to 23"),
+        ("    cron: 30 2 * * *", "    cron: 30 2 * *", "3:5: schedules[0].cron: a cron expression has five fields"),
+        ("Europe/Berlin", "Europe/Berlim", "4:5: schedules[0].timezone: 'Europe/Berlim' is no time zone"),
+        ("Europe/Berlin", "../../etc/passwd", "4:5: schedules[0].timezone: '../../etc/passwd' is no time zone"),
+        ("Europe/Berlin", "Europe", "4:5: schedules[0].timezone: 'Europe' is no time zone"),
+        ("    agentId: db-1", "    agentId: db.1", "5:5: schedules[0].agentId: 'db.1' is not an id"),
+        ("    agentId: db-1", "    agent: db-1", "schedules[0].agent: unknown field; did you mean agentId?"),
+        ("      user: backup", "      user: '0'", "11:7: schedules[0].request.user: '0' is not a user name"),
+        (
+            "      user: backup",
+            "      usr: backup",
+            "11:7: schedules[0].request.usr: unknown field; did you mean user?",
+        ),
+        ("      workDir: /srv", "      workDir: srv", "8:7: schedules[0].request.workDir: 'srv' is not an absolute"),
+        ("{memory: 1GiB}", "{memry: 1GiB}", "schedules[0].request.limits.memry: unknown field; did you mean memory?"),
+        ("[/usr/local/bin/backup, --all]", "backup --all", "request.command: is a list of arguments, not one string"),
+        ("[/usr/local/bin/backup, --all]", '["", x]', "request.command: the first element, the program, is empty"),
+        ("    missed: run-once", "    missed: always", "13:5: schedules[0].missed: Input should be 'skip' or"),
+        ("    lateness: 5m", "    lateness: 0s", "15:5: schedules[0].lateness: must be 1 second to 7 days"),
+        ("    every: 30s", "    every: 50ms", "17:5: schedules[1].every: an interval is 100 ms to 366 days"),
+        ("    every: 30s", "    every: 1.0001s", "17:5: schedules[1].every: an interval is a whole number"),
+        ("    every: 30s", "    every: 30s\n    cron: 1 * * * *", "16:5: schedules[1]: needs either cron or every"),
+        ("    every: 30s", "    every: 30s\n    timezone: UTC", "16:5: schedules[1]: timezone goes with cron"),
+        ("    every: 30s\n", "", "16:5: schedules[1]: needs either cron or every"),
+        ("name: heartbeat", "name: nightly-backup", "16:5: name: 'nightly-backup' is used twice, first at schedules.y"),
+        ("name: heartbeat", "name: a:b", "16:5: schedules[1].name: 'a:b' is not an id"),
+        ("    cron: 30 2 * * *", "    cron: * * * * *", "not YAML"),
+        ("schedules:", "schedule:", "1:1: schedule: unknown field; did you mean schedules?"),
+    ],
+)
+def test_a_mistake_is_told_with_its_place(line: str, wrong: str, where: str) -> None:
+    assert line in GOOD
+    told = mistakes(GOOD.replace(line, wrong, 1))
+    assert any(where in mistake for mistake in told), told
+    assert all(mistake.startswith("schedules.yaml:") for mistake in told)
+
+
+def test_days_that_must_both_be_right_are_warned_of() -> None:
+    (warning,) = parse(GOOD.replace("30 2 * * *", "30 2 1 * mon")).warnings
+    assert warning.startswith("schedules.yaml:2:5: nightly-backup: cron names days of the month and of the week")
+
+
+def test_a_folder_is_all_its_files(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(GOOD)
+    (tmp_path / "b.yml").write_text(GOOD.replace("name: ", "name: other-"))
+    (tmp_path / "c.txt").write_text("no")
+    assert len(ScheduleSet.load(tmp_path).schedules) == 4
+    (tmp_path / "b.yml").write_text(GOOD)
+    with pytest.raises(ConfigurationError, match=r"b\.yml:2:5: name: .* is used twice, first at .*a\.yaml:2:5"):
+        ScheduleSet.load(tmp_path)
+
+
+def test_too_many_schedules_are_refused() -> None:
+    one = "  - {{name: s{}, every: 1h, agentId: a, request: {{command: [x]}}}}\n"
+    text = "schedules:\n" + "".join(one.format(number) for number in range(MAX_SCHEDULES + 1))
+    with pytest.raises(ConfigurationError, match="at most 1000"):
+        ScheduleSet.parse(text, "many")
+
+
+def test_a_watch_keeps_what_was_right(tmp_path: Path) -> None:
+    file = tmp_path / "schedules.yaml"
+    file.write_text(GOOD)
+    watch = ScheduleWatch(file)
+    digest = watch.current.digest
+    assert not watch.reload()
+    file.write_text("schedules: [")
+    assert watch.reload()
+    assert "not YAML" in watch.error
+    assert watch.current.digest == digest
+    file.write_text("schedules: []\n")
+    assert watch.reload()
+    assert watch.error == ""
+    assert watch.current.schedules == {}
+
+
+def test_a_schedule_that_is_not_there_is_not_found() -> None:
+    with pytest.raises(NotFound, match="tachikoma schedule ls"):
+        parse(GOOD).get("other")
+
+
+def test_the_shipped_schema_knows_what_schedules_know() -> None:
+    """Not word for word: how pydantic writes a schema is its own affair."""
+    shipped = json.loads((Path(command.__file__).parents[1] / "schedules.schema.json").read_text())
+    current = json.loads(command.schema_text())
+    again = "run: tachikoma schedule schema > shared/tachikoma/schedules.schema.json"
+    assert set(shipped["$defs"]) == set(current["$defs"]), again
+    for name, definition in current["$defs"].items():
+        assert set(shipped["$defs"][name].get("properties", ())) == set(definition.get("properties", ())), again
+        assert shipped["$defs"][name].get("required") == definition.get("required"), again
+
+
+# --- Celery's own -----------------------------------------------------------------------------------------------------
+
+
+def application(**entries: Any) -> Celery:
+    app = Celery("mine", set_as_current=False)
+    app.conf.timezone = "Europe/Berlin"
+    app.conf.beat_schedule = entries
+    return app
+
+
+def entry(rule: Any, **values: Any) -> dict[str, Any]:
+    kwargs = {"agent_id": "db-1", "request": {"command": ["/usr/bin/true"]}}
+    return {"task": "tachikoma.schedule", "schedule": rule, "kwargs": kwargs | values}
+
+
+@pytest.mark.parametrize(
+    ("rule", "timing"),
+    [
+        (crontab(hour=2, minute=30), Cron("30 2 * * *", "Europe/Berlin")),
+        (crontab(minute="*/20", day_of_week="mon-wed"), Cron("0,20,40 * * * 1,2,3", "Europe/Berlin")),
+        (
+            crontab(minute=[1, 2], hour={3}, month_of_year="jan", day_of_month="1-3"),
+            Cron("1,2 3 1,2,3 1 *", "Europe/Berlin"),
+        ),
+        (timedelta(minutes=5), Every(300_000)),
+        (15, Every(15_000)),
+        (0.5, Every(500)),
+        (schedule(30.0), Every(30_000)),
+    ],
+)  # fmt: skip
+def test_an_entry_of_celerys_is_a_schedule_of_ours(rule: Any, timing: Any) -> None:
+    found = from_beat_schedule(application(job=entry(rule, missed="run-once")), "mine:app")
+    assert found.schedules["job"].timing == timing
+    assert found.schedules["job"].missed is Missed.RUN_ONCE
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (entry(None), "its schedule is a crontab, a timedelta or a number of seconds, not NoneType"),
+        (entry(True), "not bool"),
+        (entry(0), "every: an interval is 100 ms"),
+        (entry(5, agent_id="a.b"), "agent_id: 'a.b' is not an id"),
+        (entry(5, request={"command": "ls"}), "request.command: is a list of arguments"),
+        (entry(5, request={"command": ["ls"], "user": "0"}), "user: '0' is not a user name"),
+        (entry(5, other=1), "other: Extra inputs"),
+        (entry(5, cron="* * * * *"), "kwargs: cron is said by the entry itself"),
+        (entry(5) | {"options": {"queue": "mine"}}, "options cannot be given"),
+        (entry(5) | {"args": (1,)}, "args cannot be given"),
+        (entry(5) | {"task": "tachikoma.shedule"}, "there is no task tachikoma.shedule; it is tachikoma.schedule"),
+    ],
+)
+def test_a_wrong_entry_is_told_by_its_name(wrong: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        from_beat_schedule(application(good=entry(5), job=wrong), "mine:app")
+    assert str(caught.value).startswith("mine:app: job: ")
+    assert why in str(caught.value)
+
+
+def test_a_name_that_is_no_id_is_told() -> None:
+    with pytest.raises(ConfigurationError, match="mine:app: a b: name: 'a b' is not an id"):
+        from_beat_schedule(application(**{"a b": entry(5)}), "mine:app")
+
+
+def test_entries_of_other_tasks_are_left_to_their_own_beat() -> None:
+    other = {"task": "mine.clean", "schedule": 60}
+    assert list(from_beat_schedule(application(job=entry(5), other=other), "mine:app").schedules) == ["job"]
+    with pytest.raises(ConfigurationError, match=r"no entry of its beat_schedule has the task tachikoma\.schedule"):
+        from_beat_schedule(application(other=other), "mine:app")
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where a module of somebody's can be written."""
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / "their_jobs.py"
+    sys.modules.pop("their_jobs", None)
+
+
+def test_a_module_is_a_place(module: Path) -> None:
+    module.write_text(
+        "from celery import Celery\napp = Celery('x', set_as_current=False)\n"
+        "app.conf.beat_schedule = {'job': {'task': 'tachikoma.schedule', 'schedule': 5,\n"
+        "    'kwargs': {'agent_id': 'a', 'request': {'command': ['ls']}}}}\n"
+        "other = 5\n"
+    )
+    found = open_schedules("their_jobs:app")
+    assert list(found.current.schedules) == ["job"]
+    assert not found.reload()
+    assert found.error == ""
+    with pytest.raises(ConfigurationError, match="their_jobs:other is no Celery application"):
+        open_schedules("their_jobs:other")
+    with pytest.raises(ConfigurationError, match="cannot import schedules from their_jobs:nothing"):
+        open_schedules("their_jobs:nothing")
+
+
+@pytest.mark.parametrize("text", ["1 / 0", "raise SystemExit", "import nothing_of_that_name", "("])
+def test_a_module_that_cannot_be_imported_is_told(module: Path, text: str) -> None:
+    module.write_text(text)
+    with pytest.raises(ConfigurationError, match="cannot import schedules from their_jobs:app"):
+        open_schedules("their_jobs:app")
+
+
+def test_a_path_is_a_place(tmp_path: Path) -> None:
+    (tmp_path / "a:b").write_text(GOOD)
+    assert len(open_schedules(str(tmp_path / "a:b")).current.schedules) == 2
+    with pytest.raises(ConfigurationError, match="cannot read the file of schedules"):
+        open_schedules(str(tmp_path / "nothing.yaml"))

@@ -1,0 +1,455 @@
+"""Bounds and JSON of the vocabulary."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tachikoma.errors import ExecutionFailed, InvalidRequest
+from tachikoma.vocabulary.audit import ExecAuditLog
+from tachikoma.vocabulary.model import describe_validation_error
+from tachikoma.vocabulary.policies import ExecPolicy, RateLimitConfig
+from tachikoma.vocabulary.requests import (
+    MAX_ARGUMENTS,
+    MAX_COMMAND_BYTES,
+    MAX_ENVIRONMENT_BYTES,
+    MAX_ENVIRONMENT_ENTRIES,
+    MAX_PATH_BYTES,
+    MAX_STDIN_BYTES,
+    MAX_TIMEOUT,
+    ExecRequest,
+    make_request,
+    new_id,
+)
+from tachikoma.vocabulary.results import CancelOutcome, CancelResponse, ExecOutput, ExecResponse, ExecStatus, OutputKind
+from tachikoma.vocabulary.states import ExecState
+
+#: Reads like "root"; the letters in the middle are Cyrillic.
+CYRILLIC = "r\u043e\u043et"
+
+NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
+
+
+def request(**values: Any) -> ExecRequest:
+    return ExecRequest(**{"agent_id": "agent-1", "command": ["/bin/true"], **values})
+
+
+def wrong(field: str, match: str, **values: Any) -> None:
+    """The request is refused, and the message names the field and says why."""
+    with pytest.raises(ValidationError) as caught:
+        request(**values)
+    told = describe_validation_error(caught.value)
+    assert told.startswith(field)
+    assert match in told
+
+
+# --- command ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_largest_number_of_arguments_is_taken_and_one_more_is_not() -> None:
+    assert len(request(command=["x"] * MAX_ARGUMENTS).command) == 1024
+    wrong("command", "at most 1024", command=["x"] * (MAX_ARGUMENTS + 1))
+
+
+def test_the_largest_command_is_taken_and_one_byte_more_is_not() -> None:
+    longest = "x" * (MAX_COMMAND_BYTES - len("/bin/true") - 2)
+    assert request(command=["/bin/true", longest]).command[1] == longest
+    wrong("command", "131073 bytes", command=["/bin/true", longest + "x"])
+
+
+def test_the_size_of_a_command_is_counted_in_bytes_not_in_characters() -> None:
+    wrong("command", "bytes", command=["/bin/true", "ä" * (MAX_COMMAND_BYTES // 2)])
+
+
+def test_empty_arguments_count_as_well() -> None:
+    # Each has its closing NUL, so that nobody gets 128 KiB of them for nothing.
+    assert request(command=["x", *[""] * (MAX_ARGUMENTS - 1)]).command[-1] == ""
+
+
+@pytest.mark.parametrize("command", [[], ()])
+def test_an_empty_argv_is_refused(command: object) -> None:
+    wrong("command", "at least 1", command=command)
+
+
+def test_an_empty_program_is_refused() -> None:
+    wrong("command", "the program, is empty", command=["", "x"])
+
+
+@pytest.mark.parametrize("command", [["a\0b"], ["/bin/echo", "\0"], ["/bin/echo", "x\0"]])
+def test_a_nul_in_the_argv_is_refused(command: list[str]) -> None:
+    wrong("command", "NUL", command=command)
+
+
+@pytest.mark.parametrize("command", ["/bin/true", b"/bin/true", "ls -l"])
+def test_one_string_is_no_argv(command: object) -> None:
+    wrong("command", "not one string", command=command)
+
+
+@pytest.mark.parametrize("command", [None, 5, {"a": 1}, [1], [None], [["x"]]])
+def test_other_things_are_no_argv(command: object) -> None:
+    wrong("command", "", command=command)
+
+
+@pytest.mark.parametrize("field", ["command", "work_dir", "user", "requested_by", "id", "agent_id"])
+def test_a_lone_surrogate_is_refused_everywhere(field: str) -> None:
+    value: object = "/\udc80"
+    with pytest.raises(ValidationError):
+        request(**{field: [value] if field == "command" else value})
+
+
+@pytest.mark.parametrize("environment", [{"A\udc80": "x"}, {"A": "\udc80"}])
+def test_a_lone_surrogate_in_the_environment_is_refused(environment: dict[str, str]) -> None:
+    with pytest.raises(ValidationError):
+        request(environment=environment)
+
+
+@pytest.mark.parametrize("argument", ["", " ", "a b", "\n", "-x", "ä€😀", "\x1b[31m", "$(id)", "\u202e"])
+def test_any_other_argument_is_taken_as_it_is(argument: str) -> None:
+    assert request(command=["/bin/echo", argument]).command == ("/bin/echo", argument)
+
+
+# --- environment ------------------------------------------------------------------------------------------------------
+
+
+def test_the_largest_number_of_variables_is_taken_and_one_more_is_not() -> None:
+    most = {f"V{n}": "" for n in range(MAX_ENVIRONMENT_ENTRIES)}
+    assert request(environment=most).environment == most
+    wrong("environment", "at most 256", environment={**most, "ONE": "more"})
+
+
+def test_the_largest_environment_is_taken_and_one_byte_more_is_not() -> None:
+    longest = "x" * (MAX_ENVIRONMENT_BYTES - len("A") - 2)
+    assert request(environment={"A": longest}).environment["A"] == longest
+    wrong("environment", "131073 bytes", environment={"A": longest + "x"})
+
+
+@pytest.mark.parametrize("name", ["", "=", "A=B", "=A"])
+def test_a_name_with_an_equals_sign_or_none_at_all_is_refused(name: str) -> None:
+    wrong("environment", "no variable name", environment={name: "x"})
+
+
+@pytest.mark.parametrize("environment", [{"A\0": "x"}, {"A": "\0"}])
+def test_a_nul_in_the_environment_is_refused(environment: dict[str, str]) -> None:
+    wrong("environment", "NUL", environment=environment)
+
+
+# --- the rest of a request --------------------------------------------------------------------------------------------
+
+
+def test_the_largest_input_is_taken_and_one_byte_more_is_not() -> None:
+    assert len(request(stdin=bytes(MAX_STDIN_BYTES)).stdin) == 4 * 1024 * 1024
+    wrong("stdin", "at most 4194304", stdin=bytes(MAX_STDIN_BYTES + 1))
+
+
+@pytest.mark.parametrize("value", ["", "-a", "a.b", "a\n", "x" * 64, "a b", "a/b", "*"])
+@pytest.mark.parametrize("field", ["id", "agent_id"])
+def test_bad_ids_are_refused(field: str, value: str) -> None:
+    wrong(field, "is not an id", **{field: value})
+
+
+def test_fresh_ids_are_ids_and_do_not_repeat() -> None:
+    ids = {new_id() for _ in range(1000)}
+    assert len(ids) == 1000
+    assert {request(id=value).id for value in ids} == ids
+
+
+@pytest.mark.parametrize("timeout", [0, -1, "0s", "-5m", timedelta(0), timedelta(microseconds=-1), 1e-9])
+def test_a_timeout_must_be_longer_than_zero(timeout: object) -> None:
+    wrong("timeout", "longer than zero", timeout=timeout)
+
+
+def test_the_longest_timeout_is_seven_days() -> None:
+    assert request(timeout="168h").timeout == MAX_TIMEOUT == timedelta(days=7)
+    wrong("timeout", "not be longer than 7 days", timeout=MAX_TIMEOUT + timedelta(microseconds=1))
+
+
+def test_the_shortest_timeout_is_a_microsecond() -> None:
+    assert request(timeout="1us").timeout == timedelta(microseconds=1)
+
+
+@pytest.mark.parametrize("user", ["", "root", "www-data", "_apt", "a.b", "svc$", "x" * 32])
+def test_a_user_is_taken_by_name(user: str) -> None:
+    assert request(user=user).user == user
+
+
+@pytest.mark.parametrize(
+    "user", ["0", "1000", "#0", "#-1", "-1", "+1", " root", "root ", "ro ot", "root\n", "röot", CYRILLIC, "a:b", "a/b"]
+)
+def test_a_user_by_number_or_with_strange_characters_is_refused(user: str) -> None:
+    wrong("user", "is not a user name", user=user)
+
+
+def test_a_user_name_has_at_most_32_characters() -> None:
+    wrong("user", "is not a user name", user="x" * 33)
+
+
+@pytest.mark.parametrize("path", ["tmp", "./tmp", "../tmp", "~", " /tmp", "C:\\"])
+def test_a_working_directory_is_absolute(path: str) -> None:
+    wrong("work_dir", "not an absolute path", work_dir=path)
+
+
+def test_a_working_directory_holds_no_nul() -> None:
+    wrong("work_dir", "NUL", work_dir="/tmp\0")
+
+
+def test_a_working_directory_is_no_longer_than_the_kernel_takes() -> None:
+    longest = "/" + "x" * (MAX_PATH_BYTES - 1)
+    assert request(work_dir=longest).work_dir == longest
+    wrong("work_dir", "longer than 4096", work_dir=longest + "x")
+
+
+def test_a_requester_is_no_longer_than_a_spiffe_id() -> None:
+    wrong("requested_by", "at most 2048", requested_by="x" * 2049)
+
+
+def test_a_request_time_needs_a_zone() -> None:
+    wrong("request_time", "zone", request_time=datetime(2026, 1, 1))  # noqa: DTZ001
+
+
+def test_a_time_that_utc_cannot_hold_is_a_wrong_request_like_any_other() -> None:
+    with pytest.raises(InvalidRequest, match="request_time"):
+        make_request(
+            {"agent_id": "a", "command": ["x"], "request_time": datetime.fromisoformat("0001-01-01T00:00:00+05:00")}
+        )
+
+
+@pytest.mark.parametrize("field", ["comand", "agentID", "Command", "shell", "work-dir"])
+def test_an_unknown_field_is_refused_not_ignored(field: str) -> None:
+    wrong(field, "not permitted", **{field: "x"})
+
+
+def test_a_request_that_says_only_what_it_must_gets_careful_defaults() -> None:
+    made = request()
+    assert made.timeout is None  # policy says how long
+    assert (made.stdin, made.environment, made.work_dir, made.user) == (b"", {}, "", "")
+    assert not made.interactive
+    assert not made.tty
+    assert made.request_time.tzinfo is UTC
+
+
+@pytest.mark.parametrize("missing", ["agent_id", "command"])
+def test_agent_and_command_must_be_said(missing: str) -> None:
+    values: dict[str, Any] = {"agent_id": "agent-1", "command": ["/bin/true"]}
+    del values[missing]
+    with pytest.raises(ValidationError, match="required"):
+        ExecRequest(**values)
+
+
+# --- values do not change ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("field", "value"), [("command", ("x",)), ("agent_id", "b"), ("user", "root"), ("new", 1)])
+def test_a_request_cannot_be_changed(field: str, value: object) -> None:
+    made = request()
+    with pytest.raises(ValidationError):
+        setattr(made, field, value)
+    assert made == request(id=made.id, request_time=made.request_time)
+
+
+def test_changing_the_list_a_request_was_made_of_does_not_change_it() -> None:
+    command, environment = ["/bin/true"], {"A": "1"}
+    made = request(command=command, environment=environment)
+    command.append("x")
+    environment["B"] = "2"
+    assert made.command == ("/bin/true",)
+    assert made.environment == {"A": "1"}
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+#: Spec 534, word for word.
+SPEC_NAMES: dict[type, set[str]] = {
+    ExecRequest: {
+        "id", "agentId", "command", "workDir", "environment", "stdin", "timeout", "user", "interactive", "tty",
+        "requestedBy", "requestTime",
+    },
+    ExecResponse: {
+        "id", "exitCode", "stdout", "stderr", "startTime", "endTime", "duration", "error", "cancelled",
+    },
+    ExecPolicy: {
+        "allowedCommands", "deniedCommands", "allowedUsers", "allowedWorkDirs", "maxTimeout", "requireApproval",
+        "allowInteractive", "allowTty",
+    },
+    RateLimitConfig: {"requestsPerMinute", "concurrentLimit", "queueSize", "queueTimeout"},
+    ExecAuditLog: {
+        "id", "agentId", "requestedBy", "command", "exitCode", "startTime", "duration", "clientIp", "authorized",
+        "policyApplied",
+    },
+}  # fmt: skip
+
+EXAMPLES: list[Any] = [
+    request(stdin=b"\0\xff"),
+    ExecResponse(id="e", agent_id="a", state=ExecState.FAILED, stdout=b"\xff", start_time=NOW, exit_code=3),
+    ExecPolicy(name="p", subjects=("s",), agents=("a",)),
+    RateLimitConfig(),
+    ExecAuditLog(cursor="1-0", time=NOW, event="admitted"),
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda value: type(value).__name__)
+def test_json_uses_the_names_of_the_spec(example: Any) -> None:
+    written = set(json.loads(example.to_json()))
+    assert SPEC_NAMES[type(example)] <= written
+    assert all(name.isalnum() for name in written)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda value: type(value).__name__)
+def test_what_was_written_reads_as_the_same(example: Any) -> None:
+    assert type(example).model_validate_json(example.to_json()) == example
+    assert example.to_dict() == json.loads(example.to_json())
+
+
+def test_a_request_of_the_spec_is_read_from_json() -> None:
+    made = ExecRequest.model_validate_json(
+        json.dumps(
+            {
+                "id": "job-7",
+                "agentId": "web-1",
+                "command": ["/usr/bin/uname", "-a"],
+                "workDir": "/srv",
+                "environment": {"LANG": "C"},
+                "stdin": "aGk=",
+                "timeout": "1m30s",
+                "user": "web",
+                "interactive": False,
+                "tty": False,
+                "requestedBy": "spiffe://tachikoma.local/user/alice",
+                "requestTime": "2026-01-31T12:00:00Z",
+            }
+        )
+    )
+    assert made.stdin == b"hi"
+    assert made.timeout == timedelta(seconds=90)
+    assert made.request_time == NOW
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+REQUESTS = st.fixed_dictionaries(
+    {
+        "id": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", fullmatch=True),
+        "agent_id": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", fullmatch=True),
+        "command": st.lists(TEXT.filter(bool), min_size=1, max_size=5),
+        "work_dir": TEXT.map(lambda text: f"/{text}"),
+        "environment": st.dictionaries(TEXT.filter(lambda name: name and "=" not in name), TEXT, max_size=4),
+        "stdin": st.binary(max_size=50),
+        "timeout": st.none() | st.timedeltas(min_value=timedelta(microseconds=1), max_value=MAX_TIMEOUT),
+        "user": st.sampled_from(["", "root", "web"]),
+        "interactive": st.booleans(),
+        "tty": st.booleans(),
+        "requested_by": TEXT,
+        "request_time": st.datetimes(timezones=st.just(UTC)),
+    }
+).map(lambda values: ExecRequest(**values))
+
+
+@given(REQUESTS)
+def test_any_request_survives_json(made: ExecRequest) -> None:
+    assert ExecRequest.model_validate_json(made.to_json()) == made
+    assert ExecRequest.model_validate(made.to_dict() | {"stdin": made.stdin}) == made
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+def test_open_states_are_three_and_all_others_are_for_ever() -> None:
+    open_states = {state for state in ExecState if not state.terminal}
+    assert open_states == {ExecState.PENDING_APPROVAL, ExecState.QUEUED, ExecState.STARTED}
+
+
+def test_check_gives_back_a_success() -> None:
+    response = ExecResponse(id="e", agent_id="a", state=ExecState.SUCCEEDED, exit_code=0)
+    assert response.check() is response
+
+
+@pytest.mark.parametrize("state", [state for state in ExecState if state is not ExecState.SUCCEEDED])
+def test_check_raises_for_every_other_end(state: ExecState) -> None:
+    with pytest.raises(ExecutionFailed, match=rf"execution e on a ended {state}: exit code 3"):
+        ExecResponse(id="e", agent_id="a", state=state, exit_code=3).check()
+
+
+def test_the_answer_to_a_cancel_survives_json() -> None:
+    status = ExecStatus(
+        id="e", agent_id="a", state=ExecState.CANCELLED, command=("x",), requested_by="s", request_time=NOW
+    )
+    answer = CancelResponse(outcome=CancelOutcome.CANCELLED, status=status)
+    assert CancelResponse.model_validate_json(answer.to_json()) == answer
+
+
+def test_an_output_chunk_survives_json_with_any_byte() -> None:
+    output = ExecOutput(id="e", kind=OutputKind.STDOUT, seq=1, time=NOW, data=bytes(range(256)))
+    assert ExecOutput.model_validate_json(output.to_json()) == output
+
+
+# --- policy and limits ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("timeout", ["0s", "-1s", "169h"])
+def test_a_policys_longest_timeout_has_bounds(timeout: str) -> None:
+    with pytest.raises(ValidationError, match="at most 7 days"):
+        ExecPolicy(name="p", subjects=("s",), agents=("a",), max_timeout=timeout)
+
+
+@pytest.mark.parametrize("field", ["subjects", "agents"])
+def test_a_policy_is_for_somebody_and_some_agent(field: str) -> None:
+    with pytest.raises(ValidationError, match="at least 1"):
+        ExecPolicy(**{"name": "p", "subjects": ("s",), "agents": ("a",), field: ()})
+
+
+def test_a_policy_grants_nothing_by_default() -> None:
+    policy = ExecPolicy(name="p", subjects=("s",), agents=("a",))
+    assert not policy.allowed_commands
+    assert not policy.allowed_users
+    assert not policy.allowed_work_dirs
+    assert not policy.allowed_environment
+    assert not policy.allow_interactive
+    assert not policy.allow_tty
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"requests_per_minute": -1},
+        {"concurrent_limit": -1},
+        {"queue_size": 0},
+        {"queue_size": 1_000_001},
+        {"queue_timeout": 0},
+        {"queue_timeout": "169h"},
+    ],
+)
+def test_rate_limits_have_bounds(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        RateLimitConfig(**values)
+
+
+# --- words for people -------------------------------------------------------------------------------------------------
+
+
+def test_a_description_names_each_wrong_field_in_one_line() -> None:
+    with pytest.raises(ValidationError) as caught:
+        ExecRequest.model_validate({"agentId": "a.b", "command": "ls", "timeout": "soon", "bogus": 1})
+    told = describe_validation_error(caught.value)
+    assert "\n" not in told
+    for field in ("agentId: ", "command: ", "timeout: ", "bogus: "):
+        assert field in told
+    assert "Value error" not in told
+
+
+def test_a_description_does_not_repeat_what_was_sent() -> None:
+    with pytest.raises(ValidationError) as caught:
+        request(environment={"TOKEN": "hunter2\0"}, stdin="hunter2")
+    assert "hunter2" not in describe_validation_error(caught.value)
+
+
+def test_make_request_makes_requests() -> None:
+    assert make_request({"agent_id": "a", "command": ["x"]}).agent_id == "a"
+
+
+def test_make_request_puts_what_is_wrong_into_an_invalid_request() -> None:
+    with pytest.raises(InvalidRequest, match=r"invalid request: command: .*not one string"):
+        make_request({"agent_id": "a", "command": "x"})

@@ -1,0 +1,1 @@
+"""Resource limits as cgroup files, for v1 and v2."""

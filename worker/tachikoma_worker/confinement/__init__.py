@@ -1,0 +1,1 @@
+"""How a command is prepared, started and killed by the spawner."""

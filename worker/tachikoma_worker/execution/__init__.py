@@ -1,0 +1,1 @@
+"""One execution from verified order to signed receipt."""
