@@ -24,10 +24,10 @@ from tachikoma.redis.access import Redis
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.registry import Registry
-from tachikoma_orchestrator.audit.findings import Findings
+from tachikoma_orchestrator.audit.findings import MAX_IN_A_MINUTE, Findings
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.executions.collector import Collector
-from tachikoma_orchestrator.executions.evidence import MAX_IN_A_MINUTE, Evidence
+from tachikoma_orchestrator.executions.evidence import Evidence
 from tachikoma_orchestrator.executions.ledger import Admission, Dispatch, Ledger, Outcome
 from tachikoma_orchestrator.executions.waiters import Endings
 

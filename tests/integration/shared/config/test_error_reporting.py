@@ -244,7 +244,7 @@ def test_a_collector_that_never_answers_keeps_nobody_waiting(tmp_path: Path, red
 SCRIPT = """
 import asyncio, logging, threading
 from celery import Celery, signals
-from tachikoma import error_reporting, logs
+from tachikoma.config import error_reporting, logs
 from tachikoma.errors import NotFound
 
 logs.configure()
