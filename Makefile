@@ -86,7 +86,7 @@ $(VENV)/tox: $(VENV)/bin/python
 proto:
 	mkdir -p $(OUT)/tachikoma/exec/v1
 	cd shared && $(PYTHON) -m grpc_tools.protoc -I . --python_out=$(abspath $(OUT)) --grpc_python_out=$(abspath $(OUT)) \
-	    --mypy_out=quiet:$(abspath $(OUT)) $(PROTO)
+	    --mypy_out=quiet:$(abspath $(OUT)) --mypy_grpc_out=quiet:$(abspath $(OUT)) $(PROTO)
 	@[ "$(abspath $(OUT))" = "$(abspath shared)" ] || cp shared/$(PROTO) $(OUT)/$(PROTO)
 
 clean:

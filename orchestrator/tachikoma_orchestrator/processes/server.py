@@ -212,12 +212,10 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
         authority = _authority(settings, core.identity.current(), joins, address)
     membership = Membership(core.redis, core.ledger, core.identity, core.registry.revocations, authority, accounts)
     if authority is not None:
-        add_JoiningServicer_to_server(Joining(membership, core.trail), servers[1])  # type: ignore[no-untyped-call]
+        add_JoiningServicer_to_server(Joining(membership, core.trail), servers[1])
         log.info("orchestrator.lets_join", address=authority.join_address, renew_address=authority.renew_address)
     approvals = Approvals(core.ledger, core.trail, core.admitter, core.identity, core.findings)
-    add_RemoteExecutionServicer_to_server(  # type: ignore[no-untyped-call]
-        RemoteExecution(core, approvals, membership), server
-    )
+    add_RemoteExecutionServicer_to_server(RemoteExecution(core, approvals, membership), server)
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

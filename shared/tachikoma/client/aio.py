@@ -157,7 +157,7 @@ class AsyncClient:
             options = [*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", self.profile.server_name)]
             self._channel = grpc.aio.secure_channel(self.profile.address, credentials, options)
             self._used = svid
-        return RemoteExecutionStub(self._channel)  # type: ignore[no-untyped-call]
+        return RemoteExecutionStub(self._channel)
 
     def _retire(self, channel: grpc.aio.Channel, trusted: TrustBundle) -> None:
         """Let the calls of a channel go on to their end, as long as its certificates are good."""

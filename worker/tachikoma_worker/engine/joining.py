@@ -132,7 +132,7 @@ async def join(token: JoinToken, folder: Path, password_file: Path) -> bool:
     )
     async with grpc.aio.secure_channel(token.address, credentials, options) as channel:
         try:
-            answer = await JoiningStub(channel).Join(message, timeout=CALL_SECONDS)  # type: ignore[no-untyped-call]
+            answer = await JoiningStub(channel).Join(message, timeout=CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
             raise _translate(error, token.address) from None
     svid = _checked(answer.certificate_chain, key, answer.bundle, token.spiffe_id)
@@ -218,7 +218,7 @@ class Renewal:
         options = [("grpc.ssl_target_name_override", self._joined.server_name)]
         message = pb.RenewAgentRequest(csr=make_request(key, svid.spiffe_id))
         async with grpc.aio.secure_channel(self._joined.address, credentials, options) as channel:
-            stub = RemoteExecutionStub(channel)  # type: ignore[no-untyped-call]
+            stub = RemoteExecutionStub(channel)
             try:
                 answer = await stub.RenewAgent(message, timeout=CALL_SECONDS)
             except grpc.aio.AioRpcError as error:
