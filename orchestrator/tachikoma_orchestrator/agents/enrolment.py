@@ -42,7 +42,7 @@ from tachikoma.identity.signed_messages import InvalidSignature, sign, verify
 from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId, agent_id, key_digest
 from tachikoma.identity.svid import Svid, SvidSource
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis
+from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.agents import Enrolment, Revocation
 from tachikoma.vocabulary.states import ExecState
 from tachikoma.vocabulary.types import format_duration, is_identifier

@@ -13,7 +13,7 @@ import structlog
 from redis.exceptions import ResponseError
 
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis
+from tachikoma.redis.commands import Redis
 from tachikoma.redis.users import agent_user, rules
 
 __all__ = ["Accounts"]

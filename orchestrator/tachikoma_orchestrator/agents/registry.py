@@ -18,7 +18,8 @@ from redis.exceptions import ResponseError
 
 from tachikoma.errors import AgentUnknown
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis, wrong_type
+from tachikoma.redis.access import wrong_type
+from tachikoma.redis.commands import Redis
 from tachikoma.streams.heartbeat import Heartbeat, Trust
 from tachikoma.vocabulary.agents import AgentInfo, AgentTrust
 from tachikoma.vocabulary.model import Model

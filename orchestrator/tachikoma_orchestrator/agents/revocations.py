@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from redis.exceptions import RedisError
 
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis
+from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.types import Milliseconds
 
 __all__ = ["Revocations", "Revoked", "parse"]

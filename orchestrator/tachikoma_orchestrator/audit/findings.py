@@ -8,7 +8,8 @@ from collections import OrderedDict, deque
 from redis.exceptions import ResponseError
 
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis, wrong_type
+from tachikoma.redis.access import wrong_type
+from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma_orchestrator.audit.trail import AuditTrail
 

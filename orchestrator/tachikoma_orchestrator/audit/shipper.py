@@ -16,7 +16,8 @@ from redis.exceptions import LockError, RedisError, ResponseError
 
 from tachikoma.audit.chain import last_number
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis, wrong_type
+from tachikoma.redis.access import wrong_type
+from tachikoma.redis.commands import Lock, Redis
 from tachikoma.vocabulary.audit import ExecAuditLog
 from tachikoma_orchestrator.audit.sinks import FileSink, Sink, SinkAway
 from tachikoma_orchestrator.audit.trail import AuditTrail, SinkPosition, read_entries
@@ -150,7 +151,7 @@ class Shipper:
             with suppress(RedisError, OSError, LockError):
                 await lock.release()
 
-    async def _ship_locked(self, sink: Sink, lock: Redis) -> None:
+    async def _ship_locked(self, sink: Sink, lock: Lock) -> None:
         """Ship while the lock is ours."""
         cursor, seq, readable = await self._position(sink.name)
         if not readable:

@@ -23,7 +23,8 @@ from redis.exceptions import ResponseError
 from tachikoma.audit.chain import MAX_LINE_BYTES
 from tachikoma.errors import Unavailable
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis, wrong_type
+from tachikoma.redis.access import wrong_type
+from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import MAX_NUMBER, AuditCode, AuditedRequest, ExecAuditLog
 from tachikoma.vocabulary.model import describe_validation_error
 from tachikoma.vocabulary.requests import ExecRequest

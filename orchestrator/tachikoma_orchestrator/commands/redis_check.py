@@ -12,7 +12,7 @@ from redis.exceptions import NoPermissionError, RedisError
 
 from tachikoma.errors import ConfigurationError, Unavailable
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis
+from tachikoma.redis.commands import Redis
 from tachikoma.redis.users import (
     AGENT_PREFIX,
     CHECK,

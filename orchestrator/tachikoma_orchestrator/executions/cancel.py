@@ -8,7 +8,7 @@ from tachikoma.identity.signed_messages import CancelOrder, sign
 from tachikoma.identity.spiffe import agent_id
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis
+from tachikoma.redis.commands import Redis
 
 __all__ = ["send_cancel"]
 

@@ -20,7 +20,7 @@ from tachikoma.identity.signed_messages import CLOCK_SKEW_SECONDS, InvalidSignat
 from tachikoma.identity.spiffe import InvalidIdentity, agent_id
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis
+from tachikoma.redis.commands import Redis
 from tachikoma.streams.heartbeat import Heartbeat, Started
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.states import ExecState

@@ -22,7 +22,7 @@ from tachikoma.identity.signed_messages import InvalidSignature, OutputDigest, R
 from tachikoma.identity.spiffe import InvalidIdentity, agent_id
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis
+from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.clock import optional_from_ms
 from tachikoma.vocabulary.results import ExecResponse, ExecStatus, OutputSummary

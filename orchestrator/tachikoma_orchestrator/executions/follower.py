@@ -17,7 +17,7 @@ import structlog
 
 from tachikoma.errors import OutputAltered
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis
+from tachikoma.redis.commands import Redis
 from tachikoma.streams.frames import FIELD, STDOUT, Frame, entry_id
 from tachikoma.vocabulary.results import ExecOutput, ExecResponse, OutputKind
 from tachikoma_orchestrator.store.subscriber import Subscriber

@@ -21,7 +21,8 @@ from redis.exceptions import ResponseError
 from tachikoma.errors import RecordAltered
 from tachikoma.identity.signed_messages import Receipt
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis, wrong_type
+from tachikoma.redis.access import wrong_type
+from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode, AuditedRequest
 from tachikoma.vocabulary.clock import duration_ms, optional_from_ms
 from tachikoma.vocabulary.policies import RateLimitConfig

@@ -22,7 +22,8 @@ from redis.exceptions import RedisError, ResponseError
 
 from tachikoma.errors import RecordAltered
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis, wrong_type
+from tachikoma.redis.access import wrong_type
+from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.registry import AgentState, Registry
 from tachikoma_orchestrator.audit.trail import AuditTrail

@@ -19,7 +19,8 @@ import structlog
 from redis.exceptions import LockError, RedisError
 
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis, wrong_type
+from tachikoma.redis.access import wrong_type
+from tachikoma.redis.commands import Lock, Redis
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.executions.ledger import Ledger
@@ -109,7 +110,7 @@ class Feed:
             with suppress(RedisError, OSError, LockError):
                 await lock.release()
 
-    async def _tell(self, lock: Redis) -> None:
+    async def _tell(self, lock: Lock) -> None:
         """Tell while the lock is ours."""
         self._locked_at = float("-inf")
         cursor = None
@@ -126,7 +127,7 @@ class Feed:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wanted.wait(), min(IDLE_SECONDS, LOCK_SECONDS / 3))
 
-    async def _keep(self, lock: Redis) -> None:
+    async def _keep(self, lock: Lock) -> None:
         if time.monotonic() - self._locked_at > LOCK_SECONDS / 3:
             await lock.reacquire()
             self._locked_at = time.monotonic()
@@ -136,9 +137,9 @@ class Feed:
     async def _publish(self, kind: str, events: Sequence[Event]) -> bool:
         """Whether anybody heard them."""
         message = self._messages.message(kind, events)
-        return int(await self._redis.execute_command("PUBLISH", keys.celery_events(kind), message)) > 0
+        return await self._redis.publish(keys.celery_events(kind), message) > 0
 
-    async def _tell_all(self, lock: Redis) -> str | None:
+    async def _tell_all(self, lock: Lock) -> str | None:
         """Tell everything anew. The place in the trail up to which it is told, or None where nobody listens."""
         if not await self._publish("worker", [{"type": BEGIN, "hostname": "tachikoma"}]):
             return None

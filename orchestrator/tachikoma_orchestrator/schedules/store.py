@@ -11,7 +11,8 @@ from redis.exceptions import ResponseError
 
 from tachikoma.errors import RecordAltered
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis, wrong_type
+from tachikoma.redis.access import wrong_type
+from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.clock import to_ms
 from tachikoma.vocabulary.schedules import DueOutcome, ScheduledRun

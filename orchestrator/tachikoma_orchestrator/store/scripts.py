@@ -10,7 +10,7 @@ from typing import Any
 from redis.exceptions import NoScriptError, ResponseError
 
 from tachikoma.errors import Unavailable
-from tachikoma.redis.access import Redis
+from tachikoma.redis.commands import Redis
 from tachikoma_orchestrator.store import lua
 
 __all__ = ["Call", "Runner", "Script"]

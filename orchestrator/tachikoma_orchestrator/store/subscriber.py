@@ -10,13 +10,12 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 import structlog
 from redis.exceptions import RedisError
 
 from tachikoma.config.tasks import cancel_all
-from tachikoma.redis.access import Redis
+from tachikoma.redis.commands import Connection, Redis
 
 __all__ = ["Subscriber"]
 
@@ -149,11 +148,11 @@ class Subscriber:
             finally:
                 await connection.disconnect()
 
-    async def _send_commands(self, connection: Any, outbox: asyncio.Queue[tuple[str, ...]]) -> None:
+    async def _send_commands(self, connection: Connection, outbox: asyncio.Queue[tuple[str, ...]]) -> None:
         while self._outbox is outbox:
             await connection.send_command(*await outbox.get())
 
-    async def _receive(self, connection: Any) -> None:
+    async def _receive(self, connection: Connection) -> None:
         missing = set(self._patterns)
         pinged = False
         while True:

@@ -11,7 +11,7 @@ import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeAlias
+from typing import Any, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis.connection
@@ -28,12 +28,12 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.svid import SvidSource
+from tachikoma.redis.commands import Redis
 from tachikoma.redis.users import read_password
 
 __all__ = [
     "OPERATION_SECONDS",
     "BrokerTlsConnection",
-    "Redis",
     "RedisAccess",
     "RedisSettings",
     "celery_url",
@@ -41,9 +41,6 @@ __all__ = [
     "connect",
     "wrong_type",
 ]
-
-#: An asyncio client made by `connect`. redis-py types its answers for every way of decoding them; here they are bytes.
-Redis: TypeAlias = Any
 
 #: Longest time one command may take before the connection counts as broken.
 OPERATION_SECONDS = 10.0
@@ -294,7 +291,8 @@ def connect(server: RedisAccess | str, *, name: str, max_connections: int = 64) 
         retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError, RedisTimeoutError)),
         protocol=2,
     )
-    return redis_asyncio.Redis.from_pool(pool)
+    # redis-py's own types cover every way of decoding, so a cast it is; a test compares the replies with the types.
+    return cast(Redis, redis_asyncio.Redis.from_pool(pool))
 
 
 def wrong_type(error: Exception) -> bool:

@@ -29,7 +29,8 @@ from tachikoma.identity.spiffe import InvalidIdentity, agent_id, key_digest
 from tachikoma.identity.svid import Svid
 from tachikoma.policy.decide import PolicyWatch
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis, connect
+from tachikoma.redis.access import connect
+from tachikoma.redis.commands import Redis
 from tachikoma.streams.heartbeat import MAX_ROOTS, Heartbeat, Trust
 from tachikoma.vocabulary.limits import capability_mask
 from tachikoma_worker import VERSION

@@ -37,7 +37,8 @@ from tachikoma.identity.spiffe import InvalidIdentity, agent_id, service_id
 from tachikoma.identity.svid import Svid, SvidSource
 from tachikoma.policy.decide import PolicyWatch
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis, wrong_type
+from tachikoma.redis.access import wrong_type
+from tachikoma.redis.commands import Redis
 from tachikoma.streams.frames import STDERR, STDOUT
 from tachikoma.streams.heartbeat import Started
 from tachikoma.vocabulary.limits import ResourceUsage, WhenFull

@@ -19,7 +19,8 @@ import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis, wrong_type
+from tachikoma.redis.access import wrong_type
+from tachikoma.redis.commands import Redis
 from tachikoma.streams.frames import FIELD, STDERR, STDOUT, Frame, entry_id, sequence_of
 from tachikoma_worker.output.excerpt import Excerpt
 from tachikoma_worker.output.spool import CHUNK_BYTES, Chunk, Spool, SpoolError, Totals

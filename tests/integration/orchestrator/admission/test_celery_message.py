@@ -13,7 +13,8 @@ from kombu import Connection, Consumer, Queue
 from kombu.message import Message
 
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis, celery_url
+from tachikoma.redis.access import celery_url
+from tachikoma.redis.commands import Redis
 from tachikoma.redis.keys import EXECUTE_TASK
 from tachikoma_orchestrator.admission.celery_message import MessageFactory
 

@@ -32,7 +32,7 @@ from tachikoma.identity.signed_messages import Enrolment, sign
 from tachikoma.identity.spiffe import SpiffeId, agent_id, service_id, user_id
 from tachikoma.identity.svid import FileSvidSource, Svid
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis
+from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import ExecAuditLog
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState

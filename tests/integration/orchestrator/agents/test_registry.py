@@ -9,7 +9,7 @@ import pytest
 
 from tachikoma.client import wire
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis
+from tachikoma.redis.commands import Redis
 from tachikoma.streams.heartbeat import Heartbeat
 from tachikoma_orchestrator.agents.registry import Registry
 

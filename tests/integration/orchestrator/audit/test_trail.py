@@ -38,7 +38,8 @@ from tachikoma.identity.signed_messages import AuditCheckpoint, sign
 from tachikoma.identity.spiffe import service_id
 from tachikoma.identity.svid import FileSvidSource
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis, connect
+from tachikoma.redis.access import connect
+from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode, ExecAuditLog
 from tachikoma_orchestrator.audit.shipper import Shipper
 from tachikoma_orchestrator.audit.sinks import FileSink, SinkAway, StandardOutputSink, SyslogSink, syslog_message

@@ -20,7 +20,7 @@ from tachikoma.identity.signed_messages import OutputDigest, Receipt, sign
 from tachikoma.identity.spiffe import agent_id, service_id
 from tachikoma.identity.svid import FileSvidSource
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis
+from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.registry import Registry

@@ -12,7 +12,7 @@ import pytest
 
 from chunks import append
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis
+from tachikoma.redis.commands import Redis
 from tachikoma.streams.frames import FIELD, STDERR, STDOUT, Frame, entry_id, sequence_of
 from tachikoma.vocabulary.results import ExecOutput, ExecResponse, OutputKind
 from tachikoma.vocabulary.states import ExecState

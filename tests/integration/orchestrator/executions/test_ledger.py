@@ -24,7 +24,8 @@ from tachikoma.errors import Unavailable
 from tachikoma.identity.signed_messages import OutputDigest, Receipt
 from tachikoma.policy.redaction import redact
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis, connect
+from tachikoma.redis.access import connect
+from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.policies import RateLimitConfig
 from tachikoma.vocabulary.requests import ExecRequest

@@ -18,7 +18,8 @@ from tachikoma.config.tasks import cancel_all
 from tachikoma.identity.signed_messages import OutputDigest, Receipt
 from tachikoma.policy.redaction import redact
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis, celery_url
+from tachikoma.redis.access import celery_url
+from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.results import KillReceipt
 from tachikoma.vocabulary.states import ExecState

@@ -20,7 +20,8 @@ from tachikoma.identity.spiffe import SpiffeId, service_id
 from tachikoma.identity.svid import FileSvidSource
 from tachikoma.policy.decide import PolicyWatch
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis, connect
+from tachikoma.redis.access import connect
+from tachikoma.redis.commands import Redis
 from tachikoma.schedules.file import ScheduleWatch
 from tachikoma.vocabulary.clock import from_ms, to_ms
 from tachikoma.vocabulary.policies import RateLimitConfig

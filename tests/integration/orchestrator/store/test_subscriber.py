@@ -11,7 +11,7 @@ import pytest
 from redis.exceptions import RedisError
 
 from tachikoma.config.tasks import cancel_all
-from tachikoma.redis.access import Redis
+from tachikoma.redis.commands import Redis
 from tachikoma_orchestrator.store import subscriber as module
 from tachikoma_orchestrator.store.subscriber import Subscriber
 

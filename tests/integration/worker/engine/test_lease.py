@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis, RedisAccess
+from tachikoma.redis.access import RedisAccess
+from tachikoma.redis.commands import Redis
 from tachikoma.streams.heartbeat import LEASE_SECONDS, Heartbeat
 from tachikoma_worker.engine import lease as module
 from tachikoma_worker.engine.lease import Lease

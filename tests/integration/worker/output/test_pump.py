@@ -17,7 +17,8 @@ from structlog.testing import capture_logs
 
 from chunks import append
 from tachikoma.redis import keys
-from tachikoma.redis.access import Redis, connect
+from tachikoma.redis.access import connect
+from tachikoma.redis.commands import Redis
 from tachikoma.streams.frames import FIELD, STDERR, STDOUT, Frame, entry_id, sequence_of
 from tachikoma_worker.output.pump import ABANDONED_SECONDS, ENTRY_BYTES, OutputLog, Pump
 from tachikoma_worker.output.spool import CHUNK_BYTES, Chunk, Spool, Start, host_boot
