@@ -6,7 +6,7 @@ PROTO := tachikoma/exec/v1/remote_execution.proto
 # Where `make proto` writes.
 OUT ?= shared
 
-.PHONY: demo test test-cgroup2 test-container test-images sanitize fuzz check bench bench-spawn bench-admission bench-trust bench-events bench-output proto clean
+.PHONY: demo test test-cgroup2 test-container test-images sanitize fuzz check bench bench-spawn bench-admission bench-trust bench-events bench-output docs proto clean
 
 # The whole system on this machine, with real work.
 demo: $(VENV)/installed
@@ -81,6 +81,10 @@ $(VENV)/installed: $(VENV)/bin/python setup.cfg pyproject.toml
 $(VENV)/tox: $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'tox>=4.30'
 	touch $@
+
+# Rewrites the tables of the documentation that are generated from code.
+docs: $(VENV)/installed
+	$(BIN)/python docs/tables.py
 
 # Needs grpcio-tools and mypy-protobuf (the extra `lint`).
 proto:

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from tachikoma.audit.chain import CHECKPOINT_EVENTS, FIRST_PREV, MAX_LINE_BYTES, audit_files, line_digest
+from tachikoma.audit.codes import code_row
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.signed_messages import AuditCheckpoint, sign
 from tachikoma.identity.svid import SvidSource
@@ -40,21 +41,6 @@ SOCKET_SECONDS = 5.0
 POLL_SECONDS = 0.005
 #: Facility "log audit" of RFC 5424, table 1.
 SYSLOG_FACILITY = 13
-#: Severities of RFC 5424, table 2.
-WARNING, INFORMATIONAL = 4, 6
-#: Events that are warnings although policy had said yes.
-_WARNINGS = frozenset(
-    {
-        "lost",
-        "policy_kept",
-        "agent_left",
-        "late_receipt",
-        "output_altered",
-        "receipt_refused",
-        "record_altered",
-        "trail_altered",
-    }
-)
 
 
 class SinkAway(Exception):
@@ -269,8 +255,7 @@ class StandardOutputSink:
 
 def syslog_message(event: ExecAuditLog, host: str) -> bytes:
     """An event as a message of RFC 5424; its text is the event as JSON."""
-    refused = not event.authorized or event.event in _WARNINGS
-    priority = SYSLOG_FACILITY * 8 + (WARNING if refused else INFORMATIONAL)
+    priority = SYSLOG_FACILITY * 8 + code_row(event.event).severity.syslog
     time_text = event.time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     header = f"<{priority}>1 {time_text} {host} tachikoma {os.getpid()} {event.event} - "
     return header.encode() + _dump(event.to_dict())

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias, cast
 
 from kombu import Connection, Exchange, Producer
 
+from tachikoma.audit.codes import AUDIT_CODES, FlowerStep
 from tachikoma.redis import keys
-from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.registry import AgentState
 from tachikoma_orchestrator.executions.ledger import Record
@@ -24,6 +24,7 @@ __all__ = [
     "EVENT_EXCHANGE",
     "HEARTBEAT_SECONDS",
     "STEPS",
+    "WORKER_CODES",
     "Event",
     "EventFactory",
     "task_events",
@@ -55,13 +56,18 @@ _ENDS = {
     ExecState.LOST: "task-failed",
     ExecState.CANCELLED: "task-revoked",
 }
-#: Which types of events what is on the audit trail makes; other codes make none.
-STEPS: Mapping[str, frozenset[str]] = {
-    AuditCode.APPROVAL_REQUESTED: frozenset({_SENT}),
-    AuditCode.DISPATCHED: frozenset({_RECEIVED}),
-    AuditCode.STARTED: frozenset({_STARTED}),
-    **{state.lower(): frozenset(_ENDS.values()) for state in _ENDS},
+_TYPES = {
+    FlowerStep.SENT: frozenset({_SENT}),
+    FlowerStep.RECEIVED: frozenset({_RECEIVED}),
+    FlowerStep.STARTED: frozenset({_STARTED}),
+    FlowerStep.ENDED: frozenset(_ENDS.values()),
 }
+#: The types of Celery task events that an audit event causes, by its code; a code without one is not contained.
+STEPS: Mapping[str, frozenset[str]] = {
+    code: _TYPES[row.flower] for code, row in AUDIT_CODES.items() if row.flower in _TYPES
+}
+#: The codes of audit events after which the list of workers is published again.
+WORKER_CODES: frozenset[str] = frozenset(code for code, row in AUDIT_CODES.items() if row.flower is FlowerStep.WORKERS)
 
 
 def _number(record: Record, name: bytes) -> int:

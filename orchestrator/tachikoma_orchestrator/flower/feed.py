@@ -21,13 +21,13 @@ from redis.exceptions import LockError, RedisError
 from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Lock, Redis
-from tachikoma.vocabulary.audit import AuditCode
 from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.flower.celery_events import (
     BEGIN,
     HEARTBEAT_SECONDS,
     STEPS,
+    WORKER_CODES,
     Event,
     EventFactory,
     task_events,
@@ -175,7 +175,7 @@ class Feed:
             if code in STEPS:
                 exec_id = fields.get(b"id", b"").decode(errors="replace")
                 steps[exec_id] = steps.get(exec_id, frozenset()) | STEPS[code]
-            elif code in (AuditCode.AGENT_JOINED, AuditCode.AGENT_LEFT, AuditCode.AGENT_REVOKED):
+            elif code in WORKER_CODES:
                 agents_changed = True
         heard = True
         if agents_changed or time.monotonic() - self._agents_at >= HEARTBEAT_SECONDS:

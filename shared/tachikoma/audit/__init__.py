@@ -1,1 +1,1 @@
-"""Audit log files: the hash chain and its export."""
+"""The audit log outside Redis: the table of codes, the hash chain of files, and the export."""

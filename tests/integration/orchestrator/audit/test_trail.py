@@ -364,7 +364,8 @@ def test_a_syslog_message_is_of_rfc_5424() -> None:
     header, _, body = good.partition(" - {")
     assert header == f"<110>1 2026-01-31T12:00:07.000Z host-1 tachikoma {os.getpid()} admitted"
     assert json.loads("{" + body)["seq"] == 7
-    assert syslog_message(event(7), "h").startswith(b"<108>1 ")
+    denied = event(7).model_copy(update={"event": "denied"})
+    assert syslog_message(denied, "h").startswith(b"<108>1 ")
     assert b"\n" not in syslog_message(event(7, reason="a\nb"), "h")
 
 
