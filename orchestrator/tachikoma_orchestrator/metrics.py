@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
 from tachikoma.errors import ConfigurationError
+from tachikoma.vocabulary.addresses import HostPort
 
 __all__ = ["AUDIT_CLOSED", "AUDIT_WAITING", "POLICIES", "POLICY_ERROR", "POLICY_SINCE", "serve_metrics"]
 
@@ -23,14 +24,13 @@ AUDIT_CLOSED = Gauge(
 )
 
 
-def serve_metrics(address: str) -> None:
-    """Serve them over HTTP, from a thread of its own.
+def serve_metrics(address: HostPort) -> None:
+    """Serve the metrics over HTTP from a thread of their own.
 
     Raises:
-        ConfigurationError: it cannot listen there.
+        ConfigurationError: the address cannot be listened on.
     """
-    host, _, port = address.rpartition(":")
     try:
-        start_http_server(int(port), host or "127.0.0.1", registry=_registry)
-    except (OSError, ValueError, OverflowError) as error:
-        raise ConfigurationError(f"cannot serve metrics on {address!r}: {error}") from error
+        start_http_server(address.port, address.host, registry=_registry)
+    except OSError as error:
+        raise ConfigurationError(f"cannot serve metrics on {address}: {error}") from error

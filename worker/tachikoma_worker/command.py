@@ -20,6 +20,7 @@ from tachikoma.config.settings import read_settings
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.join_token import JoinToken
 from tachikoma.vocabulary.limits import capability_mask
+from tachikoma.vocabulary.pairs import parse_pairs
 from tachikoma_worker.celery_app import make_app, make_worker
 from tachikoma_worker.cgroups.cgroups import detect
 from tachikoma_worker.confinement.spawner import become_spawner
@@ -45,13 +46,10 @@ worker = typer.Typer(invoke_without_command=True, help="Run an agent's worker: i
 
 
 def _labels(given: list[str]) -> dict[str, str]:
-    labels: dict[str, str] = {}
-    for item in given:
-        name, equals, value = item.partition("=")
-        if not name or not equals:
-            raise ConfigurationError(f"{item!r} is no label; write name=value")
-        labels[name] = value
-    return labels
+    try:
+        return parse_pairs(given)
+    except ValueError as error:
+        raise ConfigurationError(f"--label: {error}") from None
 
 
 @worker.callback()

@@ -1,4 +1,4 @@
-"""Where a call comes from: the address of the connection, or, behind proxies that are configured, what they say."""
+"""The address of a caller: that of the connection, or the one that configured proxies report."""
 
 from __future__ import annotations
 
@@ -6,58 +6,53 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from urllib.parse import unquote
 
-__all__ = ["client_address", "peer_address"]
+from tachikoma.vocabulary.addresses import host_of
 
-#: The name of the metadata in which proxies say it (as everywhere in HTTP), the nearest proxy's word last.
+__all__ = ["FORWARDED", "client_address", "peer_address"]
+
+#: The metadata in which proxies report their client, as the HTTP header of the same name; the nearest proxy's is last.
 FORWARDED = "x-forwarded-for"
 
 
-def _read(text: str) -> IPv4Address | IPv6Address | None:
-    try:
-        address = ip_address(text)
-    except ValueError:
-        return None
-    # A server that listens on IPv6 sees clients of IPv4 in this form.
-    return getattr(address, "ipv4_mapped", None) or address
-
-
 def peer_address(peer: str) -> str:
-    """The address in gRPC's `ipv4:127.0.0.1:4711` or `ipv6:%5B::1%5D:4711`; empty where there is none."""
+    """Return the address in gRPC's `ipv4:127.0.0.1:4711` or `ipv6:%5B::1%5D:4711`; empty if there is none."""
     kind, _, rest = peer.partition(":")
     if kind not in ("ipv4", "ipv6"):
         return ""
-    address = _read(unquote(rest).rpartition(":")[0].strip("[]"))
+    address = _parse(unquote(rest))
     return "" if address is None else str(address)
 
 
-def _hop(text: str) -> IPv4Address | IPv6Address | None:
-    """An address in the header: with or without a port."""
-    text = text.strip()
-    if text.startswith("["):
-        text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:
-        text = text.partition(":")[0]
-    return _read(text)
-
-
 def client_address(peer: str, forwarded: Iterable[str], proxies: Sequence[IPv4Network | IPv6Network]) -> str:
-    """The address of the client behind proxies; empty where it is not known, which no network contains.
+    """Return the address of the client in front of trusted proxies; empty if it is unknown, which no network contains.
+
+    Each trusted proxy reports the address that connected to it. The first reported address that is no trusted proxy is
+    the client. Whatever that client itself reported is ignored: it could be invented.
 
     Args:
         peer: address of the connection.
         forwarded: values of the header, in the order in which they came.
-        proxies: whose word is believed. Each tells of the one before it; the first that is none of them is the client,
-            and what that one says of others is its own invention.
+        proxies: networks of the trusted proxies.
     """
-    address = _read(peer)
+    address = _parse(peer)
     if address is None or not any(address in network for network in proxies):
         return peer
-    hops = [hop for value in forwarded for hop in value.split(",")]
+    hops = [hop.strip() for value in forwarded for hop in value.split(",")]
     for text in reversed(hops):
-        hop = _hop(text)
+        hop = _parse(text)
         if hop is None:
             return ""
         if not any(hop in network for network in proxies):
             return str(hop)
-    # A proxy that does not say for whom it calls.
+    # The proxy does not report its client.
     return ""
+
+
+def _parse(text: str) -> IPv4Address | IPv6Address | None:
+    """Return the IP address in `host`, `host:port` or `[host]:port`; None if there is none."""
+    try:
+        address = ip_address(host_of(text))
+    except ValueError:
+        return None
+    # A server that listens on IPv6 sees clients of IPv4 in this form.
+    return getattr(address, "ipv4_mapped", None) or address

@@ -10,12 +10,13 @@ import typer
 from pydantic_settings import SettingsConfigDict
 
 from tachikoma.config import error_reporting, logs
-from tachikoma.config.settings import read_settings
+from tachikoma.config.settings import Address, read_settings
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.open import open_identity
 from tachikoma.identity.svid import IdentityPlace
 from tachikoma.redis.access import RedisAccess, RedisSettings
 from tachikoma.redis.users import FLOWER
+from tachikoma.vocabulary.addresses import HostPort
 from tachikoma_orchestrator.commands.ready import announce
 
 __all__ = ["FlowerSettings", "flower"]
@@ -33,20 +34,13 @@ class FlowerSettings(RedisSettings):
     #: Its X.509-SVID, to show to Redis with rediss://: a folder, or unix:///path of the Workload API.
     identity: IdentityPlace | None = None
     #: Address of the web server; port 0 takes a free one.
-    flower_listen: str = "127.0.0.1:5555"
+    flower_listen: Address = HostPort("127.0.0.1", 5555)
     #: File with a `user:password` a line: who may look. There is no Flower without.
     flower_users: Path
     #: Certificate and key of the web server, PEM; without them it speaks HTTP.
     flower_certificate: Path | None = None
     flower_key: Path | None = None
     log_level: str = "info"
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigurationError(f"Flower cannot listen on {text!r}: an address is host:port")
-    return host.strip("[]"), int(port)
 
 
 def _users(path: Path) -> list[str]:
@@ -98,7 +92,6 @@ def run(
     shown = settings.flower_certificate, settings.flower_key
     if (shown[0] is None) != (shown[1] is None):
         raise ConfigurationError("--certificate and --key are given together or not")
-    host, port = _address(settings.flower_listen)
     allowed = _users(settings.flower_users)
     try:
         from tachikoma_orchestrator.flower.dashboard import serve
@@ -115,8 +108,7 @@ def run(
     asyncio.run(
         serve(
             access,
-            host=host,
-            port=port,
+            listen=settings.flower_listen,
             users=allowed,
             certificate=None if shown[0] is None else (str(shown[0]), str(shown[1])),
             ready=announce(ready_fd) if ready_fd is not None else None,

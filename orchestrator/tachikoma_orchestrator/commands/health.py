@@ -15,13 +15,6 @@ __all__ = ["ask_health"]
 
 #: How long an answer may take.
 ANSWER_SECONDS = 5.0
-#: What a server listens on to be reached at all addresses, and the address at which its own host reaches it.
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "": "127.0.0.1"}  # noqa: S104 (nothing is bound here)
-
-
-def _reachable(listen: str) -> str:
-    host, _, port = listen.rpartition(":")
-    return f"{_EVERYWHERE.get(host, host)}:{port}"
 
 
 def _own_name(svid: Svid) -> str:
@@ -45,7 +38,7 @@ def ask_health(settings: OrchestratorSettings) -> None:
         svid = source.current()
     finally:
         source.close()
-    address = _reachable(settings.listen)
+    address = str(settings.listen.loopback())
     credentials = grpc.ssl_channel_credentials(svid.bundle.pem, svid.key_pem, svid.certificate_pem)
     with grpc.secure_channel(address, credentials, [("grpc.ssl_target_name_override", _own_name(svid))]) as channel:
         stub = health_pb2_grpc.HealthStub(channel)

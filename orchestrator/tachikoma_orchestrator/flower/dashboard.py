@@ -36,6 +36,7 @@ from tornado.web import RequestHandler, authenticated, url
 from tachikoma.errors import ConfigurationError
 from tachikoma.redis import celery_broker, keys
 from tachikoma.redis.access import RedisAccess
+from tachikoma.vocabulary.addresses import HostPort
 from tachikoma_orchestrator.flower.celery_events import BEGIN
 
 __all__ = ["serve"]
@@ -301,8 +302,7 @@ def _options(users: Iterable[str]) -> Any:
 async def serve(
     access: RedisAccess,
     *,
-    host: str,
-    port: int,
+    listen: HostPort,
     users: Iterable[str],
     certificate: tuple[str, str] | None,
     ready: Callable[[str], None] | None = None,
@@ -311,7 +311,7 @@ async def serve(
 
     Args:
         access: Redis, as the user `flower`.
-        host, port: where it listens; port 0 takes a free one.
+        listen: address of the web server; port 0 takes a free one.
         users: `user:password` of everybody who may look.
         certificate: files of the certificate and key it shows; without them it speaks HTTP.
         ready: called with the URL once it listens.
@@ -325,7 +325,7 @@ async def serve(
     logging.getLogger("flower.events").addFilter(Foreseen())
     io_loop = IOLoop.current()
     app, options = _application(access), _options(users)
-    options.address, options.port = host, port
+    options.address, options.port = listen.host, listen.port
     bounds = {"max_workers_in_memory": options.max_workers, "max_tasks_in_memory": options.max_tasks}
     events = Events(app, io_loop, enable_events=False, **bounds)
     events.state = LedgerState(**bounds)
@@ -338,7 +338,7 @@ async def serve(
     try:
         taken = dashboard.start_http_server()
     except (OSError, ValueError) as error:
-        raise ConfigurationError(f"Flower cannot listen on {host}:{port}: {error}") from error
+        raise ConfigurationError(f"Flower cannot listen on {listen}: {error}") from error
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -346,7 +346,7 @@ async def serve(
     # Its thread is a daemon: it holds nothing that must be let go of.
     events.start()
     scheme = "http" if certificate is None else "https"
-    where = f"{scheme}://{f'[{host}]' if ':' in host else host}:{taken}"
+    where = f"{scheme}://{listen.with_port(taken)}"
     log.info("flower.ready", url=where)
     if ready is not None:
         ready(where)

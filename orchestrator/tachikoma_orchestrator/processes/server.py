@@ -10,7 +10,6 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
-from ipaddress import ip_address
 from typing import Any
 
 import grpc
@@ -20,7 +19,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
-from tachikoma.client.aio import MAX_MESSAGE_BYTES
 from tachikoma.config.tasks import cancel_all
 from tachikoma.errors import ConfigurationError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
@@ -32,6 +30,8 @@ from tachikoma.identity.authority import CertificateAuthority
 from tachikoma.identity.spiffe import dns_names
 from tachikoma.identity.svid import Svid, SvidSource
 from tachikoma.redis.access import connect
+from tachikoma.vocabulary.addresses import HostPort
+from tachikoma.vocabulary.requests import MAX_MESSAGE_BYTES
 from tachikoma_orchestrator.admission.approvals import Approvals
 from tachikoma_orchestrator.agents.enrolment import Authority, Membership
 from tachikoma_orchestrator.agents.redis_accounts import Accounts
@@ -43,11 +43,12 @@ from tachikoma_orchestrator.audit.sinks import FileSink, Sink, StandardOutputSin
 from tachikoma_orchestrator.executions.reaper import Reaper
 from tachikoma_orchestrator.flower.feed import Feed
 from tachikoma_orchestrator.metrics import serve_metrics
+from tachikoma_orchestrator.processes.listening import listen, reachable, server_credentials
 from tachikoma_orchestrator.processes.parts import Core
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings
 from tachikoma_orchestrator.store.subscriber import Subscriber
 
-__all__ = ["reachable", "serve"]
+__all__ = ["serve"]
 
 log = structlog.get_logger(__name__)
 
@@ -55,63 +56,7 @@ log = structlog.get_logger(__name__)
 MAX_CONCURRENT_STREAMS = 10_000
 
 
-def _credentials(identity: SvidSource, *, clients: bool = True) -> grpc.ServerCredentials:
-    """TLS with whatever identity is current at each handshake; mutual, unless clients have none yet."""
-
-    given = identity.current()
-
-    def configuration(svid: Svid) -> grpc.ServerCertificateConfiguration:
-        return grpc.ssl_server_certificate_configuration(
-            [(svid.key_pem, svid.certificate_pem)], svid.bundles.pem if clients else None
-        )
-
-    def changed() -> grpc.ServerCertificateConfiguration | None:
-        # Called by gRPC at each handshake, on a thread of its own; None keeps what it has.
-        nonlocal given
-        current = identity.current()
-        if current is given:
-            return None
-        given = current
-        return configuration(current)
-
-    return grpc.dynamic_ssl_server_credentials(
-        configuration(given),
-        changed,  # type: ignore[arg-type]  # the stub forgets None
-        require_client_authentication=clients,
-    )
-
-
-def _listen(server: grpc.aio.Server, wanted: str, credentials: grpc.ServerCredentials) -> str:
-    """Have a server listen, and return where, with the port that was taken.
-
-    Raises:
-        ConfigurationError: it cannot.
-    """
-    try:
-        port = server.add_secure_port(wanted, credentials)
-    except RuntimeError as error:
-        raise ConfigurationError(f"cannot listen on {wanted}: is the port taken? ({error})") from error
-    return f"{wanted.rpartition(':')[0]}:{port}"
-
-
-def reachable(given: str, listens: str, setting: str) -> str:
-    """Where agents reach an address.
-
-    Raises:
-        ConfigurationError: that cannot be told from where it listens.
-    """
-    if given:
-        return given
-    try:
-        everywhere = ip_address(listens.rpartition(":")[0].strip("[]")).is_unspecified
-    except ValueError:
-        everywhere = False
-    if everywhere:
-        raise ConfigurationError(f"agents cannot be told to go to {listens}; say in {setting} where they reach it")
-    return listens
-
-
-def _authority(settings: OrchestratorSettings, svid: Svid, join: str, address: str) -> Authority:
+def _authority(settings: OrchestratorSettings, svid: Svid, join: HostPort, address: HostPort) -> Authority:
     """What agents that join get their certificates from.
 
     Raises:
@@ -126,8 +71,8 @@ def _authority(settings: OrchestratorSettings, svid: Svid, join: str, address: s
     authority = Authority(
         CertificateAuthority.load(settings.ca),
         settings.svid_lifetime,
-        reachable(settings.join_address, join, "TACHIKOMA_JOIN_ADDRESS"),
-        reachable(settings.renew_address, address, "TACHIKOMA_RENEW_ADDRESS"),
+        str(reachable(settings.join_address, join, "TACHIKOMA_JOIN_ADDRESS")),
+        str(reachable(settings.renew_address, address, "TACHIKOMA_RENEW_ADDRESS")),
         names[0],
     )
     authority.check(svid)
@@ -197,7 +142,7 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
         (service_name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME),
         server,
     )
-    address = _listen(server, settings.listen, _credentials(core.identity))
+    address = listen(server, settings.listen, server_credentials(core.identity))
     servers = [server]
 
     enroller = settings.enroller(core.identity)
@@ -207,7 +152,7 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
     authority = None
     if settings.join_listen is not None:
         servers.append(joining_server())
-        joins = _listen(servers[1], settings.join_listen, _credentials(core.identity, clients=False))
+        joins = listen(servers[1], settings.join_listen, server_credentials(core.identity, clients=False))
         # What agents are told of both addresses is known only now.
         authority = _authority(settings, core.identity.current(), joins, address)
     membership = Membership(core.redis, core.ledger, core.identity, core.registry.revocations, authority, accounts)
@@ -239,9 +184,9 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
         if file is not None or shared:
             tasks += shipper.start()
         spiffe_id = core.identity.current().spiffe_id
-        log.info("orchestrator.ready", address=address, spiffe_id=str(spiffe_id), pid=os.getpid())
+        log.info("orchestrator.ready", address=str(address), spiffe_id=str(spiffe_id), pid=os.getpid())
         if ready is not None:
-            ready(address)
+            ready(str(address))
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             if (failure := task.exception()) is not None:

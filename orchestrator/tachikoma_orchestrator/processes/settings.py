@@ -9,10 +9,12 @@ from typing import Literal, Self
 from pydantic import Field, IPvAnyNetwork, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from tachikoma.config.settings import Address, OptionalAddress
 from tachikoma.identity.svid import IdentityPlace, SvidSource
 from tachikoma.policy.decide import SEARCH_PATH
 from tachikoma.redis.access import RedisAccess, RedisSettings
 from tachikoma.redis.users import ENROLLER, ORCHESTRATOR
+from tachikoma.vocabulary.addresses import HostPort
 from tachikoma.vocabulary.policies import RateLimitConfig
 from tachikoma.vocabulary.types import Duration
 
@@ -35,14 +37,14 @@ class OrchestratorSettings(RedisSettings):
     #: Schedules: a file, a folder of them, or `module:app` of a Celery application; none by default.
     schedules: str = ""
     #: Address of the gRPC server; port 0 takes a free one.
-    listen: str = "127.0.0.1:8534"
+    listen: Address = HostPort("127.0.0.1", 8534)
     #: Folder of the certificate authority that agents join with (`tachikoma identity ca init`), and the address where
     #: they do. Without both nobody joins.
     ca: Path | None = None
-    join_listen: str | None = None
+    join_listen: OptionalAddress = None
     #: host:port where agents reach that address, and where they renew, which is at `listen`; by default as it listens.
-    join_address: str = ""
-    renew_address: str = ""
+    join_address: OptionalAddress = None
+    renew_address: OptionalAddress = None
     #: How long certificates of agents last that joined; they are renewed at half of it.
     svid_lifetime: Duration = timedelta(hours=24)
     #: File with the password of the Redis user `enroller`, with which users of agents are made and removed. Whoever has
@@ -51,7 +53,7 @@ class OrchestratorSettings(RedisSettings):
     #: Networks of proxies between clients and this server; what one of them says in `x-forwarded-for` is believed.
     trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
     #: Address at which Prometheus finds metrics, host:port; none by default. Whoever reaches it reads them.
-    metrics: str | None = None
+    metrics: OptionalAddress = None
     #: Bounds of each agent's queue.
     rate_limit: RateLimitConfig = RateLimitConfig()
     #: Executions that may wait for an approval, of all requesters.

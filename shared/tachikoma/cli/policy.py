@@ -19,6 +19,7 @@ from tachikoma.policy.expectations import check as check_expectations
 from tachikoma.policy.expectations import load_expectations
 from tachikoma.policy.replay import Replay
 from tachikoma.vocabulary.model import describe_validation_error
+from tachikoma.vocabulary.pairs import parse_pair, parse_pairs
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.types import parse_duration
 
@@ -63,7 +64,10 @@ def explain(
     """Say what policy decides of a request and why: what each policy that is for it says. Exits 1 if it is denied."""
     if command[0] == "--":
         command = command[1:]
-    environment = dict(item.partition("=")[::2] for item in env or [])
+    try:
+        environment, labels = parse_pairs(env or []), parse_pairs(label or [])
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from None
     try:
         request = ExecRequest(
             agent_id=agent, command=tuple(command), user=user, work_dir=cwd, environment=environment, tty=tty,
@@ -73,7 +77,6 @@ def explain(
         raise InvalidRequest(describe_validation_error(error)) from None
     except ValueError as error:
         raise InvalidRequest(f"--timeout: {error}") from None
-    labels = dict(item.partition("=")[::2] for item in label or [])
     found = PolicySet.load(file).explain(request, subject, SEARCH_PATH, labels, address)
     for verdict in found.verdicts:
         typer.echo(f"{verdict.policy:40} {_told(verdict)}")
@@ -160,8 +163,11 @@ def diff(
             labels = {agent.id: agent.labels for agent in client.agents()}
     for item in label or []:
         agent, colon, pair = item.partition(":")
-        name, equals, value = pair.partition("=")
-        if not colon or not equals:
+        try:
+            name, value = parse_pair(pair)
+        except ValueError:
+            colon = ""
+        if not agent or not colon:
             raise InvalidRequest(f"--label: {item!r} is not agent:name=value")
         labels.setdefault(agent, {})[name] = value
     replay = Replay(PolicySet.load(old), PolicySet.load(new), labels)

@@ -19,6 +19,7 @@ import typer
 from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable
 from tachikoma.client.aio import AsyncClient
 from tachikoma.errors import InvalidRequest, NotFound, TachikomaError
+from tachikoma.vocabulary.pairs import parse_pair
 from tachikoma.vocabulary.requests import MAX_STDIN_BYTES, ExecRequest, make_request
 from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus, OutputKind
 from tachikoma.vocabulary.states import ExecState
@@ -48,12 +49,16 @@ def _say(text: str) -> None:
 def _environment(given: list[str]) -> dict[str, str]:
     environment: dict[str, str] = {}
     for item in given:
-        name, equals, value = item.partition("=")
-        if not equals:
+        if "=" not in item:
             # As with `docker run -e NAME`: the caller's own value.
-            if name not in os.environ:
-                raise InvalidRequest(f"the variable {name!r} is not set here; write {name}=value")
-            value = os.environ[name]
+            if item not in os.environ:
+                raise InvalidRequest(f"the variable {item!r} is not set here; write {item}=value")
+            environment[item] = os.environ[item]
+            continue
+        try:
+            name, value = parse_pair(item)
+        except ValueError as error:
+            raise InvalidRequest(f"--env: {error}") from None
         environment[name] = value
     return environment
 

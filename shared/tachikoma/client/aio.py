@@ -38,15 +38,13 @@ from tachikoma.streams.frames import OutputCheck
 from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
 from tachikoma.vocabulary.audit import ExecAuditLog
 from tachikoma.vocabulary.policies import PolicyStatus
-from tachikoma.vocabulary.requests import ExecRequest
+from tachikoma.vocabulary.requests import MAX_MESSAGE_BYTES, ExecRequest
 from tachikoma.vocabulary.results import Approval, CancelResponse, ExecOutput, ExecResponse, ExecStatus, OutputKind
 from tachikoma.vocabulary.schedules import ScheduledRun, ScheduleStatus
 from tachikoma.vocabulary.states import ExecState
 
 __all__ = ["AsyncClient", "Client"]
 
-#: Largest message either way: 4 MiB of stdin, or 2 x 1 MiB of output and room for an operator's larger limit.
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 #: How long to look for the orchestrator before giving up.
 CONNECT_SECONDS = 10.0
 #: How long a call may go on over a connection that stands on a root that was removed since; then it is taken up again.

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import ValidationError
-from pydantic_settings import BaseSettings
+from pydantic import BeforeValidator, ValidationError
+from pydantic_settings import BaseSettings, NoDecode
 
 from tachikoma.errors import ConfigurationError
+from tachikoma.vocabulary.addresses import HostPort
 from tachikoma.vocabulary.model import describe_validation_error
 
-__all__ = ["read_settings"]
+__all__ = ["Address", "OptionalAddress", "read_settings"]
 
 S = TypeVar("S", bound=BaseSettings)
+
+
+def _address(value: object) -> object:
+    return HostPort.parse(value) if isinstance(value, str) else value
+
+
+def _optional_address(value: object) -> object:
+    return None if value == "" else _address(value)
+
+
+#: A setting `host:port`.
+Address = Annotated[HostPort, NoDecode, BeforeValidator(_address)]
+#: A setting `host:port`, or nothing, which is also the empty text.
+OptionalAddress = Annotated[HostPort | None, NoDecode, BeforeValidator(_optional_address)]
 
 
 def read_settings(kind: type[S], what: str, **given: Any) -> S:

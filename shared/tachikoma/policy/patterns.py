@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from tachikoma.vocabulary.pairs import parse_pair
+
 __all__ = ["AgentSelector", "CommandPattern", "CommandPatterns", "Pattern", "PatternError"]
 
 #: Longest pattern, and most alternatives that its braces may make.
@@ -243,8 +245,11 @@ class AgentSelector:
             return
         labels = []
         for part in _OUTSIDE_BRACES.split(text):
-            name, equals, value = part.strip().partition("=")
-            if not name or not equals or any(character in "*[]{}" for character in name):
+            try:
+                name, value = parse_pair(part.strip())
+            except ValueError:
+                name = value = ""
+            if not name or any(character in "*[]{}" for character in name):
                 raise PatternError(f"{text!r}: a label is selected as name=value, with wildcards only in the value")
             labels.append((name, Pattern(value)))
         self._labels = tuple(labels)

@@ -19,6 +19,7 @@ __all__ = [
     "MAX_COMMAND_BYTES",
     "MAX_ENVIRONMENT_BYTES",
     "MAX_ENVIRONMENT_ENTRIES",
+    "MAX_MESSAGE_BYTES",
     "MAX_PATH_BYTES",
     "MAX_STDIN_BYTES",
     "MAX_TIMEOUT",
@@ -42,6 +43,10 @@ MAX_ENVIRONMENT_BYTES = 128 * 1024
 
 #: Bytes of standard input sent with a request.
 MAX_STDIN_BYTES = 4 * 1024 * 1024
+
+#: Largest gRPC message in either direction: a request with its standard input, or a response with two streams of output
+#: of up to 16 MiB each. Client and server must agree on it.
+MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 #: Longest path of a working directory (PATH_MAX of Linux).
 MAX_PATH_BYTES = 4096

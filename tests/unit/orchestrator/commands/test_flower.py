@@ -54,8 +54,10 @@ def test_without_a_user_that_has_a_password_it_does_not_start(tmp_path: Path, te
 @pytest.mark.parametrize(
     "address", ["", "localhost", "5555", ":5555", "localhost:", "localhost:http", "localhost:65536"]
 )
-def test_an_address_without_host_or_port_is_said(users: Path, address: str) -> None:
-    assert refused(flower_users=users, flower_listen=address).endswith("an address is host:port")
+def test_an_address_without_host_or_port_is_refused(users: Path, address: str) -> None:
+    reason = refused(flower_users=users, flower_listen=address)
+    assert reason.startswith(f"flower settings: flower_listen: {address!r} has ")
+    assert "; write host:port, " in reason
 
 
 def test_a_certificate_comes_with_its_key(users: Path) -> None:

@@ -24,7 +24,6 @@ from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId, TrustBundle, ag
 from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE, FileSvidSource, Svid
 from tachikoma.redis.users import Passwords, acl_file, agents_in, rules
 from tachikoma_orchestrator.api.join_service import MAX_ADDRESSES, MAX_REFUSALS, Attempts
-from tachikoma_orchestrator.processes.server import reachable
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings
 from tachikoma_worker.command import worker
 from tachikoma_worker.engine.joining import Renewal, due, join
@@ -325,11 +324,3 @@ def test_joining_is_configured_as_a_whole_or_not(tmp_path: Path) -> None:
     for lifetime in ("0s", "31d", "32000h"):
         with pytest.raises(ValueError, match="validation error"):
             OrchestratorSettings(**given, svid_lifetime=lifetime)
-
-
-@pytest.mark.parametrize("listens", ["0.0.0.0:1", "[::]:1"])
-def test_agents_are_not_told_to_go_everywhere(listens: str) -> None:
-    with pytest.raises(ConfigurationError, match="TACHIKOMA_X"):
-        reachable("", listens, "TACHIKOMA_X")
-    assert reachable("orch.example:1", listens, "TACHIKOMA_X") == "orch.example:1"
-    assert reachable("", "10.0.0.1:1", "TACHIKOMA_X") == "10.0.0.1:1"
