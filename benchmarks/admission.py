@@ -71,7 +71,7 @@ async def register(redis: Redis) -> None:
 
 
 async def measure(stack: Stack, folder: Path, count: int) -> None:
-    redis = connect(stack.redis_url, name="bench")
+    redis = connect(stack.redis_admin_url, name="bench")
     await register(redis)
     trail = AuditTrail(redis, key=b"k" * 32)
     ledger = Ledger(

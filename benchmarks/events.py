@@ -96,7 +96,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         Stack(Path(folder), flower="127.0.0.1:0") as stack,
         Client(stack.profile()) as client,
-        redis_py.Redis(unix_socket_path=str(stack.socket)) as redis,
+        redis_py.Redis(**stack.redis_admin) as redis,
     ):
         assert stack.flower is not None
         measure(stack, client, redis, count=50, callers=4)

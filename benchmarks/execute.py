@@ -21,7 +21,6 @@ from celery import Celery
 
 from tachikoma import Client, ExecRequest
 from tachikoma.dev.stack import Stack
-from tachikoma.redis.access import celery_url
 
 PLAIN = """
 import subprocess, sys
@@ -54,7 +53,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=500, help="calls of each kind")
     count = parser.parse_args().count
     with tempfile.TemporaryDirectory() as folder, Stack(Path(folder)) as stack, Client(stack.profile()) as client:
-        url = celery_url(stack.redis_url)
+        url = stack.redis_admin_celery_url
         script = Path(folder) / "plain.py"
         script.write_text(PLAIN)
         with subprocess.Popen(
@@ -94,7 +93,7 @@ def main() -> None:
 
 
 def _count_commands(stack: Stack, client: Client) -> None:
-    with redis_py.Redis(unix_socket_path=str(stack.socket)) as redis:
+    with redis_py.Redis(**stack.redis_admin) as redis:
 
         def calls() -> dict[str, int]:
             return {name.removeprefix("cmdstat_"): stat["calls"] for name, stat in redis.info("commandstats").items()}

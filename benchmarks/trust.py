@@ -115,7 +115,7 @@ def measure_users(stack: Stack, rounds: int) -> None:
     """Commands of the fast way, each as its own user and as one who may do anything."""
     transition = Script("transition")
     changed = [keys.execution("none"), *[keys.AUDIT] * 7, "none", "QUEUED", *["0"] * 9, "0"]
-    with Redis(unix_socket_path=str(stack.socket)) as redis:
+    with Redis(**stack.redis_admin) as redis:
         redis.script_load(transition.source)
         redis.set(keys.claim(AGENT, "none"), "x")
     commands = [

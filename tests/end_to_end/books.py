@@ -54,7 +54,7 @@ def compare_books(stack: Stack) -> None:
     """Fail when they do not tell the same. Says nothing of a stack whose Redis is gone."""
     if not (stack.redis.alive and stack.redis_url):
         return
-    with Redis.from_url(stack.redis_url) as redis:
+    with Redis.from_url(stack.redis_admin_url) as redis:
         try:
             raw_records, raw_trail = redis.eval(_SNAPSHOT, 1, keys.AUDIT, keys.execution("*"))  # type: ignore[misc]
         except RedisError:

@@ -141,7 +141,7 @@ def nothing_denied(stack: Stack) -> None:
     """Fail when Redis denied something to a part. Says nothing of a stack whose Redis is gone."""
     if not stack.redis.alive:
         return
-    with Redis(unix_socket_path=str(stack.socket)) as redis:
+    with Redis(**stack.redis_admin) as redis:
         try:
             denials = [item for item in redis.acl_log() if not _harmless(item)]
         except RedisError:

@@ -62,7 +62,7 @@ class World:
             profile.save(folder / f"{name}.json")
         self.me, self.boss, self.other = (Client(profile) for profile in self.profiles.values())
         self.cli = {name: Cli(folder / f"{name}.json") for name in self.profiles}
-        self.redis = redis.Redis(unix_socket_path=str(stack.socket))
+        self.redis = redis.Redis(**stack.redis_admin)
 
     def close(self) -> None:
         for client in (self.me, self.boss, self.other):

@@ -15,12 +15,11 @@ from support import AGENT, prepare, request, wait_until
 from tachikoma import Client, ExecState, OutputKind
 from tachikoma.dev.stack import Stack
 from tachikoma.redis import keys
-from tachikoma.redis.access import celery_url
 
 
 @pytest.fixture
 def redis(stack: Stack) -> redis_py.Redis:
-    return redis_py.Redis(unix_socket_path=str(stack.socket))
+    return redis_py.Redis(**stack.redis_admin)
 
 
 def _flush(client: Client) -> None:
@@ -33,7 +32,7 @@ def test_a_second_delivery_starts_nothing(tmp_path: Path, redis_server: Path | N
     with (
         Stack(prepare(tmp_path), redis_server=redis_server, environment={"TACHIKOMA_SLOTS": "1"}) as stack,
         Client(stack.profile()) as client,
-        redis_py.Redis(unix_socket_path=str(stack.socket)) as redis,
+        redis_py.Redis(**stack.redis_admin) as redis,
     ):
         blocker = request("sh", "-c", f"while [ ! -e {go} ]; do sleep 0.01; done")
         client.submit(blocker)
@@ -94,7 +93,7 @@ def test_an_altered_order_runs_nothing_and_does_not_hurt_the_agent(
 
 def test_the_result_is_an_ordinary_celery_result(client: Client, stack: Stack) -> None:
     response = client.execute(request("sh", "-c", "echo out; exit 3"))
-    app = Celery(backend=celery_url(stack.redis_url), set_as_current=False)
+    app = Celery(backend=stack.redis_admin_celery_url, set_as_current=False)
     result = app.AsyncResult(keys.task_id(AGENT, response.id))
     assert result.successful()
     value = result.get(timeout=5)

@@ -109,7 +109,7 @@ class World:
             name: Client(stack.issue(user_id(TRUST_DOMAIN, name)))
             for name in ("asker", "nobody-comes", "modest", "hasty")
         }
-        self.redis = redis_py.Redis(unix_socket_path=str(stack.socket))
+        self.redis = redis_py.Redis(**stack.redis_admin)
 
     def close(self) -> None:
         for client in (self.root, *self.clients.values()):

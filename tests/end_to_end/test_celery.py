@@ -58,7 +58,7 @@ def let_in(stack: Stack) -> str:
     """Give the application its Redis user; its password."""
     user = application_user(APPLICATION)
     stack.redis_passwords.make(user)
-    with Redis(unix_socket_path=str(stack.socket)) as redis:
+    with Redis(**stack.redis_admin) as redis:
         redis.execute_command("ACL", "SETUSER", user, *rules(user, stack.redis_passwords.hashes(user)))
         redis.execute_command("ACL", "SAVE")
     return stack.redis_passwords.path(user).read_text().strip()
@@ -103,7 +103,7 @@ def client(stack: Stack) -> Iterator[Client]:
 
 def push(stack: Stack, element: str | bytes) -> None:
     """Put something on the submitters' queue, as whoever owns Redis can."""
-    with Redis(unix_socket_path=str(stack.socket)) as redis:
+    with Redis(**stack.redis_admin) as redis:
         redis.lpush(keys.SUBMIT, element)
 
 
@@ -210,7 +210,7 @@ def test_a_plain_application_in_its_own_environment(base: Path, stack: Stack, tm
     assert all(answer for answer in answers)
 
     # Its worker needs more in Redis than asking for commands does; that is between it and its operator.
-    works = {**environment, "REPORTS_REDIS": celery_url(stack.redis_url)}
+    works = {**environment, "REPORTS_REDIS": stack.redis_admin_celery_url}
     options = ["-A", "reports", "worker", "-P", "solo", "--without-gossip", "--without-mingle"]
     with (
         (tmp_path / "worker.log").open("wb") as log,
@@ -279,7 +279,7 @@ def test_messages_that_are_none_neither_run_nor_end_the_submitter(
 ) -> None:
     assert stack.submitter is not None
     before = stack.submitter.pid
-    with Connection(celery_url(stack.redis_url)) as connection, connection.channel() as channel:
+    with Connection(stack.redis_admin_celery_url) as connection, connection.channel() as channel:
         signature = commands.s(AGENT, ["/usr/bin/touch", str(tmp_path / "ran")])
         good: dict[str, Any] = channel.prepare_message(
             json.dumps([list(signature.args), signature.kwargs, {}]),
@@ -332,7 +332,7 @@ def test_an_application_can_ask_and_nothing_else(stack: Stack) -> None:
         ("EVAL", "return 1", "0"),
         ("CONFIG", "GET", "*"),
     ]
-    with Redis(unix_socket_path=str(stack.socket), decode_responses=True) as redis:
+    with Redis(**stack.redis_admin, decode_responses=True) as redis:
         for words in denied:
             assert redis.execute_command("ACL", "DRYRUN", user, *words) != "OK", words
         # Where callbacks go is the applications' word: not where orders are read, or the orchestrator's own queue is.
@@ -349,7 +349,7 @@ def test_a_callback_cannot_reach_an_agents_queue(own_stack_with_submitter: Stack
         signature = commands.s(AGENT, ["/bin/true"])
         signature.link(app.signature("tachikoma.execute", args=("forged",), queue=keys.queue(AGENT)))
         result = signature.delay()
-        with Redis(unix_socket_path=str(stack.socket), decode_responses=True) as redis:
+        with Redis(**stack.redis_admin, decode_responses=True) as redis:
             wait_until(lambda: keys.queue(AGENT) in {item["object"] for item in redis.acl_log()}, "Redis denied it")
             assert redis.llen(keys.queue(AGENT)) == 0
             redis.acl_log_reset()
@@ -395,7 +395,7 @@ def test_what_a_submitter_waited_for_is_taken_up_by_the_next(
             assert [answer["exitCode"] for answer in results.get(timeout=60)] == [0] * 5
             assert [starts(client, exec_id) for exec_id in ids] == [1] * 5
     assert (tmp_path / "runs").read_text() == "run\n" * 5
-    with Redis(unix_socket_path=str(stack.socket)) as redis:
+    with Redis(**stack.redis_admin) as redis:
         # Nothing is left of the run that ended.
         wait_until(lambda: redis.zcard(keys.SUBMITTERS) == 1, "only one is alive")
         wait_until(lambda: not redis.keys(f"{keys.unacked('*')[0]}"), "nothing is left")
@@ -414,7 +414,7 @@ def test_redis_may_start_again_while_tasks_wait(own_stack_with_submitter: Stack,
             signature.link(app.signature("count", args=(number,), immutable=True))
             results.append(signature.delay())
         wait_until(lambda: (tmp_path / "runs").exists() and (tmp_path / "runs").read_text() == "run\n" * 5, "all run")
-        with Redis(unix_socket_path=str(stack.socket)) as redis:
+        with Redis(**stack.redis_admin) as redis:
             redis.config_set("appendfsync", "always")
             stack.redis.stop()
             stack.start_redis()
@@ -434,7 +434,7 @@ def test_nothing_is_taken_while_it_cannot_be_recorded(own_stack_with_submitter: 
     with (
         application(stack) as app,
         contextlib.closing(Commands(app, profile=stack.profile(), application=APPLICATION)) as commands,
-        Redis(unix_socket_path=str(stack.socket)) as redis,
+        Redis(**stack.redis_admin) as redis,
     ):
 
         def refused() -> bool:

@@ -87,7 +87,7 @@ def test_commands_survive_a_restart_of_the_orchestrator(own_stack: Stack, tmp_pa
         own_stack.orchestrator.kill()
         # It ends while nobody collects receipts: the reaper finds this one.
         go.touch()
-        with redis_py.Redis(unix_socket_path=str(own_stack.socket)) as redis:
+        with redis_py.Redis(**own_stack.redis_admin) as redis:
             wait_until(lambda: redis.exists(keys.result(AGENT, wanted.id)), "its result is there")
         own_stack.start_orchestrator()
     with Client(own_stack.profile()) as client:

@@ -81,7 +81,7 @@ def test_a_worker_that_ended_or_cannot_reach_redis_is_not_healthy(own_stack: Sta
 def test_a_worker_of_the_same_name_elsewhere_makes_nobody_healthy(own_stack: Stack) -> None:
 
     own_stack.agents[AGENT].stop()
-    with redis.Redis.from_url(own_stack.redis_url) as server:
+    with redis.Redis.from_url(own_stack.redis_admin_url) as server:
         elsewhere = '{"boot": "b", "run": "r", "version": "0", "hostname": "elsewhere", "running": 0, "slots": 1,'
         elsewhere += ' "load": 0, "memory_used": 0, "disk_used": 0}'
         server.set(keys.info(AGENT), elsewhere, ex=60)

@@ -39,7 +39,7 @@ def waiting(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None)
 
 
 def _log_bytes(stack: Stack, exec_id: str) -> int:
-    with redis_py.Redis(unix_socket_path=str(stack.socket)) as redis:
+    with redis_py.Redis(**stack.redis_admin) as redis:
         return sum(len(fields[b"f"]) for _, fields in redis.xrange(keys.output(AGENT, exec_id)))
 
 

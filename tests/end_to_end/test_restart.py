@@ -241,7 +241,7 @@ def test_what_a_later_worker_cannot_go_on_with_is_ended_and_lost(own_stack: Stac
         assert result is not None
         assert result.state is ExecState.LOST
         assert "the command was still running and was killed" in result.error
-        with redis_py.Redis(unix_socket_path=str(own_stack.socket)) as redis:
+        with redis_py.Redis(**own_stack.redis_admin) as redis:
             assert redis.get(keys.claim(AGENT, wanted.id))
         wait_until(lambda: not spool.exists(), "nothing is left of it")
 

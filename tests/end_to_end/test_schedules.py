@@ -88,7 +88,7 @@ def cli(stack: Stack) -> Cli:
 
 @pytest.fixture
 def redis(stack: Stack) -> Iterator[Redis]:
-    with Redis(unix_socket_path=str(stack.socket)) as connected:
+    with Redis(**stack.redis_admin) as connected:
         yield connected
 
 
@@ -380,7 +380,7 @@ def test_two_beats_and_a_submitter_that_are_killed_at_random_account_for_every_d
         stack.start_part(other)
         parts: list[Part] = [stack.beat, other, stack.submitter]
         kills: Counter[str] = Counter()
-        with Redis(unix_socket_path=str(stack.socket)) as redis:
+        with Redis(**stack.redis_admin) as redis:
             begin = {name: first_due(client, name) for name in names}
 
             def due_so_far() -> int:

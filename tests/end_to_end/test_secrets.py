@@ -13,7 +13,6 @@ from command_lines import COMMAND_LINES, SECRET
 from tachikoma import Client, ExecRequest, PermissionDenied
 from tachikoma.dev.stack import Stack
 from tachikoma.redis import keys
-from tachikoma.redis.access import celery_url
 
 MARKED = "marked-by-policy"
 #: The second exists nowhere.
@@ -44,7 +43,7 @@ def lines() -> Iterator[tuple[str, ...]]:
 def test_no_secret_gets_anywhere_but_to_the_command(strict: Stack) -> None:
     said: list[str] = []
     ran = 0
-    app = Celery(broker=celery_url(strict.redis_url), backend=celery_url(strict.redis_url), set_as_current=False)
+    app = Celery(broker=strict.redis_admin_celery_url, backend=strict.redis_admin_celery_url, set_as_current=False)
     with Client(strict.profile()) as client:
         for command in lines():
             request = ExecRequest(agent_id=AGENT, command=command)

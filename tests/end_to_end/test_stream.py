@@ -163,7 +163,7 @@ def test_a_call_that_waits_for_an_end_outlives_its_orchestrator(own_stack: Stack
 def test_output_that_was_tampered_with_is_found(client: Client, stack: Stack, tmp_path: Path, how: str) -> None:
     go = tmp_path / "go"
     wanted = request("sh", "-c", f"echo true; while [ ! -e {go} ]; do sleep 0.01; done")
-    with redis_py.Redis(unix_socket_path=str(stack.socket)) as redis:
+    with redis_py.Redis(**stack.redis_admin) as redis:
         key = keys.output(AGENT, wanted.id)
         client.submit(wanted)
         wait_until(lambda: redis.xlen(key), "it has written")

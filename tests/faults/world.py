@@ -169,7 +169,7 @@ class World(Stack):
     @contextmanager
     def direct(self) -> Iterator[Redis]:
         """Redis, past all relays."""
-        with Redis(unix_socket_path=str(self.socket)) as redis:
+        with Redis(**self.redis_admin) as redis:
             yield redis
 
 

@@ -36,7 +36,7 @@ def debian() -> Path:
 
 def _forget_denials(stack: Stack) -> None:
     """Where the end-to-end tests run too, they look for some in every stack that ends."""
-    with redis_py.Redis(unix_socket_path=str(stack.socket)) as redis:
+    with redis_py.Redis(**stack.redis_admin) as redis:
         redis.acl_log_reset()
 
 
@@ -73,6 +73,6 @@ def client(stack: Stack) -> Iterator[Client]:
 @pytest.fixture
 def admin(stack: Stack) -> Iterator[redis_py.Redis]:
     """All rights, on the stack's private socket; with an empty ACL LOG."""
-    with redis_py.Redis(unix_socket_path=str(stack.socket), decode_responses=True) as redis:
+    with redis_py.Redis(**stack.redis_admin, decode_responses=True) as redis:
         redis.acl_log_reset()
         yield redis

@@ -59,7 +59,7 @@ class World:
         self.stack = stack
         self.client = Client(stack.profile())
         self.other = Client(stack.issue(OTHER))
-        self.redis = redis_py.Redis(unix_socket_path=str(stack.socket))
+        self.redis = redis_py.Redis(**stack.redis_admin)
         self.pids = {part.name: part.pid for part in (stack.orchestrator, *stack.agents.values())}
 
     def close(self) -> None:

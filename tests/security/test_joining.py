@@ -46,7 +46,7 @@ SHORT = 6
 def stack(tmp_path_factory: pytest.TempPathFactory, debian: Path) -> Iterator[Stack]:
     with letting_join(tmp_path_factory.mktemp("joining"), debian) as running:
         yield running
-        with redis_py.Redis(unix_socket_path=str(running.socket)) as redis:
+        with redis_py.Redis(**running.redis_admin) as redis:
             # Only whoever was cut off was denied anything: that it may not log in.
             denied = [item for item in redis.acl_log() if item["reason"] != "auth"]
             redis.acl_log_reset()
@@ -124,7 +124,7 @@ def test_a_host_joins_by_the_command_line_runs_commands_and_is_cut_off_and_joins
         )  # fmt: skip
         # Redis knows it no more; and an agent that still heeds what it is told has ended what it ran.
         assert not logs_in(stack, "web-1", password)
-        with redis_py.Redis(unix_socket_path=str(stack.socket)) as redis:
+        with redis_py.Redis(**stack.redis_admin) as redis:
             assert not redis.exists(keys.queue("web-1"), keys.info("web-1"))
             saved = (stack.data / "redis" / "users.acl").read_text()
             assert agent_user("web-1") not in saved
@@ -173,7 +173,7 @@ def _forges_are_refused(stack: Stack, client: Client, svid: Svid, exec_id: str) 
     )  # fmt: skip
     token = sign(svid, receipt)
     raw = json.dumps({"status": "SUCCESS", "result": {"receipt": token, "stdout": "", "stderr": ""}})
-    with redis_py.Redis(unix_socket_path=str(stack.socket)) as redis:
+    with redis_py.Redis(**stack.redis_admin) as redis:
         redis.publish(keys.result("web-1", exec_id), raw)
         # The same of an execution is told once, and its worker may have sent one of its own just before.
         wait_until(
@@ -200,7 +200,7 @@ def test_what_a_revoked_agent_says_of_itself_is_on_the_record_once(stack: Stack,
     last = client.audit(limit=1)[-1].cursor
     beat = {"boot": "b", "run": "r", "version": "1", "hostname": "h", "running": 0, "slots": 1, "load": 0}
     raw = json.dumps({"type": "heartbeat", **beat, "memory_used": 0, "disk_used": 0})
-    with redis_py.Redis(unix_socket_path=str(stack.socket)) as redis:
+    with redis_py.Redis(**stack.redis_admin) as redis:
         redis.set(keys.info("liar"), raw)
         for _ in range(50):
             redis.publish(keys.events("liar"), raw)
@@ -290,7 +290,7 @@ def test_only_operators_enroll_and_revoke(stack: Stack, client: Client) -> None:
 def test_the_orchestrators_own_user_of_redis_makes_nobody_else(stack: Stack) -> None:
     rules = ["SETUSER", agent_user("x"), "on", ">x", "+@all", "~*"]
     commands = [["ACL", *rules], ["ACL", "DELUSER", agent_user("agent-1")], ["ACL", "SAVE"], ["ACL", "LIST"]]
-    with redis_py.Redis(unix_socket_path=str(stack.socket)) as redis:
+    with redis_py.Redis(**stack.redis_admin) as redis:
         for user in ("orchestrator", agent_user("agent-1"), "check"):
             for command in commands:
                 answer = redis.execute_command("ACL", "DRYRUN", user, *command)
@@ -311,7 +311,7 @@ def test_a_check_of_redis_knows_who_joined_and_who_was_cut_off(stack: Stack, cli
     client.revoke_agent("checked", "stolen")
     # Somebody prints an ACL file, with users of old.
     stack.redis_passwords.make("agent.checked")
-    with redis_py.Redis(unix_socket_path=str(stack.socket)) as redis:
+    with redis_py.Redis(**stack.redis_admin) as redis:
         redis.execute_command("ACL", "SETUSER", "agent.checked", "on", ">x", "+@all", "~*")
         told = [what for where, what in findings() if where == "user agent.checked"]
         redis.execute_command("ACL", "DELUSER", "agent.checked")
@@ -370,5 +370,5 @@ def test_an_agent_renews_by_itself_under_a_running_command_and_over_a_restart_of
                 assert "tachikoma agents enroll" in host.worker.failure()
             finally:
                 host.stop()
-        with redis_py.Redis(unix_socket_path=str(stack.socket)) as redis:
+        with redis_py.Redis(**stack.redis_admin) as redis:
             redis.acl_log_reset()

@@ -58,10 +58,18 @@ def test_check_says_what_is_wrong_with_the_stack_and_nothing_when_that_is_mended
     stack: Stack, server: redis_py.Redis
 ) -> None:
     report = check(stack)
-    assert [(item["where"], item["what"]) for item in report["findings"]] == [("user default", AS_IT_IS)]
+    assert report["findings"] == []
     assert report["agents"] == ["agent-1", "agent-2"]
-    # This connection stays who it is.
-    server.execute_command("ACL", "SETUSER", "default", "off")
+    server.execute_command("ACL", "SETUSER", "default", "on", "nopass")
+    report = check(stack)
+    assert [(item["where"], item["what"]) for item in report["findings"]] == [("user default", AS_IT_IS)]
+    # As `default` was before: nobody connects as it, but a restart of Redis 7.0 loses data.
+    for words in (["-@all"], ["+@all", "resetkeys"], ["~*", "resetchannels"]):
+        server.execute_command("ACL", "SETUSER", "default", "off", *words)
+        (finding,) = check(stack)["findings"]
+        assert finding["where"] == "user default"
+        assert "a restart of Redis drops what scripts wrote" in finding["what"]
+    server.execute_command("ACL", "SETUSER", "default", "&*")
     assert check(stack)["findings"] == []
     shown = tachikoma(
         *("check", "--redis-url", stack.redis_url_of("check"), "--identity", str(stack.identity("user"))),
@@ -82,6 +90,7 @@ def test_check_finds_every_kind_of_drift(stack: Stack, server: redis_py.Redis) -
     ):
         server.execute_command("ACL", "SETUSER", *words)
     server.execute_command("ACL", "DELUSER", "orchestrator")
+    server.execute_command("ACL", "SETUSER", "default", "on", "nopass")
     server.execute_command("ACL", "SETUSER", "admin", "off")
     server.config_set("maxmemory-policy", "allkeys-lru")
     server.config_set("appendfsync", "no")
@@ -139,7 +148,7 @@ def test_acl_makes_users_that_a_server_takes(stack: Stack, server: redis_py.Redi
     assert made.returncode == 0, made
     users = [*SERVICES, agent_user("web-1"), application_user("reports")]
     assert [line.split()[1] for line in made.stdout.splitlines()] == ["default", *users]
-    assert made.stdout.startswith("user default off\n")
+    assert made.stdout.startswith("user default off ~* &* +@all\n")
     assert made.stderr.splitlines() == [f"made {folder / user}" for user in users]
     for path in folder.iterdir():
         assert path.stat().st_mode & 0o077 == 0

@@ -81,7 +81,7 @@ Way = Callable[[RedisAccess], object]
 def test_a_command_runs_over_it_and_over_nothing_else(stack: Stack) -> None:
     with Client(stack.profile()) as client:
         assert client.execute(request("/bin/true")).state is ExecState.SUCCEEDED
-    with redis_py.Redis(unix_socket_path=str(stack.socket), decode_responses=True) as admin:
+    with redis_py.Redis(**stack.redis_admin, decode_responses=True) as admin:
         assert admin.config_get("port") == {"port": "0"}
         connections = [item for item in admin.client_list() if item["user"] != "default"]
     addresses = {(item["user"], item["laddr"].rpartition(":")[2]) for item in connections}
@@ -230,14 +230,14 @@ async def test_a_client_that_lives_on_takes_new_certificates_and_passwords_when_
         await client.ping()
     finally:
         await client.aclose()
-    with redis_py.Redis(unix_socket_path=str(stack.socket)) as admin:
+    with redis_py.Redis(**stack.redis_admin) as admin:
         admin.acl_log_reset()
 
 
 def test_the_system_goes_on_when_everybodys_certificates_change_and_connections_break(stack: Stack) -> None:
     with (
         Client(stack.profile()) as client,
-        redis_py.Redis(unix_socket_path=str(stack.socket), decode_responses=True) as admin,
+        redis_py.Redis(**stack.redis_admin, decode_responses=True) as admin,
     ):
         running = client.submit(request("sleep", "60"))
         wait_until(lambda: client.status(running.id).state is ExecState.STARTED, "it runs")

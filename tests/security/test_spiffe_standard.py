@@ -80,7 +80,7 @@ def federated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federated]:
 
 @pytest.fixture(scope="module")
 def redis(federated: Federated) -> Iterator[redis_py.Redis]:
-    client = redis_py.Redis(unix_socket_path=str(federated.socket))
+    client = redis_py.Redis(**federated.redis_admin)
     yield client
     client.close()
 

@@ -37,6 +37,8 @@ _CONFIGURATION = (
     *("port", "bind", "tls-port", "tls-auth-clients", "unixsocket", "unixsocketperm"),
     *("appendonly", "appendfsync", "maxmemory-policy", "maxclients", "aclfile"),
 )
+#: Rights that the user `default` needs, although it is off: Redis before 7.4 replays the append-only file as this user.
+_REPLAYER = frozenset({"~*", "&*", "+@all"})
 #: What a server says of every user, what stands for nothing, and what is told otherwise.
 _EMPTY_WORDS = {"reset", "resetchannels", "sanitize-payload", "alldbs", "on", "off"}
 #: What nobody but our own users may do, and how it is called.
@@ -275,6 +277,13 @@ def _user_findings(
             where="user default",
             what=f"whoever connects may do {rights}, {needed}",
             remedy=f"{load}; it switches that user off",
+        )
+    elif default is not None and not default.words >= _REPLAYER:
+        yield Finding(
+            where="user default",
+            what="may not do everything: a restart of Redis drops what scripts wrote since the last rewrite of the "
+            "append-only file (redis#14541)",
+            remedy=f"{load}; it leaves that user off and lets the replay write",
         )
 
 

@@ -31,7 +31,17 @@ from tachikoma.errors import ConfigurationError, Unavailable
 from tachikoma.identity.files import write_private
 from tachikoma.identity.spiffe import SpiffeId, agent_id, service_id, user_id
 from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
-from tachikoma.redis.users import BEAT, FLOWER, ORCHESTRATOR, SERVICES, SUBMITTER, Passwords, acl_file, agent_user
+from tachikoma.redis.users import (
+    ADMIN,
+    BEAT,
+    FLOWER,
+    ORCHESTRATOR,
+    SERVICES,
+    SUBMITTER,
+    Passwords,
+    acl_file,
+    agent_user,
+)
 
 __all__ = ["TRUST_DOMAIN", "Stack"]
 
@@ -243,9 +253,26 @@ class Stack:
         return self._runtime / "redis.sock"
 
     @property
+    def redis_admin(self) -> dict[str, str]:
+        """The arguments of `redis.Redis` that connect as the user `admin`, for the developer who runs the stack."""
+        (password,) = self.redis_passwords.path(ADMIN).read_text(encoding="ascii").split()
+        return {"unix_socket_path": str(self.socket), "username": ADMIN, "password": password}
+
+    @property
+    def redis_admin_url(self) -> str:
+        """Redis's URL with the user `admin` and its password, for the developer who runs the stack."""
+        admin = self.redis_admin
+        return f"unix://{admin['username']}:{admin['password']}@{self.socket}"
+
+    @property
+    def redis_admin_celery_url(self) -> str:
+        """The same as Celery and kombu write it."""
+        admin = self.redis_admin
+        return f"redis+socket://{admin['username']}:{admin['password']}@{self.socket}?virtual_host=0"
+
+    @property
     def redis_url(self) -> str:
-        """Redis's URL for whoever runs the stack: its `default` user may do everything, and its socket only be reached
-        by this user of the host. The parts have users of their own (`redis_user_of`)."""
+        """Redis's URL without credentials; each part authenticates with a user of its own (`redis_user_of`)."""
         return f"unix://{self.socket}"
 
     def redis_url_of(self, part: str) -> str:
@@ -490,7 +517,7 @@ class Stack:
         for user in (*SERVICES, *(agent_user(agent) for agent in self.agent_ids)):
             passwords.make(user)
         file = folder / "users.acl"
-        file.write_text(acl_file(passwords, default_user="on nopass ~* &* +@all"), encoding="utf-8")
+        file.write_text(acl_file(passwords), encoding="utf-8")
         return file
 
     def start_redis(self) -> None:
@@ -504,7 +531,8 @@ class Stack:
                 connection.settimeout(1)
                 connection.connect(str(self.socket))
                 connection.sendall(b"PING\r\n")
-                return connection.recv(64).startswith(b"+PONG")
+                # The user `default` is off, so an answer without AUTH is an error; -LOADING is one too.
+                return connection.recv(64).startswith(b"-NOAUTH")
         except OSError:
             return False
 

@@ -24,6 +24,7 @@ __all__ = [
     "APPLICATION_PREFIX",
     "BEAT",
     "CHECK",
+    "DEFAULT_USER_RULES",
     "ENROLLER",
     "FLOWER",
     "OPTIONAL",
@@ -48,6 +49,10 @@ FLOWER = "flower"
 BEAT = "beat"
 #: Celery's side of `tachikoma submitter`.
 SUBMITTER = "submitter"
+#: Rules of the user `default`. It is off, so that nobody can connect as it, and yet it may do everything: Redis before
+#: 7.4 replays the append-only file as this user, and drops each script's and transaction's writes that `default` may
+#: not make (redis#14541). With `off` alone, a restart lost everything that was accepted since the last rewrite.
+DEFAULT_USER_RULES = "off ~* &* +@all"
 #: `tachikoma redis check`.
 CHECK = "check"
 #: Whoever loads ACL files and repairs things; the only one with all rights.
@@ -366,18 +371,15 @@ def agents_in(acl: str) -> dict[str, list[str]]:
     return found
 
 
-def acl_file(
-    passwords: Passwords, *, default_user: str = "off", joined: Mapping[str, Iterable[str]] | None = None
-) -> str:
+def acl_file(passwords: Passwords, *, joined: Mapping[str, Iterable[str]] | None = None) -> str:
     """The ACL file of all users that have a password.
 
     Args:
         passwords: theirs.
-        default_user: rules of the user that whoever does not authenticate is.
         joined: further users of agents, by name, with the SHA-256 of their passwords.
     """
     hashes = {user: passwords.hashes(user) for user in passwords.users()}
     everybody = {**hashes, **{user: given for user, given in (joined or {}).items() if user not in hashes}}
-    lines = [f"user default {default_user}"]
+    lines = [f"user default {DEFAULT_USER_RULES}"]
     lines += (f"user {user} {' '.join(rules(user, given))}" for user, given in everybody.items())
     return "\n".join(lines) + "\n"

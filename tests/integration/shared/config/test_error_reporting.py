@@ -186,7 +186,7 @@ def test_no_secret_ever_arrives(stack: Stack, collector: Collector) -> None:
 
 
 def test_what_is_logged_as_an_error_arrives_without_its_text(stack: Stack, collector: Collector) -> None:
-    with Client(stack.profile()) as client, Redis(unix_socket_path=str(stack.socket)) as redis:
+    with Client(stack.profile()) as client, Redis(**stack.redis_admin) as redis:
         running = client.submit(request("/bin/sleep", "60"))
         wait_until(lambda: client.status(running.id).state is ExecState.STARTED, "it runs")
         # Whoever owns Redis puts there what no part of this system would.
