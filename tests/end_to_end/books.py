@@ -18,7 +18,7 @@ from tachikoma.identity.svid import FileSvidSource
 from tachikoma.redis import keys
 from tachikoma.vocabulary.audit import AuditCode, ExecAuditLog
 from tachikoma.vocabulary.states import ExecState
-from tachikoma_orchestrator.audit.trail import parse
+from tachikoma_orchestrator.audit.entries import parse
 
 __all__ = ["compare_books", "discrepancies"]
 

@@ -37,7 +37,7 @@ from tachikoma.identity.join_token import JoinToken
 from tachikoma.identity.spiffe import user_id
 from tachikoma.redis import keys
 from tachikoma.streams.frames import FIELD, STDOUT, Frame, entry_id
-from tachikoma_orchestrator.audit.trail import parse
+from tachikoma_orchestrator.audit.entries import parse
 
 #: The agent whose worker is stopped and killed.
 FRAGILE = "agent-2"

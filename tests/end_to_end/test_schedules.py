@@ -24,7 +24,7 @@ from tachikoma.identity.spiffe import user_id
 from tachikoma.redis import keys
 from tachikoma.redis.keys import DUE_TASK
 from tachikoma.vocabulary.clock import to_ms
-from tachikoma_orchestrator.audit.trail import parse
+from tachikoma_orchestrator.audit.entries import parse
 
 POLICY = """\
   - name: scheduled
@@ -116,7 +116,7 @@ def test_what_is_due_runs_as_the_schedule(client: Client) -> None:
     assert admitted.client_ip == ""
 
 
-def test_beat_nudges_sooner_than_the_submitter_would_look(client: Client) -> None:
+def test_beat_hints_sooner_than_the_submitter_would_check(client: Client) -> None:
     # That looks every 10 s by itself; it would find 20 due times at once then.
     begin = len(ran(client, "often", 3))
     moments = {run.time for run in ran(client, "often", begin + 6)[:6]}
@@ -166,7 +166,7 @@ def test_a_pause_holds_and_ends(cli: Cli, client: Client) -> None:
         return [run.outcome for run in client.scheduled_runs("often", limit=2)] == [DueOutcome.SKIPPED] * 2
 
     wait_until(skipped, "two due times are skipped")
-    assert client.scheduled_runs("often")[0].reason == "paused: disk is full"
+    assert client.scheduled_runs("often")[0].reason == "the schedule was paused: disk is full"
     assert cli.run("schedule", "resume", "often").stdout.startswith(b"often: next due ")
     wait_until(lambda: client.scheduled_runs("often")[0].outcome is DueOutcome.RUN, "it runs again")
 
@@ -196,7 +196,7 @@ def test_what_is_not_there_is_not_found(client: Client, cli: Cli) -> None:
 # --- what somebody else puts on the queue -----------------------------------------------------------------------------
 
 
-def nudge(task: str = DUE_TASK, args: Any = (), embed: Any = None, **given: Any) -> str:
+def hint(task: str = DUE_TASK, args: Any = (), embed: Any = None, **given: Any) -> str:
     """A message as beat's."""
     body = json.dumps([args, given, {} if embed is None else embed])
     return json.dumps(
@@ -211,14 +211,14 @@ def nudge(task: str = DUE_TASK, args: Any = (), embed: Any = None, **given: Any)
 
 FORGED: list[str] = [
     "", "x", "{}", "[]", "null", "1" * 5000, "[" * 100_000, json.dumps({"body": 1, "headers": 2}),
-    nudge(), nudge(schedule="nothing"), nudge(schedule=["rare"]), nudge(schedule="rare", due_ms="soon"),
-    nudge(schedule="rare", due_ms=0), nudge(schedule="rare", due_ms=10**15), nudge(schedule="rare", due_ms=-(10**30)),
-    nudge(schedule="rare", due_ms=int(time.time() * 1000), command=["/usr/bin/touch", "/tmp/x"], agent_id="agent-1"),
-    nudge(args=["rare", 5, {}], schedule="rare"), nudge(schedule="x" * 1_000_000), nudge(schedule="a\ud800"),
-    nudge("tachikoma.submit", ["not a token"]), nudge("tachikoma.execute", ["not an order"]), nudge("celery.chord"),
-    nudge("celery.backend_cleanup"), nudge("os.system", ["touch /tmp/x"]),
-    nudge(schedule="rare", embed={"callbacks": [{"task": "evil", "args": [], "kwargs": {}, "options": {}}]}),
-    nudge(schedule="rare", embed={name: [{"task": "evil"}] for name in ("errbacks", "chord", "chain")}),
+    hint(), hint(schedule="nothing"), hint(schedule=["rare"]), hint(schedule="rare", due_ms="soon"),
+    hint(schedule="rare", due_ms=0), hint(schedule="rare", due_ms=10**15), hint(schedule="rare", due_ms=-(10**30)),
+    hint(schedule="rare", due_ms=int(time.time() * 1000), command=["/usr/bin/touch", "/tmp/x"], agent_id="agent-1"),
+    hint(args=["rare", 5, {}], schedule="rare"), hint(schedule="x" * 1_000_000), hint(schedule="a\ud800"),
+    hint("tachikoma.submit", ["not a token"]), hint("tachikoma.execute", ["not an order"]), hint("celery.chord"),
+    hint("celery.backend_cleanup"), hint("os.system", ["touch /tmp/x"]),
+    hint(schedule="rare", embed={"callbacks": [{"task": "evil", "args": [], "kwargs": {}, "options": {}}]}),
+    hint(schedule="rare", embed={name: [{"task": "evil"}] for name in ("errbacks", "chord", "chain")}),
 ]  # fmt: skip
 
 
@@ -267,7 +267,7 @@ def test_a_changed_file_is_in_force_at_once_and_a_wrong_one_never(
     file = stack.data / "schedules.yaml"
     before = file.read_text()
     write(file, *json.loads(before)["schedules"], schedule("new", "500ms", "/usr/bin/true"))
-    wait_until(lambda: len(client.schedules()[0]) == 4, "it is in force")
+    wait_until(lambda: len(client.schedules()[0]) == 4, "it is active")
     ran(client, "new", 2)
     wait_until(lambda: redis.zscore(f"{keys.BEAT}:schedule", f"{keys.BEAT}new"), "beat knows it")
     file.write_text("schedules: [")
@@ -288,7 +288,7 @@ def test_a_beat_alone_sends_names_and_due_times_and_nothing_else(stack: Stack, r
     assert stack.submitter is not None
     stack.submitter.stop()
     try:
-        wait_until(lambda: redis.llen(keys.BATCH) >= 3, "it nudges")
+        wait_until(lambda: redis.llen(keys.BATCH) >= 3, "it sends hints")
         for raw in redis.lrange(keys.BATCH, 0, -1):
             message = json.loads(raw)
             body = message["body"]

@@ -13,7 +13,7 @@ from world import Job, Observer, World
 
 from tachikoma import AgentOffline, AuditCode, Client, ExecState, ResourceExhausted, Unavailable
 from tachikoma.redis import keys
-from tachikoma_orchestrator.audit.trail import parse
+from tachikoma_orchestrator.audit.entries import parse
 
 #: Executions not ended, not started, and accepted in any minute.
 CONCURRENT, WAITING, RATE = 5, 4, 100

@@ -13,7 +13,7 @@ from tachikoma_orchestrator.agents.enrolment import Membership
 from tachikoma_orchestrator.api.guard import current_peer
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.processes.parts import Core
-from tachikoma_orchestrator.schedules.runner import Scheduling
+from tachikoma_orchestrator.schedules.runner import ScheduleRunner
 
 __all__ = ["Administration", "page"]
 
@@ -43,7 +43,7 @@ class Administration(RemoteExecutionServicer):
         self._policies = core.policies
         self._trail = core.trail
         self._membership = membership
-        self._scheduling = core.scheduling
+        self._schedule_runner = core.schedule_runner
 
     def _operator(self, what: str) -> Peer:
         """The caller, who may do what only operators may.
@@ -125,7 +125,7 @@ class Administration(RemoteExecutionServicer):
 
     # --- schedules ----------------------------------------------------------------------------------------------------
 
-    def _schedules(self, what: str) -> tuple[Scheduling, str]:
+    def _schedules(self, what: str) -> tuple[ScheduleRunner, str]:
         """The schedules, and the caller, who is an operator.
 
         Raises:
@@ -133,47 +133,47 @@ class Administration(RemoteExecutionServicer):
             FailedPrecondition: there are no schedules.
         """
         peer = self._operator(what)
-        if self._scheduling is None:
+        if self._schedule_runner is None:
             raise FailedPrecondition("this orchestrator has no schedules; TACHIKOMA_SCHEDULES says where they are")
-        return self._scheduling, str(peer)
+        return self._schedule_runner, str(peer)
 
     async def ListSchedules(  # noqa: N802
         self, request: pb.ListSchedulesRequest, context: Any
     ) -> pb.ListSchedulesResponse:
-        scheduling, _ = self._schedules("see schedules")
-        found = await scheduling.statuses()
-        return pb.ListSchedulesResponse(schedules=map(wire.schedule_to_pb, found), error=scheduling.error)
+        runner, _ = self._schedules("see schedules")
+        found = await runner.statuses()
+        return pb.ListSchedulesResponse(schedules=map(wire.schedule_to_pb, found), error=runner.error)
 
     async def NextDueTimes(  # noqa: N802
         self, request: pb.NextDueTimesRequest, context: Any
     ) -> pb.NextDueTimesResponse:
-        scheduling, _ = self._schedules("see schedules")
+        runner, _ = self._schedules("see schedules")
         limit = page(request.limit, "limit") if request.limit else DEFAULT_DUE_TIMES
-        found = await scheduling.next_due(request.name, limit=limit)
+        found = await runner.next_due(request.name, limit=limit)
         answer = pb.NextDueTimesResponse()
         for due in found:
             answer.due.add().FromDatetime(due)
         return answer
 
     async def PauseSchedule(self, request: pb.PauseScheduleRequest, context: Any) -> pb.Schedule:  # noqa: N802
-        scheduling, peer = self._schedules("pause schedules")
+        runner, peer = self._schedules("pause schedules")
         self._trail.check()
         reason = checked_reason(request.reason)
-        return wire.schedule_to_pb(await scheduling.pause(request.name, by=peer, reason=reason))
+        return wire.schedule_to_pb(await runner.pause(request.name, by=peer, reason=reason))
 
     async def ResumeSchedule(self, request: pb.ResumeScheduleRequest, context: Any) -> pb.Schedule:  # noqa: N802
-        scheduling, peer = self._schedules("resume schedules")
+        runner, peer = self._schedules("resume schedules")
         self._trail.check()
-        return wire.schedule_to_pb(await scheduling.resume(request.name, by=peer))
+        return wire.schedule_to_pb(await runner.resume(request.name, by=peer))
 
     async def RunSchedule(self, request: pb.RunScheduleRequest, context: Any) -> pb.ScheduledRun:  # noqa: N802
-        scheduling, peer = self._schedules("run schedules")
+        runner, peer = self._schedules("run schedules")
         self._trail.check()
-        return wire.scheduled_run_to_pb(await scheduling.run_now(request.name, by=peer))
+        return wire.scheduled_run_to_pb(await runner.run_now(request.name, by=peer))
 
     async def ListScheduledRuns(  # noqa: N802
         self, request: pb.ListScheduledRunsRequest, context: Any
     ) -> pb.ListScheduledRunsResponse:
-        scheduling, _ = self._schedules("see schedules")
-        found = await scheduling.runs(request.name, limit=page(request.limit, "limit"))
+        runner, _ = self._schedules("see schedules")
+        found = await runner.runs(request.name, limit=page(request.limit, "limit"))
         return pb.ListScheduledRunsResponse(runs=map(wire.scheduled_run_to_pb, found))

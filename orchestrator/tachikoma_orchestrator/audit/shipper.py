@@ -19,8 +19,10 @@ from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Lock, Redis
 from tachikoma.vocabulary.audit import ExecAuditLog
+from tachikoma_orchestrator.audit.entries import read_entries
+from tachikoma_orchestrator.audit.positions import SinkPosition
 from tachikoma_orchestrator.audit.sinks import FileSink, Sink, SinkAway
-from tachikoma_orchestrator.audit.trail import AuditTrail, SinkPosition, read_entries
+from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.metrics import AUDIT_CLOSED, AUDIT_WAITING
 
 __all__ = ["Shipper"]
@@ -201,9 +203,9 @@ class Shipper:
         self._untold = untold
         if not self._closed:
             behind = ""
-        if bool(behind) != bool(self._trail.behind):
+        if bool(behind) != bool(self._trail.closed_reason):
             log.error("audit.closed", reason=behind) if behind else log.info("audit.open")
-        self._trail.behind = behind
+        self._trail.closed_reason = behind
         AUDIT_CLOSED.set(bool(behind))
 
     async def _waiting(self) -> dict[str, int]:

@@ -28,9 +28,9 @@ from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.executions.waiters import Endings
 from tachikoma_orchestrator.metrics import POLICIES, POLICY_ERROR, POLICY_SINCE
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings
-from tachikoma_orchestrator.schedules.runner import Scheduling
+from tachikoma_orchestrator.schedules.runner import ScheduleRunner
 from tachikoma_orchestrator.schedules.sources import open_schedules
-from tachikoma_orchestrator.schedules.store import ScheduleBook
+from tachikoma_orchestrator.schedules.store import ScheduleStore
 from tachikoma_orchestrator.store.subscriber import Subscriber
 
 __all__ = ["Core"]
@@ -108,10 +108,10 @@ class Core:
             rate_limit=settings.rate_limit, search_path=settings.search_path,
         )  # fmt: skip
         #: None where there are no schedules.
-        self.scheduling: Scheduling | None = None
+        self.schedule_runner: ScheduleRunner | None = None
         if settings.schedules:
-            self.scheduling = Scheduling(
-                open_schedules(settings.schedules), ScheduleBook(self.redis, retention=settings.retention),
+            self.schedule_runner = ScheduleRunner(
+                open_schedules(settings.schedules), ScheduleStore(self.redis, retention=settings.retention),
                 self.ledger, self.trail, self.admitter, self.identity,
             )  # fmt: skip
 
@@ -122,8 +122,8 @@ class Core:
         """
         await self.registry.revocations.look_if_there()
         parts = [self.registry.revocations.run(), self.subscriber.run(), self._watch_policy()]
-        if self.scheduling is not None:
-            parts.append(self.scheduling.watch_file())
+        if self.schedule_runner is not None:
+            parts.append(self.schedule_runner.watch_file())
         return [asyncio.create_task(part) for part in parts]
 
     async def aclose(self) -> None:

@@ -40,7 +40,7 @@ from tachikoma.redis.access import RedisAccess, connect
 from tachikoma.redis.celery_broker import BrokerTransport
 from tachikoma.redis.keys import DUE_TASK
 from tachikoma.redis.users import SUBMITTER
-from tachikoma_orchestrator.audit.trail import SinkPosition
+from tachikoma_orchestrator.audit.positions import SinkPosition
 from tachikoma_orchestrator.processes.parts import Core
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings
 from tachikoma_orchestrator.processes.submission import execute
@@ -211,8 +211,8 @@ class Submitter:
             *await self.core.start(),
             self._loop.create_task(self._stay_alive()),
         ]
-        if self.core.scheduling is not None:
-            self._background.append(self._loop.create_task(self.core.scheduling.keep()))
+        if self.core.schedule_runner is not None:
+            self._background.append(self._loop.create_task(self.core.schedule_runner.run()))
         if self.settings.audit_failure == "closed":
             self._background.append(self._loop.create_task(self._watch_sinks()))
         for task in self._background:
@@ -294,7 +294,7 @@ class Submitter:
                     if waiting > self.settings.audit_backlog:
                         told = name.decode(errors="replace")
                         behind = f"{waiting} events of the audit trail wait for {told}"
-                self.core.trail.behind = behind
+                self.core.trail.closed_reason = behind
             await asyncio.sleep(ALIVE_SECONDS)
 
 
@@ -337,9 +337,9 @@ def make_app(submitter: Submitter) -> Celery:
     @app.task(name=DUE_TASK, bind=True, acks_late=False, ignore_result=True)
     def due(self: Any, *_: Any, **given: Any) -> None:
         """Look at a schedule, of which beat says that it is due."""
-        if submitter.core.scheduling is not None:
-            nudge = submitter.core.scheduling.nudge(given.get("schedule"), given.get("due_ms"))
-            submitter.run(self.request.id, nudge)
+        if submitter.core.schedule_runner is not None:
+            hint = submitter.core.schedule_runner.hint(given.get("schedule"), given.get("due_ms"))
+            submitter.run(self.request.id, hint)
 
     app.finalize()
     return app

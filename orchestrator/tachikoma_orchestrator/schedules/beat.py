@@ -37,7 +37,7 @@ from tachikoma.redis.access import CONNECT_SECONDS, OPERATION_SECONDS, BrokerTls
 from tachikoma.redis.keys import DUE_TASK
 from tachikoma.schedules.timing import Timing
 from tachikoma.vocabulary.clock import from_ms, to_ms
-from tachikoma_orchestrator.schedules.sources import SchedulesInForce
+from tachikoma_orchestrator.schedules.sources import ActiveSchedules
 
 __all__ = ["Beat"]
 
@@ -228,7 +228,7 @@ def _client(access: RedisAccess) -> redis.Redis:
 class Beat:
     """One beat; several may run."""
 
-    def __init__(self, schedules: SchedulesInForce, access: RedisAccess) -> None:
+    def __init__(self, schedules: ActiveSchedules, access: RedisAccess) -> None:
         """Wire everything; nothing is sent yet."""
         celery_broker.install()
         app = Celery("tachikoma-beat", set_as_current=True)

@@ -1,12 +1,12 @@
-"""What becomes of a schedule's due times: a pure function of the schedule, of how far it is, and of the time.
+"""The decision on a schedule's due times: a pure function of the schedule, its recorded progress and the time.
 
-Every due time after the last one on record is accounted for, in their order, each by one of
+Every due time after the last recorded one is decided once, in order. It has one of these outcomes:
 
-- it runs: it is not too late, or all are and it is the last, where the schedule says that one of them runs;
-- it is skipped: the schedule was paused then, is switched off, gone or another one now, or its last run has not ended;
-- it is missed.
+- run: it is not too late; or all are too late, it is the last, and the schedule says that one of them runs;
+- skipped: the schedule was paused at that time, is disabled, removed or changed, or its last run has not finished;
+- missed: it is too late.
 
-`docs/decisions/0020` says why.
+`docs/decisions/0020` gives the reasons.
 """
 
 from __future__ import annotations
@@ -17,46 +17,52 @@ from datetime import timedelta
 
 from tachikoma.errors import RecordAltered
 from tachikoma.schedules.file import Schedule
-from tachikoma.schedules.timing import parse_timing
+from tachikoma.schedules.timing import Timing, parse_timing
+from tachikoma.vocabulary.clock import duration_ms
 from tachikoma.vocabulary.model import Model
 from tachikoma.vocabulary.schedules import DueOutcome, Missed, Overlap, ScheduledRun
 
-__all__ = ["Entry", "Plan", "State", "account", "plan"]
+__all__ = ["Plan", "PlannedRun", "ScheduleState", "decide", "plan"]
 
-#: Due times that are accounted for one by one, the newest; those before them are one entry with a count.
+#: Due times that are decided one by one, the newest; all older ones become one entry with a count.
 MAX_SINGLE = 100
-#: How far back due times are counted; what lies before that is let go.
-LOOKBACK_MS = 366 * 24 * 3600 * 1000
-#: The latest time that can be written down.
+#: Due times older than this are not counted.
+LOOKBACK_MS = duration_ms(timedelta(days=366))
+#: The last millisecond of the year 9999: the latest time that `datetime` holds.
 MAX_MS = 253_402_300_799_999
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """How far a schedule is, as Redis has it."""
+class ScheduleState:
+    """The recorded progress of a schedule."""
 
-    #: Changes with every change of it.
+    #: Changes with every change of the record; 0 if there is no record.
     version: int = 0
-    #: Up to then due times are accounted for; None where nobody ever looked at it.
+    #: Due times up to this one are decided; None if the schedule was never looked at.
     cursor_ms: int | None = None
-    #: The rule that due times since then follow; empty for none.
+    #: The rule of due times since then; empty for none.
     rule: str = ""
-    #: The last pause: since when, until when, by whom, why.
+    #: The last pause: its begin and end, the user who paused the schedule, and the reason. None if there was none, or
+    #: it has not ended.
     paused_ms: int | None = None
     resumed_ms: int | None = None
     paused_by: str = ""
     pause_reason: str = ""
-    #: The last execution.
+    #: Id of the last execution; empty if there was none.
     last_exec: str = ""
-    #: Runs that are about to be asked for, by their id in the schedule.
+    #: Runs that are about to be requested, by their id in the schedule.
     taken: Mapping[str, ScheduledRun] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, name: str, fields: Mapping[bytes, bytes]) -> State:
-        """Read what Redis has of a schedule.
+    def parse(cls, name: str, fields: Mapping[bytes, bytes]) -> ScheduleState:
+        """Read the record of a schedule.
+
+        Args:
+            name: the schedule's name, for messages.
+            fields: the hash in Redis.
 
         Raises:
-            RecordAltered: it is none that this program wrote.
+            RecordAltered: the record was not written by this program.
         """
         try:
             texts = {key.decode(): value.decode() for key, value in fields.items()}
@@ -79,17 +85,18 @@ class State:
                 parse_timing(state.rule)
         except ValueError as error:
             raise RecordAltered(
-                f"how far the schedule {name} is cannot be read: {str(error)[:200]}", metadata={"schedule": name}
+                f"the record of the schedule {name} in Redis cannot be read: {str(error)[:200]}",
+                metadata={"schedule": name},
             ) from None
         return state
 
     @property
     def paused(self) -> bool:
-        """Whether it is paused now."""
+        """True if the schedule is paused now."""
         return self.paused_ms is not None and self.resumed_ms is None
 
     def paused_at(self, ms: int) -> bool:
-        """Whether it was paused at a time, as far as the last pause tells."""
+        """Return True if the last pause contains a time."""
         return self.paused_ms is not None and self.paused_ms <= ms < (self.resumed_ms or MAX_MS)
 
 
@@ -98,89 +105,108 @@ def _time(text: str | None) -> int | None:
         return None
     value = int(text)
     if not 0 <= value <= MAX_MS:
-        raise ValueError(f"{text} is no time")
+        raise ValueError(f"{text} is not a time")
     return value
 
 
-class Entry(Model):
-    """What is put on the record of a due time."""
+class PlannedRun(Model):
+    """The decision on a due time, or on several that are recorded as one."""
 
+    #: The due time; of several, the last.
     due_ms: int
     outcome: DueOutcome
     reason: str = ""
+    #: The number of due times.
     count: int = 1
+    #: The first of several; None for a single one.
     first_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The next step of accounting. A run is always its last entry."""
+    """The next change of a schedule's record. A run is always the last of its entries."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[PlannedRun, ...]
+    #: The new `cursor_ms` and `rule` of the record.
     cursor_ms: int
     rule: str
 
     @property
     def runs(self) -> bool:
-        """Whether its last entry runs; there may then be more after it."""
+        """True if the last entry runs; more due times may then follow it."""
         return bool(self.entries) and self.entries[-1].outcome is DueOutcome.TAKEN
 
 
-def plan(schedule: Schedule | None, state: State, now_ms: int, busy: str = "") -> Plan | None:
-    """What is to be put on the record next; None where nothing is.
+def plan(schedule: Schedule | None, state: ScheduleState, now_ms: int, busy: str = "") -> Plan | None:
+    """Decide on the due times since the last recorded one, up to the first that runs.
 
     Args:
-        schedule: as it is now; None where it is gone.
-        state: how far it is.
-        now_ms: by the clock of Redis.
-        busy: the execution of its last run, where that has not ended.
+        schedule: the schedule as it is now; None if it was removed.
+        state: its recorded progress.
+        now_ms: the time by the clock of Redis.
+        busy: id of the last execution if that has not finished; else empty.
+
+    Returns:
+        The next change of the record, or None if there is nothing to change.
     """
     rule = schedule.timing.text if schedule is not None and schedule.enabled else ""
     if state.cursor_ms is None:
-        # It begins when somebody first sees it.
+        # A new schedule counts from the first look at it.
         return Plan((), now_ms, rule)
-    begin = max(state.cursor_ms, now_ms - LOOKBACK_MS)
-    due: list[int] = []
-    entries: list[Entry] = []
-    if state.rule and begin < now_ms:
-        # Up to now it followed the rule on record, whatever the file says by now.
+    entries: list[PlannedRun] = []
+    begin_ms = max(state.cursor_ms, now_ms - LOOKBACK_MS)
+    if state.rule and begin_ms < now_ms:
+        # Until now the recorded rule was active, also if the file has another one by now.
         timing = parse_timing(state.rule)
-        due, total = timing.between(begin, now_ms, MAX_SINGLE)
+        due, total = timing.between(begin_ms, now_ms, MAX_SINGLE)
         if total > len(due):
-            last = timing.between(begin, due[0] - 1, 1)[0][0]
-            older = account(schedule, state, last, now_ms, busy, last=False)
-            if older.outcome is DueOutcome.TAKEN:
-                older = Entry(due_ms=last, outcome=DueOutcome.MISSED, reason=f"only {MAX_SINGLE} run at once")
-            count = {"count": total - len(due), "first_ms": next(timing.after(begin))}
-            entries.append(older.model_copy(update=count))
-    for at in due:
-        entry = account(schedule, state, at, now_ms, busy, last=at == due[-1])
-        entries.append(entry)
-        if entry.outcome is DueOutcome.TAKEN:
-            return Plan(tuple(entries), at, state.rule)
+            entries.append(_summary(schedule, state, timing, begin_ms, due[0], total - len(due), now_ms, busy))
+        for at in due:
+            entries.append(decide(schedule, state, at, now_ms, busy, last=at == due[-1]))
+            if entries[-1].outcome is DueOutcome.TAKEN:
+                return Plan(tuple(entries), at, state.rule)
     if rule != state.rule:
         return Plan(tuple(entries), max(state.cursor_ms, now_ms), rule)
-    return Plan(tuple(entries), due[-1], rule) if entries else None
+    return Plan(tuple(entries), entries[-1].due_ms, rule) if entries else None
 
 
-def account(schedule: Schedule | None, state: State, due_ms: int, now_ms: int, busy: str, *, last: bool) -> Entry:
-    """What becomes of one due time; `last` is whether there is none after it by now."""
+def _summary(
+    schedule: Schedule | None, state: ScheduleState, timing: Timing, begin_ms: int, until_ms: int, count: int,
+    now_ms: int, busy: str,
+) -> PlannedRun:  # fmt: skip
+    """Decide on all due times after `begin_ms` and before `until_ms` as one entry."""
+    last_ms = timing.between(begin_ms, until_ms - 1, 1)[0][0]
+    entry = decide(schedule, state, last_ms, now_ms, busy, last=False)
+    if entry.outcome is DueOutcome.TAKEN:
+        entry = PlannedRun(due_ms=last_ms, outcome=DueOutcome.MISSED, reason=f"at most {MAX_SINGLE} run at once")
+    return entry.model_copy(update={"count": count, "first_ms": next(timing.after(begin_ms))})
 
-    def entry(outcome: DueOutcome, reason: str = "") -> Entry:
-        return Entry(due_ms=due_ms, outcome=outcome, reason=reason)
+
+def decide(
+    schedule: Schedule | None, state: ScheduleState, due_ms: int, now_ms: int, busy: str, *, last: bool
+) -> PlannedRun:
+    """Decide on one due time; arguments as in `plan`.
+
+    Args:
+        due_ms: the due time.
+        last: True if no other due time has come since.
+    """
+
+    def decision(outcome: DueOutcome, reason: str = "") -> PlannedRun:
+        return PlannedRun(due_ms=due_ms, outcome=outcome, reason=reason)
 
     if state.paused_at(due_ms):
-        return entry(DueOutcome.SKIPPED, f"paused: {state.pause_reason}")
+        return decision(DueOutcome.SKIPPED, f"the schedule was paused: {state.pause_reason}")
     if schedule is None:
-        return entry(DueOutcome.SKIPPED, "it is not among the schedules any more")
+        return decision(DueOutcome.SKIPPED, "the schedule was removed")
     if not schedule.enabled:
-        return entry(DueOutcome.SKIPPED, "it is switched off")
+        return decision(DueOutcome.SKIPPED, "the schedule is disabled")
     if not schedule.timing.between(due_ms - 1, due_ms, 1)[1]:
-        # Also what only Redis says was due.
-        return entry(DueOutcome.SKIPPED, "it is not due by the schedule as it is now")
+        # The schedule was changed, or an attacker wrote the rule into Redis.
+        return decision(DueOutcome.SKIPPED, "the schedule as it is now is not due at this time")
     late = timedelta(milliseconds=now_ms - due_ms) > schedule.lateness
     if late and not (last and schedule.missed is Missed.RUN_ONCE):
-        return entry(DueOutcome.MISSED, "nobody asked for it in time")
+        return decision(DueOutcome.MISSED, "no submitter was running at the scheduled time")
     if busy and schedule.overlap is Overlap.SKIP:
-        return entry(DueOutcome.SKIPPED, f"the run before, {busy}, has not ended")
-    return entry(DueOutcome.TAKEN)
+        return decision(DueOutcome.SKIPPED, f"the previous run {busy} has not finished")
+    return decision(DueOutcome.TAKEN)

@@ -1,20 +1,21 @@
-"""Schedules at work: due times are accounted for, and runs are asked for like anybody else's requests.
+"""The runner of schedules: records every due time once, and requests the runs like any other requester.
 
-Celery beat nudges (`nudge`), and the submitter also looks by itself (`keep`). Whoever looks takes these steps for each
-due time, and a process that ends between two of them is followed by another one that goes on where it was:
+Celery beat sends hints (`hint`), and the runner also checks all schedules by itself (`run`). Each due time takes these
+steps. A process that ends between two of them is followed by another, which continues where it ended:
 
-1. One script puts on the record what becomes of it, if nobody else has meanwhile. What runs is *taken* now.
-2. It is asked for under an id made of schedule and due time, so that twice is once.
-3. Another script settles it. If it was not accepted, the same script sees to it that it never can run.
+1. One script records the outcome of the due time, unless another process did so first. A run is now *taken*.
+2. The run is requested under an id made of schedule and due time, so a repeated request is the same execution.
+3. Another script settles it. If the run was not accepted, the same script ensures that it can never start.
 
-What stays taken is found at the next look: asked for again, or given up as missed where that would be too late. That is
-decided anew, and by the id that the due time must have: what Redis says was taken, somebody may have put there.
+A run that stays taken is found by the next check: requested again, or settled as missed if it would be too late. The
+check decides anew, and by the id that the due time must have: an attacker may have written the record in Redis.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Sequence
 from datetime import datetime
 from itertools import islice
 
@@ -33,138 +34,143 @@ from tachikoma.identity.spiffe import schedule_id
 from tachikoma.identity.svid import SvidSource
 from tachikoma.schedules.file import Schedule, ScheduleSet
 from tachikoma.vocabulary.audit import AuditCode
-from tachikoma.vocabulary.clock import from_ms, to_ms
+from tachikoma.vocabulary.clock import from_ms, optional_from_ms, to_ms
 from tachikoma.vocabulary.requests import new_id
 from tachikoma.vocabulary.schedules import DueOutcome, Overlap, ScheduledRun, ScheduleStatus
 from tachikoma_orchestrator.admission.admit import Admitter
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.executions.ledger import Ledger
-from tachikoma_orchestrator.schedules.planner import Plan, State, account, plan
-from tachikoma_orchestrator.schedules.sources import SchedulesInForce
-from tachikoma_orchestrator.schedules.store import BookEntry, ScheduleBook
+from tachikoma_orchestrator.schedules.planner import Plan, PlannedRun, ScheduleState, decide, plan
+from tachikoma_orchestrator.schedules.sources import ActiveSchedules, log_reload
+from tachikoma_orchestrator.schedules.store import RunEntry, ScheduleStore
 
-__all__ = ["Scheduling"]
+__all__ = ["ScheduleRunner"]
 
 log = structlog.get_logger(__name__)
 
-#: The Celery task that beat sends to the submitter.
-
-#: How often the file is looked at.
+#: Time between two checks of the file, in seconds.
 FILE_SECONDS = 1.0
-#: How often all schedules are looked at without a nudge, which may have been lost.
-LOOK_SECONDS = 10.0
-#: A nudge that comes so long before its time, by the clock of Redis, is waited for; clocks differ.
+#: Time between two checks of all schedules, in seconds: a hint may be lost.
+CHECK_SECONDS = 10.0
+#: A hint that arrives this early by the clock of Redis is waited for; clocks differ.
 EARLY_MS = 2000
-#: A run that was taken and not settled for so long was left by somebody who ended.
+#: A run that was taken this long ago and is not settled was left by a process that ended.
 ABANDONED_MS = 5000
-#: Steps of one look, and taken runs that it takes up; the next look goes on.
+#: Steps of one check, and abandoned runs that it resumes; the next check continues.
 MAX_STEPS = 400
 MAX_TAKEN = 100
-#: Due times that are told at once.
+#: Longest list of the next due times.
 MAX_NEXT = 1000
 
 
-class Scheduling:
-    """Keeps schedules. For one event loop."""
+class ScheduleRunner:
+    """The schedules of a process: its active set, their records in Redis, and the requests. For one event loop."""
 
     def __init__(
-        self, source: SchedulesInForce, book: ScheduleBook, ledger: Ledger, trail: AuditTrail, admitter: Admitter,
+        self, source: ActiveSchedules, store: ScheduleStore, ledger: Ledger, trail: AuditTrail, admitter: Admitter,
         identity: SvidSource,
     ) -> None:  # fmt: skip
         self._source = source
-        self._book = book
+        self._store = store
         self._ledger = ledger
         self._trail = trail
         self._admitter = admitter
         self._identity = identity
+        #: Two checks of one schedule in one process would only lose against each other in Redis.
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._changed = asyncio.Event()
 
-    # --- at work ------------------------------------------------------------------------------------------------------
+    # --- background parts ---------------------------------------------------------------------------------------------
 
     async def watch_file(self) -> None:
-        """Take the file when it changes."""
+        """Reload the schedules whenever their file changes, for ever."""
         while True:
             await asyncio.sleep(FILE_SECONDS)
-            if not self._source.reload():
-                continue
-            if self._source.error:
-                log.error("schedules.kept", reason=self._source.error, in_force=self._source.current.digest[:12])
-            else:
-                log.info("schedules.changed", digest=self._source.current.digest[:12])
-                self._changed.set()
+            if self._source.reload():
+                log_reload(self._source)
+                if not self._source.error:
+                    self._changed.set()
 
-    async def keep(self) -> None:
-        """Look at all schedules now, whenever the file has changed, and every while."""
+    async def run(self) -> None:
+        """Check all schedules now, after each change of the file, and every `CHECK_SECONDS`, for ever."""
         while True:
             self._changed.clear()
             try:
-                await self.look_at_all()
+                await self.advance_all()
             except (RedisError, OSError) as error:
-                log.warning("schedules.wait", reason=str(error))
+                log.warning("schedules.redis_unavailable", reason=str(error))
             try:
-                async with asyncio.timeout(LOOK_SECONDS):
+                async with asyncio.timeout(CHECK_SECONDS):
                     await self._changed.wait()
             except TimeoutError:
                 pass
 
-    async def look_at_all(self) -> None:
-        """Account for what is due of all schedules, also of those that are gone from the file. Raises redis errors."""
-        for name in {*self._schedules, *await self._book.names()}:
-            await self.look(name)
+    async def advance_all(self) -> None:
+        """Decide and record all due times of all schedules, also of removed ones. Raises redis errors."""
+        for name in {*self._schedules, *await self._store.names()}:
+            await self.advance(name)
 
-    async def nudge(self, name: object, due_ms: object) -> None:
-        """Account for what is due of a schedule. Anybody may have sent this; nothing of it is believed."""
+    async def hint(self, name: object, due_ms: object) -> None:
+        """Check a schedule that is due according to a message. The sender is unknown and its content is not trusted."""
         if not isinstance(name, str) or name not in self._schedules:
-            log.warning("nudge.unknown", schedule=str(name)[:80])
+            log.warning("schedules.unknown_hint", schedule=str(name)[:80])
             return
         try:
             if isinstance(due_ms, int):
                 early_ms = due_ms - await self._ledger.now_ms()
                 if 0 < early_ms <= EARLY_MS:
                     await asyncio.sleep(early_ms / 1000)
-            await self.look(name)
+            await self.advance(name)
         except (RedisError, OSError) as error:
-            # `keep` looks again.
-            log.warning("schedules.wait", schedule=name, reason=str(error))
+            # `run` checks again.
+            log.warning("schedules.redis_unavailable", schedule=name, reason=str(error))
 
-    async def look(self, name: str) -> None:
-        """Account for what is due of a schedule, and ask for what is to run. Raises redis errors."""
+    async def advance(self, name: str) -> None:
+        """Decide and record the due times of a schedule, and request its runs. Raises redis errors."""
         async with self._locks[name]:
             schedule = self._schedules.get(name)
             try:
-                state = await self._book.state(name)
-                await self._take_up(name, schedule, state)
+                state = await self._store.state(name)
+                await self._resume(name, schedule, state)
                 for _ in range(MAX_STEPS):
-                    step = plan(schedule, state, await self._ledger.now_ms(), await self._busy(schedule, state))
+                    now_ms = await self._ledger.now_ms()
+                    step = plan(schedule, state, now_ms, await self._unfinished(schedule, state))
                     if step is None:
                         return
-                    await self._account(name, schedule, state, step)
-                    state = await self._book.state(name)
+                    await self._carry_out(name, schedule, state, step)
+                    state = await self._store.state(name)
             except RecordAltered as error:
-                # One that somebody broke must not hide the others.
-                log.error("schedule.unreadable", schedule=name, reason=str(error))
+                # One broken record must not hide the other schedules.
+                log.error("schedules.record_unreadable", schedule=name, reason=str(error))
 
-    async def _take_up(self, name: str, schedule: Schedule | None, state: State) -> None:
-        """Go on with what somebody else left in the middle."""
+    # --- the steps of a due time --------------------------------------------------------------------------------------
+
+    async def _resume(self, name: str, schedule: Schedule | None, state: ScheduleState) -> None:
+        """Request or settle the runs that another process left taken."""
         now_ms = await self._ledger.now_ms() if state.taken else 0
         for key, run in islice(state.taken.items(), MAX_TAKEN):
             if now_ms - to_ms(run.time) < ABANDONED_MS:
                 continue
-            # Where it was asked for, that is found by the script.
-            due_ms = to_ms(run.due)
-            if schedule is not None and key == str(due_ms) and run.id == self._run_id(name, due_ms):
-                last = next(schedule.timing.after(due_ms), now_ms + 1) > now_ms
-                entry = account(schedule, state, due_ms, now_ms, "", last=last)
-                if entry.outcome is DueOutcome.TAKEN and due_ms <= now_ms:
-                    await self._ask(schedule, key, run)
-                    continue
-            why = "it was to run, and could not be asked for in time"
-            await self._settle(name, key, run, DueOutcome.MISSED, why)
+            # The script finds out whether the run was requested before.
+            if schedule is not None and self._may_still_run(schedule, state, key, run, now_ms):
+                await self._request(schedule, key, run)
+            else:
+                reason = "the run was due, and could not be requested in time"
+                await self._settle(name, key, run, DueOutcome.MISSED, reason)
 
-    async def _busy(self, schedule: Schedule | None, state: State) -> str:
-        """The execution of the last run, if that has not ended and it counts."""
+    def _may_still_run(
+        self, schedule: Schedule, state: ScheduleState, key: str, run: ScheduledRun, now_ms: int
+    ) -> bool:
+        """Return True if a taken run is a due time of the schedule, under its own id, and not too late."""
+        due_ms = to_ms(run.due)
+        if key != str(due_ms) or run.id != self._run_id(schedule.name, due_ms) or due_ms > now_ms:
+            return False
+        last = next(schedule.timing.after(due_ms), now_ms + 1) > now_ms
+        return decide(schedule, state, due_ms, now_ms, "", last=last).outcome is DueOutcome.TAKEN
+
+    async def _unfinished(self, schedule: Schedule | None, state: ScheduleState) -> str:
+        """Return the id of the last execution if it has not finished and the schedule waits for it; else empty."""
         if schedule is None or schedule.overlap is not Overlap.SKIP or not state.last_exec:
             return ""
         if any(run.id == state.last_exec for run in state.taken.values()):
@@ -172,43 +178,48 @@ class Scheduling:
         record = await self._ledger.record(state.last_exec)
         return state.last_exec if record is not None and not record.state.terminal else ""
 
-    async def _account(self, name: str, schedule: Schedule | None, state: State, step: Plan) -> None:
+    async def _carry_out(self, name: str, schedule: Schedule | None, state: ScheduleState, step: Plan) -> None:
+        """Record a plan, and request its run unless another process recorded the due times first."""
         now = from_ms(await self._ledger.now_ms())
-        entries = []
-        for item in step.entries:
-            taken = item.outcome is DueOutcome.TAKEN
-            run = ScheduledRun(
-                due=from_ms(item.due_ms),
-                time=now,
-                outcome=item.outcome,
-                id=self._run_id(name, item.due_ms) if taken else "",
-                agent_id=schedule.agent_id if schedule is not None else "",
-                reason=item.reason,
-                count=item.count,
-                first=None if item.first_ms is None else from_ms(item.first_ms),
-            )
-            code = None
-            if item.outcome is DueOutcome.MISSED:
-                code = AuditCode.SCHEDULE_MISSED
-            elif item.outcome is DueOutcome.SKIPPED and not state.paused_at(item.due_ms):
-                # The trail has begin and end of a pause.
-                code = AuditCode.SCHEDULE_SKIPPED
-            entries.append(BookEntry(str(item.due_ms), run, code))
-        if not await self._book.record(name, self._subject(name), state, step, entries):
+        entries = [self._entry(name, schedule, state, planned, now) for planned in step.entries]
+        if not await self._store.record(name, self._subject(name), state, step, entries):
             return
         for entry in entries:
-            log.info("schedule.due", schedule=name, due=entry.key, outcome=entry.run.outcome, id=entry.run.id)
+            log.info("schedules.recorded", schedule=name, due=entry.key, outcome=entry.run.outcome, id=entry.run.id)
         if step.runs and schedule is not None:
-            await self._ask(schedule, entries[-1].key, entries[-1].run)
+            await self._request(schedule, entries[-1].key, entries[-1].run)
 
-    async def _ask(self, schedule: Schedule, key: str, run: ScheduledRun) -> ScheduledRun | None:
-        """Ask for a run that is taken, and settle it. Returns what `ScheduleBook.settle` does."""
+    def _entry(
+        self, name: str, schedule: Schedule | None, state: ScheduleState, planned: PlannedRun, now: datetime
+    ) -> RunEntry:
+        """Return the record of a decision, with the code of its audit event."""
+        run = ScheduledRun(
+            due=from_ms(planned.due_ms),
+            time=now,
+            outcome=planned.outcome,
+            id=self._run_id(name, planned.due_ms) if planned.outcome is DueOutcome.TAKEN else "",
+            agent_id=schedule.agent_id if schedule is not None else "",
+            reason=planned.reason,
+            count=planned.count,
+            first=None if planned.first_ms is None else from_ms(planned.first_ms),
+        )
+        code = None
+        if planned.outcome is DueOutcome.MISSED:
+            code = AuditCode.SCHEDULE_MISSED
+        elif planned.outcome is DueOutcome.SKIPPED and not state.paused_at(planned.due_ms):
+            # The trail has an event for the begin and the end of each pause, so none for each run in between.
+            code = AuditCode.SCHEDULE_SKIPPED
+        return RunEntry(str(planned.due_ms), run, code)
+
+    async def _request(self, schedule: Schedule, key: str, run: ScheduledRun) -> ScheduledRun | None:
+        """Request a taken run, and settle it. Returns as `ScheduleStore.settle` does."""
         peer = Peer(schedule_id(self._trust_domain, schedule.name), "")
         try:
             await self._admitter.admit(schedule.exec_request(run.id), peer)
         except Unavailable as error:
             if not isinstance(error, (AgentOffline, AgentDraining)):
-                log.warning("schedule.wait", schedule=schedule.name, id=run.id, reason=str(error))
+                # The run stays taken, and the next check requests it again.
+                log.warning("schedules.request_delayed", schedule=schedule.name, id=run.id, reason=str(error))
                 return run
             return await self._settle(schedule.name, key, run, DueOutcome.REFUSED, str(error))
         except TachikomaError as error:
@@ -218,113 +229,120 @@ class Scheduling:
     async def _settle(
         self, name: str, key: str, run: ScheduledRun, outcome: DueOutcome, reason: str = ""
     ) -> ScheduledRun | None:
-        settled = await self._book.settle(name, self._subject(name), key, run, outcome, reason)
+        settled = await self._store.settle(name, self._subject(name), key, run, outcome, reason)
         if settled is not None:
-            log.info("schedule.settled", schedule=name, id=run.id, outcome=settled.outcome, reason=settled.reason)
+            log.info("schedules.settled", schedule=name, id=run.id, outcome=settled.outcome, reason=settled.reason)
         return settled
 
     # --- for operators ------------------------------------------------------------------------------------------------
 
     @property
     def error(self) -> str:
-        """Why the file as it is now is not in force, or empty."""
+        """The mistake in the current file, because of which the previous schedules stay active; empty for none."""
         return self._source.error
 
     async def statuses(self) -> list[ScheduleStatus]:
-        """All schedules, by name. Raises redis errors."""
+        """Return the status of all schedules, by name. Raises as `status` does."""
         return [await self.status(name) for name in self._schedules]
 
     async def status(self, name: str) -> ScheduleStatus:
-        """A schedule, and how it stands.
+        """Return a schedule with its pause, its next due time and its last run.
 
         Raises:
-            NotFound: there is none of that name.
-            RecordAltered: what Redis has of it is not ours.
+            NotFound: there is no schedule of that name.
+            RecordAltered: its record in Redis was not written by this program.
+            RedisError, OSError: Redis is unavailable.
         """
         schedule = self._set.get(name)
-        state = await self._book.state(name)
+        state = await self._store.state(name)
         runs = await self.runs(name, limit=1)
-        # What is due and was not looked at yet is next, too.
+        # A due time that has come and is not decided yet is still the next one.
         begin_ms = state.cursor_ms if state.cursor_ms is not None else await self._ledger.now_ms()
-        return ScheduleStatus(
+        status = ScheduleStatus(
             name=name, when=schedule.when, agent_id=schedule.agent_id,
             command=self._admitter.shown(schedule.exec_request("shown")),
             enabled=schedule.enabled, missed=schedule.missed, overlap=schedule.overlap,
-            paused=state.paused,
-            paused_by=state.paused_by if state.paused else "",
-            paused_at=from_ms(state.paused_ms) if state.paused and state.paused_ms is not None else None,
-            pause_reason=state.pause_reason if state.paused else "",
-            next_due=next(iter(self._next(schedule, max(begin_ms, 0), 1)), None),
+            next_due=next(iter(_next(schedule, max(begin_ms, 0), 1)), None),
             last=runs[0] if runs else None,
         )  # fmt: skip
+        if not state.paused:
+            return status
+        pause = {"paused_by": state.paused_by, "paused_at": optional_from_ms(state.paused_ms or 0)}
+        return status.model_copy(update={"paused": True, "pause_reason": state.pause_reason, **pause})
 
     async def next_due(self, name: str, *, limit: int) -> list[datetime]:
-        """The next due times from now on. Raises NotFound."""
-        return self._next(self._set.get(name), await self._ledger.now_ms(), min(limit, MAX_NEXT))
-
-    @staticmethod
-    def _next(schedule: Schedule, begin_ms: int, limit: int) -> list[datetime]:
-        if not schedule.enabled:
-            return []
-        return [from_ms(due) for due in islice(schedule.timing.after(begin_ms), limit)]
+        """Return the next due times from now on, at most `limit`. Raises NotFound, redis errors."""
+        return _next(self._set.get(name), await self._ledger.now_ms(), min(limit, MAX_NEXT))
 
     async def runs(self, name: str, *, limit: int) -> list[ScheduledRun]:
-        """What became of the latest due times, newest first, with the states of their executions.
+        """Return the latest recorded due times, newest first, with the states of their executions.
 
         Raises:
-            NotFound: there is no schedule of that name, and never was.
-            RecordAltered: what Redis has of it is not ours.
+            NotFound: there is no schedule of that name, and never was one.
+            RecordAltered: its record in Redis was not written by this program.
+            RedisError, OSError: Redis is unavailable.
         """
-        if name not in self._schedules and name not in await self._book.names():
+        if name not in self._schedules and name not in await self._store.names():
             self._set.get(name)
-        found = await self._book.runs(name, limit=limit)
+        found = await self._store.runs(name, limit=limit)
         records = await self._ledger.records([run.id for run in found if run.id])
         states = {record.exec_id: record.state for record in records}
         return [run.model_copy(update={"state": states.get(run.id)}) for run in found]
 
     async def pause(self, name: str, *, by: str, reason: str) -> ScheduleStatus:
-        """Let a schedule ask for nothing until it is resumed. Raises NotFound."""
+        """Pause a schedule: until it is resumed, its due times are skipped. Raises as `status` does."""
         return await self._set_paused(name, AuditCode.SCHEDULE_PAUSED, by, reason)
 
     async def resume(self, name: str, *, by: str) -> ScheduleStatus:
-        """Let a schedule go on. What was due meanwhile stays skipped. Raises NotFound."""
+        """Resume a schedule; the due times during the pause stay skipped. Raises as `status` does."""
         return await self._set_paused(name, AuditCode.SCHEDULE_RESUMED, by, "")
 
     async def _set_paused(self, name: str, code: AuditCode, by: str, reason: str) -> ScheduleStatus:
         self._set.get(name)
-        # What was due before is accounted for as it was then: only the last pause is remembered.
-        await self.look(name)
-        await self._book.pause(name, code, self._subject(name), by=by, reason=reason)
+        # Only the last pause is recorded, so due times before this change are decided now.
+        await self.advance(name)
+        await self._store.pause(name, code, self._subject(name), by=by, reason=reason)
         return await self.status(name)
 
     async def run_now(self, name: str, *, by: str) -> ScheduledRun:
-        """Ask for a run beside its due times, paused or not.
+        """Request a run outside the due times, also while the schedule is paused.
+
+        Args:
+            name: the schedule.
+            by: SPIFFE ID of the operator.
 
         Raises:
             NotFound: there is no schedule of that name.
-            FailedPrecondition: it is accounted for by somebody else just now.
+            FailedPrecondition: another process changes the record all the time.
+            RecordAltered: its record in Redis was not written by this program.
+            RedisError, OSError: Redis is unavailable.
         """
         schedule = self._set.get(name)
+        entry = await self._record_manual_run(schedule, by)
+        settled = await self._request(schedule, entry.key, entry.run)
+        if settled is None:
+            recorded: Sequence[ScheduledRun] = await self.runs(name, limit=MAX_TAKEN)
+            settled = next((run for run in recorded if run.id == entry.run.id), entry.run)
+        record = await self._ledger.record(entry.run.id)
+        return settled.model_copy(update={"state": record.state if record is not None else None})
+
+    async def _record_manual_run(self, schedule: Schedule, by: str) -> RunEntry:
+        """Record a run outside the due times as taken. Raises as `run_now` does."""
+        name = schedule.name
         for _ in range(MAX_STEPS):
-            state = await self._book.state(name)
+            state = await self._store.state(name)
             now_ms = await self._ledger.now_ms()
             run = ScheduledRun(
                 due=from_ms(now_ms), time=from_ms(now_ms), outcome=DueOutcome.TAKEN, id=new_id(),
                 agent_id=schedule.agent_id, requested_by=by,
             )  # fmt: skip
-            same = Plan((), now_ms if state.cursor_ms is None else state.cursor_ms, state.rule)
+            unchanged = Plan((), now_ms if state.cursor_ms is None else state.cursor_ms, state.rule)
             if state.cursor_ms is None:
-                same = plan(schedule, state, now_ms) or same
-            entry = BookEntry(f"{now_ms}-{run.id}", run, AuditCode.SCHEDULE_RUN)
-            if await self._book.record(name, self._subject(name), state, same, [entry]):
-                break
-        else:
-            raise FailedPrecondition(f"the schedule {name} is busy; try again")
-        settled = await self._ask(schedule, entry.key, run)
-        if settled is None:
-            settled = next((item for item in await self.runs(name, limit=MAX_TAKEN) if item.id == run.id), run)
-        record = await self._ledger.record(run.id)
-        return settled.model_copy(update={"state": record.state if record is not None else None})
+                unchanged = plan(schedule, state, now_ms) or unchanged
+            entry = RunEntry(f"{now_ms}-{run.id}", run, AuditCode.SCHEDULE_RUN)
+            if await self._store.record(name, self._subject(name), state, unchanged, [entry]):
+                return entry
+        raise FailedPrecondition(f"the schedule {name} is busy; try again")
 
     # --- names --------------------------------------------------------------------------------------------------------
 
@@ -344,5 +362,11 @@ class Scheduling:
         return str(schedule_id(self._trust_domain, name))
 
     def _run_id(self, name: str, due_ms: int) -> str:
-        """The id of the execution of a due time: always the same, and for who has no key not to be guessed."""
+        """Return the execution id of a due time: always the same, and not predictable without the audit key."""
         return self._trail.keyed("schedule", self._subject(name), str(due_ms))[:24]
+
+
+def _next(schedule: Schedule, begin_ms: int, limit: int) -> list[datetime]:
+    if not schedule.enabled:
+        return []
+    return [from_ms(due) for due in islice(schedule.timing.after(begin_ms), limit)]

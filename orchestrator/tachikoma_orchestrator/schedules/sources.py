@@ -1,6 +1,6 @@
-"""Where schedules come from: YAML files, or Celery's own `beat_schedule` of an application written in Python.
+"""The sources of schedules: YAML files, or Celery's own `beat_schedule` of an application written in Python.
 
-An entry of `beat_schedule` is a schedule of ours where its task is `tachikoma.schedule`:
+An entry of `beat_schedule` is a schedule if its task is `tachikoma.schedule`:
 
     app.conf.timezone = "Europe/Berlin"
     app.conf.beat_schedule = {
@@ -24,6 +24,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+import structlog
 from celery import Celery
 from celery.schedules import crontab
 from celery.schedules import schedule as interval
@@ -33,26 +34,30 @@ from tachikoma.errors import ConfigurationError
 from tachikoma.schedules.file import MAX_SCHEDULES, Schedule, ScheduleSet, ScheduleWatch
 from tachikoma.vocabulary.model import describe_validation_error
 
-__all__ = ["ENTRY_TASK", "SchedulesInForce", "from_beat_schedule", "open_schedules"]
+__all__ = ["ENTRY_TASK", "ActiveSchedules", "from_beat_schedule", "log_reload", "open_schedules"]
 
-#: The task of an entry of `beat_schedule` that is one of ours. It is only a name: beat sends no such task.
+log = structlog.get_logger(__name__)
+
+#: The task of an entry of `beat_schedule` that is a schedule. It is only a name: beat never sends such a task.
 ENTRY_TASK = "tachikoma.schedule"
 _MODULE = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
 
-class SchedulesInForce(Protocol):
-    """The schedules in force, and what is wrong with newer ones."""
+class ActiveSchedules(Protocol):
+    """The active schedules of a process."""
 
     current: ScheduleSet
+    #: Time since which they are active.
     since: datetime
+    #: The mistake in a newer version, because of which the previous one stays active; empty for none.
     error: str
 
     def reload(self) -> bool:
-        """Look whether there are newer ones. Returns whether something changed."""
+        """Check for a newer version. Returns True if `current` or `error` changed."""
 
 
-class _Fixed:
-    """Schedules of a Python module: they change when the process is started again."""
+class _ModuleSchedules:
+    """Schedules of a Python module: they change only with a restart of the process."""
 
     def __init__(self, schedules: ScheduleSet) -> None:
         self.current = schedules
@@ -63,35 +68,47 @@ class _Fixed:
         return False
 
 
-def open_schedules(place: str) -> SchedulesInForce:
-    """The schedules at a place: a file, a folder of files, or `module:app`.
+def log_reload(schedules: ActiveSchedules) -> None:
+    """Log the result of a `reload` that returned True."""
+    digest = schedules.current.digest[:12]
+    if schedules.error:
+        log.error("schedules.previous_retained", reason=schedules.error, active=digest)
+    else:
+        log.info("schedules.changed", digest=digest)
+
+
+def open_schedules(place: str) -> ActiveSchedules:
+    """Load schedules from a file, a folder of files, or a Celery application given as `module:app`.
 
     Raises:
-        ConfigurationError: they cannot be read, or are wrong; each mistake is named with its place.
+        ConfigurationError: they cannot be read or have mistakes; the message names the place of each mistake.
     """
     match = _MODULE.fullmatch(place)
     if match is None or Path(place).exists():
         return ScheduleWatch(Path(place))
     module, name = match.groups()
-    # As `celery -A` does it.
+    # `celery -A` finds modules in the current folder too.
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
         app = getattr(importlib.import_module(module), name)
-    # It is somebody else's program; whatever it raises, schedules cannot be had from it.
+    # The module is the user's program and may raise anything.
     except (Exception, SystemExit) as error:
         raise ConfigurationError(f"cannot import schedules from {place}: {error!r}") from error
     if not isinstance(app, Celery):
-        raise ConfigurationError(f"{place} is no Celery application")
-    return _Fixed(from_beat_schedule(app, place))
+        raise ConfigurationError(f"{place} is not a Celery application")
+    return _ModuleSchedules(from_beat_schedule(app, place))
 
 
 def from_beat_schedule(app: Celery, place: str) -> ScheduleSet:
-    """The entries of an application's `beat_schedule` that are ours; those of other tasks are for the
-    application's own beat.
+    """Read the schedules among an application's `beat_schedule`; other entries are for the application's own beat.
+
+    Args:
+        app: the application.
+        place: its place as `module:app`, for messages.
 
     Raises:
-        ConfigurationError: one of them is wrong, or there are none.
+        ConfigurationError: one of them has a mistake, or there are none.
     """
     entries: Mapping[str, Any] = app.conf.beat_schedule or {}
     schedules: dict[str, Schedule] = {}
@@ -121,14 +138,14 @@ def from_beat_schedule(app: Celery, place: str) -> ScheduleSet:
 def _schedule(name: str, entry: Mapping[str, Any], app: Celery) -> Schedule:
     unknown = entry.keys() - {"task", "schedule", "kwargs"}
     if unknown:
-        raise ValueError(f"{', '.join(sorted(unknown))} cannot be given; what is to run stands in kwargs")
+        raise ValueError(f"{', '.join(sorted(unknown))} cannot be given; the request is given in kwargs")
     kwargs = dict(entry.get("kwargs") or {})
     taken = kwargs.keys() & {"name", "cron", "timezone", "every"}
     if taken:
-        raise ValueError(f"kwargs: {', '.join(sorted(taken))} is said by the entry itself")
-    made = Schedule(name=name, **_when(entry.get("schedule"), app), **kwargs)
-    made.exec_request("check")
-    return made
+        raise ValueError(f"kwargs: {', '.join(sorted(taken))} is given by the entry itself")
+    schedule = Schedule(name=name, **_when(entry.get("schedule"), app), **kwargs)
+    schedule.exec_request("check")
+    return schedule
 
 
 def _when(rule: Any, app: Celery) -> dict[str, Any]:

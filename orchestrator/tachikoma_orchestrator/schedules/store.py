@@ -1,4 +1,4 @@
-"""What Redis has of schedules: how far each is, and what became of its due times; changed only by scripts."""
+"""The records of schedules in Redis: progress, and the outcome of each due time. Only scripts change them."""
 
 from __future__ import annotations
 
@@ -17,33 +17,38 @@ from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.clock import to_ms
 from tachikoma.vocabulary.schedules import DueOutcome, ScheduledRun
 from tachikoma_orchestrator.executions.ledger import FENCE
-from tachikoma_orchestrator.schedules.planner import Plan, State
+from tachikoma_orchestrator.schedules.planner import Plan, ScheduleState
 from tachikoma_orchestrator.store.scripts import Runner, Script
 
-__all__ = ["BookEntry", "ScheduleBook"]
+__all__ = ["RunEntry", "ScheduleStore"]
 
-#: Runs of each schedule that are kept.
+#: Runs of each schedule that are retained.
 MAX_RUNS = 1000
-#: Longest reason kept.
+#: Longest reason, in characters.
 MAX_REASON = 500
 
 
 @dataclass(frozen=True, slots=True)
-class BookEntry:
-    """A run as it is put on the record."""
+class RunEntry:
+    """A run to be recorded."""
 
-    #: Its id in the schedule.
+    #: Its id in the schedule: the due time in ms; of a manual run, the time and the execution.
     key: str
     run: ScheduledRun
-    #: Its audit event; None for none.
+    #: The code of its audit event; None for no event.
     code: AuditCode | None = None
 
 
-class ScheduleBook:
-    """Reads and changes it. All methods raise redis errors when Redis is away."""
+class ScheduleStore:
+    """The records of all schedules. All methods raise RedisError or OSError if Redis is unavailable."""
 
     def __init__(self, redis: Redis, *, retention: timedelta) -> None:
-        """Prepare a book; `retention` is how long it must hold that something did not run."""
+        """Prepare the store.
+
+        Args:
+            redis: the connections.
+            retention: for how long a run that was settled as not run can never start.
+        """
         self._redis = redis
         self._runner = Runner(redis)
         self._schedule = Script("schedule")
@@ -52,34 +57,37 @@ class ScheduleBook:
         self._fence_seconds = round(retention.total_seconds())
 
     async def names(self) -> list[str]:
-        """Every schedule that was ever looked at."""
+        """Return the names of all schedules that have a record."""
         return [name.decode("utf-8", "replace") for name in await self._redis.hkeys(keys.SCHEDULES)]
 
-    async def state(self, name: str) -> State:
-        """How far a schedule is.
+    async def state(self, name: str) -> ScheduleState:
+        """Return the progress of a schedule.
 
         Raises:
-            RecordAltered: what stands there is not ours.
+            RecordAltered: the record was not written by this program.
         """
         try:
             fields = await self._redis.hgetall(keys.schedule(name))
         except ResponseError as error:
             if wrong_type(error):
-                raise RecordAltered(f"what Redis has of the schedule {name} is none of ours: {error}") from None
+                raise RecordAltered(f"the record of the schedule {name} in Redis cannot be read: {error}") from None
             raise
-        return State.parse(name, fields)
+        return ScheduleState.parse(name, fields)
 
     async def record(
-        self, name: str, subject: str, state: State, plan: Plan, entries: Sequence[BookEntry]
+        self, name: str, subject: str, state: ScheduleState, plan: Plan, entries: Sequence[RunEntry]
     ) -> bool:  # fmt: skip
-        """Put what became of due times on the record, unless somebody else was there first.
+        """Record the outcome of due times, unless another process changed the record since it was read.
 
         Args:
             name: the schedule.
             subject: its SPIFFE ID.
-            state: how far it was.
-            plan: how far it is now.
-            entries: runs for the record. What is taken is then to be settled.
+            state: its progress as it was read.
+            plan: its new progress.
+            entries: the runs to be recorded. The caller settles those that are taken.
+
+        Returns:
+            False if another process changed the record first; nothing is recorded then.
         """
         words: list[str | int] = []
         last_exec = ""
@@ -103,12 +111,20 @@ class ScheduleBook:
     async def settle(
         self, name: str, subject: str, key: str, run: ScheduledRun, outcome: DueOutcome, reason: str = ""
     ) -> ScheduledRun | None:
-        """Say what became of a run that was taken. One that did not run never will.
+        """Record the outcome of a taken run. A run that is settled as not run can never start.
+
+        Args:
+            name: the schedule.
+            subject: its SPIFFE ID.
+            key: the run's id in the schedule.
+            run: the taken run.
+            outcome: the outcome, unless the ledger has an execution of the run: then it is RUN.
+            reason: the reason of an outcome other than RUN.
 
         Returns:
-            What is on the record of it now; None where that was settled before.
+            The recorded run; None if it was settled before.
         """
-        there = run.model_copy(update={"outcome": DueOutcome.RUN})
+        accepted = run.model_copy(update={"outcome": DueOutcome.RUN})
         other = run.model_copy(update={"outcome": outcome, "reason": reason[:MAX_REASON]})
         event: list[str] = []
         if outcome is DueOutcome.MISSED:
@@ -119,12 +135,12 @@ class ScheduleBook:
                 keys.claim(run.agent_id, run.id), keys.AUDIT,
             ],
             args=[
-                key, subject, "1" if outcome is DueOutcome.RUN else "0", there.to_json(), other.to_json(),
+                key, subject, "1" if outcome is DueOutcome.RUN else "0", accepted.to_json(), other.to_json(),
                 FENCE, self._fence_seconds, *event,
             ],
         )  # fmt: skip
         answer = int(await self._runner.run(call))
-        return None if answer < 0 else there if answer else other
+        return None if answer < 0 else accepted if answer else other
 
     @staticmethod
     def _event(code: AuditCode, name: str, subject: str, run: ScheduledRun) -> list[str]:
@@ -140,21 +156,32 @@ class ScheduleBook:
         return words + (["actor", run.requested_by] if run.requested_by else [])
 
     async def pause(self, name: str, code: AuditCode, subject: str, *, by: str, reason: str) -> bool:
-        """Pause a schedule, or let it go on, by the code of its event.
+        """Pause or resume a schedule.
+
+        Args:
+            name: the schedule.
+            code: SCHEDULE_PAUSED or SCHEDULE_RESUMED.
+            subject: its SPIFFE ID.
+            by: SPIFFE ID of the operator.
+            reason: the reason of a pause.
 
         Returns:
-            Whether that changed anything.
+            False if the schedule was paused or resumed already.
         """
-        what = "pause" if code is AuditCode.SCHEDULE_PAUSED else "resume"
+        action = "pause" if code is AuditCode.SCHEDULE_PAUSED else "resume"
         event = [
             "event", code, "requested_by", subject, "authorized", "1", "actor", by,
             "reason", f"schedule {name}{f': {reason}' if reason else ''}"[:MAX_REASON],
         ]  # fmt: skip
-        call = self._pause(keys=[keys.schedule(name), keys.AUDIT], args=[what, by, reason[:MAX_REASON], *event])
+        call = self._pause(keys=[keys.schedule(name), keys.AUDIT], args=[action, by, reason[:MAX_REASON], *event])
         return bool(await self._runner.run(call))
 
     async def runs(self, name: str, *, limit: int) -> list[ScheduledRun]:
-        """What became of the latest due times, newest first."""
+        """Return the latest recorded runs, newest first, at most `limit`.
+
+        Raises:
+            RecordAltered: a record was not written by this program.
+        """
         ids = await self._redis.zrevrangebyscore(keys.schedule_order(name), "+inf", "-inf", start=0, num=limit)
         if not ids:
             return []
@@ -165,5 +192,7 @@ class ScheduleBook:
             try:
                 found.append(ScheduledRun.model_validate_json(raw))
             except ValidationError as error:
-                raise RecordAltered(f"the runs of the schedule {name} cannot be read: {str(error)[:200]}") from None
+                raise RecordAltered(
+                    f"the runs of the schedule {name} in Redis cannot be read: {str(error)[:200]}"
+                ) from None
         return found

@@ -41,9 +41,10 @@ from tachikoma.redis import keys
 from tachikoma.redis.access import connect
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode, ExecAuditLog
+from tachikoma_orchestrator.audit.positions import SinkPosition
 from tachikoma_orchestrator.audit.shipper import Shipper
 from tachikoma_orchestrator.audit.sinks import FileSink, SinkAway, StandardOutputSink, SyslogSink, syslog_message
-from tachikoma_orchestrator.audit.trail import AuditTrail, SinkPosition
+from tachikoma_orchestrator.audit.trail import AuditTrail
 
 DOMAIN = "tachikoma.local"
 WRITER = service_id(DOMAIN, "orchestrator")
@@ -575,11 +576,11 @@ async def test_too_many_that_wait_close_the_service_until_they_are_gone(
         await append(trail, 10)
         trail.check()
         await append(trail, 1)
-        await until(lambda: trail.behind, "it is noticed")
+        await until(lambda: trail.closed_reason, "it is noticed")
         with pytest.raises(Unavailable, match="11 events of the audit trail wait for recorder, and at most 10 may"):
             trail.check()
         sink.away = False
-        await until(lambda: not trail.behind, "it is noticed")
+        await until(lambda: not trail.closed_reason, "it is noticed")
         trail.check()
 
 
@@ -657,7 +658,7 @@ async def test_what_is_no_event_is_shown_as_that_by_everybody(
     assert found == await trail.read(after="0-0", limit=10)
     told = found[1]
     assert (told.cursor, told.id, told.authorized) == (cursor, "", False)
-    assert told.reason.startswith("what stands here in Redis is no event: ")
+    assert told.reason.startswith("this entry of the trail in Redis is not an event: ")
     assert len(told.reason) < 300
     # As it goes over gRPC, to a SIEM and to syslog, and as it is in a file.
     assert wire.audit_from_pb(wire.audit_to_pb(told)) == told
@@ -694,10 +695,10 @@ async def test_a_chain_goes_on_over_what_is_no_event_and_shows_where_it_stood(
         assert sink.seq == 2
         await running.look()
         # What could not be read counts as waiting until the next number comes, and no longer.
-        assert not trail.behind
+        assert not trail.closed_reason
         await append(trail, 2)
         await until(lambda: sink.seq == 5 and shared.taken == [1, 2, 0, 0, 4, 5], "the rest came")
-        await until(lambda: not trail.behind, "nothing waits")
+        await until(lambda: not trail.closed_reason, "nothing waits")
     report = verified(path, identity)
     assert report.findings == []
     assert report.gaps == [
@@ -769,14 +770,14 @@ async def test_garbage_beside_the_trail_neither_ends_the_shipper_nor_lets_anythi
             await redis.delete(key)
             name, value = make
             await getattr(redis, name)(key, value)
-            await until(lambda: "cannot be told" in trail.behind, "it is noticed")
+            await until(lambda: "cannot be told" in trail.closed_reason, "it is noticed")
             with pytest.raises(Unavailable, match="cannot be told"):
                 trail.check()
             await trail.trim(0, retention=timedelta(0), events=0, closed=True)
             await redis.delete(key)
             if mend:
                 await redis.set(key, number)
-            await until(lambda: not trail.behind, "it is well again")
+            await until(lambda: not trail.closed_reason, "it is well again")
     assert verified(path, identity).findings == []
 
 

@@ -34,8 +34,8 @@ from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.executions.ledger import FENCE, Ledger
 from tachikoma_orchestrator.schedules import runner
-from tachikoma_orchestrator.schedules.runner import Scheduling
-from tachikoma_orchestrator.schedules.store import MAX_RUNS, ScheduleBook
+from tachikoma_orchestrator.schedules.runner import ScheduleRunner
+from tachikoma_orchestrator.schedules.store import MAX_RUNS, ScheduleStore
 
 DOMAIN, AGENT, NAME = "tachikoma.local", "agent-1", "job"
 OPERATOR = "spiffe://tachikoma.local/user/root"
@@ -70,12 +70,12 @@ class Stand:
             self.ledger, self.trail, PolicyWatch(folder / "policy.yaml"), identity, registry,
             rate_limit=RateLimitConfig(), search_path=("/usr/bin",),
         )  # fmt: skip
-        self.book = ScheduleBook(redis, retention=RETENTION)
+        self.store = ScheduleStore(redis, retention=RETENTION)
         self.source = ScheduleWatch(folder / "schedules.yaml")
-        self.scheduling = Scheduling(self.source, self.book, self.ledger, self.trail, self.admitter, identity)
+        self.runner = ScheduleRunner(self.source, self.store, self.ledger, self.trail, self.admitter, identity)
 
     def write(self, every: str = "1s", command: str = "/usr/bin/true", **more: str) -> None:
-        """Other schedules, in force at once."""
+        """Other schedules, active at once."""
         write(self.folder, every, command, **more)
         assert self.source.reload()
         assert not self.source.error
@@ -87,7 +87,7 @@ class Stand:
 
     def taken(self, due: int) -> ScheduledRun:
         """A run with the id of its due time, as it is before it is asked for."""
-        exec_id = self.scheduling._run_id(NAME, due)
+        exec_id = self.runner._run_id(NAME, due)
         return ScheduledRun(
             due=from_ms(due), time=from_ms(0), outcome=DueOutcome.TAKEN, id=exec_id, agent_id=AGENT
         )  # fmt: skip
@@ -100,7 +100,7 @@ class Stand:
 
     async def runs(self) -> list[ScheduledRun]:
         """Oldest first."""
-        return (await self.scheduling.runs(NAME, limit=1000))[::-1]
+        return (await self.runner.runs(NAME, limit=1000))[::-1]
 
     async def events(self) -> Counter[str]:
         return Counter([entry[1][b"event"].decode() for entry in await self.redis.xrange(keys.AUDIT)])
@@ -140,15 +140,15 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_first_look_begins_a_schedule_and_runs_nothing(stand: Stand) -> None:
-    await stand.scheduling.look(NAME)
+    await stand.runner.advance(NAME)
     assert await stand.runs() == []
-    assert (await stand.book.state(NAME)).rule == "every 1000"
+    assert (await stand.store.state(NAME)).rule == "every 1000"
 
 
 async def test_what_is_due_is_an_execution_of_the_schedules_own_identity(stand: Stand) -> None:
-    await stand.scheduling.look(NAME)
+    await stand.runner.advance(NAME)
     await stand.back(1500)
-    await stand.scheduling.look(NAME)
+    await stand.runner.advance(NAME)
     run = (await stand.runs())[0]
     assert (run.outcome, run.state, run.agent_id) == (DueOutcome.RUN, ExecState.QUEUED, AGENT)
     assert to_ms(run.due) % 1000 == 0
@@ -157,21 +157,21 @@ async def test_what_is_due_is_an_execution_of_the_schedules_own_identity(stand: 
     assert record.requested_by == "spiffe://tachikoma.local/schedule/job"
     assert record.client_ip == ""
     assert await stand.redis.llen(keys.queue(AGENT)) == len(await stand.runs())
-    assert not (await stand.book.state(NAME)).taken
+    assert not (await stand.store.state(NAME)).taken
 
 
 async def test_a_due_time_has_the_same_id_wherever_it_is_accounted_for(make: Callable[[], Stand]) -> None:
     one, other = make(), make()
-    await one.scheduling.look(NAME)
+    await one.runner.advance(NAME)
     await one.back(3000)
-    await one.scheduling.look(NAME)
+    await one.runner.advance(NAME)
     before = await one.runs()
     # As where a Redis takes over that had not heard of it yet.
     for key in (keys.schedule(NAME), keys.schedule_runs(NAME), keys.schedule_order(NAME)):
         await one.redis.delete(key)
-    await other.scheduling.look(NAME)
+    await other.runner.advance(NAME)
     await other.back(to_ms(before[-1].time) - to_ms(before[0].due) + 5000)
-    await other.scheduling.look(NAME)
+    await other.runner.advance(NAME)
     after = {run.due: run.id for run in await other.runs()}
     assert {run.due: run.id for run in before}.items() <= after.items()
     assert await one.redis.llen(keys.queue(AGENT)) == len(after)
@@ -179,9 +179,9 @@ async def test_a_due_time_has_the_same_id_wherever_it_is_accounted_for(make: Cal
 
 async def test_what_policy_refuses_is_on_the_record_as_refused(stand: Stand) -> None:
     stand.write(command="/usr/bin/id")
-    await stand.scheduling.look(NAME)
+    await stand.runner.advance(NAME)
     await stand.back(1100)
-    await stand.scheduling.look(NAME)
+    await stand.runner.advance(NAME)
     run = (await stand.runs())[0]
     assert run.outcome is DueOutcome.REFUSED
     assert "does not allow the command" in run.reason
@@ -191,24 +191,24 @@ async def test_what_policy_refuses_is_on_the_record_as_refused(stand: Stand) -> 
 
 async def test_an_agent_that_is_away_is_a_refusal(stand: Stand) -> None:
     await stand.redis.delete(keys.info(AGENT))
-    await stand.scheduling.look(NAME)
+    await stand.runner.advance(NAME)
     await stand.back(1100)
-    await stand.scheduling.look(NAME)
+    await stand.runner.advance(NAME)
     assert {run.outcome for run in await stand.runs()} == {DueOutcome.REFUSED}
 
 
 async def test_missed_and_skipped_due_times_leave_events(stand: Stand) -> None:
     stand.write(lateness="1s")
-    await stand.scheduling.look(NAME)
+    await stand.runner.advance(NAME)
     await stand.back(5000)
-    await stand.scheduling.look(NAME)
+    await stand.runner.advance(NAME)
     found = Counter(run.outcome for run in await stand.runs())
     assert found[DueOutcome.MISSED] in (3, 4, 5)
     assert (await stand.events())["schedule_missed"] == found[DueOutcome.MISSED]
-    await stand.scheduling.pause(NAME, by=OPERATOR, reason="repairs")
+    await stand.runner.pause(NAME, by=OPERATOR, reason="repairs")
     now = await stand.ledger.now_ms()
     await stand.redis.hset(keys.schedule(NAME), mapping={"paused_ms": now - 3000, "cursor_ms": now - 3000})
-    await stand.scheduling.look(NAME)
+    await stand.runner.advance(NAME)
     # The trail has begin and end of a pause, not all that lies between.
     assert (await stand.events())["schedule_skipped"] == 0
     assert [run.outcome for run in await stand.runs()][-3:] == [DueOutcome.SKIPPED] * 3
@@ -216,9 +216,9 @@ async def test_missed_and_skipped_due_times_leave_events(stand: Stand) -> None:
 
 async def test_a_run_that_has_not_ended_is_named_where_it_holds_up_the_next(stand: Stand) -> None:
     stand.write(every="500ms", overlap="skip")
-    await stand.scheduling.look(NAME)
+    await stand.runner.advance(NAME)
     await stand.back(1600)
-    await stand.scheduling.look(NAME)
+    await stand.runner.advance(NAME)
     first, *rest = await stand.runs()
     assert first.outcome is DueOutcome.RUN
     assert {run.outcome for run in rest} == {DueOutcome.SKIPPED}
@@ -227,60 +227,60 @@ async def test_a_run_that_has_not_ended_is_named_where_it_holds_up_the_next(stan
     before = len(await stand.runs())
     while len(await stand.runs()) == before:
         await asyncio.sleep(0.05)
-        await stand.scheduling.look(NAME)
+        await stand.runner.advance(NAME)
     assert (await stand.runs())[before].outcome is DueOutcome.RUN
 
 
 async def test_a_schedule_that_is_taken_out_of_the_file_is_closed(stand: Stand) -> None:
-    await stand.scheduling.look(NAME)
+    await stand.runner.advance(NAME)
     await stand.back(1100)
     (stand.folder / "schedules.yaml").write_text("schedules: []\n")
     assert stand.source.reload()
-    await stand.scheduling.look_at_all()
+    await stand.runner.advance_all()
     runs = await stand.runs()
     assert {run.outcome for run in runs} == {DueOutcome.SKIPPED}
     assert (await stand.events())["schedule_skipped"] == len(runs)
-    assert (await stand.book.state(NAME)).rule == ""
+    assert (await stand.store.state(NAME)).rule == ""
     await stand.back(60_000)
-    await stand.scheduling.look_at_all()
+    await stand.runner.advance_all()
     assert await stand.runs() == runs
 
 
 async def test_only_so_many_runs_are_kept(stand: Stand) -> None:
     stand.write(every="100ms", lateness="1s")
-    await stand.scheduling.look(NAME)
+    await stand.runner.advance(NAME)
     for _ in range(MAX_RUNS // 100 + 3):
         await stand.back(20_000)
         # Others than before.
         await stand.redis.hset(keys.schedule(NAME), "version", random.randrange(10**9))
-        await stand.scheduling.look(NAME)
+        await stand.runner.advance(NAME)
         await asyncio.sleep(0.1)
     assert await stand.redis.zcard(keys.schedule_order(NAME)) <= MAX_RUNS
     assert await stand.redis.hlen(keys.schedule_runs(NAME)) == await stand.redis.zcard(keys.schedule_order(NAME))
 
 
-# --- nudges -----------------------------------------------------------------------------------------------------------
+# --- hints ------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_nudge_that_comes_early_is_waited_for(stand: Stand) -> None:
-    await stand.scheduling.look(NAME)
+async def test_a_hint_that_comes_early_is_waited_for(stand: Stand) -> None:
+    await stand.runner.advance(NAME)
     due = (await stand.ledger.now_ms() // 1000 + 1) * 1000
-    await stand.scheduling.nudge(NAME, due)
+    await stand.runner.hint(NAME, due)
     assert to_ms((await stand.runs())[-1].due) == due
 
 
 @pytest.mark.parametrize("due", [10**18, -1, "now", None, True, 1.5, {}, []])
 @pytest.mark.parametrize("name", ["other", "", "job\n", None, 5, ["job"], "x" * 100_000])
-async def test_a_nudge_for_nothing_does_nothing(stand: Stand, name: object, due: object) -> None:
-    await stand.scheduling.nudge(name, due)
+async def test_a_hint_for_nothing_does_nothing(stand: Stand, name: object, due: object) -> None:
+    await stand.runner.hint(name, due)
     assert await stand.redis.hlen(keys.SCHEDULES) == 0
 
 
 @pytest.mark.parametrize("due", [10**18, -(10**18), 0, "now", None])
-async def test_what_a_nudge_says_is_due_counts_for_nothing(stand: Stand, due: object) -> None:
+async def test_what_a_hint_says_is_due_counts_for_nothing(stand: Stand, due: object) -> None:
     stand.write(every="1h")
-    await stand.scheduling.look(NAME)
-    await stand.scheduling.nudge(NAME, due)
+    await stand.runner.advance(NAME)
+    await stand.runner.hint(NAME, due)
     assert await stand.runs() == []
 
 
@@ -289,7 +289,7 @@ async def test_what_a_nudge_says_is_due_counts_for_nothing(stand: Stand, due: ob
 
 async def test_a_crash_before_it_is_asked_for_is_made_good(make: Callable[[], Stand], at_once: None) -> None:
     one, other = make(), make()
-    await one.scheduling.look(NAME)
+    await one.runner.advance(NAME)
     await one.back(1100)
 
     async def crash(*_: Any) -> bool:
@@ -297,28 +297,28 @@ async def test_a_crash_before_it_is_asked_for_is_made_good(make: Callable[[], St
 
     one.admitter.admit = crash  # type: ignore[method-assign]
     with pytest.raises(Crash):
-        await one.scheduling.look(NAME)
+        await one.runner.advance(NAME)
     (run,) = await one.runs()
     assert run.outcome is DueOutcome.TAKEN
-    await other.scheduling.look(NAME)
+    await other.runner.advance(NAME)
     first = (await one.runs())[0]
     assert (first.id, first.outcome, first.state) == (run.id, DueOutcome.RUN, ExecState.QUEUED)
 
 
 async def test_a_crash_after_it_is_asked_for_is_made_good(make: Callable[[], Stand], at_once: None) -> None:
     one, other = make(), make()
-    await one.scheduling.look(NAME)
+    await one.runner.advance(NAME)
     await one.back(1100)
 
     async def crash(*_: Any) -> None:
         raise Crash
 
-    one.book.settle = crash  # type: ignore[method-assign,assignment]
+    one.store.settle = crash  # type: ignore[method-assign,assignment]
     with pytest.raises(Crash):
-        await one.scheduling.look(NAME)
+        await one.runner.advance(NAME)
     # Its agent is gone by then, so that it would be refused now.
     await one.redis.delete(keys.info(AGENT))
-    await other.scheduling.look(NAME)
+    await other.runner.advance(NAME)
     assert (await one.runs())[0].outcome is DueOutcome.RUN
     assert await one.redis.llen(keys.queue(AGENT)) == 1
 
@@ -327,7 +327,7 @@ async def test_what_is_given_up_can_never_run(make: Callable[[], Stand], at_once
     one, other = make(), make()
     one.write(lateness="1s")
     assert other.source.reload()
-    await one.scheduling.look(NAME)
+    await one.runner.advance(NAME)
     await one.one_due()
     stopped, go_on = asyncio.Event(), asyncio.Event()
     admit = one.admitter.admit
@@ -338,13 +338,13 @@ async def test_what_is_given_up_can_never_run(make: Callable[[], Stand], at_once
         return await admit(request, peer)
 
     one.admitter.admit = slow  # type: ignore[method-assign]
-    looking = asyncio.create_task(one.scheduling.look(NAME))
+    looking = asyncio.create_task(one.runner.advance(NAME))
     await stopped.wait()
     (run,) = await one.runs()
     # It stands still for longer than the run may be late.
     while to_ms(run.due) + 1000 >= await one.ledger.now_ms():  # noqa: ASYNC110 (nothing announces it)
         await asyncio.sleep(0.05)
-    await other.scheduling.look(NAME)
+    await other.runner.advance(NAME)
     go_on.set()
     await looking
     first = (await one.runs())[0]
@@ -354,18 +354,18 @@ async def test_what_is_given_up_can_never_run(make: Callable[[], Stand], at_once
 
 
 async def test_a_record_that_cannot_be_made_now_is_waited_for(stand: Stand, at_once: None) -> None:
-    await stand.scheduling.look(NAME)
+    await stand.runner.advance(NAME)
     await stand.back(1100)
-    stand.trail.behind = "a sink is away"
-    await stand.scheduling.look(NAME)
+    stand.trail.closed_reason = "a sink is away"
+    await stand.runner.advance(NAME)
     assert {run.outcome for run in await stand.runs()} == {DueOutcome.TAKEN}
-    stand.trail.behind = ""
-    await stand.scheduling.look(NAME)
+    stand.trail.closed_reason = ""
+    await stand.runner.advance(NAME)
     assert {run.outcome for run in await stand.runs()} == {DueOutcome.RUN}
 
 
 async def test_an_id_that_somebody_took_before_is_a_refusal(stand: Stand) -> None:
-    await stand.scheduling.look(NAME)
+    await stand.runner.advance(NAME)
 
     async def squat(request: ExecRequest, peer: Peer) -> bool:
         await Admitter.admit(stand.admitter, request, Peer(SpiffeId.parse(f"spiffe://{DOMAIN}/schedule/other"), ""))
@@ -373,7 +373,7 @@ async def test_an_id_that_somebody_took_before_is_a_refusal(stand: Stand) -> Non
 
     stand.admitter.admit = squat  # type: ignore[method-assign]
     await stand.back(1100)
-    await stand.scheduling.look(NAME)
+    await stand.runner.advance(NAME)
     assert (await stand.runs())[0].outcome is DueOutcome.REFUSED
 
 
@@ -405,21 +405,21 @@ async def test_many_who_look_and_die_account_for_every_due_time_once(
             return answer
 
         client.execute_command = fragile
-        for part in (stand.book, stand.book._runner, stand.ledger, stand.ledger._runner):
+        for part in (stand.store, stand.store._runner, stand.ledger, stand.ledger._runner):
             part._redis = client  # type: ignore[attr-defined]
 
     async def keep(stand: Stand) -> None:
         nonlocal crashes
         while not stopping:
             try:
-                await stand.scheduling.look(NAME)
+                await stand.runner.advance(NAME)
             except Crash:
                 crashes += 1
             await asyncio.sleep(chance.random() * 0.1)
 
     first = Stand(stands[0].redis, stands[0].folder)
-    await first.scheduling.look(NAME)
-    begin = (await first.book.state(NAME)).cursor_ms
+    await first.runner.advance(NAME)
+    begin = (await first.store.state(NAME)).cursor_ms
     assert begin is not None
     tasks = [asyncio.create_task(keep(stand)) for stand in stands]
     while await first.ledger.now_ms() < begin + 5000:  # noqa: ASYNC110 (nothing announces it)
@@ -428,8 +428,8 @@ async def test_many_who_look_and_die_account_for_every_due_time_once(
     await asyncio.gather(*tasks)
     for client in clients:
         await client.aclose()
-    await first.scheduling.look(NAME)
-    end = (await first.book.state(NAME)).cursor_ms
+    await first.runner.advance(NAME)
+    end = (await first.store.state(NAME)).cursor_ms
     assert end is not None
     runs = await first.runs()
     assert [to_ms(run.due) for run in runs] == list(range(begin // 100 * 100 + 100, end + 1, 100))
@@ -450,7 +450,7 @@ async def test_many_who_look_and_die_account_for_every_due_time_once(
 
 async def test_what_redis_says_was_taken_runs_only_where_it_is_due(stand: Stand, at_once: None) -> None:
     stand.write(every="1h")
-    await stand.scheduling.look(NAME)
+    await stand.runner.advance(NAME)
     now = await stand.ledger.now_ms()
     hour = now // 3_600_000 * 3_600_000
     forged = {
@@ -462,9 +462,9 @@ async def test_what_redis_says_was_taken_runs_only_where_it_is_due(stand: Stand,
         f"{hour}-y": stand.taken(hour),
     }
     await stand.redis.hset(keys.schedule(NAME), mapping={f"taken:{key}": run.to_json() for key, run in forged.items()})
-    await stand.scheduling.look(NAME)
+    await stand.runner.advance(NAME)
     assert await stand.redis.llen(keys.queue(AGENT)) == 0
-    assert not (await stand.book.state(NAME)).taken
+    assert not (await stand.store.state(NAME)).taken
 
 
 # --- operators --------------------------------------------------------------------------------------------------------
@@ -472,57 +472,57 @@ async def test_what_redis_says_was_taken_runs_only_where_it_is_due(stand: Stand,
 
 async def test_a_run_by_hand_is_asked_for_as_the_schedule_and_says_by_whom(stand: Stand) -> None:
     stand.write(every="1h")
-    run = await stand.scheduling.run_now(NAME, by=OPERATOR)
+    run = await stand.runner.run_now(NAME, by=OPERATOR)
     assert (run.outcome, run.state, run.requested_by) == (DueOutcome.RUN, ExecState.QUEUED, OPERATOR)
-    again = await stand.scheduling.run_now(NAME, by=OPERATOR)
+    again = await stand.runner.run_now(NAME, by=OPERATOR)
     assert again.id != run.id
     assert [item.id for item in await stand.runs()] == [run.id, again.id]
     assert (await stand.events())["schedule_run"] == 2
     # And it begins the schedule, as a look does.
-    assert (await stand.book.state(NAME)).rule == "every 3600000"
+    assert (await stand.store.state(NAME)).rule == "every 3600000"
 
 
 async def test_a_run_by_hand_may_be_refused(stand: Stand) -> None:
     stand.write(every="1h", command="/usr/bin/id")
-    run = await stand.scheduling.run_now(NAME, by=OPERATOR)
+    run = await stand.runner.run_now(NAME, by=OPERATOR)
     assert run.outcome is DueOutcome.REFUSED
     assert run.state is None
 
 
 async def test_a_pause_is_told_and_ends(stand: Stand) -> None:
-    paused = await stand.scheduling.pause(NAME, by=OPERATOR, reason="repairs")
+    paused = await stand.runner.pause(NAME, by=OPERATOR, reason="repairs")
     assert (paused.paused, paused.paused_by, paused.pause_reason) == (True, OPERATOR, "repairs")
-    await stand.scheduling.pause(NAME, by="spiffe://tachikoma.local/user/other", reason="again")
-    assert (await stand.scheduling.status(NAME)).paused_by == OPERATOR
-    resumed = await stand.scheduling.resume(NAME, by=OPERATOR)
+    await stand.runner.pause(NAME, by="spiffe://tachikoma.local/user/other", reason="again")
+    assert (await stand.runner.status(NAME)).paused_by == OPERATOR
+    resumed = await stand.runner.resume(NAME, by=OPERATOR)
     assert not resumed.paused
     assert resumed.paused_by == ""
-    await stand.scheduling.resume(NAME, by=OPERATOR)
+    await stand.runner.resume(NAME, by=OPERATOR)
     events = await stand.events()
     assert (events["schedule_paused"], events["schedule_resumed"]) == (1, 1)
 
 
 async def test_a_status_tells_when_it_is_due_and_what_came_last(stand: Stand) -> None:
     stand.write(every="1h")
-    before = await stand.scheduling.status(NAME)
+    before = await stand.runner.status(NAME)
     assert before.last is None
     assert before.next_due is not None
-    run = await stand.scheduling.run_now(NAME, by=OPERATOR)
-    after = await stand.scheduling.status(NAME)
+    run = await stand.runner.run_now(NAME, by=OPERATOR)
+    after = await stand.runner.status(NAME)
     assert after.last is not None
     assert after.last.id == run.id
-    due = await stand.scheduling.next_due(NAME, limit=3)
+    due = await stand.runner.next_due(NAME, limit=3)
     assert due[0] == after.next_due
     assert due[2] - due[0] == timedelta(hours=2)
     stand.write(every="1h", enabled="false")
-    assert (await stand.scheduling.status(NAME)).next_due is None
-    assert await stand.scheduling.next_due(NAME, limit=3) == []
+    assert (await stand.runner.status(NAME)).next_due is None
+    assert await stand.runner.next_due(NAME, limit=3) == []
 
 
 async def test_a_schedule_that_is_not_there_is_not_found(stand: Stand) -> None:
     calls = (
-        stand.scheduling.status("x"), stand.scheduling.next_due("x", limit=1), stand.scheduling.runs("x", limit=1),
-        stand.scheduling.pause("x", by=OPERATOR, reason="y"), stand.scheduling.run_now("x", by=OPERATOR),
+        stand.runner.status("x"), stand.runner.next_due("x", limit=1), stand.runner.runs("x", limit=1),
+        stand.runner.pause("x", by=OPERATOR, reason="y"), stand.runner.run_now("x", by=OPERATOR),
     )  # fmt: skip
     for call in calls:
         with pytest.raises(NotFound, match="there is no schedule 'x'"):
@@ -539,7 +539,7 @@ async def test_a_schedule_that_somebody_broke_hides_no_other(stand: Stand, damag
         + "  - {name: a-broken, every: 1s, agentId: agent-1, request: {command: [/usr/bin/true]}}\n"
     )
     stand.source.reload()
-    await stand.scheduling.look_at_all()
+    await stand.runner.advance_all()
     key = keys.schedule("a-broken")
     if damage == "text":
         await stand.redis.set(key, "x")
@@ -549,16 +549,16 @@ async def test_a_schedule_that_somebody_broke_hides_no_other(stand: Stand, damag
     else:
         await stand.redis.hset(key, "cursor_ms" if damage == "field" else "taken:1", "x")
     await stand.back(1100)
-    await stand.scheduling.look_at_all()
+    await stand.runner.advance_all()
     assert {run.outcome for run in await stand.runs()} == {DueOutcome.RUN}
     with pytest.raises(TachikomaError):
-        await stand.scheduling.status("a-broken")
+        await stand.runner.status("a-broken")
 
 
 async def test_a_cursor_from_the_beginning_of_time_is_a_bounded_piece_of_work(stand: Stand) -> None:
-    await stand.scheduling.look(NAME)
+    await stand.runner.advance(NAME)
     await stand.redis.hset(keys.schedule(NAME), "cursor_ms", 0)
-    await stand.scheduling.look(NAME)
+    await stand.runner.advance(NAME)
     runs = await stand.runs()
     assert len(runs) <= 110
     assert runs[0].count > 365 * 24 * 3600
@@ -573,9 +573,9 @@ async def test_a_redis_that_is_away_ends_nothing(stand: Stand, monkeypatch: pyte
         looks += 1
         raise ConnectionError("away")
 
-    monkeypatch.setattr(runner, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(stand.scheduling, "look_at_all", broken)
-    task = asyncio.create_task(stand.scheduling.keep())
+    monkeypatch.setattr(runner, "CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(stand.runner, "advance_all", broken)
+    task = asyncio.create_task(stand.runner.run())
     async with asyncio.timeout(10):
         while looks < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -584,13 +584,13 @@ async def test_a_redis_that_is_away_ends_nothing(stand: Stand, monkeypatch: pyte
 
 async def test_a_changed_file_is_looked_at_at_once(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "FILE_SECONDS", 0.01)
-    tasks = [asyncio.create_task(stand.scheduling.keep()), asyncio.create_task(stand.scheduling.watch_file())]
+    tasks = [asyncio.create_task(stand.runner.run()), asyncio.create_task(stand.runner.watch_file())]
     write(stand.folder, "7s")
     async with asyncio.timeout(5):
-        while (await stand.book.state(NAME)).rule != "every 7000":  # noqa: ASYNC110
+        while (await stand.store.state(NAME)).rule != "every 7000":  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     write(stand.folder, "nonsense")
     async with asyncio.timeout(5):
-        while not stand.scheduling.error:  # noqa: ASYNC110
+        while not stand.runner.error:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await cancel_all(tasks)

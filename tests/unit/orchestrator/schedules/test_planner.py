@@ -15,7 +15,7 @@ from tachikoma.schedules.file import Schedule, ScheduledRequest
 from tachikoma.schedules.timing import Every
 from tachikoma.vocabulary.clock import from_ms, to_ms
 from tachikoma.vocabulary.schedules import DueOutcome, Missed, Overlap, ScheduledRun
-from tachikoma_orchestrator.schedules.planner import LOOKBACK_MS, MAX_SINGLE, Entry, Plan, State, plan
+from tachikoma_orchestrator.schedules.planner import LOOKBACK_MS, MAX_SINGLE, Plan, PlannedRun, ScheduleState, plan
 
 SECOND = 1000
 START = 1_800_000_000_000
@@ -27,21 +27,21 @@ def schedule(seconds: float = 10, **values: Any) -> Schedule:
     return Schedule(name="a", agent_id="agent-1", request=ScheduledRequest(command=("true",)), **values)
 
 
-def state(of: Schedule, **values: Any) -> State:
-    return replace(State(version=1, cursor_ms=START, rule=of.timing.text), **values)
+def state(of: Schedule, **values: Any) -> ScheduleState:
+    return replace(ScheduleState(version=1, cursor_ms=START, rule=of.timing.text), **values)
 
 
 class World:
-    """A schedule over time: what `plan` says is done, as `Scheduling` does it."""
+    """A schedule over time: what `plan` says is done, as `ScheduleRunner` does it."""
 
     def __init__(self, first: Schedule | None) -> None:
         self.schedule = first
-        self.state = State()
-        self.entries: list[Entry] = []
+        self.state = ScheduleState()
+        self.entries: list[PlannedRun] = []
         self.running = ""
 
-    def look(self, now_ms: int) -> list[Entry]:
-        found: list[Entry] = []
+    def look(self, now_ms: int) -> list[PlannedRun]:
+        found: list[PlannedRun] = []
         for _ in range(1000):
             overlap = self.schedule is not None and self.schedule.overlap is Overlap.SKIP
             step = plan(self.schedule, self.state, now_ms, self.running if overlap else "")
@@ -57,7 +57,7 @@ class World:
         return found
 
 
-def outcomes(entries: list[Entry]) -> list[tuple[int, DueOutcome]]:
+def outcomes(entries: list[PlannedRun]) -> list[tuple[int, DueOutcome]]:
     """Seconds since the start, and what became of it."""
     return [((entry.due_ms - START) // SECOND, entry.outcome) for entry in entries]
 
@@ -79,7 +79,7 @@ def test_what_is_too_late_is_missed_and_the_rest_runs() -> None:
     world = World(schedule(lateness=15))
     world.look(START)
     assert outcomes(world.look(START + 35 * SECOND)) == [(10, MISSED), (20, TAKEN), (30, TAKEN)]
-    assert "nobody asked for it in time" in world.entries[0].reason
+    assert "no submitter was running" in world.entries[0].reason
 
 
 def test_of_several_that_are_late_the_last_runs_where_the_schedule_says_so() -> None:
@@ -108,7 +108,7 @@ def test_what_is_due_in_a_pause_is_skipped_and_not_missed() -> None:
     world.look(START)
     world.state = replace(world.state, paused_ms=START + 15 * SECOND, pause_reason="repairs")
     assert outcomes(world.look(START + 25 * SECOND)) == [(10, MISSED), (20, SKIPPED)]
-    assert world.entries[-1].reason == "paused: repairs"
+    assert world.entries[-1].reason == "the schedule was paused: repairs"
     world.state = replace(world.state, resumed_ms=START + 35 * SECOND)
     assert outcomes(world.look(START + 40 * SECOND)) == [(30, SKIPPED), (40, TAKEN)]
 
@@ -129,7 +129,7 @@ def test_what_was_due_by_the_old_rule_is_accounted_for_and_runs_only_if_it_is_du
     found = outcomes(world.look(START + 45 * SECOND))
     runs = 20 if (START // SECOND + 20) % 20 == 0 else 10
     assert found == [(at, TAKEN if (at - runs) % 20 == 0 else SKIPPED) for at in (10, 20, 30, 40)]
-    assert "not due by the schedule as it is now" in next(e.reason for e in world.entries if e.outcome is SKIPPED)
+    assert "the schedule as it is now is not due" in next(e.reason for e in world.entries if e.outcome is SKIPPED)
 
 
 def test_a_rule_that_somebody_put_into_redis_makes_nothing_run() -> None:
@@ -140,7 +140,7 @@ def test_a_rule_that_somebody_put_into_redis_makes_nothing_run() -> None:
     assert found.rule == one.timing.text
 
 
-@pytest.mark.parametrize(("then", "why"), [(None, "not among the schedules"), (schedule(enabled=False), "off")])
+@pytest.mark.parametrize(("then", "why"), [(None, "removed"), (schedule(enabled=False), "disabled")])
 def test_what_was_due_before_it_was_taken_away_is_skipped(then: Schedule | None, why: str) -> None:
     world = World(schedule())
     world.look(START)
@@ -280,8 +280,8 @@ def test_a_state_is_read_back() -> None:
         b"version": b"7", b"cursor_ms": b"1800000000000", b"rule": b"every 1000", b"paused_ms": b"5",
         b"paused_by": b"me", b"pause_reason": b"why", b"last_exec": b"x", b"taken:1": run.to_json().encode(),
     }  # fmt: skip
-    found = State.parse("a", fields)
-    assert found == State(
+    found = ScheduleState.parse("a", fields)
+    assert found == ScheduleState(
         version=7, cursor_ms=START, rule="every 1000", paused_ms=5, paused_by="me", pause_reason="why",
         last_exec="x", taken={"1": run},
     )  # fmt: skip
@@ -306,8 +306,8 @@ def test_a_state_is_read_back() -> None:
     ],
 )
 def test_a_state_that_is_none_of_ours_is_told_apart(fields: dict[bytes, bytes]) -> None:
-    with pytest.raises(RecordAltered, match="how far the schedule a is cannot be read"):
-        State.parse("a", fields)
+    with pytest.raises(RecordAltered, match="the record of the schedule a in Redis cannot be read"):
+        ScheduleState.parse("a", fields)
 
 
 def test_times_are_exact() -> None:

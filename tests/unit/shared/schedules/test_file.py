@@ -218,7 +218,7 @@ def test_an_entry_of_celerys_is_a_schedule_of_ours(rule: Any, timing: Any) -> No
         (entry(5, request={"command": "ls"}), "request.command: is a list of arguments"),
         (entry(5, request={"command": ["ls"], "user": "0"}), "user: '0' is not a user name"),
         (entry(5, other=1), "other: Extra inputs"),
-        (entry(5, cron="* * * * *"), "kwargs: cron is said by the entry itself"),
+        (entry(5, cron="* * * * *"), "kwargs: cron is given by the entry itself"),
         (entry(5) | {"options": {"queue": "mine"}}, "options cannot be given"),
         (entry(5) | {"args": (1,)}, "args cannot be given"),
         (entry(5) | {"task": "tachikoma.shedule"}, "there is no task tachikoma.shedule; it is tachikoma.schedule"),
@@ -262,7 +262,7 @@ def test_a_module_is_a_place(module: Path) -> None:
     assert list(found.current.schedules) == ["job"]
     assert not found.reload()
     assert found.error == ""
-    with pytest.raises(ConfigurationError, match="their_jobs:other is no Celery application"):
+    with pytest.raises(ConfigurationError, match="their_jobs:other is not a Celery application"):
         open_schedules("their_jobs:other")
     with pytest.raises(ConfigurationError, match="cannot import schedules from their_jobs:nothing"):
         open_schedules("their_jobs:nothing")
