@@ -1,6 +1,8 @@
-"""The peer that made a call."""
+"""The authenticated caller of an RPC."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from cryptography import x509
 
@@ -9,15 +11,15 @@ from tachikoma.identity.spiffe import SpiffeId
 __all__ = ["Peer"]
 
 
+@dataclass(frozen=True, slots=True)
 class Peer:
-    """Who called: identity and address; and the certificate that was shown for it, where it was."""
+    """The caller of an RPC, or another requester: a schedule, the sender of a Celery message."""
 
-    __slots__ = ("address", "certificate", "spiffe_id")
-
-    def __init__(self, spiffe_id: SpiffeId, address: str, certificate: x509.Certificate | None = None) -> None:
-        self.spiffe_id = spiffe_id
-        self.address = address
-        self.certificate = certificate
+    spiffe_id: SpiffeId
+    #: IP address that the call came from; empty when the address is unknown or the call did not come over the network.
+    address: str
+    #: Verified X.509-SVID of the connection; None when the call did not come over mTLS.
+    certificate: x509.Certificate | None = None
 
     def __str__(self) -> str:
         return str(self.spiffe_id)

@@ -1,4 +1,4 @@
-"""What the orchestrator tells Prometheus, at the address of the setting `metrics`."""
+"""Prometheus metrics of the orchestrator, served at the address of the setting `metrics`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ __all__ = ["AUDIT_CLOSED", "AUDIT_WAITING", "POLICIES", "POLICY_ERROR", "POLICY_
 
 _registry = CollectorRegistry()
 
-POLICIES = Gauge("tachikoma_policies", "Policies in force.", registry=_registry)
-POLICY_SINCE = Gauge("tachikoma_policy_since_seconds", "When they were taken, as Unix time.", registry=_registry)
+POLICIES = Gauge("tachikoma_policies", "Active policies.", registry=_registry)
+POLICY_SINCE = Gauge(
+    "tachikoma_policy_since_seconds", "Unix time at which the active policies were loaded.", registry=_registry
+)
 POLICY_ERROR = Gauge(
-    "tachikoma_policy_error", "1 while the policy files are wrong, and an older set is in force.", registry=_registry
+    "tachikoma_policy_error",
+    "1 while the policy files are invalid and the previous policies stay active.",
+    registry=_registry,
 )
 AUDIT_WAITING = Gauge(
-    "tachikoma_audit_waiting", "Events of the audit trail that a sink has not taken.", ["sink"], registry=_registry
+    "tachikoma_audit_waiting", "Audit events that a sink has not accepted yet.", ["sink"], registry=_registry
 )
 AUDIT_CLOSED = Gauge(
-    "tachikoma_audit_closed", "1 while requests are refused since too many events wait.", registry=_registry
+    "tachikoma_audit_closed", "1 while requests are refused because the audit backlog is full.", registry=_registry
 )
 
 

@@ -1,1 +1,1 @@
-"""Agents: registry, enrolment, certificates, revocation."""
+"""Agents: registry, enrolment, joining, certificates, revocation."""

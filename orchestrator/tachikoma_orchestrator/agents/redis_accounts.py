@@ -1,7 +1,7 @@
-"""The agents' users in Redis, made and removed while it runs.
+"""The agents' Redis users, created and removed while Redis runs.
 
-That needs a user of its own (`redis_users.ENROLLER`), which can give any right to anybody: only orchestrators that let
-agents join have its password, and they use it for nothing else.
+That needs a Redis user of its own (`tachikoma.redis.users.ENROLLER`), which can give any right to any user. Only
+orchestrators that let agents join have its password, and they use it for nothing else.
 """
 
 from __future__ import annotations
@@ -22,18 +22,21 @@ log = structlog.get_logger(__name__)
 
 
 class Accounts:
-    """Makes and removes them. All methods raise redis errors."""
+    """Creates and removes the agents' Redis users. All methods raise redis errors."""
 
     def __init__(self, redis: Redis) -> None:
         """Use a connection of the user `enroller`."""
         self._redis = redis
 
     async def check(self) -> None:
-        """See that Redis lets us in, and can keep users."""
+        """Check that Redis accepts the password and can store users."""
         await self._save()
 
-    async def give(self, agent: str) -> str:
-        """A new password for an agent, whose user is made, or made anew: who had the one before is thrown out."""
+    async def create(self, agent: str) -> str:
+        """Create or recreate an agent's Redis user and return its new password.
+
+        Connections that use the previous password are closed.
+        """
         user, password = agent_user(agent), secrets.token_hex(32)
         await self._redis.execute_command("ACL", "DELUSER", user)
         words = rules(user, [hashlib.sha256(password.encode()).hexdigest()])
@@ -42,7 +45,7 @@ class Accounts:
         return password
 
     async def remove(self, agent: str) -> None:
-        """Throw an agent out: its connections end at once, and what waits for it is gone."""
+        """Remove an agent's Redis user, its queue and its registration. Its connections are closed."""
         await self._redis.execute_command("ACL", "DELUSER", agent_user(agent))
         await self._redis.delete(keys.queue(agent), keys.info(agent))
         await self._save()
@@ -57,5 +60,5 @@ class Accounts:
         except ResponseError as error:
             if "not configured to use an ACL file" not in str(error):
                 raise
-            # `tachikoma redis check` asks for one.
-            log.warning("accounts.not_saved", reason="Redis has no aclfile: a restart of it forgets its users")
+            # `tachikoma redis check` reports the missing ACL file.
+            log.warning("accounts.not_saved", reason="Redis has no aclfile: a restart of Redis loses its users")

@@ -1,19 +1,17 @@
-"""The agents: who was ever heard of, and how they are.
+"""The registry of agents: every agent ever heard of, with its last heartbeat and its state.
 
-An agent writes its own `agent.<id>:info`, which expires: where it is missing the agent is offline. It publishes the
-same on `agent.<id>:events`; what was heard last is kept in `orch:agents`, since an agent may not write that itself.
+An agent writes its own `agent.<id>:info`, which expires: an agent without this key is offline. It publishes the same
+heartbeat on `agent.<id>:events`. The orchestrator stores the last heartbeat in `orch:agents`, which agents cannot
+write.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
 
 import structlog
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from redis.exceptions import ResponseError
 
 from tachikoma.errors import AgentUnknown
@@ -22,8 +20,9 @@ from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Redis
 from tachikoma.streams.heartbeat import Heartbeat, Trust
 from tachikoma.vocabulary.agents import AgentInfo, AgentTrust
+from tachikoma.vocabulary.clock import from_ms
 from tachikoma.vocabulary.model import Model
-from tachikoma.vocabulary.types import is_identifier
+from tachikoma.vocabulary.types import Milliseconds, is_identifier
 from tachikoma_orchestrator.agents.revocations import Revocations
 from tachikoma_orchestrator.store.scripts import Runner, Script
 
@@ -34,35 +33,42 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class AgentState:
-    """An agent's last heartbeat, and when it came by the clock of Redis."""
+    """An agent's last heartbeat and whether its lease is running."""
 
     heartbeat: Heartbeat
+    #: Time of the heartbeat by the clock of Redis.
     seen_ms: int
     online: bool
 
 
-def _trust(said: Trust) -> AgentTrust:
-    expires = datetime.fromtimestamp(said.expires_ms / 1000, UTC)
-    return AgentTrust(spiffe_id=said.spiffe_id, expires=expires, root=said.root, bundle=said.bundle)
+class _Seen(BaseModel):
+    """An entry of `orch:agents`, as `lua/heard.lua` writes it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    seen_ms: Milliseconds
+    heartbeat: Heartbeat
 
 
 class _Draining(Model):
-    """What is kept of an agent that takes no new executions."""
+    """An entry of `orch:draining`: the agent takes no new executions."""
 
+    #: SPIFFE ID of the operator.
     by: str
+    #: The operator's reason.
     reason: str
 
     @classmethod
     def read(cls, raw: bytes) -> _Draining:
-        """Read it; what is none of ours keeps an agent from taking executions all the same."""
+        """Read an entry. An unreadable one drains its agent all the same, as it does in the admission script."""
         try:
             return cls.model_validate_json(raw)
         except ValidationError:
-            return cls(by="", reason="what Redis says of it cannot be read; resume it")
+            return cls(by="", reason="its entry in Redis cannot be read; resume the agent to remove the entry")
 
 
 class Registry:
-    """Reads and keeps what agents say of themselves."""
+    """Stores heartbeats and describes agents."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -74,21 +80,23 @@ class Registry:
         self._labels: dict[str, dict[str, str]] = {}
         self._journals: dict[str, str] = {}
 
+    # --- heartbeats ---------------------------------------------------------------------------------------------------
+
     def labels(self, agent: str) -> dict[str, str]:
-        """What an agent says of itself; nothing of one that was not heard of."""
+        """Return the labels of an agent's last heartbeat; none for an agent that was never heard of."""
         return self._labels.get(agent, {})
 
     async def journal(self, agent: str) -> str:
-        """The journal an agent has now, by its last heartbeat; empty of one that was not heard of."""
+        """Return the journal id of an agent's last heartbeat; empty for an agent that was never heard of."""
         if agent not in self._journals:
-            # It joined, and its heartbeat is still on the way.
+            # The agent may have joined a moment ago, with its first message still on the way.
             raw = await self._redis.get(keys.info(agent))
             if raw:
                 await self.heard(agent, raw)
         return self._journals.get(agent, "")
 
     async def discover(self) -> None:
-        """Learn of agents that said something while nobody listened. Reads every key once, in steps."""
+        """Store the heartbeats that were published while no orchestrator was subscribed. Scans all keys, in steps."""
         async for key in self._redis.scan_iter(match=keys.ALL_INFO, count=1000):
             agent = keys.agent_of_channel(key.decode(errors="replace"))
             try:
@@ -102,129 +110,163 @@ class Registry:
                 await self.heard(agent, raw)
 
     async def heard(self, agent: str, raw: bytes) -> None:
-        """Keep a heartbeat, unless its agent is cut off; the first of each run goes on the record."""
+        """Store a heartbeat, unless its agent is revoked. The first heartbeat of each run of a worker is audited."""
         try:
             heartbeat = Heartbeat.model_validate_json(raw)
         except ValidationError as error:
             log.warning("heartbeat.unreadable", agent=agent, error=str(error)[:500])
             return
         if not is_identifier(agent):
-            log.warning("heartbeat.unreadable", agent=agent[:64], error="no agent has such an id")
+            log.warning("heartbeat.unreadable", agent=agent[:64], error="not a valid agent id")
             return
-        what = f"version {heartbeat.version} on {heartbeat.hostname}"
+        reason = f"version {heartbeat.version} on {heartbeat.hostname}"
         call = self._heard(
             keys=[keys.AGENTS, keys.ONLINE, keys.AUDIT, keys.REVOKED],
-            args=[agent, heartbeat.model_dump_json(), heartbeat.run, what],
+            args=[agent, heartbeat.model_dump_json(), heartbeat.run, reason],
         )
         if await self._runner.run(call):
             self._labels[agent], self._journals[agent] = heartbeat.labels, heartbeat.boot
 
     async def notice_departures(self, agents: Mapping[str, AgentState]) -> None:
-        """Put on the record which of the agents that joined are gone."""
+        """Audit the departure of each agent that was online and is not any more.
+
+        Args:
+            agents: all agents, as `all` returned them.
+        """
         for agent in [item.decode(errors="replace") for item in await self._redis.hkeys(keys.ONLINE)]:
             if agent not in agents or not agents[agent].online:
                 call = self._left(keys=[keys.info(agent), keys.ONLINE, keys.AUDIT], args=[agent])
                 if await self._runner.run(call):
                     log.info("agent.left", agent=agent)
 
+    # --- draining -----------------------------------------------------------------------------------------------------
+
     async def drain(self, agent: str, *, by: str, reason: str) -> None:
-        """Let an agent take no new executions; what waits on its queue and what runs go on.
+        """Let an agent take no new executions. Its queued and running executions continue.
 
         Raises:
-            AgentUnknown: it was never heard of.
+            AgentUnknown: the agent was never heard of.
         """
         await self._set_draining(agent, _Draining(by=by, reason=reason).model_dump_json(), by, reason)
 
     async def resume(self, agent: str, *, by: str) -> None:
-        """Let an agent take executions again. Raises as `drain` does."""
+        """Let an agent take new executions again. Raises as `drain` does."""
         await self._set_draining(agent, "", by, "")
 
-    async def _set_draining(self, agent: str, kept: str, by: str, reason: str) -> None:
-        call = self._drain(keys=[keys.DRAINING, keys.AGENTS, keys.AUDIT], args=[agent, kept, by, reason])
+    async def _set_draining(self, agent: str, entry: str, by: str, reason: str) -> None:
+        call = self._drain(keys=[keys.DRAINING, keys.AGENTS, keys.AUDIT], args=[agent, entry, by, reason])
         if not await self._runner.run(call):
             raise AgentUnknown(f"there is no agent {agent[:80]!r}", metadata={"agent": agent[:80]})
 
+    # --- state --------------------------------------------------------------------------------------------------------
+
     async def all(self) -> dict[str, AgentState]:
-        """Every agent ever heard of."""
-        kept: dict[bytes, bytes] = await self._redis.hgetall(keys.AGENTS)
-        agents = [agent.decode(errors="replace") for agent in kept]
+        """Return every agent ever heard of, by id. Raises redis errors."""
+        entries: dict[bytes, bytes] = await self._redis.hgetall(keys.AGENTS)
+        agents = [agent.decode(errors="replace") for agent in entries]
+        leases = await self._leases(agents)
+        states: dict[str, AgentState] = {}
+        for agent, raw, lease in zip(agents, entries.values(), leases, strict=True):
+            state = self._state(agent, raw, lease)
+            if state is not None:
+                states[agent] = state
+        return states
+
+    async def _leases(self, agents: list[str]) -> list[bytes | None]:
+        """Return the `agent.<id>:info` of each agent; None if it has expired or is of a wrong type."""
+        if not agents:
+            return []
         async with self._redis.pipeline(transaction=False) as pipe:
             for agent in agents:
                 pipe.get(keys.info(agent))
-            current = await pipe.execute(raise_on_error=False) if agents else []
-        states: dict[str, AgentState] = {}
-        for agent, raw, info in zip(agents, kept.values(), current, strict=True):
-            if isinstance(info, Exception):
-                if not wrong_type(info):
-                    raise info
-                info = None
-            if not is_identifier(agent):
-                log.warning("agent.unreadable", agent=agent[:64], error="no agent has such an id")
-                continue
-            try:
-                entry: dict[str, Any] = json.loads(raw)
-                heartbeat, seen_ms = Heartbeat.model_validate(entry["heartbeat"]), int(entry["seen_ms"])
-            except (ValueError, TypeError, KeyError, RecursionError) as error:
-                # Not written by us; it must not hide the others.
-                log.warning("agent.unreadable", agent=agent[:64], error=str(error)[:300])
-                continue
-            if info:
-                try:
-                    heartbeat = Heartbeat.model_validate_json(info)
-                except ValidationError:
-                    info = None
-            if self.revocations.in_force(agent):
-                info = None
-            states[agent] = AgentState(heartbeat, seen_ms, online=info is not None)
-        return states
+            answers = await pipe.execute(raise_on_error=False)
+        for answer in answers:
+            if isinstance(answer, Exception) and not wrong_type(answer):
+                raise answer
+        return [None if isinstance(answer, Exception) else answer for answer in answers]
+
+    def _state(self, agent: str, raw: bytes, lease: bytes | None) -> AgentState | None:
+        """Read an agent's entry, updated by its lease; None if the entry was not written by an orchestrator."""
+        if not is_identifier(agent):
+            log.warning("agent.unreadable", agent=agent[:64], error="not a valid agent id")
+            return None
+        try:
+            seen = _Seen.model_validate_json(raw)
+        except ValidationError as error:
+            # It must not hide the other agents.
+            log.warning("agent.unreadable", agent=agent[:64], error=str(error)[:300])
+            return None
+        current = _heartbeat(lease) if lease else None
+        online = current is not None and self.revocations.active(agent) is None
+        return AgentState(current or seen.heartbeat, seen.seen_ms, online)
 
     async def describe(self) -> list[AgentInfo]:
-        """All agents for callers, by id."""
+        """Return all agents for callers, sorted by id. Raises redis errors."""
         states = await self.all()
         agents = sorted(states)
         async with self._redis.pipeline(transaction=False) as pipe:
             for agent in agents:
                 pipe.llen(keys.queue(agent))
             pipe.hgetall(keys.DRAINING)
-            answers = await pipe.execute(raise_on_error=False)
-        *queued, drained = answers
-        if isinstance(drained, Exception):
-            # The script of admission would refuse everything too.
-            raise drained
-        described = []
-        for agent, length in zip(agents, queued, strict=True):
-            state = states[agent]
-            beat = state.heartbeat
-            kept = drained.get(agent.encode())
-            draining = _Draining.read(kept) if kept is not None else None
-            warnings = beat.warnings
-            if isinstance(length, Exception):
-                if not wrong_type(length):
-                    raise length
-                length, warnings = 0, (*warnings, "its queue in Redis is none")
-            revoked = self.revocations.in_force(agent)
-            described.append(
-                AgentInfo(
-                    id=agent,
-                    online=state.online,
-                    last_seen=datetime.fromtimestamp(state.seen_ms / 1000, UTC),
-                    version=beat.version,
-                    hostname=beat.hostname,
-                    labels=beat.labels,
-                    running=beat.running,
-                    slots=beat.slots,
-                    queued=length,
-                    load=beat.load,
-                    memory_used=beat.memory_used,
-                    disk_used=beat.disk_used,
-                    warnings=warnings,
-                    trust=None if beat.trust is None else _trust(beat.trust),
-                    draining=draining is not None,
-                    drained_by=draining.by if draining else "",
-                    drain_reason=draining.reason if draining else "",
-                    revoked=revoked is not None,
-                    revoked_by=revoked.by if revoked else "",
-                    revoke_reason=revoked.reason if revoked else "",
-                )
-            )
-        return described
+            *lengths, draining = await pipe.execute(raise_on_error=False)
+        if isinstance(draining, Exception):
+            # The admission script fails in the same way.
+            raise draining
+        return [
+            self._describe(agent, states[agent], length, draining.get(agent.encode()))
+            for agent, length in zip(agents, lengths, strict=True)
+        ]
+
+    def _describe(self, agent: str, state: AgentState, queued: int | Exception, drain_entry: bytes | None) -> AgentInfo:
+        """Describe one agent.
+
+        Args:
+            agent: its id.
+            state: its state.
+            queued: length of its queue, or the error that Redis returned.
+            drain_entry: its entry in `orch:draining`.
+        """
+        beat, warnings = state.heartbeat, state.heartbeat.warnings
+        if isinstance(queued, Exception):
+            if not wrong_type(queued):
+                raise queued
+            queued, warnings = 0, (*warnings, "its queue in Redis is not a list")
+        draining = None if drain_entry is None else _Draining.read(drain_entry)
+        revoked = self.revocations.active(agent)
+        return AgentInfo(
+            id=agent,
+            online=state.online,
+            last_seen=from_ms(state.seen_ms),
+            version=beat.version,
+            hostname=beat.hostname,
+            labels=beat.labels,
+            running=beat.running,
+            slots=beat.slots,
+            queued=queued,
+            load=beat.load,
+            memory_used=beat.memory_used,
+            disk_used=beat.disk_used,
+            warnings=warnings,
+            trust=None if beat.trust is None else _trust(beat.trust),
+            draining=draining is not None,
+            drained_by=draining.by if draining else "",
+            drain_reason=draining.reason if draining else "",
+            revoked=revoked is not None,
+            revoked_by=revoked.by if revoked else "",
+            revoke_reason=revoked.reason if revoked else "",
+        )
+
+
+def _heartbeat(raw: bytes) -> Heartbeat | None:
+    """Read a heartbeat that an agent wrote; None if it is invalid."""
+    try:
+        return Heartbeat.model_validate_json(raw)
+    except ValidationError:
+        return None
+
+
+def _trust(trust: Trust) -> AgentTrust:
+    """Return the identity and trusted roots that an agent reports, for callers."""
+    return AgentTrust(
+        spiffe_id=trust.spiffe_id, expires=from_ms(trust.expires_ms), root=trust.root, bundle=trust.bundle
+    )

@@ -1,9 +1,11 @@
-"""Which agents were cut off: every orchestrator knows, and heeds it wherever an agent says or asks for anything.
+"""The revoked agents, as one orchestrator knows them.
 
-An agent that is cut off (`lua/revoke.lua`) counts for nothing, whatever certificate it shows, until it joins again
-(`lua/join.lua`); what was issued to it before it was cut off counts for nothing after that either. Scripts look into
-Redis itself. This is what the rest decides by: a copy that is some tenths of a second old, and never takes back what it
-knew, so that whoever owns Redis cannot let anybody back in under a running orchestrator.
+A revoked agent (`lua/revoke.lua`) is refused everywhere, whatever certificate it shows, until it joins again
+(`lua/join.lua`). A certificate or token that was issued before the revocation stays refused even then.
+
+Scripts read the revocations in Redis themselves. Everything else asks this copy, which is at most about a second old.
+The copy never forgets a revocation: write access to Redis is not enough to readmit an agent under a running
+orchestrator.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,17 +21,20 @@ from redis.exceptions import RedisError
 
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
+from tachikoma.vocabulary.clock import from_ms, to_ms
 from tachikoma.vocabulary.types import Milliseconds
 
-__all__ = ["Revocations", "Revoked", "parse"]
+__all__ = ["REFRESH_SECONDS", "Revocations", "Revoked", "parse"]
 
 log = structlog.get_logger(__name__)
 
-#: Between looks at Redis. With a look that takes as long, everybody knows within a second.
-LOOK_SECONDS = 0.5
+#: Pause between two readings of Redis. Even if a reading takes as long, a revocation is known within a second.
+REFRESH_SECONDS = 0.5
 
 
-class _Said(BaseModel):
+class _Details(BaseModel):
+    """The operator's part of an entry."""
+
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     by: str
@@ -37,81 +42,84 @@ class _Said(BaseModel):
 
 
 class _Entry(BaseModel):
-    """As `lua/revoke.lua` writes it."""
+    """An entry as `lua/revoke.lua` writes it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     in_force: bool
     at_ms: Milliseconds
-    said: _Said
+    said: _Details
 
 
 @dataclass(frozen=True, slots=True)
 class Revoked:
-    """That an agent was cut off."""
+    """A revocation of an agent."""
 
-    #: What was issued until then never counts again.
+    #: Time of the revocation. Certificates and tokens issued until then are refused for ever.
     at_ms: int
+    #: SPIFFE ID of the operator.
     by: str
+    #: The operator's reason.
     reason: str
-    #: Whether it still is.
-    in_force: bool
+    #: False once the agent has joined again.
+    active: bool
 
     @property
     def at(self) -> datetime:
-        return datetime.fromtimestamp(self.at_ms / 1000, UTC)
+        """Time of the revocation."""
+        return from_ms(self.at_ms)
 
     @property
-    def over(self) -> datetime:
-        """From when on certificates that are issued count again; they know whole seconds."""
-        return datetime.fromtimestamp(self.at_ms // 1000 + 1, UTC)
+    def accepted_from(self) -> datetime:
+        """Earliest start of a certificate that is accepted once the agent has joined again, in whole seconds."""
+        return from_ms((self.at_ms // 1000 + 1) * 1000)
 
     @property
-    def why(self) -> str:
-        """What is told of executions that this ends."""
-        return f"its agent was cut off by {self.by}: {self.reason}"
+    def execution_error(self) -> str:
+        """The `error` of the executions that the revocation ends."""
+        return f"its agent was revoked by {self.by}: {self.reason}"
 
     def refusal(self, agent: str, begins: datetime) -> str:
-        """Why a certificate of the agent that begins then counts for nothing; empty where it counts."""
-        if self.in_force:
-            return f"agent {agent} was cut off at {self.at:%Y-%m-%d %H:%M:%S} UTC by {self.by}"
-        if begins.timestamp() * 1000 <= self.at_ms:
-            return f"the certificate was issued before agent {agent} was cut off at {self.at:%Y-%m-%d %H:%M:%S} UTC"
+        """Return why a certificate of the agent is refused, by the start of its validity; empty if it is accepted."""
+        if self.active:
+            return f"agent {agent} was revoked at {self.at:%Y-%m-%d %H:%M:%S} UTC by {self.by}"
+        if to_ms(begins) <= self.at_ms:
+            return f"the certificate was issued before agent {agent} was revoked at {self.at:%Y-%m-%d %H:%M:%S} UTC"
         return ""
 
 
 def parse(raw: bytes) -> Revoked:
-    """What stands in Redis. Of what nobody can read, that it is cut off is all that is safe."""
+    """Read an entry in Redis. An unreadable entry counts as an active revocation, which is the safe side."""
     try:
         entry = _Entry.model_validate_json(raw)
     except ValidationError as error:
         log.error("revocation.unreadable", error=str(error)[:300])
-        return Revoked(0, "", "its entry in Redis cannot be read", in_force=True)
+        return Revoked(0, "", "its entry in Redis cannot be read", active=True)
     return Revoked(entry.at_ms, entry.said.by, entry.said.reason, entry.in_force)
 
 
 class Revocations:
-    """The copy of one orchestrator."""
+    """One orchestrator's copy of the revocations in Redis."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._known: dict[str, Revoked] = {}
 
     async def run(self) -> None:
-        """Look for ever."""
+        """Keep the copy fresh, until cancelled."""
         while True:
-            await self.look_if_there()
-            await asyncio.sleep(LOOK_SECONDS)
+            await self.refresh_if_available()
+            await asyncio.sleep(REFRESH_SECONDS)
 
-    async def look_if_there(self) -> None:
-        """Look once, if Redis is there; nobody can cut anybody off either while it is not."""
+    async def refresh_if_available(self) -> None:
+        """Refresh the copy, or keep it while Redis is unavailable; no agent can be revoked then either."""
         try:
-            await self.look()
+            await self.refresh()
         except (RedisError, OSError) as error:
-            log.warning("revocations.redis_away", error=str(error))
+            log.warning("revocations.redis_unavailable", error=str(error))
 
-    async def look(self) -> None:
-        """Look once. Raises redis errors."""
+    async def refresh(self) -> None:
+        """Read the revocations in Redis. Raises redis errors."""
         found: Mapping[bytes, bytes] = await self._redis.hgetall(keys.REVOKED)
         for name, raw in found.items():
             agent, entry = name.decode(errors="replace"), parse(raw)
@@ -119,18 +127,23 @@ class Revocations:
             if known is None or entry.at_ms >= known.at_ms:
                 self._known[agent] = entry
             if known != self._known[agent]:
-                log.info("agent.revoked" if entry.in_force else "agent.let_in_again", agent=agent, by=entry.by)
+                log.info("revocation.active" if entry.active else "revocation.ended", agent=agent, by=entry.by)
 
-    def of(self, agent: str) -> Revoked | None:
-        """That it was cut off some time, if it was."""
+    def latest(self, agent: str) -> Revoked | None:
+        """Return the agent's latest revocation, active or not; None if it was never revoked."""
         return self._known.get(agent)
 
-    def in_force(self, agent: str) -> Revoked | None:
-        """That it is cut off now, if it is."""
+    def active(self, agent: str) -> Revoked | None:
+        """Return the agent's active revocation; None if it is not revoked now."""
         known = self._known.get(agent)
-        return known if known is not None and known.in_force else None
+        return known if known is not None and known.active else None
+
+    def accepted_from(self, agent: str) -> datetime | None:
+        """Return the earliest start of a certificate that the agent may get; None for any."""
+        known = self._known.get(agent)
+        return None if known is None else known.accepted_from
 
     def refusal(self, agent: str, begins: datetime) -> str:
-        """Why a certificate of an agent that begins then counts for nothing; empty where it counts."""
+        """Return why a certificate of the agent is refused, by the start of its validity; empty if it is accepted."""
         known = self._known.get(agent)
         return "" if known is None else known.refusal(agent, begins)

@@ -9,7 +9,7 @@ from tachikoma.errors import FailedPrecondition, InvalidRequest, NotFound, Permi
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionServicer
 from tachikoma_orchestrator.admission.approvals import checked_reason
-from tachikoma_orchestrator.agents.enrolment import Membership
+from tachikoma_orchestrator.agents.membership import Membership
 from tachikoma_orchestrator.api.guard import current_peer
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.processes.parts import Core
@@ -80,7 +80,7 @@ class Administration(RemoteExecutionServicer):
     ) -> pb.EnrollAgentResponse:
         peer = self._operator("enroll agents")
         self._trail.check()
-        made = await self._membership.enroll(request.id, request.ttl.ToTimedelta(), peer)
+        made = await self._membership.enrolments.enroll(request.id, request.ttl.ToTimedelta(), peer)
         return wire.enrolment_to_pb(made)
 
     async def RevokeAgent(  # noqa: N802
@@ -88,13 +88,13 @@ class Administration(RemoteExecutionServicer):
     ) -> pb.RevokeAgentResponse:
         # Not kept waiting by a sink of the audit trail: nothing gets in by it.
         peer = self._operator("revoke agents")
-        done = await self._membership.revoke(request.id, checked_reason(request.reason), peer)
+        done = await self._membership.revoker.revoke(request.id, checked_reason(request.reason), peer)
         return wire.revocation_to_pb(done)
 
     async def RenewAgent(  # noqa: N802
         self, request: pb.RenewAgentRequest, context: Any
     ) -> pb.RenewAgentResponse:
-        made = await self._membership.renew(current_peer(), request.csr)
+        made = await self._membership.renewals.renew(current_peer(), request.csr)
         return pb.RenewAgentResponse(
             certificate_chain=made.chain_pem, bundle=made.bundle_pem, renew_address=made.renew_address
         )

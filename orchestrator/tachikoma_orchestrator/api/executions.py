@@ -22,7 +22,7 @@ from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.results import CancelOutcome, CancelResponse, ExecOutput, ExecResponse, ExecStatus, OutputKind
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.admission.approvals import Approvals
-from tachikoma_orchestrator.agents.enrolment import Membership
+from tachikoma_orchestrator.agents.membership import Membership
 from tachikoma_orchestrator.api.administration import Administration, page
 from tachikoma_orchestrator.api.guard import current_peer
 from tachikoma_orchestrator.api.listing import ListFilter

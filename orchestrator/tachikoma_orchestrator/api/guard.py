@@ -120,9 +120,9 @@ class Guard(grpc.aio.ServerInterceptor):
         """Who is at the other end, who may call that method at all; a refusal goes on the record.
 
         Raises:
-            Unauthenticated: nobody we know, or an agent that was cut off.
+            Unauthenticated: nobody we know, or a revoked agent.
             PermissionDenied: an agent; agents take orders and give none.
-            redis errors: of an agent it cannot be said whether it was cut off.
+            redis errors: it is unknown whether the agent is revoked.
         """
         try:
             call = self.identify(context)
@@ -163,7 +163,7 @@ class Guard(grpc.aio.ServerInterceptor):
         if method != RENEW:
             raise PermissionDenied(f"{call.peer} is an agent; agents do not call this service")
         # It is seldom called, so it is asked for what holds now.
-        await self._revocations.look()
+        await self._revocations.refresh()
         agent = agent_of(call.peer.spiffe_id)
         if why := self._revocations.refusal(agent, call.certificate.not_valid_before_utc):
             raise Unauthenticated(f"your certificate is not accepted: {why}")

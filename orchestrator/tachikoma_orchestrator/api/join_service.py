@@ -22,7 +22,8 @@ from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import JoiningServicer
 from tachikoma.policy.redaction import redact
 from tachikoma.vocabulary.audit import AuditCode
-from tachikoma_orchestrator.agents.enrolment import Membership, TokenRefused
+from tachikoma_orchestrator.agents.enrolment import TokenRefused
+from tachikoma_orchestrator.agents.joining import JoinAttempt, Joins
 from tachikoma_orchestrator.api.addresses import peer_address
 from tachikoma_orchestrator.api.guard import translate
 from tachikoma_orchestrator.audit.findings import Bound
@@ -88,8 +89,8 @@ class Attempts:
 class Joining(JoiningServicer):
     """`tachikoma.exec.v1.Joining`."""
 
-    def __init__(self, membership: Membership, trail: AuditTrail) -> None:
-        self._membership = membership
+    def __init__(self, joins: Joins, trail: AuditTrail) -> None:
+        self._joins = joins
         self._trail = trail
         self._attempts = Attempts()
         self._bound = Bound()
@@ -108,21 +109,21 @@ class Joining(JoiningServicer):
             raise ResourceExhausted("too many tokens were refused; try again later", retry_after_seconds=wait)
         self._trail.check()
         try:
-            made, begins = await self._membership.join(request.agent_id, request.secret, request.csr, address)
+            issued = await self._joins.join(JoinAttempt(request.agent_id, request.secret, request.csr, address))
         except TokenRefused as error:
             await self._refuse(request, address, str(error))
             raise Unauthenticated(REFUSED) from None
         except InvalidRequest as error:
             await self._refuse(request, address, str(error))
             raise
-        # Only just after it was cut off: a certificate of then would not count.
-        wait = (begins - datetime.now(UTC)).total_seconds()
+        # Only shortly after a revocation: the certificate is not accepted before.
+        wait = (issued.valid_from - datetime.now(UTC)).total_seconds()
         await asyncio.sleep(min(max(wait, 0.0), MAX_WAIT_SECONDS))
         return pb.JoinResponse(
-            certificate_chain=made.chain_pem,
-            bundle=made.bundle_pem,
-            redis_password=made.redis_password,
-            renew_address=made.renew_address,
+            certificate_chain=issued.chain_pem,
+            bundle=issued.bundle_pem,
+            redis_password=issued.redis_password,
+            renew_address=issued.renew_address,
         )
 
     async def _refuse(self, request: pb.JoinRequest, address: str, why: str) -> None:

@@ -343,7 +343,7 @@ async def examine(redis: Redis, *, passwords: Passwords | None, durable: bool) -
         heard = await redis.hkeys(keys.AGENTS)
         revoked = await redis.hgetall(keys.REVOKED)
         config = {str(_text(name)): str(_text(value)) for name, value in raw.items()}
-        cut_off = {_text(name) for name, raw in revoked.items() if parse(raw).in_force}
+        cut_off = {_text(name) for name, raw in revoked.items() if parse(raw).active}
         agents = {_text(agent) for agent in heard}
         known = passwords.users() if passwords is not None else []
         agents |= {name.removeprefix(AGENT_PREFIX) for name in known if name.startswith(AGENT_PREFIX)}

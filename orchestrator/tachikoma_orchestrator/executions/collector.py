@@ -81,12 +81,10 @@ class Collector:
 
     async def _on_notice(self, channel: str, raw: bytes) -> None:
         agent = keys.agent_of_channel(channel)
-        revoked = self._registry.revocations.in_force(agent)
+        revoked = self._registry.revocations.active(agent)
         if revoked is not None:
-            since = f"since {revoked.at:%Y-%m-%d %H:%M:%S} UTC"
-            await self._findings.add_of_agent(
-                AuditCode.NOTICE_REFUSED, agent, f"it was cut off, {since}, and speaks on"
-            )
+            why = f"it was revoked at {revoked.at:%Y-%m-%d %H:%M:%S} UTC and still sends messages"
+            await self._findings.add_of_agent(AuditCode.NOTICE_REFUSED, agent, why)
             return
         try:
             notice = _Notice.validate_json(raw)
@@ -142,7 +140,7 @@ class Collector:
             bundle = self._identity.current().bundle
             # It may have been written while no orchestrator was there to read it.
             receipt = verify(token, Receipt, bundle, agent_id(bundle.trust_domain, agent), kept=True)
-            revoked = self._registry.revocations.of(agent)
+            revoked = self._registry.revocations.latest(agent)
             if revoked is not None and (why := revoked.refusal(agent, signer_begins(token))):
                 raise InvalidSignature(f"is not believed: {why}")
             if receipt.jti != exec_id:

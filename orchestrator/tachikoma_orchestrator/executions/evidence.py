@@ -140,7 +140,7 @@ class Evidence:
             if not receipt.state.terminal:
                 raise InvalidSignature(f"says {receipt.state}, which is no end")
             # What was signed and folded before stands.
-            revoked = self._revocations.of(record.agent)
+            revoked = self._revocations.latest(record.agent)
             later = revoked is not None and receipt.iat * 1000 > revoked.at_ms
             if revoked is not None and later and (why := revoked.refusal(record.agent, signer_begins(token))):
                 raise InvalidSignature(f"is not believed: {why}")

@@ -29,7 +29,7 @@ from tachikoma.vocabulary.policies import RateLimitConfig
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.results import ExecResponse, ExecStatus, ExecTransition
 from tachikoma.vocabulary.states import ExecState
-from tachikoma_orchestrator.agents.revocations import Revoked, parse
+from tachikoma_orchestrator.agents.revocations import parse
 from tachikoma_orchestrator.audit.trail import AuditTrail, audited
 from tachikoma_orchestrator.store.scripts import Call, Runner, Script
 
@@ -475,24 +475,6 @@ class Ledger:
             code=AuditCode(to.lower()), fence=fence, extra={"reason": reason, "actor": by},
         )  # fmt: skip
 
-    async def cut_off(self, record: Record, revoked: Revoked) -> ExecState | None:
-        """End an execution of an agent that was cut off: it never starts, or nobody can know how it ended.
-
-        Returns:
-            What it ended as; None where it had ended.
-        """
-        agent, exec_id = record.agent, record.exec_id
-        done = await self.settle(
-            agent, exec_id, [ExecState.QUEUED], ExecState.CANCELLED, reason=revoked.why, by=revoked.by, fence=True
-        )
-        if done == "DONE":
-            return ExecState.CANCELLED
-        done = await self.settle(
-            agent, exec_id, [ExecState.QUEUED, ExecState.STARTED], ExecState.LOST,
-            reason=revoked.why, by=revoked.by, fence=False,
-        )  # fmt: skip
-        return ExecState.LOST if done == "DONE" else None
-
     async def request_cancel(self, agent: str, exec_id: str, by: str) -> str:
         """Note who asked for the end of an execution that may be running."""
         return await self._transition_outcome(
@@ -579,7 +561,7 @@ class Ledger:
             pipe.llen(keys.queue(agent))
             pipe.hget(keys.REVOKED, agent)
             online, draining, waiting, revoked = await pipe.execute()
-        if revoked is not None and parse(revoked).in_force:
+        if revoked is not None and parse(revoked).active:
             return Outcome.REVOKED
         if not online:
             return Outcome.OFFLINE

@@ -4,7 +4,7 @@ Each look, for every execution that has not ended:
 - a result that pub/sub missed is folded;
 - one that waited past its queue deadline is fenced, so that its agent can never start it, and ends EXPIRED; so does one
   that nobody approved in time;
-- one of an agent that was cut off is fenced and ends CANCELLED, or LOST where it had started;
+- one of a revoked agent is fenced and ends CANCELLED, or LOST where it had started;
 - one that was claimed by a run of the agent that is gone, or whose agent was not heard of for longer than the lease,
   ends LOST: nobody knows how it ended.
 Deadlines are told by the clock of Redis, leases by the orchestrator's monotonic one: where the clock of Redis is set,
@@ -29,6 +29,7 @@ from tachikoma_orchestrator.agents.registry import AgentState, Registry
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.ledger import FENCE, Ledger, Record
+from tachikoma_orchestrator.executions.revocation import end_revoked
 
 __all__ = ["Reaper"]
 
@@ -161,10 +162,10 @@ class Reaper:
         exec_id = record.exec_id
         if record.state is ExecState.PENDING_APPROVAL:
             return now_ms >= record.deadline_ms and await self._expire(record, "nobody approved it in time")
-        revoked = self._registry.revocations.in_force(record.agent)
+        revoked = self._registry.revocations.active(record.agent)
         if revoked is not None:
-            # Most were ended when it was cut off; an orchestrator may have been on the way with another order.
-            return await self._ledger.cut_off(record, revoked) is not None
+            # Most ended with the revocation. Another orchestrator may have sent one more order at the same time.
+            return await end_revoked(self._ledger, record, revoked) is not None
         if has_result and now_ms - int(record.fields[b"admitted_ms"]) > SETTLE_MS:
             raw = await self._redis.get(keys.result(record.agent, exec_id))
             if raw is not None and await self._collector.fold(record.agent, exec_id, raw):

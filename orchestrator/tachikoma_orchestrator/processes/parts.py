@@ -118,9 +118,9 @@ class Core:
     async def start(self) -> list[asyncio.Task[Any]]:
         """Start what runs as long as the process does; the caller cancels it, and ends when one of it does.
 
-        Who was cut off is known before anything is believed, where Redis is there.
+        The revoked agents are known before any message is accepted, if Redis is available.
         """
-        await self.registry.revocations.look_if_there()
+        await self.registry.revocations.refresh_if_available()
         parts = [self.registry.revocations.run(), self.subscriber.run(), self._watch_policy()]
         if self.schedule_runner is not None:
             parts.append(self.schedule_runner.watch_file())

@@ -33,7 +33,8 @@ from tachikoma.redis.access import connect
 from tachikoma.vocabulary.addresses import HostPort
 from tachikoma.vocabulary.requests import MAX_MESSAGE_BYTES
 from tachikoma_orchestrator.admission.approvals import Approvals
-from tachikoma_orchestrator.agents.enrolment import Authority, Membership
+from tachikoma_orchestrator.agents.authority import Authority
+from tachikoma_orchestrator.agents.membership import Membership
 from tachikoma_orchestrator.agents.redis_accounts import Accounts
 from tachikoma_orchestrator.api.executions import RemoteExecution
 from tachikoma_orchestrator.api.guard import Guard
@@ -41,6 +42,7 @@ from tachikoma_orchestrator.api.join_service import Joining, joining_server
 from tachikoma_orchestrator.audit.shipper import Shipper
 from tachikoma_orchestrator.audit.sinks import FileSink, Sink, StandardOutputSink, SyslogSink
 from tachikoma_orchestrator.executions.reaper import Reaper
+from tachikoma_orchestrator.executions.revocation import ExecutionsOfAgent
 from tachikoma_orchestrator.flower.feed import Feed
 from tachikoma_orchestrator.metrics import serve_metrics
 from tachikoma_orchestrator.processes.listening import listen, reachable, server_credentials
@@ -155,9 +157,12 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
         joins = listen(servers[1], settings.join_listen, server_credentials(core.identity, clients=False))
         # What agents are told of both addresses is known only now.
         authority = _authority(settings, core.identity.current(), joins, address)
-    membership = Membership(core.redis, core.ledger, core.identity, core.registry.revocations, authority, accounts)
+    executions = ExecutionsOfAgent(core.redis, core.ledger, core.identity)
+    membership = Membership.over(
+        core.redis, core.identity, core.registry.revocations, executions, authority=authority, accounts=accounts
+    )
     if authority is not None:
-        add_JoiningServicer_to_server(Joining(membership, core.trail), servers[1])
+        add_JoiningServicer_to_server(Joining(membership.joins, core.trail), servers[1])
         log.info("orchestrator.lets_join", address=authority.join_address, renew_address=authority.renew_address)
     approvals = Approvals(core.ledger, core.trail, core.admitter, core.identity, core.findings)
     add_RemoteExecutionServicer_to_server(RemoteExecution(core, approvals, membership), server)

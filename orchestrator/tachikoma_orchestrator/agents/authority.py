@@ -1,0 +1,106 @@
+"""The authority that issues agents' certificates, and the identity that an agent receives from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from tachikoma.errors import ConfigurationError, FailedPrecondition, ServerError
+from tachikoma.identity.authority import CertificateAuthority, new_key
+from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId, agent_id
+from tachikoma.identity.svid import Svid
+
+__all__ = ["Authority", "IssuedIdentity", "required"]
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedIdentity:
+    """A new certificate with everything that its agent needs to use it."""
+
+    #: The certificate and its intermediates, PEM.
+    chain_pem: bytes
+    #: Roots of the trust domain, PEM.
+    bundle_pem: bytes
+    #: host:port of the orchestrator that renews the certificate.
+    renew_address: str
+    #: Time from which the certificate is accepted. It is in the future only shortly after a revocation.
+    valid_from: datetime
+    #: Password of the agent's Redis user; empty after a renewal, and when the orchestrator manages no Redis users.
+    redis_password: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """Issues agents' certificates and knows where agents reach the orchestrator."""
+
+    ca: CertificateAuthority
+    #: Lifetime of the certificates.
+    lifetime: timedelta
+    #: host:port where hosts join.
+    join_address: str
+    #: host:port where agents renew their certificates.
+    renew_address: str
+    #: DNS name in the orchestrator's certificate, which joining hosts check.
+    server_name: str
+
+    def check(self, svid: Svid) -> None:
+        """Issue a certificate on trial.
+
+        Raises:
+            ConfigurationError: the orchestrator's own bundle does not trust the authority, so no agent could join.
+        """
+        try:
+            self.issue(new_key().public_key(), agent_id(svid.spiffe_id.trust_domain, "probe"), svid)
+        except (InvalidIdentity, ServerError) as error:
+            raise ConfigurationError(
+                f"the orchestrator's own bundle would not trust what its certificate authority issues: {error}"
+            ) from None
+
+    def issue(
+        self, key: ec.EllipticCurvePublicKey, spiffe_id: SpiffeId, svid: Svid, earliest: datetime | None = None
+    ) -> x509.Certificate:
+        """Issue a certificate and verify it like any other.
+
+        Args:
+            key: public key of the agent.
+            spiffe_id: SPIFFE ID of the agent.
+            svid: identity of the orchestrator, whose bundle must trust the certificate.
+            earliest: the certificate does not begin before this time; None for no such bound.
+
+        Raises:
+            ServerError: the bundle does not trust the certificate.
+        """
+        leaf = self.ca.sign(key, spiffe_id, lifetime=self.lifetime, earliest=earliest)
+        sent = x509.load_pem_x509_certificates(self.ca.chain(leaf))
+        try:
+            svid.bundle.verify(leaf, sent[1:], max(datetime.now(UTC), leaf.not_valid_before_utc))
+        except InvalidIdentity as error:
+            raise ServerError(f"the certificate authority is no longer trusted: {error}") from None
+        return leaf
+
+    def identity(self, leaf: x509.Certificate, svid: Svid, redis_password: str = "") -> IssuedIdentity:
+        """Return an issued certificate with its chain, the bundle and the address for renewals."""
+        return IssuedIdentity(
+            chain_pem=self.ca.chain(leaf),
+            bundle_pem=svid.bundle.pem,
+            renew_address=self.renew_address,
+            valid_from=leaf.not_valid_before_utc,
+            redis_password=redis_password,
+        )
+
+
+def required(authority: Authority | None) -> Authority:
+    """Return the authority.
+
+    Raises:
+        FailedPrecondition: this orchestrator has none.
+    """
+    if authority is None:
+        raise FailedPrecondition(
+            "no host can join here: this orchestrator has no certificate authority "
+            "(set TACHIKOMA_CA and TACHIKOMA_JOIN_LISTEN)"
+        )
+    return authority

@@ -1,0 +1,145 @@
+"""Joining: a host with a token becomes an agent, with a certificate for its own key and a Redis user of its own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from redis.exceptions import RedisError
+
+from tachikoma.errors import InvalidRequest, Unavailable
+from tachikoma.identity.authority import check_request
+from tachikoma.identity.spiffe import InvalidIdentity, agent_id
+from tachikoma.identity.svid import Svid, SvidSource
+from tachikoma.redis import keys
+from tachikoma.redis.commands import Redis
+from tachikoma_orchestrator.agents.authority import Authority, IssuedIdentity, required
+from tachikoma_orchestrator.agents.enrolment import Enrolments, TokenRefused, VerifiedEnrolment
+from tachikoma_orchestrator.agents.redis_accounts import Accounts
+from tachikoma_orchestrator.agents.revocations import Revocations
+from tachikoma_orchestrator.store.scripts import Runner, Script
+
+__all__ = ["JoinAttempt", "Joins"]
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class JoinAttempt:
+    """The claims of a host that wants to join; nothing in it is verified."""
+
+    #: Agent id and secret, as the token has them.
+    agent: str
+    secret: bytes
+    #: The host's certificate signing request, PKCS #10 in DER.
+    csr: bytes
+    #: IP address of the host.
+    address: str
+
+
+class Joins:
+    """Turns hosts that hold a token into agents, once for each token."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        identity: SvidSource,
+        revocations: Revocations,
+        enrolments: Enrolments,
+        authority: Authority | None,
+        accounts: Accounts | None,
+    ) -> None:
+        """Prepare it.
+
+        Args:
+            redis: the connections.
+            identity: the orchestrator's own.
+            revocations: the revoked agents.
+            enrolments: verifies tokens.
+            authority: issues the certificates; None if hosts cannot join here.
+            accounts: manages the agents' Redis users; None if this orchestrator may not.
+        """
+        self._identity = identity
+        self._revocations = revocations
+        self._enrolments = enrolments
+        self._authority = authority
+        self._accounts = accounts
+        self._runner = Runner(redis)
+        self._join = Script("join")
+
+    async def join(self, attempt: JoinAttempt) -> IssuedIdentity:
+        """Let the holder of a token join. Safe to repeat until the token is used.
+
+        Raises:
+            FailedPrecondition: hosts cannot join here.
+            TokenRefused: the token is not accepted.
+            InvalidRequest: the token is valid but the certificate request is not; the token stays usable.
+            Unavailable: the Redis user could not be created; the token is used.
+        """
+        authority = required(self._authority)
+        enrolment = await self._enrolments.verify(attempt.agent, attempt.secret)
+        svid = self._identity.current()
+        leaf = self._issue(authority, svid, attempt)
+        if self._accounts is not None:
+            # Before the token is used: without Redis users the agent could not connect.
+            await self._accounts.check()
+        await self._use(enrolment, attempt, leaf)
+        password = await self._create_account(attempt.agent)
+        log.info("agent.joined", agent=attempt.agent, address=attempt.address, serial=f"{leaf.serial_number:x}")
+        return authority.identity(leaf, svid, password)
+
+    def _issue(self, authority: Authority, svid: Svid, attempt: JoinAttempt) -> x509.Certificate:
+        spiffe_id = agent_id(svid.spiffe_id.trust_domain, attempt.agent)
+        try:
+            key = check_request(attempt.csr, spiffe_id)
+        except InvalidIdentity as error:
+            raise InvalidRequest(str(error)) from None
+        return authority.issue(key, spiffe_id, svid, self._revocations.accepted_from(attempt.agent))
+
+    async def _use(self, enrolment: VerifiedEnrolment, attempt: JoinAttempt, leaf: x509.Certificate) -> None:
+        """Use the token and record the join, atomically.
+
+        Raises:
+            TokenRefused: the token was used, replaced or revoked since it was verified.
+        """
+        claims = enrolment.claims
+        digest = leaf.fingerprint(hashes.SHA256()).hex()
+        joined = json.dumps({"by": claims.by, "address": attempt.address, "certificate": digest})
+        call = self._join(
+            keys=[keys.enrolment(claims.agent), keys.JOINED, keys.REVOKED, keys.AUDIT],
+            args=[
+                claims.agent, enrolment.stored, joined, claims.by, attempt.address,
+                f"certificate {leaf.serial_number:x} until {leaf.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC",
+                digest,
+            ],
+        )  # fmt: skip
+        if not await self._runner.run(call):
+            raise TokenRefused("the token was used, replaced or revoked in the meantime")
+
+    async def _create_account(self, agent: str) -> str:
+        """Create the agent's Redis user and return its password; empty if this orchestrator may not.
+
+        Raises:
+            TokenRefused: the agent was revoked in the meantime.
+            Unavailable: Redis failed.
+        """
+        password = ""
+        try:
+            if self._accounts is not None:
+                password = await self._accounts.create(agent)
+            await self._revocations.refresh()
+            if self._revocations.active(agent) and self._accounts is not None:
+                # The revocation may have removed the user before it was created here.
+                await self._accounts.remove(agent)
+        except (RedisError, OSError) as error:
+            log.error("account.not_created", agent=agent, error=str(error))
+            raise Unavailable(
+                f"the Redis user of agent {agent!r} could not be created; its token is used, so enroll it again",
+                metadata={"dependency": "redis"},
+            ) from None
+        if self._revocations.active(agent):
+            raise TokenRefused("the agent was revoked in the meantime")
+        return password

@@ -1,0 +1,62 @@
+"""Membership: the steps by which a host becomes, stays and stops being an agent.
+
+1. An operator enrolls an agent and gets a token (`enrolment.py`).
+2. A host joins with the token, once (`joining.py`). It gets a certificate for its own key and a Redis user.
+3. The agent renews its certificate by itself (`renewal.py`).
+4. An operator revokes the agent (`revoking.py`). Every orchestrator learns it within a second (`revocations.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tachikoma.identity.svid import SvidSource
+from tachikoma.redis.commands import Redis
+from tachikoma_orchestrator.agents.authority import Authority
+from tachikoma_orchestrator.agents.enrolment import Enrolments
+from tachikoma_orchestrator.agents.joining import Joins
+from tachikoma_orchestrator.agents.redis_accounts import Accounts
+from tachikoma_orchestrator.agents.renewal import Renewals
+from tachikoma_orchestrator.agents.revocations import Revocations
+from tachikoma_orchestrator.agents.revoking import AgentExecutions, Revoker
+
+__all__ = ["Membership"]
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """The four steps of membership, over the same Redis, identity and revocations."""
+
+    enrolments: Enrolments
+    joins: Joins
+    renewals: Renewals
+    revoker: Revoker
+
+    @classmethod
+    def over(
+        cls,
+        redis: Redis,
+        identity: SvidSource,
+        revocations: Revocations,
+        executions: AgentExecutions,
+        *,
+        authority: Authority | None,
+        accounts: Accounts | None,
+    ) -> Membership:
+        """Wire the steps.
+
+        Args:
+            redis: the connections.
+            identity: the orchestrator's own.
+            revocations: the revoked agents.
+            executions: cancels and ends the executions of a revoked agent.
+            authority: issues the certificates; None if hosts cannot join here.
+            accounts: manages the agents' Redis users; None if this orchestrator may not.
+        """
+        enrolments = Enrolments(redis, identity, revocations, authority)
+        return cls(
+            enrolments=enrolments,
+            joins=Joins(redis, identity, revocations, enrolments, authority, accounts),
+            renewals=Renewals(identity, revocations, authority),
+            revoker=Revoker(redis, revocations, executions, accounts),
+        )

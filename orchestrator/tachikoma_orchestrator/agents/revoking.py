@@ -1,0 +1,113 @@
+"""Revoking: an operator ends an agent's membership, its access to Redis and its executions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+from redis.exceptions import RedisError
+
+from tachikoma.errors import AgentUnknown
+from tachikoma.redis import keys
+from tachikoma.redis.commands import Redis
+from tachikoma.redis.users import agent_user
+from tachikoma.vocabulary.agents import Revocation
+from tachikoma.vocabulary.clock import now_ms
+from tachikoma.vocabulary.types import is_identifier
+from tachikoma_orchestrator.agents.redis_accounts import Accounts
+from tachikoma_orchestrator.agents.revocations import Revocations, Revoked
+from tachikoma_orchestrator.caller import Peer
+from tachikoma_orchestrator.store.scripts import Runner, Script
+
+__all__ = ["AgentExecutions", "EndedExecutions", "Revoker"]
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EndedExecutions:
+    """Numbers of executions that a revocation ended."""
+
+    #: Executions that had not started, and never will.
+    cancelled: int
+    #: Executions that had started; their final state is unknown.
+    lost: int
+
+
+class AgentExecutions(Protocol):
+    """The executions of an agent, as far as a revocation needs them (`executions/revocation.py`)."""
+
+    async def cancel_running(self, agent: str, *, by: str) -> None:
+        """Send the agent a signed cancel order for each execution that it has started."""
+
+    async def end_all(self, agent: str, revoked: Revoked) -> EndedExecutions:
+        """Give every execution of the agent a final state, except those that wait for an approval."""
+
+
+class Revoker:
+    """Revokes agents."""
+
+    def __init__(
+        self, redis: Redis, revocations: Revocations, executions: AgentExecutions, accounts: Accounts | None
+    ) -> None:
+        """Prepare it.
+
+        Args:
+            redis: the connections.
+            revocations: the revoked agents.
+            executions: cancels and ends the executions of a revoked agent.
+            accounts: manages the agents' Redis users; None if this orchestrator may not.
+        """
+        self._revocations = revocations
+        self._executions = executions
+        self._accounts = accounts
+        self._runner = Runner(redis)
+        self._revoke = Script("revoke")
+
+    async def revoke(self, agent: str, reason: str, by: Peer) -> Revocation:
+        """Revoke an agent and end its executions. Safe to repeat.
+
+        Raises:
+            AgentUnknown: there is no such agent.
+        """
+        # 1. From here on nothing that the agent says is accepted, and no order is sent to it.
+        revoked = await self._record(agent, reason, by)
+        # 2. An agent that still obeys kills its commands. The next step would keep the cancel orders from it.
+        await self._executions.cancel_running(agent, by=str(by))
+        # 3. Its connections to Redis are closed, and it cannot open new ones.
+        warnings = await self._remove_account(agent)
+        # 4. Each of its executions gets a final state.
+        ended = await self._executions.end_all(agent, revoked)
+        log.warning("agent.revoked", agent=agent, by=str(by), reason=reason)
+        return Revocation(agent_id=agent, cancelled=ended.cancelled, lost=ended.lost, warnings=warnings)
+
+    async def _record(self, agent: str, reason: str, by: Peer) -> Revoked:
+        """Store the revocation with its audit event, and return it as this orchestrator now knows it."""
+        details = json.dumps({"by": str(by), "reason": reason})
+        call = self._revoke(
+            keys=[keys.REVOKED, keys.AGENTS, keys.JOINED, keys.enrolment(agent), keys.ONLINE, keys.AUDIT],
+            args=[agent, now_ms(), details, str(by), reason],
+        )
+        if not is_identifier(agent) or not await self._runner.run(call):
+            raise AgentUnknown(f"there is no agent {agent[:80]!r}", metadata={"agent": agent[:80]})
+        await self._revocations.refresh()
+        revoked = self._revocations.latest(agent)
+        assert revoked is not None
+        return revoked
+
+    async def _remove_account(self, agent: str) -> tuple[str, ...]:
+        """Remove the agent's Redis user. Return what the operator has to do by hand, if anything."""
+        user = agent_user(agent)
+        if self._accounts is None:
+            return (
+                "this orchestrator removes no Redis users (TACHIKOMA_ENROLLER_PASSWORD_FILE is not set): run "
+                f"ACL DELUSER {user} in Redis, and remove the user from its ACL file",
+            )
+        try:
+            await self._accounts.remove(agent)
+        except (RedisError, OSError) as error:
+            log.error("account.not_removed", agent=agent, error=str(error))
+            return (f"the agent's Redis user could not be removed ({error}): run ACL DELUSER {user} in Redis",)
+        return ()
