@@ -1,4 +1,4 @@
-"""What is known of agents, on a real Redis."""
+"""The registry of agents on a real Redis."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tachikoma_orchestrator.agents.registry import Registry
 
 
 def heartbeat(**values: Any) -> bytes:
-    """What an agent says; not through the model, which a broken agent does not use either."""
+    """A heartbeat. Not made by the model, which a broken agent does not use either."""
     good = {
         "type": "heartbeat",
         "boot": "b",
@@ -47,7 +47,7 @@ async def test_an_agent_that_was_heard_is_known_and_online_while_its_lease_lasts
     assert (agent.id, agent.online, agent.last_seen is not None) == ("web-1", False, True)
 
 
-async def test_agents_that_spoke_while_nobody_listened_are_discovered(redis: Redis) -> None:
+async def test_agents_whose_heartbeats_no_orchestrator_heard_are_discovered(redis: Redis) -> None:
     registry = Registry(redis)
     for name in ("web-1", "web-2"):
         await redis.set(keys.info(name), heartbeat())
@@ -81,16 +81,16 @@ NONSENSE = {
 @pytest.mark.parametrize("raw", NONSENSE.values(), ids=NONSENSE)
 async def test_an_agent_that_talks_nonsense_does_not_hide_the_others(redis: Redis, raw: bytes) -> None:
     registry = Registry(redis)
-    for name, said in (("evil", raw), ("web-1", heartbeat())):
-        await redis.set(keys.info(name), said)
-        await registry.heard(name, said)
-    told = {agent.id: wire.agent_to_pb(agent) for agent in await registry.describe()}
-    assert told["web-1"].online
-    # And they all have to fit into one answer.
-    assert all(agent.ByteSize() < 64 * 1024 for agent in told.values())
+    for name, message in (("evil", raw), ("web-1", heartbeat())):
+        await redis.set(keys.info(name), message)
+        await registry.heard(name, message)
+    described = {agent.id: wire.agent_to_pb(agent) for agent in await registry.describe()}
+    assert described["web-1"].online
+    # All agents have to fit into one answer.
+    assert all(agent.ByteSize() < 64 * 1024 for agent in described.values())
 
 
-async def test_what_somebody_wrote_of_an_agent_hides_nobody(redis: Redis) -> None:
+async def test_broken_entries_of_some_agents_hide_no_other_agent(redis: Redis) -> None:
     registry = Registry(redis)
     for name in ("web-1", "web-2"):
         await redis.set(keys.info(name), heartbeat())
@@ -102,6 +102,6 @@ async def test_what_somebody_wrote_of_an_agent_hides_nobody(redis: Redis) -> Non
     assert one.draining
     assert "cannot be read" in one.drain_reason
     assert (two.online, two.queued) == (True, 0)
-    assert "its queue in Redis is none" in two.warnings
+    assert "its queue in Redis is not a list" in two.warnings
     await registry.resume("web-1", by="spiffe://tachikoma.local/user/root")
     assert not (await registry.describe())[0].draining

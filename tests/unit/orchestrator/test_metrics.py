@@ -1,0 +1,47 @@
+"""The metrics over HTTP, as Prometheus reads them."""
+
+from __future__ import annotations
+
+import socket
+import urllib.request
+
+import pytest
+
+from tachikoma.errors import ConfigurationError
+from tachikoma_orchestrator import metrics
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_metrics_are_served_on_the_loopback_address_by_default() -> None:
+    port = free_port()
+    metrics.serve_metrics(f":{port}")
+    metrics.POLICIES.set(3)
+    metrics.AUDIT_WAITING.labels(sink="file").set(7)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    assert "tachikoma_policies 3.0" in lines
+    assert 'tachikoma_audit_waiting{sink="file"} 7.0' in lines
+    # Only the orchestrator's own metrics: nothing of the Python process.
+    assert {line.split("{")[0].split()[0] for line in lines if not line.startswith("#")} == {
+        *("tachikoma_policies", "tachikoma_policy_since_seconds", "tachikoma_policy_error"),
+        *("tachikoma_audit_waiting", "tachikoma_audit_closed"),
+    }
+
+
+@pytest.mark.parametrize("address", ["", "localhost", "127.0.0.1:http", "127.0.0.1:99999", "192.0.2.1:1"])
+def test_an_address_that_cannot_be_used_is_named_in_the_error(address: str) -> None:
+    with pytest.raises(ConfigurationError, match="cannot serve metrics on"):
+        metrics.serve_metrics(address)
+
+
+def test_a_port_in_use_is_an_error() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ConfigurationError, match="in use"):
+            metrics.serve_metrics(f"127.0.0.1:{taken.getsockname()[1]}")
