@@ -29,7 +29,7 @@ AUDIT_CLOSED = Gauge(
 
 
 def serve_metrics(address: HostPort) -> None:
-    """Serve the metrics over HTTP from a thread of their own.
+    """Serve the metrics over HTTP, from a background thread that lives as long as the process.
 
     Raises:
         ConfigurationError: the address cannot be listened on.

@@ -8,6 +8,7 @@ import urllib.request
 import pytest
 
 from tachikoma.errors import ConfigurationError
+from tachikoma.vocabulary.addresses import HostPort
 from tachikoma_orchestrator import metrics
 
 
@@ -17,9 +18,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def test_metrics_are_served_on_the_loopback_address_by_default() -> None:
+def test_metrics_are_served_over_http() -> None:
     port = free_port()
-    metrics.serve_metrics(f":{port}")
+    metrics.serve_metrics(HostPort("127.0.0.1", port))
     metrics.POLICIES.set(3)
     metrics.AUDIT_WAITING.labels(sink="file").set(7)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
@@ -33,10 +34,10 @@ def test_metrics_are_served_on_the_loopback_address_by_default() -> None:
     }
 
 
-@pytest.mark.parametrize("address", ["", "localhost", "127.0.0.1:http", "127.0.0.1:99999", "192.0.2.1:1"])
-def test_an_address_that_cannot_be_used_is_named_in_the_error(address: str) -> None:
-    with pytest.raises(ConfigurationError, match="cannot serve metrics on"):
-        metrics.serve_metrics(address)
+def test_an_address_of_another_host_is_an_error_that_names_it() -> None:
+    # TEST-NET-1 (RFC 5737), which no host has.
+    with pytest.raises(ConfigurationError, match=r"cannot serve metrics on 192\.0\.2\.1:9100"):
+        metrics.serve_metrics(HostPort("192.0.2.1", 9100))
 
 
 def test_a_port_in_use_is_an_error() -> None:
@@ -44,4 +45,4 @@ def test_a_port_in_use_is_an_error() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ConfigurationError, match="in use"):
-            metrics.serve_metrics(f"127.0.0.1:{taken.getsockname()[1]}")
+            metrics.serve_metrics(HostPort("127.0.0.1", taken.getsockname()[1]))
