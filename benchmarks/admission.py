@@ -24,8 +24,9 @@ from tachikoma import ExecRequest, new_id
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.identity.spiffe import user_id
 from tachikoma.identity.svid import FileSvidSource
-from tachikoma.policy.decide import SEARCH_PATH, PolicySet, PolicyWatch
+from tachikoma.policy.decide import SEARCH_PATH, PolicySet
 from tachikoma.policy.redaction import redact
+from tachikoma.policy.watch import PolicyWatch
 from tachikoma.redis import keys
 from tachikoma.redis.access import connect
 from tachikoma.redis.commands import Redis

@@ -106,7 +106,7 @@ def test_a_cancel_leaves_nothing_of_a_command_that_hides(limited: Client) -> Non
 
 
 def test_a_variable_that_changes_what_runs_is_denied(limited: Client) -> None:
-    with pytest.raises(PermissionDenied, match="LD_PRELOAD is never let through"):
+    with pytest.raises(PermissionDenied, match="LD_PRELOAD is never passed on"):
         limited.execute(ExecRequest(agent_id="agent-1", command=("id",), environment={"LD_PRELOAD": "/tmp/x.so"}))
 
 
@@ -197,7 +197,7 @@ def test_a_policy_for_agents_with_a_label(tmp_path: Path, redis_server: Path | N
         file.write_text(text.replace('agents: ["**"]', 'agents: ["role=db"]'))
         log = stack.data / "logs" / "orchestrator.log"
         wait_until(lambda: "policy.changed" in log.read_text(), "it takes the new one")
-        with pytest.raises(PermissionDenied, match="no policy is for"):
+        with pytest.raises(PermissionDenied, match="no policy applies to"):
             client.execute(ExecRequest(agent_id="agent-1", command=("true",)))
 
 

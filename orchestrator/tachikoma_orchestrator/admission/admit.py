@@ -34,8 +34,9 @@ from tachikoma.errors import (
 from tachikoma.identity.signed_messages import ParkedRequest, WorkOrder, sign
 from tachikoma.identity.spiffe import agent_id
 from tachikoma.identity.svid import SvidSource
-from tachikoma.policy.decide import Decision, PolicyWatch
+from tachikoma.policy.decision import Decision
 from tachikoma.policy.redaction import redact
+from tachikoma.policy.watch import PolicyWatch
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.policies import RateLimitConfig
 from tachikoma.vocabulary.requests import ExecRequest

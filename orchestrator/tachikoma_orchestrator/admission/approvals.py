@@ -15,7 +15,7 @@ import structlog
 from tachikoma.errors import FailedPrecondition, InvalidRequest, NotFound, PermissionDenied
 from tachikoma.identity.signed_messages import InvalidSignature, ParkedRequest, verify
 from tachikoma.identity.svid import SvidSource
-from tachikoma.policy.decide import Decision, may_approve
+from tachikoma.policy.decision import Decision, may_approve
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.results import Approval

@@ -15,7 +15,7 @@ from tachikoma.config import error_reporting
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.open import open_identity
 from tachikoma.identity.spiffe import InvalidIdentity
-from tachikoma.policy.decide import PolicyWatch
+from tachikoma.policy.watch import PolicyWatch
 from tachikoma.redis.access import connect
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma_orchestrator.admission.admit import Admitter

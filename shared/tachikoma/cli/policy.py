@@ -14,9 +14,11 @@ from tachikoma.cli.audit import trail_of
 from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable
 from tachikoma.client.aio import Client
 from tachikoma.errors import ConfigurationError, InvalidRequest
-from tachikoma.policy.decide import SEARCH_PATH, Decision, PolicyFile, PolicySet
+from tachikoma.policy.decide import SEARCH_PATH, PolicySet
+from tachikoma.policy.decision import Decision
 from tachikoma.policy.expectations import check as check_expectations
 from tachikoma.policy.expectations import load_expectations
+from tachikoma.policy.file import PolicyFile
 from tachikoma.policy.replay import Replay
 from tachikoma.vocabulary.model import describe_validation_error
 from tachikoma.vocabulary.pairs import parse_pair, parse_pairs

@@ -1,4 +1,4 @@
-"""What a policy is expected to decide, kept in YAML beside it and checked by `tachikoma policy test`.
+"""Expected decisions of a policy, kept in YAML beside it and checked by `tachikoma policy test`.
 
 tests:
   - as: spiffe://example.org/user/alice
@@ -25,42 +25,45 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from tachikoma.errors import ConfigurationError
-from tachikoma.policy.decide import SEARCH_PATH, Decision, PolicySet
+from tachikoma.policy.decide import SEARCH_PATH, PolicySet
+from tachikoma.policy.decision import Decision
 from tachikoma.vocabulary.model import Model, describe_validation_error
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.types import Duration, Identifier
 
-__all__ = ["Expectation", "Outcome", "load_expectations"]
+__all__ = ["Expectation", "Outcome", "check", "load_expectations"]
 
 
 class Expectation(Model):
-    """A request, and what policy is to decide of it."""
+    """A request and its expected decision."""
 
     #: SPIFFE ID of the requester.
     subject: Annotated[str, Field(alias="as", min_length=1)]
+    #: Id of the agent, and its labels.
     agent: Identifier
     labels: dict[str, str] = Field(default_factory=dict)
-    #: Address it is asked for from; not known if empty.
+    #: IP address that the request comes from; unknown if empty.
     address: Annotated[str, Field(alias="from")] = ""
-    #: A list, or a line that is split as a shell splits words.
+    #: The argv as a list, or as a line that is split into words as a shell does.
     command: Annotated[
         tuple[str, ...], BeforeValidator(lambda value: shlex.split(value) if isinstance(value, str) else value)
     ]
+    #: The other fields of the request, as in `ExecRequest`.
     user: str = ""
     work_dir: str = ""
     environment: dict[str, str] = Field(default_factory=dict)
     timeout: Duration | None = None
     interactive: bool = False
     tty: bool = False
-    #: `allow` is without an approval.
+    #: The expected outcome; `allow` means without an approval.
     expect: Literal["allow", "approval", "deny"]
-    #: Name of the policy that is to decide; any if empty.
+    #: Name of the policy that must decide; any if empty.
     policy: str = ""
-    #: The field that is to decide; any if empty.
+    #: The field that must decide; any if empty.
     rule: str = ""
 
     def request(self) -> ExecRequest:
-        """The request it is about."""
+        """Build the request."""
         return ExecRequest(
             agent_id=self.agent, command=self.command, user=self.user, work_dir=self.work_dir,
             environment=self.environment, timeout=self.timeout, interactive=self.interactive, tty=self.tty,
@@ -73,20 +76,20 @@ class _File(Model):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was decided, beside what was expected."""
+    """A decision beside its expectation."""
 
     expectation: Expectation
     decision: Decision
 
     @property
     def mistake(self) -> str:
-        """How they differ, or nothing."""
+        """The difference, for people; empty if there is none."""
         wanted, got = self.expectation, self.decision
-        said = f"{got.policy or 'no policy'}: {got.rule}{f' ({got.reason})' if got.reason else ''}"
+        decider = f"{got.policy or 'no policy'}: {got.rule}{f' ({got.reason})' if got.reason else ''}"
         outcome = "deny" if not got.allowed else "approval" if got.approvers else "allow"
         if wanted.expect != outcome:
-            told = {"deny": "denied", "approval": "allowed only with an approval", "allow": "allowed"}
-            return f"is {told[outcome]} by {said}"
+            described = {"deny": "denied", "approval": "allowed only with an approval", "allow": "allowed"}
+            return f"is {described[outcome]} by {decider}"
         if wanted.policy and got.policy.partition("@")[0] != wanted.policy:
             return f"is decided by {got.policy or 'no policy'}, not by {wanted.policy}"
         if wanted.rule and got.rule.partition(":")[0] != wanted.rule:
@@ -98,7 +101,7 @@ def load_expectations(path: Path) -> tuple[Expectation, ...]:
     """Read a file of expectations.
 
     Raises:
-        ConfigurationError: it cannot be read or is wrong.
+        ConfigurationError: the file cannot be read or is wrong.
     """
     try:
         document = YAML(typ="safe").load(io.StringIO(path.read_text(encoding="utf-8")))
@@ -115,7 +118,7 @@ def load_expectations(path: Path) -> tuple[Expectation, ...]:
 
 
 def check(policies: PolicySet, expectations: tuple[Expectation, ...]) -> list[Outcome]:
-    """Decide on each."""
+    """Decide on each expected request."""
     return [
         Outcome(
             expectation,

@@ -1,7 +1,7 @@
-"""Programs that run whatever they are told to: to allow one is to allow everything, so policy must say so in a word.
+"""Programs that can run any other program. To allow one is to allow everything, so a policy must say so explicitly.
 
-A deny list of commands means nothing where one of these is allowed (`env rm`, `find -exec rm`, `sh -c rm`), and neither
-does an allow list that names one with open arguments.
+Where one of these is allowed, a list of denied commands has no effect (`env rm`, `find -exec rm`, `sh -c rm`). The same
+holds for a list of allowed commands that names one with open arguments.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NAMES = frozenset(
         "gosu", "su-exec", "runcon", "dbus-run-session", "dbus-launch", "xvfb-run", "fakeroot", "eatmydata",
         "ssh", "sshpass", "scp", "sftp", "rsync", "ssh-agent", "docker", "podman", "nerdctl", "ctr", "crictl",
         "kubectl", "lxc", "lxc-attach", "machinectl", "virsh", "multipass",
-        # editors, pagers and tools with a way out to a shell, or that run what a file or an option says
+        # editors, pagers and tools that can start a shell, or that run commands from a file or an option
         "vi", "vim", "nvim", "view", "rvim", "nano", "pico", "emacs", "joe", "mcedit", "less", "more", "most",
         "man", "pg", "tar", "bsdtar", "cpio", "zip", "git", "hg", "svn", "dpkg", "rpm", "apt", "apt-get",
         "pip", "npm", "npx", "yarn", "gem", "bundle", "cpan", "tcpdump", "nmap", "wget", "split", "sort",
@@ -39,7 +39,7 @@ _NAMES = frozenset(
         "salt-call", "puppet", "chef-client",
     )
 )  # fmt: skip
-#: Versions, and the dynamic loader.
+#: Names with a version, compilers with the name of their target, and the dynamic loader.
 _PATTERN = re.compile(
     r"(?:python|pypy|perl|ruby|irb|php|lua|luajit|tclsh|wish|guile|gcc|g\+\+|clang|node|erl|pip|gem)-?[0-9][0-9.]*t?"
     r"|ld(?:-linux.*|-musl.*|-[0-9.]+)?\.so(?:\.[0-9.]+)?|[a-z0-9_]+-[a-z0-9_]+-[a-z0-9_]+-(?:gcc|g\+\+|cpp)(?:-[0-9.]+)?"
@@ -47,6 +47,6 @@ _PATTERN = re.compile(
 
 
 def is_interpreter(path: str) -> bool:
-    """Whether a program, by the last part of its path, runs whatever it is told to."""
+    """Return True if a program, by the last part of its path, can run any other program."""
     name = path.rpartition("/")[2]
     return name in _NAMES or _PATTERN.fullmatch(name) is not None

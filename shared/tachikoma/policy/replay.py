@@ -1,4 +1,4 @@
-"""What a proposed policy would decide otherwise of the requests there were, for `tachikoma policy diff`."""
+"""Past requests that a proposed policy would decide differently, for `tachikoma policy diff`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from datetime import timedelta
 
 from pydantic import ValidationError
 
-from tachikoma.policy.decide import NO_LABELS, SEARCH_PATH, Decision, PolicySet
+from tachikoma.policy.decide import NO_LABELS, SEARCH_PATH, PolicySet
+from tachikoma.policy.decision import Decision
 from tachikoma.policy.redaction import is_masked
 from tachikoma.vocabulary.audit import AuditCode, AuditedRequest, ExecAuditLog
 from tachikoma.vocabulary.model import Model
@@ -15,7 +16,7 @@ from tachikoma.vocabulary.requests import ExecRequest
 
 __all__ = ["Change", "Replay"]
 
-#: Events that say what was asked for, each once for a request.
+#: Events that contain the request; one of them per request.
 _DECISIONS = {
     AuditCode.ADMITTED,
     AuditCode.APPROVAL_REQUESTED,
@@ -26,39 +27,43 @@ _DECISIONS = {
 
 
 class Change(Model):
-    """A request that would be decided otherwise."""
+    """A request that the new policy decides differently."""
 
+    #: SPIFFE ID of the requester.
     subject: str
+    #: Id of the agent.
     agent: str
-    #: The argv with secrets taken out.
+    #: The argv, secrets masked.
     command: tuple[str, ...]
+    #: The decisions of the old and of the new policy, for people.
     before: str
     after: str
+    #: Number of such requests in the trail.
     times: int = 1
-    #: Whether a part of the command that is masked in the trail may have decided.
+    #: True if an argument is masked in the trail, so that the decision on the real command may differ.
     masked: bool = False
 
 
 class Replay:
-    """Decides on the requests of an audit trail by two policies.
+    """A comparison of two policies by the requests of an audit trail.
 
-    The trail has neither secrets nor values of variables: masked arguments are decided on as they are masked, and
+    The trail contains neither secrets nor values of variables. Masked arguments are decided on as they are masked, and
     variables as if they were empty.
     """
 
     def __init__(self, old: PolicySet, new: PolicySet, labels: Mapping[str, Mapping[str, str]]) -> None:
-        """Prepare a replay; labels by the id of agents."""
+        """Prepare a replay; `labels` holds the labels of each agent by its id."""
         self._old = old
         self._new = new
         self._labels = labels
-        #: Requests that were decided on.
+        #: Number of requests that were compared.
         self.requests = 0
-        #: Whether it counts where requests come from.
+        #: Whether a decision can depend on the address that a request comes from.
         self._by_address = old.names_networks or new.names_networks
         self._seen: dict[tuple[str, str, AuditedRequest, str], Change | None] = {}
 
     def add(self, event: ExecAuditLog) -> None:
-        """Look at an event; those that are no decision on a request say nothing here."""
+        """Compare the decisions on the request of an event; events without a request are ignored."""
         if event.request is None or event.event not in _DECISIONS:
             return
         self.requests += 1
@@ -80,14 +85,14 @@ class Replay:
                 interactive=audited.interactive, tty=audited.tty,
             )  # fmt: skip
         except ValidationError:
-            # What an older version took and this one does not is refused by both.
+            # A request of an older version that is not valid any more is refused by both.
             return None
         labels = self._labels.get(agent, NO_LABELS)
         decisions = [
             policies.decide(request, subject, SEARCH_PATH, labels, address) for policies in (self._old, self._new)
         ]
-        before, after = map(_told, decisions)
-        # Denied for another reason is denied all the same.
+        before, after = map(_describe, decisions)
+        # A denial for another reason is no change.
         if before == after or not any(decision.allowed for decision in decisions):
             return None
         masked = any(is_masked(element) for element in audited.command)
@@ -95,14 +100,14 @@ class Replay:
 
     @property
     def changes(self) -> list[Change]:
-        """What would be decided otherwise, the most frequent first."""
+        """The requests that are decided differently, the most frequent first."""
         return sorted(
             (change for change in self._seen.values() if change is not None), key=lambda change: -change.times
         )
 
 
-def _told(decision: Decision) -> str:
-    """A decision without what changes with every edit of a file."""
+def _describe(decision: Decision) -> str:
+    """Describe a decision without digests, which change with every edit of a file."""
     if not decision.allowed:
         return f"denied: {decision.reason}"
     name = decision.policy.partition("@")[0]

@@ -19,9 +19,10 @@ import structlog
 
 from tachikoma.errors import PermissionDenied
 from tachikoma.identity.signed_messages import WorkOrder
-from tachikoma.policy.decide import PolicySet, narrow
+from tachikoma.policy.decide import PolicySet
 from tachikoma.policy.environment import forbidden
 from tachikoma.policy.interpreters import is_interpreter
+from tachikoma.policy.narrowing import narrow
 from tachikoma.policy.patterns import CommandPattern
 from tachikoma.vocabulary.grants import Grant, GrantedExecutable
 from tachikoma.vocabulary.limits import CAPABILITIES

@@ -27,7 +27,7 @@ from tachikoma.errors import ConfigurationError
 from tachikoma.identity.open import open_identity
 from tachikoma.identity.spiffe import InvalidIdentity, agent_id, key_digest
 from tachikoma.identity.svid import Svid
-from tachikoma.policy.decide import PolicyWatch
+from tachikoma.policy.watch import PolicyWatch
 from tachikoma.redis import keys
 from tachikoma.redis.access import connect
 from tachikoma.redis.commands import Redis

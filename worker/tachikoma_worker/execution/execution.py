@@ -35,7 +35,7 @@ from tachikoma.identity.signed_messages import (
 )
 from tachikoma.identity.spiffe import InvalidIdentity, agent_id, service_id
 from tachikoma.identity.svid import Svid, SvidSource
-from tachikoma.policy.decide import PolicyWatch
+from tachikoma.policy.watch import PolicyWatch
 from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Redis

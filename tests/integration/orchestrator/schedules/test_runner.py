@@ -18,7 +18,7 @@ from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.errors import AlreadyExists, NotFound, TachikomaError
 from tachikoma.identity.spiffe import SpiffeId, service_id
 from tachikoma.identity.svid import FileSvidSource
-from tachikoma.policy.decide import PolicyWatch
+from tachikoma.policy.watch import PolicyWatch
 from tachikoma.redis import keys
 from tachikoma.redis.access import connect
 from tachikoma.redis.commands import Redis

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from tachikoma.cli import policy as command
 from tachikoma.errors import ConfigurationError
-from tachikoma.policy.decide import PolicySet, PolicyWatch
+from tachikoma.policy.decide import PolicySet
+from tachikoma.policy.watch import PolicyWatch
 
 ALICE = "spiffe://example.org/user/alice"
 WEB = """\
@@ -91,11 +92,14 @@ def test_a_folder_is_watched(tmp_path: Path, file: Path) -> None:
         ("{}", "grants and denies nothing"),
         ("{allowedCommands: ['/** ...']}", "grants every program"),
         ("{allowedCommands: ['/bin/sh -c x']}", "can never grant it: allowInterpreters is not set"),
-        ("{allowedCommands: ['/bin/sh ...'], allowInterpreters: true}", "runs whatever it is told to"),
+        (
+            "{allowedCommands: ['/bin/sh ...'], allowInterpreters: true}",
+            "/bin/sh can run any other program",
+        ),
         ("{allowedCommands: ['/bin/x stop a'], deniedCommands: [x stop]}", "can never grant it: deniedCommands covers"),
         ("{allowedCommands: [/bin/x], executableSha256: {/bin/y: []}}", "pins /bin/y, which no entry"),
-        ("{allowedCommands: [/bin/x], allowedNetworks: [10.0.0.0/8, '::/0']}", "names every address"),
-        ("{allowedCommands: [/bin/x], capabilities: [CAP_CHOWN]}", "only for root"),
+        ("{allowedCommands: [/bin/x], allowedNetworks: [10.0.0.0/8, '::/0']}", "contains every address"),
+        ("{allowedCommands: [/bin/x], capabilities: [CAP_CHOWN]}", "only root keeps them"),
     ],
 )
 def test_what_is_hardly_meant_is_a_warning(tmp_path: Path, rules: str, warning: str) -> None:
@@ -135,7 +139,7 @@ def test_an_explanation_names_what_each_policy_says(tmp_path: Path, file: Path) 
     assert code == 1
     assert "does not allow the user 'root'" in out
     code, out, _ = run("explain", "--policy", str(tmp_path), "--as", ALICE, "db-1", "--", "true")
-    assert (code, out) == (1, f"denied: default\n  no policy is for {ALICE} on agent db-1\n")
+    assert (code, out) == (1, f"denied: default\n  no policy applies to {ALICE} on agent db-1\n")
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------

@@ -7,17 +7,15 @@ import random
 from collections.abc import Sequence
 from datetime import timedelta
 from ipaddress import ip_network
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tachikoma.config.yaml_files import MAX_FILE_BYTES
 from tachikoma.errors import ConfigurationError, InvalidRequest
-from tachikoma.policy.decide import Decision, PolicySet, PolicyWatch
-from tachikoma.vocabulary.policies import ExecPolicy
+from tachikoma.policy.decide import PolicySet
+from tachikoma.policy.decision import Decision
 from tachikoma.vocabulary.requests import ExecRequest, make_request
 
 ALICE = "spiffe://tachikoma.local/user/alice"
@@ -384,7 +382,7 @@ def test_an_approval_that_nobody_could_give_is_a_mistake() -> None:
 
 def test_approvers_that_are_never_asked_are_hardly_meant() -> None:
     found = policies({"allowedCommands": ["/bin/true"], "approvers": [BOSS]}).warnings()
-    assert any("approvers are never asked" in warning for warning in found)
+    assert any("approvers has no effect: requireApproval is not set" in warning for warning in found)
 
 
 # --- denied commands --------------------------------------------------------------------------------------------------
@@ -621,217 +619,6 @@ def test_deciding_twice_gives_the_same(entries: list[dict[str, Any]], request: E
     assert chosen.decide(request, subject, SEARCH) == chosen.decide(request, subject, SEARCH)
 
 
-# --- the file ---------------------------------------------------------------------------------------------------------
-
-GOOD = """\
-operators: ["spiffe://tachikoma.local/user/alice"]
-policies:
-  - name: web
-    subjects: ["spiffe://tachikoma.local/user/*"]
-    agents: ["web-*"]
-    allowedCommands:
-      - "/usr/bin/systemctl {status,restart} nginx.service"
-      - /usr/bin/uptime
-    maxTimeout: 5m
-"""
-
-
-def test_a_file_is_read() -> None:
-    chosen = PolicySet.parse(GOOD, "policy.yaml")
-    assert [policy.policy.name for policy in chosen.policies] == ["web"]
-    assert chosen.policies[0].policy.max_timeout == timedelta(minutes=5)
-    assert isinstance(chosen.policies[0].policy, ExecPolicy)
-    assert chosen.is_operator(ALICE)
-    assert len(chosen.digest) == 64
-
-
-def test_an_empty_list_of_policies_is_a_file_that_allows_nothing() -> None:
-    assert not decide(PolicySet.parse("policies: []", "p"), "/bin/true").allowed
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        # the place of the field, and its name
-        (GOOD.replace("allowedCommands:", "alowedCommands:"), "p:6:5: policies[0].alowedCommands: unknown field"),
-        (GOOD.replace("maxTimeout: 5m", "maxTimeout: soon"), "p:9:5: policies[0].maxTimeout:"),
-        (GOOD.replace("maxTimeout: 5m", "maxTimeout: 0s"), "p:9:5: policies[0].maxTimeout: must be longer than zero"),
-        (GOOD.replace("maxTimeout: 5m", "maxTimeout: 8d"), "p:9:5: policies[0].maxTimeout:"),
-        (GOOD.replace("name: web", "name: we.b"), "p:3:5: policies[0].name:"),
-        (GOOD.replace('agents: ["web-*"]', "agents: []"), "p:5:5: policies[0].agents:"),
-        (GOOD.replace('agents: ["web-*"]', "agents: web"), "p:5:5: policies[0].agents:"),
-        (GOOD.replace('    agents: ["web-*"]\n', ""), "p:3:5: policies[0].agents: is missing"),
-        (
-            GOOD.replace("    maxTimeout: 5m", "    allowedNetworks:\n      - 10.0.0.0/8\n      - 10.1.2.3/8"),
-            "p:11:9: policies[0].allowedNetworks[1]: '10.1.2.3/8' is an address in a network; write 10.0.0.0/8",
-        ),
-        (
-            GOOD.replace("maxTimeout: 5m", "allowedNetworks: [here]"),
-            "p:9:23: policies[0].allowedNetworks[0]: 'here' is not a network",
-        ),
-        (GOOD.replace("- /usr/bin/uptime", "- 5"), "p:8:9: policies[0].allowedCommands[1]:"),
-        # patterns
-        (GOOD.replace("- /usr/bin/uptime", "- uptime"), "p:8:9: policies[0].allowedCommands[1]: 'uptime': the"),
-        (GOOD.replace("{status,restart}", "{status"), "p:7:9: policies[0].allowedCommands[0]:"),
-        (GOOD.replace("/user/*", "/user/["), "p:4:16: policies[0].subjects[0]:"),
-        (GOOD.replace("web-*", "***"), "p:5:14: policies[0].agents[0]:"),
-        (GOOD.replace("user/alice", "user/{alice"), "p:1:13: operators"),
-        (GOOD + "    allowedUsers: ['***']\n", "p:10:20: policies[0].allowedUsers[0]:"),
-        (GOOD + "    allowedWorkDirs: ['[']\n", "p:10:23: policies[0].allowedWorkDirs[0]:"),
-        (GOOD + "    allowedEnvironment: ['{']\n", "p:10:26: policies[0].allowedEnvironment[0]:"),
-        (GOOD + "    deniedCommands: [x, bin/rm]\n", "p:10:25: policies[0].deniedCommands[1]:"),
-        # the whole
-        ("", "p:1:1: must be a mapping"),
-        ("- x", "p:1:1: must be a mapping"),
-        ("text", "p:1:1: must be a mapping"),
-        ("{}", "p:1:1: policies: is missing"),
-        ("policies: {}", "p:1:1: policies:"),
-        ("policies: [x]", "p:1:12: policies[0]:"),
-        ("policys: []", "p:1:1: policys: unknown field; did you mean policies?"),
-    ],
-)  # fmt: skip
-def test_a_mistake_is_told_with_file_line_column_and_field(text: str, told: str) -> None:
-    with pytest.raises(ConfigurationError) as caught:
-        PolicySet.parse(text, "p")
-    assert any(line.startswith(told) for line in str(caught.value).splitlines()), str(caught.value)
-
-
-def test_the_field_that_was_meant_is_named() -> None:
-    with pytest.raises(ConfigurationError, match=r"unknown field; did you mean allowedCommands\?"):
-        PolicySet.parse(GOOD.replace("allowedCommands", "allowedComands"), "p")
-    with pytest.raises(ConfigurationError, match=r"unknown field; known are .*deniedCommands"):
-        PolicySet.parse(GOOD + "    zzz: 1\n", "p")
-
-
-def test_every_mistake_is_told_at_once() -> None:
-    text = GOOD.replace("name: web", "name: we.b").replace("maxTimeout: 5m", "maxTimeout: soon")
-    with pytest.raises(ConfigurationError) as caught:
-        PolicySet.parse(text, "p")
-    assert len(str(caught.value).splitlines()) == 2
-
-
-def test_a_name_used_twice_is_told_where() -> None:
-    twice = GOOD + '  - {name: web, subjects: ["**"], agents: ["**"]}\n'
-    with pytest.raises(ConfigurationError, match=r"^p:10:6: .*'web' is used twice"):
-        PolicySet.parse(twice, "p")
-
-
-@pytest.mark.parametrize(
-    ("text", "where"),
-    [
-        ("policies: [", "p:1:12"),
-        ("policies:\n  - name: web\n   agents: x\n", "p:3:"),
-        ("policies: []\npolicies: []\n", "p:2:1"),
-        ("a: b: c", "p:1:5"),
-        ("\tpolicies: []", "p:1:1"),
-        ("policies: *nowhere", "p:1:11"),
-        ("policies: []\n\x00", "p"),
-        ("policies: 'x", "p:1:"),
-    ],
-)
-def test_what_is_no_yaml_is_told_with_line_and_column(text: str, where: str) -> None:
-    with pytest.raises(ConfigurationError, match="not YAML") as caught:
-        PolicySet.parse(text, "p")
-    assert str(caught.value).startswith(where)
-
-
-def test_yaml_makes_no_objects() -> None:
-    with pytest.raises(ConfigurationError):
-        PolicySet.parse("policies: !!python/object/apply:os.system ['false']", "p")
-
-
-@given(st.text(max_size=60) | st.text("policies:-[]{}\n\"' *&!#", max_size=40))
-def test_any_text_is_a_file_or_a_configuration_error(text: str) -> None:
-    try:
-        chosen = PolicySet.parse(text, "p")
-    except ConfigurationError:
-        return
-    assert chosen.policies == ()
-
-
-def test_a_missing_unreadable_or_huge_file_is_told_by_its_path(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"cannot read the policy file .*none\.yaml"):
-        PolicySet.load(tmp_path / "none.yaml")
-    binary, huge = tmp_path / "binary.yaml", tmp_path / "huge.yaml"
-    binary.write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigurationError, match=r"cannot read the policy file .*binary\.yaml"):
-        PolicySet.load(binary)
-    with huge.open("wb") as file:
-        file.truncate(MAX_FILE_BYTES + 1)
-    with pytest.raises(ConfigurationError, match=r"huge\.yaml: larger than"):
-        PolicySet.load(huge)
-
-
-# --- a file that changes ----------------------------------------------------------------------------------------------
-
-
-def replace(path: Path, text: str) -> None:
-    """Change a file as editors do, which its inode tells even within one tick of the clock."""
-    new = path.with_suffix(".new")
-    new.write_text(text)
-    new.replace(path)
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "policy.yaml"
-    path.write_text(GOOD)
-    return path
-
-
-def test_a_watch_needs_a_right_file_to_begin_with(tmp_path: Path) -> None:
-    path = tmp_path / "policy.yaml"
-    path.write_text("policies: [")
-    with pytest.raises(ConfigurationError, match="not YAML"):
-        PolicyWatch(path)
-
-
-def test_a_file_that_did_not_change_changes_nothing(file: Path) -> None:
-    watch = PolicyWatch(file)
-    before = watch.current
-    assert not watch.reload()
-    assert watch.current is before
-
-
-def test_a_changed_file_is_taken_as_a_whole(file: Path) -> None:
-    watch = PolicyWatch(file)
-    replace(file, GOOD.replace("/usr/bin/uptime", "/usr/bin/true"))
-    assert watch.reload()
-    assert not watch.error
-    assert decide(watch.current, "/usr/bin/true").allowed
-    assert not decide(watch.current, "/usr/bin/uptime").allowed
-
-
-def test_a_broken_edit_keeps_the_old_policies_and_says_why_until_it_is_mended(file: Path) -> None:
-    watch = PolicyWatch(file)
-    old = watch.current
-    replace(file, GOOD.replace("allowedCommands", "allowedComands"))
-    assert watch.reload()
-    assert watch.current is old
-    assert "policy.yaml:6:5: policies[0].allowedComands: unknown field" in watch.error
-    # It is told once, not at every look.
-    assert not watch.reload()
-    assert watch.error
-    replace(file, GOOD.replace("maxTimeout: 5m", "maxTimeout: 6m"))
-    assert watch.reload()
-    assert not watch.error
-    assert watch.current.policies[0].policy.max_timeout == timedelta(minutes=6)
-
-
-def test_a_file_that_vanishes_keeps_the_old_policies(file: Path) -> None:
-    watch = PolicyWatch(file)
-    old = watch.current
-    file.unlink()
-    assert watch.reload()
-    assert watch.current is old
-    assert "cannot read" in watch.error
-    assert not watch.reload()
-    replace(file, GOOD)
-    assert watch.reload()
-    assert not watch.error
-    assert watch.current is not old
-
-
 # --- what runs whatever it is told to ---------------------------------------------------------------------------------
 
 
@@ -845,7 +632,7 @@ def test_a_file_that_vanishes_keeps_the_old_policies(file: Path) -> None:
 def test_interpreters_and_launchers_need_a_word_of_their_own(program: str) -> None:
     decision = decide({"allowedCommands": ["/** ..."]}, program, "rm")
     assert (decision.allowed, decision.rule) == (False, "allowInterpreters")
-    assert "runs whatever it is told to" in decision.reason
+    assert "can run any other program" in decision.reason
     assert decide({"allowedCommands": ["/** ..."], "allowInterpreters": True}, program, "rm").allowed
 
 

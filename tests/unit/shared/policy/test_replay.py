@@ -91,7 +91,7 @@ def test_a_request_that_would_be_denied_is_told_with_the_reason() -> None:
 
 def test_a_request_that_would_be_allowed_is_told() -> None:
     change = only(replayed(NOTHING, UPTIME, asked("uptime", code=AuditCode.DENIED)))
-    assert change.before == f"denied: no policy is for {ALICE} on agent web-1"
+    assert change.before == f"denied: no policy applies to {ALICE} on agent web-1"
     assert change.after == "allowed by web"
 
 

@@ -1,0 +1,95 @@
+"""One policy with its patterns compiled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from ipaddress import ip_address, ip_network
+from typing import TypeVar
+
+from tachikoma.policy.patterns import AgentSelector, CommandPattern, CommandPatterns, Pattern, PatternError
+from tachikoma.vocabulary.policies import ExecPolicy
+
+__all__ = ["CompiledPolicy", "PatternMistakes"]
+
+P = TypeVar("P")
+
+
+class PatternMistakes(ValueError):
+    """Patterns of one policy that cannot be understood: field, number of the entry, and why."""
+
+    def __init__(self, mistakes: Sequence[tuple[str, int, PatternError]]) -> None:
+        super().__init__("; ".join(f"{field}[{number}]: {error}" for field, number, error in mistakes))
+        self.mistakes = tuple(mistakes)
+
+
+class CompiledPolicy:
+    """A policy of a file, its patterns compiled."""
+
+    def __init__(self, policy: ExecPolicy, position: str = "") -> None:
+        """Compile the patterns of a policy.
+
+        Args:
+            policy: as it is written in the file.
+            position: its place as file:line:column, for messages.
+
+        Raises:
+            PatternMistakes: one or more patterns cannot be understood.
+        """
+        self.policy = policy
+        self.position = position
+        canonical = json.dumps(policy.to_dict(), sort_keys=True, separators=(",", ":"))
+        #: name@digest, which changes with every edit of the policy.
+        self.label = f"{policy.name}@{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
+        mistakes: list[tuple[str, int, PatternError]] = []
+
+        def compiled(kind: Callable[[str], P], field: str, texts: Sequence[str]) -> list[P]:
+            found = []
+            for number, text in enumerate(texts):
+                try:
+                    found.append(kind(text))
+                except PatternError as error:
+                    mistakes.append((field, number, error))
+            return found
+
+        self.subjects = compiled(Pattern, "subjects", policy.subjects)
+        self.agents = compiled(AgentSelector, "agents", policy.agents)
+        self.allowed = compiled(CommandPattern, "allowedCommands", policy.allowed_commands)
+        self.denied = compiled(_denied_command, "deniedCommands", policy.denied_commands)
+        self.users = compiled(Pattern, "allowedUsers", policy.allowed_users)
+        self.work_dirs = compiled(Pattern, "allowedWorkDirs", policy.allowed_work_dirs)
+        self.environment = compiled(Pattern, "allowedEnvironment", policy.allowed_environment)
+        # The text of these is kept in decisions and orders; here it is only checked.
+        compiled(Pattern, "approvers", policy.approvers)
+        if mistakes:
+            raise PatternMistakes(mistakes)
+        self.networks = [ip_network(text) for text in policy.allowed_networks]
+        self._granting = CommandPatterns(self.allowed)
+        self._denying = CommandPatterns(self.denied)
+
+    def applies_to(self, subject: str, agent: str, labels: Mapping[str, str]) -> bool:
+        """Return True if one of its subjects matches the requester and one of its agents the target."""
+        return any(p.matches(subject) for p in self.subjects) and any(s.matches(agent, labels) for s in self.agents)
+
+    def granting(self, path: str, arguments: Sequence[str]) -> list[CommandPattern]:
+        """Return the entries of allowedCommands that match a program and its arguments."""
+        return list(self._granting.matching(path, arguments))
+
+    def denying(self, path: str, arguments: Sequence[str]) -> CommandPattern | None:
+        """Return the first entry of deniedCommands that matches a program and its arguments, or None."""
+        return next(self._denying.matching(path, arguments), None)
+
+    def allows_from(self, address: str) -> bool:
+        """Return True if requests may come from an IP address. An unknown one, "", is in no network."""
+        if not self.networks:
+            return True
+        try:
+            found = ip_address(address)
+        except ValueError:
+            return False
+        return any(found in network for network in self.networks)
+
+
+def _denied_command(text: str) -> CommandPattern:
+    return CommandPattern(text, deny=True)

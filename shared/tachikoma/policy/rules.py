@@ -1,0 +1,229 @@
+"""The rules by which one policy grants a request or refuses it.
+
+Each rule decides by one field of the policy. `RULES` lists them in the order in which they are checked; the first that
+does not permit a request names the reason of the refusal. A rule sees a `Case` and has no side effects.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import ClassVar
+
+from tachikoma.policy.compiled import CompiledPolicy
+from tachikoma.policy.environment import forbidden
+from tachikoma.policy.interpreters import is_interpreter
+from tachikoma.vocabulary.grants import GrantedExecutable
+from tachikoma.vocabulary.requests import ExecRequest
+from tachikoma.vocabulary.types import format_duration
+
+__all__ = ["RULES", "Case", "Rule", "refusing_rule"]
+
+
+class Case:
+    """A request, seen by one policy; what several rules need is computed once."""
+
+    def __init__(
+        self,
+        policy: CompiledPolicy,
+        request: ExecRequest,
+        candidates: Sequence[str],
+        shown: str = "",
+        address: str = "",
+    ) -> None:
+        """Take the facts of a request.
+
+        Args:
+            policy: the policy that decides.
+            request: the request.
+            candidates: absolute paths that the program may have, in search order.
+            shown: the program in its printable form, for messages.
+            address: IP address that the request comes from; "" when it is unknown.
+        """
+        self.policy = policy
+        self.request = request
+        self.candidates = candidates
+        self.shown = shown
+        self.address = address
+
+    @cached_property
+    def matching(self) -> tuple[GrantedExecutable, ...]:
+        """The executables that allowedCommands grants with these arguments, in search order."""
+        found = []
+        for path in self.candidates:
+            patterns = self.policy.granting(path, self.request.command[1:])
+            if patterns:
+                named = any(pattern.names(path) for pattern in patterns)
+                pins = self.policy.policy.executable_sha256.get(path, ())
+                found.append(GrantedExecutable(path=path, named=named, sha256=pins))
+        return tuple(found)
+
+    @cached_property
+    def executables(self) -> tuple[GrantedExecutable, ...]:
+        """The matching executables, without interpreters unless the policy allows them."""
+        if self.policy.policy.allow_interpreters:
+            return self.matching
+        return tuple(executable for executable in self.matching if not is_interpreter(executable.path))
+
+    @cached_property
+    def work_dir_roots(self) -> tuple[str, ...]:
+        """The directories that allowedWorkDirs names without wildcards above the working directory, or as it."""
+        anchors = (pattern.anchor(self.request.work_dir) for pattern in self.policy.work_dirs)
+        return tuple(anchor for anchor in anchors if anchor is not None)
+
+    @cached_property
+    def refused_variable(self) -> str:
+        """Why the first variable that may not be set may not; "" when all may."""
+        for name, value in self.request.environment.items():
+            if why := forbidden(name, value):
+                return f"cannot allow the variable: {why}"
+            if not any(pattern.matches(name) for pattern in self.policy.environment):
+                return f"does not allow the variable {name!r}"
+        return ""
+
+
+class Rule(ABC):
+    """A check of one request by one field of a policy."""
+
+    #: The field of the policy file that decides, as it is written there.
+    field: ClassVar[str]
+
+    @abstractmethod
+    def permits(self, case: Case) -> bool:
+        """Return True if this field of the policy does not stop the request."""
+
+    @abstractmethod
+    def refusal(self, case: Case) -> str:
+        """Say why a request is refused; the text continues "policy NAME …"."""
+
+
+class Command(Rule):
+    """A program and its arguments match an allowed command."""
+
+    field = "allowedCommands"
+
+    def permits(self, case: Case) -> bool:
+        return bool(case.matching)
+
+    def refusal(self, case: Case) -> str:
+        return f"does not allow the command {case.shown!r} with these arguments"
+
+
+class Interpreter(Rule):
+    """A program that can run any other program needs the policy's explicit permission."""
+
+    field = "allowInterpreters"
+
+    def permits(self, case: Case) -> bool:
+        return bool(case.executables)
+
+    def refusal(self, case: Case) -> str:
+        return f"does not allow {case.matching[0].path!r}, which can run any other program"
+
+
+class Address(Rule):
+    """A request comes from an allowed network."""
+
+    field = "allowedNetworks"
+
+    def permits(self, case: Case) -> bool:
+        return case.policy.allows_from(case.address)
+
+    def refusal(self, case: Case) -> str:
+        return f"does not allow requests from {case.address or 'an unknown address'}"
+
+
+class User(Rule):
+    """A user that the request names is allowed; the agent's default user always is."""
+
+    field = "allowedUsers"
+
+    def permits(self, case: Case) -> bool:
+        user = case.request.user
+        return not user or any(pattern.matches(user) for pattern in case.policy.users)
+
+    def refusal(self, case: Case) -> str:
+        return f"does not allow the user {case.request.user!r}"
+
+
+class WorkDir(Rule):
+    """A working directory that the request names is allowed; the user's home always is."""
+
+    field = "allowedWorkDirs"
+
+    def permits(self, case: Case) -> bool:
+        return not case.request.work_dir or bool(case.work_dir_roots)
+
+    def refusal(self, case: Case) -> str:
+        return f"does not allow the working directory {case.request.work_dir!r}"
+
+
+class Environment(Rule):
+    """Each variable that the request sets is allowed by name, and is not a dangerous one."""
+
+    field = "allowedEnvironment"
+
+    def permits(self, case: Case) -> bool:
+        return not case.refused_variable
+
+    def refusal(self, case: Case) -> str:
+        return case.refused_variable
+
+
+class Timeout(Rule):
+    """A timeout that the request names is at most the policy's."""
+
+    field = "maxTimeout"
+
+    def permits(self, case: Case) -> bool:
+        timeout = case.request.timeout
+        return timeout is None or timeout <= case.policy.policy.max_timeout
+
+    def refusal(self, case: Case) -> str:
+        assert case.request.timeout is not None
+        longest, asked = case.policy.policy.max_timeout, case.request.timeout
+        return f"allows at most {format_duration(longest)}, not {format_duration(asked)}"
+
+
+class Interactive(Rule):
+    """A command with input that follows while it runs needs the policy's permission."""
+
+    field = "allowInteractive"
+
+    def permits(self, case: Case) -> bool:
+        return not case.request.interactive or case.policy.policy.allow_interactive
+
+    def refusal(self, case: Case) -> str:
+        return "does not allow interactive executions"
+
+
+class Tty(Rule):
+    """A command on a terminal needs the policy's permission."""
+
+    field = "allowTty"
+
+    def permits(self, case: Case) -> bool:
+        return not case.request.tty or case.policy.policy.allow_tty
+
+    def refusal(self, case: Case) -> str:
+        return "does not allow terminals"
+
+
+#: All rules, in the order in which they are checked.
+RULES: tuple[Rule, ...] = (
+    Command(),
+    Interpreter(),
+    Address(),
+    User(),
+    WorkDir(),
+    Environment(),
+    Timeout(),
+    Interactive(),
+    Tty(),
+)
+
+
+def refusing_rule(case: Case) -> Rule | None:
+    """Return the first rule that refuses a request, or None if the policy grants it."""
+    return next((rule for rule in RULES if not rule.permits(case)), None)

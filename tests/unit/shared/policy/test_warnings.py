@@ -1,0 +1,57 @@
+"""Policies that are valid, and hardly what their author meant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tachikoma.policy.compiled import CompiledPolicy
+from tachikoma.policy.warnings import warnings_of
+from tachikoma.vocabulary.policies import ExecPolicy
+
+BOSS = "spiffe://x/user/boss"
+
+
+def warnings(**values: Any) -> list[str]:
+    base = {"name": "p", "subjects": ("spiffe://x/**",), "agents": ("*",), "allowed_commands": ("/bin/x",)}
+    return list(warnings_of(CompiledPolicy(ExecPolicy(**{**base, **values}))))
+
+
+def test_a_careful_policy_has_none() -> None:
+    assert warnings() == []
+    assert warnings(require_approval=True, approvers=(BOSS,), capabilities=("CAP_KILL",), allowed_users=("root",)) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "warning"),
+    [
+        ({"allowed_commands": ()}, "grants and denies nothing: it lists no command"),
+        ({"allowed_commands": ("/** ...",)}, "allowedCommands '/** ...' grants every program"),
+        ({"allowed_commands": ("/*",)}, "allowedCommands '/*' grants every program"),
+        (
+            {"allowed_commands": ("/bin/sh x",)},
+            "allowedCommands '/bin/sh x' can never grant it: allowInterpreters is not",
+        ),
+        (
+            {"allowed_commands": ("/bin/sh ...",), "allow_interpreters": True},
+            "allowedCommands '/bin/sh ...' grants every program: /bin/sh can run any other program",
+        ),
+        ({"denied_commands": ("x",)}, "allowedCommands '/bin/x' can never grant it: deniedCommands covers it"),
+        ({"subjects": ("**",)}, "subjects matches every identity of every trust domain"),
+        (
+            {"require_approval": True, "approvers": ("spiffe://**",)},
+            "approvers matches every identity of every trust domain",
+        ),
+        ({"approvers": (BOSS,)}, "approvers has no effect: requireApproval is not set"),
+        (
+            {"executable_sha256": {"/bin/y": ()}},
+            "executableSha256 pins /bin/y, which no entry of allowedCommands",
+        ),
+        ({"allowed_networks": ("::/0",)}, "allowedNetworks contains every address"),
+        ({"capabilities": ("CAP_KILL",)}, "capabilities has no effect: only root keeps them"),
+    ],
+)
+def test_what_is_hardly_meant_is_named_alone(values: dict[str, Any], warning: str) -> None:
+    (found,) = warnings(**values)
+    assert found.startswith(warning)
