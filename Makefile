@@ -1,97 +1,180 @@
-# Two commands for a fresh machine: `make demo` and `make test`. They need Python 3.11, a C compiler and make.
+# `make demo` and `make dev` are all that a fresh machine needs: Python 3.11 or newer, a C compiler, make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# What is tested: the working tree. CI tests the wheel: TEST_PYTHON=.tox/py/bin/python.
+TEST_PYTHON ?= $(BIN)/python
+# How many tests run at once. Most wait for processes, so there are more of them than processors.
+TEST_PROCESSES ?= 3
+# More arguments for pytest, as in `make test ARGS="tests/security -k redis"`.
+ARGS ?=
+PYTEST := $(TEST_PYTHON) -m pytest
 PROTO := tachikoma/exec/v1/remote_execution.proto
 # Where `make proto` writes.
 OUT ?= shared
+SPAWNER := $(wildcard worker/spawner/*.[ch])
 
-.PHONY: demo test test-cgroup2 test-container test-images sanitize fuzz check bench bench-spawn bench-admission bench-trust bench-events bench-output docs proto clean
+.DEFAULT_GOAL := help
+.PHONY: help demo dev quick test check format lint types layers api unit coverage measure lock docs \
+    test-cgroup2 test-container test-images sanitize fuzz \
+    bench bench-spawn bench-admission bench-trust bench-events bench-output \
+    wheel sdist sbom release-check proto clean
 
-# The whole system on this machine, with real work.
-demo: $(VENV)/installed
+help: ## List the targets.
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p; s/^## \(.*\)/\n\1/p' $(MAKEFILE_LIST) | \
+	    awk -F '\t' 'NF == 2 {printf "  %-16s %s\n", $$1, $$2; next} {print}'
+
+## Every day
+
+demo: $(VENV)/installed ## Run the whole system on this machine and show it at work.
 	$(BIN)/tachikoma demo
 
-# The tests, in an environment of their own.
-test: $(VENV)/tox
-	$(BIN)/tox run -e py
+dev: $(VENV)/dev ## Make .venv: this tree, editable, and every tool, from the lock.
 
-# The tests of confinement in a virtual machine that has only cgroup v2. Needs some packages; tests/vm/run names them.
-test-cgroup2: .tox/py/bin/python
-	tests/vm/run .tox/py/bin/python -m pytest --color no -p no:cacheprovider tests/confinement
+quick: dev ## Lint, types, layers and unit tests: before each commit.
+	@$(MAKE) --no-print-directory --output-sync=target -j2 lint types layers unit
 
-# The same in real containers. Needs root and an installed docker engine, which it starts by itself.
-test-container: .tox/py/bin/python
-	tests/container/run .tox/py/bin/python -m pytest --color no -p no:cacheprovider tests/confinement
+test: dev ## Run all tests on the working tree; ARGS goes to pytest.
+	$(PYTEST) -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-# Builds the images and uses docker/compose.yaml. Needs root and some packages; tests/container/images names them.
-test-images:
+check: lint types layers api ## Check format, lint, types, layers, images, API definition and generated files.
+
+format: dev ## Format the code, and mend what the linter can mend.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+## Parts of these
+
+lint: dev ## Check format and lint.
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+
+types: dev ## Check types.
+	$(BIN)/mypy
+
+layers: dev ## Check which package may import which.
+	$(BIN)/lint-imports
+
+api: dev ## Check the API definition, what is generated from it, and the Dockerfiles.
+	$(BIN)/buf lint
+	$(BIN)/hadolint docker/orchestrator.Dockerfile docker/worker.Dockerfile
+	@work=$$(mktemp -d) && trap 'rm -rf "$$work"' EXIT && \
+	    $(MAKE) --no-print-directory proto OUT="$$work" && \
+	    diff -r --exclude=__pycache__ --exclude=__init__.py "$$work/tachikoma/exec/v1" shared/tachikoma/exec/v1
+
+unit: dev ## Run the unit tests.
+	$(PYTEST) -q -n 2 tests/unit $(ARGS)
+
+## More tests
+
+test-cgroup2: dev ## Test confinement in a virtual machine with only cgroup v2; tests/vm/run names its packages.
+	tests/vm/run $(PYTEST) --color no -p no:cacheprovider tests/confinement
+
+test-container: dev ## Test confinement in real containers; needs root and a docker engine, which it starts.
+	tests/container/run $(PYTEST) --color no -p no:cacheprovider tests/confinement
+
+test-images: dev ## Build the images and use docker/compose.yaml; tests/container/images names its packages.
 	tests/container/images
 
-.tox/py/bin/python: $(VENV)/tox
-	$(BIN)/tox run -e py --notest
-
-# The tests of confinement with a spawner built with sanitizers, and every warning an error.
-sanitize: .tox/py/bin/python
+sanitize: dev ## Test confinement with a spawner that is built with sanitizers and without a warning.
+	mkdir -p build
 	$(CC) -std=c11 -g -O1 -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Werror \
-	    -fsanitize=address,undefined -fno-sanitize-recover=all -o .tox/sanitized-spawner worker/spawner/*.c
-	TACHIKOMA_TEST_SPAWNER=$(abspath .tox/sanitized-spawner) .tox/py/bin/python -m pytest tests/confinement
+	    -fsanitize=address,undefined -fno-sanitize-recover=all -o build/sanitized-spawner worker/spawner/*.c
+	TACHIKOMA_TEST_SPAWNER=$(abspath build/sanitized-spawner) $(PYTEST) tests/confinement
 
-# The parser of the spawner's requests, fuzzed under sanitizers.
-fuzz:
+fuzz: ## Fuzz the parser of the spawner's requests, under sanitizers.
 	worker/spawner/fuzz/run
 
-# Format, lint, types, layers, API definition.
-check: $(VENV)/tox
-	$(BIN)/tox run -e lint
+coverage: dev ## Run all tests and print the coverage of each room, branches included; ARGS goes to pytest.
+	rm -rf build/coverage && mkdir -p build/coverage
+	-COVERAGE_FILE=$(abspath build/coverage/data) $(BIN)/coverage run -m pytest \
+	    -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/coverage combine --quiet --data-file build/coverage/data build/coverage
+	$(BIN)/coverage json --quiet --data-file build/coverage/data -o build/coverage/report.json
+	$(BIN)/python tools/coverage_table.py build/coverage/report.json
 
-# Latency of one command beside subprocess and plain Celery.
-bench: $(VENV)/installed
+measure: dev ## Print sizes of modules and functions, entries per level, and what is untyped.
+	$(BIN)/python tools/measure.py
+
+## Benchmarks (they report times; no test asserts them)
+
+bench: $(VENV)/installed ## Latency of one command beside subprocess and plain Celery.
 	$(BIN)/python benchmarks/execute.py
 
-# A confined start beside subprocess.run, as root.
-bench-spawn: $(VENV)/installed
+bench-spawn: $(VENV)/installed ## A confined start beside subprocess.run; needs root.
 	$(BIN)/python benchmarks/spawn.py
 
-# A decision of policy and an admission beside a round trip to Redis.
-bench-admission: $(VENV)/installed
+bench-admission: $(VENV)/installed ## A policy decision and an admission beside a round trip to Redis.
 	$(BIN)/python benchmarks/admission.py
 
-# Signing, verifying and handshakes beside an Execute.
-bench-trust: $(VENV)/installed
+bench-trust: $(VENV)/installed ## Signing, verifying and handshakes beside an Execute.
 	$(BIN)/python benchmarks/trust.py
 
-# What the events for Flower add to an execution, in Redis commands and processor time.
-bench-events: $(VENV)/installed
+bench-events: $(VENV)/installed ## What the events for Flower add to an execution.
 	$(BIN)/python benchmarks/events.py
 
-# Memory of each process while a command writes very much.
 BYTES ?= 10000000000
-bench-output: $(VENV)/installed
+bench-output: $(VENV)/installed ## Memory of each process while a command writes BYTES of output.
 	$(BIN)/python benchmarks/output.py --bytes $(BYTES)
+
+## Generated files
+
+proto: ## Generate the gRPC code from the API definition.
+	mkdir -p $(OUT)/tachikoma/exec/v1
+	cd shared && $(abspath $(BIN))/python -m grpc_tools.protoc -I . --python_out=$(abspath $(OUT)) \
+	    --grpc_python_out=$(abspath $(OUT)) --mypy_out=quiet:$(abspath $(OUT)) $(PROTO)
+	@[ "$(abspath $(OUT))" = "$(abspath shared)" ] || cp shared/$(PROTO) $(OUT)/$(PROTO)
+
+docs: dev ## Write the parts of the documentation that are generated from code.
+	$(BIN)/python docs/tables.py
+
+LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+    --generate-hashes --no-annotate $(if $(UPGRADE),--upgrade)
+lock: dev ## Write requirements/*.txt anew from setup.cfg; with UPGRADE=1, newer releases too.
+	$(LOCK) --extra dev setup.cfg requirements/build.in -o requirements/dev.txt
+	$(LOCK) -c requirements/dev.txt requirements/build.in -o requirements/build.txt
+	$(LOCK) -c requirements/dev.txt --extra test setup.cfg -o requirements/test.txt
+	$(LOCK) -c requirements/dev.txt --extra all setup.cfg -o requirements/all.txt
+	$(LOCK) -c requirements/dev.txt --extra orchestrator --extra flower setup.cfg -o requirements/orchestrator.txt
+	$(LOCK) -c requirements/dev.txt --extra worker setup.cfg -o requirements/worker.txt
+
+## Releases (docs/releasing.md)
+
+# What an earlier build left would put deleted modules back into the wheel.
+wheel: dev ## Build the wheel into dist/.
+	rm -rf build/lib build/bdist.* dist/*.whl
+	$(BIN)/python -m build --wheel --no-isolation
+
+sdist: dev ## Build the source distribution into dist/.
+	rm -f dist/*.tar.gz
+	$(BIN)/python -m build --sdist --no-isolation
+
+sbom: dev ## Write dist/sbom-*.cdx.json: what each lock installs, in CycloneDX.
+	mkdir -p dist
+	for lock in all orchestrator worker; do \
+	    $(BIN)/cyclonedx-py requirements --of JSON --output-reproducible -o dist/sbom-$$lock.cdx.json \
+	        requirements/$$lock.txt || exit 1; \
+	done
+
+release-check: dev ## Check that a tagged tree can be released, and build all of it.
+	$(BIN)/python tools/release_check.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Tachikoma needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: $(VENV)/bin/python setup.cfg pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all]'
+BUILT_FROM := setup.cfg setup.py pyproject.toml $(SPAWNER)
+
+$(VENV)/installed: $(VENV)/bin/python requirements/all.txt requirements/build.txt $(BUILT_FROM)
+	$(PIP) install --require-hashes -r requirements/all.txt -r requirements/build.txt
+	$(PIP) install --no-deps --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/tox: $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'tox>=4.30'
-	touch $@
+$(VENV)/dev: $(VENV)/bin/python requirements/dev.txt $(BUILT_FROM)
+	$(PIP) install --require-hashes -r requirements/dev.txt
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	touch $@ $(VENV)/installed
 
-# Rewrites the tables of the documentation that are generated from code.
-docs: $(VENV)/installed
-	$(BIN)/python docs/tables.py
-
-# Needs grpcio-tools and mypy-protobuf (the extra `lint`).
-proto:
-	mkdir -p $(OUT)/tachikoma/exec/v1
-	cd shared && $(PYTHON) -m grpc_tools.protoc -I . --python_out=$(abspath $(OUT)) --grpc_python_out=$(abspath $(OUT)) \
-	    --mypy_out=quiet:$(abspath $(OUT)) --mypy_grpc_out=quiet:$(abspath $(OUT)) $(PROTO)
-	@[ "$(abspath $(OUT))" = "$(abspath shared)" ] || cp shared/$(PROTO) $(OUT)/$(PROTO)
-
-clean:
-	rm -rf $(VENV) .tox build *.egg-info
+clean: ## Remove environments, builds and caches.
+	rm -rf $(VENV) .tox .vm build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -10,11 +10,19 @@ FROM ${BASE} AS build
 ARG PIP_INDEX_URL
 ARG PIP_FIND_LINKS
 ARG PIP_NO_INDEX
+# The version, since git is not here: `--build-arg "VERSION=$(tachikoma --version | cut -d' ' -f2)"`.
+ARG VERSION=0.0.0
 WORKDIR /build
 COPY . .
 # The environment is copied to where it was made, so what its scripts and links name is there again.
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python3 -m venv /opt/tachikoma \
- && /opt/tachikoma/bin/python -m pip install --no-cache-dir --disable-pip-version-check '.[orchestrator,flower]' \
+ && python3 -m venv /opt/build \
+ && /opt/build/bin/python -m pip install --require-hashes -r requirements/build.txt \
+ && SETUPTOOLS_SCM_PRETEND_VERSION="$VERSION" \
+    /opt/build/bin/python -m pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \
+ && /opt/tachikoma/bin/python -m pip install --require-hashes -r requirements/orchestrator.txt \
+ && /opt/tachikoma/bin/python -m pip install --no-deps /dist/*.whl \
  && /opt/tachikoma/bin/python -m pip uninstall --yes --quiet setuptools pip
 
 FROM ${BASE}

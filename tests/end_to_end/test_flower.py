@@ -15,6 +15,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -284,7 +285,8 @@ def test_the_page_of_workers_counts_what_each_agent_did(world: World, logged_in:
     logged_in.ask("document.querySelector('#workers-table tbody a[href*=agent-1]').click(), null")
     logged_in.wait("document.title", "the page of one", lambda title: title.endswith("@agent-1 · Flower"))
     text = logged_in.ask("document.querySelector('.worker-tab-content').textContent")
-    for part in ("Max concurrency", "64", "agent.agent-1", psutil.os.uname().nodename, "0.1.0", "memory used"):
+    host, release = psutil.os.uname().nodename, version("tachikoma-exec")
+    for part in ("Max concurrency", "64", "agent.agent-1", host, release, "memory used"):
         assert part in text, part
 
 
