@@ -12,6 +12,7 @@ sent at once, so that it is the server's time, on a private socket. Here too com
 from __future__ import annotations
 
 import argparse
+import json
 import socket
 import ssl
 import statistics
@@ -31,6 +32,7 @@ from tachikoma.redis import keys
 from tachikoma.redis.users import ORCHESTRATOR, agent_user, read_password
 from tachikoma.vocabulary.grants import Grant, GrantedExecutable
 from tachikoma.vocabulary.limits import ResourceUsage
+from tachikoma_orchestrator.executions.transitions import Transition
 from tachikoma_orchestrator.store.scripts import Script
 
 AGENT = "agent-1"
@@ -114,7 +116,8 @@ def redis_commands(stack: Stack, user: str, words: tuple[str, ...]) -> Callable[
 def measure_users(stack: Stack, rounds: int) -> None:
     """Commands of the fast way, each as its own user and as one who may do anything."""
     transition = Script("transition")
-    changed = [keys.execution("none"), *[keys.AUDIT] * 7, "none", "QUEUED", *["0"] * 9, "0"]
+    change = Transition.start(AGENT, "none", 0).arguments(keep_seconds=1)
+    changed = [keys.execution("none"), *[keys.AUDIT] * 7, json.dumps(change)]
     with Redis(**stack.redis_admin) as redis:
         redis.script_load(transition.source)
         redis.set(keys.claim(AGENT, "none"), "x")

@@ -6,6 +6,7 @@ let go, and the process comes back. Afterwards the observer compares everything 
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from world import Job, Observer, World, end_of, submit
 
 from tachikoma import Client, ExecState
 from tachikoma.redis import keys
-from tachikoma_orchestrator.executions.ledger import Record
+from tachikoma_orchestrator.executions.record import Record
 from tachikoma_orchestrator.store.scripts import Script
 
 pytestmark = pytest.mark.timeout(90)
@@ -51,13 +52,10 @@ def _reports(job: Job, command: Command) -> bool:
 
 
 def _ends(job: Job, command: Command) -> bool:
-    # Its ARGV[4] says that the new state is terminal.
-    keys_and_more = command[3:]
-    return (
-        command[:2] == [b"EVALSHA", _TRANSITION]
-        and keys_and_more[0] == keys.execution(job.id).encode()
-        and keys_and_more[int(command[2]) + 3] == b"1"
-    )
+    if command[:2] != [b"EVALSHA", _TRANSITION] or command[3] != keys.execution(job.id).encode():
+        return False
+    arguments = json.loads(command[3 + int(command[2])])
+    return bool(arguments["terminal"])
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class Spot:
 
 
 def _ended(redis: Redis, job: Job) -> bool:
-    return Record(job.id, redis.hgetall(keys.execution(job.id))).state.terminal  # type: ignore[arg-type]
+    return Record.parse(job.id, redis.hgetall(keys.execution(job.id))).state.terminal  # type: ignore[arg-type]
 
 
 ORCHESTRATOR, SPAWNER, REDIS = "orchestrator", f"{AGENT}/spawner", "redis"

@@ -46,7 +46,7 @@ if "orchestrator" in sys.orig_argv:
         answer = await status(self, request, context)
         if request.id.startswith(FAULT):
             record = await self._record(request.id)
-            fail(everything(self._identity, request, answer, record.fields))
+            fail(everything(self._identity, request, answer, record))
         return answer
 
     async def mistaken_attach(self: Any, request: Any, context: Any) -> Any:

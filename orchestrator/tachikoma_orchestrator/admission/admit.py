@@ -44,7 +44,8 @@ from tachikoma_orchestrator.admission.celery_message import MessageFactory
 from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.caller import Peer
-from tachikoma_orchestrator.executions.ledger import Admission, Dispatch, Ledger, Outcome
+from tachikoma_orchestrator.executions.ledger import Ledger
+from tachikoma_orchestrator.executions.transitions import Admission, Dispatch, Outcome
 
 __all__ = ["Admitter", "Peer", "refusal", "request_digest"]
 

@@ -24,7 +24,9 @@ from tachikoma_orchestrator.admission.admit import Admitter, refusal, request_di
 from tachikoma_orchestrator.audit.findings import Findings
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.caller import Peer
-from tachikoma_orchestrator.executions.ledger import Ledger, Outcome, Record
+from tachikoma_orchestrator.executions.ledger import Ledger
+from tachikoma_orchestrator.executions.record import Record
+from tachikoma_orchestrator.executions.transitions import Outcome, TransitionOutcome
 
 __all__ = ["Approvals", "checked_reason"]
 
@@ -201,6 +203,6 @@ class Approvals:
         )  # fmt: skip
 
     @staticmethod
-    def _check_done(exec_id: str, outcome: str) -> None:
-        if outcome != "DONE":
+    def _check_done(exec_id: str, outcome: TransitionOutcome) -> None:
+        if outcome is not TransitionOutcome.DONE:
             raise FailedPrecondition(f"{exec_id} does not wait for an approval any more")

@@ -129,11 +129,14 @@ class Enrolments:
         agent, lifetime_ms = enrolment.agent, max(1, duration_ms(ttl))
         call = self._enroll(
             keys=[keys.enrolment(agent), keys.info(agent), keys.REVOKED, keys.AUDIT],
-            args=[
-                agent, sign(svid, enrolment), lifetime_ms, enrolment.by,
-                f"a token valid for {format_duration(ttl)}",
-            ],
-        )  # fmt: skip
+            args={
+                "agent": agent,
+                "ttl_ms": lifetime_ms,
+                "by": enrolment.by,
+                "reason": f"a token valid for {format_duration(ttl)}",
+            },
+            payloads=[sign(svid, enrolment)],
+        )
         if not await self._runner.run(call):
             raise FailedPrecondition(
                 f"agent {agent!r} is online; to replace its host, revoke the agent or stop its worker first"

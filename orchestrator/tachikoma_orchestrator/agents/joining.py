@@ -110,12 +110,16 @@ class Joins:
         joined = json.dumps({"by": claims.by, "address": attempt.address, "certificate": digest})
         call = self._join(
             keys=[keys.enrolment(claims.agent), keys.JOINED, keys.REVOKED, keys.AUDIT],
-            args=[
-                claims.agent, enrolment.stored, joined, claims.by, attempt.address,
-                f"certificate {leaf.serial_number:x} until {leaf.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC",
-                digest,
-            ],
-        )  # fmt: skip
+            args={
+                "agent": claims.agent,
+                "entry": joined,
+                "by": claims.by,
+                "address": attempt.address,
+                "reason": f"certificate {leaf.serial_number:x} until {leaf.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC",
+                "certificate_sha256": digest,
+            },
+            payloads=[enrolment.stored],
+        )
         if not await self._runner.run(call):
             raise TokenRefused("the token was used, replaced or revoked in the meantime")
 

@@ -122,7 +122,8 @@ class Registry:
         reason = f"version {heartbeat.version} on {heartbeat.hostname}"
         call = self._heard(
             keys=[keys.AGENTS, keys.ONLINE, keys.AUDIT, keys.REVOKED],
-            args=[agent, heartbeat.model_dump_json(), heartbeat.run, reason],
+            args={"agent": agent, "run": heartbeat.run, "reason": reason},
+            payloads=[heartbeat.model_dump_json()],
         )
         if await self._runner.run(call):
             self._labels[agent], self._journals[agent] = heartbeat.labels, heartbeat.boot
@@ -135,7 +136,7 @@ class Registry:
         """
         for agent in [item.decode(errors="replace") for item in await self._redis.hkeys(keys.ONLINE)]:
             if agent not in agents or not agents[agent].online:
-                call = self._left(keys=[keys.info(agent), keys.ONLINE, keys.AUDIT], args=[agent])
+                call = self._left(keys=[keys.info(agent), keys.ONLINE, keys.AUDIT], args={"agent": agent})
                 if await self._runner.run(call):
                     log.info("agent.left", agent=agent)
 
@@ -154,7 +155,10 @@ class Registry:
         await self._set_draining(agent, "", by, "")
 
     async def _set_draining(self, agent: str, entry: str, by: str, reason: str) -> None:
-        call = self._drain(keys=[keys.DRAINING, keys.AGENTS, keys.AUDIT], args=[agent, entry, by, reason])
+        call = self._drain(
+            keys=[keys.DRAINING, keys.AGENTS, keys.AUDIT],
+            args={"agent": agent, "drain": bool(entry), "entry": entry, "by": by, "reason": reason},
+        )
         if not await self._runner.run(call):
             raise AgentUnknown(f"there is no agent {agent[:80]!r}", metadata={"agent": agent[:80]})
 

@@ -88,7 +88,7 @@ class Revoker:
         details = json.dumps({"by": str(by), "reason": reason})
         call = self._revoke(
             keys=[keys.REVOKED, keys.AGENTS, keys.JOINED, keys.enrolment(agent), keys.ONLINE, keys.AUDIT],
-            args=[agent, now_ms(), details, str(by), reason],
+            args={"agent": agent, "now_ms": now_ms(), "entry": details, "by": str(by), "reason": reason},
         )
         if not is_identifier(agent) or not await self._runner.run(call):
             raise AgentUnknown(f"there is no agent {agent[:80]!r}", metadata={"agent": agent[:80]})

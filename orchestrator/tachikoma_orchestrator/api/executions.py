@@ -19,7 +19,7 @@ from tachikoma.policy.redaction import redact
 from tachikoma.streams.frames import OutputCheck
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.requests import ExecRequest
-from tachikoma.vocabulary.results import CancelOutcome, CancelResponse, ExecOutput, ExecResponse, ExecStatus, OutputKind
+from tachikoma.vocabulary.results import CancelOutcome, CancelResponse, ExecOutput, ExecStatus, OutputKind
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.admission.approvals import Approvals
 from tachikoma_orchestrator.agents.membership import Membership
@@ -28,8 +28,10 @@ from tachikoma_orchestrator.api.guard import current_peer
 from tachikoma_orchestrator.api.listing import ListFilter
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.executions.cancel import send_cancel
+from tachikoma_orchestrator.executions.final_state import FinalState
 from tachikoma_orchestrator.executions.follower import Follower
-from tachikoma_orchestrator.executions.ledger import Record
+from tachikoma_orchestrator.executions.record import Record
+from tachikoma_orchestrator.executions.transitions import TransitionOutcome
 from tachikoma_orchestrator.processes.parts import Core
 
 __all__ = ["RemoteExecution"]
@@ -53,7 +55,7 @@ class RemoteExecution(Administration):
         self._redis = core.redis
         self._ledger = core.ledger
         self._admitter = core.admitter
-        self._endings = core.endings
+        self._completions = core.completions
         self._subscriber = core.subscriber
         self._approvals = approvals
         self._identity = core.identity
@@ -82,10 +84,10 @@ class RemoteExecution(Administration):
 
     async def Execute(self, request: pb.ExecRequest, context: Any) -> pb.ExecResponse:  # noqa: N802
         wanted = await self._read(request)
-        with self._endings.expect(wanted.id) as end:
+        with self._completions.expect(wanted.id) as end:
             if not await self._admitter.admit(wanted, current_peer()):
                 await self._check_ended(wanted.id)
-            response = await end
+            response = (await end).response()
         if response.agent_id != wanted.agent_id:
             why = f"the ledger has the end of it from {response.agent_id}, and it was for {wanted.agent_id}"
             raise await self._evidence.altered(wanted.id, why)
@@ -96,7 +98,7 @@ class RemoteExecution(Administration):
     ) -> AsyncIterator[pb.ExecOutput]:
         wanted = await self._read(request)
         follower = Follower(self._redis, self._subscriber, wanted.agent_id, wanted.id, 0)
-        with self._endings.expect(wanted.id) as end:
+        with self._completions.expect(wanted.id) as end:
             async with follower.listen():
                 await self._admitter.admit(wanted, current_peer())
                 record = await self._ledger.record(wanted.id)
@@ -113,7 +115,7 @@ class RemoteExecution(Administration):
     async def Attach(self, request: pb.AttachRequest, context: Any) -> AsyncIterator[pb.ExecOutput]:  # noqa: N802
         record = await self._record(request.id)
         follower = Follower(self._redis, self._subscriber, record.agent, request.id, request.after_seq)
-        with self._endings.expect(request.id) as end:
+        with self._completions.expect(request.id) as end:
             async with follower.listen():
                 record = await self._record(request.id)
                 if request.no_follow and not record.state.terminal:
@@ -129,10 +131,10 @@ class RemoteExecution(Administration):
                     yield wire.output_to_pb(output)
 
     async def _follow(
-        self, follower: Follower, record: Record, end: asyncio.Future[ExecResponse]
+        self, follower: Follower, record: Record, end: asyncio.Future[FinalState]
     ) -> AsyncIterator[ExecOutput]:
         """Status, again when it was approved, chunks, and the result."""
-        with self._endings.approvals.expect(record.exec_id) as approval:
+        with self._completions.approvals.expect(record.exec_id) as approval:
             yield await self._status(record)
             await self._check_ended(record.exec_id)
             if record.state is ExecState.PENDING_APPROVAL:
@@ -151,7 +153,7 @@ class RemoteExecution(Administration):
         except OutputAltered as error:
             await self._note_altered(record, str(error))
             raise
-        response = end.result()
+        response = end.result().response()
         total = response.stdout_summary.total_bytes + response.stderr_summary.total_bytes
         missing = follower.missing_at_end(total)
         if missing:
@@ -190,7 +192,9 @@ class RemoteExecution(Administration):
         """
         record = await self._ledger.record(exec_id)
         if record is not None and record.state.terminal:
-            self._endings.resolve(await self._evidence.response(record))
+            final = await self._evidence.final_state(record)
+            self._completions.deliver(final)
+            final.response()
 
     # --- asking -------------------------------------------------------------------------------------------------------
 
@@ -289,16 +293,16 @@ class RemoteExecution(Administration):
             agent, exec_id, [ExecState.PENDING_APPROVAL], ExecState.CANCELLED,
             reason="withdrawn before it was approved", by=str(peer), fence=False,
         )  # fmt: skip
-        if done == "DONE":
+        if done is TransitionOutcome.DONE:
             return CancelOutcome.CANCELLED
         # Nobody started it: take the claim, so that nobody ever can.
         done = await self._ledger.settle(
             agent, exec_id, [ExecState.QUEUED], ExecState.CANCELLED,
             reason="cancelled before it started", by=str(peer), fence=True,
         )  # fmt: skip
-        if done == "DONE":
+        if done is TransitionOutcome.DONE:
             return CancelOutcome.CANCELLED
-        if await self._ledger.request_cancel(agent, exec_id, str(peer)) != "DONE":
+        if await self._ledger.request_cancel(agent, exec_id, str(peer)) is not TransitionOutcome.DONE:
             return CancelOutcome.ALREADY_ENDED
         await send_cancel(
             self._redis, self._identity, agent, exec_id,

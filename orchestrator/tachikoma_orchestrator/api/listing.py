@@ -10,7 +10,7 @@ from tachikoma.errors import InvalidRequest
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.policy.patterns import AgentSelector, PatternError
 from tachikoma.vocabulary.states import ExecState
-from tachikoma_orchestrator.executions.ledger import Record
+from tachikoma_orchestrator.executions.record import Record
 
 __all__ = ["ListFilter"]
 

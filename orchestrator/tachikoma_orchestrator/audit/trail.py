@@ -122,7 +122,7 @@ class AuditTrail:
         await self._write(["event", code, *flat])
 
     async def _write(self, event: list[str]) -> None:
-        await self._runner.run(self._append(keys=[keys.AUDIT], args=event))
+        await self._runner.run(self._append(keys=[keys.AUDIT], args={"event": event}))
 
     async def read(self, *, after: str, limit: int, exec_id: str = "") -> list[ExecAuditLog]:
         """Return events, oldest first.

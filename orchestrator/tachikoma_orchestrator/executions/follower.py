@@ -19,7 +19,8 @@ from tachikoma.errors import OutputAltered
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.streams.frames import FIELD, STDOUT, Frame, entry_id
-from tachikoma.vocabulary.results import ExecOutput, ExecResponse, OutputKind
+from tachikoma.vocabulary.results import ExecOutput, OutputKind
+from tachikoma_orchestrator.executions.final_state import FinalState
 from tachikoma_orchestrator.store.subscriber import Subscriber
 
 __all__ = ["Follower"]
@@ -82,7 +83,7 @@ class Follower:
         """The subscription, to be entered before the execution can start."""
         return self._subscriber.listen(self._key, self._on_message, self._on_gap)
 
-    async def until(self, end: asyncio.Future[ExecResponse]) -> AsyncIterator[ExecOutput]:
+    async def until(self, end: asyncio.Future[FinalState]) -> AsyncIterator[ExecOutput]:
         """Chunks until the execution has ended and its log is read. To be used inside `listen`."""
         end.add_done_callback(lambda _: self._wake.set())
         while True:

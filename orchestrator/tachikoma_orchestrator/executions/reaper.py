@@ -4,7 +4,7 @@ Each look, for every execution that has not ended:
 - a result that pub/sub missed is folded;
 - one that waited past its queue deadline is fenced, so that its agent can never start it, and ends EXPIRED; so does one
   that nobody approved in time;
-- one of a revoked agent is fenced and ends CANCELLED, or LOST where it had started;
+- one of an agent that is revoked is fenced and ends CANCELLED, or LOST where it had started;
 - one that was claimed by a run of the agent that is gone, or whose agent was not heard of for longer than the lease,
   ends LOST: nobody knows how it ended.
 Deadlines are told by the clock of Redis, leases by the orchestrator's monotonic one: where the clock of Redis is set,
@@ -28,8 +28,10 @@ from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.registry import AgentState, Registry
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.executions.collector import Collector
-from tachikoma_orchestrator.executions.ledger import FENCE, Ledger, Record
+from tachikoma_orchestrator.executions.ledger import Ledger
+from tachikoma_orchestrator.executions.record import Record
 from tachikoma_orchestrator.executions.revocation import end_revoked
+from tachikoma_orchestrator.executions.transitions import DISPATCHED, FENCE, TransitionOutcome
 
 __all__ = ["Reaper"]
 
@@ -164,9 +166,9 @@ class Reaper:
             return now_ms >= record.deadline_ms and await self._expire(record, "nobody approved it in time")
         revoked = self._registry.revocations.active(record.agent)
         if revoked is not None:
-            # Most ended with the revocation. Another orchestrator may have sent one more order at the same time.
+            # Most were ended when it was cut off; an orchestrator may have been on the way with another order.
             return await end_revoked(self._ledger, record, revoked) is not None
-        if has_result and now_ms - int(record.fields[b"admitted_ms"]) > SETTLE_MS:
+        if has_result and now_ms - record.admitted_ms > SETTLE_MS:
             raw = await self._redis.get(keys.result(record.agent, exec_id))
             if raw is not None and await self._collector.fold(record.agent, exec_id, raw):
                 return True
@@ -177,17 +179,17 @@ class Reaper:
                 )
             # It was claimed, and Redis does not know any more by whom.
             claim = b""
-        if record.state is ExecState.QUEUED and now_ms - int(record.fields[b"admitted_ms"]) > SETTLE_MS:
+        if record.state is ExecState.QUEUED and now_ms - record.admitted_ms > SETTLE_MS:
             # The agent's notice was missed; when exactly it started, the receipt will say.
             await self._ledger.started(record.agent, exec_id, 0)
         why = self._lost(record.agent, claim.decode(), agent) or _overdue(record, now_ms)
         if why:
             outcome = await self._ledger.settle(
-                record.agent, exec_id, [ExecState.QUEUED, ExecState.STARTED], ExecState.LOST,
+                record.agent, exec_id, DISPATCHED, ExecState.LOST,
                 reason=why, fence=False,
             )  # fmt: skip
             log.warning("execution.lost", id=exec_id, agent=record.agent, reason=why)
-            return outcome == "DONE"
+            return outcome is TransitionOutcome.DONE
         return False
 
     async def _expire(self, record: Record, reason: str) -> bool:
@@ -195,9 +197,9 @@ class Reaper:
             record.agent, record.exec_id, [record.state], ExecState.EXPIRED,
             reason=reason, fence=record.state is ExecState.QUEUED,
         )  # fmt: skip
-        if outcome == "DONE":
+        if outcome is TransitionOutcome.DONE:
             log.info("execution.expired", id=record.exec_id, agent=record.agent, reason=reason)
-        return outcome == "DONE"
+        return outcome is TransitionOutcome.DONE
 
     def _lost(self, agent: str, boot: str, state: AgentState | None) -> str:
         """Why a claimed execution must be given up, or nothing."""

@@ -9,7 +9,9 @@ from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.revocations import Revoked
 from tachikoma_orchestrator.agents.revoking import EndedExecutions
 from tachikoma_orchestrator.executions.cancel import send_cancel
-from tachikoma_orchestrator.executions.ledger import Ledger, Record
+from tachikoma_orchestrator.executions.ledger import Ledger
+from tachikoma_orchestrator.executions.record import Record
+from tachikoma_orchestrator.executions.transitions import DISPATCHED, TransitionOutcome
 
 __all__ = ["ExecutionsOfAgent", "end_revoked"]
 
@@ -74,11 +76,11 @@ async def end_revoked(ledger: Ledger, record: Record, revoked: Revoked) -> ExecS
         agent, exec_id, [ExecState.QUEUED], ExecState.CANCELLED,
         reason=revoked.execution_error, by=revoked.by, fence=True,
     )  # fmt: skip
-    if done == "DONE":
+    if done is TransitionOutcome.DONE:
         return ExecState.CANCELLED
     # The agent has claimed it. Its report would not be accepted any more.
     done = await ledger.settle(
-        agent, exec_id, [ExecState.QUEUED, ExecState.STARTED], ExecState.LOST,
+        agent, exec_id, DISPATCHED, ExecState.LOST,
         reason=revoked.execution_error, by=revoked.by, fence=False,
     )  # fmt: skip
-    return ExecState.LOST if done == "DONE" else None
+    return ExecState.LOST if done is TransitionOutcome.DONE else None

@@ -1,4 +1,4 @@
-"""Who waits for which execution's end, or for its approval, in this orchestrator."""
+"""Callers of this orchestrator that wait for an execution's final state, or for its approval."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-from tachikoma.errors import TachikomaError
-from tachikoma.vocabulary.results import ExecResponse
+from tachikoma_orchestrator.executions.final_state import FinalState
 
-__all__ = ["Endings", "Waiters"]
+__all__ = ["Completions", "Waiters"]
 
 T = TypeVar("T")
 
 
 class Waiters(Generic[T]):
-    """Futures of something that happens once to an execution. Whoever learns of it first resolves them."""
+    """Futures of an event that happens once to an execution. The first part that observes the event resolves them."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, set[asyncio.Future[T]]] = {}
 
     @contextmanager
     def expect(self, exec_id: str) -> Iterator[asyncio.Future[T]]:
-        """A future that is resolved when it happens, from when the block is entered."""
+        """Return a future that is resolved when the event happens, from the start of the block."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(exec_id, set()).add(future)
         try:
@@ -34,41 +33,32 @@ class Waiters(Generic[T]):
                 waiting.discard(future)
                 if not waiting:
                     del self._waiting[exec_id]
-            if not future.cancel() and not future.cancelled():
-                # Whoever waited may have left before it was told; that is no error of anybody.
-                future.exception()
+            future.cancel()
 
     def awaited(self, exec_id: str) -> bool:
-        """Whether somebody waits for it and was not told yet."""
+        """Return True if a caller waits for the execution and has no answer yet."""
         return any(not future.done() for future in self._waiting.get(exec_id, ()))
 
     def all_awaited(self) -> list[str]:
-        """Every execution somebody waits for."""
+        """Return every execution that a caller waits for."""
         return list(self._waiting)
 
-    def tell(self, exec_id: str, value: T) -> None:
-        """Tell everybody who waits."""
+    def resolve(self, exec_id: str, value: T) -> None:
+        """Give every waiting caller the value."""
         for future in self._waiting.get(exec_id, ()):
             if not future.done():
                 future.set_result(value)
 
 
-class Endings(Waiters[ExecResponse]):
-    """Who waits for an execution's end."""
+class Completions(Waiters[FinalState]):
+    """Callers that wait for an execution's final state."""
 
     def __init__(self) -> None:
         super().__init__()
-        #: Who waits for its approval.
+        #: Callers that wait for an execution's approval.
         self.approvals: Waiters[None] = Waiters()
 
-    def resolve(self, response: ExecResponse) -> None:
-        """Tell everybody who waits for an end; it also ends the waiting for an approval."""
-        self.tell(response.id, response)
-        self.approvals.tell(response.id, None)
-
-    def fail(self, exec_id: str, error: TachikomaError) -> None:
-        """Tell everybody who waits for an end that it cannot be told."""
-        for future in self._waiting.get(exec_id, ()):
-            if not future.done():
-                future.set_exception(error)
-        self.approvals.tell(exec_id, None)
+    def deliver(self, final: FinalState) -> None:
+        """Deliver a final state to every waiting caller; it also ends the wait for an approval."""
+        self.resolve(final.exec_id, final)
+        self.approvals.resolve(final.exec_id, None)

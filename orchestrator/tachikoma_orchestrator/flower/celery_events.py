@@ -16,7 +16,7 @@ from tachikoma.audit.codes import AUDIT_CODES, FlowerStep
 from tachikoma.redis import keys
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.registry import AgentState
-from tachikoma_orchestrator.executions.ledger import Record
+from tachikoma_orchestrator.executions.record import Record, ReportedResult
 from tachikoma_orchestrator.store.capture import CapturingChannel, CapturingTransport
 
 __all__ = [
@@ -70,17 +70,13 @@ STEPS: Mapping[str, frozenset[str]] = {
 WORKER_CODES: frozenset[str] = frozenset(code for code, row in AUDIT_CODES.items() if row.flower is FlowerStep.WORKERS)
 
 
-def _number(record: Record, name: bytes) -> int:
-    return int(record.fields.get(name) or 0)
-
-
 def task_events(record: Record) -> Iterator[Event]:
     """Everything that happened to an execution so far, in its order.
 
     Raises:
-        ValueError: the record is none that this program wrote.
+        RecordAltered: the record is none that this program wrote.
     """
-    agent, exec_id = record.agent, record.exec_id
+    agent, exec_id, result = record.agent, record.exec_id, record.result()
     # In each of them: a listener may have let go of the one before.
     about = {
         "uuid": exec_id,
@@ -104,9 +100,9 @@ def task_events(record: Record) -> Iterator[Event]:
             yield {"type": _RECEIVED, "timestamp": at_ms / 1000, **about}
         elif state is ExecState.STARTED:
             # As the agent says; the ledger's time is when that was heard.
-            yield {"type": _STARTED, "timestamp": (_number(record, b"started_ms") or at_ms) / 1000, **about}
+            yield {"type": _STARTED, "timestamp": (result.started_ms or at_ms) / 1000, **about}
         else:
-            yield {**_end(record, state, at_ms), **about}
+            yield {**_end(record, result, state, at_ms), **about}
 
 
 def _name(command: str) -> str:
@@ -118,29 +114,29 @@ def _name(command: str) -> str:
     return words[0][:MAX_NAME] if words and words[0] else keys.EXECUTE_TASK
 
 
-def _end(record: Record, state: ExecState, at_ms: int) -> Event:
-    exit_code = int(record.fields.get(b"exit_code", -1))
+def _end(record: Record, reported: ReportedResult, state: ExecState, at_ms: int) -> Event:
+    exit_code = -1 if reported.exit_code is None else reported.exit_code
     # Of what did not run, or whose end nobody saw, there is none.
     told = exit_code >= 0
     result: dict[str, str | int] = {"state": str(state)}
     if told:
         result["exit_code"] = exit_code
-        result["stdout_bytes"] = _number(record, b"stdout_bytes")
-        result["stderr_bytes"] = _number(record, b"stderr_bytes")
+        result["stdout_bytes"] = reported.stdout_bytes or 0
+        result["stderr_bytes"] = reported.stderr_bytes or 0
     event: Event = {
         "type": _ENDS[state],
-        "timestamp": (_number(record, b"ended_ms") or at_ms) / 1000,
+        "timestamp": (reported.ended_ms or at_ms) / 1000,
         "result": repr(result),
     }
     if told:
-        event["runtime"] = _number(record, b"duration_us") / 1e6
+        event["runtime"] = (reported.duration_us or 0) / 1e6
     if state is ExecState.SUCCEEDED:
         return event
     by = record.cancel_requested_by if state is ExecState.CANCELLED else ""
     reason = (f"by {by}" if by else record.error) or (f"exit code {exit_code}" if told else "nothing more is known")
     event["exception"] = f"{state}: {reason}"[:MAX_SHOWN]
     if state is ExecState.CANCELLED:
-        event |= {"terminated": "runtime" in event, "signum": _number(record, b"signal") or None, "expired": False}
+        event |= {"terminated": "runtime" in event, "signum": reported.signal or None, "expired": False}
     return event
 
 

@@ -18,6 +18,7 @@ from contextlib import suppress
 import structlog
 from redis.exceptions import LockError, RedisError
 
+from tachikoma.errors import RecordAltered
 from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Lock, Redis
@@ -222,7 +223,7 @@ class Feed:
         for record in await self._ledger.records(ids):
             try:
                 told = list(task_events(record))
-            except (ValueError, OverflowError) as error:
+            except (RecordAltered, OverflowError) as error:
                 log.error("record.unreadable", id=record.exec_id, reason=str(error)[:300])
                 continue
             events += (event for event in told if steps is None or event["type"] in steps[record.exec_id])

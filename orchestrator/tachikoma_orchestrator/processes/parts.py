@@ -25,7 +25,7 @@ from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.evidence import Evidence
 from tachikoma_orchestrator.executions.ledger import Ledger
-from tachikoma_orchestrator.executions.waiters import Endings
+from tachikoma_orchestrator.executions.waiters import Completions
 from tachikoma_orchestrator.metrics import POLICIES, POLICY_ERROR, POLICY_SINCE
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings
 from tachikoma_orchestrator.schedules.runner import ScheduleRunner
@@ -93,13 +93,13 @@ class Core:
             durable=settings.audit_durable,
             retention=settings.retention,
         )
-        self.endings = Endings()
+        self.completions = Completions()
         self.subscriber = Subscriber(self._subscriptions)
         self.registry = Registry(self.redis)
         self.findings = Findings(self.redis, self.trail)
         self.evidence = Evidence(self.redis, self.findings, self.identity, self.registry.revocations)
         self.collector = Collector(
-            self.redis, self.ledger, self.endings, self.registry, self.identity, self.evidence, self.findings
+            self.redis, self.ledger, self.completions, self.registry, self.identity, self.evidence, self.findings
         )
         self.collector.attach(self.subscriber)
         self.subscriber.on_gap(self.registry.discover)

@@ -19,6 +19,7 @@ from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.results import ExecResponse
 from tachikoma_orchestrator.admission.admit import request_digest
 from tachikoma_orchestrator.caller import Peer
+from tachikoma_orchestrator.executions.final_state import FinalState
 from tachikoma_orchestrator.processes.parts import Core
 
 __all__ = ["execute", "persist"]
@@ -90,13 +91,13 @@ async def _admit(core: Core, claims: SignedRequest, peer: Peer) -> None:
     await core.admitter.admit(claims.request, peer)
 
 
-async def _end(core: Core, exec_id: str, end: asyncio.Future[ExecResponse]) -> ExecResponse:
+async def _end(core: Core, exec_id: str, end: asyncio.Future[FinalState]) -> ExecResponse:
     record = await core.ledger.record(exec_id)
     if record is None:
         raise NotFound(f"the execution {exec_id} is gone")
     if record.state.terminal:
-        return await core.evidence.response(record)
-    return await end
+        return (await core.evidence.final_state(record)).response()
+    return (await end).response()
 
 
 async def execute(core: Core, token: Any) -> ExecResponse:
@@ -112,7 +113,7 @@ async def execute(core: Core, token: Any) -> ExecResponse:
     try:
         claims, peer = _read(core, token)
         error_reporting.concerns(claims.jti)
-        with core.endings.expect(claims.jti) as end:
+        with core.completions.expect(claims.jti) as end:
             await persist(lambda: _admit(core, claims, peer))
             response = await persist(lambda: _end(core, claims.jti, end))
     except Unauthenticated as error:

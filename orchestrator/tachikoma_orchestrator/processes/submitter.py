@@ -272,10 +272,12 @@ class Submitter:
                 taken[queue].append(json.dumps(message))
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 log.warning("message.unreadable", error=repr(error)[:300])
-        args: list[str | int] = [run]
-        for messages in taken.values():
-            args += [len(messages), *messages]
-        if await self._runner.run(self._resubmit(keys=[keys.SUBMITTERS, unacked, index, *taken], args=args)):
+        call = self._resubmit(
+            keys=[keys.SUBMITTERS, unacked, index, *taken],
+            args={"run": run, "counts": [len(messages) for messages in taken.values()]},
+            payloads=[message for messages in taken.values() for message in messages],
+        )
+        if await self._runner.run(call):
             log.info("submitter.put_back", run=run, messages=sum(map(len, taken.values())))
 
     # --- audit --------------------------------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.clock import to_ms
 from tachikoma.vocabulary.schedules import DueOutcome, ScheduledRun
-from tachikoma_orchestrator.executions.ledger import FENCE
+from tachikoma_orchestrator.executions.transitions import FENCE
 from tachikoma_orchestrator.schedules.planner import Plan, ScheduleState
-from tachikoma_orchestrator.store.scripts import Runner, Script
+from tachikoma_orchestrator.store.scripts import JsonObject, Runner, Script
 
 __all__ = ["RunEntry", "ScheduleStore"]
 
@@ -89,22 +89,25 @@ class ScheduleStore:
         Returns:
             False if another process changed the record first; nothing is recorded then.
         """
-        words: list[str | int] = []
-        last_exec = ""
-        for entry in entries:
-            run = entry.run
-            taken = run.outcome is DueOutcome.TAKEN
-            event = self._event(entry.code, name, subject, run) if entry.code else []
-            words += (entry.key, to_ms(run.due), "1" if taken else "0", run.to_json(), len(event), *event)
-            if taken:
-                last_exec = run.id
+        runs: list[JsonObject] = [
+            {
+                "id": entry.key,
+                "due_ms": to_ms(entry.run.due),
+                "taken": entry.run.outcome is DueOutcome.TAKEN,
+                "entry": entry.run.to_json(),
+                "event": self._event(entry.code, name, subject, entry.run) if entry.code else [],
+            }
+            for entry in entries
+        ]
+        taken = [entry.run.id for entry in entries if entry.run.outcome is DueOutcome.TAKEN]
         call = self._schedule(
             keys=[
                 keys.schedule(name), keys.schedule_runs(name), keys.schedule_order(name), keys.SCHEDULES, keys.AUDIT,
             ],
-            args=[
-                name, state.version, plan.cursor_ms, plan.rule, MAX_RUNS, last_exec, len(entries), *words,
-            ],
+            args={
+                "name": name, "version": str(state.version), "cursor_ms": plan.cursor_ms, "rule": plan.rule,
+                "max_runs": MAX_RUNS, "last_exec": taken[-1] if taken else "", "runs": runs,
+            },
         )  # fmt: skip
         return bool(await self._runner.run(call))
 
@@ -134,10 +137,11 @@ class ScheduleStore:
                 keys.schedule(name), keys.schedule_runs(name), keys.execution(run.id),
                 keys.claim(run.agent_id, run.id), keys.AUDIT,
             ],
-            args=[
-                key, subject, "1" if outcome is DueOutcome.RUN else "0", accepted.to_json(), other.to_json(),
-                FENCE, self._fence_seconds, *event,
-            ],
+            args={
+                "run": key, "subject": subject, "executed": outcome is DueOutcome.RUN,
+                "entry_if_run": accepted.to_json(), "entry_if_not": other.to_json(),
+                "fence": FENCE, "keep_seconds": self._fence_seconds, "event": event,
+            },
         )  # fmt: skip
         answer = int(await self._runner.run(call))
         return None if answer < 0 else accepted if answer else other
@@ -168,12 +172,16 @@ class ScheduleStore:
         Returns:
             False if the schedule was paused or resumed already.
         """
-        action = "pause" if code is AuditCode.SCHEDULE_PAUSED else "resume"
         event = [
             "event", code, "requested_by", subject, "authorized", "1", "actor", by,
             "reason", f"schedule {name}{f': {reason}' if reason else ''}"[:MAX_REASON],
         ]  # fmt: skip
-        call = self._pause(keys=[keys.schedule(name), keys.AUDIT], args=[action, by, reason[:MAX_REASON], *event])
+        call = self._pause(
+            keys=[keys.schedule(name), keys.AUDIT],
+            args={
+                "pause": code is AuditCode.SCHEDULE_PAUSED, "by": by, "reason": reason[:MAX_REASON], "event": event,
+            },
+        )  # fmt: skip
         return bool(await self._runner.run(call))
 
     async def runs(self, name: str, *, limit: int) -> list[ScheduledRun]:

@@ -1,11 +1,16 @@
-"""Running the Lua scripts: known to Redis by their hash, several in one round trip."""
+"""Calls of the Lua scripts: each is known to Redis by its hash, and two can share one round trip.
+
+A script takes its keys, one JSON object with all named arguments, and payloads: texts and bytes that JSON cannot hold,
+or that are too large to escape. `docs/decisions/0022` says why.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from redis.exceptions import NoScriptError, ResponseError
 
@@ -13,10 +18,19 @@ from tachikoma.errors import Unavailable
 from tachikoma.redis.commands import Redis
 from tachikoma_orchestrator.store import lua
 
-__all__ = ["Call", "Runner", "Script"]
+__all__ = ["Call", "JsonObject", "Runner", "Script", "flat"]
 
-#: Waits, without bound, until everything this connection wrote is on the disk of Redis; WAITAOF(1) of Redis 7.2.
+#: Arguments of a script. Without None, which is true in Lua, and without float, which loses digits there.
+JsonValue: TypeAlias = "str | int | bool | Sequence[JsonValue] | Mapping[str, JsonValue]"
+JsonObject: TypeAlias = Mapping[str, JsonValue]
+
+#: Waits, without limit, until everything this connection wrote is on the disk of Redis; WAITAOF(1) of Redis 7.2.
 WAIT_FOR_DISK = ("WAITAOF", 1, 0, 0)
+
+
+def flat(values: Mapping[str, str]) -> list[str]:
+    """Return names and values as one list, the form in which HSET and XADD take them and Lua keeps their order."""
+    return [part for pair in values.items() for part in pair]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,90 +39,101 @@ class Call:
 
     script: Script
     keys: Sequence[str]
-    args: Sequence[str | int | bytes]
+    args: JsonObject
+    payloads: Sequence[str | bytes]
 
     @property
     def command(self) -> tuple[str | int | bytes, ...]:
-        """As Redis takes it."""
-        return ("EVALSHA", self.script.sha1, len(self.keys), *self.keys, *self.args)
+        """The Redis command."""
+        args = json.dumps(self.args, ensure_ascii=False, separators=(",", ":"))
+        return ("EVALSHA", self.script.sha1, len(self.keys), *self.keys, args, *self.payloads)
 
 
 class Script:
-    """A script, by the name of its file."""
+    """A Lua script and its hash, by the name of its file."""
 
     def __init__(self, name: str) -> None:
         self.source = lua.load(name)
         self.sha1 = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
-    def __call__(self, *, keys: Sequence[str], args: Sequence[str | int | bytes]) -> Call:
-        """A call of it."""
-        return Call(self, keys, args)
+    def __call__(self, *, keys: Sequence[str], args: JsonObject, payloads: Sequence[str | bytes] = ()) -> Call:
+        """Return a call of the script.
+
+        Args:
+            keys: the Redis keys it uses, in the order that its header documents.
+            args: its named arguments.
+            payloads: what it takes beside them, in the order that its header documents.
+        """
+        return Call(self, keys, args, payloads)
 
 
 class Runner:
-    """Runs scripts, and gives them to a Redis that does not have them."""
+    """Runs scripts, and loads them into a Redis that does not know them."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._disk_checked = False
 
     async def run(self, call: Call) -> Any:
-        """Run one script. Raises redis errors."""
+        """Run one script and return its result. Raises redis errors."""
         return (await self._run([call], durable=False))[0]
 
     async def run_both(self, first: Call, second: Call, *, durable: bool) -> tuple[Any, Any]:
-        """Run two scripts in one round trip.
+        """Run two scripts in one round trip and return their results.
 
         Args:
-            first, second: in this order; they must bear repetition.
-            durable: whether the second waits until what the first wrote is on disk. Otherwise they are one transaction.
+            first, second: the scripts in this order; a repetition of both must change nothing.
+            durable: True if the second waits until the changes of the first are on disk. Otherwise both are one
+                transaction.
 
         Raises:
-            Unavailable: Redis cannot say what is on its disk.
+            Unavailable: Redis cannot report what is on its disk.
         """
         if durable:
             await self._check_disk()
-        one, two = await self._run([first, second], durable=durable)
-        return one, two
+        answers = await self._run([first, second], durable=durable)
+        return answers[0], answers[-1]
 
     async def _run(self, calls: Sequence[Call], *, durable: bool) -> list[Any]:
         commands = [call.command for call in calls]
         if durable:
             commands.insert(1, WAIT_FOR_DISK)
-        for attempt in range(2):
-            try:
-                if len(commands) == 1:
-                    return [await self._redis.execute_command(*commands[0])]
-                async with self._redis.pipeline(transaction=not durable) as pipe:
-                    for command in commands:
-                        pipe.execute_command(*command)
-                    answers: list[Any] = await pipe.execute(raise_on_error=False)
-                # Raised as they are: what redis-py would put before them quotes the command, and with it the order.
-                for answer in answers:
-                    if isinstance(answer, Exception):
-                        raise answer
-            except NoScriptError:
-                # Redis was started anew, or emptied of its scripts. What ran of them bears repetition.
-                if attempt:
-                    raise
-                async with self._redis.pipeline(transaction=False) as pipe:
-                    for call in calls:
-                        pipe.script_load(call.script.source)
-                    await pipe.execute()
-                continue
-            return [answers[0], answers[-1]]
-        raise AssertionError("unreachable")
+        try:
+            return await self._send(commands, transaction=not durable)
+        except NoScriptError:
+            # Redis was restarted, or its script cache was flushed. A repetition changes nothing, so all are sent again.
+            await self._load(calls)
+            return await self._send(commands, transaction=not durable)
+
+    async def _send(self, commands: Sequence[tuple[str | int | bytes, ...]], *, transaction: bool) -> list[Any]:
+        if len(commands) == 1:
+            return [await self._redis.execute_command(*commands[0])]
+        async with self._redis.pipeline(transaction=transaction) as pipe:
+            for command in commands:
+                pipe.execute_command(*command)
+            answers: list[Any] = await pipe.execute(raise_on_error=False)
+        # Raised unchanged: redis-py would put the command before the message, and with it the order.
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    async def _load(self, calls: Sequence[Call]) -> None:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for call in calls:
+                pipe.script_load(call.script.source)
+            await pipe.execute()
 
     async def _check_disk(self) -> None:
-        """See once that Redis can wait for its disk: what comes after that in a round trip would not heed its error."""
+        """Check once that Redis can wait for its disk; in a round trip the next command would run after an error."""
         if self._disk_checked:
             return
         try:
             await self._redis.execute_command("WAITAOF", 1, 0, 1)
         except ResponseError as error:
             raise Unavailable(
-                f"the orchestrator's Redis cannot say when the audit trail is on disk ({error}); switch on appendonly "
-                "in Redis 7.2 or newer, or set TACHIKOMA_AUDIT_DURABLE=false",
+                f"the orchestrator's Redis cannot report when the audit trail is on disk ({error}); switch on "
+                "appendonly in Redis 7.2 or newer, or set TACHIKOMA_AUDIT_DURABLE=false",
                 metadata={"dependency": "redis"},
             ) from None
         self._disk_checked = True

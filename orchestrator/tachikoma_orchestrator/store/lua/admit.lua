@@ -1,138 +1,136 @@
--- Admit a request: check, record and audit it, together or not at all. It then waits for `dispatch.lua`, or for somebody's
--- approval.
+-- Admit a request: check, record and audit it in one step. The execution then waits for its order (`dispatch.lua`), or
+-- for an approval (`transition.lua`).
 --
 -- KEYS
 --   1  orch:exec:<id>        ledger record (hash)
---   2  agent.<agent>:info    the agent's lease; it is offline where this is missing
+--   2  agent.<agent>:info    the agent's lease; without it the agent is offline
 --   3  agent.<agent>         the agent's queue (list)
 --   4  orch:audit            audit trail (stream)
---   5  orch:agents           agents ever heard of (hash)
+--   5  orch:agents           agents that ever joined (hash)
 --   6  orch:index            executions by time (zset)
 --   7  orch:index:<agent>    executions of the agent by time (zset)
---   8  orch:open             executions not ended, by deadline (zset)
+--   8  orch:open             executions without a final state, by deadline (zset)
 --   9  orch:approvals        executions that wait for an approval, by deadline (zset)
 --  10  orch:parked:<id>      the request that waits for an approval (string)
 --  11  orch:draining         agents that take no new executions (hash)
---  12  orch:revoked          agents that were cut off (hash)
---   then for each scope that has limits
+--  12  orch:revoked          revocations of agents (hash)
+--   then for each scope, in the order of `scopes`
 --      orch:rate:<scope>     executions by time of acceptance, for a minute (zset)
---      orch:open:<scope>     executions not ended (set)
+--      orch:open:<scope>     executions without a final state (set)
 --      orch:waiting:<scope>  executions not started (set)
 -- ARGV
---   1  execution id
---   2  agent id
---   3  digest of the request
---   4  most orders that may wait on the queue
---   5  how long it may wait, ms
---   6  the signed request, where it needs an approval; else empty
---   7  most executions that may wait for an approval
---   8  number of scopes; then for each its name, most accepted in any minute, most not ended, most not started; 0: any
---   then number of record fields, and so many names and values
---   then names and values of the audit event, without its code
+--   1  JSON object
+--      id              execution id
+--      agent           agent id
+--      digest          digest of the request
+--      queue_size      most orders on the agent's queue
+--      approvals_size  most executions that wait for an approval
+--      wait_ms         longest wait on the queue or for the approval
+--      scopes          list of {name, per_minute, concurrent, waiting}: limits, each 0 for none
+--      record          names and values of further record fields
+--      event           names and values of the audit event, without its code
+--   2  the signed request if it needs an approval; else empty. Signed text is large, and stored as it is.
 -- RESULT: {outcome, ms, ms after which a repetition may succeed or 0}; outcome is
---   ADMITTED | DUPLICATE (same id, same request) | CONFLICT (same id, another request)
---   | UNKNOWN (agent never heard of) | OFFLINE | DRAINING | REVOKED | FULL (queue) | APPROVALS (too many wait for one)
---   | RATE | CONCURRENT | WAITING (of a scope)
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+--   ADMITTED | DUPLICATE (same id, same request) | CONFLICT (same id, another request) | UNKNOWN (the agent never joined)
+--   | OFFLINE | DRAINING | REVOKED | FULL (queue) | APPROVALS (too many wait for one)
+--   | RATE | CONCURRENT | WAITING (limits of a scope)
+local MINUTE_MS = 60000
+local FIXED_KEYS = 12
 
-local parked = ARGV[6] ~= ''
-local known = redis.call('HGET', KEYS[1], 'digest')
-if known == ARGV[3] then
-  return {'DUPLICATE', now, 0}
+local execution, lease, queue, trail, agents, index, agent_index, open, approvals, parked, draining, revocations =
+  unpack(KEYS, 1, FIXED_KEYS)
+local id, agent, signed = args.id, args.agent, ARGV[2]
+local needs_approval = signed ~= ''
+local now = clock()
+
+for number, scope in ipairs(args.scopes) do
+  local first = FIXED_KEYS + 3 * (number - 1)
+  scope.rate_key, scope.open_key, scope.waiting_key = KEYS[first + 1], KEYS[first + 2], KEYS[first + 3]
 end
 
-local outcome = 'ADMITTED'
-if known then
-  outcome = 'CONFLICT'
-elseif revoked(KEYS[12], ARGV[2]) then
-  outcome = 'REVOKED'
-elseif redis.call('EXISTS', KEYS[2]) == 0 then
-  outcome = redis.call('HEXISTS', KEYS[5], ARGV[2]) == 1 and 'OFFLINE' or 'UNKNOWN'
-elseif redis.call('HEXISTS', KEYS[11], ARGV[2]) == 1 then
-  outcome = 'DRAINING'
-elseif redis.call('LLEN', KEYS[3]) >= tonumber(ARGV[4]) then
-  outcome = 'FULL'
-elseif parked and redis.call('ZCARD', KEYS[9]) >= tonumber(ARGV[7]) then
-  outcome = 'APPROVALS'
+-- Return why the agent cannot take the request, or nil.
+local function refusal()
+  if revoked(revocations, agent) then
+    return 'REVOKED'
+  elseif redis.call('EXISTS', lease) == 0 then
+    return redis.call('HEXISTS', agents, agent) == 1 and 'OFFLINE' or 'UNKNOWN'
+  elseif redis.call('HEXISTS', draining, agent) == 1 then
+    return 'DRAINING'
+  elseif redis.call('LLEN', queue) >= args.queue_size then
+    return 'FULL'
+  elseif needs_approval and redis.call('ZCARD', approvals) >= args.approvals_size then
+    return 'APPROVALS'
+  end
 end
 
-local minute = 60000
-local retry = 0
-local scopes = tonumber(ARGV[8])
-local function limit(scope, which)
-  return tonumber(ARGV[9 + 4 * scope + which])
-end
-for scope = 0, scopes - 1 do
-  local rate, open, waiting = KEYS[13 + 3 * scope], KEYS[14 + 3 * scope], KEYS[15 + 3 * scope]
-  if outcome == 'ADMITTED' and limit(scope, 1) > 0 then
-    redis.call('ZREMRANGEBYSCORE', rate, '-inf', now - minute)
-    local accepted = redis.call('ZCARD', rate)
-    if accepted >= limit(scope, 1) then
-      outcome = 'RATE'
-      -- When enough of those accepted are a minute old, also if the limit was lowered meanwhile.
-      local at = accepted - limit(scope, 1)
-      retry = redis.call('ZRANGE', rate, at, at, 'WITHSCORES')[2] + minute - now + 1
+-- Return which limit of a scope is reached, or nil, and after a rate the ms until a repetition may succeed.
+local function limited(scope)
+  if scope.per_minute > 0 then
+    redis.call('ZREMRANGEBYSCORE', scope.rate_key, '-inf', now - MINUTE_MS)
+    local accepted = redis.call('ZCARD', scope.rate_key)
+    if accepted >= scope.per_minute then
+      -- Enough of the accepted ones must be a minute old, also if the limit was lowered meanwhile.
+      local at = accepted - scope.per_minute
+      return 'RATE', redis.call('ZRANGE', scope.rate_key, at, at, 'WITHSCORES')[2] + MINUTE_MS - now + 1
     end
   end
-  if outcome == 'ADMITTED' and limit(scope, 2) > 0 and redis.call('SCARD', open) >= limit(scope, 2) then
-    outcome = 'CONCURRENT'
+  if scope.concurrent > 0 and redis.call('SCARD', scope.open_key) >= scope.concurrent then
+    return 'CONCURRENT', 0
   end
-  if outcome == 'ADMITTED' and limit(scope, 3) > 0 and redis.call('SCARD', waiting) >= limit(scope, 3) then
-    outcome = 'WAITING'
+  if scope.waiting > 0 and redis.call('SCARD', scope.waiting_key) >= scope.waiting then
+    return 'WAITING', 0
   end
 end
 
-local fields = 9 + 4 * scopes
-local last = fields + 2 * tonumber(ARGV[fields])
-local code = parked and 'approval_requested' or 'admitted'
-local nowhere = { CONFLICT = true, UNKNOWN = true, OFFLINE = true, DRAINING = true, REVOKED = true }
-if nowhere[outcome] then
-  code = 'refused'
-elseif outcome ~= 'ADMITTED' then
-  code = 'limited'
+-- Decide.
+local known = redis.call('HGET', execution, 'digest')
+if known == args.digest then
+  return {'DUPLICATE', now, 0}
 end
-local event = {'event', code}
-for i = last + 1, #ARGV do
-  event[#event + 1] = ARGV[i]
+local outcome, retry = known and 'CONFLICT' or refusal(), 0
+for _, scope in ipairs(args.scopes) do
+  if not outcome then
+    outcome, retry = limited(scope)
+  end
 end
-if outcome ~= 'ADMITTED' then
-  event[#event + 1] = 'reason'
-  event[#event + 1] = outcome
+
+-- Audit.
+local code = needs_approval and 'approval_requested' or 'admitted'
+if outcome then
+  local refused = contains({'CONFLICT', 'UNKNOWN', 'OFFLINE', 'DRAINING', 'REVOKED'}, outcome)
+  code = refused and 'refused' or 'limited'
+  append(args.event, 'reason', outcome)
 end
-audit(KEYS[4], event)
-if outcome ~= 'ADMITTED' then
+audit(trail, {'event', code, unpack(args.event)})
+if outcome then
   return {outcome, now, retry}
 end
 
-local deadline = now + tonumber(ARGV[5])
-local state = parked and 'PENDING_APPROVAL' or 'QUEUED'
+-- Record.
+local deadline = now + args.wait_ms
+local state = needs_approval and 'PENDING_APPROVAL' or 'QUEUED'
 local record = {
-  'digest', ARGV[3], 'state', state, 'agent', ARGV[2],
-  'admitted_ms', now, 'deadline_ms', deadline, 'history', state .. ' ' .. now,
+  'digest', args.digest, 'state', state, 'agent', agent, 'admitted_ms', now, 'deadline_ms', deadline,
+  'history', state .. ' ' .. text(now),
 }
-for i = fields + 1, last do
-  record[#record + 1] = ARGV[i]
-end
 local names = {}
-for scope = 0, scopes - 1 do
-  local rate, open, waiting = KEYS[13 + 3 * scope], KEYS[14 + 3 * scope], KEYS[15 + 3 * scope]
-  names[#names + 1] = ARGV[9 + 4 * scope]
-  redis.call('ZADD', rate, now, ARGV[1])
-  redis.call('PEXPIRE', rate, minute)
-  redis.call('SADD', open, ARGV[1])
-  redis.call('SADD', waiting, ARGV[1])
+for _, scope in ipairs(args.scopes) do
+  append(names, scope.name)
+  redis.call('ZADD', scope.rate_key, now, id)
+  redis.call('PEXPIRE', scope.rate_key, MINUTE_MS)
+  redis.call('SADD', scope.open_key, id)
+  redis.call('SADD', scope.waiting_key, id)
 end
-if scopes > 0 then
-  record[#record + 1] = 'scopes'
-  record[#record + 1] = table.concat(names, ' ')
+if #names > 0 then
+  append(record, 'scopes', table.concat(names, ' '))
 end
-redis.call('HSET', KEYS[1], unpack(record))
-redis.call('ZADD', KEYS[6], now, ARGV[1])
-redis.call('ZADD', KEYS[7], now, ARGV[1])
-redis.call('ZADD', KEYS[8], deadline, ARGV[1])
-if parked then
-  redis.call('ZADD', KEYS[9], deadline, ARGV[1])
-  redis.call('SET', KEYS[10], ARGV[6])
+append(record, unpack(args.record))
+redis.call('HSET', execution, unpack(record))
+redis.call('ZADD', index, now, id)
+redis.call('ZADD', agent_index, now, id)
+redis.call('ZADD', open, deadline, id)
+if needs_approval then
+  redis.call('ZADD', approvals, deadline, id)
+  redis.call('SET', parked, signed)
 end
-return {outcome, now, 0}
+return {'ADMITTED', now, 0}

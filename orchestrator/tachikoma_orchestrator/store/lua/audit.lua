@@ -2,6 +2,8 @@
 --
 -- KEYS
 --   1  orch:audit            audit trail (stream)
--- ARGV  names and values of the event
+-- ARGV
+--   1  JSON object
+--      event  names and values of the event
 -- RESULT: the event's number
-return audit(KEYS[1], ARGV)
+return audit(KEYS[1], args.event)

@@ -1,27 +1,28 @@
--- Put the order of an admitted execution on its agent's queue: the only way there, and once for each execution.
+-- Put the order of an admitted execution on its agent's queue, once. No other script writes to a queue.
 --
 -- KEYS
 --   1  orch:exec:<id>        ledger record (hash)
 --   2  agent.<agent>         the agent's queue (list; BRPOP takes from the right end)
 --   3  orch:audit            audit trail (stream)
 -- ARGV
---   1  execution id
---   2  agent id
---   3  digest of the request that the order is for
---   4  SHA-256 of the order
---   5  name@digest of the policy that granted it
---   6  Celery message
--- RESULT: 1, or 0 where it does not wait for its order: refused, another request, ended or dispatched before
-local digest, state, dispatched = unpack(redis.call('HMGET', KEYS[1], 'digest', 'state', 'dispatched_ms'))
-if digest ~= ARGV[3] or state ~= 'QUEUED' or dispatched then
+--   1  JSON object
+--      id            execution id
+--      agent         agent id
+--      digest        digest of the request that the order is for
+--      order_sha256  SHA-256 of the order
+--      policy        name@digest of the policy that granted it
+--   2  Celery message. It is bytes, and stored as it is.
+-- RESULT: 1, or 0 if the execution does not wait for this order: refused, another request, completed or dispatched
+local execution, queue, trail = unpack(KEYS)
+local digest, state, dispatched = unpack(redis.call('HMGET', execution, 'digest', 'state', 'dispatched_ms'))
+if digest ~= args.digest or state ~= 'QUEUED' or dispatched then
   return 0
 end
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
--- The event comes before what it tells of: where it cannot be written, the order is on no queue.
-redis.call('HSET', KEYS[1], 'policy', ARGV[5])
-local event = {'event', 'dispatched', 'id', ARGV[1], 'agent_id', ARGV[2], 'authorized', '1', 'evidence_sha256', ARGV[4]}
-audit_execution(KEYS[3], KEYS[1], event)
-redis.call('HSET', KEYS[1], 'dispatched_ms', now, 'order_sha256', ARGV[4])
-redis.call('LPUSH', KEYS[2], ARGV[6])
+-- The event is written first: if it cannot be written, no order is on the queue.
+redis.call('HSET', execution, 'policy', args.policy)
+audit_execution(trail, execution, {
+  'event', 'dispatched', 'id', args.id, 'agent_id', args.agent, 'authorized', '1', 'evidence_sha256', args.order_sha256,
+})
+redis.call('HSET', execution, 'dispatched_ms', clock(), 'order_sha256', args.order_sha256)
+redis.call('LPUSH', queue, ARGV[2])
 return 1

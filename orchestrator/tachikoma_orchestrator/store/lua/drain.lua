@@ -1,25 +1,30 @@
--- Let an agent take no new executions, or take them again; on the record where that changes anything.
+-- Drain an agent, so that it takes no new executions, or resume it. The audit trail gets an event if that is a change.
 --
 -- KEYS
 --   1  orch:draining         agents that take no new executions (hash)
---   2  orch:agents           agents ever heard of (hash)
+--   2  orch:agents           agents that ever joined (hash)
 --   3  orch:audit            audit trail (stream)
 -- ARGV
---   1  agent id
---   2  what is kept of it, JSON; empty to let it take executions again
---   3  who says so
---   4  why
--- RESULT: 1, or 0 where there is no such agent
-if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 0 then
+--   1  JSON object
+--      agent   agent id
+--      drain   true to drain the agent, false to resume it
+--      entry   JSON stored for a drained agent
+--      by      SPIFFE ID of the operator
+--      reason  the operator's reason
+-- RESULT: 1, or 0 if there is no such agent
+local draining, agents, trail = unpack(KEYS)
+if redis.call('HEXISTS', agents, args.agent) == 0 then
   return 0
 end
 local code
-if ARGV[2] ~= '' then
-  code = redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) == 1 and 'agent_drained'
+if args.drain then
+  code = redis.call('HSETNX', draining, args.agent, args.entry) == 1 and 'agent_drained'
 else
-  code = redis.call('HDEL', KEYS[1], ARGV[1]) == 1 and 'agent_resumed'
+  code = redis.call('HDEL', draining, args.agent) == 1 and 'agent_resumed'
 end
 if code then
-  audit(KEYS[3], {'event', code, 'agent_id', ARGV[1], 'authorized', '1', 'actor', ARGV[3], 'reason', ARGV[4]})
+  audit(trail, {
+    'event', code, 'agent_id', args.agent, 'authorized', '1', 'actor', args.by, 'reason', args.reason,
+  })
 end
 return 1

@@ -1,24 +1,25 @@
--- Keep an agent's heartbeat, and put on the record that it joined.
+-- Store an agent's heartbeat, and audit the first one of each run of its worker.
 --
 -- KEYS
---   1  orch:agents           agents ever heard of (hash)
---   2  orch:online           agents that joined and did not leave, with the run they were heard of (hash)
+--   1  orch:agents           agents that ever joined (hash)
+--   2  orch:online           agents that joined and did not leave, with the run of their last heartbeat (hash)
 --   3  orch:audit            audit trail (stream)
---   4  orch:revoked          agents that were cut off (hash)
+--   4  orch:revoked          revocations of agents (hash)
 -- ARGV
---   1  agent id
---   2  its heartbeat, JSON
---   3  the run of its worker
---   4  what the event says of it
--- RESULT: 1, or 0 where it is cut off
-if revoked(KEYS[4], ARGV[1]) then
+--   1  JSON object
+--      agent   agent id
+--      run     random id of the run of its worker
+--      reason  reason in the audit event
+--   2  the heartbeat as JSON, stored as it is
+-- RESULT: 1, or 0 if the agent is revoked
+local agents, online, trail, revocations = unpack(KEYS)
+local agent = args.agent
+if revoked(revocations, agent) then
   return 0
 end
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('HSET', KEYS[1], ARGV[1], '{"seen_ms":' .. string.format('%.0f', now) .. ',"heartbeat":' .. ARGV[2] .. '}')
-if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[3] then
-  redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
-  audit(KEYS[3], {'event', 'agent_joined', 'agent_id', ARGV[1], 'authorized', '1', 'reason', ARGV[4]})
+redis.call('HSET', agents, agent, '{"seen_ms":' .. text(clock()) .. ',"heartbeat":' .. ARGV[2] .. '}')
+if redis.call('HGET', online, agent) ~= args.run then
+  redis.call('HSET', online, agent, args.run)
+  audit(trail, {'event', 'agent_joined', 'agent_id', agent, 'authorized', '1', 'reason', args.reason})
 end
 return 1

@@ -1,33 +1,35 @@
--- Use up an enrolment: of all who come with its token, one joins. Whoever was cut off before is not any more.
+-- Use an enrolment: of all callers that show its token, one joins. A join ends the agent's revocation.
 --
 -- KEYS
 --   1  orch:enrolment:<agent>  enrolment that waits for its token (string)
 --   2  orch:joined             agents that joined with a token (hash)
---   3  orch:revoked            agents that were cut off (hash)
+--   3  orch:revoked            revocations of agents (hash)
 --   4  orch:audit              audit trail (stream)
 -- ARGV
---   1  agent id
+--   1  JSON object
+--      agent               agent id
+--      entry               JSON stored for the joined agent
+--      by                  SPIFFE ID of the operator that enrolled the agent
+--      address             address of the caller
+--      reason              reason in the audit event
+--      certificate_sha256  SHA-256 of the certificate
 --   2  the signed enrolment that was verified
---   3  what is kept of it, JSON
---   4  who made the enrolment
---   5  address that it was used from
---   6  what the event says of it
---   7  SHA-256 of the certificate
--- RESULT: 1, or 0 where it was used, replaced or revoked meanwhile
-if redis.call('GET', KEYS[1]) ~= ARGV[2] then
-  -- Of a call that is repeated because its answer was lost, what is kept is the same.
-  return redis.call('HGET', KEYS[2], ARGV[1]) == ARGV[3] and 1 or 0
+-- RESULT: 1, or 0 if the enrolment was used, replaced or revoked meanwhile
+local enrolment, joined, revocations, trail = unpack(KEYS)
+local agent = args.agent
+if redis.call('GET', enrolment) ~= ARGV[2] then
+  -- A call that is repeated because its answer was lost stores the same entry.
+  return redis.call('HGET', joined, agent) == args.entry and 1 or 0
 end
-redis.call('DEL', KEYS[1])
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
-local entry = redis.call('HGET', KEYS[3], ARGV[1])
+redis.call('DEL', enrolment)
+redis.call('HSET', joined, agent, args.entry)
+local entry = redis.call('HGET', revocations, agent)
 if entry then
-  -- It stays known since when: what was issued before that never counts again.
-  entry = string.gsub(entry, '^{"in_force":true', '{"in_force":false', 1)
-  redis.call('HSET', KEYS[3], ARGV[1], entry)
+  -- The time of the revocation is kept: certificates issued before it stay invalid.
+  redis.call('HSET', revocations, agent, (string.gsub(entry, '^{"in_force":true', '{"in_force":false', 1)))
 end
-audit(KEYS[4], {
-  'event', 'join_accepted', 'agent_id', ARGV[1], 'authorized', '1', 'actor', ARGV[4], 'client_ip', ARGV[5],
-  'reason', ARGV[6], 'evidence_sha256', ARGV[7],
+audit(trail, {
+  'event', 'join_accepted', 'agent_id', agent, 'authorized', '1', 'actor', args.by, 'client_ip', args.address,
+  'reason', args.reason, 'evidence_sha256', args.certificate_sha256,
 })
 return 1

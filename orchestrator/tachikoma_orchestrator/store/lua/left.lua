@@ -1,14 +1,16 @@
--- Put on the record that an agent left, once.
+-- Audit that an agent left, once.
 --
 -- KEYS
 --   1  agent.<agent>:info    the agent's lease
 --   2  orch:online           agents that joined and did not leave (hash)
 --   3  orch:audit            audit trail (stream)
 -- ARGV
---   1  agent id
--- RESULT: 1, or 0 where it is there, or had left before
-if redis.call('EXISTS', KEYS[1]) == 1 or redis.call('HDEL', KEYS[2], ARGV[1]) == 0 then
+--   1  JSON object
+--      agent  agent id
+-- RESULT: 1, or 0 if the agent is online, or its leave was audited before
+local lease, online, trail = unpack(KEYS)
+if redis.call('EXISTS', lease) == 1 or redis.call('HDEL', online, args.agent) == 0 then
   return 0
 end
-audit(KEYS[3], {'event', 'agent_left', 'agent_id', ARGV[1], 'authorized', '1', 'reason', 'its lease ended'})
+audit(trail, {'event', 'agent_left', 'agent_id', args.agent, 'authorized', '1', 'reason', 'its lease ended'})
 return 1

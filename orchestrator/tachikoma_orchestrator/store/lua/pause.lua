@@ -1,31 +1,28 @@
--- Pause a schedule, or let it go on; on the record where that changes anything.
+-- Pause or resume a schedule. The audit trail gets an event if that is a change.
 --
 -- KEYS
---   1  orch:schedule:<name>  how far it is (hash)
+--   1  orch:schedule:<name>  progress of the schedule (hash)
 --   2  orch:audit            audit trail (stream)
 -- ARGV
---   1  'pause' or 'resume'
---   2  who says so
---   3  why
---   then words of the audit event
--- RESULT: 1, or 0 where it was so before
-local time = redis.call('TIME')
-local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
-local version, since, resumed = unpack(redis.call('HMGET', KEYS[1], 'version', 'paused_ms', 'resumed_ms'))
-local paused = since and not resumed
-if paused == (ARGV[1] == 'pause') then
+--   1  JSON object
+--      pause   true to pause the schedule, false to resume it
+--      by      SPIFFE ID of the operator
+--      reason  the operator's reason
+--      event   names and values of the audit event
+-- RESULT: 1, or 0 if nothing changed
+local schedule, trail = unpack(KEYS)
+local now = text(clock())
+local version, since, resumed = unpack(redis.call('HMGET', schedule, 'version', 'paused_ms', 'resumed_ms'))
+local paused = since and not resumed or false
+if paused == args.pause then
   return 0
 end
-if ARGV[1] == 'pause' then
-  redis.call('HSET', KEYS[1], 'paused_ms', now, 'paused_by', ARGV[2], 'pause_reason', ARGV[3])
-  redis.call('HDEL', KEYS[1], 'resumed_ms')
+if args.pause then
+  redis.call('HSET', schedule, 'paused_ms', now, 'paused_by', args.by, 'pause_reason', args.reason)
+  redis.call('HDEL', schedule, 'resumed_ms')
 else
-  redis.call('HSET', KEYS[1], 'resumed_ms', now)
+  redis.call('HSET', schedule, 'resumed_ms', now)
 end
-redis.call('HSET', KEYS[1], 'version', string.format('%.0f', (version or 0) + 1))
-local event = {}
-for i = 4, #ARGV do
-  event[#event + 1] = ARGV[i]
-end
-audit(KEYS[2], event)
+redis.call('HSET', schedule, 'version', text((version or 0) + 1))
+audit(trail, args.event)
 return 1

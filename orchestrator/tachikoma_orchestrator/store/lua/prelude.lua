@@ -1,23 +1,55 @@
--- Stands before every script.
+-- Shared functions, placed before every script.
+--
+-- Each script takes ARGV[1], a JSON object of its named arguments (`args`), and payloads from ARGV[2] on: bytes and
+-- large texts, which are not in the object. Lua holds the numbers of JSON as doubles, exact up to 2^53, which covers
+-- times in milliseconds. `..` writes only 14 digits of them; `text` writes all.
+local args = cjson.decode(ARGV[1])
 
--- Append an event, given as a list of names and values, to the audit trail; the only way anything gets there. Numbers
--- follow each other without a hole, so that a reader sees when one is missing.
+-- Write a whole number with all its digits.
+local function text(number)
+  return string.format('%.0f', number)
+end
+
+-- Return the current time of Redis, in milliseconds since the epoch. All times of the ledger come from this clock.
+local function clock()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- Append values to a list.
+local function append(list, ...)
+  for _, value in ipairs({...}) do
+    list[#list + 1] = value
+  end
+end
+
+-- Return True if a list contains a value.
+local function contains(list, wanted)
+  for _, value in ipairs(list) do
+    if value == wanted then
+      return true
+    end
+  end
+  return false
+end
+
+-- Append an event, a list of names and values, to the audit trail and return its number. No other function writes
+-- there. The numbers have no gap, so a reader notices a missing event.
 local function audit(trail, event)
   local seq = redis.call('INCR', trail .. ':seq')
   redis.call('XADD', trail, '*', 'seq', seq, unpack(event))
   return seq
 end
 
--- Each event can be read alone: it also says whose execution it is, and why that was let through.
+-- Append an event about an execution. It also contains the requester and the policy, so each event can be read alone.
 local function audit_execution(trail, execution, event)
   for _, name in ipairs({'requested_by', 'command', 'client_ip', 'policy'}) do
-    event[#event + 1] = name
-    event[#event + 1] = redis.call('HGET', execution, name) or ''
+    append(event, name, redis.call('HGET', execution, name) or '')
   end
   return audit(trail, event)
 end
 
--- Whether an agent is cut off (`revoke.lua`), by the hash of those.
+-- Return True if an agent is revoked (`revoke.lua`), by the hash of revocations.
 local function revoked(hash, agent)
   local entry = redis.call('HGET', hash, agent)
   return entry and string.find(entry, '^{"in_force":true') and true or false

@@ -1,25 +1,28 @@
--- Put what an ended submitter had taken and not finished back on its queues, once.
+-- Return the unfinished messages of a submitter that ended to their queues, once.
 --
 -- KEYS
---   1  orch:submitters             runs of submitters, by the time each was last alive (zset)
---   2  orch:unacked:<run>          messages it had taken (hash)
+--   1  orch:submitters             runs of submitters, by the time of their last sign of life (zset)
+--   2  orch:unacked:<run>          messages that the run had taken (hash)
 --   3  orch:unacked:<run>:index    the same, by time (zset)
---   4… queues
+--   then the queues, in the order of `counts`
 -- ARGV
---   1  the run
---   2… for each queue: how many messages, and these
--- RESULT: 1, or 0 where another submitter has done it
-if redis.call('ZREM', KEYS[1], ARGV[1]) == 0 then
+--   1  JSON object
+--      run     id of the run
+--      counts  list with the number of messages of each queue
+--   then all messages, those of the first queue first. They are bytes, and stored as they are.
+-- RESULT: 1, or 0 if another submitter was first
+local FIXED_KEYS = 3
+local submitters, unacked, index = unpack(KEYS, 1, FIXED_KEYS)
+if redis.call('ZREM', submitters, args.run) == 0 then
   return 0
 end
-local at = 2
-for number = 4, #KEYS do
-  local count = tonumber(ARGV[at])
-  for place = at + 1, at + count do
-    -- At the end that is read next: they have waited longest.
-    redis.call('RPUSH', KEYS[number], ARGV[place])
+local message = 1
+for number, count in ipairs(args.counts) do
+  for _ = 1, count do
+    message = message + 1
+    -- At the end that is read next: these messages have waited longest.
+    redis.call('RPUSH', KEYS[FIXED_KEYS + number], ARGV[message])
   end
-  at = at + count + 1
 end
-redis.call('DEL', KEYS[2], KEYS[3])
+redis.call('DEL', unacked, index)
 return 1

@@ -1,30 +1,33 @@
--- Cut an agent off, and put that on the record. Repeated, it counts from then on.
+-- Revoke an agent and audit that. A repetition moves the time of the revocation to now.
 --
 -- KEYS
---   1  orch:revoked            agents that were cut off (hash)
---   2  orch:agents             agents ever heard of (hash)
+--   1  orch:revoked            revocations of agents (hash)
+--   2  orch:agents             agents that ever joined (hash)
 --   3  orch:joined             agents that joined with a token (hash)
 --   4  orch:enrolment:<agent>  enrolment that waits for its token (string)
 --   5  orch:online             agents that joined and did not leave (hash)
 --   6  orch:audit              audit trail (stream)
 -- ARGV
---   1  agent id
---   2  time of the orchestrator, ms: what is issued by its clock later may count again
---   3  what is kept of it, JSON
---   4  who says so
---   5  why
--- RESULT: 1, or 0 where there is no such agent
-local known = redis.call('HEXISTS', KEYS[2], ARGV[1]) + redis.call('HEXISTS', KEYS[3], ARGV[1])
-  + redis.call('EXISTS', KEYS[4]) + redis.call('HEXISTS', KEYS[1], ARGV[1])
+--   1  JSON object
+--      agent   agent id
+--      now_ms  time of the orchestrator, ms; certificates that it issues later are valid again after a join
+--      entry   JSON stored for the revocation
+--      by      SPIFFE ID of the operator
+--      reason  the operator's reason
+-- RESULT: 1, or 0 if there is no such agent
+local revocations, agents, joined, enrolment, online, trail = unpack(KEYS)
+local agent = args.agent
+local known = redis.call('HEXISTS', agents, agent) + redis.call('HEXISTS', joined, agent)
+  + redis.call('EXISTS', enrolment) + redis.call('HEXISTS', revocations, agent)
 if known == 0 then
   return 0
 end
-local time = redis.call('TIME')
-local now = math.max(time[1] * 1000 + math.floor(time[2] / 1000), tonumber(ARGV[2]))
-local entry = '{"in_force":true,"at_ms":' .. string.format('%.0f', now) .. ',"said":' .. ARGV[3] .. '}'
-redis.call('HSET', KEYS[1], ARGV[1], entry)
-redis.call('HDEL', KEYS[3], ARGV[1])
-redis.call('DEL', KEYS[4])
-redis.call('HDEL', KEYS[5], ARGV[1])
-audit(KEYS[6], {'event', 'agent_revoked', 'agent_id', ARGV[1], 'authorized', '1', 'actor', ARGV[4], 'reason', ARGV[5]})
+local at_ms = text(math.max(clock(), args.now_ms))
+redis.call('HSET', revocations, agent, '{"in_force":true,"at_ms":' .. at_ms .. ',"said":' .. args.entry .. '}')
+redis.call('HDEL', joined, agent)
+redis.call('DEL', enrolment)
+redis.call('HDEL', online, agent)
+audit(trail, {
+  'event', 'agent_revoked', 'agent_id', agent, 'authorized', '1', 'actor', args.by, 'reason', args.reason,
+})
 return 1

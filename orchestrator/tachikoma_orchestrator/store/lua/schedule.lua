@@ -1,52 +1,47 @@
--- Account for due times of a schedule, if nobody else has meanwhile: each is on the record from here on.
+-- Record runs of a schedule and its new progress, unless another submitter did so first.
 --
 -- KEYS
---   1  orch:schedule:<name>         how far it is (hash)
---   2  orch:schedule:<name>:runs    what became of its due times (hash)
---   3  orch:schedule:<name>:order   the same by time (zset)
---   4  orch:schedules               schedules ever looked at (hash)
+--   1  orch:schedule:<name>         progress of the schedule (hash)
+--   2  orch:schedule:<name>:runs    its runs (hash)
+--   3  orch:schedule:<name>:order   ids of its runs by time (zset)
+--   4  orch:schedules               every schedule that ever ran (hash)
 --   5  orch:audit                   audit trail (stream)
 -- ARGV
---   1  the schedule's name
---   2  version of what was looked at; 0 where there was nothing
---   3  the time up to which it is accounted for from now on, ms
---   4  the rule of its due times from then on; empty for none
---   5  most runs kept
---   6  the execution that is under way with this; empty where none is
---   7  number of runs; then for each its id, its time in ms, '1' where it is about to be asked for, what is kept of it
---      (JSON), number of words of its audit event (0 for no event), and so many words
--- RESULT: 1, or 0 where somebody else was there first
-local version = redis.call('HGET', KEYS[1], 'version') or '0'
-if version ~= ARGV[2] then
+--   1  JSON object
+--      name       name of the schedule
+--      version    version of the progress that the caller read, as text; '0' if there was none
+--      cursor_ms  time up to which all runs are recorded now, ms
+--      rule       the rule of its times from then on; empty for none
+--      max_runs   most runs that are kept
+--      last_exec  id of the execution that is about to be requested; empty for none
+--      runs       list of {id, due_ms, taken (true if it is about to be requested), entry (JSON that is stored),
+--                 event (names and values of its audit event; an empty list for no event)}
+-- RESULT: 1, or 0 if another submitter was first
+local schedule, runs, order, schedules, trail = unpack(KEYS)
+local version = redis.call('HGET', schedule, 'version') or '0'
+if version ~= args.version then
   return 0
 end
-redis.call('HSET', KEYS[4], ARGV[1], 1)
-redis.call('HSET', KEYS[1], 'version', string.format('%.0f', version + 1), 'cursor_ms', ARGV[3], 'rule', ARGV[4])
-if ARGV[6] ~= '' then
-  redis.call('HSET', KEYS[1], 'last_exec', ARGV[6])
+redis.call('HSET', schedules, args.name, 1)
+redis.call('HSET', schedule, 'version', text(version + 1), 'cursor_ms', text(args.cursor_ms), 'rule', args.rule)
+if args.last_exec ~= '' then
+  redis.call('HSET', schedule, 'last_exec', args.last_exec)
 end
-local at = 8
-for _ = 1, tonumber(ARGV[7]) do
-  local id, words = ARGV[at], tonumber(ARGV[at + 4])
-  redis.call('HSET', KEYS[2], id, ARGV[at + 3])
-  redis.call('ZADD', KEYS[3], ARGV[at + 1], id)
-  if ARGV[at + 2] == '1' then
-    redis.call('HSET', KEYS[1], 'taken:' .. id, ARGV[at + 3])
+for _, run in ipairs(args.runs) do
+  redis.call('HSET', runs, run.id, run.entry)
+  redis.call('ZADD', order, text(run.due_ms), run.id)
+  if run.taken then
+    redis.call('HSET', schedule, 'taken:' .. run.id, run.entry)
   end
-  if words > 0 then
-    local event = {}
-    for i = at + 5, at + 4 + words do
-      event[#event + 1] = ARGV[i]
-    end
-    audit(KEYS[5], event)
+  if #run.event > 0 then
+    audit(trail, run.event)
   end
-  at = at + 5 + words
 end
-local more = redis.call('ZCARD', KEYS[3]) - tonumber(ARGV[5])
-if more > 0 then
-  for _, id in ipairs(redis.call('ZRANGE', KEYS[3], 0, more - 1)) do
-    redis.call('HDEL', KEYS[2], id)
-    redis.call('ZREM', KEYS[3], id)
+local excess = redis.call('ZCARD', order) - args.max_runs
+if excess > 0 then
+  for _, id in ipairs(redis.call('ZRANGE', order, 0, excess - 1)) do
+    redis.call('HDEL', runs, id)
+    redis.call('ZREM', order, id)
   end
 end
 return 1

@@ -28,8 +28,9 @@ from tachikoma_orchestrator.audit.findings import MAX_IN_A_MINUTE, Findings
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.evidence import Evidence
-from tachikoma_orchestrator.executions.ledger import Admission, Dispatch, Ledger, Outcome
-from tachikoma_orchestrator.executions.waiters import Endings
+from tachikoma_orchestrator.executions.ledger import Ledger
+from tachikoma_orchestrator.executions.transitions import Admission, Dispatch, Outcome
+from tachikoma_orchestrator.executions.waiters import Completions
 
 DOMAIN, AGENT, EXEC = "tachikoma.local", "web-1", "job-7"
 
@@ -49,7 +50,7 @@ class Stand:
         self.ledger = Ledger(
             redis, self.trail, queue_size=10, approvals_size=10, retention=timedelta(hours=1), durable=False
         )
-        self.endings = Endings()
+        self.endings = Completions()
         identity = FileSvidSource(folder / "orchestrator")
         findings = Findings(redis, self.trail)
         registry = Registry(redis)
@@ -115,7 +116,7 @@ async def stand(redis: Redis, tmp_path: Path) -> Stand:
 async def test_a_genuine_receipt_ends_the_execution_and_tells_who_waits(stand: Stand) -> None:
     with stand.endings.expect(EXEC) as waiting:
         assert await stand.collector.fold(AGENT, EXEC, stand.result(stand.receipt())) is True
-        response = await asyncio.wait_for(waiting, 30)
+        response = (await asyncio.wait_for(waiting, 30)).response()
     assert (response.state, response.stdout, response.exit_code) == (ExecState.SUCCEEDED, b"out", 0)
     assert await stand.state() is ExecState.SUCCEEDED
 
@@ -223,7 +224,7 @@ async def test_a_receipt_of_impossible_numbers_leaves_nothing_that_cannot_be_tol
     assert record is not None
     assert wire.status_to_pb(record.status()).id == EXEC
     if record.state.terminal:
-        response = await stand.evidence.response(record)
+        response = (await stand.evidence.final_state(record)).response()
         assert len(wire.response_to_pb(response).SerializeToString()) < 1024 * 1024
     assert [wire.audit_to_pb(event).id for event in await stand.trail.read(after="", limit=10, exec_id="")]
 
@@ -270,7 +271,7 @@ async def test_an_end_without_a_receipt_says_nothing_of_exit_code_and_output(sta
     await stand.redis.hset(keys.execution(EXEC), mapping=lies)
     record = await stand.ledger.record(EXEC)
     assert record is not None
-    response = await stand.evidence.response(record)
+    response = (await stand.evidence.final_state(record)).response()
     assert (response.state, response.exit_code, response.signal, response.kill) == (ExecState.LOST, -1, 0, None)
     assert (response.stdout_summary.total_bytes, response.error) == (0, "its agent is gone")
     assert (await stand.evidence.status(record)).exit_code == -1

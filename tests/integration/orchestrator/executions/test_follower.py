@@ -17,6 +17,7 @@ from tachikoma.streams.frames import FIELD, STDERR, STDOUT, Frame, entry_id, seq
 from tachikoma.vocabulary.results import ExecOutput, ExecResponse, OutputKind
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.executions import follower
+from tachikoma_orchestrator.executions.final_state import FinalState
 from tachikoma_orchestrator.executions.follower import MAX_QUEUED_BYTES, READ_ENTRIES, Follower
 from tachikoma_orchestrator.store import subscriber as subscriber_module
 from tachikoma_orchestrator.store.subscriber import Subscriber
@@ -46,8 +47,8 @@ def is_exactly(seen: list[ExecOutput], written: list[tuple[int, bytes]], *, firs
     ]
 
 
-def response() -> ExecResponse:
-    return ExecResponse(id=EXEC, agent_id=AGENT, state=ExecState.SUCCEEDED, exit_code=0)
+def final() -> FinalState:
+    return FinalState(EXEC, ExecResponse(id=EXEC, agent_id=AGENT, state=ExecState.SUCCEEDED, exit_code=0))
 
 
 @asynccontextmanager
@@ -77,7 +78,7 @@ class Reader:
         self.takes = asyncio.Event()
         self.takes.set()
         self.listens = asyncio.Event()
-        self.end: asyncio.Future[ExecResponse] = asyncio.get_running_loop().create_future()
+        self.end: asyncio.Future[FinalState] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._follow())
 
     async def _follow(self) -> None:
@@ -90,7 +91,7 @@ class Reader:
     async def finish(self) -> list[ExecOutput]:
         """The execution has ended; everything seen."""
         if not self.end.done():
-            self.end.set_result(response())
+            self.end.set_result(final())
         await asyncio.wait_for(self._task, PATIENCE_SECONDS)
         return self.seen
 
@@ -182,7 +183,7 @@ async def test_an_end_that_came_before_is_an_end(redis: Redis, subscriptions: Re
     await append_all(new_log(redis), written)
     async with subscribed(subscriptions) as subscriber:
         reader = Reader(redis, subscriber)
-        reader.end.set_result(response())
+        reader.end.set_result(final())
         try:
             is_exactly(await reader.finish(), written)
         finally:
@@ -279,7 +280,7 @@ async def test_a_slow_reader_at_the_end_still_gets_everything(
         await until(lambda: reader.seen, "the first came")
         reader.takes.clear()
         await append_all(log, written[1:])
-        reader.end.set_result(response())
+        reader.end.set_result(final())
         reader.takes.set()
         is_exactly(await reader.finish(), written)
 

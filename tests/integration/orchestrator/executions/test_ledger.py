@@ -32,7 +32,10 @@ from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.results import KillReceipt
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.audit.trail import AuditTrail
-from tachikoma_orchestrator.executions.ledger import FENCE, Admission, Dispatch, Ledger, Outcome, Record
+from tachikoma_orchestrator.executions.final_state import FinalState
+from tachikoma_orchestrator.executions.ledger import Ledger
+from tachikoma_orchestrator.executions.record import Record
+from tachikoma_orchestrator.executions.transitions import FENCE, Admission, Dispatch, Outcome
 
 AGENT = "web-1"
 ALICE = "spiffe://tachikoma.local/user/alice"
@@ -158,7 +161,7 @@ async def test_an_admitted_request_is_recorded_audited_indexed_and_queued_in_one
     record = await read(ledger)
     assert (record.state, record.agent, record.requested_by) == (ExecState.QUEUED, AGENT, ALICE)
     assert record.order_sha256 == "order of job-7"
-    admitted_ms = int(record.fields[b"admitted_ms"])
+    admitted_ms = record.admitted_ms
     assert record.deadline_ms - admitted_ms == 600_000
     assert abs(await ledger.now_ms() - admitted_ms) < 60_000
     assert await redis.zscore(keys.INDEX, "job-7") == admitted_ms
@@ -198,7 +201,7 @@ async def test_the_same_request_again_is_known_also_when_the_agent_has_gone_or_t
 
 async def test_the_same_request_again_is_known_also_after_its_end(redis: Redis, ledger: Ledger) -> None:
     await admitted(redis, ledger)
-    await ledger.ended(AGENT, "job-7", receipt(), "token")
+    await ledger.complete(AGENT, "job-7", receipt(), "token")
     await redis.delete(keys.queue(AGENT))
     assert await admit(ledger, admission()) is Outcome.DUPLICATE
     assert await redis.llen(keys.queue(AGENT)) == 0
@@ -286,7 +289,7 @@ async def test_no_secret_of_the_request_stands_in_redis_beside_the_order(redis: 
     assert b"hunter2" not in kept
     status = (await read(ledger)).status()
     assert status.command == ("app", "--password", "***")
-    assert json.loads((await read(ledger)).fields[b"request"])["environment"] == ["DB"]
+    assert json.loads((await read(ledger)).request)["environment"] == ["DB"]
 
 
 async def test_a_refusal_by_policy_is_on_the_record(ledger: Ledger) -> None:
@@ -363,7 +366,7 @@ async def test_what_needs_an_approval_waits_and_is_on_no_queue(redis: Redis, led
     record = await read(ledger)
     status = record.status()
     assert (status.state, status.approvers) == (ExecState.PENDING_APPROVAL, (BOB,))
-    assert record.deadline_ms - int(record.fields[b"admitted_ms"]) == 7_200_000
+    assert record.deadline_ms - record.admitted_ms == 7_200_000
     assert [found.exec_id for found in await ledger.approvals()] == ["job-7"]
     assert await events(ledger) == [("approval_requested", "job-7")]
 
@@ -443,7 +446,7 @@ async def test_an_order_is_queued_once_and_only_for_the_request_it_is_for(redis:
     for _ in range(2):
         assert (await ledger.admit(wanted, dispatch(wanted)))[0] is Outcome.DUPLICATE
         assert await redis.llen(keys.queue(AGENT)) == 1
-    await ledger.ended(AGENT, "job-7", receipt(), "token")
+    await ledger.complete(AGENT, "job-7", receipt(), "token")
     assert (await ledger.admit(wanted, dispatch(wanted)))[0] is Outcome.DUPLICATE
     assert await redis.llen(keys.queue(AGENT)) == 1
 
@@ -511,7 +514,7 @@ async def test_a_change_whose_answer_was_lost_is_made_once_and_told_as_made(
 async def test_a_redis_that_cannot_tell_what_is_on_disk_is_not_trusted_with_it(redis: Redis) -> None:
     # The test server writes nothing to disk.
     await online(redis)
-    with pytest.raises(Unavailable, match=r"cannot say when the audit trail is on disk .* TACHIKOMA_AUDIT_DURABLE"):
+    with pytest.raises(Unavailable, match=r"cannot report when the audit trail is on disk .* TACHIKOMA_AUDIT_DURABLE"):
         await admit(make(redis, queue_size=3, durable=True), admission())
     assert await redis.llen(keys.queue(AGENT)) == 0
     assert not await redis.exists(keys.execution("job-7"))
@@ -578,14 +581,16 @@ async def test_a_receipt_ends_an_execution_whether_or_not_its_start_was_told(
     await admitted(redis, ledger)
     if started:
         await ledger.started(AGENT, "job-7", 1_769_860_800_000)
-    assert await ledger.ended(AGENT, "job-7", receipt(state=ExecState.FAILED, exit_code=3), "token") == "DONE"
+    assert await ledger.complete(AGENT, "job-7", receipt(state=ExecState.FAILED, exit_code=3), "token") == "DONE"
     record = await read(ledger)
     status = record.status()
-    assert (status.state, status.exit_code, record.chunks, record.output_bytes) == (ExecState.FAILED, 3, 2, 6)
+    result = record.result()
+    assert (status.state, status.exit_code) == (ExecState.FAILED, 3)
+    assert (result.chunks, result.stdout_bytes, result.stderr_bytes) == (2, 3, 3)
     assert status.start_time == datetime(2026, 1, 31, 12, tzinfo=UTC)
     assert status.end_time == datetime(2026, 1, 31, 12, 0, 1, 500_000, tzinfo=UTC)
-    assert record.fields[b"duration_us"] == b"1500000"
-    assert record.fields[b"receipt"] == b"token"
+    assert record.result().duration_us == 1_500_000
+    assert record.receipt == "token"
     [event] = (await ledger.trail.read(after="", limit=10, exec_id="job-7"))[-1:]
     assert (event.event, event.exit_code, event.duration) == ("failed", 3, timedelta(seconds=1.5))
 
@@ -594,7 +599,7 @@ async def test_each_event_can_be_read_alone(redis: Redis, ledger: Ledger) -> Non
     await admitted(redis, ledger)
     await ledger.started(AGENT, "job-7", 1_769_860_800_000)
     await ledger.request_cancel(AGENT, "job-7", BOB)
-    await ledger.ended(AGENT, "job-7", receipt(state=ExecState.CANCELLED), "token")
+    await ledger.complete(AGENT, "job-7", receipt(state=ExecState.CANCELLED), "token")
     trail = await ledger.trail.read(after="", limit=10, exec_id="job-7")
     assert [event.event for event in trail] == ["admitted", "dispatched", "started", "cancel_requested", "cancelled"]
     for event in trail:
@@ -612,7 +617,7 @@ async def test_every_end_leaves_the_set_of_open_ones_is_announced_and_kept_so_lo
     await pubsub.subscribe(keys.ENDED)
     try:
         assert (await pubsub.get_message(timeout=30))["type"] == "subscribe"
-        assert await ledger.ended(AGENT, "job-7", receipt(state=state), "token") == "DONE"
+        assert await ledger.complete(AGENT, "job-7", receipt(state=state), "token") == "DONE"
         assert (await pubsub.get_message(timeout=30))["data"] == b"job-7"
     finally:
         await pubsub.aclose()
@@ -620,7 +625,7 @@ async def test_every_end_leaves_the_set_of_open_ones_is_announced_and_kept_so_lo
     assert await redis.zscore(keys.INDEX, "job-7") is not None
     seconds = round(RETENTION.total_seconds())
     assert seconds - 60 < await redis.ttl(keys.execution("job-7")) <= seconds
-    assert (await read(ledger)).response().cancelled == (state is ExecState.CANCELLED)
+    assert FinalState.without_receipt(await read(ledger)).response().cancelled == (state is ExecState.CANCELLED)
 
 
 async def test_a_record_is_kept_without_bound_until_its_end(redis: Redis, ledger: Ledger) -> None:
@@ -634,7 +639,7 @@ async def test_an_agent_can_say_nothing_of_another_agents_execution(redis: Redis
     await admitted(redis, ledger)
     before = await everything(redis)
     assert not await ledger.started("web-2", "job-7", 1)
-    assert await ledger.ended("web-2", "job-7", receipt(), "token") == "MISSING"
+    assert await ledger.complete("web-2", "job-7", receipt(), "token") == "MISSING"
     assert await everything(redis) == before
 
 
@@ -643,7 +648,7 @@ async def test_a_receipt_that_comes_late_is_on_the_record_once(redis: Redis, led
     await ledger.settle(AGENT, "job-7", OPEN_STATES, ExecState.LOST, reason="nobody knows", fence=False)
     record = await read(ledger)
     # Two orchestrators hear of it.
-    await asyncio.gather(*(ledger.late(record, receipt(), "token") for _ in range(2)))
+    await asyncio.gather(*(ledger.audit_late(record, receipt(), "token") for _ in range(2)))
     assert [code for code, _ in await events(ledger)] == ["admitted", "dispatched", "lost", "late_receipt"]
     assert (await read(ledger)).state is ExecState.LOST
 
@@ -651,13 +656,13 @@ async def test_a_receipt_that_comes_late_is_on_the_record_once(redis: Redis, led
 async def test_a_receipt_for_another_order_changes_nothing(redis: Redis, ledger: Ledger) -> None:
     await admitted(redis, ledger)
     before = await everything(redis)
-    assert await ledger.ended(AGENT, "job-7", receipt(order_sha256="order of job-8"), "token") == "ORDER"
+    assert await ledger.complete(AGENT, "job-7", receipt(order_sha256="order of job-8"), "token") == "ORDER"
     assert await everything(redis) == before
 
 
 async def test_what_does_not_exist_is_missing_and_stays_so(redis: Redis, ledger: Ledger) -> None:
     assert await ledger.started(AGENT, "job-7", 1) is False
-    assert await ledger.ended(AGENT, "job-7", receipt(), "token") == "MISSING"
+    assert await ledger.complete(AGENT, "job-7", receipt(), "token") == "MISSING"
     assert await ledger.settle(AGENT, "job-7", OPEN_STATES, ExecState.LOST, reason="x", fence=True) == "MISSING"
     assert await ledger.request_cancel(AGENT, "job-7", ALICE) == "MISSING"
     assert await redis.keys() == []
@@ -745,7 +750,7 @@ async def test_only_the_states_named_are_left(redis: Redis, ledger: Ledger) -> N
 async def test_of_two_ends_at_once_exactly_one_counts(redis: Redis, ledger: Ledger) -> None:
     await admitted(redis, ledger)
     outcomes = await asyncio.gather(
-        *(ledger.ended(AGENT, "job-7", receipt(), f"token {n}") for n in range(10)),
+        *(ledger.complete(AGENT, "job-7", receipt(), f"token {n}") for n in range(10)),
         *(ledger.settle(AGENT, "job-7", OPEN_STATES, ExecState.LOST, reason="", fence=False) for _ in range(10)),
     )
     assert outcomes.count("DONE") == 1
@@ -762,7 +767,7 @@ async def test_a_terminal_state_never_changes_whatever_comes(redis: Redis, ledge
     """A walk through everything that can happen to an execution, also twice, late, and in the wrong order."""
     chance = random.Random(seed)
     await online(redis)
-    ended: dict[str, tuple[ExecState, dict[bytes, bytes]]] = {}
+    ended: dict[str, tuple[Record, dict[bytes, bytes]]] = {}
     terminal = [state for state in ExecState if state.terminal]
     names = ["a", "b", "c"]
     for _ in range(150):
@@ -774,7 +779,8 @@ async def test_a_terminal_state_never_changes_whatever_comes(redis: Redis, ledge
             await ledger.started(AGENT, name, chance.randrange(1, 10**12))
         elif step == 2:
             order = chance.choice([f"order of {name}"] * 3 + ["another"])
-            await ledger.ended(AGENT, name, receipt(name, state=chance.choice(terminal), order_sha256=order), "token")
+            signed = receipt(name, state=chance.choice(terminal), order_sha256=order)
+            await ledger.complete(AGENT, name, signed, "token")
         elif step == 3:
             await ledger.settle(
                 AGENT, name, chance.choice([OPEN_STATES, [ExecState.QUEUED], [ExecState.STARTED]]),
@@ -795,9 +801,9 @@ async def test_a_terminal_state_never_changes_whatever_comes(redis: Redis, ledge
             assert [item.terminal for item in states[:-1]] == [False] * (len(states) - 1)
             assert (await redis.zscore(keys.OPEN, other) is None) == record.state.terminal
             if other in ended:
-                assert (record.state, dict(record.fields)) == ended[other]
+                assert (record, await redis.hgetall(keys.execution(other))) == ended[other]
             elif record.state.terminal:
-                ended[other] = (record.state, dict(record.fields))
+                ended[other] = (record, await redis.hgetall(keys.execution(other)))
     assert ended
     trail = await events(ledger)
     for name in ended:
@@ -839,7 +845,7 @@ async def test_pages_of_the_newest_hold_each_execution_once(redis: Redis, ledger
 async def test_the_trail_can_be_read_on_from_any_event(redis: Redis, ledger: Ledger) -> None:
     for name in ("a", "b", "c"):
         await admitted(redis, ledger, name)
-        await ledger.ended(AGENT, name, receipt(name), "token")
+        await ledger.complete(AGENT, name, receipt(name), "token")
         await redis.delete(keys.queue(AGENT))
     whole = await ledger.trail.read(after="", limit=100, exec_id="")
     assert [(event.event, event.id) for event in whole] == [
@@ -949,7 +955,7 @@ async def test_a_start_and_an_end_give_back_what_was_taken_once(redis: Redis, le
     assert await ledger.started(AGENT, "b", 1)
     assert await admit(ledger, admission("c", scopes=both)) is Outcome.CONCURRENT
     for _ in range(2):
-        await ledger.ended(AGENT, "a", receipt("a"), "token")
+        await ledger.complete(AGENT, "a", receipt("a"), "token")
         assert await counted(redis) == [2, 1, 0]
     assert await admit(ledger, admission("c", scopes=both)) is Outcome.ADMITTED
 

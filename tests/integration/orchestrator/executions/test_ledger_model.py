@@ -33,7 +33,8 @@ from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.results import KillReceipt
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.audit.trail import AuditTrail
-from tachikoma_orchestrator.executions.ledger import FENCE, Admission, Dispatch, Ledger
+from tachikoma_orchestrator.executions.ledger import Ledger
+from tachikoma_orchestrator.executions.transitions import FENCE, Admission, Dispatch
 from tachikoma_orchestrator.store import lua
 
 T = TypeVar("T")
@@ -302,7 +303,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """A receipt, of whichever order."""
         name, agent = self.find(which)
         order_of = IDS[(IDS.index(name) + other_order) % len(IDS)]
-        outcome = self.do(self.ledger.ended(agent, name, _receipt(agent, name, order_of, state, ran), "token"))
+        outcome = self.do(self.ledger.complete(agent, name, _receipt(agent, name, order_of, state, ran), "token"))
         assert outcome == self.model.move(name, agent, OPEN, state, order_of=order_of, ran=ran)
 
     # --- those who end what has not ended -----------------------------------------------------------------------------
@@ -365,7 +366,7 @@ class LedgerMachine(RuleBasedStateMachine):
             for name, execution in model.executions.items()
         }
         assert [(event.event, event.id) for event in trail] == model.events
-        assert discrepancies({name: dict(record.fields) for name, record in records.items()}, trail) == []
+        assert discrepancies({name: await redis.hgetall(keys.execution(name)) for name in records}, trail) == []
         async with redis.pipeline(transaction=False) as pipe:
             for key in (
                 keys.OPEN,

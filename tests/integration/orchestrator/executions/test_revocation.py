@@ -20,10 +20,10 @@ from tachikoma_orchestrator.agents.revoking import EndedExecutions
 from tachikoma_orchestrator.audit.findings import Findings
 from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.evidence import Evidence
-from tachikoma_orchestrator.executions.ledger import FENCE, Admission, Dispatch, Outcome
 from tachikoma_orchestrator.executions.reaper import Reaper
 from tachikoma_orchestrator.executions.revocation import ExecutionsOfAgent, end_revoked
-from tachikoma_orchestrator.executions.waiters import Endings
+from tachikoma_orchestrator.executions.transitions import FENCE, Admission, Dispatch, Outcome
+from tachikoma_orchestrator.executions.waiters import Completions
 
 REVOKED = Revoked(1, str(OPERATOR), "stolen", active=True)
 
@@ -101,7 +101,7 @@ async def test_an_order_that_slipped_past_a_revocation_is_ended_by_the_reaper(st
     registry = Registry(stand.redis)
     findings = Findings(stand.redis, stand.trail)
     evidence = Evidence(stand.redis, findings, stand.identity, registry.revocations)
-    collector = Collector(stand.redis, stand.ledger, Endings(), registry, stand.identity, evidence, findings)
+    collector = Collector(stand.redis, stand.ledger, Completions(), registry, stand.identity, evidence, findings)
     reaper = Reaper(
         stand.redis, stand.ledger, registry, collector, lease=timedelta(hours=1), interval=timedelta(hours=1),
         trail=stand.trail, audit_retention=timedelta(hours=1), audit_events=1000, audit_closed=False,

@@ -25,7 +25,8 @@ from tachikoma.vocabulary.results import KillReceipt
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.audit.trail import AuditTrail
-from tachikoma_orchestrator.executions.ledger import Admission, Dispatch, Ledger
+from tachikoma_orchestrator.executions.ledger import Ledger
+from tachikoma_orchestrator.executions.transitions import Admission, Dispatch
 from tachikoma_orchestrator.flower import feed as feed_module
 from tachikoma_orchestrator.flower.celery_events import BEGIN
 from tachikoma_orchestrator.flower.feed import Feed
@@ -96,7 +97,7 @@ class Books:
                 "duration_us": 1_999_500, "chunks": 2, "stdout": output(7), "stderr": output(3), **values,
             }
         )  # fmt: skip
-        assert await self.ledger.ended(AGENT, exec_id, receipt, "token") == "DONE"
+        assert await self.ledger.complete(AGENT, exec_id, receipt, "token") == "DONE"
 
     async def settle(self, exec_id: str, state: ExecState, reason: str, **values: Any) -> None:
         outcome = await self.ledger.settle(AGENT, exec_id, OPEN, state, reason=reason, fence=False, **values)

@@ -32,7 +32,8 @@ from tachikoma_orchestrator.admission.admit import Admitter
 from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.caller import Peer
-from tachikoma_orchestrator.executions.ledger import FENCE, Ledger
+from tachikoma_orchestrator.executions.ledger import Ledger
+from tachikoma_orchestrator.executions.transitions import FENCE
 from tachikoma_orchestrator.schedules import runner
 from tachikoma_orchestrator.schedules.runner import ScheduleRunner
 from tachikoma_orchestrator.schedules.store import MAX_RUNS, ScheduleStore

@@ -1,0 +1,243 @@
+"""The changes of an execution's record, as values: what `lua/admit.lua`, `dispatch.lua` and `transition.lua` take.
+
+A value says what changes and under which condition. The ledger turns it into a call of its script; see `ledger.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import StrEnum
+
+from tachikoma.identity.signed_messages import Receipt
+from tachikoma.vocabulary.audit import AuditCode
+from tachikoma.vocabulary.clock import duration_ms
+from tachikoma.vocabulary.policies import RateLimitConfig
+from tachikoma.vocabulary.requests import ExecRequest
+from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.store.scripts import JsonObject, flat
+
+__all__ = [
+    "DISPATCHED",
+    "FENCE",
+    "Admission",
+    "Dispatch",
+    "Outcome",
+    "Transition",
+    "TransitionOutcome",
+    "receipt_fields",
+]
+
+#: Value of an execution's claim that keeps every agent from starting it.
+FENCE = "fence"
+
+#: States of an execution that its agent may have started.
+DISPATCHED = (ExecState.QUEUED, ExecState.STARTED)
+
+
+class Outcome(StrEnum):
+    """Answers of the admission script."""
+
+    ADMITTED = "ADMITTED"
+    #: The same id with the same request was admitted before.
+    DUPLICATE = "DUPLICATE"
+    #: The id was used for another request.
+    CONFLICT = "CONFLICT"
+    #: The agent never joined.
+    UNKNOWN = "UNKNOWN"
+    OFFLINE = "OFFLINE"
+    DRAINING = "DRAINING"
+    REVOKED = "REVOKED"
+    #: The agent's queue is full.
+    FULL = "FULL"
+    #: Too many executions wait for an approval.
+    APPROVALS = "APPROVALS"
+    #: Limits of a scope: requests per minute, executions in progress, executions not started.
+    RATE = "RATE"
+    CONCURRENT = "CONCURRENT"
+    WAITING = "WAITING"
+
+
+class TransitionOutcome(StrEnum):
+    """Answers of the transition script."""
+
+    DONE = "DONE"
+    #: The agent has no such execution.
+    MISSING = "MISSING"
+    #: The execution is in another state than the change requires.
+    STATE = "STATE"
+    #: The agent claimed the execution before the fence was set.
+    CLAIMED = "CLAIMED"
+    #: The receipt answers another order.
+    ORDER = "ORDER"
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Everything the admission script needs of one request."""
+
+    request: ExecRequest
+    #: The request's redacted argv.
+    shown: tuple[str, ...]
+    #: SHA-256 over everything that would run, and the requester.
+    digest: str
+    #: name@digest of the policy that granted it.
+    policy: str
+    client_ip: str
+    #: Longest wait on the agent's queue, or for an approval.
+    wait: timedelta
+    #: Longest run time, by the request or by policy.
+    timeout: timedelta
+    #: Limits by the name of the scope that they count for.
+    scopes: Mapping[str, RateLimitConfig]
+    #: The signed request if it needs an approval; else empty.
+    parked: str = ""
+    #: Patterns of the subjects that may approve it.
+    approvers: tuple[str, ...] = ()
+    #: True if the command waits for readers of its output.
+    waits: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """An order for an agent's queue."""
+
+    #: Digest of the request that the order is for, as in `Admission`.
+    digest: str
+    #: SHA-256 of the signed order.
+    order_sha256: str
+    #: name@digest of the policy that granted it.
+    policy: str
+    #: The Celery message.
+    message: bytes
+
+
+def receipt_fields(receipt: Receipt, token: str) -> dict[str, str]:
+    """Return the fields of a record that copy a receipt; `record.REPORTED` lists their names."""
+    return {
+        "exit_code": str(receipt.exit_code),
+        "signal": str(receipt.signal),
+        "error": receipt.error,
+        "executable": receipt.executable,
+        "usage": receipt.usage.to_json(),
+        "kill": receipt.kill.to_json() if receipt.kill else "",
+        "started_ms": str(receipt.started_ms),
+        "ended_ms": str(receipt.ended_ms),
+        "duration_us": str(receipt.duration_us),
+        "chunks": str(receipt.chunks),
+        "stdout_bytes": str(receipt.stdout.total_bytes),
+        "stdout_sha256": receipt.stdout.sha256,
+        "stderr_bytes": str(receipt.stderr.total_bytes),
+        "stderr_sha256": receipt.stderr.sha256,
+        "receipt": token,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """One change of an execution's record by compare-and-set, with its audit event."""
+
+    agent: str
+    exec_id: str
+    #: States in which the change applies.
+    sources: Sequence[ExecState]
+    #: The new state; None leaves the state as it is.
+    target: ExecState | None
+    #: Code of its audit event.
+    code: AuditCode
+    #: Fields of the record to set.
+    fields: Mapping[str, str] = field(default_factory=dict)
+    #: Further fields of the audit event.
+    event: Mapping[str, str] = field(default_factory=dict)
+    #: True to take the claim first, so that the agent can never start the execution.
+    fence: bool = False
+    #: SHA-256 of the order that the change answers; empty to not compare.
+    order_sha256: str = ""
+    #: Longest wait from now on; zero leaves the deadline as it is.
+    wait: timedelta = timedelta(0)
+    #: True if the agent reports a start, which is recorded first if its own notice was missed.
+    reports_start: bool = False
+    #: Random id of this change, by which the script recognises a repetition.
+    change_id: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    @classmethod
+    def approval(
+        cls, agent: str, exec_id: str, *, wait: timedelta, by: str, reason: str, digest: str, waits: bool
+    ) -> Transition:
+        """Release an execution that waits for its approval; the arguments are those of `Ledger.approve`."""
+        return cls(
+            agent, exec_id, (ExecState.PENDING_APPROVAL,), ExecState.QUEUED, AuditCode.APPROVED,
+            fields={"approved_by": by, "approval_reason": reason, "waits": "1" if waits else ""},
+            event={"actor": by, "reason": reason, "evidence_sha256": digest},
+            wait=wait,
+        )  # fmt: skip
+
+    @classmethod
+    def start(cls, agent: str, exec_id: str, started_ms: int) -> Transition:
+        """Record the agent's notice that it started the execution."""
+        return cls(
+            agent, exec_id, (ExecState.QUEUED,), ExecState.STARTED, AuditCode.STARTED,
+            fields={"started_ms": str(started_ms)},
+        )  # fmt: skip
+
+    @classmethod
+    def completion(cls, agent: str, exec_id: str, receipt: Receipt, token: str) -> Transition:
+        """Record the final state that a verified receipt reports."""
+        fields = receipt_fields(receipt, token)
+        return cls(
+            agent, exec_id, DISPATCHED, receipt.state, AuditCode(receipt.state.lower()),
+            fields=fields,
+            event={
+                "exit_code": fields["exit_code"], "duration_us": fields["duration_us"],
+                "start_ms": fields["started_ms"], "reason": receipt.error,
+                "evidence_sha256": hashlib.sha256(token.encode()).hexdigest(),
+            },
+            order_sha256=receipt.order_sha256,
+            reports_start=bool(receipt.started_ms),
+        )  # fmt: skip
+
+    @classmethod
+    def settlement(
+        cls, agent: str, exec_id: str, sources: Sequence[ExecState], target: ExecState, *,
+        reason: str, by: str = "", fence: bool,
+    ) -> Transition:  # fmt: skip
+        """Record a final state that has no receipt, with its reason; the arguments are those of `Ledger.settle`."""
+        fields = {"error": reason}
+        if by and target is ExecState.CANCELLED:
+            fields["cancel_requested_by"] = by
+        return cls(
+            agent, exec_id, sources, target, AuditCode(target.lower()),
+            fields=fields, event={"reason": reason, "actor": by}, fence=fence,
+        )  # fmt: skip
+
+    @classmethod
+    def cancel_request(cls, agent: str, exec_id: str, by: str) -> Transition:
+        """Record a request to cancel an execution that may be running; its state stays."""
+        return cls(
+            agent, exec_id, DISPATCHED, None, AuditCode.CANCEL_REQUESTED,
+            fields={"cancel_requested_by": by}, event={"actor": by},
+        )  # fmt: skip
+
+    def arguments(self, *, keep_seconds: int) -> JsonObject:
+        """Return the arguments of `lua/transition.lua`; `keep_seconds` is how long a completed record is kept."""
+        event = {
+            "event": self.code, "id": self.exec_id, "agent_id": self.agent, "authorized": "1", **self.event,
+        }  # fmt: skip
+        return {
+            "id": self.exec_id,
+            "agent": self.agent,
+            "sources": list(self.sources),
+            "target": self.target or "",
+            "terminal": self.target is not None and self.target.terminal,
+            "fence": FENCE if self.fence else "",
+            "order_sha256": self.order_sha256,
+            "wait_ms": duration_ms(self.wait),
+            "reports_start": self.reports_start,
+            "change": self.change_id,
+            "keep_seconds": keep_seconds,
+            "fields": flat(self.fields),
+            "event": flat(event),
+        }
