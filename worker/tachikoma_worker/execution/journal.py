@@ -14,6 +14,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,17 +62,20 @@ class Journal:
         path = folder / "journal.db"
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5)
-            self._database.execute("PRAGMA journal_mode=WAL")
-            self._database.execute("PRAGMA synchronous=FULL")
-            self._database.executescript(_SCHEMA)
-            fresh = "INSERT INTO journal SELECT ? WHERE NOT EXISTS (SELECT * FROM journal)"
-            self._database.execute(fresh, (secrets.token_hex(8),))
-            #: Names this journal: who has it knows of all that was claimed with it.
-            self.boot = str(self._database.execute("SELECT boot FROM journal").fetchone()[0])
-            self._database.execute(
-                "DELETE FROM execution WHERE done = 1 AND claimed_at < ?", (time.time() - KEEP_SECONDS,)
-            )
+            with ExitStack() as on_failure:
+                self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5)
+                on_failure.callback(self._database.close)
+                self._database.execute("PRAGMA journal_mode=WAL")
+                self._database.execute("PRAGMA synchronous=FULL")
+                self._database.executescript(_SCHEMA)
+                fresh = "INSERT INTO journal SELECT ? WHERE NOT EXISTS (SELECT * FROM journal)"
+                self._database.execute(fresh, (secrets.token_hex(8),))
+                #: Names this journal: who has it knows of all that was claimed with it.
+                self.boot = str(self._database.execute("SELECT boot FROM journal").fetchone()[0])
+                self._database.execute(
+                    "DELETE FROM execution WHERE done = 1 AND claimed_at < ?", (time.time() - KEEP_SECONDS,)
+                )
+                on_failure.pop_all()
         except (OSError, sqlite3.Error) as error:
             raise ConfigurationError(f"cannot use the journal {path}: {error}") from error
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
