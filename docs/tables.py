@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from tachikoma.audit.codes import markdown_table
+from tachikoma.audit import codes
+from tachikoma.redis import names
 
-AUDIT_PAGE = Path(__file__).parent / "audit.md"
-BEGIN = "<!-- generated from tachikoma.audit.codes by `make docs` -->\n"
+FOLDER = Path(__file__).parent
+#: For each page: the module that its table is generated from, and the function that makes it.
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "audit.md": (codes.__name__, codes.markdown_table),
+    "redis.md": (names.__name__, names.markdown_table),
+}
 END = "<!-- end of the generated table -->\n"
 
 
-def with_table(page: str) -> str:
-    """Return the text of `audit.md` with the current table of audit codes."""
-    before, _, rest = page.partition(BEGIN)
+def begin(page: str) -> str:
+    """Return the line that a page's table follows."""
+    return f"<!-- generated from {TABLES[page][0]} by `make docs` -->\n"
+
+
+def with_table(page: str, text: str) -> str:
+    """Return the text of a page with its current table."""
+    before, _, rest = text.partition(begin(page))
     _, _, after = rest.partition(END)
-    return before + BEGIN + markdown_table() + END + after
+    return before + begin(page) + TABLES[page][1]() + END + after
 
 
 if __name__ == "__main__":
-    AUDIT_PAGE.write_text(with_table(AUDIT_PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in TABLES:
+        file = FOLDER / page
+        file.write_text(with_table(page, file.read_text(encoding="utf-8")), encoding="utf-8")

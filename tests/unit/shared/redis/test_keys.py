@@ -97,38 +97,6 @@ def test_the_orchestrator_hears_every_agent(agent: str, exec_id: str) -> None:
     assert not any(fnmatchcase(name, keys.ALL_EVENTS) for name in names(agent, exec_id) if name != keys.events(agent))
 
 
-def test_the_list_of_names_in_the_docstring_is_what_the_functions_make() -> None:
-    assert keys.__doc__ is not None
-    written = {line.split()[0] for line in keys.__doc__.splitlines() if line.startswith("    ")}
-    made = {*names("<id>", "<exec>"), keys.INDEX, keys.OPEN, keys.AGENTS, keys.AUDIT, keys.ENDED}
-    made |= {
-        keys.APPROVALS,
-        keys.APPROVED,
-        keys.AUDIT_SEQ,
-        keys.AUDIT_SINKS,
-        keys.audit_lock("<sink>"),
-        keys.DRAINING,
-        keys.EVENTS_WANTED,
-        keys.JOINED,
-        keys.REVOKED,
-        keys.enrolment("<agent>"),
-        keys.ONLINE,
-        keys.celery_events("<kind>"),
-        keys.parked("<exec>"),
-    }
-    made |= {
-        keys.SCHEDULES,
-        keys.schedule("<schedule>"),
-        keys.schedule_runs("<schedule>"),
-        keys.schedule_order("<schedule>"),
-        f"{keys.BEAT}*",
-    }
-    made |= {keys.execution("<exec>"), keys.agent_index("<agent>"), *keys.scope("<scope>")}
-    made |= {keys.SUBMIT, keys.BATCH, keys.SUBMITTERS, *keys.unacked("<run>")[:2], keys.CALLBACKS, keys.ALL_GROUPS}
-    made |= {keys.application_result("<name>", "<exec>"), keys.own_result("<uuid>"), keys.binding("<queue>")[0]}
-    assert made == written
-
-
 @given(IDS, IDS, st.uuids())
 def test_results_of_applications_are_nobody_elses(agent: str, exec_id: str, own: UUID) -> None:
     agents, commands, tasks = (
