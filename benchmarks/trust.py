@@ -29,7 +29,8 @@ from tachikoma.identity.signed_messages import OutputDigest, Receipt, WorkOrder,
 from tachikoma.identity.spiffe import TrustBundle, TrustBundles, agent_id, service_id
 from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE, FileSvidSource
 from tachikoma.redis import keys
-from tachikoma.redis.users import ORCHESTRATOR, agent_user, read_password
+from tachikoma.redis.passwords import read_password
+from tachikoma.redis.users import ORCHESTRATOR, agent_user
 from tachikoma.vocabulary.grants import Grant, GrantedExecutable
 from tachikoma.vocabulary.limits import ResourceUsage
 from tachikoma_orchestrator.executions.transitions import Transition

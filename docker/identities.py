@@ -22,17 +22,9 @@ from tachikoma.client.profile import Profile
 from tachikoma.dev.ca import SVID_LIFETIME, DevelopmentCA
 from tachikoma.identity.files import write_private
 from tachikoma.identity.spiffe import SpiffeId, agent_id, service_id, user_id
-from tachikoma.redis.users import (
-    BEAT,
-    CHECK,
-    FLOWER,
-    ORCHESTRATOR,
-    SERVICES,
-    SUBMITTER,
-    Passwords,
-    acl_file,
-    agent_user,
-)
+from tachikoma.redis.acl_file import acl_file
+from tachikoma.redis.passwords import Passwords
+from tachikoma.redis.users import BEAT, CHECK, FLOWER, ORCHESTRATOR, SERVICES, SUBMITTER, agent_user
 
 TRUST_DOMAIN = "tachikoma.local"
 SERVER_NAME = "orchestrator.tachikoma.local"

@@ -18,7 +18,8 @@ from tachikoma.exec.v1.remote_execution_pb2_grpc import JoiningStub
 from tachikoma.identity import authority
 from tachikoma.identity.join_token import JoinToken, agent_of
 from tachikoma.identity.spiffe import SpiffeId, agent_id
-from tachikoma.redis.users import ENROLLER, Passwords
+from tachikoma.redis.passwords import Passwords
+from tachikoma.redis.users import ENROLLER
 
 
 def joining_settings(data: Path) -> dict[str, str]:

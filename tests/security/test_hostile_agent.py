@@ -15,7 +15,8 @@ from rights import dry_run, every_command
 from tachikoma import Client, ExecState
 from tachikoma.dev.stack import Stack
 from tachikoma.redis import keys
-from tachikoma.redis.users import agent_user, read_password
+from tachikoma.redis.passwords import read_password
+from tachikoma.redis.users import agent_user
 
 OTHER = "agent-2"
 #: Commands that need no name, and so say nothing of anybody; the last four are open to whoever is not logged in yet.

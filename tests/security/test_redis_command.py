@@ -14,7 +14,8 @@ import pytest
 import redis as redis_py
 
 from tachikoma.dev.stack import Stack
-from tachikoma.redis.users import SERVICES, agent_user, application_user, read_password, rules
+from tachikoma.redis.passwords import read_password
+from tachikoma.redis.users import SERVICES, agent_user, application_user, rules
 from tachikoma_orchestrator.commands.redis_check import categories_of, parse_acl
 
 AS_IT_IS = "whoever connects may do everything, without a password"
@@ -188,14 +189,14 @@ def test_acl_takes_several_passwords_so_that_one_can_be_replaced(tmp_path: Path)
 def test_acl_refuses_what_is_no_agent(tmp_path: Path, name: str) -> None:
     done = tachikoma("acl", "--passwords", str(tmp_path / "passwords"), "--agent", name)
     assert done.returncode == 1
-    assert "is no Redis user of ours" in done.stderr
+    assert "is not a Redis user of Tachikoma" in done.stderr
 
 
 def test_acl_refuses_a_folder_with_other_things(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     done = tachikoma("acl", "--passwords", str(tmp_path))
     assert done.returncode == 1
-    assert "'notes.txt' is no Redis user of ours" in done.stderr
+    assert "'notes.txt' is not a Redis user of Tachikoma" in done.stderr
 
 
 def test_acl_refuses_an_empty_password(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from tachikoma.identity.spiffe import agent_id
 from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 from tachikoma.redis import celery_broker
 from tachikoma.redis.access import RedisAccess, RedisSettings, celery_url, connect
-from tachikoma.redis.users import agent_user, application_user, read_password, rules
+from tachikoma.redis.passwords import read_password
+from tachikoma.redis.users import agent_user, application_user, rules
 
 
 @pytest.fixture

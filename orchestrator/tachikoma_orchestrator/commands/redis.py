@@ -16,17 +16,9 @@ from tachikoma.errors import ConfigurationError
 from tachikoma.identity.open import open_identity
 from tachikoma.identity.svid import IdentityPlace
 from tachikoma.redis.access import RedisAccess, RedisSettings, connect
-from tachikoma.redis.users import (
-    CHECK,
-    ENROLLER,
-    SERVICES,
-    Passwords,
-    acl_file,
-    agent_user,
-    agents_in,
-    application_user,
-    rules,
-)
+from tachikoma.redis.acl_file import acl_file, agents_in
+from tachikoma.redis.passwords import Passwords
+from tachikoma.redis.users import CHECK, ENROLLER, SERVICES, agent_user, application_user, rules
 from tachikoma_orchestrator.commands.redis_check import Report, examine
 
 __all__ = ["redis"]

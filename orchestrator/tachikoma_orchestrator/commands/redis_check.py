@@ -13,17 +13,8 @@ from redis.exceptions import NoPermissionError, RedisError
 from tachikoma.errors import ConfigurationError, Unavailable
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
-from tachikoma.redis.users import (
-    AGENT_PREFIX,
-    CHECK,
-    ENROLLER,
-    OPTIONAL,
-    SERVICES,
-    Passwords,
-    agent_user,
-    is_application,
-    rules,
-)
+from tachikoma.redis.passwords import Passwords
+from tachikoma.redis.users import AGENT_PREFIX, CHECK, ENROLLER, OPTIONAL, SERVICES, agent_user, is_application, rules
 from tachikoma.vocabulary.model import Model
 from tachikoma_orchestrator.agents.revocations import parse
 

@@ -33,8 +33,9 @@ from redis.exceptions import LockError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from tachikoma.redis import celery_broker, keys
-from tachikoma.redis.access import CONNECT_SECONDS, OPERATION_SECONDS, BrokerTlsConnection, RedisAccess
+from tachikoma.redis.access import CONNECT_SECONDS, OPERATION_SECONDS, RedisAccess
 from tachikoma.redis.keys import DUE_TASK
+from tachikoma.redis.tls import BrokerTlsConnection
 from tachikoma.schedules.timing import Timing
 from tachikoma.vocabulary.clock import from_ms, to_ms
 from tachikoma_orchestrator.schedules.sources import ActiveSchedules

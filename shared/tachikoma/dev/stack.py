@@ -31,17 +31,9 @@ from tachikoma.errors import ConfigurationError, Unavailable
 from tachikoma.identity.files import write_private
 from tachikoma.identity.spiffe import SpiffeId, agent_id, service_id, user_id
 from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
-from tachikoma.redis.users import (
-    ADMIN,
-    BEAT,
-    FLOWER,
-    ORCHESTRATOR,
-    SERVICES,
-    SUBMITTER,
-    Passwords,
-    acl_file,
-    agent_user,
-)
+from tachikoma.redis.acl_file import acl_file
+from tachikoma.redis.passwords import Passwords
+from tachikoma.redis.users import ADMIN, BEAT, FLOWER, ORCHESTRATOR, SERVICES, SUBMITTER, agent_user
 
 __all__ = ["TRUST_DOMAIN", "Stack"]
 

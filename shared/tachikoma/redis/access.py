@@ -1,21 +1,16 @@
-"""How both components reach Redis: URL, ACL user, TLS. Not imported by the client, which does not need it.
+"""Access to a Redis server: its URL, ACL user and TLS. The gRPC client does not import this module.
 
-Certificates and passwords are read from their files when a connection is made, so whoever replaces them needs no
-restart; connections that stand go on.
+Certificates and passwords are read from their files when a connection is made. Replacing them needs no restart;
+existing connections continue.
 """
 
 from __future__ import annotations
 
-import os
-import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
 from typing import Any, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
-import redis.connection
-import structlog
 from pydantic import Field
 from pydantic_settings import BaseSettings
 from redis import asyncio as redis_asyncio
@@ -29,11 +24,11 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis.commands import Redis
-from tachikoma.redis.users import read_password
+from tachikoma.redis.passwords import read_password
+from tachikoma.redis.tls import Tls, TlsConnection
 
 __all__ = [
     "OPERATION_SECONDS",
-    "BrokerTlsConnection",
     "RedisAccess",
     "RedisSettings",
     "celery_url",
@@ -42,48 +37,48 @@ __all__ = [
     "wrong_type",
 ]
 
-#: Longest time one command may take before the connection counts as broken.
+#: Longest time that one command may take, in seconds; then the connection counts as broken.
 OPERATION_SECONDS = 10.0
-#: Longest time to wait for a connection.
+#: Longest wait for a connection, in seconds.
 CONNECT_SECONDS = 5.0
-
-log = structlog.get_logger(__name__)
 
 
 class RedisSettings(BaseSettings):
-    """Where Redis is, and who this process is to it."""
+    """The Redis server of a component, and the component's user and certificates there."""
 
-    #: redis://, rediss:// or unix:///path of Redis or Valkey 7 or newer.
+    #: redis://, rediss:// or unix:///path of Redis or Valkey 7 or newer; required.
     redis_url: str = Field(repr=False)
-    #: ACL user; by default the one that `tachikoma redis acl` makes for this component, where there is a password file.
+    #: ACL user; by default that of the URL, or the one that `tachikoma redis acl` creates for this component.
     redis_user: str = ""
-    #: File whose first line is that user's password. It goes before one in the URL.
+    #: File whose first line is the user's password; it wins over a password in the URL. Default: none.
     redis_password_file: Path | None = None
-    #: Certificates that Redis's own must be signed by, with rediss://; by default the bundle of the identity.
+    #: PEM file of the CA certificates that must have signed the server's; default: the bundle of the identity.
     redis_ca: Path | None = None
-    #: Certificate and key shown to Redis; by default those of the identity.
+    #: PEM file of the certificate that is shown to Redis; default: that of the identity.
     redis_certificate: Path | None = None
+    #: PEM file of the key of that certificate; default: that of the identity.
     redis_key: Path | None = None
 
 
 def check_url(url: str) -> str:
-    """Return the URL if it is one of ours.
+    """Return the URL of a Redis server, checked.
 
     Raises:
-        ConfigurationError: it is not redis://, rediss:// or unix://, or asks for more than a database.
+        ConfigurationError: the scheme is not redis://, rediss:// or unix://, or an option other than `db` is given.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("redis", "rediss", "unix"):
-        # Not the URL itself: it may hold a password.
+        # The message does not repeat the URL, which may contain a password.
         raise ConfigurationError(
-            f"{parts.scheme or 'a URL without a scheme'} is no way to reach Redis; use redis://, rediss:// or "
-            "unix:///path/to/socket"
+            f"the URL of Redis has {f'the scheme {parts.scheme}' if parts.scheme else 'no scheme'}; use redis://, "
+            "rediss:// or unix:///path/to/socket"
         )
     others = sorted(parse_qs(parts.query, keep_blank_values=True).keys() - {"db"})
     if others:
-        # redis-py would also take what switches certificate checks off.
+        # redis-py would also accept options that switch certificate checks off.
         raise ConfigurationError(
-            f"the URL of Redis asks for {', '.join(others)}; only ?db= is taken there, the rest has settings of its own"
+            f"the URL of Redis has the option {', '.join(others)}; only ?db= is accepted there, use the settings "
+            "TACHIKOMA_REDIS_… for the rest"
         )
     return url
 
@@ -95,105 +90,15 @@ def _database(url: str) -> str:
 
 
 def celery_url(url: str) -> str:
-    """The same server as Celery and kombu write it, without user and password: unix sockets are `redis+socket://`."""
+    """Return the URL of the same server for Celery and kombu, without user and password."""
     parts = urlsplit(check_url(url))
     if parts.scheme == "unix":
         return f"redis+socket://{parts.path}?virtual_host={_database(url)}"
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/{_database(url)}"
 
 
-class Tls:
-    """The client's side of TLS, with the newest files that fit each other."""
-
-    def __init__(self, ca: Path | None, pair: tuple[Path, Path] | None, identity: SvidSource | None) -> None:
-        """Read what is to be used.
-
-        Args:
-            ca: certificates that the server's must be signed by; by default the bundle of the identity.
-            pair: certificate and key to be shown; by default those of the identity.
-            identity: this process's own.
-
-        Raises:
-            ConfigurationError: something is missing, cannot be read, or does not fit.
-        """
-        self._ca, self._pair, self._identity = ca, pair, identity
-        self._lock = Lock()
-        try:
-            self._loaded = self._read()
-            self._context = self._load(*self._loaded)
-        except OSError as error:
-            raise ConfigurationError(f"cannot use the certificates for Redis: {error}") from error
-
-    def get(self) -> ssl.SSLContext:
-        """What the next connection is to use."""
-        with self._lock:
-            try:
-                newest = self._read()
-                if newest != self._loaded:
-                    self._context = self._load(*newest)
-                    self._loaded = newest
-            except OSError as error:
-                # Perhaps between the writes of certificate and key: the pair before it is good until it expires.
-                log.warning("redis.certificate_kept", reason=str(error))
-            return self._context
-
-    def _read(self) -> tuple[bytes, bytes, bytes]:
-        """CA, certificate chain and key."""
-        if (self._ca is None or self._pair is None) and self._identity is None:
-            raise ConfigurationError(
-                "rediss:// needs an identity, or TACHIKOMA_REDIS_CA, TACHIKOMA_REDIS_CERTIFICATE and "
-                "TACHIKOMA_REDIS_KEY"
-            )
-        svid = self._identity.current() if self._identity is not None else None
-        if self._ca is not None:
-            ca = self._ca.read_bytes()
-        else:
-            assert svid is not None
-            ca = svid.bundle.pem
-        if self._pair is not None:
-            return ca, self._pair[0].read_bytes(), self._pair[1].read_bytes()
-        assert svid is not None
-        return ca, svid.certificate_pem, svid.key_pem
-
-    @staticmethod
-    def _load(ca: bytes, certificate: bytes, key: bytes) -> ssl.SSLContext:
-        # Not `ssl.create_default_context()`, as redis-py does: that trusts every CA of the host besides.
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        try:
-            context.load_verify_locations(cadata=ca.decode("ascii"))
-        except UnicodeDecodeError:
-            raise ssl.SSLError("the CA file is not PEM") from None
-        # It reads files only. The chain and the key are what was read once, so that they fit; the key meets no disk.
-        descriptor = os.memfd_create("tachikoma-redis", os.MFD_CLOEXEC)
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
-            file.write(certificate + b"\n" + key)
-            context.load_cert_chain(f"/proc/self/fd/{descriptor}")
-        return context
-
-
-class TlsConnection(redis_asyncio.SSLConnection):
-    """A connection of our own clients."""
-
-    def __init__(self, *, tls: Tls, **options: Any) -> None:
-        super().__init__(**options)
-        # It is asked for its context at each (re)connect; that of redis-py would keep its first.
-        self.ssl_context = tls  # type: ignore[assignment]
-
-
-class BrokerTlsConnection(redis.connection.SSLConnection):
-    """A connection of kombu's."""
-
-    def __init__(self, *, tls: Tls, **options: Any) -> None:
-        super().__init__(**options)
-        self._tls = tls
-
-    def _wrap_socket_with_ssl(self, sock: Any) -> ssl.SSLSocket:
-        return self._tls.get().wrap_socket(sock, server_hostname=self.host)
-
-
 class _Password(CredentialProvider):
-    """User and password; from a file, as it is when a connection is made."""
+    """User and password; a password file is read for each connection."""
 
     def __init__(self, user: str, password: str | Path) -> None:
         self._user, self._password = user, password
@@ -212,24 +117,26 @@ class _Password(CredentialProvider):
 
 @dataclass(frozen=True, slots=True)
 class RedisAccess:
-    """A Redis, and how to get in."""
+    """A Redis server with the credentials and certificates to connect to it."""
 
-    # Not in `repr`: it may hold a password.
+    #: URL of the server; not in `repr`, since it may contain a password.
     url: str = field(repr=False)
+    #: User and password; None connects as the user `default`.
     credentials: CredentialProvider | None = None
+    #: Certificates, with rediss://; None without TLS.
     tls: Tls | None = None
 
     @classmethod
     def of(cls, settings: RedisSettings, *, identity: SvidSource | None, user: str) -> RedisAccess:
-        """As settings say.
+        """Build the access that settings describe.
 
         Args:
-            settings: of the component.
-            identity: its X.509-SVID, which is shown where the settings name no other certificate.
-            user: its ACL user where neither the settings nor the URL name one.
+            settings: the settings of the component.
+            identity: the component's X.509-SVID, shown to Redis unless the settings name another certificate.
+            user: the component's ACL user, unless the settings or the URL name another.
 
         Raises:
-            ConfigurationError: a file cannot be read, or the settings do not fit each other.
+            ConfigurationError: a file cannot be read, or the settings contradict each other.
         """
         url = check_url(settings.redis_url)
         parts = urlsplit(url)
@@ -241,22 +148,22 @@ class RedisAccess:
         elif parts.password:
             credentials = _Password(name or "default", unquote(parts.password))
         elif name:
-            raise ConfigurationError(
-                f"there is no password for the Redis user {name}; set TACHIKOMA_REDIS_PASSWORD_FILE"
-            )
+            raise ConfigurationError(f"the Redis user {name} has no password; set TACHIKOMA_REDIS_PASSWORD_FILE")
         tls = None
         if parts.scheme == "rediss":
             certificate, key = settings.redis_certificate, settings.redis_key
             if (certificate is None) != (key is None):
-                raise ConfigurationError("TACHIKOMA_REDIS_CERTIFICATE and TACHIKOMA_REDIS_KEY are set together or not")
+                raise ConfigurationError(
+                    "only one of TACHIKOMA_REDIS_CERTIFICATE and TACHIKOMA_REDIS_KEY is set; set both or none"
+                )
             pair = (certificate, key) if certificate is not None and key is not None else None
             tls = Tls(settings.redis_ca, pair, identity)
         return cls(url, credentials, tls)
 
     @property
     def connection_options(self) -> dict[str, Any]:
-        """What each connection of redis-py is given beside its address, also by kombu."""
-        # No CLIENT SETINFO: it tells nobody anything, and Redis 7.0 and 7.2 want different ACL rules for it.
+        """Options of every connection of redis-py beside its address, also of kombu's connections."""
+        # No CLIENT SETINFO: it has no use here, and Redis 7.0 and 7.2 need different ACL rules for it.
         options: dict[str, Any] = {"driver_info": None}
         if self.credentials is not None:
             options |= {"credential_provider": self.credentials, "username": None, "password": None}
@@ -266,15 +173,15 @@ class RedisAccess:
 
 
 def connect(server: RedisAccess | str, *, name: str, max_connections: int = 64) -> Redis:
-    """A client whose commands are repeated once on a broken connection.
+    """Return a client that repeats each command once when its connection breaks.
 
-    So a restart of Redis costs no request. Every command sent through it must bear repetition: the Lua scripts
-    compare before they set, changes and claims are known by a token, and appends to an output carry their own number.
+    So a restart of Redis fails no request. Every command must therefore be safe to repeat: the Lua scripts compare
+    before they set, changes and claims carry a token, and appends to an output carry their own number.
 
     Args:
-        server: which Redis, or just its URL.
-        name: what Redis calls the connections.
-        max_connections: more are waited for.
+        server: the server, or its URL.
+        name: name of the connections in `CLIENT LIST`.
+        max_connections: most connections at once; a command waits for a free one.
     """
     access = server if isinstance(server, RedisAccess) else RedisAccess(check_url(server))
     address: dict[str, Any] = {**redis_asyncio.connection.parse_url(access.url)}
@@ -296,5 +203,5 @@ def connect(server: RedisAccess | str, *, name: str, max_connections: int = 64) 
 
 
 def wrong_type(error: Exception) -> bool:
-    """Whether a name holds another kind of value than belongs there; nobody but who means harm puts one there."""
+    """Return True if a key contains a value of another type, which only tampering can cause."""
     return isinstance(error, ResponseError) and "WRONGTYPE" in str(error)

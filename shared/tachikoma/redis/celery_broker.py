@@ -18,7 +18,8 @@ from kombu.transport import TRANSPORT_ALIASES, redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, ResponseError
 
-from tachikoma.redis.access import BrokerTlsConnection, RedisAccess, celery_url
+from tachikoma.redis.access import RedisAccess, celery_url
+from tachikoma.redis.tls import BrokerTlsConnection
 
 __all__ = ["WORKER", "BrokerChannel", "BrokerTransport", "ResultBackend", "install", "result_backend", "settings"]
 

@@ -1,18 +1,14 @@
-"""Who may do what in Redis: the ACL user of each part, made from the names in `keys.py`.
+"""The Redis ACL users of all parts, with their rights, made from the names in `keys.py`.
 
-Whoever needs a further command or name in Redis adds it to one of the tables below; the tests run the whole system
-under them, and fail when anything is denied. `docs/redis.md` is for operators, `docs/decisions/0013` says why.
+A part that needs a further command or name in Redis gets it in one of the tables below. The tests run the whole system
+with these users and fail when Redis denies a command. `docs/redis.md` is for operators; `docs/decisions/0013` has the
+reasons. Redis's rules are described at https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
-import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from tachikoma.errors import ConfigurationError
 from tachikoma.redis import keys
@@ -32,51 +28,52 @@ __all__ = [
     "SERVICES",
     "SUBMITTER",
     "Grant",
-    "Passwords",
-    "acl_file",
     "agent_user",
-    "agents_in",
     "application_user",
     "grants_of",
     "is_application",
-    "read_password",
     "rules",
 ]
 
+#: User of each orchestrator.
 ORCHESTRATOR = "orchestrator"
+#: User of `tachikoma flower`.
 FLOWER = "flower"
-#: Celery beat.
+#: User of Celery beat.
 BEAT = "beat"
-#: Celery's side of `tachikoma submitter`.
+#: User of Celery's side of `tachikoma submitter`.
 SUBMITTER = "submitter"
-#: Rules of the user `default`. It is off, so that nobody can connect as it, and yet it may do everything: Redis before
-#: 7.4 replays the append-only file as this user, and drops each script's and transaction's writes that `default` may
-#: not make (redis#14541). With `off` alone, a restart lost everything that was accepted since the last rewrite.
+#: Rules of the user `default`. It is off, so no client can connect as it, but it has all rights: Redis before 7.4
+#: replays the append-only file as this user, and drops the writes of scripts and transactions that `default` may not
+#: make (redis#14541). With `off` alone, a restart lost everything that was accepted since the last rewrite.
 DEFAULT_USER_RULES = "off ~* &* +@all"
-#: `tachikoma redis check`.
+#: User of `tachikoma redis check`.
 CHECK = "check"
-#: Whoever loads ACL files and repairs things; the only one with all rights.
+#: User of operators who load ACL files and repair values; the only enabled one with all rights.
 ADMIN = "admin"
-#: What orchestrators that let agents join make and remove agents' users with. It can give any user any right.
+#: User by which orchestrators create and remove the users of agents that join. It can give any user any right.
 ENROLLER = "enroller"
+#: Prefix of the users of agents.
 AGENT_PREFIX = "agent."
-#: Celery applications that send requests of their own.
+#: Prefix of the users of Celery applications that send requests.
 APPLICATION_PREFIX = "app."
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Commands, and the keys and channels they may be used on. Without any, they are commands that touch none."""
+    """Commands, and the keys and channels they may be used on; with neither, commands that touch none."""
 
+    #: Names of commands, separated by spaces; `a|b` is the subcommand b of a, `@a` a category.
     commands: str
-    #: Patterns of keys whose values it may learn, and of keys it may change.
+    #: Patterns of keys whose values the commands may read.
     read: tuple[str, ...] = ()
+    #: Patterns of keys that the commands may change.
     write: tuple[str, ...] = ()
-    #: Patterns of channels. PSUBSCRIBE takes exactly these, as they stand here.
+    #: Patterns of channels. PSUBSCRIBE needs exactly one of these patterns as its argument.
     channels: tuple[str, ...] = ()
 
     def words(self) -> list[str]:
-        """As rules of Redis."""
+        """Return the grant as rules of Redis."""
         both = [name for name in self.read if name in self.write]
         return [
             *(f"+{command}" for command in self.commands.split()),
@@ -87,12 +84,12 @@ class Grant:
         ]
 
 
-#: What every connection does. AUTH and HELLO need no right. No SELECT: everything is in database 0.
+#: Commands of every connection. AUTH and HELLO need no right. No SELECT: all values are in database 0.
 _CONNECTION = Grant("client|setname ping")
 
 
 def _agent(agent: str) -> tuple[Grant, ...]:
-    """An agent takes from its queue and cannot put there; of its other names it may change what is its own to say."""
+    """Return the rights of an agent: to take from its queue, never to push to it, and to write its own reports."""
     queue, info, events, control = keys.queue(agent), keys.info(agent), keys.events(agent), keys.control(agent)
     claims, outputs, results = keys.claim(agent, "*"), keys.output(agent, "*"), keys.result(agent, "*")
     cancels, reads = keys.cancel(agent, "*"), keys.read(agent, "*")
@@ -100,9 +97,9 @@ def _agent(agent: str) -> tuple[Grant, ...]:
         _CONNECTION,
         Grant("unsubscribe"),
         Grant("brpop", read=(queue,), write=(queue,)),
-        # Its registration: for `tachikoma worker health`.
+        # The registration is read by `tachikoma worker health`.
         Grant("get", read=(info, claims, cancels, reads)),
-        # SET with GET: what a restarted worker finds there is what it tells once more.
+        # SET with GET: a restarted worker publishes again the result that is stored.
         Grant("set", read=(results,), write=(info, claims, results)),
         Grant("xadd xdel", write=(outputs,)),
         Grant("xrevrange", read=(outputs,)),
@@ -112,11 +109,12 @@ def _agent(agent: str) -> tuple[Grant, ...]:
     )
 
 
+#: Rights of an orchestrator: its own names, and the parts of agents' names that it needs.
 _ORCHESTRATOR = (
     _CONNECTION,
     # Without keys, `@blocking` is WAIT and WAITAOF; the latter by its name is an error to Redis 7.0.
     Grant("multi exec time scan script|load unsubscribe @blocking"),
-    # What its scripts may do with these keys is said by the lines below: Redis asks again for each command in them.
+    # Redis checks each command of a script again, so the lines below limit what scripts may do with these keys.
     Grant("evalsha", read=(keys.ALL_OURS, keys.ALL_QUEUES), write=(keys.ALL_OURS, keys.ALL_QUEUES)),
     Grant(
         "get exists expire pexpire incr hget hset hsetnx hmget hgetall hdel hkeys hvals hexists sadd srem scard "
@@ -124,7 +122,7 @@ _ORCHESTRATOR = (
         read=(keys.ALL_OURS,),
         write=(keys.ALL_OURS,),
     ),
-    # Neither a record nor the trail can be deleted or written over.
+    # Neither a ledger record nor the audit trail can be deleted or replaced.
     Grant("set", write=(keys.parked("*"), keys.audit_lock("*"), keys.enrolment("*"))),
     Grant("set", write=(keys.claim("*", "*"), keys.cancel("*", "*"), keys.read("*", "*"))),
     Grant("del", write=(keys.parked("*"), keys.audit_lock("*"), keys.enrolment("*"))),
@@ -137,7 +135,7 @@ _ORCHESTRATOR = (
     Grant("subscribe", channels=(keys.output("*", "*"),)),
 )
 
-#: It puts nudges on the submitter's queue, and has names of its own.
+#: Rights of Celery beat: to push hints to the submitter's queue, and RedBeat's own names.
 _BEAT = (
     _CONNECTION,
     Grant("multi exec script|load"),
@@ -154,7 +152,7 @@ _QUEUES = (keys.SUBMIT, keys.BATCH)
 _UNACKED = keys.unacked("*")
 _APPLICATION_RESULTS = (keys.application_result("*", "*"), keys.ALL_OWN_RESULTS)
 
-#: Celery takes messages and keeps them; results, groups and callbacks are the applications'.
+#: Rights of Celery's side of the submitter: its queues and messages; results, groups and callbacks of applications.
 _SUBMITTER = (
     _CONNECTION,
     Grant("multi exec unwatch unsubscribe script|load time"),
@@ -169,7 +167,7 @@ _SUBMITTER = (
         read=(*_QUEUES, keys.SUBMITTERS, *_UNACKED, keys.ALL_GROUPS),
         write=(*_QUEUES, keys.SUBMITTERS, *_UNACKED, keys.ALL_GROUPS),
     ),
-    # An application's own task may be what follows a chord, which ends when the chord fails.
+    # An application's own task may be the body of a chord, which fails together with the chord.
     Grant("get set setex", read=_APPLICATION_RESULTS, write=_APPLICATION_RESULTS),
     Grant("publish", channels=_APPLICATION_RESULTS),
     Grant(
@@ -182,7 +180,7 @@ _SUBMITTER = (
 
 
 def _application(name: str) -> tuple[Grant, ...]:
-    """An application puts on the submitters' queue, and learns of its own results and of groups."""
+    """Return the rights of an application: to push to the submitters' queue, its own results, and groups."""
     results = keys.application_result(name, "*")
     return (
         _CONNECTION,
@@ -197,10 +195,11 @@ def _application(name: str) -> tuple[Grant, ...]:
     )
 
 
+#: Rights of the users that every installation has.
 SERVICES: dict[str, tuple[Grant, ...]] = {
     ORCHESTRATOR: _ORCHESTRATOR,
     SUBMITTER: _SUBMITTER,
-    # It listens. There is no key that it may so much as read.
+    # Flower listens to events. It may not read any key.
     FLOWER: (
         _CONNECTION,
         Grant("punsubscribe"),
@@ -217,22 +216,22 @@ SERVICES: dict[str, tuple[Grant, ...]] = {
     ADMIN: (Grant("@all", read=("*",), write=("*",), channels=("*",)),),
 }
 
-#: Services that not everybody has.
+#: Rights of the users that only some installations have.
 OPTIONAL: dict[str, tuple[Grant, ...]] = {
     ENROLLER: (
         _CONNECTION,
         Grant("acl|setuser acl|deluser acl|save"),
-        # The queue and the registration of an agent that was cut off.
+        # The queue and the registration of a revoked agent are removed.
         Grant("del", write=(keys.ALL_QUEUES,)),
     ),
 }
 
 
 def grants_of(user: str) -> tuple[Grant, ...]:
-    """What a user may do.
+    """Return the rights of a user.
 
     Raises:
-        ConfigurationError: there is no such user.
+        ConfigurationError: no part of Tachikoma has a user of this name.
     """
     services = SERVICES | OPTIONAL
     if user in services:
@@ -242,35 +241,35 @@ def grants_of(user: str) -> tuple[Grant, ...]:
         if name != user and is_identifier(name):
             return grants(name)
     raise ConfigurationError(
-        f"{user!r} is no Redis user of ours; they are {', '.join(services)}, {AGENT_PREFIX}<id> and "
+        f"{user!r} is not a Redis user of Tachikoma; they are {', '.join(services)}, {AGENT_PREFIX}<id> and "
         f"{APPLICATION_PREFIX}<name>"
     )
 
 
 def agent_user(agent: str) -> str:
-    """Name of an agent's user."""
+    """Return the name of an agent's user."""
     return f"{AGENT_PREFIX}{agent}"
 
 
 def application_user(name: str) -> str:
-    """Name of an application's user."""
+    """Return the name of an application's user."""
     return f"{APPLICATION_PREFIX}{name}"
 
 
 def is_application(user: str) -> bool:
-    """Whether it is the name of an application's user."""
+    """Return True if a name is that of an application's user."""
     return user.startswith(APPLICATION_PREFIX) and is_identifier(user.removeprefix(APPLICATION_PREFIX))
 
 
 def rules(user: str, hashes: Iterable[str]) -> list[str]:
-    """A user's rules, from nothing on: the words after `ACL SETUSER <user>`, and after `user <user>` in an ACL file.
+    """Return a user's complete rules: the words after `ACL SETUSER <user>`, and after `user <user>` in an ACL file.
 
     Args:
-        user: its name.
-        hashes: SHA-256 of each of its passwords, in hex.
+        user: name of the user.
+        hashes: SHA-256 of each of the user's passwords, in hexadecimal.
 
     Raises:
-        ConfigurationError: there is no such user.
+        ConfigurationError: no part of Tachikoma has a user of this name.
     """
     grants = grants_of(user)
     words = ["reset", "resetchannels", "on", *(f"#{digest}" for digest in hashes), "-@all"]
@@ -281,105 +280,5 @@ def rules(user: str, hashes: Iterable[str]) -> list[str]:
         if not (grant.read or grant.write or grant.channels):
             words += grant.words()
             rest.remove(grant)
-    # Each further grant is a selector: its commands are allowed on its own names, and on no other grant's.
+    # Each further grant is a selector, so that its commands are allowed on its own names only.
     return words + [f"(resetchannels -@all {' '.join(grant.words())})" for grant in rest]
-
-
-def read_password(path: Path) -> str:
-    """The password in a file: its first line.
-
-    Raises:
-        ConfigurationError: it cannot be read, or there is none.
-    """
-    return _read_passwords(path)[0]
-
-
-def _read_passwords(path: Path) -> list[str]:
-    try:
-        found = path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"cannot read the Redis password in {path}: {error}") from error
-    if not found:
-        raise ConfigurationError(f"there is no password in {path}; `tachikoma redis acl` makes one where no file is")
-    return found
-
-
-class Passwords:
-    """A folder with a file for each user, of the user's name; so it is also the list of who there is.
-
-    A file holds one password a line. Clients use the first; Redis takes all, so that a password can be replaced without
-    anybody being locked out.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        """Take the folder, or make it.
-
-        Raises:
-            ConfigurationError: it cannot be made.
-        """
-        self.folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise ConfigurationError(f"cannot use the folder of passwords {folder}: {error}") from error
-
-    def path(self, user: str) -> Path:
-        """Where a user's password is."""
-        return self.folder / user
-
-    def users(self) -> list[str]:
-        """Who has one: services first, in their order, then agents."""
-        names = {path.name for path in self.folder.iterdir() if not path.name.startswith(".")}
-        for name in names:
-            grants_of(name)
-        services = SERVICES | OPTIONAL
-        return [*(name for name in services if name in names), *sorted(names - services.keys())]
-
-    def make(self, user: str) -> None:
-        """Make a password, unless there is one.
-
-        Raises:
-            ConfigurationError: there is no such user, or the file cannot be written.
-        """
-        grants_of(user)
-        try:
-            descriptor = os.open(self.path(user), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return
-        except OSError as error:
-            raise ConfigurationError(f"cannot write the password of {user} to {self.path(user)}: {error}") from error
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(f"{secrets.token_hex(32)}\n")
-
-    def hashes(self, user: str) -> list[str]:
-        """What Redis knows a user's passwords by.
-
-        Raises:
-            ConfigurationError: the file cannot be read, or is empty.
-        """
-        return [hashlib.sha256(password.encode()).hexdigest() for password in _read_passwords(self.path(user))]
-
-
-def agents_in(acl: str) -> dict[str, list[str]]:
-    """Users of agents in an ACL file, with the SHA-256 of their passwords; who joined is nowhere else."""
-    found = {}
-    for line in acl.splitlines():
-        word, _, rest = line.partition(" ")
-        name, *words = rest.split() or [""]
-        if word == "user" and is_identifier(name.removeprefix(AGENT_PREFIX)) and name.startswith(AGENT_PREFIX):
-            found[name] = [item[1:] for item in words if re.fullmatch("#[0-9a-f]{64}", item)]
-    return found
-
-
-def acl_file(passwords: Passwords, *, joined: Mapping[str, Iterable[str]] | None = None) -> str:
-    """The ACL file of all users that have a password.
-
-    Args:
-        passwords: theirs.
-        joined: further users of agents, by name, with the SHA-256 of their passwords.
-    """
-    hashes = {user: passwords.hashes(user) for user in passwords.users()}
-    everybody = {**hashes, **{user: given for user, given in (joined or {}).items() if user not in hashes}}
-    lines = [f"user default {DEFAULT_USER_RULES}"]
-    lines += (f"user {user} {' '.join(rules(user, given))}" for user, given in everybody.items())
-    return "\n".join(lines) + "\n"

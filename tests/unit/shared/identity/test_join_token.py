@@ -22,7 +22,6 @@ from tachikoma.identity.files import finish_writing, write_identity
 from tachikoma.identity.join_token import Joined, JoinToken, agent_of
 from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId, TrustBundle, agent_id, dns_names
 from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE, FileSvidSource, Svid
-from tachikoma.redis.users import Passwords, acl_file, agents_in, rules
 from tachikoma_orchestrator.api.join_service import MAX_ADDRESSES, MAX_REFUSALS, Attempts
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings
 from tachikoma_worker.command import worker
@@ -268,25 +267,6 @@ def test_everybody_has_one_network_of_ipv6_and_memory_is_bounded() -> None:
     for number in range(2 * MAX_ADDRESSES):
         attempts.refused(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
     assert len(attempts._refused) == MAX_ADDRESSES
-
-
-# --- users of Redis ---------------------------------------------------------------------------------------------------
-
-
-def test_agents_that_joined_stay_in_an_acl_file_that_is_printed_again(tmp_path: Path) -> None:
-    passwords = Passwords(tmp_path)
-    for user in ("orchestrator", "agent.web-1"):
-        passwords.make(user)
-    digest = "ab" * 32
-    live = (
-        f"user default off\nuser orchestrator on #{'0' * 64} ~*\nuser agent.web-1 on #{'1' * 64} -@all\n"
-        f"user agent.web-2 on sanitize-payload #{digest} -@all (+@all ~*)\nuser agent.* on +@all\n\nnonsense\n"
-    )
-    printed = acl_file(passwords, joined=agents_in(live)).splitlines()
-    assert [line.split()[1] for line in printed] == ["default", "orchestrator", "agent.web-1", "agent.web-2"]
-    # With their passwords, but the rights they should have.
-    assert printed[-1] == f"user agent.web-2 {' '.join(rules('agent.web-2', [digest]))}"
-    assert f"#{'1' * 64}" not in printed[2]
 
 
 # --- before anything is asked or told ---------------------------------------------------------------------------------

@@ -45,14 +45,14 @@ def test_celery_gets_the_same_server_and_no_password(url: str, celery: str) -> N
 
 @pytest.mark.parametrize("url", ["", "h:1", "http://h", "secret@h", "sentinel://h"])
 def test_other_schemes_are_refused_without_repeating_them(url: str) -> None:
-    with pytest.raises(ConfigurationError, match="no way to reach Redis") as caught:
+    with pytest.raises(ConfigurationError, match=r"the URL of Redis has (the|no) scheme") as caught:
         check_url(url)
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("option", ["ssl_cert_reqs=none", "ssl_check_hostname=", "password=x", "db=0&protocol=3"])
 def test_a_url_cannot_switch_checks_off(option: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"only \?db= is taken there"):
+    with pytest.raises(ConfigurationError, match=r"only \?db= is accepted there"):
         check_url(f"rediss://h?{option}")
 
 
@@ -64,7 +64,7 @@ def test_who_one_is_to_redis(password: Path) -> None:
     assert credentials(redis_url="redis://h", **file) == ("agent.web-1", "current")
     assert credentials(redis_url="redis://me:pw@h", **file) == ("me", "current")
     assert credentials(redis_url="redis://me@h", redis_user="you", **file) == ("you", "current")
-    with pytest.raises(ConfigurationError, match="no password for the Redis user me"):
+    with pytest.raises(ConfigurationError, match="the Redis user me has no password"):
         access(redis_url="redis://me@h")
 
 
@@ -86,7 +86,7 @@ def test_no_password_is_shown(password: Path) -> None:
 def test_tls_needs_certificates(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="needs an identity"):
         access(redis_url="rediss://h")
-    with pytest.raises(ConfigurationError, match="set together or not"):
+    with pytest.raises(ConfigurationError, match="only one of"):
         access(redis_url="rediss://h", redis_ca=tmp_path, redis_key=tmp_path)
     file = tmp_path / "file"
     file.write_bytes(b"\xffno certificate")
