@@ -52,7 +52,7 @@ def test_a_folder_or_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text(" \n")
     with pytest.raises(ConfigurationError, match="cannot use the folder of passwords"):
         Passwords(tmp_path / "file")
-    with pytest.raises(ConfigurationError, match=r"there is no password in .*file; `tachikoma redis acl` generates one"):
+    with pytest.raises(ConfigurationError, match=r"there is no password in .*file; `tachikoma redis acl` gen"):
         read_password(tmp_path / "file")
     with pytest.raises(ConfigurationError, match="cannot read the Redis password"):
         read_password(tmp_path / "missing")
