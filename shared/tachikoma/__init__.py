@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 if TYPE_CHECKING:
-    from tachikoma.client.aio import AsyncClient, Client
+    from tachikoma.client.aio import AsyncClient
     from tachikoma.client.profile import Profile
+    from tachikoma.client.sync import Client
     from tachikoma.errors import (
         AgentDraining,
         AgentOffline,
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
 _MODULES = {
     # clients
     "AsyncClient": "client.aio",
-    "Client": "client.aio",
+    "Client": "client.sync",
     "Profile": "client.profile",
     # requests and results
     "ExecRequest": "vocabulary.requests",

@@ -15,6 +15,7 @@ from support import AGENT, Cli, plain_channel, request
 
 from tachikoma import Client, InvalidRequest, PermissionDenied, Profile, Unauthenticated, Unavailable
 from tachikoma.client import wire
+from tachikoma.client.rpc_errors import error_from_rpc
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
@@ -161,7 +162,7 @@ def test_a_malformed_request_is_an_invalid_argument_with_its_field(
         RemoteExecutionStub(channel).Execute(message)
     assert failure.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert what in failure.value.details()
-    error = wire.error_from_rpc(failure.value.code(), "", failure.value.trailing_metadata())
+    error = error_from_rpc(failure.value.code(), "", failure.value.trailing_metadata())
     assert type(error) is InvalidRequest
 
 

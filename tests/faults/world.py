@@ -26,8 +26,8 @@ from relay import Relays
 from support import gone, wait_until
 
 from tachikoma import AgentOffline, ExecRequest, ExecState, Unavailable
-from tachikoma.client.aio import Client
 from tachikoma.client.profile import Profile
+from tachikoma.client.sync import Client
 from tachikoma.dev.stack import Part, Stack
 from tachikoma.redis import keys
 

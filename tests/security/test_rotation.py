@@ -188,4 +188,4 @@ async def test_a_rollover_of_the_root_under_running_commands_and_open_streams_fa
             async for item in client.attach(status.id):
                 if item.result is not None:
                     assert item.result.state is ExecState.SUCCEEDED, item.result
-        assert client._used.bundle.roots == (rotating.new.certificate,)
+        assert client._connection._used.bundle.roots == (rotating.new.certificate,)

@@ -25,7 +25,7 @@ import structlog
 from cryptography import x509
 from redis.exceptions import RedisError, ResponseError
 
-from tachikoma.client.wire import STATUS_DETAILS, error_to_details
+from tachikoma.client.rpc_errors import STATUS_DETAILS, error_to_details
 from tachikoma.errors import PermissionDenied, ServerError, TachikomaError, Unauthenticated, Unavailable
 from tachikoma.identity.join_token import agent_of
 from tachikoma.identity.spiffe import InvalidIdentity, TrustBundles, is_agent

@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 import structlog
 
-from tachikoma.client.wire import STATUS_DETAILS, error_to_details
+from tachikoma.client.rpc_errors import STATUS_DETAILS, error_to_details
 from tachikoma.errors import InvalidRequest, ResourceExhausted, Unauthenticated
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import JoiningServicer

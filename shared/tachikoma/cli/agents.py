@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable, table
-from tachikoma.client.aio import Client
+from tachikoma.client.sync import Client
 from tachikoma.errors import InvalidRequest
 from tachikoma.vocabulary.agents import AgentInfo
 from tachikoma.vocabulary.states import ExecState

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable, short_id, table
-from tachikoma.client.aio import Client
+from tachikoma.client.sync import Client
 from tachikoma.errors import InvalidRequest
 from tachikoma.vocabulary.results import Approval, ExecStatus
 from tachikoma.vocabulary.types import format_duration

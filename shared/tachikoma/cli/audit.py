@@ -18,8 +18,8 @@ from rich.text import Text
 from tachikoma.audit.chain import read_events, verify_files
 from tachikoma.audit.ocsf import to_ocsf
 from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable, short_id, table
-from tachikoma.client.aio import Client
 from tachikoma.client.profile import Profile
+from tachikoma.client.sync import Client
 from tachikoma.errors import ConfigurationError, NotFound
 from tachikoma.identity.open import open_identity
 from tachikoma.identity.spiffe import SpiffeId, TrustBundle, service_id

@@ -13,7 +13,7 @@ from pathlib import Path
 import typer
 
 from tachikoma.cli.audit import show_events
-from tachikoma.client.aio import Client
+from tachikoma.client.sync import Client
 from tachikoma.dev.stack import Stack
 from tachikoma.errors import PermissionDenied, TachikomaError
 from tachikoma.vocabulary.requests import ExecRequest

@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from tachikoma.cli.show import Output, OutputOption, as_json, clock, colour_of, printable, short_id, table
-from tachikoma.client.aio import Client
+from tachikoma.client.sync import Client
 from tachikoma.errors import InvalidRequest
 from tachikoma.vocabulary.results import CancelOutcome, ExecStatus
 from tachikoma.vocabulary.states import ExecState

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from tachikoma.cli.authority import ca
 from tachikoma.cli.show import Output, OutputOption, clock, printable, table
-from tachikoma.client.aio import Client
 from tachikoma.client.profile import Profile
+from tachikoma.client.sync import Client
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.open import ENDPOINT_VARIABLE, open_identity
 from tachikoma.identity.spiffe import InvalidIdentity, TrustBundle, key_digest

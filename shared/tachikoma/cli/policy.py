@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from tachikoma.cli.audit import trail_of
 from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable
-from tachikoma.client.aio import Client
+from tachikoma.client.sync import Client
 from tachikoma.errors import ConfigurationError, InvalidRequest
 from tachikoma.policy.decide import SEARCH_PATH, PolicySet
 from tachikoma.policy.decision import Decision

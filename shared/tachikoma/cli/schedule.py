@@ -14,7 +14,7 @@ import typer
 from rich.text import Text
 
 from tachikoma.cli.show import Output, OutputOption, as_json, clock, colour_of, printable, short_id, table
-from tachikoma.client.aio import Client
+from tachikoma.client.sync import Client
 from tachikoma.schedules.file import ScheduleFile, ScheduleSet
 from tachikoma.vocabulary.schedules import DueOutcome, ScheduledRun, ScheduleStatus
 

@@ -1,29 +1,40 @@
-"""Between the vocabulary and its protobuf messages, and between errors and gRPC statuses.
+"""The protobuf form of each model of the vocabulary, as tables of fields.
 
-One function per type and direction. Whatever comes in is validated by the models, so both sides may be hostile.
+Each table has one row for each field; `converters` says how a row is read. Models validate their values, so a message
+of a hostile peer is refused, on either side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-import grpc
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import DecodeError, Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
-from google.rpc.status_pb2 import Status
 from pydantic import ValidationError
 
-from tachikoma.errors import InvalidRequest, ServerError, TachikomaError, Unauthenticated, Unavailable, by_reason
+from tachikoma.client.converters import (
+    DURATION,
+    HEX,
+    HEX_LIST,
+    MAP,
+    SAME,
+    TIMESTAMP,
+    TUPLE,
+    Converter,
+    Presence,
+    WireField,
+    WireFormat,
+    enumeration,
+    many,
+    nested,
+)
+from tachikoma.errors import InvalidRequest, ServerError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.agents import AgentInfo, AgentTrust, Enrolment, Revocation
 from tachikoma.vocabulary.audit import AuditedRequest, ExecAuditLog
 from tachikoma.vocabulary.limits import ResourceLimits, ResourceUsage
-from tachikoma.vocabulary.model import Model, describe_validation_error
+from tachikoma.vocabulary.model import describe_validation_error
 from tachikoma.vocabulary.policies import PolicyStatus
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.results import (
@@ -38,86 +49,259 @@ from tachikoma.vocabulary.results import (
     OutputKind,
     OutputSummary,
 )
-from tachikoma.vocabulary.schedules import DueOutcome, Missed, Overlap, ScheduledRun, ScheduleStatus
+from tachikoma.vocabulary.schedules import DueOutcome, ScheduledRun, ScheduleStatus
 from tachikoma.vocabulary.states import ExecState
 
-#: The domain of `google.rpc.ErrorInfo`.
-ERROR_DOMAIN = "tachikoma.exec.v1"
-#: Where gRPC keeps the rich status (grpc/status, all languages).
-STATUS_DETAILS = "grpc-status-details-bin"
+__all__ = [
+    "FORMATS",
+    "agent_from_pb",
+    "agent_to_pb",
+    "approval_from_pb",
+    "approval_to_pb",
+    "audit_from_pb",
+    "audit_to_pb",
+    "cancel_from_pb",
+    "cancel_to_pb",
+    "enroll_to_pb",
+    "enrolment_from_pb",
+    "enrolment_to_pb",
+    "output_from_pb",
+    "output_to_pb",
+    "policy_status_from_pb",
+    "policy_status_to_pb",
+    "request_from_pb",
+    "request_to_pb",
+    "response_from_pb",
+    "response_to_pb",
+    "revocation_from_pb",
+    "revocation_to_pb",
+    "schedule_from_pb",
+    "schedule_to_pb",
+    "scheduled_run_from_pb",
+    "scheduled_run_to_pb",
+    "states_from_pb",
+    "states_to_pb",
+    "status_from_pb",
+    "status_to_pb",
+    "timestamp_from_pb",
+    "timestamp_to_pb",
+]
+
+_STATE = enumeration(ExecState, pb.ExecState.Value, "EXEC_STATE")
+_CANCEL_OUTCOME = enumeration(CancelOutcome, pb.CancelOutcome.Value, "CANCEL_OUTCOME")
+_DUE_OUTCOME = enumeration(DueOutcome, pb.DueOutcome.Value, "DUE_OUTCOME")
 
 
-def timestamp_to_pb(value: datetime | None) -> Timestamp | None:
-    if value is None:
-        return None
-    message = Timestamp()
-    message.FromDatetime(value)
-    return message
+def _plain(*names: str) -> tuple[WireField, ...]:
+    """Make rows of scalars that are always read."""
+    return tuple(WireField(name) for name in names)
 
 
-def _datetime(value: Timestamp) -> datetime:
-    return value.ToDatetime(tzinfo=UTC)
+def _optional(*names: str, converter: Converter[Any, Any] = SAME) -> tuple[WireField, ...]:
+    """Make rows of fields that may be unset, which is None."""
+    return tuple(WireField(name, converter, Presence.OPTIONAL) for name in names)
 
 
-def _duration(value: timedelta) -> Duration:
-    message = Duration()
-    message.FromTimedelta(value)
-    return message
+# --- requests and results ---------------------------------------------------------------------------------------------
 
+_LIMITS = WireFormat(
+    ResourceLimits,
+    pb.ResourceLimits,
+    _optional("memory", "swap", "cpus", "cpu_weight", "pids", "io_read", "io_write"),
+)
+_USAGE = WireFormat(
+    ResourceUsage,
+    pb.ResourceUsage,
+    _optional("cpu_seconds", "peak_memory", "peak_pids", "io_read", "io_written", "oom_kills"),
+)
+_REQUEST = WireFormat(
+    ExecRequest,
+    pb.ExecRequest,
+    (
+        WireField("id", presence=Presence.NONZERO),
+        WireField("command", TUPLE),
+        WireField("environment", MAP),
+        *_plain("agent_id", "work_dir", "stdin", "user", "interactive", "tty", "requested_by"),
+        *_optional("timeout", converter=DURATION),
+        *_optional("request_time", converter=TIMESTAMP),
+        *_optional("limits", converter=nested(_LIMITS)),
+    ),
+)
+_SUMMARY = WireFormat(OutputSummary, pb.OutputSummary, (WireField("sha256", HEX), *_plain("total_bytes", "truncated")))
+_KILL = WireFormat(
+    KillReceipt,
+    pb.KillReceipt,
+    (*_plain("empty", "whole"), WireField("signals", TUPLE), WireField("survivors", TUPLE)),
+)
+_RESPONSE = WireFormat(
+    ExecResponse,
+    pb.ExecResponse,
+    (
+        *_plain("id", "agent_id", "exit_code", "signal", "stdout", "stderr", "error", "cancelled"),
+        WireField("state", _STATE),
+        WireField("stdout_summary", nested(_SUMMARY)),
+        WireField("stderr_summary", nested(_SUMMARY)),
+        *_optional("start_time", "end_time", converter=TIMESTAMP),
+        WireField("duration", DURATION),
+        WireField("usage", nested(_USAGE)),
+        *_optional("kill", converter=nested(_KILL)),
+    ),
+)
+_TRANSITION = WireFormat(ExecTransition, pb.ExecTransition, (WireField("state", _STATE), WireField("time", TIMESTAMP)))
+_STATUS = WireFormat(
+    ExecStatus,
+    pb.ExecStatus,
+    (
+        *_plain("id", "agent_id", "requested_by", "exit_code", "error", "policy_applied", "cancel_requested_by"),
+        *_plain("user", "work_dir", "approved_by", "approval_reason"),
+        WireField("state", _STATE),
+        WireField("command", TUPLE),
+        WireField("approvers", TUPLE),
+        WireField("request_time", TIMESTAMP),
+        *_optional("start_time", "end_time", "deadline", converter=TIMESTAMP),
+        WireField("timeout", DURATION),
+        WireField("history", many(_TRANSITION)),
+    ),
+)
+_CANCEL = WireFormat(
+    CancelResponse,
+    pb.CancelResponse,
+    (WireField("outcome", _CANCEL_OUTCOME), WireField("status", nested(_STATUS))),
+)
+_APPROVAL = WireFormat(
+    Approval,
+    pb.Approval,
+    (
+        WireField("status", nested(_STATUS)),
+        WireField("request", nested(_REQUEST)),
+        WireField("digest", HEX),
+        WireField("policy"),
+        WireField("limits", nested(_LIMITS)),
+    ),
+)
 
-def _state(value: ExecState) -> pb.ExecState.ValueType:
-    return pb.ExecState.Value(f"EXEC_STATE_{value}")
+# --- output -----------------------------------------------------------------------------------------------------------
 
+_OUTPUT = WireFormat(ExecOutput, pb.ExecOutput, (*_plain("id", "seq"), *_optional("time", converter=TIMESTAMP)))
+#: The field of `ExecOutput`'s oneof for each kind; both have the same name. The attribute holds its content.
+_EVENTS: dict[OutputKind, WireField] = {
+    OutputKind.STDOUT: WireField("stdout", renamed="data"),
+    OutputKind.STDERR: WireField("stderr", renamed="data"),
+    OutputKind.STATUS: WireField("status", nested(_STATUS)),
+    OutputKind.GAP: WireField(
+        "gap",
+        Converter(lambda count: pb.OutputGap(missing_bytes=count), lambda gap: gap.missing_bytes),
+        renamed="missing_bytes",
+    ),
+    OutputKind.RESULT: WireField("result", nested(_RESPONSE)),
+}
 
-def _exec_state(value: int) -> ExecState:
-    return ExecState(pb.ExecState.Name(value).removeprefix("EXEC_STATE_"))  # type: ignore[arg-type]
+# --- agents, policy, audit, schedules ---------------------------------------------------------------------------------
 
+_TRUST = WireFormat(
+    AgentTrust,
+    pb.AgentTrust,
+    (
+        WireField("spiffe_id"),
+        WireField("expires", TIMESTAMP),
+        WireField("root", HEX),
+        WireField("bundle", HEX_LIST),
+    ),
+)
+_AGENT = WireFormat(
+    AgentInfo,
+    pb.Agent,
+    (
+        *_plain("id", "online", "version", "hostname", "running", "slots", "queued"),
+        *_plain("load", "memory_used", "disk_used"),
+        *_plain("draining", "drained_by", "drain_reason", "revoked", "revoked_by", "revoke_reason"),
+        WireField("labels", MAP),
+        WireField("warnings", TUPLE),
+        *_optional("last_seen", converter=TIMESTAMP),
+        *_optional("trust", converter=nested(_TRUST)),
+    ),
+)
+_ENROLMENT = WireFormat(Enrolment, pb.EnrollAgentResponse, (WireField("token"), WireField("expires", TIMESTAMP)))
+_REVOCATION = WireFormat(
+    Revocation,
+    pb.RevokeAgentResponse,
+    (WireField("id", renamed="agent_id"), *_plain("cancelled", "lost"), WireField("warnings", TUPLE)),
+)
+_POLICY_STATUS = WireFormat(
+    PolicyStatus,
+    pb.PolicyStatus,
+    (
+        WireField("digest", HEX),
+        WireField("since", TIMESTAMP),
+        *_plain("policies", "error", "host", "path"),
+    ),
+)
+_AUDITED_REQUEST = WireFormat(
+    AuditedRequest,
+    pb.AuditedRequest,
+    (
+        WireField("command", TUPLE),
+        WireField("environment", TUPLE),
+        *_plain("work_dir", "user", "interactive", "tty", "stdin_bytes"),
+        *_optional("timeout"),
+    ),
+)
+_AUDIT_EVENT = WireFormat(
+    ExecAuditLog,
+    pb.AuditEvent,
+    (
+        *_plain("cursor", "seq", "event", "id", "agent_id", "requested_by", "command", "exit_code", "client_ip"),
+        *_plain("authorized", "policy_applied", "reason", "actor", "rule", "command_hmac", "evidence_sha256"),
+        WireField("time", TIMESTAMP),
+        *_optional("start_time", converter=TIMESTAMP),
+        WireField("duration", DURATION),
+        *_optional("request", converter=nested(_AUDITED_REQUEST)),
+    ),
+)
+_SCHEDULED_RUN = WireFormat(
+    ScheduledRun,
+    pb.ScheduledRun,
+    (
+        WireField("due", TIMESTAMP),
+        WireField("time", TIMESTAMP),
+        WireField("outcome", _DUE_OUTCOME),
+        *_plain("id", "agent_id", "reason", "count", "requested_by"),
+        WireField("state", _STATE, Presence.NONZERO),
+        *_optional("first", converter=TIMESTAMP),
+    ),
+)
+_SCHEDULE = WireFormat(
+    ScheduleStatus,
+    pb.Schedule,
+    (
+        *_plain("name", "when", "agent_id", "enabled", "missed", "overlap", "paused", "paused_by", "pause_reason"),
+        WireField("command", TUPLE),
+        *_optional("paused_at", "next_due", converter=TIMESTAMP),
+        *_optional("last", converter=nested(_SCHEDULED_RUN)),
+    ),
+)
 
-def states_from_pb(values: Iterable[int]) -> frozenset[ExecState]:
-    """States that a caller names.
+#: Every table, for the test that no field is forgotten.
+FORMATS: tuple[WireFormat[Any, Any], ...] = (
+    _LIMITS, _USAGE, _REQUEST, _SUMMARY, _KILL, _RESPONSE, _TRANSITION, _STATUS, _CANCEL, _APPROVAL, _OUTPUT,
+    _TRUST, _AGENT, _ENROLMENT, _REVOCATION, _POLICY_STATUS, _AUDITED_REQUEST, _AUDIT_EVENT, _SCHEDULED_RUN, _SCHEDULE,
+)  # fmt: skip
 
-    Raises:
-        InvalidRequest: one of them is none.
-    """
-    try:
-        return frozenset(_exec_state(value) for value in values)
-    except ValueError as error:
-        raise InvalidRequest(f"states: {error}") from None
+# --- the functions ----------------------------------------------------------------------------------------------------
+# `…_from_pb` reads what a server sent (see `WireFormat.from_pb`).
 
-
-def states_to_pb(values: Iterable[ExecState]) -> list[pb.ExecState.ValueType]:
-    return [_state(value) for value in values]
-
-
-# --- requests ---------------------------------------------------------------------------------------------------------
-
-
-def request_to_pb(value: ExecRequest) -> pb.ExecRequest:
-    return pb.ExecRequest(
-        id=value.id,
-        agent_id=value.agent_id,
-        command=value.command,
-        work_dir=value.work_dir,
-        environment=value.environment,
-        stdin=value.stdin,
-        timeout=None if value.timeout is None else _duration(value.timeout),
-        user=value.user,
-        interactive=value.interactive,
-        tty=value.tty,
-        requested_by=value.requested_by,
-        request_time=timestamp_to_pb(value.request_time),
-        limits=None if value.limits is None else pb.ResourceLimits(**_given(value.limits)),
-    )
-
-
-def _given(value: Model) -> dict[str, Any]:
-    """The fields that are not None."""
-    return value.model_dump(by_alias=False, exclude_none=True)
-
-
-def _set_fields(message: Message) -> dict[str, Any]:
-    """The scalar fields that are set."""
-    return {field.name: value for field, value in message.ListFields()}
+request_to_pb = _REQUEST.to_pb
+response_to_pb, response_from_pb = _RESPONSE.to_pb, _RESPONSE.from_pb
+status_to_pb, status_from_pb = _STATUS.to_pb, _STATUS.from_pb
+cancel_to_pb, cancel_from_pb = _CANCEL.to_pb, _CANCEL.from_pb
+approval_to_pb, approval_from_pb = _APPROVAL.to_pb, _APPROVAL.from_pb
+agent_to_pb, agent_from_pb = _AGENT.to_pb, _AGENT.from_pb
+enrolment_to_pb = _ENROLMENT.to_pb
+revocation_to_pb, revocation_from_pb = _REVOCATION.to_pb, _REVOCATION.from_pb
+policy_status_to_pb, policy_status_from_pb = _POLICY_STATUS.to_pb, _POLICY_STATUS.from_pb
+audit_to_pb, audit_from_pb = _AUDIT_EVENT.to_pb, _AUDIT_EVENT.from_pb
+scheduled_run_to_pb, scheduled_run_from_pb = _SCHEDULED_RUN.to_pb, _SCHEDULED_RUN.from_pb
+schedule_to_pb, schedule_from_pb = _SCHEDULE.to_pb, _SCHEDULE.from_pb
 
 
 def request_from_pb(message: pb.ExecRequest) -> ExecRequest:
@@ -126,448 +310,73 @@ def request_from_pb(message: pb.ExecRequest) -> ExecRequest:
     Raises:
         InvalidRequest: a bound is broken.
     """
-    values: dict[str, Any] = {
-        "agent_id": message.agent_id,
-        "command": tuple(message.command),
-        "work_dir": message.work_dir,
-        "environment": dict(message.environment),
-        "stdin": message.stdin,
-        "user": message.user,
-        "interactive": message.interactive,
-        "tty": message.tty,
-        "requested_by": message.requested_by,
-    }
     try:
-        if message.id:
-            values["id"] = message.id
-        if message.HasField("timeout"):
-            values["timeout"] = message.timeout.ToTimedelta()
-        if message.HasField("request_time"):
-            values["request_time"] = _datetime(message.request_time)
-        if message.HasField("limits"):
-            values["limits"] = _set_fields(message.limits)
-        return ExecRequest(**values)
+        return _REQUEST.read(message)
     except ValidationError as error:
         raise InvalidRequest(f"invalid request: {describe_validation_error(error)}") from None
     except (ValueError, OverflowError) as error:
         raise InvalidRequest(f"invalid request: {error}") from None
 
 
-# --- what comes back --------------------------------------------------------------------------------------------------
-
-
-def _summary_to_pb(value: OutputSummary) -> pb.OutputSummary:
-    return pb.OutputSummary(
-        total_bytes=value.total_bytes, sha256=bytes.fromhex(value.sha256), truncated=value.truncated
-    )
-
-
-def _summary_from_pb(message: pb.OutputSummary) -> OutputSummary:
-    return OutputSummary(total_bytes=message.total_bytes, sha256=message.sha256.hex(), truncated=message.truncated)
-
-
-def response_to_pb(value: ExecResponse) -> pb.ExecResponse:
-    return pb.ExecResponse(
-        id=value.id,
-        agent_id=value.agent_id,
-        state=_state(value.state),
-        exit_code=value.exit_code,
-        signal=value.signal,
-        stdout=value.stdout,
-        stderr=value.stderr,
-        stdout_summary=_summary_to_pb(value.stdout_summary),
-        stderr_summary=_summary_to_pb(value.stderr_summary),
-        start_time=timestamp_to_pb(value.start_time),
-        end_time=timestamp_to_pb(value.end_time),
-        duration=_duration(value.duration),
-        error=value.error,
-        cancelled=value.cancelled,
-        usage=pb.ResourceUsage(**_given(value.usage)),
-        kill=None if value.kill is None else pb.KillReceipt(**value.kill.model_dump(by_alias=False)),
-    )
-
-
-def response_from_pb(message: pb.ExecResponse) -> ExecResponse:
-    return ExecResponse(
-        id=message.id,
-        agent_id=message.agent_id,
-        state=_exec_state(message.state),
-        exit_code=message.exit_code,
-        signal=message.signal,
-        stdout=message.stdout,
-        stderr=message.stderr,
-        stdout_summary=_summary_from_pb(message.stdout_summary),
-        stderr_summary=_summary_from_pb(message.stderr_summary),
-        start_time=_datetime(message.start_time) if message.HasField("start_time") else None,
-        end_time=_datetime(message.end_time) if message.HasField("end_time") else None,
-        duration=message.duration.ToTimedelta(),
-        error=message.error,
-        cancelled=message.cancelled,
-        usage=ResourceUsage(**_set_fields(message.usage)),
-        kill=KillReceipt(
-            empty=message.kill.empty,
-            whole=message.kill.whole,
-            signals=tuple(message.kill.signals),
-            survivors=tuple(message.kill.survivors),
-        )
-        if message.HasField("kill")
-        else None,
-    )
-
-
-def status_to_pb(value: ExecStatus) -> pb.ExecStatus:
-    return pb.ExecStatus(
-        id=value.id,
-        agent_id=value.agent_id,
-        state=_state(value.state),
-        command=value.command,
-        requested_by=value.requested_by,
-        request_time=timestamp_to_pb(value.request_time),
-        start_time=timestamp_to_pb(value.start_time),
-        end_time=timestamp_to_pb(value.end_time),
-        exit_code=value.exit_code,
-        error=value.error,
-        policy_applied=value.policy_applied,
-        cancel_requested_by=value.cancel_requested_by,
-        timeout=_duration(value.timeout),
-        user=value.user,
-        work_dir=value.work_dir,
-        history=[
-            pb.ExecTransition(state=_state(step.state), time=timestamp_to_pb(step.time)) for step in value.history
-        ],
-        deadline=timestamp_to_pb(value.deadline),
-        approvers=value.approvers,
-        approved_by=value.approved_by,
-        approval_reason=value.approval_reason,
-    )
-
-
-def status_from_pb(message: pb.ExecStatus) -> ExecStatus:
-    return ExecStatus(
-        id=message.id,
-        agent_id=message.agent_id,
-        state=_exec_state(message.state),
-        command=tuple(message.command),
-        requested_by=message.requested_by,
-        request_time=_datetime(message.request_time),
-        start_time=_datetime(message.start_time) if message.HasField("start_time") else None,
-        end_time=_datetime(message.end_time) if message.HasField("end_time") else None,
-        exit_code=message.exit_code,
-        error=message.error,
-        policy_applied=message.policy_applied,
-        cancel_requested_by=message.cancel_requested_by,
-        timeout=message.timeout.ToTimedelta(),
-        user=message.user,
-        work_dir=message.work_dir,
-        history=tuple(
-            ExecTransition(state=_exec_state(step.state), time=_datetime(step.time)) for step in message.history
-        ),
-        deadline=_datetime(message.deadline) if message.HasField("deadline") else None,
-        approvers=tuple(message.approvers),
-        approved_by=message.approved_by,
-        approval_reason=message.approval_reason,
-    )
-
-
-def approval_to_pb(value: Approval) -> pb.Approval:
-    return pb.Approval(
-        status=status_to_pb(value.status),
-        request=request_to_pb(value.request),
-        digest=bytes.fromhex(value.digest),
-        policy=value.policy,
-        limits=pb.ResourceLimits(**_given(value.limits)),
-    )
-
-
-def approval_from_pb(message: pb.Approval) -> Approval:
-    return Approval(
-        status=status_from_pb(message.status),
-        request=request_from_pb(message.request),
-        digest=message.digest.hex(),
-        policy=message.policy,
-        limits=ResourceLimits(**_set_fields(message.limits)),
-    )
-
-
 def output_to_pb(value: ExecOutput) -> pb.ExecOutput:
-    message = pb.ExecOutput(id=value.id, seq=value.seq, time=timestamp_to_pb(value.time))
-    if value.kind is OutputKind.STDOUT:
-        message.stdout = value.data
-    elif value.kind is OutputKind.STDERR:
-        message.stderr = value.data
-    elif value.kind is OutputKind.GAP:
-        message.gap.missing_bytes = value.missing_bytes
-    elif value.status is not None:
-        message.status.CopyFrom(status_to_pb(value.status))
-    elif value.result is not None:
-        message.result.CopyFrom(response_to_pb(value.result))
-    return message
+    """Convert an output message; its kind decides which attribute becomes the event."""
+    contents = _OUTPUT.contents(value)
+    event = _EVENTS[value.kind]
+    content = getattr(value, event.attribute)
+    if content is not None:
+        contents[event.name] = event.converter.to_wire(content)
+    return pb.ExecOutput(**contents)
 
 
 def output_from_pb(message: pb.ExecOutput) -> ExecOutput:
+    """Read an output message that a server sent.
+
+    Raises:
+        ServerError: its kind or a value is unknown to this client.
+    """
     kind = message.WhichOneof("event")
     if kind is None:
         raise ServerError("the server sent an output message of a kind this client does not know; update it")
-    values: dict[str, Any] = {"id": message.id, "seq": message.seq, "kind": OutputKind(kind)}
-    if message.HasField("time"):
-        values["time"] = _datetime(message.time)
-    if kind in ("stdout", "stderr"):
-        values["data"] = getattr(message, kind)
-    elif kind == "gap":
-        values["missing_bytes"] = message.gap.missing_bytes
-    elif kind == "status":
-        values["status"] = status_from_pb(message.status)
-    else:
-        values["result"] = response_from_pb(message.result)
-    return ExecOutput(**values)
-
-
-def cancel_to_pb(value: CancelResponse) -> pb.CancelResponse:
-    return pb.CancelResponse(
-        outcome=pb.CancelOutcome.Value(f"CANCEL_OUTCOME_{value.outcome}"), status=status_to_pb(value.status)
-    )
-
-
-def cancel_from_pb(message: pb.CancelResponse) -> CancelResponse:
-    outcome = pb.CancelOutcome.Name(message.outcome).removeprefix("CANCEL_OUTCOME_")
-    return CancelResponse(outcome=CancelOutcome(outcome), status=status_from_pb(message.status))
-
-
-def agent_to_pb(value: AgentInfo) -> pb.Agent:
-    trust = None
-    if value.trust is not None:
-        trust = pb.AgentTrust(
-            spiffe_id=value.trust.spiffe_id,
-            expires=timestamp_to_pb(value.trust.expires),
-            root=bytes.fromhex(value.trust.root),
-            bundle=[bytes.fromhex(digest) for digest in value.trust.bundle],
-        )
-    fields = value.model_dump(by_alias=False)
-    return pb.Agent(**{**fields, "last_seen": timestamp_to_pb(value.last_seen), "trust": trust})
-
-
-def agent_from_pb(message: pb.Agent) -> AgentInfo:
-    return AgentInfo(
-        id=message.id,
-        online=message.online,
-        last_seen=_datetime(message.last_seen) if message.HasField("last_seen") else None,
-        version=message.version,
-        hostname=message.hostname,
-        labels=dict(message.labels),
-        running=message.running,
-        slots=message.slots,
-        queued=message.queued,
-        load=message.load,
-        memory_used=message.memory_used,
-        disk_used=message.disk_used,
-        warnings=tuple(message.warnings),
-        draining=message.draining,
-        drained_by=message.drained_by,
-        drain_reason=message.drain_reason,
-        trust=AgentTrust(
-            spiffe_id=message.trust.spiffe_id,
-            expires=_datetime(message.trust.expires),
-            root=message.trust.root.hex(),
-            bundle=tuple(digest.hex() for digest in message.trust.bundle),
-        )
-        if message.HasField("trust")
-        else None,
-        revoked=message.revoked,
-        revoked_by=message.revoked_by,
-        revoke_reason=message.revoke_reason,
-    )
+    event = _EVENTS[OutputKind(kind)]
+    try:
+        content = event.converter.from_wire(getattr(message, event.name))
+    except (ValueError, OverflowError) as error:
+        raise ServerError(f"the server sent an output message that this client cannot read: {error}") from None
+    return _OUTPUT.from_pb(message, kind=OutputKind(kind), **{event.attribute: content})
 
 
 def enroll_to_pb(agent: str, ttl: timedelta) -> pb.EnrollAgentRequest:
-    return pb.EnrollAgentRequest(id=agent, ttl=_duration(ttl))
-
-
-def enrolment_to_pb(value: Enrolment) -> pb.EnrollAgentResponse:
-    return pb.EnrollAgentResponse(token=value.token, expires=timestamp_to_pb(value.expires))
+    """Make the request for a join token of an agent."""
+    return pb.EnrollAgentRequest(id=agent, ttl=DURATION.to_wire(ttl))
 
 
 def enrolment_from_pb(agent: str, message: pb.EnrollAgentResponse) -> Enrolment:
-    return Enrolment(agent_id=agent, token=message.token, expires=_datetime(message.expires))
+    """Read the join token of an agent; the agent is the one that was asked for."""
+    return _ENROLMENT.from_pb(message, agent_id=agent)
 
 
-def revocation_to_pb(value: Revocation) -> pb.RevokeAgentResponse:
-    return pb.RevokeAgentResponse(
-        id=value.agent_id, cancelled=value.cancelled, lost=value.lost, warnings=value.warnings
-    )
+def timestamp_to_pb(value: datetime | None) -> Timestamp | None:
+    """Convert a time; None stays None, which protobuf takes for unset."""
+    return None if value is None else TIMESTAMP.to_wire(value)
 
 
-def revocation_from_pb(message: pb.RevokeAgentResponse) -> Revocation:
-    return Revocation(
-        agent_id=message.id,
-        cancelled=message.cancelled,
-        lost=message.lost,
-        warnings=tuple(message.warnings),
-    )
+def timestamp_from_pb(value: Timestamp) -> datetime:
+    """Convert a time to an aware one in UTC."""
+    return TIMESTAMP.from_wire(value)
 
 
-def policy_status_to_pb(value: PolicyStatus) -> pb.PolicyStatus:
-    return pb.PolicyStatus(
-        **{
-            **value.model_dump(by_alias=False),
-            "digest": bytes.fromhex(value.digest),
-            "since": timestamp_to_pb(value.since),
-        }
-    )
+def states_to_pb(values: Iterable[ExecState]) -> list[pb.ExecState.ValueType]:
+    """Convert states to their numbers."""
+    return [_STATE.to_wire(value) for value in values]
 
 
-def policy_status_from_pb(message: pb.PolicyStatus) -> PolicyStatus:
-    return PolicyStatus(
-        digest=message.digest.hex(),
-        policies=message.policies,
-        since=_datetime(message.since),
-        error=message.error,
-        host=message.host,
-        path=message.path,
-    )
+def states_from_pb(values: Iterable[pb.ExecState.ValueType]) -> frozenset[ExecState]:
+    """Read the states that a caller names.
 
-
-def audit_to_pb(value: ExecAuditLog) -> pb.AuditEvent:
-    return pb.AuditEvent(
-        **{
-            **value.model_dump(by_alias=False),
-            "time": timestamp_to_pb(value.time),
-            "start_time": timestamp_to_pb(value.start_time),
-            "duration": _duration(value.duration),
-            "request": None if value.request is None else pb.AuditedRequest(**_given(value.request)),
-        }
-    )
-
-
-def audit_from_pb(message: pb.AuditEvent) -> ExecAuditLog:
-    request = message.request
-    return ExecAuditLog(
-        cursor=message.cursor,
-        seq=message.seq,
-        time=_datetime(message.time),
-        event=message.event,
-        id=message.id,
-        agent_id=message.agent_id,
-        requested_by=message.requested_by,
-        command=message.command,
-        exit_code=message.exit_code,
-        start_time=_datetime(message.start_time) if message.HasField("start_time") else None,
-        duration=message.duration.ToTimedelta(),
-        client_ip=message.client_ip,
-        authorized=message.authorized,
-        policy_applied=message.policy_applied,
-        reason=message.reason,
-        actor=message.actor,
-        rule=message.rule,
-        request=AuditedRequest(**_set_fields(request)) if message.HasField("request") else None,
-        command_hmac=message.command_hmac,
-        evidence_sha256=message.evidence_sha256,
-    )
-
-
-def _given_time(message: Message, name: str) -> datetime | None:
-    return _datetime(getattr(message, name)) if message.HasField(name) else None
-
-
-def scheduled_run_to_pb(value: ScheduledRun) -> pb.ScheduledRun:
-    return pb.ScheduledRun(
-        **{
-            **value.model_dump(by_alias=False),
-            "due": timestamp_to_pb(value.due),
-            "time": timestamp_to_pb(value.time),
-            "outcome": pb.DueOutcome.Value(f"DUE_OUTCOME_{value.outcome}"),
-            "state": None if value.state is None else _state(value.state),
-            "first": timestamp_to_pb(value.first),
-        }
-    )
-
-
-def scheduled_run_from_pb(message: pb.ScheduledRun) -> ScheduledRun:
-    return ScheduledRun(
-        due=_datetime(message.due),
-        time=_datetime(message.time),
-        outcome=DueOutcome(pb.DueOutcome.Name(message.outcome).removeprefix("DUE_OUTCOME_")),
-        id=message.id,
-        agent_id=message.agent_id,
-        state=_exec_state(message.state) if message.state else None,
-        reason=message.reason,
-        count=message.count,
-        first=_given_time(message, "first"),
-        requested_by=message.requested_by,
-    )
-
-
-def schedule_to_pb(value: ScheduleStatus) -> pb.Schedule:
-    return pb.Schedule(
-        **{
-            **value.model_dump(by_alias=False),
-            "paused_at": timestamp_to_pb(value.paused_at),
-            "next_due": timestamp_to_pb(value.next_due),
-            "last": None if value.last is None else scheduled_run_to_pb(value.last),
-        }
-    )
-
-
-def schedule_from_pb(message: pb.Schedule) -> ScheduleStatus:
-    return ScheduleStatus(
-        name=message.name,
-        when=message.when,
-        agent_id=message.agent_id,
-        command=tuple(message.command),
-        enabled=message.enabled,
-        missed=Missed(message.missed),
-        overlap=Overlap(message.overlap),
-        paused=message.paused,
-        paused_by=message.paused_by,
-        paused_at=_given_time(message, "paused_at"),
-        pause_reason=message.pause_reason,
-        next_due=_given_time(message, "next_due"),
-        last=scheduled_run_from_pb(message.last) if message.HasField("last") else None,
-    )
-
-
-# --- errors -----------------------------------------------------------------------------------------------------------
-
-
-def error_to_details(error: TachikomaError) -> bytes:
-    """A `google.rpc.Status` with `ErrorInfo`, and `RetryInfo` where a repetition may help."""
-    # A header is limited in size; the message of an error is for people, who read no more than this.
-    status = Status(code=grpc.StatusCode[error.code].value[0], message=str(error)[:2000])
-    status.details.add().Pack(ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata))
-    if error.retry_after_seconds is not None:
-        status.details.add().Pack(RetryInfo(retry_delay=_duration(timedelta(seconds=error.retry_after_seconds))))
-    return bytes(status.SerializeToString())
-
-
-_BY_CODE: dict[grpc.StatusCode, type[TachikomaError]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
-    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
-    grpc.StatusCode.UNAVAILABLE: Unavailable,
-}
-
-
-def _error_from_details(value: bytes) -> TachikomaError | None:
-    status = Status.FromString(value)
-    info, retry = ErrorInfo(), RetryInfo()
-    retry_after = None
-    for detail in status.details:
-        if detail.Is(RetryInfo.DESCRIPTOR):
-            detail.Unpack(retry)
-            retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
-        elif detail.Is(ErrorInfo.DESCRIPTOR):
-            detail.Unpack(info)
-    if info.domain != ERROR_DOMAIN or info.reason not in by_reason:
-        return None
-    return by_reason[info.reason](status.message, metadata=dict(info.metadata), retry_after_seconds=retry_after)
-
-
-def error_from_rpc(code: grpc.StatusCode, message: str, trailing: Iterable[tuple[str, str | bytes]]) -> TachikomaError:
-    """The error a call ended with, as the class the server raised where it says which."""
-    for key, value in trailing:
-        if key == STATUS_DETAILS and isinstance(value, bytes):
-            # Unreadable details leave what gRPC itself says.
-            with suppress(DecodeError, ValueError, OverflowError):
-                found = _error_from_details(value)
-                if found is not None:
-                    return found
-    # Without our details the answer is gRPC's own.
-    return _BY_CODE.get(code, ServerError)(f"{message or code.name} ({code.name})")
+    Raises:
+        InvalidRequest: a number is no state.
+    """
+    try:
+        return frozenset(_STATE.from_wire(value) for value in values)
+    except ValueError as error:
+        raise InvalidRequest(f"states: {error}") from None

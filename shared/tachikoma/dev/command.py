@@ -9,8 +9,8 @@ from pathlib import Path
 import platformdirs
 import typer
 
-from tachikoma.client.aio import Client
 from tachikoma.client.profile import PROFILE_VARIABLE, Profile, default_profile_path
+from tachikoma.client.sync import Client
 from tachikoma.dev.stack import FLOWER_USER, Stack
 from tachikoma.errors import ConfigurationError
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from tachikoma.client.aio import Client
 from tachikoma.client.profile import Profile
+from tachikoma.client.sync import Client
 from tachikoma.dev.ca import SVID_LIFETIME, DevelopmentCA
 from tachikoma.errors import ConfigurationError, Unavailable
 from tachikoma.identity.files import write_private

@@ -19,7 +19,7 @@ import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tachikoma.client import wire
+from tachikoma.client.rpc_errors import error_from_rpc
 from tachikoma.errors import (
     ConfigurationError,
     PermissionDenied,
@@ -56,7 +56,7 @@ REJOIN = "make a token with `tachikoma agents enroll`, and join with it: `tachik
 
 def _translate(error: grpc.aio.AioRpcError, address: str) -> TachikomaError:
     trailing = [(str(key), value) for key, value in error.trailing_metadata() or ()]
-    told = wire.error_from_rpc(error.code(), error.details() or "", trailing)
+    told = error_from_rpc(error.code(), error.details() or "", trailing)
     if type(told) is Unavailable and not told.metadata:
         return Unavailable(f"cannot reach the orchestrator at {address}, or it is not the right one: {error.details()}")
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:

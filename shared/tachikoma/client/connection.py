@@ -1,0 +1,165 @@
+"""The connection to the orchestrator, which follows the client's identity.
+
+The credentials of a gRPC channel never change. When the identity is renewed, calls therefore go over a new channel, and
+the old one is closed when its last call has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+
+from tachikoma.client.profile import Profile
+from tachikoma.client.rpc_errors import error_from_rpc
+from tachikoma.errors import TachikomaError, Unauthenticated, Unavailable
+from tachikoma.vocabulary.requests import MAX_MESSAGE_BYTES
+from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
+from tachikoma.identity.open import open_identity
+from tachikoma.identity.spiffe import InvalidIdentity, TrustBundle
+from tachikoma.identity.svid import Svid
+
+if TYPE_CHECKING:
+    from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionAsyncStub
+
+__all__ = ["Connection"]
+
+#: Longest time to wait for a connection before a call is made anyway, which then fails with a reason.
+CONNECT_SECONDS = 10.0
+#: How long a call may go on over a connection whose root was removed from the bundle. Then the call is resumed.
+REMOVED_ROOT_SECONDS = 5.0
+
+_CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # A call may wait for hours; a connection that died in silence is found within half a minute.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+
+
+class Connection:
+    """The channel to the orchestrator, replaced when the client's identity is renewed."""
+
+    def __init__(self, profile: Profile) -> None:
+        """Open the identity and check that it can be used; nothing is connected yet.
+
+        Args:
+            profile: where the orchestrator is, and the client's identity.
+
+        Raises:
+            ConfigurationError: the identity cannot be read.
+            Unauthenticated: the identity is expired, or not trusted by its own bundle.
+        """
+        self._profile = profile
+        self._identity = open_identity(profile.identity)
+        svid = self._identity.current()
+        try:
+            svid.verify()
+            self._trusted(svid)
+        except InvalidIdentity as error:
+            self._identity.close()
+            # Checked here, since a handshake would only say that it failed.
+            raise Unauthenticated(f"your identity in {self._identity.place} cannot be used: {error}") from None
+        #: The SPIFFE ID of the client.
+        self.spiffe_id = str(svid.spiffe_id)
+        self._channel: grpc.aio.Channel | None = None
+        #: The identity that the channel was made with.
+        self._used = svid
+        #: Channels of earlier identities, each closed by its task when its last call has ended.
+        self._retired: dict[asyncio.Task[None], grpc.aio.Channel] = {}
+
+    async def close(self) -> None:
+        """Close all channels; calls in progress end as cancelled."""
+        channels = list(self._retired.values())
+        for task in list(self._retired):
+            task.cancel()
+        if self._channel is not None:
+            channels.append(self._channel)
+            self._channel = None
+        for channel in channels:
+            await channel.close()
+        self._identity.close()
+
+    def stub(self) -> RemoteExecutionAsyncStub:
+        """Return the stub of a channel with the client's current identity.
+
+        Raises:
+            Unauthenticated: the identity has expired, or its bundle no longer covers the orchestrator.
+        """
+        return RemoteExecutionStub(self._current_channel())
+
+    async def ready(self) -> bool:
+        """Wait for a connection, at most `CONNECT_SECONDS`, so that a restart of the server goes unnoticed.
+
+        Returns:
+            Whether there is a connection.
+
+        Raises:
+            Unauthenticated: as `stub`.
+        """
+        channel = self._current_channel()
+        if channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:
+            return True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(channel.channel_ready(), CONNECT_SECONDS)
+            return True
+        return False
+
+    def error_of(self, error: grpc.aio.AioRpcError) -> TachikomaError:
+        """Convert the failure of a call into the error that the server raised, or that describes the connection."""
+        trailing = [(str(key), value) for key, value in error.trailing_metadata() or ()]
+        translated = error_from_rpc(error.code(), error.details() or "", trailing)
+        if type(translated) is Unavailable and not translated.metadata:
+            return Unavailable(
+                f"cannot reach the orchestrator at {self._profile.address}: {error.details()}; "
+                "is it running, and does it trust your certificate?",
+                retry_after_seconds=translated.retry_after_seconds,
+            )
+        return translated
+
+    def _current_channel(self) -> grpc.aio.Channel:
+        svid = self._identity.current()
+        self._check_expiry(svid)
+        if self._channel is None or svid is not self._used:
+            trusted = self._check_trust(svid)
+            if self._channel is not None:
+                self._retire(self._channel, trusted)
+            credentials = grpc.ssl_channel_credentials(trusted.pem, svid.key_pem, svid.certificate_pem)
+            options = [*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", self._profile.server_name)]
+            self._channel = grpc.aio.secure_channel(self._profile.address, credentials, options)
+            self._used = svid
+        return self._channel
+
+    def _check_expiry(self, svid: Svid) -> None:
+        """Refuse an expired identity, with which each handshake would fail and be repeated for a while."""
+        if svid.not_after <= datetime.now(UTC):
+            raise Unauthenticated(
+                f"your identity in {self._identity.place} ended at {svid.not_after:%Y-%m-%d %H:%M:%S} UTC "
+                "and was not renewed"
+            )
+
+    def _check_trust(self, svid: Svid) -> TrustBundle:
+        try:
+            return self._trusted(svid)
+        except InvalidIdentity as error:
+            raise Unauthenticated(f"the orchestrator is not trusted any more: {error}") from None
+
+    def _trusted(self, svid: Svid) -> TrustBundle:
+        """Return the only bundle that the orchestrator's certificate may be verified with."""
+        return svid.bundles.of(self._profile.trust_domain or svid.spiffe_id.trust_domain)
+
+    def _retire(self, channel: grpc.aio.Channel, trusted: TrustBundle) -> None:
+        """Close a replaced channel when its calls have ended, or when its certificates are no longer good."""
+        seconds = max((self._used.not_after - datetime.now(UTC)).total_seconds(), REMOVED_ROOT_SECONDS)
+        if not set(self._trusted(self._used).roots) <= set(trusted.roots):
+            seconds = REMOVED_ROOT_SECONDS
+        task = asyncio.get_running_loop().create_task(channel.close(seconds))
+        self._retired[task] = channel
+        task.add_done_callback(self._retired.pop)

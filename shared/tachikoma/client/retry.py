@@ -1,0 +1,91 @@
+"""The attempts of one call: how long it waits for a limit, and for a connection that broke."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import timedelta
+
+import grpc
+import grpc.aio
+
+from tachikoma.client.rpc_errors import STATUS_DETAILS
+from tachikoma.config.retry import Backoff
+from tachikoma.errors import ResourceExhausted, TachikomaError, Unavailable
+
+__all__ = ["Attempts"]
+
+#: The first and the longest delay between attempts to resume a broken call.
+BACKOFF_SECONDS = (0.1, 2.0)
+#: Delay of a refusal for a limit that names none.
+LIMIT_SECONDS = 1.0
+#: Status codes that gRPC itself gives to a call whose connection broke, or whose server stopped.
+BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL)
+
+
+class Attempts:
+    """The attempts of one call. Not shared between calls."""
+
+    def __init__(self, patience: timedelta, reconnect: timedelta) -> None:
+        """Begin with the first attempt.
+
+        Args:
+            patience: how long the call waits for rate limits and full queues, from now on.
+            reconnect: how long each broken connection is tried again; zero for a call that must not be repeated.
+        """
+        self._patient_until = time.monotonic() + patience.total_seconds()
+        self._reconnect_seconds = reconnect.total_seconds()
+        #: Whether any attempt had a connection. A caller that never reached the server gets its error at once.
+        self._reached = False
+        self._backoff = Backoff(*BACKOFF_SECONDS)
+        #: End of the attempts to resume, by the monotonic clock; None while the connection works.
+        self._resume_until: float | None = None
+
+    def connected(self, connected: bool) -> None:
+        """Note whether there is a connection for the next attempt."""
+        self._reached = self._reached or connected
+
+    def succeeded(self) -> None:
+        """Note that the connection works, so that the next failure begins a new wait."""
+        self._resume_until = None
+        self._backoff.reset()
+
+    async def wait_or_raise(
+        self, error: grpc.aio.AioRpcError, translated: TachikomaError, *, accepted: bool = False
+    ) -> None:
+        """Wait before the next attempt, or raise the error if there is none.
+
+        Args:
+            error: the failure of the last attempt.
+            translated: the same as an error of this library, which is raised.
+            accepted: whether the server has accepted the request before. Then it is only followed: an unavailable
+                server is waited for, and no limit applies any more.
+        """
+        broken = self._is_broken(error) or (accepted and type(translated) is Unavailable)
+        if broken and await self._wait_for_connection():
+            return
+        if accepted or not await self._wait_for_limit(translated):
+            raise translated from error
+
+    def _is_broken(self, error: grpc.aio.AioRpcError) -> bool:
+        """Return whether a connection broke, so that the server itself gave no answer."""
+        answered = any(key == STATUS_DETAILS for key, _ in error.trailing_metadata() or ())
+        return self._reached and not answered and error.code() in BROKEN
+
+    async def _wait_for_connection(self) -> bool:
+        """Wait for the next delay; return False if the time to resume is over."""
+        now = time.monotonic()
+        if self._resume_until is None:
+            self._resume_until = now + self._reconnect_seconds
+        if now + self._backoff.next_seconds > self._resume_until:
+            return False
+        await self._backoff.wait()
+        return True
+
+    async def _wait_for_limit(self, error: TachikomaError) -> bool:
+        """Wait for the delay that a refusal for a limit names; return False for another error, or a longer delay."""
+        delay = error.retry_after_seconds or LIMIT_SECONDS
+        if not isinstance(error, ResourceExhausted) or time.monotonic() + delay > self._patient_until:
+            return False
+        await asyncio.sleep(delay)
+        return True

@@ -1,0 +1,115 @@
+"""The output of one execution as it arrives: resumed when its connection breaks, checked against its digests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, TypeAlias
+
+import grpc.aio
+
+from tachikoma.client import wire
+from tachikoma.client.connection import Connection
+from tachikoma.client.retry import Attempts
+from tachikoma.errors import OutputAltered
+from tachikoma.exec.v1 import remote_execution_pb2 as pb
+from tachikoma.streams.frames import OutputCheck
+from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus, OutputKind
+from tachikoma.vocabulary.states import ExecState
+
+if TYPE_CHECKING:
+    from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionAsyncStub
+
+    #: One attempt of a stream: the call of an RPC that sends output.
+    Opening: TypeAlias = Callable[
+        [RemoteExecutionAsyncStub],
+        grpc.aio.UnaryStreamCall[pb.ExecRequest, pb.ExecOutput]
+        | grpc.aio.UnaryStreamCall[pb.AttachRequest, pb.ExecOutput],
+    ]
+
+__all__ = ["OutputStream"]
+
+
+class OutputStream:
+    """The messages of one output stream, over as many calls as it takes."""
+
+    def __init__(
+        self, connection: Connection, attempts: Attempts, opening: Opening, *, after_seq: int = 0, follow: bool = True
+    ) -> None:
+        """Prepare a stream; the first call is made by `read`.
+
+        Args:
+            connection: where the calls go.
+            attempts: how long a limit or a broken connection is waited for.
+            opening: makes the first call. Later calls attach to the execution.
+            after_seq: number of the chunk before the first one that is wanted.
+            follow: whether the stream goes on until the execution ends.
+        """
+        self._connection = connection
+        self._attempts = attempts
+        self._opening = opening
+        self._after_seq = after_seq
+        self._follow = follow
+        self._check = OutputCheck(from_start=not after_seq)
+        #: The latest status; None until the server has accepted the request.
+        self._status: ExecStatus | None = None
+
+    async def read(self) -> AsyncIterator[ExecOutput]:
+        """Yield the messages in their order, each once.
+
+        Raises:
+            OutputAltered: the output is not the one that the agent signed.
+            TachikomaError: the call failed, and is not repeated.
+        """
+        while True:
+            self._attempts.connected(await self._connection.ready())
+            call = self._opening(self._connection.stub())
+            try:
+                async for message in call:
+                    self._attempts.succeeded()
+                    for output in self._accept(wire.output_from_pb(message)):
+                        yield output
+                return
+            except grpc.aio.AioRpcError as error:
+                translated = self._connection.error_of(error)
+                await self._attempts.wait_or_raise(error, translated, accepted=self._status is not None)
+            finally:
+                call.cancel()
+            if self._status is not None:
+                self._opening = self._attach_again(self._status.id)
+
+    def _attach_again(self, exec_id: str) -> Opening:
+        """Return the call that continues an accepted execution after the last chunk that came."""
+        message = pb.AttachRequest(id=exec_id, after_seq=self._after_seq, no_follow=not self._follow)
+        return lambda stub: stub.Attach(message)
+
+    def _accept(self, output: ExecOutput) -> Iterator[ExecOutput]:
+        """Take a message from the server; yield the messages that it adds to the stream."""
+        if output.status is not None and not self._is_new(output.status):
+            return
+        self._check.add(output)
+        if output.result is not None:
+            yield from self._missing(output, output.result)
+            self._raise_if_altered(output.result)
+        self._after_seq = max(self._after_seq, output.seq)
+        yield output
+
+    def _is_new(self, status: ExecStatus) -> bool:
+        """Note a status; return False for the one that a resumed stream repeats at its beginning."""
+        before, self._status = self._status, status
+        if before is None:
+            return True
+        return before.state is ExecState.PENDING_APPROVAL and status.state is not before.state
+
+    def _missing(self, output: ExecOutput, result: ExecResponse) -> Iterator[ExecOutput]:
+        """Yield a gap for the bytes that the agent wrote and the server neither sent nor reported missing."""
+        if missing := self._check.missing(result):
+            gap = ExecOutput(id=output.id, kind=OutputKind.GAP, seq=self._after_seq, missing_bytes=missing)
+            self._check.add(gap)
+            yield gap
+
+    def _raise_if_altered(self, result: ExecResponse) -> None:
+        if stream := self._check.altered(result):
+            raise OutputAltered(
+                f"the {stream} of {result.id} that arrived is not the one that its agent signed; "
+                f"the execution ended {result.state} with exit code {result.exit_code}"
+            )

@@ -1,0 +1,124 @@
+"""The client's connection follows its identity."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from authority import Authority
+from tachikoma import AgentOffline, AsyncClient, NotFound, Profile, TachikomaError, Unauthenticated, Unavailable
+from tachikoma.client.connection import Connection
+from tachikoma.client.rpc_errors import STATUS_DETAILS, error_to_details
+from tachikoma.identity.svid import BUNDLE_FILE, FEDERATED_FOLDER
+
+ALICE, PARTNER = "spiffe://tachikoma.local/user/alice", "partner.example"
+
+
+@pytest.fixture
+def profile(authority: Authority, tmp_path: Path) -> Profile:
+    authority.write(tmp_path, ALICE)
+    # No server listens there; only the channel of a call matters here.
+    return Profile(address="127.0.0.1:1", server_name="x", identity=tmp_path)
+
+
+def channel_of(connection: Connection) -> grpc.aio.Channel:
+    """The channel of the next call, with the identity as it is in its folder now."""
+    connection._identity._checked = float("-inf")  # type: ignore[attr-defined]
+    connection.stub()
+    assert connection._channel is not None
+    return connection._channel
+
+
+@pytest.fixture
+async def connection(profile: Profile) -> AsyncIterator[Connection]:
+    connection = Connection(profile)
+    yield connection
+    await connection.close()
+
+
+async def test_calls_go_over_one_channel_while_the_identity_stays(connection: Connection) -> None:
+    assert channel_of(connection) is channel_of(connection)
+    assert not connection._retired
+
+
+async def test_a_new_identity_has_a_channel_of_its_own_and_the_old_one_is_closed_when_it_is_idle(
+    connection: Connection, authority: Authority, tmp_path: Path
+) -> None:
+    old = channel_of(connection)
+    authority.write(tmp_path, ALICE)
+    assert channel_of(connection) is not old
+    await asyncio.gather(*connection._retired)
+    assert not connection._retired
+    assert old.get_state() is grpc.ChannelConnectivity.SHUTDOWN
+
+
+async def test_a_closed_connection_leaves_no_channel_behind(
+    profile: Profile, authority: Authority, tmp_path: Path
+) -> None:
+    connection = Connection(profile)
+    channels = []
+    for _ in range(3):
+        channels.append(channel_of(connection))
+        authority.write(tmp_path, ALICE)
+    await connection.close()
+    assert all(channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN for channel in channels)
+
+
+async def test_an_identity_that_was_not_renewed_is_reported_as_that(
+    profile: Profile, authority: Authority, tmp_path: Path
+) -> None:
+    end = datetime.now(UTC) + timedelta(seconds=1)
+    authority.write(tmp_path, ALICE, end=end)
+    async with AsyncClient(profile) as client:
+        while datetime.now(UTC) <= end:  # noqa: ASYNC110 (time has to pass)
+            await asyncio.sleep(0.01)
+        with pytest.raises(Unauthenticated, match=rf"{tmp_path} ended at .* and was not renewed"):
+            await client.agents()
+
+
+def test_an_expired_identity_is_refused_before_any_call(profile: Profile, authority: Authority, tmp_path: Path) -> None:
+    authority.write(tmp_path, ALICE, end=datetime.now(UTC) - timedelta(seconds=1))
+    with pytest.raises(Unauthenticated, match=rf"your identity in {tmp_path} cannot be used"):
+        Connection(profile)
+
+
+async def test_the_orchestrator_may_be_of_another_trust_domain_that_is_federated_with(
+    profile: Profile, authority: Authority, tmp_path: Path, new_authority: Any
+) -> None:
+    partner = new_authority(PARTNER)
+    elsewhere = profile.model_copy(update={"trust_domain": PARTNER})
+    with pytest.raises(Unauthenticated, match=f"no bundle of trust domain {PARTNER}"):
+        Connection(elsewhere)
+    (tmp_path / FEDERATED_FOLDER).mkdir()
+    (tmp_path / FEDERATED_FOLDER / f"{PARTNER}.pem").write_bytes(partner.pem)
+    federated, own = Connection(elsewhere), Connection(profile)
+    # No root of the client's own trust domain can replace it.
+    assert federated._trusted(federated._used).roots == (partner.certificate,)
+    assert own._trusted(own._used).pem == (tmp_path / BUNDLE_FILE).read_bytes()
+    await federated.close()
+    await own.close()
+
+
+def failure(code: grpc.StatusCode, details: bytes | None = None) -> grpc.aio.AioRpcError:
+    trailing = grpc.aio.Metadata(*([] if details is None else [(STATUS_DETAILS, details)]))
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details="connection refused")
+
+
+async def test_a_server_that_does_not_answer_is_reported_with_its_address(connection: Connection) -> None:
+    error = connection.error_of(failure(grpc.StatusCode.UNAVAILABLE))
+    assert type(error) is Unavailable
+    assert str(error).startswith("cannot reach the orchestrator at 127.0.0.1:1: connection refused; is it running")
+
+
+@pytest.mark.parametrize(
+    "sent", [NotFound("no such execution"), AgentOffline("agent 'a' is offline"), Unavailable("x", metadata={"a": "b"})]
+)
+async def test_an_error_that_the_server_raised_stays_as_it_is(connection: Connection, sent: TachikomaError) -> None:
+    error = connection.error_of(failure(grpc.StatusCode[sent.code], error_to_details(sent)))
+    assert (type(error), str(error), error.metadata) == (type(sent), str(sent), sent.metadata)
