@@ -52,6 +52,7 @@ lint: dev ## Check format and lint.
 
 types: dev ## Check types.
 	$(BIN)/mypy
+	$(BIN)/mypy tests/types/client.py
 
 layers: dev ## Check which package may import which.
 	$(BIN)/lint-imports
@@ -123,7 +124,8 @@ bench-output: $(VENV)/installed ## Memory of each process while a command writes
 proto: ## Generate the gRPC code from the API definition.
 	mkdir -p $(OUT)/tachikoma/exec/v1
 	cd shared && $(abspath $(BIN))/python -m grpc_tools.protoc -I . --python_out=$(abspath $(OUT)) \
-	    --grpc_python_out=$(abspath $(OUT)) --mypy_out=quiet:$(abspath $(OUT)) $(PROTO)
+	    --grpc_python_out=$(abspath $(OUT)) --mypy_out=quiet:$(abspath $(OUT)) \
+	    --mypy_grpc_out=quiet:$(abspath $(OUT)) $(PROTO)
 	@[ "$(abspath $(OUT))" = "$(abspath shared)" ] || cp shared/$(PROTO) $(OUT)/$(PROTO)
 
 docs: dev ## Write the parts of the documentation that are generated from code.

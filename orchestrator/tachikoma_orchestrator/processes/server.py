@@ -31,6 +31,7 @@ from tachikoma.identity.spiffe import dns_names
 from tachikoma.identity.svid import Svid, SvidSource
 from tachikoma.redis.access import connect
 from tachikoma.vocabulary.addresses import HostPort
+from tachikoma.vocabulary.requests import MAX_MESSAGE_BYTES
 from tachikoma_orchestrator.admission.approvals import Approvals
 from tachikoma_orchestrator.agents.authority import Authority
 from tachikoma_orchestrator.agents.membership import Membership
