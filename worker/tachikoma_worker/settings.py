@@ -70,6 +70,7 @@ class WorkerSettings(RedisSettings):
     leave_running: bool = False
     #: How long the worker waits on an empty queue before it asks again. Idle traffic against nothing else.
     poll: Duration = timedelta(seconds=20)
+    #: Least severe log line that is written: debug, info, warning or error.
     log_level: str = "info"
 
     @field_validator("capabilities")

@@ -37,9 +37,11 @@ class FlowerSettings(RedisSettings):
     flower_listen: Address = HostPort("127.0.0.1", 5555)
     #: File with a `user:password` a line: who may look. There is no Flower without.
     flower_users: Path
-    #: Certificate and key of the web server, PEM; without them it speaks HTTP.
+    #: Certificate of the web server, PEM, set together with its key; without them it speaks HTTP.
     flower_certificate: Path | None = None
+    #: Key of that certificate, PEM.
     flower_key: Path | None = None
+    #: Least severe log line that is written: debug, info, warning or error.
     log_level: str = "info"
 
 

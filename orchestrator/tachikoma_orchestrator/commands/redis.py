@@ -38,7 +38,9 @@ class CheckSettings(RedisSettings):
 
     model_config = SettingsConfigDict(env_prefix="TACHIKOMA_", frozen=True, extra="ignore")
 
+    #: Identity to show to Redis over TLS: a folder with an X.509-SVID, or unix:///path of the Workload API.
     identity: IdentityPlace | None = None
+    #: Whether the orchestrators need WAITAOF, as their own setting of this name says.
     audit_durable: bool = True
 
 

@@ -38,12 +38,14 @@ class OrchestratorSettings(RedisSettings):
     schedules: str = ""
     #: Address of the gRPC server; port 0 takes a free one.
     listen: Address = HostPort("127.0.0.1", 8534)
-    #: Folder of the certificate authority that agents join with (`tachikoma identity ca init`), and the address where
-    #: they do. Without both nobody joins.
+    #: Folder of the certificate authority that agents join with (`tachikoma identity ca init`), set together with
+    #: `join_listen`. Without both no host can join.
     ca: Path | None = None
+    #: Address at which hosts join.
     join_listen: OptionalAddress = None
-    #: host:port where agents reach that address, and where they renew, which is at `listen`; by default as it listens.
+    #: `join_listen` as hosts reach it; by default the same.
     join_address: OptionalAddress = None
+    #: `listen` as agents that renew their certificates reach it; by default the same.
     renew_address: OptionalAddress = None
     #: How long certificates of agents last that joined; they are renewed at half of it.
     svid_lifetime: Duration = timedelta(hours=24)
@@ -63,18 +65,21 @@ class OrchestratorSettings(RedisSettings):
     audit_durable: bool = True
     #: How long ended executions stay in the ledger, and claims in Redis. Longer than any execution can last.
     retention: Duration = timedelta(days=30)
-    #: File to which the audit trail is written, with a hash chain; rotated at so many bytes.
+    #: File to which the audit trail is written, with a hash chain.
     audit_log: Path | None = None
+    #: Bytes at which that file is rotated.
     audit_log_bytes: int = Field(default=100 * 1024 * 1024, ge=1024)
     #: Syslog to which it is sent: unix:///dev/log, tcp://host:port or tls://host:port.
     audit_syslog: str | None = None
     #: Whether it is written to standard output.
     audit_stdout: bool = False
-    #: Events that may wait for one of these, and what then becomes of requests: they are refused, or let through.
+    #: Events that may wait for one of these sinks.
     audit_backlog: int = Field(default=10_000, ge=1)
+    #: What becomes of requests when more wait: `closed` refuses them, `open` lets them through.
     audit_failure: Literal["closed", "open"] = "closed"
-    #: How long the audit trail in Redis goes back, and how many events it holds at most.
+    #: How long the audit trail in Redis goes back.
     audit_retention: Duration = timedelta(days=90)
+    #: How many events the audit trail in Redis holds at most.
     audit_events: int = Field(default=1_000_000, ge=1000)
     #: File with the key of the HMAC over commands in the audit trail, 32 bytes or more, the same for all orchestrators.
     #: Without one, events have no HMAC.
@@ -87,6 +92,7 @@ class OrchestratorSettings(RedisSettings):
     search_path: tuple[str, ...] = SEARCH_PATH
     #: How long calls under way may go on after a stop was asked for.
     stop_grace: Duration = timedelta(seconds=5)
+    #: Least severe log line that is written: debug, info, warning or error.
     log_level: str = "info"
 
     @field_validator("svid_lifetime")
