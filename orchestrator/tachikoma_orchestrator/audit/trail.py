@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import json
 import shlex
+from collections.abc import Mapping
 from datetime import timedelta
 
 import structlog
@@ -23,7 +24,7 @@ from tachikoma.vocabulary.clock import duration_ms
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma_orchestrator.audit.entries import read_entries
 from tachikoma_orchestrator.audit.positions import SinkPosition, cursor_order
-from tachikoma_orchestrator.store.scripts import Runner, Script
+from tachikoma_orchestrator.store.scripts import Runner, Script, flat
 
 __all__ = ["AuditTrail", "audited"]
 
@@ -80,8 +81,8 @@ class AuditTrail:
 
     def request_fields(
         self, request: ExecRequest, *, policy: str, client_ip: str, authorized: bool, shown: tuple[str, ...]
-    ) -> list[str]:
-        """Return the fields of an event that reports a decision on a request, as names and values.
+    ) -> dict[str, str]:
+        """Return the fields of an event that reports a decision on a request, by name.
 
         Args:
             request: the request.
@@ -90,14 +91,14 @@ class AuditTrail:
             authorized: True if policy allows the request.
             shown: the redacted argv.
         """
-        fields = [
-            "id", request.id, "agent_id", request.agent_id, "requested_by", request.requested_by,
-            "command", shlex.join(shown), "client_ip", client_ip,
-            "authorized", "1" if authorized else "0", "policy", policy,
-            "request", audited(request, shown).to_json(),
-        ]  # fmt: skip
+        fields = {
+            "id": request.id, "agent_id": request.agent_id, "requested_by": request.requested_by,
+            "command": shlex.join(shown), "client_ip": client_ip,
+            "authorized": "1" if authorized else "0", "policy": policy,
+            "request": audited(request, shown).to_json(),
+        }  # fmt: skip
         if self._key:
-            fields += ("command_hmac", self._hmac(request))
+            fields["command_hmac"] = self._hmac(request)
         return fields
 
     def _hmac(self, request: ExecRequest) -> str:
@@ -114,15 +115,15 @@ class AuditTrail:
     ) -> None:  # fmt: skip
         """Record a refusal; the request never becomes an execution. `shown` is its redacted argv."""
         fields = self.request_fields(request, policy=policy, client_ip=client_ip, authorized=False, shown=shown)
-        await self._write(["event", code, *fields, "reason", reason[:MAX_REASON], *(["rule", rule] if rule else [])])
+        fields |= {"reason": reason[:MAX_REASON], **({"rule": rule} if rule else {})}
+        await self._write(code, fields)
 
     async def append(self, code: AuditCode, **fields: str) -> None:
         """Append an event that does not concern a request."""
-        flat = [part for name, value in fields.items() for part in (name, value[:MAX_REASON])]
-        await self._write(["event", code, *flat])
+        await self._write(code, {name: value[:MAX_REASON] for name, value in fields.items()})
 
-    async def _write(self, event: list[str]) -> None:
-        await self._runner.run(self._append(keys=[keys.AUDIT], args={"event": event}))
+    async def _write(self, code: AuditCode, fields: Mapping[str, str]) -> None:
+        await self._runner.run(self._append(keys=[keys.AUDIT], args={"event": flat({"event": code, **fields})}))
 
     async def read(self, *, after: str, limit: int, exec_id: str = "") -> list[ExecAuditLog]:
         """Return events, oldest first.

@@ -96,6 +96,12 @@ class Ledger:
 
     def _admit_call(self, admission: Admission) -> Call:
         agent, exec_id = admission.request.agent_id, admission.request.id
+        event = self.trail.request_fields(
+            admission.request, policy=admission.policy, client_ip=admission.client_ip, authorized=True,
+            shown=admission.shown,
+        )  # fmt: skip
+        record = _record_fields(admission)
+        payloads = [admission.parked, record.pop("request"), event.pop("request")]
         return self._admit(
             keys=[
                 keys.execution(exec_id), keys.info(agent), keys.queue(agent), keys.AUDIT, keys.AGENTS,
@@ -117,13 +123,10 @@ class Ledger:
                     }
                     for name, limit in admission.scopes.items()
                 ],
-                "record": flat(_record_fields(admission)),
-                "event": self.trail.request_fields(
-                    admission.request, policy=admission.policy, client_ip=admission.client_ip, authorized=True,
-                    shown=admission.shown,
-                ),
+                "record": flat(record),
+                "event": flat(event),
             },
-            payloads=[admission.parked],
+            payloads=payloads,
         )  # fmt: skip
 
     def _dispatch_call(self, agent: str, exec_id: str, dispatch: Dispatch) -> Call:

@@ -29,7 +29,10 @@
 --      scopes          list of {name, per_minute, concurrent, waiting}: limits, each 0 for none
 --      record          names and values of further record fields
 --      event           names and values of the audit event, without its code
---   2  the signed request if it needs an approval; else empty. Signed text is large, and stored as it is.
+--   2  the signed request if it needs an approval; else empty
+--   3  the redacted request for the record, as JSON
+--   4  the redacted request for the audit event, as JSON
+--      (these three are large texts, stored as they are)
 -- RESULT: {outcome, ms, ms after which a repetition may succeed or 0}; outcome is
 --   ADMITTED | DUPLICATE (same id, same request) | CONFLICT (same id, another request) | UNKNOWN (the agent never joined)
 --   | OFFLINE | DRAINING | REVOKED | FULL (queue) | APPROVALS (too many wait for one)
@@ -39,7 +42,8 @@ local FIXED_KEYS = 12
 
 local execution, lease, queue, trail, agents, index, agent_index, open, approvals, parked, draining, revocations =
   unpack(KEYS, 1, FIXED_KEYS)
-local id, agent, signed = args.id, args.agent, ARGV[2]
+local signed, recorded_request, audited_request = ARGV[2], ARGV[3], ARGV[4]
+local id, agent = args.id, args.agent
 local needs_approval = signed ~= ''
 local now = clock()
 
@@ -101,7 +105,7 @@ if outcome then
   code = refused and 'refused' or 'limited'
   append(args.event, 'reason', outcome)
 end
-audit(trail, {'event', code, unpack(args.event)})
+audit(trail, {'event', code, 'request', audited_request, unpack(args.event)})
 if outcome then
   return {outcome, now, retry}
 end
@@ -111,11 +115,11 @@ local deadline = now + args.wait_ms
 local state = needs_approval and 'PENDING_APPROVAL' or 'QUEUED'
 local record = {
   'digest', args.digest, 'state', state, 'agent', agent, 'admitted_ms', now, 'deadline_ms', deadline,
-  'history', state .. ' ' .. text(now),
+  'history', state .. ' ' .. text(now), 'request', recorded_request,
 }
 local names = {}
 for _, scope in ipairs(args.scopes) do
-  append(names, scope.name)
+  names[#names + 1] = scope.name
   redis.call('ZADD', scope.rate_key, now, id)
   redis.call('PEXPIRE', scope.rate_key, MINUTE_MS)
   redis.call('SADD', scope.open_key, id)
@@ -124,7 +128,7 @@ end
 if #names > 0 then
   append(record, 'scopes', table.concat(names, ' '))
 end
-append(record, unpack(args.record))
+extend(record, args.record)
 redis.call('HSET', execution, unpack(record))
 redis.call('ZADD', index, now, id)
 redis.call('ZADD', agent_index, now, id)

@@ -16,9 +16,15 @@ local function clock()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Append values to a list.
-local function append(list, ...)
-  for _, value in ipairs({...}) do
+-- Append a name and its value to a list.
+local function append(list, name, value)
+  list[#list + 1] = name
+  list[#list + 1] = value
+end
+
+-- Append all values of another list.
+local function extend(list, values)
+  for _, value in ipairs(values) do
     list[#list + 1] = value
   end
 end
@@ -43,8 +49,9 @@ end
 
 -- Append an event about an execution. It also contains the requester and the policy, so each event can be read alone.
 local function audit_execution(trail, execution, event)
-  for _, name in ipairs({'requested_by', 'command', 'client_ip', 'policy'}) do
-    append(event, name, redis.call('HGET', execution, name) or '')
+  local names = {'requested_by', 'command', 'client_ip', 'policy'}
+  for place, value in ipairs(redis.call('HMGET', execution, unpack(names))) do
+    append(event, names[place], value or '')
   end
   return audit(trail, event)
 end

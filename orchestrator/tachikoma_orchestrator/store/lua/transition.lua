@@ -70,7 +70,8 @@ audit_execution(trail, execution, args.event)
 -- Record.
 local fields = {change, args.change, unpack(args.fields)}
 if moves then
-  append(fields, 'state', target, 'history', history .. ';' .. target .. ' ' .. text(now))
+  append(fields, 'state', target)
+  append(fields, 'history', history .. ';' .. target .. ' ' .. text(now))
 end
 if terminal then
   append(fields, 'settled_ms', now)
