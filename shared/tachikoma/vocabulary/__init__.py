@@ -1,1 +1,1 @@
-"""The words both sides speak: requests, results, states, limits, policies, agents, audit events, schedules."""
+"""The values that all parts share: requests, results, states, limits, policies, agents, audit events, schedules."""

@@ -11,67 +11,82 @@ __all__ = ["AgentInfo", "AgentTrust", "Enrolment", "Revocation"]
 
 
 class AgentTrust(Model):
-    """What an agent says of its identity, and of whom it trusts."""
+    """An agent's identity and trusted roots, as the agent reports them."""
 
+    #: SPIFFE ID of the agent.
     spiffe_id: str
-    #: When its certificate ends.
+    #: Time at which its certificate expires.
     expires: Timestamp
-    #: SHA-256 of the public key of the root that vouches for it; empty where its own bundle does not.
+    #: SHA-256 of the public key of the root that signed its chain, in hexadecimal; empty if its own bundle has none.
     root: str = ""
-    #: The same of every root in its bundle, its own trust domain's only.
+    #: SHA-256 of the public key of each root in the bundle of its own trust domain.
     bundle: tuple[str, ...] = ()
 
 
 class AgentInfo(Model):
-    """What is known of an agent."""
+    """An agent, as its heartbeats and the orchestrator's records describe it."""
 
+    #: Id of the agent.
     id: Identifier
+    #: True if its latest heartbeat has not expired.
     online: bool = False
+    #: Time of its latest heartbeat; None if there was none.
     last_seen: Timestamp | None = None
+    #: Version of Tachikoma that it runs.
     version: str = ""
+    #: Name of its host.
     hostname: str = ""
+    #: Its labels, which policies and schedules select agents by.
     labels: dict[str, str] = Field(default_factory=dict)
-    #: Executions it runs now, and may run at once.
+    #: Number of executions that it runs now.
     running: int = 0
+    #: Number of executions that it may run at once.
     slots: int = 0
-    #: Orders on its queue.
+    #: Number of orders on its queue.
     queued: int = 0
     #: Load average over one minute.
     load: float = 0.0
-    #: Memory and disk (of its data directory) in use, 0 to 1.
+    #: Share of its memory that is in use, 0 to 1.
     memory_used: float = 0.0
+    #: Share of the disk of its data directory that is in use, 0 to 1.
     disk_used: float = 0.0
-    #: What its host cannot enforce.
+    #: Limits and protections that its host cannot enforce, for people.
     warnings: tuple[str, ...] = ()
-    #: Whether it takes no new executions; the SPIFFE ID of who said so, and why.
+    #: True if it accepts no new executions.
     draining: bool = False
+    #: SPIFFE ID of the operator who drained it; empty if it is not draining.
     drained_by: str = ""
+    #: The operator's reason.
     drain_reason: str = ""
-    #: Its identity, if it said so.
+    #: Its identity; None if it has not reported one.
     trust: AgentTrust | None = None
-    #: Whether it is cut off; the SPIFFE ID of who said so, and why.
+    #: True if it is revoked.
     revoked: bool = False
+    #: SPIFFE ID of the operator who revoked it; empty if it is not revoked.
     revoked_by: str = ""
+    #: The operator's reason.
     revoke_reason: str = ""
 
 
 class Enrolment(Model):
-    """What lets a host join as an agent."""
+    """A token with which one host may join as an agent."""
 
+    #: Id of the agent.
     agent_id: Identifier
-    #: For `tachikoma worker join`. Whoever has it may join, once. Not in `repr`.
+    #: The token for `tachikoma worker join`. Any host that has it may join, once. Not in `repr`.
     token: str = Field(repr=False)
-    #: When it ends.
+    #: Time at which the token expires.
     expires: Timestamp
 
 
 class Revocation(Model):
-    """What cutting an agent off came to."""
+    """The effects of revoking an agent."""
 
+    #: Id of the agent.
     agent_id: Identifier
-    #: Executions that waited on its queue, and never start.
+    #: Number of executions that waited on its queue; they end CANCELLED and never start.
     cancelled: int = 0
-    #: Executions that it had started, and whose ends nobody can know.
+    #: Number of executions that had started; they end LOST, since their outcome is unknown.
     lost: int = 0
-    #: What is left to do by hand, for people.
+    #: Steps that remain to be done by hand, for people.
     warnings: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What policy grants a request: the part of an order that an agent enforces."""
+"""The grant of policy for one request: the part of a work order that the agent enforces."""
 
 from __future__ import annotations
 
@@ -10,37 +10,41 @@ from tachikoma.vocabulary.limits import OutputLimit, ResourceLimits
 
 __all__ = ["Digest", "Grant", "GrantedExecutable"]
 
+#: A SHA-256 in hexadecimal.
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class GrantedExecutable(BaseModel):
-    """A file that policy lets be executed."""
+    """A file that policy allows to be executed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    #: Absolute path of the file.
     path: str
-    #: Whether policy names it without wildcards; only then it may be one that changes its user.
+    #: True if policy names the file without wildcards. Only such a file may be setuid or setgid.
     named: bool = False
-    #: What it must contain, if policy pins it: one of these SHA-256.
+    #: SHA-256 that the file may have, one of them must match; empty if policy does not pin its content.
     sha256: tuple[Digest, ...] = ()
 
 
 class Grant(BaseModel):
-    """What policy granted, as far as the request itself does not say it."""
+    """The permissions and limits that policy grants one request, beyond the fields of the request itself."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    #: What the program may be, in search order; the first that exists is executed.
+    #: Files that may be executed, in search order; the agent executes the first that exists.
     executables: Annotated[tuple[GrantedExecutable, ...], Field(min_length=1)]
-    #: Whether the program may be one that runs whatever it is told to.
+    #: True if the program may be an interpreter or launcher, which can run any other program.
     interpreters: bool = False
-    #: Patterns of commands that are denied, for the file behind a symbolic link.
+    #: Patterns of denied commands; the agent checks them again after it has resolved symbolic links.
     denied: tuple[str, ...] = ()
-    #: The directory named by policy beneath which the working directory lies; empty for the user's home.
+    #: Directory that policy names, which contains the working directory; empty for the user's home.
     work_dir_root: str = ""
+    #: Resource limits of the command.
     limits: ResourceLimits = ResourceLimits()
+    #: Limit of the retained output.
     output: OutputLimit = OutputLimit()
-    #: Bits of the capabilities that root keeps.
+    #: Bit mask of the capabilities that a command keeps if it runs as root.
     capabilities: Annotated[int, Field(ge=0, lt=2**64)] = 0
-    #: Seconds between TERM and KILL; None for the agent's own.
+    #: Seconds between TERM and KILL; None for the agent's own setting.
     kill_grace: Annotated[float, Field(ge=0, le=600)] | None = None

@@ -24,7 +24,7 @@ __all__ = [
 #: Longest time between TERM and KILL.
 MAX_KILL_GRACE = timedelta(minutes=10)
 
-#: In the order of their numbers (linux/capability.h).
+#: Names of the capabilities in the order of their numbers (linux/capability.h).
 CAPABILITIES = tuple(
     f"CAP_{name}"
     for name in (
@@ -39,16 +39,16 @@ CAPABILITIES = tuple(
 
 
 def capability_mask(names: Sequence[str]) -> int:
-    """Capabilities as the bits of their numbers.
+    """Return the bit mask of capabilities, or of all for the single name "all".
 
     Raises:
-        ValueError: one of them is not known.
+        ValueError: a name is unknown.
     """
     if tuple(names) == ("all",):
         return (1 << len(CAPABILITIES)) - 1
     for name in names:
         if name not in CAPABILITIES:
-            raise ValueError(f"{name!r} is no capability; they are written CAP_CHOWN, or 'all' alone")
+            raise ValueError(f"{name!r} is not a capability; write names such as CAP_CHOWN, or 'all' alone")
     mask = 0
     for name in names:
         mask |= 1 << CAPABILITIES.index(name)
@@ -56,24 +56,25 @@ def capability_mask(names: Sequence[str]) -> int:
 
 
 class ResourceLimits(Model):
-    """What a command may use of its host; None is no limit of its own. Enforced by cgroups, for all its processes."""
+    """Limits of a command's resources, enforced by cgroups for all its processes together. None means no limit."""
 
-    #: Bytes of memory; in text also as 512MiB.
+    #: Bytes of memory; text such as "512MiB" is accepted.
     memory: Annotated[ByteSize, Field(ge=1024 * 1024, lt=2**53)] | None = None
-    #: Bytes of swap beside it; none where `memory` is limited and this is not given.
+    #: Bytes of swap in addition. None means no swap if `memory` is limited.
     swap: Annotated[ByteSize, Field(ge=0, lt=2**53)] | None = None
-    #: Processors' worth of time, 0.5 for half of one.
+    #: Processor time per time, in processors; 0.5 is half of one.
     cpus: Annotated[float, Field(ge=0.01, le=4096, allow_inf_nan=False)] | None = None
-    #: Share of the processors under contention; 100 is everybody's default.
+    #: Weight for the share of the processors under contention; 100 is the default of every cgroup.
     cpu_weight: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    #: Processes and threads.
+    #: Number of processes and threads.
     pids: Annotated[int, Field(ge=1, le=4_000_000)] | None = None
-    #: Bytes a second from and to each disk.
+    #: Bytes per second read from each disk.
     io_read: Annotated[ByteSize, Field(ge=4096, lt=2**53)] | None = None
+    #: Bytes per second written to each disk.
     io_write: Annotated[ByteSize, Field(ge=4096, lt=2**53)] | None = None
 
     def lowered_by(self, other: ResourceLimits | None) -> ResourceLimits:
-        """The lower of each limit."""
+        """Return the lower of each limit."""
         if other is None:
             return self
         lower = {}
@@ -84,38 +85,40 @@ class ResourceLimits(Model):
 
 
 class ResourceUsage(Model):
-    """What a command used, with all its processes; None where its host does not tell."""
+    """Resources that a command used, with all its processes. None means that its host does not report the value."""
 
-    #: Processor time.
+    #: Processor time in seconds.
     cpu_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False, lt=2**53)] | None = None
-    #: Most bytes of memory at once, page cache included.
+    #: Peak of memory in bytes, page cache included.
     peak_memory: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    #: Most processes and threads at once.
+    #: Peak number of processes and threads.
     peak_pids: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    #: Bytes from and to disks.
+    #: Bytes read from disks.
     io_read: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    #: Bytes written to disks.
     io_written: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    #: Processes killed for want of memory.
+    #: Number of processes that the kernel killed because memory ran out.
     oom_kills: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
 
 class WhenFull(StrEnum):
-    """What becomes of output that is more than is kept of it."""
+    """The behaviour of a command whose output exceeds its limit."""
 
-    #: Begin and end are kept; what lay between is cut, and a gap says how much that was.
+    #: Beginning and end are retained; a gap reports the number of bytes removed between them.
     CUT = "cut"
-    #: The command waits in its write until somebody has read.
+    #: The command blocks in its write until a reader has read.
     WAIT = "wait"
 
 
 class OutputLimit(Model):
-    """How much of an execution's output is kept for its readers."""
+    """The amount of an execution's output that is retained for readers."""
 
-    #: Bytes, in text also as 16MiB. None: the agent's own limit, which also bounds it.
+    #: Bytes; text such as "16MiB" is accepted. The agent's own limit applies as well, and alone if this is None.
     limit: Annotated[ByteSize, Field(ge=64 * 1024, lt=2**53)] | None = None
+    #: What happens when the limit is reached.
     when_full: WhenFull = WhenFull.CUT
 
     def lowered_by(self, other: OutputLimit) -> OutputLimit:
-        """The lower limit of both; what becomes of more is as it was."""
+        """Return the lower of both limits, with this one's behaviour when it is reached."""
         limits = [limit for limit in (self.limit, other.limit) if limit is not None]
         return OutputLimit(limit=min(limits) if limits else None, when_full=self.when_full)

@@ -12,7 +12,7 @@ __all__ = ["Model", "describe_validation_error"]
 
 
 class Model(BaseModel):
-    """What all values share: frozen, strict about unknown names, camelCase in JSON."""
+    """A frozen value that rejects unknown fields, and has camelCase names in JSON."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -24,21 +24,21 @@ class Model(BaseModel):
     )
 
     def to_json(self) -> str:
-        """The value as JSON with the spec's names."""
+        """Return the value as JSON with the names of the specification."""
         return self.model_dump_json(by_alias=True)
 
     def to_dict(self) -> dict[str, Any]:
-        """The value as plain JSON types with the spec's names."""
+        """Return the value as plain JSON types with the names of the specification."""
         return self.model_dump(mode="json", by_alias=True)
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Self:
-        """Read what `to_dict` gave. Raises pydantic.ValidationError."""
+        """Build a value from the result of `to_dict`. Raises pydantic.ValidationError."""
         return cls.model_validate_json(json.dumps(value))
 
 
 def describe_validation_error(error: ValidationError) -> str:
-    """One line for people: each field that is wrong, and why."""
+    """Return one line for people that names each wrong field and the reason."""
     parts = []
     for item in error.errors(include_url=False, include_context=False, include_input=False):
         where = ".".join(str(part) for part in item["loc"])

@@ -16,15 +16,15 @@ __all__ = ["ExecPolicy", "PolicyStatus", "RateLimitConfig"]
 
 
 class RateLimitConfig(Model):
-    """How much may be asked for (Spec 534, RateLimitConfig): of an agent, or by one requester under one policy."""
+    """Rate limits of one agent, or of each requester under one policy (Spec 534, RateLimitConfig)."""
 
-    #: Requests accepted in any minute; 0 is no limit.
+    #: Number of requests that are accepted in any minute; 0 means no limit.
     requests_per_minute: Annotated[int, Field(ge=0, le=100_000)] = 0
-    #: Executions that have not ended, waiting ones included; 0 is no limit.
+    #: Number of executions that have not ended, waiting ones included; 0 means no limit.
     concurrent_limit: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    #: Executions that have not started.
+    #: Number of executions that have not started.
     queue_size: Annotated[int, Field(ge=1, le=1_000_000)] = 1000
-    #: How long an order may wait before it expires.
+    #: Longest time that an order may wait on the queue before it expires.
     queue_timeout: Duration = timedelta(minutes=10)
 
     @model_validator(mode="after")
@@ -35,50 +35,57 @@ class RateLimitConfig(Model):
 
 
 class ExecPolicy(Model):
-    """Who may run what, where and as whom (Spec 534, ExecPolicy, plus whom it is for).
+    """A policy: who may run which commands, where and as which user (Spec 534, ExecPolicy, plus subjects and agents).
 
-    Everything is refused that no policy grants as a whole; a denied command is refused whatever else grants it.
+    A policy applies to a request when one of its subjects matches the requester and one of its agents the target.
+    A request is refused unless one policy grants all of it. A denied command is refused whichever policy grants it.
     """
 
+    #: Name of the policy; decisions and audit events carry it.
     name: Identifier
-    #: SPIFFE ID patterns of the requesters it is for.
+    #: SPIFFE ID patterns of the requesters that the policy applies to.
     subjects: Annotated[tuple[str, ...], Field(min_length=1)]
-    #: Agents it is for: id patterns, or labels as `role=web,site=*`.
+    #: Agents that the policy applies to: id patterns, or labels such as `role=web,site=*`.
     agents: Annotated[tuple[str, ...], Field(min_length=1)]
-    #: Command patterns; see `tachikoma.policy.patterns`.
+    #: Command patterns that are granted; see `tachikoma.policy.patterns`. Empty: none.
     allowed_commands: tuple[str, ...] = ()
+    #: Command patterns that are refused, whichever policy grants them. Empty: none.
     denied_commands: tuple[str, ...] = ()
-    #: Whether programs may be granted that run whatever they are told to: shells, languages, launchers.
+    #: True if programs that can run any other program may be granted: shells, languages, launchers.
     allow_interpreters: bool = False
-    #: User name patterns. Empty: only the agent's default user.
+    #: Patterns of user names. Empty: only the agent's default user.
     allowed_users: tuple[str, ...] = ()
-    #: Path patterns. Empty: only the user's home.
+    #: Path patterns of working directories. Empty: only the user's home.
     allowed_work_dirs: tuple[str, ...] = ()
-    #: Name patterns of variables a request may set.
+    #: Name patterns of the variables that a request may set. Empty: none.
     allowed_environment: tuple[str, ...] = ()
-    #: SPIFFE ID patterns of those who may approve, where `require_approval` is set; nobody approves their own request.
+    #: SPIFFE ID patterns of the approvers, if `require_approval` is set. Requesters never approve their own requests.
     approvers: tuple[str, ...] = ()
-    #: How long a request waits for its approval.
+    #: Longest time that a request waits for its approval.
     approval_timeout: Duration = timedelta(hours=1)
-    #: How much each requester may ask for under this policy.
+    #: Rate limits of each requester under this policy; None for none.
     rate_limit: RateLimitConfig | None = None
-    #: What each command may use; a request may ask for less.
+    #: Resource limits of each command; a request may lower them.
     limits: ResourceLimits = ResourceLimits()
-    #: How much of its output is kept, and what becomes of more.
+    #: Limit of the retained output, and what happens beyond it.
     output: OutputLimit = OutputLimit()
-    #: Capabilities that commands run as root keep (capabilities(7)), or "all"; none by default. Others never have any.
+    #: Capabilities that commands keep if they run as root (capabilities(7)), or "all". Other users have none.
     capabilities: tuple[str, ...] = ()
-    #: SHA-256 of the files that may be executed for a path, in hexadecimal.
+    #: SHA-256 of the files that may be executed for a path, in hexadecimal. A path without an entry is not pinned.
     executable_sha256: dict[str, tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...]] = Field(
         default_factory=dict
     )
-    #: Between TERM and KILL. None: the agent's own, 10 s by default.
+    #: Time between TERM and KILL. None: the agent's own setting, 10 s by default.
     kill_grace: Duration | None = None
+    #: Longest timeout that a request may ask for; also the timeout of requests without one, at most an hour.
     max_timeout: Duration = DEFAULT_TIMEOUT
+    #: True if each request waits for an approver.
     require_approval: bool = False
+    #: True if input may follow while the command runs.
     allow_interactive: bool = False
+    #: True if the command may have a terminal.
     allow_tty: bool = False
-    #: Networks from which it may be asked for. Empty: from everywhere.
+    #: Networks from which requests may come. Empty: from any address.
     allowed_networks: tuple[Network, ...] = ()
 
     @field_validator("capabilities")
@@ -104,21 +111,22 @@ class ExecPolicy(Model):
     @model_validator(mode="after")
     def _somebody_approves(self) -> Self:
         if self.require_approval and not self.approvers:
-            raise ValueError("requireApproval is set, and approvers names nobody who could approve")
+            raise ValueError("requireApproval is set, but approvers is empty; name at least one approver")
         return self
 
 
 class PolicyStatus(Model):
-    """What policy an orchestrator decides by."""
+    """The active policy set of an orchestrator."""
 
-    #: SHA-256 over its files, in hexadecimal.
+    #: SHA-256 of its files, in hexadecimal.
     digest: str
-    #: How many policies it holds.
+    #: Number of policies in it.
     policies: int
-    #: Since when this orchestrator decides by it.
+    #: Time since which it is active.
     since: Timestamp
-    #: Why the files as they are now are not in force; empty where they are.
+    #: Why the current files are not active, so that the previous policy set is retained; empty if they are.
     error: str = ""
-    #: The orchestrator's host, and the file or folder there.
+    #: Name of the orchestrator's host.
     host: str = ""
+    #: The file or folder of the policies there.
     path: str = ""

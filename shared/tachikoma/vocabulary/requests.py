@@ -29,50 +29,50 @@ __all__ = [
     "new_id",
 ]
 
-#: Elements of an argv.
+#: Most elements of an argv.
 MAX_ARGUMENTS = 1024
 
-#: Bytes of an argv, each element counted with its closing NUL.
+#: Most bytes of an argv, each element counted with its closing NUL.
 MAX_COMMAND_BYTES = 128 * 1024
 
-#: Entries of an environment.
+#: Most entries of an environment.
 MAX_ENVIRONMENT_ENTRIES = 256
 
-#: Bytes of an environment, each entry counted as NAME=value and NUL.
+#: Most bytes of an environment, each entry counted as NAME=value and NUL.
 MAX_ENVIRONMENT_BYTES = 128 * 1024
 
-#: Bytes of standard input sent with a request.
+#: Most bytes of standard input in a request.
 MAX_STDIN_BYTES = 4 * 1024 * 1024
 
 #: Largest gRPC message in either direction: a request with its standard input, or a response with two streams of output
 #: of up to 16 MiB each. Client and server must agree on it.
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
-#: Longest path of a working directory (PATH_MAX of Linux).
+#: Most bytes of the path of a working directory (PATH_MAX of Linux).
 MAX_PATH_BYTES = 4096
 
-#: Longest time a command may run, and a request may wait.
+#: Longest time that a command may run, and that a request may wait.
 MAX_TIMEOUT = timedelta(days=7)
 
-#: How long a command may run when neither its request nor its policy says less.
+#: Longest run time of a command if neither its request nor its policy sets a shorter one.
 DEFAULT_TIMEOUT = timedelta(hours=1)
 
 
 def new_id() -> str:
-    """A fresh execution id: 96 random bits, so that nobody can guess another's."""
+    """Return a new execution id of 96 random bits, which cannot be guessed."""
     return secrets.token_hex(12)
 
 
 def _no_nul(value: str, what: str) -> None:
     if "\0" in value:
-        raise ValueError(f"{what} contains a NUL character, which no program can be given")
+        raise ValueError(f"{what} contains a NUL character, which cannot be passed to a program")
 
 
 def encoded(value: str) -> bytes:
-    """Text as the kernel gets it.
+    """Return text as UTF-8, the encoding of arguments and names.
 
     Raises:
-        ValueError: it cannot be UTF-8, which is what names and arguments travel as.
+        ValueError: the text cannot be encoded.
     """
     try:
         return value.encode("utf-8")
@@ -84,41 +84,41 @@ class ExecRequest(Model):
     """A request to run an argv on an agent (Spec 534, ExecRequest).
 
     Raises:
-        pydantic.ValidationError: a bound is broken; `describe_validation_error` puts it into words.
+        pydantic.ValidationError: a field is out of its bounds; `describe_validation_error` describes it for people.
     """
 
-    #: Idempotency key: the same id with the same request is the same execution.
+    #: Idempotency key: the same id with the same request returns the same execution. Default: a random id.
     id: Identifier = Field(default_factory=new_id)
-    #: The agent to run on.
+    #: Id of the agent that runs the command.
     agent_id: Identifier
-    #: The argv. No shell looks at it. A bare name is looked up in the agent's fixed search path.
+    #: The argv. No shell interprets it. A bare program name is looked up in the fixed search path of the orchestrator.
     command: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_ARGUMENTS)]
-    #: Absolute working directory; empty is the user's home.
+    #: Absolute path of the working directory; empty for the user's home.
     work_dir: str = ""
-    #: Variables beside those the agent sets; each must be granted by policy.
+    #: Environment variables beside those that the agent sets. Policy must grant each name.
     environment: Annotated[dict[str, str], Field(max_length=MAX_ENVIRONMENT_ENTRIES)] = Field(default_factory=dict)
-    #: What the command reads from standard input.
+    #: Bytes that the command reads from standard input.
     stdin: Annotated[Base64, Field(max_length=MAX_STDIN_BYTES)] = b""
-    #: How long the command may run before it is killed. None: as long as its policy allows, at most an hour.
+    #: Longest run time; then the command is killed. None: the longest that policy allows, at most an hour.
     timeout: Duration | None = None
-    #: User name on the agent; empty is the agent's default user.
+    #: Name of the user on the agent; empty for the agent's default user.
     user: str = ""
-    #: Lowers the limits that policy sets; never raises them.
+    #: Resource limits below those that policy sets; they never raise them. None: those of policy.
     limits: ResourceLimits | None = None
-    #: Whether input follows while the command runs.
+    #: True if input follows while the command runs.
     interactive: bool = False
-    #: Whether the command gets a terminal.
+    #: True if the command gets a terminal.
     tty: bool = False
-    #: SPIFFE ID of the requester. The server sets it; a caller may leave it empty or name itself.
+    #: SPIFFE ID of the requester. The server sets it; a caller leaves it empty or gives its own ID.
     requested_by: Annotated[str, Field(max_length=2048)] = ""
-    #: When the requester made the request.
+    #: Time at which the requester made the request.
     request_time: Timestamp = Field(default_factory=lambda: datetime.now(UTC))
 
     @field_validator("command", mode="before")
     @classmethod
     def _not_one_string(cls, value: Any) -> Any:
         if isinstance(value, (str, bytes)):
-            raise ValueError("is a list of arguments, not one string; use shlex.split() if you have a command line")
+            raise ValueError("must be a list of arguments, not one string; use shlex.split() to split a command line")
         return value
 
     @field_validator("command")
@@ -139,7 +139,7 @@ class ExecRequest(Model):
         size = 0
         for name, content in value.items():
             if not name or "=" in name:
-                raise ValueError(f"{name[:80]!r} is no variable name")
+                raise ValueError(f"{name[:80]!r} is not a variable name")
             _no_nul(name, "a name")
             _no_nul(content, f"the value of {name[:80]}")
             size += len(encoded(name)) + len(encoded(content)) + 2
@@ -160,7 +160,7 @@ class ExecRequest(Model):
     @field_validator("user")
     @classmethod
     def _user_by_name(cls, value: str) -> str:
-        # By name only, so that no number and no '#-1' reaches the lookup (CVE-2019-14287).
+        # Names only, so that no number and no '#-1' reaches the lookup (CVE-2019-14287).
         if value and (len(value) > 32 or not (value[0].isascii() and (value[0].isalpha() or value[0] == "_"))):
             raise ValueError(f"{value[:80]!r} is not a user name; numeric ids are not accepted")
         if not all(c.isascii() and (c.isalnum() or c in "_.-$") for c in value):
@@ -181,7 +181,7 @@ def make_request(values: dict[str, Any]) -> ExecRequest:
     """Build a request from untrusted values.
 
     Raises:
-        InvalidRequest: a bound is broken; the message names each field.
+        InvalidRequest: a field is out of its bounds; the message names each.
     """
     try:
         return ExecRequest(**values)

@@ -30,60 +30,70 @@ __all__ = [
 
 
 class KillReceipt(Model):
-    """What an agent says of a command that it ended."""
+    """An agent's report about a command that it killed."""
 
-    #: Whether nothing of it is left.
+    #: True if no process of the command is left.
     empty: bool
-    #: Whether that is known of all its processes (its cgroup), or only of its process group.
+    #: True if that is known for all its processes, by their cgroup; False if only for its process group.
     whole: bool
-    #: Signals that were sent, in this order.
+    #: Numbers of the signals that were sent, in order.
     signals: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(max_length=8)] = ()
-    #: Process ids of what could not be killed.
+    #: Ids of the processes that could not be killed.
     survivors: Annotated[tuple[Annotated[int, Field(ge=1, lt=2**31)], ...], Field(max_length=32)] = ()
 
 
 class OutputSummary(Model):
-    """The whole of one output stream, however much of it a response holds."""
+    """Size and digest of one complete output stream, of which a response may contain only a part."""
 
-    #: Bytes the command wrote.
+    #: Number of bytes that the command wrote.
     total_bytes: int = 0
-    #: SHA-256 of all of them, in hexadecimal; empty where it is not known, or nothing ran.
+    #: SHA-256 of all these bytes, in hexadecimal; empty if it is unknown, or no command ran.
     sha256: str = ""
-    #: Whether the response holds only the head and the tail.
+    #: True if the response contains only the head and the tail of the stream.
     truncated: bool = False
 
 
 class ExecResponse(Model):
-    """How an execution ended (Spec 534, ExecResponse)."""
+    """The result of an execution (Spec 534, ExecResponse)."""
 
+    #: Id of the execution.
     id: Identifier
+    #: Id of the agent.
     agent_id: Identifier
+    #: The final state.
     state: ExecState
-    #: Exit code; 128+n after signal n; -1 when the command never ran or nobody knows.
+    #: Exit code; 128+n after signal n; -1 if the command never ran or its exit code is unknown.
     exit_code: int = -1
-    #: Head and tail where the output was larger than the agent's limit (1 MiB each by default).
+    #: Standard output; only head and tail if it was larger than the agent's limit, 1 MiB each by default.
     stdout: Base64 = b""
+    #: Standard error, limited in the same way.
     stderr: Base64 = b""
+    #: Size and digest of the complete standard output.
     stdout_summary: OutputSummary = OutputSummary()
+    #: Size and digest of the complete standard error.
     stderr_summary: OutputSummary = OutputSummary()
-    #: None when the command never started.
+    #: Time at which the command started; None if it never did.
     start_time: Timestamp | None = None
+    #: Time at which the execution ended.
     end_time: Timestamp | None = None
+    #: Run time of the command.
     duration: Duration = timedelta(0)
-    #: The signal that ended the command, or 0.
+    #: Number of the signal that ended the command; 0 if none did.
     signal: int = 0
-    #: Why it did not end well, for people.
+    #: Why the execution did not succeed, for people; empty if it did.
     error: str = ""
+    #: True if the execution was cancelled.
     cancelled: bool = False
+    #: Resources that the command used.
     usage: ResourceUsage = ResourceUsage()
-    #: How it was killed, where it was.
+    #: The agent's report about killing the command; None if it was not killed.
     kill: KillReceipt | None = None
 
     def check(self) -> Self:
-        """Return itself after exit code 0.
+        """Return this response if the execution succeeded.
 
         Raises:
-            ExecutionFailed: it ended in any other way.
+            ExecutionFailed: the execution ended in another state than SUCCEEDED.
         """
         if self.state is not ExecState.SUCCEEDED:
             why = self.error or f"exit code {self.exit_code}"
@@ -92,101 +102,125 @@ class ExecResponse(Model):
 
 
 class ExecTransition(Model):
-    """One step of an execution."""
+    """One step in the history of an execution."""
 
+    #: The state that it entered.
     state: ExecState
-    #: By the clock of Redis.
+    #: Time of the step by the clock of Redis.
     time: Timestamp
 
 
 class ExecStatus(Model):
-    """What the ledger knows of an execution."""
+    """The ledger's record of an execution."""
 
+    #: Id of the execution.
     id: Identifier
+    #: Id of the agent.
     agent_id: Identifier
+    #: The current state.
     state: ExecState
-    #: The argv with secrets taken out.
+    #: The argv, secrets masked.
     command: tuple[str, ...]
+    #: SPIFFE ID of the requester.
     requested_by: str
+    #: Time at which the request was accepted.
     request_time: Timestamp
+    #: Time at which the command started; None if it has not.
     start_time: Timestamp | None = None
+    #: Time at which the execution ended; None if it has not.
     end_time: Timestamp | None = None
-    #: As in `ExecResponse`; -1 before the end.
+    #: Exit code as in `ExecResponse`; -1 until the execution ends.
     exit_code: int = -1
+    #: Why the execution did not succeed, for people; else empty.
     error: str = ""
-    #: The policy that let it through, as name@digest.
+    #: The policy that granted the request, as name@digest.
     policy_applied: str = ""
-    #: SPIFFE ID of who asked for its end, or empty.
+    #: SPIFFE ID of the caller who cancelled the execution; empty if none did.
     cancel_requested_by: str = ""
+    #: Longest run time of the command.
     timeout: Duration = DEFAULT_TIMEOUT
+    #: Name of the user on the agent; empty for the agent's default user.
     user: str = ""
+    #: Working directory; empty for the user's home.
     work_dir: str = ""
+    #: All steps until now, oldest first.
     history: tuple[ExecTransition, ...] = ()
-    #: Until when it may wait: for its approval, or on the agent's queue.
+    #: End of the wait for an approval, or on the agent's queue; None if the execution does not wait.
     deadline: Timestamp | None = None
-    #: SPIFFE ID patterns of those who may approve it; empty where it needed no approval.
+    #: SPIFFE ID patterns of the approvers; empty if no approval was needed.
     approvers: tuple[str, ...] = ()
-    #: SPIFFE ID of who approved it, and why.
+    #: SPIFFE ID of the approver; empty if the request was not approved, or needed no approval.
     approved_by: str = ""
+    #: The approver's reason.
     approval_reason: str = ""
 
 
 class Approval(Model):
-    """A request that waits for its approval, with all that would run."""
+    """A request that waits for an approval, with everything that would run."""
 
+    #: The ledger's record of the execution.
     status: ExecStatus
-    #: As the requester made it, nothing hidden: who answers for it must see it.
+    #: The complete request, nothing masked, since the approver is responsible for it.
     request: ExecRequest
-    #: SHA-256 over the request and what policy would grant it. An approval names it, and counts for nothing else.
+    #: SHA-256 of the request and its grant, in hexadecimal. An approval names this digest and is valid for it only.
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    #: The policy that would grant it, as name@digest.
+    #: The policy that would grant the request, as name@digest.
     policy: str
-    #: What the command may use, after policy.
+    #: Resource limits of the command, those of policy included.
     limits: ResourceLimits = ResourceLimits()
 
 
 class OutputKind(StrEnum):
-    """What an `ExecOutput` carries."""
+    """The kind of an `ExecOutput`."""
 
+    #: A chunk of standard output.
     STDOUT = "stdout"
+    #: A chunk of standard error.
     STDERR = "stderr"
+    #: A change of the execution's status.
     STATUS = "status"
+    #: Bytes of the output are missing here.
     GAP = "gap"
+    #: The result, which ends the stream.
     RESULT = "result"
 
 
 class ExecOutput(Model):
     """One message about a running or ended execution."""
 
+    #: Id of the execution.
     id: Identifier
+    #: The kind of message, which says which of the fields below are set.
     kind: OutputKind
-    #: Number of the chunk, from 1; other messages carry that of the last chunk before them.
+    #: Number of the chunk, from 1; other messages carry the number of the last chunk before them.
     seq: int = 0
-    #: When the chunk was read on the agent.
+    #: Time at which the agent read the chunk; None in other messages.
     time: Timestamp | None = None
     #: The bytes of a chunk, unchanged.
     data: Base64 = b""
-    #: With `STATUS`: where the execution stands.
+    #: With `STATUS`: the ledger's record of the execution.
     status: ExecStatus | None = None
-    #: With `GAP`: how many bytes are no longer there.
+    #: With `GAP`: number of missing bytes.
     missing_bytes: int = 0
-    #: With `RESULT`: how it ended, without the output.
+    #: With `RESULT`: the result, without the output.
     result: ExecResponse | None = None
 
 
 class CancelOutcome(StrEnum):
-    """What a cancel came to."""
+    """The effect of a cancel."""
 
-    #: It had not started and never will.
+    #: The command had not started, and never will.
     CANCELLED = "CANCELLED"
-    #: It runs, and the agent was told to end it.
+    #: The command runs, and the agent was asked to kill it.
     REQUESTED = "REQUESTED"
-    #: It had ended before.
+    #: The execution had already ended.
     ALREADY_ENDED = "ALREADY_ENDED"
 
 
 class CancelResponse(Model):
-    """What a cancel came to, and the execution after it."""
+    """The effect of a cancel, and the execution after it."""
 
+    #: The effect.
     outcome: CancelOutcome
+    #: The ledger's record of the execution after the cancel.
     status: ExecStatus

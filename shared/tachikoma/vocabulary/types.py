@@ -1,4 +1,4 @@
-"""Field types of the vocabulary: how durations, bytes, times and ids are read and written.
+"""Field types of the vocabulary: durations, bytes, times, ids and networks, with their text forms.
 
 In JSON, durations are text such as `"30s"` or `"1m30s"` (numbers are seconds), bytes are base64 (RFC 4648 section 4)
 and times are RFC 3339 in UTC. In Python they are `timedelta`, `bytes` and aware `datetime`.
@@ -35,19 +35,20 @@ __all__ = [
     "parse_duration",
 ]
 
-#: Ids of executions and agents. No dot: it ends Redis names and Celery's fanout prefix.
+#: Pattern of the ids of executions and agents. No dot: it separates parts of Redis names and of Celery's task ids.
 ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}"
 
+#: Seconds of each unit.
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 _DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:h|ms|us|µs|m|s))+")
 _DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(h|ms|us|µs|m|s)")
 
 
 def parse_duration(text: str) -> timedelta:
-    """Read a duration such as `"30s"`, `"1h30m"`, `"250ms"` or `"2.5"` (seconds).
+    """Parse a duration such as `"30s"`, `"1h30m"`, `"250ms"` or `"2.5"` (seconds).
 
     Raises:
-        ValueError: the text is no duration.
+        ValueError: the text is not a duration, or too long a one.
     """
     text = text.strip()
     sign = -1.0 if text.startswith("-") else 1.0
@@ -65,7 +66,7 @@ def parse_duration(text: str) -> timedelta:
 
 
 def format_duration(value: timedelta) -> str:
-    """Write a duration in its largest whole units: `1h30m`, `30s`, `250ms`, `1.5s`."""
+    """Return a duration in its largest whole units: `1h30m`, `30s`, `250ms`, `1.5s`."""
     micros = round(value.total_seconds() * 1e6)
     if micros == 0:
         return "0s"
@@ -92,12 +93,13 @@ def _read_duration(value: Any) -> Any:
         try:
             return timedelta(seconds=value)
         except (OverflowError, ValueError):
-            raise ValueError(f"{value!r} is no usable number of seconds") from None
+            raise ValueError(f"{value!r} seconds is not a usable duration") from None
     if isinstance(value, timedelta):
         return value
-    raise ValueError("a duration is text such as '30s', a number of seconds, or a timedelta")
+    raise ValueError("must be text such as '30s', a number of seconds, or a timedelta")
 
 
+#: A duration: text such as "1m30s" or a number of seconds in JSON.
 Duration = Annotated[
     timedelta,
     BeforeValidator(_read_duration),
@@ -119,6 +121,7 @@ def _read_bytes(value: Any, info: ValidationInfo) -> Any:
     raise ValueError("must be bytes (in JSON: base64 text)")
 
 
+#: Bytes: base64 text in JSON (RFC 4648 section 4).
 Base64 = Annotated[
     bytes,
     BeforeValidator(_read_bytes),
@@ -129,19 +132,19 @@ Base64 = Annotated[
 
 def _aware(value: datetime) -> datetime:
     if value.tzinfo is None:
-        raise ValueError("a time needs a zone, for instance 2026-01-31T12:00:00Z")
+        raise ValueError("must have a time zone, for instance 2026-01-31T12:00:00Z")
     try:
         return value.astimezone(UTC)
     except OverflowError:
-        raise ValueError("is a time that UTC cannot hold") from None
+        raise ValueError("is outside the range of times in UTC") from None
 
 
-#: An aware time, kept in UTC.
+#: An aware time, stored in UTC.
 Timestamp = Annotated[datetime, AfterValidator(_aware)]
 
 
 def is_identifier(value: str) -> bool:
-    """Whether it may be the id of an execution or an agent."""
+    """Return True if a text has the form of an id of an execution or agent."""
     return re.fullmatch(ID_PATTERN, value) is not None
 
 
@@ -153,10 +156,11 @@ def _identifier(value: str) -> str:
     return value
 
 
+#: The id of an execution or agent.
 Identifier = Annotated[
     str, AfterValidator(_identifier), WithJsonSchema({"type": "string", "pattern": f"^{ID_PATTERN}$"})
 ]
-#: A time in milliseconds since the epoch, before the year 10000; 0 for never.
+#: A time in milliseconds since the epoch, before the year 10000; 0 means never.
 Milliseconds = Annotated[int, Field(ge=0, le=253_402_300_799_999)]
 
 
@@ -166,12 +170,12 @@ def _network(text: str) -> str:
     except ValueError:
         pass
     try:
-        meant = ip_network(text, strict=False)
+        containing = ip_network(text, strict=False)
     except ValueError:
         raise ValueError(
             f"{text[:80]!r} is not a network; write it like 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32"
         ) from None
-    raise ValueError(f"{text!r} is an address in a network; write {meant} for the network")
+    raise ValueError(f"{text!r} is an address in a network; write {containing} for the network")
 
 
 #: A network of IPv4 or IPv6, or one address.

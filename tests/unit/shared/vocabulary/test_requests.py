@@ -1,4 +1,4 @@
-"""Bounds and JSON of the vocabulary."""
+"""Bounds of a request, and its JSON."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tachikoma.errors import ExecutionFailed, InvalidRequest
-from tachikoma.vocabulary.audit import ExecAuditLog
+from tachikoma.errors import InvalidRequest
 from tachikoma.vocabulary.model import describe_validation_error
-from tachikoma.vocabulary.policies import ExecPolicy, RateLimitConfig
 from tachikoma.vocabulary.requests import (
     MAX_ARGUMENTS,
     MAX_COMMAND_BYTES,
@@ -27,8 +25,6 @@ from tachikoma.vocabulary.requests import (
     make_request,
     new_id,
 )
-from tachikoma.vocabulary.results import CancelOutcome, CancelResponse, ExecOutput, ExecResponse, ExecStatus, OutputKind
-from tachikoma.vocabulary.states import ExecState
 
 #: Reads like "root"; the letters in the middle are Cyrillic.
 CYRILLIC = "r\u043e\u043et"
@@ -131,7 +127,7 @@ def test_the_largest_environment_is_taken_and_one_byte_more_is_not() -> None:
 
 @pytest.mark.parametrize("name", ["", "=", "A=B", "=A"])
 def test_a_name_with_an_equals_sign_or_none_at_all_is_refused(name: str) -> None:
-    wrong("environment", "no variable name", environment={name: "x"})
+    wrong("environment", "not a variable name", environment={name: "x"})
 
 
 @pytest.mark.parametrize("environment", [{"A\0": "x"}, {"A": "\0"}])
@@ -263,47 +259,6 @@ def test_changing_the_list_a_request_was_made_of_does_not_change_it() -> None:
 
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
-#: Spec 534, word for word.
-SPEC_NAMES: dict[type, set[str]] = {
-    ExecRequest: {
-        "id", "agentId", "command", "workDir", "environment", "stdin", "timeout", "user", "interactive", "tty",
-        "requestedBy", "requestTime",
-    },
-    ExecResponse: {
-        "id", "exitCode", "stdout", "stderr", "startTime", "endTime", "duration", "error", "cancelled",
-    },
-    ExecPolicy: {
-        "allowedCommands", "deniedCommands", "allowedUsers", "allowedWorkDirs", "maxTimeout", "requireApproval",
-        "allowInteractive", "allowTty",
-    },
-    RateLimitConfig: {"requestsPerMinute", "concurrentLimit", "queueSize", "queueTimeout"},
-    ExecAuditLog: {
-        "id", "agentId", "requestedBy", "command", "exitCode", "startTime", "duration", "clientIp", "authorized",
-        "policyApplied",
-    },
-}  # fmt: skip
-
-EXAMPLES: list[Any] = [
-    request(stdin=b"\0\xff"),
-    ExecResponse(id="e", agent_id="a", state=ExecState.FAILED, stdout=b"\xff", start_time=NOW, exit_code=3),
-    ExecPolicy(name="p", subjects=("s",), agents=("a",)),
-    RateLimitConfig(),
-    ExecAuditLog(cursor="1-0", time=NOW, event="admitted"),
-]
-
-
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda value: type(value).__name__)
-def test_json_uses_the_names_of_the_spec(example: Any) -> None:
-    written = set(json.loads(example.to_json()))
-    assert SPEC_NAMES[type(example)] <= written
-    assert all(name.isalnum() for name in written)
-
-
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda value: type(value).__name__)
-def test_what_was_written_reads_as_the_same(example: Any) -> None:
-    assert type(example).model_validate_json(example.to_json()) == example
-    assert example.to_dict() == json.loads(example.to_json())
-
 
 def test_a_request_of_the_spec_is_read_from_json() -> None:
     made = ExecRequest.model_validate_json(
@@ -354,96 +309,7 @@ def test_any_request_survives_json(made: ExecRequest) -> None:
     assert ExecRequest.model_validate(made.to_dict() | {"stdin": made.stdin}) == made
 
 
-# --- answers ----------------------------------------------------------------------------------------------------------
-
-
-def test_open_states_are_three_and_all_others_are_for_ever() -> None:
-    open_states = {state for state in ExecState if not state.terminal}
-    assert open_states == {ExecState.PENDING_APPROVAL, ExecState.QUEUED, ExecState.STARTED}
-
-
-def test_check_gives_back_a_success() -> None:
-    response = ExecResponse(id="e", agent_id="a", state=ExecState.SUCCEEDED, exit_code=0)
-    assert response.check() is response
-
-
-@pytest.mark.parametrize("state", [state for state in ExecState if state is not ExecState.SUCCEEDED])
-def test_check_raises_for_every_other_end(state: ExecState) -> None:
-    with pytest.raises(ExecutionFailed, match=rf"execution e on a ended {state}: exit code 3"):
-        ExecResponse(id="e", agent_id="a", state=state, exit_code=3).check()
-
-
-def test_the_answer_to_a_cancel_survives_json() -> None:
-    status = ExecStatus(
-        id="e", agent_id="a", state=ExecState.CANCELLED, command=("x",), requested_by="s", request_time=NOW
-    )
-    answer = CancelResponse(outcome=CancelOutcome.CANCELLED, status=status)
-    assert CancelResponse.model_validate_json(answer.to_json()) == answer
-
-
-def test_an_output_chunk_survives_json_with_any_byte() -> None:
-    output = ExecOutput(id="e", kind=OutputKind.STDOUT, seq=1, time=NOW, data=bytes(range(256)))
-    assert ExecOutput.model_validate_json(output.to_json()) == output
-
-
-# --- policy and limits ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("timeout", ["0s", "-1s", "169h"])
-def test_a_policys_longest_timeout_has_bounds(timeout: str) -> None:
-    with pytest.raises(ValidationError, match="at most 7 days"):
-        ExecPolicy(name="p", subjects=("s",), agents=("a",), max_timeout=timeout)
-
-
-@pytest.mark.parametrize("field", ["subjects", "agents"])
-def test_a_policy_is_for_somebody_and_some_agent(field: str) -> None:
-    with pytest.raises(ValidationError, match="at least 1"):
-        ExecPolicy(**{"name": "p", "subjects": ("s",), "agents": ("a",), field: ()})
-
-
-def test_a_policy_grants_nothing_by_default() -> None:
-    policy = ExecPolicy(name="p", subjects=("s",), agents=("a",))
-    assert not policy.allowed_commands
-    assert not policy.allowed_users
-    assert not policy.allowed_work_dirs
-    assert not policy.allowed_environment
-    assert not policy.allow_interactive
-    assert not policy.allow_tty
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"requests_per_minute": -1},
-        {"concurrent_limit": -1},
-        {"queue_size": 0},
-        {"queue_size": 1_000_001},
-        {"queue_timeout": 0},
-        {"queue_timeout": "169h"},
-    ],
-)
-def test_rate_limits_have_bounds(values: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        RateLimitConfig(**values)
-
-
-# --- words for people -------------------------------------------------------------------------------------------------
-
-
-def test_a_description_names_each_wrong_field_in_one_line() -> None:
-    with pytest.raises(ValidationError) as caught:
-        ExecRequest.model_validate({"agentId": "a.b", "command": "ls", "timeout": "soon", "bogus": 1})
-    told = describe_validation_error(caught.value)
-    assert "\n" not in told
-    for field in ("agentId: ", "command: ", "timeout: ", "bogus: "):
-        assert field in told
-    assert "Value error" not in told
-
-
-def test_a_description_does_not_repeat_what_was_sent() -> None:
-    with pytest.raises(ValidationError) as caught:
-        request(environment={"TOKEN": "hunter2\0"}, stdin="hunter2")
-    assert "hunter2" not in describe_validation_error(caught.value)
+# --- untrusted values -------------------------------------------------------------------------------------------------
 
 
 def test_make_request_makes_requests() -> None:

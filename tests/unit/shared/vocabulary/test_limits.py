@@ -1,0 +1,91 @@
+"""Limits of resources and output, and capabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tachikoma.vocabulary.limits import CAPABILITIES, OutputLimit, ResourceLimits, WhenFull, capability_mask
+
+
+def test_capabilities_are_bits_of_the_kernels_numbers() -> None:
+    assert len(CAPABILITIES) == len(set(CAPABILITIES)) == 41
+    # linux/capability.h
+    assert capability_mask(["CAP_CHOWN"]) == 1 << 0
+    assert capability_mask(["CAP_NET_BIND_SERVICE", "CAP_KILL"]) == 1 << 10 | 1 << 5
+    assert capability_mask(["CAP_CHECKPOINT_RESTORE"]) == 1 << 40
+    assert capability_mask(["all"]) == 2**41 - 1
+    assert capability_mask([]) == 0
+
+
+@pytest.mark.parametrize("names", [["chown"], ["CAP_CHOWN", "all"], ["CAP_"], [""]])
+def test_other_capabilities_are_refused(names: list[str]) -> None:
+    with pytest.raises(ValueError, match="is not a capability"):
+        capability_mask(names)
+
+
+@given(st.sets(st.sampled_from(CAPABILITIES)))
+def test_each_capability_is_one_bit(names: set[str]) -> None:
+    mask = capability_mask(sorted(names))
+    assert {name for number, name in enumerate(CAPABILITIES) if mask >> number & 1} == names
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *(
+            {"memory": 1},
+            {"memory": -1},
+            {"memory": 2**53},
+            {"cpus": 0},
+            {"cpus": float("inf")},
+            {"cpus": float("nan")},
+        ),
+        *({"pids": 0}, {"cpu_weight": 10_001}, {"io_read": 1}, {"io_write": 4095}, {"swap": -1}, {"cores": 1}),
+    ],
+)
+def test_limits_have_bounds(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        ResourceLimits(**values)
+
+
+def test_bytes_are_written_as_people_do() -> None:
+    assert ResourceLimits(memory="512MiB").memory == 512 * 2**20
+    assert OutputLimit(limit="16MiB").limit == 16 * 2**20
+
+
+sizes = st.none() | st.integers(2**20, 2**40)
+limits = st.builds(
+    ResourceLimits,
+    memory=sizes,
+    swap=sizes,
+    cpus=st.none() | st.floats(0.01, 64),
+    pids=st.none() | st.integers(1, 100),
+    io_read=sizes,
+    io_write=sizes,
+    cpu_weight=st.none() | st.integers(1, 10_000),
+)
+
+
+@given(limits, limits)
+def test_the_lower_of_each_limit_counts(one: ResourceLimits, other: ResourceLimits) -> None:
+    lower = one.lowered_by(other)
+    assert lower == other.lowered_by(one)
+    assert lower.lowered_by(one) == lower
+    for name in ResourceLimits.model_fields:
+        given_values = {getattr(one, name), getattr(other, name)} - {None}
+        assert getattr(lower, name) == (min(given_values) if given_values else None)
+    assert one.lowered_by(None) is one
+
+
+@given(sizes, sizes, st.sampled_from(WhenFull), st.sampled_from(WhenFull))
+def test_the_lower_output_limit_counts_with_the_first_behaviour(
+    one: int | None, other: int | None, first: WhenFull, second: WhenFull
+) -> None:
+    lower = OutputLimit(limit=one, when_full=first).lowered_by(OutputLimit(limit=other, when_full=second))
+    given_values = {one, other} - {None}
+    assert lower == OutputLimit(limit=min(given_values) if given_values else None, when_full=first)  # type: ignore[type-var]
