@@ -157,7 +157,7 @@ def test_an_approval_is_for_what_was_looked_at(world: World) -> None:
         world.boss.approve(two, digest, "fine")
     # Nor is it for what policy makes of it later.
     change_policy(world, POLICY.replace("pids: 50", "pids: 60"))
-    with pytest.raises(FailedPrecondition, match="look again"):
+    with pytest.raises(FailedPrecondition, match="show the approval again"):
         world.boss.approve(one, digest, "fine")
     assert world.me.status(one).state is ExecState.PENDING_APPROVAL
     world.boss.approve(one, world.boss.approval(one).digest, "fine")
@@ -169,7 +169,7 @@ def test_an_approval_is_used_once(world: World) -> None:
     exec_id = world.submit("printf", "x")
     digest = world.boss.approval(exec_id).digest
     world.boss.approve(exec_id, digest, "fine")
-    with pytest.raises(NotFound, match="waits for an approval of yours"):
+    with pytest.raises(NotFound, match="waits for your approval"):
         world.boss.approve(exec_id, digest, "fine")
     world.ended(exec_id)
     assert world.codes(exec_id).count("dispatched") == 1
@@ -179,7 +179,7 @@ def test_nobody_approves_their_own_request_and_others_do_not_see_it(world: World
     exec_id = world.submit("printf", "x")
     digest = world.boss.approval(exec_id).digest
     # The test's own user is among the approvers.
-    with pytest.raises(PermissionDenied, match="nobody approves their own request"):
+    with pytest.raises(PermissionDenied, match="requesters cannot approve their own requests"):
         world.me.approve(exec_id, digest, "trust me")
     for attempt in (world.other.approval, lambda it: world.other.approve(it, digest, "x"), world.other.status):
         with pytest.raises(NotFound):
@@ -235,13 +235,13 @@ def test_what_policy_allows_no_more_cannot_be_approved(world: World) -> None:
     exec_id = world.submit("printf", "x")
     digest = world.boss.approval(exec_id).digest
     change_policy(world, POLICY.replace("allowedCommands: [/usr/bin/id]", "deniedCommands: [printf]"))
-    with pytest.raises(FailedPrecondition, match=r"policy does not allow it any more: .* denies 'printf'"):
+    with pytest.raises(FailedPrecondition, match=r"policy no longer allows it: .* denies 'printf'"):
         world.boss.approve(exec_id, digest, "fine")
     change_policy(world, POLICY.replace("[/usr/bin/id]", '["/usr/bin/printf **"]'))
-    with pytest.raises(FailedPrecondition, match="policy asks for no approval any more"):
+    with pytest.raises(FailedPrecondition, match="policy no longer requires an approval"):
         world.boss.approve(exec_id, digest, "fine")
     change_policy(world, POLICY.replace("user/boss", "user/chief"))
-    with pytest.raises(FailedPrecondition, match="policy names other approvers now"):
+    with pytest.raises(FailedPrecondition, match="policy now names other approvers"):
         world.boss.approve(exec_id, digest, "fine")
     # But whoever was asked may still say no.
     assert world.boss.reject(exec_id, "no").state is ExecState.REJECTED
@@ -271,7 +271,7 @@ def test_who_owns_redis_cannot_have_another_request_approved(world: World) -> No
     header, payload, signature = genuine.split(b".")
     for forged in (world.redis.get(keys.parked(other)), b"nonsense", header + b"." + payload[:-4] + b"." + signature):
         world.redis.set(keys.parked(asked), forged)
-        with pytest.raises(FailedPrecondition, match="cannot be believed"):
+        with pytest.raises(FailedPrecondition, match="cannot be verified"):
             world.boss.approval(asked)
     assert world.codes(asked).count("record_altered") == 3
     # Nor can the record be made to say that somebody else asked, so that the requester approves it.
@@ -279,7 +279,7 @@ def test_who_owns_redis_cannot_have_another_request_approved(world: World) -> No
     requester = world.redis.hget(keys.execution(asked), "requested_by")
     assert requester is not None
     world.redis.hset(keys.execution(asked), "requested_by", str(OTHER))
-    with pytest.raises(PermissionDenied, match="nobody approves their own request"):
+    with pytest.raises(PermissionDenied, match="requesters cannot approve their own requests"):
         world.me.approve(asked, world.boss.approval(asked).digest, "mine")
     world.redis.hset(keys.execution(asked), "requested_by", requester)
     # What is kept is no order: an agent that is given it refuses.

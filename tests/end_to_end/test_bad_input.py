@@ -34,7 +34,7 @@ def test_an_unknown_agent_is_not_found(client: Client, cli: Cli) -> None:
         client.execute(request("true", agent_id="nobody"))
     assert refusal.value.code == "NOT_FOUND"
     assert _refused(cli, "nobody", "true") == (
-        "tachikoma: there is no agent 'nobody'; `tachikoma agents` shows those there are\n"
+        "tachikoma: there is no agent 'nobody'; `tachikoma agents` lists the agents\n"
     )
 
 

@@ -1,1 +1,1 @@
-"""Admission and approval: from a request to an accepted execution or a recorded refusal."""
+"""Admission and approval: from a request to an accepted execution or an audited refusal."""

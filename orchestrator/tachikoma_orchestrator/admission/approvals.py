@@ -1,14 +1,13 @@
-"""Approval: what waits for one, who may give it, and what it is bound to.
+"""Approvals: executions that wait for one, the callers that may give it, and what it is bound to.
 
-A request that policy lets through only with an approval is kept signed by the orchestrator (`ParkedRequest`); there is
-no order of it, so whoever owns Redis has nothing to put on a queue. An approval names the digest of everything that
-would run. Policy decides anew when it is given: what was allowed when it was asked for may no longer be.
+A request that needs an approval is stored signed by the orchestrator (`ParkedRequest`). No order of it exists, so write
+access to Redis is not enough to run it. An approval names the digest of everything that would run. Policy decides again
+at the time of the approval: what was allowed when it was requested may be denied now.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+from dataclasses import dataclass
 
 import structlog
 
@@ -20,7 +19,9 @@ from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.results import Approval
 from tachikoma.vocabulary.states import ExecState
-from tachikoma_orchestrator.admission.admit import Admitter, refusal, request_digest
+from tachikoma_orchestrator.admission.admit import Admitter
+from tachikoma_orchestrator.admission.digests import approval_digest, request_digest
+from tachikoma_orchestrator.admission.refusals import refusal
 from tachikoma_orchestrator.audit.findings import Findings
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.caller import Peer
@@ -36,38 +37,47 @@ log = structlog.get_logger(__name__)
 MAX_REASON = 1000
 
 
-def approval_digest(request: ExecRequest, decision: Decision) -> str:
-    """SHA-256 over everything that would run: the request, its id, and what policy makes of it."""
-    assert decision.grant is not None
-    content = {
-        "id": request.id,
-        "request": request_digest(request),
-        "policy": decision.policy,
-        "grant": decision.grant.model_dump(mode="json"),
-        "timeout": decision.timeout.total_seconds(),
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def checked_reason(text: str) -> str:
-    """A reason for the record.
+    """Return a reason that an operator or approver gives for the audit trail.
 
     Raises:
-        InvalidRequest: there is none, or it is too long.
+        InvalidRequest: the reason is empty or too long.
     """
     if not text.strip():
-        raise InvalidRequest("a reason is required; it goes on the record")
+        raise InvalidRequest("a reason is required; it is recorded in the audit trail")
     if len(text) > MAX_REASON:
         raise InvalidRequest(f"a reason has at most {MAX_REASON} characters")
     return text
 
 
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """An execution that waits for its approval, with its verified request."""
+
+    record: Record
+    parked: ParkedRequest
+
+    @property
+    def request(self) -> ExecRequest:
+        """The request as the orchestrator signed it."""
+        return self.parked.request
+
+
 class Approvals:
-    """Shows, approves and rejects."""
+    """Shows executions that wait for an approval, approves and rejects them."""
 
     def __init__(
         self, ledger: Ledger, trail: AuditTrail, admitter: Admitter, identity: SvidSource, findings: Findings
     ) -> None:
+        """Prepare it.
+
+        Args:
+            ledger: the executions.
+            trail: records refused attempts.
+            admitter: decides again, and signs the order.
+            identity: the orchestrator's own, which signed the stored requests.
+            findings: records stored requests that cannot be verified.
+        """
         self._ledger = ledger
         self._trail = trail
         self._admitter = admitter
@@ -75,11 +85,11 @@ class Approvals:
         self._findings = findings
 
     async def pending(self, peer: Peer, *, everybody: bool) -> list[Record]:
-        """What waits for an approval, as far as the peer has to do with it: may give it, or asked for it.
+        """Return the executions that wait for an approval, and that the caller requested or may approve.
 
         Args:
-            peer: who asks.
-            everybody: whether to show all.
+            peer: the caller.
+            everybody: True for the executions of all requesters.
         """
         subject = str(peer)
         records = await self._ledger.approvals()
@@ -90,78 +100,80 @@ class Approvals:
         ]
 
     async def describe(self, exec_id: str, peer: Peer) -> Approval:
-        """All that would run, for who may approve it.
+        """Return everything that would run, for a caller that may approve it.
 
         Raises:
-            NotFound: nothing of that id waits for an approval of this peer.
-            FailedPrecondition: policy has changed since it was asked for.
+            NotFound: no such execution waits for the caller's approval.
+            PermissionDenied: the caller is its requester.
+            FailedPrecondition: policy has changed since the request.
         """
-        record, parked = await self._parked(exec_id, peer)
-        request, decision = parked.request, await self._decision(record, parked, peer)
+        pending = await self._pending(exec_id)
+        decision = await self._decision(pending, peer)
         assert decision.grant is not None
         return Approval(
-            status=record.status(),
-            request=request.model_copy(update={"timeout": decision.timeout}),
-            digest=approval_digest(request, decision),
+            status=pending.record.status(),
+            request=pending.request.model_copy(update={"timeout": decision.timeout}),
+            digest=approval_digest(pending.request, decision),
             policy=decision.policy,
             limits=decision.grant.limits,
         )
 
     async def approve(self, exec_id: str, digest: str, reason: str, peer: Peer) -> None:
-        """Let it run.
+        """Approve an execution and put its order on the agent's queue.
 
         Args:
             exec_id: the execution.
-            digest: of what the approver saw; see `Approval.digest`.
-            reason: why; it goes on the record.
+            digest: digest of what the approver saw; see `Approval.digest`.
+            reason: reason for the audit trail.
             peer: the approver.
 
         Raises:
-            NotFound: nothing of that id waits for an approval of this peer.
-            PermissionDenied: the peer may not approve it.
-            FailedPrecondition: it is not what the approver saw, or policy does not allow it any more, or another was
-                first.
-            AgentOffline, ResourceExhausted: it cannot be queued now; it goes on waiting for its approval.
+            InvalidRequest: the reason is empty or too long.
+            NotFound: no such execution waits for the caller's approval.
+            PermissionDenied: the caller is its requester.
+            FailedPrecondition: the digest does not match, policy has changed, or another approver was faster.
+            AgentOffline, AgentDraining, AgentRevoked, ResourceExhausted: the order cannot be queued now. The execution
+                still waits for its approval.
         """
         reason = checked_reason(reason)
-        record, parked = await self._parked(exec_id, peer)
-        request, decision = parked.request, await self._decision(record, parked, peer)
-        if digest != approval_digest(request, decision):
-            why = "what would run is not what was approved: policy changed, or the digest is another's; look again"
-            raise FailedPrecondition(why)
-        readiness = await self._ledger.readiness(record.agent)
-        if readiness is not Outcome.ADMITTED:
-            raise refusal(readiness, request, 0)
-        dispatch = await self._admitter.dispatch(
-            request, self._admitter.shown(request), record.digest, decision, parked.client_ip, approved_by=str(peer)
-        )
-        done = await self._ledger.approve(
-            record.agent, exec_id, dispatch,
-            wait=self._admitter.queue_timeout(decision), by=str(peer), reason=reason, digest=digest,
-            waits=decision.waits,
-        )  # fmt: skip
-        self._check_done(exec_id, done)
+        pending = await self._pending(exec_id)
+        decision = await self._decision(pending, peer)
+        if digest != approval_digest(pending.request, decision):
+            raise FailedPrecondition(
+                "what would run is not what was approved: policy changed, or the digest belongs to another execution; "
+                "show the approval again"
+            )
+        await self._check_agent(pending)
+        await self._release(pending, decision, digest, reason, peer)
         log.info("execution.approved", id=exec_id, by=str(peer))
 
     async def reject(self, exec_id: str, reason: str, peer: Peer) -> None:
-        """End it; it never runs. Raises as `approve` does."""
+        """Reject an execution, so that it never runs. Raises as `approve` does."""
         reason = checked_reason(reason)
-        record, parked = await self._parked(exec_id, peer)
-        if not may_approve(record.status().approvers, str(peer)):
-            # Also those whom policy names now; but a change of policy must not keep anybody from saying no.
-            await self._decision(record, parked, peer)
+        pending = await self._pending(exec_id)
+        if not may_approve(pending.record.status().approvers, str(peer)):
+            # Approvers that policy names now may reject too. Those that it named at first always may, whatever changed.
+            await self._decision(pending, peer)
         done = await self._ledger.settle(
-            record.agent, exec_id, [ExecState.PENDING_APPROVAL], ExecState.REJECTED,
+            pending.record.agent, exec_id, [ExecState.PENDING_APPROVAL], ExecState.REJECTED,
             reason=f"rejected by {peer}: {reason}", by=str(peer), fence=False,
         )  # fmt: skip
         self._check_done(exec_id, done)
         log.info("execution.rejected", id=exec_id, by=str(peer))
 
-    async def _parked(self, exec_id: str, peer: Peer) -> tuple[Record, ParkedRequest]:
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    async def _pending(self, exec_id: str) -> _Pending:
+        """Return an execution that waits for its approval, with its verified request.
+
+        Raises:
+            NotFound: no such execution waits for an approval.
+            FailedPrecondition: the stored request cannot be verified.
+        """
         record = await self._ledger.record(exec_id) if exec_id else None
         token = await self._ledger.parked(exec_id) if record is not None else None
         if record is None or record.state is not ExecState.PENDING_APPROVAL or token is None:
-            raise NotFound(f"nothing of the id {exec_id[:80]!r} waits for an approval of yours")
+            raise _not_pending(exec_id)
         svid = self._identity.current()
         try:
             parked = verify(token, ParkedRequest, svid.bundle, svid.spiffe_id, kept=True)
@@ -169,40 +181,69 @@ class Approvals:
                 raise InvalidSignature("is of another execution")
         except InvalidSignature as error:
             log.error("parked.refused", id=exec_id, reason=str(error))
-            why = f"the request kept for its approval {error}"
+            why = f"the request stored for its approval {error}"
             await self._findings.add(AuditCode.RECORD_ALTERED, exec_id, why)
-            raise FailedPrecondition(f"the request kept for {exec_id} cannot be believed: {error}") from None
-        return record, parked
+            raise FailedPrecondition(f"the stored request of {exec_id} cannot be verified: it {error}") from None
+        return _Pending(record, parked)
 
-    async def _decision(self, record: Record, parked: ParkedRequest, peer: Peer) -> Decision:
-        """What policy says now, if the peer may approve it."""
-        request = parked.request
-        decision = self._admitter.decide(request, parked.client_ip)
-        subject = str(peer)
-        # Who asked is what the signed request says, not the record in Redis.
+    async def _decision(self, pending: _Pending, peer: Peer) -> Decision:
+        """Return the decision of the active policies, if the caller may approve the execution.
+
+        Raises:
+            NotFound, PermissionDenied, FailedPrecondition: as `describe` does.
+        """
+        record, request, subject = pending.record, pending.request, str(peer)
+        decision = self._admitter.decide(request, pending.parked.client_ip)
+        # The requester is the one in the signed request, not the one in the record.
         if decision.approvable_by(subject, request.requested_by):
             return decision
         if subject == request.requested_by:
-            await self._refused(record, subject, why := "nobody approves their own request")
+            why = "requesters cannot approve their own requests"
+            await self._audit_refusal(record, subject, why)
             raise PermissionDenied(why, metadata={"rule": "approvers"})
         if not may_approve(record.status().approvers, subject):
-            await self._refused(record, subject, "is none of its approvers")
-            # Whoever has nothing to do with it does not learn that it exists.
-            raise NotFound(f"nothing of the id {record.exec_id!r} waits for an approval of yours")
+            await self._audit_refusal(record, subject, "not one of its approvers")
+            # A caller that has nothing to do with the execution does not learn that it exists.
+            raise _not_pending(record.exec_id)
         if not decision.allowed:
-            raise FailedPrecondition(f"policy does not allow it any more: {decision.reason}; it cannot be approved")
+            raise FailedPrecondition(f"policy no longer allows it: {decision.reason}; it cannot be approved")
         if not decision.approvers:
-            raise FailedPrecondition("policy asks for no approval any more; reject it, and have it asked for again")
-        raise FailedPrecondition("policy names other approvers now")
+            raise FailedPrecondition("policy no longer requires an approval; reject it, then submit the request again")
+        raise FailedPrecondition("policy now names other approvers")
 
-    async def _refused(self, record: Record, subject: str, why: str) -> None:
+    async def _check_agent(self, pending: _Pending) -> None:
+        """Raise the error of a refused request if the agent cannot take an order now."""
+        readiness = await self._ledger.readiness(pending.record.agent)
+        if readiness is not Outcome.ADMITTED:
+            raise refusal(readiness, pending.request)
+
+    async def _release(self, pending: _Pending, decision: Decision, digest: str, reason: str, peer: Peer) -> None:
+        """Sign the order of an approved execution and put it on the queue, with the event of the approval.
+
+        Raises:
+            FailedPrecondition: the execution no longer waits for an approval.
+        """
+        record, orders = pending.record, self._admitter.orders
+        allowed = self._admitter.allowed(pending.request, decision, record.digest, pending.parked.client_ip)
+        dispatch = await orders.dispatch(allowed, approved_by=str(peer))
+        done = await self._ledger.approve(
+            record.agent, record.exec_id, dispatch,
+            wait=orders.queue_timeout(decision), by=str(peer), reason=reason, digest=digest, waits=decision.waits,
+        )  # fmt: skip
+        self._check_done(record.exec_id, done)
+
+    async def _audit_refusal(self, record: Record, subject: str, reason: str) -> None:
         self._trail.check()
         await self._trail.append(
             AuditCode.APPROVAL_REFUSED, id=record.exec_id, agent_id=record.agent, authorized="0",
-            requested_by=record.requested_by, actor=subject, reason=why,
+            requested_by=record.requested_by, actor=subject, reason=reason,
         )  # fmt: skip
 
     @staticmethod
     def _check_done(exec_id: str, outcome: TransitionOutcome) -> None:
         if outcome is not TransitionOutcome.DONE:
-            raise FailedPrecondition(f"{exec_id} does not wait for an approval any more")
+            raise FailedPrecondition(f"{exec_id} no longer waits for an approval")
+
+
+def _not_pending(exec_id: str) -> NotFound:
+    return NotFound(f"no execution {exec_id[:80]!r} waits for your approval")

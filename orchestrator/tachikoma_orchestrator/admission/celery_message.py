@@ -1,7 +1,7 @@
 """Celery messages of signed orders, prepared by Celery and kombu.
 
-The message is what `send_task` would put on the queue, so a stock Celery worker understands it. The admission script
-pushes it, so that admission stays one atomic step.
+The message is the one that `send_task` would put on the queue, so a stock Celery worker understands it. It is pushed by
+a script in the round trip of the admission, so ledger, audit trail and queue change together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["MessageFactory"]
 
 
 class MessageFactory:
-    """Makes the Celery message of a signed order. For one thread."""
+    """Makes Celery messages of signed orders. For one thread."""
 
     def __init__(self) -> None:
         self._app = Celery("tachikoma", set_as_current=False)
@@ -27,14 +27,14 @@ class MessageFactory:
         self._producer = Producer(self._channel, auto_declare=False)
 
     def message(self, agent: str, exec_id: str, order: str, *, expires_seconds: float, shown: str) -> bytes:
-        """The element for the agent's queue.
+        """Return the Celery message of an order, as the element of the agent's queue.
 
         Args:
-            agent: whose queue it is for.
+            agent: the agent.
             exec_id: the execution.
             order: the signed work order, the task's only argument.
-            expires_seconds: after which a worker that pops it drops it.
-            shown: what Flower and logs may show of it.
+            expires_seconds: seconds after which a worker discards the message.
+            shown: the redacted command line, for Flower and logs.
         """
         queue = keys.queue(agent)
         task = self._app.amqp.as_task_v2(

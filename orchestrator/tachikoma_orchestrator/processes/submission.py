@@ -17,7 +17,7 @@ from tachikoma.identity.signed_messages import CLOCK_SKEW_SECONDS, InvalidSignat
 from tachikoma.identity.spiffe import SpiffeId, is_agent
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.results import ExecResponse
-from tachikoma_orchestrator.admission.admit import request_digest
+from tachikoma_orchestrator.admission.digests import request_digest
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.executions.final_state import FinalState
 from tachikoma_orchestrator.processes.parts import Core

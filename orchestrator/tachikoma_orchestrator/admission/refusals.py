@@ -1,0 +1,133 @@
+"""Refusals: how a request that is not admitted becomes an error for its caller and an audit event.
+
+The admitter itself denies requests: by policy, because of their requester, or because this version cannot run them. It
+writes the event `denied`. Everything else is refused by the admission script, which writes the event in the same step;
+the table `REFUSALS` has a row for each outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from tachikoma.errors import (
+    AgentDraining,
+    AgentOffline,
+    AgentRevoked,
+    AgentUnknown,
+    AlreadyExists,
+    InvalidRequest,
+    PermissionDenied,
+    ResourceExhausted,
+    TachikomaError,
+)
+from tachikoma.policy.decision import Decision
+from tachikoma.vocabulary.audit import AuditCode
+from tachikoma.vocabulary.requests import ExecRequest
+from tachikoma_orchestrator.executions.transitions import Outcome
+
+__all__ = ["REFUSALS", "Denial", "Refusal", "impersonation", "interactive", "not_allowed", "refusal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """A request that the admitter denies."""
+
+    #: The error for the caller.
+    error: TachikomaError
+    #: The reason in the audit trail.
+    reason: str
+    #: name@digest of the policy that decided; empty if none applies.
+    policy: str = ""
+    #: The field that decided, with its entry; empty if no field did.
+    rule: str = ""
+
+
+def impersonation(claimed: str, caller: str) -> Denial:
+    """Deny a request that names another requester than its caller."""
+    rule = "requestedBy"
+    reason = f"the request names {claimed} as its requester, but comes from {caller}"
+    return Denial(PermissionDenied(reason, metadata={"rule": rule}), reason, rule=rule)
+
+
+def not_allowed(decision: Decision) -> Denial:
+    """Deny a request that policy does not allow."""
+    metadata = {"rule": decision.rule, "policy": decision.policy}
+    error = PermissionDenied(f"not allowed: {decision.reason}", metadata=metadata)
+    return Denial(error, decision.reason, decision.policy, decision.rule)
+
+
+def interactive(decision: Decision) -> Denial:
+    """Deny an interactive request that policy allows, since this version cannot run it."""
+    error = InvalidRequest("interactive sessions and terminals are not supported by this version")
+    return Denial(error, "interactive sessions are not supported", decision.policy)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A row of the table: a refusal by the admission script. `{agent}` and `{id}` stand for those of the request."""
+
+    #: Code of the event that the script writes; its reason is the outcome.
+    audit_code: AuditCode
+    #: Class of the error for the caller.
+    error: type[TachikomaError]
+    message: str
+    metadata: Mapping[str, str]
+    #: Seconds after which a repetition may succeed, unless the script knows better; None if it cannot by itself.
+    retry_after_seconds: float | None = None
+
+
+def _refused(error: type[TachikomaError], message: str, *, retry: float | None = None, name: str = "agent") -> Refusal:
+    return Refusal(AuditCode.REFUSED, error, message, {name: f"{{{name}}}"}, retry)
+
+
+def _limited(message: str, metadata: Mapping[str, str], *, retry: float = 1) -> Refusal:
+    return Refusal(AuditCode.LIMITED, ResourceExhausted, message, metadata, retry)
+
+
+#: A row for each outcome that is not an admission.
+REFUSALS: Mapping[Outcome, Refusal] = MappingProxyType(
+    {
+        Outcome.UNKNOWN: _refused(AgentUnknown, "there is no agent {agent!r}; `tachikoma agents` lists the agents"),
+        Outcome.OFFLINE: _refused(AgentOffline, "agent {agent!r} is offline", retry=5),
+        Outcome.DRAINING: _refused(
+            AgentDraining,
+            "agent {agent!r} is drained and takes no new executions; `tachikoma agents` shows by whom and why",
+        ),
+        Outcome.REVOKED: _refused(AgentRevoked, "agent {agent!r} is revoked; `tachikoma agents` shows by whom and why"),
+        Outcome.CONFLICT: _refused(
+            AlreadyExists, "the id {id!r} was used before for another request; use a new id", name="id"
+        ),
+        Outcome.FULL: _limited("the queue of agent {agent!r} is full", {"agent": "{agent}"}),
+        Outcome.APPROVALS: _limited(
+            "too many executions wait for an approval; try again later", {"limit": "approvals"}, retry=60
+        ),
+        Outcome.RATE: _limited(
+            "too many requests in the last minute; try again later", {"limit": "rate", "agent": "{agent}"}
+        ),
+        Outcome.CONCURRENT: _limited(
+            "too many executions that have not ended; try again later", {"limit": "concurrent", "agent": "{agent}"}
+        ),
+        Outcome.WAITING: _limited(
+            "too many executions that have not started; try again later", {"limit": "waiting", "agent": "{agent}"}
+        ),
+    }
+)
+
+
+def refusal(outcome: Outcome, request: ExecRequest, retry_seconds: float = 0) -> TachikomaError:
+    """Return the error for the caller of a request that the admission script refused.
+
+    Args:
+        outcome: the script's answer.
+        request: the refused request.
+        retry_seconds: seconds after which a repetition may succeed, by the script; 0 if it does not know.
+    """
+    row = REFUSALS[outcome]
+    names = {"agent": request.agent_id, "id": request.id}
+    return row.error(
+        row.message.format(**names),
+        metadata={name: value.format(**names) for name, value in row.metadata.items()},
+        retry_after_seconds=retry_seconds or row.retry_after_seconds,
+    )

@@ -1,0 +1,242 @@
+"""Admission on a real Redis: what becomes an order, and what is refused, with its audit event."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from admissions import AGENT, ALICE, ORCHESTRATOR, OTHER, Stand, peer
+from tachikoma.errors import AlreadyExists, InvalidRequest, PermissionDenied, ResourceExhausted, Unavailable
+from tachikoma.redis import keys
+from tachikoma.redis.commands import Redis
+from tachikoma.vocabulary.policies import RateLimitConfig
+from tachikoma.vocabulary.requests import ExecRequest
+from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.admission.refusals import REFUSALS, refusal
+from tachikoma_orchestrator.executions.transitions import Outcome
+
+
+@pytest.fixture
+async def stand(redis: Redis, tmp_path: Path) -> Stand:
+    return await Stand.make(redis, tmp_path)
+
+
+def request(*command: str, **values: Any) -> ExecRequest:
+    return ExecRequest(**{"agent_id": AGENT, "command": command or ("true",), **values})
+
+
+# --- admitted ---------------------------------------------------------------------------------------------------------
+
+
+async def test_an_allowed_request_becomes_one_signed_order_and_its_events(stand: Stand) -> None:
+    exec_id = await stand.admit("true", "x")
+    order = await stand.order()
+    assert (order.jti, order.iss, order.sub) == (exec_id, str(ORCHESTRATOR), str(ALICE))
+    assert (order.aud, order.approved_by, order.client_ip) == ("spiffe://tachikoma.local/agent/web-1", "", "192.0.2.7")
+    assert order.policy.startswith("free@")
+    assert order.request.command == ("true", "x")
+    # The timeout that policy grants, since the request names none.
+    assert order.request.timeout == timedelta(minutes=5)
+    assert await stand.queued() == 0
+    record = await stand.ledger.record(exec_id)
+    assert record is not None
+    assert (record.state, record.agent, record.requested_by) == (ExecState.QUEUED, AGENT, str(ALICE))
+    assert await stand.codes(exec_id) == ["admitted", "dispatched"]
+
+
+async def test_the_requester_is_the_caller_whether_the_request_says_so_or_not(stand: Stand) -> None:
+    for named in ("", str(ALICE)):
+        await stand.admit(requested_by=named)
+        assert (await stand.order()).sub == str(ALICE)
+
+
+async def test_a_repetition_is_not_new_and_puts_nothing_on_the_queue(stand: Stand) -> None:
+    wanted = request()
+    assert await stand.admitter.admit(wanted, peer())
+    assert not await stand.admitter.admit(wanted, peer())
+    # A change of policy does not make another request of it.
+    stand.change_policy("maxTimeout: 5m", "maxTimeout: 6m")
+    assert not await stand.admitter.admit(wanted, peer())
+    assert await stand.queued() == 1
+    assert await stand.codes(wanted.id) == ["admitted", "dispatched"]
+
+
+async def test_a_request_that_needs_an_approval_waits_without_an_order(stand: Stand) -> None:
+    exec_id = await stand.admit("printf", "x")
+    record = await stand.ledger.record(exec_id)
+    assert record is not None
+    assert record.state is ExecState.PENDING_APPROVAL
+    assert await stand.queued() == 0
+    assert await stand.codes(exec_id) == ["approval_requested"]
+
+
+async def test_secrets_of_a_command_are_only_in_its_order(stand: Stand) -> None:
+    exec_id = await stand.admit("true", "--password", "hunter2")
+    assert (await stand.order()).request.command == ("true", "--password", "hunter2")
+    for name in await stand.redis.execute_command("KEYS", "orch:exec:*"):
+        assert b"hunter2" not in b"".join((await stand.redis.hgetall(name)).values())
+    assert all("hunter2" not in event.to_json() for event in await stand.events(exec_id))
+
+
+# --- denied by the admitter -------------------------------------------------------------------------------------------
+
+
+async def test_a_request_in_the_name_of_another_is_denied_and_audited_under_the_callers_name(stand: Stand) -> None:
+    wanted = request(requested_by=str(OTHER))
+    with pytest.raises(PermissionDenied, match="but comes from spiffe"):
+        await stand.admitter.admit(wanted, peer())
+    [event] = await stand.events(wanted.id)
+    assert (event.event, event.requested_by, event.rule, event.authorized) == (
+        "denied", str(ALICE), "requestedBy", False
+    )  # fmt: skip
+
+
+async def test_a_request_that_no_policy_allows_is_denied(stand: Stand) -> None:
+    wanted = request("reboot")
+    with pytest.raises(PermissionDenied, match="not allowed: ") as denied:
+        await stand.admitter.admit(wanted, peer())
+    [event] = await stand.events(wanted.id)
+    assert (event.event, event.client_ip, event.rule) == ("denied", "192.0.2.7", denied.value.metadata["rule"])
+    assert await stand.ledger.record(wanted.id) is None
+    assert await stand.queued() == 0
+
+
+@pytest.mark.parametrize("kind", ["interactive", "tty"])
+async def test_what_this_version_cannot_run_is_denied_although_policy_allows_it(stand: Stand, kind: str) -> None:
+    wanted = request(**{kind: True})
+    with pytest.raises(InvalidRequest, match="not supported"):
+        await stand.admitter.admit(wanted, peer())
+    assert await stand.codes(wanted.id) == ["denied"]
+    assert await stand.ledger.record(wanted.id) is None
+
+
+async def test_nothing_is_admitted_while_it_cannot_be_audited(stand: Stand) -> None:
+    stand.trail.closed_reason = "the disk of the log is full"
+    with pytest.raises(Unavailable, match="the disk of the log is full"):
+        await stand.admitter.admit(request(), peer())
+    assert await stand.queued() == 0
+
+
+# --- refused by the script --------------------------------------------------------------------------------------------
+
+
+async def _unknown(stand: Stand) -> ExecRequest:
+    return request(agent_id="web-9")
+
+
+async def _offline(stand: Stand) -> ExecRequest:
+    await stand.redis.delete(keys.info(AGENT))
+    return request()
+
+
+async def _draining(stand: Stand) -> ExecRequest:
+    await stand.registry.drain(AGENT, by=str(OTHER), reason="new disk")
+    return request()
+
+
+async def _revoked(stand: Stand) -> ExecRequest:
+    entry = '{"in_force":true,"at_ms":1,"said":{"by":"x","reason":"stolen"}}'
+    await stand.redis.hset(keys.REVOKED, AGENT, entry)
+    return request()
+
+
+async def _conflict(stand: Stand) -> ExecRequest:
+    return request("true", "other", id=await stand.admit())
+
+
+async def _full(stand: Stand) -> ExecRequest:
+    for _ in range(100):
+        await stand.redis.execute_command("LPUSH", keys.queue(AGENT), "order")
+    return request()
+
+
+async def _approvals(stand: Stand) -> ExecRequest:
+    for _ in range(2):
+        await stand.admit("printf", "x")
+    return request("printf", "x")
+
+
+async def _limited(stand: Stand, limit: str) -> ExecRequest:
+    stand.change_policy("maxTimeout: 5m", f"rateLimit: {{{limit}: 1}}")
+    await stand.admit()
+    return request()
+
+
+#: How a request comes to each refused outcome.
+WAYS: dict[Outcome, Callable[[Stand], Awaitable[ExecRequest]]] = {
+    Outcome.UNKNOWN: _unknown,
+    Outcome.OFFLINE: _offline,
+    Outcome.DRAINING: _draining,
+    Outcome.REVOKED: _revoked,
+    Outcome.CONFLICT: _conflict,
+    Outcome.FULL: _full,
+    Outcome.APPROVALS: _approvals,
+    Outcome.RATE: lambda stand: _limited(stand, "requestsPerMinute"),
+    Outcome.CONCURRENT: lambda stand: _limited(stand, "concurrentLimit"),
+    Outcome.WAITING: lambda stand: _limited(stand, "queueSize"),
+}
+
+
+def test_every_row_of_the_table_is_tried() -> None:
+    assert set(WAYS) == set(REFUSALS)
+
+
+@pytest.mark.parametrize("outcome", WAYS)
+async def test_a_refusal_is_the_error_and_the_event_of_its_row(stand: Stand, outcome: Outcome) -> None:
+    wanted = await WAYS[outcome](stand)
+    before = await stand.queued()
+    expected = refusal(outcome, wanted)
+    with pytest.raises(type(expected)) as refused:
+        await stand.admitter.admit(wanted, peer())
+    assert str(refused.value) == str(expected)
+    assert refused.value.metadata == expected.metadata
+    event = (await stand.events(wanted.id))[-1]
+    assert (event.event, event.reason) == (REFUSALS[outcome].audit_code, outcome)
+    assert (event.requested_by, event.agent_id) == (str(ALICE), wanted.agent_id)
+    assert await stand.queued() == before
+
+
+async def test_a_rate_says_when_a_repetition_may_succeed(stand: Stand) -> None:
+    wanted = await _limited(stand, "requestsPerMinute")
+    with pytest.raises(ResourceExhausted) as refused:
+        await stand.admitter.admit(wanted, peer())
+    assert refused.value.retry_after_seconds is not None
+    # The one accepted request leaves the minute first.
+    assert 1 < refused.value.retry_after_seconds <= 60.001
+
+
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_limit_of_a_policy_counts_for_each_requester_alone(stand: Stand) -> None:
+    wanted = await _limited(stand, "concurrentLimit")
+    with pytest.raises(ResourceExhausted):
+        await stand.admitter.admit(wanted, peer())
+    await stand.admit(by=OTHER)
+
+
+async def test_a_limit_of_the_orchestrator_counts_for_all_requesters_of_an_agent(redis: Redis, tmp_path: Path) -> None:
+    stand = await Stand.make(redis, tmp_path, rate_limit=RateLimitConfig(concurrent_limit=1))
+    await stand.heard("web-2")
+    await stand.admit()
+    with pytest.raises(ResourceExhausted, match="have not ended"):
+        await stand.admit(by=OTHER)
+    await stand.admit(agent_id="web-2")
+
+
+async def test_a_repetition_is_not_limited(stand: Stand) -> None:
+    stand.change_policy("maxTimeout: 5m", "rateLimit: {requestsPerMinute: 1}")
+    wanted = request()
+    assert await stand.admitter.admit(wanted, peer())
+    assert not await stand.admitter.admit(wanted, peer())
+
+
+async def test_an_id_of_another_requester_is_a_conflict(stand: Stand) -> None:
+    wanted = request()
+    await stand.admitter.admit(wanted, peer())
+    with pytest.raises(AlreadyExists):
+        await stand.admitter.admit(wanted, peer(OTHER))
