@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tachikoma.client.wire import error_to_details
+from tachikoma.client.rpc_errors import error_to_details
 from tachikoma.errors import (
     AgentDraining,
     AgentOffline,
