@@ -21,9 +21,10 @@ from tachikoma.identity.signed_messages import WorkOrder
 from tachikoma.vocabulary.grants import Grant, GrantedExecutable
 from tachikoma.vocabulary.limits import ResourceLimits
 from tachikoma.vocabulary.requests import ExecRequest
-from tachikoma_worker.cgroups.cgroups import detect
-from tachikoma_worker.confinement.prepare import prepare, start
+from tachikoma_worker.cgroups.detect import detect
+from tachikoma_worker.confinement.prepare import prepare
 from tachikoma_worker.confinement.spawner import Spawner
+from tachikoma_worker.confinement.start import start
 from tachikoma_worker.settings import WorkerSettings
 
 PROGRAM = "/bin/true"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tachikoma_worker.output.pump import OutputLog
+from tachikoma_worker.output.output_log import OutputLog
 from tachikoma_worker.output.spool import Chunk
 
 __all__ = ["append"]

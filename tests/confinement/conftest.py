@@ -12,11 +12,11 @@ import pytest_asyncio
 sys.path.insert(0, str(Path(__file__).parent))
 from host import CONTAINER, ROOT, Host, a_host
 
-from tachikoma_worker.confinement import spawner
+from tachikoma_worker.confinement import launch
 
 # Another build of the spawner to test, such as one with sanitizers.
 if "TACHIKOMA_TEST_SPAWNER" in os.environ:
-    spawner.PROGRAM = Path(os.environ["TACHIKOMA_TEST_SPAWNER"])
+    launch.PROGRAM = Path(os.environ["TACHIKOMA_TEST_SPAWNER"])
 
 
 @pytest_asyncio.fixture

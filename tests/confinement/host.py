@@ -19,9 +19,13 @@ from tachikoma.identity.signed_messages import WorkOrder
 from tachikoma.vocabulary.grants import Grant, GrantedExecutable
 from tachikoma.vocabulary.limits import ResourceLimits, ResourceUsage
 from tachikoma.vocabulary.requests import ExecRequest
-from tachikoma_worker.cgroups.cgroups import Hierarchy, detect
-from tachikoma_worker.confinement.prepare import Prepared, prepare, start
-from tachikoma_worker.confinement.spawner import Exit, Process, Spawner
+from tachikoma_worker.cgroups.detect import detect
+from tachikoma_worker.cgroups.hierarchy import Hierarchy
+from tachikoma_worker.confinement.prepare import Prepared, prepare
+from tachikoma_worker.confinement.process import Process
+from tachikoma_worker.confinement.protocol import Exit
+from tachikoma_worker.confinement.spawner import Spawner
+from tachikoma_worker.confinement.start import start
 from tachikoma_worker.settings import WorkerSettings
 
 ROOT = os.getuid() == 0

@@ -17,7 +17,11 @@ from host import CONTAINER, PATIENCE_SECONDS, ROOT, Host, a_host, order, process
 
 from tachikoma.vocabulary.grants import GrantedExecutable
 from tachikoma.vocabulary.requests import MAX_COMMAND_BYTES, MAX_ENVIRONMENT_BYTES, MAX_STDIN_BYTES
-from tachikoma_worker.confinement.prepare import PATH, CannotExecute, Refused, account, prepare, start
+from tachikoma_worker.confinement.account import account
+from tachikoma_worker.confinement.environment import PATH
+from tachikoma_worker.confinement.prepare import prepare
+from tachikoma_worker.confinement.refusals import CannotExecute, Refused
+from tachikoma_worker.confinement.start import start
 
 #: Runs Python in a child without anything that would open files of its own.
 PYTHON = [sys.executable, "-I", "-S", "-c"]
@@ -255,7 +259,7 @@ async def test_a_pinned_file_must_have_that_content(host: Host, tmp_path: Path) 
     granted = [GrantedExecutable(path=path, sha256=("0" * 64, pin))]
     assert (await host.run(path, executables=granted))[1] == b"one\n"
     Path(path).write_text("#!/bin/sh\necho two\n")
-    with pytest.raises(Refused, match="pins its content"):
+    with pytest.raises(Refused, match="policy pins other content"):
         host.prepare(path, executables=granted)
 
 
@@ -282,7 +286,7 @@ async def test_a_link_to_what_policy_denies_is_refused(host: Host, tmp_path: Pat
         host.prepare(str(tmp_path / "innocent"), denied=("rm",))
     work_order = order(str(tmp_path / "tool"), "-c", "id")
     strict = work_order.grant.model_copy(update={"interpreters": False})
-    with pytest.raises(Refused, match="which runs whatever it is told to"):
+    with pytest.raises(Refused, match="which runs any code that it is given"):
         prepare(work_order.model_copy(update={"grant": strict}), host.settings(), host.spawner.uid, host.cgroups)
 
 
@@ -584,8 +588,9 @@ from tachikoma.identity.signed_messages import WorkOrder
 from tachikoma.vocabulary.grants import Grant, GrantedExecutable
 from tachikoma.vocabulary.limits import ResourceLimits
 from tachikoma.vocabulary.requests import ExecRequest
-from tachikoma_worker.cgroups.cgroups import detect
-from tachikoma_worker.confinement.prepare import prepare, start
+from tachikoma_worker.cgroups.detect import detect
+from tachikoma_worker.confinement.prepare import prepare
+from tachikoma_worker.confinement.start import start
 from tachikoma_worker.settings import WorkerSettings
 from tachikoma_worker.confinement.spawner import Spawner
 

@@ -15,8 +15,9 @@ import pytest
 from host import PATIENCE_SECONDS, Host, Running, processes_named, read_line
 
 from tachikoma.vocabulary.limits import ResourceLimits
-from tachikoma_worker.cgroups.cgroups import Hierarchy, NoHierarchy, UnifiedHierarchy, block_devices
-from tachikoma_worker.confinement.prepare import Refused
+from tachikoma_worker.cgroups.hierarchy import Hierarchy, NoHierarchy, block_devices
+from tachikoma_worker.cgroups.v2 import UnifiedHierarchy
+from tachikoma_worker.confinement.refusals import Refused
 
 pytestmark = pytest.mark.usefixtures("limits")
 PYTHON = [sys.executable, "-I", "-S", "-c"]
@@ -194,7 +195,7 @@ async def test_who_cannot_be_killed_is_named(host: Host, monkeypatch: pytest.Mon
     """Frozen from above, a process of v1 dies only when it is thawed, as one that waits uninterruptibly."""
     if isinstance(host.cgroups, UnifiedHierarchy):
         pytest.skip("v2 kills the frozen")
-    monkeypatch.setattr("tachikoma_worker.confinement.spawner.KILL_SECONDS", 0.1)
+    monkeypatch.setattr("tachikoma_worker.confinement.process.KILL_SECONDS", 0.1)
     [state] = Path("/sys/fs/cgroup/freezer").glob(f"**/{host.name}/freezer.state")
     async with host.running("/bin/sleep", "1000") as it:
         state.write_text("FROZEN")
@@ -236,7 +237,7 @@ async def test_a_cgroup_that_cannot_be_joined_is_told_as_that(host: Host) -> Non
     fds = prepared.cgroup.fds
     plain = os.open("/tmp", os.O_PATH | os.O_DIRECTORY)
     prepared.cgroup.fds = (plain,)
-    from tachikoma_worker.confinement.prepare import start
+    from tachikoma_worker.confinement.start import start
 
     try:
         with pytest.raises(Refused, match="cannot join the cgroup"):

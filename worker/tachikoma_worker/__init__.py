@@ -1,4 +1,4 @@
-"""The agent's part: a Celery worker whose pool runs commands and reports their output and their end."""
+"""The agent's component: a Celery worker whose pool runs commands and reports their output and their endings."""
 
 from importlib.metadata import version
 

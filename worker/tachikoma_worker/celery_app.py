@@ -1,13 +1,15 @@
-"""The agent's Celery application and worker: which settings, and why each.
+"""The agent's Celery application and worker: the settings, and the reason for each.
 
-Measured and tried on real servers; `docs/decisions/0003` has the cases.
+The settings were measured and tried on real servers; `docs/decisions/0003` describes the cases.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
-from celery import Celery
+from celery import Celery, signals
 from kombu import Queue
 
 from tachikoma.redis import celery_broker, keys
@@ -15,24 +17,27 @@ from tachikoma_worker.engine.engine import Engine
 from tachikoma_worker.settings import WorkerSettings
 from tachikoma_worker.transport import AgentTransport
 
-__all__ = ["make_app", "make_worker"]
+__all__ = ["make_app", "run_worker"]
+
+#: The broker may answer this much later than the poll before its connection counts as broken.
+ANSWER_SECONDS = 10
 
 
 def make_app(settings: WorkerSettings, engine: Engine) -> Celery:
-    """The application of one agent."""
+    """Return the application of one agent, whose pool hands orders to the engine."""
     agent = settings.agent_id
-    access = engine.access
     celery_broker.install(AgentTransport)
     app = Celery("tachikoma", set_as_current=True)
     app.conf.update(
         **celery_broker.settings(
-            access,
+            engine.access,
             client_name=f"agent-{agent}-celery",
-            # Without it a visibility timeout delivers a second time what still runs; and keys shared by all agents.
+            # With emulated acknowledgements, a visibility timeout would deliver a running order again, and all agents
+            # would share keys.
             ack_emulation=False,
             fanout_prefix=f"/{agent}.",
             polling_interval=settings.poll.total_seconds(),
-            socket_timeout=settings.poll.total_seconds() + 10,
+            socket_timeout=settings.poll.total_seconds() + ANSWER_SECONDS,
         ),
         # Acknowledged before the command starts: at most once.
         task_acks_late=False,
@@ -41,23 +46,46 @@ def make_app(settings: WorkerSettings, engine: Engine) -> Celery:
         task_queues=[Queue(keys.queue(agent), routing_key=keys.queue(agent))],
         task_default_queue=keys.queue(agent),
         task_create_missing_queues=False,
-        # The result is written by the engine, together with the receipt.
+        # The engine stores the result, together with the receipt.
         task_ignore_result=True,
     )
     app.tachikoma_engine = engine  # type: ignore[attr-defined]
 
     @app.task(name=keys.EXECUTE_TASK, ignore_result=True)
     def execute(order: str) -> None:
-        """Only the name: the pool takes the order from the message."""
+        """Give the task its name; the pool takes the order from the message instead of calling this."""
         raise RuntimeError("the engine runs orders; this body never does")
 
     app.finalize()
     return app
 
 
-def make_worker(app: Celery, settings: WorkerSettings) -> Any:
-    """The Celery worker of one agent."""
-    return app.Worker(
+def run_worker(
+    app: Celery, settings: WorkerSettings, *, on_ready: Callable[[], None], on_stopping: Callable[[], None]
+) -> int:
+    """Run the agent's Celery worker until it is stopped.
+
+    Args:
+        app: the application of `make_app`.
+        settings: those of the worker.
+        on_ready: called once the worker receives orders.
+        on_stopping: called when a stop was requested.
+
+    Returns:
+        The exit code of the process.
+    """
+    # Celery would log one line for each message, at a noticeable part of the cost of handling it.
+    logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
+
+    @signals.worker_ready.connect(weak=False)
+    def ready(**_: Any) -> None:
+        on_ready()
+
+    @signals.worker_shutting_down.connect(weak=False)
+    def shutting_down(**_: Any) -> None:
+        on_stopping()
+
+    worker = app.Worker(
         hostname=keys.node(settings.agent_id),
         concurrency=settings.slots,
         loglevel=settings.log_level.upper(),
@@ -67,3 +95,9 @@ def make_worker(app: Celery, settings: WorkerSettings) -> Any:
         without_heartbeat=True,
         optimization="fair",
     )
+    try:
+        worker.start()
+    finally:
+        signals.worker_ready.disconnect(ready)
+        signals.worker_shutting_down.disconnect(shutting_down)
+    return int(worker.exitcode or 0)

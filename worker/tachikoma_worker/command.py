@@ -1,122 +1,90 @@
-"""`tachikoma worker`."""
+"""The commands `tachikoma worker` and `tachikoma spawner`."""
 
 from __future__ import annotations
 
 import asyncio
 import faulthandler
-import logging
 import os
 import pwd
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import structlog
 import typer
-from celery import signals
 
 from tachikoma.config import error_reporting, logs
 from tachikoma.config.settings import read_settings
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.join_token import JoinToken
 from tachikoma.vocabulary.limits import capability_mask
-from tachikoma.vocabulary.pairs import parse_pairs
-from tachikoma_worker.celery_app import make_app, make_worker
-from tachikoma_worker.cgroups.cgroups import detect
-from tachikoma_worker.confinement.spawner import become_spawner
+from tachikoma_worker.celery_app import make_app, run_worker
+from tachikoma_worker.cgroups.detect import detect
+from tachikoma_worker.confinement.launch import become_spawner
 from tachikoma_worker.engine import joining
-from tachikoma_worker.engine.engine import Engine, sweep
+from tachikoma_worker.engine.engine import Engine
 from tachikoma_worker.engine.joining import PASSWORD_FILE
 from tachikoma_worker.engine.lease import read_lease
+from tachikoma_worker.engine.takeover import sweep
+from tachikoma_worker.options import CAPABILITY_HELP, CGROUP_HELP, CGROUP_NAME_HELP, WorkerOptions, with_options
 from tachikoma_worker.settings import WorkerSettings
 
 __all__ = ["spawner", "worker"]
 
 log = structlog.get_logger(__name__)
 
-#: How long Celery's own end may take beyond the engine's; the timeouts of its connections are in it.
+#: Time that Celery may take to stop beyond the engine's own bound; the timeouts of its connections are part of it.
 STOP_SLACK_SECONDS = 30.0
-
-CAPABILITY_HELP = "CAP_… that commands run as root may keep where policy grants it; may be repeated."
-
-CGROUP_HELP = "top, own, or the path of a cgroup: where cgroups are made."
 
 spawner = typer.Typer(invoke_without_command=True, help="Run a spawner for a worker that is not root.")
 worker = typer.Typer(invoke_without_command=True, help="Run an agent's worker: it runs commands on this host.")
 
 
-def _labels(given: list[str]) -> dict[str, str]:
-    try:
-        return parse_pairs(given)
-    except ValueError as error:
-        raise ConfigurationError(f"--label: {error}") from None
-
-
 @worker.callback()
-def run(
-    context: typer.Context,
-    agent_id: Annotated[str | None, typer.Option(help="The agent this worker is.")] = None,
-    redis_url: Annotated[str | None, typer.Option(help="redis://, rediss:// or unix:///path")] = None,
-    identity: Annotated[str | None, typer.Option(help="Folder with the agent's X.509-SVID, or unix:///path.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder for the journal; keep it.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="name=value; may be repeated.")] = None,
-    slots: Annotated[int | None, typer.Option(help="Commands that run at once.")] = None,
-    user: Annotated[str | None, typer.Option(help="User for requests that name none.")] = None,
-    limits: Annotated[
-        str | None, typer.Option(help="enforce, or best-effort where the host cannot enforce a limit.")
-    ] = None,
-    capability: Annotated[list[str] | None, typer.Option(help=CAPABILITY_HELP)] = None,
-    local_policy: Annotated[Path | None, typer.Option(help="A policy file of this agent's own; only narrows.")] = None,
-    cgroup: Annotated[str | None, typer.Option(help=CGROUP_HELP)] = None,
-    cgroup_name: Annotated[str | None, typer.Option(help="Name of the directory of the cgroups.")] = None,
-    sweep_up: Annotated[
-        bool, typer.Option("--sweep", help="Only end what a worker left that was killed, and exit.")
-    ] = False,
-    spawner: Annotated[Path | None, typer.Option(help="Socket of a spawner that runs already.")] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
-    ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
-) -> None:
+@with_options(WorkerOptions)
+def run(context: typer.Context, options: WorkerOptions) -> None:
     """Run an agent's worker. Every option is also an environment variable TACHIKOMA_…"""
-    given = {
-        "agent_id": agent_id, "redis_url": redis_url, "identity": identity, "data": data,
-        "labels": _labels(label) if label else None, "slots": slots, "user": user, "log_level": log_level,
-        "limits": limits, "local_policy": local_policy, "spawner": spawner,
-        "cgroup": cgroup, "cgroup_name": cgroup_name, "capabilities": tuple(capability) if capability else None,
-    }  # fmt: skip
+    given = options.settings()
     if context.invoked_subcommand is not None:
         context.obj = given
         return
     settings = read_settings(WorkerSettings, "worker", **given)
     logs.configure(settings.log_level)
     error_reporting.configure("worker", agent=settings.agent_id)
-    if sweep_up:
+    if options.sweep_up:
         asyncio.run(sweep(settings))
         return
-    # One line for each message, at the cost of a noticeable part of its handling.
-    logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
-    engine = Engine(settings)
-    app = make_app(settings, engine)
-    celery_worker = make_worker(app, settings)
+    raise typer.Exit(_run_worker(settings, options.ready_fd))
 
-    @signals.worker_ready.connect(weak=False)
-    def on_ready(**_: Any) -> None:
+
+def _run_worker(settings: WorkerSettings, ready_fd: int | None) -> int:
+    """Run a worker until it is stopped.
+
+    Args:
+        settings: its settings.
+        ready_fd: descriptor that is closed once it receives orders; None for none.
+
+    Returns:
+        The exit code of the process.
+    """
+    engine = Engine.open(settings)
+
+    def on_ready() -> None:
         log.info("agent.ready", agent=settings.agent_id, slots=settings.slots, pid=os.getpid())
         if ready_fd is not None:
             os.close(ready_fd)
 
-    @signals.worker_shutting_down.connect(weak=False)
-    def on_shutting_down(**_: Any) -> None:
-        # One that does not end is no agent, and in the way of the next: it is made to, and its log says where it hung.
-        # Nothing is lost by that which the next start does not find in journal and spools.
+    def on_stopping() -> None:
+        # A worker that hangs while it stops blocks the next one. So it is ended, and its log says where it hung. The
+        # next start finds everything in journal and spools.
         faulthandler.dump_traceback_later(engine.stop_seconds + STOP_SLACK_SECONDS, exit=True)
 
-    celery_worker.start()
-    raise typer.Exit(celery_worker.exitcode or 0)
+    return run_worker(make_app(settings, engine), settings, on_ready=on_ready, on_stopping=on_stopping)
 
 
 @worker.command()
 def health(context: typer.Context) -> None:
-    """Ask Redis whether the worker of these settings, on this host, is online. Exits 1 if not; for health checks."""
+    """Check whether the worker of these settings is online on this host. Exits 1 if not; for health checks."""
     found = asyncio.run(read_lease(read_settings(WorkerSettings, "worker", **context.obj)))
     typer.echo(f"online, {found.running} of {found.slots} slots in use")
 
@@ -125,7 +93,7 @@ def health(context: typer.Context) -> None:
 def join(
     token_file: Annotated[Path, typer.Option(help="File with the token of `tachikoma agents enroll`; - is stdin.")],
     identity: Annotated[
-        Path, typer.Option(envvar="TACHIKOMA_IDENTITY", help="Folder for the agent's X.509-SVID; made if missing.")
+        Path, typer.Option(envvar="TACHIKOMA_IDENTITY", help="Folder for the agent's X.509-SVID; created if missing.")
     ],
     redis_password_file: Annotated[
         Path | None,
@@ -136,14 +104,7 @@ def join(
     ] = None,
 ) -> None:
     """Become an agent with a token: get its identity and its Redis password. The worker renews the identity."""
-    try:
-        text = sys.stdin.read() if str(token_file) == "-" else token_file.read_text(encoding="ascii")
-    except UnicodeDecodeError:
-        raise ConfigurationError("what --token-file names holds no token") from None
-    except OSError as error:
-        # Not its name: that may be a token, given in the place of one.
-        raise ConfigurationError(f"cannot read what --token-file names: {error.strerror}") from None
-    token = JoinToken.parse(text)
+    token = _read_token(token_file)
     password_file = redis_password_file or identity / PASSWORD_FILE
     has_password = asyncio.run(joining.join(token, identity, password_file))
     typer.echo(f"{identity}: {token.spiffe_id}")
@@ -151,16 +112,31 @@ def join(
         typer.echo(f"{password_file}: its Redis password (TACHIKOMA_REDIS_PASSWORD_FILE)")
 
 
+def _read_token(token_file: Path) -> JoinToken:
+    """Read the token from a file, or from standard input for `-`.
+
+    The errors do not contain the file's name: it may be a token that was passed instead of one.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or contains no token.
+    """
+    try:
+        text = sys.stdin.read() if str(token_file) == "-" else token_file.read_text(encoding="ascii")
+    except UnicodeDecodeError:
+        raise ConfigurationError("the file of --token-file contains no token") from None
+    except OSError as error:
+        raise ConfigurationError(f"cannot read the file of --token-file: {error.strerror}") from None
+    return JoinToken.parse(text)
+
+
 @spawner.callback()
 def run_spawner(
-    agent_id: Annotated[str, typer.Option(envvar="TACHIKOMA_AGENT_ID", help="The agent it is for.")],
-    socket: Annotated[Path, typer.Option(envvar="TACHIKOMA_SPAWNER", help="Where to listen.")],
-    user: Annotated[str, typer.Option("--worker-user", help="User the worker runs as.")],
+    agent_id: Annotated[str, typer.Option(envvar="TACHIKOMA_AGENT_ID", help="Id of the agent that it serves.")],
+    socket: Annotated[Path, typer.Option(envvar="TACHIKOMA_SPAWNER", help="Path of the socket to listen at.")],
+    user: Annotated[str, typer.Option("--worker-user", help="User of the worker.")],
     capability: Annotated[list[str] | None, typer.Option(help=CAPABILITY_HELP)] = None,
     cgroup: Annotated[str, typer.Option(envvar="TACHIKOMA_CGROUP", help=CGROUP_HELP)] = "top",
-    cgroup_name: Annotated[
-        str, typer.Option(envvar="TACHIKOMA_CGROUP_NAME", help="Name of the directory of the cgroups.")
-    ] = "tachikoma",
+    cgroup_name: Annotated[str, typer.Option(envvar="TACHIKOMA_CGROUP_NAME", help=CGROUP_NAME_HELP)] = "tachikoma",
 ) -> None:
     """Prepare the agent's cgroups for the worker's user and run the spawner. As root, under a service manager."""
     settings = read_settings(

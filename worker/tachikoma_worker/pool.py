@@ -1,7 +1,7 @@
-"""The Celery pool: takes messages in Celery's hub thread, and hands their orders to the engine.
+"""The Celery pool: receives messages on Celery's hub thread and hands their orders to the engine.
 
-Chosen with `worker_pool`, Celery's extension point for pools. The task Celery would run is never called: only the
-order in its arguments counts, and everything else in the message is ignored.
+It is chosen with `worker_pool`, Celery's extension point for pools. The task that Celery would run is never called:
+only the order in its arguments counts, and everything else in the message is ignored.
 """
 
 from __future__ import annotations
@@ -17,19 +17,39 @@ from celery.concurrency.base import BasePool
 from tachikoma.redis import keys
 from tachikoma_worker.engine.engine import Engine
 
-__all__ = ["EnginePool"]
+__all__ = ["EnginePool", "read_order"]
 
 log = structlog.get_logger(__name__)
 
+#: Characters of a reason in the log.
+MAX_REASON_CHARS = 200
+
+
+def read_order(args: Any) -> tuple[str, str]:
+    """Return the execution id and the token in the arguments with which Celery calls a pool.
+
+    Args:
+        args: name of the task, task id, request with the task's arguments, and others that are ignored.
+
+    Raises:
+        ValueError, TypeError, KeyError, IndexError: the message is no order.
+    """
+    task_id: str = args[1]
+    request: dict[str, Any] = args[2]
+    (token,) = request["args"]
+    if not isinstance(token, str):
+        raise TypeError("the order is no text")
+    return keys.split_task_id(task_id)[1], token
+
 
 class EnginePool(BasePool):
-    """Celery's view of the engine. Everything here runs in the hub's thread."""
+    """The engine as a pool of Celery. Every method runs on the hub's thread."""
 
-    # The body is parsed at once, in `on_apply`.
+    # `on_apply` parses the body at once.
     body_can_be_buffer = True
-    # Stopping waits for the engine's thread, which a signal handler must not.
+    # Stopping waits for the engine's thread, and a signal handler must not wait.
     signal_safe = False
-    # Nothing in this pool waits for another task's result.
+    # No task in this pool waits for the result of another task.
     task_join_will_block = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -38,16 +58,19 @@ class EnginePool(BasePool):
         self._hub: Any = None
 
     def register_with_event_loop(self, loop: Any) -> None:
-        # Called again after each reconnect to the broker. `get_event_loop()` would be None from then on.
+        """Keep the hub. Celery calls this again after each reconnect, and `get_event_loop()` is None from then on."""
         self._hub = loop
 
     def on_start(self) -> None:
+        """Start the engine."""
         self._engine.start()
 
     def on_stop(self) -> None:
+        """Stop the engine."""
         self._engine.stop()
 
     def on_terminate(self) -> None:
+        """Stop the engine."""
         self._engine.stop()
 
     def on_apply(
@@ -65,21 +88,16 @@ class EnginePool(BasePool):
         hub = self._hub
 
         def done() -> None:
-            # In the engine's thread. `call_soon` wakes the hub, which may sleep because all slots were taken: without
-            # that, messages would wait for its next timer.
+            # On the engine's thread. The hub may sleep because all slots were taken. `call_soon` wakes it; otherwise
+            # messages would wait for its next timer.
             if callback is not None:
                 hub.call_soon(callback, (False, None, 0.0))
 
         try:
-            task_id: str = args[1]
-            request: dict[str, Any] = args[2]
-            (token,) = request["args"]
-            if not isinstance(token, str):
-                raise TypeError("the order is no text")
-            exec_id = keys.split_task_id(task_id)[1]
-        except (ValueError, TypeError, KeyError) as error:
-            # An exception here would end Celery's loop.
-            log.warning("message.refused", reason=str(error)[:200])
+            exec_id, token = read_order(args)
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            # Raised here, it would end Celery's loop.
+            log.warning("message.refused", reason=str(error)[:MAX_REASON_CHARS])
             done()
             return
         self._engine.submit(exec_id, token, done)

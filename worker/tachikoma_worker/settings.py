@@ -1,4 +1,4 @@
-"""Settings of an agent's worker: environment variables `TACHIKOMA_…`, or options of the command."""
+"""Settings of an agent's worker: options of the command, or environment variables `TACHIKOMA_…`."""
 
 from __future__ import annotations
 
@@ -20,57 +20,57 @@ __all__ = ["WorkerSettings"]
 
 
 class WorkerSettings(RedisSettings):
-    """Where the worker finds what it needs, and its bounds."""
+    """Settings of an agent's worker: its identity, its folders, and its bounds."""
 
     model_config = SettingsConfigDict(env_prefix="TACHIKOMA_", frozen=True, extra="ignore")
 
-    #: The agent this worker is.
+    #: Id of the agent that this worker runs.
     agent_id: Identifier
-    #: Folder with svid.pem, svid_key.pem and svid_bundle.pem, or unix:///path of the SPIFFE Workload API. Without one,
-    #: the Workload API that SPIFFE_ENDPOINT_SOCKET names.
+    #: Folder with svid.pem, svid_key.pem and svid_bundle.pem, or unix:///path of the SPIFFE Workload API. None: the
+    #: Workload API that SPIFFE_ENDPOINT_SOCKET names.
     identity: IdentityPlace | None = None
-    #: Folder for the journal. It must outlive the worker: it is what keeps a command from starting twice.
+    #: Folder of the journal and the spools. It must outlive the worker: it prevents a second start of a command.
     data: Path
-    #: Name of the one service that may sign orders: spiffe://<trust domain>/service/<name>.
+    #: Name of the only service that may sign orders: spiffe://<trust domain>/service/<name>.
     orchestrator: str = "orchestrator"
-    #: What the operator says of this agent.
+    #: The operator's labels of this agent, by which policy decides.
     labels: Labels = Field(default_factory=dict)
-    #: Commands that run at once; more wait on the queue.
+    #: Commands that run at the same time; further orders wait on the queue.
     slots: int = Field(default=64, ge=1, le=4096)
-    #: User for requests that name none; empty is nobody, or without root the user the worker runs as.
+    #: User for requests that name none. Empty: nobody if the spawner is root, else the user of the spawner.
     user: str = ""
-    #: What to do where this host cannot enforce a limit that policy sets: refuse the order, or run it without.
+    #: If this host cannot enforce a limit that policy sets: refuse the order, or run it without the limit.
     limits: Literal["enforce", "best-effort"] = "enforce"
-    #: The most capabilities that commands run as root may keep, where policy grants them (capabilities(7)), or "all".
+    #: Capabilities that commands run as root may keep at most, where policy grants them (capabilities(7)), or "all".
     capabilities: tuple[str, ...] = ()
-    #: A policy file of this agent's own; it can only take away from what an order grants.
+    #: A policy file of this agent's own, which can only narrow an order. None: there is no such policy.
     local_policy: Path | None = None
-    #: Where the agent's cgroups are made: below the top of the tree, below the worker's own cgroup (systemd's
-    #: Delegate=yes), or below the one of that path, as /system.slice/tachikoma-spawner.service.
+    #: Where the agent's cgroups are created: "top" for the top of the tree, "own" for the worker's own cgroup
+    #: (systemd's Delegate=yes), or the path of another cgroup, such as /system.slice/tachikoma-spawner.service.
     cgroup: Annotated[str, Field(pattern=r"^(top|own|/.+)$")] = "top"
-    #: Name of the directory they are in.
+    #: Name of the directory that contains the agents' cgroups.
     cgroup_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")] = "tachikoma"
-    #: Socket of the spawner; by default one of the worker's own, in `data`.
+    #: Socket of a spawner that is already running. None: the worker starts its own, with its socket in `data`.
     spawner: Path | None = None
-    #: Bytes of each stream that a response holds, half of them head and half tail.
+    #: Bytes of each stream that a response contains, half of them head and half tail.
     excerpt_bytes: int = Field(default=1024 * 1024, ge=2, le=16 * 1024 * 1024)
     #: Bytes of output that the log in Redis holds for one execution.
     log_bytes: int = Field(default=64 * 1024 * 1024, ge=1024 * 1024)
-    #: Bytes of output that the agent's disk holds for one execution: while Redis is away, and for a worker that is
-    #: started again. Of an execution with more, such a worker no longer knows the SHA-256.
+    #: Bytes of output that the agent's disk holds for one execution, for an unavailable Redis and for a restarted
+    #: worker. Of a longer output, a restarted worker does not know the SHA-256.
     spool_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
-    #: How long output and results can be read after the end.
+    #: Lifetime of output and results after the ending.
     output_retention: Duration = timedelta(days=1)
-    #: Between TERM and KILL.
+    #: Time between TERM and KILL, unless policy sets another.
     kill_grace: Duration = timedelta(seconds=10)
-    #: How long commands may go on after the worker was asked to stop; then they are ended.
+    #: Time that commands may run on after the worker was asked to stop; then they are killed.
     stop_grace: Duration = timedelta(seconds=30)
-    #: Whether a worker that is asked to stop leaves its commands to the next one instead. Its spawner has to outlive it
-    #: (systemd's KillMode=process).
+    #: Whether a worker that is asked to stop leaves its commands to the next worker instead. The spawner must outlive
+    #: the worker (systemd's KillMode=process).
     leave_running: bool = False
-    #: How long the worker waits on an empty queue before it asks again. Idle traffic against nothing else.
+    #: Longest wait on an empty queue before the worker asks again. It affects only the traffic while idle.
     poll: Duration = timedelta(seconds=20)
-    #: Least severe log line that is written: debug, info, warning or error.
+    #: Least severe lines in the log: debug, info, warning or error.
     log_level: str = "info"
 
     @field_validator("capabilities")
@@ -80,5 +80,5 @@ class WorkerSettings(RedisSettings):
         return value
 
     def redis(self, identity: SvidSource) -> RedisAccess:
-        """How Redis is reached. Raises what `RedisAccess.of` does."""
+        """Return the access to Redis with the agent's identity. Raises as `RedisAccess.of`."""
         return RedisAccess.of(self, identity=identity, user=agent_user(self.agent_id))

@@ -1,7 +1,8 @@
-"""kombu's Redis transport, as an agent's worker uses it.
+"""kombu's Redis transport as an agent's worker uses it.
 
-Of a message only the order and its task id go on to Celery (`plain`). What else Celery heeds in one (other tasks,
-encodings, compression, times, links, chords, groups) whoever owns Redis could say as well, and nothing here needs it.
+Of a message, only the order and its task id reach Celery (`plain`). Celery also honours other tasks, encodings,
+compression, times, links, chords and groups in a message. The owner of Redis could set them, and nothing here needs
+them.
 """
 
 from __future__ import annotations
@@ -15,16 +16,24 @@ from tachikoma.redis.keys import EXECUTE_TASK
 
 __all__ = ["AgentTransport", "plain"]
 
+#: Characters of a foreign name in an error.
+MAX_NAME_CHARS = 80
+
 
 def plain(message: dict[str, Any], queue: str) -> dict[str, Any]:
-    """A message with the order and the task id of another one, and nothing else of it.
+    """Return a message with the order and the task id of another message, and nothing else of it.
+
+    Args:
+        message: as kombu reads it from Redis.
+        queue: name of the queue that it came from.
 
     Raises:
-        ValueError, TypeError, KeyError, RecursionError: it is none that the orchestrator makes.
+        ValueError, TypeError, KeyError, RecursionError: the orchestrator makes no such message.
     """
     headers, body = message["headers"], message["body"]
     if headers["task"] != EXECUTE_TASK or message["content-type"] != "application/json":
-        raise ValueError(f"is no order: {str(headers['task'])[:80]!r} as {str(message['content-type'])[:80]!r}")
+        task, content_type = (str(name)[:MAX_NAME_CHARS] for name in (headers["task"], message["content-type"]))
+        raise ValueError(f"is no order: {task!r} as {content_type!r}")
     (order,), _, _ = json.loads(body)
     for text in (order, headers["id"]):
         if not isinstance(text, str) or not text.isascii():
@@ -42,7 +51,7 @@ def plain(message: dict[str, Any], queue: str) -> dict[str, Any]:
 
 
 class AgentTransport(BrokerTransport):
-    """The transport in an agent's worker: the orchestrator's script puts orders on its queue."""
+    """The transport of an agent's worker, which passes on only the order of a message."""
 
     def _deliver(self, message: Any, queue: Any) -> None:
         super()._deliver(plain(message, queue), queue)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tachikoma.errors import ConfigurationError
-from tachikoma_worker.confinement import spawner
+from tachikoma_worker.confinement import launch, spawner
 
 ROOT = Path(__file__).parents[3]
 
@@ -43,7 +43,7 @@ def test_without_a_compiler_the_package_is_built_without_it_and_says_so(tmp_path
 
 
 def test_a_worker_without_its_spawner_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spawner, "PROGRAM", tmp_path / "tachikoma-spawner")
+    monkeypatch.setattr(launch, "PROGRAM", tmp_path / "tachikoma-spawner")
     with pytest.raises(ConfigurationError, match=r"has no spawner.*Install one"):
         spawner.Spawner.connect(tmp_path / "spawner.sock")
 

@@ -1,1 +1,1 @@
-"""Resource limits as cgroup files, for v1 and v2."""
+"""Control groups: limits, usage, and killing all processes of a command at once."""

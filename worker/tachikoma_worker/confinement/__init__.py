@@ -1,1 +1,1 @@
-"""How a command is prepared, started and killed by the spawner."""
+"""Starting commands: checking what an order asks for, and the worker's side of the spawner."""

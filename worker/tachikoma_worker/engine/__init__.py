@@ -1,1 +1,1 @@
-"""The asyncio engine that runs executions, the agent's lease, and its certificate renewal."""
+"""The asyncio engine that runs executions, its lease in Redis, and the agent's identity."""

@@ -1,22 +1,23 @@
-"""The agent's lease: its registration in Redis, renewed by a thread of its own, so that work cannot keep it waiting."""
+"""The agent's lease: its registration in Redis, renewed on a thread of its own, so that no work can delay it."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import platform
-import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
 
 import structlog
 from redis.exceptions import RedisError
 
+from tachikoma.config.retry import Backoff
 from tachikoma.errors import Unavailable
 from tachikoma.identity.open import open_identity
 from tachikoma.redis import keys
 from tachikoma.redis.access import RedisAccess, connect
+from tachikoma.redis.commands import Redis
 from tachikoma.streams.heartbeat import HEARTBEAT_SECONDS, LEASE_SECONDS, Heartbeat
 from tachikoma_worker.settings import WorkerSettings
 
@@ -24,83 +25,106 @@ __all__ = ["Lease", "read_lease"]
 
 log = structlog.get_logger(__name__)
 
-#: Between attempts while Redis is away.
-RETRY_SECONDS = 0.25
-#: How long giving it up may take.
-GIVE_UP_SECONDS = 1.0
+#: First and longest delay between attempts while Redis is unavailable. Constant: a late lease makes the agent offline.
+RETRY_SECONDS = (0.25, 0.25)
+#: Longest time that releasing the lease may take.
+RELEASE_SECONDS = 1.0
 
 
 class Lease:
-    """Says, as long as it is held, that the agent lives, and how it is."""
+    """The agent's proof that it is alive, with its heartbeat as the value."""
 
     def __init__(self, settings: WorkerSettings, access: RedisAccess, describe: Callable[[], Heartbeat]) -> None:
-        """Prepare a lease; `describe` is called in its thread."""
+        """Prepare a lease; `describe` returns the heartbeat and is called on the lease's thread."""
         self._agent = settings.agent_id
         self._access = access
         self._describe = describe
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._holding: asyncio.Task[None] | None = None
+        self._thread: threading.Thread | None = None
+        #: Resolves when the thread has ended; fails with the error that ended it.
+        self._ended: Future[None] = Future()
 
     def start(self) -> None:
-        """Hold it from here on."""
+        """Acquire the lease and renew it in the background."""
+        self._loop = asyncio.new_event_loop()
         self._holding = self._loop.create_task(self._hold())
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
         self._thread.start()
 
+    async def watch(self) -> None:
+        """Wait until the lease is released.
+
+        Raises:
+            Exception: the lease cannot be renewed any more. An agent that is not visible must not run commands.
+        """
+        await asyncio.wrap_future(self._ended)
+
     def stop(self) -> None:
-        """Give it up: nobody is to take this agent for alive any more. Bounded, and safe to repeat."""
-        if self._holding is None:
+        """Release the lease, so that the agent counts as offline at once. Bounded, and safe to repeat."""
+        if self._loop is None or self._holding is None or self._thread is None:
             return
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._holding.cancel)
-        self._thread.join(2 * GIVE_UP_SECONDS)
+        self._thread.join(2 * RELEASE_SECONDS)
 
     def _run(self) -> None:
+        assert self._loop is not None
         assert self._holding is not None
+        error: Exception | None = None
         try:
             with suppress(asyncio.CancelledError):
                 self._loop.run_until_complete(self._holding)
-        except Exception:
-            # An agent that nobody can see is better none at all.
-            log.critical("lease.failed", exc_info=True)
-            os.kill(os.getpid(), signal.SIGTERM)
+        except Exception as failed:
+            error = failed
         finally:
             self._loop.close()
+        # Not if the caller of `watch` was cancelled, which cancels the future.
+        if self._ended.set_running_or_notify_cancel():
+            if error is None:
+                self._ended.set_result(None)
+            else:
+                self._ended.set_exception(error)
 
     async def _hold(self) -> None:
         redis = connect(self._access, name=f"agent-{self._agent}-lease", max_connections=2)
-        failing = False
         try:
-            while True:
-                raw = self._describe().model_dump_json()
-                try:
-                    async with redis.pipeline(transaction=False) as pipe:
-                        pipe.set(keys.info(self._agent), raw, ex=LEASE_SECONDS)
-                        pipe.publish(keys.events(self._agent), raw)
-                        await pipe.execute()
-                except (RedisError, OSError) as error:
-                    if not failing:
-                        log.warning("redis.away", error=str(error))
-                    failing = True
-                    await asyncio.sleep(RETRY_SECONDS)
-                    continue
-                if failing:
-                    log.info("redis.back")
-                failing = False
-                await asyncio.sleep(HEARTBEAT_SECONDS)
+            await self._renew_for_ever(redis)
         finally:
             with suppress(RedisError, OSError, TimeoutError):
-                async with asyncio.timeout(GIVE_UP_SECONDS):
+                async with asyncio.timeout(RELEASE_SECONDS):
                     await redis.expire(keys.info(self._agent), 0)
                     await redis.aclose()
 
+    async def _renew_for_ever(self, redis: Redis) -> None:
+        backoff = Backoff(*RETRY_SECONDS)
+        available = True
+        while True:
+            raw = self._describe().model_dump_json()
+            try:
+                async with redis.pipeline(transaction=False) as pipe:
+                    pipe.set(keys.info(self._agent), raw, ex=LEASE_SECONDS)
+                    pipe.publish(keys.events(self._agent), raw)
+                    await pipe.execute()
+            except (RedisError, OSError) as error:
+                if available:
+                    log.warning("redis.unavailable", error=str(error))
+                available = False
+                await backoff.wait()
+                continue
+            if not available:
+                log.info("redis.available")
+            available = True
+            backoff.reset()
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
 
 async def read_lease(settings: WorkerSettings) -> Heartbeat:
-    """What the agent's worker on this host last said of itself.
+    """Return the last heartbeat of the agent's worker on this host.
 
     Raises:
-        Unavailable: it has no lease, another host has it, or Redis cannot be asked.
-        ConfigurationError: identity or Redis are not as they must be.
+        Unavailable: the agent has no lease, another host holds it, or Redis is unavailable.
+        ConfigurationError: the identity or the access to Redis cannot be used.
     """
     identity = open_identity(settings.identity)
     redis = connect(settings.redis(identity), name=f"agent-{settings.agent_id}-health", max_connections=1)

@@ -1,1 +1,1 @@
-"""One execution from verified order to signed receipt."""
+"""One execution, from the signed order to the signed receipt."""

@@ -1,9 +1,9 @@
-"""The local journal: what this agent ever claimed, on disk before anything starts.
+"""The agent's local journal of claims: every execution that it may have started, on disk before the start.
 
-It is the half of at-most-once that does not depend on Redis: a second delivery, a replayed order, or a Redis that went
-back to an older state find the execution's row here and start nothing. SQLite in WAL mode with `synchronous=FULL`: a
-commit is on disk when it returns. Rows that arrive while a commit runs share the next one, so a burst of commands costs
-few syncs.
+The journal is the half of at-most-once that does not depend on Redis. A second delivery, a replayed order, or a Redis
+that was restored from an older state finds the execution's row here, and nothing is started. SQLite in WAL mode with
+`synchronous=FULL`: a commit is on disk when it returns. Rows that arrive during a commit share the next one, so a burst
+of commands costs few syncs.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +22,12 @@ from tachikoma.errors import ConfigurationError
 
 __all__ = ["Journal", "JournalError", "Unfinished"]
 
-#: Rows are kept so long after the claim: longer than an order can be valid.
+#: Lifetime of a finished row after its claim. It exceeds the time in which an order is valid.
 KEEP_SECONDS = 15 * 24 * 3600
-#: Rows written in one commit.
+#: Rows of one commit at most.
 MAX_BATCH = 1000
+#: Longest wait for another process that has locked the database.
+LOCK_SECONDS = 5.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS journal (boot TEXT NOT NULL) STRICT;
@@ -50,51 +52,64 @@ class Unfinished:
     order_sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Write:
+    """A statement that waits for its commit."""
+
+    action: Callable[[], bool]
+    #: Resolves with the result of `action` after the commit.
+    done: asyncio.Future[bool]
+
+
 class Journal:
-    """Writes on a thread of its own; its methods belong to one event loop."""
+    """The journal of one agent. It writes on a thread of its own; its methods belong to one event loop."""
 
     def __init__(self, folder: Path) -> None:
-        """Open or make the journal.
+        """Open or create the journal.
 
         Raises:
-            ConfigurationError: the folder cannot be used.
+            ConfigurationError: the folder or the file cannot be used.
         """
         path = folder / "journal.db"
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with ExitStack() as on_failure:
-                self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=5)
-                on_failure.callback(self._database.close)
-                self._database.execute("PRAGMA journal_mode=WAL")
-                self._database.execute("PRAGMA synchronous=FULL")
-                self._database.executescript(_SCHEMA)
-                fresh = "INSERT INTO journal SELECT ? WHERE NOT EXISTS (SELECT * FROM journal)"
-                self._database.execute(fresh, (secrets.token_hex(8),))
-                #: Names this journal: who has it knows of all that was claimed with it.
-                self.boot = str(self._database.execute("SELECT boot FROM journal").fetchone()[0])
-                self._database.execute(
-                    "DELETE FROM execution WHERE done = 1 AND claimed_at < ?", (time.time() - KEEP_SECONDS,)
-                )
-                on_failure.pop_all()
+            self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=LOCK_SECONDS)
         except (OSError, sqlite3.Error) as error:
             raise ConfigurationError(f"cannot use the journal {path}: {error}") from error
+        try:
+            #: Random id of this journal. Claims contain it; a changed id means that earlier claims are unknown.
+            self.boot = self._open()
+        except sqlite3.Error as error:
+            self._database.close()
+            raise ConfigurationError(f"cannot use the journal {path}: {error}") from error
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
-        self._waiting: list[tuple[Callable[[], bool], asyncio.Future[bool]]] = []
+        self._waiting: list[_Write] = []
         self._writing = False
 
+    def _open(self) -> str:
+        """Create what is missing, delete old rows, and return the journal's id."""
+        self._database.execute("PRAGMA journal_mode=WAL")
+        self._database.execute("PRAGMA synchronous=FULL")
+        self._database.executescript(_SCHEMA)
+        fresh = "INSERT INTO journal SELECT ? WHERE NOT EXISTS (SELECT * FROM journal)"
+        self._database.execute(fresh, (secrets.token_hex(8),))
+        oldest = time.time() - KEEP_SECONDS
+        self._database.execute("DELETE FROM execution WHERE done = 1 AND claimed_at < ?", (oldest,))
+        return str(self._database.execute("SELECT boot FROM journal").fetchone()[0])
+
     def unfinished(self) -> list[Unfinished]:
-        """What an earlier run left. To be called before anything is claimed."""
+        """Return the executions that an earlier run left. Call it before anything is claimed."""
         rows = self._database.execute("SELECT id, order_sha256 FROM execution WHERE done = 0")
         return [Unfinished(*row) for row in rows]
 
     async def claim(self, exec_id: str, order_sha256: str) -> bool:
-        """Write that this agent is about to start an execution; on disk when it returns.
+        """Record that this agent is about to start an execution. The row is on disk when this returns.
 
         Returns:
-            False when it is there already: whoever asks must not start it.
+            False if there is a row already: the caller must not start the execution.
 
         Raises:
-            JournalError: it could not be written, so nothing may start.
+            JournalError: the row could not be written, so nothing may start.
         """
 
         def insert() -> bool:
@@ -107,34 +122,49 @@ class Journal:
         return await self._write(insert)
 
     def finish(self, exec_id: str) -> None:
-        """Keep that its end was delivered. Written behind; losing it only makes a later run report it again."""
-        self._behind("UPDATE execution SET done = 1 WHERE id = ?", (exec_id,))
+        """Record in the background that the receipt was delivered.
 
-    def _behind(self, statement: str, values: tuple[object, ...]) -> None:
+        If the record is lost, a later run only delivers the receipt again.
+        """
+
         def update() -> bool:
-            self._database.execute(statement, values)
+            self._database.execute("UPDATE execution SET done = 1 WHERE id = ?", (exec_id,))
             return True
 
         future = self._write(update)
-        # Nobody waits for it, so nobody else would look at its failure.
+        # No caller waits for it, so its failure is retrieved here.
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
+    async def flush(self) -> None:
+        """Wait until everything that was recorded so far is on disk, or could not be written."""
+        with suppress(JournalError):
+            await self._write(lambda: True)
+
+    def close(self) -> None:
+        """Finish the current writes and close the database. Safe to repeat."""
+        self._writer.shutdown()
+        self._database.close()
+
+    # --- commits ------------------------------------------------------------------------------------------------------
+
     def _write(self, action: Callable[[], bool]) -> asyncio.Future[bool]:
+        """Let an action be part of the next commit."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[bool] = loop.create_future()
-        self._waiting.append((action, future))
+        write = _Write(action, loop.create_future())
+        self._waiting.append(write)
         if not self._writing:
             self._writing = True
-            # At the end of this turn, so that all that come in it share one commit.
+            # At the end of this turn of the loop, so that all writes of the turn share one commit.
             loop.call_soon(self._start_batch, loop)
-        return future
+        return write.done
 
     def _start_batch(self, loop: asyncio.AbstractEventLoop) -> None:
         batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
-        job = self._writer.submit(self._commit, [action for action, _ in batch])
+        job = self._writer.submit(self._commit, [write.action for write in batch])
         job.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish_batch, loop, batch, done))
 
     def _commit(self, actions: list[Callable[[], bool]]) -> list[bool]:
+        """Run all actions in one transaction, on the writer's thread."""
         self._database.execute("BEGIN IMMEDIATE")
         try:
             results = [action() for action in actions]
@@ -145,22 +175,18 @@ class Journal:
             raise
         return results
 
-    def _finish_batch(self, loop: asyncio.AbstractEventLoop, batch: list, done) -> None:  # type: ignore[no-untyped-def,type-arg]
-        error = done.exception()
-        results = [False] * len(batch) if error else done.result()
-        for (_, future), result in zip(batch, results, strict=True):
-            if future.done():
+    def _finish_batch(self, loop: asyncio.AbstractEventLoop, batch: list[_Write], job: Future[list[bool]]) -> None:
+        """Deliver the results of a commit, and start the next one if there are more writes."""
+        error = job.exception()
+        results = [False] * len(batch) if error else job.result()
+        for write, result in zip(batch, results, strict=True):
+            if write.done.done():
                 continue
             if error:
-                future.set_exception(JournalError(str(error)))
+                write.done.set_exception(JournalError(str(error)))
             else:
-                future.set_result(result)
+                write.done.set_result(result)
         if self._waiting:
             self._start_batch(loop)
         else:
             self._writing = False
-
-    def close(self) -> None:
-        """Finish what is being written and close."""
-        self._writer.shutdown()
-        self._database.close()

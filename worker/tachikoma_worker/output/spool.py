@@ -1,18 +1,18 @@
-"""The spool: what a command wrote, on the agent's disk until its end is delivered.
+"""The spool: the output of a command, on the agent's disk until the receipt is delivered.
 
-Output goes from the command's pipe into the spool and from there to Redis. So a command goes on while Redis is away, up
-to a bound; and a worker that was killed and started again finds every byte: it moves from pipe to file within one
-system call (splice(2)), and is in one of the two whenever the worker dies. Nothing is synced: what a crash of the host
-would lose has ended with it.
+Output moves from the command's pipe into the spool and from there to Redis. So a command continues while Redis is
+unavailable, up to a bound. A worker that is restarted finds every byte: it moves from pipe to file within one system
+call (splice(2)), and is in one of the two whenever the worker dies. Nothing is synced: a crash of the host ends the
+command as well.
 
-A file is a row of records: a header (kind, number, time in microseconds, length), then the content. The first is the
-START, what a later worker must know to go on; then come chunks of OUTPUT; the END is the last. A header is written
-before its content is there and its length behind it, so where the length is 0 the content goes to the end of the file.
+A file is a sequence of records: a header (kind, number, time in microseconds, length), then the content. The first
+record is the START with the `Facts`; then follow chunks of output; the END with the `Ending` is the last one. A header
+is written before its content, and its length after the content. If the length is 0, the content extends to the end of
+the file.
 """
 
 from __future__ import annotations
 
-import base64
 import errno
 import os
 import struct
@@ -24,32 +24,31 @@ from enum import IntEnum
 from pathlib import Path
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from tachikoma.streams.frames import STDERR, STDOUT
-from tachikoma.vocabulary.limits import ResourceUsage
-from tachikoma.vocabulary.results import KillReceipt
-from tachikoma.vocabulary.states import ExecState
+from tachikoma_worker.output.records import Ending, Facts, Totals
 
-__all__ = ["CHUNK_BYTES", "Chunk", "End", "Spool", "SpoolError", "Start", "Totals", "host_boot"]
+__all__ = ["CHUNK_BYTES", "Chunk", "Spool", "SpoolError", "host_boot"]
 
 log = structlog.get_logger(__name__)
 
-#: Largest chunk, in whole pages. A little below 256 KiB, so that Redis, whose allocator knows that size and then
-#: 320 KiB, needs no quarter more for each with what stands around it.
+#: Largest chunk, in whole pages. It is a little below 256 KiB: with its entry it then fits into the 256 KiB class of
+#: Redis's allocator, whose next class is 320 KiB.
 CHUNK_BYTES = 252 * 1024
 #: Largest START or END that is read.
 MAX_STATE_BYTES = 64 * 1024 * 1024
-#: What a spool in memory may hold, where the disk takes nothing.
+#: Largest spool in memory, which is used if the disk refuses data.
 MEMORY_BYTES = 4 * 1024 * 1024
-#: No room, over quota, or a disk that fails: output then goes through memory.
+#: No space, quota exceeded, or a failing disk: the output then goes through memory.
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 
 _HEADER = struct.Struct("=B7xQQQ")
+_LENGTH = struct.Struct("=Q")
 
 
 class _Kind(IntEnum):
-    """Of a record; those of output are its streams."""
+    """Kind of a record; the kinds of output are those of its streams."""
 
     STDOUT = STDOUT
     STDERR = STDERR
@@ -58,128 +57,68 @@ class _Kind(IntEnum):
 
 
 class SpoolError(Exception):
-    """A spool cannot be made, or is none."""
-
-
-class Totals(BaseModel):
-    """Where an output stood when its spool was begun anew: what is no longer in it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    #: Number and end of the last chunk.
-    seq: int = 0
-    offset: int = 0
-    #: What the log in Redis holds of it: bytes that stay, bytes that may be cut, and the number where those begin.
-    pinned_bytes: int = 0
-    held_bytes: int = 0
-    held_from: int = 1
-    #: Bytes of each stream, and what is kept of its begin and end, base64.
-    total: dict[int, int] = Field(default_factory=dict)
-    head: dict[int, str] = Field(default_factory=dict)
-    tail: dict[int, str] = Field(default_factory=dict)
-
-    def kept(self, kind: int) -> tuple[int, bytes, bytes]:
-        """Bytes, head and tail of a stream."""
-        head, tail = (base64.b64decode(part.get(kind, "")) for part in (self.head, self.tail))
-        return self.total.get(kind, 0), head, tail
-
-
-class Start(BaseModel):
-    """What a worker must know of a command that an earlier one started."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    #: The run of the host's kernel; a command of an earlier one is gone.
-    host: str
-    order_sha256: str
-    #: SPIFFE ID of the requester; of one that an older version began it is not known.
-    requested_by: str = ""
-    executable: str
-    #: By the clock, ms; and by CLOCK_MONOTONIC, ns, which all processes of a host share.
-    started_ms: int
-    began_ns: int
-    #: Seconds it may run, and between TERM and KILL.
-    timeout: float
-    kill_grace: float
-    #: Its limit, for people.
-    memory: int | None = None
-    #: Bytes that the log in Redis may hold of its output, and whether it waits for readers when that is full.
-    log_bytes: int = 64 * 1024 * 1024
-    waits: bool = False
-    totals: Totals = Totals()
-
-
-class End(BaseModel):
-    """How an execution ended."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    state: ExecState
-    exit_code: int = -1
-    signal: int = 0
-    error: str = ""
-    executable: str = ""
-    started_ms: int = 0
-    duration_us: int = 0
-    usage: ResourceUsage = ResourceUsage()
-    kill: KillReceipt | None = None
+    """A spool cannot be created or written, or a file is not a spool."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of output."""
 
+    #: The stream.
     kind: int
+    #: Number of the chunk, from 1, over both streams.
     seq: int
+    #: When it was read, in microseconds since the epoch.
     time_us: int
     data: bytes
 
 
 def host_boot() -> str:
-    """Names this run of the kernel (random(4))."""
+    """Return the id of the kernel's current run (random(4))."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 class Spool:
-    """The spool of one execution. One side appends, the other reads behind it; both belong to one event loop."""
+    """The spool of one execution: one side appends, the other reads. Both belong to one event loop."""
 
-    def __init__(self, path: Path, descriptor: int, start: Start, *, most: int) -> None:
+    def __init__(self, path: Path, descriptor: int, facts: Facts, *, max_bytes: int) -> None:
+        """Take over an open file; use `create` or `open`."""
         self._path = path
         self._descriptor = descriptor
-        self._most = most
-        #: Where the next record is written, and where the next one is read.
+        self._max_bytes = max_bytes
+        #: Offsets of the next record to write, the next record to read, and the record after those from `chunks`.
         self._written = 0
         self._read = 0
-        #: Where the next one stands after those that `chunks` gave.
         self._next = 0
-        self._seq = start.totals.seq
-        #: Its file is memory, for the disk takes nothing; a later worker will not find it.
+        self._seq = facts.totals.seq
+        #: Whether the file is memory, because the disk refused data. A later worker cannot find it.
         self._in_memory = False
-        self.start = start
-        #: Set once it is known.
-        self.end: End | None = None
+        #: Facts of the start.
+        self.start = facts
+        #: The ending, once it is known.
+        self.end: Ending | None = None
 
     @classmethod
-    def create(cls, folder: Path, exec_id: str, start: Start, *, most: int) -> Spool:
-        """Begin the spool of a command that is about to start.
+    def create(cls, folder: Path, exec_id: str, facts: Facts, *, max_bytes: int) -> Spool:
+        """Create the spool of a command that is about to start.
 
         Args:
-            folder: for all spools.
+            folder: the folder of all spools.
             exec_id: the execution.
-            start: what a later worker needs.
-            most: bytes it may hold.
+            facts: what a later worker needs.
+            max_bytes: size at which the spool counts as full.
 
         Raises:
-            SpoolError: it cannot be written; nothing is to be started.
+            SpoolError: the spool cannot be written, so nothing may be started.
         """
         path = folder / exec_id
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise SpoolError(f"cannot write {path}: {error.strerror}") from error
-        spool = cls(path, descriptor, start, most=most)
+        spool = cls(path, descriptor, facts, max_bytes=max_bytes)
         try:
-            spool._append_state(_Kind.START, start)
+            spool._append_state(_Kind.START, facts)
         except OSError as error:
             spool.remove()
             raise SpoolError(f"cannot write {path}: {error.strerror}") from error
@@ -187,11 +126,16 @@ class Spool:
         return spool
 
     @classmethod
-    def open(cls, folder: Path, exec_id: str, *, most: int) -> Spool:
-        """Open what an earlier worker left, to be read from its beginning and appended to at its end.
+    def open(cls, folder: Path, exec_id: str, *, max_bytes: int) -> Spool:
+        """Open the spool of an earlier worker, to read it from its beginning and append at its end.
+
+        Args:
+            folder: the folder of all spools.
+            exec_id: the execution.
+            max_bytes: size at which the spool counts as full.
 
         Raises:
-            SpoolError: there is none, or it is of an earlier run of the host.
+            SpoolError: there is no spool, or it was written before the host was restarted.
         """
         path = folder / exec_id
         try:
@@ -199,13 +143,14 @@ class Spool:
         except OSError as error:
             raise SpoolError(f"cannot read {path}: {error.strerror}") from error
         try:
-            return cls._recover(path, descriptor, most)
+            return cls._recover(path, descriptor, max_bytes)
         except (OSError, ValueError, struct.error) as error:
             os.close(descriptor)
             raise SpoolError(f"{path} is no spool of this run of the host: {error}") from None
 
     @classmethod
-    def _recover(cls, path: Path, descriptor: int, most: int) -> Spool:
+    def _recover(cls, path: Path, descriptor: int, max_bytes: int) -> Spool:
+        """Read the records of an earlier worker, and complete the length of the last chunk if it died before that."""
         size = os.fstat(descriptor).st_size
         spool: Spool | None = None
         position = 0
@@ -218,23 +163,18 @@ class Spool:
             if kind in (_Kind.START, _Kind.END) and content > MAX_STATE_BYTES:
                 raise ValueError("a record is too long")
             if spool is None:
-                if kind != _Kind.START:
-                    raise ValueError("its first record is no start")
-                start = Start.model_validate_json(os.pread(descriptor, content, begin))
-                if start.host != host_boot():
-                    raise ValueError("the host was started again since")
-                spool = cls(path, descriptor, start, most=most)
+                spool = cls(path, descriptor, _read_facts(descriptor, kind, begin, content), max_bytes=max_bytes)
                 spool._read = begin + content
             elif kind == _Kind.END:
-                # An END that was cut off was not acted upon.
+                # An incomplete END was never acted upon, so it is the same as none.
                 with suppress(ValidationError):
-                    spool.end = End.model_validate_json(os.pread(descriptor, content, begin))
+                    spool.end = Ending.model_validate_json(os.pread(descriptor, content, begin))
                     spool._written = position
                 break
             elif content:
                 spool._seq = seq
                 if not length:
-                    os.pwrite(descriptor, struct.pack("=Q", content), begin - 8)
+                    os.pwrite(descriptor, _LENGTH.pack(content), begin - _LENGTH.size)
             position = begin + content if content else position
             spool._written = position
             if not content:
@@ -243,17 +183,21 @@ class Spool:
             raise ValueError("it is empty")
         return spool
 
-    # --- one side -----------------------------------------------------------------------------------------------------
+    # --- the side that appends ----------------------------------------------------------------------------------------
 
     def take(self, kind: int, pipe: int) -> int:
-        """Move what is in a pipe now, up to a chunk, to the end.
+        """Move the bytes that a pipe contains now, up to a chunk, to the end of the spool.
+
+        Args:
+            kind: the stream.
+            pipe: descriptor of the pipe's read end.
 
         Returns:
-            How many bytes; 0 when the pipe is closed.
+            The number of bytes; 0 if the pipe is closed.
 
         Raises:
-            BlockingIOError: there is nothing in it now.
-            SpoolError: the disk does not take it; nothing was taken out of the pipe.
+            BlockingIOError: the pipe is empty.
+            SpoolError: the disk refuses the data. Nothing was taken out of the pipe.
         """
         begin = self._written + _HEADER.size
         try:
@@ -264,63 +208,70 @@ class Spool:
                 raise SpoolError(f"cannot write {self._path}: {error.strerror}") from None
             raise
         if moved:
-            os.pwrite(self._descriptor, struct.pack("=Q", moved), begin - 8)
+            os.pwrite(self._descriptor, _LENGTH.pack(moved), begin - _LENGTH.size)
             self._written = begin + moved
             self._seq += 1
         return moved
 
     @property
     def full(self) -> bool:
-        """Whether it is to be begun anew before more is taken."""
-        return self._written >= (MEMORY_BYTES if self._in_memory else self._most)
+        """Whether the spool must be restarted before it takes more."""
+        return self._written >= (MEMORY_BYTES if self._in_memory else self._max_bytes)
 
     def renew(self, totals: Totals) -> None:
-        """Begin anew, without what was read. To be called when everything was.
+        """Restart the spool without the chunks that it contains. Allowed only when all of them were read.
+
+        Args:
+            totals: the position of the output.
 
         Raises:
-            SpoolError: the disk does not take it; it is as it was.
+            SpoolError: the disk refuses the data. The spool is unchanged.
         """
         assert not self.pending
-        start = self.start.model_copy(update={"totals": totals})
+        facts = self.start.model_copy(update={"totals": totals})
         if self._in_memory:
             os.ftruncate(self._descriptor, 0)
             self._written = self._read = 0
-            self._append_state(_Kind.START, start)
+            self._append_state(_Kind.START, facts)
             self._read = self._written
             return
         beside = self._path.with_name(f".{self._path.name}")
-        fresh = Spool.create(beside.parent, beside.name, start, most=self._most)
+        fresh = Spool.create(beside.parent, beside.name, facts, max_bytes=self._max_bytes)
         beside.rename(self._path)
         os.close(self._descriptor)
         self._descriptor, self._written, self._read = fresh._descriptor, fresh._written, fresh._read
 
-    def go_on_in_memory(self, why: SpoolError, totals: Totals) -> None:
-        """Let the output go through memory from now on. To be called when everything was read.
+    def continue_in_memory(self, reason: SpoolError, totals: Totals) -> None:
+        """Let the output go through memory from now on. Allowed only when all chunks were read.
+
+        Args:
+            reason: why the disk cannot be used.
+            totals: the position of the output.
 
         Raises:
-            SpoolError: it does already, and that is full as well.
+            SpoolError: the output goes through memory already, and that fails as well.
         """
         if self._in_memory:
-            raise why
-        log.warning("spool.in_memory", id=self._path.name, reason=str(why))
+            raise reason
+        log.warning("spool.in_memory", id=self._path.name, reason=str(reason))
         os.close(self._descriptor)
         self._path.unlink(missing_ok=True)
         self._descriptor = os.memfd_create(self._path.name, os.MFD_CLOEXEC)
         self._in_memory = True
         self.renew(totals)
 
-    def finish(self, end: End) -> None:
-        """Keep how it ended, so that a later worker can deliver it."""
-        self.end = end
+    def finish(self, ending: Ending) -> None:
+        """Store the ending, so that a later worker can deliver it. A disk that refuses it is only logged."""
+        self.end = ending
         position = self._written
         try:
-            self._append_state(_Kind.END, end)
+            self._append_state(_Kind.END, ending)
         except OSError as error:
             log.warning("spool.not_written", id=self._path.name, reason=error.strerror)
-        # Read up to what stands before it.
+        # The END is no output: reading stops before it.
         self._written = position
 
-    def _append_state(self, kind: _Kind, state: Start | End) -> None:
+    def _append_state(self, kind: _Kind, state: Facts | Ending) -> None:
         content = state.model_dump_json().encode()
         record = _HEADER.pack(kind, 0, 0, len(content)) + content
         os.ftruncate(self._descriptor, self._written)
@@ -328,17 +279,17 @@ class Spool:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._written += len(record)
 
-    # --- the other side -----------------------------------------------------------------------------------------------
+    # --- the side that reads ------------------------------------------------------------------------------------------
 
     @property
     def pending(self) -> bool:
-        """Whether there is something that was not read."""
+        """Whether the spool contains chunks that were not read."""
         return self._read < self._written
 
-    def chunks(self, most: int) -> Iterator[Chunk]:
-        """The next chunks, of about so many bytes; `done` says that they need not be read again."""
+    def chunks(self, max_bytes: int) -> Iterator[Chunk]:
+        """Yield the next chunks, until they have `max_bytes` bytes together. `done` marks them as read."""
         position, taken = self._read, 0
-        while position < self._written and taken < most:
+        while position < self._written and taken < max_bytes:
             kind, seq, time_us, length = _HEADER.unpack(os.pread(self._descriptor, _HEADER.size, position))
             yield Chunk(kind, seq, time_us, os.pread(self._descriptor, length, position + _HEADER.size))
             position += _HEADER.size + length
@@ -346,17 +297,31 @@ class Spool:
             self._next = position
 
     def done(self) -> None:
-        """What `chunks` gave is where it belongs."""
+        """Mark the chunks of the last `chunks` as read."""
         self._read = self._next
 
-    # --- the end ------------------------------------------------------------------------------------------------------
+    # --- closing ------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Close it; a later worker finds it."""
+        """Close the file. A later worker finds it."""
         with suppress(OSError):
             os.close(self._descriptor)
 
     def remove(self) -> None:
-        """Close and remove it: its end is delivered."""
+        """Close and remove the file, because the receipt is delivered."""
         self.close()
         self._path.unlink(missing_ok=True)
+
+
+def _read_facts(descriptor: int, kind: int, begin: int, length: int) -> Facts:
+    """Return the facts in the first record of a spool.
+
+    Raises:
+        ValueError: it is no START, or the host was restarted since.
+    """
+    if kind != _Kind.START:
+        raise ValueError("its first record is no start")
+    facts = Facts.model_validate_json(os.pread(descriptor, length, begin))
+    if facts.host != host_boot():
+        raise ValueError("the host was started again since")
+    return facts

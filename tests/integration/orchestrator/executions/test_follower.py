@@ -21,7 +21,7 @@ from tachikoma_orchestrator.executions.final_state import FinalState
 from tachikoma_orchestrator.executions.follower import MAX_QUEUED_BYTES, READ_ENTRIES, Follower
 from tachikoma_orchestrator.store import subscriber as subscriber_module
 from tachikoma_orchestrator.store.subscriber import Subscriber
-from tachikoma_worker.output.pump import OutputLog
+from tachikoma_worker.output.output_log import OutputLog
 
 AGENT, EXEC = "web-1", "job-7"
 KEY = keys.output(AGENT, EXEC)

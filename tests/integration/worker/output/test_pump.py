@@ -20,13 +20,15 @@ from tachikoma.redis import keys
 from tachikoma.redis.access import connect
 from tachikoma.redis.commands import Redis
 from tachikoma.streams.frames import FIELD, STDERR, STDOUT, Frame, entry_id, sequence_of
-from tachikoma_worker.output.pump import ABANDONED_SECONDS, ENTRY_BYTES, OutputLog, Pump
-from tachikoma_worker.output.spool import CHUNK_BYTES, Chunk, Spool, Start, host_boot
+from tachikoma_worker.output.output_log import ABANDONED_SECONDS, ENTRY_BYTES, OutputLog
+from tachikoma_worker.output.pump import Pump
+from tachikoma_worker.output.records import Facts
+from tachikoma_worker.output.spool import CHUNK_BYTES, Chunk, Spool, host_boot
 
 KEY = keys.output("web-1", "job-7")
 MIB = 1024 * 1024
 PATIENCE_SECONDS = 30
-START = Start(
+START = Facts(
     host=host_boot(), order_sha256="ab" * 32, executable="/bin/true",
     started_ms=1, began_ns=1, timeout=60, kill_grace=1,
 )  # fmt: skip
@@ -81,7 +83,7 @@ class Pipes:
     """A command's two outputs: reading ends as the spawner gives them, writing ends for the test."""
 
     def __init__(self, folder: Path) -> None:
-        self.spool = Spool.create(folder, "job-7", START, most=MIB)
+        self.spool = Spool.create(folder, "job-7", START, max_bytes=MIB)
         self.stdout, self._out = os.pipe()
         self.stderr, self._err = os.pipe()
         os.set_blocking(self.stdout, False)
@@ -322,7 +324,7 @@ async def test_output_that_waits_is_cut_only_where_it_was_read(redis: Redis, unt
 async def test_output_of_what_has_ended_waits_only_for_readers_there_are(redis: Redis) -> None:
     log = new_log(redis, log_bytes=10_000, waits=True)
     await append(log, [(STDOUT, bytes(9000))])
-    log.hurry()
+    log.wait_only_for_known_readers()
     await redis.set(keys.read("web-1", "job-7"), 0)
     waiting = asyncio.create_task(append(log, [(STDOUT, bytes(9000))]))
     await asked_again(redis)
@@ -433,7 +435,7 @@ async def test_a_worker_that_was_killed_is_gone_on_from(redis: Redis, pipes: Pip
     await append(new_log(redis), taken[:sent])
     pipes.write(STDOUT, b"four\n")
     # It is killed here: nothing is closed, nothing said.
-    spool = Spool.open(tmp_path, "job-7", most=MIB)
+    spool = Spool.open(tmp_path, "job-7", max_bytes=MIB)
     log = resumed(redis, spool)
     pipes.end()
     await asyncio.wait_for(Pump(log, spool, {pipes.stdout: STDOUT, pipes.stderr: STDERR}).run(), PATIENCE_SECONDS)
@@ -452,7 +454,7 @@ async def test_a_redis_that_went_back_gets_again_what_it_lost(redis: Redis, pipe
         pipes.write(kind, data)
         pipes.spool.take(kind, pipes.stdout)
     await append(new_log(redis), pieces[:4])
-    spool = Spool.open(tmp_path, "job-7", most=MIB)
+    spool = Spool.open(tmp_path, "job-7", max_bytes=MIB)
     await asyncio.wait_for(Pump(resumed(redis, spool), spool, {}).run(), PATIENCE_SECONDS)
     frames = await stream(redis)
     follows(frames)
@@ -468,7 +470,7 @@ async def test_a_spool_that_is_full_is_begun_anew_and_counts_on(redis: Redis, pi
     digest = log.excerpts[STDOUT].digest()
     assert digest.sha256 == hashlib.sha256(written).hexdigest()
     # A later worker knows numbers, count, begin and end, but not the digest; it says so rather than a wrong one.
-    spool = Spool.open(tmp_path, "job-7", most=MIB)
+    spool = Spool.open(tmp_path, "job-7", max_bytes=MIB)
     assert spool.start.totals.seq > 0
     later = OutputLog(redis, "web-1", "job-7", log_bytes=64 * MIB, excerpt_bytes=1000, resumed=spool.start.totals)
     await asyncio.wait_for(Pump(later, spool, {}).run(), PATIENCE_SECONDS)

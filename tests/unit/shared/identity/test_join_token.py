@@ -25,7 +25,8 @@ from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE, Fil
 from tachikoma_orchestrator.api.join_service import MAX_ADDRESSES, MAX_REFUSALS, Attempts
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings
 from tachikoma_worker.command import worker
-from tachikoma_worker.engine.joining import Renewal, due, join
+from tachikoma_worker.engine.joining import join
+from tachikoma_worker.engine.renewal import Renewal, due
 
 DOMAIN = "tachikoma.local"
 WEB = agent_id(DOMAIN, "web-1")

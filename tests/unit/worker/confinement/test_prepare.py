@@ -10,7 +10,8 @@ from tachikoma.identity.signed_messages import WorkOrder
 from tachikoma.policy.decide import PolicySet
 from tachikoma.vocabulary.grants import Grant, GrantedExecutable
 from tachikoma.vocabulary.requests import ExecRequest
-from tachikoma_worker.confinement.prepare import Refused, narrowed
+from tachikoma_worker.confinement.prepare import narrowed
+from tachikoma_worker.confinement.refusals import Refused
 
 PIN, OTHER = "a" * 64, "b" * 64
 BASE = "policies:\n  - name: own\n    subjects: ['**']\n    agents: ['**']\n"

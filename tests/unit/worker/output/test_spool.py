@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from tachikoma.streams.frames import STDERR, STDOUT
 from tachikoma.vocabulary.states import ExecState
-from tachikoma_worker.output.spool import CHUNK_BYTES, End, Spool, SpoolError, Start, Totals, host_boot
+from tachikoma_worker.output.records import Ending, Facts, Totals
+from tachikoma_worker.output.spool import CHUNK_BYTES, Spool, SpoolError, host_boot
 
 MIB = 1024 * 1024
-START = Start(
+START = Facts(
     host=host_boot(), order_sha256="ab" * 32, executable="/bin/true",
     started_ms=1, began_ns=2, timeout=60, kill_grace=1, memory=3,
 )  # fmt: skip
@@ -52,11 +53,11 @@ def test_what_goes_in_comes_out_numbered_now_and_for_a_later_worker(
     tmp_path_factory: pytest.TempPathFactory, pieces: list[tuple[int, bytes]]
 ) -> None:
     folder = tmp_path_factory.mktemp("spool")
-    spool = Spool.create(folder, "job", START, most=MIB)
+    spool = Spool.create(folder, "job", START, max_bytes=MIB)
     fill(spool, pieces)
     expected = [(kind, number, data) for number, (kind, data) in enumerate(pieces, 1)]
     assert content(spool) == expected
-    later = Spool.open(folder, "job", most=MIB)
+    later = Spool.open(folder, "job", max_bytes=MIB)
     assert later.start == START
     assert content(later) == expected
     assert later.end is None
@@ -68,12 +69,12 @@ def test_what_goes_in_comes_out_numbered_now_and_for_a_later_worker(
 
 
 def test_an_end_is_found_and_is_no_output(tmp_path: Path) -> None:
-    spool = Spool.create(tmp_path, "job", START, most=MIB)
+    spool = Spool.create(tmp_path, "job", START, max_bytes=MIB)
     fill(spool, [(STDOUT, b"out")])
-    end = End(state=ExecState.FAILED, exit_code=3)
+    end = Ending(state=ExecState.FAILED, exit_code=3)
     spool.finish(end)
     assert content(spool) == [(STDOUT, 1, b"out")]
-    later = Spool.open(tmp_path, "job", most=MIB)
+    later = Spool.open(tmp_path, "job", max_bytes=MIB)
     assert later.end == end
     assert content(later) == [(STDOUT, 1, b"out")]
     later.remove()
@@ -85,14 +86,14 @@ def test_whatever_was_cut_off_by_a_crash_the_beginning_is_right_or_it_is_refused
     tmp_path_factory: pytest.TempPathFactory, cut: int, pieces: list[tuple[int, bytes]]
 ) -> None:
     folder = tmp_path_factory.mktemp("spool")
-    spool = Spool.create(folder, "job", START, most=MIB)
+    spool = Spool.create(folder, "job", START, max_bytes=MIB)
     fill(spool, pieces)
-    spool.finish(End(state=ExecState.SUCCEEDED))
+    spool.finish(Ending(state=ExecState.SUCCEEDED))
     spool.close()
     path = folder / "job"
     os.truncate(path, max(0, path.stat().st_size - cut))
     try:
-        later = Spool.open(folder, "job", most=MIB)
+        later = Spool.open(folder, "job", max_bytes=MIB)
     except SpoolError:
         return
     expected = [(kind, number, data) for number, (kind, data) in enumerate(pieces, 1)]
@@ -105,24 +106,24 @@ def test_whatever_was_cut_off_by_a_crash_the_beginning_is_right_or_it_is_refused
 def test_what_is_no_spool_is_refused(tmp_path: Path, written: bytes) -> None:
     (tmp_path / "job").write_bytes(written)
     with pytest.raises(SpoolError, match="is no spool of this run of the host"):
-        Spool.open(tmp_path, "job", most=MIB)
+        Spool.open(tmp_path, "job", max_bytes=MIB)
 
 
 def test_one_of_an_earlier_run_of_the_host_is_refused(tmp_path: Path) -> None:
-    Spool.create(tmp_path, "job", START.model_copy(update={"host": "earlier"}), most=MIB).close()
+    Spool.create(tmp_path, "job", START.model_copy(update={"host": "earlier"}), max_bytes=MIB).close()
     with pytest.raises(SpoolError, match="the host was started again since"):
-        Spool.open(tmp_path, "job", most=MIB)
+        Spool.open(tmp_path, "job", max_bytes=MIB)
     with pytest.raises(SpoolError, match="No such file"):
-        Spool.open(tmp_path, "other", most=MIB)
+        Spool.open(tmp_path, "other", max_bytes=MIB)
 
 
 def test_one_that_cannot_be_written_says_why(tmp_path: Path) -> None:
     with pytest.raises(SpoolError, match="Not a directory"):
-        Spool.create(Path("/dev/null"), "job", START, most=MIB)
+        Spool.create(Path("/dev/null"), "job", START, max_bytes=MIB)
 
 
 def test_begun_anew_it_numbers_on(tmp_path: Path) -> None:
-    spool = Spool.create(tmp_path, "job", START, most=MIB)
+    spool = Spool.create(tmp_path, "job", START, max_bytes=MIB)
     while not spool.full:
         fill(spool, [(STDOUT, bytes(60_000))])
     numbers = [seq for _, seq, _ in content(spool)]
@@ -130,7 +131,7 @@ def test_begun_anew_it_numbers_on(tmp_path: Path) -> None:
     spool.renew(totals)
     assert not spool.full
     fill(spool, [(STDERR, b"on")])
-    later = Spool.open(tmp_path, "job", most=MIB)
+    later = Spool.open(tmp_path, "job", max_bytes=MIB)
     assert later.start == START.model_copy(update={"totals": totals})
     assert content(later) == content(spool) == [(STDERR, numbers[-1] + 1, b"on")]
     assert [path.name for path in tmp_path.iterdir()] == ["job"]
@@ -143,7 +144,7 @@ from contextlib import suppress
 from pathlib import Path
 from tachikoma.streams.frames import STDOUT
 from tachikoma_worker.output.spool import Spool
-spool = Spool.open(Path(sys.argv[1]), "job", most=2**40)
+spool = Spool.open(Path(sys.argv[1]), "job", max_bytes=2**40)
 print("ready", flush=True)
 while True:
     select.select([0], [], [])
@@ -155,7 +156,7 @@ while True:
 def test_whoever_takes_may_be_killed_at_any_moment(tmp_path: Path) -> None:
     """Each byte is in the pipe or in the spool, whenever the worker dies."""
     chance = random.Random(5)
-    Spool.create(tmp_path, "job", START, most=MIB).close()
+    Spool.create(tmp_path, "job", START, max_bytes=MIB).close()
     written = chance.randbytes(16 * MIB)
     reading, writing = os.pipe()
     offset = 0
@@ -171,7 +172,7 @@ def test_whoever_takes_may_be_killed_at_any_moment(tmp_path: Path) -> None:
             # While it is in the middle of it: some of that is still in the pipe.
             taker.send_signal(signal.SIGKILL)
     os.close(writing)
-    later = Spool.open(tmp_path, "job", most=2**40)
+    later = Spool.open(tmp_path, "job", max_bytes=2**40)
     # The writer is gone, so what is there now is all.
     while later.take(STDOUT, reading):
         pass

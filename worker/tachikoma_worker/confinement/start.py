@@ -1,0 +1,112 @@
+"""The start of a prepared command by the spawner, and the meaning of a step that fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from tachikoma.identity.signed_messages import WorkOrder
+from tachikoma.vocabulary.limits import CAPABILITIES
+from tachikoma_worker.confinement.account import Account
+from tachikoma_worker.confinement.prepare import Prepared
+from tachikoma_worker.confinement.process import Process
+from tachikoma_worker.confinement.protocol import SpawnFailed, SpawnRequest, Step
+from tachikoma_worker.confinement.refusals import CannotExecute, Refused
+from tachikoma_worker.confinement.spawner import Spawner
+
+__all__ = ["explain", "start"]
+
+
+async def start(prepared: Prepared, spawner: Spawner) -> Process:
+    """Start a prepared command.
+
+    Raises:
+        Refused, CannotExecute: a step failed; nothing was started.
+        SpawnerGone: it is unknown whether the command was started.
+    """
+    order, user = prepared.order, prepared.user
+    if user.uid == 0 and (beyond := order.grant.capabilities & ~spawner.capabilities):
+        names = [name for number, name in enumerate(CAPABILITIES) if beyond >> number & 1]
+        raise Refused(f"this agent lets no command keep {', '.join(names)}; see its setting capabilities")
+    root, beneath = _work_dir(order, user)
+    stdin_fd = _stdin_file(order.request.stdin)
+    try:
+        return await spawner.spawn(
+            SpawnRequest(
+                name=order.jti,
+                uid=user.uid,
+                gid=user.gid,
+                groups=user.groups,
+                capabilities=order.grant.capabilities,
+                work_dir_root=root,
+                work_dir=beneath,
+                executable=prepared.executable.path,
+                executable_fd=prepared.executable.fd,
+                argv=prepared.executable.argv,
+                environment=prepared.environment,
+                stdin_fd=stdin_fd,
+                cgroup_fds=prepared.cgroup.fds,
+                unified=prepared.cgroup.unified,
+            )
+        )
+    except SpawnFailed as failure:
+        raise explain(failure, prepared.executable.path, order.request.work_dir or root, user) from None
+    finally:
+        if stdin_fd is not None:
+            os.close(stdin_fd)
+
+
+def explain(error: SpawnFailed, path: str, work_dir: str, user: Account) -> Refused | CannotExecute:
+    """Return what a failed step of the spawner means for the order.
+
+    Args:
+        error: the failure.
+        path: path of the executable.
+        work_dir: the working directory.
+        user: the user that the command would have run as.
+    """
+    why = os.strerror(error.errno)
+    match error.step:
+        case Step.WORK_DIR_ROOT | Step.WORK_DIR:
+            if error.errno == errno.EXDEV:
+                why = "it leads out of the directory that policy names"
+            return Refused(f"cannot enter the directory {work_dir!r} as {user.name}: {why}")
+        case Step.REACH:
+            return CannotExecute(126, f"{path}: {why} for {user.name}")
+        case Step.SWAPPED:
+            return Refused(f"will not execute {path}: it was exchanged while it was checked")
+        case Step.EXECUTE if error.errno == errno.ENOENT:
+            # The file was opened, so its dynamic loader is missing.
+            return CannotExecute(127, f"{path}: the interpreter it names was not found")
+        case Step.EXECUTE if error.errno in (errno.EACCES, errno.ENOEXEC, errno.EISDIR, errno.ELIBBAD):
+            return CannotExecute(126, f"{path}: {why}")
+        case Step.EXECUTE if error.errno == errno.E2BIG:
+            return Refused(f"{path}: arguments and environment are too long for this host")
+        case Step.CGROUP:
+            return Refused(f"cannot join the cgroup: {why}")
+        case Step.USER | Step.GROUPS:
+            return Refused(f"cannot become {user.name}: {why}")
+        case Step.CAPABILITIES:
+            return Refused(f"cannot give up capabilities: {why}")
+        case _:
+            return Refused(f"cannot be started: {error}")
+
+
+def _work_dir(order: WorkOrder, user: Account) -> tuple[str, str]:
+    """Return the directory that policy or the account names, and the path from there to the working directory."""
+    requested, root = order.request.work_dir, order.grant.work_dir_root
+    if not requested:
+        return (user.home if os.path.isdir(user.home) else "/"), ""  # noqa: PTH112
+    return root, requested.removeprefix(root).strip("/")
+
+
+def _stdin_file(content: bytes) -> int | None:
+    """Return a memory file with the standard input, or None for no input; so the worker need not feed a pipe."""
+    if not content:
+        return None
+    descriptor = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor

@@ -1,0 +1,84 @@
+"""The agent's description of itself: its heartbeat, and the warnings about its host."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from tachikoma.identity.spiffe import InvalidIdentity, key_digest
+from tachikoma.identity.svid import Svid
+from tachikoma.streams.heartbeat import MAX_ROOTS, Heartbeat, Trust
+from tachikoma.vocabulary.clock import to_ms
+from tachikoma_worker import VERSION
+from tachikoma_worker.cgroups.hierarchy import Hierarchy
+from tachikoma_worker.confinement.account import user_name
+from tachikoma_worker.settings import WorkerSettings
+
+__all__ = ["Run", "describe", "describe_trust", "host_warnings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Facts of an agent that stay the same while its worker runs."""
+
+    #: Id of the journal.
+    boot: str
+    #: Random id of this run of the worker.
+    run: str
+    #: Limitations of the host, for people.
+    warnings: tuple[str, ...]
+
+
+def describe(settings: WorkerSettings, run: Run, svid: Svid, running: int) -> Heartbeat:
+    """Return the heartbeat of this moment.
+
+    Args:
+        settings: those of the worker.
+        run: facts of this run.
+        svid: the agent's current identity.
+        running: number of running executions.
+    """
+    return Heartbeat(
+        boot=run.boot,
+        run=run.run,
+        version=VERSION,
+        hostname=platform.node(),
+        labels=settings.labels,
+        running=running,
+        slots=settings.slots,
+        load=psutil.getloadavg()[0],
+        memory_used=psutil.virtual_memory().percent / 100,
+        disk_used=psutil.disk_usage(str(settings.data)).percent / 100,
+        warnings=run.warnings,
+        trust=describe_trust(svid),
+    )
+
+
+def describe_trust(svid: Svid) -> Trust:
+    """Return the identity and the bundle of an agent, for `tachikoma identity check`."""
+    try:
+        root = svid.bundle.root_of(svid.chain[0], list(svid.chain[1:]))
+    except InvalidIdentity:
+        root = ""
+    return Trust(
+        spiffe_id=str(svid.spiffe_id),
+        expires_ms=to_ms(svid.not_after),
+        root=root,
+        bundle=tuple(key_digest(certificate) for certificate in svid.bundle.roots[:MAX_ROOTS]),
+    )
+
+
+def host_warnings(cgroups: Hierarchy, spawner_uid: int) -> tuple[str, ...]:
+    """Return what this host cannot enforce, for people."""
+    found: Sequence[str] = cgroups.warnings
+    if spawner_uid == 0:
+        return tuple(found)
+    name = user_name(spawner_uid)
+    return (
+        *found,
+        f"commands run as {name} only, with its rights: the spawner is not root",
+        f"programs that belong to {name} are executed as if root had put them there",
+    )

@@ -1,0 +1,48 @@
+"""The parts of an agent that all its executions share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+
+from tachikoma.identity.svid import SvidSource
+from tachikoma.policy.watch import PolicyWatch
+from tachikoma.redis.commands import Redis
+from tachikoma_worker.cgroups.hierarchy import Hierarchy
+from tachikoma_worker.confinement.spawner import Spawner
+from tachikoma_worker.execution.journal import Journal
+from tachikoma_worker.settings import WorkerSettings
+
+__all__ = ["Context"]
+
+#: Folder of the spools, in the agent's data folder.
+SPOOL_FOLDER = "spool"
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The parts of an agent that all its executions share."""
+
+    settings: WorkerSettings
+    redis: Redis
+    journal: Journal
+    spawner: Spawner
+    cgroups: Hierarchy
+    #: The agent's own policy, which can only narrow an order; None if it has none.
+    local_policy: PolicyWatch | None
+    identity: SvidSource
+    #: Id of the kernel's current run.
+    host: str
+    #: Start a tracked background task for work that delays no caller. Its failure is logged.
+    background: Callable[[Coroutine[object, object, object]], object]
+
+    @property
+    def agent(self) -> str:
+        """The agent's id."""
+        return self.settings.agent_id
+
+    @property
+    def spools(self) -> Path:
+        """The folder of the spools."""
+        return self.settings.data / SPOOL_FOLDER

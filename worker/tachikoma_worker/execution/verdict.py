@@ -1,0 +1,140 @@
+"""The final state of a command: decided from how it was stopped, how it exited, and what it used. Pure."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from enum import StrEnum
+
+from pydantic import ByteSize
+
+from tachikoma.vocabulary.limits import ResourceUsage
+from tachikoma.vocabulary.results import KillReceipt
+from tachikoma.vocabulary.states import ExecState
+from tachikoma_worker.confinement.protocol import Exit
+from tachikoma_worker.output.records import Ending, Facts
+
+__all__ = ["Stop", "describe", "failure", "judge", "stopped_before_start"]
+
+#: Longest description of an unexpected exception, in characters.
+MAX_FAILURE_CHARS = 1000
+#: Most process ids of survivors in a receipt.
+MAX_SURVIVORS = 32
+
+
+class Stop(StrEnum):
+    """Why a command is ended before it ends by itself."""
+
+    CANCELLED = "cancelled"
+    TIMED_OUT = "timed out"
+    SHUTDOWN = "the agent is shutting down"
+
+
+def judge(
+    facts: Facts,
+    *,
+    stopped: Stop | None,
+    survivors: Sequence[int],
+    exited: Exit | None,
+    usage: ResourceUsage,
+    whole: bool,
+    duration_us: int,
+) -> Ending:
+    """Return the ending of a command.
+
+    Args:
+        facts: those of its start.
+        stopped: why it was ended, or None if it ended by itself.
+        survivors: process ids that could not be killed.
+        exited: how its process ended, or None if that is unknown.
+        usage: the resources that it used.
+        whole: whether the survivors are known for all of its processes, which needs a cgroup.
+        duration_us: from its start to now.
+    """
+    state, error = _state(stopped, exited, usage, facts)
+    if survivors:
+        if stopped or exited is None:
+            state = ExecState.LOST
+        listed = ", ".join(map(str, survivors))
+        error = f"{error}; could not kill all of it: processes {listed} are still there".removeprefix("; ")
+    if usage.cpu_seconds is None and exited is not None:
+        usage = usage.model_copy(update={"cpu_seconds": exited.cpu_seconds})
+    return Ending(
+        state=state,
+        exit_code=-1 if exited is None else exited.exit_code,
+        signal=0 if exited is None else exited.signal,
+        error=error,
+        executable=facts.executable,
+        started_ms=facts.started_ms,
+        duration_us=duration_us,
+        usage=usage,
+        kill=_kill_receipt(stopped, survivors, whole),
+    )
+
+
+def stopped_before_start(why: Stop) -> Ending:
+    """Return the ending of a command that was stopped before it started."""
+    if why is Stop.CANCELLED:
+        return Ending(state=ExecState.CANCELLED, error="cancelled before it started")
+    return Ending(state=ExecState.REJECTED, error=f"not started: {why}")
+
+
+def failure(error: BaseException, facts: Facts | None = None) -> Ending:
+    """Return the ending of an execution in which the agent itself failed.
+
+    Args:
+        error: the unexpected exception.
+        facts: those of the start, if the command may have started.
+    """
+    return Ending(
+        state=ExecState.LOST,
+        error=f"the agent failed: {describe(error)}",
+        executable=facts.executable if facts else "",
+        started_ms=facts.started_ms if facts else 0,
+    )
+
+
+def describe(error: BaseException) -> str:
+    """Return class and message of an exception, also of one that cannot be turned into a text."""
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"[:MAX_FAILURE_CHARS]
+    except Exception:
+        return name
+
+
+def _state(stopped: Stop | None, exited: Exit | None, usage: ResourceUsage, facts: Facts) -> tuple[ExecState, str]:
+    """Return the state of a command without survivors, and the error text."""
+    if stopped is Stop.CANCELLED:
+        return ExecState.CANCELLED, "cancelled"
+    if stopped is Stop.TIMED_OUT:
+        return ExecState.TIMED_OUT, f"killed at its timeout of {facts.timeout:g} s"
+    if stopped is Stop.SHUTDOWN:
+        return ExecState.FAILED, "killed: the agent was shut down"
+    if exited is None:
+        return ExecState.LOST, "its end is not known"
+    if not exited.exit_code:
+        return ExecState.SUCCEEDED, ""
+    if usage.oom_kills:
+        limit = (
+            f"more than its {ByteSize(facts.memory).human_readable()} of memory"
+            if facts.memory
+            else "more memory than there was"
+        )
+        return ExecState.OUT_OF_MEMORY, f"killed: it used {limit}"
+    return ExecState.FAILED, f"killed by {_signal_name(exited.signal)}" if exited.signal else ""
+
+
+def _kill_receipt(stopped: Stop | None, survivors: Sequence[int], whole: bool) -> KillReceipt | None:
+    """Return how a command was killed, or None if it ended by itself and left nothing."""
+    if not stopped and not survivors:
+        return None
+    signals = (signal.SIGTERM, signal.SIGKILL) if stopped else (signal.SIGKILL,)
+    return KillReceipt(empty=not survivors, whole=whole, signals=signals, survivors=tuple(survivors[:MAX_SURVIVORS]))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
