@@ -1,4 +1,4 @@
-"""Hosts join with a token, stay agents by themselves, and are cut off: with real processes and Debian's Redis."""
+"""Hosts join with a token, stay agents by themselves, and are revoked: with real processes and Debian's Redis."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, debian: Path) -> Iterator[St
     with letting_join(tmp_path_factory.mktemp("joining"), debian) as running:
         yield running
         with redis_py.Redis(**running.redis_admin) as redis:
-            # Only whoever was cut off was denied anything: that it may not log in.
+            # Only revoked agents were denied anything: their logins.
             denied = [item for item in redis.acl_log() if item["reason"] != "auth"]
             redis.acl_log_reset()
         assert denied == []
@@ -82,7 +82,7 @@ def logs_in(stack: Stack, agent: str, password: str) -> bool:
 # --- joining ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_host_joins_by_the_command_line_runs_commands_and_is_cut_off_and_joins_again(
+def test_a_host_joins_by_the_command_line_runs_commands_is_revoked_and_joins_again(
     stack: Stack, client: Client, tmp_path: Path
 ) -> None:
     cli, host = make_cli(stack), Host(stack, "web-1", tmp_path / "host")
@@ -97,7 +97,7 @@ def test_a_host_joins_by_the_command_line_runs_commands_and_is_cut_off_and_joins
         wait_until(lambda: online(client, "web-1"), "it is online")
         assert client.execute(request("echo", "hi", agent_id="web-1")).stdout == b"hi\n"
 
-        # It is cut off while it runs as much as it can, and more waits.
+        # It is revoked while all its slots are busy and more executions wait.
         running = [client.submit(request("sleep", "300", agent_id="web-1", timeout=600)).id for _ in range(2)]
         for exec_id in running:
             wait_until(lambda exec_id=exec_id: client.status(exec_id).state is ExecState.STARTED, "it runs")
@@ -140,7 +140,7 @@ def test_a_host_joins_by_the_command_line_runs_commands_and_is_cut_off_and_joins
         assert client.execute(request("echo", "again", agent_id="web-1")).stdout == b"again\n"
         assert not marker.exists()
         assert {client.status(exec_id).state for exec_id in waiting} == {ExecState.CANCELLED}
-        # What was signed before it was cut off stays worth nothing.
+        # A signature from before the revocation stays worthless.
         _forges_are_refused(stack, client, stolen, running[1])
     finally:
         host.stop()
@@ -163,7 +163,7 @@ def _sleepers(host: Host) -> list[int]:
 
 
 def _forges_are_refused(stack: Stack, client: Client, svid: Svid, exec_id: str) -> None:
-    """A receipt, a heartbeat and a call for a certificate, with an identity that was cut off."""
+    """A receipt, a heartbeat and a call for a certificate, with an identity that was revoked."""
     nothing = hashlib.sha256(b"").hexdigest()
     empty = OutputDigest(total_bytes=0, sha256=nothing, truncated=False, excerpt_sha256=nothing)
     receipt = Receipt(
@@ -300,7 +300,7 @@ def test_the_orchestrators_own_user_of_redis_makes_nobody_else(stack: Stack) -> 
             assert redis.execute_command("ACL", "DRYRUN", "enroller", *command) != b"OK"
 
 
-def test_a_check_of_redis_knows_who_joined_and_who_was_cut_off(stack: Stack, client: Client) -> None:
+def test_a_check_of_redis_knows_the_agents_that_joined_and_the_revoked_ones(stack: Stack, client: Client) -> None:
     def findings() -> list[tuple[str, str]]:
         folder = ("--passwords", str(stack.redis_passwords.folder))
         done = make_cli(stack).run("redis", "check", "--redis-url", stack.redis_url, *folder, "--output", "json")
@@ -359,7 +359,7 @@ def test_an_agent_renews_by_itself_under_a_running_command_and_over_a_restart_of
                 assert last.result.state is ExecState.SUCCEEDED
                 keys_seen = FileSvidSource(host.identity).current()
                 assert keys_seen.key_pem != first.key_pem
-                # Cut off, it renews no more, and says what is to do.
+                # A revoked agent renews no more, and its log says what to do.
                 client.revoke_agent("web-1", "stolen")
                 wait_until(lambda: b"svid.ended" in host.log.read_bytes(), "its certificate has ended")
                 assert b"tachikoma worker join" in host.log.read_bytes()

@@ -1,4 +1,4 @@
-"""The message the admission script pushes, as a stock kombu consumer reads it from a real Redis."""
+"""The Celery message of an order, as a stock kombu consumer reads it from a real Redis."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def message(exec_id: str = "job-7", order: str = ORDER, shown: str = SHOWN, agen
 
 @contextmanager
 def consumer(redis_url: str, agent: str = "web-1") -> Iterator[list[Message]]:
-    """A stock kombu consumer with the agent's transport options; what it received."""
+    """The messages that a stock kombu consumer receives with the agent's transport options."""
     received: list[Message] = []
     options = {"ack_emulation": False, "priority_steps": [0], "fanout_prefix": f"/{agent}.", "polling_interval": 1}
     with Connection(celery_url(redis_url), transport_options=options) as connection:
@@ -69,7 +69,7 @@ async def test_any_order_arrives_as_it_was_sent(redis: Redis, redis_url: str, or
         received[0].ack()
 
 
-async def test_reading_a_message_leaves_no_name_that_agents_share(redis: Redis, redis_url: str) -> None:
+async def test_reading_a_message_leaves_no_key_that_agents_share(redis: Redis, redis_url: str) -> None:
     await redis.lpush(keys.queue("web-1"), message())
     with consumer(redis_url) as received:
         received[0].ack()
@@ -97,7 +97,7 @@ async def test_messages_of_one_factory_do_not_mix(redis: Redis, redis_url: str) 
     ]
 
 
-def test_the_message_is_one_line_of_json_that_says_where_it_belongs() -> None:
+def test_the_message_is_one_line_of_json_with_its_queue() -> None:
     raw = message()
     assert b"\n" not in raw
     envelope = json.loads(raw)

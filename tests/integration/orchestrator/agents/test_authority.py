@@ -21,7 +21,7 @@ async def stand(redis: Redis, tmp_path: Path) -> Stand:
     return Stand(redis, tmp_path)
 
 
-async def test_an_orchestrator_whose_bundle_would_not_trust_its_authority_says_so(stand: Stand, tmp_path: Path) -> None:
+async def test_an_authority_outside_the_own_bundle_is_a_configuration_error(stand: Stand, tmp_path: Path) -> None:
     for domain in (DOMAIN, "evil.example"):
         strange = CertificateAuthority.create(tmp_path / domain, domain, name="x", lifetime=timedelta(days=1))
         authority = Authority(strange, timedelta(hours=1), "", "", "")

@@ -27,7 +27,7 @@ async def stand(redis: Redis, tmp_path: Path) -> Stand:
     return Stand(redis, tmp_path)
 
 
-async def test_the_secret_is_nowhere_but_in_the_token(stand: Stand) -> None:
+async def test_the_secret_is_only_in_the_token(stand: Stand) -> None:
     token = await stand.token()
     assert token.secret.hex() not in repr(token)
     assert str(token) not in repr(await stand.members.enrolments.enroll("web-2", timedelta(minutes=1), OPERATOR))
@@ -38,7 +38,7 @@ async def test_the_secret_is_nowhere_but_in_the_token(stand: Stand) -> None:
         assert token.secret.hex().encode() not in value
 
 
-async def test_a_new_token_takes_the_place_of_the_one_before(stand: Stand) -> None:
+async def test_a_new_token_replaces_the_previous_one(stand: Stand) -> None:
     old, new = await stand.token(), await stand.token()
     with refused():
         await stand.join(old)
@@ -46,7 +46,6 @@ async def test_a_new_token_takes_the_place_of_the_one_before(stand: Stand) -> No
 
 
 async def test_write_access_to_redis_is_not_enough_to_enroll(stand: Stand) -> None:
-    """Only what an orchestrator signed counts, for the agent and the time that it signed."""
     token = await stand.token()
     stored: bytes = await stand.redis.get(keys.enrolment(AGENT))
     secret = b"m" * 32
@@ -81,13 +80,13 @@ async def test_an_agent_that_is_online_cannot_be_enrolled(stand: Stand) -> None:
 
 
 @pytest.mark.parametrize("ttl", [timedelta(days=2), timedelta(seconds=-1)])
-async def test_a_token_lasts_a_day_at_the_most(stand: Stand, ttl: timedelta) -> None:
+async def test_a_token_is_valid_for_a_day_at_most(stand: Stand, ttl: timedelta) -> None:
     with pytest.raises(InvalidRequest):
         await stand.token(ttl=ttl)
 
 
 @pytest.mark.parametrize("agent", ["", "a.b", "a:b", "*", "../x", "x" * 64, "web-1\n"])
-async def test_what_is_no_id_is_neither_enrolled_nor_revoked(stand: Stand, agent: str) -> None:
+async def test_an_invalid_id_can_be_neither_enrolled_nor_revoked(stand: Stand, agent: str) -> None:
     with pytest.raises(InvalidRequest):
         await stand.token(agent)
     with pytest.raises(AgentUnknown):
@@ -95,14 +94,14 @@ async def test_what_is_no_id_is_neither_enrolled_nor_revoked(stand: Stand, agent
     assert await stand.redis.keys("orch:*") == []
 
 
-async def test_a_token_ends(stand: Stand) -> None:
+async def test_a_token_expires(stand: Stand) -> None:
     token = await stand.token(ttl=timedelta(milliseconds=1))
     await asyncio.sleep(0.01)
     with refused():
         await stand.join(token)
 
 
-async def test_a_token_ends_also_where_redis_keeps_its_enrolment(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_token_expires_even_if_redis_keeps_its_enrolment(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     token = await stand.token(ttl=timedelta(minutes=1))
     await stand.redis.persist(keys.enrolment(AGENT))
     now = time.time()
@@ -111,7 +110,7 @@ async def test_a_token_ends_also_where_redis_keeps_its_enrolment(stand: Stand, m
         await stand.join(token)
 
 
-async def test_a_revoked_agent_is_not_let_in_by_an_enrolment_that_redis_kept(stand: Stand) -> None:
+async def test_a_revoked_agent_cannot_join_with_an_enrolment_that_redis_kept(stand: Stand) -> None:
     token = await stand.token()
     stored = await stand.redis.get(keys.enrolment(AGENT))
     await stand.members.revoker.revoke(AGENT, "stolen", OPERATOR)

@@ -36,7 +36,7 @@ async def stand(redis: Redis, tmp_path: Path) -> Stand:
     return Stand(redis, tmp_path)
 
 
-async def test_the_holder_of_a_token_becomes_the_agent_and_nobody_else(stand: Stand) -> None:
+async def test_the_holder_of_a_token_becomes_its_agent(stand: Stand) -> None:
     token = await stand.token()
     assert (token.spiffe_id, token.address, token.server_name) == (WEB, "192.0.2.1:8535", "orch.example")
     assert token.root_pem == stand.root.bundle_pem
@@ -58,7 +58,7 @@ async def test_the_holder_of_a_token_becomes_the_agent_and_nobody_else(stand: St
     assert joined.evidence_sha256 == svid.chain[0].fingerprint(hashes.SHA256()).hex()
 
 
-async def test_a_token_is_good_once(stand: Stand) -> None:
+async def test_a_token_can_be_used_once(stand: Stand) -> None:
     token = await stand.token()
     await stand.join(token)
     with refused():
@@ -107,7 +107,7 @@ async def test_a_join_script_that_is_repeated_after_a_lost_answer_succeeds_again
     ],
     ids=lambda changes: "-".join(f"{name}-{str(value)[:12]}" for name, value in changes.items()),
 )
-async def test_what_is_no_token_of_that_agent_is_refused_and_spends_nothing(
+async def test_a_token_of_another_agent_or_a_wrong_secret_is_refused_and_costs_no_token(
     stand: Stand, changes: dict[str, Any]
 ) -> None:
     await stand.token("web-2")
@@ -118,7 +118,7 @@ async def test_what_is_no_token_of_that_agent_is_refused_and_spends_nothing(
 
 
 def hostile_requests() -> dict[str, bytes]:
-    """Requests for certificates that no agent of ours makes."""
+    """Certificate requests that no agent of this project makes."""
     key = new_key()
 
     def request(*extensions: x509.ExtensionType, by: Any = key) -> x509.CertificateSigningRequest:
@@ -154,7 +154,7 @@ def hostile_requests() -> dict[str, bytes]:
         "P-384": der(request(names(web), by=ec.generate_private_key(ec.SECP384R1()))),
         "secp256k1": der(request(names(web), by=ec.generate_private_key(ec.SECP256K1()))),
     }
-    # Somebody else's public key in a request that one signs oneself; and a signature that was touched.
+    # A public key whose private key the sender does not have, and a signature that was changed.
     other = der(request(names(web), by=new_key()))
     points = [_point(item) for item in (right, other)]
     made["another's key"] = right.replace(points[0], points[1])
@@ -173,7 +173,7 @@ HOSTILE = hostile_requests()
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-async def test_a_request_for_anything_else_is_refused_and_spends_no_token(stand: Stand, name: str) -> None:
+async def test_a_hostile_certificate_request_is_refused_and_costs_no_token(stand: Stand, name: str) -> None:
     token = await stand.token()
     with pytest.raises(InvalidRequest):
         await stand.join(token, csr=HOSTILE[name])
@@ -215,7 +215,7 @@ async def test_an_orchestrator_that_manages_no_redis_users_gives_no_password(sta
     assert await stand.users("bare") == []
 
 
-async def test_a_join_that_a_revocation_overtakes_gets_nothing(stand: Stand) -> None:
+async def test_a_join_during_a_revocation_gets_no_identity(stand: Stand) -> None:
     token = await stand.token()
     other = stand.membership(
         authority=stand.authority, accounts=Accounts(stand.redis), revocations=Revocations(stand.redis)

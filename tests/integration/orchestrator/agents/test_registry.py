@@ -34,7 +34,7 @@ def heartbeat(**values: Any) -> bytes:
     return json.dumps({**good, **values}).encode()
 
 
-async def test_an_agent_that_was_heard_is_known_and_online_while_its_lease_lasts(redis: Redis) -> None:
+async def test_an_agent_is_online_while_its_lease_lasts_and_known_afterwards(redis: Redis) -> None:
     registry = Registry(redis)
     await redis.set(keys.info("web-1"), heartbeat())
     await redis.lpush(keys.queue("web-1"), "order", "order")
@@ -55,7 +55,7 @@ async def test_agents_whose_heartbeats_no_orchestrator_heard_are_discovered(redi
     assert [agent.id for agent in await registry.describe()] == ["web-1", "web-2"]
 
 
-async def test_no_agent_is_no_error(redis: Redis) -> None:
+async def test_without_agents_the_list_is_empty(redis: Redis) -> None:
     registry = Registry(redis)
     await registry.discover()
     assert await registry.describe() == []
@@ -79,7 +79,7 @@ NONSENSE = {
 
 
 @pytest.mark.parametrize("raw", NONSENSE.values(), ids=NONSENSE)
-async def test_an_agent_that_talks_nonsense_does_not_hide_the_others(redis: Redis, raw: bytes) -> None:
+async def test_an_agent_that_sends_nonsense_does_not_hide_the_others(redis: Redis, raw: bytes) -> None:
     registry = Registry(redis)
     for name, message in (("evil", raw), ("web-1", heartbeat())):
         await redis.set(keys.info(name), message)
