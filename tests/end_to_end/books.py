@@ -10,7 +10,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 from support import wait_until
 
-from tachikoma.audit.chain import read_events, verify_files
+from tachikoma.audit.chain import read_events
+from tachikoma.audit.verification import verify_files
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.spiffe import service_id

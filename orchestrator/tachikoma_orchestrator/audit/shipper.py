@@ -1,27 +1,31 @@
-"""Ships the audit trail from Redis to its sinks, and says when too much of it waits.
+"""Ships the audit trail from Redis to its sinks, and closes the service if too many events wait for one.
 
-The chain of files is every orchestrator's own, with all events, and its position stands in the files themselves. Syslog
-and standard output are shared: one orchestrator at a time holds the lock, and the position stands in Redis.
+Each orchestrator has a chain of files of its own with all events; the files contain its position. Syslog and standard
+output are shared: one orchestrator at a time holds the sink's lock, and the position is in Redis.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
+from typing import Any, NoReturn, TypeVar
 
 import structlog
 from redis.exceptions import LockError, RedisError, ResponseError
 
 from tachikoma.audit.chain import last_number
+from tachikoma.config.retry import Backoff
+from tachikoma.config.tasks import supervised
 from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Lock, Redis
 from tachikoma.vocabulary.audit import ExecAuditLog
 from tachikoma_orchestrator.audit.entries import read_entries
 from tachikoma_orchestrator.audit.positions import SinkPosition
-from tachikoma_orchestrator.audit.sinks import FileSink, Sink, SinkAway
+from tachikoma_orchestrator.audit.sinks.file import FileSink
+from tachikoma_orchestrator.audit.sinks.sink import Sink, SinkUnavailable
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.metrics import AUDIT_CLOSED, AUDIT_WAITING
 
@@ -29,22 +33,25 @@ __all__ = ["Shipper"]
 
 log = structlog.get_logger(__name__)
 
-#: Events given to a sink at once. What gathers while a sink works goes with one disk sync.
+#: Events given to a sink at once. Events that gather while a sink works share one disk sync.
 BATCH = 500
-#: How long one look waits for events.
+#: Longest wait for new events, in seconds.
 BLOCK_SECONDS = 1.0
-#: Before a sink that is away is tried again.
-RETRY_SECONDS = 1.0
-#: Between two checkpoints of a file at the most, while there is something to sign for.
-CHECKPOINT_SECONDS = 60.0
-#: How long the lock of a shared sink is held without being renewed; longer than a sink takes for a batch.
+#: First and longest delay before a sink or Redis is tried again.
+RETRY_SECONDS = 0.5
+MAX_RETRY_SECONDS = 5.0
+#: Lifetime of the lock of a shared sink; longer than a sink takes for a batch.
 LOCK_SECONDS = 30.0
-#: Between looks at how much waits.
+#: Delay between attempts to get the lock of a shared sink.
+TAKE_OVER_SECONDS = 1.0
+#: Delay between two measurements of the events that wait.
 WATCH_SECONDS = 0.25
+
+T = TypeVar("T")
 
 
 class Shipper:
-    """Ships to one file and any shared sinks."""
+    """Ships to one chain of files and any number of shared sinks."""
 
     def __init__(
         self,
@@ -60,11 +67,11 @@ class Shipper:
 
         Args:
             redis: connections of its own; it waits on them.
-            trail: told when too much waits.
+            trail: gets the reason for which requests are refused.
             file: the chain of files, if there is one.
-            shared: sinks of which each gets every event from one orchestrator alone.
-            backlog: events that may wait for a sink.
-            closed: whether requests are refused beyond that.
+            shared: sinks that get every event from one orchestrator alone.
+            backlog: largest number of events that may wait for a sink.
+            closed: True to refuse requests beyond that.
         """
         self._redis = redis
         self._trail = trail
@@ -72,144 +79,158 @@ class Shipper:
         self._shared = shared
         self._backlog = backlog
         self._closed = closed
-        #: Why it cannot be told how much waits, or nothing.
-        self._untold = ""
+        self._measurement = _Trouble("audit.backlog_unknown")
 
-    def start(self) -> list[asyncio.Task[None]]:
-        """Ship until the tasks are cancelled, all together, with `cancel_all`."""
-        parts = [self._watch(), *[self._ship_shared(sink) for sink in self._shared]]
+    async def run(self) -> NoReturn:
+        """Ship until cancelled. Raises the error of a part that fails."""
+        parts: list[Coroutine[Any, Any, None]] = [self._watch(), *[self._ship_shared(sink) for sink in self._shared]]
         if self._file is not None:
             parts.append(self._ship_file(self._file))
-        return [asyncio.create_task(part) for part in parts]
+        async with supervised(*parts):
+            await asyncio.Future()
+        raise AssertionError("unreachable")
 
-    # --- shipping -----------------------------------------------------------------------------------------------------
-
-    async def _read(self, cursor: str) -> list[ExecAuditLog]:
-        answer = await self._redis.xread({keys.AUDIT: cursor}, count=BATCH, block=round(BLOCK_SECONDS * 1000))
-        return read_entries(entry for _, entries in answer or () for entry in entries)
-
-    async def _keep(self, sink: Sink, cursor: str, seq: int) -> None:
-        await self._redis.hset(keys.AUDIT_SINKS, sink.name, SinkPosition(cursor, seq, round(time.time())).to_json())
-
-    async def _send(self, sink: Sink, events: Sequence[ExecAuditLog]) -> int:
-        """Give events to a sink; how many it took."""
-        try:
-            await asyncio.to_thread(sink.send, events)
-        except SinkAway as away:
-            log.error("audit.sink_away", sink=sink.name, reason=str(away))
-            return away.sent
-        return len(events)
+    # --- the chain of files -------------------------------------------------------------------------------------------
 
     async def _ship_file(self, sink: FileSink) -> None:
-        signed = time.monotonic()
-        told = ""
+        """Ship to the files until cancelled, then sign for the last events."""
+        trouble = _Trouble("audit.file_delayed", sink=sink.name)
+        retry = Backoff(RETRY_SECONDS, MAX_RETRY_SECONDS)
         try:
             while True:
-                said = ""
                 try:
                     events = await self._read(sink.cursor)
-                    if events and not await self._send(sink, events):
-                        await asyncio.sleep(RETRY_SECONDS)
-                        continue
-                    if not sink.unsigned:
-                        signed = time.monotonic()
-                    elif time.monotonic() - signed >= CHECKPOINT_SECONDS:
-                        await asyncio.to_thread(sink.checkpoint)
-                    try:
-                        await self._keep(sink, sink.cursor, sink.seq)
-                    except ResponseError as error:
-                        if not wrong_type(error):
-                            raise
-                        # It stands in the file as well.
-                        said = f"its position cannot be kept: {error}"
-                except SinkAway as away:
-                    log.error("audit.sink_away", sink=sink.name, reason=str(away))
-                    await asyncio.sleep(RETRY_SECONDS)
-                except (RedisError, OSError) as error:
-                    said = str(error)[:200]
-                    await asyncio.sleep(RETRY_SECONDS)
-                # Once, until it is well again or something else is wrong.
-                if said and said != told:
-                    log.warning("audit.redis_away", sink=sink.name, reason=said)
-                told = said
+                    problem = await _completed(self._write_file(sink, events))
+                except (SinkUnavailable, RedisError, OSError) as error:
+                    trouble.report(str(error))
+                    await retry.wait()
+                else:
+                    trouble.report(problem)
+                    retry.reset()
         finally:
-            # What was written is signed for before the process ends.
-            with suppress(SinkAway):
-                sink.checkpoint()
-            sink.close()
+            await _completed(asyncio.to_thread(_sign_and_close, sink))
+
+    async def _write_file(self, sink: FileSink, events: Sequence[ExecAuditLog]) -> str:
+        """Write events and a checkpoint that is due; return a problem that does not delay the file, or empty."""
+        if events:
+            await asyncio.to_thread(sink.send, events)
+        await asyncio.to_thread(sink.checkpoint_if_due)
+        try:
+            await self._store(sink.name, sink.cursor, sink.seq)
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+            # The file contains the position as well.
+            return f"the position in Redis cannot be stored: {error}"
+        return ""
+
+    # --- shared sinks -------------------------------------------------------------------------------------------------
 
     async def _ship_shared(self, sink: Sink) -> None:
+        """Ship to a shared sink whenever its lock is free, until cancelled."""
         lock = self._redis.lock(keys.audit_lock(sink.name), timeout=LOCK_SECONDS)
+        trouble = _Trouble("audit.sink_handed_over", sink=sink.name)
         try:
             while True:
                 try:
-                    if await lock.acquire(blocking=False):
+                    # After an interruption the lock may still be held.
+                    if await lock.acquire(blocking=False) or await lock.owned():
+                        trouble.report("")
                         await self._ship_locked(sink, lock)
                 except (RedisError, OSError, LockError) as error:
-                    log.warning("audit.sink_handed_over", sink=sink.name, reason=str(error)[:200])
-                await asyncio.sleep(RETRY_SECONDS)
+                    trouble.report(str(error))
+                await asyncio.sleep(TAKE_OVER_SECONDS)
         finally:
             sink.close()
             with suppress(RedisError, OSError, LockError):
                 await lock.release()
 
-    async def _ship_locked(self, sink: Sink, lock: Lock) -> None:
-        """Ship while the lock is ours."""
+    async def _ship_locked(self, sink: Sink, lock: Lock) -> NoReturn:
+        """Ship as long as the lock is held. Raises LockError once it is lost, redis errors."""
+        trouble = _Trouble("audit.sink_unavailable", sink=sink.name)
+        retry = Backoff(RETRY_SECONDS, MAX_RETRY_SECONDS)
         cursor, seq, readable = await self._position(sink.name)
         if not readable:
-            # It gets twice what it had; the other way round it would lose what it had not.
+            # The sink gets events twice; from any later position it could miss some.
             log.error("audit.position_unreadable", sink=sink.name)
         while True:
             await lock.reacquire()
             events = await self._read(cursor)
-            if not events:
-                await self._keep(sink, cursor, seq)
-                continue
-            sent = await self._send(sink, events)
-            if sent:
-                cursor, seq = events[sent - 1].cursor, last_number(events[:sent], seq)
-                await self._keep(sink, cursor, seq)
-            if sent < len(events):
-                await asyncio.sleep(RETRY_SECONDS)
+            cursor, seq, problem = await _completed(self._deliver(sink, events, cursor, seq))
+            trouble.report(problem)
+            if problem:
+                await retry.wait()
+            else:
+                retry.reset()
+
+    async def _deliver(
+        self, sink: Sink, events: Sequence[ExecAuditLog], cursor: str, seq: int
+    ) -> tuple[str, int, str]:  # fmt: skip
+        """Give events to a shared sink and store its position.
+
+        Returns:
+            The sink's new cursor and number, and the reason if it did not take all events, else empty.
+        """
+        sent, problem = len(events), ""
+        if events:
+            try:
+                await asyncio.to_thread(sink.send, events)
+            except SinkUnavailable as error:
+                sent, problem = error.sent, str(error)
+        if sent:
+            cursor, seq = events[sent - 1].cursor, last_number(events[:sent], seq)
+        await self._store(sink.name, cursor, seq)
+        return cursor, seq, problem
+
+    # --- Redis --------------------------------------------------------------------------------------------------------
+
+    async def _read(self, cursor: str) -> list[ExecAuditLog]:
+        """Read the events after a cursor; wait up to `BLOCK_SECONDS` for the first."""
+        answer = await self._redis.xread({keys.AUDIT: cursor}, count=BATCH, block=round(BLOCK_SECONDS * 1000))
+        return read_entries(entry for _, entries in answer or () for entry in entries)
+
+    async def _store(self, name: str, cursor: str, seq: int) -> None:
+        """Store the position of a sink."""
+        await self._redis.hset(keys.AUDIT_SINKS, name, SinkPosition(cursor, seq, round(time.time())).to_json())
 
     async def _position(self, name: str) -> tuple[str, int, bool]:
-        """Cursor and number of the last event a shared sink took; and whether what Redis has of it can be read."""
+        """Read the position of a shared sink: its cursor and number, and False if the position cannot be read."""
         raw = await self._redis.hget(keys.AUDIT_SINKS, name)
-        kept = None if raw is None else SinkPosition.read(raw)
-        return ("0-0", 0, raw is None) if kept is None else (kept.cursor, kept.seq, True)
+        position = None if raw is None else SinkPosition.read(raw)
+        return ("0-0", 0, raw is None) if position is None else (position.cursor, position.seq, True)
 
-    # --- how much waits -----------------------------------------------------------------------------------------------
+    # --- the events that wait -----------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
+        """Measure the events that wait, for ever."""
         while True:
             with suppress(RedisError, OSError):
-                await self.look()
+                await self.measure()
             await asyncio.sleep(WATCH_SECONDS)
 
-    async def look(self) -> None:
-        """See once how much waits for each sink, and tell the trail."""
-        behind = untold = ""
+    async def measure(self) -> None:
+        """Measure once how many events wait for each sink, and close or open the service. Raises redis errors."""
+        reason = problem = ""
         try:
             waiting = await self._waiting()
-            most = max(waiting, key=lambda name: waiting[name])
-            if waiting[most] > self._backlog:
-                behind = f"{waiting[most]} events of the audit trail wait for {most}, and at most {self._backlog} may"
+            slowest = max(waiting, key=lambda name: waiting[name])
+            if waiting[slowest] > self._backlog:
+                reason = f"{waiting[slowest]} audit events wait for {slowest}, more than the {self._backlog} allowed"
         except (ValueError, ResponseError) as error:
             if isinstance(error, ResponseError) and not wrong_type(error):
                 raise
-            behind = untold = f"how much of the audit trail waits cannot be told: {str(error)[:200]}"
-        if untold and untold != self._untold:
-            log.error("audit.unreadable", reason=untold)
-        self._untold = untold
-        if not self._closed:
-            behind = ""
-        if bool(behind) != bool(self._trail.closed_reason):
-            log.error("audit.closed", reason=behind) if behind else log.info("audit.open")
-        self._trail.closed_reason = behind
-        AUDIT_CLOSED.set(bool(behind))
+            reason = problem = f"the number of audit events that wait is unknown: {error}"[:200]
+        self._measurement.report(problem)
+        self._set_closed(reason if self._closed else "")
+
+    def _set_closed(self, reason: str) -> None:
+        if bool(reason) != bool(self._trail.closed_reason):
+            log.error("audit.closed", reason=reason) if reason else log.info("audit.open")
+        self._trail.closed_reason = reason
+        AUDIT_CLOSED.set(bool(reason))
 
     async def _waiting(self) -> dict[str, int]:
-        """Events that wait, by the name of the sink. Raises ValueError where Redis has no number of the latest."""
+        """Count the events that wait for each sink. Raises ValueError if the latest number in Redis is not one."""
         latest = int(await self._redis.get(keys.AUDIT_SEQ) or 0)
         waiting = {sink.name: latest - (await self._position(sink.name))[1] for sink in self._shared}
         if self._file is not None:
@@ -217,3 +238,45 @@ class Shipper:
         for name, number in waiting.items():
             AUDIT_WAITING.labels(name).set(number)
         return waiting
+
+
+class _Trouble:
+    """A log event that is written once for each new reason, until the trouble is over."""
+
+    def __init__(self, event: str, **values: str) -> None:
+        self._event = event
+        self._values = values
+        self._reason = ""
+
+    def report(self, reason: str) -> None:
+        """Log the reason of the trouble if it is a new one; empty if there is none any more."""
+        reason = reason[:200]
+        if reason and reason != self._reason:
+            log.error(self._event, reason=reason, **self._values)
+        self._reason = reason
+
+
+def _sign_and_close(sink: FileSink) -> None:
+    with suppress(SinkUnavailable):
+        sink.checkpoint()
+    sink.close()
+
+
+async def _completed(work: Coroutine[Any, Any, T]) -> T:
+    """Await work to its end even if this task is cancelled meanwhile, and raise the cancellation afterwards.
+
+    A write goes on in its thread after its task was cancelled. Until it has ended the sink must not be used or closed,
+    and its position must be stored, or the events would be written twice.
+    """
+    task = asyncio.ensure_future(work)
+    cancellation: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancellation = error
+    if cancellation is not None:
+        with suppress(BaseException):
+            task.result()
+        raise cancellation
+    return task.result()

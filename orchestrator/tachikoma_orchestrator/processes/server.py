@@ -40,7 +40,10 @@ from tachikoma_orchestrator.api.executions import RemoteExecution
 from tachikoma_orchestrator.api.guard import Guard
 from tachikoma_orchestrator.api.join_service import Joining, joining_server
 from tachikoma_orchestrator.audit.shipper import Shipper
-from tachikoma_orchestrator.audit.sinks import FileSink, Sink, StandardOutputSink, SyslogSink
+from tachikoma_orchestrator.audit.sinks.file import FileSink
+from tachikoma_orchestrator.audit.sinks.sink import Sink
+from tachikoma_orchestrator.audit.sinks.stdout import StandardOutputSink
+from tachikoma_orchestrator.audit.sinks.syslog import SyslogSink
 from tachikoma_orchestrator.executions.reaper import Reaper
 from tachikoma_orchestrator.executions.revocation import ExecutionsOfAgent
 from tachikoma_orchestrator.flower.feed import Feed
@@ -187,7 +190,7 @@ async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | N
             asyncio.create_task(stop.wait()),
         )
         if file is not None or shared:
-            tasks += shipper.start()
+            tasks.append(asyncio.create_task(shipper.run()))
         spiffe_id = core.identity.current().spiffe_id
         log.info("orchestrator.ready", address=str(address), spiffe_id=str(spiffe_id), pid=os.getpid())
         if ready is not None:

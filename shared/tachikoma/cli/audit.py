@@ -15,8 +15,9 @@ import typer
 from cryptography import x509
 from rich.text import Text
 
-from tachikoma.audit.chain import read_events, verify_files
+from tachikoma.audit.chain import read_events
 from tachikoma.audit.ocsf import to_ocsf
+from tachikoma.audit.verification import verify_files
 from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable, short_id, table
 from tachikoma.client.profile import Profile
 from tachikoma.client.sync import Client

@@ -1,0 +1,1 @@
+"""The sinks of the audit trail: files with a hash chain, syslog, standard output."""
