@@ -22,8 +22,8 @@ from redis.asyncio.connection import AbstractConnection
 
 from tachikoma import ExecRequest, new_id
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
+from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.spiffe import user_id
-from tachikoma.identity.svid import FileSvidSource
 from tachikoma.policy.decide import SEARCH_PATH, PolicySet
 from tachikoma.policy.redaction import redact
 from tachikoma.policy.watch import PolicyWatch

@@ -25,9 +25,11 @@ from redis import Redis
 
 from tachikoma import Client, ExecRequest, ExecState
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
+from tachikoma.identity.bundles import TrustBundle, TrustBundles
+from tachikoma.identity.file_source import FileSvidSource
+from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 from tachikoma.identity.signed_messages import OutputDigest, Receipt, WorkOrder, _parse_chain, sign, verify
-from tachikoma.identity.spiffe import TrustBundle, TrustBundles, agent_id, service_id
-from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE, FileSvidSource
+from tachikoma.identity.spiffe import agent_id, service_id
 from tachikoma.redis import keys
 from tachikoma.redis.passwords import read_password
 from tachikoma.redis.users import ORCHESTRATOR, agent_user

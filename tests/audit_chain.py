@@ -12,9 +12,9 @@ from typing import Any
 from tachikoma.audit.chain import ChainEnd
 from tachikoma.audit.verification import Report, verify_files
 from tachikoma.dev.ca import DevelopmentCA
+from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.signed_messages import AuditCheckpoint, sign
 from tachikoma.identity.spiffe import service_id
-from tachikoma.identity.svid import FileSvidSource
 from tachikoma.vocabulary.audit import ExecAuditLog
 
 DOMAIN = "tachikoma.local"

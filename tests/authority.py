@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tachikoma.identity.authority import key_usage
-from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE, Svid
+from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
+from tachikoma.identity.svid import Svid
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 

@@ -14,9 +14,10 @@ import pytest
 
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.identity.authority import CertificateAuthority, make_request, new_key, private_pem
+from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.join_token import JoinToken, agent_of
 from tachikoma.identity.spiffe import SpiffeId, agent_id, service_id, user_id
-from tachikoma.identity.svid import FileSvidSource, Svid
+from tachikoma.identity.svid import Svid
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import ExecAuditLog
 from tachikoma_orchestrator.agents.authority import Authority, IssuedIdentity

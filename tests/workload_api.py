@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from spiffe._proto import workload_pb2 as pb
 from spiffe._proto import workload_pb2_grpc
 
-from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
+from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 
 
 def _der(pem: bytes) -> bytes:

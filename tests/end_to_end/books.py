@@ -14,8 +14,8 @@ from tachikoma.audit.chain import read_events
 from tachikoma.audit.verification import verify_files
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.errors import ConfigurationError
+from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.spiffe import service_id
-from tachikoma.identity.svid import FileSvidSource
 from tachikoma.redis import keys
 from tachikoma.vocabulary.audit import AuditCode, ExecAuditLog
 from tachikoma.vocabulary.states import ExecState

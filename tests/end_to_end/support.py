@@ -20,8 +20,8 @@ from redis.exceptions import RedisError
 
 from tachikoma import ExecRequest
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack, own_user
+from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 from tachikoma.identity.spiffe import user_id
-from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 from tachikoma.redis.users import APPLICATION_PREFIX
 
 AGENT = "agent-1"

@@ -34,9 +34,9 @@ from tachikoma import (
 from tachikoma.celery import TASK_NAME, Commands
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
+from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.signed_messages import SignedRequest, sign
 from tachikoma.identity.spiffe import service_id, user_id
-from tachikoma.identity.svid import FileSvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.access import celery_url
 from tachikoma.redis.users import SUBMITTER, application_user, rules

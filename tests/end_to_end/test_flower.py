@@ -26,8 +26,8 @@ from support import request, wait_until
 
 from tachikoma import Client, ExecState, ExecStatus
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
+from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 from tachikoma.identity.spiffe import user_id
-from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 
 AGENT, FRAGILE = "agent-1", "agent-2"
 NODE, FRAGILE_NODE = "agent-1@agent-1", "agent-2@agent-2"

@@ -23,8 +23,8 @@ from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
 from tachikoma.errors import ConfigurationError
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
+from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE
 from tachikoma.identity.spiffe import service_id, user_id
-from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
 from support import AGENT, POLICY, make_cli, plain_channel, request, wait_until

@@ -28,10 +28,11 @@ from tachikoma import AgentRevoked, AgentUnknown, Client, ExecState, FailedPreco
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import JoiningStub, RemoteExecutionStub
+from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.join_token import JoinToken
 from tachikoma.identity.signed_messages import OutputDigest, Receipt, sign
 from tachikoma.identity.spiffe import user_id
-from tachikoma.identity.svid import FileSvidSource, Svid
+from tachikoma.identity.svid import Svid
 from tachikoma.redis import keys
 from tachikoma.redis.users import agent_user
 

@@ -22,12 +22,12 @@ from support import AGENT, request, wait_until
 from tachikoma import Client, ExecState
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.dev.stack import REDIS_HOST, TRUST_DOMAIN, Stack
+from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 from tachikoma.identity.spiffe import agent_id
-from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 from tachikoma.redis import celery_broker
 from tachikoma.redis.access import RedisAccess, RedisSettings, celery_url, connect
 from tachikoma.redis.passwords import read_password
-from tachikoma.redis.users import agent_user, application_user, rules
+from tachikoma.redis.users import ADMIN, agent_user, application_user, rules
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_command_runs_over_it_and_over_nothing_else(stack: Stack) -> None:
         assert client.execute(request("/bin/true")).state is ExecState.SUCCEEDED
     with redis_py.Redis(**stack.redis_admin, decode_responses=True) as admin:
         assert admin.config_get("port") == {"port": "0"}
-        connections = [item for item in admin.client_list() if item["user"] != "default"]
+        connections = [item for item in admin.client_list() if item["user"] not in ("default", ADMIN)]
     addresses = {(item["user"], item["laddr"].rpartition(":")[2]) for item in connections}
     port = stack.redis_url_of(AGENT).rpartition(":")[2]
     assert addresses == {

@@ -19,9 +19,9 @@ from tachikoma import AsyncClient, ExecRequest, ExecState, OutputKind
 from tachikoma.client import wire
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
-from tachikoma.identity.files import write_private
-from tachikoma.identity.spiffe import agent_id, key_digest, service_id, user_id
-from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
+from tachikoma.identity.certificates import key_digest
+from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE, write_private
+from tachikoma.identity.spiffe import agent_id, service_id, user_id
 from workload_api import WorkloadApi
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))

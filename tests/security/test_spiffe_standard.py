@@ -29,10 +29,9 @@ from tachikoma import Client, ExecState
 from tachikoma.client import wire
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
-from tachikoma.identity.files import write_private
+from tachikoma.identity.files import FEDERATED_FOLDER, write_private
 from tachikoma.identity.signed_messages import OutputDigest, Receipt, WorkOrder, sign
 from tachikoma.identity.spiffe import agent_id, service_id
-from tachikoma.identity.svid import FEDERATED_FOLDER
 from tachikoma.redis import keys
 from tachikoma.vocabulary.grants import Grant, GrantedExecutable
 from tachikoma.vocabulary.requests import new_id

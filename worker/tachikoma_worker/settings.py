@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from tachikoma.identity.svid import IdentityPlace, SvidSource
+from tachikoma.identity.open import IdentityPlace
+from tachikoma.identity.svid import SvidSource
 from tachikoma.redis.access import RedisAccess, RedisSettings
 from tachikoma.redis.users import agent_user
 from tachikoma.streams.heartbeat import Labels

@@ -18,10 +18,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tachikoma.errors import FailedPrecondition, InvalidRequest
+from tachikoma.identity.certificates import key_digest
 from tachikoma.identity.join_token import SECRET_BYTES, JoinToken
 from tachikoma.identity.signed_messages import Enrolment as SignedEnrolment
 from tachikoma.identity.signed_messages import InvalidSignature, sign, verify
-from tachikoma.identity.spiffe import agent_id, key_digest
+from tachikoma.identity.spiffe import agent_id
 from tachikoma.identity.svid import Svid, SvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis

@@ -13,8 +13,7 @@ from pydantic_settings import SettingsConfigDict
 
 from tachikoma.config import error_reporting, logs
 from tachikoma.config.settings import read_settings
-from tachikoma.identity.open import open_identity
-from tachikoma.identity.svid import IdentityPlace
+from tachikoma.identity.open import IdentityPlace, open_identity
 from tachikoma.redis.access import RedisAccess, RedisSettings
 from tachikoma.redis.users import BEAT
 from tachikoma_orchestrator.schedules.beat import Beat

@@ -12,8 +12,7 @@ from pydantic_settings import SettingsConfigDict
 from tachikoma.config import error_reporting, logs
 from tachikoma.config.settings import Address, read_settings
 from tachikoma.errors import ConfigurationError
-from tachikoma.identity.open import open_identity
-from tachikoma.identity.svid import IdentityPlace
+from tachikoma.identity.open import IdentityPlace, open_identity
 from tachikoma.redis.access import RedisAccess, RedisSettings
 from tachikoma.redis.users import FLOWER
 from tachikoma.vocabulary.addresses import HostPort

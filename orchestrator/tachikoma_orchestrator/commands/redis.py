@@ -13,8 +13,7 @@ from pydantic_settings import SettingsConfigDict
 from tachikoma.cli.show import Output, OutputOption, as_json, table
 from tachikoma.config.settings import read_settings
 from tachikoma.errors import ConfigurationError
-from tachikoma.identity.open import open_identity
-from tachikoma.identity.svid import IdentityPlace
+from tachikoma.identity.open import IdentityPlace, open_identity
 from tachikoma.redis.access import RedisAccess, RedisSettings, connect
 from tachikoma.redis.acl_file import acl_file, agents_in
 from tachikoma.redis.passwords import Passwords

@@ -27,7 +27,7 @@ from tachikoma.exec.v1.remote_execution_pb2_grpc import (
     add_RemoteExecutionServicer_to_server,
 )
 from tachikoma.identity.authority import CertificateAuthority
-from tachikoma.identity.spiffe import dns_names
+from tachikoma.identity.certificates import dns_names
 from tachikoma.identity.svid import Svid, SvidSource
 from tachikoma.redis.access import connect
 from tachikoma.vocabulary.addresses import HostPort

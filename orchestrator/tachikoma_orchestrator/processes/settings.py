@@ -10,7 +10,8 @@ from pydantic import Field, IPvAnyNetwork, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from tachikoma.config.settings import Address, OptionalAddress
-from tachikoma.identity.svid import IdentityPlace, SvidSource
+from tachikoma.identity.open import IdentityPlace
+from tachikoma.identity.svid import SvidSource
 from tachikoma.policy.decide import SEARCH_PATH
 from tachikoma.redis.access import RedisAccess, RedisSettings
 from tachikoma.redis.users import ENROLLER, ORCHESTRATOR

@@ -22,8 +22,9 @@ from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable, 
 from tachikoma.client.profile import Profile
 from tachikoma.client.sync import Client
 from tachikoma.errors import ConfigurationError, NotFound
+from tachikoma.identity.bundles import TrustBundle
 from tachikoma.identity.open import open_identity
-from tachikoma.identity.spiffe import SpiffeId, TrustBundle, service_id
+from tachikoma.identity.spiffe import SpiffeId, service_id
 from tachikoma.vocabulary.audit import ExecAuditLog
 
 __all__ = ["add_to", "show_events", "trail_of"]

@@ -16,8 +16,10 @@ from tachikoma.cli.show import Output, OutputOption, clock, printable, table
 from tachikoma.client.profile import Profile
 from tachikoma.client.sync import Client
 from tachikoma.errors import ConfigurationError
+from tachikoma.identity.bundles import TrustBundle
+from tachikoma.identity.certificates import key_digest
 from tachikoma.identity.open import ENDPOINT_VARIABLE, open_identity
-from tachikoma.identity.spiffe import InvalidIdentity, TrustBundle, key_digest
+from tachikoma.identity.spiffe import InvalidIdentity
 from tachikoma.identity.svid import Svid
 from tachikoma.vocabulary.agents import AgentInfo
 from tachikoma.vocabulary.types import format_duration

@@ -18,8 +18,9 @@ from tachikoma.client.profile import Profile
 from tachikoma.client.rpc_errors import error_from_rpc
 from tachikoma.errors import TachikomaError, Unauthenticated, Unavailable
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
+from tachikoma.identity.bundles import TrustBundle
 from tachikoma.identity.open import open_identity
-from tachikoma.identity.spiffe import InvalidIdentity, TrustBundle
+from tachikoma.identity.spiffe import InvalidIdentity
 from tachikoma.identity.svid import Svid
 from tachikoma.vocabulary.requests import MAX_MESSAGE_BYTES
 

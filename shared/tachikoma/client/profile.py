@@ -12,7 +12,7 @@ import platformdirs
 from pydantic import ValidationError
 
 from tachikoma.errors import ConfigurationError
-from tachikoma.identity.svid import IdentityPlace
+from tachikoma.identity.open import IdentityPlace
 from tachikoma.vocabulary.model import Model, describe_validation_error
 
 __all__ = ["PROFILE_VARIABLE", "Profile", "default_profile_path"]

@@ -28,9 +28,8 @@ from tachikoma.client.profile import Profile
 from tachikoma.client.sync import Client
 from tachikoma.dev.ca import SVID_LIFETIME, DevelopmentCA
 from tachikoma.errors import ConfigurationError, Unavailable
-from tachikoma.identity.files import write_private
+from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE, write_private
 from tachikoma.identity.spiffe import SpiffeId, agent_id, service_id, user_id
-from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 from tachikoma.redis.acl_file import acl_file
 from tachikoma.redis.passwords import Passwords
 from tachikoma.redis.users import ADMIN, BEAT, FLOWER, ORCHESTRATOR, SERVICES, SUBMITTER, agent_user

@@ -1,7 +1,8 @@
-"""Writing the files of an identity, so that neither a reader nor a crash finds half of them.
+"""The files of an identity, written so that neither a reader nor a crash leaves half of them in use.
 
-Each file is replaced as a whole; between the three replacements a reader keeps what it had (`svid.py`). A process that
-starts has nothing to keep: so a whole set lies beside them first, and whoever starts finishes what a crash interrupted.
+Each file is replaced as a whole; between the three replacements a reader retains the previous identity (`svid.py`). A
+process that starts has no previous identity. So the complete set is first written beside the files, and the process
+that writes them completes at its start what a crash interrupted.
 """
 
 from __future__ import annotations
@@ -11,16 +12,29 @@ import secrets
 import shutil
 from pathlib import Path
 
-from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
+__all__ = [
+    "BUNDLE_FILE",
+    "CERTIFICATE_FILE",
+    "FEDERATED_FOLDER",
+    "KEY_FILE",
+    "finish_writing",
+    "write_identity",
+    "write_private",
+]
 
-__all__ = ["finish_writing", "write_identity", "write_private"]
+#: Names of the files, as spiffe-helper writes them by default.
+CERTIFICATE_FILE = "svid.pem"
+KEY_FILE = "svid_key.pem"
+BUNDLE_FILE = "svid_bundle.pem"
+#: Folder beside them with a bundle for each federated trust domain: `<trust domain>.pem`.
+FEDERATED_FOLDER = "federated"
 
-#: A set that is whole, and not all in its place yet; and one that is being written.
+#: Folders beside the files: a complete set that is being put in place, and a set that is being written.
 _WHOLE, _PARTIAL = ".next", ".next.partial"
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Replace a file as a whole, readable by its owner only."""
+    """Replace a file as a whole, readable by its owner only. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -46,7 +60,7 @@ def write_identity(folder: Path, *, key_pem: bytes, certificate_pem: bytes, bund
     """Write an identity as spiffe-helper does: svid.pem, svid_key.pem and svid_bundle.pem.
 
     Raises:
-        OSError: the folder cannot be written; what was there can be used as before.
+        OSError: the folder cannot be written; the previous identity stays usable.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     finish_writing(folder)
@@ -61,7 +75,7 @@ def write_identity(folder: Path, *, key_pem: bytes, certificate_pem: bytes, bund
 
 
 def finish_writing(folder: Path) -> None:
-    """Put in place what a crash left beside it, if it is whole. Only for the one process that writes there.
+    """Put a complete set in place that a crash left beside the files. Only for the one process that writes there.
 
     Raises:
         OSError: the folder cannot be written.

@@ -1,25 +1,40 @@
-"""Which of the sources of `svid.py` a process takes its identity from."""
+"""The choice of a process's identity source: files or the SPIFFE Workload API."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated, TypeAlias
+
+from pydantic import AfterValidator
 
 from tachikoma.errors import ConfigurationError
-from tachikoma.identity.svid import FileSvidSource, SvidSource
+from tachikoma.identity.file_source import FileSvidSource
+from tachikoma.identity.svid import SvidSource
 
-__all__ = ["ENDPOINT_VARIABLE", "open_identity"]
+__all__ = ["ENDPOINT_VARIABLE", "IdentityPlace", "open_identity"]
 
-#: Where the Workload API listens (SPIFFE Workload Endpoint, section 4).
+#: Environment variable with the address of the Workload API (SPIFFE Workload Endpoint, section 4).
 ENDPOINT_VARIABLE = "SPIFFE_ENDPOINT_SOCKET"
 
 
+def _place(value: str | Path) -> str | Path:
+    return value if str(value).startswith("unix:") else Path(value)
+
+
+#: A setting for the source of an identity: a folder, or `unix:///path` of the Workload API.
+IdentityPlace: TypeAlias = Annotated[str | Path, AfterValidator(_place)]
+
+
 def open_identity(place: str | Path | None) -> SvidSource:
-    """The identity of this process: in the folder given, or from the Workload API that is given, or that the
-    environment names where nothing is given.
+    """Open the identity source of this process.
+
+    Args:
+        place: a folder, or `unix:///path` of the Workload API; None or "" for the Workload API that the environment
+            names.
 
     Raises:
-        ConfigurationError: there is none, or it cannot be read.
+        ConfigurationError: no source is configured, or it has no usable identity.
     """
     if not place:
         place = os.environ.get(ENDPOINT_VARIABLE, "")
@@ -31,7 +46,7 @@ def open_identity(place: str | Path | None) -> SvidSource:
         if not place.startswith("unix:"):
             raise ConfigurationError(f"{ENDPOINT_VARIABLE} is {place!r}; only unix:///path is supported")
     if isinstance(place, str) and place.startswith("unix:"):
-        # Not for those who have files: it takes a while to import.
+        # Imported only when it is used, since the import is slow.
         from tachikoma.identity.workload_api import WorkloadSvidSource
 
         return WorkloadSvidSource(place)

@@ -20,7 +20,8 @@ from joserfc import jws
 from joserfc.jwk import ECKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId, TrustBundle, TrustBundles
+from tachikoma.identity.bundles import TrustBundle, TrustBundles
+from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId
 from tachikoma.identity.svid import Svid
 from tachikoma.vocabulary.grants import Digest, Grant
 from tachikoma.vocabulary.limits import ResourceUsage

@@ -15,7 +15,8 @@ from spiffe import WorkloadApiClient
 from spiffe.workloadapi.x509_context import X509Context
 
 from tachikoma.errors import ConfigurationError
-from tachikoma.identity.spiffe import InvalidIdentity, id_of
+from tachikoma.identity.certificates import id_of
+from tachikoma.identity.spiffe import InvalidIdentity
 from tachikoma.identity.svid import Svid, renewed
 
 __all__ = ["WorkloadSvidSource"]

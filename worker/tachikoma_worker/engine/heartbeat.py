@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import psutil
 
-from tachikoma.identity.spiffe import InvalidIdentity, key_digest
+from tachikoma.identity.certificates import key_digest
+from tachikoma.identity.spiffe import InvalidIdentity
 from tachikoma.identity.svid import Svid
 from tachikoma.streams.heartbeat import MAX_ROOTS, Heartbeat, Trust
 from tachikoma.vocabulary.clock import to_ms

@@ -16,10 +16,10 @@ from tachikoma.errors import ConfigurationError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import JoiningStub
 from tachikoma.identity.authority import make_request, new_key
-from tachikoma.identity.files import finish_writing, write_private
+from tachikoma.identity.certificates import id_of
+from tachikoma.identity.files import CERTIFICATE_FILE, finish_writing, write_private
 from tachikoma.identity.join_token import Joined, JoinToken, agent_of
-from tachikoma.identity.spiffe import SpiffeId, id_of
-from tachikoma.identity.svid import CERTIFICATE_FILE
+from tachikoma.identity.spiffe import SpiffeId
 from tachikoma_worker.engine.certificates import CALL_SECONDS, check_certificate, save_identity, translate_error
 
 __all__ = ["PASSWORD_FILE", "REJOIN", "join"]

@@ -20,9 +20,10 @@ from tachikoma.errors import ConfigurationError, PermissionDenied, TachikomaErro
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
 from tachikoma.identity.authority import issued_at, make_request, new_key
+from tachikoma.identity.file_source import CHECK_SECONDS
 from tachikoma.identity.files import finish_writing
 from tachikoma.identity.join_token import Joined
-from tachikoma.identity.svid import CHECK_SECONDS, Svid, SvidSource
+from tachikoma.identity.svid import Svid, SvidSource
 from tachikoma_worker.engine.certificates import CALL_SECONDS, check_certificate, save_identity, translate_error
 from tachikoma_worker.engine.joining import REJOIN
 

@@ -13,8 +13,8 @@ import pytest
 from admissions import AGENT, ALICE, ORCHESTRATOR, Stand
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.errors import Unavailable
+from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.signed_messages import InvalidSignature, ParkedRequest, WorkOrder, verify
-from tachikoma.identity.svid import FileSvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.policies import RateLimitConfig

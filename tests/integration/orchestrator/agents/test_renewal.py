@@ -11,8 +11,9 @@ from cryptography import x509
 from members import AGENT, DOMAIN, WEB, Stand, request_of
 from tachikoma.errors import FailedPrecondition, InvalidRequest, PermissionDenied
 from tachikoma.identity.authority import CertificateAuthority, make_request, new_key, private_pem
+from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.spiffe import agent_id, user_id
-from tachikoma.identity.svid import FileSvidSource, Svid
+from tachikoma.identity.svid import Svid
 from tachikoma.redis.commands import Redis
 from tachikoma_orchestrator.agents.authority import Authority
 from tachikoma_orchestrator.agents.renewal import Renewals

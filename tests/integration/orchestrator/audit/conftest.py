@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from audit_chain import writer
-from tachikoma.identity.svid import FileSvidSource
+from tachikoma.identity.file_source import FileSvidSource
 
 
 @pytest.fixture(scope="session")

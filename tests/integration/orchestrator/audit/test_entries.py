@@ -11,7 +11,7 @@ from audit_chain import BIG
 from tachikoma.audit.chain import read_events
 from tachikoma.audit.ocsf import to_ocsf
 from tachikoma.client import wire
-from tachikoma.identity.svid import FileSvidSource
+from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode

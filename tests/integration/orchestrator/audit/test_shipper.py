@@ -17,7 +17,7 @@ from redis.exceptions import ResponseError
 from audit_chain import BIG, verified
 from tachikoma.config.tasks import cancel_all
 from tachikoma.errors import Unavailable
-from tachikoma.identity.svid import FileSvidSource
+from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.access import connect
 from tachikoma.redis.commands import Redis

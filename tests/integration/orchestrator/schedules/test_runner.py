@@ -16,8 +16,8 @@ import pytest
 from tachikoma.config.tasks import cancel_all
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.errors import AlreadyExists, NotFound, TachikomaError
+from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.spiffe import SpiffeId, service_id
-from tachikoma.identity.svid import FileSvidSource
 from tachikoma.policy.watch import PolicyWatch
 from tachikoma.redis import keys
 from tachikoma.redis.access import connect

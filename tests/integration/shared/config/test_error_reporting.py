@@ -21,7 +21,7 @@ from support import prepare, request, wait_until
 from sentry_collector import Collector
 from tachikoma import Client, ExecState, ServerError
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
-from tachikoma.identity.svid import KEY_FILE
+from tachikoma.identity.files import KEY_FILE
 from tachikoma.redis import keys
 
 PLANTED = Path(__file__).parents[3] / "planted"

@@ -22,7 +22,7 @@ from tachikoma.audit.chain import (
     read_lines,
 )
 from tachikoma.errors import ConfigurationError
-from tachikoma.identity.svid import FileSvidSource
+from tachikoma.identity.file_source import FileSvidSource
 
 
 def test_a_line_names_the_digest_of_the_one_before_it() -> None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from audit_chain import chain, event, events, verified
 from tachikoma.audit.chain import CHECKPOINT_EVENTS, FIRST_PREV, line_digest
 from tachikoma.audit.verification import MAX_FINDINGS, Report
+from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.signed_messages import AuditCheckpoint, sign
-from tachikoma.identity.svid import FileSvidSource
 
 
 @pytest.fixture(scope="session")

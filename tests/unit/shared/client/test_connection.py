@@ -15,7 +15,7 @@ from authority import Authority
 from tachikoma import AgentOffline, AsyncClient, NotFound, Profile, TachikomaError, Unauthenticated, Unavailable
 from tachikoma.client.connection import Connection
 from tachikoma.client.rpc_errors import STATUS_DETAILS, error_to_details
-from tachikoma.identity.svid import BUNDLE_FILE, FEDERATED_FOLDER
+from tachikoma.identity.files import BUNDLE_FILE, FEDERATED_FOLDER
 
 ALICE, PARTNER = "spiffe://tachikoma.local/user/alice", "partner.example"
 

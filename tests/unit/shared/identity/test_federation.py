@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 
 from authority import Authority
 from tachikoma.errors import ConfigurationError
-from tachikoma.identity.spiffe import MAX_FEDERATED, InvalidIdentity, SpiffeId, TrustBundle, TrustBundles, key_digest
-from tachikoma.identity.svid import BUNDLE_FILE, FEDERATED_FOLDER, FileSvidSource, Svid
+from tachikoma.identity.bundles import MAX_FEDERATED, TrustBundle, TrustBundles
+from tachikoma.identity.certificates import key_digest
+from tachikoma.identity.file_source import FileSvidSource
+from tachikoma.identity.files import BUNDLE_FILE, FEDERATED_FOLDER
+from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId
+from tachikoma.identity.svid import Svid
 
 OWN, PARTNER, OTHER = "tachikoma.local", "partner.example", "other.example"
 ALICE, GUEST = f"spiffe://{OWN}/user/alice", f"spiffe://{PARTNER}/user/guest"
@@ -76,7 +80,7 @@ def test_a_root_that_says_whose_it_is_is_taken_for_nobody_elses(tmp_path: Path) 
 
     foreign = DevelopmentCA(tmp_path, PARTNER).certificate
     assert TrustBundle(PARTNER, [foreign]).roots == (foreign,)
-    with pytest.raises(InvalidIdentity, match=rf"holds a root of 'spiffe://{PARTNER}'"):
+    with pytest.raises(InvalidIdentity, match=rf"contains a root of 'spiffe://{PARTNER}'"):
         TrustBundle(OWN, [foreign])
 
 

@@ -18,10 +18,13 @@ from typer.testing import CliRunner
 from tachikoma.cli.authority import ca
 from tachikoma.errors import ConfigurationError, InvalidRequest, Unavailable
 from tachikoma.identity.authority import BACKDATE, CertificateAuthority, issued_at, new_key, private_pem
-from tachikoma.identity.files import finish_writing, write_identity
+from tachikoma.identity.bundles import TrustBundle
+from tachikoma.identity.certificates import dns_names
+from tachikoma.identity.file_source import FileSvidSource
+from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE, finish_writing, write_identity
 from tachikoma.identity.join_token import Joined, JoinToken, agent_of
-from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId, TrustBundle, agent_id, dns_names
-from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE, FileSvidSource, Svid
+from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId, agent_id
+from tachikoma.identity.svid import Svid
 from tachikoma_orchestrator.api.join_service import MAX_ADDRESSES, MAX_REFUSALS, Attempts
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings
 from tachikoma_worker.command import worker

@@ -13,17 +13,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tachikoma.identity.spiffe import (
-    MAX_CACHED,
-    InvalidIdentity,
-    SpiffeId,
-    TrustBundle,
-    agent_id,
-    id_of,
-    schedule_id,
-    service_id,
-    user_id,
-)
+from tachikoma.identity.bundles import MAX_CACHED, TrustBundle
+from tachikoma.identity.certificates import id_of
+from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId, agent_id, schedule_id, service_id, user_id
 
 DOMAIN = "tachikoma.local"
 ALICE = f"spiffe://{DOMAIN}/user/alice"
@@ -204,7 +196,7 @@ def test_a_certificate_without_an_id_is_refused(authority: Any, bundle: TrustBun
     "uri", ["https://tachikoma.local/user/alice", f"spiffe://{DOMAIN}", f"spiffe://{DOMAIN}/user/../x", ALICE + "?x"]
 )
 def test_a_name_that_is_no_spiffe_id_is_refused(authority: Any, bundle: TrustBundle, uri: str) -> None:
-    refused(bundle, authority.leaf(uri)[0], "SPIFFE ID|names nobody")
+    refused(bundle, authority.leaf(uri)[0], "SPIFFE ID|names no workload")
 
 
 def test_a_ca_is_nobodys_identity(authority: Any, bundle: TrustBundle) -> None:
@@ -297,7 +289,7 @@ def test_a_changed_certificate_is_refused(authority: Any, bundle: TrustBundle) -
 
 
 def test_an_empty_bundle_is_no_bundle() -> None:
-    with pytest.raises(InvalidIdentity, match="holds no certificate"):
+    with pytest.raises(InvalidIdentity, match="contains no certificate"):
         TrustBundle(DOMAIN, [])
 
 

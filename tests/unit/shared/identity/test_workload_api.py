@@ -17,9 +17,10 @@ from spiffe._proto import workload_pb2_grpc
 from authority import Authority
 from tachikoma.client.profile import Profile
 from tachikoma.errors import ConfigurationError
+from tachikoma.identity.file_source import FileSvidSource
+from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE
 from tachikoma.identity.open import ENDPOINT_VARIABLE, open_identity
 from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId
-from tachikoma.identity.svid import BUNDLE_FILE, CERTIFICATE_FILE, FileSvidSource
 from tachikoma.identity.workload_api import WorkloadSvidSource
 from workload_api import WorkloadApi
 

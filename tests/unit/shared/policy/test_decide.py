@@ -372,7 +372,7 @@ def test_a_policy_that_grants_it_all_without_an_approval_is_enough() -> None:
 
 
 def test_an_approval_that_nobody_could_give_is_a_mistake() -> None:
-    with pytest.raises(ConfigurationError, match="requireApproval is set, and approvers names nobody"):
+    with pytest.raises(ConfigurationError, match="requireApproval is set, but approvers is empty"):
         policies({"allowedCommands": ["/bin/true"], "requireApproval": True})
     with pytest.raises(ConfigurationError, match=r"approvers\[0\]: "):
         policies({**APPROVED, "approvers": ["a{b"]})

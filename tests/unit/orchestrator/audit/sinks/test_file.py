@@ -16,7 +16,7 @@ import pytest
 from audit_chain import BIG, event, events, last_checkpoint, verified
 from tachikoma.audit.chain import CHECKPOINT_EVENTS, audit_files, read_events
 from tachikoma.errors import ConfigurationError
-from tachikoma.identity.svid import FileSvidSource
+from tachikoma.identity.file_source import FileSvidSource
 from tachikoma_orchestrator.audit.sinks.file import CHECKPOINT_SECONDS, FileSink
 from tachikoma_orchestrator.audit.sinks.sink import SinkUnavailable
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from audit_chain import event, verified
 from tachikoma.audit.chain import read_events
 from tachikoma.errors import ConfigurationError
-from tachikoma.identity.svid import FileSvidSource
+from tachikoma.identity.file_source import FileSvidSource
 from tachikoma_orchestrator.audit.sinks import file as module
 from tachikoma_orchestrator.audit.sinks.file import FileSink
 from tachikoma_orchestrator.audit.sinks.sink import SinkUnavailable
