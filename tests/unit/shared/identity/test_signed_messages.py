@@ -18,7 +18,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tachikoma.identity.bundles import TrustBundle
-from tachikoma.identity.signed_messages import CLOCK_SKEW_SECONDS, CancelOrder, InvalidSignature, OutputDigest, ParkedRequest, Receipt, WorkOrder, sign, verify
+from tachikoma.identity.signed_messages import (
+    CLOCK_SKEW_SECONDS,
+    CancelOrder,
+    InvalidSignature,
+    OutputDigest,
+    ParkedRequest,
+    Receipt,
+    WorkOrder,
+    sign,
+    verify,
+)
 from tachikoma.identity.spiffe import SpiffeId
 from tachikoma.identity.svid import Svid
 from tachikoma.vocabulary.requests import MAX_STDIN_BYTES, ExecRequest
