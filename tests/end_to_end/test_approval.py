@@ -227,7 +227,7 @@ def test_what_nobody_approves_in_time_expires(world: World) -> None:
     change_policy(world, POLICY + "    approvalTimeout: 1s\n")
     outputs: list[ExecOutput] = list(world.me.execute_stream(request("printf", "x")))
     assert outputs[-1].result is not None
-    assert (outputs[-1].result.state, outputs[-1].result.error) == (ExecState.EXPIRED, "nobody approved it in time")
+    assert (outputs[-1].result.state, outputs[-1].result.error) == (ExecState.EXPIRED, "not approved in time")
     assert world.codes(outputs[0].id) == ["approval_requested", "expired"]
 
 

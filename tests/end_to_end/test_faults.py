@@ -140,7 +140,7 @@ def test_an_agent_that_dies_for_good_leaves_its_commands_lost(tmp_path: Path, re
             lambda: (found := client.status(wanted.id)).state.terminal and found, "it is given up", seconds=60
         )
         assert status.state is ExecState.LOST
-        assert re.fullmatch(r"its agent was not heard of for \d+ s", status.error)
+        assert re.fullmatch(r"its agent sent no heartbeat for \d+ s", status.error)
         assert [event.event for event in client.audit(exec_id=wanted.id)] == [
             "admitted",
             "dispatched",

@@ -40,7 +40,7 @@ if "orchestrator" in sys.orig_argv:
     from tachikoma_orchestrator.api.executions import RemoteExecution
     from tachikoma_orchestrator.executions.reaper import Reaper
 
-    status, attach, look = RemoteExecution.Status, RemoteExecution.Attach, Reaper.look
+    status, attach, sweep = RemoteExecution.Status, RemoteExecution.Attach, Reaper.sweep
 
     async def mistaken_status(self: Any, request: Any, context: Any) -> Any:
         answer = await status(self, request, context)
@@ -55,14 +55,14 @@ if "orchestrator" in sys.orig_argv:
             if request.id.startswith(STREAM_FAULT):
                 fail(everything(self._identity, request, output))
 
-    async def mistaken_look(self: Any) -> None:
+    async def mistaken_sweep(self: Any) -> None:
         if Path(REAPER_FAULT).exists():
             fail(everything(self._collector._identity))
-        await look(self)
+        await sweep(self)
 
     RemoteExecution.Status = mistaken_status  # type: ignore[method-assign]
     RemoteExecution.Attach = mistaken_attach  # type: ignore[method-assign]
-    Reaper.look = mistaken_look  # type: ignore[method-assign]
+    Reaper.sweep = mistaken_sweep  # type: ignore[method-assign]
 
 if "worker" in sys.orig_argv:
     from tachikoma_worker.execution.execution import Execution

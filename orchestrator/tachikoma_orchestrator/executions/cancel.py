@@ -1,4 +1,4 @@
-"""Telling an agent to end what it runs: signed, kept for it, and published."""
+"""Cancel orders to agents: signed, stored for the agent, and published."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from tachikoma.redis.commands import Redis
 
 __all__ = ["send_cancel"]
 
-#: How long a cancel is kept for its agent: longer than an order can wait and run.
+#: How long a cancel order is stored: longer than an execution can wait and run.
 CANCEL_SECONDS = 15 * 24 * 3600
 
 
 async def send_cancel(
     redis: Redis, identity: SvidSource, agent: str, exec_id: str, *, by: str, requested_by: str
 ) -> None:
-    """Send one.
+    """Send an agent the order to cancel an execution. Raises redis errors.
 
     Args:
         redis: the connections.
-        identity: who signs it.
+        identity: signs the order.
         agent, exec_id: the execution.
-        by: SPIFFE ID of who asks.
-        requested_by: whose the execution must be for that; empty where an operator asks.
+        by: SPIFFE ID of the caller that cancels it.
+        requested_by: SPIFFE ID of the requester that the execution must have; empty if an operator cancels it.
     """
     svid = identity.current()
     aud = str(agent_id(svid.spiffe_id.trust_domain, agent))
@@ -34,7 +34,7 @@ async def send_cancel(
         iss=str(svid.spiffe_id), aud=aud, sub=by, requested_by=requested_by, iat=int(time.time()), jti=exec_id
     )
     token = sign(svid, order)
-    # First where it stays, then where it is heard at once.
+    # Stored first: an agent that misses the message finds the order there.
     async with redis.pipeline(transaction=True) as pipe:
         pipe.set(keys.cancel(agent, exec_id), token, ex=CANCEL_SECONDS)
         pipe.publish(keys.control(agent), f"{exec_id} {token}")

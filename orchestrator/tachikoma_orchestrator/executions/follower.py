@@ -1,8 +1,8 @@
-"""Following an execution's output: replay from the log, then live, without a hole and without a copy.
+"""A follower of an execution's output: replay from the log, then live chunks, without a gap and without a duplicate.
 
-A follower subscribes first and reads the log after that, so nothing falls between. It drops what it has seen, and goes
-back to the log whenever numbers do not follow: after a reconnect, or when it was too slow and its bounded queue of
-live frames was dropped. So a slow client costs no memory, only reads.
+A follower first subscribes and then reads the log, so no chunk falls between the two. It drops chunks that it has
+returned before. When numbers do not follow each other it returns to the log: after a reconnect, or when it was too slow
+and its bounded queue of live chunks was dropped. A slow caller therefore costs reads, not memory.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ __all__ = ["Follower"]
 
 log = structlog.get_logger(__name__)
 
-#: Live bytes held for one follower before it is sent to the log.
+#: Most live bytes queued for one follower; beyond that it reads the log.
 MAX_QUEUED_BYTES = 2 * 1024 * 1024
-#: Entries read from the log at once; an agent's chunk is at most 256 KiB.
+#: Entries read from the log at once; a chunk has at most 256 KiB.
 READ_ENTRIES = 16
-#: A reader that took nothing for so long is none any more to a command that has ended.
+#: Seconds without a read after which a command that ended stops waiting for its reader.
 READER_SECONDS = 30
 
 
@@ -39,25 +39,34 @@ class Follower:
     """Reads one execution's output for one caller."""
 
     def __init__(self, redis: Redis, subscriber: Subscriber, agent: str, exec_id: str, after_seq: int) -> None:
+        """Prepare a follower.
+
+        Args:
+            redis: the connections.
+            subscriber: delivers the live chunks.
+            agent, exec_id: the execution.
+            after_seq: number of the last chunk that the caller has; 0 for none.
+        """
         self._redis = redis
         self._subscriber = subscriber
         self._key = keys.output(agent, exec_id)
         self._read_key = keys.read(agent, exec_id)
         self._exec_id = exec_id
-        #: Number of the last chunk given to the caller.
+        #: Number of the last chunk returned to the caller.
         self._seq = after_seq
-        #: Bytes before the next chunk; None until a first frame told it.
+        #: Bytes of output before the next chunk; None until the first chunk is read.
         self._offset: int | None = None if after_seq else 0
         self._live: deque[Frame] = deque()
         self._live_bytes = 0
-        self._behind = True
+        #: True if chunks may be missing from the live ones, so the log must be read.
+        self._needs_replay = True
         self._wake = asyncio.Event()
-        #: Whether the agent is told what was read; it waits for that.
+        #: True if the agent waits for its readers, so the position is written to Redis.
         self.acknowledges = False
 
     @property
     def seq(self) -> int:
-        """Number of the last chunk given to the caller."""
+        """Number of the last chunk returned to the caller."""
         return self._seq
 
     def _on_message(self, raw: bytes) -> None:
@@ -66,7 +75,7 @@ class Follower:
         except ValueError as error:
             log.warning("output.unreadable", id=self._exec_id, error=str(error))
             return
-        if not self._behind:
+        if not self._needs_replay:
             self._live.append(frame)
             self._live_bytes += len(frame.data)
             if self._live_bytes > MAX_QUEUED_BYTES:
@@ -76,22 +85,26 @@ class Follower:
     def _on_gap(self) -> None:
         self._live.clear()
         self._live_bytes = 0
-        self._behind = True
+        self._needs_replay = True
         self._wake.set()
 
     def listen(self) -> AbstractAsyncContextManager[None]:
-        """The subscription, to be entered before the execution can start."""
+        """Return the subscription; enter it before the execution can start."""
         return self._subscriber.listen(self._key, self._on_message, self._on_gap)
 
     async def until(self, end: asyncio.Future[FinalState]) -> AsyncIterator[ExecOutput]:
-        """Chunks until the execution has ended and its log is read. To be used inside `listen`."""
+        """Return chunks until the execution has its final state and its log is read. Use it inside `listen`.
+
+        Raises:
+            OutputAltered: an entry of the log is no output of the agent.
+        """
         end.add_done_callback(lambda _: self._wake.set())
         while True:
             self._wake.clear()
             ended = end.done()
-            if self._behind or ended:
-                # From here on live frames are kept; what was published before now is in the log.
-                self._behind = False
+            if self._needs_replay or ended:
+                # From here on live chunks are queued. All that were published before are in the log.
+                self._needs_replay = False
                 async for output in self.replay():
                     yield output
             while self._live:
@@ -104,19 +117,23 @@ class Follower:
             if ended:
                 return
             await self._acknowledge()
-            if not self._behind:
+            if not self._needs_replay:
                 await self._wake.wait()
 
     async def replay(self) -> AsyncIterator[ExecOutput]:
-        """Chunks the log holds now, and a gap where it no longer holds them."""
+        """Return the chunks in the log, and a gap for chunks that it no longer holds.
+
+        Raises:
+            OutputAltered: an entry of the log is no output of the agent.
+        """
         while True:
             entries = await self._redis.xrange(self._key, min=entry_id(self._seq + 1), max="+", count=READ_ENTRIES)
             for entry, fields in entries:
                 frame = self._frame(entry, fields)
                 missing = 0 if self._offset is None else frame.offset - self._offset
                 if frame.seq > self._seq + 1 and self._offset is None:
-                    # The caller's position is no longer in the log, so how much lay between is not known exactly;
-                    # everything before this frame is the bound that is.
+                    # The caller's position is no longer in the log, so the size of the gap is unknown. It is at most
+                    # everything before this chunk.
                     missing = frame.offset
                 if missing > 0:
                     yield self.gap(missing)
@@ -126,30 +143,30 @@ class Follower:
                 return
 
     def _frame(self, entry: bytes, fields: dict[bytes, bytes]) -> Frame:
-        """The frame of an entry of the log.
+        """Return the chunk of an entry of the log.
 
         Raises:
-            OutputAltered: it is none, or stands in the place of another, by whose number a reader might go round.
+            OutputAltered: it is no chunk, or has another number than its place; such numbers could be read in circles.
         """
         try:
             frame = Frame.decode(fields[FIELD])
         except (ValueError, KeyError):
-            raise OutputAltered(f"an entry of the output log of {self._exec_id} is no output of its agent") from None
+            raise OutputAltered(f"the output log of {self._exec_id} has an entry that is no output") from None
         if entry.decode() != entry_id(frame.seq):
             raise OutputAltered(f"the output log of {self._exec_id} has chunk {frame.seq} in the place of another")
         return frame
 
     async def _acknowledge(self) -> None:
-        """Tell the agent what was read. Of several readers the last to say so counts."""
+        """Report the position to the agent. If there are several readers, the last report counts."""
         if self.acknowledges:
             await self._redis.set(self._read_key, self._seq, ex=READER_SECONDS)
 
     def missing_at_end(self, total_bytes: int) -> int:
-        """How many bytes the end says there are beyond those given to the caller."""
+        """Return how many of all bytes were not returned to the caller; 0 if that is unknown."""
         return max(0, total_bytes - self._offset) if self._offset is not None else 0
 
     def gap(self, missing: int) -> ExecOutput:
-        """A message for a hole."""
+        """Return the message for a gap of `missing` bytes."""
         return ExecOutput(id=self._exec_id, kind=OutputKind.GAP, seq=self._seq, missing_bytes=missing)
 
     def _output(self, frame: Frame) -> ExecOutput:

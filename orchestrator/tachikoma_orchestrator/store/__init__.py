@@ -1,1 +1,1 @@
-"""Access to Redis: scripts, subscriptions, captured Celery messages."""
+"""Access to Redis: scripts, the subscription, captured Celery messages."""

@@ -1,7 +1,7 @@
-"""The orchestrator's one subscription to Redis pub/sub: patterns for all agents, and channels as followers come and go.
+"""The orchestrator's one subscription to Redis pub/sub: fixed patterns for all agents, and channels of followers.
 
-Pub/sub forgets what is published while the connection is down. After each reconnect everybody who listens is told so
-(`on_gap`) and reads what it missed from where it is kept: streams, results, ledger.
+Pub/sub does not keep messages for a subscriber that is not connected. After each reconnect every handler is called for
+the gap and reads what it missed from where it is stored: streams, results, the ledger.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from contextlib import asynccontextmanager
 import structlog
 from redis.exceptions import RedisError
 
-from tachikoma.config.tasks import cancel_all
+from tachikoma.config.retry import Backoff
+from tachikoma.config.tasks import Supervisor, supervised
 from tachikoma.redis.commands import Connection, Redis
 
 __all__ = ["Subscriber"]
 
 log = structlog.get_logger(__name__)
 
-#: After so long without a message the connection is tried with a ping, and given so long to answer.
+#: Seconds without a message after which the connection is tested with a ping; it then has as long to answer.
 IDLE_SECONDS = 10.0
-#: Between attempts to connect.
+#: Delay between attempts to connect. It does not grow, because every waiting caller depends on this connection.
 RETRY_SECONDS = 0.25
-#: Pattern messages handled at once; beyond that nothing more is read, and Redis buffers or disconnects.
+#: Most pattern messages handled at the same time. At this limit no more are read, and Redis buffers or disconnects.
 MAX_HANDLED = 128
 #: Longest wait for Redis to confirm a subscription.
 CONFIRM_SECONDS = 10.0
@@ -36,42 +37,63 @@ GapHandler = Callable[[], None]
 
 
 class _Channel:
+    """A channel with its listeners."""
+
     __slots__ = ("confirmed", "handlers", "interrupted")
 
     def __init__(self) -> None:
         self.handlers: dict[object, tuple[ChannelHandler, GapHandler]] = {}
+        #: Set while Redis has confirmed the subscription on the current connection.
         self.confirmed = asyncio.Event()
-        #: Whether it was confirmed on an earlier connection, so that a confirmation follows a gap.
+        #: True if the subscription was confirmed on an earlier connection, so the next confirmation follows a gap.
         self.interrupted = False
+
+    def interrupt(self) -> None:
+        """Note that the connection is gone."""
+        self.interrupted = self.interrupted or self.confirmed.is_set()
+        self.confirmed.clear()
+
+    def confirm(self) -> None:
+        """Note that Redis confirmed the subscription, and call the listeners if a gap lies before it."""
+        self.confirmed.set()
+        if self.interrupted:
+            self.interrupted = False
+            for _, gap in list(self.handlers.values()):
+                gap()
 
 
 class Subscriber:
-    """Delivers messages: those of channels in the order they come, those of patterns side by side."""
+    """Delivers the messages of a channel in their order, and those of patterns concurrently."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._patterns: dict[str, PatternHandler] = {}
         self._gap_handlers: list[Callable[[], Awaitable[None]]] = []
         self._channels: dict[str, _Channel] = {}
-        #: Commands for the connection there is; none while there is none.
+        #: Commands for the current connection; None without a connection.
         self._outbox: asyncio.Queue[tuple[str, ...]] | None = None
-        #: How many subscriptions Redis has yet to answer, for each channel.
+        #: Number of subscriptions that Redis has not confirmed yet, by channel.
         self._unconfirmed: Counter[str] = Counter()
         self._handling = asyncio.Semaphore(MAX_HANDLED)
-        self._tasks: set[asyncio.Task[None]] = set()
+        #: Set while all patterns are subscribed.
         self.connected = asyncio.Event()
 
     def on_pattern(self, pattern: str, handler: PatternHandler) -> None:
-        """Call a handler with channel and message of each match. To be used before `run`."""
+        """Call a handler with channel and message of each match. Use it before `run`."""
         self._patterns[pattern] = handler
 
     def on_gap(self, handler: Callable[[], Awaitable[None]]) -> None:
-        """Call a handler after each (re)connect, the first included."""
+        """Call a handler after each connect and reconnect."""
         self._gap_handlers.append(handler)
 
     @asynccontextmanager
     async def listen(self, channel: str, handler: ChannelHandler, gap: GapHandler) -> AsyncIterator[None]:
-        """Give a handler the messages of a channel, from when the block is entered.
+        """Give a handler every message of a channel, from the start of the block.
+
+        Args:
+            channel: the channel.
+            handler: called with each message.
+            gap: called after a reconnect, when messages may have been missed.
 
         Raises:
             RedisError: the subscription was not confirmed in time.
@@ -95,7 +117,7 @@ class Subscriber:
                 self._send("UNSUBSCRIBE", channel)
 
     def _send(self, *command: str) -> None:
-        """Send over the connection there is; a connection to come begins with what is listened to then."""
+        """Send a command on the current connection. Without one, the next connection subscribes to all channels."""
         if self._outbox is None:
             return
         if command[0] == "SUBSCRIBE":
@@ -103,60 +125,60 @@ class Subscriber:
         self._outbox.put_nowait(command)
 
     async def run(self) -> None:
-        """Receive for ever, through any number of reconnects."""
-        failing = False
-        while True:
-            try:
-                await self._session()
-            except (RedisError, OSError) as error:
-                if not failing or self.connected.is_set():
-                    log.warning("redis.away", error=str(error))
-                failing = True
-            self.connected.clear()
-            await asyncio.sleep(RETRY_SECONDS)
+        """Receive until cancelled, and reconnect whenever the connection breaks.
 
-    async def _session(self) -> None:
+        Raises:
+            Exception: an error other than of Redis or the network; it ends the process with its reason.
+        """
+        retry = Backoff(RETRY_SECONDS, RETRY_SECONDS)
+        first = True
+        async with supervised() as handlers:
+            while True:
+                try:
+                    await self._session(handlers)
+                except (RedisError, OSError) as error:
+                    if first or self.connected.is_set():
+                        log.warning("redis.unavailable", error=str(error))
+                    first = False
+                self.connected.clear()
+                await retry.wait()
+
+    async def _session(self, handlers: Supervisor) -> None:
         """Receive over one connection until it breaks.
 
-        Not with the PubSub of redis-py, which connects again by itself: what was missed meanwhile nobody would be told,
-        and two tasks that use it, one to receive and one to subscribe, break each other when the connection does.
+        redis-py's PubSub is not used, because it reconnects by itself and hides the gap. Its receiving and subscribing
+        tasks also disturb each other when the connection breaks.
+
+        Raises:
+            RedisError, OSError: the connection broke.
         """
         connection = self._redis.connection_pool.make_connection()
-        tasks: list[asyncio.Task[None]] = []
         try:
             await connection.connect()
             await connection.send_command("PSUBSCRIBE", *self._patterns)
-            self._outbox = asyncio.Queue()
+            outbox: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
+            self._outbox = outbox
             self._unconfirmed.clear()
             for channel in self._channels:
                 self._send("SUBSCRIBE", channel)
-            tasks += (
-                asyncio.create_task(self._send_commands(connection, self._outbox)),
-                asyncio.create_task(self._receive(connection)),
-                asyncio.create_task(self._tell_gap()),
-            )
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            for task in done:
-                task.result()
+            async with supervised(self._send_commands(connection, outbox), self._report_gap()):
+                await self._receive(connection, handlers)
         finally:
             self._outbox = None
             for entry in self._channels.values():
-                entry.interrupted = entry.interrupted or entry.confirmed.is_set()
-                entry.confirmed.clear()
-            try:
-                await cancel_all(tasks)
-            finally:
-                await connection.disconnect()
+                entry.interrupt()
+            await connection.disconnect()
 
-    async def _send_commands(self, connection: Connection, outbox: asyncio.Queue[tuple[str, ...]]) -> None:
-        while self._outbox is outbox:
+    @staticmethod
+    async def _send_commands(connection: Connection, outbox: asyncio.Queue[tuple[str, ...]]) -> None:
+        while True:
             await connection.send_command(*await outbox.get())
 
-    async def _receive(self, connection: Connection) -> None:
+    async def _receive(self, connection: Connection, handlers: Supervisor) -> None:
+        """Receive messages until the connection breaks or does not answer a ping."""
         missing = set(self._patterns)
         pinged = False
         while True:
-            # [type, (pattern,) channel, data]; and [pong, data].
             message = await connection.read_response(timeout=IDLE_SECONDS, disconnect_on_error=False)
             if message is None:
                 if pinged:
@@ -166,40 +188,39 @@ class Subscriber:
                 continue
             pinged = False
             match message:
-                case [b"message", channel, data]:
-                    entry = self._channels.get(channel.decode(errors="replace"))
-                    if entry is not None:
-                        for handler, _ in list(entry.handlers.values()):
-                            handler(data)
-                case [b"pmessage", pattern, channel, data]:
-                    await self._handling.acquire()
-                    task = asyncio.create_task(self._handle(pattern.decode(), channel.decode(errors="replace"), data))
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
-                case [b"subscribe", channel, _]:
-                    self._confirm(channel.decode())
                 case [b"psubscribe", pattern, _]:
                     missing.discard(pattern.decode())
                     if not missing:
                         log.info("redis.subscribed")
                         self.connected.set()
+                case _:
+                    await self._dispatch(message, handlers)
+
+    async def _dispatch(self, message: list[bytes], handlers: Supervisor) -> None:
+        """Pass a message on: [type, channel, data] or [type, pattern, channel, data]. Others need no action."""
+        match message:
+            case [b"message", channel, data]:
+                entry = self._channels.get(channel.decode(errors="replace"))
+                if entry is not None:
+                    for handler, _ in list(entry.handlers.values()):
+                        handler(data)
+            case [b"pmessage", pattern, channel, data]:
+                await self._handling.acquire()
+                handlers.start(self._handle(pattern.decode(), channel.decode(errors="replace"), data))
+            case [b"subscribe", channel, _]:
+                self._confirm(channel.decode())
 
     def _confirm(self, channel: str) -> None:
-        # Listeners may have left and come again meanwhile; what counts is Redis' answer to the last of them.
+        # The listeners may have left and returned meanwhile; only the answer to the last subscription counts.
         self._unconfirmed[channel] -= 1
         if self._unconfirmed[channel] > 0:
             return
         del self._unconfirmed[channel]
         entry = self._channels.get(channel)
-        if entry is None:
-            return
-        entry.confirmed.set()
-        if entry.interrupted:
-            entry.interrupted = False
-            for _, gap in list(entry.handlers.values()):
-                gap()
+        if entry is not None:
+            entry.confirm()
 
-    async def _tell_gap(self) -> None:
+    async def _report_gap(self) -> None:
         await self.connected.wait()
         for handler in self._gap_handlers:
             await handler()
@@ -208,9 +229,10 @@ class Subscriber:
         try:
             await self._patterns[pattern](channel, data)
         except (RedisError, OSError) as error:
-            # What it would have changed is found again: by the reaper, or after the reconnect.
+            # The reaper, or the next reconnect, finds again what the message would have changed.
             log.warning("message.not_handled", channel=channel, error=str(error))
         except Exception:
+            # Logged with its trace and reported, but not raised: one message of an agent must not end the process.
             log.exception("message.failed", channel=channel)
         finally:
             self._handling.release()

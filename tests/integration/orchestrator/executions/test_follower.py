@@ -247,7 +247,7 @@ async def test_a_slow_reader_misses_nothing_and_costs_a_bounded_memory(
             most = max(most, reader.follower._live_bytes)
         # Everything has been published; what the follower holds of it is bounded.
         assert most <= MAX_QUEUED_BYTES
-        await until(lambda: reader.follower._behind, "it was sent back to the log")
+        await until(lambda: reader.follower._needs_replay, "it was sent back to the log")
         reader.takes.set()
         await until(lambda: len(reader.seen) == len(written), "it caught up before the end")
         is_exactly(await reader.finish(), written)

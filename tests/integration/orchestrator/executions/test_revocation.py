@@ -111,7 +111,7 @@ async def test_an_order_that_slipped_past_a_revocation_is_ended_by_the_reaper(st
     await stand.redis.hset(keys.REVOKED, AGENT, entry)
     assert await stand.ledger.readiness(AGENT) is Outcome.REVOKED
     await registry.revocations.refresh()
-    await reaper.look()
+    await reaper.sweep()
     # An execution that waits for its approval has no order yet. Its agent may have joined again by then.
     assert await states(stand, "waits", "runs", "asks") == {
         "waits": ExecState.CANCELLED,

@@ -185,7 +185,7 @@ async def _one_of_each(books: Books) -> None:
     await books.end("CANCELLED", ExecState.CANCELLED, 143, error="cancelled", signal=15)
     await books.end("REJECTED", ExecState.REJECTED, -1, error="no such user", started_ms=0, duration_us=0)
     await books.settle("EXPIRED", ExecState.EXPIRED, "not started before its queue timeout")
-    await books.settle("LOST", ExecState.LOST, "its agent was not heard of for 45 s")
+    await books.settle("LOST", ExecState.LOST, "its agent sent no heartbeat for 45 s")
     await books.admit("waiting", parked="a signed request")
     await books.admit("withdrawn", parked="a signed request")
     await books.settle("withdrawn", ExecState.CANCELLED, "withdrawn", by=ALICE)
@@ -199,7 +199,7 @@ def _check_one_of_each(state: State) -> None:
         "OUT_OF_MEMORY": ("FAILURE", "OUT_OF_MEMORY: killed: too much"),
         "CANCELLED": ("REVOKED", f"CANCELLED: by {ALICE}"), "REJECTED": ("FAILURE", "REJECTED: no such user"),
         "EXPIRED": ("FAILURE", "EXPIRED: not started before its queue timeout"),
-        "LOST": ("FAILURE", "LOST: its agent was not heard of for 45 s"),
+        "LOST": ("FAILURE", "LOST: its agent sent no heartbeat for 45 s"),
         "QUEUED": ("RECEIVED", None), "STARTED": ("STARTED", None), "waiting": ("PENDING", None),
         "withdrawn": ("REVOKED", f"CANCELLED: by {ALICE}"),
     }  # fmt: skip

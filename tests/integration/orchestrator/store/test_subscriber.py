@@ -287,3 +287,71 @@ async def test_an_idle_connection_is_tried_and_kept(
         await redis.publish("mine", b"x")
         await until(lambda: heard.messages, "it is still heard")
     assert heard.gaps == 1  # that of the beginning
+
+
+# --- parts that fail --------------------------------------------------------------------------------------------------
+
+
+async def test_a_mistake_in_a_gap_handler_ends_the_subscriber_with_its_reason(subscriptions: Redis) -> None:
+    subscriber = Subscriber(subscriptions)
+    subscriber.on_pattern("nothing.*", Heard().anywhere)
+
+    async def mistaken() -> None:
+        raise ZeroDivisionError("a mistake")
+
+    subscriber.on_gap(mistaken)
+    with pytest.raises(ZeroDivisionError, match="a mistake"):
+        await asyncio.wait_for(subscriber.run(), PATIENCE_SECONDS)
+
+
+async def test_a_gap_handler_that_redis_fails_is_called_again_on_the_next_connection(
+    subscriptions: Redis, until: Any, quick: None
+) -> None:
+    subscriber, heard = Subscriber(subscriptions), Heard()
+    subscriber.on_pattern("nothing.*", heard.anywhere)
+
+    async def failing() -> None:
+        heard.gap()
+        if heard.gaps < 3:
+            raise RedisError("unavailable")
+
+    subscriber.on_gap(failing)
+    async with running(subscriber):
+        await until(lambda: heard.gaps == 3, "it was called again")
+
+
+async def test_a_message_whose_handler_fails_does_not_keep_the_next_from_its_handler(
+    redis: Redis, subscriptions: Redis, until: Any
+) -> None:
+    subscriber, heard = Subscriber(subscriptions), Heard()
+
+    async def failing(channel: str, data: bytes) -> None:
+        await heard.anywhere(channel, data)
+        raise ZeroDivisionError if data == b"1" else RedisError("unavailable")
+
+    subscriber.on_pattern("agent.*:events", failing)
+    async with running(subscriber):
+        for number in range(3):
+            await redis.publish("agent.a:events", b"%d" % number)
+        await until(lambda: len(heard.messages) == 3, "all came")
+        assert subscriber._handling._value == module.MAX_HANDLED
+
+
+async def test_handlers_that_still_run_are_cancelled_when_the_subscriber_ends(
+    redis: Redis, subscriptions: Redis, until: Any
+) -> None:
+    subscriber, begun, cancelled = Subscriber(subscriptions), asyncio.Event(), asyncio.Event()
+
+    async def endless(_channel: str, _data: bytes) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    subscriber.on_pattern("agent.*:events", endless)
+    async with running(subscriber):
+        await redis.publish("agent.a:events", b"x")
+        await asyncio.wait_for(begun.wait(), PATIENCE_SECONDS)
+    assert cancelled.is_set()
