@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
@@ -37,15 +38,53 @@ from tachikoma_orchestrator.api.addresses import FORWARDED, client_address, peer
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.caller import Peer
 
-__all__ = ["Guard", "current_peer"]
+__all__ = ["RULES", "Callers", "Guard", "current_peer"]
 
 log = structlog.get_logger(__name__)
 
 #: Between looks at the certificates of calls under way.
 WATCH_SECONDS = 5.0
 
-#: All that agents may call: for the next certificate.
-RENEW = "/tachikoma.exec.v1.RemoteExecution/RenewAgent"
+SERVICE = "/tachikoma.exec.v1.RemoteExecution/"
+
+
+class Callers(StrEnum):
+    """The identities that may call an RPC."""
+
+    #: Every identity, except agents. Policy or the list of operators decides further, inside the RPC.
+    USERS = "users"
+    #: Agents that are not revoked, each for itself.
+    AGENTS = "agents"
+
+
+#: Who may call which RPC. The guard refuses every RPC that is not listed here.
+RULES: Mapping[str, Callers] = {
+    "Execute": Callers.USERS,
+    "ExecuteStream": Callers.USERS,
+    "Submit": Callers.USERS,
+    "Attach": Callers.USERS,
+    "Cancel": Callers.USERS,
+    "Status": Callers.USERS,
+    "List": Callers.USERS,
+    "ListApprovals": Callers.USERS,
+    "GetApproval": Callers.USERS,
+    "Approve": Callers.USERS,
+    "Reject": Callers.USERS,
+    "ListAgents": Callers.USERS,
+    "DrainAgent": Callers.USERS,
+    "ResumeAgent": Callers.USERS,
+    "GetPolicyStatus": Callers.USERS,
+    "ListAuditEvents": Callers.USERS,
+    "ListSchedules": Callers.USERS,
+    "NextDueTimes": Callers.USERS,
+    "PauseSchedule": Callers.USERS,
+    "ResumeSchedule": Callers.USERS,
+    "RunSchedule": Callers.USERS,
+    "ListScheduledRuns": Callers.USERS,
+    "EnrollAgent": Callers.USERS,
+    "RevokeAgent": Callers.USERS,
+    "RenewAgent": Callers.AGENTS,
+}
 
 _peer: ContextVar[Peer] = ContextVar("peer")
 
@@ -126,9 +165,12 @@ class Guard(grpc.aio.ServerInterceptor):
             redis errors: it is unknown whether the agent is revoked.
         """
         try:
+            callers = RULES.get(method.removeprefix(SERVICE))
+            if callers is None:
+                raise PermissionDenied(f"the guard has no rule for {method}, so it refuses every call of it")
             call = self.identify(context)
             if is_agent(call.peer.spiffe_id):
-                await self._check_agent(call, method)
+                await self._check_agent(call, callers)
             return call
         except (Unauthenticated, PermissionDenied) as error:
             log.warning("identity.rejected", peer=context.peer(), reason=str(error))
@@ -160,8 +202,8 @@ class Guard(grpc.aio.ServerInterceptor):
         peer = Peer(spiffe_id, self._address(context), certificate)
         return _Call(peer, certificate, intermediates, bundles, until)
 
-    async def _check_agent(self, call: _Call, method: str) -> None:
-        if method != RENEW:
+    async def _check_agent(self, call: _Call, callers: Callers) -> None:
+        if callers is not Callers.AGENTS:
             raise PermissionDenied(f"{call.peer} is an agent; agents do not call this service")
         # It is seldom called, so it is asked for what holds now.
         await self._revocations.refresh()
