@@ -123,7 +123,7 @@ bench-output: $(VENV)/installed ## Memory of each process while a command writes
 
 proto: ## Generate the gRPC code from the API definition.
 	mkdir -p $(OUT)/tachikoma/exec/v1
-	cd shared && $(abspath $(BIN))/python -m grpc_tools.protoc -I . --python_out=$(abspath $(OUT)) \
+	cd shared && PATH="$(abspath $(BIN)):$$PATH" python -m grpc_tools.protoc -I . --python_out=$(abspath $(OUT)) \
 	    --grpc_python_out=$(abspath $(OUT)) --mypy_out=quiet:$(abspath $(OUT)) \
 	    --mypy_grpc_out=quiet:$(abspath $(OUT)) $(PROTO)
 	@[ "$(abspath $(OUT))" = "$(abspath shared)" ] || cp shared/$(PROTO) $(OUT)/$(PROTO)

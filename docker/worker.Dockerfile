@@ -28,8 +28,8 @@ RUN apt-get update \
  && apt-get install --yes --no-install-recommends gcc libc6-dev
 WORKDIR /build
 COPY . .
-# Without a compiler the wheel is built without the spawner, so that is looked for. The environment is copied to where it
-# was made, so what its scripts and links name is there again.
+# Without a compiler the wheel is built without the spawner, so the last line looks for it. The environment is copied to
+# the path where it was made, so what its scripts and links name is there again.
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python3 -m venv /opt/tachikoma \
  && python3 -m venv /opt/build \

@@ -101,7 +101,7 @@ static int watch(int descriptor, void *source)
 	return epoll_ctl(events, EPOLL_CTL_ADD, descriptor, &event);
 }
 
-/* --- to the worker ---------------------------------------------------------------------------------------------------- */
+/* --- to the worker ------------------------------------------------------------------------------------------------ */
 
 static void forget_request(struct worker *worker)
 {
@@ -160,7 +160,7 @@ static void tell_failure(struct worker *worker, uint64_t tag, enum step step, in
 	tell(worker, REPLY_FAILED, tag, &failure, sizeof(failure), NULL, 0);
 }
 
-/* --- commands --------------------------------------------------------------------------------------------------------- */
+/* --- commands ----------------------------------------------------------------------------------------------------- */
 
 static struct held_command *find(const char *name)
 {
@@ -384,7 +384,7 @@ static void on_exit_of(struct held_command *command)
 		tell(&workers[i], EVENT_EXITED, 0, &command->held, sizeof(command->held), NULL, 0);
 }
 
-/* --- killing ---------------------------------------------------------------------------------------------------------- */
+/* --- killing ------------------------------------------------------------------------------------------------------ */
 
 static int write_file(int directory, const char *name, const char *text)
 {
@@ -487,7 +487,7 @@ static void sweep(struct worker *worker)
 	tell(worker, OP_SWEEP, worker->header.tag, &survivors, sizeof(survivors), NULL, 0);
 }
 
-/* --- from the worker -------------------------------------------------------------------------------------------------- */
+/* --- from the worker ---------------------------------------------------------------------------------------------- */
 
 static void hello(struct worker *worker)
 {
@@ -677,7 +677,7 @@ static void on_connection(int listener)
 	close(socket);
 }
 
-/* --- the whole -------------------------------------------------------------------------------------------------------- */
+/* --- the whole ---------------------------------------------------------------------------------------------------- */
 
 /* The number of an option, which is all they take. */
 static uint64_t number_of(int count, char **arguments, const char *option)

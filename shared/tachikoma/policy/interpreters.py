@@ -42,7 +42,8 @@ _NAMES = frozenset(
 #: Names with a version, compilers with the name of their target, and the dynamic loader.
 _PATTERN = re.compile(
     r"(?:python|pypy|perl|ruby|irb|php|lua|luajit|tclsh|wish|guile|gcc|g\+\+|clang|node|erl|pip|gem)-?[0-9][0-9.]*t?"
-    r"|ld(?:-linux.*|-musl.*|-[0-9.]+)?\.so(?:\.[0-9.]+)?|[a-z0-9_]+-[a-z0-9_]+-[a-z0-9_]+-(?:gcc|g\+\+|cpp)(?:-[0-9.]+)?"
+    r"|ld(?:-linux.*|-musl.*|-[0-9.]+)?\.so(?:\.[0-9.]+)?"
+    r"|[a-z0-9_]+-[a-z0-9_]+-[a-z0-9_]+-(?:gcc|g\+\+|cpp)(?:-[0-9.]+)?"
 )
 
 

@@ -29,7 +29,8 @@ MAX_ELEMENTS = 64
 MAX_SEARCHED = 4 * MAX_ELEMENT
 
 _SENSITIVE = (
-    r"(?:pass(?:wd|word|phrase)?|secret|token|(?:api|access|account|private|secret|shared|master|hmac|signing|encryption)"
+    r"(?:pass(?:wd|word|phrase)?|secret|token"
+    r"|(?:api|access|account|private|secret|shared|master|hmac|signing|encryption)"
     r"[-_]?key|credentials?|auth|cookie|signature|_pwd)"
 )
 #: --password=x, DB_PASSWORD=x, "password": "x"; whatever follows the first one is hidden with it.

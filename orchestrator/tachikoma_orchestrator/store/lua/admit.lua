@@ -34,8 +34,8 @@
 --   4  the redacted request for the audit event, as JSON
 --      (these three are large texts, stored as they are)
 -- RESULT: {outcome, ms, ms after which a repetition may succeed or 0}; outcome is
---   ADMITTED | DUPLICATE (same id, same request) | CONFLICT (same id, another request) | UNKNOWN (the agent never joined)
---   | OFFLINE | DRAINING | REVOKED | FULL (queue) | APPROVALS (too many wait for one)
+--   ADMITTED | DUPLICATE (same id, same request) | CONFLICT (same id, another request)
+--   | UNKNOWN (the agent never joined) | OFFLINE | DRAINING | REVOKED | FULL (queue) | APPROVALS (too many wait for one)
 --   | RATE | CONCURRENT | WAITING (limits of a scope)
 local MINUTE_MS = 60000
 local FIXED_KEYS = 12

@@ -1162,7 +1162,8 @@ class RemoteExecution:
 
 
 class JoiningStub:
-    """Joining lets hosts in that have no identity yet. It listens at an address of its own, where clients show no certificate.
+    """Joining lets hosts in that have no identity yet. It listens at an address of its own, where clients show no
+    certificate.
     """
 
     def __init__(self, channel):
@@ -1179,7 +1180,8 @@ class JoiningStub:
 
 
 class JoiningServicer:
-    """Joining lets hosts in that have no identity yet. It listens at an address of its own, where clients show no certificate.
+    """Joining lets hosts in that have no identity yet. It listens at an address of its own, where clients show no
+    certificate.
     """
 
     def Join(self, request, context):
@@ -1206,7 +1208,8 @@ def add_JoiningServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Joining:
-    """Joining lets hosts in that have no identity yet. It listens at an address of its own, where clients show no certificate.
+    """Joining lets hosts in that have no identity yet. It listens at an address of its own, where clients show no
+    certificate.
     """
 
     @staticmethod

@@ -358,7 +358,9 @@ class RemoteExecutionServicer(metaclass=_abc_1.ABCMeta):
 def add_RemoteExecutionServicer_to_server(servicer: RemoteExecutionServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class JoiningStub:
-    """Joining lets hosts in that have no identity yet. It listens at an address of its own, where clients show no certificate."""
+    """Joining lets hosts in that have no identity yet. It listens at an address of its own, where clients show no
+    certificate.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -369,14 +371,18 @@ class JoiningStub:
 
 @_typing.type_check_only
 class JoiningAsyncStub(JoiningStub):
-    """Joining lets hosts in that have no identity yet. It listens at an address of its own, where clients show no certificate."""
+    """Joining lets hosts in that have no identity yet. It listens at an address of its own, where clients show no
+    certificate.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Join: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.JoinRequest, _remote_execution_pb2.JoinResponse]  # type: ignore[assignment]
     """Join gives the holder of a token its agent's first certificate, once."""
 
 class JoiningServicer(metaclass=_abc_1.ABCMeta):
-    """Joining lets hosts in that have no identity yet. It listens at an address of its own, where clients show no certificate."""
+    """Joining lets hosts in that have no identity yet. It listens at an address of its own, where clients show no
+    certificate.
+    """
 
     @_abc_1.abstractmethod
     def Join(
