@@ -35,8 +35,8 @@
 --      (these three are large texts, stored as they are)
 -- RESULT: {outcome, ms, ms after which a repetition may succeed or 0}; outcome is
 --   ADMITTED | DUPLICATE (same id, same request) | CONFLICT (same id, another request)
---   | UNKNOWN (the agent never joined) | OFFLINE | DRAINING | REVOKED | FULL (queue) | APPROVALS (too many wait for one)
---   | RATE | CONCURRENT | WAITING (limits of a scope)
+--   | UNKNOWN (the agent never joined) | OFFLINE | DRAINING | REVOKED | FULL (queue)
+--   | APPROVALS (too many wait for one) | RATE | CONCURRENT | WAITING (limits of a scope)
 local MINUTE_MS = 60000
 local FIXED_KEYS = 12
 
