@@ -10,12 +10,15 @@ import hashlib
 from dataclasses import dataclass
 from datetime import timedelta
 
+from pydantic import ValidationError
+
 from tachikoma.errors import RecordAltered
 from tachikoma.identity.signed_messages import OutputDigest, Receipt
 from tachikoma.vocabulary.clock import optional_from_ms
+from tachikoma.vocabulary.model import describe_validation_error
 from tachikoma.vocabulary.results import ExecResponse, OutputSummary
 from tachikoma.vocabulary.states import ExecState
-from tachikoma_orchestrator.executions.record import Record
+from tachikoma_orchestrator.executions.record import Record, record_altered
 
 __all__ = ["FinalState", "VerifiedReceipt", "matches"]
 
@@ -78,12 +81,14 @@ class FinalState:
                 state=record.state,
                 exit_code=-1,
                 start_time=result.start_time,
-                end_time=optional_from_ms(result.settled_ms or 0),
+                end_time=result.settle_time,
                 error=record.error,
                 cancelled=record.state is ExecState.CANCELLED,
             )
         except RecordAltered as error:
             return cls(record.exec_id, error)
+        except ValidationError as error:
+            return cls(record.exec_id, record_altered(record.exec_id, describe_validation_error(error)))
         return cls(record.exec_id, response)
 
     def response(self) -> ExecResponse:

@@ -73,7 +73,12 @@ class ReportedResult:
     @property
     def end_time(self) -> datetime | None:
         """When the execution reached its final state: by its agent if it reported, else by the ledger."""
-        return optional_from_ms(self.ended_ms or self.settled_ms or 0)
+        return optional_from_ms(self.ended_ms or 0) or self.settle_time
+
+    @property
+    def settle_time(self) -> datetime | None:
+        """When the ledger recorded the final state; None before that."""
+        return optional_from_ms(self.settled_ms or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,14 +173,14 @@ class Record:
         """Parse the numbers of the final state.
 
         Raises:
-            RecordAltered: one of them is no number.
+            RecordAltered: one of them is no number, or no possible time.
         """
 
         def number(name: str) -> int | None:
             return int(self.reported[name]) if self.reported.get(name) else None
 
         try:
-            return ReportedResult(
+            result = ReportedResult(
                 started_ms=number("started_ms"),
                 ended_ms=number("ended_ms"),
                 settled_ms=int(self.settled) if self.settled else None,
@@ -186,6 +191,9 @@ class Record:
                 stdout_bytes=number("stdout_bytes"),
                 stderr_bytes=number("stderr_bytes"),
             )
+            # Each must be a time that can be shown.
+            _ = result.start_time, result.end_time, result.settle_time
+            return result
         except _UNREADABLE as error:
             raise _unreadable(self.exec_id, error) from None
 
