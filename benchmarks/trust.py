@@ -28,7 +28,8 @@ from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
 from tachikoma.identity.bundles import TrustBundle, TrustBundles
 from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
-from tachikoma.identity.signed_messages import OutputDigest, Receipt, WorkOrder, _parse_chain, sign, verify
+from tachikoma.identity.signed_messages import OutputDigest, Receipt, WorkOrder, _parse_chain
+from tachikoma.identity.signing import sign, verify
 from tachikoma.identity.spiffe import agent_id, service_id
 from tachikoma.redis import keys
 from tachikoma.redis.passwords import read_password

@@ -9,7 +9,8 @@ from typing import Any
 
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.identity.file_source import FileSvidSource
-from tachikoma.identity.signed_messages import WorkOrder, verify
+from tachikoma.identity.signed_messages import WorkOrder
+from tachikoma.identity.signing import verify
 from tachikoma.identity.spiffe import SpiffeId, service_id, user_id
 from tachikoma.policy.watch import PolicyWatch
 from tachikoma.redis import keys

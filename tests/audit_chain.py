@@ -13,7 +13,8 @@ from tachikoma.audit.chain import ChainEnd
 from tachikoma.audit.verification import Report, verify_files
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.identity.file_source import FileSvidSource
-from tachikoma.identity.signed_messages import AuditCheckpoint, sign
+from tachikoma.identity.signed_messages import AuditCheckpoint
+from tachikoma.identity.signing import sign
 from tachikoma.identity.spiffe import service_id
 from tachikoma.vocabulary.audit import ExecAuditLog
 

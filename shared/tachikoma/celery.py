@@ -28,7 +28,8 @@ from pydantic import ValidationError
 from tachikoma.client.profile import Profile
 from tachikoma.errors import ConfigurationError, InvalidRequest, Unauthenticated
 from tachikoma.identity.open import open_identity
-from tachikoma.identity.signed_messages import SignedRequest, sign
+from tachikoma.identity.signed_messages import SignedRequest
+from tachikoma.identity.signing import sign
 from tachikoma.identity.spiffe import InvalidIdentity, service_id
 from tachikoma.redis import keys
 from tachikoma.vocabulary.model import describe_validation_error

@@ -35,7 +35,8 @@ from tachikoma.celery import TASK_NAME, Commands
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.identity.file_source import FileSvidSource
-from tachikoma.identity.signed_messages import SignedRequest, sign
+from tachikoma.identity.signed_messages import SignedRequest
+from tachikoma.identity.signing import sign
 from tachikoma.identity.spiffe import service_id, user_id
 from tachikoma.redis import keys
 from tachikoma.redis.access import celery_url

@@ -30,7 +30,8 @@ from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import JoiningStub, RemoteExecutionStub
 from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.join_token import JoinToken
-from tachikoma.identity.signed_messages import OutputDigest, Receipt, sign
+from tachikoma.identity.signed_messages import OutputDigest, Receipt
+from tachikoma.identity.signing import sign
 from tachikoma.identity.spiffe import user_id
 from tachikoma.identity.svid import Svid
 from tachikoma.redis import keys

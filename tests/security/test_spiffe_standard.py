@@ -30,7 +30,8 @@ from tachikoma.client import wire
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
 from tachikoma.identity.files import FEDERATED_FOLDER, write_private
-from tachikoma.identity.signed_messages import OutputDigest, Receipt, WorkOrder, sign
+from tachikoma.identity.signed_messages import OutputDigest, Receipt, WorkOrder
+from tachikoma.identity.signing import sign
 from tachikoma.identity.spiffe import agent_id, service_id
 from tachikoma.redis import keys
 from tachikoma.vocabulary.grants import Grant, GrantedExecutable

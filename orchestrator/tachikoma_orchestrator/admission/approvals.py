@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import structlog
 
 from tachikoma.errors import FailedPrecondition, InvalidRequest, NotFound, PermissionDenied
-from tachikoma.identity.signed_messages import InvalidSignature, ParkedRequest, verify
+from tachikoma.identity.signed_messages import ParkedRequest
+from tachikoma.identity.signing import InvalidSignature, verify
 from tachikoma.identity.svid import SvidSource
 from tachikoma.policy.decision import Decision, may_approve
 from tachikoma.vocabulary.audit import AuditCode

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from tachikoma.errors import Unavailable
-from tachikoma.identity.signed_messages import ParkedRequest, WorkOrder, sign
+from tachikoma.identity.signed_messages import ParkedRequest, WorkOrder
+from tachikoma.identity.signing import sign
 from tachikoma.identity.spiffe import agent_id
 from tachikoma.identity.svid import Svid, SvidSource
 from tachikoma.policy.decision import Decision

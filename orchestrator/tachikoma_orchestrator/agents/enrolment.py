@@ -21,7 +21,7 @@ from tachikoma.errors import FailedPrecondition, InvalidRequest
 from tachikoma.identity.certificates import key_digest
 from tachikoma.identity.join_token import SECRET_BYTES, JoinToken
 from tachikoma.identity.signed_messages import Enrolment as SignedEnrolment
-from tachikoma.identity.signed_messages import InvalidSignature, sign, verify
+from tachikoma.identity.signing import InvalidSignature, sign, verify
 from tachikoma.identity.spiffe import agent_id
 from tachikoma.identity.svid import Svid, SvidSource
 from tachikoma.redis import keys

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from tachikoma.identity.signed_messages import CancelOrder, sign
+from tachikoma.identity.signed_messages import CancelOrder
+from tachikoma.identity.signing import sign
 from tachikoma.identity.spiffe import agent_id
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis import keys

@@ -14,7 +14,8 @@ import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from tachikoma.config.error_reporting import concerns
-from tachikoma.identity.signed_messages import CLOCK_SKEW_SECONDS, InvalidSignature, Receipt, signer_begins, verify
+from tachikoma.identity.signed_messages import Receipt
+from tachikoma.identity.signing import CLOCK_SKEW_SECONDS, InvalidSignature, signer_begins, verify
 from tachikoma.identity.spiffe import InvalidIdentity, agent_id
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis import keys

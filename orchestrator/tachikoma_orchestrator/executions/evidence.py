@@ -15,7 +15,8 @@ from typing import Any
 import structlog
 
 from tachikoma.errors import RecordAltered
-from tachikoma.identity.signed_messages import InvalidSignature, Receipt, signer_begins, verify
+from tachikoma.identity.signed_messages import Receipt
+from tachikoma.identity.signing import InvalidSignature, signer_begins, verify
 from tachikoma.identity.spiffe import InvalidIdentity, agent_id
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis import keys

@@ -13,7 +13,8 @@ from redis.exceptions import RedisError
 from tachikoma.celery import MAX_VALID
 from tachikoma.config import error_reporting
 from tachikoma.errors import NotFound, Unauthenticated, Unavailable
-from tachikoma.identity.signed_messages import CLOCK_SKEW_SECONDS, InvalidSignature, SignedRequest, verify
+from tachikoma.identity.signed_messages import SignedRequest
+from tachikoma.identity.signing import CLOCK_SKEW_SECONDS, InvalidSignature, verify
 from tachikoma.identity.spiffe import SpiffeId, is_agent
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.results import ExecResponse

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from tachikoma.audit.chain import CHECKPOINT_EVENTS, FIRST_PREV, audit_files, line_digest, read_lines
 from tachikoma.identity.bundles import TrustBundle
-from tachikoma.identity.signed_messages import AuditCheckpoint, InvalidSignature, verify
+from tachikoma.identity.signed_messages import AuditCheckpoint
+from tachikoma.identity.signing import InvalidSignature, verify
 from tachikoma.identity.spiffe import SpiffeId
 from tachikoma.vocabulary.audit import ExecAuditLog
 from tachikoma.vocabulary.model import describe_validation_error

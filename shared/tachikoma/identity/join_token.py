@@ -1,7 +1,8 @@
-"""What a host without an identity is given to become an agent, and what it keeps of that.
+"""The token with which a host without an identity becomes an agent, and the file that remains of it.
 
-A token is one string. Beside its secret it says where to join and whom to find there: the root itself, not only its
-fingerprint, since TLS does not send roots. So the secret is told to nobody but the orchestrator.
+A token is one string. Beside its secret it contains the address to join at and the root certificate of the server
+there: the root itself, not only its fingerprint, since TLS does not send roots. So only the orchestrator receives the
+secret.
 """
 
 from __future__ import annotations
@@ -24,17 +25,18 @@ from tachikoma.vocabulary.types import ID_PATTERN, Base64
 
 __all__ = ["JOINED_FILE", "SECRET_BYTES", "JoinToken", "Joined", "agent_of"]
 
-#: In the identity's folder of an agent that joined.
+#: Name of the file in the identity's folder of an agent that joined.
 JOINED_FILE = "joined.json"
+#: Bytes of the secret in a token.
 SECRET_BYTES = 32
 
 _PREFIX = "tachikoma-join-"
-#: Longest token; ours have about 1000 characters, more where the root has a long key.
+#: Most characters of a token; usual are about 1000, more if the root has a long key.
 _MAX_TOKEN = 16 * 1024
 
 
 def agent_of(spiffe_id: SpiffeId) -> str:
-    """The agent that an ID names; empty where it names none."""
+    """Return the agent that an ID names; empty if it names none."""
     found = re.fullmatch(f"/agent/({ID_PATTERN})", spiffe_id.path)
     return found[1] if found else ""
 
@@ -51,24 +53,25 @@ def _root(der: bytes) -> bytes:
 
 
 class JoinToken(Model):
-    """Lets one host join once. Whoever has it may."""
+    """A token that lets one host join once. Any host that has it may join."""
 
     #: SPIFFE ID of the agent.
     id: Annotated[str, AfterValidator(_agent_id)]
-    #: host:port where to join, and the DNS name in the certificate there.
+    #: host:port of the join service.
     address: Annotated[str, Field(min_length=1, max_length=300)]
+    #: DNS name in the certificate of the join service.
     server_name: Annotated[str, Field(min_length=1, max_length=255)]
-    #: The root that vouches for that certificate, DER.
+    #: Root certificate of the join service, DER.
     root: Annotated[Base64, Field(max_length=8192), AfterValidator(_root)]
-    # Not in `repr`.
+    #: Random secret; not in `repr`.
     secret: Annotated[Base64, Field(min_length=SECRET_BYTES, max_length=SECRET_BYTES, repr=False)]
 
     @classmethod
     def parse(cls, text: str) -> JoinToken:
-        """Read one.
+        """Parse a token.
 
         Raises:
-            InvalidRequest: it is none. The message does not tell what it is, since it may be a part of one.
+            InvalidRequest: the text is not a token. The message does not repeat it, since it may be a part of one.
         """
         text = text.strip()
         body = text.removeprefix(_PREFIX)
@@ -78,7 +81,7 @@ class JoinToken(Model):
             return cls.model_validate_json(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
         except (ValidationError, ValueError, binascii.Error):
             raise InvalidRequest(
-                "this is no token, or not the whole of one; `tachikoma agents enroll` prints it in one line"
+                "this is not a complete join token; copy the one line that `tachikoma agents enroll` prints"
             ) from None
 
     def __str__(self) -> str:
@@ -86,28 +89,29 @@ class JoinToken(Model):
 
     @property
     def spiffe_id(self) -> SpiffeId:
-        """Who the holder becomes."""
+        """The SPIFFE ID that the host gets."""
         return SpiffeId.parse(self.id)
 
     @property
     def root_pem(self) -> bytes:
-        """What the orchestrator is known by."""
+        """The root certificate of the join service as PEM."""
         return x509.load_der_x509_certificate(self.root).public_bytes(Encoding.PEM)
 
 
 class Joined(Model):
-    """Stands beside the identity of an agent that joined: it renews that itself, and where."""
+    """The file beside the identity of an agent that joined, by which the agent renews its certificate."""
 
-    #: host:port of the orchestrator, and the DNS name in its certificate.
+    #: host:port of the orchestrator.
     address: str
+    #: DNS name in the orchestrator's certificate.
     server_name: str
 
     @classmethod
     def load(cls, folder: Path) -> Joined | None:
-        """What stands in an identity's folder; None where its agent did not join.
+        """Read the file in an identity's folder; None if the agent did not join.
 
         Raises:
-            ConfigurationError: it cannot be read.
+            ConfigurationError: the file cannot be read.
         """
         try:
             return cls.model_validate_json((folder / JOINED_FILE).read_bytes())
@@ -117,5 +121,5 @@ class Joined(Model):
             raise ConfigurationError(f"cannot read {folder / JOINED_FILE}: {error}") from None
 
     def save(self, folder: Path) -> None:
-        """Write it. Raises OSError."""
+        """Write the file into an identity's folder. Raises OSError."""
         write_private(folder / JOINED_FILE, self.to_json().encode() + b"\n")

@@ -1,31 +1,14 @@
-"""Signed messages between orchestrator and agents: work orders, cancels and receipts (RFC 7515, compact JWS).
-
-Each is signed with the key of the signer's X.509-SVID, whose chain travels in `x5c`, so that there is no second key to
-distribute. Type and algorithm are fixed by the reader; `jku`, `jwk` and `kid` are never looked at. Redis carries these
-messages and is trusted with none of them.
-"""
+"""The signed messages between orchestrator, agents and applications; `signing.py` signs and verifies them."""
 
 from __future__ import annotations
 
-import base64
-import json
-import time
-from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from joserfc import jws
-from joserfc.jwk import ECKey
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tachikoma.identity.bundles import TrustBundle, TrustBundles
-from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId
-from tachikoma.identity.svid import Svid
+from tachikoma.identity.signing import Claims
 from tachikoma.vocabulary.grants import Digest, Grant
 from tachikoma.vocabulary.limits import ResourceUsage
-from tachikoma.vocabulary.model import describe_validation_error
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.results import KillReceipt
 from tachikoma.vocabulary.states import ExecState
@@ -35,85 +18,57 @@ __all__ = [
     "AuditCheckpoint",
     "CancelOrder",
     "Enrolment",
-    "InvalidSignature",
     "OutputDigest",
     "ParkedRequest",
     "Receipt",
     "SignedRequest",
     "WorkOrder",
-    "sign",
-    "signer_begins",
-    "verify",
 ]
 
-#: How far the clocks of two hosts may differ.
-CLOCK_SKEW_SECONDS = 60
-#: Largest signed payload: 4 MiB of stdin in base64, and the rest.
-MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
-
-_registry = jws.JWSRegistry(algorithms=["ES256"])
-_registry.max_header_length = 16 * 1024
-_registry.max_payload_length = MAX_PAYLOAD_BYTES * 4 // 3 + 4
-
-
-#: Bounds of what an agent says: an agent may be hostile, and what it says is stored and shown.
+#: A number that an agent reports. Agents may be hostile, and their reports are stored and shown, so it has bounds.
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-class InvalidSignature(ValueError):
-    """A signed message that must not be believed; the message says why."""
-
-
-class _Claims(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    #: What `typ` in the JWS header must say.
-    type: str
-    #: SPIFFE ID of the signer.
-    iss: str
-    #: When it was signed, in seconds since the epoch.
-    iat: int
-
-
-C = TypeVar("C", bound=_Claims)
-
-
-class WorkOrder(_Claims):
-    """What an agent is told to run: everything it acts on is in here."""
+class WorkOrder(Claims):
+    """A work order: everything that the agent acts on."""
 
     type: Literal["tachikoma-order+jws"] = "tachikoma-order+jws"
-    #: SPIFFE ID of the agent it is for.
+    #: SPIFFE ID of the agent that it is addressed to.
     aud: str
     #: SPIFFE ID of the requester.
     sub: str
-    #: Not to be started at or after this second since the epoch.
+    #: Second since the epoch from which on the command must not be started.
     exp: int
-    #: The execution; an agent starts each at most once.
+    #: Id of the execution; an agent starts each at most once.
     jti: Identifier
-    #: name@digest of the policy that granted it.
+    #: The policy that granted the request, as name@digest.
     policy: str
-    #: SPIFFE ID of who approved it; empty where policy asked for no approval.
+    #: SPIFFE ID of the approver; empty if policy needed no approval.
     approved_by: str = ""
-    #: The journal its agent had when it was signed. With another the agent cannot know whether it was started before.
+    #: Id of the agent's journal at the time of the signature. An agent with another journal cannot know whether it has
+    #: started the command before.
     journal: str = ""
-    #: The labels of the agent that policy decided by. They came over Redis, so the agent holds them against its own.
+    #: Labels of the agent that policy used. They came through Redis, so the agent compares them with its own.
     labels: dict[str, str] = Field(default_factory=dict)
-    #: Address it was asked for from; empty where it was not known.
+    #: IP address that the request came from; empty if it is unknown.
     client_ip: str = ""
+    #: What policy granted.
     grant: Grant
+    #: The request.
     request: ExecRequest
 
 
-class SignedRequest(_Claims):
-    """A request that its requester signed, since it comes over Redis and not over a connection of its own."""
+class SignedRequest(Claims):
+    """A request that its requester signed, since it comes through Redis and not over an authenticated connection."""
 
     type: Literal["tachikoma-request+jws"] = "tachikoma-request+jws"
-    #: SPIFFE ID of the orchestrator it is for.
+    #: SPIFFE ID of the orchestrator that it is addressed to.
     aud: str
-    #: Not to be admitted at or after this second since the epoch.
+    #: Second since the epoch from which on the request must not be admitted.
     exp: int
-    #: The execution, which is the same however often this is read.
+    #: Id of the execution, so that reading the message twice gives one execution.
     jti: Identifier
+    #: The request, with the same id.
     request: ExecRequest
 
     @model_validator(mode="after")
@@ -123,179 +78,113 @@ class SignedRequest(_Claims):
         return self
 
 
-class ParkedRequest(_Claims):
-    """A request that waits for its approval. It is no order to any agent, and Redis can put no other in its place."""
+class ParkedRequest(Claims):
+    """A request that waits for an approval. No agent accepts it as an order, and Redis cannot replace it."""
 
     type: Literal["tachikoma-parked+jws"] = "tachikoma-parked+jws"
-    #: The execution.
+    #: Id of the execution.
     jti: Identifier
-    #: With the requester that was authenticated.
+    #: The request, with the authenticated requester.
     request: ExecRequest
-    #: Address it was asked for from; empty where it was not known.
+    #: IP address that the request came from; empty if it is unknown.
     client_ip: str = ""
 
 
-class CancelOrder(_Claims):
-    """Tells an agent to end, or never to start, an execution."""
+class CancelOrder(Claims):
+    """An order to an agent to kill an execution, or never to start it."""
 
     type: Literal["tachikoma-cancel+jws"] = "tachikoma-cancel+jws"
-    #: SPIFFE ID of the agent it is for.
+    #: SPIFFE ID of the agent that it is addressed to.
     aud: str
-    #: Who asked for it.
+    #: SPIFFE ID of the caller who cancelled.
     sub: str
-    #: Whose the execution must be for that; empty where an operator asks, who may end those of all.
+    #: SPIFFE ID that must be the requester of the execution; empty if an operator cancelled, who may cancel all.
     requested_by: str = ""
+    #: Id of the execution.
     jti: Identifier
 
 
-class Enrolment(_Claims):
-    """Lets whoever has a secret join once as an agent. Redis keeps it, and can put no other in its place."""
+class Enrolment(Claims):
+    """A permission to join once as an agent, for the holder of a secret. Redis stores it and cannot replace it."""
 
     type: Literal["tachikoma-enrolment+jws"] = "tachikoma-enrolment+jws"
+    #: Id of the agent.
     agent: Identifier
-    #: SHA-256 of the secret.
+    #: SHA-256 of the secret, in hexadecimal.
     secret_sha256: Digest
-    #: When it was made, in milliseconds: one from before the agent was cut off lets nobody back in.
+    #: Time of the enrolment, in milliseconds since the epoch. One from before the agent's revocation is not accepted.
     made_ms: Milliseconds
-    #: Good for nothing at or after this second since the epoch.
+    #: Second since the epoch from which on the permission is expired.
     exp: int
     #: SPIFFE ID of the operator.
     by: str
 
 
-class AuditCheckpoint(_Claims):
-    """Vouches for a chain of the audit log up to a line."""
+class AuditCheckpoint(Claims):
+    """A checkpoint: the head of an audit log's chain up to a line."""
 
     type: Literal["tachikoma-checkpoint+jws"] = "tachikoma-checkpoint+jws"
-    #: Number of the line in the chain, and its digest.
+    #: Number of the line in the chain.
     line: Count
+    #: Digest of that line.
     head: Digest
-    #: Number of the last event before it.
+    #: Number of the last event before the checkpoint.
     seq: Count
 
 
 class OutputDigest(BaseModel):
-    """One output stream in a receipt."""
+    """Size and digests of one output stream in a receipt."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    #: Number of bytes that the command wrote.
     total_bytes: Count
-    #: Of the whole; empty where it is not known: its worker was started again when much of it was gone.
+    #: SHA-256 of all these bytes; empty if a restarted worker no longer had all of them.
     sha256: Digest | Literal[""]
+    #: True if the result contains only head and tail.
     truncated: bool
-    #: SHA-256 of what stands in the result: the whole, or head and tail.
+    #: SHA-256 of the part in the result: all bytes, or head and tail.
     excerpt_sha256: Digest
 
 
-class Receipt(_Claims):
-    """What an agent says of an execution's end."""
+class Receipt(Claims):
+    """An agent's signed report about the end of an execution."""
 
     type: Literal["tachikoma-receipt+jws"] = "tachikoma-receipt+jws"
-    #: The execution.
+    #: Id of the execution.
     jti: Identifier
-    #: SHA-256 of the order it answers, or empty where the order itself could not be read again.
+    #: SHA-256 of the order; empty if the order could not be read again.
     order_sha256: str
+    #: The final state.
     state: ExecState
+    #: Exit code; 128+n after signal n; -1 if the command never ran or its exit code is unknown.
     exit_code: Annotated[int, Field(ge=-1, le=255)]
+    #: Number of the signal that ended the command; 0 if none did.
     signal: Annotated[int, Field(ge=0, le=64)]
+    #: Why the execution did not succeed, for people; else empty.
     error: Annotated[str, Field(max_length=8192)]
-    #: The file that was executed, or empty.
+    #: Path of the file that was executed; empty if none was.
     executable: Annotated[str, Field(max_length=8192)]
-    #: Milliseconds since the epoch by the agent's clock; 0 for never.
+    #: Start of the command by the agent's clock, in milliseconds since the epoch; 0 if it never started.
     started_ms: Milliseconds
+    #: End of the execution by the agent's clock, in milliseconds since the epoch.
     ended_ms: Milliseconds
+    #: Run time of the command in microseconds.
     duration_us: Count
     #: Number of the last chunk of output.
     chunks: Count
+    #: Standard output.
     stdout: OutputDigest
+    #: Standard error.
     stderr: OutputDigest
+    #: Resources that the command used.
     usage: ResourceUsage = ResourceUsage()
-    #: How it was killed, where it was.
+    #: The agent's report about killing the command; None if it was not killed.
     kill: KillReceipt | None = None
 
     @model_validator(mode="after")
     def _killed_means_gone(self) -> Self:
         killed = self.state in (ExecState.CANCELLED, ExecState.TIMED_OUT) and self.started_ms
         if killed and not (self.kill and self.kill.empty):
-            raise ValueError(f"says {self.state} of a command, and not that nothing of it is left")
+            raise ValueError(f"reports {self.state}, but not that all processes of the command are gone")
         return self
-
-
-def sign(svid: Svid, claims: _Claims) -> str:
-    """Sign claims as the given identity: a compact JWS."""
-    payload = claims.model_dump_json().encode()
-    x5c = [base64.b64encode(certificate.public_bytes(Encoding.DER)).decode() for certificate in svid.chain]
-    header = {"alg": "ES256", "typ": claims.type, "x5c": x5c}
-    return jws.serialize_compact(header, payload, svid.signing_key, registry=_registry)
-
-
-@lru_cache(maxsize=1024)
-def _parse_chain(x5c: tuple[str, ...]) -> tuple[list[x509.Certificate], ECKey]:
-    """The certificates of a header and the leaf's key. Nothing is trusted by being parsed, so it can be remembered."""
-    chain = [x509.load_der_x509_certificate(base64.b64decode(item, validate=True)) for item in x5c]
-    public_key = chain[0].public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    return chain, ECKey.import_key(public_key)
-
-
-def _chain(header: dict[str, Any]) -> tuple[list[x509.Certificate], ECKey]:
-    x5c = header.get("x5c")
-    if not isinstance(x5c, list) or not 1 <= len(x5c) <= 8 or not all(isinstance(item, str) for item in x5c):
-        raise InvalidSignature("carries no certificate chain")
-    return _parse_chain(tuple(x5c))
-
-
-def verify(
-    token: str, kind: type[C], bundle: TrustBundle | TrustBundles, issuer: SpiffeId | None, *, kept: bool = False
-) -> C:
-    """The claims of a signed message, after checking who signed it.
-
-    Args:
-        token: compact JWS.
-        kind: the claims expected.
-        bundle: roots of the issuer's trust domain, or of all trust domains an issuer may be of.
-        issuer: the only identity that may have signed it; None where anybody may, who then is its `iss`.
-        kept: whether the message may be older than its signer's certificate lasts, which then must have been valid
-            when it was signed.
-
-    Raises:
-        InvalidSignature: type, algorithm, chain, issuer, signature or claims are not as they must be.
-    """
-    expected_type = kind.model_fields["type"].default
-    try:
-        message = jws.extract_compact(token.encode("ascii"), registry=_registry)
-        header = message.headers()
-        if not isinstance(header, dict):
-            raise InvalidSignature("has a header that is no object")
-        if header.get("typ") != expected_type or header.get("alg") != "ES256":
-            raise InvalidSignature(f"is a {str(header.get('typ'))[:60]!r}, not a {expected_type!r}")
-        chain, key = _chain(header)
-        at = None
-        if kept:
-            # Read before it is verified; it is the signer's word, and believed only with the signature.
-            at = datetime.fromtimestamp(int(json.loads(message.payload)["iat"]), UTC)
-        signer = bundle.verify(chain[0], chain[1:], at)
-        if issuer is not None and signer != issuer:
-            raise InvalidSignature(f"is signed by {signer}, not by {issuer}")
-        jws.deserialize_compact(token.encode("ascii"), key, registry=_registry)
-        claims = kind.model_validate_json(message.payload)
-    except InvalidIdentity as error:
-        raise InvalidSignature(f"is signed by nobody we trust: {error}") from None
-    except ValidationError as error:
-        raise InvalidSignature(f"has wrong claims: {describe_validation_error(error)}") from None
-    except InvalidSignature:
-        raise
-    except Exception as error:
-        # What a hostile token makes the parsers of JSON, JOSE and X.509 raise cannot be listed. Whatever it is: the
-        # message was not verified.
-        raise InvalidSignature(f"is not validly signed: {str(error)[:300] or type(error).__name__}") from None
-    if claims.iss != str(signer):
-        raise InvalidSignature("names another issuer than its signer")
-    if claims.iat > time.time() + CLOCK_SKEW_SECONDS:
-        raise InvalidSignature("is of a time that is still to come")
-    return claims
-
-
-def signer_begins(token: str) -> datetime:
-    """From when on the certificate of a signer is valid. Only of a message that was verified."""
-    chain, _ = _chain(jws.extract_compact(token.encode("ascii"), registry=_registry).headers())
-    return chain[0].not_valid_before_utc

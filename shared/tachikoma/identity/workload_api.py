@@ -1,8 +1,8 @@
 """An identity from the SPIFFE Workload API, for instance of a SPIRE agent on the same host.
 
-The `spiffe` package keeps the stream and connects again; what comes through it is read with our own rules, since its
-parser takes IDs that the standard does not allow. Its own `X509Source` is not used: it stays closed after the first
-error, and here the identity that was in use is kept until a better one comes.
+The `spiffe` package holds the stream and reconnects. Its updates are parsed by the rules of this package, since its
+own parser accepts IDs that the standard does not allow. Its `X509Source` is not used, because it stays closed after the
+first error; here the identity in use is retained until a valid new one arrives.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from tachikoma.identity.svid import Svid, renewed
 
 __all__ = ["WorkloadSvidSource"]
 
-#: How long to wait for the first identity.
+#: Longest wait for the first identity, in seconds.
 FIRST_SECONDS = 10.0
-#: Before the stream is asked for again that was refused.
+#: Wait before a refused stream is requested again, in seconds.
 RETRY_SECONDS = 1.0
 
 log = structlog.get_logger(__name__)
@@ -32,16 +32,16 @@ Material = tuple[bytes, bytes, bytes, dict[str, bytes]]
 
 
 def _material(context: X509Context) -> Material:
-    """An update as PEM: chain, key, own bundle, and federated bundles by trust domain.
+    """Return an update as PEM: chain, key, own bundle, and federated bundles by trust domain.
 
     Raises:
-        InvalidIdentity: it is not complete.
+        InvalidIdentity: the update is not complete.
     """
     svid = context.default_svid
     chain = svid.cert_chain
     own = id_of(chain[0]).trust_domain
     bundles = {
-        # In one order, so that the same roots are the same text.
+        # Sorted, so that equal roots give equal text.
         bundle.trust_domain.name: b"".join(sorted(root.public_bytes(Encoding.PEM) for root in bundle.x509_authorities))
         for bundle in context.x509_bundle_set.bundles
     }
@@ -59,23 +59,26 @@ class WorkloadSvidSource:
     """The default identity that the Workload API gives this process. Safe to use from several threads."""
 
     def __init__(self, endpoint: str, *, first_seconds: float = FIRST_SECONDS) -> None:
-        """Ask for the identity and wait, bounded, until it is there.
+        """Request the identity and wait for it.
+
+        Args:
+            endpoint: `unix:///path` of the Workload API.
+            first_seconds: longest wait for the first identity.
 
         Raises:
-            ConfigurationError: there is nobody at the endpoint, or no identity for this process came, or one that
-                cannot be used.
+            ConfigurationError: the endpoint does not answer, or gave no usable identity in time.
         """
         self.place = endpoint
         self._lock = threading.Lock()
         self._svid: Svid | None = None
-        self._problem = "nothing came"
+        self._problem = "no answer came"
         self._answered = threading.Event()
         self._closed = threading.Event()
         self._failed = threading.Event()
         try:
             self._client = WorkloadApiClient(endpoint)
         except Exception as error:
-            # The package's own classes have no common one that says only this.
+            # The errors of the package have no narrower common class.
             raise ConfigurationError(f"cannot use the Workload API at {endpoint}: {error}") from error
         self._thread = threading.Thread(target=self._watch, name="workload-api", daemon=True)
         self._thread.start()
@@ -85,17 +88,17 @@ class WorkloadSvidSource:
             self.close()
             raise ConfigurationError(
                 f"the Workload API at {endpoint} gave this process no identity in {first_seconds:g} s: {problem}; "
-                "is there an entry for it?"
+                "check that it has a registration entry"
             )
 
     def current(self) -> Svid:
-        """The newest identity that can be used."""
+        """Return the most recent valid identity."""
         with self._lock:
             assert self._svid is not None
             return self._svid
 
     def close(self) -> None:
-        """End the stream. The identity stays what it was."""
+        """Close the stream. The last identity stays available."""
         self._closed.set()
         self._failed.set()
         self._thread.join()
@@ -107,7 +110,7 @@ class WorkloadSvidSource:
             if self._closed.is_set():
                 return
             stream = self._client.stream_x509_contexts(self._take, self._fail)
-            # The package connects again by itself, except where the other side says that it never will.
+            # The package reconnects by itself, unless the other side refuses for good.
             self._failed.wait()
             stream.cancel()
             self._closed.wait(RETRY_SECONDS)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from redis.exceptions import RedisError
 
 from tachikoma.config.retry import Backoff
-from tachikoma.identity.signed_messages import CancelOrder, InvalidSignature, verify
+from tachikoma.identity.signed_messages import CancelOrder
+from tachikoma.identity.signing import InvalidSignature, verify
 from tachikoma.identity.spiffe import agent_id, service_id
 from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type

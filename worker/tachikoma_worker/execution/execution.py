@@ -22,7 +22,8 @@ from functools import partial
 import structlog
 from redis.exceptions import RedisError
 
-from tachikoma.identity.signed_messages import InvalidSignature, WorkOrder
+from tachikoma.identity.signed_messages import WorkOrder
+from tachikoma.identity.signing import InvalidSignature
 from tachikoma.identity.spiffe import InvalidIdentity
 from tachikoma.redis import keys
 from tachikoma.streams.heartbeat import Started

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from tachikoma.identity.signed_messages import InvalidSignature, WorkOrder, verify
+from tachikoma.identity.signed_messages import WorkOrder
+from tachikoma.identity.signing import InvalidSignature, verify
 from tachikoma.identity.spiffe import agent_id, service_id
 from tachikoma_worker.execution.context import Context
 

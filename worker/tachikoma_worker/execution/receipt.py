@@ -20,7 +20,8 @@ import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from tachikoma.config.retry import Backoff
-from tachikoma.identity.signed_messages import InvalidSignature, OutputDigest, Receipt, sign, verify
+from tachikoma.identity.signed_messages import OutputDigest, Receipt
+from tachikoma.identity.signing import InvalidSignature, sign, verify
 from tachikoma.identity.svid import Svid
 from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type

@@ -17,7 +17,8 @@ import structlog
 
 from tachikoma.audit.chain import CHECKPOINT_EVENTS, ChainEnd, audit_files, read_end
 from tachikoma.errors import ConfigurationError
-from tachikoma.identity.signed_messages import AuditCheckpoint, sign
+from tachikoma.identity.signed_messages import AuditCheckpoint
+from tachikoma.identity.signing import sign
 from tachikoma.identity.svid import SvidSource
 from tachikoma.vocabulary.audit import ExecAuditLog
 from tachikoma_orchestrator.audit.sinks.sink import SinkUnavailable

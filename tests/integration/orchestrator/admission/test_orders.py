@@ -14,7 +14,8 @@ from admissions import AGENT, ALICE, ORCHESTRATOR, Stand
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.errors import Unavailable
 from tachikoma.identity.file_source import FileSvidSource
-from tachikoma.identity.signed_messages import InvalidSignature, ParkedRequest, WorkOrder, verify
+from tachikoma.identity.signed_messages import ParkedRequest, WorkOrder
+from tachikoma.identity.signing import InvalidSignature, verify
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.policies import RateLimitConfig

@@ -16,7 +16,8 @@ from tachikoma.errors import (
     FailedPrecondition,
     InvalidRequest,
 )
-from tachikoma.identity.signed_messages import Enrolment, sign
+from tachikoma.identity.signed_messages import Enrolment
+from tachikoma.identity.signing import sign
 from tachikoma.identity.spiffe import service_id
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis

@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tachikoma.client import wire
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.identity.file_source import FileSvidSource
-from tachikoma.identity.signed_messages import OutputDigest, Receipt, sign
+from tachikoma.identity.signed_messages import OutputDigest, Receipt
+from tachikoma.identity.signing import sign
 from tachikoma.identity.spiffe import agent_id, service_id
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis

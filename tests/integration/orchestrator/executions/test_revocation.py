@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from members import AGENT, DOMAIN, OPERATOR, WEB, Stand
-from tachikoma.identity.signed_messages import CancelOrder, verify
+from tachikoma.identity.signed_messages import CancelOrder
+from tachikoma.identity.signing import verify
 from tachikoma.identity.spiffe import service_id
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
