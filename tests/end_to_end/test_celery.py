@@ -256,7 +256,7 @@ def test_nobody_is_believed_who_did_not_sign(
     wrong: dict[str, Any] = {
         "is not signed": {"request": made.to_dict()},
         "for spiffe://tachikoma.local/service/other": token(user, made, aud="spiffe://tachikoma.local/service/other"),
-        "was good until": token(user, made, iat=now - 200, exp=now - 100),
+        "was valid until": token(user, made, iat=now - 200, exp=now - 100),
         "more than 1 day": token(user, made, exp=now + 100_000),
         "is an agent": token(stack.identity(AGENT), made),
         "not trusted": token(tmp_path / "foreign", made),

@@ -37,7 +37,7 @@ def fail(text: str, *, stdin: bytes = b"") -> None:
 
 
 if "orchestrator" in sys.orig_argv:
-    from tachikoma_orchestrator.api.executions import RemoteExecution
+    from tachikoma_orchestrator.api.remote_execution import RemoteExecution
     from tachikoma_orchestrator.executions.reaper import Reaper
 
     status, attach, sweep = RemoteExecution.Status, RemoteExecution.Attach, Reaper.sweep
@@ -46,14 +46,14 @@ if "orchestrator" in sys.orig_argv:
         answer = await status(self, request, context)
         if request.id.startswith(FAULT):
             record = await self._record(request.id)
-            fail(everything(self._identity, request, answer, record))
+            fail(everything(self._parts.identity, request, answer, record))
         return answer
 
     async def mistaken_attach(self: Any, request: Any, context: Any) -> Any:
         async for output in attach(self, request, context):
             yield output
             if request.id.startswith(STREAM_FAULT):
-                fail(everything(self._identity, request, output))
+                fail(everything(self._parts.identity, request, output))
 
     async def mistaken_sweep(self: Any) -> None:
         if Path(REAPER_FAULT).exists():

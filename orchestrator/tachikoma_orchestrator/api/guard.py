@@ -1,11 +1,12 @@
-"""Around every RPC: who calls, from where, and what an error becomes.
+"""The interceptor around every RPC: it authenticates the caller and translates errors.
 
-The peer's X.509-SVID is verified against the bundle of its ID's own trust domain, beyond what TLS does; its SPIFFE ID
-is the requester. TLS looks at a certificate once for each connection, and connections last: so it is looked at again
-for every call, and while a call lasts as often as the bundles change or the certificate may have ended.
+The caller is the SPIFFE ID in the peer's X.509-SVID, verified against the bundle of the ID's own trust domain; TLS
+alone would accept any trusted issuer. TLS verifies a certificate once per connection only, and connections last. So the
+guard verifies it again for every call. It also verifies the calls in progress when bundles change or a certificate
+expires.
 
-Errors of our tree become gRPC statuses with `google.rpc` details; anything else is logged and told as INTERNAL without
-its text.
+Errors of `tachikoma.errors` become gRPC statuses with `google.rpc` details. Any other error is logged, and its caller
+gets INTERNAL without its text.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
@@ -28,80 +28,43 @@ from redis.exceptions import RedisError, ResponseError
 
 from tachikoma.client.rpc_errors import STATUS_DETAILS, error_to_details
 from tachikoma.errors import PermissionDenied, ServerError, TachikomaError, Unauthenticated, Unavailable
-from tachikoma.identity.bundles import TrustBundles
 from tachikoma.identity.join_token import agent_of
+from tachikoma.identity.bundles import TrustBundles
 from tachikoma.identity.spiffe import InvalidIdentity, is_agent
 from tachikoma.identity.svid import SvidSource
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma_orchestrator.agents.revocations import Revocations
 from tachikoma_orchestrator.api.addresses import FORWARDED, client_address, peer_address
+from tachikoma_orchestrator.api.rules import RULES, SERVICE, Callers
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.caller import Peer
 
-__all__ = ["RULES", "Callers", "Guard", "current_peer"]
+__all__ = ["Context", "Guard", "abort", "current_peer", "translate"]
 
 log = structlog.get_logger(__name__)
 
-#: Between looks at the certificates of calls under way.
+#: Seconds between two verifications of the calls in progress.
 WATCH_SECONDS = 5.0
 
-SERVICE = "/tachikoma.exec.v1.RemoteExecution/"
-
-
-class Callers(StrEnum):
-    """The identities that may call an RPC."""
-
-    #: Every identity, except agents. Policy or the list of operators decides further, inside the RPC.
-    USERS = "users"
-    #: Agents that are not revoked, each for itself.
-    AGENTS = "agents"
-
-
-#: Who may call which RPC. The guard refuses every RPC that is not listed here.
-RULES: Mapping[str, Callers] = {
-    "Execute": Callers.USERS,
-    "ExecuteStream": Callers.USERS,
-    "Submit": Callers.USERS,
-    "Attach": Callers.USERS,
-    "Cancel": Callers.USERS,
-    "Status": Callers.USERS,
-    "List": Callers.USERS,
-    "ListApprovals": Callers.USERS,
-    "GetApproval": Callers.USERS,
-    "Approve": Callers.USERS,
-    "Reject": Callers.USERS,
-    "ListAgents": Callers.USERS,
-    "DrainAgent": Callers.USERS,
-    "ResumeAgent": Callers.USERS,
-    "GetPolicyStatus": Callers.USERS,
-    "ListAuditEvents": Callers.USERS,
-    "ListSchedules": Callers.USERS,
-    "NextDueTimes": Callers.USERS,
-    "PauseSchedule": Callers.USERS,
-    "ResumeSchedule": Callers.USERS,
-    "RunSchedule": Callers.USERS,
-    "ListScheduledRuns": Callers.USERS,
-    "EnrollAgent": Callers.USERS,
-    "RevokeAgent": Callers.USERS,
-    "RenewAgent": Callers.AGENTS,
-}
+#: The context that gRPC passes to an RPC.
+Context = grpc.aio.ServicerContext[Any, Any]
 
 _peer: ContextVar[Peer] = ContextVar("peer")
 
 
 def current_peer() -> Peer:
-    """Who called, inside an RPC."""
+    """Return the caller of the current RPC."""
     return _peer.get()
 
 
 def translate(error: Exception) -> TachikomaError:
-    """What a caller is told of an error."""
+    """Return the error that a caller gets for an error of the server."""
     if isinstance(error, TachikomaError):
         return error
     if isinstance(error, (RedisError, OSError)):
         log.warning("redis.failed", error=str(error))
         if isinstance(error, ResponseError):
-            # For instance a full disk or memory: it answers, but takes nothing.
+            # For instance its disk or memory is full: Redis responds, but refuses every write.
             return Unavailable(
                 f"the orchestrator's Redis refuses: {str(error)[:300]}",
                 metadata={"dependency": "redis"},
@@ -113,29 +76,36 @@ def translate(error: Exception) -> TachikomaError:
             retry_after_seconds=1,
         )
     log.error("call.failed", exc_info=error)
-    return ServerError("the orchestrator failed; its log says how")
+    return ServerError("the orchestrator failed; the reason is in its log")
 
 
-class _Ended(Exception):
-    """A call's peer is not trusted any more; the message says why."""
+async def abort(context: Context, error: Exception) -> None:
+    """End a call with the status of an error, and its `google.rpc` details."""
+    translated = translate(error)
+    details = ((STATUS_DETAILS, error_to_details(translated)),)
+    await context.abort(grpc.StatusCode[translated.code], str(translated), details)
+
+
+class _Distrusted(Exception):
+    """The certificate of a call in progress is no longer trusted; the message is the reason."""
 
 
 @dataclass(slots=True)
 class _Call:
-    """A call under way."""
+    """A call in progress."""
 
     peer: Peer
     certificate: x509.Certificate
     intermediates: list[x509.Certificate]
-    #: The bundles it was last verified with, and until when that holds.
+    #: The bundles it was last verified with, and the time until which that verification is valid.
     bundles: TrustBundles
     until: datetime
-    #: Why it was ended, if it was.
+    #: The reason why the guard ended it; empty while it goes on.
     ended: str = ""
 
 
 class Guard(grpc.aio.ServerInterceptor):
-    """The interceptor."""
+    """Authenticates callers; `run` watches the calls in progress."""
 
     def __init__(
         self,
@@ -144,31 +114,41 @@ class Guard(grpc.aio.ServerInterceptor):
         revocations: Revocations,
         proxies: Sequence[IPv4Network | IPv6Network] = (),
     ) -> None:
+        """Prepare a guard.
+
+        Args:
+            identity: the orchestrator's own; callers are verified with its bundles.
+            trail: records rejected identities.
+            revocations: agents that were revoked.
+            proxies: networks of proxies whose `x-forwarded-for` is trusted.
+        """
         self._identity = identity
         self._trail = trail
         self._revocations = revocations
         self._proxies = proxies
-        #: By the task each runs in.
+        #: Calls in progress, by their tasks.
         self._calls: dict[asyncio.Task[Any], _Call] = {}
 
-    def _address(self, context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    def _address(self, context: Context) -> str:
         metadata = context.invocation_metadata() or ()
         forwarded = (str(value) for key, value in metadata if key == FORWARDED)
         return client_address(peer_address(context.peer()), forwarded, self._proxies)
 
-    async def authenticate(self, context: grpc.aio.ServicerContext[Any, Any], method: str) -> _Call:
-        """Who is at the other end, who may call that method at all; a refusal goes on the record.
+    # --- authentication -----------------------------------------------------------------------------------------------
+
+    async def authenticate(self, context: Context, method: str) -> _Call:
+        """Authenticate the caller of a method; a refusal is recorded in the audit trail.
 
         Raises:
-            Unauthenticated: nobody we know, or a revoked agent.
-            PermissionDenied: an agent; agents take orders and give none.
-            redis errors: it is unknown whether the agent is revoked.
+            Unauthenticated: the certificate is not trusted, or belongs to a revoked agent.
+            PermissionDenied: the RPC has no rule, or the caller is an agent and the RPC is not for agents.
+            redis errors: whether an agent was revoked cannot be read.
         """
         try:
+            call = self.identify(context)
             callers = RULES.get(method.removeprefix(SERVICE))
             if callers is None:
                 raise PermissionDenied(f"the guard has no rule for {method}, so it refuses every call of it")
-            call = self.identify(context)
             if is_agent(call.peer.spiffe_id):
                 await self._check_agent(call, callers)
             return call
@@ -180,11 +160,11 @@ class Guard(grpc.aio.ServerInterceptor):
             )
             raise
 
-    def identify(self, context: grpc.aio.ServicerContext[Any, Any]) -> _Call:
-        """Who is at the other end.
+    def identify(self, context: Context) -> _Call:
+        """Verify the certificate that the peer showed.
 
         Raises:
-            Unauthenticated: nobody we know.
+            Unauthenticated: there is none, or it is not trusted.
         """
         auth: Mapping[str, Any] = context.auth_context()
         leaf = auth.get("x509_pem_cert")
@@ -205,15 +185,17 @@ class Guard(grpc.aio.ServerInterceptor):
     async def _check_agent(self, call: _Call, callers: Callers) -> None:
         if callers is not Callers.AGENTS:
             raise PermissionDenied(f"{call.peer} is an agent; agents do not call this service")
-        # It is seldom called, so it is asked for what holds now.
+        # Renewals are rare, so the latest revocations are read for each.
         await self._revocations.refresh()
         agent = agent_of(call.peer.spiffe_id)
-        if why := self._revocations.refusal(agent, call.certificate.not_valid_before_utc):
-            raise Unauthenticated(f"your certificate is not accepted: {why}")
+        if reason := self._revocations.refusal(agent, call.certificate.not_valid_before_utc):
+            raise Unauthenticated(f"your certificate is not accepted: {reason}")
+
+    # --- calls in progress --------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _under_way(self, call: _Call) -> Iterator[None]:
-        """While it lasts, the call ends when its peer is not trusted any more."""
+    def _in_progress(self, call: _Call) -> Iterator[None]:
+        """Register a call, so that `run` can end it while the block runs."""
         task = asyncio.current_task()
         assert task is not None
         _peer.set(call.peer)
@@ -224,64 +206,84 @@ class Guard(grpc.aio.ServerInterceptor):
             if not call.ended:
                 raise
             task.uncancel()
-            raise _Ended(call.ended) from None
+            raise _Distrusted(call.ended) from None
         finally:
             self._calls.pop(task, None)
 
-    async def watch(self) -> None:
-        """End calls under way whose peer is not trusted any more. Runs until it is cancelled."""
+    async def run(self) -> None:
+        """End calls in progress whose certificate is no longer trusted. Runs until it is cancelled."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            bundles, now = self._identity.current().bundles, datetime.now(UTC)
-            for task, call in list(self._calls.items()):
-                if task.done():
-                    # Its generator was left where it was, and is finalised some time.
-                    self._calls.pop(task, None)
-                    continue
-                if call.ended or (call.bundles is bundles and now <= call.until):
-                    continue
-                try:
-                    _, call.until = bundles.verify_until(call.certificate, call.intermediates)
-                    call.bundles = bundles
-                except InvalidIdentity as error:
-                    call.ended = str(error)
-                    log.warning("call.ended", peer=str(call.peer), address=call.peer.address, reason=call.ended)
-                    task.cancel()
+            self.check_calls()
 
-    async def _abort(self, context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> None:
-        if isinstance(error, _Ended):
-            # Like a connection that broke: clients take the call up again, with the identity they have by now.
+    def check_calls(self) -> None:
+        """Verify the calls in progress once more, where bundles changed or a certificate expired."""
+        bundles, now = self._identity.current().bundles, datetime.now(UTC)
+        for task, call in list(self._calls.items()):
+            if task.done():
+                # The generator of a stream that was abandoned is finalised at some later time.
+                self._calls.pop(task, None)
+                continue
+            if call.ended or (call.bundles is bundles and now <= call.until):
+                continue
+            try:
+                _, call.until = bundles.verify_until(call.certificate, call.intermediates)
+                call.bundles = bundles
+            except InvalidIdentity as error:
+                call.ended = str(error)
+                log.warning("call.ended", peer=str(call.peer), address=call.peer.address, reason=call.ended)
+                task.cancel()
+
+    @staticmethod
+    async def _abort(context: Context, error: Exception) -> None:
+        if isinstance(error, _Distrusted):
+            # The same status as for a broken connection: clients resume the call with their current identity.
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"your certificate is not accepted any more: {error}")
-        told = translate(error)
-        await context.abort(grpc.StatusCode[told.code], str(told), ((STATUS_DETAILS, error_to_details(told)),))
+        await abort(context, error)
+
+    # --- the interceptor ----------------------------------------------------------------------------------------------
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
+        """Wrap the handlers of our own services; health and reflection are open to every peer that TLS accepts."""
         handler = await continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith("/tachikoma."):
+        method = handler_call_details.method
+        if handler is None or not method.startswith("/tachikoma."):
             return handler
         if handler.unary_unary is not None:
-            inner_unary = handler.unary_unary
+            return grpc.unary_unary_rpc_method_handler(
+                self._guarded(handler.unary_unary, method),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        return grpc.unary_stream_rpc_method_handler(
+            self._guarded_stream(handler.unary_stream, method),
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
 
-            async def unary(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-                try:
-                    with self._under_way(await self.authenticate(context, handler_call_details.method)):
-                        return await inner_unary(request, context)
-                except Exception as error:
-                    await self._abort(context, error)
-
-            return grpc.unary_unary_rpc_method_handler(unary, handler.request_deserializer, handler.response_serializer)
-        inner_stream = handler.unary_stream
-
-        async def stream(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+    def _guarded(self, behaviour: Callable[[Any, Context], Awaitable[Any]], method: str) -> Callable[..., Any]:
+        async def call(request: Any, context: Context) -> Any:
             try:
-                with self._under_way(await self.authenticate(context, handler_call_details.method)):
-                    async for item in inner_stream(request, context):
+                with self._in_progress(await self.authenticate(context, method)):
+                    return await behaviour(request, context)
+            except Exception as error:
+                await self._abort(context, error)
+
+        return call
+
+    def _guarded_stream(
+        self, behaviour: Callable[[Any, Context], AsyncIterator[Any]], method: str
+    ) -> Callable[..., Any]:
+        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+            try:
+                with self._in_progress(await self.authenticate(context, method)):
+                    async for item in behaviour(request, context):
                         yield item
             except Exception as error:
                 await self._abort(context, error)
 
-        return grpc.unary_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
+        return call

@@ -1,4 +1,4 @@
-"""Which executions a `List` asks for."""
+"""The conditions of a caller's list of executions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tachikoma.errors import InvalidRequest
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.policy.patterns import AgentSelector, PatternError
 from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.api.page_token import PageToken
 from tachikoma_orchestrator.executions.record import Record
 
 __all__ = ["ListFilter"]
@@ -17,27 +18,28 @@ __all__ = ["ListFilter"]
 
 @dataclass(frozen=True, slots=True)
 class ListFilter:
-    """What an execution must be to be listed."""
+    """The conditions that a listed execution meets."""
 
-    #: Exact; empty for any.
+    #: Exact id of the agent; empty for any.
     agent: str
-    #: By id pattern or labels; None for any.
+    #: Pattern of the agent's id or labels; None for any.
     agents: AgentSelector | None
+    #: SPIFFE ID of the requester; empty for any.
     requested_by: str
     #: Empty for any.
     states: frozenset[ExecState]
-    #: Whether those are asked for that have ended.
+    #: Whether executions in a final state are included.
     ended: bool
-    #: Accepted at or after, and before, in ms since the epoch; 0 for any.
+    #: Accepted at or after `since_ms` and before `until_ms`, in milliseconds since the epoch; 0 for any.
     since_ms: int
     until_ms: int
 
     @classmethod
     def from_pb(cls, request: pb.ListRequest) -> ListFilter:
-        """Read what a caller asks for.
+        """Read the filter of a request.
 
         Raises:
-            InvalidRequest: it cannot be understood.
+            InvalidRequest: a pattern or a state is not valid.
         """
         try:
             agents = AgentSelector(request.agents) if request.agents else None
@@ -55,12 +57,12 @@ class ListFilter:
         )
 
     @property
-    def start(self) -> tuple[int, int] | None:
-        """Where in the index of times to begin, as a position of `Ledger.newest`."""
-        return (self.until_ms - 1, 0) if self.until_ms and self.ended else None
+    def start(self) -> PageToken | None:
+        """The position in the index of times at which the list begins; None for the newest execution."""
+        return PageToken(self.until_ms - 1, 0) if self.until_ms and self.ended else None
 
     def matches(self, record: Record, labels: Callable[[str], Mapping[str, str]]) -> bool:
-        """Whether an execution is asked for; `labels` tells those of an agent."""
+        """Return True if an execution meets all conditions; `labels` returns those of an agent."""
         if self.agent and record.agent != self.agent:
             return False
         if self.requested_by and record.requested_by != self.requested_by:

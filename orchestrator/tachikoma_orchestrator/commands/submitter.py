@@ -10,7 +10,8 @@ import typer
 
 from tachikoma.config import error_reporting, logs
 from tachikoma.config.settings import read_settings
-from tachikoma_orchestrator.processes.submitter import SubmitterSettings, serve
+from tachikoma_orchestrator.processes.settings import SubmitterSettings
+from tachikoma_orchestrator.processes.submitter_app import serve
 
 __all__ = ["submitter"]
 

@@ -1,1 +1,1 @@
-"""The processes, each wired from its parts: the gRPC server and the submitter."""
+"""The processes, each put together from its parts: the gRPC server and the submitter."""

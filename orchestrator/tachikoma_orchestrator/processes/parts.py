@@ -1,17 +1,19 @@
-"""What every process of the orchestrator stands on, wired together: the gRPC server's and the submitter's."""
+"""The parts that both processes of the orchestrator need: the gRPC server and the submitter.
+
+A `Core` admits requests and learns of their results. It belongs to one event loop.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import platform
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import structlog
 from redis.exceptions import RedisError
 
 from tachikoma.config import error_reporting
+from tachikoma.config.tasks import Supervisor
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.open import open_identity
 from tachikoma.identity.spiffe import InvalidIdentity
@@ -37,17 +39,17 @@ __all__ = ["Core"]
 
 log = structlog.get_logger(__name__)
 
-#: How often the policy file is looked at.
+#: Seconds between two looks at the policy file.
 POLICY_SECONDS = 1.0
 #: Shortest key of the HMAC over commands.
 MIN_KEY_BYTES = 32
 
 
-def _audit_key(path: Path | None) -> bytes:
-    """The key of the HMAC over commands.
+def read_audit_key(path: Path | None) -> bytes:
+    """Read the key of the HMAC over commands; empty without a file.
 
     Raises:
-        ConfigurationError: it cannot be read, or is too short to be one.
+        ConfigurationError: the file cannot be read, or is shorter than `MIN_KEY_BYTES`.
     """
     if path is None:
         return b""
@@ -61,14 +63,14 @@ def _audit_key(path: Path | None) -> bytes:
 
 
 class Core:
-    """Admits requests and learns of their ends. For one event loop."""
+    """Everything that admits requests and learns of their results."""
 
     def __init__(self, settings: OrchestratorSettings, name: str) -> None:
-        """Wire everything; nothing is sent yet.
+        """Put the parts together; nothing is sent yet.
 
         Args:
-            settings: where everything is.
-            name: what the process is called in Redis and on the audit trail.
+            settings: of the process.
+            name: name of the process in Redis and in the audit trail.
 
         Raises:
             ConfigurationError: identity, policy or a key cannot be used.
@@ -84,7 +86,7 @@ class Core:
         self.access = settings.redis(self.identity)
         self.redis = connect(self.access, name=name)
         self._subscriptions = connect(self.access, name=f"{name}-subscriber", max_connections=2)
-        self.trail = AuditTrail(self.redis, key=_audit_key(settings.audit_key))
+        self.trail = AuditTrail(self.redis, key=read_audit_key(settings.audit_key))
         self.ledger = Ledger(
             self.redis,
             self.trail,
@@ -107,7 +109,7 @@ class Core:
             self.ledger, self.trail, self.policies, self.identity, self.registry,
             rate_limit=settings.rate_limit, search_path=settings.search_path,
         )  # fmt: skip
-        #: None where there are no schedules.
+        #: None if no schedules are configured.
         self.schedule_runner: ScheduleRunner | None = None
         if settings.schedules:
             self.schedule_runner = ScheduleRunner(
@@ -115,16 +117,18 @@ class Core:
                 self.ledger, self.trail, self.admitter, self.identity,
             )  # fmt: skip
 
-    async def start(self) -> list[asyncio.Task[Any]]:
-        """Start what runs as long as the process does; the caller cancels it, and ends when one of it does.
+    async def start(self, supervisor: Supervisor) -> None:
+        """Start the background parts.
 
-        The revoked agents are known before any message is accepted, if Redis is available.
+        Revocations are read once before anything else, if Redis is available, so that nothing of a revoked agent is
+        accepted meanwhile.
         """
         await self.registry.revocations.refresh_if_available()
-        parts = [self.registry.revocations.run(), self.subscriber.run(), self._watch_policy()]
+        supervisor.start(self.registry.revocations.run(), name="revocations")
+        supervisor.start(self.subscriber.run(), name="subscriber")
+        supervisor.start(self._watch_policy(), name="policy")
         if self.schedule_runner is not None:
-            parts.append(self.schedule_runner.watch_file())
-        return [asyncio.create_task(part) for part in parts]
+            supervisor.start(self.schedule_runner.watch_file(), name="schedules-file")
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -133,31 +137,35 @@ class Core:
         self.identity.close()
 
     async def _watch_policy(self) -> None:
-        """Put the policy in force on the record, and every change of it, also where Redis is away meanwhile."""
+        """Reload a changed policy file, and record in the audit trail which policy is active."""
         recorded = False
         self._measure_policy()
-        where = f"{self.name} on {platform.node()}"
         while True:
-            digest = self.policies.current.digest
             if not recorded:
-                code, reason = AuditCode.POLICY_CHANGED, f"{digest[:12]} is in force in {where}"
-                if self.policies.error:
-                    code, reason = (
-                        AuditCode.POLICY_KEPT,
-                        f"{digest[:12]} stays in force in {where}: {self.policies.error}",
-                    )
-                with suppress(RedisError, OSError):
-                    await self.trail.append(code, authorized="1", reason=reason, evidence_sha256=digest)
-                    recorded = True
+                recorded = await self._record_policy()
             await asyncio.sleep(POLICY_SECONDS)
-            if not self.policies.reload():
-                continue
-            recorded = False
-            self._measure_policy()
-            if self.policies.error:
-                log.error("policy.kept", reason=self.policies.error, in_force=self.policies.current.digest[:12])
-            else:
-                log.info("policy.changed", digest=self.policies.current.digest[:12])
+            if self.policies.reload():
+                recorded = False
+                self._measure_policy()
+                self._log_policy()
+
+    async def _record_policy(self) -> bool:
+        """Record the active policy; return False if Redis is unavailable, so that it is tried again."""
+        digest, place = self.policies.current.digest, f"{self.name} on {platform.node()}"
+        code, reason = AuditCode.POLICY_CHANGED, f"{digest[:12]} is active in {place}"
+        if self.policies.error:
+            code, reason = AuditCode.POLICY_KEPT, f"{digest[:12]} stays active in {place}: {self.policies.error}"
+        try:
+            await self.trail.append(code, authorized="1", reason=reason, evidence_sha256=digest)
+        except (RedisError, OSError):
+            return False
+        return True
+
+    def _log_policy(self) -> None:
+        if self.policies.error:
+            log.error("policy.kept", reason=self.policies.error, active=self.policies.current.digest[:12])
+        else:
+            log.info("policy.changed", digest=self.policies.current.digest[:12])
 
     def _measure_policy(self) -> None:
         POLICIES.set(len(self.policies.current.policies))

@@ -1,7 +1,7 @@
-"""The orchestrator as a process: wiring, start and stop.
+"""The gRPC server as a process: its parts, its start and its stop.
 
-Everything it does in the background runs under one task group: when one part fails, all end, and the process says why.
-It starts without Redis too: calls are then answered UNAVAILABLE, and the health service says NOT_SERVING.
+The background parts run under one supervisor. If one of them fails, all end, and the process ends with the reason in
+its log. The process starts without Redis, too: calls then get UNAVAILABLE, and the health service reports NOT_SERVING.
 """
 
 from __future__ import annotations
@@ -10,35 +10,26 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
-from typing import Any
 
-import grpc
 import grpc.aio
 import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 
-from tachikoma.config.tasks import cancel_all
-from tachikoma.errors import ConfigurationError
-from tachikoma.exec.v1 import remote_execution_pb2 as pb
+from tachikoma.config.tasks import Supervisor, supervised
 from tachikoma.exec.v1.remote_execution_pb2_grpc import (
     add_JoiningServicer_to_server,
     add_RemoteExecutionServicer_to_server,
 )
-from tachikoma.identity.authority import CertificateAuthority
-from tachikoma.identity.certificates import dns_names
-from tachikoma.identity.svid import Svid, SvidSource
 from tachikoma.redis.access import connect
-from tachikoma.vocabulary.addresses import HostPort
 from tachikoma.vocabulary.requests import MAX_MESSAGE_BYTES
 from tachikoma_orchestrator.admission.approvals import Approvals
-from tachikoma_orchestrator.agents.authority import Authority
 from tachikoma_orchestrator.agents.membership import Membership
 from tachikoma_orchestrator.agents.redis_accounts import Accounts
-from tachikoma_orchestrator.api.executions import RemoteExecution
 from tachikoma_orchestrator.api.guard import Guard
 from tachikoma_orchestrator.api.join_service import Joining, joining_server
+from tachikoma_orchestrator.api.parts import ServiceParts
+from tachikoma_orchestrator.api.remote_execution import RemoteExecution
 from tachikoma_orchestrator.audit.shipper import Shipper
 from tachikoma_orchestrator.audit.sinks.file import FileSink
 from tachikoma_orchestrator.audit.sinks.sink import Sink
@@ -48,165 +39,227 @@ from tachikoma_orchestrator.executions.reaper import Reaper
 from tachikoma_orchestrator.executions.revocation import ExecutionsOfAgent
 from tachikoma_orchestrator.flower.feed import Feed
 from tachikoma_orchestrator.metrics import serve_metrics
-from tachikoma_orchestrator.processes.listening import listen, reachable, server_credentials
+from tachikoma_orchestrator.processes.health import SERVICE, Health
+from tachikoma_orchestrator.processes.joining import open_authority
+from tachikoma_orchestrator.processes.listening import listen, server_credentials
 from tachikoma_orchestrator.processes.parts import Core
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings
-from tachikoma_orchestrator.store.subscriber import Subscriber
 
-__all__ = ["serve"]
+__all__ = ["Server", "serve"]
 
 log = structlog.get_logger(__name__)
 
-#: Streams one connection may have open.
+#: Streams that one connection may have open.
 MAX_CONCURRENT_STREAMS = 10_000
-
-
-def _authority(settings: OrchestratorSettings, svid: Svid, join: HostPort, address: HostPort) -> Authority:
-    """What agents that join get their certificates from.
-
-    Raises:
-        ConfigurationError: it cannot be used.
-    """
-    assert settings.ca is not None
-    names = dns_names(svid.chain[0])
-    if not names:
-        raise ConfigurationError(
-            "the orchestrator's certificate has no DNS name, by which agents that join know it; see docs/identity.md"
-        )
-    authority = Authority(
-        CertificateAuthority.load(settings.ca),
-        settings.svid_lifetime,
-        str(reachable(settings.join_address, join, "TACHIKOMA_JOIN_ADDRESS")),
-        str(reachable(settings.renew_address, address, "TACHIKOMA_RENEW_ADDRESS")),
-        names[0],
-    )
-    authority.check(svid)
-    return authority
-
-
-def _sinks(settings: OrchestratorSettings, identity: SvidSource) -> tuple[FileSink | None, list[Sink]]:
-    file = None
-    if settings.audit_log is not None:
-        file = FileSink(settings.audit_log, identity, rotate_bytes=settings.audit_log_bytes)
-    shared: list[Sink] = [SyslogSink(settings.audit_syslog)] if settings.audit_syslog else []
-    if settings.audit_stdout:
-        shared.append(StandardOutputSink())
-    return file, shared
-
-
-async def _watch_health(subscriber: Subscriber, health: health_aio.HealthServicer) -> None:
-    serving: bool | None = None
-    while True:
-        if serving != subscriber.connected.is_set():
-            serving = subscriber.connected.is_set()
-            status = health_pb2.HealthCheckResponse
-            for name in ("", pb.DESCRIPTOR.services_by_name["RemoteExecution"].full_name):
-                await health.set(name, status.SERVING if serving else status.NOT_SERVING)
-        await asyncio.sleep(0.5)
 
 
 async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | None = None) -> None:
     """Run the orchestrator until SIGTERM or SIGINT.
 
     Args:
-        settings: where everything is.
-        ready: called with the address once calls are taken.
+        settings: of the orchestrator.
+        ready: called with the address once calls are served.
 
     Raises:
-        ConfigurationError: identity, policy or address cannot be used.
+        ConfigurationError: identity, policy or an address cannot be used.
+        Exception: a background part failed.
     """
-    core = Core(settings, "orchestrator")
-    closed = settings.audit_failure == "closed"
-    reaper = Reaper(
-        core.redis, core.ledger, core.registry, core.collector,
-        lease=settings.lease, interval=settings.sweep, trail=core.trail, audit_closed=closed,
-        audit_retention=settings.audit_retention, audit_events=settings.audit_events,
-    )  # fmt: skip
-    shipping = connect(core.access, name="orchestrator-audit", max_connections=8)
-    file, shared = _sinks(settings, core.identity)
-    feed = Feed(shipping, core.ledger, core.registry, core.subscriber)
-    shipper = Shipper(shipping, core.trail, file, shared, backlog=settings.audit_backlog, closed=closed)
-
-    guard = Guard(core.identity, core.trail, core.registry.revocations, settings.trusted_proxies)
-    server = grpc.aio.server(
-        interceptors=(guard,),
-        options=[
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
-            # Clients ping every 20 s while they wait.
-            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-            # Two servers on one port would share its calls without anybody noticing.
-            ("grpc.so_reuseport", 0),
-        ],
-    )
-    health = health_aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    service_name = pb.DESCRIPTOR.services_by_name["RemoteExecution"].full_name
-    reflection.enable_server_reflection(
-        (service_name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME),
-        server,
-    )
-    address = listen(server, settings.listen, server_credentials(core.identity))
-    servers = [server]
-
-    enroller = settings.enroller(core.identity)
-    accounts = None
-    if enroller is not None:
-        accounts = Accounts(connect(enroller, name="orchestrator-enroller", max_connections=2))
-    authority = None
-    if settings.join_listen is not None:
-        servers.append(joining_server())
-        joins = listen(servers[1], settings.join_listen, server_credentials(core.identity, clients=False))
-        # What agents are told of both addresses is known only now.
-        authority = _authority(settings, core.identity.current(), joins, address)
-    executions = ExecutionsOfAgent(core.redis, core.ledger, core.identity)
-    membership = Membership.over(
-        core.redis, core.identity, core.registry.revocations, executions, authority=authority, accounts=accounts
-    )
-    if authority is not None:
-        add_JoiningServicer_to_server(Joining(membership.joins, core.trail), servers[1])
-        log.info("orchestrator.lets_join", address=authority.join_address, renew_address=authority.renew_address)
-    approvals = Approvals(core.ledger, core.trail, core.admitter, core.identity, core.findings)
-    add_RemoteExecutionServicer_to_server(RemoteExecution(core, approvals, membership), server)
-
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    tasks: list[asyncio.Task[Any]] = []
-    try:
-        if settings.metrics is not None:
-            serve_metrics(settings.metrics)
-        background = await core.start()
-        for one in servers:
-            await one.start()
-        tasks += (
-            *background,
-            asyncio.create_task(reaper.run()),
-            asyncio.create_task(guard.watch()),
-            asyncio.create_task(feed.run()),
-            asyncio.create_task(_watch_health(core.subscriber, health)),
-            asyncio.create_task(stop.wait()),
-        )
-        if file is not None or shared:
-            tasks.append(asyncio.create_task(shipper.run()))
-        spiffe_id = core.identity.current().spiffe_id
-        log.info("orchestrator.ready", address=str(address), spiffe_id=str(spiffe_id), pid=os.getpid())
+    await Server(settings).run(stop, ready)
+
+
+class Server:
+    """The parts of the process, its gRPC servers, and the background parts that serve them."""
+
+    def __init__(self, settings: OrchestratorSettings) -> None:
+        """Put the parts together and listen; no call is served yet. To be used in a running event loop.
+
+        Raises:
+            ConfigurationError: identity, policy or an address cannot be used.
+        """
+        self._settings = settings
+        self._core = core = Core(settings, "orchestrator")
+        self._background_redis = connect(core.access, name="orchestrator-audit", max_connections=8)
+        self._guard = Guard(core.identity, core.trail, core.registry.revocations, settings.trusted_proxies)
+        self._health = Health(core.subscriber.connected)
+        self._feed = Feed(self._background_redis, core.ledger, core.registry, core.subscriber)
+        self._reaper = self._make_reaper()
+        self._shipper = self._make_shipper()
+        self._accounts = self._open_accounts()
+        main = self._make_main_server()
+        #: The servers, the main one first.
+        self._servers = [main]
+        #: The address of the main server, with the port that was taken.
+        self.address = listen(main, settings.listen, server_credentials(core.identity))
+        membership = self._open_membership()
+        add_RemoteExecutionServicer_to_server(RemoteExecution(self._service_parts(membership)), main)
+
+    async def run(self, stop: asyncio.Event, ready: Callable[[str], None] | None = None) -> None:
+        """Serve until an event is set.
+
+        Args:
+            stop: ends the server.
+            ready: called with the address once calls are served.
+
+        Raises:
+            Exception: a background part failed.
+        """
+        if self._settings.metrics is not None:
+            serve_metrics(self._settings.metrics)
+        try:
+            async with supervised() as supervisor:
+                await self._start(supervisor)
+                self._announce(ready)
+                await stop.wait()
+                log.info("orchestrator.stopping")
+                # 1. Refuse new calls; those in progress get a grace period. Executions go on without the orchestrator.
+                await self._stop_servers(self._settings.stop_grace.total_seconds())
+            # 2. `supervised` has stopped the background parts that serve the calls.
+        except Exception as failure:
+            log.critical("orchestrator.failed", exc_info=failure)
+            # Calls in progress end at once: the parts that would complete them have ended.
+            await self._stop_servers(None)
+            raise
+        finally:
+            # 3. Close the connections, which the parts have used until now.
+            await self._close()
+
+    # --- the steps of a run -------------------------------------------------------------------------------------------
+
+    async def _start(self, supervisor: Supervisor) -> None:
+        """Start the background parts and the servers."""
+        await self._core.start(supervisor)
+        for server in self._servers:
+            await server.start()
+        supervisor.start(self._reaper.run(), name="reaper")
+        supervisor.start(self._guard.run(), name="guard")
+        supervisor.start(self._feed.run(), name="feed")
+        supervisor.start(self._health.run(), name="health")
+        if self._shipper is not None:
+            supervisor.start(self._shipper.run(), name="shipper")
+
+    def _announce(self, ready: Callable[[str], None] | None) -> None:
+        spiffe_id = self._core.identity.current().spiffe_id
+        log.info("orchestrator.ready", address=str(self.address), spiffe_id=str(spiffe_id), pid=os.getpid())
         if ready is not None:
-            ready(str(address))
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            if (failure := task.exception()) is not None:
-                log.critical("orchestrator.failed", exc_info=failure)
-                raise failure
-        log.info("orchestrator.stopping")
-    finally:
-        # 1. No new calls; those under way get a while. Executions go on without us, and are found again.
-        await asyncio.gather(*(one.stop(settings.stop_grace.total_seconds()) for one in servers))
-        # 2. Then what serves them, and the connections.
-        await cancel_all(tasks)
-        await shipping.aclose()
-        if accounts is not None:
-            await accounts.close()
-        await core.aclose()
+            ready(str(self.address))
+
+    async def _stop_servers(self, grace_seconds: float | None) -> None:
+        """Stop all servers; calls in progress may go on for the grace period, None ends them at once."""
+        await asyncio.gather(*(server.stop(grace_seconds) for server in self._servers))
+
+    async def _close(self) -> None:
+        await self._background_redis.aclose()
+        if self._accounts is not None:
+            await self._accounts.close()
+        await self._core.aclose()
+
+    # --- the parts ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _audit_closed(self) -> bool:
+        """Whether requests are refused while too many audit events wait for a sink."""
+        return self._settings.audit_failure == "closed"
+
+    def _make_reaper(self) -> Reaper:
+        core, settings = self._core, self._settings
+        return Reaper(
+            core.redis,
+            core.ledger,
+            core.registry,
+            core.collector,
+            lease=settings.lease,
+            interval=settings.sweep,
+            trail=core.trail,
+            audit_closed=self._audit_closed,
+            audit_retention=settings.audit_retention,
+            audit_events=settings.audit_events,
+        )
+
+    def _make_shipper(self) -> Shipper | None:
+        """Return the shipper to the configured sinks; None without sinks."""
+        core, settings = self._core, self._settings
+        file = None
+        if settings.audit_log is not None:
+            file = FileSink(settings.audit_log, core.identity, rotate_bytes=settings.audit_log_bytes)
+        shared: list[Sink] = [SyslogSink(settings.audit_syslog)] if settings.audit_syslog else []
+        if settings.audit_stdout:
+            shared.append(StandardOutputSink())
+        if file is None and not shared:
+            return None
+        return Shipper(
+            self._background_redis,
+            core.trail,
+            file,
+            shared,
+            backlog=settings.audit_backlog,
+            closed=self._audit_closed,
+        )
+
+    def _open_accounts(self) -> Accounts | None:
+        """Return the manager of the agents' Redis users; None if the orchestrator has no right to manage them."""
+        access = self._settings.enroller(self._core.identity)
+        if access is None:
+            return None
+        return Accounts(connect(access, name="orchestrator-enroller", max_connections=2))
+
+    def _make_main_server(self) -> grpc.aio.Server:
+        server = grpc.aio.server(
+            interceptors=(self._guard,),
+            options=[
+                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
+                # Clients ping every 20 s while they wait.
+                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                # With it, two servers could listen on one port and share its calls without a warning.
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        self._health.add_to(server)
+        health_service = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        reflection.enable_server_reflection((SERVICE, health_service, reflection.SERVICE_NAME), server)
+        return server
+
+    def _open_membership(self) -> Membership:
+        """Return the membership of agents; with a certificate authority, also listen for hosts that join."""
+        core, settings = self._core, self._settings
+        joins, authority = None, None
+        if settings.join_listen is not None:
+            joins = joining_server()
+            address = listen(joins, settings.join_listen, server_credentials(core.identity, clients=False))
+            authority = open_authority(settings, core.identity.current(), joins=address, listens=self.address)
+        membership = Membership.over(
+            core.redis,
+            core.identity,
+            core.registry.revocations,
+            ExecutionsOfAgent(core.redis, core.ledger, core.identity),
+            authority=authority,
+            accounts=self._accounts,
+        )
+        if joins is not None and authority is not None:
+            add_JoiningServicer_to_server(Joining(membership.joins, core.trail), joins)
+            self._servers.append(joins)
+            log.info("orchestrator.joining", address=authority.join_address, renew_address=authority.renew_address)
+        return membership
+
+    def _service_parts(self, membership: Membership) -> ServiceParts:
+        core = self._core
+        return ServiceParts(
+            redis=core.redis,
+            identity=core.identity,
+            policies=core.policies,
+            trail=core.trail,
+            ledger=core.ledger,
+            evidence=core.evidence,
+            admitter=core.admitter,
+            approvals=Approvals(core.ledger, core.trail, core.admitter, core.identity, core.findings),
+            completions=core.completions,
+            subscriber=core.subscriber,
+            registry=core.registry,
+            membership=membership,
+            schedule_runner=core.schedule_runner,
+        )

@@ -1,21 +1,23 @@
-"""Requests that Celery applications signed: verified, admitted as everybody's, and waited for."""
+"""Requests that Celery applications signed: they are verified, admitted like any other, and waited for."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 from redis.exceptions import RedisError
 
 from tachikoma.celery import MAX_VALID
 from tachikoma.config import error_reporting
+from tachikoma.config.retry import Backoff
 from tachikoma.errors import NotFound, Unauthenticated, Unavailable
 from tachikoma.identity.signed_messages import SignedRequest
 from tachikoma.identity.signing import CLOCK_SKEW_SECONDS, InvalidSignature, verify
 from tachikoma.identity.spiffe import SpiffeId, is_agent
+from tachikoma.identity.svid import Svid
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.results import ExecResponse
 from tachikoma_orchestrator.admission.digests import request_digest
@@ -23,27 +25,29 @@ from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.executions.final_state import FinalState
 from tachikoma_orchestrator.processes.parts import Core
 
-__all__ = ["execute", "persist"]
+__all__ = ["execute", "persist", "read_request"]
 
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-#: How long a request is tried again while Redis is away, and between two attempts.
+#: How long work is repeated while Redis is unavailable.
 PERSIST_SECONDS = 300.0
+#: Seconds between two attempts.
 RETRY_SECONDS = 1.0
 
 
 async def persist(work: Callable[[], Awaitable[T]]) -> T:
-    """Do what bears repetition until Redis answers, for `PERSIST_SECONDS`.
+    """Repeat idempotent work until Redis responds, for up to `PERSIST_SECONDS`.
 
     Args:
         work: one attempt.
 
     Raises:
-        Unavailable: Redis is away for longer.
+        Unavailable: Redis is unavailable for longer.
     """
     until = time.monotonic() + PERSIST_SECONDS
+    backoff = Backoff(RETRY_SECONDS, RETRY_SECONDS)
     while True:
         try:
             return await work()
@@ -51,16 +55,19 @@ async def persist(work: Callable[[], Awaitable[T]]) -> T:
             log.warning("redis.failed", error=str(error)[:300])
             if time.monotonic() > until:
                 raise Unavailable("the submitter cannot use its Redis; nothing was lost, try again") from error
-        await asyncio.sleep(RETRY_SECONDS)
+        await backoff.wait()
 
 
-def _read(core: Core, token: Any) -> tuple[SignedRequest, Peer]:
-    """A signed request and who signed it.
+def read_request(token: object, svid: Svid) -> tuple[SignedRequest, Peer]:
+    """Verify a signed request, and return it with its requester.
+
+    Args:
+        token: what the message contains; anything may have been put there.
+        svid: the orchestrator's own identity.
 
     Raises:
-        Unauthenticated: nobody we know or who may ask, or it is not for us.
+        Unauthenticated: it is not signed by a trusted requester, or not for this orchestrator.
     """
-    svid = core.identity.current()
     if not isinstance(token, str):
         raise Unauthenticated("the request is not signed")
     try:
@@ -71,57 +78,63 @@ def _read(core: Core, token: Any) -> tuple[SignedRequest, Peer]:
     if claims.aud != str(svid.spiffe_id):
         raise Unauthenticated(f"the request is for {claims.aud[:300]}, not for {svid.spiffe_id}")
     if claims.exp - claims.iat > MAX_VALID.total_seconds():
-        raise Unauthenticated(f"the request says that it is good for more than {MAX_VALID}")
+        raise Unauthenticated(f"the request claims to be valid for more than {MAX_VALID}")
     requester = SpiffeId.parse(claims.iss)
     if is_agent(requester):
-        raise Unauthenticated(f"{requester} is an agent; agents do not ask for commands")
+        raise Unauthenticated(f"{requester} is an agent; agents do not request commands")
     return claims, Peer(requester, "")
 
 
+async def execute(core: Core, token: object) -> ExecResponse:
+    """Run a signed request and return its result.
+
+    The command is started at most once, however often the function is called with the same token.
+
+    Raises:
+        TachikomaError: the request is refused, as `Admitter.admit` refuses it, or it is not signed by a requester. Both
+            are in the audit trail.
+    """
+    core.trail.check()
+    try:
+        claims, peer = read_request(token, core.identity.current())
+        error_reporting.concerns(claims.jti)
+        with core.completions.expect(claims.jti) as end:
+            await persist(lambda: _admit(core, claims, peer))
+            response = await persist(lambda: _result(core, claims.jti, end))
+    except Unauthenticated as error:
+        reason = str(error)
+        await persist(lambda: core.trail.append(AuditCode.IDENTITY_REJECTED, authorized="0", reason=reason))
+        raise
+    if response.agent_id != claims.request.agent_id:
+        agent = claims.request.agent_id
+        reason = f"the ledger has its result from {response.agent_id}, but it was requested for {agent}"
+        raise await core.evidence.altered(claims.jti, reason)
+    return response
+
+
 async def _admit(core: Core, claims: SignedRequest, peer: Peer) -> None:
-    """Admit it, once. Raises as `Admitter.admit` does, and Unauthenticated when it is too late."""
+    """Admit a request, once.
+
+    Raises:
+        Unauthenticated: the signature has expired; otherwise as `Admitter.admit` raises.
+    """
     request = claims.request.model_copy(update={"requested_by": str(peer)})
     record = await core.ledger.record(request.id)
     if record is not None and record.digest == request_digest(request):
-        # It was admitted before, for a submitter that ended then; what policy says by now is no matter.
+        # A submitter that has ended admitted it. A change of policy since does not matter.
         return
     if time.time() >= claims.exp + CLOCK_SKEW_SECONDS:
         raise Unauthenticated(
-            f"the signed request {request.id} was good until {time.strftime('%F %T', time.gmtime(claims.exp))} UTC"
+            f"the signed request {request.id} was valid until {time.strftime('%F %T', time.gmtime(claims.exp))} UTC"
         )
     await core.admitter.admit(claims.request, peer)
 
 
-async def _end(core: Core, exec_id: str, end: asyncio.Future[FinalState]) -> ExecResponse:
+async def _result(core: Core, exec_id: str, end: asyncio.Future[FinalState]) -> ExecResponse:
+    """Return the result of an execution, at once if it has ended."""
     record = await core.ledger.record(exec_id)
     if record is None:
         raise NotFound(f"the execution {exec_id} is gone")
     if record.state.terminal:
         return (await core.evidence.final_state(record)).response()
     return (await end).response()
-
-
-async def execute(core: Core, token: Any) -> ExecResponse:
-    """Run a signed request to its end.
-
-    However often it is called with the same token, the command is started at most once.
-
-    Raises:
-        TachikomaError: it was refused, as `Admitter.admit` refuses; or nobody who may ask for it signed it. Either
-            is on the record.
-    """
-    core.trail.check()
-    try:
-        claims, peer = _read(core, token)
-        error_reporting.concerns(claims.jti)
-        with core.completions.expect(claims.jti) as end:
-            await persist(lambda: _admit(core, claims, peer))
-            response = await persist(lambda: _end(core, claims.jti, end))
-    except Unauthenticated as error:
-        reason = str(error)
-        await persist(lambda: core.trail.append(AuditCode.IDENTITY_REJECTED, authorized="0", reason=reason))
-        raise
-    if response.agent_id != claims.request.agent_id:
-        why = f"the ledger has the end of it from {response.agent_id}, and it was for {claims.request.agent_id}"
-        raise await core.evidence.altered(claims.jti, why)
-    return response

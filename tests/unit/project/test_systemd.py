@@ -12,7 +12,7 @@ import pytest
 from pydantic_settings import BaseSettings
 
 from tachikoma_orchestrator.commands.flower import FlowerSettings
-from tachikoma_orchestrator.processes.submitter import SubmitterSettings
+from tachikoma_orchestrator.processes.settings import SubmitterSettings
 from tachikoma_worker.settings import WorkerSettings
 
 FOLDER = Path(__file__).parents[3] / "packaging" / "systemd"

@@ -1,0 +1,141 @@
+"""The RPCs that stream the output of an execution."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import structlog
+
+from tachikoma.client import wire
+from tachikoma.errors import OutputAltered
+from tachikoma.exec.v1 import remote_execution_pb2 as pb
+from tachikoma.streams.frames import OutputCheck
+from tachikoma.vocabulary.audit import AuditCode
+from tachikoma.vocabulary.results import ExecOutput, ExecResponse, OutputKind
+from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.api.guard import current_peer
+from tachikoma_orchestrator.api.service import Service
+from tachikoma_orchestrator.executions.final_state import FinalState
+from tachikoma_orchestrator.executions.follower import Follower
+from tachikoma_orchestrator.executions.record import Record
+
+__all__ = ["OutputCalls"]
+
+log = structlog.get_logger(__name__)
+
+
+class OutputCalls(Service):
+    """`ExecuteStream` and `Attach`."""
+
+    async def ExecuteStream(  # noqa: N802
+        self, request: pb.ExecRequest, context: object
+    ) -> AsyncIterator[pb.ExecOutput]:
+        wanted = await self._request(request)
+        follower = self._follower(wanted.agent_id, wanted.id, 0)
+        with self._parts.completions.expect(wanted.id) as end:
+            async with follower.listen():
+                await self._parts.admitter.admit(wanted, current_peer())
+                async for output in self._follow(follower, await self._existing(wanted.id), end):
+                    yield wire.output_to_pb(output)
+
+    async def Attach(self, request: pb.AttachRequest, context: object) -> AsyncIterator[pb.ExecOutput]:  # noqa: N802
+        record = await self._record(request.id)
+        follower = self._follower(record.agent, request.id, request.after_seq)
+        with self._parts.completions.expect(request.id) as end:
+            async with follower.listen():
+                record = await self._record(request.id)
+                if request.no_follow and not record.state.terminal:
+                    outputs = self._output_so_far(follower, record)
+                else:
+                    outputs = self._follow(follower, record, end)
+                async for output in outputs:
+                    yield wire.output_to_pb(output)
+
+    def _follower(self, agent: str, exec_id: str, after_seq: int) -> Follower:
+        return Follower(self._parts.redis, self._parts.subscriber, agent, exec_id, after_seq)
+
+    async def _output_so_far(self, follower: Follower, record: Record) -> AsyncIterator[ExecOutput]:
+        """Yield the status and the chunks that the log contains now."""
+        yield await self._status(record)
+        try:
+            async for output in follower.replay():
+                yield output
+        except OutputAltered as error:
+            await self._record_altered(record, str(error))
+            raise
+
+    async def _follow(
+        self, follower: Follower, record: Record, end: asyncio.Future[FinalState]
+    ) -> AsyncIterator[ExecOutput]:
+        """Yield the status, the status after an approval, the chunks, and the result."""
+        yield await self._status(record)
+        approved = await self._wait_for_approval(record)
+        if approved is not record:
+            record = approved
+            if not record.state.terminal:
+                yield await self._status(record)
+        check = OutputCheck(from_start=not follower.seq)
+        follower.acknowledges = record.waits
+        try:
+            async for output in follower.until(end):
+                check.add(output)
+                yield output
+        except OutputAltered as error:
+            await self._record_altered(record, str(error))
+            raise
+        response = end.result().response()
+        missing = follower.missing_at_end(response.stdout_summary.total_bytes + response.stderr_summary.total_bytes)
+        if missing:
+            check.add(gap := follower.gap(missing))
+            yield gap
+        await self._verify(check, record, response)
+        yield ExecOutput(
+            id=record.exec_id,
+            kind=OutputKind.RESULT,
+            seq=follower.seq,
+            # The caller has received the output already.
+            result=response.model_copy(update={"stdout": b"", "stderr": b""}),
+        )
+
+    async def _wait_for_approval(self, record: Record) -> Record:
+        """Wait while an execution needs an approval; return its new record, or the given one if it needs none."""
+        exec_id = record.exec_id
+        with self._parts.completions.approvals.expect(exec_id) as approval:
+            await self._resolve_if_ended(exec_id)
+            if record.state is not ExecState.PENDING_APPROVAL:
+                return record
+            latest = await self._parts.ledger.record(exec_id) or record
+            if latest.state is ExecState.PENDING_APPROVAL:
+                await approval
+                latest = await self._parts.ledger.record(exec_id) or latest
+            return latest
+
+    async def _verify(self, check: OutputCheck, record: Record, response: ExecResponse) -> None:
+        """Compare the streamed output with the digests that the agent signed.
+
+        Raises:
+            OutputAltered: they differ; that is in the audit trail.
+        """
+        if stream := check.altered(response):
+            reason = f"the {stream} that was read is not the one that its agent signed for"
+            await self._record_altered(record, reason)
+            raise OutputAltered(
+                f"{record.exec_id} ended {response.state} with exit code {response.exit_code}, but {reason}"
+            )
+
+    async def _record_altered(self, record: Record, reason: str) -> None:
+        log.error("output.altered", id=record.exec_id, agent=record.agent, reason=reason)
+        await self._parts.trail.append(
+            AuditCode.OUTPUT_ALTERED,
+            id=record.exec_id,
+            agent_id=record.agent,
+            authorized="1",
+            requested_by=record.requested_by,
+            actor=str(current_peer()),
+            reason=reason,
+        )
+
+    async def _status(self, record: Record) -> ExecOutput:
+        status = await self._parts.evidence.status(record)
+        return ExecOutput(id=record.exec_id, kind=OutputKind.STATUS, status=status)

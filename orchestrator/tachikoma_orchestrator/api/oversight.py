@@ -1,0 +1,28 @@
+"""The RPCs with which operators read the active policy and the audit trail."""
+
+from __future__ import annotations
+
+from tachikoma.client import wire
+from tachikoma.errors import InvalidRequest
+from tachikoma.exec.v1 import remote_execution_pb2 as pb
+from tachikoma_orchestrator.api.service import Service, page_size
+
+__all__ = ["OversightCalls"]
+
+
+class OversightCalls(Service):
+    """`GetPolicyStatus` and `ListAuditEvents`."""
+
+    async def GetPolicyStatus(self, request: pb.GetPolicyStatusRequest, context: object) -> pb.PolicyStatus:  # noqa: N802
+        self._operator("read the status of the policy")
+        return wire.policy_status_to_pb(self._parts.policies.status())
+
+    async def ListAuditEvents(  # noqa: N802
+        self, request: pb.ListAuditEventsRequest, context: object
+    ) -> pb.ListAuditEventsResponse:
+        self._operator("read the audit trail")
+        if request.after and not all(part.isdecimal() for part in request.after.split("-", 1)):
+            raise InvalidRequest(f"{request.after[:80]!r} is not a cursor of the audit trail")
+        limit = page_size(request.limit, "limit")
+        events = await self._parts.trail.read(after=request.after, limit=limit, exec_id=request.id)
+        return pb.ListAuditEventsResponse(events=[wire.audit_to_pb(event) for event in events])

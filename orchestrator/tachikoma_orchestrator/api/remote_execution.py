@@ -1,0 +1,19 @@
+"""The gRPC service `tachikoma.exec.v1.RemoteExecution`, put together from one class per noun."""
+
+from __future__ import annotations
+
+from tachikoma_orchestrator.api.agents import AgentCalls
+from tachikoma_orchestrator.api.approvals import ApprovalCalls
+from tachikoma_orchestrator.api.executions import ExecutionCalls
+from tachikoma_orchestrator.api.output import OutputCalls
+from tachikoma_orchestrator.api.oversight import OversightCalls
+from tachikoma_orchestrator.api.overview import OverviewCalls
+from tachikoma_orchestrator.api.schedules import ScheduleCalls
+
+__all__ = ["RemoteExecution"]
+
+
+class RemoteExecution(
+    ExecutionCalls, OutputCalls, OverviewCalls, ApprovalCalls, AgentCalls, OversightCalls, ScheduleCalls
+):
+    """All RPCs of the service; each is a few lines over the domain."""

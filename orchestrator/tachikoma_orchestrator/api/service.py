@@ -1,0 +1,124 @@
+"""The base of the classes that implement the RPCs: the parts they use, and checks that several of them need."""
+
+from __future__ import annotations
+
+from tachikoma.client import wire
+from tachikoma.config.error_reporting import concerns
+from tachikoma.errors import InvalidRequest, NotFound, PermissionDenied, RecordAltered
+from tachikoma.exec.v1 import remote_execution_pb2 as pb
+from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionServicer
+from tachikoma.policy.redaction import redact
+from tachikoma.vocabulary.audit import AuditCode
+from tachikoma.vocabulary.requests import ExecRequest
+from tachikoma_orchestrator.api.guard import current_peer
+from tachikoma_orchestrator.api.parts import ServiceParts
+from tachikoma_orchestrator.caller import Peer
+from tachikoma_orchestrator.executions.record import Record
+
+__all__ = ["DEFAULT_PAGE", "MAX_PAGE", "Service", "page_size"]
+
+#: Entries of one page of a list: the default, and the most that a caller may request.
+DEFAULT_PAGE = 100
+MAX_PAGE = 1000
+
+
+def page_size(requested: int, field: str) -> int:
+    """Return the number of entries on a page.
+
+    Args:
+        requested: the caller's value; 0 for the default.
+        field: name of the request's field, for the message.
+
+    Raises:
+        InvalidRequest: the caller requests more than `MAX_PAGE`.
+    """
+    if requested > MAX_PAGE:
+        raise InvalidRequest(f"{field} is at most {MAX_PAGE}")
+    return requested or DEFAULT_PAGE
+
+
+def printable_id(text: str) -> str:
+    """Return the loggable form of an id that was not validated: shortened, secrets masked."""
+    return redact((text[:64],))[0]
+
+
+class Service(RemoteExecutionServicer):
+    """A part of `tachikoma.exec.v1.RemoteExecution`."""
+
+    def __init__(self, parts: ServiceParts) -> None:
+        self._parts = parts
+
+    def _is_operator(self, peer: Peer) -> bool:
+        return self._parts.policies.current.is_operator(str(peer))
+
+    def _operator(self, action: str) -> Peer:
+        """Return the caller, who is an operator.
+
+        Raises:
+            PermissionDenied: the caller is not; the message names the action.
+        """
+        peer = current_peer()
+        if not self._is_operator(peer):
+            raise PermissionDenied(f"only operators may {action}", metadata={"rule": "operators"})
+        return peer
+
+    async def _request(self, message: pb.ExecRequest) -> ExecRequest:
+        """Read the request of an execution.
+
+        Raises:
+            InvalidRequest: the request breaks a bound; the refusal is in the audit trail.
+        """
+        try:
+            request = wire.request_from_pb(message)
+        except InvalidRequest as error:
+            self._parts.trail.check()
+            peer = current_peer()
+            await self._parts.trail.append(
+                AuditCode.MALFORMED,
+                id=printable_id(message.id),
+                agent_id=printable_id(message.agent_id),
+                authorized="0",
+                requested_by=str(peer),
+                client_ip=peer.address,
+                reason=str(error),
+            )
+            raise
+        concerns(request.id)
+        return request
+
+    async def _record(self, exec_id: str) -> Record:
+        """Return the record of an execution that the caller may see.
+
+        Raises:
+            NotFound: the execution does not exist or belongs to another requester; the two look the same.
+            RecordAltered: the record cannot be read; that is in the audit trail.
+        """
+        concerns(exec_id)
+        try:
+            record = await self._parts.ledger.record(exec_id) if exec_id else None
+        except RecordAltered as error:
+            await self._parts.evidence.altered(exec_id, str(error))
+            raise
+        peer = current_peer()
+        if record is None or not (record.requested_by == str(peer) or self._is_operator(peer)):
+            raise NotFound(f"there is no execution {exec_id[:80]!r} of yours")
+        return record
+
+    async def _existing(self, exec_id: str) -> Record:
+        """Return the record of an execution that exists unless its retention has just ended. Raises NotFound then."""
+        record = await self._parts.ledger.record(exec_id)
+        if record is None:
+            raise NotFound(f"the execution {exec_id} is gone")
+        return record
+
+    async def _resolve_if_ended(self, exec_id: str) -> None:
+        """Resolve the waiting calls of an execution that ended before they began to wait.
+
+        Raises:
+            RecordAltered: the ledger's result is not the one that the agent signed.
+        """
+        record = await self._parts.ledger.record(exec_id)
+        if record is not None and record.state.terminal:
+            final = await self._parts.evidence.final_state(record)
+            self._parts.completions.deliver(final)
+            final.response()
