@@ -32,31 +32,32 @@ class OrchestratorSettings(RedisSettings):
 
     model_config = SettingsConfigDict(env_prefix="TACHIKOMA_", frozen=True, extra="ignore")
 
-    #: Folder with svid.pem, svid_key.pem and svid_bundle.pem, or unix:///path of the SPIFFE Workload API. None: the
-    #: Workload API that SPIFFE_ENDPOINT_SOCKET names.
+    #: Folder with svid.pem, svid_key.pem and svid_bundle.pem, or unix:///path of the SPIFFE Workload API. Without one,
+    #: the Workload API that SPIFFE_ENDPOINT_SOCKET names is used.
     identity: IdentityPlace | None = None
     #: Policy file or folder. Only commands that it allows are run.
     policy: Path
-    #: Schedules: a file, a folder of files, or `module:app` of a Celery application; empty for none.
+    #: Schedules: a file, a folder of files, or `module:app` of a Celery application.
     schedules: str = ""
-    #: host:port on which the gRPC server listens; port 0 takes a free one.
+    #: Address of the gRPC server; port 0 takes a free one.
     listen: Address = HostPort("127.0.0.1", 8534)
-    #: Folder of the certificate authority for agents that join (`tachikoma identity ca init`). None: no agent can join.
+    #: Folder of the certificate authority for agents that join (`tachikoma identity ca init`), set
+    #: together with `join_listen`. Without both no host can join.
     ca: Path | None = None
-    #: host:port on which hosts join; set together with `ca`.
+    #: Address on which hosts join.
     join_listen: OptionalAddress = None
-    #: host:port at which hosts reach `join_listen`; None: as it listens.
+    #: `join_listen` as hosts reach it; by default the same.
     join_address: OptionalAddress = None
-    #: host:port at which agents reach `listen`, to renew their certificates; None: as it listens.
+    #: `listen` as agents reach it to renew their certificates; by default the same.
     renew_address: OptionalAddress = None
     #: Life of certificates of agents that joined; agents renew them at half of it.
     svid_lifetime: Duration = timedelta(hours=24)
     #: File with the password of the Redis user `enroller`, which creates and deletes the users of agents. Its holder
-    #: can give any right in Redis. None: users of agents are managed by hand.
+    #: can give any right in Redis. Without it, users of agents are managed by hand.
     enroller_password_file: Path | None = None
     #: Networks of proxies between clients and this server whose `x-forwarded-for` is trusted.
     trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
-    #: host:port on which Prometheus reads metrics, without authentication. None: no metrics.
+    #: Address on which Prometheus reads metrics, without authentication.
     metrics: OptionalAddress = None
     #: Bounds of each agent's queue.
     rate_limit: RateLimitConfig = RateLimitConfig()
@@ -67,24 +68,24 @@ class OrchestratorSettings(RedisSettings):
     audit_durable: bool = True
     #: How long ended executions stay in the ledger, and claims in Redis. Longer than any execution can last.
     retention: Duration = timedelta(days=30)
-    #: File to which the audit trail is written, with a hash chain. None: no file.
+    #: File to which the audit trail is written, with a hash chain.
     audit_log: Path | None = None
     #: Size in bytes at which that file is rotated.
     audit_log_bytes: int = Field(default=100 * 1024 * 1024, ge=1024)
-    #: Syslog to which the audit trail is sent: unix:///dev/log, tcp://host:port or tls://host:port. None: no syslog.
+    #: Syslog to which the audit trail is sent: unix:///dev/log, tcp://host:port or tls://host:port.
     audit_syslog: str | None = None
     #: Whether the audit trail is written to standard output.
     audit_stdout: bool = False
     #: Most events that may wait for one of these sinks.
     audit_backlog: int = Field(default=10_000, ge=1)
-    #: What happens to requests while more events wait: closed refuses them, open admits them.
+    #: What happens to requests while more events wait: `closed` refuses them, `open` admits them.
     audit_failure: Literal["closed", "open"] = "closed"
     #: Age of the oldest events that the audit trail in Redis keeps.
     audit_retention: Duration = timedelta(days=90)
     #: Most events that the audit trail in Redis keeps.
     audit_events: int = Field(default=1_000_000, ge=1000)
     #: File with the key of the HMAC over commands in the audit trail: 32 bytes or more, the same for all orchestrators.
-    #: None: events have no HMAC.
+    #: Without one, events have no HMAC.
     audit_key: Path | None = None
     #: Silence after which an agent's executions are reported as LOST.
     lease: Duration = timedelta(seconds=45)
