@@ -28,8 +28,8 @@ from redis.exceptions import RedisError, ResponseError
 
 from tachikoma.client.rpc_errors import STATUS_DETAILS, error_to_details
 from tachikoma.errors import PermissionDenied, ServerError, TachikomaError, Unauthenticated, Unavailable
-from tachikoma.identity.join_token import agent_of
 from tachikoma.identity.bundles import TrustBundles
+from tachikoma.identity.join_token import agent_of
 from tachikoma.identity.spiffe import InvalidIdentity, is_agent
 from tachikoma.identity.svid import SvidSource
 from tachikoma.vocabulary.audit import AuditCode

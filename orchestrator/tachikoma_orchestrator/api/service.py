@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tachikoma.client import wire
 from tachikoma.config.error_reporting import concerns
 from tachikoma.errors import InvalidRequest, NotFound, PermissionDenied, RecordAltered
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionServicer
+from tachikoma.identity.svid import SvidSource
 from tachikoma.policy.redaction import redact
+from tachikoma.policy.watch import PolicyWatch
+from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.requests import ExecRequest
+from tachikoma_orchestrator.admission.admit import Admitter
+from tachikoma_orchestrator.admission.approvals import Approvals
+from tachikoma_orchestrator.agents.membership import Membership
+from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.api.guard import current_peer
-from tachikoma_orchestrator.api.parts import ServiceParts
+from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.caller import Peer
+from tachikoma_orchestrator.executions.evidence import Evidence
+from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.executions.record import Record
+from tachikoma_orchestrator.executions.waiters import Completions
+from tachikoma_orchestrator.schedules.runner import ScheduleRunner
+from tachikoma_orchestrator.store.subscriber import Subscriber
 
-__all__ = ["DEFAULT_PAGE", "MAX_PAGE", "Service", "page_size"]
+__all__ = ["DEFAULT_PAGE", "MAX_PAGE", "Service", "ServiceParts", "page_size"]
 
 #: Entries of one page of a list: the default, and the most that a caller may request.
 DEFAULT_PAGE = 100
@@ -40,6 +54,28 @@ def page_size(requested: int, field: str) -> int:
 def printable_id(text: str) -> str:
     """Return the loggable form of an id that was not validated: shortened, secrets masked."""
     return redact((text[:64],))[0]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceParts:
+    """What a process gives to its services; they share the parts with the background tasks."""
+
+    redis: Redis
+    #: The orchestrator's own identity.
+    identity: SvidSource
+    policies: PolicyWatch
+    trail: AuditTrail
+    ledger: Ledger
+    evidence: Evidence
+    admitter: Admitter
+    approvals: Approvals
+    #: Calls that wait for the result of an execution.
+    completions: Completions
+    subscriber: Subscriber
+    registry: Registry
+    membership: Membership
+    #: None if the orchestrator has no schedules.
+    schedule_runner: ScheduleRunner | None
 
 
 class Service(RemoteExecutionServicer):

@@ -28,8 +28,8 @@ from tachikoma_orchestrator.agents.membership import Membership
 from tachikoma_orchestrator.agents.redis_accounts import Accounts
 from tachikoma_orchestrator.api.guard import Guard
 from tachikoma_orchestrator.api.join_service import Joining, joining_server
-from tachikoma_orchestrator.api.parts import ServiceParts
 from tachikoma_orchestrator.api.remote_execution import RemoteExecution
+from tachikoma_orchestrator.api.service import ServiceParts
 from tachikoma_orchestrator.audit.shipper import Shipper
 from tachikoma_orchestrator.audit.sinks.file import FileSink
 from tachikoma_orchestrator.audit.sinks.sink import Sink

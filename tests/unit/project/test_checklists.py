@@ -19,7 +19,7 @@ from tachikoma.cli import app
 from tachikoma.client import aio, sync
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.states import ExecState
-from tachikoma_orchestrator.api.guard import RULES, Callers
+from tachikoma_orchestrator.api.rules import RULES, Callers
 from tachikoma_orchestrator.processes.server import RemoteExecution
 from tachikoma_orchestrator.store import lua
 
