@@ -46,9 +46,9 @@ class _Entry(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    in_force: bool
+    active: bool
     at_ms: Milliseconds
-    said: _Details
+    details: _Details
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def parse(raw: bytes) -> Revoked:
     except ValidationError as error:
         log.error("revocation.unreadable", error=str(error)[:300])
         return Revoked(0, "", "its entry in Redis cannot be read", active=True)
-    return Revoked(entry.at_ms, entry.said.by, entry.said.reason, entry.in_force)
+    return Revoked(entry.at_ms, entry.details.by, entry.details.reason, entry.active)
 
 
 class Revocations:

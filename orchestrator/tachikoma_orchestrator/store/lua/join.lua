@@ -26,7 +26,7 @@ redis.call('HSET', joined, agent, args.entry)
 local entry = redis.call('HGET', revocations, agent)
 if entry then
   -- The time of the revocation is kept: certificates issued before it stay invalid.
-  redis.call('HSET', revocations, agent, (string.gsub(entry, '^{"in_force":true', '{"in_force":false', 1)))
+  redis.call('HSET', revocations, agent, (string.gsub(entry, '^{"active":true', '{"active":false', 1)))
 end
 audit(trail, {
   'event', 'join_accepted', 'agent_id', agent, 'authorized', '1', 'actor', args.by, 'client_ip', args.address,

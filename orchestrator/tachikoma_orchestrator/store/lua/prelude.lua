@@ -59,5 +59,5 @@ end
 -- Return True if an agent is revoked (`revoke.lua`), by the hash of revocations.
 local function revoked(hash, agent)
   local entry = redis.call('HGET', hash, agent)
-  return entry and string.find(entry, '^{"in_force":true') and true or false
+  return entry and string.find(entry, '^{"active":true') and true or false
 end

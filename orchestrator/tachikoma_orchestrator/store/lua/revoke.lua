@@ -23,7 +23,7 @@ if known == 0 then
   return 0
 end
 local at_ms = text(math.max(clock(), args.now_ms))
-redis.call('HSET', revocations, agent, '{"in_force":true,"at_ms":' .. at_ms .. ',"said":' .. args.entry .. '}')
+redis.call('HSET', revocations, agent, '{"active":true,"at_ms":' .. at_ms .. ',"details":' .. args.entry .. '}')
 redis.call('HDEL', joined, agent)
 redis.call('DEL', enrolment)
 redis.call('HDEL', online, agent)

@@ -139,7 +139,7 @@ async def _draining(stand: Stand) -> ExecRequest:
 
 
 async def _revoked(stand: Stand) -> ExecRequest:
-    entry = '{"in_force":true,"at_ms":1,"said":{"by":"x","reason":"stolen"}}'
+    entry = '{"active":true,"at_ms":1,"details":{"by":"x","reason":"stolen"}}'
     await stand.redis.hset(keys.REVOKED, AGENT, entry)
     return request()
 

@@ -121,7 +121,7 @@ async def test_an_order_that_cannot_be_queued_leaves_the_execution_waiting(stand
         await stand.admit()
     with pytest.raises(ResourceExhausted, match="is full"):
         await stand.approvals.approve(exec_id, seen, "fine", peer(BOSS))
-    entry = '{"in_force":true,"at_ms":1,"said":{"by":"x","reason":"stolen"}}'
+    entry = '{"active":true,"at_ms":1,"details":{"by":"x","reason":"stolen"}}'
     await stand.redis.hset(keys.REVOKED, AGENT, entry)
     with pytest.raises(AgentRevoked):
         await stand.approvals.approve(exec_id, seen, "fine", peer(BOSS))

@@ -108,7 +108,7 @@ async def test_an_order_that_slipped_past_a_revocation_is_ended_by_the_reaper(st
         trail=stand.trail, audit_retention=timedelta(hours=1), audit_events=1000, audit_closed=False,
     )  # fmt: skip
     await executions(stand)
-    entry = b'{"in_force":true,"at_ms":1,"said":{"by":"spiffe://x/user/y","reason":"stolen"}}'
+    entry = b'{"active":true,"at_ms":1,"details":{"by":"spiffe://x/user/y","reason":"stolen"}}'
     await stand.redis.hset(keys.REVOKED, AGENT, entry)
     assert await stand.ledger.readiness(AGENT) is Outcome.REVOKED
     await registry.revocations.refresh()

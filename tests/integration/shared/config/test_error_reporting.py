@@ -210,7 +210,7 @@ def test_what_ends_the_orchestrator_arrives_once(stack: Stack, collector: Collec
     event = arrived(collector, component="orchestrator", event="orchestrator.failed")
     assert event["level"] == "fatal"
     # Logged, and then it went through the interpreter's hook: one event.
-    ended = [event for event in collector.events() if "mistaken_look" in str(event)]
+    ended = [event for event in collector.events() if "mistaken_sweep" in str(event)]
     assert len(ended) == 1
 
 

@@ -16,7 +16,7 @@ AT_MS = 1_782_907_200_250
 OPERATOR = "spiffe://tachikoma.local/user/root"
 #: Until the year 2286.
 TIMES_MS = st.integers(min_value=0, max_value=9_999_999_999_999)
-UNREADABLE = [b"", b"nonsense", b"{}", b'{"in_force":false,"at_ms":-1,"said":{}}', b"\xff", b"[" * 9999]
+UNREADABLE = [b"", b"nonsense", b"{}", b'{"active":false,"at_ms":-1,"details":{}}', b"\xff", b"[" * 9999]
 
 
 def revoked(*, active: bool, at_ms: int = AT_MS) -> Revoked:
@@ -51,7 +51,7 @@ def test_the_error_of_executions_names_the_operator_and_the_reason() -> None:
 
 
 def test_an_entry_is_read_as_the_script_writes_it() -> None:
-    raw = b'{"in_force":true,"at_ms":%d,"said":{"by":"%s","reason":"stolen"}}' % (AT_MS, OPERATOR.encode())
+    raw = b'{"active":true,"at_ms":%d,"details":{"by":"%s","reason":"stolen"}}' % (AT_MS, OPERATOR.encode())
     assert parse(raw) == revoked(active=True)
     assert parse(raw.replace(b"true", b"false")) == revoked(active=False)
 

@@ -1,0 +1,29 @@
+"""Cancel orders, on a real Redis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from members import AGENT, DOMAIN, OPERATOR, WEB, Stand
+from tachikoma.identity.signed_messages import CancelOrder, verify
+from tachikoma.identity.spiffe import service_id
+from tachikoma.redis import keys
+from tachikoma.redis.commands import Redis
+from tachikoma_orchestrator.executions.cancel import CANCEL_SECONDS, send_cancel
+
+
+async def test_a_cancel_order_is_signed_stored_for_a_while_and_published(
+    redis: Redis, tmp_path: Path, redis_url: str
+) -> None:
+    stand = Stand(redis, tmp_path)
+    async with redis.pubsub() as heard:
+        await heard.subscribe(keys.control(AGENT))
+        await heard.get_message(timeout=10)
+        await send_cancel(redis, stand.identity, AGENT, "job-7", by=str(OPERATOR), requested_by="spiffe://x/user/alice")
+        message = await heard.get_message(ignore_subscribe_messages=True, timeout=10)
+    stored = await redis.get(keys.cancel(AGENT, "job-7"))
+    assert message["data"] == b"job-7 " + stored
+    assert 0 < await redis.ttl(keys.cancel(AGENT, "job-7")) <= CANCEL_SECONDS
+    order = verify(stored.decode(), CancelOrder, stand.identity.current().bundle, service_id(DOMAIN, "orchestrator"))
+    assert (order.jti, order.aud, order.sub) == ("job-7", str(WEB), str(OPERATOR))
+    assert order.requested_by == "spiffe://x/user/alice"

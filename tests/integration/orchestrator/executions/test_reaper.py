@@ -1,0 +1,152 @@
+"""The reaper's passes, on a real Redis."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from members import AGENT, OPERATOR, Stand
+from tachikoma.redis import keys
+from tachikoma.redis.commands import Redis
+from tachikoma.vocabulary.requests import ExecRequest
+from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.agents.registry import Registry
+from tachikoma_orchestrator.audit.findings import Findings
+from tachikoma_orchestrator.executions import reaper as module
+from tachikoma_orchestrator.executions.collector import Collector
+from tachikoma_orchestrator.executions.evidence import Evidence
+from tachikoma_orchestrator.executions.reaper import Reaper
+from tachikoma_orchestrator.executions.record import Record
+from tachikoma_orchestrator.executions.transitions import FENCE, Admission, Dispatch, Outcome
+from tachikoma_orchestrator.executions.waiters import Completions
+
+HEARTBEAT = {
+    "boot": "boot", "run": "r", "version": "0", "hostname": "h", "slots": 1, "running": 0, "load": 0, "memory_used": 0,
+    "disk_used": 0,
+}  # fmt: skip
+
+
+@pytest.fixture
+async def stand(redis: Redis, tmp_path: Path) -> Stand:
+    stand = Stand(redis, tmp_path)
+    await redis.set(keys.info(AGENT), json.dumps(HEARTBEAT))
+    await redis.hset(keys.AGENTS, AGENT, json.dumps({"seen_ms": 1, "heartbeat": HEARTBEAT}))
+    return stand
+
+
+def reaper(stand: Stand, *, lease: timedelta = timedelta(0)) -> Reaper:
+    registry = Registry(stand.redis)
+    findings = Findings(stand.redis, stand.trail)
+    evidence = Evidence(stand.redis, findings, stand.identity, registry.revocations)
+    collector = Collector(stand.redis, stand.ledger, Completions(), registry, stand.identity, evidence, findings)
+    return Reaper(
+        stand.redis, stand.ledger, registry, collector, lease=lease, interval=timedelta(hours=1),
+        trail=stand.trail, audit_retention=timedelta(hours=1), audit_events=1000, audit_closed=False,
+    )  # fmt: skip
+
+
+async def admit(stand: Stand, exec_id: str, *, wait: timedelta = timedelta(minutes=9), asks: bool = False) -> None:
+    request = ExecRequest(id=exec_id, agent_id=AGENT, command=["/bin/true"], requested_by=str(OPERATOR))
+    more: dict[str, Any] = {"parked": "x", "approvers": (str(OPERATOR),)} if asks else {}
+    admission = Admission(request, request.command, "digest", "web@1", "", wait, timedelta(hours=1), {}, **more)
+    dispatch = None if asks else Dispatch("digest", "order", "web@1", b"message")
+    assert (await stand.ledger.admit(admission, dispatch))[0] is Outcome.ADMITTED
+
+
+async def read(stand: Stand, exec_id: str) -> Record:
+    record = await stand.ledger.record(exec_id)
+    assert record is not None
+    return record
+
+
+async def test_an_execution_past_its_deadline_expires_and_can_never_start(stand: Stand) -> None:
+    await admit(stand, "late", wait=timedelta(0))
+    await admit(stand, "early")
+    await reaper(stand).sweep()
+    late = await read(stand, "late")
+    assert (late.state, late.error) == (ExecState.EXPIRED, "not started before its queue timeout")
+    assert await stand.redis.get(keys.claim(AGENT, "late")) == FENCE.encode()
+    assert (await read(stand, "early")).state is ExecState.QUEUED
+
+
+async def test_an_execution_that_is_not_approved_in_time_expires(stand: Stand) -> None:
+    await admit(stand, "asks", wait=timedelta(0), asks=True)
+    await reaper(stand).sweep()
+    record = await read(stand, "asks")
+    assert (record.state, record.error) == (ExecState.EXPIRED, "not approved in time")
+
+
+async def test_a_claimed_execution_is_not_expired_but_its_start_is_noted(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SETTLE_MS", -1)
+    await admit(stand, "claimed", wait=timedelta(0))
+    await stand.redis.set(keys.claim(AGENT, "claimed"), "boot")
+    await reaper(stand).sweep()
+    assert (await read(stand, "claimed")).state is ExecState.STARTED
+
+
+@pytest.mark.parametrize(
+    ("boot", "online", "known", "reason"),
+    [
+        ("boot", True, True, ""),
+        ("another", True, True, "its agent lost its journal, so the result is unknown"),
+        ("boot", False, True, "its agent sent no heartbeat for 0 s"),
+        ("boot", False, False, "its agent is unknown"),
+    ],
+)
+async def test_a_started_execution_is_lost_with_the_run_or_the_agent_that_claimed_it(
+    stand: Stand, boot: str, online: bool, known: bool, reason: str
+) -> None:
+    await admit(stand, "runs")
+    await stand.redis.set(keys.claim(AGENT, "runs"), boot)
+    await stand.ledger.started(AGENT, "runs", 1)
+    if not online:
+        await stand.redis.delete(keys.info(AGENT))
+    if not known:
+        await stand.redis.delete(keys.AGENTS)
+    await reaper(stand).sweep()
+    record = await read(stand, "runs")
+    assert (record.state, record.error) == (ExecState.LOST if reason else ExecState.STARTED, reason)
+
+
+async def test_no_execution_is_lost_before_a_full_lease_of_silence(stand: Stand) -> None:
+    await admit(stand, "runs")
+    await stand.redis.set(keys.claim(AGENT, "runs"), "another")
+    await stand.ledger.started(AGENT, "runs", 1)
+    await reaper(stand, lease=timedelta(hours=1)).sweep()
+    assert (await read(stand, "runs")).state is ExecState.STARTED
+
+
+async def test_a_claim_that_cannot_be_read_keeps_no_other_execution_from_its_final_state(stand: Stand) -> None:
+    await admit(stand, "broken", wait=timedelta(0))
+    await admit(stand, "late", wait=timedelta(milliseconds=1))
+    await stand.redis.lpush(keys.claim(AGENT, "broken"), "no string")
+    sweeps = reaper(stand)
+    for _ in range(2):
+        await sweeps.sweep()
+    assert (await read(stand, "late")).state is ExecState.EXPIRED
+    assert (await read(stand, "broken")).state is ExecState.QUEUED
+
+
+async def test_an_execution_whose_record_is_gone_is_removed_from_the_open_ones(stand: Stand) -> None:
+    await admit(stand, "gone")
+    await stand.redis.delete(keys.execution("gone"))
+    await reaper(stand).sweep()
+    assert await stand.redis.zcard(keys.OPEN) == 0
+
+
+async def test_a_pass_reaches_every_execution_in_steps(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH", 2)
+    for number in range(7):
+        # Every second one stays open, so the offset moves.
+        await admit(stand, f"job-{number}", wait=timedelta(milliseconds=number) if number % 2 else timedelta(hours=1))
+    while await stand.ledger.now_ms() <= (await read(stand, "job-5")).deadline_ms:
+        pass
+    await reaper(stand).sweep()
+    states = [(await read(stand, f"job-{number}")).state for number in range(7)]
+    assert states == [ExecState.EXPIRED if number % 2 else ExecState.QUEUED for number in range(7)]
