@@ -1,29 +1,23 @@
-"""Tokens, the certificate authority, the files of identities, and when one is renewed."""
+"""Tokens with which hosts join, and the renewal of the certificates of such hosts."""
 
 from __future__ import annotations
 
 import datetime as dt
 import socket
-import stat
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from tachikoma.cli.authority import ca
 from tachikoma.errors import ConfigurationError, InvalidRequest, Unavailable
-from tachikoma.identity.authority import BACKDATE, CertificateAuthority, issued_at, new_key, private_pem
-from tachikoma.identity.bundles import TrustBundle
-from tachikoma.identity.certificates import dns_names
-from tachikoma.identity.file_source import FileSvidSource
-from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE, finish_writing, write_identity
+from tachikoma.identity.authority import CertificateAuthority, issued_at, new_key, private_pem
+from tachikoma.identity.files import write_identity
 from tachikoma.identity.join_token import Joined, JoinToken, agent_of
-from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId, agent_id
+from tachikoma.identity.spiffe import SpiffeId, agent_id
 from tachikoma.identity.svid import Svid
 from tachikoma_orchestrator.api.join_service import MAX_ADDRESSES, MAX_REFUSALS, Attempts
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings
@@ -102,121 +96,11 @@ def test_an_id_that_is_no_agents_names_none(path: str) -> None:
     assert agent_of(WEB) == "web-1"
 
 
-# --- the authority ----------------------------------------------------------------------------------------------------
-
-
-def test_an_authority_under_another_is_trusted_through_it(root: CertificateAuthority, tmp_path: Path) -> None:
-    CertificateAuthority.create(tmp_path, DOMAIN, name="Agents", lifetime=timedelta(days=99), under=root)
-    below = CertificateAuthority.load(tmp_path)
-    assert below.not_after <= root.not_after
-    leaf = below.sign(new_key().public_key(), WEB, lifetime=timedelta(days=999))
-    assert leaf.not_valid_after_utc <= root.not_after
-    chain = x509.load_pem_x509_certificates(below.chain(leaf))
-    assert chain == [leaf, below.certificate]
-    assert TrustBundle(DOMAIN, [root.certificate]).verify(chain[0], chain[1:]) == WEB
-    assert below.issued(leaf)
-    assert not root.issued(leaf)
-    # And one below that is not, however it was made.
-    lower = CertificateAuthority.create(tmp_path / "b", DOMAIN, name="x", lifetime=timedelta(days=1), under=below)
-    lowest = x509.load_pem_x509_certificates(lower.chain(lower.sign(new_key().public_key(), WEB, lifetime=BACKDATE)))
-    assert len(lowest) == 3
-    with pytest.raises(InvalidIdentity):
-        TrustBundle(DOMAIN, [root.certificate]).verify(lowest[0], lowest[1:])
-
-
-def test_a_key_that_everybody_can_read_is_not_used(tmp_path: Path) -> None:
-    CertificateAuthority.create(tmp_path, DOMAIN, name="x", lifetime=timedelta(days=1))
-    assert stat.S_IMODE((tmp_path / "ca_key.pem").stat().st_mode) == 0o600
-    (tmp_path / "ca_key.pem").chmod(0o644)
-    with pytest.raises(ConfigurationError, match="chmod"):
-        CertificateAuthority.load(tmp_path)
-
-
-def test_what_is_no_authority_says_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="ca init"):
-        CertificateAuthority.load(tmp_path)
-    CertificateAuthority.create(tmp_path, DOMAIN, name="x", lifetime=timedelta(days=1))
-    (tmp_path / "ca_key.pem").write_bytes(private_pem(new_key()))
-    with pytest.raises(ConfigurationError, match="do not belong together"):
-        CertificateAuthority.load(tmp_path)
-
-
-def test_the_command_line_makes_authorities_and_identities(tmp_path: Path) -> None:
-    def run(*arguments: str) -> int:
-        return CliRunner().invoke(ca, [str(part) for part in arguments]).exit_code
-
-    top, below, out = str(tmp_path / "top"), str(tmp_path / "below"), str(tmp_path / "out")
-    assert run("init", top, "--trust-domain", DOMAIN) == 0
-    assert run("init", top, "--trust-domain", DOMAIN) != 0
-    assert run("init", below, "--trust-domain", "other.example", "--under", top) != 0
-    assert run("init", below, "--trust-domain", DOMAIN, "--under", top, "--lifetime", "24h") == 0
-    identity = ("--bundle", f"{top}/ca.pem", "--identity", out)
-    assert run("issue", below, "spiffe://other.example/user/alice", *identity) != 0
-    assert run("issue", below, f"spiffe://{DOMAIN}/service/orchestrator", *identity, "--dns", "orch.example") == 0
-    svid = FileSvidSource(tmp_path / "out").current()
-    svid.verify()
-    assert dns_names(svid.chain[0]) == ["orch.example"]
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
 def identity(root: CertificateAuthority) -> dict[str, bytes]:
     key = new_key()
     leaf = root.sign(key.public_key(), WEB, lifetime=timedelta(hours=1))
     bundle = root.certificate.public_bytes(Encoding.PEM)
     return {"key_pem": private_pem(key), "certificate_pem": root.chain(leaf), "bundle_pem": bundle}
-
-
-class Crash(Exception):
-    """The host lost its power."""
-
-
-def test_wherever_a_crash_interrupts_it_an_identity_is_the_old_or_the_new_one(
-    root: CertificateAuthority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps, whole = 0, 0
-    for crash_at in range(100):
-        folder = tmp_path / str(crash_at)
-        old, new = identity(root), identity(root)
-        write_identity(folder, **old)
-        steps = 0
-
-        def step(crash_at: int = crash_at) -> None:
-            nonlocal steps
-            steps += 1
-            if steps > crash_at:
-                raise Crash
-
-        with monkeypatch.context() as patch:
-            for name in ("replace", "rename", "mkdir", "rmdir"):
-                real = getattr(Path, name)
-
-                def either(self: Path, *arguments: object, real: object = real, **options: object) -> object:
-                    step()
-                    return real(self, *arguments, **options)  # type: ignore[operator]
-
-                patch.setattr(Path, name, either)
-            try:
-                write_identity(folder, **new)
-            except Crash:
-                pass
-            else:
-                whole += 1
-        finish_writing(folder)
-        found = FileSvidSource(folder).current()
-        assert found.certificate_pem in (old["certificate_pem"], new["certificate_pem"])
-        assert sorted(path.name for path in folder.iterdir()) == sorted([CERTIFICATE_FILE, KEY_FILE, BUNDLE_FILE])
-        if whole:
-            break
-    assert steps > 6
-    assert found.certificate_pem == new["certificate_pem"]
-
-
-def test_nobody_else_can_read_an_identity(root: CertificateAuthority, tmp_path: Path) -> None:
-    write_identity(tmp_path / "a", **identity(root))
-    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o700
-    assert stat.S_IMODE((tmp_path / "a" / KEY_FILE).stat().st_mode) == 0o600
 
 
 # --- renewal ----------------------------------------------------------------------------------------------------------
