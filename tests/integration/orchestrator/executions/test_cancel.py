@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from members import AGENT, DOMAIN, OPERATOR, WEB, Stand
-from tachikoma.identity.signed_messages import CancelOrder, verify
+from tachikoma.identity.signed_messages import CancelOrder
+from tachikoma.identity.signing import verify
 from tachikoma.identity.spiffe import service_id
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
