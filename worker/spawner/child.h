@@ -1,4 +1,4 @@
-/* What happens between fork and exec. */
+/* The steps between fork and exec. */
 #ifndef TACHIKOMA_CHILD_H
 #define TACHIKOMA_CHILD_H
 
@@ -12,15 +12,15 @@ struct plan {
 	int standard_input;
 	int standard_output;
 	int standard_error;
-	int report;             /* gets a struct failure; closed by exec */
+	int report;             /* receives a struct failure; closed by exec */
 	int cgroup[MAX_CGROUPS];
-	int cgroups;            /* those still to be joined */
+	int cgroups;            /* number of those that are still to be joined */
 	int privileged;         /* whether identity and capabilities are set */
-	uint64_t capabilities;  /* those that the spawner has left in its bounding set */
-	struct rlimit files;    /* RLIMIT_NOFILE as it was before the spawner raised its own */
+	uint64_t capabilities;  /* those in the spawner's bounding set */
+	struct rlimit files;    /* RLIMIT_NOFILE before the spawner raised its own */
 };
 
-/* Becomes the command, or reports the step that failed and exits. */
+/* Become the command, or report the step that failed and exit. */
 _Noreturn void become(const struct plan *plan);
 
 #endif

@@ -1,4 +1,4 @@
-/* Takes requests apart. Knows nothing of processes, so that it can be fuzzed alone. */
+/* Parsing of requests. It is independent of processes, so that it can be fuzzed alone. */
 #include "protocol.h"
 
 #include <string.h>
@@ -23,7 +23,7 @@ int valid_name(const char *name)
 	return 1;
 }
 
-/* The next NUL-closed string of what is left, or NULL. */
+/* Return the next NUL-terminated string, or NULL if there is none. */
 static char *next_string(char **cursor, size_t *left)
 {
 	char *start = *cursor;
@@ -56,7 +56,7 @@ int parse_spawn(char *body, size_t length, size_t descriptors, struct command *c
 		return -1;
 	if ((head->flags & SPAWN_UNIFIED) && head->cgroups != 1)
 		return -1;
-	/* (uint32_t)-1 tells setresuid(2) and setresgid(2) to change nothing. */
+	/* With (uint32_t)-1, setresuid(2) and setresgid(2) change nothing. */
 	if (head->uid == UINT32_MAX || head->gid == UINT32_MAX)
 		return -1;
 	if (head->arguments == 0 || head->arguments > MAX_STRINGS || head->variables > MAX_STRINGS ||

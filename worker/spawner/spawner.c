@@ -1,15 +1,15 @@
 /*
- * tachikoma-spawner: starts commands for the worker, with its privileges taken away, and stays their parent.
+ * tachikoma-spawner: starts commands for the worker, without privileges, and stays their parent.
  *
  *     tachikoma-spawner --socket FD --peer UID --linger SECONDS --capabilities MASK
  *
- * It is given a listening unix socket and serves the user with that UID, and root. It is the only part of an agent
- * that needs to be root; it knows neither policy nor the network. It keeps a copy of each command's pipes, and its exit
- * status until that is released, so that a worker that was restarted can take all of it back. After so many seconds
- * without a worker and without a running command it ends, and takes the socket's file with it; with 0 it stays.
+ * FD is a listening unix socket; the spawner serves root and the user with that UID. It is the only part of an agent
+ * that needs to be root, and it uses neither policy nor the network. It holds a copy of each command's pipes, and its
+ * exit status until the worker releases it, so that a restarted worker can take the command over. After SECONDS without
+ * a worker and without a running command it exits and removes the socket's file; with 0 it stays for ever.
  *
- * Single-threaded: fork is safe and cheap, and "0" written into a v1 cgroup's `tasks` moves all there is of a child.
- * Nothing here waits: not for the worker, not for a child between fork and exec.
+ * It is single-threaded: fork is then safe and cheap, and "0" written into a v1 cgroup's `tasks` moves the whole child.
+ * It never blocks: neither on the worker, nor on a child between fork and exec.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -37,13 +37,13 @@
 #define MAX_COMMANDS 4096
 #define PIPE_BYTES (1024 * 1024)
 
-/* What epoll tells apart. */
+/* Kinds of sources of epoll events. */
 enum source_kind { LISTENER, WORKER, REPORT, EXIT };
 
 struct worker {
 	enum source_kind kind;          /* WORKER */
-	int socket;                     /* -1: nobody */
-	uint64_t generation;            /* tells one connection in this place from the next */
+	int socket;                     /* -1: not connected */
+	uint64_t generation;            /* distinguishes connections that use the same slot */
 	struct header header;
 	size_t received;                /* of header and body together */
 	int descriptor[MAX_DESCRIPTORS];
@@ -54,16 +54,16 @@ struct worker {
 struct held_command {
 	enum source_kind report_kind;   /* REPORT */
 	enum source_kind exit_kind;     /* EXIT */
-	char name[NAME_BYTES];          /* empty: a free place */
+	char name[NAME_BYTES];          /* empty: a free slot */
 	pid_t pid;
 	int pidfd;
-	int report;                     /* -1 once it is executed */
+	int report;                     /* -1 after the exec */
 	int standard_output;
 	int standard_error;
-	int cgroup;                     /* of v2, or its freezer of v1; -1: none */
+	int cgroup;                     /* v2 directory, or v1 freezer; -1: none */
 	int started;
 	struct held held;
-	struct worker *asked_by;        /* who waits for the start */
+	struct worker *asked_by;        /* the worker that requested the start */
 	uint64_t asked_generation;
 	uint64_t asked_tag;
 };
@@ -74,8 +74,8 @@ static struct rlimit files_before;
 static uint64_t generations;
 static uid_t allowed_peer;
 static int privileged;
-static uint64_t capabilities;           /* the most that a command may keep */
-static size_t places;                   /* those of `commands` that were ever used */
+static uint64_t capabilities;           /* bits of those that a command may keep at most */
+static size_t slots;                    /* number of `commands` that were ever used */
 static int events;
 static int null_device;
 static int stop_wanted;
@@ -101,7 +101,7 @@ static int watch(int descriptor, void *source)
 	return epoll_ctl(events, EPOLL_CTL_ADD, descriptor, &event);
 }
 
-/* --- to the worker ------------------------------------------------------------------------------------------------ */
+/* --- replies ----------------------------------------------------------------------------------------------------- */
 
 static void forget_request(struct worker *worker)
 {
@@ -111,7 +111,7 @@ static void forget_request(struct worker *worker)
 	worker->received = 0;
 }
 
-static void hang_up(struct worker *worker)
+static void disconnect(struct worker *worker)
 {
 	forget_request(worker);
 	close_if_open(&worker->socket);
@@ -119,8 +119,8 @@ static void hang_up(struct worker *worker)
 	worker->body = NULL;
 }
 
-/* A worker that does not read its replies is hung up on: nothing is kept for it here, and it can ask again. */
-static void tell(struct worker *worker, uint32_t operation, uint64_t tag, const void *body, size_t length,
+/* Replies are not queued: a worker that does not read them is disconnected, and can ask again. */
+static void send_message(struct worker *worker, uint32_t operation, uint64_t tag, const void *body, size_t length,
 		 const int *descriptors, size_t count)
 {
 	struct header header = { .length = (uint32_t)length, .operation = operation, .tag = tag };
@@ -145,37 +145,37 @@ static void tell(struct worker *worker, uint32_t operation, uint64_t tag, const 
 	if (worker->socket < 0)
 		return;
 	if (sendmsg(worker->socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)(sizeof(header) + length))
-		hang_up(worker);
+		disconnect(worker);
 }
 
-static void tell_done(struct worker *worker)
+static void reply_done(struct worker *worker)
 {
-	tell(worker, worker->header.operation, worker->header.tag, NULL, 0, NULL, 0);
+	send_message(worker, worker->header.operation, worker->header.tag, NULL, 0, NULL, 0);
 }
 
-static void tell_failure(struct worker *worker, uint64_t tag, enum step step, int error)
+static void reply_failure(struct worker *worker, uint64_t tag, enum step step, int error)
 {
 	struct failure failure = { .step = step, .error = error };
 
-	tell(worker, REPLY_FAILED, tag, &failure, sizeof(failure), NULL, 0);
+	send_message(worker, REPLY_FAILED, tag, &failure, sizeof(failure), NULL, 0);
 }
 
-/* --- commands ----------------------------------------------------------------------------------------------------- */
+/* --- commands ---------------------------------------------------------------------------------------------------- */
 
 static struct held_command *find(const char *name)
 {
-	for (size_t i = 0; i < places; i++)
+	for (size_t i = 0; i < slots; i++)
 		if (commands[i].name[0] != '\0' && strncmp(commands[i].name, name, NAME_BYTES) == 0)
 			return &commands[i];
 	return NULL;
 }
 
-static struct held_command *free_place(void)
+static struct held_command *free_slot(void)
 {
-	for (size_t i = 0; i < places; i++)
+	for (size_t i = 0; i < slots; i++)
 		if (commands[i].name[0] == '\0')
 			return &commands[i];
-	return places < MAX_COMMANDS ? &commands[places++] : NULL;
+	return slots < MAX_COMMANDS ? &commands[slots++] : NULL;
 }
 
 static void forget(struct held_command *command)
@@ -195,7 +195,7 @@ static struct worker *asker(const struct held_command *command)
 	return worker->socket >= 0 && worker->generation == command->asked_generation ? worker : NULL;
 }
 
-/* clone3 starts the child inside its v2 cgroup. Where a sandbox knows no clone3, the child joins by itself. */
+/* clone3 starts the child inside its v2 cgroup. In a sandbox without clone3, the child joins by itself. */
 static pid_t start_child(int cgroup, int *pidfd, int *joined)
 {
 	struct clone_args arguments = {
@@ -226,7 +226,7 @@ static int make_pipe(int ends[2])
 {
 	if (pipe2(ends, O_CLOEXEC) != 0)
 		return -1;
-	/* Only for speed; an ordinary user's share of pipe memory may be used up. */
+	/* Only for speed; it fails if an ordinary user's share of pipe memory is used up. */
 	(void)fcntl(ends[1], F_SETPIPE_SZ, PIPE_BYTES);
 	return 0;
 }
@@ -241,23 +241,23 @@ static void spawn(struct worker *worker)
 	int output[2] = { -1, -1 }, error[2] = { -1, -1 }, report[2] = { -1, -1 };
 	int joined = 0;
 	int unified;
-	struct held_command *place;
+	struct held_command *slot;
 
 	if (parse_spawn(worker->body, header->length, worker->descriptors, &request) != 0) {
-		tell_failure(worker, header->tag, STEP_REQUEST, EINVAL);
+		reply_failure(worker, header->tag, STEP_REQUEST, EINVAL);
 		return;
 	}
 	if (!privileged && request.head.uid != geteuid()) {
-		tell_failure(worker, header->tag, STEP_USER, EPERM);
+		reply_failure(worker, header->tag, STEP_USER, EPERM);
 		return;
 	}
 	if (find(request.head.name) != NULL) {
-		tell_failure(worker, header->tag, STEP_NAME, EEXIST);
+		reply_failure(worker, header->tag, STEP_NAME, EEXIST);
 		return;
 	}
-	place = free_place();
-	if (place == NULL) {
-		tell_failure(worker, header->tag, STEP_RESOURCES, EUSERS);
+	slot = free_slot();
+	if (slot == NULL) {
+		reply_failure(worker, header->tag, STEP_RESOURCES, EUSERS);
 		return;
 	}
 	if (make_pipe(output) != 0 || make_pipe(error) != 0 || pipe2(report, O_CLOEXEC | O_NONBLOCK) != 0)
@@ -274,31 +274,31 @@ static void spawn(struct worker *worker)
 	for (uint32_t i = 0; i < request.head.cgroups; i++)
 		plan.cgroup[plan.cgroups++] = worker->descriptor[next++];
 
-	*place = (struct held_command){
+	*slot = (struct held_command){
 		.report_kind = REPORT, .exit_kind = EXIT, .pidfd = -1, .report = report[0],
 		.standard_output = output[0], .standard_error = error[0], .cgroup = -1,
 		.asked_by = worker, .asked_generation = worker->generation, .asked_tag = header->tag,
 	};
 	if (plan.cgroups > 0) {
-		place->cgroup = fcntl(plan.cgroup[0], F_DUPFD_CLOEXEC, 5);
-		if (place->cgroup < 0)
+		slot->cgroup = fcntl(plan.cgroup[0], F_DUPFD_CLOEXEC, 5);
+		if (slot->cgroup < 0)
 			goto failed;
 	}
-	place->pid = start_child(unified ? plan.cgroup[0] : -1, &place->pidfd, &joined);
-	if (place->pid == 0) {
+	slot->pid = start_child(unified ? plan.cgroup[0] : -1, &slot->pidfd, &joined);
+	if (slot->pid == 0) {
 		if (joined && unified)
 			plan.cgroups = 0;
 		become(&plan);
 	}
-	if (place->pid < 0) {
+	if (slot->pid < 0) {
 		int why = errno;
 
 		close_if_open(&output[1]);
 		close_if_open(&error[1]);
 		close_if_open(&report[1]);
-		forget(place);
-		/* What clone3 says of a cgroup that cannot be joined. */
-		tell_failure(worker, header->tag,
+		forget(slot);
+		/* Errors of clone3 for a cgroup that cannot be joined. */
+		reply_failure(worker, header->tag,
 			     unified && (why == EACCES || why == EBUSY || why == EOPNOTSUPP || why == EBADF || why == ENODEV)
 			     ? STEP_CGROUP : STEP_FORK, why);
 		return;
@@ -306,16 +306,16 @@ static void spawn(struct worker *worker)
 	close(output[1]);
 	close(error[1]);
 	close(report[1]);
-	memcpy(place->name, request.head.name, NAME_BYTES);
-	memcpy(place->held.name, request.head.name, NAME_BYTES);
-	place->held.pid = (uint32_t)place->pid;
-	if (watch(place->report, &place->report_kind) != 0 || watch(place->pidfd, &place->exit_kind) != 0) {
+	memcpy(slot->name, request.head.name, NAME_BYTES);
+	memcpy(slot->held.name, request.head.name, NAME_BYTES);
+	slot->held.pid = (uint32_t)slot->pid;
+	if (watch(slot->report, &slot->report_kind) != 0 || watch(slot->pidfd, &slot->exit_kind) != 0) {
 		int why = errno;
 
-		kill(place->pid, SIGKILL);
-		waitpid(place->pid, NULL, 0);
-		forget(place);
-		tell_failure(worker, header->tag, STEP_RESOURCES, why);
+		kill(slot->pid, SIGKILL);
+		waitpid(slot->pid, NULL, 0);
+		forget(slot);
+		reply_failure(worker, header->tag, STEP_RESOURCES, why);
 	}
 	return;
 failed:;
@@ -326,10 +326,10 @@ failed:;
 		close_if_open(&error[i]);
 		close_if_open(&report[i]);
 	}
-	tell_failure(worker, header->tag, STEP_RESOURCES, why);
+	reply_failure(worker, header->tag, STEP_RESOURCES, why);
 }
 
-/* The child executed the command, which closed its end; or it says which step failed. */
+/* The child closed its end by executing the command, or it reported the step that failed. */
 static void on_report(struct held_command *command)
 {
 	struct failure failure;
@@ -343,7 +343,7 @@ static void on_report(struct held_command *command)
 		waitpid(command->pid, NULL, 0);
 		forget(command);
 		if (worker != NULL)
-			tell_failure(worker, command->asked_tag, failure.step, failure.error);
+			reply_failure(worker, command->asked_tag, failure.step, failure.error);
 		return;
 	}
 	command->started = 1;
@@ -351,7 +351,7 @@ static void on_report(struct held_command *command)
 		struct spawned spawned = { .pid = (uint32_t)command->pid };
 		int pipes[2] = { command->standard_output, command->standard_error };
 
-		tell(worker, OP_SPAWN, command->asked_tag, &spawned, sizeof(spawned), pipes, 2);
+		send_message(worker, OP_SPAWN, command->asked_tag, &spawned, sizeof(spawned), pipes, 2);
 	}
 }
 
@@ -365,13 +365,13 @@ static void on_exit_of(struct held_command *command)
 	siginfo_t info = { 0 };
 	struct rusage usage = { 0 };
 
-	/* In the order of what happened: first that it started, or why it did not. */
+	/* Keep the order of events: report the start first, or why it failed. */
 	if (command->report >= 0) {
 		on_report(command);
 		if (command->name[0] == '\0')
 			return;
 	}
-	/* It stays a zombie until it is released: so long its number names this command and its group, and no other. */
+	/* It stays a zombie until it is released, so that no other process or group gets its number. */
 	if (syscall(SYS_waitid, P_PID, command->pid, &info, WEXITED | WNOWAIT | WNOHANG, &usage) != 0 || info.si_pid == 0)
 		return;
 	epoll_ctl(events, EPOLL_CTL_DEL, command->pidfd, NULL);
@@ -381,10 +381,10 @@ static void on_exit_of(struct held_command *command)
 	command->held.user_micros = micros(usage.ru_utime);
 	command->held.system_micros = micros(usage.ru_stime);
 	for (size_t i = 0; i < MAX_WORKERS; i++)
-		tell(&workers[i], EVENT_EXITED, 0, &command->held, sizeof(command->held), NULL, 0);
+		send_message(&workers[i], EVENT_EXITED, 0, &command->held, sizeof(command->held), NULL, 0);
 }
 
-/* --- killing ------------------------------------------------------------------------------------------------------ */
+/* --- killing ----------------------------------------------------------------------------------------------------- */
 
 static int write_file(int directory, const char *name, const char *text)
 {
@@ -398,7 +398,10 @@ static int write_file(int directory, const char *name, const char *text)
 	return written < 0 ? -1 : 0;
 }
 
-/* Calls for each process of a cgroup. Returns how many, or -1. */
+/*
+ * Send a signal to each process of a cgroup, unless `number` is 0, and list them in `survivors`, unless it is NULL.
+ * Returns the number of processes, or -1.
+ */
 static long each_process(int directory, int number, struct survivors *survivors)
 {
 	int file = openat(directory, "cgroup.procs", O_RDONLY | O_CLOEXEC);
@@ -413,26 +416,26 @@ static long each_process(int directory, int number, struct survivors *survivors)
 	while (fgets(line, sizeof(line), stream) != NULL) {
 		long pid = strtol(line, NULL, 10);
 
-		/* 0 is a process that this PID namespace does not show; itself it never kills. */
+		/* 0 is a process outside this PID namespace. The spawner never kills itself. */
 		if (pid <= 1 || pid == getpid())
 			continue;
 		count++;
 		if (number != 0)
 			kill((pid_t)pid, number);
-		if (survivors != NULL && survivors->told < MAX_TOLD_PIDS)
-			survivors->pid[survivors->told++] = (uint32_t)pid;
+		if (survivors != NULL && survivors->listed < MAX_LISTED_PIDS)
+			survivors->pid[survivors->listed++] = (uint32_t)pid;
 	}
 	fclose(stream);
 	return count;
 }
 
-/* Kills all of a cgroup at once, and counts who is left; the dying may still be among them. */
+/* Kill all processes of a cgroup at once, and list those that are left; dying ones may be among them. */
 static void kill_cgroup(int directory, struct survivors *survivors)
 {
 	long left;
 
 	if (write_file(directory, "cgroup.kill", "1") != 0) {
-		/* v1, or v2 before Linux 5.14. Frozen, nobody can fork away from the list. */
+		/* v1, or v2 before Linux 5.14. Frozen processes cannot fork while the list is read. */
 		int frozen = write_file(directory, "freezer.state", "FROZEN") == 0;
 
 		each_process(directory, SIGKILL, NULL);
@@ -449,19 +452,19 @@ static void kill_command(struct worker *worker)
 	struct survivors survivors = { 0 };
 
 	if (command == NULL) {
-		tell_failure(worker, worker->header.tag, STEP_NAME, ESRCH);
+		reply_failure(worker, worker->header.tag, STEP_NAME, ESRCH);
 		return;
 	}
-	/* Without a cgroup the process group is all there is; with one it catches who is still on the way into it. */
+	/* Also with a cgroup: a process may still be on its way into it. */
 	kill(-command->pid, SIGKILL);
 	kill(command->pid, SIGKILL);
 	if (command->cgroup >= 0)
 		kill_cgroup(command->cgroup, &survivors);
 	if (survivors.count == 0 && !command->held.exited) {
-		survivors.count = survivors.told = 1;
+		survivors.count = survivors.listed = 1;
 		survivors.pid[0] = (uint32_t)command->pid;
 	}
-	tell(worker, OP_KILL, worker->header.tag, &survivors, sizeof(survivors), NULL, 0);
+	send_message(worker, OP_KILL, worker->header.tag, &survivors, sizeof(survivors), NULL, 0);
 }
 
 static void signal_command(struct worker *worker)
@@ -472,11 +475,11 @@ static void signal_command(struct worker *worker)
 	memcpy(&request, worker->body, sizeof(request));
 	command = find(request.name);
 	if (command == NULL)
-		tell_failure(worker, worker->header.tag, STEP_NAME, ESRCH);
+		reply_failure(worker, worker->header.tag, STEP_NAME, ESRCH);
 	else if (kill(-command->pid, (int)request.number) != 0 && errno != ESRCH)
-		tell_failure(worker, worker->header.tag, STEP_SIGNAL, errno);
+		reply_failure(worker, worker->header.tag, STEP_SIGNAL, errno);
 	else
-		tell_done(worker);
+		reply_done(worker);
 }
 
 static void sweep(struct worker *worker)
@@ -484,16 +487,16 @@ static void sweep(struct worker *worker)
 	struct survivors survivors = { 0 };
 
 	kill_cgroup(worker->descriptor[0], &survivors);
-	tell(worker, OP_SWEEP, worker->header.tag, &survivors, sizeof(survivors), NULL, 0);
+	send_message(worker, OP_SWEEP, worker->header.tag, &survivors, sizeof(survivors), NULL, 0);
 }
 
-/* --- from the worker ---------------------------------------------------------------------------------------------- */
+/* --- requests ---------------------------------------------------------------------------------------------------- */
 
 static void hello(struct worker *worker)
 {
 	struct hello reply = { .version = PROTOCOL_VERSION, .uid = geteuid(), .capabilities = capabilities };
 
-	tell(worker, OP_HELLO, worker->header.tag, &reply, sizeof(reply), NULL, 0);
+	send_message(worker, OP_HELLO, worker->header.tag, &reply, sizeof(reply), NULL, 0);
 }
 
 static void list(struct worker *worker)
@@ -502,16 +505,16 @@ static void list(struct worker *worker)
 		struct listed listed;
 		struct held held[MAX_LISTED];
 	} reply;
-	uint32_t place;
+	uint32_t slot;
 
-	memcpy(&place, worker->body, sizeof(place));
+	memcpy(&slot, worker->body, sizeof(slot));
 	reply.listed = (struct listed){ 0 };
-	for (; place < places && reply.listed.count < MAX_LISTED; place++)
-		if (commands[place].name[0] != '\0' && commands[place].started)
-			reply.held[reply.listed.count++] = commands[place].held;
-	if (place < places)
-		reply.listed.next = place;
-	tell(worker, OP_LIST, worker->header.tag, &reply,
+	for (; slot < slots && reply.listed.count < MAX_LISTED; slot++)
+		if (commands[slot].name[0] != '\0' && commands[slot].started)
+			reply.held[reply.listed.count++] = commands[slot].held;
+	if (slot < slots)
+		reply.listed.next = slot;
+	send_message(worker, OP_LIST, worker->header.tag, &reply,
 	     sizeof(reply.listed) + reply.listed.count * sizeof(reply.held[0]), NULL, 0);
 }
 
@@ -520,12 +523,12 @@ static void take(struct worker *worker)
 	struct held_command *command = find(worker->body);
 
 	if (command == NULL || !command->started) {
-		tell_failure(worker, worker->header.tag, STEP_NAME, ESRCH);
+		reply_failure(worker, worker->header.tag, STEP_NAME, ESRCH);
 		return;
 	}
 	int pipes[2] = { command->standard_output, command->standard_error };
 
-	tell(worker, OP_TAKE, worker->header.tag, NULL, 0, pipes, 2);
+	send_message(worker, OP_TAKE, worker->header.tag, NULL, 0, pipes, 2);
 }
 
 static void release(struct worker *worker)
@@ -533,13 +536,13 @@ static void release(struct worker *worker)
 	struct held_command *command = find(worker->body);
 
 	if (command == NULL) {
-		tell_failure(worker, worker->header.tag, STEP_NAME, ESRCH);
+		reply_failure(worker, worker->header.tag, STEP_NAME, ESRCH);
 	} else if (!command->held.exited) {
-		tell_failure(worker, worker->header.tag, STEP_HELD, EBUSY);
+		reply_failure(worker, worker->header.tag, STEP_HELD, EBUSY);
 	} else {
 		waitpid(command->pid, NULL, 0);
 		forget(command);
-		tell_done(worker);
+		reply_done(worker);
 	}
 }
 
@@ -547,7 +550,7 @@ static int count_running(int exited_too)
 {
 	int count = 0;
 
-	for (size_t i = 0; i < places; i++)
+	for (size_t i = 0; i < slots; i++)
 		count += commands[i].name[0] != '\0' && (exited_too || !commands[i].held.exited);
 	return count;
 }
@@ -576,14 +579,14 @@ static void handle(struct worker *worker)
 		release(worker);
 	else if (header->operation == OP_STOP && length == 0 && count_running(1) == 0) {
 		stop_wanted = 1;
-		tell_done(worker);
+		reply_done(worker);
 	} else if (header->operation == OP_STOP && length == 0)
-		tell_failure(worker, header->tag, STEP_HELD, EBUSY);
+		reply_failure(worker, header->tag, STEP_HELD, EBUSY);
 	else
-		tell_failure(worker, header->tag, STEP_REQUEST, EINVAL);
+		reply_failure(worker, header->tag, STEP_REQUEST, EINVAL);
 }
 
-/* Takes the descriptors of a message; returns -1 when there are more than a request may carry. */
+/* Take the descriptors of a message. Returns -1 if there are more than a request may carry. */
 static int take_descriptors(struct worker *worker, struct msghdr *message)
 {
 	int result = message->msg_flags & MSG_CTRUNC ? -1 : 0;
@@ -608,7 +611,7 @@ static int take_descriptors(struct worker *worker, struct msghdr *message)
 	return result;
 }
 
-/* Reads as much of one request as there is, never beyond its end, and handles it when it is whole. */
+/* Read the available part of one request, never beyond its end, and handle it when it is complete. */
 static void on_readable(struct worker *worker)
 {
 	union {
@@ -633,14 +636,14 @@ static void on_readable(struct worker *worker)
 	if (got < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
 	if (got <= 0 || take_descriptors(worker, &message) != 0) {
-		hang_up(worker);
+		disconnect(worker);
 		return;
 	}
 	worker->received += (size_t)got;
 	if (worker->received < head)
 		return;
 	if (worker->header.length > MAX_BODY) {
-		hang_up(worker);
+		disconnect(worker);
 		return;
 	}
 	if (worker->received == head + worker->header.length) {
@@ -671,15 +674,15 @@ static void on_connection(int listener)
 		worker->socket = socket;
 		worker->generation = ++generations;
 		if (watch(socket, worker) != 0)
-			hang_up(worker);
+			disconnect(worker);
 		return;
 	}
 	close(socket);
 }
 
-/* --- the whole ---------------------------------------------------------------------------------------------------- */
+/* --- main loop --------------------------------------------------------------------------------------------------- */
 
-/* The number of an option, which is all they take. */
+/* Return the value of an option; every option takes a number. */
 static uint64_t number_of(int count, char **arguments, const char *option)
 {
 	for (int i = 1; i + 1 < count; i += 2) {
@@ -697,8 +700,8 @@ static uint64_t number_of(int count, char **arguments, const char *option)
 }
 
 /*
- * What is dropped here once no child has to drop. The bounding set limits what an exec can gain, not what this process
- * has: it goes on as root.
+ * Drop capabilities once here, so that no child has to. The bounding set limits what an exec can gain, not the
+ * capabilities of this process: it stays root.
  */
 static void drop_capabilities(void)
 {
@@ -706,11 +709,11 @@ static void drop_capabilities(void)
 	struct __user_cap_data_struct data[2];
 
 	for (int capability = 0; capability < 64; capability++) {
-		int there = prctl(PR_CAPBSET_READ, capability, 0, 0, 0);
+		int present = prctl(PR_CAPBSET_READ, capability, 0, 0, 0);
 
-		if (there < 0)
-			break;          /* one more than the kernel knows */
-		if (!there)
+		if (present < 0)
+			break;          /* beyond the last one of this kernel */
+		if (!present)
 			capabilities &= ~(1ULL << capability);
 		else if (!(capabilities & (1ULL << capability)) && prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0)
 			die("cannot take away capabilities; CAP_SETPCAP is needed");
@@ -722,10 +725,10 @@ static void drop_capabilities(void)
 		die("capabilities");
 }
 
-/* Once, for all its children: they inherit what it has, and it needs nothing else itself. */
+/* Once, for all children: they inherit the dispositions, and the spawner itself needs no others. */
 static void reset_signals(void)
 {
-	/* As the kernel has it; those of the C library refuse its own signals, 32 and 33. */
+	/* The kernel's structure: the functions of the C library refuse the signals that it uses itself, 32 and 33. */
 	struct {
 		void (*handler)(int);
 		unsigned long flags;
@@ -743,7 +746,7 @@ static void prepare(void)
 	struct rlimit files;
 
 	reset_signals();
-	/* What is opened from here on lies above what the child needs for itself. */
+	/* Every descriptor from here on is higher than the two that the child needs for itself. */
 	do {
 		null_device = open("/dev/null", O_RDWR | O_CLOEXEC);
 		if (null_device < 0)
@@ -827,13 +830,13 @@ int main(int count, char **arguments)
 	while (!stop_wanted) {
 		struct epoll_event ready[64];
 		int idle = !connected() && count_running(0) == 0;
-		int found = epoll_wait(events, ready, 64, idle && linger > 0 ? linger * 1000 : -1);
+		int ready_count = epoll_wait(events, ready, 64, idle && linger > 0 ? linger * 1000 : -1);
 
-		if (found < 0 && errno != EINTR)
+		if (ready_count < 0 && errno != EINTR)
 			die("epoll_wait");
-		if (found == 0 && idle)
+		if (ready_count == 0 && idle)
 			break;
-		for (int i = 0; i < found; i++)
+		for (int i = 0; i < ready_count; i++)
 			if (ready[i].data.ptr != NULL)
 				dispatch(ready[i].data.ptr, listener);
 	}

@@ -1,4 +1,4 @@
-/* Feeds the parser of spawn requests; see `run`. The first byte of the input is the number of descriptors. */
+/* Input for the parser of spawn requests; see `run`. The first byte of the input is the number of descriptors. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +11,7 @@ static void require(int condition)
 		abort();
 }
 
-/* Every string lies wholly within the message. */
+/* Require that a string is completely within the message. */
 static void inside(const char *text, const char *body, size_t length)
 {
 	require(text >= body && text < body + length);
@@ -25,7 +25,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (size == 0)
 		return 0;
 	size_t length = size - 1;
-	/* Exactly as large as the message, so that one byte beyond is found. */
+	/* Exactly as large as the message, so that a read of one byte beyond it is detected. */
 	char *body = malloc(length ? length : 1);
 
 	require(body != NULL);

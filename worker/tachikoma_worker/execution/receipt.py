@@ -40,6 +40,8 @@ log = structlog.get_logger(__name__)
 
 #: First and longest delay between attempts to deliver.
 RETRY_SECONDS = (0.05, 2.0)
+#: Attempts in which the agent itself may fail before it reports LOST instead of the ending.
+FAITHFUL_ATTEMPTS = 3
 
 
 class EarlierReceipt(StrEnum):
@@ -139,6 +141,7 @@ async def deliver(
         earlier: whether a receipt may be stored already.
     """
     result: _SignedResult | None = None
+    failures = 0
     backoff = Backoff(*RETRY_SECONDS)
     while True:
         store = _store_first if earlier is EarlierReceipt.IMPOSSIBLE else _store_unless_delivered
@@ -154,14 +157,21 @@ async def deliver(
             await backoff.wait()
         except Exception as error:
             log.exception("receipt.failed", id=exec_id)
-            ending = Ending(
-                state=ExecState.LOST,
-                error=f"the agent failed to report {ending.state}: {describe(error)}",
-                started_ms=ending.started_ms,
-            )
-            output, result = Output.unknown(), None
+            result = None
+            failures += 1
+            if failures == FAITHFUL_ATTEMPTS:
+                ending, output = _shortened(ending, error), Output.unknown()
             await backoff.wait()
     context.journal.finish(exec_id)
+
+
+def _shortened(ending: Ending, error: Exception) -> Ending:
+    """Return the ending that is reported if the agent fails whenever it tries to report the true one."""
+    return Ending(
+        state=ExecState.LOST,
+        error=f"the agent failed to report {ending.state}: {describe(error)}",
+        started_ms=ending.started_ms,
+    )
 
 
 class _SignedResult:
