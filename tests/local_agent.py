@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from authority import Authority
-from tachikoma.identity.signed_messages import CancelOrder, Receipt, WorkOrder, sign, verify
+from tachikoma.identity.file_source import FileSvidSource
+from tachikoma.identity.signed_messages import CancelOrder, Receipt, WorkOrder
+from tachikoma.identity.signing import sign, verify
 from tachikoma.identity.spiffe import agent_id, service_id, user_id
-from tachikoma.identity.svid import FileSvidSource, Svid
+from tachikoma.identity.svid import Svid
 from tachikoma.redis import keys
 from tachikoma.redis.access import connect
 from tachikoma.redis.commands import Redis
