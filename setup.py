@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -60,12 +61,31 @@ class BuildSpawner(build_ext):
                 self.copy_file(str(built), str(Path(build_py.get_package_dir(package), name)))
 
 
+def is_static(program: Path) -> bool:
+    """Return whether an ELF program needs no dynamic linker and so no library of its host: it has no PT_INTERP."""
+    image = program.read_bytes()
+    if image[:5] != b"\x7fELF\x02":
+        return False
+    start, size, count = (int.from_bytes(image[at : at + n], sys.byteorder) for at, n in ((32, 8), (54, 2), (56, 2)))
+    return all(
+        int.from_bytes(image[at : at + 4], sys.byteorder) != 3 for at in range(start, start + size * count, size)
+    )
+
+
 class Wheel(bdist_wheel):
-    """One wheel for every Python of a platform: the program knows nothing of Python."""
+    """One wheel for every Python of a platform: the program knows nothing of Python.
+
+    A static program runs with any C library, so the wheel has the tag that PyPI accepts.
+    """
 
     def get_tag(self) -> tuple[str, str, str]:
-        _, _, platform = super().get_tag()
-        return "py3", "none", platform
+        _, _, tag = super().get_tag()
+        (extension,) = self.distribution.ext_modules
+        builder = self.get_finalized_command("build_ext")
+        program = Path(builder.build_lib, builder.get_ext_filename(extension.name))
+        if tag.startswith("linux_") and platform.libc_ver()[0] == "glibc" and program.exists() and is_static(program):
+            tag = tag.replace("linux_", "manylinux_2_17_", 1)
+        return "py3", "none", tag
 
 
 setup(

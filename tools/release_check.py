@@ -79,6 +79,8 @@ def _check_contents(release: str) -> None:
     if missing := [name for name in IN_SDIST if name not in names]:
         raise Failure(f"{sdist.name} lacks {', '.join(missing)}")
     (wheel,) = DIST.glob(f"tachikoma_exec-{release}-*.whl")
+    if "-manylinux_" not in wheel.name:
+        raise Failure(f"PyPI takes no {wheel.name}; link the spawner statically (Debian: libc6-dev)")
     with zipfile.ZipFile(wheel) as archive:
         packed = archive.namelist()
     if missing := [name for name in IN_WHEEL if not any(file.endswith(name) for file in packed)]:

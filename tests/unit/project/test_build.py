@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,14 @@ def test_the_spawner_is_built_and_says_how_it_is_used(tmp_path: Path, need: Call
     assert done.returncode == 0, done.stderr
     said = subprocess.run([tmp_path / "lib/tachikoma_worker/tachikoma-spawner"], capture_output=True, check=False)
     assert (said.returncode, b"usage: tachikoma-spawner" in said.stderr) == (2, True)
+
+
+def test_a_static_program_is_told_from_a_dynamic_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    is_static = runpy.run_path(str(ROOT / "setup.py"))["is_static"]
+    assert is_static(spawner.PROGRAM)
+    assert not is_static(Path(sys.executable).resolve())
+    assert not is_static(Path(__file__))
 
 
 @pytest.mark.parametrize("compiler", ["/nowhere/cc", "false"])
