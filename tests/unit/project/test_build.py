@@ -38,7 +38,7 @@ def test_the_spawner_is_built_and_says_how_it_is_used(tmp_path: Path, need: Call
 def test_a_static_program_is_told_from_a_dynamic_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("setuptools.setup", lambda **_: None)
     is_static = runpy.run_path(str(ROOT / "setup.py"))["is_static"]
-    assert is_static(spawner.PROGRAM)
+    assert is_static(launch.PROGRAM)
     assert not is_static(Path(sys.executable).resolve())
     assert not is_static(Path(__file__))
 
