@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
-from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable, short_id, table
+from tachikoma.cli.options import YesOption, confirm, required_reason
+from tachikoma.cli.show import Output, OutputOption, as_json, clock, facts, short_id, table
 from tachikoma.client.sync import Client
-from tachikoma.errors import InvalidRequest
+from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.results import Approval, ExecStatus
 from tachikoma.vocabulary.types import format_duration
 
 __all__ = ["add_to"]
 
-#: Lines and characters of standard input that are shown; its digest is of all of it.
+#: Lines and characters of standard input that are shown; its digest covers all of it.
 STDIN_LINES = 20
 STDIN_CHARACTERS = 2000
 
-ReasonOption = Annotated[str | None, typer.Option("--reason", "-m", help="Why; it goes on the record.")]
+ReasonOption = Annotated[
+    str | None, typer.Option("--reason", "-m", help="Reason, recorded in the audit trail; asked for if not given.")
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -31,16 +34,16 @@ def add_to(app: typer.Typer) -> None:
 
 
 def approvals(
-    exec_id: Annotated[str, typer.Argument(help="All that would run of this execution.")] = "",
+    exec_id: Annotated[str, typer.Argument(help="Show everything that this execution would run.")] = "",
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """List what waits for an approval that you may give or asked for; or show all that would run of one."""
+    """List the executions that wait for an approval and that you may approve or requested; or show one in full."""
     with Client() as client:
         found: Approval | tuple[ExecStatus, ...] = client.approval(exec_id) if exec_id else client.approvals()
     if output is Output.JSON:
         as_json(found)
     elif isinstance(found, Approval):
-        _show(found)
+        _show_in_full(found)
     else:
         table(
             ("ID", "AGENT", "BY", "ASKED", "UNTIL", "APPROVERS", "COMMAND"),
@@ -59,69 +62,68 @@ def approvals(
         )
 
 
-def _show(found: Approval) -> None:
-    """Everything, for the one who answers for it; each value so that it cannot command the terminal."""
+def _show_in_full(found: Approval) -> None:
+    """Print everything that would run, for the approver who is responsible for it."""
+    # A line break in a value must not look like another fact.
+    facts((name, value.replace("\n", "\\n")) for name, value in _facts(found))
+
+
+def _facts(found: Approval) -> Iterator[tuple[str, str]]:
     request, status = found.request, found.status
-    facts = [
-        ("id", status.id),
-        ("agent", status.agent_id),
-        ("requested by", status.requested_by),
-        ("asked at", clock(status.request_time)),
-        ("until", clock(status.deadline)),
-        ("policy", found.policy),
-        ("command", shlex.join(request.command)),
-        ("user", request.user or "the agent's default user"),
-        ("directory", request.work_dir or "the user's home"),
-    ]
-    facts += [("variable", f"{name}={value}") for name, value in sorted(request.environment.items())]
+    yield "id", status.id
+    yield "agent", status.agent_id
+    yield "requested by", status.requested_by
+    yield "asked at", clock(status.request_time)
+    yield "until", clock(status.deadline)
+    yield "policy", found.policy
+    yield "command", shlex.join(request.command)
+    yield "user", request.user or "the agent's default user"
+    yield "directory", request.work_dir or "the user's home"
+    for name, value in sorted(request.environment.items()):
+        yield "variable", f"{name}={value}"
     if request.timeout is not None:
-        facts.append(("timeout", format_duration(request.timeout)))
+        yield "timeout", format_duration(request.timeout)
     limits = found.limits.model_dump(by_alias=True, exclude_none=True)
     if limits:
-        facts.append(("limits", ", ".join(f"{name} {value}" for name, value in limits.items())))
-    if request.stdin:
-        facts.append(("stdin", f"{len(request.stdin)} bytes, SHA-256 {hashlib.sha256(request.stdin).hexdigest()}"))
-        lines = request.stdin.decode("utf-8", "backslashreplace")[:STDIN_CHARACTERS].splitlines()[:STDIN_LINES]
-        facts += [("", f"| {line}") for line in lines]
-        shown = sum(len(line) + 1 for line in lines)
-        if shown < len(request.stdin):
-            facts.append(("", "| … (--output json has all of it)"))
-    facts.append(("digest", found.digest))
-    width = max(len(name) for name, _ in facts)
-    for name, value in facts:
-        # A line break in a value must not look like another line of ours.
-        shown_value = printable(value).replace("\n", "\\n")
-        typer.echo(f"{name:<{width}}  {shown_value}")
+        yield "limits", ", ".join(f"{name} {value}" for name, value in limits.items())
+    yield from _stdin_facts(request)
+    yield "digest", found.digest
 
 
-def _ask_reason(given: str | None) -> str:
-    if given is not None:
-        return given
-    if not sys.stdin.isatty():
-        raise InvalidRequest("a reason is required: --reason TEXT")
-    return str(typer.prompt("reason", err=True))
+def _stdin_facts(request: ExecRequest) -> Iterator[tuple[str, str]]:
+    """Yield the size, the digest and the first lines of a request's standard input, if it has any."""
+    if not request.stdin:
+        return
+    yield "stdin", f"{len(request.stdin)} bytes, SHA-256 {hashlib.sha256(request.stdin).hexdigest()}"
+    lines = request.stdin.decode("utf-8", "backslashreplace")[:STDIN_CHARACTERS].splitlines()[:STDIN_LINES]
+    for line in lines:
+        yield "", f"| {line}"
+    if sum(len(line) + 1 for line in lines) < len(request.stdin):
+        yield "", "| … (--output json has all of it)"
 
 
 def approve(
     exec_id: Annotated[str, typer.Argument(help="The execution.")],
     reason: ReasonOption = None,
-    digest: Annotated[str, typer.Option(help="Digest of what you looked at; what differs is not approved.")] = "",
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    digest: Annotated[
+        str, typer.Option(help="Digest of the request that you reviewed; no other one is approved.")
+    ] = "",
+    yes: YesOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Let a waiting execution run, after showing all that would run."""
+    """Show everything that a waiting execution would run, and approve it."""
     with Client() as client:
-        if not digest:
-            found = client.approval(exec_id)
-            digest = found.digest
-            if output is Output.TEXT:
-                _show(found)
-            if not yes:
-                if not sys.stdin.isatty():
-                    raise InvalidRequest("nobody can be asked here: give --digest of what you looked at, or --yes")
-                typer.confirm("approve this?", abort=True, err=True)
-        status = client.approve(exec_id, digest, _ask_reason(reason))
-    _tell(status, "approved", output)
+        status = client.approve(exec_id, digest or _reviewed(client, exec_id, yes, output), required_reason(reason))
+    _show(status, "approved", output)
+
+
+def _reviewed(client: Client, exec_id: str, yes: bool, output: Output) -> str:
+    """Show an execution in full, ask for a confirmation, and return the digest of what was shown."""
+    found = client.approval(exec_id)
+    if output is Output.TEXT:
+        _show_in_full(found)
+    confirm("approve this", yes=yes, instead="--digest of the request that you reviewed, or --yes")
+    return found.digest
 
 
 def reject(
@@ -129,14 +131,14 @@ def reject(
     reason: ReasonOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """End a waiting execution; it never runs, and its requester is told why."""
+    """Reject a waiting execution; it never runs, and its requester sees the reason."""
     with Client() as client:
-        status = client.reject(exec_id, _ask_reason(reason))
-    _tell(status, "rejected", output)
+        status = client.reject(exec_id, required_reason(reason))
+    _show(status, "rejected", output)
 
 
-def _tell(status: ExecStatus, what: str, output: Output) -> None:
+def _show(status: ExecStatus, outcome: str, output: Output) -> None:
     if output is Output.JSON:
         as_json(status)
     else:
-        typer.echo(f"{status.id}: {what} ({status.state})")
+        typer.echo(f"{status.id}: {outcome} ({status.state})")

@@ -1,4 +1,4 @@
-"""`tachikoma audit`."""
+"""`tachikoma audit`: the audit trail, from the orchestrator or from its files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from cryptography import x509
@@ -17,8 +17,9 @@ from rich.text import Text
 
 from tachikoma.audit.chain import read_events
 from tachikoma.audit.ocsf import to_ocsf
-from tachikoma.audit.verification import verify_files
-from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable, short_id, table
+from tachikoma.audit.verification import Report, verify_files
+from tachikoma.cli.logs import INTERRUPTED
+from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable, raw_json, short_id, table, warn
 from tachikoma.client.profile import Profile
 from tachikoma.client.sync import Client
 from tachikoma.errors import ConfigurationError, NotFound
@@ -27,15 +28,15 @@ from tachikoma.identity.open import open_identity
 from tachikoma.identity.spiffe import SpiffeId, service_id
 from tachikoma.vocabulary.audit import ExecAuditLog
 
-__all__ = ["add_to", "show_events", "trail_of"]
+__all__ = ["FileOption", "add_to", "show_events", "trail_of"]
 
-#: Events asked for at once.
+#: Events of one request to the orchestrator, its largest page.
 PAGE = 1000
 
-#: Between looks with --follow.
+#: Between two requests for new events with --follow, in seconds.
 FOLLOW_SECONDS = 1.0
 
-audit = typer.Typer(no_args_is_help=True, help="Read the audit trail.")
+audit = typer.Typer(no_args_is_help=True, help="Read, verify and export the audit trail.")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -64,9 +65,9 @@ def show_events(events: tuple[ExecAuditLog, ...]) -> None:
 
 @audit.command()
 def tail(
-    lines: Annotated[int, typer.Option("--lines", "-n", min=1, max=1000, help="How many events.")] = 20,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
-    exec_id: Annotated[str, typer.Option("--id", help="Only of this execution.")] = "",
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, max=1000, help="Number of events.")] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show new events until Ctrl-C.")] = False,
+    exec_id: Annotated[str, typer.Option("--id", help="Only events of this execution.")] = "",
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Show the latest events, oldest first."""
@@ -78,12 +79,12 @@ def tail(
         try:
             while follow:
                 time.sleep(FOLLOW_SECONDS)
-                events = client.audit(after=cursor, limit=1000, exec_id=exec_id)
+                events = client.audit(after=cursor, limit=PAGE, exec_id=exec_id)
                 if events:
                     show(events)
                     cursor = events[-1].cursor
         except KeyboardInterrupt:
-            raise typer.Exit(130) from None
+            raise typer.Exit(INTERRUPTED) from None
 
 
 FileOption = Annotated[
@@ -92,7 +93,11 @@ FileOption = Annotated[
 
 
 def trail_of(file: Path | None) -> Iterator[ExecAuditLog]:
-    """The whole trail, oldest first: of a file, or of the orchestrator."""
+    """Yield the whole trail, oldest first.
+
+    Args:
+        file: an audit log or its folder; None to ask the orchestrator.
+    """
     if file is not None:
         yield from read_events(file)
         return
@@ -109,28 +114,34 @@ def show(
     file: FileOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Show everything the trail says of one execution."""
+    """Show all events of one execution in full."""
     if file is None:
         with Client() as client:
             events = client.audit(limit=PAGE, exec_id=exec_id)
     else:
         events = tuple(event for event in read_events(file) if event.id == exec_id)
     if not events:
-        raise NotFound(f"the audit trail says nothing of {exec_id!r}")
+        raise NotFound(f"the audit trail has no event of {exec_id!r}")
     if output is Output.JSON:
         as_json(events)
         return
-    for number, event in enumerate(events):
-        if number:
+    before: dict[str, Any] = {}
+    for event in events:
+        if before:
             typer.echo()
-        # What repeats the event before it is left out.
-        before = events[number - 1].to_dict() if number else {}
-        typer.echo(f"{clock(event.time)}  {event.event}")
-        for name, value in event.to_dict().items():
-            said = json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
-            empty = value in ("", None, 0, False, "0s") or (name == "exitCode" and value == -1)
-            if name not in ("time", "event", "cursor") and not empty and before.get(name) != value:
-                typer.echo(f"  {name:<15} {printable(said)}")
+        content = event.to_dict()
+        _show_event(event, content, before)
+        before = content
+
+
+def _show_event(event: ExecAuditLog, content: dict[str, Any], before: dict[str, Any]) -> None:
+    """Print one event, without values that are empty or repeat the event before."""
+    typer.echo(f"{clock(event.time)}  {event.event}")
+    for name, value in content.items():
+        text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
+        empty = value in ("", None, 0, False, "0s") or (name == "exitCode" and value == -1)
+        if name not in ("time", "event", "cursor") and not empty and before.get(name) != value:
+            typer.echo(f"  {name:<15} {printable(text)}")
 
 
 @audit.command()
@@ -138,53 +149,58 @@ def verify(
     path: Annotated[Path, typer.Argument(help="The audit log, or its folder.")],
     head: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A checkpoint that was kept elsewhere, or a file that holds some, as the orchestrator's log does."
-        ),
+        typer.Option(help="A checkpoint that was stored elsewhere, or a file with some, as the orchestrator's log."),
     ] = None,
     bundle: Annotated[
         Path | None,
-        typer.Option(help="Roots of its trust domain, PEM, with --writer; by default those of your identity."),
+        typer.Option(help="Roots of the writer's trust domain, PEM, with --writer; by default your identity's."),
     ] = None,
     writer: Annotated[
-        str, typer.Option(help="SPIFFE ID of who wrote it; by default the orchestrator of your trust domain.")
+        str, typer.Option(help="SPIFFE ID of the writer; by default the orchestrator of your trust domain.")
     ] = "",
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Find what was changed, deleted, inserted or moved in an audit log; with a head, also an end that was cut off.
+    """Find changed, deleted, inserted and moved lines of an audit log; with a head, also a missing end.
 
     Exits 1 if something is found.
     """
     trusted, signer = _trust(bundle, writer)
     report = verify_files(path, trusted, signer, _heads(head or []))
     if output is Output.JSON:
-        content = {
-            "lines": report.lines, "events": report.events, "checkpoints": report.checkpoints,
-            "unsigned": report.unsigned, "firstSeq": report.first_seq, "lastSeq": report.last_seq,
-            "head": report.head, "gaps": report.gaps, "findings": [str(finding) for finding in report.findings],
-        }  # fmt: skip
-        typer.echo(json.dumps(content, indent=2))
+        raw_json(_report_content(report))
     else:
-        for finding in report.findings:
-            typer.echo(printable(str(finding)), err=True)
-        for gap in report.gaps:
-            typer.echo(f"note: {gap}", err=True)
-        outcome = "is NOT as it was written" if report.findings else "holds"
-        typer.echo(
-            f"{path}: {outcome}: {report.events} events ({report.first_seq} to {report.last_seq}), "
-            f"{report.checkpoints} checkpoints, {report.unsigned} events after the last"
-        )
+        _show_report(path, report)
     if report.findings:
         raise typer.Exit(1)
 
 
+def _report_content(report: Report) -> dict[str, object]:
+    return {
+        "lines": report.lines, "events": report.events, "checkpoints": report.checkpoints,
+        "unsigned": report.unsigned, "firstSeq": report.first_seq, "lastSeq": report.last_seq,
+        "head": report.head, "gaps": report.gaps, "findings": [str(finding) for finding in report.findings],
+    }  # fmt: skip
+
+
+def _show_report(path: Path, report: Report) -> None:
+    for finding in report.findings:
+        warn(printable(str(finding)))
+    for gap in report.gaps:
+        warn(f"note: {gap}")
+    outcome = "is NOT as it was written" if report.findings else "holds"
+    typer.echo(
+        f"{path}: {outcome}: {report.events} events ({report.first_seq} to {report.last_seq}), "
+        f"{report.checkpoints} checkpoints, {report.unsigned} events after the last"
+    )
+
+
 def _trust(bundle: Path | None, writer: str) -> tuple[TrustBundle, SpiffeId]:
-    """What checkpoints are verified with."""
+    """Return the roots and the signer that checkpoints are verified with."""
     try:
         signer = SpiffeId.parse(writer) if writer else None
         if bundle is not None:
             if signer is None:
-                raise ConfigurationError("--bundle needs --writer, the SPIFFE ID of who wrote the log")
+                raise ConfigurationError("--bundle needs --writer, the SPIFFE ID of the log's writer")
             roots = x509.load_pem_x509_certificates(bundle.read_bytes())
             return TrustBundle(signer.trust_domain, roots), signer
     except (OSError, ValueError) as error:
@@ -196,7 +212,11 @@ def _trust(bundle: Path | None, writer: str) -> tuple[TrustBundle, SpiffeId]:
 
 
 def _heads(given: list[str]) -> list[str]:
-    """Signed checkpoints, given as they are or in files that hold them."""
+    """Read signed checkpoints, given as such or as files that contain some.
+
+    Raises:
+        ConfigurationError: a value is neither.
+    """
     found: list[str] = []
     for item in given:
         if item.count(".") == 2 and item.startswith("eyJ"):
@@ -206,10 +226,10 @@ def _heads(given: list[str]) -> list[str]:
             text = Path(item).read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             raise ConfigurationError(f"{item[:80]!r} is no checkpoint and no file: {error.strerror}") from error
-        # Whatever the log looks like, a compact JWS stands out of it.
+        # A compact JWS is recognized in a log of any format.
         tokens = re.findall(r"eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", text)
         if not tokens:
-            raise ConfigurationError(f"{item} holds no checkpoint")
+            raise ConfigurationError(f"{item} contains no checkpoint")
         found += tokens
     return found
 
@@ -225,14 +245,14 @@ class Format(StrEnum):
 def export(
     file: FileOption = None,
     form: Annotated[
-        Format, typer.Option("--format", help="jsonl as it is; ocsf for a SIEM (OCSF 1.3.0).")
+        Format, typer.Option("--format", help="jsonl: as in the audit log; ocsf: OCSF 1.3.0, for a SIEM.")
     ] = Format.JSONL,
-    after: Annotated[int, typer.Option(min=0, help="Begin after the event of this number.")] = 0,
+    after: Annotated[int, typer.Option(min=0, help="Begin after the event with this number.")] = 0,
 ) -> None:
     """Write the trail to standard output, one JSON object a line, oldest first."""
     last = 0
     for event in trail_of(file):
-        # What has no number belongs to the event before it.
+        # An event without a number belongs to the event before it.
         wanted = event.seq > after or (not event.seq and last >= after)
         last = event.seq or last
         if wanted:

@@ -9,46 +9,56 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from tachikoma.cli.audit import show_events
 from tachikoma.client.sync import Client
-from tachikoma.dev.stack import Stack
 from tachikoma.errors import PermissionDenied, TachikomaError
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.results import ExecResponse, OutputKind
 from tachikoma.vocabulary.states import ExecState
 
-__all__ = ["run_demo"]
+__all__ = ["add_to"]
+
+if TYPE_CHECKING:
+    from tachikoma.dev.stack import Stack
 
 AGENT = "agent-1"
 
+#: Columns of a title's line.
+TITLE_COLUMNS = 76
+
 
 class DemoFailed(TachikomaError):
-    """The demonstration did not go as it must; this is a bug."""
+    """A step of the demonstration gave another result than it must; this is a bug."""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(demo)
 
 
 def _title(text: str) -> None:
-    typer.secho(f"\n── {text} " + "─" * max(0, 76 - len(text)), bold=True)
+    typer.secho(f"\n── {text} " + "─" * max(0, TITLE_COLUMNS - len(text)), bold=True)
 
 
-def _expect(condition: bool, what: str) -> None:
+def _expect(condition: bool, failure: str) -> None:
     if not condition:
-        raise DemoFailed(f"the demonstration failed: {what}")
+        raise DemoFailed(f"the demonstration failed: {failure}")
 
 
-def _told(response: ExecResponse) -> None:
+def _show(response: ExecResponse) -> None:
     milliseconds = response.duration.total_seconds() * 1000
     typer.echo(f"   {response.state}, exit code {response.exit_code}, {milliseconds:.1f} ms on the agent")
 
 
-def run_demo() -> None:
-    """Run it.
+def demo() -> None:
+    """Start the whole system, run real work on it, show what happened, and stop."""
+    # Imported here, so that other commands need not wait for it.
+    from tachikoma.dev.stack import Stack
 
-    Raises:
-        TachikomaError: something did not go as it must.
-    """
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tachikoma-demo-") as folder:
         typer.echo("Starting Redis (embedded Valkey), an orchestrator and an agent, all over mTLS …")
@@ -61,73 +71,79 @@ def run_demo() -> None:
                 _large(client)
                 _refused(stack, client)
                 _cancelled(client)
-                _title("The audit trail has it all")
+                _title("The audit trail of all this")
                 show_events(client.audit(limit=100))
-    typer.secho(f"\nAll as it should be, in {time.monotonic() - begin:.0f} s. Nothing is left running.", fg="green")
+    typer.secho(f"\nEverything worked, in {time.monotonic() - begin:.0f} s. Nothing is left running.", fg="green")
 
 
 def _short(client: Client) -> None:
     _title("A short command: uname -a")
     response = client.execute(ExecRequest(agent_id=AGENT, command=("uname", "-a")))
     typer.echo("   " + response.stdout.decode().rstrip())
-    _told(response)
-    _expect(response.exit_code == 0 and response.stdout.startswith(b"Linux"), "uname said something else")
+    _show(response)
+    _expect(response.exit_code == 0 and response.stdout.startswith(b"Linux"), "uname printed something else")
 
 
 def _failing(client: Client) -> None:
     _title("A command that fails: its exit code comes back")
     response = client.execute(ExecRequest(agent_id=AGENT, command=("ls", "/does/not/exist")))
     typer.echo("   " + response.stderr.decode().rstrip())
-    _told(response)
+    _show(response)
     _expect(response.state is ExecState.FAILED and response.exit_code == 2, "ls did not fail with 2")
 
 
 def _streaming(client: Client) -> None:
-    _title("A command that takes its time: each line as it is written")
+    _title("A slow command: each line arrives as it is written")
     script = "for i in 1 2 3 4 5; do echo line $i; sleep 0.5; done"
     arrivals: list[float] = []
     for output in client.execute_stream(ExecRequest(agent_id=AGENT, command=("sh", "-c", script))):
         if output.kind is OutputKind.STDOUT and output.time is not None:
-            late = time.time() - output.time.timestamp()
+            delay = time.time() - output.time.timestamp()
             arrivals.append(time.monotonic())
-            sys.stdout.write(f"   {output.data.decode().rstrip()}   ({late * 1000:.1f} ms after it was read)\n")
+            sys.stdout.write(f"   {output.data.decode().rstrip()}   ({delay * 1000:.1f} ms after it was read)\n")
             sys.stdout.flush()
     _expect(len(arrivals) == 5 and arrivals[-1] - arrivals[0] > 1.5, "the lines did not come one by one")
 
 
 def _large(client: Client) -> None:
+    """List many files, and check the bytes against the agent's digest and the names against the file system."""
     root = "/usr"
     _title(f"Large output: every file under {root}, checked against the file system")
-    digest, total, listed = hashlib.sha256(), 0, bytearray()
-    result: ExecResponse | None = None
     begin = time.monotonic()
-    # Without folders that not everybody may read: the agent's default user is another than who walks them here.
-    hidden = ("-type", "d", "!", "-perm", "-o=rx", "-prune")
-    request = ExecRequest(agent_id=AGENT, command=("find", root, "-xdev", *hidden, "-o", "-type", "f", "-print0"))
-    for output in client.execute_stream(request):
-        _expect(output.kind is not OutputKind.GAP, "output was lost")
-        if output.kind is OutputKind.STDOUT:
-            digest.update(output.data)
-            total += len(output.data)
-            listed += output.data
-        elif output.kind is OutputKind.RESULT:
-            result = output.result
+    output, result = _collect(client, _find_files(root))
     seconds = time.monotonic() - begin
     _expect(result is not None and result.exit_code == 0, "find failed")
     assert result is not None
-    names = sorted(bytes(listed).split(b"\0")[:-1])
-    typer.echo(f"   {len(names)} files, {total} bytes in {seconds:.1f} s")
-    _expect(result.stdout_summary.total_bytes == total, "the byte count differs")
-    _expect(result.stdout_summary.sha256 == digest.hexdigest(), "the SHA-256 differs from the agent's")
-    typer.echo(f"   SHA-256 of what came: {digest.hexdigest()[:32]}…, as the agent signed it")
-    here = sorted(_files(os.fsencode(root)))
-    same = hashlib.sha256(b"\0".join(names)).digest() == hashlib.sha256(b"\0".join(here)).digest()
-    _expect(same, "the listing differs from the file system")
-    typer.echo("   SHA-256 of the sorted names equals that of the file system, walked here")
+    names = sorted(output.split(b"\0")[:-1])
+    typer.echo(f"   {len(names)} files, {len(output)} bytes in {seconds:.1f} s")
+    digest = hashlib.sha256(output).hexdigest()
+    _expect(result.stdout_summary.total_bytes == len(output), "the byte count differs")
+    _expect(result.stdout_summary.sha256 == digest, "the SHA-256 differs from the agent's")
+    typer.echo(f"   SHA-256 of the output: {digest[:32]}…, as the agent signed it")
+    _expect(names == sorted(_files(os.fsencode(root))), "the listing differs from the file system")
+    typer.echo("   The names are those of the file system")
+
+
+def _find_files(root: str) -> ExecRequest:
+    """Make the request for the files under a folder, without folders that other users may not read."""
+    # The agent's default user is another one than the user of this process, which lists the files too.
+    hidden = ("-type", "d", "!", "-perm", "-o=rx", "-prune")
+    return ExecRequest(agent_id=AGENT, command=("find", root, "-xdev", *hidden, "-o", "-type", "f", "-print0"))
+
+
+def _collect(client: Client, request: ExecRequest) -> tuple[bytes, ExecResponse | None]:
+    """Run a command and return its whole standard output, and its result."""
+    output = bytearray()
+    result: ExecResponse | None = None
+    for item in client.execute_stream(request):
+        _expect(item.kind is not OutputKind.GAP, "output was lost")
+        output += item.data if item.kind is OutputKind.STDOUT else b""
+        result = item.result
+    return bytes(output), result
 
 
 def _files(root: bytes) -> list[bytes]:
-    """Regular files below a folder, on its file system, in folders that everybody may read."""
+    """List the regular files under a folder, on its file system, in folders that all users may read."""
     device = os.lstat(root).st_dev
     found: list[bytes] = []
     pending = [root]
@@ -136,11 +152,13 @@ def _files(root: bytes) -> list[bytes]:
             for entry in entries:
                 if entry.is_file(follow_symlinks=False):
                     found.append(entry.path)
-                elif entry.is_dir(follow_symlinks=False):
-                    status = entry.stat(follow_symlinks=False)
-                    if status.st_dev == device and status.st_mode & 0o005 == 0o005:
-                        pending.append(entry.path)
+                elif entry.is_dir(follow_symlinks=False) and _readable(entry.stat(follow_symlinks=False), device):
+                    pending.append(entry.path)
     return found
+
+
+def _readable(status: os.stat_result, device: int) -> bool:
+    return status.st_dev == device and status.st_mode & 0o005 == 0o005
 
 
 def _refused(stack: Stack, client: Client) -> None:
@@ -151,7 +169,7 @@ def _refused(stack: Stack, client: Client) -> None:
         typer.echo(f"   {error}")
         typer.echo(f"   rule: {error.metadata['rule']} of {error.metadata['policy']}")
     else:
-        raise DemoFailed("the demonstration failed: policy let reboot through")
+        raise DemoFailed("the demonstration failed: policy allowed reboot")
 
 
 def _cancelled(client: Client) -> None:
@@ -166,4 +184,4 @@ def _cancelled(client: Client) -> None:
             result = output.result
     _expect(result is not None and result.state is ExecState.CANCELLED, "it was not cancelled")
     assert result is not None
-    _told(result)
+    _show(result)

@@ -1,16 +1,16 @@
-"""`tachikoma ps`, `status` and `cancel`."""
+"""`tachikoma ps`, `status` and `cancel`: executions as the ledger knows them."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
-from tachikoma.cli.show import Output, OutputOption, as_json, clock, colour_of, printable, short_id, table
+from tachikoma.cli.show import Output, OutputOption, as_json, clock, facts, short_id, state_text, table, warn
 from tachikoma.client.sync import Client
 from tachikoma.errors import InvalidRequest
 from tachikoma.vocabulary.results import CancelOutcome, ExecStatus
@@ -26,12 +26,8 @@ def add_to(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _state(value: ExecStatus) -> Text:
-    return Text(value.state, style=colour_of(value.state))
-
-
-def _moment(text: str, option: str) -> datetime | None:
-    """A time as people write it: ISO 8601, in the local time zone where it names none, or how long ago."""
+def _time(text: str, option: str) -> datetime | None:
+    """Read a time: ISO 8601, in the local time zone unless it names one, or a duration before now. Empty is None."""
     if not text:
         return None
     with suppress(ValueError):
@@ -42,21 +38,23 @@ def _moment(text: str, option: str) -> datetime | None:
 
 
 def ps(
-    agent: Annotated[str, typer.Argument(help="Only this agent.")] = "",
-    everything: Annotated[bool, typer.Option("--all", "-a", help="Also those that have ended.")] = False,
-    by: Annotated[str, typer.Option(help="Only those of this SPIFFE ID.")] = "",
-    state: Annotated[list[ExecState] | None, typer.Option(help="Only those in this state; may be repeated.")] = None,
-    on: Annotated[str, typer.Option(help="Only on agents of this pattern or label: 'web-*', 'role=web'.")] = "",
+    agent: Annotated[str, typer.Argument(help="Only executions on this agent.")] = "",
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Also executions that have ended.")] = False,
+    by: Annotated[str, typer.Option(help="Only executions of this SPIFFE ID.")] = "",
+    state: Annotated[
+        list[ExecState] | None, typer.Option(help="Only executions in this state; may be repeated.")
+    ] = None,
+    on: Annotated[str, typer.Option(help="Only on agents that match a pattern or label: 'web-*', 'role=web'.")] = "",
     since: Annotated[str, typer.Option(help="Only newer ones: 2026-01-31T12:00, or 1h for an hour ago.")] = "",
-    until: Annotated[str, typer.Option(help="Only older ones, likewise.")] = "",
-    limit: Annotated[int, typer.Option("--limit", "-l", min=1, max=1000, help="At most so many.")] = 50,
+    until: Annotated[str, typer.Option(help="Only older ones, in the same form.")] = "",
+    limit: Annotated[int, typer.Option("--limit", "-l", min=1, max=1000, help="At most n executions.")] = 50,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """List executions, newest first."""
     with Client() as client:
         found, token = client.list(
             agent, include_ended=everything, page_size=limit, requested_by=by, states=state or (), agents=on,
-            since=_moment(since, "--since"), until=_moment(until, "--until"),
+            since=_time(since, "--since"), until=_time(until, "--until"),
         )  # fmt: skip
     if output is Output.JSON:
         as_json(found)
@@ -67,7 +65,7 @@ def ps(
             (
                 item.id,
                 item.agent_id,
-                _state(item),
+                state_text(item.state),
                 str(item.exit_code) if item.exit_code >= 0 else "-",
                 clock(item.request_time),
                 short_id(item.requested_by),
@@ -77,62 +75,62 @@ def ps(
         ],
     )
     if token:
-        typer.echo(f"there are more than these {len(found)}; use --limit", err=True)
+        warn(f"there are more than these {len(found)}; use --limit")
 
 
 def status(exec_id: Annotated[str, typer.Argument(help="The execution.")], output: OutputOption = Output.TEXT) -> None:
-    """Tell where an execution stands, and how it came there."""
+    """Show the state of an execution, and how it came there."""
     with Client() as client:
         found = client.status(exec_id)
     if output is Output.JSON:
         as_json(found)
-        return
-    facts: list[tuple[str, str | Text]] = [
-        ("id", found.id),
-        ("agent", found.agent_id),
-        ("state", _state(found)),
-        ("command", shlex.join(found.command)),
-        ("requested by", found.requested_by),
-        ("policy", found.policy_applied),
-        ("timeout", format_duration(found.timeout)),
-    ]
-    if found.user:
-        facts.append(("user", found.user))
-    if found.work_dir:
-        facts.append(("directory", found.work_dir))
-    if found.state.terminal:
-        facts.append(("exit code", str(found.exit_code)))
-    if found.error:
-        facts.append(("error", found.error))
-    if found.approvers:
-        facts.append(("approvers", ", ".join(found.approvers)))
-    if found.approved_by:
-        facts.append(("approved by", f"{found.approved_by}: {found.approval_reason}"))
-    if found.state in (ExecState.PENDING_APPROVAL, ExecState.QUEUED):
-        facts.append(("waits until", clock(found.deadline)))
-    if found.cancel_requested_by:
-        facts.append(("cancelled by", found.cancel_requested_by))
-    facts += [(f"at {clock(step.time)}", step.state) for step in found.history]
-    width = max(len(name) for name, _ in facts)
-    for name, value in facts:
-        typer.echo(f"{name:<{width}}  {printable(str(value))}")
+    else:
+        facts(_facts(found))
 
 
-_TOLD = {
+def _facts(found: ExecStatus) -> Iterator[tuple[str, str]]:
+    """Yield the facts of an execution that say something."""
+    yield "id", found.id
+    yield "agent", found.agent_id
+    yield "state", found.state
+    yield "command", shlex.join(found.command)
+    yield "requested by", found.requested_by
+    yield "policy", found.policy_applied
+    yield "timeout", format_duration(found.timeout)
+    optional = {
+        "user": found.user,
+        "directory": found.work_dir,
+        "exit code": str(found.exit_code) if found.state.terminal else "",
+        "error": found.error,
+        "approvers": ", ".join(found.approvers),
+        "approved by": f"{found.approved_by}: {found.approval_reason}" if found.approved_by else "",
+        "waits until": clock(found.deadline) if _waits(found) else "",
+        "cancelled by": found.cancel_requested_by,
+    }
+    yield from ((name, value) for name, value in optional.items() if value)
+    for step in found.history:
+        yield f"at {clock(step.time)}", step.state
+
+
+def _waits(found: ExecStatus) -> bool:
+    return found.state in (ExecState.PENDING_APPROVAL, ExecState.QUEUED)
+
+
+_OUTCOMES = {
     CancelOutcome.CANCELLED: "cancelled before it started",
-    CancelOutcome.REQUESTED: "its agent was told to end it",
-    CancelOutcome.ALREADY_ENDED: "had ended before",
+    CancelOutcome.REQUESTED: "cancel requested; the agent ends it",
+    CancelOutcome.ALREADY_ENDED: "had already ended",
 }
 
 
 def cancel(
     exec_ids: Annotated[list[str], typer.Argument(help="The executions.")], output: OutputOption = Output.TEXT
 ) -> None:
-    """End executions; what happened to each is told."""
+    """Cancel executions and print what happened to each."""
     with Client() as client:
         answers = [client.cancel(exec_id) for exec_id in exec_ids]
     if output is Output.JSON:
         as_json(answers)
         return
     for answer in answers:
-        typer.echo(f"{answer.status.id}: {_TOLD[answer.outcome]} ({answer.status.state})")
+        typer.echo(f"{answer.status.id}: {_OUTCOMES[answer.outcome]} ({answer.status.state})")

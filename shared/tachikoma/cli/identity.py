@@ -1,18 +1,19 @@
-"""`tachikoma identity`."""
+"""`tachikoma identity`: your identity, whom you trust, and what rotating the root would break."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from cryptography import x509
 from rich.text import Text
 
-from tachikoma.cli.authority import ca
-from tachikoma.cli.show import Output, OutputOption, clock, printable, table
+from tachikoma.cli.certificates import ca
+from tachikoma.cli.show import Output, OutputOption, clock, printable, raw_json, table, warn
 from tachikoma.client.profile import Profile
 from tachikoma.client.sync import Client
 from tachikoma.errors import ConfigurationError
@@ -27,13 +28,16 @@ from tachikoma.vocabulary.types import format_duration
 __all__ = ["identity"]
 
 identity = typer.Typer(
-    no_args_is_help=True, help="Who one is, whom one trusts, and what a change of roots would break."
+    no_args_is_help=True, help="Show your identity, whom you trust, and what rotating the root would break."
 )
 
 identity.add_typer(ca, name="ca")
 
-#: Less than so much of its lifetime left says that a certificate was not renewed when it should have been.
+#: Share of a certificate's lifetime. With less left, the certificate was not renewed when it should have been.
 OVERDUE = 1 / 4
+
+#: Characters of a key's digest that are shown.
+DIGEST_CHARACTERS = 12
 
 IdentityOption = Annotated[
     str | None,
@@ -45,13 +49,13 @@ IdentityOption = Annotated[
 
 
 def _open(place: str | None) -> tuple[str, Svid]:
-    """Where the identity comes from, and the identity."""
+    """Return the source of the identity, and the identity."""
     chosen: str | Path | None = place
     if place is None:
         try:
             chosen = Profile.load().identity
         except ConfigurationError:
-            # Whoever has no profile may have the Workload API; if not, what is missing is said by that.
+            # Without a profile the Workload API is used, whose error names what is missing.
             chosen = None
     source = open_identity(chosen)
     try:
@@ -65,7 +69,41 @@ def _left(end: datetime) -> str:
     return f"in {format_duration(left)}" if left > timedelta(0) else "EXPIRED"
 
 
-def _certificate(certificate: x509.Certificate) -> dict[str, Any]:
+@identity.command()
+def show(place: IdentityOption = None, output: OutputOption = Output.TEXT) -> None:
+    """Show your identity, whom you trust, and when each certificate expires. Exits 1 if the identity cannot be used."""
+    source, svid = _open(place)
+    problem = ""
+    try:
+        svid.verify()
+    except InvalidIdentity as error:
+        problem = str(error)
+    if output is Output.JSON:
+        raw_json(_identity_content(source, svid, problem))
+    else:
+        for line in _identity_lines(source, svid):
+            typer.echo(line)
+        if problem:
+            warn(f"tachikoma: this identity cannot be used: {problem}")
+    if problem:
+        raise typer.Exit(1)
+
+
+def _identity_content(source: str, svid: Svid, problem: str) -> dict[str, object]:
+    return {
+        "spiffeId": str(svid.spiffe_id),
+        "source": source,
+        "usable": not problem,
+        "problem": problem,
+        "expires": svid.not_after.isoformat(),
+        "chain": [_certificate_content(certificate) for certificate in svid.chain],
+        "bundles": {
+            bundle.trust_domain: [_certificate_content(root) for root in bundle.roots] for bundle in svid.bundles
+        },
+    }
+
+
+def _certificate_content(certificate: x509.Certificate) -> dict[str, str]:
     return {
         "subject": certificate.subject.rfc4514_string(),
         "serial": f"{certificate.serial_number:x}",
@@ -75,59 +113,78 @@ def _certificate(certificate: x509.Certificate) -> dict[str, Any]:
     }
 
 
-@identity.command()
-def show(place: IdentityOption = None, output: OutputOption = Output.TEXT) -> None:
-    """Say who one is, whom one trusts, and when what expires. Exits 1 if the identity cannot be used now."""
-    where, svid = _open(place)
-    problem = ""
-    try:
-        svid.verify()
-    except InvalidIdentity as error:
-        problem = str(error)
-    if output is Output.JSON:
-        content = {
-            "spiffeId": str(svid.spiffe_id),
-            "source": where,
-            "usable": not problem,
-            "problem": problem,
-            "expires": svid.not_after.isoformat(),
-            "chain": [_certificate(certificate) for certificate in svid.chain],
-            "bundles": {bundle.trust_domain: [_certificate(root) for root in bundle.roots] for bundle in svid.bundles},
+def _identity_lines(source: str, svid: Svid) -> Iterator[str]:
+    yield f"you are  {svid.spiffe_id}"
+    yield f"source   {source}"
+    for certificate in svid.chain:
+        begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        name = printable(certificate.subject.rfc4514_string())
+        yield f"chain    {clock(begin)} to {clock(end)}, ends {_left(end)}  {name}"
+    for bundle in svid.bundles:
+        for root in bundle.roots:
+            name, end = f"{bundle.trust_domain}: root {_short(key_digest(root))}", root.not_valid_after_utc
+            yield f"trusts   {name} until {clock(end)}, ends {_left(end)}"
+
+
+def _short(digest: str) -> str:
+    return digest[:DIGEST_CHARACTERS]
+
+
+@dataclass(frozen=True)
+class AgentCheck:
+    """An agent under a planned bundle."""
+
+    agent: AgentInfo
+    #: Why the agent would be refused; empty if it would be accepted.
+    problem: str
+    #: Digests of planned roots that the agent does not trust, in their order.
+    missing: tuple[str, ...]
+
+    @classmethod
+    def of(cls, agent: AgentInfo, planned: TrustBundle) -> AgentCheck:
+        """Check an agent by the last report of its identity."""
+        roots = {key_digest(root) for root in planned.roots}
+        known = set(agent.trust.bundle) if agent.trust else set()
+        return cls(agent, _problem(agent, roots), tuple(sorted(roots - known)))
+
+    def content(self) -> dict[str, object]:
+        """Return the check for JSON."""
+        trust = self.agent.trust
+        return {
+            "id": self.agent.id,
+            "online": self.agent.online,
+            "expires": trust.expires.isoformat() if trust else None,
+            "root": trust.root if trust else "",
+            "problem": self.problem,
+            "rootsNotTrusted": list(self.missing),
         }
-        typer.echo(json.dumps(content, indent=2))
-    else:
-        typer.echo(f"you are  {svid.spiffe_id}")
-        typer.echo(f"source   {where}")
-        for certificate in svid.chain:
-            begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-            name = certificate.subject.rfc4514_string()
-            typer.echo(f"chain    {clock(begin)} to {clock(end)}, ends {_left(end)}  {printable(name)}")
-        for bundle in svid.bundles:
-            for root in bundle.roots:
-                name, end = f"{bundle.trust_domain}: root {key_digest(root)[:12]}", root.not_valid_after_utc
-                typer.echo(f"trusts   {name} until {clock(end)}, ends {_left(end)}")
-        if problem:
-            typer.echo(f"tachikoma: it cannot be used: {problem}", err=True)
-    if problem:
-        raise typer.Exit(1)
+
+    def row(self) -> tuple[str | Text, ...]:
+        """Return the check as a row of the table."""
+        trust = self.agent.trust
+        return (
+            self.agent.id,
+            Text("online", style="green") if self.agent.online else Text("offline", style="red"),
+            clock(trust.expires if trust else None),
+            _short(trust.root) if trust else "-",
+            self.problem or ACCEPTED,
+        )
 
 
-def _overdue(svid: Svid) -> bool:
-    whole = svid.not_after - max(certificate.not_valid_before_utc for certificate in svid.chain)
-    return svid.not_after - datetime.now(UTC) < whole * OVERDUE
+ACCEPTED = "would be accepted"
 
 
-def _finding(agent: AgentInfo, planned: TrustBundle) -> str:
-    """What is wrong with an agent where a bundle is in force, or nothing."""
+def _problem(agent: AgentInfo, roots: set[str]) -> str:
+    """Return why an agent would be refused by verifiers with these roots, or nothing."""
     trust = agent.trust
     if trust is None:
-        return "does not say whose certificate it has; upgrade it"
+        return "does not report its certificate; upgrade it"
     if trust.expires <= datetime.now(UTC):
-        return f"its certificate ended at {clock(trust.expires)}"
+        return f"its certificate expired at {clock(trust.expires)}"
     if not trust.root:
         return "its certificate is not trusted by its own bundle"
-    if trust.root not in {key_digest(root) for root in planned.roots}:
-        return f"its certificate stands on root {trust.root[:12]}, which the bundle has not"
+    if trust.root not in roots:
+        return f"its certificate is signed under root {_short(trust.root)}, which is not in the bundle"
     return ""
 
 
@@ -135,68 +192,53 @@ def _finding(agent: AgentInfo, planned: TrustBundle) -> str:
 def check(
     planned: Annotated[
         Path | None,
-        typer.Option("--bundle", help="Planned roots of one's trust domain, PEM; by default those in force."),
+        typer.Option("--bundle", help="Planned roots of your trust domain, PEM; by default the active ones."),
     ] = None,
     place: IdentityOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Say which agents, and whether oneself, would be refused where a bundle is in force.
+    """Show which agents would be refused under a planned bundle, and whether you would be.
 
-    Exits 1 if somebody would be. Agents that are offline count as they were last heard of.
+    Exits 1 if any would be. An agent that is offline counts as last reported.
     """
     _, svid = _open(place)
-    bundle = svid.bundle
-    if planned is not None:
-        try:
-            bundle = TrustBundle(bundle.trust_domain, x509.load_pem_x509_certificates(planned.read_bytes()))
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(f"cannot read the bundle {planned}: {error}") from error
-    mine = ""
-    try:
-        bundle.verify(svid.chain[0], list(svid.chain[1:]))
-        if _overdue(svid):
-            mine = f"ends {_left(svid.not_after)} and should have been renewed"
-    except InvalidIdentity as error:
-        mine = str(error)
+    bundle = svid.bundle if planned is None else _read_bundle(planned, svid.bundle.trust_domain)
+    own_problem = _own_problem(svid, bundle)
     with Client() as client:
-        agents = [agent for agent in client.agents() if not agent.revoked]
-    found = {agent.id: _finding(agent, bundle) for agent in agents}
-    roots = {key_digest(root) for root in bundle.roots}
-    missing = {agent.id: sorted(roots - set(agent.trust.bundle if agent.trust else ())) for agent in agents}
-    failing = bool(mine) or any(found.values())
+        checks = [AgentCheck.of(agent, bundle) for agent in client.agents() if not agent.revoked]
+    failing = bool(own_problem) or any(check.problem for check in checks)
     if output is Output.JSON:
-        content = {
-            "ok": not failing,
-            "you": {"spiffeId": str(svid.spiffe_id), "problem": mine},
-            "agents": [
-                {
-                    "id": agent.id,
-                    "online": agent.online,
-                    "expires": agent.trust.expires.isoformat() if agent.trust else None,
-                    "root": agent.trust.root if agent.trust else "",
-                    "problem": found[agent.id],
-                    "rootsNotTrusted": missing[agent.id],
-                }
-                for agent in agents
-            ],
-        }
-        typer.echo(json.dumps(content, indent=2))
+        you = {"spiffeId": str(svid.spiffe_id), "problem": own_problem}
+        raw_json({"ok": not failing, "you": you, "agents": [check.content() for check in checks]})
     else:
-        rows = [("you", Text("-"), clock(svid.not_after), "", mine or "would be accepted")]
-        for agent in agents:
-            rows.append(
-                (
-                    agent.id,
-                    Text("online", style="green") if agent.online else Text("offline", style="red"),
-                    clock(agent.trust.expires if agent.trust else None),
-                    agent.trust.root[:12] if agent.trust else "-",
-                    found[agent.id] or "would be accepted",
-                )
-            )
-        table(("WHO", "STATE", "EXPIRES", "ROOT", "WITH THIS BUNDLE"), rows)
-        for agent in agents:
-            if missing[agent.id]:
-                names = ", ".join(digest[:12] for digest in missing[agent.id])
-                typer.echo(f"{agent.id} does not trust root {names} yet, and refuses orders of it", err=True)
+        _show_checks(svid, own_problem, checks)
     if failing:
         raise typer.Exit(1)
+
+
+def _read_bundle(path: Path, trust_domain: str) -> TrustBundle:
+    try:
+        return TrustBundle(trust_domain, x509.load_pem_x509_certificates(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"cannot read the bundle {path}: {error}") from error
+
+
+def _own_problem(svid: Svid, bundle: TrustBundle) -> str:
+    """Return why this identity would be refused, or that its renewal is overdue; or nothing."""
+    try:
+        bundle.verify(svid.chain[0], list(svid.chain[1:]))
+    except InvalidIdentity as error:
+        return str(error)
+    lifetime = svid.not_after - max(certificate.not_valid_before_utc for certificate in svid.chain)
+    if svid.not_after - datetime.now(UTC) < lifetime * OVERDUE:
+        return f"ends {_left(svid.not_after)} and should have been renewed"
+    return ""
+
+
+def _show_checks(svid: Svid, own_problem: str, checks: Sequence[AgentCheck]) -> None:
+    own: tuple[str | Text, ...] = ("you", Text("-"), clock(svid.not_after), "", own_problem or ACCEPTED)
+    table(("WHO", "STATE", "EXPIRES", "ROOT", "WITH THIS BUNDLE"), [own, *(check.row() for check in checks)])
+    for check in checks:
+        if check.missing:
+            roots = ", ".join(map(_short, check.missing))
+            warn(f"{check.agent.id} does not trust root {roots} yet, and refuses orders signed under it")

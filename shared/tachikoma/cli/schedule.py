@@ -1,10 +1,9 @@
-"""`tachikoma schedule`."""
+"""`tachikoma schedule`: show, pause, resume and run schedules, and check their files."""
 
 from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -13,14 +12,26 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from tachikoma.cli.show import Output, OutputOption, as_json, clock, colour_of, printable, short_id, table
+from tachikoma.cli.options import ReasonOption
+from tachikoma.cli.show import (
+    Output,
+    OutputOption,
+    as_json,
+    clock,
+    printable,
+    raw_json,
+    short_id,
+    state_text,
+    table,
+    warn,
+)
 from tachikoma.client.sync import Client
 from tachikoma.schedules.file import ScheduleFile, ScheduleSet
 from tachikoma.vocabulary.schedules import DueOutcome, ScheduledRun, ScheduleStatus
 
 __all__ = ["schedule", "schema_text"]
 
-schedule = typer.Typer(no_args_is_help=True, help="Look at schedules, pause, resume and run them; check their files.")
+schedule = typer.Typer(no_args_is_help=True, help="Show, pause, resume and run schedules; check their files.")
 
 NameArgument = Annotated[str, typer.Argument(help="The schedule.")]
 _COLOURS = {DueOutcome.MISSED: "red", DueOutcome.REFUSED: "red", DueOutcome.SKIPPED: "yellow", DueOutcome.TAKEN: "cyan"}
@@ -28,35 +39,33 @@ _COLOURS = {DueOutcome.MISSED: "red", DueOutcome.REFUSED: "red", DueOutcome.SKIP
 
 @schedule.command()
 def ls(output: OutputOption = Output.TEXT) -> None:
-    """List the schedules and how they stand. Exits 1 if their file as it is now is wrong and therefore not in force."""
+    """List the schedules and their state. Exits 1 if the newest file has a mistake; then an older one stays active."""
     with Client() as client:
         found, error = client.schedules()
     if output is Output.JSON:
         as_json(found)
     else:
-        table(
-            ("NAME", "STATE", "WHEN", "NEXT", "LAST", "OUTCOME", "AGENT", "COMMAND"),
-            [
-                (
-                    item.name,
-                    _state(item),
-                    item.when,
-                    clock(item.next_due),
-                    clock(item.last.due if item.last else None),
-                    _outcome(item.last) if item.last else "-",
-                    item.agent_id,
-                    shlex.join(item.command),
-                )
-                for item in found
-            ],
-        )
+        table(("NAME", "STATE", "WHEN", "NEXT", "LAST", "OUTCOME", "AGENT", "COMMAND"), map(_row, found))
         for item in found:
             if item.paused:
-                who = f"{short_id(item.paused_by)} at {clock(item.paused_at)}"
-                typer.echo(f"{item.name}: paused by {who}: {printable(item.pause_reason)}", err=True)
+                paused = f"paused by {short_id(item.paused_by)} at {clock(item.paused_at)}"
+                warn(f"{item.name}: {paused}: {printable(item.pause_reason)}")
     if error:
-        typer.echo(f"NOT in force, for the file as it is now is wrong:\n{printable(error)}", err=True)
+        warn(f"the newest file is NOT active, since it has a mistake:\n{printable(error)}")
         raise typer.Exit(1)
+
+
+def _row(item: ScheduleStatus) -> tuple[str | Text, ...]:
+    return (
+        item.name,
+        _state(item),
+        item.when,
+        clock(item.next_due),
+        clock(item.last.due if item.last else None),
+        _last_outcome(item.last) if item.last else "-",
+        item.agent_id,
+        shlex.join(item.command),
+    )
 
 
 def _state(item: ScheduleStatus) -> Text:
@@ -65,54 +74,59 @@ def _state(item: ScheduleStatus) -> Text:
     return Text("paused", style="yellow") if item.paused else Text("on", style="green")
 
 
-def _outcome(run: ScheduledRun) -> Text:
+def _last_outcome(run: ScheduledRun) -> Text:
+    """Return the state of a run's execution, or its outcome if there is none."""
     if run.outcome is DueOutcome.RUN and run.state is not None:
-        return Text(run.state, style=colour_of(run.state))
+        return state_text(run.state)
+    return _outcome(run)
+
+
+def _outcome(run: ScheduledRun) -> Text:
     return Text(run.outcome, style=_COLOURS.get(run.outcome, "green"))
 
 
 @schedule.command("next")
 def next_due(
     name: NameArgument,
-    number: Annotated[int, typer.Option("--number", "-n", min=1, max=1000, help="How many.")] = 10,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, max=1000, help="Number of due times.")] = 10,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Say when a schedule is due next."""
+    """Show the next due times of a schedule."""
     with Client() as client:
         found = client.next_due_times(name, limit=number)
     if output is Output.JSON:
-        sys.stdout.write(json.dumps([due.isoformat() for due in found], indent=2) + "\n")
+        raw_json([due.isoformat() for due in found])
         return
     for due in found:
-        typer.echo(_whole(due))
+        typer.echo(_date_and_time(due))
 
 
-def _whole(due: datetime) -> str:
-    """A time with its day and zone, for who plans by it."""
+def _date_and_time(due: datetime) -> str:
+    """Format a time with its date and time zone, as a plan needs it."""
     return due.astimezone().isoformat(" ", "milliseconds" if due.microsecond else "seconds")
 
 
 @schedule.command()
 def pause(
     name: NameArgument,
-    reason: Annotated[str, typer.Option("--reason", "-r", help="Why; it goes on the record.")],
+    reason: ReasonOption,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Let a schedule ask for nothing until it is resumed; what runs goes on."""
+    """Pause a schedule until it is resumed; runs in progress continue."""
     with Client() as client:
         found = client.pause_schedule(name, reason)
-    _tell(found, output)
+    _show(found, output)
 
 
 @schedule.command()
 def resume(name: NameArgument, output: OutputOption = Output.TEXT) -> None:
-    """Let a schedule go on. What was due meanwhile stays skipped."""
+    """Resume a paused schedule. Runs that were due in the meantime stay skipped."""
     with Client() as client:
         found = client.resume_schedule(name)
-    _tell(found, output)
+    _show(found, output)
 
 
-def _tell(found: ScheduleStatus, output: Output) -> None:
+def _show(found: ScheduleStatus, output: Output) -> None:
     if output is Output.JSON:
         as_json(found)
         return
@@ -121,7 +135,7 @@ def _tell(found: ScheduleStatus, output: Output) -> None:
 
 @schedule.command()
 def run(name: NameArgument, output: OutputOption = Output.TEXT) -> None:
-    """Ask for a run now, paused or not. Exits 1 if it is refused."""
+    """Run a schedule now, even if it is paused. Exits 1 if the run is refused."""
     with Client() as client:
         found = client.run_schedule(name)
     if output is Output.JSON:
@@ -129,7 +143,7 @@ def run(name: NameArgument, output: OutputOption = Output.TEXT) -> None:
     elif found.outcome is DueOutcome.RUN:
         typer.echo(f"{found.id}: {found.state or found.outcome}")
     else:
-        typer.echo(f"{name}: {found.outcome}: {printable(found.reason)}", err=True)
+        warn(f"{name}: {found.outcome}: {printable(found.reason)}")
     if found.outcome not in (DueOutcome.RUN, DueOutcome.TAKEN):
         raise typer.Exit(1)
 
@@ -137,10 +151,10 @@ def run(name: NameArgument, output: OutputOption = Output.TEXT) -> None:
 @schedule.command()
 def history(
     name: NameArgument,
-    number: Annotated[int, typer.Option("--number", "-n", min=1, max=1000, help="How many.")] = 20,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, max=1000, help="Number of due times.")] = 20,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Say what became of a schedule's due times, the latest last."""
+    """Show the outcomes of a schedule's due times, the latest last."""
     with Client() as client:
         found = client.scheduled_runs(name, limit=number)[::-1]
     if output is Output.JSON:
@@ -154,9 +168,9 @@ def _history(runs: Iterable[ScheduledRun]) -> Iterable[tuple[str | Text, ...]]:
         count = f"{run.count} times since {clock(run.first)}: " if run.count > 1 else ""
         yield (
             clock(run.due),
-            Text(run.outcome, style=_COLOURS.get(run.outcome, "green")),
+            _outcome(run),
             run.id or "-",
-            Text(run.state, style=colour_of(run.state)) if run.state else "-",
+            state_text(run.state) if run.state else "-",
             run.agent_id,
             short_id(run.requested_by) or "-",
             count + run.reason,
@@ -168,10 +182,10 @@ def check(
     file: Annotated[Path, typer.Argument(help="The file, or a folder of them.")],
     strict: Annotated[bool, typer.Option("--strict", help="Fail also on warnings.")] = False,
 ) -> None:
-    """Say whether a file of schedules is right; each mistake with line and column, and what is hardly meant."""
+    """Check a file of schedules: print each mistake with line and column, and warn of what is probably not meant."""
     found = ScheduleSet.load(file)
     for warning in found.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+        warn(f"warning: {warning}")
     number = len(found.schedules)
     schedules = "schedule" if number == 1 else "schedules"
     typer.echo(f"{file}: {number} {schedules}, {'all right' if not found.warnings else 'valid'}")
@@ -186,7 +200,7 @@ def schema() -> None:
 
 
 def schema_text() -> str:
-    """The JSON schema of files of schedules, as it is shipped."""
+    """Return the JSON schema of files of schedules, as it is shipped."""
     content = ScheduleFile.model_json_schema(by_alias=True)
     content |= {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Tachikoma schedules"}
     return json.dumps(content, indent=2, sort_keys=True) + "\n"

@@ -1,4 +1,4 @@
-"""How the CLI shows things: tables for people, JSON for programs."""
+"""Output of the CLI: tables and facts for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,23 @@ from rich.text import Text
 from tachikoma.vocabulary.model import Model
 from tachikoma.vocabulary.states import ExecState
 
-__all__ = ["Output", "OutputOption", "as_json", "clock", "colour_of", "printable", "short_id", "table"]
+__all__ = [
+    "Output",
+    "OutputOption",
+    "as_json",
+    "clock",
+    "colour_of",
+    "facts",
+    "printable",
+    "raw_json",
+    "short_id",
+    "state_text",
+    "table",
+    "warn",
+]
+
+#: Columns of a table that is not read on a terminal; nothing is folded there.
+PIPE_COLUMNS = 400
 
 
 class Output(StrEnum):
@@ -41,22 +57,27 @@ _COLOURS = {
 
 
 def colour_of(state: ExecState) -> str:
-    """Good green, under way cyan, ended by somebody yellow, the rest red."""
+    """Return the colour of a state: success green, open cyan, waiting or stopped yellow, others red."""
     return _COLOURS.get(state, "red")
 
 
+def state_text(state: ExecState) -> Text:
+    """Return a state in its colour."""
+    return Text(state, style=colour_of(state))
+
+
 def printable(text: str) -> str:
-    """Text that came from elsewhere, so that it cannot command the terminal."""
+    """Escape control characters of foreign text, which could otherwise control the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def short_id(spiffe_id: str) -> str:
-    """The path of a SPIFFE ID, which is what tells people apart; JSON has the whole."""
+    """Return the path of a SPIFFE ID, which is enough for people; JSON has the whole."""
     return spiffe_id.partition("://")[2].partition("/")[2]
 
 
 def clock(time: datetime | None) -> str:
-    """A time for people, in their own zone; the day only where it is not today."""
+    """Format a time in the local time zone, with its date unless that is today."""
     if time is None:
         return "-"
     local = time.astimezone()
@@ -65,17 +86,34 @@ def clock(time: datetime | None) -> str:
 
 
 def as_json(values: Model | Iterable[Model]) -> None:
-    """Print values as JSON with the spec's names: one as an object, several as an array."""
+    """Print values as JSON with the spec's names: one value as an object, several as an array."""
     if isinstance(values, Model):
-        content: object = values.to_dict()
+        raw_json(values.to_dict())
     else:
-        content = [value.to_dict() for value in values]
+        raw_json([value.to_dict() for value in values])
+
+
+def raw_json(content: object) -> None:
+    """Print plain data as JSON."""
     sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def warn(text: str) -> None:
+    """Print a line to standard error."""
+    typer.echo(text, err=True)
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> None:
+    """Print names and values, one of each a line, the values aligned."""
+    rows = list(rows)
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        typer.echo(f"{name:<{width}}  {printable(value)}")
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
-    """Print a table; never cut where a program or a file reads it."""
-    console = Console(width=None if sys.stdout.isatty() else 400, highlight=False)
+    """Print a table; values are folded on a terminal and never shortened."""
+    console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False)
     shown = Table(box=SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False, show_edge=False)
     for column in columns:
         shown.add_column(column, overflow="fold")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -17,34 +19,41 @@ from tachikoma.vocabulary.types import parse_duration
 
 __all__ = ["ca"]
 
-ca = typer.Typer(no_args_is_help=True, help="Make a certificate authority, and identities that it vouches for.")
+ca = typer.Typer(no_args_is_help=True, help="Create a certificate authority, and identities that it signs.")
 
 FolderArgument = Annotated[Path, typer.Argument(help="Folder of the authority.")]
+
+
+@contextmanager
+def _errors(cannot: str) -> Iterator[None]:
+    """Report wrong values and files as errors of this CLI; `cannot` says what failed in the case of a file."""
+    try:
+        yield
+    except (InvalidIdentity, ValueError) as error:
+        raise InvalidRequest(str(error)) from None
+    except OSError as error:
+        raise ConfigurationError(f"{cannot}: {error}") from error
 
 
 @ca.command()
 def init(
     folder: FolderArgument,
-    trust_domain: Annotated[str, typer.Option(help="Trust domain whose identities it vouches for.")],
+    trust_domain: Annotated[str, typer.Option(help="Trust domain whose identities it signs.")],
     under: Annotated[
-        Path | None, typer.Option(help="Folder of the authority that vouches for it; without one it is a root itself.")
+        Path | None, typer.Option(help="Folder of the authority that signs it; without one it is a root.")
     ] = None,
-    lifetime: Annotated[str, typer.Option(help="How long it lasts.")] = "8760h",
-    name: Annotated[str, typer.Option(help="What it is called in certificates.")] = "",
+    lifetime: Annotated[str, typer.Option(help="Lifetime of its certificate.")] = "8760h",
+    name: Annotated[str, typer.Option(help="Its name in certificates.")] = "",
 ) -> None:
-    """Make a certificate authority. Whoever reads its key can be anybody of the trust domain: guard the folder."""
+    """Create a certificate authority. Guard its folder: a reader of its key can take any identity of the trust domain."""
     if (folder / CERTIFICATE_FILE).exists():
         raise ConfigurationError(f"there is a certificate authority in {folder}; name another folder")
     above = None if under is None else CertificateAuthority.load(under)
     name = name or ("Tachikoma root" if above is None else "Tachikoma CA")
-    try:
+    with _errors(f"cannot create a certificate authority in {folder}"):
         made = CertificateAuthority.create(
             folder, trust_domain, name=name, lifetime=parse_duration(lifetime), under=above
         )
-    except (InvalidIdentity, ValueError) as error:
-        raise InvalidRequest(str(error)) from None
-    except OSError as error:
-        raise ConfigurationError(f"cannot make a certificate authority in {folder}: {error}") from error
     kind = "root" if above is None else "intermediate"
     typer.echo(f"{folder}: {kind} of {trust_domain}, until {clock(made.not_after)}")
 
@@ -56,26 +65,18 @@ def issue(
     bundle: Annotated[Path, typer.Option(help="Roots of the trust domain, PEM: ca.pem of the root.")],
     identity: Annotated[Path, typer.Option(help="Folder for key, certificate and bundle.")],
     dns: Annotated[list[str] | None, typer.Option(help="DNS name; the orchestrator's needs one.")] = None,
-    lifetime: Annotated[str, typer.Option(help="How long it lasts; nobody renews it.")] = "24h",
+    lifetime: Annotated[str, typer.Option(help="Lifetime; the identity is not renewed.")] = "24h",
 ) -> None:
-    """Write an identity with a fresh key into a folder, for a service or a person where there is no SPIRE."""
+    """Write an identity with a new key into a folder, for a service or a person where there is no SPIRE."""
     authority = CertificateAuthority.load(folder)
-    try:
+    with _errors("cannot write the identity"):
         wanted = SpiffeId.parse(spiffe_id)
         if wanted.trust_domain != authority.trust_domain:
             raise InvalidIdentity(f"the authority is of {authority.trust_domain}, not of {wanted.trust_domain}")
-        key = new_key()
+        key, roots = new_key(), bundle.read_bytes()
         leaf = authority.sign(key.public_key(), wanted, lifetime=parse_duration(lifetime), dns_names=tuple(dns or ()))
-        # Not written where nobody would trust it.
-        Svid.load(authority.chain(leaf), private_pem(key), bundle.read_bytes()).verify()
-        write_identity(
-            identity,
-            key_pem=private_pem(key),
-            certificate_pem=authority.chain(leaf),
-            bundle_pem=bundle.read_bytes(),
-        )
-    except (InvalidIdentity, ValueError) as error:
-        raise InvalidRequest(str(error)) from None
-    except OSError as error:
-        raise ConfigurationError(f"cannot write the identity: {error}") from error
+        chain = authority.chain(leaf)
+        # An identity that its own bundle does not trust is useless, so it is not written.
+        Svid.load(chain, private_pem(key), roots).verify()
+        write_identity(identity, key_pem=private_pem(key), certificate_pem=chain, bundle_pem=roots)
     typer.echo(f"{identity}: {wanted} until {clock(leaf.not_valid_after_utc)}")

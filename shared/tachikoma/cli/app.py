@@ -1,0 +1,72 @@
+"""The application `tachikoma`: its options, its commands, and how an error ends it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import version
+from typing import Annotated, Any, NoReturn
+
+import typer
+import typer.core
+
+from tachikoma.cli import agents, approvals, audit, demo, dev, execute, executions, logs
+from tachikoma.cli.components import COMPONENTS, ComponentCommand
+from tachikoma.client.profile import PROFILE_VARIABLE
+from tachikoma.errors import TachikomaError
+
+__all__ = ["app", "run"]
+
+#: Exit code of a command that failed; `exec` has its own (see `execute`).
+FAILED = 1
+
+
+class _Group(typer.core.TyperGroup):
+    """The commands of this package and of the components, by name."""
+
+    def __init__(self, **attrs: Any) -> None:
+        super().__init__(**attrs)
+        for component in COMPONENTS:
+            self.add_command(ComponentCommand(component))
+        self.commands = dict(sorted(self.commands.items()))
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Run commands on many machines: policy first, at most once, everything on the record.",
+)
+
+
+def _version(requested: bool) -> None:
+    if requested:
+        typer.echo(f"tachikoma {version('tachikoma-exec')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Client profile to use instead of the user's own.", envvar=PROFILE_VARIABLE),
+    ] = None,
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    if profile:
+        os.environ[PROFILE_VARIABLE] = profile
+
+
+for noun in (execute, logs, executions, approvals, audit, agents, dev, demo):
+    noun.add_to(app)
+
+
+def run() -> NoReturn:
+    """Run the command line of this process; a `TachikomaError` becomes one message and exit code 1."""
+    try:
+        app()
+    except TachikomaError as error:
+        typer.echo(f"tachikoma: {error}", err=True)
+        sys.exit(FAILED)
+    sys.exit(0)

@@ -1,0 +1,61 @@
+"""Ctrl-C during `tachikoma exec`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from tachikoma.cli.logs import note
+from tachikoma.client.aio import AsyncClient
+from tachikoma.errors import NotFound, TachikomaError
+
+__all__ = ["Interrupts"]
+
+#: After the second Ctrl-C, how long the cancel request of the first one may take to arrive.
+LEAVE_SECONDS = 2.0
+
+
+class Interrupts:
+    """Handler of SIGINT and SIGTERM: the first cancels the execution, the second ends this program at once."""
+
+    def __init__(self, client: AsyncClient, exec_id: str) -> None:
+        """Install the handler; the current task is cancelled by the second signal."""
+        self._client = client
+        self._exec_id = exec_id
+        self._main = asyncio.current_task()
+        #: The request to cancel; None before the first signal.
+        self._request: asyncio.Task[None] | None = None
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.on_signal)
+
+    def on_signal(self) -> None:
+        """Handle one signal."""
+        if self._request is not None:
+            self._leave()
+            return
+        note("cancelling; Ctrl-C again to leave")
+        self._request = asyncio.get_running_loop().create_task(self._cancel())
+
+    def _leave(self) -> None:
+        if self._main is not None:
+            self._main.cancel()
+
+    async def _cancel(self) -> None:
+        try:
+            await self._client.cancel(self._exec_id)
+        except NotFound:
+            # Not accepted yet, so there is nothing to cancel.
+            self._leave()
+        except TachikomaError as error:
+            note(f"cannot cancel: {error}")
+
+    async def delivered(self) -> None:
+        """Wait briefly for the request to cancel, so that leaving in a hurry still ends the command."""
+        if self._request is not None:
+            await asyncio.wait((self._request,), timeout=LEAVE_SECONDS)
+
+    def close(self) -> None:
+        """Drop a request to cancel that is still in progress."""
+        if self._request is not None:
+            self._request.cancel()

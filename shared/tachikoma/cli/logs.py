@@ -1,0 +1,94 @@
+"""`tachikoma logs`, and the output of another host's command on this one's descriptors."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+import typer
+
+from tachikoma.cli.show import Output, OutputOption, clock, printable, warn
+from tachikoma.client.aio import AsyncClient
+from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus, OutputKind
+from tachikoma.vocabulary.states import ExecState
+
+__all__ = ["INTERRUPTED", "add_to", "note", "note_approval", "write_output"]
+
+#: Exit code after Ctrl-C, and of a cancelled execution; that of a shell after SIGINT.
+INTERRUPTED = 130
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(logs)
+
+
+def logs(
+    exec_id: Annotated[str, typer.Argument(help="The execution.")],
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Wait for more output until the execution ends.")
+    ] = False,
+    after: Annotated[int, typer.Option(min=0, help="Begin after the chunk with this number.")] = 0,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Show the output of an execution, also of one that has ended."""
+
+    async def show() -> None:
+        async with AsyncClient() as client:
+            await write_output(client.attach(exec_id, after_seq=after, follow=follow), output)
+
+    try:
+        asyncio.run(show())
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+
+
+async def write_output(stream: AsyncIterator[ExecOutput], output: Output) -> ExecResponse | None:
+    """Write each chunk to the descriptor it belongs to, and notes to standard error.
+
+    Returns:
+        The result, or None if the stream ended without one.
+
+    Raises:
+        BrokenPipeError: the reader of standard output has gone.
+    """
+    result: ExecResponse | None = None
+    async for item in stream:
+        if item.kind is OutputKind.RESULT:
+            result = item.result
+        if output is Output.JSON:
+            sys.stdout.write(item.to_json() + "\n")
+            sys.stdout.flush()
+        elif item.kind is OutputKind.STDOUT:
+            _write(1, item.data)
+        elif item.kind is OutputKind.STDERR:
+            _write(2, item.data)
+        elif item.kind is OutputKind.GAP:
+            note(f"{item.missing_bytes} bytes of output are missing")
+        elif item.status is not None:
+            note_approval(item.status)
+    return result
+
+
+def note(text: str) -> None:
+    """Print a message of this program, apart from the output of the other host's command."""
+    warn(f"tachikoma: {printable(text)}")
+
+
+def note_approval(status: ExecStatus) -> None:
+    """Print the approval that an execution waits for, or the one that it got."""
+    if status.state is ExecState.PENDING_APPROVAL:
+        note(f"waiting until {clock(status.deadline)} for an approval by {' or '.join(status.approvers)}")
+        note(f"to approve: tachikoma approve {status.id}")
+    elif status.approved_by:
+        note(f"approved by {status.approved_by}: {status.approval_reason}")
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    """Write all bytes unbuffered, since the next chunk may be minutes away."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

@@ -1,0 +1,94 @@
+"""Values of options that several commands share: durations, pairs, confirmations and reasons."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+
+from tachikoma.errors import InvalidRequest
+from tachikoma.vocabulary.pairs import parse_pairs
+from tachikoma.vocabulary.types import parse_duration
+
+__all__ = [
+    "ReasonOption",
+    "YesOption",
+    "confirm",
+    "duration",
+    "interactive",
+    "pairs",
+    "remote_command",
+    "required_reason",
+]
+
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+ReasonOption = Annotated[str, typer.Option("--reason", "-r", help="Reason, recorded in the audit trail.")]
+
+
+def duration(text: str, option: str) -> timedelta:
+    """Read a duration such as 1h30m.
+
+    Raises:
+        InvalidRequest: it is none; the message begins with the option.
+    """
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{option}: {error}") from None
+
+
+def pairs(given: Iterable[str] | None, option: str) -> dict[str, str]:
+    """Read repeated NAME=value.
+
+    Raises:
+        InvalidRequest: one is not NAME=value; the message begins with the option.
+    """
+    try:
+        return parse_pairs(given or ())
+    except ValueError as error:
+        raise InvalidRequest(f"{option}: {error}") from None
+
+
+def remote_command(given: list[str]) -> list[str]:
+    """Return the command of another host, without the `--` that may come before it."""
+    return given[1:] if given[0] == "--" else given
+
+
+def interactive() -> bool:
+    """Return whether somebody can answer a question."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+def confirm(question: str, *, yes: bool, instead: str = "--yes to confirm") -> None:
+    """Ask for a confirmation, unless `--yes` gave it.
+
+    Args:
+        question: the question, without a question mark at its end.
+        yes: the value of `--yes`.
+        instead: the options that confirm without a terminal.
+
+    Raises:
+        InvalidRequest: there is no terminal to ask at.
+        typer.Abort: the answer was no.
+    """
+    if yes:
+        return
+    if not interactive():
+        raise InvalidRequest(f"not a terminal: pass {instead}")
+    typer.confirm(f"{question}?", abort=True, err=True)
+
+
+def required_reason(given: str | None) -> str:
+    """Return the reason of the option, or ask for one.
+
+    Raises:
+        InvalidRequest: none is given and there is no terminal to ask at.
+    """
+    if given is not None:
+        return given
+    if not interactive():
+        raise InvalidRequest("not a terminal: pass --reason TEXT")
+    return str(typer.prompt("reason", err=True))
