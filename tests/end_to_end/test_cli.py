@@ -102,7 +102,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_says_what_goes_on(cli: Cli) -> None:
         assert b"cancelling" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
-        assert b"left; the execution goes on as " in process.stderr.read()
+        assert b"left; the execution continues as " in process.stderr.read()
     # It was asked to end all the same, and is killed after the grace.
     wait_until(lambda: gone(pid), "the remote command is gone")
 
@@ -139,7 +139,7 @@ def test_detach_then_logs_status_ps_and_cancel(cli: Cli, tmp_path: Path) -> None
     assert exec_id in cli.run("ps", "-a").stdout.decode()
     assert cli.run("logs", "--after", "1", exec_id).stdout == b"ended\n"
     done = cli.run("cancel", exec_id)
-    assert done.stdout.decode() == f"{exec_id}: had ended before (SUCCEEDED)\n"
+    assert done.stdout.decode() == f"{exec_id}: had already ended (SUCCEEDED)\n"
     assert cli.run("status", "no-such-id").returncode == 1
 
 

@@ -43,7 +43,7 @@ def test_policy_status_says_what_is_in_force_and_why_an_edit_is_not(measured: tu
     done = cli.run("policy", "status")
     assert (done.returncode, done.stderr) == (0, b"")
     in_force = done.stdout.decode().splitlines()[0]
-    assert in_force.startswith("in force  ")
+    assert in_force.startswith("active  ")
     assert in_force.endswith(", 1 policies")
     assert str(stack.policy) in done.stdout.decode()
     before = _metrics(address)
@@ -108,7 +108,7 @@ def test_a_proposed_policy_is_compared_on_the_requests_there_were(
         assert done.returncode == 1
         text = done.stdout.decode()
         assert f"{stack.user} on agent-1: uname (2 times)\n  was allowed by everybody\n  now denied: " in text
-        assert text.endswith(" requests, 1 different ones would be decided otherwise\n")
+        assert text.endswith(" requests, 1 different decisions\n")
     assert cli.run("policy", "diff", str(stack.policy), str(stack.policy)).returncode == 0
 
 
@@ -137,4 +137,4 @@ def test_the_audit_log_is_shown_exported_and_verified(measured: tuple[Stack, str
     assert done.returncode == 1
     assert "is NOT as it was written" in done.stdout.decode()
     done = cli.run("audit", "show", "never-heard-of")
-    assert (done.returncode, done.stderr) == (1, b"tachikoma: the audit trail says nothing of 'never-heard-of'\n")
+    assert (done.returncode, done.stderr) == (1, b"tachikoma: the audit trail has no event of 'never-heard-of'\n")

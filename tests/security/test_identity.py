@@ -257,7 +257,7 @@ def test_identity_check_names_whom_a_planned_bundle_would_shut_out(
     said = json.loads(done.stdout)
     (agent,) = said["agents"]
     assert (agent["id"], agent["online"]) == (AGENT, True)
-    assert "which the bundle has not" in agent["problem"]
+    assert "which is not in the bundle" in agent["problem"]
     assert "not trusted" in said["you"]["problem"]
 
     only.write_bytes((proxied.identity("user") / CERTIFICATE_FILE).read_bytes()[:100])

@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 STOP_SLACK_SECONDS = 30.0
 
 spawner = typer.Typer(invoke_without_command=True, help="Run a spawner for a worker that is not root.")
-worker = typer.Typer(invoke_without_command=True, help="Run an agent's worker: it runs commands on this host.")
+worker = typer.Typer(invoke_without_command=True, help="Run an agent's worker, which runs commands on this host.")
 
 
 @worker.callback()

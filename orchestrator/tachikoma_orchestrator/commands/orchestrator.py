@@ -17,7 +17,9 @@ from tachikoma_orchestrator.processes.settings import OrchestratorSettings
 
 __all__ = ["orchestrator"]
 
-orchestrator = typer.Typer(invoke_without_command=True, help="Run the orchestrator: the gRPC server and all behind it.")
+orchestrator = typer.Typer(
+    invoke_without_command=True, help="Run the orchestrator: the gRPC server and its background parts."
+)
 
 
 @orchestrator.callback()

@@ -22,7 +22,7 @@ from tachikoma_orchestrator.commands.redis_check import Report, examine
 
 __all__ = ["redis"]
 
-redis = typer.Typer(no_args_is_help=True, help="Make the users of a Redis server, and check the server.")
+redis = typer.Typer(no_args_is_help=True, help="Create the users of a Redis server, and check the server.")
 
 
 class Format(StrEnum):

@@ -16,7 +16,8 @@ from tachikoma_orchestrator.processes.submitter_app import serve
 __all__ = ["submitter"]
 
 submitter = typer.Typer(
-    invoke_without_command=True, help="Run a submitter: it admits what Celery applications and celery beat ask for."
+    invoke_without_command=True,
+    help="Run a submitter, which admits the requests of Celery applications and celery beat.",
 )
 
 

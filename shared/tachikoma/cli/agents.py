@@ -145,7 +145,10 @@ def revoke(
     yes: YesOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Revoke an agent at once, until it joins again. Its waiting executions are cancelled, its running ones are lost."""
+    """Revoke an agent at once, until it joins again.
+
+    Its waiting executions are cancelled, its running ones are lost.
+    """
     confirm(f"revoke {agent}, whose running executions are then lost", yes=yes)
     with Client() as client:
         done = client.revoke_agent(agent, reason)

@@ -95,10 +95,11 @@ def _stdin_facts(request: ExecRequest) -> Iterator[tuple[str, str]]:
     if not request.stdin:
         return
     yield "stdin", f"{len(request.stdin)} bytes, SHA-256 {hashlib.sha256(request.stdin).hexdigest()}"
-    lines = request.stdin.decode("utf-8", "backslashreplace")[:STDIN_CHARACTERS].splitlines()[:STDIN_LINES]
+    text = request.stdin.decode("utf-8", "backslashreplace")
+    lines = text[:STDIN_CHARACTERS].splitlines()[:STDIN_LINES]
     for line in lines:
         yield "", f"| {line}"
-    if sum(len(line) + 1 for line in lines) < len(request.stdin):
+    if lines != text.splitlines():
         yield "", "| … (--output json has all of it)"
 
 

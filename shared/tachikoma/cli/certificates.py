@@ -45,7 +45,10 @@ def init(
     lifetime: Annotated[str, typer.Option(help="Lifetime of its certificate.")] = "8760h",
     name: Annotated[str, typer.Option(help="Its name in certificates.")] = "",
 ) -> None:
-    """Create a certificate authority. Guard its folder: a reader of its key can take any identity of the trust domain."""
+    """Create a certificate authority.
+
+    Guard its folder: a reader of its key can take any identity of the trust domain.
+    """
     if (folder / CERTIFICATE_FILE).exists():
         raise ConfigurationError(f"there is a certificate authority in {folder}; name another folder")
     above = None if under is None else CertificateAuthority.load(under)

@@ -1,4 +1,4 @@
-"""Commands that are imported when they run: those of the orchestrator and the worker, and the larger ones of the client.
+"""Commands that are imported when they run: those of the orchestrator and the worker, and some of the client.
 
 Their names and help lines are written here, so that `tachikoma --help` imports none of them and works in every
 installation. All components are in one wheel; an installation without a component's extra lacks its dependencies only.
@@ -89,14 +89,14 @@ COMPONENTS = (
     Component(
         "orchestrator",
         f"{_ORCHESTRATOR}.orchestrator:orchestrator",
-        "Run the orchestrator: the gRPC server and all behind it.",
+        "Run the orchestrator: the gRPC server and its background parts.",
         "orchestrator",
     ),
     Component("policy", f"{_CLIENT}.policy:policy", "Check, explain, test and compare policy files."),
     Component(
         "redis",
         f"{_ORCHESTRATOR}.redis:redis",
-        "Make the users of a Redis server, and check the server.",
+        "Create the users of a Redis server, and check the server.",
         "orchestrator",
     ),
     Component("schedule", f"{_CLIENT}.schedule:schedule", "Show, pause, resume and run schedules; check their files."),
@@ -104,8 +104,8 @@ COMPONENTS = (
     Component(
         "submitter",
         f"{_ORCHESTRATOR}.submitter:submitter",
-        "Run a submitter: it admits what Celery applications and celery beat ask for.",
+        "Run a submitter, which admits the requests of Celery applications and celery beat.",
         "orchestrator",
     ),
-    Component("worker", f"{_WORKER}:worker", "Run an agent's worker: it runs commands on this host.", "worker"),
+    Component("worker", f"{_WORKER}:worker", "Run an agent's worker, which runs commands on this host.", "worker"),
 )

@@ -340,7 +340,7 @@ def trail(tmp_path: Path) -> Trail:
 
 def test_where_nothing_changes_the_command_succeeds(old: str, trail: Trail) -> None:
     log = trail(asked("uptime"), asked("ls"), asked("uptime", code=AuditCode.SUCCEEDED))
-    assert run(old, old, "--file", str(log)) == (0, "2 requests, 0 different ones would be decided otherwise\n", "")
+    assert run(old, old, "--file", str(log)) == (0, "2 requests, 0 different decisions\n", "")
 
 
 def test_changes_are_listed_and_the_command_fails(old: str, new: str, trail: Trail) -> None:
@@ -350,7 +350,7 @@ def test_changes_are_listed_and_the_command_fails(old: str, new: str, trail: Tra
     assert out == (
         f"{ALICE} on web-1: ls (3 times)\n  was allowed by web\n  now denied: policy web denies 'ls'\n"
         f"{BOB} on web-1: ls (1 times)\n  was allowed by web\n  now denied: policy web denies 'ls'\n"
-        "6 requests, 2 different ones would be decided otherwise\n"
+        "6 requests, 2 different decisions\n"
     )
 
 
@@ -417,7 +417,7 @@ def test_labels_of_agents_are_given(old: str, tmp_path: Path, trail: Trail, opti
     new.write_text(rules(WEB, {"name": "site", "agents": ["role=web,site=a"], "deniedCommands": ["ls"]}))
     code, out, _ = run(old, str(new), "--file", str(trail(asked("ls"))), *options)
     assert code == changes
-    assert out.endswith(f"1 requests, {changes} different ones would be decided otherwise\n")
+    assert out.endswith(f"1 requests, {changes} different decisions\n")
 
 
 def test_a_label_may_hold_what_separates_its_parts(old: str, tmp_path: Path, trail: Trail) -> None:
@@ -470,7 +470,7 @@ def test_without_a_file_the_orchestrator_is_asked_for_trail_and_labels(
     new.write_text(rules(WEB, {"name": "role", "agents": ["role=web"], "deniedCommands": ["ls"]}))
     code, out, _ = run(old, str(new))
     assert (code, out.splitlines()[0]) == (1, f"{ALICE} on web-1: ls (1 times)")
-    assert out.splitlines()[-1] == "2 requests, 1 different ones would be decided otherwise"
+    assert out.splitlines()[-1] == "2 requests, 1 different decisions"
     # What is given comes on top of what the orchestrator knows.
-    assert run(old, str(new), "--label", "web-2:role=web")[1].endswith("2 different ones would be decided otherwise\n")
+    assert run(old, str(new), "--label", "web-2:role=web")[1].endswith("2 different decisions\n")
     assert run(old, str(new), "--label", "web-1:role=db")[0] == 0

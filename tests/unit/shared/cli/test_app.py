@@ -1,0 +1,76 @@
+"""The application as a whole: its options, its errors, its exit codes."""
+
+from __future__ import annotations
+
+import os
+import re
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+import typer.main
+
+from tachikoma import NotFound
+from tachikoma.cli import main
+from tachikoma.cli.app import app
+from tachikoma.client.profile import PROFILE_VARIABLE
+
+COMMANDS = {
+    "agents", "approvals", "approve", "audit", "beat", "cancel", "demo", "dev", "exec", "flower", "identity", "logs",
+    "orchestrator", "policy", "ps", "redis", "reject", "schedule", "spawner", "status", "submitter", "worker",
+}  # fmt: skip
+
+
+def commands(group: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """All commands below a group."""
+    found = {}
+    for name, command in group.commands.items():
+        found[*path, name] = command
+        if hasattr(command, "commands"):
+            found |= commands(command, (*path, name))
+    return found
+
+
+def test_commands_are_listed_by_name() -> None:
+    group = typer.main.get_command(app)
+    assert list(group.commands) == sorted(COMMANDS)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("command", commands(typer.main.get_command(app)).values(), ids=lambda command: command.name)
+def test_every_help_line_is_a_sentence_that_begins_with_a_verb(command: Any) -> None:
+    first = command.help.splitlines()[0]
+    assert re.fullmatch(r"[A-Z][a-z]+,? .*\.", first)
+    assert first.split()[0].rstrip(",") in {
+        "Run", "Show", "List", "Create", "Cancel", "Check", "Start", "Stop", "Send", "Revoke", "Reject", "Read", "Find",
+        "Write", "Print",
+    }  # fmt: skip
+
+
+def test_version(run: Any) -> None:
+    assert run("--version").out == f"tachikoma {version('tachikoma-exec')}\n"
+
+
+def test_a_profile_is_used_by_the_command(run: Any, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PROFILE_VARIABLE, "/somewhere")
+    seen = []
+    client.answers["agents"] = lambda: seen.append(os.environ[PROFILE_VARIABLE]) or ()
+    run("agents")
+    run("--profile", "/elsewhere", "agents")
+    assert seen == ["/somewhere", "/elsewhere"]
+
+
+def test_an_error_is_one_message_and_exit_code_1(
+    client: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    client.answers["status"] = NotFound("there is no execution 'x'")
+    monkeypatch.setattr("sys.argv", ["tachikoma", "status", "x"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert capfd.readouterr().err == "tachikoma: there is no execution 'x'\n"
+
+
+def test_wrong_usage_ends_with_2(run: Any) -> None:
+    done = run("wroker")
+    assert done.code == 2
+    assert "Did you mean 'worker'?" in done.err

@@ -1,0 +1,143 @@
+"""`tachikoma exec`: what it sends, and the exit code of each outcome."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from tachikoma import (
+    ExecOutput,
+    ExecRequest,
+    ExecResponse,
+    ExecState,
+    OutputKind,
+    PermissionDenied,
+    ResourceLimits,
+)
+
+ID = ("--id", "job-7")
+
+
+def ended(state: ExecState = ExecState.SUCCEEDED, exit_code: int = 0, error: str = "") -> list[ExecOutput]:
+    result = ExecResponse(id="job-7", agent_id="web-1", state=state, exit_code=exit_code, error=error)
+    return [ExecOutput(id="job-7", kind=OutputKind.RESULT, result=result)]
+
+
+def sent(client: Any) -> ExecRequest:
+    (request,) = client.calls[-1][1]
+    assert isinstance(request, ExecRequest)
+    return request
+
+
+def test_a_bare_command_leaves_everything_to_the_defaults(run: Any, client: Any) -> None:
+    client.answers["execute_stream"] = lambda _: ended()
+    assert run("exec", *ID, "web-1", "ls", "-l", "--help").code == 0
+    request = sent(client)
+    assert request == ExecRequest(
+        id="job-7", agent_id="web-1", command=("ls", "-l", "--help"), request_time=request.request_time
+    )
+    run("exec", "web-1", "--", "ls")
+    assert sent(client).command == ("ls",)
+    assert sent(client).id != "job-7"
+
+
+def test_options_become_fields_of_the_request(run: Any, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_HERE", "here")
+    client.answers["execute_stream"] = lambda _: ended()
+    done = run(
+        "exec", *ID, "--timeout", "1m", "-e", "A=b=c", "-e", "TEST_HERE", "--cwd", "/srv", "-u", "web", "--memory",
+        "512MiB", "--cpus", "0.5", "--pids", "9", "web-1", "cat", stdin=b"\0\xff",
+    )  # fmt: skip
+    assert done.code == 0
+    request = sent(client)
+    assert request == ExecRequest(
+        id="job-7", agent_id="web-1", command=("cat",), timeout=timedelta(minutes=1),
+        environment={"A": "b=c", "TEST_HERE": "here"}, work_dir="/srv", user="web", stdin=b"\0\xff",
+        limits=ResourceLimits(memory=512 * 2**20, cpus=0.5, pids=9), request_time=request.request_time,
+    )  # fmt: skip
+
+
+def test_one_limit_leaves_the_others_open(run: Any, client: Any) -> None:
+    client.answers["execute_stream"] = lambda _: ended()
+    run("exec", "--pids", "9", "web-1", "x")
+    assert sent(client).limits == ResourceLimits(pids=9)
+
+
+def test_standard_input_is_left_alone_on_request(run: Any, client: Any) -> None:
+    client.answers["execute_stream"] = lambda _: ended()
+    run("exec", "-n", "web-1", "cat", stdin=b"secret")
+    assert sent(client).stdin == b""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--timeout", "soon"), "--timeout: "),
+        (("-e", "NO_SUCH_VARIABLE"), "the variable 'NO_SUCH_VARIABLE' is not set here; write NO_SUCH_VARIABLE=value"),
+        (("-e", "=x"), "--env: '=x' is not NAME=value"),
+        (("--memory", "lots"), "invalid request: limits.memory: "),
+        (("--id", "a.b"), "invalid request: id: "),
+    ],
+)
+def test_wrong_options_run_nothing_and_end_with_125(
+    run: Any, client: Any, options: tuple[str, ...], message: str
+) -> None:
+    done = run("exec", *options, "web-1", "x")
+    assert (done.code, done.out, client.calls) == (125, "", [])
+    assert done.err.startswith(f"tachikoma: {message}")
+    assert done.err.count("\n") == 1
+
+
+def test_a_refusal_ends_with_125(run: Any, client: Any) -> None:
+    client.answers["execute_stream"] = PermissionDenied("not allowed: \x1b no policy grants it")
+    done = run("exec", "web-1", "reboot")
+    assert (done.code, done.err) == (125, "tachikoma: not allowed: \\x1b no policy grants it\n")
+
+
+@pytest.mark.parametrize(
+    ("state", "exit_code", "code"),
+    [
+        (ExecState.SUCCEEDED, 0, 0),
+        (ExecState.FAILED, 3, 3),
+        (ExecState.FAILED, 127, 127),
+        (ExecState.OUT_OF_MEMORY, 137, 137),
+        (ExecState.TIMED_OUT, 137, 124),
+        (ExecState.CANCELLED, 143, 130),
+        (ExecState.EXPIRED, -1, 125),
+        (ExecState.REJECTED, -1, 125),
+        (ExecState.LOST, -1, 125),
+    ],
+)
+def test_the_exit_code_tells_the_outcome(run: Any, client: Any, state: ExecState, exit_code: int, code: int) -> None:
+    client.answers["execute_stream"] = lambda _: ended(state, exit_code, "why")
+    done = run("exec", "web-1", "x")
+    assert (done.code, done.err) == (code, "tachikoma: web-1: why\n")
+    # In JSON the result says it.
+    done = run("exec", "-o", "json", "web-1", "x")
+    assert (done.code, done.err) == (code, "")
+    assert json.loads(done.out)["result"]["state"] == state
+
+
+def test_detach_submits_and_prints_the_id(run: Any, client: Any, status: Any) -> None:
+    client.answers["submit"] = status()
+    assert run("exec", "-d", "web-1", "x").out == "job-7\n"
+    assert json.loads(run("exec", "-d", "-o", "json", "web-1", "x").out) == status().to_dict()
+    client.answers["submit"] = status(
+        state=ExecState.PENDING_APPROVAL, deadline=status().request_time, approvers=("boss", "chief")
+    )
+    done = run("exec", "-d", "web-1", "x")
+    assert done.out == "job-7\n"
+    assert "an approval by boss or chief\n" in done.err
+    assert done.err.endswith("tachikoma: to approve: tachikoma approve job-7\n")
+
+
+def test_a_reader_that_leaves_cancels_the_execution(run: Any, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.answers |= {"execute_stream": lambda _: [BrokenPipeError()], "cancel": lambda _: None}
+    redirected = []
+    monkeypatch.setattr("os.dup2", lambda *given: redirected.append(given[1]))
+    assert run("exec", *ID, "web-1", "yes").code == 141
+    assert client.calls[-1] == ("cancel", ("job-7",), {})
+    assert redirected == [1]

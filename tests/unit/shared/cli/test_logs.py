@@ -1,0 +1,69 @@
+"""`tachikoma logs`: each chunk on its own descriptor."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from tachikoma import ExecOutput, ExecState, OutputKind
+from tachikoma.cli import logs
+
+NOW = datetime(2026, 1, 31, tzinfo=UTC)
+
+
+def chunk(kind: OutputKind, data: bytes, seq: int) -> ExecOutput:
+    return ExecOutput(id="job-7", kind=kind, seq=seq, time=NOW, data=data)
+
+
+@pytest.fixture
+def stream(client: Any, status: Any) -> list[ExecOutput]:
+    found = [
+        ExecOutput(id="job-7", kind=OutputKind.STATUS, status=status(approved_by="boss", approval_reason="fine")),
+        chunk(OutputKind.STDOUT, b"out\xff\n", 1),
+        chunk(OutputKind.STDERR, b"err\n", 2),
+        ExecOutput(id="job-7", kind=OutputKind.GAP, missing_bytes=5),
+    ]
+    client.answers["attach"] = lambda *_, **__: found
+    return found
+
+
+def test_output_goes_where_it_belongs(
+    run: Any, client: Any, stream: list[ExecOutput], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[int, bytes]] = []
+
+    def write(descriptor: int, data: memoryview) -> int:
+        # As with a full pipe: two bytes at a time.
+        written.append((descriptor, bytes(data[:2])))
+        return min(2, len(data))
+
+    monkeypatch.setattr(logs.os, "write", write)
+    done = run("logs", "job-7", "--after", "3", "--follow")
+    assert b"".join(data for descriptor, data in written if descriptor == 1) == b"out\xff\n"
+    assert b"".join(data for descriptor, data in written if descriptor == 2) == b"err\n"
+    assert done.err.splitlines() == [
+        "tachikoma: approved by boss: fine", "tachikoma: 5 bytes of output are missing",
+    ]  # fmt: skip
+    assert client.calls == [("attach", ("job-7",), {"after_seq": 3, "follow": True})]
+
+
+def test_json_has_each_message_on_a_line(run: Any, stream: list[ExecOutput]) -> None:
+    done = run("logs", "job-7", "-o", "json")
+    assert [json.loads(line) for line in done.out.splitlines()] == [output.to_dict() for output in stream]
+    assert done.err == ""
+
+
+def test_ctrl_c_ends_with_130(run: Any, client: Any) -> None:
+    client.answers["attach"] = lambda *_, **__: [KeyboardInterrupt()]
+    assert run("logs", "-f", "job-7").code == 130
+
+
+@pytest.mark.parametrize("state", ExecState)
+def test_only_what_waits_for_an_approval_says_who_may_give_it(
+    state: ExecState, status: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.note_approval(status(state=state, approvers=("boss",), deadline=NOW))
+    assert ("approval by boss" in capsys.readouterr().err) == (state is ExecState.PENDING_APPROVAL)
