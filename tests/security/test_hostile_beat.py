@@ -1,4 +1,4 @@
-"""With beat's credentials: Redis lets it nudge the submitter, and nothing else."""
+"""With beat's credentials: Redis lets it send the submitter hints, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from rights import dry_run, every_command
 from tachikoma.redis import keys
 from tachikoma.redis.users import BEAT
 
-OWN = f"{keys.BEAT}x"
+OWN = keys.BEAT_LOCK
 #: All that beat may do, but for running scripts on its own names.
 ALLOWED = {
-    *((command, OWN) for command in ("get", "set", "del", "pttl", "pexpire", "hget", "hset")),
-    *((command, OWN) for command in ("zadd", "zrem", "zrange", "zrangebyscore")),
+    *((command, OWN) for command in ("get", "set", "del", "pexpire")),
     *(("lpush", keys.BATCH), ("llen", keys.BATCH)),
 }
-#: What redis-py and RedBeat's lock need beside it. Asked as here EVALSHA has no key; the last test asks for its keys.
+#: What redis-py and its lock need beside it. Asked as here EVALSHA has no key; the last test asks for its keys.
 NO_NAME = {
     *("ping", "unsubscribe", "client|setname", "auth", "hello", "quit", "reset"),
     *("multi", "exec", "script|load", "evalsha"),
@@ -27,7 +26,15 @@ FOREIGN = [
     *(keys.INDEX, keys.OPEN, keys.AGENTS, keys.ONLINE, keys.APPROVALS, keys.APPROVED, keys.AUDIT, keys.AUDIT_SEQ),
     *(keys.AUDIT_SINKS, keys.ENDED, keys.ALL_EVENTS, keys.ALL_RESULTS, keys.ALL_INFO, keys.ALL_OURS, keys.ALL_QUEUES),
     *(keys.execution("x"), keys.parked("x"), keys.agent_index(AGENT), keys.audit_lock("x"), *keys.scope("x")),
-    *(keys.SCHEDULES, keys.schedule("x"), keys.schedule_runs("x"), keys.schedule_order("x"), "redbeat", "orch.batchx"),
+    *(
+        keys.SCHEDULES,
+        keys.schedule("x"),
+        keys.schedule_runs("x"),
+        keys.schedule_order("x"),
+        f"{OWN}x",
+        "beat:",
+        "orch.batchx",
+    ),
     *("celery", "unacked", "_kombu.binding.celery.pidbox", "_kombu.binding.orch.batch", "/0.celery.pidbox", "*", ""),
 ]
 

@@ -1,36 +1,28 @@
-"""Celery beat with RedBeat: nudges the submitter whenever a schedule is due.
+"""Celery beat with its own scheduler and a lock in Redis: sends the submitter a hint when a schedule is due.
 
-What beat sends is the name of a schedule and a due time, and nothing of what is to run: that the submitter takes from
-its own file, and decides by its own record what is due. So a nudge that is sent twice, late or never does no harm, and
-neither does whoever can write to beat's names in Redis. Of RedBeat are used its lock, so that one of several beats
-works, and its record of when beat was at each schedule; what stands there of tasks and rules is not read.
+A hint is the name of a schedule and a due time. The submitter takes everything else from its own file, and decides by
+its own record what is due. A hint that is sent twice, late or never therefore does no harm, and neither does an
+attacker who can write to beat's names in Redis. Beat stores nothing but its lock, so that one of several beats works;
+`docs/decisions/0025` gives the reasons.
 """
 
 from __future__ import annotations
 
-import json
 import signal
+import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import redis
 import structlog
-from celery import Celery, signals
-from celery.beat import Service
+from celery import Celery
+from celery.beat import ScheduleEntry, Scheduler, Service
 from celery.schedules import BaseSchedule, schedstate
 from kombu import Queue
-from redbeat.decoder import RedBeatJSONDecoder
-from redbeat.schedulers import (
-    LUA_EXTEND_TO_SCRIPT,
-    RedBeatScheduler,
-    RedBeatSchedulerEntry,
-    acquire_distributed_beat_lock,
-    get_redis,
-)
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import LockError, RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.lock import Lock
 
 from tachikoma.redis import celery_broker, keys
 from tachikoma.redis.access import CONNECT_SECONDS, OPERATION_SECONDS, RedisAccess
@@ -38,177 +30,142 @@ from tachikoma.redis.keys import DUE_TASK
 from tachikoma.redis.tls import BrokerTlsConnection
 from tachikoma.schedules.timing import Timing
 from tachikoma.vocabulary.clock import from_ms, to_ms
-from tachikoma_orchestrator.schedules.sources import ActiveSchedules
+from tachikoma_orchestrator.schedules.sources import ActiveSchedules, log_reload
 
 __all__ = ["Beat"]
 
 log = structlog.get_logger(__name__)
 
-#: Longest time between looks at the file, the lock and the schedules.
+#: Longest time between two checks of the file, the lock and the schedules, in seconds.
 MAX_LOOP_SECONDS = 1
-#: A beat that was killed holds the lock for so long.
+#: Lifetime of the lock: another beat takes over this long after the holder was killed.
 LOCK_SECONDS = 5 * MAX_LOOP_SECONDS
-#: Where so much waits for the submitter, nobody takes it, and beat puts nothing more there.
+#: Beat sends no more hints while the submitter has left this many unread.
 MAX_WAITING = 1000
 
 
 class Rule(BaseSchedule):
-    """A rule of due times, as Celery asks for them."""
+    """A rule of due times, in the form that Celery asks for."""
 
     def __init__(self, timing: Timing, app: Celery) -> None:
         super().__init__(app=app)
         self.timing = timing
 
-    def next_after(self, time: datetime) -> datetime | None:
-        """The next due time; None where there is none any more."""
-        due = next(self.timing.after(to_ms(time)), None)
+    def next_after(self, moment: datetime) -> datetime | None:
+        """Return the first due time after a moment, or None if there is none."""
+        due = next(self.timing.after(to_ms(moment)), None)
         return None if due is None else from_ms(due)
 
     def remaining_estimate(self, last_run_at: datetime) -> timedelta:
+        """Return the time until the first due time after a moment; a day if there is none."""
         due = self.next_after(last_run_at)
         return timedelta(days=1) if due is None else due - self.now()
 
     def is_due(self, last_run_at: datetime) -> Any:
+        """Return whether a due time has come since a moment, and the seconds until the next."""
         remaining = self.remaining_estimate(last_run_at).total_seconds()
         if remaining > 0:
             return schedstate(False, remaining)
         return schedstate(True, max(self.remaining_estimate(self.now()).total_seconds(), 0.0))
 
 
-class Entry(RedBeatSchedulerEntry):  # type: ignore[misc]
-    """A schedule: its rule is the file's, when beat was there last is RedBeat's."""
+class HintScheduler(Scheduler):
+    """Celery's scheduler for the schedules of the active file, while this process holds the lock."""
 
-    @classmethod
-    def from_key(cls, key: str, app: Any = None) -> Entry:
-        name = key.removeprefix(keys.BEAT)
-        schedule = app.tachikoma_schedules.current.schedules.get(name)
-        if schedule is None or not schedule.enabled:
-            raise KeyError(key)
-        now, last = app.now(), _last_run(key, app)
-        # Where it was never there, or nobody can read when, one nudge too many does no harm.
-        if last is None or last > now + timedelta(seconds=MAX_LOOP_SECONDS):
-            last = now - timedelta(seconds=MAX_LOOP_SECONDS)
-        last = max(last, now - timedelta(days=1))
-        return cls(
-            name=name, task=DUE_TASK, schedule=Rule(schedule.timing, app), last_run_at=last, app=app,
-            options={"queue": keys.BATCH, "ignore_result": True},
-        )  # fmt: skip
-
-    @property
-    def due_at(self) -> datetime | None:
-        due: datetime | None = self.schedule.next_after(self.last_run_at)
-        return due
-
-    def is_due(self) -> Any:
-        return self.schedule.is_due(self.last_run_at)
-
-
-def _last_run(key: str, app: Any) -> datetime | None:
-    try:
-        last = json.loads(get_redis(app).hget(key, "meta") or "{}", cls=RedBeatJSONDecoder).get("last_run_at")
-        return last.astimezone(UTC) if isinstance(last, datetime) else None
-    except (RedisConnectionError, RedisTimeoutError):
-        raise
-    # What stands there may be anything that somebody put there, and RedBeat makes objects of it.
-    except Exception:
-        return None
-
-
-class Scheduler(RedBeatScheduler):  # type: ignore[misc]
-    """RedBeat's scheduler, which waits where that one would end: for its lock, and for Redis."""
-
-    Entry = Entry
-    #: Called once when it has looked for the first time.
-    ready: Callable[[], None] | None = None
-    lock: Any = None
+    def __init__(self, *args: Any, schedules: ActiveSchedules, client: redis.Redis, **options: Any) -> None:
+        self._schedules = schedules
+        self._client = client
+        self._lock: Lock = client.lock(keys.BEAT_LOCK, timeout=LOCK_SECONDS)
+        #: Time of the last confirmation of the lock, by the monotonic clock; None while another process may hold it.
+        self._confirmed_at: float | None = None
+        #: Digest of the schedules that Celery's scheduler has; empty if it has none.
+        self._installed = ""
+        #: Time of the last tick by the host's clock.
+        self._last_tick = 0.0
+        #: Called once Redis has answered for the first time.
+        self.ready: Callable[[], None] | None = None
+        super().__init__(*args, **options)
 
     def setup_schedule(self) -> None:
-        # When it has the lock.
-        self._installed = ""
+        """Leave the schedules to `tick`, which installs them once it has the lock."""
 
-    def tick(self, **kwargs: Any) -> float:
+    def tick(self, *args: Any, **options: Any) -> float:
+        """Send one hint that is due; return the seconds until the next call. Waits for Redis and never fails."""
+        if self._schedules.reload():
+            log_reload(self._schedules)
         try:
-            interval = self._tick(**kwargs)
+            holds = self._hold_lock()
         except LockError:
-            # It expired while this process, or Redis, stood still.
+            # The lock expired while this process or Redis was suspended.
             log.warning("beat.lock_lost")
-            self.lock = None
+            self._confirmed_at = None
             return 0.0
         except (RedisError, OSError) as error:
-            log.warning("beat.wait", reason=str(error))
+            log.warning("beat.redis_unavailable", reason=str(error))
             return MAX_LOOP_SECONDS
         if self.ready is not None:
             self.ready()
             self.ready = None
-        return interval
-
-    def _tick(self, **kwargs: Any) -> float:
-        if self.app.tachikoma_schedules.reload():
-            self._say_reloaded()
-        if self.lock is None and not self._acquire():
+        if not holds:
             return MAX_LOOP_SECONDS
-        digest = self.app.tachikoma_schedules.current.digest
-        if self._installed != digest:
-            # Held for as long as that takes.
-            self.lock.extend(self.lock_timeout)
-            self._install()
-            self._installed = digest
-        return float(super().tick(**kwargs))
+        self._install()
+        return max(float(super().tick(*args, **options)), 0.0)
 
-    def _say_reloaded(self) -> None:
-        source = self.app.tachikoma_schedules
-        if source.error:
-            log.error("schedules.kept", reason=source.error, in_force=source.current.digest[:12])
+    def _hold_lock(self) -> bool:
+        """Acquire or renew the lock. Returns False if another beat holds it. Raises LockError, redis errors."""
+        if self._confirmed_at is None:
+            if not self._lock.acquire(blocking=False):
+                return False
+            log.info("beat.holds_the_lock")
+            self._installed = ""
+        elif time.monotonic() - self._confirmed_at < MAX_LOOP_SECONDS:
+            return True
         else:
-            log.info("schedules.changed", digest=source.current.digest[:12])
-
-    def _acquire(self) -> bool:
-        client = get_redis(self.app)
-        lock = client.lock(self.lock_key, timeout=self.lock_timeout)
-        # RedBeat's own: to a time from now, not by a time.
-        lock.lua_extend = client.register_script(LUA_EXTEND_TO_SCRIPT)
-        if not lock.acquire(blocking=False):
-            return False
-        log.info("beat.holds_the_lock")
-        self.lock = lock
-        # Somebody else may have put other schedules there.
-        self._installed = ""
+            self._lock.reacquire()
+        self._confirmed_at = time.monotonic()
         return True
 
     def _install(self) -> None:
-        """Put the schedules of the file there, and take the others away."""
-        client = get_redis(self.app)
-        order = self.app.redbeat_conf.schedule_key
-        wanted = {
-            Entry.generate_key(self.app, name)
-            for name, schedule in self.app.tachikoma_schedules.current.schedules.items()
+        """Give Celery's scheduler the schedules after a change of the file, of the lock's holder or of the clock."""
+        active = self._schedules.current
+        clock_went_back, self._last_tick = time.time() < self._last_tick, time.time()
+        if self._installed == active.digest and not clock_went_back:
+            return
+        # A due time of the last seconds may be one for which the previous holder of the lock sent no hint.
+        since = self.app.now() - timedelta(seconds=LOCK_SECONDS + MAX_LOOP_SECONDS)
+        self.schedule = {
+            name: ScheduleEntry(
+                name=name, task=DUE_TASK, schedule=Rule(schedule.timing, self.app), last_run_at=since, app=self.app
+            )
+            for name, schedule in active.schedules.items()
             if schedule.enabled
         }
-        for key in set(client.zrange(order, 0, -1)) - wanted:
-            client.zrem(order, key)
-            client.delete(key)
-        for key in wanted:
-            entry = Entry.from_key(key, app=self.app)
-            entry.reschedule(entry.last_run_at)
+        # Celery compares schedules only by name and rule.
+        self._heap = None
+        self._installed = active.digest
 
-    def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
-        if get_redis(self.app).llen(keys.BATCH) >= MAX_WAITING:
-            log.warning("beat.nobody_submits", waiting=MAX_WAITING)
-            return self.reserve(entry) if advance else entry
-        due = entry.due_at
-        entry.kwargs = {"schedule": entry.name, "due_ms": to_ms(due) if due is not None else 0}
-        return super().apply_async(entry, producer=producer, advance=advance, **kwargs)
+    def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **options: Any) -> Any:
+        """Send the hint of an entry, unless the submitter has too many to read."""
+        if self._client.llen(keys.BATCH) >= MAX_WAITING:
+            log.warning("beat.submitter_behind", waiting=MAX_WAITING)
+            return None
+        due = entry.schedule.next_after(entry.last_run_at)
+        hint = {"schedule": entry.name, "due_ms": 0 if due is None else to_ms(due)}
+        return self.send_task(DUE_TASK, kwargs=hint, producer=producer, queue=keys.BATCH, ignore_result=True)
 
     def close(self) -> None:
-        """Give the lock back, so that another beat need not wait for its end."""
+        """Release the lock, so that another beat need not wait until it expires."""
+        super().close()
+        held, self._confirmed_at = self._confirmed_at is not None, None
         try:
-            super().close()
+            if held:
+                self._lock.release()
         except (RedisError, OSError) as error:
-            log.warning("beat.lock_kept", reason=str(error))
+            log.warning("beat.lock_not_released", reason=str(error))
 
 
 def _client(access: RedisAccess) -> redis.Redis:
-    """RedBeat's connections, made like all others."""
+    """Return a client for the lock, with the same access as all other connections."""
     address: dict[str, Any] = {**redis.connection.parse_url(access.url)}  # type: ignore[no-untyped-call]
     if access.tls is not None:
         address["connection_class"] = BrokerTlsConnection
@@ -216,9 +173,6 @@ def _client(access: RedisAccess) -> redis.Redis:
         connection_pool=redis.ConnectionPool(
             **{**address, **access.connection_options},
             client_name="beat",
-            decode_responses=True,
-            # Names that are no text are none of ours, and must not end it.
-            encoding_errors="backslashreplace",
             socket_timeout=OPERATION_SECONDS,
             socket_connect_timeout=CONNECT_SECONDS,
             protocol=2,
@@ -227,10 +181,15 @@ def _client(access: RedisAccess) -> redis.Redis:
 
 
 class Beat:
-    """One beat; several may run."""
+    """A beat process; several may run."""
 
     def __init__(self, schedules: ActiveSchedules, access: RedisAccess) -> None:
-        """Wire everything; nothing is sent yet."""
+        """Prepare a beat; nothing is sent yet.
+
+        Args:
+            schedules: the active schedules.
+            access: Redis, as the user `beat`.
+        """
         celery_broker.install()
         app = Celery("tachikoma-beat", set_as_current=True)
         app.conf.update(
@@ -240,23 +199,17 @@ class Beat:
             task_ignore_result=True,
             timezone="UTC",
             beat_max_loop_interval=MAX_LOOP_SECONDS,
-            redbeat_redis_url=access.url,
-            redbeat_redis_options={},
-            redbeat_key_prefix=keys.BEAT,
-            redbeat_lock_timeout=LOCK_SECONDS,
             worker_hijack_root_logger=False,
         )
-        app.tachikoma_schedules = schedules  # type: ignore[attr-defined]
-        app.redbeat_redis = _client(access)  # type: ignore[attr-defined]
-        # It would wait for the lock without end, also when a stop is asked for; `Scheduler.tick` asks for it instead.
-        signals.beat_init.disconnect(acquire_distributed_beat_lock)
-        self._service: Any = Service(app, scheduler_cls=Scheduler, remote_control=False)  # type: ignore[call-arg]
+        scheduler = partial(HintScheduler, schedules=schedules, client=_client(access))
+        # The stubs of Celery lack `remote_control`, and know only names of schedulers.
+        self._service: Any = Service(app, scheduler_cls=scheduler, remote_control=False)  # type: ignore[call-arg,arg-type]
 
     def run(self, ready: Callable[[], None] | None = None) -> None:
         """Run until SIGTERM or SIGINT.
 
         Args:
-            ready: called once Redis has answered, also where another beat holds the lock.
+            ready: called once Redis has answered, also if another beat holds the lock.
         """
         self._service.scheduler.ready = ready
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -24,7 +24,7 @@ __all__ = [
     "AUDIT_SEQ",
     "AUDIT_SINKS",
     "BATCH",
-    "BEAT",
+    "BEAT_LOCK",
     "CALLBACKS",
     "DRAINING",
     "DUE_TASK",
@@ -108,8 +108,8 @@ CALLBACKS = "celery"
 ALL_OWN_RESULTS = f"{_RESULT}{'-'.join('[0-9a-f]' * length for length in (8, 4, 4, 4, 12))}"
 #: Celery's pattern for the members of groups.
 ALL_GROUPS = "celery-taskset-meta-*"
-#: Prefix of the names that RedBeat makes.
-BEAT = "redbeat:"
+#: Lock of the beat that sends hints.
+BEAT_LOCK = "beat:lock"
 
 # --- patterns ---------------------------------------------------------------------------------------------------------
 

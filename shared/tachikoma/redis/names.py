@@ -102,7 +102,7 @@ NAMES = (
     Name("orch:schedule:<schedule>", _H, _ORCHESTRATOR, (), "last recorded due time, and whether it is paused"),
     Name("orch:schedule:<schedule>:runs", _H, _ORCHESTRATOR, (), "outcome of each due time"),
     Name("orch:schedule:<schedule>:order", _Z, _ORCHESTRATOR, (), "due times in order; the oldest are removed"),
-    Name("redbeat:*", (Kind.SEVERAL,), Part.BEAT, (), "state and lock of Celery beat, as RedBeat names them"),
+    Name("beat:lock", _S, Part.BEAT, (), "lock of the beat that sends hints"),
     Name("orch.submit", _L, _SUBMITTER, _A, "queue of requests that Celery applications signed"),
     Name("orch.batch", _L, _SUBMITTER, (Part.BEAT,), "queue of beat's hints that a schedule is due"),
     Name("orch:submitters", _Z, _SUBMITTER, _O, "runs of submitters, by the time of their last sign of life"),

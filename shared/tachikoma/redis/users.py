@@ -135,15 +135,11 @@ _ORCHESTRATOR = (
     Grant("subscribe", channels=(keys.output("*", "*"),)),
 )
 
-#: Rights of Celery beat: to push hints to the submitter's queue, and RedBeat's own names.
+#: Rights of Celery beat: to push hints to the submitter's queue, and its lock.
 _BEAT = (
     _CONNECTION,
     Grant("multi exec script|load"),
-    Grant(
-        "get set del pttl pexpire evalsha hget hset zadd zrem zrange zrangebyscore",
-        read=(f"{keys.BEAT}*",),
-        write=(f"{keys.BEAT}*",),
-    ),
+    Grant("get set del pexpire evalsha", read=(keys.BEAT_LOCK,), write=(keys.BEAT_LOCK,)),
     Grant("lpush", write=(keys.BATCH,)),
     Grant("llen", read=(keys.BATCH,)),
 )

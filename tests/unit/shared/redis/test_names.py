@@ -46,7 +46,7 @@ def made_by_keys() -> set[str]:
             found = value(*(special or ARGUMENTS[parameter] for parameter in inspect.signature(value).parameters))
             made |= {found} if isinstance(found, str) else set(found)
         elif isinstance(value, str) and name not in OTHER_CONSTANTS:
-            made.add(f"{value}*" if value == keys.BEAT else value)
+            made.add(value)
     return made
 
 
