@@ -621,7 +621,7 @@ def test_names_that_are_none_end_nothing_and_hide_nobody(world: World) -> None:
             if connection["name"] == "orchestrator-subscriber":
                 world.redis.client_kill_filter(_id=connection["id"])
         wait_until(lambda: world.log("orchestrator").count("redis.subscribed") > count, "it listens again")
-        wait_until(lambda: "no agent has such an id" in world.log("orchestrator"), "they are named in the log")
+        wait_until(lambda: "not a valid agent id" in world.log("orchestrator"), "they are named in the log")
         world.unhurt()
     finally:
         world.redis.delete(keys.info("ghost"), *[b"agent." + name + b":info" for name in names])
@@ -720,7 +720,7 @@ def test_garbage_in_the_audit_trail_is_told_and_logged_and_ends_nothing(robbed: 
     assert verified.returncode == 0, verified.stderr
     notes = verified.stderr.decode()
     for cursor in cursors:
-        assert f"note: at {cursor} Redis had what could not be read as an event" in notes
+        assert f"note: at {cursor} the trail in Redis had an entry that could not be read" in notes
     assert f"note: events {lost} to {lost} were gone from Redis before they were written here" in notes
     robbed.unhurt()
 
@@ -788,7 +788,7 @@ def test_a_file_needs_no_position_in_redis(robbed: World) -> None:
     wait_until(lambda: len(robbed.codes(ran.id)) == 4, "its end is on the record")
     last = robbed.client.audit(exec_id=ran.id)[-1]
     wait_until(lambda: last in _written(robbed.stack.data / "audit"), "it is written")
-    wait_until(lambda: "its position cannot be kept" in robbed.log("orchestrator"), "that is said")
+    wait_until(lambda: "the position in Redis cannot be stored" in robbed.log("orchestrator"), "that is said")
     robbed.redis.delete(keys.AUDIT_SINKS)
     wait_until(lambda: robbed.redis.hlen(keys.AUDIT_SINKS) == 1, "it is kept again")
 
