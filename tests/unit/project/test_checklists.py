@@ -16,7 +16,8 @@ import pytest
 import typer
 from packaging.requirements import Requirement
 
-from tachikoma.cli import app
+from tachikoma.cli.app import app
+from tachikoma.cli.components import COMPONENTS
 from tachikoma.client import aio, sync
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.states import ExecState
@@ -144,6 +145,10 @@ def test_every_lua_script_says_what_it_takes_and_is_used(script: Path) -> None:
 # --- a command --------------------------------------------------------------------------------------------------------
 
 
+#: Commands whose modules are imported only when they run.
+COMPONENT_BY_NAME = {component.name: component for component in COMPONENTS}
+
+
 def commands(command: click.Command, name: str) -> list[str]:
     """Return the full names of a command's sub-commands, or its own."""
     names = command.list_commands(click.Context(command)) if hasattr(command, "list_commands") else []
@@ -151,7 +156,8 @@ def commands(command: click.Command, name: str) -> list[str]:
         return [name]
     found = []
     for sub in names:
-        below = command.get_command(click.Context(command), sub)  # type: ignore[attr-defined]
+        below = COMPONENT_BY_NAME[sub].load() if sub in COMPONENT_BY_NAME and name == "tachikoma" else None
+        below = below or command.get_command(click.Context(command), sub)  # type: ignore[attr-defined]
         assert below is not None
         found += commands(below, f"{name} {sub}")
     return found
