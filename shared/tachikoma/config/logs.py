@@ -1,4 +1,4 @@
-"""Structured logs on standard error: one JSON object a line, or text for people where it is a terminal."""
+"""Structured logs on standard error: one JSON object per line, or text for people on a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ __all__ = ["configure"]
 
 
 def configure(level: str = "info") -> None:
-    """Set up structlog, and let what libraries log through `logging` come out the same way."""
+    """Set up structlog, and write the log lines of libraries in the same format.
+
+    Args:
+        level: lowest level that is written: debug, info, warning, error or critical.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

@@ -1,4 +1,4 @@
-"""Settings of a command: its options, and environment variables where an option is not given."""
+"""Settings of a command: its options, and environment variables for options that are not given."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def _optional_address(value: object) -> object:
 
 #: A setting `host:port`.
 Address = Annotated[HostPort, NoDecode, BeforeValidator(_address)]
-#: A setting `host:port`, or nothing, which is also the empty text.
+#: A setting `host:port`, or None, which is written as the empty text.
 OptionalAddress = Annotated[HostPort | None, NoDecode, BeforeValidator(_optional_address)]
 
 
 def read_settings(kind: type[S], what: str, **given: Any) -> S:
-    """Settings of a kind.
+    """Read the settings of a command.
 
     Args:
-        kind: their class.
-        what: whose they are, for messages.
-        given: values of options; None for those that were not given.
+        kind: class of the settings.
+        what: name of the command or component, for messages.
+        given: values of options; None for options that were not given.
 
     Raises:
-        ConfigurationError: one of them is missing or wrong; each mistake is named.
+        ConfigurationError: a setting is missing or wrong; the message names each.
     """
     try:
         return kind(**{name: value for name, value in given.items() if value is not None})

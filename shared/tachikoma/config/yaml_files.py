@@ -1,16 +1,14 @@
-"""YAML files that people write: read into models, with the place of each mistake; and watched for changes."""
+"""YAML files that people write, read into models with the place of each mistake."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, get_args
+from typing import Any, Generic, TypeVar, get_args
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
@@ -20,11 +18,12 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from tachikoma.errors import ConfigurationError
 from tachikoma.vocabulary.model import Model
 
-__all__ = ["Document", "FileWatch", "Location", "digest", "dotted", "read_document", "read_files"]
+__all__ = ["Document", "Location", "digest", "dotted", "read_document", "read_files", "yaml_files"]
 
-#: Largest file.
+#: Most bytes of a file.
 MAX_FILE_BYTES = 4 * 1024 * 1024
 
+#: A place in a document: names of fields and numbers of entries.
 Location = tuple[str | int, ...]
 M = TypeVar("M", bound=Model)
 
@@ -33,18 +32,20 @@ M = TypeVar("M", bound=Model)
 class Document(Generic[M]):
     """A file that was read."""
 
-    #: For messages.
+    #: Name of the file, for messages.
     name: str
+    #: The validated content.
     content: M
+    #: The YAML tree, which knows lines and columns.
     tree: CommentedMap
 
     def position(self, location: Location) -> str:
-        """file:line:column of a place in it, as near as YAML tells."""
+        """Return file:line:column of a place, as exactly as YAML knows it."""
         return _position(self.tree, location, self.name)
 
 
-def _yaml_files(path: Path) -> list[Path]:
-    """The files a path stands for: itself, or those of a folder that end in .yaml or .yml, but not in .test.yaml."""
+def yaml_files(path: Path) -> list[Path]:
+    """Return the file itself, or the files of a folder that end in .yaml or .yml, but not in .test.yaml."""
     if not path.is_dir():
         return [path]
     return sorted(
@@ -53,10 +54,10 @@ def _yaml_files(path: Path) -> list[Path]:
 
 
 def _read_file(path: Path, what: str) -> str:
-    """The text of a file; `what` it is, for messages.
+    """Return the text of a file; `what` names its kind in messages.
 
     Raises:
-        ConfigurationError: it cannot be read, or is too large.
+        ConfigurationError: the file cannot be read, or is too large.
     """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
@@ -67,19 +68,23 @@ def _read_file(path: Path, what: str) -> str:
 
 
 def read_files(path: Path, what: str) -> list[tuple[str, str]]:
-    """Name and text of a file, or of all files of a folder that end in .yaml or .yml, but not in .test.yaml.
+    """Return name and text of a file, or of the files of a folder that end in .yaml or .yml, but not in .test.yaml.
+
+    Args:
+        path: the file or folder.
+        what: the kind of the files, for messages.
 
     Raises:
-        ConfigurationError: there is none, or one cannot be read; `what` they are is for the message.
+        ConfigurationError: there is no such file, or one cannot be read.
     """
-    texts = [(str(file), _read_file(file, what)) for file in _yaml_files(path)]
+    texts = [(str(file), _read_file(file, what)) for file in yaml_files(path)]
     if not texts:
         raise ConfigurationError(f"there is no {what} in {path}; their names end in .yaml")
     return texts
 
 
 def digest(texts: Sequence[tuple[str, str]]) -> str:
-    """SHA-256 over what files hold, in hexadecimal; their names do not matter."""
+    """Return the SHA-256 of the texts of files, in hexadecimal; their names do not matter."""
     found = hashlib.sha256()
     for _, text in texts:
         found.update(hashlib.sha256(text.encode()).digest())
@@ -87,10 +92,10 @@ def digest(texts: Sequence[tuple[str, str]]) -> str:
 
 
 def read_document(text: str, name: str, model: type[M]) -> Document[M]:
-    """Read a text that holds one model; `name` is for messages.
+    """Read a text that contains one model; `name` is for messages.
 
     Raises:
-        ConfigurationError: it is wrong; the message names file, line, column and field of each mistake.
+        ConfigurationError: the text is wrong; the message names file, line, column and field of each mistake.
     """
     try:
         tree = YAML(typ="rt").load(io.StringIO(text))
@@ -110,7 +115,7 @@ def read_document(text: str, name: str, model: type[M]) -> Document[M]:
 
 
 def dotted(location: Location) -> str:
-    """A place in a document, for people: `policies[0].name`."""
+    """Return a place in a document for people: `policies[0].name`."""
     text = ""
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
@@ -146,7 +151,7 @@ def _mistakes(error: ValidationError, tree: CommentedMap, name: str, model: type
 
 
 def _model_at(model: type[Model], location: Sequence[str | int]) -> type[Model]:
-    """The model whose fields stand at a place in a document."""
+    """Return the model whose fields are at a place in a document."""
     for part in location:
         for name, info in model.model_fields.items():
             if part in (name, info.alias):
@@ -165,56 +170,3 @@ def _suggestion(field: str, model: type[Model]) -> str:
     known = [info.alias or name for name, info in model.model_fields.items()]
     close = get_close_matches(field, known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
-
-
-class _Loaded(Protocol):
-    """What a watched file holds."""
-
-    @classmethod
-    def load(cls, path: Path) -> Any:
-        """Read it. Raises ConfigurationError."""
-
-
-T = TypeVar("T", bound=_Loaded)
-
-
-class FileWatch(Generic[T]):
-    """What a file holds, replaced as a whole when the file changes and is right."""
-
-    def __init__(self, path: Path, kind: type[T]) -> None:
-        """Load the file; raises as `kind.load` does."""
-        self.path = path
-        self._kind = kind
-        self._seen = self._signature()
-        self.current: T = kind.load(path)
-        #: Since when it is in force.
-        self.since = datetime.now(UTC)
-        #: Why the file as it is now is not in force, or empty.
-        self.error = ""
-
-    def reload(self) -> bool:
-        """Look at the file, and take it when it changed and is right.
-
-        Returns:
-            Whether something changed: what is in force, or the error that keeps the old one.
-        """
-        signature = self._signature()
-        if signature == self._seen:
-            return False
-        self._seen = signature
-        try:
-            self.current = self._kind.load(self.path)
-        except ConfigurationError as error:
-            self.error = str(error)
-        else:
-            self.error = ""
-            self.since = datetime.now(UTC)
-        return True
-
-    def _signature(self) -> tuple[tuple[str, int, int, int], ...]:
-        found = []
-        with suppress(OSError):
-            for file in _yaml_files(self.path):
-                stat = file.stat()
-                found.append((str(file), stat.st_mtime_ns, stat.st_ino, stat.st_size))
-        return tuple(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-from tachikoma.config.yaml_files import FileWatch
+from tachikoma.config.file_watch import FileWatch
 from tachikoma.policy.decide import PolicySet
 from tachikoma.vocabulary.policies import PolicyStatus
 

@@ -1,7 +1,7 @@
-"""How Celery and kombu reach Redis: with the ACL user, password and certificates that `redis_access` gives.
+"""Access of Celery and kombu to Redis, with the ACL user, password and certificates of `tachikoma.redis.access`.
 
-Stock kombu lets two things through that end a Celery worker: an error that Redis answers to `BRPOP` (a full disk or
-memory, `MISCONF` and `OOM`; a failover, `READONLY`), and a list element that is no message.
+With stock kombu, two events end a Celery worker: an error reply to `BRPOP` (`MISCONF` and `OOM` when disk or memory is
+full, `READONLY` after a failover), and a list element that is not a message. Here the worker survives both.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["WORKER", "BrokerChannel", "BrokerTransport", "ResultBackend", "insta
 
 log = structlog.get_logger(__name__)
 
-#: Celery connects again at once after a broken connection; a Redis that only refuses is asked no faster than this.
+#: Wait after an error reply, in seconds. Celery reconnects at once, so a Redis that only refuses would be flooded.
 REFUSED_SECONDS = 1.0
 
 
-#: Settings of every Celery worker of ours: nothing that names shared by all of them would be needed for, its logs and
-#: signals left to us, and one message taken only when there is a place for it, so that none waits in its memory.
+#: Settings of every Celery worker of Tachikoma. Features that need names shared by all workers are off, and so are
+#: Celery's own logs. A message is taken only when a slot is free, so that none waits in the worker's memory.
 WORKER: dict[str, Any] = {
     "worker_prefetch_multiplier": 1,
     "worker_disable_prefetch": True,
@@ -43,11 +43,11 @@ WORKER: dict[str, Any] = {
 
 
 class BrokerChannel(redis.Channel):
-    """Puts messages on queues and takes them off."""
+    """A channel that survives error replies and unreadable messages."""
 
     from_transport_options = (*redis.Channel.from_transport_options, "connection_options")
     connection_class_ssl = BrokerTlsConnection
-    #: Credentials and certificates, as `tachikoma.redis.access` gives them.
+    #: Credentials and certificates, from `tachikoma.redis.access`.
     connection_options: Mapping[str, Any] = MappingProxyType({})
 
     def _connparams(self, asynchronous: bool = False) -> Any:
@@ -58,24 +58,26 @@ class BrokerChannel(redis.Channel):
             return super()._brpop_read(**options)  # type: ignore[misc]
         except ResponseError as error:
             log.warning("queue.refused", error=str(error)[:300])
-            # In the hub's thread, which has nothing else to do then.
+            # In the thread of Celery's hub, which has nothing else to do then.
             time.sleep(REFUSED_SECONDS)
             raise RedisConnectionError(f"Redis refuses: {error}") from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            # It was taken off the list already; nobody who may put something there wrote it.
+            # The element is off the list already. No part of Tachikoma writes such elements.
             log.warning("message.unreadable", error=repr(error)[:300])
             return True
 
 
 class QueueChannel(BrokerChannel):
-    """A channel to queues that are known by their names: nobody says or asks which exchange leads there, or how long
-    they are, so no right is needed for that."""
+    """A channel to queues that are known by their names.
+
+    It neither writes nor reads the bindings of exchanges or the length of queues, so it needs no rights for them.
+    """
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         return
 
     def _size(self, queue: str) -> int:
-        # What a declaration answers with; nobody looks at it.
+        # The reply to a declaration, which is not used.
         return 0
 
 
@@ -83,12 +85,12 @@ class BrokerTransport(redis.Transport):
     """The transport of `redis://`, `rediss://` and `redis+socket://`."""
 
     Channel = QueueChannel
-    #: Rights that were taken away may come back, as a server may: the process waits.
+    #: A process whose rights were removed waits until it has them again, as it waits for a server.
     connection_errors = (*redis.Transport.connection_errors, NoPermissionError)
 
 
 class ResultBackend(RedisBackend):
-    """Celery's result backend with the same access; its `connection_options` are those of the broker's transport."""
+    """Celery's result backend with the same access: the `connection_options` of the broker's transport."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -101,31 +103,31 @@ class ResultBackend(RedisBackend):
 
 
 def result_backend(access: RedisAccess) -> str:
-    """What Celery calls the backend and its address; for the settings that `settings` gives."""
+    """Return the value of Celery's setting `result_backend`, to be used with those of `settings`."""
     url = celery_url(access.url).removeprefix("redis+")
     if access.tls is not None:
-        # Asked for by Celery; what is required is said by the connection options.
+        # Celery requires this option; the connection options decide what is checked.
         url += "?ssl_cert_reqs=CERT_REQUIRED"
     return f"{__name__}:{ResultBackend.__name__}+{url}"
 
 
 def install(transport: type[BrokerTransport] = BrokerTransport) -> None:
-    """Let this process's Celery use a transport for Redis."""
+    """Make the Celery of this process use a transport for Redis URLs."""
     for scheme in ("redis", "rediss"):
         TRANSPORT_ALIASES[scheme] = f"{transport.__module__}:{transport.__name__}"
 
 
 def settings(access: RedisAccess, *, client_name: str, **transport_options: Any) -> dict[str, Any]:
-    """Celery's settings for a broker, JSON only.
+    """Return Celery's settings for the broker; messages are JSON only.
 
     Args:
-        access: which Redis, and as whom.
-        client_name: what Redis calls the connections.
-        transport_options: more of kombu's options for its Redis transport.
+        access: the Redis server, with credentials and certificates.
+        client_name: name of the connections in `CLIENT LIST`.
+        transport_options: further options of kombu's Redis transport.
     """
     return {
         "broker_url": celery_url(access.url),
-        # Only says that there is TLS; how is said by the connection options below.
+        # Switches TLS on; the connection options below contain the certificates.
         "broker_use_ssl": {} if access.tls is None else {"ssl_cert_reqs": "required"},
         "broker_connection_retry": True,
         "broker_connection_retry_on_startup": True,
@@ -138,7 +140,7 @@ def settings(access: RedisAccess, *, client_name: str, **transport_options: Any)
             "connection_options": access.connection_options,
             **transport_options,
         },
-        # Nothing but JSON is ever decoded.
+        # Only JSON is decoded.
         "accept_content": ["json"],
         "task_serializer": "json",
         "result_serializer": "json",

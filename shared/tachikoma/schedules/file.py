@@ -20,7 +20,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from tachikoma.config.yaml_files import Document, FileWatch, digest, dotted, read_document, read_files
+from tachikoma.config.file_watch import FileWatch
+from tachikoma.config.yaml_files import Document, digest, dotted, read_document, read_files
 from tachikoma.errors import ConfigurationError, NotFound
 from tachikoma.schedules.timing import UTC_NAME, Cron, Every, Timing, zone
 from tachikoma.vocabulary.limits import ResourceLimits

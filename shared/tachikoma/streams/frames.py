@@ -1,8 +1,8 @@
-"""The output log's frame: what an agent publishes and appends for each chunk it reads.
+"""The frames of the output log: one for each chunk of output that an agent reads.
 
-A frame is a fixed header and the bytes, unchanged. The same frame goes to pub/sub (live) and into the Stream (replay),
-whose entry id is `<seq>-0`: one number for both, and a repeated append is refused by Redis itself. `offset` counts the
-bytes of both streams before the frame, so a reader knows how much is missing where numbers do not follow.
+A frame is a fixed header and the bytes, unchanged. The same frame goes to pub/sub (live) and into the stream (replay)
+with the entry id `<seq>-0`. So both use one number, and Redis itself refuses a repeated append. `offset` counts the
+bytes of both output streams before the frame, so a reader knows the number of missing bytes in a gap.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from tachikoma.vocabulary.results import ExecOutput, ExecResponse, OutputKind
 
 __all__ = ["FIELD", "STDERR", "STDOUT", "Frame", "OutputCheck", "entry_id", "sequence_of"]
 
-#: The one field of a Stream entry.
+#: Name of the only field of a stream entry.
 FIELD = b"f"
+#: Kinds of frames.
 STDOUT = 1
 STDERR = 2
 
-#: kind, sequence number, offset in bytes, time in µs since the epoch.
+#: Kind, sequence number, offset in bytes, time in µs since the epoch.
 _HEADER = struct.Struct("!BQQQ")
 
 
@@ -30,23 +31,25 @@ class Frame:
 
     #: STDOUT or STDERR.
     kind: int
-    #: From 1, without holes, over both streams.
+    #: Sequence number over both output streams, from 1 and without gaps.
     seq: int
-    #: Bytes of both streams before this chunk.
+    #: Number of bytes of both output streams before this chunk.
     offset: int
-    #: When it was read, in µs since the epoch.
+    #: Time at which the agent read the chunk, in µs since the epoch.
     time_micros: int
+    #: The bytes, unchanged.
     data: bytes
 
     def encode(self) -> bytes:
+        """Return the frame as bytes."""
         return _HEADER.pack(self.kind, self.seq, self.offset, self.time_micros) + self.data
 
     @classmethod
     def decode(cls, raw: bytes) -> Frame:
-        """Read a frame.
+        """Parse a frame.
 
         Raises:
-            ValueError: it is not one.
+            ValueError: the bytes are not a frame.
         """
         if len(raw) < _HEADER.size:
             raise ValueError(f"an output frame of {len(raw)} bytes has no header")
@@ -57,31 +60,35 @@ class Frame:
 
 
 def entry_id(seq: int) -> str:
-    """The Stream's entry id of a sequence number."""
+    """Return the stream's entry id of a sequence number."""
     return f"{seq}-0"
 
 
 def sequence_of(entry: bytes) -> int:
-    """The sequence number of a Stream entry id."""
+    """Return the sequence number of a stream's entry id."""
     return int(entry.partition(b"-")[0])
 
 
 class OutputCheck:
-    """Holds what a reader got of an output against the digests that its agent signed.
+    """A comparison of the output that a reader received with the digests that the agent signed.
 
-    Chunks travel unsigned, which costs nothing; the receipt closes them. So whoever can write to Redis can add to an
-    output, or change it, but not without its being found at the end.
+    Chunks are not signed, which saves time; the receipt contains digests of all of them. An attacker who can write to
+    Redis can change an output or add to it, but the change is detected at the end.
     """
 
     def __init__(self, *, from_start: bool) -> None:
-        """Prepare a check; without the beginning nothing can be told."""
+        """Prepare a check.
+
+        Args:
+            from_start: True if the reader receives the output from its beginning; else no change can be detected.
+        """
         self._whole = from_start
-        #: Bytes that came or were told to be missing; None where those before are not known.
+        #: Number of bytes that were received or reported as missing; None if the reader did not begin at the start.
         self._accounted: int | None = 0 if from_start else None
         self._digests = {OutputKind.STDOUT: hashlib.sha256(), OutputKind.STDERR: hashlib.sha256()}
 
     def add(self, output: ExecOutput) -> None:
-        """Take the next message."""
+        """Add the next message."""
         if self._accounted is not None:
             self._accounted += len(output.data) + output.missing_bytes
         if output.kind is OutputKind.GAP:
@@ -90,16 +97,16 @@ class OutputCheck:
             self._digests[output.kind].update(output.data)
 
     def missing(self, result: ExecResponse) -> int:
-        """Bytes that neither came nor were told to be missing, where that is known."""
+        """Return the number of bytes that were neither received nor reported as missing; 0 if it is unknown."""
         total = result.stdout_summary.total_bytes + result.stderr_summary.total_bytes
         return max(0, total - self._accounted) if self._accounted is not None else 0
 
     def altered(self, result: ExecResponse) -> str:
-        """The stream that is not as the agent wrote it; empty where both are, or it cannot be told."""
+        """Return the name of an output stream that was changed; "" if none was, or the check is not possible."""
         if not self._whole:
             return ""
-        told = {OutputKind.STDOUT: result.stdout_summary, OutputKind.STDERR: result.stderr_summary}
-        for kind, summary in told.items():
+        signed = {OutputKind.STDOUT: result.stdout_summary, OutputKind.STDERR: result.stderr_summary}
+        for kind, summary in signed.items():
             if summary.sha256 and summary.sha256 != self._digests[kind].hexdigest():
                 return str(kind)
         return ""

@@ -1,4 +1,4 @@
-"""What an agent says of itself: its registration, its lease, and how its host is."""
+"""The heartbeat of an agent: its registration, its lease and the state of its host."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tachikoma.vocabulary.types import Identifier, Milliseconds
 
 __all__ = ["LEASE_SECONDS", "MAX_ROOTS", "Heartbeat", "Labels", "Started", "Trust"]
 
-#: How long an agent counts as online after its last heartbeat.
+#: Seconds for which an agent counts as online after its last heartbeat.
 LEASE_SECONDS = 15
-#: Between heartbeats.
+#: Seconds between heartbeats.
 HEARTBEAT_SECONDS = 5
 
 
-#: Bounds, since an agent may be hostile and all agents are told in one answer.
+# The fields have bounds, since an agent may be hostile and one answer lists all agents.
 Name = Annotated[str, Field(max_length=255)]
 Labels = Annotated[
     dict[Annotated[str, Field(max_length=128)], Annotated[str, Field(max_length=128)]], Field(max_length=64)
@@ -25,52 +25,65 @@ Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Measure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-#: Roots of its bundle that an agent tells of.
+#: Most roots that a heartbeat lists.
 MAX_ROOTS = 32
 KeyDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Trust(BaseModel):
-    """An agent's identity and bundle, for `tachikoma identity check`; its word only, nothing is decided by it."""
+    """An agent's identity and bundle, for `tachikoma identity check`. Unverified: no decision depends on it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
+    #: SPIFFE ID of the agent.
     spiffe_id: Annotated[str, Field(max_length=2048)]
-    #: When the certificate ends.
+    #: Expiry of the certificate, in milliseconds since the epoch.
     expires_ms: Milliseconds
-    #: `spiffe.key_digest` of the root that vouches for it, and of the roots in its bundle.
+    #: `key_digest` of the root of its chain; empty if its bundle does not contain the root.
     root: KeyDigest | Literal[""] = ""
+    #: `key_digest` of each root in its bundle.
     bundle: Annotated[tuple[KeyDigest, ...], Field(max_length=MAX_ROOTS)] = ()
 
 
 class Heartbeat(BaseModel):
-    """Value of `agent.<id>:info`, and message on `agent.<id>:events`."""
+    """The value of `agent.<id>:info`, and a message on `agent.<id>:events`."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     type: Literal["heartbeat"] = "heartbeat"
-    #: Names the agent's journal; claims carry it. Another one does not know what was claimed before.
+    #: Random id of the agent's journal, copied into its claims; a changed id means that earlier claims are unknown.
     boot: Name
-    #: Names this run of its worker.
+    #: Random id of the run of its worker.
     run: Name
+    #: Version of Tachikoma.
     version: Name
+    #: Name of its host.
     hostname: Name
+    #: Its labels.
     labels: Labels = Field(default_factory=dict)
+    #: Number of executions that it runs.
     running: Count
+    #: Number of executions that it may run at once.
     slots: Count
+    #: Load average over one minute.
     load: Measure
+    #: Share of its memory that is in use, 0 to 1.
     memory_used: Measure
+    #: Share of the disk of its data directory that is in use, 0 to 1.
     disk_used: Measure
+    #: Limits and protections that its host cannot enforce, for people.
     warnings: Annotated[tuple[Annotated[str, Field(max_length=512)], ...], Field(max_length=32)] = ()
+    #: Its identity and bundle; None from older agents.
     trust: Trust | None = None
 
 
 class Started(BaseModel):
-    """Message on `agent.<id>:events`: a command runs. Those that end at once are only told by their receipt."""
+    """A message on `agent.<id>:events`: a command runs. A command that ends at once has only its receipt."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     type: Literal["started"] = "started"
+    #: Id of the execution.
     id: Identifier
-    #: By the agent's clock.
+    #: Start of the command by the agent's clock, in milliseconds since the epoch.
     started_ms: Milliseconds
