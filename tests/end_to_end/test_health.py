@@ -46,7 +46,7 @@ def test_an_orchestrator_without_its_redis_does_not_serve(own_stack: Stack) -> N
     done = wait_until(
         lambda: (done := _health(own_stack, "orchestrator")).returncode == 1 and done, "the orchestrator notices"
     )
-    assert "says NOT_SERVING; it has no connection to its Redis" in done.stderr
+    assert "reports NOT_SERVING; it has no connection to its Redis" in done.stderr
     own_stack.start_redis()
     wait_until(lambda: _health(own_stack, "orchestrator").returncode == 0, "the orchestrator is back")
 

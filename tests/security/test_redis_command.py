@@ -16,9 +16,9 @@ import redis as redis_py
 from tachikoma.dev.stack import Stack
 from tachikoma.redis.passwords import read_password
 from tachikoma.redis.users import SERVICES, agent_user, application_user, rules
-from tachikoma_orchestrator.commands.redis_check import categories_of, parse_acl
+from tachikoma_orchestrator.commands.redis_check.acl import categories_of, parse_acl
 
-AS_IT_IS = "whoever connects may do everything, without a password"
+AS_IT_IS = "any client may do everything, without a password"
 
 
 def tachikoma(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -110,7 +110,7 @@ def test_check_finds_every_kind_of_drift(stack: Stack, server: redis_py.Redis) -
         ("user app.reports", "has in addition +keys"),
         ("user app.reports", "has no password"),
         ("user check", "does not accept its password"),
-        ("user stranger", "is none of ours and may put orders on agents' queues"),
+        ("user stranger", "is not a user of Tachikoma and may put orders on agents' queues"),
         ("user default", AS_IT_IS),
     }
     for where, what in expected:
@@ -140,7 +140,7 @@ def test_check_by_a_user_that_may_not_look_says_which_may(stack: Stack, admin: r
 def test_a_server_that_is_away_is_said(tmp_path: Path) -> None:
     done = tachikoma("check", "--redis-url", f"unix://{tmp_path}/nowhere")
     assert done.returncode == 1
-    assert done.stderr.startswith("tachikoma: cannot look at Redis: ")
+    assert done.stderr.startswith("tachikoma: cannot check Redis: ")
 
 
 def test_acl_makes_users_that_a_server_takes(stack: Stack, server: redis_py.Redis, tmp_path: Path) -> None:

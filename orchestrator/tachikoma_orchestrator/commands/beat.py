@@ -16,6 +16,7 @@ from tachikoma.config.settings import read_settings
 from tachikoma.identity.open import IdentityPlace, open_identity
 from tachikoma.redis.access import RedisAccess, RedisSettings
 from tachikoma.redis.users import BEAT
+from tachikoma_orchestrator.commands.options import Identity, LogLevel, ReadyFd, RedisUrl, Schedules
 from tachikoma_orchestrator.schedules.beat import Beat
 from tachikoma_orchestrator.schedules.sources import open_schedules
 
@@ -23,11 +24,11 @@ __all__ = ["BeatSettings", "beat"]
 
 log = structlog.get_logger(__name__)
 
-beat = typer.Typer(invoke_without_command=True, help="Run Celery beat for the schedules; several may run.")
+beat = typer.Typer(invoke_without_command=True, help="Run Celery beat for the schedules; several may run at once.")
 
 
 class BeatSettings(RedisSettings):
-    """Where beat finds what it needs."""
+    """The settings of beat."""
 
     model_config = SettingsConfigDict(env_prefix="TACHIKOMA_", frozen=True, extra="ignore")
 
@@ -41,14 +42,12 @@ class BeatSettings(RedisSettings):
 
 @beat.callback()
 def run(
-    schedules: Annotated[
-        str | None, typer.Option(help="File or folder of schedules, or module:app of a Celery application.")
-    ] = None,
-    redis_url: Annotated[str | None, typer.Option(help="redis://, rediss:// or unix:///path")] = None,
-    identity: Annotated[str | None, typer.Option(help="Folder with an X.509-SVID, or unix:///path.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only say whether the schedules are right.")] = False,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
-    ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+    schedules: Schedules = None,
+    redis_url: RedisUrl = None,
+    identity: Identity = None,
+    check: Annotated[bool, typer.Option("--check", help="Only check whether the schedules are valid.")] = False,
+    log_level: LogLevel = None,
+    ready_fd: ReadyFd = None,
 ) -> None:
     """Run Celery beat for the schedules. Every option is also an environment variable TACHIKOMA_…"""
     if check and redis_url is None:

@@ -16,25 +16,26 @@ from tachikoma.identity.open import IdentityPlace, open_identity
 from tachikoma.redis.access import RedisAccess, RedisSettings
 from tachikoma.redis.users import FLOWER
 from tachikoma.vocabulary.addresses import HostPort
+from tachikoma_orchestrator.commands.options import Identity, LogLevel, ReadyFd, RedisUrl
 from tachikoma_orchestrator.commands.ready import announce
 
 __all__ = ["FlowerSettings", "flower"]
 
 flower = typer.Typer(
-    invoke_without_command=True, help="Run Flower, which shows executions and agents; it changes nothing."
+    invoke_without_command=True, help="Run Flower, the web pages that show executions and agents; it changes nothing."
 )
 
 
 class FlowerSettings(RedisSettings):
-    """Where Flower finds what it needs: environment variables `TACHIKOMA_…`, or options of the command."""
+    """The settings of Flower: environment variables `TACHIKOMA_…`, or options of the command."""
 
     model_config = SettingsConfigDict(env_prefix="TACHIKOMA_", frozen=True, extra="ignore")
 
-    #: Its X.509-SVID, to show to Redis with rediss://: a folder, or unix:///path of the Workload API.
+    #: X.509-SVID that Flower shows to Redis with rediss://: a folder, or unix:///path of the Workload API.
     identity: IdentityPlace | None = None
     #: Address of the web server; port 0 takes a free one.
     flower_listen: Address = HostPort("127.0.0.1", 5555)
-    #: File with a `user:password` a line: who may look. There is no Flower without.
+    #: File with a `user:password` per line, of everyone who may look at Flower.
     flower_users: Path
     #: Certificate of the web server, PEM, set together with its key; without them it speaks HTTP.
     flower_certificate: Path | None = None
@@ -44,16 +45,16 @@ class FlowerSettings(RedisSettings):
     log_level: str = "info"
 
 
-def _users(path: Path) -> list[str]:
-    """Who may look.
+def read_users(path: Path) -> list[str]:
+    """Read the users who may look at Flower, each as `user:password`.
 
     Raises:
-        ConfigurationError: the file cannot be read, or a line is no `user:password`.
+        ConfigurationError: the file cannot be read, contains no user, or a line is not `user:password`.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"cannot read who may look at Flower from {path}: {error}") from error
+        raise ConfigurationError(f"cannot read the users of Flower from {path}: {error}") from error
     users = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -64,24 +65,30 @@ def _users(path: Path) -> list[str]:
             raise ConfigurationError(f"{path}:{number}: is not user:password in ASCII")
         users.append(line)
     if not users:
-        raise ConfigurationError(f"there is no user in {path}; write user:password a line")
+        raise ConfigurationError(f"there is no user in {path}; write one user:password per line")
     return users
+
+
+def _certificate(settings: FlowerSettings) -> tuple[str, str] | None:
+    """Return the files of certificate and key; None if Flower speaks HTTP."""
+    certificate, key = settings.flower_certificate, settings.flower_key
+    if (certificate is None) != (key is None):
+        raise ConfigurationError("--certificate and --key are given together or not at all")
+    return None if certificate is None else (str(certificate), str(key))
 
 
 @flower.callback()
 def run(
-    redis_url: Annotated[str | None, typer.Option(help="redis://, rediss:// or unix:///path")] = None,
-    identity: Annotated[
-        str | None, typer.Option(help="X.509-SVID to show with rediss://: a folder, or unix:///path.")
-    ] = None,
+    redis_url: RedisUrl = None,
+    identity: Identity = None,
     listen: Annotated[str | None, typer.Option(help="Address of the web server, host:port.")] = None,
-    users: Annotated[Path | None, typer.Option(help="File with a user:password a line.")] = None,
+    users: Annotated[Path | None, typer.Option(help="File with a user:password per line.")] = None,
     certificate: Annotated[
-        Path | None, typer.Option(help="Certificate of the web server; then it speaks HTTPS.")
+        Path | None, typer.Option(help="Certificate of the web server, which then speaks HTTPS.")
     ] = None,
-    key: Annotated[Path | None, typer.Option(help="Its key.")] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
-    ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+    key: Annotated[Path | None, typer.Option(help="Key of the certificate.")] = None,
+    log_level: LogLevel = None,
+    ready_fd: ReadyFd = None,
 ) -> None:
     """Run Flower. Every option is also an environment variable TACHIKOMA_…; those of the web server begin with
     TACHIKOMA_FLOWER_."""
@@ -90,10 +97,8 @@ def run(
         redis_url=redis_url, identity=identity, flower_listen=listen, flower_users=users,
         flower_certificate=certificate, flower_key=key, log_level=log_level,
     )  # fmt: skip
-    shown = settings.flower_certificate, settings.flower_key
-    if (shown[0] is None) != (shown[1] is None):
-        raise ConfigurationError("--certificate and --key are given together or not")
-    allowed = _users(settings.flower_users)
+    certificate_files = _certificate(settings)
+    allowed = read_users(settings.flower_users)
     try:
         from tachikoma_orchestrator.flower.dashboard import serve
     except ModuleNotFoundError as error:
@@ -111,7 +116,7 @@ def run(
             access,
             listen=settings.flower_listen,
             users=allowed,
-            certificate=None if shown[0] is None else (str(shown[0]), str(shown[1])),
+            certificate=certificate_files,
             ready=announce(ready_fd) if ready_fd is not None else None,
         )
     )

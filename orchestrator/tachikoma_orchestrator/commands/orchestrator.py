@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tachikoma.config import error_reporting, logs
 from tachikoma.config.settings import read_settings
-from tachikoma_orchestrator.commands.health import ask_health
+from tachikoma_orchestrator.commands.health import check_health
+from tachikoma_orchestrator.commands.options import Identity, LogLevel, PolicyPath, ReadyFd, RedisUrl, Schedules
 from tachikoma_orchestrator.commands.ready import announce
 from tachikoma_orchestrator.processes.server import serve
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings
@@ -25,22 +25,18 @@ orchestrator = typer.Typer(
 @orchestrator.callback()
 def run(
     context: typer.Context,
-    redis_url: Annotated[str | None, typer.Option(help="redis://, rediss:// or unix:///path")] = None,
-    identity: Annotated[
-        str | None, typer.Option(help="Folder with the orchestrator's X.509-SVID, or unix:///path.")
-    ] = None,
-    policy_file: Annotated[Path | None, typer.Option("--policy", help="The policy file.")] = None,
-    schedules: Annotated[
-        str | None, typer.Option(help="File or folder of schedules, or module:app of a Celery application.")
-    ] = None,
+    redis_url: RedisUrl = None,
+    identity: Identity = None,
+    policy_path: PolicyPath = None,
+    schedules: Schedules = None,
     listen: Annotated[str | None, typer.Option(help="Address of the gRPC server, host:port.")] = None,
-    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
-    ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
+    log_level: LogLevel = None,
+    ready_fd: ReadyFd = None,
 ) -> None:
     """Run the orchestrator. Every option is also an environment variable TACHIKOMA_…"""
     settings = read_settings(
         OrchestratorSettings, "orchestrator",
-        redis_url=redis_url, identity=identity, policy=policy_file, schedules=schedules,
+        redis_url=redis_url, identity=identity, policy=policy_path, schedules=schedules,
         listen=listen, log_level=log_level,
     )  # fmt: skip
     if context.invoked_subcommand is not None:
@@ -53,6 +49,6 @@ def run(
 
 @orchestrator.command()
 def health(context: typer.Context) -> None:
-    """Ask the orchestrator of these settings, on this host, whether it serves. Exits 1 if not; for health checks."""
-    ask_health(context.obj)
+    """Check whether the orchestrator with these settings, on this host, serves. Exits 1 if not; for health checks."""
+    check_health(context.obj)
     typer.echo("SERVING")

@@ -1,4 +1,4 @@
-"""Readiness reports to a supervising process."""
+"""Readiness reports to the process that started this one."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["announce"]
 
 
 def announce(descriptor: int) -> Callable[[str], None]:
-    """Tell a supervisor through an inherited pipe that calls are taken: one JSON line, then the end."""
+    """Return a function that reports an address through an inherited pipe, as one line of JSON, and closes the pipe."""
 
-    def tell(address: str) -> None:
+    def report(address: str) -> None:
         with os.fdopen(descriptor, "w") as pipe:
             pipe.write(json.dumps({"address": address}) + "\n")
 
-    return tell
+    return report

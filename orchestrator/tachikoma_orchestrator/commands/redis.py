@@ -1,4 +1,4 @@
-"""`tachikoma redis`: what its server must know of us, and whether it does."""
+"""`tachikoma redis`: it makes the users of a Redis server, and checks the server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from tachikoma.redis.access import RedisAccess, RedisSettings, connect
 from tachikoma.redis.acl_file import acl_file, agents_in
 from tachikoma.redis.passwords import Passwords
 from tachikoma.redis.users import CHECK, ENROLLER, SERVICES, agent_user, application_user, rules
-from tachikoma_orchestrator.commands.redis_check import Report, examine
+from tachikoma_orchestrator.commands.options import Identity, RedisUrl
+from tachikoma_orchestrator.commands.redis_check.examine import examine
+from tachikoma_orchestrator.commands.redis_check.findings import Report
 
 __all__ = ["redis"]
 
@@ -33,7 +35,7 @@ class Format(StrEnum):
 
 
 class CheckSettings(RedisSettings):
-    """As the orchestrator's, of the same environment variables."""
+    """The settings of the check: the orchestrator's, from the same environment variables."""
 
     model_config = SettingsConfigDict(env_prefix="TACHIKOMA_", frozen=True, extra="ignore")
 
@@ -45,16 +47,20 @@ class CheckSettings(RedisSettings):
 
 @redis.command()
 def acl(
-    passwords: Annotated[Path, typer.Option(help="Folder with a password file for each user; missing ones are made.")],
+    passwords: Annotated[
+        Path, typer.Option(help="Folder with a password file for each user; missing ones are generated.")
+    ],
     agent: Annotated[list[str] | None, typer.Option(help="An agent that may connect; may be repeated.")] = None,
     application: Annotated[
-        list[str] | None, typer.Option(help="A Celery application that may ask for commands; may be repeated.")
+        list[str] | None, typer.Option(help="A Celery application that may request commands; may be repeated.")
     ] = None,
     enroller: Annotated[
-        bool, typer.Option("--enroller", help="Also the user with which orchestrators let agents join.")
+        bool,
+        typer.Option("--enroller", help="Also the user with which orchestrators manage the users of agents that join."),
     ] = False,
     keep: Annotated[
-        Path | None, typer.Option(help="The server's ACL file: agents in it that joined stay, with their passwords.")
+        Path | None,
+        typer.Option(help="The server's ACL file; agents that joined are kept from it, with their passwords."),
     ] = None,
     form: Annotated[
         Format, typer.Option("--format", help="aclfile: all users; setuser: commands for redis-cli.")
@@ -86,22 +92,19 @@ def acl(
 @redis.command()
 def check(
     passwords: Annotated[Path | None, typer.Option(help="Folder of `redis acl`, to compare with the users.")] = None,
-    redis_url: Annotated[str | None, typer.Option(help="redis://, rediss:// or unix:///path")] = None,
+    redis_url: RedisUrl = None,
     redis_user: Annotated[str | None, typer.Option(help=f"ACL user; by default {CHECK}.")] = None,
     redis_password_file: Annotated[
         Path | None, typer.Option(help="File with its password; by default the one in --passwords.")
     ] = None,
-    identity: Annotated[
-        str | None,
-        typer.Option(help="X.509-SVID to show with rediss://: a folder, or unix:///path of the Workload API."),
-    ] = None,
+    identity: Identity = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Compare a live Redis with what it should be. Exits 1 when something is not as it should be."""
+    """Compare a live Redis with the requirements. Exits 1 if there is a finding."""
     kept = None
     if passwords is not None:
         if not passwords.is_dir():
-            raise ConfigurationError(f"{passwords} is no folder of passwords; `tachikoma redis acl` makes one")
+            raise ConfigurationError(f"{passwords} is not a folder of passwords; `tachikoma redis acl` creates one")
         kept = Passwords(passwords)
         redis_password_file = redis_password_file or kept.path(redis_user or CHECK)
     settings = read_settings(

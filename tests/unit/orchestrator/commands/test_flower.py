@@ -28,7 +28,7 @@ def users(tmp_path: Path) -> Path:
 
 def test_without_a_file_of_users_it_does_not_start(tmp_path: Path) -> None:
     assert refused() == "flower settings: flower_users: Field required"
-    assert refused(flower_users=tmp_path / "none").startswith("cannot read who may look at Flower from ")
+    assert refused(flower_users=tmp_path / "none").startswith("cannot read the users of Flower from ")
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_without_a_file_of_users_it_does_not_start(tmp_path: Path) -> None:
         (b"a:\n", "users:1: is not user:password in ASCII"),
         ("jörg:geheim\n".encode(), "users:1: is not user:password in ASCII"),
         (b"a:\x00\n", "users:1: is not user:password in ASCII"),
-        (b"\xff:x\n", "cannot read who may look at Flower from "),
+        (b"\xff:x\n", "cannot read the users of Flower from "),
     ],
 )
 def test_without_a_user_that_has_a_password_it_does_not_start(tmp_path: Path, text: bytes, said: str) -> None:

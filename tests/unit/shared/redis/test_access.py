@@ -9,7 +9,7 @@ import pytest
 
 from tachikoma.errors import ConfigurationError
 from tachikoma.redis.access import RedisAccess, RedisSettings, celery_url, check_url
-from tachikoma_orchestrator.commands.redis_check import parse_acl
+from tachikoma_orchestrator.commands.redis_check.acl import parse_acl
 
 
 def access(**settings: Any) -> RedisAccess:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tachikoma_orchestrator.commands.redis_check import server_findings
+from tachikoma_orchestrator.commands.redis_check.server import server_findings
 
 INFO = {"redis_version": "7.2.4", "aof_last_write_status": "ok"}
 CONFIG = {
