@@ -57,12 +57,12 @@ class ComponentCommand(typer.core.TyperCommand):
 
     def __init__(self, component: Component) -> None:
         super().__init__(component.name, help=component.help)
-        self._component = component
+        self.component = component
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """Make the context of the real command, which then runs or shows its help."""
-        command = self._component.load()
-        command.name = self._component.name
+        command = self.component.load()
+        command.name = self.component.name
         return command.make_context(info_name, args, parent=parent, **extra)
 
 
