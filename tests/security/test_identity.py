@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from authority import Authority
 from tachikoma import Client, ExecResponse, ExecState, Unauthenticated
-from tachikoma.cli import identity as command
+from tachikoma.cli.commands import identity as command
 from tachikoma.client import wire
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 import typer.core
 
-from tachikoma.cli import agents, approvals, audit, demo, dev, execute, executions, logs
+from tachikoma.cli.commands import agents, approvals, audit, demo, dev, execute, executions, logs
 from tachikoma.cli.components import COMPONENTS, ComponentCommand
 from tachikoma.client.profile import PROFILE_VARIABLE
 from tachikoma.errors import TachikomaError

@@ -66,7 +66,7 @@ class ComponentCommand(typer.core.TyperCommand):
         return command.make_context(info_name, args, parent=parent, **extra)
 
 
-_CLIENT = "tachikoma.cli"
+_CLIENT = "tachikoma.cli.commands"
 _ORCHESTRATOR = "tachikoma_orchestrator.commands"
 _WORKER = "tachikoma_worker.command"
 

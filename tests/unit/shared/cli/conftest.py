@@ -79,10 +79,10 @@ def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     """The client that every command of the command line uses."""
     fake = FakeClient()
     for name in SYNC:
-        monkeypatch.setattr(import_module(f"tachikoma.cli.{name}"), "Client", lambda: fake)
+        monkeypatch.setattr(import_module(f"tachikoma.cli.commands.{name}"), "Client", lambda: fake)
     asynchronous = FakeClient(fake.answers, fake.calls, asynchronous=True)
     for name in ASYNC:
-        monkeypatch.setattr(import_module(f"tachikoma.cli.{name}"), "AsyncClient", lambda: asynchronous)
+        monkeypatch.setattr(import_module(f"tachikoma.cli.commands.{name}"), "AsyncClient", lambda: asynchronous)
     return fake
 
 

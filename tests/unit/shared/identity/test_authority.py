@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 from typer.testing import CliRunner
 
-from tachikoma.cli.certificates import ca
+from tachikoma.cli.commands.certificates import ca
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.authority import (
     BACKDATE,

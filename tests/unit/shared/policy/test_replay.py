@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tachikoma.audit.chain import FIRST_PREV, line_digest
-from tachikoma.cli import policy as command
+from tachikoma.cli.commands import policy as command
 from tachikoma.errors import ConfigurationError, InvalidRequest
 from tachikoma.policy.decide import PolicySet
 from tachikoma.policy.redaction import redact
@@ -464,7 +464,7 @@ class _Orchestrator:
 def test_without_a_file_the_orchestrator_is_asked_for_trail_and_labels(
     old: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("tachikoma.cli.policy", "tachikoma.cli.audit"):
+    for module in ("tachikoma.cli.commands.policy", "tachikoma.cli.commands.audit"):
         monkeypatch.setattr(f"{module}.Client", _Orchestrator)
     new = tmp_path / "new.yaml"
     new.write_text(rules(WEB, {"name": "role", "agents": ["role=web"], "deniedCommands": ["ls"]}))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tachikoma import ExecOutput, ExecState, OutputKind
-from tachikoma.cli import logs
+from tachikoma.cli.commands import logs
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 
-from tachikoma.cli.logs import note
+from tachikoma.cli.commands.logs import note
 from tachikoma.client.aio import AsyncClient
 from tachikoma.errors import NotFound, TachikomaError
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from tachikoma import AsyncClient, NotFound, Unavailable
-from tachikoma.cli.interrupts import Interrupts
+from tachikoma.cli.commands.interrupts import Interrupts
 
 
 class Orchestrator:
@@ -121,6 +121,6 @@ async def test_who_leaves_waits_a_moment_for_the_cancel_to_arrive(
     assert not waiting.done()
     orchestrator.answer.set()
     await waiting
-    monkeypatch.setattr("tachikoma.cli.interrupts.LEAVE_SECONDS", 0.001)
+    monkeypatch.setattr("tachikoma.cli.commands.interrupts.LEAVE_SECONDS", 0.001)
     task.cancel()
     assert await task == "left"

@@ -18,7 +18,7 @@ from rich.text import Text
 from tachikoma.audit.chain import read_events
 from tachikoma.audit.ocsf import to_ocsf
 from tachikoma.audit.verification import Report, verify_files
-from tachikoma.cli.logs import INTERRUPTED
+from tachikoma.cli.commands.logs import INTERRUPTED
 from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable, raw_json, short_id, table, warn
 from tachikoma.client.profile import Profile
 from tachikoma.client.sync import Client

@@ -18,7 +18,7 @@ AGENT = AgentInfo(
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tachikoma.cli.agents.POLL_SECONDS", 0)
+    monkeypatch.setattr("tachikoma.cli.commands.agents.POLL_SECONDS", 0)
 
 
 def test_agents_are_listed_with_their_state(run: Any, client: Any) -> None:

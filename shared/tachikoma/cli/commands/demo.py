@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tachikoma.cli.audit import show_events
+from tachikoma.cli.commands.audit import show_events
 from tachikoma.client.sync import Client
 from tachikoma.errors import PermissionDenied, TachikomaError
 from tachikoma.vocabulary.requests import ExecRequest

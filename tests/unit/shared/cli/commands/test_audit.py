@@ -12,7 +12,7 @@ import pytest
 from authority import Authority
 from tachikoma import ConfigurationError, ExecAuditLog, NotFound, Profile
 from tachikoma.audit.verification import Report
-from tachikoma.cli import audit
+from tachikoma.cli.commands import audit
 from tachikoma.identity.spiffe import SpiffeId
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)

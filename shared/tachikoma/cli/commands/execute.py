@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tachikoma.cli.interrupts import Interrupts
-from tachikoma.cli.logs import INTERRUPTED, note, note_approval, write_output
+from tachikoma.cli.commands.interrupts import Interrupts
+from tachikoma.cli.commands.logs import INTERRUPTED, note, note_approval, write_output
 from tachikoma.cli.options import duration, remote_command
 from tachikoma.cli.show import Output, OutputOption, as_json
 from tachikoma.client.aio import AsyncClient

@@ -11,7 +11,7 @@ import pytest
 
 from authority import Authority
 from tachikoma import AgentInfo
-from tachikoma.cli.identity import AgentCheck
+from tachikoma.cli.commands.identity import AgentCheck
 from tachikoma.identity.bundles import TrustBundle
 from tachikoma.identity.certificates import key_digest
 from tachikoma.vocabulary.agents import AgentTrust

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tachikoma.cli.audit import FileOption, trail_of
+from tachikoma.cli.commands.audit import FileOption, trail_of
 from tachikoma.cli.options import duration, pairs, remote_command
 from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable, raw_json, warn
 from tachikoma.client.sync import Client

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from tachikoma import Client, ExecOutput, ExecRequest, ExecResponse, ExecState, OutputKind
-from tachikoma.cli import demo
+from tachikoma.cli.commands import demo
 
 
 def test_files_are_those_that_find_would_list(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tachikoma.cli import policy as command
+from tachikoma.cli.commands import policy as command
 from tachikoma.errors import ConfigurationError
 from tachikoma.policy.decide import PolicySet
 from tachikoma.policy.watch import PolicyWatch
@@ -239,7 +239,7 @@ def test_missing_expectations_are_told(file: Path) -> None:
 
 def test_the_shipped_schema_knows_what_policies_know() -> None:
     """Not word for word: how pydantic writes a schema is its own affair."""
-    shipped = json.loads((Path(command.__file__).parents[1] / "policy.schema.json").read_text())
+    shipped = json.loads((Path(command.__file__).parents[2] / "policy.schema.json").read_text())
     code, out, _ = run("schema")
     current = json.loads(out)
     assert (code, current["title"]) == (0, "Tachikoma policy")

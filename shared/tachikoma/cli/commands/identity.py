@@ -12,7 +12,7 @@ import typer
 from cryptography import x509
 from rich.text import Text
 
-from tachikoma.cli.certificates import ca
+from tachikoma.cli.commands.certificates import ca
 from tachikoma.cli.show import Output, OutputOption, clock, printable, raw_json, table, warn
 from tachikoma.client.profile import Profile
 from tachikoma.client.sync import Client
