@@ -1,12 +1,12 @@
-"""The patterns of policy files: anchored, without backtracking, linear in what they look at.
+"""The patterns of policy files. They match whole texts, without backtracking, in linear time.
 
-An element pattern is text in which `*` stands for any characters but `/`, `**` for any characters, `[0-9a-f]` for one
-character of a set, and `{a,b}` for either. Wildcards never match the path segment `..`, and never a text that begins
-with `-` unless the pattern does, so no argument turns into an option.
+In an element pattern, `*` matches any characters but `/`, `**` any characters, `[0-9a-f]` one character of a set, and
+`{a,b}` either alternative. Wildcards never match the path segment `..`. They match a text that begins with `-` only if
+the pattern does, so no argument turns into an option.
 
-A command pattern is a line split like a shell's word list into one pattern per argv element; a closing `...` lets any
-further arguments through. The first element is an absolute path. An argument in angle brackets, `<*>`, is a secret that
-is written down nowhere; `<...>` makes secrets of all further arguments.
+A command pattern is a line that is split into words as a shell does: one pattern for each argv element. The first
+element is an absolute path. A final `...` permits any further arguments. An argument in angle brackets, `<*>`, is a
+secret, which is masked wherever the command is stored or shown; `<...>` makes all further arguments secrets.
 """
 
 from __future__ import annotations
@@ -21,28 +21,31 @@ from tachikoma.vocabulary.pairs import parse_pair
 
 __all__ = ["AgentSelector", "CommandPattern", "CommandPatterns", "Pattern", "PatternError"]
 
-#: Longest pattern, and most alternatives that its braces may make.
+#: Most characters of a pattern.
 MAX_PATTERN = 4096
+#: Most alternatives that the braces of a pattern may make.
 MAX_ALTERNATIVES = 256
 
+#: Tokens of the two wildcards.
 _STAR = "*"
 _GLOBSTAR = "**"
-#: Stands where a brace was, so that what it brings together is not read as one: `*{,x}*` is no `**`.
+#: Replaces each brace, so that characters on both sides of it are not read as one token: `*{,x}*` is not `**`.
 _SEAM = "\0"
-#: Between the labels of a selector.
+#: Separator of the labels of a selector.
 _OUTSIDE_BRACES = re.compile(r",(?![^{]*\})")
-#: Where a path may begin or end inside an argument, as in `--root=../x`.
+#: Characters at which a path may begin or end inside an argument, as in `--root=../x`.
 _SEPARATORS = re.compile(r"[/=:,;\s]")
 
 
 class PatternError(ValueError):
-    """A pattern that cannot be understood; the message says what is wrong."""
+    """A pattern that cannot be understood; the message names the mistake."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Set:
-    """One character out of ranges."""
+    """A set of characters: one of them matches."""
 
+    #: First and last character of each range.
     ranges: tuple[tuple[str, str], ...]
 
     def __contains__(self, character: str) -> bool:
@@ -54,7 +57,7 @@ _Token = str | _Set
 
 
 def _expand_braces(text: str) -> list[str]:
-    """`a{b,c}d` as `abd` and `acd`, with a seam at each brace; braces do not nest."""
+    """Expand `a{b,c}d` into `abd` and `acd`, with a seam at each brace; braces do not nest."""
     expanded = [""]
     at = 0
     while (begin := text.find("{", at)) >= 0:
@@ -77,7 +80,7 @@ def _tokens(text: str) -> tuple[_Token, ...]:
     while at < len(text):
         character = text[at]
         if text.startswith("***", at):
-            raise PatternError(f"{text!r}: '***' means nothing")
+            raise PatternError(f"{text!r}: '***' has no meaning; write '*' or '**'")
         if text.startswith("**", at):
             tokens.append(_GLOBSTAR)
             at += 2
@@ -121,7 +124,7 @@ def _is_character(token: _Token) -> bool:
 
 
 def _matches(tokens: tuple[_Token, ...], text: str) -> bool:
-    """Walk all positions of the pattern at once: at most len(text) x len(tokens) steps."""
+    """Match a text by following all positions of the pattern at once: at most len(text) x len(tokens) steps."""
     if tokens == (_GLOBSTAR,):
         return True
     if tokens == (_STAR,):
@@ -129,7 +132,7 @@ def _matches(tokens: tuple[_Token, ...], text: str) -> bool:
     end = len(tokens)
 
     def closure(position: int, into: set[int]) -> None:
-        # A star may match nothing: everything behind it is reached at once.
+        # A star may match the empty text, so the position after it is reached too.
         while True:
             into.add(position)
             if position == end or tokens[position] not in (_STAR, _GLOBSTAR):
@@ -165,7 +168,7 @@ class Pattern:
         """Compile a pattern.
 
         Raises:
-            PatternError: it cannot be understood.
+            PatternError: the pattern cannot be understood.
         """
         if len(text) > MAX_PATTERN:
             raise PatternError(f"{text[:100]!r}… is longer than {MAX_PATTERN} characters")
@@ -174,7 +177,7 @@ class Pattern:
         self.text = text
         compiled = [_tokens(item) for item in _expand_braces(text)]
         literals: list[str] = []
-        #: What stands before the first wildcard or set, and the tokens from there on.
+        #: For each alternative: its text before the first wildcard or set, and the tokens after that text.
         alternatives: list[tuple[str, tuple[_Token, ...]]] = []
         for tokens in compiled:
             prefix = "".join(takewhile(_is_character, tokens))  # type: ignore[arg-type]
@@ -190,17 +193,17 @@ class Pattern:
 
     @property
     def literals(self) -> frozenset[str]:
-        """The texts it means, where it has no wildcard; else nothing."""
+        """The texts that the pattern matches, if it has no wildcard; else empty."""
         return frozenset() if self._alternatives else self._literals
 
     def matches(self, text: str) -> bool:
-        """Whether the whole text is one the pattern means."""
+        """Return True if the pattern matches the whole text."""
         if text in self._literals:
             return True
         return any(self._matching(text))
 
     def _matching(self, text: str) -> Iterator[str]:
-        """The prefixes of the alternatives with wildcards that mean a text; empty ones as `/`."""
+        """Yield the prefix of each alternative with wildcards that matches a text; `/` for an empty prefix."""
         if ".." in text and ".." in _SEPARATORS.split(text):
             return
         option = text.startswith("-")
@@ -211,14 +214,14 @@ class Pattern:
                 yield prefix or "/"
 
     def names(self, text: str) -> bool:
-        """Whether it means the text without a wildcard."""
+        """Return True if the pattern matches the text without a wildcard."""
         return text in self._literals
 
     def anchor(self, path: str) -> str | None:
-        """The folder that the pattern itself names of a path it means: all of it, or what stands before a wildcard.
+        """Return the folder of a path that the pattern names without wildcards.
 
         Returns:
-            None when the pattern does not mean the path.
+            The whole path, or the folder before the first wildcard. None if the pattern does not match the path.
         """
         if self.names(path):
             return path
@@ -227,7 +230,7 @@ class Pattern:
 
 
 class AgentSelector:
-    """A pattern for agents: for their ids, or `name=value` for their labels, several separated by commas."""
+    """A pattern for agents: for their ids, or `name=value` for their labels, separated by commas."""
 
     __slots__ = ("_id", "_labels", "text")
 
@@ -235,7 +238,7 @@ class AgentSelector:
         """Compile a selector.
 
         Raises:
-            PatternError: it cannot be understood.
+            PatternError: the selector cannot be understood.
         """
         self.text = text
         self._id: Pattern | None = None
@@ -250,19 +253,19 @@ class AgentSelector:
             except ValueError:
                 name = value = ""
             if not name or any(character in "*[]{}" for character in name):
-                raise PatternError(f"{text!r}: a label is selected as name=value, with wildcards only in the value")
+                raise PatternError(f"{text!r}: write labels as name=value, with wildcards only in the value")
             labels.append((name, Pattern(value)))
         self._labels = tuple(labels)
 
     def matches(self, agent: str, labels: Mapping[str, str]) -> bool:
-        """Whether it means an agent with this id and these labels."""
+        """Return True if the selector matches an agent with this id and these labels."""
         if self._id is not None:
             return self._id.matches(agent)
         return all(name in labels and pattern.matches(labels[name]) for name, pattern in self._labels)
 
 
 class CommandPattern:
-    """A pattern for an argv."""
+    """A pattern for an argv: program and arguments."""
 
     __slots__ = ("_arguments", "_open", "_secret", "_secret_rest", "program", "text")
 
@@ -271,11 +274,11 @@ class CommandPattern:
 
         Args:
             text: the line of the policy file.
-            deny: for a denied command, which may name a program without its folder, and always covers any arguments
-                beyond those it names.
+            deny: True for a denied command. Such a pattern may name a program without its folder, and always permits
+                further arguments.
 
         Raises:
-            PatternError: it cannot be understood.
+            PatternError: the pattern cannot be understood.
         """
         try:
             words = shlex.split(text)
@@ -290,7 +293,7 @@ class CommandPattern:
         if not words:
             raise PatternError(f"{text!r}: names no program")
         if "..." in words or "<...>" in words:
-            raise PatternError(f"{text!r}: '...' stands only at the end")
+            raise PatternError(f"{text!r}: '...' is allowed only at the end")
         if not words[0].startswith("/") and not (deny and "/" not in words[0]):
             raise PatternError(f"{text!r}: the program must be an absolute path")
         self.program = Pattern(words[0])
@@ -304,26 +307,27 @@ class CommandPattern:
         self._secret = frozenset(secret)
 
     def covers(self, program: str, patterns: Sequence[str]) -> bool:
-        """Whether it surely means all that a program without wildcards with these argument patterns does."""
+        """Return True if it certainly matches every command that a program with these argument patterns matches."""
         name = program if self.program.text.startswith("/") else program.rpartition("/")[2]
         if not self.program.names(name) or not self._open or len(patterns) < len(self._arguments):
             return False
         return all(own.text == other or own.names(other) for own, other in zip(self._arguments, patterns, strict=False))
 
     def names(self, program: str) -> bool:
-        """Whether it names this program without a wildcard."""
+        """Return True if the pattern names this program without a wildcard."""
         return self.program.names(program)
 
     @property
     def has_secrets(self) -> bool:
-        """Whether it marks an argument as secret."""
+        """True if the pattern marks an argument as secret."""
         return bool(self._secret) or self._secret_rest
 
     def secrets(self, program: str, arguments: Sequence[str]) -> set[int]:
-        """Numbers of the arguments (the first is 0) that it marks as secret, or that may be what it marks.
+        """Return the numbers of the arguments (the first is 0) that may be secrets by this pattern.
 
-        More than those of a command that it means: a mistyped one holds the same secrets. What stands where a secret
-        is expected is one as long as all before it fits, and so is what follows the option that stands before one.
+        The command need not match the pattern, since a mistyped command contains the same secrets. An argument at the
+        place of a secret counts if all arguments before it match. So does the argument after an option that precedes a
+        secret in the pattern.
         """
         found: set[int] = set()
         if not self._is(program):
@@ -346,7 +350,7 @@ class CommandPattern:
         return self.program.matches(program if self.program.text.startswith("/") else program.rpartition("/")[2])
 
     def matches(self, program: str, arguments: Sequence[str]) -> bool:
-        """Whether it means this program (an absolute path) with these arguments."""
+        """Return True if the pattern matches this program (an absolute path) with these arguments."""
         if not self._is(program):
             return False
         if len(arguments) < len(self._arguments) or (len(arguments) > len(self._arguments) and not self._open):
@@ -355,7 +359,7 @@ class CommandPattern:
 
 
 class CommandPatterns:
-    """A list of command patterns in which those for a program are found without looking at all of them."""
+    """A list of command patterns, indexed by the programs that they name."""
 
     def __init__(self, patterns: Iterable[CommandPattern]) -> None:
         self._named: dict[str, list[CommandPattern]] = {}
@@ -367,7 +371,7 @@ class CommandPatterns:
                 self._others.append(pattern)
 
     def matching(self, program: str, arguments: Sequence[str]) -> Iterator[CommandPattern]:
-        """Those that mean this program (an absolute path) with these arguments."""
+        """Yield the patterns that match this program (an absolute path) with these arguments."""
         for name in (program, program.rpartition("/")[2]):
             for pattern in self._named.get(name, ()):
                 if pattern.matches(program, arguments):

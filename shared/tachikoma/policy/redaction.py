@@ -1,14 +1,14 @@
-"""What may be written down of a command: secrets out, control characters escaped, length bounded.
+"""The printable form of a command: secrets masked, control characters escaped, length limited.
 
-Used wherever a command is shown or kept: ledger, audit, logs, the `argsrepr` that Flower shows.
+It is used wherever a command is shown or stored: ledger, audit, logs, the `argsrepr` that Flower shows.
 
-1. What policy marks as secret (`<*>` in a command pattern) is hidden whole.
-2. An argument is looked at as a text: assignments, headers, URLs, keys, tokens of a known shape.
-3. Words are looked at one after the other, those of the whole command line, or those of one argument where that is a
-   command line itself, as in `sh -c "mysql -psecret"`: the values of options that are known to be secret, for any
-   program by their name, and for the programs of `_TABLE` by what they mean there.
+1. An argument that policy marks as secret (`<*>` in a command pattern) is masked as a whole.
+2. Each argument is searched as a text for assignments, headers, URLs, keys and tokens of a known form.
+3. Words are searched in order: those of the whole command line, and those of an argument that is a command line itself,
+   as in `sh -c "mysql -psecret"`. The values of options with a secret's name are masked for every program, and the
+   options of `_TABLE` for the programs there.
 
-It hides rather too much than too little: what it hides, the HMAC of the command still tells apart.
+When in doubt, text is masked: the HMAC of the command still distinguishes masked commands.
 """
 
 from __future__ import annotations
@@ -21,56 +21,59 @@ from dataclasses import dataclass, field
 
 __all__ = ["command_line", "is_masked", "redact"]
 
+#: Replaces a secret.
 MASK = "***"
-#: Longest element kept, and most elements.
+#: Most characters of an element that are shown.
 MAX_ELEMENT = 256
+#: Most elements that are shown.
 MAX_ELEMENTS = 64
-#: Characters of an element that are searched for secrets. More than are kept: a secret may begin before the cut.
+#: Most characters of an element that are searched. More than are shown, since a secret may begin before the end.
 MAX_SEARCHED = 4 * MAX_ELEMENT
 
+#: Names of secrets.
 _SENSITIVE = (
     r"(?:pass(?:wd|word|phrase)?|secret|token"
     r"|(?:api|access|account|private|secret|shared|master|hmac|signing|encryption)"
     r"[-_]?key|credentials?|auth|cookie|signature|_pwd)"
 )
-#: --password=x, DB_PASSWORD=x, "password": "x"; whatever follows the first one is hidden with it.
+#: --password=x, DB_PASSWORD=x, "password": "x"; all text after the first is masked too.
 _ASSIGNED = re.compile(rf"(?i)^(.*?{_SENSITIVE}[\w-]{{0,64}}[\"']?\s{{0,8}}[=:]).+", re.DOTALL)
-#: scheme://user:secret@host; the secret may hold an @ itself.
+#: scheme://user:secret@host; the secret may contain an @ itself.
 _URL = re.compile(r"([a-z][a-z0-9+.-]{0,31}://[^/\s:@]{0,256}):[^/\s]*@", re.IGNORECASE)
-#: A private key, whatever of it follows.
+#: A private key and all text after it.
 _PEM = re.compile(r"-----BEGIN [A-Z0-9 ]{0,64}PRIVATE KEY-----.*", re.DOTALL)
-#: Programs that read a secret from where a shell feeds it to them: `echo secret | chpasswd`, `chpasswd <<< secret`.
+#: Programs that read a secret from standard input: `echo secret | chpasswd`, `chpasswd <<< secret`.
 _READERS = r"\b(?:chpasswd|passwd|sudo\s+-S|cryptsetup|docker\s+login|podman\s+login|gh\s+auth)\b"
 _PIPED = re.compile(rf"^.*(\|[^|]{{0,200}}(?:{_READERS}|-stdin\b|-fd[ =]0))", re.DOTALL)
 _HERE = re.compile(rf"({_READERS}[^|<]{{0,200}}<<<?).+", re.DOTALL)
-#: CREATE USER … IDENTIFIED BY 'secret', SET PASSWORD FOR … = 'secret', whatever follows it.
+#: CREATE USER … IDENTIFIED BY 'secret', SET PASSWORD FOR … = 'secret', with all text after it.
 _SQL = re.compile(r"(?i)(\b(?:identified\s{1,8}by|set\s{1,8}password)\s).+", re.DOTALL)
-#: Shortest match of the next.
+#: Fewest characters of a match of `_TOKEN`.
 MIN_TOKEN = 7
-#: Authorization values and well-known token shapes.
+#: Authorization values, and tokens of well-known forms.
 _TOKEN = re.compile(
     r"(?i:\b(bearer|basic)\s+)\S+|\b(?:AKIA[0-9A-Z]{16}|AIza[\w-]{30,}|AGE-SECRET-KEY-1\w+|SG\.[\w-]{16,}\.[\w-]{16,}"
     r"|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|hf_\w{20,}|hv[sb]\.[\w-]{20,}|npm_\w{30,}|pypi-[\w-]{30,}"
     r"|dop_v1_\w{30,}|xox[abprs]-[\w-]{10,}|xapp-[\w-]{10,}|sk-[\w-]{20,}|[sr]k_(?:live|test)_\w{16,}|ya29\.[\w-]{20,}"
     r"|\d{8,10}:AA[\w-]{30,}|hooks\.slack\.com/services/[\w/]+|eyJ[\w-]+\.[\w-]+\.[\w-]*)"
 )
-#: Words: as a shell would cut them, as far as that can be told without one.
+#: A word as a shell separates it, as far as that is known without a shell.
 _WORD = re.compile(r"""(?:"[^"]*"|'[^']*'|[^\s"']|["'])+""")
 _PIECE = re.compile(r"""[^\s"']+""")
 _SPACE = re.compile(r"\s")
-#: --password, whose value is the next word
+#: --password, whose value is the next word.
 _FLAG = re.compile(rf"(?i)^--?[\w-]*{_SENSITIVE}[\w-]*$")
-#: Names without a dash whose value is the next word, as in `configure set aws_secret_access_key …`.
+#: A name without a dash whose value is the next word, as in `configure set aws_secret_access_key …`.
 _NAME = re.compile(
     r"(?i)^(?:[\w.-]*[._-](?:password|passphrase|secret|token|psk|(?:access|api|secret|private)_?key)"
     r"|password|passphrase|psk|requirepass|masterauth)$"
 )
 
-#: What is a secret to the programs, or to the subcommands, that are named.
+#: The options of programs, or of subcommands, whose values are secrets.
 #:
-#: `-p`, `--pass`: the rest of the word, or the next word; `-p+`: only the rest of the word, as `-p` alone asks for
-#: the secret; `-*u`: also behind other letters, as in `-su`; `login`: the next word; `auth:2`, `-*b:3`: the next words,
-#: one of which is the secret; `=` and `/`: what stands behind it in any word. `a~b` is the subcommand b of a.
+#: `-p`, `--pass`: the rest of the word, or the next word. `-p+`: only the rest of the word, since `-p` alone prompts
+#: for the secret. `-*u`: also after other letters, as in `-su`. `login`: the next word. `auth:2`, `-*b:3`: the next
+#: words, one of which is the secret. `=` and `/`: the text after it in any word. `a~b` is the subcommand b of a.
 _TABLE = """
     mysql mysqldump mysqladmin mysqlimport mysqlshow mysqlcheck mysqlpump: -p+
     mariadb mariadb-dump mariadb-admin mariadb-import mariadb-check: -p+
@@ -115,11 +118,11 @@ _TABLE = """
 
 @dataclass(frozen=True, slots=True)
 class _Secret:
-    """Where a program takes a secret from."""
+    """An option whose value is a secret."""
 
-    #: Its second group is the secret, where that stands in the same word.
+    #: Matches the word of the option; the second group is the secret, if it is in the same word.
     word: re.Pattern[str]
-    #: How many of the next words are hidden, where it does not.
+    #: Number of the next words that are masked, if it is not.
     following: int
 
 
@@ -157,17 +160,18 @@ _PROGRAMS = _table(_TABLE)
 
 @dataclass(slots=True)
 class _Words:
-    """Goes through the words of a command line."""
+    """The state of a search through the words of a command line."""
 
-    #: Of all programs that were named up to here: a word in the place of a program need not be one.
+    #: The secret options of all programs named so far: a word at the place of a program need not be one.
     secrets: list[_Secret] = field(default_factory=list)
-    #: How many of the next words are hidden; and whether an option is one of them.
+    #: Number of the next words that are masked.
     following: int = 0
+    #: True if an option may be one of them.
     options: bool = False
     _before: str = ""
 
     def hides(self, word: str) -> bool:
-        """Whether the next word is hidden whatever it is; called once for each."""
+        """Return True if the next word is masked as a whole. Called once for each word."""
         if not self.following:
             return False
         if not self.options and word.startswith("-"):
@@ -176,13 +180,13 @@ class _Words:
         self.following -= 1
         return True
 
-    def look(self, word: str) -> str:
-        """The next word, with what of it is secret hidden."""
+    def masked(self, word: str) -> str:
+        """Return the next word with its secrets masked."""
         if self.hides(word):
             return MASK
         if _SPACE.search(word):
-            # A command line in a command line in an argument. What its quotes mean only a shell can tell.
-            return self.look_inside(_PIECE, word)
+            # A command line in a command line in an argument. Only a shell knows the meaning of its quotes.
+            return self.masked_inside(_PIECE, word)
         quote = word[0] if word[0] in "\"'" else ""
         bare = word.strip("\"'")
         name = bare.rpartition("/")[2]
@@ -201,23 +205,26 @@ class _Words:
             self.following, self.options = 1, False
         return word
 
-    def look_inside(self, cut: re.Pattern[str], text: str) -> str:
-        """A command line, or prose, in the place of one word. What it says last says nothing of the word after it."""
+    def masked_inside(self, pattern: re.Pattern[str], text: str) -> str:
+        """Return a command line, or prose, at the place of one word, with its secrets masked.
+
+        Its last word does not affect the word after it.
+        """
         inner = _Words(list(self.secrets))
-        return cut.sub(lambda found: inner.look(found.group()), text)
+        return pattern.sub(lambda found: inner.masked(found.group()), text)
 
 
 def is_masked(element: str) -> bool:
-    """Whether something was taken out of an element, or may have been."""
+    """Return True if a part of an element is masked, or may be."""
     return MASK in element or "…(+" in element
 
 
 def redact(command: Sequence[str], secret: AbstractSet[int] = frozenset()) -> tuple[str, ...]:
-    """The argv with secrets replaced, each element and their number bounded.
+    """Return an argv with secrets masked and its length limited.
 
     Args:
         command: the argv.
-        secret: numbers of the elements that are secret whatever they are; see `PolicySet.secrets`.
+        secret: numbers of the elements that are masked as a whole; see `PolicySet.secrets`.
     """
     shown: list[str] = []
     words = _Words()
@@ -226,12 +233,12 @@ def redact(command: Sequence[str], secret: AbstractSet[int] = frozenset()) -> tu
         if hidden or number in secret:
             shown.append(MASK)
             continue
-        # Only the beginning is ever shown, so only it is searched: an argument may be 128 KiB of anything.
-        text = _text(element[:MAX_SEARCHED])
+        # Only the beginning is shown, so only the beginning is searched: an argument may have 128 KiB.
+        text = _without_known_secrets(element[:MAX_SEARCHED])
         if _SPACE.search(text):
-            text = words.look_inside(_WORD, text)
+            text = words.masked_inside(_WORD, text)
         elif text:
-            text = words.look(text)
+            text = words.masked(text)
         beyond = max(0, len(text) - MAX_ELEMENT) + max(0, len(element) - MAX_SEARCHED)
         if beyond:
             text = f"{text[:MAX_ELEMENT]}…(+{beyond})"
@@ -241,9 +248,9 @@ def redact(command: Sequence[str], secret: AbstractSet[int] = frozenset()) -> tu
     return tuple(shown)
 
 
-def _text(text: str) -> str:
-    """A text without the secrets that show themselves."""
-    # Most arguments hold none of what these rules look for.
+def _without_known_secrets(text: str) -> str:
+    """Mask secrets that are recognizable by their form."""
+    # Most arguments contain none of these characters, so the patterns are seldom run.
     if "|" in text:
         text = _PIPED.sub(rf"{MASK} \1", text)
     if "<<" in text:
@@ -260,5 +267,5 @@ def _text(text: str) -> str:
 
 
 def command_line(command: Sequence[str], secret: AbstractSet[int] = frozenset()) -> str:
-    """The redacted argv as one quoted line; see `redact`."""
+    """Return the redacted argv as one quoted line; see `redact`."""
     return shlex.join(redact(command, secret))
