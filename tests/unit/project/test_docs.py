@@ -17,6 +17,23 @@ from tachikoma_orchestrator.schedules.sources import open_schedules
 
 ROOT = Path(__file__).parents[3]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "ARCHITECTURE.md"]
+#: Every document of the project.
+WRITTEN = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+#: Folder of each import package.
+PACKAGES = {
+    "shared": ROOT / "shared/tachikoma",
+    "orchestrator": ROOT / "orchestrator/tachikoma_orchestrator",
+    "worker": ROOT / "worker/tachikoma_worker",
+}
+#: Names in documents that look like paths of the repository.
+NOT_OURS = {"flowerconfig.py": "Flower's own", "federated/": "below an identity's folder", "dist/": "made by a release"}
+#: Folders at the top of the repository, with which a path in a document may begin.
+TOP = {path.name for path in ROOT.iterdir() if path.is_dir()}
+
+
+def place(page: Path) -> str:
+    """Return a page's path in the repository."""
+    return str(page.relative_to(ROOT))
 
 
 def _page(name: str) -> str:
@@ -88,8 +105,72 @@ def test_every_setting_that_is_named_exists(page: Path) -> None:
     assert named <= known
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that a forge gives the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=place)
 def test_every_link_leads_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
         if "://" not in link:
-            assert (page.parent / link).exists(), link
+            file, _, anchor = link.partition("#")
+            target = page.parent / file if file else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=place)
+def test_every_decision_that_is_named_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for number in re.findall(r"docs/decisions/(\d{4})", text):
+        assert list((ROOT / "docs/decisions").glob(f"{number}-*.md")), number
+
+
+def where(path: str, page: Path) -> list[Path]:
+    """Return the files that a path in a page can mean.
+
+    `shared/…` and `worker/…` name the folder or its package. A path without a prefix is in the orchestrator, or a
+    file in any room if it has no folder. The contributors' page writes paths relative to any package.
+    """
+    first, _, rest = path.partition("/")
+    if first in ("shared", "worker"):
+        return [ROOT / path, PACKAGES[first] / rest]
+    if first in TOP or (not rest and (ROOT / path).exists()):
+        return [ROOT / path]
+    if not rest and path.startswith("test_"):
+        return list((ROOT / "tests").rglob(path))
+    if not rest:
+        return [found for folder in (*PACKAGES.values(), ROOT / "worker/spawner") for found in folder.rglob(path)]
+    packages = PACKAGES.values() if page.name == "CONTRIBUTING.md" else [PACKAGES["orchestrator"]]
+    return [page.parent / path, *(package / path for package in packages)]
+
+
+@pytest.mark.parametrize("page", [page for page in WRITTEN if page.name != "CHANGELOG.md"], ids=place)
+def test_every_module_that_is_named_exists(page: Path) -> None:
+    """A name after the path, as in `worker/transport.py: plain`, must be in the file."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for path, name in re.findall(r"`([\w./-]+\.(?:py|lua|c|h|proto)|[\w./]+/)(?:: ([\w.]+))?`", text):
+        if path in NOT_OURS:
+            continue
+        found = [file for file in where(path, page) if file.exists()]
+        assert found, path
+        assert not name or any(name in file.read_text(encoding="utf-8") for file in found), f"{path}: {name}"
+
+
+def test_every_module_in_the_table_of_rooms_exists() -> None:
+    rooms = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").split("### Rooms")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", rooms, re.MULTILINE)
+    assert len(rows) >= 10
+    for room, modules in rows:
+        for module in re.findall(r"`([\w/]+)`", modules):
+            place_of = PACKAGES["orchestrator"] / room / module
+            assert place_of.is_dir() or place_of.with_suffix(".py").is_file(), place_of
+
+
+def test_the_glossary_has_each_term_once_and_in_order() -> None:
+    terms = re.findall(r"^- \*\*(.+?)\*\*: [A-Z`]", _page("glossary.md"), re.MULTILINE)
+    assert len(terms) == _page("glossary.md").count("\n- ")
+    folded = [term.casefold() for term in terms]
+    assert folded == sorted(set(folded))
