@@ -51,7 +51,8 @@ def make_app(settings: WorkerSettings, engine: Engine) -> Celery:
     )
     app.tachikoma_engine = engine  # type: ignore[attr-defined]
 
-    @app.task(name=keys.EXECUTE_TASK, ignore_result=True)
+    # Not shared: no other application of this process gets the task.
+    @app.task(name=keys.EXECUTE_TASK, ignore_result=True, shared=False)
     def execute(order: str) -> None:
         """Give the task its name; the pool takes the order from the message instead of calling this."""
         raise RuntimeError("the engine runs orders; this body never does")

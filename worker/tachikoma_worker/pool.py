@@ -34,11 +34,10 @@ def read_order(args: Any) -> tuple[str, str]:
     Raises:
         ValueError, TypeError, KeyError, IndexError: the message is no order.
     """
-    task_id: str = args[1]
-    request: dict[str, Any] = args[2]
+    task_id, request = args[1], args[2]
     (token,) = request["args"]
-    if not isinstance(token, str):
-        raise TypeError("the order is no text")
+    if not isinstance(token, str) or not isinstance(task_id, str):
+        raise TypeError("the order or its id is no text")
     return keys.split_task_id(task_id)[1], token
 
 

@@ -1,0 +1,108 @@
+"""The Celery pool hands orders to the engine, and never raises into Celery's loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tachikoma.redis import keys
+from tachikoma_worker.pool import EnginePool, read_order
+
+TASK_ID = keys.task_id("web-1", "job-7")
+
+
+class Engine:
+    """Records what it was asked, and is done at once."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, ...]] = []
+
+    def start(self) -> None:
+        self.calls.append(("start",))
+
+    def stop(self) -> None:
+        self.calls.append(("stop",))
+
+    def submit(self, exec_id: str, token: str, done: Callable[[], None]) -> None:
+        self.calls.append(("submit", exec_id, token))
+        done()
+
+
+class Hub:
+    """Celery's hub, which records what it was asked to call."""
+
+    def __init__(self) -> None:
+        self.called: list[tuple[Any, ...]] = []
+
+    def call_soon(self, callback: Any, result: Any) -> None:
+        self.called.append((callback, result))
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+@pytest.fixture
+def hub() -> Hub:
+    return Hub()
+
+
+@pytest.fixture
+def pool(engine: Engine, hub: Hub) -> EnginePool:
+    made = EnginePool(5, app=SimpleNamespace(tachikoma_engine=engine))
+    made.register_with_event_loop(hub)
+    return made
+
+
+def test_an_order_is_accepted_and_handed_over(pool: EnginePool, engine: Engine, hub: Hub) -> None:
+    accepted: list[int] = []
+    arguments = (keys.EXECUTE_TASK, TASK_ID, {"args": ["token"]})
+    pool.on_apply(print, arguments, callback=print, accept_callback=lambda pid, _: accepted.append(pid))
+    assert engine.calls == [("submit", "job-7", "token")]
+    assert len(accepted) == 1
+    # Through the hub, which it wakes: the engine is done on another thread.
+    assert hub.called == [(print, (False, None, 0.0))]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        None,
+        (),
+        ("task", TASK_ID),
+        ("task", TASK_ID, None),
+        ("task", TASK_ID, {}),
+        ("task", TASK_ID, {"args": []}),
+        ("task", TASK_ID, {"args": ["a", "b"]}),
+        ("task", TASK_ID, {"args": [7]}),
+        ("task", "no-dot", {"args": ["token"]}),
+        ("task", 7, {"args": ["token"]}),
+    ],
+)
+def test_a_message_that_is_no_order_is_done_at_once(pool: EnginePool, engine: Engine, hub: Hub, arguments: Any) -> None:
+    pool.on_apply(print, arguments, callback=print)
+    assert engine.calls == []
+    assert len(hub.called) == 1
+
+
+def test_the_engine_starts_and_stops_with_the_pool(pool: EnginePool, engine: Engine) -> None:
+    pool.on_start()
+    pool.on_stop()
+    pool.on_terminate()
+    assert engine.calls == [("start",), ("stop",), ("stop",)]
+
+
+@given(st.text(), st.lists(st.text() | st.integers(), max_size=3))
+def test_no_task_id_and_no_arguments_raise_anything_else(task_id: str, args: list[Any]) -> None:
+    try:
+        exec_id, token = read_order(("task", task_id, {"args": args}))
+    except (ValueError, TypeError):
+        return
+    assert task_id.endswith(exec_id)
+    assert token == args[0]
