@@ -46,8 +46,8 @@ MAX_FRAMES = 50
 _COPIED = ("event_id", "timestamp", "platform", "level", "release", "environment", "server_name", "sdk")
 #: First words of Redis's error replies.
 _REDIS_CODE = re.compile(
-    "BUSY|BUSYGROUP|CLUSTERDOWN|ERR|EXECABORT|LOADING|MASTERDOWN|MISCONF|MOVED|NOAUTH|NOGROUP|NOPERM|NOREPLICAS|NOSCRIPT"
-    "|OOM|READONLY|TRYAGAIN|UNKILLABLE|WRONGPASS|WRONGTYPE"
+    "BUSY|BUSYGROUP|CLUSTERDOWN|ERR|EXECABORT|LOADING|MASTERDOWN|MISCONF|MOVED|NOAUTH|NOGROUP|NOPERM|NOREPLICAS"
+    "|NOSCRIPT|OOM|READONLY|TRYAGAIN|UNKILLABLE|WRONGPASS|WRONGTYPE"
 )
 #: Form of names in source code and of ids; no other text becomes a tag.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
