@@ -415,7 +415,7 @@ def test_whatever_would_change_something_is_refused(world: World) -> None:
         "/tasks",
     ):
         status, text = world.ask(path, terminate="true", workername=NODE)
-        assert (status, text.startswith("this Flower only shows")) == (403, True), path
+        assert (status, text.startswith("this Flower is read-only")) == (403, True), path
     for path in ("/api/tasks", "/api/workers?refresh=1", f"/api/task/result/{exec_id}", "/metrics"):
         assert world.ask(path)[0] == 403, path
     assert world.status(exec_id).state is ExecState.STARTED

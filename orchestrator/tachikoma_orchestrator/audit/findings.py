@@ -1,4 +1,4 @@
-"""Audit events about data that must not be trusted, bounded so that a flood of it cannot fill the trail."""
+"""Audit events about data that cannot be trusted, limited so that a flood of it cannot fill the trail."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from tachikoma_orchestrator.audit.trail import AuditTrail
 
 __all__ = ["MAX_IN_A_MINUTE", "MAX_REASON", "MAX_SEEN", "Bound", "Findings"]
 
-#: Findings that are remembered, so that each is told once.
+#: Number of findings that are remembered, so that each is recorded once.
 MAX_SEEN = 4096
 
-#: Findings put on the record in a minute at the most.
+#: Largest number of findings that are recorded in a minute.
 MAX_IN_A_MINUTE = 60
 
-#: Longest reason of one.
+#: Longest reason of a finding, in characters.
 MAX_REASON = 300
 
 
 class Bound:
-    """How many of something go on the record; what is beyond is counted, and told with the next."""
+    """A limit of events in a minute; the next recorded event counts those that were left out."""
 
     def __init__(self) -> None:
         self._times: deque[float] = deque()
         self._left_out = 0
 
     def admits(self) -> bool:
-        """Whether there is room for one more in this minute."""
+        """Return True and count an event if another one may be recorded in this minute."""
         now = time.monotonic()
         while self._times and self._times[0] < now - 60:
             self._times.popleft()
@@ -44,16 +44,15 @@ class Bound:
         return True
 
     def left_out(self) -> str:
-        """What the next one says of those there was no room for."""
+        """Return the addition to the next event's reason: the number of events left out before it, or nothing."""
         left_out, self._left_out = self._left_out, 0
-        return f" (and {left_out} more were not told)" if left_out else ""
+        return f" (and {left_out} more were left out)" if left_out else ""
 
 
 class Findings:
-    """Puts on the record what must not be believed, in bounds that no flood of it can break.
+    """Records data that cannot be trusted: each finding once, and at most `MAX_IN_A_MINUTE`.
 
-    The same of an execution is told once, and of all so much in a minute; what is beyond is counted, and told with the
-    next. What names no execution there is stands in the log alone.
+    A finding about an execution that does not exist is not recorded; the caller logs it.
     """
 
     def __init__(self, redis: Redis, trail: AuditTrail) -> None:
@@ -63,7 +62,13 @@ class Findings:
         self._bound = Bound()
 
     async def add(self, code: AuditCode, exec_id: str, reason: str) -> None:
-        """Tell of something said of an execution that it must not be believed, and why."""
+        """Record a finding about an execution.
+
+        Args:
+            code: the code of the audit event.
+            exec_id: the execution.
+            reason: the data, and why it is not trusted.
+        """
         reason = reason[:MAX_REASON]
         if not self._is_new(code, exec_id, reason):
             return
@@ -82,13 +87,13 @@ class Findings:
         )  # fmt: skip
 
     async def add_of_agent(self, code: AuditCode, agent: str, reason: str) -> None:
-        """Tell of something that an agent says of itself, that it must not be believed, and why."""
+        """Record a finding about an agent's statement about itself; arguments as of `add`."""
         reason = reason[:MAX_REASON]
         if self._is_new(code, agent, reason):
             await self._trail.append(code, agent_id=agent[:64], authorized="0", reason=reason + self._bound.left_out())
 
     def _is_new(self, code: AuditCode, subject: str, reason: str) -> bool:
-        """Whether it goes on the record: it was not told before, and there is room for it."""
+        """Return True if a finding was not recorded before and another one may be recorded now."""
         if (code, subject, reason) in self._seen or not self._bound.admits():
             return False
         self._seen[code, subject, reason] = None

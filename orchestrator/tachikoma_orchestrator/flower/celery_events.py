@@ -1,7 +1,7 @@
-"""Executions and agents as Celery's events tell of tasks and workers: what Flower shows.
+"""Celery's task and worker events, made from executions and agents: the content of Flower.
 
-Said from the ledger's records, so that what is told again is told in the same words. `docs/decisions/0017` says what
-becomes of which state, and why.
+They are made from the ledger's records alone, so an event that is made twice has the same content.
+`docs/decisions/0017` gives the event of each state, and the reasons.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ __all__ = [
     "worker_events",
 ]
 
-#: What happened to a task or a worker, with the names and values that Celery gives it.
+#: An event of a task or a worker, with Celery's names and values.
 Event: TypeAlias = dict[str, Any]
 
-#: Where Celery's events go; with Redis it is of the type `fanout` (`celery.events.event.get_exchange`).
+#: The exchange of Celery's events; with Redis, its type is `fanout` (`celery.events.event.get_exchange`).
 EVENT_EXCHANGE = "celeryev"
-#: Event of no kind that Celery knows: all that was told before is void, and told anew after it.
+#: Type of an event that Celery does not know: all earlier events are void, and are published again after it.
 BEGIN = "ledger-begin"
-#: Between two heartbeats of a worker; Celery takes one for offline after twice that.
+#: Time between two heartbeats of a worker; Celery marks it offline after twice that.
 HEARTBEAT_SECONDS = 10
-#: Longest text of a command, and of a reason, that is shown.
+#: Longest text of a command and of a reason, in characters.
 MAX_SHOWN = 1000
-#: Longest name of a task: it is also a label of Flower's own figures.
+#: Longest name of a task, which is also a label of Flower's metrics.
 MAX_NAME = 100
 
 _SENT, _RECEIVED, _STARTED = "task-sent", "task-received", "task-started"
@@ -71,14 +71,15 @@ WORKER_CODES: frozenset[str] = frozenset(code for code, row in AUDIT_CODES.items
 
 
 def task_events(record: Record) -> Iterator[Event]:
-    """Everything that happened to an execution so far, in its order.
+    """Make the events of an execution's whole history, oldest first.
 
     Raises:
-        RecordAltered: the record is none that this program wrote.
+        RecordAltered: the record was not written by this program.
+        OverflowError: a time in the record is too large.
     """
     agent, exec_id, result = record.agent, record.exec_id, record.result()
-    # In each of them: a listener may have let go of the one before.
-    about = {
+    # Part of each event: a listener may have dropped the one before.
+    common = {
         "uuid": exec_id,
         "hostname": keys.node(agent),
         "name": _name(record.command),
@@ -95,18 +96,18 @@ def task_events(record: Record) -> Iterator[Event]:
     }
     for state, at_ms in record.history:
         if state is ExecState.PENDING_APPROVAL:
-            yield {"type": _SENT, "timestamp": at_ms / 1000, **about}
+            yield {"type": _SENT, "timestamp": at_ms / 1000, **common}
         elif state is ExecState.QUEUED:
-            yield {"type": _RECEIVED, "timestamp": at_ms / 1000, **about}
+            yield {"type": _RECEIVED, "timestamp": at_ms / 1000, **common}
         elif state is ExecState.STARTED:
-            # As the agent says; the ledger's time is when that was heard.
-            yield {"type": _STARTED, "timestamp": (result.started_ms or at_ms) / 1000, **about}
+            # The agent's time; the ledger has the time at which its notice arrived.
+            yield {"type": _STARTED, "timestamp": (result.started_ms or at_ms) / 1000, **common}
         else:
-            yield {**_end(record, result, state, at_ms), **about}
+            yield {**_end(record, result, state, at_ms), **common}
 
 
 def _name(command: str) -> str:
-    """The program."""
+    """Return the program of a command, as the name of the task."""
     try:
         words = shlex.split(command)
     except ValueError:
@@ -115,41 +116,41 @@ def _name(command: str) -> str:
 
 
 def _end(record: Record, reported: ReportedResult, state: ExecState, at_ms: int) -> Event:
-    exit_code = -1 if reported.exit_code is None else reported.exit_code
-    # Of what did not run, or whose end nobody saw, there is none.
-    told = exit_code >= 0
+    """Return the event of a final state, without the fields common to all events."""
+    # None if the command did not run, or its exit is unknown.
+    exit_code = reported.exit_code if reported.exit_code is not None and reported.exit_code >= 0 else None
     result: dict[str, str | int] = {"state": str(state)}
-    if told:
+    event: Event = {"type": _ENDS[state], "timestamp": (reported.ended_ms or at_ms) / 1000}
+    if exit_code is not None:
         result["exit_code"] = exit_code
         result["stdout_bytes"] = reported.stdout_bytes or 0
         result["stderr_bytes"] = reported.stderr_bytes or 0
-    event: Event = {
-        "type": _ENDS[state],
-        "timestamp": (reported.ended_ms or at_ms) / 1000,
-        "result": repr(result),
-    }
-    if told:
         event["runtime"] = (reported.duration_us or 0) / 1e6
-    if state is ExecState.SUCCEEDED:
-        return event
-    by = record.cancel_requested_by if state is ExecState.CANCELLED else ""
-    reason = (f"by {by}" if by else record.error) or (f"exit code {exit_code}" if told else "nothing more is known")
-    event["exception"] = f"{state}: {reason}"[:MAX_SHOWN]
+    event["result"] = repr(result)
+    if state is not ExecState.SUCCEEDED:
+        event["exception"] = f"{state}: {_reason(record, state, exit_code)}"[:MAX_SHOWN]
     if state is ExecState.CANCELLED:
-        event |= {"terminated": "runtime" in event, "signum": reported.signal or None, "expired": False}
+        event |= {"terminated": exit_code is not None, "signum": reported.signal or None, "expired": False}
     return event
 
 
+def _reason(record: Record, state: ExecState, exit_code: int | None) -> str:
+    """Return the reason of a final state other than success."""
+    if state is ExecState.CANCELLED and record.cancel_requested_by:
+        return f"by {record.cancel_requested_by}"
+    return record.error or ("the reason is unknown" if exit_code is None else f"exit code {exit_code}")
+
+
 def worker_events(agent: str, state: AgentState, *, queued: int, processed: int, news: bool) -> Iterator[Event]:
-    """How an agent is.
+    """Make the events of an agent's state.
 
     Args:
         agent: its id.
-        state: as the registry has it.
-        queued: orders on its queue.
-        processed: executions it was given, as far as the ledger goes back.
-        news: whether listeners do not know of it yet, or have it for offline. Of one that is offline too they must be
-            told that it was online, or they would not remember it.
+        state: its state in the registry.
+        queued: number of orders on its queue.
+        processed: number of its executions in the ledger.
+        news: True if listeners do not know the agent, or know it as offline. An offline agent gets an event that it
+            was online first, or listeners would not remember it.
     """
     heartbeat = state.heartbeat
     common = {
@@ -161,9 +162,9 @@ def worker_events(agent: str, state: AgentState, *, queued: int, processed: int,
         "sw_sys": "Linux",
         "active": heartbeat.running if state.online else 0,
         "processed": processed,
-        # Celery's workers say three; of an agent the last minute's is known.
+        # Celery's workers report three values; agents report that of the last minute.
         "loadavg": f"{heartbeat.load:.2f}",
-        # Not of Celery; for our own Flower.
+        # Not part of Celery's events; shown by `dashboard`.
         "tachikoma": {
             "agent": agent,
             "host": heartbeat.hostname,
@@ -182,7 +183,7 @@ def worker_events(agent: str, state: AgentState, *, queued: int, processed: int,
 
 
 class EventFactory:
-    """Makes Celery's messages of several events. For one thread."""
+    """Makes messages of several events, as Celery does. For one thread."""
 
     def __init__(self) -> None:
         self._channel = cast(CapturingChannel, Connection(transport=CapturingTransport).channel())
@@ -190,7 +191,12 @@ class EventFactory:
         self._producer = Producer(self._channel, auto_declare=False)
 
     def message(self, kind: str, events: Sequence[Event]) -> bytes:
-        """The message for `keys.celery_events(kind)`, as a worker's own dispatcher makes it of events it gathered."""
+        """Return the message for `keys.celery_events(kind)`, in the form that a Celery worker gives to gathered events.
+
+        Args:
+            kind: `task` or `worker`.
+            events: the events, oldest first.
+        """
         self._producer.publish(
             list(events),
             exchange=EVENT_EXCHANGE,

@@ -1,11 +1,11 @@
-"""The feed: tells Flower, and whoever else listens to Celery's events, what happens.
+"""The feed: publishes the Celery events of executions and agents, for Flower and any other listener.
 
-One orchestrator at a time follows the audit trail, which has everything once and in order, and says from the ledger's
-records, in batches, what it finds there. It tells everything anew, `RECENT` executions and all agents, when somebody
-begins to listen (they say so on `orch:events:wanted`), and after everything by which something may have been missed: a
-new connection to Redis, another orchestrator. What is told twice is told in the same words.
+One orchestrator at a time follows the audit trail, which has every event once and in order, and makes Celery's events
+from the ledger's records, in batches. It publishes everything, `RECENT` executions and all agents, when a listener
+connects (`orch:events:wanted`), and whenever events may have been missed: after a new connection to Redis, or when
+another orchestrator takes over. An event that is published twice has the same content.
 
-While nobody listens, nothing is read and nothing told; what Redis answers to a message is who heard it.
+Without a listener nothing is read or published: Redis reports how many listeners received a message.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import NoReturn
 
 import structlog
 from redis.exceptions import LockError, RedisError
 
+from tachikoma.config.retry import Backoff
 from tachikoma.errors import RecordAltered
 from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
@@ -40,196 +42,228 @@ __all__ = ["RECENT", "Feed"]
 
 log = structlog.get_logger(__name__)
 
-#: Executions that are told to whoever begins to listen: the latest.
+#: Number of the latest executions that a new listener gets.
 RECENT = 5000
-#: Executions that become one message, and entries of the audit trail that are read at once.
+#: Executions in one message, and entries of the audit trail read at once.
 BATCH = 100
-#: How long what happens is gathered before it is told.
+#: Time for which events gather before they are published.
 GATHER_SECONDS = 0.25
-#: How long one look at the audit trail waits for something new.
+#: Longest wait for new entries of the audit trail.
 BLOCK_SECONDS = 1.0
-#: Between looks for listeners that do not say when they begin, while there are none.
+#: Time between two checks for listeners that do not announce themselves, while there is none.
 IDLE_SECONDS = 5.0
-#: Shortest time between two times that everything is told.
-ANEW_SECONDS = 2.0
-#: How long an orchestrator is the one that tells, without saying so again; and between attempts of the others.
+#: Shortest time between two publications of everything.
+REPUBLISH_SECONDS = 2.0
+#: Lifetime of the lock without renewal.
 LOCK_SECONDS = 6.0
+#: Delay between two attempts to get the lock from another orchestrator.
+TAKE_OVER_SECONDS = 1.0
+#: First and longest delay after a failure.
 RETRY_SECONDS = 1.0
+MAX_RETRY_SECONDS = 5.0
 
 
 class Feed:
-    """Tells what happens, as long as it runs."""
+    """Publishes events while it runs and no other orchestrator does."""
 
     def __init__(self, redis: Redis, ledger: Ledger, registry: Registry, subscriber: Subscriber) -> None:
         """Prepare a feed, before the subscriber runs.
 
         Args:
-            redis: connections that are not a request's; it waits on them.
-            ledger: whose records it tells.
-            registry: whose agents it tells.
-            subscriber: hears that somebody begins to listen.
+            redis: connections apart from those of requests; the feed waits on them.
+            ledger: has the records of executions.
+            registry: has the agents.
+            subscriber: receives the announcements of listeners.
         """
         self._redis = redis
         self._ledger = ledger
         self._registry = registry
         self._messages = EventFactory()
+        #: Set if everything must be published.
         self._wanted = asyncio.Event()
-        #: Whether each agent is online, as listeners were told last.
+        #: State of each agent as it was last published: True for online.
         self._online: dict[str, bool] = {}
-        #: When everything, and when the agents were told last, by the monotonic clock.
-        self._told_at = self._agents_at = float("-inf")
-        #: When this was last confirmed to be the orchestrator that tells.
+        #: Time of the last publication of everything, and of the agents, by the monotonic clock.
+        self._all_published_at = self._agents_published_at = float("-inf")
+        #: Time of the last renewal of the lock, by the monotonic clock.
         self._locked_at = float("-inf")
-        subscriber.on_pattern(keys.EVENTS_WANTED, self._somebody)
+        subscriber.on_pattern(keys.EVENTS_WANTED, self._listener_connected)
         subscriber.on_gap(self._gap)
 
-    async def _somebody(self, _channel: str, _message: bytes) -> None:
+    async def _listener_connected(self, _channel: str, _message: bytes) -> None:
         self._wanted.set()
 
     async def _gap(self) -> None:
-        # Somebody may have begun to listen meanwhile, and was not heard.
+        # A listener may have connected during the gap.
         self._wanted.set()
 
-    async def run(self) -> None:
-        """Tell for ever, while no other orchestrator does."""
-        # Not before it would hear of whoever begins to listen next.
+    async def run(self) -> NoReturn:
+        """Publish until cancelled, whenever the lock is free."""
+        # The subscriber must run first, or the announcement of a listener could be missed.
         await self._wanted.wait()
         lock = self._redis.lock(keys.audit_lock("events"), timeout=LOCK_SECONDS)
+        retry = Backoff(RETRY_SECONDS, MAX_RETRY_SECONDS)
         try:
             while True:
                 try:
-                    # It may be ours still, after an interruption.
+                    # After an interruption the lock may still be held.
                     if await lock.acquire(blocking=False) or await lock.owned():
-                        await self._tell(lock)
+                        retry.reset()
+                        await self._publish_changes(lock)
+                    await asyncio.sleep(TAKE_OVER_SECONDS)
                 except (RedisError, OSError, LockError) as error:
                     log.warning("events.interrupted", reason=str(error)[:200])
+                    await retry.wait()
                 except Exception:
-                    # What only shows must not end what works.
+                    # Events are for display only: a failure must not end the orchestrator.
                     log.exception("events.failed")
-                await asyncio.sleep(RETRY_SECONDS)
+                    await retry.wait()
         finally:
             with suppress(RedisError, OSError, LockError):
                 await lock.release()
 
-    async def _tell(self, lock: Lock) -> None:
-        """Tell while the lock is ours."""
+    async def _publish_changes(self, lock: Lock) -> NoReturn:
+        """Publish as long as the lock is held. Raises LockError once it is lost, redis errors."""
         self._locked_at = float("-inf")
-        cursor = None
+        #: Place in the trail up to which everything is published; None without a listener.
+        cursor: str | None = None
         while True:
-            await self._keep(lock)
+            await self._renew(lock)
             if cursor is not None and not self._wanted.is_set():
-                cursor = await self._tell_new(cursor)
-            elif (early := self._told_at + ANEW_SECONDS - time.monotonic()) > 0:
+                cursor = await self._publish_new(cursor)
+            elif (early := self._all_published_at + REPUBLISH_SECONDS - time.monotonic()) > 0:
                 await asyncio.sleep(early)
             else:
                 self._wanted.clear()
-                cursor = await self._tell_all(lock)
+                cursor = await self._publish_all(lock)
             if cursor is None:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._wanted.wait(), min(IDLE_SECONDS, LOCK_SECONDS / 3))
 
-    async def _keep(self, lock: Lock) -> None:
+    async def _renew(self, lock: Lock) -> None:
         if time.monotonic() - self._locked_at > LOCK_SECONDS / 3:
             await lock.reacquire()
             self._locked_at = time.monotonic()
 
-    # --- what is told -------------------------------------------------------------------------------------------------
+    # --- everything ---------------------------------------------------------------------------------------------------
 
-    async def _publish(self, kind: str, events: Sequence[Event]) -> bool:
-        """Whether anybody heard them."""
-        message = self._messages.message(kind, events)
-        return await self._redis.publish(keys.celery_events(kind), message) > 0
+    async def _publish_all(self, lock: Lock) -> str | None:
+        """Publish everything.
 
-    async def _tell_all(self, lock: Lock) -> str | None:
-        """Tell everything anew. The place in the trail up to which it is told, or None where nobody listens."""
-        if not await self._publish("worker", [{"type": BEGIN, "hostname": "tachikoma"}]):
+        Returns:
+            The place in the trail up to which everything is published, or None if there is no listener.
+        """
+        if not await self._send("worker", [{"type": BEGIN, "hostname": "tachikoma"}]):
             return None
-        self._told_at = time.monotonic()
+        self._all_published_at = time.monotonic()
         self._online.clear()
-        # First, so that what happens while records are read is told twice rather than not at all.
+        # Read before the records, so that changes meanwhile are published twice and not missed.
         latest = await self._redis.xrevrange(keys.AUDIT, count=1)
         cursor = latest[0][0].decode() if latest else "0-0"
-        await self._tell_agents()
+        await self._publish_agents()
         ids = await self._recent()
         for begin in range(0, len(ids), BATCH):
-            await self._tell_executions(ids[begin : begin + BATCH])
-            await self._keep(lock)
-        log.info("events.told_anew", executions=len(ids), agents=len(self._online))
+            await self._publish_executions(ids[begin : begin + BATCH])
+            await self._renew(lock)
+        log.info("events.all_published", executions=len(ids), agents=len(self._online))
         return cursor
 
     async def _recent(self) -> list[str]:
-        """The latest executions, oldest first; before them any that have not ended, however old."""
+        """Return the ids of the latest executions, oldest first, after all older ones that have not finished."""
         latest = await self._ledger.newest("", ended=True, before=None, limit=RECENT)
-        still_open = await self._ledger.newest("", ended=False, before=None, limit=RECENT)
-        # Later entries move to the end of a dictionary only when they are not in it.
-        return list(dict.fromkeys(exec_id for exec_id, _ in reversed([*latest, *still_open])))
+        unfinished = await self._ledger.newest("", ended=False, before=None, limit=RECENT)
+        # A dictionary keeps the place of the first of two equal keys.
+        return list(dict.fromkeys(exec_id for exec_id, _ in reversed([*latest, *unfinished])))
 
-    async def _tell_new(self, cursor: str) -> str | None:
-        """Tell what is new after a place in the trail. The next place, or None where nobody listens any more."""
+    # --- changes ------------------------------------------------------------------------------------------------------
+
+    async def _publish_new(self, cursor: str) -> str | None:
+        """Publish the changes after a place in the trail.
+
+        Returns:
+            The next place, or None if there is no listener any more.
+        """
         answer = await self._redis.xread({keys.AUDIT: cursor}, count=BATCH, block=round(BLOCK_SECONDS * 1000))
+        entries = [entry for _, found in answer or () for entry in found]
         steps: dict[str, frozenset[str]] = {}
         agents_changed = False
-        entries = [entry for _, found in answer or () for entry in found]
         for at, fields in entries:
             cursor = at.decode()
             code = fields.get(b"event", b"").decode(errors="replace")
             if code in STEPS:
                 exec_id = fields.get(b"id", b"").decode(errors="replace")
                 steps[exec_id] = steps.get(exec_id, frozenset()) | STEPS[code]
-            elif code in WORKER_CODES:
-                agents_changed = True
-        heard = True
-        if agents_changed or time.monotonic() - self._agents_at >= HEARTBEAT_SECONDS:
-            heard = await self._tell_agents()
+            agents_changed = agents_changed or code in WORKER_CODES
+        received = True
+        if agents_changed or time.monotonic() - self._agents_published_at >= HEARTBEAT_SECONDS:
+            received = await self._publish_agents()
         if steps:
-            heard = await self._tell_executions(list(steps), steps) and heard
+            received = await self._publish_executions(list(steps), steps) and received
         if entries and len(entries) < BATCH:
             await asyncio.sleep(GATHER_SECONDS)
-        return cursor if heard else None
+        return cursor if received else None
 
-    async def _tell_agents(self) -> bool:
-        """Tell how all agents are. Whether somebody heard it, or there was nothing to tell."""
-        self._agents_at = time.monotonic()
+    async def _publish_agents(self) -> bool:
+        """Publish the state of all agents. Returns False if there is no listener."""
+        self._agents_published_at = time.monotonic()
         agents = await self._registry.all()
+        counts = await self._agent_counts(list(agents))
+        events: list[Event] = []
+        for agent, state in agents.items():
+            queued, processed = counts[agent]
+            published = self._online.get(agent)
+            news = published is None or (state.online and not published)
+            events += worker_events(agent, state, queued=queued, processed=processed, news=news)
+            self._online[agent] = state.online
+        received = True
+        for begin in range(0, len(events), BATCH):
+            received = await self._send("worker", events[begin : begin + BATCH]) and received
+        return received
+
+    async def _agent_counts(self, agents: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Count the orders on each agent's queue and its executions in the ledger. Raises redis errors."""
+        if not agents:
+            return {}
         async with self._redis.pipeline(transaction=False) as pipe:
             for agent in agents:
                 pipe.llen(keys.queue(agent))
                 pipe.zcard(keys.agent_index(agent))
-            counts = await pipe.execute(raise_on_error=False) if agents else []
-        events: list[Event] = []
-        for (agent, state), queued, processed in zip(agents.items(), counts[::2], counts[1::2], strict=True):
-            for count in (queued, processed):
-                if isinstance(count, Exception) and not wrong_type(count):
-                    raise count
-            known = self._online.get(agent)
-            events += worker_events(
-                agent,
-                state,
-                # A key that holds something else was put there by somebody who means harm.
-                queued=0 if isinstance(queued, Exception) else queued,
-                processed=0 if isinstance(processed, Exception) else processed,
-                news=known is None or (state.online and not known),
-            )
-            self._online[agent] = state.online
-        heard = True
-        for begin in range(0, len(events), BATCH):
-            heard = await self._publish("worker", events[begin : begin + BATCH]) and heard
-        return heard
+            answers = await pipe.execute(raise_on_error=False)
+        counts: list[int] = []
+        for answer in answers:
+            if isinstance(answer, Exception) and not wrong_type(answer):
+                raise answer
+            # An attacker may have written another type.
+            counts.append(0 if isinstance(answer, Exception) else answer)
+        return dict(zip(agents, zip(counts[::2], counts[1::2], strict=True), strict=True))
 
-    async def _tell_executions(self, ids: Sequence[str], steps: Mapping[str, frozenset[str]] | None = None) -> bool:
-        """Tell what happened to executions: everything, or of each only these steps. Whether somebody heard it."""
+    async def _publish_executions(self, ids: Sequence[str], steps: Mapping[str, frozenset[str]] | None = None) -> bool:
+        """Publish events of executions.
+
+        Args:
+            ids: the executions.
+            steps: the types of events to publish of each; None for all.
+
+        Returns:
+            False if there is no listener.
+        """
         events: list[Event] = []
-        away: set[str] = set()
+        offline: set[str] = set()
         for record in await self._ledger.records(ids):
             try:
-                told = list(task_events(record))
+                found = list(task_events(record))
             except (RecordAltered, OverflowError) as error:
                 log.error("record.unreadable", id=record.exec_id, reason=str(error)[:300])
                 continue
-            events += (event for event in told if steps is None or event["type"] in steps[record.exec_id])
+            events += (event for event in found if steps is None or event["type"] in steps[record.exec_id])
             if self._online.get(record.agent) is False:
-                away.add(record.agent)
-        # Celery takes a worker for online of whose task it hears; of one that is lost with its agent, too.
+                offline.add(record.agent)
+        # Celery marks a worker online with each event of its tasks, also if the task was lost with its agent.
         now = time.time()
-        events += ({"type": "worker-offline", "hostname": keys.node(agent), "timestamp": now} for agent in away)
-        return not events or await self._publish("task", events)
+        events += ({"type": "worker-offline", "hostname": keys.node(agent), "timestamp": now} for agent in offline)
+        return not events or await self._send("task", events)
+
+    async def _send(self, kind: str, events: Sequence[Event]) -> bool:
+        """Publish events in one message. Returns False if there is no listener."""
+        message = self._messages.message(kind, events)
+        return await self._redis.publish(keys.celery_events(kind), message) > 0

@@ -128,7 +128,7 @@ def from_beat_schedule(app: Celery, place: str) -> ScheduleSet:
     if not schedules and not mistakes:
         mistakes.append(f"{place}: no entry of its beat_schedule has the task {ENTRY_TASK}")
     if len(schedules) > MAX_SCHEDULES:
-        mistakes.append(f"{place}: there are {len(schedules)} schedules; at most {MAX_SCHEDULES} are taken")
+        mistakes.append(f"{place}: there are {len(schedules)} schedules; at most {MAX_SCHEDULES} are allowed")
     if mistakes:
         raise ConfigurationError("\n".join(mistakes))
     canonical = json.dumps([schedule.to_dict() for _, schedule in sorted(schedules.items())], sort_keys=True)

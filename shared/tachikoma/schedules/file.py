@@ -1,4 +1,4 @@
-"""Schedules: what is to run when, from a file.
+"""Schedules: commands and the times at which they run, from a file.
 
 schedules:
   - name: nightly-backup
@@ -38,12 +38,12 @@ __all__ = [
     "ScheduledRequest",
 ]
 
-#: Most schedules of one set.
+#: Largest number of schedules.
 MAX_SCHEDULES = 1000
 
 
 class ScheduledRequest(Model):
-    """What is to run: fields of an `ExecRequest`."""
+    """The request of each run: fields of an `ExecRequest`."""
 
     command: Annotated[tuple[str, ...], Field(min_length=1)]
     work_dir: str = ""
@@ -61,22 +61,22 @@ class ScheduledRequest(Model):
 
 
 class Schedule(Model):
-    """What is to run on which agent, and when."""
+    """A command, its agent, and the rule of its due times."""
 
-    #: It asks for its runs as `spiffe://<trust domain>/schedule/<name>`.
+    #: The requester of its runs is `spiffe://<trust domain>/schedule/<name>`.
     name: Identifier
-    #: Minute, hour, day of the month, month, day of the week.
+    #: Minute, hour, day of the month, month, day of the week; None if the rule is `every`.
     cron: str | None = None
-    #: Whose clocks `cron` means.
+    #: Time zone of `cron`.
     timezone: str = UTC_NAME
-    #: Instead of `cron`: at every multiple of this, counted from 1970-01-01 UTC.
+    #: Due at every multiple of this duration, counted from 1970-01-01 UTC; None if the rule is `cron`.
     every: Duration | None = None
     agent_id: Identifier
     request: ScheduledRequest
     enabled: bool = True
     missed: Missed = Missed.SKIP
     overlap: Overlap = Overlap.ALLOW
-    #: A run that could not be asked for so long after its due time is missed.
+    #: A run that could not be requested for this long after its due time is missed.
     lateness: Duration = timedelta(seconds=60)
 
     @field_validator("cron")
@@ -113,12 +113,12 @@ class Schedule(Model):
         if (self.cron is None) == (self.every is None):
             raise ValueError("needs either cron or every")
         if self.every is not None and "timezone" in self.model_fields_set:
-            raise ValueError("timezone goes with cron; every is counted without clocks")
+            raise ValueError("timezone is for cron; every is counted in UTC")
         return self
 
     @property
     def timing(self) -> Timing:
-        """When it is due."""
+        """The rule of its due times."""
         if self.every is not None:
             return Every(self.every // timedelta(milliseconds=1))
         assert self.cron is not None
@@ -126,7 +126,7 @@ class Schedule(Model):
 
     @property
     def when(self) -> str:
-        """When it is due, for people."""
+        """The rule of its due times, for people."""
         if self.every is not None:
             return f"every {format_duration(self.every)}"
         return f"{self.cron} {self.timezone}"
@@ -149,19 +149,19 @@ class Schedule(Model):
 
 
 class ScheduleFile(Model):
-    """What a file of schedules holds."""
+    """The content of a file of schedules."""
 
     schedules: Annotated[tuple[Schedule, ...], Field(max_length=MAX_SCHEDULES)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScheduleSet:
-    """All schedules. Immutable; a changed file makes a new set."""
+    """All schedules. Immutable: a changed file results in a new set."""
 
     schedules: dict[str, Schedule]
     #: SHA-256 over the files, in hexadecimal.
     digest: str
-    #: What is valid and hardly meant.
+    #: Warnings about rules that are valid and probably not intended.
     warnings: tuple[str, ...] = ()
 
     @classmethod
@@ -169,8 +169,8 @@ class ScheduleSet:
         """Read a file, or all files of a folder that end in .yaml or .yml, but not in .test.yaml.
 
         Raises:
-            ConfigurationError: it cannot be read or is wrong; the message names file, line, column and field of
-                each mistake.
+            ConfigurationError: a file cannot be read or has a mistake; the message names the file, line, column and
+                field of each mistake.
         """
         return cls.parse_all(read_files(path, "file of schedules"))
 
@@ -201,39 +201,40 @@ class ScheduleSet:
                 if warning := _warning(schedule):
                     warnings.append(f"{position}: {schedule.name}: {warning}")
         if len(found) > MAX_SCHEDULES:
-            mistakes.append(f"there are {len(found)} schedules; at most {MAX_SCHEDULES} are taken")
+            mistakes.append(f"there are {len(found)} schedules; at most {MAX_SCHEDULES} are allowed")
         if mistakes:
             raise ConfigurationError("\n".join(mistakes))
         schedules = {name: schedule for name, (schedule, _) in sorted(found.items())}
         return cls(schedules, digest(texts), tuple(warnings))
 
     def get(self, name: str) -> Schedule:
-        """A schedule by its name.
+        """Return a schedule by its name.
 
         Raises:
             NotFound: there is none.
         """
         schedule = self.schedules.get(name)
         if schedule is None:
-            raise NotFound(f"there is no schedule {name[:80]!r}; `tachikoma schedule ls` shows those there are")
+            raise NotFound(f"there is no schedule {name[:80]!r}; `tachikoma schedule ls` lists all schedules")
         return schedule
 
 
 def _request_mistakes(schedule: Schedule, document: Document[ScheduleFile], index: int) -> list[str]:
-    """What no execution could be asked for with."""
+    """Return the mistakes because of which no execution could be requested."""
     try:
         schedule.exec_request("check")
     except ValidationError as error:
         mistakes = []
         for item in error.errors(include_url=False, include_context=False, include_input=False):
             location = ("schedules", index, "request", *item["loc"])
-            what = item["msg"].removeprefix("Value error, ")
-            mistakes.append(f"{document.position(location)}: {dotted(location)}: {what}")
+            problem = item["msg"].removeprefix("Value error, ")
+            mistakes.append(f"{document.position(location)}: {dotted(location)}: {problem}")
         return mistakes
     return []
 
 
 def _warning(schedule: Schedule) -> str:
+    """Return a warning about a rule that is probably not intended, or an empty text."""
     timing = schedule.timing
     if isinstance(timing, Cron) and timing.restricts_both_days:
         return "cron names days of the month and of the week: it is due on days that are both, not either"
@@ -241,7 +242,7 @@ def _warning(schedule: Schedule) -> str:
 
 
 class ScheduleWatch(FileWatch[ScheduleSet]):
-    """The schedules in force, replaced as a whole when their file changes and is right."""
+    """The active schedules, replaced as a whole when their file changes and has no mistake."""
 
     def __init__(self, path: Path) -> None:
         """Load the file; raises as `ScheduleSet.load` does."""

@@ -1,13 +1,13 @@
-"""When something is due: at fixed distances, or by a cron expression in a time zone.
+"""Rules of due times: fixed intervals, or a cron expression in a time zone.
 
-Due times are a pure function of the rule, in milliseconds since the epoch: whoever computes them, whenever, finds the
-same ones, and nothing has to be remembered between two of them. Intervals are counted from the epoch.
+Due times are a pure function of the rule, in milliseconds since the epoch: every process computes the same ones at any
+time, and nothing is stored between two of them. Intervals are counted from the epoch.
 
-A cron expression has Celery's meaning: a day must be in the day of the month, the month *and* the day of the week.
-Where clocks change:
+A cron expression has Celery's meaning: a day must match the day of the month, the month *and* the day of the week.
+Rules for clock changes:
 
-- a local time that is left out is due when it would have been had the clock not been set forward (02:30 is 03:30);
-- a local time that comes twice is due the first time; in an expression that is for every hour, both times.
+- a local time that is left out is due when it would have come without the change (02:30 becomes 03:30);
+- a local time that comes twice is due the first time; an expression for every hour is due both times.
 """
 
 from __future__ import annotations
@@ -24,19 +24,22 @@ from itertools import product
 from typing import Protocol
 from zoneinfo import ZoneInfo
 
+from tachikoma.vocabulary.clock import duration_ms, from_ms
+
 __all__ = ["UTC_NAME", "Cron", "Every", "Timing", "parse_timing"]
 
 UTC_NAME = "UTC"
 #: Shortest and longest interval.
 MIN_EVERY_MS = 100
-MAX_EVERY_MS = 366 * 24 * 3600 * 1000
-#: Longest cron expression.
+MAX_EVERY_MS = duration_ms(timedelta(days=366))
+#: Longest cron expression, in characters.
 MAX_CRON = 200
-#: How far ahead a due time is looked for: a 29 February on a given day of the week comes after 40 years at the latest.
+#: Days for which a due time is searched: 29 February on a given day of the week comes after at most 40 years.
 HORIZON_DAYS = 41 * 366
 
 _EPOCH = date(1970, 1, 1)
 _DAY = timedelta(days=1)
+_DAY_MS = duration_ms(_DAY)
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _PART = re.compile(r"(?:(\*)|([0-9]+|[a-z]{3,9})(?:-([0-9]+|[a-z]{3,9}))?)(?:/([0-9]+))?")
@@ -47,26 +50,33 @@ class Timing(Protocol):
 
     @property
     def text(self) -> str:
-        """The rule as `parse_timing` takes it."""
+        """The rule as `parse_timing` reads it."""
 
     def after(self, ms: int) -> Iterator[int]:
-        """Due times later than a time, in their order."""
+        """Return the due times after a time, earliest first."""
 
     def between(self, after: int, until: int, newest: int) -> tuple[list[int], int]:
-        """The newest due times, at most so many, that are later than one time and not later than another; and how many
-        there are in all."""
+        """Return the due times after a time, up to and including another.
+
+        Args:
+            after, until: the two times.
+            newest: largest number of due times to return, the latest.
+
+        Returns:
+            The due times, earliest first, and the number of all.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Every:
-    """At every multiple of an interval since the epoch."""
+    """A rule that is due at every multiple of an interval since the epoch."""
 
     milliseconds: int
 
     def __post_init__(self) -> None:
         """Check the bounds; raises ValueError."""
         if not MIN_EVERY_MS <= self.milliseconds <= MAX_EVERY_MS:
-            raise ValueError(f"an interval is {MIN_EVERY_MS} ms to {MAX_EVERY_MS // (24 * 3600 * 1000)} days long")
+            raise ValueError(f"an interval is {MIN_EVERY_MS} ms to {MAX_EVERY_MS // _DAY_MS} days long")
 
     @property
     def text(self) -> str:
@@ -91,7 +101,7 @@ def _number(text: str, names: tuple[str, ...], low: int, high: int) -> int:
     else:
         found = [at for at, name in enumerate(names) if text.startswith(name)]
         if not found:
-            raise ValueError(f"{text!r} is no name of a month or a day of the week")
+            raise ValueError(f"{text!r} is not a name of a month or a day of the week")
         number = found[0] + low
     if not low <= number <= high:
         raise ValueError(f"{text} is not from {low} to {high}")
@@ -99,12 +109,12 @@ def _number(text: str, names: tuple[str, ...], low: int, high: int) -> int:
 
 
 def _numbers(text: str, low: int, high: int, names: tuple[str, ...] = ()) -> tuple[int, ...]:
-    """The numbers that a field of an expression stands for."""
+    """Return the numbers that a field of an expression matches. Raises ValueError."""
     found: set[int] = set()
     for part in text.lower().split(","):
         match = _PART.fullmatch(part)
         if match is None:
-            raise ValueError(f"{part!r} is none of *, 5, 1-5, */15, 0-30/10, and lists of them")
+            raise ValueError(f"{part!r} is not one of *, 5, 1-5, */15, 0-30/10, or a list of them")
         star, first, last, step = match.groups()
         if step is not None and not (star or last):
             raise ValueError(f"{part!r}: a step follows * or a range")
@@ -115,7 +125,7 @@ def _numbers(text: str, low: int, high: int, names: tuple[str, ...] = ()) -> tup
         else:
             begin = _number(first, names, low, high)
             end = _number(last, names, low, high) if last else begin
-            # As in 22-3: over the end.
+            # A range such as 22-3 continues after the last number.
             numbers = [*range(begin, end + 1)] if begin <= end else [*range(begin, high + 1), *range(low, end + 1)]
         found |= set(numbers[:: int(step or 1)])
     return tuple(sorted(found))
@@ -123,7 +133,7 @@ def _numbers(text: str, low: int, high: int, names: tuple[str, ...] = ()) -> tup
 
 @dataclass(frozen=True, slots=True)
 class Cron:
-    """As a cron expression says, in a time zone."""
+    """A rule by a cron expression, in a time zone."""
 
     expression: str
     timezone: str = UTC_NAME
@@ -153,7 +163,7 @@ class Cron:
             except ValueError as error:
                 raise ValueError(f"the {kind}: {error}") from None
         if not any(day <= monthrange(2000, month)[1] for day, month in product(self._days, self._months)):
-            raise ValueError("no such day is in any such month")
+            raise ValueError("none of these days exists in any of these months")
         object.__setattr__(self, "_zone", zone(self.timezone))
 
     @property
@@ -162,11 +172,11 @@ class Cron:
 
     @property
     def restricts_both_days(self) -> bool:
-        """Whether it says something of the day of the month and of the day of the week."""
+        """True if the expression restricts both the day of the month and the day of the week."""
         return len(self._days) < 31 and len(self._weekdays) < 7
 
     def after(self, ms: int) -> Iterator[int]:
-        day = datetime.fromtimestamp(ms / 1000, self._zone).date()
+        day = from_ms(ms).astimezone(self._zone).date()
         for _ in range(HORIZON_DAYS):
             times = _times(self, day)
             yield from times[bisect_right(times, ms) :]
@@ -177,8 +187,8 @@ class Cron:
     def between(self, after: int, until: int, newest: int) -> tuple[list[int], int]:
         found: deque[int] = deque(maxlen=newest)
         total = 0
-        day = datetime.fromtimestamp(after / 1000, self._zone).date()
-        last = datetime.fromtimestamp(until / 1000, self._zone).date()
+        day = from_ms(after).astimezone(self._zone).date()
+        last = from_ms(until).astimezone(self._zone).date()
         while day <= last:
             times = _times(self, day)
             times = times[bisect_right(times, after) : bisect_right(times, until)]
@@ -188,14 +198,14 @@ class Cron:
         return list(found), total
 
     def of_day(self, day: date) -> tuple[int, ...]:
-        """The due times that fall on a local day."""
+        """Return the due times of a local day, earliest first."""
         start, end = self._midnight(day), self._midnight(day + _DAY)
-        if end - start == start - self._midnight(day - _DAY) == _DAY.total_seconds() * 1000:
-            # No clock changes near it.
+        if end - start == start - self._midnight(day - _DAY) == _DAY_MS:
+            # No clock change is near.
             if not self._is_day(day):
                 return ()
             return tuple(start + (60 * hour + minute) * 60_000 for hour in self._hours for minute in self._minutes)
-        # What the day before left out may have become one of this day.
+        # A time that the day before left out may be due on this day.
         found = {
             due
             for local in (day - _DAY, day)
@@ -213,7 +223,7 @@ class Cron:
     def _moments(self, day: date, hour: int, minute: int) -> Iterator[int]:
         first, second = (self._moment(day, hour, minute, fold) for fold in (0, 1))
         yield first
-        # Where it is left out, the second lies before the first: it is told by the offset from then on.
+        # If the local time is left out, the second moment is before the first: it uses the later offset.
         if second > first and len(self._hours) == 24:
             yield second
 
@@ -221,7 +231,7 @@ class Cron:
         offset = datetime(day.year, day.month, day.day, hour, minute, tzinfo=self._zone, fold=fold).utcoffset()
         assert offset is not None
         local = ((day - _EPOCH).days * 24 + hour) * 60 + minute
-        return local * 60_000 - round(offset.total_seconds() * 1000)
+        return local * 60_000 - duration_ms(offset)
 
     def _midnight(self, day: date) -> int:
         return self._moment(day)
@@ -233,23 +243,23 @@ def _times(cron: Cron, day: date) -> tuple[int, ...]:
 
 
 def zone(name: str) -> ZoneInfo:
-    """A time zone by its name, as `Europe/Berlin`.
+    """Return a time zone by its name, such as `Europe/Berlin`.
 
     Raises:
-        ValueError: this host knows none of that name.
+        ValueError: this host knows no zone of that name.
     """
     try:
         return ZoneInfo(name)
     # A name such as `Europe` is a folder of zones.
     except (OSError, ValueError, KeyError):
-        raise ValueError(f"{name[:80]!r} is no time zone; write it like Europe/Berlin, or UTC") from None
+        raise ValueError(f"{name[:80]!r} is not a time zone; write it like Europe/Berlin, or UTC") from None
 
 
 def parse_timing(text: str) -> Timing:
-    """A rule from its `text`.
+    """Read a rule from its `text`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a rule.
     """
     kind, _, rest = text.partition(" ")
     if kind == "every" and rest.isdecimal():
@@ -257,4 +267,4 @@ def parse_timing(text: str) -> Timing:
     if kind == "cron":
         timezone, _, expression = rest.partition(" ")
         return Cron(expression, timezone)
-    raise ValueError(f"{text[:80]!r} is no rule of due times")
+    raise ValueError(f"{text[:80]!r} is not a rule of due times")

@@ -1,4 +1,4 @@
-"""What is told of schedules: how they stand, and what became of their due times."""
+"""Schedules as clients see them: their state, and the outcome of each due time."""
 
 from __future__ import annotations
 
@@ -15,74 +15,75 @@ __all__ = ["DueOutcome", "Missed", "Overlap", "ScheduleStatus", "ScheduledRun"]
 
 
 class Missed(StrEnum):
-    """What becomes of a due time at which nobody was there."""
+    """The rule for due times at which no submitter was running."""
 
-    #: It is put on the record, and no more.
+    #: They are recorded as missed.
     SKIP = "skip"
-    #: The last one of them runs as soon as somebody is there, unless one is due just then.
+    #: The last of them runs as soon as a submitter is running, unless another due time has just come.
     RUN_ONCE = "run-once"
 
 
 class Overlap(StrEnum):
-    """What becomes of a due time while the run before it has not ended."""
+    """The rule for a due time while the previous run has not finished."""
 
     ALLOW = "allow"
     SKIP = "skip"
 
 
 class DueOutcome(StrEnum):
-    """What became of a due time."""
+    """The outcome of a due time."""
 
-    #: It is about to be asked for.
+    #: The run is about to be requested.
     TAKEN = "TAKEN"
-    #: It was asked for and accepted: there is an execution.
+    #: The run was requested and accepted: there is an execution.
     RUN = "RUN"
-    #: It was asked for and refused: by policy, a limit, or because there is nobody to run it.
+    #: The run was requested and refused: by policy, by a limit, or because the agent is unavailable.
     REFUSED = "REFUSED"
-    #: Nobody asked for it in time.
+    #: The run was not requested in time.
     MISSED = "MISSED"
-    #: It was not to run: the schedule was paused or switched off, or the run before had not ended.
+    #: No run was due: the schedule was paused or disabled, or the previous run had not finished.
     SKIPPED = "SKIPPED"
 
 
 class ScheduledRun(Model):
-    """A due time of a schedule, or a run somebody asked for, on the record."""
+    """The record of a due time, or of a run that an operator requested."""
 
-    #: When it was due, or asked for; of several, the last.
+    #: The due time, or the time of the request; of several due times, the last.
     due: Timestamp
-    #: When that was put on the record, by the clock of Redis.
+    #: Time at which the outcome was recorded, by the clock of Redis.
     time: Timestamp
     outcome: DueOutcome
-    #: Its execution; empty where there is none.
+    #: Id of the execution; empty if there is none.
     id: str = ""
     agent_id: str = ""
-    #: Where that stands; None where the ledger does not know it.
+    #: State of the execution; None if the ledger has no record of it.
     state: ExecState | None = None
     reason: str = ""
-    #: How many due times it stands for, and the first of them, where it is not one.
+    #: Number of due times in this record, and the first of them; None if it is one.
     count: Annotated[int, Field(ge=1)] = 1
     first: Timestamp | None = None
-    #: SPIFFE ID of who asked for it beside its due times; else empty.
+    #: SPIFFE ID of the operator who requested the run; empty for a due time.
     requested_by: str = ""
 
 
 class ScheduleStatus(Model):
-    """A schedule, and how it stands."""
+    """A schedule with its state."""
 
     name: Identifier
-    #: Its rule: `every 15m`, or cron expression and time zone.
+    #: Its rule, for people: `every 15m`, or cron expression and time zone.
     when: str
     agent_id: Identifier
-    #: The argv with secrets taken out.
+    #: The argv with secrets masked.
     command: tuple[str, ...]
     enabled: bool = True
     missed: Missed = Missed.SKIP
     overlap: Overlap = Overlap.ALLOW
-    #: Whether it is paused; the SPIFFE ID of who paused it, when and why.
+    #: True if it is paused; then the SPIFFE ID of the operator who paused it, the time and the reason.
     paused: bool = False
     paused_by: str = ""
     paused_at: Timestamp | None = None
     pause_reason: str = ""
-    #: None where it is switched off.
+    #: The next due time; None if the schedule is disabled.
     next_due: Timestamp | None = None
+    #: The latest recorded run; None if there is none.
     last: ScheduledRun | None = None

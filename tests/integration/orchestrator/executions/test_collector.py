@@ -253,7 +253,7 @@ async def test_what_a_flood_kept_off_the_record_is_counted_on_it(stand: Stand, m
     await not_believed(stand, stand.result(stand.receipt(jti="job-9")))
     [event] = (await stand.trail.read(after="", limit=1000, exec_id=EXEC))[-1:]
     assert event.event == "receipt_refused"
-    assert event.reason.endswith(f"in the name of {AGENT} (and 5 more were not told)")
+    assert event.reason.endswith(f"in the name of {AGENT} (and 5 more were left out)")
 
 
 async def test_a_receipt_of_what_was_cancelled_or_given_up_is_on_the_record_once(stand: Stand) -> None:

@@ -155,7 +155,7 @@ def books(redis: Redis) -> Books:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody waits for what only spares work."""
     for name, value in {"GATHER_SECONDS": 0.01, "BLOCK_SECONDS": 0.05, "IDLE_SECONDS": 0.05, "RETRY_SECONDS": 0.02,
-                        "ANEW_SECONDS": 0.05}.items():  # fmt: skip
+                        "TAKE_OVER_SECONDS": 0.02, "REPUBLISH_SECONDS": 0.05}.items():  # fmt: skip
         monkeypatch.setattr(feed_module, name, value)
 
 
@@ -317,13 +317,13 @@ async def test_nothing_is_read_while_nobody_listens(
         made = await _calls(redis, publish=5)
         for name in ("xread", "xrevrange", "zrevrangebyscore", "hgetall", "llen"):
             assert name not in made, made
-        assert feed._told_at == float("-inf")
+        assert feed._all_published_at == float("-inf")
 
 
-async def test_who_says_that_it_listens_is_told_at_once_but_not_as_often_as_it_says_so(
+async def test_who_says_that_it_listens_is_all_published_at_once_but_not_as_often_as_it_says_so(
     redis: Redis, redis_url: str, subscriptions: Redis, books: Books, until: Until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feed_module, "ANEW_SECONDS", 0.3)
+    monkeypatch.setattr(feed_module, "REPUBLISH_SECONDS", 0.3)
     monkeypatch.setattr(feed_module, "BLOCK_SECONDS", 0.01)
     await books.heard()
     await books.admit("one")
@@ -354,7 +354,7 @@ async def test_one_orchestrator_tells_and_another_goes_on_when_it_is_gone(
                 # The other one tries to take the lock, in vain.
                 await _calls(redis, set=5)
                 assert len(heard.of("one")) == 1
-                assert second._told_at == float("-inf")
+                assert second._all_published_at == float("-inf")
         async with feeding(books, subscriptions):
             await until(lambda: len(heard.of("one")) == 2, "the next tells it anew")
             await books.admit("two")
