@@ -32,8 +32,9 @@ demo: $(VENV)/installed ## Run the whole system on this machine and show it at w
 
 dev: $(VENV)/dev ## Make .venv: this tree, editable, and every tool, from the lock.
 
-quick: dev ## Lint, types, layers and unit tests: before each commit.
-	@$(MAKE) --no-print-directory --output-sync=target -j2 lint types layers unit
+quick: dev ## Lint, types, layers, and the unit tests that are quick: before each commit.
+	@TACHIKOMA_TEST_EXAMPLES=10 $(MAKE) --no-print-directory --output-sync=target -j2 unit types layers lint \
+	    ARGS='-m "not slow" $(ARGS)'
 
 test: dev ## Run all tests on the working tree; ARGS goes to pytest.
 	$(PYTEST) -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)

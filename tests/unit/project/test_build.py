@@ -27,6 +27,7 @@ def build(target: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_spawner_is_built_and_says_how_it_is_used(tmp_path: Path, need: Callable[[bool, str], None]) -> None:
     need(shutil.which("cc") is not None, "a C compiler")
     done = build(tmp_path)
@@ -43,6 +44,7 @@ def test_a_static_program_is_told_from_a_dynamic_one(monkeypatch: pytest.MonkeyP
     assert not is_static(Path(__file__))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["/nowhere/cc", "false"])
 def test_without_a_compiler_the_package_is_built_without_it_and_says_so(tmp_path: Path, compiler: str) -> None:
     done = build(tmp_path, CC=compiler)

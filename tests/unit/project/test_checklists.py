@@ -108,13 +108,12 @@ def test_every_rpc_is_served(name: str) -> None:
     assert served.__module__.startswith("tachikoma_orchestrator.api"), f"{name} answers UNIMPLEMENTED"
 
 
-@pytest.mark.parametrize("name", rpcs("RemoteExecution"))
-def test_every_rpc_has_a_client_method(name: str) -> None:
+def test_every_rpc_has_a_client_method() -> None:
     called: set[str] = set()
     for path in sorted((PACKAGES["shared"] / "client").glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         called |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    assert (name in called) != (name in NOT_OF_THE_CLIENT)
+    assert set(rpcs("RemoteExecution")) - called == set(NOT_OF_THE_CLIENT)
 
 
 def test_the_synchronous_client_has_every_method_of_the_other() -> None:

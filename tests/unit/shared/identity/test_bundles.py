@@ -254,6 +254,7 @@ def test_a_leaf_known_with_its_chain_is_not_thereby_known_without(
     refused(bundle, leaf, "not trusted")
 
 
+@pytest.mark.slow
 def test_what_is_remembered_is_bounded(authority: Any, bundle: TrustBundle) -> None:
     leaf, _ = authority.leaf(ALICE)
     # Any certificates will do as intermediates: each makes another entry.

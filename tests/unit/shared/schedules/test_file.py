@@ -133,6 +133,7 @@ def test_a_folder_is_all_its_files(tmp_path: Path) -> None:
         ScheduleSet.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_too_many_schedules_are_refused() -> None:
     one = "  - {{name: s{}, every: 1h, agentId: a, request: {{command: [x]}}}}\n"
     text = "schedules:\n" + "".join(one.format(number) for number in range(MAX_SCHEDULES + 1))

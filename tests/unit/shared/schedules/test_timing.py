@@ -93,6 +93,7 @@ def is_due(cron: Cron, at: datetime) -> bool:
 
 
 @given(DAILY, st.sampled_from(ZONES), CHANGES, st.integers(0, 1439))
+@pytest.mark.slow
 def test_every_minute_about_a_change_of_clocks_is_due_or_not(expression: str, zone: str, day: str, minute: int) -> None:
     cron = Cron(expression, zone)
     start = datetime.fromisoformat(f"{day}T00:00:00+00:00") + timedelta(minutes=minute - 720)

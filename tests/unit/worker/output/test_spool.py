@@ -153,6 +153,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_whoever_takes_may_be_killed_at_any_moment(tmp_path: Path) -> None:
     """Each byte is in the pipe or in the spool, whenever the worker dies."""
     chance = random.Random(5)

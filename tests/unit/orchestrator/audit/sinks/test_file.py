@@ -202,6 +202,7 @@ def test_the_number_of_unsigned_events_survives_a_restart_however_large_they_are
     assert (report.findings, report.checkpoints, report.unsigned) == ([], 1, 100)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_due_a_minute_after_the_first_event_without_one(
     tmp_path: Path, identity: FileSvidSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:

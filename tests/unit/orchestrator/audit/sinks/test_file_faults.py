@@ -162,6 +162,7 @@ def paths(tmp_path: Path) -> Iterator[Path]:
 KINDS = ["before", "after", "partly", "crash before", "crash after", "crash partly"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_fault_at_every_operation(kind: str, paths: Iterator[Path], identity: FileSvidSource) -> None:
     operations = run(next(paths), identity, {})
@@ -171,6 +172,7 @@ def test_one_fault_at_every_operation(kind: str, paths: Iterator[Path], identity
         run(next(paths), identity, {number: kind})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_repair_after_a_fault_may_fail_as_well(kind: str, paths: Iterator[Path], identity: FileSvidSource) -> None:
     operations = run(next(paths), identity, {})
