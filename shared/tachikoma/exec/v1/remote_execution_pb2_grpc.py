@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class RemoteExecutionStub:
-    """RemoteExecution runs commands on agents. Callers are identified by the SPIFFE ID in their
-    certificate. Errors are gRPC status codes with google.rpc.ErrorInfo, and RetryInfo where a retry helps.
+    """RemoteExecution runs commands on agents. The SPIFFE ID in a caller's certificate identifies the caller. Errors are
+    gRPC status codes with google.rpc.ErrorInfo, and with RetryInfo if a retry can help.
     """
 
     def __init__(self, channel):
@@ -164,181 +164,183 @@ class RemoteExecutionStub:
 
 
 class RemoteExecutionServicer:
-    """RemoteExecution runs commands on agents. Callers are identified by the SPIFFE ID in their
-    certificate. Errors are gRPC status codes with google.rpc.ErrorInfo, and RetryInfo where a retry helps.
+    """RemoteExecution runs commands on agents. The SPIFFE ID in a caller's certificate identifies the caller. Errors are
+    gRPC status codes with google.rpc.ErrorInfo, and with RetryInfo if a retry can help.
     """
 
     def Execute(self, request, context):
-        """Execute runs a command and answers when it has ended.
+        """Execute runs a command and returns its result.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExecuteStream(self, request, context):
-        """ExecuteStream runs a command and sends its output while it runs. The first message is the status of
-        the accepted execution, the last one its result.
+        """ExecuteStream runs a command and streams its output. The first message is the status of the accepted execution, and
+        the last message is its result.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Submit(self, request, context):
-        """Submit accepts a command and answers at once.
+        """Submit accepts a command and returns immediately.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Attach(self, request, context):
-        """Attach follows or replays the output of an execution, also after its end, until retention ends.
+        """Attach follows or replays the output of an execution. It works after the final state too, as long as the output is
+        retained.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Cancel(self, request, context):
-        """Cancel asks for the end of an execution and answers with what happened. It can be repeated.
+        """Cancel ends an execution and returns the outcome. It can be repeated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Status(self, request, context):
-        """Status tells the state of one execution.
+        """Status returns the state of one execution.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """List tells the states of executions, newest first.
+        """List returns the states of executions, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListApprovals(self, request, context):
-        """ListApprovals tells what waits for an approval that the caller may give, or asked for.
+        """ListApprovals returns the waiting requests that the caller may approve, and the caller's own.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetApproval(self, request, context):
-        """GetApproval tells all that would run, to who may approve it.
+        """GetApproval returns everything that would run, for its approvers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Approve(self, request, context):
-        """Approve lets a waiting execution run.
+        """Approve approves a waiting execution, which then runs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Reject(self, request, context):
-        """Reject ends a waiting execution.
+        """Reject rejects a waiting execution, which then never runs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAgents(self, request, context):
-        """ListAgents tells the known agents and how they are.
+        """ListAgents returns the known agents and their state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DrainAgent(self, request, context):
-        """DrainAgent lets an agent take no new executions; those it has go on. Only operators may.
+        """DrainAgent stops new executions on an agent. Its current executions continue. For operators only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeAgent(self, request, context):
-        """ResumeAgent ends that. Only operators may.
+        """ResumeAgent allows new executions on an agent again. For operators only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPolicyStatus(self, request, context):
-        """GetPolicyStatus tells which policy is in force. Only operators may.
+        """GetPolicyStatus returns the active policy. For operators only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAuditEvents(self, request, context):
-        """ListAuditEvents reads the audit trail, newest last. Only operators may.
+        """ListAuditEvents returns events of the audit trail, newest last. For operators only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSchedules(self, request, context):
-        """ListSchedules tells the schedules and how they stand. All about schedules is for operators.
+        """ListSchedules returns the schedules and their state. All RPCs about schedules are for operators only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def NextDueTimes(self, request, context):
-        """NextDueTimes tells when a schedule is due next.
+        """NextDueTimes returns the next scheduled times of a schedule.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PauseSchedule(self, request, context):
-        """PauseSchedule lets a schedule ask for nothing until it is resumed.
+        """PauseSchedule stops the runs of a schedule until it is resumed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeSchedule(self, request, context):
-        """ResumeSchedule ends that.
+        """ResumeSchedule resumes a paused schedule.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RunSchedule(self, request, context):
-        """RunSchedule asks for a run of a schedule beside its due times.
+        """RunSchedule requests one run of a schedule, in addition to its scheduled times.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListScheduledRuns(self, request, context):
-        """ListScheduledRuns tells what became of the due times of a schedule, the latest first.
+        """ListScheduledRuns returns the outcomes of a schedule's scheduled times, the latest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EnrollAgent(self, request, context):
-        """EnrollAgent makes a token with which one host may join once as an agent. Only operators may.
+        """EnrollAgent creates a token with which one host can join once as an agent. For operators only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RevokeAgent(self, request, context):
-        """RevokeAgent cuts an agent off at once, until it joins again. Only operators may.
+        """RevokeAgent revokes an agent immediately, until it joins again. For operators only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RenewAgent(self, request, context):
-        """RenewAgent gives an agent that joined its next certificate. Only agents may, each for itself; it is all they may.
+        """RenewAgent issues the next certificate of an agent that joined. Agents may call it for themselves, and may call
+        nothing else.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -481,8 +483,8 @@ def add_RemoteExecutionServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RemoteExecution:
-    """RemoteExecution runs commands on agents. Callers are identified by the SPIFFE ID in their
-    certificate. Errors are gRPC status codes with google.rpc.ErrorInfo, and RetryInfo where a retry helps.
+    """RemoteExecution runs commands on agents. The SPIFFE ID in a caller's certificate identifies the caller. Errors are
+    gRPC status codes with google.rpc.ErrorInfo, and with RetryInfo if a retry can help.
     """
 
     @staticmethod
@@ -1162,7 +1164,7 @@ class RemoteExecution:
 
 
 class JoiningStub:
-    """Joining lets hosts in that have no identity yet. It listens at an address of its own, where clients show no
+    """Joining accepts hosts that have no identity yet. It listens on an address of its own, where clients show no
     certificate.
     """
 
@@ -1180,12 +1182,12 @@ class JoiningStub:
 
 
 class JoiningServicer:
-    """Joining lets hosts in that have no identity yet. It listens at an address of its own, where clients show no
+    """Joining accepts hosts that have no identity yet. It listens on an address of its own, where clients show no
     certificate.
     """
 
     def Join(self, request, context):
-        """Join gives the holder of a token its agent's first certificate, once.
+        """Join issues an agent's first certificate to the holder of its token, once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1208,7 +1210,7 @@ def add_JoiningServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Joining:
-    """Joining lets hosts in that have no identity yet. It listens at an address of its own, where clients show no
+    """Joining accepts hosts that have no identity yet. It listens on an address of its own, where clients show no
     certificate.
     """
 
