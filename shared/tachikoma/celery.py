@@ -8,10 +8,11 @@
     result = group(commands.s(agent, ["/usr/bin/uptime"]) for agent in ("web-1", "web-2"))()
     print([answer["exitCode"] for answer in result.get()])
 
-Each signature carries the request, signed with the application's own X.509-SVID, since whoever can write to the queue
-is not thereby allowed anything. A submitter verifies it and admits it as the service would. `docs/celery.md` says more.
+Each signature contains the request, signed with the application's own X.509-SVID, because write access to the queue
+alone grants nothing. A submitter verifies the request and admits it like the gRPC service. The guide is
+`docs/celery.md`.
 
-Needs Celery with its Redis transport, which an application that uses this has.
+This module needs Celery with its Redis transport, which such an application already has.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class InvalidRequest(TachikomaError):
 
 
 class Unauthenticated(TachikomaError):
-    """The peer did not show a SPIFFE identity that can be accepted."""
+    """The peer showed no valid SPIFFE identity."""
 
     reason = "UNAUTHENTICATED"
     code = "UNAUTHENTICATED"
@@ -85,87 +85,87 @@ class PermissionDenied(TachikomaError):
 
 
 class NotFound(TachikomaError):
-    """There is no such execution, or it belongs to somebody else."""
+    """There is no such execution, or the caller may not see it."""
 
     reason = "NOT_FOUND"
     code = "NOT_FOUND"
 
 
 class AgentUnknown(NotFound):
-    """No agent of that name was ever heard of."""
+    """There is no agent with that id."""
 
     reason = "AGENT_UNKNOWN"
 
 
 class AlreadyExists(TachikomaError):
-    """The id was used before, for another request."""
+    """The id was already used for another request."""
 
     reason = "ALREADY_EXISTS"
     code = "ALREADY_EXISTS"
 
 
 class FailedPrecondition(TachikomaError):
-    """Things are no longer as the caller took them to be; the message says how they are."""
+    """The object is no longer in the state that the call needs; the message describes the current state."""
 
     reason = "FAILED_PRECONDITION"
     code = "FAILED_PRECONDITION"
 
 
 class ResourceExhausted(TachikomaError):
-    """A limit is reached; `retry_after_seconds` says when to come again."""
+    """A limit is reached; repeat the call after `retry_after_seconds`."""
 
     reason = "RESOURCE_EXHAUSTED"
     code = "RESOURCE_EXHAUSTED"
 
 
 class Unavailable(TachikomaError):
-    """The service, or what it stands on, cannot be reached now."""
+    """The service, or a part that it needs, is unavailable."""
 
     reason = "UNAVAILABLE"
     code = "UNAVAILABLE"
 
 
 class AgentOffline(Unavailable):
-    """The agent is known but has not been heard of lately."""
+    """The agent is known, but its lease has expired."""
 
     reason = "AGENT_OFFLINE"
 
 
 class AgentDraining(Unavailable):
-    """The agent takes no new executions until somebody resumes it."""
+    """The agent is draining: it accepts no new executions until an operator resumes it."""
 
     reason = "AGENT_DRAINING"
 
 
 class AgentRevoked(FailedPrecondition):
-    """The agent was cut off, and takes nothing until it joins again."""
+    """The agent is revoked: it accepts no executions until it joins again."""
 
     reason = "AGENT_REVOKED"
 
 
 class OutputAltered(TachikomaError):
-    """The output that was read is not what the agent signed for; how the execution ended is not in doubt."""
+    """The output differs from the output that the agent signed. The final state is still certain."""
 
     reason = "OUTPUT_ALTERED"
     code = "DATA_LOSS"
 
 
 class RecordAltered(TachikomaError):
-    """What the ledger says of an execution is not what was signed; what really became of it, its agent knows."""
+    """The ledger's record of an execution differs from the signed data. Its agent has the true result."""
 
     reason = "RECORD_ALTERED"
     code = "DATA_LOSS"
 
 
 class ServerError(TachikomaError):
-    """The service failed in a way nobody foresaw; its log has the details."""
+    """The service failed unexpectedly; its log has the details."""
 
     reason = "INTERNAL"
     code = "INTERNAL"
 
 
 class ExecutionFailed(TachikomaError):
-    """An execution ended otherwise than by exit code 0 (raised by `ExecResponse.check`, never sent)."""
+    """An execution that did not succeed (raised by `ExecResponse.check`, never sent)."""
 
     reason = "EXECUTION_FAILED"
 

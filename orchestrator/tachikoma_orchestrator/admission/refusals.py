@@ -93,9 +93,11 @@ REFUSALS: Mapping[Outcome, Refusal] = MappingProxyType(
         Outcome.OFFLINE: _refused(AgentOffline, "agent {agent!r} is offline", retry=5),
         Outcome.DRAINING: _refused(
             AgentDraining,
-            "agent {agent!r} is drained and takes no new executions; `tachikoma agents` shows by whom and why",
+            "agent {agent!r} is drained and takes no new executions; `tachikoma agents` shows operator and reason",
         ),
-        Outcome.REVOKED: _refused(AgentRevoked, "agent {agent!r} is revoked; `tachikoma agents` shows by whom and why"),
+        Outcome.REVOKED: _refused(
+            AgentRevoked, "agent {agent!r} is revoked; `tachikoma agents` shows the operator and the reason"
+        ),
         Outcome.CONFLICT: _refused(
             AlreadyExists, "the id {id!r} was used before for another request; use a new id", name="id"
         ),

@@ -62,7 +62,7 @@ def run(
         return
     logs.configure(settings.log_level)
     error_reporting.configure("beat")
-    # One line for each nudge, and one for its sending.
+    # Celery writes two lines for each hint.
     logging.getLogger("celery.beat").setLevel(logging.WARNING)
     tls = urlsplit(settings.redis_url).scheme == "rediss"
     source = open_identity(settings.identity) if settings.identity or tls else None
