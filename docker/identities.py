@@ -1,10 +1,10 @@
-"""Who everybody in compose.yaml is: X.509-SVIDs of a development CA, Redis passwords and the Redis users.
+"""The identities of all parts in compose.yaml: X.509-SVIDs of a development CA, Redis passwords and Redis users.
 
     python identities.py AGENT...
 
-Each part finds its own in a volume of its own, and cannot see the others'. It stays, and issues certificates again when
-half of their lifetime is over; all parts take them without a restart, except Redis, whose certificate lasts a month.
-Only for development: the CA's key lies in a volume.
+Each part has a volume of its own and cannot see the volumes of the others. The program keeps running, and renews all
+certificates when half of their life is over. All parts use new certificates without a restart, except Redis, whose
+certificate lasts a month. Only for development: the key of the CA is in a volume.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from tachikoma.redis.users import BEAT, CHECK, FLOWER, ORCHESTRATOR, SERVICES, S
 
 TRUST_DOMAIN = "tachikoma.local"
 SERVER_NAME = "orchestrator.tachikoma.local"
-#: Where compose.yaml mounts the CA's volume, and those of all parts.
+#: Folders where compose.yaml mounts the volume of the CA, and those of all parts.
 CA, PARTS = Path("/ca"), Path("/identities")
-#: Redis's own volume, which is to be Redis's whatever image it comes from.
+#: Volume of Redis's data. It must belong to Redis's user, whichever image it was created from.
 REDIS_DATA = Path("/redis")
-#: Where each part finds its own volume.
+#: Folder where each part mounts its own volume.
 OWN = Path("/run/tachikoma")
-#: Tells the health check that everybody has what it needs.
+#: File whose existence shows the health check that all identities are issued.
 ISSUED = Path("/tmp/issued")  # noqa: S108 (a container's own)
-#: Users of the images: of agents, of Redis, and of the rest.
+#: User ids in the images: of agents, of Redis, and of all other parts.
 ROOT, REDIS, TACHIKOMA = 0, 10002, 10001
 REDIS_LIFETIME = timedelta(days=30)
 
 
 @contextmanager
 def acting_as(user: int) -> Iterator[None]:
-    """Write files as their owner, so that there is no moment at which it cannot read them."""
+    """Act as another user while the block runs, so that files belong to their owner from the beginning."""
     os.setegid(user)
     os.seteuid(user)
     try:
@@ -54,7 +54,7 @@ def acting_as(user: int) -> Iterator[None]:
 
 
 class Identities:
-    """Gives each part its certificate and its password."""
+    """Issues the certificates and passwords of all parts."""
 
     def __init__(self) -> None:
         self._ca = DevelopmentCA(CA, TRUST_DOMAIN)
@@ -70,7 +70,7 @@ class Identities:
         dns_names: tuple[str, ...] = (),
         lifetime: timedelta = SVID_LIFETIME,
     ) -> None:
-        """Issue a part's certificate into its volume, and put its Redis passwords beside it."""
+        """Write the certificate of a part into its volume, with its Redis passwords."""
         folder = PARTS / part
         passwords = {user: self.passwords.path(user).read_bytes() for user in redis_users}
         os.chown(folder, owner, owner)
@@ -80,7 +80,7 @@ class Identities:
                 write_private(folder / f"{user}.password", password)
 
     def issue(self, agents: list[str]) -> None:
-        """Give all of them theirs."""
+        """Issue the identities of all parts."""
         for user in (*SERVICES, *(agent_user(agent) for agent in agents)):
             self.passwords.make(user)
         users = acl_file(self.passwords).encode()
@@ -100,7 +100,7 @@ class Identities:
         for agent in agents:
             self.give(agent, agent_id(TRUST_DOMAIN, agent), owner=ROOT, redis_users=(agent_user(agent),))
 
-        # The developer may see how Redis is set up: `tachikoma redis check`.
+        # With this password the developer can run `tachikoma redis check`.
         self.give("client", user_id(TRUST_DOMAIN, "developer"), redis_users=(CHECK,))
         with acting_as(TACHIKOMA):
             write_private(PARTS / "client" / "flower", viewers)
@@ -109,7 +109,7 @@ class Identities:
 
     @staticmethod
     def _viewers() -> bytes:
-        """Who may look at Flower: the developer, with a password that stays."""
+        """Return the file of Flower's users: the developer, with a password that is generated once."""
         file = CA / "flower"
         if not file.exists():
             write_private(file, f"developer:{secrets.token_urlsafe(16)}\n".encode())
@@ -117,7 +117,7 @@ class Identities:
 
 
 def main() -> None:
-    """Issue, and issue again."""
+    """Issue all identities now, and again whenever half of their life is over."""
     os.chown(REDIS_DATA, REDIS, REDIS)
     while True:
         Identities().issue(sys.argv[1:])

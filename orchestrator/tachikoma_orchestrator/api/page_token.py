@@ -9,7 +9,7 @@ from tachikoma.errors import InvalidRequest
 
 __all__ = ["PageToken"]
 
-#: Scores in Redis are doubles: an altered index can contain any of them, and the list must go on behind it.
+#: Scores in Redis are doubles: an altered index can contain any of them, and the list must still advance past it.
 _FORM = re.compile(r"(-?[0-9]{1,400}):([0-9]{1,12})")
 
 

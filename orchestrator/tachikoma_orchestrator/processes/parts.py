@@ -87,14 +87,7 @@ class Core:
         self.redis = connect(self.access, name=name)
         self._subscriptions = connect(self.access, name=f"{name}-subscriber", max_connections=2)
         self.trail = AuditTrail(self.redis, key=read_audit_key(settings.audit_key))
-        self.ledger = Ledger(
-            self.redis,
-            self.trail,
-            queue_size=settings.rate_limit.queue_size,
-            approvals_size=settings.approvals_size,
-            durable=settings.audit_durable,
-            retention=settings.retention,
-        )
+        self.ledger = self._make_ledger(settings)
         self.completions = Completions()
         self.subscriber = Subscriber(self._subscriptions)
         self.registry = Registry(self.redis)
@@ -110,12 +103,29 @@ class Core:
             rate_limit=settings.rate_limit, search_path=settings.search_path,
         )  # fmt: skip
         #: None if no schedules are configured.
-        self.schedule_runner: ScheduleRunner | None = None
-        if settings.schedules:
-            self.schedule_runner = ScheduleRunner(
-                open_schedules(settings.schedules), ScheduleStore(self.redis, retention=settings.retention),
-                self.ledger, self.trail, self.admitter, self.identity,
-            )  # fmt: skip
+        self.schedule_runner = self._open_schedules(settings)
+
+    def _make_ledger(self, settings: OrchestratorSettings) -> Ledger:
+        return Ledger(
+            self.redis,
+            self.trail,
+            queue_size=settings.rate_limit.queue_size,
+            approvals_size=settings.approvals_size,
+            durable=settings.audit_durable,
+            retention=settings.retention,
+        )
+
+    def _open_schedules(self, settings: OrchestratorSettings) -> ScheduleRunner | None:
+        if not settings.schedules:
+            return None
+        return ScheduleRunner(
+            open_schedules(settings.schedules),
+            ScheduleStore(self.redis, retention=settings.retention),
+            self.ledger,
+            self.trail,
+            self.admitter,
+            self.identity,
+        )
 
     async def start(self, supervisor: Supervisor) -> None:
         """Start the background parts.

@@ -32,6 +32,28 @@ RESULT_SECONDS = 24 * 3600
 
 def make_app(submitter: Submitter) -> Celery:
     """Make the Celery application, with its two tasks."""
+    app = _configured(submitter)
+
+    @app.task(name=TASK_NAME, bind=True, throws=(TachikomaError,))
+    def submit(self: Any, token: Any = None, check: Any = True) -> dict[str, Any]:
+        """Run a signed request and return its result."""
+        response = submitter.run(self.request.id, execute(submitter.core, token))
+        return (response.check() if check else response).to_dict()
+
+    # A hint that is lost with its submitter need not be repeated: the next submitter looks at all schedules by itself.
+    @app.task(name=DUE_TASK, bind=True, acks_late=False, ignore_result=True)
+    def due(self: Any, *_: Any, **given: Any) -> None:
+        """Look at a schedule that is due, according to beat."""
+        if submitter.core.schedule_runner is not None:
+            hint = submitter.core.schedule_runner.hint(given.get("schedule"), given.get("due_ms"))
+            submitter.run(self.request.id, hint)
+
+    app.finalize()
+    return app
+
+
+def _configured(submitter: Submitter) -> Celery:
+    """Make the application, with its broker, result backend and settings."""
     celery_broker.install(SubmitterTransport)
     unacked, index, mutex = keys.unacked(submitter.run_id)
     app = Celery("tachikoma-submitter", backend=celery_broker.result_backend(submitter.access))
@@ -58,22 +80,6 @@ def make_app(submitter: Submitter) -> Celery:
         # A submitter that was killed after it stored a result has sent the callbacks too; they are not sent again.
         worker_deduplicate_successful_tasks=True,
     )
-
-    @app.task(name=TASK_NAME, bind=True, throws=(TachikomaError,))
-    def submit(self: Any, token: Any = None, check: Any = True) -> dict[str, Any]:
-        """Run a signed request and return its result."""
-        response = submitter.run(self.request.id, execute(submitter.core, token))
-        return (response.check() if check else response).to_dict()
-
-    # A hint that is lost with its submitter need not be repeated: the next submitter looks at all schedules by itself.
-    @app.task(name=DUE_TASK, bind=True, acks_late=False, ignore_result=True)
-    def due(self: Any, *_: Any, **given: Any) -> None:
-        """Look at a schedule that is due, according to beat."""
-        if submitter.core.schedule_runner is not None:
-            hint = submitter.core.schedule_runner.hint(given.get("schedule"), given.get("due_ms"))
-            submitter.run(self.request.id, hint)
-
-    app.finalize()
     return app
 
 
