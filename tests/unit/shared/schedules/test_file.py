@@ -171,6 +171,7 @@ def test_the_shipped_schema_knows_what_schedules_know() -> None:
     for name, definition in current["$defs"].items():
         assert set(shipped["$defs"][name].get("properties", ())) == set(definition.get("properties", ())), again
         assert shipped["$defs"][name].get("required") == definition.get("required"), again
+        assert shipped["$defs"][name].get("description") == definition.get("description"), again
 
 
 # --- Celery's own -----------------------------------------------------------------------------------------------------
