@@ -90,7 +90,7 @@ class QueuesView(BaseHandler):  # type: ignore[misc]
                         "messages_unacknowledged": 0, "consumers": int(worker.alive),
                     }
                 )  # fmt: skip
-        self.render("celery_broker.html", broker_url=self.application.broker_uri, queues=queues)
+        self.render("broker.html", broker_url=self.application.broker_uri, queues=queues)
 
 
 class Refused(RequestHandler):
