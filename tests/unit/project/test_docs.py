@@ -27,6 +27,10 @@ PACKAGES = {
 }
 #: Names in documents that look like paths of the repository.
 NOT_OURS = {"flowerconfig.py": "Flower's own", "federated/": "below an identity's folder", "dist/": "made by a release"}
+#: Ends of file names.
+SUFFIXES = {"c", "md", "py", "lua", "json", "pem", "yaml", "conf", "acl"}
+#: Names in documents that look like log events: queues and Redis users.
+NOT_EVENTS = {"orch.submit", "orch.batch", "app.reports"}
 #: Folders at the top of the repository, with which a path in a document may begin.
 TOP = {path.name for path in ROOT.iterdir() if path.is_dir()}
 
@@ -157,6 +161,21 @@ def test_every_module_that_is_named_exists(page: Path) -> None:
         found = [file for file in where(path, page) if file.exists()]
         assert found, path
         assert not name or any(name in file.read_text(encoding="utf-8") for file in found), f"{path}: {name}"
+
+
+def test_every_log_event_that_is_named_exists() -> None:
+    """The changelog's left column has the names that are gone."""
+    source = "\n".join(
+        path.read_text(encoding="utf-8") for folder in PACKAGES.values() for path in folder.rglob("*.py")
+    )
+    subjects = {event.partition(".")[0] for event in re.findall(r"log\.\w+\(\s*\"([a-z_]+\.[a-z_]+)\"", source)}
+    assert len(subjects) > 10
+    for page in WRITTEN:
+        text = re.sub(r"^  \| `[^|]*\|", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        for event in re.findall(r"`([a-z_]+\.[a-z_]+)`", text):
+            subject, _, rest = event.partition(".")
+            if subject in subjects and rest not in SUFFIXES and event not in NOT_EVENTS:
+                assert f'"{event}"' in source, f"{place(page)}: {event}"
 
 
 def test_every_module_in_the_table_of_rooms_exists() -> None:
