@@ -163,6 +163,14 @@ def test_every_module_that_is_named_exists(page: Path) -> None:
         assert not name or any(name in file.read_text(encoding="utf-8") for file in found), f"{path}: {name}"
 
 
+def test_the_demo_in_the_readme_has_the_titles_of_the_program() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    demo = (PACKAGES["shared"] / "cli/commands/demo.py").read_text(encoding="utf-8").replace("{root}", "/usr")
+    titles = re.findall(r"^── (.+?) ─+$", readme, re.MULTILINE)
+    assert len(titles) >= 6
+    assert [title for title in titles if f'"{title}"' not in demo] == []
+
+
 def test_every_log_event_that_is_named_exists() -> None:
     """The changelog's left column has the names that are gone."""
     source = "\n".join(
