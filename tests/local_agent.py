@@ -33,7 +33,7 @@ from tachikoma_worker.execution.journal import Journal
 from tachikoma_worker.output.spool import host_boot
 from tachikoma_worker.settings import WorkerSettings
 
-__all__ = ["AGENT", "DOMAIN", "LocalAgent", "local_agent"]
+__all__ = ["AGENT", "DOMAIN", "REQUESTER", "LocalAgent", "local_agent"]
 
 DOMAIN = "tachikoma.local"
 AGENT = "web-1"

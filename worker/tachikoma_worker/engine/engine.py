@@ -175,12 +175,18 @@ class Engine:
     def stop(self) -> None:
         """Wait for running commands, then kill them, report them, and close. Bounded, and safe to repeat."""
         if self._thread is None or self._loop is None:
+            self._context.spawner.close()
+            self._release()
             return
         for action, seconds in ((self._stop_requested.set, self.stop_seconds), (self._cancel, DELIVER_SECONDS)):
             if self._thread.is_alive():
                 with suppress(RuntimeError):
                     self._loop.call_soon_threadsafe(action)
                 self._thread.join(seconds)
+        self._release()
+
+    def _release(self) -> None:
+        """Close what needs no loop."""
         self._context.journal.close()
         self._context.identity.close()
 

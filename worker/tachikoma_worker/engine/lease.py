@@ -42,6 +42,7 @@ class Lease:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._holding: asyncio.Task[None] | None = None
         self._thread: threading.Thread | None = None
+        self._stopped = False
         #: Resolves when the thread has ended; fails with the error that ended it.
         self._ended: Future[None] = Future()
 
@@ -64,6 +65,8 @@ class Lease:
         """Release the lease, so that the agent counts as offline at once. Bounded, and safe to repeat."""
         if self._loop is None or self._holding is None or self._thread is None:
             return
+        # Both: Python 3.11 may lose the cancellation (gh-86296), and the flag interrupts no command to Redis.
+        self._stopped = True
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._holding.cancel)
         self._thread.join(2 * RELEASE_SECONDS)
@@ -89,34 +92,39 @@ class Lease:
     async def _hold(self) -> None:
         redis = connect(self._access, name=f"agent-{self._agent}-lease", max_connections=2)
         try:
-            await self._renew_for_ever(redis)
+            await self._renew_until_stopped(redis)
         finally:
             with suppress(RedisError, OSError, TimeoutError):
                 async with asyncio.timeout(RELEASE_SECONDS):
                     await redis.expire(keys.info(self._agent), 0)
                     await redis.aclose()
 
-    async def _renew_for_ever(self, redis: Redis) -> None:
+    async def _renew_until_stopped(self, redis: Redis) -> None:
         backoff = Backoff(*RETRY_SECONDS)
         available = True
-        while True:
-            raw = self._describe().model_dump_json()
-            try:
-                async with redis.pipeline(transaction=False) as pipe:
-                    pipe.set(keys.info(self._agent), raw, ex=LEASE_SECONDS)
-                    pipe.publish(keys.events(self._agent), raw)
-                    await pipe.execute()
-            except (RedisError, OSError) as error:
-                if available:
-                    log.warning("redis.unavailable", error=str(error))
-                available = False
-                await backoff.wait()
-                continue
-            if not available:
-                log.info("redis.available")
-            available = True
-            backoff.reset()
-            await asyncio.sleep(HEARTBEAT_SECONDS)
+        while not self._stopped:
+            error = await self._renew(redis)
+            if error is None:
+                if not available:
+                    log.info("redis.available")
+                backoff.reset()
+            elif available:
+                log.warning("redis.unavailable", error=str(error))
+            available = error is None
+            if not self._stopped:
+                await asyncio.sleep(HEARTBEAT_SECONDS if available else backoff.advance())
+
+    async def _renew(self, redis: Redis) -> Exception | None:
+        """Set the lease and publish it, and return the error if Redis is unavailable."""
+        raw = self._describe().model_dump_json()
+        try:
+            async with redis.pipeline(transaction=False) as pipe:
+                pipe.set(keys.info(self._agent), raw, ex=LEASE_SECONDS)
+                pipe.publish(keys.events(self._agent), raw)
+                await pipe.execute()
+        except (RedisError, OSError) as error:
+            return error
+        return None
 
 
 async def read_lease(settings: WorkerSettings) -> Heartbeat:
