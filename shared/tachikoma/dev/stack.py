@@ -1,7 +1,6 @@
 """The whole system as processes of one machine: Redis, an orchestrator and agents, over real mTLS.
 
-`tachikoma dev`, `tachikoma demo` and the tests stand on it. Every process is started in a session of its own, so that
-Ctrl-C reaches only whoever supervises, and dies with its supervisor even when that is killed.
+`tachikoma dev`, `tachikoma demo` and the tests use it.
 """
 
 from __future__ import annotations
