@@ -1,0 +1,100 @@
+"""A running command from its start to its ending, with the real spawner."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import psutil
+import pytest
+
+from local_agent import AGENT, LocalAgent
+from tachikoma.vocabulary.states import ExecState
+from tachikoma_worker.confinement.prepare import Prepared, prepare
+from tachikoma_worker.confinement.start import start
+from tachikoma_worker.execution.running import RunningCommand
+from tachikoma_worker.execution.verdict import Stop
+from tachikoma_worker.output.output_log import OutputLog
+from tachikoma_worker.output.pump import Pump
+from tachikoma_worker.output.records import Facts
+from tachikoma_worker.output.spool import Spool, host_boot
+
+PATIENCE_SECONDS = 30
+
+
+class Running:
+    """A command that runs, and what belongs to it."""
+
+    def __init__(self, agent: LocalAgent, prepared: Prepared, **facts: Any) -> None:
+        self.agent = agent
+        self.prepared = prepared
+        self.stop: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
+        values = {
+            "host": host_boot(), "order_sha256": "ab", "executable": "/bin/sh", "started_ms": 1,
+            "began_ns": time.monotonic_ns(), "timeout": 60, "kill_grace": 1,
+        }  # fmt: skip
+        self.spool = Spool.create(
+            agent.context.spools, prepared.order.jti, Facts(**{**values, **facts}), max_bytes=2**20
+        )
+        self.output = OutputLog(agent.context.redis, AGENT, prepared.order.jti, log_bytes=2**20, excerpt_bytes=1000)
+
+    async def finish(self) -> Any:
+        self.process = await start(self.prepared, self.agent.context.spawner)
+        command = RunningCommand(
+            self.prepared.order.jti, self.process, self.prepared.cgroup, self.spool, self.output, self.stop
+        )
+        try:
+            return await asyncio.wait_for(command.finish(), PATIENCE_SECONDS)
+        finally:
+            await self.process.close()
+            self.prepared.discard()
+            self.spool.remove()
+
+
+def running(agent: LocalAgent, script: str, **facts: Any) -> Running:
+    context = agent.context
+    order = agent.order("/bin/sh", "-c", script)
+    return Running(agent, prepare(order, context.settings, context.spawner.uid, context.cgroups), **facts)
+
+
+async def test_an_ending_is_stored_before_the_spawner_forgets_the_command(agent: LocalAgent) -> None:
+    command = running(agent, "echo out; exit 3")
+    ending = await command.finish()
+    assert (ending.state, ending.exit_code) == (ExecState.FAILED, 3)
+    assert command.spool.end == ending
+    assert command.output.excerpts[1].content() == b"out\n"
+
+
+async def test_the_timeout_counts_from_the_start_also_after_a_restart(agent: LocalAgent) -> None:
+    began_ns = time.monotonic_ns() - 3_600_000_000_000
+    ending = await running(agent, "exec sleep 600", began_ns=began_ns, timeout=3600).finish()
+    assert (ending.state, ending.duration_us >= 3_600_000_000) == (ExecState.TIMED_OUT, True)
+
+
+async def test_a_command_that_ignores_its_end_is_killed_after_the_grace(agent: LocalAgent) -> None:
+    command = running(agent, "trap '' TERM; echo out; while :; do sleep 1; done", timeout=0.3, kill_grace=0.05)
+    ending = await command.finish()
+    assert (ending.state, ending.signal) == (ExecState.TIMED_OUT, 9)
+    assert ending.kill.signals == (15, 9)
+
+
+async def test_a_child_that_holds_the_pipes_does_not_hold_the_ending(agent: LocalAgent) -> None:
+    ending = await running(agent, "sleep 600 & echo out").finish()
+    assert ending.state is ExecState.SUCCEEDED
+
+
+async def test_a_command_whose_output_cannot_be_taken_is_killed_at_once(
+    agent: LocalAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when its time is over: until then it would wait in its write."""
+
+    async def fail(_: Any) -> None:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(Pump, "run", fail)
+    command = running(agent, "exec sleep 600")
+    with pytest.raises(RuntimeError, match="planted"):
+        await command.finish()
+    assert command.process.exited.done()
+    assert not psutil.pid_exists(command.process.pid)
