@@ -1,7 +1,7 @@
 """Reports of unexpected errors to Sentry. Without a DSN nothing is reported, and `sentry_sdk` is not even imported.
 
 These become one event each: a log line of level error or with an exception, from this package or a library; an
-exception that ends the process or a thread; an exception of a Celery task. `error_events` builds the content anew,
+exception that ends the process or a thread; an exception of a Celery task. `error_events` builds the content itself,
 without the values that Sentry collects.
 """
 

@@ -82,6 +82,6 @@ async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
             task.cancel()
         ended, pending = await asyncio.wait(pending, timeout=1)
         for task in ended:
-            # Retrieved, or asyncio logs that nobody did.
+            # Retrieve the error, or asyncio logs that it was never retrieved.
             if not task.cancelled():
                 task.exception()
