@@ -318,8 +318,8 @@ def test_a_check_of_redis_knows_the_agents_that_joined_and_the_revoked_ones(stac
         told = [what for where, what in findings() if where == "user agent.checked"]
         redis.execute_command("ACL", "DELUSER", "agent.checked")
     stack.redis_passwords.path("agent.checked").unlink()
-    assert "was cut off, and can still connect" in told
-    assert "was cut off, and still has a password: the next ACL file would let it connect" in told
+    assert "is revoked, and can still connect" in told
+    assert "is revoked, and still has a password: the next ACL file would let it connect" in told
 
 
 # --- renewing ---------------------------------------------------------------------------------------------------------
