@@ -23,6 +23,7 @@ __all__ = [
     "PermissionDenied",
     "RecordAltered",
     "ResourceExhausted",
+    "ResultUnknown",
     "ServerError",
     "TachikomaError",
     "Unauthenticated",
@@ -135,6 +136,12 @@ class AgentDraining(Unavailable):
     """The agent is draining: it accepts no new executions until an operator resumes it."""
 
     reason = "AGENT_DRAINING"
+
+
+class ResultUnknown(Unavailable):
+    """The ledger lost the record of an execution that the caller waited for; whether it ran is unknown."""
+
+    reason = "RESULT_UNKNOWN"
 
 
 class AgentRevoked(FailedPrecondition):

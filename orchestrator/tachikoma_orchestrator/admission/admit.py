@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import structlog
 
@@ -37,6 +38,7 @@ from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.executions.transitions import Admission, Outcome
+from tachikoma_orchestrator.executions.waiters import AwaitedOrder
 
 __all__ = ["Admitter"]
 
@@ -56,6 +58,7 @@ class Admitter:
         *,
         rate_limit: RateLimitConfig,
         search_path: tuple[str, ...],
+        sent: Callable[[str, AwaitedOrder], None] | None = None,
     ) -> None:
         """Prepare it.
 
@@ -67,6 +70,7 @@ class Admitter:
             registry: labels and journals of the agents.
             rate_limit: limits of each agent.
             search_path: folders in which a bare program name is looked up.
+            sent: called with the id and the order of each accepted request; None to report to no caller.
         """
         self._ledger = ledger
         self._trail = trail
@@ -74,6 +78,7 @@ class Admitter:
         self._registry = registry
         self._rate_limit = rate_limit
         self._search_path = search_path
+        self._sent = sent
         self.orders = Orders(identity, registry, rate_limit)
 
     async def admit(self, request: ExecRequest, peer: Peer) -> bool:
@@ -148,7 +153,11 @@ class Admitter:
             approvers=decision.approvers,
             waits=decision.waits,
         )
-        return await self._ledger.admit(admission, dispatch)
+        outcome, retry_seconds = await self._ledger.admit(admission, dispatch)
+        if outcome is Outcome.ADMITTED and dispatch is not None and self._sent is not None:
+            request = allowed.request
+            self._sent(request.id, AwaitedOrder(request.agent_id, dispatch.order_sha256))
+        return outcome, retry_seconds
 
     def _scopes(self, request: ExecRequest, decision: Decision) -> dict[str, RateLimitConfig]:
         """Return the limits that count for a request: of its agent, and of its requester under the deciding policy."""

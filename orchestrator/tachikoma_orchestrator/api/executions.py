@@ -12,6 +12,7 @@ from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.executions.cancel import send_cancel
 from tachikoma_orchestrator.executions.record import Record
 from tachikoma_orchestrator.executions.transitions import TransitionOutcome
+from tachikoma_orchestrator.executions.waiters import AwaitedOrder
 
 __all__ = ["ExecutionCalls"]
 
@@ -22,7 +23,9 @@ class ExecutionCalls(Service):
     async def Execute(self, request: pb.ExecRequest, context: object) -> pb.ExecResponse:  # noqa: N802
         wanted = await self._request(request)
         with self._parts.completions.expect(wanted.id) as end:
-            if not await self._parts.admitter.admit(wanted, current_peer()):
+            new = await self._parts.admitter.admit(wanted, current_peer())
+            self._parts.completions.note_order(wanted.id, AwaitedOrder(wanted.agent_id, ""))
+            if not new:
                 await self._resolve_if_ended(wanted.id)
             response = (await end).response()
         if response.agent_id != wanted.agent_id:

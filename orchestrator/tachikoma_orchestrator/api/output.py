@@ -19,6 +19,7 @@ from tachikoma_orchestrator.api.service import Service
 from tachikoma_orchestrator.executions.final_state import FinalState
 from tachikoma_orchestrator.executions.follower import Follower
 from tachikoma_orchestrator.executions.record import Record
+from tachikoma_orchestrator.executions.waiters import AwaitedOrder
 
 __all__ = ["OutputCalls"]
 
@@ -36,6 +37,7 @@ class OutputCalls(Service):
         with self._parts.completions.expect(wanted.id) as end:
             async with follower.listen():
                 await self._parts.admitter.admit(wanted, current_peer())
+                self._parts.completions.note_order(wanted.id, AwaitedOrder(wanted.agent_id, ""))
                 async for output in self._follow(follower, await self._existing(wanted.id), end):
                     yield wire.output_to_pb(output)
 
@@ -45,6 +47,7 @@ class OutputCalls(Service):
         with self._parts.completions.expect(request.id) as end:
             async with follower.listen():
                 record = await self._record(request.id)
+                self._parts.completions.note_order(request.id, AwaitedOrder(record.agent, record.order_sha256))
                 if request.no_follow and not record.state.terminal:
                     outputs = self._output_so_far(follower, record)
                 else:

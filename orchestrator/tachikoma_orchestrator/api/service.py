@@ -156,5 +156,5 @@ class Service(RemoteExecutionServicer):
         record = await self._parts.ledger.record(exec_id)
         if record is not None and record.state.terminal:
             final = await self._parts.evidence.final_state(record)
-            self._parts.completions.deliver(final)
+            self._parts.completions.deliver(final, record.order_sha256)
             final.response()

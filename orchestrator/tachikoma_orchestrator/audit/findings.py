@@ -86,6 +86,15 @@ class Findings:
             requested_by=(requested_by or b"").decode(errors="replace"), reason=reason,
         )  # fmt: skip
 
+    async def add_lost(self, exec_id: str, agent: str, reason: str) -> None:
+        """Record that the ledger lost the record of an execution that is known from its order."""
+        reason = reason[:MAX_REASON]
+        if self._is_new(AuditCode.RECORD_ALTERED, exec_id, reason):
+            reason += self._bound.left_out()
+            await self._trail.append(
+                AuditCode.RECORD_ALTERED, id=exec_id, agent_id=agent, authorized="1", reason=reason
+            )
+
     async def add_of_agent(self, code: AuditCode, agent: str, reason: str) -> None:
         """Record a finding about an agent's statement about itself; arguments as of `add`."""
         reason = reason[:MAX_REASON]

@@ -14,6 +14,7 @@ import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from tachikoma.config.error_reporting import concerns
+from tachikoma.errors import RecordAltered
 from tachikoma.identity.signed_messages import Receipt
 from tachikoma.identity.signing import CLOCK_SKEW_SECONDS, InvalidSignature, signer_begins, verify
 from tachikoma.identity.spiffe import InvalidIdentity, agent_id
@@ -22,7 +23,6 @@ from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.streams.heartbeat import Heartbeat, Started
 from tachikoma.vocabulary.audit import AuditCode
-from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.audit.findings import Findings
 from tachikoma_orchestrator.executions.evidence import Evidence, output_of
@@ -69,7 +69,6 @@ class Collector:
         subscriber.on_pattern(keys.ALL_EVENTS, self._on_notice)
         subscriber.on_pattern(keys.ENDED, self._on_ended)
         subscriber.on_pattern(keys.APPROVED, self._on_approved)
-        subscriber.on_gap(self._on_gap)
 
     async def _on_result(self, channel: str, raw: bytes) -> None:
         try:
@@ -98,33 +97,22 @@ class Collector:
             await self._registry.heard(agent, raw)
 
     async def _on_ended(self, _channel: str, raw: bytes) -> None:
-        await self._deliver(raw.decode())
+        await self.deliver(raw.decode())
 
     async def _on_approved(self, _channel: str, raw: bytes) -> None:
         self._completions.approvals.resolve(raw.decode(), None)
 
-    async def _on_gap(self) -> None:
-        """Read from the ledger what pub/sub may have missed for the callers that wait."""
-        for exec_id in self._completions.approvals.all_awaited():
-            record = await self._ledger.record(exec_id)
-            if record is None or record.state is not ExecState.PENDING_APPROVAL:
-                self._completions.approvals.resolve(exec_id, None)
-        for exec_id in self._completions.all_awaited():
-            record = await self._ledger.record(exec_id)
-            if record is None or record.state.terminal:
-                await self._deliver(exec_id)
-                continue
-            raw = await self._redis.get(keys.result(record.agent, exec_id))
-            if raw is not None:
-                await self.fold(record.agent, exec_id, raw)
+    async def deliver(self, exec_id: str) -> None:
+        """Deliver an execution's final state to its waiting callers, if the ledger has one.
 
-    async def _deliver(self, exec_id: str) -> None:
-        """Deliver an execution's final state to its waiting callers, if the ledger has one."""
+        Raises:
+            RecordAltered: the value in Redis is no record.
+        """
         if not self._completions.awaited(exec_id):
             return
         record = await self._ledger.record(exec_id)
         if record is not None and record.state.terminal:
-            self._completions.deliver(await self._evidence.final_state(record))
+            self._completions.deliver(await self._evidence.final_state(record), record.order_sha256)
 
     def verify(self, agent: str, exec_id: str, raw: bytes) -> VerifiedReceipt | str:
         """Return the verified receipt in a Celery result, or why it is not accepted."""
@@ -160,6 +148,8 @@ class Collector:
     async def fold(self, agent: str, exec_id: str, raw: bytes) -> bool:
         """Verify a Celery result, record it in the ledger, and deliver it to waiting callers.
 
+        A verified receipt answers the callers that wait for its order, also if the ledger lost their record.
+
         Returns:
             True if the execution has a final state now; False if the result is not accepted.
         """
@@ -167,20 +157,33 @@ class Collector:
         if isinstance(verified, str):
             await self._refuse(agent, exec_id, verified)
             return False
+        answered = any(order.answered_by(agent, verified.receipt) for order in self._completions.orders(exec_id))
+        try:
+            return await self._record(agent, exec_id, verified, answered=answered)
+        finally:
+            if answered:
+                self._completions.answer(agent, verified)
+
+    async def _record(self, agent: str, exec_id: str, verified: VerifiedReceipt, *, answered: bool) -> bool:
+        """Record a verified receipt in the ledger; `answered` is True if callers wait for its order. As `fold`."""
         receipt = verified.receipt
-        if await self._is_older(exec_id, receipt):
+        if not answered and await self._is_older(exec_id, receipt):
             await self._refuse(agent, exec_id, "a receipt is older than the execution")
             return False
         outcome = await self._ledger.complete(agent, exec_id, receipt, verified.token)
         if outcome in (TransitionOutcome.ORDER, TransitionOutcome.MISSING):
-            await self._refuse(agent, exec_id, "a receipt answers no order that this agent was sent")
+            if answered:
+                why = f"the ledger lost its record; its agent reports {receipt.state}"
+                await self._findings.add_lost(exec_id, agent, why)
+            else:
+                await self._refuse(agent, exec_id, "a receipt answers no order that this agent was sent")
             return False
         if outcome is TransitionOutcome.DONE:
-            self._completions.deliver(FinalState.with_receipt(agent, verified))
+            self._completions.deliver(FinalState.with_receipt(agent, verified), receipt.order_sha256)
             return True
         # Another orchestrator recorded it first, or the execution ended without it: the ledger has the final state.
         await self._audit_late(agent, exec_id, verified)
-        await self._deliver(exec_id)
+        await self.deliver(exec_id)
         return True
 
     async def _refuse(self, agent: str, exec_id: str, reason: str) -> None:
@@ -195,7 +198,10 @@ class Collector:
         """
         if receipt.iat >= time.time() - FRESH_SECONDS:
             return False
-        record = await self._ledger.record(exec_id)
+        try:
+            record = await self._ledger.record(exec_id)
+        except RecordAltered:
+            return False
         return record is not None and receipt.iat + CLOCK_SKEW_SECONDS < record.admitted_ms / 1000
 
     async def _audit_late(self, agent: str, exec_id: str, verified: VerifiedReceipt) -> None:

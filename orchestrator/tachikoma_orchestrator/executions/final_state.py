@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from pydantic import ValidationError
 
-from tachikoma.errors import RecordAltered
+from tachikoma.errors import RecordAltered, ResultUnknown
 from tachikoma.identity.signed_messages import OutputDigest, Receipt
 from tachikoma.vocabulary.clock import optional_from_ms
 from tachikoma.vocabulary.model import describe_validation_error
@@ -39,7 +39,7 @@ class FinalState:
     """How an execution ended: the response for its callers, or why no response can be trusted."""
 
     exec_id: str
-    answer: ExecResponse | RecordAltered
+    answer: ExecResponse | RecordAltered | ResultUnknown
 
     @classmethod
     def with_receipt(cls, agent: str, verified: VerifiedReceipt) -> FinalState:
@@ -96,10 +96,11 @@ class FinalState:
 
         Raises:
             RecordAltered: the record cannot be trusted, so the final state is unknown.
+            ResultUnknown: the record is gone, so the final state is unknown.
         """
-        if isinstance(self.answer, RecordAltered):
+        if isinstance(self.answer, (RecordAltered, ResultUnknown)):
             # A new error for each caller: one that is raised several times collects the traces of all.
-            raise RecordAltered(str(self.answer), metadata=self.answer.metadata)
+            raise type(self.answer)(str(self.answer), metadata=self.answer.metadata)
         return self.answer
 
 

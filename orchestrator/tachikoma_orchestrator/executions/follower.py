@@ -14,10 +14,12 @@ from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 
 import structlog
+from redis.exceptions import ResponseError
 
 from tachikoma.errors import OutputAltered
 from tachikoma.redis import keys
-from tachikoma.redis.commands import Redis
+from tachikoma.redis.access import wrong_type
+from tachikoma.redis.commands import Entry, Redis
 from tachikoma.streams.frames import FIELD, STDOUT, Frame, entry_id
 from tachikoma.vocabulary.results import ExecOutput, OutputKind
 from tachikoma_orchestrator.executions.final_state import FinalState
@@ -127,7 +129,7 @@ class Follower:
             OutputAltered: an entry of the log is no output of the agent.
         """
         while True:
-            entries = await self._redis.xrange(self._key, min=entry_id(self._seq + 1), max="+", count=READ_ENTRIES)
+            entries = await self._entries()
             for entry, fields in entries:
                 frame = self._frame(entry, fields)
                 missing = 0 if self._offset is None else frame.offset - self._offset
@@ -141,6 +143,16 @@ class Follower:
             await self._acknowledge()
             if len(entries) < READ_ENTRIES:
                 return
+
+    async def _entries(self) -> list[Entry]:
+        """Return the next entries of the log; none if the key has another type: its output is lost, as if deleted."""
+        try:
+            return await self._redis.xrange(self._key, min=entry_id(self._seq + 1), max="+", count=READ_ENTRIES)
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+            log.error("output.unreadable", id=self._exec_id, error=str(error))
+            return []
 
     def _frame(self, entry: bytes, fields: dict[bytes, bytes]) -> Frame:
         """Return the chunk of an entry of the log.

@@ -301,6 +301,16 @@ class Ledger:
                 await self._redis.zrem(keys.OPEN, item)
         return ids
 
+    async def reopen(self, records: Sequence[Record]) -> None:
+        """Put executions without a final state back into the index that the reaper reads, if they are not there."""
+        if not records:
+            return
+        try:
+            await self._redis.zadd(keys.OPEN, {record.exec_id: record.deadline_ms for record in records}, nx=True)
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+
     async def newest(
         self, agent: str, *, ended: bool, before: tuple[int, int] | None, limit: int, since_ms: int = 0
     ) -> list[tuple[str, int]]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from datetime import timedelta
 
 import structlog
@@ -26,6 +27,7 @@ from tachikoma.errors import RecordAltered
 from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Redis
+from tachikoma.streams.heartbeat import HEARTBEAT_SECONDS
 from tachikoma.vocabulary.clock import duration_ms
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.registry import AgentState, Registry
@@ -48,6 +50,10 @@ TRIM_EVERY = 60
 OVERDUE_MS = 3600 * 1000
 #: Age from which the result of an execution is looked for. The result of a younger one arrives over pub/sub.
 SETTLE_MS = 2_000
+#: Seconds for which an agent does not hold an execution before its missing result counts as lost: several heartbeats.
+RESULT_SECONDS = 3 * HEARTBEAT_SECONDS
+#: Stands for a claim of another type than a string. No agent and no orchestrator writes it.
+UNREADABLE = b"\0unreadable"
 
 
 class Reaper:
@@ -92,6 +98,10 @@ class Reaper:
         self._audit_closed = audit_closed
         #: Start of the time in which Redis answered without interruption, by the local monotonic clock.
         self._answering_since = time.monotonic()
+        #: The open executions of the last pass. An entry that left the index without a final state is put back.
+        self._open: dict[str, Record] = {}
+        #: Start of the time in which an agent no longer held an execution and its result was gone, by the same clock.
+        self._result_gone_since: dict[str, float] = {}
         #: Start of the silence of agents with open executions, by the same clock.
         self._silent_since: dict[str, float] = {}
 
@@ -121,25 +131,75 @@ class Reaper:
     async def sweep(self) -> None:
         """Make one pass over all executions without a final state. Raises redis errors."""
         now_ms = await self._ledger.now_ms()
-        agents = await self._registry.all()
-        await self._registry.notice_departures(agents)
+        agents = await self._agents()
         for agent, state in agents.items():
             if state.online:
                 self._silent_since.pop(agent, None)
-        offset = 0
-        while True:
-            ids = await self._ledger.open_executions(offset=offset, limit=BATCH)
-            if not ids:
-                return
+        offset, found = 0, dict[str, Record]()
+        while ids := await self._open_executions(offset):
             records = await self._ledger.records(ids)
-            for missing in set(ids) - {record.exec_id for record in records}:
-                # Redis lost the record, for example after it was restored. Without it there is nothing to settle.
-                await self._redis.zrem(keys.OPEN, missing)
+            found |= {record.exec_id: record for record in records}
+            for missing in set(ids) - found.keys():
+                await self._forget(missing)
             still_open = await self._settle_all(records, agents, now_ms)
             if len(ids) < BATCH:
-                return
+                break
             # The settled ones have left the set.
             offset += still_open
+        await self._restore_index(found)
+
+    async def _agents(self) -> dict[str, AgentState]:
+        """Return every agent; none if their hash has another type, so that no agent counts as gone."""
+        try:
+            agents = await self._registry.all()
+            await self._registry.notice_departures(agents)
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+            log.error("reaper.agents_unreadable", error=str(error))
+            self._answering_since = time.monotonic()
+            return {}
+        return agents
+
+    async def _open_executions(self, offset: int) -> list[str]:
+        """Return a batch of the index of open executions. An index of another type is removed and made again."""
+        try:
+            return await self._ledger.open_executions(offset=offset, limit=BATCH)
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+            log.error("reaper.index_recreated", key=keys.OPEN, error=str(error))
+            await self._redis.expire(keys.OPEN, 0)
+            return []
+
+    async def _forget(self, exec_id: str) -> None:
+        """Remove an execution from the indexes whose record is gone or unreadable; there is nothing to settle."""
+        await self._redis.zrem(keys.OPEN, exec_id)
+        record = self._open.pop(exec_id, None)
+        for name in record.scopes if record is not None else ():
+            # It would count against the limits of its scopes for ever.
+            _, running, waiting = keys.scope(name)
+            for key in (running, waiting):
+                with suppress(ResponseError):
+                    await self._redis.srem(key, exec_id)
+
+    async def _restore_index(self, found: dict[str, Record]) -> None:
+        """Put executions back into the index that left it without a final state.
+
+        Args:
+            found: the open executions of this pass.
+        """
+        vanished = [exec_id for exec_id in self._open if exec_id not in found]
+        records = {record.exec_id: record for record in await self._ledger.records(vanished)}
+        for exec_id in vanished:
+            if exec_id not in records:
+                await self._forget(exec_id)
+        lost = [record for record in records.values() if not record.state.terminal]
+        await self._ledger.reopen(lost)
+        self._open = found | {record.exec_id: record for record in lost}
+        gone = self._result_gone_since.keys() - self._open.keys()
+        for exec_id in gone:
+            del self._result_gone_since[exec_id]
 
     async def _settle_all(self, records: list[Record], agents: dict[str, AgentState], now_ms: int) -> int:
         """Settle the executions that need it, and return how many are still open."""
@@ -152,7 +212,10 @@ class Reaper:
         for record, claim, has_result in zip(records, answers[::2], answers[1::2], strict=True):
             try:
                 if isinstance(claim, Exception):
-                    raise claim
+                    if not wrong_type(claim):
+                        raise claim
+                    log.error("reaper.claim_unreadable", id=record.exec_id, error=str(claim))
+                    claim = UNREADABLE
                 if not await self._settle(record, claim, bool(has_result), agents.get(record.agent), now_ms):
                     still_open += 1
             except (ResponseError, RecordAltered, ValueError) as error:
@@ -164,15 +227,19 @@ class Reaper:
             except (RedisError, OSError):
                 raise
             except Exception:
-                # The error ends the process, and would end the next one too: the log must name the record.
-                log.critical("reaper.failed", id=record.exec_id, exc_info=True)
-                raise
+                # It would end the next process too, so one record must not end this one.
+                log.exception("reaper.failed", id=record.exec_id)
+                still_open += 1
         return still_open
 
     async def _settle(
         self, record: Record, claim: bytes | None, has_result: bool, agent: AgentState | None, now_ms: int
     ) -> bool:
         """Settle one execution if it needs it. Return True if it has a final state now."""
+        if record.state.terminal:
+            # Its change met an index that was no index, or it was put back while it ended.
+            await self._redis.zrem(keys.OPEN, record.exec_id)
+            return True
         if record.state is ExecState.PENDING_APPROVAL:
             return now_ms >= record.deadline_ms and await self._expire(record, "not approved in time")
         revoked = self._registry.revocations.active(record.agent)
@@ -182,7 +249,10 @@ class Reaper:
         settling = now_ms - record.admitted_ms > SETTLE_MS
         if has_result and settling and await self._record_result(record):
             return True
-        if claim is None or claim == FENCE.encode():
+        if claim == UNREADABLE and record.state is ExecState.QUEUED:
+            late = now_ms >= record.deadline_ms
+            return late and await self._lose(record, "its claim cannot be read, so whether it started is unknown")
+        if claim is None or claim in (UNREADABLE, FENCE.encode()):
             if record.state is ExecState.QUEUED:
                 return now_ms >= record.deadline_ms and await self._expire(
                     record, "not started before its queue timeout"
@@ -192,11 +262,20 @@ class Reaper:
         if record.state is ExecState.QUEUED and settling:
             # The agent's notice was missed. The receipt will contain the exact start.
             await self._ledger.started(record.agent, record.exec_id, 0)
-        reason = self._lost(record.agent, claim.decode(), agent) or _overdue(record, now_ms)
+        reason = (
+            self._lost(record.agent, claim.decode(), agent)
+            or self._without_result(record, has_result, agent)
+            or _overdue(record, now_ms)
+        )
         return bool(reason) and await self._lose(record, reason)
 
     async def _record_result(self, record: Record) -> bool:
-        raw = await self._redis.get(keys.result(record.agent, record.exec_id))
+        try:
+            raw = await self._redis.get(keys.result(record.agent, record.exec_id))
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+            return False
         return raw is not None and await self._collector.fold(record.agent, record.exec_id, raw)
 
     async def _expire(self, record: Record, reason: str) -> bool:
@@ -214,6 +293,24 @@ class Reaper:
         )
         log.warning("execution.lost", id=record.exec_id, agent=record.agent, reason=reason)
         return outcome is TransitionOutcome.DONE
+
+    def _without_result(self, record: Record, has_result: bool, agent: AgentState | None) -> str:
+        """Return why an execution is given up that its agent completed, if its result is gone; else empty.
+
+        Args:
+            record: the execution, which its agent claimed.
+            has_result: True if Redis has a value for its result. It was not accepted.
+            agent: its agent's state; None if the agent is unknown.
+        """
+        held = None if agent is None or not agent.online else agent.heartbeat.executions
+        if held is None or record.exec_id in held:
+            self._result_gone_since.pop(record.exec_id, None)
+            return ""
+        since = self._result_gone_since.setdefault(record.exec_id, time.monotonic())
+        if time.monotonic() - since < RESULT_SECONDS:
+            return ""
+        what = "its result in Redis is not accepted" if has_result else "its result in Redis is gone"
+        return f"its agent no longer holds it, and {what}"
 
     def _lost(self, agent: str, boot: str, state: AgentState | None) -> str:
         """Return why a claimed execution must be given up; empty if it need not be."""

@@ -116,6 +116,8 @@ class Record:
     approval_reason: str
     #: True if the command waits for readers of its output.
     waits: bool
+    #: Scopes whose limits the execution counts for.
+    scopes: tuple[str, ...]
     #: `AuditedRequest` as JSON; parsed by `status`.
     request: str
     #: Patterns of the subjects that may approve it, as a JSON list; parsed by `status`.
@@ -156,6 +158,7 @@ class Record:
                 approved_by=text("approved_by"),
                 approval_reason=text("approval_reason"),
                 waits=text("waits") == "1",
+                scopes=tuple(text("scopes").split()),
                 request=text("request"),
                 approvers=text("approvers"),
                 settled=text("settled_ms"),

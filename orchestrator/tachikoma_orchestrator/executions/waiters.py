@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from tachikoma_orchestrator.executions.final_state import FinalState
+from tachikoma.errors import ResultUnknown
+from tachikoma.identity.signed_messages import Receipt
+from tachikoma_orchestrator.executions.final_state import FinalState, VerifiedReceipt
 
-__all__ = ["Completions", "Waiters"]
+__all__ = ["AwaitedOrder", "Completions", "Waiters"]
 
 T = TypeVar("T")
 
@@ -50,6 +53,19 @@ class Waiters(Generic[T]):
                 future.set_result(value)
 
 
+@dataclass(frozen=True, slots=True)
+class AwaitedOrder:
+    """The order whose result a caller waits for. It is known without the ledger, which may lose its record."""
+
+    agent: str
+    #: SHA-256 of the signed order; empty if the execution was accepted and its order is not known.
+    order_sha256: str
+
+    def answered_by(self, agent: str, receipt: Receipt) -> bool:
+        """Return True if an agent's verified receipt answers this order."""
+        return bool(self.order_sha256) and (agent, receipt.order_sha256) == (self.agent, self.order_sha256)
+
+
 class Completions(Waiters[FinalState]):
     """Callers that wait for an execution's final state."""
 
@@ -57,8 +73,91 @@ class Completions(Waiters[FinalState]):
         super().__init__()
         #: Callers that wait for an execution's approval.
         self.approvals: Waiters[None] = Waiters()
+        #: The order of each waiting caller; callers whose request was not accepted yet have none.
+        self._orders: dict[asyncio.Future[FinalState], AwaitedOrder] = {}
 
-    def deliver(self, final: FinalState) -> None:
-        """Deliver a final state to every waiting caller; it also ends the wait for an approval."""
-        self.resolve(final.exec_id, final)
+    @contextmanager
+    def expect(self, exec_id: str) -> Iterator[asyncio.Future[FinalState]]:
+        """Return a future that is resolved with the final state, from the start of the block."""
+        with super().expect(exec_id) as future:
+            try:
+                yield future
+            finally:
+                self._orders.pop(future, None)
+
+    def note_order(self, exec_id: str, order: AwaitedOrder) -> None:
+        """Note the order of an execution for its waiting callers, unless they wait for an earlier order of its id."""
+        for future in self._waiting.get(exec_id, ()):
+            known = self._orders.get(future)
+            if known is None or not known.order_sha256:
+                self._orders[future] = order
+
+    def orders(self, exec_id: str) -> set[AwaitedOrder]:
+        """Return the orders of the execution's accepted callers that have no answer yet."""
+        return {
+            self._orders[future]
+            for future in self._waiting.get(exec_id, ())
+            if not future.done() and future in self._orders
+        }
+
+    def deliver(self, final: FinalState, order_sha256: str = "") -> None:
+        """Deliver a final state to the waiting callers; it also ends the wait for an approval.
+
+        Args:
+            final: the final state.
+            order_sha256: SHA-256 of the order that it belongs to; empty if there is none. A caller that waits for
+                another order of the same id does not get it.
+        """
+
+        def concerned(order: AwaitedOrder | None) -> bool:
+            return order is None or "" in (order_sha256, order.order_sha256) or order_sha256 == order.order_sha256
+
+        self._resolve_where(final, concerned)
         self.approvals.resolve(final.exec_id, None)
+
+    def answer(self, agent: str, verified: VerifiedReceipt) -> bool:
+        """Deliver a verified receipt to the callers whose order it answers, whatever the ledger says.
+
+        Returns:
+            True if there was such a caller.
+        """
+        receipt = verified.receipt
+
+        def concerned(order: AwaitedOrder | None) -> bool:
+            return order is not None and order.answered_by(agent, receipt)
+
+        return self._resolve_where(FinalState.with_receipt(agent, verified), concerned)
+
+    def give_up(self, exec_id: str, current_order: str, why: str) -> bool:
+        """Answer the callers whose execution the ledger does not have with ResultUnknown.
+
+        Args:
+            exec_id: the execution.
+            current_order: SHA-256 of the order in the ledger's record; empty if the ledger has no record.
+            why: the reason for the callers.
+
+        Returns:
+            True if there was such a caller.
+        """
+
+        def concerned(order: AwaitedOrder | None) -> bool:
+            if order is None:
+                return False
+            return not current_order or order.order_sha256 not in ("", current_order)
+
+        error = ResultUnknown(
+            f"whether {exec_id} ran is unknown: {why}; look at its effects, then use a new id", metadata={"id": exec_id}
+        )
+        given_up = self._resolve_where(FinalState(exec_id, error), concerned)
+        if given_up:
+            self.approvals.resolve(exec_id, None)
+        return given_up
+
+    def _resolve_where(self, final: FinalState, concerned: Callable[[AwaitedOrder | None], bool]) -> bool:
+        """Resolve the waiting callers of an execution whose order, None if unknown, meets a condition."""
+        resolved = False
+        for future in self._waiting.get(final.exec_id, ()):
+            if not future.done() and concerned(self._orders.get(future)):
+                future.set_result(final)
+                resolved = True
+        return resolved

@@ -28,6 +28,7 @@ from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.evidence import Evidence
 from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.executions.waiters import Completions
+from tachikoma_orchestrator.executions.waiting_callers import WaitingCallers
 from tachikoma_orchestrator.metrics import POLICIES, POLICY_ERROR, POLICY_SINCE
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings
 from tachikoma_orchestrator.schedules.runner import ScheduleRunner
@@ -97,10 +98,12 @@ class Core:
             self.redis, self.ledger, self.completions, self.registry, self.identity, self.evidence, self.findings
         )
         self.collector.attach(self.subscriber)
+        self._waiting_callers = WaitingCallers(self.redis, self.ledger, self.completions, self.collector)
+        self.subscriber.on_gap(self._waiting_callers.check)
         self.subscriber.on_gap(self.registry.discover)
         self.admitter = Admitter(
             self.ledger, self.trail, self.policies, self.identity, self.registry,
-            rate_limit=settings.rate_limit, search_path=settings.search_path,
+            rate_limit=settings.rate_limit, search_path=settings.search_path, sent=self.completions.note_order,
         )  # fmt: skip
         #: None if no schedules are configured.
         self.schedule_runner = self._open_schedules(settings)
@@ -136,6 +139,7 @@ class Core:
         await self.registry.revocations.refresh_if_available()
         supervisor.start(self.registry.revocations.run(), name="revocations")
         supervisor.start(self.subscriber.run(), name="subscriber")
+        supervisor.start(self._waiting_callers.run(), name="waiting-callers")
         supervisor.start(self._watch_policy(), name="policy")
         if self.schedule_runner is not None:
             supervisor.start(self.schedule_runner.watch_file(), name="schedules-file")

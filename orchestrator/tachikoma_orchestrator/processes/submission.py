@@ -23,6 +23,7 @@ from tachikoma.vocabulary.results import ExecResponse
 from tachikoma_orchestrator.admission.digests import request_digest
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.executions.final_state import FinalState
+from tachikoma_orchestrator.executions.waiters import AwaitedOrder
 from tachikoma_orchestrator.processes.parts import Core
 
 __all__ = ["execute", "persist", "read_request"]
@@ -100,6 +101,7 @@ async def execute(core: Core, token: object) -> ExecResponse:
         error_reporting.concerns(claims.jti)
         with core.completions.expect(claims.jti) as end:
             await persist(lambda: _admit(core, claims, peer))
+            core.completions.note_order(claims.jti, AwaitedOrder(claims.request.agent_id, ""))
             response = await persist(lambda: _result(core, claims.jti, end))
     except Unauthenticated as error:
         reason = str(error)

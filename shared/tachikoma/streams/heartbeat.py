@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tachikoma.vocabulary.types import Identifier, Milliseconds
 
-__all__ = ["LEASE_SECONDS", "MAX_ROOTS", "Heartbeat", "Labels", "Started", "Trust"]
+__all__ = ["HEARTBEAT_SECONDS", "LEASE_SECONDS", "MAX_HELD", "MAX_ROOTS", "Heartbeat", "Labels", "Started", "Trust"]
 
 #: Seconds for which an agent counts as online after its last heartbeat.
 LEASE_SECONDS = 15
@@ -25,6 +25,8 @@ Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Measure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+#: Executions that a heartbeat lists at most; an agent that holds more lists none.
+MAX_HELD = 1024
 #: Most roots that a heartbeat lists.
 MAX_ROOTS = 32
 KeyDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -75,6 +77,8 @@ class Heartbeat(BaseModel):
     warnings: Annotated[tuple[Annotated[str, Field(max_length=512)], ...], Field(max_length=32)] = ()
     #: Its identity and bundle; None from older agents.
     trust: Trust | None = None
+    #: Ids of the executions that it holds, until their receipts are delivered; None if it does not report them.
+    executions: Annotated[tuple[Identifier, ...], Field(max_length=MAX_HELD)] | None = None
 
 
 class Started(BaseModel):

@@ -270,12 +270,15 @@ class Engine:
         if self._early_orders is not None:
             self._early_orders.append(order)
             return
-        if order.exec_id in self._running:
+        execution = Execution.of_order(self._context, order.exec_id, order.token)
+        running = self._running.get(order.exec_id)
+        if running is not None:
             # Not even prepared: the prepared cgroup has the name of the first delivery's.
             log.info("order.repeated", id=order.exec_id)
+            if running.order_sha256 != execution.order_sha256:
+                self._executions.start(execution.report_other_order(), name=order.exec_id)
             order.done()
             return
-        execution = Execution.of_order(self._context, order.exec_id, order.token)
         self._track(execution, execution.run(), order.done)
 
     def _track(
@@ -335,7 +338,9 @@ class Engine:
     # --- other parts --------------------------------------------------------------------------------------------------
 
     def _heartbeat(self) -> Heartbeat:
-        return describe(self._settings, self._this_run, self._context.identity.current(), len(self._running))
+        # Before the take-over it is not known which executions the agent holds.
+        held = None if self._early_orders is not None else list(self._running)
+        return describe(self._settings, self._this_run, self._context.identity.current(), len(self._running), held)
 
     async def _watch_policy(self) -> None:
         """Load the agent's own policy again whenever its file changes."""

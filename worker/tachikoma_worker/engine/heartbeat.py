@@ -11,7 +11,7 @@ import psutil
 from tachikoma.identity.certificates import key_digest
 from tachikoma.identity.spiffe import InvalidIdentity
 from tachikoma.identity.svid import Svid
-from tachikoma.streams.heartbeat import MAX_ROOTS, Heartbeat, Trust
+from tachikoma.streams.heartbeat import MAX_HELD, MAX_ROOTS, Heartbeat, Trust
 from tachikoma.vocabulary.clock import to_ms
 from tachikoma_worker import VERSION
 from tachikoma_worker.cgroups.hierarchy import Hierarchy
@@ -33,7 +33,7 @@ class Run:
     warnings: tuple[str, ...]
 
 
-def describe(settings: WorkerSettings, run: Run, svid: Svid, running: int) -> Heartbeat:
+def describe(settings: WorkerSettings, run: Run, svid: Svid, running: int, held: Sequence[str] | None) -> Heartbeat:
     """Return the heartbeat of this moment.
 
     Args:
@@ -41,6 +41,7 @@ def describe(settings: WorkerSettings, run: Run, svid: Svid, running: int) -> He
         run: facts of this run.
         svid: the agent's current identity.
         running: number of running executions.
+        held: ids of the executions that the agent holds; None if that is not known.
     """
     return Heartbeat(
         boot=run.boot,
@@ -55,6 +56,7 @@ def describe(settings: WorkerSettings, run: Run, svid: Svid, running: int) -> He
         disk_used=psutil.disk_usage(str(settings.data)).percent / 100,
         warnings=run.warnings,
         trust=describe_trust(svid),
+        executions=None if held is None or len(held) > MAX_HELD else tuple(held),
     )
 
 

@@ -34,6 +34,8 @@ class ClaimOutcome(StrEnum):
     GRANTED = "granted"
     #: An earlier delivery to this agent was granted.
     REPEATED = "repeated"
+    #: The agent claimed the execution for another order of the same id, whose record the ledger lost.
+    OTHER_ORDER = "other order"
     #: The orchestrator fenced the execution, or another journal claimed it.
     HELD_ELSEWHERE = "held elsewhere"
 
@@ -73,11 +75,14 @@ async def claim(context: Context, exec_id: str, order_sha256: str) -> Claim:
         log.info("order.not_ours", id=exec_id)
         if first:
             # A later run of the worker has nothing to report about it.
-            context.journal.finish(exec_id)
+            context.journal.finish(exec_id, order_sha256)
         return Claim(ClaimOutcome.HELD_ELSEWHERE)
     if journal_error is not None:
         raise journal_error
     if not first:
+        if not await context.journal.is_claimed_for(exec_id, order_sha256):
+            log.warning("order.of_claimed_id", id=exec_id)
+            return Claim(ClaimOutcome.OTHER_ORDER)
         log.info("order.repeated", id=exec_id)
         return Claim(ClaimOutcome.REPEATED)
     return Claim(ClaimOutcome.GRANTED, in_redis.cancel)

@@ -56,6 +56,8 @@ log = structlog.get_logger(__name__)
 
 #: A start is reported only for commands that run longer. The receipt of a shorter one contains the time of its start.
 STARTED_NOTICE_SECONDS = 0.02
+#: Error of an order whose id the agent has claimed for another one.
+OTHER_ORDER = "the agent has executed another order of this id, whose record the ledger lost; use a new id"
 
 
 class Execution:
@@ -66,7 +68,8 @@ class Execution:
         self._context = context
         self.exec_id = exec_id
         self._token = token
-        self._order_sha256 = order_sha256
+        #: SHA-256 of the signed order.
+        self.order_sha256 = order_sha256
         #: From the order; empty if the worker that verified it did not store it.
         self._requested_by = ""
         self._process: Process | None = None
@@ -149,8 +152,17 @@ class Execution:
         """Deliver a receipt that says LOST, for an execution about which nothing more is known."""
         ending = Ending(state=ExecState.LOST, error=why)
         await deliver(
-            self._context, self.exec_id, self._order_sha256, ending, Output.unknown(), EarlierReceipt.POSSIBLE
+            self._context, self.exec_id, self.order_sha256, ending, Output.unknown(), EarlierReceipt.POSSIBLE
         )
+
+    async def report_other_order(self) -> None:
+        """Answer a genuine order whose id the agent is executing for another order."""
+        try:
+            verify_order(self._context, self.exec_id, self._token)
+        except (InvalidSignature, InvalidIdentity) as error:
+            log.warning("order.refused", id=self.exec_id, reason=str(error))
+            return
+        await self.report_lost(OTHER_ORDER)
 
     # --- before the start ---------------------------------------------------------------------------------------------
 
@@ -170,7 +182,7 @@ class Execution:
             The ending, or None if this delivery was not granted the claim.
         """
         try:
-            claimed = await claim(self._context, self.exec_id, self._order_sha256)
+            claimed = await claim(self._context, self.exec_id, self.order_sha256)
         except JournalError as error:
             await self._abandon(preparing)
             return Ending(state=ExecState.REJECTED, error=f"the agent's journal cannot be written: {error}")
@@ -180,6 +192,8 @@ class Execution:
             return failure(error)
         if claimed.outcome is not ClaimOutcome.GRANTED:
             await self._discard(preparing)
+            if claimed.outcome is ClaimOutcome.OTHER_ORDER:
+                await self.report_lost(OTHER_ORDER)
             return None
         if claimed.cancel is not None:
             self.cancel(claimed.cancel)
@@ -250,7 +264,7 @@ class Execution:
         grace = order.grant.kill_grace
         return Facts(
             host=self._context.host,
-            order_sha256=self._order_sha256,
+            order_sha256=self.order_sha256,
             requested_by=order.sub,
             executable=prepared.executable.path,
             started_ms=now_ms(),
@@ -363,7 +377,7 @@ class Execution:
         except Exception:
             log.exception("output.not_described", id=self.exec_id)
             output = Output.unknown()
-        await deliver(self._context, self.exec_id, self._order_sha256, ending, output, earlier)
+        await deliver(self._context, self.exec_id, self.order_sha256, ending, output, earlier)
         if self._spool is not None:
             try:
                 self._spool.remove()

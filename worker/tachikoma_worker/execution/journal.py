@@ -121,14 +121,29 @@ class Journal:
 
         return await self._write(insert)
 
-    def finish(self, exec_id: str) -> None:
-        """Record in the background that the receipt was delivered.
+    async def is_claimed_for(self, exec_id: str, order_sha256: str) -> bool:
+        """Return whether an execution was claimed for this order.
+
+        Raises:
+            JournalError: the journal cannot be read.
+        """
+
+        def select() -> bool:
+            row = self._database.execute("SELECT order_sha256 FROM execution WHERE id = ?", (exec_id,)).fetchone()
+            return row is not None and row[0] == order_sha256
+
+        return await self._write(select)
+
+    def finish(self, exec_id: str, order_sha256: str) -> None:
+        """Record in the background that the receipt for an order was delivered.
 
         If the record is lost, a later run only delivers the receipt again.
         """
 
         def update() -> bool:
-            self._database.execute("UPDATE execution SET done = 1 WHERE id = ?", (exec_id,))
+            # Another order of the same id may still be running.
+            where = "UPDATE execution SET done = 1 WHERE id = ? AND order_sha256 = ?"
+            self._database.execute(where, (exec_id, order_sha256))
             return True
 
         future = self._write(update)

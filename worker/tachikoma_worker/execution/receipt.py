@@ -162,7 +162,7 @@ async def deliver(
             if failures == FAITHFUL_ATTEMPTS:
                 ending, output = _shortened(ending, error), Output.unknown()
             await backoff.wait()
-    context.journal.finish(exec_id)
+    context.journal.finish(exec_id, order_sha256)
 
 
 def _shortened(ending: Ending, error: Exception) -> Ending:

@@ -7,6 +7,7 @@ import base64
 import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import TypeVar
 
 import structlog
@@ -164,9 +165,24 @@ class OutputLog:
         while True:
             try:
                 return await action()
+            except ResponseError as error:
+                if not wrong_type(error):
+                    log.warning("output.waiting", id=self._exec_id, error=str(error))
+                    await backoff.wait()
+                    continue
+                # Waiting would not help, and the command would never end. Readers see the lost part as a gap.
+                log.error("output.recreated", id=self._exec_id, error=str(error))
+                await self._remove()
+                await backoff.wait()
             except (RedisError, OSError) as error:
                 log.warning("output.waiting", id=self._exec_id, error=str(error))
                 await backoff.wait()
+
+    async def _remove(self) -> None:
+        """Remove the value at the log's key. The agent's user has no DEL; a lifetime of 0 is the same."""
+        with suppress(RedisError, OSError):
+            await self._redis.expire(self._key, 0)
+        self._expires = False
 
     async def _last_stored(self) -> int:
         """Return the number of the last chunk in the Stream, or 0."""

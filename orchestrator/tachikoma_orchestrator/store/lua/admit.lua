@@ -40,7 +40,7 @@
 local MINUTE_MS = 60000
 local FIXED_KEYS = 12
 
-local execution, lease, queue, trail, agents, index, agent_index, open, approvals, parked, draining, revocations =
+local execution, lease, queue, trail, agents, index_key, agent_index, open, approvals, parked, draining, revocations =
   unpack(KEYS, 1, FIXED_KEYS)
 local signed, recorded_request, audited_request = ARGV[2], ARGV[3], ARGV[4]
 local id, agent = args.id, args.agent
@@ -84,6 +84,16 @@ local function limited(scope)
   if scope.waiting > 0 and redis.call('SCARD', scope.waiting_key) >= scope.waiting then
     return 'WAITING', 0
   end
+end
+
+-- Every index must be one before anything is written: an error in the middle would leave half an execution.
+for _, key in ipairs({index_key, agent_index, open, approvals}) do
+  redis.call('ZCARD', key)
+end
+for _, scope in ipairs(args.scopes) do
+  redis.call('ZCARD', scope.rate_key)
+  redis.call('SCARD', scope.open_key)
+  redis.call('SCARD', scope.waiting_key)
 end
 
 -- Decide.
@@ -130,7 +140,7 @@ if #names > 0 then
 end
 extend(record, args.record)
 redis.call('HSET', execution, unpack(record))
-redis.call('ZADD', index, now, id)
+redis.call('ZADD', index_key, now, id)
 redis.call('ZADD', agent_index, now, id)
 redis.call('ZADD', open, deadline, id)
 if needs_approval then

@@ -18,6 +18,8 @@ local digest, state, dispatched = unpack(redis.call('HMGET', execution, 'digest'
 if digest ~= args.digest or state ~= 'QUEUED' or dispatched then
   return 0
 end
+-- A queue of another type is an error before anything is written.
+redis.call('LLEN', queue)
 -- The event is written first: if it cannot be written, no order is on the queue.
 redis.call('HSET', execution, 'policy', args.policy)
 audit_execution(trail, execution, {

@@ -39,6 +39,12 @@ local function contains(list, wanted)
   return false
 end
 
+-- Change an index as far as it is one. A wrong type, which only tampering causes, must not keep an execution from its
+-- final state; the reaper recreates such an index.
+local function index(...)
+  return redis.pcall(...)
+end
+
 -- Append an event, a list of names and values, to the audit trail and return its number. No other function writes
 -- there. The numbers have no gap, so a reader notices a missing event.
 local function audit(trail, event)

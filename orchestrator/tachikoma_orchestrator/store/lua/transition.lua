@@ -53,13 +53,14 @@ if args.order_sha256 ~= '' and redis.call('HGET', execution, 'order_sha256') ~= 
 end
 if args.fence ~= '' then
   local claimed = redis.call('SET', claim, args.fence, 'NX', 'EX', args.keep_seconds)
-  if not claimed and redis.call('GET', claim) ~= args.fence then
+  -- A claim of another type counts as claimed: no agent starts by it, but one may have started before.
+  if not claimed and redis.pcall('GET', claim) ~= args.fence then
     return {'CLAIMED', state, now}
   end
 end
 
 -- Audit. The events are written first: if they cannot be written, nothing is changed.
-local history = redis.call('HGET', execution, 'history')
+local history = redis.call('HGET', execution, 'history') or state
 if state == 'QUEUED' and args.reports_start then
   -- The agent's receipt arrived before its notice.
   history = history .. ';STARTED ' .. text(now)
@@ -78,11 +79,11 @@ if terminal then
 end
 if args.wait_ms > 0 then
   append(fields, 'deadline_ms', now + args.wait_ms)
-  redis.call('ZADD', open, now + args.wait_ms, id)
+  index('ZADD', open, now + args.wait_ms, id)
 end
 redis.call('HSET', execution, unpack(fields))
 if moves and state == 'PENDING_APPROVAL' then
-  redis.call('ZREM', approvals, id)
+  index('ZREM', approvals, id)
   redis.call('DEL', parked)
   if target == 'QUEUED' then
     redis.call('PUBLISH', approved, id)
@@ -91,14 +92,14 @@ end
 if moves and target ~= 'QUEUED' then
   -- Scopes are released only here; a second release changes nothing. Admission stored their names in the record.
   for scope in string.gmatch(redis.call('HGET', execution, 'scopes') or '', '%S+') do
-    redis.call('SREM', 'orch:waiting:' .. scope, id)
+    index('SREM', 'orch:waiting:' .. scope, id)
     if terminal then
-      redis.call('SREM', 'orch:open:' .. scope, id)
+      index('SREM', 'orch:open:' .. scope, id)
     end
   end
 end
 if terminal then
-  redis.call('ZREM', open, id)
+  index('ZREM', open, id)
   redis.call('EXPIRE', execution, args.keep_seconds)
   redis.call('PUBLISH', ended, id)
 end

@@ -12,6 +12,7 @@ import pytest
 from members import AGENT, OPERATOR, Stand
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
+from tachikoma.vocabulary.policies import RateLimitConfig
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.registry import Registry
@@ -130,7 +131,78 @@ async def test_a_claim_that_cannot_be_read_keeps_no_other_execution_from_its_fin
     for _ in range(2):
         await sweeps.sweep()
     assert (await read(stand, "late")).state is ExecState.EXPIRED
-    assert (await read(stand, "broken")).state is ExecState.QUEUED
+    broken = await read(stand, "broken")
+    assert broken.state is ExecState.LOST
+    assert "its claim cannot be read" in broken.error
+
+
+@pytest.mark.parametrize("kind", ["deleted", "string", "hash", "list"])
+async def test_an_index_that_is_lost_or_no_index_is_made_again(stand: Stand, kind: str) -> None:
+    await admit(stand, "late", wait=timedelta(milliseconds=400))
+    sweeps = reaper(stand)
+    await sweeps.sweep()
+    await stand.redis.delete(keys.OPEN)
+    plant = {"string": ("SET", "x"), "hash": ("HSET", "x", "y"), "list": ("RPUSH", "x")}
+    if kind in plant:
+        command, *values = plant[kind]
+        await stand.redis.execute_command(command, keys.OPEN, *values)
+    await sweeps.sweep()
+    assert await stand.redis.zrange(keys.OPEN, 0, -1) == [b"late"]
+    while await stand.ledger.now_ms() <= (await read(stand, "late")).deadline_ms:
+        pass
+    await sweeps.sweep()
+    assert (await read(stand, "late")).state is ExecState.EXPIRED
+    assert await stand.redis.zrange(keys.OPEN, 0, -1) == []
+
+
+@pytest.mark.parametrize("planted", [None, "no receipt", ["no string"]])
+async def test_an_execution_that_its_agent_holds_no_longer_is_lost_without_its_result(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, planted: Any
+) -> None:
+    monkeypatch.setattr(module, "SETTLE_MS", -1)
+    monkeypatch.setattr(module, "RESULT_SECONDS", 0)
+    await admit(stand, "ended")
+    await admit(stand, "runs")
+    for exec_id in ("ended", "runs"):
+        await stand.redis.set(keys.claim(AGENT, exec_id), "boot")
+        await stand.ledger.started(AGENT, exec_id, 1)
+    if isinstance(planted, str):
+        await stand.redis.set(keys.result(AGENT, "ended"), planted)
+    elif planted:
+        await stand.redis.rpush(keys.result(AGENT, "ended"), *planted)
+    await stand.redis.set(keys.info(AGENT), json.dumps({**HEARTBEAT, "executions": ["runs"]}))
+    await reaper(stand).sweep()
+    ended = await read(stand, "ended")
+    assert ended.state is ExecState.LOST
+    assert ended.error.startswith("its agent no longer holds it, and its result in Redis is")
+    assert (await read(stand, "runs")).state is ExecState.STARTED
+
+
+async def test_agents_that_cannot_be_read_lose_no_execution_and_expire_the_late(stand: Stand) -> None:
+    await admit(stand, "late", wait=timedelta(0))
+    await admit(stand, "runs")
+    await stand.redis.set(keys.claim(AGENT, "runs"), "another")
+    await stand.ledger.started(AGENT, "runs", 1)
+    await stand.redis.delete(keys.AGENTS)
+    await stand.redis.set(keys.AGENTS, "no hash")
+    await reaper(stand, lease=timedelta(minutes=1)).sweep()
+    assert (await read(stand, "late")).state is ExecState.EXPIRED
+    assert (await read(stand, "runs")).state is ExecState.STARTED
+
+
+async def test_limits_are_released_when_a_record_is_gone(stand: Stand) -> None:
+    request = ExecRequest(id="gone", agent_id=AGENT, command=["/bin/true"], requested_by=str(OPERATOR))
+    scopes = {"agent:web-1": RateLimitConfig(concurrent_limit=1)}
+    admission = Admission(
+        request, request.command, "digest", "web@1", "", timedelta(minutes=9), timedelta(hours=1), scopes
+    )
+    assert (await stand.ledger.admit(admission, None))[0] is Outcome.ADMITTED
+    sweeps = reaper(stand)
+    await sweeps.sweep()
+    await stand.redis.delete(keys.execution("gone"))
+    await sweeps.sweep()
+    for key in keys.scope("agent:web-1")[1:]:
+        assert await stand.redis.execute_command("SCARD", key) == 0
 
 
 async def test_an_execution_whose_record_is_gone_is_removed_from_the_open_ones(stand: Stand) -> None:

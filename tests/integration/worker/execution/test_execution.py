@@ -84,9 +84,35 @@ async def test_a_command_runs_and_its_receipt_is_signed_and_delivered(agent: Loc
 
 async def test_a_second_delivery_of_an_order_starts_nothing(agent: LocalAgent, tmp_path: Path) -> None:
     order = agent.order("/bin/sh", "-c", f"echo >> {tmp_path}/runs")
-    first = await end_of(agent, order)
-    assert await end_of(agent, order) == first
+    execution = agent.execution(order)
+    first = await end_of(agent, order, execution.run())
+    again = Execution.of_order(agent.context, order.jti, execution._token)
+    assert await end_of(agent, order, again.run()) == first
     assert (tmp_path / "runs").read_text() == "\n"
+
+
+async def test_another_order_of_a_claimed_id_starts_nothing_and_is_answered(agent: LocalAgent, tmp_path: Path) -> None:
+    order = agent.order("/bin/sh", "-c", f"echo >> {tmp_path}/runs")
+    first = await end_of(agent, order)
+    second = agent.execution(order)
+    receipt = await end_of(agent, order, second.run())
+    assert (receipt.state, receipt.order_sha256) == (ExecState.LOST, second.order_sha256)
+    assert receipt.order_sha256 != first.order_sha256
+    assert "another order of this id" in receipt.error
+    assert (tmp_path / "runs").read_text() == "\n"
+
+
+async def test_an_output_log_of_another_type_does_not_keep_a_command_running(agent: LocalAgent, tmp_path: Path) -> None:
+    order = agent.order("/bin/sh", "-c", f"echo one; while ! [ -e {tmp_path}/go ]; do sleep 0.01; done; echo two")
+    work = asyncio.ensure_future(end_of(agent, order))
+    while not await agent.redis.xrange(keys.output(AGENT, order.jti)):  # noqa: ASYNC110 (nothing announces it)
+        await asyncio.sleep(0.01)
+    await agent.redis.delete(keys.output(AGENT, order.jti))
+    await agent.redis.set(keys.output(AGENT, order.jti), "no stream")
+    (tmp_path / "go").touch()
+    receipt = await work
+    assert (receipt.state, receipt.stdout.total_bytes) == (ExecState.SUCCEEDED, 8)
+    assert len(await agent.redis.xrange(keys.output(AGENT, order.jti))) == 1
 
 
 async def test_a_fenced_execution_gets_no_receipt_and_is_finished(agent: LocalAgent) -> None:

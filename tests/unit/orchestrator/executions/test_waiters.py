@@ -6,10 +6,13 @@ import asyncio
 
 import pytest
 
+from tachikoma.errors import ResultUnknown
+from tachikoma.identity.signed_messages import OutputDigest, Receipt
+from tachikoma.vocabulary.limits import ResourceUsage
 from tachikoma.vocabulary.results import ExecResponse
 from tachikoma.vocabulary.states import ExecState
-from tachikoma_orchestrator.executions.final_state import FinalState
-from tachikoma_orchestrator.executions.waiters import Completions
+from tachikoma_orchestrator.executions.final_state import FinalState, VerifiedReceipt
+from tachikoma_orchestrator.executions.waiters import AwaitedOrder, Completions
 
 FINAL = FinalState("job-7", ExecResponse(id="job-7", agent_id="web-1", state=ExecState.SUCCEEDED, exit_code=0))
 
@@ -55,3 +58,48 @@ async def test_a_delivery_before_a_caller_comes_is_not_kept() -> None:
     with completions.expect("job-7") as end:
         await asyncio.sleep(0)
         assert not end.done()
+
+
+# --- callers whose record the ledger lost -----------------------------------------------------------------------------
+
+FIRST, SECOND = AwaitedOrder("web-1", "first"), AwaitedOrder("web-1", "second")
+
+
+def receipt(order_sha256: str) -> VerifiedReceipt:
+    digest = OutputDigest(total_bytes=0, sha256="", truncated=True, excerpt_sha256="0" * 64)
+    signed = Receipt.model_construct(
+        jti="job-7", order_sha256=order_sha256, state=ExecState.SUCCEEDED, exit_code=0, signal=0, error="",
+        started_ms=0, ended_ms=0, duration_us=0, stdout=digest, stderr=digest, usage=ResourceUsage(), kill=None,
+    )  # fmt: skip
+    return VerifiedReceipt(signed, "token", b"", b"")
+
+
+async def test_a_receipt_answers_only_the_callers_of_its_order() -> None:
+    completions = Completions()
+    with completions.expect("job-7") as first:
+        completions.note_order("job-7", AwaitedOrder("web-1", ""))
+        completions.note_order("job-7", FIRST)
+        with completions.expect("job-7") as second:
+            completions.note_order("job-7", SECOND)
+            assert completions.orders("job-7") == {FIRST, SECOND}
+            assert not completions.answer("web-2", receipt("first"))
+            assert not completions.answer("web-1", receipt(""))
+            assert completions.answer("web-1", receipt("first"))
+            assert (first.done(), second.done()) == (True, False)
+            completions.deliver(FINAL, "first")
+            assert not second.done()
+            completions.deliver(FINAL, "second")
+            assert await second is FINAL
+
+
+async def test_only_accepted_callers_are_given_up_and_only_those_of_a_lost_order() -> None:
+    completions = Completions()
+    with completions.expect("job-7") as known:
+        completions.note_order("job-7", FIRST)
+        with completions.expect("job-7") as in_admission:
+            assert not completions.give_up("job-7", "first", "lost")
+            assert completions.give_up("job-7", "second", "lost")
+            with pytest.raises(ResultUnknown, match="whether job-7 ran is unknown: lost"):
+                (await known).response()
+            assert not completions.give_up("job-7", "", "lost")
+            assert not in_admission.done()
