@@ -267,12 +267,12 @@ def test_an_execution_whose_result_is_lost_is_not_shown_as_started_for_long(
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
     try:
-        wait_until(lambda: world.redis.exists(keys.result(RUNS, wanted.id)), "it has ended")
-        fault(world.redis, keys.result(RUNS, wanted.id))
-        # What pub/sub still holds for the orchestrator is lost, too.
+        # Nothing subscribes for it while it ends.
         for connection in world.redis.client_list(_type="pubsub"):
             if connection["name"].startswith("orchestrator"):
                 world.redis.client_kill_filter(_id=connection["id"])
+        wait_until(lambda: world.redis.exists(keys.result(RUNS, wanted.id)), "it has ended")
+        fault(world.redis, keys.result(RUNS, wanted.id))
     finally:
         os.kill(pid, signal.SIGCONT)
     wait_until(lambda: world.client.status(wanted.id).state is not ExecState.STARTED, "it is given up", 60)

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import structlog
 
-from tachikoma.errors import FailedPrecondition, InvalidRequest, NotFound, PermissionDenied
+from tachikoma.errors import FailedPrecondition, InvalidRequest, NotFound, PermissionDenied, RecordAltered
 from tachikoma.identity.signed_messages import ParkedRequest
 from tachikoma.identity.signing import InvalidSignature, verify
 from tachikoma.identity.svid import SvidSource
 from tachikoma.policy.decision import Decision, may_approve
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.requests import ExecRequest
-from tachikoma.vocabulary.results import Approval
+from tachikoma.vocabulary.results import Approval, ExecStatus
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.admission.admit import Admitter
 from tachikoma_orchestrator.admission.digests import approval_digest, request_digest
@@ -85,7 +85,7 @@ class Approvals:
         self._identity = identity
         self._findings = findings
 
-    async def pending(self, peer: Peer, *, everybody: bool) -> list[Record]:
+    async def pending(self, peer: Peer, *, everybody: bool) -> list[ExecStatus]:
         """Return the executions that wait for an approval, and that the caller requested or may approve.
 
         Args:
@@ -93,12 +93,17 @@ class Approvals:
             everybody: True for the executions of all requesters.
         """
         subject = str(peer)
-        records = await self._ledger.approvals()
-        return [
-            record
-            for record in records
-            if everybody or subject == record.requested_by or may_approve(record.status().approvers, subject)
-        ]
+        found = []
+        for record in await self._ledger.approvals():
+            try:
+                status = record.status()
+            except RecordAltered as error:
+                # One altered record must not hide the others.
+                log.error("record.unreadable", id=record.exec_id, reason=str(error))
+                continue
+            if everybody or subject == record.requested_by or may_approve(status.approvers, subject):
+                found.append(status)
+        return found
 
     async def describe(self, exec_id: str, peer: Peer) -> Approval:
         """Return everything that would run, for a caller that may approve it.

@@ -18,8 +18,8 @@ class ApprovalCalls(Service):
         self, request: pb.ListApprovalsRequest, context: object
     ) -> pb.ListApprovalsResponse:
         peer = current_peer()
-        records = await self._parts.approvals.pending(peer, everybody=self._is_operator(peer))
-        return pb.ListApprovalsResponse(executions=[wire.status_to_pb(record.status()) for record in records])
+        pending = await self._parts.approvals.pending(peer, everybody=self._is_operator(peer))
+        return pb.ListApprovalsResponse(executions=[wire.status_to_pb(status) for status in pending])
 
     async def GetApproval(self, request: pb.GetApprovalRequest, context: object) -> pb.Approval:  # noqa: N802
         concerns(request.id)

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import structlog
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from tachikoma.config.retry import Backoff
 from tachikoma.config.tasks import Supervisor, supervised
@@ -223,7 +223,16 @@ class Subscriber:
     async def _report_gap(self) -> None:
         await self.connected.wait()
         for handler in self._gap_handlers:
-            await handler()
+            try:
+                await handler()
+            except ResponseError as error:
+                # Redis responds, but a value is not of the type that it must have. A reconnect would not help.
+                log.error("gap.not_handled", error=str(error)[:300])
+            except (RedisError, OSError):
+                raise
+            except Exception:
+                # Logged with its trace and reported, but not raised: one value must not end the process.
+                log.exception("gap.failed")
 
     async def _handle(self, pattern: str, channel: str, data: bytes) -> None:
         try:

@@ -105,6 +105,11 @@ def read_document(text: str, name: str, model: type[M]) -> Document[M]:
         raise ConfigurationError(f"{where}: not YAML: {error.problem or error.context}") from None
     except YAMLError as error:
         raise ConfigurationError(f"{name}: not YAML: {error}") from None
+    except RecursionError:
+        raise ConfigurationError(f"{name}: nested too deeply") from None
+    # The parser lets errors of some values pass, for example of dates that do not exist.
+    except Exception as error:
+        raise ConfigurationError(f"{name}: not YAML: {error!r}") from None
     if not isinstance(tree, CommentedMap):
         required = next(info.alias or field for field, info in model.model_fields.items() if info.is_required())
         raise ConfigurationError(f"{name}:1:1: must be a mapping with the key {required!r}")
@@ -112,6 +117,8 @@ def read_document(text: str, name: str, model: type[M]) -> Document[M]:
         return Document(name, model.model_validate(tree), tree)
     except ValidationError as error:
         raise ConfigurationError("\n".join(_mistakes(error, tree, name, model))) from None
+    except RecursionError:
+        raise ConfigurationError(f"{name}: nested too deeply") from None
 
 
 def dotted(location: Location) -> str:

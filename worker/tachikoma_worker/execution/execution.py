@@ -151,9 +151,7 @@ class Execution:
     async def report_lost(self, why: str) -> None:
         """Deliver a receipt that says LOST, for an execution about which nothing more is known."""
         ending = Ending(state=ExecState.LOST, error=why)
-        await deliver(
-            self._context, self.exec_id, self.order_sha256, ending, Output.unknown(), EarlierReceipt.POSSIBLE
-        )
+        await deliver(self._context, self.exec_id, self.order_sha256, ending, Output.unknown(), EarlierReceipt.POSSIBLE)
 
     async def report_other_order(self) -> None:
         """Answer a genuine order whose id the agent is executing for another order."""

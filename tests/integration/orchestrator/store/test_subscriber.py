@@ -8,9 +8,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from tachikoma.config.tasks import cancel_all
+from tachikoma.errors import RecordAltered
 from tachikoma.redis.commands import Redis
 from tachikoma_orchestrator.store import subscriber as module
 from tachikoma_orchestrator.store.subscriber import Subscriber
@@ -292,16 +293,25 @@ async def test_an_idle_connection_is_tried_and_kept(
 # --- parts that fail --------------------------------------------------------------------------------------------------
 
 
-async def test_a_mistake_in_a_gap_handler_ends_the_subscriber_with_its_reason(subscriptions: Redis) -> None:
-    subscriber = Subscriber(subscriptions)
-    subscriber.on_pattern("nothing.*", Heard().anywhere)
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("a mistake"), RecordAltered("x"), ResponseError("WRONGTYPE"), RecursionError()]
+)
+async def test_a_gap_handler_that_meets_a_bad_value_ends_nothing_and_keeps_no_other_from_its_gap(
+    redis: Redis, subscriptions: Redis, until: Any, error: Exception
+) -> None:
+    subscriber, heard = Subscriber(subscriptions), Heard()
+    subscriber.on_pattern("pattern.*", heard.anywhere)
 
     async def mistaken() -> None:
-        raise ZeroDivisionError("a mistake")
+        raise error
 
     subscriber.on_gap(mistaken)
-    with pytest.raises(ZeroDivisionError, match="a mistake"):
-        await asyncio.wait_for(subscriber.run(), PATIENCE_SECONDS)
+    subscriber.on_gap(heard.gap_everywhere)
+    async with running(subscriber):
+        await until(lambda: heard.gaps == 1, "the other handler is called")
+        await redis.publish("pattern.a", b"x")
+        await until(lambda: heard.messages == [b"pattern.a=x"], "it still receives")
+    assert heard.gaps == 1
 
 
 async def test_a_gap_handler_that_redis_fails_is_called_again_on_the_next_connection(

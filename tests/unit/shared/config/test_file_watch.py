@@ -68,3 +68,20 @@ def test_an_invalid_change_keeps_the_content_and_names_the_error_until_it_is_men
     replace(path, "3")
     assert watch.reload()
     assert (watch.current.value, watch.error) == (3, "")
+
+
+@pytest.mark.parametrize("error", [RecursionError("deep"), MemoryError(), KeyError("x"), AssertionError()])
+def test_an_error_that_nobody_expects_keeps_the_content_too(
+    path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    watch = FileWatch(path, Number)
+    old = watch.current
+
+    def fail(_: Path) -> Number:
+        raise error
+
+    monkeypatch.setattr(Number, "load", fail)
+    replace(path, "2")
+    assert watch.reload()
+    assert watch.current is old
+    assert watch.error == f"{path} cannot be loaded: {error!r}"

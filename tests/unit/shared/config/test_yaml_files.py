@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -113,3 +114,28 @@ def test_the_digest_is_over_the_texts_in_their_order() -> None:
     assert one != digest([("a", "y"), ("b", "x")])
     assert one != digest([("a", "xy")])
     assert digest([]) == hashlib.sha256().hexdigest()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "items: " + "[" * 300 + "]" * 300,
+        "items: " + "{a: " * 300 + "}" * 300,
+        "\n".join(" " * depth + "items:" for depth in range(400)),
+        "[" * 100_000,
+        "items:\n" + "\n".join("  " * depth + "-" for depth in range(1, 400)),
+        "items: 2001-99-99",
+        "items: " + "9" * 10_000,
+        "items: !!timestamp x",
+        "items: &i [*i]",
+    ],
+    ids=lambda text: text[:20],
+)
+def test_no_text_is_more_than_a_mistake(text: str) -> None:
+    assert mistakes(text)
+
+
+@given(st.text(alphabet="items:&*[]{}-!<|>'\"\n #?,a1~%@.", max_size=60))
+def test_no_other_text_is_more_than_a_mistake(text: str) -> None:
+    with suppress(ConfigurationError):
+        assert read_document(text, "f", Content).name == "f"

@@ -1,0 +1,111 @@
+"""Looks at the executions that callers wait for, on a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from members import AGENT, OPERATOR, Stand
+from tachikoma.config.tasks import cancel_all
+from tachikoma.errors import ResultUnknown
+from tachikoma.redis import keys
+from tachikoma.redis.commands import Redis
+from tachikoma.vocabulary.requests import ExecRequest
+from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.agents.registry import Registry
+from tachikoma_orchestrator.audit.findings import Findings
+from tachikoma_orchestrator.executions import waiting_callers as module
+from tachikoma_orchestrator.executions.collector import Collector
+from tachikoma_orchestrator.executions.evidence import Evidence
+from tachikoma_orchestrator.executions.transitions import Admission, Dispatch, Outcome
+from tachikoma_orchestrator.executions.waiters import AwaitedOrder, Completions
+from tachikoma_orchestrator.executions.waiting_callers import WaitingCallers
+
+EXEC = "job-7"
+ORDER = AwaitedOrder(AGENT, "order")
+
+
+class Callers:
+    """The looks, with one execution that waits on its agent's queue."""
+
+    def __init__(self, stand: Stand) -> None:
+        self.stand, self.redis = stand, stand.redis
+        self.completions = Completions()
+        registry, findings = Registry(stand.redis), Findings(stand.redis, stand.trail)
+        evidence = Evidence(stand.redis, findings, stand.identity, registry.revocations)
+        collector = Collector(stand.redis, stand.ledger, self.completions, registry, stand.identity, evidence, findings)
+        self.looks = WaitingCallers(stand.redis, stand.ledger, self.completions, collector)
+
+    @asynccontextmanager
+    async def looking(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.looks.run())
+        try:
+            yield
+        finally:
+            await cancel_all([task])
+
+
+@pytest.fixture
+async def callers(redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callers:
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
+    stand = Stand(redis, tmp_path)
+    await redis.set(keys.info(AGENT), "{}")
+    request = ExecRequest(id=EXEC, agent_id=AGENT, command=["/bin/true"], requested_by=str(OPERATOR))
+    admission = Admission(request, request.command, "digest", "web@1", "", timedelta(minutes=9), timedelta(hours=1), {})
+    assert (await stand.ledger.admit(admission, Dispatch("digest", "order", "web@1", b"m")))[0] is Outcome.ADMITTED
+    return Callers(stand)
+
+
+async def retyped(redis: Redis, key: str) -> None:
+    await redis.delete(key)
+    await redis.set(key, "no hash")
+
+
+async def replaced(redis: Redis, key: str) -> None:
+    await redis.hset(key, "order_sha256", "another")
+
+
+async def garbled(redis: Redis, key: str) -> None:
+    await redis.hset(key, "history", "x")
+
+
+async def deleted(redis: Redis, key: str) -> None:
+    await redis.delete(key)
+
+
+@pytest.mark.parametrize("lose", [deleted, retyped, replaced, garbled])
+async def test_a_caller_whose_record_is_lost_learns_that_nothing_is_known(
+    callers: Callers, lose: Callable[[Redis, str], asyncio.Future[None]]
+) -> None:
+    with callers.completions.expect(EXEC) as end, callers.completions.approvals.expect(EXEC) as approval:
+        callers.completions.note_order(EXEC, ORDER)
+        await lose(callers.redis, keys.execution(EXEC))
+        async with callers.looking():
+            final = await asyncio.wait_for(end, 30)
+        with pytest.raises(ResultUnknown, match=f"whether {EXEC} ran is unknown") as caught:
+            final.response()
+        assert caught.value.metadata == {"id": EXEC}
+        assert approval.done()
+
+
+async def test_a_caller_whose_request_is_still_being_admitted_is_left_alone(callers: Callers) -> None:
+    with callers.completions.expect("another") as end:
+        async with callers.looking():
+            await asyncio.sleep(0.1)
+        assert not end.done()
+
+
+async def test_a_missed_final_state_is_delivered_and_a_missing_index_entry_restored(callers: Callers) -> None:
+    with callers.completions.expect(EXEC) as end:
+        await callers.redis.zrem(keys.OPEN, EXEC)
+        await callers.looks.check()
+        assert callers.completions.orders(EXEC) == {ORDER}
+        assert await callers.redis.zrange(keys.OPEN, 0, -1) == [EXEC.encode()]
+        await callers.stand.ledger.settle(AGENT, EXEC, [ExecState.QUEUED], ExecState.EXPIRED, reason="late", fence=True)
+        await callers.looks.check()
+        assert (await asyncio.wait_for(end, 30)).response().state is ExecState.EXPIRED

@@ -1,0 +1,159 @@
+"""Whatever is stored at a key that the orchestrator reads, its readers raise no unexpected error.
+
+The background parts of the process end with an unexpected error, and with them the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis.exceptions import RedisError
+
+from admissions import AGENT, Stand, peer
+from tachikoma.errors import TachikomaError
+from tachikoma.redis import keys
+from tachikoma.redis.access import connect
+from tachikoma.redis.commands import Redis
+from tachikoma_orchestrator.audit.findings import Findings
+from tachikoma_orchestrator.executions.collector import Collector
+from tachikoma_orchestrator.executions.evidence import Evidence
+from tachikoma_orchestrator.executions.follower import Follower
+from tachikoma_orchestrator.executions.reaper import Reaper
+from tachikoma_orchestrator.executions.waiters import AwaitedOrder, Completions
+from tachikoma_orchestrator.executions.waiting_callers import WaitingCallers
+from tachikoma_orchestrator.store.subscriber import Subscriber
+
+EXEC = "job-7"
+KEYS = (
+    keys.execution(EXEC), keys.claim(AGENT, EXEC), keys.output(AGENT, EXEC), keys.result(AGENT, EXEC),
+    keys.parked(EXEC), keys.info(AGENT), keys.queue(AGENT), keys.AUDIT, keys.AUDIT_SEQ, keys.AUDIT_SINKS, keys.AGENTS,
+    keys.ONLINE, keys.DRAINING, keys.REVOKED, keys.INDEX, keys.agent_index(AGENT), keys.OPEN, keys.APPROVALS,
+    *keys.scope(f"agent:{AGENT}"),
+)  # fmt: skip
+
+NUMBERS = st.sampled_from([b"0", b"-1", b"1e309", b"9" * 400, b"nan", b"\xff", b"", b"x", b"18446744073709551616"])
+JSON = st.sampled_from(
+    [b"{}", b"[]", b"null", b'{"seen_ms":1}', b"[" * 100_000, b'{"result":{"receipt":5}}', b'"\\ud800"']
+)
+TEXTS = st.one_of(NUMBERS, JSON, st.binary(max_size=40))
+FIELDS = st.one_of(
+    st.sampled_from(
+        [b"state", b"history", b"agent", b"admitted_ms", b"deadline_ms", b"approvers", b"request", b"settled_ms",
+         b"scopes", b"receipt", b"exit_code", b"seq", b"event", b"d", AGENT.encode(), EXEC.encode()]
+    ),
+    st.binary(min_size=1, max_size=10),
+)  # fmt: skip
+STATES = st.sampled_from([b"QUEUED", b"STARTED", b"SUCCEEDED", b"PENDING_APPROVAL", b"LOST", b"NOTHING"])
+COMMANDS = st.one_of(
+    st.tuples(st.just("SET"), TEXTS),
+    st.tuples(st.just("RPUSH"), TEXTS),
+    st.tuples(st.just("SADD"), TEXTS),
+    st.tuples(st.just("ZADD"), st.sampled_from(["0", "-inf", "inf", "1e300", "1.5"]), st.one_of(TEXTS, st.just(EXEC))),
+    st.tuples(st.just("HSET"), FIELDS, st.one_of(TEXTS, STATES)),
+    st.tuples(st.just("XADD"), st.just("*"), FIELDS, TEXTS),
+)
+
+
+class Readers:
+    """Every part that reads, with an execution, a parked one and a caller that waits for both."""
+
+    def __init__(self, stand: Stand) -> None:
+        self.stand, redis = stand, stand.redis
+        findings = Findings(redis, stand.trail)
+        self.completions = Completions()
+        self.evidence = Evidence(redis, findings, stand.identity, stand.registry.revocations)
+        self.collector = Collector(
+            redis, stand.ledger, self.completions, stand.registry, stand.identity, self.evidence, findings
+        )
+        self.reaper = Reaper(
+            redis, stand.ledger, stand.registry, self.collector, lease=timedelta(0), interval=timedelta(hours=1),
+            trail=stand.trail, audit_retention=timedelta(hours=1), audit_events=1000, audit_closed=True,
+        )  # fmt: skip
+        self.callers = WaitingCallers(redis, stand.ledger, self.completions, self.collector)
+
+    async def follow(self) -> None:
+        follower = Follower(self.stand.redis, Subscriber(self.stand.redis), AGENT, EXEC, 0)
+        async for _ in follower.replay():
+            pass
+
+    async def show(self) -> None:
+        record = await self.stand.ledger.record(EXEC)
+        if record is not None:
+            await self.evidence.final_state(record)
+            await self.evidence.status(record)
+
+    @property
+    def in_background(self) -> list[Callable[[], Awaitable[object]]]:
+        """What runs without a caller: an unexpected error ends the process."""
+        return [
+            self.reaper.sweep, self.reaper._trim, self.callers.check, self.stand.registry.discover,
+            self.stand.registry.revocations.refresh,
+        ]  # fmt: skip
+
+    @property
+    def for_callers(self) -> list[Callable[[], Awaitable[object]]]:
+        """What runs for a caller, who gets the error."""
+        stand = self.stand
+        return [
+            self.show, self.follow, stand.registry.describe,
+            lambda: stand.ledger.newest("", ended=True, before=None, limit=10),
+            lambda: stand.ledger.newest(AGENT, ended=True, before=None, limit=10),
+            lambda: stand.ledger.readiness(AGENT),
+            lambda: stand.approvals.pending(peer(), everybody=True),
+            lambda: stand.approvals.describe(EXEC, peer()),
+            lambda: stand.trail.read(after="", limit=10), lambda: stand.trail.read(after="0-0", limit=10),
+            lambda: stand.admit("true"),
+        ]  # fmt: skip
+
+
+async def prepare(redis: Redis, folder: Path) -> Readers:
+    await redis.flushall()
+    stand = await Stand.make(redis, folder)
+    await stand.admit("true", id=EXEC)
+    await stand.admit("printf", "x", id="parked")
+    return Readers(stand)
+
+
+@pytest.mark.parametrize("key", KEYS)
+@given(commands=st.lists(COMMANDS, min_size=1, max_size=3))
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_no_value_ends_a_reader(
+    redis_url: str, tmp_path_factory: pytest.TempPathFactory, key: str, commands: list[tuple[Any, ...]]
+) -> None:
+    redis = connect(redis_url, name="test")
+    readers = await prepare(redis, tmp_path_factory.mktemp("readers"))
+    await redis.delete(key)
+    for command, *values in commands:
+        try:
+            await redis.execute_command(command, key, *values)
+        except RedisError:
+            # The key has another type by now.
+            continue
+    with readers.completions.expect(EXEC):
+        readers.completions.note_order(EXEC, AwaitedOrder(AGENT, ""))
+        with readers.completions.approvals.expect("parked"):
+            for read in readers.in_background:
+                with suppress(RedisError):
+                    await read()
+            for read in readers.for_callers:
+                with suppress(RedisError, TachikomaError):
+                    await read()
+    await redis.aclose()
+
+
+@pytest.mark.parametrize("field", ["approvers", "request", "settled_ms", "exit_code"])
+async def test_one_broken_record_hides_no_other_that_waits_for_an_approval(
+    redis: Redis, tmp_path: Path, field: str
+) -> None:
+    stand = await Stand.make(redis, tmp_path)
+    good, bad = await stand.admit("printf", "a"), await stand.admit("printf", "b")
+    await redis.hset(keys.execution(bad), field, "[" * 10_000)
+    for everybody in (True, False):
+        assert [status.id for status in await stand.approvals.pending(peer(), everybody=everybody)] == [good]
