@@ -25,6 +25,7 @@ def test_a_heartbeat_describes_this_run_and_this_moment(tmp_path: Path, authorit
     beat = describe(settings, Run(boot="b", run="r", warnings=("w",)), authority.svid(ID), running=3, held=["job-7"])
     assert (beat.boot, beat.run, beat.warnings, beat.labels) == ("b", "r", ("w",), {"env": "dev"})
     assert (beat.running, beat.slots, beat.hostname) == (3, 5, os.uname().nodename)
+    assert beat.executions == ("job-7",)
     assert 0 <= beat.memory_used <= 1
     assert 0 <= beat.disk_used <= 1
 
