@@ -147,7 +147,7 @@ class HintScheduler(Scheduler):
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **options: Any) -> Any:
         """Send the hint of an entry, unless the submitter has too many to read."""
         if self._client.llen(keys.BATCH) >= MAX_WAITING:
-            log.warning("beat.submitter_behind", waiting=MAX_WAITING)
+            log.warning("beat.too_many_hints", waiting=MAX_WAITING)
             return None
         due = entry.schedule.next_after(entry.last_run_at)
         hint = {"schedule": entry.name, "due_ms": 0 if due is None else to_ms(due)}

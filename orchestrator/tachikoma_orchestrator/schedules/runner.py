@@ -8,7 +8,7 @@ steps. A process that ends between two of them is followed by another, which con
 3. Another script settles it. If the run was not accepted, the same script ensures that it can never start.
 
 A run that stays taken is found by the next check: requested again, or settled as missed if it would be too late. The
-check decides anew, and by the id that the due time must have: an attacker may have written the record in Redis.
+check decides again, by the id that the due time must have: an attacker may have written the record in Redis.
 """
 
 from __future__ import annotations

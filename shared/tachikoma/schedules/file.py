@@ -138,7 +138,7 @@ class Schedule(Model):
             pydantic.ValidationError: a bound of requests is broken.
         """
         wanted = self.request
-        # By the names of the file, which mistakes are told by.
+        # With the field names of the file, which the messages about mistakes use.
         return ExecRequest.model_validate(
             {
                 "id": exec_id, "agentId": self.agent_id, "command": wanted.command, "workDir": wanted.work_dir,
