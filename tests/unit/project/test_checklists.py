@@ -38,42 +38,145 @@ COLUMNS, MODULE_LINES, ENTRIES = 120, 420, 15
 #: Modules without a test of their own: the file below tests/ that tests them instead, and why.
 NO_OWN_TEST: dict[str, tuple[str, str]] = {
     "shared/tachikoma/celery.py": ("end_to_end/test_celery.py", "it needs Celery, a broker and a submitter"),
-    "shared/tachikoma/client/converters.py": ("unit/shared/client/test_wire.py", "the converters are tested with the table that uses them"),
+    "shared/tachikoma/client/converters.py": (
+        "unit/shared/client/test_wire.py",
+        "the converters are tested with the table that uses them",
+    ),
     "shared/tachikoma/dev/command.py": ("end_to_end/test_dev.py", "it starts the stack and waits"),
     "shared/tachikoma/dev/stack.py": ("end_to_end/test_dev.py", "it is a whole system"),
-    "shared/tachikoma/redis/celery_broker.py": ("security/test_redis_tls.py", "Celery's own connections, by TLS and by unix socket"),
-    "shared/tachikoma/vocabulary/audit.py": ("unit/shared/audit/test_codes.py", "values only; their table has the tests"),
-    "shared/tachikoma/vocabulary/schedules.py": ("unit/shared/client/test_wire.py", "values only; each survives the way over the wire"),
-    "orchestrator/tachikoma_orchestrator/agents/membership.py": ("security/test_joining.py", "it wires the modules of its room"),
-    "orchestrator/tachikoma_orchestrator/api/agents.py": ("end_to_end/test_agents.py", "an RPC, called through a running server"),
-    "orchestrator/tachikoma_orchestrator/api/approvals.py": ("end_to_end/test_approval.py", "an RPC, called through a running server"),
-    "orchestrator/tachikoma_orchestrator/api/executions.py": ("end_to_end/test_grpc.py", "an RPC, called through a running server"),
-    "orchestrator/tachikoma_orchestrator/api/output.py": ("end_to_end/test_stream.py", "an RPC, called through a running server"),
-    "orchestrator/tachikoma_orchestrator/api/oversight.py": ("end_to_end/test_operators.py", "an RPC, called through a running server"),
-    "orchestrator/tachikoma_orchestrator/api/overview.py": ("end_to_end/test_grpc.py", "an RPC, called through a running server"),
-    "orchestrator/tachikoma_orchestrator/api/remote_execution.py": ("end_to_end/test_grpc.py", "it combines the classes of its room"),
-    "orchestrator/tachikoma_orchestrator/api/schedules.py": ("end_to_end/test_schedules.py", "an RPC, called through a running server"),
-    "orchestrator/tachikoma_orchestrator/audit/sinks/sink.py": ("unit/orchestrator/audit/sinks/test_file.py", "a protocol without code"),
-    "orchestrator/tachikoma_orchestrator/commands/beat.py": ("end_to_end/test_schedules.py", "a command, started as a process"),
-    "orchestrator/tachikoma_orchestrator/commands/health.py": ("end_to_end/test_health.py", "a command, started as a process"),
-    "orchestrator/tachikoma_orchestrator/commands/options.py": ("unit/shared/cli/test_components.py", "declarations of options without code"),
-    "orchestrator/tachikoma_orchestrator/commands/orchestrator.py": ("end_to_end/test_cli.py", "a command, started as a process"),
-    "orchestrator/tachikoma_orchestrator/commands/redis.py": ("security/test_redis_command.py", "a command, started as a process"),
-    "orchestrator/tachikoma_orchestrator/commands/submitter.py": ("end_to_end/test_celery.py", "a command, started as a process"),
-    "orchestrator/tachikoma_orchestrator/executions/evidence.py": ("security/test_hostile_redis.py", "altered records and receipts in a running system"),
-    "orchestrator/tachikoma_orchestrator/flower/dashboard.py": ("end_to_end/test_flower.py", "Flower in a real browser"),
+    "shared/tachikoma/redis/celery_broker.py": (
+        "security/test_redis_tls.py",
+        "Celery's own connections, by TLS and by unix socket",
+    ),
+    "shared/tachikoma/vocabulary/audit.py": (
+        "unit/shared/audit/test_codes.py",
+        "values only; their table has the tests",
+    ),
+    "shared/tachikoma/vocabulary/schedules.py": (
+        "unit/shared/client/test_wire.py",
+        "values only; each survives the way over the wire",
+    ),
+    "orchestrator/tachikoma_orchestrator/agents/membership.py": (
+        "security/test_joining.py",
+        "it wires the modules of its room",
+    ),
+    "orchestrator/tachikoma_orchestrator/api/agents.py": (
+        "end_to_end/test_agents.py",
+        "an RPC, called through a running server",
+    ),
+    "orchestrator/tachikoma_orchestrator/api/approvals.py": (
+        "end_to_end/test_approval.py",
+        "an RPC, called through a running server",
+    ),
+    "orchestrator/tachikoma_orchestrator/api/executions.py": (
+        "end_to_end/test_grpc.py",
+        "an RPC, called through a running server",
+    ),
+    "orchestrator/tachikoma_orchestrator/api/output.py": (
+        "end_to_end/test_stream.py",
+        "an RPC, called through a running server",
+    ),
+    "orchestrator/tachikoma_orchestrator/api/oversight.py": (
+        "end_to_end/test_operators.py",
+        "an RPC, called through a running server",
+    ),
+    "orchestrator/tachikoma_orchestrator/api/overview.py": (
+        "end_to_end/test_grpc.py",
+        "an RPC, called through a running server",
+    ),
+    "orchestrator/tachikoma_orchestrator/api/remote_execution.py": (
+        "end_to_end/test_grpc.py",
+        "it combines the classes of its room",
+    ),
+    "orchestrator/tachikoma_orchestrator/api/schedules.py": (
+        "end_to_end/test_schedules.py",
+        "an RPC, called through a running server",
+    ),
+    "orchestrator/tachikoma_orchestrator/audit/sinks/sink.py": (
+        "unit/orchestrator/audit/sinks/test_file.py",
+        "a protocol without code",
+    ),
+    "orchestrator/tachikoma_orchestrator/commands/beat.py": (
+        "end_to_end/test_schedules.py",
+        "a command, started as a process",
+    ),
+    "orchestrator/tachikoma_orchestrator/commands/health.py": (
+        "end_to_end/test_health.py",
+        "a command, started as a process",
+    ),
+    "orchestrator/tachikoma_orchestrator/commands/options.py": (
+        "unit/shared/cli/test_components.py",
+        "declarations of options without code",
+    ),
+    "orchestrator/tachikoma_orchestrator/commands/orchestrator.py": (
+        "end_to_end/test_cli.py",
+        "a command, started as a process",
+    ),
+    "orchestrator/tachikoma_orchestrator/commands/redis.py": (
+        "security/test_redis_command.py",
+        "a command, started as a process",
+    ),
+    "orchestrator/tachikoma_orchestrator/commands/redis_check/findings.py": (
+        "unit/orchestrator/commands/redis_check/test_server.py",
+        "values only; the checks that return them have the tests",
+    ),
+    "orchestrator/tachikoma_orchestrator/commands/submitter.py": (
+        "end_to_end/test_celery.py",
+        "a command, started as a process",
+    ),
+    "orchestrator/tachikoma_orchestrator/executions/evidence.py": (
+        "security/test_hostile_redis.py",
+        "altered records and receipts in a running system",
+    ),
+    "orchestrator/tachikoma_orchestrator/flower/dashboard.py": (
+        "end_to_end/test_flower.py",
+        "Flower in a real browser",
+    ),
     "orchestrator/tachikoma_orchestrator/flower/listener.py": ("end_to_end/test_flower.py", "Flower in a real browser"),
-    "orchestrator/tachikoma_orchestrator/processes/submitter_app.py": ("end_to_end/test_celery.py", "a Celery worker of its own"),
-    "orchestrator/tachikoma_orchestrator/schedules/sources.py": ("unit/shared/schedules/test_file.py", "the files that it watches are tested there"),
-    "orchestrator/tachikoma_orchestrator/schedules/store.py": ("integration/orchestrator/schedules/test_runner.py", "the runner is its only user"),
-    "worker/tachikoma_worker/confinement/refusals.py": ("unit/worker/confinement/test_executable.py", "an exception without code"),
-    "worker/tachikoma_worker/engine/certificates.py": ("security/test_joining.py", "a part of the worker, tested in a running one"),
-    "worker/tachikoma_worker/engine/control.py": ("end_to_end/test_cancel.py", "a part of the worker, tested in a running one"),
-    "worker/tachikoma_worker/engine/joining.py": ("security/test_joining.py", "a part of the worker, tested in a running one"),
-    "worker/tachikoma_worker/engine/renewal.py": ("security/test_joining.py", "a part of the worker, tested in a running one"),
-    "worker/tachikoma_worker/engine/takeover.py": ("end_to_end/test_restart.py", "a part of the worker, tested in a running one"),
-    "worker/tachikoma_worker/execution/context.py": ("integration/worker/execution/test_execution.py", "values that the steps of an execution share"),
-    "worker/tachikoma_worker/execution/running.py": ("integration/worker/execution/test_execution.py", "a step of an execution, tested in its order"),
+    "orchestrator/tachikoma_orchestrator/processes/submitter_app.py": (
+        "end_to_end/test_celery.py",
+        "a Celery worker of its own",
+    ),
+    "orchestrator/tachikoma_orchestrator/schedules/sources.py": (
+        "unit/shared/schedules/test_file.py",
+        "the files that it watches are tested there",
+    ),
+    "orchestrator/tachikoma_orchestrator/schedules/store.py": (
+        "integration/orchestrator/schedules/test_runner.py",
+        "the runner is its only user",
+    ),
+    "worker/tachikoma_worker/confinement/refusals.py": (
+        "unit/worker/confinement/test_executable.py",
+        "an exception without code",
+    ),
+    "worker/tachikoma_worker/engine/certificates.py": (
+        "security/test_joining.py",
+        "a part of the worker, tested in a running one",
+    ),
+    "worker/tachikoma_worker/engine/control.py": (
+        "end_to_end/test_cancel.py",
+        "a part of the worker, tested in a running one",
+    ),
+    "worker/tachikoma_worker/engine/joining.py": (
+        "security/test_joining.py",
+        "a part of the worker, tested in a running one",
+    ),
+    "worker/tachikoma_worker/engine/renewal.py": (
+        "security/test_joining.py",
+        "a part of the worker, tested in a running one",
+    ),
+    "worker/tachikoma_worker/engine/takeover.py": (
+        "end_to_end/test_restart.py",
+        "a part of the worker, tested in a running one",
+    ),
+    "worker/tachikoma_worker/execution/context.py": (
+        "integration/worker/execution/test_execution.py",
+        "values that the steps of an execution share",
+    ),
+    "worker/tachikoma_worker/execution/running.py": (
+        "integration/worker/execution/test_execution.py",
+        "a step of an execution, tested in its order",
+    ),
 }
 #: Modules of more than 420 lines, and why they are one.
 LARGE_MODULES: dict[str, str] = {
