@@ -73,12 +73,15 @@ _WORKER = "tachikoma_worker.command"
 #: Every component, by name.
 COMPONENTS = (
     Component(
-        "beat", f"{_ORCHESTRATOR}.beat:beat", "Run Celery beat for the schedules; several may run.", "orchestrator"
+        "beat",
+        f"{_ORCHESTRATOR}.beat:beat",
+        "Run Celery beat for the schedules; several may run at once.",
+        "orchestrator",
     ),
     Component(
         "flower",
         f"{_ORCHESTRATOR}.flower:flower",
-        "Run Flower, which shows executions and agents; it changes nothing.",
+        "Run Flower, the web pages that show executions and agents; it changes nothing.",
         "flower",
     ),
     Component(

@@ -128,54 +128,17 @@ NO_OWN_TEST: dict[str, tuple[str, str]] = {
         "security/test_hostile_redis.py",
         "altered records and receipts in a running system",
     ),
-    "orchestrator/tachikoma_orchestrator/flower/dashboard.py": (
-        "end_to_end/test_flower.py",
-        "Flower in a real browser",
-    ),
-    "orchestrator/tachikoma_orchestrator/flower/listener.py": ("end_to_end/test_flower.py", "Flower in a real browser"),
     "orchestrator/tachikoma_orchestrator/processes/submitter_app.py": (
         "end_to_end/test_celery.py",
         "a Celery worker of its own",
-    ),
-    "orchestrator/tachikoma_orchestrator/schedules/sources.py": (
-        "unit/shared/schedules/test_file.py",
-        "the files that it watches are tested there",
-    ),
-    "orchestrator/tachikoma_orchestrator/schedules/store.py": (
-        "integration/orchestrator/schedules/test_runner.py",
-        "the runner is its only user",
     ),
     "worker/tachikoma_worker/confinement/refusals.py": (
         "unit/worker/confinement/test_executable.py",
         "an exception without code",
     ),
-    "worker/tachikoma_worker/engine/certificates.py": (
-        "security/test_joining.py",
-        "a part of the worker, tested in a running one",
-    ),
-    "worker/tachikoma_worker/engine/control.py": (
-        "end_to_end/test_cancel.py",
-        "a part of the worker, tested in a running one",
-    ),
-    "worker/tachikoma_worker/engine/joining.py": (
-        "security/test_joining.py",
-        "a part of the worker, tested in a running one",
-    ),
-    "worker/tachikoma_worker/engine/renewal.py": (
-        "security/test_joining.py",
-        "a part of the worker, tested in a running one",
-    ),
-    "worker/tachikoma_worker/engine/takeover.py": (
-        "end_to_end/test_restart.py",
-        "a part of the worker, tested in a running one",
-    ),
     "worker/tachikoma_worker/execution/context.py": (
         "integration/worker/execution/test_execution.py",
         "values that the steps of an execution share",
-    ),
-    "worker/tachikoma_worker/execution/running.py": (
-        "integration/worker/execution/test_execution.py",
-        "a step of an execution, tested in its order",
     ),
 }
 #: Modules of more than 420 lines, and why they are one.

@@ -58,17 +58,20 @@ class Receiver(threading.Thread):
         while not self._stopping:
             try:
                 self._connection, _ = self._listener.accept()
-                if self._tls is not None:
-                    self._connection = self._tls.wrap_socket(self._connection, server_side=True)
-            except ssl.SSLError:
-                continue
             except OSError:
                 return
-            with self._connection.makefile("rb") as stream:
-                while size := stream.read(1):
-                    while (digit := stream.read(1)) != b" ":
-                        size += digit
-                    self.messages.append(json.loads(stream.read(int(size)).partition(b" - ")[2]))
+            # A client that does not trust this server ends the connection, during the handshake or after it.
+            with suppress(OSError):
+                if self._tls is not None:
+                    self._connection = self._tls.wrap_socket(self._connection, server_side=True)
+                self._receive(self._connection)
+
+    def _receive(self, connection: socket.socket) -> None:
+        with connection.makefile("rb") as stream:
+            while size := stream.read(1):
+                while (digit := stream.read(1)) != b" ":
+                    size += digit
+                self.messages.append(json.loads(stream.read(int(size)).partition(b" - ")[2]))
 
     def stop(self) -> None:
         self._stopping = True
