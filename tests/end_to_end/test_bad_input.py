@@ -13,6 +13,7 @@ from tachikoma import (
     AlreadyExists,
     Client,
     ConfigurationError,
+    ExecState,
     PermissionDenied,
     ResourceExhausted,
 )
@@ -201,3 +202,21 @@ def test_without_a_profile_the_client_says_what_to_do(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "there is no client profile at" in done.stderr.decode()
     assert "tachikoma dev" in done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("command", "work_dir", "state"),
+    [
+        ("/" + "a" * 9000, "", ExecState.FAILED),
+        ("b" * 8500, "", ExecState.FAILED),
+        ("/bin/true", "/tmp/" + "\x01" * 3000, ExecState.REJECTED),
+    ],
+    ids=["a long path", "a long name", "a directory of control characters"],
+)
+def test_an_error_that_is_too_long_for_a_receipt_is_clipped_and_told(
+    client: Client, command: str, work_dir: str, state: ExecState
+) -> None:
+    response = client.execute(request(command, work_dir=work_dir, timeout=5))
+    assert response.state is state
+    assert response.error.endswith("(clipped)")
+    assert client.status(response.id).state is state
