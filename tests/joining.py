@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from support import make_cli, prepare
 
 from tachikoma.dev.ca import DevelopmentCA
-from tachikoma.dev.stack import TRUST_DOMAIN, Part, Stack
+from tachikoma.dev.part import Part
+from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import JoiningStub
 from tachikoma.identity import authority

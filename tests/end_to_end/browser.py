@@ -38,7 +38,7 @@ class Browser:
 
         self._process = subprocess.Popen(
             [
-                # It looks for its pipes at 3 and 4. Not by a `preexec_fn`; `tachikoma.dev.stack` says why.
+                # It looks for its pipes at 3 and 4. Not by a `preexec_fn`; `tachikoma.dev.part` says why.
                 "bash", "-c", f'exec "$@" 3<&{to_read} 4>&{to_write}', "bash",
                 program, "--headless=new", "--remote-debugging-pipe", f"--user-data-dir={self._profile}",
                 # CI runs as root, and in containers with a small /dev/shm. Nothing but our own pages is looked at.

@@ -19,7 +19,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from tachikoma import ExecRequest
-from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack, own_user
+from tachikoma.dev.identities import own_user
+from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
 from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 from tachikoma.identity.spiffe import user_id
 from tachikoma.redis.users import APPLICATION_PREFIX

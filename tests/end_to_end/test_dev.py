@@ -134,7 +134,7 @@ def test_a_second_terminal_needs_no_flags_and_results_survive_a_restart(start: C
 def test_flower_is_there_on_request_for_whoever_knows_its_password(start: Callable[..., Dev]) -> None:
     dev = start("--flower", "--flower-listen", "127.0.0.1:0")
     [line] = [line for line in dev.lines if line.startswith("flower  ")]
-    url, user, file = re.fullmatch(r"flower +(\S+) \(user (\S+), its password is in (.+)\)", line).groups()  # type: ignore[union-attr]
+    url, user, file = re.fullmatch(r"flower +(\S+) \(user (\S+), password in (.+)\)", line).groups()  # type: ignore[union-attr]
     assert os.stat(file).st_mode & 0o077 == 0
     login = Path(file).read_text().strip()
     assert login.startswith(f"{user}:")
@@ -211,7 +211,7 @@ def test_a_profile_that_leads_elsewhere_is_left_alone(start: Callable[..., Dev],
     profile.write_text(content)
     dev = start()
     assert profile.read_text() == content
-    assert "Your own profile leads elsewhere and was left alone." in dev.lines
+    assert "Your own client profile belongs to another orchestrator and was not changed." in dev.lines
     hint = next(line.strip() for line in dev.lines if "tachikoma exec" in line)
     own = Path(hint.split("=", 1)[1].split()[0])
     assert Cli(own).run("exec", "agent-1", "echo", "hi").stdout == b"hi\n"

@@ -29,7 +29,8 @@ from tachikoma import (
     ScheduledRun,
     Unavailable,
 )
-from tachikoma.dev.stack import TRUST_DOMAIN, Part, Stack
+from tachikoma.dev.part import Part
+from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.identity.spiffe import user_id
 from tachikoma.redis import keys
 from tachikoma.redis.keys import DUE_TASK

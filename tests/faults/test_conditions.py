@@ -16,7 +16,7 @@ from support import AGENT, prepare, wait_until
 from world import Job, Observer, World, end_of, submit
 
 from tachikoma import Client, ExecState, NotFound, Unavailable
-from tachikoma.dev.stack import Part
+from tachikoma.dev.part import Part
 from tachikoma.redis import keys
 
 pytestmark = pytest.mark.timeout(90)

@@ -28,7 +28,8 @@ from support import gone, wait_until
 from tachikoma import AgentOffline, ExecRequest, ExecState, Unavailable
 from tachikoma.client.profile import Profile
 from tachikoma.client.sync import Client
-from tachikoma.dev.stack import Part, Stack
+from tachikoma.dev.part import Part
+from tachikoma.dev.stack import Stack
 from tachikoma.redis import keys
 
 __all__ = ["Job", "Observer", "World", "end_of", "submit"]

@@ -21,7 +21,8 @@ from support import AGENT, request, wait_until
 
 from tachikoma import Client, ExecState
 from tachikoma.dev.ca import DevelopmentCA
-from tachikoma.dev.stack import REDIS_HOST, TRUST_DOMAIN, Stack
+from tachikoma.dev.folder import REDIS_HOST
+from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 from tachikoma.identity.spiffe import agent_id
 from tachikoma.redis import celery_broker

@@ -1,6 +1,6 @@
-"""A certificate authority for one machine: enough to have mTLS and SPIFFE identities from the first minute.
+"""A certificate authority for one machine: mTLS and SPIFFE identities without a set-up.
 
-Its key lies in a file that only its owner can read. Do not use it for more than one host.
+Its key is in a file that only its owner can read. Do not use it for more than one host.
 """
 
 from __future__ import annotations
@@ -17,32 +17,36 @@ from tachikoma.identity.spiffe import SpiffeId
 
 __all__ = ["SVID_LIFETIME", "DevelopmentCA"]
 
+CA_NAME = "Tachikoma development CA"
 CA_LIFETIME = timedelta(days=365)
-#: A CA that ends sooner is replaced.
+#: A CA with less of its lifetime left is replaced.
 CA_MARGIN = timedelta(days=30)
 SVID_LIFETIME = timedelta(hours=24)
 
 
 class DevelopmentCA:
-    """Signs X.509-SVIDs of one trust domain; its key and certificate live in a folder."""
+    """The signer of X.509-SVIDs of one trust domain, with its key and certificate in a folder."""
 
     def __init__(self, folder: Path, trust_domain: str) -> None:
-        """Take the CA in the folder, or make one where there is none or it ends soon."""
+        """Load the CA in the folder; create one if it is missing, ends soon, or is of another trust domain."""
         self.trust_domain = trust_domain
+        self._authority = self._load(folder) or CertificateAuthority.create(
+            folder, trust_domain, name=CA_NAME, lifetime=CA_LIFETIME
+        )
+        self.certificate = self._authority.certificate
+
+    def _load(self, folder: Path) -> CertificateAuthority | None:
+        """Return the CA in the folder, or None if there is none that can be used."""
         try:
             authority = CertificateAuthority.load(folder)
-            usable = authority.not_after - CA_MARGIN > datetime.now(UTC) and authority.trust_domain == trust_domain
         except ConfigurationError:
-            usable = False
-        if not usable:
-            name = "Tachikoma development CA"
-            authority = CertificateAuthority.create(folder, trust_domain, name=name, lifetime=CA_LIFETIME)
-        self._authority = authority
-        self.certificate = authority.certificate
+            return None
+        usable = authority.not_after - CA_MARGIN > datetime.now(UTC) and authority.trust_domain == self.trust_domain
+        return authority if usable else None
 
     @property
     def bundle_pem(self) -> bytes:
-        """What verifiers need to trust it."""
+        """The roots with which its certificates are verified, PEM."""
         return self.certificate.public_bytes(Encoding.PEM)
 
     def issue(
@@ -54,7 +58,15 @@ class DevelopmentCA:
         lifetime: timedelta = SVID_LIFETIME,
         not_before: datetime | None = None,
     ) -> None:
-        """Write a fresh key, its certificate and the bundle into a folder, named as spiffe-helper names them."""
+        """Write a new key, its certificate and the bundle into a folder, with the file names of spiffe-helper.
+
+        Args:
+            spiffe_id: the identity.
+            folder: where the three files are written.
+            dns_names: further names in the certificate.
+            lifetime: lifetime of the certificate.
+            not_before: begin of its lifetime; None for the authority's default, shortly before now.
+        """
         key = new_key()
         certificate = self._authority.sign(
             key.public_key(), spiffe_id, lifetime=lifetime, dns_names=dns_names, not_before=not_before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import platformdirs
@@ -11,41 +12,31 @@ import typer
 
 from tachikoma.client.profile import PROFILE_VARIABLE, Profile, default_profile_path
 from tachikoma.client.sync import Client
-from tachikoma.dev.stack import FLOWER_USER, Stack
+from tachikoma.dev.files import FLOWER_USER
+from tachikoma.dev.stack import Stack
 from tachikoma.errors import ConfigurationError
+from tachikoma.vocabulary.agents import AgentInfo
 
 __all__ = ["run_dev"]
 
-#: How often the parts are looked at.
+#: Between two checks of the parts, in seconds.
 CHECK_SECONDS = 0.5
-
-
-def _write_profile(stack: Stack) -> tuple[Path, bool]:
-    """Write the profile where clients look for it, unless it would replace one that leads elsewhere.
-
-    Returns:
-        Where it was written, and whether clients find it there by themselves.
-    """
-    profile, usual = stack.profile(), default_profile_path()
-    try:
-        existing = Profile.load(usual)
-    except ConfigurationError:
-        ours = True
-    else:
-        place = existing.identity
-        ours = place == profile.identity or (isinstance(place, Path) and not place.exists())
-    path = usual if ours else stack.data / "profile.json"
-    profile.save(path)
-    return path, ours
 
 
 def run_dev(
     *, agents: int, data: str | None, listen: str, flower: str | None = None, schedules: str | None = None
 ) -> None:
-    """Run until Ctrl-C or SIGTERM.
+    """Run a stack until Ctrl-C or SIGTERM.
+
+    Args:
+        agents: number of agents.
+        data: folder for all state; None for the user's data folder (XDG).
+        listen: address of the orchestrator.
+        flower: address of a Flower, or None for none.
+        schedules: file of schedules, or module:app; None for none.
 
     Raises:
-        ConfigurationError: a part did not come up, or ended by itself.
+        ConfigurationError: a part did not start, or ended by itself.
     """
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -54,8 +45,11 @@ def run_dev(
     stack = Stack(folder, agents=agents, listen=listen, flower=flower, schedules=schedules)
     typer.echo(f"starting in {stack.data} …")
     with stack:
-        path, usual = _write_profile(stack)
-        _introduce(stack, path, usual=usual)
+        path, usual = write_profile(stack)
+        with Client(stack.profile()) as client:
+            found = client.agents()
+        for line in introduction(stack, found, path, usual=usual):
+            typer.echo(line)
         while not stop.wait(CHECK_SECONDS):
             failed = stack.failed_part()
             if failed is not None:
@@ -65,24 +59,45 @@ def run_dev(
     typer.echo("stopped")
 
 
-def _introduce(stack: Stack, profile: Path, *, usual: bool) -> None:
-    with Client(stack.profile()) as client:
-        found = client.agents()
-    prefix = "" if usual else f"{PROFILE_VARIABLE}={profile} "
-    typer.echo(f"orchestrator  {stack.address} (gRPC, mTLS)")
-    typer.echo(f"agents        {', '.join(agent.id for agent in found)}")
-    typer.echo(f"you           {stack.user}")
-    typer.echo(f"policy        {stack.policy}")
-    typer.echo(f"profile       {profile}")
-    typer.echo(f"logs          {stack.data / 'logs'}")
-    typer.echo(f"audit log     {stack.data / 'audit' / 'audit.jsonl'}")
+def write_profile(stack: Stack) -> tuple[Path, bool]:
+    """Write the client profile to the usual place, unless another orchestrator's profile is there.
+
+    Returns:
+        The path of the profile, and whether it is the usual place, where clients find it by themselves.
+    """
+    profile, usual = stack.profile(), default_profile_path()
+    ours = _may_replace(usual, profile)
+    path = usual if ours else stack.data / "profile.json"
+    profile.save(path)
+    return path, ours
+
+
+def _may_replace(path: Path, profile: Profile) -> bool:
+    """Return whether the profile in a file is missing, broken, this stack's own, or of a stack that is gone."""
+    try:
+        place = Profile.load(path).identity
+    except ConfigurationError:
+        return True
+    return place == profile.identity or (isinstance(place, Path) and not place.exists())
+
+
+def introduction(stack: Stack, agents: Sequence[AgentInfo], profile: Path, *, usual: bool) -> Iterator[str]:
+    """Yield the lines that say where everything is, and what to do next."""
+    yield f"orchestrator  {stack.address} (gRPC, mTLS)"
+    yield f"agents        {', '.join(agent.id for agent in agents)}"
+    yield f"you           {stack.user}"
+    yield f"policy        {stack.policy}"
+    yield f"profile       {profile}"
+    yield f"logs          {stack.data / 'logs'}"
+    yield f"audit log     {stack.data / 'audit' / 'audit.jsonl'}"
     if stack.flower_url:
-        typer.echo(f"flower        {stack.flower_url} (user {FLOWER_USER}, its password is in {stack.flower_users})")
-    for warning in sorted({warning for agent in found for warning in agent.warnings}):
-        typer.echo(f"not enforced  {warning}")
-    typer.echo("")
+        yield f"flower        {stack.flower_url} (user {FLOWER_USER}, password in {stack.flower_users})"
+    for warning in sorted({warning for agent in agents for warning in agent.warnings}):
+        yield f"not enforced  {warning}"
+    yield ""
     if not usual:
-        typer.echo("Your own profile leads elsewhere and was left alone.")
-    typer.echo("In another terminal:")
-    typer.echo(f"  {prefix}tachikoma exec {found[0].id} -- uname -a")
-    typer.echo("Ctrl-C stops everything.")
+        yield "Your own client profile belongs to another orchestrator and was not changed."
+    prefix = "" if usual else f"{PROFILE_VARIABLE}={profile} "
+    yield "In another terminal:"
+    yield f"  {prefix}tachikoma exec {agents[0].id} -- uname -a"
+    yield "Ctrl-C stops everything."

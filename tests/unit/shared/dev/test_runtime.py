@@ -1,0 +1,63 @@
+"""The lock of a data folder, and the folder for sockets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tachikoma.dev.runtime import RUNTIME_PREFIX, Runtime
+from tachikoma.errors import ConfigurationError
+
+
+@pytest.fixture(autouse=True)
+def runtime_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    return folder
+
+
+def test_a_folder_is_created_for_its_owner_only_and_locked(tmp_path: Path, runtime_folder: Path) -> None:
+    data = tmp_path / "a" / "data"
+    runtime = Runtime(data)
+    assert data.stat().st_mode & 0o777 == 0o700
+    assert runtime.folder.parent == runtime_folder
+    assert runtime.folder.name.startswith(RUNTIME_PREFIX)
+    assert runtime.folder.stat().st_mode & 0o777 == 0o700
+    with pytest.raises(ConfigurationError, match="is in use by another `tachikoma dev`"):
+        Runtime(data)
+    assert runtime.folder.exists()
+    runtime.close()
+    runtime.close()
+    assert list(runtime_folder.iterdir()) == []
+    Runtime(data).close()
+
+
+def test_sockets_of_a_stack_that_was_killed_are_removed(tmp_path: Path, runtime_folder: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    left = runtime_folder / f"{RUNTIME_PREFIX}left"
+    left.mkdir()
+    (left / "redis.sock").touch()
+    (data / "lock").write_text(f"{left}\n")
+    runtime = Runtime(data)
+    assert not left.exists()
+    assert (data / "lock").read_text() == f"{runtime.folder}\n"
+    runtime.close()
+
+
+def test_no_other_folder_is_removed(tmp_path: Path) -> None:
+    data, other = tmp_path / "data", tmp_path / "mine"
+    for folder in (data, other):
+        folder.mkdir()
+    (data / "lock").write_text(f"{other}\n")
+    Runtime(data).close()
+    assert other.exists()
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ConfigurationError, match=f"cannot use the folder {file / 'data'}: "):
+        Runtime(file / "data")
