@@ -6,16 +6,16 @@ with Client() as client:
     response = client.execute(ExecRequest(agent_id="agent-1", command=["/usr/bin/uname", "-a"]))
     print(response.exit_code, response.stdout)
 
-Names are imported when they are first used (PEP 562), so that a module below this package costs only what it needs
-itself: `import tachikoma.redis.keys` loads no gRPC.
+Names are imported on first use (PEP 562), so that importing a module of this package loads only what that module
+needs: `import tachikoma.redis.keys` loads no gRPC.
 """
 
 import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# gRPC's fork support is made for its synchronous API. With an open stream it crashed child processes that were only
-# about to execute another program. gRPC reads this variable when it is loaded.
+# The fork support of gRPC is made for its synchronous API. With an open stream it crashed child processes before they
+# could execute another program. gRPC reads this variable when it is loaded.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Commands from an existing Celery application: ordinary signatures, with `AsyncResult`, groups and callbacks.
+"""Commands as signatures of an existing Celery application, with `AsyncResult`, groups and callbacks.
 
     from celery import Celery, group
     from tachikoma.celery import Commands
@@ -41,12 +41,12 @@ __all__ = ["MAX_VALID", "TASK_NAME", "Commands"]
 
 #: The Celery task of submitters.
 TASK_NAME = "tachikoma.submit"
-#: How long a signed request may be good for.
+#: Longest validity of a signed request.
 MAX_VALID = timedelta(days=1)
 
 
 class Commands:
-    """Makes signatures of commands."""
+    """A maker of signatures for one application."""
 
     def __init__(
         self,
@@ -57,22 +57,22 @@ class Commands:
         orchestrator: str = "orchestrator",
         valid: timedelta = timedelta(hours=1),
     ) -> None:
-        """Prepare to sign.
+        """Open the identity; nothing is signed yet.
 
         Args:
             app: the application; its broker and result backend are the Redis of the orchestrator.
-            profile: says with which identity to sign, and for which trust domain; by default the user's own.
-            application: name of its Redis ACL user, without `app.`; task ids then begin so that only it reads their
-                results. Empty where Redis has no ACL users.
+            profile: has the identity that signs, and the trust domain of the orchestrator; by default the user's own.
+            application: name of its Redis ACL user, without `app.`. It becomes a prefix of task ids, so that only this
+                user can read the results. Empty if Redis has no ACL users.
             orchestrator: last part of the orchestrator's SPIFFE ID `/service/<name>`.
-            valid: how long after it was made a signature may be admitted, at most `MAX_VALID`. What a chain
-                waits for counts too.
+            valid: how long a signature can be admitted after it was made, at most `MAX_VALID`. The time that it
+                waits in a chain counts.
 
         Raises:
             ConfigurationError: there is no profile or identity, or an argument is wrong.
         """
         if not timedelta(0) < valid <= MAX_VALID:
-            raise ConfigurationError(f"a signed request is good for at most {MAX_VALID}, not for {valid}")
+            raise ConfigurationError(f"a signed request is valid for at most {MAX_VALID}, not for {valid}")
         if application and not is_identifier(application):
             raise ConfigurationError(f"{application[:80]!r} is no name of an application: {ID_PATTERN}")
         profile = profile or Profile.load()
@@ -85,16 +85,17 @@ class Commands:
         )
 
     def s(self, agent_id: str, command: Sequence[str], *, check: bool = True, **fields: Any) -> Signature:
-        """The signature of a command; what `signature` says holds here too.
+        """Make the signature of a command; see `signature`.
 
         Args:
-            agent_id: where it is to run.
-            command: its argv.
+            agent_id: the agent to run on.
+            command: the argv.
             check: see `signature`.
-            fields: more of `ExecRequest`: `timeout`, `user`, `environment`, …
+            fields: further fields of `ExecRequest`: `timeout`, `user`, `environment`, …
 
         Raises:
-            InvalidRequest: one of these is wrong.
+            InvalidRequest: one of these breaks a bound.
+            Unauthenticated: see `signature`.
         """
         try:
             request = ExecRequest(agent_id=agent_id, command=list(command), **fields)
@@ -103,15 +104,15 @@ class Commands:
         return self.signature(request, check=check)
 
     def signature(self, request: ExecRequest, *, check: bool = True) -> Signature:
-        """The signature of a request. It is immutable: in a chain it takes nothing from what was before it.
+        """Make the signature of a request. It is immutable: in a chain it does not take the result before it.
 
-        However often it is sent, its command runs at most once. Its result is `ExecResponse` as a dictionary with the
-        spec's names; `ExecResponse.from_dict` reads it.
+        Its command runs at most once, even if the signature is sent several times. Its result is an `ExecResponse` as
+        a dictionary with the spec's names; `ExecResponse.from_dict` reads it.
 
         Args:
-            request: what is to run.
-            check: whether its task fails, with `ExecutionFailed`, when the command ends otherwise than by exit code 0,
-                so that `link_error` is called and a chain ends. Otherwise only a refusal fails it.
+            request: the command to run.
+            check: whether the task fails with `ExecutionFailed` unless the command ends with exit code 0. Then
+                `link_error` is called and a chain ends. Without it, only a refusal fails the task.
 
         Raises:
             Unauthenticated: the identity is expired or not trusted by its own bundle.
@@ -138,5 +139,5 @@ class Commands:
         )
 
     def close(self) -> None:
-        """Let go of the identity."""
+        """Close the identity."""
         self._identity.close()

@@ -1,7 +1,7 @@
-"""The one tree of errors, on both sides of the API.
+"""The errors of client and server, in one tree.
 
-The server raises these; the gRPC layer turns each into its status code with `google.rpc` details, and the client
-turns them back into the same class. So `except AgentOffline` means the same thing everywhere.
+The server raises these. The gRPC layer sends each as its status code with `google.rpc` details, and the client raises
+the same class again. So `except AgentOffline` means the same on both sides.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ __all__ = [
 
 
 class TachikomaError(Exception):
-    """Something went wrong in Tachikoma; the message says what, where and what to do.
+    """An operation of Tachikoma failed; the message says what happened, to which object, and what to do next.
 
     Attributes:
         metadata: facts for programs (`rule`, `policy`, …), as sent in `google.rpc.ErrorInfo`.
-        retry_after_seconds: when a repetition may help, or None.
+        retry_after_seconds: delay after which a retry may succeed; None if a retry does not help.
     """
 
     #: Stable name on the wire (`google.rpc.ErrorInfo.reason`).
     reason: ClassVar[str] = "UNKNOWN"
-    #: Name of the gRPC status code that it travels as. A name, so that the vocabulary needs no gRPC.
+    #: Name of its gRPC status code. A name, so that the vocabulary needs no gRPC.
     code: ClassVar[str] = "UNKNOWN"
 
     def __init__(
@@ -52,20 +52,27 @@ class TachikomaError(Exception):
         metadata: dict[str, str] | None = None,
         retry_after_seconds: float | None = None,
     ) -> None:
+        """Make an error.
+
+        Args:
+            message: for people; begins in lower case and has no final period.
+            metadata: facts for programs.
+            retry_after_seconds: delay after which a retry may succeed.
+        """
         super().__init__(message)
         self.metadata = metadata or {}
         self.retry_after_seconds = retry_after_seconds
 
 
 class ConfigurationError(TachikomaError):
-    """A file or setting of this host is missing or wrong."""
+    """A file, a setting or a package of this host is missing or wrong."""
 
     reason = "CONFIGURATION"
     code = "FAILED_PRECONDITION"
 
 
 class InvalidRequest(TachikomaError):
-    """The request itself is malformed; repeating it does not help."""
+    """The request is malformed; a retry does not help."""
 
     reason = "INVALID_REQUEST"
     code = "INVALID_ARGUMENT"
@@ -178,8 +185,9 @@ class ExecutionFailed(TachikomaError):
 
 
 def _tree(root: type[TachikomaError]) -> list[type[TachikomaError]]:
+    """Return a class and all classes below it."""
     return [root, *(leaf for child in root.__subclasses__() for leaf in _tree(child))]
 
 
-#: Every class of the tree by its name on the wire.
+#: Every class of the tree, by its name on the wire.
 by_reason: dict[str, type[TachikomaError]] = {cls.reason: cls for cls in _tree(TachikomaError)}

@@ -1,6 +1,7 @@
-"""The client profile: where the orchestrator is, and with which identity to go there.
+"""The client profile: the address of the orchestrator, and the identity to use.
 
-A JSON file in the user's configuration folder (XDG), or wherever `TACHIKOMA_PROFILE` points. `tachikoma dev` writes it.
+A JSON file in the user's configuration folder (XDG), or the file that `TACHIKOMA_PROFILE` names. `tachikoma dev` writes
+it.
 """
 
 from __future__ import annotations
@@ -17,34 +18,38 @@ from tachikoma.vocabulary.model import Model, describe_validation_error
 
 __all__ = ["PROFILE_VARIABLE", "Profile", "default_profile_path"]
 
+#: The environment variable with the path of the profile.
 PROFILE_VARIABLE = "TACHIKOMA_PROFILE"
 
 
 def default_profile_path() -> Path:
-    """Where the profile is, unless the caller says otherwise."""
+    """Return the path of the user's profile, which the environment may name."""
     configured = os.environ.get(PROFILE_VARIABLE)
     return Path(configured) if configured else platformdirs.user_config_path("tachikoma") / "profile.json"
 
 
 class Profile(Model):
-    """How a client reaches the orchestrator."""
+    """The address of an orchestrator, and the identity of its client."""
 
     #: host:port of the orchestrator's gRPC server.
     address: str
-    #: DNS name in the orchestrator's certificate; only it has one.
+    #: DNS name in the orchestrator's certificate; no other certificate of the trust domain has it.
     server_name: str
-    #: Folder with svid.pem, svid_key.pem and svid_bundle.pem, or unix:///path of the SPIFFE Workload API. Without one,
-    #: the Workload API that SPIFFE_ENDPOINT_SOCKET names.
+    #: Folder with svid.pem, svid_key.pem and svid_bundle.pem, or unix:///path of the SPIFFE Workload API. None: the
+    #: Workload API that SPIFFE_ENDPOINT_SOCKET names.
     identity: IdentityPlace | None = None
-    #: The orchestrator's trust domain, where it is not one's own.
+    #: Trust domain of the orchestrator; empty if it is the client's own.
     trust_domain: str = ""
 
     @classmethod
     def load(cls, path: Path | None = None) -> Profile:
         """Read a profile.
 
+        Args:
+            path: the file; None for the user's own.
+
         Raises:
-            ConfigurationError: there is none, or it cannot be understood.
+            ConfigurationError: the file is missing or has a mistake.
         """
         path = path or default_profile_path()
         try:
