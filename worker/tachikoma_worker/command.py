@@ -14,6 +14,7 @@ import structlog
 import typer
 
 from tachikoma.config import error_reporting, logs
+from tachikoma.config.readiness import report_ready
 from tachikoma.config.settings import read_settings
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.join_token import JoinToken
@@ -62,7 +63,7 @@ def _run_worker(settings: WorkerSettings, ready_fd: int | None) -> int:
 
     Args:
         settings: its settings.
-        ready_fd: descriptor that is closed once it receives orders; None for none.
+        ready_fd: descriptor for a report once it receives orders (`report_ready`); None for none.
 
     Returns:
         The exit code of the process.
@@ -71,8 +72,7 @@ def _run_worker(settings: WorkerSettings, ready_fd: int | None) -> int:
 
     def on_ready() -> None:
         log.info("agent.ready", agent=settings.agent_id, slots=settings.slots, pid=os.getpid())
-        if ready_fd is not None:
-            os.close(ready_fd)
+        report_ready(ready_fd)
 
     def on_stopping() -> None:
         # A worker that hangs while it stops blocks the next one. So it is ended, and its log says where it hung. The

@@ -12,6 +12,7 @@ import typer
 from pydantic_settings import SettingsConfigDict
 
 from tachikoma.config import error_reporting, logs
+from tachikoma.config.readiness import report_ready
 from tachikoma.config.settings import read_settings
 from tachikoma.identity.open import IdentityPlace, open_identity
 from tachikoma.redis.access import RedisAccess, RedisSettings
@@ -70,8 +71,7 @@ def run(
 
     def ready() -> None:
         log.info("beat.ready", schedules=len(found.current.schedules), pid=os.getpid())
-        if ready_fd is not None:
-            os.close(ready_fd)
+        report_ready(ready_fd)
 
     try:
         Beat(found, access).run(ready)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
+from functools import partial
+
+from tachikoma.config.readiness import report_ready
 
 __all__ = ["announce"]
 
@@ -12,8 +13,4 @@ __all__ = ["announce"]
 def announce(descriptor: int) -> Callable[[str], None]:
     """Return a function that reports an address through an inherited pipe, as one line of JSON, and closes the pipe."""
 
-    def report(address: str) -> None:
-        with os.fdopen(descriptor, "w") as pipe:
-            pipe.write(json.dumps({"address": address}) + "\n")
-
-    return report
+    return partial(report_ready, descriptor)

@@ -10,6 +10,7 @@ from celery import Celery, signals
 from kombu import Queue
 
 from tachikoma.celery import TASK_NAME
+from tachikoma.config.readiness import report_ready
 from tachikoma.errors import TachikomaError
 from tachikoma.redis import celery_broker, keys
 from tachikoma.redis.keys import DUE_TASK
@@ -103,7 +104,7 @@ def serve(settings: SubmitterSettings, ready_fd: int | None = None) -> int:
 
     Args:
         settings: of the submitter.
-        ready_fd: descriptor that is closed once messages are taken.
+        ready_fd: descriptor for a report once it takes messages (`report_ready`); None for none.
 
     Returns:
         The exit code: 1 if a background part failed.
@@ -117,8 +118,7 @@ def serve(settings: SubmitterSettings, ready_fd: int | None = None) -> int:
     @signals.worker_ready.connect(weak=False)
     def on_ready(**_: Any) -> None:
         log.info("submitter.ready", pid=os.getpid(), slots=settings.submitter_slots)
-        if ready_fd is not None:
-            os.close(ready_fd)
+        report_ready(ready_fd)
 
     @signals.worker_shutting_down.connect(weak=False)
     def on_shutting_down(**_: Any) -> None:

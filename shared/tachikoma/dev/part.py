@@ -6,6 +6,7 @@ supervisor, even if that is killed.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -97,10 +98,10 @@ class Part:
         return os.fdopen(read_end)
 
     def start_until_ready(self) -> str:
-        """Start a program that supports `--ready-fd`, and wait until it is ready.
+        """Start a program that supports `--ready-fd` (`tachikoma.config.readiness`), and wait until it is ready.
 
         Returns:
-            What it wrote about itself, for instance its address; may be empty.
+            Its address; empty if it does not listen.
 
         Raises:
             ConfigurationError: it ended before it was ready.
@@ -108,26 +109,11 @@ class Part:
         pipe = self.start(ready_pipe=True)
         assert pipe is not None
         with pipe:
-            written = pipe.read()
-        # The pipe is closed when the part is ready, and also when it ends.
-        if self._ending():
+            line = pipe.read()
+        if not line:
             raise self.failed()
-        return written
-
-    def _ending(self) -> bool:
-        """Return whether the process has ended, or is about to.
-
-        The kernel closes the files of a process a moment before its parent can see its end. In between it has none.
-        """
-        if not self.alive:
-            return True
-        try:
-            return not any(Path(f"/proc/{self.pid}/fd").iterdir())
-        except FileNotFoundError:
-            return True
-        except PermissionError:
-            # A program that gave up its rights is alive.
-            return False
+        address: str = json.loads(line)["address"]
+        return address
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait until a condition is true.

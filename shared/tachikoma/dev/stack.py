@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -258,13 +257,13 @@ class Stack:
 
     def start_orchestrator(self) -> None:
         """Start the orchestrator and wait until it accepts calls. A restart keeps the address."""
-        self.address = json.loads(self.orchestrator.start_until_ready())["address"]
+        self.address = self.orchestrator.start_until_ready()
         self.orchestrator.keep_option("--listen", self.address)
 
     def start_flower(self) -> None:
         """Start Flower and wait until it listens. A restart keeps the address."""
         assert self.flower is not None
-        self.flower_url = json.loads(self.flower.start_until_ready())["address"]
+        self.flower_url = self.flower.start_until_ready()
         self.flower.keep_option("--listen", self.flower_url.partition("://")[2])
 
     def start_agent(self, agent: str) -> None:

@@ -18,7 +18,7 @@ from tachikoma.errors import ConfigurationError
 
 Make = Callable[..., Part]
 #: Takes what the parts of a stack take.
-READY = "import os, sys; pipe = os.fdopen(int(sys.argv[-1]), 'w')\n"
+READY = "import sys; from tachikoma.config.readiness import report_ready\n"
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
 
 def test_what_a_part_reports_is_returned_when_it_is_ready(make: Make) -> None:
-    part = make(READY + "pipe.write('here'); pipe.close(); sys.stdin.close(); import time; time.sleep(600)")
+    part = make(READY + "report_ready(int(sys.argv[-1]), 'here'); import time; time.sleep(600)")
     assert not part.alive
     assert part.start_until_ready() == "here"
     assert part.alive
@@ -90,7 +90,7 @@ def test_environment_and_options_reach_the_program(make: Make, tmp_path: Path) -
 
 
 def test_a_part_that_ignores_term_is_killed(make: Make) -> None:
-    part = make(READY + "import signal, time; signal.signal(15, 1); pipe.close(); time.sleep(600)")
+    part = make(READY + "import signal, time; signal.signal(15, 1); report_ready(int(sys.argv[-1])); time.sleep(600)")
     part.start_until_ready()
     pid = part.pid
     part.stop(seconds=0.1)
@@ -101,9 +101,10 @@ def test_a_part_that_ignores_term_is_killed(make: Make) -> None:
 
 
 def test_a_part_ends_with_its_supervisor_even_if_that_is_killed(tmp_path: Path) -> None:
+    child = READY + "report_ready(int(sys.argv[-1])); import time; time.sleep(600)"
     script = (
         "import sys; from pathlib import Path; from tachikoma.dev.part import Part\n"
-        f"part = Part('p', [sys.executable, '-c', {READY + 'pipe.close(); import time; time.sleep(600)'!r}],"
+        f"part = Part('p', [sys.executable, '-c', {child!r}],"
         f" Path({str(tmp_path / 'log')!r}), {{}})\n"
         "part.start_until_ready(); print(part.pid, flush=True); sys.stdin.read()"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return call
 
     monkeypatch.setattr(Part, "start", note("start"))
-    monkeypatch.setattr(Part, "start_until_ready", note("start", json.dumps({"address": "http://127.0.0.1:1"})))
+    monkeypatch.setattr(Part, "start_until_ready", note("start", "http://127.0.0.1:1"))
     monkeypatch.setattr(Part, "wait_until", note("wait for"))
     monkeypatch.setattr(Part, "terminate", note("terminate"))
     monkeypatch.setattr(Part, "stop", note("stop"))
