@@ -100,11 +100,7 @@ class Host:
 
     def start(self) -> None:
         """Start the worker, and wait until it takes orders."""
-        pipe = self.worker.start(ready_pipe=True)
-        assert pipe is not None
-        with pipe:
-            pipe.read()
-        assert self.worker.alive, self.worker.failure()
+        self.worker.start_until_ready()
 
     def stop(self) -> None:
         """Stop the worker, with what it runs."""

@@ -140,10 +140,7 @@ class World(Stack):
         elif name == "orchestrator":
             self.start_orchestrator()
         elif name in self.orchestrators:
-            pipe = self.orchestrators[name].start(ready_pipe=True)
-            assert pipe is not None
-            with pipe:
-                assert pipe.readline(), self.orchestrators[name].failure()
+            self.orchestrators[name].start_until_ready()
         else:
             if slash:
                 wait_until(lambda: not self.agents[agent].alive, "a worker without its spawner ends")

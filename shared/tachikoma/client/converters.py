@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum, StrEnum
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
@@ -135,12 +136,6 @@ class WireField:
         """Name of the model's attribute."""
         return self.renamed or self.name
 
-    def is_set(self, message: Message) -> bool:
-        """Return whether a message contains a value for this field."""
-        if self.presence is Presence.OPTIONAL:
-            return message.HasField(self.name)
-        return self.presence is Presence.ALWAYS or bool(getattr(message, self.name))
-
 
 @dataclass(frozen=True)
 class WireFormat(Generic[M, P]):
@@ -186,12 +181,23 @@ class WireFormat(Generic[M, P]):
             ValueError: a value is wrong; a pydantic.ValidationError names the field.
             OverflowError: a time or a duration is beyond what Python can hold.
         """
-        values = {
-            field.attribute: field.converter.from_wire(getattr(message, field.name))
-            for field in self.fields
-            if field.is_set(message)
-        }
-        return self.model(**values, **more)
+        for attribute, name, from_wire in self._rows[Presence.ALWAYS]:
+            more[attribute] = from_wire(getattr(message, name))
+        for attribute, name, from_wire in self._rows[Presence.OPTIONAL]:
+            if message.HasField(name):
+                more[attribute] = from_wire(getattr(message, name))
+        for attribute, name, from_wire in self._rows[Presence.NONZERO]:
+            if value := getattr(message, name):
+                more[attribute] = from_wire(value)
+        return self.model(**more)
+
+    @cached_property
+    def _rows(self) -> dict[Presence, list[tuple[str, str, Callable[[Any], Any]]]]:
+        """The rows for reading, by their presence; each request passes here, so they are looked up once."""
+        rows: dict[Presence, list[tuple[str, str, Callable[[Any], Any]]]] = {presence: [] for presence in Presence}
+        for field in self.fields:
+            rows[field.presence].append((field.attribute, field.name, field.converter.from_wire))
+        return rows
 
 
 def nested(form: WireFormat[M, P]) -> Converter[M, P]:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 from tachikoma.errors import ConfigurationError
 
@@ -71,31 +70,9 @@ class Part:
         """Change the value of an option, for the next start."""
         self._command[self._command.index(option) + 1] = value
 
-    def start(self, *, ready_pipe: bool = False) -> IO[str] | None:
-        """Start the process.
-
-        Args:
-            ready_pipe: whether the program supports `--ready-fd`.
-
-        Returns:
-            With `ready_pipe`, the pipe that the program writes to and closes when it is ready. Otherwise None.
-        """
-        read_end, write_end = os.pipe() if ready_pipe else (-1, -1)
-        extra = ["--ready-fd", str(write_end)] if ready_pipe else []
-        with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*_WITH_PARENT, *self._command, *extra],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **self._environment},
-                pass_fds=(write_end,) if ready_pipe else (),
-                start_new_session=True,
-            )
-        if not ready_pipe:
-            return None
-        os.close(write_end)
-        return os.fdopen(read_end)
+    def start(self) -> None:
+        """Start the process."""
+        self._start()
 
     def start_until_ready(self) -> str:
         """Start a program that supports `--ready-fd` (`tachikoma.config.readiness`), and wait until it is ready.
@@ -106,14 +83,30 @@ class Part:
         Raises:
             ConfigurationError: it ended before it was ready.
         """
-        pipe = self.start(ready_pipe=True)
-        assert pipe is not None
-        with pipe:
+        read_end, write_end = os.pipe()
+        with os.fdopen(read_end) as pipe:
+            try:
+                self._start("--ready-fd", str(write_end), inherited=(write_end,))
+            finally:
+                # The process has the only write end then, so its end closes the pipe.
+                os.close(write_end)
             line = pipe.read()
         if not line:
             raise self.failed()
         address: str = json.loads(line)["address"]
         return address
+
+    def _start(self, *options: str, inherited: tuple[int, ...] = ()) -> None:
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*_WITH_PARENT, *self._command, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self._environment},
+                pass_fds=inherited,
+                start_new_session=True,
+            )
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait until a condition is true.
