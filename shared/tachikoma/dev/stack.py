@@ -27,6 +27,21 @@ from tachikoma.redis.users import BEAT, FLOWER
 __all__ = ["SERVER_NAME", "TRUST_DOMAIN", "Stack"]
 
 
+def _settings(folder: StackFolder, schedules: str | None) -> dict[str, str]:
+    """Return the settings of all parts that differ from their defaults, as environment variables."""
+    settings = {
+        "TACHIKOMA_STOP_GRACE": "3s",
+        # The disk of a laptop is synced once a second; commands do not wait for that.
+        "TACHIKOMA_AUDIT_DURABLE": "false",
+        "TACHIKOMA_AUDIT_LOG": str(folder.audit_log),
+        "TACHIKOMA_AUDIT_KEY": str(folder.audit_key),
+        "TACHIKOMA_KILL_GRACE": "5s",
+        # The stop of an idle agent waits until its poll of the queue returns.
+        "TACHIKOMA_POLL": "1s",
+    }
+    return settings if schedules is None else {**settings, "TACHIKOMA_SCHEDULES": schedules}
+
+
 class Stack:
     """Redis, orchestrator and agents under one folder. A context manager."""
 
@@ -69,18 +84,7 @@ class Stack:
         optional = {BEAT: self._with_beat, FLOWER: flower is not None, "redis": redis_tls}
         services = ["orchestrator", *(name for name, wanted in optional.items() if wanted)]
         self._identities = Identities(self._folder, services=services, agents=self.agent_ids)
-        self._environment = {
-            "TACHIKOMA_STOP_GRACE": "3s",
-            # The disk of a laptop is synced once a second; commands do not wait for that.
-            "TACHIKOMA_AUDIT_DURABLE": "false",
-            "TACHIKOMA_AUDIT_LOG": str(self._folder.audit_log),
-            "TACHIKOMA_AUDIT_KEY": str(self._folder.audit_key),
-            "TACHIKOMA_KILL_GRACE": "5s",
-            # The stop of an idle agent waits until its poll of the queue returns.
-            "TACHIKOMA_POLL": "1s",
-            **({} if schedules is None else {"TACHIKOMA_SCHEDULES": schedules}),
-            **(environment or {}),
-        }
+        self._environment = {**_settings(self._folder, schedules), **(environment or {})}
         #: None while nothing runs.
         self._runtime: Runtime | None = None
         self._server: RedisServer
