@@ -68,9 +68,22 @@ async def test_of_many_claims_at_once_exactly_one_is_granted(journal: Journal) -
 
 async def test_a_claim_is_refused_also_after_the_end_was_delivered(journal: Journal) -> None:
     await journal.claim("job-7", "ab")
-    journal.finish("job-7")
+    journal.finish("job-7", "ab")
     await written(journal)
     assert await journal.claim("job-7", "ab") is False
+
+
+async def test_a_receipt_of_another_order_finishes_nothing(journal: Journal, tmp_path: Path) -> None:
+    await journal.claim("job-7", "ab")
+    assert await journal.is_claimed_for("job-7", "ab") is True
+    assert await journal.is_claimed_for("job-7", "other") is False
+    assert await journal.is_claimed_for("job-8", "ab") is False
+    journal.finish("job-7", "other")
+    await journal.flush()
+    assert journal.unfinished() == [Unfinished("job-7", "ab")]
+    journal.finish("job-7", "ab")
+    await journal.flush()
+    assert journal.unfinished() == []
 
 
 async def test_a_claim_survives_a_restart(tmp_path: Path) -> None:
@@ -130,7 +143,7 @@ async def test_what_was_not_finished_is_listed_after_a_restart(tmp_path: Path) -
     first = Journal(tmp_path)
     for name in ("done", "running", "claimed"):
         await first.claim(name, f"sha-{name}")
-    first.finish("done")
+    first.finish("done", "sha-done")
     await written(first)
     first.close()
     second = Journal(tmp_path)
@@ -151,7 +164,7 @@ def test_a_new_journal_has_nothing_unfinished(journal: Journal) -> None:
 async def test_what_is_written_behind_is_written_before_close_returns(tmp_path: Path) -> None:
     first = Journal(tmp_path)
     await first.claim("job-7", "ab")
-    first.finish("job-7")
+    first.finish("job-7", "ab")
     await asyncio.sleep(0)  # one turn of the loop hands it to the writer
     first.close()
     second = Journal(tmp_path)
@@ -165,8 +178,8 @@ async def test_old_rows_are_let_go_when_opened_but_only_finished_ones(tmp_path: 
     first = Journal(tmp_path)
     for name in ("old-done", "old-open", "new-done"):
         await first.claim(name, "")
-    first.finish("old-done")
-    first.finish("new-done")
+    first.finish("old-done", "")
+    first.finish("new-done", "")
     await written(first)
     first._database.execute(
         "UPDATE execution SET claimed_at = ? WHERE id LIKE 'old-%'", (time.time() - KEEP_SECONDS - 60,)
@@ -241,7 +254,7 @@ async def test_on_a_full_disk_everybody_in_the_batch_is_told(journal: Journal) -
 async def test_what_is_written_behind_fails_in_silence_and_breaks_nothing(journal: Journal) -> None:
     await journal.claim("job-7", "ab")
     journal._database.execute("ALTER TABLE execution RENAME TO elsewhere")
-    journal.finish("job-7")
+    journal.finish("job-7", "ab")
     with pytest.raises(JournalError, match="no such table"):
         await journal.claim("job-8", "ab")
     journal._database.execute("ALTER TABLE elsewhere RENAME TO execution")
