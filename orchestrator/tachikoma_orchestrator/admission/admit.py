@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable
 
@@ -99,7 +100,7 @@ class Admitter:
         claimed, request = request.requested_by, request.model_copy(update={"requested_by": str(peer)})
         if claimed not in ("", request.requested_by):
             raise await self._deny(request, peer, impersonation(claimed, request.requested_by))
-        decision = self.decide(request, peer.address)
+        decision = await self.decide(request, peer.address)
         if not decision.allowed:
             raise await self._deny(request, peer, not_allowed(decision))
         if request.interactive or request.tty:
@@ -115,15 +116,19 @@ class Admitter:
             raise refusal(outcome, request, retry_seconds)
         return outcome is Outcome.ADMITTED
 
-    def decide(self, request: ExecRequest, address: str) -> Decision:
-        """Return the decision of the active policies.
+    async def decide(self, request: ExecRequest, address: str) -> Decision:
+        """Return the decision of the active policies; on a large request, it is made in a thread.
 
         Args:
             request: the request, with its authenticated requester.
             address: IP address that it came from; empty if unknown.
         """
         labels = self._registry.labels(request.agent_id)
-        return self._policies.current.decide(request, request.requested_by, self._search_path, labels, address)
+        policies = self._policies.current
+        facts = (request, request.requested_by, self._search_path, labels, address)
+        return (
+            await asyncio.to_thread(policies.decide, *facts) if policies.is_large(request) else policies.decide(*facts)
+        )
 
     def shown(self, request: ExecRequest) -> tuple[str, ...]:
         """Return the argv of a request with its secrets masked, as it may be stored and shown."""

@@ -199,7 +199,7 @@ class Approvals:
             NotFound, PermissionDenied, FailedPrecondition: as `describe` does.
         """
         record, request, subject = pending.record, pending.request, str(peer)
-        decision = self._admitter.decide(request, pending.parked.client_ip)
+        decision = await self._admitter.decide(request, pending.parked.client_ip)
         # The requester is the one in the signed request, not the one in the record.
         if decision.approvable_by(subject, request.requested_by):
             return decision

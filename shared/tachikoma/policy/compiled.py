@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from typing import TypeVar
 
-from tachikoma.policy.patterns import AgentSelector, CommandPattern, CommandPatterns, Pattern, PatternError
+from tachikoma.policy.command_patterns import CommandPattern, CommandPatterns
+from tachikoma.policy.denials import DeniedArguments, DeniedCommand
+from tachikoma.policy.effort import Effort
+from tachikoma.policy.patterns import AgentSelector, Pattern, PatternError
 from tachikoma.vocabulary.policies import ExecPolicy
 
 __all__ = ["CompiledPolicy", "PatternMistakes"]
@@ -56,7 +59,7 @@ class CompiledPolicy:
         self.subjects = compiled(Pattern, "subjects", policy.subjects)
         self.agents = compiled(AgentSelector, "agents", policy.agents)
         self.allowed = compiled(CommandPattern, "allowedCommands", policy.allowed_commands)
-        self.denied = compiled(_denied_command, "deniedCommands", policy.denied_commands)
+        self.denied = compiled(DeniedCommand, "deniedCommands", policy.denied_commands)
         self.users = compiled(Pattern, "allowedUsers", policy.allowed_users)
         self.work_dirs = compiled(Pattern, "allowedWorkDirs", policy.allowed_work_dirs)
         self.environment = compiled(Pattern, "allowedEnvironment", policy.allowed_environment)
@@ -68,17 +71,19 @@ class CompiledPolicy:
         self._granting = CommandPatterns(self.allowed)
         self._denying = CommandPatterns(self.denied)
 
-    def applies_to(self, subject: str, agent: str, labels: Mapping[str, str]) -> bool:
+    def applies_to(self, subject: str, agent: str, labels: Mapping[str, str], effort: Effort | None = None) -> bool:
         """Return True if one of its subjects matches the requester and one of its agents the target."""
-        return any(p.matches(subject) for p in self.subjects) and any(s.matches(agent, labels) for s in self.agents)
+        return any(p.matches(subject, effort) for p in self.subjects) and any(
+            s.matches(agent, labels, effort) for s in self.agents
+        )
 
-    def granting(self, path: str, arguments: Sequence[str]) -> list[CommandPattern]:
+    def granting(self, path: str, arguments: Sequence[str], effort: Effort | None = None) -> list[CommandPattern]:
         """Return the entries of allowedCommands that match a program and its arguments."""
-        return list(self._granting.matching(path, arguments))
+        return [pattern for pattern in self._granting.of(path) if pattern.matches(path, arguments, effort)]
 
-    def denying(self, path: str, arguments: Sequence[str]) -> CommandPattern | None:
-        """Return the first entry of deniedCommands that matches a program and its arguments, or None."""
-        return next(self._denying.matching(path, arguments), None)
+    def denying(self, path: str, arguments: DeniedArguments, effort: Effort | None = None) -> DeniedCommand | None:
+        """Return the first entry of deniedCommands that denies a program with its arguments, or None."""
+        return next((pattern for pattern in self._denying.of(path) if pattern.denies(path, arguments, effort)), None)
 
     def allows_from(self, address: str) -> bool:
         """Return True if requests may come from an IP address. An unknown one, "", is in no network."""
@@ -89,7 +94,3 @@ class CompiledPolicy:
         except ValueError:
             return False
         return any(found in network for network in self.networks)
-
-
-def _denied_command(text: str) -> CommandPattern:
-    return CommandPattern(text, deny=True)

@@ -14,10 +14,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from tachikoma.config.yaml_files import digest, read_files
+from tachikoma.policy.command_patterns import CommandPattern
 from tachikoma.policy.compiled import CompiledPolicy
 from tachikoma.policy.decision import Decision, Explanation
+from tachikoma.policy.denials import DeniedArguments
+from tachikoma.policy.effort import MAX_STEPS, Effort, TooMuchWork
 from tachikoma.policy.file import parse_policies
-from tachikoma.policy.patterns import CommandPattern, Pattern
+from tachikoma.policy.patterns import Pattern
 from tachikoma.policy.redaction import redact
 from tachikoma.policy.rules import Case, refusing_rule
 from tachikoma.policy.warnings import warnings_of
@@ -31,6 +34,10 @@ __all__ = ["NO_LABELS", "SEARCH_PATH", "PolicySet"]
 SEARCH_PATH = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 #: The labels of an agent without labels.
 NO_LABELS: Mapping[str, str] = MappingProxyType({})
+#: Characters of a request, times policies, beyond which a decision is large.
+LARGE = 100_000
+#: Steps for finding the arguments that policy marks as secret; beyond them all arguments are masked.
+MARKING_STEPS = MAX_STEPS // 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,11 +77,11 @@ class PolicySet:
         return cls(tuple(policies), tuple(operators), digest(texts), marking)
 
     def warnings(self) -> list[str]:
-        """Return a line for each rule that can never grant anything, and for each that grants everything."""
+        """Return a line for each rule that grants nothing or everything, or that denies less than it seems."""
         return [
             f"{policy.position}: {policy.policy.name}: {text}"
             for policy in self.policies
-            for text in warnings_of(policy)
+            for text in warnings_of(policy, self.policies)
         ]
 
     def is_operator(self, subject: str) -> bool:
@@ -89,10 +96,20 @@ class PolicySet:
     def secrets(self, command: Sequence[str], search_path: Sequence[str]) -> frozenset[int]:
         """Return the numbers of the argv elements that any policy marks as secret, also a policy for other requests."""
         found: set[int] = set()
-        for pattern in self._marking:
-            for path in _candidates(command[0], search_path):
-                found |= pattern.secrets(path, command[1:])
+        effort = Effort(MARKING_STEPS)
+        try:
+            for pattern in self._marking:
+                for path in _candidates(command[0], search_path):
+                    found |= pattern.secrets(path, command[1:], effort)
+        except TooMuchWork:
+            # What cannot be decided is masked.
+            return frozenset(range(1, len(command)))
         return frozenset(number + 1 for number in found)
+
+    def is_large(self, request: ExecRequest) -> bool:
+        """Return True if a decision on the request may take so long that an event loop must not wait for it."""
+        texts = (*request.command, *request.environment, request.work_dir)
+        return sum(map(len, texts)) * len(self.policies) > LARGE
 
     def decide(
         self,
@@ -129,13 +146,34 @@ class PolicySet:
         if request.work_dir and not _is_plain(request.work_dir):
             why = f"the working directory must be a plain path, not {request.work_dir!r}"
             return Explanation(Decision(False, "", "workDir", why))
-        applying = [policy for policy in self.policies if policy.applies_to(subject, request.agent_id, labels)]
+        try:
+            return self._explained(request, subject, _candidates(program, search_path), labels, address, shown)
+        except TooMuchWork:
+            why = (
+                f"the decision takes more than {MAX_STEPS} steps of matching; use shorter arguments or simpler patterns"
+            )
+            return Explanation(Decision(False, "", "matching", why))
+
+    def _explained(
+        self,
+        request: ExecRequest,
+        subject: str,
+        candidates: Sequence[str],
+        labels: Mapping[str, str],
+        address: str,
+        shown: str,
+    ) -> Explanation:
+        """Decide on a request with plain paths. Raises TooMuchWork if that takes more steps than a decision has."""
+        effort = Effort()
+        applying = [policy for policy in self.policies if policy.applies_to(subject, request.agent_id, labels, effort)]
         if not applying:
             why = f"no policy applies to {subject} on agent {request.agent_id}"
             return Explanation(Decision(False, "", "default", why))
-        candidates = _candidates(program, search_path)
-        cases = [Case(policy, request, candidates, shown, address) for policy in applying]
-        denials = [denial for case in cases if (denial := _denial(case)) is not None]
+        cases = [Case(policy, request, candidates, shown, address, effort) for policy in applying]
+        denials: list[Decision] = []
+        if any(policy.denied for policy in applying):
+            arguments = DeniedArguments(request.command[1:], (request.work_dir,), effort)
+            denials = [denial for case in cases if (denial := _denial(case, arguments)) is not None]
         verdicts = tuple(_verdict(case) for case in cases)
         if denials:
             return Explanation(denials[0], (*denials, *verdicts))
@@ -156,10 +194,10 @@ def _refused(case: Case, rule: str, text: str) -> Decision:
     return Decision(False, case.policy.label, rule, f"policy {case.policy.policy.name} {text}")
 
 
-def _denial(case: Case) -> Decision | None:
+def _denial(case: Case, arguments: DeniedArguments) -> Decision | None:
     """Return the denial by deniedCommands, which wins over every grant, or None."""
     for path in case.candidates:
-        pattern = case.policy.denying(path, case.request.command[1:])
+        pattern = case.policy.denying(path, arguments, case.effort)
         if pattern is not None:
             return _refused(case, f"deniedCommands: {pattern.text}", f"denies {pattern.text!r}")
     return None

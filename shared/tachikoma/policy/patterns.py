@@ -3,23 +3,19 @@
 In an element pattern, `*` matches any characters but `/`, `**` any characters, `[0-9a-f]` one character of a set, and
 `{a,b}` either alternative. Wildcards never match the path segment `..`. They match a text that begins with `-` only if
 the pattern does, so no argument turns into an option.
-
-A command pattern is a line that is split into words as a shell does: one pattern for each argv element. The first
-element is an absolute path. A final `...` permits any further arguments. An argument in angle brackets, `<*>`, is a
-secret, which is masked wherever the command is stored or shown; `<...>` makes all further arguments secrets.
 """
 
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 
+from tachikoma.policy.effort import Effort
 from tachikoma.vocabulary.pairs import parse_pair
 
-__all__ = ["AgentSelector", "CommandPattern", "CommandPatterns", "Pattern", "PatternError"]
+__all__ = ["AgentSelector", "Pattern", "PatternError"]
 
 #: Most characters of a pattern.
 MAX_PATTERN = 4096
@@ -123,7 +119,7 @@ def _is_character(token: _Token) -> bool:
     return isinstance(token, str) and token not in (_STAR, _GLOBSTAR)
 
 
-def _matches(tokens: tuple[_Token, ...], text: str) -> bool:
+def _matches(tokens: tuple[_Token, ...], text: str, effort: Effort | None) -> bool:
     """Match a text by following all positions of the pattern at once: at most len(text) x len(tokens) steps."""
     if tokens == (_GLOBSTAR,):
         return True
@@ -142,6 +138,8 @@ def _matches(tokens: tuple[_Token, ...], text: str) -> bool:
     here: set[int] = set()
     closure(0, here)
     for character in text:
+        if effort is not None:
+            effort.spend(len(here))
         following: set[int] = set()
         for position in here:
             if position == end:
@@ -196,28 +194,50 @@ class Pattern:
         """The texts that the pattern matches, if it has no wildcard; else empty."""
         return frozenset() if self._alternatives else self._literals
 
-    def matches(self, text: str) -> bool:
-        """Return True if the pattern matches the whole text."""
+    def matches(self, text: str, effort: Effort | None = None) -> bool:
+        """Return True if the pattern matches the whole text.
+
+        Raises:
+            TooMuchWork: more steps are needed than are left.
+        """
         if text in self._literals:
             return True
-        return any(self._matching(text))
+        return any(self._matching(text, effort))
 
-    def _matching(self, text: str) -> Iterator[str]:
+    def matches_any(self, text: str, effort: Effort | None = None) -> bool:
+        """Return True if the pattern matches the whole text, where wildcards also match `..` and a leading `-`.
+
+        This is for what is denied. Raises as `matches` does.
+        """
+        if effort is not None:
+            effort.spend(1)
+        return text in self._literals or any(
+            text.startswith(prefix) and _matches(tokens, text[len(prefix) :], effort)
+            for prefix, tokens in self._alternatives
+        )
+
+    def is_below(self, folder: str) -> bool:
+        """Return True if everything, or one thing, that the pattern matches is below a folder."""
+        above = folder.rstrip("/") + "/"
+        prefixes = (*self._literals, *(prefix for prefix, _ in self._alternatives))
+        return any(prefix.startswith(above) and prefix != above for prefix in prefixes)
+
+    def _matching(self, text: str, effort: Effort | None = None) -> Iterator[str]:
         """Yield the prefix of each alternative with wildcards that matches a text; `/` for an empty prefix."""
-        if ".." in text and ".." in _SEPARATORS.split(text):
+        if not self._alternatives or (".." in text and ".." in _SEPARATORS.split(text)):
             return
         option = text.startswith("-")
         for prefix, tokens in self._alternatives:
             if option and not prefix.startswith("-"):
                 continue
-            if text.startswith(prefix) and _matches(tokens, text[len(prefix) :]):
+            if text.startswith(prefix) and _matches(tokens, text[len(prefix) :], effort):
                 yield prefix or "/"
 
     def names(self, text: str) -> bool:
         """Return True if the pattern matches the text without a wildcard."""
         return text in self._literals
 
-    def anchor(self, path: str) -> str | None:
+    def anchor(self, path: str, effort: Effort | None = None) -> str | None:
         """Return the folder of a path that the pattern names without wildcards.
 
         Returns:
@@ -225,7 +245,7 @@ class Pattern:
         """
         if self.names(path):
             return path
-        anchors = [prefix.rpartition("/")[0] or "/" for prefix in self._matching(path)]
+        anchors = [prefix.rpartition("/")[0] or "/" for prefix in self._matching(path, effort)]
         return max(anchors, key=len, default=None)
 
 
@@ -257,125 +277,8 @@ class AgentSelector:
             labels.append((name, Pattern(value)))
         self._labels = tuple(labels)
 
-    def matches(self, agent: str, labels: Mapping[str, str]) -> bool:
-        """Return True if the selector matches an agent with this id and these labels."""
+    def matches(self, agent: str, labels: Mapping[str, str], effort: Effort | None = None) -> bool:
+        """Return True if the selector matches an agent with this id and these labels. Raises as a pattern does."""
         if self._id is not None:
-            return self._id.matches(agent)
-        return all(name in labels and pattern.matches(labels[name]) for name, pattern in self._labels)
-
-
-class CommandPattern:
-    """A pattern for an argv: program and arguments."""
-
-    __slots__ = ("_arguments", "_open", "_secret", "_secret_rest", "program", "text")
-
-    def __init__(self, text: str, *, deny: bool = False) -> None:
-        """Compile a pattern.
-
-        Args:
-            text: the line of the policy file.
-            deny: True for a denied command. Such a pattern may name a program without its folder, and always permits
-                further arguments.
-
-        Raises:
-            PatternError: the pattern cannot be understood.
-        """
-        try:
-            words = shlex.split(text)
-        except ValueError as error:
-            raise PatternError(f"{text!r}: {error}") from None
-        self.text = text
-        self._secret_rest = bool(words) and words[-1] == "<...>"
-        rest = bool(words) and words[-1] in ("...", "<...>")
-        self._open = deny or rest
-        if rest:
-            words.pop()
-        if not words:
-            raise PatternError(f"{text!r}: names no program")
-        if "..." in words or "<...>" in words:
-            raise PatternError(f"{text!r}: '...' is allowed only at the end")
-        if not words[0].startswith("/") and not (deny and "/" not in words[0]):
-            raise PatternError(f"{text!r}: the program must be an absolute path")
-        self.program = Pattern(words[0])
-        arguments, secret = [], set()
-        for number, word in enumerate(words[1:]):
-            if len(word) > 2 and word[0] == "<" and word[-1] == ">":
-                secret.add(number)
-                word = word[1:-1]
-            arguments.append(Pattern(word))
-        self._arguments = tuple(arguments)
-        self._secret = frozenset(secret)
-
-    def covers(self, program: str, patterns: Sequence[str]) -> bool:
-        """Return True if it certainly matches every command that a program with these argument patterns matches."""
-        name = program if self.program.text.startswith("/") else program.rpartition("/")[2]
-        if not self.program.names(name) or not self._open or len(patterns) < len(self._arguments):
-            return False
-        return all(own.text == other or own.names(other) for own, other in zip(self._arguments, patterns, strict=False))
-
-    def names(self, program: str) -> bool:
-        """Return True if the pattern names this program without a wildcard."""
-        return self.program.names(program)
-
-    @property
-    def has_secrets(self) -> bool:
-        """True if the pattern marks an argument as secret."""
-        return bool(self._secret) or self._secret_rest
-
-    def secrets(self, program: str, arguments: Sequence[str]) -> set[int]:
-        """Return the numbers of the arguments (the first is 0) that may be secrets by this pattern.
-
-        The command need not match the pattern, since a mistyped command contains the same secrets. An argument at the
-        place of a secret counts if all arguments before it match. So does the argument after an option that precedes a
-        secret in the pattern.
-        """
-        found: set[int] = set()
-        if not self._is(program):
-            return found
-        for number, argument in enumerate(arguments):
-            if number in self._secret:
-                found.add(number)
-            elif number >= len(self._arguments):
-                if self._secret_rest:
-                    found.update(range(number, len(arguments)))
-                break
-            elif not self._arguments[number].matches(argument):
-                break
-        options = {self._arguments[number - 1].text for number in self._secret if number}
-        options = {text for text in options if text.startswith("-")}
-        found.update(number + 1 for number, argument in enumerate(arguments[:-1]) if argument in options)
-        return found
-
-    def _is(self, program: str) -> bool:
-        return self.program.matches(program if self.program.text.startswith("/") else program.rpartition("/")[2])
-
-    def matches(self, program: str, arguments: Sequence[str]) -> bool:
-        """Return True if the pattern matches this program (an absolute path) with these arguments."""
-        if not self._is(program):
-            return False
-        if len(arguments) < len(self._arguments) or (len(arguments) > len(self._arguments) and not self._open):
-            return False
-        return all(pattern.matches(argument) for pattern, argument in zip(self._arguments, arguments, strict=False))
-
-
-class CommandPatterns:
-    """A list of command patterns, indexed by the programs that they name."""
-
-    def __init__(self, patterns: Iterable[CommandPattern]) -> None:
-        self._named: dict[str, list[CommandPattern]] = {}
-        self._others: list[CommandPattern] = []
-        for pattern in patterns:
-            for name in pattern.program.literals:
-                self._named.setdefault(name, []).append(pattern)
-            if not pattern.program.literals:
-                self._others.append(pattern)
-
-    def matching(self, program: str, arguments: Sequence[str]) -> Iterator[CommandPattern]:
-        """Yield the patterns that match this program (an absolute path) with these arguments."""
-        for name in (program, program.rpartition("/")[2]):
-            for pattern in self._named.get(name, ()):
-                if pattern.matches(program, arguments):
-                    yield pattern
-        for pattern in self._others:
-            if pattern.matches(program, arguments):
-                yield pattern
+            return self._id.matches(agent, effort)
+        return all(name in labels and pattern.matches(labels[name], effort) for name, pattern in self._labels)

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from tachikoma.policy.compiled import CompiledPolicy
+from tachikoma.policy.effort import Effort
 from tachikoma.policy.environment import forbidden
 from tachikoma.policy.interpreters import is_interpreter
 from tachikoma.vocabulary.grants import GrantedExecutable
@@ -31,6 +32,7 @@ class Case:
         candidates: Sequence[str],
         shown: str = "",
         address: str = "",
+        effort: Effort | None = None,
     ) -> None:
         """Take the facts of a request.
 
@@ -40,19 +42,21 @@ class Case:
             candidates: absolute paths that the program may have, in search order.
             shown: the program in its printable form, for messages.
             address: IP address that the request comes from; "" when it is unknown.
+            effort: the steps that are left to the decision; None for no bound.
         """
         self.policy = policy
         self.request = request
         self.candidates = candidates
         self.shown = shown
         self.address = address
+        self.effort = effort
 
     @cached_property
     def matching(self) -> tuple[GrantedExecutable, ...]:
         """The executables that allowedCommands grants with these arguments, in search order."""
         found = []
         for path in self.candidates:
-            patterns = self.policy.granting(path, self.request.command[1:])
+            patterns = self.policy.granting(path, self.request.command[1:], self.effort)
             if patterns:
                 named = any(pattern.names(path) for pattern in patterns)
                 pins = self.policy.policy.executable_sha256.get(path, ())
@@ -69,7 +73,7 @@ class Case:
     @cached_property
     def work_dir_roots(self) -> tuple[str, ...]:
         """The directories that allowedWorkDirs names without wildcards above the working directory, or as it."""
-        anchors = (pattern.anchor(self.request.work_dir) for pattern in self.policy.work_dirs)
+        anchors = (pattern.anchor(self.request.work_dir, self.effort) for pattern in self.policy.work_dirs)
         return tuple(anchor for anchor in anchors if anchor is not None)
 
     @cached_property
@@ -78,7 +82,7 @@ class Case:
         for name, value in self.request.environment.items():
             if why := forbidden(name, value):
                 return f"cannot allow the variable: {why}"
-            if not any(pattern.matches(name) for pattern in self.policy.environment):
+            if not any(pattern.matches(name, self.effort) for pattern in self.policy.environment):
                 return f"does not allow the variable {name!r}"
         return ""
 
@@ -141,7 +145,7 @@ class User(Rule):
 
     def permits(self, case: Case) -> bool:
         user = case.request.user
-        return not user or any(pattern.matches(user) for pattern in case.policy.users)
+        return not user or any(pattern.matches(user, case.effort) for pattern in case.policy.users)
 
     def refusal(self, case: Case) -> str:
         return f"does not allow the user {case.request.user!r}"

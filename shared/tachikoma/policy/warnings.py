@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from tachikoma.policy.command_patterns import CommandPattern
 from tachikoma.policy.compiled import CompiledPolicy
+from tachikoma.policy.denials import DeniedCommand
 from tachikoma.policy.interpreters import is_interpreter
 
 __all__ = ["warnings_of"]
@@ -14,13 +16,19 @@ __all__ = ["warnings_of"]
 _EVERYBODY = ("**", "spiffe://**")
 
 
-def warnings_of(compiled: CompiledPolicy) -> Iterator[str]:
-    """Yield a warning for each rule of a policy that can never grant anything, and for each that grants everything."""
+def warnings_of(compiled: CompiledPolicy, others: Sequence[CompiledPolicy] = ()) -> Iterator[str]:
+    """Yield a warning for each rule of a policy that grants nothing or everything, or that denies less than it seems.
+
+    Args:
+        compiled: the policy.
+        others: all policies of the set; what they allow may be denied by this one.
+    """
     policy = compiled.policy
     if not policy.allowed_commands and not policy.denied_commands:
         yield "grants and denies nothing: it lists no command"
     for text in policy.allowed_commands:
         yield from _warnings_of_command(compiled, text)
+    yield from _warnings_of_denials(compiled, others or (compiled,))
     if any(pattern.text in _EVERYBODY for pattern in compiled.subjects):
         yield "subjects matches every identity of every trust domain"
     if policy.require_approval and any(text in _EVERYBODY for text in policy.approvers):
@@ -46,3 +54,23 @@ def _warnings_of_command(compiled: CompiledPolicy, text: str) -> Iterator[str]:
         yield f"allowedCommands {text!r} grants every program: {words[0]} can run any other program"
     if any(pattern.covers(words[0], words[1:]) for pattern in compiled.denied):
         yield f"allowedCommands {text!r} can never grant it: deniedCommands covers it"
+
+
+def _warnings_of_denials(compiled: CompiledPolicy, policies: Sequence[CompiledPolicy]) -> Iterator[str]:
+    for denied in compiled.denied:
+        for why in denied.undecidable:
+            yield f"deniedCommands {denied.text!r} may deny less than it says: {why}"
+        if not denied.has_arguments:
+            continue
+        for policy in policies:
+            for allowed in filter(lambda allowed: _restricts(denied, allowed), policy.allowed):
+                yield (
+                    f"deniedCommands {denied.text!r} restricts {allowed.text!r} of {policy.policy.name}; '...' also "
+                    "allows symbolic links and spellings that only the program knows: list what is allowed instead"
+                )
+
+
+def _restricts(denied: DeniedCommand, allowed: CommandPattern) -> bool:
+    """Return True if a deny takes some arguments away from an entry that ends in '...'."""
+    programs = allowed.program.literals
+    return allowed.is_open and (not programs or any(denied.denies_program(path) for path in programs))

@@ -47,7 +47,7 @@ class ExecPolicy(Model):
     subjects: Annotated[tuple[str, ...], Field(min_length=1)]
     #: Agents that the policy applies to: id patterns, or labels such as `role=web,site=*`.
     agents: Annotated[tuple[str, ...], Field(min_length=1)]
-    #: Command patterns that are granted; see `tachikoma.policy.patterns`. Empty: none.
+    #: Command patterns that are granted; see `tachikoma.policy.command_patterns`. Empty: none.
     allowed_commands: tuple[str, ...] = ()
     #: Command patterns that are refused, whichever policy grants them. Empty: none.
     denied_commands: tuple[str, ...] = ()

@@ -13,8 +13,9 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tachikoma.policy.denials import DeniedArguments, DeniedCommand
+from tachikoma.policy.effort import Effort, TooMuchWork
 from tachikoma.policy.interpreters import is_interpreter
-from tachikoma.policy.patterns import CommandPattern
 from tachikoma.vocabulary.grants import Grant, GrantedExecutable
 from tachikoma_worker.confinement.account import Account, user_name
 from tachikoma_worker.confinement.refusals import CannotExecute, Refused
@@ -80,26 +81,37 @@ def open_executable(
     raise CannotExecute(126, f"{name}: scripts interpret each other more than {MAX_INTERPRETERS} times")
 
 
-def check_real_path(real_path: str, command: Sequence[str], grant: Grant) -> None:
+def check_real_path(real_path: str, command: Sequence[str], grant: Grant, work_dir: str) -> None:
     """Check that a granted path is not another name for a program that policy denies.
 
-    Only the agent knows where a path leads.
+    Only the agent knows where a path leads, and in which directory a command starts.
 
     Args:
         real_path: the program's path with all symbolic links resolved.
         command: the argv in the request.
         grant: the decision of policy.
+        work_dir: the directory that the command starts in; relative arguments are resolved there.
 
     Raises:
-        Refused: policy denies the program under its real path.
+        Refused: policy denies the program under its real path, or in this directory.
     """
     if not grant.interpreters and is_interpreter(real_path):
         raise Refused(
             f"{command[0]} leads to {real_path}, which runs any code that it is given; policy does not allow that"
         )
-    for text in grant.denied:
-        if CommandPattern(text, deny=True).matches(real_path, command[1:]):
-            raise Refused(f"{command[0]} leads to {real_path}, and policy denies {text!r}")
+    if not grant.denied:
+        return
+    paths = {real_path, *(executable.path for executable in grant.executables)}
+    effort = Effort()
+    try:
+        arguments = DeniedArguments(command[1:], (work_dir,), effort)
+        for text in grant.denied:
+            pattern = DeniedCommand(text)
+            for path in sorted(paths, key=lambda path: path != real_path):
+                if pattern.denies(path, arguments, effort):
+                    raise Refused(f"{command[0]} leads to {path}, and policy denies {text!r}")
+    except TooMuchWork:
+        raise Refused(f"{command[0]} has arguments that are too long to compare with the denied commands") from None
 
 
 def _first_executable(name: str, granted: Sequence[GrantedExecutable]) -> GrantedExecutable:

@@ -86,7 +86,7 @@ def prepare(order: WorkOrder, settings: WorkerSettings, spawner_uid: int, cgroup
     variables = environment(request.environment, user)
     executable = open_executable(request.command, grant.executables, user, frozenset({0, spawner_uid}))
     try:
-        check_real_path(executable.real_path, request.command, grant)
+        check_real_path(executable.real_path, request.command, grant, request.work_dir or user.home)
         cgroup = _make_cgroup(cgroups, order)
     except BaseException:
         os.close(executable.fd)

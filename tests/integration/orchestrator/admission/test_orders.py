@@ -29,11 +29,11 @@ async def stand(redis: Redis, tmp_path: Path) -> Stand:
     return await Stand.make(redis, tmp_path)
 
 
-def allowed(stand: Stand, *command: str, **values: Any) -> AllowedRequest:
+async def allowed(stand: Stand, *command: str, **values: Any) -> AllowedRequest:
     request = ExecRequest(
         **{"id": "job-7", "agent_id": AGENT, "command": command or ("true",), "requested_by": str(ALICE), **values}
     )
-    decision = stand.admitter.decide(request, "192.0.2.7")
+    decision = await stand.admitter.decide(request, "192.0.2.7")
     assert decision.allowed
     return stand.admitter.allowed(request, decision, request_digest(request), "192.0.2.7")
 
@@ -43,7 +43,7 @@ def order_in(message: bytes) -> str:
 
 
 async def test_an_order_holds_the_grant_and_the_agent_as_the_registry_knows_it(stand: Stand) -> None:
-    accepted = allowed(stand, "true", "x")
+    accepted = await allowed(stand, "true", "x")
     dispatch = await stand.admitter.orders.dispatch(accepted, approved_by="spiffe://tachikoma.local/user/boss")
     order = verify(order_in(dispatch.message), WorkOrder, stand.identity.current().bundle, ORCHESTRATOR)
     assert order.grant == accepted.decision.grant
@@ -57,7 +57,7 @@ async def test_an_agent_that_has_just_joined_is_looked_up_once(redis: Redis, tmp
     # Its heartbeat is in Redis, and this orchestrator has not heard it yet.
     other = await Stand.make(redis, tmp_path / "other")
     assert await other.registry.journal(AGENT) == "journal of web-1"
-    dispatch = await stand.admitter.orders.dispatch(allowed(stand))
+    dispatch = await stand.admitter.orders.dispatch(await allowed(stand))
     order = verify(order_in(dispatch.message), WorkOrder, stand.identity.current().bundle, ORCHESTRATOR)
     assert order.journal == "journal of web-1"
 
@@ -65,7 +65,7 @@ async def test_an_agent_that_has_just_joined_is_looked_up_once(redis: Redis, tmp
 async def test_an_order_does_not_expire_before_the_wait_that_was_granted(stand: Stand) -> None:
     stand.change_policy("maxTimeout: 5m", "rateLimit: {queueTimeout: 30s}")
     before = time.time()
-    dispatch = await stand.admitter.orders.dispatch(allowed(stand))
+    dispatch = await stand.admitter.orders.dispatch(await allowed(stand))
     after = time.time()
     order = verify(order_in(dispatch.message), WorkOrder, stand.identity.current().bundle, ORCHESTRATOR)
     assert before + 30 <= order.exp <= after + 31
@@ -74,7 +74,7 @@ async def test_an_order_does_not_expire_before_the_wait_that_was_granted(stand: 
 
 
 async def test_a_parked_request_is_no_order(stand: Stand) -> None:
-    parked = allowed(stand, "printf", "x")
+    parked = await allowed(stand, "printf", "x")
     token = stand.admitter.orders.park(parked)
     bundle = stand.identity.current().bundle
     claims = verify(token, ParkedRequest, bundle, ORCHESTRATOR)
@@ -97,12 +97,12 @@ async def test_the_shortest_queue_timeout_counts(
     if policy is not None:
         stand.change_policy("maxTimeout: 5m", f"rateLimit: {{queueTimeout: {policy.seconds}s}}")
     orders = Orders(stand.identity, stand.registry, RateLimitConfig(queue_timeout=orchestrator))
-    assert orders.queue_timeout(allowed(stand).decision) == expected
+    assert orders.queue_timeout((await allowed(stand)).decision) == expected
 
 
 async def test_an_order_waits_no_longer_than_the_orchestrators_certificate_lasts(stand: Stand, tmp_path: Path) -> None:
     ca = DevelopmentCA(tmp_path / "ca", "tachikoma.local")
-    decision = allowed(stand).decision
+    decision = (await allowed(stand)).decision
     ca.issue(ORCHESTRATOR, tmp_path / "short", lifetime=timedelta(minutes=3))
     orders = Orders(FileSvidSource(tmp_path / "short"), stand.registry, RateLimitConfig())
     assert orders.queue_timeout(decision) <= timedelta(minutes=3)
@@ -113,7 +113,7 @@ async def test_an_order_waits_no_longer_than_the_orchestrators_certificate_lasts
 
 
 async def test_an_unknown_agent_has_neither_journal_nor_labels(stand: Stand) -> None:
-    dispatch = await stand.admitter.orders.dispatch(allowed(stand, agent_id="web-9"))
+    dispatch = await stand.admitter.orders.dispatch(await allowed(stand, agent_id="web-9"))
     order = verify(order_in(dispatch.message), WorkOrder, stand.identity.current().bundle, ORCHESTRATOR)
     assert (order.journal, order.labels) == ("", {})
     assert await stand.redis.get(keys.info("web-9")) is None

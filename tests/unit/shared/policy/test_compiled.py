@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tachikoma.policy.compiled import CompiledPolicy, PatternMistakes
+from tachikoma.policy.denials import DeniedArguments
 from tachikoma.vocabulary.policies import ExecPolicy
 
 
@@ -33,8 +34,8 @@ def test_its_commands_grant_and_deny() -> None:
     policy = compiled(allowed_commands=("/bin/* a", "/bin/x ..."), denied_commands=("rm", "/bin/x b"))
     assert [pattern.text for pattern in policy.granting("/bin/x", ["a"])] == ["/bin/x ...", "/bin/* a"]
     assert policy.granting("/bin/y", ["b"]) == []
-    assert policy.denying("/bin/x", ["a"]) is None
-    denied = policy.denying("/usr/bin/rm", ["-rf", "/"])
+    assert policy.denying("/bin/x", DeniedArguments(["a"])) is None
+    denied = policy.denying("/usr/bin/rm", DeniedArguments(["-rf", "/"]))
     assert denied is not None
     assert denied.text == "rm"
 

@@ -651,3 +651,51 @@ def test_a_grant_takes_every_denied_command_of_its_subject_along() -> None:
     assert grant is not None
     assert grant.denied == ("reboot", "rm")
     assert not grant.interpreters
+
+
+def test_the_matching_work_of_all_policies_is_bounded_together() -> None:
+    """A hundred policies and one argument of 120 kB: the request is denied by count, not after seconds of work."""
+    entry = "  - {{name: p{}, subjects: ['**'], agents: ['*'], allowedCommands: ['/bin/x *a*b*c{}']}}\n"
+    policies = PolicySet.parse("policies:\n" + "".join(entry.format(n, n) for n in range(100)), "p.yaml")
+    for argument in ("x" * 120_000, "a" * 120_000, "abc" * 40_000):
+        request = ExecRequest(agent_id="web-1", command=("/bin/x", argument))
+        decision = policies.decide(request, "spiffe://x/user/a", ())
+        assert (decision.allowed, decision.rule) == (False, "matching")
+        assert "takes more than 1000000 steps" in decision.reason
+        assert policies.is_large(request)
+    small = ExecRequest(agent_id="web-1", command=("/bin/x", "abc7"))
+    assert policies.decide(small, "spiffe://x/user/a", ()).allowed
+    assert not policies.is_large(small)
+
+
+@pytest.mark.parametrize(
+    ("command", "work_dir", "allowed"),
+    [
+        ("cat /srv/x", "", True),
+        ("cat x", "/srv", True),
+        ("cat x", "", True),
+        ("cat -A /etc/x", "", False),
+        ("cat -- /etc/x", "", False),
+        ("cat //etc/x", "", False),
+        ("cat /etc/../etc/x", "", False),
+        ("cat /dev/null /etc/x", "", False),
+        ("cat x", "/etc", False),
+        ("cat ../etc/x", "/srv", False),
+    ],
+)
+def test_a_denied_argument_is_denied_in_every_spelling(command: str, work_dir: str, allowed: bool) -> None:
+    policies = PolicySet.parse(
+        "policies: [{name: p, subjects: ['**'], agents: ['*'], allowedCommands: ['/bin/cat ...'], "
+        "allowedWorkDirs: ['/**'], deniedCommands: ['cat /etc/**']}]",
+        "p.yaml",
+    )
+    request = ExecRequest(agent_id="a", command=tuple(command.split()), work_dir=work_dir)
+    assert policies.decide(request, "spiffe://x/user/a", ("/bin",)).allowed is allowed
+
+
+def test_too_many_marked_arguments_are_all_masked() -> None:
+    policies = PolicySet.parse(
+        "policies: [{name: p, subjects: ['**'], agents: ['*'], allowedCommands: ['/bin/x *a*b* <*>']}]", "p.yaml"
+    )
+    assert policies.secrets(("/bin/x", "aab", "s", "t"), ()) == {2}
+    assert policies.secrets(("/bin/x", "a" * 120_000, "s", "t"), ()) == {1, 2, 3}

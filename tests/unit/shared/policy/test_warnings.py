@@ -38,6 +38,22 @@ def test_a_careful_policy_has_none() -> None:
             "allowedCommands '/bin/sh ...' grants every program: /bin/sh can run any other program",
         ),
         ({"denied_commands": ("x",)}, "allowedCommands '/bin/x' can never grant it: deniedCommands covers it"),
+        (
+            {"allowed_commands": ("/bin/cat ...",), "denied_commands": ("cat /etc/**",)},
+            "deniedCommands 'cat /etc/**' restricts '/bin/cat ...' of p; '...' also allows symbolic links",
+        ),
+        (
+            {"allowed_commands": ("/opt/*/x ...",), "denied_commands": ("/opt/a/x secret",)},
+            "deniedCommands '/opt/a/x secret' restricts '/opt/*/x ...' of p",
+        ),
+        (
+            {"denied_commands": ("rm -rf",)},
+            "deniedCommands 'rm -rf' may deny less than it says: the option -rf may have other names",
+        ),
+        (
+            {"denied_commands": ("cat ../x",)},
+            "deniedCommands 'cat ../x' may deny less than it says: '../x' contains a '.' or '..'",
+        ),
         ({"subjects": ("**",)}, "subjects matches every identity of every trust domain"),
         (
             {"require_approval": True, "approvers": ("spiffe://**",)},

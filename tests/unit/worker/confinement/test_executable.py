@@ -123,9 +123,26 @@ def test_a_refused_file_leaves_no_descriptor_open(tmp_path: Path) -> None:
 
 def test_a_real_path_that_policy_denies_is_refused() -> None:
     granted = (GrantedExecutable(path="/x"),)
-    check_real_path("/bin/cat", ["/x", "a"], Grant(executables=granted, denied=("rm",)))
+    check_real_path("/bin/cat", ["/x", "a"], Grant(executables=granted, denied=("rm",)), "/")
     with pytest.raises(Refused, match="/x leads to /bin/rm, and policy denies 'rm'"):
-        check_real_path("/bin/rm", ["/x", "a"], Grant(executables=granted, denied=("rm",)))
+        check_real_path("/bin/rm", ["/x", "a"], Grant(executables=granted, denied=("rm",)), "/")
     with pytest.raises(Refused, match="runs any code that it is given"):
-        check_real_path("/bin/sh", ["/x"], Grant(executables=granted))
-    check_real_path("/bin/sh", ["/x"], Grant(executables=granted, interpreters=True))
+        check_real_path("/bin/sh", ["/x"], Grant(executables=granted), "/")
+    check_real_path("/bin/sh", ["/x"], Grant(executables=granted, interpreters=True), "/")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "work_dir"),
+    [(["x"], "/etc"), (["../etc/x"], "/srv"), (["-n", "../../x"], "/etc/a/b"), ([], "/etc/ssl")],
+)
+def test_a_relative_argument_is_denied_where_the_command_starts(arguments: list[str], work_dir: str) -> None:
+    grant = Grant(executables=(GrantedExecutable(path="/bin/cat"),), denied=("cat /etc/**",))
+    check_real_path("/usr/bin/cat", ["cat", *arguments], grant, "/srv/a/b")
+    with pytest.raises(Refused, match=r"policy denies 'cat /etc/\*\*'"):
+        check_real_path("/usr/bin/cat", ["cat", *arguments], grant, work_dir)
+
+
+def test_arguments_that_are_too_long_to_compare_are_refused() -> None:
+    grant = Grant(executables=(GrantedExecutable(path="/bin/x"),), denied=("x *a*b*c*",))
+    with pytest.raises(Refused, match="too long to compare"):
+        check_real_path("/bin/x", ["x", *("a" * 60_000, "ab" * 30_000)], grant, "/")
