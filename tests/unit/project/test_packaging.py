@@ -101,6 +101,7 @@ def module_of(path: Path) -> str:
     ("package", "other"),
     [("tachikoma_orchestrator", "tachikoma_worker"), ("tachikoma_worker", "tachikoma_orchestrator")],
 )
+@pytest.mark.slow
 def test_no_component_imports_the_other(package: str, other: str) -> None:
     modules = [module_of(path) for name, path in files() if name.startswith(package) and path.suffix == ".py"]
     assert package in modules

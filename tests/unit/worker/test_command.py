@@ -79,6 +79,7 @@ def test_the_help_of_the_worker_names_each_option() -> None:
     assert "--ready-fd" not in result.output
 
 
+@pytest.mark.slow
 def test_the_commands_need_no_celery_module_of_their_own() -> None:
     source = Path(module.__file__).read_text()
     assert "import celery" not in source

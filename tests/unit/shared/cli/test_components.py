@@ -92,6 +92,7 @@ def run_without(blocked: list[str], *lines: list[str]) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_installations_are_those_of_the_package() -> None:
     offered = set(distribution(DISTRIBUTION).metadata.get_all("Provides-Extra") or [])
     assert set(INSTALLATIONS) - {""} <= offered
@@ -102,6 +103,7 @@ def test_installations_are_those_of_the_package() -> None:
 
 
 @pytest.mark.parametrize("extra", INSTALLATIONS)
+@pytest.mark.slow
 def test_every_installation_lists_all_commands_and_runs_those_it_has(extra: str) -> None:
     lines = [["--help"], *([component.name, "--help"] for component in COMPONENTS)]
     general, *each = run_without(missing_in(extra), *lines)
@@ -122,6 +124,7 @@ def test_every_installation_lists_all_commands_and_runs_those_it_has(extra: str)
             ), done["err"]
 
 
+@pytest.mark.slow
 def test_without_extras_no_component_runs() -> None:
     lines = [[component.name, "--help"] for component in COMPONENTS if component.extra]
     assert [done["code"] for done in run_without(missing_in(""), *lines)] == [1] * len(lines)

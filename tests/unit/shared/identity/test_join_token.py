@@ -146,6 +146,7 @@ def test_an_address_that_was_refused_often_waits_and_no_other(monkeypatch: pytes
     assert attempts.wait_seconds("192.0.2.1") == 0
 
 
+@pytest.mark.slow
 def test_everybody_has_one_network_of_ipv6_and_memory_is_bounded() -> None:
     attempts = Attempts()
     for number in range(MAX_REFUSALS):

@@ -286,6 +286,7 @@ def test_the_matcher_agrees_with_the_oracle_on_texts_that_nearly_match(
 
 
 @pytest.mark.parametrize("pattern", ["*a" * 20 + "b", "**a" * 20 + "b", "*a**a" * 10 + "b", "[a]*" * 20 + "b"])
+@pytest.mark.slow
 def test_a_hostile_text_of_ten_thousand_characters_comes_to_an_end(pattern: str) -> None:
     """A matcher that backtracks would need longer than the universe is old."""
     assert not matches(pattern, "a" * 10_000)
