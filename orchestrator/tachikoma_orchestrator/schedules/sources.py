@@ -31,7 +31,8 @@ from celery.schedules import schedule as interval
 from pydantic import ValidationError
 
 from tachikoma.errors import ConfigurationError
-from tachikoma.schedules.file import MAX_SCHEDULES, Schedule, ScheduleSet, ScheduleWatch
+from tachikoma.schedules.file import MAX_SCHEDULES, Schedule, ScheduleSet
+from tachikoma.schedules.watch import ScheduleWatch
 from tachikoma.vocabulary.model import describe_validation_error
 
 __all__ = ["ENTRY_TASK", "ActiveSchedules", "from_beat_schedule", "log_reload", "open_schedules"]

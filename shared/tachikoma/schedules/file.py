@@ -20,7 +20,6 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from tachikoma.config.file_watch import FileWatch
 from tachikoma.config.yaml_files import Document, digest, dotted, read_document, read_files
 from tachikoma.errors import ConfigurationError, NotFound
 from tachikoma.schedules.timing import UTC_NAME, Cron, Every, Timing, zone
@@ -34,7 +33,6 @@ __all__ = [
     "Schedule",
     "ScheduleFile",
     "ScheduleSet",
-    "ScheduleWatch",
     "ScheduledRequest",
 ]
 
@@ -239,11 +237,3 @@ def _warning(schedule: Schedule) -> str:
     if isinstance(timing, Cron) and timing.restricts_both_days:
         return "cron names days of the month and of the week: it is due on days that are both, not either"
     return ""
-
-
-class ScheduleWatch(FileWatch[ScheduleSet]):
-    """The active schedules, replaced as a whole when their file changes and has no mistake."""
-
-    def __init__(self, path: Path) -> None:
-        """Load the file; raises as `ScheduleSet.load` does."""
-        super().__init__(path, ScheduleSet)

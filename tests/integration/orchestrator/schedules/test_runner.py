@@ -22,7 +22,7 @@ from tachikoma.policy.watch import PolicyWatch
 from tachikoma.redis import keys
 from tachikoma.redis.access import connect
 from tachikoma.redis.commands import Redis
-from tachikoma.schedules.file import ScheduleWatch
+from tachikoma.schedules.watch import ScheduleWatch
 from tachikoma.vocabulary.clock import from_ms, to_ms
 from tachikoma.vocabulary.policies import RateLimitConfig
 from tachikoma.vocabulary.requests import ExecRequest

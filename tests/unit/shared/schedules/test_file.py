@@ -11,7 +11,7 @@ import pytest
 
 from tachikoma.cli.commands import schedule as command
 from tachikoma.errors import ConfigurationError, NotFound
-from tachikoma.schedules.file import MAX_SCHEDULES, ScheduleSet, ScheduleWatch
+from tachikoma.schedules.file import MAX_SCHEDULES, ScheduleSet
 from tachikoma.schedules.timing import Cron, Every
 from tachikoma.vocabulary.schedules import Missed, Overlap
 
@@ -133,22 +133,6 @@ def test_too_many_schedules_are_refused() -> None:
     text = "schedules:\n" + "".join(one.format(number) for number in range(MAX_SCHEDULES + 1))
     with pytest.raises(ConfigurationError, match="at most 1000"):
         ScheduleSet.parse(text, "many")
-
-
-def test_a_watch_keeps_what_was_right(tmp_path: Path) -> None:
-    file = tmp_path / "schedules.yaml"
-    file.write_text(GOOD)
-    watch = ScheduleWatch(file)
-    digest = watch.current.digest
-    assert not watch.reload()
-    file.write_text("schedules: [")
-    assert watch.reload()
-    assert "not YAML" in watch.error
-    assert watch.current.digest == digest
-    file.write_text("schedules: []\n")
-    assert watch.reload()
-    assert watch.error == ""
-    assert watch.current.schedules == {}
 
 
 def test_a_schedule_that_is_not_there_is_not_found() -> None:
