@@ -240,8 +240,8 @@ class Approvals:
 
     async def _audit_refusal(self, record: Record, subject: str, reason: str) -> None:
         self._trail.check()
-        await self._trail.append(
-            AuditCode.APPROVAL_REFUSED, id=record.exec_id, agent_id=record.agent, authorized="0",
+        await self._trail.append_refusal(
+            AuditCode.APPROVAL_REFUSED, subject=subject, id=record.exec_id, agent_id=record.agent, authorized="0",
             requested_by=record.requested_by, actor=subject, reason=reason,
         )  # fmt: skip
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,18 +24,28 @@ import grpc
 import grpc.aio
 import structlog
 from cryptography import x509
+from google.protobuf.message import DecodeError
 from redis.exceptions import RedisError, ResponseError
 
 from tachikoma.client.rpc_errors import STATUS_DETAILS, error_to_details
-from tachikoma.errors import PermissionDenied, ServerError, TachikomaError, Unauthenticated, Unavailable
+from tachikoma.errors import (
+    InvalidRequest,
+    PermissionDenied,
+    ServerError,
+    TachikomaError,
+    Unauthenticated,
+    Unavailable,
+)
 from tachikoma.identity.bundles import TrustBundles
 from tachikoma.identity.join_token import agent_of
 from tachikoma.identity.spiffe import InvalidIdentity, is_agent
 from tachikoma.identity.svid import SvidSource
 from tachikoma.vocabulary.audit import AuditCode
+from tachikoma_orchestrator.admission.call_quotas import CallQuotas
 from tachikoma_orchestrator.agents.revocations import Revocations
 from tachikoma_orchestrator.api.addresses import FORWARDED, client_address, peer_address
 from tachikoma_orchestrator.api.rules import RULES, SERVICE, Callers
+from tachikoma_orchestrator.audit.refusals import address_subject
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.caller import Peer
 
@@ -45,6 +55,8 @@ log = structlog.get_logger(__name__)
 
 #: Seconds between two verifications of the calls in progress.
 WATCH_SECONDS = 5.0
+#: Longest time in which a request must arrive after its call.
+RECEIVE_SECONDS = 60.0
 
 #: The context that gRPC passes to an RPC.
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -113,6 +125,7 @@ class Guard(grpc.aio.ServerInterceptor):
         trail: AuditTrail,
         revocations: Revocations,
         proxies: Sequence[IPv4Network | IPv6Network] = (),
+        quotas: CallQuotas | None = None,
     ) -> None:
         """Prepare a guard.
 
@@ -121,11 +134,13 @@ class Guard(grpc.aio.ServerInterceptor):
             trail: records rejected identities.
             revocations: agents that were revoked.
             proxies: networks of proxies whose `x-forwarded-for` is trusted.
+            quotas: bound the calls in progress of each identity; None for the defaults.
         """
         self._identity = identity
         self._trail = trail
         self._revocations = revocations
         self._proxies = proxies
+        self._quotas = quotas or CallQuotas()
         #: Calls in progress, by their tasks.
         self._calls: dict[asyncio.Task[Any], _Call] = {}
 
@@ -144,8 +159,10 @@ class Guard(grpc.aio.ServerInterceptor):
             PermissionDenied: the RPC has no rule, or the caller is an agent and the RPC is not for agents.
             redis errors: whether an agent was revoked cannot be read.
         """
+        subject = address_subject(self._address(context))
         try:
             call = self.identify(context)
+            subject = str(call.peer)
             callers = RULES.get(method.removeprefix(SERVICE))
             if callers is None:
                 raise PermissionDenied(f"the guard has no rule for {method}, so it refuses every call of it")
@@ -155,9 +172,10 @@ class Guard(grpc.aio.ServerInterceptor):
         except (Unauthenticated, PermissionDenied) as error:
             log.warning("identity.rejected", peer=context.peer(), reason=str(error))
             self._trail.check()
-            await self._trail.append(
-                AuditCode.IDENTITY_REJECTED, authorized="0", client_ip=self._address(context), reason=str(error)
-            )
+            await self._trail.append_refusal(
+                AuditCode.IDENTITY_REJECTED, subject=subject, authorized="0", client_ip=self._address(context),
+                reason=str(error),
+            )  # fmt: skip
             raise
 
     def identify(self, context: Context) -> _Call:
@@ -253,37 +271,78 @@ class Guard(grpc.aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or not method.startswith("/tachikoma."):
             return handler
+        # The handlers get a stream of requests, of which they read one. So the caller is authenticated before its
+        # request is received and parsed. On the wire there is no difference.
         if handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(
-                self._guarded(handler.unary_unary, method),
-                handler.request_deserializer,
-                handler.response_serializer,
+            return grpc.stream_unary_rpc_method_handler(
+                self._guarded(handler.unary_unary, method, handler.request_deserializer),
+                response_serializer=handler.response_serializer,
             )
-        return grpc.unary_stream_rpc_method_handler(
-            self._guarded_stream(handler.unary_stream, method),
-            handler.request_deserializer,
-            handler.response_serializer,
+        return grpc.stream_stream_rpc_method_handler(
+            self._guarded_stream(handler.unary_stream, method, handler.request_deserializer),
+            response_serializer=handler.response_serializer,
         )
 
-    def _guarded(self, behaviour: Callable[[Any, Context], Awaitable[Any]], method: str) -> Callable[..., Any]:
-        async def call(request: Any, context: Context) -> Any:
+    @asynccontextmanager
+    async def _received(
+        self, call: _Call, requests: AsyncIterator[bytes], parse: Callable[[bytes], Any], *, stream: bool
+    ) -> AsyncIterator[Any]:
+        """Receive and parse the request of an authenticated call, which counts for its caller while the block runs.
+
+        Raises:
+            ResourceExhausted: the caller has too many calls in progress.
+            InvalidRequest: no request comes, or it cannot be parsed.
+        """
+        identity = str(call.peer)
+        with self._quotas.call(identity, stream=stream):
+            async with self._quotas.receiving(identity):
+                raw = await _first(requests)
+                try:
+                    request = parse(raw)
+                except DecodeError:
+                    raise InvalidRequest("the request is no message of this API") from None
+            with self._quotas.holding(identity, len(raw)):
+                del raw
+                yield request
+
+    def _guarded(
+        self, behaviour: Callable[[Any, Context], Awaitable[Any]], method: str, parse: Callable[[bytes], Any]
+    ) -> Callable[..., Any]:
+        async def call(requests: AsyncIterator[bytes], context: Context) -> Any:
             try:
-                with self._in_progress(await self.authenticate(context, method)):
-                    return await behaviour(request, context)
+                with self._in_progress(current := await self.authenticate(context, method)):
+                    async with self._received(current, requests, parse, stream=False) as request:
+                        return await behaviour(request, context)
             except Exception as error:
                 await self._abort(context, error)
 
         return call
 
     def _guarded_stream(
-        self, behaviour: Callable[[Any, Context], AsyncIterator[Any]], method: str
+        self, behaviour: Callable[[Any, Context], AsyncIterator[Any]], method: str, parse: Callable[[bytes], Any]
     ) -> Callable[..., Any]:
-        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+        async def call(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
             try:
-                with self._in_progress(await self.authenticate(context, method)):
-                    async for item in behaviour(request, context):
-                        yield item
+                with self._in_progress(current := await self.authenticate(context, method)):
+                    async with self._received(current, requests, parse, stream=True) as request:
+                        async for item in behaviour(request, context):
+                            yield item
             except Exception as error:
                 await self._abort(context, error)
 
         return call
+
+
+async def _first(requests: AsyncIterator[bytes]) -> bytes:
+    """Return the first message of a call; it is the request.
+
+    Raises:
+        InvalidRequest: it does not come in time.
+    """
+    try:
+        async with asyncio.timeout(RECEIVE_SECONDS):
+            async for raw in requests:
+                return raw
+    except TimeoutError:
+        raise InvalidRequest(f"the request did not arrive within {RECEIVE_SECONDS:.0f} s") from None
+    raise InvalidRequest("the call has no request")

@@ -27,6 +27,7 @@ from tachikoma_orchestrator.agents.joining import JoinAttempt, Joins
 from tachikoma_orchestrator.api.addresses import peer_address
 from tachikoma_orchestrator.api.guard import Context, abort
 from tachikoma_orchestrator.audit.findings import Bound
+from tachikoma_orchestrator.audit.refusals import address_subject
 from tachikoma_orchestrator.audit.trail import AuditTrail
 
 __all__ = ["Attempts", "Joining", "joining_server"]
@@ -143,9 +144,9 @@ class Joining(JoiningServicer):
         shown = redact((request.agent_id[:64],))[0]
         log.warning("join.refused", agent=shown, address=address, reason=reason)
         if self._bound.admits():
-            await self._trail.append(
-                AuditCode.JOIN_REFUSED, agent_id=shown, authorized="0", client_ip=address,
-                reason=reason[:300] + self._bound.left_out(),
+            await self._trail.append_refusal(
+                AuditCode.JOIN_REFUSED, subject=address_subject(address), agent_id=shown, authorized="0",
+                client_ip=address, reason=reason[:300] + self._bound.left_out(),
             )  # fmt: skip
 
 

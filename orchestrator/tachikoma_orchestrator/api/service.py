@@ -109,8 +109,9 @@ class Service(RemoteExecutionServicer):
         except InvalidRequest as error:
             self._parts.trail.check()
             peer = current_peer()
-            await self._parts.trail.append(
+            await self._parts.trail.append_refusal(
                 AuditCode.MALFORMED,
+                subject=str(peer),
                 id=printable_id(message.id),
                 agent_id=printable_id(message.agent_id),
                 authorized="0",

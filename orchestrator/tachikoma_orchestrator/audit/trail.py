@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 
 import structlog
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from tachikoma.errors import Unavailable
 from tachikoma.redis import keys
@@ -24,6 +26,7 @@ from tachikoma.vocabulary.clock import duration_ms
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma_orchestrator.audit.entries import read_entries
 from tachikoma_orchestrator.audit.positions import SinkPosition, cursor_order
+from tachikoma_orchestrator.audit.refusals import PERIOD_SECONDS, RefusalBudget
 from tachikoma_orchestrator.store.scripts import Runner, Script, flat
 
 __all__ = ["AuditTrail", "audited"]
@@ -55,13 +58,16 @@ def audited(request: ExecRequest, shown: tuple[str, ...]) -> AuditedRequest:
 class AuditTrail:
     """The trail in Redis: appends and reads events."""
 
-    def __init__(self, redis: Redis, *, key: bytes = b"") -> None:
+    def __init__(self, redis: Redis, *, key: bytes = b"", refusals: RefusalBudget | None = None) -> None:
         """Prepare a trail.
 
         Args:
             redis: the connections.
             key: the key of the HMAC over commands; empty for no HMAC.
+            refusals: bounds the events about refused requests; None for the default bound.
         """
+        #: Bounds the events about refused requests.
+        self.refusals = refusals or RefusalBudget()
         self._redis = redis
         self._key = key
         self._runner = Runner(redis)
@@ -113,10 +119,52 @@ class AuditTrail:
         self, request: ExecRequest, code: AuditCode, *,
         policy: str, reason: str, client_ip: str, shown: tuple[str, ...], rule: str = "",
     ) -> None:  # fmt: skip
-        """Record a refusal; the request never becomes an execution. `shown` is its redacted argv."""
+        """Record a refusal within the budget of its requester, or count it; the request never becomes an execution.
+
+        `shown` is its redacted argv.
+        """
+        if not self.refusals.admits(request.requested_by):
+            self.refusals.leave_out(request.requested_by, code)
+            return
         fields = self.request_fields(request, policy=policy, client_ip=client_ip, authorized=False, shown=shown)
         fields |= {"reason": reason[:MAX_REASON], **({"rule": rule} if rule else {})}
         await self._write(code, fields)
+
+    async def append_refusal(self, code: AuditCode, *, subject: str, **fields: str) -> None:
+        """Append an event about a refused call, or count it.
+
+        Args:
+            code: the code of the event.
+            subject: identity of the caller, or its `address_subject`; it has the budget.
+            fields: fields of the event.
+        """
+        if self.refusals.admits(subject):
+            await self.append(code, **fields)
+        else:
+            self.refusals.leave_out(subject, code)
+
+    async def count_refusals(self) -> None:
+        """Append an event for each subject whose refusals were left out."""
+        for left_out in list(self.refusals.take_left_out()):
+            who = {"requested_by" if "://" in left_out.subject else "client_ip": left_out.subject}
+            try:
+                await self.append(AuditCode.REFUSALS_COUNTED, authorized="0", reason=left_out.reason, **who)
+            except (RedisError, OSError):
+                # Reported with the next ones.
+                for code, number in left_out.numbers.items():
+                    self.refusals.leave_out(left_out.subject, code, number)
+                raise
+
+    async def run_refusals(self) -> None:
+        """Report refusals that were left out in each period, until cancelled, and then once more."""
+        try:
+            while True:
+                await asyncio.sleep(PERIOD_SECONDS)
+                with suppress(RedisError, OSError):
+                    await self.count_refusals()
+        finally:
+            with suppress(RedisError, OSError):
+                await self.count_refusals()
 
     async def append(self, code: AuditCode, **fields: str) -> None:
         """Append an event that does not concern a request."""

@@ -41,6 +41,8 @@ log = structlog.get_logger(__name__)
 
 #: Records read in one round trip.
 BATCH = 200
+#: Refusals for a limit.
+LIMITS = (Outcome.FULL, Outcome.APPROVALS, Outcome.RATE, Outcome.CONCURRENT, Outcome.WAITING)
 
 
 class Ledger:
@@ -85,16 +87,23 @@ class Ledger:
         Returns:
             The outcome; and after a refusal for a rate, the seconds after which a repetition may succeed, else 0.
         """
-        admit = self._admit_call(admission)
+        requester, refusals = admission.request.requested_by, self.trail.refusals
+        recorded = refusals.admits(requester)
+        admit = self._admit_call(admission, record_refusal=recorded)
         if dispatch is None:
             answer = await self._runner.run(admit)
         else:
             push = self._dispatch_call(admission.request.agent_id, admission.request.id, dispatch)
             answer, _ = await self._runner.run_both(admit, push, durable=self._durable)
-        outcome, _, retry_ms = answer
-        return Outcome(outcome.decode()), int(retry_ms) / 1000
+        outcome, retry_ms = Outcome(answer[0].decode()), answer[2]
+        if outcome in (Outcome.ADMITTED, Outcome.DUPLICATE):
+            if recorded:
+                refusals.give_back(requester)
+        elif not recorded:
+            refusals.leave_out(requester, AuditCode.LIMITED if outcome in LIMITS else AuditCode.REFUSED)
+        return outcome, int(retry_ms) / 1000
 
-    def _admit_call(self, admission: Admission) -> Call:
+    def _admit_call(self, admission: Admission, *, record_refusal: bool) -> Call:
         agent, exec_id = admission.request.agent_id, admission.request.id
         event = self.trail.request_fields(
             admission.request, policy=admission.policy, client_ip=admission.client_ip, authorized=True,
@@ -116,6 +125,7 @@ class Ledger:
                 "queue_size": self._queue_size,
                 "approvals_size": self._approvals_size,
                 "wait_ms": duration_ms(admission.wait),
+                "record_refusal": record_refusal,
                 "scopes": [
                     {
                         "name": name, "per_minute": limit.requests_per_minute,

@@ -23,6 +23,7 @@ from tachikoma.vocabulary.audit import AuditCode
 from tachikoma_orchestrator.admission.admit import Admitter
 from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.audit.findings import Findings
+from tachikoma_orchestrator.audit.refusals import RefusalBudget
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.evidence import Evidence
@@ -87,7 +88,9 @@ class Core:
         self.access = settings.redis(self.identity)
         self.redis = connect(self.access, name=name)
         self._subscriptions = connect(self.access, name=f"{name}-subscriber", max_connections=2)
-        self.trail = AuditTrail(self.redis, key=read_audit_key(settings.audit_key))
+        self.trail = AuditTrail(
+            self.redis, key=read_audit_key(settings.audit_key), refusals=RefusalBudget(settings.audit_refusals)
+        )
         self.ledger = self._make_ledger(settings)
         self.completions = Completions()
         self.subscriber = Subscriber(self._subscriptions)
@@ -141,6 +144,7 @@ class Core:
         supervisor.start(self.subscriber.run(), name="subscriber")
         supervisor.start(self._waiting_callers.run(), name="waiting-callers")
         supervisor.start(self._watch_policy(), name="policy")
+        supervisor.start(self.trail.run_refusals(), name="refusals")
         if self.schedule_runner is not None:
             supervisor.start(self.schedule_runner.watch_file(), name="schedules-file")
 

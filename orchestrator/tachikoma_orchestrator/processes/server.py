@@ -22,8 +22,10 @@ from tachikoma.exec.v1.remote_execution_pb2_grpc import (
     add_RemoteExecutionServicer_to_server,
 )
 from tachikoma.redis.access import connect
+from tachikoma.vocabulary.clock import duration_ms
 from tachikoma.vocabulary.requests import MAX_MESSAGE_BYTES
 from tachikoma_orchestrator.admission.approvals import Approvals
+from tachikoma_orchestrator.admission.call_quotas import CallQuotas
 from tachikoma_orchestrator.agents.membership import Membership
 from tachikoma_orchestrator.agents.redis_accounts import Accounts
 from tachikoma_orchestrator.api.guard import Guard
@@ -51,6 +53,12 @@ log = structlog.get_logger(__name__)
 
 #: Streams that one connection may have open.
 MAX_CONCURRENT_STREAMS = 10_000
+#: Longest TLS handshake.
+HANDSHAKE_MS = 10_000
+#: Silence on a connection with calls after which it is tested with a ping, and the longest wait for the answer.
+KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 8_000, 5_000
+#: Shortest time between pings of a client; one that pings more often is disconnected.
+MIN_PING_MS = 2_000
 
 
 async def serve(settings: OrchestratorSettings, ready: Callable[[str], None] | None = None) -> None:
@@ -83,7 +91,12 @@ class Server:
         self._settings = settings
         self._core = core = Core(settings, "orchestrator")
         self._background_redis = connect(core.access, name="orchestrator-audit", max_connections=8)
-        self._guard = Guard(core.identity, core.trail, core.registry.revocations, settings.trusted_proxies)
+        quotas = CallQuotas(
+            calls=settings.identity_calls,
+            streams=settings.identity_streams,
+            request_bytes=settings.identity_request_bytes,
+        )
+        self._guard = Guard(core.identity, core.trail, core.registry.revocations, settings.trusted_proxies, quotas)
         self._health = Health(core.subscriber.connected)
         self._feed = Feed(self._background_redis, core.ledger, core.registry, core.subscriber)
         self._reaper = self._make_reaper()
@@ -207,14 +220,24 @@ class Server:
         return Accounts(connect(access, name="orchestrator-enroller", max_connections=2))
 
     def _make_main_server(self) -> grpc.aio.Server:
+        settings = self._settings
         server = grpc.aio.server(
             interceptors=(self._guard,),
             options=[
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_receive_message_length", settings.request_bytes),
                 ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
-                # Clients ping every 20 s while they wait.
-                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                ("grpc.max_allowed_incoming_connections", settings.connections),
+                ("grpc.max_connection_idle_ms", duration_ms(settings.connection_idle)),
+                ("grpc.max_connection_age_ms", duration_ms(settings.connection_age)),
+                ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+                # A client that vanished without a word is found within the sum of both.
+                ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+                ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+                # It decides by itself, with a default of a minute, and without regard to the line above.
+                ("grpc.http2.ping_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+                # Clients ping while they wait, as often as the server does or less.
+                ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_MS),
                 # With it, two servers could listen on one port and share its calls without a warning.
                 ("grpc.so_reuseport", 0),
             ],

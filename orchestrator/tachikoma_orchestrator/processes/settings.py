@@ -59,6 +59,20 @@ class OrchestratorSettings(RedisSettings):
     trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
     #: Address on which Prometheus reads metrics, without authentication.
     metrics: OptionalAddress = None
+    #: Largest request in bytes. The largest legal one has 4 MiB of standard input, and command and environment.
+    request_bytes: int = Field(default=5 * 1024 * 1024, ge=64 * 1024, le=64 * 1024 * 1024)
+    #: Most calls in progress of one identity, streams included; more are refused as RESOURCE_EXHAUSTED.
+    identity_calls: int = Field(default=2000, ge=1, le=100_000)
+    #: Most streams in progress of one identity.
+    identity_streams: int = Field(default=1000, ge=1, le=100_000)
+    #: Most bytes of the requests of one identity's calls in progress.
+    identity_request_bytes: int = Field(default=64 * 1024 * 1024, ge=64 * 1024)
+    #: Most open connections; more are closed at once.
+    connections: int = Field(default=10_000, ge=1, le=1_000_000)
+    #: Time after which a connection without a call is closed.
+    connection_idle: Duration = timedelta(minutes=5)
+    #: Age at which a connection takes no new calls; its clients connect again. Calls in progress continue.
+    connection_age: Duration = timedelta(hours=1)
     #: Bounds of each agent's queue.
     rate_limit: RateLimitConfig = RateLimitConfig()
     #: Most executions that may wait for an approval, of all requesters together.
@@ -84,6 +98,9 @@ class OrchestratorSettings(RedisSettings):
     audit_retention: Duration = timedelta(days=90)
     #: Most events that the audit trail in Redis keeps.
     audit_events: int = Field(default=1_000_000, ge=1000)
+    #: Refused requests of one identity, or of an address without one, that have an event of their own at once; one more
+    #: every two minutes. The rest is counted, and reported by one event every ten minutes.
+    audit_refusals: int = Field(default=200, ge=1, le=100_000)
     #: File with the key of the HMAC over commands in the audit trail: 32 bytes or more, the same for all orchestrators.
     #: Without one, events have no HMAC.
     audit_key: Path | None = None

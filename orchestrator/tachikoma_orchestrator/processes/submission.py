@@ -105,7 +105,8 @@ async def execute(core: Core, token: object) -> ExecResponse:
             response = await persist(lambda: _result(core, claims.jti, end))
     except Unauthenticated as error:
         reason = str(error)
-        await persist(lambda: core.trail.append(AuditCode.IDENTITY_REJECTED, authorized="0", reason=reason))
+        code, subject = AuditCode.IDENTITY_REJECTED, "the queue of signed requests"
+        await persist(lambda: core.trail.append_refusal(code, subject=subject, authorized="0", reason=reason))
         raise
     if response.agent_id != claims.request.agent_id:
         agent = claims.request.agent_id

@@ -157,6 +157,10 @@ AUDIT_CODES: Mapping[AuditCode, AuditCodeRow] = {
         "reason, request",
     ),
     AuditCode.MALFORMED: _refusal("The request is not valid.", "reason"),
+    AuditCode.REFUSALS_COUNTED: _base(
+        "Refusals of one identity or address that have no event of their own, by their codes; once in 10 minutes.",
+        "reason, requester or address", outcome=Outcome.REFUSED, severity=Severity.MEDIUM,
+    ),
     AuditCode.DISPATCHED: AuditCodeRow(
         "The order is on the agent's queue.", "digest of the order", flower=FlowerStep.RECEIVED
     ),

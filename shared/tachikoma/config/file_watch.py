@@ -7,14 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-import structlog
-
 from tachikoma.config.yaml_files import yaml_files
 from tachikoma.errors import ConfigurationError
 
 __all__ = ["FileWatch"]
-
-log = structlog.get_logger(__name__)
 
 
 class _Loaded(Protocol):
@@ -58,8 +54,7 @@ class FileWatch(Generic[T]):
         except ConfigurationError as error:
             self.error = str(error)
         except Exception as error:
-            # Logged with its trace and reported. Whatever a file contains, the previous content stays active.
-            log.exception("file.failed", path=str(self.path))
+            # Whatever a file contains, the previous content stays active.
             self.error = f"{self.path} cannot be loaded: {error!r}"
         else:
             self.error = ""

@@ -34,6 +34,7 @@ class AuditCode(StrEnum):
     LIMITED = "limited"
     REFUSED = "refused"
     MALFORMED = "malformed"
+    REFUSALS_COUNTED = "refusals_counted"
     DISPATCHED = "dispatched"
     STARTED = "started"
     CANCEL_REQUESTED = "cancel_requested"

@@ -26,6 +26,7 @@
 --      queue_size      most orders on the agent's queue
 --      approvals_size  most executions that wait for an approval
 --      wait_ms         longest wait on the queue or for the approval
+--      record_refusal  true if a refusal is recorded by an event; else the orchestrator counts it
 --      scopes          list of {name, per_minute, concurrent, waiting}: limits, each 0 for none
 --      record          names and values of further record fields
 --      event           names and values of the audit event, without its code
@@ -115,7 +116,9 @@ if outcome then
   code = refused and 'refused' or 'limited'
   append(args.event, 'reason', outcome)
 end
-audit(trail, {'event', code, 'request', audited_request, unpack(args.event)})
+if args.record_refusal or not outcome then
+  audit(trail, {'event', code, 'request', audited_request, unpack(args.event)})
+end
 if outcome then
   return {outcome, now, retry}
 end

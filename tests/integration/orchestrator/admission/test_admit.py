@@ -10,13 +10,22 @@ from typing import Any
 import pytest
 
 from admissions import AGENT, ALICE, ORCHESTRATOR, OTHER, Stand, peer
-from tachikoma.errors import AlreadyExists, InvalidRequest, PermissionDenied, ResourceExhausted, Unavailable
+from tachikoma.errors import (
+    AlreadyExists,
+    InvalidRequest,
+    PermissionDenied,
+    ResourceExhausted,
+    TachikomaError,
+    Unavailable,
+)
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
+from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.policies import RateLimitConfig
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.admission.refusals import REFUSALS, refusal
+from tachikoma_orchestrator.audit.refusals import RefusalBudget
 from tachikoma_orchestrator.executions.transitions import Outcome
 
 
@@ -240,3 +249,42 @@ async def test_an_id_of_another_requester_is_a_conflict(stand: Stand) -> None:
     await stand.admitter.admit(wanted, peer())
     with pytest.raises(AlreadyExists):
         await stand.admitter.admit(wanted, peer(OTHER))
+
+
+# --- refusals in numbers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["denied", "offline", "conflict", "unknown", "limited"])
+async def test_refusals_beyond_the_budget_are_counted_in_one_event(redis: Redis, tmp_path: Path, kind: str) -> None:
+    stand = await Stand.make(redis, tmp_path, queue_size=1 if kind == "limited" else 100)
+    stand.trail.refusals = RefusalBudget(5)
+    used = await stand.admit("true")
+    if kind == "offline":
+        await redis.delete(keys.info(AGENT))
+    requests: dict[str, dict[str, Any]] = {
+        "denied": {"command": ("/usr/bin/id",)},
+        "conflict": {"command": ("true", "other"), "id": used},
+        "unknown": {"command": ("true",), "agent_id": "web-9"},
+    }
+    size = await redis.execute_command("XLEN", keys.AUDIT)
+    for _ in range(40):
+        wanted = request(**{"command": ("true",), **requests.get(kind, {})})
+        with pytest.raises(TachikomaError):
+            await stand.admitter.admit(wanted, peer())
+    assert await redis.execute_command("XLEN", keys.AUDIT) == size + 5
+    await stand.trail.count_refusals()
+    (event,) = await stand.trail.read(after="", limit=1)
+    assert (event.event, event.requested_by, event.authorized) == (AuditCode.REFUSALS_COUNTED, str(ALICE), False)
+    assert event.reason.startswith(f"35 refusals of {ALICE} have no event of their own: 35 ")
+    # Nothing more to report, and others have their own budget.
+    await stand.trail.count_refusals()
+    assert await redis.execute_command("XLEN", keys.AUDIT) == size + 6
+    assert stand.trail.refusals.admits(str(OTHER))
+
+
+async def test_accepted_requests_take_nothing_from_the_budget(redis: Redis, tmp_path: Path) -> None:
+    stand = await Stand.make(redis, tmp_path)
+    stand.trail.refusals = RefusalBudget(1)
+    for _ in range(3):
+        await stand.admit("true")
+    assert stand.trail.refusals.admits(str(ALICE))

@@ -58,8 +58,8 @@ async def test_a_list_holds_what_its_caller_requested_or_may_approve(stand: Stan
     others = await stand.admit("printf", "others", by=OTHER)
 
     async def listed(caller: object, *, everybody: bool = False) -> set[str]:
-        records = await stand.approvals.pending(peer(caller), everybody=everybody)  # type: ignore[arg-type]
-        return {record.exec_id for record in records}
+        found = await stand.approvals.pending(peer(caller), everybody=everybody)  # type: ignore[arg-type]
+        return {status.id for status in found}
 
     assert await listed(BOSS) == {mine, others}
     assert await listed(ALICE) == {mine, others}

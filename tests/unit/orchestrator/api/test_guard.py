@@ -25,6 +25,7 @@ from tachikoma.exec.v1.remote_execution_pb2_grpc import (
 from tachikoma.identity.svid import Svid
 from tachikoma.vocabulary.addresses import HostPort
 from tachikoma.vocabulary.audit import AuditCode
+from tachikoma_orchestrator.admission.call_quotas import CallQuotas
 from tachikoma_orchestrator.api.guard import Guard, current_peer, translate
 from tachikoma_orchestrator.processes.listening import listen, server_credentials
 
@@ -55,8 +56,8 @@ class Trail:
     def check(self) -> None:
         pass
 
-    async def append(self, code: AuditCode, **fields: str) -> None:
-        self.events.append((code, fields))
+    async def append_refusal(self, code: AuditCode, *, subject: str, **fields: str) -> None:
+        self.events.append((code, {"subject": subject, **fields}))
 
 
 class NoRevocations:
@@ -201,6 +202,77 @@ async def test_a_call_in_progress_ends_with_its_certificate(stand: Stand, monkey
         assert entry.until > datetime.now(UTC)
         assert not entry.ended
         call.cancel()
+
+
+# --- requests that are too many, too large, or none ------------------------------------------------------------------
+
+
+async def raw_call(stand: Stand, method: str, data: list[bytes], by: str = ALICE) -> tuple[grpc.StatusCode, str]:
+    """Call a method with messages of any form; return status and details."""
+    svid = stand.authority.svid(by)
+    credentials = grpc.ssl_channel_credentials(stand.authority.pem, svid.key_pem, svid.certificate_pem)
+    options = [("grpc.ssl_target_name_override", NAME), ("grpc.max_send_message_length", -1)]
+    async with grpc.aio.secure_channel(str(stand.address), credentials, options) as channel:
+        call = channel.stream_unary(f"/tachikoma.exec.v1.RemoteExecution/{method}")(iter(data), timeout=20)
+        return await call.code(), str(await call.details())
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"\x0a\xff\xff\xff\xff\x0f", b"\x0a\x01\xff"])
+async def test_a_message_that_is_no_request_is_invalid(stand: Stand, data: bytes) -> None:
+    code, reason = await raw_call(stand, "Status", [data])
+    assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "the request is no message of this API")
+
+
+async def test_a_call_without_a_request_is_invalid(stand: Stand) -> None:
+    assert await raw_call(stand, "Status", []) == (grpc.StatusCode.INVALID_ARGUMENT, "the call has no request")
+
+
+async def test_a_request_that_does_not_come_is_invalid(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tachikoma_orchestrator.api.guard.RECEIVE_SECONDS", 0.05)
+    svid = stand.authority.svid(ALICE)
+    credentials = grpc.ssl_channel_credentials(stand.authority.pem, svid.key_pem, svid.certificate_pem)
+    async with grpc.aio.secure_channel(
+        str(stand.address), credentials, [("grpc.ssl_target_name_override", NAME)]
+    ) as channel:
+        call = channel.stream_unary("/tachikoma.exec.v1.RemoteExecution/Status")(timeout=20)
+        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "did not arrive" in str(await call.details())
+
+
+async def test_a_request_beyond_the_limit_is_refused_and_the_server_serves_on(stand: Stand) -> None:
+    code, _ = await raw_call(stand, "Status", [b"\x0a\x80\x80\x80\x04" + b"x" * (8 * 1024 * 1024)])
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    async with stand.stub(ALICE) as stub:
+        assert (await stub.Status(pb.StatusRequest(id="x"), timeout=20)).status.requested_by == ALICE
+
+
+async def test_a_caller_without_a_right_is_refused_before_its_request_is_received(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def received(_: Any) -> bytes:
+        raise AssertionError("it was received")
+
+    monkeypatch.setattr("tachikoma_orchestrator.api.guard._first", received)
+    for data in ([b"\xff"], [b"x" * 1_000_000], []):
+        code, reason = await raw_call(stand, "Status", data, by=AGENT)
+        assert code is grpc.StatusCode.PERMISSION_DENIED
+        assert "agents do not call this service" in reason
+
+
+async def test_an_identity_beyond_its_quota_waits_for_its_own_calls_only(stand: Stand) -> None:
+    stand.guard._quotas = CallQuotas(calls=2, streams=1)
+    async with stand.stub(ALICE) as stub, stand.stub(f"{DOMAIN}/user/bob") as other:
+        first = stub.Attach(pb.AttachRequest(id="x"), timeout=20)
+        await first.read()
+        second = stub.Attach(pb.AttachRequest(id="x"), timeout=20)
+        with pytest.raises(grpc.aio.AioRpcError, match="1 streams in progress") as caught:
+            await second.read()
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (await stub.Status(pb.StatusRequest(id="x"), timeout=20)).status.requested_by == ALICE
+        third = other.Attach(pb.AttachRequest(id="x"), timeout=20)
+        await third.read()
+        first.cancel()
+        third.cancel()
 
 
 @pytest.mark.parametrize(
