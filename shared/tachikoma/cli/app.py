@@ -10,8 +10,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 import typer.core
 
+from tachikoma.cli import descriptors
 from tachikoma.cli.commands import agents, approvals, audit, demo, dev, execute, executions, logs
 from tachikoma.cli.components import COMPONENTS, ComponentCommand
+from tachikoma.cli.show import warn
 from tachikoma.client.profile import PROFILE_VARIABLE
 from tachikoma.errors import TachikomaError
 
@@ -64,9 +66,19 @@ for noun in (execute, logs, executions, approvals, audit, agents, dev, demo):
 
 def run() -> NoReturn:
     """Run the command line of this process; a `TachikomaError` becomes one message and exit code 1."""
+    descriptors.prepare()
     try:
-        app()
+        try:
+            app()
+        finally:
+            # At exit Python would only complain about output that cannot be written.
+            sys.stdout.flush()
     except TachikomaError as error:
-        typer.echo(f"tachikoma: {error}", err=True)
+        warn(f"tachikoma: {error}")
+        sys.exit(FAILED)
+    except descriptors.OutputFailed as error:
+        descriptors.abandon_output()
+        if not error.reader_gone:
+            warn(f"tachikoma: {error}")
         sys.exit(FAILED)
     sys.exit(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
@@ -99,8 +100,9 @@ def raw_json(content: object) -> None:
 
 
 def warn(text: str) -> None:
-    """Print a line to standard error."""
-    typer.echo(text, err=True)
+    """Print a line to standard error. One that takes no more, for instance a closed terminal, changes no outcome."""
+    with suppress(OSError):
+        typer.echo(text, err=True)
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> None:

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import aclosing, suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import grpc.aio
+import structlog
 
 from tachikoma.client import wire
 from tachikoma.client.connection import Connection
 from tachikoma.client.profile import Profile
 from tachikoma.client.retry import Attempts
 from tachikoma.client.streams import OutputStream
-from tachikoma.errors import InvalidRequest
+from tachikoma.errors import InvalidRequest, NotFound, TachikomaError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
 from tachikoma.vocabulary.audit import ExecAuditLog
 from tachikoma.vocabulary.policies import PolicyStatus
 from tachikoma.vocabulary.requests import ExecRequest
-from tachikoma.vocabulary.results import Approval, CancelResponse, ExecOutput, ExecResponse, ExecStatus
+from tachikoma.vocabulary.results import Approval, CancelResponse, ExecOutput, ExecResponse, ExecStatus, OutputKind
 from tachikoma.vocabulary.schedules import ScheduledRun, ScheduleStatus
 from tachikoma.vocabulary.states import ExecState
 
 if TYPE_CHECKING:
     from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionAsyncStub
 
-__all__ = ["DEFAULT_RECONNECT", "AsyncClient"]
+__all__ = ["DEFAULT_RECONNECT", "LEAVE_SECONDS", "AsyncClient"]
+
+log = structlog.get_logger(__name__)
 
 #: How long a broken connection is tried again by default.
 DEFAULT_RECONNECT = timedelta(minutes=5)
+#: Longest time that leaving an execution takes, in seconds.
+LEAVE_SECONDS = 5.0
+#: Longest time that a request which was sent before takes to be known, in seconds.
+ARRIVAL_SECONDS = 0.5
 
 A = TypeVar("A")
 
@@ -65,6 +74,8 @@ class AsyncClient:
         self._patience = patience
         self._reconnect = reconnect
         self._connection = Connection(self.profile)
+        #: Ids of the executions that are cancelled when their caller leaves.
+        self._attended: set[str] = set()
         #: The SPIFFE ID by which the orchestrator knows this client.
         self.spiffe_id = self._connection.spiffe_id
 
@@ -76,7 +87,8 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; calls in progress end as cancelled."""
+        """Cancel what the streams of this client still run, unless they are detached; then close the connection."""
+        await asyncio.gather(*(self._leave(exec_id) for exec_id in tuple(self._attended)))
         await self._connection.close()
 
     async def _call(self, rpc: Callable[[RemoteExecutionAsyncStub], Awaitable[A]], *, repeat: bool = True) -> A:
@@ -97,19 +109,70 @@ class AsyncClient:
     # --- executions ---------------------------------------------------------------------------------------------------
 
     async def execute(self, request: ExecRequest) -> ExecResponse:
-        """Run a command and wait until it has ended.
+        """Run a command and wait until it has ended. When this call is cancelled, so is the execution.
 
-        A command that fails raises no error here; `ExecResponse.check` does that.
+        A command that fails raises no error here; `ExecResponse.check` does that. A connection that breaks cancels
+        nothing. To leave a command running, use `submit`.
         """
         message = wire.request_to_pb(request)
-        return wire.response_from_pb(await self._call(lambda stub: stub.Execute(message)))
+        self._attended.add(request.id)
+        try:
+            return wire.response_from_pb(await self._call(lambda stub: stub.Execute(message)))
+        except asyncio.CancelledError:
+            await self._leave(request.id)
+            raise
+        finally:
+            self._attended.discard(request.id)
 
-    async def execute_stream(self, request: ExecRequest) -> AsyncIterator[ExecOutput]:
-        """Run a command and yield its output while it runs: first a status, then chunks, then the result."""
+    async def execute_stream(self, request: ExecRequest, *, detach: bool = False) -> AsyncIterator[ExecOutput]:
+        """Run a command and yield its output while it runs: first a status, then chunks, then the result.
+
+        Leaving the stream early cancels the execution: by closing it, by cancelling its task, or by closing the
+        client. A connection that breaks cancels nothing.
+
+        Args:
+            request: the command.
+            detach: let the execution continue when the stream is left.
+        """
         message = wire.request_to_pb(request)
         attempts = Attempts(self._patience, self._reconnect)
-        async for output in OutputStream(self._connection, attempts, lambda stub: stub.ExecuteStream(message)).read():
-            yield output
+        output = OutputStream(self._connection, attempts, lambda stub: stub.ExecuteStream(message))
+        if not detach:
+            self._attended.add(request.id)
+        try:
+            async with aclosing(output.read()) as messages:
+                async for item in messages:
+                    if item.kind is OutputKind.RESULT:
+                        self._attended.discard(request.id)
+                    yield item
+        except (GeneratorExit, asyncio.CancelledError):
+            await self._leave(request.id)
+            raise
+        finally:
+            self._attended.discard(request.id)
+
+    async def _leave(self, exec_id: str) -> None:
+        """Cancel an execution that its caller leaves; nothing if it has ended or is detached. It takes a bounded time.
+
+        A request that is still on its way is unknown for a moment, so that it is cancelled a second time.
+        """
+        if exec_id not in self._attended:
+            return
+        self._attended.discard(exec_id)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_SECONDS):
+                try:
+                    with suppress(NotFound):
+                        await self.cancel(exec_id)
+                        return
+                    await asyncio.sleep(ARRIVAL_SECONDS)
+                    with suppress(NotFound):
+                        await self.cancel(exec_id)
+                    return
+                except TachikomaError as error:
+                    log.warning("execution.not_cancelled", exec_id=exec_id, reason=str(error))
+                    return
+        log.warning("execution.not_cancelled", exec_id=exec_id, reason="the orchestrator did not answer in time")
 
     async def submit(self, request: ExecRequest) -> ExecStatus:
         """Submit a command and return without waiting for it. Safe to repeat with the same request."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
 import grpc.aio
@@ -53,7 +53,7 @@ class OutputStream:
         #: The latest status; None until the server has accepted the request.
         self._status: ExecStatus | None = None
 
-    async def read(self) -> AsyncIterator[ExecOutput]:
+    async def read(self) -> AsyncGenerator[ExecOutput]:
         """Yield the messages in their order, each once.
 
         Raises:

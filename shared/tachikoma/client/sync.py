@@ -17,7 +17,7 @@ from pathlib import Path
 from types import GenericAlias, TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, get_args, get_type_hints
 
-from tachikoma.client.aio import DEFAULT_RECONNECT, AsyncClient
+from tachikoma.client.aio import DEFAULT_RECONNECT, LEAVE_SECONDS, AsyncClient
 from tachikoma.client.profile import Profile
 
 __all__ = ["Client"]
@@ -69,7 +69,7 @@ class Client:
     """Runs commands on agents, for programs without an event loop. A context manager; usable from several threads.
 
     It runs an `AsyncClient` in the event loop of a thread of its own, so it can also be used where another event loop
-    runs. An interrupted call, for instance by Ctrl-C, is cancelled.
+    runs. An interrupted call, for instance by Ctrl-C, is cancelled, and with it the command that it runs.
     """
 
     def __init__(
@@ -144,12 +144,21 @@ class Client:
 
     def _run(self, coroutine: Coroutine[Any, Any, R]) -> R:
         """Run a coroutine in the client's event loop and wait for its result."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        ended = threading.Event()
+
+        async def run() -> R:
+            try:
+                return await coroutine
+            finally:
+                ended.set()
+
+        future = asyncio.run_coroutine_threadsafe(run(), self._loop)
         try:
             return future.result()
         except BaseException:
             # For instance Ctrl-C in the waiting thread: the call must not go on in the background.
-            future.cancel()
+            if future.cancel():
+                ended.wait(LEAVE_SECONDS + 1)
             raise
 
     def _iterate(self, source: Callable[[], AsyncIterator[R]]) -> Iterator[R]:

@@ -2,21 +2,22 @@
 
 `exec` exits as the remote command does. Its own exit codes are those of `timeout`, `env` and `docker`: 124 when the
 command was killed at its timeout, 125 when it did not run (refused, offline, expired) or its outcome is unknown.
-126 and 127 are as in a shell, 130 means cancelled.
+126 and 127 are as in a shell, 130 means cancelled. Output that this process cannot write cancels the command: 141 when
+the reader has gone, 125 for another fault.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
 
 from tachikoma.cli.commands.interrupts import Interrupts
-from tachikoma.cli.commands.logs import INTERRUPTED, note, note_approval, write_output
+from tachikoma.cli.commands.logs import BROKEN_PIPE, INTERRUPTED, note, note_approval, write_output
+from tachikoma.cli.descriptors import OutputFailed, abandon_output, read_input
 from tachikoma.cli.options import duration, remote_command
 from tachikoma.cli.show import Output, OutputOption, as_json
 from tachikoma.client.aio import AsyncClient
@@ -30,8 +31,6 @@ __all__ = ["add_to"]
 
 TIMED_OUT = 124
 NOT_RUN = 125
-#: As a shell reports SIGPIPE.
-BROKEN_PIPE = 141
 
 
 def add_to(app: typer.Typer) -> None:
@@ -70,7 +69,8 @@ def execute(
         if timeout is not None:
             values["timeout"] = duration(timeout, "--timeout")
         values["environment"] = _environment(env or [])
-        values["stdin"] = b"" if no_stdin else _stdin()
+        # One byte beyond the bound, so that more is refused and not shortened.
+        values["stdin"] = b"" if no_stdin else read_input(MAX_STDIN_BYTES + 1)
         code = asyncio.run(_run(make_request(_given(values)), detach=detach, output=output))
     except TachikomaError as error:
         note(str(error))
@@ -102,13 +102,6 @@ def _environment(given: Iterable[str]) -> dict[str, str]:
     return environment
 
 
-def _stdin() -> bytes:
-    """Read standard input unless it is a terminal; one byte beyond the bound, so that more is refused, not cut."""
-    if sys.stdin is None or sys.stdin.isatty():
-        return b""
-    return sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
-
-
 async def _run(request: ExecRequest, *, detach: bool, output: Output) -> int:
     """Run a request and return the exit code of this program."""
     async with AsyncClient() as client:
@@ -116,10 +109,10 @@ async def _run(request: ExecRequest, *, detach: bool, output: Output) -> int:
             return await _submit(client, request, output)
         interrupts = Interrupts(client, request.id)
         try:
-            result = await write_output(client.execute_stream(request), output)
-        except BrokenPipeError:
-            await _reader_left(client, request.id)
-            return BROKEN_PIPE
+            # This function cancels by itself, since it reports what came of it.
+            result = await write_output(client.execute_stream(request, detach=True), output)
+        except OutputFailed as error:
+            return await _output_failed(client, request.id, error)
         except asyncio.CancelledError:
             await interrupts.delivered()
             note(f"left; the execution continues as {request.id}")
@@ -140,11 +133,18 @@ async def _submit(client: AsyncClient, request: ExecRequest, output: Output) -> 
     return 0
 
 
-async def _reader_left(client: AsyncClient, exec_id: str) -> None:
-    """Cancel an execution whose output has no reader any more."""
-    await client.cancel(exec_id)
-    # Python flushes standard output at exit, and would complain.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+async def _output_failed(client: AsyncClient, exec_id: str, error: OutputFailed) -> int:
+    """Cancel an execution whose output cannot be written, and return the exit code of this program."""
+    abandon_output()
+    outcome = "the execution is cancelled"
+    try:
+        await client.cancel(exec_id)
+    except TachikomaError as failure:
+        outcome = f"the execution continues as {exec_id}, since it cannot be cancelled: {failure}"
+    if error.reader_gone:
+        return BROKEN_PIPE
+    note(f"{error}; {outcome}")
+    return NOT_RUN
 
 
 def _exit_code(result: ExecResponse, *, quiet: bool) -> int:

@@ -10,9 +10,20 @@ from typing import Annotated
 
 import typer
 
-from tachikoma.cli.show import Output, OutputOption, as_json, clock, facts, short_id, state_text, table, warn
+from tachikoma.cli.show import (
+    Output,
+    OutputOption,
+    as_json,
+    clock,
+    facts,
+    printable,
+    short_id,
+    state_text,
+    table,
+    warn,
+)
 from tachikoma.client.sync import Client
-from tachikoma.errors import InvalidRequest
+from tachikoma.errors import InvalidRequest, TachikomaError
 from tachikoma.vocabulary.results import CancelOutcome, ExecStatus
 from tachikoma.vocabulary.states import ExecState
 from tachikoma.vocabulary.types import format_duration, parse_duration
@@ -126,11 +137,21 @@ _OUTCOMES = {
 def cancel(
     exec_ids: Annotated[list[str], typer.Argument(help="The executions.")], output: OutputOption = Output.TEXT
 ) -> None:
-    """Cancel executions and print what happened to each."""
+    """Cancel executions and print what happened to each. The exit code is 1 if any could not be cancelled."""
+    answers = []
+    failed = False
     with Client() as client:
-        answers = [client.cancel(exec_id) for exec_id in exec_ids]
+        for exec_id in exec_ids:
+            try:
+                answer = client.cancel(exec_id)
+            except TachikomaError as error:
+                failed = True
+                warn(f"tachikoma: {printable(exec_id)}: {error}")
+                continue
+            answers.append(answer)
+            if output is Output.TEXT:
+                typer.echo(f"{answer.status.id}: {_OUTCOMES[answer.outcome]} ({answer.status.state})")
     if output is Output.JSON:
         as_json(answers)
-        return
-    for answer in answers:
-        typer.echo(f"{answer.status.id}: {_OUTCOMES[answer.outcome]} ({answer.status.state})")
+    if failed:
+        raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Ctrl-C during `tachikoma exec`."""
+"""Ctrl-C, SIGTERM and a closed terminal during `tachikoma exec`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from tachikoma.errors import NotFound, TachikomaError
 
 __all__ = ["Interrupts"]
 
+#: The signals by which a user, a supervisor or a closed terminal ends this program.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: After the second Ctrl-C, how long the cancel request of the first one may take to arrive.
 LEAVE_SECONDS = 2.0
 
 
 class Interrupts:
-    """Handler of SIGINT and SIGTERM: the first cancels the execution, the second ends this program at once."""
+    """Handler of SIGINT, SIGTERM and SIGHUP: the first cancels the execution, the second ends this program at once.
+
+    A signal that the parent made ignored stays ignored, as `nohup` and the background jobs of a shell rely on.
+    """
 
     def __init__(self, client: AsyncClient, exec_id: str) -> None:
         """Install the handler; the current task is cancelled by the second signal."""
@@ -26,8 +31,9 @@ class Interrupts:
         #: The request to cancel; None before the first signal.
         self._request: asyncio.Task[None] | None = None
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.on_signal)
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, self.on_signal)
 
     def on_signal(self) -> None:
         """Handle one signal."""

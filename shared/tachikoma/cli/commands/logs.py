@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from collections.abc import AsyncIterator
 from typing import Annotated
 
 import typer
 
+from tachikoma.cli.descriptors import OutputFailed, abandon_output, write_all
 from tachikoma.cli.show import Output, OutputOption, clock, printable, warn
 from tachikoma.client.aio import AsyncClient
 from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus, OutputKind
 from tachikoma.vocabulary.states import ExecState
 
-__all__ = ["INTERRUPTED", "add_to", "note", "note_approval", "write_output"]
+__all__ = ["BROKEN_PIPE", "INTERRUPTED", "add_to", "note", "note_approval", "write_output"]
 
 #: Exit code after Ctrl-C, and of a cancelled execution; that of a shell after SIGINT.
 INTERRUPTED = 130
+#: Exit code when the reader of the output has gone, as a shell reports SIGPIPE.
+BROKEN_PIPE = 141
+#: Exit code of `logs` when its output cannot be written.
+FAILED = 1
 
 
 def add_to(app: typer.Typer) -> None:
@@ -44,6 +47,12 @@ def logs(
         asyncio.run(show())
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
+    except OutputFailed as error:
+        abandon_output()
+        if error.reader_gone:
+            raise typer.Exit(BROKEN_PIPE) from None
+        note(str(error))
+        raise typer.Exit(FAILED) from None
 
 
 async def write_output(stream: AsyncIterator[ExecOutput], output: Output) -> ExecResponse | None:
@@ -53,19 +62,18 @@ async def write_output(stream: AsyncIterator[ExecOutput], output: Output) -> Exe
         The result, or None if the stream ended without one.
 
     Raises:
-        BrokenPipeError: the reader of standard output has gone.
+        OutputFailed: a descriptor of this process takes no more output.
     """
     result: ExecResponse | None = None
     async for item in stream:
         if item.kind is OutputKind.RESULT:
             result = item.result
         if output is Output.JSON:
-            sys.stdout.write(item.to_json() + "\n")
-            sys.stdout.flush()
+            await write_all(1, f"{item.to_json()}\n".encode())
         elif item.kind is OutputKind.STDOUT:
-            _write(1, item.data)
+            await write_all(1, item.data)
         elif item.kind is OutputKind.STDERR:
-            _write(2, item.data)
+            await write_all(2, item.data)
         elif item.kind is OutputKind.GAP:
             note(f"{item.missing_bytes} bytes of output are missing")
         elif item.status is not None:
@@ -85,10 +93,3 @@ def note_approval(status: ExecStatus) -> None:
         note(f"to approve: tachikoma approve {status.id}")
     elif status.approved_by:
         note(f"approved by {status.approved_by}: {status.approval_reason}")
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    """Write all bytes unbuffered, since the next chunk may be minutes away."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]

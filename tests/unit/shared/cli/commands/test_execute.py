@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +18,9 @@ from tachikoma import (
     OutputKind,
     PermissionDenied,
     ResourceLimits,
+    Unavailable,
 )
+from tachikoma.cli.descriptors import OutputFailed
 
 ID = ("--id", "job-7")
 
@@ -33,7 +37,7 @@ def sent(client: Any) -> ExecRequest:
 
 
 def test_a_bare_command_leaves_everything_to_the_defaults(run: Any, client: Any) -> None:
-    client.answers["execute_stream"] = lambda _: ended()
+    client.answers["execute_stream"] = lambda _, **__: ended()
     assert run("exec", *ID, "web-1", "ls", "-l", "--help").code == 0
     request = sent(client)
     assert request == ExecRequest(
@@ -46,7 +50,7 @@ def test_a_bare_command_leaves_everything_to_the_defaults(run: Any, client: Any)
 
 def test_options_become_fields_of_the_request(run: Any, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_HERE", "here")
-    client.answers["execute_stream"] = lambda _: ended()
+    client.answers["execute_stream"] = lambda _, **__: ended()
     done = run(
         "exec", *ID, "--timeout", "1m", "-e", "A=b=c", "-e", "TEST_HERE", "--cwd", "/srv", "-u", "web", "--memory",
         "512MiB", "--cpus", "0.5", "--pids", "9", "web-1", "cat", stdin=b"\0\xff",
@@ -61,13 +65,13 @@ def test_options_become_fields_of_the_request(run: Any, client: Any, monkeypatch
 
 
 def test_one_limit_leaves_the_others_open(run: Any, client: Any) -> None:
-    client.answers["execute_stream"] = lambda _: ended()
+    client.answers["execute_stream"] = lambda _, **__: ended()
     run("exec", "--pids", "9", "web-1", "x")
     assert sent(client).limits == ResourceLimits(pids=9)
 
 
 def test_standard_input_is_left_alone_on_request(run: Any, client: Any) -> None:
-    client.answers["execute_stream"] = lambda _: ended()
+    client.answers["execute_stream"] = lambda _, **__: ended()
     run("exec", "-n", "web-1", "cat", stdin=b"secret")
     assert sent(client).stdin == b""
 
@@ -111,14 +115,16 @@ def test_a_refusal_ends_with_125(run: Any, client: Any) -> None:
         (ExecState.LOST, -1, 125),
     ],
 )
-def test_the_exit_code_tells_the_outcome(run: Any, client: Any, state: ExecState, exit_code: int, code: int) -> None:
-    client.answers["execute_stream"] = lambda _: ended(state, exit_code, "why")
+def test_the_exit_code_tells_the_outcome(
+    run: Any, client: Any, capfd: pytest.CaptureFixture[str], state: ExecState, exit_code: int, code: int
+) -> None:
+    client.answers["execute_stream"] = lambda _, **__: ended(state, exit_code, "why")
     done = run("exec", "web-1", "x")
     assert (done.code, done.err) == (code, "tachikoma: web-1: why\n")
     # In JSON the result says it.
     done = run("exec", "-o", "json", "web-1", "x")
     assert (done.code, done.err) == (code, "")
-    assert json.loads(done.out)["result"]["state"] == state
+    assert json.loads(capfd.readouterr().out)["result"]["state"] == state
 
 
 def test_detach_submits_and_prints_the_id(run: Any, client: Any, status: Any) -> None:
@@ -134,10 +140,35 @@ def test_detach_submits_and_prints_the_id(run: Any, client: Any, status: Any) ->
     assert done.err.endswith("tachikoma: to approve: tachikoma approve job-7\n")
 
 
-def test_a_reader_that_leaves_cancels_the_execution(run: Any, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    client.answers |= {"execute_stream": lambda _: [BrokenPipeError()], "cancel": lambda _: None}
+@pytest.mark.parametrize(
+    ("fault", "code", "message"),
+    [
+        (errno.EPIPE, 141, ""),
+        (errno.ECONNRESET, 141, ""),
+        (errno.ENOSPC, 125, "cannot write to standard output: No space left on device; the execution is cancelled"),
+        (errno.EBADF, 125, "cannot write to standard output: Bad file descriptor; the execution is cancelled"),
+        (errno.EIO, 125, "cannot write to standard output: Input/output error; the execution is cancelled"),
+    ],
+)
+def test_output_that_cannot_be_written_cancels_the_execution(
+    run: Any, client: Any, monkeypatch: pytest.MonkeyPatch, fault: int, code: int, message: str
+) -> None:
+    failure = OutputFailed(1, OSError(fault, os.strerror(fault)))
+    client.answers |= {"execute_stream": lambda _, **__: [failure], "cancel": lambda _: None}
     redirected = []
     monkeypatch.setattr("os.dup2", lambda *given: redirected.append(given[1]))
-    assert run("exec", *ID, "web-1", "yes").code == 141
+    done = run("exec", *ID, "web-1", "yes")
+    assert (done.code, done.err) == (code, f"tachikoma: {message}\n" if message else "")
     assert client.calls[-1] == ("cancel", ("job-7",), {})
     assert redirected == [1]
+
+
+def test_an_execution_that_cannot_be_cancelled_either_is_named(
+    run: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = OutputFailed(1, OSError(errno.ENOSPC, "No space left on device"))
+    client.answers |= {"execute_stream": lambda _, **__: [failure], "cancel": Unavailable("cannot reach it")}
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    done = run("exec", *ID, "web-1", "yes")
+    assert done.code == 125
+    assert done.err.endswith("; the execution continues as job-7, since it cannot be cancelled: cannot reach it\n")

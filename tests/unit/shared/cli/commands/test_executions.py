@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tachikoma import CancelOutcome, CancelResponse, ExecState, ExecTransition, InvalidRequest
+from tachikoma import CancelOutcome, CancelResponse, ExecState, ExecTransition, InvalidRequest, NotFound, Unavailable
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
@@ -101,3 +101,21 @@ def test_json_has_the_names_of_the_spec(run: Any, client: Any, status: Any) -> N
     client.answers |= {"list": ((status(),), ""), "status": status()}
     assert json.loads(run("ps", "-o", "json").out) == [status().to_dict()]
     assert json.loads(run("status", "job-7", "-o", "json").out) == status().to_dict()
+
+
+@pytest.mark.parametrize("missing", [("a",), ("b",), ("c",), ("a", "c"), ("a", "b", "c")])
+def test_cancel_does_each_although_others_fail(run: Any, client: Any, status: Any, missing: tuple[str, ...]) -> None:
+    def answer(exec_id: str) -> CancelResponse:
+        if exec_id in missing:
+            raise (Unavailable if exec_id == "c" else NotFound)(f"no {exec_id}")
+        return CancelResponse(outcome=CancelOutcome.REQUESTED, status=status(id=exec_id))
+
+    client.answers["cancel"] = answer
+    found = [exec_id for exec_id in ("a", "b", "c") if exec_id not in missing]
+    done = run("cancel", "a", "b", "c")
+    assert done.code == 1
+    assert [call[1] for call in client.calls] == [("a",), ("b",), ("c",)]
+    assert [line.partition(":")[0] for line in done.out.splitlines()] == found
+    assert done.err.splitlines() == [f"tachikoma: {exec_id}: no {exec_id}" for exec_id in missing]
+    done = run("cancel", "a", "b", "c", "-o", "json")
+    assert (done.code, [item["status"]["id"] for item in json.loads(done.out)]) == (1, found)

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from tachikoma import AsyncClient, NotFound, Unavailable
-from tachikoma.cli.commands.interrupts import Interrupts
+from tachikoma.cli.commands.interrupts import SIGNALS, Interrupts
 
 
 class Orchestrator:
@@ -34,7 +34,7 @@ class Orchestrator:
 @pytest.fixture
 async def orchestrator() -> AsyncIterator[Orchestrator]:
     yield Orchestrator()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         asyncio.get_running_loop().remove_signal_handler(number)
 
 
@@ -65,7 +65,7 @@ async def turn() -> None:
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 async def test_the_first_signal_cancels_the_execution(
     orchestrator: Orchestrator, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
@@ -124,3 +124,16 @@ async def test_who_leaves_waits_a_moment_for_the_cancel_to_arrive(
     monkeypatch.setattr("tachikoma.cli.commands.interrupts.LEAVE_SECONDS", 0.001)
     task.cancel()
     assert await task == "left"
+
+
+async def test_a_signal_that_the_parent_ignores_stays_ignored(orchestrator: Orchestrator) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        task, _ = await start(orchestrator)
+        os.kill(os.getpid(), signal.SIGHUP)
+        await turn()
+        assert orchestrator.cancelled == []
+        task.cancel()
+        assert await task == "left"
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from tachikoma import ExecOutput, ExecState, OutputKind
 from tachikoma.cli.commands import logs
+from tachikoma.cli.descriptors import OutputFailed
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 
@@ -40,7 +43,7 @@ def test_output_goes_where_it_belongs(
         written.append((descriptor, bytes(data[:2])))
         return min(2, len(data))
 
-    monkeypatch.setattr(logs.os, "write", write)
+    monkeypatch.setattr("os.write", write)
     done = run("logs", "job-7", "--after", "3", "--follow")
     assert b"".join(data for descriptor, data in written if descriptor == 1) == b"out\xff\n"
     assert b"".join(data for descriptor, data in written if descriptor == 2) == b"err\n"
@@ -50,15 +53,32 @@ def test_output_goes_where_it_belongs(
     assert client.calls == [("attach", ("job-7",), {"after_seq": 3, "follow": True})]
 
 
-def test_json_has_each_message_on_a_line(run: Any, stream: list[ExecOutput]) -> None:
+def test_json_has_each_message_on_a_line(run: Any, stream: list[ExecOutput], capfd: pytest.CaptureFixture[str]) -> None:
     done = run("logs", "job-7", "-o", "json")
-    assert [json.loads(line) for line in done.out.splitlines()] == [output.to_dict() for output in stream]
+    assert [json.loads(line) for line in capfd.readouterr().out.splitlines()] == [output.to_dict() for output in stream]
     assert done.err == ""
 
 
 def test_ctrl_c_ends_with_130(run: Any, client: Any) -> None:
     client.answers["attach"] = lambda *_, **__: [KeyboardInterrupt()]
     assert run("logs", "-f", "job-7").code == 130
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "message"),
+    [
+        (errno.EPIPE, 141, ""),
+        (errno.ENOSPC, 1, "tachikoma: cannot write to standard output: No space left on device\n"),
+    ],
+)
+def test_output_that_cannot_be_written_ends_the_command(
+    run: Any, client: Any, monkeypatch: pytest.MonkeyPatch, fault: int, code: int, message: str
+) -> None:
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    failure = OutputFailed(1, OSError(fault, os.strerror(fault)))
+    client.answers["attach"] = lambda *_, **__: [failure]
+    done = run("logs", "job-7")
+    assert (done.code, done.err) == (code, message)
 
 
 @pytest.mark.parametrize("state", ExecState)
