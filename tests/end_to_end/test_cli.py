@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support import AGENT, Cli, gone, wait_until
+from support import AGENT, Cli, gone, request, wait_until
 
-from tachikoma import Client, ExecState
+from tachikoma import Client, ExecState, InvalidRequest, OutputKind
 from tachikoma.dev.stack import Stack
 
 
@@ -78,18 +80,110 @@ def test_exec_shows_each_line_as_it_is_written(cli: Cli, tmp_path: Path) -> None
         assert process.wait(30) == 8
 
 
-def test_ctrl_c_cancels_the_remote_command(cli: Cli, client: Client) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_cancels_the_remote_command(cli: Cli, client: Client, number: signal.Signals) -> None:
     process = cli.start("exec", AGENT, "sh", "-c", "echo $$; exec sleep 600")
     with process:
         assert process.stdout is not None
         assert process.stderr is not None
         pid = int(process.stdout.readline())
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert process.wait(30) == 130
         said = process.stderr.read().decode()
     assert said == "tachikoma: cancelling; Ctrl-C again to leave\ntachikoma: agent-1: cancelled\n"
     wait_until(lambda: gone(pid), "the remote command is gone")
     assert client.list(AGENT, include_ended=True, page_size=1)[0][0].state is ExecState.CANCELLED
+
+
+def test_a_terminal_that_closes_cancels_the_remote_command(cli: Cli, tmp_path: Path) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        arguments = ["-m", "tachikoma", "exec", AGENT, "sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 600"]
+        os.execve(sys.executable, [sys.executable, *arguments], cli.environment())
+    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip(), "it runs")
+    os.close(terminal)
+    os.waitpid(pid, 0)
+    wait_until(lambda: gone(int((tmp_path / "pid").read_text())), "the remote command is gone")
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"), [("/dev/full", "No space left on device"), ("&-", "Bad file descriptor")]
+)
+def test_output_that_cannot_be_written_ends_the_remote_command(
+    cli: Cli, tmp_path: Path, target: str, reason: str
+) -> None:
+    script = f"echo $$ > {tmp_path}/pid; exec yes"
+    arguments = [sys.executable, "-m", "tachikoma", "exec", AGENT, "sh", "-c", script]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" >{target}', "sh", *arguments],
+        stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, env=cli.environment(), timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 125
+    assert done.stderr.decode() == (
+        f"tachikoma: cannot write to standard output: {reason}; the execution is cancelled\n"
+    )
+    wait_until(lambda: gone(int((tmp_path / "pid").read_text())), "the remote command is gone")
+
+
+def test_exec_reads_and_writes_non_blocking_sockets(cli: Cli) -> None:
+    content = os.urandom(300_000)
+    (stdin, ours), (stdout, answer) = socket.socketpair(), socket.socketpair()
+    for end in (stdin, stdout):
+        end.setblocking(False)
+    with subprocess.Popen(
+        [sys.executable, "-m", "tachikoma", "exec", AGENT, "cat"],
+        stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, env=cli.environment(),
+    ) as process:  # fmt: skip
+        stdin.close()
+        stdout.close()
+        ours.sendall(content)
+        ours.close()
+        with answer.makefile("rb") as file:
+            assert file.read() == content
+        assert process.wait(60) == 0
+    answer.close()
+
+
+def test_cancel_ends_each_although_one_is_unknown(cli: Cli) -> None:
+    first, second = (cli.run("exec", "-d", AGENT, "sleep", "600").stdout.decode().strip() for _ in range(2))
+    done = cli.run("cancel", first, "no-such-id", second)
+    assert done.returncode == 1
+    assert [line.partition(":")[0] for line in done.stdout.decode().splitlines()] == [first, second]
+    assert done.stderr.decode().startswith("tachikoma: no-such-id: ")
+
+
+def test_leaving_a_stream_of_the_library_ends_the_remote_command_unless_it_is_detached(client: Client) -> None:
+    detached = request("sh", "-c", "echo $$; exec sleep 600")
+    for output in client.execute_stream(detached, detach=True):
+        if output.kind is OutputKind.STDOUT:
+            break
+    attended = request("sh", "-c", "echo $$; exec sleep 600")
+    pid = 0
+    for output in client.execute_stream(attended):
+        if output.kind is OutputKind.STDOUT:
+            pid = int(output.data)
+            break
+    wait_until(lambda: gone(pid), "the remote command is gone")
+    assert client.status(detached.id).state is ExecState.STARTED
+    client.cancel(detached.id)
+
+
+@pytest.mark.parametrize("text", ["x", "-", "1-", "1-x", "٣-0", "1-2-3", "9" * 20, f"1-{2**64 - 1}", "9" * 400])
+def test_a_cursor_that_is_none_is_refused(client: Client, text: str) -> None:
+    with pytest.raises(InvalidRequest, match="is not a cursor of the audit trail"):
+        client.audit(after=text)
+
+
+@pytest.mark.parametrize("text", ["x", ":", "1:", "1:x", "٣:1", "1:2:3", "1:" + "9" * 13, "9" * 401 + ":1"])
+def test_a_page_token_that_is_none_is_refused(client: Client, text: str) -> None:
+    with pytest.raises(InvalidRequest, match="is not a page token"):
+        client.list(include_ended=True, page_token=text)
+
+
+@pytest.mark.parametrize("text", ["9" * 400 + ":1", "-" + "9" * 400 + ":999999999999", "0:1"])
+def test_a_page_token_of_any_place_is_answered(client: Client, text: str) -> None:
+    found, _ = client.list(include_ended=True, page_token=text)
+    assert isinstance(found, tuple)
 
 
 def test_a_second_ctrl_c_leaves_at_once_and_says_what_goes_on(cli: Cli) -> None:

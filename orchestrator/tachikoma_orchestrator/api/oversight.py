@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 from tachikoma.client import wire
 from tachikoma.errors import InvalidRequest
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma_orchestrator.api.service import Service, page_size
 
 __all__ = ["OversightCalls"]
+
+_CURSOR = re.compile(r"([0-9]{1,20})(?:-([0-9]{1,20}))?")
+#: Largest part that is used. Redis takes unsigned 64 bits, but refuses to begin after the very last id (XRANGE).
+_LAST_PART = 2**63 - 1
 
 
 class OversightCalls(Service):
@@ -21,8 +27,14 @@ class OversightCalls(Service):
         self, request: pb.ListAuditEventsRequest, context: object
     ) -> pb.ListAuditEventsResponse:
         self._operator("read the audit trail")
-        if request.after and not all(part.isdecimal() for part in request.after.split("-", 1)):
+        if request.after and not _is_cursor(request.after):
             raise InvalidRequest(f"{request.after[:80]!r} is not a cursor of the audit trail")
         limit = page_size(request.limit, "limit")
         events = await self._parts.trail.read(after=request.after, limit=limit, exec_id=request.id)
         return pb.ListAuditEventsResponse(events=[wire.audit_to_pb(event) for event in events])
+
+
+def _is_cursor(text: str) -> bool:
+    """Return whether a text is the id of an entry of a stream that Redis takes as a beginning: ms, or ms-number."""
+    found = _CURSOR.fullmatch(text)
+    return found is not None and all(int(part) <= _LAST_PART for part in found.groups("0"))

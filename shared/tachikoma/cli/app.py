@@ -15,6 +15,7 @@ from tachikoma.cli.commands import agents, approvals, audit, demo, dev, execute,
 from tachikoma.cli.components import COMPONENTS, ComponentCommand
 from tachikoma.cli.show import warn
 from tachikoma.client.profile import PROFILE_VARIABLE
+from tachikoma.config.logs import configure as configure_logs
 from tachikoma.errors import TachikomaError
 
 __all__ = ["app", "run"]
@@ -67,6 +68,8 @@ for noun in (execute, logs, executions, approvals, audit, agents, dev, demo):
 def run() -> NoReturn:
     """Run the command line of this process; a `TachikomaError` becomes one message and exit code 1."""
     descriptors.prepare()
+    # Components set the level of their settings.
+    configure_logs("warning")
     try:
         try:
             app()

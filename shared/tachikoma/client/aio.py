@@ -9,13 +9,13 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import grpc.aio
-import structlog
 
 from tachikoma.client import wire
 from tachikoma.client.connection import Connection
 from tachikoma.client.profile import Profile
 from tachikoma.client.retry import Attempts
 from tachikoma.client.streams import OutputStream
+from tachikoma.config.logs import get_logger
 from tachikoma.errors import InvalidRequest, NotFound, TachikomaError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_RECONNECT", "LEAVE_SECONDS", "AsyncClient"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 #: How long a broken connection is tried again by default.
 DEFAULT_RECONNECT = timedelta(minutes=5)

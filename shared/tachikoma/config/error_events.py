@@ -24,14 +24,14 @@ from types import FrameType
 from typing import Any
 
 import grpc
-import structlog
 
+from tachikoma.config.logs import get_logger
 from tachikoma.errors import TachikomaError
 from tachikoma.vocabulary.types import ID_PATTERN
 
 __all__ = ["Breadcrumb", "Budget", "before_send", "breadcrumbs", "budget", "execution", "process_tags"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 #: Most events of one process in a minute, so that an error in every request does not use up Sentry's quota.
 EVENTS_PER_MINUTE = 60

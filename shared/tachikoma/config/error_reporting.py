@@ -17,16 +17,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import structlog
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tachikoma.config import error_events
+from tachikoma.config.logs import get_logger
 from tachikoma.errors import ConfigurationError
 
 __all__ = ["ErrorReportingSettings", "concerns", "configure", "identify"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 #: Most events that wait to be sent; more are dropped.
 QUEUED_EVENTS = 30

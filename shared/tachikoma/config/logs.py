@@ -1,13 +1,62 @@
-"""Structured logs on standard error: one JSON object per line, or text for people on a terminal."""
+"""Structured logs on standard error: one JSON object per line, or text for people on a terminal.
+
+A program that only uses the library configures `logging` as it likes. The library's loggers are below `tachikoma`, and
+write nothing until the program adds a handler (Python's logging HOWTO, "Configuring Logging for a Library").
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
 import structlog
 
-__all__ = ["configure"]
+__all__ = ["configure", "get_logger"]
+
+logging.getLogger("tachikoma").addHandler(logging.NullHandler())
+
+
+_STAMP = structlog.processors.TimeStamper(fmt="iso", utc=True)
+
+
+class _Format:
+    """The form in which the library's events reach `logging`."""
+
+    #: Whether `configure` has installed its handler, which renders events itself.
+    structured = False
+
+
+def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+    """Return a logger of the library, which writes through `logging` however structlog is configured.
+
+    Args:
+        name: name of the logger, which is that of the module.
+    """
+    logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
+        logging.getLogger(name),
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.contextvars.merge_contextvars,
+            structlog.stdlib.add_log_level,
+            _to_logging,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+    return logger
+
+
+def _to_logging(
+    logger: logging.Logger, method: str, event: structlog.typing.EventDict
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments for `logging`: a line of text, or the event for the handler of `configure`."""
+    if _Format.structured:
+        stamped = _STAMP(logger, method, event)
+        return structlog.stdlib.ProcessorFormatter.wrap_for_formatter(logger, method, stamped)
+    options = {name: event.pop(name) for name in ("exc_info", "stack_info", "stacklevel") if name in event}
+    text = str(event.pop("event"))
+    del event["level"]
+    return (text + "".join(f" {name}={value!r}" for name, value in event.items()),), options
 
 
 def configure(level: str = "info") -> None:
@@ -20,7 +69,7 @@ def configure(level: str = "info") -> None:
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _STAMP,
     ]
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
@@ -36,6 +85,7 @@ def configure(level: str = "info") -> None:
             ],
         )
     )
+    _Format.structured = True
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 from threading import Lock
 
-import structlog
-
+from tachikoma.config.logs import get_logger
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.bundles import MAX_FEDERATED
 from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, FEDERATED_FOLDER, KEY_FILE
@@ -19,7 +18,7 @@ __all__ = ["FileSvidSource"]
 #: Least time between two checks of the files, in seconds.
 CHECK_SECONDS = 1.0
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class FileSvidSource:

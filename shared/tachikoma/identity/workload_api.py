@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import threading
 
-import structlog
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from spiffe import WorkloadApiClient
 from spiffe.workloadapi.x509_context import X509Context
 
+from tachikoma.config.logs import get_logger
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.certificates import id_of
 from tachikoma.identity.spiffe import InvalidIdentity
@@ -26,7 +26,7 @@ FIRST_SECONDS = 10.0
 #: Wait before a refused stream is requested again, in seconds.
 RETRY_SECONDS = 1.0
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 Material = tuple[bytes, bytes, bytes, dict[str, bytes]]
 

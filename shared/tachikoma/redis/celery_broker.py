@@ -11,19 +11,19 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-import structlog
 from celery import Celery
 from celery.backends.redis import RedisBackend
 from kombu.transport import TRANSPORT_ALIASES, redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, ResponseError
 
+from tachikoma.config.logs import get_logger
 from tachikoma.redis.access import RedisAccess, celery_url
 from tachikoma.redis.tls import BrokerTlsConnection
 
 __all__ = ["WORKER", "BrokerChannel", "BrokerTransport", "ResultBackend", "install", "result_backend", "settings"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 #: Wait after an error reply, in seconds. Celery reconnects at once, so a Redis that only refuses would be flooded.
 REFUSED_SECONDS = 1.0

@@ -9,15 +9,15 @@ from threading import Lock
 from typing import Any
 
 import redis.connection
-import structlog
 from redis import asyncio as redis_asyncio
 
+from tachikoma.config.logs import get_logger
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.svid import SvidSource
 
 __all__ = ["BrokerTlsConnection", "Tls", "TlsConnection"]
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 
 class Tls:

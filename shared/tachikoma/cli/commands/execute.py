@@ -56,7 +56,11 @@ def execute(
     exec_id: Annotated[str | None, typer.Option("--id", help="Id of the execution; safe to repeat with it.")] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Run a command on an agent, stream its output, and exit with its exit code."""
+    """Run a command on an agent, stream its output, and exit with its exit code.
+
+    Ctrl-C, SIGTERM and a closed terminal cancel the command, as does a reader of the output that leaves. A connection
+    that breaks cancels nothing, and is resumed. With --detach the command continues without this program.
+    """
     values: dict[str, Any] = {
         "agent_id": agent,
         "command": remote_command(command),

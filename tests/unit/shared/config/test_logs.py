@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from tachikoma.config import logs
 
 CODE = """
 import logging, structlog
@@ -38,3 +43,64 @@ def test_each_line_is_one_json_object_with_level_and_time() -> None:
 def test_lines_below_the_level_are_not_written() -> None:
     assert [line["level"] for line in lines("warning")] == ["warning", "error"]
     assert [line["event"] for line in lines("error")] == ["part.failed"]
+
+
+LIBRARY = """
+import logging, sys
+{before}
+from tachikoma.config.logs import get_logger
+log = get_logger("tachikoma.identity.file_source")
+log.info("svid.changed", until="tomorrow")
+log.warning("svid.kept", reason="100% broken", args=1, name="x")
+try:
+    raise ValueError("wrong")
+except ValueError:
+    log.exception("file.failed", path="/x")
+"""
+
+
+def library(before: str) -> tuple[str, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", LIBRARY.format(before=before)], capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "",
+        # A program with its own structlog, which prints by default.
+        "import structlog; structlog.configure(processors=[structlog.processors.JSONRenderer()])",
+        "logging.getLogger('tachikoma').setLevel(logging.DEBUG)",
+    ],
+)
+def test_the_library_is_silent_by_default(before: str) -> None:
+    assert library(before) == ("", "")
+
+
+def test_a_program_decides_where_lines_of_the_library_go() -> None:
+    out, err = library("logging.basicConfig(level='INFO', format='%(levelname)s %(name)s %(message)s')")
+    assert out == ""
+    assert err.splitlines()[:3] == [
+        "INFO tachikoma.identity.file_source svid.changed until='tomorrow'",
+        "WARNING tachikoma.identity.file_source svid.kept reason='100% broken' args=1 name='x'",
+        "ERROR tachikoma.identity.file_source file.failed path='/x'",
+    ]
+    assert err.endswith("ValueError: wrong\n")
+
+
+def test_lines_of_the_library_have_the_format_of_a_part() -> None:
+    out, err = library("from tachikoma.config import logs; logs.configure('warning')")
+    assert out == ""
+    kept, failed = (json.loads(line) for line in err.splitlines())
+    assert kept | {"timestamp": ""} == {
+        "event": "svid.kept", "level": "warning", "reason": "100% broken", "args": 1, "name": "x", "timestamp": "",
+    }  # fmt: skip
+    assert failed["exception"].endswith("ValueError: wrong")
+
+
+def test_no_module_of_the_library_takes_a_logger_that_prints() -> None:
+    package = Path(logs.__file__).parents[1]
+    users = {path.name for path in package.rglob("*.py") if "structlog.get_logger" in path.read_text()}
+    assert users == set()
