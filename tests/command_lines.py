@@ -83,6 +83,21 @@ app --token § --verbose
 bash -lc "app serve --token § --port 80"
 expect -c 'spawn ssh web1; expect assword; send "§\r"'
 systemctl set-environment API_TOKEN=§
+git clone https://§@example.org/x.git
+curl 'https://example.org/v1?key=§&page=2'
+curl 'https://example.org/v1?page=2&token=§'
+curl 'https://example.org/v1?sig=§'
+app --pwd §
+app --pwd=§ --verbose
+app --pin §
+app --user-pin=§
+pkcs11-tool --login --so-pin § --init-token
+plink -pw § deploy@web1 uptime
+env PW=§ app
+env DB_PW=§ app
+app --otp §
+app --wifi-psk=§
+curl -H 'Authorization: token §' https://example.org/
 """
 
 COMMAND_LINES = [tuple(word.replace("§", SECRET) for word in shlex.split(line)) for line in _LINES.strip().splitlines()]

@@ -335,7 +335,7 @@ def test_the_command_line_tells_who_waits_and_what_for(world: World) -> None:
         facts = dict(line.split("  ", 1) for line in shown.splitlines())
         assert facts["command"].strip() == "env"
         # A value cannot pretend to be another line.
-        assert facts["variable"].strip() == "TEST_A=b\\nid  x"
+        assert facts["variable"].strip() == "TEST_A=$'b\\nid  x'"
         assert facts["limits"].strip() == "pids 50"
         digest = facts["digest"].strip()
         assert json.loads(world.cli["boss"].run("approvals", "cli-1", "-o", "json").stdout)["digest"] == digest

@@ -8,7 +8,9 @@ It is used wherever a command is shown or stored: ledger, audit, logs, the `args
    as in `sh -c "mysql -psecret"`. The values of options with a secret's name are masked for every program, and the
    options of `_TABLE` for the programs there.
 
-When in doubt, text is masked: the HMAC of the command still distinguishes masked commands.
+A mask hides a secret's own word and no more, so that no command after it is hidden. `***` hides at most 40 characters
+without white space and without the characters that end a word in a shell. `***(n)` hides n characters of any kind.
+When in doubt, a word is masked: the HMAC of the command still distinguishes masked commands.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+
+from tachikoma.policy.shell_words import ENDS, ShellText
 
 __all__ = ["command_line", "is_masked", "redact"]
 
@@ -36,18 +40,39 @@ _SENSITIVE = (
     r"|(?:api|access|account|private|secret|shared|master|hmac|signing|encryption)"
     r"[-_]?key|credentials?|auth|cookie|signature|_pwd)"
 )
-#: --password=x, DB_PASSWORD=x, "password": "x"; all text after the first is masked too.
-_ASSIGNED = re.compile(rf"(?i)^(.*?{_SENSITIVE}[\w-]{{0,64}}[\"']?\s{{0,8}}[=:]).+", re.DOTALL)
+#: Short names of secrets, which count only as a whole part of a name: --pin, -pw, DB_PW, and not --pinned or spawn.
+_SHORT = r"(?:(?<![A-Za-z0-9])(?:pwd|pw|pin|psk|otp|pat|passcode|jwt)(?![A-Za-z0-9]))"
+#: Names of secrets in the query of a URL.
+_QUERY = r"(?:(?<=[?&])(?:key|sig|code|pwd|sid|session|sessionid|apikey|auth_?code)(?==))"
+#: --password=x, DB_PASSWORD=x, "password": "x", ?key=x, up to the secret. White space follows `=` only after `name =`:
+#: in a shell, `password= reboot` runs reboot.
+_ASSIGNED = re.compile(
+    rf"(?:(?i:{_SENSITIVE}[\w-]{{0,64}})|(?i:(?<![A-Za-z0-9])(?:[a-z0-9]{{1,32}}[-_]){{0,4}}{_SHORT})|(?i:{_QUERY}))"
+    r"(?:[\"']?[ \t]{0,8}:[ \t]{0,8}|[\"']?=|[ \t]{1,8}=[ \t]{0,8})"
+    r"(?i:(?:bearer|basic|digest|token|negotiate|apikey)[ \t]{1,8})?"
+)
 #: scheme://user:secret@host; the secret may contain an @ itself.
-_URL = re.compile(r"([a-z][a-z0-9+.-]{0,31}://[^/\s:@]{0,256}):[^/\s]*@", re.IGNORECASE)
-#: A private key and all text after it.
-_PEM = re.compile(r"-----BEGIN [A-Z0-9 ]{0,64}PRIVATE KEY-----.*", re.DOTALL)
+_URL = re.compile(r"([a-z][a-z0-9+.-]{0,31}://[^/\s:@;|&()<>`\"']{0,256}):([^/\s;|&()<>`\"']*)@", re.IGNORECASE)
+#: scheme://token@host: a user name of at least 12 characters with a digit.
+_URL_TOKEN = re.compile(
+    r"([a-z][a-z0-9+.-]{0,31}://)((?=[^/\s:@]{0,256}[0-9])[^/\s:@;|&()<>`\"']{12,256})@", re.IGNORECASE
+)
+#: A private key: its first line, lines without a space, its last line if there is one.
+_PEM = re.compile(
+    r"-----BEGIN [A-Z0-9 ]{0,64}PRIVATE KEY-----(?:(?:\s|\\n){0,4}[A-Za-z0-9+/=]+)*"
+    r"(?:(?:\s|\\n){0,4}-----END [A-Z0-9 ]{0,64}PRIVATE KEY-----)?"
+)
 #: Programs that read a secret from standard input: `echo secret | chpasswd`, `chpasswd <<< secret`.
 _READERS = r"\b(?:chpasswd|passwd|sudo\s+-S|cryptsetup|docker\s+login|podman\s+login|gh\s+auth)\b"
-_PIPED = re.compile(rf"^.*(\|[^|]{{0,200}}(?:{_READERS}|-stdin\b|-fd[ =]0))", re.DOTALL)
-_HERE = re.compile(rf"({_READERS}[^|<]{{0,200}}<<<?).+", re.DOTALL)
-#: CREATE USER … IDENTIFIED BY 'secret', SET PASSWORD FOR … = 'secret', with all text after it.
-_SQL = re.compile(r"(?i)(\b(?:identified\s{1,8}by|set\s{1,8}password)\s).+", re.DOTALL)
+#: The command whose output they read.
+_PIPED = re.compile(rf"([^|;&\n]+)(?=\|[^|;&\n]{{0,200}}(?:{_READERS}|-stdin\b|-fd[ =]0))")
+_HERE = re.compile(rf"{_READERS}[^|;&\n<]{{0,200}}<<<\s*")
+#: The lines between a reader and the line that ends its input.
+_HERE_LINES = re.compile(
+    rf"({_READERS}[^|;&\n<]{{0,200}}<<-?\s{{0,8}}[\"']?(\w{{1,64}})[\"']?[^\n]*\n)(.*?)(\n\s*\2(?=\s|$)|$)", re.DOTALL
+)
+#: CREATE USER … IDENTIFIED BY 'secret', SET PASSWORD FOR … = 'secret'.
+_SQL = re.compile(r"(?i)\bidentified\s{1,8}by\s{1,8}(?:password\s{1,8})?|\bset\s{1,8}password\b[^=;]{0,200}=\s{0,8}")
 #: Fewest characters of a match of `_TOKEN`.
 MIN_TOKEN = 7
 #: Authorization values, and tokens of well-known forms.
@@ -58,11 +83,15 @@ _TOKEN = re.compile(
     r"|\d{8,10}:AA[\w-]{30,}|hooks\.slack\.com/services/[\w/]+|eyJ[\w-]+\.[\w-]+\.[\w-]*)"
 )
 #: A word as a shell separates it, as far as that is known without a shell.
-_WORD = re.compile(r"""(?:"[^"]*"|'[^']*'|[^\s"']|["'])+""")
-_PIECE = re.compile(r"""[^\s"']+""")
+_WORD = re.compile(r"""[;|&()<>`]+|(?:\\.|"(?:[^"\\]|\\.)*"|'[^']*'|[^\s"';|&()<>`]|["'])+""", re.DOTALL)
+_PIECE = re.compile(r"""[;|&()<>`]+|[^\s"';|&()<>`]+""")
+#: A command in a text, which a shell runs although the text is quoted.
+_COMMAND = re.compile(r"\$\(|`")
+#: A text that a short mask may replace.
+_ONE_WORD = re.compile(r"[^\s;|&()<>`]{0,40}")
 _SPACE = re.compile(r"\s")
 #: --password, whose value is the next word.
-_FLAG = re.compile(rf"(?i)^--?[\w-]*{_SENSITIVE}[\w-]*$")
+_FLAG = re.compile(rf"(?i)^--?(?:[\w-]*{_SENSITIVE}[\w-]*|(?:\w+[-_])*{_SHORT})$")
 #: A name without a dash whose value is the next word, as in `configure set aws_secret_access_key …`.
 _NAME = re.compile(
     r"(?i)^(?:[\w.-]*[._-](?:password|passphrase|secret|token|psk|(?:access|api|secret|private)_?key)"
@@ -82,7 +111,7 @@ _TABLE = """
     curl: -*u --user -*U --proxy-user --oauth2-bearer -*E --cert --pass --proxy-pass -*b
     http https xh: -a
     openssl: -pass -passin -passout -k -K -1 -5 -6 -apr1
-    mkpasswd: mkpasswd:64
+    mkpasswd: mkpasswd:4
     ssh-keygen: -N -P
     ldapsearch ldapadd ldapmodify ldapdelete ldapwhoami ldapcompare ldapmodrdn: -w
     ldappasswd: -w -s -a
@@ -183,7 +212,7 @@ class _Words:
     def masked(self, word: str) -> str:
         """Return the next word with its secrets masked."""
         if self.hides(word):
-            return MASK
+            return _masked_word(word)
         if _SPACE.search(word):
             # A command line in a command line in an argument. Only a shell knows the meaning of its quotes.
             return self.masked_inside(_PIECE, word)
@@ -198,7 +227,7 @@ class _Words:
             if found is None:
                 continue
             if found.group(2):
-                return f"{quote}{found.group(1)}{MASK}{quote}"
+                return f"{quote}{found.group(1)}{_mask(found.group(2))}{quote}"
             self.following, self.options = secret.following, True
             return word
         if len(bare) <= MAX_ELEMENT and (_FLAG.match(bare) or _NAME.match(bare)):
@@ -211,7 +240,25 @@ class _Words:
         Its last word does not affect the word after it.
         """
         inner = _Words(list(self.secrets))
-        return pattern.sub(lambda found: inner.masked(found.group()), text)
+        return pattern.sub(lambda found: inner.masked_or_end(found.group()), text)
+
+    def masked_or_end(self, word: str) -> str:
+        """Return the next word of a command line with its secrets masked; words after `;` are another command."""
+        if word[0] in ENDS:
+            self.following = 0
+            return word
+        return self.masked(word)
+
+
+def _mask(secret: str) -> str:
+    """Return the mask of a text, with its length if it is more than a short word."""
+    return MASK if _ONE_WORD.fullmatch(secret.strip("\"'")) else f"{MASK}({len(secret)})"
+
+
+def _masked_word(word: str) -> str:
+    """Return the mask of a word of a shell, and the commands in it."""
+    command = None if word.startswith("'") else _COMMAND.search(word)
+    return _mask(word) if command is None else MASK + word[command.start() :]
 
 
 def is_masked(element: str) -> bool:
@@ -231,7 +278,8 @@ def redact(command: Sequence[str], secret: AbstractSet[int] = frozenset()) -> tu
     for number, element in enumerate(command[:MAX_ELEMENTS]):
         hidden = words.hides(element)
         if hidden or number in secret:
-            shown.append(MASK)
+            # What policy marks is a secret, whatever it contains.
+            shown.append(MASK if number in secret else _mask(element))
             continue
         # Only the beginning is shown, so only the beginning is searched: an argument may have 128 KiB.
         text = _without_known_secrets(element[:MAX_SEARCHED])
@@ -251,19 +299,49 @@ def redact(command: Sequence[str], secret: AbstractSet[int] = frozenset()) -> tu
 def _without_known_secrets(text: str) -> str:
     """Mask secrets that are recognizable by their form."""
     # Most arguments contain none of these characters, so the patterns are seldom run.
-    if "|" in text:
-        text = _PIPED.sub(rf"{MASK} \1", text)
     if "<<" in text:
-        text = _HERE.sub(rf"\1 {MASK}", text)
+        text = _HERE_LINES.sub(lambda found: f"{found.group(1)}{_mask(found.group(3))}{found.group(4)}", text)
+        text = _without_words_after(_HERE, text)
+    if "|" in text:
+        text = _PIPED.sub(lambda found: _without_arguments(found.group(1)), text)
     if "=" in text or ":" in text:
-        text = _ASSIGNED.sub(rf"\1{MASK}", text)
-        text = _URL.sub(rf"\1:{MASK}@", text)
+        text = _without_words_after(_ASSIGNED, text)
+        text = _URL.sub(lambda found: f"{found.group(1)}:{_mask(found.group(2))}@", text)
+        text = _URL_TOKEN.sub(lambda found: f"{found.group(1)}{_mask(found.group(2))}@", text)
     if _SPACE.search(text):
-        text = _SQL.sub(rf"\1{MASK}", text)
-        text = _PEM.sub(MASK, text)
+        text = _without_words_after(_SQL, text)
+        text = _PEM.sub(lambda found: _mask(found.group()), text)
     if len(text) < MIN_TOKEN:
         return text
     return _TOKEN.sub(lambda found: f"{found.group(1)} {MASK}" if found.group(1) else MASK, text)
+
+
+def _without_words_after(pattern: re.Pattern[str], text: str) -> str:
+    """Mask the word after each match of a pattern."""
+    shell: ShellText | None = None
+    parts: list[str] = []
+    done = 0
+    for found in pattern.finditer(text):
+        shell = shell or ShellText(text)
+        start, end = found.end(), shell.word_end(found.end())
+        if start < done or start == end:
+            continue
+        secret = text[start:end]
+        # Quotes around the secret remain, so that the text is read as before.
+        if len(secret) > 1 and secret[0] in "\"'" and secret[-1] == secret[0]:
+            start, end = start + 1, end - 1
+        parts += [text[done:start], _mask(text[start:end])]
+        done = end
+    return "".join((*parts, text[done:])) if parts else text
+
+
+def _without_arguments(command: str) -> str:
+    """Mask all words of a command but its program."""
+    words = list(_WORD.finditer(command))[1:]
+    for word in reversed(words):
+        if word.group()[0] not in ENDS:
+            command = command[: word.start()] + _masked_word(word.group()) + command[word.end() :]
+    return command
 
 
 def command_line(command: Sequence[str], secret: AbstractSet[int] = frozenset()) -> str:

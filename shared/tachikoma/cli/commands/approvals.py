@@ -68,6 +68,14 @@ def _show_in_full(found: Approval) -> None:
     facts((name, value.replace("\n", "\\n")) for name, value in _facts(found))
 
 
+def _quoted(word: str) -> str:
+    r"""Return a word as a shell reads it. A word with a line break is $'a\nb', the one with a backslash is 'a\nb'."""
+    if word.isprintable():
+        return shlex.quote(word)
+    escaped = word.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in escaped) + "'"
+
+
 def _facts(found: Approval) -> Iterator[tuple[str, str]]:
     request, status = found.request, found.status
     yield "id", status.id
@@ -76,11 +84,11 @@ def _facts(found: Approval) -> Iterator[tuple[str, str]]:
     yield "asked at", clock(status.request_time)
     yield "until", clock(status.deadline)
     yield "policy", found.policy
-    yield "command", shlex.join(request.command)
+    yield "command", " ".join(map(_quoted, request.command))
     yield "user", request.user or "the agent's default user"
-    yield "directory", request.work_dir or "the user's home"
+    yield "directory", _quoted(request.work_dir) if request.work_dir else "the user's home"
     for name, value in sorted(request.environment.items()):
-        yield "variable", f"{name}={value}"
+        yield "variable", f"{name}={_quoted(value)}"
     if request.timeout is not None:
         yield "timeout", format_duration(request.timeout)
     limits = found.limits.model_dump(by_alias=True, exclude_none=True)

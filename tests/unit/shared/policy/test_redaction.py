@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from command_lines import COMMAND_LINES
 from command_lines import SECRET as CORPUS_SECRET
 from tachikoma.policy.redaction import MASK, MAX_ELEMENT, MAX_ELEMENTS, command_line, is_masked, redact
+from tachikoma.policy.shell_words import ENDS
 
 #: Says where it is found, in whatever form it was written.
 SECRET = "hunter2hunter2"
@@ -49,7 +50,7 @@ JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gF
         ["env", "GITHUB_TOKEN=" + SECRET],
         ["app", "password: " + SECRET],
         ["app", "password = " + SECRET],
-        ["app", "password=" + SECRET + "\nsecond line " + SECRET],
+        ["app", "password=" + SECRET + "\nsecond line"],
         # headers
         ["curl", "-H", "Authorization: Bearer " + SECRET],
         ["curl", "-H", "authorization: basic " + SECRET],
@@ -114,6 +115,95 @@ def test_what_a_program_takes_as_a_secret(line: str, shown: str) -> None:
     assert (
         command_line([word.replace("S", SECRET) if word != "-fsSLo" else word for word in shlex.split(line)]) == shown
     )
+
+
+#: § stands for the secret.
+@pytest.mark.parametrize(
+    "text",
+    [
+        "echo password=§; touch /tmp/evil",
+        "password=§;touch /tmp/evil",
+        "password=§|touch /tmp/evil",
+        "password=§&touch /tmp/evil",
+        "password=§\ntouch /tmp/evil",
+        "password='§'; touch /tmp/evil",
+        "password='§ §'; touch /tmp/evil",
+        'password="§ §"; touch /tmp/evil',
+        'password="§$(touch /tmp/evil)"',
+        'echo --token "§`touch /tmp/evil`"',
+        "(password=§) && touch /tmp/evil",
+        "TOKEN=§ touch /tmp/evil",
+        "password= touch /tmp/evil §; echo --password §",
+        'echo "password=\'§"; touch /tmp/evil; echo "\'" ',
+        "eval 'echo password=§; touch /tmp/evil'",
+        "echo --token; touch /tmp/evil; app --token §",
+        "mysql -p§; touch /tmp/evil",
+        "mysql -p§;touch /tmp/evil",
+        "touch /tmp/evil; echo a:§ | chpasswd",
+        "touch /tmp/evil && echo '§' | sudo -S id",
+        "chpasswd <<< §; touch /tmp/evil",
+        "chpasswd <<EOF\na:§\nEOF\ntouch /tmp/evil",
+        "git clone https://a:§@h/x; touch /tmp/evil",
+        "git clone https://§@h/x;touch /tmp/evil",
+        "curl 'https://h/?key=§&x=1'; touch /tmp/evil",
+        "echo -----BEGIN PRIVATE KEY-----§; touch /tmp/evil",
+        "mysql -e \"CREATE USER a IDENTIFIED BY '§'\"; touch /tmp/evil",
+        "curl -H 'Authorization: Bearer §' h; touch /tmp/evil",
+        'curl -d \'{"password": "§"}\' h; touch /tmp/evil',
+        "echo auth:§ > /tmp/evil; touch /tmp/evil",
+    ],
+)
+def test_a_secret_hides_itself_and_not_the_command_after_it(text: str) -> None:
+    shown = redact(["sh", "-c", text.replace("§", SECRET)])[2]
+    assert "touch /tmp/evil" in shown
+    assert MASK in shown
+    if not text.startswith("password= "):
+        assert SECRET not in shown
+
+
+VALUES = st.text("abcXYZ019_%+./@#!?^~,", min_size=8, max_size=30).filter(lambda text: text[0].isalnum())
+BEFORE = st.sampled_from(
+    ["echo password=", "DB_PASSWORD=", "app --token ", "app --token=", "app --pin ", "env PW=", "mysql -p",
+     "sshpass -p ", "curl -H 'X-Api-Key: '", "redis-cli -a ", "plink -pw ", "curl https://h/?token="]
+)  # fmt: skip
+AFTER = st.sampled_from(["; ", ";", " && ", "&&", " | ", "|", "\n", " & ", "&", ") ; ("])
+
+
+@given(BEFORE, VALUES, st.sampled_from(["", "'", '"']), AFTER)
+def test_in_a_shell_text_the_secret_is_hidden_and_the_next_command_is_visible(
+    before: str, secret: str, quote: str, after: str
+) -> None:
+    shown = redact(["sh", "-c", f"{before}{quote}{secret}{quote}{after}touch /tmp/evil"])[2]
+    assert shown.endswith("touch /tmp/evil")
+    assert secret not in shown
+
+
+@given(st.text("ab ;|&'\"=:$()>`-", max_size=60))
+def test_a_mask_without_a_count_hides_one_short_word(text: str) -> None:
+    original = f"x password={text}"
+    shown = redact(["sh", "-c", original])[2]
+    if shown.count(MASK) != 1 or f"{MASK}(" in shown:
+        return
+    before, after = shown.split(MASK)
+    assert original.startswith(before)
+    assert original.endswith(after)
+    hidden = original[len(before) : len(original) - len(after)].strip("\"'")
+    assert len(hidden) <= 40
+    assert not any(c in ENDS or c.isspace() for c in hidden)
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (["app", "--token", "a b"], "***(3)"),
+        (["app", "--token", "x;reboot"], "***(8)"),
+        (["app", "--token", "x" * 41], "***(41)"),
+        (["app", "--token", "x" * 40], "***"),
+        (["sh", "-c", "password='a; b'"], "password='***(4)'"),
+    ],
+)
+def test_a_mask_says_how_much_it_hides(command: list[str], shown: str) -> None:
+    assert redact(command)[2] == shown
 
 
 def test_what_policy_marks_is_not_shown() -> None:

@@ -8,8 +8,11 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tachikoma import Approval, ExecRequest, ExecState, InvalidRequest, ResourceLimits
+from tachikoma.cli.commands.approvals import _quoted
 
 REQUEST = ExecRequest(
     id="job-7", agent_id="web-1", command=("sh", "-c", "echo a\n echo b"), environment={"B": "2", "A": "1\nid  x"},
@@ -40,8 +43,8 @@ def test_one_execution_is_shown_in_full_and_no_value_looks_like_another_fact(
     client.answers["approval"] = waiting
     lines = run("approvals", "job-7").out.splitlines()
     facts = [(line[:14].strip(), line[14:].strip()) for line in lines]
-    assert ("command", r"sh -c 'echo a\n echo b'") in facts
-    assert facts.index(("variable", r"A=1\nid  x")) + 1 == facts.index(("variable", "B=2"))
+    assert ("command", r"sh -c $'echo a\n echo b'") in facts
+    assert facts.index(("variable", r"A=$'1\nid  x'")) + 1 == facts.index(("variable", "B=2"))
     assert ("timeout", "1m30s") in facts
     assert ("limits", "pids 50") in facts
     assert ("stdin", f"13 bytes, SHA-256 {hashlib.sha256(REQUEST.stdin).hexdigest()}") in facts
@@ -98,3 +101,30 @@ def test_reject_sends_the_reason(run: Any, client: Any, status: Any) -> None:
     assert run("reject", "job-7", "-m", "not today").out == "job-7: rejected (REJECTED)\n"
     assert client.calls == [("reject", ("job-7", "not today"), {})]
     assert json.loads(run("reject", "job-7", "-m", "x", "-o", "json").out)["state"] == "REJECTED"
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("plain", "plain"),
+        ("a\nb", r"$'a\nb'"),
+        (r"a\nb", r"'a\nb'"),
+        ("a\\\nb", r"$'a\\\nb'"),
+        ("it's\n", r"$'it\'s\n'"),
+        ("$'a", """'$'"'"'a'"""),
+        ("\x1b[31m", r"$'\x1b[31m'"),
+        ("", "''"),
+    ],
+)
+def test_an_approver_can_tell_a_line_break_from_a_backslash(
+    run: Any, client: Any, waiting: Approval, word: str, shown: str
+) -> None:
+    request = ExecRequest(agent_id="web-1", command=("echo", word))
+    client.answers["approval"] = waiting.model_copy(update={"request": request})
+    (line,) = [line for line in run("approvals", "job-7").out.splitlines() if line.startswith("command")]
+    assert line[14:].strip() == f"echo {shown}"
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_two_words_are_never_shown_alike(one: str, other: str) -> None:
+    assert (_quoted(one) == _quoted(other)) == (one == other)
