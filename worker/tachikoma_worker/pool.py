@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 from celery.concurrency.base import BasePool
+from celery.worker import state
 
 from tachikoma.redis import keys
 from tachikoma_worker.engine.engine import Engine
@@ -61,8 +62,17 @@ class EnginePool(BasePool):
         self._hub = loop
 
     def on_start(self) -> None:
-        """Start the engine."""
+        """Start the engine, and wait until it holds the agent's lease.
+
+        Celery takes messages only after this. Meanwhile the engine continues the commands of an earlier run.
+        """
         self._engine.start()
+        try:
+            self._engine.wait_for_lease(state.maybe_shutdown)
+        except SystemExit:
+            # Celery stops no part of a worker that has not started completely.
+            self._engine.stop()
+            raise
 
     def on_stop(self) -> None:
         """Stop the engine."""

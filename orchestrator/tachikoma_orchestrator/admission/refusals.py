@@ -17,6 +17,7 @@ from tachikoma.errors import (
     AgentRevoked,
     AgentUnknown,
     AlreadyExists,
+    FailedPrecondition,
     InvalidRequest,
     PermissionDenied,
     ResourceExhausted,
@@ -66,7 +67,10 @@ def interactive(decision: Decision) -> Denial:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A row of the table: a refusal by the admission script. `{agent}` and `{id}` stand for those of the request."""
+    """A row of the table: a refusal by the admission script.
+
+    `{agent}` and `{id}` are those of the request; `{detail}` is the reason in words, if the outcome needs one.
+    """
 
     #: Code of the event that the script writes; its reason is the outcome.
     audit_code: AuditCode
@@ -98,6 +102,7 @@ REFUSALS: Mapping[Outcome, Refusal] = MappingProxyType(
         Outcome.REVOKED: _refused(
             AgentRevoked, "agent {agent!r} is revoked; `tachikoma agents` shows the operator and the reason"
         ),
+        Outcome.CLOCK: _refused(FailedPrecondition, "agent {agent!r} takes no executions: {detail}"),
         Outcome.CONFLICT: _refused(
             AlreadyExists, "the id {id!r} was used before for another request; use a new id", name="id"
         ),
@@ -118,16 +123,19 @@ REFUSALS: Mapping[Outcome, Refusal] = MappingProxyType(
 )
 
 
-def refusal(outcome: Outcome, request: ExecRequest, retry_seconds: float = 0) -> TachikomaError:
+def refusal(
+    outcome: Outcome, request: ExecRequest, retry_seconds: float = 0, *, detail: str = ""
+) -> TachikomaError:  # fmt: skip
     """Return the error for the caller of a request that the admission script refused.
 
     Args:
         outcome: the script's answer.
         request: the refused request.
         retry_seconds: seconds after which a repetition may succeed, by the script; 0 if it does not know.
+        detail: the difference of the clocks in words, for `CLOCK`.
     """
     row = REFUSALS[outcome]
-    names = {"agent": request.agent_id, "id": request.id}
+    names = {"agent": request.agent_id, "id": request.id, "detail": detail}
     return row.error(
         row.message.format(**names),
         metadata={name: value.format(**names) for name, value in row.metadata.items()},

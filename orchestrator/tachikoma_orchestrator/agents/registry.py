@@ -23,6 +23,7 @@ from tachikoma.vocabulary.agents import AgentInfo, AgentTrust
 from tachikoma.vocabulary.clock import from_ms
 from tachikoma.vocabulary.model import Model
 from tachikoma.vocabulary.types import Milliseconds, is_identifier
+from tachikoma_orchestrator.agents.observations import Observations
 from tachikoma_orchestrator.agents.revocations import Revocations
 from tachikoma_orchestrator.store.scripts import Runner, Script
 
@@ -77,6 +78,7 @@ class Registry:
         self._left = Script("left")
         self._drain = Script("drain")
         self.revocations = Revocations(redis)
+        self.observations = Observations()
         self._labels: dict[str, dict[str, str]] = {}
         self._journals: dict[str, str] = {}
 
@@ -127,6 +129,7 @@ class Registry:
         )
         if await self._runner.run(call):
             self._labels[agent], self._journals[agent] = heartbeat.labels, heartbeat.boot
+            self.observations.heard(agent, heartbeat)
 
     async def notice_departures(self, agents: Mapping[str, AgentState]) -> None:
         """Audit the departure of each agent that was online and is not any more.
@@ -230,7 +233,8 @@ class Registry:
             queued: length of its queue, or the error that Redis returned.
             drain_entry: its entry in `orch:draining`.
         """
-        beat, warnings = state.heartbeat, state.heartbeat.warnings
+        beat = state.heartbeat
+        warnings = (*beat.warnings, *self.observations.warnings(agent))
         if isinstance(queued, Exception):
             if not wrong_type(queued):
                 raise queued

@@ -16,16 +16,17 @@ from pydantic import TypeAdapter, ValidationError
 from tachikoma.config.error_reporting import concerns
 from tachikoma.errors import RecordAltered
 from tachikoma.identity.signed_messages import Receipt
-from tachikoma.identity.signing import CLOCK_SKEW_SECONDS, InvalidSignature, signer_begins, verify
-from tachikoma.identity.spiffe import InvalidIdentity, agent_id
+from tachikoma.identity.signing import CLOCK_SKEW_SECONDS, InvalidSignature, signer_begins
+from tachikoma.identity.spiffe import InvalidIdentity
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
-from tachikoma.streams.heartbeat import Heartbeat, Started
+from tachikoma.streams.heartbeat import Contender, Heartbeat, Started
 from tachikoma.vocabulary.audit import AuditCode
+from tachikoma_orchestrator.agents.observations import second_worker
 from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.audit.findings import Findings
-from tachikoma_orchestrator.executions.evidence import Evidence, output_of
+from tachikoma_orchestrator.executions.evidence import Evidence, is_valid_now, output_of, signed_receipt
 from tachikoma_orchestrator.executions.final_state import FinalState, VerifiedReceipt, matches
 from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.executions.transitions import TransitionOutcome
@@ -39,7 +40,7 @@ log = structlog.get_logger(__name__)
 #: A younger receipt was signed with a certificate that is valid, or was valid a moment ago.
 FRESH_SECONDS = 2 * CLOCK_SKEW_SECONDS
 
-_Notice: TypeAdapter[Heartbeat | Started] = TypeAdapter(Heartbeat | Started)
+_Notice: TypeAdapter[Heartbeat | Started | Contender] = TypeAdapter(Heartbeat | Started | Contender)
 
 
 class Collector:
@@ -93,6 +94,9 @@ class Collector:
             return
         if isinstance(notice, Started):
             await self._ledger.started(agent, notice.id, notice.started_ms)
+        elif isinstance(notice, Contender):
+            self._registry.observations.contended(agent, notice)
+            await self._findings.add_of_agent(AuditCode.AGENT_CONTESTED, agent, second_worker(notice))
         else:
             await self._registry.heard(agent, raw)
 
@@ -129,8 +133,7 @@ class Collector:
 
     def _signed(self, agent: str, token: str) -> Receipt:
         """Return what the agent signed; it may have done so while no orchestrator was running."""
-        bundle = self._identity.current().bundle
-        return verify(token, Receipt, bundle, agent_id(bundle.trust_domain, agent), kept=True)
+        return signed_receipt(self._identity.current().bundle, agent, token)
 
     def _verify(self, agent: str, exec_id: str, verified: VerifiedReceipt) -> None:
         """Raise InvalidSignature if a signed receipt is not one for this execution and this output."""
@@ -167,7 +170,7 @@ class Collector:
     async def _record(self, agent: str, exec_id: str, verified: VerifiedReceipt, *, answered: bool) -> bool:
         """Record a verified receipt in the ledger; `answered` is True if callers wait for its order. As `fold`."""
         receipt = verified.receipt
-        if not answered and await self._is_older(exec_id, receipt):
+        if not answered and await self._is_older(agent, exec_id, verified):
             await self._refuse(agent, exec_id, "a receipt is older than the execution")
             return False
         outcome = await self._ledger.complete(agent, exec_id, receipt, verified.token)
@@ -190,19 +193,23 @@ class Collector:
         log.warning("receipt.refused", agent=agent, id=exec_id, reason=reason)
         await self._findings.add(AuditCode.RECEIPT_REFUSED, exec_id, f"{reason}, in the name of {agent[:64]}")
 
-    async def _is_older(self, exec_id: str, receipt: Receipt) -> bool:
-        """Return True if a receipt says that it was signed before its execution was requested.
+    async def _is_older(self, agent: str, exec_id: str, verified: VerifiedReceipt) -> bool:
+        """Return True if a receipt was signed before its execution was requested.
 
         The holder of an expired certificate's key can still sign as of a time when it was valid, but not for an
-        execution that was requested later. A receipt that was signed just now needs no look at the record.
+        execution that was requested later. A receipt that was signed just now needs no look at the record. With a
+        certificate that is valid now, an older time only means that the agent's clock is behind.
         """
+        receipt = verified.receipt
         if receipt.iat >= time.time() - FRESH_SECONDS:
             return False
         try:
             record = await self._ledger.record(exec_id)
         except RecordAltered:
             return False
-        return record is not None and receipt.iat + CLOCK_SKEW_SECONDS < record.admitted_ms / 1000
+        if record is None or receipt.iat + CLOCK_SKEW_SECONDS >= record.admitted_ms / 1000:
+            return False
+        return not is_valid_now(self._identity.current().bundle, agent, verified.token)
 
     async def _audit_late(self, agent: str, exec_id: str, verified: VerifiedReceipt) -> None:
         """Audit a receipt for an execution that had ended without it; the final state stays."""

@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from tachikoma.errors import RecordAltered
+from tachikoma.identity.bundles import TrustBundle
 from tachikoma.identity.signed_messages import Receipt
 from tachikoma.identity.signing import InvalidSignature, signer_begins, verify
 from tachikoma.identity.spiffe import InvalidIdentity, agent_id
@@ -31,7 +32,7 @@ from tachikoma_orchestrator.executions.final_state import FinalState, VerifiedRe
 from tachikoma_orchestrator.executions.record import Record, record_altered
 from tachikoma_orchestrator.executions.transitions import receipt_fields
 
-__all__ = ["Evidence", "output_of"]
+__all__ = ["Evidence", "is_valid_now", "output_of", "signed_receipt"]
 
 log = structlog.get_logger(__name__)
 
@@ -112,7 +113,7 @@ class Evidence:
             InvalidSignature, InvalidIdentity: it is not accepted.
         """
         bundle = self._identity.current().bundle
-        receipt = verify(record.receipt, Receipt, bundle, agent_id(bundle.trust_domain, record.agent), kept=True)
+        receipt = signed_receipt(bundle, record.agent, record.receipt)
         if receipt.jti != record.exec_id:
             raise InvalidSignature(f"is the receipt of {receipt.jti}")
         if receipt.order_sha256 not in ("", record.order_sha256):
@@ -151,6 +152,33 @@ class Evidence:
         log.error("result.altered", id=record.exec_id, agent=record.agent)
         await self._findings.add(AuditCode.OUTPUT_ALTERED, record.exec_id, why)
         return b"", b""
+
+
+def signed_receipt(bundle: TrustBundle, agent: str, token: str) -> Receipt:
+    """Return what an agent signed, with a certificate that was valid at the time of the signature or is valid now.
+
+    An agent's clock may be wrong, so a time in the future, or before its certificate, is no reason to refuse a receipt.
+
+    Raises:
+        InvalidSignature: the agent did not sign it.
+    """
+    issuer = agent_id(bundle.trust_domain, agent)
+    try:
+        return verify(token, Receipt, bundle, issuer, kept=True, timely=False)
+    except InvalidSignature as error:
+        try:
+            return verify(token, Receipt, bundle, issuer, timely=False)
+        except InvalidSignature:
+            raise error from None
+
+
+def is_valid_now(bundle: TrustBundle, agent: str, token: str) -> bool:
+    """Return whether an agent signed a receipt with a certificate that is valid now."""
+    try:
+        verify(token, Receipt, bundle, agent_id(bundle.trust_domain, agent), timely=False)
+    except InvalidSignature:
+        return False
+    return True
 
 
 def output_of(result: Any) -> tuple[bytes, bytes]:

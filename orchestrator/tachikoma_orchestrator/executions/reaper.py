@@ -4,6 +4,7 @@ It runs in every orchestrator and needs no leader. Each pass handles every execu
 - A result that pub/sub missed is recorded.
 - An execution past its queue deadline is fenced, so that its agent can never start it, and becomes EXPIRED. One that
   was not approved in time becomes EXPIRED too.
+- An execution on the queue of an agent whose clock is wrong is fenced and becomes EXPIRED: the agent refuses its order.
 - An execution of a revoked agent is fenced and becomes CANCELLED, or LOST if it had started.
 - An execution becomes LOST if the run of the agent that claimed it is gone, or if the agent sent no heartbeat for
   longer than the lease. Its result is unknown then.
@@ -254,6 +255,9 @@ class Reaper:
             return late and await self._lose(record, "its claim cannot be read, so whether it started is unknown")
         if claim is None or claim in (UNREADABLE, FENCE.encode()):
             if record.state is ExecState.QUEUED:
+                obstacle = self._registry.observations.obstacle(record.agent)
+                if obstacle and settling:
+                    return await self._expire(record, f"not started by agent {record.agent}: {obstacle}")
                 return now_ms >= record.deadline_ms and await self._expire(
                     record, "not started before its queue timeout"
                 )

@@ -51,6 +51,8 @@ class Outcome(StrEnum):
     OFFLINE = "OFFLINE"
     DRAINING = "DRAINING"
     REVOKED = "REVOKED"
+    #: The difference between the clocks of the agent and the orchestrator is too large.
+    CLOCK = "CLOCK"
     #: The agent's queue is full.
     FULL = "FULL"
     #: Too many executions wait for an approval.
@@ -99,6 +101,8 @@ class Admission:
     approvers: tuple[str, ...] = ()
     #: True if the command waits for readers of its output.
     waits: bool = False
+    #: Difference between the clocks of the agent and the orchestrator in words, if it is too large; else empty.
+    wrong_clock: str = ""
 
 
 @dataclass(frozen=True, slots=True)

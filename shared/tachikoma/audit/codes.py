@@ -152,8 +152,8 @@ AUDIT_CODES: Mapping[AuditCode, AuditCodeRow] = {
         "reason, request",
     ),
     AuditCode.REFUSED: _refusal(
-        "The agent is unknown, offline, draining or revoked, or the id belongs to another request: "
-        "`UNKNOWN`, `OFFLINE`, `DRAINING`, `REVOKED`, `CONFLICT`.",
+        "The agent is unknown, offline, draining or revoked, its clock is wrong, or the id belongs to another request: "
+        "`UNKNOWN`, `OFFLINE`, `DRAINING`, `REVOKED`, `CLOCK` with the difference, `CONFLICT`.",
         "reason, request",
     ),
     AuditCode.MALFORMED: _refusal("The request is not valid.", "reason"),
@@ -223,6 +223,11 @@ AUDIT_CODES: Mapping[AuditCode, AuditCodeRow] = {
     AuditCode.AGENT_LEFT: _base(
         "An agent went offline.",
         "reason", outcome=Outcome.FAILED, severity=Severity.MEDIUM, flower=FlowerStep.WORKERS,
+    ),
+    AuditCode.AGENT_CONTESTED: _base(
+        "A second worker with the identity of an agent waits: another worker holds the agent's lease. "
+        "Each orchestrator records each such worker once.",
+        "reason", outcome=Outcome.REFUSED, severity=Severity.HIGH,
     ),
     AuditCode.AGENT_DRAINED: _base("An operator stopped new executions on an agent.", "actor, reason"),
     AuditCode.AGENT_RESUMED: _base("An operator allowed new executions on an agent again.", "actor, reason"),

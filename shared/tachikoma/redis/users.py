@@ -99,6 +99,9 @@ def _agent(agent: str) -> tuple[Grant, ...]:
         Grant("brpop", read=(queue,), write=(queue,)),
         # The registration is read by `tachikoma worker health`.
         Grant("get", read=(info, claims, cancels, reads)),
+        # The lease is set only if no other worker holds it.
+        Grant("multi exec unwatch"),
+        Grant("watch", read=(info,)),
         # SET with GET: a restarted worker publishes again the result that is stored.
         Grant("set", read=(results,), write=(info, claims, results)),
         Grant("xadd xdel", write=(outputs,)),

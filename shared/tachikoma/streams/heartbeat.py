@@ -8,7 +8,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tachikoma.vocabulary.types import Identifier, Milliseconds
 
-__all__ = ["HEARTBEAT_SECONDS", "LEASE_SECONDS", "MAX_HELD", "MAX_ROOTS", "Heartbeat", "Labels", "Started", "Trust"]
+__all__ = [
+    "HEARTBEAT_SECONDS",
+    "LEASE_SECONDS",
+    "MAX_HELD",
+    "MAX_ROOTS",
+    "Contender",
+    "Heartbeat",
+    "Labels",
+    "Started",
+    "Trust",
+]
 
 #: Seconds for which an agent counts as online after its last heartbeat.
 LEASE_SECONDS = 15
@@ -79,6 +89,24 @@ class Heartbeat(BaseModel):
     trust: Trust | None = None
     #: Ids of the executions that it holds, until their receipts are delivered; None if it does not report them.
     executions: Annotated[tuple[Identifier, ...], Field(max_length=MAX_HELD)] | None = None
+    #: Time of the heartbeat by the clock of its host, in milliseconds since the epoch; None from older agents.
+    sent_ms: Milliseconds | None = None
+
+
+class Contender(BaseModel):
+    """A message on `agent.<id>:events`: a worker waits, since another one holds the lease of its agent."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    type: Literal["contender"] = "contender"
+    #: Id of its journal.
+    boot: Name
+    #: Random id of its run.
+    run: Name
+    #: Name of its host.
+    hostname: Name
+    #: Name of the host of the worker that holds the lease.
+    holder: Name
 
 
 class Started(BaseModel):

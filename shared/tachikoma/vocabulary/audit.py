@@ -56,6 +56,7 @@ class AuditCode(StrEnum):
     POLICY_KEPT = "policy_kept"
     AGENT_JOINED = "agent_joined"
     AGENT_LEFT = "agent_left"
+    AGENT_CONTESTED = "agent_contested"
     AGENT_DRAINED = "agent_drained"
     AGENT_RESUMED = "agent_resumed"
     SCHEDULE_MISSED = "schedule_missed"

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.exceptions import WorkerShutdown
+from celery.worker import state
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +26,10 @@ class Engine:
 
     def start(self) -> None:
         self.calls.append(("start",))
+
+    def wait_for_lease(self, check: Callable[[], None]) -> None:
+        self.calls.append(("wait",))
+        check()
 
     def stop(self) -> None:
         self.calls.append(("stop",))
@@ -91,11 +97,20 @@ def test_a_message_that_is_no_order_is_done_at_once(pool: EnginePool, engine: En
     assert len(hub.called) == 1
 
 
+def test_a_stop_that_is_requested_while_the_lease_is_awaited_stops_the_engine(
+    pool: EnginePool, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "should_stop", 0)
+    with pytest.raises(WorkerShutdown):
+        pool.on_start()
+    assert engine.calls == [("start",), ("wait",), ("stop",)]
+
+
 def test_the_engine_starts_and_stops_with_the_pool(pool: EnginePool, engine: Engine) -> None:
     pool.on_start()
     pool.on_stop()
     pool.on_terminate()
-    assert engine.calls == [("start",), ("stop",), ("stop",)]
+    assert engine.calls == [("start",), ("wait",), ("stop",), ("stop",)]
 
 
 @given(st.text(), st.lists(st.text() | st.integers(), max_size=3))

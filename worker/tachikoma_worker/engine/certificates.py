@@ -12,14 +12,16 @@ import grpc.aio
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tachikoma.client.rpc_errors import error_from_rpc
-from tachikoma.errors import ServerError, TachikomaError, Unavailable
+from tachikoma.config import error_reporting
+from tachikoma.errors import ConfigurationError, ServerError, TachikomaError, Unavailable
 from tachikoma.identity.authority import private_pem
 from tachikoma.identity.files import write_identity
 from tachikoma.identity.join_token import Joined
-from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId
-from tachikoma.identity.svid import Svid
+from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId, agent_id
+from tachikoma.identity.svid import Svid, SvidSource
+from tachikoma_worker.settings import WorkerSettings
 
-__all__ = ["CALL_SECONDS", "check_certificate", "save_identity", "translate_error"]
+__all__ = ["CALL_SECONDS", "check_certificate", "check_identity", "save_identity", "translate_error"]
 
 #: Longest time of one call, the connection included.
 CALL_SECONDS = 20.0
@@ -67,3 +69,20 @@ def save_identity(folder: Path, svid: Svid, joined: Joined) -> None:
     """Store an identity, and where it is renewed. Raises OSError."""
     joined.save(folder)
     write_identity(folder, key_pem=svid.key_pem, certificate_pem=svid.certificate_pem, bundle_pem=svid.bundle.pem)
+
+
+def check_identity(identity: SvidSource, settings: WorkerSettings, *, remedy: str) -> None:
+    """Check that an identity is valid and is that of the agent in the settings.
+
+    Raises:
+        ConfigurationError: it is not; `remedy` is added if it is invalid.
+    """
+    svid = identity.current()
+    try:
+        svid.verify()
+    except InvalidIdentity as error:
+        raise ConfigurationError(f"the agent's identity cannot be used: {error}{remedy}") from error
+    expected = agent_id(svid.spiffe_id.trust_domain, settings.agent_id)
+    if svid.spiffe_id != expected:
+        raise ConfigurationError(f"the identity in {identity.place} is {svid.spiffe_id}, not {expected}")
+    error_reporting.identify(svid.spiffe_id.trust_domain)

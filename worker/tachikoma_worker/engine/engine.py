@@ -21,19 +21,18 @@ from redis.exceptions import RedisError
 
 from tachikoma.config import error_reporting
 from tachikoma.config.tasks import supervised
-from tachikoma.errors import ConfigurationError
 from tachikoma.identity.open import open_identity
-from tachikoma.identity.spiffe import InvalidIdentity, agent_id
-from tachikoma.identity.svid import SvidSource
 from tachikoma.policy.watch import PolicyWatch
 from tachikoma.redis.access import RedisAccess, connect
 from tachikoma.streams.heartbeat import Heartbeat
 from tachikoma_worker.cgroups.detect import detect
 from tachikoma_worker.confinement.protocol import SpawnerGone
+from tachikoma_worker.engine.certificates import check_identity
 from tachikoma_worker.engine.control import Control
+from tachikoma_worker.engine.folder_lock import FolderLock
 from tachikoma_worker.engine.heartbeat import Run, describe, host_warnings
 from tachikoma_worker.engine.joining import REJOIN
-from tachikoma_worker.engine.lease import Lease
+from tachikoma_worker.engine.lease import POLL_SECONDS, Lease
 from tachikoma_worker.engine.renewal import Renewal
 from tachikoma_worker.engine.takeover import (
     GivenUp,
@@ -77,7 +76,7 @@ class Engine:
 
     def __init__(
         self, context: Context, access: RedisAccess, cleaning: TrackedTasks, renewal: Renewal | None,
-        warnings: tuple[str, ...],
+        warnings: tuple[str, ...], lock: FolderLock | None = None,
     ) -> None:  # fmt: skip
         """Prepare an engine; use `open`. Nothing runs before `start`.
 
@@ -87,11 +86,13 @@ class Engine:
             cleaning: the background tasks that executions start.
             renewal: renews the agent's identity; None for an identity that another process renews.
             warnings: limitations of the host, for people.
+            lock: the lock of the data folder, released with the engine; None if the caller holds it.
         """
         self.access = access
         self._context = context
         self._settings = context.settings
         self._renewal = renewal
+        self._lock = lock
         self._this_run = Run(boot=context.journal.boot, run=secrets.token_hex(8), warnings=warnings)
         self._running: dict[str, Execution] = {}
         self._subscriptions = connect(access, name=f"agent-{context.agent}-control", max_connections=2)
@@ -110,11 +111,22 @@ class Engine:
         """Open what an engine needs: identity, journal, cgroups, and the spawner, which is started if needed.
 
         Raises:
-            ConfigurationError: one of them cannot be used, or the identity is that of another agent.
+            ConfigurationError: one of them cannot be used, the identity is that of another agent, or another worker
+                uses the data folder.
         """
+        lock = FolderLock.acquire(settings.data)
+        try:
+            return cls._open(settings, lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def _open(cls, settings: WorkerSettings, lock: FolderLock) -> Engine:
+        """Open what an engine needs in a locked data folder. Raises as `open`."""
         joined = Renewal.prepare(settings.identity)
         identity = open_identity(settings.identity)
-        _check_identity(identity, settings, remedy=f"; {REJOIN}" if joined is not None else "")
+        check_identity(identity, settings, remedy=f"; {REJOIN}" if joined is not None else "")
         access = settings.redis(identity)
         journal = Journal(settings.data)
         cgroups = detect(settings.agent_id, name=settings.cgroup_name, where=settings.cgroup)
@@ -136,7 +148,7 @@ class Engine:
         )
         context.spools.mkdir(exist_ok=True, mode=0o700)
         renewal = None if joined is None else Renewal(Path(settings.identity or ""), joined, identity)
-        return cls(context, access, cleaning, renewal, warnings)
+        return cls(context, access, cleaning, renewal, warnings, lock)
 
     # --- called from other threads ------------------------------------------------------------------------------------
 
@@ -166,6 +178,11 @@ class Engine:
         assert self._loop is not None, "start first"
         self._loop.call_soon_threadsafe(self._accept, Order(exec_id, token, done))
 
+    def wait_for_lease(self, check: Callable[[], None]) -> None:
+        """Block until this worker holds its agent's lease; call `check` meanwhile, whose error ends the wait."""
+        while not self._lease.held.wait(POLL_SECONDS):
+            check()
+
     @property
     def stop_seconds(self) -> float:
         """Longest time that `stop` waits for running commands and their receipts."""
@@ -189,6 +206,8 @@ class Engine:
         """Close what needs no loop."""
         self._context.journal.close()
         self._context.identity.close()
+        if self._lock is not None:
+            self._lock.release()
 
     # --- the engine's thread ------------------------------------------------------------------------------------------
 
@@ -316,7 +335,12 @@ class Engine:
         for order in early:
             self._accept(order)
         resumed = {item.unfinished.exec_id for item in resumable}
-        await sweep_all(self._context.spawner, self._context.cgroups, {*cgroups, *held} - resumed, held)
+        spawner, hierarchy = self._context.spawner, self._context.cgroups
+        await sweep_all(spawner, hierarchy, held.keys() - resumed, held)
+        if others := {*cgroups} - resumed - held.keys():
+            # Until this worker holds the lease, they may be those of another worker on this host that holds it.
+            await self._lease.wait_until_held()
+            await sweep_all(spawner, hierarchy, others, {})
         for given_up in found:
             if isinstance(given_up, GivenUp):
                 self._executions.start(self._report_lost(given_up), name=given_up.unfinished.exec_id)
@@ -381,20 +405,3 @@ async def _named(name: str, part: Coroutine[object, object, object]) -> None:
 def _end_worker() -> None:
     """Ask Celery's worker to stop, which then stops its pool and with it the engine."""
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _check_identity(identity: SvidSource, settings: WorkerSettings, *, remedy: str) -> None:
-    """Check that an identity is valid and is that of the agent in the settings.
-
-    Raises:
-        ConfigurationError: it is not; `remedy` is added if it is invalid.
-    """
-    svid = identity.current()
-    try:
-        svid.verify()
-    except InvalidIdentity as error:
-        raise ConfigurationError(f"the agent's identity cannot be used: {error}{remedy}") from error
-    expected = agent_id(svid.spiffe_id.trust_domain, settings.agent_id)
-    if svid.spiffe_id != expected:
-        raise ConfigurationError(f"the identity in {identity.place} is {svid.spiffe_id}, not {expected}")
-    error_reporting.identify(svid.spiffe_id.trust_domain)

@@ -12,7 +12,7 @@ from tachikoma.identity.certificates import key_digest
 from tachikoma.identity.spiffe import InvalidIdentity
 from tachikoma.identity.svid import Svid
 from tachikoma.streams.heartbeat import MAX_HELD, MAX_ROOTS, Heartbeat, Trust
-from tachikoma.vocabulary.clock import to_ms
+from tachikoma.vocabulary.clock import now_ms, to_ms
 from tachikoma_worker import VERSION
 from tachikoma_worker.cgroups.hierarchy import Hierarchy
 from tachikoma_worker.confinement.account import user_name
@@ -57,6 +57,7 @@ def describe(settings: WorkerSettings, run: Run, svid: Svid, running: int, held:
         warnings=run.warnings,
         trust=describe_trust(svid),
         executions=None if held is None or len(held) > MAX_HELD else tuple(held),
+        sent_ms=now_ms(),
     )
 
 

@@ -1,4 +1,9 @@
-"""The agent's lease: its registration in Redis, renewed on a thread of its own, so that no work can delay it."""
+"""The agent's lease: its registration in Redis, renewed on a thread of its own, so that no work can delay it.
+
+The worker that holds the lease keeps it until it ends or its lease expires. Another worker with the same identity
+waits meanwhile and takes no orders. Only a restart of the same worker takes the lease over at once: it has the same
+journal, on the same host, and the lock of the data folder shows that the earlier worker has ended.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +15,34 @@ from concurrent.futures import Future
 from contextlib import suppress
 
 import structlog
-from redis.exceptions import RedisError
+from pydantic import ValidationError
+from redis.exceptions import RedisError, ResponseError, WatchError
 
 from tachikoma.config.retry import Backoff
 from tachikoma.errors import Unavailable
 from tachikoma.identity.open import open_identity
 from tachikoma.redis import keys
-from tachikoma.redis.access import RedisAccess, connect
+from tachikoma.redis.access import RedisAccess, connect, wrong_type
 from tachikoma.redis.commands import Redis
-from tachikoma.streams.heartbeat import HEARTBEAT_SECONDS, LEASE_SECONDS, Heartbeat
+from tachikoma.streams.heartbeat import HEARTBEAT_SECONDS, LEASE_SECONDS, Contender, Heartbeat
 from tachikoma_worker.settings import WorkerSettings
 
-__all__ = ["Lease", "read_lease"]
+__all__ = ["POLL_SECONDS", "Lease", "LeaseLost", "read_lease"]
 
 log = structlog.get_logger(__name__)
 
 #: First and longest delay between attempts while Redis is unavailable. Constant: a late lease makes the agent offline.
 RETRY_SECONDS = (0.25, 0.25)
+#: First and longest delay between attempts while another worker holds the lease.
+CONTEND_SECONDS = (0.5, 5.0)
+#: Between two checks of other threads whether the lease is held.
+POLL_SECONDS = 0.1
 #: Longest time that releasing the lease may take.
 RELEASE_SECONDS = 1.0
+
+
+class LeaseLost(Exception):
+    """Another worker became the one of this agent while this one could not renew its lease."""
 
 
 class Lease:
@@ -43,6 +57,10 @@ class Lease:
         self._holding: asyncio.Task[None] | None = None
         self._thread: threading.Thread | None = None
         self._stopped = False
+        #: Set once this worker holds the lease.
+        self.held = threading.Event()
+        #: The other worker that holds the lease, as the log names it; None while there is none.
+        self._other: Heartbeat | None = None
         #: Resolves when the thread has ended; fails with the error that ended it.
         self._ended: Future[None] = Future()
 
@@ -53,11 +71,17 @@ class Lease:
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
         self._thread.start()
 
+    async def wait_until_held(self) -> None:
+        """Wait until this worker holds the lease."""
+        while not self.held.is_set():  # noqa: ASYNC110 (another thread sets it)
+            await asyncio.sleep(POLL_SECONDS)
+
     async def watch(self) -> None:
         """Wait until the lease is released.
 
         Raises:
-            Exception: the lease cannot be renewed any more. An agent that is not visible must not run commands.
+            LeaseLost: another worker has it.
+            Exception: it cannot be renewed any more. An agent that is not visible must not run commands.
         """
         await asyncio.wrap_future(self._ended)
 
@@ -96,34 +120,104 @@ class Lease:
         finally:
             with suppress(RedisError, OSError, TimeoutError):
                 async with asyncio.timeout(RELEASE_SECONDS):
-                    await redis.expire(keys.info(self._agent), 0)
+                    await self._release(redis)
                     await redis.aclose()
 
     async def _renew_until_stopped(self, redis: Redis) -> None:
-        backoff = Backoff(*RETRY_SECONDS)
+        """Renew the lease, or wait for it, until stopped. Raises LeaseLost."""
+        unavailable, contended = Backoff(*RETRY_SECONDS), Backoff(*CONTEND_SECONDS)
         available = True
         while not self._stopped:
-            error = await self._renew(redis)
-            if error is None:
+            try:
+                renewed = await self._renew(redis)
+            except WatchError:
+                # Another worker wrote it at the same moment.
+                continue
+            except (RedisError, OSError) as error:
+                if available:
+                    log.warning("redis.unavailable", error=str(error))
+                available, delay = False, unavailable.advance()
+            else:
                 if not available:
                     log.info("redis.available")
-                backoff.reset()
-            elif available:
-                log.warning("redis.unavailable", error=str(error))
-            available = error is None
+                available, delay = True, HEARTBEAT_SECONDS if renewed else contended.advance()
+                unavailable.reset()
             if not self._stopped:
-                await asyncio.sleep(HEARTBEAT_SECONDS if available else backoff.advance())
+                await asyncio.sleep(delay)
 
-    async def _renew(self, redis: Redis) -> Exception | None:
-        """Set the lease and publish it, and return the error if Redis is unavailable."""
-        raw = self._describe().model_dump_json()
-        try:
-            async with redis.pipeline(transaction=False) as pipe:
-                pipe.set(keys.info(self._agent), raw, ex=LEASE_SECONDS)
-                pipe.publish(keys.events(self._agent), raw)
-                await pipe.execute()
-        except (RedisError, OSError) as error:
-            return error
+    async def _renew(self, redis: Redis) -> bool:
+        """Set the lease and publish it, unless another worker holds it.
+
+        Returns:
+            False if another worker holds it.
+
+        Raises:
+            LeaseLost: another worker holds it, and this one held it before.
+            WatchError: the lease was changed meanwhile.
+            RedisError, OSError: Redis is unavailable.
+        """
+        key, beat = keys.info(self._agent), self._describe()
+        async with redis.pipeline(transaction=True) as pipe:
+            # Nothing is set if the lease changes between here and the end of the transaction.
+            await pipe.watch(key)
+            holder = await _read(redis, key)
+            if holder is not None and not self._is_own(holder, beat):
+                await self._contend(redis, holder, beat)
+                return False
+            raw = beat.model_dump_json()
+            pipe.multi()
+            pipe.set(key, raw, ex=LEASE_SECONDS)
+            pipe.publish(keys.events(self._agent), raw)
+            await pipe.execute()
+        self._other = None
+        self.held.set()
+        return True
+
+    def _is_own(self, holder: Heartbeat, own: Heartbeat) -> bool:
+        """Return whether the lease is that of this worker, or of an earlier run of it."""
+        if self.held.is_set():
+            return (holder.boot, holder.run) == (own.boot, own.run)
+        # The same journal on another host is a copy.
+        return (holder.boot, holder.hostname) == (own.boot, own.hostname)
+
+    async def _contend(self, redis: Redis, holder: Heartbeat, own: Heartbeat) -> None:
+        """Report that another worker holds the lease. Raises LeaseLost if this one held it before."""
+        if self._other is None or self._other.run != holder.run:
+            log.warning(
+                "agent.held_elsewhere", agent=self._agent, host=holder.hostname, journal=holder.boot,
+                effect="this worker takes no orders until the lease of the other one ends",
+            )  # fmt: skip
+        self._other = holder
+        notice = Contender(boot=own.boot, run=own.run, hostname=own.hostname, holder=holder.hostname)
+        await redis.publish(keys.events(self._agent), notice.model_dump_json())
+        if self.held.is_set():
+            raise LeaseLost(f"a worker on {holder.hostname} became agent {self._agent} while this one was silent")
+
+    async def _release(self, redis: Redis) -> None:
+        """Delete the lease if this worker holds it."""
+        if not self.held.is_set():
+            return
+        key, own = keys.info(self._agent), self._describe()
+        with suppress(WatchError):
+            async with redis.pipeline(transaction=True) as pipe:
+                await pipe.watch(key)
+                holder = await _read(redis, key)
+                if holder is not None and self._is_own(holder, own):
+                    pipe.multi()
+                    pipe.expire(key, 0)
+                    await pipe.execute()
+
+
+async def _read(redis: Redis, key: str) -> Heartbeat | None:
+    """Return the heartbeat in a lease; None if there is none, or none that a worker wrote."""
+    try:
+        raw = await redis.get(key)
+        return None if raw is None else Heartbeat.model_validate_json(raw)
+    except ValidationError:
+        return None
+    except ResponseError as error:
+        if not wrong_type(error):
+            raise
         return None
 
 

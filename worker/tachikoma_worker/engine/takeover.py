@@ -13,6 +13,7 @@ from tachikoma_worker.cgroups.detect import detect
 from tachikoma_worker.cgroups.hierarchy import Hierarchy
 from tachikoma_worker.confinement.protocol import Held, SpawnerGone, SpawnFailed
 from tachikoma_worker.confinement.spawner import Spawner
+from tachikoma_worker.engine.folder_lock import FolderLock
 from tachikoma_worker.execution.context import Context
 from tachikoma_worker.execution.journal import Unfinished
 from tachikoma_worker.execution.verdict import describe
@@ -132,11 +133,18 @@ def connect_spawner(settings: WorkerSettings) -> Spawner:
 async def sweep(settings: WorkerSettings) -> None:
     """Kill and remove what a killed worker left: its commands, its spawner and its cgroups.
 
-    The worker must not run meanwhile.
-
     Raises:
-        ConfigurationError: the spawner cannot be reached.
+        ConfigurationError: the worker still runs, or the spawner cannot be reached.
     """
+    lock = FolderLock.acquire(settings.data)
+    try:
+        await _sweep(settings)
+    finally:
+        lock.release()
+
+
+async def _sweep(settings: WorkerSettings) -> None:
+    """Do the work of `sweep` in a locked data folder."""
     cgroups = detect(settings.agent_id, name=settings.cgroup_name, where=settings.cgroup)
     spawner = connect_spawner(settings)
     spawner.attach()

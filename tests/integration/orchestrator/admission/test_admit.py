@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from admissions import AGENT, ALICE, ORCHESTRATOR, OTHER, Stand, peer
+from admissions import AGENT, ALICE, BOSS, ORCHESTRATOR, OTHER, Stand, peer
 from tachikoma.errors import (
     AlreadyExists,
+    FailedPrecondition,
     InvalidRequest,
     PermissionDenied,
     ResourceExhausted,
@@ -21,6 +23,7 @@ from tachikoma.errors import (
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
+from tachikoma.vocabulary.clock import now_ms
 from tachikoma.vocabulary.policies import RateLimitConfig
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState
@@ -153,6 +156,11 @@ async def _revoked(stand: Stand) -> ExecRequest:
     return request()
 
 
+async def _clock(stand: Stand) -> ExecRequest:
+    await stand.heard(sent_ms=now_ms() + 125_400)
+    return request()
+
+
 async def _conflict(stand: Stand) -> ExecRequest:
     return request("true", "other", id=await stand.admit())
 
@@ -181,6 +189,7 @@ WAYS: dict[Outcome, Callable[[Stand], Awaitable[ExecRequest]]] = {
     Outcome.OFFLINE: _offline,
     Outcome.DRAINING: _draining,
     Outcome.REVOKED: _revoked,
+    Outcome.CLOCK: _clock,
     Outcome.CONFLICT: _conflict,
     Outcome.FULL: _full,
     Outcome.APPROVALS: _approvals,
@@ -198,15 +207,56 @@ def test_every_row_of_the_table_is_tried() -> None:
 async def test_a_refusal_is_the_error_and_the_event_of_its_row(stand: Stand, outcome: Outcome) -> None:
     wanted = await WAYS[outcome](stand)
     before = await stand.queued()
-    expected = refusal(outcome, wanted)
+    detail = stand.admitter.wrong_clock(wanted)
+    expected = refusal(outcome, wanted, detail=detail)
     with pytest.raises(type(expected)) as refused:
         await stand.admitter.admit(wanted, peer())
     assert str(refused.value) == str(expected)
     assert refused.value.metadata == expected.metadata
     event = (await stand.events(wanted.id))[-1]
-    assert (event.event, event.reason) == (REFUSALS[outcome].audit_code, outcome)
+    reason = f"CLOCK: {detail}" if outcome is Outcome.CLOCK else outcome
+    assert (event.event, event.reason) == (REFUSALS[outcome].audit_code, reason)
     assert (event.requested_by, event.agent_id) == (str(ALICE), wanted.agent_id)
     assert await stand.queued() == before
+
+
+@pytest.mark.parametrize(
+    ("ahead_ms", "words"),
+    [
+        (61_000, "its clock is 61 s ahead of the orchestrator's"),
+        (-61_500, "its clock is 6[12] s behind the orchestrator's"),
+        (86_400_000, "its clock is 86400 s ahead"),
+        (-3_600_000, "its clock is 360[0-2] s behind"),
+    ],
+)
+async def test_a_wrong_clock_is_refused_with_the_difference_in_words(stand: Stand, ahead_ms: int, words: str) -> None:
+    await stand.heard(sent_ms=now_ms() + ahead_ms)
+    wanted = request()
+    with pytest.raises(FailedPrecondition, match=f"agent 'web-1' takes no executions: {words}"):
+        await stand.admitter.admit(wanted, peer())
+    [event] = await stand.events(wanted.id)
+    assert event.event == "refused"
+    assert re.match(f"CLOCK: {words}", event.reason)
+    # A repetition of what was admitted before is no new request.
+    await stand.heard(run="r2", sent_ms=now_ms())
+    assert await stand.admitter.admit(wanted, peer())
+    await stand.heard(run="r3", sent_ms=now_ms() + ahead_ms)
+    assert not await stand.admitter.admit(wanted, peer())
+
+
+@pytest.mark.parametrize("ahead_ms", [0, 55_000, -55_000])
+async def test_a_clock_within_the_bound_is_no_obstacle(stand: Stand, ahead_ms: int) -> None:
+    await stand.heard(sent_ms=now_ms() + ahead_ms)
+    assert await stand.admitter.admit(request(), peer())
+
+
+async def test_an_approval_of_an_execution_for_a_wrong_clock_is_refused(stand: Stand) -> None:
+    exec_id = await stand.admit("printf", "x")
+    digest = (await stand.approvals.describe(exec_id, peer(BOSS))).digest
+    await stand.heard(sent_ms=now_ms() - 300_000)
+    with pytest.raises(FailedPrecondition, match="its clock is 300 s behind"):
+        await stand.approvals.approve(exec_id, digest, "fine", peer(BOSS))
+    assert await stand.queued() == 0
 
 
 async def test_a_rate_says_when_a_repetition_may_succeed(stand: Stand) -> None:

@@ -22,6 +22,7 @@ from tachikoma.identity.signing import sign
 from tachikoma.identity.spiffe import agent_id, service_id
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
+from tachikoma.streams.heartbeat import Contender
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.registry import Registry
@@ -307,3 +308,40 @@ async def test_who_has_the_key_of_a_certificate_that_has_ended_forges_no_receipt
     ended(stand, tmp_path)
     assert not await stand.collector.fold(AGENT, EXEC, stand.result(stand.receipt(iat=int(time.time()) - ago)))
     assert await stand.state() is ExecState.QUEUED
+
+
+# --- clocks that are wrong --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ahead", [61, 3600, 400 * 86_400, -61, -3600, -400 * 86_400])
+async def test_a_receipt_of_an_agent_with_a_wrong_clock_ends_its_execution(stand: Stand, ahead: int) -> None:
+    receipt = stand.receipt(iat=int(time.time()) + ahead)
+    assert await stand.collector.fold(AGENT, EXEC, stand.result(receipt)) is True
+    record = await stand.ledger.record(EXEC)
+    assert record is not None
+    assert record.state is ExecState.SUCCEEDED
+    # Read again from the ledger, as another orchestrator does.
+    response = (await stand.evidence.final_state(record)).response()
+    assert (response.state, response.exit_code) == (ExecState.SUCCEEDED, 0)
+
+
+async def test_a_wrong_clock_helps_no_certificate_that_has_ended(stand: Stand, tmp_path: Path) -> None:
+    ended(stand, tmp_path)
+    for ahead in (0, 3600, -7 * 86_400):
+        receipt = stand.receipt(iat=int(time.time()) + ahead)
+        assert await stand.collector.fold(AGENT, EXEC, stand.result(receipt)) is False
+    assert await stand.state() is ExecState.QUEUED
+
+
+async def test_a_second_worker_is_shown_and_on_the_record_once(stand: Stand) -> None:
+    for run in ("r1", "r2", "r2"):
+        notice = Contender(boot="copy", run=run, hostname="clone", holder="web1").model_dump_json()
+        await stand.collector._on_notice(keys.events(AGENT), notice.encode())
+    [event] = [event for event in await stand.trail.read(after="", limit=99, exec_id="") if event.agent_id == AGENT][
+        -1:
+    ]
+    assert event.event == "agent_contested"
+    assert event.reason == (
+        "a second worker with its identity waits on host clone (journal copy), while the one on web1 holds its lease"
+    )
+    assert (await codes(stand)).count("agent_contested") == 1

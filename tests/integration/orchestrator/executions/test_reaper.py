@@ -12,6 +12,7 @@ import pytest
 from members import AGENT, OPERATOR, Stand
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
+from tachikoma.vocabulary.clock import now_ms
 from tachikoma.vocabulary.policies import RateLimitConfig
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState
@@ -222,3 +223,25 @@ async def test_a_pass_reaches_every_execution_in_steps(stand: Stand, monkeypatch
     await reaper(stand).sweep()
     states = [(await read(stand, f"job-{number}")).state for number in range(7)]
     assert states == [ExecState.EXPIRED if number % 2 else ExecState.QUEUED for number in range(7)]
+
+
+@pytest.mark.parametrize(
+    ("ahead_ms", "words"), [(90_500, "90 s ahead of"), (-600_000, "600 s behind"), (10**9, "ahead")]
+)
+async def test_what_waits_for_an_agent_whose_clock_is_wrong_ends_at_once_with_the_difference(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, ahead_ms: int, words: str
+) -> None:
+    monkeypatch.setattr(module, "SETTLE_MS", -1)
+    await admit(stand, "waits")
+    await admit(stand, "claimed")
+    await stand.redis.set(keys.claim(AGENT, "claimed"), "boot")
+    made = reaper(stand)
+    await made._registry.heard(AGENT, json.dumps({**HEARTBEAT, "sent_ms": now_ms() + ahead_ms}).encode())
+    await made.sweep()
+    record = await read(stand, "waits")
+    assert record.state is ExecState.EXPIRED
+    assert record.error.startswith(f"not started by agent {AGENT}: its clock is ")
+    assert words in record.error
+    assert await stand.redis.get(keys.claim(AGENT, "waits")) == FENCE.encode()
+    # The agent reports the command that it has started.
+    assert (await read(stand, "claimed")).state is ExecState.STARTED

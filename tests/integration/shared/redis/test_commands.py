@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter
 from redis.asyncio.client import Pipeline as ClientPipeline
 from redis.asyncio.lock import Lock as ClientLock
-from redis.exceptions import LockError, ResponseError
+from redis.exceptions import LockError, ResponseError, WatchError
 
 from tachikoma.redis import commands
 from tachikoma.redis.commands import Pipeline, Redis
@@ -108,7 +108,24 @@ async def test_each_reply_has_the_type_that_is_declared(redis: Redis) -> None:
 def test_each_command_is_compared() -> None:
     otherwise = {"aclose", "lock", "pipeline", "pubsub", "scan_iter"}
     assert commands_of(Redis) == {name for name, *_ in CALLS} | otherwise
-    assert commands_of(Pipeline) == {name for name, *_ in PIPELINED} | {"execute"}
+    assert commands_of(Pipeline) == {name for name, *_ in PIPELINED} | {"execute", "multi", "watch"}
+
+
+@pytest.mark.parametrize("changed", [False, True])
+async def test_a_transaction_that_watches_a_key_is_made_only_if_it_did_not_change(redis: Redis, changed: bool) -> None:
+    await redis.set("watched", "x")
+    async with redis.pipeline(transaction=True) as pipe:
+        assert await pipe.watch("watched") is True
+        if changed:
+            await redis.set("watched", "y")
+        pipe.multi()
+        pipe.set("watched", "z")
+        if changed:
+            with pytest.raises(WatchError):
+                await pipe.execute()
+        else:
+            assert await pipe.execute() == [True]
+    assert await redis.get("watched") == (b"y" if changed else b"z")
 
 
 async def test_a_pipeline_returns_its_replies_in_order(redis: Redis) -> None:

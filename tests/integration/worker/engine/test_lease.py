@@ -12,9 +12,9 @@ import pytest
 from tachikoma.redis import keys
 from tachikoma.redis.access import RedisAccess
 from tachikoma.redis.commands import Redis
-from tachikoma.streams.heartbeat import LEASE_SECONDS, Heartbeat
+from tachikoma.streams.heartbeat import LEASE_SECONDS, Contender, Heartbeat
 from tachikoma_worker.engine import lease as module
-from tachikoma_worker.engine.lease import Lease
+from tachikoma_worker.engine.lease import Lease, LeaseLost
 from tachikoma_worker.settings import WorkerSettings
 
 BEAT = Heartbeat(
@@ -68,3 +68,96 @@ async def test_it_is_taken_up_again_when_redis_has_lost_it(
         assert Heartbeat.model_validate_json(await redis.get(keys.info("web-1"))) == BEAT
     finally:
         await asyncio.to_thread(lease.stop)
+
+
+# --- two workers with one identity ------------------------------------------------------------------------------------
+
+
+def other(**values: str) -> Heartbeat:
+    """A heartbeat of another worker."""
+    return BEAT.model_copy(update=values)
+
+
+@pytest.mark.parametrize(
+    "newcomer",
+    [
+        {"boot": "b2", "run": "r2"},
+        {"boot": "b2", "run": "r2", "hostname": "h2"},
+        {"boot": "b2", "run": "r"},
+        # A copy of the data folder on another host.
+        {"boot": "b", "run": "r2", "hostname": "h2"},
+    ],
+)
+async def test_a_newcomer_waits_reports_itself_and_gets_the_lease_when_it_ends(
+    redis: Redis, settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch, until: Until, newcomer: dict[str, str]
+) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(module, "CONTEND_SECONDS", (0.01, 0.01))
+    notices: list[Contender] = []
+    async with redis.pubsub() as events:
+        await events.subscribe(keys.events("web-1"))
+        access = RedisAccess(settings.redis_url)
+        holder, second = Lease(settings, access, lambda: BEAT), Lease(settings, access, lambda: other(**newcomer))
+        holder.start()
+        await until(holder.held.is_set, "it is held")
+        second.start()
+        while not notices:
+            message = await events.get_message(timeout=5)
+            if message is not None and message["type"] == "message" and b"contender" in message["data"]:
+                notices.append(Contender.model_validate_json(message["data"]))
+    assert notices[0].hostname == other(**newcomer).hostname
+    assert notices[0].holder == "h"
+    assert not second.held.is_set()
+    assert Heartbeat.model_validate_json(await redis.get(keys.info("web-1")) or b"") == BEAT
+    await asyncio.to_thread(holder.stop)
+    await until(second.held.is_set, "the newcomer holds it")
+    await asyncio.to_thread(second.stop)
+    assert not await redis.exists(keys.info("web-1"))
+
+
+async def test_a_newcomer_that_stops_leaves_the_lease_of_the_holder(
+    redis: Redis, settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch, until: Until
+) -> None:
+    await redis.set(keys.info("web-1"), BEAT.model_dump_json(), ex=100)
+    second = Lease(settings, RedisAccess(settings.redis_url), lambda: other(boot="b2"))
+    second.start()
+    await until(lambda: second._other, "it waits")
+    await asyncio.to_thread(second.stop)
+    assert await redis.ttl(keys.info("web-1")) > LEASE_SECONDS
+
+
+async def test_a_restart_of_the_same_worker_gets_the_lease_at_once(
+    redis: Redis, settings: WorkerSettings, until: Until
+) -> None:
+    # Of a worker that was killed.
+    await redis.set(keys.info("web-1"), BEAT.model_dump_json(), ex=100)
+    again = Lease(settings, RedisAccess(settings.redis_url), lambda: other(run="r2"))
+    again.start()
+    await until(again.held.is_set, "it is held")
+    await asyncio.to_thread(again.stop)
+
+
+@pytest.mark.parametrize("raw", [b"", b"garbage", b"[]"])
+async def test_a_lease_that_no_worker_wrote_keeps_none_from_it(
+    redis: Redis, settings: WorkerSettings, until: Until, raw: bytes
+) -> None:
+    await redis.set(keys.info("web-1"), raw)
+    lease = Lease(settings, RedisAccess(settings.redis_url), lambda: BEAT)
+    lease.start()
+    await until(lease.held.is_set, "it is held")
+    await asyncio.to_thread(lease.stop)
+
+
+async def test_a_worker_that_was_silent_for_too_long_ends_when_another_one_has_its_lease(
+    redis: Redis, settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch, until: Until
+) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.01)
+    lease = Lease(settings, RedisAccess(settings.redis_url), lambda: BEAT)
+    lease.start()
+    await until(lease.held.is_set, "it is held")
+    theirs = other(boot="b2", hostname="h2").model_dump_json()
+    await redis.set(keys.info("web-1"), theirs, ex=100)
+    with pytest.raises(LeaseLost, match="a worker on h2 became agent web-1"):
+        await asyncio.wait_for(lease.watch(), 15)
+    assert await redis.get(keys.info("web-1")) == theirs.encode()
+    lease.stop()

@@ -23,7 +23,7 @@ FINAL = {AuditCode(state.lower()): state for state in ExecState if state.termina
 REFUSALS = {
     *(AuditCode.APPROVAL_REFUSED, AuditCode.DENIED, AuditCode.LIMITED, AuditCode.REFUSED, AuditCode.MALFORMED),
     *(AuditCode.REJECTED, AuditCode.RECEIPT_REFUSED, AuditCode.IDENTITY_REJECTED, AuditCode.POLICY_KEPT),
-    *(AuditCode.JOIN_REFUSED, AuditCode.NOTICE_REFUSED, AuditCode.REFUSALS_COUNTED),
+    *(AuditCode.JOIN_REFUSED, AuditCode.NOTICE_REFUSED, AuditCode.REFUSALS_COUNTED, AuditCode.AGENT_CONTESTED),
 }
 
 
