@@ -21,7 +21,8 @@ __all__ = ["OverviewCalls"]
 
 log = structlog.get_logger(__name__)
 
-#: Most steps through the index, of one page each, for one `List`.
+#: Entries of one step through the index, and most steps for one `List`, whatever the size of its page.
+STEP = 250
 MAX_STEPS = 20
 
 
@@ -74,7 +75,7 @@ class OverviewCalls(Service):
             wanted.agent,
             ended=wanted.ended,
             before=None if page.position is None else page.position.position,
-            limit=page.size,
+            limit=STEP,
             since_ms=wanted.since_ms,
         )
         records = {record.exec_id: record for record in await self._parts.ledger.records([item for item, _ in found])}
@@ -90,5 +91,5 @@ class OverviewCalls(Service):
                 log.error("record.unreadable", id=exec_id, reason=str(error))
             if page.full:
                 return
-        if len(found) < page.size:
+        if len(found) < STEP:
             page.position, page.complete = None, True

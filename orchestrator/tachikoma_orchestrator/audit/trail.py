@@ -176,8 +176,8 @@ class AuditTrail:
     async def read(self, *, after: str, limit: int, exec_id: str = "") -> list[ExecAuditLog]:
         """Return events, oldest first.
 
-        The latest events are searched from the end of the trail in bounded steps, so the events of a very old execution
-        are found only with a cursor.
+        The trail is searched in bounded steps, so the events of a very old execution are found only with a cursor near
+        them.
 
         Args:
             after: return the first events after this cursor; if empty, the latest events.
@@ -187,7 +187,9 @@ class AuditTrail:
         found: list[ExecAuditLog] = []
         if after:
             position = f"({after}"
-            while len(found) < limit:
+            steps = 0
+            while len(found) < limit and steps < MAX_STEPS:
+                steps += 1
                 entries = await self._redis.xrange(keys.AUDIT, position, "+", count=BATCH)
                 found += [event for event in read_entries(entries) if not exec_id or event.id == exec_id]
                 if len(entries) < BATCH:

@@ -185,7 +185,7 @@ class Ledger:
         return self._transition(
             keys=[
                 keys.execution(exec_id), keys.AUDIT, keys.OPEN, keys.ENDED, keys.claim(transition.agent, exec_id),
-                keys.APPROVALS, keys.parked(exec_id), keys.APPROVED,
+                keys.APPROVALS, keys.parked(exec_id), keys.APPROVED, keys.OUTPUTS,
             ],
             args=transition.arguments(keep_seconds=self._keep_seconds),
         )  # fmt: skip

@@ -36,6 +36,7 @@ from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.executions.record import Record
+from tachikoma_orchestrator.executions.retained_output import RetainedOutput
 from tachikoma_orchestrator.executions.revocation import end_revoked
 from tachikoma_orchestrator.executions.transitions import DISPATCHED, FENCE, TransitionOutcome
 
@@ -73,6 +74,7 @@ class Reaper:
         audit_retention: timedelta,
         audit_events: int,
         audit_closed: bool,
+        outputs: RetainedOutput | None = None,
     ) -> None:
         """Prepare a reaper.
 
@@ -86,6 +88,7 @@ class Reaper:
             trail: the audit trail, which the reaper trims.
             audit_retention, audit_events: how long, and how many, events are kept.
             audit_closed: True if events that a sink has not taken are kept longer.
+            outputs: deletes output beyond the quotas; None for no quotas.
         """
         self._redis = redis
         self._ledger = ledger
@@ -97,6 +100,7 @@ class Reaper:
         self._audit_retention = audit_retention
         self._audit_events = audit_events
         self._audit_closed = audit_closed
+        self._outputs = outputs
         #: Start of the time in which Redis answered without interruption, by the local monotonic clock.
         self._answering_since = time.monotonic()
         #: The open executions of the last pass. An entry that left the index without a final state is put back.
@@ -148,6 +152,8 @@ class Reaper:
             # The settled ones have left the set.
             offset += still_open
         await self._restore_index(found)
+        if self._outputs is not None:
+            await self._outputs.enforce(now_ms)
 
     async def _agents(self) -> dict[str, AgentState]:
         """Return every agent; none if their hash has another type, so that no agent counts as gone."""

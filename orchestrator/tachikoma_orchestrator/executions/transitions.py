@@ -164,6 +164,8 @@ class Transition:
     wait: timedelta = timedelta(0)
     #: True if the agent reports a start, which is recorded first if its own notice was missed.
     reports_start: bool = False
+    #: Bytes of output that the agent reports; 0 for none.
+    output_bytes: int = 0
     #: Random id of this change, by which the script recognises a repetition.
     change_id: str = field(default_factory=lambda: secrets.token_hex(8))
 
@@ -201,6 +203,7 @@ class Transition:
             },
             order_sha256=receipt.order_sha256,
             reports_start=bool(receipt.started_ms),
+            output_bytes=receipt.stdout.total_bytes + receipt.stderr.total_bytes,
         )  # fmt: skip
 
     @classmethod
@@ -240,6 +243,7 @@ class Transition:
             "order_sha256": self.order_sha256,
             "wait_ms": duration_ms(self.wait),
             "reports_start": self.reports_start,
+            "output_bytes": self.output_bytes,
             "change": self.change_id,
             "keep_seconds": keep_seconds,
             "fields": flat(self.fields),

@@ -38,6 +38,7 @@ from tachikoma_orchestrator.audit.sinks.sink import Sink
 from tachikoma_orchestrator.audit.sinks.stdout import StandardOutputSink
 from tachikoma_orchestrator.audit.sinks.syslog import SyslogSink
 from tachikoma_orchestrator.executions.reaper import Reaper
+from tachikoma_orchestrator.executions.retained_output import RetainedOutput
 from tachikoma_orchestrator.executions.revocation import ExecutionsOfAgent
 from tachikoma_orchestrator.flower.feed import Feed
 from tachikoma_orchestrator.metrics import serve_metrics
@@ -190,6 +191,13 @@ class Server:
             audit_closed=self._audit_closed,
             audit_retention=settings.audit_retention,
             audit_events=settings.audit_events,
+            outputs=RetainedOutput(
+                core.redis,
+                total_bytes=settings.output_bytes,
+                requester_bytes=settings.requester_output_bytes,
+                log_bytes=settings.log_bytes,
+                retention=settings.output_retention,
+            ),
         )
 
     def _make_shipper(self) -> Shipper | None:

@@ -82,6 +82,14 @@ class OrchestratorSettings(RedisSettings):
     audit_durable: bool = True
     #: How long ended executions stay in the ledger, and claims in Redis. Longer than any execution can last.
     retention: Duration = timedelta(days=30)
+    #: Most bytes of output that Redis retains of all ended executions; the oldest is deleted first.
+    output_bytes: int = Field(default=2 * 1024 * 1024 * 1024, ge=1024 * 1024)
+    #: Most bytes of output that Redis retains of the ended executions of one requester.
+    requester_output_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
+    #: The largest of the agents' settings of the same name: bytes of output that an agent retains of one execution.
+    log_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
+    #: The longest of the agents' settings of the same name: how long agents retain output and results.
+    output_retention: Duration = timedelta(days=1)
     #: File to which the audit trail is written, with a hash chain.
     audit_log: Path | None = None
     #: Size in bytes at which that file is rotated.

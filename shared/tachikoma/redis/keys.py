@@ -35,6 +35,7 @@ __all__ = [
     "JOINED",
     "ONLINE",
     "OPEN",
+    "OUTPUTS",
     "REVOKED",
     "SCHEDULES",
     "SUBMIT",
@@ -88,6 +89,8 @@ DRAINING = "orch:draining"
 REVOKED = "orch:revoked"
 JOINED = "orch:joined"
 APPROVALS = "orch:approvals"
+#: Ended executions whose output Redis retains, by the time of their final state.
+OUTPUTS = "orch:outputs"
 APPROVED = "orch:approved"
 AUDIT = "orch:audit"
 #: Also made in `lua/prelude.lua`, from the name of the trail.

@@ -79,6 +79,7 @@ NAMES = (
     Name("orch:index", _Z, _ORCHESTRATOR, (), "executions by time of acceptance"),
     Name("orch:index:<agent>", _Z, _ORCHESTRATOR, (), "executions of one agent by time of acceptance"),
     Name("orch:open", _Z, _ORCHESTRATOR, (), "executions that have not ended, by deadline"),
+    Name("orch:outputs", _Z, _ORCHESTRATOR, (), "ended executions whose output is retained, by time; for the quotas"),
     Name("orch:approvals", _Z, _ORCHESTRATOR, (), "executions that wait for an approval, by deadline"),
     Name("orch:parked:<exec>", _S, _ORCHESTRATOR, (), "signed request that waits for an approval"),
     Name("orch:approved", _C, _ORCHESTRATOR, (), "ids of executions that were approved"),

@@ -132,6 +132,8 @@ _ORCHESTRATOR = (
     Grant("get exists", read=(keys.ALL_INFO, keys.claim("*", "*"), keys.result("*", "*"))),
     Grant("lpush llen", write=(keys.ALL_QUEUES,)),
     Grant("xrange", read=(keys.output("*", "*"),)),
+    # Output beyond the quotas is deleted, with a lifetime of 0.
+    Grant("expire", write=(keys.output("*", "*"), keys.result("*", "*"))),
     Grant("publish", channels=(keys.control("*"), keys.ENDED, keys.APPROVED)),
     Grant("publish", channels=(keys.celery_events("task"), keys.celery_events("worker"))),
     Grant("psubscribe", channels=(keys.ALL_EVENTS, keys.ALL_RESULTS, keys.ENDED, keys.APPROVED, keys.EVENTS_WANTED)),

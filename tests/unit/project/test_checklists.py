@@ -73,10 +73,6 @@ NO_OWN_TEST: dict[str, tuple[str, str]] = {
         "end_to_end/test_operators.py",
         "an RPC, called through a running server",
     ),
-    "orchestrator/tachikoma_orchestrator/api/overview.py": (
-        "end_to_end/test_grpc.py",
-        "an RPC, called through a running server",
-    ),
     "orchestrator/tachikoma_orchestrator/api/remote_execution.py": (
         "end_to_end/test_grpc.py",
         "it combines the classes of its room",

@@ -12,6 +12,7 @@
 --   6  orch:approvals               executions that wait for an approval (zset)
 --   7  orch:parked:<id>             the request that waits for an approval (string)
 --   8  orch:approved                channel for ids of executions that were approved
+--   9  orch:outputs                 ended executions with output, by time (zset)
 -- ARGV
 --   1  JSON object
 --      id             execution id
@@ -24,13 +25,14 @@
 --      wait_ms        longest wait from now on; 0 leaves the deadline as it is
 --      reports_start  true if the agent reports a start, which is recorded first if its notice was missed
 --      change         random id of this change
+--      output_bytes   bytes of output that the agent reports; 0 for none
 --      keep_seconds   how long a completed record, and the fence, are kept
 --      fields         names and values of record fields to set
 --      event          names and values of the audit event
 -- RESULT: {outcome, state, ms}; outcome is
 --   DONE | MISSING (the agent has no such execution) | STATE (it is in another state) | CLAIMED (the agent claimed it
 --   before the fence was set) | ORDER (another order)
-local execution, trail, open, ended, claim, approvals, parked, approved = unpack(KEYS)
+local execution, trail, open, ended, claim, approvals, parked, approved, outputs = unpack(KEYS)
 local id, target, terminal = args.id, args.target, args.terminal
 local moves = target ~= ''
 local now = clock()
@@ -100,6 +102,10 @@ if moves and target ~= 'QUEUED' then
 end
 if terminal then
   index('ZREM', open, id)
+  if args.output_bytes > 0 then
+    local requester = redis.call('HGET', execution, 'requested_by') or ''
+    index('ZADD', outputs, now, table.concat({text(now), text(args.output_bytes), agent, id, requester}, ' '))
+  end
   redis.call('EXPIRE', execution, args.keep_seconds)
   redis.call('PUBLISH', ended, id)
 end

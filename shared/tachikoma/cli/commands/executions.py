@@ -30,6 +30,9 @@ from tachikoma.vocabulary.types import format_duration, parse_duration
 
 __all__ = ["add_to"]
 
+#: Most calls for one list. Each searches a bounded part of the ledger.
+MAX_PAGES = 20
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this module."""
@@ -62,11 +65,18 @@ def ps(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """List executions, newest first."""
+    found: list[ExecStatus] = []
+    token, newer, older = "", _time(since, "--since"), _time(until, "--until")
     with Client() as client:
-        found, token = client.list(
-            agent, include_ended=everything, page_size=limit, requested_by=by, states=state or (), agents=on,
-            since=_time(since, "--since"), until=_time(until, "--until"),
-        )  # fmt: skip
+        # A call searches only a part of a long list, and its page may be short or empty.
+        for _ in range(MAX_PAGES):
+            page, token = client.list(
+                agent, include_ended=everything, page_size=limit - len(found), page_token=token, requested_by=by,
+                states=state or (), agents=on, since=newer, until=older,
+            )  # fmt: skip
+            found += page
+            if not token or len(found) == limit:
+                break
     if output is Output.JSON:
         as_json(found)
         return
