@@ -40,9 +40,42 @@ HORIZON_DAYS = 41 * 366
 _EPOCH = date(1970, 1, 1)
 _DAY = timedelta(days=1)
 _DAY_MS = duration_ms(_DAY)
-_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
-_PART = re.compile(r"(?:(\*)|([0-9]+|[a-z]{3,9})(?:-([0-9]+|[a-z]{3,9}))?)(?:/([0-9]+))?")
+_MONTHS = (
+    "january", "february", "march", "april", "may", "june",
+    "july", "august", "september", "october", "november", "december",
+)  # fmt: skip
+#: Sunday is 0, and also 7 as in crontab(5).
+_WEEKDAYS = ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday")
+#: Fewest letters of a name.
+_NAME_LETTERS = 3
+_PART = re.compile(r"(?:(\*)|([0-9]{1,9}|[a-z]+)(?:-([0-9]{1,9}|[a-z]+))?)(?:/([0-9]{1,9}))?")
+#: Words for expressions, as in crontab(5).
+_NICKNAMES = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+#: Signs of other cron programs that have no meaning here, and what to write instead.
+_FOREIGN = (
+    (
+        re.compile(r"l|l-[0-9]+|lw", re.IGNORECASE),
+        "the last day of a month cannot be named; write 28, which each month has",
+    ),
+    (
+        re.compile(r"[0-9a-z]+(?:l|#[0-9])", re.IGNORECASE),
+        "write the days of that week, such as 1-7 in the day of the month",
+    ),
+    (
+        re.compile(r"[0-9]+w", re.IGNORECASE),
+        "the nearest working day cannot be named; write a day and 1-5 as the days of the week",
+    ),
+    (re.compile(r"\?"), "write * instead of ?"),
+    (re.compile(r"h(?:/[0-9]+)?", re.IGNORECASE), "write a number instead of H"),
+)
 
 
 class Timing(Protocol):
@@ -99,9 +132,10 @@ def _number(text: str, names: tuple[str, ...], low: int, high: int) -> int:
     if text.isdecimal():
         number = int(text)
     else:
-        found = [at for at, name in enumerate(names) if text.startswith(name)]
+        found = [at for at, name in enumerate(names) if name.startswith(text) and len(text) >= _NAME_LETTERS]
         if not found:
-            raise ValueError(f"{text!r} is not a name of a month or a day of the week")
+            allowed = f", nor one of {', '.join(name[:_NAME_LETTERS] for name in names)}" if names else ""
+            raise ValueError(f"{text[:40]!r} is not a number{allowed}")
         number = found[0] + low
     if not low <= number <= high:
         raise ValueError(f"{text} is not from {low} to {high}")
@@ -112,23 +146,35 @@ def _numbers(text: str, low: int, high: int, names: tuple[str, ...] = ()) -> tup
     """Return the numbers that a field of an expression matches. Raises ValueError."""
     found: set[int] = set()
     for part in text.lower().split(","):
-        match = _PART.fullmatch(part)
-        if match is None:
-            raise ValueError(f"{part!r} is not one of *, 5, 1-5, */15, 0-30/10, or a list of them")
-        star, first, last, step = match.groups()
-        if step is not None and not (star or last):
-            raise ValueError(f"{part!r}: a step follows * or a range")
-        if step is not None and int(step) == 0:
-            raise ValueError(f"{part!r}: a step is 1 or more")
-        if star:
-            numbers = list(range(low, high + 1))
-        else:
-            begin = _number(first, names, low, high)
-            end = _number(last, names, low, high) if last else begin
-            # A range such as 22-3 continues after the last number.
-            numbers = [*range(begin, end + 1)] if begin <= end else [*range(begin, high + 1), *range(low, end + 1)]
-        found |= set(numbers[:: int(step or 1)])
+        found.update(_numbers_of_part(part, low, high, names))
     return tuple(sorted(found))
+
+
+def _numbers_of_part(part: str, low: int, high: int, names: tuple[str, ...]) -> list[int]:
+    """Return the numbers of one part of a list, such as 0-30/10. Raises ValueError."""
+    match = _PART.fullmatch(part)
+    for pattern, hint in _FOREIGN:
+        if pattern.fullmatch(part) and not any(name.startswith(part) for name in names if len(part) >= _NAME_LETTERS):
+            raise ValueError(f"{part!r} has no meaning here: {hint}")
+    if match is None:
+        raise ValueError(f"{part[:40]!r} is not one of *, 5, 1-5, */15, 0-30/10, or a list of them")
+    star, first, last, step_text = match.groups()
+    if step_text is not None and not (star or last):
+        raise ValueError(f"{part!r}: a step follows * or a range")
+    step = int(step_text or 1)
+    if not 1 <= step <= high - low:
+        raise ValueError(f"{part!r}: a step is from 1 to {high - low} here")
+    if star:
+        return list(range(low, high + 1))[::step]
+    # Sunday is also the day after Saturday.
+    highest = high + 1 if names is _WEEKDAYS else high
+    begin = _number(first, names, low, highest)
+    end = _number(last, names, low, highest) if last else begin
+    if begin > high:
+        begin, end = low, low if end > high else end
+    # A range such as 22-3 continues after the last number.
+    numbers = [*range(begin, end + 1)] if begin <= end else [*range(begin, high + 1), *range(low, end + 1)]
+    return [low if number > high else number for number in numbers[::step]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +192,9 @@ class Cron:
 
     def __post_init__(self) -> None:
         """Read the expression; raises ValueError."""
-        fields = self.expression.split()
+        fields = _NICKNAMES.get(self.expression.strip().lower(), self.expression).split()
+        if self.expression.strip().startswith("@") and len(fields) != 5:
+            raise ValueError(f"{self.expression[:40]!r} is not one of {', '.join(_NICKNAMES)}")
         if len(fields) != 5 or len(self.expression) > MAX_CRON:
             raise ValueError(
                 "a cron expression has five fields: minute, hour, day of the month, month, day of the week"

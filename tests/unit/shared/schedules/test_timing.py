@@ -38,8 +38,8 @@ def numbers(low: int, high: int) -> st.SearchStrategy[str]:
     part = st.one_of(
         one.map(str),
         st.tuples(one, one).map(lambda pair: f"{pair[0]}-{pair[1]}"),
-        st.tuples(one, one, st.integers(1, 5)).map(lambda three: f"{three[0]}-{three[1]}/{three[2]}"),
-        st.integers(1, 20).map(lambda step: f"*/{step}"),
+        st.tuples(one, one, st.integers(1, min(5, high - low))).map(lambda three: f"{three[0]}-{three[1]}/{three[2]}"),
+        st.integers(1, min(20, high - low)).map(lambda step: f"*/{step}"),
     )
     return st.one_of(st.just("*"), st.lists(part, min_size=1, max_size=3).map(",".join))
 
@@ -188,9 +188,9 @@ def test_days_of_month_and_week_must_both_be_right() -> None:
         ("60 * * * *", "the minute: 60 is not from 0 to 59"),
         ("* 24 * * *", "the hour: 24"),
         ("* * 0 * *", "the day of the month: 0"),
-        ("* * * dog *", "the month: 'dog' is not a name"),
-        ("* * * * 7", "the day of the week: 7"),
-        ("*/0 * * * *", "a step is 1 or more"),
+        ("* * * dog *", "the month: 'dog' is not a number"),
+        ("* * * * 8", "the day of the week: 8"),
+        ("*/0 * * * *", "a step is from 1 to 59"),
         ("5/10 * * * *", "a step follows"),
         ("1,,2 * * * *", "is not one of"),
         ("-1 * * * *", "is not one of"),
@@ -201,6 +201,76 @@ def test_days_of_month_and_week_must_both_be_right() -> None:
 def test_a_wrong_expression_says_what_is_wrong(expression: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         Cron(expression)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("0 0 * * 7", "0 0 * * 0"),
+        ("0 0 * * 5-7", "0 0 * * 0,5,6"),
+        ("0 0 * * 7-2", "0 0 * * 0,1,2"),
+        ("0 0 * * sat-sun", "0 0 * * 0,6"),
+        ("0 0 * * 1,7", "0 0 * * 0,1"),
+        ("0 0 * * 0-7", "0 0 * * *"),
+        ("0 0 * * 1-7/2", "0 0 * * 0,1,3,5"),
+        ("0 0 * * MON", "0 0 * * 1"),
+        ("0 0 * * tues", "0 0 * * 2"),
+        ("0 0 1 sept *", "0 0 1 9 *"),
+        ("0 0 1 July *", "0 0 1 7 *"),
+        ("@daily", "0 0 * * *"),
+        ("@midnight", "0 0 * * *"),
+        ("@Weekly", "0 0 * * 0"),
+        ("@monthly", "0 0 1 * *"),
+        ("@yearly", "0 0 1 1 *"),
+        ("@annually", "0 0 1 1 *"),
+        ("@hourly", "0 * * * *"),
+    ],
+)
+def test_the_customs_of_cron_are_known(written: str, meant: str) -> None:
+    start = ms("2026-02-01T10:00:00+00:00")
+    assert list(islice(Cron(written).after(start), 20)) == list(islice(Cron(meant).after(start), 20))
+    rule = parse_timing(Cron(written).text)
+    assert rule == Cron(written)
+
+
+@pytest.mark.parametrize(
+    ("expression", "why"),
+    [
+        ("0 0 * * monkey", "'monkey' is not a number, nor one of sun, mon, tue, wed, thu, fri, sat"),
+        ("0 0 1 febuary *", "'febuary' is not a number, nor one of jan, feb, mar"),
+        ("0 0 1 mo *", "'mo' is not a number, nor one of"),
+        ("0 0 * * mondays", "'mondays' is not a number, nor one of"),
+        ("jan 0 * * *", "'jan' is not a number$"),
+        ("*/100 * * * *", "a step is from 1 to 59 here"),
+        ("*/60 * * * *", "a step is from 1 to 59 here"),
+        ("0 */24 * * *", "a step is from 1 to 23 here"),
+        ("0 0 * * 1-5/9", "a step is from 1 to 6 here"),
+        ("0 0 L * *", "write 28, which each month has"),
+        ("0 0 L-3 * *", "write 28, which each month has"),
+        ("0 0 * * 5L", "write the days of that week, such as 1-7"),
+        ("0 0 * * fri#2", "write the days of that week"),
+        ("0 0 15W * *", "nearest working day"),
+        ("0 0 ? * *", "write . instead of ?"),
+        ("H 0 * * *", "write a number instead of H"),
+        ("@reboot", "'@reboot' is not one of @yearly, @annually, @monthly, @weekly, @daily"),
+        ("0 0 * * 8", "8 is not from 0 to 7"),
+        ("0 0 * * 7-9", "9 is not from 0 to 7"),
+        ("0 0 * 13 *", "13 is not from 1 to 12"),
+        ("9999999999 0 * * *", "is not one of"),
+    ],
+)
+def test_a_mistake_is_refused_with_what_to_write(expression: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        Cron(expression)
+
+
+@given(st.text("0123456789*/-,@lLwW#?hH monfebsu", max_size=20))
+def test_any_text_is_an_expression_or_refused(text: str) -> None:
+    try:
+        cron = Cron(text)
+    except ValueError:
+        return
+    assert next(cron.after(0)) > 0
 
 
 def test_a_year_of_minutes_is_counted() -> None:
