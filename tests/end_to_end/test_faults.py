@@ -6,7 +6,9 @@ import os
 import re
 import signal
 import subprocess
+import threading
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -240,3 +242,40 @@ def _runs(client: Client) -> bool:
         return client.execute(request("true")).state is ExecState.SUCCEEDED
     except Unavailable:
         return False
+
+
+@pytest.mark.parametrize("waiting", ["execute", "stream"])
+def test_a_frozen_orchestrator_is_noticed_by_its_clients(own_stack: Stack, waiting: str) -> None:
+    pid = own_stack.orchestrator.pid
+    wanted = request("sh", "-c", "echo begun; sleep 600")
+    ended: list[Unavailable] = []
+
+    def call(client: Client) -> None:
+        wait = client.execute if waiting == "execute" else lambda wanted: list(client.execute_stream(wanted))
+        with pytest.raises(Unavailable) as failure:
+            wait(wanted)
+        ended.append(failure.value)
+
+    with Client(own_stack.profile()) as observer, Client(own_stack.profile(), reconnect=timedelta(0)) as client:
+        caller = threading.Thread(target=call, args=(client,))
+        caller.start()
+        wait_until(lambda: any(item.id == wanted.id for item in observer.list()[0]), "it is accepted")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            # 15 s by the table of bounds, and time for a loaded machine; with gRPC's defaults it is more than a minute.
+            caller.join(40)
+            assert len(ended) == 1
+        finally:
+            os.kill(pid, signal.SIGCONT)
+            caller.join()
+        observer.cancel(wanted.id)
+
+
+def test_a_proxy_is_not_used_on_the_same_host(own_stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    # An address for documentation (RFC 5737), at which no proxy answers.
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, "http://192.0.2.1:3128")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    done = make_cli(own_stack).run("exec", AGENT, "echo", "hello")
+    assert (done.returncode, done.stdout) == (0, b"hello\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tachikoma.config.channels import proxy_hint, proxy_options
 from tachikoma.errors import ConfigurationError, Unavailable
 from tachikoma.identity.certificates import dns_names
 from tachikoma.identity.open import open_identity
@@ -31,13 +32,13 @@ def check_health(settings: OrchestratorSettings) -> None:
         source.close()
     address = settings.listen.loopback()
     credentials = grpc.ssl_channel_credentials(svid.bundle.pem, svid.key_pem, svid.certificate_pem)
-    options = [("grpc.ssl_target_name_override", _own_name(svid))]
+    options = [*proxy_options(str(address)), ("grpc.ssl_target_name_override", _own_name(svid))]
     with grpc.secure_channel(str(address), credentials, options) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
             response = stub.Check(health_pb2.HealthCheckRequest(), timeout=RESPONSE_SECONDS)
         except grpc.RpcError as error:
-            raise Unavailable(f"no answer from {address}: {error.details()}") from None
+            raise Unavailable(f"no answer from {address}: {error.details()}{proxy_hint(str(address))}") from None
     if response.status != health_pb2.HealthCheckResponse.SERVING:
         status = health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
         raise Unavailable(f"the orchestrator at {address} reports {status}; it has no connection to its Redis")

@@ -16,6 +16,7 @@ import grpc.aio
 
 from tachikoma.client.profile import Profile
 from tachikoma.client.rpc_errors import error_from_rpc
+from tachikoma.config.channels import KEEPALIVE_OPTIONS, proxy_hint, proxy_options
 from tachikoma.errors import TachikomaError, Unauthenticated, Unavailable
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
 from tachikoma.identity.bundles import TrustBundle
@@ -37,9 +38,7 @@ REMOVED_ROOT_SECONDS = 5.0
 _CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # A call may wait for hours; a connection that died in silence is found within half a minute.
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    *KEEPALIVE_OPTIONS,
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 ]
@@ -120,7 +119,7 @@ class Connection:
         if type(translated) is Unavailable and not translated.metadata:
             return Unavailable(
                 f"cannot reach the orchestrator at {self._profile.address}: {error.details()}; "
-                "is it running, and does it trust your certificate?",
+                f"is it running, and does it trust your certificate?{proxy_hint(self._profile.address)}",
                 retry_after_seconds=translated.retry_after_seconds,
             )
         return translated
@@ -133,7 +132,11 @@ class Connection:
             if self._channel is not None:
                 self._retire(self._channel, trusted)
             credentials = grpc.ssl_channel_credentials(trusted.pem, svid.key_pem, svid.certificate_pem)
-            options = [*_CHANNEL_OPTIONS, ("grpc.ssl_target_name_override", self._profile.server_name)]
+            options = [
+                *_CHANNEL_OPTIONS,
+                *proxy_options(self._profile.address),
+                ("grpc.ssl_target_name_override", self._profile.server_name),
+            ]
             self._channel = grpc.aio.secure_channel(self._profile.address, credentials, options)
             self._used = svid
         return self._channel

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tachikoma.client.rpc_errors import error_from_rpc
 from tachikoma.config import error_reporting
+from tachikoma.config.channels import proxy_hint
 from tachikoma.errors import ConfigurationError, ServerError, TachikomaError, Unavailable
 from tachikoma.identity.authority import private_pem
 from tachikoma.identity.files import write_identity
@@ -32,9 +33,12 @@ def translate_error(error: grpc.aio.AioRpcError, address: str) -> TachikomaError
     trailing = [(str(key), value) for key, value in error.trailing_metadata() or ()]
     translated = error_from_rpc(error.code(), error.details() or "", trailing)
     if type(translated) is Unavailable and not translated.metadata:
-        return Unavailable(f"cannot reach the orchestrator at {address}, or it is not the right one: {error.details()}")
+        return Unavailable(
+            f"cannot reach the orchestrator at {address}, or it is not the right one: {error.details()}"
+            f"{proxy_hint(address)}"
+        )
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return Unavailable(f"the orchestrator at {address} did not answer in {CALL_SECONDS:g} s")
+        return Unavailable(f"the orchestrator at {address} did not answer in {CALL_SECONDS:g} s{proxy_hint(address)}")
     return translated
 
 

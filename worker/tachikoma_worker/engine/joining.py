@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 from cryptography import x509
 
+from tachikoma.config.channels import proxy_options
 from tachikoma.errors import ConfigurationError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import JoiningStub
@@ -51,7 +52,7 @@ async def join(token: JoinToken, folder: Path, password_file: Path) -> bool:
     _prepare_folders(folder, password_file.parent, token.spiffe_id)
     key = new_key()
     credentials = grpc.ssl_channel_credentials(token.root_pem)
-    options = [("grpc.ssl_target_name_override", token.server_name)]
+    options = [*proxy_options(token.address), ("grpc.ssl_target_name_override", token.server_name)]
     message = pb.JoinRequest(
         agent_id=agent_of(token.spiffe_id), secret=token.secret, csr=make_request(key, token.spiffe_id)
     )

@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 import structlog
 
+from tachikoma.config.channels import proxy_options
 from tachikoma.config.retry import Backoff
 from tachikoma.errors import ConfigurationError, PermissionDenied, TachikomaError, Unauthenticated
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
@@ -131,7 +132,10 @@ class Renewal:
         self._joined = Joined.load(self._folder) or self._joined
         key = new_key()
         credentials = grpc.ssl_channel_credentials(svid.bundle.pem, svid.key_pem, svid.certificate_pem)
-        options = [("grpc.ssl_target_name_override", self._joined.server_name)]
+        options = [
+            *proxy_options(self._joined.address),
+            ("grpc.ssl_target_name_override", self._joined.server_name),
+        ]
         message = pb.RenewAgentRequest(csr=make_request(key, svid.spiffe_id))
         async with grpc.aio.secure_channel(self._joined.address, credentials, options) as channel:
             try:
