@@ -72,9 +72,8 @@ class World(Stack):
             log = self.data / "audit" / f"{name}.jsonl"
             environment = {**self.orchestrator._environment, "TACHIKOMA_AUDIT_LOG": str(log)}
             self.orchestrators[name] = Part(name, command, self.data / "logs" / f"{name}.log", environment)
-        assert self._runtime is not None
         for name, part in {**self.orchestrators, **self.agents}.items():
-            path = self._runtime / f"{name}.sock"
+            path = self.socket.parent / f"{name}.sock"
             self.relays.add(name, path, self.socket)
             part._command = [word.replace(str(self.socket), str(path)) for word in part._command]
             part._environment = {**part._environment, _MARK: self._mark(name)}
