@@ -322,6 +322,16 @@ class Ledger:
             if not wrong_type(error):
                 raise
 
+    async def due(self, after_ms: int, to_ms: int, *, limit: int) -> list[str]:
+        """Return open executions whose deadline is in a range of times, both included; none without an index."""
+        try:
+            found = await self._redis.zrange(keys.OPEN, after_ms, to_ms, byscore=True, offset=0, num=limit)
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+            return []
+        return [item.decode(errors="replace") for item in found]
+
     async def newest(
         self, agent: str, *, ended: bool, before: tuple[int, int] | None, limit: int, since_ms: int = 0
     ) -> list[tuple[str, int]]:

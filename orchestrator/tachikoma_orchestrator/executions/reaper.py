@@ -28,7 +28,7 @@ from tachikoma.errors import RecordAltered
 from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Redis
-from tachikoma.streams.heartbeat import HEARTBEAT_SECONDS
+from tachikoma.streams.heartbeat import HEARTBEAT_SECONDS, LEASE_SECONDS
 from tachikoma.vocabulary.clock import duration_ms
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.registry import AgentState, Registry
@@ -50,6 +50,8 @@ BATCH = 500
 TRIM_EVERY = 60
 #: Time that an agent has to kill a command and report, after the queue timeout and the timeout.
 OVERDUE_MS = 3600 * 1000
+#: Seconds between two looks for executions whose deadline has passed.
+DUE_SECONDS = 1.0
 #: Age from which the result of an execution is looked for. The result of a younger one arrives over pub/sub.
 SETTLE_MS = 2_000
 #: Seconds for which an agent does not hold an execution before its missing result counts as lost: several heartbeats.
@@ -101,6 +103,10 @@ class Reaper:
         self._audit_events = audit_events
         self._audit_closed = audit_closed
         self._outputs = outputs
+        #: The agents of the last pass.
+        self._last_agents: dict[str, AgentState] = {}
+        #: Deadline up to which due executions were settled, ms by the clock of Redis; 0 before the first look.
+        self._due_to_ms = 0
         #: Start of the time in which Redis answered without interruption, by the local monotonic clock.
         self._answering_since = time.monotonic()
         #: The open executions of the last pass. An entry that left the index without a final state is put back.
@@ -124,7 +130,25 @@ class Reaper:
                 log.warning("reaper.redis_unavailable", error=str(error))
                 self._answering_since = time.monotonic()
                 self._silent_since.clear()
-            await asyncio.sleep(self._interval_seconds)
+            await self._expire_between_passes()
+
+    async def _expire_between_passes(self) -> None:
+        """Wait for the next pass, and expire meanwhile what becomes due."""
+        until = time.monotonic() + self._interval_seconds
+        while (left := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, DUE_SECONDS))
+            try:
+                await self.expire_due()
+            except (RedisError, OSError) as error:
+                log.warning("reaper.redis_unavailable", error=str(error))
+
+    async def expire_due(self) -> None:
+        """Settle the executions whose deadline has passed since the last look. Raises redis errors."""
+        now_ms = await self._ledger.now_ms()
+        after_ms, self._due_to_ms = self._due_to_ms or now_ms, now_ms
+        records = await self._ledger.records(await self._ledger.due(after_ms, now_ms, limit=BATCH))
+        waiting = [record for record in records if record.state in (ExecState.QUEUED, ExecState.PENDING_APPROVAL)]
+        await self._settle_all(waiting, self._last_agents, now_ms)
 
     async def _trim(self) -> None:
         now_ms = await self._ledger.now_ms()
@@ -136,7 +160,7 @@ class Reaper:
     async def sweep(self) -> None:
         """Make one pass over all executions without a final state. Raises redis errors."""
         now_ms = await self._ledger.now_ms()
-        agents = await self._agents()
+        agents = self._last_agents = await self._agents()
         for agent, state in agents.items():
             if state.online:
                 self._silent_since.pop(agent, None)
@@ -325,12 +349,17 @@ class Reaper:
     def _lost(self, agent: str, boot: str, state: AgentState | None) -> str:
         """Return why a claimed execution must be given up; empty if it need not be."""
         now = time.monotonic()
+        online = state is not None and state.online
+        # Both times run from the start of the process on, so that they do not add up.
+        silent = 0.0 if online else now - self._silent_since.setdefault(agent, now)
         if now - self._answering_since < self._lease_seconds:
             return ""
         if state is not None and state.online:
             other = boot and state.heartbeat.boot != boot
             return "its agent lost its journal, so the result is unknown" if other else ""
-        silent = now - self._silent_since.setdefault(agent, now)
+        # The agent had been silent for its lease in Redis before it was noticed.
+        before = max(0.0, min(LEASE_SECONDS, self._lease_seconds - LEASE_SECONDS))
+        silent += before
         if silent < self._lease_seconds:
             return ""
         return f"its agent sent no heartbeat for {silent:.0f} s" if state is not None else "its agent is unknown"

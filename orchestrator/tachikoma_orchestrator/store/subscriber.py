@@ -23,7 +23,7 @@ __all__ = ["Subscriber"]
 log = structlog.get_logger(__name__)
 
 #: Seconds without a message after which the connection is tested with a ping; it then has as long to answer.
-IDLE_SECONDS = 10.0
+IDLE_SECONDS = 5.0
 #: Delay between attempts to connect. It does not grow, because every waiting caller depends on this connection.
 RETRY_SECONDS = 0.25
 #: Most pattern messages handled at the same time. At this limit no more are read, and Redis buffers or disconnects.

@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 #: Longest time that one command may take, in seconds; then the connection counts as broken.
-OPERATION_SECONDS = 10.0
+OPERATION_SECONDS = 7.0
 #: Longest wait for a connection, in seconds.
 CONNECT_SECONDS = 5.0
 

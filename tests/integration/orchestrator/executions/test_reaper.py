@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from members import AGENT, OPERATOR, Stand
+from tachikoma.config.tasks import cancel_all
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.clock import now_ms
@@ -245,3 +247,66 @@ async def test_what_waits_for_an_agent_whose_clock_is_wrong_ends_at_once_with_th
     assert await stand.redis.get(keys.claim(AGENT, "waits")) == FENCE.encode()
     # The agent reports the command that it has started.
     assert (await read(stand, "claimed")).state is ExecState.STARTED
+
+
+# --- bounds of time ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asks", [False, True])
+async def test_a_deadline_is_held_between_two_passes(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, until: Any, asks: bool
+) -> None:
+    monkeypatch.setattr(module, "DUE_SECONDS", 0.01)
+    states: list[ExecState] = []
+
+    async def look() -> None:
+        while True:
+            states.append((await read(stand, "late")).state)
+            await asyncio.sleep(0.01)
+
+    passes = asyncio.create_task(reaper(stand).run())
+    # The next pass is an hour later.
+    await asyncio.sleep(0.1)
+    await admit(stand, "late", wait=timedelta(milliseconds=200), asks=asks)
+    await admit(stand, "early")
+    looks = asyncio.create_task(look())
+    await until(lambda: ExecState.EXPIRED in states, "it expires")
+    await cancel_all([passes, looks])
+    assert states[0] is not ExecState.EXPIRED
+    assert (await read(stand, "early")).state is ExecState.QUEUED
+
+
+@pytest.mark.parametrize(
+    ("lease", "silent", "lost"), [(45, 29, False), (45, 31, True), (1, 0.5, False), (1, 1.5, True), (20, 16, True)]
+)
+async def test_silence_counts_from_the_last_heartbeat_and_starts_with_the_process(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, lease: float, silent: float, lost: bool
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    await admit(stand, "runs")
+    await stand.redis.set(keys.claim(AGENT, "runs"), "boot")
+    await stand.ledger.started(AGENT, "runs", 1)
+    await stand.redis.delete(keys.info(AGENT))
+    sweeps = reaper(stand, lease=timedelta(seconds=lease))
+    sweeps._answering_since = now - 1000
+    await sweeps.sweep()
+    now += silent
+    await sweeps.sweep()
+    assert (await read(stand, "runs")).state is (ExecState.LOST if lost else ExecState.STARTED)
+
+
+async def test_the_grace_of_a_new_process_and_the_lease_do_not_add_up(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    await admit(stand, "runs")
+    await stand.redis.set(keys.claim(AGENT, "runs"), "boot")
+    await stand.ledger.started(AGENT, "runs", 1)
+    await stand.redis.delete(keys.info(AGENT))
+    sweeps = reaper(stand, lease=timedelta(seconds=45))
+    for later, state in ((1, ExecState.STARTED), (44, ExecState.STARTED), (45, ExecState.LOST)):
+        now = 1000.0 + later
+        await sweeps.sweep()
+        assert (await read(stand, "runs")).state is state
