@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import getpass
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
 
 # Test folders are no packages; what they share is imported by its plain name.
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "end_to_end")]
@@ -18,6 +21,27 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "end_to_
 os.environ["TACHIKOMA_USER"] = getpass.getuser()
 #: A redis-server or valkey-server to test with instead of the embedded Valkey.
 REDIS_SERVER = os.environ.get("TACHIKOMA_TEST_REDIS_SERVER")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Restore logging after each test: commands set it up for their process, which is the process of all tests here."""
+    configure = structlog.configure
+
+    def configure_for_one_test(*args: Any, **values: Any) -> None:
+        # A cached logger would keep this configuration for ever.
+        configure(*args, **{**values, "cache_logger_on_first_use": False})
+
+    monkeypatch.setattr(structlog, "configure", configure_for_one_test)
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    # pytest removes its own handlers itself.
+    for handler in [handler for handler in root.handlers if handler not in handlers]:
+        root.removeHandler(handler)
+    if structlog.is_configured():
+        structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
