@@ -21,7 +21,6 @@ from tachikoma.identity.svid import SvidSource
 from tachikoma.policy.decision import Decision
 from tachikoma.policy.redaction import redact
 from tachikoma.policy.watch import PolicyWatch
-from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.policies import RateLimitConfig
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma_orchestrator.admission.digests import request_digest
@@ -184,7 +183,7 @@ class Admitter:
         """Audit a denial and return the error for the caller."""
         log.info("request.denied", id=request.id, agent=request.agent_id, by=str(peer), reason=denial.reason)
         await self._trail.refuse(
-            request, AuditCode.DENIED,
+            request, denial.audit_code,
             policy=denial.policy, rule=denial.rule, reason=denial.reason, client_ip=peer.address,
             shown=self.shown(request),
         )  # fmt: skip

@@ -43,6 +43,8 @@ class Denial:
     policy: str = ""
     #: The field that decided, with its entry; empty if no field did.
     rule: str = ""
+    #: Code of the audit event; `refused` if policy grants the request.
+    audit_code: AuditCode = AuditCode.DENIED
 
 
 def impersonation(claimed: str, caller: str) -> Denial:
@@ -62,7 +64,8 @@ def not_allowed(decision: Decision) -> Denial:
 def interactive(decision: Decision) -> Denial:
     """Deny an interactive request that policy allows, since this version cannot run it."""
     error = InvalidRequest("interactive sessions and terminals are not supported by this version")
-    return Denial(error, "interactive sessions are not supported", decision.policy)
+    reason = "interactive sessions are not supported"
+    return Denial(error, reason, decision.policy, audit_code=AuditCode.REFUSED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,7 +126,14 @@ class AuditTrail:
         if not self.refusals.admits(request.requested_by):
             self.refusals.leave_out(request.requested_by, code)
             return
-        fields = self.request_fields(request, policy=policy, client_ip=client_ip, authorized=False, shown=shown)
+        fields = self.request_fields(
+            request,
+            policy=policy,
+            client_ip=client_ip,
+            shown=shown,
+            # Policy decided about `denied` alone.
+            authorized=code is not AuditCode.DENIED,
+        )
         fields |= {"reason": reason[:MAX_REASON], **({"rule": rule} if rule else {})}
         await self._write(code, fields)
 

@@ -21,7 +21,7 @@ from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
-from tachikoma.vocabulary.clock import duration_ms
+from tachikoma.vocabulary.clock import duration_ms, to_ms
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.revocations import parse
 from tachikoma_orchestrator.audit.trail import AuditTrail, audited
@@ -376,6 +376,7 @@ def _record_fields(admission: Admission) -> dict[str, str]:
         "policy": admission.policy,
         "client_ip": admission.client_ip,
         "command": shlex.join(shown),
+        "caller_ms": str(to_ms(request.request_time)),
     }
     if admission.approvers:
         fields["approvers"] = json.dumps(admission.approvers)

@@ -122,6 +122,8 @@ class Record:
     request: str
     #: Patterns of the subjects that may approve it, as a JSON list; parsed by `status`.
     approvers: str
+    #: Time of the request by the caller's clock, ms; parsed by `status`.
+    caller_ms: str
     #: When the ledger recorded the final state, ms; parsed by `result`.
     settled: str
     #: The receipt's facts as text, by the names in `REPORTED`; parsed by `result`.
@@ -161,6 +163,7 @@ class Record:
                 scopes=tuple(text("scopes").split()),
                 request=text("request"),
                 approvers=text("approvers"),
+                caller_ms=text("caller_ms"),
                 settled=text("settled_ms"),
                 reported={name: text(name) for name in REPORTED if name.encode() in fields},
             )
@@ -230,6 +233,7 @@ class Record:
                 approvers=tuple(json.loads(self.approvers or "[]")),
                 approved_by=self.approved_by,
                 approval_reason=self.approval_reason,
+                caller_time=optional_from_ms(int(self.caller_ms or 0)),
             )
         except (*_UNREADABLE, RecursionError) as error:
             raise _unreadable(self.exec_id, error) from None

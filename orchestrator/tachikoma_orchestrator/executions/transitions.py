@@ -164,6 +164,8 @@ class Transition:
     wait: timedelta = timedelta(0)
     #: True if the agent reports a start, which is recorded first if its own notice was missed.
     reports_start: bool = False
+    #: Time of that start by the agent's clock, in milliseconds since the epoch; 0 for none.
+    started_ms: int = 0
     #: Bytes of output that the agent reports; 0 for none.
     output_bytes: int = 0
     #: Random id of this change, by which the script recognises a repetition.
@@ -187,6 +189,7 @@ class Transition:
         return cls(
             agent, exec_id, (ExecState.QUEUED,), ExecState.STARTED, AuditCode.STARTED,
             fields={"started_ms": str(started_ms)},
+            event={"start_ms": str(started_ms)} if started_ms else {},
         )  # fmt: skip
 
     @classmethod
@@ -203,6 +206,7 @@ class Transition:
             },
             order_sha256=receipt.order_sha256,
             reports_start=bool(receipt.started_ms),
+            started_ms=receipt.started_ms,
             output_bytes=receipt.stdout.total_bytes + receipt.stderr.total_bytes,
         )  # fmt: skip
 
@@ -243,6 +247,7 @@ class Transition:
             "order_sha256": self.order_sha256,
             "wait_ms": duration_ms(self.wait),
             "reports_start": self.reports_start,
+            "start_ms": str(self.started_ms),
             "output_bytes": self.output_bytes,
             "change": self.change_id,
             "keep_seconds": keep_seconds,

@@ -158,7 +158,7 @@ _STATUS = WireFormat(
         WireField("command", TUPLE),
         WireField("approvers", TUPLE),
         WireField("request_time", TIMESTAMP),
-        *_optional("start_time", "end_time", "deadline", converter=TIMESTAMP),
+        *_optional("start_time", "end_time", "deadline", "caller_time", converter=TIMESTAMP),
         WireField("timeout", DURATION),
         WireField("history", many(_TRANSITION)),
     ),

@@ -153,6 +153,8 @@ class ExecStatus(Model):
     approved_by: str = ""
     #: The approver's reason.
     approval_reason: str = ""
+    #: Time of the request by the caller's clock, not verified; None if it is not known.
+    caller_time: Timestamp | None = None
 
 
 class Approval(Model):

@@ -24,6 +24,7 @@
 --      order_sha256   SHA-256 of the order that the change answers; empty to not compare
 --      wait_ms        longest wait from now on; 0 leaves the deadline as it is
 --      reports_start  true if the agent reports a start, which is recorded first if its notice was missed
+--      start_ms       time of that start by the agent's clock, in milliseconds since the epoch
 --      change         random id of this change
 --      output_bytes   bytes of output that the agent reports; 0 for none
 --      keep_seconds   how long a completed record, and the fence, are kept
@@ -66,7 +67,9 @@ local history = redis.call('HGET', execution, 'history') or state
 if state == 'QUEUED' and args.reports_start then
   -- The agent's receipt arrived before its notice.
   history = history .. ';STARTED ' .. text(now)
-  audit_execution(trail, execution, {'event', 'started', 'id', id, 'agent_id', agent, 'authorized', '1'})
+  audit_execution(trail, execution, {
+    'event', 'started', 'id', id, 'agent_id', agent, 'authorized', '1', 'start_ms', args.start_ms,
+  })
 end
 audit_execution(trail, execution, args.event)
 

@@ -573,6 +573,7 @@ class ExecStatus(_message.Message):
     APPROVERS_FIELD_NUMBER: _builtins.int
     APPROVED_BY_FIELD_NUMBER: _builtins.int
     APPROVAL_REASON_FIELD_NUMBER: _builtins.int
+    CALLER_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The execution."""
     agent_id: _builtins.str
@@ -629,6 +630,10 @@ class ExecStatus(_message.Message):
     def approvers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """SPIFFE ID patterns of the approvers; none if no approval is needed."""
 
+    @_builtins.property
+    def caller_time(self) -> _timestamp_pb2.Timestamp:
+        """Time of the request by the caller's clock, not verified. request_time is the orchestrator's."""
+
     def __init__(
         self,
         *,
@@ -652,10 +657,11 @@ class ExecStatus(_message.Message):
         approvers: _abc.Iterable[_builtins.str] | None = ...,
         approved_by: _builtins.str = ...,
         approval_reason: _builtins.str = ...,
+        caller_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "end_time", b"end_time", "request_time", b"request_time", "start_time", b"start_time", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caller_time", b"caller_time", "deadline", b"deadline", "end_time", b"end_time", "request_time", b"request_time", "start_time", b"start_time", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "approval_reason", b"approval_reason", "approved_by", b"approved_by", "approvers", b"approvers", "cancel_requested_by", b"cancel_requested_by", "command", b"command", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "exit_code", b"exit_code", "history", b"history", "id", b"id", "policy_applied", b"policy_applied", "request_time", b"request_time", "requested_by", b"requested_by", "start_time", b"start_time", "state", b"state", "timeout", b"timeout", "user", b"user", "work_dir", b"work_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "approval_reason", b"approval_reason", "approved_by", b"approved_by", "approvers", b"approvers", "caller_time", b"caller_time", "cancel_requested_by", b"cancel_requested_by", "command", b"command", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "exit_code", b"exit_code", "history", b"history", "id", b"id", "policy_applied", b"policy_applied", "request_time", b"request_time", "requested_by", b"requested_by", "start_time", b"start_time", "state", b"state", "timeout", b"timeout", "user", b"user", "work_dir", b"work_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,9 @@ async def test_what_this_version_cannot_run_is_denied_although_policy_allows_it(
     wanted = request(**{kind: True})
     with pytest.raises(InvalidRequest, match="not supported"):
         await stand.admitter.admit(wanted, peer())
-    assert await stand.codes(wanted.id) == ["denied"]
+    (event,) = await stand.events(wanted.id)
+    # Policy granted it; something else is the reason.
+    assert (event.event, event.authorized, event.policy_applied[:5]) == (AuditCode.REFUSED, True, "free@")
     assert await stand.ledger.record(wanted.id) is None
 
 
@@ -338,3 +340,14 @@ async def test_accepted_requests_take_nothing_from_the_budget(redis: Redis, tmp_
     for _ in range(3):
         await stand.admit("true")
     assert stand.trail.refusals.admits(str(ALICE))
+
+
+@pytest.mark.parametrize("hours", [-100_000, -1, 0, 100_000])
+async def test_the_ledger_keeps_the_callers_time_beside_its_own(stand: Stand, hours: int) -> None:
+    at = datetime.now(UTC).replace(microsecond=5000) + timedelta(hours=hours)
+    exec_id = await stand.admit("true", request_time=at)
+    record = await stand.ledger.record(exec_id)
+    assert record is not None
+    status = record.status()
+    assert status.caller_time == at
+    assert abs(status.request_time - datetime.now(UTC)) < timedelta(hours=1)

@@ -131,6 +131,17 @@ async def test_the_same_receipt_twice_is_one_end(stand: Stand) -> None:
     assert events == ["admitted", "dispatched", "started", "succeeded"]
 
 
+@pytest.mark.parametrize("notice", [True, False])
+async def test_the_start_is_recorded_with_its_time_by_notice_or_by_receipt(stand: Stand, notice: bool) -> None:
+    at_ms = 1_769_860_800_000
+    if notice:
+        await stand.ledger.started(AGENT, EXEC, at_ms)
+    assert await stand.collector.fold(AGENT, EXEC, stand.result(stand.receipt(started_ms=at_ms)))
+    events = await stand.trail.read(after="", limit=10, exec_id=EXEC)
+    times = {str(event.event): event.start_time for event in events}
+    assert times["started"] == times["succeeded"] == datetime.fromtimestamp(at_ms / 1000, UTC)
+
+
 async def not_believed(stand: Stand, raw: bytes) -> None:
     assert await stand.collector.fold(AGENT, EXEC, raw) is False
     assert await stand.state() is ExecState.QUEUED
