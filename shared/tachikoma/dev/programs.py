@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from tachikoma.dev.folder import StackFolder
 from tachikoma.dev.part import Part
@@ -29,6 +30,8 @@ class Programs:
     folder: StackFolder
     #: URL of Redis.
     redis_url: str
+    #: Returns the place of an identity by its name: a folder, or the URL of a Workload API.
+    identity: Callable[[str], Path | str]
     #: Settings of all parts, as environment variables.
     environment: Mapping[str, str]
 
@@ -76,11 +79,11 @@ class Programs:
             name: name of the part and of its log.
             command: the command of `tachikoma`.
             options: further options.
-            identity: name of its identity's folder; by default its own name.
+            identity: name of its identity; by default its own name.
             user: the part whose Redis user it has; by default its own name.
             environment: further variables.
         """
-        common = ("--redis-url", self.redis_url, "--identity", str(self.folder.identity(identity or name)))
+        common = ("--redis-url", self.redis_url, "--identity", str(self.identity(identity or name)))
         password = self.folder.redis_passwords.path(redis_user_of(user or name))
         return Part(
             name,

@@ -242,7 +242,7 @@ class Stack:
     def _make_parts(self) -> None:
         port = free_port() if self._redis_tls else None
         self._server = RedisServer(self._folder, self.socket, self._redis_program, port)
-        self._programs = Programs(self._folder, self._server.part_url, self._environment)
+        self._programs = Programs(self._folder, self._server.part_url, self.identity, self._environment)
         self.redis = Part("redis", self._server.write_files(self.agent_ids), self._folder.log("redis"), {})
         self.orchestrator = self._programs.orchestrator(self.listen)
         self.agents = {agent: self._programs.worker(agent) for agent in self.agent_ids}

@@ -15,7 +15,8 @@ from tachikoma.redis.users import BEAT, FLOWER, ORCHESTRATOR, agent_user
 
 @pytest.fixture
 def programs(tmp_path: Path) -> Programs:
-    return Programs(StackFolder(tmp_path), "unix:///redis.sock", {"TACHIKOMA_POLL": "1s"})
+    folder = StackFolder(tmp_path)
+    return Programs(folder, "unix:///redis.sock", folder.identity, {"TACHIKOMA_POLL": "1s"})
 
 
 def every_part(programs: Programs) -> dict[str, Part]:
@@ -56,7 +57,7 @@ def test_each_part_has_its_identity_its_password_and_its_log(programs: Programs,
 
 
 def test_two_stacks_share_no_cgroup(programs: Programs) -> None:
-    other = Programs(StackFolder(Path("/elsewhere")), "unix:///x", {})
+    other = Programs(StackFolder(Path("/elsewhere")), "unix:///x", str, {})
     names = {
         part._command[part._command.index("--cgroup-name") + 1]
         for part in (programs.worker("agent-1"), programs.worker("agent-2"), other.worker("agent-1"))
