@@ -76,6 +76,11 @@ class CommandPattern:
         return self._open
 
     @property
+    def is_bounded(self) -> bool:
+        """True if no further arguments are permitted and the first has no wildcard, so it cannot be another command."""
+        return not self._open and (not self._arguments or bool(self._arguments[0].literals))
+
+    @property
     def has_secrets(self) -> bool:
         """True if the pattern marks an argument as secret."""
         return bool(self._secret) or self._secret_rest

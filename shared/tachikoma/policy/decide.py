@@ -21,6 +21,7 @@ from tachikoma.policy.denials import DeniedArguments
 from tachikoma.policy.effort import MAX_STEPS, Effort, TooMuchWork
 from tachikoma.policy.file import parse_policies
 from tachikoma.policy.patterns import Pattern
+from tachikoma.policy.programs import ProgramKind, kind_of
 from tachikoma.policy.redaction import redact
 from tachikoma.policy.rules import Case, refusing_rule
 from tachikoma.policy.warnings import warnings_of
@@ -83,6 +84,16 @@ class PolicySet:
             for policy in self.policies
             for text in warnings_of(policy, self.policies)
         ]
+
+    def programs(self) -> list[tuple[str, str, ProgramKind]]:
+        """Return each granted program: name of the policy, path or pattern, and what is known of the program."""
+        found = {
+            (compiled.policy.name, path): kind_of(path) if path in pattern.program.literals else ProgramKind.UNKNOWN
+            for compiled in self.policies
+            for pattern in compiled.allowed
+            for path in sorted(pattern.program.literals) or (pattern.program.text,)
+        }
+        return [(name, path, kind) for (name, path), kind in found.items()]
 
     def is_operator(self, subject: str) -> bool:
         """Return True if a SPIFFE ID sees all executions and the audit trail."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from fnmatch import fnmatchcase
 
-__all__ = ["forbidden"]
+__all__ = ["forbidden", "steers_programs"]
 
 _NAME = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 #: Variables that the agent itself sets.
@@ -32,6 +32,125 @@ _NEVER_PATTERNS = (
     *("GEM_*", "NODE_*", "NPM_CONFIG_*", "GIT_*", "SSL_CERT_*", "CURL_*", "*_PROXY", "XDG_*", "SYSTEMD_*", "DOCKER_*"),
     *("SPIFFE_*", "CELERY_*"),
 )
+
+#: Beginnings of names by which programs and libraries in common use find code, configuration, helpers or hosts.
+_STEERING = (
+    *("DBUS_", "MAN", "GREP_", "GROFF_", "TEX", "PG", "MYSQL_", "REDIS", "ORACLE_", "TNS_", "ODBC", "LDAP", "SASL_"),
+    *(
+        "SUDO_",
+        "SSH_",
+        "GPG_",
+        "GNUPG",
+        "PINENTRY_",
+        "PKCS11_",
+        "P11_",
+        "OPENSSL_",
+        "GNUTLS_",
+        "NSS_",
+        "TLS_",
+        "RESOLV_",
+    ),
+    *(
+        "JAVA_",
+        "JDK_",
+        "JVM_",
+        "CATALINA_",
+        "MAVEN_",
+        "GRADLE_",
+        "ANT_",
+        "LUA_",
+        "GUILE_",
+        "TCL",
+        "R_",
+        "JULIA_",
+        "GHC",
+    ),
+    *("GO", "CARGO_", "RUST", "DOTNET_", "CORECLR_", "MONO_", "PHP", "COMPOSER_", "BUNDLE_", "RUBY", "YARN_", "DENO_"),
+    *("CC", "CXX", "CPP", "CFLAGS", "LDFLAGS", "MAKE", "CMAKE_", "PKG_", "CONFIG_", "GCC_", "CLANG", "RUSTC"),
+    *(
+        "GTK_",
+        "GDK_",
+        "GIO_",
+        "GI_",
+        "GST_",
+        "QT_",
+        "KDE",
+        "GNOME_",
+        "DISPLAY",
+        "WAYLAND_",
+        "XAUTHORITY",
+        "ICE",
+        "FONTCONFIG_",
+    ),
+    *(
+        "ANSIBLE_",
+        "TF_",
+        "VAULT_",
+        "CONSUL_",
+        "NOMAD_",
+        "HELM_",
+        "KUBE",
+        "AWS_",
+        "AZURE_",
+        "GOOGLE_",
+        "CLOUDSDK_",
+        "BOTO_",
+    ),
+    *("RSYNC_", "RCLONE_", "RESTIC_", "BORG_", "TAR_", "GZIP", "BZIP", "XZ_", "ZSTD_", "UNZIP", "ZIPOPT", "LS_COLORS"),
+    *("SCREEN", "TMUX", "LESS", "MORE", "MOST", "BAT_", "DELTA_", "FZF_", "VIM", "EMACS", "NANO", "EX", "NVIM_"),
+    *("CUDA_", "OMP_", "OPENBLAS_", "MKL_", "VK_", "LIBGL_", "MESA_", "LIBVA_", "OCL_", "OPENCL_", "INTEL_", "GLIBC"),
+    *(
+        "TACHIKOMA_",
+        "FLASK_",
+        "DJANGO_",
+        "UWSGI_",
+        "GUNICORN_",
+        "RAILS_",
+        "RACK_",
+        "SENTRY_",
+        "OTEL_",
+        "NOTIFY_",
+        "LISTEN_",
+    ),
+    *(
+        "TEMP",
+        "TMP",
+        "MAILCAP",
+        "MAILRC",
+        "MAILCHECK",
+        "NETRC",
+        "WGET",
+        "INPUTRC",
+        "HISTFILE",
+        "FCEDIT",
+        "SVN_",
+        "HG",
+        "CVS",
+    ),
+)
+#: Last words of such names, for programs that no list knows.
+_STEERING_WORDS = frozenset(
+    (
+        "PATH", "DIR", "DIRS", "HOME", "ROOT", "FILE", "CONF", "CONFIG", "RC", "INIT", "PROFILE", "STARTUP", "OPTS",
+        "OPTIONS", "FLAGS", "ARGS", "COMMAND", "CMD", "EXEC", "SHELL", "EDITOR", "VISUAL", "PAGER", "BROWSER",
+        "VIEWER", "ASKPASS", "HELPER", "WRAPPER", "LAUNCHER", "HOOK", "HOOKS", "PLUGIN", "PLUGINS", "MODULE",
+        "MODULES", "LIB", "LIBS", "LIBRARY", "PRELOAD", "LOADER", "ADDRESS", "SOCK", "SOCKET", "HOST", "HOSTS",
+        "PROXY", "AGENT", "COMPILER", "INTERPRETER",
+    )
+)  # fmt: skip
+
+
+def steers_programs(name: str, written: str = "") -> bool:
+    """Return True if programs may find code, configuration, helpers or hosts by a variable.
+
+    Args:
+        name: the variable.
+        written: the beginning of its name that policy writes before a wildcard. After `APP_`, all names are the
+            application's own, unless a program in common use has names that begin so.
+    """
+    if name.startswith(_STEERING):
+        return True
+    return "_" not in written and name.rpartition("_")[2] in _STEERING_WORDS
 
 
 def forbidden(name: str, value: str) -> str:

@@ -194,6 +194,11 @@ class Pattern:
         """The texts that the pattern matches, if it has no wildcard; else empty."""
         return frozenset() if self._alternatives else self._literals
 
+    @property
+    def prefix(self) -> str:
+        """The text before the first wildcard; the shortest one if there are alternatives."""
+        return min((*self._literals, *(prefix for prefix, _ in self._alternatives)), key=len)
+
     def matches(self, text: str, effort: Effort | None = None) -> bool:
         """Return True if the pattern matches the whole text.
 

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import ClassVar
 
+from tachikoma.policy.command_patterns import CommandPattern
 from tachikoma.policy.compiled import CompiledPolicy
 from tachikoma.policy.effort import Effort
-from tachikoma.policy.environment import forbidden
-from tachikoma.policy.interpreters import is_interpreter
+from tachikoma.policy.environment import forbidden, steers_programs
+from tachikoma.policy.programs import ProgramKind, kind_of
 from tachikoma.vocabulary.grants import GrantedExecutable
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.types import format_duration
@@ -52,23 +53,41 @@ class Case:
         self.effort = effort
 
     @cached_property
+    def _granting(self) -> dict[str, list[CommandPattern]]:
+        """The entries of allowedCommands that match, for each path of the program, in search order."""
+        arguments = self.request.command[1:]
+        found = {path: self.policy.granting(path, arguments, self.effort) for path in self.candidates}
+        return {path: patterns for path, patterns in found.items() if patterns}
+
+    @cached_property
     def matching(self) -> tuple[GrantedExecutable, ...]:
         """The executables that allowedCommands grants with these arguments, in search order."""
-        found = []
-        for path in self.candidates:
-            patterns = self.policy.granting(path, self.request.command[1:], self.effort)
-            if patterns:
-                named = any(pattern.names(path) for pattern in patterns)
-                pins = self.policy.policy.executable_sha256.get(path, ())
-                found.append(GrantedExecutable(path=path, named=named, sha256=pins))
-        return tuple(found)
+        pins = self.policy.policy.executable_sha256
+        return tuple(
+            GrantedExecutable(
+                path=path, named=any(pattern.names(path) for pattern in patterns), sha256=pins.get(path, ())
+            )
+            for path, patterns in self._granting.items()
+        )
 
     @cached_property
     def executables(self) -> tuple[GrantedExecutable, ...]:
-        """The matching executables, without interpreters unless the policy allows them."""
+        """The matching executables, without those that may run other programs unless the policy allows them."""
         if self.policy.policy.allow_interpreters:
             return self.matching
-        return tuple(executable for executable in self.matching if not is_interpreter(executable.path))
+        return tuple(executable for executable in self.matching if not self._may_run_others(executable.path))
+
+    def _may_run_others(self, path: str) -> bool:
+        """Return True if a program may run another one by its kind, its entries, or on its terminal."""
+        match kind_of(path):
+            case ProgramKind.RUNNER:
+                return True
+            case ProgramKind.ON_TERMINAL:
+                return self.request.tty or self.request.interactive
+            case ProgramKind.BY_ARGUMENTS:
+                return not any(pattern.is_bounded for pattern in self._granting[path])
+            case _:
+                return False
 
     @cached_property
     def work_dir_roots(self) -> tuple[str, ...]:
@@ -82,8 +101,13 @@ class Case:
         for name, value in self.request.environment.items():
             if why := forbidden(name, value):
                 return f"cannot allow the variable: {why}"
-            if not any(pattern.matches(name, self.effort) for pattern in self.policy.environment):
+            granting = [pattern for pattern in self.policy.environment if pattern.matches(name, self.effort)]
+            if not granting:
                 return f"does not allow the variable {name!r}"
+            if not any(pattern.names(name) or not steers_programs(name, pattern.prefix) for pattern in granting):
+                return (
+                    f"allows the variable {name!r} only by a wildcard; programs may find code by it: write its name out"
+                )
         return ""
 
 
@@ -123,7 +147,17 @@ class Interpreter(Rule):
         return bool(case.executables)
 
     def refusal(self, case: Case) -> str:
-        return f"does not allow {case.matching[0].path!r}, which can run any other program"
+        path = case.matching[0].path
+        match kind_of(path):
+            case ProgramKind.BY_ARGUMENTS:
+                return (
+                    f"does not allow {path!r} with open arguments, some of which run other programs; "
+                    "write its arguments out, the first without a wildcard, or set allowInterpreters"
+                )
+            case ProgramKind.ON_TERMINAL:
+                return f"does not allow {path!r} on a terminal, where it can run any other program"
+            case _:
+                return f"does not allow {path!r}, which can run any other program"
 
 
 class Address(Rule):

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from tachikoma.policy.command_patterns import CommandPattern
 from tachikoma.policy.compiled import CompiledPolicy
 from tachikoma.policy.denials import DeniedCommand
-from tachikoma.policy.interpreters import is_interpreter
+from tachikoma.policy.programs import ProgramKind, kind_of
 
 __all__ = ["warnings_of"]
 
@@ -48,10 +48,17 @@ def _warnings_of_command(compiled: CompiledPolicy, text: str) -> Iterator[str]:
     words = shlex.split(text)
     if words[0] in ("/**", "/*") or words[0].startswith("/**"):
         yield f"allowedCommands {text!r} grants every program"
-    elif is_interpreter(words[0]) and not compiled.policy.allow_interpreters:
+    elif kind_of(words[0]) is ProgramKind.RUNNER and not compiled.policy.allow_interpreters:
         yield f"allowedCommands {text!r} can never grant it: allowInterpreters is not set"
-    elif is_interpreter(words[0]) and words[-1] == "...":
+    elif kind_of(words[0]) is ProgramKind.RUNNER and words[-1] == "...":
         yield f"allowedCommands {text!r} grants every program: {words[0]} can run any other program"
+    elif kind_of(words[0]) is ProgramKind.BY_ARGUMENTS and not (
+        compiled.policy.allow_interpreters or CommandPattern(text).is_bounded
+    ):
+        yield (
+            f"allowedCommands {text!r} can never grant it: some arguments of {words[0]} run other programs; they must "
+            "be written out, the first without a wildcard"
+        )
     if any(pattern.covers(words[0], words[1:]) for pattern in compiled.denied):
         yield f"allowedCommands {text!r} can never grant it: deniedCommands covers it"
 

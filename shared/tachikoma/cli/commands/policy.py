@@ -19,6 +19,7 @@ from tachikoma.policy.decision import Decision
 from tachikoma.policy.expectations import check as check_expectations
 from tachikoma.policy.expectations import load_expectations
 from tachikoma.policy.file import PolicyFile
+from tachikoma.policy.programs import kind_of
 from tachikoma.policy.replay import Replay
 from tachikoma.vocabulary.pairs import parse_pair
 from tachikoma.vocabulary.requests import make_request
@@ -43,6 +44,8 @@ def check(
     number = len(found.policies)
     policies = "policy" if number == 1 else "policies"
     typer.echo(f"{file}: {number} {policies}, {'all right' if not warnings else 'valid'}")
+    for policy_name, path, kind in found.programs():
+        typer.echo(f"  {policy_name}: {path}: {kind.value}")
     if strict and warnings:
         raise typer.Exit(1)
 
@@ -92,7 +95,7 @@ def _show_decision(decision: Decision) -> None:
         typer.echo(f"  {decision.reason}")
         return
     for executable in decision.grant.executables:
-        typer.echo(f"  may execute  {executable.path}")
+        typer.echo(f"  may execute  {executable.path}  ({kind_of(executable.path).value})")
     for approver in decision.approvers:
         typer.echo(f"  approved by  {approver}")
     limits = decision.grant.limits.model_dump(by_alias=True, exclude_none=True)

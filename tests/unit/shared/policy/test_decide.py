@@ -636,7 +636,7 @@ def test_interpreters_and_launchers_need_a_word_of_their_own(program: str) -> No
     assert decide({"allowedCommands": ["/** ..."], "allowInterpreters": True}, program, "rm").allowed
 
 
-@pytest.mark.parametrize("program", ["/usr/bin/uptime", "ls", "systemctl", "/opt/shell/app", "pythonic", "findmnt"])
+@pytest.mark.parametrize("program", ["/usr/bin/uptime", "ls", "journalctl", "/opt/shell/app", "pythonic", "findmnt"])
 def test_what_only_sounds_like_one_does_not(program: str) -> None:
     assert decide({"allowedCommands": ["/** ..."]}, program).allowed
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tachikoma.policy.environment import forbidden
+from tachikoma.policy.environment import forbidden, steers_programs
 
 
 @pytest.mark.parametrize("name", ["APP_MODE", "LANG", "LC_ALL", "TERM", "TZ", "X", "A1_B"])
@@ -58,3 +58,28 @@ def test_only_capital_letters_digits_and_underscores_are_ever_permitted(name: st
         assert name.isascii()
         assert name.replace("_", "A").isalnum()
         assert name == name.upper()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DBUS_SYSTEM_BUS_ADDRESS", "MANPAGER", "MANOPT", "GREP_OPTIONS", "PGSERVICEFILE", "GCC_EXEC_PREFIX", "VIMINIT",
+        "SUDO_ASKPASS", "LUA_PATH", "R_PROFILE", "AWS_CONFIG_FILE", "TAR_OPTIONS", "NOTIFY_SOCKET", "TEXINPUTS",
+        "UNHEARD_OF_PATH", "SOME_PLUGIN", "THEIR_EDITOR", "X_COMMAND", "NEW_ASKPASS",
+    ],
+)  # fmt: skip
+def test_a_variable_by_which_programs_find_code_steers_them(name: str) -> None:
+    assert forbidden(name, "x") == ""
+    assert steers_programs(name)
+
+
+@pytest.mark.parametrize("name", ["APP_MODE", "LANG", "LC_ALL", "TZ", "DEBUG", "COLUMNS", "APP_X", "NO_COLOR", "LEVEL"])
+def test_an_ordinary_variable_does_not(name: str) -> None:
+    assert not steers_programs(name)
+
+
+@pytest.mark.parametrize("name", ["APP_PATH", "APP_CONFIG", "APP_HOME"])
+def test_the_variables_of_an_application_are_its_own(name: str) -> None:
+    assert steers_programs(name)
+    assert not steers_programs(name, "APP_")
+    assert steers_programs("DBUS_SESSION_BUS_ADDRESS", "DBUS_")

@@ -194,3 +194,53 @@ def test_a_case_keeps_programs_in_search_order_and_drops_interpreters() -> None:
         ("/bin/sh", True),
     ]
     assert [executable.path for executable in seen.executables] == ["/usr/bin/x", "/bin/x"]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "name", "permitted"),
+    [
+        (("*",), "APP_MODE", True),
+        (("APP_*",), "APP_PATH", True),
+        (("*",), "APP_PATH", False),
+        (("*",), "DBUS_SYSTEM_BUS_ADDRESS", False),
+        (("DBUS_*",), "DBUS_SYSTEM_BUS_ADDRESS", False),
+        (("DBUS_*", "DBUS_SYSTEM_BUS_ADDRESS"), "DBUS_SYSTEM_BUS_ADDRESS", True),
+        (("{APP_*,*}",), "THEIR_EDITOR", False),
+        (("{MANPAGER,X}",), "MANPAGER", True),
+        (("LD_PRELOAD",), "LD_PRELOAD", False),
+    ],
+)
+def test_a_variable_that_steers_programs_needs_its_whole_name(
+    patterns: tuple[str, ...], name: str, permitted: bool
+) -> None:
+    found = case({"allowed_environment": patterns}, environment={name: "x"})
+    assert (found.refused_variable == "") is permitted
+
+
+@pytest.mark.parametrize(
+    ("entry", "command", "values", "permitted"),
+    [
+        ("/usr/bin/systemctl {status,restart} {nginx,app-*}.service", "systemctl restart nginx.service", {}, True),
+        ("/usr/bin/systemctl ...", "systemctl edit nginx", {}, False),
+        ("/usr/bin/systemctl restart ...", "systemctl restart nginx", {}, False),
+        ("/usr/bin/systemctl * nginx", "systemctl edit nginx", {}, False),
+        ("/usr/bin/* ...", "busctl status", {}, False),
+        ("/usr/bin/ip addr show", "ip addr show", {}, True),
+        ("/usr/bin/ssh-keygen -lf *", "ssh-keygen -lf x", {}, True),
+        ("/usr/bin/ssh-keygen ...", "ssh-keygen -D x", {}, False),
+        ("/usr/bin/journalctl -u nginx ...", "journalctl -u nginx -n 5", {}, True),
+        ("/usr/bin/journalctl -u nginx ...", "journalctl -u nginx", {"tty": True}, False),
+        ("/usr/bin/editor x", "editor x", {}, False),
+        ("/usr/bin/vim.basic x", "vim.basic x", {}, False),
+        ("/usr/bin/uptime ...", "uptime -p", {}, True),
+    ],
+)
+def test_a_program_that_can_run_others_is_granted_by_its_kind(
+    entry: str, command: str, values: dict[str, Any], permitted: bool
+) -> None:
+    program, *arguments = command.split()
+    for allow in (False, True):
+        policy = {"allowed_commands": (entry,), "allow_interpreters": allow}
+        found = case(policy, f"/usr/bin/{program}", *arguments, **values)
+        assert found.matching
+        assert bool(found.executables) is (permitted or allow)

@@ -106,14 +106,29 @@ def test_what_is_hardly_meant_is_a_warning(tmp_path: Path, rules: str, warning: 
     path = tmp_path / "p.yaml"
     path.write_text(f"policies:\n  - {{name: p, subjects: ['{ALICE}'], agents: ['*'], {rules[1:-1]}}}\n")
     code, out, err = run("check", str(path))
-    assert (code, out) == (0, f"{path}: 1 policy, valid\n")
+    assert (code, out.splitlines()[0]) == (0, f"{path}: 1 policy, valid")
     assert f"warning: {path}:2:6: p: " in err
     assert warning in err
     assert run("check", "--strict", str(path))[0] == 1
 
 
 def test_a_careful_policy_has_no_warning(file: Path) -> None:
-    assert run("check", "--strict", str(file)) == (0, f"{file}: 1 policy, all right\n", "")
+    known = "  web: /usr/bin/systemctl: runs other programs with certain arguments\n"
+    assert run("check", "--strict", str(file)) == (0, f"{file}: 1 policy, all right\n{known}", "")
+
+
+def test_the_kind_of_each_granted_program_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    commands = "['/bin/{sh,true} x', /opt/app, '/opt/*/x', /usr/bin/journalctl ...]"
+    path.write_text(f"policies: [{{name: p, subjects: ['{ALICE}'], agents: ['*'], allowedCommands: {commands}}}]")
+    lines = run("check", str(path))[1].splitlines()
+    assert lines[1:] == [
+        "  p: /bin/sh: runs other programs",
+        "  p: /bin/true: known to run no other program",
+        "  p: /opt/app: unknown: it may run other programs",
+        "  p: /opt/*/x: unknown: it may run other programs",
+        "  p: /usr/bin/journalctl: runs other programs on a terminal",
+    ]
 
 
 # --- explain ----------------------------------------------------------------------------------------------------------
@@ -130,7 +145,7 @@ def test_an_explanation_names_what_each_policy_says(tmp_path: Path, file: Path) 
     assert lines[1].startswith("web@")
     assert lines[1].endswith("grants it")
     assert lines[2].startswith("allowed: web@")
-    assert lines[3] == "  may execute  /usr/bin/systemctl"
+    assert lines[3] == "  may execute  /usr/bin/systemctl  (runs other programs with certain arguments)"
 
     code, out, _ = run(*base, "systemctl", "stop", "nginx.service")
     assert code == 1
