@@ -18,12 +18,13 @@ This module needs Celery with its Redis transport, which such an application alr
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
-from celery import Celery
+from celery import Celery, Task
 from celery.canvas import Signature
+from celery.result import AsyncResult
 from pydantic import ValidationError
 
 from tachikoma.client.profile import Profile
@@ -37,12 +38,119 @@ from tachikoma.vocabulary.model import describe_validation_error
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.types import ID_PATTERN, is_identifier
 
-__all__ = ["MAX_VALID", "TASK_NAME", "Commands"]
+__all__ = ["MAX_VALID", "TASK_NAME", "CommandResult", "Commands"]
 
 #: The Celery task of submitters.
 TASK_NAME = "tachikoma.submit"
 #: Longest validity of a signed request.
 MAX_VALID = timedelta(days=1)
+
+
+_LATER = "a command is admitted when it arrives; use a schedule of the orchestrator, or send it later"
+#: Options of Celery that a command cannot honour, and what to use instead.
+REFUSED: dict[str, str] = {
+    "countdown": _LATER,
+    "eta": _LATER,
+    "expires": "a signature can be admitted for the time of Commands(valid=…)",
+    "time_limit": "the agent ends a command at its own timeout; use commands.s(…, timeout=…)",
+    "soft_time_limit": "the agent ends a command at its own timeout; use commands.s(…, timeout=…)",
+    "priority": "commands are admitted in their order, and Redis has no other queue for them",
+    "compression": "the submitter reads no compressed message",
+    "exchange": "the submitter reads one queue only",
+    "routing_key": "the submitter reads one queue only",
+}
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of Celery that would have no effect or lose the message, also of the commands that follow.
+
+    Args:
+        options: the options of `apply_async`; None is the same as an option that is not given.
+
+    Raises:
+        InvalidRequest: there is such an option; the message says what to use instead.
+    """
+    for name, value in options.items():
+        if value is None or (name == "priority" and value == 0):
+            continue
+        if name in REFUSED:
+            raise InvalidRequest(f"Celery's option {name} cannot be used for a command: {REFUSED[name]}")
+        if name in ("queue", "serializer"):
+            expected = keys.SUBMIT if name == "queue" else "json"
+            given = getattr(value, "name", value)
+            if given != expected:
+                raise InvalidRequest(
+                    f"Celery's option {name} must be {expected!r} for a command, not {str(given)[:80]!r}"
+                )
+    for name in ("link", "link_error", "chain", "chord"):
+        for following in _commands_in(options.get(name)):
+            check_options(following)
+
+
+def _commands_in(workflow: object) -> Iterator[Mapping[str, Any]]:
+    """Yield the options of each command in a part of a workflow, which consists of dictionaries and lists."""
+    if isinstance(workflow, Mapping):
+        if workflow.get("task") == TASK_NAME:
+            yield workflow.get("options") or {}
+        else:
+            for part in workflow.values():
+                yield from _commands_in(part)
+    elif isinstance(workflow, list | tuple):
+        for part in workflow:
+            yield from _commands_in(part)
+
+
+class CommandResult(AsyncResult[Any]):
+    """The result of a command. It cannot be revoked or deleted with Celery's means."""
+
+    def revoke(self, *_: object, **__: object) -> None:
+        """Refuse: a revocation would reach no worker, and Redis refuses it to an application.
+
+        Raises:
+            InvalidRequest: always; the message names the call to use.
+        """
+        raise InvalidRequest(
+            f"Celery cannot revoke a command: use tachikoma.Client().cancel({self.id.rpartition(':')[2]!r}), "
+            "which works while it runs, too"
+        )
+
+    def forget(self) -> None:
+        """Refuse: an application may only read results, which expire by themselves.
+
+        Raises:
+            InvalidRequest: always.
+        """
+        raise InvalidRequest("the result of a command cannot be deleted by an application; it expires by itself")
+
+
+class _Submission(Task[..., Any]):
+    """The submitters' task as applications see it: it can be sent, with the options that have a meaning."""
+
+    name = TASK_NAME
+    typing = False
+
+    def run(self, *_: object, **__: object) -> None:
+        """Refuse to run here: only a submitter admits commands."""
+        raise InvalidRequest("commands are admitted by `tachikoma submitter`, not by a worker of the application")
+
+    # The options that the stubs name one by one are all in `options`.
+    def apply_async(  # type: ignore[override]
+        self, args: Any = None, kwargs: Any = None, **options: Any
+    ) -> AsyncResult[Any]:
+        """Send the command.
+
+        Raises:
+            InvalidRequest: see `check_options`.
+        """
+        check_options(options)
+        sent = {name: value for name, value in options.items() if value is not None}
+        return self.app.send_task(
+            self.name, args, kwargs, result_cls=self.AsyncResult, **{"serializer": "json", **sent}
+        )
+
+    def AsyncResult(self, task_id: str, **attributes: Any) -> AsyncResult[Any]:  # noqa: N802 (Celery's name)
+        """Return the result of a command by the id of its task."""
+        return CommandResult(task_id, backend=self.backend, task_name=self.name, app=self.app, **attributes)
 
 
 class Commands:
@@ -76,6 +184,7 @@ class Commands:
         if application and not is_identifier(application):
             raise ConfigurationError(f"{application[:80]!r} is no name of an application: {ID_PATTERN}")
         profile = profile or Profile.load()
+        app.register_task(_Submission())
         self._app = app
         self._identity = open_identity(profile.identity)
         self._application = application

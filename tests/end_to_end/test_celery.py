@@ -26,6 +26,8 @@ from tachikoma import (
     ExecRequest,
     ExecResponse,
     ExecutionFailed,
+    InvalidRequest,
+    NotFound,
     PermissionDenied,
     Unauthenticated,
     Unavailable,
@@ -144,6 +146,36 @@ def test_a_command_that_fails_fails_its_task_unless_told_otherwise(commands: Com
         commands.s(AGENT, ["/bin/sh", "-c", "exit 3"]).delay().get(timeout=30)
     answer = commands.s(AGENT, ["/bin/sh", "-c", "exit 3"], check=False).delay().get(timeout=30)
     assert (answer["state"], answer["exitCode"]) == ("FAILED", 3)
+
+
+def test_options_without_effect_are_refused_and_a_running_command_is_cancelled_by_the_client(
+    commands: Commands, client: Client
+) -> None:
+    wanted = request("sleep", "600")
+    signature = commands.signature(wanted)
+    options: list[dict[str, Any]] = [{"countdown": 3600}, {"expires": 1}, {"time_limit": 1}, {"priority": 5}]
+    for refused in options:
+        with pytest.raises(InvalidRequest, match=f"Celery's option {next(iter(refused))} cannot be used"):
+            signature.apply_async(**refused)
+    with pytest.raises(NotFound):
+        client.status(wanted.id)
+    result = signature.delay()
+    wait_until(lambda: started(client, wanted.id), "it runs")
+    with pytest.raises(InvalidRequest, match=rf"Client\(\)\.cancel\('{wanted.id}'\)"):
+        result.revoke(terminate=True)
+    client.cancel(wanted.id)
+    with pytest.raises(ExecutionFailed):
+        result.get(timeout=30)
+    with pytest.raises(InvalidRequest, match="expires by itself"):
+        result.forget()
+
+
+def started(client: Client, exec_id: str) -> bool:
+    """Whether an execution is known and runs."""
+    try:
+        return client.status(exec_id).state is ExecState.STARTED
+    except NotFound:
+        return False
 
 
 def test_policy_refuses_it_as_everybody(client: Client, commands: Commands) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, chain, group
 
 from authority import Authority
 from tachikoma import ConfigurationError, ExecRequest, InvalidRequest, Profile, Unauthenticated
-from tachikoma.celery import MAX_VALID, TASK_NAME, Commands
+from tachikoma.celery import MAX_VALID, TASK_NAME, CommandResult, Commands
 from tachikoma.identity.bundles import TrustBundle
 from tachikoma.identity.signed_messages import SignedRequest
 from tachikoma.identity.signing import verify
@@ -119,3 +119,80 @@ def test_an_identity_that_has_expired_signs_nothing(
     monkeypatch.setattr(commands._identity, "current", lambda: expired)
     with pytest.raises(Unauthenticated, match="cannot be used"):
         commands.s("web-1", ["ls"])
+
+
+def queued(app: Celery) -> int:
+    """The number of messages on the submitters' queue."""
+    with app.connection_for_read() as connection:
+        return int(connection.default_channel.queue_declare(keys.SUBMIT).message_count)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("countdown", 10),
+        ("countdown", 0.5),
+        ("eta", datetime(2030, 1, 1, tzinfo=UTC)),
+        ("expires", 60),
+        ("expires", datetime(2030, 1, 1, tzinfo=UTC)),
+        ("time_limit", 5),
+        ("soft_time_limit", 5),
+        ("priority", 3),
+        ("compression", "gzip"),
+        ("serializer", "pickle"),
+        ("queue", "celery"),
+        ("routing_key", "elsewhere"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused_where_it_is_sent(
+    app: Celery, commands: Commands, option: str, value: Any
+) -> None:
+    signature = commands.s("web-1", ["uptime"])
+    refused = f"Celery's option {option} "
+    for send in (
+        lambda: signature.apply_async(**{option: value}),
+        lambda: signature.clone().set(**{option: value}).delay(),
+        lambda: group(signature.clone(), signature.clone()).apply_async(**{option: value}),
+        lambda: group(signature.clone().set(**{option: value})).delay(),
+        lambda: chain(signature.clone().set(**{option: value}), signature.clone()).delay(),
+        lambda: chain(signature.clone(), signature.clone().set(**{option: value})).delay(),
+        lambda: signature.clone().apply_async(link=signature.clone().set(**{option: value})),
+        lambda: signature.clone().apply_async(link_error=[signature.clone().set(**{option: value})]),
+    ):
+        with pytest.raises(InvalidRequest, match=refused):
+            send()
+    assert queued(app) == 0
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"countdown": None}, {"priority": 0}, {"serializer": "json"}, {"retry": False}]
+)
+def test_other_options_are_sent(app: Celery, commands: Commands, options: dict[str, Any]) -> None:
+    before = queued(app)
+    result = commands.s("web-1", ["uptime"]).apply_async(**options)
+    assert isinstance(result, CommandResult)
+    assert queued(app) == before + 1
+
+
+def test_a_serializer_of_the_application_is_not_used(app: Celery, commands: Commands) -> None:
+    app.conf.task_serializer = "yaml"
+    commands.s("web-1", ["uptime"]).delay()
+    with app.connection_for_read() as connection:
+        message = connection.default_channel.basic_get(keys.SUBMIT)
+        assert message.content_type == "application/json"
+
+
+def test_a_result_says_how_its_command_is_cancelled(commands: Commands) -> None:
+    signature = commands.signature(ExecRequest(id="job-7", agent_id="web-1", command=("uptime",)))
+    signature.set(task_id="app:reports:job-7")
+    for result in (signature.delay(), signature.freeze(), group(signature).apply_async().results[0]):
+        with pytest.raises(InvalidRequest, match=r"use tachikoma\.Client\(\)\.cancel\('job-7'\)"):
+            result.revoke(terminate=True)
+        with pytest.raises(InvalidRequest, match="expires by itself"):
+            result.forget()
+
+
+def test_a_worker_of_the_application_runs_no_command(app: Celery, commands: Commands) -> None:
+    assert commands.s("web-1", ["uptime"]).task in app.tasks
+    with pytest.raises(InvalidRequest, match="by `tachikoma submitter`"):
+        app.tasks[TASK_NAME].run()

@@ -70,7 +70,8 @@ def _listen(path: Path) -> socket.socket:
     if not PROGRAM.exists():
         raise ConfigurationError(
             "this installation has no spawner, so it can run no agent: there was no C compiler when it was installed. "
-            "Install one (Debian: gcc, libc6-dev), then `pip install --force-reinstall --no-deps tachikoma-exec`"
+            "Install one (Debian: gcc, libc6-dev), then `pip install --force-reinstall --no-deps --no-cache-dir "
+            "tachikoma-exec`; pip would take the wheel without a spawner from its cache again"
         )
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
