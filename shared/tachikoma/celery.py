@@ -144,9 +144,9 @@ class _Submission(Task[..., Any]):
         """
         check_options(options)
         sent = {name: value for name, value in options.items() if value is not None}
-        return self.app.send_task(
-            self.name, args, kwargs, result_cls=self.AsyncResult, **{"serializer": "json", **sent}
-        )
+        # Celery calls it with the id only, and a method knows the result backend of its application.
+        result = cast("type[CommandResult]", self.AsyncResult)
+        return self.app.send_task(self.name, args, kwargs, result_cls=result, **{"serializer": "json", **sent})
 
     def AsyncResult(self, task_id: str, **attributes: Any) -> AsyncResult[Any]:  # noqa: N802 (Celery's name)
         """Return the result of a command by the id of its task."""
