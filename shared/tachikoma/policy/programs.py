@@ -27,7 +27,7 @@ class ProgramKind(Enum):
     UNKNOWN = "unknown: it may run other programs"
 
 
-#: Services, networks, storage, accounts, packages and keys (manual pages; the options are in docs/decisions/0032).
+#: Services, networks, storage, accounts, packages and keys.
 _BY_ARGUMENTS = frozenset(
     (
         "systemctl", "busctl", "systemd-analyze", "systemd-tmpfiles", "systemd-inhibit", "systemd-cat", "systemd-mount",
@@ -50,7 +50,7 @@ _BY_ARGUMENTS = frozenset(
 _ON_TERMINAL = frozenset(
     ("journalctl", "timedatectl", "hostnamectl", "localectl", "networkctl", "resolvectl", "userdbctl")
 )
-#: No option, command or file of theirs starts a program, loads code or opens an editor.
+#: No option of theirs is known to start a program, load code or open an editor.
 _SAFE = frozenset(
     (
         "true", "false", "uptime", "uname", "hostname", "hostid", "whoami", "id", "groups", "who", "w", "users", "last",
