@@ -24,7 +24,7 @@ REDIS_SERVER = os.environ.get("TACHIKOMA_TEST_REDIS_SERVER")
 
 
 @pytest.fixture(autouse=True)
-def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def logging_as_before() -> Iterator[None]:
     """Restore logging after each test: commands set it up for their process, which is the process of all tests here."""
     configure = structlog.configure
 
@@ -32,10 +32,12 @@ def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         # A cached logger would keep this configuration for ever.
         configure(*args, **{**values, "cache_logger_on_first_use": False})
 
-    monkeypatch.setattr(structlog, "configure", configure_for_one_test)
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
-    yield
+    # Not the fixture `monkeypatch`: the patches of a test must be undone before its other fixtures end.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(structlog, "configure", configure_for_one_test)
+        yield
     root.setLevel(level)
     # pytest removes its own handlers itself.
     for handler in [handler for handler in root.handlers if handler not in handlers]:

@@ -195,7 +195,7 @@ def test_what_is_logged_as_an_error_arrives_without_its_text(stack: Stack, colle
         wait_until(lambda: collector.events(execution=running.id), "the reaper says so")
         client.cancel(running.id)
     event = collector.events(execution=running.id)[0]
-    assert (event["message"], event["tags"]["component"]) == ("reaper.unreadable", "orchestrator")
+    assert (event["message"], event["tags"]["component"]) == ("reaper.claim_unreadable", "orchestrator")
     assert "exception" not in event
 
 

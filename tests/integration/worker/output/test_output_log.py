@@ -171,14 +171,16 @@ async def test_any_other_error_of_redis_is_not_swallowed(redis: Redis) -> None:
 
 
 async def test_an_append_waits_until_redis_takes_it_and_nothing_is_lost(redis: Redis, until: Any) -> None:
-    await redis.set(KEY, "in the way")
     log = new_log(redis)
-    with capture_logs() as told:
-        waiting = asyncio.create_task(append(log, [(STDOUT, b"patient")]))
-        await until(lambda: len(told) >= 2, "two attempts failed")
-    assert {entry["event"] for entry in told} == {"output.waiting"}
-    assert not waiting.done()
-    await redis.delete(KEY)
+    await redis.config_set("maxmemory", "1")
+    try:
+        with capture_logs() as entries:
+            waiting = asyncio.create_task(append(log, [(STDOUT, b"patient")]))
+            await until(lambda: len(entries) >= 2, "two attempts failed")
+        assert {entry["event"] for entry in entries} == {"output.waiting"}
+        assert not waiting.done()
+    finally:
+        await redis.config_set("maxmemory", "0")
     await asyncio.wait_for(waiting, PATIENCE_SECONDS)
     assert [frame.data for frame in await stream(redis)] == [b"patient"]
     assert log.seq == 1
