@@ -102,4 +102,4 @@ def test_an_agent_whose_clock_is_wrong_is_refused_and_shown(
         with pytest.raises(FailedPrecondition, match=rf"its clock is (299|300|301) s {words} the orchestrator's"):
             client.execute(request("true"))
         event = next(event for event in client.audit(limit=200) if event.event == "refused")
-        assert event.reason.startswith("CLOCK: its clock is ")
+        assert event.reason.startswith("UNFIT: its clock is ")

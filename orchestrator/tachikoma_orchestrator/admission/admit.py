@@ -91,7 +91,7 @@ class Admitter:
             PermissionDenied: the request names another requester, or no policy allows it.
             InvalidRequest: the request asks for something that this version does not support.
             AgentUnknown, AgentOffline, AgentDraining, AgentRevoked: its agent cannot take it.
-            FailedPrecondition: the clocks of its agent and the orchestrator differ too much.
+            FailedPrecondition: clock or formats of its agent and the orchestrator differ too much.
             AlreadyExists: its id was used for another request.
             Unavailable: it could not be recorded, or the orchestrator's certificate has expired.
             ResourceExhausted: the agent's queue is full, or a rate limit is reached.
@@ -113,7 +113,7 @@ class Admitter:
                 "request.refused", id=request.id, agent=request.agent_id, by=str(peer), outcome=outcome,
                 audit_code=REFUSALS[outcome].audit_code,
             )  # fmt: skip
-            raise refusal(outcome, request, retry_seconds, detail=self.wrong_clock(request))
+            raise refusal(outcome, request, retry_seconds, detail=self.unfit(request))
         return outcome is Outcome.ADMITTED
 
     async def decide(self, request: ExecRequest, address: str) -> Decision:
@@ -138,8 +138,8 @@ class Admitter:
         """Return what an order of an allowed request is made from."""
         return AllowedRequest(request, decision, self.shown(request), digest, client_ip)
 
-    def wrong_clock(self, request: ExecRequest) -> str:
-        """Return how far the clock of a request's agent is off, if it is too far; else empty."""
+    def unfit(self, request: ExecRequest) -> str:
+        """Return why a request's agent can run nothing: its clock or its formats, in words; else empty."""
         return self._registry.observations.obstacle(request.agent_id)
 
     async def _record(self, allowed: AllowedRequest) -> tuple[Outcome, float]:
@@ -161,7 +161,7 @@ class Admitter:
             parked=parked,
             approvers=decision.approvers,
             waits=decision.waits,
-            wrong_clock=self.wrong_clock(allowed.request),
+            unfit=self.unfit(allowed.request),
         )
         outcome, retry_seconds = await self._ledger.admit(admission, dispatch)
         if outcome is Outcome.ADMITTED and dispatch is not None and self._sent is not None:

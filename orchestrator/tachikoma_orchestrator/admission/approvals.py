@@ -220,11 +220,11 @@ class Approvals:
     async def _check_agent(self, pending: _Pending) -> None:
         """Raise the error of a refused request if the agent cannot take an order now."""
         readiness = await self._ledger.readiness(pending.record.agent)
-        wrong_clock = self._admitter.wrong_clock(pending.request)
-        if readiness is Outcome.ADMITTED and wrong_clock:
-            readiness = Outcome.CLOCK
+        unfit = self._admitter.unfit(pending.request)
+        if readiness is Outcome.ADMITTED and unfit:
+            readiness = Outcome.UNFIT
         if readiness is not Outcome.ADMITTED:
-            raise refusal(readiness, pending.request, detail=wrong_clock)
+            raise refusal(readiness, pending.request, detail=unfit)
 
     async def _release(self, pending: _Pending, decision: Decision, digest: str, reason: str, peer: Peer) -> None:
         """Sign the order of an approved execution and put it on the queue, with the event of the approval.

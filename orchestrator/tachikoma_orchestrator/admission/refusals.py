@@ -105,7 +105,7 @@ REFUSALS: Mapping[Outcome, Refusal] = MappingProxyType(
         Outcome.REVOKED: _refused(
             AgentRevoked, "agent {agent!r} is revoked; `tachikoma agents` shows the operator and the reason"
         ),
-        Outcome.CLOCK: _refused(FailedPrecondition, "agent {agent!r} takes no executions: {detail}"),
+        Outcome.UNFIT: _refused(FailedPrecondition, "agent {agent!r} takes no executions: {detail}"),
         Outcome.CONFLICT: _refused(
             AlreadyExists, "the id {id!r} was used before for another request; use a new id", name="id"
         ),
@@ -135,7 +135,7 @@ def refusal(
         outcome: the script's answer.
         request: the refused request.
         retry_seconds: seconds after which a repetition may succeed, by the script; 0 if it does not know.
-        detail: the difference of the clocks in words, for `CLOCK`.
+        detail: the difference of clocks or formats in words, for `UNFIT`.
     """
     row = REFUSALS[outcome]
     names = {"agent": request.agent_id, "id": request.id, "detail": detail}

@@ -1,4 +1,4 @@
-"""Observations about agents that only this orchestrator makes: the differences of clocks, and second workers.
+"""Observations about agents that only this orchestrator makes: differences of clocks and formats, and second workers.
 
 They are kept in memory. Each orchestrator hears every heartbeat, so each has its own within a few seconds.
 """
@@ -15,6 +15,7 @@ import structlog
 from tachikoma.identity.signing import CLOCK_SKEW_SECONDS
 from tachikoma.streams.heartbeat import LEASE_SECONDS, Contender, Heartbeat
 from tachikoma.vocabulary.clock import now_ms
+from tachikoma.vocabulary.formats import difference
 
 __all__ = ["Observations", "second_worker"]
 
@@ -44,11 +45,15 @@ class Observations:
 
     def __init__(self) -> None:
         self._clocks: dict[str, _Clock] = {}
+        #: Which formats of an agent differ, in words; empty for none.
+        self._formats: dict[str, str] = {}
         #: The last second worker of an agent, with the monotonic time of its message.
         self._contenders: dict[str, tuple[Contender, float]] = {}
 
     def heard(self, agent: str, heartbeat: Heartbeat) -> None:
-        """Compare the clock of an agent, which has just sent a heartbeat, with the own one."""
+        """Compare formats and clock of an agent, which has just sent a heartbeat, with the own ones."""
+        other = difference(heartbeat.formats)
+        self._formats[agent] = f"its worker is version {heartbeat.version}, with {other}" if other else ""
         if heartbeat.sent_ms is None:
             self._clocks.pop(agent, None)
             return
@@ -58,7 +63,7 @@ class Observations:
         clock.differences.append((heartbeat.sent_ms - now_ms()) / 1000)
         problem = self.obstacle(agent)
         if problem and not clock.reported:
-            log.warning("agent.clock", agent=agent, problem=problem)
+            log.warning("agent.unfit", agent=agent, problem=problem)
         clock.reported = bool(problem)
 
     def contended(self, agent: str, contender: Contender) -> None:
@@ -66,7 +71,9 @@ class Observations:
         self._contenders[agent] = contender, time.monotonic()
 
     def obstacle(self, agent: str) -> str:
-        """Return why an agent can run nothing although it is online: its clock, in words; empty if it can."""
+        """Return why an agent can run nothing although it is online: formats or clock, in words; empty if it can."""
+        if formats := self._formats.get(agent):
+            return f"{formats}; install the same version on both hosts"
         seconds = self._difference_seconds(agent)
         if abs(seconds) <= CLOCK_SKEW_SECONDS:
             return ""
@@ -74,9 +81,11 @@ class Observations:
 
     def warnings(self, agent: str) -> Iterator[str]:
         """Yield what operators should know about an agent."""
-        seconds = self._difference_seconds(agent)
-        if abs(seconds) > WARNING_SECONDS:
-            yield self.obstacle(agent) or _words(seconds)
+        obstacle, seconds = self.obstacle(agent), self._difference_seconds(agent)
+        if obstacle:
+            yield obstacle
+        elif abs(seconds) > WARNING_SECONDS:
+            yield _words(seconds)
         contender, heard = self._contenders.get(agent, (None, 0.0))
         if contender is not None and time.monotonic() - heard < CONTENDER_SECONDS:
             yield second_worker(contender)

@@ -126,7 +126,7 @@ class Ledger:
                 "approvals_size": self._approvals_size,
                 "wait_ms": duration_ms(admission.wait),
                 "record_refusal": record_refusal,
-                "wrong_clock": admission.wrong_clock,
+                "unfit": admission.unfit,
                 "scopes": [
                     {
                         "name": name, "per_minute": limit.requests_per_minute,

@@ -4,7 +4,7 @@ It runs in every orchestrator and needs no leader. Each pass handles every execu
 - A result that pub/sub missed is recorded.
 - An execution past its queue deadline is fenced, so that its agent can never start it, and becomes EXPIRED. One that
   was not approved in time becomes EXPIRED too.
-- An execution on the queue of an agent whose clock is wrong is fenced and becomes EXPIRED: the agent refuses its order.
+- An execution on the queue of an agent whose clock or formats are wrong is fenced and becomes EXPIRED.
 - An execution of a revoked agent is fenced and becomes CANCELLED, or LOST if it had started.
 - An execution becomes LOST if the run of the agent that claimed it is gone, or if the agent sent no heartbeat for
   longer than the lease. Its result is unknown then.

@@ -51,8 +51,8 @@ class Outcome(StrEnum):
     OFFLINE = "OFFLINE"
     DRAINING = "DRAINING"
     REVOKED = "REVOKED"
-    #: The difference between the clocks of the agent and the orchestrator is too large.
-    CLOCK = "CLOCK"
+    #: The clocks of the agent and the orchestrator differ too much, or their formats differ.
+    UNFIT = "UNFIT"
     #: The agent's queue is full.
     FULL = "FULL"
     #: Too many executions wait for an approval.
@@ -101,8 +101,8 @@ class Admission:
     approvers: tuple[str, ...] = ()
     #: True if the command waits for readers of its output.
     waits: bool = False
-    #: Difference between the clocks of the agent and the orchestrator in words, if it is too large; else empty.
-    wrong_clock: str = ""
+    #: Why the agent can run nothing, in words: its clock or its formats; empty if it can.
+    unfit: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,8 +152,9 @@ AUDIT_CODES: Mapping[AuditCode, AuditCodeRow] = {
         "reason, request",
     ),
     AuditCode.REFUSED: _refusal(
-        "The agent is unknown, offline, draining or revoked, its clock is wrong, or the id belongs to another request: "
-        "`UNKNOWN`, `OFFLINE`, `DRAINING`, `REVOKED`, `CLOCK` with the difference, `CONFLICT`.",
+        "The agent is unknown, offline, draining or revoked, its clock or version does not fit, "
+        "or the id belongs to another request: "
+        "`UNKNOWN`, `OFFLINE`, `DRAINING`, `REVOKED`, `UNFIT` with the reason, `CONFLICT`.",
         "reason, request",
     ),
     AuditCode.MALFORMED: _refusal("The request is not valid.", "reason"),

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tachikoma.identity.signing import Claims
+from tachikoma.vocabulary.formats import FORMATS
 from tachikoma.vocabulary.grants import Digest, Grant
 from tachikoma.vocabulary.limits import ResourceUsage
 from tachikoma.vocabulary.requests import ExecRequest
@@ -32,7 +33,12 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 class WorkOrder(Claims):
     """A work order: everything that the agent acts on."""
 
+    # A newer writer may add fields that this version ignores.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
     type: Literal["tachikoma-order+jws"] = "tachikoma-order+jws"
+    #: Version of the format.
+    v: int = FORMATS["order"]
     #: SPIFFE ID of the agent that it is addressed to.
     aud: str
     #: SPIFFE ID of the requester.
@@ -62,6 +68,8 @@ class SignedRequest(Claims):
     """A request that its requester signed, since it comes through Redis and not over an authenticated connection."""
 
     type: Literal["tachikoma-request+jws"] = "tachikoma-request+jws"
+    #: Version of the format.
+    v: int = FORMATS["request"]
     #: SPIFFE ID of the orchestrator that it is addressed to.
     aud: str
     #: Second since the epoch from which on the request must not be admitted.
@@ -151,6 +159,8 @@ class Receipt(Claims):
     """An agent's signed report about the end of an execution."""
 
     type: Literal["tachikoma-receipt+jws"] = "tachikoma-receipt+jws"
+    #: Version of the format.
+    v: int = FORMATS["receipt"]
     #: Id of the execution.
     jti: Identifier
     #: SHA-256 of the order; empty if the order could not be read again.

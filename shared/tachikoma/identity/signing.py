@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId
 from tachikoma.identity.svid import Svid
 from tachikoma.vocabulary.model import describe_validation_error
 
-__all__ = ["Claims", "InvalidSignature", "sign", "signer_begins", "verify"]
+__all__ = ["Claims", "InvalidSignature", "UnreadableMessage", "sign", "signer_begins", "verify"]
 
 #: Largest difference between the clocks of two hosts, in seconds.
 CLOCK_SKEW_SECONDS = 60
@@ -43,6 +44,15 @@ class InvalidSignature(ValueError):
     """A signed message that must not be trusted; the message names the reason."""
 
 
+class UnreadableMessage(InvalidSignature):
+    """A message that its issuer signed, and whose format this version does not read."""
+
+    def __init__(self, reason: str, content: Mapping[str, object]) -> None:
+        """Keep the signed content as it is: nothing but the signature was checked."""
+        super().__init__(reason)
+        self.content = content
+
+
 class Claims(BaseModel):
     """The signed content of a message; each kind of message is a subclass."""
 
@@ -54,6 +64,10 @@ class Claims(BaseModel):
     iss: str
     #: Time of the signature, in seconds since the epoch.
     iat: int
+    #: Version of the format, from the table in `tachikoma.vocabulary.formats`.
+    v: int = 1
+    #: Names of the fields that every reader must understand (as in RFC 7515, section 4.1.11). Others may be ignored.
+    crit: tuple[str, ...] = ()
 
 
 C = TypeVar("C", bound=Claims)
@@ -125,7 +139,31 @@ def _verified(
     if issuer is not None and signer != issuer:
         raise InvalidSignature(f"is signed by {signer}, not by {issuer}")
     jws.deserialize_compact(token.encode("ascii"), key, registry=_registry)
-    return signer, kind.model_validate_json(message.payload)
+    return signer, _read(kind, message.payload)
+
+
+def _read(kind: type[C], payload: bytes) -> C:
+    """Read the content of a message whose signature is valid. Raises UnreadableMessage."""
+    try:
+        content = json.loads(payload)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        # The model names the mistake.
+        content = {}
+    written, known = content.get("v", 1), kind.model_fields["v"].default
+    if written != known:
+        reason = f"is written in version {str(written)[:20]} of its format, and this program reads version {known}"
+        raise UnreadableMessage(reason, content)
+    critical = content.get("crit")
+    names = [name for name in critical if isinstance(name, str)] if isinstance(critical, list) else []
+    if unknown := [name[:60] for name in names if name not in kind.model_fields]:
+        reason = f"requires fields that this program does not know in version {known} of its format: {unknown[:5]}"
+        raise UnreadableMessage(reason, content)
+    try:
+        return kind.model_validate_json(payload)
+    except ValidationError as error:
+        raise UnreadableMessage(f"has wrong claims: {describe_validation_error(error)}", content) from None
 
 
 def _checked_header(header: Any, expected_type: str) -> dict[str, Any]:

@@ -89,6 +89,10 @@ class Heartbeat(BaseModel):
     trust: Trust | None = None
     #: Ids of the executions that it holds, until their receipts are delivered; None if it does not report them.
     executions: Annotated[tuple[Identifier, ...], Field(max_length=MAX_HELD)] | None = None
+    #: Versions of the formats that its worker reads and writes; empty from older agents.
+    formats: Annotated[dict[Annotated[str, Field(max_length=32)], Count], Field(max_length=32)] = Field(
+        default_factory=dict
+    )
     #: Time of the heartbeat by the clock of its host, in milliseconds since the epoch; None from older agents.
     sent_ms: Milliseconds | None = None
 

@@ -13,6 +13,7 @@ from tachikoma.identity.spiffe import InvalidIdentity
 from tachikoma.identity.svid import Svid
 from tachikoma.streams.heartbeat import MAX_HELD, MAX_ROOTS, Heartbeat, Trust
 from tachikoma.vocabulary.clock import now_ms, to_ms
+from tachikoma.vocabulary.formats import FORMATS
 from tachikoma_worker import VERSION
 from tachikoma_worker.cgroups.hierarchy import Hierarchy
 from tachikoma_worker.confinement.account import user_name
@@ -58,6 +59,7 @@ def describe(settings: WorkerSettings, run: Run, svid: Svid, running: int, held:
         trust=describe_trust(svid),
         executions=None if held is None or len(held) > MAX_HELD else tuple(held),
         sent_ms=now_ms(),
+        formats=dict(FORMATS),
     )
 
 

@@ -23,7 +23,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from tachikoma.identity.signed_messages import WorkOrder
-from tachikoma.identity.signing import InvalidSignature
+from tachikoma.identity.signing import InvalidSignature, UnreadableMessage
 from tachikoma.identity.spiffe import InvalidIdentity
 from tachikoma.redis import keys
 from tachikoma.streams.heartbeat import Started
@@ -31,6 +31,7 @@ from tachikoma.vocabulary.clock import now_ms
 from tachikoma.vocabulary.limits import WhenFull
 from tachikoma.vocabulary.requests import DEFAULT_TIMEOUT
 from tachikoma.vocabulary.states import ExecState
+from tachikoma_worker import VERSION
 from tachikoma_worker.cgroups.hierarchy import Cgroup, NoCgroup
 from tachikoma_worker.confinement.prepare import Prepared, narrowed, prepare
 from tachikoma_worker.confinement.process import Process, kill_all
@@ -110,6 +111,9 @@ class Execution:
         """Run the command if the order is genuine and was never started before, and deliver the receipt."""
         try:
             order = verify_order(self._context, self.exec_id, self._token)
+        except UnreadableMessage as error:
+            await self._reject_unreadable(str(error))
+            return
         except (InvalidSignature, InvalidIdentity) as error:
             # No trusted party sent it, so no receipt is due.
             log.warning("order.refused", id=self.exec_id, reason=str(error))
@@ -161,6 +165,19 @@ class Execution:
             log.warning("order.refused", id=self.exec_id, reason=str(error))
             return
         await self.report_lost(OTHER_ORDER)
+
+    async def _reject_unreadable(self, reason: str) -> None:
+        """Deliver a receipt for a genuine order that this version cannot read, so that its execution ends at once."""
+        log.warning("order.unreadable", id=self.exec_id, reason=reason)
+        try:
+            claimed = await claim(self._context, self.exec_id, self.order_sha256)
+        except JournalError:
+            await prevent_start(self._context, self.exec_id)
+        else:
+            if claimed.outcome is not ClaimOutcome.GRANTED:
+                return
+        error = f"not started: the order {reason}; the worker is version {VERSION}"
+        await self._deliver(Ending(state=ExecState.REJECTED, error=error), EarlierReceipt.POSSIBLE)
 
     # --- before the start ---------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@
 --      approvals_size  most executions that wait for an approval
 --      wait_ms         longest wait on the queue or for the approval
 --      record_refusal  true if a refusal is recorded by an event; else the orchestrator counts it
---      wrong_clock     difference between the clocks of agent and orchestrator, if it is too large; else empty
+--      unfit           why the agent can run nothing, in words (clock, formats); empty if it can
 --      scopes          list of {name, per_minute, concurrent, waiting}: limits, each 0 for none
 --      record          names and values of further record fields
 --      event           names and values of the audit event, without its code
@@ -37,7 +37,7 @@
 --      (these three are large texts, stored as they are)
 -- RESULT: {outcome, ms, ms after which a repetition may succeed or 0}; outcome is
 --   ADMITTED | DUPLICATE (same id, same request) | CONFLICT (same id, another request)
---   | UNKNOWN (the agent never joined) | OFFLINE | DRAINING | REVOKED | CLOCK | FULL (queue)
+--   | UNKNOWN (the agent never joined) | OFFLINE | DRAINING | REVOKED | UNFIT | FULL (queue)
 --   | APPROVALS (too many wait for one) | RATE | CONCURRENT | WAITING (limits of a scope)
 local MINUTE_MS = 60000
 local FIXED_KEYS = 12
@@ -62,8 +62,8 @@ local function refusal()
     return redis.call('HEXISTS', agents, agent) == 1 and 'OFFLINE' or 'UNKNOWN'
   elseif redis.call('HEXISTS', draining, agent) == 1 then
     return 'DRAINING'
-  elseif args.wrong_clock ~= '' then
-    return 'CLOCK'
+  elseif args.unfit ~= '' then
+    return 'UNFIT'
   elseif redis.call('LLEN', queue) >= args.queue_size then
     return 'FULL'
   elseif needs_approval and redis.call('ZCARD', approvals) >= args.approvals_size then
@@ -115,9 +115,9 @@ end
 -- Audit.
 local code = needs_approval and 'approval_requested' or 'admitted'
 if outcome then
-  local refused = contains({'CONFLICT', 'UNKNOWN', 'OFFLINE', 'DRAINING', 'REVOKED', 'CLOCK'}, outcome)
+  local refused = contains({'CONFLICT', 'UNKNOWN', 'OFFLINE', 'DRAINING', 'REVOKED', 'UNFIT'}, outcome)
   code = refused and 'refused' or 'limited'
-  append(args.event, 'reason', outcome == 'CLOCK' and 'CLOCK: ' .. args.wrong_clock or outcome)
+  append(args.event, 'reason', outcome == 'UNFIT' and 'UNFIT: ' .. args.unfit or outcome)
 end
 if args.record_refusal or not outcome then
   audit(trail, {'event', code, 'request', audited_request, unpack(args.event)})

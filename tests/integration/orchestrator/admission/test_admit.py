@@ -191,7 +191,7 @@ WAYS: dict[Outcome, Callable[[Stand], Awaitable[ExecRequest]]] = {
     Outcome.OFFLINE: _offline,
     Outcome.DRAINING: _draining,
     Outcome.REVOKED: _revoked,
-    Outcome.CLOCK: _clock,
+    Outcome.UNFIT: _clock,
     Outcome.CONFLICT: _conflict,
     Outcome.FULL: _full,
     Outcome.APPROVALS: _approvals,
@@ -209,14 +209,14 @@ def test_every_row_of_the_table_is_tried() -> None:
 async def test_a_refusal_is_the_error_and_the_event_of_its_row(stand: Stand, outcome: Outcome) -> None:
     wanted = await WAYS[outcome](stand)
     before = await stand.queued()
-    detail = stand.admitter.wrong_clock(wanted)
+    detail = stand.admitter.unfit(wanted)
     expected = refusal(outcome, wanted, detail=detail)
     with pytest.raises(type(expected)) as refused:
         await stand.admitter.admit(wanted, peer())
     assert str(refused.value) == str(expected)
     assert refused.value.metadata == expected.metadata
     event = (await stand.events(wanted.id))[-1]
-    reason = f"CLOCK: {detail}" if outcome is Outcome.CLOCK else outcome
+    reason = f"UNFIT: {detail}" if outcome is Outcome.UNFIT else outcome
     assert (event.event, event.reason) == (REFUSALS[outcome].audit_code, reason)
     assert (event.requested_by, event.agent_id) == (str(ALICE), wanted.agent_id)
     assert await stand.queued() == before
@@ -231,19 +231,30 @@ async def test_a_refusal_is_the_error_and_the_event_of_its_row(stand: Stand, out
         (-3_600_000, "its clock is 360[0-2] s behind"),
     ],
 )
-async def test_a_wrong_clock_is_refused_with_the_difference_in_words(stand: Stand, ahead_ms: int, words: str) -> None:
+async def test_a_unfit_is_refused_with_the_difference_in_words(stand: Stand, ahead_ms: int, words: str) -> None:
     await stand.heard(sent_ms=now_ms() + ahead_ms)
     wanted = request()
     with pytest.raises(FailedPrecondition, match=f"agent 'web-1' takes no executions: {words}"):
         await stand.admitter.admit(wanted, peer())
     [event] = await stand.events(wanted.id)
     assert event.event == "refused"
-    assert re.match(f"CLOCK: {words}", event.reason)
+    assert re.match(f"UNFIT: {words}", event.reason)
     # A repetition of what was admitted before is no new request.
     await stand.heard(run="r2", sent_ms=now_ms())
     assert await stand.admitter.admit(wanted, peer())
     await stand.heard(run="r3", sent_ms=now_ms() + ahead_ms)
     assert not await stand.admitter.admit(wanted, peer())
+
+
+async def test_an_agent_of_other_formats_is_refused_with_both_versions(stand: Stand) -> None:
+    await stand.heard(version="9.1", formats={"order": 2})
+    wanted = request()
+    with pytest.raises(FailedPrecondition, match=r"its worker is version 9\.1, with order format 2 instead of 1"):
+        await stand.admitter.admit(wanted, peer())
+    [event] = await stand.events(wanted.id)
+    assert event.reason.startswith("UNFIT: its worker is version 9.1")
+    await stand.heard(formats={"order": 1})
+    assert await stand.admitter.admit(wanted, peer())
 
 
 @pytest.mark.parametrize("ahead_ms", [0, 55_000, -55_000])
@@ -252,7 +263,7 @@ async def test_a_clock_within_the_bound_is_no_obstacle(stand: Stand, ahead_ms: i
     assert await stand.admitter.admit(request(), peer())
 
 
-async def test_an_approval_of_an_execution_for_a_wrong_clock_is_refused(stand: Stand) -> None:
+async def test_an_approval_of_an_execution_for_a_unfit_is_refused(stand: Stand) -> None:
     exec_id = await stand.admit("printf", "x")
     digest = (await stand.approvals.describe(exec_id, peer(BOSS))).digest
     await stand.heard(sent_ms=now_ms() - 300_000)

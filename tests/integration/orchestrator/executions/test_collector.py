@@ -325,7 +325,7 @@ async def test_who_has_the_key_of_a_certificate_that_has_ended_forges_no_receipt
 
 
 @pytest.mark.parametrize("ahead", [61, 3600, 400 * 86_400, -61, -3600, -400 * 86_400])
-async def test_a_receipt_of_an_agent_with_a_wrong_clock_ends_its_execution(stand: Stand, ahead: int) -> None:
+async def test_a_receipt_of_an_agent_with_a_unfit_ends_its_execution(stand: Stand, ahead: int) -> None:
     receipt = stand.receipt(iat=int(time.time()) + ahead)
     assert await stand.collector.fold(AGENT, EXEC, stand.result(receipt)) is True
     record = await stand.ledger.record(EXEC)
@@ -336,7 +336,7 @@ async def test_a_receipt_of_an_agent_with_a_wrong_clock_ends_its_execution(stand
     assert (response.state, response.exit_code) == (ExecState.SUCCEEDED, 0)
 
 
-async def test_a_wrong_clock_helps_no_certificate_that_has_ended(stand: Stand, tmp_path: Path) -> None:
+async def test_a_unfit_helps_no_certificate_that_has_ended(stand: Stand, tmp_path: Path) -> None:
     ended(stand, tmp_path)
     for ahead in (0, 3600, -7 * 86_400):
         receipt = stand.receipt(iat=int(time.time()) + ahead)

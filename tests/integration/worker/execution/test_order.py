@@ -9,8 +9,12 @@ import pytest
 
 from authority import Authority
 from local_agent import AGENT, DOMAIN, LocalAgent
-from tachikoma.identity.signing import InvalidSignature, sign
+from tachikoma.identity.signed_messages import WorkOrder
+from tachikoma.identity.signing import InvalidSignature, UnreadableMessage, sign
 from tachikoma.identity.spiffe import agent_id, service_id
+from tachikoma.vocabulary.states import ExecState
+from tachikoma_worker import VERSION
+from tachikoma_worker.execution.execution import Execution
 from tachikoma_worker.execution.order import verify_order
 
 
@@ -49,3 +53,31 @@ async def test_only_the_orchestrator_may_sign_an_order(agent: LocalAgent, author
         token = sign(signer, order.model_copy(update={"iss": str(signer.spiffe_id)}))
         with pytest.raises(InvalidSignature):
             verify_order(agent.context, order.jti, token)
+
+
+@pytest.mark.parametrize("change", [{"v": 2}, {"v": 0}, {"crit": ("epoch",)}, {"policy": None}, {"v": None}])
+async def test_an_order_in_an_unknown_format_ends_at_once_and_never_starts(
+    agent: LocalAgent, change: dict[str, Any]
+) -> None:
+    order = agent.order("/bin/true")
+    token = sign(agent.orchestrator, WorkOrder.model_construct(**{**dict(order), **change}))
+    with pytest.raises(UnreadableMessage):
+        verify_order(agent.context, order.jti, token)
+    await Execution.of_order(agent.context, order.jti, token).run()
+    receipt = await agent.receipt(order.jti)
+    assert receipt is not None
+    assert receipt.state is ExecState.REJECTED
+    assert receipt.error.startswith("not started: the order ")
+    assert f"the worker is version {VERSION}" in receipt.error
+    if "v" in change:
+        assert f"version {change['v']} of its format, and this program reads version 1" in receipt.error
+    # Another delivery changes nothing.
+    await Execution.of_order(agent.context, order.jti, token).run()
+    assert await agent.receipt(order.jti) == receipt
+
+
+async def test_an_order_in_an_unknown_format_for_another_agent_is_not_answered(agent: LocalAgent) -> None:
+    order = agent.order("/bin/true", order={"aud": str(agent_id(DOMAIN, "web-2"))})
+    token = sign(agent.orchestrator, order.model_copy(update={"v": 2}))
+    await Execution.of_order(agent.context, order.jti, token).run()
+    assert await agent.receipt(order.jti) is None

@@ -32,7 +32,7 @@ EXPECTED: list[tuple[Outcome, type[TachikomaError], str, dict[str, str], float |
     (Outcome.OFFLINE, AgentOffline, "agent 'web-1' is offline", {"agent": "web-1"}, 5, AuditCode.REFUSED),
     (Outcome.DRAINING, AgentDraining, "agent 'web-1' is drained", {"agent": "web-1"}, None, AuditCode.REFUSED),
     (Outcome.REVOKED, AgentRevoked, "agent 'web-1' is revoked", {"agent": "web-1"}, None, AuditCode.REFUSED),
-    (Outcome.CLOCK, FailedPrecondition, "agent 'web-1' takes no", {"agent": "web-1"}, None, AuditCode.REFUSED),
+    (Outcome.UNFIT, FailedPrecondition, "agent 'web-1' takes no", {"agent": "web-1"}, None, AuditCode.REFUSED),
     (Outcome.CONFLICT, AlreadyExists, "the id 'job-7' was used", {"id": "job-7"}, None, AuditCode.REFUSED),
     (Outcome.FULL, ResourceExhausted, "the queue of agent 'web-1' is full", {"agent": "web-1"}, 1, AuditCode.LIMITED),
     (

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tachikoma.identity.signing import CLOCK_SKEW_SECONDS
 from tachikoma.streams.heartbeat import Contender, Heartbeat
+from tachikoma.vocabulary.formats import FORMATS
 from tachikoma_orchestrator.agents import observations as module
 from tachikoma_orchestrator.agents.observations import CONTENDER_SECONDS, WARNING_SECONDS, Observations
 
@@ -66,6 +67,32 @@ def test_an_agent_that_sends_no_time_has_no_difference() -> None:
     seen.heard("web-1", beat(500))
     seen.heard("web-1", beat(None))
     assert (seen.obstacle("web-1"), list(seen.warnings("web-1"))) == ("", [])
+
+
+@pytest.mark.parametrize(
+    ("formats", "words"),
+    [
+        ({"order": 2}, "order format 2 instead of 1"),
+        ({"order": 0, "receipt": 3}, "order format 0 instead of 1, receipt format 3 instead of 1"),
+        ({"heartbeat": 7}, "heartbeat format 7 instead of 1"),
+        ({"claim": 2, "order": 1}, "claim format 2 instead of 1"),
+    ],
+)
+def test_other_formats_are_an_obstacle_with_both_versions(formats: dict[str, int], words: str) -> None:
+    seen = Observations()
+    other = beat(0).model_copy(update={"formats": formats, "version": "9.1"})
+    seen.heard("web-1", other)
+    expected = f"its worker is version 9.1, with {words}; install the same version on both hosts"
+    assert (seen.obstacle("web-1"), list(seen.warnings("web-1"))) == (expected, [expected])
+    seen.heard("web-1", beat(0))
+    assert seen.obstacle("web-1") == ""
+
+
+@pytest.mark.parametrize("formats", [{}, dict(FORMATS), {**FORMATS, "session": 4}])
+def test_formats_that_are_the_same_or_not_known_are_no_obstacle(formats: dict[str, int]) -> None:
+    seen = Observations()
+    seen.heard("web-1", beat(0).model_copy(update={"formats": formats}))
+    assert seen.obstacle("web-1") == ""
 
 
 def test_a_second_worker_is_shown_until_it_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tachikoma.identity.bundles import TrustBundle
 from tachikoma.identity.signed_messages import CancelOrder, OutputDigest, ParkedRequest, Receipt, WorkOrder
-from tachikoma.identity.signing import CLOCK_SKEW_SECONDS, InvalidSignature, sign, verify
+from tachikoma.identity.signing import CLOCK_SKEW_SECONDS, InvalidSignature, UnreadableMessage, sign, verify
 from tachikoma.identity.spiffe import SpiffeId
 from tachikoma.identity.svid import Svid
 from tachikoma.vocabulary.requests import MAX_STDIN_BYTES, ExecRequest
@@ -395,7 +395,9 @@ def test_a_huge_number_in_the_header_is_refused(svid: Svid, bundle: TrustBundle)
 
 @given(claims=JSON)
 def test_any_claims_but_ours_are_refused_and_nothing_else_happens(claims: Any, svid: Svid, bundle: TrustBundle) -> None:
-    refused(forge(svid, header_of(sign(svid, order())), json.dumps(claims).encode()), bundle, "wrong claims")
+    refused(
+        forge(svid, header_of(sign(svid, order())), json.dumps(claims).encode()), bundle, "wrong claims|of its format"
+    )
 
 
 @pytest.mark.parametrize("payload", [b"", b"{", b"\xff", b"[" * 100_000, b'{"a":' * 100_000], ids=lambda p: repr(p[:8]))
@@ -408,7 +410,6 @@ def test_claims_that_are_no_json_are_refused(payload: bytes, svid: Svid, bundle:
     [
         ({"jti": "a.b"}, "jti"),
         ({"grant": {"executables": []}}, "executables"),
-        ({"extra": 1}, "extra"),
         ({"request": {"agentId": "a", "command": []}}, "request"),
         ({"request": None}, "request"),
         ({"exp": "soon"}, "exp"),
@@ -420,6 +421,50 @@ def test_claims_out_of_bounds_are_refused_though_well_signed(
 ) -> None:
     claims = {**json.loads(order().model_dump_json()), **change}
     refused(forge(svid, header_of(sign(svid, order())), json.dumps(claims).encode()), bundle, f"wrong claims: .*{told}")
+
+
+# --- versions of the formats ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"v": 2}, "is written in version 2 of its format, and this program reads version 1"),
+        ({"v": 0, "grant": "of another shape"}, "version 0 of its format, and this program reads version 1"),
+        ({"v": "two"}, "version two of its format"),
+        ({"v": None}, "version None of its format"),
+        ({"v": 2, "request": None, "jti": 7}, "version 2 of its format"),
+        ({"crit": ["epoch"], "epoch": 3}, "requires fields that this program does not know in version 1"),
+        ({"crit": ["jti", "x" * 5000]}, "requires fields"),
+        ({"crit": "jti"}, "wrong claims: .*crit"),
+        ({"crit": [5]}, "wrong claims: .*crit"),
+    ],
+)
+def test_a_format_that_cannot_be_read_is_named_with_both_versions(
+    change: dict[str, Any], reason: str, svid: Svid, bundle: TrustBundle
+) -> None:
+    claims = {**json.loads(order().model_dump_json()), **change}
+    refused(forge(svid, header_of(sign(svid, order())), json.dumps(claims).encode()), bundle, reason)
+
+
+def test_a_message_of_another_version_is_read_only_after_its_signature(svid: Svid, bundle: TrustBundle) -> None:
+    claims = {**json.loads(order().model_dump_json()), "v": 2}
+    head, _, signature = forge(svid, header_of(sign(svid, order())), b"{}").split(".")
+    with pytest.raises(InvalidSignature) as refusal:
+        verify(f"{head}.{encode(json.dumps(claims).encode())}.{signature}", WorkOrder, bundle, ISSUER)
+    assert not isinstance(refusal.value, UnreadableMessage)
+
+
+def test_fields_of_a_newer_order_are_ignored_unless_they_are_critical(svid: Svid, bundle: TrustBundle) -> None:
+    for change in ({"trace": "x"}, {"batch": {"id": 1}, "crit": []}, {"reply": None, "crit": ["grant", "request"]}):
+        claims = {**json.loads(order().model_dump_json()), **change}
+        token = forge(svid, header_of(sign(svid, order())), json.dumps(claims).encode())
+        assert verify(token, WorkOrder, bundle, ISSUER).request == order().request
+    # The first orders had no version.
+    claims = json.loads(order().model_dump_json())
+    del claims["v"], claims["crit"]
+    token = forge(svid, header_of(sign(svid, order())), json.dumps(claims).encode())
+    assert verify(token, WorkOrder, bundle, ISSUER) == order()
 
 
 # --- messages that are kept -------------------------------------------------------------------------------------------
