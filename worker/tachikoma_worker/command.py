@@ -23,6 +23,7 @@ from tachikoma_worker.celery_app import make_app, run_worker
 from tachikoma_worker.cgroups.detect import detect
 from tachikoma_worker.confinement.launch import become_spawner
 from tachikoma_worker.engine import joining
+from tachikoma_worker.engine.descriptors import fitting_slots
 from tachikoma_worker.engine.engine import Engine
 from tachikoma_worker.engine.joining import PASSWORD_FILE
 from tachikoma_worker.engine.lease import read_lease
@@ -68,6 +69,7 @@ def _run_worker(settings: WorkerSettings, ready_fd: int | None) -> int:
     Returns:
         The exit code of the process.
     """
+    settings = settings.model_copy(update={"slots": fitting_slots(settings.slots)})
     engine = Engine.open(settings)
 
     def on_ready() -> None:

@@ -29,6 +29,7 @@ from tachikoma_worker.cgroups.detect import detect
 from tachikoma_worker.confinement.protocol import SpawnerGone
 from tachikoma_worker.engine.certificates import check_identity
 from tachikoma_worker.engine.control import Control
+from tachikoma_worker.engine.descriptors import raise_limit
 from tachikoma_worker.engine.folder_lock import FolderLock
 from tachikoma_worker.engine.heartbeat import Run, describe, host_warnings
 from tachikoma_worker.engine.joining import REJOIN
@@ -131,6 +132,7 @@ class Engine:
         journal = Journal(settings.data)
         cgroups = detect(settings.agent_id, name=settings.cgroup_name, where=settings.cgroup)
         spawner = connect_spawner(settings)
+        raise_limit()
         warnings = host_warnings(cgroups, spawner.uid)
         for warning in warnings:
             log.warning("agent.warning", warning=warning)
