@@ -61,6 +61,8 @@ class Lease:
         self.held = threading.Event()
         #: The other worker that holds the lease, as the log names it; None while there is none.
         self._other: Heartbeat | None = None
+        #: The last heartbeat that was stored; None before the first.
+        self._last: Heartbeat | None = None
         #: Resolves when the thread has ended; fails with the error that ended it.
         self._ended: Future[None] = Future()
 
@@ -128,8 +130,10 @@ class Lease:
         unavailable, contended = Backoff(*RETRY_SECONDS), Backoff(*CONTEND_SECONDS)
         available = True
         while not self._stopped:
+            # Outside: an error of this host, such as a missing data folder, is not an error of Redis.
+            beat = self._describe()
             try:
-                renewed = await self._renew(redis)
+                renewed = await self._renew(redis, beat)
             except WatchError:
                 # Another worker wrote it at the same moment.
                 continue
@@ -145,7 +149,7 @@ class Lease:
             if not self._stopped:
                 await asyncio.sleep(delay)
 
-    async def _renew(self, redis: Redis) -> bool:
+    async def _renew(self, redis: Redis, beat: Heartbeat) -> bool:
         """Set the lease and publish it, unless another worker holds it.
 
         Returns:
@@ -156,7 +160,7 @@ class Lease:
             WatchError: the lease was changed meanwhile.
             RedisError, OSError: Redis is unavailable.
         """
-        key, beat = keys.info(self._agent), self._describe()
+        key = keys.info(self._agent)
         async with redis.pipeline(transaction=True) as pipe:
             # Nothing is set if the lease changes between here and the end of the transaction.
             await pipe.watch(key)
@@ -169,7 +173,7 @@ class Lease:
             pipe.set(key, raw, ex=LEASE_SECONDS)
             pipe.publish(keys.events(self._agent), raw)
             await pipe.execute()
-        self._other = None
+        self._other, self._last = None, beat
         self.held.set()
         return True
 
@@ -195,9 +199,9 @@ class Lease:
 
     async def _release(self, redis: Redis) -> None:
         """Delete the lease if this worker holds it."""
-        if not self.held.is_set():
+        key, own = keys.info(self._agent), self._last
+        if own is None:
             return
-        key, own = keys.info(self._agent), self._describe()
         with suppress(WatchError):
             async with redis.pipeline(transaction=True) as pipe:
                 await pipe.watch(key)
