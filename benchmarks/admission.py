@@ -25,7 +25,7 @@ from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.spiffe import user_id
 from tachikoma.policy.decide import SEARCH_PATH, PolicySet
-from tachikoma.policy.redaction import redact
+from tachikoma.policy.masking.redaction import redact
 from tachikoma.policy.watch import PolicyWatch
 from tachikoma.redis import keys
 from tachikoma.redis.access import connect

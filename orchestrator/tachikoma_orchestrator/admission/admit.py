@@ -19,7 +19,7 @@ import structlog
 from tachikoma.errors import TachikomaError
 from tachikoma.identity.svid import SvidSource
 from tachikoma.policy.decision import Decision
-from tachikoma.policy.redaction import redact
+from tachikoma.policy.masking.redaction import redact
 from tachikoma.policy.watch import PolicyWatch
 from tachikoma.vocabulary.policies import RateLimitConfig
 from tachikoma.vocabulary.requests import ExecRequest

@@ -20,7 +20,7 @@ import structlog
 from tachikoma.errors import InvalidRequest, ResourceExhausted, Unauthenticated
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import JoiningServicer
-from tachikoma.policy.redaction import redact
+from tachikoma.policy.masking.redaction import redact
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma_orchestrator.agents.enrolment import TokenRefused
 from tachikoma_orchestrator.agents.joining import JoinAttempt, Joins

@@ -10,7 +10,7 @@ from tachikoma.errors import InvalidRequest, NotFound, PermissionDenied, RecordA
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionServicer
 from tachikoma.identity.svid import SvidSource
-from tachikoma.policy.redaction import redact
+from tachikoma.policy.masking.redaction import redact
 from tachikoma.policy.watch import PolicyWatch
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode

@@ -1,6 +1,6 @@
 """The audit trail: a Redis stream to which only the scripts in `lua/` append, numbered without a gap.
 
-`docs/audit.md` lists the events. Commands are redacted before they are recorded (`tachikoma.policy.redaction`).
+`docs/audit.md` lists the events. Commands are redacted before they are recorded (`tachikoma.policy.masking.redaction`).
 """
 
 from __future__ import annotations

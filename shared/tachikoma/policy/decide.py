@@ -20,9 +20,9 @@ from tachikoma.policy.decision import Decision, Explanation
 from tachikoma.policy.denials import DeniedArguments
 from tachikoma.policy.effort import MAX_STEPS, Effort, TooMuchWork
 from tachikoma.policy.file import parse_policies
+from tachikoma.policy.hazards.programs import ProgramKind, kind_of
+from tachikoma.policy.masking.redaction import redact
 from tachikoma.policy.patterns import Pattern
-from tachikoma.policy.programs import ProgramKind, kind_of
-from tachikoma.policy.redaction import redact
 from tachikoma.policy.rules import Case, refusing_rule
 from tachikoma.policy.warnings import warnings_of
 from tachikoma.vocabulary.grants import Grant

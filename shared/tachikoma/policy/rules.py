@@ -14,8 +14,8 @@ from typing import ClassVar
 from tachikoma.policy.command_patterns import CommandPattern
 from tachikoma.policy.compiled import CompiledPolicy
 from tachikoma.policy.effort import Effort
-from tachikoma.policy.environment import forbidden, steers_programs
-from tachikoma.policy.programs import ProgramKind, kind_of
+from tachikoma.policy.hazards.environment import forbidden, steers_programs
+from tachikoma.policy.hazards.programs import ProgramKind, kind_of
 from tachikoma.vocabulary.grants import GrantedExecutable
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.types import format_duration

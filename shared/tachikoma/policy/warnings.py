@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from tachikoma.policy.command_patterns import CommandPattern
 from tachikoma.policy.compiled import CompiledPolicy
 from tachikoma.policy.denials import DeniedCommand
-from tachikoma.policy.programs import ProgramKind, kind_of
+from tachikoma.policy.hazards.programs import ProgramKind, kind_of
 
 __all__ = ["warnings_of"]
 

@@ -135,7 +135,6 @@ LARGE_MODULES: dict[str, str] = {}
 #: Levels of more than 15 entries, and why.
 LARGE_LEVELS: dict[str, str] = {
     "orchestrator/tachikoma_orchestrator/store/lua": "one file for each atomic change; they have no rooms",
-    "shared/tachikoma/policy": "one file for each step of a decision; a sub-room would split the decision",
 }
 #: RPCs that no method of the client calls.
 NOT_OF_THE_CLIENT = {"RenewAgent": "an agent calls it: tachikoma_worker.engine.joining"}

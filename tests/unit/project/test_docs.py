@@ -10,7 +10,7 @@ from textwrap import indent
 import pytest
 
 from tachikoma.policy.decide import PolicySet
-from tachikoma.policy.expectations import load_expectations
+from tachikoma.policy.tools.expectations import load_expectations
 from tachikoma.schedules.file import Schedule, ScheduleSet
 from tachikoma.vocabulary.policies import ExecPolicy
 from tachikoma_orchestrator.schedules.sources import open_schedules

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tachikoma.policy.environment import forbidden
+from tachikoma.policy.hazards.environment import forbidden
 from tachikoma_worker.confinement.account import Account
 from tachikoma_worker.confinement.refusals import Refused
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from tachikoma.policy.denials import DeniedArguments, DeniedCommand
 from tachikoma.policy.effort import Effort, TooMuchWork
-from tachikoma.policy.programs import ProgramKind, kind_of
+from tachikoma.policy.hazards.programs import ProgramKind, kind_of
 from tachikoma.vocabulary.grants import Grant, GrantedExecutable
 from tachikoma_worker.confinement.account import Account, user_name
 from tachikoma_worker.confinement.refusals import CannotExecute, Refused

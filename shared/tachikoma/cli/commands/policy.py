@@ -16,11 +16,11 @@ from tachikoma.client.sync import Client
 from tachikoma.errors import ConfigurationError, InvalidRequest
 from tachikoma.policy.decide import SEARCH_PATH, PolicySet
 from tachikoma.policy.decision import Decision
-from tachikoma.policy.expectations import check as check_expectations
-from tachikoma.policy.expectations import load_expectations
 from tachikoma.policy.file import PolicyFile
-from tachikoma.policy.programs import kind_of
-from tachikoma.policy.replay import Replay
+from tachikoma.policy.hazards.programs import kind_of
+from tachikoma.policy.tools.expectations import check as check_expectations
+from tachikoma.policy.tools.expectations import load_expectations
+from tachikoma.policy.tools.replay import Replay
 from tachikoma.vocabulary.pairs import parse_pair
 from tachikoma.vocabulary.requests import make_request
 

@@ -22,7 +22,7 @@ from relay import Relays
 
 from tachikoma.errors import Unavailable
 from tachikoma.identity.signed_messages import OutputDigest, Receipt
-from tachikoma.policy.redaction import redact
+from tachikoma.policy.masking.redaction import redact
 from tachikoma.redis import keys
 from tachikoma.redis.access import connect
 from tachikoma.redis.commands import Redis

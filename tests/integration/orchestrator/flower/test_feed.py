@@ -16,7 +16,7 @@ from celery.events.state import State
 
 from tachikoma.config.tasks import cancel_all
 from tachikoma.identity.signed_messages import OutputDigest, Receipt
-from tachikoma.policy.redaction import redact
+from tachikoma.policy.masking.redaction import redact
 from tachikoma.redis import keys
 from tachikoma.redis.access import celery_url
 from tachikoma.redis.commands import Redis

@@ -20,7 +20,7 @@ def test_ps_lists_what_was_asked_for(run: Any, client: Any, status: Any) -> None
     ((name, given, named),) = client.calls
     assert (name, given) == ("list", ("web-1",))
     assert named == {
-        "include_ended": True, "page_size": 2, "requested_by": "alice", "agents": "web-*",
+        "include_ended": True, "page_size": 2, "page_token": "", "requested_by": "alice", "agents": "web-*",
         "states": [ExecState.FAILED, ExecState.LOST], "since": None, "until": None,
     }  # fmt: skip
     lines = done.out.splitlines()
@@ -32,7 +32,15 @@ def test_ps_lists_what_was_asked_for(run: Any, client: Any, status: Any) -> None
 
 def test_ps_says_that_there_is_more(run: Any, client: Any, status: Any) -> None:
     client.answers["list"] = ((status(),), "next")
-    assert run("ps").err == "there are more than these 1; use --limit\n"
+    assert run("ps", "--limit", "1").err == "there are more than these 1; use --limit\n"
+
+
+def test_ps_asks_for_further_pages_until_it_has_enough(run: Any, client: Any, status: Any) -> None:
+    """A page may be short or empty, since the server searches only a part of a long list for each call."""
+    client.answers["list"] = ((status(),), "next")
+    done = run("ps", "--limit", "3")
+    assert len(done.out.splitlines()) == 4
+    assert [(call[2]["page_size"], call[2]["page_token"]) for call in client.calls] == [(3, ""), (2, "next"), (1, "next")]
 
 
 @pytest.mark.parametrize("option", ["--since", "--until"])

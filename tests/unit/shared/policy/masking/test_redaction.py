@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from command_lines import COMMAND_LINES
 from command_lines import SECRET as CORPUS_SECRET
-from tachikoma.policy.redaction import MASK, MAX_ELEMENT, MAX_ELEMENTS, command_line, is_masked, redact
-from tachikoma.policy.shell_words import ENDS
+from tachikoma.policy.masking.redaction import MASK, MAX_ELEMENT, MAX_ELEMENTS, command_line, is_masked, redact
+from tachikoma.policy.masking.shell_words import ENDS
 
 #: Says where it is found, in whatever form it was written.
 SECRET = "hunter2hunter2"
@@ -373,7 +373,11 @@ def test_what_is_kept_is_bounded(command: list[str]) -> None:
 def test_the_largest_argument_does_not_stop_the_orchestrator(expression: str) -> None:
     """Redaction runs in the event loop, for refused requests as well: its effort must not grow with the square."""
     done = subprocess.run(
-        [sys.executable, "-c", f"from tachikoma.policy.redaction import redact; print(len(redact([{expression}])))"],
+        [
+            sys.executable,
+            "-c",
+            f"from tachikoma.policy.masking.redaction import redact; print(len(redact([{expression}])))",
+        ],
         # Of the processor, not of the clock: a tenth of it is plenty.
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (3, 3)),
         capture_output=True,

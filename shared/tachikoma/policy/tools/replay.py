@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from tachikoma.policy.decide import NO_LABELS, SEARCH_PATH, PolicySet
 from tachikoma.policy.decision import Decision
-from tachikoma.policy.redaction import is_masked
+from tachikoma.policy.masking.redaction import is_masked
 from tachikoma.vocabulary.audit import AuditCode, AuditedRequest, ExecAuditLog
 from tachikoma.vocabulary.model import Model
 from tachikoma.vocabulary.requests import ExecRequest

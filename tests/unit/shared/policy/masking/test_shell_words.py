@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tachikoma.policy.shell_words import ENDS, ShellText
+from tachikoma.policy.masking.shell_words import ENDS, ShellText
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tachikoma.policy.interpreters import is_interpreter
+from tachikoma.policy.hazards.interpreters import is_interpreter
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-from tachikoma.policy.interpreters import is_interpreter
+from tachikoma.policy.hazards.interpreters import is_interpreter
 
 __all__ = ["ProgramKind", "kind_of"]
 

@@ -8,7 +8,7 @@ import pytest
 
 from tachikoma.errors import ConfigurationError
 from tachikoma.policy.decide import PolicySet
-from tachikoma.policy.expectations import check, load_expectations
+from tachikoma.policy.tools.expectations import check, load_expectations
 
 POLICY = PolicySet.parse(
     """

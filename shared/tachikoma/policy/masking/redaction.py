@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
-from tachikoma.policy.shell_words import ENDS, ShellText
+from tachikoma.policy.masking.shell_words import ENDS, ShellText
 
 __all__ = ["command_line", "is_masked", "redact"]
 

@@ -17,8 +17,8 @@ from tachikoma.audit.chain import FIRST_PREV, line_digest
 from tachikoma.cli.commands import policy as command
 from tachikoma.errors import ConfigurationError, InvalidRequest
 from tachikoma.policy.decide import PolicySet
-from tachikoma.policy.redaction import redact
-from tachikoma.policy.replay import Change, Replay
+from tachikoma.policy.masking.redaction import redact
+from tachikoma.policy.tools.replay import Change, Replay
 from tachikoma.vocabulary.agents import AgentInfo
 from tachikoma.vocabulary.audit import AuditCode, AuditedRequest, ExecAuditLog
 

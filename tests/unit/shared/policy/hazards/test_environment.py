@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tachikoma.policy.environment import forbidden, steers_programs
+from tachikoma.policy.hazards.environment import forbidden, steers_programs
 
 
 @pytest.mark.parametrize("name", ["APP_MODE", "LANG", "LC_ALL", "TERM", "TZ", "X", "A1_B"])

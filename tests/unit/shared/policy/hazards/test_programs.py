@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tachikoma.policy import programs
-from tachikoma.policy.interpreters import is_interpreter
-from tachikoma.policy.programs import ProgramKind, kind_of
+from tachikoma.policy.hazards import programs
+from tachikoma.policy.hazards.interpreters import is_interpreter
+from tachikoma.policy.hazards.programs import ProgramKind, kind_of
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Masking of secrets in commands before they are recorded."""

@@ -1,0 +1,1 @@
+"""What-if tools over decisions: expected decisions in files, and replays of the audit trail."""
