@@ -40,7 +40,8 @@ def test_ps_asks_for_further_pages_until_it_has_enough(run: Any, client: Any, st
     client.answers["list"] = ((status(),), "next")
     done = run("ps", "--limit", "3")
     assert len(done.out.splitlines()) == 4
-    assert [(call[2]["page_size"], call[2]["page_token"]) for call in client.calls] == [(3, ""), (2, "next"), (1, "next")]
+    pages = [(named["page_size"], named["page_token"]) for _, _, named in client.calls]
+    assert pages == [(3, ""), (2, "next"), (1, "next")]
 
 
 @pytest.mark.parametrize("option", ["--since", "--until"])
