@@ -33,7 +33,11 @@ def test_the_policy_example_is_a_right_policy(tmp_path: Path, cli: Cli) -> None:
     example, _ = _blocks("yaml")
     file = tmp_path / "policy.yaml"
     file.write_text(example)
-    assert cli.run("policy", "check", str(file)).stdout.decode() == f"{file}: 1 policy, all right\n"
+    assert cli.run("policy", "check", str(file)).stdout.decode().splitlines() == [
+        f"{file}: 1 policy, all right",
+        "  web: /usr/bin/systemctl: runs other programs with certain arguments",
+        "  web: /usr/bin/journalctl: runs other programs on a terminal",
+    ]
 
 
 def test_the_example_of_schedules_is_right(tmp_path: Path, cli: Cli) -> None:

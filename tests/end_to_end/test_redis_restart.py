@@ -6,6 +6,7 @@ Redis 7.0 replays scripts and transactions as the user `default` (redis#14541), 
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,19 @@ def ledger_of(stack: Stack) -> dict[str, Any]:
     return found
 
 
+def settled_ledger_of(stack: Stack) -> dict[str, Any]:
+    """The same once nothing changes any more: receipts are collected after their callers are answered."""
+    seen: list[dict[str, Any]] = [ledger_of(stack)]
+
+    def unchanged() -> bool:
+        time.sleep(0.5)
+        seen.append(ledger_of(stack))
+        return seen[-1] == seen[-2]
+
+    wait_until(unchanged, "the ledger settles")
+    return seen[-1]
+
+
 def fill(client: Client) -> list[str]:
     """Have executions of several kinds; return the ids of all that were accepted."""
     ids = []
@@ -97,7 +111,7 @@ def fill(client: Client) -> list[str]:
 def test_a_killed_redis_comes_back_with_the_whole_ledger_and_trail(durable: Stack) -> None:
     with Client(durable.profile()) as client:
         ids = fill(client)
-        before = ledger_of(durable)
+        before = settled_ledger_of(durable)
         states = {exec_id: client.status(exec_id) for exec_id in ids}
         assert {keys.execution(exec_id) for exec_id in ids} <= before.keys()
         for _ in range(2):
@@ -136,7 +150,7 @@ def test_without_the_rights_of_the_default_user_debian_s_redis_loses_it(
     server = shutil.which("redis-server")
     need(server is not None, "redis-server")
     assert server is not None
-    monkeypatch.setattr("tachikoma.redis.users.DEFAULT_USER_RULES", "off")
+    monkeypatch.setattr("tachikoma.redis.acl_file.DEFAULT_USER_RULES", "off")
     with Stack(tmp_path / "data", redis_server=Path(server)) as stack, Client(stack.profile()) as client:
         asked = request("true")
         client.execute(asked)

@@ -88,7 +88,7 @@ def test_a_follower_that_left_can_come_back_where_it_was(client: Client, tmp_pat
     script = f"for i in $(seq 50); do echo $i; done; while [ ! -e {go} ]; do sleep 0.01; done; seq 51 100"
     wanted = request("sh", "-c", script)
     seen, last = b"", 0
-    stream = client.execute_stream(wanted)
+    stream = client.execute_stream(wanted, detach=True)
     for output in stream:
         if output.kind is OutputKind.STDOUT:
             seen, last = seen + output.data, output.seq

@@ -19,8 +19,9 @@ from tachikoma.redis.passwords import read_password
 from tachikoma.redis.users import agent_user
 
 OTHER = "agent-2"
-#: Commands that need no name, and so say nothing of anybody; the last four are open to whoever is not logged in yet.
-NAMELESS = {"ping", "unsubscribe", "client|setname", "auth", "hello", "quit", "reset"}
+#: Commands that need no name, so they reach nothing of others. The last four are open before authentication. Each
+#: command in a transaction needs its own right.
+NAMELESS = {"ping", "unsubscribe", "client|setname", "multi", "exec", "unwatch", "auth", "hello", "quit", "reset"}
 
 
 def own_names(agent: str) -> dict[str, str]:
@@ -40,7 +41,7 @@ def own_names(agent: str) -> dict[str, str]:
 #: All that an agent may do with its own names.
 ALLOWED = {
     ("brpop", "queue"),
-    ("set", "info"), ("expire", "info"),
+    ("set", "info"), ("expire", "info"), ("watch", "info"),
     ("publish", "events"), ("subscribe", "control"),
     ("get", "claim"), ("get", "info"), ("set", "claim"),
     ("get", "cancel"), ("get", "read"),
@@ -108,7 +109,7 @@ def test_of_all_commands_an_agent_may_use_none_on_names_of_others(admin: redis_p
 
 ATTEMPTS: list[tuple[str, ...]] = [
     # Orders.
-    ("LPUSH", keys.queue(AGENT), "x"), ("MULTI",), ("LLEN", keys.queue(AGENT)),
+    ("LPUSH", keys.queue(AGENT), "x"), ("WATCH", keys.info(OTHER)), ("LLEN", keys.queue(AGENT)),
     ("RPUSH", keys.queue(AGENT), "x"), ("LPUSH", keys.queue(OTHER), "x"),
     ("BRPOP", keys.queue(OTHER), "0.01"), ("LRANGE", keys.queue(OTHER), "0", "-1"), ("LLEN", keys.queue(OTHER)),
     ("BRPOPLPUSH", keys.queue(AGENT), keys.queue(OTHER), "0.01"),
