@@ -15,7 +15,7 @@ import pytest
 from support import AGENT, prepare, wait_until
 from world import Job, Observer, World, end_of, submit
 
-from tachikoma import Client, ExecState, NotFound, Unavailable
+from tachikoma import Client, ExecState, FailedPrecondition, NotFound, Unavailable
 from tachikoma.dev.part import Part
 from tachikoma.redis import keys
 
@@ -221,7 +221,7 @@ def test_a_redis_whose_clock_is_wrong_by_hours_ends_everything_all_the_same(
         Observer(world, [job, after]).check()
 
 
-def test_an_agent_whose_clock_is_hours_ahead_starts_nothing_that_looks_too_old(
+def test_an_agent_whose_clock_is_hours_ahead_is_refused_in_words_and_starts_nothing(
     world: World, client: Client, tmp_path: Path, clock: Path
 ) -> None:
     agent = world.agents[AGENT]
@@ -229,17 +229,20 @@ def test_an_agent_whose_clock_is_hours_ahead_starts_nothing_that_looks_too_old(
     _set_clock(agent, clock, 5 * HOUR)
     world.start_again(AGENT)
     world.wait_for_agents()
-    job = Job.make(tmp_path, "too-old")
-    submit(client, job)
-    assert end_of(client, job) is EXPIRED
+    refused = Job.make(tmp_path, "refused")
+    wait_until(lambda: any("its clock is" in text for text in client.agents()[0].warnings), "the warning is shown")
+    with pytest.raises(FailedPrecondition, match=r"its clock is 1[78][0-9]{3} s ahead of the orchestrator's"):
+        client.submit(refused.request)
     agent.stop()
     _set_clock(agent, clock, 0)
     world.start_again(AGENT)
     world.wait_for_agents()
+    wait_until(lambda: not any("its clock is" in text for text in client.agents()[0].warnings), "the warning is gone")
     after = Job.make(tmp_path, "right-again")
     submit(client, after)
     assert end_of(client, after) is SUCCEEDED
-    Observer(world, [job, after]).check()
+    assert refused.starts == 0
+    Observer(world, [after]).check()
 
 
 def test_a_redis_that_went_back_to_an_older_state_starts_nothing_twice(
