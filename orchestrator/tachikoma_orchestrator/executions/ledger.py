@@ -43,6 +43,8 @@ log = structlog.get_logger(__name__)
 BATCH = 200
 #: Refusals for a limit.
 LIMITS = (Outcome.FULL, Outcome.APPROVALS, Outcome.RATE, Outcome.CONCURRENT, Outcome.WAITING)
+#: Largest score of an index: the last millisecond before the year 10000.
+MAX_SCORE = 253_402_300_799_999
 
 
 class Ledger:
@@ -346,8 +348,9 @@ class Ledger:
         """
         # Executions without a final state are few. They have one index for all agents.
         index = keys.OPEN if not ended else keys.agent_index(agent) if agent else keys.INDEX
-        top, skip = (str(before[0]), before[1]) if before else ("+inf", 0)
-        bottom = since_ms if ended else "-inf"
+        # Other scores are not ours, and an infinite one has no number.
+        top, skip = before or (MAX_SCORE, 0)
+        bottom = since_ms if ended else 0
         found = await self._redis.zrevrangebyscore(index, top, bottom, start=skip, num=limit, withscores=True)
         return [(exec_id.decode(errors="replace"), int(score)) for exec_id, score in found]
 
