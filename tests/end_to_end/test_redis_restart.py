@@ -60,8 +60,9 @@ def ledger_of(stack: Stack) -> dict[str, Any]:
     with redis_py.Redis(**stack.redis_admin, decode_responses=False) as redis:
         for raw in redis.scan_iter(count=1000):
             name = raw.decode()
-            # Registrations change with each heartbeat, and rates fade within a minute.
-            if name in (keys.AGENTS, keys.ONLINE) or name.startswith("orch:rate:") or name.endswith(":info"):
+            # Registrations and positions of sinks change all the time, and rates fade within a minute.
+            changing = name in (keys.AGENTS, keys.ONLINE, keys.AUDIT_SINKS)
+            if changing or name.startswith("orch:rate:") or name.endswith(":info"):
                 continue
             kind = redis.type(name).decode()
             read: dict[str, Callable[[], Any]] = {
