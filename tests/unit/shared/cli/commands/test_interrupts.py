@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -33,6 +34,8 @@ class Orchestrator:
 
 @pytest.fixture
 async def orchestrator() -> AsyncIterator[Orchestrator]:
+    # A loop of an earlier test that is collected later would take the wake-up descriptor for signals away.
+    gc.collect()
     yield Orchestrator()
     for number in SIGNALS:
         asyncio.get_running_loop().remove_signal_handler(number)
