@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -86,11 +86,11 @@ def test_a_second_worker_with_another_data_folder_waits_and_is_seen(
 
 @pytest.mark.parametrize(("offset", "words"), [("300", "ahead of"), ("-300", "behind")])
 def test_an_agent_whose_clock_is_wrong_is_refused_and_shown(
-    own_stack: Stack, tmp_path: Path, started: list[Part], offset: str, words: str
+    own_stack: Stack, tmp_path: Path, started: list[Part], need: Callable[[bool, str], None], offset: str, words: str
 ) -> None:
     compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("needs a C compiler")
+    need(compiler is not None, "a C compiler")
+    assert compiler is not None
     library = tmp_path / "clock.so"
     subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, CLOCK], check=True)
     own_stack.agents[AGENT].stop()
