@@ -229,7 +229,7 @@ def test_an_agent_whose_clock_is_hours_ahead_is_refused_in_words_and_starts_noth
     _set_clock(agent, clock, 5 * HOUR)
     world.start_again(AGENT)
     world.wait_for_agents()
-    refused = Job.make(tmp_path, "refused")
+    refused = Job.make(tmp_path, "clock-ahead")
     wait_until(lambda: any("its clock is" in text for text in client.agents()[0].warnings), "the warning is shown")
     with pytest.raises(FailedPrecondition, match=r"its clock is 1[78][0-9]{3} s ahead of the orchestrator's"):
         client.submit(refused.request)

@@ -22,8 +22,9 @@ SECRET = "hunter2"
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A minute that has just begun, and no settings of this machine."""
+    """A minute that has just begun, no tags of a process that another test set up, and no settings of this machine."""
     monkeypatch.setattr(error_events, "budget", error_events.Budget())
+    monkeypatch.setattr(error_events, "process_tags", {})
     for name in ("DSN", "DSN_FILE", "ENVIRONMENT"):
         monkeypatch.delenv(f"TACHIKOMA_SENTRY_{name}", raising=False)
 
