@@ -22,6 +22,8 @@ __all__ = [
     "OutputDigest",
     "ParkedRequest",
     "Receipt",
+    "SessionAnswer",
+    "SessionOffer",
     "SignedRequest",
     "WorkOrder",
 ]
@@ -110,6 +112,63 @@ class CancelOrder(Claims):
     requested_by: str = ""
     #: Id of the execution.
     jti: Identifier
+
+
+#: The number of an attachment to a session.
+Epoch = Annotated[int, Field(ge=1, lt=2**32)]
+#: The public half of an ephemeral X25519 key: 32 bytes in base64url without padding.
+EphemeralHalf = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{43}$")]
+
+
+class SessionOffer(Claims):
+    """An orchestrator's offer to an agent to begin an epoch of a session, for one caller."""
+
+    # A newer writer may add fields that this version ignores.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    type: Literal["tachikoma-session-offer+jws"] = "tachikoma-session-offer+jws"
+    #: Version of the format.
+    v: int = FORMATS["session"]
+    #: SPIFFE ID of the agent that it is addressed to.
+    aud: str
+    #: SPIFFE ID of the caller who attaches.
+    sub: str
+    #: Second since the epoch from which on the offer must not be accepted.
+    exp: int
+    #: Id of the execution.
+    jti: Identifier
+    #: SHA-256 of the order.
+    order_sha256: Digest
+    #: Number of the attachment. The agent accepts only a higher one than before.
+    epoch: Epoch
+    #: The orchestrator's ephemeral half.
+    key: EphemeralHalf
+    #: IP address of the caller; empty if it is unknown.
+    client_ip: str = ""
+
+
+class SessionAnswer(Claims):
+    """An agent's answer to an offer."""
+
+    type: Literal["tachikoma-session-answer+jws"] = "tachikoma-session-answer+jws"
+    #: Version of the format.
+    v: int = FORMATS["session"]
+    #: SPIFFE ID of the orchestrator that made the offer.
+    aud: str
+    #: Id of the execution.
+    jti: Identifier
+    #: Number of the attachment.
+    epoch: Epoch
+    #: SHA-256 of the signed offer.
+    offer_sha256: Digest
+    #: The agent's ephemeral half.
+    key: EphemeralHalf
+    #: Number of input bytes that the command's terminal or pipe has taken. The orchestrator continues there.
+    accepted: Count
+    #: True if the input of the command has ended, so that no more is accepted.
+    ended: bool = False
+    #: Why the agent refuses the offer, for people; empty if it accepts it.
+    error: Annotated[str, Field(max_length=1000)] = ""
 
 
 class Enrolment(Claims):

@@ -55,6 +55,7 @@ __all__ = [
     "execution",
     "execution_of_channel",
     "info",
+    "input",
     "node",
     "output",
     "own_result",
@@ -66,6 +67,7 @@ __all__ = [
     "schedule_order",
     "schedule_runs",
     "scope",
+    "session",
     "split_task_id",
     "task_id",
     "unacked",
@@ -159,6 +161,16 @@ def output(agent: str, exec_id: str) -> str:
 def read(agent: str, exec_id: str) -> str:
     """Return the key of the last output chunk that a reader confirmed."""
     return f"agent.{agent}:read:{exec_id}"
+
+
+def input(agent: str, exec_id: str) -> str:
+    """Return the key of the stream of a session's offers and sealed input."""
+    return f"agent.{agent}:input:{exec_id}"
+
+
+def session(agent: str, exec_id: str) -> str:
+    """Return the name of a session's answers: a channel, and a key with the last signed answer."""
+    return f"agent.{agent}:session:{exec_id}"
 
 
 def cancel(agent: str, exec_id: str) -> str:

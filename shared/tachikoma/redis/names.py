@@ -70,6 +70,11 @@ NAMES = (
         "output log, entry ids `<seq>-0`; live frames"
     ),
     Name("agent.<id>:read:<exec>", _S, _ORCHESTRATOR, (_AGENT,), "number of the last chunk that was read"),
+    Name("agent.<id>:input:<exec>", _X, _ORCHESTRATOR, (_AGENT,), "signed offers and sealed input of a session"),
+    Name(
+        "agent.<id>:session:<exec>", (Kind.STRING, Kind.CHANNEL), _AGENT, _O,
+        "last signed answer; answers and sealed acknowledgements",
+    ),
     Name("agent.<id>:cancel:<exec>", _S, _ORCHESTRATOR, (_AGENT,), "signed cancel, kept while a start is possible"),
     Name("agent.<id>:control", _C, _ORCHESTRATOR, (_AGENT,), "`<exec> <signed cancel>` for the running worker"),
     Name(

@@ -93,6 +93,7 @@ def _agent(agent: str) -> tuple[Grant, ...]:
     queue, info, events, control = keys.queue(agent), keys.info(agent), keys.events(agent), keys.control(agent)
     claims, outputs, results = keys.claim(agent, "*"), keys.output(agent, "*"), keys.result(agent, "*")
     cancels, reads = keys.cancel(agent, "*"), keys.read(agent, "*")
+    inputs, sessions = keys.input(agent, "*"), keys.session(agent, "*")
     return (
         _CONNECTION,
         Grant("unsubscribe"),
@@ -105,9 +106,13 @@ def _agent(agent: str) -> tuple[Grant, ...]:
         # SET with GET: a restarted worker publishes again the result that is stored.
         Grant("set", read=(results,), write=(info, claims, results)),
         Grant("xadd xdel", write=(outputs,)),
+        # Input of a session is deleted when the command has taken it.
+        Grant("xread xrange", read=(inputs,)),
+        Grant("xdel xtrim expire", write=(inputs,)),
+        Grant("set expire", write=(sessions,)),
         Grant("xrevrange", read=(outputs,)),
         Grant("expire", write=(info, outputs)),
-        Grant("publish", channels=(events, outputs, results)),
+        Grant("publish", channels=(events, outputs, results, sessions)),
         Grant("subscribe", channels=(control,)),
     )
 
@@ -132,12 +137,14 @@ _ORCHESTRATOR = (
     Grant("get exists", read=(keys.ALL_INFO, keys.claim("*", "*"), keys.result("*", "*"))),
     Grant("lpush llen", write=(keys.ALL_QUEUES,)),
     Grant("xrange", read=(keys.output("*", "*"),)),
+    Grant("xadd expire", write=(keys.input("*", "*"),)),
+    Grant("get", read=(keys.session("*", "*"),)),
     # Output beyond the quotas is deleted, with a lifetime of 0.
     Grant("expire", write=(keys.output("*", "*"), keys.result("*", "*"))),
     Grant("publish", channels=(keys.control("*"), keys.ENDED, keys.APPROVED)),
     Grant("publish", channels=(keys.celery_events("task"), keys.celery_events("worker"))),
     Grant("psubscribe", channels=(keys.ALL_EVENTS, keys.ALL_RESULTS, keys.ENDED, keys.APPROVED, keys.EVENTS_WANTED)),
-    Grant("subscribe", channels=(keys.output("*", "*"),)),
+    Grant("subscribe", channels=(keys.output("*", "*"), keys.session("*", "*"))),
 )
 
 #: Rights of Celery beat: to push hints to the submitter's queue, and its lock.

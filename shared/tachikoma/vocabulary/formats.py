@@ -24,6 +24,8 @@ FORMATS: Mapping[str, int] = MappingProxyType(
         "heartbeat": 1,
         #: The value of `agent.<id>:claim:<execution>`: the id of a journal.
         "claim": 1,
+        #: `SessionOffer` and `SessionAnswer`, and the frames sealed under them.
+        "session": 1,
     }
 )
 

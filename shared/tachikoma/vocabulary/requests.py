@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -24,6 +25,8 @@ __all__ = [
     "MAX_STDIN_BYTES",
     "MAX_TIMEOUT",
     "ExecRequest",
+    "Terminal",
+    "WindowSize",
     "encoded",
     "make_request",
     "new_id",
@@ -78,6 +81,42 @@ def encoded(value: str) -> bytes:
         return value.encode("utf-8")
     except UnicodeEncodeError:
         raise ValueError(f"{value[:80]!r} is not valid UTF-8") from None
+
+
+#: A number of rows, columns or pixels; the kernel stores 16 bits of it (ioctl_tty(2), TIOCSWINSZ).
+_Cells = Annotated[int, Field(ge=0, le=0xFFFF)]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSize:
+    """The size of a terminal's window."""
+
+    rows: int
+    columns: int
+    #: Width in pixels; 0 if it is unknown.
+    x_pixels: int = 0
+    #: Height in pixels; 0 if it is unknown.
+    y_pixels: int = 0
+
+
+class Terminal(Model):
+    """The terminal of a request."""
+
+    #: Value of TERM: a name of terminfo(5).
+    type: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9+._-]*$")] = "xterm-256color"
+    #: Number of rows; 0 if it is unknown.
+    rows: _Cells = 24
+    #: Number of columns; 0 if it is unknown.
+    columns: _Cells = 80
+    #: Width in pixels; 0 if it is unknown.
+    x_pixels: _Cells = 0
+    #: Height in pixels; 0 if it is unknown.
+    y_pixels: _Cells = 0
+
+    @property
+    def size(self) -> WindowSize:
+        """Return the size alone."""
+        return WindowSize(self.rows, self.columns, self.x_pixels, self.y_pixels)
 
 
 class ExecRequest(Model):

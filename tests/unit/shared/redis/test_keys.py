@@ -28,6 +28,8 @@ def names(agent: str, exec_id: str) -> list[str]:
         keys.output(agent, exec_id),
         keys.read(agent, exec_id),
         keys.cancel(agent, exec_id),
+        keys.input(agent, exec_id),
+        keys.session(agent, exec_id),
         keys.result(agent, exec_id),
     ]
 

@@ -89,7 +89,7 @@ COMMANDS = {
     Kind.LIST: {"lpush", "rpush", "brpop", "llen", "del"},
     Kind.SET: {"sadd", "srem", "scard"},
     Kind.SORTED_SET: {"zadd", "zrem", "zrange", "zcard"},
-    Kind.STREAM: {"xadd", "xrange", "xrevrange"},
+    Kind.STREAM: {"xadd", "xrange", "xrevrange", "xread"},
     Kind.CHANNEL: {"publish", "subscribe", "psubscribe"},
 }
 

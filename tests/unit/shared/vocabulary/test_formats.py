@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tachikoma.identity.signed_messages import Receipt, SignedRequest, WorkOrder
+from tachikoma.identity.signed_messages import Receipt, SessionAnswer, SessionOffer, SignedRequest, WorkOrder
 from tachikoma.vocabulary.formats import FORMATS, difference
 
 
 def test_signed_messages_are_written_in_the_version_of_the_table() -> None:
-    for name, kind in (("order", WorkOrder), ("request", SignedRequest), ("receipt", Receipt)):
+    sessions = (("session", SessionOffer), ("session", SessionAnswer))
+    for name, kind in (("order", WorkOrder), ("request", SignedRequest), ("receipt", Receipt), *sessions):
         assert kind.model_fields["v"].default == FORMATS[name]
 
 

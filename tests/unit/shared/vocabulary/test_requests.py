@@ -22,6 +22,8 @@ from tachikoma.vocabulary.requests import (
     MAX_STDIN_BYTES,
     MAX_TIMEOUT,
     ExecRequest,
+    Terminal,
+    WindowSize,
     make_request,
     new_id,
 )
@@ -319,3 +321,23 @@ def test_make_request_makes_requests() -> None:
 def test_make_request_puts_what_is_wrong_into_an_invalid_request() -> None:
     with pytest.raises(InvalidRequest, match=r"invalid request: command: .*not one string"):
         make_request({"agent_id": "a", "command": "x"})
+
+
+def test_a_terminal_has_a_size_and_a_type() -> None:
+    terminal = Terminal(type="screen-256color", rows=50, columns=132, x_pixels=1056, y_pixels=800)
+    assert terminal.size == WindowSize(50, 132, 1056, 800)
+    assert Terminal.from_dict(terminal.to_dict()) == terminal
+    assert Terminal().size == WindowSize(24, 80, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["", "a b", "x\0", "../x", "-x", "é", "x" * 65, "x=y", "x\n"])
+def test_a_type_is_a_name_of_terminfo(kind: str) -> None:
+    with pytest.raises(ValidationError):
+        Terminal(type=kind)
+
+
+@pytest.mark.parametrize("field", ["rows", "columns", "x_pixels", "y_pixels"])
+@pytest.mark.parametrize("value", [-1, 65536])
+def test_a_size_fits_the_kernels(field: str, value: int) -> None:
+    with pytest.raises(ValidationError):
+        Terminal.model_validate({field: value})

@@ -1,0 +1,1 @@
+"""The protocol of interactive sessions between orchestrator and agent: frames, and how they are sealed."""
