@@ -11,12 +11,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
-#include <linux/openat2.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+#include "work_dir.h"
 
 /* Numbers of the two descriptors that the child still needs when it closes all higher ones. */
 #define REPORT 3
@@ -51,6 +52,24 @@ static void limit_resources(const struct plan *plan)
 		fail(STEP_LIMITS);
 }
 
+/*
+ * The service manager may protect the agent from the kernel's choice when memory is short. A command is not protected.
+ * A value that makes it more likely to be chosen is retained. Without /proc there is nothing to change.
+ */
+static void give_up_protection(void)
+{
+	char text[16] = "";
+	int file = open("/proc/self/oom_score_adj", O_RDWR | O_CLOEXEC);
+
+	if (file < 0 && errno == ENOENT)
+		return;
+	if (file < 0 || read(file, text, sizeof(text) - 1) < 0)
+		fail(STEP_LIMITS);
+	if (text[0] == '-' && write(file, "0", 1) != 1)
+		fail(STEP_LIMITS);
+	close(file);
+}
+
 static void set_stdio(const struct plan *plan)
 {
 	if (dup2(plan->standard_input, 0) < 0 || dup2(plan->standard_output, 1) < 0 ||
@@ -79,28 +98,24 @@ static void change_identity(const struct command *command)
 		fail(STEP_USER);
 }
 
-/* With the rights of the user. Neither ".." nor a symbolic link leads out of the root. */
+/* With the rights of the user. No link that another user could have placed is followed, and none out of the root. */
 static void enter_work_dir(const struct command *command)
 {
-	struct open_how how = {
-		.flags = O_PATH | O_DIRECTORY | O_CLOEXEC,
-		.resolve = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS,
-	};
-	int root = open(command->work_dir_root, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	int directory = open_work_dir(-1, command->work_dir_root);
 
-	if (root < 0)
+	if (directory < 0)
 		fail(STEP_WORK_DIR_ROOT);
 	if (command->work_dir[0] != '\0') {
-		int beneath = (int)syscall(SYS_openat2, root, command->work_dir, &how, sizeof(how));
+		int beneath = open_work_dir(directory, command->work_dir);
 
 		if (beneath < 0)
 			fail(STEP_WORK_DIR);
-		close(root);
-		root = beneath;
+		close(directory);
+		directory = beneath;
 	}
-	if (fchdir(root) != 0)
+	if (fchdir(directory) != 0)
 		fail(STEP_WORK_DIR);
-	close(root);
+	close(directory);
 }
 
 /* The checked file is executed. Check that the user has access to its path, and that the path still names it. */
@@ -127,6 +142,7 @@ _Noreturn void become(const struct plan *plan)
 	for (int i = 0; i < plan->cgroups; i++)
 		join_cgroup(plan->cgroup[i], head->flags & SPAWN_UNIFIED);
 	limit_resources(plan);
+	give_up_protection();
 	umask((mode_t)head->umask);
 	if (setsid() < 0)
 		fail(STEP_SESSION);

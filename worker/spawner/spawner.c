@@ -25,6 +25,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -36,9 +37,11 @@
 #define MAX_WORKERS 4
 #define MAX_COMMANDS 4096
 #define PIPE_BYTES (1024 * 1024)
+/* The children of this process; it has one thread (proc_pid_task(5)). */
+#define CHILDREN "/proc/thread-self/children"
 
 /* Kinds of sources of epoll events. */
-enum source_kind { LISTENER, WORKER, REPORT, EXIT };
+enum source_kind { LISTENER, WORKER, REPORT, EXIT, ORPHANS };
 
 struct worker {
 	enum source_kind kind;          /* WORKER */
@@ -80,6 +83,9 @@ static int events;
 static int null_device;
 static int stop_wanted;
 static enum source_kind listener_kind = LISTENER;
+static enum source_kind orphans_kind = ORPHANS;
+static int orphans_timer = -1;          /* expires when processes without a parent are to be collected */
+static volatile sig_atomic_t orphans_due;
 
 _Noreturn static void die(const char *what)
 {
@@ -382,6 +388,72 @@ static void on_exit_of(struct held_command *command)
 	command->held.system_micros = micros(usage.ru_stime);
 	for (size_t i = 0; i < MAX_WORKERS; i++)
 		send_message(&workers[i], EVENT_EXITED, 0, &command->held, sizeof(command->held), NULL, 0);
+}
+
+/* --- processes that commands leave behind ------------------------------------------------------------------------- */
+
+static int is_held(pid_t pid)
+{
+	for (size_t i = 0; i < slots; i++)
+		if (commands[i].name[0] != '\0' && commands[i].pid == pid)
+			return 1;
+	return 0;
+}
+
+/* At most ten times a second, however many processes end: each time, all children are read. */
+static void on_child(int number)
+{
+	struct itimerspec soon = { .it_value = { .tv_nsec = 100 * 1000 * 1000 } };
+	int before = errno;
+
+	(void)number;
+	if (!orphans_due)
+		orphans_due = timerfd_settime(orphans_timer, 0, &soon, NULL) == 0;
+	errno = before;
+}
+
+/* Collect the ended children that are no commands. A command stays a zombie until it is released. */
+static void on_orphans(void)
+{
+	uint64_t expirations;
+	FILE *children;
+	long pid;
+	int collected = 0;
+
+	if (read(orphans_timer, &expirations, sizeof(expirations)) < 0)
+		return;
+	orphans_due = 0;
+	children = fopen(CHILDREN, "re");
+	if (children == NULL)
+		return;
+	while (fscanf(children, "%ld", &pid) == 1) {
+		siginfo_t info = { 0 };
+
+		if (waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid != 0 &&
+		    !is_held((pid_t)pid))
+			collected |= waitpid((pid_t)pid, NULL, WNOHANG) > 0;
+	}
+	fclose(children);
+	/* Children that end during the reading can hide others from it. */
+	if (collected)
+		on_child(SIGCHLD);
+}
+
+/*
+ * Become the parent of processes whose parents end, in place of process 1, which need not collect them in a container.
+ * Without a list of children (CONFIG_PROC_CHILDREN), a held zombie would hide the others, so it is left to process 1.
+ */
+static void adopt_orphans(void)
+{
+	struct sigaction action = { .sa_handler = on_child, .sa_flags = SA_RESTART | SA_NOCLDSTOP };
+
+	if (access(CHILDREN, R_OK) != 0)
+		return;
+	orphans_timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	if (orphans_timer < 0 || watch(orphans_timer, &orphans_kind) != 0)
+		die("timerfd_create");
+	if (sigaction(SIGCHLD, &action, NULL) != 0 || prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0)
+		die("the collection of processes");
 }
 
 /* --- killing ----------------------------------------------------------------------------------------------------- */
@@ -725,7 +797,7 @@ static void drop_capabilities(void)
 		die("capabilities");
 }
 
-/* Once, for all children: they inherit the dispositions, and the spawner itself needs no others. */
+/* Once, for all children: they inherit the dispositions. The exec takes the handler of SIGCHLD away from them. */
 static void reset_signals(void)
 {
 	/* The kernel's structure: the functions of the C library refuse the signals that it uses itself, 32 and 33. */
@@ -768,6 +840,7 @@ static void prepare(void)
 		capabilities = 0;
 	for (size_t i = 0; i < MAX_WORKERS; i++)
 		workers[i] = (struct worker){ .kind = WORKER, .socket = -1 };
+	adopt_orphans();
 }
 
 static int connected(void)
@@ -792,6 +865,9 @@ static void dispatch(enum source_kind *source, int listener)
 	switch (*source) {
 	case LISTENER:
 		on_connection(listener);
+		break;
+	case ORPHANS:
+		on_orphans();
 		break;
 	case WORKER:
 		on_readable((struct worker *)source);

@@ -70,6 +70,11 @@ def explain(error: SpawnFailed, path: str, work_dir: str, user: Account) -> Refu
         case Step.WORK_DIR_ROOT | Step.WORK_DIR:
             if error.errno == errno.EXDEV:
                 why = "it leads out of the directory that policy names"
+            if error.errno == errno.EPERM:
+                why = (
+                    "another user could have placed a symbolic link on the way; request the directory itself, "
+                    f"or let only root or {user.name} own the link and write to its folder"
+                )
             return Refused(f"cannot enter the directory {work_dir!r} as {user.name}: {why}")
         case Step.REACH:
             return CannotExecute(126, f"{path}: {why} for {user.name}")

@@ -24,6 +24,8 @@ def explained(step: Step, error: int) -> Refused | CannotExecute:
         (Step.WORK_DIR, errno.ENOENT, "cannot enter the directory '/srv' as app: No such file or directory"),
         (Step.WORK_DIR_ROOT, errno.EACCES, "cannot enter the directory '/srv' as app: Permission denied"),
         (Step.WORK_DIR, errno.EXDEV, "it leads out of the directory that policy names"),
+        (Step.WORK_DIR, errno.EPERM, "another user could have placed a symbolic link on the way; request the"),
+        (Step.WORK_DIR_ROOT, errno.EPERM, "let only root or app own the link and write to its folder"),
         (Step.SWAPPED, errno.ESTALE, "exchanged while it was checked"),
         (Step.EXECUTE, errno.E2BIG, "too long for this host"),
         (Step.CGROUP, errno.EBUSY, "cannot join the cgroup"),
