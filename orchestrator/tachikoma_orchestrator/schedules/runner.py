@@ -242,8 +242,9 @@ class ScheduleRunner:
         return self._source.error
 
     async def statuses(self) -> list[ScheduleStatus]:
-        """Return the status of all schedules, by name. Raises as `status` does."""
-        return [await self.status(name) for name in self._schedules]
+        """Return the status of all schedules, by name. Raises as `status` does, except for NotFound."""
+        # The file may lose a schedule between two of these calls.
+        return [await self._status(schedule) for schedule in self._schedules.values()]
 
     async def status(self, name: str) -> ScheduleStatus:
         """Return a schedule with its pause, its next due time and its last run.
@@ -253,9 +254,12 @@ class ScheduleRunner:
             RecordAltered: its record in Redis was not written by this program.
             RedisError, OSError: Redis is unavailable.
         """
-        schedule = self._set.get(name)
+        return await self._status(self._set.get(name))
+
+    async def _status(self, schedule: Schedule) -> ScheduleStatus:
+        name = schedule.name
         state = await self._store.state(name)
-        runs = await self.runs(name, limit=1)
+        runs = await self._recorded_runs(name, limit=1)
         # A due time that has come and is not decided yet is still the next one.
         begin_ms = state.cursor_ms if state.cursor_ms is not None else await self._ledger.now_ms()
         status = ScheduleStatus(
@@ -284,6 +288,9 @@ class ScheduleRunner:
         """
         if name not in self._schedules and name not in await self._store.names():
             self._set.get(name)
+        return await self._recorded_runs(name, limit=limit)
+
+    async def _recorded_runs(self, name: str, *, limit: int) -> list[ScheduledRun]:
         found = await self._store.runs(name, limit=limit)
         records = await self._ledger.records([run.id for run in found if run.id])
         states = {record.exec_id: record.state for record in records}
@@ -298,11 +305,11 @@ class ScheduleRunner:
         return await self._set_paused(name, AuditCode.SCHEDULE_RESUMED, by, "")
 
     async def _set_paused(self, name: str, code: AuditCode, by: str, reason: str) -> ScheduleStatus:
-        self._set.get(name)
+        schedule = self._set.get(name)
         # Only the last pause is recorded, so due times before this change are decided now.
         await self.advance(name)
         await self._store.pause(name, code, self._subject(name), by=by, reason=reason)
-        return await self.status(name)
+        return await self._status(schedule)
 
     async def run_now(self, name: str, *, by: str) -> ScheduledRun:
         """Request a run outside the due times, also while the schedule is paused.
@@ -321,7 +328,7 @@ class ScheduleRunner:
         entry = await self._record_manual_run(schedule, by)
         settled = await self._request(schedule, entry.key, entry.run)
         if settled is None:
-            recorded: Sequence[ScheduledRun] = await self.runs(name, limit=MAX_TAKEN)
+            recorded: Sequence[ScheduledRun] = await self._recorded_runs(name, limit=MAX_TAKEN)
             settled = next((run for run in recorded if run.id == entry.run.id), entry.run)
         record = await self._ledger.record(entry.run.id)
         return settled.model_copy(update={"state": record.state if record is not None else None})

@@ -7,6 +7,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.executions.transitions import FENCE
 from tachikoma_orchestrator.schedules import runner
+from tachikoma_orchestrator.schedules.planner import ScheduleState
 from tachikoma_orchestrator.schedules.runner import ScheduleRunner
 from tachikoma_orchestrator.schedules.store import MAX_RUNS, ScheduleStore
 
@@ -56,6 +58,16 @@ schedules:
 
 class Crash(BaseException):
     """A process ends here."""
+
+
+@dataclass
+class Clock:
+    """A clock that only the test moves."""
+
+    ms: int
+
+    async def now_ms(self) -> int:
+        return self.ms
 
 
 class Stand:
@@ -93,11 +105,9 @@ class Stand:
             due=from_ms(due), time=from_ms(0), outcome=DueOutcome.TAKEN, id=exec_id, agent_id=AGENT
         )  # fmt: skip
 
-    async def one_due(self) -> None:
-        """Let exactly one due time of every second lie behind the last look, and not long ago."""
-        while (now := await self.ledger.now_ms()) % 1000 > 300:  # noqa: ASYNC110 (nothing announces it)
-            await asyncio.sleep(0.02)
-        await self.redis.hset(keys.schedule(NAME), "cursor_ms", now - now % 1000 - 1)
+    def stop_clock(self, clock: Clock) -> None:
+        """Read the time from a clock of the test."""
+        self.ledger.now_ms = clock.now_ms  # type: ignore[method-assign]
 
     async def runs(self) -> list[ScheduledRun]:
         """Oldest first."""
@@ -204,7 +214,8 @@ async def test_missed_and_skipped_due_times_leave_events(stand: Stand) -> None:
     await stand.back(5000)
     await stand.runner.advance(NAME)
     found = Counter(run.outcome for run in await stand.runs())
-    assert found[DueOutcome.MISSED] in (3, 4, 5)
+    # 4 or 5 are due, and at least the oldest three are too late; all are if this process was not running for a while.
+    assert found[DueOutcome.MISSED] >= 3
     assert (await stand.events())["schedule_missed"] == found[DueOutcome.MISSED]
     await stand.runner.pause(NAME, by=OPERATOR, reason="repairs")
     now = await stand.ledger.now_ms()
@@ -267,7 +278,7 @@ async def test_a_hint_that_comes_early_is_waited_for(stand: Stand) -> None:
     await stand.runner.advance(NAME)
     due = (await stand.ledger.now_ms() // 1000 + 1) * 1000
     await stand.runner.hint(NAME, due)
-    assert to_ms((await stand.runs())[-1].due) == due
+    assert due in [to_ms(run.due) for run in await stand.runs()]
 
 
 @pytest.mark.parametrize("due", [10**18, -1, "now", None, True, 1.5, {}, []])
@@ -328,8 +339,12 @@ async def test_what_is_given_up_can_never_run(make: Callable[[], Stand], at_once
     one, other = make(), make()
     one.write(lateness="1s")
     assert other.source.reload()
+    clock = Clock(await one.ledger.now_ms() // 1000 * 1000 - 100)
+    one.stop_clock(clock)
+    other.stop_clock(clock)
     await one.runner.advance(NAME)
-    await one.one_due()
+    # Exactly one time of every second becomes due.
+    clock.ms += 200
     stopped, go_on = asyncio.Event(), asyncio.Event()
     admit = one.admitter.admit
 
@@ -343,8 +358,7 @@ async def test_what_is_given_up_can_never_run(make: Callable[[], Stand], at_once
     await stopped.wait()
     (run,) = await one.runs()
     # It stands still for longer than the run may be late.
-    while to_ms(run.due) + 1000 >= await one.ledger.now_ms():  # noqa: ASYNC110 (nothing announces it)
-        await asyncio.sleep(0.05)
+    clock.ms = to_ms(run.due) + 1001
     await other.runner.advance(NAME)
     go_on.set()
     await looking
@@ -520,6 +534,40 @@ async def test_a_status_tells_when_it_is_due_and_what_came_last(stand: Stand) ->
     assert await stand.runner.next_due(NAME, limit=3) == []
 
 
+async def test_a_listing_is_whole_while_the_file_loses_a_schedule(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["one", "two", "three"]
+    entry = "  - {{name: {}, every: 1h, agentId: agent-1, request: {{command: [/usr/bin/true]}}}}\n"
+    file = stand.folder / "schedules.yaml"
+    file.write_text("schedules:\n" + "".join(map(entry.format, names)))
+    assert stand.source.reload()
+    state = stand.store.state
+
+    async def state_while_the_file_changes(name: str) -> ScheduleState:
+        file.write_text("schedules: []\n")
+        stand.source.reload()
+        return await state(name)
+
+    monkeypatch.setattr(stand.store, "state", state_while_the_file_changes)
+    assert {status.name for status in await stand.runner.statuses()} == set(names)
+    assert await stand.runner.statuses() == []
+
+
+async def test_a_pause_is_reported_although_the_file_loses_the_schedule_meanwhile(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pause = stand.store.pause
+
+    async def pause_while_the_file_changes(*args: Any, **values: Any) -> bool:
+        (stand.folder / "schedules.yaml").write_text("schedules: []\n")
+        assert stand.source.reload()
+        return await pause(*args, **values)
+
+    monkeypatch.setattr(stand.store, "pause", pause_while_the_file_changes)
+    assert (await stand.runner.pause(NAME, by=OPERATOR, reason="repairs")).paused
+
+
 async def test_a_schedule_that_is_not_there_is_not_found(stand: Stand) -> None:
     calls = (
         stand.runner.status("x"), stand.runner.next_due("x", limit=1), stand.runner.runs("x", limit=1),
@@ -577,7 +625,7 @@ async def test_a_redis_that_is_away_ends_nothing(stand: Stand, monkeypatch: pyte
     monkeypatch.setattr(runner, "CHECK_SECONDS", 0.01)
     monkeypatch.setattr(stand.runner, "advance_all", broken)
     task = asyncio.create_task(stand.runner.run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while looks < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await cancel_all([task])
@@ -585,13 +633,15 @@ async def test_a_redis_that_is_away_ends_nothing(stand: Stand, monkeypatch: pyte
 
 async def test_a_changed_file_is_looked_at_at_once(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "FILE_SECONDS", 0.01)
+    # Only the change makes it check again.
+    monkeypatch.setattr(runner, "CHECK_SECONDS", 3600)
     tasks = [asyncio.create_task(stand.runner.run()), asyncio.create_task(stand.runner.watch_file())]
     write(stand.folder, "7s")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while (await stand.store.state(NAME)).rule != "every 7000":  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     write(stand.folder, "nonsense")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not stand.runner.error:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await cancel_all(tasks)
