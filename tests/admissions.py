@@ -123,7 +123,7 @@ class Stand:
 
     async def events(self, exec_id: str) -> list[ExecAuditLog]:
         """The audit events of an execution."""
-        return await self.trail.read(after="", limit=100, exec_id=exec_id)
+        return (await self.trail.read(after="", limit=100, exec_id=exec_id)).events
 
     async def codes(self, exec_id: str) -> list[str]:
         """The codes of the audit events of an execution."""

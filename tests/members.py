@@ -100,7 +100,7 @@ class Stand:
 
     async def events(self) -> list[ExecAuditLog]:
         """The audit trail."""
-        return await self.trail.read(after="0", limit=100)
+        return (await self.trail.read(after="0", limit=100)).events
 
     async def codes(self) -> list[str]:
         """The codes of the audit trail."""

@@ -27,11 +27,16 @@ class OversightCalls(Service):
         self, request: pb.ListAuditEventsRequest, context: object
     ) -> pb.ListAuditEventsResponse:
         self._operator("read the audit trail")
-        if request.after and not _is_cursor(request.after):
-            raise InvalidRequest(f"{request.after[:80]!r} is not a cursor of the audit trail")
+        for cursor in filter(None, (request.after, request.before)):
+            if not _is_cursor(cursor):
+                raise InvalidRequest(f"{cursor[:80]!r} is not a cursor of the audit trail")
+        if request.after and request.before:
+            raise InvalidRequest("a search of the audit trail has either `after` or `before`, not both")
         limit = page_size(request.limit, "limit")
-        events = await self._parts.trail.read(after=request.after, limit=limit, exec_id=request.id)
-        return pb.ListAuditEventsResponse(events=[wire.audit_to_pb(event) for event in events])
+        page = await self._parts.trail.read(after=request.after, before=request.before, limit=limit, exec_id=request.id)
+        return pb.ListAuditEventsResponse(
+            events=[wire.audit_to_pb(event) for event in page.events], further=page.further
+        )
 
 
 def _is_cursor(text: str) -> bool:

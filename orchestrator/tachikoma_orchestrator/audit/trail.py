@@ -12,6 +12,7 @@ import json
 import shlex
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
@@ -20,7 +21,7 @@ from redis.exceptions import RedisError, ResponseError
 from tachikoma.errors import Unavailable
 from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
-from tachikoma.redis.commands import Redis
+from tachikoma.redis.commands import Entry, Redis
 from tachikoma.vocabulary.audit import AuditCode, AuditedRequest, ExecAuditLog
 from tachikoma.vocabulary.clock import duration_ms
 from tachikoma.vocabulary.requests import ExecRequest
@@ -29,13 +30,13 @@ from tachikoma_orchestrator.audit.positions import SinkPosition, cursor_order
 from tachikoma_orchestrator.audit.refusals import PERIOD_SECONDS, RefusalBudget
 from tachikoma_orchestrator.store.scripts import Runner, Script, flat
 
-__all__ = ["AuditTrail", "audited"]
+__all__ = ["AuditPage", "AuditTrail", "audited"]
 
 log = structlog.get_logger(__name__)
 
-#: Events read in one round trip, and the largest number of round trips of one search.
+#: Events read in one round trip, and the largest number of round trips for one page.
 BATCH = 1000
-MAX_STEPS = 100
+MAX_STEPS = 20
 #: Longest reason, in characters.
 MAX_REASON = 2000
 
@@ -53,6 +54,21 @@ def audited(request: ExecRequest, shown: tuple[str, ...]) -> AuditedRequest:
         tty=request.tty,
         stdin_bytes=len(request.stdin),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class AuditPage:
+    """A part of the trail that a search found."""
+
+    #: Oldest first.
+    events: list[ExecAuditLog]
+    #: The cursor with which the search goes on: as `after` if it had one, else as `before`. Empty at the end.
+    further: str
+
+    @classmethod
+    def of(cls, found: list[ExecAuditLog], further: str, *, forward: bool) -> AuditPage:
+        """Make a page from events in the order in which they were found."""
+        return cls(found if forward else found[::-1], further)
 
 
 class AuditTrail:
@@ -180,37 +196,37 @@ class AuditTrail:
     async def _write(self, code: AuditCode, fields: Mapping[str, str]) -> None:
         await self._runner.run(self._append(keys=[keys.AUDIT], args={"event": flat({"event": code, **fields})}))
 
-    async def read(self, *, after: str, limit: int, exec_id: str = "") -> list[ExecAuditLog]:
-        """Return events, oldest first.
-
-        The trail is searched in bounded steps, so the events of a very old execution are found only with a cursor near
-        them.
+    async def read(self, *, after: str = "", before: str = "", limit: int, exec_id: str = "") -> AuditPage:
+        """Return a page of events, oldest first, after a bounded search.
 
         Args:
-            after: return the first events after this cursor; if empty, the latest events.
+            after: return the first events after this cursor.
+            before: return the latest events before this cursor; if both are empty, the latest events of all.
             limit: largest number of events.
             exec_id: only events of this execution; empty for all.
         """
         found: list[ExecAuditLog] = []
-        if after:
-            position = f"({after}"
-            steps = 0
-            while len(found) < limit and steps < MAX_STEPS:
-                steps += 1
-                entries = await self._redis.xrange(keys.AUDIT, position, "+", count=BATCH)
-                found += [event for event in read_entries(entries) if not exec_id or event.id == exec_id]
-                if len(entries) < BATCH:
-                    break
-                position = f"({entries[-1][0].decode()}"
-            return found[:limit]
-        position, steps = "+", 0
-        while len(found) < limit and steps < MAX_STEPS:
-            entries = await self._redis.xrevrange(keys.AUDIT, position, "-", count=BATCH)
-            found += [event for event in read_entries(entries) if not exec_id or event.id == exec_id]
-            if len(entries) < BATCH:
+        position = after or before
+        # Without an id, each event that is read is one that was asked for.
+        count = BATCH if exec_id else min(limit, BATCH)
+        for _ in range(MAX_STEPS):
+            entries = await self._batch(position, count, forward=bool(after))
+            wanted = entries if not exec_id else [entry for entry in entries if _names(entry, exec_id)]
+            found += read_entries(wanted)
+            if len(found) > limit:
+                return AuditPage.of(found[:limit], found[limit - 1].cursor, forward=bool(after))
+            if len(entries) < count:
+                return AuditPage.of(found, "", forward=bool(after))
+            position = entries[-1][0].decode()
+            if len(found) == limit:
                 break
-            position, steps = f"({entries[-1][0].decode()}", steps + 1
-        return found[:limit][::-1]
+        return AuditPage.of(found, position, forward=bool(after))
+
+    async def _batch(self, position: str, count: int, *, forward: bool) -> list[Entry]:
+        """Read entries on one side of a position, the nearest first; an empty position is the end of the trail."""
+        if forward:
+            return await self._redis.xrange(keys.AUDIT, f"({position}", "+", count=count)
+        return await self._redis.xrevrange(keys.AUDIT, f"({position}" if position else "+", "-", count=count)
 
     async def trim(self, now_ms: int, *, retention: timedelta, events: int, closed: bool) -> None:
         """Delete events past their retention; delete nothing if a record of Redis cannot be read.
@@ -244,3 +260,8 @@ class AuditTrail:
             if by_number:
                 pipe.xtrim(keys.AUDIT, maxlen=events, approximate=True)
             await pipe.execute()
+
+
+def _names(entry: Entry, exec_id: str) -> bool:
+    """Return whether an entry is about an execution; it is not parsed, since a search passes over many."""
+    return entry[1].get(b"id") == exec_id.encode()

@@ -35,6 +35,8 @@ log = get_logger(__name__)
 
 #: How long a broken connection is tried again by default.
 DEFAULT_RECONNECT = timedelta(minutes=5)
+#: Results of one call that names no number.
+DEFAULT_PAGE = 100
 #: Longest time that leaving an execution takes, in seconds.
 LEAVE_SECONDS = 5.0
 #: Longest time that a request which was sent before takes to be known, in seconds.
@@ -336,11 +338,22 @@ class AsyncClient:
         Args:
             after: only events after this cursor (`ExecAuditLog.cursor`); empty for the latest events.
             limit: at most n events, 1 to 1000; 0 for 100.
-            exec_id: only events of this execution.
+            exec_id: only events of this execution. The search goes through the whole trail, in many calls if needed.
         """
-        message = pb.ListAuditEventsRequest(after=after, limit=limit, id=exec_id)
-        answer = await self._call(lambda stub: stub.ListAuditEvents(message))
-        return tuple(wire.audit_from_pb(item) for item in answer.events)
+        found: list[ExecAuditLog] = []
+        answer = await self._audit_page(after, "", limit, exec_id)
+        while True:
+            page = [wire.audit_from_pb(item) for item in answer.events]
+            found = found + page if after else page + found
+            missing = (limit or DEFAULT_PAGE) - len(found)
+            if not exec_id or not answer.further or not missing:
+                return tuple(found)
+            positions = (answer.further, "") if after else ("", answer.further)
+            answer = await self._audit_page(*positions, missing, exec_id)
+
+    async def _audit_page(self, after: str, before: str, limit: int, exec_id: str) -> pb.ListAuditEventsResponse:
+        message = pb.ListAuditEventsRequest(after=after, before=before, limit=limit, id=exec_id)
+        return await self._call(lambda stub: stub.ListAuditEvents(message))
 
     async def schedules(self) -> tuple[tuple[ScheduleStatus, ...], str]:
         """Return all schedules, and the mistake in a newer schedules file that keeps it inactive. For operators.

@@ -73,16 +73,20 @@ def tail(
     """Show the latest events, oldest first."""
     show = as_json if output is Output.JSON else show_events
     with Client() as client:
+        # With an id, the new events of all executions are read: a search would pass over the same ones each time.
+        latest = client.audit(limit=1) if follow and exec_id else ()
         events = client.audit(limit=lines, exec_id=exec_id)
         show(events)
-        cursor = events[-1].cursor if events else "0-0"
+        shown = {event.cursor for event in events}
+        cursor = next((event.cursor for event in (*latest, *reversed(events))), "0-0")
         try:
             while follow:
                 time.sleep(FOLLOW_SECONDS)
-                events = client.audit(after=cursor, limit=PAGE, exec_id=exec_id)
-                if events:
-                    show(events)
-                    cursor = events[-1].cursor
+                events = client.audit(after=cursor, limit=PAGE)
+                cursor = events[-1].cursor if events else cursor
+                new = [event for event in events if event.cursor not in shown and (not exec_id or event.id == exec_id)]
+                if new:
+                    show(tuple(new))
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
 

@@ -336,7 +336,7 @@ async def test_refusals_beyond_the_budget_are_counted_in_one_event(redis: Redis,
             await stand.admitter.admit(wanted, peer())
     assert await redis.execute_command("XLEN", keys.AUDIT) == size + 5
     await stand.trail.count_refusals()
-    (event,) = await stand.trail.read(after="", limit=1)
+    (event,) = (await stand.trail.read(after="", limit=1)).events
     assert (event.event, event.requested_by, event.authorized) == (AuditCode.REFUSALS_COUNTED, str(ALICE), False)
     assert event.reason.startswith(f"35 refusals of {ALICE} have no event of their own: 35 ")
     # Nothing more to report, and others have their own budget.

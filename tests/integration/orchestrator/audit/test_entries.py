@@ -54,11 +54,11 @@ async def test_what_is_no_event_is_shown_as_that_by_everybody(
     await trail.append(AuditCode.POLICY_CHANGED, reason="x")
     cursor = (await redis.xadd(keys.AUDIT, fields)).decode()
     await trail.append(AuditCode.POLICY_CHANGED, reason="x")
-    found = await trail.read(after="", limit=10)
+    found = (await trail.read(after="", limit=10)).events
     assert [(event.event, event.seq) for event in found] == [
         ("policy_changed", 1), ("trail_altered", 0), ("policy_changed", 2)
     ]  # fmt: skip
-    assert found == await trail.read(after="0-0", limit=10)
+    assert found == (await trail.read(after="0-0", limit=10)).events
     told = found[1]
     assert (told.cursor, told.id, told.authorized) == (cursor, "", False)
     assert told.reason.startswith("this entry of the trail in Redis is not an event: ")
@@ -77,6 +77,6 @@ async def test_an_event_of_any_time_can_be_told(redis: Redis) -> None:
     """Whoever owns Redis also chooses the place, which says the time; nothing can come behind the last there is."""
     for cursor in ("1-1", f"{2**63}-1", f"{2**64 - 1}-{2**64 - 1}"):
         await redis.xadd(keys.AUDIT, GENUINE, id=cursor)
-    events = await AuditTrail(redis).read(after="", limit=10)
+    events = (await AuditTrail(redis).read(after="", limit=10)).events
     assert [event.event for event in events] == ["started", "trail_altered", "trail_altered"]
     assert [wire.audit_from_pb(wire.audit_to_pb(event)) for event in events] == events

@@ -27,7 +27,7 @@ async def execution(redis: Redis, exec_id: str) -> str:
 
 
 async def recorded(redis: Redis) -> list[ExecAuditLog]:
-    return await AuditTrail(redis).read(after="", limit=1000)
+    return (await AuditTrail(redis).read(after="", limit=1000)).events
 
 
 async def test_a_finding_is_recorded_once_with_its_execution(redis: Redis, findings: Findings) -> None:

@@ -127,7 +127,7 @@ async def test_the_same_receipt_twice_is_one_end(stand: Stand) -> None:
     raw = stand.result(stand.receipt())
     assert await stand.collector.fold(AGENT, EXEC, raw) is True
     assert await stand.collector.fold(AGENT, EXEC, raw) is True
-    events = [event.event for event in await stand.trail.read(after="", limit=10, exec_id=EXEC)]
+    events = [event.event for event in (await stand.trail.read(after="", limit=10, exec_id=EXEC)).events]
     assert events == ["admitted", "dispatched", "started", "succeeded"]
 
 
@@ -137,7 +137,7 @@ async def test_the_start_is_recorded_with_its_time_by_notice_or_by_receipt(stand
     if notice:
         await stand.ledger.started(AGENT, EXEC, at_ms)
     assert await stand.collector.fold(AGENT, EXEC, stand.result(stand.receipt(started_ms=at_ms)))
-    events = await stand.trail.read(after="", limit=10, exec_id=EXEC)
+    events = (await stand.trail.read(after="", limit=10, exec_id=EXEC)).events
     times = {str(event.event): event.start_time for event in events}
     assert times["started"] == times["succeeded"] == datetime.fromtimestamp(at_ms / 1000, UTC)
 
@@ -239,11 +239,11 @@ async def test_a_receipt_of_impossible_numbers_leaves_nothing_that_cannot_be_tol
     if record.state.terminal:
         response = (await stand.evidence.final_state(record)).response()
         assert len(wire.response_to_pb(response).SerializeToString()) < 1024 * 1024
-    assert [wire.audit_to_pb(event).id for event in await stand.trail.read(after="", limit=10, exec_id="")]
+    assert [wire.audit_to_pb(event).id for event in (await stand.trail.read(after="", limit=10, exec_id="")).events]
 
 
 async def codes(stand: Stand) -> list[str]:
-    return [event.event for event in await stand.trail.read(after="", limit=1000, exec_id="")]
+    return [event.event for event in (await stand.trail.read(after="", limit=1000, exec_id="")).events]
 
 
 async def test_a_flood_of_receipts_that_are_refused_does_not_fill_the_record(stand: Stand) -> None:
@@ -263,7 +263,7 @@ async def test_what_a_flood_kept_off_the_record_is_counted_on_it(stand: Stand, m
     now = time.monotonic()
     monkeypatch.setattr("tachikoma_orchestrator.audit.findings.time.monotonic", lambda: now + 61)
     await not_believed(stand, stand.result(stand.receipt(jti="job-9")))
-    [event] = (await stand.trail.read(after="", limit=1000, exec_id=EXEC))[-1:]
+    [event] = (await stand.trail.read(after="", limit=1000, exec_id=EXEC)).events[-1:]
     assert event.event == "receipt_refused"
     assert event.reason.endswith(f"in the name of {AGENT} (and 5 more were left out)")
 
@@ -348,9 +348,9 @@ async def test_a_second_worker_is_shown_and_on_the_record_once(stand: Stand) -> 
     for run in ("r1", "r2", "r2"):
         notice = Contender(boot="copy", run=run, hostname="clone", holder="web1").model_dump_json()
         await stand.collector._on_notice(keys.events(AGENT), notice.encode())
-    [event] = [event for event in await stand.trail.read(after="", limit=99, exec_id="") if event.agent_id == AGENT][
-        -1:
-    ]
+    [event] = [
+        event for event in (await stand.trail.read(after="", limit=99, exec_id="")).events if event.agent_id == AGENT
+    ][-1:]
     assert event.event == "agent_contested"
     assert event.reason == (
         "a second worker with its identity waits on host clone (journal copy), while the one on web1 holds its lease"

@@ -131,7 +131,7 @@ async def read(ledger: Ledger, exec_id: str = "job-7") -> Record:
 
 async def events(ledger: Ledger) -> list[tuple[str, str]]:
     """The audit trail: code and execution."""
-    return [(event.event, event.id) for event in await ledger.trail.read(after="", limit=1000, exec_id="")]
+    return [(event.event, event.id) for event in (await ledger.trail.read(after="", limit=1000, exec_id="")).events]
 
 
 async def everything(redis: Redis) -> dict[bytes, Any]:
@@ -168,7 +168,7 @@ async def test_an_admitted_request_is_recorded_audited_indexed_and_queued_in_one
     assert await redis.zscore(keys.agent_index(AGENT), "job-7") == admitted_ms
     assert await redis.zscore(keys.OPEN, "job-7") == record.deadline_ms
     assert await redis.ttl(keys.execution("job-7")) == -1
-    trail = await ledger.trail.read(after="", limit=10, exec_id="job-7")
+    trail = (await ledger.trail.read(after="", limit=10, exec_id="job-7")).events
     assert [event.event for event in trail] == ["admitted", "dispatched"]
     for event in trail:
         assert (event.id, event.agent_id, event.requested_by) == ("job-7", AGENT, ALICE)
@@ -237,7 +237,7 @@ async def test_a_refused_request_is_on_the_record_and_nowhere_else(
         keys.AUDIT_SEQ.encode(),
     }
     assert await events(ledger) == [*trail, (code, "job-7")]
-    [event] = (await ledger.trail.read(after="", limit=100, exec_id=""))[-1:]
+    [event] = (await ledger.trail.read(after="", limit=100, exec_id="")).events[-1:]
     assert (event.reason, event.requested_by, event.agent_id) == (outcome, ALICE, AGENT)
 
 
@@ -303,7 +303,7 @@ async def test_a_refusal_by_policy_is_on_the_record(ledger: Ledger) -> None:
         client_ip="::1",
         shown=("/bin/sh", "-c", "id"),
     )
-    [event] = await ledger.trail.read(after="", limit=10, exec_id="")
+    [event] = (await ledger.trail.read(after="", limit=10, exec_id="")).events
     assert (event.event, event.id, event.reason, event.client_ip) == ("denied", "job-7", "no policy", "::1")
     assert event.command == "/bin/sh -c id"
     assert not event.authorized
@@ -315,7 +315,7 @@ async def test_the_trail_is_numbered_without_a_hole(ledger: Ledger, redis: Redis
     await asyncio.gather(*(admit(ledger, admission(f"job-{n}")) for n in range(20)))
     await ledger.trail.append(AuditCode.POLICY_CHANGED, reason="x")
     await ledger.started(AGENT, "job-1", 1)
-    trail = await ledger.trail.read(after="", limit=1000)
+    trail = (await ledger.trail.read(after="", limit=1000)).events
     assert [event.seq for event in trail] == list(range(1, len(trail) + 1))
 
 
@@ -324,21 +324,21 @@ async def test_an_event_keeps_what_was_asked_for_and_nothing_secret(ledger: Ledg
     values = {"command": ["/bin/app", "--token", "hunter2"], "environment": {"DB": "hunter2"}, "stdin": b"hunter2"}
     for name in ("a", "b"):
         await admit(ledger, admission(name, user="app", work_dir="/srv", **values))
-    first, _, second, _ = await ledger.trail.read(after="", limit=10)
+    first, _, second, _ = (await ledger.trail.read(after="", limit=10)).events
     assert first.request is not None
     assert (first.request.command, first.request.environment) == (("/bin/app", "--token", "***"), ("DB",))
     assert (first.request.user, first.request.work_dir, first.request.stdin_bytes) == ("app", "/srv", 7)
     assert first.command_hmac == second.command_hmac
     # The same line of words is not the same argv.
     await admit(ledger, admission("c", command=["/bin/app", "--token *"]))
-    assert first.command_hmac != (await ledger.trail.read(after="", limit=2))[0].command_hmac
+    assert first.command_hmac != (await ledger.trail.read(after="", limit=2)).events[0].command_hmac
     assert "hunter2" not in str(await redis.xrange(keys.AUDIT))
 
 
 async def test_without_a_key_there_is_no_hmac(ledger: Ledger, redis: Redis) -> None:
     trail = AuditTrail(redis)
     await trail.refuse(admission().request, AuditCode.DENIED, policy="", reason="", client_ip="", shown=("x",))
-    assert [event.command_hmac for event in await trail.read(after="", limit=1)] == [""]
+    assert [event.command_hmac for event in (await trail.read(after="", limit=1)).events] == [""]
 
 
 # --- approval ---------------------------------------------------------------------------------------------------------
@@ -385,7 +385,7 @@ async def test_an_approval_queues_it_once(redis: Redis, ledger: Ledger) -> None:
     assert await ledger.approvals() == []
     assert await ledger.parked("job-7") is None
     assert await events(ledger) == APPROVED_ONCE
-    event = (await ledger.trail.read(after="", limit=2))[0]
+    event = (await ledger.trail.read(after="", limit=2)).events[0]
     assert (event.actor, event.reason, event.evidence_sha256) == (BOB, "why not", "ab" * 32)
 
 
@@ -538,7 +538,7 @@ async def test_an_order_is_queued_only_when_its_authorisation_is_on_disk(redis: 
         async with asyncio.timeout(30):
             while not await redis.exists(keys.execution("job-7")):
                 assert not admitting.done()
-        assert [event.event for event in await ledger.trail.read(after="", limit=10)] == ["admitted"]
+        assert [event.event for event in (await ledger.trail.read(after="", limit=10)).events] == ["admitted"]
         assert await redis.llen(keys.queue(AGENT)) == 0
         await redis.config_set("appendfsync", "always")
         await redis.set("anything", "1")
@@ -591,7 +591,7 @@ async def test_a_receipt_ends_an_execution_whether_or_not_its_start_was_told(
     assert status.end_time == datetime(2026, 1, 31, 12, 0, 1, 500_000, tzinfo=UTC)
     assert record.result().duration_us == 1_500_000
     assert record.receipt == "token"
-    [event] = (await ledger.trail.read(after="", limit=10, exec_id="job-7"))[-1:]
+    [event] = (await ledger.trail.read(after="", limit=10, exec_id="job-7")).events[-1:]
     assert (event.event, event.exit_code, event.duration) == ("failed", 3, timedelta(seconds=1.5))
 
 
@@ -600,7 +600,7 @@ async def test_each_event_can_be_read_alone(redis: Redis, ledger: Ledger) -> Non
     await ledger.started(AGENT, "job-7", 1_769_860_800_000)
     await ledger.request_cancel(AGENT, "job-7", BOB)
     await ledger.complete(AGENT, "job-7", receipt(state=ExecState.CANCELLED), "token")
-    trail = await ledger.trail.read(after="", limit=10, exec_id="job-7")
+    trail = (await ledger.trail.read(after="", limit=10, exec_id="job-7")).events
     assert [event.event for event in trail] == ["admitted", "dispatched", "started", "cancel_requested", "cancelled"]
     for event in trail:
         assert (event.id, event.agent_id, event.requested_by) == ("job-7", AGENT, ALICE)
@@ -680,7 +680,7 @@ async def test_a_fence_in_time_ends_an_execution_that_can_then_never_start(redis
     assert await redis.set(keys.claim(AGENT, "job-7"), "boot-1", nx=True) is None
     status = (await read(ledger)).status()
     assert (status.state, status.error, status.cancel_requested_by) == (ExecState.CANCELLED, "cancelled", BOB)
-    [event] = (await ledger.trail.read(after="", limit=10, exec_id="job-7"))[-1:]
+    [event] = (await ledger.trail.read(after="", limit=10, exec_id="job-7")).events[-1:]
     assert (event.event, event.requested_by) == ("cancelled", ALICE)
     assert (event.actor, event.reason) == (BOB, "cancelled")
 
@@ -847,15 +847,15 @@ async def test_the_trail_can_be_read_on_from_any_event(redis: Redis, ledger: Led
         await admitted(redis, ledger, name)
         await ledger.complete(AGENT, name, receipt(name), "token")
         await redis.delete(keys.queue(AGENT))
-    whole = await ledger.trail.read(after="", limit=100, exec_id="")
+    whole = (await ledger.trail.read(after="", limit=100, exec_id="")).events
     assert [(event.event, event.id) for event in whole] == [
         (event, name) for name in ("a", "b", "c") for event in ("admitted", "dispatched", "started", "succeeded")
     ]
     for number, event in enumerate(whole):
-        assert await ledger.trail.read(after=event.cursor, limit=100, exec_id="") == whole[number + 1 :]
-    assert await ledger.trail.read(after="", limit=2, exec_id="") == whole[-2:]
-    assert await ledger.trail.read(after="", limit=100, exec_id="b") == whole[4:8]
-    assert await ledger.trail.read(after=whole[0].cursor, limit=1, exec_id="") == whole[1:2]
+        assert (await ledger.trail.read(after=event.cursor, limit=100, exec_id="")).events == whole[number + 1 :]
+    assert (await ledger.trail.read(after="", limit=2, exec_id="")).events == whole[-2:]
+    assert (await ledger.trail.read(after="", limit=100, exec_id="b")).events == whole[4:8]
+    assert (await ledger.trail.read(after=whole[0].cursor, limit=1, exec_id="")).events == whole[1:2]
 
 
 # --- retention --------------------------------------------------------------------------------------------------------

@@ -357,7 +357,7 @@ class LedgerMachine(RuleBasedStateMachine):
     async def _compare(self) -> None:
         model, redis = self.model, self.redis
         records = {record.exec_id: record for record in await self.ledger.records(IDS)}
-        trail = await self.ledger.trail.read(after="", limit=10_000)
+        trail = (await self.ledger.trail.read(after="", limit=10_000)).events
         assert {
             name: (record.agent, record.digest, [step.state for step in record.status().history], record.state)
             for name, record in records.items()

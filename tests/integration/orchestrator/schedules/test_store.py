@@ -45,7 +45,7 @@ async def record(store: ScheduleStore, *runs: ScheduledRun, code: AuditCode | No
 
 
 async def events(redis: Redis) -> list[ExecAuditLog]:
-    return await AuditTrail(redis).read(after="", limit=100)
+    return (await AuditTrail(redis).read(limit=100)).events
 
 
 async def test_a_schedule_without_a_record_begins_empty(store: ScheduleStore) -> None:

@@ -268,3 +268,57 @@ async def test_a_client_is_a_context_manager_that_closes_its_connection(authorit
         channel = client._connection._current_channel()
     assert channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN
     assert client.spiffe_id == "spiffe://tachikoma.local/user/alice"
+
+
+# --- searches of the audit trail --------------------------------------------------------------------------------------
+
+
+class Searched(Server):
+    """A server that answers one call after the other."""
+
+    def __init__(self, *pages: pb.ListAuditEventsResponse) -> None:
+        super().__init__(None)
+        self._pages = list(pages)
+
+    def __getattr__(self, rpc: str) -> Any:
+        async def call(message: pb.ListAuditEventsRequest) -> pb.ListAuditEventsResponse:
+            self.calls.append((rpc, message))
+            return self._pages.pop(0)
+
+        return call
+
+
+def page(*numbers: int, further: str = "") -> pb.ListAuditEventsResponse:
+    events = [pb.AuditEvent(cursor=f"{number}-0", event="started") for number in numbers]
+    return pb.ListAuditEventsResponse(events=events, further=further)
+
+
+@pytest.mark.parametrize(
+    ("given", "pages", "found", "asked"),
+    [
+        ({}, [page(7, 8), page(5, 6)], ["7-0", "8-0"], [("", "", 0)]),
+        (
+            {"exec_id": "x"},
+            [page(7, 8, further="6-0"), page(further="4-0"), page(3)],
+            ["3-0", "7-0", "8-0"],
+            [("", "", 0), ("", "6-0", 98), ("", "4-0", 98)],
+        ),
+        (
+            {"exec_id": "x", "after": "1-0", "limit": 3},
+            [page(2, further="5-0"), page(6, 7, further="7-0")],
+            ["2-0", "6-0", "7-0"],
+            [("1-0", "", 3), ("5-0", "", 2)],
+        ),
+        ({"exec_id": "x", "limit": 2}, [page(8, 9, further="8-0")], ["8-0", "9-0"], [("", "", 2)]),
+        # Of all events, a page is what was asked for: the caller turns it.
+        ({"after": "1-0", "limit": 9}, [page(2, further="2-0")], ["2-0"], [("1-0", "", 9)]),
+    ],
+)
+async def test_a_search_of_the_audit_trail_goes_on_until_it_has_all(
+    client: AsyncClient, given: dict[str, Any], pages: list[Any], found: list[str], asked: list[tuple[str, str, int]]
+) -> None:
+    await client._connection.close()
+    client._connection = server = Searched(*pages)  # type: ignore[assignment]
+    assert [event.cursor for event in await client.audit(**given)] == found
+    assert [(sent.after, sent.before, sent.limit) for _, sent in server.calls] == asked
+    assert {sent.id for _, sent in server.calls} == {given.get("exec_id", "")}

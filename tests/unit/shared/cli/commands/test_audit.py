@@ -52,6 +52,30 @@ def test_tail_follows_from_the_last_event_on(run: Any, client: Any, monkeypatch:
     assert [call[2].get("after") for call in client.calls] == [None, "1-0", "1-0", "2-0"]
 
 
+def test_tail_of_one_execution_follows_all_and_shows_its_own(
+    run: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "FOLLOW_SECONDS", 0)
+    #: The latest event of all, the search, and the events since the former.
+    pages: list[Any] = [
+        (event(5, id="other"),), (event(2), event(6, "succeeded")), (event(6, "succeeded"), event(7, id="other")), (),
+        (event(8, "late_receipt"),), KeyboardInterrupt(),
+    ]  # fmt: skip
+
+    def answer(**_: Any) -> Any:
+        page = pages.pop(0)
+        if isinstance(page, BaseException):
+            raise page
+        return page
+
+    client.answers["audit"] = answer
+    done = run("audit", "tail", "-f", "--id", "job-7")
+    assert [line.split()[2] for line in done.out.splitlines() if "job-7" in line] == [
+        "started", "succeeded", "late_receipt"
+    ]  # fmt: skip
+    assert [call[2].get("after") for call in client.calls] == [None, None, "5-0", "7-0", "7-0", "8-0"]
+
+
 def test_the_whole_trail_is_read_in_pages(client: Any) -> None:
     pages = {"0-0": (event(1), event(2)), "2-0": (event(3),), "3-0": ()}
     client.answers["audit"] = lambda *, after, limit: pages[after]
