@@ -33,6 +33,8 @@ def request_digest(request: ExecRequest) -> str:
             "tty": request.tty,
             "limits": request.limits.to_dict() if request.limits else None,
             "requestedBy": request.requested_by,
+            # Requests without a terminal keep the digest that they had before terminals were possible.
+            **({"terminal": request.terminal.to_dict()} if request.terminal else {}),
         }
     )
 

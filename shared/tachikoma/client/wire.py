@@ -36,7 +36,7 @@ from tachikoma.vocabulary.audit import AuditedRequest, ExecAuditLog
 from tachikoma.vocabulary.limits import ResourceLimits, ResourceUsage
 from tachikoma.vocabulary.model import describe_validation_error
 from tachikoma.vocabulary.policies import PolicyStatus
-from tachikoma.vocabulary.requests import ExecRequest
+from tachikoma.vocabulary.requests import ExecRequest, Terminal
 from tachikoma.vocabulary.results import (
     Approval,
     CancelOutcome,
@@ -45,6 +45,7 @@ from tachikoma.vocabulary.results import (
     ExecResponse,
     ExecStatus,
     ExecTransition,
+    InputAccepted,
     KillReceipt,
     OutputKind,
     OutputSummary,
@@ -114,6 +115,11 @@ _USAGE = WireFormat(
     pb.ResourceUsage,
     _optional("cpu_seconds", "peak_memory", "peak_pids", "io_read", "io_written", "oom_kills"),
 )
+_TERMINAL = WireFormat(
+    Terminal,
+    pb.Terminal,
+    (WireField("type", presence=Presence.NONZERO), *_plain("rows", "columns", "x_pixels", "y_pixels")),
+)
 _REQUEST = WireFormat(
     ExecRequest,
     pb.ExecRequest,
@@ -125,6 +131,7 @@ _REQUEST = WireFormat(
         *_optional("timeout", converter=DURATION),
         *_optional("request_time", converter=TIMESTAMP),
         *_optional("limits", converter=nested(_LIMITS)),
+        *_optional("terminal", converter=nested(_TERMINAL)),
     ),
 )
 _SUMMARY = WireFormat(OutputSummary, pb.OutputSummary, (WireField("sha256", HEX), *_plain("total_bytes", "truncated")))
@@ -182,7 +189,10 @@ _APPROVAL = WireFormat(
 
 # --- output -----------------------------------------------------------------------------------------------------------
 
-_OUTPUT = WireFormat(ExecOutput, pb.ExecOutput, (*_plain("id", "seq"), *_optional("time", converter=TIMESTAMP)))
+_ACCEPTED = WireFormat(InputAccepted, pb.InputAccepted, _plain("offset", "echo", "canonical", "ended"))
+_OUTPUT = WireFormat(
+    ExecOutput, pb.ExecOutput, (*_plain("id", "seq", "offset"), *_optional("time", converter=TIMESTAMP))
+)
 #: The field of `ExecOutput`'s oneof for each kind; both have the same name. The attribute holds its content.
 _EVENTS: dict[OutputKind, WireField] = {
     OutputKind.STDOUT: WireField("stdout", renamed="data"),
@@ -194,6 +204,7 @@ _EVENTS: dict[OutputKind, WireField] = {
         renamed="missing_bytes",
     ),
     OutputKind.RESULT: WireField("result", nested(_RESPONSE)),
+    OutputKind.ACCEPTED: WireField("accepted", nested(_ACCEPTED)),
 }
 
 # --- agents, policy, audit, schedules ---------------------------------------------------------------------------------
@@ -283,8 +294,9 @@ _SCHEDULE = WireFormat(
 
 #: Every table, for the test that no field is forgotten.
 FORMATS: tuple[WireFormat[Any, Any], ...] = (
-    _LIMITS, _USAGE, _REQUEST, _SUMMARY, _KILL, _RESPONSE, _TRANSITION, _STATUS, _CANCEL, _APPROVAL, _OUTPUT,
-    _TRUST, _AGENT, _ENROLMENT, _REVOCATION, _POLICY_STATUS, _AUDITED_REQUEST, _AUDIT_EVENT, _SCHEDULED_RUN, _SCHEDULE,
+    _LIMITS, _USAGE, _TERMINAL, _REQUEST, _SUMMARY, _ACCEPTED, _KILL, _RESPONSE, _TRANSITION, _STATUS, _CANCEL,
+    _APPROVAL, _OUTPUT, _TRUST, _AGENT, _ENROLMENT, _REVOCATION, _POLICY_STATUS, _AUDITED_REQUEST, _AUDIT_EVENT,
+    _SCHEDULED_RUN, _SCHEDULE,
 )  # fmt: skip
 
 # --- the functions ----------------------------------------------------------------------------------------------------

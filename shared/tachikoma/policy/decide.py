@@ -10,6 +10,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
 
@@ -227,10 +228,18 @@ def _verdict(case: Case) -> Decision:
         reason="",
         grant=_grant(case),
         rate_limit=policy.rate_limit,
-        timeout=case.request.timeout or min(DEFAULT_TIMEOUT, policy.max_timeout),
+        timeout=case.request.timeout or _default_timeout(case),
         approvers=policy.approvers if policy.require_approval else (),
         approval_timeout=policy.approval_timeout,
     )
+
+
+def _default_timeout(case: Case) -> timedelta:
+    """Return the timeout of a request without one: an hour at most, unless policy limits interactive ones itself."""
+    policy = case.policy.policy
+    if case.request.interactive and policy.max_duration is not None:
+        return policy.max_duration
+    return min(DEFAULT_TIMEOUT, policy.max_timeout)
 
 
 def _grant(case: Case) -> Grant:
@@ -243,8 +252,14 @@ def _grant(case: Case) -> Grant:
         limits=policy.limits.lowered_by(request.limits),
         output=policy.output,
         capabilities=capability_mask(policy.capabilities),
-        kill_grace=None if policy.kill_grace is None else policy.kill_grace.total_seconds(),
+        kill_grace=_seconds(policy.kill_grace),
+        idle_seconds=_seconds(policy.idle_timeout) if request.interactive else None,
+        detached_seconds=_seconds(policy.detached_timeout) if request.interactive else None,
     )
+
+
+def _seconds(duration: timedelta | None) -> float | None:
+    return None if duration is None else duration.total_seconds()
 
 
 def _choose(verdicts: Sequence[Decision], applying: Sequence[CompiledPolicy]) -> Decision:

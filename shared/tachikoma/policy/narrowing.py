@@ -33,9 +33,10 @@ def _executables(order: Grant, own: Grant) -> tuple[GrantedExecutable, ...]:
     return tuple(kept)
 
 
-def _kill_grace(order: Grant, own: Grant) -> float | None:
-    graces = [grace for grace in (order.kill_grace, own.kill_grace) if grace is not None]
-    return min(graces) if graces else None
+def _shorter(order: float | None, own: float | None) -> float | None:
+    """Return the shorter of two times, of which None is no limit."""
+    limits = [limit for limit in (order, own) if limit is not None]
+    return min(limits) if limits else None
 
 
 #: For each field of a grant: its value, given the grant of the order and that of the agent's own policy.
@@ -49,7 +50,9 @@ NARROWING: Mapping[str, Callable[[Grant, Grant], object]] = MappingProxyType(
         "limits": lambda order, own: order.limits.lowered_by(own.limits),
         "output": lambda order, own: order.output.lowered_by(own.output),
         "capabilities": lambda order, own: order.capabilities & own.capabilities,
-        "kill_grace": _kill_grace,
+        "kill_grace": lambda order, own: _shorter(order.kill_grace, own.kill_grace),
+        "idle_seconds": lambda order, own: _shorter(order.idle_seconds, own.idle_seconds),
+        "detached_seconds": lambda order, own: _shorter(order.detached_seconds, own.detached_seconds),
     }
 )
 

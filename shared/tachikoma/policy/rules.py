@@ -215,13 +215,30 @@ class Timeout(Rule):
     field = "maxTimeout"
 
     def permits(self, case: Case) -> bool:
-        timeout = case.request.timeout
-        return timeout is None or timeout <= case.policy.policy.max_timeout
+        policy, timeout = case.policy.policy, case.request.timeout
+        limited_elsewhere = case.request.interactive and policy.max_duration is not None
+        return timeout is None or limited_elsewhere or timeout <= policy.max_timeout
 
     def refusal(self, case: Case) -> str:
         assert case.request.timeout is not None
         longest, asked = case.policy.policy.max_timeout, case.request.timeout
         return f"allows at most {format_duration(longest)}, not {format_duration(asked)}"
+
+
+class Duration(Rule):
+    """A timeout that an interactive request names is at most the policy's duration of those, if it has one."""
+
+    field = "maxDuration"
+
+    def permits(self, case: Case) -> bool:
+        longest, timeout = case.policy.policy.max_duration, case.request.timeout
+        return not case.request.interactive or longest is None or timeout is None or timeout <= longest
+
+    def refusal(self, case: Case) -> str:
+        longest, asked = case.policy.policy.max_duration, case.request.timeout
+        assert longest is not None
+        assert asked is not None
+        return f"allows interactive executions of at most {format_duration(longest)}, not {format_duration(asked)}"
 
 
 class Interactive(Rule):
@@ -257,6 +274,7 @@ RULES: tuple[Rule, ...] = (
     WorkDir(),
     Environment(),
     Timeout(),
+    Duration(),
     Interactive(),
     Tty(),
 )

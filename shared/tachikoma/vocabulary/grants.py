@@ -48,3 +48,7 @@ class Grant(BaseModel):
     capabilities: Annotated[int, Field(ge=0, lt=2**64)] = 0
     #: Seconds between TERM and KILL; None for the agent's own setting.
     kill_grace: Annotated[float, Field(ge=0, le=600)] | None = None
+    #: Seconds without input after which an interactive command is hung up; None for no limit.
+    idle_seconds: Annotated[float, Field(gt=0)] | None = None
+    #: Seconds without an attached caller after which an interactive command is hung up; None for no limit.
+    detached_seconds: Annotated[float, Field(gt=0)] | None = None

@@ -85,6 +85,12 @@ class ExecPolicy(Model):
     allow_interactive: bool = False
     #: True if the command may have a terminal.
     allow_tty: bool = False
+    #: Time without input after which an interactive execution is ended. None: no limit.
+    idle_timeout: Duration | None = None
+    #: Longest run time of an interactive execution, in place of `max_timeout`. None: `max_timeout`.
+    max_duration: Duration | None = None
+    #: Time without an attached caller after which an interactive execution is ended.
+    detached_timeout: Duration = timedelta(minutes=10)
     #: Networks from which requests may come. Empty: from any address.
     allowed_networks: tuple[Network, ...] = ()
 
@@ -101,10 +107,10 @@ class ExecPolicy(Model):
             raise ValueError(f"must be at most {MAX_KILL_GRACE.seconds} seconds")
         return value
 
-    @field_validator("max_timeout", "approval_timeout")
+    @field_validator("max_timeout", "approval_timeout", "idle_timeout", "max_duration", "detached_timeout")
     @classmethod
-    def _positive(cls, value: timedelta) -> timedelta:
-        if not timedelta(0) < value <= MAX_TIMEOUT:
+    def _positive(cls, value: timedelta | None) -> timedelta | None:
+        if value is not None and not timedelta(0) < value <= MAX_TIMEOUT:
             raise ValueError(f"must be longer than zero and at most {MAX_TIMEOUT.days} days")
         return value
 

@@ -144,10 +144,12 @@ class ExecRequest(Model):
     user: str = ""
     #: Resource limits below those that policy sets; they never raise them. None: those of policy.
     limits: ResourceLimits | None = None
-    #: True if input follows while the command runs.
+    #: True if input follows while the command runs. Then `stdin` is empty.
     interactive: bool = False
-    #: True if the command gets a terminal.
+    #: True if the command gets a terminal. Needs `interactive`.
     tty: bool = False
+    #: Type and size of the terminal. None: the defaults, if the command gets one.
+    terminal: Terminal | None = None
     #: SPIFFE ID of the requester. The server sets it; a caller leaves it empty or gives its own ID.
     requested_by: Annotated[str, Field(max_length=2048)] = ""
     #: Time at which the requester made the request.

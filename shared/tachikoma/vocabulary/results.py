@@ -23,6 +23,7 @@ __all__ = [
     "ExecResponse",
     "ExecStatus",
     "ExecTransition",
+    "InputAccepted",
     "KillReceipt",
     "OutputKind",
     "OutputSummary",
@@ -185,6 +186,21 @@ class OutputKind(StrEnum):
     GAP = "gap"
     #: The result, which ends the stream.
     RESULT = "result"
+    #: Progress of an interactive execution in taking input.
+    ACCEPTED = "accepted"
+
+
+class InputAccepted(Model):
+    """The progress of an interactive execution in taking input."""
+
+    #: Number of input bytes that its terminal or pipe has taken.
+    offset: Annotated[int, Field(ge=0, lt=2**64)] = 0
+    #: True if the terminal echoes input.
+    echo: bool = False
+    #: True if the terminal edits lines.
+    canonical: bool = False
+    #: True if no more input is taken.
+    ended: bool = False
 
 
 class ExecOutput(Model):
@@ -206,6 +222,10 @@ class ExecOutput(Model):
     missing_bytes: int = 0
     #: With `RESULT`: the result, without the output.
     result: ExecResponse | None = None
+    #: With `ACCEPTED`: the progress of input.
+    accepted: InputAccepted | None = None
+    #: With a chunk: number of output bytes, of both streams, before it.
+    offset: int = 0
 
 
 class CancelOutcome(StrEnum):

@@ -138,7 +138,9 @@ LARGE_LEVELS: dict[str, str] = {
     "orchestrator/tachikoma_orchestrator/store/lua": "one file for each atomic change; they have no rooms",
 }
 #: RPCs that no method of the client calls.
-NOT_OF_THE_CLIENT = {"RenewAgent": "an agent calls it: tachikoma_worker.engine.joining"}
+NOT_OF_THE_CLIENT = {
+    "RenewAgent": "an agent calls it: tachikoma_worker.engine.joining",
+}
 #: Libraries that are required and never imported.
 NOT_IMPORTED = {
     "tzdata": "zoneinfo reads it on a host without its own",

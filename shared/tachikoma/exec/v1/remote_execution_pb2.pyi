@@ -184,6 +184,7 @@ class ExecRequest(_message.Message):
     REQUESTED_BY_FIELD_NUMBER: _builtins.int
     REQUEST_TIME_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    TERMINAL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the execution and idempotency key. The client library creates one if the caller sets none."""
     agent_id: _builtins.str
@@ -220,6 +221,10 @@ class ExecRequest(_message.Message):
     def limits(self) -> Global___ResourceLimits:
         """Limits lower than those of policy. Higher ones have no effect."""
 
+    @_builtins.property
+    def terminal(self) -> Global___Terminal:
+        """Type and size of the terminal. Unset: the defaults, if the command gets one."""
+
     def __init__(
         self,
         *,
@@ -236,14 +241,53 @@ class ExecRequest(_message.Message):
         requested_by: _builtins.str = ...,
         request_time: _timestamp_pb2.Timestamp | None = ...,
         limits: Global___ResourceLimits | None = ...,
+        terminal: Global___Terminal | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "request_time", b"request_time", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "request_time", b"request_time", "terminal", b"terminal", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "command", b"command", "environment", b"environment", "id", b"id", "interactive", b"interactive", "limits", b"limits", "request_time", b"request_time", "requested_by", b"requested_by", "stdin", b"stdin", "timeout", b"timeout", "tty", b"tty", "user", b"user", "work_dir", b"work_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "command", b"command", "environment", b"environment", "id", b"id", "interactive", b"interactive", "limits", b"limits", "request_time", b"request_time", "requested_by", b"requested_by", "stdin", b"stdin", "terminal", b"terminal", "timeout", b"timeout", "tty", b"tty", "user", b"user", "work_dir", b"work_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExecRequest: _TypeAlias = ExecRequest  # noqa: Y015
+
+@_typing.final
+class Terminal(_message.Message):
+    """Terminal is the type and size of a terminal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    X_PIXELS_FIELD_NUMBER: _builtins.int
+    Y_PIXELS_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    """Value of TERM."""
+    rows: _builtins.int
+    """Rows; 0 if unknown."""
+    columns: _builtins.int
+    """Columns; 0 if unknown."""
+    x_pixels: _builtins.int
+    """Width in pixels; 0 if unknown."""
+    y_pixels: _builtins.int
+    """Height in pixels; 0 if unknown."""
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        rows: _builtins.int = ...,
+        columns: _builtins.int = ...,
+        x_pixels: _builtins.int = ...,
+        y_pixels: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "rows", b"rows", "type", b"type", "x_pixels", b"x_pixels", "y_pixels", b"y_pixels"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Terminal: _TypeAlias = Terminal  # noqa: Y015
 
 @_typing.final
 class ResourceLimits(_message.Message):
@@ -731,6 +775,8 @@ class ExecOutput(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     GAP_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The execution."""
     seq: _builtins.int
@@ -739,6 +785,8 @@ class ExecOutput(_message.Message):
     """A chunk of standard output."""
     stderr: _builtins.bytes
     """A chunk of standard error."""
+    offset: _builtins.int
+    """With a chunk or gap: number of output bytes, of both streams, before it."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """Time at which the agent read the chunk."""
@@ -755,6 +803,10 @@ class ExecOutput(_message.Message):
     def result(self) -> Global___ExecResponse:
         """The result without the output; the last message of a stream."""
 
+    @_builtins.property
+    def accepted(self) -> Global___InputAccepted:
+        """Progress in taking input; only in interactive streams."""
+
     def __init__(
         self,
         *,
@@ -766,16 +818,251 @@ class ExecOutput(_message.Message):
         status: Global___ExecStatus | None = ...,
         gap: Global___OutputGap | None = ...,
         result: Global___ExecResponse | None = ...,
+        accepted: Global___InputAccepted | None = ...,
+        offset: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "gap", b"gap", "result", b"result", "status", b"status", "stderr", b"stderr", "stdout", b"stdout", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "event", b"event", "gap", b"gap", "result", b"result", "status", b"status", "stderr", b"stderr", "stdout", b"stdout", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "gap", b"gap", "id", b"id", "result", b"result", "seq", b"seq", "status", b"status", "stderr", b"stderr", "stdout", b"stdout", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "event", b"event", "gap", b"gap", "id", b"id", "offset", b"offset", "result", b"result", "seq", b"seq", "status", b"status", "stderr", b"stderr", "stdout", b"stdout", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["stdout", "stderr", "status", "gap", "result"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["stdout", "stderr", "status", "gap", "result", "accepted"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___ExecOutput: _TypeAlias = ExecOutput  # noqa: Y015
+
+@_typing.final
+class ExecInput(_message.Message):
+    """ExecInput is one message of the caller of an interactive execution."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    ATTACH_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    RESIZE_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    WRITTEN_FIELD_NUMBER: _builtins.int
+    DETACH_FIELD_NUMBER: _builtins.int
+    CLOSE_FIELD_NUMBER: _builtins.int
+    signal: _builtins.str
+    """A signal for the foreground processes: INT, TERM, HUP, QUIT, USR1, USR2, TSTP or CONT."""
+    @_builtins.property
+    def request(self) -> Global___ExecRequest:
+        """The request; only as the first message."""
+
+    @_builtins.property
+    def attach(self) -> Global___SessionAttach:
+        """The execution to attach to; only as the first message."""
+
+    @_builtins.property
+    def data(self) -> Global___InputData:
+        """Bytes of input."""
+
+    @_builtins.property
+    def end(self) -> Global___EndOfInput:
+        """The end of input."""
+
+    @_builtins.property
+    def resize(self) -> Global___Terminal:
+        """A new size of the caller's window; `type` is ignored."""
+
+    @_builtins.property
+    def written(self) -> Global___OutputWritten:
+        """Progress in writing output. Without it, output counts as written when it is sent."""
+
+    @_builtins.property
+    def detach(self) -> Global___SessionDetach:
+        """Leaves the execution running and ends the stream."""
+
+    @_builtins.property
+    def close(self) -> Global___SessionClose:
+        """Ends the execution: its terminal is hung up."""
+
+    def __init__(
+        self,
+        *,
+        request: Global___ExecRequest | None = ...,
+        attach: Global___SessionAttach | None = ...,
+        data: Global___InputData | None = ...,
+        end: Global___EndOfInput | None = ...,
+        resize: Global___Terminal | None = ...,
+        signal: _builtins.str = ...,
+        written: Global___OutputWritten | None = ...,
+        detach: Global___SessionDetach | None = ...,
+        close: Global___SessionClose | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "close", b"close", "data", b"data", "detach", b"detach", "end", b"end", "event", b"event", "request", b"request", "resize", b"resize", "signal", b"signal", "written", b"written"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "close", b"close", "data", b"data", "detach", b"detach", "end", b"end", "event", b"event", "request", b"request", "resize", b"resize", "signal", b"signal", "written", b"written"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["request", "attach", "data", "end", "resize", "signal", "written", "detach", "close"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___ExecInput: _TypeAlias = ExecInput  # noqa: Y015
+
+@_typing.final
+class SessionAttach(_message.Message):
+    """SessionAttach attaches to an interactive execution. A caller that is attached already is detached."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    AFTER_SEQ_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The execution."""
+    after_seq: _builtins.int
+    """Number of the output chunk after which to start; 0 for all."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        after_seq: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_seq", b"after_seq", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionAttach: _TypeAlias = SessionAttach  # noqa: Y015
+
+@_typing.final
+class InputData(_message.Message):
+    """InputData is a part of the input."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The bytes, at most 1 MiB in a message."""
+    offset: _builtins.int
+    """Number of input bytes before these. Bytes that were accepted before are ignored. Unset: after the last ones."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        offset: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_offset", b"_offset", "offset", b"offset"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_offset", b"_offset", "data", b"data", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__offset: _TypeAlias = _typing.Literal["offset"]  # noqa: Y015
+    _WhichOneofArgType__offset: _TypeAlias = _typing.Literal["_offset", b"_offset"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__offset) -> _WhichOneofReturnType__offset | None: ...
+
+Global___InputData: _TypeAlias = InputData  # noqa: Y015
+
+@_typing.final
+class EndOfInput(_message.Message):
+    """EndOfInput is the end of the input."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndOfInput: _TypeAlias = EndOfInput  # noqa: Y015
+
+@_typing.final
+class OutputWritten(_message.Message):
+    """OutputWritten is the progress of a caller that writes output somewhere, for instance to a slow terminal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BYTES_FIELD_NUMBER: _builtins.int
+    bytes: _builtins.int
+    """Number of output bytes, of both streams, that were written."""
+    def __init__(
+        self,
+        *,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutputWritten: _TypeAlias = OutputWritten  # noqa: Y015
+
+@_typing.final
+class SessionDetach(_message.Message):
+    """SessionDetach is the wish to leave an execution running."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionDetach: _TypeAlias = SessionDetach  # noqa: Y015
+
+@_typing.final
+class SessionClose(_message.Message):
+    """SessionClose is the wish to end an execution."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionClose: _TypeAlias = SessionClose  # noqa: Y015
+
+@_typing.final
+class InputAccepted(_message.Message):
+    """InputAccepted is the progress of an execution in taking input."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    ECHO_FIELD_NUMBER: _builtins.int
+    CANONICAL_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    """Number of input bytes that its terminal or pipe has taken."""
+    echo: _builtins.bool
+    """Whether the terminal echoes input."""
+    canonical: _builtins.bool
+    """Whether the terminal edits lines."""
+    ended: _builtins.bool
+    """Whether no more input is taken."""
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+        echo: _builtins.bool = ...,
+        canonical: _builtins.bool = ...,
+        ended: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canonical", b"canonical", "echo", b"echo", "ended", b"ended", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InputAccepted: _TypeAlias = InputAccepted  # noqa: Y015
 
 @_typing.final
 class AttachRequest(_message.Message):

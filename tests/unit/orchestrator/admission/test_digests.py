@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tachikoma.policy.decide import PolicySet
 from tachikoma.policy.decision import Decision
 from tachikoma.vocabulary.limits import ResourceLimits
-from tachikoma.vocabulary.requests import MAX_TIMEOUT, ExecRequest
+from tachikoma.vocabulary.requests import MAX_TIMEOUT, ExecRequest, Terminal
 from tachikoma_orchestrator.admission.digests import approval_digest, request_digest
 
 ALICE = "spiffe://tachikoma.local/user/alice"
@@ -52,6 +52,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "limits": st.none() | st.builds(ResourceLimits, memory=SIZES, pids=st.none() | st.integers(1, 9), io_write=SIZES),
     "interactive": st.booleans(),
     "tty": st.booleans(),
+    "terminal": st.none() | st.builds(Terminal, rows=st.integers(0, 99), type=st.sampled_from(["xterm", "screen"])),
     "requested_by": TEXT,
 }
 REQUESTS = st.fixed_dictionaries(FIELDS)

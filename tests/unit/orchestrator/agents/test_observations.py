@@ -88,7 +88,7 @@ def test_other_formats_are_an_obstacle_with_both_versions(formats: dict[str, int
     assert seen.obstacle("web-1") == ""
 
 
-@pytest.mark.parametrize("formats", [{}, dict(FORMATS), {**FORMATS, "session": 4}])
+@pytest.mark.parametrize("formats", [{}, dict(FORMATS), {**FORMATS, "another": 4}])
 def test_formats_that_are_the_same_or_not_known_are_no_obstacle(formats: dict[str, int]) -> None:
     seen = Observations()
     seen.heard("web-1", beat(0).model_copy(update={"formats": formats}))

@@ -25,7 +25,7 @@ from tachikoma.vocabulary.audit import AuditedRequest, ExecAuditLog
 from tachikoma.vocabulary.limits import OutputLimit, ResourceLimits, ResourceUsage
 from tachikoma.vocabulary.model import Model
 from tachikoma.vocabulary.policies import ExecPolicy, PolicyStatus, RateLimitConfig
-from tachikoma.vocabulary.requests import MAX_TIMEOUT, ExecRequest
+from tachikoma.vocabulary.requests import MAX_TIMEOUT, ExecRequest, Terminal
 from tachikoma.vocabulary.results import (
     Approval,
     CancelOutcome,
@@ -99,6 +99,7 @@ REQUESTS = st.fixed_dictionaries(
         "user": st.sampled_from(["", "root", "web"]),
         "interactive": st.booleans(),
         "tty": st.booleans(),
+        "terminal": st.none() | st.builds(Terminal, columns=st.integers(0, 65535), type=st.just("screen")),
         "requested_by": TEXT,
         "request_time": st.datetimes(timezones=st.just(UTC)),
     }
@@ -365,6 +366,7 @@ ATTRIBUTES_WITHOUT_FIELD = {
     (ExecOutput, "status"): "is the content of status in the oneof",
     (ExecOutput, "missing_bytes"): "is the content of gap in the oneof",
     (ExecOutput, "result"): "is the content of result in the oneof",
+    (ExecOutput, "accepted"): "is the content of accepted in the oneof",
     (Enrolment, "agent_id"): "is known from the request",
 }
 #: Messages without a model, and why.
@@ -385,12 +387,15 @@ MESSAGES_WITHOUT_FORMAT = {
     **dict.fromkeys(["ListSchedulesRequest", "NextDueTimesRequest", "PauseScheduleRequest"], ARGUMENTS),
     **dict.fromkeys(["ResumeScheduleRequest", "RunScheduleRequest", "ListScheduledRunsRequest"], ARGUMENTS),
     **dict.fromkeys(["ListSchedulesResponse", "NextDueTimesResponse", "ListScheduledRunsResponse"], RESULTS),
+    "ExecInput": "is written by the session of the client, and read by the session of the orchestrator",
+    **dict.fromkeys(["SessionAttach", "InputData", "EndOfInput", "OutputWritten"], "is a part of ExecInput"),
+    **dict.fromkeys(["SessionDetach", "SessionClose"], "is a part of ExecInput"),
     **dict.fromkeys(["EnrollAgentRequest", "RevokeAgentRequest"], ARGUMENTS),
     **dict.fromkeys(["JoinRequest", "JoinResponse", "RenewAgentRequest", "RenewAgentResponse"], AGENT),
 }
 #: Fields of messages with a format that are in no table.
 FIELDS_WITHOUT_ATTRIBUTE = {
-    ("ExecOutput", name): "is in the oneof" for name in ("stdout", "stderr", "status", "gap", "result")
+    ("ExecOutput", name): "is in the oneof" for name in ("stdout", "stderr", "status", "gap", "result", "accepted")
 }
 
 

@@ -110,6 +110,8 @@ grants = st.builds(
     output=st.builds(OutputLimit, limit=bytes_of, when_full=st.sampled_from(WhenFull)),
     capabilities=st.integers(0, 2**41 - 1),
     kill_grace=st.none() | st.floats(0, 600),
+    idle_seconds=st.none() | st.floats(1, 600),
+    detached_seconds=st.none() | st.floats(1, 600),
 )
 
 
@@ -134,7 +136,8 @@ def test_nothing_is_left_that_one_of_both_does_not_grant(order: Grant, own: Gran
         assert set(left.denied) >= set(both.denied)
         assert left.work_dir_root.startswith(both.work_dir_root)
         assert left.capabilities & ~both.capabilities == 0
-        assert bound(left.kill_grace) <= bound(both.kill_grace)
+        for name in ("kill_grace", "idle_seconds", "detached_seconds"):
+            assert bound(getattr(left, name)) <= bound(getattr(both, name))
         assert bound(left.output.limit) <= bound(both.output.limit)
         for name in ResourceLimits.model_fields:
             assert bound(getattr(left.limits, name)) <= bound(getattr(both.limits, name))

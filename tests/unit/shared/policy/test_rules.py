@@ -12,6 +12,7 @@ from tachikoma.policy.rules import (
     Address,
     Case,
     Command,
+    Duration,
     Environment,
     Interactive,
     Interpreter,
@@ -94,6 +95,12 @@ TRUE: dict[str, Any] = {"allowed_commands": ("/bin/true", "/bin/sh ...")}
             "allows at most 10m, not 10m1s",
         ),
         (
+            Duration(),
+            case({"max_duration": "2h"}, timeout="2h", interactive=True),
+            case({"max_duration": "2h"}, timeout="2h1s", interactive=True),
+            "allows interactive executions of at most 2h, not 2h1s",
+        ),
+        (
             Interactive(),
             case({"allow_interactive": True}, interactive=True),
             case({}, interactive=True),
@@ -115,7 +122,7 @@ def test_a_request_that_asks_for_nothing_special_is_permitted(rule: Rule) -> Non
 def test_the_first_refusing_rule_is_named_in_the_order_of_the_list() -> None:
     assert [rule.field for rule in RULES] == [
         *("allowedCommands", "allowInterpreters", "allowedNetworks", "allowedUsers", "allowedWorkDirs"),
-        *("allowedEnvironment", "maxTimeout", "allowInteractive", "allowTty"),
+        *("allowedEnvironment", "maxTimeout", "maxDuration", "allowInteractive", "allowTty"),
     ]
     everything = {"user": "root", "work_dir": "/etc", "environment": {"X": "y"}, "timeout": 7 * 86400, "tty": True}
     granted: dict[str, Any] = {}
@@ -126,7 +133,8 @@ def test_the_first_refusing_rule_is_named_in_the_order_of_the_list() -> None:
         ("allowedUsers", {"allowed_users": ("root",)}),
         ("allowedWorkDirs", {"allowed_work_dirs": ("/etc",)}),
         ("allowedEnvironment", {"allowed_environment": ("X",)}),
-        ("maxTimeout", {"max_timeout": 7 * 86400}),
+        ("maxTimeout", {"max_timeout": 7 * 86400, "max_duration": 60}),
+        ("maxDuration", {"max_duration": None}),
         ("allowInteractive", {"allow_interactive": True}),
         ("allowTty", {"allow_tty": True}),
     ):
@@ -135,6 +143,12 @@ def test_the_first_refusing_rule_is_named_in_the_order_of_the_list() -> None:
         assert rule.field == field
         granted |= value
     assert refusing_rule(case(granted, "/bin/sh", interactive=True, **everything)) is None
+
+
+@pytest.mark.parametrize(("interactive", "permitted"), [(True, True), (False, False)])
+def test_the_duration_of_interactive_requests_replaces_the_longest_timeout(interactive: bool, permitted: bool) -> None:
+    policy = {"max_timeout": "10m", "max_duration": "8h"}
+    assert Timeout().permits(case(policy, timeout="2h", interactive=interactive)) is permitted
 
 
 #: Fields of a policy that no rule reads, and what reads them.
@@ -148,6 +162,8 @@ NO_RULE = {
     "output": "the grant",
     "capabilities": "the grant",
     "killGrace": "the grant",
+    "idleTimeout": "the grant",
+    "detachedTimeout": "the grant",
     "rateLimit": "admission",
     "requireApproval": "the decision",
     "approvers": "the decision",
@@ -176,6 +192,7 @@ DECIDED_BY = {
     "request_time": "a claim of the requester",
     "stdin": "data",
     "limits": "they only lower those of the policy",
+    "terminal": "a property of the terminal that allowTty permits",
 }
 
 

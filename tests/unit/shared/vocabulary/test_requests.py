@@ -299,6 +299,7 @@ REQUESTS = st.fixed_dictionaries(
         "user": st.sampled_from(["", "root", "web"]),
         "interactive": st.booleans(),
         "tty": st.booleans(),
+        "terminal": st.none() | st.builds(Terminal, columns=st.integers(0, 65535), type=st.just("screen")),
         "requested_by": TEXT,
         "request_time": st.datetimes(timezones=st.just(UTC)),
     }
