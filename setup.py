@@ -12,8 +12,8 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-SOURCES = [f"worker/spawner/{name}.c" for name in ("spawner", "child", "work_dir", "protocol")]
-HEADERS = [f"worker/spawner/{name}.h" for name in ("protocol", "child", "work_dir")]
+SOURCES = [f"worker/spawner/{name}.c" for name in ("spawner", "child", "input", "protocol", "terminal", "work_dir")]
+HEADERS = [f"worker/spawner/{name}.h" for name in ("child", "input", "protocol", "terminal", "work_dir")]
 FLAGS = [
     *("-std=c11", "-O2", "-D_FORTIFY_SOURCE=2", "-fstack-protector-strong", "-fPIE", "-Wl,-z,relro,-z,now"),
     *("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wno-sign-conversion"),

@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -68,6 +69,15 @@ static void give_up_protection(void)
 	if (text[0] == '-' && write(file, "0", 1) != 1)
 		fail(STEP_LIMITS);
 	close(file);
+}
+
+/* A new session has no terminal until its leader takes one, so TIOCSCTTY needs no right (tty_ioctl(4)). */
+static void begin_session(const struct plan *plan)
+{
+	if (setsid() < 0)
+		fail(STEP_SESSION);
+	if (plan->terminal && ioctl(plan->standard_input, TIOCSCTTY, 0) != 0)
+		fail(STEP_TERMINAL);
 }
 
 static void set_stdio(const struct plan *plan)
@@ -144,8 +154,7 @@ _Noreturn void become(const struct plan *plan)
 	limit_resources(plan);
 	give_up_protection();
 	umask((mode_t)head->umask);
-	if (setsid() < 0)
-		fail(STEP_SESSION);
+	begin_session(plan);
 	set_stdio(plan);
 	if (plan->privileged) {
 		drop_capabilities(plan->capabilities, head->uid == 0 ? head->capabilities : 0);

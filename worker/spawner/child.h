@@ -12,6 +12,7 @@ struct plan {
 	int standard_input;
 	int standard_output;
 	int standard_error;
+	int terminal;           /* whether standard input is a terminal, which then controls the new session */
 	int report;             /* receives a struct failure; closed by exec */
 	int cgroup[MAX_CGROUPS];
 	int cgroups;            /* number of those that are still to be joined */

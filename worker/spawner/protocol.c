@@ -36,21 +36,52 @@ static char *next_string(char **cursor, size_t *left)
 	return start;
 }
 
+/*
+ * Copy the head of a spawn request. Fields that the worker does not know are 0. Fields that this spawner does not know
+ * must be 0, as in clone3(2). Returns the number of bytes in the message, or 0 if it is malformed.
+ */
+static size_t take_head(const char *body, size_t length, struct spawn *head)
+{
+	uint32_t size;
+
+	if (length < SPAWN_BYTES)
+		return 0;
+	memcpy(&size, body, sizeof(size));
+	if (size < SPAWN_BYTES || size > length)
+		return 0;
+	memset(head, 0, sizeof(*head));
+	memcpy(head, body, size < sizeof(*head) ? size : sizeof(*head));
+	for (size_t i = sizeof(*head); i < size; i++)
+		if (body[i] != '\0')
+			return 0;
+	return size;
+}
+
+static int valid_terminal(const struct spawn *head)
+{
+	const struct terminal_size *size = &head->terminal;
+
+	return head->input == INPUT_TERMINAL ||
+	       (size->rows == 0 && size->columns == 0 && size->x_pixels == 0 && size->y_pixels == 0);
+}
+
 int parse_spawn(char *body, size_t length, size_t descriptors, struct command *command)
 {
 	struct spawn *head = &command->head;
+	size_t size = take_head(body, length, head);
 	size_t expected;
 	size_t next = 0;
 
-	if (length < sizeof(*head))
+	if (size == 0)
 		return -1;
-	memcpy(head, body, sizeof(*head));
-	body += sizeof(*head);
-	length -= sizeof(*head);
+	body += size;
+	length -= size;
 
 	if (!valid_name(head->name))
 		return -1;
-	if (head->flags & ~(uint32_t)(SPAWN_STDIN | SPAWN_UNIFIED))
+	if (head->flags & ~(uint32_t)SPAWN_UNIFIED)
+		return -1;
+	if (head->input > INPUT_TERMINAL || !valid_terminal(head))
 		return -1;
 	if (head->groups > MAX_GROUPS || head->cgroups > MAX_CGROUPS || head->umask > 0777)
 		return -1;
@@ -62,7 +93,7 @@ int parse_spawn(char *body, size_t length, size_t descriptors, struct command *c
 	if (head->arguments == 0 || head->arguments > MAX_STRINGS || head->variables > MAX_STRINGS ||
 	    head->arguments + head->variables > MAX_STRINGS)
 		return -1;
-	expected = 1 + ((head->flags & SPAWN_STDIN) ? 1 : 0) + head->cgroups;
+	expected = 1 + (head->input == INPUT_FILE ? 1 : 0) + head->cgroups;
 	if (descriptors != expected)
 		return -1;
 
@@ -94,4 +125,17 @@ int parse_spawn(char *body, size_t length, size_t descriptors, struct command *c
 			return -1;
 	command->strings[next] = NULL;
 	return length == 0 ? 0 : -1;
+}
+
+int parse_input(const char *body, size_t length, struct input_request *request, const char **bytes, size_t *count)
+{
+	if (length < sizeof(*request) || length > sizeof(*request) + INPUT_BYTES)
+		return -1;
+	memcpy(request, body, sizeof(*request));
+	if (!valid_name(request->name))
+		return -1;
+	*bytes = body + sizeof(*request);
+	*count = length - sizeof(*request);
+	/* The offset after the last byte must be a number. */
+	return request->offset <= UINT64_MAX - *count ? 0 : -1;
 }

@@ -3,7 +3,12 @@
  *
  * Every message is a header and a body, whose length is in the header, in the byte order of the host. A request may
  * carry descriptors (SCM_RIGHTS, unix(7)), attached to its first byte. Each request gets exactly one reply, with the
- * same tag. `EVENT_EXITED` is sent without a request. tachikoma_worker/confinement/protocol.py is the other side.
+ * same tag. Events are sent without a request, to all workers. The other side is
+ * tachikoma_worker/confinement/protocol.py.
+ *
+ * Versions. Header, OP_HELLO and `struct hello` are the same in all versions. A worker refuses a spawner of another
+ * version in words, since a spawner outlives its worker. A field at the end of `struct spawn` needs no new version:
+ * `size` says how much of it the worker knows.
  */
 #ifndef TACHIKOMA_PROTOCOL_H
 #define TACHIKOMA_PROTOCOL_H
@@ -11,7 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define PROTOCOL_VERSION 1
+#define PROTOCOL_VERSION 2
 
 /* Bounds. The body holds 128 KiB of arguments, 128 KiB of environment, and the rest of a request. */
 #define MAX_BODY (320 * 1024)
@@ -22,6 +27,7 @@
 #define MAX_LISTED_PIDS 32
 #define MAX_LISTED 256
 #define NAME_BYTES 64           /* an execution id and the NUL that ends it */
+#define INPUT_BYTES (64 * 1024) /* of one INPUT request, and of the input that waits until the command reads it */
 
 enum operation {
 	OP_HELLO = 1,           /* -> struct hello */
@@ -30,11 +36,16 @@ enum operation {
 	OP_KILL = 4,            /* name -> struct survivors */
 	OP_SWEEP = 5,           /* nothing; one cgroup -> struct survivors */
 	OP_LIST = 6,            /* uint32_t first slot -> struct listed, struct held[] */
-	OP_TAKE = 7,            /* name -> nothing; stdout, stderr */
+	OP_TAKE = 7,            /* name -> struct held; stdout, stderr */
 	OP_RELEASE = 8,         /* name -> nothing */
 	OP_STOP = 9,            /* -> nothing, then the spawner exits; fails if commands are held */
+	OP_INPUT = 10,          /* struct input_request, bytes -> struct input_state */
+	OP_END_INPUT = 11,      /* struct input_request -> struct input_state */
+	OP_RESIZE = 12,         /* struct resize -> nothing */
+	OP_HANG_UP = 13,        /* name -> nothing; the terminal is closed, as if its line were lost */
 	REPLY_FAILED = 64,      /* struct failure */
 	EVENT_EXITED = 65,      /* struct held */
+	EVENT_INPUT = 66,       /* struct input_state: there is room again, or the terminal's flags have changed */
 };
 
 /* The step that failed; `tachikoma_worker.confinement.protocol.Step` has the same numbers. */
@@ -59,6 +70,8 @@ enum step {
 	STEP_EXECUTE,
 	STEP_SIGNAL,
 	STEP_HELD,              /* commands are held, so the spawner cannot stop */
+	STEP_TERMINAL,          /* the terminal cannot be opened, or the command has none */
+	STEP_INPUT,             /* the input leaves a gap, comes after its end, or the command takes none */
 };
 
 struct header {
@@ -74,25 +87,45 @@ struct hello {
 };
 
 enum spawn_flag {
-	SPAWN_STDIN = 1,        /* a descriptor for standard input is attached; otherwise it is /dev/null */
-	SPAWN_UNIFIED = 2,      /* the cgroup is a directory of cgroup v2 */
+	SPAWN_UNIFIED = 1,      /* the cgroup is a directory of cgroup v2 */
+};
+
+/* Where a command's standard input comes from. */
+enum input_mode {
+	INPUT_NULL = 0,         /* /dev/null */
+	INPUT_FILE = 1,         /* an attached descriptor */
+	INPUT_PIPE = 2,         /* a pipe that INPUT requests fill */
+	INPUT_TERMINAL = 3,     /* a terminal that INPUT requests type into; its output comes through the pipe of stdout */
+};
+
+struct terminal_size {
+	uint16_t rows;
+	uint16_t columns;
+	uint16_t x_pixels;
+	uint16_t y_pixels;
 };
 
 struct spawn {
+	uint32_t size;          /* of this structure; a longer one is accepted if the rest of it is 0 */
+	uint32_t flags;
 	uint32_t uid;
 	uint32_t gid;
 	uint32_t umask;
-	uint32_t flags;
-	uint64_t capabilities;  /* those that stay in the bounding set; only for uid 0 */
 	uint32_t groups;
 	uint32_t arguments;
 	uint32_t variables;
 	uint32_t cgroups;
+	uint32_t input;         /* enum input_mode */
+	uint64_t capabilities;  /* those that stay in the bounding set; only for uid 0 */
+	struct terminal_size terminal;
 	char name[NAME_BYTES];
 	/* uint32_t group[groups];
 	 * then, each ended by NUL: root of the working directory, working directory beneath it,
 	 * executable, argv[arguments], envp[variables] */
 };
+
+/* Size of the structure in version 2, the least that is accepted. */
+#define SPAWN_BYTES 120
 
 struct spawned {
 	uint32_t pid;
@@ -102,7 +135,42 @@ struct spawned {
 struct signal_request {
 	char name[NAME_BYTES];
 	uint32_t number;
+	uint32_t foreground;    /* 1: to the foreground process group of the terminal instead of the command's own */
+};
+
+struct resize {
+	char name[NAME_BYTES];
+	struct terminal_size size;
+};
+
+struct input_request {
+	char name[NAME_BYTES];
+	uint64_t offset;        /* of the first byte, or of the end, from the beginning of all input */
+};
+
+enum input_flag {
+	INPUT_ENDED = 1,        /* END_INPUT was accepted */
+	INPUT_BROKEN = 2,       /* the command reads no more input, or has ended; further input is dropped */
+	TERMINAL_ECHO = 4,      /* the terminal echoes what is typed (termios ECHO) */
+	TERMINAL_CANONICAL = 8, /* the terminal edits lines (termios ICANON) */
+};
+
+/*
+ * The spawner owns the offset: bytes below it are accepted, and reach the command exactly once. A request is accepted
+ * as far as there is room; when there is room again, EVENT_INPUT is sent.
+ */
+struct input_status {
+	uint64_t offset;        /* bytes that are accepted, from the beginning of all input */
+	uint32_t mode;          /* enum input_mode */
+	uint32_t flags;         /* enum input_flag */
+	uint32_t room;          /* bytes that an INPUT request can contain now */
 	uint32_t reserved;
+	struct terminal_size size;
+};
+
+struct input_state {
+	char name[NAME_BYTES];
+	struct input_status status;
 };
 
 struct survivors {
@@ -119,6 +187,7 @@ struct held {
 	int32_t status;         /* exit code or signal */
 	uint64_t user_micros;   /* CPU time at exit, with the children that the command waited for */
 	uint64_t system_micros;
+	struct input_status input;
 };
 
 struct listed {
@@ -148,6 +217,12 @@ struct command {
  * `descriptors` is the number of attached descriptors. Returns 0, or -1 if the request is malformed.
  */
 int parse_spawn(char *body, size_t length, size_t descriptors, struct command *command);
+
+/*
+ * Parse the body of an INPUT request, or of END_INPUT, which has no bytes. `bytes` then points into the body.
+ * Returns 0, or -1 if the request is malformed.
+ */
+int parse_input(const char *body, size_t length, struct input_request *request, const char **bytes, size_t *count);
 
 /* Return whether NAME_BYTES bytes contain an execution id, ended and padded by NUL. */
 int valid_name(const char *name);

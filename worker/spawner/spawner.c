@@ -4,9 +4,13 @@
  *     tachikoma-spawner --socket FD --peer UID --linger SECONDS --capabilities MASK
  *
  * FD is a listening unix socket; the spawner serves root and the user with that UID. It is the only part of an agent
- * that needs to be root, and it uses neither policy nor the network. It holds a copy of each command's pipes, and its
- * exit status until the worker releases it, so that a restarted worker can take the command over. After SECONDS without
- * a worker and without a running command it exits and removes the socket's file; with 0 it stays for ever.
+ * that needs to be root, and it uses neither policy nor the network. It holds a copy of each command's pipes, its
+ * terminal, and its exit status until the worker releases it, so that a restarted worker can take the command over.
+ * After SECONDS without a worker and without a running command it exits and removes the socket's file; with 0 it stays
+ * for ever.
+ *
+ * The master of a terminal stays in the spawner. The terminal's output moves into the pipe that the worker reads, so
+ * that the worker treats all output alike. The spawner writes all input that arrives after the start (input.c).
  *
  * It is single-threaded: fork is then safe and cheap, and "0" written into a v1 cgroup's `tasks` moves the whole child.
  * It never blocks: neither on the worker, nor on a child between fork and exec.
@@ -32,16 +36,21 @@
 #include <unistd.h>
 
 #include "child.h"
+#include "input.h"
 #include "protocol.h"
+#include "terminal.h"
 
 #define MAX_WORKERS 4
 #define MAX_COMMANDS 4096
 #define PIPE_BYTES (1024 * 1024)
 /* The children of this process; it has one thread (proc_pid_task(5)). */
 #define CHILDREN "/proc/thread-self/children"
+#define MOVE_BYTES (64 * 1024)  /* of a terminal's output at a time, so that other commands get their turn */
+/* Output that is still taken after the command's exit: more than the kernel holds, and an end where others write on. */
+#define LAST_BYTES (64 * 1024)
 
 /* Kinds of sources of epoll events. */
-enum source_kind { LISTENER, WORKER, REPORT, EXIT, ORPHANS };
+enum source_kind { LISTENER, WORKER, REPORT, EXIT, TERMINAL, OUTPUT_ROOM, INPUT_ROOM, ORPHANS };
 
 struct worker {
 	enum source_kind kind;          /* WORKER */
@@ -57,6 +66,9 @@ struct worker {
 struct held_command {
 	enum source_kind report_kind;   /* REPORT */
 	enum source_kind exit_kind;     /* EXIT */
+	enum source_kind terminal_kind; /* TERMINAL: it has output, or takes input */
+	enum source_kind output_kind;   /* OUTPUT_ROOM: the pipe takes the terminal's output */
+	enum source_kind input_kind;    /* INPUT_ROOM: the pipe takes input */
 	char name[NAME_BYTES];          /* empty: a free slot */
 	pid_t pid;
 	int pidfd;
@@ -65,6 +77,14 @@ struct held_command {
 	int standard_error;
 	int cgroup;                     /* v2 directory, or v1 freezer; -1: none */
 	int started;
+	int terminal;                   /* master; -1: no terminal, or no more output of it */
+	int terminal_output;            /* write end of the pipe of stdout, which receives the terminal's output */
+	size_t last_bytes;              /* after the exit: output of the terminal that is still taken */
+	struct input input;
+	uint32_t terminal_watched;      /* epoll events, 0: not watched */
+	uint32_t output_watched;
+	uint32_t input_watched;
+	uint32_t reported_flags;        /* flags of the terminal that the workers know */
 	struct held held;
 	struct worker *asked_by;        /* the worker that requested the start */
 	uint64_t asked_generation;
@@ -105,6 +125,16 @@ static int watch(int descriptor, void *source)
 	struct epoll_event event = { .events = EPOLLIN, .data.ptr = source };
 
 	return epoll_ctl(events, EPOLL_CTL_ADD, descriptor, &event);
+}
+
+/* Watch a descriptor for these events. For none before it is closed: a child may hold a copy of it until its exec. */
+static void watch_for(int descriptor, uint32_t *watched, uint32_t wanted, void *source)
+{
+	struct epoll_event event = { .events = wanted, .data.ptr = source };
+	int change = *watched == 0 ? EPOLL_CTL_ADD : wanted == 0 ? EPOLL_CTL_DEL : EPOLL_CTL_MOD;
+
+	if (*watched != wanted && epoll_ctl(events, change, descriptor, &event) == 0)
+		*watched = wanted;
 }
 
 /* --- replies ----------------------------------------------------------------------------------------------------- */
@@ -184,8 +214,26 @@ static struct held_command *free_slot(void)
 	return slots < MAX_COMMANDS ? &commands[slots++] : NULL;
 }
 
+/* Close the terminal: its processes get SIGHUP, and the pipe of its output ends. */
+static void close_terminal(struct held_command *command)
+{
+	if (command->terminal < 0)
+		return;
+	command->held.input.size = size_of_terminal(command->terminal);
+	watch_for(command->terminal, &command->terminal_watched, 0, NULL);
+	watch_for(command->terminal_output, &command->output_watched, 0, NULL);
+	input_break(&command->input);
+	close_if_open(&command->terminal);
+	close_if_open(&command->terminal_output);
+}
+
 static void forget(struct held_command *command)
 {
+	close_terminal(command);
+	if (command->input.mode == INPUT_PIPE) {
+		watch_for(command->input.descriptor, &command->input_watched, 0, NULL);
+		input_break(&command->input);
+	}
 	close_if_open(&command->pidfd);
 	close_if_open(&command->report);
 	close_if_open(&command->standard_output);
@@ -237,6 +285,134 @@ static int make_pipe(int ends[2])
 	return 0;
 }
 
+static int make_nonblocking(int descriptor)
+{
+	return fcntl(descriptor, F_SETFL, O_NONBLOCK);
+}
+
+/* The descriptors of a new command; -1 for those that are not open. */
+struct stdio {
+	int output[2];
+	int error[2];
+	int input[2];
+	int master;
+	int slave;
+	int report[2];
+};
+
+static void close_pair(int ends[2])
+{
+	close_if_open(&ends[0]);
+	close_if_open(&ends[1]);
+}
+
+static void close_stdio(struct stdio *stdio)
+{
+	int why = errno;
+
+	close_pair(stdio->output);
+	close_pair(stdio->error);
+	close_pair(stdio->input);
+	close_pair(stdio->report);
+	close_if_open(&stdio->master);
+	close_if_open(&stdio->slave);
+	errno = why;
+}
+
+/* Open what a command needs and enter its ends into the plan. Returns the step that failed, with errno, or 0. */
+static enum step open_stdio(const struct spawn *head, int attached, struct stdio *stdio, struct plan *plan)
+{
+	if (make_pipe(stdio->output) != 0 || make_pipe(stdio->error) != 0 ||
+	    pipe2(stdio->report, O_CLOEXEC | O_NONBLOCK) != 0)
+		return STEP_RESOURCES;
+	plan->standard_input = head->input == INPUT_FILE ? attached : null_device;
+	plan->standard_output = stdio->output[1];
+	plan->standard_error = stdio->error[1];
+	plan->report = stdio->report[1];
+	if (head->input == INPUT_PIPE) {
+		if (make_pipe(stdio->input) != 0 || make_nonblocking(stdio->input[1]) != 0)
+			return STEP_RESOURCES;
+		plan->standard_input = stdio->input[0];
+	} else if (head->input == INPUT_TERMINAL) {
+		if (make_nonblocking(stdio->output[1]) != 0)
+			return STEP_RESOURCES;
+		if (open_terminal(head->uid, head->gid, privileged, &head->terminal, &stdio->master, &stdio->slave) != 0)
+			return STEP_TERMINAL;
+		plan->standard_input = plan->standard_output = plan->standard_error = stdio->slave;
+		plan->terminal = 1;
+	}
+	return 0;
+}
+
+/* Close the child's ends. That of a terminal's output is the spawner's own. */
+static void close_ends_of_child(struct stdio *stdio)
+{
+	if (stdio->master < 0)
+		close_if_open(&stdio->output[1]);
+	close_if_open(&stdio->error[1]);
+	close_if_open(&stdio->input[0]);
+	close_if_open(&stdio->slave);
+	close_if_open(&stdio->report[1]);
+}
+
+/* Fill a slot with a new command. The slot owns the spawner's ends from here on. */
+static void hold(struct held_command *slot, struct worker *worker, const struct spawn *head, const struct stdio *stdio)
+{
+	int terminal = head->input == INPUT_TERMINAL;
+
+	*slot = (struct held_command){
+		.report_kind = REPORT, .exit_kind = EXIT, .terminal_kind = TERMINAL, .output_kind = OUTPUT_ROOM,
+		.input_kind = INPUT_ROOM, .pidfd = -1, .report = stdio->report[0],
+		.standard_output = stdio->output[0], .standard_error = stdio->error[0], .cgroup = -1,
+		.terminal = stdio->master, .terminal_output = terminal ? stdio->output[1] : -1,
+		.input = { .descriptor = terminal ? stdio->master : stdio->input[1], .mode = head->input },
+		.asked_by = worker, .asked_generation = worker->generation, .asked_tag = worker->header.tag,
+	};
+}
+
+/* Return the step of an error: that of the cgroup if clone3 could not join it, otherwise that of the fork. */
+static enum step step_of_fork(int unified, int error)
+{
+	if (unified && (error == EACCES || error == EBUSY || error == EOPNOTSUPP || error == EBADF || error == ENODEV))
+		return STEP_CGROUP;
+	return STEP_FORK;
+}
+
+/* Fork a command into its slot, and watch it. Returns the step that failed, with errno, or 0. */
+static enum step launch(struct held_command *slot, struct plan *plan, struct stdio *stdio)
+{
+	const struct spawn *head = &plan->command->head;
+	int unified = (head->flags & SPAWN_UNIFIED) != 0;
+	int joined = 0;
+
+	if (plan->cgroups > 0) {
+		slot->cgroup = fcntl(plan->cgroup[0], F_DUPFD_CLOEXEC, 5);
+		if (slot->cgroup < 0)
+			return STEP_RESOURCES;
+	}
+	slot->pid = start_child(unified ? plan->cgroup[0] : -1, &slot->pidfd, &joined);
+	if (slot->pid == 0) {
+		if (joined && unified)
+			plan->cgroups = 0;
+		become(plan);
+	}
+	if (slot->pid < 0)
+		return step_of_fork(unified, errno);
+	close_ends_of_child(stdio);
+	memcpy(slot->name, head->name, NAME_BYTES);
+	memcpy(slot->held.name, head->name, NAME_BYTES);
+	slot->held.pid = (uint32_t)slot->pid;
+	if (watch(slot->report, &slot->report_kind) != 0 || watch(slot->pidfd, &slot->exit_kind) != 0) {
+		int why = errno;
+
+		kill(slot->pid, SIGKILL);
+		waitpid(slot->pid, NULL, 0);
+		errno = why;
+		return STEP_RESOURCES;
+	}
+	return 0;
+}
+
 static void spawn(struct worker *worker)
 {
 	static struct command request;
@@ -244,10 +420,12 @@ static void spawn(struct worker *worker)
 	struct plan plan = {
 		.command = &request, .privileged = privileged, .capabilities = capabilities, .files = files_before,
 	};
-	int output[2] = { -1, -1 }, error[2] = { -1, -1 }, report[2] = { -1, -1 };
-	int joined = 0;
-	int unified;
+	struct stdio stdio = {
+		.output = { -1, -1 }, .error = { -1, -1 }, .input = { -1, -1 }, .master = -1, .slave = -1, .report = { -1, -1 },
+	};
 	struct held_command *slot;
+	enum step failed;
+	size_t next = 0;
 
 	if (parse_spawn(worker->body, header->length, worker->descriptors, &request) != 0) {
 		reply_failure(worker, header->tag, STEP_REQUEST, EINVAL);
@@ -266,74 +444,196 @@ static void spawn(struct worker *worker)
 		reply_failure(worker, header->tag, STEP_RESOURCES, EUSERS);
 		return;
 	}
-	if (make_pipe(output) != 0 || make_pipe(error) != 0 || pipe2(report, O_CLOEXEC | O_NONBLOCK) != 0)
-		goto failed;
-
-	size_t next = 0;
-
 	plan.executable = worker->descriptor[next++];
-	plan.standard_input = (request.head.flags & SPAWN_STDIN) ? worker->descriptor[next++] : null_device;
-	plan.standard_output = output[1];
-	plan.standard_error = error[1];
-	plan.report = report[1];
-	unified = (request.head.flags & SPAWN_UNIFIED) != 0;
-	for (uint32_t i = 0; i < request.head.cgroups; i++)
-		plan.cgroup[plan.cgroups++] = worker->descriptor[next++];
-
-	*slot = (struct held_command){
-		.report_kind = REPORT, .exit_kind = EXIT, .pidfd = -1, .report = report[0],
-		.standard_output = output[0], .standard_error = error[0], .cgroup = -1,
-		.asked_by = worker, .asked_generation = worker->generation, .asked_tag = header->tag,
-	};
-	if (plan.cgroups > 0) {
-		slot->cgroup = fcntl(plan.cgroup[0], F_DUPFD_CLOEXEC, 5);
-		if (slot->cgroup < 0)
-			goto failed;
-	}
-	slot->pid = start_child(unified ? plan.cgroup[0] : -1, &slot->pidfd, &joined);
-	if (slot->pid == 0) {
-		if (joined && unified)
-			plan.cgroups = 0;
-		become(&plan);
-	}
-	if (slot->pid < 0) {
-		int why = errno;
-
-		close_if_open(&output[1]);
-		close_if_open(&error[1]);
-		close_if_open(&report[1]);
-		forget(slot);
-		/* Errors of clone3 for a cgroup that cannot be joined. */
-		reply_failure(worker, header->tag,
-			     unified && (why == EACCES || why == EBUSY || why == EOPNOTSUPP || why == EBADF || why == ENODEV)
-			     ? STEP_CGROUP : STEP_FORK, why);
+	failed = open_stdio(&request.head, request.head.input == INPUT_FILE ? worker->descriptor[next++] : -1, &stdio, &plan);
+	if (failed) {
+		close_stdio(&stdio);
+		reply_failure(worker, header->tag, failed, errno);
 		return;
 	}
-	close(output[1]);
-	close(error[1]);
-	close(report[1]);
-	memcpy(slot->name, request.head.name, NAME_BYTES);
-	memcpy(slot->held.name, request.head.name, NAME_BYTES);
-	slot->held.pid = (uint32_t)slot->pid;
-	if (watch(slot->report, &slot->report_kind) != 0 || watch(slot->pidfd, &slot->exit_kind) != 0) {
+	for (uint32_t i = 0; i < request.head.cgroups; i++)
+		plan.cgroup[plan.cgroups++] = worker->descriptor[next++];
+	hold(slot, worker, &request.head, &stdio);
+	failed = launch(slot, &plan, &stdio);
+	if (failed) {
 		int why = errno;
 
-		kill(slot->pid, SIGKILL);
-		waitpid(slot->pid, NULL, 0);
+		close_ends_of_child(&stdio);
 		forget(slot);
-		reply_failure(worker, header->tag, STEP_RESOURCES, why);
+		reply_failure(worker, header->tag, failed, why);
 	}
-	return;
-failed:;
-	int why = errno;
-
-	for (int i = 0; i < 2; i++) {
-		close_if_open(&output[i]);
-		close_if_open(&error[i]);
-		close_if_open(&report[i]);
-	}
-	reply_failure(worker, header->tag, STEP_RESOURCES, why);
 }
+
+/* --- input and terminals ----------------------------------------------------------------------------------------- */
+
+static uint32_t input_flags(const struct held_command *command)
+{
+	return command->input.flags | terminal_flags(command->terminal);
+}
+
+static struct input_status status_of(const struct held_command *command)
+{
+	return (struct input_status){
+		.offset = command->input.offset, .mode = command->input.mode, .flags = input_flags(command),
+		.room = (uint32_t)input_room(&command->input),
+		.size = command->terminal >= 0 ? size_of_terminal(command->terminal) : command->held.input.size,
+	};
+}
+
+static const struct held *describe(struct held_command *command)
+{
+	command->held.input = status_of(command);
+	return &command->held;
+}
+
+static void send_input_event(struct held_command *command)
+{
+	struct input_state state = { .status = status_of(command) };
+
+	memcpy(state.name, command->name, NAME_BYTES);
+	command->reported_flags = state.status.flags;
+	command->input.room_wanted = 0;
+	for (size_t i = 0; i < MAX_WORKERS; i++)
+		send_message(&workers[i], EVENT_INPUT, 0, &state, sizeof(state), NULL, 0);
+}
+
+/* Watch what can make progress: a full pipe or a full terminal is watched for room, and not for more to put into it. */
+static void settle(struct held_command *command)
+{
+	struct input *input = &command->input;
+	uint32_t waiting = input->end > input->begin ? EPOLLOUT : 0;
+
+	if (command->terminal >= 0) {
+		int full = pipe_full(command->terminal_output);
+
+		watch_for(command->terminal, &command->terminal_watched, (full ? 0 : EPOLLIN) | waiting,
+			  &command->terminal_kind);
+		watch_for(command->terminal_output, &command->output_watched, full ? EPOLLOUT : 0, &command->output_kind);
+	} else if (input->mode == INPUT_PIPE && input->descriptor >= 0) {
+		watch_for(input->descriptor, &command->input_watched, waiting, &command->input_kind);
+	} else {
+		command->input_watched = 0;
+	}
+}
+
+/* Write input that waits. A worker that found no room continues when all of it is written. */
+static void continue_input(struct held_command *command)
+{
+	int waits = input_flush(&command->input);
+
+	settle(command);
+	if (!waits && command->input.room_wanted)
+		send_input_event(command);
+}
+
+/* Move the terminal's output on, and close the terminal after the last of it. */
+static void continue_output(struct held_command *command)
+{
+	size_t most = command->held.exited ? command->last_bytes : MOVE_BYTES;
+	ssize_t moved = move_output(command->terminal, command->terminal_output, most);
+
+	if (command->held.exited && moved >= 0) {
+		command->last_bytes -= (size_t)moved;
+		/* Nothing is left, or other processes write on. */
+		if (command->last_bytes == 0 || (moved < (ssize_t)most && !pipe_full(command->terminal_output)))
+			moved = -1;
+	}
+	if (moved < 0)
+		close_terminal(command);
+	/* A prompt for a password switches the echo off before it writes. */
+	if (input_flags(command) != command->reported_flags)
+		send_input_event(command);
+	settle(command);
+}
+
+static void on_terminal(struct held_command *command, uint32_t ready)
+{
+	if (ready & (EPOLLOUT | EPOLLERR | EPOLLHUP))
+		continue_input(command);
+	if (command->terminal < 0)
+		return;
+	/* Without a process on the terminal, its input is lost; otherwise the loop would spin until the pipe has room. */
+	if ((ready & (EPOLLERR | EPOLLHUP)) && pipe_full(command->terminal_output)) {
+		input_break(&command->input);
+		settle(command);
+	} else {
+		continue_output(command);
+	}
+}
+
+/* Reply to INPUT or END_INPUT, depending on the operation. */
+static void take_input(struct worker *worker)
+{
+	struct header *header = &worker->header;
+	struct input_request request;
+	struct input_state state = { 0 };
+	struct held_command *command;
+	const char *bytes;
+	size_t count;
+	int why;
+
+	if (parse_input(worker->body, header->length, &request, &bytes, &count) != 0 ||
+	    (header->operation == OP_END_INPUT && count > 0)) {
+		reply_failure(worker, header->tag, STEP_REQUEST, EINVAL);
+		return;
+	}
+	command = find(request.name);
+	if (command == NULL || !command->started) {
+		reply_failure(worker, header->tag, STEP_NAME, ESRCH);
+		return;
+	}
+	why = header->operation == OP_INPUT ? input_accept(&command->input, request.offset, bytes, count)
+					    : input_end(&command->input, request.offset);
+	settle(command);
+	if (why != 0) {
+		reply_failure(worker, header->tag, STEP_INPUT, why);
+		return;
+	}
+	memcpy(state.name, command->name, NAME_BYTES);
+	state.status = status_of(command);
+	send_message(worker, header->operation, header->tag, &state, sizeof(state), NULL, 0);
+}
+
+/* Return the command that a request names if it has a terminal; otherwise reply that it has none. */
+static struct held_command *find_terminal(struct worker *worker)
+{
+	struct held_command *command = find(worker->body);
+
+	if (command == NULL)
+		reply_failure(worker, worker->header.tag, STEP_NAME, ESRCH);
+	else if (command->terminal < 0)
+		reply_failure(worker, worker->header.tag, STEP_TERMINAL, ENOTTY);
+	return command == NULL || command->terminal < 0 ? NULL : command;
+}
+
+static void resize(struct worker *worker)
+{
+	struct resize request;
+	struct held_command *command = find_terminal(worker);
+
+	memcpy(&request, worker->body, sizeof(request));
+	if (command == NULL)
+		return;
+	if (resize_terminal(command->terminal, &request.size) != 0)
+		reply_failure(worker, worker->header.tag, STEP_TERMINAL, errno);
+	else
+		reply_done(worker);
+}
+
+static void hang_up(struct worker *worker)
+{
+	struct held_command *command = find_terminal(worker);
+
+	if (command == NULL)
+		return;
+	/* Its last output, as far as the pipe takes it. */
+	(void)move_output(command->terminal, command->terminal_output, LAST_BYTES);
+	close_terminal(command);
+	send_input_event(command);
+	reply_done(worker);
+}
+
+/* --- the life of a command --------------------------------------------------------------------------------------- */
 
 /* The child closed its end by executing the command, or it reported the step that failed. */
 static void on_report(struct held_command *command)
@@ -353,6 +653,7 @@ static void on_report(struct held_command *command)
 		return;
 	}
 	command->started = 1;
+	settle(command);
 	if (worker != NULL) {
 		struct spawned spawned = { .pid = (uint32_t)command->pid };
 		int pipes[2] = { command->standard_output, command->standard_error };
@@ -386,6 +687,11 @@ static void on_exit_of(struct held_command *command)
 	command->held.status = info.si_status;
 	command->held.user_micros = micros(usage.ru_utime);
 	command->held.system_micros = micros(usage.ru_stime);
+	if (command->terminal >= 0) {
+		command->last_bytes = LAST_BYTES;
+		continue_output(command);
+	}
+	describe(command);
 	for (size_t i = 0; i < MAX_WORKERS; i++)
 		send_message(&workers[i], EVENT_EXITED, 0, &command->held, sizeof(command->held), NULL, 0);
 }
@@ -548,7 +854,10 @@ static void signal_command(struct worker *worker)
 	command = find(request.name);
 	if (command == NULL)
 		reply_failure(worker, worker->header.tag, STEP_NAME, ESRCH);
-	else if (kill(-command->pid, (int)request.number) != 0 && errno != ESRCH)
+	else if (request.foreground && command->terminal < 0)
+		reply_failure(worker, worker->header.tag, STEP_TERMINAL, ENOTTY);
+	else if (request.foreground ? signal_foreground(command->terminal, command->pid, (int)request.number) != 0
+				    : kill(-command->pid, (int)request.number) != 0 && errno != ESRCH)
 		reply_failure(worker, worker->header.tag, STEP_SIGNAL, errno);
 	else
 		reply_done(worker);
@@ -583,7 +892,7 @@ static void list(struct worker *worker)
 	reply.listed = (struct listed){ 0 };
 	for (; slot < slots && reply.listed.count < MAX_LISTED; slot++)
 		if (commands[slot].name[0] != '\0' && commands[slot].started)
-			reply.held[reply.listed.count++] = commands[slot].held;
+			reply.held[reply.listed.count++] = *describe(&commands[slot]);
 	if (slot < slots)
 		reply.listed.next = slot;
 	send_message(worker, OP_LIST, worker->header.tag, &reply,
@@ -600,7 +909,7 @@ static void take(struct worker *worker)
 	}
 	int pipes[2] = { command->standard_output, command->standard_error };
 
-	send_message(worker, OP_TAKE, worker->header.tag, NULL, 0, pipes, 2);
+	send_message(worker, OP_TAKE, worker->header.tag, describe(command), sizeof(command->held), pipes, 2);
 }
 
 static void release(struct worker *worker)
@@ -649,6 +958,12 @@ static void handle(struct worker *worker)
 		take(worker);
 	else if (header->operation == OP_RELEASE && names)
 		release(worker);
+	else if (header->operation == OP_INPUT || header->operation == OP_END_INPUT)
+		take_input(worker);
+	else if (header->operation == OP_RESIZE && length == sizeof(struct resize) && valid_name(worker->body))
+		resize(worker);
+	else if (header->operation == OP_HANG_UP && names)
+		hang_up(worker);
 	else if (header->operation == OP_STOP && length == 0 && count_running(1) == 0) {
 		stop_wanted = 1;
 		reply_done(worker);
@@ -813,11 +1128,26 @@ static void reset_signals(void)
 	syscall(SYS_rt_sigprocmask, SIG_SETMASK, action.mask, NULL, sizeof(action.mask));
 }
 
+static void ignore(int number)
+{
+	(void)number;
+}
+
+/* Input may be written to a command that reads none. A handler is reset by exec, in contrast to SIG_IGN. */
+static void survive_broken_pipes(void)
+{
+	struct sigaction action = { .sa_handler = ignore, .sa_flags = SA_RESTART };
+
+	if (sigaction(SIGPIPE, &action, NULL) != 0)
+		die("sigaction");
+}
+
 static void prepare(void)
 {
 	struct rlimit files;
 
 	reset_signals();
+	survive_broken_pipes();
 	/* Every descriptor from here on is higher than the two that the child needs for itself. */
 	do {
 		null_device = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -860,8 +1190,14 @@ static void remove_socket(int listener)
 		unlink(address.sun_path);
 }
 
-static void dispatch(enum source_kind *source, int listener)
+/* The command that has a source as one of its members. */
+#define COMMAND_OF(source, member) ((struct held_command *)((char *)(source) - offsetof(struct held_command, member)))
+
+/* An event of a command that was forgotten meanwhile is ignored. */
+static void dispatch(enum source_kind *source, uint32_t ready, int listener)
 {
+	struct held_command *command;
+
 	switch (*source) {
 	case LISTENER:
 		on_connection(listener);
@@ -872,22 +1208,31 @@ static void dispatch(enum source_kind *source, int listener)
 	case WORKER:
 		on_readable((struct worker *)source);
 		break;
-	case REPORT: {
-		struct held_command *command =
-			(struct held_command *)((char *)source - offsetof(struct held_command, report_kind));
-
+	case REPORT:
+		command = COMMAND_OF(source, report_kind);
 		if (command->name[0] != '\0' && command->report >= 0)
 			on_report(command);
 		break;
-	}
-	case EXIT: {
-		struct held_command *command =
-			(struct held_command *)((char *)source - offsetof(struct held_command, exit_kind));
-
+	case EXIT:
+		command = COMMAND_OF(source, exit_kind);
 		if (command->name[0] != '\0' && !command->held.exited)
 			on_exit_of(command);
 		break;
-	}
+	case TERMINAL:
+		command = COMMAND_OF(source, terminal_kind);
+		if (command->name[0] != '\0' && command->terminal >= 0)
+			on_terminal(command, ready);
+		break;
+	case OUTPUT_ROOM:
+		command = COMMAND_OF(source, output_kind);
+		if (command->name[0] != '\0' && command->terminal >= 0)
+			continue_output(command);
+		break;
+	case INPUT_ROOM:
+		command = COMMAND_OF(source, input_kind);
+		if (command->name[0] != '\0' && command->input.mode == INPUT_PIPE && command->input.descriptor >= 0)
+			continue_input(command);
+		break;
 	}
 }
 
@@ -914,7 +1259,7 @@ int main(int count, char **arguments)
 			break;
 		for (int i = 0; i < ready_count; i++)
 			if (ready[i].data.ptr != NULL)
-				dispatch(ready[i].data.ptr, listener);
+				dispatch(ready[i].data.ptr, ready[i].events, listener);
 	}
 	remove_socket(listener);
 	return 0;

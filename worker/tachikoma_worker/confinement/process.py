@@ -1,14 +1,25 @@
-"""A running command as the worker sees it: its pipes, its exit, and the way to kill it."""
+"""A running command as the worker sees it: its pipes, its input, its exit, and the way to kill it."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from tachikoma_worker.confinement.protocol import Exit, SpawnerGone, SpawnFailed, Survivors
+from tachikoma.vocabulary.requests import WindowSize
+from tachikoma_worker.confinement.protocol import (
+    INPUT_BYTES,
+    NO_INPUT,
+    Exit,
+    InputMode,
+    InputStatus,
+    SpawnerGone,
+    SpawnFailed,
+    Survivors,
+)
 
 __all__ = ["KILL_POLL_SECONDS", "KILL_SECONDS", "Controls", "Process", "kill_all"]
 
@@ -21,8 +32,20 @@ KILL_SECONDS = 5.0
 class Controls(Protocol):
     """The operations of the spawner that act on one command. Each raises SpawnFailed or SpawnerGone."""
 
-    async def signal(self, name: str, number: int) -> None:
-        """Send a signal to a command's process group."""
+    async def signal(self, name: str, number: int, *, foreground: bool = False) -> None:
+        """Send a signal to a command's process group, or to the foreground group of its terminal."""
+
+    async def send_input(self, name: str, offset: int, data: memoryview) -> None:
+        """Send bytes of input that begin at an offset. `Process.on_input` receives how many were accepted."""
+
+    async def end_input(self, name: str, offset: int) -> None:
+        """End a command's input at an offset."""
+
+    async def resize(self, name: str, size: WindowSize) -> None:
+        """Set the size of a command's terminal."""
+
+    async def hang_up(self, name: str) -> None:
+        """Close a command's terminal."""
 
     async def kill(self, name: str) -> Survivors:
         """Kill all processes of a command once."""
@@ -32,14 +55,21 @@ class Controls(Protocol):
 
 
 class Process:
-    """A running command and the read ends of its pipes."""
+    """A running command and the read ends of its pipes. The output of a terminal comes from `stdout`."""
 
-    def __init__(self, controls: Controls, name: str, pid: int, stdout: int, stderr: int) -> None:
+    def __init__(
+        self, controls: Controls, name: str, pid: int, stdout: int, stderr: int, status: InputStatus = NO_INPUT
+    ) -> None:
         self._controls = controls
         self.name = name
         self.pid = pid
         self.stdout = stdout
         self.stderr = stderr
+        #: Last known state of the input.
+        self.input = status
+        #: Called when the state of the input has changed; None for no call.
+        self.input_changed: Callable[[], None] | None = None
+        self._room = asyncio.Event()
         #: Resolves when the command has ended. Fails with SpawnerGone if its end can no longer be known.
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
@@ -65,6 +95,57 @@ class Process:
         """Send a signal to the process group. A group that is gone is no error."""
         with suppress(SpawnFailed):
             await self._controls.signal(self.name, number)
+
+    async def signal_foreground(self, number: int) -> None:
+        """Send a signal to the foreground group of the terminal, or without one to the command's process group."""
+        with suppress(SpawnFailed):
+            await self._controls.signal(self.name, number, foreground=self.input.mode is InputMode.TERMINAL)
+
+    async def feed(self, offset: int, data: bytes) -> None:
+        """Send input, and wait until the spawner has accepted it; `input.offset` is its progress. May be cancelled.
+
+        Bytes below the accepted offset are ignored. Input that a command no longer reads counts as accepted.
+
+        Args:
+            offset: number of input bytes before these.
+            data: the bytes.
+
+        Raises:
+            SpawnFailed: the offset leaves a gap, the input has ended, or the command is gone or takes no input.
+            SpawnerGone: the spawner no longer answers.
+        """
+        rest = memoryview(data)
+        while offset + len(data) > self.input.offset:
+            known = max(self.input.offset - offset, 0)
+            part = rest[known : known + INPUT_BYTES]
+            self._room.clear()
+            await self._controls.send_input(self.name, offset + known, part)
+            if self.input.offset < offset + known + len(part):
+                # Not all of it. An event reports when there is room.
+                await self._room.wait()
+
+    async def end_input(self, offset: int) -> None:
+        """End the input at an offset. Raises as `feed`."""
+        await self._controls.end_input(self.name, offset)
+
+    async def resize(self, size: WindowSize) -> None:
+        """Set the size of the terminal. A terminal that is gone is no error."""
+        with suppress(SpawnFailed):
+            await self._controls.resize(self.name, size)
+
+    async def hang_up(self) -> None:
+        """Close the terminal: its processes get SIGHUP. A terminal that is gone is no error."""
+        with suppress(SpawnFailed):
+            await self._controls.hang_up(self.name)
+
+    def on_input(self, status: InputStatus, *, room: bool) -> None:
+        """Take a state of the input that the spawner reported; `room` is true for an event."""
+        changed = status != self.input
+        self.input = status
+        if room:
+            self._room.set()
+        if changed and self.input_changed is not None:
+            self.input_changed()
 
     def leave(self) -> None:
         """Close the pipes and leave the command to a later worker."""

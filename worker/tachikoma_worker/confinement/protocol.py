@@ -8,60 +8,78 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from tachikoma.vocabulary.requests import WindowSize
+
 __all__ = [
     "HEADER_BYTES",
     "HELLO_BYTES",
+    "INPUT_BYTES",
     "MAX_BODY_BYTES",
     "MAX_DESCRIPTORS",
+    "NAME_BYTES",
+    "NO_INPUT",
+    "NO_WINDOW",
     "PROTOCOL_VERSION",
     "Exit",
     "Header",
     "Held",
     "Hello",
+    "InputMode",
+    "InputStatus",
     "Operation",
     "SpawnFailed",
-    "SpawnRequest",
     "SpawnerGone",
     "Step",
     "Survivors",
     "decode_exited",
     "decode_failure",
     "decode_header",
+    "decode_held",
     "decode_hello",
+    "decode_input",
     "decode_listed",
     "decode_spawned",
     "decode_survivors",
+    "encode_input",
     "encode_list",
     "encode_message",
     "encode_name",
+    "encode_resize",
     "encode_signal",
 ]
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 #: Descriptors of one message at most: executable, standard input and cgroups.
 MAX_DESCRIPTORS = 10
 #: Largest body of a message in either direction.
 MAX_BODY_BYTES = 320 * 1024
+#: Bytes of one INPUT request at most, and of accepted input that waits until the command reads it.
+INPUT_BYTES = 64 * 1024
 
 #: Bytes of a name, with the NUL that ends it.
-_NAME_BYTES = 64
+NAME_BYTES = 64
 _HEADER = struct.Struct("=IIQ")
 _HELLO = struct.Struct("=IIQ")
-_SPAWN = struct.Struct(f"=IIIIQIIII{_NAME_BYTES}s")
 _SPAWNED = struct.Struct("=II")
-_SIGNAL = struct.Struct(f"={_NAME_BYTES}sII")
+_SIGNAL = struct.Struct(f"={NAME_BYTES}sII")
 _SURVIVORS = struct.Struct("=II32I")
 _PLACE = struct.Struct("=I")
 _LISTED = struct.Struct("=II")
-_HELD = struct.Struct(f"={_NAME_BYTES}sIIiiQQ")
+_STATUS_FIELDS = "QIIIIHHHH"
+_HELD = struct.Struct(f"={NAME_BYTES}sIIiiQQ{_STATUS_FIELDS}")
+_INPUT = struct.Struct(f"={NAME_BYTES}sQ")
+_INPUT_STATE = struct.Struct(f"={NAME_BYTES}s{_STATUS_FIELDS}")
+_RESIZE = struct.Struct(f"={NAME_BYTES}sHHHH")
 _FAILURE = struct.Struct("=Ii")
-#: Flags of a spawn request.
-_HAS_STDIN, _UNIFIED = 1, 2
+#: Flags of an input status.
+_ENDED, _BROKEN, _ECHO, _CANONICAL = 1, 2, 4, 8
+
+#: Size of a terminal that does not exist.
+NO_WINDOW = WindowSize(0, 0)
 
 HEADER_BYTES = _HEADER.size
 HELLO_BYTES = _HELLO.size
@@ -79,8 +97,13 @@ class Operation(IntEnum):
     TAKE = 7
     RELEASE = 8
     STOP = 9
+    INPUT = 10
+    END_INPUT = 11
+    RESIZE = 12
+    HANG_UP = 13
     FAILED = 64
     EXITED = 65
+    INPUT_EVENT = 66
 
 
 class Step(IntEnum):
@@ -106,6 +129,21 @@ class Step(IntEnum):
     EXECUTE = 18
     SIGNAL = 19
     HELD = 20
+    TERMINAL = 21
+    INPUT = 22
+
+
+class InputMode(IntEnum):
+    """Where a command's standard input comes from, with the numbers of protocol.h."""
+
+    #: /dev/null.
+    NULL = 0
+    #: A descriptor that travels with the request.
+    FILE = 1
+    #: A pipe that `Process.write` fills.
+    PIPE = 2
+    #: A terminal into which `Process.write` types. Its output comes as standard output.
+    TERMINAL = 3
 
 
 class SpawnerGone(Exception):
@@ -145,47 +183,27 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
-class SpawnRequest:
-    """A command to start. The descriptors stay open and belong to the caller."""
+class InputStatus:
+    """State of a command's input, and of its terminal if it has one."""
 
-    #: The execution's id.
-    name: str
-    uid: int
-    gid: int
-    groups: Sequence[int]
-    #: Bits of the capabilities that stay in the bounding set of uid 0.
-    capabilities: int
-    #: The directory that policy names, and the path from there to the working directory ("" for the directory itself).
-    work_dir_root: str
-    work_dir: str
-    #: Path and open descriptor of the checked file.
-    executable: str
-    executable_fd: int
-    argv: Sequence[str]
-    environment: Mapping[str, str]
-    #: None for /dev/null.
-    stdin_fd: int | None = None
-    #: Directories of the cgroups to join; the first one is killed as a whole.
-    cgroup_fds: Sequence[int] = ()
-    #: Whether they are one directory of cgroup v2.
-    unified: bool = False
-    umask: int = 0o022
+    #: Bytes that the spawner accepted, from the beginning of all input. They reach the command exactly once.
+    offset: int = 0
+    mode: InputMode = InputMode.NULL
+    #: Bytes that the spawner accepts now.
+    room: int = 0
+    #: Whether the end of the input was accepted.
+    ended: bool = False
+    #: Whether further input is dropped, because the command reads none or has ended.
+    broken: bool = False
+    #: Whether the terminal echoes what is typed, and whether it edits lines; false without a terminal.
+    echo: bool = False
+    canonical: bool = False
+    #: Size of the terminal.
+    size: WindowSize = NO_WINDOW
 
-    def encode(self) -> tuple[bytes, list[int]]:
-        """Return the body of the message and the descriptors that travel with it."""
-        strings = [self.work_dir_root, self.work_dir, self.executable, *self.argv]
-        strings += [f"{name}={value}" for name, value in self.environment.items()]
-        flags = (_HAS_STDIN if self.stdin_fd is not None else 0) | (_UNIFIED if self.unified else 0)
-        head = _SPAWN.pack(
-            self.uid, self.gid, self.umask, flags, self.capabilities,
-            len(self.groups), len(self.argv), len(self.environment), len(self.cgroup_fds), self.name.encode(),
-        )  # fmt: skip
-        groups = struct.pack(f"={len(self.groups)}I", *self.groups)
-        body = b"".join((head, groups, *(os.fsencode(text) + b"\0" for text in strings)))
-        descriptors = [self.executable_fd]
-        if self.stdin_fd is not None:
-            descriptors.append(self.stdin_fd)
-        return body, [*descriptors, *self.cgroup_fds]
+
+#: State of the input of a command that takes none.
+NO_INPUT = InputStatus()
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +232,8 @@ class Held:
     pid: int
     #: None while it runs.
     exit: Exit | None
+    #: State of its input.
+    input: InputStatus = NO_INPUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,12 +252,28 @@ def encode_message(operation: Operation, tag: int, body: bytes = b"") -> bytes:
 
 def encode_name(name: str) -> bytes:
     """Return the body of requests that name a command and nothing else."""
-    return name.encode().ljust(_NAME_BYTES, b"\0")
+    return name.encode().ljust(NAME_BYTES, b"\0")
 
 
-def encode_signal(name: str, number: int) -> bytes:
-    """Return the body of a SIGNAL request."""
-    return _SIGNAL.pack(name.encode(), number, 0)
+def encode_signal(name: str, number: int, *, foreground: bool = False) -> bytes:
+    """Return the body of a SIGNAL request, to the command's group or to the terminal's foreground group."""
+    return _SIGNAL.pack(name.encode(), number, foreground)
+
+
+def encode_input(name: str, offset: int, data: bytes | memoryview = b"") -> bytes:
+    """Return the body of an INPUT request, or without data of END_INPUT.
+
+    Args:
+        name: the execution.
+        offset: of the first byte, or of the end, from the beginning of all input.
+        data: at most `INPUT_BYTES` bytes.
+    """
+    return _INPUT.pack(name.encode(), offset) + data
+
+
+def encode_resize(name: str, size: WindowSize) -> bytes:
+    """Return the body of a RESIZE request."""
+    return _RESIZE.pack(name.encode(), size.rows, size.columns, size.x_pixels, size.y_pixels)
 
 
 def encode_list(place: int) -> bytes:
@@ -291,6 +327,17 @@ def decode_exited(body: bytes) -> Held:
     return held
 
 
+def decode_held(body: bytes) -> Held:
+    """Read the reply to TAKE."""
+    return _decode_held(body)
+
+
+def decode_input(body: bytes) -> tuple[str, InputStatus]:
+    """Read the reply to INPUT and END_INPUT, or the event of a changed input: the execution and its status."""
+    name, *status = _unpack(_INPUT_STATE, body)
+    return _decode_name(name), _decode_status(*status)
+
+
 def decode_failure(body: bytes) -> SpawnFailed:
     """Read the reply to a request that failed."""
     step, error = _unpack(_FAILURE, body)
@@ -298,7 +345,7 @@ def decode_failure(body: bytes) -> SpawnFailed:
 
 
 def _decode_held(body: bytes) -> Held:
-    name, pid, exited, code, status, user_us, system_us = _unpack(_HELD, body)
+    name, pid, exited, code, status, user_us, system_us, *input_status = _unpack(_HELD, body)
     ended = None
     if exited:
         by_signal = code != os.CLD_EXITED
@@ -307,7 +354,25 @@ def _decode_held(body: bytes) -> Held:
             signal=status if by_signal else 0,
             cpu_seconds=(user_us + system_us) / 1e6,
         )
-    return Held(name.rstrip(b"\0").decode("ascii"), pid, ended)
+    return Held(_decode_name(name), pid, ended, _decode_status(*input_status))
+
+
+def _decode_name(raw: bytes) -> str:
+    return raw.rstrip(b"\0").decode("ascii")
+
+
+def _decode_status(offset: int, mode: int, flags: int, room: int, _reserved: int, *size: int) -> InputStatus:
+    _require(room <= INPUT_BYTES, f"promises room for {room} bytes of input")
+    return InputStatus(
+        offset=offset,
+        mode=InputMode(mode),
+        room=room,
+        ended=bool(flags & _ENDED),
+        broken=bool(flags & _BROKEN),
+        echo=bool(flags & _ECHO),
+        canonical=bool(flags & _CANONICAL),
+        size=WindowSize(*size),
+    )
 
 
 def _unpack(layout: struct.Struct, body: bytes) -> tuple[Any, ...]:

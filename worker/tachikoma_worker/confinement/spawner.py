@@ -20,30 +20,33 @@ from pathlib import Path
 import structlog
 
 from tachikoma.errors import ConfigurationError
+from tachikoma.vocabulary.requests import WindowSize
 from tachikoma_worker.confinement import protocol
+from tachikoma_worker.confinement.greeting import greet
 from tachikoma_worker.confinement.launch import start_spawner
 from tachikoma_worker.confinement.process import KILL_POLL_SECONDS, KILL_SECONDS, Process
 from tachikoma_worker.confinement.protocol import (
     Exit,
     Held,
     Hello,
+    InputStatus,
     Operation,
     SpawnerGone,
     SpawnFailed,
-    SpawnRequest,
     Survivors,
 )
+from tachikoma_worker.confinement.spawn_request import SpawnRequest
 
 __all__ = ["Spawner"]
 
 log = structlog.get_logger(__name__)
 
-#: Longest wait for the spawner's answer to the first message.
-HELLO_SECONDS = 30.0
 #: Longest wait for a spawner of our own to end after it was asked to.
 STOP_SECONDS = 1.0
 #: Longest path of a unix socket (unix(7)).
 MAX_PATH_BYTES = 107
+#: Messages that contain the state of a command's input.
+_WITH_INPUT_STATUS = (Operation.INPUT, Operation.END_INPUT, Operation.INPUT_EVENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,8 @@ class Spawner:
         self._processes: dict[str, Process] = {}
         #: Exits that were reported before this worker knew the command.
         self._early_exits: dict[str, Exit] = {}
+        #: States of inputs that were reported before this worker knew the command.
+        self._early_inputs: dict[str, InputStatus] = {}
         self._sending = asyncio.Lock()
         self._received = bytearray()
         self._descriptors: list[int] = []
@@ -97,7 +102,7 @@ class Spawner:
                 connection.connect(str(path))
             except (FileNotFoundError, ConnectionRefusedError):
                 started = start_spawner(path, connection, capabilities)
-            return cls(connection, _greet(connection), started)
+            return cls(connection, greet(connection), started)
         except OSError as error:
             connection.close()
             raise ConfigurationError(f"cannot reach the spawner at {path}: {error}") from error
@@ -122,7 +127,8 @@ class Spawner:
         """
         body, descriptors = request.encode()
         reply = await self._ask(Operation.SPAWN, body, descriptors)
-        return self._adopt(request.name, protocol.decode_spawned(reply.body), reply.descriptors)
+        held = Held(request.name, protocol.decode_spawned(reply.body), None, InputStatus(mode=request.input))
+        return self._adopt(held, reply.descriptors)
 
     async def take(self, held: Held) -> Process:
         """Take over a command that was started for an earlier worker.
@@ -132,9 +138,10 @@ class Spawner:
             SpawnerGone: the spawner no longer answers.
         """
         reply = await self._ask(Operation.TAKE, protocol.encode_name(held.name))
-        if held.exit is not None:
-            self._early_exits[held.name] = held.exit
-        return self._adopt(held.name, held.pid, reply.descriptors)
+        now = protocol.decode_held(reply.body)
+        if now.exit is not None:
+            self._early_exits[now.name] = now.exit
+        return self._adopt(now, reply.descriptors)
 
     async def held(self) -> list[Held]:
         """Return all commands that the spawner holds: running, or ended and not yet released.
@@ -151,9 +158,25 @@ class Spawner:
             if not place:
                 return found
 
-    async def signal(self, name: str, number: int) -> None:
-        """Send a signal to a command's process group."""
-        await self._ask(Operation.SIGNAL, protocol.encode_signal(name, number))
+    async def signal(self, name: str, number: int, *, foreground: bool = False) -> None:
+        """Send a signal to a command's process group, or to the foreground group of its terminal."""
+        await self._ask(Operation.SIGNAL, protocol.encode_signal(name, number, foreground=foreground))
+
+    async def send_input(self, name: str, offset: int, data: memoryview) -> None:
+        """Send bytes of input that begin at an offset. The reply is in `Process.input`."""
+        await self._ask(Operation.INPUT, protocol.encode_input(name, offset, data))
+
+    async def end_input(self, name: str, offset: int) -> None:
+        """End a command's input at an offset. The reply is in `Process.input`."""
+        await self._ask(Operation.END_INPUT, protocol.encode_input(name, offset))
+
+    async def resize(self, name: str, size: WindowSize) -> None:
+        """Set the size of a command's terminal."""
+        await self._ask(Operation.RESIZE, protocol.encode_resize(name, size))
+
+    async def hang_up(self, name: str) -> None:
+        """Close a command's terminal. Its processes get SIGHUP."""
+        await self._ask(Operation.HANG_UP, protocol.encode_name(name))
 
     async def kill(self, name: str) -> Survivors:
         """Kill all processes of a command once, and return those that are still there."""
@@ -184,6 +207,7 @@ class Spawner:
         """Let the spawner forget a command that has ended."""
         self._processes.pop(name, None)
         self._early_exits.pop(name, None)
+        self._early_inputs.pop(name, None)
         await self._ask(Operation.RELEASE, protocol.encode_name(name))
 
     async def stop(self, *, anyway: bool = False) -> None:
@@ -206,16 +230,17 @@ class Spawner:
             with suppress(subprocess.TimeoutExpired):
                 self._started.wait(STOP_SECONDS)
 
-    def _adopt(self, name: str, pid: int, pipes: list[int]) -> Process:
+    def _adopt(self, held: Held, pipes: list[int]) -> Process:
         """Return the process of a command whose pipes were received."""
         stdout, stderr = pipes
         for pipe in pipes:
             os.set_blocking(pipe, False)
-        process = Process(self, name, pid, stdout, stderr)
-        early = self._early_exits.pop(name, None)
+        status = self._early_inputs.pop(held.name, held.input)
+        process = Process(self, held.name, held.pid, stdout, stderr, status)
+        early = self._early_exits.pop(held.name, None)
         if early is not None:
             process.exited.set_result(early)
-        self._processes[name] = process
+        self._processes[held.name] = process
         return process
 
     # --- requests -----------------------------------------------------------------------------------------------------
@@ -296,6 +321,9 @@ class Spawner:
         if header.operation == Operation.EXITED:
             self._on_exited(protocol.decode_exited(body))
             return
+        if header.operation in _WITH_INPUT_STATUS:
+            # Here, in the order of the messages: a later one must not be replaced by an earlier one.
+            self._on_input(header.operation, *protocol.decode_input(body))
         reply = self._replies.get(header.tag)
         if reply is None or reply.done():
             for descriptor in descriptors:
@@ -304,6 +332,13 @@ class Spawner:
             reply.set_exception(protocol.decode_failure(body))
         else:
             reply.set_result(_Reply(body, descriptors))
+
+    def _on_input(self, operation: int, name: str, status: InputStatus) -> None:
+        process = self._processes.get(name)
+        if process is None:
+            self._early_inputs[name] = status
+        else:
+            process.on_input(status, room=operation == Operation.INPUT_EVENT)
 
     def _on_exited(self, held: Held) -> None:
         assert held.exit is not None
@@ -332,32 +367,6 @@ class Spawner:
                 process.exited.set_exception(error)
                 # Retrieved, or asyncio logs an error if no caller waits at this moment.
                 process.exited.exception()
-
-
-def _greet(connection: socket.socket) -> Hello:
-    """Exchange the first messages and check the version.
-
-    Raises:
-        ConfigurationError: the spawner does not serve this user, or has another version.
-        OSError: it does not answer.
-    """
-    connection.settimeout(HELLO_SECONDS)
-    connection.sendall(protocol.encode_message(Operation.HELLO, 0))
-    reply = b""
-    expected = protocol.HEADER_BYTES + protocol.HELLO_BYTES
-    while len(reply) < expected:
-        data = connection.recv(expected - len(reply))
-        if not data:
-            raise ConfigurationError("the spawner closed the connection; does it serve this user?")
-        reply += data
-    hello = protocol.decode_hello(reply[protocol.HEADER_BYTES :])
-    if hello.version != protocol.PROTOCOL_VERSION:
-        raise ConfigurationError(
-            f"the running spawner uses version {hello.version} of its protocol, this worker "
-            f"{protocol.PROTOCOL_VERSION}; end its commands and stop it"
-        )
-    connection.setblocking(False)
-    return hello
 
 
 async def _writable(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:

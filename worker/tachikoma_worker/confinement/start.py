@@ -10,8 +10,9 @@ from tachikoma.vocabulary.limits import CAPABILITIES
 from tachikoma_worker.confinement.account import Account
 from tachikoma_worker.confinement.prepare import Prepared
 from tachikoma_worker.confinement.process import Process
-from tachikoma_worker.confinement.protocol import SpawnFailed, SpawnRequest, Step
+from tachikoma_worker.confinement.protocol import InputMode, SpawnFailed, Step
 from tachikoma_worker.confinement.refusals import CannotExecute, Refused
+from tachikoma_worker.confinement.spawn_request import SpawnRequest
 from tachikoma_worker.confinement.spawner import Spawner
 
 __all__ = ["explain", "start"]
@@ -44,6 +45,7 @@ async def start(prepared: Prepared, spawner: Spawner) -> Process:
                 executable_fd=prepared.executable.fd,
                 argv=prepared.executable.argv,
                 environment=prepared.environment,
+                input=InputMode.NULL if stdin_fd is None else InputMode.FILE,
                 stdin_fd=stdin_fd,
                 cgroup_fds=prepared.cgroup.fds,
                 unified=prepared.cgroup.unified,

@@ -13,8 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tachikoma.vocabulary.requests import WindowSize
 from tachikoma_worker.confinement import protocol
-from tachikoma_worker.confinement.protocol import Exit, Held, Hello, Operation, SpawnRequest, Step, Survivors
+from tachikoma_worker.confinement.protocol import (
+    INPUT_BYTES,
+    Exit,
+    Held,
+    Hello,
+    InputMode,
+    InputStatus,
+    Operation,
+    Step,
+    Survivors,
+)
 
 HEADER = (Path(__file__).parents[4] / "worker/spawner/protocol.h").read_text()
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", fullmatch=True)
@@ -27,13 +38,15 @@ DECODERS = (
     protocol.decode_listed,
     protocol.decode_exited,
     protocol.decode_failure,
+    protocol.decode_held,
+    protocol.decode_input,
 )
 
 
 def held(
     name: str, pid: int, *, exited: int = 0, code: int = 0, status: int = 0, user: int = 0, system: int = 0
 ) -> bytes:
-    return struct.pack("=64sIIiiQQ", name.encode(), pid, exited, code, status, user, system)
+    return struct.pack("=64sIIiiQQ", name.encode(), pid, exited, code, status, user, system) + bytes(32)
 
 
 # --- the same numbers on both sides -----------------------------------------------------------------------------------
@@ -46,8 +59,10 @@ def defined(name: str) -> str:
 
 
 def test_operations_are_those_of_the_c_header() -> None:
-    numbers = re.findall(r"\b(?:OP|REPLY|EVENT)_(\w+) = (\d+)", HEADER)
-    assert {name: int(number) for name, number in numbers} == {item.name: item.value for item in Operation}
+    numbers = re.findall(r"\b(?:OP_|REPLY_|(?=EVENT_))(\w+) = (\d+)", HEADER)
+    names = {"EVENT_EXITED": "EXITED", "EVENT_INPUT": "INPUT_EVENT"}
+    found = {names.get(name, name): int(number) for name, number in numbers}
+    assert found == {item.name: item.value for item in Operation}
 
 
 def test_steps_are_those_of_the_c_header() -> None:
@@ -55,11 +70,18 @@ def test_steps_are_those_of_the_c_header() -> None:
     assert dict(zip(names, range(1, len(names) + 1), strict=True)) == {item.name: item.value for item in Step}
 
 
+def test_input_modes_are_those_of_the_c_header() -> None:
+    numbers = re.findall(r"\bINPUT_(\w+) = (\d+), +/\* (?:/dev|an attached|a pipe|a terminal)", HEADER)
+    assert {name: int(number) for name, number in numbers} == {item.name: item.value for item in InputMode}
+
+
 def test_bounds_are_those_of_the_c_header() -> None:
     assert int(defined("PROTOCOL_VERSION")) == protocol.PROTOCOL_VERSION
     assert defined("MAX_BODY") == "(320 * 1024)"
     assert protocol.MAX_BODY_BYTES == 320 * 1024
     assert 2 + int(defined("MAX_CGROUPS")) == protocol.MAX_DESCRIPTORS
+    assert defined("INPUT_BYTES") == "(64 * 1024)"
+    assert protocol.INPUT_BYTES == 64 * 1024
 
 
 # --- round trips ------------------------------------------------------------------------------------------------------
@@ -120,60 +142,35 @@ def test_a_name_is_padded_to_its_field(name: str) -> None:
     assert protocol.encode_signal(name, 15) == protocol.encode_name(name) + struct.pack("=II", 15, 0)
 
 
-# --- spawn requests ---------------------------------------------------------------------------------------------------
-
-TEXT = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=20)
+SIZES = st.builds(WindowSize, *[st.integers(0, 65535)] * 4)
 
 
-def parse(body: bytes) -> dict[str, Any]:
-    """Read a spawn request as protocol.c does."""
-    fields = struct.unpack_from("=IIIIQIIII64s", body)
-    uid, gid, umask, flags, capabilities, groups, arguments, variables, cgroups, name = fields
-    rest = body[struct.calcsize("=IIIIQIIII64s") :]
-    ids = struct.unpack_from(f"={groups}I", rest)
-    strings = rest[4 * groups :].split(b"\0")
-    assert strings.pop() == b""
-    assert len(strings) == 3 + arguments + variables
-    return {
-        "uid": uid, "gid": gid, "umask": umask, "flags": flags, "capabilities": capabilities, "groups": ids,
-        "cgroups": cgroups, "name": name.rstrip(b"\0").decode(), "paths": strings[:3],
-        "argv": strings[3 : 3 + arguments], "environment": strings[3 + arguments :],
-    }  # fmt: skip
+@given(NAMES, st.integers(0, 2**64 - 1), st.binary(max_size=300), SIZES)
+def test_requests_about_input_have_the_layout_of_the_c_header(
+    name: str, offset: int, data: bytes, size: WindowSize
+) -> None:
+    padded = protocol.encode_name(name)
+    assert protocol.encode_input(name, offset, data) == padded + struct.pack("=Q", offset) + data
+    numbers = struct.pack("=HHHH", size.rows, size.columns, size.x_pixels, size.y_pixels)
+    assert protocol.encode_resize(name, size) == padded + numbers
+    assert protocol.encode_signal(name, 2, foreground=True) == padded + struct.pack("=II", 2, 1)
 
 
 @given(
-    NAMES, UINT, UINT, st.lists(UINT, max_size=5), st.lists(TEXT, min_size=1, max_size=4),
-    st.dictionaries(st.from_regex(r"[A-Z_]{1,8}", fullmatch=True), TEXT, max_size=4),
-    st.none() | st.just(5), st.lists(st.integers(6, 9), max_size=3),
+    NAMES, st.integers(0, 2**64 - 1), st.sampled_from(InputMode), st.integers(0, INPUT_BYTES), st.integers(0, 15), SIZES
 )  # fmt: skip
-def test_a_request_is_read_as_it_was_written(
-    name: str, uid: int, gid: int, groups: list[int], argv: list[str], environment: dict[str, str],
-    stdin_fd: int | None, cgroup_fds: list[int],
-) -> None:  # fmt: skip
-    request = SpawnRequest(
-        name=name, uid=uid, gid=gid, groups=groups, capabilities=3, work_dir_root="/srv", work_dir="app",
-        executable="/bin/true", executable_fd=4, argv=argv, environment=environment, stdin_fd=stdin_fd,
-        cgroup_fds=cgroup_fds, unified=bool(cgroup_fds),
+def test_a_state_of_input_is_read_as_it_was_written(
+    name: str, offset: int, mode: InputMode, room: int, flags: int, size: WindowSize
+) -> None:
+    numbers = offset, mode, flags, room, 0, size.rows, size.columns, size.x_pixels, size.y_pixels
+    status = struct.pack("=QIIIIHHHH", *numbers)
+    expected = InputStatus(
+        offset, mode, room, ended=bool(flags & 1), broken=bool(flags & 2), echo=bool(flags & 4),
+        canonical=bool(flags & 8), size=size,
     )  # fmt: skip
-    body, descriptors = request.encode()
-    found = parse(body)
-    assert (found["name"], found["uid"], found["gid"], list(found["groups"])) == (name, uid, gid, groups)
-    assert found["flags"] == (1 if stdin_fd else 0) | (2 if cgroup_fds else 0)
-    assert found["paths"] == [b"/srv", b"app", b"/bin/true"]
-    assert found["argv"] == [os.fsencode(word) for word in argv]
-    assert found["environment"] == [os.fsencode(f"{key}={value}") for key, value in environment.items()]
-    assert descriptors == [4, *([5] if stdin_fd else []), *cgroup_fds]
-    assert len(descriptors) <= protocol.MAX_DESCRIPTORS
-    assert found["cgroups"] == len(cgroup_fds)
-
-
-def test_bytes_of_names_that_are_no_text_arrive_unchanged() -> None:
-    path = os.fsdecode(b"/bin/\xff")
-    body, _ = SpawnRequest(
-        name="job-7", uid=0, gid=0, groups=(), capabilities=0, work_dir_root="/", work_dir="",
-        executable=path, executable_fd=3, argv=[path], environment={},
-    ).encode()  # fmt: skip
-    assert parse(body)["argv"] == [b"/bin/\xff"]
+    assert protocol.decode_input(name.encode().ljust(64, b"\0") + status) == (name, expected)
+    running = struct.pack("=64sIIiiQQ", name.encode(), 7, 0, 0, 0, 0, 0)
+    assert protocol.decode_held(running + status) == Held(name, 7, None, expected)
 
 
 # --- what the spawner cannot have sent --------------------------------------------------------------------------------
@@ -212,7 +209,10 @@ def test_a_body_that_is_cut_or_changed_is_a_message_or_a_value_error(body: bytes
         (protocol.decode_listed, struct.pack("=II", 0, 2**32 - 1)),
         (protocol.decode_exited, held("job-7", 1)),
         (protocol.decode_exited, held("job-7", 1)[:-1]),
-        (protocol.decode_exited, b"\xff" * 104),
+        (protocol.decode_exited, b"\xff" * 136),
+        (protocol.decode_held, held("job-7", 1)[:-1]),
+        (protocol.decode_input, b"job-7".ljust(64, b"\0") + struct.pack("=QIIIIHHHH", 0, 4, 0, 0, 0, 0, 0, 0, 0)),
+        (protocol.decode_input, b"job-7".ljust(64, b"\0") + struct.pack("=QIIIIHHHH", 0, 2, 0, 65537, 0, 0, 0, 0, 0)),
         (protocol.decode_failure, struct.pack("=Ii", 99, 2)),
         (protocol.decode_spawned, b""),
     ],

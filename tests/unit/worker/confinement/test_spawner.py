@@ -6,18 +6,14 @@ import asyncio
 import os
 import socket
 import struct
-import tempfile
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tachikoma.errors import ConfigurationError
-from tachikoma_worker.confinement import protocol, spawner
+from tachikoma_worker.confinement import protocol
 from tachikoma_worker.confinement.protocol import (
     Exit,
     Hello,
@@ -28,58 +24,6 @@ from tachikoma_worker.confinement.protocol import (
     encode_message,
 )
 from tachikoma_worker.confinement.spawner import Spawner
-
-HELLO = struct.pack("=IIQ", protocol.PROTOCOL_VERSION, os.getuid(), 0)
-
-
-@pytest.fixture
-def path() -> Iterator[Path]:
-    """Where a spawner may listen; not under tmp_path, since the path of a unix socket has at most 107 bytes."""
-    with tempfile.TemporaryDirectory(prefix="tk-") as folder:
-        yield Path(folder) / "s"
-
-
-def answering(path: Path, *answers: bytes) -> threading.Thread:
-    """A spawner that reads one request for each of its answers, and then closes the connection."""
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(path))
-    listener.listen()
-
-    def serve() -> None:
-        with listener:
-            connection, _ = listener.accept()
-        with connection:
-            for answer in answers:
-                header = connection.recv(protocol.HEADER_BYTES, socket.MSG_WAITALL)
-                connection.recv(protocol.decode_header(header).length, socket.MSG_WAITALL)
-                connection.sendall(answer)
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    return thread
-
-
-def test_a_spawner_of_another_version_is_refused_with_a_remedy(path: Path) -> None:
-    server = answering(path, encode_message(Operation.HELLO, 0, struct.pack("=IIQ", 99, 0, 0)))
-    with pytest.raises(ConfigurationError, match=r"version 99 of its protocol, this worker 1; end its commands"):
-        Spawner.connect(path)
-    server.join()
-
-
-def test_a_spawner_that_does_not_serve_this_user_is_told(path: Path) -> None:
-    server = answering(path)
-    with pytest.raises(ConfigurationError, match=r"closed the connection|cannot reach the spawner"):
-        Spawner.connect(path)
-    server.join()
-
-
-def test_a_spawner_that_does_not_answer_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spawner, "HELLO_SECONDS", 0.01)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        with pytest.raises(ConfigurationError, match=f"cannot reach the spawner at {path}: timed out"):
-            Spawner.connect(path)
 
 
 @asynccontextmanager
@@ -127,19 +71,26 @@ async def test_a_failure_fails_only_its_own_request() -> None:
 
 
 def exited(name: str) -> bytes:
-    body = struct.pack("=64sIIiiQQ", name.encode(), 7, 1, os.CLD_EXITED, 5, 0, 0)
+    body = struct.pack("=64sIIiiQQ32x", name.encode(), 7, 1, os.CLD_EXITED, 5, 0, 0)
     return encode_message(Operation.EXITED, 0, body)
 
 
-async def test_an_exit_that_is_reported_before_its_command_is_known_is_kept() -> None:
+def input_state(name: str, offset: int, *, flags: int = 0) -> bytes:
+    return struct.pack("=64sQIIII8x", name.encode(), offset, protocol.InputMode.TERMINAL, flags, 100, 0)
+
+
+async def test_an_event_that_is_reported_before_its_command_is_known_is_kept() -> None:
     async with connected() as (made, theirs):
         taking = asyncio.create_task(made.take(protocol.Held("job-7", 7, None)))
         tag = (await request(theirs)).tag
         theirs.send(exited("job-7"))
         pipes = [*os.pipe(), *os.pipe()]
-        socket.send_fds(theirs, [encode_message(Operation.TAKE, tag)], [pipes[0], pipes[2]])
+        theirs.send(encode_message(Operation.INPUT_EVENT, 0, input_state("job-7", 12, flags=4)))
+        running = struct.pack("=64sI60x", b"job-7", 7)
+        socket.send_fds(theirs, [encode_message(Operation.TAKE, tag, running)], [pipes[0], pipes[2]])
         process = await taking
         assert await process.exited == Exit(5, 0, 0.0)
+        assert (process.input.offset, process.input.echo) == (12, True)
         process.leave()
         for pipe in pipes:
             os.close(pipe)

@@ -1,0 +1,39 @@
+/* A command's terminal: a pseudo-terminal whose master the spawner holds (pty(7)). */
+#ifndef TACHIKOMA_TERMINAL_H
+#define TACHIKOMA_TERMINAL_H
+
+#include <sys/types.h>
+
+#include "protocol.h"
+
+/*
+ * Open a terminal whose slave belongs to a user. The master does not block.
+ * `privileged` is whether the spawner may act as another user. Returns 0, or -1 with errno; then nothing is open.
+ */
+int open_terminal(uid_t uid, gid_t gid, int privileged, const struct terminal_size *size, int *master, int *slave);
+
+/* Set the size. The foreground process group gets SIGWINCH if it has changed. Returns 0, or -1 with errno. */
+int resize_terminal(int master, const struct terminal_size *size);
+
+/* Return the size; all 0 if it is unknown. */
+struct terminal_size size_of_terminal(int master);
+
+/* Return TERMINAL_ECHO and TERMINAL_CANONICAL as they are now. */
+uint32_t terminal_flags(int master);
+
+/*
+ * Send a signal to the foreground process group. `session` is the process id of the command, which leads the session.
+ * Returns 0, or -1 with errno.
+ */
+int signal_foreground(int master, pid_t session, int number);
+
+/*
+ * Move output of the terminal into a pipe that does not block, at most `most` bytes.
+ * Returns the number of bytes; 0 if nothing can be moved now; -1 after the last output.
+ */
+ssize_t move_output(int master, int pipe, size_t most);
+
+/* Return whether a pipe is full, so that it has to be waited for. */
+int pipe_full(int pipe);
+
+#endif
