@@ -27,7 +27,7 @@ from tachikoma.identity.svid import Svid, SvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.agents import Enrolment
-from tachikoma.vocabulary.clock import duration_ms, from_ms, now_ms
+from tachikoma.vocabulary.clock import duration_ms, from_ms, now_ms, whole_seconds_of_ms
 from tachikoma.vocabulary.types import format_duration, is_identifier
 from tachikoma_orchestrator.agents.authority import Authority, required
 from tachikoma_orchestrator.agents.revocations import Revocations
@@ -113,7 +113,7 @@ class Enrolments:
         revoked = self._revocations.latest(agent)
         return SignedEnrolment(
             iss=str(svid.spiffe_id),
-            iat=at_ms // 1000,
+            iat=whole_seconds_of_ms(at_ms),
             agent=agent,
             secret_sha256=hashlib.sha256(secret).hexdigest(),
             made_ms=at_ms if revoked is None else max(at_ms, revoked.at_ms + 1),

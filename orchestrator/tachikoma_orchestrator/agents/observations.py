@@ -14,7 +14,7 @@ import structlog
 
 from tachikoma.identity.signing import CLOCK_SKEW_SECONDS
 from tachikoma.streams.heartbeat import LEASE_SECONDS, Contender, Heartbeat
-from tachikoma.vocabulary.clock import now_ms
+from tachikoma.vocabulary.clock import now_ms, seconds_of_ms
 from tachikoma.vocabulary.formats import difference
 
 __all__ = ["Observations", "second_worker"]
@@ -60,7 +60,7 @@ class Observations:
         clock = self._clocks.get(agent)
         if clock is None or clock.run != heartbeat.run:
             clock = self._clocks[agent] = _Clock(heartbeat.run)
-        clock.differences.append((heartbeat.sent_ms - now_ms()) / 1000)
+        clock.differences.append(seconds_of_ms(heartbeat.sent_ms - now_ms()))
         problem = self.obstacle(agent)
         if problem and not clock.reported:
             log.warning("agent.unfit", agent=agent, problem=problem)

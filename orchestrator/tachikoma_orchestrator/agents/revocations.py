@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
-from tachikoma.vocabulary.clock import from_ms, to_ms
+from tachikoma.vocabulary.clock import from_ms, ms_of_seconds, to_ms, whole_seconds_of_ms
 from tachikoma.vocabulary.types import Milliseconds
 
 __all__ = ["REFRESH_SECONDS", "Revocations", "Revoked", "parse"]
@@ -72,7 +72,7 @@ class Revoked:
     @property
     def accepted_from(self) -> datetime:
         """Earliest start of a certificate that is accepted once the agent has joined again, in whole seconds."""
-        return from_ms((self.at_ms // 1000 + 1) * 1000)
+        return from_ms(ms_of_seconds(whole_seconds_of_ms(self.at_ms) + 1))
 
     @property
     def execution_error(self) -> str:

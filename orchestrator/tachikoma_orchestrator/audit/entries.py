@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from tachikoma.audit.chain import MAX_LINE_BYTES
 from tachikoma.redis.commands import Entry
 from tachikoma.vocabulary.audit import AuditCode, AuditedRequest, ExecAuditLog
-from tachikoma.vocabulary.clock import from_ms, optional_from_ms
+from tachikoma.vocabulary.clock import LAST_MS, from_ms, optional_from_ms
 from tachikoma.vocabulary.model import describe_validation_error
 
 __all__ = ["parse", "read_entries"]
@@ -29,8 +29,6 @@ MAX_UNREADABLE = 200
 SMALL_BYTES = 64 * 1024
 #: Bytes of a line of an audit log that surround the event.
 LINE_MARGIN = 1024
-#: The last millisecond of the year 9999: the latest time that `datetime` holds.
-LAST_MS = 253_402_300_799_999
 
 
 def read_entries(entries: Iterable[Entry]) -> list[ExecAuditLog]:

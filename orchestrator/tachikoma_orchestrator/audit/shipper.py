@@ -22,6 +22,7 @@ from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Lock, Redis
 from tachikoma.vocabulary.audit import ExecAuditLog
+from tachikoma.vocabulary.clock import ms_of_seconds
 from tachikoma_orchestrator.audit.entries import read_entries
 from tachikoma_orchestrator.audit.positions import SinkPosition
 from tachikoma_orchestrator.audit.sinks.file import FileSink
@@ -186,7 +187,7 @@ class Shipper:
 
     async def _read(self, cursor: str) -> list[ExecAuditLog]:
         """Read the events after a cursor; wait up to `BLOCK_SECONDS` for the first."""
-        answer = await self._redis.xread({keys.AUDIT: cursor}, count=BATCH, block=round(BLOCK_SECONDS * 1000))
+        answer = await self._redis.xread({keys.AUDIT: cursor}, count=BATCH, block=ms_of_seconds(BLOCK_SECONDS))
         return read_entries(entry for _, entries in answer or () for entry in entries)
 
     async def _store(self, name: str, cursor: str, seq: int) -> None:

@@ -23,7 +23,7 @@ from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Entry, Redis
 from tachikoma.vocabulary.audit import AuditCode, AuditedRequest, ExecAuditLog
-from tachikoma.vocabulary.clock import duration_ms
+from tachikoma.vocabulary.clock import duration_ms, ms_of_seconds
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma_orchestrator.audit.entries import read_entries
 from tachikoma_orchestrator.audit.positions import SinkPosition, cursor_order
@@ -252,7 +252,7 @@ class AuditTrail:
             for raw in await self._redis.hvals(keys.AUDIT_SINKS):
                 sink = SinkPosition.read(raw)
                 # A sink without an update for the whole retention is gone.
-                if sink is not None and sink.at * 1000 >= oldest_ms:
+                if sink is not None and ms_of_seconds(sink.at) >= oldest_ms:
                     oldest = min(oldest, sink.cursor, key=cursor_order)
                     by_number = by_number and latest - sink.seq <= events
         async with self._redis.pipeline(transaction=False) as pipe:

@@ -23,6 +23,7 @@ from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.streams.heartbeat import Contender, Heartbeat, Started
 from tachikoma.vocabulary.audit import AuditCode
+from tachikoma.vocabulary.clock import seconds_of_ms
 from tachikoma_orchestrator.agents.observations import second_worker
 from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.audit.findings import Findings
@@ -207,7 +208,7 @@ class Collector:
             record = await self._ledger.record(exec_id)
         except RecordAltered:
             return False
-        if record is None or receipt.iat + CLOCK_SKEW_SECONDS >= record.admitted_ms / 1000:
+        if record is None or receipt.iat + CLOCK_SKEW_SECONDS >= seconds_of_ms(record.admitted_ms):
             return False
         return not is_valid_now(self._identity.current().bundle, agent, verified.token)
 

@@ -23,7 +23,7 @@ from tachikoma.identity.svid import SvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
-from tachikoma.vocabulary.clock import optional_from_ms
+from tachikoma.vocabulary.clock import ms_of_seconds, optional_from_ms
 from tachikoma.vocabulary.results import ExecStatus
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.revocations import Revocations
@@ -122,7 +122,7 @@ class Evidence:
             raise InvalidSignature(f"says {receipt.state}, which is no final state")
         # A receipt signed before the revocation was recorded then, and stays valid.
         revoked = self._revocations.latest(record.agent)
-        later = revoked is not None and receipt.iat * 1000 > revoked.at_ms
+        later = revoked is not None and ms_of_seconds(receipt.iat) > revoked.at_ms
         if revoked is not None and later and (why := revoked.refusal(record.agent, signer_begins(record.receipt))):
             raise InvalidSignature(f"is not accepted: {why}")
         return receipt

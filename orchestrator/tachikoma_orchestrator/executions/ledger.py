@@ -21,7 +21,7 @@ from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
-from tachikoma.vocabulary.clock import duration_ms, to_ms
+from tachikoma.vocabulary.clock import LAST_MS, duration_ms, redis_ms, seconds_of_ms, to_ms
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.revocations import parse
 from tachikoma_orchestrator.audit.trail import AuditTrail, audited
@@ -43,8 +43,6 @@ log = structlog.get_logger(__name__)
 BATCH = 200
 #: Refusals for a limit.
 LIMITS = (Outcome.FULL, Outcome.APPROVALS, Outcome.RATE, Outcome.CONCURRENT, Outcome.WAITING)
-#: Largest score of an index: the last millisecond before the year 10000.
-MAX_SCORE = 253_402_300_799_999
 
 
 class Ledger:
@@ -103,7 +101,7 @@ class Ledger:
                 refusals.give_back(requester)
         elif not recorded:
             refusals.leave_out(requester, AuditCode.LIMITED if outcome in LIMITS else AuditCode.REFUSED)
-        return outcome, int(retry_ms) / 1000
+        return outcome, seconds_of_ms(int(retry_ms))
 
     def _admit_call(self, admission: Admission, *, record_refusal: bool) -> Call:
         agent, exec_id = admission.request.agent_id, admission.request.id
@@ -349,7 +347,7 @@ class Ledger:
         # Executions without a final state are few. They have one index for all agents.
         index = keys.OPEN if not ended else keys.agent_index(agent) if agent else keys.INDEX
         # Other scores are not ours, and an infinite one has no number.
-        top, skip = before or (MAX_SCORE, 0)
+        top, skip = before or (LAST_MS, 0)
         bottom = since_ms if ended else 0
         found = await self._redis.zrevrangebyscore(index, top, bottom, start=skip, num=limit, withscores=True)
         return [(exec_id.decode(errors="replace"), int(score)) for exec_id, score in found]
@@ -357,7 +355,7 @@ class Ledger:
     async def now_ms(self) -> int:
         """Return the time of Redis in milliseconds since the epoch; all times of the ledger come from this clock."""
         seconds, micros = await self._redis.time()
-        return int(seconds) * 1000 + int(micros) // 1000
+        return redis_ms(int(seconds), int(micros))
 
     async def trim(self, now_ms: int) -> None:
         """Remove index entries past their retention. Records expire in Redis."""

@@ -49,7 +49,7 @@ BATCH = 500
 #: Retention is applied in every n-th pass.
 TRIM_EVERY = 60
 #: Time that an agent has to kill a command and report, after the queue timeout and the timeout.
-OVERDUE_MS = 3600 * 1000
+OVERDUE_MS = duration_ms(timedelta(hours=1))
 #: Seconds between two looks for executions whose deadline has passed.
 DUE_SECONDS = 1.0
 #: Age from which the result of an execution is looked for. The result of a younger one arrives over pub/sub.

@@ -14,6 +14,7 @@ from kombu import Connection, Exchange, Producer
 
 from tachikoma.audit.codes import AUDIT_CODES, FlowerStep
 from tachikoma.redis import keys
+from tachikoma.vocabulary.clock import seconds_of_ms
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.registry import AgentState
 from tachikoma_orchestrator.executions.record import Record, ReportedResult
@@ -96,12 +97,12 @@ def task_events(record: Record) -> Iterator[Event]:
     }
     for state, at_ms in record.history:
         if state is ExecState.PENDING_APPROVAL:
-            yield {"type": _SENT, "timestamp": at_ms / 1000, **common}
+            yield {"type": _SENT, "timestamp": seconds_of_ms(at_ms), **common}
         elif state is ExecState.QUEUED:
-            yield {"type": _RECEIVED, "timestamp": at_ms / 1000, **common}
+            yield {"type": _RECEIVED, "timestamp": seconds_of_ms(at_ms), **common}
         elif state is ExecState.STARTED:
             # The agent's time; the ledger has the time at which its notice arrived.
-            yield {"type": _STARTED, "timestamp": (result.started_ms or at_ms) / 1000, **common}
+            yield {"type": _STARTED, "timestamp": seconds_of_ms(result.started_ms or at_ms), **common}
         else:
             yield {**_end(record, result, state, at_ms), **common}
 
@@ -120,7 +121,7 @@ def _end(record: Record, reported: ReportedResult, state: ExecState, at_ms: int)
     # None if the command did not run, or its exit is unknown.
     exit_code = reported.exit_code if reported.exit_code is not None and reported.exit_code >= 0 else None
     result: dict[str, str | int] = {"state": str(state)}
-    event: Event = {"type": _ENDS[state], "timestamp": (reported.ended_ms or at_ms) / 1000}
+    event: Event = {"type": _ENDS[state], "timestamp": seconds_of_ms(reported.ended_ms or at_ms)}
     if exit_code is not None:
         result["exit_code"] = exit_code
         result["stdout_bytes"] = reported.stdout_bytes or 0
@@ -155,7 +156,7 @@ def worker_events(agent: str, state: AgentState, *, queued: int, processed: int,
     heartbeat = state.heartbeat
     common = {
         "hostname": keys.node(agent),
-        "timestamp": state.seen_ms / 1000,
+        "timestamp": seconds_of_ms(state.seen_ms),
         "freq": HEARTBEAT_SECONDS,
         "sw_ident": "tachikoma",
         "sw_ver": heartbeat.version,

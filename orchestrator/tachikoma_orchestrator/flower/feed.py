@@ -24,6 +24,7 @@ from tachikoma.errors import RecordAltered
 from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Lock, Redis
+from tachikoma.vocabulary.clock import ms_of_seconds
 from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.flower.celery_events import (
@@ -183,7 +184,7 @@ class Feed:
         Returns:
             The next place, or None if there is no listener any more.
         """
-        answer = await self._redis.xread({keys.AUDIT: cursor}, count=BATCH, block=round(BLOCK_SECONDS * 1000))
+        answer = await self._redis.xread({keys.AUDIT: cursor}, count=BATCH, block=ms_of_seconds(BLOCK_SECONDS))
         entries = [entry for _, found in answer or () for entry in found]
         steps: dict[str, frozenset[str]] = {}
         agents_changed = False

@@ -18,7 +18,7 @@ from datetime import timedelta
 from tachikoma.errors import RecordAltered
 from tachikoma.schedules.file import Schedule
 from tachikoma.schedules.timing import Timing, parse_timing
-from tachikoma.vocabulary.clock import duration_ms
+from tachikoma.vocabulary.clock import LAST_MS, duration_ms
 from tachikoma.vocabulary.model import Model
 from tachikoma.vocabulary.schedules import DueOutcome, Missed, Overlap, ScheduledRun
 
@@ -28,8 +28,6 @@ __all__ = ["Plan", "PlannedRun", "ScheduleState", "decide", "plan"]
 MAX_SINGLE = 100
 #: Due times older than this are not counted.
 LOOKBACK_MS = duration_ms(timedelta(days=366))
-#: The last millisecond of the year 9999: the latest time that `datetime` holds.
-MAX_MS = 253_402_300_799_999
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +95,14 @@ class ScheduleState:
 
     def paused_at(self, ms: int) -> bool:
         """Return True if the last pause contains a time."""
-        return self.paused_ms is not None and self.paused_ms <= ms < (self.resumed_ms or MAX_MS)
+        return self.paused_ms is not None and self.paused_ms <= ms < (self.resumed_ms or LAST_MS)
 
 
 def _time(text: str | None) -> int | None:
     if text is None:
         return None
     value = int(text)
-    if not 0 <= value <= MAX_MS:
+    if not 0 <= value <= LAST_MS:
         raise ValueError(f"{text} is not a time")
     return value
 
@@ -204,7 +202,7 @@ def decide(
     if not schedule.timing.between(due_ms - 1, due_ms, 1)[1]:
         # The schedule was changed, or an attacker wrote the rule into Redis.
         return decision(DueOutcome.SKIPPED, "the schedule as it is now is not due at this time")
-    late = timedelta(milliseconds=now_ms - due_ms) > schedule.lateness
+    late = now_ms - due_ms > duration_ms(schedule.lateness)
     if late and not (last and schedule.missed is Missed.RUN_ONCE):
         return decision(DueOutcome.MISSED, "no submitter was running at the scheduled time")
     if busy and schedule.overlap is Overlap.SKIP:

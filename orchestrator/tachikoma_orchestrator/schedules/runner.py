@@ -34,7 +34,7 @@ from tachikoma.identity.spiffe import schedule_id
 from tachikoma.identity.svid import SvidSource
 from tachikoma.schedules.file import Schedule, ScheduleSet
 from tachikoma.vocabulary.audit import AuditCode
-from tachikoma.vocabulary.clock import from_ms, optional_from_ms, to_ms
+from tachikoma.vocabulary.clock import from_ms, optional_from_ms, seconds_of_ms, to_ms
 from tachikoma.vocabulary.requests import new_id
 from tachikoma.vocabulary.schedules import DueOutcome, Overlap, ScheduledRun, ScheduleStatus
 from tachikoma_orchestrator.admission.admit import Admitter
@@ -120,7 +120,7 @@ class ScheduleRunner:
             if isinstance(due_ms, int):
                 early_ms = due_ms - await self._ledger.now_ms()
                 if 0 < early_ms <= EARLY_MS:
-                    await asyncio.sleep(early_ms / 1000)
+                    await asyncio.sleep(seconds_of_ms(early_ms))
             await self.advance(name)
         except (RedisError, OSError) as error:
             # `run` checks again.

@@ -14,7 +14,7 @@ from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
-from tachikoma.vocabulary.clock import to_ms
+from tachikoma.vocabulary.clock import text_of_ms, to_ms
 from tachikoma.vocabulary.schedules import DueOutcome, ScheduledRun
 from tachikoma_orchestrator.executions.transitions import FENCE
 from tachikoma_orchestrator.schedules.planner import Plan, ScheduleState
@@ -148,7 +148,7 @@ class ScheduleStore:
 
     @staticmethod
     def _event(code: AuditCode, name: str, subject: str, run: ScheduledRun) -> list[str]:
-        due = f"schedule {name}, due {run.due:%Y-%m-%dT%H:%M:%S}.{run.due.microsecond // 1000:03}Z"
+        due = f"schedule {name}, due {text_of_ms(to_ms(run.due))}"
         if run.count > 1 and run.first is not None:
             due = f"{due} and {run.count - 1} times since {run.first:%Y-%m-%dT%H:%M:%S}Z"
         words = [

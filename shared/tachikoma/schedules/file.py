@@ -23,6 +23,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from tachikoma.config.yaml_files import Document, digest, dotted, read_document, read_files
 from tachikoma.errors import ConfigurationError, NotFound
 from tachikoma.schedules.timing import UTC_NAME, Cron, Every, Timing, zone
+from tachikoma.vocabulary.clock import duration_ms, milliseconds
 from tachikoma.vocabulary.limits import ResourceLimits
 from tachikoma.vocabulary.model import Model
 from tachikoma.vocabulary.requests import MAX_TIMEOUT, ExecRequest
@@ -94,9 +95,9 @@ class Schedule(Model):
     @classmethod
     def _interval(cls, value: timedelta | None) -> timedelta | None:
         if value is not None:
-            if value % timedelta(milliseconds=1):
+            if not milliseconds(value).is_integer():
                 raise ValueError("an interval is a whole number of milliseconds")
-            Every(value // timedelta(milliseconds=1))
+            Every(duration_ms(value))
         return value
 
     @field_validator("lateness")
@@ -118,7 +119,7 @@ class Schedule(Model):
     def timing(self) -> Timing:
         """The rule of its due times."""
         if self.every is not None:
-            return Every(self.every // timedelta(milliseconds=1))
+            return Every(duration_ms(self.every))
         assert self.cron is not None
         return Cron(self.cron, self.timezone)
 

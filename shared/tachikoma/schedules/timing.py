@@ -40,6 +40,7 @@ HORIZON_DAYS = 41 * 366
 _EPOCH = date(1970, 1, 1)
 _DAY = timedelta(days=1)
 _DAY_MS = duration_ms(_DAY)
+_MINUTE_MS = duration_ms(timedelta(minutes=1))
 _MONTHS = (
     "january", "february", "march", "april", "may", "june",
     "july", "august", "september", "october", "november", "december",
@@ -252,7 +253,7 @@ class Cron:
             # No clock change is near.
             if not self._is_day(day):
                 return ()
-            return tuple(start + (60 * hour + minute) * 60_000 for hour in self._hours for minute in self._minutes)
+            return tuple(start + (60 * hour + minute) * _MINUTE_MS for hour in self._hours for minute in self._minutes)
         # A time that the day before left out may be due on this day.
         found = {
             due
@@ -279,7 +280,7 @@ class Cron:
         offset = datetime(day.year, day.month, day.day, hour, minute, tzinfo=self._zone, fold=fold).utcoffset()
         assert offset is not None
         local = ((day - _EPOCH).days * 24 + hour) * 60 + minute
-        return local * 60_000 - duration_ms(offset)
+        return local * _MINUTE_MS - duration_ms(offset)
 
     def _midnight(self, day: date) -> int:
         return self._moment(day)

@@ -1,4 +1,4 @@
-"""Conversions between milliseconds since the epoch and aware datetimes; no other module does them.
+"""Conversions of milliseconds to and from datetimes, durations, seconds and texts; no other module does them.
 
 Redis, the signed messages and the agents' journals hold times as whole milliseconds since the epoch (UTC).
 """
@@ -8,7 +8,25 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime, timedelta
 
-__all__ = ["duration_ms", "from_ms", "now_ms", "optional_from_ms", "to_ms"]
+__all__ = [
+    "LAST_MS",
+    "duration_ms",
+    "from_ms",
+    "micros_since",
+    "milliseconds",
+    "ms_of_seconds",
+    "now_micros",
+    "now_ms",
+    "optional_from_ms",
+    "redis_ms",
+    "seconds_of_ms",
+    "text_of_ms",
+    "to_ms",
+    "whole_seconds_of_ms",
+]
+
+#: The last millisecond of the year 9999: the latest time that `datetime` holds.
+LAST_MS = 253_402_300_799_999
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -37,3 +55,43 @@ def duration_ms(duration: timedelta) -> int:
 def now_ms() -> int:
     """Return the host's current time in milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
+
+
+def now_micros() -> int:
+    """Return the host's current time in microseconds since the epoch."""
+    return time.time_ns() // 1000
+
+
+def micros_since(began_ns: int) -> int:
+    """Return the microseconds since a time of `time.monotonic_ns`, rounded down."""
+    return (time.monotonic_ns() - began_ns) // 1000
+
+
+def milliseconds(duration: timedelta) -> float:
+    """Convert a duration to milliseconds, fractions included."""
+    return duration / _MILLISECOND
+
+
+def seconds_of_ms(ms: int) -> float:
+    """Convert milliseconds to seconds, fractions included."""
+    return ms / 1000
+
+
+def whole_seconds_of_ms(ms: int) -> int:
+    """Convert milliseconds to whole seconds, rounded down."""
+    return ms // 1000
+
+
+def ms_of_seconds(seconds: float) -> int:
+    """Convert seconds to milliseconds, rounded to the nearest."""
+    return round(seconds * 1000)
+
+
+def redis_ms(seconds: int, micros: int) -> int:
+    """Convert the answer to TIME of Redis to milliseconds since the epoch, rounded down."""
+    return seconds * 1000 + micros // 1000
+
+
+def text_of_ms(ms: int) -> str:
+    """Return a time in UTC as text with milliseconds: `2026-01-31T12:00:00.000Z`."""
+    return f"{from_ms(ms).replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"

@@ -22,6 +22,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from tachikoma.vocabulary.clock import LAST_MS, milliseconds
+
 __all__ = [
     "ID_PATTERN",
     "Base64",
@@ -74,7 +76,7 @@ def format_duration(value: timedelta) -> str:
     if micros < 1000:
         return f"{sign}{micros}us"
     if micros < 1_000_000:
-        return f"{sign}{micros / 1000:g}ms"
+        return f"{sign}{milliseconds(timedelta(microseconds=micros)):g}ms"
     seconds, fraction = divmod(micros, 1_000_000)
     hours, rest = divmod(seconds, 3600)
     minutes, seconds = divmod(rest, 60)
@@ -161,7 +163,7 @@ Identifier = Annotated[
     str, AfterValidator(_identifier), WithJsonSchema({"type": "string", "pattern": f"^{ID_PATTERN}$"})
 ]
 #: A time in milliseconds since the epoch, before the year 10000; 0 means never.
-Milliseconds = Annotated[int, Field(ge=0, le=253_402_300_799_999)]
+Milliseconds = Annotated[int, Field(ge=0, le=LAST_MS)]
 
 
 def _network(text: str) -> str:

@@ -10,6 +10,7 @@ import structlog
 
 from tachikoma.config.tasks import supervised
 from tachikoma.streams.frames import STDERR, STDOUT
+from tachikoma.vocabulary.clock import micros_since
 from tachikoma.vocabulary.limits import ResourceUsage
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_worker.cgroups.hierarchy import Cgroup
@@ -80,7 +81,7 @@ class RunningCommand:
             exited=exited,
             usage=self._usage(),
             whole=bool(self._cgroup.fds),
-            duration_us=(time.monotonic_ns() - facts.began_ns) // 1000,
+            duration_us=micros_since(facts.began_ns),
         )
         self._spool.finish(ending)
         return ending

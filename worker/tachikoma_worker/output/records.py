@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from tachikoma.vocabulary.clock import LAST_MS
 from tachikoma.vocabulary.limits import ResourceUsage
 from tachikoma.vocabulary.results import KillReceipt
 from tachikoma.vocabulary.states import ExecState
@@ -20,9 +21,8 @@ __all__ = ["CLIPPED", "MAX_TEXT_CHARS", "Ending", "Facts", "Totals", "receipt_te
 MAX_TEXT_CHARS = 8192
 #: Last characters of a text that was longer.
 CLIPPED = " … (clipped)"
-#: Largest count and largest time that a receipt may contain.
+#: Largest count that a receipt may contain.
 MAX_COUNT = 2**63 - 1
-MAX_MS = 253_402_300_799_999
 
 
 def receipt_text(value: object) -> str:
@@ -116,7 +116,7 @@ class Ending(BaseModel):
     #: Path of the file that was executed, or empty.
     executable: ReceiptText = ""
     #: Start in milliseconds since the epoch; 0 for a command that never started.
-    started_ms: Annotated[int, _within(0, MAX_MS)] = 0
+    started_ms: Annotated[int, _within(0, LAST_MS)] = 0
     duration_us: Annotated[int, _within(0, MAX_COUNT)] = 0
     usage: ResourceUsage = ResourceUsage()
     #: How the command was killed; None if it was not.

@@ -16,7 +16,6 @@ from __future__ import annotations
 import errno
 import os
 import struct
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ import structlog
 from pydantic import ValidationError
 
 from tachikoma.streams.frames import STDERR, STDOUT
+from tachikoma.vocabulary.clock import now_micros
 from tachikoma_worker.output.records import Ending, Facts, Totals
 
 __all__ = ["CHUNK_BYTES", "Chunk", "Spool", "SpoolError", "host_boot"]
@@ -201,7 +201,7 @@ class Spool:
         """
         begin = self._written + _HEADER.size
         try:
-            os.pwrite(self._descriptor, _HEADER.pack(kind, self._seq + 1, time.time_ns() // 1000, 0), self._written)
+            os.pwrite(self._descriptor, _HEADER.pack(kind, self._seq + 1, now_micros(), 0), self._written)
             moved = os.splice(pipe, self._descriptor, CHUNK_BYTES, offset_dst=begin, flags=os.SPLICE_F_NONBLOCK)
         except OSError as error:
             if error.errno in _DISK_ERRORS:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ import typer
 from tachikoma.cli.commands.audit import show_events
 from tachikoma.client.sync import Client
 from tachikoma.errors import PermissionDenied, TachikomaError
+from tachikoma.vocabulary.clock import milliseconds
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.results import ExecResponse, OutputKind
 from tachikoma.vocabulary.states import ExecState
@@ -50,8 +52,8 @@ def _expect(condition: bool, failure: str) -> None:
 
 
 def _show(response: ExecResponse) -> None:
-    milliseconds = response.duration.total_seconds() * 1000
-    typer.echo(f"   {response.state}, exit code {response.exit_code}, {milliseconds:.1f} ms on the agent")
+    took_ms = milliseconds(response.duration)
+    typer.echo(f"   {response.state}, exit code {response.exit_code}, {took_ms:.1f} ms on the agent")
 
 
 def demo() -> None:
@@ -98,9 +100,9 @@ def _streaming(client: Client) -> None:
     arrivals: list[float] = []
     for output in client.execute_stream(ExecRequest(agent_id=AGENT, command=("sh", "-c", script))):
         if output.kind is OutputKind.STDOUT and output.time is not None:
-            delay = time.time() - output.time.timestamp()
+            delay = datetime.now(UTC) - output.time
             arrivals.append(time.monotonic())
-            sys.stdout.write(f"   {output.data.decode().rstrip()}   ({delay * 1000:.1f} ms after it was read)\n")
+            sys.stdout.write(f"   {output.data.decode().rstrip()}   ({milliseconds(delay):.1f} ms after it was read)\n")
             sys.stdout.flush()
     _expect(len(arrivals) == 5 and arrivals[-1] - arrivals[0] > 1.5, "the lines did not come one by one")
 
