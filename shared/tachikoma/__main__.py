@@ -1,5 +1,5 @@
 """`python -m tachikoma` is the command `tachikoma`."""
 
-from tachikoma.cli import main
+from tachikoma.cli import program
 
-main()
+program()

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 from pydantic_settings import SettingsConfigDict
 
-from tachikoma.cli.show import Output, OutputOption, as_json, table
+from tachikoma.cli.output import Output, OutputOption, show_value
+from tachikoma.cli.tables import printable
 from tachikoma.config.settings import read_settings
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.open import IdentityPlace, open_identity
@@ -115,10 +116,7 @@ def check(
     svid = None if settings.identity is None else open_identity(settings.identity)
     access = RedisAccess.of(settings, identity=svid, user=CHECK)
     report = asyncio.run(_examine(access, kept, durable=settings.audit_durable))
-    if output is Output.JSON:
-        as_json(report)
-    else:
-        _show(report)
+    show_value(report, output, text=_show)
     if report.findings:
         raise typer.Exit(1)
 
@@ -136,6 +134,8 @@ def _show(report: Report) -> None:
     if not report.findings:
         typer.echo(f"{report.version}, {agents}: all as it should be")
         return
-    table(("WHERE", "WHAT", "WHAT TO DO"), [(item.where, item.what, item.remedy) for item in report.findings])
+    for item in report.findings:
+        typer.echo(printable(f"{item.where}: {item.what}"))
+        typer.echo(printable(f"  {item.remedy}"))
     number = "1 finding" if len(report.findings) == 1 else f"{len(report.findings)} findings"
     typer.echo(f"{report.version}, {agents}: {number}")

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
 import typer
 import typer.core
 
 from tachikoma.cli import descriptors
-from tachikoma.cli.commands import agents, approvals, audit, demo, dev, execute, executions, logs
 from tachikoma.cli.components import COMPONENTS, ComponentCommand
+from tachikoma.cli.output import report
 from tachikoma.cli.show import warn
-from tachikoma.client.profile import PROFILE_VARIABLE
-from tachikoma.config.logs import configure as configure_logs
+from tachikoma.client import PROFILE_VARIABLE
+from tachikoma.config import logs
 from tachikoma.errors import TachikomaError
 
 __all__ = ["app", "run"]
@@ -25,13 +24,12 @@ FAILED = 1
 
 
 class _Group(typer.core.TyperGroup):
-    """The commands of this package and of the components, by name."""
+    """All commands, by name."""
 
     def __init__(self, **attrs: Any) -> None:
         super().__init__(**attrs)
         for component in COMPONENTS:
             self.add_command(ComponentCommand(component))
-        self.commands = dict(sorted(self.commands.items()))
 
 
 app = typer.Typer(
@@ -45,6 +43,9 @@ app = typer.Typer(
 
 def _version(requested: bool) -> None:
     if requested:
+        # Imported here, since no other command needs it.
+        from importlib.metadata import version
+
         typer.echo(f"tachikoma {version('tachikoma-exec')}")
         raise typer.Exit
 
@@ -61,15 +62,11 @@ def _options(
         os.environ[PROFILE_VARIABLE] = profile
 
 
-for noun in (execute, logs, executions, approvals, audit, agents, dev, demo):
-    noun.add_to(app)
-
-
 def run() -> NoReturn:
     """Run the command line of this process; a `TachikomaError` becomes one message and exit code 1."""
     descriptors.prepare()
-    # Components set the level of their settings.
-    configure_logs("warning")
+    # Components configure logs themselves.
+    logs.show_warnings()
     try:
         try:
             app()
@@ -77,7 +74,7 @@ def run() -> NoReturn:
             # At exit Python would only complain about output that cannot be written.
             sys.stdout.flush()
     except TachikomaError as error:
-        warn(f"tachikoma: {error}")
+        report(error)
         sys.exit(FAILED)
     except descriptors.OutputFailed as error:
         descriptors.abandon_output()

@@ -1,21 +1,22 @@
-"""Commands that are imported when they run: those of the orchestrator and the worker, and some of the client.
+"""Every command of `tachikoma`, each imported when it runs.
 
-Their names and help lines are written here, so that `tachikoma --help` imports none of them and works in every
-installation. All components are in one wheel; an installation without a component's extra lacks its dependencies only.
+Names and help lines are written here. So `tachikoma --help` imports no command, and works in every installation. All
+components are in one wheel; an installation without a component's extra lacks its dependencies only.
 """
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 import typer.core
 import typer.main
 
 from tachikoma.errors import ConfigurationError
 
-__all__ = ["COMPONENTS", "Component", "ComponentCommand"]
+__all__ = ["COMPONENTS", "LASTING", "Component", "ComponentCommand"]
 
 #: Name of the package for pip.
 DISTRIBUTION = "tachikoma-exec"
@@ -26,7 +27,7 @@ class Component:
     """A command that is known before its module is imported."""
 
     name: str
-    #: Module and name of its `typer.Typer`, as `module:name`.
+    #: Module and name of its `typer.Typer`, as `module:name`; or a module whose `add_to` adds it.
     target: str
     #: First line of its help.
     help: str
@@ -39,9 +40,8 @@ class Component:
         Raises:
             ConfigurationError: a package that it needs is not installed; the message names the extra.
         """
-        module, _, name = self.target.partition(":")
         try:
-            return typer.main.get_command(getattr(import_module(module), name))
+            return self._command()
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
             if not self.extra or package.startswith("tachikoma"):
@@ -51,9 +51,24 @@ class Component:
                 f"run: pip install '{DISTRIBUTION}[{self.extra}]'"
             ) from None
 
+    def _command(self) -> Any:
+        path, _, name = self.target.partition(":")
+        if self.extra:
+            # Its loggers print to standard output until this is done; it sets the level of its settings itself.
+            import_module("tachikoma.config.logs").configure("warning")
+        module = import_module(path)
+        if name:
+            return typer.main.get_command(getattr(module, name))
+        commands = typer.Typer()
+        module.add_to(commands)
+        return typer.main.get_group(commands).commands[self.name]
+
 
 class ComponentCommand(typer.core.TyperCommand):
     """Stands for a component in the list of commands; running it imports the component."""
+
+    #: Name of the component that was run last; empty if none was.
+    last: ClassVar[str] = ""
 
     def __init__(self, component: Component) -> None:
         super().__init__(component.name, help=component.help)
@@ -63,20 +78,44 @@ class ComponentCommand(typer.core.TyperCommand):
         """Make the context of the real command, which then runs or shows its help."""
         command = self.component.load()
         command.name = self.component.name
-        return command.make_context(info_name, args, parent=parent, **extra)
+        ComponentCommand.last = command.name
+        context = command.make_context(info_name, args, parent=parent, **extra)
+        # All modules are there now (see `tachikoma.cli.program`). They stay, so the collector need not look at them.
+        if not gc.isenabled():
+            gc.freeze()
+            gc.enable()
+        return context
 
 
 _CLIENT = "tachikoma.cli.commands"
 _ORCHESTRATOR = "tachikoma_orchestrator.commands"
 _WORKER = "tachikoma_worker.command"
 
-#: Every component, by name.
+#: Every command, by name.
 COMPONENTS = (
+    Component("agents", f"{_CLIENT}.agents", "List the agents and their state; drain, resume, enroll and revoke them."),
+    Component(
+        "approvals",
+        f"{_CLIENT}.approvals",
+        "List the executions that wait for an approval and that you may approve or requested; or show one in full.",
+    ),
+    Component("approve", f"{_CLIENT}.approvals", "Show everything that a waiting execution would run, and approve it."),
+    Component("audit", f"{_CLIENT}.audit", "Read, verify and export the audit trail."),
     Component(
         "beat",
         f"{_ORCHESTRATOR}.beat:beat",
         "Run Celery beat for the schedules; several may run at once.",
         "orchestrator",
+    ),
+    Component(
+        "cancel",
+        f"{_CLIENT}.executions",
+        "Cancel executions and print what happened to each. The exit code is 1 if any could not be cancelled.",
+    ),
+    Component("demo", f"{_CLIENT}.demo", "Start the whole system, run real work on it, show what happened, and stop."),
+    Component("dev", f"{_CLIENT}.dev", "Run the whole system on this machine, in the foreground; Ctrl-C stops it."),
+    Component(
+        "exec", f"{_CLIENT}.execute", "Run a command on an agent, stream its output, and exit with its exit code."
     ),
     Component(
         "flower",
@@ -89,6 +128,7 @@ COMPONENTS = (
         f"{_CLIENT}.identity:identity",
         "Show your identity, whom you trust, and what rotating the root would break.",
     ),
+    Component("logs", f"{_CLIENT}.logs", "Show the output of an execution, also of one that has ended."),
     Component(
         "orchestrator",
         f"{_ORCHESTRATOR}.orchestrator:orchestrator",
@@ -96,14 +136,21 @@ COMPONENTS = (
         "orchestrator",
     ),
     Component("policy", f"{_CLIENT}.policy:policy", "Check, explain, test and compare policy files."),
+    Component("ps", f"{_CLIENT}.executions", "List executions, newest first."),
     Component(
         "redis",
         f"{_ORCHESTRATOR}.redis:redis",
         "Create the users of a Redis server, and check the server.",
         "orchestrator",
     ),
+    Component(
+        "reject",
+        f"{_CLIENT}.approvals",
+        "Reject a waiting execution; it never runs, and its requester sees the reason.",
+    ),
     Component("schedule", f"{_CLIENT}.schedule:schedule", "Show, pause, resume and run schedules; check their files."),
     Component("spawner", f"{_WORKER}:spawner", "Run a spawner for a worker that is not root.", "worker"),
+    Component("status", f"{_CLIENT}.executions", "Show the state of an execution, and how it came there."),
     Component(
         "submitter",
         f"{_ORCHESTRATOR}.submitter:submitter",
@@ -112,3 +159,6 @@ COMPONENTS = (
     ),
     Component("worker", f"{_WORKER}:worker", "Run an agent's worker, which runs commands on this host.", "worker"),
 )
+
+#: Commands that run services or start processes, and end as other Python programs do.
+LASTING = frozenset({"demo", "dev", *(component.name for component in COMPONENTS if component.extra)})

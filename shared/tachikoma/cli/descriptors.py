@@ -6,18 +6,17 @@ would disturb the parent. Each read and write therefore waits for its descriptor
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import io
 import os
 import select
 import sys
 from contextlib import suppress
-from typing import Final, TextIO
+from typing import Final, NoReturn, TextIO
 
 from tachikoma.errors import InvalidRequest
 
-__all__ = ["OutputFailed", "abandon_output", "prepare", "read_input", "write_all"]
+__all__ = ["OutputFailed", "abandon_output", "leave", "prepare", "read_input", "write_all"]
 
 #: Bytes of one write to a descriptor that may block. A pipe that is ready takes so many at once (pipe(7), PIPE_BUF).
 WRITE_BYTES: Final = select.PIPE_BUF
@@ -151,12 +150,24 @@ def abandon_output() -> None:
     os.close(null)
 
 
+def leave(code: int) -> NoReturn:
+    """End this process at once, after its streams are written."""
+    for stream in (sys.stdout, sys.stderr):
+        # What cannot be written was reported before.
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
+
+
 async def _ready(descriptor: int) -> None:
     """Wait until a descriptor can take output. A file is always ready, and epoll refuses it."""
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     if poll.poll(0):
         return
+    # Imported here: most commands that print do not need it.
+    import asyncio
+
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
     loop.add_writer(descriptor, ready.set)

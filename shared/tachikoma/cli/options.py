@@ -11,7 +11,6 @@ import typer
 
 from tachikoma.errors import InvalidRequest
 from tachikoma.vocabulary.pairs import parse_pairs
-from tachikoma.vocabulary.types import parse_duration
 
 __all__ = [
     "ReasonOption",
@@ -34,6 +33,9 @@ def duration(text: str, option: str) -> timedelta:
     Raises:
         InvalidRequest: it is none; the message begins with the option.
     """
+    # Imported here: with it comes pydantic.
+    from tachikoma.vocabulary.types import parse_duration
+
     try:
         return parse_duration(text)
     except ValueError as error:

@@ -1,51 +1,23 @@
-"""Output of the CLI: tables and facts for people, JSON for programs."""
+"""Output of the CLI: facts for people, JSON for programs, and times as people read them."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
-from datetime import datetime
-from enum import StrEnum
-from typing import Annotated
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from tachikoma.vocabulary.model import Model
+from tachikoma.cli.tables import Cell, printable
 from tachikoma.vocabulary.states import ExecState
 
-__all__ = [
-    "Output",
-    "OutputOption",
-    "as_json",
-    "clock",
-    "colour_of",
-    "facts",
-    "printable",
-    "raw_json",
-    "short_id",
-    "state_text",
-    "table",
-    "warn",
-]
+if TYPE_CHECKING:
+    from tachikoma.vocabulary.model import Model
 
-#: Columns of a table that is not read on a terminal; nothing is folded there.
-PIPE_COLUMNS = 400
-
-
-class Output(StrEnum):
-    """Values of `--output`."""
-
-    TEXT = "text"
-    JSON = "json"
-
-
-OutputOption = Annotated[Output, typer.Option("--output", "-o", help="text for people, json for programs.")]
+__all__ = ["age", "as_json", "clock", "colour_of", "facts", "moment", "raw_json", "short_id", "state_cell", "warn"]
 
 _COLOURS = {
     ExecState.SUCCEEDED: "green",
@@ -56,20 +28,18 @@ _COLOURS = {
     ExecState.EXPIRED: "yellow",
 }
 
+#: Units of an age and their seconds, from the largest.
+_UNITS = (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1))
+
 
 def colour_of(state: ExecState) -> str:
     """Return the colour of a state: success green, open cyan, waiting or stopped yellow, others red."""
     return _COLOURS.get(state, "red")
 
 
-def state_text(state: ExecState) -> Text:
+def state_cell(state: ExecState) -> Cell:
     """Return a state in its colour."""
-    return Text(state, style=colour_of(state))
-
-
-def printable(text: str) -> str:
-    """Escape control characters of foreign text, which could otherwise control the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return Cell(state, colour_of(state))
 
 
 def short_id(spiffe_id: str) -> str:
@@ -86,8 +56,26 @@ def clock(time: datetime | None) -> str:
     return local.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")
 
 
+def age(time: datetime | None) -> str:
+    """Format a time as its distance from now in one unit: `5m ago`, `in 2h`."""
+    if time is None:
+        return "-"
+    distance = datetime.now(UTC) - time
+    seconds = int(abs(distance).total_seconds())
+    unit, size = next(((unit, size) for unit, size in _UNITS if seconds >= size), ("s", 1))
+    amount = f"{seconds // size}{unit}"
+    return f"in {amount}" if distance < -timedelta(seconds=1) else f"{amount} ago"
+
+
+def moment(time: datetime | None) -> str:
+    """Format a time for people, local and relative: `12:00:00 (5m ago)`."""
+    return "-" if time is None else f"{clock(time)} ({age(time)})"
+
+
 def as_json(values: Model | Iterable[Model]) -> None:
     """Print values as JSON with the spec's names: one value as an object, several as an array."""
+    from tachikoma.vocabulary.model import Model
+
     if isinstance(values, Model):
         raw_json(values.to_dict())
     else:
@@ -111,14 +99,3 @@ def facts(rows: Iterable[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
         typer.echo(f"{name:<{width}}  {printable(value)}")
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
-    """Print a table; values are folded on a terminal and never shortened."""
-    console = Console(width=None if sys.stdout.isatty() else PIPE_COLUMNS, highlight=False)
-    shown = Table(box=SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False, show_edge=False)
-    for column in columns:
-        shown.add_column(column, overflow="fold")
-    for row in rows:
-        shown.add_row(*(cell if isinstance(cell, Text) else Text(printable(cell)) for cell in row))
-    console.print(shown)

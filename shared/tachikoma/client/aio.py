@@ -18,16 +18,16 @@ from tachikoma.client.streams import OutputStream
 from tachikoma.config.logs import get_logger
 from tachikoma.errors import InvalidRequest, NotFound, TachikomaError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
-from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
-from tachikoma.vocabulary.audit import ExecAuditLog
-from tachikoma.vocabulary.policies import PolicyStatus
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.results import Approval, CancelResponse, ExecOutput, ExecResponse, ExecStatus, OutputKind
-from tachikoma.vocabulary.schedules import ScheduledRun, ScheduleStatus
 from tachikoma.vocabulary.states import ExecState
 
 if TYPE_CHECKING:
     from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionAsyncStub
+    from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
+    from tachikoma.vocabulary.audit import ExecAuditLog
+    from tachikoma.vocabulary.policies import PolicyStatus
+    from tachikoma.vocabulary.schedules import ScheduledRun, ScheduleStatus
 
 __all__ = ["DEFAULT_RECONNECT", "LEAVE_SECONDS", "AsyncClient"]
 

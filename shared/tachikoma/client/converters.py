@@ -31,6 +31,8 @@ __all__ = [
     "enumeration",
     "many",
     "nested",
+    "optional",
+    "plain",
 ]
 
 V = TypeVar("V")
@@ -135,6 +137,16 @@ class WireField:
     def attribute(self) -> str:
         """Name of the model's attribute."""
         return self.renamed or self.name
+
+
+def plain(*names: str) -> tuple[WireField, ...]:
+    """Make rows of scalars that are always read."""
+    return tuple(WireField(name) for name in names)
+
+
+def optional(*names: str, converter: Converter[Any, Any] = SAME) -> tuple[WireField, ...]:
+    """Make rows of fields that may be unset, which is None."""
+    return tuple(WireField(name, converter, Presence.OPTIONAL) for name in names)
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,12 @@ from pathlib import Path
 import platformdirs
 from pydantic import ValidationError
 
+from tachikoma.client import PROFILE_VARIABLE
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.open import IdentityPlace
 from tachikoma.vocabulary.model import Model, describe_validation_error
 
 __all__ = ["PROFILE_VARIABLE", "Profile", "default_profile_path"]
-
-#: The environment variable with the path of the profile.
-PROFILE_VARIABLE = "TACHIKOMA_PROFILE"
 
 
 def default_profile_path() -> Path:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, cast
 
-import structlog
+if TYPE_CHECKING:
+    import structlog
 
-__all__ = ["configure", "get_logger"]
+__all__ = ["configure", "get_logger", "show_warnings"]
 
 logging.getLogger("tachikoma").addHandler(logging.NullHandler())
-
-
-_STAMP = structlog.processors.TimeStamper(fmt="iso", utc=True)
 
 
 class _Format:
@@ -27,12 +26,29 @@ class _Format:
     structured = False
 
 
+class _LazyLogger:
+    """A logger that imports structlog with its first event, since most commands of the client log nothing."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, method: str) -> Any:
+        return getattr(_wrapped(self._name), method)
+
+
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     """Return a logger of the library, which writes through `logging` however structlog is configured.
 
     Args:
         name: name of the logger, which is that of the module.
     """
+    return cast("structlog.stdlib.BoundLogger", _LazyLogger(name))
+
+
+@cache
+def _wrapped(name: str) -> structlog.stdlib.BoundLogger:
+    import structlog
+
     logger: structlog.stdlib.BoundLogger = structlog.wrap_logger(
         logging.getLogger(name),
         processors=[
@@ -46,17 +62,35 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     return logger
 
 
+@cache
+def _stamp() -> structlog.typing.Processor:
+    import structlog
+
+    return structlog.processors.TimeStamper(fmt="iso", utc=True)
+
+
 def _to_logging(
     logger: logging.Logger, method: str, event: structlog.typing.EventDict
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments for `logging`: a line of text, or the event for the handler of `configure`."""
     if _Format.structured:
-        stamped = _STAMP(logger, method, event)
+        import structlog
+
+        stamped = cast("structlog.typing.EventDict", _stamp()(logger, method, event))
         return structlog.stdlib.ProcessorFormatter.wrap_for_formatter(logger, method, stamped)
     options = {name: event.pop(name) for name in ("exc_info", "stack_info", "stacklevel") if name in event}
     text = str(event.pop("event"))
     del event["level"]
     return (text + "".join(f" {name}={value!r}" for name, value in event.items()),), options
+
+
+def show_warnings() -> None:
+    """Write warnings of the library to standard error, as plain lines; `configure` replaces this."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("tachikoma: %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
 
 
 def configure(level: str = "info") -> None:
@@ -65,11 +99,14 @@ def configure(level: str = "info") -> None:
     Args:
         level: lowest level that is written: debug, info, warning, error or critical.
     """
+    # Imported here, since commands of the client do not need it.
+    import structlog
+
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
-        _STAMP,
+        _stamp(),
     ]
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()

@@ -10,16 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
-from joserfc.jwk import ECKey
 
 from tachikoma.identity.bundles import TrustBundle, TrustBundles, load_bundles
 from tachikoma.identity.certificates import id_of
 from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId
+
+if TYPE_CHECKING:
+    from joserfc.jwk import ECKey
 
 __all__ = ["Svid", "SvidSource", "renewed"]
 
@@ -38,8 +41,6 @@ class Svid:
     key_pem: bytes = field(repr=False)
     #: The bundles of its own trust domain and of federated ones.
     bundles: TrustBundles
-    #: The key for joserfc.
-    signing_key: ECKey = field(repr=False)
 
     @classmethod
     def load(
@@ -71,8 +72,14 @@ class Svid:
             certificate_pem=certificate_pem,
             key_pem=key_pem,
             bundles=load_bundles(spiffe_id.trust_domain, bundle_pem, federated_pem or {}),
-            signing_key=ECKey.import_key(key_pem),
         )
+
+    @cached_property
+    def signing_key(self) -> ECKey:
+        """The key for joserfc, which a client that signs nothing does not import."""
+        from joserfc.jwk import ECKey
+
+        return ECKey.import_key(self.key_pem)
 
     @property
     def bundle(self) -> TrustBundle:

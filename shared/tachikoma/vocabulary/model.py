@@ -21,6 +21,8 @@ class Model(BaseModel):
         validate_by_name=True,
         validate_by_alias=True,
         serialize_by_alias=True,
+        # Most processes use a few of the models. The schema of each is built when it is first used.
+        defer_build=True,
     )
 
     def to_json(self) -> str:

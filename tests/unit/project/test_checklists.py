@@ -121,6 +121,10 @@ NO_OWN_TEST: dict[str, tuple[str, str]] = {
         "end_to_end/test_celery.py",
         "a Celery worker of its own",
     ),
+    "shared/tachikoma/client/wire_records.py": (
+        "unit/shared/client/test_wire.py",
+        "further tables of `wire`, with one test for all tables",
+    ),
     "worker/tachikoma_worker/confinement/refusals.py": (
         "unit/worker/confinement/test_executable.py",
         "an exception without code",

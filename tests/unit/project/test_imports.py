@@ -5,9 +5,11 @@ The import contracts forbid these imports in the source; here an interpreter sho
 
 from __future__ import annotations
 
+import os
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +42,42 @@ def test_each_of_them_alone_loads_none_of_these(module: str) -> None:
 
 def test_access_to_redis_loads_redis_and_no_grpc() -> None:
     assert loaded_by("tachikoma.redis.access") == {"redis"}
+
+
+#: Runs a command line, and writes the names of the modules that it has loaded to a file.
+LINE = """
+import sys
+target = sys.argv.pop(1)
+from tachikoma.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+open(target, "w").write(chr(10).join(sys.modules))
+"""
+#: What a command must not load, by command line; the commands of the client need neither models of tables nor these.
+COMMON = {*HEAVY, "tachikoma_orchestrator", "tachikoma_worker", "structlog", "joserfc", "rich"}
+WITHOUT = {
+    "--version": COMMON | {"pydantic", "asyncio", "cryptography", "tachikoma.client.aio", "google"},
+    "--help": COMMON - {"rich"} | {"pydantic", "cryptography", "tachikoma.client.aio", "google"},
+    "exec agent-1 true": COMMON - {"grpc"} | {
+        "tachikoma.policy", "tachikoma.vocabulary.policies", "tachikoma.vocabulary.audit",
+        "tachikoma.vocabulary.schedules", "tachikoma.vocabulary.agents",
+    },
+    "ps": COMMON - {"grpc"} | {"tachikoma.policy"},
+    "status x": COMMON - {"grpc"} | {"tachikoma.policy"},
+}  # fmt: skip
+#: Most modules of a command, the interpreter's own included; about a tenth more than today.
+MOST = {"--version": 300, "--help": 420, "exec agent-1 true": 560, "ps": 560, "status x": 560}
+
+
+@pytest.mark.parametrize("line", WITHOUT)
+def test_a_command_loads_only_what_it_needs(line: str, tmp_path: Path) -> None:
+    names = tmp_path / "modules"
+    subprocess.run(
+        [sys.executable, "-c", LINE, str(names), *line.split()], capture_output=True, timeout=60, check=True,
+        env={**os.environ, "TACHIKOMA_PROFILE": str(tmp_path / "none.json"), "COLUMNS": "100"},
+    )  # fmt: skip
+    loaded = set(names.read_text(encoding="utf-8").split())
+    assert not loaded & WITHOUT[line]
+    assert len(loaded) <= MOST[line], len(loaded)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from tachikoma.cli.options import ReasonOption, YesOption, confirm, duration
-from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable, table, warn
+from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, show_value, watch
+from tachikoma.cli.show import age, clock, warn
+from tachikoma.cli.tables import Cell, Column, printable, table
 from tachikoma.client.sync import Client
-from tachikoma.vocabulary.agents import AgentInfo
+from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
 from tachikoma.vocabulary.states import ExecState
 
 __all__ = ["add_to", "agents"]
@@ -32,46 +33,67 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(agents, name="agents")
 
 
+#: Columns of the list; the last ones to be left out have the smallest numbers.
+COLUMNS = (
+    Column("AGENT"),
+    Column("STATE"),
+    Column("SEEN", 2),
+    Column("RUNNING", 1),
+    Column("QUEUED", 3),
+    Column("LOAD", 5),
+    Column("MEMORY", 4),
+    Column("DISK", 4),
+    Column("CERTIFICATE", 6),
+    Column("VERSION", 8),
+    Column("HOST", 7, elastic=True),
+    Column("LABELS", 6, elastic=True),
+)
+
+
 @agents.callback()
-def ls(context: typer.Context, output: OutputOption = Output.TEXT) -> None:
+def ls(
+    context: typer.Context,
+    wide: WideOption = False,
+    again: WatchOption = False,
+    output: OutputOption = Output.TEXT,
+) -> None:
     """List the agents and their state; drain, resume, enroll and revoke them."""
     if context.invoked_subcommand is not None:
         return
+
+    def text(found: Sequence[AgentInfo]) -> None:
+        table(COLUMNS, map(_row, found), wide=wide)
+        for item in found:
+            for line in _notes(item):
+                warn(f"{item.id}: {line}")
+
     with Client() as client:
-        found = client.agents()
-    if output is Output.JSON:
-        as_json(found)
-        return
-    columns = ("AGENT", "STATE", "SEEN", "RUNNING", "QUEUED", "LOAD", "MEMORY", "DISK", "CERTIFICATE", "VERSION")
-    table((*columns, "HOST", "LABELS"), [_row(item) for item in found])
-    for item in found:
-        for line in _notes(item):
-            warn(f"{item.id}: {line}")
+        watch(lambda form: show_list(client.agents(), form, name=lambda item: item.id, text=text), output, again=again)
 
 
-def _row(item: AgentInfo) -> tuple[str | Text, ...]:
+def _row(item: AgentInfo) -> tuple[str | Cell, ...]:
     return (
         item.id,
         _state(item),
-        clock(item.last_seen),
+        age(item.last_seen),
         f"{item.running}/{item.slots}",
         str(item.queued),
         f"{item.load:.2f}",
         f"{item.memory_used:.0%}",
         f"{item.disk_used:.0%}",
-        clock(item.trust.expires if item.trust else None),
+        age(item.trust.expires if item.trust else None),
         item.version,
         item.hostname,
         " ".join(f"{name}={value}" for name, value in item.labels.items()),
     )
 
 
-def _state(item: AgentInfo) -> Text:
+def _state(item: AgentInfo) -> Cell:
     if item.revoked:
-        return Text("revoked", style="red")
+        return Cell("revoked", "red")
     if not item.online:
-        return Text("offline", style="red")
-    return Text("draining", style="yellow") if item.draining else Text("online", style="green")
+        return Cell("offline", "red")
+    return Cell("draining", "yellow") if item.draining else Cell("online", "green")
 
 
 def _notes(item: AgentInfo) -> Iterator[str]:
@@ -130,11 +152,12 @@ def enroll(
     lifetime = duration(ttl, "--ttl")
     with Client() as client:
         made = client.enroll_agent(agent, lifetime)
-    if output is Output.JSON:
-        as_json(made)
-        return
+    show_value(made, output, name=lambda made: made.token, text=_show_token)
+
+
+def _show_token(made: Enrolment) -> None:
     typer.echo(made.token)
-    warn(f"a host with this token may join as {agent}, once, until {clock(made.expires)}; run on that host:")
+    warn(f"a host with this token may join as {made.agent_id}, once, until {clock(made.expires)}; run on that host:")
     warn("  tachikoma worker join --token-file FILE --identity FOLDER")
 
 
@@ -154,16 +177,18 @@ def revoke(
         done = client.revoke_agent(agent, reason)
     for warning in done.warnings:
         warn(f"{done.agent_id}: {printable(warning)}")
-    if output is Output.JSON:
-        as_json(done)
-        return
+    show_value(done, output, name=lambda done: done.agent_id, text=_show_revocation)
+
+
+def _show_revocation(done: Revocation) -> None:
     typer.echo(
         f"{done.agent_id}: revoked; {done.cancelled} waiting executions cancelled, {done.lost} running ones lost"
     )
 
 
 def _show(found: AgentInfo, output: Output) -> None:
-    if output is Output.JSON:
-        as_json(found)
-        return
+    show_value(found, output, name=lambda found: found.id, text=_show_drained)
+
+
+def _show_drained(found: AgentInfo) -> None:
     typer.echo(f"{found.id}: {'takes no new executions' if found.draining else 'takes executions'}")

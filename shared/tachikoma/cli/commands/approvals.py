@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
 
 from tachikoma.cli.options import YesOption, confirm, required_reason
-from tachikoma.cli.show import Output, OutputOption, as_json, clock, facts, short_id, table
+from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, show_value, watch
+from tachikoma.cli.show import age, facts, moment, short_id
+from tachikoma.cli.tables import Column, table
 from tachikoma.client.sync import Client
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.results import Approval, ExecStatus
@@ -35,31 +37,50 @@ def add_to(app: typer.Typer) -> None:
 
 def approvals(
     exec_id: Annotated[str, typer.Argument(help="Show everything that this execution would run.")] = "",
+    wide: WideOption = False,
+    again: WatchOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """List the executions that wait for an approval and that you may approve or requested; or show one in full."""
+
+    def show(form: Output) -> None:
+        if exec_id:
+            found = client.approval(exec_id)
+            show_value(found, form, name=lambda found: found.status.id, text=_show_in_full)
+        else:
+            waiting = client.approvals()
+            show_list(waiting, form, name=lambda item: item.id, text=lambda found: _show_list(found, wide))
+
     with Client() as client:
-        found: Approval | tuple[ExecStatus, ...] = client.approval(exec_id) if exec_id else client.approvals()
-    if output is Output.JSON:
-        as_json(found)
-    elif isinstance(found, Approval):
-        _show_in_full(found)
-    else:
-        table(
-            ("ID", "AGENT", "BY", "ASKED", "UNTIL", "APPROVERS", "COMMAND"),
-            [
-                (
-                    item.id,
-                    item.agent_id,
-                    short_id(item.requested_by),
-                    clock(item.request_time),
-                    clock(item.deadline),
-                    ", ".join(short_id(text) for text in item.approvers),
-                    shlex.join(item.command),
-                )
-                for item in found
-            ],
+        watch(show, output, again=again)
+
+
+#: Columns of the list; the last ones to be left out have the smallest numbers.
+COLUMNS = (
+    Column("ID", is_id=True),
+    Column("AGENT", 1, elastic=True),
+    Column("BY", 2, elastic=True),
+    Column("ASKED", 5),
+    Column("UNTIL", 3),
+    Column("APPROVERS", 4, elastic=True),
+    Column("COMMAND", elastic=True),
+)
+
+
+def _show_list(found: Sequence[ExecStatus], wide: bool) -> None:
+    rows = (
+        (
+            item.id,
+            item.agent_id,
+            short_id(item.requested_by),
+            age(item.request_time),
+            age(item.deadline),
+            ", ".join(short_id(text) for text in item.approvers),
+            shlex.join(item.command),
         )
+        for item in found
+    )
+    table(COLUMNS, rows, wide=wide)
 
 
 def _show_in_full(found: Approval) -> None:
@@ -81,8 +102,8 @@ def _facts(found: Approval) -> Iterator[tuple[str, str]]:
     yield "id", status.id
     yield "agent", status.agent_id
     yield "requested by", status.requested_by
-    yield "asked at", clock(status.request_time)
-    yield "until", clock(status.deadline)
+    yield "asked at", moment(status.request_time)
+    yield "until", moment(status.deadline)
     yield "policy", found.policy
     yield "command", " ".join(map(_quoted, request.command))
     yield "user", request.user or "the agent's default user"
@@ -147,7 +168,9 @@ def reject(
 
 
 def _show(status: ExecStatus, outcome: str, output: Output) -> None:
-    if output is Output.JSON:
-        as_json(status)
-    else:
-        typer.echo(f"{status.id}: {outcome} ({status.state})")
+    show_value(
+        status,
+        output,
+        name=lambda status: status.id,
+        text=lambda status: typer.echo(f"{status.id}: {outcome} ({status.state})"),
+    )

@@ -6,20 +6,20 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from cryptography import x509
-from rich.text import Text
 
 from tachikoma.audit.chain import read_events
 from tachikoma.audit.ocsf import to_ocsf
 from tachikoma.audit.verification import Report, verify_files
-from tachikoma.cli.commands.logs import INTERRUPTED
-from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable, raw_json, short_id, table, warn
+from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, WideOption, show_list
+from tachikoma.cli.show import clock, raw_json, short_id, warn
+from tachikoma.cli.tables import Cell, Column, printable, table
 from tachikoma.client.profile import Profile
 from tachikoma.client.sync import Client
 from tachikoma.errors import ConfigurationError, NotFound
@@ -44,23 +44,33 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(audit, name="audit")
 
 
-def show_events(events: tuple[ExecAuditLog, ...]) -> None:
+#: Columns of the list; the last ones to be left out have the smallest numbers.
+COLUMNS = (
+    Column("TIME"),
+    Column("EVENT"),
+    Column("ID", 1, is_id=True),
+    Column("AGENT", 2, elastic=True),
+    Column("BY", 4, elastic=True),
+    Column("EXIT", 3),
+    Column("COMMAND / REASON", 1, elastic=True),
+)
+
+
+def show_events(events: Sequence[ExecAuditLog], *, wide: bool = False) -> None:
     """Print events as a table."""
-    table(
-        ("TIME", "EVENT", "ID", "AGENT", "BY", "EXIT", "COMMAND / REASON"),
-        [
-            (
-                clock(event.time),
-                Text(event.event, style="" if event.authorized else "red"),
-                event.id,
-                event.agent_id,
-                short_id(event.requested_by),
-                str(event.exit_code) if event.exit_code >= 0 else "-",
-                " — ".join(part for part in (event.command, event.reason) if part),
-            )
-            for event in events
-        ],
+    rows = (
+        (
+            clock(event.time),
+            Cell(event.event, "" if event.authorized else "red"),
+            event.id,
+            event.agent_id,
+            short_id(event.requested_by),
+            str(event.exit_code) if event.exit_code >= 0 else "-",
+            " — ".join(part for part in (event.command, event.reason) if part),
+        )
+        for event in events
     )
+    table(COLUMNS, rows, wide=wide)
 
 
 @audit.command()
@@ -68,10 +78,16 @@ def tail(
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, max=1000, help="Number of events.")] = 20,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show new events until Ctrl-C.")] = False,
     exec_id: Annotated[str, typer.Option("--id", help="Only events of this execution.")] = "",
+    wide: WideOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Show the latest events, oldest first."""
-    show = as_json if output is Output.JSON else show_events
+    """Show the latest events, oldest first. With --follow and -o json there is one object a line."""
+    form = Output.JSONL if follow and output is Output.JSON else output
+
+    def show(events: Sequence[ExecAuditLog]) -> None:
+        show_list(events, form, name=lambda event: event.id, text=lambda events: show_events(events, wide=wide))
+        sys.stdout.flush()
+
     with Client() as client:
         # With an id, the new events of all executions are read: a search would pass over the same ones each time.
         latest = client.audit(limit=1) if follow and exec_id else ()
@@ -126,9 +142,10 @@ def show(
         events = tuple(event for event in read_events(file) if event.id == exec_id)
     if not events:
         raise NotFound(f"the audit trail has no event of {exec_id!r}")
-    if output is Output.JSON:
-        as_json(events)
-        return
+    show_list(events, output, name=lambda event: event.id, text=_show_in_full)
+
+
+def _show_in_full(events: Sequence[ExecAuditLog]) -> None:
     before: dict[str, Any] = {}
     for event in events:
         if before:

@@ -16,10 +16,11 @@ from typing import Annotated, Any
 import typer
 
 from tachikoma.cli.commands.interrupts import Interrupts
-from tachikoma.cli.commands.logs import BROKEN_PIPE, INTERRUPTED, note, note_approval, write_output
+from tachikoma.cli.commands.logs import BROKEN_PIPE, note, note_approval, write_output
 from tachikoma.cli.descriptors import OutputFailed, abandon_output, read_input
 from tachikoma.cli.options import duration, remote_command
-from tachikoma.cli.show import Output, OutputOption, as_json
+from tachikoma.cli.output import INTERRUPTED, Output, OutputOption
+from tachikoma.cli.show import as_json
 from tachikoma.client.aio import AsyncClient
 from tachikoma.errors import InvalidRequest, TachikomaError
 from tachikoma.vocabulary.pairs import parse_pair

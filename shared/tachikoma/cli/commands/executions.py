@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
-from tachikoma.cli.show import (
-    Output,
-    OutputOption,
-    as_json,
-    clock,
-    facts,
-    printable,
-    short_id,
-    state_text,
-    table,
-    warn,
-)
+from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, show_value, watch
+from tachikoma.cli.show import age, facts, moment, short_id, state_cell, warn
+from tachikoma.cli.tables import Column, printable, table
 from tachikoma.client.sync import Client
 from tachikoma.errors import InvalidRequest, TachikomaError
 from tachikoma.vocabulary.results import CancelOutcome, ExecStatus
@@ -62,51 +53,77 @@ def ps(
     since: Annotated[str, typer.Option(help="Only newer ones: 2026-01-31T12:00, or 1h for an hour ago.")] = "",
     until: Annotated[str, typer.Option(help="Only older ones, in the same form.")] = "",
     limit: Annotated[int, typer.Option("--limit", "-l", min=1, max=1000, help="At most n executions.")] = 50,
+    wide: WideOption = False,
+    again: WatchOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """List executions, newest first."""
-    found: list[ExecStatus] = []
-    token, newer, older = "", _time(since, "--since"), _time(until, "--until")
+    newer, older = _time(since, "--since"), _time(until, "--until")
+
+    def read(page_size: int, token: str) -> tuple[tuple[ExecStatus, ...], str]:
+        return client.list(
+            agent, include_ended=everything, page_size=page_size, page_token=token, requested_by=by,
+            states=state or (), agents=on, since=newer, until=older,
+        )  # fmt: skip
+
+    def show(form: Output) -> None:
+        found, more = _read_pages(read, limit)
+        show_list(found, form, name=lambda item: item.id, text=lambda found: _show_list(found, wide))
+        if more and form is Output.TEXT:
+            warn(f"there are more than these {len(found)}; use --limit")
+
     with Client() as client:
-        # A call searches only a part of a long list, and its page may be short or empty.
-        for _ in range(MAX_PAGES):
-            page, token = client.list(
-                agent, include_ended=everything, page_size=limit - len(found), page_token=token, requested_by=by,
-                states=state or (), agents=on, since=newer, until=older,
-            )  # fmt: skip
-            found += page
-            if not token or len(found) == limit:
-                break
-    if output is Output.JSON:
-        as_json(found)
-        return
-    table(
-        ("ID", "AGENT", "STATE", "EXIT", "ASKED", "BY", "COMMAND"),
-        [
-            (
-                item.id,
-                item.agent_id,
-                state_text(item.state),
-                str(item.exit_code) if item.exit_code >= 0 else "-",
-                clock(item.request_time),
-                short_id(item.requested_by),
-                shlex.join(item.command),
-            )
-            for item in found
-        ],
+        watch(show, output, again=again)
+
+
+def _read_pages(
+    read: Callable[[int, str], tuple[tuple[ExecStatus, ...], str]], limit: int
+) -> tuple[list[ExecStatus], bool]:
+    """Return at most `limit` executions, and whether there are more."""
+    found: list[ExecStatus] = []
+    token = ""
+    # A call searches only a part of a long list, and its page may be short or empty.
+    for _ in range(MAX_PAGES):
+        page, token = read(limit - len(found), token)
+        found += page
+        if not token or len(found) == limit:
+            break
+    return found, bool(token)
+
+
+#: Columns of the list; the last ones to be left out have the smallest numbers.
+COLUMNS = (
+    Column("ID", is_id=True),
+    Column("AGENT", 1, elastic=True),
+    Column("STATE"),
+    Column("EXIT", 3),
+    Column("ASKED", 2),
+    Column("BY", 4, elastic=True),
+    Column("COMMAND", elastic=True),
+)
+
+
+def _show_list(found: Sequence[ExecStatus], wide: bool) -> None:
+    rows = (
+        (
+            item.id,
+            item.agent_id,
+            state_cell(item.state),
+            str(item.exit_code) if item.exit_code >= 0 else "-",
+            age(item.request_time),
+            short_id(item.requested_by),
+            shlex.join(item.command),
+        )
+        for item in found
     )
-    if token:
-        warn(f"there are more than these {len(found)}; use --limit")
+    table(COLUMNS, rows, wide=wide)
 
 
 def status(exec_id: Annotated[str, typer.Argument(help="The execution.")], output: OutputOption = Output.TEXT) -> None:
     """Show the state of an execution, and how it came there."""
     with Client() as client:
         found = client.status(exec_id)
-    if output is Output.JSON:
-        as_json(found)
-    else:
-        facts(_facts(found))
+    show_value(found, output, name=lambda found: found.id, text=lambda found: facts(_facts(found)))
 
 
 def _facts(found: ExecStatus) -> Iterator[tuple[str, str]]:
@@ -125,12 +142,12 @@ def _facts(found: ExecStatus) -> Iterator[tuple[str, str]]:
         "error": found.error,
         "approvers": ", ".join(found.approvers),
         "approved by": f"{found.approved_by}: {found.approval_reason}" if found.approved_by else "",
-        "waits until": clock(found.deadline) if _waits(found) else "",
+        "waits until": moment(found.deadline) if _waits(found) else "",
         "cancelled by": found.cancel_requested_by,
     }
     yield from ((name, value) for name, value in optional.items() if value)
     for step in found.history:
-        yield f"at {clock(step.time)}", step.state
+        yield f"at {moment(step.time)}", step.state
 
 
 def _waits(found: ExecStatus) -> bool:
@@ -161,7 +178,7 @@ def cancel(
             answers.append(answer)
             if output is Output.TEXT:
                 typer.echo(f"{answer.status.id}: {_OUTCOMES[answer.outcome]} ({answer.status.state})")
-    if output is Output.JSON:
-        as_json(answers)
+    if output is not Output.TEXT:
+        show_list(answers, output, name=lambda answer: answer.status.id, text=lambda _: None)
     if failed:
         raise typer.Exit(1)

@@ -10,10 +10,11 @@ from typing import Annotated
 
 import typer
 from cryptography import x509
-from rich.text import Text
 
 from tachikoma.cli.commands.certificates import ca
-from tachikoma.cli.show import Output, OutputOption, clock, printable, raw_json, table, warn
+from tachikoma.cli.output import Output, OutputOption
+from tachikoma.cli.show import clock, raw_json, warn
+from tachikoma.cli.tables import Cell, Column, printable, table
 from tachikoma.client.profile import Profile
 from tachikoma.client.sync import Client
 from tachikoma.errors import ConfigurationError
@@ -159,12 +160,12 @@ class AgentCheck:
             "rootsNotTrusted": list(self.missing),
         }
 
-    def row(self) -> tuple[str | Text, ...]:
+    def row(self) -> tuple[str | Cell, ...]:
         """Return the check as a row of the table."""
         trust = self.agent.trust
         return (
             self.agent.id,
-            Text("online", style="green") if self.agent.online else Text("offline", style="red"),
+            Cell("online", "green") if self.agent.online else Cell("offline", "red"),
             clock(trust.expires if trust else None),
             _short(trust.root) if trust else "-",
             self.problem or ACCEPTED,
@@ -235,9 +236,19 @@ def _own_problem(svid: Svid, bundle: TrustBundle) -> str:
     return ""
 
 
+#: Columns of `check`; the last ones to be left out have the smallest numbers.
+CHECK_COLUMNS = (
+    Column("WHO"),
+    Column("STATE", 1),
+    Column("EXPIRES", 2),
+    Column("ROOT", 3),
+    Column("WITH THIS BUNDLE", elastic=True),
+)
+
+
 def _show_checks(svid: Svid, own_problem: str, checks: Sequence[AgentCheck]) -> None:
-    own: tuple[str | Text, ...] = ("you", Text("-"), clock(svid.not_after), "", own_problem or ACCEPTED)
-    table(("WHO", "STATE", "EXPIRES", "ROOT", "WITH THIS BUNDLE"), [own, *(check.row() for check in checks)])
+    own: tuple[str | Cell, ...] = ("you", "-", clock(svid.not_after), "", own_problem or ACCEPTED)
+    table(CHECK_COLUMNS, [own, *(check.row() for check in checks)])
     for check in checks:
         if check.missing:
             roots = ", ".join(map(_short, check.missing))

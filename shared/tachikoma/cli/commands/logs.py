@@ -9,15 +9,15 @@ from typing import Annotated
 import typer
 
 from tachikoma.cli.descriptors import OutputFailed, abandon_output, write_all
-from tachikoma.cli.show import Output, OutputOption, clock, printable, warn
+from tachikoma.cli.output import INTERRUPTED, Output, OutputOption
+from tachikoma.cli.show import clock, warn
+from tachikoma.cli.tables import printable
 from tachikoma.client.aio import AsyncClient
 from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus, OutputKind
 from tachikoma.vocabulary.states import ExecState
 
-__all__ = ["BROKEN_PIPE", "INTERRUPTED", "add_to", "note", "note_approval", "write_output"]
+__all__ = ["BROKEN_PIPE", "add_to", "note", "note_approval", "write_output"]
 
-#: Exit code after Ctrl-C, and of a cancelled execution; that of a shell after SIGINT.
-INTERRUPTED = 130
 #: Exit code when the reader of the output has gone, as a shell reports SIGPIPE.
 BROKEN_PIPE = 141
 #: Exit code of `logs` when its output cannot be written.

@@ -11,7 +11,9 @@ import typer
 
 from tachikoma.cli.commands.audit import FileOption, trail_of
 from tachikoma.cli.options import duration, pairs, remote_command
-from tachikoma.cli.show import Output, OutputOption, as_json, clock, printable, raw_json, warn
+from tachikoma.cli.output import Output, OutputOption
+from tachikoma.cli.show import as_json, clock, raw_json, warn
+from tachikoma.cli.tables import printable
 from tachikoma.client.sync import Client
 from tachikoma.errors import ConfigurationError, InvalidRequest
 from tachikoma.policy.decide import SEARCH_PATH, PolicySet

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from tachikoma.cli.options import ReasonOption
-from tachikoma.cli.show import (
-    Output,
-    OutputOption,
-    as_json,
-    clock,
-    printable,
-    raw_json,
-    short_id,
-    state_text,
-    table,
-    warn,
-)
+from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, show_value, watch
+from tachikoma.cli.show import age, clock, raw_json, short_id, state_cell, warn
+from tachikoma.cli.tables import Cell, Column, printable, table
 from tachikoma.client.sync import Client
 from tachikoma.schedules.file import ScheduleFile, ScheduleSet
 from tachikoma.vocabulary.schedules import DueOutcome, ScheduledRun, ScheduleStatus
@@ -37,52 +27,71 @@ NameArgument = Annotated[str, typer.Argument(help="The schedule.")]
 _COLOURS = {DueOutcome.MISSED: "red", DueOutcome.REFUSED: "red", DueOutcome.SKIPPED: "yellow", DueOutcome.TAKEN: "cyan"}
 
 
+#: Columns of the list; the last ones to be left out have the smallest numbers.
+COLUMNS = (
+    Column("NAME", elastic=True),
+    Column("STATE"),
+    Column("WHEN", 4, elastic=True),
+    Column("NEXT", 1),
+    Column("LAST", 5),
+    Column("OUTCOME", 2),
+    Column("AGENT", 3, elastic=True),
+    Column("COMMAND", 3, elastic=True),
+)
+
+
 @schedule.command()
-def ls(output: OutputOption = Output.TEXT) -> None:
+def ls(wide: WideOption = False, again: WatchOption = False, output: OutputOption = Output.TEXT) -> None:
     """List the schedules and their state. Exits 1 if the newest file has a mistake; then an older one stays active."""
-    with Client() as client:
+
+    def show(form: Output) -> None:
         found, error = client.schedules()
-    if output is Output.JSON:
-        as_json(found)
-    else:
-        table(("NAME", "STATE", "WHEN", "NEXT", "LAST", "OUTCOME", "AGENT", "COMMAND"), map(_row, found))
-        for item in found:
-            if item.paused:
-                paused = f"paused by {short_id(item.paused_by)} at {clock(item.paused_at)}"
-                warn(f"{item.name}: {paused}: {printable(item.pause_reason)}")
-    if error:
-        warn(f"the newest file is NOT active, since it has a mistake:\n{printable(error)}")
-        raise typer.Exit(1)
+        show_list(found, form, name=lambda item: item.name, text=lambda found: _show_list(found, wide))
+        if error:
+            warn(f"the newest file is NOT active, since it has a mistake:\n{printable(error)}")
+            if not again:
+                raise typer.Exit(1)
+
+    with Client() as client:
+        watch(show, output, again=again)
 
 
-def _row(item: ScheduleStatus) -> tuple[str | Text, ...]:
+def _show_list(found: Sequence[ScheduleStatus], wide: bool) -> None:
+    table(COLUMNS, map(_row, found), wide=wide)
+    for item in found:
+        if item.paused:
+            paused = f"paused by {short_id(item.paused_by)} at {clock(item.paused_at)}"
+            warn(f"{item.name}: {paused}: {printable(item.pause_reason)}")
+
+
+def _row(item: ScheduleStatus) -> tuple[str | Cell, ...]:
     return (
         item.name,
         _state(item),
         item.when,
-        clock(item.next_due),
-        clock(item.last.due if item.last else None),
+        age(item.next_due),
+        age(item.last.due if item.last else None),
         _last_outcome(item.last) if item.last else "-",
         item.agent_id,
         shlex.join(item.command),
     )
 
 
-def _state(item: ScheduleStatus) -> Text:
+def _state(item: ScheduleStatus) -> Cell:
     if not item.enabled:
-        return Text("off", style="yellow")
-    return Text("paused", style="yellow") if item.paused else Text("on", style="green")
+        return Cell("off", "yellow")
+    return Cell("paused", "yellow") if item.paused else Cell("on", "green")
 
 
-def _last_outcome(run: ScheduledRun) -> Text:
+def _last_outcome(run: ScheduledRun) -> Cell:
     """Return the state of a run's execution, or its outcome if there is none."""
     if run.outcome is DueOutcome.RUN and run.state is not None:
-        return state_text(run.state)
+        return state_cell(run.state)
     return _outcome(run)
 
 
-def _outcome(run: ScheduledRun) -> Text:
-    return Text(run.outcome, style=_COLOURS.get(run.outcome, "green"))
+def _outcome(run: ScheduledRun) -> Cell:
+    return Cell(run.outcome, _COLOURS.get(run.outcome, "green"))
 
 
 @schedule.command("next")
@@ -127,9 +136,10 @@ def resume(name: NameArgument, output: OutputOption = Output.TEXT) -> None:
 
 
 def _show(found: ScheduleStatus, output: Output) -> None:
-    if output is Output.JSON:
-        as_json(found)
-        return
+    show_value(found, output, name=lambda found: found.name, text=_show_paused)
+
+
+def _show_paused(found: ScheduleStatus) -> None:
     typer.echo(f"{found.name}: {'paused' if found.paused else f'next due {clock(found.next_due)}'}")
 
 
@@ -138,39 +148,56 @@ def run(name: NameArgument, output: OutputOption = Output.TEXT) -> None:
     """Run a schedule now, even if it is paused. Exits 1 if the run is refused."""
     with Client() as client:
         found = client.run_schedule(name)
-    if output is Output.JSON:
-        as_json(found)
-    elif found.outcome is DueOutcome.RUN:
+    show_value(found, output, name=lambda found: found.id, text=lambda found: _show_run(name, found))
+    if found.outcome not in (DueOutcome.RUN, DueOutcome.TAKEN):
+        raise typer.Exit(1)
+
+
+def _show_run(name: str, found: ScheduledRun) -> None:
+    if found.outcome is DueOutcome.RUN:
         typer.echo(f"{found.id}: {found.state or found.outcome}")
     else:
         warn(f"{name}: {found.outcome}: {printable(found.reason)}")
-    if found.outcome not in (DueOutcome.RUN, DueOutcome.TAKEN):
-        raise typer.Exit(1)
+
+
+#: Columns of the history; the last ones to be left out have the smallest numbers.
+RUN_COLUMNS = (
+    Column("DUE"),
+    Column("OUTCOME"),
+    Column("ID", 2, is_id=True),
+    Column("STATE", 1),
+    Column("AGENT", 3, elastic=True),
+    Column("BY", 5, elastic=True),
+    Column("REASON", 4, elastic=True),
+)
 
 
 @schedule.command()
 def history(
     name: NameArgument,
     number: Annotated[int, typer.Option("--number", "-n", min=1, max=1000, help="Number of due times.")] = 20,
+    wide: WideOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Show the outcomes of a schedule's due times, the latest last."""
     with Client() as client:
         found = client.scheduled_runs(name, limit=number)[::-1]
-    if output is Output.JSON:
-        as_json(found)
-        return
-    table(("DUE", "OUTCOME", "ID", "STATE", "AGENT", "BY", "REASON"), _history(found))
+    show_list(
+        found,
+        output,
+        name=lambda run: run.id,
+        text=lambda found: table(RUN_COLUMNS, _history(found), wide=wide),
+    )
 
 
-def _history(runs: Iterable[ScheduledRun]) -> Iterable[tuple[str | Text, ...]]:
+def _history(runs: Iterable[ScheduledRun]) -> Iterable[tuple[str | Cell, ...]]:
     for run in runs:
         count = f"{run.count} times since {clock(run.first)}: " if run.count > 1 else ""
         yield (
             clock(run.due),
             _outcome(run),
             run.id or "-",
-            state_text(run.state) if run.state else "-",
+            state_cell(run.state) if run.state else "-",
             run.agent_id,
             short_id(run.requested_by) or "-",
             count + run.reason,

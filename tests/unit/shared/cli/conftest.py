@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -125,8 +124,3 @@ def make_status(**values: Any) -> ExecStatus:
 @pytest.fixture
 def status() -> Callable[..., ExecStatus]:
     return make_status
-
-
-@pytest.fixture(autouse=True)
-def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["tachikoma.cli.show"], "PIPE_COLUMNS", 1000)

@@ -6,26 +6,17 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from rich.text import Text
 
 from tachikoma import AgentInfo, ExecState
 from tachikoma.cli import show
+from tachikoma.cli.tables import Cell
 
 FIRST, SECOND = AgentInfo(id="web-1", hostname="ä"), AgentInfo(id="web-2")
 
 
-@given(st.text())
-def test_no_foreign_text_controls_the_terminal(text: str) -> None:
-    shown = show.printable(text)
-    assert all(c.isprintable() or c == "\n" for c in shown)
-    assert show.printable(shown) == shown
-
-
 @pytest.mark.parametrize("state", ExecState)
 def test_every_state_has_a_colour(state: ExecState) -> None:
-    assert show.state_text(state) == Text(state, style=show.colour_of(state))
+    assert show.state_cell(state) == Cell(state, show.colour_of(state))
     assert show.colour_of(state) in {"green", "cyan", "yellow", "red"}
 
 
@@ -61,13 +52,18 @@ def test_facts_are_aligned_and_escaped(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out == "id       x\ncommand  a\\x07b\n"
 
 
-def test_a_table_in_a_pipe_has_plain_lines_and_loses_nothing(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    long = "x" * 300
-    show.table(("A", "B"), [("1\x1b", long), (Text("2", style="red"), "y")])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split() for line in lines] == [["A", "B"], [r"1\x1b", long], ["2", "y"]]
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-3, "3s ago"), (-300, "5m ago"), (-7300, "2h ago"), (-200_000, "2d ago"), (125, "in 2m"), (0.5, "0s ago")],
+)
+def test_a_distance_has_one_unit(seconds: float, text: str) -> None:
+    assert show.age(datetime.now(UTC) + timedelta(seconds=seconds)) == text
+
+
+def test_a_moment_is_local_and_relative() -> None:
+    time = datetime.now(UTC) - timedelta(days=3)
+    assert show.moment(time) == f"{show.clock(time)} (3d ago)"
+    assert (show.moment(None), show.age(None)) == ("-", "-")
 
 
 def test_warnings_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
+import tachikoma
 from authority import Authority
 from tachikoma import AsyncClient, Client, ExecOutput, ExecRequest, NotFound, OutputKind, Profile
 
@@ -56,7 +57,9 @@ def test_a_method_takes_the_same_parameters(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_returns_what_the_original_gives(name: str) -> None:
-    ours, original = (get_type_hints(getattr(kind, name)) for kind in (Client, AsyncClient))
+    # Types of the operators' calls are imported for type checkers only (see `tachikoma.client.wire`).
+    public = {name: getattr(tachikoma, name) for name in tachikoma.__all__}
+    ours, original = (get_type_hints(getattr(kind, name), localns=public) for kind in (Client, AsyncClient))
     returned, expected = ours.pop("return"), original.pop("return")
     assert ours == original
     if get_origin(expected) is AsyncIterator:

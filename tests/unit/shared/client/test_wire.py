@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tachikoma import vocabulary
-from tachikoma.client import wire
+from tachikoma.client import wire, wire_records
 from tachikoma.client.converters import Presence, WireField, WireFormat
 from tachikoma.errors import InvalidRequest, ServerError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
@@ -41,6 +41,7 @@ from tachikoma.vocabulary.results import (
 from tachikoma.vocabulary.schedules import DueOutcome, Missed, Overlap, ScheduledRun, ScheduleStatus
 from tachikoma.vocabulary.states import ExecState
 
+FORMATS = wire.FORMATS + wire_records.FORMATS
 EARLIER = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
 LATER = EARLIER + timedelta(seconds=1.5)
 SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -414,39 +415,39 @@ def models() -> set[type[Model]]:
 
 
 def test_every_model_of_the_vocabulary_has_a_table_or_a_reason() -> None:
-    assert {form.model for form in wire.FORMATS} | set(MODELS_WITHOUT_FORMAT) == models()
+    assert {form.model for form in FORMATS} | set(MODELS_WITHOUT_FORMAT) == models()
 
 
 def test_every_attribute_of_a_model_has_a_row_or_a_reason() -> None:
-    rows = {(form.model, field.attribute) for form in wire.FORMATS for field in form.fields}
-    attributes = {(form.model, name) for form in wire.FORMATS for name in form.model.model_fields}
+    rows = {(form.model, field.attribute) for form in FORMATS for field in form.fields}
+    attributes = {(form.model, name) for form in FORMATS for name in form.model.model_fields}
     assert rows | set(ATTRIBUTES_WITHOUT_FIELD) == attributes
     assert not rows & set(ATTRIBUTES_WITHOUT_FIELD)
 
 
 def test_every_message_has_a_table_or_a_reason() -> None:
-    names = {form.message.DESCRIPTOR.name for form in wire.FORMATS}
+    names = {form.message.DESCRIPTOR.name for form in FORMATS}
     assert names | set(MESSAGES_WITHOUT_FORMAT) == set(pb.DESCRIPTOR.message_types_by_name)
     assert not names & set(MESSAGES_WITHOUT_FORMAT)
 
 
 def test_every_field_of_a_message_has_a_row_or_a_reason() -> None:
-    rows = {(form.message.DESCRIPTOR.name, field.name) for form in wire.FORMATS for field in form.fields}
+    rows = {(form.message.DESCRIPTOR.name, field.name) for form in FORMATS for field in form.fields}
     fields = {
-        (form.message.DESCRIPTOR.name, name) for form in wire.FORMATS for name in form.message.DESCRIPTOR.fields_by_name
+        (form.message.DESCRIPTOR.name, name) for form in FORMATS for name in form.message.DESCRIPTOR.fields_by_name
     }
     assert rows | set(FIELDS_WITHOUT_ATTRIBUTE) == fields
 
 
 def test_no_field_has_two_rows() -> None:
-    for form in wire.FORMATS:
+    for form in FORMATS:
         names = [field.name for field in form.fields]
         assert len(names) == len(set(names)), form.model
 
 
 @pytest.mark.parametrize(
     ("form", "field"),
-    [(form, field) for form in wire.FORMATS for field in form.fields],
+    [(form, field) for form in FORMATS for field in form.fields],
     ids=lambda value: getattr(value, "name", None) or value.model.__name__,
 )
 def test_an_unset_field_is_tracked_where_the_table_relies_on_it(form: WireFormat[Any, Any], field: WireField) -> None:

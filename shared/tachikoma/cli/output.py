@@ -1,0 +1,177 @@
+"""`--output`, `--wide` and `--watch`: one form of output for each reader, the same for every command.
+
+`docs/json.md` has the schema of each document, generated from `tachikoma.cli.documents`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from tachikoma.cli.show import as_json, warn
+from tachikoma.errors import InvalidRequest, TachikomaError
+
+if TYPE_CHECKING:
+    from tachikoma.vocabulary.model import Model
+
+__all__ = [
+    "INTERRUPTED",
+    "Output",
+    "OutputOption",
+    "WatchOption",
+    "WideOption",
+    "chosen_output",
+    "report",
+    "show_list",
+    "show_value",
+    "watch",
+]
+
+M = TypeVar("M", bound="Model")
+
+#: Exit code after Ctrl-C, and of a cancelled execution; that of a shell after SIGINT.
+INTERRUPTED = 130
+#: Between two requests with --watch, in seconds.
+WATCH_SECONDS = 2.0
+#: Moves the cursor to the first column of the first line and clears the screen (ECMA-48).
+CLEAR = "\x1b[H\x1b[2J"
+
+
+class Output(StrEnum):
+    """Values of `--output`."""
+
+    #: For people.
+    TEXT = "text"
+    #: One JSON document; a stream has one object a line.
+    JSON = "json"
+    #: One JSON object a line.
+    JSONL = "jsonl"
+    #: Ids or names, one a line.
+    NAME = "name"
+
+    @property
+    def for_programs(self) -> bool:
+        """Whether the output is JSON."""
+        return self in (Output.JSON, Output.JSONL)
+
+
+class _Chosen:
+    """The `--output` of the command that runs, by which its error is shown."""
+
+    output = Output.TEXT
+
+
+def _choose(value: Output) -> Output:
+    _Chosen.output = value
+    return value
+
+
+OutputOption = Annotated[
+    Output,
+    typer.Option(
+        "--output",
+        "-o",
+        callback=_choose,
+        help="text for people; json: one document; jsonl: one object a line; name: only ids or names.",
+    ),
+]
+WideOption = Annotated[bool, typer.Option("--wide", help="All columns and whole values, however narrow the terminal.")]
+WatchOption = Annotated[bool, typer.Option("--watch", help="Show the list again every two seconds, until Ctrl-C.")]
+
+
+def chosen_output() -> Output:
+    """Return the `--output` of the command that runs."""
+    return _Chosen.output
+
+
+def show_list(
+    values: Sequence[M], output: Output, *, name: Callable[[M], str], text: Callable[[Sequence[M]], None]
+) -> None:
+    """Print a list.
+
+    Args:
+        values: the list.
+        output: the form.
+        name: returns the id or name of a value.
+        text: prints the list for people.
+    """
+    if output is Output.TEXT:
+        text(values)
+    elif output is Output.JSON:
+        as_json(values)
+    else:
+        for value in values:
+            _line(name(value) if output is Output.NAME else value.to_json())
+
+
+def show_value(value: M, output: Output, *, text: Callable[[M], None], name: Callable[[M], str] | None = None) -> None:
+    """Print one value.
+
+    Args:
+        value: the value.
+        output: the form.
+        text: prints the value for people.
+        name: returns its id or name; None if it has none.
+
+    Raises:
+        InvalidRequest: the form is `name`, and the value has none.
+    """
+    if output is Output.TEXT:
+        text(value)
+    elif output is Output.JSON:
+        as_json(value)
+    elif output is Output.JSONL:
+        _line(value.to_json())
+    elif name is not None:
+        _line(name(value))
+    else:
+        raise InvalidRequest("-o name: the output of this command has no names; use -o json")
+
+
+def watch(show: Callable[[Output], None], output: Output, *, again: bool) -> None:
+    """Show something once, or again and again until Ctrl-C.
+
+    Args:
+        show: prints the current state in a form.
+        output: the form. What is shown again is no single document, so json becomes jsonl.
+        again: the value of `--watch`.
+
+    Raises:
+        typer.Exit: Ctrl-C ended it.
+    """
+    if not again:
+        show(output)
+        return
+    output = Output.JSONL if output is Output.JSON else output
+    redraw = output is Output.TEXT and sys.stdout.isatty()
+    try:
+        while True:
+            if redraw:
+                sys.stdout.write(CLEAR)
+            show(output)
+            sys.stdout.flush()
+            time.sleep(WATCH_SECONDS)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def report(error: TachikomaError) -> None:
+    """Print the error that ends a command to standard error: a line, or a JSON object with `-o json`."""
+    if not _Chosen.output.for_programs:
+        warn(f"tachikoma: {error}")
+        return
+    content = {
+        "reason": error.reason, "code": error.code, "message": str(error), "metadata": error.metadata,
+        "retryAfterSeconds": error.retry_after_seconds,
+    }  # fmt: skip
+    warn(json.dumps({"error": content}, ensure_ascii=False))
+
+
+def _line(text: str) -> None:
+    sys.stdout.write(text + "\n")

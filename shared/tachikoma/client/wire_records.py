@@ -1,0 +1,159 @@
+"""The protobuf form of agents, policy, audit events and schedules, as tables of fields.
+
+`tachikoma.client.wire` offers the functions of this module too, and imports it when the first one is used: running a
+command needs none of them.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from tachikoma.client.converters import (
+    DURATION,
+    HEX,
+    HEX_LIST,
+    MAP,
+    TIMESTAMP,
+    TUPLE,
+    Presence,
+    WireField,
+    WireFormat,
+    enumeration,
+    nested,
+    optional,
+    plain,
+)
+from tachikoma.client.wire import STATE
+from tachikoma.exec.v1 import remote_execution_pb2 as pb
+from tachikoma.vocabulary.agents import AgentInfo, AgentTrust, Enrolment, Revocation
+from tachikoma.vocabulary.audit import AuditedRequest, ExecAuditLog
+from tachikoma.vocabulary.policies import PolicyStatus
+from tachikoma.vocabulary.schedules import DueOutcome, ScheduledRun, ScheduleStatus
+
+__all__ = [
+    "FORMATS",
+    "agent_from_pb",
+    "agent_to_pb",
+    "audit_from_pb",
+    "audit_to_pb",
+    "enroll_to_pb",
+    "enrolment_from_pb",
+    "enrolment_to_pb",
+    "policy_status_from_pb",
+    "policy_status_to_pb",
+    "revocation_from_pb",
+    "revocation_to_pb",
+    "schedule_from_pb",
+    "schedule_to_pb",
+    "scheduled_run_from_pb",
+    "scheduled_run_to_pb",
+]
+
+_DUE_OUTCOME = enumeration(DueOutcome, pb.DueOutcome.Value, "DUE_OUTCOME")
+
+_TRUST = WireFormat(
+    AgentTrust,
+    pb.AgentTrust,
+    (
+        WireField("spiffe_id"),
+        WireField("expires", TIMESTAMP),
+        WireField("root", HEX),
+        WireField("bundle", HEX_LIST),
+    ),
+)
+_AGENT = WireFormat(
+    AgentInfo,
+    pb.Agent,
+    (
+        *plain("id", "online", "version", "hostname", "running", "slots", "queued"),
+        *plain("load", "memory_used", "disk_used"),
+        *plain("draining", "drained_by", "drain_reason", "revoked", "revoked_by", "revoke_reason"),
+        WireField("labels", MAP),
+        WireField("warnings", TUPLE),
+        *optional("last_seen", converter=TIMESTAMP),
+        *optional("trust", converter=nested(_TRUST)),
+    ),
+)
+_ENROLMENT = WireFormat(Enrolment, pb.EnrollAgentResponse, (WireField("token"), WireField("expires", TIMESTAMP)))
+_REVOCATION = WireFormat(
+    Revocation,
+    pb.RevokeAgentResponse,
+    (WireField("id", renamed="agent_id"), *plain("cancelled", "lost"), WireField("warnings", TUPLE)),
+)
+_POLICY_STATUS = WireFormat(
+    PolicyStatus,
+    pb.PolicyStatus,
+    (
+        WireField("digest", HEX),
+        WireField("since", TIMESTAMP),
+        *plain("policies", "error", "host", "path"),
+    ),
+)
+_AUDITED_REQUEST = WireFormat(
+    AuditedRequest,
+    pb.AuditedRequest,
+    (
+        WireField("command", TUPLE),
+        WireField("environment", TUPLE),
+        *plain("work_dir", "user", "interactive", "tty", "stdin_bytes"),
+        *optional("timeout"),
+    ),
+)
+_AUDIT_EVENT = WireFormat(
+    ExecAuditLog,
+    pb.AuditEvent,
+    (
+        *plain("cursor", "seq", "event", "id", "agent_id", "requested_by", "command", "exit_code", "client_ip"),
+        *plain("authorized", "policy_applied", "reason", "actor", "rule", "command_hmac", "evidence_sha256"),
+        WireField("time", TIMESTAMP),
+        *optional("start_time", converter=TIMESTAMP),
+        WireField("duration", DURATION),
+        *optional("request", converter=nested(_AUDITED_REQUEST)),
+    ),
+)
+_SCHEDULED_RUN = WireFormat(
+    ScheduledRun,
+    pb.ScheduledRun,
+    (
+        WireField("due", TIMESTAMP),
+        WireField("time", TIMESTAMP),
+        WireField("outcome", _DUE_OUTCOME),
+        *plain("id", "agent_id", "reason", "count", "requested_by"),
+        WireField("state", STATE, Presence.NONZERO),
+        *optional("first", converter=TIMESTAMP),
+    ),
+)
+_SCHEDULE = WireFormat(
+    ScheduleStatus,
+    pb.Schedule,
+    (
+        *plain("name", "when", "agent_id", "enabled", "missed", "overlap", "paused", "paused_by", "pause_reason"),
+        WireField("command", TUPLE),
+        *optional("paused_at", "next_due", converter=TIMESTAMP),
+        *optional("last", converter=nested(_SCHEDULED_RUN)),
+    ),
+)
+
+#: The tables of this module, for the test that no field is forgotten.
+FORMATS: tuple[WireFormat[Any, Any], ...] = (
+    _TRUST, _AGENT, _ENROLMENT, _REVOCATION, _POLICY_STATUS, _AUDITED_REQUEST, _AUDIT_EVENT, _SCHEDULED_RUN, _SCHEDULE,
+)  # fmt: skip
+
+agent_to_pb, agent_from_pb = _AGENT.to_pb, _AGENT.from_pb
+enrolment_to_pb = _ENROLMENT.to_pb
+revocation_to_pb, revocation_from_pb = _REVOCATION.to_pb, _REVOCATION.from_pb
+policy_status_to_pb, policy_status_from_pb = _POLICY_STATUS.to_pb, _POLICY_STATUS.from_pb
+audit_to_pb, audit_from_pb = _AUDIT_EVENT.to_pb, _AUDIT_EVENT.from_pb
+scheduled_run_to_pb, scheduled_run_from_pb = _SCHEDULED_RUN.to_pb, _SCHEDULED_RUN.from_pb
+schedule_to_pb, schedule_from_pb = _SCHEDULE.to_pb, _SCHEDULE.from_pb
+
+
+def enroll_to_pb(agent: str, ttl: timedelta) -> pb.EnrollAgentRequest:
+    """Make the request for a join token of an agent."""
+    return pb.EnrollAgentRequest(id=agent, ttl=DURATION.to_wire(ttl))
+
+
+def enrolment_from_pb(agent: str, message: pb.EnrollAgentResponse) -> Enrolment:
+    """Read the join token of an agent; the agent is the one that was asked for."""
+    return _ENROLMENT.from_pb(message, agent_id=agent)

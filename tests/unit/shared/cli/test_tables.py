@@ -1,0 +1,171 @@
+"""Tables at every width, and their pictures on real terminals of 40, 80 and 200 columns."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tachikoma.cli import tables
+from tachikoma.cli.tables import Cell, Column, fitted, printable
+
+PICTURES = Path(__file__).parent / "pictures"
+#: Set to write the pictures instead of comparing them.
+WRITE = "TACHIKOMA_WRITE_PICTURES"
+COLUMNS = (Column("ID", is_id=True), Column("AGENT", 1, elastic=True), Column("STATE"), Column("COMMAND", elastic=True))
+IDS = ("4f1c2a9d8e7b6a5f4c3d2e1f", "4f1c2a9d00000a5f4c3d2e1f", "nightly-2026-01-31")
+
+
+def lines(columns: tuple[Column, ...], rows: list[tuple[str, ...]], width: int | None) -> list[str]:
+    """A table as text."""
+    cells = [[Cell(text) for text in row] for row in rows]
+    return ["".join(cell.text for cell in line).rstrip() for line in fitted(columns, cells, width)]
+
+
+def rows(command: str = "ls") -> list[tuple[str, ...]]:
+    return [(exec_id, "web-1", "SUCCEEDED", command) for exec_id in IDS]
+
+
+@given(st.text())
+def test_no_foreign_text_controls_the_terminal(text: str) -> None:
+    shown = printable(text)
+    assert all(c.isprintable() or c == "\n" for c in shown)
+    assert printable(shown) == shown
+
+
+def test_without_a_limit_nothing_is_shortened() -> None:
+    long = "x" * 3000
+    assert lines(COLUMNS, rows(long), None)[1] == f"{IDS[0]}  web-1  SUCCEEDED  {long}"
+
+
+def test_ids_are_shortened_first_and_stay_unambiguous() -> None:
+    shown = lines(COLUMNS, rows(), 50)
+    assert [line.split()[0] for line in shown[1:]] == [exec_id[:23] for exec_id in IDS]
+    shown = lines(COLUMNS, rows(), 36)
+    assert [line.split()[0] for line in shown[1:]] == ["4f1c2a9d8", "4f1c2a9d0", "nightly-2"]
+
+
+def test_then_columns_are_left_out_by_priority() -> None:
+    assert lines(COLUMNS, rows(), 29)[0] == "ID         STATE      COMMAND"
+
+
+def test_a_long_value_ends_with_an_ellipsis() -> None:
+    shown = lines(COLUMNS, rows("find / -name core -delete"), 40)
+    assert shown[1] == "4f1c2a9d8  SUCCEEDED  find / -name core…"
+
+
+@given(
+    st.integers(40, 200),
+    st.lists(st.tuples(*[st.text(st.characters(codec="utf-8"), max_size=60)] * 4), max_size=5),
+)
+def test_no_line_is_wider_than_the_terminal(width: int, given_rows: list[tuple[str, ...]]) -> None:
+    clean = [tuple(printable(text).replace("\n", "") for text in row) for row in given_rows]
+    for line in fitted(COLUMNS, [[Cell(text) for text in row] for row in clean], width):
+        assert tables._text_width("".join(cell.text for cell in line).rstrip()) <= width
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=30), st.integers(1, 30))
+def test_wide_characters_are_not_split(text: str, width: int) -> None:
+    assert tables._text_width(tables._cut(text, width, is_id=False)) <= width
+
+
+def test_a_table_in_a_pipe_has_plain_lines_and_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "x" * 300
+    tables.table((Column("A"), Column("B")), [("1\x1b", long), (Cell("2", "red"), "y\nz")])
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in shown] == [["A", "B"], [r"1\x1b", long], ["2", r"y\nz"]]
+
+
+#: Prints every list of the command line, with fixed values and times relative to now.
+LISTS = """
+import sys
+from datetime import UTC, datetime, timedelta
+sys.argv = ["tachikoma"]
+from tachikoma.cli.commands import agents, approvals, audit, executions, schedule
+from tachikoma import AgentInfo, DueOutcome, ExecAuditLog, ExecState, ExecStatus, ScheduledRun, ScheduleStatus
+
+now = datetime.now(UTC)
+old = datetime(2026, 1, 31, 12, tzinfo=UTC)
+alice = "spiffe://example.org/user/alice"
+
+def status(number, state, command, agent="web-1", **more):
+    ago = timedelta(minutes=5 ** number, seconds=5)
+    return ExecStatus(id=f"{number}f1c2a9d8e7b6a5f4c3d2e1f", agent_id=agent, state=state, command=command,
+                      requested_by=alice, request_time=now - ago, **more)
+
+found = [
+    status(1, ExecState.STARTED, ("/usr/bin/pg_dump", "--format=custom", "--file=/backup/main.dump", "main")),
+    status(2, ExecState.FAILED, ("sh", "-c", "systemctl restart nginx && curl -f localhost"), exit_code=22),
+    status(3, ExecState.PENDING_APPROVAL, ("reboot",), agent="database-primary-eu-1",
+           deadline=now + timedelta(minutes=9, seconds=30), approvers=("spiffe://example.org/group/oncall/*",)),
+]
+def agent(id, **more):
+    return AgentInfo(id=id, version="0.3.0", hostname=f"{id}.example.org", slots=8, **more)
+
+print("$ tachikoma agents")
+def seen(seconds):
+    return now - timedelta(seconds=seconds)
+
+sys_agents = [
+    agent("web-1", online=True, last_seen=seen(65), running=1, load=0.5, memory_used=0.4, disk_used=0.61,
+          labels={"role": "web", "site": "eu"}),
+    agent("database-primary-eu-1", last_seen=seen(7210), queued=3, labels={"role": "db"}),
+]
+agents.table(agents.COLUMNS, map(agents._row, sys_agents))
+print("\\n$ tachikoma ps -a")
+executions._show_list(found, False)
+print("\\n$ tachikoma approvals")
+approvals._show_list(found[2:], False)
+print("\\n$ tachikoma schedule ls")
+run = ScheduledRun(due=now - timedelta(hours=5, seconds=9), time=now, outcome=DueOutcome.RUN, id="x", agent_id="web-1",
+                   state=ExecState.SUCCEEDED)
+schedule._show_list([
+    ScheduleStatus(name="nightly-backup", when="0 3 * * *", agent_id="database-primary-eu-1", enabled=True,
+                   missed="skip", overlap="skip", command=("/usr/bin/pg_dump", "main"),
+                   next_due=now + timedelta(hours=6, seconds=9), last=run),
+], False)
+print("\\n$ tachikoma audit tail")
+audit.show_events([
+    ExecAuditLog(cursor="1-1", event="denied", time=old, id="1f1c2a9d8e7b6a5f4c3d2e1f", agent_id="web-1",
+                 requested_by=alice, command="reboot", reason="no policy grants it", authorized=False),
+])
+"""
+
+
+def picture(width: int) -> str:
+    """The lists on a terminal of a width."""
+    reader, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    environment = {**os.environ, "TZ": "UTC", "NO_COLOR": "1"}
+    environment.pop("COLUMNS", None)
+    process = subprocess.Popen([sys.executable, "-c", LISTS], stdout=terminal, stderr=terminal, env=environment)
+    os.close(terminal)
+    shown = bytearray()
+    try:
+        while part := os.read(reader, 65536):
+            shown += part
+    except OSError:
+        # Linux ends a terminal without writers with EIO.
+        pass
+    os.close(reader)
+    assert process.wait(60) == 0, shown.decode()
+    return shown.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_lists_look_as_in_their_pictures(width: int) -> None:
+    shown = picture(width)
+    assert max(map(len, shown.splitlines())) <= width
+    kept = PICTURES / f"lists-{width}.txt"
+    if os.environ.get(WRITE):
+        kept.write_text(shown, encoding="utf-8")
+    assert shown == kept.read_text(encoding="utf-8")
