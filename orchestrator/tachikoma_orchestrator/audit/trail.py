@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 import hmac
 import json
-import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,15 +21,16 @@ from tachikoma.errors import Unavailable
 from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Entry, Redis
-from tachikoma.vocabulary.audit import AuditCode, AuditedRequest, ExecAuditLog
+from tachikoma.vocabulary.audit import AuditCode, ExecAuditLog
 from tachikoma.vocabulary.clock import duration_ms, ms_of_seconds
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma_orchestrator.audit.entries import read_entries
 from tachikoma_orchestrator.audit.positions import SinkPosition, cursor_order
 from tachikoma_orchestrator.audit.refusals import PERIOD_SECONDS, RefusalBudget
+from tachikoma_orchestrator.audit.requests import MAX_REFUSED_TEXT, RetainedRequest, clipped, refused, retained
 from tachikoma_orchestrator.store.scripts import Runner, Script, flat
 
-__all__ = ["AuditPage", "AuditTrail", "audited"]
+__all__ = ["AuditPage", "AuditTrail"]
 
 log = structlog.get_logger(__name__)
 
@@ -39,21 +39,6 @@ BATCH = 1000
 MAX_STEPS = 20
 #: Longest reason, in characters.
 MAX_REASON = 2000
-
-
-def audited(request: ExecRequest, shown: tuple[str, ...]) -> AuditedRequest:
-    """Return the part of a request that the trail retains; `shown` is its redacted argv."""
-    return AuditedRequest(
-        command=shown,
-        work_dir=request.work_dir,
-        # Values may be secrets; only the order contains them.
-        environment=tuple(sorted(request.environment)),
-        timeout=None if request.timeout is None else request.timeout.total_seconds(),
-        user=request.user,
-        interactive=request.interactive,
-        tty=request.tty,
-        stdin_bytes=len(request.stdin),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,22 +87,22 @@ class AuditTrail:
             )
 
     def request_fields(
-        self, request: ExecRequest, *, policy: str, client_ip: str, authorized: bool, shown: tuple[str, ...]
+        self, request: ExecRequest, shown: RetainedRequest, *, policy: str, client_ip: str, authorized: bool
     ) -> dict[str, str]:
         """Return the fields of an event that reports a decision on a request, by name.
 
         Args:
             request: the request.
+            shown: the part of it that the event contains.
             policy: the policy that decided, as `name@digest`.
             client_ip: the caller's address; empty if it is unknown.
             authorized: True if policy allows the request.
-            shown: the redacted argv.
         """
         fields = {
             "id": request.id, "agent_id": request.agent_id, "requested_by": request.requested_by,
-            "command": shlex.join(shown), "client_ip": client_ip,
+            "command": shown.command, "client_ip": client_ip,
             "authorized": "1" if authorized else "0", "policy": policy,
-            "request": audited(request, shown).to_json(),
+            "request": shown.request.to_json(),
         }  # fmt: skip
         if self._key:
             fields["command_hmac"] = self._hmac(request)
@@ -144,13 +129,15 @@ class AuditTrail:
             return
         fields = self.request_fields(
             request,
+            refused(retained(request, shown)),
             policy=policy,
             client_ip=client_ip,
-            shown=shown,
             # Policy decided about `denied` alone.
             authorized=code is not AuditCode.DENIED,
         )
-        fields |= {"reason": reason[:MAX_REASON], **({"rule": rule} if rule else {})}
+        fields["reason"] = clipped(reason, MAX_REFUSED_TEXT)
+        if rule:
+            fields["rule"] = clipped(rule, MAX_REFUSED_TEXT)
         await self._write(code, fields)
 
     async def append_refusal(self, code: AuditCode, *, subject: str, **fields: str) -> None:
@@ -162,7 +149,11 @@ class AuditTrail:
             fields: fields of the event.
         """
         if self.refusals.admits(subject):
-            await self.append(code, **fields)
+            # Its certificate bounds the length of an identity, which must stay whole.
+            await self.append(
+                code, **{name: value if name == "requested_by" else clipped(value, MAX_REFUSED_TEXT)
+                         for name, value in fields.items()}
+            )  # fmt: skip
         else:
             self.refusals.leave_out(subject, code)
 

@@ -11,6 +11,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 
 import structlog
 from redis.exceptions import ResponseError
@@ -24,7 +25,8 @@ from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.clock import LAST_MS, duration_ms, redis_ms, seconds_of_ms, to_ms
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.revocations import parse
-from tachikoma_orchestrator.audit.trail import AuditTrail, audited
+from tachikoma_orchestrator.audit.requests import audited, refused, retained
+from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.executions.record import Record, record_altered
 from tachikoma_orchestrator.executions.transitions import (
     Admission,
@@ -105,12 +107,17 @@ class Ledger:
 
     def _admit_call(self, admission: Admission, *, record_refusal: bool) -> Call:
         agent, exec_id = admission.request.agent_id, admission.request.id
-        event = self.trail.request_fields(
-            admission.request, policy=admission.policy, client_ip=admission.client_ip, authorized=True,
-            shown=admission.shown,
+        whole = retained(admission.request, admission.shown)
+        shorter = refused(whole)
+        fields = partial(
+            self.trail.request_fields, admission.request,
+            policy=admission.policy, client_ip=admission.client_ip, authorized=True,
         )  # fmt: skip
+        event = fields(whole)
         record = _record_fields(admission)
         payloads = [admission.parked, record.pop("request"), event.pop("request")]
+        # Most requests are small, and their refusal is the same event.
+        refusal = {} if shorter is whole else fields(shorter)
         return self._admit(
             keys=[
                 keys.execution(exec_id), keys.info(agent), keys.queue(agent), keys.AUDIT, keys.AGENTS,
@@ -136,6 +143,7 @@ class Ledger:
                 ],
                 "record": flat(record),
                 "event": flat(event),
+                "shorter_event": flat(refusal),
             },
             payloads=payloads,
         )  # fmt: skip

@@ -30,7 +30,8 @@
 --      unfit           why the agent can run nothing, in words (clock, formats); empty if it can
 --      scopes          list of {name, per_minute, concurrent, waiting}: limits, each 0 for none
 --      record          names and values of further record fields
---      event           names and values of the audit event, without its code
+--      event           names and values of the audit event, without its code and the request
+--      shorter_event   the same for a refusal if the request is large, with the shortened request; else empty
 --   2  the signed request if it needs an approval; else empty
 --   3  the redacted request for the record, as JSON
 --   4  the redacted request for the audit event, as JSON
@@ -114,13 +115,18 @@ end
 
 -- Audit.
 local code = needs_approval and 'approval_requested' or 'admitted'
+local event = args.event
 if outcome then
   local refused = contains({'CONFLICT', 'UNKNOWN', 'OFFLINE', 'DRAINING', 'REVOKED', 'UNFIT'}, outcome)
   code = refused and 'refused' or 'limited'
-  append(args.event, 'reason', outcome == 'UNFIT' and 'UNFIT: ' .. args.unfit or outcome)
+  event = #args.shorter_event > 0 and args.shorter_event or event
+  append(event, 'reason', outcome == 'UNFIT' and 'UNFIT: ' .. args.unfit or outcome)
+end
+if event ~= args.shorter_event then
+  append(event, 'request', audited_request)
 end
 if args.record_refusal or not outcome then
-  audit(trail, {'event', code, 'request', audited_request, unpack(args.event)})
+  audit(trail, {'event', code, unpack(event)})
 end
 if outcome then
   return {outcome, now, retry}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Coroutine
@@ -990,3 +991,43 @@ async def test_limits_are_exact_whoever_asks_at_once(redis_url: str, redis: Redi
     finally:
         for client in clients:
             await client.aclose()
+
+
+#: Requests that are larger in an event than a refused one may be.
+LARGE_REQUESTS = {
+    "long": {"command": ["x", *["a" * 256] * 63]},
+    "not ASCII": {
+        "command": ["x", *["ä" * 256] * 63], "environment": {f"APP_{n:03}_{'X' * 50}": "" for n in range(250)}
+    },
+    "quotes": {"command": ["x", "'" * 4000], "work_dir": "/" + "d" * 4000},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("outcome", [Outcome.UNKNOWN, Outcome.FULL, Outcome.CONFLICT])
+@pytest.mark.parametrize("values", LARGE_REQUESTS.values(), ids=LARGE_REQUESTS)
+async def test_the_event_of_a_refused_request_is_bounded(
+    redis: Redis, outcome: Outcome, values: dict[str, Any]
+) -> None:
+    ledger = make(redis, queue_size=0 if outcome is Outcome.FULL else 3)
+    if outcome is not Outcome.UNKNOWN:
+        await online(redis)
+    if outcome is Outcome.CONFLICT:
+        await admitted(redis, ledger, digest="another request")
+    assert await admit(ledger, admission(**values)) is outcome
+    [(_, raw)] = await redis.xrevrange(keys.AUDIT, count=1)
+    assert sum(map(len, raw.values())) < 6 * 1024
+    [event] = (await ledger.trail.read(limit=1)).events
+    assert event.request is not None
+    assert (event.request.command[0], event.reason) == ("x", outcome)
+
+
+@pytest.mark.parametrize("values", LARGE_REQUESTS.values(), ids=LARGE_REQUESTS)
+async def test_the_event_of_an_admitted_request_is_whole(redis: Redis, ledger: Ledger, values: dict[str, Any]) -> None:
+    wanted = admission(**values)
+    await online(redis)
+    assert await admit(ledger, wanted) is Outcome.ADMITTED
+    event, _ = (await ledger.trail.read(limit=2)).events
+    assert event.request is not None
+    assert (event.request.command, event.command) == (wanted.shown, shlex.join(wanted.shown))
+    assert event.request.environment == tuple(sorted(wanted.request.environment))
+    assert event.request.work_dir == wanted.request.work_dir
