@@ -30,6 +30,7 @@ from tachikoma_worker.engine.tasks import TrackedTasks
 from tachikoma_worker.execution.context import Context
 from tachikoma_worker.execution.execution import Execution
 from tachikoma_worker.execution.journal import Journal
+from tachikoma_worker.execution.reserve import DiskReserve
 from tachikoma_worker.output.spool import host_boot
 from tachikoma_worker.settings import WorkerSettings
 
@@ -105,6 +106,7 @@ async def local_agent(redis: Redis, redis_url: str, authority: Authority, **sett
         settings=WorkerSettings(**values),
         redis=connect(redis_url, name="agent"),
         journal=Journal(folder),
+        reserve=DiskReserve(folder),
         spawner=spawner,
         cgroups=NoHierarchy("a test"),
         local_policy=None,
@@ -125,6 +127,7 @@ async def local_agent(redis: Redis, redis_url: str, authority: Authority, **sett
             await process.exited
             await process.close()
         await context.journal.flush()
+        context.reserve.close()
         await context.redis.aclose()
         program = spawner._started
         await spawner.stop()

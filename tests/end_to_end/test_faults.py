@@ -18,6 +18,7 @@ from support import AGENT, make_cli, prepare, request, wait_until
 from tachikoma import Client, ExecState, Unavailable
 from tachikoma.dev.stack import Stack
 from tachikoma.redis import keys
+from tachikoma_worker.execution.reserve import RESERVE_BYTES
 
 
 def _unavailable(client: Client) -> str:
@@ -219,6 +220,42 @@ def test_an_agent_whose_disk_is_full_refuses_and_says_why(
             (agents / "filler").unlink()
             assert client.execute(request("touch", str(mark))).state is ExecState.SUCCEEDED
             assert mark.exists()
+    finally:
+        subprocess.run(["umount", "-l", str(agents)], check=True)
+
+
+def test_the_command_that_frees_a_full_disk_runs(
+    tmp_path: Path, redis_server: Path | None, need: Callable[[bool, str], None]
+) -> None:
+    need(os.getuid() == 0, "root, to mount a small file system")
+    agents, mark = tmp_path / "agents", tmp_path / "mark"
+    agents.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(agents)], check=True)
+    fillers = [agents / f"filler-{number}" for number in range(4)]
+    reserve = agents / AGENT / "reserve"
+    try:
+        with Stack(prepare(tmp_path), redis_server=redis_server) as stack, Client(stack.profile()) as client:
+            assert reserve.stat().st_size == RESERVE_BYTES
+            _fill(fillers[0])
+            assert client.execute(request("true")).state is ExecState.SUCCEEDED
+            _fill(fillers[1])
+            # With output, which then goes through memory; and many at once.
+            printed = client.execute(request("sh", "-c", "head -c 1000000 /dev/zero | tr '\\0' x"))
+            assert (printed.state, printed.stdout) == (ExecState.SUCCEEDED, b"x" * 1_000_000)
+            _fill(fillers[2])
+            many = [client.submit(request("touch", f"{mark}-{number}")).id for number in range(20)]
+            for number, exec_id in enumerate(many):
+                wait_until(lambda exec_id=exec_id: client.status(exec_id).state.terminal, "it has ended")
+                assert client.status(exec_id).state is ExecState.SUCCEEDED
+                assert Path(f"{mark}-{number}").exists()
+            # Also by a worker that is started on the full disk.
+            _fill(fillers[3])
+            stack.agents[AGENT].kill()
+            stack.agents[AGENT].start_until_ready()
+            assert 0 < reserve.stat().st_size < RESERVE_BYTES
+            freed = client.execute(request("rm", *map(str, fillers)))
+            assert (freed.state, freed.stderr) == (ExecState.SUCCEEDED, b"")
+            wait_until(lambda: reserve.stat().st_size == RESERVE_BYTES, "the reserve has grown again")
     finally:
         subprocess.run(["umount", "-l", str(agents)], check=True)
 

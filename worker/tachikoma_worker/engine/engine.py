@@ -47,6 +47,7 @@ from tachikoma_worker.engine.tasks import TrackedTasks
 from tachikoma_worker.execution.context import Context
 from tachikoma_worker.execution.execution import Execution
 from tachikoma_worker.execution.journal import Journal, Unfinished
+from tachikoma_worker.execution.reserve import DiskReserve
 from tachikoma_worker.execution.verdict import Stop
 from tachikoma_worker.output.spool import host_boot
 from tachikoma_worker.settings import WorkerSettings
@@ -129,7 +130,8 @@ class Engine:
         identity = open_identity(settings.identity)
         check_identity(identity, settings, remedy=f"; {REJOIN}" if joined is not None else "")
         access = settings.redis(identity)
-        journal = Journal(settings.data)
+        reserve = DiskReserve(settings.data)
+        journal = Journal(settings.data, reserve)
         cgroups = detect(settings.agent_id, name=settings.cgroup_name, where=settings.cgroup)
         spawner = connect_spawner(settings)
         raise_limit()
@@ -141,6 +143,7 @@ class Engine:
             settings=settings,
             redis=connect(access, name=f"agent-{settings.agent_id}"),
             journal=journal,
+            reserve=reserve,
             spawner=spawner,
             cgroups=cgroups,
             local_policy=PolicyWatch(settings.local_policy) if settings.local_policy else None,
@@ -207,6 +210,7 @@ class Engine:
     def _release(self) -> None:
         """Close what needs no loop."""
         self._context.journal.close()
+        self._context.reserve.close()
         self._context.identity.close()
         if self._lock is not None:
             self._lock.release()
@@ -364,6 +368,7 @@ class Engine:
     # --- other parts --------------------------------------------------------------------------------------------------
 
     def _heartbeat(self) -> Heartbeat:
+        self._context.reserve.refill()
         # Before the take-over it is not known which executions the agent holds.
         held = None if self._early_orders is not None else list(self._running)
         return describe(self._settings, self._this_run, self._context.identity.current(), len(self._running), held)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -41,9 +42,6 @@ class FolderLock:
             raise ConfigurationError(f"cannot use the data folder {folder}: {error.strerror}") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
         except BlockingIOError:
             file.seek(0)
             holder = file.read(20).strip() or "unknown"
@@ -55,6 +53,10 @@ class FolderLock:
         except OSError as error:
             file.close()
             raise ConfigurationError(f"cannot lock the data folder {folder}: {error.strerror}") from error
+        # Only for people, so a full disk does not keep the worker from its start.
+        with suppress(OSError):
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"{os.getpid()}\n".encode())
         return cls(file)
 
     def release(self) -> None:

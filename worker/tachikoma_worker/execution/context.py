@@ -12,6 +12,7 @@ from tachikoma.redis.commands import Redis
 from tachikoma_worker.cgroups.hierarchy import Hierarchy
 from tachikoma_worker.confinement.spawner import Spawner
 from tachikoma_worker.execution.journal import Journal
+from tachikoma_worker.execution.reserve import DiskReserve
 from tachikoma_worker.settings import WorkerSettings
 
 __all__ = ["Context"]
@@ -27,6 +28,8 @@ class Context:
     settings: WorkerSettings
     redis: Redis
     journal: Journal
+    #: Disk space with which a command can start on a full disk.
+    reserve: DiskReserve
     spawner: Spawner
     cgroups: Hierarchy
     #: The agent's own policy, which can only narrow an order; None if it has none.

@@ -258,7 +258,7 @@ class Execution:
         facts = self._facts_of(prepared)
         self._output = self._output_log(facts)
         try:
-            self._spool = Spool.create(self._context.spools, self.exec_id, facts, max_bytes=self._spool_bytes(facts))
+            self._spool = self._context.reserve.write(partial(self._create_spool, facts))
         except SpoolError as error:
             return Ending(state=ExecState.REJECTED, error=f"the agent's spool cannot be written: {error}")
         try:
@@ -291,10 +291,11 @@ class Execution:
             waits=order.grant.output.when_full is WhenFull.WAIT,
         )
 
-    def _spool_bytes(self, facts: Facts) -> int:
-        """Return the size of the spool. A command whose output waits for readers must not run far ahead of them."""
+    def _create_spool(self, facts: Facts) -> Spool:
+        # A command whose output waits for readers must not run far ahead of them.
         most = self._context.settings.spool_bytes
-        return min(most, facts.log_bytes) if facts.waits else most
+        most = min(most, facts.log_bytes) if facts.waits else most
+        return Spool.create(self._context.spools, self.exec_id, facts, max_bytes=most)
 
     def _announce(self, started_ms: int) -> None:
         """Publish that the command runs. The notice may be lost without harm."""

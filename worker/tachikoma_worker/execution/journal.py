@@ -16,11 +16,16 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from tachikoma.errors import ConfigurationError
+from tachikoma_worker.execution.reserve import DiskReserve
 
 __all__ = ["Journal", "JournalError", "Unfinished"]
+
+T = TypeVar("T")
 
 #: Lifetime of a finished row after its claim. It exceeds the time in which an order is valid.
 KEEP_SECONDS = 15 * 24 * 3600
@@ -64,13 +69,18 @@ class _Write:
 class Journal:
     """The journal of one agent. It writes on a thread of its own; its methods belong to one event loop."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, reserve: DiskReserve | None = None) -> None:
         """Open or create the journal.
+
+        Args:
+            folder: the agent's data folder.
+            reserve: disk space for writes to a full disk; None for no such space.
 
         Raises:
             ConfigurationError: the folder or the file cannot be used.
         """
         path = folder / "journal.db"
+        self._reserve = reserve
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=LOCK_SECONDS)
@@ -78,7 +88,7 @@ class Journal:
             raise ConfigurationError(f"cannot use the journal {path}: {error}") from error
         try:
             #: Random id of this journal. Claims contain it; a changed id means that earlier claims are unknown.
-            self.boot = self._open()
+            self.boot = self._with_reserve(self._open)
         except sqlite3.Error as error:
             self._database.close()
             raise ConfigurationError(f"cannot use the journal {path}: {error}") from error
@@ -179,7 +189,13 @@ class Journal:
         job.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish_batch, loop, batch, done))
 
     def _commit(self, actions: list[Callable[[], bool]]) -> list[bool]:
-        """Run all actions in one transaction, on the writer's thread."""
+        """Run all actions in one transaction, on the writer's thread, with the reserve on a full disk."""
+        return self._with_reserve(partial(self._transaction, actions))
+
+    def _with_reserve(self, write: Callable[[], T]) -> T:
+        return write() if self._reserve is None else self._reserve.write(write)
+
+    def _transaction(self, actions: list[Callable[[], bool]]) -> list[bool]:
         self._database.execute("BEGIN IMMEDIATE")
         try:
             results = [action() for action in actions]

@@ -47,9 +47,7 @@ def answering(path: Path, *answers: bytes) -> threading.Thread:
 @pytest.mark.parametrize("version", [1, 3, 99])
 def test_a_spawner_of_another_version_is_refused_with_a_remedy(path: Path, version: int) -> None:
     server = answering(path, encode_message(Operation.HELLO, 0, struct.pack("=IIQ", version, 0, 0)))
-    with pytest.raises(
-        ConfigurationError, match=rf"version {version} of its protocol, this worker 2; end"
-    ):
+    with pytest.raises(ConfigurationError, match=rf"version {version} of its protocol, this worker 2; end"):
         Spawner.connect(path)
     server.join()
 
