@@ -17,7 +17,7 @@ SPAWNER := $(wildcard worker/spawner/*.[ch])
 
 .DEFAULT_GOAL := help
 .PHONY: help demo dev quick test check format lint types layers api unit coverage measure lock docs \
-    test-cgroup2 test-container test-images sanitize fuzz \
+    test-cgroup2 test-container test-images sanitize fuzz soak \
     bench bench-spawn bench-admission bench-trust bench-events bench-output \
     wheel sdist sbom release-check proto clean
 
@@ -85,8 +85,15 @@ sanitize: dev ## Test confinement with a spawner that is built with sanitizers a
 	    -fsanitize=address,undefined -fno-sanitize-recover=all -o build/sanitized-spawner worker/spawner/*.c
 	TACHIKOMA_TEST_SPAWNER=$(abspath build/sanitized-spawner) $(PYTEST) tests/confinement
 
-fuzz: ## Fuzz the parser of the spawner's requests, under sanitizers.
+# For each kind of input of tests/fuzz.
+FUZZ_SECONDS ?= 3
+fuzz: dev ## Fuzz the spawner's parser under sanitizers, then files and messages, FUZZ_SECONDS for each kind.
 	worker/spawner/fuzz/run
+	TACHIKOMA_TEST_FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTEST) -q tests/fuzz $(ARGS)
+
+EXECUTIONS ?= 10000
+soak: dev ## Run EXECUTIONS executions while random faults happen; SEED repeats the faults of a run.
+	TACHIKOMA_TEST_EXECUTIONS=$(EXECUTIONS) TACHIKOMA_TEST_SEED=$(SEED) $(PYTEST) tests/faults/test_random.py $(ARGS)
 
 coverage: dev ## Run all tests and print the coverage of each room, branches included; ARGS goes to pytest.
 	rm -rf build/coverage && mkdir -p build/coverage

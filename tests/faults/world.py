@@ -13,7 +13,7 @@ import signal
 import socket
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +63,8 @@ class World(Stack):
         self.others = [f"orchestrator-{number}" for number in range(2, orchestrators + 1)]
         self._ports = {name: _free_port() for name in self.others}
         self.orchestrators: dict[str, Part] = {}
+        #: Further environment variables of single parts.
+        self.more_environment: dict[str, dict[str, str]] = {}
 
     def _make_parts(self) -> None:
         super()._make_parts()
@@ -76,7 +78,8 @@ class World(Stack):
             path = self.socket.parent / f"{name}.sock"
             self.relays.add(name, path, self.socket)
             part._command = [word.replace(str(self.socket), str(path)) for word in part._command]
-            part._environment = {**part._environment, _MARK: self._mark(name)}
+            more = self.more_environment.get(name, {})
+            part._environment = {**part._environment, **more, _MARK: self._mark(name)}
 
     def _at(self, name: str) -> str:
         return f"127.0.0.1:{self._ports[name]}"
@@ -291,15 +294,21 @@ class Observer:
         with self._world.direct() as redis, redis.pipeline(transaction=False) as pipe:
             for job in self._jobs:
                 pipe.hget(keys.execution(job.id), "state")
-            answers = pipe.execute()
-        return {job.id: ExecState(state.decode()) for job, state in zip(self._jobs, answers, strict=True) if state}
+                # The key of a hurt execution may have another type.
+            answers = pipe.execute(raise_on_error=False)
+        return {
+            job.id: ExecState(state.decode())
+            for job, state in zip(self._jobs, answers, strict=True)
+            if isinstance(state, bytes)
+        }
 
-    def wait_for_the_ends(self, seconds: float = BOUND_SECONDS) -> dict[str, ExecState]:
-        """The state of each, once all have ended."""
+    def wait_for_the_ends(self, seconds: float = BOUND_SECONDS, hurt: Set[str] = frozenset()) -> dict[str, ExecState]:
+        """The state of each, once all have ended; the ledger may have no state of hurt ones."""
+        needed = {job.id for job in self._jobs} - hurt
 
         def ended() -> bool:
             states = self.states()
-            return len(states) == len(self._jobs) and all(state.terminal for state in states.values())
+            return needed <= states.keys() and all(state.terminal for state in states.values())
 
         try:
             wait_until(ended, "every execution has its end", seconds)
@@ -308,26 +317,50 @@ class Observer:
             raise
         return self.states()
 
-    def check(self, *, forgot: bool = False) -> Counter[ExecState]:
+    def check(
+        self, *, forgot: bool = False, hurt: Set[str] = frozenset(), trail_lost: bool = False
+    ) -> Counter[ExecState]:
         """Fail where a promise does not hold.
 
         Args:
             forgot: whether Redis went back to an older state. What it forgot stands in the audit log, but not in its
                 trail, and what it takes for never started may have run before.
+            hurt: executions that lost a key in Redis. The ledger need not know them, but they started at most once.
+            trail_lost: whether Redis lost its audit trail, so that there are no books to compare.
 
         Returns:
             How many ended how.
         """
-        states = self.wait_for_the_ends()
+        states = self.wait_for_the_ends(hurt=hurt)
         found: list[str] = []
         for job in self._jobs:
-            found += self._check_one(job, states[job.id], forgot)
+            if job.id in hurt:
+                found += self._check_hurt(job)
+            else:
+                found += self._check_one(job, states[job.id], forgot)
         self._wait_until_nothing_is_left()
-        found += self._left_in_redis()
+        found += self._left_in_redis(hurt)
         assert not found, "\n".join(found)
-        if not forgot:
-            compare_books(self._world)
+        if not (forgot or trail_lost):
+            compare_books(self._world, hurt)
         return Counter(states.values())
+
+    def check_now(self, jobs: Iterable[Job]) -> None:
+        """Fail where a promise about executions that have ended does not hold, while others run."""
+        states = self.states()
+        found: list[str] = []
+        for job in jobs:
+            found += self._check_one(job, states[job.id], forgot=False)
+        assert not found, "\n".join(found)
+
+    @staticmethod
+    def _check_hurt(job: Job) -> list[str]:
+        found = []
+        if job.starts > 1:
+            found.append(f"{job.id} started {job.starts} times")
+        if _RAN & set(job.told) and job.starts != 1:
+            found.append(f"{job.id} was reported as {', '.join(job.told)} and started {job.starts} times")
+        return found
 
     def _check_one(self, job: Job, state: ExecState, forgot: bool) -> list[str]:
         found = []
@@ -400,8 +433,8 @@ class Observer:
                 found.append(f"the process {process.pid}")
         return found
 
-    def _left_in_redis(self) -> list[str]:
-        """Keys that nothing will ever remove.
+    def _left_in_redis(self, hurt: Set[str] = frozenset()) -> list[str]:
+        """Keys that nothing will ever remove, but those of hurt executions.
 
         Claims, cancels, results and output of what has ended stay for a while: the first two are what a copy of the
         order must find, the others what callers read. So what counts as left over is a key that does not expire.
@@ -416,5 +449,8 @@ class Observer:
         return [
             f"the key {name}"
             for name, life in zip(texts, lives, strict=True)
-            if life == -1 and name not in _LASTING and not name.startswith(_LASTING_PREFIXES)
+            if life == -1
+            and name not in _LASTING
+            and not name.startswith(_LASTING_PREFIXES)
+            and not any(name.endswith(exec_id) for exec_id in hurt)
         ]

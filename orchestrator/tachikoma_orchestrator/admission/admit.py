@@ -107,13 +107,14 @@ class Admitter:
             raise await self._deny(request, peer, interactive(decision))
         # The digest is of the request as it was made, so a repetition matches even after a change of policy.
         allowed = self.allowed(request, decision, request_digest(request), peer.address)
-        outcome, retry_seconds = await self._record(allowed)
+        unfit = self.unfit(request)
+        outcome, retry_seconds = await self._record(allowed, unfit)
         if outcome in REFUSALS:
             log.info(
                 "request.refused", id=request.id, agent=request.agent_id, by=str(peer), outcome=outcome,
                 audit_code=REFUSALS[outcome].audit_code,
             )  # fmt: skip
-            raise refusal(outcome, request, retry_seconds, detail=self.unfit(request))
+            raise refusal(outcome, request, retry_seconds, detail=unfit)
         return outcome is Outcome.ADMITTED
 
     async def decide(self, request: ExecRequest, address: str) -> Decision:
@@ -142,8 +143,13 @@ class Admitter:
         """Return why a request's agent can run nothing: its clock or its formats, in words; else empty."""
         return self._registry.observations.obstacle(request.agent_id)
 
-    async def _record(self, allowed: AllowedRequest) -> tuple[Outcome, float]:
-        """Record an allowed request with its order, or without one if it needs an approval. Returns as the ledger."""
+    async def _record(self, allowed: AllowedRequest, unfit: str) -> tuple[Outcome, float]:
+        """Record an allowed request with its order, or without one if it needs an approval. Returns as the ledger.
+
+        Args:
+            allowed: the request.
+            unfit: why its agent can run nothing, as `unfit` returned it; heartbeats change that.
+        """
         decision, dispatch, parked = allowed.decision, None, ""
         if decision.approvers:
             parked, wait = self.orders.park(allowed), decision.approval_timeout
@@ -161,7 +167,7 @@ class Admitter:
             parked=parked,
             approvers=decision.approvers,
             waits=decision.waits,
-            unfit=self.unfit(allowed.request),
+            unfit=unfit,
         )
         outcome, retry_seconds = await self._ledger.admit(admission, dispatch)
         if outcome is Outcome.ADMITTED and dispatch is not None and self._sent is not None:

@@ -88,15 +88,23 @@ class Ledger:
 
         Returns:
             The outcome; and after a refusal for a rate, the seconds after which a repetition may succeed, else 0.
+
+        Raises:
+            RecordAltered: the id has a value in Redis that is no record, so no repetition would succeed.
         """
         requester, refusals = admission.request.requested_by, self.trail.refusals
         recorded = refusals.admits(requester)
         admit = self._admit_call(admission, record_refusal=recorded)
-        if dispatch is None:
-            answer = await self._runner.run(admit)
-        else:
-            push = self._dispatch_call(admission.request.agent_id, admission.request.id, dispatch)
-            answer, _ = await self._runner.run_both(admit, push, durable=self._durable)
+        try:
+            if dispatch is None:
+                answer = await self._runner.run(admit)
+            else:
+                push = self._dispatch_call(admission.request.agent_id, admission.request.id, dispatch)
+                answer, _ = await self._runner.run_both(admit, push, durable=self._durable)
+        except ResponseError as error:
+            if wrong_type(error):
+                await self.record(admission.request.id)
+            raise
         outcome, retry_ms = Outcome(answer[0].decode()), answer[2]
         if outcome in (Outcome.ADMITTED, Outcome.DUPLICATE):
             if recorded:

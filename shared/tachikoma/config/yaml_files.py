@@ -13,7 +13,10 @@ from typing import Any, Generic, TypeVar, get_args
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.composer import Composer, ComposerError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, ScalarNode
+from ruamel.yaml.scanner import RoundTripScanner, ScannerError
 
 from tachikoma.errors import ConfigurationError
 from tachikoma.vocabulary.model import Model
@@ -22,6 +25,8 @@ __all__ = ["Document", "Location", "digest", "dotted", "read_document", "read_fi
 
 #: Most bytes of a file.
 MAX_FILE_BYTES = 4 * 1024 * 1024
+#: Most levels of brackets and braces. The parser's time grows with their third power.
+MAX_FLOW_DEPTH = 50
 
 #: A place in a document: names of fields and numbers of entries.
 Location = tuple[str | int, ...]
@@ -42,6 +47,26 @@ class Document(Generic[M]):
     def position(self, location: Location) -> str:
         """Return file:line:column of a place, as exactly as YAML knows it."""
         return _position(self.tree, location, self.name)
+
+
+class _Scanner(RoundTripScanner):
+    """A scanner that refuses deeply nested brackets and braces."""
+
+    def fetch_flow_collection_start(self, TokenClass: Any, to_push: str) -> None:  # noqa: N803
+        if len(self.flow_context) >= MAX_FLOW_DEPTH:
+            raise ScannerError(None, None, "nested too deeply", self.reader.get_mark())
+        super().fetch_flow_collection_start(TokenClass, to_push)
+
+
+class _Composer(Composer):
+    """A composer that refuses keys that are no scalars: nested ones take time that doubles with each level."""
+
+    def compose_mapping_node(self, anchor: Any) -> MappingNode:
+        node: MappingNode = super().compose_mapping_node(anchor)
+        for key, _ in node.value:
+            if not isinstance(key, ScalarNode):
+                raise ComposerError(None, None, "a key must be a text", key.start_mark)
+        return node
 
 
 def yaml_files(path: Path) -> list[Path]:
@@ -98,7 +123,9 @@ def read_document(text: str, name: str, model: type[M]) -> Document[M]:
         ConfigurationError: the text is wrong; the message names file, line, column and field of each mistake.
     """
     try:
-        tree = YAML(typ="rt").load(io.StringIO(text))
+        yaml = YAML(typ="rt")
+        yaml.Scanner, yaml.Composer = _Scanner, _Composer
+        tree = yaml.load(io.StringIO(text))
     except MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name

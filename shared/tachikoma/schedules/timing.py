@@ -24,7 +24,7 @@ from itertools import product
 from typing import Protocol
 from zoneinfo import ZoneInfo
 
-from tachikoma.vocabulary.clock import duration_ms, from_ms
+from tachikoma.vocabulary.clock import LAST_MS, duration_ms, from_ms
 
 __all__ = ["UTC_NAME", "Cron", "Every", "Timing", "parse_timing"]
 
@@ -40,6 +40,8 @@ HORIZON_DAYS = 41 * 366
 _EPOCH = date(1970, 1, 1)
 _DAY = timedelta(days=1)
 _DAY_MS = duration_ms(_DAY)
+#: No rule has later due times: local times and neighbouring days must still be dates.
+_END_MS = LAST_MS - 3 * _DAY_MS
 _MINUTE_MS = duration_ms(timedelta(minutes=1))
 _MONTHS = (
     "january", "february", "march", "april", "may", "june",
@@ -80,7 +82,7 @@ _FOREIGN = (
 
 
 class Timing(Protocol):
-    """A rule of due times."""
+    """A rule of due times. It has none at the end of the year 9999, where the arithmetic of times ends."""
 
     @property
     def text(self) -> str:
@@ -117,10 +119,10 @@ class Every:
         return f"every {self.milliseconds}"
 
     def after(self, ms: int) -> Iterator[int]:
-        due = ms - ms % self.milliseconds
-        while True:
-            due += self.milliseconds
+        due = ms - ms % self.milliseconds + self.milliseconds
+        while due <= _END_MS:
             yield due
+            due += self.milliseconds
 
     def between(self, after: int, until: int, newest: int) -> tuple[list[int], int]:
         first, last = after // self.milliseconds + 1, until // self.milliseconds
@@ -225,19 +227,18 @@ class Cron:
         return len(self._days) < 31 and len(self._weekdays) < 7
 
     def after(self, ms: int) -> Iterator[int]:
-        day = from_ms(ms).astimezone(self._zone).date()
+        day, last = (from_ms(min(at, _END_MS)).astimezone(self._zone).date() for at in (ms, _END_MS))
         for _ in range(HORIZON_DAYS):
             times = _times(self, day)
             yield from times[bisect_right(times, ms) :]
-            if day >= date.max - 2 * _DAY:
+            if day >= last:
                 return
             day += _DAY
 
     def between(self, after: int, until: int, newest: int) -> tuple[list[int], int]:
         found: deque[int] = deque(maxlen=newest)
         total = 0
-        day = from_ms(after).astimezone(self._zone).date()
-        last = from_ms(until).astimezone(self._zone).date()
+        day, last = (from_ms(min(at, _END_MS)).astimezone(self._zone).date() for at in (after, until))
         while day <= last:
             times = _times(self, day)
             times = times[bisect_right(times, after) : bisect_right(times, until)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.exceptions import ResponseError
 
 from admissions import AGENT, ALICE, BOSS, ORCHESTRATOR, OTHER, Stand, peer
 from tachikoma.errors import (
@@ -16,6 +17,7 @@ from tachikoma.errors import (
     FailedPrecondition,
     InvalidRequest,
     PermissionDenied,
+    RecordAltered,
     ResourceExhausted,
     TachikomaError,
     Unavailable,
@@ -39,6 +41,31 @@ async def stand(redis: Redis, tmp_path: Path) -> Stand:
 
 def request(*command: str, **values: Any) -> ExecRequest:
     return ExecRequest(**{"agent_id": AGENT, "command": command or ("true",), **values})
+
+
+@pytest.mark.parametrize("command", ["SET", "RPUSH", "SADD"])
+async def test_an_id_whose_value_is_no_record_is_reported_as_altered(stand: Stand, command: str) -> None:
+    wanted = request("true", id="job-7")
+    await stand.redis.execute_command(command, keys.execution("job-7"), "x")
+    with pytest.raises(RecordAltered, match="job-7"):
+        await stand.admitter.admit(wanted, peer())
+    await stand.redis.delete(keys.execution("job-7"))
+    assert await stand.admitter.admit(wanted, peer())
+
+
+async def test_a_refusal_of_an_unfit_agent_says_why_although_the_next_heartbeat_is_right(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reasons = iter(["its clock is 300 s ahead of the orchestrator's"])
+    monkeypatch.setattr(stand.registry.observations, "obstacle", lambda agent: next(reasons, ""))
+    with pytest.raises(FailedPrecondition, match="takes no executions: its clock is 300 s ahead"):
+        await stand.admitter.admit(request("true"), peer())
+
+
+async def test_an_index_of_another_type_is_no_fault_of_the_record(stand: Stand) -> None:
+    await stand.redis.set(keys.INDEX, "x")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await stand.admitter.admit(request("true"), peer())
 
 
 # --- admitted ---------------------------------------------------------------------------------------------------------

@@ -122,7 +122,12 @@ def test_the_digest_is_over_the_texts_in_their_order() -> None:
         "items: " + "[" * 300 + "]" * 300,
         "items: " + "{a: " * 300 + "}" * 300,
         "\n".join(" " * depth + "items:" for depth in range(400)),
-        pytest.param("[" * 100_000, marks=pytest.mark.slow),
+        "[" * 100_000,
+        "{" * 100_000,
+        # Each level of such keys doubled the time.
+        "? " * 30,
+        "items: " + "{" * 30 + "a" + ": 1}" * 30,
+        "items: " + "[a, " * 30 + "{b: &k {c: 1}, *k : 2}" + "]" * 30,
         "items:\n" + "\n".join("  " * depth + "-" for depth in range(1, 400)),
         "items: 2001-99-99",
         "items: " + "9" * 10_000,

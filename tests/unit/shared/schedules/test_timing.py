@@ -13,6 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tachikoma.schedules.timing import MAX_EVERY_MS, MIN_EVERY_MS, Cron, Every, Timing, parse_timing
+from tachikoma.vocabulary.clock import LAST_MS
 
 #: With an offset that is no whole hour, a change by half an hour, changes at midnight, and a day that was left out.
 ZONES = [
@@ -279,3 +280,14 @@ def test_a_year_of_minutes_is_counted() -> None:
     )
     assert len(found) == 100
     assert total == 365 * 1440
+
+
+@pytest.mark.parametrize(
+    "timing", [Every(500), Every(MAX_EVERY_MS), Cron("30 2 * * *", "Pacific/Kiritimati"), Cron("* * * * *")]
+)
+@pytest.mark.parametrize("ms", [LAST_MS, LAST_MS - 1, LAST_MS - 90_000_000, LAST_MS - 10**9])
+def test_a_rule_ends_with_the_calendar(timing: Timing, ms: int) -> None:
+    assert all(ms < due <= LAST_MS for due in islice(timing.after(ms), 5))
+    found, total = timing.between(ms - 10_000, ms, 10)
+    assert len(found) <= total
+    assert all(ms - 10_000 < due <= ms for due in found)

@@ -1,0 +1,131 @@
+"""What faults are done to, what undoes them, and the registry of their kinds."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from redis import Redis
+from redis.exceptions import RedisError
+from support import wait_until
+from world import Observer, World
+
+from soak.callers import Callers
+from tachikoma import Client, Unavailable
+from tachikoma.redis import keys
+
+__all__ = ["FAULTS", "Fault", "Scene", "fault"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A kind of fault."""
+
+    strike: Callable[[Scene], None]
+    #: How often it happens, relative to the others.
+    weight: float
+
+
+#: All kinds, in the order of their modules.
+FAULTS: list[Fault] = []
+
+
+def fault(weight: float) -> Callable[[Callable[[Scene], None]], Callable[[Scene], None]]:
+    """Register a function as a kind of fault."""
+
+    def register(strike: Callable[[Scene], None]) -> Callable[[Scene], None]:
+        FAULTS.append(Fault(strike, weight))
+        return strike
+
+    return register
+
+
+class Scene:
+    """A world in which faults happen, each undone a while later."""
+
+    def __init__(self, world: World, callers: Callers, dice: random.Random, observer: Observer) -> None:
+        self.world, self.callers, self.dice = world, callers, dice
+        self._observer = observer
+        #: What undoes a fault, by what it was done to.
+        self.undo: dict[str, Callable[[], None]] = {}
+        #: Faults that happened, by their kind and victim.
+        self.count: Counter[str] = Counter()
+        #: True once Redis lost what belongs to no execution: its audit trail.
+        self.trail_lost = False
+
+    # --- for the run --------------------------------------------------------------------------------------------------
+
+    def strike(self) -> None:
+        """Undo a fault, or do another."""
+        self._restart_ended()
+        if self.undo and self.dice.random() < 0.5:
+            self.undo.pop(self.dice.choice(sorted(self.undo)))()
+            return
+        kind = self.dice.choices(FAULTS, [kind.weight for kind in FAULTS])[0]
+        kind.strike(self)
+
+    def mend(self) -> None:
+        """Undo everything, and wait until all parts run and take what waits for them.
+
+        A worker whose spawner was killed runs for a while, and takes nothing.
+        """
+        while self.undo:
+            self.undo.popitem()[1]()
+
+        def settled() -> bool:
+            self._restart_ended()
+            with self.world.direct() as redis:
+                waiting = any(redis.llen(keys.queue(agent)) for agent in self.world.agent_ids)
+            return not waiting and self.world.all_ready() and not self._wrong_clocks()
+
+        wait_until(settled, "everything runs again", 120)
+
+    # --- for faults ---------------------------------------------------------------------------------------------------
+
+    def note(self, kind: str, victim: str) -> None:
+        """Count a fault."""
+        self.count[f"{kind} {victim}"] += 1
+
+    def victim(self, *more: str) -> str | None:
+        """Return a process that nothing was done to, or None; one orchestrator and one agent are always left alone."""
+        groups = (self.world.agent_ids, self.world.orchestrators)
+        free = [name for group in groups if not any(name in self.undo for name in group) for name in group]
+        free += [name for name in more if name not in self.undo]
+        return self.dice.choice(free) if free else None
+
+    def redis_do(self, action: Callable[[Redis], str | None]) -> None:
+        """Do something to the content of Redis, unless it is stopped: it would answer only after the stop.
+
+        Args:
+            action: returns the kind and the victim of the fault for the count; None if there was nothing to do.
+        """
+        if "redis" in self.undo:
+            return
+        with suppress(RedisError), self.world.direct() as redis:
+            done = action(redis)
+            if done is not None:
+                self.count[done] += 1
+
+    def hurt(self, ids: Iterable[str]) -> None:
+        """Note executions whose keys will be lost: the ledger may forget them, but nothing may start them twice."""
+        self.callers.hurt.update(ids)
+
+    def examine(self) -> None:
+        """Let the observer check all answered executions, before Redis forgets them."""
+        self._observer.check_now([job for job in self.callers.answered() if job.id not in self.callers.hurt])
+
+    # --- alone --------------------------------------------------------------------------------------------------------
+
+    def _restart_ended(self) -> None:
+        """Start what has ended by itself: a worker whose spawner is gone, or one that another clock made useless."""
+        for agent, part in self.world.agents.items():
+            if agent not in self.undo and not part.alive:
+                part.start()
+
+    def _wrong_clocks(self) -> bool:
+        with suppress(Unavailable), Client(self.world.profile()) as client:
+            return any("clock" in warning for agent in client.agents() for warning in agent.warnings)
+        return True
