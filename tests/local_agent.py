@@ -105,6 +105,7 @@ async def local_agent(redis: Redis, redis_url: str, authority: Authority, **sett
     context = Context(
         settings=WorkerSettings(**values),
         redis=connect(redis_url, name="agent"),
+        waiting_redis=connect(redis_url, name="agent-sessions"),
         journal=Journal(folder),
         reserve=DiskReserve(folder),
         spawner=spawner,
@@ -128,6 +129,7 @@ async def local_agent(redis: Redis, redis_url: str, authority: Authority, **sett
             await process.close()
         await context.journal.flush()
         context.reserve.close()
+        await context.waiting_redis.aclose()
         await context.redis.aclose()
         program = spawner._started
         await spawner.stop()

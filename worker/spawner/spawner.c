@@ -43,6 +43,8 @@
 #define MAX_WORKERS 4
 #define MAX_COMMANDS 4096
 #define PIPE_BYTES (1024 * 1024)
+/* Of a terminal's output: what is in it still appears after Ctrl-C, however slow the caller's terminal is. */
+#define TERMINAL_PIPE_BYTES (32 * 1024)
 /* The children of this process; it has one thread (proc_pid_task(5)). */
 #define CHILDREN "/proc/thread-self/children"
 #define MOVE_BYTES (64 * 1024)  /* of a terminal's output at a time, so that other commands get their turn */
@@ -276,12 +278,12 @@ static pid_t start_child(int cgroup, int *pidfd, int *joined)
 	return pid;
 }
 
-static int make_pipe(int ends[2])
+static int make_pipe(int ends[2], int bytes)
 {
 	if (pipe2(ends, O_CLOEXEC) != 0)
 		return -1;
-	/* Only for speed; it fails if an ordinary user's share of pipe memory is used up. */
-	(void)fcntl(ends[1], F_SETPIPE_SZ, PIPE_BYTES);
+	/* Not essential; it fails if an ordinary user's share of pipe memory is used up. */
+	(void)fcntl(ends[1], F_SETPIPE_SZ, bytes);
 	return 0;
 }
 
@@ -322,7 +324,9 @@ static void close_stdio(struct stdio *stdio)
 /* Open what a command needs and enter its ends into the plan. Returns the step that failed, with errno, or 0. */
 static enum step open_stdio(const struct spawn *head, int attached, struct stdio *stdio, struct plan *plan)
 {
-	if (make_pipe(stdio->output) != 0 || make_pipe(stdio->error) != 0 ||
+	int bytes = head->input == INPUT_TERMINAL ? TERMINAL_PIPE_BYTES : PIPE_BYTES;
+
+	if (make_pipe(stdio->output, bytes) != 0 || make_pipe(stdio->error, bytes) != 0 ||
 	    pipe2(stdio->report, O_CLOEXEC | O_NONBLOCK) != 0)
 		return STEP_RESOURCES;
 	plan->standard_input = head->input == INPUT_FILE ? attached : null_device;
@@ -330,7 +334,7 @@ static enum step open_stdio(const struct spawn *head, int attached, struct stdio
 	plan->standard_error = stdio->error[1];
 	plan->report = stdio->report[1];
 	if (head->input == INPUT_PIPE) {
-		if (make_pipe(stdio->input) != 0 || make_nonblocking(stdio->input[1]) != 0)
+		if (make_pipe(stdio->input, PIPE_BYTES) != 0 || make_nonblocking(stdio->input[1]) != 0)
 			return STEP_RESOURCES;
 		plan->standard_input = stdio->input[0];
 	} else if (head->input == INPUT_TERMINAL) {

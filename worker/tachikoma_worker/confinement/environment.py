@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tachikoma.policy.hazards.environment import forbidden
+from tachikoma.vocabulary.requests import Terminal
 from tachikoma_worker.confinement.account import Account
 from tachikoma_worker.confinement.refusals import Refused
 
@@ -14,12 +15,13 @@ __all__ = ["PATH", "environment"]
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def environment(requested: Mapping[str, str], user: Account) -> dict[str, str]:
+def environment(requested: Mapping[str, str], user: Account, terminal: Terminal | None = None) -> dict[str, str]:
     """Return the whole environment of a command. Nothing is inherited from the worker.
 
     Args:
         requested: variables in the request.
         user: the user that the command runs as.
+        terminal: its terminal, or None.
 
     Raises:
         Refused: the request contains a variable that is never allowed.
@@ -30,6 +32,7 @@ def environment(requested: Mapping[str, str], user: Account) -> dict[str, str]:
     return {
         "LANG": "C.UTF-8",
         **requested,
+        **({} if terminal is None else {"TERM": terminal.type}),
         "PATH": PATH,
         "HOME": user.home,
         "USER": user.name,

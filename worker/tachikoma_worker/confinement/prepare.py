@@ -13,6 +13,7 @@ from tachikoma.errors import PermissionDenied
 from tachikoma.identity.signed_messages import WorkOrder
 from tachikoma.policy.decide import PolicySet
 from tachikoma.policy.narrowing import narrow
+from tachikoma.vocabulary.requests import Terminal
 from tachikoma_worker.cgroups.hierarchy import Cgroup, Hierarchy
 from tachikoma_worker.confinement.account import Account, account
 from tachikoma_worker.confinement.environment import environment
@@ -83,7 +84,7 @@ def prepare(order: WorkOrder, settings: WorkerSettings, spawner_uid: int, cgroup
     if lacking and settings.limits == "enforce":
         raise Refused(f"this agent cannot enforce the limits of {', '.join(lacking)}: no such cgroup controller")
     user = account(request.user, settings.user, spawner_uid)
-    variables = environment(request.environment, user)
+    variables = environment(request.environment, user, request.terminal or Terminal() if request.tty else None)
     executable = open_executable(request.command, grant.executables, user, frozenset({0, spawner_uid}))
     try:
         check_real_path(executable.real_path, request.command, grant, request.work_dir or user.home)

@@ -76,10 +76,14 @@ class Process:
     async def kill(self, grace_seconds: float) -> list[int]:
         """End the command: TERM to its process group, the grace, then KILL to all of its cgroup until it is empty.
 
+        A terminal is hung up with the TERM, which a shell at its prompt ignores.
+
         Returns:
             Process ids of the survivors, at most 32; empty if all processes are gone.
         """
         await self.signal(signal.SIGTERM)
+        if self.input.mode is InputMode.TERMINAL:
+            await self.hang_up()
         await asyncio.wait((self.exited,), timeout=grace_seconds)
         return await self.kill_all()
 

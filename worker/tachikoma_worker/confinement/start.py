@@ -7,10 +7,11 @@ import os
 
 from tachikoma.identity.signed_messages import WorkOrder
 from tachikoma.vocabulary.limits import CAPABILITIES
+from tachikoma.vocabulary.requests import Terminal
 from tachikoma_worker.confinement.account import Account
 from tachikoma_worker.confinement.prepare import Prepared
 from tachikoma_worker.confinement.process import Process
-from tachikoma_worker.confinement.protocol import InputMode, SpawnFailed, Step
+from tachikoma_worker.confinement.protocol import NO_WINDOW, InputMode, SpawnFailed, Step
 from tachikoma_worker.confinement.refusals import CannotExecute, Refused
 from tachikoma_worker.confinement.spawn_request import SpawnRequest
 from tachikoma_worker.confinement.spawner import Spawner
@@ -31,6 +32,7 @@ async def start(prepared: Prepared, spawner: Spawner) -> Process:
         raise Refused(f"this agent lets no command keep {', '.join(names)}; see its setting capabilities")
     root, beneath = _work_dir(order, user)
     stdin_fd = _stdin_file(order.request.stdin)
+    mode = _input_mode(order)
     try:
         return await spawner.spawn(
             SpawnRequest(
@@ -45,8 +47,9 @@ async def start(prepared: Prepared, spawner: Spawner) -> Process:
                 executable_fd=prepared.executable.fd,
                 argv=prepared.executable.argv,
                 environment=prepared.environment,
-                input=InputMode.NULL if stdin_fd is None else InputMode.FILE,
+                input=mode,
                 stdin_fd=stdin_fd,
+                terminal=(order.request.terminal or Terminal()).size if mode is InputMode.TERMINAL else NO_WINDOW,
                 cgroup_fds=prepared.cgroup.fds,
                 unified=prepared.cgroup.unified,
             )
@@ -93,6 +96,8 @@ def explain(error: SpawnFailed, path: str, work_dir: str, user: Account) -> Refu
             return Refused(f"cannot join the cgroup: {why}")
         case Step.USER | Step.GROUPS:
             return Refused(f"cannot become {user.name}: {why}")
+        case Step.TERMINAL:
+            return Refused(f"cannot open a terminal: {why}")
         case Step.CAPABILITIES:
             return Refused(f"cannot give up capabilities: {why}")
         case _:
@@ -105,6 +110,15 @@ def _work_dir(order: WorkOrder, user: Account) -> tuple[str, str]:
     if not requested:
         return (user.home if os.path.isdir(user.home) else "/"), ""  # noqa: PTH112
     return root, requested.removeprefix(root).strip("/")
+
+
+def _input_mode(order: WorkOrder) -> InputMode:
+    """Return where the command's standard input comes from."""
+    if order.request.tty:
+        return InputMode.TERMINAL
+    if order.request.interactive:
+        return InputMode.PIPE
+    return InputMode.FILE if order.request.stdin else InputMode.NULL
 
 
 def _stdin_file(content: bytes) -> int | None:

@@ -60,6 +60,8 @@ log = structlog.get_logger(__name__)
 POLICY_SECONDS = 1.0
 #: After the stop grace, the time for delivering receipts, and the time for each further step of closing.
 DELIVER_SECONDS = 5.0
+#: Connections for the input of sessions: as many as the largest number of slots, and as many of an earlier worker.
+MAX_SESSIONS = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,7 @@ class Engine:
         context = Context(
             settings=settings,
             redis=connect(access, name=f"agent-{settings.agent_id}"),
+            waiting_redis=connect(access, name=f"agent-{settings.agent_id}-input", max_connections=MAX_SESSIONS),
             journal=journal,
             reserve=reserve,
             spawner=spawner,
@@ -286,6 +289,7 @@ class Engine:
         await self._context.journal.flush()
         with suppress(RedisError, OSError):
             await self._subscriptions.aclose()
+            await self._context.waiting_redis.aclose()
             await self._context.redis.aclose()
 
     # --- executions ---------------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from tachikoma_worker.cgroups.hierarchy import Hierarchy
 from tachikoma_worker.confinement.spawner import Spawner
 from tachikoma_worker.execution.journal import Journal
 from tachikoma_worker.execution.reserve import DiskReserve
+from tachikoma_worker.sessions.attachment import AgentParty
+from tachikoma_worker.sessions.mailbox import Mailbox
 from tachikoma_worker.settings import WorkerSettings
 
 __all__ = ["Context"]
@@ -27,6 +29,8 @@ class Context:
 
     settings: WorkerSettings
     redis: Redis
+    #: Connections for reads that wait for the input of sessions, one for each slot.
+    waiting_redis: Redis
     journal: Journal
     #: Disk space with which a command can start on a full disk.
     reserve: DiskReserve
@@ -44,6 +48,15 @@ class Context:
     def agent(self) -> str:
         """The agent's id."""
         return self.settings.agent_id
+
+    @property
+    def party(self) -> AgentParty:
+        """The agent as a party of the keys of sessions."""
+        return AgentParty(self.agent, self.identity, self.settings.orchestrator)
+
+    def mailbox(self, exec_id: str) -> Mailbox:
+        """Return a session's names in Redis."""
+        return Mailbox(self.redis, self.waiting_redis, self.agent, exec_id)
 
     @property
     def spools(self) -> Path:

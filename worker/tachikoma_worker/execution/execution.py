@@ -41,6 +41,7 @@ from tachikoma_worker.confinement.start import start
 from tachikoma_worker.execution.cancel import read_cancel_until_available, verify_cancel
 from tachikoma_worker.execution.claim import ClaimOutcome, claim, prevent_start
 from tachikoma_worker.execution.context import Context
+from tachikoma_worker.execution.interactive import interactive, session_facts
 from tachikoma_worker.execution.journal import JournalError
 from tachikoma_worker.execution.order import verify_order
 from tachikoma_worker.execution.receipt import EarlierReceipt, Output, deliver
@@ -269,7 +270,7 @@ class Execution:
             return Ending(state=ExecState.LOST, error=f"whether it started is not known: {gone}")
         notice = asyncio.get_running_loop().call_later(STARTED_NOTICE_SECONDS, self._announce, facts.started_ms)
         try:
-            return await self._running(process, prepared.cgroup, self._spool, self._output).finish()
+            return await self._command(process, prepared.cgroup, self._spool, self._output).finish()
         finally:
             notice.cancel()
 
@@ -289,6 +290,7 @@ class Execution:
             memory=order.grant.limits.memory,
             log_bytes=min(order.grant.output.limit or settings.log_bytes, settings.log_bytes),
             waits=order.grant.output.when_full is WhenFull.WAIT,
+            session=session_facts(order),
         )
 
     def _create_spool(self, facts: Facts) -> Spool:
@@ -333,7 +335,7 @@ class Execution:
                 return self._end_unknown(spool, str(error))
         if spool.end is None and self._process is not None:
             log.info("execution.taken_back", id=self.exec_id, pid=self._process.pid)
-            return await self._running(self._process, cgroup, spool, self._output).finish()
+            return await self._command(self._process, cgroup, spool, self._output, resumed=True).finish()
         self._output.wait_only_for_known_readers()
         await Pump(self._output, spool, {}).run()
         if spool.end is not None:
@@ -347,8 +349,11 @@ class Execution:
 
     # --- whatever happens ---------------------------------------------------------------------------------------------
 
-    def _running(self, process: Process, cgroup: Cgroup, spool: Spool, output: OutputLog) -> RunningCommand:
-        return RunningCommand(self.exec_id, process, cgroup, spool, output, self._stop)
+    def _command(
+        self, process: Process, cgroup: Cgroup, spool: Spool, output: OutputLog, *, resumed: bool = False
+    ) -> RunningCommand:
+        window, session = interactive(self._context, self.exec_id, process, spool.start, self.stop, resumed=resumed)
+        return RunningCommand(self.exec_id, process, cgroup, spool, output, self._stop, window=window, session=session)
 
     def _output_log(self, facts: Facts, resumed: Totals | None = None) -> OutputLog:
         return OutputLog(
@@ -385,6 +390,8 @@ class Execution:
         if self._process is not None:
             await self._process.close()
         await asyncio.to_thread(discard)
+        if self._spool is not None and self._spool.start.session is not None:
+            await self._context.mailbox(self.exec_id).remove()
 
     async def _deliver(self, ending: Ending, earlier: EarlierReceipt) -> None:
         """Deliver the receipt, then remove the spool."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 
 import structlog
 
-from tachikoma.config.tasks import supervised
+from tachikoma.config.tasks import cancel_all, supervised
 from tachikoma.streams.frames import STDERR, STDOUT
 from tachikoma.vocabulary.clock import micros_since
 from tachikoma.vocabulary.limits import ResourceUsage
@@ -21,6 +22,7 @@ from tachikoma_worker.output.output_log import OutputLog
 from tachikoma_worker.output.pump import Pump
 from tachikoma_worker.output.records import Ending
 from tachikoma_worker.output.spool import Spool
+from tachikoma_worker.output.window import OutputWindow
 
 __all__ = ["RunningCommand"]
 
@@ -43,8 +45,22 @@ class RunningCommand:
         spool: Spool,
         output: OutputLog,
         stop: asyncio.Future[Stop],
+        *,
+        window: OutputWindow | None = None,
+        session: Callable[[], Coroutine[object, object, None]] | None = None,
     ) -> None:
-        """Take over a running command; `stop` resolves when it is to be ended early."""
+        """Take over a running command.
+
+        Args:
+            exec_id: the execution.
+            process: the command.
+            cgroup: its cgroup.
+            spool: its spool.
+            output: its output log.
+            stop: resolves when it is to be ended early.
+            window: the limit of its output; None for no limit.
+            session: serves the callers of an interactive command until it is cancelled; None for another command.
+        """
         self._exec_id = exec_id
         self._process = process
         self._cgroup = cgroup
@@ -52,6 +68,8 @@ class RunningCommand:
         self._facts = spool.start
         self._output = output
         self._stop = stop
+        self._window = window or OutputWindow()
+        self._session = session
 
     async def finish(self) -> Ending:
         """Wait for the command's end, or end it at its timeout or when `stop` resolves.
@@ -93,11 +111,12 @@ class RunningCommand:
             Why it was killed, if it was, and the process ids of the survivors.
         """
         process = self._process
-        pump = Pump(self._output, self._spool, {process.stdout: STDOUT, process.stderr: STDERR})
+        pump = Pump(self._output, self._spool, {process.stdout: STDOUT, process.stderr: STDERR}, self._window)
         left_seconds = self._facts.timeout - (time.monotonic_ns() - self._facts.began_ns) / 1e9
         # A pump that fails cancels this block: a command whose output cannot be read must not run on.
         async with supervised() as parts:
             pumping = parts.start(pump.run())
+            serving = None if self._session is None else parts.start(self._session())
             await asyncio.wait(
                 (process.exited, self._stop), timeout=max(0, left_seconds), return_when=asyncio.FIRST_COMPLETED
             )
@@ -106,6 +125,10 @@ class RunningCommand:
             if not process.exited.done():
                 stopped = self._stop.result() if self._stop.done() else Stop.TIMED_OUT
                 survivors = await process.kill(self._facts.kill_grace)
+            if serving is not None:
+                await cancel_all([serving])
+            # The rest of the output waits for no caller.
+            self._window.open()
             return stopped, await self._drain(pump, pumping) or survivors
 
     async def _drain(self, pump: Pump, pumping: asyncio.Task[None]) -> list[int]:

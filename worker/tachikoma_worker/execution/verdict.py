@@ -12,7 +12,7 @@ from tachikoma.vocabulary.limits import ResourceUsage
 from tachikoma.vocabulary.results import KillReceipt
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_worker.confinement.protocol import Exit
-from tachikoma_worker.output.records import Ending, Facts
+from tachikoma_worker.output.records import Ending, Facts, SessionFacts
 
 __all__ = ["Stop", "describe", "failure", "judge", "stopped_before_start"]
 
@@ -28,6 +28,11 @@ class Stop(StrEnum):
     CANCELLED = "cancelled"
     TIMED_OUT = "timed out"
     SHUTDOWN = "the agent is shutting down"
+    #: An interactive command got no input, or had no attached caller, for as long as policy allows.
+    IDLE = "idle"
+    DETACHED = "detached"
+    #: The caller of an interactive command closed its session.
+    CLOSED = "closed"
 
 
 def judge(
@@ -109,6 +114,10 @@ def _state(stopped: Stop | None, exited: Exit | None, usage: ResourceUsage, fact
         return ExecState.CANCELLED, "cancelled"
     if stopped is Stop.TIMED_OUT:
         return ExecState.TIMED_OUT, f"killed at its timeout of {facts.timeout:g} s"
+    if stopped in (Stop.IDLE, Stop.DETACHED):
+        return ExecState.TIMED_OUT, _hung_up(stopped, facts)
+    if stopped is Stop.CLOSED:
+        return ExecState.CANCELLED, "hung up: its caller closed the session"
     if stopped is Stop.SHUTDOWN:
         return ExecState.FAILED, "killed: the agent was shut down"
     if exited is None:
@@ -123,6 +132,14 @@ def _state(stopped: Stop | None, exited: Exit | None, usage: ResourceUsage, fact
         )
         return ExecState.OUT_OF_MEMORY, f"killed: it used {limit}"
     return ExecState.FAILED, f"killed by {_signal_name(exited.signal)}" if exited.signal else ""
+
+
+def _hung_up(stopped: Stop | None, facts: Facts) -> str:
+    """Return the error text of an interactive command that was left alone."""
+    session = facts.session or SessionFacts()
+    if stopped is Stop.IDLE:
+        return f"hung up: no input for {session.idle_seconds or 0:g} s"
+    return f"hung up: no caller was attached for {session.detached_seconds or 0:g} s"
 
 
 def _kill_receipt(stopped: Stop | None, survivors: Sequence[int], whole: bool) -> KillReceipt | None:

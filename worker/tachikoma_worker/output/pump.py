@@ -14,6 +14,7 @@ from contextlib import suppress
 from tachikoma.config.tasks import supervised
 from tachikoma_worker.output.output_log import OutputLog
 from tachikoma_worker.output.spool import CHUNK_BYTES, Spool, SpoolError
+from tachikoma_worker.output.window import OutputWindow
 
 __all__ = ["Pump"]
 
@@ -29,15 +30,19 @@ LAST_READS = PIPE_BYTES // CHUNK_BYTES + 1
 class Pump:
     """Moves output from pipes to Redis until all pipes are closed or `stop` is called."""
 
-    def __init__(self, output: OutputLog, spool: Spool, pipes: Mapping[int, int]) -> None:
+    def __init__(
+        self, output: OutputLog, spool: Spool, pipes: Mapping[int, int], window: OutputWindow | None = None
+    ) -> None:
         """Prepare a pump.
 
         Args:
             output: the log that receives the chunks.
             spool: the spool between pipes and log.
             pipes: the stream of each descriptor.
+            window: limits how far the output is ahead of an attached caller; None for no limit.
         """
         self._output = output
+        self._window = window or OutputWindow()
         self._spool = spool
         self._open = dict(pipes)
         self._ready: set[int] = set()
@@ -52,6 +57,7 @@ class Pump:
     def stop(self) -> None:
         """Take the content of the pipes now, and then end although a process still holds them open."""
         self._stopped = True
+        self._window.open()
         self._output.wait_only_for_known_readers()
         self._wake.set()
 
@@ -76,7 +82,9 @@ class Pump:
                 await self._wake.wait()
                 self._wake.clear()
                 ready, self._ready = self._ready, set()
+                await self._window.room(self._spool.offset)
                 await self._take_from(ready)
+                self._window.taken(self._spool.offset)
                 # Watched again only now: meanwhile new output waits in the pipe.
                 for descriptor in ready & self._open.keys():
                     loop.add_reader(descriptor, self._on_readable, descriptor)

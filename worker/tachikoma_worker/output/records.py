@@ -15,7 +15,7 @@ from tachikoma.vocabulary.limits import ResourceUsage
 from tachikoma.vocabulary.results import KillReceipt
 from tachikoma.vocabulary.states import ExecState
 
-__all__ = ["CLIPPED", "MAX_TEXT_CHARS", "Ending", "Facts", "Totals", "receipt_text"]
+__all__ = ["CLIPPED", "MAX_TEXT_CHARS", "Ending", "Facts", "SessionFacts", "Totals", "receipt_text"]
 
 #: Longest text in a receipt, in characters; `signed_messages.Receipt` has the same bound.
 MAX_TEXT_CHARS = 8192
@@ -68,6 +68,18 @@ class Totals(BaseModel):
         return self.total.get(kind, 0), head, tail
 
 
+class SessionFacts(BaseModel):
+    """Facts of an interactive command."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: Whether it has a terminal.
+    terminal: bool = False
+    #: Seconds without input, and seconds without an attached caller, after which it is ended; None for no limit.
+    idle_seconds: float | None = None
+    detached_seconds: float | None = None
+
+
 class Facts(BaseModel):
     """Facts of a started command that a later worker needs to continue with it."""
 
@@ -94,6 +106,8 @@ class Facts(BaseModel):
     log_bytes: int = 64 * 1024 * 1024
     #: Whether the output waits for readers when the log is full, instead of being cut.
     waits: bool = False
+    #: None for a command that is not interactive.
+    session: SessionFacts | None = None
     totals: Totals = Totals()
 
 

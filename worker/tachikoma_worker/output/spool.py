@@ -91,6 +91,8 @@ class Spool:
         self._read = 0
         self._next = 0
         self._seq = facts.totals.seq
+        #: Bytes of output so far, of both streams, with those that the spool no longer contains.
+        self.offset = facts.totals.offset
         #: Whether the file is memory, because the disk refused data. A later worker cannot find it.
         self._in_memory = False
         #: Facts of the start.
@@ -173,6 +175,7 @@ class Spool:
                 break
             elif content:
                 spool._seq = seq
+                spool.offset += content
                 if not length:
                     os.pwrite(descriptor, _LENGTH.pack(content), begin - _LENGTH.size)
             position = begin + content if content else position
@@ -211,6 +214,7 @@ class Spool:
             os.pwrite(self._descriptor, _LENGTH.pack(moved), begin - _LENGTH.size)
             self._written = begin + moved
             self._seq += 1
+            self.offset += moved
         return moved
 
     @property

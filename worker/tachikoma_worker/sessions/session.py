@@ -1,0 +1,309 @@
+"""A session: sealed frames from callers become input, sizes and signals of a running command.
+
+Four tasks share it. One reads frames and acts at once on those that are no input. One feeds input to the command, which
+may take it slowly or never. One reports progress. One ends a session that was left alone for too long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections import deque
+from collections.abc import Callable
+from enum import StrEnum
+
+import structlog
+from redis.exceptions import RedisError
+
+from tachikoma.config.retry import Backoff
+from tachikoma.config.tasks import supervised
+from tachikoma.identity.signing import InvalidSignature
+from tachikoma.identity.spiffe import InvalidIdentity
+from tachikoma.sessions.frames import (
+    INPUT_CREDIT_BYTES,
+    Accepted,
+    Acknowledge,
+    Close,
+    Data,
+    Detach,
+    End,
+    Frame,
+    Resize,
+    Signal,
+)
+from tachikoma.sessions.messages import Answer, Notice, Offer, OfferWanted, Sealed
+from tachikoma.sessions.sealing import InvalidFrame, epoch_of
+from tachikoma_worker.confinement.process import Process
+from tachikoma_worker.confinement.protocol import SpawnFailed
+from tachikoma_worker.output.records import SessionFacts
+from tachikoma_worker.output.window import OutputWindow
+from tachikoma_worker.sessions.attachment import AgentParty, Attachment, attach
+from tachikoma_worker.sessions.mailbox import Mailbox
+
+__all__ = ["Session", "SessionEnd"]
+
+log = structlog.get_logger(__name__)
+
+#: Longest time between two reports to an attached orchestrator. The number of receivers shows whether it still listens.
+REPORT_SECONDS = 5.0
+#: Longest delay between two looks at the clock.
+LOOK_SECONDS = 1.0
+#: First and longest delay between attempts to report while Redis is unavailable.
+RETRY_SECONDS = (0.05, 2.0)
+
+
+class SessionEnd(StrEnum):
+    """Why a session ends before its command ends by itself."""
+
+    #: No input for as long as policy allows.
+    IDLE = "idle"
+    #: No attached caller for as long as policy allows.
+    DETACHED = "detached"
+    #: The caller closed the session.
+    CLOSED = "closed"
+
+
+class Session:
+    """The session of one running command."""
+
+    def __init__(
+        self, party: AgentParty, mailbox: Mailbox, process: Process, window: OutputWindow, facts: SessionFacts,
+        order_sha256: str, end: Callable[[SessionEnd], None],
+    ) -> None:  # fmt: skip
+        """Prepare a session.
+
+        Args:
+            party: the agent, whose identity signs answers.
+            mailbox: the session's names in Redis.
+            process: the command.
+            window: the limit of output that an attached caller has not acknowledged.
+            facts: limits of the session.
+            order_sha256: SHA-256 of the order.
+            end: called when the session is to be ended.
+        """
+        self._party = party
+        self._mailbox = mailbox
+        self._process = process
+        self._window = window
+        self._facts = facts
+        self._order_sha256 = order_sha256
+        self._end = end
+        self._epoch = 0
+        #: The current attachment; None without keys.
+        self._attachment: Attachment | None = None
+        #: Input that is still to be fed, its size, and the offset after it.
+        self._waiting: deque[Data | End] = deque()
+        self._waiting_bytes = 0
+        self._following_offset = process.input.offset
+        self._more = asyncio.Event()
+        #: Notices that are still to be published, beside the progress.
+        self._answer: str | None = None
+        self._offer_wanted = True
+        self._report_due = asyncio.Event()
+        #: Whether the orchestrator of the attachment listens.
+        self._heard = False
+        now = asyncio.get_running_loop().time()
+        self._last_input_at = now
+        self._detached_at = now
+
+    async def run(self, *, resumed: bool) -> None:
+        """Serve callers until cancelled.
+
+        Args:
+            resumed: whether an earlier worker served the session.
+
+        Raises:
+            SpawnerGone: the spawner no longer answers.
+        """
+        self._process.input_changed = self._report_due.set
+        try:
+            if resumed:
+                await self._mailbox.skip()
+            async with supervised(self._feed(), self._report(), self._watch_clock()):
+                async for entry in self._mailbox.read():
+                    if isinstance(entry, Offer):
+                        self._on_offer(entry.token)
+                    else:
+                        await self._on_sealed(entry.raw)
+                    # Also to trim what was read.
+                    self._report_due.set()
+        finally:
+            self._process.input_changed = None
+
+    @property
+    def _attached(self) -> bool:
+        return self._attachment is not None and self._heard
+
+    # --- offers and frames --------------------------------------------------------------------------------------------
+
+    def _on_offer(self, token: str) -> None:
+        """Begin an epoch. An offer that is not genuine, or too late, changes nothing."""
+        try:
+            made = attach(
+                self._party, token, self._mailbox.exec_id, self._order_sha256,
+                after_epoch=self._epoch, progress=self._progress(),
+            )  # fmt: skip
+        except (InvalidSignature, InvalidIdentity, InvalidFrame) as error:
+            log.warning("session.offer_refused", id=self._mailbox.exec_id, reason=str(error))
+            return
+        log.info(
+            "session.attached", id=self._mailbox.exec_id, caller=made.caller, address=made.client_ip, epoch=made.epoch
+        )
+        self._epoch, self._attachment, self._answer = made.epoch, made, made.answer
+        self._offer_wanted = False
+        self._heard = True
+        # The caller sends again what was not accepted.
+        self._drop_waiting()
+        self._window.open()
+
+    async def _on_sealed(self, raw: bytes) -> None:
+        """Act on a frame of the current epoch. Any other frame is ignored: its keys are lost, or never existed."""
+        attachment = self._attachment
+        try:
+            if attachment is None or epoch_of(raw) != attachment.epoch:
+                return
+            frame = attachment.open(raw)
+        except ValueError as error:
+            self._lose(str(error))
+            return
+        self._heard = True
+        try:
+            await self._on_frame(frame)
+        except ValueError as error:
+            self._lose(str(error))
+
+    async def _on_frame(self, frame: Frame) -> None:
+        """Act on a frame. Raises ValueError if the sender breaks the protocol."""
+        match frame:
+            case Data() | End():
+                self._last_input_at = asyncio.get_running_loop().time()
+                self._add(frame)
+            case Resize(size):
+                await self._process.resize(size)
+            case Signal(name):
+                self._last_input_at = asyncio.get_running_loop().time()
+                await self._process.signal_foreground(signal.Signals[f"SIG{name.value}"])
+            case Acknowledge(output):
+                self._window.acknowledge(output)
+            case Detach():
+                log.info("session.detached", id=self._mailbox.exec_id, epoch=self._epoch)
+                self._detach()
+            case Close():
+                log.info("session.closed", id=self._mailbox.exec_id, epoch=self._epoch)
+                self._end(SessionEnd.CLOSED)
+            case Accepted():
+                raise ValueError("only agents send acknowledgements of input")
+
+    def _lose(self, reason: str) -> None:
+        """End the epoch because its frames cannot be trusted any more, and ask for another one."""
+        log.warning("session.epoch_ended", id=self._mailbox.exec_id, epoch=self._epoch, reason=reason)
+        self._detach()
+        self._offer_wanted = True
+
+    def _detach(self) -> None:
+        self._attachment, self._answer = None, None
+        self._on_absence()
+
+    def _on_absence(self) -> None:
+        """Continue without a caller: output is no longer limited by what it has written."""
+        if self._heard:
+            self._detached_at = asyncio.get_running_loop().time()
+        self._heard = False
+        self._window.open()
+
+    # --- input --------------------------------------------------------------------------------------------------------
+
+    def _add(self, frame: Data | End) -> None:
+        """Queue input. Raises ValueError for a gap, and for more input than the sender may have in flight."""
+        size = len(frame.data) if isinstance(frame, Data) else 0
+        if frame.offset > self._following_offset:
+            raise ValueError(f"input continues at {frame.offset} instead of {self._following_offset}")
+        if self._waiting_bytes + size > INPUT_CREDIT_BYTES:
+            raise ValueError(f"more than {INPUT_CREDIT_BYTES} bytes of input are in flight")
+        self._following_offset = max(self._following_offset, frame.offset + size)
+        self._waiting.append(frame)
+        self._waiting_bytes += size
+        self._more.set()
+
+    def _drop_waiting(self) -> None:
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        self._following_offset = self._process.input.offset
+
+    async def _feed(self) -> None:
+        """Feed queued input to the command, in order."""
+        while True:
+            while self._waiting:
+                frame = self._waiting.popleft()
+                try:
+                    if isinstance(frame, Data):
+                        self._waiting_bytes -= len(frame.data)
+                        await self._process.feed(frame.offset, frame.data)
+                    else:
+                        await self._process.end_input(frame.offset)
+                except SpawnFailed as error:
+                    # The input has ended already, or the command has.
+                    log.info("session.input_refused", id=self._mailbox.exec_id, offset=frame.offset, reason=str(error))
+            self._more.clear()
+            await self._more.wait()
+
+    def _progress(self) -> Accepted:
+        status = self._process.input
+        return Accepted(
+            status.offset, echo=status.echo, canonical=status.canonical, ended=status.ended or status.broken
+        )
+
+    # --- reports ------------------------------------------------------------------------------------------------------
+
+    async def _report(self) -> None:
+        """Publish answers and progress whenever they change, and from time to time, for ever."""
+        backoff = Backoff(*RETRY_SECONDS)
+        while True:
+            self._report_due.clear()
+            try:
+                await self._publish()
+            except (RedisError, OSError) as error:
+                log.warning("session.waiting", id=self._mailbox.exec_id, error=str(error))
+                await backoff.wait()
+                continue
+            backoff.reset()
+            try:
+                async with asyncio.timeout(REPORT_SECONDS):
+                    await self._report_due.wait()
+            except TimeoutError:
+                continue
+
+    async def _publish(self) -> None:
+        """Publish the state once. Raises RedisError or OSError if Redis is unavailable."""
+        attachment, answer, wanted = self._attachment, self._answer, self._offer_wanted
+        notices: list[Notice] = []
+        if wanted:
+            notices.append(OfferWanted())
+        if answer is not None:
+            notices.append(Answer(answer))
+        if attachment is not None:
+            notices.append(Sealed(attachment.seal(self._progress())))
+        receivers = await self._mailbox.publish(notices)
+        if wanted:
+            self._offer_wanted = self._offer_wanted and receivers == 0
+        if self._answer is answer:
+            self._answer = None
+        if attachment is not None and attachment is self._attachment:
+            if receivers:
+                self._heard = True
+            else:
+                self._on_absence()
+
+    # --- time ---------------------------------------------------------------------------------------------------------
+
+    async def _watch_clock(self) -> None:
+        """End the session when it was left alone for too long."""
+        idle, detached = self._facts.idle_seconds, self._facts.detached_seconds
+        loop = asyncio.get_running_loop()
+        while True:
+            now = loop.time()
+            if idle is not None and now - self._last_input_at >= idle:
+                self._end(SessionEnd.IDLE)
+            if detached is not None and not self._attached and now - self._detached_at >= detached:
+                self._end(SessionEnd.DETACHED)
+            await asyncio.sleep(LOOK_SECONDS)
