@@ -1,4 +1,4 @@
-"""The session of an interactive command, as its execution sees it: facts, output window, and the task that serves it."""
+"""The session of an interactive command, as its execution sees it: facts, output window, and the serving task."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ AHEAD_SECONDS = 0.1
 TERMINAL_BYTES = (16 * 1024, 4 * 1024 * 1024)
 #: Window of a command without a terminal, in bytes. Its output is no display, so it need not be short.
 PIPE_BYTES = 4 * 1024 * 1024
-#: Time over which the rate is measured, in seconds.
-RATE_SECONDS = 0.2
+#: Shortest time that is measured, in seconds.
+LEAST_SECONDS = 0.001
 #: Moments of output that are remembered, to measure the delay of their acknowledgement.
 MAX_MOMENTS = 4096
 
@@ -41,26 +41,21 @@ class OutputWindow:
         self._clock = clock
         #: Acknowledged bytes of all output; None for no limit.
         self._acknowledged: int | None = None
-        #: Position and time of output that was taken, and of acknowledgements, oldest first.
-        self._moments: deque[tuple[int, float]] = deque(maxlen=MAX_MOMENTS)
-        self._progress: deque[tuple[int, float]] = deque(maxlen=MAX_MOMENTS)
+        #: Output that was taken, oldest first: its position, the time, and the bytes that were acknowledged then.
+        self._moments: deque[tuple[int, float, int]] = deque(maxlen=MAX_MOMENTS)
         self._bytes_per_second = 0.0
         self._shortest_delay = float("inf")
         #: Whether output had to wait since the rate was measured, so that the caller is the slower side.
         self._waited = False
         self._changed = asyncio.Event()
-
-    @property
-    def size(self) -> int:
-        """Bytes that may be taken and not acknowledged."""
-        delay = self._shortest_delay if self._shortest_delay < float("inf") else 0.0
-        return round(min(max(self._bytes_per_second * (delay + AHEAD_SECONDS), self._least), self._most))
+        #: Bytes that may be taken and not acknowledged.
+        self.size = self._least
 
     def open(self) -> None:
         """Remove the limit: no caller is attached, or the command has ended."""
         self._acknowledged = None
         self._moments.clear()
-        self._progress.clear()
+        self.size = self._least
         self._changed.set()
 
     def acknowledge(self, position: int) -> None:
@@ -69,28 +64,33 @@ class OutputWindow:
         Args:
             position: bytes of all output, from its beginning, that the caller has written.
         """
-        now = self._clock()
-        delay: float | None = None
+        before = self._acknowledged or 0
+        self._acknowledged = max(position, before)
+        last: tuple[int, float, int] | None = None
         while self._moments and self._moments[0][0] <= position:
-            delay = now - self._moments.popleft()[1]
-        if delay is not None:
-            self._shortest_delay = min(self._shortest_delay, delay)
-        self._acknowledged = max(position, self._acknowledged or 0)
-        self._measure(self._acknowledged, now)
+            last = self._moments.popleft()
+        if last is not None:
+            self._measure(self._acknowledged - last[2], self._clock() - last[1])
+            self._resize(self._acknowledged - before)
         self._changed.set()
 
-    def _measure(self, position: int, now: float) -> None:
-        """Measure the caller's rate. A command that writes little shows only that the rate is not lower."""
-        self._progress.append((position, now))
-        while now - self._progress[0][1] > RATE_SECONDS and len(self._progress) > 2:
-            self._progress.popleft()
-        first, since = self._progress[0]
-        if now - since < RATE_SECONDS / 10:
-            return
-        rate = (position - first) / (now - since)
+    def _measure(self, count: int, seconds: float) -> None:
+        """Measure delay and rate by output that took some seconds, in which a number of bytes were acknowledged.
+
+        A command that writes little shows only that the caller is not slower. BBR measures in the same way
+        (draft-ietf-ccwg-bbr, section 4.1.1).
+        """
+        seconds = max(seconds, LEAST_SECONDS)
+        self._shortest_delay = min(self._shortest_delay, seconds)
+        rate = count / seconds
         if self._waited or rate > self._bytes_per_second:
             self._bytes_per_second = rate
             self._waited = False
+
+    def _resize(self, acknowledged: int) -> None:
+        """Follow the rate: down at once, up by what was acknowledged, since a terminal takes the first bytes faster."""
+        wanted = self._bytes_per_second * (self._shortest_delay + AHEAD_SECONDS)
+        self.size = round(max(min(wanted, self.size + acknowledged, self._most), self._least))
 
     async def room(self, position: int) -> None:
         """Wait until more output may be taken.
@@ -106,4 +106,4 @@ class OutputWindow:
     def taken(self, position: int) -> None:
         """Remember when output was taken, up to a position."""
         if self._acknowledged is not None:
-            self._moments.append((position, self._clock()))
+            self._moments.append((position, self._clock(), self._acknowledged))

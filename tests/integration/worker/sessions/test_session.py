@@ -178,9 +178,8 @@ async def test_a_frame_that_cannot_be_trusted_ends_the_epoch_and_the_next_one_co
         # Nothing of the old epoch counts any more.
         await it.add(Sealed(it.seal(Data(4, b"never\n"))))
         answer = await it.attach()
-        assert answer.accepted in (
-            (4,) if damage in ("altered", "missing") else (8,) if damage != "too much" else range(4, 8 << 20)
-        )
+        # What was queued when the epoch ended need not have been accepted.
+        assert answer.accepted in {"altered": (4,), "missing": (4,), "too much": range(4, 8 << 20)}.get(damage, (4, 8))
         if damage != "too much":
             await it.type(b"one\ntwo\nthree\n", offset=0)
             await it.until_output(b"ready\r\none\r\ntwo\r\nthree\r\n")

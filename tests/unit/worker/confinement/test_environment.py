@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tachikoma.vocabulary.requests import Terminal
 from tachikoma_worker.confinement.account import Account
 from tachikoma_worker.confinement.environment import PATH, environment
 from tachikoma_worker.confinement.refusals import Refused
@@ -20,6 +21,11 @@ def test_without_a_request_it_is_what_the_agent_sets() -> None:
 
 def test_a_request_may_set_the_language() -> None:
     assert environment({"LANG": "de_DE.UTF-8"}, USER)["LANG"] == "de_DE.UTF-8"
+
+
+def test_a_terminal_has_its_type() -> None:
+    assert environment({"TERM": "dumb"}, USER, Terminal(type="tmux-256color"))["TERM"] == "tmux-256color"
+    assert environment({"TERM": "dumb"}, USER)["TERM"] == "dumb"
 
 
 @given(st.dictionaries(st.from_regex(r"APP_[A-Z]{1,8}", fullmatch=True), st.text(max_size=20), max_size=5))

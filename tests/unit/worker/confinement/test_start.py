@@ -32,6 +32,7 @@ def explained(step: Step, error: int) -> Refused | CannotExecute:
         (Step.USER, errno.EPERM, "cannot become app"),
         (Step.GROUPS, errno.EPERM, "cannot become app"),
         (Step.CAPABILITIES, errno.EPERM, "cannot give up capabilities"),
+        (Step.TERMINAL, errno.ENOSPC, "cannot open a terminal: No space left"),
         (Step.RESOURCES, errno.EMFILE, "cannot be started: resources: Too many open files"),
     ],
 )

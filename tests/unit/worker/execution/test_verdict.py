@@ -10,11 +10,11 @@ from tachikoma.vocabulary.limits import ResourceUsage
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_worker.confinement.protocol import Exit
 from tachikoma_worker.execution.verdict import MAX_FAILURE_CHARS, Stop, describe, failure, judge, stopped_before_start
-from tachikoma_worker.output.records import Ending, Facts
+from tachikoma_worker.output.records import Ending, Facts, SessionFacts
 
 FACTS = Facts(
     host="h", order_sha256="", executable="/bin/x", started_ms=5, began_ns=1, timeout=2.5, kill_grace=1,
-    memory=64 * 2**20,
+    memory=64 * 2**20, session=SessionFacts(idle_seconds=60, detached_seconds=0.5),
 )  # fmt: skip
 OK, FAILED, KILLED = Exit(0, 0, 0.25), Exit(3, 0, 0.25), Exit(137, 9, 0.25)
 
@@ -44,6 +44,9 @@ def judged(
         (KILLED, Stop.TIMED_OUT, ExecState.TIMED_OUT, "killed at its timeout of 2.5 s"),
         (KILLED, Stop.SHUTDOWN, ExecState.FAILED, "killed: the agent was shut down"),
         (OK, Stop.CANCELLED, ExecState.CANCELLED, "cancelled"),
+        (KILLED, Stop.IDLE, ExecState.TIMED_OUT, "hung up: no input for 60 s"),
+        (OK, Stop.DETACHED, ExecState.TIMED_OUT, "hung up: no caller was attached for 0.5 s"),
+        (KILLED, Stop.CLOSED, ExecState.CANCELLED, "hung up: its caller closed the session"),
     ],
 )
 def test_without_survivors_exit_and_stop_decide(
