@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-__all__ = ["JSON", "fuzz", "mutated", "mutated_json", "wrong"]
+__all__ = ["JSON", "fuzz", "mutated", "mutated_json"]
 
 #: Seconds for each kind of input; `make fuzz` asks for more.
 SECONDS = float(os.environ.get("TACHIKOMA_TEST_FUZZ_SECONDS", "0.5"))
@@ -85,12 +85,6 @@ def _changed(draw: st.DrawFn, value: Any) -> Any:
     if isinstance(value, str) and draw(st.booleans()):
         return draw(mutated([value]))
     return draw(JSON)
-
-
-#: Values of every type of Redis, as commands without their key.
-wrong: st.SearchStrategy[tuple[Any, ...]] = st.sampled_from(
-    [("SET", "x"), ("RPUSH", "x"), ("SADD", "x"), ("ZADD", "1", "x"), ("HSET", "x", "x"), ("XADD", "*", "x", "x")]
-)
 
 
 def fuzz(check: Callable[..., object], *inputs: st.SearchStrategy[Any]) -> None:

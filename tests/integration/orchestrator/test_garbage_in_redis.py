@@ -5,6 +5,7 @@ The background parts of the process end with an unexpected error, and with them 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -35,6 +36,7 @@ KEYS = (
     keys.execution(EXEC), keys.claim(AGENT, EXEC), keys.output(AGENT, EXEC), keys.result(AGENT, EXEC),
     keys.parked(EXEC), keys.info(AGENT), keys.queue(AGENT), keys.AUDIT, keys.AUDIT_SEQ, keys.AUDIT_SINKS, keys.AGENTS,
     keys.ONLINE, keys.DRAINING, keys.REVOKED, keys.INDEX, keys.agent_index(AGENT), keys.OPEN, keys.APPROVALS,
+    keys.OUTPUTS, keys.JOINED, keys.cancel(AGENT, EXEC), keys.read(AGENT, EXEC), keys.enrolment(AGENT),
     *keys.scope(f"agent:{AGENT}"),
 )  # fmt: skip
 
@@ -59,6 +61,12 @@ COMMANDS = st.one_of(
     st.tuples(st.just("HSET"), FIELDS, st.one_of(TEXTS, STATES)),
     st.tuples(st.just("XADD"), st.just("*"), FIELDS, TEXTS),
 )
+#: A value of every type.
+WRONG: tuple[tuple[str, ...], ...] = (
+    ("SET", "x"), ("RPUSH", "x"), ("SADD", "x"), ("ZADD", "1", "x"), ("HSET", "x", "x"), ("XADD", "*", "x", "x"),
+)  # fmt: skip
+#: Most seconds for all readers together, also on a busy machine: none waits for anything.
+MAX_SECONDS = 60
 
 
 class Readers:
@@ -88,6 +96,19 @@ class Readers:
         if record is not None:
             await self.evidence.final_state(record)
             await self.evidence.status(record)
+
+    async def read_all(self) -> None:
+        """Let every part read once, in time."""
+        waiting, approvals = self.completions.expect(EXEC), self.completions.approvals.expect("parked")
+        async with asyncio.timeout(MAX_SECONDS):
+            with waiting, approvals:
+                self.completions.note_order(EXEC, AwaitedOrder(AGENT, ""))
+                for read in self.in_background:
+                    with suppress(RedisError):
+                        await read()
+                for read in self.for_callers:
+                    with suppress(RedisError, TachikomaError):
+                        await read()
 
     @property
     def in_background(self) -> list[Callable[[], Awaitable[object]]]:
@@ -136,16 +157,19 @@ async def test_no_value_ends_a_reader(
         except RedisError:
             # The key has another type by now.
             continue
-    with readers.completions.expect(EXEC):
-        readers.completions.note_order(EXEC, AwaitedOrder(AGENT, ""))
-        with readers.completions.approvals.expect("parked"):
-            for read in readers.in_background:
-                with suppress(RedisError):
-                    await read()
-            for read in readers.for_callers:
-                with suppress(RedisError, TachikomaError):
-                    await read()
+    await readers.read_all()
     await redis.aclose()
+
+
+@pytest.mark.parametrize("key", KEYS)
+async def test_a_value_of_another_type_ends_no_reader(redis: Redis, tmp_path: Path, key: str) -> None:
+    for command, *values in WRONG:
+        folder = tmp_path / command
+        folder.mkdir()
+        readers = await prepare(redis, folder)
+        await redis.delete(key)
+        await redis.execute_command(command, key, *values)
+        await readers.read_all()
 
 
 @pytest.mark.parametrize("field", ["approvers", "request", "settled_ms", "exit_code"])
