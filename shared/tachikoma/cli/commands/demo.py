@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,18 +112,19 @@ def _large(client: Client) -> None:
     """List many files, and check the bytes against the agent's digest and the names against the file system."""
     root = "/usr"
     _title(f"Large output: every file under {root}, checked against the file system")
+    before = _files(os.fsencode(root))
     begin = time.monotonic()
     output, result = _collect(client, _find_files(root))
     seconds = time.monotonic() - begin
     _expect(result is not None and result.exit_code == 0, "find failed")
     assert result is not None
-    names = sorted(output.split(b"\0")[:-1])
+    names = output.split(b"\0")[:-1]
     typer.echo(f"   {len(names)} files, {len(output)} bytes in {seconds:.1f} s")
     digest = hashlib.sha256(output).hexdigest()
     _expect(result.stdout_summary.total_bytes == len(output), "the byte count differs")
     _expect(result.stdout_summary.sha256 == digest, "the SHA-256 differs from the agent's")
     typer.echo(f"   SHA-256 of the output: {digest[:32]}…, as the agent signed it")
-    _expect(names == sorted(_files(os.fsencode(root))), "the listing differs from the file system")
+    _expect(_agree(names, before, _files(os.fsencode(root))), "the listing differs from the file system")
     typer.echo("   The names are those of the file system")
 
 
@@ -130,7 +132,15 @@ def _find_files(root: str) -> ExecRequest:
     """Make the request for the files under a folder, without folders that other users may not read."""
     # The agent's default user is another one than the user of this process, which lists the files too.
     hidden = ("-type", "d", "!", "-perm", "-o=rx", "-prune")
-    return ExecRequest(agent_id=AGENT, command=("find", root, "-xdev", *hidden, "-o", "-type", "f", "-print0"))
+    # Another process may remove a file that `find` has just seen.
+    find = ("find", root, "-ignore_readdir_race", "-xdev")
+    return ExecRequest(agent_id=AGENT, command=(*find, *hidden, "-o", "-type", "f", "-print0"))
+
+
+def _agree(names: list[bytes], before: set[bytes], after: set[bytes]) -> bool:
+    """Return True if a listing has each file once that was there before and after it, and no file of neither time."""
+    found = set(names)
+    return len(found) == len(names) and before & after <= found <= before | after
 
 
 def _collect(client: Client, request: ExecRequest) -> tuple[bytes, ExecResponse | None]:
@@ -144,16 +154,17 @@ def _collect(client: Client, request: ExecRequest) -> tuple[bytes, ExecResponse 
     return bytes(output), result
 
 
-def _files(root: bytes) -> list[bytes]:
+def _files(root: bytes) -> set[bytes]:
     """List the regular files under a folder, on its file system, in folders that all users may read."""
     device = os.lstat(root).st_dev
-    found: list[bytes] = []
+    found: set[bytes] = set()
     pending = [root]
     while pending:
-        with os.scandir(pending.pop()) as entries:
+        # Another process may remove a folder meanwhile.
+        with suppress(FileNotFoundError), os.scandir(pending.pop()) as entries:
             for entry in entries:
                 if entry.is_file(follow_symlinks=False):
-                    found.append(entry.path)
+                    found.add(entry.path)
                 elif entry.is_dir(follow_symlinks=False) and _readable(entry.stat(follow_symlinks=False), device):
                     pending.append(entry.path)
     return found

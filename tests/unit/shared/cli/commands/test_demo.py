@@ -23,6 +23,17 @@ def test_files_are_those_that_find_would_list(tmp_path: Path) -> None:
     assert found == {str(tmp_path / name) for name in ("a", "folder/b", "folder/deeper/c")}
 
 
+@pytest.mark.parametrize(
+    ("names", "agree"),
+    [
+        ([b"a", b"b"], True), ([b"a"], True), ([b"a", b"new"], True), ([b"b"], False), ([b"a", b"c"], False),
+        ([b"a", b"a"], False), ([], False),
+    ],
+)  # fmt: skip
+def test_a_listing_may_differ_only_in_files_that_came_or_went_meanwhile(names: list[bytes], agree: bool) -> None:
+    assert demo._agree(names, before={b"a", b"b"}, after={b"a", b"new"}) is agree
+
+
 def output(*items: ExecOutput) -> Client:
     class Server:
         def execute_stream(self, request: ExecRequest) -> Any:
