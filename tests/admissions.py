@@ -112,10 +112,13 @@ class Stand:
 
     async def order(self, agent: str = AGENT) -> WorkOrder:
         """Take the oldest order from an agent's queue, and verify it."""
+        return verify(await self.token(agent), WorkOrder, self.identity.current().bundle, ORCHESTRATOR)
+
+    async def token(self, agent: str = AGENT) -> str:
+        """Take the oldest order from an agent's queue, as it was signed."""
         message: bytes | None = await self.redis.execute_command("RPOP", keys.queue(agent))
         assert message is not None
-        token = json.loads(json.loads(message)["body"])[0][0]
-        return verify(token, WorkOrder, self.identity.current().bundle, ORCHESTRATOR)
+        return str(json.loads(json.loads(message)["body"])[0][0])
 
     async def queued(self, agent: str = AGENT) -> int:
         """The length of an agent's queue."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from authority import Authority
 from tachikoma.identity.file_source import FileSvidSource
-from tachikoma.identity.signed_messages import CancelOrder, Receipt, WorkOrder
+from tachikoma.identity.signed_messages import CancelOrder, LifeRecord, Receipt, WorkOrder
 from tachikoma.identity.signing import sign, verify
 from tachikoma.identity.spiffe import agent_id, service_id, user_id
 from tachikoma.identity.svid import Svid
@@ -30,6 +30,7 @@ from tachikoma_worker.engine.tasks import TrackedTasks
 from tachikoma_worker.execution.context import Context
 from tachikoma_worker.execution.execution import Execution
 from tachikoma_worker.execution.journal import Journal
+from tachikoma_worker.execution.lives import Lives
 from tachikoma_worker.execution.reserve import DiskReserve
 from tachikoma_worker.output.spool import host_boot
 from tachikoma_worker.settings import WorkerSettings
@@ -83,6 +84,22 @@ class LocalAgent:
         values = {"iss": str(self.orchestrator.spiffe_id), "iat": int(time.time()), "aud": order.aud, "sub": REQUESTER}
         return sign(self.orchestrator, CancelOrder(**{**values, "jti": order.jti, **fields}))
 
+    def life(self, number: int, valid_from: int, replid: str) -> str:
+        """A signed record of a life of Redis."""
+        issuer, now = str(self.orchestrator.spiffe_id), int(time.time())
+        record = LifeRecord(iss=issuer, iat=now, number=number, valid_from=valid_from, replid=replid)
+        return sign(self.orchestrator, record)
+
+    async def replid(self) -> str:
+        """The replication id of the server."""
+        return str((await self.redis.info("replication"))["master_replid"])
+
+    async def record_life(self, number: int, valid_from: int = 0) -> str:
+        """Record a life of the server, as an orchestrator does, and return the record."""
+        token = self.life(number, valid_from, await self.replid())
+        await self.redis.set(keys.LIFE, token)
+        return token
+
     async def receipt(self, exec_id: str) -> Receipt | None:
         """The verified receipt in the Celery result of an execution, if there is one."""
         raw = await self.redis.get(keys.result(AGENT, exec_id))
@@ -102,16 +119,19 @@ async def local_agent(redis: Redis, redis_url: str, authority: Authority, **sett
     background = TrackedTasks("cleaning.failed")
     spawner = Spawner.connect(folder / "spawner.sock")
     spawner.attach()
+    journal, identity = Journal(folder), FileSvidSource(folder / "identity")
+    lives = Lives(journal, identity, "orchestrator")
     context = Context(
         settings=WorkerSettings(**values),
-        redis=connect(redis_url, name="agent"),
         waiting_redis=connect(redis_url, name="agent-sessions"),
-        journal=Journal(folder),
         reserve=DiskReserve(folder),
+        redis=connect(redis_url, name="agent", gate=lives),
+        journal=journal,
+        lives=lives,
         spawner=spawner,
         cgroups=NoHierarchy("a test"),
         local_policy=None,
-        identity=FileSvidSource(folder / "identity"),
+        identity=identity,
         host=host_boot(),
         background=background.start,
     )

@@ -20,8 +20,10 @@ from tachikoma.redis.users import agent_user
 
 OTHER = "agent-2"
 #: Commands that need no name, so they reach nothing of others. The last four are open before authentication. Each
-#: command in a transaction needs its own right.
-NAMELESS = {"ping", "unsubscribe", "client|setname", "multi", "exec", "unwatch", "auth", "hello", "quit", "reset"}
+#: command in a transaction needs its own right. INFO shows the replication id, and figures of the server.
+NAMELESS = {
+    "ping", "info", "unsubscribe", "client|setname", "multi", "exec", "unwatch", "auth", "hello", "quit", "reset",
+}  # fmt: skip
 
 
 def own_names(agent: str) -> dict[str, str]:
@@ -35,6 +37,8 @@ def own_names(agent: str) -> dict[str, str]:
         "cancel": keys.cancel(agent, "x"),
         "read": keys.read(agent, "x"),
         "result": keys.result(agent, "x"),
+        "orders": keys.orders(agent),
+        "life": keys.LIFE,
     }
 
 
@@ -47,6 +51,7 @@ ALLOWED = {
     ("get", "cancel"), ("get", "read"),
     ("xadd", "output"), ("xdel", "output"), ("xrevrange", "output"), ("expire", "output"), ("publish", "output"),
     ("set", "result"), ("publish", "result"),
+    ("hset", "orders"), ("expire", "orders"), ("get", "life"),
 }  # fmt: skip
 
 #: Names of others, some chosen to look like the agent's own.
@@ -136,7 +141,8 @@ ATTEMPTS: list[tuple[str, ...]] = [
     ("HGETALL", keys.execution("x")), ("HSET", keys.execution("x"), "state", "SUCCEEDED"),
     ("XADD", keys.AUDIT, "*", "event", "admitted"), ("XRANGE", keys.AUDIT, "-", "+"),
     ("XTRIM", keys.AUDIT, "MAXLEN", "0"),
-    ("INCR", keys.AUDIT_SEQ), ("HSET", keys.AGENTS, OTHER, "{}"), ("HGETALL", keys.AGENTS), ("GET", keys.parked("x")),
+    ("INCR", keys.AUDIT_SEQ), ("DEL", keys.LIFE), ("HGETALL", keys.orders(AGENT)),
+    ("HSET", keys.AGENTS, OTHER, "{}"), ("HGETALL", keys.AGENTS), ("GET", keys.parked("x")),
     ("PUBLISH", keys.ENDED, "x"), ("PUBLISH", keys.APPROVED, "x"), ("ZADD", keys.OPEN, "0", "x"),
     # Scripts.
     ("EVAL", "return 1", "0"), ("EVAL_RO", "return 1", "0"), ("EVALSHA", "0" * 40, "0"), ("SCRIPT", "LOAD", "return 1"),
@@ -145,7 +151,7 @@ ATTEMPTS: list[tuple[str, ...]] = [
     ("CONFIG", "GET", "*"), ("CONFIG", "SET", "appendonly", "no"), ("ACL", "LIST"), ("ACL", "WHOAMI"),
     ("ACL", "LOG", "RESET"),
     ("ACL", "SETUSER", agent_user(AGENT), "+@all"), ("KEYS", "*"), ("SCAN", "0"), ("RANDOMKEY",), ("DBSIZE",),
-    ("FLUSHALL",), ("FLUSHDB",), ("SWAPDB", "0", "1"), ("SELECT", "1"), ("INFO",),
+    ("FLUSHALL",), ("FLUSHDB",), ("SWAPDB", "0", "1"), ("SELECT", "1"), ("SET", keys.LIFE, "x"),
     ("MIGRATE", "127.0.0.1", "1", keys.claim(AGENT, "x"), "0", "1"), ("DUMP", keys.claim(AGENT, "x")),
     ("RESTORE", keys.claim(AGENT, "x"), "0", "x"), ("SORT", keys.queue(AGENT), "STORE", keys.queue(OTHER)),
     ("OBJECT", "ENCODING", keys.claim(OTHER, "x")), ("MEMORY", "USAGE", keys.claim(OTHER, "x")),

@@ -39,6 +39,7 @@ from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.executions.transitions import Admission, Outcome
 from tachikoma_orchestrator.executions.waiters import AwaitedOrder
+from tachikoma_orchestrator.store.lives import Lives
 
 __all__ = ["Admitter"]
 
@@ -59,6 +60,7 @@ class Admitter:
         rate_limit: RateLimitConfig,
         search_path: tuple[str, ...],
         sent: Callable[[str, AwaitedOrder], None] | None = None,
+        lives: Lives | None = None,
     ) -> None:
         """Prepare it.
 
@@ -71,6 +73,7 @@ class Admitter:
             rate_limit: limits of each agent.
             search_path: folders in which a bare program name is looked up.
             sent: called with the id and the order of each accepted request; None to report to no caller.
+            lives: the lives of Redis, which orders name; None for orders that name none.
         """
         self._ledger = ledger
         self._trail = trail
@@ -79,7 +82,7 @@ class Admitter:
         self._rate_limit = rate_limit
         self._search_path = search_path
         self._sent = sent
-        self.orders = Orders(identity, registry, rate_limit)
+        self.orders = Orders(identity, registry, rate_limit, lives)
 
     async def admit(self, request: ExecRequest, peer: Peer) -> bool:
         """Admit a request.

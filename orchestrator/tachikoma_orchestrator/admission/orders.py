@@ -20,6 +20,7 @@ from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma_orchestrator.admission.celery_message import MessageFactory
 from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.executions.transitions import Dispatch
+from tachikoma_orchestrator.store.lives import Lives
 
 __all__ = ["AllowedRequest", "Orders"]
 
@@ -42,14 +43,18 @@ class AllowedRequest:
 class Orders:
     """Signs orders with the orchestrator's identity and wraps them into Celery messages. For one thread."""
 
-    def __init__(self, identity: SvidSource, registry: Registry, rate_limit: RateLimitConfig) -> None:
+    def __init__(
+        self, identity: SvidSource, registry: Registry, rate_limit: RateLimitConfig, lives: Lives | None = None
+    ) -> None:
         """Prepare it.
 
         Args:
             identity: the orchestrator's own.
             registry: labels and journals of the agents.
             rate_limit: the orchestrator's limits, of which the queue timeout counts here.
+            lives: the lives of Redis; None for orders that name none.
         """
+        self._lives = lives
         self._identity = identity
         self._registry = registry
         self._rate_limit = rate_limit
@@ -96,8 +101,11 @@ class Orders:
         """
         request, decision = allowed.request, allowed.decision
         wait_seconds = self.queue_timeout(decision).total_seconds()
-        order = await self._order(self._identity.current(), allowed, wait_seconds, approved_by)
+        # Read before the order is written: a life that begins meanwhile then counts as a later one.
+        life = self._lives.number if self._lives is not None else 0
+        order = await self._order(self._identity.current(), allowed, wait_seconds, approved_by, life)
         return Dispatch(
+            life=life,
             digest=allowed.digest,
             order_sha256=hashlib.sha256(order.encode()).hexdigest(),
             policy=decision.policy,
@@ -106,7 +114,9 @@ class Orders:
             ),
         )
 
-    async def _order(self, svid: Svid, allowed: AllowedRequest, wait_seconds: float, approved_by: str) -> str:
+    async def _order(
+        self, svid: Svid, allowed: AllowedRequest, wait_seconds: float, approved_by: str, life: int
+    ) -> str:
         request, decision = allowed.request, allowed.decision
         assert decision.grant is not None
         agent, now = request.agent_id, time.time()
@@ -123,6 +133,8 @@ class Orders:
             journal=await self._registry.journal(agent),
             labels=self._registry.labels(agent),
             client_ip=allowed.client_ip,
+            life=life,
+            digest=allowed.digest,
             grant=decision.grant,
             request=request.model_copy(update={"timeout": decision.timeout}),
         )

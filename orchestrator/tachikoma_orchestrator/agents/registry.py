@@ -25,6 +25,7 @@ from tachikoma.vocabulary.model import Model
 from tachikoma.vocabulary.types import Milliseconds, is_identifier
 from tachikoma_orchestrator.agents.observations import Observations
 from tachikoma_orchestrator.agents.revocations import Revocations
+from tachikoma_orchestrator.store.lives import Lives
 from tachikoma_orchestrator.store.scripts import Runner, Script
 
 __all__ = ["AgentState", "Registry"]
@@ -71,8 +72,15 @@ class _Draining(Model):
 class Registry:
     """Stores heartbeats and describes agents."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, lives: Lives | None = None) -> None:
+        """Prepare it.
+
+        Args:
+            redis: the connections.
+            lives: learns which lives of Redis the agents remember; None if it is not needed.
+        """
         self._redis = redis
+        self._lives = lives
         self._runner = Runner(redis)
         self._heard = Script("heard")
         self._left = Script("left")
@@ -130,6 +138,8 @@ class Registry:
         if await self._runner.run(call):
             self._labels[agent], self._journals[agent] = heartbeat.labels, heartbeat.boot
             self.observations.heard(agent, heartbeat)
+            if self._lives is not None:
+                self._lives.number_of(heartbeat.life)
 
     async def notice_departures(self, agents: Mapping[str, AgentState]) -> None:
         """Audit the departure of each agent that was online and is not any more.

@@ -104,6 +104,8 @@ class Revocations:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._known: dict[str, Revoked] = {}
+        #: The same as Redis contained them.
+        self._raw: dict[str, bytes] = {}
 
     async def run(self) -> None:
         """Keep the copy fresh, until cancelled."""
@@ -125,9 +127,22 @@ class Revocations:
             agent, entry = name.decode(errors="replace"), parse(raw)
             known = self._known.get(agent)
             if known is None or entry.at_ms >= known.at_ms:
-                self._known[agent] = entry
+                self._known[agent], self._raw[agent] = entry, raw
             if known != self._known[agent]:
                 log.info("revocation.active" if entry.active else "revocation.ended", agent=agent, by=entry.by)
+
+    async def write_again(self, redis: Redis) -> None:
+        """Write the revocations again that Redis lost. Raises redis errors.
+
+        Args:
+            redis: connections that need not wait for the new life of Redis.
+        """
+        found: Mapping[bytes, bytes] = await redis.hgetall(keys.REVOKED)
+        for agent, raw in self._raw.items():
+            stored = found.get(agent.encode())
+            if stored is None or parse(stored).at_ms < self._known[agent].at_ms:
+                log.warning("revocation.written_again", agent=agent)
+                await redis.hset(keys.REVOKED, agent, raw)
 
     def latest(self, agent: str) -> Revoked | None:
         """Return the agent's latest revocation, active or not; None if it was never revoked."""

@@ -30,6 +30,7 @@ from tachikoma_orchestrator.audit.findings import Findings
 from tachikoma_orchestrator.executions.evidence import Evidence, is_valid_now, output_of, signed_receipt
 from tachikoma_orchestrator.executions.final_state import FinalState, VerifiedReceipt, matches
 from tachikoma_orchestrator.executions.ledger import Ledger
+from tachikoma_orchestrator.executions.restoration import Restoration
 from tachikoma_orchestrator.executions.transitions import TransitionOutcome
 from tachikoma_orchestrator.executions.waiters import Completions
 from tachikoma_orchestrator.store.subscriber import Subscriber
@@ -64,6 +65,11 @@ class Collector:
         self._identity = identity
         self._evidence = evidence
         self._findings = findings
+        self._restoration: Restoration | None = None
+
+    def restore_with(self, restoration: Restoration) -> None:
+        """Let an agent's records be restored when it has written its reports again."""
+        self._restoration = restoration
 
     def attach(self, subscriber: Subscriber) -> None:
         """Receive reports through a subscriber."""
@@ -100,6 +106,8 @@ class Collector:
             await self._findings.add_of_agent(AuditCode.AGENT_CONTESTED, agent, second_worker(notice))
         else:
             await self._registry.heard(agent, raw)
+            if self._restoration is not None:
+                await self._restoration.heard(agent, notice.life)
 
     async def _on_ended(self, _channel: str, raw: bytes) -> None:
         await self.deliver(raw.decode())

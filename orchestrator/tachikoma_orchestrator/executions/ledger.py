@@ -7,8 +7,6 @@ execution through `evidence.py`, which verifies it. Only `List` shows records as
 from __future__ import annotations
 
 import hashlib
-import json
-import shlex
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
@@ -22,18 +20,20 @@ from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
-from tachikoma.vocabulary.clock import LAST_MS, duration_ms, redis_ms, seconds_of_ms, to_ms
+from tachikoma.vocabulary.clock import LAST_MS, duration_ms, redis_ms, seconds_of_ms
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.revocations import parse
-from tachikoma_orchestrator.audit.requests import audited, refused, retained
+from tachikoma_orchestrator.audit.requests import refused, retained
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.executions.record import Record, record_altered
+from tachikoma_orchestrator.executions.settled import Settled
 from tachikoma_orchestrator.executions.transitions import (
     Admission,
     Dispatch,
     Outcome,
     Transition,
     TransitionOutcome,
+    record_fields,
 )
 from tachikoma_orchestrator.store.scripts import Call, Runner, Script, flat
 
@@ -72,6 +72,7 @@ class Ledger:
         self._durable = durable
         self.trail = trail
         self._runner = Runner(redis)
+        self._settled = Settled()
         self._admit = Script("admit")
         self._dispatch = Script("dispatch")
         self._transition = Script("transition")
@@ -122,7 +123,7 @@ class Ledger:
             policy=admission.policy, client_ip=admission.client_ip, authorized=True,
         )  # fmt: skip
         event = fields(whole)
-        record = _record_fields(admission)
+        record = record_fields(admission)
         payloads = [admission.parked, record.pop("request"), event.pop("request")]
         # Most requests are small, and their refusal is the same event.
         refusal = {} if shorter is whole else fields(shorter)
@@ -161,7 +162,7 @@ class Ledger:
             keys=[keys.execution(exec_id), keys.queue(agent), keys.AUDIT],
             args={
                 "id": exec_id, "agent": agent, "digest": dispatch.digest,
-                "order_sha256": dispatch.order_sha256, "policy": dispatch.policy,
+                "order_sha256": dispatch.order_sha256, "policy": dispatch.policy, "life": str(dispatch.life),
             },
             payloads=[dispatch.message],
         )  # fmt: skip
@@ -231,9 +232,21 @@ class Ledger:
         Returns:
             DONE, STATE, MISSING or CLAIMED.
         """
-        return await self.apply(
-            Transition.settlement(agent, exec_id, sources, target, reason=reason, by=by, fence=fence)
-        )
+        transition = Transition.settlement(agent, exec_id, sources, target, reason=reason, by=by, fence=fence)
+        outcome = await self.apply(transition)
+        if outcome is TransitionOutcome.DONE:
+            self._settled.remember(transition)
+        return outcome
+
+    async def write_again(self, redis: Redis) -> None:
+        """Record final states without a receipt again, after Redis lost data. Raises redis errors.
+
+        Args:
+            redis: connections that need not wait for the new life of Redis.
+        """
+        runner = Runner(redis)
+        for transition in self._settled:
+            await runner.run(self._transition_call(transition))
 
     async def request_cancel(self, agent: str, exec_id: str, by: str) -> TransitionOutcome:
         """Record that `by` requested the cancellation of an execution that may be running."""
@@ -382,24 +395,6 @@ class Ledger:
             for agent in agents:
                 pipe.zremrangebyscore(keys.agent_index(agent.decode(errors="replace")), "-inf", oldest)
             await pipe.execute()
-
-
-def _record_fields(admission: Admission) -> dict[str, str]:
-    """Return the fields of a new record that the admission script does not set itself."""
-    request, shown = admission.request, admission.shown
-    fields = {
-        "request": audited(request, shown).model_copy(update={"timeout": admission.timeout.total_seconds()}).to_json(),
-        "requested_by": request.requested_by,
-        "policy": admission.policy,
-        "client_ip": admission.client_ip,
-        "command": shlex.join(shown),
-        "caller_ms": str(to_ms(request.request_time)),
-    }
-    if admission.approvers:
-        fields["approvers"] = json.dumps(admission.approvers)
-    if admission.waits:
-        fields["waits"] = "1"
-    return fields
 
 
 def _not_a_record(exec_id: str, error: ResponseError) -> Exception:

@@ -5,6 +5,8 @@ It runs in every orchestrator and needs no leader. Each pass handles every execu
 - An execution past its queue deadline is fenced, so that its agent can never start it, and becomes EXPIRED. One that
   was not approved in time becomes EXPIRED too.
 - An execution on the queue of an agent whose clock or formats are wrong is fenced and becomes EXPIRED.
+- An execution that was queued before Redis lost data is fenced and becomes EXPIRED, once its agent has written its
+  claims again.
 - An execution of a revoked agent is fenced and becomes CANCELLED, or LOST if it had started.
 - An execution becomes LOST if the run of the agent that claimed it is gone, or if the agent sent no heartbeat for
   longer than the lease. Its result is unknown then.
@@ -39,6 +41,7 @@ from tachikoma_orchestrator.executions.record import Record
 from tachikoma_orchestrator.executions.retained_output import RetainedOutput
 from tachikoma_orchestrator.executions.revocation import end_revoked
 from tachikoma_orchestrator.executions.transitions import DISPATCHED, FENCE, TransitionOutcome
+from tachikoma_orchestrator.store.lives import Lives
 
 __all__ = ["Reaper"]
 
@@ -77,6 +80,7 @@ class Reaper:
         audit_events: int,
         audit_closed: bool,
         outputs: RetainedOutput | None = None,
+        lives: Lives | None = None,
     ) -> None:
         """Prepare a reaper.
 
@@ -91,7 +95,9 @@ class Reaper:
             audit_retention, audit_events: how long, and how many, events are kept.
             audit_closed: True if events that a sink has not taken are kept longer.
             outputs: deletes output beyond the quotas; None for no quotas.
+            lives: the lives of Redis; None if no life may lose data.
         """
+        self._lives = lives
         self._redis = redis
         self._ledger = ledger
         self._registry = registry
@@ -285,6 +291,8 @@ class Reaper:
             return late and await self._lose(record, "its claim cannot be read, so whether it started is unknown")
         if claim is None or claim in (UNREADABLE, FENCE.encode()):
             if record.state is ExecState.QUEUED:
+                if self._is_void(record):
+                    return await self._settle_void(record, agent, now_ms)
                 obstacle = self._registry.observations.obstacle(record.agent)
                 if obstacle and settling:
                     return await self._expire(record, f"not started by agent {record.agent}: {obstacle}")
@@ -302,6 +310,24 @@ class Reaper:
             or _overdue(record, now_ms)
         )
         return bool(reason) and await self._lose(record, reason)
+
+    def _is_void(self, record: Record) -> bool:
+        """Return True if an execution was queued before Redis lost data, so that no agent starts it."""
+        return self._lives is not None and bool(record.order_sha256) and record.life < self._lives.valid_from
+
+    async def _settle_void(self, record: Record, agent: AgentState | None, now_ms: int) -> bool:
+        """Settle an execution that no agent starts any more and that none has claimed, as far as Redis knows.
+
+        Its agent may have claimed it in the part that Redis lost. It writes its claims again, and says so in its
+        heartbeat. Without that, the execution waits for the lease of the agent.
+        """
+        assert self._lives is not None
+        known = agent is not None and agent.online
+        if agent is not None and known and self._lives.number_of(agent.heartbeat.life) >= self._lives.valid_from:
+            return await self._expire(record, "not started: Redis went back to an older state while it was queued")
+        if silent := self._lost(record.agent, "", agent):
+            return await self._lose(record, f"{silent}, and Redis lost whether it was started")
+        return now_ms >= record.deadline_ms and await self._expire(record, "not started before its queue timeout")
 
     async def _record_result(self, record: Record) -> bool:
         try:

@@ -100,6 +100,8 @@ class Record:
     receipt: str
     #: SHA-256 of the order on the agent's queue; empty before there is one.
     order_sha256: str
+    #: Number of the life of Redis that the order names; 0 before there is an order, and from older orchestrators.
+    life: int
     #: SHA-256 over everything that would run, and the requester.
     digest: str
     #: name@digest of the policy that granted it.
@@ -151,6 +153,7 @@ class Record:
                 deadline_ms=int(fields[b"deadline_ms"]),
                 receipt=fields.get(b"receipt", b"").decode(),
                 order_sha256=text("order_sha256"),
+                life=int(fields.get(b"life", b"0")),
                 digest=text("digest"),
                 policy=text("policy"),
                 command=fields.get(b"command", b"").decode(),

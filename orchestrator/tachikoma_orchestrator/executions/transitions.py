@@ -6,7 +6,9 @@ A value says what changes and under which condition. The ledger turns it into a 
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,10 +16,11 @@ from enum import StrEnum
 
 from tachikoma.identity.signed_messages import Receipt
 from tachikoma.vocabulary.audit import AuditCode
-from tachikoma.vocabulary.clock import duration_ms
+from tachikoma.vocabulary.clock import duration_ms, to_ms
 from tachikoma.vocabulary.policies import RateLimitConfig
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.audit.requests import audited
 from tachikoma_orchestrator.store.scripts import JsonObject, flat
 
 __all__ = [
@@ -29,6 +32,7 @@ __all__ = [
     "Transition",
     "TransitionOutcome",
     "receipt_fields",
+    "record_fields",
 ]
 
 #: Value of an execution's claim that keeps every agent from starting it.
@@ -117,6 +121,26 @@ class Dispatch:
     policy: str
     #: The Celery message.
     message: bytes
+    #: Number of the life of Redis that the order names; 0 for none.
+    life: int = 0
+
+
+def record_fields(admission: Admission) -> dict[str, str]:
+    """Return the fields of a new record that the admission script does not set itself."""
+    request, shown = admission.request, admission.shown
+    fields = {
+        "request": audited(request, shown).model_copy(update={"timeout": admission.timeout.total_seconds()}).to_json(),
+        "requested_by": request.requested_by,
+        "policy": admission.policy,
+        "client_ip": admission.client_ip,
+        "command": shlex.join(shown),
+        "caller_ms": str(to_ms(request.request_time)),
+    }
+    if admission.approvers:
+        fields["approvers"] = json.dumps(admission.approvers)
+    if admission.waits:
+        fields["waits"] = "1"
+    return fields
 
 
 def receipt_fields(receipt: Receipt, token: str) -> dict[str, str]:

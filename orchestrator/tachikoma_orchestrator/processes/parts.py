@@ -28,6 +28,7 @@ from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.evidence import Evidence
 from tachikoma_orchestrator.executions.ledger import Ledger
+from tachikoma_orchestrator.executions.restoration import Restoration
 from tachikoma_orchestrator.executions.waiters import Completions
 from tachikoma_orchestrator.executions.waiting_callers import WaitingCallers
 from tachikoma_orchestrator.metrics import POLICIES, POLICY_ERROR, POLICY_SINCE
@@ -35,6 +36,8 @@ from tachikoma_orchestrator.processes.settings import OrchestratorSettings
 from tachikoma_orchestrator.schedules.runner import ScheduleRunner
 from tachikoma_orchestrator.schedules.sources import open_schedules
 from tachikoma_orchestrator.schedules.store import ScheduleStore
+from tachikoma_orchestrator.store.lives import Lives
+from tachikoma_orchestrator.store.scripts import LastEvent, share_last_event
 from tachikoma_orchestrator.store.subscriber import Subscriber
 
 __all__ = ["Core"]
@@ -86,7 +89,12 @@ class Core:
         error_reporting.identify(self.identity.current().spiffe_id.trust_domain)
         self.policies = PolicyWatch(settings.policy)
         self.access = settings.redis(self.identity)
-        self.redis = connect(self.access, name=name)
+        self._life_redis = connect(self.access, name=f"{name}-life", max_connections=2)
+        known = LastEvent()
+        #: The lives of Redis. No other connection is used before the life of its server is recorded.
+        self.lives = Lives(self._life_redis, self.identity, known, f"{name} on {platform.node()}")
+        self.redis = connect(self.access, name=name, gate=self.lives)
+        share_last_event(self.redis, known)
         self._subscriptions = connect(self.access, name=f"{name}-subscriber", max_connections=2)
         self.trail = AuditTrail(
             self.redis, key=read_audit_key(settings.audit_key), refusals=RefusalBudget(settings.audit_refusals)
@@ -94,7 +102,7 @@ class Core:
         self.ledger = self._make_ledger(settings)
         self.completions = Completions()
         self.subscriber = Subscriber(self._subscriptions)
-        self.registry = Registry(self.redis)
+        self.registry = Registry(self.redis, self.lives)
         self.findings = Findings(self.redis, self.trail)
         self.evidence = Evidence(self.redis, self.findings, self.identity, self.registry.revocations)
         self.collector = Collector(
@@ -107,9 +115,19 @@ class Core:
         self.admitter = Admitter(
             self.ledger, self.trail, self.policies, self.identity, self.registry,
             rate_limit=settings.rate_limit, search_path=settings.search_path, sent=self.completions.note_order,
+            lives=self.lives,
         )  # fmt: skip
+        self._remember_in_new_lives()
         #: None if no schedules are configured.
         self.schedule_runner = self._open_schedules(settings)
+
+    def _remember_in_new_lives(self) -> None:
+        """Let what this process knows outlive a Redis that went back to an older state."""
+        self.lives.on_loss(self.registry.revocations.write_again)
+        self.lives.on_loss(self.ledger.write_again)
+        self.collector.restore_with(
+            Restoration(self.redis, self.identity, self.lives, self.admitter.shown, self.collector.fold)
+        )
 
     def _make_ledger(self, settings: OrchestratorSettings) -> Ledger:
         return Ledger(
@@ -136,9 +154,11 @@ class Core:
     async def start(self, supervisor: Supervisor) -> None:
         """Start the background parts.
 
-        Revocations are read once before anything else, if Redis is available, so that nothing of a revoked agent is
-        accepted meanwhile.
+        The life of Redis comes first, since no other connection is used before. Then revocations are read once, if
+        Redis is available, so that nothing of a revoked agent is accepted meanwhile.
         """
+        await self.lives.look_if_available()
+        supervisor.start(self.lives.run(), name="lives")
         await self.registry.revocations.refresh_if_available()
         supervisor.start(self.registry.revocations.run(), name="revocations")
         supervisor.start(self.subscriber.run(), name="subscriber")
@@ -152,6 +172,7 @@ class Core:
         """Close the connections."""
         await self._subscriptions.aclose()
         await self.redis.aclose()
+        await self._life_redis.aclose()
         self.identity.close()
 
     async def _watch_policy(self) -> None:

@@ -191,6 +191,7 @@ class Server:
             audit_closed=self._audit_closed,
             audit_retention=settings.audit_retention,
             audit_events=settings.audit_events,
+            lives=core.lives,
             outputs=RetainedOutput(
                 core.redis,
                 total_bytes=settings.output_bytes,
@@ -206,6 +207,8 @@ class Server:
         file = None
         if settings.audit_log is not None:
             file = FileSink(settings.audit_log, core.identity, rotate_bytes=settings.audit_log_bytes)
+            # An event in the file that Redis does not contain shows that Redis went back to an older state.
+            core.lives.knows(file.seq, file.cursor)
         shared: list[Sink] = [SyslogSink(settings.audit_syslog)] if settings.audit_syslog else []
         if settings.audit_stdout:
             shared.append(StandardOutputSink())

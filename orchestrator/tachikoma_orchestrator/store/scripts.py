@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 from redis.exceptions import NoScriptError, ResponseError
 
@@ -18,7 +19,7 @@ from tachikoma.errors import Unavailable
 from tachikoma.redis.commands import Redis
 from tachikoma_orchestrator.store import lua
 
-__all__ = ["Call", "JsonObject", "Runner", "Script", "flat"]
+__all__ = ["Call", "JsonObject", "LastEvent", "Runner", "Script", "flat", "last_event", "share_last_event"]
 
 #: Arguments of a script. Without None, which is true in Lua, and without float, which loses digits there.
 JsonValue: TypeAlias = "str | int | bool | Sequence[JsonValue] | Mapping[str, JsonValue]"
@@ -26,6 +27,39 @@ JsonObject: TypeAlias = Mapping[str, JsonValue]
 
 #: Waits, without limit, until everything this connection wrote is on the disk of Redis; WAITAOF(1) of Redis 7.2.
 WAIT_FOR_DISK = ("WAITAOF", 1, 0, 0)
+
+
+class LastEvent:
+    """The latest audit event that this process knows, also if Redis forgets it."""
+
+    def __init__(self) -> None:
+        #: Its number; 0 for none.
+        self.seq = 0
+        #: Its place in the trail.
+        self.cursor = "0-0"
+
+    def note(self, seq: int, cursor: str) -> None:
+        """Remember an event, unless a later one is known."""
+        if seq > self.seq:
+            self.seq, self.cursor = seq, cursor
+
+    @property
+    def time_ms(self) -> int:
+        """Its time by the clock of Redis, in milliseconds since the epoch."""
+        return int(self.cursor.partition("-")[0])
+
+
+_last_events: WeakKeyDictionary[object, LastEvent] = WeakKeyDictionary()
+
+
+def last_event(redis: Redis) -> LastEvent:
+    """Return the latest event that scripts on a client's connections appended; all their runners share it."""
+    return _last_events.setdefault(redis.connection_pool, LastEvent())
+
+
+def share_last_event(redis: Redis, last: LastEvent) -> None:
+    """Let all runners on a client's connections remember their events in one place."""
+    _last_events[redis.connection_pool] = last
 
 
 def flat(values: Mapping[str, str]) -> list[str]:
@@ -70,8 +104,15 @@ class Script:
 class Runner:
     """Runs scripts, and loads them into a Redis that does not know them."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, last: LastEvent | None = None) -> None:
+        """Prepare it.
+
+        Args:
+            redis: the connections.
+            last: the latest known audit event; None for that of the connections.
+        """
         self._redis = redis
+        self._last = last or last_event(redis)
         self._disk_checked = False
 
     async def run(self, call: Call) -> Any:
@@ -99,11 +140,19 @@ class Runner:
         if durable:
             commands.insert(1, WAIT_FOR_DISK)
         try:
-            return await self._send(commands, transaction=not durable)
+            answers = await self._send(commands, transaction=not durable)
         except NoScriptError:
             # Redis was restarted, or its script cache was flushed. A repetition changes nothing, so all are sent again.
             await self._load(calls)
-            return await self._send(commands, transaction=not durable)
+            answers = await self._send(commands, transaction=not durable)
+        return [self._result(answer) for answer in (answers[0], answers[-1])]
+
+    def _result(self, answer: tuple[Any, Sequence[Any]]) -> Any:
+        """Return the result in a script's answer, and remember the audit event that it appended."""
+        result, written = answer
+        if written:
+            self._last.note(int(written[0]), written[1].decode())
+        return result
 
     async def _send(self, commands: Sequence[tuple[str | int | bytes, ...]], *, transaction: bool) -> list[Any]:
         if len(commands) == 1:

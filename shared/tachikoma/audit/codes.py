@@ -260,6 +260,15 @@ AUDIT_CODES: Mapping[AuditCode, AuditCodeRow] = {
     ),
     AuditCode.SCHEDULE_PAUSED: _base("An operator paused a schedule.", "actor, reason"),
     AuditCode.SCHEDULE_RESUMED: _base("An operator resumed a schedule.", "actor"),
+    AuditCode.REDIS_LIFE: _base(
+        "Redis was restarted, restored, or replaced by a replica: a new life of it began. The reason has its number "
+        "and says whether it lost data. Then the trail continues after the last number that was seen.",
+        "reason", severity=Severity.LOW,
+    ),
+    AuditCode.RECORD_RESTORED: AuditCodeRow(
+        "Redis lost the record of an execution. It was rebuilt from the signed order that its agent retained.",
+        "reason, digest of the order", severity=Severity.LOW,
+    ),
     AuditCode.SCHEDULE_RUN: _base("An operator requested a run of a schedule outside its scheduled times.", "actor"),
 }  # fmt: skip
 

@@ -19,6 +19,7 @@ __all__ = [
     "AuditCheckpoint",
     "CancelOrder",
     "Enrolment",
+    "LifeRecord",
     "OutputDigest",
     "ParkedRequest",
     "Receipt",
@@ -60,6 +61,10 @@ class WorkOrder(Claims):
     labels: dict[str, str] = Field(default_factory=dict)
     #: IP address that the request came from; empty if it is unknown.
     client_ip: str = ""
+    #: Number of the life of Redis in which the request was accepted or approved; 0 from older orchestrators.
+    life: Count = 0
+    #: Digest of the request as it was made, for rebuilding a record that Redis lost; empty from older orchestrators.
+    digest: str = ""
     #: What policy granted.
     grant: Grant
     #: The request.
@@ -185,6 +190,26 @@ class Enrolment(Claims):
     exp: int
     #: SPIFFE ID of the operator.
     by: str
+
+
+class LifeRecord(Claims):
+    """A life of Redis, as `orch:life` contains it: the time until a restart, a failover or a restore.
+
+    Each of these changes the replication id of the server (`docs/decisions/0033-lives-of-redis.md`).
+    """
+
+    # A newer writer may add fields that this version ignores.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    type: Literal["tachikoma-life+jws"] = "tachikoma-life+jws"
+    #: Number of the life, from 1 on.
+    number: Count
+    #: Lowest number of a life whose orders may start. Each life that lost data sets it to its own number.
+    valid_from: Count
+    #: Time up to which a loss of data is taken into account, in milliseconds by the clock of Redis; 0 for no loss yet.
+    lost_ms: Milliseconds = 0
+    #: `master_replid` of the server.
+    replid: Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
 
 
 class AuditCheckpoint(Claims):

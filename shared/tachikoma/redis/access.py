@@ -24,6 +24,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis.commands import Redis
+from tachikoma.redis.gate import Gate, guarded
 from tachikoma.redis.passwords import read_password
 from tachikoma.redis.tls import Tls, TlsConnection
 
@@ -172,7 +173,7 @@ class RedisAccess:
         return options
 
 
-def connect(server: RedisAccess | str, *, name: str, max_connections: int = 64) -> Redis:
+def connect(server: RedisAccess | str, *, name: str, max_connections: int = 64, gate: Gate | None = None) -> Redis:
     """Return a client that repeats each command once when its connection breaks.
 
     So a restart of Redis fails no request. Every command must therefore be safe to repeat: the Lua scripts compare
@@ -182,11 +183,14 @@ def connect(server: RedisAccess | str, *, name: str, max_connections: int = 64) 
         server: the server, or its URL.
         name: name of the connections in `CLIENT LIST`.
         max_connections: most connections at once; a command waits for a free one.
+        gate: decides about each new connection before its first command; None admits all.
     """
     access = server if isinstance(server, RedisAccess) else RedisAccess(check_url(server))
     address: dict[str, Any] = {**redis_asyncio.connection.parse_url(access.url)}
     if access.tls is not None:
         address["connection_class"] = TlsConnection
+    if gate is not None:
+        address["redis_connect_func"] = guarded(gate)
     pool = redis_asyncio.BlockingConnectionPool(
         **{**address, **access.connection_options},
         client_name=name,

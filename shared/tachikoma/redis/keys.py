@@ -33,6 +33,7 @@ __all__ = [
     "EXECUTE_TASK",
     "INDEX",
     "JOINED",
+    "LIFE",
     "ONLINE",
     "OPEN",
     "OUTPUTS",
@@ -57,6 +58,7 @@ __all__ = [
     "info",
     "input",
     "node",
+    "orders",
     "output",
     "own_result",
     "parked",
@@ -99,6 +101,8 @@ AUDIT = "orch:audit"
 AUDIT_SEQ = f"{AUDIT}:seq"
 AUDIT_SINKS = f"{AUDIT}:sinks"
 ENDED = "orch:ended"
+#: The signed record of the current life of Redis.
+LIFE = "orch:life"
 EVENTS_WANTED = "orch:events:wanted"
 SCHEDULES = "orch:schedules"
 
@@ -156,6 +160,11 @@ def claim(agent: str, exec_id: str) -> str:
 def output(agent: str, exec_id: str) -> str:
     """Return the name of an execution's output log: a stream, and a channel of the same frames."""
     return f"agent.{agent}:output:{exec_id}"
+
+
+def orders(agent: str) -> str:
+    """Return the key of the orders that an agent writes back after Redis lost data."""
+    return f"agent.{agent}:orders"
 
 
 def read(agent: str, exec_id: str) -> str:

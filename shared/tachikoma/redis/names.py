@@ -69,6 +69,9 @@ NAMES = (
         "agent.<id>:output:<exec>", (Kind.STREAM, Kind.CHANNEL), _AGENT, _O,
         "output log, entry ids `<seq>-0`; live frames"
     ),
+    Name(
+        "agent.<id>:orders", _H, _AGENT, _O, "after a loss of data: signed orders of the last minutes"
+    ),
     Name("agent.<id>:read:<exec>", _S, _ORCHESTRATOR, (_AGENT,), "number of the last chunk that was read"),
     Name("agent.<id>:input:<exec>", _X, _ORCHESTRATOR, (_AGENT,), "signed offers and sealed input of a session"),
     Name(
@@ -101,6 +104,7 @@ NAMES = (
     Name("orch:audit:seq", _S, _ORCHESTRATOR, (), "number of the last event of the audit trail"),
     Name("orch:audit:sinks", _H, _ORCHESTRATOR, (), "position of each sink in the audit trail"),
     Name("orch:audit:lock:<sink>", _S, _ORCHESTRATOR, (), "lock of the orchestrator that ships to a shared sink"),
+    Name("orch:life", _S, _ORCHESTRATOR, (_AGENT,), "signed record of the current life of Redis"),
     Name("orch:ended", _C, _ORCHESTRATOR, (), "ids of executions that ended"),
     Name("orch:events:wanted", _C, Part.FLOWER, _O, "a listener to Celery's events has connected"),
     Name("/0.celeryev/<kind>.multi", _C, _ORCHESTRATOR, (Part.FLOWER,), "Celery's events, by kombu's name for them"),

@@ -92,14 +92,15 @@ def _agent(agent: str) -> tuple[Grant, ...]:
     """Return the rights of an agent: to take from its queue, never to push to it, and to write its own reports."""
     queue, info, events, control = keys.queue(agent), keys.info(agent), keys.events(agent), keys.control(agent)
     claims, outputs, results = keys.claim(agent, "*"), keys.output(agent, "*"), keys.result(agent, "*")
-    cancels, reads = keys.cancel(agent, "*"), keys.read(agent, "*")
+    cancels, reads, orders = keys.cancel(agent, "*"), keys.read(agent, "*"), keys.orders(agent)
     inputs, sessions = keys.input(agent, "*"), keys.session(agent, "*")
     return (
         _CONNECTION,
-        Grant("unsubscribe"),
+        # INFO has the replication id, by which each connection is compared with the current life of Redis.
+        Grant("unsubscribe info"),
         Grant("brpop", read=(queue,), write=(queue,)),
         # The registration is read by `tachikoma worker health`.
-        Grant("get", read=(info, claims, cancels, reads)),
+        Grant("get", read=(info, claims, cancels, reads, keys.LIFE)),
         # The lease is set only if no other worker holds it.
         Grant("multi exec unwatch"),
         Grant("watch", read=(info,)),
@@ -111,7 +112,8 @@ def _agent(agent: str) -> tuple[Grant, ...]:
         Grant("xdel xtrim expire", write=(inputs,)),
         Grant("set expire", write=(sessions,)),
         Grant("xrevrange", read=(outputs,)),
-        Grant("expire", write=(info, outputs)),
+        Grant("hset", write=(orders,)),
+        Grant("expire", write=(info, outputs, orders)),
         Grant("publish", channels=(events, outputs, results, sessions)),
         Grant("subscribe", channels=(control,)),
     )
@@ -121,20 +123,21 @@ def _agent(agent: str) -> tuple[Grant, ...]:
 _ORCHESTRATOR = (
     _CONNECTION,
     # Without keys, `@blocking` is WAIT and WAITAOF; the latter by its name is an error to Redis 7.0.
-    Grant("multi exec time scan script|load unsubscribe @blocking"),
+    Grant("multi exec time scan script|load unsubscribe info @blocking"),
     # Redis checks each command of a script again, so the lines below limit what scripts may do with these keys.
     Grant("evalsha", read=(keys.ALL_OURS, keys.ALL_QUEUES), write=(keys.ALL_OURS, keys.ALL_QUEUES)),
     Grant(
-        "get exists expire pexpire incr hget hset hsetnx hmget hgetall hdel hkeys hvals hexists sadd srem scard "
+        "get exists expire pexpire incr incrby hget hset hsetnx hmget hgetall hdel hkeys hvals hexists sadd srem scard "
         "zadd zrem zrange zrevrangebyscore zremrangebyscore zcard xadd xread xrange xrevrange xtrim",
         read=(keys.ALL_OURS,),
         write=(keys.ALL_OURS,),
     ),
     # Neither a ledger record nor the audit trail can be deleted or replaced.
-    Grant("set", write=(keys.parked("*"), keys.audit_lock("*"), keys.enrolment("*"))),
+    Grant("set", write=(keys.parked("*"), keys.audit_lock("*"), keys.enrolment("*"), keys.LIFE)),
     Grant("set", write=(keys.claim("*", "*"), keys.cancel("*", "*"), keys.read("*", "*"))),
     Grant("del", write=(keys.parked("*"), keys.audit_lock("*"), keys.enrolment("*"))),
     Grant("get exists", read=(keys.ALL_INFO, keys.claim("*", "*"), keys.result("*", "*"))),
+    Grant("hkeys hmget", read=(keys.orders("*"),)),
     Grant("lpush llen", write=(keys.ALL_QUEUES,)),
     Grant("xrange", read=(keys.output("*", "*"),)),
     Grant("xadd expire", write=(keys.input("*", "*"),)),

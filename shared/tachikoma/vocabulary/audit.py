@@ -69,6 +69,8 @@ class AuditCode(StrEnum):
     JOIN_REFUSED = "join_refused"
     AGENT_REVOKED = "agent_revoked"
     NOTICE_REFUSED = "notice_refused"
+    REDIS_LIFE = "redis_life"
+    RECORD_RESTORED = "record_restored"
 
 
 class AuditedRequest(Model):

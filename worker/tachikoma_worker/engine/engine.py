@@ -43,12 +43,14 @@ from tachikoma_worker.engine.takeover import (
     lost_reason,
     sweep_all,
 )
-from tachikoma_worker.engine.tasks import TrackedTasks
+from tachikoma_worker.engine.tasks import PartFailed, TrackedTasks, named
 from tachikoma_worker.execution.context import Context
 from tachikoma_worker.execution.execution import Execution
 from tachikoma_worker.execution.journal import Journal, Unfinished
+from tachikoma_worker.execution.lives import Lives
 from tachikoma_worker.execution.reserve import DiskReserve
 from tachikoma_worker.execution.verdict import Stop
+from tachikoma_worker.execution.write_back import WriteBack
 from tachikoma_worker.output.spool import host_boot
 from tachikoma_worker.settings import WorkerSettings
 
@@ -102,6 +104,7 @@ class Engine:
         self._subscriptions = connect(access, name=f"agent-{context.agent}-control", max_connections=2)
         self._control = Control(context, self._subscriptions, self._running)
         self._lease = Lease(context.settings, access, self._heartbeat)
+        self._write_back = WriteBack(context, self._lease.renew_soon)
         self._executions = TrackedTasks("execution.failed")
         self._cleaning = cleaning
         #: Orders that arrived before the take-over was prepared, at most one for each slot; None afterwards.
@@ -134,6 +137,7 @@ class Engine:
         access = settings.redis(identity)
         reserve = DiskReserve(settings.data)
         journal = Journal(settings.data, reserve)
+        lives = Lives(journal, identity, settings.orchestrator)
         cgroups = detect(settings.agent_id, name=settings.cgroup_name, where=settings.cgroup)
         spawner = connect_spawner(settings)
         raise_limit()
@@ -143,10 +147,11 @@ class Engine:
         cleaning = TrackedTasks("cleaning.failed")
         context = Context(
             settings=settings,
-            redis=connect(access, name=f"agent-{settings.agent_id}"),
+            redis=connect(access, name=f"agent-{settings.agent_id}", gate=lives),
             waiting_redis=connect(access, name=f"agent-{settings.agent_id}-input", max_connections=MAX_SESSIONS),
             journal=journal,
             reserve=reserve,
+            lives=lives,
             spawner=spawner,
             cgroups=cgroups,
             local_policy=PolicyWatch(settings.local_policy) if settings.local_policy else None,
@@ -244,7 +249,7 @@ class Engine:
             async with supervised(*self._parts(unfinished)):
                 await self._stop_requested.wait()
                 await self._drain()
-        except _PartFailed:
+        except PartFailed:
             if not self._stop_requested.is_set():
                 _end_worker()
             await self._stop_requested.wait()
@@ -259,11 +264,13 @@ class Engine:
             "control": self._control.run(),
             "policy": self._watch_policy(),
             "lease": self._lease.watch(),
+            "lives": self._context.lives.watch(self._subscriptions),
+            "write-back": self._write_back.run(),
             "spawner": self._watch_spawner(),
         }
         if self._renewal is not None:
             parts["renewal"] = self._renewal.run()
-        return [_named(name, part) for name, part in parts.items()]
+        return [named(name, part) for name, part in parts.items()]
 
     async def _drain(self) -> None:
         """Wait for running executions; kill those that run longer than the grace, and report them."""
@@ -375,7 +382,8 @@ class Engine:
         self._context.reserve.refill()
         # Before the take-over it is not known which executions the agent holds.
         held = None if self._early_orders is not None else list(self._running)
-        return describe(self._settings, self._this_run, self._context.identity.current(), len(self._running), held)
+        identity, life = self._context.identity.current(), self._write_back.done
+        return describe(self._settings, self._this_run, identity, len(self._running), held, life)
 
     async def _watch_policy(self) -> None:
         """Load the agent's own policy again whenever its file changes."""
@@ -398,19 +406,6 @@ class Engine:
         assert self._context.spawner.gone is not None
         await asyncio.shield(self._context.spawner.gone)
         raise SpawnerGone("the spawner is gone")
-
-
-class _PartFailed(Exception):
-    """A part of the engine failed; its reason is in the log."""
-
-
-async def _named(name: str, part: Coroutine[object, object, object]) -> None:
-    """Run a part, and log its failure under its name."""
-    try:
-        await part
-    except Exception as error:
-        log.critical(f"{name}.failed", exc_info=True)
-        raise _PartFailed(name) from error
 
 
 def _end_worker() -> None:

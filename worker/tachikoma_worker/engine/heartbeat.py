@@ -34,7 +34,9 @@ class Run:
     warnings: tuple[str, ...]
 
 
-def describe(settings: WorkerSettings, run: Run, svid: Svid, running: int, held: Sequence[str] | None) -> Heartbeat:
+def describe(
+    settings: WorkerSettings, run: Run, svid: Svid, running: int, held: Sequence[str] | None, life: str = ""
+) -> Heartbeat:
     """Return the heartbeat of this moment.
 
     Args:
@@ -43,6 +45,7 @@ def describe(settings: WorkerSettings, run: Run, svid: Svid, running: int, held:
         svid: the agent's current identity.
         running: number of running executions.
         held: ids of the executions that the agent holds; None if that is not known.
+        life: signed record of the latest life of Redis to which the agent has written its reports again.
     """
     return Heartbeat(
         boot=run.boot,
@@ -60,6 +63,7 @@ def describe(settings: WorkerSettings, run: Run, svid: Svid, running: int, held:
         executions=None if held is None or len(held) > MAX_HELD else tuple(held),
         sent_ms=now_ms(),
         formats=dict(FORMATS),
+        life=life,
     )
 
 

@@ -57,6 +57,8 @@ class Lease:
         self._holding: asyncio.Task[None] | None = None
         self._thread: threading.Thread | None = None
         self._stopped = False
+        #: Set when a heartbeat is requested before it is due.
+        self._requested = asyncio.Event()
         #: Set once this worker holds the lease.
         self.held = threading.Event()
         #: The other worker that holds the lease, as the log names it; None while there is none.
@@ -86,6 +88,12 @@ class Lease:
             Exception: it cannot be renewed any more. An agent that is not visible must not run commands.
         """
         await asyncio.wrap_future(self._ended)
+
+    def renew_soon(self) -> None:
+        """Send a heartbeat at once, because something in it has changed."""
+        if self._loop is not None:
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._requested.set)
 
     def stop(self) -> None:
         """Release the lease, so that the agent counts as offline at once. Bounded, and safe to repeat."""
@@ -147,7 +155,14 @@ class Lease:
                 available, delay = True, HEARTBEAT_SECONDS if renewed else contended.advance()
                 unavailable.reset()
             if not self._stopped:
-                await asyncio.sleep(delay)
+                await self._pause(delay)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait until the next heartbeat is due, or requested."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._requested.wait()
+        self._requested.clear()
 
     async def _renew(self, redis: Redis, beat: Heartbeat) -> bool:
         """Set the lease and publish it, unless another worker holds it.

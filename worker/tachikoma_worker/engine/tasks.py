@@ -13,7 +13,7 @@ import structlog
 
 from tachikoma.config.tasks import cancel_all
 
-__all__ = ["TrackedTasks"]
+__all__ = ["PartFailed", "TrackedTasks", "named"]
 
 log = structlog.get_logger(__name__)
 
@@ -45,3 +45,16 @@ class TrackedTasks:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error(self._failed_event, task=task.get_name(), exc_info=task.exception())
+
+
+class PartFailed(Exception):
+    """A part of the engine failed; its reason is in the log."""
+
+
+async def named(name: str, part: Coroutine[object, object, object]) -> None:
+    """Run a part of the engine, and log its failure under its name. Raises PartFailed."""
+    try:
+        await part
+    except Exception as error:
+        log.critical(f"{name}.failed", exc_info=True)
+        raise PartFailed(name) from error

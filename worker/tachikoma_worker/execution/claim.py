@@ -55,11 +55,17 @@ class _RedisClaim:
     cancel: str | None
 
 
-async def claim(context: Context, exec_id: str, order_sha256: str) -> Claim:
+async def claim(context: Context, exec_id: str, order_sha256: str, order: str) -> Claim:
     """Claim an execution for this delivery.
 
     The journal comes first. A worker that is killed between the two steps then reports the execution as lost. In the
     other order neither the next worker would know of the execution, nor the reaper, since the agent holds the claim.
+
+    Args:
+        context: the agent.
+        exec_id: the execution.
+        order_sha256: SHA-256 of its signed order.
+        order: the signed order itself.
 
     Raises:
         JournalError: the claim cannot be stored safely on disk, so the command must not start.
@@ -67,7 +73,7 @@ async def claim(context: Context, exec_id: str, order_sha256: str) -> Claim:
     journal_error: JournalError | None = None
     first = False
     try:
-        first = await context.journal.claim(exec_id, order_sha256)
+        first = await context.journal.claim(exec_id, order_sha256, order)
     except JournalError as error:
         journal_error = error
     in_redis = await _claim_in_redis(context, exec_id)
@@ -125,15 +131,20 @@ async def _set_and_read(context: Context, exec_id: str) -> tuple[bytes | Excepti
 
     Raises:
         RedisError, OSError: Redis is unavailable, or refuses a command.
+        JournalError: a new life of Redis cannot be remembered.
     """
     key = keys.claim(context.agent, exec_id)
     async with context.redis.pipeline(transaction=False) as pipe:
         pipe.set(key, context.journal.boot, nx=True, ex=CLAIM_SECONDS)
         pipe.get(key)
         pipe.get(keys.cancel(context.agent, exec_id))
+        # A life may have begun on this connection, if Redis lost keys without a restart.
+        pipe.get(keys.LIFE)
         answers = await pipe.execute(raise_on_error=False)
     for answer in answers:
         if isinstance(answer, Exception) and not wrong_type(answer):
             raise answer
-    _, holder, cancel = answers
+    _, holder, cancel, life = answers
+    if isinstance(life, bytes):
+        await context.lives.learn(life.decode("ascii", "replace"))
     return holder, None if isinstance(cancel, Exception) else cancel

@@ -12,6 +12,7 @@ from tachikoma.redis.commands import Redis
 from tachikoma_worker.cgroups.hierarchy import Hierarchy
 from tachikoma_worker.confinement.spawner import Spawner
 from tachikoma_worker.execution.journal import Journal
+from tachikoma_worker.execution.lives import Lives
 from tachikoma_worker.execution.reserve import DiskReserve
 from tachikoma_worker.sessions.attachment import AgentParty
 from tachikoma_worker.sessions.mailbox import Mailbox
@@ -34,6 +35,7 @@ class Context:
     journal: Journal
     #: Disk space with which a command can start on a full disk.
     reserve: DiskReserve
+    lives: Lives
     spawner: Spawner
     cgroups: Hierarchy
     #: The agent's own policy, which can only narrow an order; None if it has none.

@@ -171,7 +171,7 @@ class Execution:
         """Deliver a receipt for a genuine order that this version cannot read, so that its execution ends at once."""
         log.warning("order.unreadable", id=self.exec_id, reason=reason)
         try:
-            claimed = await claim(self._context, self.exec_id, self.order_sha256)
+            claimed = await claim(self._context, self.exec_id, self.order_sha256, self._token)
         except JournalError:
             await prevent_start(self._context, self.exec_id)
         else:
@@ -198,7 +198,7 @@ class Execution:
             The ending, or None if this delivery was not granted the claim.
         """
         try:
-            claimed = await claim(self._context, self.exec_id, self.order_sha256)
+            claimed = await claim(self._context, self.exec_id, self.order_sha256, self._token)
         except JournalError as error:
             await self._abandon(preparing)
             return Ending(state=ExecState.REJECTED, error=f"the agent's journal cannot be written: {error}")
@@ -244,6 +244,8 @@ class Execution:
             if time.time() >= order.exp:
                 # The claim waited for Redis. The orchestrator may have reported by now that the command never started.
                 return Ending(state=ExecState.EXPIRED, error="not started: its claim came after its queue timeout")
+            if refusal := self._context.lives.refusal(order):
+                return Ending(state=ExecState.EXPIRED, error=refusal)
             if self._stop.done():
                 return stopped_before_start(self._stop.result())
             return await self._run(prepared)

@@ -1,9 +1,11 @@
 """The agent's local journal of claims: every execution that it may have started, on disk before the start.
 
 The journal is the half of at-most-once that does not depend on Redis. A second delivery, a replayed order, or a Redis
-that was restored from an older state finds the execution's row here, and nothing is started. SQLite in WAL mode with
-`synchronous=FULL`: a commit is on disk when it returns. Rows that arrive during a commit share the next one, so a burst
-of commands costs few syncs.
+that was restored from an older state finds the execution's row here, and nothing is started. The journal also remembers
+what such a Redis needs again (`recent.py`) and the highest life of Redis (`lives.py`).
+
+SQLite in WAL mode with `synchronous=FULL`: a commit is on disk when it returns. Rows that arrive during a commit share
+the next one, so a burst of commands costs few syncs.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tachikoma.errors import ConfigurationError
+from tachikoma_worker.execution.recent import Recent, RecentExecution
 from tachikoma_worker.execution.reserve import DiskReserve
 
 __all__ = ["Journal", "JournalError", "Unfinished"]
@@ -42,6 +45,7 @@ CREATE TABLE IF NOT EXISTS execution (
     claimed_at REAL NOT NULL,
     done INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS life (record TEXT NOT NULL) STRICT;
 """
 
 
@@ -105,6 +109,7 @@ class Journal:
         self._database.execute(fresh, (secrets.token_hex(8),))
         oldest = time.time() - KEEP_SECONDS
         self._database.execute("DELETE FROM execution WHERE done = 1 AND claimed_at < ?", (oldest,))
+        self._recent = Recent(self._database)
         return str(self._database.execute("SELECT boot FROM journal").fetchone()[0])
 
     def unfinished(self) -> list[Unfinished]:
@@ -112,8 +117,47 @@ class Journal:
         rows = self._database.execute("SELECT id, order_sha256 FROM execution WHERE done = 0")
         return [Unfinished(*row) for row in rows]
 
-    async def claim(self, exec_id: str, order_sha256: str) -> bool:
+    def life(self) -> str:
+        """Return the signed record of the highest life of Redis; empty for none. Call it before anything is claimed."""
+        row = self._database.execute("SELECT record FROM life").fetchone()
+        return "" if row is None else str(row[0])
+
+    async def remember_life(self, record: str) -> None:
+        """Replace the signed record of the highest life of Redis; it is on disk when this returns.
+
+        Raises:
+            JournalError: it could not be written.
+        """
+
+        def replace() -> bool:
+            self._database.execute("DELETE FROM life")
+            self._database.execute("INSERT INTO life VALUES (?)", (record,))
+            return True
+
+        await self._write(replace)
+
+    async def recent(self) -> list[RecentExecution]:
+        """Return the executions of the last minutes, which can be written to Redis again.
+
+        Raises:
+            JournalError: the journal cannot be read.
+        """
+        found: list[RecentExecution] = []
+
+        def select() -> bool:
+            found.extend(self._recent.rows())
+            return True
+
+        await self._write(select)
+        return found
+
+    async def claim(self, exec_id: str, order_sha256: str, order: str = "") -> bool:
         """Record that this agent is about to start an execution. The row is on disk when this returns.
+
+        Args:
+            exec_id: the execution.
+            order_sha256: SHA-256 of its signed order.
+            order: the signed order itself, which is retained for a while.
 
         Returns:
             False if there is a row already: the caller must not start the execution.
@@ -127,6 +171,8 @@ class Journal:
                 "INSERT OR IGNORE INTO execution (id, order_sha256, claimed_at) VALUES (?, ?, ?)",
                 (exec_id, order_sha256, time.time()),
             )
+            if cursor.rowcount == 1 and order:
+                self._recent.add(exec_id, order)
             return cursor.rowcount == 1
 
         return await self._write(insert)
@@ -144,16 +190,22 @@ class Journal:
 
         return await self._write(select)
 
-    def finish(self, exec_id: str, order_sha256: str) -> None:
+    def finish(self, exec_id: str, order_sha256: str, result: str = "") -> None:
         """Record in the background that the receipt for an order was delivered.
 
         If the record is lost, a later run only delivers the receipt again.
+
+        Args:
+            exec_id: the execution.
+            order_sha256: SHA-256 of its signed order.
+            result: the Celery result with the receipt, which is retained for a while; empty for none.
         """
 
         def update() -> bool:
             # Another order of the same id may still be running.
             where = "UPDATE execution SET done = 1 WHERE id = ? AND order_sha256 = ?"
-            self._database.execute(where, (exec_id, order_sha256))
+            if self._database.execute(where, (exec_id, order_sha256)).rowcount:
+                self._recent.finish(exec_id, result)
             return True
 
         future = self._write(update)

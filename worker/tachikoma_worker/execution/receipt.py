@@ -162,7 +162,7 @@ async def deliver(
             if failures == FAITHFUL_ATTEMPTS:
                 ending, output = _shortened(ending, error), Output.unknown()
             await backoff.wait()
-    context.journal.finish(exec_id, order_sha256)
+    context.journal.finish(exec_id, order_sha256, result.signed_text)
 
 
 def _shortened(ending: Ending, error: Exception) -> Ending:
@@ -181,7 +181,8 @@ class _SignedResult:
         self._context = context
         self.receipt = report.receipt
         self._signer: Svid | None = None
-        self._text = ""
+        #: The JSON text as it was signed last; empty before that.
+        self.signed_text = ""
         self._meta: dict[str, Any] = {
             "status": "SUCCESS",
             "result": {
@@ -204,8 +205,8 @@ class _SignedResult:
         svid = self._context.identity.current()
         if svid is not self._signer:
             self._meta["result"]["receipt"] = sign(svid, self.receipt.model_copy(update={"iat": int(time.time())}))
-            self._signer, self._text = svid, json.dumps(self._meta)
-        return self._text
+            self._signer, self.signed_text = svid, json.dumps(self._meta)
+        return self.signed_text
 
 
 async def _store_first(context: Context, result: _SignedResult) -> bool:

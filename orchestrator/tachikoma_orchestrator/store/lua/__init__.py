@@ -6,6 +6,11 @@ __all__ = ["load"]
 
 
 def load(name: str) -> str:
-    """Return the source of a script, by its file name without the ending, with the shared prelude before it."""
+    """Return the source of a script by its file name without the ending.
+
+    The shared prelude comes before it. The script itself is a function, whose result is returned together with the
+    last event that it appended.
+    """
     folder = files(__name__)
-    return "".join(folder.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in ("prelude", name))
+    prelude, body = (folder.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in ("prelude", name))
+    return f"{prelude}local function script()\n{body}end\nreturn {{script(), written}}\n"

@@ -11,6 +11,7 @@
 --      digest        digest of the request that the order is for
 --      order_sha256  SHA-256 of the order
 --      policy        name@digest of the policy that granted it
+--      life          number of the life of Redis that the order names, as text
 --   2  Celery message. It is bytes, and stored as it is.
 -- RESULT: 1, or 0 if the execution does not wait for this order: refused, another request, completed or dispatched
 local execution, queue, trail = unpack(KEYS)
@@ -25,6 +26,6 @@ redis.call('HSET', execution, 'policy', args.policy)
 audit_execution(trail, execution, {
   'event', 'dispatched', 'id', args.id, 'agent_id', args.agent, 'authorized', '1', 'evidence_sha256', args.order_sha256,
 })
-redis.call('HSET', execution, 'dispatched_ms', clock(), 'order_sha256', args.order_sha256)
+redis.call('HSET', execution, 'dispatched_ms', clock(), 'order_sha256', args.order_sha256, 'life', args.life)
 redis.call('LPUSH', queue, ARGV[2])
 return 1

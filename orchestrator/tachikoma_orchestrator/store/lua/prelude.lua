@@ -45,11 +45,15 @@ local function index(...)
   return redis.pcall(...)
 end
 
+-- Number and id of the last event that this script appended; empty for none. Every script returns them beside its
+-- result, so that an orchestrator knows the last event that it has seen in Redis.
+local written = {}
+
 -- Append an event, a list of names and values, to the audit trail and return its number. No other function writes
 -- there. The numbers have no gap, so a reader notices a missing event.
 local function audit(trail, event)
   local seq = redis.call('INCR', trail .. ':seq')
-  redis.call('XADD', trail, '*', 'seq', seq, unpack(event))
+  written = {seq, redis.call('XADD', trail, '*', 'seq', seq, unpack(event))}
   return seq
 end
 

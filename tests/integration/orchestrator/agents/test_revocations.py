@@ -93,3 +93,19 @@ async def test_the_copy_stays_while_redis_is_unavailable(stand: Stand, monkeypat
         await stand.revocations.refresh()
     await stand.revocations.refresh_if_available()
     assert stand.revocations.active(AGENT)
+
+
+async def test_an_orchestrator_writes_the_revocations_again_that_redis_lost(stand: Stand) -> None:
+    await stand.joined()
+    revocations = stand.revocations
+    await stand.members.revoker.revoke(AGENT, "stolen", OPERATOR)
+    await revocations.refresh()
+    before = await stand.redis.hgetall(keys.REVOKED)
+    await stand.redis.delete(keys.REVOKED)
+    await revocations.write_again(stand.redis)
+    assert await stand.redis.hgetall(keys.REVOKED) == before
+    # A later one in Redis stays.
+    later = before[AGENT.encode()].replace(b'"at_ms":1', b'"at_ms":9')
+    await stand.redis.hset(keys.REVOKED, AGENT, later)
+    await revocations.write_again(stand.redis)
+    assert await stand.redis.hgetall(keys.REVOKED) == {AGENT.encode(): later}

@@ -1031,3 +1031,23 @@ async def test_the_event_of_an_admitted_request_is_whole(redis: Redis, ledger: L
     assert (event.request.command, event.command) == (wanted.shown, shlex.join(wanted.shown))
     assert event.request.environment == tuple(sorted(wanted.request.environment))
     assert event.request.work_dir == wanted.request.work_dir
+
+
+async def test_final_states_without_a_receipt_are_recorded_again_after_a_loss(ledger: Ledger, redis: Redis) -> None:
+    await admitted(redis, ledger)
+    before = await redis.hgetall(keys.execution("job-7"))
+    assert await ledger.settle(AGENT, "job-7", OPEN_STATES, ExecState.CANCELLED, reason="r", by=ALICE, fence=True)
+    for _ in range(2):
+        # Redis goes back to the state before; the second time nothing is lost.
+        await redis.delete(keys.execution("job-7"), keys.claim(AGENT, "job-7"))
+        for name, value in before.items():
+            await redis.hset(keys.execution("job-7"), name, value)
+        await ledger.write_again(redis)
+        await ledger.write_again(redis)
+        record = await ledger.record("job-7")
+        assert record is not None
+        assert (record.state, record.error, record.cancel_requested_by) == (ExecState.CANCELLED, "r", ALICE)
+        assert await redis.get(keys.claim(AGENT, "job-7")) == FENCE.encode()
+    await redis.delete(keys.execution("job-7"))
+    await ledger.write_again(redis)
+    assert await ledger.record("job-7") is None

@@ -42,22 +42,24 @@ async def stand(redis: Redis, tmp_path: Path) -> Stand:
     return stand
 
 
-def reaper(stand: Stand, *, lease: timedelta = timedelta(0)) -> Reaper:
+def reaper(stand: Stand, *, lease: timedelta = timedelta(0), lives: Any = None) -> Reaper:
     registry = Registry(stand.redis)
     findings = Findings(stand.redis, stand.trail)
     evidence = Evidence(stand.redis, findings, stand.identity, registry.revocations)
     collector = Collector(stand.redis, stand.ledger, Completions(), registry, stand.identity, evidence, findings)
     return Reaper(
         stand.redis, stand.ledger, registry, collector, lease=lease, interval=timedelta(hours=1),
-        trail=stand.trail, audit_retention=timedelta(hours=1), audit_events=1000, audit_closed=False,
+        trail=stand.trail, audit_retention=timedelta(hours=1), audit_events=1000, audit_closed=False, lives=lives,
     )  # fmt: skip
 
 
-async def admit(stand: Stand, exec_id: str, *, wait: timedelta = timedelta(minutes=9), asks: bool = False) -> None:
+async def admit(
+    stand: Stand, exec_id: str, *, wait: timedelta = timedelta(minutes=9), asks: bool = False, life: int = 0
+) -> None:
     request = ExecRequest(id=exec_id, agent_id=AGENT, command=["/bin/true"], requested_by=str(OPERATOR))
     more: dict[str, Any] = {"parked": "x", "approvers": (str(OPERATOR),)} if asks else {}
     admission = Admission(request, request.command, "digest", "web@1", "", wait, timedelta(hours=1), {}, **more)
-    dispatch = None if asks else Dispatch("digest", "order", "web@1", b"message")
+    dispatch = None if asks else Dispatch("digest", "order", "web@1", b"message", life)
     assert (await stand.ledger.admit(admission, dispatch))[0] is Outcome.ADMITTED
 
 
@@ -310,3 +312,48 @@ async def test_the_grace_of_a_new_process_and_the_lease_do_not_add_up(
         now = 1000.0 + later
         await sweeps.sweep()
         assert (await read(stand, "runs")).state is state
+
+
+class LivesOf:
+    """A life of Redis that lost data, and whose number agents report as text."""
+
+    number = valid_from = 5
+
+    def number_of(self, token: str) -> int:
+        return int(token or 0)
+
+
+async def test_an_execution_queued_before_a_loss_expires_once_its_agent_has_written_its_claims_again(
+    stand: Stand,
+) -> None:
+    await admit(stand, "before", life=4)
+    await admit(stand, "after", life=5)
+    await admit(stand, "asks", asks=True)
+    sweeps = reaper(stand, lives=LivesOf())
+    await sweeps.sweep()
+    assert (await read(stand, "before")).state is ExecState.QUEUED
+    await stand.redis.set(keys.info(AGENT), json.dumps({**HEARTBEAT, "life": "5"}))
+    await sweeps.sweep()
+    before = await read(stand, "before")
+    assert before.state is ExecState.EXPIRED
+    assert before.error == "not started: Redis went back to an older state while it was queued"
+    assert await stand.redis.get(keys.claim(AGENT, "before")) == FENCE.encode()
+    assert (await read(stand, "after")).state is ExecState.QUEUED
+    assert (await read(stand, "asks")).state is ExecState.PENDING_APPROVAL
+
+
+async def test_an_execution_queued_before_a_loss_is_not_expired_if_its_agent_claimed_it(stand: Stand) -> None:
+    await admit(stand, "ran", life=4)
+    await stand.redis.set(keys.claim(AGENT, "ran"), "boot")
+    await stand.redis.set(keys.info(AGENT), json.dumps({**HEARTBEAT, "life": "5"}))
+    await reaper(stand, lives=LivesOf()).sweep()
+    assert (await read(stand, "ran")).state is ExecState.QUEUED
+
+
+async def test_an_execution_queued_before_a_loss_is_lost_with_its_silent_agent(stand: Stand) -> None:
+    await admit(stand, "before", life=4)
+    await stand.redis.delete(keys.info(AGENT))
+    await reaper(stand, lives=LivesOf()).sweep()
+    before = await read(stand, "before")
+    assert before.state is ExecState.LOST
+    assert before.error.endswith(", and Redis lost whether it was started")

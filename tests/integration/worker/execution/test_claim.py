@@ -18,7 +18,7 @@ KEY = keys.claim(AGENT, ID)
 
 
 async def outcome(agent: LocalAgent) -> ClaimOutcome:
-    return (await claim(agent.context, ID, "ab")).outcome
+    return (await claim(agent.context, ID, "ab", "order")).outcome
 
 
 async def test_the_first_delivery_is_granted_and_the_next_is_repeated(agent: LocalAgent) -> None:
@@ -55,7 +55,7 @@ async def test_a_claim_outlives_every_order(agent: LocalAgent) -> None:
 
 async def test_the_cancel_beside_the_claim_is_returned(agent: LocalAgent) -> None:
     await agent.redis.set(keys.cancel(AGENT, ID), "token")
-    assert (await claim(agent.context, ID, "ab")).cancel == "token"
+    assert (await claim(agent.context, ID, "ab", "order")).cancel == "token"
 
 
 async def test_a_claim_of_another_type_is_not_granted(agent: LocalAgent) -> None:
@@ -67,7 +67,7 @@ async def test_a_claim_of_another_type_is_not_granted(agent: LocalAgent) -> None
 
 async def test_a_cancel_of_another_type_is_none(agent: LocalAgent) -> None:
     await agent.redis.hset(keys.cancel(AGENT, ID), "not", "a cancel")
-    granted = await claim(agent.context, ID, "ab")
+    granted = await claim(agent.context, ID, "ab", "order")
     assert (granted.outcome, granted.cancel) == (ClaimOutcome.GRANTED, None)
 
 

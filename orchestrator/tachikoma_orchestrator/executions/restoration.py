@@ -1,0 +1,153 @@
+"""Rebuilds ledger records that Redis lost, from the signed orders that agents retained.
+
+After a loss of data an agent shows the orders of its last minutes (`agent.<id>:orders`) and then names the life of
+Redis in its heartbeat. Only orders that an orchestrator signed for this agent count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Awaitable, Callable
+
+import structlog
+from redis.exceptions import RedisError, ResponseError
+
+from tachikoma.identity.signed_messages import WorkOrder
+from tachikoma.identity.signing import InvalidSignature, verify
+from tachikoma.identity.spiffe import agent_id
+from tachikoma.identity.svid import SvidSource
+from tachikoma.redis import keys
+from tachikoma.redis.access import wrong_type
+from tachikoma.redis.commands import Redis
+from tachikoma.vocabulary.audit import AuditCode
+from tachikoma.vocabulary.clock import ms_of_seconds, to_ms
+from tachikoma.vocabulary.requests import ExecRequest
+from tachikoma_orchestrator.audit.requests import audited
+from tachikoma_orchestrator.store.lives import Lives
+from tachikoma_orchestrator.store.scripts import Runner, Script, flat
+
+__all__ = ["Restoration"]
+
+log = structlog.get_logger(__name__)
+
+#: Orders read in one round trip.
+BATCH = 100
+#: Reason in the audit event.
+REASON = "Redis lost its record, which was rebuilt from the order that its agent retained"
+
+Fold = Callable[[str, str, bytes], Awaitable[bool]]
+
+
+class Restoration:
+    """Restores the records of each agent once after each loss of data."""
+
+    def __init__(
+        self, redis: Redis, identity: SvidSource, lives: Lives,
+        shown: Callable[[ExecRequest], tuple[str, ...]], fold: Fold,
+    ) -> None:  # fmt: skip
+        """Prepare it.
+
+        Args:
+            redis: the connections.
+            identity: the orchestrator's own, which signed the orders.
+            lives: the lives of Redis.
+            shown: returns the redacted argv of a request.
+            fold: records the Celery result of an agent's execution.
+        """
+        self._redis = redis
+        self._identity = identity
+        self._lives = lives
+        self._shown = shown
+        self._fold = fold
+        self._runner = Runner(redis)
+        self._restore = Script("restore")
+        #: The loss, by the number of its life, whose records of an agent were restored.
+        self._done: dict[str, int] = {}
+
+    async def heard(self, agent: str, life: str) -> None:
+        """Restore the records of an agent whose heartbeat names a life, unless that was done. Raises redis errors.
+
+        Args:
+            agent: the agent.
+            life: the signed record of the life to which it has written its reports again; empty for none.
+        """
+        loss = self._lives.valid_from
+        if not loss or self._done.get(agent) == loss or self._lives.number_of(life) < loss:
+            return
+        self._done[agent] = loss
+        try:
+            await self._restore_all(agent)
+        except (RedisError, OSError):
+            del self._done[agent]
+            raise
+
+    async def _restore_all(self, agent: str) -> None:
+        key = keys.orders(agent)
+        try:
+            names = await self._redis.hkeys(key)
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+            return
+        restored = 0
+        for begin in range(0, len(names), BATCH):
+            part = names[begin : begin + BATCH]
+            for name, raw in zip(part, await self._redis.hmget(key, part), strict=True):
+                exec_id = name.decode(errors="replace")
+                if raw is not None and await self._restore_one(agent, exec_id, raw.decode("ascii", "replace")):
+                    restored += 1
+        if names:
+            log.warning("restoration.done", agent=agent, orders=len(names), records=restored)
+
+    async def _restore_one(self, agent: str, exec_id: str, token: str) -> bool:
+        """Restore one record and its result; return False if there is a record, or the order is not genuine."""
+        svid = self._identity.current()
+        try:
+            order = verify(token, WorkOrder, svid.bundle, svid.spiffe_id, kept=True)
+            if order.aud != str(agent_id(svid.spiffe_id.trust_domain, agent)) or order.request.agent_id != agent:
+                raise InvalidSignature("is for another agent")
+            if order.jti != exec_id or order.request.id != exec_id or not order.digest:
+                raise InvalidSignature("is for another execution")
+        except InvalidSignature as error:
+            log.warning("restoration.refused", agent=agent, id=exec_id[:80], reason=str(error))
+            return False
+        call = self._restore(
+            keys=[
+                keys.execution(exec_id), keys.AUDIT, keys.INDEX, keys.agent_index(agent), keys.OPEN, keys.APPROVALS,
+                keys.parked(exec_id),
+            ],
+            args=self._arguments(order, hashlib.sha256(token.encode()).hexdigest()),
+        )  # fmt: skip
+        if not await self._runner.run(call):
+            return False
+        raw = await self._redis.get(keys.result(agent, exec_id))
+        if raw is not None:
+            await self._fold(agent, exec_id, raw)
+        return True
+
+    def _arguments(self, order: WorkOrder, order_sha256: str) -> dict[str, str | int | list[str]]:
+        """Return the arguments of `lua/restore.lua` for a verified order."""
+        request = order.request
+        shown = self._shown(request)
+        command = shlex.join(shown)
+        record = {
+            "agent": request.agent_id, "request": audited(request, shown).to_json(), "requested_by": order.sub,
+            "policy": order.policy, "client_ip": order.client_ip, "command": command,
+            "caller_ms": str(to_ms(request.request_time)), "approved_by": order.approved_by,
+            "order_sha256": order_sha256, "life": str(order.life), "approvers": json.dumps([]),
+        }  # fmt: skip
+        event = {
+            "event": AuditCode.RECORD_RESTORED, "id": order.jti, "agent_id": request.agent_id, "authorized": "1",
+            "requested_by": order.sub, "command": command, "client_ip": order.client_ip, "policy": order.policy,
+            "reason": REASON, "evidence_sha256": order_sha256,
+        }  # fmt: skip
+        return {
+            "id": order.jti,
+            "digest": order.digest,
+            "admitted_ms": ms_of_seconds(order.iat),
+            "deadline_ms": ms_of_seconds(order.exp),
+            "record": flat(record),
+            "event": flat(event),
+        }

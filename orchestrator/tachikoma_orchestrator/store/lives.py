@@ -1,0 +1,318 @@
+"""The lives of Redis: each restart, failover or restore begins one, which is numbered, signed, audited and reconciled.
+
+A new replication id is a new life. It has lost data if its audit trail does not contain the last event that this
+orchestrator knows, or if an agent remembers a later life. Then nothing that was queued before may start any more, and
+every orchestrator writes again what it remembers. `docs/decisions/0033-lives-of-redis.md` has the reasons.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+from redis.exceptions import RedisError, ResponseError
+
+from tachikoma.identity.signed_messages import LifeRecord
+from tachikoma.identity.signing import InvalidSignature, sign, verify
+from tachikoma.identity.svid import SvidSource
+from tachikoma.redis import keys
+from tachikoma.redis.access import wrong_type
+from tachikoma.redis.commands import Connection, Redis
+from tachikoma.redis.gate import GATE_SECONDS, NotReconciled, replid_of
+from tachikoma.vocabulary.audit import AuditCode
+from tachikoma.vocabulary.clock import redis_ms
+from tachikoma_orchestrator.store.scripts import LastEvent, Runner, Script, flat
+
+__all__ = ["Lives"]
+
+log = structlog.get_logger(__name__)
+
+#: Pause between two looks at the life of Redis, in seconds.
+LOOK_SECONDS = 0.25
+#: Time for which a life that has lost nothing is looked at before it is recorded, in seconds. Another orchestrator may
+#: know an event that is missing.
+HOLD_SECONDS = 0.6
+#: Age from which on a record is signed again, in seconds: its signer may be removed from the trust bundle some day.
+SIGN_AGAIN_SECONDS = 12 * 3600
+#: Signed records of agents whose number is remembered.
+MAX_TOKENS = 64
+
+Remembering = Callable[[Redis], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The state of Redis at one look."""
+
+    replid: str
+    #: The stored record; empty for none.
+    token: str
+    #: The same, verified; None if it is no record of an orchestrator.
+    record: LifeRecord | None
+    #: Time by the clock of Redis, in milliseconds since the epoch.
+    now_ms: int
+
+
+class Lives:
+    """Knows the current life of Redis, and lets connections be used in no other."""
+
+    def __init__(self, redis: Redis, identity: SvidSource, last: LastEvent, name: str) -> None:
+        """Prepare it.
+
+        Args:
+            redis: connections of its own, without a gate.
+            identity: the orchestrator's, which signs records.
+            last: the latest audit event that the orchestrator knows.
+            name: name of the process in the audit trail.
+        """
+        self._redis = redis
+        self._identity = identity
+        self._last = last
+        self._name = name
+        self._runner = Runner(redis, last)
+        self._life = Script("life")
+        self._current: LifeRecord | None = None
+        self._token = ""
+        #: Highest number of a life that this orchestrator or an agent remembers.
+        self._highest = 0
+        #: Numbers of the lives in records that agents have sent, by record.
+        self._numbers: dict[str, int] = {}
+        self._remembering: list[Remembering] = []
+        self._unavailable = False
+        self._wanted = asyncio.Event()
+        self._changed = asyncio.Event()
+
+    # --- for other parts ----------------------------------------------------------------------------------------------
+
+    @property
+    def number(self) -> int:
+        """Number of the current life; 0 before it is known."""
+        return 0 if self._current is None else self._current.number
+
+    @property
+    def valid_from(self) -> int:
+        """Lowest number of a life whose orders may start."""
+        return 0 if self._current is None else self._current.valid_from
+
+    def knows(self, seq: int, cursor: str) -> None:
+        """Remember an audit event: its number and its place in the trail."""
+        self._last.note(seq, cursor)
+
+    def on_loss(self, remembering: Remembering) -> None:
+        """Call a function in each life that lost data, before it is used: it writes again what it remembers.
+
+        Args:
+            remembering: gets connections that need not wait for the life to be recorded.
+        """
+        self._remembering.append(remembering)
+
+    def number_of(self, token: str) -> int:
+        """Return the number of the life in a record that an agent sent; 0 if no orchestrator signed it.
+
+        A number above that of the current life means that Redis forgot a life, and begins a new one.
+        """
+        if not token:
+            return 0
+        if token == self._token:
+            return self.number
+        number = self._numbers.get(token)
+        if number is None:
+            record = self._verify(token)
+            number = 0 if record is None else record.number
+            if len(self._numbers) >= MAX_TOKENS:
+                self._numbers.clear()
+            self._numbers[token] = number
+        if number > self._highest:
+            log.warning("life.forgotten", number=number, current=self.number)
+            self._highest = number
+            self._wanted.set()
+        return number
+
+    async def admit(self, connection: Connection) -> None:
+        """Return once the life of a connection's server is the current one; see `tachikoma.redis.gate`."""
+        replid = await replid_of(connection)
+        try:
+            async with asyncio.timeout(GATE_SECONDS):
+                while self._current is None or self._current.replid != replid:
+                    self._changed.clear()
+                    self._wanted.set()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise NotReconciled from None
+
+    # --- the watch ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Look at Redis regularly, and at once when a connection waits, until cancelled."""
+        while True:
+            await self.look_if_available()
+            try:
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._wanted.wait()
+                await asyncio.sleep(LOOK_SECONDS / 5)
+            except TimeoutError:
+                pass
+            self._wanted.clear()
+
+    async def look_if_available(self) -> None:
+        """Look at Redis once, unless it is unavailable."""
+        try:
+            await self.look()
+        except (RedisError, OSError) as error:
+            if not self._unavailable:
+                log.warning("life.redis_unavailable", error=str(error)[:300])
+            self._unavailable = True
+        else:
+            self._unavailable = False
+
+    async def look(self) -> None:
+        """Adopt the recorded life of Redis, or begin a new one. Raises redis errors."""
+        seen = await self._read()
+        if not seen.replid:
+            return
+        if self._is_current(seen):
+            if time.time() - seen.record.iat > SIGN_AGAIN_SECONDS if seen.record else False:
+                await self._sign_again(seen)
+            return
+        loss = await self._loss(seen)
+        if loss or self._begins_unknown(seen):
+            await self._begin(seen, loss)
+        else:
+            assert seen.record is not None
+            await self._adopt(seen.token, seen.record)
+
+    def _is_current(self, seen: _Seen) -> bool:
+        current = self._current
+        return (
+            current is not None
+            and (seen.token, seen.replid) == (self._token, current.replid)
+            and self._highest <= current.number
+        )
+
+    def _begins_unknown(self, seen: _Seen) -> bool:
+        """Return True if no record names the life of the server."""
+        record = seen.record
+        return record is None or record.replid != seen.replid or record.number < self._highest
+
+    async def _loss(self, seen: _Seen) -> str:
+        """Return what a life lost, in words; empty if it lost nothing, or its loss is recorded already."""
+        recorded = seen.record
+        if self._highest > max(self.number, recorded.number if recorded is not None else 0):
+            return f"Redis no longer knows its life {self._highest}"
+        last = self._last
+        if not last.seq or (recorded is not None and last.time_ms <= recorded.lost_ms):
+            return ""
+        if await self._contains(last):
+            return ""
+        return f"audit event {last.seq} is missing"
+
+    async def _contains(self, last: LastEvent) -> bool:
+        """Return whether the trail contains an event, or contained it before it was trimmed."""
+        entries = await self._redis.xrange(keys.AUDIT, last.cursor, last.cursor)
+        if entries:
+            return entries[0][1].get(b"seq") == str(last.seq).encode()
+        oldest = await self._redis.xrange(keys.AUDIT, "-", "+", count=1)
+        number = oldest[0][1].get(b"seq", b"") if oldest else b""
+        return number.isdigit() and int(number) > last.seq
+
+    async def _begin(self, seen: _Seen, loss: str) -> None:
+        """Record a new life, after what is remembered was written again."""
+        if self._current is not None:
+            if loss:
+                await self._write_again()
+            else:
+                await asyncio.sleep(HOLD_SECONDS)
+                if await self._loss(seen) or (await self._read()).token != seen.token:
+                    return
+        recorded = seen.record
+        before = recorded.number if recorded is not None else 0
+        number = max(self._highest, before) + 1
+        record = self._record(
+            seen.replid,
+            number=number,
+            valid_from=number if loss else max(self.valid_from, recorded.valid_from if recorded else 0),
+            lost_ms=max(seen.now_ms, self._last.time_ms) if loss else recorded.lost_ms if recorded else 0,
+        )
+        why = f"{loss}, so what was queued before expires" if loss else "nothing is known to be lost"
+        reason = f"life {number} of Redis begins, found by {self._name}: {why}"
+        # The first life replaces no other one.
+        event = {"event": AuditCode.REDIS_LIFE, "authorized": "1", "reason": reason} if number > 1 else {}
+        if await self._store(record, seen, event):
+            log.warning("life.began", number=number, loss=loss or None, replid=seen.replid)
+
+    async def _adopt(self, token: str, record: LifeRecord) -> None:
+        """Use a life that another orchestrator recorded."""
+        if self._current is not None and record.valid_from > self._current.valid_from:
+            await self._write_again()
+        self._use(token, record)
+        log.info("life.adopted", number=record.number, valid_from=record.valid_from)
+
+    async def _sign_again(self, seen: _Seen) -> None:
+        record = seen.record
+        assert record is not None
+        fresh = self._record(record.replid, number=record.number, valid_from=record.valid_from, lost_ms=record.lost_ms)
+        await self._store(fresh, seen, {})
+
+    async def _write_again(self) -> None:
+        for remembering in self._remembering:
+            await remembering(self._redis)
+
+    def _record(self, replid: str, *, number: int, valid_from: int, lost_ms: int) -> LifeRecord:
+        issuer = str(self._identity.current().spiffe_id)
+        return LifeRecord(
+            iss=issuer, iat=int(time.time()), number=number, valid_from=valid_from, lost_ms=lost_ms, replid=replid
+        )
+
+    async def _store(self, record: LifeRecord, seen: _Seen, event: dict[str, str]) -> bool:
+        """Store a record and use it; return False if another orchestrator was first."""
+        token = sign(self._identity.current(), record)
+        call = self._life(
+            keys=[keys.LIFE, keys.AUDIT],
+            args={"after": self._last.seq, "event": flat(event)},
+            payloads=[token, seen.token],
+        )
+        if not await self._runner.run(call):
+            return False
+        self._use(token, record)
+        return True
+
+    def _use(self, token: str, record: LifeRecord) -> None:
+        self._current, self._token = record, token
+        self._highest = max(self._highest, record.number)
+        self._changed.set()
+
+    async def _read(self) -> _Seen:
+        """Look at the record, the replication id, and the latest event, which is remembered in the current life."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.get(keys.LIFE)
+            pipe.execute_command("INFO", "replication")
+            pipe.execute_command("TIME")
+            pipe.execute_command("XREVRANGE", keys.AUDIT, "+", "-", "COUNT", 1)
+            raw, info, clock, latest = await pipe.execute(raise_on_error=False)
+        for answer in (raw, info, clock, latest):
+            if isinstance(answer, Exception) and not wrong_type(answer):
+                raise answer
+        token = raw.decode("ascii", "replace") if isinstance(raw, bytes) else ""
+        seen = _Seen(str(info["master_replid"]), token, self._verify(token) if token else None, redis_ms(*clock))
+        if self._is_current(seen) and not isinstance(latest, ResponseError):
+            self._note(latest)
+        return seen
+
+    def _note(self, latest: list[tuple[bytes, dict[bytes, bytes]]]) -> None:
+        for cursor, fields in latest:
+            number = (fields or {}).get(b"seq", b"")
+            if number.isdigit() and len(number) < 19:
+                self._last.note(int(number), cursor.decode())
+
+    def _verify(self, token: str) -> LifeRecord | None:
+        svid = self._identity.current()
+        if token == self._token:
+            return self._current
+        try:
+            return verify(token, LifeRecord, svid.bundle, svid.spiffe_id, kept=True)
+        except InvalidSignature as error:
+            log.warning("life.refused", reason=f"a record of the life of Redis {error}")
+            return None

@@ -1,0 +1,46 @@
+-- Rebuild the ledger record of an execution from its order, if Redis lost the record, or lost its approval.
+--
+-- KEYS
+--   1  orch:exec:<id>        ledger record (hash)
+--   2  orch:audit            audit trail (stream)
+--   3  orch:index            executions by time (zset)
+--   4  orch:index:<agent>    executions of the agent by time (zset)
+--   5  orch:open             executions without a final state, by deadline (zset)
+--   6  orch:approvals        executions that wait for an approval (zset)
+--   7  orch:parked:<id>      the request that waits for an approval (string)
+-- ARGV
+--   1  JSON object
+--      id           execution id
+--      digest       digest of the request
+--      admitted_ms  time of the order, ms
+--      deadline_ms  time from which on the order must not start, ms
+--      record       names and values of the record's other fields
+--      event        names and values of the audit event
+-- RESULT: 1, or 0 if there is a record of this or another order, or of another request
+local execution, trail, index_key, agent_index, open, approvals, parked = unpack(KEYS)
+local id = args.id
+local state, digest = unpack(redis.call('HMGET', execution, 'state', 'digest'))
+local pending = state == 'PENDING_APPROVAL' and digest == args.digest
+if state and not pending then
+  return 0
+end
+local history = 'QUEUED ' .. text(args.admitted_ms)
+if pending then
+  history = redis.call('HGET', execution, 'history') .. ';QUEUED ' .. text(clock())
+end
+local record = {
+  'digest', args.digest, 'state', 'QUEUED', 'history', history, 'deadline_ms', text(args.deadline_ms),
+  'dispatched_ms', text(args.admitted_ms),
+}
+if not pending then
+  append(record, 'admitted_ms', text(args.admitted_ms))
+end
+extend(record, args.record)
+audit(trail, args.event)
+redis.call('HSET', execution, unpack(record))
+index('ZADD', index_key, text(args.admitted_ms), id)
+index('ZADD', agent_index, text(args.admitted_ms), id)
+index('ZADD', open, text(args.deadline_ms), id)
+index('ZREM', approvals, id)
+redis.call('DEL', parked)
+return 1

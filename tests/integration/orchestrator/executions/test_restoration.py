@@ -1,0 +1,156 @@
+"""Records that Redis lost, rebuilt from the orders that an agent retained; on a real Redis."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from admissions import AGENT, BOSS, Stand, peer
+from tachikoma.errors import AlreadyExists
+from tachikoma.identity.signed_messages import WorkOrder
+from tachikoma.identity.signing import sign
+from tachikoma.identity.signing import verify as verify_message
+from tachikoma.redis import keys
+from tachikoma.redis.commands import Redis
+from tachikoma.vocabulary.requests import ExecRequest
+from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.executions.restoration import Restoration
+
+
+class LivesOf:
+    """A life of Redis that lost data, and whose number agents report as text."""
+
+    valid_from = 2
+
+    def number_of(self, token: str) -> int:
+        return int(token or 0)
+
+
+class Restoring:
+    def __init__(self, stand: Stand) -> None:
+        self.folded: list[tuple[str, str, bytes]] = []
+        self.restoration = Restoration(
+            stand.redis, stand.identity, LivesOf(), stand.admitter.shown, self.fold  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    async def fold(self, agent: str, exec_id: str, raw: bytes) -> bool:
+        self.folded.append((agent, exec_id, raw))
+        return True
+
+
+@pytest.fixture
+async def stand(redis: Redis, tmp_path: Path) -> Stand:
+    return await Stand.make(redis, tmp_path)
+
+
+async def lose(redis: Redis) -> None:
+    """Let Redis lose everything but the agent."""
+    agents = await redis.hgetall(keys.AGENTS)
+    lease = await redis.get(keys.info(AGENT))
+    assert lease is not None
+    await redis.execute_command("FLUSHALL")
+    for agent, entry in agents.items():
+        await redis.hset(keys.AGENTS, agent, entry)
+    await redis.set(keys.info(AGENT), lease)
+
+
+async def show(redis: Redis, **orders: str) -> None:
+    for name, token in orders.items():
+        await redis.hset(keys.orders(AGENT), name.replace("_", "-"), token)
+
+
+async def test_a_lost_record_is_rebuilt_from_its_order_with_its_result(stand: Stand) -> None:
+    request = ExecRequest(id="job-1", agent_id=AGENT, command=("true", "x"))
+    assert await stand.admitter.admit(request, peer())
+    before, token = await stand.ledger.record("job-1"), await stand.token()
+    assert before is not None
+    await lose(stand.redis)
+    await show(stand.redis, job_1=token)
+    await stand.redis.set(keys.result(AGENT, "job-1"), "its result")
+    restoring = Restoring(stand)
+    for life in ("", "1"):
+        # The agent has not written everything again yet.
+        await restoring.restoration.heard(AGENT, life)
+        assert await stand.ledger.record("job-1") is None
+    await restoring.restoration.heard(AGENT, "2")
+    after = await stand.ledger.record("job-1")
+    assert after is not None
+    assert after.state is ExecState.QUEUED
+    assert after.order_sha256 == hashlib.sha256(token.encode()).hexdigest()
+    for name in ("agent", "requested_by", "digest", "policy", "command", "client_ip", "request", "caller_ms"):
+        assert getattr(after, name) == getattr(before, name), name
+    assert after.status().command == ("true", "x")
+    assert await stand.codes("job-1") == ["record_restored"]
+    assert restoring.folded == [(AGENT, "job-1", b"its result")]
+    assert await stand.redis.zrange(keys.OPEN, 0, -1) == [b"job-1"]
+    # The same request is the same execution, and another one is refused.
+    assert not await stand.admitter.admit(request, peer())
+    with pytest.raises(AlreadyExists):
+        await stand.admitter.admit(request.model_copy(update={"command": ("true", "y")}), peer())
+
+
+async def test_records_are_restored_once_after_each_loss_and_none_is_replaced(stand: Stand) -> None:
+    exec_id = await stand.admit("true")
+    token = await stand.token()
+    before = await stand.redis.hgetall(keys.execution(exec_id))
+    await stand.redis.hset(keys.orders(AGENT), exec_id, token)
+    restoring = Restoring(stand)
+    await restoring.restoration.heard(AGENT, "2")
+    assert await stand.redis.hgetall(keys.execution(exec_id)) == before
+    await stand.redis.delete(keys.execution(exec_id))
+    await restoring.restoration.heard(AGENT, "3")
+    assert await stand.ledger.record(exec_id) is None
+    await Restoring(stand).restoration.heard(AGENT, "3")
+    assert await stand.ledger.record(exec_id) is not None
+
+
+async def test_an_execution_that_was_approved_does_not_wait_for_its_approval_again(stand: Stand) -> None:
+    exec_id = await stand.admit("printf", "x")
+    approval = await stand.approvals.describe(exec_id, peer(BOSS))
+    parked = await stand.ledger.parked(exec_id)
+    record = await stand.redis.hgetall(keys.execution(exec_id))
+    assert parked is not None
+    await stand.approvals.approve(exec_id, approval.digest, "fine", peer(BOSS))
+    token = await stand.token()
+    # Back to the state before the approval.
+    await stand.redis.delete(keys.execution(exec_id))
+    for name, value in record.items():
+        await stand.redis.hset(keys.execution(exec_id), name, value)
+    await stand.redis.set(keys.parked(exec_id), parked)
+    await stand.redis.zadd(keys.APPROVALS, {exec_id: 9})
+    await stand.redis.hset(keys.orders(AGENT), exec_id, token)
+    await Restoring(stand).restoration.heard(AGENT, "2")
+    after = await stand.ledger.record(exec_id)
+    assert after is not None
+    assert (after.states, after.approved_by) == ([ExecState.PENDING_APPROVAL, ExecState.QUEUED], str(BOSS))
+    assert await stand.ledger.approvals() == []
+    assert await stand.ledger.parked(exec_id) is None
+
+
+async def test_only_genuine_orders_for_the_agent_and_the_execution_count(stand: Stand) -> None:
+    await stand.heard("web-2")
+    exec_id = await stand.admit("true")
+    token = await stand.token()
+    other = await stand.admit("true", agent_id="web-2")
+    foreign = await stand.token("web-2")
+    svid = stand.identity.current()
+    order = verify_message(token, WorkOrder, svid.bundle, svid.spiffe_id)
+    old = sign(svid, order.model_copy(update={"digest": "", "jti": "old"}))
+    await lose(stand.redis)
+    for name, text in ((other, foreign), ("another", token), ("garbage", "no token"), ("old", old)):
+        await stand.redis.hset(keys.orders(AGENT), name, text)
+    await stand.redis.hset(keys.orders(AGENT), b"\xff", b"\xff")
+    await Restoring(stand).restoration.heard(AGENT, "2")
+    for name in (exec_id, other, "another", "garbage", "old"):
+        assert await stand.ledger.record(name) is None
+    assert json.loads(await stand.redis.get(keys.info(AGENT)) or b"{}")["boot"] == f"journal of {AGENT}"
+
+
+async def test_orders_of_another_type_restore_nothing(stand: Stand) -> None:
+    await stand.redis.set(keys.orders(AGENT), "no hash")
+    restoring = Restoring(stand)
+    await restoring.restoration.heard(AGENT, "2")
+    assert restoring.folded == []

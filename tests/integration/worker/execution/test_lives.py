@@ -1,0 +1,102 @@
+"""The lives of Redis as an agent knows them, on a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from authority import Authority
+from local_agent import LocalAgent, local_agent
+from tachikoma.config.tasks import supervised
+from tachikoma.identity.signed_messages import LifeRecord
+from tachikoma.identity.signing import sign
+from tachikoma.redis import keys
+from tachikoma.redis.commands import Redis
+from tachikoma.vocabulary.states import ExecState
+from tachikoma_worker.execution import lives as module
+from tachikoma_worker.execution.journal import Journal
+from tachikoma_worker.execution.lives import Lives
+
+
+@pytest.fixture
+async def agent(redis: Redis, redis_url: str) -> AsyncIterator[LocalAgent]:
+    async with local_agent(redis, redis_url, Authority()) as made:
+        yield made
+
+
+async def run(agent: LocalAgent, mark: Path, life: int) -> tuple[ExecState, str]:
+    """Run a command whose order names a life; return the state and the error in its receipt."""
+    order = agent.order("/bin/sh", "-c", f"echo ran >> {mark}", order={"life": life})
+    await agent.execution(order).run()
+    receipt = await agent.receipt(order.jti)
+    assert receipt is not None
+    return receipt.state, receipt.error
+
+
+async def test_an_order_of_a_life_before_the_loss_is_not_started(agent: LocalAgent, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    await agent.record_life(5, valid_from=4)
+    state, error = await run(agent, mark, 3)
+    assert state is ExecState.EXPIRED
+    assert "accepted in life 3 of Redis, data was lost before life 4" in error
+    assert not mark.exists()
+    for life in (4, 5):
+        assert await run(agent, mark, life) == (ExecState.SUCCEEDED, "")
+
+
+async def test_orders_of_orchestrators_that_record_no_lives_start(agent: LocalAgent, tmp_path: Path) -> None:
+    assert await run(agent, tmp_path / "mark", 0) == (ExecState.SUCCEEDED, "")
+
+
+async def test_a_life_that_begins_on_an_open_connection_counts_for_the_next_order(
+    agent: LocalAgent, tmp_path: Path
+) -> None:
+    await agent.record_life(1)
+    assert await run(agent, tmp_path / "mark", 1) == (ExecState.SUCCEEDED, "")
+    await agent.record_life(2, valid_from=2)
+    assert (await run(agent, tmp_path / "mark", 1))[0] is ExecState.EXPIRED
+
+
+async def test_nothing_is_sent_to_a_server_whose_life_is_not_recorded(
+    agent: LocalAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GATE_SECONDS", 0.3)
+    await agent.record_life(2)
+    await agent.context.redis.get("anything")
+    await agent.context.redis.connection_pool.disconnect()  # type: ignore[attr-defined]
+    foreign = LifeRecord(iss=str(agent.orchestrator.spiffe_id), iat=0, number=9, valid_from=9, replid="ab")
+    others = (
+        agent.life(1, 0, await agent.replid()),
+        agent.life(3, 0, "ab"),
+        sign(Authority().svid(str(agent.orchestrator.spiffe_id)), foreign),
+        "no token",
+    )
+    for token in others:
+        await agent.redis.set(keys.LIFE, token)
+        with pytest.raises(RedisConnectionError, match="no orchestrator has recorded its new life"):
+            await agent.context.redis.get("anything")
+    await agent.redis.delete(keys.LIFE)
+    with pytest.raises(RedisConnectionError):
+        await agent.context.redis.get("anything")
+    await agent.record_life(3)
+    assert await agent.context.redis.get("anything") is None
+
+
+async def test_the_highest_life_outlives_the_worker(agent: LocalAgent) -> None:
+    token = await agent.record_life(4, valid_from=3)
+    await agent.context.redis.get("anything")
+    journal = Journal(agent.context.settings.data)
+    again = Lives(journal, agent.context.identity, "orchestrator")
+    assert (again.token, again.number, again.valid_from) == (token, 4, 3)
+    journal.close()
+
+
+async def test_the_watch_finds_a_life_while_no_connection_breaks(agent: LocalAgent) -> None:
+    await agent.record_life(6)
+    async with asyncio.timeout(20), supervised(agent.context.lives.watch(agent.redis)):
+        await agent.context.lives.began.wait()
+    assert agent.context.lives.number == 6

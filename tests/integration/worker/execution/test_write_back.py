@@ -1,0 +1,57 @@
+"""What an agent writes again in a new life of Redis, on a real one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from authority import Authority
+from local_agent import AGENT, LocalAgent, local_agent
+from tachikoma.redis import keys
+from tachikoma.redis.commands import Redis
+from tachikoma_worker.execution.write_back import WriteBack
+
+
+@pytest.fixture
+async def agent(redis: Redis, redis_url: str) -> AsyncIterator[LocalAgent]:
+    async with local_agent(redis, redis_url, Authority()) as made:
+        yield made
+
+
+async def test_claims_results_and_orders_are_written_again_after_a_loss(agent: LocalAgent) -> None:
+    await agent.record_life(1)
+    order = agent.order("/bin/sh", "-c", "echo ran", order={"life": 1})
+    execution = agent.execution(order)
+    await execution.run()
+    notices: list[str] = []
+    written = WriteBack(agent.context, lambda: notices.append(written.done))
+    await written.write()
+    assert notices == [written.done] == [agent.context.lives.token]
+    # Nothing was lost, so no orders are shown.
+    assert not await agent.redis.execute_command("EXISTS", keys.orders(AGENT))
+    claim, result = keys.claim(AGENT, order.jti), keys.result(AGENT, order.jti)
+    before = await agent.redis.get(result)
+    await agent.redis.delete(claim, result)
+    await agent.context.lives.learn(await agent.record_life(2, valid_from=2))
+    assert agent.context.lives.began.is_set()
+    await written.write()
+    assert await agent.redis.get(claim) == agent.context.journal.boot.encode()
+    assert await agent.redis.get(result) == before
+    shown = await agent.redis.hgetall(keys.orders(AGENT))
+    assert {name.decode(): hashlib.sha256(token).hexdigest() for name, token in shown.items()} == {
+        order.jti: execution.order_sha256
+    }
+    assert written.done == agent.context.lives.token
+
+
+async def test_a_fence_and_another_result_are_not_replaced(agent: LocalAgent) -> None:
+    await agent.record_life(1)
+    order = agent.order("/bin/true", order={"life": 1})
+    await agent.execution(order).run()
+    await agent.redis.set(keys.claim(AGENT, order.jti), "fence")
+    await agent.redis.set(keys.result(AGENT, order.jti), "another")
+    await WriteBack(agent.context, lambda: None).write()
+    assert await agent.redis.get(keys.claim(AGENT, order.jti)) == b"fence"
+    assert await agent.redis.get(keys.result(AGENT, order.jti)) == b"another"

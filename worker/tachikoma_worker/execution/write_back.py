@@ -1,0 +1,92 @@
+"""What an agent writes again in each new life of Redis: claims and results that Redis may have lost.
+
+After a loss of data it also shows the signed orders of its journal, from which an orchestrator rebuilds lost records.
+Its heartbeat then names the life, so an execution without a claim was certainly not started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+from redis.exceptions import RedisError
+
+from tachikoma.config.retry import Backoff
+from tachikoma.redis import keys
+from tachikoma_worker.execution.claim import CLAIM_SECONDS
+from tachikoma_worker.execution.context import Context
+from tachikoma_worker.execution.journal import JournalError
+from tachikoma_worker.execution.recent import KEEP_SECONDS, RecentExecution
+
+__all__ = ["WriteBack"]
+
+log = structlog.get_logger(__name__)
+
+#: First and longest delay between attempts while Redis is unavailable.
+RETRY_SECONDS = (0.1, 2.0)
+#: Executions written in one round trip. Each may have a result of some hundred kilobytes.
+BATCH = 50
+
+
+class WriteBack:
+    """Writes the agent's reports of the last minutes again, once in each life of Redis."""
+
+    def __init__(self, context: Context, written: Callable[[], None]) -> None:
+        """Prepare it.
+
+        Args:
+            context: the agent.
+            written: called each time everything was written, so that the heartbeat says so at once.
+        """
+        self._context = context
+        self._written = written
+        self._valid_from = context.lives.valid_from
+        #: The signed record of the latest life that has all reports; empty for none.
+        self.done = ""
+
+    async def run(self) -> None:
+        """Write in each life that begins, until cancelled."""
+        backoff = Backoff(*RETRY_SECONDS)
+        while True:
+            await self._context.lives.began.wait()
+            try:
+                await self.write()
+            except (RedisError, OSError, JournalError) as error:
+                log.warning("write_back.waiting", error=str(error))
+                await backoff.wait()
+            else:
+                backoff.reset()
+
+    async def write(self) -> None:
+        """Write everything once. Raises redis errors, JournalError."""
+        lives = self._context.lives
+        lives.began.clear()
+        token, lost = lives.token, lives.valid_from > self._valid_from
+        try:
+            executions = await self._context.journal.recent()
+            for begin in range(0, len(executions), BATCH):
+                await self._write(executions[begin : begin + BATCH], orders=lost)
+        except BaseException:
+            lives.began.set()
+            raise
+        if executions:
+            log.info("write_back.done", executions=len(executions), orders=lost)
+        self._valid_from, self.done = max(self._valid_from, lives.valid_from if lost else 0), token
+        self._written()
+
+    async def _write(self, executions: list[RecentExecution], *, orders: bool) -> None:
+        context = self._context
+        shown = keys.orders(context.agent)
+        retention = round(context.settings.output_retention.total_seconds())
+        async with context.redis.pipeline(transaction=False) as pipe:
+            for execution in executions:
+                claim = keys.claim(context.agent, execution.exec_id)
+                pipe.set(claim, context.journal.boot, nx=True, ex=CLAIM_SECONDS)
+                if execution.result:
+                    # The reaper reads results that it was not notified of.
+                    key = keys.result(context.agent, execution.exec_id)
+                    pipe.set(key, execution.result, nx=True, ex=retention)
+                if orders and execution.order:
+                    pipe.execute_command("HSET", shown, execution.exec_id, execution.order)
+            pipe.expire(shown, KEEP_SECONDS)
+            await pipe.execute()
