@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from tachikoma.policy.denials import DeniedArguments, DeniedCommand
 from tachikoma.policy.effort import Effort, TooMuchWork
-from tachikoma.policy.hazards.programs import ProgramKind, kind_of
+from tachikoma.policy.hazards.installed import installed_kind
+from tachikoma.policy.hazards.programs import ProgramKind
 from tachikoma.vocabulary.grants import Grant, GrantedExecutable
 from tachikoma_worker.confinement.account import Account, user_name
 from tachikoma_worker.confinement.refusals import CannotExecute, Refused
@@ -95,7 +96,7 @@ def check_real_path(real_path: str, command: Sequence[str], grant: Grant, work_d
     Raises:
         Refused: policy denies the program under its real path, or in this directory.
     """
-    if not grant.interpreters and kind_of(real_path) is ProgramKind.RUNNER:
+    if not grant.interpreters and installed_kind(real_path) is ProgramKind.RUNNER:
         raise Refused(
             f"{command[0]} leads to {real_path}, which runs any code that it is given; policy does not allow that"
         )

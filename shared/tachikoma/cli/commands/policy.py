@@ -19,7 +19,8 @@ from tachikoma.errors import ConfigurationError, InvalidRequest
 from tachikoma.policy.decide import SEARCH_PATH, PolicySet
 from tachikoma.policy.decision import Decision
 from tachikoma.policy.file import PolicyFile
-from tachikoma.policy.hazards.programs import kind_of
+from tachikoma.policy.hazards.installed import installed_kind
+from tachikoma.policy.hazards.programs import worst
 from tachikoma.policy.tools.expectations import check as check_expectations
 from tachikoma.policy.tools.expectations import load_expectations
 from tachikoma.policy.tools.replay import Replay
@@ -47,7 +48,9 @@ def check(
     policies = "policy" if number == 1 else "policies"
     typer.echo(f"{file}: {number} {policies}, {'all right' if not warnings else 'valid'}")
     for policy_name, path, kind in found.programs():
-        typer.echo(f"  {policy_name}: {path}: {kind.value}")
+        # On this host a link may lead to a program of another kind. The agent looks at its own links.
+        installed = worst(kind, installed_kind(path)) if Path(path).exists() else kind
+        typer.echo(f"  {policy_name}: {path}: {installed.value}")
     if strict and warnings:
         raise typer.Exit(1)
 
@@ -97,7 +100,7 @@ def _show_decision(decision: Decision) -> None:
         typer.echo(f"  {decision.reason}")
         return
     for executable in decision.grant.executables:
-        typer.echo(f"  may execute  {executable.path}  ({kind_of(executable.path).value})")
+        typer.echo(f"  may execute  {executable.path}  ({installed_kind(executable.path).value})")
     for approver in decision.approvers:
         typer.echo(f"  approved by  {approver}")
     limits = decision.grant.limits.model_dump(by_alias=True, exclude_none=True)

@@ -1,7 +1,9 @@
-"""Environment variables that no request may set, even if a policy lists them.
+"""Environment variables that no request may set, and those that policy must name.
 
-The list contains the variables from which sudo, OpenSSH, glibc, shells, interpreters and common tools take
-instructions: code to load, files to read, programs to start, hosts to talk to.
+A variable of the loader, of the C library or of a shell's start makes any program run other code: no request may set
+it. Programs and libraries in common use find code, configuration, helpers and hosts by further names (`PAGER`, `GIT_*`,
+`PYTHONPATH`): a policy grants such a name only by writing it out, never by a wildcard. The names come from sudo,
+OpenSSH, glibc, shells, interpreters and common tools.
 """
 
 from __future__ import annotations
@@ -14,130 +16,38 @@ __all__ = ["forbidden", "steers_programs"]
 _NAME = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 #: Variables that the agent itself sets.
 _OWN = frozenset({"PATH", "HOME", "USER", "LOGNAME"})
-#: Refused by their whole name.
-_NEVER_NAMES = frozenset(
-    (
-        "GLIBC_TUNABLES", "GCONV_PATH", "GETCONF_DIR", "HOSTALIASES", "LOCALDOMAIN", "LOCPATH", "NIS_PATH",
-        "NLSPATH", "RESOLV_HOST_CONF", "RES_OPTIONS", "TMPDIR", "TZDIR", "IFS", "CDPATH", "PATH_LOCALE",
-        "SHLIB_PATH", "LIBPATH", "TERMPATH", "TERMCAP", "ENV", "BASH_ENV", "BASHOPTS", "PROMPT_COMMAND",
-        "PS4", "GLOBIGNORE", "SHELLOPTS", "JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS",
-        "CLASSPATH", "FPATH", "NULLCMD", "READNULLCMD", "ZDOTDIR", "TMPPREFIX", "RUBYLIB", "RUBYOPT",
-        "SSH_ASKPASS", "SSH_AUTH_SOCK", "EDITOR", "VISUAL", "PAGER", "LESSOPEN", "LESSCLOSE", "BROWSER",
-        "OPENSSL_CONF", "OPENSSL_MODULES", "SHELL", "KUBECONFIG",
-    )
-)  # fmt: skip
-#: Refused by a pattern of fnmatch.
-_NEVER_PATTERNS = (
-    *("LD_*", "MALLOC_*", "_RLD*", "LDR_*", "DYLD_*", "KRB5_*", "TERMINFO*", "BASH_FUNC_*", "PERL*", "PYTHON*"),
-    *("GEM_*", "NODE_*", "NPM_CONFIG_*", "GIT_*", "SSL_CERT_*", "CURL_*", "*_PROXY", "XDG_*", "SYSTEMD_*", "DOCKER_*"),
-    *("SPIFFE_*", "CELERY_*"),
-)
 
+_LOADERS_AND_SHELLS = """
+BASH_ENV BASHOPTS CDPATH ENV FPATH GCONV_PATH GETCONF_DIR GLIBC_TUNABLES GLOBIGNORE HOSTALIASES IFS LIBPATH
+LOCALDOMAIN LOCPATH NIS_PATH NLSPATH NULLCMD PATH_LOCALE PROMPT_COMMAND PS4 READNULLCMD RES_OPTIONS RESOLV_HOST_CONF
+SHELLOPTS SHLIB_PATH TERMCAP TERMPATH TMPPREFIX TZDIR ZDOTDIR
+"""
+_BEGINNINGS = """
+ANSIBLE_ ANT_ AWS_ AZURE_ BAT_ BORG_ BOTO_ BROWSER BUNDLE_ BZIP CARGO_ CATALINA_ CC CFLAGS CLANG CLASSPATH CLOUDSDK_
+CMAKE_ COMPOSER_ CONDA CONFIG_ CONSUL_ CORECLR_ CPP CUDA_ CURL_ CVS CXX DBUS_ DELTA_ DENO_ DISPLAY DJANGO_ DOCKER_
+DOTNET_ EDITOR ELECTRON_ EMACS ERL_ EX FCEDIT FLASK_ FONTCONFIG_ FZF_ GCC_ GDK_ GEM_ GHC GI_ GIO_ GIT_ GLIBC GNOME_
+GNUPG GNUTLS_ GO GOOGLE_ GPG_ GRADLE_ GREP_ GROFF_ GST_ GTK_ GUILE_ GUNICORN_ GZIP HELM_ HG HISTFILE ICE INPUTRC
+INTEL_ JAVA_ JDK_ JULIA_ JVM_ KDE KRB5_ KUBE LDAP LDFLAGS LESS LESSOPEN LIBGL_ LIBVA_ LISTEN_ LS_COLORS LUA_ MAILCAP
+MAILCHECK MAILRC MAKE MAN MAVEN_ MESA_ MIX_ MKL_ MONO_ MORE MOST MYSQL_ NANO NETRC NODE_ NOMAD_ NOTIFY_ NPM_ NSS_
+NVIM_ OCL_ ODBC OMP_ OPENBLAS_ OPENCL_ OPENSSL_ ORACLE_ OTEL_ P11_ PAGER PERL PG PHP PINENTRY_ PIP_ PKCS11_ PKG_
+PYTHON QT_ R_ RACK_ RAILS_ RCLONE_ REDIS RESOLV_ RESTIC_ RSYNC_ RUBY RUST RUSTC SASL_ SCREEN SENTRY_ SHELL SOURCE_DATE
+SSH_ SSL_CERT_ SUDO_ SVN_ SYSTEMD_ TACHIKOMA_ TAR_ TCL TEMP TERMINFO TEX TF_ TLS_ TMP TMUX TNS_ UNZIP UWSGI_ VAULT_ VIM
+VIRTUAL_ENV VISUAL VK_ WAYLAND_ WGET XAUTHORITY XDG_ XZ_ YARN_ ZIPOPT ZSTD_
+"""
+_LAST_WORDS = """
+ADDRESS AGENT ARGS ASKPASS BROWSER CMD COMMAND COMPILER CONF CONFIG DIR DIRS EDITOR EXEC FILE FLAGS HELPER HOME HOOK
+HOOKS HOST HOSTS INIT INTERPRETER LAUNCHER LIB LIBRARY LIBS LOADER MODULE MODULES OPTIONS OPTS PAGER PATH PLUGIN
+PLUGINS PRELOAD PROFILE PROXY RC ROOT SHELL SOCK SOCKET STARTUP VIEWER VISUAL WRAPPER
+"""
+
+#: Never passed on, by their whole name: the loader, the C library, the start of shells.
+_NEVER_NAMES = frozenset(_LOADERS_AND_SHELLS.split())
+#: Never passed on, by a pattern of fnmatch. The last ones are Tachikoma's own.
+_NEVER_PATTERNS = ("LD_*", "MALLOC_*", "_RLD*", "LDR_*", "DYLD_*", "BASH_FUNC_*", "SPIFFE_*", "CELERY_*")
 #: Beginnings of names by which programs and libraries in common use find code, configuration, helpers or hosts.
-_STEERING = (
-    *("DBUS_", "MAN", "GREP_", "GROFF_", "TEX", "PG", "MYSQL_", "REDIS", "ORACLE_", "TNS_", "ODBC", "LDAP", "SASL_"),
-    *(
-        "SUDO_",
-        "SSH_",
-        "GPG_",
-        "GNUPG",
-        "PINENTRY_",
-        "PKCS11_",
-        "P11_",
-        "OPENSSL_",
-        "GNUTLS_",
-        "NSS_",
-        "TLS_",
-        "RESOLV_",
-    ),
-    *(
-        "JAVA_",
-        "JDK_",
-        "JVM_",
-        "CATALINA_",
-        "MAVEN_",
-        "GRADLE_",
-        "ANT_",
-        "LUA_",
-        "GUILE_",
-        "TCL",
-        "R_",
-        "JULIA_",
-        "GHC",
-    ),
-    *("GO", "CARGO_", "RUST", "DOTNET_", "CORECLR_", "MONO_", "PHP", "COMPOSER_", "BUNDLE_", "RUBY", "YARN_", "DENO_"),
-    *("CC", "CXX", "CPP", "CFLAGS", "LDFLAGS", "MAKE", "CMAKE_", "PKG_", "CONFIG_", "GCC_", "CLANG", "RUSTC"),
-    *(
-        "GTK_",
-        "GDK_",
-        "GIO_",
-        "GI_",
-        "GST_",
-        "QT_",
-        "KDE",
-        "GNOME_",
-        "DISPLAY",
-        "WAYLAND_",
-        "XAUTHORITY",
-        "ICE",
-        "FONTCONFIG_",
-    ),
-    *(
-        "ANSIBLE_",
-        "TF_",
-        "VAULT_",
-        "CONSUL_",
-        "NOMAD_",
-        "HELM_",
-        "KUBE",
-        "AWS_",
-        "AZURE_",
-        "GOOGLE_",
-        "CLOUDSDK_",
-        "BOTO_",
-    ),
-    *("RSYNC_", "RCLONE_", "RESTIC_", "BORG_", "TAR_", "GZIP", "BZIP", "XZ_", "ZSTD_", "UNZIP", "ZIPOPT", "LS_COLORS"),
-    *("SCREEN", "TMUX", "LESS", "MORE", "MOST", "BAT_", "DELTA_", "FZF_", "VIM", "EMACS", "NANO", "EX", "NVIM_"),
-    *("CUDA_", "OMP_", "OPENBLAS_", "MKL_", "VK_", "LIBGL_", "MESA_", "LIBVA_", "OCL_", "OPENCL_", "INTEL_", "GLIBC"),
-    *(
-        "TACHIKOMA_",
-        "FLASK_",
-        "DJANGO_",
-        "UWSGI_",
-        "GUNICORN_",
-        "RAILS_",
-        "RACK_",
-        "SENTRY_",
-        "OTEL_",
-        "NOTIFY_",
-        "LISTEN_",
-    ),
-    *(
-        "TEMP",
-        "TMP",
-        "MAILCAP",
-        "MAILRC",
-        "MAILCHECK",
-        "NETRC",
-        "WGET",
-        "INPUTRC",
-        "HISTFILE",
-        "FCEDIT",
-        "SVN_",
-        "HG",
-        "CVS",
-    ),
-)
+_STEERING = tuple(_BEGINNINGS.split())
 #: Last words of such names, for programs that no list knows.
-_STEERING_WORDS = frozenset(
-    (
-        "PATH", "DIR", "DIRS", "HOME", "ROOT", "FILE", "CONF", "CONFIG", "RC", "INIT", "PROFILE", "STARTUP", "OPTS",
-        "OPTIONS", "FLAGS", "ARGS", "COMMAND", "CMD", "EXEC", "SHELL", "EDITOR", "VISUAL", "PAGER", "BROWSER",
-        "VIEWER", "ASKPASS", "HELPER", "WRAPPER", "LAUNCHER", "HOOK", "HOOKS", "PLUGIN", "PLUGINS", "MODULE",
-        "MODULES", "LIB", "LIBS", "LIBRARY", "PRELOAD", "LOADER", "ADDRESS", "SOCK", "SOCKET", "HOST", "HOSTS",
-        "PROXY", "AGENT", "COMPILER", "INTERPRETER",
-    )
-)  # fmt: skip
+_STEERING_WORDS = frozenset(_LAST_WORDS.split())
 
 
 def steers_programs(name: str, written: str = "") -> bool:
@@ -146,9 +56,9 @@ def steers_programs(name: str, written: str = "") -> bool:
     Args:
         name: the variable.
         written: the beginning of its name that policy writes before a wildcard. After `APP_`, all names are the
-            application's own, unless a program in common use has names that begin so.
+            application's own, unless a program in common use has names that begin so, or it names a proxy.
     """
-    if name.startswith(_STEERING):
+    if name.startswith(_STEERING) or name.endswith("_PROXY"):
         return True
     return "_" not in written and name.rpartition("_")[2] in _STEERING_WORDS
 
@@ -158,7 +68,7 @@ def forbidden(name: str, value: str) -> str:
     if name in _OWN:
         return f"{name} is set by the agent"
     if name in _NEVER_NAMES or any(fnmatchcase(name, pattern) for pattern in _NEVER_PATTERNS):
-        return f"{name} is never passed on: it can change what a program loads, reads or starts"
+        return f"{name} is never passed on: it can change what any program loads, reads or starts"
     if not _NAME.fullmatch(name):
         return f"{name[:80]!r} is not an accepted name; names are capital letters, digits and underscores"
     if (name in ("LANG", "TERM", "TZ") or name.startswith("LC_")) and ("/" in value or "%" in value):

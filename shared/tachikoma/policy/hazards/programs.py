@@ -9,15 +9,15 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-from tachikoma.policy.hazards.interpreters import is_interpreter
+from tachikoma.policy.hazards.catalogue import BY_ARGUMENTS, ON_TERMINAL, RUNNERS, SAFE
 
-__all__ = ["ProgramKind", "kind_of"]
+__all__ = ["ProgramKind", "kind_of", "worst"]
 
 
 class ProgramKind(Enum):
     """What is known of a program; the value is a text for people."""
 
-    #: It needs `allowInterpreters`.
+    #: It needs `allowInterpreters`. Where one is allowed, denied commands have no effect (`env rm`, `sh -c rm`).
     RUNNER = "runs other programs"
     #: Some of its arguments start programs, load code or open an editor: granted with literal arguments only.
     BY_ARGUMENTS = "runs other programs with certain arguments"
@@ -27,80 +27,61 @@ class ProgramKind(Enum):
     UNKNOWN = "unknown: it may run other programs"
 
 
-#: Services, networks, storage, accounts, packages and keys.
-_BY_ARGUMENTS = frozenset(
+#: The target in the name of a compiler or another tool for binaries: x86_64-linux-gnu-gcc-12.
+_TARGET = re.compile(r"[a-z0-9_]+-(?:[a-z0-9_]+-)?(?:linux|elf|none|eabi|w64|kfreebsd|gnu)-?[a-z0-9_]*-(?=[a-z])")
+#: The version at the end of a name: gcc-12, python3.13t, perl5.36-x86_64-linux-gnu.
+_VERSION = re.compile(r"-?[0-9]+(?:[._][0-9]+)*(?:t|d|m)?(?:-[a-z0-9_]+-linux-gnu)?")
+#: Names of which only the beginning is known.
+_PATTERNS = (
     (
-        "systemctl", "busctl", "systemd-analyze", "systemd-tmpfiles", "systemd-inhibit", "systemd-cat", "systemd-mount",
-        "udevadm", "gdbus", "dbus-send", "loginctl", "homectl", "portablectl", "coredumpctl", "bootctl",
-        "kernel-install", "ip", "tc", "bridge", "nmcli", "nft", "iptables-apply", "ifup", "ifdown", "wg-quick",
-        "openvpn", "pppd", "dhclient", "dnsmasq", "ssh-keygen", "ssh-add", "sshd", "gpg", "gpg2", "gpgsm", "gpgconf",
-        "pkcs11-tool", "mount", "umount", "losetup", "lvm", "dmsetup", "zfs", "zpool", "mdadm", "smartd", "mkfs",
-        "useradd", "usermod", "adduser", "deluser", "visudo", "vipw", "vigr", "service", "invoke-rc.d",
-        "update-alternatives", "update-rc.d", "insmod", "modprobe", "kmod", "sysctl", "apt-key", "aptitude", "dnf",
-        "yum", "zypper", "pacman", "snap", "flatpak", "nginx", "apachectl", "apache2ctl", "apache2", "httpd", "php-fpm",
-        "haproxy", "postfix", "sendmail", "exim4", "mail", "mailx", "mutt", "curl", "nc", "ncat", "netcat", "lftp",
-        "aria2c", "mysqladmin", "mysqldump", "pg_dump", "pg_basebackup", "pg_ctl", "redis-cli", "valkey-cli", "mongosh",
-        "mongo", "sqlcmd", "install", "diff3", "sdiff", "troff", "groff", "nroff", "terraform", "helm", "vagrant",
-        "packer", "consul", "nomad", "vault", "rake", "gulp", "mvn", "gradle", "restic", "borg", "rclone", "duplicity",
-        "rsnapshot", "certbot", "cloud-init", "monit", "supervisorctl", "runsv", "qemu-system-x86_64", "tshark",
-        "dumpcap", "wireshark", "ngrep", "openconnect", "bpftrace", "ebtables",
-    )
-)  # fmt: skip
-#: Their only way to another program is the pager.
-_ON_TERMINAL = frozenset(
-    ("journalctl", "timedatectl", "hostnamectl", "localectl", "networkctl", "resolvectl", "userdbctl")
+        # Variants of an alternative, the dynamic loader, emulators of one program.
+        ProgramKind.RUNNER,
+        r"(?:r?vim?|r?g?view|vimdiff|nvim|nano|emacs|ex|less|most|mawk|gawk|java|ruby|lua|nc|ksh|tclsh|wish)[.-][\w.-]+"
+        r"|ld(?:-linux.*|-musl.*|-[0-9.]+)?\.so(?:\.[0-9.]+)?"
+        r"|qemu-(?!system|img|io|nbd|pr-helper|storage-daemon|bridge-helper|ga)[a-z0-9_]+(?:-static)?",
+    ),
+    (
+        # File systems, filters of packets (--modprobe=), emulated machines.
+        ProgramKind.BY_ARGUMENTS,
+        r"(?:mkfs|fsck|mount|umount)\.[\w.-]+|(?:ip6?|arp|eb)tables(?:-[a-z-]+)?|xtables-[a-z-]+|qemu-system-[\w-]+",
+    ),
 )
-#: No option of theirs is known to start a program, load code or open an editor.
-_SAFE = frozenset(
-    (
-        "true", "false", "uptime", "uname", "hostname", "hostid", "whoami", "id", "groups", "who", "w", "users", "last",
-        "lastlog", "arch", "nproc", "free", "vmstat", "mpstat", "iostat", "df", "du", "stat", "ls", "dir", "vdir",
-        "pwd", "echo", "printf", "cat", "tac", "head", "tail", "wc", "nl", "cut", "tr", "uniq", "comm", "join", "paste",
-        "fold", "fmt", "expand", "unexpand", "rev", "od", "hexdump", "base32", "base64", "cksum", "md5sum", "sha1sum",
-        "sha224sum", "sha256sum", "sha384sum", "sha512sum", "b2sum", "sum", "seq", "factor", "sleep", "sync",
-        "basename", "dirname", "readlink", "realpath", "mktemp", "mkdir", "rmdir", "rm", "unlink", "touch", "truncate",
-        "fallocate", "test", "[", "expr", "cmp", "grep", "egrep", "fgrep", "getent", "lscpu", "lsblk", "lsmem", "lsns",
-        "lsipc", "lsmod", "lspci", "lsusb", "blkid", "findmnt", "mountpoint", "ps", "pgrep", "pidof", "pmap", "pstree",
-        "kill", "pkill", "killall", "tty", "logger", "ping", "ping6", "tracepath", "arping", "nslookup", "host",
-        "printenv", "locale", "tsort", "numfmt", "chgrp", "cal", "ncal", "getconf", "namei", "fincore", "runlevel",
-        "pwck", "grpck",
-    )
+_COMPILED = tuple((kind, re.compile(pattern)) for kind, pattern in _PATTERNS)
+_LISTS = (
+    (ProgramKind.RUNNER, RUNNERS), (ProgramKind.ON_TERMINAL, ON_TERMINAL),
+    (ProgramKind.BY_ARGUMENTS, BY_ARGUMENTS), (ProgramKind.SAFE, SAFE),
 )  # fmt: skip
-#: Names by which Debian's alternatives and packages install editors, pagers, terminals and languages.
-_RUNNERS = frozenset(
-    (
-        "editor", "sensible-editor", "sensible-pager", "sensible-browser", "sensible-terminal", "select-editor",
-        "pager", "x-terminal-emulator", "x-www-browser", "www-browser", "x-session-manager", "xterm", "uxterm", "urxvt",
-        "rxvt", "gnome-terminal", "konsole", "jed", "ne", "mg", "micro", "helix", "hx", "kak", "vis", "elvis", "nvi",
-        "levee", "lynx", "w3m", "links", "elinks", "run-mailcap", "xdg-open", "lesspipe", "zless", "lessfile", "zmore",
-        "bzmore", "bzless", "xzmore", "xzless", "vimdiff", "rview", "gvim", "gview", "ex", "mc", "ranger", "nnn", "lf",
-        "mcview", "dvtm", "byobu", "zellij", "abduco", "reptyr", "at", "anacron", "cron", "run0",
-        "systemd-ask-password", "tini", "dumb-init", "s6-supervise", "runsvdir", "chpst", "softlimit", "setlock",
-        "envdir", "envuidgid", "setuidgid", "trickle", "torify", "torsocks", "proxychains", "proxychains4", "tsocks",
-        "faketime", "fakechroot", "schroot", "proot", "distrobox", "toolbox", "buildah", "runc", "crun", "lxd", "incus",
-        "autossh", "mosh", "mosh-server", "dropbear", "dbclient", "rsh", "rlogin", "rexec", "pdsh", "clush", "pssh",
-        "parallel-ssh", "entr", "watchexec", "cpulimit", "numactl", "hwloc-bind", "nsjail", "minijail0", "aa-exec",
-        "sudo-rs", "sudoreplay", "pkcon", "ksu", "ltrace", "rr", "gcore", "heaptrack", "systemd-nspawn", "qemu-x86_64",
-        "wine", "mono", "dotnet", "rustc", "ocaml", "sbcl", "clisp", "gforth", "nasm", "scheme", "racket", "crystal",
-        "nim", "zig", "kotlin", "ts-node", "tsx", "uv", "uvx", "pipx", "poetry", "conda", "tox", "nox", "pytest",
-        "ipython", "ipython3", "jupyter", "celery", "gunicorn", "uwsgi", "bazel", "ant", "just", "meson", "scons",
-        "libtool", "autoreconf", "debuild", "dpkg-buildpackage", "rpmbuild", "fpm", "msgexec", "msgfilter", "yq",
-        "jshell", "xdotool", "zsoelim", "rlwrap", "ssh-copy-id", "sshfs",
-    )
-)  # fmt: skip
-#: Editors, pagers and runtimes with the variant or version of an alternative: vim.basic, vim.tiny, nvim-0.9.
-_VARIANT = re.compile(
-    r"(?:r?vim?|r?view|vimdiff|nvim|nano|emacs|ex|less|most|mawk|gawk|java|ruby|lua|nc|ksh|tclsh|wish)[.-][\w.-]+"
-)
+#: Kinds from the most dangerous one. Nothing is known against an unknown program.
+_DANGERS = (ProgramKind.RUNNER, ProgramKind.BY_ARGUMENTS, ProgramKind.ON_TERMINAL)
 
 
 def kind_of(path: str) -> ProgramKind:
     """Return what is known of a program, by the last part of its path."""
     name = path.rpartition("/")[2]
-    if is_interpreter(path) or name in _RUNNERS or _VARIANT.fullmatch(name):
+    plain = _TARGET.sub("", name, count=1) if _TARGET.match(name) else name
+    for candidate in (name, plain, _without_version(plain)):
+        for kind, names in _LISTS:
+            if candidate in names:
+                return kind
+        for kind, pattern in _COMPILED:
+            if pattern.fullmatch(candidate):
+                return kind
+    return ProgramKind.UNKNOWN
+
+
+def worst(own: ProgramKind, *others: ProgramKind) -> ProgramKind:
+    """Return the kind of a program that has several names.
+
+    Args:
+        own: the kind by the name that is granted.
+        others: the kinds by its other names. Only a runner's counts more than a safe name: a program with many names,
+            such as systemctl as `reboot`, acts by the name that it is called by.
+    """
+    if ProgramKind.RUNNER in others:
         return ProgramKind.RUNNER
-    if name in _ON_TERMINAL:
-        return ProgramKind.ON_TERMINAL
-    if name in _BY_ARGUMENTS or name.startswith(("mkfs.", "fsck.", "mount.", "umount.")):
-        return ProgramKind.BY_ARGUMENTS
-    return ProgramKind.SAFE if name in _SAFE else ProgramKind.UNKNOWN
+    return own if own is ProgramKind.SAFE else next((kind for kind in _DANGERS if kind in (own, *others)), own)
+
+
+def _without_version(name: str) -> str:
+    found = re.search(rf"(?:{_VERSION.pattern})$", name)
+    return name[: found.start()] if found and found.start() else name

@@ -225,6 +225,15 @@ def test_a_case_keeps_programs_in_search_order_and_drops_interpreters() -> None:
         (("{APP_*,*}",), "THEIR_EDITOR", False),
         (("{MANPAGER,X}",), "MANPAGER", True),
         (("LD_PRELOAD",), "LD_PRELOAD", False),
+        (("BASH_ENV", "*"), "BASH_ENV", False),
+        (("PAGER",), "PAGER", True),
+        (("{EDITOR,VISUAL}",), "VISUAL", True),
+        (("GIT_SSH_COMMAND", "*"), "GIT_SSH_COMMAND", True),
+        (("PYTHONPATH",), "PYTHONPATH", True),
+        (("*",), "PAGER", False),
+        (("GIT_*",), "GIT_SSH_COMMAND", False),
+        (("PAGE*", "[E]DITOR"), "EDITOR", False),
+        (("XDG_*",), "XDG_CONFIG_HOME", False),
     ],
 )
 def test_a_variable_that_steers_programs_needs_its_whole_name(

@@ -4,37 +4,54 @@ from __future__ import annotations
 
 import pytest
 
-from tachikoma.policy.hazards import programs
-from tachikoma.policy.hazards.interpreters import is_interpreter
-from tachikoma.policy.hazards.programs import ProgramKind, kind_of
+from tachikoma.policy.hazards.programs import ProgramKind, kind_of, worst
+
+RUNNER, BY_ARGUMENTS, ON_TERMINAL = ProgramKind.RUNNER, ProgramKind.BY_ARGUMENTS, ProgramKind.ON_TERMINAL
+SAFE, UNKNOWN = ProgramKind.SAFE, ProgramKind.UNKNOWN
 
 
 @pytest.mark.parametrize(
-    ("path", "kind"),
+    ("kind", "names"),
     [
-        ("/bin/sh", ProgramKind.RUNNER),
-        ("/usr/bin/editor", ProgramKind.RUNNER),
-        ("/usr/bin/vim.basic", ProgramKind.RUNNER),
-        ("/usr/bin/vim.tiny", ProgramKind.RUNNER),
-        ("/usr/bin/nvim-0.9", ProgramKind.RUNNER),
-        ("/usr/bin/sensible-pager", ProgramKind.RUNNER),
-        ("/usr/bin/systemctl", ProgramKind.BY_ARGUMENTS),
-        ("/usr/bin/busctl", ProgramKind.BY_ARGUMENTS),
-        ("/sbin/ip", ProgramKind.BY_ARGUMENTS),
-        ("/usr/bin/ssh-keygen", ProgramKind.BY_ARGUMENTS),
-        ("/sbin/mkfs.ext4", ProgramKind.BY_ARGUMENTS),
-        ("/usr/bin/journalctl", ProgramKind.ON_TERMINAL),
-        ("/usr/bin/uptime", ProgramKind.SAFE),
-        ("/opt/app/bin/serve", ProgramKind.UNKNOWN),
-        ("", ProgramKind.UNKNOWN),
+        # Shells, languages with their versions and targets, launchers, editors and pagers with their variants.
+        (RUNNER, "/bin/sh bash /usr/bin/env busybox find xargs sudo ssh docker make R yash nu"),
+        (RUNNER, "/usr/bin/python3.11 python3.13t perl5.36.0 perl5.36-x86_64-linux-gnu pip3 lua5.4 tclsh8.6 pydoc3.11"),
+        (RUNNER, "x86_64-linux-gnu-gcc-12 g++-12 aarch64-linux-gnu-cpp c99-gcc clang++-14 lli-14 not-14"),
+        (RUNNER, "editor vim.basic vim.tiny nvim-0.9 sensible-pager less lzless vipw most.x emacsclient"),
+        (RUNNER, "/lib64/ld-linux-x86-64.so.2 /lib/ld-musl-x86_64.so.1 ld-2.31.so qemu-aarch64-static ldd"),
+        # They take commands from their standard input.
+        (RUNNER, "lftp mongosh psql sqlite3 gnuplot pgbench smbclient"),
+        (BY_ARGUMENTS, "systemctl busctl /sbin/ip ssh-keygen mkfs.ext4 mount.nfs umount.cifs fsck.xfs curl gpg"),
+        (BY_ARGUMENTS, "iptables ip6tables-restore arptables-nft ebtables xtables-nft-multi qemu-system-x86_64 kvm"),
+        (BY_ARGUMENTS, "x86_64-linux-gnu-objcopy ld.gold opt-14 javac apt-cache"),
+        (ON_TERMINAL, "journalctl systemd-cgls dmesg top"),
+        (SAFE, "uptime cat md5sum sha256sum b2sum base64 cp ps findmnt reboot [ gzip lsof ss"),
+        (UNKNOWN, "/opt/app/bin/serve pythonic python3.11x SH ld.so.conf /opt/sh/app frontend qemu-img.x 12"),
     ],
 )
-def test_a_program_is_known_by_its_last_name(path: str, kind: ProgramKind) -> None:
-    assert kind_of(path) is kind
+def test_a_program_is_known_by_its_last_name(kind: ProgramKind, names: str) -> None:
+    assert {name: kind_of(name) for name in names.split()} == dict.fromkeys(names.split(), kind)
 
 
-def test_a_program_is_of_one_kind_only() -> None:
-    lists = [programs._RUNNERS, programs._BY_ARGUMENTS, programs._ON_TERMINAL, programs._SAFE]
-    names = [name for names in lists for name in names]
-    assert len(names) == len(set(names))
-    assert not [name for names in lists[1:] for name in names if is_interpreter(name)]
+@pytest.mark.parametrize("path", ["", "/", "/bin/", "-", "-12", "3.11"])
+def test_a_path_without_a_name_is_unknown(path: str) -> None:
+    assert kind_of(path) is UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "kind"),
+    [
+        (UNKNOWN, (), UNKNOWN),
+        (UNKNOWN, (SAFE, UNKNOWN), UNKNOWN),
+        (SAFE, (UNKNOWN,), SAFE),
+        (SAFE, (BY_ARGUMENTS, ON_TERMINAL), SAFE),
+        (SAFE, (BY_ARGUMENTS, RUNNER), RUNNER),
+        (UNKNOWN, (ON_TERMINAL,), ON_TERMINAL),
+        (ON_TERMINAL, (BY_ARGUMENTS,), BY_ARGUMENTS),
+        (RUNNER, (SAFE,), RUNNER),
+    ],
+)
+def test_of_several_names_the_dangerous_one_counts(
+    own: ProgramKind, others: tuple[ProgramKind, ...], kind: ProgramKind
+) -> None:
+    assert worst(own, *others) is kind
