@@ -14,6 +14,7 @@ from threading import Event
 
 import pytest
 from redis import Redis
+from soak.lost_keys import delete, expire, retype
 from support import prepare, request, wait_until
 
 from tachikoma import Client, ExecRequest, ExecState, OutputAltered, RecordAltered, TachikomaError
@@ -37,23 +38,6 @@ SHARED = (keys.INDEX, keys.OPEN, keys.queue(RUNS), keys.queue(WAITS), keys.agent
 
 class LossyStack(Stack):
     """A stack whose ledger loses what it must not lose, so its books are not compared."""
-
-
-def delete(redis: Redis, key: str) -> None:
-    redis.delete(key)
-
-
-def expire(redis: Redis, key: str) -> None:
-    redis.pexpire(key, 1)
-
-
-def retype(redis: Redis, key: str) -> None:
-    kind = redis.type(key)
-    redis.delete(key)
-    if kind == b"string":
-        redis.rpush(key, "not a string")
-    else:
-        redis.set(key, "only a string")
 
 
 FAULTS = (delete, expire, retype)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import structlog
 
 from tachikoma.client import wire
-from tachikoma.errors import OutputAltered
+from tachikoma.errors import OutputAltered, RecordAltered
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.streams.frames import OutputCheck
 from tachikoma.vocabulary.audit import AuditCode
@@ -105,14 +105,24 @@ class OutputCalls(Service):
         """Wait while an execution needs an approval; return its new record, or the given one if it needs none."""
         exec_id = record.exec_id
         with self._parts.completions.approvals.expect(exec_id) as approval:
-            await self._resolve_if_ended(exec_id)
+            latest = await self._latest(record)
+            await self._resolve_if_terminal(latest)
             if record.state is not ExecState.PENDING_APPROVAL:
                 return record
-            latest = await self._parts.ledger.record(exec_id) or record
             if latest.state is ExecState.PENDING_APPROVAL:
                 await approval
-                latest = await self._parts.ledger.record(exec_id) or latest
+                latest = await self._latest(latest)
             return latest
+
+    async def _latest(self, record: Record) -> Record:
+        """Return the current record of an execution; the given one if the ledger has lost it since.
+
+        Also a value that is no record is a lost one here: the caller is answered by the receipt, or within a bound.
+        """
+        try:
+            return await self._parts.ledger.record(record.exec_id) or record
+        except RecordAltered:
+            return record
 
     async def _verify(self, check: OutputCheck, record: Record, response: ExecResponse) -> None:
         """Compare the streamed output with the digests that the agent signed.

@@ -155,7 +155,12 @@ class Service(RemoteExecutionServicer):
             RecordAltered: the ledger's result is not the one that the agent signed.
         """
         record = await self._parts.ledger.record(exec_id)
-        if record is not None and record.state.terminal:
+        if record is not None:
+            await self._resolve_if_terminal(record)
+
+    async def _resolve_if_terminal(self, record: Record) -> None:
+        """Resolve the waiting calls of an execution if its record has a final state. Raises as `_resolve_if_ended`."""
+        if record.state.terminal:
             final = await self._parts.evidence.final_state(record)
             self._parts.completions.deliver(final, record.order_sha256)
             final.response()
