@@ -65,10 +65,6 @@ NO_OWN_TEST: dict[str, tuple[str, str]] = {
         "end_to_end/test_grpc.py",
         "an RPC, called through a running server",
     ),
-    "orchestrator/tachikoma_orchestrator/api/output.py": (
-        "end_to_end/test_stream.py",
-        "an RPC, called through a running server",
-    ),
     "orchestrator/tachikoma_orchestrator/api/oversight.py": (
         "end_to_end/test_operators.py",
         "an RPC, called through a running server",
