@@ -29,9 +29,10 @@ from tachikoma_orchestrator.admission.refusals import (
     REFUSALS,
     Denial,
     impersonation,
-    interactive,
     not_allowed,
     refusal,
+    session_mistake,
+    unsuitable,
 )
 from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.audit.trail import AuditTrail
@@ -84,15 +85,21 @@ class Admitter:
         self._sent = sent
         self.orders = Orders(identity, registry, rate_limit, lives)
 
-    async def admit(self, request: ExecRequest, peer: Peer) -> bool:
+    async def admit(self, request: ExecRequest, peer: Peer, *, session: bool = False) -> bool:
         """Admit a request.
+
+        Args:
+            request: the request.
+            peer: the caller.
+            session: True if input can follow, so that an interactive request is possible.
 
         Returns:
             True if the request is new; False if the same request was admitted before under its id.
 
         Raises:
             PermissionDenied: the request names another requester, or no policy allows it.
-            InvalidRequest: the request asks for something that this version does not support.
+            InvalidRequest: the request is interactive and input cannot follow, or the reverse, or its fields about
+                terminal and input contradict each other.
             AgentUnknown, AgentOffline, AgentDraining, AgentRevoked: its agent cannot take it.
             FailedPrecondition: clock or formats of its agent and the orchestrator differ too much.
             AlreadyExists: its id was used for another request.
@@ -106,8 +113,8 @@ class Admitter:
         decision = await self.decide(request, peer.address)
         if not decision.allowed:
             raise await self._deny(request, peer, not_allowed(decision))
-        if request.interactive or request.tty:
-            raise await self._deny(request, peer, interactive(decision))
+        if mistake := session_mistake(request, session=session):
+            raise await self._deny(request, peer, unsuitable(decision, mistake))
         # The digest is of the request as it was made, so a repetition matches even after a change of policy.
         allowed = self.allowed(request, decision, request_digest(request), peer.address)
         unfit = self.unfit(request)

@@ -28,7 +28,7 @@ from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma_orchestrator.executions.transitions import Outcome
 
-__all__ = ["REFUSALS", "Denial", "Refusal", "impersonation", "interactive", "not_allowed", "refusal"]
+__all__ = ["REFUSALS", "Denial", "Refusal", "impersonation", "not_allowed", "refusal", "session_mistake", "unsuitable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,29 @@ def not_allowed(decision: Decision) -> Denial:
     return Denial(error, decision.reason, decision.policy, decision.rule)
 
 
-def interactive(decision: Decision) -> Denial:
-    """Deny an interactive request that policy allows, since this version cannot run it."""
-    error = InvalidRequest("interactive sessions and terminals are not supported by this version")
-    reason = "interactive sessions are not supported"
-    return Denial(error, reason, decision.policy, audit_code=AuditCode.REFUSED)
+def session_mistake(request: ExecRequest, *, session: bool) -> str:
+    """Return why a request cannot be run in the way that its caller chose, in words; empty if it can.
+
+    Args:
+        request: the request.
+        session: True if input can follow the request.
+    """
+    if request.tty and not request.interactive:
+        return "a terminal needs interactive input; set `interactive` too"
+    if request.terminal is not None and not request.tty:
+        return "the request has the size of a terminal, but asks for none; set `tty` too"
+    if request.interactive and request.stdin:
+        return "the input of an interactive request follows it; leave `stdin` empty"
+    if request.interactive and not session:
+        return "input cannot follow an ordinary request; use ExecuteInteractive"
+    if session and not request.interactive:
+        return "ExecuteInteractive is for interactive requests; set `interactive`, or use Execute"
+    return ""
+
+
+def unsuitable(decision: Decision, mistake: str) -> Denial:
+    """Deny a request that policy allows, for a mistake that `session_mistake` found."""
+    return Denial(InvalidRequest(mistake), mistake, decision.policy, audit_code=AuditCode.REFUSED)
 
 
 @dataclass(frozen=True, slots=True)

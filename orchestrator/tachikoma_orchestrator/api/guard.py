@@ -278,10 +278,11 @@ class Guard(grpc.aio.ServerInterceptor):
                 self._guarded(handler.unary_unary, method, handler.request_deserializer),
                 response_serializer=handler.response_serializer,
             )
-        return grpc.stream_stream_rpc_method_handler(
-            self._guarded_stream(handler.unary_stream, method, handler.request_deserializer),
-            response_serializer=handler.response_serializer,
-        )
+        if handler.unary_stream is not None:
+            streaming = self._guarded_stream(handler.unary_stream, method, handler.request_deserializer)
+        else:
+            streaming = self._guarded_dialogue(handler.stream_stream, method, handler.request_deserializer)
+        return grpc.stream_stream_rpc_method_handler(streaming, response_serializer=handler.response_serializer)
 
     @asynccontextmanager
     async def _received(
@@ -297,10 +298,7 @@ class Guard(grpc.aio.ServerInterceptor):
         with self._quotas.call(identity, stream=stream):
             async with self._quotas.receiving(identity):
                 raw = await _first(requests)
-                try:
-                    request = parse(raw)
-                except DecodeError:
-                    raise InvalidRequest("the request is no message of this API") from None
+                request = _parsed(raw, parse)
             with self._quotas.holding(identity, len(raw)):
                 del raw
                 yield request
@@ -331,6 +329,41 @@ class Guard(grpc.aio.ServerInterceptor):
                 await self._abort(context, error)
 
         return call
+
+    def _guarded_dialogue(
+        self,
+        behaviour: Callable[[AsyncIterator[Any], Context], AsyncIterator[Any]],
+        method: str,
+        parse: Callable[[bytes], Any],
+    ) -> Callable[..., Any]:
+        async def call(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
+            try:
+                with self._in_progress(current := await self.authenticate(context, method)):
+                    async with self._received(current, requests, parse, stream=True) as first:
+                        async for item in behaviour(_dialogue(first, requests, parse), context):
+                            yield item
+            except Exception as error:
+                await self._abort(context, error)
+
+        return call
+
+
+async def _dialogue(first: Any, requests: AsyncIterator[bytes], parse: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+    """Yield the first message of a call, and those that follow while the call is in progress.
+
+    Raises:
+        InvalidRequest: a message cannot be parsed.
+    """
+    yield first
+    async for raw in requests:
+        yield _parsed(raw, parse)
+
+
+def _parsed(raw: bytes, parse: Callable[[bytes], Any]) -> Any:
+    try:
+        return parse(raw)
+    except DecodeError:
+        raise InvalidRequest("the request is no message of this API") from None
 
 
 async def _first(requests: AsyncIterator[bytes]) -> bytes:

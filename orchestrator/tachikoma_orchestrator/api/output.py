@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import structlog
 
@@ -70,7 +70,7 @@ class OutputCalls(Service):
 
     async def _follow(
         self, follower: Follower, record: Record, end: asyncio.Future[FinalState]
-    ) -> AsyncIterator[ExecOutput]:
+    ) -> AsyncGenerator[ExecOutput]:
         """Yield the status, the status after an approval, the chunks, and the result."""
         yield await self._status(record)
         approved = await self._wait_for_approval(record)

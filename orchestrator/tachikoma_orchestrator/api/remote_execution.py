@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from tachikoma_orchestrator.api.agents import AgentCalls
 from tachikoma_orchestrator.api.approvals import ApprovalCalls
-from tachikoma_orchestrator.api.executions import ExecutionCalls
-from tachikoma_orchestrator.api.output import OutputCalls
 from tachikoma_orchestrator.api.oversight import OversightCalls
 from tachikoma_orchestrator.api.overview import OverviewCalls
 from tachikoma_orchestrator.api.schedules import ScheduleCalls
+from tachikoma_orchestrator.api.sessions import SessionCalls
 
 __all__ = ["RemoteExecution"]
 
 
-class RemoteExecution(
-    ExecutionCalls, OutputCalls, OverviewCalls, ApprovalCalls, AgentCalls, OversightCalls, ScheduleCalls
-):
+class RemoteExecution(SessionCalls, OverviewCalls, ApprovalCalls, AgentCalls, OversightCalls, ScheduleCalls):
     """All RPCs of the service; each is a few lines over the domain."""

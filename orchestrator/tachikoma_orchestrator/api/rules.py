@@ -24,6 +24,7 @@ class Callers(StrEnum):
 RULES: Mapping[str, Callers] = {
     "Execute": Callers.USERS,
     "ExecuteStream": Callers.USERS,
+    "ExecuteInteractive": Callers.USERS,
     "Submit": Callers.USERS,
     "Attach": Callers.USERS,
     "Cancel": Callers.USERS,

@@ -190,4 +190,5 @@ class Follower:
             seq=frame.seq,
             time=datetime.fromtimestamp(frame.time_micros / 1e6, UTC),
             data=frame.data,
+            offset=frame.offset,
         )

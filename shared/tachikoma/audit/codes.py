@@ -250,6 +250,24 @@ AUDIT_CODES: Mapping[AuditCode, AuditCodeRow] = {
         "A notice from a revoked agent was refused; recorded once for each revocation.",
         "reason", outcome=Outcome.REFUSED, severity=Severity.MEDIUM,
     ),
+    AuditCode.SESSION_OPENED: AuditCodeRow(
+        "The requester of an interactive execution attached to it.", "actor, reason: address"
+    ),
+    AuditCode.SESSION_ATTACHED: AuditCodeRow(
+        "A caller attached to an interactive execution again; a caller that was attached lost its place.",
+        "actor, reason: address",
+    ),
+    AuditCode.SESSION_DETACHED: AuditCodeRow(
+        "A caller left an interactive execution, lost the connection, or lost the right to be attached.",
+        "actor, reason: address and why",
+    ),
+    AuditCode.SESSION_RESIZED: AuditCodeRow(
+        "A caller changed the size of the terminal; at most 20 events for each attachment.", "actor, reason"
+    ),
+    AuditCode.SESSION_SIGNALLED: AuditCodeRow(
+        "A caller sent a signal to the foreground processes; at most 20 events for each attachment.", "actor, reason"
+    ),
+    AuditCode.SESSION_CLOSED: AuditCodeRow("A caller asked to end an interactive execution.", "actor, reason"),
     AuditCode.SCHEDULE_MISSED: _base(
         "A scheduled run did not happen: no submitter was running at the scheduled time.",
         "reason", outcome=Outcome.OMITTED, severity=Severity.MEDIUM,

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     Opening: TypeAlias = Callable[
         [RemoteExecutionAsyncStub],
         grpc.aio.UnaryStreamCall[pb.ExecRequest, pb.ExecOutput]
-        | grpc.aio.UnaryStreamCall[pb.AttachRequest, pb.ExecOutput],
+        | grpc.aio.UnaryStreamCall[pb.AttachRequest, pb.ExecOutput]
+        | grpc.aio.StreamStreamCall[pb.ExecInput, pb.ExecOutput],
+    ]
+    #: A later attempt: the same, for the output after a chunk.
+    Reopening: TypeAlias = Callable[
+        [RemoteExecutionAsyncStub, int], grpc.aio.StreamStreamCall[pb.ExecInput, pb.ExecOutput]
     ]
 
 __all__ = ["OutputStream"]
@@ -33,7 +38,15 @@ class OutputStream:
     """The messages of one output stream, over as many calls as it takes."""
 
     def __init__(
-        self, connection: Connection, attempts: Attempts, opening: Opening, *, after_seq: int = 0, follow: bool = True
+        self,
+        connection: Connection,
+        attempts: Attempts,
+        opening: Opening,
+        *,
+        after_seq: int = 0,
+        follow: bool = True,
+        changes: bool = False,
+        reopen: Reopening | None = None,
     ) -> None:
         """Prepare a stream; the first call is made by `read`.
 
@@ -43,12 +56,16 @@ class OutputStream:
             opening: makes the first call. Later calls attach to the execution.
             after_seq: number of the chunk before the first one that is wanted.
             follow: whether the stream goes on until the execution ends.
+            changes: whether every change of the state is yielded, not only the one after an approval.
+            reopen: makes the later calls; None to attach to the output.
         """
         self._connection = connection
         self._attempts = attempts
         self._opening = opening
         self._after_seq = after_seq
         self._follow = follow
+        self._changes = changes
+        self._reopen = reopen
         self._check = OutputCheck(from_start=not after_seq)
         #: The latest status; None until the server has accepted the request.
         self._status: ExecStatus | None = None
@@ -79,6 +96,9 @@ class OutputStream:
 
     def _attach_again(self, exec_id: str) -> Opening:
         """Return the call that continues an accepted execution after the last chunk that came."""
+        if (reopen := self._reopen) is not None:
+            after_seq = self._after_seq
+            return lambda stub: reopen(stub, after_seq)
         message = pb.AttachRequest(id=exec_id, after_seq=self._after_seq, no_follow=not self._follow)
         return lambda stub: stub.Attach(message)
 
@@ -98,7 +118,8 @@ class OutputStream:
         before, self._status = self._status, status
         if before is None:
             return True
-        return before.state is ExecState.PENDING_APPROVAL and status.state is not before.state
+        reported = self._changes or before.state is ExecState.PENDING_APPROVAL
+        return reported and status.state is not before.state
 
     def _missing(self, output: ExecOutput, result: ExecResponse) -> Iterator[ExecOutput]:
         """Yield a gap for the bytes that the agent wrote and the server neither sent nor reported missing."""

@@ -18,9 +18,13 @@ from types import GenericAlias, TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, get_args, get_type_hints
 
 from tachikoma.client.aio import DEFAULT_RECONNECT, LEAVE_SECONDS, AsyncClient
+from tachikoma.client.interactive import AsyncSession
 from tachikoma.client.profile import Profile
+from tachikoma.sessions.frames import SignalName
+from tachikoma.vocabulary.requests import WindowSize
+from tachikoma.vocabulary.results import ExecOutput, InputAccepted
 
-__all__ = ["Client"]
+__all__ = ["Client", "Session"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,12 +55,82 @@ def _sync_iterator(
     return call
 
 
+def _sync_session(
+    method: Callable[Concatenate[AsyncClient, P], AsyncSession],
+) -> Callable[Concatenate[Client, P], Session]:
+    """Adapt a method that makes a session: the caller gets one without an event loop."""
+
+    def call(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Session:
+        return Session(self, lambda: method(self._async, *args, **kwargs))
+
+    _describe(call, method)
+    call.__annotations__["return"] = Session
+    vars(call)["__signature__"] = inspect.signature(method).replace(return_annotation=Session)
+    return call
+
+
 def _describe(call: Callable[..., Any], method: Callable[..., Any]) -> None:
     """Give an adapted method the name, docstring, signature and annotations of its original."""
     update_wrapper(call, method)
     call.__module__ = __name__
     call.__qualname__ = f"Client.{call.__name__}"
     call.__annotations__ = dict(method.__annotations__)
+
+
+class Session:
+    """An interactive execution, for programs without an event loop: a context manager and an iterator.
+
+    The methods are those of `AsyncSession`. `write` is called from another thread, or between two messages.
+    """
+
+    def __init__(self, client: Client, make: Callable[[], AsyncSession]) -> None:
+        async def made() -> AsyncSession:
+            return make()
+
+        self._client = client
+        self._session = client._run(made())
+        #: Id of the execution.
+        self.id = self._session.id
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client._run(self._session.__aexit__(kind, error, trace))
+
+    def __iter__(self) -> Iterator[ExecOutput]:
+        return self._client._iterate(self._session.__aiter__)
+
+    @property
+    def accepted(self) -> InputAccepted:
+        """Progress of the command in taking input."""
+        return self._session.accepted
+
+    def write(self, data: bytes) -> None:
+        """Send input; wait while the command has more than 4 MiB of it to take."""
+        self._client._run(self._session.write(data))
+
+    def end(self) -> None:
+        """Send the end of input."""
+        self._client._run(self._session.end())
+
+    def resize(self, size: WindowSize) -> None:
+        """Send the size of the window."""
+        self._client._run(self._session.resize(size))
+
+    def signal(self, name: SignalName) -> None:
+        """Send a signal to the foreground processes of the command."""
+        self._client._run(self._session.signal(name))
+
+    def detach(self) -> None:
+        """Leave the command running; the iteration ends without a result."""
+        self._client._run(self._session.detach())
+
+    def close(self) -> None:
+        """End the command; the iteration ends with the result."""
+        self._client._run(self._session.close())
 
 
 class _End(Enum):
@@ -122,6 +196,8 @@ class Client:
     submit = _sync(AsyncClient.submit)
     attach = _sync_iterator(AsyncClient.attach)
     cancel = _sync(AsyncClient.cancel)
+    session = _sync_session(AsyncClient.session)
+    attach_session = _sync_session(AsyncClient.attach_session)
     status = _sync(AsyncClient.status)
     list = _sync(AsyncClient.list)
     approvals = _sync(AsyncClient.approvals)

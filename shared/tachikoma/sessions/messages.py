@@ -70,7 +70,7 @@ Entry: TypeAlias = Offer | Sealed
 Notice: TypeAlias = Answer | Sealed | OfferWanted
 
 
-def encode_entry(entry: Entry) -> dict[bytes, bytes]:
+def encode_entry(entry: Entry) -> dict[str | bytes, str | bytes | int | float]:
     """Return the fields of an entry of the input stream."""
     return {_OFFER: entry.token.encode()} if isinstance(entry, Offer) else {_FRAME: entry.raw}
 

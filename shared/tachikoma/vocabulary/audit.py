@@ -71,6 +71,12 @@ class AuditCode(StrEnum):
     NOTICE_REFUSED = "notice_refused"
     REDIS_LIFE = "redis_life"
     RECORD_RESTORED = "record_restored"
+    SESSION_OPENED = "session_opened"
+    SESSION_ATTACHED = "session_attached"
+    SESSION_DETACHED = "session_detached"
+    SESSION_RESIZED = "session_resized"
+    SESSION_SIGNALLED = "session_signalled"
+    SESSION_CLOSED = "session_closed"
 
 
 class AuditedRequest(Model):

@@ -46,6 +46,11 @@ class RemoteExecutionStub:
                 request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ExecRequest.SerializeToString,
                 response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ExecOutput.FromString,
                 _registered_method=True)
+        self.ExecuteInteractive = channel.stream_stream(
+                '/tachikoma.exec.v1.RemoteExecution/ExecuteInteractive',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ExecInput.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ExecOutput.FromString,
+                _registered_method=True)
         self.Submit = channel.unary_unary(
                 '/tachikoma.exec.v1.RemoteExecution/Submit',
                 request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ExecRequest.SerializeToString,
@@ -178,6 +183,15 @@ class RemoteExecutionServicer:
     def ExecuteStream(self, request, context):
         """ExecuteStream runs a command and streams its output. The first message is the status of the accepted execution, and
         the last message is its result.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExecuteInteractive(self, request_iterator, context):
+        """ExecuteInteractive runs a command that gets input while it runs, or attaches to one that runs. The first message
+        is the request or the attach. The first message back is the status, and the last one is the result. If the stream
+        ends without a result, the command continues, and the caller can attach again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -359,6 +373,11 @@ def add_RemoteExecutionServicer_to_server(servicer, server):
                     request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ExecRequest.FromString,
                     response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ExecOutput.SerializeToString,
             ),
+            'ExecuteInteractive': grpc.stream_stream_rpc_method_handler(
+                    servicer.ExecuteInteractive,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ExecInput.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ExecOutput.SerializeToString,
+            ),
             'Submit': grpc.unary_unary_rpc_method_handler(
                     servicer.Submit,
                     request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ExecRequest.FromString,
@@ -530,6 +549,33 @@ class RemoteExecution:
             target,
             '/tachikoma.exec.v1.RemoteExecution/ExecuteStream',
             tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ExecRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ExecOutput.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExecuteInteractive(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/ExecuteInteractive',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ExecInput.SerializeToString,
             tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ExecOutput.FromString,
             options,
             channel_credentials,

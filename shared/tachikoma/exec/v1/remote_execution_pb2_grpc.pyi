@@ -41,6 +41,11 @@ class RemoteExecutionStub:
     """ExecuteStream runs a command and streams its output. The first message is the status of the accepted execution, and
     the last message is its result.
     """
+    ExecuteInteractive: _grpc.StreamStreamMultiCallable[_remote_execution_pb2.ExecInput, _remote_execution_pb2.ExecOutput]
+    """ExecuteInteractive runs a command that gets input while it runs, or attaches to one that runs. The first message
+    is the request or the attach. The first message back is the status, and the last one is the result. If the stream
+    ends without a result, the command continues, and the caller can attach again.
+    """
     Submit: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.ExecRequest, _remote_execution_pb2.ExecStatus]
     """Submit accepts a command and returns immediately."""
     Attach: _grpc.UnaryStreamMultiCallable[_remote_execution_pb2.AttachRequest, _remote_execution_pb2.ExecOutput]
@@ -104,6 +109,11 @@ class RemoteExecutionAsyncStub(RemoteExecutionStub):
     ExecuteStream: _aio.UnaryStreamMultiCallable[_remote_execution_pb2.ExecRequest, _remote_execution_pb2.ExecOutput]  # type: ignore[assignment]
     """ExecuteStream runs a command and streams its output. The first message is the status of the accepted execution, and
     the last message is its result.
+    """
+    ExecuteInteractive: _aio.StreamStreamMultiCallable[_remote_execution_pb2.ExecInput, _remote_execution_pb2.ExecOutput]  # type: ignore[assignment]
+    """ExecuteInteractive runs a command that gets input while it runs, or attaches to one that runs. The first message
+    is the request or the attach. The first message back is the status, and the last one is the result. If the stream
+    ends without a result, the command continues, and the caller can attach again.
     """
     Submit: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.ExecRequest, _remote_execution_pb2.ExecStatus]  # type: ignore[assignment]
     """Submit accepts a command and returns immediately."""
@@ -177,6 +187,17 @@ class RemoteExecutionServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_remote_execution_pb2.ExecOutput], _abc.AsyncIterator[_remote_execution_pb2.ExecOutput]]:
         """ExecuteStream runs a command and streams its output. The first message is the status of the accepted execution, and
         the last message is its result.
+        """
+
+    @_abc_1.abstractmethod
+    def ExecuteInteractive(
+        self,
+        request_iterator: _MaybeAsyncIterator[_remote_execution_pb2.ExecInput],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_remote_execution_pb2.ExecOutput], _abc.AsyncIterator[_remote_execution_pb2.ExecOutput]]:
+        """ExecuteInteractive runs a command that gets input while it runs, or attaches to one that runs. The first message
+        is the request or the attach. The first message back is the status, and the last one is the result. If the stream
+        ends without a result, the command continues, and the caller can attach again.
         """
 
     @_abc_1.abstractmethod

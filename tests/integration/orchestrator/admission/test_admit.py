@@ -144,11 +144,16 @@ async def test_a_request_that_no_policy_allows_is_denied(stand: Stand) -> None:
     assert await stand.queued() == 0
 
 
-@pytest.mark.parametrize("kind", ["interactive", "tty"])
-async def test_what_this_version_cannot_run_is_denied_although_policy_allows_it(stand: Stand, kind: str) -> None:
-    wanted = request(**{kind: True})
-    with pytest.raises(InvalidRequest, match="not supported"):
-        await stand.admitter.admit(wanted, peer())
+@pytest.mark.parametrize(
+    ("fields", "session", "why"),
+    [({"interactive": True}, False, "use ExecuteInteractive"), ({"tty": True}, True, "set `interactive` too")],
+)
+async def test_a_mistake_about_sessions_is_refused_although_policy_allows_it(
+    stand: Stand, fields: dict[str, bool], session: bool, why: str
+) -> None:
+    wanted = request(**fields)
+    with pytest.raises(InvalidRequest, match=why):
+        await stand.admitter.admit(wanted, peer(), session=session)
     (event,) = await stand.events(wanted.id)
     # Policy granted it; something else is the reason.
     assert (event.event, event.authorized, event.policy_applied[:5]) == (AuditCode.REFUSED, True, "free@")

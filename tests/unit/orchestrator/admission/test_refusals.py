@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tachikoma.client.rpc_errors import error_to_details
@@ -20,8 +22,15 @@ from tachikoma.errors import (
 )
 from tachikoma.policy.decision import Decision
 from tachikoma.vocabulary.audit import AuditCode
-from tachikoma.vocabulary.requests import ExecRequest
-from tachikoma_orchestrator.admission.refusals import REFUSALS, impersonation, interactive, not_allowed, refusal
+from tachikoma.vocabulary.requests import ExecRequest, Terminal
+from tachikoma_orchestrator.admission.refusals import (
+    REFUSALS,
+    impersonation,
+    not_allowed,
+    refusal,
+    session_mistake,
+    unsuitable,
+)
 from tachikoma_orchestrator.executions.transitions import Outcome
 
 REQUEST = ExecRequest(id="job-7", agent_id="web-1", command=("true",))
@@ -121,7 +130,30 @@ def test_a_denial_by_policy_names_policy_and_rule() -> None:
     assert (denial.reason, denial.policy, denial.rule) == (decision.reason, decision.policy, decision.rule)
 
 
-def test_an_interactive_request_is_invalid_not_forbidden() -> None:
-    denial = interactive(Decision(True, "web@0123", "", ""))
+@pytest.mark.parametrize(
+    ("fields", "session", "why"),
+    [
+        ({}, False, ""),
+        ({"stdin": b"x"}, False, ""),
+        ({"interactive": True}, True, ""),
+        ({"interactive": True, "tty": True}, True, ""),
+        ({"interactive": True, "tty": True, "terminal": Terminal()}, True, ""),
+        ({}, True, "ExecuteInteractive is for interactive requests"),
+        ({"interactive": True}, False, "use ExecuteInteractive"),
+        ({"tty": True}, True, "set `interactive` too"),
+        ({"tty": True}, False, "set `interactive` too"),
+        ({"interactive": True, "terminal": Terminal()}, True, "set `tty` too"),
+        ({"interactive": True, "stdin": b"x"}, True, "leave `stdin` empty"),
+    ],
+)
+def test_fields_about_sessions_fit_each_other_and_the_call(fields: dict[str, Any], session: bool, why: str) -> None:
+    mistake = session_mistake(ExecRequest(agent_id="a", command=("x",), **fields), session=session)
+    assert why in mistake
+    assert bool(mistake) is bool(why)
+
+
+def test_an_unsuitable_request_is_invalid_not_forbidden() -> None:
+    denial = unsuitable(Decision(True, "web@0123", "", ""), "it is wrong")
     assert isinstance(denial.error, InvalidRequest)
+    assert (str(denial.error), denial.reason) == ("it is wrong", "it is wrong")
     assert (denial.policy, denial.rule) == ("web@0123", "")

@@ -93,6 +93,12 @@ class Echo(RemoteExecutionServicer):
         self.waiting.set()
         await asyncio.Event().wait()
 
+    async def ExecuteInteractive(  # noqa: N802
+        self, requests: AsyncIterator[pb.ExecInput], context: Any
+    ) -> AsyncIterator[pb.ExecOutput]:
+        async for message in requests:
+            yield pb.ExecOutput(id=str(current_peer()), stdout=message.data.data)
+
 
 class Stand:
     """A guarded server."""
@@ -205,6 +211,25 @@ async def test_a_call_in_progress_ends_with_its_certificate(stand: Stand, monkey
 
 
 # --- requests that are too many, too large, or none ------------------------------------------------------------------
+
+
+async def test_a_dialogue_goes_both_ways_while_it_lasts(stand: Stand) -> None:
+    async with stand.stub(ALICE) as stub:
+        call = stub.ExecuteInteractive(timeout=20)
+        for data in (b"one", b"two"):
+            await call.write(pb.ExecInput(data=pb.InputData(data=data)))
+            answer = await call.read()
+            assert (answer.id, answer.stdout) == (ALICE, data)
+        await call.done_writing()
+        assert await call.read() is grpc.aio.EOF
+        assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_a_later_message_of_a_dialogue_that_is_none_of_this_api_is_invalid(stand: Stand) -> None:
+    good = pb.ExecInput(data=pb.InputData(data=b"x")).SerializeToString()
+    code, reason = await raw_call(stand, "ExecuteInteractive", [good, b"\xff\xff\xff"])
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "no message of this API" in reason
 
 
 async def raw_call(stand: Stand, method: str, data: list[bytes], by: str = ALICE) -> tuple[grpc.StatusCode, str]:

@@ -1,0 +1,307 @@
+"""The RPC of interactive executions: a caller attaches, and messages go both ways until one side leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing, suppress
+from typing import TYPE_CHECKING, Any, cast
+
+import structlog
+from redis.exceptions import RedisError
+
+from tachikoma.client import wire
+from tachikoma.config.tasks import cancel_all, supervised
+from tachikoma.errors import FailedPrecondition, InvalidRequest, NotFound, PermissionDenied
+from tachikoma.exec.v1 import remote_execution_pb2 as pb
+from tachikoma.sessions.frames import SignalName
+from tachikoma.vocabulary.audit import AuditCode
+from tachikoma.vocabulary.requests import WindowSize
+from tachikoma.vocabulary.results import ExecOutput, InputAccepted, OutputKind
+from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.api.executions import ExecutionCalls
+from tachikoma_orchestrator.api.guard import Context, current_peer
+from tachikoma_orchestrator.api.output import OutputCalls
+from tachikoma_orchestrator.caller import Peer
+from tachikoma_orchestrator.executions.record import Record
+from tachikoma_orchestrator.executions.waiters import AwaitedOrder
+from tachikoma_orchestrator.sessions.attachment import Attachment
+from tachikoma_orchestrator.sessions.channel import InputChannel
+from tachikoma_orchestrator.sessions.handshake import SessionAddress
+from tachikoma_orchestrator.sessions.outbox import Outbox
+from tachikoma_orchestrator.sessions.rights import recorded_request
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+__all__ = ["SessionCalls"]
+
+log = structlog.get_logger(__name__)
+
+#: Most bytes of input in one message of a caller.
+MAX_INPUT_BYTES = 1024 * 1024
+#: Largest number of rows, columns or pixels.
+MAX_CELLS = 0xFFFF
+#: Seconds between two looks at the rights of a caller.
+RIGHTS_SECONDS = 2.0
+#: Longest time for the last messages about a caller that leaves.
+LEAVE_SECONDS = 3.0
+
+
+class SessionCalls(ExecutionCalls, OutputCalls):
+    """`ExecuteInteractive`."""
+
+    async def ExecuteInteractive(  # noqa: N802
+        self, requests: AsyncIterator[pb.ExecInput], context: Context
+    ) -> AsyncIterator[pb.ExecOutput]:
+        outbox = Outbox()
+        work = _Work(self._serve(requests, outbox))
+        # When the connection breaks, gRPC leaves this generator alone until it is collected. The type of the library's
+        # stubs is a class that no function is of.
+        context.add_done_callback(cast("grpc.aio._DoneCallback[Any, Any]", work.stop))
+        try:
+            async for message in outbox.messages():
+                yield wire.output_to_pb(message)
+        finally:
+            await work.stopped()
+
+    async def _serve(self, requests: AsyncIterator[pb.ExecInput], outbox: Outbox) -> None:
+        """Serve one attached caller; its end, and an error if there is one, go to the outbox."""
+        error: Exception | None = None
+        try:
+            await self._attach(requests, outbox)
+        except Exception as failure:
+            error = failure
+        outbox.finish(error)
+
+    async def _attach(self, requests: AsyncIterator[pb.ExecInput], outbox: Outbox) -> None:
+        first = await anext(requests)
+        wanted, after_seq = None, 0
+        match first.WhichOneof("event"):
+            case "request":
+                wanted = await self._request(first.request)
+                agent, exec_id = wanted.agent_id, wanted.id
+            case "attach":
+                exec_id, after_seq = first.attach.id, first.attach.after_seq
+                agent = (await self._session(exec_id)).agent
+            case _:
+                raise InvalidRequest("the first message is `request` or `attach`")
+        follower = self._follower(agent, exec_id, after_seq)
+        with self._parts.completions.expect(exec_id) as end:
+            async with follower.listen():
+                opened = wanted is not None and await self._parts.admitter.admit(wanted, current_peer(), session=True)
+                record = await self._session(exec_id)
+                self._parts.completions.note_order(exec_id, AwaitedOrder(agent, record.order_sha256))
+                output = self._follow(follower, record, end)
+                if record.state.terminal:
+                    await self._resolve_if_ended(exec_id)
+                    async for message in output:
+                        await outbox.put(message)
+                else:
+                    await _Attached(self, record, outbox, opened=opened).run(requests, output)
+
+    async def _session(self, exec_id: str) -> Record:
+        """Return the record of an interactive execution of the caller, who may be attached to it now.
+
+        Raises:
+            NotFound: the caller has no such execution. Operators see and cancel those of others; they do not type.
+            FailedPrecondition: the execution is not interactive.
+            PermissionDenied: policy does not allow it any more.
+        """
+        record, peer = await self._record(exec_id), current_peer()
+        if record.requested_by != str(peer):
+            raise NotFound(f"there is no execution {exec_id[:80]!r} of yours")
+        if not recorded_request(record).interactive:
+            raise FailedPrecondition(f"{exec_id} is not interactive; use Attach to follow its output")
+        if not record.state.terminal and (why := await self._lost_right(record, peer)):
+            raise PermissionDenied(f"not allowed: {why}", metadata={"rule": "attach"})
+        return record
+
+    async def _lost_right(self, record: Record, peer: Peer) -> str:
+        """Return why policy does not allow a caller to be attached now, in words; empty if it does."""
+        decision = await self._parts.admitter.decide(recorded_request(record), peer.address)
+        return "" if decision.allowed else decision.reason
+
+
+class _Work:
+    """The task of one attached caller; it is asked to stop once, so that it can report that its caller is gone."""
+
+    def __init__(self, work: Coroutine[Any, Any, None]) -> None:
+        self._task = asyncio.get_running_loop().create_task(work, name="session")
+        self._stopping = False
+
+    def stop(self, _: object = None) -> None:
+        """Ask the task to stop."""
+        if not self._stopping:
+            self._stopping = True
+            self._task.cancel()
+
+    async def stopped(self) -> None:
+        """Ask the task to stop, and wait until it has."""
+        self.stop()
+        await asyncio.wait([self._task], timeout=LEAVE_SECONDS + 1)
+        await cancel_all([self._task])
+
+
+class _Attached:
+    """One attached caller."""
+
+    def __init__(self, calls: SessionCalls, record: Record, outbox: Outbox, *, opened: bool) -> None:
+        self._calls = calls
+        self._parts = parts = calls._parts
+        self._record = record
+        self._peer = peer = current_peer()
+        self._outbox = outbox
+        self._opened = opened
+        self._attachment = Attachment(parts.redis, record, peer)
+        self._channel = InputChannel(
+            parts.redis,
+            parts.subscriber,
+            parts.identity,
+            parts.registry.revocations,
+            SessionAddress(record.agent, record.exec_id, str(peer), peer.address),
+            next_epoch=self._attachment.next_epoch,
+            state=self._state,
+            on_accepted=self._on_accepted,
+        )
+        #: Set when all output was forwarded.
+        self._ended = asyncio.Event()
+        #: Set once the agent takes input.
+        self._takes_input = asyncio.Event()
+        #: True once the caller reports its progress in writing output by itself.
+        self._reports_output = False
+        #: Why the caller is not attached any more.
+        self._reason = "the connection ended"
+
+    async def run(self, requests: AsyncIterator[pb.ExecInput], output: AsyncGenerator[ExecOutput]) -> None:
+        """Serve the caller until the execution ends, the caller leaves, or it loses its right."""
+        await self._attachment.begin(opened=self._opened)
+        try:
+            async with self._channel.listen():
+                if self._record.state is ExecState.STARTED:
+                    self._channel.renew()
+                async with supervised(
+                    self._channel.run(), self._read(requests), self._watch_rights(), self._report_start(),
+                    self._acknowledge(), self._forward(output),
+                ):  # fmt: skip
+                    # Nothing else is awaited here, so that the failure of a part always ends the wait.
+                    await self._ended.wait()
+        except Exception as error:
+            self._reason = str(error)[:300]
+            raise
+        finally:
+            await self._leave()
+
+    async def _leave(self) -> None:
+        """Report that the caller is gone, to the agent and in the audit trail."""
+        with suppress(RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(LEAVE_SECONDS):
+                await self._channel.detach()
+                await self._attachment.end(self._reason)
+
+    async def _state(self) -> tuple[ExecState, str]:
+        record = await self._parts.ledger.record(self._record.exec_id)
+        if record is None:
+            return ExecState.LOST, ""
+        return record.state, record.order_sha256
+
+    def _on_accepted(self, progress: InputAccepted) -> None:
+        self._takes_input.set()
+        self._outbox.accept(self._record.exec_id, progress)
+
+    # --- background parts ---------------------------------------------------------------------------------------------
+
+    async def _forward(self, output: AsyncGenerator[ExecOutput]) -> None:
+        """Forward the output, until the result."""
+        async with aclosing(output) as messages:
+            async for message in messages:
+                await self._outbox.put(message)
+        self._ended.set()
+
+    async def _watch_rights(self) -> None:
+        """Decide again whenever policy changes.
+
+        Raises:
+            PermissionDenied: policy does not allow the caller to be attached any more.
+        """
+        decided = self._parts.policies.current
+        while True:
+            await asyncio.sleep(RIGHTS_SECONDS)
+            if (current := self._parts.policies.current) is decided:
+                continue
+            if why := await self._calls._lost_right(self._record, self._peer):
+                raise PermissionDenied(f"not allowed any more: {why}", metadata={"rule": "attach"})
+            decided = current
+
+    async def _report_start(self) -> None:
+        """Send the status once the command takes input."""
+        await self._takes_input.wait()
+        if self._record.state is ExecState.STARTED:
+            return
+        record = await self._parts.ledger.record(self._record.exec_id)
+        if record is not None and not record.state.terminal:
+            status = await self._parts.evidence.status(record)
+            await self._outbox.put(ExecOutput(id=record.exec_id, kind=OutputKind.STATUS, status=status))
+
+    async def _acknowledge(self) -> None:
+        """Report output as written when it is sent, for callers that do not report it by themselves."""
+        while True:
+            await self._outbox.sent_more.wait()
+            self._outbox.sent_more.clear()
+            if not self._reports_output:
+                await self._channel.written(self._outbox.sent_bytes)
+
+    async def _read(self, requests: AsyncIterator[pb.ExecInput]) -> None:
+        """Take the messages of the caller.
+
+        Raises:
+            InvalidRequest: a message is wrong.
+        """
+        async for message in requests:
+            await self._take(message)
+
+    async def _take(self, message: pb.ExecInput) -> None:
+        match message.WhichOneof("event"):
+            case "data":
+                await self._write(message.data)
+            case "end":
+                await self._channel.end()
+            case "resize":
+                await self._resize(message.resize)
+            case "signal":
+                await self._signal(message.signal)
+            case "written":
+                self._reports_output = True
+                await self._channel.written(message.written.bytes)
+            case "detach":
+                self._reason = "the caller left it"
+                self._outbox.finish()
+            case "close":
+                await self._close()
+            case _:
+                raise InvalidRequest("`request` and `attach` are for the first message of a call")
+
+    async def _write(self, message: pb.InputData) -> None:
+        if len(message.data) > MAX_INPUT_BYTES:
+            raise InvalidRequest(f"a message has at most {MAX_INPUT_BYTES} bytes of input")
+        await self._channel.write(message.data, message.offset if message.HasField("offset") else None)
+
+    async def _resize(self, message: pb.Terminal) -> None:
+        cells = (message.rows, message.columns, message.x_pixels, message.y_pixels)
+        if max(cells) > MAX_CELLS:
+            raise InvalidRequest(f"a size has at most {MAX_CELLS} rows, columns and pixels")
+        await self._channel.resize(WindowSize(*cells))
+        await self._attachment.note(AuditCode.SESSION_RESIZED, f"{message.columns} columns, {message.rows} rows")
+
+    async def _signal(self, text: str) -> None:
+        try:
+            name = SignalName(text)
+        except ValueError:
+            raise InvalidRequest(f"{text[:20]!r} is not one of the signals {', '.join(SignalName)}") from None
+        await self._attachment.note(AuditCode.SESSION_SIGNALLED, name)
+        await self._channel.signal(name)
+
+    async def _close(self) -> None:
+        await self._attachment.note(AuditCode.SESSION_CLOSED, "asked to end it")
+        if not await self._channel.close():
+            await self._calls._cancel(self._record, self._peer)

@@ -1,0 +1,1 @@
+"""Interactive sessions: attachments of callers, epochs with agents, and input on its way to them."""

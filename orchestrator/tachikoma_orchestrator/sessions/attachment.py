@@ -1,0 +1,161 @@
+"""One attachment of a caller to a session: its epochs in the ledger, and its events in the audit trail."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tachikoma.errors import FailedPrecondition, NotFound
+from tachikoma.redis import keys
+from tachikoma.redis.commands import Redis
+from tachikoma.vocabulary.audit import AuditCode
+from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.caller import Peer
+from tachikoma_orchestrator.executions.record import Record
+from tachikoma_orchestrator.store.scripts import Runner, Script, flat
+
+__all__ = ["Attachment", "ExecutionEnded", "SessionState"]
+
+#: States of an execution whose session can change.
+OPEN = tuple(state for state in ExecState if not state.terminal)
+#: Most events of one code for each attachment; further ones are counted in the event of its end.
+MAX_EVENTS = 20
+#: Longest description of what a caller did, in characters.
+MAX_REASON = 500
+
+
+class ExecutionEnded(FailedPrecondition):
+    """The execution of a session has ended, so no caller can attach to it."""
+
+
+class SessionState(StrEnum):
+    """The state of a session, beside that of its execution."""
+
+    #: A caller is attached.
+    ACTIVE = "active"
+    #: The command runs, and no caller is attached.
+    DETACHED = "detached"
+
+
+class _Outcome(StrEnum):
+    """Answers of the script."""
+
+    DONE = "DONE"
+    MISSING = "MISSING"
+    STATE = "STATE"
+    EPOCH = "EPOCH"
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    outcome: _Outcome
+    epoch: int
+
+
+class Attachment:
+    """An attachment, from its first epoch to its end. Not shared between callers."""
+
+    def __init__(self, redis: Redis, record: Record, peer: Peer) -> None:
+        """Prepare an attachment; nothing is recorded yet.
+
+        Args:
+            redis: the connections.
+            record: of the execution.
+            peer: the caller.
+        """
+        self._runner = Runner(redis)
+        self._script = Script("session")
+        self._record = record
+        self._peer = peer
+        #: Number of the latest epoch that this attachment began.
+        self.epoch = 0
+        #: Events by their code, those left out included.
+        self._events: Counter[AuditCode] = Counter()
+
+    async def begin(self, *, opened: bool) -> None:
+        """Record that the caller attaches, and begin the first epoch.
+
+        Args:
+            opened: True if the caller has just requested the execution.
+
+        Raises:
+            NotFound: the execution is gone.
+            ExecutionEnded: the execution has ended.
+            redis errors: it could not be recorded.
+        """
+        fields = {"session": SessionState.ACTIVE, "attached_by": str(self._peer)}
+        code = AuditCode.SESSION_OPENED if opened else AuditCode.SESSION_ATTACHED
+        self.epoch = await self._begin(fields, self._event(code))
+
+    async def next_epoch(self) -> int:
+        """Begin a further epoch of this attachment, with new keys.
+
+        Raises:
+            NotFound: the execution is gone.
+            ExecutionEnded: the execution has ended.
+            FailedPrecondition: another caller has attached.
+            redis errors: it could not be counted.
+        """
+        current = await self._change(begin=False, fields={}, event={})
+        if current.outcome is _Outcome.EPOCH:
+            raise taken_over(self._record.exec_id)
+        self.epoch = await self._begin({}, {})
+        return self.epoch
+
+    async def note(self, code: AuditCode, reason: str) -> None:
+        """Record an event of this attachment, unless it has too many of the code. Raises redis errors."""
+        self._events[code] += 1
+        if self._events[code] <= MAX_EVENTS:
+            await self._change(begin=False, fields={}, event=self._event(code, reason))
+
+    async def end(self, reason: str) -> None:
+        """Record the end of the attachment; the session is detached, unless another caller has attached.
+
+        Args:
+            reason: why it ended.
+
+        Raises:
+            redis errors: it could not be recorded.
+        """
+        left_out = {code: number - MAX_EVENTS for code, number in self._events.items() if number > MAX_EVENTS}
+        if left_out:
+            counted = ", ".join(f"{number} more {code}" for code, number in left_out.items())
+            reason = f"{reason}; without events of their own: {counted}"
+        fields = {"session": SessionState.DETACHED, "attached_by": ""}
+        await self._change(begin=False, fields=fields, event=self._event(AuditCode.SESSION_DETACHED, reason))
+
+    def _event(self, code: AuditCode, reason: str = "") -> dict[str, str]:
+        by = f"from {self._peer.address}" if self._peer.address else "from an unknown address"
+        return {
+            "event": code, "id": self._record.exec_id, "agent_id": self._record.agent, "authorized": "1",
+            "actor": str(self._peer), "reason": f"{by}{f': {reason}' if reason else ''}"[:MAX_REASON],
+        }  # fmt: skip
+
+    async def _begin(self, fields: Mapping[str, str], event: Mapping[str, str]) -> int:
+        answer = await self._change(begin=True, fields=fields, event=event)
+        if answer.outcome is _Outcome.MISSING:
+            raise NotFound(f"the execution {self._record.exec_id} is gone")
+        if answer.outcome is not _Outcome.DONE:
+            raise ExecutionEnded(f"the execution {self._record.exec_id} has ended")
+        return answer.epoch
+
+    async def _change(self, *, begin: bool, fields: Mapping[str, str], event: Mapping[str, str]) -> _Answer:
+        call = self._script(
+            keys=[keys.execution(self._record.exec_id), keys.AUDIT],
+            args={
+                "agent": self._record.agent, "states": list(OPEN), "begin": begin, "epoch": self.epoch,
+                "fields": flat(fields), "event": flat(event),
+            },
+        )  # fmt: skip
+        outcome, epoch = await self._runner.run(call)
+        return _Answer(_Outcome(outcome.decode()), int(epoch))
+
+
+def taken_over(exec_id: str) -> FailedPrecondition:
+    """Return the error for a caller whose place another one took."""
+    return FailedPrecondition(
+        f"another caller has attached to {exec_id}; attach again to take the session back",
+        metadata={"session": "taken-over"},
+    )

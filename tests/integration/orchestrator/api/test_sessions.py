@@ -1,0 +1,272 @@
+"""`ExecuteInteractive` over a real ledger and Redis, with an agent that speaks the real protocol."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from admissions import AGENT, DOMAIN, Stand, peer
+from chunks import append
+from session_agent import SessionAgent
+from tachikoma.client import wire
+from tachikoma.config.tasks import cancel_all
+from tachikoma.dev.ca import DevelopmentCA
+from tachikoma.errors import FailedPrecondition, InvalidRequest, NotFound, PermissionDenied, TachikomaError
+from tachikoma.exec.v1 import remote_execution_pb2 as pb
+from tachikoma.identity.file_source import FileSvidSource
+from tachikoma.identity.spiffe import SpiffeId, agent_id, user_id
+from tachikoma.redis import keys
+from tachikoma.redis.commands import Redis
+from tachikoma.sessions.frames import Acknowledge, Close, Detach, Resize, Signal, SignalName
+from tachikoma.streams.frames import STDOUT
+from tachikoma.vocabulary.requests import ExecRequest, WindowSize
+from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.api import guard
+from tachikoma_orchestrator.api.remote_execution import RemoteExecution
+from tachikoma_orchestrator.api.service import ServiceParts
+from tachikoma_orchestrator.audit.findings import Findings
+from tachikoma_orchestrator.executions.collector import Collector
+from tachikoma_orchestrator.executions.evidence import Evidence
+from tachikoma_orchestrator.executions.waiters import Completions
+from tachikoma_orchestrator.store.subscriber import Subscriber
+from tachikoma_worker.output.output_log import OutputLog
+
+Until = Callable[[Callable[[], object], str], Awaitable[None]]
+
+
+class Context:
+    """The context of a call."""
+
+    def add_done_callback(self, callback: Callable[[object], None]) -> None:
+        self.done = callback
+
+
+class Caller:
+    """One call of the RPC: messages there, and what came back."""
+
+    def __init__(self, service: RemoteExecution, *, by: SpiffeId) -> None:
+        self.requests: asyncio.Queue[pb.ExecInput | None] = asyncio.Queue()
+        self.context = Context()
+        self.seen: list[pb.ExecOutput] = []
+        self.error: TachikomaError | None = None
+        guard._peer.set(peer(by))
+        self.task = asyncio.create_task(self._run(service))
+
+    async def _messages(self) -> AsyncIterator[pb.ExecInput]:
+        while (message := await self.requests.get()) is not None:
+            yield message
+
+    async def _run(self, service: RemoteExecution) -> None:
+        try:
+            async for message in service.ExecuteInteractive(self._messages(), cast(Any, self.context)):
+                self.seen.append(message)
+        except TachikomaError as error:
+            self.error = error
+
+    def send(self, **event: Any) -> None:
+        self.requests.put_nowait(pb.ExecInput(**event))
+
+    async def end(self) -> TachikomaError | None:
+        await asyncio.wait_for(self.task, 20)
+        return self.error
+
+    def of(self, kind: str) -> list[Any]:
+        return [getattr(message, kind) for message in self.seen if message.WhichOneof("event") == kind]
+
+
+class World:
+    """An orchestrator's service with one agent."""
+
+    def __init__(self, stand: Stand, subscriptions: Redis, folder: Path) -> None:
+        self.stand, self.redis = stand, stand.redis
+        self.subscriber = Subscriber(subscriptions)
+        completions = Completions()
+        findings = Findings(self.redis, stand.trail)
+        evidence = Evidence(self.redis, findings, stand.identity, stand.registry.revocations)
+        Collector(
+            self.redis, stand.ledger, completions, stand.registry, stand.identity, evidence, findings
+        ).attach(self.subscriber)  # fmt: skip
+        self.service = RemoteExecution(
+            ServiceParts(
+                redis=self.redis, identity=stand.identity, policies=stand.policies, trail=stand.trail,
+                ledger=stand.ledger, evidence=evidence, admitter=stand.admitter, approvals=stand.approvals,
+                completions=completions, subscriber=self.subscriber, registry=stand.registry,
+                membership=cast(Any, None), schedule_runner=None,
+            )
+        )  # fmt: skip
+        DevelopmentCA(folder / "ca", DOMAIN).issue(agent_id(DOMAIN, AGENT), folder / "agent")
+        self.svid = FileSvidSource(folder / "agent").current()
+        self.tasks: list[asyncio.Task[Any]] = []
+
+    def call(self, *, by: SpiffeId | None = None) -> Caller:
+        caller = Caller(self.service, by=by or user_id(DOMAIN, "alice"))
+        self.tasks.append(caller.task)
+        return caller
+
+    def open(self) -> tuple[Caller, str]:
+        """Call with a new request."""
+        request = ExecRequest(agent_id=AGENT, command=("true",), interactive=True, tty=True)
+        caller = self.call()
+        caller.send(request=wire.request_to_pb(request))
+        return caller, request.id
+
+    async def start(self, exec_id: str) -> SessionAgent:
+        """Let the agent start the command, once its order is on the queue."""
+        async with asyncio.timeout(20):
+            while await self.redis.hget(keys.execution(exec_id), "epoch") is None:  # noqa: ASYNC110 (nothing announces it)
+                await asyncio.sleep(0.005)
+        agent = SessionAgent(self.redis, self.svid, exec_id)
+        self.tasks.append(asyncio.create_task(agent.run()))
+        assert await self.stand.ledger.started(AGENT, exec_id, 1)
+        await agent.restart()
+        return agent
+
+    async def finish(self, exec_id: str) -> None:
+        done = await self.stand.ledger.settle(
+            AGENT, exec_id, [ExecState.STARTED], ExecState.LOST, reason="the test ends it", fence=False
+        )
+        assert done == "DONE"
+
+
+@asynccontextmanager
+async def _world(redis: Redis, subscriptions: Redis, folder: Path) -> AsyncIterator[World]:
+    world = World(await Stand.make(redis, folder), subscriptions, folder)
+    world.tasks.append(asyncio.create_task(world.subscriber.run()))
+    try:
+        await asyncio.wait_for(world.subscriber.connected.wait(), 30)
+        yield world
+    finally:
+        await cancel_all(world.tasks[::-1])
+
+
+@pytest.fixture
+async def world(redis: Redis, subscriptions: Redis, tmp_path: Path) -> AsyncIterator[World]:
+    async with _world(redis, subscriptions, tmp_path) as made:
+        yield made
+
+
+async def test_a_session_from_request_to_result(world: World, until: Until) -> None:
+    caller, exec_id = world.open()
+    agent = await world.start(exec_id)
+    caller.send(data=pb.InputData(data=b"ls\n"))
+    caller.send(resize=pb.Terminal(rows=50, columns=132))
+    caller.send(signal="INT")
+    log = OutputLog(world.redis, AGENT, exec_id, log_bytes=10**6, excerpt_bytes=1000)
+    await append(log, [(STDOUT, b"file\r\n")])
+    await until(lambda: bytes(agent.taken) == b"ls\n" and caller.of("stdout"), "input and output arrive")
+    await until(lambda: Acknowledge(6) in agent.frames, "what was sent counts as written")
+    await until(lambda: Signal(SignalName.INT) in agent.frames, "the signal arrives")
+    assert Resize(WindowSize(50, 132)) in agent.frames
+    await until(lambda: caller.of("accepted") and caller.of("accepted")[-1].offset == 3, "progress arrives")
+    await world.finish(exec_id)
+    assert await caller.end() is None
+    assert [wire.status_from_pb(status).state for status in caller.of("status")] == ["QUEUED", "STARTED"]
+    assert caller.of("result")[0].error == "the test ends it"
+    assert await world.stand.codes(exec_id) == [
+        *("admitted", "dispatched", "session_opened", "started", "session_resized", "session_signalled", "lost")
+    ]
+
+
+async def test_a_caller_that_detaches_can_attach_again(world: World, until: Until) -> None:
+    caller, exec_id = world.open()
+    agent = await world.start(exec_id)
+    caller.send(data=pb.InputData(data=b"one "))
+    await until(lambda: bytes(agent.taken) == b"one ", "input arrives")
+    caller.send(detach=pb.SessionDetach())
+    assert await caller.end() is None
+    assert not caller.of("result")
+    await until(lambda: Detach() in agent.frames, "the agent knows")
+    again = world.call()
+    again.send(attach=pb.SessionAttach(id=exec_id))
+    again.send(data=pb.InputData(data=b"two"))
+    await until(lambda: bytes(agent.taken) == b"one two", "input continues")
+    third = world.call()
+    third.send(attach=pb.SessionAttach(id=exec_id))
+    third.send(data=pb.InputData(data=b" three"))
+    await until(lambda: bytes(agent.taken) == b"one two three", "the place is taken over")
+    # The place is lost for good once keys are wanted again.
+    await agent.restart()
+    assert isinstance(await again.end(), FailedPrecondition)
+    assert "another caller has attached" in str(again.error)
+    codes = await world.stand.codes(exec_id)
+    assert codes.count("session_attached") == 2
+    assert codes.count("session_detached") == 2
+
+
+async def test_a_broken_connection_detaches(world: World, until: Until) -> None:
+    caller, exec_id = world.open()
+    agent = await world.start(exec_id)
+    await until(lambda: caller.of("accepted"), "it is attached")
+    caller.context.done(None)
+    await until(lambda: Detach() in agent.frames, "the agent knows")
+    async with asyncio.timeout(20):
+        while (await world.stand.codes(exec_id))[-1] != "session_detached":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_a_right_that_policy_takes_away_ends_the_attachment(world: World, until: Until) -> None:
+    caller, exec_id = world.open()
+    await world.start(exec_id)
+    await until(lambda: caller.of("accepted"), "it is attached")
+    world.stand.change_policy("allowTty: true", "allowTty: false")
+    error = await caller.end()
+    assert isinstance(error, PermissionDenied)
+    assert "not allowed any more: policy free does not allow terminals" in str(error)
+    again = world.call()
+    again.send(attach=pb.SessionAttach(id=exec_id))
+    assert isinstance(await again.end(), PermissionDenied)
+
+
+async def test_nobody_else_attaches(world: World, until: Until) -> None:
+    caller, exec_id = world.open()
+    await until(lambda: caller.of("status"), "it is accepted")
+    other = world.call(by=user_id(DOMAIN, "other"))
+    other.send(attach=pb.SessionAttach(id=exec_id))
+    assert isinstance(await other.end(), NotFound)
+
+
+async def test_closing_ends_the_command_or_cancels_what_has_not_started(world: World, until: Until) -> None:
+    caller, exec_id = world.open()
+    await until(lambda: caller.of("status"), "it is accepted")
+    caller.send(close=pb.SessionClose())
+    assert await caller.end() is None
+    assert caller.of("result")[0].cancelled
+    caller, exec_id = world.open()
+    agent = await world.start(exec_id)
+    await until(lambda: caller.of("accepted"), "it is attached")
+    caller.send(close=pb.SessionClose())
+    await until(lambda: Close() in agent.frames, "the agent gets it")
+    assert "session_closed" in await world.stand.codes(exec_id)
+
+
+@pytest.mark.parametrize(
+    ("event", "why"),
+    [
+        ({"signal": "KILL"}, "is not one of the signals INT, TERM"),
+        ({"resize": pb.Terminal(rows=70_000)}, "at most 65535 rows"),
+        ({"data": pb.InputData(data=bytes(1024 * 1024 + 1))}, "at most 1048576 bytes"),
+        ({"attach": pb.SessionAttach(id="x")}, "are for the first message"),
+        ({}, "are for the first message"),
+    ],
+)
+async def test_a_wrong_message_ends_the_call(world: World, event: dict[str, Any], why: str) -> None:
+    caller, _ = world.open()
+    caller.send(**event)
+    error = await caller.end()
+    assert isinstance(error, InvalidRequest)
+    assert why in str(error)
+
+
+async def test_the_first_message_opens_or_attaches(world: World) -> None:
+    caller = world.call()
+    caller.send(data=pb.InputData(data=b"x"))
+    assert isinstance(await caller.end(), InvalidRequest)
+    ordinary = await world.stand.admit("true")
+    caller = world.call()
+    caller.send(attach=pb.SessionAttach(id=ordinary))
+    assert isinstance(await caller.end(), FailedPrecondition)

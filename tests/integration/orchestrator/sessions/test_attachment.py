@@ -1,0 +1,100 @@
+"""Attachments in the ledger and in the audit trail, on a real Redis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from admissions import AGENT, Stand, peer
+from tachikoma.errors import FailedPrecondition, NotFound
+from tachikoma.redis import keys
+from tachikoma.redis.commands import Redis
+from tachikoma.vocabulary.audit import AuditCode
+from tachikoma.vocabulary.requests import ExecRequest
+from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.sessions.attachment import MAX_EVENTS, Attachment, ExecutionEnded
+
+
+@pytest.fixture
+async def stand(redis: Redis, tmp_path: Path) -> Stand:
+    return await Stand.make(redis, tmp_path)
+
+
+async def interactive(stand: Stand) -> str:
+    """Admit an interactive execution."""
+    request = ExecRequest(agent_id=AGENT, command=("true",), interactive=True, tty=True)
+    assert await stand.admitter.admit(request, peer(), session=True)
+    return request.id
+
+
+async def attachment(stand: Stand, exec_id: str) -> Attachment:
+    record = await stand.ledger.record(exec_id)
+    assert record is not None
+    return Attachment(stand.redis, record, peer())
+
+
+async def field(stand: Stand, exec_id: str, name: str) -> str:
+    return ((await stand.redis.hget(keys.execution(exec_id), name)) or b"").decode()
+
+
+async def test_a_caller_opens_uses_and_leaves_a_session(stand: Stand) -> None:
+    exec_id = await interactive(stand)
+    attached = await attachment(stand, exec_id)
+    await attached.begin(opened=True)
+    assert attached.epoch == 1
+    assert await field(stand, exec_id, "session") == "active"
+    assert await field(stand, exec_id, "attached_by") == str(peer())
+    assert await attached.next_epoch() == 2
+    await attached.note(AuditCode.SESSION_SIGNALLED, "INT")
+    await attached.end("the caller left it")
+    assert await field(stand, exec_id, "session") == "detached"
+    assert await field(stand, exec_id, "attached_by") == ""
+    events = [event for event in await stand.events(exec_id) if event.event.startswith("session_")]
+    assert [event.event for event in events] == ["session_opened", "session_signalled", "session_detached"]
+    assert [event.reason for event in events] == [
+        "from 192.0.2.7", "from 192.0.2.7: INT", "from 192.0.2.7: the caller left it"
+    ]  # fmt: skip
+    assert all(event.actor == event.requested_by == str(peer()) and event.authorized for event in events)
+
+
+async def test_another_caller_takes_the_place_and_keeps_it(stand: Stand) -> None:
+    exec_id = await interactive(stand)
+    first, second = await attachment(stand, exec_id), await attachment(stand, exec_id)
+    await first.begin(opened=True)
+    await second.begin(opened=False)
+    assert (first.epoch, second.epoch) == (1, 2)
+    with pytest.raises(FailedPrecondition, match="another caller has attached"):
+        await first.next_epoch()
+    await first.end("it was taken over")
+    assert await field(stand, exec_id, "session") == "active"
+    assert await second.next_epoch() == 3
+
+
+async def test_events_of_one_kind_are_bounded_and_counted(stand: Stand) -> None:
+    exec_id = await interactive(stand)
+    attached = await attachment(stand, exec_id)
+    await attached.begin(opened=True)
+    for number in range(MAX_EVENTS + 7):
+        await attached.note(AuditCode.SESSION_RESIZED, str(number))
+    await attached.end("the connection ended")
+    events = await stand.events(exec_id)
+    assert sum(event.event == "session_resized" for event in events) == MAX_EVENTS
+    assert events[-1].reason.endswith("the connection ended; without events of their own: 7 more session_resized")
+
+
+async def test_an_execution_that_ended_has_no_session(stand: Stand) -> None:
+    exec_id = await interactive(stand)
+    attached = await attachment(stand, exec_id)
+    await attached.begin(opened=True)
+    await stand.ledger.settle(
+        AGENT, exec_id, [ExecState.QUEUED], ExecState.CANCELLED, reason="it was cancelled", fence=True
+    )
+    with pytest.raises(ExecutionEnded):
+        await attached.next_epoch()
+    late = await attachment(stand, exec_id)
+    with pytest.raises(ExecutionEnded, match="has ended"):
+        await late.begin(opened=False)
+    await stand.redis.delete(keys.execution(exec_id))
+    with pytest.raises(NotFound):
+        await late.begin(opened=False)
