@@ -20,8 +20,9 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 if TYPE_CHECKING:
     from tachikoma.client.aio import AsyncClient
+    from tachikoma.client.interactive import AsyncSession
     from tachikoma.client.profile import Profile
-    from tachikoma.client.sync import Client
+    from tachikoma.client.sync import Client, Session
     from tachikoma.errors import (
         AgentDraining,
         AgentOffline,
@@ -43,11 +44,12 @@ if TYPE_CHECKING:
         Unauthenticated,
         Unavailable,
     )
+    from tachikoma.sessions.frames import SignalName
     from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
     from tachikoma.vocabulary.audit import AuditCode, ExecAuditLog
     from tachikoma.vocabulary.limits import ResourceLimits, ResourceUsage
     from tachikoma.vocabulary.policies import ExecPolicy, PolicyStatus, RateLimitConfig
-    from tachikoma.vocabulary.requests import ExecRequest, new_id
+    from tachikoma.vocabulary.requests import ExecRequest, Terminal, WindowSize, new_id
     from tachikoma.vocabulary.results import (
         Approval,
         CancelOutcome,
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
         ExecResponse,
         ExecStatus,
         ExecTransition,
+        InputAccepted,
         KillReceipt,
         OutputKind,
         OutputSummary,
@@ -69,6 +72,13 @@ _MODULES = {
     "AsyncClient": "client.aio",
     "Client": "client.sync",
     "Profile": "client.profile",
+    # sessions
+    "AsyncSession": "client.interactive",
+    "Session": "client.sync",
+    "Terminal": "vocabulary.requests",
+    "WindowSize": "vocabulary.requests",
+    "SignalName": "sessions.frames",
+    "InputAccepted": "vocabulary.results",
     # requests and results
     "ExecRequest": "vocabulary.requests",
     "new_id": "vocabulary.requests",
@@ -126,6 +136,12 @@ __all__ = [  # noqa: RUF022 (the same order as above)
     "AsyncClient",
     "Client",
     "Profile",
+    "AsyncSession",
+    "Session",
+    "Terminal",
+    "WindowSize",
+    "SignalName",
+    "InputAccepted",
     "ExecRequest",
     "new_id",
     "ResourceLimits",

@@ -199,30 +199,17 @@ class AsyncClient:
             yield output
 
     def session(self, request: ExecRequest) -> AsyncSession:
-        """Run a command that gets input while it runs; see `AsyncSession`.
-
-        Args:
-            request: with `interactive`, and with `tty` for a terminal.
-        """
+        """Run a command that gets input while it runs: a request with `interactive`; see `AsyncSession`."""
         return self._session(pb.ExecInput(request=wire.request_to_pb(request)))
 
     def attach_session(self, exec_id: str, *, after_seq: int = 0) -> AsyncSession:
-        """Attach to an interactive execution of this caller; who is attached to it loses the place.
-
-        Args:
-            exec_id: the execution.
-            after_seq: only chunks with a greater number; 0 for all.
-        """
-        first = pb.ExecInput(attach=pb.SessionAttach(id=exec_id, after_seq=after_seq))
-        return self._session(first, after_seq=after_seq)
+        """Attach to an interactive execution of this caller, as `attach`; an attached caller loses its place."""
+        message = pb.SessionAttach(id=exec_id, after_seq=after_seq)
+        return self._session(pb.ExecInput(attach=message), after_seq=after_seq)
 
     def _session(self, first: pb.ExecInput, *, after_seq: int = 0) -> AsyncSession:
         attempts = Attempts(self._patience, self._reconnect)
-        return AsyncSession(self._connection, attempts, first, leave=self._leave_session, after_seq=after_seq)
-
-    async def _leave_session(self, exec_id: str) -> None:
-        self._attended.add(exec_id)
-        await self._leave(exec_id)
+        return AsyncSession(self._connection, attempts, first, cancel=self.cancel, after_seq=after_seq)
 
     async def cancel(self, exec_id: str) -> CancelResponse:
         """Cancel an execution. Safe to repeat."""

@@ -14,7 +14,7 @@ import grpc.aio
 from tachikoma.client.connection import Connection
 from tachikoma.client.retry import Attempts
 from tachikoma.client.streams import OutputStream
-from tachikoma.errors import FailedPrecondition
+from tachikoma.errors import FailedPrecondition, TachikomaError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.sessions.frames import INPUT_CREDIT_BYTES, MAX_DATA_BYTES, SignalName
 from tachikoma.vocabulary.requests import WindowSize
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncSession"]
 
+#: Longest time that leaving an execution takes, in seconds.
+LEAVE_SECONDS = 5.0
 #: Bytes of output after which progress in writing it is reported.
 REPORT_BYTES = 8 * 1024
 
@@ -45,7 +47,7 @@ class AsyncSession:
         attempts: Attempts,
         first: pb.ExecInput,
         *,
-        leave: Callable[[str], Awaitable[None]],
+        cancel: Callable[[str], Awaitable[object]],
         after_seq: int = 0,
     ) -> None:
         """Prepare a session; the first call is made by the iteration.
@@ -54,7 +56,7 @@ class AsyncSession:
             connection: where the calls go.
             attempts: how long a limit or a broken connection is waited for.
             first: the request, or the attach.
-            leave: cancels an execution that its caller leaves.
+            cancel: cancels an execution, when the caller leaves.
             after_seq: number of the chunk before the first one that is wanted.
         """
         new = first.HasField("request")
@@ -62,7 +64,7 @@ class AsyncSession:
         self.id: str = first.request.id if new else first.attach.id
         #: Progress of the command in taking input.
         self.accepted = InputAccepted()
-        self._leave = leave
+        self._cancel = cancel
         self._first: pb.ExecInput | None = first
         self._stream = OutputStream(
             connection, attempts, self._open, after_seq=after_seq, changes=True, reopen=self._reopen
@@ -92,7 +94,9 @@ class AsyncSession:
     ) -> None:
         if not self._released:
             self._released = True
-            await self._leave(self.id)
+            with suppress(TimeoutError, TachikomaError):
+                async with asyncio.timeout(LEAVE_SECONDS):
+                    await self._cancel(self.id)
 
     # --- input --------------------------------------------------------------------------------------------------------
 

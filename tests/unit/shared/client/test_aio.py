@@ -179,7 +179,7 @@ RPC_OF = {
     "audit": "ListAuditEvents", "schedules": "ListSchedules", "scheduled_runs": "ListScheduledRuns",
 }  # fmt: skip
 #: RPCs without a method in this client, and why.
-OTHERS = {"ExecuteStream", "Attach"}  # streams; see test_streams.py
+OTHERS = {"ExecuteStream", "Attach", "ExecuteInteractive"}  # streams; see test_streams.py, test_interactive.py
 AGENTS_ONLY = {"RenewAgent"}
 
 

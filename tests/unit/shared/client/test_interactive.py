@@ -88,11 +88,11 @@ class World:
         self.server = Server()
         self.left: list[str] = []
 
-        async def leave(exec_id: str) -> None:
+        async def cancel(exec_id: str) -> None:
             self.left.append(exec_id)
 
         attempts = Attempts(timedelta(0), timedelta(seconds=60))
-        self.session = AsyncSession(cast(Connection, self.server), attempts, first, leave=leave)
+        self.session = AsyncSession(cast(Connection, self.server), attempts, first, cancel=cancel)
         self.seen: list[Any] = []
         self.task = asyncio.create_task(self._iterate())
 

@@ -14,6 +14,8 @@ import pytest
 import tachikoma
 from authority import Authority
 from tachikoma import AsyncClient, Client, ExecOutput, ExecRequest, NotFound, OutputKind, Profile
+from tachikoma.client.interactive import AsyncSession
+from tachikoma.client.sync import Session
 
 #: Public names that only one of the two has, and why.
 ONLY_SYNC = {"from_profile": "is a short form for scripts"}
@@ -43,7 +45,7 @@ def client(authority: Authority, tmp_path: Path) -> Iterator[Client]:
 
 def test_both_have_the_same_methods() -> None:
     assert set(METHODS) == calls(Client)
-    assert len(METHODS) == 24
+    assert len(METHODS) == 26
     assert ONLY_SYNC.keys() == {name for name in vars(Client) if not name.startswith("_")} - set(METHODS) - set(
         CONSTRUCTED
     )
@@ -65,6 +67,9 @@ def test_a_method_returns_what_the_original_gives(name: str) -> None:
     if get_origin(expected) is AsyncIterator:
         assert (get_origin(returned), get_args(returned)) == (Iterator, get_args(expected))
         assert inspect.signature(getattr(Client, name)).return_annotation == returned
+    elif expected is AsyncSession:
+        assert returned is Session
+        assert inspect.signature(getattr(Client, name)).return_annotation is Session
     else:
         assert returned == expected
         assert inspect.iscoroutinefunction(getattr(AsyncClient, name))
