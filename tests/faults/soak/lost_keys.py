@@ -79,7 +79,8 @@ def lose_a_shared_key(scene: Scene) -> None:
         return
 
     def undo() -> None:
-        scene.redis_do(lambda redis: redis.delete(key) and None)
+        if not scene.redis_do(lambda redis: redis.delete(key) and None):
+            scene.undo[key] = undo
 
     def lose(redis: Redis) -> str:
         if way == "retyped":

@@ -72,8 +72,9 @@ class Scene:
 
         A worker whose spawner was killed runs for a while, and takes nothing.
         """
+        # A stopped Redis first: it must answer, so that its keys can be set right.
         while self.undo:
-            self.undo.popitem()[1]()
+            self.undo.pop("redis" if "redis" in self.undo else min(self.undo))()
 
         def settled() -> bool:
             self._restart_ended()
@@ -96,18 +97,23 @@ class Scene:
         free += [name for name in more if name not in self.undo]
         return self.dice.choice(free) if free else None
 
-    def redis_do(self, action: Callable[[Redis], str | None]) -> None:
+    def redis_do(self, action: Callable[[Redis], str | None]) -> bool:
         """Do something to the content of Redis, unless it is stopped: it would answer only after the stop.
 
         Args:
             action: returns the kind and the victim of the fault for the count; None if there was nothing to do.
+
+        Returns:
+            False if Redis is unavailable.
         """
         if "redis" in self.undo:
-            return
+            return False
         with suppress(RedisError), self.world.direct() as redis:
             done = action(redis)
             if done is not None:
                 self.count[done] += 1
+            return True
+        return False
 
     def hurt(self, ids: Iterable[str]) -> None:
         """Note executions whose keys will be lost: the ledger may forget them, but nothing may start them twice."""
