@@ -277,7 +277,7 @@ _NEVER_RAN = {ExecState.EXPIRED, ExecState.REJECTED}
 _RAN = {ExecState.SUCCEEDED, ExecState.FAILED, ExecState.TIMED_OUT, ExecState.OUT_OF_MEMORY}
 #: Keys that stay: the ledger's own, bounded by retention or by the number of agents.
 _LASTING = {
-    keys.INDEX, keys.AGENTS, keys.ONLINE, keys.AUDIT, keys.AUDIT_SEQ, keys.AUDIT_SINKS, keys.OUTPUTS,
+    keys.INDEX, keys.AGENTS, keys.ONLINE, keys.AUDIT, keys.AUDIT_SEQ, keys.AUDIT_SINKS, keys.OUTPUTS, keys.LIFE,
 }  # fmt: skip
 _LASTING_PREFIXES = ("_kombu.binding.agent.", "_kombu.binding_permanent.agent.", keys.agent_index(""))
 
