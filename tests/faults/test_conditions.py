@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ import pytest
 from support import AGENT, prepare, wait_until
 from world import Job, Observer, World, end_of, submit
 
-from tachikoma import Client, ExecState, FailedPrecondition, NotFound, Unavailable
+from tachikoma import Client, ExecState, FailedPrecondition, Unavailable
 from tachikoma.dev.part import Part
 from tachikoma.redis import keys
 
@@ -243,45 +242,3 @@ def test_an_agent_whose_clock_is_hours_ahead_is_refused_in_words_and_starts_noth
     assert end_of(client, after) is SUCCEEDED
     assert refused.starts == 0
     Observer(world, [after]).check()
-
-
-def test_a_redis_that_went_back_to_an_older_state_starts_nothing_twice(
-    world: World, client: Client, tmp_path: Path, clock: Path
-) -> None:
-    """The last test of this world: what its audit log has, its Redis does not know any more."""
-    running, go = _running(world, client, tmp_path, "ran-on")
-    taken, queued, new = (Job.make(tmp_path, name) for name in ("was-taken", "was-queued", "came-later"))
-    everything = [running, taken, queued, new]
-    folder, older = world.data / "redis", tmp_path / "older"
-    with world.stopped(AGENT):
-        # The first one is given to the agent at once, although that does not hear of it.
-        for job in (taken, queued):
-            submit(client, job)
-        with world.stopped("redis"):
-            shutil.copytree(folder, older)
-    submit(client, new)
-    go.touch()
-    assert [end_of(client, job) for job in everything] == [SUCCEEDED] * 4
-    world.redis.kill()
-    shutil.rmtree(folder)
-    shutil.copytree(older, folder)
-    world.start_redis()
-    world.wait_for_agents()
-    # It knows nothing of the one that came later; whoever asks for it again gets its end, and no second start.
-    with pytest.raises(NotFound):
-        client.status(new.id)
-    submit(client, new)
-    with world.direct() as redis:
-        wait_until(lambda: not redis.llen(keys.queue(AGENT)), "the agent has taken what was queued")
-        wait_until(lambda: all(redis.exists(keys.claim(AGENT, job.id)) for job in (queued, new)), "and claimed it")
-    # How they ended is forgotten, and nobody will report it again: they are given up when they are long overdue. Of the
-    # one that was on its way not even the claim is known, so it looks like one that nobody took in time.
-    world.redis.kill()
-    _set_clock(world.redis, clock, 2 * HOUR)
-    world.start_redis()
-    world.wait_for_agents()
-    for job in everything:
-        job.told.clear()
-        assert end_of(client, job) is (EXPIRED if job is taken else LOST)
-    Observer(world, everything).check(forgot=True)
-    assert [job.starts for job in everything] == [1, 1, 1, 1]

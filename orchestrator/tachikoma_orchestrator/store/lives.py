@@ -74,6 +74,7 @@ class Lives:
         self._name = name
         self._runner = Runner(redis, last)
         self._life = Script("life")
+        self._renumber = Script("renumber")
         self._current: LifeRecord | None = None
         self._token = ""
         #: Highest number of a life that this orchestrator or an agent remembers.
@@ -257,6 +258,8 @@ class Lives:
         await self._store(fresh, seen, {})
 
     async def _write_again(self) -> None:
+        """Let every part write again what it remembers; its events have numbers that were not used before."""
+        await self._runner.run(self._renumber(keys=[keys.AUDIT], args={"after": self._last.seq}))
         for remembering in self._remembering:
             await remembering(self._redis)
 
