@@ -9,11 +9,12 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
-from host import PATIENCE_SECONDS, Host, read_all, read_some
+from host import PATIENCE_SECONDS, Host, processes_named, read_all, read_some
 
-from tachikoma.vocabulary.requests import WindowSize
+from tachikoma.vocabulary.requests import Terminal, WindowSize
 from tachikoma_worker.confinement.process import Process
 from tachikoma_worker.confinement.protocol import NO_WINDOW, Exit, InputMode, SpawnFailed, Step
 from tachikoma_worker.confinement.spawn_request import SpawnRequest
@@ -267,6 +268,43 @@ async def test_a_hang_up_ends_the_shell_and_its_foreground(host: Host) -> None:
         await it.rest()
         assert (await asyncio.wait_for(it.process.exited, PATIENCE_SECONDS)).signal == signal.SIGHUP
         assert it.process.input.broken
+
+
+#: Processes that try to outlive their session, each named by the mark in its arguments.
+ZOO = """
+mark=$1
+nohup sleep 300 "$mark" >/dev/null 2>&1 &
+setsid sleep 300 "$mark" &
+(trap '' HUP TERM INT; sleep 300 "$mark") &
+(setsid sh -c "trap '' HUP TERM; sleep 300 $mark" &) &
+sleep 300 "$mark" & kill -STOP $!
+sh -c "trap '' HUP TERM; while :; do sleep 300 $mark; done" </dev/null >/dev/null 2>&1 &
+setsid script -qc "sleep 300 $mark" /dev/null >/dev/null 2>&1 </dev/null &
+echo zoo
+trap '' HUP TERM
+sleep 300 "$mark"
+"""
+
+
+async def test_nothing_of_a_session_outlives_its_kill(host: Host, limits: None, tmp_path: Path) -> None:
+    mark = f"3{os.getpid()}.5"
+    script = tmp_path / "zoo"
+    script.write_text(ZOO)
+    script.chmod(0o755)
+    command = ("/bin/bash", str(script), mark)
+    async with host.running(*command, interactive=True, tty=True, terminal=Terminal(rows=33, columns=99)) as it:
+        process = it.process
+        assert process.input.mode is InputMode.TERMINAL
+        output = b""
+        while b"zoo" not in output:
+            output += await asyncio.wait_for(read_some(process.stdout), PATIENCE_SECONDS)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while len(processes_named(mark)) < 8:  # noqa: ASYNC110 (nothing announces it)
+                await asyncio.sleep(0.02)
+        assert await process.kill(0.1) == []
+        assert processes_named(mark) == []
+        assert (await it.exit()).exit_code == 137
+        assert it.cgroup.populated() is False
 
 
 async def test_another_worker_continues_a_session_at_the_accepted_byte(host: Host) -> None:
