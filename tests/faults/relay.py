@@ -84,6 +84,8 @@ class _Connection:
         self._reader, self._writer = reader, writer
         self._last: Command = []
         self._held: Point | None = None
+        #: Whether bytes are swallowed, as on a connection whose other end forgot it.
+        self.half_open = False
 
     async def run(self) -> None:
         try:
@@ -133,6 +135,9 @@ class _Connection:
         if not parts:
             return
         await self._relay.up.wait()
+        if self.half_open:
+            parts.clear()
+            return
         writer.write(b"".join(parts))
         parts.clear()
         await writer.drain()
@@ -148,6 +153,8 @@ class _Connection:
                 await held.passed()
                 self._held = None
             await self._relay.down.wait()
+            if self.half_open:
+                continue
             self._writer.write(data)
             await self._writer.drain()
 
@@ -163,6 +170,7 @@ class Relay:
         self.down.set()
         self._cut = False
         self._connections: set[asyncio.Task[None]] = set()
+        self._live: set[_Connection] = set()
         self._server: asyncio.Server | None = None
 
     async def listen(self, path: Path) -> None:
@@ -175,11 +183,14 @@ class Relay:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
+        connection = _Connection(self, reader, writer)
+        self._live.add(connection)
         try:
             # The end of a process or of Redis is what this is for.
             with suppress(OSError, asyncio.CancelledError):
-                await _Connection(self, reader, writer).run()
+                await connection.run()
         finally:
+            self._live.discard(connection)
             self._connections.discard(task)
             writer.close()
 
@@ -200,6 +211,11 @@ class Relay:
             self.up.clear()
         if down:
             self.down.clear()
+
+    async def forget(self) -> None:
+        """Swallow the bytes of every connection there is; new ones work."""
+        for connection in self._live:
+            connection.half_open = True
 
     async def mend(self) -> None:
         """Be a network again; what was under way arrives."""

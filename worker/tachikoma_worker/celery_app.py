@@ -20,7 +20,7 @@ from tachikoma_worker.transport import AgentTransport
 __all__ = ["make_app", "run_worker"]
 
 #: The broker may answer this much later than the poll before its connection counts as broken.
-ANSWER_SECONDS = 10
+ANSWER_SECONDS = 3
 
 
 def make_app(settings: WorkerSettings, engine: Engine) -> Celery:

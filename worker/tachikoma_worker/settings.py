@@ -69,8 +69,9 @@ class WorkerSettings(RedisSettings):
     #: Whether a worker that is asked to stop leaves its commands to the next worker instead. The spawner must outlive
     #: the worker (systemd's KillMode=process).
     leave_running: bool = False
-    #: Longest wait on an empty queue before the worker asks again. It affects only the traffic while idle.
-    poll: Duration = timedelta(seconds=20)
+    #: Longest wait on an empty queue before the worker asks again. A connection that broke without a word is noticed
+    #: 8 s later.
+    poll: Duration = timedelta(seconds=5)
     #: Least severe lines in the log: debug, info, warning or error.
     log_level: str = "info"
 

@@ -27,6 +27,8 @@ log = structlog.get_logger(__name__)
 NEVER_SECONDS = 10 * 365 * 24 * 3600
 #: Seconds that a poll of the queues lasts, and so the longest that stopping takes while no message comes.
 POLL_SECONDS = 5
+#: The broker may answer this much later than the poll before its connection counts as broken.
+ANSWER_SECONDS = 3
 #: Seconds for which a result is kept.
 RESULT_SECONDS = 24 * 3600
 
@@ -66,7 +68,7 @@ def _configured(submitter: Submitter) -> Celery:
         unacked_mutex_key=mutex,
         visibility_timeout=NEVER_SECONDS,
         polling_interval=POLL_SECONDS,
-        socket_timeout=POLL_SECONDS + 10,
+        socket_timeout=POLL_SECONDS + ANSWER_SECONDS,
     )
     app.conf.update(
         **settings,

@@ -18,13 +18,25 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, ResponseError
 
 from tachikoma.config.logs import get_logger
-from tachikoma.redis.access import RedisAccess, celery_url
+from tachikoma.redis.access import CONNECT_SECONDS, OPERATION_SECONDS, RedisAccess, celery_url
 from tachikoma.redis.tls import BrokerTlsConnection
 
-__all__ = ["WORKER", "BrokerChannel", "BrokerTransport", "ResultBackend", "install", "result_backend", "settings"]
+__all__ = [
+    "HEALTH_SECONDS",
+    "WORKER",
+    "BrokerChannel",
+    "BrokerTransport",
+    "ResultBackend",
+    "install",
+    "result_backend",
+    "settings",
+]
 
 log = get_logger(__name__)
 
+#: Seconds between kombu's checks of its connections. A consumer whose connection broke without a word takes messages
+#: again after its poll and two checks.
+HEALTH_SECONDS = 4
 #: Wait after an error reply, in seconds. Celery reconnects at once, so a Redis that only refuses would be flooded.
 REFUSED_SECONDS = 1.0
 
@@ -135,11 +147,15 @@ def settings(access: RedisAccess, *, client_name: str, **transport_options: Any)
         "broker_transport_options": {
             "priority_steps": [0],
             "socket_keepalive": True,
-            "health_check_interval": 25,
+            "health_check_interval": HEALTH_SECONDS,
+            "socket_timeout": OPERATION_SECONDS,
+            "socket_connect_timeout": CONNECT_SECONDS,
             "client_name": client_name,
             "connection_options": access.connection_options,
             **transport_options,
         },
+        "redis_socket_timeout": OPERATION_SECONDS,
+        "redis_socket_connect_timeout": CONNECT_SECONDS,
         # Only JSON is decoded.
         "accept_content": ["json"],
         "task_serializer": "json",

@@ -18,8 +18,8 @@ __all__ = ["Control"]
 
 #: First and longest delay between attempts to subscribe while Redis is unavailable. Constant: a cancel is urgent.
 RETRY_SECONDS = (0.25, 0.25)
-#: A connection without a message for this time is tested with a ping.
-IDLE_SECONDS = 10.0
+#: A connection without a message for this time is tested with a ping, and the answer may take as long.
+IDLE_SECONDS = 5.0
 
 
 class Control:
