@@ -258,8 +258,10 @@ thread.start()
 thread.join()
 
 async def main():
-    asyncio.create_task(asyncio.to_thread(fail, "hunter-task"), name="forgotten")
-    await asyncio.sleep(0.1)
+    task = asyncio.create_task(asyncio.to_thread(fail, "hunter-task"), name="forgotten")
+    while not task.done():
+        await asyncio.sleep(0.01)
+    # It is forgotten here: nothing has looked at its exception.
 
 error_reporting.concerns("execution-1")
 asyncio.run(main())
