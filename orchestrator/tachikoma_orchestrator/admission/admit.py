@@ -38,7 +38,7 @@ from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.executions.ledger import Ledger
-from tachikoma_orchestrator.executions.transitions import Admission, Outcome
+from tachikoma_orchestrator.executions.transitions import Admission, Dispatch, Outcome
 from tachikoma_orchestrator.executions.waiters import AwaitedOrder
 from tachikoma_orchestrator.store.lives import Lives
 
@@ -109,12 +109,12 @@ class Admitter:
         self._trail.check()
         claimed, request = request.requested_by, request.model_copy(update={"requested_by": str(peer)})
         if claimed not in ("", request.requested_by):
-            raise await self._deny(request, peer, impersonation(claimed, request.requested_by))
+            raise await self.deny(request, peer, impersonation(claimed, request.requested_by))
         decision = await self.decide(request, peer.address)
         if not decision.allowed:
-            raise await self._deny(request, peer, not_allowed(decision))
+            raise await self.deny(request, peer, not_allowed(decision))
         if mistake := session_mistake(request, session=session):
-            raise await self._deny(request, peer, unsuitable(decision, mistake))
+            raise await self.deny(request, peer, unsuitable(decision, mistake))
         # The digest is of the request as it was made, so a repetition matches even after a change of policy.
         allowed = self.allowed(request, decision, request_digest(request), peer.address)
         unfit = self.unfit(request)
@@ -160,11 +160,29 @@ class Admitter:
             allowed: the request.
             unfit: why its agent can run nothing, as `unfit` returned it; heartbeats change that.
         """
+        admission, dispatch = await self.prepare(allowed, unfit)
+        outcome, retry_seconds = await self._ledger.admit(admission, dispatch)
+        self.report_sent(allowed, outcome, dispatch)
+        return outcome, retry_seconds
+
+    async def prepare(
+        self, allowed: AllowedRequest, unfit: str, *, batch: str = ""
+    ) -> tuple[Admission, Dispatch | None]:
+        """Return what the ledger needs of an allowed request, and its order; None if it waits for an approval.
+
+        Args:
+            allowed: the request.
+            unfit: why its agent can run nothing, as `unfit` returned it.
+            batch: id of the batch that it is a part of; empty for none.
+
+        Raises:
+            Unavailable: the orchestrator's certificate has expired.
+        """
         decision, dispatch, parked = allowed.decision, None, ""
         if decision.approvers:
             parked, wait = self.orders.park(allowed), decision.approval_timeout
         else:
-            dispatch, wait = await self.orders.dispatch(allowed), self.orders.queue_timeout(decision)
+            dispatch, wait = await self.orders.dispatch(allowed, batch=batch), self.orders.queue_timeout(decision)
         admission = Admission(
             request=allowed.request,
             shown=allowed.shown,
@@ -178,12 +196,15 @@ class Admitter:
             approvers=decision.approvers,
             waits=decision.waits,
             unfit=unfit,
+            batch=batch,
         )
-        outcome, retry_seconds = await self._ledger.admit(admission, dispatch)
+        return admission, dispatch
+
+    def report_sent(self, allowed: AllowedRequest, outcome: Outcome, dispatch: Dispatch | None) -> None:
+        """Report the order of a newly admitted request to the callers who wait for its execution."""
         if outcome is Outcome.ADMITTED and dispatch is not None and self._sent is not None:
             request = allowed.request
             self._sent(request.id, AwaitedOrder(request.agent_id, dispatch.order_sha256))
-        return outcome, retry_seconds
 
     def _scopes(self, request: ExecRequest, decision: Decision) -> dict[str, RateLimitConfig]:
         """Return the limits that count for a request: of its agent, and of its requester under the deciding policy."""
@@ -195,12 +216,12 @@ class Admitter:
             scopes[f"by:{hashlib.sha256(requester.encode()).hexdigest()[:32]}"] = decision.rate_limit
         return scopes
 
-    async def _deny(self, request: ExecRequest, peer: Peer, denial: Denial) -> TachikomaError:
-        """Audit a denial and return the error for the caller."""
+    async def deny(self, request: ExecRequest, peer: Peer, denial: Denial, *, batch: str = "") -> TachikomaError:
+        """Audit a denial and return the error for the caller; `batch` is the batch of the request, or empty."""
         log.info("request.denied", id=request.id, agent=request.agent_id, by=str(peer), reason=denial.reason)
         await self._trail.refuse(
             request, denial.audit_code,
             policy=denial.policy, rule=denial.rule, reason=denial.reason, client_ip=peer.address,
-            shown=self.shown(request),
+            shown=self.shown(request), batch=batch,
         )  # fmt: skip
         return denial.error

@@ -88,12 +88,13 @@ class Orders:
         )
         return sign(svid, claims)
 
-    async def dispatch(self, allowed: AllowedRequest, approved_by: str = "") -> Dispatch:
+    async def dispatch(self, allowed: AllowedRequest, approved_by: str = "", *, batch: str = "") -> Dispatch:
         """Sign the order of an allowed request and wrap it into the Celery message for its agent's queue.
 
         Args:
             allowed: the request.
             approved_by: SPIFFE ID of the approver; empty without an approval.
+            batch: id of the batch that the request is a part of; empty for none.
 
         Raises:
             Unavailable: the orchestrator's certificate has expired.
@@ -103,7 +104,7 @@ class Orders:
         wait_seconds = self.queue_timeout(decision).total_seconds()
         # Read before the order is written: a life that begins meanwhile then counts as a later one.
         life = self._lives.number if self._lives is not None else 0
-        order = await self._order(self._identity.current(), allowed, wait_seconds, approved_by, life)
+        order = await self._order(self._identity.current(), allowed, wait_seconds, approved_by, life, batch)
         return Dispatch(
             life=life,
             digest=allowed.digest,
@@ -115,7 +116,7 @@ class Orders:
         )
 
     async def _order(
-        self, svid: Svid, allowed: AllowedRequest, wait_seconds: float, approved_by: str, life: int
+        self, svid: Svid, allowed: AllowedRequest, wait_seconds: float, approved_by: str, life: int, batch: str
     ) -> str:
         request, decision = allowed.request, allowed.decision
         assert decision.grant is not None
@@ -130,6 +131,7 @@ class Orders:
             jti=request.id,
             policy=decision.policy,
             approved_by=approved_by,
+            batch=batch,
             journal=await self._registry.journal(agent),
             labels=self._registry.labels(agent),
             client_ip=allowed.client_ip,

@@ -96,6 +96,11 @@ class Registry:
         """Return the labels of an agent's last heartbeat; none for an agent that was never heard of."""
         return self._labels.get(agent, {})
 
+    async def known_labels(self) -> dict[str, dict[str, str]]:
+        """Return the labels of every agent ever heard of, by its id. Raises redis errors."""
+        agents = [item.decode(errors="replace") for item in await self._redis.hkeys(keys.AGENTS)]
+        return {agent: self.labels(agent) for agent in agents if is_identifier(agent)}
+
     async def journal(self, agent: str) -> str:
         """Return the journal id of an agent's last heartbeat; empty for an agent that was never heard of."""
         if agent not in self._journals:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tachikoma_orchestrator.api.agents import AgentCalls
 from tachikoma_orchestrator.api.approvals import ApprovalCalls
+from tachikoma_orchestrator.api.batches import BatchCalls
 from tachikoma_orchestrator.api.oversight import OversightCalls
 from tachikoma_orchestrator.api.overview import OverviewCalls
 from tachikoma_orchestrator.api.schedules import ScheduleCalls
@@ -12,5 +13,5 @@ from tachikoma_orchestrator.api.sessions import SessionCalls
 __all__ = ["RemoteExecution"]
 
 
-class RemoteExecution(SessionCalls, OverviewCalls, ApprovalCalls, AgentCalls, OversightCalls, ScheduleCalls):
+class RemoteExecution(SessionCalls, BatchCalls, OverviewCalls, ApprovalCalls, AgentCalls, OversightCalls, ScheduleCalls):
     """All RPCs of the service; each is a few lines over the domain."""

@@ -21,6 +21,7 @@ from tachikoma_orchestrator.agents.membership import Membership
 from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.api.guard import current_peer
 from tachikoma_orchestrator.audit.trail import AuditTrail
+from tachikoma_orchestrator.batches.room import Batches
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.executions.evidence import Evidence
 from tachikoma_orchestrator.executions.ledger import Ledger
@@ -76,6 +77,7 @@ class ServiceParts:
     membership: Membership
     #: None if the orchestrator has no schedules.
     schedule_runner: ScheduleRunner | None
+    batches: Batches
 
 
 class Service(RemoteExecutionServicer):

@@ -90,4 +90,5 @@ def _event(cursor: bytes, raw: dict[bytes, bytes]) -> ExecAuditLog:
         request=AuditedRequest.model_validate_json(fields["request"]) if "request" in fields else None,
         command_hmac=fields.get("command_hmac", ""),
         evidence_sha256=fields.get("evidence_sha256", ""),
+        batch=fields.get("batch", ""),
     )

@@ -118,11 +118,11 @@ class AuditTrail:
 
     async def refuse(
         self, request: ExecRequest, code: AuditCode, *,
-        policy: str, reason: str, client_ip: str, shown: tuple[str, ...], rule: str = "",
+        policy: str, reason: str, client_ip: str, shown: tuple[str, ...], rule: str = "", batch: str = "",
     ) -> None:  # fmt: skip
         """Record a refusal within the budget of its requester, or count it; the request never becomes an execution.
 
-        `shown` is its redacted argv.
+        `shown` is its redacted argv, `batch` the id of its batch or empty.
         """
         if not self.refusals.admits(request.requested_by):
             self.refusals.leave_out(request.requested_by, code)
@@ -138,6 +138,8 @@ class AuditTrail:
         fields["reason"] = clipped(reason, MAX_REFUSED_TEXT)
         if rule:
             fields["rule"] = clipped(rule, MAX_REFUSED_TEXT)
+        if batch:
+            fields["batch"] = batch
         await self._write(code, fields)
 
     async def append_refusal(self, code: AuditCode, *, subject: str, **fields: str) -> None:

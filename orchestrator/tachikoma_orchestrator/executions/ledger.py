@@ -93,26 +93,44 @@ class Ledger:
         Raises:
             RecordAltered: the id has a value in Redis that is no record, so no repetition would succeed.
         """
-        requester, refusals = admission.request.requested_by, self.trail.refusals
-        recorded = refusals.admits(requester)
-        admit = self._admit_call(admission, record_refusal=recorded)
         try:
-            if dispatch is None:
-                answer = await self._runner.run(admit)
-            else:
-                push = self._dispatch_call(admission.request.agent_id, admission.request.id, dispatch)
-                answer, _ = await self._runner.run_both(admit, push, durable=self._durable)
+            return (await self.admit_all([(admission, dispatch)]))[0]
         except ResponseError as error:
             if wrong_type(error):
                 await self.record(admission.request.id)
             raise
-        outcome, retry_ms = Outcome(answer[0].decode()), answer[2]
-        if outcome in (Outcome.ADMITTED, Outcome.DUPLICATE):
+
+    async def admit_all(self, requests: Sequence[tuple[Admission, Dispatch | None]]) -> list[tuple[Outcome, float]]:
+        """Admit several requests in one round trip, each as `admit` does; a refusal of one does not affect others.
+
+        Each request is decided by a script of its own. Returns as `admit` does, in the same order.
+        """
+        recorded = [self.trail.refusals.admits(admission.request.requested_by) for admission, _ in requests]
+        admits = [
+            self._admit_call(admission, record_refusal=record)
+            for (admission, _), record in zip(requests, recorded, strict=True)
+        ]
+        pushes = [
+            self._dispatch_call(admission.request.agent_id, admission.request.id, dispatch)
+            for admission, dispatch in requests
+            if dispatch is not None
+        ]
+        answers = await self._runner.run_all(admits, pushes, durable=self._durable)
+        found = []
+        for (admission, _), record, answer in zip(requests, recorded, answers, strict=True):
+            outcome = Outcome(answer[0].decode())
+            self._count_refusal(admission.request.requested_by, outcome, recorded=record)
+            found.append((outcome, seconds_of_ms(int(answer[2]))))
+        return found
+
+    def _count_refusal(self, requester: str, outcome: Outcome, *, recorded: bool) -> None:
+        """Settle the budget of refusal events: give back what was not used, count what was left out."""
+        refusals = self.trail.refusals
+        if outcome in (Outcome.ADMITTED, Outcome.DUPLICATE, Outcome.HELD):
             if recorded:
                 refusals.give_back(requester)
         elif not recorded:
             refusals.leave_out(requester, AuditCode.LIMITED if outcome in LIMITS else AuditCode.REFUSED)
-        return outcome, seconds_of_ms(int(retry_ms))
 
     def _admit_call(self, admission: Admission, *, record_refusal: bool) -> Call:
         agent, exec_id = admission.request.agent_id, admission.request.id
@@ -122,11 +140,12 @@ class Ledger:
             self.trail.request_fields, admission.request,
             policy=admission.policy, client_ip=admission.client_ip, authorized=True,
         )  # fmt: skip
-        event = fields(whole)
+        batch = {"batch": admission.batch} if admission.batch else {}
+        event = fields(whole) | batch
         record = record_fields(admission)
         payloads = [admission.parked, record.pop("request"), event.pop("request")]
         # Most requests are small, and their refusal is the same event.
-        refusal = {} if shorter is whole else fields(shorter)
+        refusal = {} if shorter is whole else fields(shorter) | batch
         return self._admit(
             keys=[
                 keys.execution(exec_id), keys.info(agent), keys.queue(agent), keys.AUDIT, keys.AGENTS,
@@ -143,6 +162,7 @@ class Ledger:
                 "wait_ms": duration_ms(admission.wait),
                 "record_refusal": record_refusal,
                 "unfit": admission.unfit,
+                "batch": admission.batch,
                 "scopes": [
                     {
                         "name": name, "per_minute": limit.requests_per_minute,
@@ -189,7 +209,7 @@ class Ledger:
             Transition.approval(agent, exec_id, wait=wait, by=by, reason=reason, digest=digest, waits=waits)
         )
         push = self._dispatch_call(agent, exec_id, dispatch)
-        answer, _ = await self._runner.run_both(move, push, durable=self._durable)
+        answer = (await self._runner.run_all([move], [push], durable=self._durable))[0]
         return TransitionOutcome(answer[0].decode())
 
     async def apply(self, transition: Transition) -> TransitionOutcome:

@@ -65,6 +65,8 @@ class Outcome(StrEnum):
     RATE = "RATE"
     CONCURRENT = "CONCURRENT"
     WAITING = "WAITING"
+    #: Its batch does not let it start now: it has ended, its limit is reached, or the target has had its turn.
+    HELD = "HELD"
 
 
 class TransitionOutcome(StrEnum):
@@ -107,6 +109,8 @@ class Admission:
     waits: bool = False
     #: Why the agent can run nothing, in words: its clock or its formats; empty if it can.
     unfit: str = ""
+    #: Id of the batch that the request is a part of; empty for none.
+    batch: str = ""
 
 
 @dataclass(frozen=True, slots=True)

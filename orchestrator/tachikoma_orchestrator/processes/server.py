@@ -37,6 +37,7 @@ from tachikoma_orchestrator.audit.sinks.file import FileSink
 from tachikoma_orchestrator.audit.sinks.sink import Sink
 from tachikoma_orchestrator.audit.sinks.stdout import StandardOutputSink
 from tachikoma_orchestrator.audit.sinks.syslog import SyslogSink
+from tachikoma_orchestrator.batches.room import Batches
 from tachikoma_orchestrator.executions.reaper import Reaper
 from tachikoma_orchestrator.executions.retained_output import RetainedOutput
 from tachikoma_orchestrator.executions.revocation import ExecutionsOfAgent
@@ -102,6 +103,10 @@ class Server:
         self._feed = Feed(self._background_redis, core.ledger, core.registry, core.subscriber)
         self._reaper = self._make_reaper()
         self._shipper = self._make_shipper()
+        self._batches = Batches.over(
+            core.redis, core.ledger, core.admitter, core.registry, core.identity, core.evidence, core.subscriber,
+            retention=settings.retention,
+        )  # fmt: skip
         self._accounts = self._open_accounts()
         main = self._make_main_server()
         #: The servers, the main one first.
@@ -151,6 +156,7 @@ class Server:
         supervisor.start(self._reaper.run(), name="reaper")
         supervisor.start(self._guard.run(), name="guard")
         supervisor.start(self._feed.run(), name="feed")
+        supervisor.start(self._batches.driver.run(), name="batches")
         supervisor.start(self._health.run(), name="health")
         if self._shipper is not None:
             supervisor.start(self._shipper.run(), name="shipper")
@@ -296,4 +302,5 @@ class Server:
             registry=core.registry,
             membership=membership,
             schedule_runner=core.schedule_runner,
+            batches=self._batches,
         )

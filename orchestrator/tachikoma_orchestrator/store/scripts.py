@@ -119,26 +119,28 @@ class Runner:
         """Run one script and return its result. Raises redis errors."""
         return (await self._run([call], durable=False))[0]
 
-    async def run_both(self, first: Call, second: Call, *, durable: bool) -> tuple[Any, Any]:
-        """Run two scripts in one round trip and return their results.
+    async def run_all(self, first: Sequence[Call], then: Sequence[Call], *, durable: bool) -> list[Any]:
+        """Run scripts in one round trip, and return the results of the first ones.
 
         Args:
-            first, second: the scripts in this order; a repetition of both must change nothing.
-            durable: True if the second waits until the changes of the first are on disk. Otherwise both are one
+            first: the scripts that run before the others; a repetition of all must change nothing.
+            then: the scripts that follow them.
+            durable: True if these wait until the changes of the first ones are on disk. Otherwise all are one
                 transaction.
 
         Raises:
             Unavailable: Redis cannot report what is on its disk.
         """
+        durable = durable and bool(then)
         if durable:
             await self._check_disk()
-        answers = await self._run([first, second], durable=durable)
-        return answers[0], answers[-1]
+        answers = await self._run([*first, *then], durable=durable, wait_after=len(first))
+        return answers[: len(first)]
 
-    async def _run(self, calls: Sequence[Call], *, durable: bool) -> list[Any]:
+    async def _run(self, calls: Sequence[Call], *, durable: bool, wait_after: int = 1) -> list[Any]:
         commands = [call.command for call in calls]
         if durable:
-            commands.insert(1, WAIT_FOR_DISK)
+            commands.insert(wait_after, WAIT_FOR_DISK)
         try:
             answers = await self._send(commands, transaction=not durable)
         except NoScriptError:
@@ -169,8 +171,8 @@ class Runner:
 
     async def _load(self, calls: Sequence[Call]) -> None:
         async with self._redis.pipeline(transaction=False) as pipe:
-            for call in calls:
-                pipe.script_load(call.script.source)
+            for source in dict.fromkeys(call.script.source for call in calls):
+                pipe.script_load(source)
             await pipe.execute()
 
     async def _check_disk(self) -> None:

@@ -287,6 +287,20 @@ AUDIT_CODES: Mapping[AuditCode, AuditCodeRow] = {
         "Redis lost the record of an execution. It was rebuilt from the signed order that its agent retained.",
         "reason, digest of the order", severity=Severity.LOW,
     ),
+    AuditCode.BATCH_SUBMITTED: _base(
+        "A batch was accepted; its list of targets is frozen.", "batch, reason, digest of request and targets"
+    ),
+    AuditCode.BATCH_WAVE: _base("A batch may start its next targets.", "batch, reason"),
+    AuditCode.BATCH_STOPPED: _base(
+        "A batch starts no more targets: its stop rule was reached, or its canary failed.",
+        "batch, reason, digest of the last receipt", outcome=Outcome.FAILED, severity=Severity.LOW,
+    ),
+    AuditCode.BATCH_CANCELLED: _base("A user cancelled a batch; it starts no more targets.", "batch, actor"),
+    AuditCode.BATCH_EXPIRED: _base(
+        "The deadline of a batch passed; it starts no more targets.",
+        "batch, reason", outcome=Outcome.OMITTED, severity=Severity.LOW,
+    ),
+    AuditCode.BATCH_ENDED: _base("Nothing of a batch runs any more.", "batch, reason: its state"),
     AuditCode.SCHEDULE_RUN: _base("An operator requested a run of a schedule outside its scheduled times.", "actor"),
 }  # fmt: skip
 

@@ -100,5 +100,6 @@ def _unmapped(event: ExecAuditLog) -> dict[str, str]:
         "client_ip": event.client_ip,
         "command_hmac": event.command_hmac,
         "evidence_sha256": event.evidence_sha256,
+        "batch": event.batch,
     }
     return {"requested_by": event.requested_by, **{name: value for name, value in optional.items() if value}}

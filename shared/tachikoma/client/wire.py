@@ -99,6 +99,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMATS",
+    "LIMITS",
     "STATE",
     "approval_from_pb",
     "approval_to_pb",
@@ -125,7 +126,8 @@ _CANCEL_OUTCOME = enumeration(CancelOutcome, pb.CancelOutcome.Value, "CANCEL_OUT
 
 # --- requests and results ---------------------------------------------------------------------------------------------
 
-_LIMITS = WireFormat(
+#: Limits of resources, also of batches.
+LIMITS = WireFormat(
     ResourceLimits,
     pb.ResourceLimits,
     optional("memory", "swap", "cpus", "cpu_weight", "pids", "io_read", "io_write"),
@@ -150,7 +152,7 @@ _REQUEST = WireFormat(
         *plain("agent_id", "work_dir", "stdin", "user", "interactive", "tty", "requested_by"),
         *optional("timeout", converter=DURATION),
         *optional("request_time", converter=TIMESTAMP),
-        *optional("limits", converter=nested(_LIMITS)),
+        *optional("limits", converter=nested(LIMITS)),
         *optional("terminal", converter=nested(_TERMINAL)),
     ),
 )
@@ -203,7 +205,7 @@ _APPROVAL = WireFormat(
         WireField("request", nested(_REQUEST)),
         WireField("digest", HEX),
         WireField("policy"),
-        WireField("limits", nested(_LIMITS)),
+        WireField("limits", nested(LIMITS)),
     ),
 )
 
@@ -227,7 +229,7 @@ _EVENTS: dict[OutputKind, WireField] = {
 
 #: The tables of this module, for the test that no field is forgotten.
 FORMATS: tuple[WireFormat[Any, Any], ...] = (
-    _LIMITS, _USAGE, _TERMINAL, _REQUEST, _SUMMARY, _ACCEPTED, _KILL, _RESPONSE, _TRANSITION, _STATUS, _CANCEL,
+    LIMITS, _USAGE, _TERMINAL, _REQUEST, _SUMMARY, _ACCEPTED, _KILL, _RESPONSE, _TRANSITION, _STATUS, _CANCEL,
     _APPROVAL, _OUTPUT,
 )  # fmt: skip
 

@@ -105,7 +105,7 @@ _AUDIT_EVENT = WireFormat(
     pb.AuditEvent,
     (
         *plain("cursor", "seq", "event", "id", "agent_id", "requested_by", "command", "exit_code", "client_ip"),
-        *plain("authorized", "policy_applied", "reason", "actor", "rule", "command_hmac", "evidence_sha256"),
+        *plain("authorized", "policy_applied", "reason", "actor", "rule", "command_hmac", "evidence_sha256", "batch"),
         WireField("time", TIMESTAMP),
         *optional("start_time", converter=TIMESTAMP),
         WireField("duration", DURATION),

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tachikoma.identity.signing import Claims
+from tachikoma.vocabulary.batches import MAX_EXPRESSIONS, BatchRequest
 from tachikoma.vocabulary.formats import FORMATS
 from tachikoma.vocabulary.grants import Digest, Grant
 from tachikoma.vocabulary.limits import ResourceUsage
@@ -19,6 +20,7 @@ __all__ = [
     "AuditCheckpoint",
     "CancelOrder",
     "Enrolment",
+    "FrozenBatch",
     "LifeRecord",
     "OutputDigest",
     "ParkedRequest",
@@ -54,6 +56,8 @@ class WorkOrder(Claims):
     policy: str
     #: SPIFFE ID of the approver; empty if policy needed no approval.
     approved_by: str = ""
+    #: Id of the batch that the request is a part of; empty for none. It is not in the request's digest.
+    batch: str = ""
     #: Id of the agent's journal at the time of the signature. An agent with another journal cannot know whether it has
     #: started the command before.
     journal: str = ""
@@ -103,6 +107,24 @@ class ParkedRequest(Claims):
     request: ExecRequest
     #: IP address that the request came from; empty if it is unknown.
     client_ip: str = ""
+
+
+class FrozenBatch(Claims):
+    """A batch as it was requested, with its list of targets. Redis stores it and cannot replace it."""
+
+    type: Literal["tachikoma-batch+jws"] = "tachikoma-batch+jws"
+    #: Id of the batch.
+    jti: Identifier
+    #: SPIFFE ID of the requester.
+    sub: str
+    #: IP address that the request came from; empty if it is unknown.
+    client_ip: str = ""
+    #: Random text from which the ids of the executions are derived, so that nobody can guess them.
+    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    #: The request.
+    batch: BatchRequest
+    #: The agents, in the order in which they start.
+    targets: Annotated[tuple[Identifier, ...], Field(min_length=1, max_length=MAX_EXPRESSIONS)]
 
 
 class CancelOrder(Claims):

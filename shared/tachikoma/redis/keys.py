@@ -46,6 +46,8 @@ __all__ = [
     "application_result",
     "application_task_id",
     "audit_lock",
+    "batch",
+    "batch_driver",
     "binding",
     "cancel",
     "celery_events",
@@ -105,6 +107,10 @@ ENDED = "orch:ended"
 LIFE = "orch:life"
 EVENTS_WANTED = "orch:events:wanted"
 SCHEDULES = "orch:schedules"
+#: Batches; the last two are also made in `lua/batches.lua`.
+BATCHES = "orch:batches"
+BATCHES_OPEN = "orch:batches:open"
+BATCHES_CHANGED = "orch:batches:changed"
 
 # --- names of the submitter and of applications -----------------------------------------------------------------------
 
@@ -268,6 +274,17 @@ def scope(name: str) -> tuple[str, str, str]:
 def agent_index(agent: str) -> str:
     """Return the key of an agent's executions by time of acceptance."""
     return f"orch:index:{agent}"
+
+
+def batch(batch_id: str) -> tuple[str, str, str, str]:
+    """Return the keys of a batch: state, pending, running and ended targets. Also made in `lua/batches.lua`."""
+    key = f"orch:batch:{batch_id}"
+    return key, f"{key}:pending", f"{key}:running", f"{key}:ended"
+
+
+def batch_driver(batch_id: str) -> str:
+    """Return the key of the orchestrator that drives a batch."""
+    return f"orch:batch:{batch_id}:driver"
 
 
 def schedule(name: str) -> str:

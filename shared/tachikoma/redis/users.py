@@ -128,12 +128,16 @@ _ORCHESTRATOR = (
     Grant("evalsha", read=(keys.ALL_OURS, keys.ALL_QUEUES), write=(keys.ALL_OURS, keys.ALL_QUEUES)),
     Grant(
         "get exists expire pexpire incr incrby hget hset hsetnx hmget hgetall hdel hkeys hvals hexists sadd srem scard "
-        "zadd zrem zrange zrevrangebyscore zremrangebyscore zcard xadd xread xrange xrevrange xtrim",
+        "hincrby zadd zrem zrange zscore zrevrangebyscore zremrangebyscore zcard smembers "
+        "xadd xread xrange xrevrange xtrim",
         read=(keys.ALL_OURS,),
         write=(keys.ALL_OURS,),
     ),
     # Neither a ledger record nor the audit trail can be deleted or replaced.
-    Grant("set", write=(keys.parked("*"), keys.audit_lock("*"), keys.enrolment("*"), keys.LIFE)),
+    Grant(
+        "set",
+        write=(keys.parked("*"), keys.audit_lock("*"), keys.enrolment("*"), keys.batch_driver("*"), keys.LIFE),
+    ),
     Grant("set", write=(keys.claim("*", "*"), keys.cancel("*", "*"), keys.read("*", "*"))),
     Grant("del", write=(keys.parked("*"), keys.audit_lock("*"), keys.enrolment("*"))),
     Grant("get exists", read=(keys.ALL_INFO, keys.claim("*", "*"), keys.result("*", "*"))),
@@ -144,10 +148,20 @@ _ORCHESTRATOR = (
     Grant("get", read=(keys.session("*", "*"),)),
     # Output beyond the quotas is deleted, with a lifetime of 0.
     Grant("expire", write=(keys.output("*", "*"), keys.result("*", "*"))),
-    Grant("publish", channels=(keys.control("*"), keys.ENDED, keys.APPROVED)),
+    Grant("publish", channels=(keys.control("*"), keys.ENDED, keys.APPROVED, keys.BATCHES_CHANGED)),
     Grant("publish", channels=(keys.celery_events("task"), keys.celery_events("worker"))),
-    Grant("psubscribe", channels=(keys.ALL_EVENTS, keys.ALL_RESULTS, keys.ENDED, keys.APPROVED, keys.EVENTS_WANTED)),
-    Grant("subscribe", channels=(keys.output("*", "*"), keys.session("*", "*"))),
+    Grant(
+        "psubscribe",
+        channels=(
+            keys.ALL_EVENTS,
+            keys.ALL_RESULTS,
+            keys.ENDED,
+            keys.APPROVED,
+            keys.EVENTS_WANTED,
+            keys.BATCHES_CHANGED,
+        ),
+    ),
+    Grant("subscribe", channels=(keys.output("*", "*"), keys.session("*", "*"), keys.BATCHES_CHANGED)),
 )
 
 #: Rights of Celery beat: to push hints to the submitter's queue, and its lock.

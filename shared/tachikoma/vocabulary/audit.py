@@ -64,6 +64,12 @@ class AuditCode(StrEnum):
     SCHEDULE_PAUSED = "schedule_paused"
     SCHEDULE_RESUMED = "schedule_resumed"
     SCHEDULE_RUN = "schedule_run"
+    BATCH_SUBMITTED = "batch_submitted"
+    BATCH_WAVE = "batch_wave"
+    BATCH_STOPPED = "batch_stopped"
+    BATCH_CANCELLED = "batch_cancelled"
+    BATCH_EXPIRED = "batch_expired"
+    BATCH_ENDED = "batch_ended"
     AGENT_ENROLLED = "agent_enrolled"
     JOIN_ACCEPTED = "join_accepted"
     JOIN_REFUSED = "join_refused"
@@ -133,5 +139,7 @@ class ExecAuditLog(Model):
     #: equal values, and no secret can be derived from a value.
     command_hmac: str = ""
     #: SHA-256 of the evidence for this event: the order of `dispatched`, the receipt of a final state, the approved
-    #: request of `approved`.
+    #: request of `approved`; the receipt at which a batch stopped, and the list of targets of a batch.
     evidence_sha256: str = ""
+    #: Id of the batch that the event is about, or that its execution is a part of; empty for none.
+    batch: str = ""

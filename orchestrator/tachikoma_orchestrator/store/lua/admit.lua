@@ -28,6 +28,7 @@
 --      wait_ms         longest wait on the queue or for the approval
 --      record_refusal  true if a refusal is recorded by an event; else the orchestrator counts it
 --      unfit           why the agent can run nothing, in words (clock, formats); empty if it can
+--      batch           id of the batch that the request is a part of; empty for none
 --      scopes          list of {name, per_minute, concurrent, waiting}: limits, each 0 for none
 --      record          names and values of further record fields
 --      event           names and values of the audit event, without its code and the request
@@ -40,6 +41,7 @@
 --   ADMITTED | DUPLICATE (same id, same request) | CONFLICT (same id, another request)
 --   | UNKNOWN (the agent never joined) | OFFLINE | DRAINING | REVOKED | UNFIT | FULL (queue)
 --   | APPROVALS (too many wait for one) | RATE | CONCURRENT | WAITING (limits of a scope)
+--   | HELD (its batch does not let it start now)
 local MINUTE_MS = 60000
 local FIXED_KEYS = 12
 
@@ -106,6 +108,9 @@ local known = redis.call('HGET', execution, 'digest')
 if known == args.digest then
   return {'DUPLICATE', now, 0}
 end
+if args.batch ~= '' and not may_start(args.batch, agent) then
+  return {'HELD', now, 0}
+end
 local outcome, retry = known and 'CONFLICT' or refusal(), 0
 for _, scope in ipairs(args.scopes) do
   if not outcome then
@@ -114,10 +119,10 @@ for _, scope in ipairs(args.scopes) do
 end
 
 -- Audit.
-local code = needs_approval and 'approval_requested' or 'admitted'
+local code, refused = needs_approval and 'approval_requested' or 'admitted', false
 local event = args.event
 if outcome then
-  local refused = contains({'CONFLICT', 'UNKNOWN', 'OFFLINE', 'DRAINING', 'REVOKED', 'UNFIT'}, outcome)
+  refused = contains({'CONFLICT', 'UNKNOWN', 'OFFLINE', 'DRAINING', 'REVOKED', 'UNFIT'}, outcome)
   code = refused and 'refused' or 'limited'
   event = #args.shorter_event > 0 and args.shorter_event or event
   append(event, 'reason', outcome == 'UNFIT' and 'UNFIT: ' .. args.unfit or outcome)
@@ -129,6 +134,10 @@ if args.record_refusal or not outcome then
   audit(trail, {'event', code, unpack(event)})
 end
 if outcome then
+  if refused and args.batch ~= '' then
+    local reason = outcome == 'UNFIT' and args.unfit or outcome
+    end_target(args.batch, agent, 'UNREACHABLE', {error = reason}, '', now)
+  end
   return {outcome, now, retry}
 end
 
@@ -151,6 +160,10 @@ if #names > 0 then
   append(record, 'scopes', table.concat(names, ' '))
 end
 extend(record, args.record)
+if args.batch ~= '' then
+  append(record, 'batch', args.batch)
+  start_target(args.batch, agent)
+end
 redis.call('HSET', execution, unpack(record))
 redis.call('ZADD', index_key, now, id)
 redis.call('ZADD', agent_index, now, id)

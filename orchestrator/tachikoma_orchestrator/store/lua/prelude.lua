@@ -59,9 +59,11 @@ end
 
 -- Append an event about an execution. It also contains the requester and the policy, so each event can be read alone.
 local function audit_execution(trail, execution, event)
-  local names = {'requested_by', 'command', 'client_ip', 'policy'}
+  local names = {'requested_by', 'command', 'client_ip', 'policy', 'batch'}
   for place, value in ipairs(redis.call('HMGET', execution, unpack(names))) do
-    append(event, names[place], value or '')
+    if value or names[place] ~= 'batch' then
+      append(event, names[place], value or '')
+    end
   end
   return audit(trail, event)
 end

@@ -38,6 +38,23 @@ local id, target, terminal = args.id, args.target, args.terminal
 local moves = target ~= ''
 local now = clock()
 
+-- Count the final state in the execution's batch. A batch that was tampered with keeps no execution from its final state.
+local function settle_target()
+  local batch = redis.call('HGET', execution, 'batch')
+  if batch then
+    local names = {'exit_code', 'error', 'stdout_sha256', 'stderr_sha256', 'stdout_bytes', 'stderr_bytes'}
+    local result = {id = id}
+    for place, value in ipairs(redis.call('HMGET', execution, unpack(names))) do
+      result[names[place]] = value or nil
+    end
+    local evidence = ''
+    for place = 1, #args.event, 2 do
+      evidence = args.event[place] == 'evidence_sha256' and args.event[place + 1] or evidence
+    end
+    pcall(end_target, batch, args.agent, target, result, evidence, now)
+  end
+end
+
 -- Check.
 local change = 'change:' .. target
 local state, agent, done = unpack(redis.call('HMGET', execution, 'state', 'agent', change))
@@ -111,5 +128,6 @@ if terminal then
   end
   redis.call('EXPIRE', execution, args.keep_seconds)
   redis.call('PUBLISH', ended, id)
+  settle_target()
 end
 return {'DONE', moves and target or state, now}

@@ -145,6 +145,138 @@ DUE_OUTCOME_SKIPPED: DueOutcome.ValueType  # 5
 """The schedule was paused or disabled, or the previous run had not finished."""
 Global___DueOutcome: _TypeAlias = DueOutcome  # noqa: Y015
 
+class _StopCause:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StopCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StopCause.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STOP_CAUSE_UNSPECIFIED: _StopCause.ValueType  # 0
+    """Not set."""
+    STOP_CAUSE_UNREACHABLE: _StopCause.ValueType  # 1
+    """The agent cannot be reached."""
+    STOP_CAUSE_DENIED: _StopCause.ValueType  # 2
+    """Policy does not allow the command there."""
+    STOP_CAUSE_EXPIRED: _StopCause.ValueType  # 3
+    """The execution did not start in time."""
+
+class StopCause(_StopCause, metaclass=_StopCauseEnumTypeWrapper):
+    """StopCause is an end of a target that can count as a failure."""
+
+STOP_CAUSE_UNSPECIFIED: StopCause.ValueType  # 0
+"""Not set."""
+STOP_CAUSE_UNREACHABLE: StopCause.ValueType  # 1
+"""The agent cannot be reached."""
+STOP_CAUSE_DENIED: StopCause.ValueType  # 2
+"""Policy does not allow the command there."""
+STOP_CAUSE_EXPIRED: StopCause.ValueType  # 3
+"""The execution did not start in time."""
+Global___StopCause: _TypeAlias = StopCause  # noqa: Y015
+
+class _BatchState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BatchStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BatchState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BATCH_STATE_UNSPECIFIED: _BatchState.ValueType  # 0
+    """Not set."""
+    BATCH_STATE_RUNNING: _BatchState.ValueType  # 1
+    """Targets start as the limits allow."""
+    BATCH_STATE_DONE: _BatchState.ValueType  # 2
+    """Every target has ended, or could not be started."""
+    BATCH_STATE_STOPPED: _BatchState.ValueType  # 3
+    """The stop rule was reached."""
+    BATCH_STATE_CANCELLED: _BatchState.ValueType  # 4
+    """It was cancelled."""
+    BATCH_STATE_EXPIRED: _BatchState.ValueType  # 5
+    """Its deadline passed."""
+
+class BatchState(_BatchState, metaclass=_BatchStateEnumTypeWrapper):
+    """BatchState is the state of a batch. In all but RUNNING no further target starts."""
+
+BATCH_STATE_UNSPECIFIED: BatchState.ValueType  # 0
+"""Not set."""
+BATCH_STATE_RUNNING: BatchState.ValueType  # 1
+"""Targets start as the limits allow."""
+BATCH_STATE_DONE: BatchState.ValueType  # 2
+"""Every target has ended, or could not be started."""
+BATCH_STATE_STOPPED: BatchState.ValueType  # 3
+"""The stop rule was reached."""
+BATCH_STATE_CANCELLED: BatchState.ValueType  # 4
+"""It was cancelled."""
+BATCH_STATE_EXPIRED: BatchState.ValueType  # 5
+"""Its deadline passed."""
+Global___BatchState: _TypeAlias = BatchState  # noqa: Y015
+
+class _TargetState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TargetStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TargetState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TARGET_STATE_UNSPECIFIED: _TargetState.ValueType  # 0
+    """Not set."""
+    TARGET_STATE_PENDING: _TargetState.ValueType  # 1
+    """Waits for its turn."""
+    TARGET_STATE_RUNNING: _TargetState.ValueType  # 2
+    """Its execution has not ended."""
+    TARGET_STATE_SUCCEEDED: _TargetState.ValueType  # 3
+    """As EXEC_STATE_SUCCEEDED."""
+    TARGET_STATE_FAILED: _TargetState.ValueType  # 4
+    """As EXEC_STATE_FAILED."""
+    TARGET_STATE_TIMED_OUT: _TargetState.ValueType  # 5
+    """As EXEC_STATE_TIMED_OUT."""
+    TARGET_STATE_CANCELLED: _TargetState.ValueType  # 6
+    """As EXEC_STATE_CANCELLED."""
+    TARGET_STATE_OUT_OF_MEMORY: _TargetState.ValueType  # 7
+    """As EXEC_STATE_OUT_OF_MEMORY."""
+    TARGET_STATE_EXPIRED: _TargetState.ValueType  # 8
+    """As EXEC_STATE_EXPIRED."""
+    TARGET_STATE_REJECTED: _TargetState.ValueType  # 9
+    """As EXEC_STATE_REJECTED."""
+    TARGET_STATE_LOST: _TargetState.ValueType  # 10
+    """As EXEC_STATE_LOST."""
+    TARGET_STATE_UNREACHABLE: _TargetState.ValueType  # 11
+    """The agent is unknown, offline, draining or revoked, or takes no executions for another reason."""
+    TARGET_STATE_DENIED: _TargetState.ValueType  # 12
+    """Policy does not allow the command there."""
+    TARGET_STATE_NOT_STARTED: _TargetState.ValueType  # 13
+    """The batch ended before its turn."""
+
+class TargetState(_TargetState, metaclass=_TargetStateEnumTypeWrapper):
+    """TargetState is the state of one target: that of its execution, or why it has none."""
+
+TARGET_STATE_UNSPECIFIED: TargetState.ValueType  # 0
+"""Not set."""
+TARGET_STATE_PENDING: TargetState.ValueType  # 1
+"""Waits for its turn."""
+TARGET_STATE_RUNNING: TargetState.ValueType  # 2
+"""Its execution has not ended."""
+TARGET_STATE_SUCCEEDED: TargetState.ValueType  # 3
+"""As EXEC_STATE_SUCCEEDED."""
+TARGET_STATE_FAILED: TargetState.ValueType  # 4
+"""As EXEC_STATE_FAILED."""
+TARGET_STATE_TIMED_OUT: TargetState.ValueType  # 5
+"""As EXEC_STATE_TIMED_OUT."""
+TARGET_STATE_CANCELLED: TargetState.ValueType  # 6
+"""As EXEC_STATE_CANCELLED."""
+TARGET_STATE_OUT_OF_MEMORY: TargetState.ValueType  # 7
+"""As EXEC_STATE_OUT_OF_MEMORY."""
+TARGET_STATE_EXPIRED: TargetState.ValueType  # 8
+"""As EXEC_STATE_EXPIRED."""
+TARGET_STATE_REJECTED: TargetState.ValueType  # 9
+"""As EXEC_STATE_REJECTED."""
+TARGET_STATE_LOST: TargetState.ValueType  # 10
+"""As EXEC_STATE_LOST."""
+TARGET_STATE_UNREACHABLE: TargetState.ValueType  # 11
+"""The agent is unknown, offline, draining or revoked, or takes no executions for another reason."""
+TARGET_STATE_DENIED: TargetState.ValueType  # 12
+"""Policy does not allow the command there."""
+TARGET_STATE_NOT_STARTED: TargetState.ValueType  # 13
+"""The batch ended before its turn."""
+Global___TargetState: _TypeAlias = TargetState  # noqa: Y015
+
 @_typing.final
 class ExecRequest(_message.Message):
     """ExecRequest is a request to run one command on one agent."""
@@ -1781,6 +1913,7 @@ class AuditEvent(_message.Message):
     REQUEST_FIELD_NUMBER: _builtins.int
     COMMAND_HMAC_FIELD_NUMBER: _builtins.int
     EVIDENCE_SHA256_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
     """Position in the trail."""
     event: _builtins.str
@@ -1813,6 +1946,8 @@ class AuditEvent(_message.Message):
     """HMAC-SHA-256 of the complete argv."""
     evidence_sha256: _builtins.str
     """SHA-256 of the order, the receipt, or the approved request."""
+    batch: _builtins.str
+    """Id of the batch that the event is about, or that its execution is a part of."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """Time by the clock of Redis."""
@@ -1852,10 +1987,11 @@ class AuditEvent(_message.Message):
         request: Global___AuditedRequest | None = ...,
         command_hmac: _builtins.str = ...,
         evidence_sha256: _builtins.str = ...,
+        batch: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "request", b"request", "start_time", b"start_time", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent_id", b"agent_id", "authorized", b"authorized", "client_ip", b"client_ip", "command", b"command", "command_hmac", b"command_hmac", "cursor", b"cursor", "duration", b"duration", "event", b"event", "evidence_sha256", b"evidence_sha256", "exit_code", b"exit_code", "id", b"id", "policy_applied", b"policy_applied", "reason", b"reason", "request", b"request", "requested_by", b"requested_by", "rule", b"rule", "seq", b"seq", "start_time", b"start_time", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "agent_id", b"agent_id", "authorized", b"authorized", "batch", b"batch", "client_ip", b"client_ip", "command", b"command", "command_hmac", b"command_hmac", "cursor", b"cursor", "duration", b"duration", "event", b"event", "evidence_sha256", b"evidence_sha256", "exit_code", b"exit_code", "id", b"id", "policy_applied", b"policy_applied", "reason", b"reason", "request", b"request", "requested_by", b"requested_by", "rule", b"rule", "seq", b"seq", "start_time", b"start_time", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2569,3 +2705,521 @@ class RenewAgentResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RenewAgentResponse: _TypeAlias = RenewAgentResponse  # noqa: Y015
+
+@_typing.final
+class BatchRequest(_message.Message):
+    """BatchRequest is a request to run one command on many agents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class EnvironmentEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ID_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    WORK_DIR_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    STDIN_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    PARALLEL_FIELD_NUMBER: _builtins.int
+    CANARY_FIELD_NUMBER: _builtins.int
+    WAVE_FIELD_NUMBER: _builtins.int
+    PAUSE_FIELD_NUMBER: _builtins.int
+    STOP_AFTER_FIELD_NUMBER: _builtins.int
+    STOP_ON_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    RETRY_OF_FIELD_NUMBER: _builtins.int
+    RETRY_STATES_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id of the batch and idempotency key. The client library creates one if the caller sets none."""
+    work_dir: _builtins.str
+    """Working directory; empty is the user's home."""
+    stdin: _builtins.bytes
+    """Standard input of each command."""
+    user: _builtins.str
+    """User name on the agents; empty is their default."""
+    parallel: _builtins.str
+    """Largest number of executions at once: `10`, or `25%` of the targets. Empty: the default."""
+    canary: _builtins.int
+    """Number of targets that run first, alone; the others follow if none of them failed."""
+    wave: _builtins.str
+    """Number or percentage of the targets of a wave. Unset: one wave."""
+    stop_after: _builtins.str
+    """Number or percentage of failures after which no further target starts. Unset: no such rule."""
+    retry_of: _builtins.str
+    """Id of an earlier batch, some of whose targets are the targets."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Target expressions: node sets, wildcards, labels."""
+
+    @_builtins.property
+    def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The argv. `{agent}` and `{label:NAME}` are replaced for each target."""
+
+    @_builtins.property
+    def environment(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Environment variables, in addition to those that the agents set."""
+
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Time after which each command is killed."""
+
+    @_builtins.property
+    def limits(self) -> Global___ResourceLimits:
+        """Limits lower than those of policy."""
+
+    @_builtins.property
+    def pause(self) -> _duration_pb2.Duration:
+        """Time between two waves."""
+
+    @_builtins.property
+    def stop_on(self) -> _containers.RepeatedScalarFieldContainer[Global___StopCause.ValueType]:
+        """Ends that also count as failures."""
+
+    @_builtins.property
+    def deadline(self) -> _duration_pb2.Duration:
+        """Time after which no further target starts. Unset: an hour."""
+
+    @_builtins.property
+    def retry_states(self) -> _containers.RepeatedScalarFieldContainer[Global___TargetState.ValueType]:
+        """States of these targets. Empty: all but SUCCEEDED."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
+        command: _abc.Iterable[_builtins.str] | None = ...,
+        work_dir: _builtins.str = ...,
+        environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        stdin: _builtins.bytes = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        user: _builtins.str = ...,
+        limits: Global___ResourceLimits | None = ...,
+        parallel: _builtins.str = ...,
+        canary: _builtins.int = ...,
+        wave: _builtins.str | None = ...,
+        pause: _duration_pb2.Duration | None = ...,
+        stop_after: _builtins.str | None = ...,
+        stop_on: _abc.Iterable[Global___StopCause.ValueType] | None = ...,
+        deadline: _duration_pb2.Duration | None = ...,
+        retry_of: _builtins.str | None = ...,
+        retry_states: _abc.Iterable[Global___TargetState.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_retry_of", b"_retry_of", "_stop_after", b"_stop_after", "_wave", b"_wave", "deadline", b"deadline", "limits", b"limits", "pause", b"pause", "retry_of", b"retry_of", "stop_after", b"stop_after", "timeout", b"timeout", "wave", b"wave"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_of", b"_retry_of", "_stop_after", b"_stop_after", "_wave", b"_wave", "canary", b"canary", "command", b"command", "deadline", b"deadline", "environment", b"environment", "id", b"id", "limits", b"limits", "parallel", b"parallel", "pause", b"pause", "retry_of", b"retry_of", "retry_states", b"retry_states", "stdin", b"stdin", "stop_after", b"stop_after", "stop_on", b"stop_on", "targets", b"targets", "timeout", b"timeout", "user", b"user", "wave", b"wave", "work_dir", b"work_dir"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__retry_of: _TypeAlias = _typing.Literal["retry_of"]  # noqa: Y015
+    _WhichOneofArgType__retry_of: _TypeAlias = _typing.Literal["_retry_of", b"_retry_of"]  # noqa: Y015
+    _WhichOneofReturnType__stop_after: _TypeAlias = _typing.Literal["stop_after"]  # noqa: Y015
+    _WhichOneofArgType__stop_after: _TypeAlias = _typing.Literal["_stop_after", b"_stop_after"]  # noqa: Y015
+    _WhichOneofReturnType__wave: _TypeAlias = _typing.Literal["wave"]  # noqa: Y015
+    _WhichOneofArgType__wave: _TypeAlias = _typing.Literal["_wave", b"_wave"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retry_of) -> _WhichOneofReturnType__retry_of | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stop_after) -> _WhichOneofReturnType__stop_after | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wave) -> _WhichOneofReturnType__wave | None: ...
+
+Global___BatchRequest: _TypeAlias = BatchRequest  # noqa: Y015
+
+@_typing.final
+class TargetCount(_message.Message):
+    """TargetCount is the number of targets in one state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    state: Global___TargetState.ValueType
+    """The state."""
+    targets: _builtins.int
+    """The number."""
+    def __init__(
+        self,
+        *,
+        state: Global___TargetState.ValueType = ...,
+        targets: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TargetCount: _TypeAlias = TargetCount  # noqa: Y015
+
+@_typing.final
+class BatchStatus(_message.Message):
+    """BatchStatus describes a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REQUESTED_BY_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    TOTALS_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SUBMIT_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id."""
+    state: Global___BatchState.ValueType
+    """Its state."""
+    requested_by: _builtins.str
+    """SPIFFE ID of the requester."""
+    digest: _builtins.bytes
+    """SHA-256 over the request and the list of targets."""
+    total: _builtins.int
+    """Number of targets."""
+    failures: _builtins.int
+    """Failures that count for the stop rule."""
+    reason: _builtins.str
+    """Why it is in its state, in words."""
+    @_builtins.property
+    def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The argv before substitution, with secrets masked."""
+
+    @_builtins.property
+    def totals(self) -> _containers.RepeatedCompositeFieldContainer[Global___TargetCount]:
+        """Number of targets in each state."""
+
+    @_builtins.property
+    def submit_time(self) -> _timestamp_pb2.Timestamp:
+        """Time of the request."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Time at which the last execution ended; unset if one may still run."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        state: Global___BatchState.ValueType = ...,
+        requested_by: _builtins.str = ...,
+        command: _abc.Iterable[_builtins.str] | None = ...,
+        digest: _builtins.bytes = ...,
+        total: _builtins.int = ...,
+        totals: _abc.Iterable[Global___TargetCount] | None = ...,
+        failures: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        submit_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "submit_time", b"submit_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "digest", b"digest", "end_time", b"end_time", "failures", b"failures", "id", b"id", "reason", b"reason", "requested_by", b"requested_by", "state", b"state", "submit_time", b"submit_time", "total", b"total", "totals", b"totals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchStatus: _TypeAlias = BatchStatus  # noqa: Y015
+
+@_typing.final
+class BatchResult(_message.Message):
+    """BatchResult is the end of one target."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    EXEC_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    EXIT_CODE_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    STDOUT_SHA256_FIELD_NUMBER: _builtins.int
+    STDERR_SHA256_FIELD_NUMBER: _builtins.int
+    STDOUT_BYTES_FIELD_NUMBER: _builtins.int
+    STDERR_BYTES_FIELD_NUMBER: _builtins.int
+    STDOUT_FIELD_NUMBER: _builtins.int
+    STDERR_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.str
+    """The agent."""
+    exec_id: _builtins.str
+    """Id of its execution; empty if it has none."""
+    state: Global___TargetState.ValueType
+    """Its state."""
+    exit_code: _builtins.int
+    """Exit code; -1 if there is none."""
+    error: _builtins.str
+    """Why it did not succeed."""
+    stdout_sha256: _builtins.bytes
+    """SHA-256 of its standard output; empty if it is unknown."""
+    stderr_sha256: _builtins.bytes
+    """SHA-256 of its standard error; empty if it is unknown."""
+    stdout_bytes: _builtins.int
+    """Size of its standard output in bytes."""
+    stderr_bytes: _builtins.int
+    """Size of its standard error in bytes."""
+    stdout: _builtins.bytes
+    """Standard output, or its beginning; only in the first result with these digests, verified by the receipt."""
+    stderr: _builtins.bytes
+    """Standard error, in the same way."""
+    def __init__(
+        self,
+        *,
+        agent_id: _builtins.str = ...,
+        exec_id: _builtins.str = ...,
+        state: Global___TargetState.ValueType = ...,
+        exit_code: _builtins.int = ...,
+        error: _builtins.str = ...,
+        stdout_sha256: _builtins.bytes = ...,
+        stderr_sha256: _builtins.bytes = ...,
+        stdout_bytes: _builtins.int = ...,
+        stderr_bytes: _builtins.int = ...,
+        stdout: _builtins.bytes | None = ...,
+        stderr: _builtins.bytes | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_stderr", b"_stderr", "_stdout", b"_stdout", "stderr", b"stderr", "stdout", b"stdout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stderr", b"_stderr", "_stdout", b"_stdout", "agent_id", b"agent_id", "error", b"error", "exec_id", b"exec_id", "exit_code", b"exit_code", "state", b"state", "stderr", b"stderr", "stderr_bytes", b"stderr_bytes", "stderr_sha256", b"stderr_sha256", "stdout", b"stdout", "stdout_bytes", b"stdout_bytes", "stdout_sha256", b"stdout_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__stderr: _TypeAlias = _typing.Literal["stderr"]  # noqa: Y015
+    _WhichOneofArgType__stderr: _TypeAlias = _typing.Literal["_stderr", b"_stderr"]  # noqa: Y015
+    _WhichOneofReturnType__stdout: _TypeAlias = _typing.Literal["stdout"]  # noqa: Y015
+    _WhichOneofArgType__stdout: _TypeAlias = _typing.Literal["_stdout", b"_stdout"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stderr) -> _WhichOneofReturnType__stderr | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stdout) -> _WhichOneofReturnType__stdout | None: ...
+
+Global___BatchResult: _TypeAlias = BatchResult  # noqa: Y015
+
+@_typing.final
+class BatchUpdate(_message.Message):
+    """BatchUpdate is one message of a watched batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def status(self) -> Global___BatchStatus:
+        """The status: first, on a change, and last."""
+
+    @_builtins.property
+    def result(self) -> Global___BatchResult:
+        """The end of a target."""
+
+    def __init__(
+        self,
+        *,
+        status: Global___BatchStatus | None = ...,
+        result: Global___BatchResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchUpdate: _TypeAlias = BatchUpdate  # noqa: Y015
+
+@_typing.final
+class PreviewedTarget(_message.Message):
+    """PreviewedTarget is one target as it would be now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.str
+    """The agent."""
+    state: Global___TargetState.ValueType
+    """PENDING if it can start; else UNREACHABLE or DENIED."""
+    reason: _builtins.str
+    """Why it cannot start."""
+    def __init__(
+        self,
+        *,
+        agent_id: _builtins.str = ...,
+        state: Global___TargetState.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "reason", b"reason", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewedTarget: _TypeAlias = PreviewedTarget  # noqa: Y015
+
+@_typing.final
+class BatchPreview(_message.Message):
+    """BatchPreview is the list of targets that a request would freeze."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """SHA-256 over the request and the list."""
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___PreviewedTarget]:
+        """The targets in the order in which they start."""
+
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """Time of the look."""
+
+    def __init__(
+        self,
+        *,
+        digest: _builtins.bytes = ...,
+        targets: _abc.Iterable[Global___PreviewedTarget] | None = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "targets", b"targets", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchPreview: _TypeAlias = BatchPreview  # noqa: Y015
+
+@_typing.final
+class WatchBatchRequest(_message.Message):
+    """WatchBatchRequest names the batch to watch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    NO_FOLLOW_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The batch."""
+    output: _builtins.bool
+    """Whether results contain output."""
+    no_follow: _builtins.bool
+    """Whether the call ends with the present results, without waiting for further ones."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        output: _builtins.bool = ...,
+        no_follow: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "no_follow", b"no_follow", "output", b"output"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchBatchRequest: _TypeAlias = WatchBatchRequest  # noqa: Y015
+
+@_typing.final
+class GetBatchRequest(_message.Message):
+    """GetBatchRequest names the batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The batch."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBatchRequest: _TypeAlias = GetBatchRequest  # noqa: Y015
+
+@_typing.final
+class ListBatchesRequest(_message.Message):
+    """ListBatchesRequest requests the latest batches."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """Largest number of batches, 1 to 1000; 0 for 100."""
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBatchesRequest: _TypeAlias = ListBatchesRequest  # noqa: Y015
+
+@_typing.final
+class ListBatchesResponse(_message.Message):
+    """ListBatchesResponse contains batches that the caller may see."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCHES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def batches(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchStatus]:
+        """The newest first."""
+
+    def __init__(
+        self,
+        *,
+        batches: _abc.Iterable[Global___BatchStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBatchesResponse: _TypeAlias = ListBatchesResponse  # noqa: Y015
+
+@_typing.final
+class CancelBatchRequest(_message.Message):
+    """CancelBatchRequest names the batch to cancel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The batch."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelBatchRequest: _TypeAlias = CancelBatchRequest  # noqa: Y015

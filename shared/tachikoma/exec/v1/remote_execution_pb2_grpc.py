@@ -151,6 +151,36 @@ class RemoteExecutionStub:
                 request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListScheduledRunsRequest.SerializeToString,
                 response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListScheduledRunsResponse.FromString,
                 _registered_method=True)
+        self.SubmitBatch = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/SubmitBatch',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchStatus.FromString,
+                _registered_method=True)
+        self.PreviewBatch = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/PreviewBatch',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchPreview.FromString,
+                _registered_method=True)
+        self.WatchBatch = channel.unary_stream(
+                '/tachikoma.exec.v1.RemoteExecution/WatchBatch',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.WatchBatchRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchUpdate.FromString,
+                _registered_method=True)
+        self.GetBatch = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/GetBatch',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.GetBatchRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchStatus.FromString,
+                _registered_method=True)
+        self.ListBatches = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/ListBatches',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListBatchesRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListBatchesResponse.FromString,
+                _registered_method=True)
+        self.CancelBatch = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/CancelBatch',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.CancelBatchRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchStatus.FromString,
+                _registered_method=True)
         self.EnrollAgent = channel.unary_unary(
                 '/tachikoma.exec.v1.RemoteExecution/EnrollAgent',
                 request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.EnrollAgentRequest.SerializeToString,
@@ -338,6 +368,48 @@ class RemoteExecutionServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SubmitBatch(self, request, context):
+        """SubmitBatch accepts one command for many agents and returns immediately. It can be repeated with the same request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewBatch(self, request, context):
+        """PreviewBatch returns the targets that SubmitBatch would freeze, and which of them cannot start. It changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchBatch(self, request, context):
+        """WatchBatch returns the ends of the targets as they come, each once, and then the final status.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBatch(self, request, context):
+        """GetBatch returns the status of a batch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBatches(self, request, context):
+        """ListBatches returns the latest batches, the newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelBatch(self, request, context):
+        """CancelBatch starts no further targets, and cancels the executions that have not ended. It can be repeated.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def EnrollAgent(self, request, context):
         """EnrollAgent creates a token with which one host can join once as an agent. For operators only.
         """
@@ -477,6 +549,36 @@ def add_RemoteExecutionServicer_to_server(servicer, server):
                     servicer.ListScheduledRuns,
                     request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListScheduledRunsRequest.FromString,
                     response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListScheduledRunsResponse.SerializeToString,
+            ),
+            'SubmitBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitBatch,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchStatus.SerializeToString,
+            ),
+            'PreviewBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewBatch,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchPreview.SerializeToString,
+            ),
+            'WatchBatch': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchBatch,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.WatchBatchRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchUpdate.SerializeToString,
+            ),
+            'GetBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBatch,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.GetBatchRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchStatus.SerializeToString,
+            ),
+            'ListBatches': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBatches,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListBatchesRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListBatchesResponse.SerializeToString,
+            ),
+            'CancelBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelBatch,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.CancelBatchRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchStatus.SerializeToString,
             ),
             'EnrollAgent': grpc.unary_unary_rpc_method_handler(
                     servicer.EnrollAgent,
@@ -1117,6 +1219,168 @@ class RemoteExecution:
             '/tachikoma.exec.v1.RemoteExecution/ListScheduledRuns',
             tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListScheduledRunsRequest.SerializeToString,
             tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListScheduledRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/SubmitBatch',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/PreviewBatch',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchPreview.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/WatchBatch',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.WatchBatchRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchUpdate.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/GetBatch',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.GetBatchRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBatches(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/ListBatches',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListBatchesRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListBatchesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/CancelBatch',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.CancelBatchRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchStatus.FromString,
             options,
             channel_credentials,
             insecure,

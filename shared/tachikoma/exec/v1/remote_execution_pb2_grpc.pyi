@@ -88,6 +88,18 @@ class RemoteExecutionStub:
     """RunSchedule requests one run of a schedule, in addition to its scheduled times."""
     ListScheduledRuns: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.ListScheduledRunsRequest, _remote_execution_pb2.ListScheduledRunsResponse]
     """ListScheduledRuns returns the outcomes of a schedule's scheduled times, the latest first."""
+    SubmitBatch: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.BatchRequest, _remote_execution_pb2.BatchStatus]
+    """SubmitBatch accepts one command for many agents and returns immediately. It can be repeated with the same request."""
+    PreviewBatch: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.BatchRequest, _remote_execution_pb2.BatchPreview]
+    """PreviewBatch returns the targets that SubmitBatch would freeze, and which of them cannot start. It changes nothing."""
+    WatchBatch: _grpc.UnaryStreamMultiCallable[_remote_execution_pb2.WatchBatchRequest, _remote_execution_pb2.BatchUpdate]
+    """WatchBatch returns the ends of the targets as they come, each once, and then the final status."""
+    GetBatch: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.GetBatchRequest, _remote_execution_pb2.BatchStatus]
+    """GetBatch returns the status of a batch."""
+    ListBatches: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.ListBatchesRequest, _remote_execution_pb2.ListBatchesResponse]
+    """ListBatches returns the latest batches, the newest first."""
+    CancelBatch: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.CancelBatchRequest, _remote_execution_pb2.BatchStatus]
+    """CancelBatch starts no further targets, and cancels the executions that have not ended. It can be repeated."""
     EnrollAgent: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.EnrollAgentRequest, _remote_execution_pb2.EnrollAgentResponse]
     """EnrollAgent creates a token with which one host can join once as an agent. For operators only."""
     RevokeAgent: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.RevokeAgentRequest, _remote_execution_pb2.RevokeAgentResponse]
@@ -157,6 +169,18 @@ class RemoteExecutionAsyncStub(RemoteExecutionStub):
     """RunSchedule requests one run of a schedule, in addition to its scheduled times."""
     ListScheduledRuns: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.ListScheduledRunsRequest, _remote_execution_pb2.ListScheduledRunsResponse]  # type: ignore[assignment]
     """ListScheduledRuns returns the outcomes of a schedule's scheduled times, the latest first."""
+    SubmitBatch: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.BatchRequest, _remote_execution_pb2.BatchStatus]  # type: ignore[assignment]
+    """SubmitBatch accepts one command for many agents and returns immediately. It can be repeated with the same request."""
+    PreviewBatch: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.BatchRequest, _remote_execution_pb2.BatchPreview]  # type: ignore[assignment]
+    """PreviewBatch returns the targets that SubmitBatch would freeze, and which of them cannot start. It changes nothing."""
+    WatchBatch: _aio.UnaryStreamMultiCallable[_remote_execution_pb2.WatchBatchRequest, _remote_execution_pb2.BatchUpdate]  # type: ignore[assignment]
+    """WatchBatch returns the ends of the targets as they come, each once, and then the final status."""
+    GetBatch: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.GetBatchRequest, _remote_execution_pb2.BatchStatus]  # type: ignore[assignment]
+    """GetBatch returns the status of a batch."""
+    ListBatches: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.ListBatchesRequest, _remote_execution_pb2.ListBatchesResponse]  # type: ignore[assignment]
+    """ListBatches returns the latest batches, the newest first."""
+    CancelBatch: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.CancelBatchRequest, _remote_execution_pb2.BatchStatus]  # type: ignore[assignment]
+    """CancelBatch starts no further targets, and cancels the executions that have not ended. It can be repeated."""
     EnrollAgent: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.EnrollAgentRequest, _remote_execution_pb2.EnrollAgentResponse]  # type: ignore[assignment]
     """EnrollAgent creates a token with which one host can join once as an agent. For operators only."""
     RevokeAgent: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.RevokeAgentRequest, _remote_execution_pb2.RevokeAgentResponse]  # type: ignore[assignment]
@@ -361,6 +385,54 @@ class RemoteExecutionServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_remote_execution_pb2.ListScheduledRunsResponse, _abc.Awaitable[_remote_execution_pb2.ListScheduledRunsResponse]]:
         """ListScheduledRuns returns the outcomes of a schedule's scheduled times, the latest first."""
+
+    @_abc_1.abstractmethod
+    def SubmitBatch(
+        self,
+        request: _remote_execution_pb2.BatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_remote_execution_pb2.BatchStatus, _abc.Awaitable[_remote_execution_pb2.BatchStatus]]:
+        """SubmitBatch accepts one command for many agents and returns immediately. It can be repeated with the same request."""
+
+    @_abc_1.abstractmethod
+    def PreviewBatch(
+        self,
+        request: _remote_execution_pb2.BatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_remote_execution_pb2.BatchPreview, _abc.Awaitable[_remote_execution_pb2.BatchPreview]]:
+        """PreviewBatch returns the targets that SubmitBatch would freeze, and which of them cannot start. It changes nothing."""
+
+    @_abc_1.abstractmethod
+    def WatchBatch(
+        self,
+        request: _remote_execution_pb2.WatchBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_remote_execution_pb2.BatchUpdate], _abc.AsyncIterator[_remote_execution_pb2.BatchUpdate]]:
+        """WatchBatch returns the ends of the targets as they come, each once, and then the final status."""
+
+    @_abc_1.abstractmethod
+    def GetBatch(
+        self,
+        request: _remote_execution_pb2.GetBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_remote_execution_pb2.BatchStatus, _abc.Awaitable[_remote_execution_pb2.BatchStatus]]:
+        """GetBatch returns the status of a batch."""
+
+    @_abc_1.abstractmethod
+    def ListBatches(
+        self,
+        request: _remote_execution_pb2.ListBatchesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_remote_execution_pb2.ListBatchesResponse, _abc.Awaitable[_remote_execution_pb2.ListBatchesResponse]]:
+        """ListBatches returns the latest batches, the newest first."""
+
+    @_abc_1.abstractmethod
+    def CancelBatch(
+        self,
+        request: _remote_execution_pb2.CancelBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_remote_execution_pb2.BatchStatus, _abc.Awaitable[_remote_execution_pb2.BatchStatus]]:
+        """CancelBatch starts no further targets, and cancels the executions that have not ended. It can be repeated."""
 
     @_abc_1.abstractmethod
     def EnrollAgent(

@@ -1,0 +1,153 @@
+"""The driver of batches: starts targets as the limits allow, releases waves, and ends batches whose deadline passed.
+
+Every orchestrator runs one. All state is in Redis, and each decision is one script that checks the state again, so two
+drivers of one batch do no harm, and one that is killed leaves nothing to repair. A short lease only saves double work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections import OrderedDict
+from contextlib import suppress
+
+import structlog
+from redis.exceptions import RedisError
+
+from tachikoma.errors import TachikomaError
+from tachikoma.identity.signing import InvalidSignature
+from tachikoma.identity.svid import SvidSource
+from tachikoma.redis import keys
+from tachikoma.vocabulary.audit import AuditCode
+from tachikoma.vocabulary.batches import BatchState
+from tachikoma.vocabulary.clock import duration_ms
+from tachikoma_orchestrator.audit.trail import AuditTrail
+from tachikoma_orchestrator.batches.frozen import Frozen
+from tachikoma_orchestrator.batches.starter import CHUNK, Starter
+from tachikoma_orchestrator.batches.store import BatchProgress, BatchStore
+from tachikoma_orchestrator.store.subscriber import Subscriber
+
+__all__ = ["BatchDriver"]
+
+log = structlog.get_logger(__name__)
+
+#: Longest time between two looks at the open batches, in seconds; a change is noticed at once.
+INTERVAL_SECONDS = 1.0
+#: Lease of a driver over a batch, in seconds.
+LEASE_SECONDS = 3
+#: Verified batches that are kept in memory.
+MAX_VERIFIED = 64
+
+
+class BatchDriver:
+    """Drives the open batches."""
+
+    def __init__(self, store: BatchStore, starter: Starter, trail: AuditTrail, identity: SvidSource) -> None:
+        self._store = store
+        self._starter = starter
+        self._trail = trail
+        self._identity = identity
+        self._name = f"{os.getpid()}-{secrets.token_hex(8)}"
+        self._changed = asyncio.Event()
+        self._verified: OrderedDict[str, Frozen] = OrderedDict()
+
+    def attach(self, subscriber: Subscriber) -> None:
+        """Notice changes of batches by a subscription. Use it before the subscriber runs."""
+        subscriber.on_pattern(keys.BATCHES_CHANGED, self._on_change)
+
+    async def _on_change(self, _: str, message: bytes) -> None:
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Drive the open batches until cancelled."""
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), INTERVAL_SECONDS)
+            self._changed.clear()
+            try:
+                await self.drive_all()
+            except (RedisError, OSError) as error:
+                log.warning("batches.redis_unavailable", error=str(error))
+                await asyncio.sleep(INTERVAL_SECONDS)
+
+    async def drive_all(self) -> None:
+        """Take one step with each open batch that no other orchestrator drives. Raises redis errors."""
+        for batch_id in await self._store.open_batches():
+            if not await self._store.lead(batch_id, self._name, lease_seconds=LEASE_SECONDS):
+                continue
+            try:
+                await self.drive(batch_id)
+            except TachikomaError as error:
+                # For instance a full audit backlog: the batch waits, others go on.
+                log.warning("batch.waits", batch=batch_id, reason=str(error))
+
+    async def drive(self, batch_id: str) -> None:
+        """Take one step with a batch: end it, start targets, or release its next wave.
+
+        Raises:
+            Unavailable: requests cannot be recorded now.
+        """
+        progress = await self._store.progress(batch_id)
+        if progress is None or progress.state is not BatchState.RUNNING:
+            return
+        frozen = await self._frozen(batch_id)
+        if frozen is None:
+            reason = "its signed request cannot be verified"
+            await self._store.halt(batch_id, BatchState.STOPPED, AuditCode.BATCH_STOPPED, reason)
+            return
+        if progress.now_ms >= progress.deadline_ms:
+            await self._store.halt(batch_id, BatchState.EXPIRED, AuditCode.BATCH_EXPIRED, "its deadline passed")
+            return
+        if progress.pending:
+            await self._start(frozen, progress)
+        elif not progress.running:
+            await self._next_wave(frozen, progress)
+
+    async def _start(self, frozen: Frozen, progress: BatchProgress) -> None:
+        room = min(progress.parallel - progress.running, CHUNK)
+        agents = self._starter.ready(frozen, progress.pending)[:room] if room > 0 else []
+        if not agents:
+            return
+        self._trail.check()
+        await self._starter.start(frozen, agents)
+        if len(agents) < len(progress.pending):
+            self._changed.set()
+
+    async def _next_wave(self, frozen: Frozen, progress: BatchProgress) -> None:
+        """Release the next wave, when the last one has ended: after the canary only without a failure."""
+        released, total = progress.released, len(frozen.targets)
+        if released >= total:
+            return
+        if released == frozen.request.canary and progress.failures:
+            reason = f"{progress.failures} of the first {released} targets failed"
+            await self._store.halt(frozen.id, BatchState.STOPPED, AuditCode.BATCH_STOPPED, reason)
+            return
+        pause_ms = duration_ms(frozen.request.pause)
+        if pause_ms and not progress.paused_ms:
+            await self._store.release(frozen.id, released, released, "")
+            return
+        if progress.now_ms < progress.paused_ms + pause_ms:
+            return
+        following = frozen.wave_end(released)
+        reason = f"targets {released + 1} to {following} of {total}"
+        if await self._store.release(frozen.id, released, following, reason):
+            self._changed.set()
+
+    async def _frozen(self, batch_id: str) -> Frozen | None:
+        """Return the verified batch; None if it is gone or was altered."""
+        if batch_id in self._verified:
+            self._verified.move_to_end(batch_id)
+            return self._verified[batch_id]
+        token = await self._store.signed(batch_id)
+        if token is None:
+            return None
+        try:
+            frozen = Frozen.read(self._identity.current(), batch_id, token)
+        except InvalidSignature as error:
+            log.error("batch.refused", batch=batch_id, reason=str(error))
+            return None
+        self._verified[batch_id] = frozen
+        if len(self._verified) > MAX_VERIFIED:
+            self._verified.popitem(last=False)
+        return frozen

@@ -1,0 +1,86 @@
+"""A batch as it was requested, signed: the request, its list of targets, and the ids of its executions."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from functools import cached_property
+
+from tachikoma.identity.signed_messages import FrozenBatch
+from tachikoma.identity.signing import InvalidSignature, sign, verify
+from tachikoma.identity.spiffe import SpiffeId
+from tachikoma.identity.svid import Svid
+from tachikoma.vocabulary.batches import BatchRequest, share_of
+from tachikoma_orchestrator.caller import Peer
+
+__all__ = ["Frozen", "next_wave"]
+
+
+class Frozen:
+    """The verified content of a batch. No value in Redis can change it."""
+
+    def __init__(self, claims: FrozenBatch) -> None:
+        self.id = claims.jti
+        self.request: BatchRequest = claims.batch
+        self.targets = claims.targets
+        self._claims = claims
+
+    @staticmethod
+    def sign(svid: Svid, request: BatchRequest, targets: tuple[str, ...], peer: Peer) -> str:
+        """Return the signed form of a batch.
+
+        Args:
+            svid: the orchestrator's own.
+            request: the request.
+            targets: the agents, in the order in which they start.
+            peer: the requester.
+        """
+        claims = FrozenBatch(
+            iss=str(svid.spiffe_id), iat=int(time.time()), jti=request.id, sub=str(peer), client_ip=peer.address,
+            nonce=secrets.token_hex(16), batch=request, targets=targets,
+        )  # fmt: skip
+        return sign(svid, claims)
+
+    @classmethod
+    def read(cls, svid: Svid, batch_id: str, token: str) -> Frozen:
+        """Verify the signed form of a batch.
+
+        Raises:
+            InvalidSignature: no orchestrator signed it, or it is of another batch.
+        """
+        claims = verify(token, FrozenBatch, svid.bundle, svid.spiffe_id, kept=True)
+        if claims.jti != batch_id:
+            raise InvalidSignature("is of another batch")
+        return cls(claims)
+
+    @property
+    def requested_by(self) -> str:
+        """SPIFFE ID of the requester."""
+        return self._claims.sub
+
+    @cached_property
+    def peer(self) -> Peer:
+        """The requester."""
+        return Peer(SpiffeId.parse(self._claims.sub), self._claims.client_ip)
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """The place of each target in the list."""
+        return {agent: place for place, agent in enumerate(self.targets)}
+
+    def exec_id(self, agent: str) -> str:
+        """Return the id of a target's execution: the same each time, so that no target starts twice."""
+        text = f"{self._claims.nonce} {self.id} {agent}"
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+    def wave_end(self, released: int) -> int:
+        """Return the place at which the wave ends that begins at a place: after the canary, one wave after another."""
+        return next_wave(self.request, len(self.targets), released)
+
+
+def next_wave(request: BatchRequest, total: int, released: int) -> int:
+    """Return the place at which the wave ends that begins at `released`."""
+    if released == 0 and request.canary:
+        return min(total, request.canary)
+    return total if request.wave is None else min(total, released + share_of(request.wave, total))

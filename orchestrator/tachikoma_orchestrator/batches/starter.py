@@ -1,0 +1,132 @@
+"""The start of targets: each is an ordinary request, which policy decides and which is admitted like every other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import structlog
+from pydantic import ValidationError
+
+from tachikoma.vocabulary.audit import AuditCode
+from tachikoma.vocabulary.batches import TargetState
+from tachikoma.vocabulary.model import describe_validation_error
+from tachikoma_orchestrator.admission.admit import Admitter
+from tachikoma_orchestrator.admission.digests import request_digest
+from tachikoma_orchestrator.admission.orders import AllowedRequest
+from tachikoma_orchestrator.admission.refusals import Denial, not_allowed
+from tachikoma_orchestrator.agents.registry import Registry
+from tachikoma_orchestrator.batches.frozen import Frozen
+from tachikoma_orchestrator.batches.store import BatchStore
+from tachikoma_orchestrator.executions.ledger import LIMITS, Ledger
+from tachikoma_orchestrator.executions.transitions import Admission, Dispatch
+
+__all__ = ["CHUNK", "Starter", "Verdict"]
+
+log = structlog.get_logger(__name__)
+
+#: Targets that are admitted in one round trip. A transaction of 50 holds Redis for about 4 ms.
+CHUNK = 50
+#: Seconds after which a target that met a limit is tried again, the first time and at most.
+RETRY_SECONDS = (1.0, 15.0)
+#: Targets with such a delay that are remembered for all batches.
+MAX_DELAYED = 50_000
+
+
+class Verdict(NamedTuple):
+    """What policy says about a target now."""
+
+    #: None if it may start; else DENIED.
+    state: TargetState | None
+    reason: str
+    allowed: AllowedRequest | None
+
+
+class Starter:
+    """Starts targets of batches."""
+
+    def __init__(self, admitter: Admitter, ledger: Ledger, registry: Registry, store: BatchStore) -> None:
+        self._admitter = admitter
+        self._trail = ledger.trail
+        self._ledger = ledger
+        self._registry = registry
+        self._store = store
+        #: Monotonic time before which a target is not tried again, and its last delay in seconds; by execution id.
+        self._delayed: dict[str, tuple[float, float]] = {}
+
+    def ready(self, frozen: Frozen, agents: Sequence[str]) -> list[str]:
+        """Return the targets that may be tried now: those of the frozen list without a delay."""
+        now = time.monotonic()
+        return [
+            agent
+            for agent in agents
+            if agent in frozen.places and self._delayed.get(frozen.exec_id(agent), (0.0, 0.0))[0] <= now
+        ]
+
+    async def verdict(self, frozen: Frozen, agent: str) -> Verdict:
+        """Return what policy says about a target, after substitution; nothing is recorded."""
+        try:
+            request = frozen.request.execution(frozen.exec_id(agent), agent, self._registry.labels(agent))
+        except ValidationError as error:
+            return Verdict(TargetState.DENIED, describe_validation_error(error), None)
+        except ValueError as error:
+            return Verdict(TargetState.DENIED, str(error), None)
+        request = request.model_copy(update={"requested_by": frozen.requested_by})
+        decision = await self._admitter.decide(request, frozen.peer.address)
+        allowed = self._admitter.allowed(request, decision, request_digest(request), frozen.peer.address)
+        if not decision.allowed:
+            return Verdict(TargetState.DENIED, decision.reason, allowed)
+        if decision.approvers:
+            return Verdict(TargetState.DENIED, "policy requires an approval, which a batch cannot wait for", allowed)
+        return Verdict(None, "", allowed)
+
+    async def start(self, frozen: Frozen, agents: Sequence[str]) -> None:
+        """Start targets, as far as their batch lets them; the scripts decide.
+
+        Raises:
+            Unavailable: requests cannot be recorded, or the orchestrator's certificate has expired.
+        """
+        prepared: list[tuple[Admission, Dispatch | None]] = []
+        for agent in agents:
+            verdict = await self.verdict(frozen, agent)
+            if verdict.state is not None or verdict.allowed is None:
+                await self._deny(frozen, agent, verdict)
+                continue
+            prepared.append(await self._admitter.prepare(verdict.allowed, batch=frozen.id))
+        if not prepared:
+            return
+        for (admission, _), (outcome, retry_seconds) in zip(
+            prepared, await self._ledger.admit_all(prepared), strict=True
+        ):
+            if outcome in LIMITS:
+                self._delay(admission.request.id, retry_seconds)
+            else:
+                self._delayed.pop(admission.request.id, None)
+
+    async def _deny(self, frozen: Frozen, agent: str, verdict: Verdict) -> None:
+        """Record that policy does not allow a target, and end the target."""
+        if verdict.allowed is not None:
+            await self._admitter.deny(verdict.allowed.request, frozen.peer, _denial(verdict), batch=frozen.id)
+        else:
+            await self._trail.append_refusal(
+                AuditCode.DENIED, subject=frozen.requested_by, id=frozen.exec_id(agent), agent_id=agent,
+                authorized="0", requested_by=frozen.requested_by, reason=verdict.reason, batch=frozen.id,
+            )  # fmt: skip
+        await self._store.end_target(frozen.id, agent, TargetState.DENIED, verdict.reason)
+
+    def _delay(self, exec_id: str, retry_seconds: float) -> None:
+        first, most = RETRY_SECONDS
+        _, last = self._delayed.get(exec_id, (0.0, first / 2))
+        seconds = min(most, max(last * 2, retry_seconds))
+        if len(self._delayed) >= MAX_DELAYED:
+            self._delayed.clear()
+        self._delayed[exec_id] = time.monotonic() + seconds, seconds
+
+
+def _denial(verdict: Verdict) -> Denial:
+    assert verdict.allowed is not None
+    denial = not_allowed(verdict.allowed.decision)
+    if verdict.allowed.decision.allowed:
+        return Denial(denial.error, verdict.reason, verdict.allowed.decision.policy, audit_code=AuditCode.REFUSED)
+    return denial

@@ -1,0 +1,282 @@
+"""Batches in Redis, changed only by the scripts in `store/lua/`: what is pending, what runs, what has ended."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+from pydantic import ValidationError
+
+from tachikoma.redis import keys
+from tachikoma.redis.commands import Redis
+from tachikoma.vocabulary.audit import AuditCode
+from tachikoma.vocabulary.batches import (
+    FAILURES,
+    BatchRequest,
+    BatchResult,
+    BatchState,
+    BatchStatus,
+    TargetState,
+    share_of,
+)
+from tachikoma.vocabulary.clock import duration_ms, from_ms, optional_from_ms
+from tachikoma_orchestrator.store.scripts import Runner, Script, flat
+
+__all__ = ["MAX_OPEN", "BatchProgress", "BatchStore"]
+
+log = structlog.get_logger(__name__)
+
+#: Most batches of which something may start or run.
+MAX_OPEN = 1000
+#: Pending targets read at once, of which some may wait for another attempt.
+PENDING_READ = 400
+
+
+@dataclass(frozen=True, slots=True)
+class BatchProgress:
+    """What the driver needs to know of a batch."""
+
+    state: BatchState
+    parallel: int
+    #: Targets before this place may start.
+    released: int
+    failures: int
+    running: int
+    #: Released targets that wait for their turn, in their order; at most `PENDING_READ`.
+    pending: tuple[str, ...]
+    #: By the clock of Redis, in milliseconds since the epoch.
+    now_ms: int
+    deadline_ms: int
+    #: When the pause before the next wave began; 0 if it has not.
+    paused_ms: int
+
+
+class BatchStore:
+    """Reads and changes batches. All methods raise redis errors when Redis is unavailable."""
+
+    def __init__(self, redis: Redis, *, retention: timedelta) -> None:
+        """Prepare it.
+
+        Args:
+            redis: the connections.
+            retention: how long ended batches are kept.
+        """
+        self._redis = redis
+        self._retention = retention
+        self._runner = Runner(redis)
+        self._submit = Script("batch_submit")
+        self._release = Script("batch_release")
+        self._halt = Script("batch_halt")
+        self._target = Script("batch_target")
+
+    # --- changes ------------------------------------------------------------------------------------------------------
+
+    async def submit(
+        self, request: BatchRequest, targets: tuple[str, ...], signed: str, *,
+        requested_by: str, shown: tuple[str, ...], digest: str, released: int, summary: str,
+    ) -> str:  # fmt: skip
+        """Record a batch.
+
+        Args:
+            request: the request.
+            targets: the agents, in the order in which they start.
+            signed: the signed batch.
+            requested_by: SPIFFE ID of the requester.
+            shown: the argv with secrets masked.
+            digest: digest of the request and its targets.
+            released: targets before this place may start at once.
+            summary: number and short form of the targets, for the audit event.
+
+        Returns:
+            ADMITTED, DUPLICATE, CONFLICT or FULL.
+        """
+        total = len(targets)
+        counted = FAILURES | {TargetState(cause) for cause in request.stop_on}
+        fields = {
+            "requested_by": requested_by,
+            "command": shlex.join(shown),
+            "shown": json.dumps(shown),
+            "parallel": str(request.parallel_of(total)),
+            "released": str(released),
+            "stop_after": str(share_of(request.stop_after, total) if request.stop_after else 0),
+            "counted": f" {' '.join(sorted(counted))} ",
+            "keep_seconds": str(round(self._retention.total_seconds())),
+        }
+        batch, pending, _, _ = keys.batch(request.id)
+        call = self._submit(
+            keys=[batch, pending, keys.BATCHES, keys.BATCHES_OPEN, keys.BATCHES_CHANGED],
+            args={
+                "id": request.id, "digest": digest, "fields": flat(fields), "targets": list(targets),
+                "most": MAX_OPEN, "wait_ms": duration_ms(request.deadline), "reason": summary,
+            },
+            payloads=[signed],
+        )  # fmt: skip
+        answer: bytes = await self._runner.run(call)
+        return answer.decode()
+
+    async def release(self, batch_id: str, released: int, following: int, reason: str) -> bool:
+        """Let the targets before a place start, or begin the pause before that if the place is the same.
+
+        Args:
+            batch_id: the batch.
+            released: the place as it was read; if it has changed since, nothing is changed.
+            following: the new place.
+            reason: which targets, for the audit event.
+        """
+        batch, _, running, _ = keys.batch(batch_id)
+        call = self._release(
+            keys=[batch, running, keys.BATCHES_CHANGED],
+            args={"id": batch_id, "released": released, "next": following, "reason": reason},
+        )
+        return bool(await self._runner.run(call))
+
+    async def halt(self, batch_id: str, state: BatchState, code: AuditCode, reason: str, *, by: str = "") -> bool:
+        """Let no further target start; return False if the batch was not running.
+
+        Args:
+            batch_id: the batch.
+            state: STOPPED, CANCELLED or EXPIRED.
+            code: code of the audit event.
+            reason: why, in words.
+            by: SPIFFE ID of the caller who cancelled; empty for none.
+        """
+        call = self._halt(
+            keys=[keys.batch(batch_id)[0]],
+            args={"id": batch_id, "state": state, "code": code, "reason": reason, "actor": by},
+        )
+        return bool(await self._runner.run(call))
+
+    async def end_target(self, batch_id: str, agent: str, state: TargetState, reason: str) -> None:
+        """End a target that gets no execution: DENIED or UNREACHABLE."""
+        call = self._target(
+            keys=[keys.batch(batch_id)[0]],
+            args={"id": batch_id, "agent": agent, "state": state, "reason": reason[:2000]},
+        )
+        await self._runner.run(call)
+
+    async def lead(self, batch_id: str, name: str, *, lease_seconds: int) -> bool:
+        """Return True if an orchestrator drives a batch for now. The lease only saves work: two drivers do no harm."""
+        key = keys.batch_driver(batch_id)
+        if await self._redis.set(key, name, nx=True, ex=lease_seconds):
+            return True
+        if await self._redis.get(key) != name.encode():
+            return False
+        await self._redis.expire(key, lease_seconds)
+        return True
+
+    # --- reads --------------------------------------------------------------------------------------------------------
+
+    async def open_batches(self) -> list[str]:
+        """Return ids of batches of which something may start or run."""
+        return sorted(
+            item.decode(errors="replace") for item in await self._redis.execute_command("SMEMBERS", keys.BATCHES_OPEN)
+        )
+
+    async def newest(self, limit: int) -> list[str]:
+        """Return ids of batches, the newest first."""
+        found = await self._redis.zrevrangebyscore(keys.BATCHES, "+inf", "-inf", start=0, num=limit)
+        return [item.decode(errors="replace") for item in found]
+
+    async def signed(self, batch_id: str) -> str | None:
+        """Return the signed batch; None if it does not exist."""
+        token: bytes | None = await self._redis.hget(keys.batch(batch_id)[0], "signed")
+        return None if token is None else token.decode("ascii", "replace")
+
+    async def progress(self, batch_id: str) -> BatchProgress | None:
+        """Return what the driver needs; None if the batch does not exist."""
+        batch, pending, running, _ = keys.batch(batch_id)
+        names = ("state", "parallel", "released", "failures", "deadline_ms")
+        fields = [field.decode() for field in await self._redis.hmget(batch, names) if field is not None]
+        if len(fields) < len(names):
+            return None
+        state, parallel, released, failures, deadline = fields
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.execute_command("TIME")
+            pipe.execute_command("SCARD", running)
+            pipe.execute_command("ZRANGE", pending, 0, int(released) - 1, "BYSCORE", "LIMIT", 0, PENDING_READ)
+            pipe.hget(batch, f"paused_ms:{released}")
+            (seconds, micros), count, waiting, paused = await pipe.execute()
+        return BatchProgress(
+            BatchState(state), int(parallel), int(released), int(failures), int(count),
+            tuple(item.decode(errors="replace") for item in waiting),
+            int(seconds) * 1000 + int(micros) // 1000, int(deadline), int(paused or 0),
+        )  # fmt: skip
+
+    async def status(self, batch_id: str) -> BatchStatus | None:
+        """Return the status of a batch as the ledger has it; None if it does not exist or cannot be read."""
+        batch, pending, running, _ = keys.batch(batch_id)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hgetall(batch)
+            pipe.zcard(pending)
+            pipe.execute_command("SCARD", running)
+            raw, waiting, count = await pipe.execute()
+        if not raw:
+            return None
+        fields = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in raw.items()}
+        try:
+            return _status(batch_id, fields, waiting, count)
+        except (KeyError, ValueError, OverflowError) as error:
+            log.error("batch.unreadable", batch=batch_id, reason=str(error)[:300])
+            return None
+
+    async def results(self, batch_id: str) -> dict[str, BatchResult]:
+        """Return the ended targets of a batch by agent, as the ledger has them."""
+        found = {}
+        for agent, raw in (await self._redis.hgetall(keys.batch(batch_id)[3])).items():
+            name = agent.decode(errors="replace")
+            try:
+                found[name] = BatchResult(agent_id=name, **_result(json.loads(raw)))
+            except (ValueError, TypeError, ValidationError) as error:
+                log.error("batch.unreadable", batch=batch_id, agent=name[:64], reason=str(error)[:300])
+        return found
+
+    async def not_ended(self, batch_id: str) -> tuple[list[str], list[str]]:
+        """Return the agents that wait for their turn, and those whose execution has not ended."""
+        _, pending, running, _ = keys.batch(batch_id)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.execute_command("ZRANGE", pending, 0, -1)
+            pipe.execute_command("SMEMBERS", running)
+            waiting, started = await pipe.execute()
+        return (
+            [item.decode(errors="replace") for item in waiting],
+            [item.decode(errors="replace") for item in started],
+        )
+
+
+def _status(batch_id: str, fields: Mapping[str, str], waiting: int, running: int) -> BatchStatus:
+    state = BatchState(fields["state"])
+    totals = {TargetState(name[2:]): int(value) for name, value in fields.items() if name.startswith("n:")}
+    if state is BatchState.RUNNING:
+        totals[TargetState.PENDING] = waiting
+    totals[TargetState.RUNNING] = running
+    return BatchStatus(
+        id=batch_id,
+        state=state,
+        requested_by=fields["requested_by"],
+        command=tuple(json.loads(fields["shown"])),
+        digest=fields["digest"],
+        total=int(fields["total"]),
+        totals={name: totals[name] for name in TargetState if totals.get(name)},
+        failures=int(fields["failures"]),
+        reason=fields.get("reason", ""),
+        submit_time=from_ms(int(fields["submitted_ms"])),
+        end_time=optional_from_ms(int(fields.get("ended_ms", "0"))),
+    )
+
+
+def _result(content: Mapping[str, str]) -> dict[str, object]:
+    """Return the attributes of a result, from an entry that `lua/batches.lua` wrote."""
+    return {
+        "exec_id": content.get("id", ""),
+        "state": TargetState(content["state"]),
+        "exit_code": int(content.get("exit_code", -1)),
+        "error": content.get("error", ""),
+        "stdout_sha256": content.get("stdout_sha256", ""),
+        "stderr_sha256": content.get("stderr_sha256", ""),
+        "stdout_bytes": int(content.get("stdout_bytes", 0)),
+        "stderr_bytes": int(content.get("stderr_bytes", 0)),
+    }

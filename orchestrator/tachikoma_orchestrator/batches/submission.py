@@ -1,0 +1,168 @@
+"""The request of a batch: its targets resolved and frozen, and what would happen to each of them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from tachikoma.errors import AlreadyExists, InvalidRequest, NotFound, ResourceExhausted, ServerError
+from tachikoma.identity.signing import InvalidSignature
+from tachikoma.identity.svid import SvidSource
+from tachikoma.targets.expressions import resolve
+from tachikoma.targets.nodesets import fold, in_order
+from tachikoma.vocabulary.agents import AgentInfo
+from tachikoma.vocabulary.batches import (
+    BatchPreview,
+    BatchRequest,
+    BatchStatus,
+    PreviewedTarget,
+    TargetState,
+)
+from tachikoma.vocabulary.model import describe_validation_error
+from tachikoma_orchestrator.admission.admit import Admitter
+from tachikoma_orchestrator.agents.registry import Registry
+from tachikoma_orchestrator.batches.frozen import Frozen, next_wave
+from tachikoma_orchestrator.batches.starter import Starter
+from tachikoma_orchestrator.batches.store import MAX_OPEN, BatchStore
+from tachikoma_orchestrator.caller import Peer
+
+__all__ = ["BatchSubmission"]
+
+#: Longest short form of the targets in an audit event, in characters.
+MAX_SUMMARY = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolved:
+    """A request with its frozen list."""
+
+    request: BatchRequest
+    targets: tuple[str, ...]
+    digest: str
+
+
+class BatchSubmission:
+    """Accepts batches."""
+
+    def __init__(
+        self, store: BatchStore, starter: Starter, admitter: Admitter, registry: Registry, identity: SvidSource
+    ) -> None:
+        self._store = store
+        self._starter = starter
+        self._admitter = admitter
+        self._registry = registry
+        self._identity = identity
+
+    async def submit(self, request: BatchRequest, peer: Peer) -> BatchStatus:
+        """Freeze the targets of a request and record the batch; its driver starts them.
+
+        Raises:
+            InvalidRequest: an expression cannot be understood, or finds no agent.
+            NotFound: the batch to retry does not exist, or belongs to another requester.
+            AlreadyExists: the id was used for another batch.
+            ResourceExhausted: too many batches are open.
+        """
+        repeated = await self._store.signed(request.id)
+        resolved = await self._resolve(request, peer)
+        if repeated is not None:
+            # The agents may have changed since: a repetition is compared by its request alone.
+            earlier = self._read(request.id, repeated)
+            if earlier.request != resolved.request or earlier.requested_by != str(peer):
+                raise AlreadyExists(f"the id {request.id!r} was used for another batch", metadata={"id": request.id})
+            return await self._status(request.id)
+        request, targets = resolved.request, resolved.targets
+        template = request.execution(request.id, "agent", None)
+        outcome = await self._store.submit(
+            request, targets, Frozen.sign(self._identity.current(), request, targets, peer),
+            requested_by=str(peer), shown=self._admitter.shown(template), digest=resolved.digest,
+            released=next_wave(request, len(targets), 0),
+            summary=f"{len(targets)} targets: {fold(targets)[:MAX_SUMMARY]}",
+        )  # fmt: skip
+        if outcome == "CONFLICT":
+            raise AlreadyExists(f"the id {request.id!r} was used for another batch", metadata={"id": request.id})
+        if outcome == "FULL":
+            raise ResourceExhausted(
+                f"{MAX_OPEN} batches have not ended; try again later", metadata={"limit": "batches"},
+                retry_after_seconds=5,
+            )  # fmt: skip
+        return await self._status(request.id)
+
+    async def preview(self, request: BatchRequest, peer: Peer) -> BatchPreview:
+        """Return the targets that `submit` would freeze, each with its state now. Raises as `submit` does."""
+        resolved = await self._resolve(request, peer)
+        claims = Frozen.read(
+            self._identity.current(),
+            request.id,
+            Frozen.sign(self._identity.current(), resolved.request, resolved.targets, peer),
+        )
+        agents = {agent.id: agent for agent in await self._registry.describe()}
+        targets = []
+        for agent in resolved.targets:
+            targets.append(await self._preview(claims, agent, agents.get(agent)))
+            # Other calls go on in between: policy decides thousands of targets without waiting for anything.
+            await asyncio.sleep(0)
+        return BatchPreview(digest=resolved.digest, targets=tuple(targets))
+
+    async def _preview(self, frozen: Frozen, agent: str, info: AgentInfo | None) -> PreviewedTarget:
+        reason = "unknown" if info is None else self._obstacle(info)
+        if reason:
+            return PreviewedTarget(agent_id=agent, state=TargetState.UNREACHABLE, reason=reason)
+        verdict = await self._starter.verdict(frozen, agent)
+        return PreviewedTarget(agent_id=agent, state=verdict.state or TargetState.PENDING, reason=verdict.reason)
+
+    def _obstacle(self, info: AgentInfo) -> str:
+        """Return why an agent can take nothing now; empty if it can."""
+        if info.revoked:
+            return "revoked"
+        if not info.online:
+            return "offline"
+        if info.draining:
+            return "draining"
+        return self._registry.observations.obstacle(info.id)
+
+    async def _resolve(self, request: BatchRequest, peer: Peer) -> _Resolved:
+        if request.retry_of is not None:
+            request, targets = await self._retried(request, peer)
+        else:
+            targets = await asyncio.to_thread(resolve, request.targets, await self._registry.known_labels())
+        if not targets:
+            raise InvalidRequest("the targets are no agent at all")
+        try:
+            request.execution(request.id, targets[0], None)
+        except ValidationError as error:
+            raise InvalidRequest(f"invalid request: {describe_validation_error(error)}") from None
+        return _Resolved(request, targets, request.digest(targets))
+
+    async def _retried(self, request: BatchRequest, peer: Peer) -> tuple[BatchRequest, tuple[str, ...]]:
+        """Return a request to run again where an earlier batch ended in some states, and these targets."""
+        assert request.retry_of is not None
+        token = await self._store.signed(request.retry_of)
+        earlier = None if token is None else self._read(request.retry_of, token)
+        if earlier is None or earlier.requested_by != str(peer):
+            raise NotFound(f"there is no batch {request.retry_of!r} of yours")
+        ended = await self._store.results(earlier.id)
+        pending, running = await self._store.not_ended(earlier.id)
+        states = {agent: result.state for agent, result in ended.items()}
+        states |= dict.fromkeys(pending, TargetState.NOT_STARTED) | dict.fromkeys(running, TargetState.RUNNING)
+        wanted = frozenset(request.retry_states) or frozenset(TargetState) - {TargetState.SUCCEEDED}
+        targets = tuple(in_order(agent for agent in earlier.targets if states.get(agent) in wanted))
+        if not targets:
+            raise InvalidRequest(f"no target of the batch {earlier.id} is in such a state")
+        if not request.command:
+            again = ("command", "work_dir", "environment", "stdin", "timeout", "user", "limits")
+            request = request.model_copy(update={name: getattr(earlier.request, name) for name in again})
+        return request, targets
+
+    def _read(self, batch_id: str, token: str) -> Frozen:
+        try:
+            return Frozen.read(self._identity.current(), batch_id, token)
+        except InvalidSignature as error:
+            raise ServerError(f"the stored batch {batch_id} cannot be verified: it {error}") from None
+
+    async def _status(self, batch_id: str) -> BatchStatus:
+        status = await self._store.status(batch_id)
+        if status is None:
+            raise ServerError(f"the batch {batch_id} was recorded and cannot be read")
+        return status

@@ -1,0 +1,153 @@
+"""The protobuf form of batches, as tables of fields like those in `wire.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from tachikoma.client.converters import (
+    DURATION,
+    HEX,
+    MAP,
+    TIMESTAMP,
+    TUPLE,
+    Converter,
+    Presence,
+    WireField,
+    WireFormat,
+    enumeration,
+    many,
+    nested,
+    optional,
+    plain,
+)
+from tachikoma.client.wire import LIMITS
+from tachikoma.errors import InvalidRequest
+from tachikoma.exec.v1 import remote_execution_pb2 as pb
+from tachikoma.vocabulary.batches import (
+    BatchPreview,
+    BatchRequest,
+    BatchResult,
+    BatchState,
+    BatchStatus,
+    BatchUpdate,
+    PreviewedTarget,
+    StopCause,
+    TargetState,
+)
+from tachikoma.vocabulary.model import describe_validation_error
+
+__all__ = [
+    "FORMATS",
+    "preview_from_pb",
+    "preview_to_pb",
+    "request_from_pb",
+    "request_to_pb",
+    "status_from_pb",
+    "status_to_pb",
+    "update_from_pb",
+    "update_to_pb",
+]
+
+_STATE = enumeration(BatchState, pb.BatchState.Value, "BATCH_STATE")
+_TARGET = enumeration(TargetState, pb.TargetState.Value, "TARGET_STATE")
+_CAUSE = enumeration(StopCause, pb.StopCause.Value, "STOP_CAUSE")
+
+
+def _several(one: Converter[Any, Any]) -> Converter[Any, Any]:
+    """Make the converter of a repeated field."""
+    return Converter(
+        lambda values: [one.to_wire(value) for value in values],
+        lambda values: tuple(one.from_wire(value) for value in values),
+    )
+
+
+def _counts_to_wire(totals: Mapping[TargetState, int]) -> list[pb.TargetCount]:
+    return [pb.TargetCount(state=_TARGET.to_wire(state), targets=number) for state, number in totals.items()]
+
+
+def _counts_from_wire(counts: Iterable[pb.TargetCount]) -> dict[TargetState, int]:
+    return {_TARGET.from_wire(count.state): count.targets for count in counts}
+
+
+_COUNTS: Converter[Any, Any] = Converter(_counts_to_wire, _counts_from_wire)
+
+
+_REQUEST = WireFormat(
+    BatchRequest,
+    pb.BatchRequest,
+    (
+        WireField("id", presence=Presence.NONZERO),
+        WireField("parallel", presence=Presence.NONZERO),
+        WireField("targets", TUPLE),
+        WireField("command", TUPLE),
+        WireField("environment", MAP),
+        *plain("work_dir", "stdin", "user", "canary"),
+        *optional("timeout", "pause", "deadline", converter=DURATION),
+        *optional("limits", converter=nested(LIMITS)),
+        *optional("wave", "stop_after", "retry_of"),
+        WireField("stop_on", _several(_CAUSE)),
+        WireField("retry_states", _several(_TARGET)),
+    ),
+)
+_STATUS = WireFormat(
+    BatchStatus,
+    pb.BatchStatus,
+    (
+        WireField("state", _STATE),
+        WireField("command", TUPLE),
+        WireField("digest", HEX),
+        WireField("totals", _COUNTS),
+        WireField("submit_time", TIMESTAMP),
+        *plain("id", "requested_by", "total", "failures", "reason"),
+        *optional("end_time", converter=TIMESTAMP),
+    ),
+)
+_RESULT = WireFormat(
+    BatchResult,
+    pb.BatchResult,
+    (
+        WireField("state", _TARGET),
+        WireField("stdout_sha256", HEX),
+        WireField("stderr_sha256", HEX),
+        *plain("agent_id", "exec_id", "exit_code", "error", "stdout_bytes", "stderr_bytes"),
+        *optional("stdout", "stderr"),
+    ),
+)
+_UPDATE = WireFormat(
+    BatchUpdate,
+    pb.BatchUpdate,
+    (*optional("status", converter=nested(_STATUS)), *optional("result", converter=nested(_RESULT))),
+)
+_TARGET_PREVIEW = WireFormat(
+    PreviewedTarget, pb.PreviewedTarget, (WireField("state", _TARGET), *plain("agent_id", "reason"))
+)
+_PREVIEW = WireFormat(
+    BatchPreview,
+    pb.BatchPreview,
+    (WireField("digest", HEX), WireField("targets", many(_TARGET_PREVIEW)), WireField("time", TIMESTAMP)),
+)
+
+#: Every table, for the test that no field is forgotten.
+FORMATS: tuple[WireFormat[Any, Any], ...] = (_REQUEST, _STATUS, _RESULT, _UPDATE, _TARGET_PREVIEW, _PREVIEW)
+
+request_to_pb = _REQUEST.to_pb
+status_to_pb, status_from_pb = _STATUS.to_pb, _STATUS.from_pb
+update_to_pb, update_from_pb = _UPDATE.to_pb, _UPDATE.from_pb
+preview_to_pb, preview_from_pb = _PREVIEW.to_pb, _PREVIEW.from_pb
+
+
+def request_from_pb(message: pb.BatchRequest) -> BatchRequest:
+    """Read a request from a caller.
+
+    Raises:
+        InvalidRequest: a bound is broken.
+    """
+    try:
+        return _REQUEST.read(message)
+    except ValidationError as error:
+        raise InvalidRequest(f"invalid request: {describe_validation_error(error)}") from None
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequest(f"invalid request: {error}") from None

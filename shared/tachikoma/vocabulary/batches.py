@@ -1,0 +1,305 @@
+"""Batches: one command on many agents, with the rules by which it proceeds and stops."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from tachikoma.vocabulary.limits import ResourceLimits
+from tachikoma.vocabulary.model import Model
+from tachikoma.vocabulary.requests import MAX_ARGUMENTS, MAX_STDIN_BYTES, MAX_TIMEOUT, ExecRequest, new_id
+from tachikoma.vocabulary.types import Base64, Duration, Identifier, Timestamp
+
+__all__ = [
+    "DEFAULT_DEADLINE",
+    "DEFAULT_PARALLEL",
+    "FAILURES",
+    "MAX_EXPRESSIONS",
+    "MAX_PARALLEL",
+    "BatchPreview",
+    "BatchRequest",
+    "BatchResult",
+    "BatchState",
+    "BatchStatus",
+    "BatchUpdate",
+    "PreviewedTarget",
+    "Share",
+    "StopCause",
+    "TargetState",
+    "share_of",
+    "substituted",
+]
+
+#: Most target expressions of a request.
+MAX_EXPRESSIONS = 20_000
+#: Most executions of a batch at once, and how many there are by default. It bounds the results that arrive together.
+MAX_PARALLEL, DEFAULT_PARALLEL = 1000, "50"
+#: Longest time of a batch by default; then no more targets start.
+DEFAULT_DEADLINE = timedelta(hours=1)
+
+_SHARE = re.compile(r"[0-9]{1,5}|(?:100|[0-9]{1,2})%")
+#: A variable of a command, or its doubled braces, which stand for the text itself.
+_VARIABLE = re.compile(r"\{(\{)?(agent|label:[^{}\s]{1,128})\}(?(1)\})")
+
+
+class BatchState(StrEnum):
+    """The state of a batch. In all but RUNNING no further target starts."""
+
+    #: Targets start as the limits allow.
+    RUNNING = "RUNNING"
+    #: Every target has ended, or could not be started.
+    DONE = "DONE"
+    #: The stop rule was reached.
+    STOPPED = "STOPPED"
+    #: The batch was cancelled.
+    CANCELLED = "CANCELLED"
+    #: Its deadline passed.
+    EXPIRED = "EXPIRED"
+
+
+class TargetState(StrEnum):
+    """The state of one target of a batch: that of its execution, or why it has none."""
+
+    #: It waits for its turn.
+    PENDING = "PENDING"
+    #: Its execution has not ended.
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    TIMED_OUT = "TIMED_OUT"
+    CANCELLED = "CANCELLED"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    EXPIRED = "EXPIRED"
+    REJECTED = "REJECTED"
+    LOST = "LOST"
+    #: The agent is unknown, offline, draining, revoked, or takes no executions for another reason.
+    UNREACHABLE = "UNREACHABLE"
+    #: Policy does not allow the command there.
+    DENIED = "DENIED"
+    #: The batch ended before its turn.
+    NOT_STARTED = "NOT_STARTED"
+
+
+#: Ends that always count for `stop_after`.
+FAILURES = frozenset({TargetState.FAILED, TargetState.TIMED_OUT, TargetState.OUT_OF_MEMORY, TargetState.LOST})
+
+
+class StopCause(StrEnum):
+    """An end that counts for `stop_after` only where `stop_on` names it."""
+
+    UNREACHABLE = "UNREACHABLE"
+    DENIED = "DENIED"
+    EXPIRED = "EXPIRED"
+
+
+def _share(value: str) -> str:
+    if not _SHARE.fullmatch(value):
+        raise ValueError(f"{value[:20]!r} is neither a number nor a percentage such as 25%")
+    return value
+
+
+#: A number of targets, or a percentage of all targets of the batch: `10` or `25%`.
+Share = Annotated[str, AfterValidator(_share)]
+
+
+def share_of(share: str, total: int) -> int:
+    """Return the number of targets that a share is: of a percentage the whole part, and at least 1 unless it is 0%."""
+    if not share.endswith("%"):
+        return int(share)
+    percent = int(share[:-1])
+    return max(1, total * percent // 100) if percent else 0
+
+
+def substituted(text: str, agent: str, labels: Mapping[str, str]) -> str:
+    """Return an element of an argv with `{agent}` and `{label:NAME}` replaced; `{{agent}}` is the text `{agent}`.
+
+    Raises:
+        ValueError: the agent has no such label.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        doubled, name = match.groups()
+        if doubled:
+            return f"{{{name}}}"
+        if name == "agent":
+            return agent
+        label = name.removeprefix("label:")
+        if label not in labels:
+            raise ValueError(f"the agent has no label {label!r}, which the command contains")
+        return labels[label]
+
+    return _VARIABLE.sub(value, text)
+
+
+class BatchRequest(Model):
+    """A request to run one command on many agents."""
+
+    #: Idempotency key: the same id with the same request returns the same batch. Default: a random id.
+    id: Identifier = Field(default_factory=new_id)
+    #: Target expressions; see `tachikoma.targets`. Empty only with `retry_of`.
+    targets: Annotated[tuple[str, ...], Field(max_length=MAX_EXPRESSIONS)] = ()
+    #: The argv. `{agent}` and `{label:NAME}` are replaced for each target. Empty only with `retry_of`.
+    command: Annotated[tuple[str, ...], Field(max_length=MAX_ARGUMENTS)] = ()
+    #: As in `ExecRequest`, for each target.
+    work_dir: str = ""
+    environment: dict[str, str] = Field(default_factory=dict)
+    stdin: Annotated[Base64, Field(max_length=MAX_STDIN_BYTES)] = b""
+    timeout: Duration | None = None
+    user: str = ""
+    limits: ResourceLimits | None = None
+    #: Most executions at once.
+    parallel: Share = DEFAULT_PARALLEL
+    #: Number of targets that run first, alone; the rest follows only if none of them failed. 0 for none.
+    canary: Annotated[int, Field(ge=0, le=MAX_EXPRESSIONS)] = 0
+    #: Number of targets of one wave, which ends before the next begins; empty for one wave.
+    wave: Share | None = None
+    #: Time between two waves, and after the canary.
+    pause: Duration = timedelta(0)
+    #: Failures in the whole batch after which no further target starts; None for no such rule.
+    stop_after: Share | None = None
+    #: Ends that count as failures besides a failed, timed out, out of memory or lost execution.
+    stop_on: tuple[StopCause, ...] = ()
+    #: Time after which no further target starts.
+    deadline: Duration = DEFAULT_DEADLINE
+    #: Id of an earlier batch, whose targets in `retry_states` are the targets. Its command is used if none is given.
+    retry_of: Identifier | None = None
+    #: States of these targets. Empty: every state but SUCCEEDED.
+    retry_states: tuple[TargetState, ...] = ()
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if not self.retry_of and not (self.targets and self.command):
+            raise ValueError("targets and command are required, unless retryOf names an earlier batch")
+        if self.retry_states and not self.retry_of:
+            raise ValueError("retryStates needs retryOf")
+        if not timedelta(0) < self.deadline <= MAX_TIMEOUT:
+            raise ValueError(f"deadline must be longer than zero and at most {MAX_TIMEOUT.days} days")
+        if not timedelta(0) <= self.pause <= self.deadline:
+            raise ValueError("pause must not be longer than the deadline")
+        for name, share in (("parallel", self.parallel), ("wave", self.wave), ("stopAfter", self.stop_after)):
+            if share is not None and share_of(share, 100) == 0:
+                raise ValueError(f"{name} must be more than zero")
+        if self.command:
+            # The bounds of a request; substituted values are checked again for each target.
+            self.execution("agent", "agent", None)
+        return self
+
+    def execution(self, exec_id: str, agent: str, labels: Mapping[str, str] | None) -> ExecRequest:
+        """Return the request of one target.
+
+        Args:
+            exec_id: id of its execution.
+            agent: the agent.
+            labels: the agent's labels; None to leave variables in the command.
+
+        Raises:
+            ValueError: a label is missing, or the request breaks a bound (a pydantic.ValidationError).
+        """
+        command = self.command
+        if labels is not None:
+            command = tuple(substituted(element, agent, labels) for element in command)
+        return ExecRequest(
+            id=exec_id, agent_id=agent, command=command, work_dir=self.work_dir, environment=self.environment,
+            stdin=self.stdin, timeout=self.timeout, user=self.user, limits=self.limits,
+        )  # fmt: skip
+
+    def digest(self, targets: tuple[str, ...]) -> str:
+        """Return the SHA-256, in hexadecimal, over everything that would run and its frozen list of targets."""
+        content = self.to_dict()
+        del content["id"]
+        text = json.dumps([content, targets], sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def parallel_of(self, total: int) -> int:
+        """Return the most executions at once."""
+        return min(MAX_PARALLEL, max(1, share_of(self.parallel, total)))
+
+
+class BatchStatus(Model):
+    """A batch as the ledger knows it."""
+
+    id: Identifier
+    state: BatchState
+    #: SPIFFE ID of the requester.
+    requested_by: str
+    #: The argv before substitution, with secrets masked.
+    command: tuple[str, ...]
+    #: SHA-256 over the request and the list of targets, in hexadecimal.
+    digest: str
+    #: Number of targets.
+    total: int
+    #: Number of targets in each state; states without a target are left out.
+    totals: dict[TargetState, int] = Field(default_factory=dict)
+    #: Failures that count for the stop rule.
+    failures: int = 0
+    #: Why the batch is in its state, in words; empty if it runs or is done.
+    reason: str = ""
+    submit_time: Timestamp
+    #: Time at which the last execution ended; None if one may still run.
+    end_time: Timestamp | None = None
+
+    @property
+    def ended(self) -> bool:
+        """True if nothing of the batch runs any more."""
+        return self.end_time is not None
+
+
+class BatchResult(Model):
+    """The end of one target. Without output it is the ledger's; output comes with a verified receipt."""
+
+    agent_id: Identifier
+    #: Id of its execution; empty if it has none.
+    exec_id: str = ""
+    state: TargetState
+    #: -1 if there is none.
+    exit_code: int = -1
+    #: Why it did not succeed, for people.
+    error: str = ""
+    #: SHA-256 of all bytes of a stream, in hexadecimal; empty if it is unknown.
+    stdout_sha256: str = ""
+    stderr_sha256: str = ""
+    #: Number of bytes that the command wrote.
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+    #: Output, or its beginning and end; None if it was not requested, is not available, or was sent before.
+    stdout: Base64 | None = None
+    stderr: Base64 | None = None
+
+    @property
+    def answer(self) -> tuple[str, int, str, str]:
+        """What two equal answers have in common: state, exit code, and the digests of their output."""
+        return self.state, self.exit_code, self.stdout_sha256, self.stderr_sha256
+
+
+class BatchUpdate(Model):
+    """One message of a watched batch: its status, or the end of one target."""
+
+    status: BatchStatus | None = None
+    result: BatchResult | None = None
+
+
+class PreviewedTarget(Model):
+    """One target as it would be now."""
+
+    agent_id: Identifier
+    #: PENDING if it can start, else UNREACHABLE or DENIED.
+    state: TargetState
+    #: Why it cannot start.
+    reason: str = ""
+
+
+class BatchPreview(Model):
+    """The list of targets that a request would freeze."""
+
+    #: SHA-256 over the request and the list, in hexadecimal.
+    digest: str
+    targets: tuple[PreviewedTarget, ...]
+    #: Time of the look.
+    time: Timestamp = Field(default_factory=lambda: datetime.now(UTC))

@@ -1,0 +1,350 @@
+"""The driver on the real scripts: limits, waves, the stop rule, several drivers, and a model of all of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from admissions import peer
+from batches import BatchStand
+from tachikoma.redis import keys
+from tachikoma.redis.commands import Redis
+from tachikoma.vocabulary.audit import AuditCode
+from tachikoma.vocabulary.batches import FAILURES, BatchState, StopCause, TargetState
+from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.executions.transitions import FENCE
+
+Make = Callable[..., Awaitable[BatchStand]]
+
+
+@pytest.fixture
+def make(redis: Redis, tmp_path: Path) -> Make:
+    def make(agents: int, **values: Any) -> Awaitable[BatchStand]:
+        return BatchStand.make(redis, tmp_path, agents, **values)
+
+    return make
+
+
+async def events(stand: BatchStand, batch_id: str) -> list[str]:
+    """The codes of the events about a batch itself."""
+    found = await stand.stand.trail.read(after="", limit=1000, exec_id="")
+    return [event.event for event in found if event.batch == batch_id and event.event.startswith("batch_")]
+
+
+async def test_every_target_is_started_once_within_the_limit(make: Make) -> None:
+    stand = await make(5)
+    batch = await stand.submit(parallel="2")
+    seen = []
+    for _ in range(5):
+        await stand.step(batch)
+        await stand.step(batch)
+        running = await stand.running(batch)
+        assert 0 < len(running) <= 2
+        seen.append(running[0])
+        await stand.end(running[0])
+    status = await stand.status(batch)
+    assert (status.state, status.totals) == (BatchState.DONE, {TargetState.SUCCEEDED: 5})
+    assert status.end_time is not None
+    assert sorted(seen) == [f"web-{number}" for number in range(1, 6)]
+    assert stand.sent == dict.fromkeys(seen, 1)
+    assert await events(stand, batch) == ["batch_submitted", "batch_ended"]
+
+
+async def test_orders_and_events_name_their_batch(make: Make) -> None:
+    stand = await make(1)
+    batch = await stand.submit()
+    await stand.step(batch)
+    order = await stand.end("web-1")
+    assert order.batch == batch
+    found = await stand.stand.events(order.jti)
+    assert [(event.event, event.batch) for event in found] == [
+        (code, batch) for code in ("admitted", "dispatched", "started", "succeeded")
+    ]
+
+
+async def test_the_stop_rule_is_exact(make: Make) -> None:
+    """At most `stopAfter` + `parallel` - 1 targets start, whichever ends first."""
+    stand = await make(30)
+    batch = await stand.submit(parallel="10", stop_after="3")
+    await stand.step(batch)
+    assert len(await stand.running(batch)) == 10
+    for number in range(3):
+        await stand.end((await stand.running(batch))[0], ExecState.FAILED, exit_code=1)
+        if number < 2:
+            await stand.step(batch)
+    await stand.step(batch)
+    status = await stand.status(batch)
+    assert status.state is BatchState.STOPPED
+    assert status.reason.startswith("3 targets failed, and stopAfter is 3; the last was web-")
+    assert status.end_time is None
+    while running := await stand.running(batch):
+        await stand.end(running[0], ExecState.FAILED, exit_code=1)
+    assert sum(stand.sent.values()) == 12
+    status = await stand.status(batch)
+    assert status.totals == {TargetState.FAILED: 12, TargetState.NOT_STARTED: 18}
+    assert status.failures == 12
+    assert status.end_time is not None
+    assert await events(stand, batch) == ["batch_submitted", "batch_stopped", "batch_ended"]
+
+
+async def test_a_stop_names_the_receipt_that_it_rests_on(make: Make) -> None:
+    stand = await make(2)
+    batch = await stand.submit(parallel="1", stop_after="50%")
+    await stand.step(batch)
+    order = await stand.end((await stand.running(batch))[0], ExecState.FAILED, exit_code=2)
+    failed = next(event for event in await stand.stand.events(order.jti) if event.event == "failed")
+    found = await stand.stand.trail.read(after="", limit=100, exec_id="")
+    stopped = next(event for event in found if event.event == "batch_stopped")
+    assert stopped.evidence_sha256 == failed.evidence_sha256 != ""
+
+
+async def test_unreachable_and_denied_targets_are_counted_apart_and_hold_nothing(make: Make) -> None:
+    stand = await make(3)
+    await stand.redis.delete(keys.info("web-2"))
+    batch = await stand.submit(targets=("web-[1-3]", "never-1", "db-1"), stop_after="1")
+    await stand.step(batch)
+    for agent in await stand.running(batch):
+        await stand.end(agent)
+    status = await stand.status(batch)
+    assert status.state is BatchState.DONE
+    assert status.totals == {TargetState.SUCCEEDED: 2, TargetState.UNREACHABLE: 1, TargetState.DENIED: 2}
+    results = await stand.results(batch)
+    assert (results["web-2"].state, results["web-2"].error) == (TargetState.UNREACHABLE, "OFFLINE")
+    assert results["db-1"].state is TargetState.DENIED
+    assert results["db-1"].exec_id == ""
+
+
+@pytest.mark.parametrize(("cause", "agent"), [(StopCause.UNREACHABLE, "web-9"), (StopCause.DENIED, "db-1")])
+async def test_such_ends_stop_a_batch_that_says_so(make: Make, cause: StopCause, agent: str) -> None:
+    stand = await make(2)
+    batch = await stand.submit(targets=("web-[1-2]", agent), parallel="1", stop_after="1", stop_on=(cause,))
+    for _ in range(3):
+        await stand.step(batch)
+        for running in await stand.running(batch):
+            await stand.end(running)
+    status = await stand.status(batch)
+    assert status.state is BatchState.STOPPED
+    assert status.totals[TargetState(cause)] == 1
+
+
+async def test_a_command_that_needs_an_approval_is_denied_in_a_batch(make: Make) -> None:
+    stand = await make(1)
+    batch = await stand.submit(command=("printf", "x"))
+    await stand.step(batch)
+    result = (await stand.results(batch))["web-1"]
+    assert (result.state, result.error) == (
+        TargetState.DENIED, "policy requires an approval, which a batch cannot wait for",
+    )  # fmt: skip
+    assert (await stand.status(batch)).state is BatchState.DONE
+
+
+async def test_variables_are_replaced_before_policy_decides(make: Make) -> None:
+    stand = await make(2)
+    stand.stand.change_policy('"/usr/bin/true ..."', '"/usr/bin/true web-1 r1", "/usr/bin/true"')
+    batch = await stand.submit(command=("true", "{agent}", "{label:rack}"))
+    await stand.step(batch)
+    order = await stand.end("web-1")
+    assert order.request.command == ("true", "web-1", "r1")
+    assert (await stand.results(batch))["web-2"].state is TargetState.DENIED
+    batch = await stand.submit(command=("true", "{label:site}"))
+    await stand.step(batch)
+    assert "has no label 'site'" in (await stand.results(batch))["web-1"].error
+
+
+async def test_a_canary_runs_alone_and_waves_end_before_the_next_begins(make: Make) -> None:
+    stand = await make(7)
+    batch = await stand.submit(canary=1, wave="3")
+    sizes = []
+    for _ in range(20):
+        await stand.step(batch)
+        running = await stand.running(batch)
+        if running:
+            sizes.append(len(running))
+            await stand.step(batch)
+            assert await stand.running(batch) == running
+        for agent in running:
+            await stand.end(agent)
+    assert sizes == [1, 3, 3]
+    assert (await stand.status(batch)).state is BatchState.DONE
+    assert await events(stand, batch) == ["batch_submitted", "batch_wave", "batch_wave", "batch_ended"]
+
+
+async def test_a_failed_canary_stops_the_batch(make: Make) -> None:
+    stand = await make(4)
+    batch = await stand.submit(canary=2)
+    await stand.step(batch)
+    first, second = await stand.running(batch)
+    await stand.end(first)
+    await stand.end(second, ExecState.TIMED_OUT, exit_code=-1)
+    await stand.step(batch)
+    status = await stand.status(batch)
+    assert (status.state, status.reason) == (BatchState.STOPPED, "1 of the first 2 targets failed")
+    assert status.end_time is not None
+    assert status.totals[TargetState.NOT_STARTED] == 2
+
+
+async def test_a_pause_separates_waves(make: Make) -> None:
+    stand = await make(2)
+    batch = await stand.submit(wave="1", pause=600)
+    await stand.step(batch)
+    await stand.end((await stand.running(batch))[0])
+    for _ in range(3):
+        await stand.step(batch)
+        assert await stand.running(batch) == []
+    key = keys.batch(batch)[0]
+    await stand.redis.hset(key, "paused_ms:1", "1")
+    await stand.step(batch)
+    await stand.step(batch)
+    assert len(await stand.running(batch)) == 1
+
+
+async def test_the_deadline_starts_no_more(make: Make) -> None:
+    stand = await make(2)
+    batch = await stand.submit(parallel="1")
+    await stand.step(batch)
+    await stand.redis.hset(keys.batch(batch)[0], "deadline_ms", "1")
+    await stand.step(batch)
+    assert (await stand.status(batch)).state is BatchState.EXPIRED
+    await stand.end((await stand.running(batch))[0])
+    status = await stand.status(batch)
+    assert status.totals == {TargetState.SUCCEEDED: 1, TargetState.NOT_STARTED: 1}
+    assert status.end_time is not None
+
+
+async def test_an_execution_that_ends_without_receipt_counts_too(make: Make) -> None:
+    stand = await make(1)
+    batch = await stand.submit()
+    await stand.step(batch)
+    order = await stand.take("web-1")
+    assert order is not None
+    await stand.stand.ledger.settle(
+        "web-1", order.jti, [ExecState.QUEUED], ExecState.EXPIRED, reason="too late", fence=True
+    )
+    assert FENCE.encode() == await stand.redis.get(keys.claim("web-1", order.jti))
+    status = await stand.status(batch)
+    assert (status.state, status.totals) == (BatchState.DONE, {TargetState.EXPIRED: 1})
+    assert (await stand.results(batch))["web-1"].error == "too late"
+
+
+async def test_a_full_queue_is_tried_again(make: Make) -> None:
+    stand = await make(2)
+    for _ in range(100):
+        await stand.stand.admit("true", agent_id="web-1")
+    batch = await stand.submit()
+    await stand.step(batch)
+    assert await stand.running(batch) == ["web-2"]
+    assert (await stand.status(batch)).totals == {TargetState.PENDING: 1, TargetState.RUNNING: 1}
+
+
+async def test_a_target_that_redis_added_is_never_started(make: Make) -> None:
+    stand = await make(2)
+    batch = await stand.submit(targets=("web-1",))
+    await stand.redis.zadd(keys.batch(batch)[1], {"web-2": 0})
+    for _ in range(3):
+        await stand.step(batch)
+    assert await stand.running(batch) == ["web-1"]
+    assert await stand.stand.queued("web-2") == 0
+
+
+async def test_a_batch_that_redis_replaced_starts_nothing(make: Make) -> None:
+    stand = await make(2, drivers=2)
+    batch, other = await stand.submit(), await stand.submit()
+    signed = await stand.store.signed(other)
+    assert signed is not None
+    await stand.redis.hset(keys.batch(batch)[0], "signed", signed)
+    await stand.step(batch)
+    status = await stand.status(batch)
+    assert (status.state, status.reason) == (BatchState.STOPPED, "its signed request cannot be verified")
+    assert await stand.running(batch) == []
+
+
+async def test_one_driver_leads_and_another_takes_over_when_its_lease_ends(make: Make) -> None:
+    stand = await make(1, drivers=2)
+    batch = await stand.submit()
+    first, second = (room.driver for room in stand.rooms)
+    await stand.store.lead(batch, "another", lease_seconds=60)
+    await first.drive_all()
+    assert await stand.running(batch) == []
+    await stand.redis.delete(keys.batch_driver(batch))
+    await second.drive_all()
+    assert await stand.running(batch) == ["web-1"]
+
+
+class Model:
+    """What a batch must do, in its simplest form."""
+
+    def __init__(self, total: int, parallel: int, stop_after: int, counted: frozenset[TargetState]) -> None:
+        self.pending, self.running = total, 0
+        self.parallel, self.stop_after, self.counted = parallel, stop_after, counted
+        self.ended: dict[TargetState, int] = {}
+        self.failures = 0
+        self.state = BatchState.RUNNING
+
+    def start(self, wanted: int) -> int:
+        started = min(wanted, self.pending, self.parallel - self.running) if self.state is BatchState.RUNNING else 0
+        self.pending -= started
+        self.running += started
+        return started
+
+    def end(self, state: TargetState) -> None:
+        self.running -= 1
+        self.ended[state] = self.ended.get(state, 0) + 1
+        self.failures += state in self.counted
+        if self.state is BatchState.RUNNING and self.stop_after and self.failures >= self.stop_after:
+            self.state = BatchState.STOPPED
+        if self.state is BatchState.RUNNING and not (self.pending or self.running):
+            self.state = BatchState.DONE
+
+    @property
+    def totals(self) -> dict[TargetState, int]:
+        waiting = TargetState.PENDING if self.state is BatchState.RUNNING else TargetState.NOT_STARTED
+        counts = {**self.ended, waiting: self.pending, TargetState.RUNNING: self.running}
+        return {state: number for state, number in counts.items() if number}
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_random_batches_agree_with_a_model(make: Make, seed: int) -> None:
+    """Two drivers, one of which is replaced by a new one at random, as after SIGKILL; cancels; ends of every kind."""
+    pick = random.Random(seed)
+    agents = pick.randint(3, 14)
+    stand = await make(agents, drivers=8)
+    parallel, stop_after = pick.randint(1, 6), pick.choice((0, 1, 2, 4))
+    counted = FAILURES | ({TargetState.EXPIRED} if pick.random() < 0.5 else frozenset())
+    batch = await stand.submit(
+        parallel=str(parallel), stop_after=str(stop_after) if stop_after else None,
+        stop_on=(StopCause.EXPIRED,) if TargetState.EXPIRED in counted else (),
+    )  # fmt: skip
+    model = Model(agents, parallel, stop_after, counted)
+    drivers = [0, 1]
+    for _ in range(200):
+        if model.state is not BatchState.RUNNING and not model.running:
+            break
+        if pick.random() < 0.2:
+            drivers[pick.randint(0, 1)] = pick.randint(0, 7)
+        if pick.random() < 0.5:
+            await stand.step(batch, pick.choice(drivers))
+            model.start(agents)
+        elif model.running:
+            agent = pick.choice(await stand.running(batch))
+            state = pick.choice((ExecState.SUCCEEDED, ExecState.SUCCEEDED, ExecState.FAILED, ExecState.EXPIRED))
+            if state is ExecState.EXPIRED:
+                order = await stand.take(agent)
+                assert order is not None
+                await stand.stand.ledger.settle(
+                    agent, order.jti, [ExecState.QUEUED], state, reason="too late", fence=True
+                )
+            else:
+                await stand.end(agent, state, exit_code=int(state is ExecState.FAILED))
+            model.end(TargetState(state))
+        elif pick.random() < 0.1:
+            await stand.store.halt(batch, BatchState.CANCELLED, AuditCode.BATCH_CANCELLED, "", by=str(peer()))
+            if model.state is BatchState.RUNNING:
+                model.state = BatchState.CANCELLED
+        status = await stand.status(batch)
+        assert (status.state, status.totals, status.failures) == (model.state, model.totals, model.failures)
+        assert (status.end_time is not None) == (model.state is not BatchState.RUNNING and not model.running)
+    assert set(stand.sent.values()) <= {1}
