@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from admissions import ORCHESTRATOR, Stand, peer
 from tachikoma.identity.signed_messages import OutputDigest, Receipt, WorkOrder
 from tachikoma.identity.signing import verify
 from tachikoma.redis import keys
@@ -21,8 +22,6 @@ from tachikoma_orchestrator.executions.evidence import Evidence
 from tachikoma_orchestrator.executions.transitions import TransitionOutcome
 from tachikoma_orchestrator.store.subscriber import Subscriber
 
-from admissions import ORCHESTRATOR, Stand, peer
-
 __all__ = ["BatchStand"]
 
 EMPTY = OutputDigest(total_bytes=0, sha256="0" * 64, truncated=False, excerpt_sha256="0" * 64)
@@ -34,15 +33,14 @@ class BatchStand:
     def __init__(self, stand: Stand, drivers: int) -> None:
         self.stand = stand
         self.redis = stand.redis
-        evidence = Evidence(
-            stand.redis, Findings(stand.redis, stand.trail), stand.identity, stand.registry.revocations
-        )
+        evidence = Evidence(stand.redis, Findings(stand.redis, stand.trail), stand.identity, stand.registry.revocations)
+        self.subscribers = [Subscriber(stand.redis) for _ in range(drivers)]
         self.rooms = [
             Batches.over(
                 stand.redis, stand.ledger, stand.admitter, stand.registry, stand.identity, evidence,
-                Subscriber(stand.redis), retention=timedelta(hours=1),
+                subscriber, retention=timedelta(hours=1),
             )
-            for _ in range(drivers)
+            for subscriber in self.subscribers
         ]  # fmt: skip
         self.store = self.rooms[0].store
         #: How often each agent was sent an order.

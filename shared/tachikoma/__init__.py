@@ -47,6 +47,16 @@ if TYPE_CHECKING:
     from tachikoma.sessions.frames import SignalName
     from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
     from tachikoma.vocabulary.audit import AuditCode, ExecAuditLog
+    from tachikoma.vocabulary.batches import (
+        BatchPreview,
+        BatchRequest,
+        BatchResult,
+        BatchState,
+        BatchStatus,
+        BatchUpdate,
+        StopCause,
+        TargetState,
+    )
     from tachikoma.vocabulary.limits import ResourceLimits, ResourceUsage
     from tachikoma.vocabulary.policies import ExecPolicy, PolicyStatus, RateLimitConfig
     from tachikoma.vocabulary.requests import ExecRequest, Terminal, WindowSize, new_id
@@ -95,6 +105,15 @@ _MODULES = {
     "CancelOutcome": "vocabulary.results",
     "CancelResponse": "vocabulary.results",
     "Approval": "vocabulary.results",
+    # batches
+    "BatchRequest": "vocabulary.batches",
+    "BatchStatus": "vocabulary.batches",
+    "BatchState": "vocabulary.batches",
+    "BatchUpdate": "vocabulary.batches",
+    "BatchResult": "vocabulary.batches",
+    "BatchPreview": "vocabulary.batches",
+    "TargetState": "vocabulary.batches",
+    "StopCause": "vocabulary.batches",
     # agents
     "AgentInfo": "vocabulary.agents",
     "Enrolment": "vocabulary.agents",
@@ -157,6 +176,14 @@ __all__ = [  # noqa: RUF022 (the same order as above)
     "CancelOutcome",
     "CancelResponse",
     "Approval",
+    "BatchRequest",
+    "BatchStatus",
+    "BatchState",
+    "BatchUpdate",
+    "BatchResult",
+    "BatchPreview",
+    "TargetState",
+    "StopCause",
     "AgentInfo",
     "Enrolment",
     "Revocation",

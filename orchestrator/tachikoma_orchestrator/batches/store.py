@@ -230,7 +230,7 @@ class BatchStore:
             name = agent.decode(errors="replace")
             try:
                 found[name] = BatchResult(agent_id=name, **_result(json.loads(raw)))
-            except (ValueError, TypeError, ValidationError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
                 log.error("batch.unreadable", batch=batch_id, agent=name[:64], reason=str(error)[:300])
         return found
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 import grpc.aio
 
 from tachikoma.client import wire
+from tachikoma.client.batches import BatchMethods
 from tachikoma.client.connection import Connection
 from tachikoma.client.interactive import AsyncSession
 from tachikoma.client.profile import Profile
@@ -46,7 +47,7 @@ ARRIVAL_SECONDS = 0.5
 A = TypeVar("A")
 
 
-class AsyncClient:
+class AsyncClient(BatchMethods):
     """Runs commands on agents, shows and approves executions, and manages agents. An async context manager.
 
     Without a profile it uses the user's own (see `tachikoma.client.profile`). All methods raise a class of

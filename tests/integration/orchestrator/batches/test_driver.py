@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from admissions import peer
 from batches import BatchStand
 from tachikoma.redis import keys
-from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.batches import FAILURES, BatchState, StopCause, TargetState
 from tachikoma.vocabulary.states import ExecState
@@ -21,17 +18,9 @@ from tachikoma_orchestrator.executions.transitions import FENCE
 Make = Callable[..., Awaitable[BatchStand]]
 
 
-@pytest.fixture
-def make(redis: Redis, tmp_path: Path) -> Make:
-    def make(agents: int, **values: Any) -> Awaitable[BatchStand]:
-        return BatchStand.make(redis, tmp_path, agents, **values)
-
-    return make
-
-
 async def events(stand: BatchStand, batch_id: str) -> list[str]:
     """The codes of the events about a batch itself."""
-    found = await stand.stand.trail.read(after="", limit=1000, exec_id="")
+    found = (await stand.stand.trail.read(after="", limit=1000, exec_id="")).events
     return [event.event for event in found if event.batch == batch_id and event.event.startswith("batch_")]
 
 
@@ -97,7 +86,7 @@ async def test_a_stop_names_the_receipt_that_it_rests_on(make: Make) -> None:
     await stand.step(batch)
     order = await stand.end((await stand.running(batch))[0], ExecState.FAILED, exit_code=2)
     failed = next(event for event in await stand.stand.events(order.jti) if event.event == "failed")
-    found = await stand.stand.trail.read(after="", limit=100, exec_id="")
+    found = (await stand.stand.trail.read(after="", limit=100, exec_id="")).events
     stopped = next(event for event in found if event.event == "batch_stopped")
     assert stopped.evidence_sha256 == failed.evidence_sha256 != ""
 

@@ -34,7 +34,8 @@ from tachikoma_orchestrator.admission.refusals import (
 from tachikoma_orchestrator.executions.transitions import Outcome
 
 REQUEST = ExecRequest(id="job-7", agent_id="web-1", command=("true",))
-ADMISSIONS = {Outcome.ADMITTED, Outcome.DUPLICATE}
+#: Outcomes that are no refusal; HELD is only for the driver of a batch.
+ADMISSIONS = {Outcome.ADMITTED, Outcome.DUPLICATE, Outcome.HELD}
 #: Outcome; class, message, metadata and seconds until a repetition of its error; audit code.
 EXPECTED: list[tuple[Outcome, type[TachikomaError], str, dict[str, str], float | None, AuditCode]] = [
     (Outcome.UNKNOWN, AgentUnknown, "there is no agent 'web-1'", {"agent": "web-1"}, None, AuditCode.REFUSED),

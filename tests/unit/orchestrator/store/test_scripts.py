@@ -15,7 +15,8 @@ from tachikoma_orchestrator.store import lua
 from tachikoma_orchestrator.store.scripts import Call, LastEvent, Script, flat
 
 NAMES = sorted(path.name.removesuffix(".lua") for path in files(lua).iterdir() if path.name.endswith(".lua"))
-SCRIPTS = [name for name in NAMES if name != "prelude"]
+LIBRARIES = {"prelude", *(part for parts in lua.LIBRARIES.values() for part in parts)}
+SCRIPTS = [name for name in NAMES if name not in LIBRARIES]
 
 
 @given(st.dictionaries(st.text(max_size=5), st.text(max_size=5)))
@@ -36,9 +37,11 @@ def test_arguments_are_one_json_text_and_payloads_stay_as_they_are(text: str, nu
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_script_documents_its_keys_arguments_and_result_and_reads_no_others(name: str) -> None:
-    prelude = files(lua).joinpath("prelude.lua").read_text()
+    shared = "".join(
+        files(lua).joinpath(f"{part}.lua").read_text() for part in ("prelude", *lua.LIBRARIES.get(name, ()))
+    )
     body = files(lua).joinpath(f"{name}.lua").read_text()
-    assert lua.load(name) == f"{prelude}local function script()\n{body}end\nreturn {{script(), written}}\n"
+    assert lua.load(name) == f"{shared}local function script()\n{body}end\nreturn {{script(), written}}\n"
     header = re.match(r"(--.*\n)+", body)
     assert header is not None
     assert [word for word in ("-- KEYS", "-- ARGV", "-- RESULT") if word not in header.group()] == []

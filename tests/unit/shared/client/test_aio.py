@@ -14,8 +14,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from authority import Authority
-from tachikoma import AsyncClient, ExecRequest, ExecState, InvalidRequest, Profile, Unavailable
-from tachikoma.client import wire
+from tachikoma import AsyncClient, BatchRequest, ExecRequest, ExecState, InvalidRequest, Profile, Unavailable
+from tachikoma.client import batch_wire, wire
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
@@ -25,6 +25,11 @@ STATUS = pb.ExecStatus(id="job-7", agent_id="web-1", state=pb.EXEC_STATE_STARTED
 AGENT = pb.Agent(id="web-1")
 RUN = pb.ScheduledRun(due=STAMP, time=STAMP, outcome=pb.DUE_OUTCOME_RUN, count=1)
 SCHEDULE = pb.Schedule(name="nightly", agent_id="web-1", missed="skip", overlap="allow")
+BATCH = BatchRequest(id="b-1", targets=("web-*",), command=("x",))
+BATCH_STATUS = pb.BatchStatus(
+    id="b-1", state=pb.BATCH_STATE_RUNNING, total=2, submit_time=STAMP,
+    totals=[pb.TargetCount(state=pb.TARGET_STATE_PENDING, targets=2)],
+)  # fmt: skip
 #: For each method: its arguments, the message that the server gets, its answer, and what shows that it was read.
 METHODS: dict[str, tuple[tuple[Any, ...], dict[str, Any], Any, Any, Any]] = {
     "execute": (
@@ -163,6 +168,29 @@ METHODS: dict[str, tuple[tuple[Any, ...], dict[str, Any], Any, Any, Any]] = {
         RUN,
         lambda found: found.outcome == "RUN",
     ),
+    "submit_batch": (
+        (BATCH,),
+        {},
+        batch_wire.request_to_pb(BATCH),
+        BATCH_STATUS,
+        lambda found: found.totals == {"PENDING": 2},
+    ),
+    "preview_batch": (
+        (BATCH,),
+        {},
+        batch_wire.request_to_pb(BATCH),
+        pb.BatchPreview(digest=b"x", targets=[pb.PreviewedTarget(agent_id="web-1", state=pb.TARGET_STATE_DENIED)]),
+        lambda found: found.targets[0].state == "DENIED",
+    ),
+    "batch": (("b-1",), {}, pb.GetBatchRequest(id="b-1"), BATCH_STATUS, lambda found: found.state == "RUNNING"),
+    "batches": (
+        (),
+        {"limit": 4},
+        pb.ListBatchesRequest(limit=4),
+        pb.ListBatchesResponse(batches=[BATCH_STATUS]),
+        lambda found: found[0].id == "b-1",
+    ),
+    "cancel_batch": (("b-1",), {}, pb.CancelBatchRequest(id="b-1"), BATCH_STATUS, lambda found: found.id == "b-1"),
     "scheduled_runs": (
         ("nightly",),
         {"limit": 4},
@@ -176,10 +204,12 @@ NOT_REPEATED = {"approve", "reject", "enroll_agent", "run_schedule"}
 #: RPCs by the names of the methods, where these differ.
 RPC_OF = {
     "approvals": "ListApprovals", "approval": "GetApproval", "agents": "ListAgents", "policy_status": "GetPolicyStatus",
-    "audit": "ListAuditEvents", "schedules": "ListSchedules", "scheduled_runs": "ListScheduledRuns",
+    "audit": "ListAuditEvents", "schedules": "ListSchedules", "batch": "GetBatch", "batches": "ListBatches",
+    "scheduled_runs": "ListScheduledRuns",
 }  # fmt: skip
 #: RPCs without a method in this client, and why.
-OTHERS = {"ExecuteStream", "Attach", "ExecuteInteractive"}  # streams; see test_streams.py, test_interactive.py
+# Streams; see test_streams.py, test_interactive.py and test_batches.py.
+OTHERS = {"ExecuteStream", "Attach", "ExecuteInteractive", "WatchBatch"}
 AGENTS_ONLY = {"RenewAgent"}
 
 

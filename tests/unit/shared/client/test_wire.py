@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tachikoma import vocabulary
-from tachikoma.client import wire, wire_records
+from tachikoma.client import batch_wire, wire, wire_records
 from tachikoma.client.converters import Presence, WireField, WireFormat
 from tachikoma.errors import InvalidRequest, ServerError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
@@ -41,7 +41,7 @@ from tachikoma.vocabulary.results import (
 from tachikoma.vocabulary.schedules import DueOutcome, Missed, Overlap, ScheduledRun, ScheduleStatus
 from tachikoma.vocabulary.states import ExecState
 
-FORMATS = wire.FORMATS + wire_records.FORMATS
+FORMATS = wire.FORMATS + wire_records.FORMATS + batch_wire.FORMATS
 EARLIER = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
 LATER = EARLIER + timedelta(seconds=1.5)
 SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -392,6 +392,9 @@ MESSAGES_WITHOUT_FORMAT = {
     **dict.fromkeys(["SessionAttach", "InputData", "EndOfInput", "OutputWritten"], "is a part of ExecInput"),
     **dict.fromkeys(["SessionDetach", "SessionClose"], "is a part of ExecInput"),
     **dict.fromkeys(["EnrollAgentRequest", "RevokeAgentRequest"], ARGUMENTS),
+    **dict.fromkeys(["WatchBatchRequest", "GetBatchRequest", "ListBatchesRequest", "CancelBatchRequest"], ARGUMENTS),
+    "ListBatchesResponse": RESULTS,
+    "TargetCount": "is an entry of the dictionary BatchStatus.totals",
     **dict.fromkeys(["JoinRequest", "JoinResponse", "RenewAgentRequest", "RenewAgentResponse"], AGENT),
 }
 #: Fields of messages with a format that are in no table.
@@ -473,7 +476,11 @@ def test_an_enum_has_the_same_names_on_the_wire(kind: type[StrEnum], numbers: An
 
 
 def test_every_enum_of_the_api_is_compared() -> None:
-    assert set(pb.DESCRIPTOR.enum_types_by_name) == {"ExecState", "CancelOutcome", "DueOutcome"}
+    assert set(pb.DESCRIPTOR.enum_types_by_name) == {
+        *("ExecState", "CancelOutcome", "DueOutcome"),
+        # Their converters compare them when they are made.
+        *("BatchState", "TargetState", "StopCause"),
+    }
 
 
 # --- any value of every message, there and back -----------------------------------------------------------------------

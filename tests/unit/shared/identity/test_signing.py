@@ -456,7 +456,7 @@ def test_a_message_of_another_version_is_read_only_after_its_signature(svid: Svi
 
 
 def test_fields_of_a_newer_order_are_ignored_unless_they_are_critical(svid: Svid, bundle: TrustBundle) -> None:
-    for change in ({"trace": "x"}, {"batch": {"id": 1}, "crit": []}, {"reply": None, "crit": ["grant", "request"]}):
+    for change in ({"trace": "x"}, {"wave": {"id": 1}, "crit": []}, {"reply": None, "crit": ["grant", "request"]}):
         claims = {**json.loads(order().model_dump_json()), **change}
         token = forge(svid, header_of(sign(svid, order())), json.dumps(claims).encode())
         assert verify(token, WorkOrder, bundle, ISSUER).request == order().request

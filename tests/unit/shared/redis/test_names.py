@@ -22,6 +22,7 @@ ARGUMENTS = {
     "run": "<run>",
     "queue": "<queue>",
     "name": "<schedule>",
+    "batch_id": "<batch>",
 }
 #: Functions of `keys` that make no name in Redis.
 OTHER_FUNCTIONS = {
@@ -79,7 +80,7 @@ USERS = {
 #: An example of each variable part.
 EXAMPLES = {
     **{"<id>": "a1", "<agent>": "a1", "<exec>": "e1", "<scope>": "agent-a1", "<sink>": "s1", "<kind>": "task"},
-    **{"<schedule>": "s1", "<run>": "r1", "<name>": "n1", "<queue>": keys.SUBMIT, "*": "x"},
+    **{"<batch>": "b1", "<schedule>": "s1", "<run>": "r1", "<name>": "n1", "<queue>": keys.SUBMIT, "*": "x"},
     "<uuid>": "6f1c2f0e-4b52-4f6e-8a0f-0d3c8e7f1a2b",
 }
 #: Some commands of each type, to see that rights fit it.

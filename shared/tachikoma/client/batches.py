@@ -1,0 +1,143 @@
+"""The calls of the client about batches: one command on many agents."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+import grpc.aio
+
+from tachikoma.client import batch_wire
+from tachikoma.client.connection import Connection
+from tachikoma.client.retry import Attempts
+from tachikoma.config.logs import get_logger
+from tachikoma.errors import TachikomaError
+from tachikoma.exec.v1 import remote_execution_pb2 as pb
+from tachikoma.vocabulary.batches import BatchPreview, BatchRequest, BatchStatus, BatchUpdate
+
+if TYPE_CHECKING:
+    from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionAsyncStub
+
+__all__ = ["BatchMethods"]
+
+log = get_logger(__name__)
+
+#: Longest time that leaving a batch takes, in seconds.
+LEAVE_SECONDS = 5.0
+
+A = TypeVar("A")
+
+
+class BatchMethods(ABC):
+    """The methods of a client about batches."""
+
+    _patience: timedelta
+    _reconnect: timedelta
+    _connection: Connection
+
+    @abstractmethod
+    async def _call(self, rpc: Callable[[RemoteExecutionAsyncStub], Awaitable[A]], *, repeat: bool = True) -> A:
+        """Make a call, and repeat it as the client's settings allow."""
+
+    async def run(
+        self, request: BatchRequest, *, output: bool = True, detach: bool = False
+    ) -> AsyncIterator[BatchUpdate]:
+        """Run a command on many agents and yield the end of each target as it comes; the last update is the status.
+
+        Leaving the iterator early cancels the batch. A connection that breaks cancels nothing.
+
+        Args:
+            request: the command, its targets and the rules of the batch.
+            output: let the first result with the same output contain this output. Later ones have its digests only.
+            detach: let the batch continue when the iterator is left.
+        """
+        await self.submit_batch(request)
+        try:
+            async with aclosing(self._watch(request.id, output=output, follow=True)) as updates:
+                async for update in updates:
+                    yield update
+        except (GeneratorExit, asyncio.CancelledError):
+            if not detach:
+                await self._leave_batch(request.id)
+            raise
+
+    async def submit_batch(self, request: BatchRequest) -> BatchStatus:
+        """Submit a batch and return without waiting for it. Safe to repeat with the same request."""
+        message = batch_wire.request_to_pb(request)
+        return batch_wire.status_from_pb(await self._call(lambda stub: stub.SubmitBatch(message)))
+
+    async def preview_batch(self, request: BatchRequest) -> BatchPreview:
+        """Return the targets that a request would have, and which of them cannot start now. Nothing is started."""
+        message = batch_wire.request_to_pb(request)
+        return batch_wire.preview_from_pb(await self._call(lambda stub: stub.PreviewBatch(message)))
+
+    async def watch_batch(
+        self, batch_id: str, *, output: bool = False, follow: bool = True
+    ) -> AsyncIterator[BatchUpdate]:
+        """Yield the status of a batch, each target that has ended, and the status on each change.
+
+        Args:
+            batch_id: the batch.
+            output: let the first result with the same output contain this output.
+            follow: wait until nothing of the batch runs any more; the last update is then the final status.
+        """
+        async with aclosing(self._watch(batch_id, output=output, follow=follow)) as updates:
+            async for update in updates:
+                yield update
+
+    async def _watch(self, batch_id: str, *, output: bool, follow: bool) -> AsyncGenerator[BatchUpdate]:
+        """Yield the updates of a batch, over as many calls as it takes; each target once."""
+        message = pb.WatchBatchRequest(id=batch_id, output=output, no_follow=not follow)
+        attempts, accepted = Attempts(self._patience, self._reconnect), False
+        seen: set[str] = set()
+        while True:
+            attempts.connected(await self._connection.ready())
+            call = self._connection.stub().WatchBatch(message)
+            try:
+                async for item in call:
+                    attempts.succeeded()
+                    accepted = True
+                    update = batch_wire.update_from_pb(item)
+                    if update.result is not None:
+                        # A resumed call sends all results again.
+                        if update.result.agent_id in seen:
+                            continue
+                        seen.add(update.result.agent_id)
+                    yield update
+                return
+            except grpc.aio.AioRpcError as error:
+                await attempts.wait_or_raise(error, self._connection.error_of(error), accepted=accepted)
+            finally:
+                call.cancel()
+
+    async def batch(self, batch_id: str) -> BatchStatus:
+        """Return the status of a batch."""
+        message = pb.GetBatchRequest(id=batch_id)
+        return batch_wire.status_from_pb(await self._call(lambda stub: stub.GetBatch(message)))
+
+    async def batches(self, *, limit: int = 0) -> tuple[BatchStatus, ...]:
+        """Return the latest batches of this client, the newest first; for operators, those of everybody.
+
+        Args:
+            limit: look at n batches, 1 to 1000; 0 for 100.
+        """
+        answer = await self._call(lambda stub: stub.ListBatches(pb.ListBatchesRequest(limit=limit)))
+        return tuple(batch_wire.status_from_pb(item) for item in answer.batches)
+
+    async def cancel_batch(self, batch_id: str) -> BatchStatus:
+        """Start no further targets of a batch, and cancel its executions. Safe to repeat."""
+        message = pb.CancelBatchRequest(id=batch_id)
+        return batch_wire.status_from_pb(await self._call(lambda stub: stub.CancelBatch(message)))
+
+    async def _leave_batch(self, batch_id: str) -> None:
+        """Cancel a batch that its caller leaves. It takes a bounded time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_SECONDS):
+                try:
+                    await self.cancel_batch(batch_id)
+                except TachikomaError as error:
+                    log.warning("batch.not_cancelled", batch_id=batch_id, reason=str(error))
