@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -27,6 +28,18 @@ def test_the_python_example_runs_as_it_stands(cli: Cli) -> None:
     first, *rest = done.stdout.splitlines()
     assert first.startswith("0 b'Linux ")
     assert "".join(line.split("b'")[1].rstrip("'") for line in rest) == "1\\n2\\n3\\n"
+
+
+def test_the_first_example_runs_on_many_machines(cli: Cli) -> None:
+    command, *shown = _blocks("console")[0].splitlines()
+    done = cli.run(*shlex.split(command.removeprefix("$ tachikoma ")))
+    assert done.returncode == 0
+    release = os.uname().release
+    printed = [*done.stdout.decode().splitlines(), done.stderr.decode().splitlines()[-1]]
+    expected = [re.sub(r"6\.18\.44", release, line) for line in shown]
+    assert sorted(printed[:2]) == expected[:2]
+    assert printed[2] == expected[2]
+    assert printed[3].partition(": ")[2] == expected[3].partition(": ")[2]
 
 
 def test_the_policy_example_is_a_right_policy(tmp_path: Path, cli: Cli) -> None:

@@ -101,6 +101,7 @@ COMPONENTS = (
     ),
     Component("approve", f"{_CLIENT}.approvals", "Show everything that a waiting execution would run, and approve it."),
     Component("audit", f"{_CLIENT}.audit", "Read, verify and export the audit trail."),
+    Component("batches", f"{_CLIENT}.batches:batches", "List batches, show one with its answers, and cancel them."),
     Component(
         "beat",
         f"{_ORCHESTRATOR}.beat:beat",
@@ -148,6 +149,7 @@ COMPONENTS = (
         f"{_CLIENT}.approvals",
         "Reject a waiting execution; it never runs, and its requester sees the reason.",
     ),
+    Component("run", f"{_CLIENT}.run", "Run a command on many agents, and show their answers."),
     Component("schedule", f"{_CLIENT}.schedule:schedule", "Show, pause, resume and run schedules; check their files."),
     Component("spawner", f"{_WORKER}:spawner", "Run a spawner for a worker that is not root.", "worker"),
     Component("status", f"{_CLIENT}.executions", "Show the state of an execution, and how it came there."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from datetime import timedelta
@@ -10,13 +11,14 @@ from typing import Annotated
 import typer
 
 from tachikoma.errors import InvalidRequest
-from tachikoma.vocabulary.pairs import parse_pairs
+from tachikoma.vocabulary.pairs import parse_pair, parse_pairs
 
 __all__ = [
     "ReasonOption",
     "YesOption",
     "confirm",
     "duration",
+    "environment",
     "interactive",
     "pairs",
     "remote_command",
@@ -52,6 +54,27 @@ def pairs(given: Iterable[str] | None, option: str) -> dict[str, str]:
         return parse_pairs(given or ())
     except ValueError as error:
         raise InvalidRequest(f"{option}: {error}") from None
+
+
+def environment(given: Iterable[str]) -> dict[str, str]:
+    """Read the variables of `--env`; a name alone takes the value on this host, as with `docker run -e NAME`.
+
+    Raises:
+        InvalidRequest: one is not NAME=value, or is not set on this host.
+    """
+    found: dict[str, str] = {}
+    for item in given:
+        if "=" not in item:
+            if item not in os.environ:
+                raise InvalidRequest(f"the variable {item!r} is not set here; write {item}=value")
+            found[item] = os.environ[item]
+            continue
+        try:
+            name, value = parse_pair(item)
+        except ValueError as error:
+            raise InvalidRequest(f"--env: {error}") from None
+        found[name] = value
+    return found
 
 
 def remote_command(given: list[str]) -> list[str]:

@@ -9,8 +9,6 @@ the reader has gone, 125 for another fault.
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
@@ -18,12 +16,11 @@ import typer
 from tachikoma.cli.commands.interrupts import Interrupts
 from tachikoma.cli.commands.logs import BROKEN_PIPE, note, note_approval, write_output
 from tachikoma.cli.descriptors import OutputFailed, abandon_output, read_input
-from tachikoma.cli.options import duration, remote_command
+from tachikoma.cli.options import duration, environment, remote_command
 from tachikoma.cli.output import INTERRUPTED, Output, OutputOption
 from tachikoma.cli.show import as_json
 from tachikoma.client.aio import AsyncClient
-from tachikoma.errors import InvalidRequest, TachikomaError
-from tachikoma.vocabulary.pairs import parse_pair
+from tachikoma.errors import TachikomaError
 from tachikoma.vocabulary.requests import MAX_STDIN_BYTES, ExecRequest, make_request
 from tachikoma.vocabulary.results import ExecResponse
 from tachikoma.vocabulary.states import ExecState
@@ -73,7 +70,7 @@ def execute(
     try:
         if timeout is not None:
             values["timeout"] = duration(timeout, "--timeout")
-        values["environment"] = _environment(env or [])
+        values["environment"] = environment(env or [])
         # One byte beyond the bound, so that more is refused and not shortened.
         values["stdin"] = b"" if no_stdin else read_input(MAX_STDIN_BYTES + 1)
         code = asyncio.run(_run(make_request(_given(values)), detach=detach, output=output))
@@ -88,23 +85,6 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
     if all(limit is None for limit in values["limits"].values()):
         values = {**values, "limits": None}
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _environment(given: Iterable[str]) -> dict[str, str]:
-    """Read the variables of `--env`; a name alone takes the value on this host, as with `docker run -e NAME`."""
-    environment: dict[str, str] = {}
-    for item in given:
-        if "=" not in item:
-            if item not in os.environ:
-                raise InvalidRequest(f"the variable {item!r} is not set here; write {item}=value")
-            environment[item] = os.environ[item]
-            continue
-        try:
-            name, value = parse_pair(item)
-        except ValueError as error:
-            raise InvalidRequest(f"--env: {error}") from None
-        environment[name] = value
-    return environment
 
 
 async def _run(request: ExecRequest, *, detach: bool, output: Output) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Awaitable, Callable
 
 from tachikoma.cli.commands.logs import note
 from tachikoma.client.aio import AsyncClient
@@ -23,9 +24,17 @@ class Interrupts:
     A signal that the parent made ignored stays ignored, as `nohup` and the background jobs of a shell rely on.
     """
 
-    def __init__(self, client: AsyncClient, exec_id: str) -> None:
-        """Install the handler; the current task is cancelled by the second signal."""
-        self._client = client
+    def __init__(
+        self, client: AsyncClient, exec_id: str, cancel: Callable[[str], Awaitable[object]] | None = None
+    ) -> None:
+        """Install the handler; the current task is cancelled by the second signal.
+
+        Args:
+            client: cancels the execution.
+            exec_id: id of the execution, or of the batch.
+            cancel: the call that cancels it; None for that of an execution.
+        """
+        self._cancel_call = cancel or client.cancel
         self._exec_id = exec_id
         self._main = asyncio.current_task()
         #: The request to cancel; None before the first signal.
@@ -49,7 +58,7 @@ class Interrupts:
 
     async def _cancel(self) -> None:
         try:
-            await self._client.cancel(self._exec_id)
+            await self._cancel_call(self._exec_id)
         except NotFound:
             # Not accepted yet, so there is nothing to cancel.
             self._leave()

@@ -16,8 +16,8 @@ from tachikoma.cli.app import app
 from tachikoma.client.profile import PROFILE_VARIABLE
 
 COMMANDS = {
-    "agents", "approvals", "approve", "audit", "beat", "cancel", "demo", "dev", "exec", "flower", "identity", "logs",
-    "orchestrator", "policy", "ps", "redis", "reject", "schedule", "spawner", "status", "submitter", "worker",
+    "agents", "approvals", "approve", "audit", "batches", "beat", "cancel", "demo", "dev", "exec", "flower", "identity", "logs",
+    "orchestrator", "policy", "ps", "redis", "reject", "run", "schedule", "spawner", "status", "submitter", "worker",
 }  # fmt: skip
 
 

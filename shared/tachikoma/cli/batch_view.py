@@ -1,0 +1,160 @@
+"""Batches on the terminal: a line of progress, the lines of each host, and the groups of equal answers."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+
+import typer
+
+from tachikoma.cli.show import warn
+from tachikoma.cli.tables import printable
+from tachikoma.targets.answers import AnswerGroup, difference, grouped
+from tachikoma.targets.nodesets import fold
+from tachikoma.vocabulary.batches import BatchResult, BatchStatus, TargetState
+
+__all__ = ["FAILED", "NOT_RUN", "HostLines", "Progress", "exit_code", "show_groups", "show_totals"]
+
+#: Exit codes: some targets failed; some did not run, or their end is unknown.
+FAILED, NOT_RUN = 1, 125
+#: Seconds between two redraws of the line of progress.
+REDRAW_SECONDS = 0.25
+#: Targets that a line names at most, in characters.
+MAX_NAMES = 200
+#: Clears the line (ECMA-48, EL).
+CLEAR = "\r\x1b[2K"
+
+_ENDED_WELL = TargetState.SUCCEEDED
+_RAN = frozenset({TargetState.FAILED, TargetState.TIMED_OUT, TargetState.OUT_OF_MEMORY})
+_OPEN = frozenset({TargetState.PENDING, TargetState.RUNNING})
+
+
+def exit_code(results: Iterable[BatchResult]) -> int:
+    """Return the exit code for the ends of all targets: 0, 1 if some failed, 125 if some have no known end."""
+    states = {result.state for result in results}
+    if states - _RAN - {_ENDED_WELL}:
+        return NOT_RUN
+    return FAILED if states & _RAN else 0
+
+
+def words(state: TargetState) -> str:
+    """Return a state as people read it: `not started`."""
+    return state.lower().replace("_", " ")
+
+
+class Progress:
+    """One line that shows how far a batch is: redrawn in place on a terminal, else a line for each change."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._quiet = quiet
+        self._drawn_at = 0.0
+        self._text = ""
+
+    def update(self, status: BatchStatus) -> None:
+        """Show a status."""
+        ended = sum(number for state, number in status.totals.items() if state not in _OPEN)
+        counts = ", ".join(f"{number} {words(state)}" for state, number in status.totals.items())
+        text = f"{ended}/{status.total}: {counts}"
+        if self._quiet or text == self._text:
+            return
+        self._text = text
+        if not self._terminal:
+            warn(text)
+        elif status.ended or time.monotonic() >= self._drawn_at + REDRAW_SECONDS:
+            self._draw()
+
+    def clear(self) -> None:
+        """Remove the line, so that other lines can be printed."""
+        if self._terminal and self._drawn_at:
+            sys.stderr.write(CLEAR)
+            sys.stderr.flush()
+            self._drawn_at = 0.0
+
+    def _draw(self) -> None:
+        sys.stderr.write(CLEAR + self._text)
+        sys.stderr.flush()
+        self._drawn_at = time.monotonic()
+
+
+class HostLines:
+    """The output of each host with its name in front of every line."""
+
+    def __init__(self, width: int = 0) -> None:
+        self._width = width
+        self._coloured = sys.stdout.isatty()
+
+    def show(self, result: BatchResult) -> None:
+        """Print the output of one target to standard output and error, and why it did not succeed."""
+        self._width = max(self._width, len(result.agent_id))
+        for data, error in ((result.stdout, False), (result.stderr, True)):
+            for line in (data or b"").decode(errors="replace").splitlines():
+                typer.echo(f"{self._prefix(result)}  {printable(line)}", err=error)
+        if result.stdout is None and result.stdout_bytes + result.stderr_bytes:
+            warn(f"{self._prefix(result)}  its output is not available; see `tachikoma logs {result.exec_id}`")
+        if result.state is not _ENDED_WELL:
+            typer.echo(f"{self._prefix(result)}  {describe(result)}", err=True)
+
+    def _prefix(self, result: BatchResult) -> str:
+        name = f"{result.agent_id:<{self._width}}"
+        if not self._coloured:
+            return name
+        return typer.style(name, fg="green" if result.state is _ENDED_WELL else "red")
+
+
+def describe(result: BatchResult) -> str:
+    """Return in words how a target ended."""
+    text = words(result.state)
+    if result.state is TargetState.FAILED and result.exit_code > 0:
+        text += f" with exit code {result.exit_code}"
+    return f"{text}: {printable(result.error)}" if result.error else text
+
+
+def show_groups(results: Sequence[BatchResult], *, bodies: bool, diff: bool) -> None:
+    """Print the groups of equal answers, the largest first.
+
+    Args:
+        results: the ends of all targets, completed with their output.
+        bodies: print the output of each group.
+        diff: print it as its difference from the largest group.
+    """
+    groups = grouped(results)
+    for place, group in enumerate(groups):
+        percent = round(100 * len(group.agents) / len(results))
+        typer.echo(f"--- {len(group.agents)} ({percent} %) {_short(group.names)}: {describe(group.result)}")
+        if diff and place and group.result.stdout is not None and groups[0].result.stdout is not None:
+            _lines(difference(groups[0], group, groups[0].result.stdout, group.result.stdout))
+        elif bodies or diff:
+            _body(group)
+
+
+def _body(group: AnswerGroup) -> None:
+    for data in (group.result.stdout, group.result.stderr):
+        _lines((data or b"").decode(errors="replace").splitlines())
+
+
+def _lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        typer.echo(printable(line))
+
+
+def show_totals(status: BatchStatus, results: Sequence[BatchResult]) -> None:
+    """Print the number of targets in each state, with the names of those that did not succeed, and why it stopped."""
+    for state in status.totals:
+        if state is _ENDED_WELL:
+            continue
+        names = fold(result.agent_id for result in results if result.state is state)
+        warn(f"{status.totals[state]} {words(state)}: {_short(names)}")
+    succeeded = status.totals.get(_ENDED_WELL, 0)
+    outcome = f"; {words_of_state(status)}" if status.reason else ""
+    warn(f"{status.id}: {succeeded} of {status.total} targets succeeded{outcome}")
+
+
+def words_of_state(status: BatchStatus) -> str:
+    """Return the state of a batch and its reason, in words."""
+    return f"{status.state.lower()}: {printable(status.reason)}"
+
+
+def _short(names: str) -> str:
+    return names if len(names) <= MAX_NAMES else names[: MAX_NAMES - 1] + "…"

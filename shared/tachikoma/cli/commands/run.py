@@ -1,0 +1,232 @@
+"""`tachikoma run`: one command on many agents.
+
+The exit code is 0 if the command succeeded on all targets, 1 if it failed on some, and 125 if it did not run on some or
+their end is unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from tachikoma.cli.batch_view import NOT_RUN, HostLines, Progress, exit_code, show_groups, show_totals, words
+from tachikoma.cli.commands.interrupts import Interrupts
+from tachikoma.cli.commands.logs import note
+from tachikoma.cli.descriptors import OutputFailed, abandon_output, read_input
+from tachikoma.cli.options import duration, environment, remote_command
+from tachikoma.cli.output import INTERRUPTED, Output, OutputOption
+from tachikoma.cli.show import as_json, raw_json
+from tachikoma.client.aio import AsyncClient
+from tachikoma.errors import InvalidRequest, TachikomaError
+from tachikoma.targets.answers import Bodies
+from tachikoma.targets.expressions import read_lines
+from tachikoma.targets.nodesets import fold
+from tachikoma.vocabulary.batches import BatchRequest, BatchResult, BatchStatus, BatchUpdate, TargetState
+from tachikoma.vocabulary.model import describe_validation_error
+from tachikoma.vocabulary.requests import MAX_STDIN_BYTES
+
+__all__ = ["add_to"]
+
+#: Exit code when the reader of the output has gone.
+BROKEN_PIPE = 141
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(run)
+
+
+def run(
+    words_given: Annotated[
+        list[str] | None, typer.Argument(metavar="TARGETS -- COMMAND", help="Targets, `--`, the command.")
+    ] = None,
+    from_file: Annotated[
+        Path | None, typer.Option("--from-file", "-f", help="Read targets from a file; - for standard input.")
+    ] = None,
+    retry: Annotated[
+        tuple[str, str] | None,
+        typer.Option(help="Batch and states: again where it ended so; `failed` is everything but success."),
+    ] = None,
+    parallel: Annotated[str, typer.Option("--parallel", "-p", help="Most targets at once: 10, or 25%.")] = "",
+    canary: Annotated[int, typer.Option(min=0, help="Run on n targets first; the rest only if none failed.")] = 0,
+    wave: Annotated[str | None, typer.Option(help="Targets of a wave, which ends before the next: 10, or 25%.")] = None,
+    pause: Annotated[str | None, typer.Option(help="Time between waves: 30s, 5m.")] = None,
+    stop_after: Annotated[str | None, typer.Option(help="Start no more after n failures: 3, or 5%.")] = None,
+    stop_on: Annotated[
+        list[str] | None, typer.Option(help="Count this as a failure too: unreachable, denied, expired.")
+    ] = None,
+    deadline: Annotated[str | None, typer.Option(help="Start no more after this time; an hour by default.")] = None,
+    timeout: Annotated[str | None, typer.Option(help="How long each command may run: 30s, 5m.")] = None,
+    env: Annotated[
+        list[str] | None, typer.Option("--env", "-e", help="NAME=value, or NAME for the value here.")
+    ] = None,
+    cwd: Annotated[str, typer.Option(help="Working directory on the agents.")] = "",
+    user: Annotated[str, typer.Option("--user", "-u", help="User on the agents.")] = "",
+    stdin: Annotated[bool, typer.Option("--stdin", "-i", help="Give standard input to each command.")] = False,
+    preview: Annotated[bool, typer.Option("--preview", help="Show the targets and their state; run nothing.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not wait; print the batch's id.")] = False,
+    group: Annotated[bool, typer.Option("--group", "-b", help="Print equal answers once, at the end.")] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="As --group, as differences from the largest group.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    batch_id: Annotated[str | None, typer.Option("--id", help="Id of the batch; safe to repeat with it.")] = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Run a command on many agents, and show their answers.
+
+    Targets are names and node sets (web[01-40]!web07), wildcards ('web-*') and labels (role=web). In the command,
+    {agent} and {label:NAME} are replaced for each target. With --from-file and --retry, all words are the command.
+    Ctrl-C cancels the batch; a second one leaves it.
+    """
+    try:
+        targets, command = _split(words_given or [], from_file, elsewhere=retry is not None)
+        values: dict[str, Any] = {
+            "id": batch_id, "targets": targets, "command": command, "parallel": parallel or None, "canary": canary,
+            "wave": wave, "stop_after": stop_after, "stop_on": tuple(cause.upper() for cause in stop_on or ()),
+            "work_dir": cwd, "user": user, "environment": environment(env or []),
+            "stdin": read_input(MAX_STDIN_BYTES + 1) if stdin else None,
+        }  # fmt: skip
+        for name, text in (("pause", pause), ("deadline", deadline), ("timeout", timeout)):
+            values[name] = None if text is None else duration(text, f"--{name}")
+        if retry is not None:
+            values |= {"retry_of": retry[0], "retry_states": _states(retry[1])}
+        request = _request(values)
+        view = _View(output, group=group or diff, diff=diff, quiet=quiet)
+        code = asyncio.run(_run(request, view, preview=preview, detach=detach))
+    except TachikomaError as error:
+        note(str(error))
+        code = NOT_RUN
+    raise typer.Exit(code)
+
+
+def _split(given: list[str], file: Path | None, *, elsewhere: bool) -> tuple[tuple[str, ...], list[str]]:
+    """Return the targets and the command.
+
+    Args:
+        given: the words of the command line.
+        file: a file with the targets; None for none.
+        elsewhere: whether the targets come from an earlier batch.
+    """
+    if file is not None or elsewhere:
+        text = ""
+        if file is not None:
+            try:
+                text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise InvalidRequest(f"--from-file {file}: {getattr(error, 'strerror', None) or error}") from None
+        return read_lines(text), remote_command(given) if given else []
+    if "--" in given:
+        place = given.index("--")
+        return tuple(given[:place]), given[place + 1 :]
+    return tuple(given[:1]), given[1:]
+
+
+def _states(text: str) -> tuple[TargetState, ...]:
+    if text == "failed":
+        return ()
+    try:
+        return tuple(TargetState(name.strip().upper().replace("-", "_")) for name in text.split(","))
+    except ValueError:
+        names = ", ".join(state.lower() for state in TargetState)
+        raise InvalidRequest(f"--retry: {text[:80]!r} is no state; write failed, or some of {names}") from None
+
+
+def _request(values: dict[str, Any]) -> BatchRequest:
+    try:
+        return BatchRequest(**{name: value for name, value in values.items() if value is not None})
+    except ValidationError as error:
+        raise InvalidRequest(f"invalid request: {describe_validation_error(error)}") from None
+
+
+class _View:
+    """What this program prints of a batch."""
+
+    def __init__(self, output: Output, *, group: bool, diff: bool, quiet: bool) -> None:
+        self.output = output
+        self._group = group
+        self._diff = diff
+        self._progress = Progress(quiet=quiet or output is not Output.TEXT)
+        self._hosts = HostLines()
+        self._bodies = Bodies()
+        self.results: list[BatchResult] = []
+        self.status: BatchStatus | None = None
+
+    def update(self, update: BatchUpdate) -> None:
+        """Take one update and print what it adds."""
+        if update.result is not None:
+            result = self._bodies.completed(update.result)
+            self.results.append(result)
+            if self.output is Output.JSONL:
+                sys.stdout.write(BatchUpdate(result=result).to_json() + "\n")
+            elif self.output is Output.TEXT and not self._group:
+                self._progress.clear()
+                self._hosts.show(result)
+        if update.status is not None:
+            self.status = update.status
+            self._progress.update(update.status)
+
+    def end(self) -> None:
+        """Print what belongs at the end."""
+        assert self.status is not None
+        self._progress.clear()
+        if self.output is Output.JSON:
+            raw_json({"batch": self.status.to_dict(), "results": [result.to_dict() for result in self.results]})
+        elif self.output is Output.JSONL:
+            sys.stdout.write(BatchUpdate(status=self.status).to_json() + "\n")
+        elif self.output is Output.NAME:
+            sys.stdout.write(self.status.id + "\n")
+        else:
+            if self._group or len(self.results) > 1:
+                show_groups(self.results, bodies=self._group, diff=self._diff)
+            show_totals(self.status, self.results)
+
+
+async def _run(request: BatchRequest, view: _View, *, preview: bool, detach: bool) -> int:
+    """Run a batch and return the exit code of this program."""
+    async with AsyncClient() as client:
+        if preview:
+            return await _preview(client, request, view.output)
+        if detach:
+            status = await client.submit_batch(request)
+            if view.output.for_programs:
+                as_json(status)
+            else:
+                typer.echo(status.id)
+            return 0
+        interrupts = Interrupts(client, request.id, client.cancel_batch)
+        try:
+            # This function cancels by itself, since it reports what came of it.
+            async for update in client.run(request, detach=True):
+                view.update(update)
+            view.end()
+        except OutputFailed as error:
+            abandon_output()
+            await client.cancel_batch(request.id)
+            return BROKEN_PIPE if error.reader_gone else NOT_RUN
+        except asyncio.CancelledError:
+            await interrupts.delivered()
+            note(f"left; the batch continues as {request.id}")
+            return INTERRUPTED
+        finally:
+            interrupts.close()
+        return exit_code(view.results)
+
+
+async def _preview(client: AsyncClient, request: BatchRequest, output: Output) -> int:
+    found = await client.preview_batch(request)
+    if output.for_programs:
+        sys.stdout.write(json.dumps(found.to_dict(), ensure_ascii=False) + "\n")
+        return 0
+    groups: dict[tuple[str, str], list[str]] = {}
+    for target in found.targets:
+        groups.setdefault((words(target.state), target.reason), []).append(target.agent_id)
+    for (state, reason), agents in groups.items():
+        shown = "can start" if state == "pending" else f"{state}: {reason}"
+        typer.echo(f"{len(agents)} {shown}: {fold(agents)}")
+    typer.echo(f"{len(found.targets)} targets, digest {found.digest[:12]}")
+    return 0
