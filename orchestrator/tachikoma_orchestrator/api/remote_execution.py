@@ -13,5 +13,7 @@ from tachikoma_orchestrator.api.sessions import SessionCalls
 __all__ = ["RemoteExecution"]
 
 
-class RemoteExecution(SessionCalls, BatchCalls, OverviewCalls, ApprovalCalls, AgentCalls, OversightCalls, ScheduleCalls):
+class RemoteExecution(
+    SessionCalls, BatchCalls, OverviewCalls, ApprovalCalls, AgentCalls, OversightCalls, ScheduleCalls
+):
     """All RPCs of the service; each is a few lines over the domain."""

@@ -13,12 +13,13 @@ from collections import OrderedDict
 from contextlib import suppress
 
 import structlog
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from tachikoma.errors import TachikomaError
 from tachikoma.identity.signing import InvalidSignature
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis import keys
+from tachikoma.redis.access import wrong_type
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.batches import BatchState
 from tachikoma.vocabulary.clock import duration_ms
@@ -81,6 +82,11 @@ class BatchDriver:
             except TachikomaError as error:
                 # For instance a full audit backlog: the batch waits, others go on.
                 log.warning("batch.waits", batch=batch_id, reason=str(error))
+            except ResponseError as error:
+                if not wrong_type(error):
+                    raise
+                # A value that an attacker replaced holds back its own target only.
+                log.error("batch.unreadable", batch=batch_id, reason=str(error))
 
     async def drive(self, batch_id: str) -> None:
         """Take one step with a batch: end it, start targets, or release its next wave.

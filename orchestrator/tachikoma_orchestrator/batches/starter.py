@@ -93,7 +93,11 @@ class Starter:
             if verdict.state is not None or verdict.allowed is None:
                 await self._deny(frozen, agent, verdict)
                 continue
-            prepared.append(await self._admitter.prepare(verdict.allowed, batch=frozen.id))
+            prepared.append(
+                await self._admitter.prepare(
+                    verdict.allowed, self._admitter.unfit(verdict.allowed.request), batch=frozen.id
+                )
+            )
         if not prepared:
             return
         for (admission, _), (outcome, retry_seconds) in zip(

@@ -23,7 +23,7 @@ from tachikoma.vocabulary.batches import (
     TargetState,
     share_of,
 )
-from tachikoma.vocabulary.clock import duration_ms, from_ms, optional_from_ms
+from tachikoma.vocabulary.clock import duration_ms, from_ms, optional_from_ms, redis_ms
 from tachikoma_orchestrator.store.scripts import Runner, Script, flat
 
 __all__ = ["MAX_OPEN", "BatchProgress", "BatchStore"]
@@ -203,7 +203,7 @@ class BatchStore:
         return BatchProgress(
             BatchState(state), int(parallel), int(released), int(failures), int(count),
             tuple(item.decode(errors="replace") for item in waiting),
-            int(seconds) * 1000 + int(micros) // 1000, int(deadline), int(paused or 0),
+            redis_ms(int(seconds), int(micros)), int(deadline), int(paused or 0),
         )  # fmt: skip
 
     async def status(self, batch_id: str) -> BatchStatus | None:

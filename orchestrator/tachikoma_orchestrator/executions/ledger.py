@@ -106,15 +106,11 @@ class Ledger:
         Each request is decided by a script of its own. Returns as `admit` does, in the same order.
         """
         recorded = [self.trail.refusals.admits(admission.request.requested_by) for admission, _ in requests]
-        admits = [
-            self._admit_call(admission, record_refusal=record)
-            for (admission, _), record in zip(requests, recorded, strict=True)
-        ]
-        pushes = [
-            self._dispatch_call(admission.request.agent_id, admission.request.id, dispatch)
-            for admission, dispatch in requests
-            if dispatch is not None
-        ]
+        admits, pushes = [], []
+        for (admission, dispatch), record in zip(requests, recorded, strict=True):
+            admits.append(self._admit_call(admission, record_refusal=record))
+            if dispatch is not None:
+                pushes.append(self._dispatch_call(admission.request.agent_id, admission.request.id, dispatch))
         answers = await self._runner.run_all(admits, pushes, durable=self._durable)
         found = []
         for (admission, _), record, answer in zip(requests, recorded, answers, strict=True):

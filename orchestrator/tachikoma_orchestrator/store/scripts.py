@@ -147,7 +147,9 @@ class Runner:
             # Redis was restarted, or its script cache was flushed. A repetition changes nothing, so all are sent again.
             await self._load(calls)
             answers = await self._send(commands, transaction=not durable)
-        return [self._result(answer) for answer in (answers[0], answers[-1])]
+        if durable:
+            del answers[wait_after]
+        return [self._result(answer) for answer in answers]
 
     def _result(self, answer: tuple[Any, Sequence[Any]]) -> Any:
         """Return the result in a script's answer, and remember the audit event that it appended."""

@@ -214,8 +214,7 @@ class AsyncClient(BatchMethods):
 
     async def cancel(self, exec_id: str) -> CancelResponse:
         """Cancel an execution. Safe to repeat."""
-        message = pb.CancelRequest(id=exec_id)
-        return wire.cancel_from_pb(await self._call(lambda stub: stub.Cancel(message)))
+        return wire.cancel_from_pb(await self._call(lambda stub: stub.Cancel(pb.CancelRequest(id=exec_id))))
 
     async def status(self, exec_id: str) -> ExecStatus:
         """Return the state of an execution, and how it came there."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tachikoma.client import wire
 from tachikoma.client.converters import (
     DURATION,
     HEX,
@@ -23,7 +24,6 @@ from tachikoma.client.converters import (
     optional,
     plain,
 )
-from tachikoma.client.wire import LIMITS
 from tachikoma.errors import InvalidRequest
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.batches import (
@@ -86,7 +86,7 @@ _REQUEST = WireFormat(
         WireField("environment", MAP),
         *plain("work_dir", "stdin", "user", "canary"),
         *optional("timeout", "pause", "deadline", converter=DURATION),
-        *optional("limits", converter=nested(LIMITS)),
+        *optional("limits", converter=nested(wire.LIMITS)),
         *optional("wave", "stop_after", "retry_of"),
         WireField("stop_on", _several(_CAUSE)),
         WireField("retry_states", _several(_TARGET)),

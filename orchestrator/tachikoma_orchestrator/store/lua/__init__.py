@@ -13,8 +13,8 @@ LIBRARIES = dict.fromkeys(
 def load(name: str) -> str:
     """Return the source of a script by its file name without the ending.
 
-    The shared prelude and its libraries come before it. The script itself is a function, whose result is returned together with the
-    last event that it appended.
+    The shared prelude and its libraries come before it. The script itself is a function, whose result is returned
+    together with the last event that it appended.
     """
     folder = files(__name__)
     *shared, body = (

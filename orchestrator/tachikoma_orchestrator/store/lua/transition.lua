@@ -38,7 +38,7 @@ local id, target, terminal = args.id, args.target, args.terminal
 local moves = target ~= ''
 local now = clock()
 
--- Count the final state in the execution's batch. A batch that was tampered with keeps no execution from its final state.
+-- Count the final state in the execution's batch. A batch that was tampered with stops no execution from ending.
 local function settle_target()
   local batch = redis.call('HGET', execution, 'batch')
   if batch then

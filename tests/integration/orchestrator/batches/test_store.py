@@ -9,6 +9,7 @@ from tachikoma.redis import keys
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.batches import BatchState, TargetState
 from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.batches.frozen import Frozen
 
 Make = Callable[..., Awaitable[BatchStand]]
 
@@ -38,6 +39,17 @@ async def test_values_of_another_type_keep_no_execution_from_its_final_state(mak
     record = await stand.stand.ledger.record(order.jti)
     assert record is not None
     assert record.state is ExecState.SUCCEEDED
+
+
+async def test_a_record_of_another_type_holds_back_its_own_target_only(make: Make) -> None:
+    stand = await make(2)
+    batch = await stand.submit()
+    signed = await stand.store.signed(batch)
+    assert signed is not None
+    frozen = Frozen.read(stand.stand.identity.current(), batch, signed)
+    await stand.redis.set(keys.execution(frozen.exec_id("web-1")), "x")
+    await stand.rooms[0].driver.drive_all()
+    assert await stand.running(batch) == ["web-2"]
 
 
 async def test_entries_that_cannot_be_read_hide_no_others(make: Make) -> None:

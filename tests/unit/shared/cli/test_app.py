@@ -16,8 +16,9 @@ from tachikoma.cli.app import app
 from tachikoma.client.profile import PROFILE_VARIABLE
 
 COMMANDS = {
-    "agents", "approvals", "approve", "audit", "batches", "beat", "cancel", "demo", "dev", "exec", "flower", "identity", "logs",
-    "orchestrator", "policy", "ps", "redis", "reject", "run", "schedule", "spawner", "status", "submitter", "worker",
+    "agents", "approvals", "approve", "audit", "batches", "beat", "cancel", "demo", "dev", "exec", "flower", "identity",
+    "logs", "orchestrator", "policy", "ps", "redis", "reject", "run", "schedule", "spawner", "status", "submitter",
+    "worker",
 }  # fmt: skip
 
 
