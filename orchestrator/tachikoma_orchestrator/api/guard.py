@@ -48,6 +48,7 @@ from tachikoma_orchestrator.api.rules import RULES, SERVICE, Callers
 from tachikoma_orchestrator.audit.refusals import address_subject
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.caller import Peer
+from tachikoma_orchestrator.metrics import Connections
 
 __all__ = ["Context", "Guard", "abort", "current_peer", "translate"]
 
@@ -141,6 +142,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self._revocations = revocations
         self._proxies = proxies
         self._quotas = quotas or CallQuotas()
+        self._connections = Connections()
         #: Calls in progress, by their tasks.
         self._calls: dict[asyncio.Task[Any], _Call] = {}
 
@@ -159,6 +161,7 @@ class Guard(grpc.aio.ServerInterceptor):
             PermissionDenied: the RPC has no rule, or the caller is an agent and the RPC is not for agents.
             redis errors: whether an agent was revoked cannot be read.
         """
+        self._connections.used(context.peer())
         subject = address_subject(self._address(context))
         try:
             call = self.identify(context)

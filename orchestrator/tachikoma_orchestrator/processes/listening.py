@@ -8,6 +8,7 @@ import grpc.aio
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.svid import Svid, SvidSource
 from tachikoma.vocabulary.addresses import HostPort
+from tachikoma_orchestrator.metrics import HANDSHAKES
 
 __all__ = ["listen", "reachable", "server_credentials"]
 
@@ -29,6 +30,8 @@ def server_credentials(identity: SvidSource, *, clients: bool = True) -> grpc.Se
     def changed() -> grpc.ServerCertificateConfiguration | None:
         # gRPC calls this at each handshake, from a thread of its own; None keeps the configuration that it has.
         nonlocal shown
+        if clients:
+            HANDSHAKES.inc()
         current = identity.current()
         if current is shown:
             return None

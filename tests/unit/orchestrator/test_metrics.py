@@ -31,7 +31,27 @@ def test_metrics_are_served_over_http() -> None:
     assert {line.split("{")[0].split()[0] for line in lines if not line.startswith("#")} == {
         *("tachikoma_policies", "tachikoma_policy_since_seconds", "tachikoma_policy_error"),
         *("tachikoma_audit_waiting", "tachikoma_audit_closed"),
+        *(f"tachikoma_{name}_{part}" for name in ("handshakes", "connections") for part in ("total", "created")),
     }
+
+
+def counted() -> float:
+    """Return how many connections were counted."""
+    return next(sample.value for sample in metrics.CONNECTIONS.collect()[0].samples if sample.name.endswith("_total"))
+
+
+def test_a_connection_counts_once_however_many_calls_it_carries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "MAX_CONNECTIONS", 3)
+    connections, before = metrics.Connections(), counted()
+    for peer in ("ipv4:192.0.2.1:1", "ipv4:192.0.2.1:2", "ipv4:192.0.2.1:1", "unix:", "ipv4:192.0.2.1:1"):
+        connections.used(peer)
+    assert counted() - before == 3
+    # The one that was silent longest is forgotten first.
+    connections.used("ipv4:192.0.2.1:3")
+    connections.used("ipv4:192.0.2.1:1")
+    assert counted() - before == 4
+    connections.used("ipv4:192.0.2.1:2")
+    assert counted() - before == 5
 
 
 def test_an_address_of_another_host_is_an_error_that_names_it() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from collections.abc import Iterator
+import ssl
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -11,8 +15,10 @@ import pytest
 
 from authority import Authority
 from tachikoma.errors import ConfigurationError
+from tachikoma.identity.files import CERTIFICATE_FILE, KEY_FILE
 from tachikoma.identity.svid import Svid
 from tachikoma.vocabulary.addresses import HostPort
+from tachikoma_orchestrator.metrics import HANDSHAKES
 from tachikoma_orchestrator.processes.listening import listen, reachable, server_credentials
 
 ORCHESTRATOR = "spiffe://tachikoma.local/service/orchestrator"
@@ -93,5 +99,76 @@ async def test_each_handshake_shows_the_current_identity(authority: Authority) -
         assert not await connects("second.example")
         source.svid = authority.svid(ORCHESTRATOR, dns=("second.example",))
         assert await connects("second.example")
+    finally:
+        await server.stop(None)
+
+
+# --- handshakes -------------------------------------------------------------------------------------------------------
+
+
+def begun() -> float:
+    """Return how many handshakes were counted."""
+    return next(sample.value for sample in HANDSHAKES.collect()[0].samples if sample.name.endswith("_total"))
+
+
+async def plain_text(address: HostPort, _: Path) -> None:
+    _, writer = await asyncio.open_connection(address.host, address.port)
+    writer.write(b"GET / HTTP/1.0\r\n\r\n")
+    await writer.drain()
+    writer.close()
+
+
+async def nothing_sent(address: HostPort, _: Path) -> None:
+    _, writer = await asyncio.open_connection(address.host, address.port)
+    writer.close()
+
+
+async def tls(address: HostPort, identity: Path | None) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    if identity is not None:
+        context.load_cert_chain(identity / CERTIFICATE_FILE, identity / KEY_FILE)
+    with suppress(OSError):
+        reader, writer = await asyncio.open_connection(address.host, address.port, ssl=context)
+        # With TLS 1.3 the client learns of its refusal with the first bytes that it reads.
+        await reader.read(1)
+        writer.close()
+
+
+async def no_certificate(address: HostPort, _: Path) -> None:
+    await tls(address, None)
+
+
+@pytest.mark.parametrize("connect", [plain_text, nothing_sent, no_certificate, tls])
+async def test_a_handshake_that_fails_is_counted(
+    authority: Authority, tmp_path: Path, connect: Callable[[HostPort, Path], Awaitable[None]]
+) -> None:
+    Authority().write(tmp_path, "spiffe://tachikoma.local/user/of-another-authority")
+    server = grpc.aio.server()
+    address = listen(server, HostPort("127.0.0.1", 0), server_credentials(Source(authority.svid(ORCHESTRATOR))))
+    await server.start()
+    try:
+        before = begun()
+        await connect(address, tmp_path)
+        async with asyncio.timeout(30):
+            while begun() == before:  # noqa: ASYNC110 (gRPC counts in a thread of its own)
+                await asyncio.sleep(0.01)
+        assert begun() == before + 1
+    finally:
+        await server.stop(None)
+
+
+async def test_handshakes_of_hosts_that_join_are_not_counted_among_them(authority: Authority, tmp_path: Path) -> None:
+    server = grpc.aio.server()
+    credentials = server_credentials(Source(authority.svid(ORCHESTRATOR)), clients=False)
+    address = listen(server, HostPort("127.0.0.1", 0), credentials)
+    await server.start()
+    try:
+        before = begun()
+        async with grpc.aio.secure_channel(str(address), grpc.ssl_channel_credentials(authority.pem)) as channel:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await channel.unary_unary("/none/None")(b"", timeout=20)
+        assert begun() == before
     finally:
         await server.stop(None)
