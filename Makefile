@@ -18,7 +18,7 @@ SPAWNER := $(wildcard worker/spawner/*.[ch])
 .DEFAULT_GOAL := help
 .PHONY: help demo dev quick test check format lint types layers api unit coverage measure lock docs \
     test-cgroup2 test-container test-images sanitize fuzz soak \
-    bench bench-spawn bench-admission bench-trust bench-events bench-output \
+    bench bench-spawn bench-admission bench-trust bench-events bench-output bench-batch \
     wheel sdist sbom release-check proto clean
 
 help: ## List the targets.
@@ -116,6 +116,9 @@ bench-spawn: $(VENV)/installed ## A confined start beside subprocess.run; needs 
 
 bench-admission: $(VENV)/installed ## A policy decision and an admission beside a round trip to Redis.
 	$(BIN)/python benchmarks/admission.py
+
+bench-batch: $(VENV)/installed ## Starting the targets of a batch beside single requests.
+	$(BIN)/python benchmarks/batch.py
 
 bench-trust: $(VENV)/installed ## Signing, verifying and handshakes beside an Execute.
 	$(BIN)/python benchmarks/trust.py
