@@ -23,9 +23,16 @@ from tachikoma.dev.identities import own_user
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
 from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 from tachikoma.identity.spiffe import user_id
+from tachikoma.redis import keys
 from tachikoma.redis.users import APPLICATION_PREFIX
 
 AGENT = "agent-1"
+
+
+def publish_report(redis: Redis, agent: str, exec_id: str, raw: bytes | str) -> None:
+    """Publish a result as an agent does, to whichever orchestrator listens."""
+    for lane in range(keys.REPLY_LANES):
+        redis.publish(keys.report(agent, lane, exec_id), raw)
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:

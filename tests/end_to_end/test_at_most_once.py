@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis as redis_py
 from celery import Celery
-from support import AGENT, prepare, request, wait_until
+from support import AGENT, prepare, publish_report, request, wait_until
 
 from tachikoma import Client, ExecState, OutputKind
 from tachikoma.dev.stack import Stack
@@ -149,7 +149,7 @@ def test_a_forged_result_is_not_believed_and_the_true_one_still_counts(
     for raw in (true_of_other, b"nonsense", b'{"result": {"receipt": "a.b.c", "stdout": "", "stderr": ""}}'):
         seen = log.read_text().count(wanted.id)
         redis.set(keys.result(AGENT, wanted.id), raw)
-        redis.publish(keys.result(AGENT, wanted.id), raw)
+        publish_report(redis, AGENT, wanted.id, raw)
         wait_until(lambda seen=seen: log.read_text().count(wanted.id) > seen, "it is refused, and that is logged")
         assert client.status(wanted.id).state is ExecState.STARTED
     go.touch()

@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 import redis as redis_py
-from support import plain_channel, prepare, request, wait_until
+from support import plain_channel, prepare, publish_report, request, wait_until
 
 from joining import joining_settings, try_join
 from tachikoma import (
@@ -336,7 +336,7 @@ def an_agent_that_calls(world: World) -> None:
 def a_receipt_that_nobody_signed(world: World) -> None:
     exec_id = world.started("sleep", "600")
     last = world.events()[-1].seq
-    world.redis.publish(keys.result("agent-1", exec_id), "nonsense")
+    publish_report(world.redis, "agent-1", exec_id, "nonsense")
     wait_until(lambda: world.events(last), "it is refused")
     world.root.cancel(exec_id)
     world.state(exec_id, ExecState.CANCELLED)

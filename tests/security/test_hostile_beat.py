@@ -24,7 +24,8 @@ FOREIGN = [
     *(keys.queue(AGENT), keys.info(AGENT), keys.events(AGENT), keys.control(AGENT), keys.claim(AGENT, "x")),
     *(keys.output(AGENT, "x"), keys.cancel(AGENT, "x"), keys.read(AGENT, "x"), keys.result(AGENT, "x")),
     *(keys.INDEX, keys.OPEN, keys.AGENTS, keys.ONLINE, keys.APPROVALS, keys.APPROVED, keys.AUDIT, keys.AUDIT_SEQ),
-    *(keys.AUDIT_SINKS, keys.ENDED, keys.ALL_EVENTS, keys.ALL_RESULTS, keys.ALL_INFO, keys.ALL_OURS, keys.ALL_QUEUES),
+    *(keys.AUDIT_SINKS, keys.ENDED, keys.ALL_EVENTS, keys.ALL_INFO, keys.ALL_OURS, keys.ALL_QUEUES),
+    *(keys.reports_to(0), keys.report(AGENT, 0, "x")),
     *(keys.execution("x"), keys.parked("x"), keys.agent_index(AGENT), keys.audit_lock("x"), *keys.scope("x")),
     *(
         keys.SCHEDULES,

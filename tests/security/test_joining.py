@@ -38,7 +38,7 @@ from tachikoma.redis import keys
 from tachikoma.redis.users import agent_user
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
-from support import gone, make_cli, plain_channel, request, wait_until
+from support import gone, make_cli, plain_channel, publish_report, request, wait_until
 
 #: Seconds that the certificate lasts of an agent that renews while the test looks on, at least, and starts of the
 #: orchestrator on this machine that fit into them: the agent cannot renew during a restart.
@@ -177,7 +177,7 @@ def _forges_are_refused(stack: Stack, client: Client, svid: Svid, exec_id: str) 
     token = sign(svid, receipt)
     raw = json.dumps({"status": "SUCCESS", "result": {"receipt": token, "stdout": "", "stderr": ""}})
     with redis_py.Redis(**stack.redis_admin) as redis:
-        redis.publish(keys.result("web-1", exec_id), raw)
+        publish_report(redis, "web-1", exec_id, raw)
         # The same of an execution is told once, and its worker may have sent one of its own just before.
         wait_until(
             lambda: any(event.event == "receipt_refused" for event in client.audit(exec_id=exec_id)),

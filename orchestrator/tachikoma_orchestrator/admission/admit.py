@@ -62,6 +62,7 @@ class Admitter:
         search_path: tuple[str, ...],
         sent: Callable[[str, AwaitedOrder], None] | None = None,
         lives: Lives | None = None,
+        reply: int | None = None,
     ) -> None:
         """Prepare it.
 
@@ -75,6 +76,7 @@ class Admitter:
             search_path: folders in which a bare program name is looked up.
             sent: called with the id and the order of each accepted request; None to report to no caller.
             lives: the lives of Redis, which orders name; None for orders that name none.
+            reply: the lane on which this process receives the reports of agents; None if it does not listen.
         """
         self._ledger = ledger
         self._trail = trail
@@ -83,7 +85,7 @@ class Admitter:
         self._rate_limit = rate_limit
         self._search_path = search_path
         self._sent = sent
-        self.orders = Orders(identity, registry, rate_limit, lives)
+        self.orders = Orders(identity, registry, rate_limit, lives=lives, reply=reply)
 
     async def admit(self, request: ExecRequest, peer: Peer, *, session: bool = False) -> bool:
         """Admit a request.
@@ -204,7 +206,7 @@ class Admitter:
         """Report the order of a newly admitted request to the callers who wait for its execution."""
         if outcome is Outcome.ADMITTED and dispatch is not None and self._sent is not None:
             request = allowed.request
-            self._sent(request.id, AwaitedOrder(request.agent_id, dispatch.order_sha256))
+            self._sent(request.id, AwaitedOrder(request.agent_id, dispatch.order_sha256, reports_here=True))
 
     def _scopes(self, request: ExecRequest, decision: Decision) -> dict[str, RateLimitConfig]:
         """Return the limits that count for a request: of its agent, and of its requester under the deciding policy."""

@@ -44,7 +44,13 @@ class Orders:
     """Signs orders with the orchestrator's identity and wraps them into Celery messages. For one thread."""
 
     def __init__(
-        self, identity: SvidSource, registry: Registry, rate_limit: RateLimitConfig, lives: Lives | None = None
+        self,
+        identity: SvidSource,
+        registry: Registry,
+        rate_limit: RateLimitConfig,
+        *,
+        lives: Lives | None = None,
+        reply: int | None = None,
     ) -> None:
         """Prepare it.
 
@@ -53,8 +59,10 @@ class Orders:
             registry: labels and journals of the agents.
             rate_limit: the orchestrator's limits, of which the queue timeout counts here.
             lives: the lives of Redis; None for orders that name none.
+            reply: the lane on which the process receives reports; None if it does not listen.
         """
         self._lives = lives
+        self._reply = reply
         self._identity = identity
         self._registry = registry
         self._rate_limit = rate_limit
@@ -137,6 +145,7 @@ class Orders:
             client_ip=allowed.client_ip,
             life=life,
             digest=allowed.digest,
+            reply=self._reply,
             grant=decision.grant,
             request=request.model_copy(update={"timeout": decision.timeout}),
         )

@@ -56,7 +56,7 @@ class OutputCalls(Service):
                     yield wire.output_to_pb(output)
 
     def _follower(self, agent: str, exec_id: str, after_seq: int) -> Follower:
-        return Follower(self._parts.redis, self._parts.subscriber, agent, exec_id, after_seq)
+        return Follower(self._parts.redis, self._parts.output_subscriber, agent, exec_id, after_seq)
 
     async def _output_so_far(self, follower: Follower, record: Record) -> AsyncIterator[ExecOutput]:
         """Yield the status and the chunks that the log contains now."""

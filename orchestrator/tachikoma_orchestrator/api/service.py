@@ -72,7 +72,8 @@ class ServiceParts:
     approvals: Approvals
     #: Calls that wait for the result of an execution.
     completions: Completions
-    subscriber: Subscriber
+    #: Delivers live output to followers.
+    output_subscriber: Subscriber
     registry: Registry
     membership: Membership
     #: None if the orchestrator has no schedules.

@@ -156,7 +156,7 @@ class _Attached:
         self._attachment = Attachment(parts.redis, record, peer)
         self._channel = InputChannel(
             parts.redis,
-            parts.subscriber,
+            parts.output_subscriber,
             parts.identity,
             parts.registry.revocations,
             SessionAddress(record.agent, record.exec_id, str(peer), peer.address),

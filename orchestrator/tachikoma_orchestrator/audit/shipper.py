@@ -38,6 +38,11 @@ log = structlog.get_logger(__name__)
 BATCH = 500
 #: Longest wait for new events, in seconds.
 BLOCK_SECONDS = 1.0
+#: Time for which further events gather after the first, so that they share one reading, write and disk sync. They are
+#: recorded already: the trail in Redis is the record.
+GATHER_SECONDS = 0.1
+#: Longest time that the last events take to get into the files at a stop.
+FLUSH_SECONDS = 2.0
 #: First and longest delay before a sink or Redis is tried again.
 RETRY_SECONDS = 0.5
 MAX_RETRY_SECONDS = 5.0
@@ -97,10 +102,11 @@ class Shipper:
         """Ship to the files until cancelled, then sign for the last events."""
         trouble = _Trouble("audit.file_delayed", sink=sink.name)
         retry = Backoff(RETRY_SECONDS, MAX_RETRY_SECONDS)
+        events: list[ExecAuditLog] = []
         try:
             while True:
                 try:
-                    events = await self._read(sink.cursor)
+                    events = await self._read(sink.cursor, at_once=len(events) == BATCH)
                     problem = await _completed(self._write_file(sink, events))
                 except (SinkUnavailable, RedisError, OSError) as error:
                     trouble.report(str(error))
@@ -109,7 +115,14 @@ class Shipper:
                     trouble.report(problem)
                     retry.reset()
         finally:
+            with suppress(SinkUnavailable, RedisError, OSError, TimeoutError):
+                await _completed(self._flush(sink))
             await _completed(asyncio.to_thread(_sign_and_close, sink))
+
+    async def _flush(self, sink: FileSink) -> None:
+        """Write the events that were still gathering when the process was stopped."""
+        events = await asyncio.wait_for(self._read(sink.cursor, at_once=True), FLUSH_SECONDS)
+        await self._write_file(sink, events)
 
     async def _write_file(self, sink: FileSink, events: Sequence[ExecAuditLog]) -> str:
         """Write events and a checkpoint that is due; return a problem that does not delay the file, or empty."""
@@ -154,9 +167,10 @@ class Shipper:
         if not readable:
             # The sink gets events twice; from any later position it could miss some.
             log.error("audit.position_unreadable", sink=sink.name)
+        events: list[ExecAuditLog] = []
         while True:
             await lock.reacquire()
-            events = await self._read(cursor)
+            events = await self._read(cursor, at_once=len(events) == BATCH)
             cursor, seq, problem = await _completed(self._deliver(sink, events, cursor, seq))
             trouble.report(problem)
             if problem:
@@ -185,9 +199,18 @@ class Shipper:
 
     # --- Redis --------------------------------------------------------------------------------------------------------
 
-    async def _read(self, cursor: str) -> list[ExecAuditLog]:
-        """Read the events after a cursor; wait up to `BLOCK_SECONDS` for the first."""
-        answer = await self._redis.xread({keys.AUDIT: cursor}, count=BATCH, block=ms_of_seconds(BLOCK_SECONDS))
+    async def _read(self, cursor: str, *, at_once: bool) -> list[ExecAuditLog]:
+        """Read the events after a cursor.
+
+        Args:
+            cursor: the last event that was read.
+            at_once: False to wait up to `BLOCK_SECONDS` for the first event, and then for others to gather.
+        """
+        if not at_once:
+            if not await self._redis.xread({keys.AUDIT: cursor}, count=1, block=ms_of_seconds(BLOCK_SECONDS)):
+                return []
+            await asyncio.sleep(GATHER_SECONDS)
+        answer = await self._redis.xread({keys.AUDIT: cursor}, count=BATCH)
         return read_entries(entry for _, entries in answer or () for entry in entries)
 
     async def _store(self, name: str, cursor: str, seq: int) -> None:

@@ -1,11 +1,13 @@
 """Records in the ledger what agents report: start notices and signed receipts.
 
-Receipts arrive as Celery results over pub/sub; the reaper finds those that pub/sub missed. A receipt is accepted only
-if the agent's own identity signed it, it answers the order that was sent, and its digests match the output beside it.
+Receipts arrive in Celery results over pub/sub, at the process whose lane the order names; the reaper finds the others.
+A receipt is accepted only if the agent's own identity signed it, it answers the order that was sent, and its digests
+match the output beside it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import Any
@@ -71,9 +73,9 @@ class Collector:
         """Let an agent's records be restored when it has written its reports again."""
         self._restoration = restoration
 
-    def attach(self, subscriber: Subscriber) -> None:
-        """Receive reports through a subscriber."""
-        subscriber.on_pattern(keys.ALL_RESULTS, self._on_result)
+    def attach(self, subscriber: Subscriber, lane: int) -> None:
+        """Receive reports through a subscriber: the results of one lane, and all notices."""
+        subscriber.on_pattern(keys.reports_to(lane), self._on_result)
         subscriber.on_pattern(keys.ALL_EVENTS, self._on_notice)
         subscriber.on_pattern(keys.ENDED, self._on_ended)
         subscriber.on_pattern(keys.APPROVED, self._on_approved)
@@ -82,7 +84,7 @@ class Collector:
         try:
             agent, exec_id = keys.execution_of_channel(channel)
         except ValueError:
-            # A result of another Celery task in the same Redis.
+            log.warning("report.unreadable", channel=channel[:200])
             return
         concerns(exec_id)
         await self.fold(agent, exec_id, raw)
@@ -170,11 +172,14 @@ class Collector:
             await self._refuse(agent, exec_id, verified)
             return False
         answered = any(order.answered_by(agent, verified.receipt) for order in self._completions.orders(exec_id))
-        try:
-            return await self._record(agent, exec_id, verified, answered=answered)
-        finally:
-            if answered:
-                self._completions.answer(agent, verified)
+        if not answered:
+            return await self._record(agent, exec_id, verified, answered=False)
+        recording = asyncio.ensure_future(self._record(agent, exec_id, verified, answered=True))
+        # The change is sent to Redis before the answer leaves, so that a caller's next question finds it recorded. The
+        # answer does not wait for the reply of Redis: it rests on the receipt.
+        await asyncio.sleep(0)
+        self._completions.answer(agent, verified)
+        return await recording
 
     async def _record(self, agent: str, exec_id: str, verified: VerifiedReceipt, *, answered: bool) -> bool:
         """Record a verified receipt in the ledger; `answered` is True if callers wait for its order. As `fold`."""

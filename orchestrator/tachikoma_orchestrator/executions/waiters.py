@@ -60,6 +60,8 @@ class AwaitedOrder:
     agent: str
     #: SHA-256 of the signed order; empty if the execution was accepted and its order is not known.
     order_sha256: str
+    #: Whether the agent reports its result to this process, since this process sent it.
+    reports_here: bool = False
 
     def answered_by(self, agent: str, receipt: Receipt) -> bool:
         """Return True if an agent's verified receipt answers this order."""

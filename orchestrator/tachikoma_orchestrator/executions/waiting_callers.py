@@ -74,7 +74,8 @@ class WaitingCallers:
         """Look at every awaited execution once, and return those whose record is gone.
 
         Args:
-            missed_results: True to look for the results of all; the reaper finds them a little later.
+            missed_results: True to look for the results of all. Otherwise only for those that agents report to another
+                process, which may be gone; the reaper finds the others a little later.
         """
         for exec_id in self._completions.approvals.all_awaited():
             record = await self._record(exec_id)
@@ -106,7 +107,7 @@ class WaitingCallers:
                 await self._collector.deliver(exec_id)
         orders = self._completions.orders(exec_id)
         lost = record is None or any(order.order_sha256 not in ("", record.order_sha256) for order in orders)
-        if lost or missed_results:
+        if lost or missed_results or any(not order.reports_here for order in orders):
             for agent in {order.agent for order in orders}:
                 await self._take_result(agent, exec_id)
         return not (lost and self._completions.orders(exec_id))

@@ -18,6 +18,7 @@ from tachikoma.errors import ConfigurationError
 from tachikoma.identity.open import open_identity
 from tachikoma.identity.spiffe import InvalidIdentity
 from tachikoma.policy.watch import PolicyWatch
+from tachikoma.redis import keys
 from tachikoma.redis.access import connect
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma_orchestrator.admission.admit import Admitter
@@ -75,7 +76,7 @@ class Core:
 
         Args:
             settings: of the process.
-            name: name of the process in Redis and in the audit trail.
+            name: name of the process on its host, in Redis and in the audit trail.
 
         Raises:
             ConfigurationError: identity, policy or a key cannot be used.
@@ -108,7 +109,8 @@ class Core:
         self.collector = Collector(
             self.redis, self.ledger, self.completions, self.registry, self.identity, self.evidence, self.findings
         )
-        self.collector.attach(self.subscriber)
+        lane = keys.reply_lane(f"{name} on {platform.node()} at {settings.listen}")
+        self.collector.attach(self.subscriber, lane)
         self._waiting_callers = WaitingCallers(self.redis, self.ledger, self.completions, self.collector)
         self.subscriber.on_gap(self._waiting_callers.check)
         self.subscriber.on_gap(self.registry.discover)
@@ -116,6 +118,7 @@ class Core:
             self.ledger, self.trail, self.policies, self.identity, self.registry,
             rate_limit=settings.rate_limit, search_path=settings.search_path, sent=self.completions.note_order,
             lives=self.lives,
+            reply=lane,
         )  # fmt: skip
         self._remember_in_new_lives()
         #: None if no schedules are configured.

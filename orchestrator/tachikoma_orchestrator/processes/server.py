@@ -48,6 +48,7 @@ from tachikoma_orchestrator.processes.joining import open_authority
 from tachikoma_orchestrator.processes.listening import listen, server_credentials
 from tachikoma_orchestrator.processes.parts import Core
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings
+from tachikoma_orchestrator.store.subscriber import Subscriber
 
 __all__ = ["Server", "serve"]
 
@@ -93,6 +94,9 @@ class Server:
         self._settings = settings
         self._core = core = Core(settings, "orchestrator")
         self._background_redis = connect(core.access, name="orchestrator-audit", max_connections=8)
+        self._output_redis = connect(core.access, name="orchestrator-output", max_connections=2)
+        #: Live output for followers, on a connection of its own: a flood of it must not delay results.
+        self._output_subscriber = Subscriber(self._output_redis)
         quotas = CallQuotas(
             calls=settings.identity_calls,
             streams=settings.identity_streams,
@@ -153,6 +157,7 @@ class Server:
         await self._core.start(supervisor)
         for server in self._servers:
             await server.start()
+        supervisor.start(self._output_subscriber.run(), name="output-subscriber")
         supervisor.start(self._reaper.run(), name="reaper")
         supervisor.start(self._guard.run(), name="guard")
         supervisor.start(self._feed.run(), name="feed")
@@ -173,6 +178,7 @@ class Server:
 
     async def _close(self) -> None:
         await self._background_redis.aclose()
+        await self._output_redis.aclose()
         if self._accounts is not None:
             await self._accounts.close()
         await self._core.aclose()
@@ -298,7 +304,7 @@ class Server:
             admitter=core.admitter,
             approvals=Approvals(core.ledger, core.trail, core.admitter, core.identity, core.findings),
             completions=core.completions,
-            subscriber=core.subscriber,
+            output_subscriber=self._output_subscriber,
             registry=core.registry,
             membership=membership,
             schedule_runner=core.schedule_runner,

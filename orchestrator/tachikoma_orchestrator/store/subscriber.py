@@ -1,4 +1,6 @@
-"""The orchestrator's one subscription to Redis pub/sub: fixed patterns for all agents, and channels of followers.
+"""A subscription of the orchestrator to Redis pub/sub: fixed patterns for all agents, or channels of followers.
+
+Each process has two, each with its own connection: reports and notices, and live output.
 
 Pub/sub does not keep messages for a subscriber that is not connected. After each reconnect every handler is called for
 the gap and reads what it missed from where it is stored: streams, results, the ledger.
@@ -155,7 +157,10 @@ class Subscriber:
         connection = self._redis.connection_pool.make_connection()
         try:
             await connection.connect()
-            await connection.send_command("PSUBSCRIBE", *self._patterns)
+            if self._patterns:
+                await connection.send_command("PSUBSCRIBE", *self._patterns)
+            else:
+                self._report_connected()
             outbox: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
             self._outbox = outbox
             self._unconfirmed.clear()
@@ -168,6 +173,10 @@ class Subscriber:
             for entry in self._channels.values():
                 entry.interrupt()
             await connection.disconnect()
+
+    def _report_connected(self) -> None:
+        log.info("redis.subscribed")
+        self.connected.set()
 
     @staticmethod
     async def _send_commands(connection: Connection, outbox: asyncio.Queue[tuple[str, ...]]) -> None:
@@ -191,8 +200,7 @@ class Subscriber:
                 case [b"psubscribe", pattern, _]:
                     missing.discard(pattern.decode())
                     if not missing:
-                        log.info("redis.subscribed")
-                        self.connected.set()
+                        self._report_connected()
                 case _:
                     await self._dispatch(message, handlers)
 

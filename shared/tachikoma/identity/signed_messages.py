@@ -69,6 +69,8 @@ class WorkOrder(Claims):
     life: Count = 0
     #: Digest of the request as it was made, for rebuilding a record that Redis lost; empty from older orchestrators.
     digest: str = ""
+    #: Lane on which the orchestrator receives the report (`tachikoma.redis.keys.report`); None: it finds the result.
+    reply: Count | None = None
     #: What policy granted.
     grant: Grant
     #: The request.

@@ -8,6 +8,8 @@ colon, so no name of one agent begins another agent's name. A key and a channel 
 
 from __future__ import annotations
 
+import zlib
+
 __all__ = [
     "AGENTS",
     "ALL_CELERY_EVENTS",
@@ -17,7 +19,6 @@ __all__ = [
     "ALL_OURS",
     "ALL_OWN_RESULTS",
     "ALL_QUEUES",
-    "ALL_RESULTS",
     "APPROVALS",
     "APPROVED",
     "AUDIT",
@@ -40,6 +41,7 @@ __all__ = [
     "ONLINE",
     "OPEN",
     "OUTPUTS",
+    "REPLY_LANES",
     "REVOKED",
     "SCHEDULES",
     "SUBMIT",
@@ -69,6 +71,9 @@ __all__ = [
     "parked",
     "queue",
     "read",
+    "reply_lane",
+    "report",
+    "reports_to",
     "result",
     "schedule",
     "schedule_order",
@@ -87,6 +92,9 @@ DUE_TASK = "tachikoma.due"
 
 #: Celery's prefix of the keys and channels of results.
 _RESULT = "celery-task-meta-"
+
+#: Number of channels on which each agent reports. An orchestrator listens to one of them, at all agents.
+REPLY_LANES = 64
 
 # --- names of the orchestrator ----------------------------------------------------------------------------------------
 
@@ -133,7 +141,6 @@ BEAT_LOCK = "beat:lock"
 
 #: Patterns that an orchestrator subscribes to, or scans.
 ALL_EVENTS = "agent.*:events"
-ALL_RESULTS = "celery-task-meta-*"
 ALL_INFO = "agent.*:info"
 #: Pattern that every listener to Celery's events subscribes to.
 ALL_CELERY_EVENTS = "/0.celeryev/*"
@@ -241,9 +248,40 @@ def split_task_id(value: str) -> tuple[str, str]:
     return agent, exec_id
 
 
+def reply_lane(process: str) -> int:
+    """Return the number of the channels on which agents report to a process of an orchestrator.
+
+    It is computed from the name, so that a restarted process receives the reports to the one before it. Two processes
+    with the same number both receive the reports to either, which costs time and changes nothing.
+
+    Args:
+        process: a name that no other process of an orchestrator has.
+    """
+    return zlib.crc32(process.encode()) % REPLY_LANES
+
+
+def report(agent: str, lane: int | str, exec_id: str) -> str:
+    """Return the channel on which an agent reports an execution's result to the processes of one lane."""
+    return f"agent.{agent}:report:{lane}:{exec_id}"
+
+
+def reports_to(lane: int | str) -> str:
+    """Return the pattern of the reports of all agents to the processes of one lane."""
+    return report("*", lane, "*")
+
+
 def execution_of_channel(channel: str) -> tuple[str, str]:
-    """Return agent and execution of a result channel. Raises as `split_task_id` does."""
-    return split_task_id(channel.removeprefix(_RESULT))
+    """Return agent and execution of a channel of reports.
+
+    Raises:
+        ValueError: it is no such channel.
+    """
+    owner, _, rest = channel.removeprefix("agent.").partition(":")
+    kind, _, rest = rest.partition(":")
+    _, _, exec_id = rest.partition(":")
+    if kind != "report" or not owner or not exec_id or ":" in exec_id:
+        raise ValueError(f"{channel[:200]!r} is no channel of reports")
+    return owner, exec_id
 
 
 # --- the orchestrator: one name for each execution, agent, schedule ---------------------------------------------------

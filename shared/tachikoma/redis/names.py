@@ -78,6 +78,7 @@ NAMES = (
         "agent.<id>:session:<exec>", (Kind.STRING, Kind.CHANNEL), _AGENT, _O,
         "last signed answer; answers and sealed acknowledgements",
     ),
+    Name("agent.<id>:report:<lane>:<exec>", _C, _AGENT, _O, "result, for the orchestrator that sent the order"),
     Name("agent.<id>:cancel:<exec>", _S, _ORCHESTRATOR, (_AGENT,), "signed cancel, kept while a start is possible"),
     Name("agent.<id>:control", _C, _ORCHESTRATOR, (_AGENT,), "`<exec> <signed cancel>` for the running worker"),
     Name(
@@ -128,12 +129,12 @@ NAMES = (
     Name("orch:unacked:<run>:index", _Z, _SUBMITTER, _O, "the same messages by time"),
     Name("orch:unacked:<run>:mutex", _S, _SUBMITTER, _O, "kombu's lock over both"),
     Name(
-        "celery-task-meta-app:<name>:<exec>", (Kind.STRING, Kind.CHANNEL), _SUBMITTER, (_APPLICATION, _ORCHESTRATOR),
+        "celery-task-meta-app:<name>:<exec>", (Kind.STRING, Kind.CHANNEL), _SUBMITTER, _A,
         "Celery result of an application's request",
     ),
     Name("celery", _L, _APPLICATION, (_SUBMITTER,), "Celery's default queue, of applications: their callbacks"),
     Name(
-        "celery-task-meta-<uuid>", (Kind.STRING, Kind.CHANNEL), _APPLICATION, (_SUBMITTER, _ORCHESTRATOR),
+        "celery-task-meta-<uuid>", (Kind.STRING, Kind.CHANNEL), _APPLICATION, (_SUBMITTER,),
         "Celery result of an application's own task",
     ),
     Name("celery-taskset-meta-*", (Kind.SEVERAL,), _APPLICATION, (_SUBMITTER,), "groups and chords of applications"),

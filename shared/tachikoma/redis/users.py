@@ -94,6 +94,7 @@ def _agent(agent: str) -> tuple[Grant, ...]:
     claims, outputs, results = keys.claim(agent, "*"), keys.output(agent, "*"), keys.result(agent, "*")
     cancels, reads, orders = keys.cancel(agent, "*"), keys.read(agent, "*"), keys.orders(agent)
     inputs, sessions = keys.input(agent, "*"), keys.session(agent, "*")
+    reports = keys.report(agent, "*", "*")
     return (
         _CONNECTION,
         # INFO has the replication id, by which each connection is compared with the current life of Redis.
@@ -114,7 +115,7 @@ def _agent(agent: str) -> tuple[Grant, ...]:
         Grant("xrevrange", read=(outputs,)),
         Grant("hset", write=(orders,)),
         Grant("expire", write=(info, outputs, orders)),
-        Grant("publish", channels=(events, outputs, results, sessions)),
+        Grant("publish", channels=(events, outputs, results, reports, sessions)),
         Grant("subscribe", channels=(control,)),
     )
 
@@ -150,15 +151,13 @@ _ORCHESTRATOR = (
     Grant("expire", write=(keys.output("*", "*"), keys.result("*", "*"))),
     Grant("publish", channels=(keys.control("*"), keys.ENDED, keys.APPROVED, keys.BATCHES_CHANGED)),
     Grant("publish", channels=(keys.celery_events("task"), keys.celery_events("worker"))),
+    # Redis compares the argument of PSUBSCRIBE with the pattern itself, so each lane is named. One command subscribes
+    # to all of them, so one grant has all.
     Grant(
         "psubscribe",
         channels=(
-            keys.ALL_EVENTS,
-            keys.ALL_RESULTS,
-            keys.ENDED,
-            keys.APPROVED,
-            keys.EVENTS_WANTED,
-            keys.BATCHES_CHANGED,
+            *(keys.ALL_EVENTS, keys.ENDED, keys.APPROVED, keys.EVENTS_WANTED, keys.BATCHES_CHANGED),
+            *(keys.reports_to(lane) for lane in range(keys.REPLY_LANES)),
         ),
     ),
     Grant("subscribe", channels=(keys.output("*", "*"), keys.session("*", "*"), keys.BATCHES_CHANGED)),

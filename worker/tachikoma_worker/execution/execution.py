@@ -27,9 +27,6 @@ from tachikoma.identity.signing import InvalidSignature, UnreadableMessage
 from tachikoma.identity.spiffe import InvalidIdentity
 from tachikoma.redis import keys
 from tachikoma.streams.heartbeat import Started
-from tachikoma.vocabulary.clock import now_ms
-from tachikoma.vocabulary.limits import WhenFull
-from tachikoma.vocabulary.requests import DEFAULT_TIMEOUT
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_worker import VERSION
 from tachikoma_worker.cgroups.hierarchy import Cgroup, NoCgroup
@@ -41,7 +38,8 @@ from tachikoma_worker.confinement.start import start
 from tachikoma_worker.execution.cancel import read_cancel_until_available, verify_cancel
 from tachikoma_worker.execution.claim import ClaimOutcome, claim, prevent_start
 from tachikoma_worker.execution.context import Context
-from tachikoma_worker.execution.interactive import interactive, session_facts
+from tachikoma_worker.execution.facts import facts_of
+from tachikoma_worker.execution.interactive import interactive
 from tachikoma_worker.execution.journal import JournalError
 from tachikoma_worker.execution.order import verify_order
 from tachikoma_worker.execution.receipt import EarlierReceipt, Output, deliver
@@ -74,6 +72,8 @@ class Execution:
         self.order_sha256 = order_sha256
         #: From the order; empty if the worker that verified it did not store it.
         self._requested_by = ""
+        #: The lane of the orchestrator that sent the order; None if it is not known.
+        self._reply: int | None = None
         self._process: Process | None = None
         self._spool: Spool | None = None
         #: None until there may be output.
@@ -119,7 +119,7 @@ class Execution:
             # No trusted party sent it, so no receipt is due.
             log.warning("order.refused", id=self.exec_id, reason=str(error))
             return
-        self._requested_by = order.sub
+        self._requested_by, self._reply = order.sub, order.reply
         if order.journal != self._context.journal.boot:
             # It was signed for an earlier journal, which may have started it.
             log.warning("order.of_another_journal", id=self.exec_id)
@@ -138,7 +138,7 @@ class Execution:
             spool: the spool of the earlier worker.
             held: the command, if the spawner holds it.
         """
-        self._spool, self._requested_by = spool, spool.start.requested_by
+        self._spool, self._requested_by, self._reply = spool, spool.start.requested_by, spool.start.reply
         cgroup: Cgroup = NoCgroup()
         try:
             self._output = self._output_log(spool.start, spool.start.totals)
@@ -156,12 +156,15 @@ class Execution:
     async def report_lost(self, why: str) -> None:
         """Deliver a receipt that says LOST, for an execution about which nothing more is known."""
         ending = Ending(state=ExecState.LOST, error=why)
-        await deliver(self._context, self.exec_id, self.order_sha256, ending, Output.unknown(), EarlierReceipt.POSSIBLE)
+        await deliver(
+            self._context, self.exec_id, self.order_sha256, ending, Output.unknown(), EarlierReceipt.POSSIBLE,
+            reply=self._reply,
+        )  # fmt: skip
 
     async def report_other_order(self) -> None:
         """Answer a genuine order whose id the agent is executing for another order."""
         try:
-            verify_order(self._context, self.exec_id, self._token)
+            self._reply = verify_order(self._context, self.exec_id, self._token).reply
         except (InvalidSignature, InvalidIdentity) as error:
             log.warning("order.refused", id=self.exec_id, reason=str(error))
             return
@@ -258,7 +261,7 @@ class Execution:
 
     async def _run(self, prepared: Prepared) -> Ending:
         """Create the spool, start the command, and wait for its ending."""
-        facts = self._facts_of(prepared)
+        facts = facts_of(self._context, prepared, self.order_sha256)
         self._output = self._output_log(facts)
         try:
             self._spool = self._context.reserve.write(partial(self._create_spool, facts))
@@ -275,25 +278,6 @@ class Execution:
             return await self._command(process, prepared.cgroup, self._spool, self._output).finish()
         finally:
             notice.cancel()
-
-    def _facts_of(self, prepared: Prepared) -> Facts:
-        """Return the facts of a command that starts now."""
-        order, settings = prepared.order, self._context.settings
-        grace = order.grant.kill_grace
-        return Facts(
-            host=self._context.host,
-            order_sha256=self.order_sha256,
-            requested_by=order.sub,
-            executable=prepared.executable.path,
-            started_ms=now_ms(),
-            began_ns=time.monotonic_ns(),
-            timeout=(order.request.timeout or DEFAULT_TIMEOUT).total_seconds(),
-            kill_grace=settings.kill_grace.total_seconds() if grace is None else grace,
-            memory=order.grant.limits.memory,
-            log_bytes=min(order.grant.output.limit or settings.log_bytes, settings.log_bytes),
-            waits=order.grant.output.when_full is WhenFull.WAIT,
-            session=session_facts(order),
-        )
 
     def _create_spool(self, facts: Facts) -> Spool:
         # A command whose output waits for readers must not run far ahead of them.
@@ -402,7 +386,7 @@ class Execution:
         except Exception:
             log.exception("output.not_described", id=self.exec_id)
             output = Output.unknown()
-        await deliver(self._context, self.exec_id, self.order_sha256, ending, output, earlier)
+        await deliver(self._context, self.exec_id, self.order_sha256, ending, output, earlier, reply=self._reply)
         if self._spool is not None:
             try:
                 self._spool.remove()

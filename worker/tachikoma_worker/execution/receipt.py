@@ -122,7 +122,14 @@ def make_report(context: Context, exec_id: str, order_sha256: str, ending: Endin
 
 
 async def deliver(
-    context: Context, exec_id: str, order_sha256: str, ending: Ending, output: Output, earlier: EarlierReceipt
+    context: Context,
+    exec_id: str,
+    order_sha256: str,
+    ending: Ending,
+    output: Output,
+    earlier: EarlierReceipt,
+    *,
+    reply: int | None = None,
 ) -> None:
     """Sign an ending and store it as the Celery result, in Celery's own encoding.
 
@@ -139,6 +146,7 @@ async def deliver(
         ending: its final state.
         output: its output.
         earlier: whether a receipt may be stored already.
+        reply: the lane of the orchestrator that waits; None if it is not known, and the stored result is found later.
     """
     result: _SignedResult | None = None
     failures = 0
@@ -149,7 +157,7 @@ async def deliver(
         earlier = EarlierReceipt.POSSIBLE
         try:
             if result is None:
-                result = _SignedResult(context, make_report(context, exec_id, order_sha256, ending, output))
+                result = _SignedResult(context, make_report(context, exec_id, order_sha256, ending, output), reply)
             if await store(context, result):
                 break
         except (RedisError, OSError) as error:
@@ -177,9 +185,10 @@ def _shortened(ending: Ending, error: Exception) -> Ending:
 class _SignedResult:
     """A report as the value of a Celery result, signed by the agent's current identity."""
 
-    def __init__(self, context: Context, report: Report) -> None:
+    def __init__(self, context: Context, report: Report, reply: int | None) -> None:
         self._context = context
         self.receipt = report.receipt
+        self.reply = reply
         self._signer: Svid | None = None
         #: The JSON text as it was signed last; empty before that.
         self.signed_text = ""
@@ -248,8 +257,14 @@ async def _set_and_return_stored(store: Callable[[], Awaitable[bytes | None]]) -
 
 
 def _publish(pipe: Any, context: Context, result: _SignedResult, text: str | bytes) -> None:
-    """Queue the commands that publish a result and let the output expire with it."""
-    pipe.expire(keys.output(context.agent, result.receipt.jti), _retention_seconds(context))
+    """Queue the commands that publish a result and let the output expire with it.
+
+    It is published for the orchestrator that sent the order, and on the channel where Celery's `AsyncResult` listens.
+    """
+    exec_id = result.receipt.jti
+    pipe.expire(keys.output(context.agent, exec_id), _retention_seconds(context))
+    if result.reply is not None:
+        pipe.publish(keys.report(context.agent, result.reply, exec_id), text)
     pipe.publish(_key(context, result), text)
 
 

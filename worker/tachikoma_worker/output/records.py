@@ -91,6 +91,8 @@ class Facts(BaseModel):
     order_sha256: str
     #: SPIFFE ID of the requester; empty in a spool of a version that did not store it.
     requested_by: str = ""
+    #: The lane of the orchestrator that sent the order; None if it names none.
+    reply: int | None = None
     #: Path of the file that is executed.
     executable: ReceiptText
     #: Start by the clock, in milliseconds since the epoch.

@@ -15,6 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tachikoma.client import wire
+from tachikoma.config.tasks import supervised
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.signed_messages import OutputDigest, Receipt
@@ -33,6 +34,7 @@ from tachikoma_orchestrator.executions.evidence import Evidence
 from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.executions.transitions import Admission, Dispatch, Outcome
 from tachikoma_orchestrator.executions.waiters import Completions
+from tachikoma_orchestrator.store.subscriber import Subscriber
 
 DOMAIN, AGENT, EXEC = "tachikoma.local", "web-1", "job-7"
 
@@ -356,3 +358,31 @@ async def test_a_second_worker_is_shown_and_on_the_record_once(stand: Stand) -> 
         "a second worker with its identity waits on host clone (journal copy), while the one on web1 holds its lease"
     )
     assert (await codes(stand)).count("agent_contested") == 1
+
+
+async def test_only_the_process_that_sent_the_order_receives_its_report(stand: Stand) -> None:
+    receipt = stand.receipt()
+    folded: list[tuple[int, str, str]] = []
+
+    class Listener(Collector):
+        lane: int
+
+        async def fold(self, agent: str, exec_id: str, raw: bytes) -> bool:
+            folded.append((self.lane, agent, exec_id))
+            return await super().fold(agent, exec_id, raw)
+
+    subscribers = []
+    for lane in (3, 33):
+        listener = Listener.__new__(Listener)
+        listener.__dict__ |= stand.collector.__dict__ | {"lane": lane}
+        subscribers.append(Subscriber(stand.redis))
+        listener.attach(subscribers[-1], lane)
+    async with supervised(*(subscriber.run() for subscriber in subscribers)):
+        for subscriber in subscribers:
+            await asyncio.wait_for(subscriber.connected.wait(), 30)
+        # Not a report: a name that an agent may publish on, without an execution.
+        await stand.redis.publish(f"agent.{AGENT}:report:33:", "x")
+        await stand.redis.publish(keys.report(AGENT, 33, EXEC), stand.result(receipt))
+        while await stand.state() is not ExecState.SUCCEEDED:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert folded == [(33, AGENT, EXEC)]

@@ -109,3 +109,24 @@ async def test_a_missed_final_state_is_delivered_and_a_missing_index_entry_resto
         await callers.stand.ledger.settle(AGENT, EXEC, [ExecState.QUEUED], ExecState.EXPIRED, reason="late", fence=True)
         await callers.looks.check()
         assert (await asyncio.wait_for(end, 30)).response().state is ExecState.EXPIRED
+
+
+@pytest.mark.parametrize("reports_here", [True, False])
+async def test_each_look_finds_only_results_that_agents_report_to_another_process(
+    callers: Callers, monkeypatch: pytest.MonkeyPatch, reports_here: bool
+) -> None:
+    """That process may have been killed, and the reaper may have a long interval."""
+    taken: list[str] = []
+
+    async def fold(_: Collector, agent: str, exec_id: str, raw: bytes) -> bool:
+        taken.append(f"{agent} {exec_id} {raw.decode()}")
+        return True
+
+    monkeypatch.setattr(Collector, "fold", fold)
+    await callers.redis.set(keys.result(AGENT, EXEC), "result")
+    with callers.completions.expect(EXEC):
+        callers.completions.note_order(EXEC, AwaitedOrder(AGENT, "order", reports_here=reports_here))
+        assert await callers.looks._look(missed_results=False) == set()
+        assert taken == ([] if reports_here else [f"{AGENT} {EXEC} result"])
+        await callers.looks.check()
+        assert set(taken) == {f"{AGENT} {EXEC} result"}

@@ -252,7 +252,7 @@ async def test_a_refusal_by_the_agents_own_policy_may_be_of_any_length(agent: Lo
 STEPS: dict[str, tuple[Any, str, Any]] = {
     "claim": (execution_module, "claim", fail_later),
     "prepare": (execution_module, "prepare", fail),
-    "facts": (Execution, "_facts_of", fail),
+    "facts": (execution_module, "facts_of", fail),
     "output log": (Execution, "_output_log", fail),
     "create the spool": (Spool, "create", fail),
     "start": (execution_module, "start", fail_later),
@@ -471,7 +471,7 @@ async def test_an_ending_that_an_earlier_worker_stored_is_delivered_without_comm
     order = agent.order("/bin/echo", "out")
     blocked = asyncio.Event()
 
-    async def unavailable(*_: Any) -> None:
+    async def unavailable(*_: Any, **__: Any) -> None:
         blocked.set()
         await asyncio.Event().wait()
 

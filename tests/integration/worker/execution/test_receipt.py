@@ -156,3 +156,21 @@ async def test_a_delivered_execution_is_finished_in_the_journal(agent: LocalAgen
     await send(agent, ExecState.SUCCEEDED, EarlierReceipt.IMPOSSIBLE)
     await agent.context.journal.flush()
     assert agent.context.journal.unfinished() == []
+
+
+@pytest.mark.parametrize("reply", [0, 17, 63, None])
+async def test_a_receipt_is_published_for_the_orchestrator_that_sent_the_order(
+    agent: LocalAgent, reply: int | None
+) -> None:
+    subscription = agent.redis.pubsub()
+    await subscription.psubscribe(keys.report(AGENT, "*", "*"))
+    assert await subscription.get_message(timeout=PATIENCE_SECONDS)
+    for earlier in EarlierReceipt:
+        ending = Ending(state=ExecState.FAILED, error="why")
+        await deliver(agent.context, ID, "ab", ending, Output.unknown(), earlier, reply=reply)
+        if reply is not None:
+            message = await subscription.get_message(timeout=PATIENCE_SECONDS)
+            assert message["channel"].decode() == keys.report(AGENT, reply, ID)
+            assert message["data"] == await agent.redis.get(KEY)
+    assert await subscription.get_message(timeout=0.05) is None
+    await subscription.aclose()

@@ -30,6 +30,7 @@ def names(agent: str, exec_id: str) -> list[str]:
         keys.cancel(agent, exec_id),
         keys.input(agent, exec_id),
         keys.session(agent, exec_id),
+        keys.report(agent, 5, exec_id),
         keys.result(agent, exec_id),
     ]
 
@@ -78,7 +79,7 @@ def test_names_of_agents_and_of_the_orchestrator_are_apart(agent: str, exec_id: 
 @given(IDS, IDS)
 def test_what_was_put_together_comes_apart_again(agent: str, exec_id: str) -> None:
     assert keys.split_task_id(keys.task_id(agent, exec_id)) == (agent, exec_id)
-    assert keys.execution_of_channel(keys.result(agent, exec_id)) == (agent, exec_id)
+    assert keys.execution_of_channel(keys.report(agent, 63, exec_id)) == (agent, exec_id)
     for channel in names(agent, exec_id)[:-1]:
         assert keys.agent_of_channel(channel) == agent
 
@@ -93,7 +94,8 @@ def test_a_task_id_of_somebody_else_is_not_taken_apart(value: str) -> None:
 def test_the_orchestrator_hears_every_agent(agent: str, exec_id: str) -> None:
     assert fnmatchcase(keys.events(agent), keys.ALL_EVENTS)
     assert fnmatchcase(keys.info(agent), keys.ALL_INFO)
-    assert fnmatchcase(keys.result(agent, exec_id), keys.ALL_RESULTS)
+    assert fnmatchcase(keys.report(agent, 7, exec_id), keys.reports_to(7))
+    assert not fnmatchcase(keys.report(agent, 17, exec_id), keys.reports_to(7))
     assert not any(fnmatchcase(name, keys.ALL_CELERY_EVENTS) for name in names(agent, exec_id))
     # And nothing else over these patterns, for its handlers trust the form of the name.
     assert not any(fnmatchcase(name, keys.ALL_EVENTS) for name in names(agent, exec_id) if name != keys.events(agent))
@@ -110,6 +112,6 @@ def test_results_of_applications_are_nobody_elses(agent: str, exec_id: str, own:
     assert not fnmatchcase(agents, keys.ALL_OWN_RESULTS)
     assert not fnmatchcase(commands, keys.ALL_OWN_RESULTS)
     assert not fnmatchcase(agents, keys.application_result("*", "*"))
-    for foreign in (commands, tasks):
-        with pytest.raises(ValueError, match=r"is not <agent>\.<execution>"):
+    for foreign in (agents, commands, tasks):
+        with pytest.raises(ValueError, match=r"is no channel of reports"):
             keys.execution_of_channel(foreign)

@@ -20,17 +20,27 @@ ARGUMENTS = {
     "application": "<name>",
     "task": "<uuid>",
     "run": "<run>",
+    "lane": "<lane>",
     "queue": "<queue>",
     "name": "<schedule>",
     "batch_id": "<batch>",
 }
 #: Functions of `keys` that make no name in Redis.
 OTHER_FUNCTIONS = {
-    *("node", "task_id", "application_task_id", "split_task_id", "execution_of_channel", "agent_of_channel"),
+    *(
+        "node",
+        "task_id",
+        "application_task_id",
+        "split_task_id",
+        "execution_of_channel",
+        "agent_of_channel",
+        "reply_lane",
+        "reports_to",
+    ),
 }
 #: Constants of `keys` that are no name in Redis, or a pattern of names that functions make.
 OTHER_CONSTANTS = {
-    *("EXECUTE_TASK", "DUE_TASK", "ALL_OWN_RESULTS", "ALL_EVENTS", "ALL_RESULTS", "ALL_INFO", "ALL_CELERY_EVENTS"),
+    *("EXECUTE_TASK", "DUE_TASK", "ALL_OWN_RESULTS", "ALL_EVENTS", "ALL_INFO", "ALL_CELERY_EVENTS"),
     *("ALL_OURS", "ALL_QUEUES"),
 }
 #: Variable parts of names that differ from the parameter's.
@@ -61,7 +71,7 @@ def test_every_function_and_constant_of_keys_is_public() -> None:
     defined = {
         name
         for name, value in vars(keys).items()
-        if not name.startswith("_") and isinstance(value, (FunctionType, str)) and name != "annotations"
+        if not name.startswith("_") and isinstance(value, (FunctionType, str, int)) and name != "annotations"
     }
     assert defined == set(keys.__all__)
 
@@ -81,6 +91,7 @@ USERS = {
 EXAMPLES = {
     **{"<id>": "a1", "<agent>": "a1", "<exec>": "e1", "<scope>": "agent-a1", "<sink>": "s1", "<kind>": "task"},
     **{"<batch>": "b1", "<schedule>": "s1", "<run>": "r1", "<name>": "n1", "<queue>": keys.SUBMIT, "*": "x"},
+    "<lane>": "7",
     "<uuid>": "6f1c2f0e-4b52-4f6e-8a0f-0d3c8e7f1a2b",
 }
 #: Some commands of each type, to see that rights fit it.
