@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, chain, group
+from kombu.transport.memory import Channel
 
 from authority import Authority
 from tachikoma import ConfigurationError, ExecRequest, InvalidRequest, Profile, Unauthenticated
@@ -25,6 +26,8 @@ ORCHESTRATOR = "spiffe://tachikoma.local/service/orchestrator"
 
 @pytest.fixture
 def app() -> Celery:
+    # The queues of this transport live as long as the process.
+    Channel.queues.clear()
     return Celery("reports", broker="memory://", set_as_current=False)
 
 
