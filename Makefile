@@ -142,6 +142,7 @@ proto: ## Generate the gRPC code from the API definition.
 docs: dev ## Write the parts of the documentation that are generated from code.
 	$(BIN)/python docs/tables.py
 	$(BIN)/python docs/settings_page.py
+	$(BIN)/python docs/json_page.py
 
 LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
     --generate-hashes --no-annotate $(if $(UPGRADE),--upgrade)

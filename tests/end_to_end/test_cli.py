@@ -10,11 +10,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 from support import AGENT, Cli, gone, request, wait_until
 
 from tachikoma import Client, ExecState, InvalidRequest, OutputKind
+from tachikoma.cli.documents import DOCUMENTS
 from tachikoma.dev.stack import Stack
 
 
@@ -245,23 +248,43 @@ def test_agents_are_listed_with_how_they_are(cli: Cli) -> None:
     assert "/64" in shown
 
 
+def checked(command: str, output: bytes) -> Any:
+    """A document, checked against the schema of its command."""
+    (document,) = (document for document in DOCUMENTS if document.command == command)
+    content = json.loads(output)
+    Draft202012Validator(document.schema(), format_checker=Draft202012Validator.FORMAT_CHECKER).validate(content)
+    return content
+
+
 def test_everything_speaks_json(cli: Cli) -> None:
-    lines = cli.run("exec", "-o", "json", AGENT, "sh", "-c", "printf '\\377'; exit 3").stdout.splitlines()
-    outputs = [json.loads(line) for line in lines]
+    lines = cli.run("exec", "-o", "jsonl", AGENT, "sh", "-c", "printf '\\377'; exit 3").stdout.splitlines()
+    outputs = [checked("exec -o jsonl", line) for line in lines]
     assert [output["kind"] for output in outputs] == ["status", "stdout", "result"]
     assert outputs[1]["data"] == "/w=="
-    result = outputs[2]["result"]
+    result = checked(
+        "exec", cli.run("exec", "-o", "json", AGENT, "sh", "-c", "echo ä; printf '\\377' >&2; exit 3").stdout
+    )
     assert (result["exitCode"], result["state"], result["agentId"]) == (3, "FAILED", AGENT)
+    assert (result["stdoutText"], result["stderrText"], result["stderr"]) == ("ä\n", None, "/w==")
     exec_id = result["id"]
-    status = json.loads(cli.run("status", "-o", "json", exec_id).stdout)
+    # The beginning of an id is enough.
+    status = checked("status", cli.run("status", "-o", "json", exec_id[:12]).stdout)
     assert status["state"] == "FAILED"
     assert [step["state"] for step in status["history"]][-1] == "FAILED"
-    assert exec_id in {item["id"] for item in json.loads(cli.run("ps", "-a", "-o", "json").stdout)}
-    assert {agent["id"] for agent in json.loads(cli.run("agents", "-o", "json").stdout)} == {"agent-1", "agent-2"}
-    events = json.loads(cli.run("audit", "tail", "--id", exec_id, "-o", "json").stdout)
+    assert exec_id in {item["id"] for item in checked("ps", cli.run("ps", "-a", "-o", "json").stdout)}
+    agents = checked("agents", cli.run("agents", "-o", "json").stdout)
+    assert {agent["id"] for agent in agents} == {"agent-1", "agent-2"}
+    events = checked("audit tail", cli.run("audit", "tail", "--id", exec_id, "-o", "json").stdout)
     assert [event["event"] for event in events] == ["admitted", "dispatched", "started", "failed"]
-    assert json.loads(cli.run("cancel", "-o", "json", exec_id).stdout)[0]["outcome"] == "ALREADY_ENDED"
-    assert json.loads(cli.run("exec", "-d", "-o", "json", AGENT, "true").stdout)["agentId"] == AGENT
+    assert checked("cancel", cli.run("cancel", "-o", "json", exec_id).stdout)[0]["outcome"] == "ALREADY_ENDED"
+    assert checked("exec --detach", cli.run("exec", "-d", "-o", "json", AGENT, "true").stdout)["agentId"] == AGENT
+    for command in ("identity show", "identity check", "policy status", "version", "approvals"):
+        checked(command, cli.run(*command.split(), "-o", "json").stdout)
+    for line in cli.run("logs", exec_id, "-o", "json").stdout.splitlines():
+        checked("logs", line)
+    failed = cli.run("status", "-o", "json", "no-such-execution")
+    assert (failed.returncode, failed.stdout) == (1, b"")
+    assert checked("any command that fails", failed.stderr)["error"]["reason"] == "NOT_FOUND"
 
 
 def test_the_audit_trail_is_shown_without_secrets(cli: Cli) -> None:

@@ -159,6 +159,11 @@ COMPONENTS = (
         "Run a submitter, which admits the requests of Celery applications and celery beat.",
         "orchestrator",
     ),
+    Component(
+        "version",
+        f"{_CLIENT}.version",
+        "Show the versions of this installation; reports of a fault should name them.",
+    ),
     Component("worker", f"{_WORKER}:worker", "Run an agent's worker, which runs commands on this host.", "worker"),
 )
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from tachikoma.cli.show import as_json, warn
+from tachikoma.cli.tables import printable
 from tachikoma.errors import InvalidRequest, TachikomaError
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def watch(show: Callable[[Output], None], output: Output, *, again: bool) -> Non
 def report(error: TachikomaError) -> None:
     """Print the error that ends a command to standard error: a line, or a JSON object with `-o json`."""
     if not _Chosen.output.for_programs:
-        warn(f"tachikoma: {error}")
+        warn(f"tachikoma: {printable(str(error))}")
         return
     content = {
         "reason": error.reason, "code": error.code, "message": str(error), "metadata": error.metadata,

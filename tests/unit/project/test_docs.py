@@ -60,6 +60,13 @@ def test_the_reference_of_settings_is_current() -> None:
     assert _page("settings.md") == reference["settings_page"]()
 
 
+def test_the_page_of_json_documents_is_current() -> None:
+    """`make docs` writes it."""
+    generated = runpy.run_path(str(ROOT / "docs" / "json_page.py"))
+    assert _page("json.md") == generated["json_page"]()
+    assert _page("json.schema.json") == generated["schema_text"]()
+
+
 def test_every_field_of_a_policy_is_explained() -> None:
     listed = set()
     for line in _page("policy.md").split("## Fields")[1].split("## Patterns")[0].splitlines():

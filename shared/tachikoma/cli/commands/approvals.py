@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from tachikoma.cli.lookup import with_full_id
 from tachikoma.cli.options import YesOption, confirm, required_reason
 from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, show_value, watch
 from tachikoma.cli.show import age, facts, moment, short_id
@@ -45,7 +46,7 @@ def approvals(
 
     def show(form: Output) -> None:
         if exec_id:
-            found = client.approval(exec_id)
+            found = with_full_id(client, exec_id, client.approval)
             show_value(found, form, name=lambda found: found.status.id, text=_show_in_full)
         else:
             waiting = client.approvals()
@@ -143,7 +144,11 @@ def approve(
 ) -> None:
     """Show everything that a waiting execution would run, and approve it."""
     with Client() as client:
-        status = client.approve(exec_id, digest or _reviewed(client, exec_id, yes, output), required_reason(reason))
+        status = with_full_id(
+            client,
+            exec_id,
+            lambda full: client.approve(full, digest or _reviewed(client, full, yes, output), required_reason(reason)),
+        )
     _show(status, "approved", output)
 
 
@@ -163,7 +168,8 @@ def reject(
 ) -> None:
     """Reject a waiting execution; it never runs, and its requester sees the reason."""
     with Client() as client:
-        status = client.reject(exec_id, required_reason(reason))
+        given = required_reason(reason)
+        status = with_full_id(client, exec_id, lambda full: client.reject(full, given))
     _show(status, "rejected", output)
 
 

@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,8 +18,10 @@ from cryptography import x509
 from tachikoma.audit.chain import read_events
 from tachikoma.audit.ocsf import to_ocsf
 from tachikoma.audit.verification import Report, verify_files
-from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, WideOption, show_list
-from tachikoma.cli.show import clock, raw_json, short_id, warn
+from tachikoma.cli.documents import AuditReport
+from tachikoma.cli.lookup import with_full_id
+from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, WideOption, show_list, show_value
+from tachikoma.cli.show import clock, short_id, warn
 from tachikoma.cli.tables import Cell, Column, printable, table
 from tachikoma.client.profile import Profile
 from tachikoma.client.sync import Client
@@ -138,6 +141,10 @@ def show(
     if file is None:
         with Client() as client:
             events = client.audit(limit=PAGE, exec_id=exec_id)
+            if not events:
+                # Perhaps the beginning of an id. A refused request has events and is no execution.
+                with suppress(NotFound):
+                    events = client.audit(limit=PAGE, exec_id=with_full_id(client, exec_id, client.status).id)
     else:
         events = tuple(event for event in read_events(file) if event.id == exec_id)
     if not events:
@@ -187,20 +194,17 @@ def verify(
     """
     trusted, signer = _trust(bundle, writer)
     report = verify_files(path, trusted, signer, _heads(head or []))
-    if output is Output.JSON:
-        raw_json(_report_content(report))
-    else:
-        _show_report(path, report)
+    show_value(_report_content(report), output, text=lambda _: _show_report(path, report))
     if report.findings:
         raise typer.Exit(1)
 
 
-def _report_content(report: Report) -> dict[str, object]:
-    return {
-        "lines": report.lines, "events": report.events, "checkpoints": report.checkpoints,
-        "unsigned": report.unsigned, "firstSeq": report.first_seq, "lastSeq": report.last_seq,
-        "head": report.head, "gaps": report.gaps, "findings": [str(finding) for finding in report.findings],
-    }  # fmt: skip
+def _report_content(report: Report) -> AuditReport:
+    return AuditReport(
+        lines=report.lines, events=report.events, checkpoints=report.checkpoints,
+        unsigned=report.unsigned, first_seq=report.first_seq, last_seq=report.last_seq,
+        head=report.head, gaps=tuple(report.gaps), findings=tuple(map(str, report.findings)),
+    )  # fmt: skip
 
 
 def _show_report(path: Path, report: Report) -> None:

@@ -9,26 +9,35 @@ the reader has gone, 125 for another fault.
 from __future__ import annotations
 
 import asyncio
+import json
+import shlex
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tachikoma.cli.commands.interrupts import Interrupts
 from tachikoma.cli.commands.logs import BROKEN_PIPE, note, note_approval, write_output
-from tachikoma.cli.descriptors import OutputFailed, abandon_output, read_input
+from tachikoma.cli.descriptors import OutputFailed, abandon_output, read_input, write_all
+from tachikoma.cli.lookup import similar_agents
 from tachikoma.cli.options import duration, environment, remote_command
-from tachikoma.cli.output import INTERRUPTED, Output, OutputOption
-from tachikoma.cli.show import as_json
+from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, report, show_value
+from tachikoma.cli.result import CollectedOutput, OutputFolder
 from tachikoma.client.aio import AsyncClient
-from tachikoma.errors import TachikomaError
+from tachikoma.errors import AgentUnknown, TachikomaError
 from tachikoma.vocabulary.requests import MAX_STDIN_BYTES, ExecRequest, make_request
-from tachikoma.vocabulary.results import ExecResponse
+from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus
 from tachikoma.vocabulary.states import ExecState
 
 __all__ = ["add_to"]
 
+USAGE = 2
 TIMED_OUT = 124
 NOT_RUN = 125
+NOT_FOUND = 127
 
 
 def add_to(app: typer.Typer) -> None:
@@ -38,6 +47,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def execute(
+    context: typer.Context,
     agent: Annotated[str, typer.Argument(help="The agent to run on.")],
     command: Annotated[list[str], typer.Argument(help="The program and its arguments.")],
     timeout: Annotated[str | None, typer.Option(help="How long it may run: 30s, 5m, 1h30m.")] = None,
@@ -52,6 +62,10 @@ def execute(
     no_stdin: Annotated[bool, typer.Option("--no-stdin", "-n", help="Do not read standard input.")] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not wait; print the execution's id.")] = False,
     exec_id: Annotated[str | None, typer.Option("--id", help="Id of the execution; safe to repeat with it.")] = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option("--output-dir", help="Also save stdout, stderr and the result below FOLDER/ID.", metavar="FOLDER"),
+    ] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Run a command on an agent, stream its output, and exit with its exit code.
@@ -59,6 +73,7 @@ def execute(
     Ctrl-C, SIGTERM and a closed terminal cancel the command, as does a reader of the output that leaves. A connection
     that breaks cancels nothing, and is resumed. With --detach the command continues without this program.
     """
+    _refuse_option(context, agent)
     values: dict[str, Any] = {
         "agent_id": agent,
         "command": remote_command(command),
@@ -73,11 +88,26 @@ def execute(
         values["environment"] = environment(env or [])
         # One byte beyond the bound, so that more is refused and not shortened.
         values["stdin"] = b"" if no_stdin else read_input(MAX_STDIN_BYTES + 1)
-        code = asyncio.run(_run(make_request(_given(values)), detach=detach, output=output))
+        code = asyncio.run(_run(make_request(_given(values)), detach=detach, output=output, folder=output_dir))
     except TachikomaError as error:
-        note(str(error))
+        report(error)
         code = NOT_RUN
     raise typer.Exit(code)
+
+
+def _refuse_option(context: typer.Context, agent: str) -> None:
+    """Refuse an option that does not exist, which would be taken for the agent.
+
+    Raises:
+        typer.Exit: the agent is an option.
+    """
+    if not agent.startswith("-"):
+        return
+    option = agent.partition("=")[0]
+    known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
+    close = get_close_matches(option, known, n=1)
+    note(f"exec has no option {option}" + (f"; did you mean {close[0]}?" if close else "; `tachikoma exec --help`"))
+    raise typer.Exit(USAGE)
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
@@ -87,35 +117,90 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-async def _run(request: ExecRequest, *, detach: bool, output: Output) -> int:
+async def _run(request: ExecRequest, *, detach: bool, output: Output, folder: Path | None = None) -> int:
     """Run a request and return the exit code of this program."""
     async with AsyncClient() as client:
         if detach:
             return await _submit(client, request, output)
+        saved = OutputFolder(folder, request.id) if folder is not None else None
         interrupts = Interrupts(client, request.id)
         try:
             # This function cancels by itself, since it reports what came of it.
-            result = await write_output(client.execute_stream(request, detach=True), output)
+            result = await _show(client.execute_stream(request, detach=True), output, saved)
         except OutputFailed as error:
             return await _output_failed(client, request.id, error)
+        except AgentUnknown as error:
+            raise similar_agents(error, request.agent_id, await _agents(client)) from None
         except asyncio.CancelledError:
             await interrupts.delivered()
             note(f"left; the execution continues as {request.id}")
             return INTERRUPTED
         finally:
             interrupts.close()
+            if saved is not None:
+                saved.close()
         assert result is not None
-        return _exit_code(result, quiet=output is Output.JSON)
+        if not output.for_programs:
+            _hint(request, result)
+        return _exit_code(result, quiet=output.for_programs)
+
+
+async def _show(stream: AsyncIterator[ExecOutput], output: Output, saved: OutputFolder | None) -> ExecResponse | None:
+    """Write an execution's output in its form; with json, as one document at the end."""
+    if saved is not None:
+        stream = _saving(stream, saved)
+    if output is not Output.JSON:
+        return await write_output(stream, output)
+    collected = CollectedOutput()
+    result = None
+    async for item in stream:
+        collected.add(item)
+        if item.result is not None:
+            result = item.result
+        elif item.status is not None:
+            note_approval(item.status)
+    if result is not None:
+        document = json.dumps(collected.result(result).to_dict(), indent=2, ensure_ascii=False)
+        await write_all(1, f"{document}\n".encode())
+    return result
+
+
+async def _saving(stream: AsyncIterator[ExecOutput], saved: OutputFolder) -> AsyncIterator[ExecOutput]:
+    async for item in stream:
+        saved.add(item)
+        yield item
+
+
+async def _agents(client: AsyncClient) -> list[str]:
+    """Return the agents that this caller may see; none if the list cannot be read."""
+    with suppress(TachikomaError):
+        return [agent.id for agent in await client.agents()]
+    return []
+
+
+def _hint(request: ExecRequest, result: ExecResponse) -> None:
+    """Explain a command that was not found since it was written as for a shell, or after an option of exec."""
+    program = request.command[0]
+    if result.exit_code != NOT_FOUND or result.state is not ExecState.FAILED:
+        return
+    if program.startswith("-"):
+        note(f"options of exec come before the agent: tachikoma exec {program} … {request.agent_id} COMMAND")
+    elif len(request.command) == 1 and any(c.isspace() for c in program):
+        note(
+            f"no shell reads the command; write tachikoma exec {request.agent_id} {program}, "
+            f"or tachikoma exec {request.agent_id} sh -c {shlex.quote(program)}"
+        )
 
 
 async def _submit(client: AsyncClient, request: ExecRequest, output: Output) -> int:
     status = await client.submit(request)
-    if output is Output.JSON:
-        as_json(status)
-    else:
-        typer.echo(status.id)
-        note_approval(status)
+    show_value(status, output, name=lambda status: status.id, text=_show_submitted)
     return 0
+
+
+def _show_submitted(status: ExecStatus) -> None:
+    typer.echo(status.id)
+    note_approval(status)
 
 
 async def _output_failed(client: AsyncClient, exec_id: str, error: OutputFailed) -> int:

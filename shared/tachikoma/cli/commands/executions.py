@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from tachikoma.cli.lookup import with_full_id
 from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, show_value, watch
 from tachikoma.cli.show import age, facts, moment, short_id, state_cell, warn
 from tachikoma.cli.tables import Column, printable, table
@@ -122,7 +123,7 @@ def _show_list(found: Sequence[ExecStatus], wide: bool) -> None:
 def status(exec_id: Annotated[str, typer.Argument(help="The execution.")], output: OutputOption = Output.TEXT) -> None:
     """Show the state of an execution, and how it came there."""
     with Client() as client:
-        found = client.status(exec_id)
+        found = with_full_id(client, exec_id, client.status)
     show_value(found, output, name=lambda found: found.id, text=lambda found: facts(_facts(found)))
 
 
@@ -170,7 +171,7 @@ def cancel(
     with Client() as client:
         for exec_id in exec_ids:
             try:
-                answer = client.cancel(exec_id)
+                answer = with_full_id(client, exec_id, client.cancel)
             except TachikomaError as error:
                 failed = True
                 warn(f"tachikoma: {printable(exec_id)}: {error}")

@@ -12,8 +12,9 @@ import typer
 from cryptography import x509
 
 from tachikoma.cli.commands.certificates import ca
-from tachikoma.cli.output import Output, OutputOption
-from tachikoma.cli.show import clock, raw_json, warn
+from tachikoma.cli.documents import AgentUnderBundle, CertificateFacts, IdentityCheck, IdentityFacts, OwnIdentity
+from tachikoma.cli.output import Output, OutputOption, show_value
+from tachikoma.cli.show import clock, warn
 from tachikoma.cli.tables import Cell, Column, printable, table
 from tachikoma.client.profile import Profile
 from tachikoma.client.sync import Client
@@ -79,39 +80,38 @@ def show(place: IdentityOption = None, output: OutputOption = Output.TEXT) -> No
         svid.verify()
     except InvalidIdentity as error:
         problem = str(error)
-    if output is Output.JSON:
-        raw_json(_identity_content(source, svid, problem))
-    else:
-        for line in _identity_lines(source, svid):
-            typer.echo(line)
-        if problem:
-            warn(f"tachikoma: this identity cannot be used: {problem}")
+    show_value(_identity_content(source, svid, problem), output, text=lambda _: _show_identity(source, svid, problem))
     if problem:
         raise typer.Exit(1)
 
 
-def _identity_content(source: str, svid: Svid, problem: str) -> dict[str, object]:
-    return {
-        "spiffeId": str(svid.spiffe_id),
-        "source": source,
-        "usable": not problem,
-        "problem": problem,
-        "expires": svid.not_after.isoformat(),
-        "chain": [_certificate_content(certificate) for certificate in svid.chain],
-        "bundles": {
-            bundle.trust_domain: [_certificate_content(root) for root in bundle.roots] for bundle in svid.bundles
-        },
-    }
+def _show_identity(source: str, svid: Svid, problem: str) -> None:
+    for line in _identity_lines(source, svid):
+        typer.echo(line)
+    if problem:
+        warn(f"tachikoma: this identity cannot be used: {problem}")
 
 
-def _certificate_content(certificate: x509.Certificate) -> dict[str, str]:
-    return {
-        "subject": certificate.subject.rfc4514_string(),
-        "serial": f"{certificate.serial_number:x}",
-        "notBefore": certificate.not_valid_before_utc.isoformat(),
-        "notAfter": certificate.not_valid_after_utc.isoformat(),
-        "key": key_digest(certificate),
-    }
+def _identity_content(source: str, svid: Svid, problem: str) -> IdentityFacts:
+    return IdentityFacts(
+        spiffe_id=str(svid.spiffe_id),
+        source=source,
+        usable=not problem,
+        problem=problem,
+        expires=svid.not_after,
+        chain=tuple(map(_certificate_content, svid.chain)),
+        bundles={bundle.trust_domain: tuple(map(_certificate_content, bundle.roots)) for bundle in svid.bundles},
+    )
+
+
+def _certificate_content(certificate: x509.Certificate) -> CertificateFacts:
+    return CertificateFacts(
+        subject=certificate.subject.rfc4514_string(),
+        serial=f"{certificate.serial_number:x}",
+        not_before=certificate.not_valid_before_utc,
+        not_after=certificate.not_valid_after_utc,
+        key=key_digest(certificate),
+    )
 
 
 def _identity_lines(source: str, svid: Svid) -> Iterator[str]:
@@ -148,17 +148,17 @@ class AgentCheck:
         known = set(agent.trust.bundle) if agent.trust else set()
         return cls(agent, _problem(agent, roots), tuple(sorted(roots - known)))
 
-    def content(self) -> dict[str, object]:
+    def content(self) -> AgentUnderBundle:
         """Return the check for JSON."""
         trust = self.agent.trust
-        return {
-            "id": self.agent.id,
-            "online": self.agent.online,
-            "expires": trust.expires.isoformat() if trust else None,
-            "root": trust.root if trust else "",
-            "problem": self.problem,
-            "rootsNotTrusted": list(self.missing),
-        }
+        return AgentUnderBundle(
+            id=self.agent.id,
+            online=self.agent.online,
+            expires=trust.expires if trust else None,
+            root=trust.root if trust else "",
+            problem=self.problem,
+            roots_not_trusted=self.missing,
+        )
 
     def row(self) -> tuple[str | Cell, ...]:
         """Return the check as a row of the table."""
@@ -208,11 +208,12 @@ def check(
     with Client() as client:
         checks = [AgentCheck.of(agent, bundle) for agent in client.agents() if not agent.revoked]
     failing = bool(own_problem) or any(check.problem for check in checks)
-    if output is Output.JSON:
-        you = {"spiffeId": str(svid.spiffe_id), "problem": own_problem}
-        raw_json({"ok": not failing, "you": you, "agents": [check.content() for check in checks]})
-    else:
-        _show_checks(svid, own_problem, checks)
+    content = IdentityCheck(
+        ok=not failing,
+        you=OwnIdentity(spiffe_id=str(svid.spiffe_id), problem=own_problem),
+        agents=tuple(check.content() for check in checks),
+    )
+    show_value(content, output, text=lambda _: _show_checks(svid, own_problem, checks))
     if failing:
         raise typer.Exit(1)
 

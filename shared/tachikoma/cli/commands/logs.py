@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tachikoma.cli.descriptors import OutputFailed, abandon_output, write_all
+from tachikoma.cli.lookup import with_full_id_async
 from tachikoma.cli.output import INTERRUPTED, Output, OutputOption
 from tachikoma.cli.show import clock, warn
 from tachikoma.cli.tables import printable
@@ -41,7 +42,11 @@ def logs(
 
     async def show() -> None:
         async with AsyncClient() as client:
-            await write_output(client.attach(exec_id, after_seq=after, follow=follow), output)
+            await with_full_id_async(
+                client,
+                exec_id,
+                lambda full: write_output(client.attach(full, after_seq=after, follow=follow), output),
+            )
 
     try:
         asyncio.run(show())
@@ -68,7 +73,7 @@ async def write_output(stream: AsyncIterator[ExecOutput], output: Output) -> Exe
     async for item in stream:
         if item.kind is OutputKind.RESULT:
             result = item.result
-        if output is Output.JSON:
+        if output.for_programs:
             await write_all(1, f"{item.to_json()}\n".encode())
         elif item.kind is OutputKind.STDOUT:
             await write_all(1, item.data)

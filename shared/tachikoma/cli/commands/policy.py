@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 
 from tachikoma.cli.commands.audit import FileOption, trail_of
+from tachikoma.cli.documents import PolicyChanges
 from tachikoma.cli.options import duration, pairs, remote_command
-from tachikoma.cli.output import Output, OutputOption
-from tachikoma.cli.show import as_json, clock, raw_json, warn
+from tachikoma.cli.output import Output, OutputOption, show_value
+from tachikoma.cli.show import clock, warn
 from tachikoma.cli.tables import printable
 from tachikoma.client.sync import Client
 from tachikoma.errors import ConfigurationError, InvalidRequest
@@ -25,6 +26,7 @@ from tachikoma.policy.tools.expectations import check as check_expectations
 from tachikoma.policy.tools.expectations import load_expectations
 from tachikoma.policy.tools.replay import Replay
 from tachikoma.vocabulary.pairs import parse_pair
+from tachikoma.vocabulary.policies import PolicyStatus
 from tachikoma.vocabulary.requests import make_request
 
 __all__ = ["policy", "schema_text"]
@@ -135,15 +137,16 @@ def status(output: OutputOption = Output.TEXT) -> None:
     """Show the active policy. Exits 1 if the newest files have a mistake; then an older policy stays active."""
     with Client() as client:
         found = client.policy_status()
-    if output is Output.JSON:
-        as_json(found)
-    else:
-        typer.echo(f"active  {found.digest[:12]} since {clock(found.since)}, {found.policies} policies")
-        typer.echo(f"files   {found.path} on {found.host}")
-        if found.error:
-            warn(f"the newest files are NOT active, since they have a mistake:\n{printable(found.error)}")
+    show_value(found, output, text=_show_status)
     if found.error:
         raise typer.Exit(1)
+
+
+def _show_status(found: PolicyStatus) -> None:
+    typer.echo(f"active  {found.digest[:12]} since {clock(found.since)}, {found.policies} policies")
+    typer.echo(f"files   {found.path} on {found.host}")
+    if found.error:
+        warn(f"the newest files are NOT active, since they have a mistake:\n{printable(found.error)}")
 
 
 @policy.command()
@@ -160,10 +163,8 @@ def diff(
     replay = Replay(PolicySet.load(old), PolicySet.load(new), _labels(label or [], ask=file is None))
     for event in trail_of(file):
         replay.add(event)
-    if output is Output.JSON:
-        raw_json({"requests": replay.requests, "changes": [change.to_dict() for change in replay.changes]})
-    else:
-        _show_changes(replay)
+    content = PolicyChanges(requests=replay.requests, changes=tuple(replay.changes))
+    show_value(content, output, text=lambda _: _show_changes(replay))
     if replay.changes:
         raise typer.Exit(1)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import TypeAdapter
 
 from tachikoma.cli.options import ReasonOption
 from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, show_value, watch
@@ -18,6 +19,7 @@ from tachikoma.cli.tables import Cell, Column, printable, table
 from tachikoma.client.sync import Client
 from tachikoma.schedules.file import ScheduleFile, ScheduleSet
 from tachikoma.vocabulary.schedules import DueOutcome, ScheduledRun, ScheduleStatus
+from tachikoma.vocabulary.types import Timestamp
 
 __all__ = ["schedule", "schema_text"]
 
@@ -103,11 +105,12 @@ def next_due(
     """Show the next due times of a schedule."""
     with Client() as client:
         found = client.next_due_times(name, limit=number)
+    times = TypeAdapter(tuple[Timestamp, ...]).dump_python(found, mode="json")
     if output is Output.JSON:
-        raw_json([due.isoformat() for due in found])
+        raw_json(times)
         return
-    for due in found:
-        typer.echo(_date_and_time(due))
+    for due, text in zip(found, times, strict=True):
+        typer.echo(_date_and_time(due) if output is Output.TEXT else json.dumps(text))
 
 
 def _date_and_time(due: datetime) -> str:

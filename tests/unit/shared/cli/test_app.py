@@ -18,7 +18,7 @@ from tachikoma.client.profile import PROFILE_VARIABLE
 COMMANDS = {
     "agents", "approvals", "approve", "audit", "batches", "beat", "cancel", "demo", "dev", "exec", "flower", "identity",
     "logs", "orchestrator", "policy", "ps", "redis", "reject", "run", "schedule", "spawner", "status", "submitter",
-    "worker",
+    "version", "worker",
 }  # fmt: skip
 
 

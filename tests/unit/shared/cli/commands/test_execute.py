@@ -6,11 +6,14 @@ import errno
 import json
 import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tachikoma import (
+    AgentInfo,
+    AgentUnknown,
     ExecOutput,
     ExecRequest,
     ExecResponse,
@@ -124,7 +127,7 @@ def test_the_exit_code_tells_the_outcome(
     # In JSON the result says it.
     done = run("exec", "-o", "json", "web-1", "x")
     assert (done.code, done.err) == (code, "")
-    assert json.loads(capfd.readouterr().out)["result"]["state"] == state
+    assert json.loads(capfd.readouterr().out)["state"] == state
 
 
 def test_detach_submits_and_prints_the_id(run: Any, client: Any, status: Any) -> None:
@@ -172,3 +175,52 @@ def test_an_execution_that_cannot_be_cancelled_either_is_named(
     done = run("exec", *ID, "web-1", "yes")
     assert done.code == 125
     assert done.err.endswith("; the execution continues as job-7, since it cannot be cancelled: cannot reach it\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        (("ls -l",), "no shell reads the command; write tachikoma exec web-1 ls -l, "
+                     "or tachikoma exec web-1 sh -c 'ls -l'"),
+        (("--timeout", "5s", "ls"), "options of exec come before the agent: tachikoma exec --timeout … web-1 COMMAND"),
+    ],
+)  # fmt: skip
+def test_a_command_that_is_no_program_gets_the_right_hint(
+    run: Any, client: Any, command: tuple[str, ...], hint: str
+) -> None:
+    client.answers["execute_stream"] = lambda _, **__: ended(ExecState.FAILED, 127, f"{command[0]}: command not found")
+    done = run("exec", "web-1", *command)
+    assert (done.code, done.err.splitlines()[0]) == (127, f"tachikoma: {hint}")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--timeot", "exec has no option --timeot; did you mean --timeout?"),
+        ("--timeot=5s", "exec has no option --timeot; did you mean --timeout?"),
+        ("--xyz", "exec has no option --xyz; `tachikoma exec --help`"),
+    ],
+)
+def test_a_mistyped_option_is_no_agent(run: Any, client: Any, option: str, message: str) -> None:
+    done = run("exec", option, "web-1", "ls")
+    assert (done.code, done.err, client.calls) == (2, f"tachikoma: {message}\n", [])
+
+
+def test_an_unknown_agent_is_answered_with_a_similar_one(run: Any, client: Any) -> None:
+    client.answers |= {"execute_stream": AgentUnknown("there is no agent 'wbe-1'"), "agents": (AgentInfo(id="web-1"),)}
+    done = run("exec", "wbe-1", "ls")
+    assert (done.code, done.err) == (125, "tachikoma: there is no agent 'wbe-1'; did you mean web-1?\n")
+
+
+def test_a_refusal_is_json_for_programs(run: Any, client: Any) -> None:
+    client.answers["execute_stream"] = PermissionDenied("no policy grants it", metadata={"rule": "x"})
+    done = run("exec", "-o", "json", "web-1", "reboot")
+    error = json.loads(done.err)["error"]
+    assert (done.code, done.out, error["reason"], error["metadata"]) == (125, "", "PERMISSION_DENIED", {"rule": "x"})
+
+
+def test_output_is_saved_besides(run: Any, client: Any, tmp_path: Path) -> None:
+    client.answers["execute_stream"] = lambda _, **__: ended()
+    done = run("exec", "--id", "job-7", "--output-dir", str(tmp_path), "web-1", "ls")
+    assert done.code == 0
+    assert {path.name for path in (tmp_path / "job-7").iterdir()} == {"stdout", "stderr", "result.json"}

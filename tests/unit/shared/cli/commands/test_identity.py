@@ -79,7 +79,7 @@ def test_an_agent_is_refused_for_a_reason(authority: Authority, stranger: Author
     assert problem in found.problem
     assert bool(problem) == bool(found.problem)
     assert found.row()[-1] == (found.problem or "would be accepted")
-    assert found.content()["problem"] == found.problem
+    assert found.content().problem == found.problem
 
 
 def test_check_fails_when_somebody_would_be_refused(

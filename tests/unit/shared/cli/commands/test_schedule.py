@@ -57,7 +57,7 @@ def test_due_times_have_their_date_and_zone(run: Any, client: Any) -> None:
     lines = run("schedule", "next", "nightly", "-n", "2").out.splitlines()
     assert [datetime.fromisoformat(line) for line in lines] == [NOON, NOON.replace(microsecond=5000)]
     assert client.calls == [("next_due_times", ("nightly",), {"limit": 2})]
-    assert json.loads(run("schedule", "next", "nightly", "-o", "json").out)[0] == "2026-01-31T12:00:00+00:00"
+    assert json.loads(run("schedule", "next", "nightly", "-o", "json").out)[0] == "2026-01-31T12:00:00Z"
 
 
 def test_pause_and_resume(run: Any, client: Any) -> None:

@@ -1,0 +1,206 @@
+"""The JSON document of each command, for its schema in `docs/json.md` and for tests.
+
+Most documents are values of the vocabulary. Those that only the command line has are defined here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pydantic import TypeAdapter
+
+from tachikoma.cli.result import ExecResult
+from tachikoma.policy.tools.replay import Change
+from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
+from tachikoma.vocabulary.audit import ExecAuditLog
+from tachikoma.vocabulary.model import Model
+from tachikoma.vocabulary.policies import PolicyStatus
+from tachikoma.vocabulary.results import Approval, CancelResponse, ExecOutput, ExecStatus
+from tachikoma.vocabulary.schedules import ScheduledRun, ScheduleStatus
+from tachikoma.vocabulary.types import Timestamp
+
+__all__ = [
+    "DOCUMENTS",
+    "AgentUnderBundle",
+    "AuditReport",
+    "CertificateFacts",
+    "Document",
+    "ErrorDocument",
+    "ErrorFacts",
+    "IdentityCheck",
+    "IdentityFacts",
+    "OwnIdentity",
+    "PolicyChanges",
+    "VersionFacts",
+]
+
+
+class ErrorFacts(Model):
+    """The error that ended a command."""
+
+    #: Stable name of the kind of error, such as `AGENT_OFFLINE`.
+    reason: str
+    #: Name of the gRPC status code.
+    code: str
+    #: The message for people.
+    message: str
+    #: Facts for programs, such as the rule that decided.
+    metadata: dict[str, str]
+    #: Delay after which a retry may succeed; null if a retry does not help.
+    retry_after_seconds: float | None
+
+
+class ErrorDocument(Model):
+    """What standard error has when a command fails with `-o json`."""
+
+    error: ErrorFacts
+
+
+class VersionFacts(Model):
+    """The versions of this installation."""
+
+    #: Version of this package.
+    version: str
+    #: Version of Python.
+    python: str
+
+
+class CertificateFacts(Model):
+    """One certificate."""
+
+    subject: str
+    #: Serial number, in hexadecimal.
+    serial: str
+    not_before: Timestamp
+    not_after: Timestamp
+    #: SHA-256 of the public key, in hexadecimal.
+    key: str
+
+
+class IdentityFacts(Model):
+    """An identity, and the roots that it trusts."""
+
+    spiffe_id: str
+    #: Folder or address that it comes from.
+    source: str
+    usable: bool
+    #: Why it cannot be used; empty if it can.
+    problem: str
+    expires: Timestamp
+    chain: tuple[CertificateFacts, ...]
+    #: Roots by trust domain.
+    bundles: dict[str, tuple[CertificateFacts, ...]]
+
+
+class OwnIdentity(Model):
+    """The caller's identity under a planned bundle."""
+
+    spiffe_id: str
+    #: Why it would be refused; empty if it would be accepted.
+    problem: str
+
+
+class AgentUnderBundle(Model):
+    """An agent under a planned bundle."""
+
+    id: str
+    online: bool
+    #: End of its certificate; null if the agent does not report it.
+    expires: Timestamp | None
+    #: Digest of the root that its certificate is signed under.
+    root: str
+    #: Why it would be refused; empty if it would be accepted.
+    problem: str
+    #: Digests of planned roots that the agent does not trust.
+    roots_not_trusted: tuple[str, ...]
+
+
+class IdentityCheck(Model):
+    """The effect of a planned bundle."""
+
+    ok: bool
+    you: OwnIdentity
+    agents: tuple[AgentUnderBundle, ...]
+
+
+class AuditReport(Model):
+    """The result of verifying an audit log."""
+
+    lines: int
+    events: int
+    checkpoints: int
+    #: Events after the last checkpoint.
+    unsigned: int
+    first_seq: int
+    last_seq: int
+    #: Hash of the last line.
+    head: str
+    gaps: tuple[str, ...]
+    findings: tuple[str, ...]
+
+
+class PolicyChanges(Model):
+    """The requests of the audit trail that two policies decide differently."""
+
+    requests: int
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class Document:
+    """The document of a command."""
+
+    #: The command line without options, or with those that choose this document.
+    command: str
+    #: Type of the document, or of one of its lines.
+    kind: Any
+    #: Whether there is one object a line, also with `-o json`.
+    lines: bool = False
+
+    @classmethod
+    def list_of(cls, command: str, kind: Any) -> Self:
+        """Make the document of a command that prints an array."""
+        return cls(command, tuple[kind, ...])
+
+    def schema(self) -> dict[str, Any]:
+        """Return its JSON schema (2020-12)."""
+        return TypeAdapter(self.kind).json_schema(mode="serialization", by_alias=True)
+
+
+#: Every document, by command.
+DOCUMENTS = (
+    Document.list_of("agents", AgentInfo),
+    Document("agents drain", AgentInfo),
+    Document("agents resume", AgentInfo),
+    Document("agents enroll", Enrolment),
+    Document("agents revoke", Revocation),
+    Document.list_of("approvals", ExecStatus),
+    Document("approvals ID", Approval),
+    Document("approve", ExecStatus),
+    Document("reject", ExecStatus),
+    Document.list_of("audit tail", ExecAuditLog),
+    Document("audit tail --follow", ExecAuditLog, lines=True),
+    Document.list_of("audit show", ExecAuditLog),
+    Document("audit verify", AuditReport),
+    Document("audit export", ExecAuditLog, lines=True),
+    Document.list_of("cancel", CancelResponse),
+    Document("exec", ExecResult),
+    Document("exec -o jsonl", ExecOutput, lines=True),
+    Document("exec --detach", ExecStatus),
+    Document("identity show", IdentityFacts),
+    Document("identity check", IdentityCheck),
+    Document("logs", ExecOutput, lines=True),
+    Document("policy status", PolicyStatus),
+    Document("policy diff", PolicyChanges),
+    Document.list_of("ps", ExecStatus),
+    Document.list_of("schedule ls", ScheduleStatus),
+    Document.list_of("schedule next", Timestamp),
+    Document("schedule pause", ScheduleStatus),
+    Document("schedule resume", ScheduleStatus),
+    Document("schedule run", ScheduledRun),
+    Document.list_of("schedule history", ScheduledRun),
+    Document("status", ExecStatus),
+    Document("version", VersionFacts),
+    Document("any command that fails", ErrorDocument),
+)

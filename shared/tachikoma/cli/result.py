@@ -1,0 +1,95 @@
+"""The result of `tachikoma exec -o json`: the response with the output in it, and the files of `--output-dir`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tachikoma.errors import ConfigurationError
+from tachikoma.vocabulary.results import ExecOutput, ExecResponse, OutputKind
+
+__all__ = ["MAX_OUTPUT_BYTES", "CollectedOutput", "ExecResult", "OutputFolder"]
+
+#: Most bytes of each stream in a result. A longer stream needs `-o jsonl` or `--output-dir`.
+MAX_OUTPUT_BYTES = 16 * 1024 * 1024
+
+
+class ExecResult(ExecResponse):
+    """The result of an execution with its output.
+
+    `stdout` and `stderr` are base64 and have the first 16 MiB of each stream; `truncated` says whether that is all.
+    """
+
+    #: Standard output as text; null if it is not UTF-8.
+    stdout_text: str | None
+    #: Standard error as text; null if it is not UTF-8.
+    stderr_text: str | None
+
+
+class CollectedOutput:
+    """The output of an execution, collected from its messages for the result."""
+
+    def __init__(self) -> None:
+        self._streams = {OutputKind.STDOUT: bytearray(), OutputKind.STDERR: bytearray()}
+        self._truncated = {OutputKind.STDOUT: False, OutputKind.STDERR: False}
+
+    def add(self, item: ExecOutput) -> None:
+        """Take one message."""
+        if item.kind not in self._streams:
+            return
+        stream = self._streams[item.kind]
+        room = MAX_OUTPUT_BYTES - len(stream)
+        stream += item.data[:room]
+        self._truncated[item.kind] |= len(item.data) > room
+
+    def result(self, response: ExecResponse) -> ExecResult:
+        """Return the response with the collected output."""
+        values = dict(response)
+        for kind, stream in self._streams.items():
+            content = bytes(stream)
+            summary = values[f"{kind}_summary"]
+            values[str(kind)] = content
+            values[f"{kind}_summary"] = summary.model_copy(update={"truncated": self._truncated[kind]})
+            try:
+                values[f"{kind}_text"] = content.decode()
+            except UnicodeDecodeError:
+                values[f"{kind}_text"] = None
+        return ExecResult(**values)
+
+
+class OutputFolder:
+    """The folder of `--output-dir`: `<id>/stdout`, `<id>/stderr` and `<id>/result.json` of each execution."""
+
+    def __init__(self, folder: Path, exec_id: str) -> None:
+        """Create the folder of an execution.
+
+        Raises:
+            ConfigurationError: the folder or a file cannot be created.
+        """
+        self._folder = folder / exec_id
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._files = {kind: (self._folder / kind).open("wb") for kind in (OutputKind.STDOUT, OutputKind.STDERR)}
+        except OSError as error:
+            raise ConfigurationError(f"cannot save the output in {self._folder}: {error.strerror}") from None
+
+    def add(self, item: ExecOutput) -> None:
+        """Append a chunk to its file.
+
+        Raises:
+            ConfigurationError: the file takes no more.
+        """
+        file = self._files.get(item.kind)
+        try:
+            if file is not None:
+                file.write(item.data)
+                file.flush()
+            elif item.result is not None:
+                text = item.result.model_dump_json(by_alias=True, indent=2, exclude={"stdout", "stderr"})
+                (self._folder / "result.json").write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(f"cannot save the output in {self._folder}: {error.strerror}") from None
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files.values():
+            file.close()

@@ -1,0 +1,146 @@
+"""JSON documents: each command that has `-o` is in the table, and what it prints matches its schema."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import typer
+import typer.main
+from jsonschema import Draft202012Validator
+
+from tachikoma import (
+    AgentInfo,
+    Approval,
+    CancelOutcome,
+    CancelResponse,
+    DueOutcome,
+    Enrolment,
+    ExecAuditLog,
+    ExecOutput,
+    ExecRequest,
+    ExecResponse,
+    ExecState,
+    ExecStatus,
+    OutputKind,
+    PolicyStatus,
+    Revocation,
+    ScheduledRun,
+    ScheduleStatus,
+)  # fmt: skip
+from tachikoma.cli import output
+from tachikoma.cli.app import app
+from tachikoma.cli.components import COMPONENTS
+from tachikoma.cli.documents import DOCUMENTS, Document
+from tachikoma.errors import PermissionDenied
+
+NOW = datetime(2026, 1, 31, 12, 0, 0, 250000, tzinfo=UTC)
+STATUS = ExecStatus(
+    id="job-7", agent_id="web-1", state=ExecState.QUEUED, command=("ls",), requested_by="spiffe://e/user/a",
+    request_time=NOW, deadline=NOW,
+)  # fmt: skip
+AGENT = AgentInfo(id="web-1", last_seen=NOW, labels={"role": "web"})
+EVENT = ExecAuditLog(cursor="1-1", event="admitted", time=NOW, id="job-7", agent_id="web-1")
+RUN = ScheduledRun(due=NOW, time=NOW, outcome=DueOutcome.RUN, id="job-7", agent_id="web-1", state=ExecState.QUEUED)
+SCHEDULE = ScheduleStatus(
+    name="nightly", when="0 3 * * *", agent_id="web-1", enabled=True, missed="skip", overlap="skip", command=("ls",),
+    next_due=NOW, last=RUN,
+)  # fmt: skip
+DIGEST = "ab" * 32
+APPROVAL = Approval(
+    status=STATUS, request=ExecRequest(id="job-7", agent_id="web-1", command=("cat",), stdin=b"\xff", request_time=NOW),
+    digest=DIGEST, policy="web@1",
+)  # fmt: skip
+OUTPUT = (
+    ExecOutput(id="job-7", kind=OutputKind.STATUS, status=STATUS),
+    ExecOutput(id="job-7", kind=OutputKind.STDOUT, seq=1, time=NOW, data=b"a\n"),
+    ExecOutput(id="job-7", kind=OutputKind.GAP, seq=1, missing_bytes=3),
+    ExecOutput(
+        id="job-7", kind=OutputKind.RESULT, seq=1,
+        result=ExecResponse(id="job-7", agent_id="web-1", state=ExecState.SUCCEEDED, exit_code=0, start_time=NOW),
+    ),
+)  # fmt: skip
+#: The answers of the client.
+ANSWERS = {
+    "agents": (AGENT,), "drain_agent": AGENT, "resume_agent": AGENT,
+    "enroll_agent": Enrolment(agent_id="web-1", token="t", expires=NOW),
+    "revoke_agent": Revocation(agent_id="web-1", cancelled=1, lost=0),
+    "approvals": (STATUS,), "approval": APPROVAL, "approve": STATUS, "reject": STATUS, "audit": (EVENT,),
+    "cancel": CancelResponse(outcome=CancelOutcome.CANCELLED, status=STATUS), "submit": STATUS, "status": STATUS,
+    "execute_stream": lambda *_, **__: OUTPUT, "attach": lambda *_, **__: OUTPUT, "list": ((STATUS,), ""),
+    "policy_status": PolicyStatus(digest=DIGEST, since=NOW, policies=1, host="h", path="/p"),
+    "schedules": ((SCHEDULE,), ""), "next_due_times": (NOW,), "pause_schedule": SCHEDULE, "resume_schedule": SCHEDULE,
+    "run_schedule": RUN, "scheduled_runs": (RUN,),
+}  # fmt: skip
+#: The command line of each document; those with None need more than a client, and are checked in the named test.
+LINES: dict[str, tuple[str, ...] | None] = {
+    "agents": (), "agents drain": ("web-1", "-r", "why"), "agents resume": ("web-1",), "agents enroll": ("web-1",),
+    "agents revoke": ("web-1", "-r", "why", "-y"), "approvals": (), "approvals ID": ("job-7",),
+    "approve": ("job-7", "-m", "why", "--digest", DIGEST), "reject": ("job-7", "-m", "why"),
+    "audit tail": (), "audit show": ("job-7",), "cancel": ("job-7",), "exec": ("-n", "web-1", "ls"),
+    "exec -o jsonl": ("-n", "web-1", "ls"), "exec --detach": ("-n", "web-1", "ls"), "logs": ("job-7",),
+    "policy status": (), "ps": (), "schedule ls": (), "schedule next": ("nightly",),
+    "schedule pause": ("nightly", "-r", "why"), "schedule resume": ("nightly",), "schedule run": ("nightly",),
+    "schedule history": ("nightly",), "status": ("job-7",), "version": (),
+    # tests/end_to_end/test_cli.py::test_everything_speaks_json
+    "identity show": None, "identity check": None, "any command that fails": None,
+    # They read files: tests/unit/shared/cli/commands.
+    "audit verify": None, "audit export": None, "policy diff": None, "audit tail --follow": None,
+}  # fmt: skip
+
+
+def check(document: Document, content: Any) -> None:
+    Draft202012Validator(document.schema(), format_checker=Draft202012Validator.FORMAT_CHECKER).validate(content)
+
+
+def with_output() -> set[str]:
+    """Commands that have `--output`."""
+
+    def below(name: str, command: Any) -> set[str]:
+        found = {name} if any("--output" in parameter.opts for parameter in command.params) else set()
+        for child, part in getattr(command, "commands", {}).items():
+            found |= below(f"{name} {child}", part)
+        return found
+
+    return {
+        name
+        for component in COMPONENTS
+        if component.extra != "orchestrator"
+        for name in below(component.name, component.load())
+    }
+
+
+def test_every_command_with_output_has_a_document() -> None:
+    named = {document.command for document in DOCUMENTS}
+    assert with_output() <= named
+    assert set(LINES) == named
+    assert isinstance(app, typer.Typer)
+
+
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if LINES[d.command] is not None], ids=lambda d: d.command)
+def test_the_document_matches_its_schema(
+    document: Document, run: Any, client: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    client.answers.update(ANSWERS)
+    words = document.command.removesuffix(" ID").removesuffix(" -o jsonl").split()
+    arguments = LINES[document.command] or ()
+    done = run(*words, "-o", "jsonl" if document.command.endswith("jsonl") else "json", *arguments)
+    assert done.code == 0, done.err
+    # Chunks are written to the descriptor itself.
+    out = done.out or capfd.readouterr().out
+    for text in out.splitlines() if document.lines else [out]:
+        check(document, json.loads(text))
+
+
+def test_an_error_matches_its_schema(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output._Chosen, "output", output.Output.JSON)
+    output.report(PermissionDenied("no policy grants it", metadata={"rule": "x"}))
+    check(next(d for d in DOCUMENTS if d.command == "any command that fails"), json.loads(capsys.readouterr().err))
+
+
+def test_a_document_with_a_missing_or_unknown_form_does_not_match() -> None:
+    (document,) = (d for d in DOCUMENTS if d.command == "status")
+    assert not Draft202012Validator(document.schema()).is_valid({**STATUS.to_dict(), "state": "ENDED"})
+    assert not Draft202012Validator(document.schema()).is_valid({"id": "job-7"})
