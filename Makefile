@@ -54,6 +54,7 @@ lint: dev ## Check format and lint.
 types: dev ## Check types.
 	$(BIN)/mypy
 	$(BIN)/mypy tests/types/client.py
+	$(BIN)/python tools/check_snippets.py
 
 layers: dev ## Check which package may import which.
 	$(BIN)/lint-imports

@@ -6,6 +6,7 @@ python reports.py web-1 web-2   # asks two agents for their uptime, and counts w
 
 import os
 import sys
+from typing import Any
 
 from celery import Celery, chord, group
 
@@ -17,18 +18,18 @@ commands = Commands(app, application="reports")
 
 
 @app.task
-def count(answers):
+def count(answers: list[dict[str, Any]]) -> int:
     """How many commands ended well."""
     return sum(answer["exitCode"] == 0 for answer in answers)
 
 
-def uptimes(agents):
+def uptimes(agents: list[str]) -> list[str]:
     """The output of a command on each of the agents."""
     result = group(commands.s(agent, ["/usr/bin/uptime"]) for agent in agents)()
     return [ExecResponse.from_dict(answer).stdout.decode() for answer in result.get(timeout=60)]
 
 
-def reachable(agents):
+def reachable(agents: list[str]) -> int:
     """How many of the agents could run something, counted by a task of this application."""
     return chord(commands.s(agent, ["/bin/true"], check=False) for agent in agents)(count.s()).get(timeout=60)
 

@@ -25,7 +25,6 @@ from typing import Any, cast
 from celery import Celery, Task
 from celery.canvas import Signature
 from celery.result import AsyncResult
-from pydantic import ValidationError
 
 from tachikoma.client.profile import Profile
 from tachikoma.errors import ConfigurationError, InvalidRequest, Unauthenticated
@@ -34,7 +33,6 @@ from tachikoma.identity.signed_messages import SignedRequest
 from tachikoma.identity.signing import sign
 from tachikoma.identity.spiffe import InvalidIdentity, service_id
 from tachikoma.redis import keys
-from tachikoma.vocabulary.model import describe_validation_error
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.types import ID_PATTERN, is_identifier
 
@@ -206,11 +204,7 @@ class Commands:
             InvalidRequest: one of these breaks a bound.
             Unauthenticated: see `signature`.
         """
-        try:
-            request = ExecRequest(agent_id=agent_id, command=list(command), **fields)
-        except ValidationError as error:
-            raise InvalidRequest(describe_validation_error(error)) from None
-        return self.signature(request, check=check)
+        return self.signature(ExecRequest(agent_id=agent_id, command=command, **fields), check=check)
 
     def signature(self, request: ExecRequest, *, check: bool = True) -> Signature:
         """Make the signature of a request. It is immutable: in a chain it does not take the result before it.

@@ -85,7 +85,7 @@ def test_executions_are_found_by_who_what_where_and_when(
             """Ids, newest first, read in pages of one."""
             ids, token = [], ""
             while True:
-                page, token = client.list(page_size=1, page_token=token, **values)  # type: ignore[arg-type]
+                page, token = client.list_page(page_size=1, page_token=token, **values)  # type: ignore[arg-type]
                 ids += [status.id for status in page]
                 if not token:
                     return ids
@@ -104,9 +104,9 @@ def test_executions_are_found_by_who_what_where_and_when(
         assert found(include_ended=True, since=middle, until=middle + timedelta(milliseconds=1)) == [failed]
         assert found(since=datetime.now(UTC) + timedelta(hours=1)) == []
         # What somebody may not see is not found by looking for it.
-        assert [status.id for status in bob.list(include_ended=True, requested_by=client.spiffe_id)[0]] == []
+        assert [status.id for status in bob.list_page(include_ended=True, requested_by=client.spiffe_id)[0]] == []
         with pytest.raises(InvalidRequest, match="agents: "):
-            client.list(agents="[")
+            client.list_page(agents="[")
         shown = cli.run("ps", "--state", "FAILED", "--since", "1h", "--on", "agent-*", "-o", "json")
         assert [item["id"] for item in json.loads(shown.stdout)] == [failed]
         wrong = cli.run("ps", "--since", "yesterday")

@@ -97,7 +97,7 @@ def test_somebody_else_can_neither_see_nor_end_it(client: Client, stack: Stack) 
         ):
             with pytest.raises(NotFound):
                 attempt()
-        assert wanted.id not in {status.id for status in mallory.list(include_ended=True)[0]}
+        assert wanted.id not in {status.id for status in mallory.list_page(include_ended=True)[0]}
     assert client.cancel(wanted.id).outcome in (CancelOutcome.REQUESTED, CancelOutcome.CANCELLED)
 
 

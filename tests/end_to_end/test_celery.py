@@ -418,7 +418,7 @@ def test_what_a_submitter_waited_for_is_taken_up_by_the_next(
             ids = [result.id.rpartition(":")[2] for result in results]
 
             def all_run() -> bool:
-                return [item.state for item in client.list()[0]].count(ExecState.STARTED) == 5
+                return [item.state for item in client.list_page()[0]].count(ExecState.STARTED) == 5
 
             wait_until(all_run, "all run")
             assert stack.submitter.process is not None

@@ -95,7 +95,7 @@ def test_a_signal_cancels_the_remote_command(cli: Cli, client: Client, number: s
         said = process.stderr.read().decode()
     assert said == "tachikoma: cancelling; Ctrl-C again to leave\ntachikoma: agent-1: cancelled\n"
     wait_until(lambda: gone(pid), "the remote command is gone")
-    assert client.list(AGENT, include_ended=True, page_size=1)[0][0].state is ExecState.CANCELLED
+    assert client.list_page(AGENT, include_ended=True, page_size=1)[0][0].state is ExecState.CANCELLED
 
 
 def test_a_terminal_that_closes_cancels_the_remote_command(cli: Cli, tmp_path: Path) -> None:
@@ -180,12 +180,12 @@ def test_a_cursor_that_is_none_is_refused(client: Client, text: str) -> None:
 @pytest.mark.parametrize("text", ["x", ":", "1:", "1:x", "٣:1", "1:2:3", "1:" + "9" * 13, "9" * 401 + ":1"])
 def test_a_page_token_that_is_none_is_refused(client: Client, text: str) -> None:
     with pytest.raises(InvalidRequest, match="is not a page token"):
-        client.list(include_ended=True, page_token=text)
+        client.list_page(include_ended=True, page_token=text)
 
 
 @pytest.mark.parametrize("text", ["9" * 400 + ":1", "-" + "9" * 400 + ":999999999999", "0:1"])
 def test_a_page_token_of_any_place_is_answered(client: Client, text: str) -> None:
-    found, _ = client.list(include_ended=True, page_token=text)
+    found, _ = client.list_page(include_ended=True, page_token=text)
     assert isinstance(found, tuple)
 
 

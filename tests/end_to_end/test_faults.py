@@ -296,7 +296,7 @@ def test_a_frozen_orchestrator_is_noticed_by_its_clients(own_stack: Stack, waiti
     with Client(own_stack.profile()) as observer, Client(own_stack.profile(), reconnect=timedelta(0)) as client:
         caller = threading.Thread(target=call, args=(client,))
         caller.start()
-        wait_until(lambda: any(item.id == wanted.id for item in observer.list()[0]), "it is accepted")
+        wait_until(lambda: any(item.id == wanted.id for item in observer.list_page()[0]), "it is accepted")
         os.kill(pid, signal.SIGSTOP)
         try:
             # 15 s by the table of bounds, and time for a loaded machine; with gRPC's defaults it is more than a minute.

@@ -192,16 +192,16 @@ def test_pages_of_the_list_give_everything_once(client: Client) -> None:
     seen: list[str] = []
     token = ""
     for _ in range(1000):
-        page, token = client.list(AGENT, include_ended=True, page_size=3, page_token=token)
+        page, token = client.list_page(AGENT, include_ended=True, page_size=3, page_token=token)
         seen += [status.id for status in page]
         if not token or set(seen) >= {item.id for item in wanted}:
             break
     assert len(seen) == len(set(seen))
     assert seen[:7] == [item.id for item in reversed(wanted)]
     with pytest.raises(InvalidRequest, match="page token"):
-        client.list(page_token="nonsense")
+        client.list_page(page_token="nonsense")
     with pytest.raises(InvalidRequest, match="1000"):
-        client.list(page_size=1001)
+        client.list_page(page_size=1001)
 
 
 def test_a_profile_survives_being_written_and_read(stack: Stack, tmp_path: Path) -> None:

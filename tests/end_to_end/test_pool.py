@@ -43,7 +43,7 @@ def test_output_flows_on_while_the_broker_is_away_from_celery(own_stack: Stack, 
     with Client(own_stack.profile()) as client:
         wanted = request("sh", "-c", f"echo one; while [ ! -e {go} ]; do sleep 0.01; done; echo two; exit 6")
         client.submit(wanted)
-        wait_until(lambda: client.list(include_ended=True)[0][0].state == "STARTED", "it runs")
+        wait_until(lambda: client.list_page(include_ended=True)[0][0].state == "STARTED", "it runs")
         own_stack.redis.kill()
         go.touch()
         own_stack.start_redis()

@@ -247,7 +247,7 @@ def test_forged_messages_run_nothing_and_end_nobody(stack: Stack, client: Client
     assert stack.submitter.pid == pid
     assert {run.id for run in client.scheduled_runs("rare")} == before
     assert redis.llen(keys.CALLBACKS) == 0
-    asked = {status.requested_by for status in client.list(include_ended=True, page_size=1000)[0]}
+    asked = {status.requested_by for status in client.list_page(include_ended=True, page_size=1000)[0]}
     assert all(requester.startswith(f"spiffe://{TRUST_DOMAIN}/schedule/") for requester in asked)
 
 
@@ -390,10 +390,10 @@ KILLS = 5
 
 def every_execution(client: Client) -> list[ExecStatus]:
     """Read all pages; on a slow machine the test takes long, and more is due meanwhile than one page holds."""
-    found, token = client.list(include_ended=True, page_size=1000)
+    found, token = client.list_page(include_ended=True, page_size=1000)
     every = list(found)
     while token:
-        found, token = client.list(include_ended=True, page_size=1000, page_token=token)
+        found, token = client.list_page(include_ended=True, page_size=1000, page_token=token)
         every += found
     return every
 
@@ -453,7 +453,7 @@ def test_two_beats_and_a_submitter_that_are_killed_at_random_account_for_every_d
         assert all(run.count == 1 for run in runs)
         executed = [run.id for run in runs if run.outcome is DueOutcome.RUN]
         assert len(set(executed)) == len(executed)
-        wait_until(lambda: not client.list(page_size=1)[0], "all ended")
+        wait_until(lambda: not client.list_page(page_size=1)[0], "all ended")
         starts = Counter(event.id for event in trail if event.event == AuditCode.STARTED)
         assert set(starts.values()) <= {1}
         ended = every_execution(client)

@@ -88,7 +88,7 @@ def test_a_normal_run_is_denied_nothing(stack: Stack, client: Client, admin: red
     stack.wait_for_agents()
     assert client.execute(request("/bin/true")).state is ExecState.SUCCEEDED
     client.audit(limit=10)
-    client.list(include_ended=True)
+    client.list_page(include_ended=True)
     assert admin.acl_log() == []
     # One of the stacks has a submitter, too.
     named = [item for item in admin.client_list() if item["name"] and not item["name"].startswith("submitter")]

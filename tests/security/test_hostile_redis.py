@@ -440,19 +440,19 @@ def test_an_end_that_nobody_signed_is_an_error_and_not_an_end(world: World, tmp_
             with pytest.raises(RecordAltered, match=wanted.id):
                 list(world.client.attach(wanted.id))
             # The others are told of all the same.
-            assert other.id in [status.id for status in world.client.list(include_ended=True)[0]]
+            assert other.id in [status.id for status in world.client.list_page(include_ended=True)[0]]
     assert world.codes(wanted.id).count("record_altered") > 6
     for fields in ({"request": "[" * 5000}, {"admitted_ms": "9" * 40}, {"started_ms": "9" * 40}):
         with world.altered(wanted.id, **fields):
             # What it was cannot be told, but how it ended.
             assert world.client.execute(wanted).exit_code == 3
-            assert other.id in [status.id for status in world.client.list(include_ended=True)[0]]
+            assert other.id in [status.id for status in world.client.list_page(include_ended=True)[0]]
     key = keys.execution(wanted.id)
     world.redis.rename(key, "kept")
     world.redis.lpush(key, "no hash")
     with pytest.raises(RecordAltered, match=wanted.id):
         world.client.status(wanted.id)
-    assert other.id in [status.id for status in world.client.list(include_ended=True)[0]]
+    assert other.id in [status.id for status in world.client.list_page(include_ended=True)[0]]
     world.redis.rename("kept", key)
 
 
@@ -612,7 +612,7 @@ def test_names_that_are_none_end_nothing_and_hide_nobody(world: World) -> None:
     world.redis.lpush(keys.info("ghost"), "no text")
     try:
         assert [agent.id for agent in world.client.agents()] == [ONE, TWO]
-        assert ran in [status.id for status in world.client.list(include_ended=True)[0]]
+        assert ran in [status.id for status in world.client.list_page(include_ended=True)[0]]
         assert world.client.approvals() == ()
         wait_until(lambda: not world.redis.zcard(keys.OPEN), "the reaper has let go of them")
         # Whoever listens anew learns of all agents.

@@ -126,7 +126,7 @@ def _in_thread(client: Client, wanted: Any) -> tuple[threading.Thread, list[Exec
 
 
 def _started(client: Client, exec_id: str) -> bool:
-    return any(item.id == exec_id and item.state is ExecState.STARTED for item in client.list(AGENT)[0])
+    return any(item.id == exec_id and item.state is ExecState.STARTED for item in client.list_page(AGENT)[0])
 
 
 @pytest.mark.parametrize("renewed", [True, False], ids=["renewed", "not renewed"])

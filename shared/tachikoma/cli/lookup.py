@@ -40,7 +40,7 @@ def with_full_id(client: Client, exec_id: str, call: Callable[[str], R]) -> R:
         found: list[str] = []
         token = ""
         for _ in range(PAGES):
-            page, token = client.list(include_ended=True, page_size=PAGE, page_token=token)
+            page, token = client.list_page(include_ended=True, page_size=PAGE, page_token=token)
             found += _matching(page, exec_id)
             if not token:
                 break
@@ -60,7 +60,7 @@ async def with_full_id_async(client: AsyncClient, exec_id: str, call: Callable[[
         found: list[str] = []
         token = ""
         for _ in range(PAGES):
-            page, token = await client.list(include_ended=True, page_size=PAGE, page_token=token)
+            page, token = await client.list_page(include_ended=True, page_size=PAGE, page_token=token)
             found += _matching(page, exec_id)
             if not token:
                 break

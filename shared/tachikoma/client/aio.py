@@ -14,6 +14,7 @@ from tachikoma.client import wire
 from tachikoma.client.batches import BatchMethods
 from tachikoma.client.connection import Connection
 from tachikoma.client.interactive import AsyncSession
+from tachikoma.client.oversight import OversightCalls
 from tachikoma.client.profile import Profile
 from tachikoma.client.retry import Attempts
 from tachikoma.client.streams import OutputStream
@@ -23,13 +24,10 @@ from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.results import Approval, CancelResponse, ExecOutput, ExecResponse, ExecStatus, OutputKind
 from tachikoma.vocabulary.states import ExecState
+from tachikoma.vocabulary.types import as_duration
 
 if TYPE_CHECKING:
     from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionAsyncStub
-    from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
-    from tachikoma.vocabulary.audit import ExecAuditLog
-    from tachikoma.vocabulary.policies import PolicyStatus
-    from tachikoma.vocabulary.schedules import ScheduledRun, ScheduleStatus
 
 __all__ = ["DEFAULT_RECONNECT", "LEAVE_SECONDS", "AsyncClient"]
 
@@ -37,8 +35,6 @@ log = get_logger(__name__)
 
 #: How long a broken connection is tried again by default.
 DEFAULT_RECONNECT = timedelta(minutes=5)
-#: Results of one call that names no number.
-DEFAULT_PAGE = 100
 #: Longest time that leaving an execution takes, in seconds.
 LEAVE_SECONDS = 5.0
 #: Longest time that a request which was sent before takes to be known, in seconds.
@@ -47,7 +43,7 @@ ARRIVAL_SECONDS = 0.5
 A = TypeVar("A")
 
 
-class AsyncClient(BatchMethods):
+class AsyncClient(BatchMethods, OversightCalls):
     """Runs commands on agents, shows and approves executions, and manages agents. An async context manager.
 
     Without a profile it uses the user's own (see `tachikoma.client.profile`). All methods raise a class of
@@ -58,8 +54,8 @@ class AsyncClient(BatchMethods):
         self,
         profile: Profile | None = None,
         *,
-        patience: timedelta = timedelta(0),
-        reconnect: timedelta = DEFAULT_RECONNECT,
+        patience: timedelta | str | float = 0,
+        reconnect: timedelta | str | float = DEFAULT_RECONNECT,
     ) -> None:
         """Prepare a client; nothing is connected yet.
 
@@ -70,13 +66,15 @@ class AsyncClient(BatchMethods):
             reconnect: how long a call whose connection broke is tried again. A stream resumes after the last chunk
                 that came. Requests carry their id, so no command runs twice.
 
+        Durations are a timedelta, text such as "90s", or a number of seconds.
+
         Raises:
             ConfigurationError: there is no profile, or its identity cannot be read.
             Unauthenticated: the identity is expired or not trusted by its own bundle.
         """
         self.profile = profile or Profile.load()
-        self._patience = patience
-        self._reconnect = reconnect
+        self._patience = as_duration(patience, "patience")
+        self._reconnect = as_duration(reconnect, "reconnect")
         self._connection = Connection(self.profile)
         #: Ids of the executions that are cancelled when their caller leaves.
         self._attended: set[str] = set()
@@ -89,6 +87,14 @@ class AsyncClient(BatchMethods):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    def check_usable(self) -> None:
+        """Check that this client can be used in this process.
+
+        Raises:
+            FailedPrecondition: it is closed, or was made before a fork of this process.
+        """
+        self._connection.check_usable()
 
     async def close(self) -> None:
         """Cancel what the streams of this client still run, unless they are detached; then close the connection."""
@@ -226,6 +232,39 @@ class AsyncClient(BatchMethods):
         agent_id: str = "",
         *,
         include_ended: bool = False,
+        requested_by: str = "",
+        states: Collection[ExecState] = (),
+        agents: str = "",
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> AsyncIterator[ExecStatus]:
+        """Yield executions, newest first. Pages are read as they are needed, so leaving early reads no more.
+
+        Args:
+            agent_id: only executions on this agent.
+            include_ended: also executions that have ended.
+            requested_by: only executions of this SPIFFE ID.
+            states: only executions in one of these states.
+            agents: only executions on matching agents: an id pattern, or labels as `role=web,site=*`.
+            since: only executions accepted at this time or later.
+            until: only executions accepted before this time.
+        """
+        token = ""
+        while True:
+            page, token = await self.list_page(
+                agent_id, include_ended=include_ended, page_token=token, requested_by=requested_by,
+                states=states, agents=agents, since=since, until=until,
+            )  # fmt: skip
+            for status in page:
+                yield status
+            if not token:
+                return
+
+    async def list_page(
+        self,
+        agent_id: str = "",
+        *,
+        include_ended: bool = False,
         page_size: int = 0,
         page_token: str = "",
         requested_by: str = "",
@@ -236,16 +275,12 @@ class AsyncClient(BatchMethods):
     ) -> tuple[tuple[ExecStatus, ...], str]:
         """Return a page of executions, newest first, and the token of the next page, which is empty on the last one.
 
+        A page may be short or empty and not be the last one, since each call searches a part of the ledger. The other
+        arguments are those of `list`.
+
         Args:
-            agent_id: only executions on this agent.
-            include_ended: also executions that have ended.
             page_size: at most n executions, 1 to 1000; 0 for 100.
             page_token: the token of this page, from the page before.
-            requested_by: only executions of this SPIFFE ID.
-            states: only executions in one of these states.
-            agents: only executions on matching agents: an id pattern, or labels as `role=web,site=*`.
-            since: only executions accepted at this time or later.
-            until: only executions accepted before this time.
         """
         message = pb.ListRequest(
             agent_id=agent_id, include_ended=include_ended, page_size=page_size, page_token=page_token,
@@ -294,127 +329,3 @@ class AsyncClient(BatchMethods):
         """
         message = pb.RejectRequest(id=exec_id, reason=reason)
         return wire.status_from_pb(await self._call(lambda stub: stub.Reject(message), repeat=False))
-
-    # --- agents, for operators except `agents` ------------------------------------------------------------------------
-
-    async def agents(self) -> tuple[AgentInfo, ...]:
-        """Return the known agents, by id."""
-        answer = await self._call(lambda stub: stub.ListAgents(pb.ListAgentsRequest()))
-        return tuple(wire.agent_from_pb(item) for item in answer.agents)
-
-    async def drain_agent(self, agent_id: str, reason: str) -> AgentInfo:
-        """Stop sending new executions to an agent; its present ones continue. For operators.
-
-        Args:
-            agent_id: the agent.
-            reason: recorded in the audit trail.
-        """
-        message = pb.DrainAgentRequest(id=agent_id, reason=reason)
-        return wire.agent_from_pb(await self._call(lambda stub: stub.DrainAgent(message)))
-
-    async def resume_agent(self, agent_id: str) -> AgentInfo:
-        """Send executions to a drained agent again. For operators."""
-        message = pb.ResumeAgentRequest(id=agent_id)
-        return wire.agent_from_pb(await self._call(lambda stub: stub.ResumeAgent(message)))
-
-    async def enroll_agent(self, agent_id: str, ttl: timedelta = timedelta(minutes=15)) -> Enrolment:
-        """Create a token with which one host may join once as an agent. For operators.
-
-        Args:
-            agent_id: the agent. Earlier tokens of this agent become invalid.
-            ttl: lifetime of the token, at most a day.
-        """
-        message = wire.enroll_to_pb(agent_id, ttl)
-        answer = await self._call(lambda stub: stub.EnrollAgent(message), repeat=False)
-        return wire.enrolment_from_pb(agent_id, answer)
-
-    async def revoke_agent(self, agent_id: str, reason: str) -> Revocation:
-        """Revoke an agent at once, until it joins again. For operators. Safe to repeat.
-
-        Args:
-            agent_id: the agent.
-            reason: recorded in the audit trail and shown to the requesters of its executions.
-        """
-        message = pb.RevokeAgentRequest(id=agent_id, reason=reason)
-        return wire.revocation_from_pb(await self._call(lambda stub: stub.RevokeAgent(message)))
-
-    # --- policy, audit and schedules, for operators -------------------------------------------------------------------
-
-    async def policy_status(self) -> PolicyStatus:
-        """Return the active policy of the orchestrator, and the mistake in a newer one. For operators."""
-        return wire.policy_status_from_pb(
-            await self._call(lambda stub: stub.GetPolicyStatus(pb.GetPolicyStatusRequest()))
-        )
-
-    async def audit(self, *, after: str = "", limit: int = 0, exec_id: str = "") -> tuple[ExecAuditLog, ...]:
-        """Return events of the audit trail, oldest first. For operators.
-
-        Args:
-            after: only events after this cursor (`ExecAuditLog.cursor`); empty for the latest events.
-            limit: at most n events, 1 to 1000; 0 for 100.
-            exec_id: only events of this execution. The search goes through the whole trail, in many calls if needed.
-        """
-        found: list[ExecAuditLog] = []
-        answer = await self._audit_page(after, "", limit, exec_id)
-        while True:
-            page = [wire.audit_from_pb(item) for item in answer.events]
-            found = found + page if after else page + found
-            missing = (limit or DEFAULT_PAGE) - len(found)
-            if not exec_id or not answer.further or not missing:
-                return tuple(found)
-            positions = (answer.further, "") if after else ("", answer.further)
-            answer = await self._audit_page(*positions, missing, exec_id)
-
-    async def _audit_page(self, after: str, before: str, limit: int, exec_id: str) -> pb.ListAuditEventsResponse:
-        message = pb.ListAuditEventsRequest(after=after, before=before, limit=limit, id=exec_id)
-        return await self._call(lambda stub: stub.ListAuditEvents(message))
-
-    async def schedules(self) -> tuple[tuple[ScheduleStatus, ...], str]:
-        """Return all schedules, and the mistake in a newer schedules file that keeps it inactive. For operators.
-
-        The second value is empty if the newest file is active.
-        """
-        answer = await self._call(lambda stub: stub.ListSchedules(pb.ListSchedulesRequest()))
-        return tuple(wire.schedule_from_pb(item) for item in answer.schedules), answer.error
-
-    async def next_due_times(self, name: str, *, limit: int = 0) -> tuple[datetime, ...]:
-        """Return the next due times of a schedule; none if it is disabled. For operators.
-
-        Args:
-            name: the schedule.
-            limit: at most n times, 1 to 1000; 0 for 10.
-        """
-        message = pb.NextDueTimesRequest(name=name, limit=limit)
-        answer = await self._call(lambda stub: stub.NextDueTimes(message))
-        return tuple(wire.timestamp_from_pb(item) for item in answer.due)
-
-    async def pause_schedule(self, name: str, reason: str) -> ScheduleStatus:
-        """Pause a schedule until it is resumed; runs in progress continue. For operators.
-
-        Args:
-            name: the schedule.
-            reason: recorded in the audit trail.
-        """
-        message = pb.PauseScheduleRequest(name=name, reason=reason)
-        return wire.schedule_from_pb(await self._call(lambda stub: stub.PauseSchedule(message)))
-
-    async def resume_schedule(self, name: str) -> ScheduleStatus:
-        """Resume a paused schedule. Runs that were due in the meantime stay skipped. For operators."""
-        message = pb.ResumeScheduleRequest(name=name)
-        return wire.schedule_from_pb(await self._call(lambda stub: stub.ResumeSchedule(message)))
-
-    async def run_schedule(self, name: str) -> ScheduledRun:
-        """Run a schedule now, even if it is paused. For operators."""
-        message = pb.RunScheduleRequest(name=name)
-        return wire.scheduled_run_from_pb(await self._call(lambda stub: stub.RunSchedule(message), repeat=False))
-
-    async def scheduled_runs(self, name: str, *, limit: int = 0) -> tuple[ScheduledRun, ...]:
-        """Return the outcomes of a schedule's due times, the latest first. For operators.
-
-        Args:
-            name: the schedule.
-            limit: at most n runs, 1 to 1000; 0 for 100.
-        """
-        message = pb.ListScheduledRunsRequest(name=name, limit=limit)
-        answer = await self._call(lambda stub: stub.ListScheduledRuns(message))
-        return tuple(wire.scheduled_run_from_pb(item) for item in answer.runs)

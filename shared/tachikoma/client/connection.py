@@ -7,6 +7,7 @@ the old one is closed when its last call has ended.
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ import grpc.aio
 from tachikoma.client.profile import Profile
 from tachikoma.client.rpc_errors import error_from_rpc
 from tachikoma.config.channels import KEEPALIVE_OPTIONS, proxy_hint, proxy_options
-from tachikoma.errors import TachikomaError, Unauthenticated, Unavailable
+from tachikoma.errors import FailedPrecondition, TachikomaError, Unauthenticated, Unavailable
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
 from tachikoma.identity.bundles import TrustBundle
 from tachikoma.identity.open import open_identity
@@ -44,6 +45,26 @@ _CHANNEL_OPTIONS = [
 ]
 
 
+class _Grpc:
+    """gRPC's threads, which exist in one process only."""
+
+    #: The process that made the first channel; None if there is none yet.
+    process: int | None = None
+
+
+def _check_process() -> None:
+    """Check that gRPC can be used in this process.
+
+    Raises:
+        FailedPrecondition: it was used before a fork of this process. A call would wait for ever.
+    """
+    if _Grpc.process not in (None, os.getpid()):
+        raise FailedPrecondition(
+            f"a client was used in process {_Grpc.process} before it forked this one; threads and connections do not "
+            "survive a fork: start processes with the method `spawn`, or make the first client after the fork"
+        )
+
+
 class Connection:
     """The channel to the orchestrator, replaced when the client's identity is renewed."""
 
@@ -55,9 +76,12 @@ class Connection:
 
         Raises:
             ConfigurationError: the identity cannot be read.
+            FailedPrecondition: a client was used in the process that forked this one.
             Unauthenticated: the identity is expired, or not trusted by its own bundle.
         """
         self._profile = profile
+        self._closed = False
+        _check_process()
         self._identity = open_identity(profile.identity)
         svid = self._identity.current()
         try:
@@ -75,8 +99,21 @@ class Connection:
         #: Channels of earlier identities, each closed by its task when its last call has ended.
         self._retired: dict[asyncio.Task[None], grpc.aio.Channel] = {}
 
+    def check_usable(self) -> None:
+        """Check that this connection can be used in this process.
+
+        Raises:
+            FailedPrecondition: it is closed, or was made before a fork of this process.
+        """
+        if self._closed:
+            raise FailedPrecondition("this client is closed; make a new one")
+        _check_process()
+
     async def close(self) -> None:
-        """Close all channels; calls in progress end as cancelled."""
+        """Close all channels; calls in progress end as cancelled. Safe to repeat."""
+        if self._closed:
+            return
+        self._closed = True
         channels = list(self._retired.values())
         for task in list(self._retired):
             task.cancel()
@@ -93,6 +130,7 @@ class Connection:
         Raises:
             Unauthenticated: the identity has expired, or its bundle no longer covers the orchestrator.
         """
+        self.check_usable()
         return RemoteExecutionStub(self._current_channel())
 
     async def ready(self) -> bool:
@@ -104,6 +142,7 @@ class Connection:
         Raises:
             Unauthenticated: as `stub`.
         """
+        self.check_usable()
         channel = self._current_channel()
         if channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:
             return True
@@ -137,6 +176,7 @@ class Connection:
                 *proxy_options(self._profile.address),
                 ("grpc.ssl_target_name_override", self._profile.server_name),
             ]
+            _Grpc.process = os.getpid()
             self._channel = grpc.aio.secure_channel(self._profile.address, credentials, options)
             self._used = svid
         return self._channel

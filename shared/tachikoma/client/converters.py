@@ -201,7 +201,8 @@ class WireFormat(Generic[M, P]):
         for attribute, name, from_wire in self._rows[Presence.NONZERO]:
             if value := getattr(message, name):
                 more[attribute] = from_wire(value)
-        return self.model(**more)
+        # Not the constructor, whose errors are for callers in Python.
+        return self.model.model_validate(more)
 
     @cached_property
     def _rows(self) -> dict[Presence, list[tuple[str, str, Callable[[Any], Any]]]]:

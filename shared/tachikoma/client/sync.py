@@ -150,8 +150,8 @@ class Client:
         self,
         profile: Profile | None = None,
         *,
-        patience: timedelta = timedelta(0),
-        reconnect: timedelta = DEFAULT_RECONNECT,
+        patience: timedelta | str | float = 0,
+        reconnect: timedelta | str | float = DEFAULT_RECONNECT,
     ) -> None:
         """Prepare a client; arguments and errors are those of `AsyncClient`."""
         self._async = AsyncClient(profile, patience=patience, reconnect=reconnect)
@@ -183,8 +183,9 @@ class Client:
         return self._async.spiffe_id
 
     def close(self) -> None:
-        """Close the connection. Further calls fail. Safe to repeat."""
-        if self._loop.is_closed():
+        """Close the connection. Further calls raise `FailedPrecondition`. Safe to repeat."""
+        # After a fork, the thread of the loop is in the parent only.
+        if self._loop.is_closed() or not self._thread.is_alive():
             return
         self._run(self._async.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -199,7 +200,8 @@ class Client:
     session = _sync_session(AsyncClient.session)
     attach_session = _sync_session(AsyncClient.attach_session)
     status = _sync(AsyncClient.status)
-    list = _sync(AsyncClient.list)
+    list = _sync_iterator(AsyncClient.list)
+    list_page = _sync(AsyncClient.list_page)
     approvals = _sync(AsyncClient.approvals)
     approval = _sync(AsyncClient.approval)
     approve = _sync(AsyncClient.approve)
@@ -227,6 +229,12 @@ class Client:
 
     def _run(self, coroutine: Coroutine[Any, Any, R]) -> R:
         """Run a coroutine in the client's event loop and wait for its result."""
+        try:
+            self._async.check_usable()
+        except BaseException:
+            # A coroutine that is never run is a warning of Python.
+            coroutine.close()
+            raise
         ended = threading.Event()
 
         async def run() -> R:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import ByteSize, Field
 
-from tachikoma.vocabulary.model import Model
+from tachikoma.vocabulary.model import CallersModel, Model
 
 __all__ = [
     "CAPABILITIES",
@@ -55,7 +55,7 @@ def capability_mask(names: Sequence[str]) -> int:
     return mask
 
 
-class ResourceLimits(Model):
+class ResourceLimits(CallersModel):
     """Limits of a command's resources, enforced by cgroups for all its processes together. None means no limit."""
 
     #: Bytes of memory; text such as "512MiB" is accepted.
@@ -72,6 +72,20 @@ class ResourceLimits(Model):
     io_read: Annotated[ByteSize, Field(ge=4096, lt=2**53)] | None = None
     #: Bytes per second written to each disk.
     io_write: Annotated[ByteSize, Field(ge=4096, lt=2**53)] | None = None
+
+    if TYPE_CHECKING:
+        # The types that callers may write.
+        def __init__(
+            self,
+            *,
+            memory: int | str | None = None,
+            swap: int | str | None = None,
+            cpus: float | None = None,
+            cpu_weight: int | None = None,
+            pids: int | None = None,
+            io_read: int | str | None = None,
+            io_write: int | str | None = None,
+        ) -> None: ...
 
     def lowered_by(self, other: ResourceLimits | None) -> ResourceLimits:
         """Return the lower of each limit."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
-__all__ = ["Model", "describe_validation_error"]
+from tachikoma.errors import InvalidRequest
+
+__all__ = ["CallersModel", "Model", "describe_validation_error"]
 
 
 class Model(BaseModel):
@@ -39,11 +41,50 @@ class Model(BaseModel):
         return cls.model_validate_json(json.dumps(value))
 
 
-def describe_validation_error(error: ValidationError) -> str:
-    """Return one line for people that names each wrong field and the reason."""
+class CallersModel(Model):
+    """A value that callers of the library write. A wrong one is an `InvalidRequest`, with the names of Python.
+
+    Only the constructor raises it. What is read from a message or a file (`model_validate`) is refused with
+    pydantic.ValidationError, as with every model.
+    """
+
+    if not TYPE_CHECKING:
+
+        def __init__(self, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                described = describe_validation_error(error, type(self))
+                raise InvalidRequest(f"invalid {type(self).__name__}: {described}") from None
+
+        # pydantic's own mark: validation of messages does not go through this constructor.
+        __init__.__pydantic_base_init__ = True
+
+
+def describe_validation_error(error: ValidationError, kind: type[BaseModel] | None = None) -> str:
+    """Return one line for people that names each wrong field and the reason.
+
+    Args:
+        error: the error.
+        kind: the model that was built in Python, whose attributes are named; None for the names in JSON.
+    """
+    names = {} if kind is None else _attributes(kind)
     parts = []
     for item in error.errors(include_url=False, include_context=False, include_input=False):
-        where = ".".join(str(part) for part in item["loc"])
+        # Below the second level are keys and positions of the caller's own values.
+        known = [names.get(str(part), str(part)) for part in item["loc"][:2]]
+        where = ".".join([*known, *map(str, item["loc"][2:])])
         what = item["msg"].removeprefix("Value error, ")
         parts.append(f"{where}: {what}" if where else what)
     return "; ".join(parts)
+
+
+def _attributes(kind: type[BaseModel]) -> dict[str, str]:
+    """Return the attribute of each name in JSON, of a model and of the models that its fields contain."""
+    names = {}
+    for name, field in kind.model_fields.items():
+        names[field.alias or name] = name
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                names |= _attributes(part)
+    return names

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
 from tachikoma.errors import InvalidRequest
 from tachikoma.vocabulary.limits import ResourceLimits
-from tachikoma.vocabulary.model import Model, describe_validation_error
+from tachikoma.vocabulary.model import CallersModel, describe_validation_error
 from tachikoma.vocabulary.types import Base64, Duration, Identifier, Timestamp
 
 __all__ = [
@@ -99,7 +100,7 @@ class WindowSize:
     y_pixels: int = 0
 
 
-class Terminal(Model):
+class Terminal(CallersModel):
     """The terminal of a request."""
 
     #: Value of TERM: a name of terminfo(5).
@@ -119,11 +120,11 @@ class Terminal(Model):
         return WindowSize(self.rows, self.columns, self.x_pixels, self.y_pixels)
 
 
-class ExecRequest(Model):
+class ExecRequest(CallersModel):
     """A request to run an argv on an agent (Spec 534, ExecRequest).
 
     Raises:
-        pydantic.ValidationError: a field is out of its bounds; `describe_validation_error` describes it for people.
+        InvalidRequest: a field is out of its bounds; the message names each.
     """
 
     #: Idempotency key: the same id with the same request returns the same execution. Default: a random id.
@@ -154,6 +155,27 @@ class ExecRequest(Model):
     requested_by: Annotated[str, Field(max_length=2048)] = ""
     #: Time at which the requester made the request.
     request_time: Timestamp = Field(default_factory=lambda: datetime.now(UTC))
+
+    if TYPE_CHECKING:
+        # The types that callers may write.
+        def __init__(
+            self,
+            *,
+            agent_id: str,
+            command: Sequence[str],
+            id: str = ...,
+            work_dir: str = "",
+            environment: Mapping[str, str] = ...,
+            stdin: bytes | bytearray | memoryview = b"",
+            timeout: timedelta | str | float | None = None,
+            user: str = "",
+            limits: ResourceLimits | None = None,
+            interactive: bool = False,
+            tty: bool = False,
+            terminal: Terminal | None = None,
+            requested_by: str = "",
+            request_time: datetime = ...,
+        ) -> None: ...
 
     @field_validator("command", mode="before")
     @classmethod
@@ -225,6 +247,6 @@ def make_request(values: dict[str, Any]) -> ExecRequest:
         InvalidRequest: a field is out of its bounds; the message names each.
     """
     try:
-        return ExecRequest(**values)
+        return ExecRequest.model_validate(values)
     except ValidationError as error:
         raise InvalidRequest(f"invalid request: {describe_validation_error(error)}") from None

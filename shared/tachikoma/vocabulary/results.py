@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field
 
@@ -89,6 +90,32 @@ class ExecResponse(Model):
     usage: ResourceUsage = ResourceUsage()
     #: The agent's report about killing the command; None if it was not killed.
     kill: KillReceipt | None = None
+
+    @property
+    def text(self) -> str:
+        """Standard output as text; bytes that are not UTF-8 are U+FFFD. Cut output is `stdout_summary.truncated`."""
+        return self.stdout.decode("utf-8", "replace")
+
+    @property
+    def error_text(self) -> str:
+        """Standard error as text; bytes that are not UTF-8 are U+FFFD."""
+        return self.stderr.decode("utf-8", "replace")
+
+    def json(self) -> Any:  # type: ignore[override]
+        """Return the value of standard output that is JSON.
+
+        Raises:
+            ExecutionFailed: it is not JSON, or only a part of it is here.
+        """
+        if self.stdout_summary.truncated:
+            raise ExecutionFailed(
+                f"the output of {self.id} has {self.stdout_summary.total_bytes} bytes, and only a part is here; "
+                "use execute_stream"
+            )
+        try:
+            return json.loads(self.stdout)
+        except ValueError as error:
+            raise ExecutionFailed(f"the output of {self.id} on {self.agent_id} is not JSON: {error}") from None
 
     def check(self) -> Self:
         """Return this response if the execution succeeded.
@@ -222,10 +249,16 @@ class ExecOutput(Model):
     missing_bytes: int = 0
     #: With `RESULT`: the result, without the output.
     result: ExecResponse | None = None
+
     #: With `ACCEPTED`: the progress of input.
     accepted: InputAccepted | None = None
     #: With a chunk: number of output bytes, of both streams, before it.
     offset: int = 0
+
+    @property
+    def text(self) -> str:
+        """The bytes of a chunk as text; a character at its edge may be cut, and is U+FFFD then."""
+        return self.data.decode("utf-8", "replace")
 
 
 class CancelOutcome(StrEnum):

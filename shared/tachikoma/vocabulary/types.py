@@ -22,6 +22,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from tachikoma.errors import InvalidRequest
 from tachikoma.vocabulary.clock import LAST_MS, milliseconds
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Milliseconds",
     "Network",
     "Timestamp",
+    "as_duration",
     "format_duration",
     "is_identifier",
     "parse_duration",
@@ -86,6 +88,20 @@ def format_duration(value: timedelta) -> str:
     elif seconds or not text:
         text += f"{seconds}s"
     return sign + text
+
+
+def as_duration(value: timedelta | str | float, name: str) -> timedelta:
+    """Return a duration that a caller wrote: a timedelta, text such as `"30s"`, or a number of seconds.
+
+    Raises:
+        InvalidRequest: it is none; the message begins with the name of the argument.
+    """
+    try:
+        read = _read_duration(value)
+    except ValueError as error:
+        raise InvalidRequest(f"{name}: {error}") from None
+    assert isinstance(read, timedelta)
+    return read
 
 
 def _read_duration(value: Any) -> Any:

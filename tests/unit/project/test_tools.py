@@ -131,3 +131,12 @@ def test_sizes_of_a_tree_are_measured(tmp_path: Path) -> None:
     assert found["untyped"](tmp_path) == (0, 1)
     assert found["fan_out"](tmp_path).most_common(1) == [("shared/tachikoma/room/one.py", 1)]
     assert "functions over 40 lines  1\n" in found["report"](tmp_path)
+
+
+def test_every_snippet_of_the_documentation_is_checked(tmp_path: Path) -> None:
+    """`make types` checks them."""
+    number = tool("check_snippets.py")["write_snippets"](tmp_path)
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert number >= 3
+    assert {"readme_1.py", "example_reports.py"} <= set(written)
+    assert "from tachikoma import Client" in (tmp_path / "readme_1.py").read_text(encoding="utf-8")

@@ -125,7 +125,7 @@ def drain(
 def _wait_until_idle(client: Client, agent: AgentInfo) -> AgentInfo:
     """Wait until an agent has no open execution; exit with 1 if it is resumed in the meantime."""
     # The ledger is asked, since an agent's own report is some seconds old.
-    while client.list(agent.id, states=(ExecState.QUEUED, ExecState.STARTED), page_size=1)[0]:
+    while client.list_page(agent.id, states=(ExecState.QUEUED, ExecState.STARTED), page_size=1)[0]:
         time.sleep(POLL_SECONDS)
         agent = next((item for item in client.agents() if item.id == agent.id), agent)
         if not agent.draining:

@@ -62,7 +62,7 @@ def ps(
     newer, older = _time(since, "--since"), _time(until, "--until")
 
     def read(page_size: int, token: str) -> tuple[tuple[ExecStatus, ...], str]:
-        return client.list(
+        return client.list_page(
             agent, include_ended=everything, page_size=page_size, page_token=token, requested_by=by,
             states=state or (), agents=on, since=newer, until=older,
         )  # fmt: skip

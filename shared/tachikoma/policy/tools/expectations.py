@@ -64,9 +64,13 @@ class Expectation(Model):
 
     def request(self) -> ExecRequest:
         """Build the request."""
-        return ExecRequest(
-            agent_id=self.agent, command=self.command, user=self.user, work_dir=self.work_dir,
-            environment=self.environment, timeout=self.timeout, interactive=self.interactive, tty=self.tty,
+        # Not the constructor: the file's mistakes are named as the file has them.
+        return ExecRequest.model_validate(
+            {
+                "agent_id": self.agent, "command": self.command, "user": self.user, "work_dir": self.work_dir,
+                "environment": self.environment, "timeout": self.timeout, "interactive": self.interactive,
+                "tty": self.tty,
+            }
         )  # fmt: skip
 
 

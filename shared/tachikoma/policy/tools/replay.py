@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import timedelta
 
-from pydantic import ValidationError
-
+from tachikoma.errors import InvalidRequest
 from tachikoma.policy.decide import NO_LABELS, SEARCH_PATH, PolicySet
 from tachikoma.policy.decision import Decision
 from tachikoma.policy.masking.redaction import is_masked
@@ -84,7 +83,7 @@ class Replay:
                 environment=dict.fromkeys(audited.environment, ""), timeout=timeout,
                 interactive=audited.interactive, tty=audited.tty,
             )  # fmt: skip
-        except ValidationError:
+        except InvalidRequest:
             # A request of an older version that is not valid any more is refused by both.
             return None
         labels = self._labels.get(agent, NO_LABELS)

@@ -69,7 +69,7 @@ ANSWERS = {
     "revoke_agent": Revocation(agent_id="web-1", cancelled=1, lost=0),
     "approvals": (STATUS,), "approval": APPROVAL, "approve": STATUS, "reject": STATUS, "audit": (EVENT,),
     "cancel": CancelResponse(outcome=CancelOutcome.CANCELLED, status=STATUS), "submit": STATUS, "status": STATUS,
-    "execute_stream": lambda *_, **__: OUTPUT, "attach": lambda *_, **__: OUTPUT, "list": ((STATUS,), ""),
+    "execute_stream": lambda *_, **__: OUTPUT, "attach": lambda *_, **__: OUTPUT, "list_page": ((STATUS,), ""),
     "policy_status": PolicyStatus(digest=DIGEST, since=NOW, policies=1, host="h", path="/p"),
     "schedules": ((SCHEDULE,), ""), "next_due_times": (NOW,), "pause_schedule": SCHEDULE, "resume_schedule": SCHEDULE,
     "run_schedule": RUN, "scheduled_runs": (RUN,),

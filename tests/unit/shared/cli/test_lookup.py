@@ -27,7 +27,7 @@ def known(client: Any, status: Callable[..., ExecStatus]) -> Any:
         assert named["include_ended"]
         return ((found[IDS[2]],), "") if named["page_token"] else ((found[IDS[0]], found[IDS[1]]), "next")
 
-    client.answers |= {"status": one, "list": page, "attach": lambda exec_id, **_: one(exec_id) and ()}
+    client.answers |= {"status": one, "list_page": page, "attach": lambda exec_id, **_: one(exec_id) and ()}
     return client
 
 

@@ -48,7 +48,7 @@ METHODS: dict[str, tuple[tuple[Any, ...], dict[str, Any], Any, Any, Any]] = {
         lambda found: found.outcome == "REQUESTED",
     ),
     "status": (("job-7",), {}, pb.StatusRequest(id="job-7"), pb.StatusResponse(status=STATUS), lambda found: found.id),
-    "list": (
+    "list_page": (
         ("web-1",),
         {
             "include_ended": True,
@@ -203,6 +203,7 @@ METHODS: dict[str, tuple[tuple[Any, ...], dict[str, Any], Any, Any, Any]] = {
 NOT_REPEATED = {"approve", "reject", "enroll_agent", "run_schedule"}
 #: RPCs by the names of the methods, where these differ.
 RPC_OF = {
+    "list_page": "List",
     "approvals": "ListApprovals", "approval": "GetApproval", "agents": "ListAgents", "policy_status": "GetPolicyStatus",
     "audit": "ListAuditEvents", "schedules": "ListSchedules", "batch": "GetBatch", "batches": "ListBatches",
     "scheduled_runs": "ListScheduledRuns",
@@ -352,3 +353,20 @@ async def test_a_search_of_the_audit_trail_goes_on_until_it_has_all(
     assert [event.cursor for event in await client.audit(**given)] == found
     assert [(sent.after, sent.before, sent.limit) for _, sent in server.calls] == asked
     assert {sent.id for _, sent in server.calls} == {given.get("exec_id", "")}
+
+
+async def test_a_list_reads_pages_as_they_are_needed(client: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens: list[str] = []
+
+    async def page(*_: object, page_token: str, **__: object) -> tuple[tuple[str, ...], str]:
+        tokens.append(page_token)
+        # A page may be empty and not be the last one.
+        return {"": (("a", "b"), "2"), "2": ((), "3"), "3": (("c",), "")}[page_token]
+
+    monkeypatch.setattr(client, "list_page", page)
+    assert [item async for item in client.list("web-1", include_ended=True)] == ["a", "b", "c"]
+    assert tokens == ["", "2", "3"]
+    tokens.clear()
+    async for _ in client.list():
+        break
+    assert tokens == [""]

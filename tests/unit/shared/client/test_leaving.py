@@ -69,6 +69,9 @@ class Server:
     def stub(self) -> Server:
         return self
 
+    def check_usable(self) -> None:
+        pass
+
     def error_of(self, error: grpc.aio.AioRpcError) -> Exception:
         return NotFound("unknown") if error.code() is grpc.StatusCode.NOT_FOUND else Unavailable("broken")
 

@@ -23,7 +23,7 @@ from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.agents import AgentInfo, AgentTrust, Enrolment, Revocation
 from tachikoma.vocabulary.audit import AuditedRequest, ExecAuditLog
 from tachikoma.vocabulary.limits import OutputLimit, ResourceLimits, ResourceUsage
-from tachikoma.vocabulary.model import Model
+from tachikoma.vocabulary.model import CallersModel, Model
 from tachikoma.vocabulary.policies import ExecPolicy, PolicyStatus, RateLimitConfig
 from tachikoma.vocabulary.requests import MAX_TIMEOUT, ExecRequest, Terminal
 from tachikoma.vocabulary.results import (
@@ -357,6 +357,7 @@ def test_an_approval_arrives_as_it_was_sent() -> None:
 
 #: Models that do not travel as protobuf, or whose attributes do not, and why.
 MODELS_WITHOUT_FORMAT = {
+    CallersModel: "is a base class",
     ExecPolicy: "is read from policy files only",
     RateLimitConfig: "is part of ExecPolicy",
     OutputLimit: "is part of ExecPolicy and of the orders that agents get",

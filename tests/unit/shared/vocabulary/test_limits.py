@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
+from tachikoma.errors import InvalidRequest
 from tachikoma.vocabulary.limits import CAPABILITIES, OutputLimit, ResourceLimits, WhenFull, capability_mask
 
 
@@ -49,7 +49,7 @@ def test_each_capability_is_one_bit(names: set[str]) -> None:
     ],
 )
 def test_limits_have_bounds(values: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(InvalidRequest):
         ResourceLimits(**values)
 
 

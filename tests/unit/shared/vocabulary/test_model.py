@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from tachikoma.errors import InvalidRequest
 from tachikoma.vocabulary.audit import ExecAuditLog
 from tachikoma.vocabulary.model import Model, describe_validation_error
 from tachikoma.vocabulary.policies import ExecPolicy, RateLimitConfig
@@ -21,6 +22,10 @@ NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 def request(**values: Any) -> ExecRequest:
     return ExecRequest(**{"agent_id": "agent-1", "command": ["/bin/true"], **values})
+
+
+class Limited(Model):
+    request: ExecRequest
 
 
 class Point(Model):
@@ -95,9 +100,23 @@ def test_a_description_names_each_wrong_field_in_one_line() -> None:
 
 
 def test_a_description_does_not_repeat_what_was_sent() -> None:
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(InvalidRequest) as caught:
         request(environment={"TOKEN": "hunter2\0"}, stdin="hunter2")
-    assert "hunter2" not in describe_validation_error(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_value_that_a_caller_writes_is_refused_with_the_names_of_python() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        ExecRequest(agent_id="a.b", command=(), work_dir="tmp", environment={"workDir": "\0"})
+    fields = [part.partition(": ")[0] for part in str(caught.value).split("; ")]
+    assert fields == ["invalid ExecRequest", "command", "work_dir", "environment"]
+    assert "invalid ExecRequest: agent_id: " in str(caught.value)
+
+
+def test_what_is_read_is_refused_with_the_names_of_json() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Limited.model_validate({"request": {"agentId": "a", "command": ["x"], "workDir": "tmp"}})
+    assert describe_validation_error(caught.value).startswith("request.workDir: ")
 
 
 def test_a_description_names_the_place_of_a_nested_field() -> None:

@@ -19,6 +19,7 @@ from tachikoma.vocabulary.results import (
     ExecStatus,
     KillReceipt,
     OutputKind,
+    OutputSummary,
 )
 from tachikoma.vocabulary.states import ExecState
 
@@ -67,3 +68,16 @@ def test_an_approval_names_a_sha256(digest: str) -> None:
     with pytest.raises(ValidationError, match="digest"):
         Approval(status=status, request=made, digest=digest, policy="p@1")
     assert Approval(status=status, request=made, digest="ab" * 32, policy="p@1").digest
+
+
+def test_output_is_text_and_json() -> None:
+    values: dict[str, Any] = {"id": "job-7", "agent_id": "web-1", "state": ExecState.SUCCEEDED}
+    response = ExecResponse(**values, stdout=b'{"a": [1, "\xc3\xa4"]}\n', stderr=b"\xff!")
+    assert (response.text, response.error_text) == ('{"a": [1, "ä"]}\n', "\ufffd!")
+    assert response.json() == {"a": [1, "ä"]}
+    assert ExecOutput(id="job-7", kind=OutputKind.STDOUT, data="ä".encode()).text == "ä"
+    with pytest.raises(ExecutionFailed, match="the output of job-7 on web-1 is not JSON: "):
+        ExecResponse(**values, stdout=b"no").json()
+    cut = ExecResponse(**values, stdout=b"1", stdout_summary=OutputSummary(total_bytes=9, truncated=True))
+    with pytest.raises(ExecutionFailed, match="the output of job-7 has 9 bytes, and only a part is here"):
+        cut.json()

@@ -13,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from tachikoma.vocabulary.types import Base64, Duration, Identifier, Timestamp, format_duration, parse_duration
+from tachikoma.errors import InvalidRequest
+from tachikoma.vocabulary.types import (
+    Base64,
+    Duration,
+    Identifier,
+    Timestamp,
+    as_duration,
+    format_duration,
+    parse_duration,
+)
 
 DURATION: TypeAdapter[timedelta] = TypeAdapter(Duration)
 BYTES: TypeAdapter[bytes] = TypeAdapter(Base64)
@@ -199,3 +208,14 @@ def test_an_id_holds_nothing_that_has_a_meaning_elsewhere(text: str) -> None:
     assert text.isascii()
     assert all(c.isalnum() or c in "-_" for c in text)
     assert text[0].isalnum()
+
+
+@pytest.mark.parametrize("value", [timedelta(seconds=90), "90s", "1m30s", 90, 90.0])
+def test_a_duration_is_what_callers_write(value: timedelta | str | float) -> None:
+    assert as_duration(value, "patience") == timedelta(seconds=90)
+
+
+@pytest.mark.parametrize("value", ["soon", float("nan"), True, None])
+def test_what_is_no_duration_is_refused_with_its_name(value: Any) -> None:
+    with pytest.raises(InvalidRequest, match="patience: "):
+        as_duration(value, "patience")

@@ -71,15 +71,19 @@ def test_drain_and_resume_say_what_the_agent_takes(run: Any, client: Any) -> Non
 def test_drain_waits_until_nothing_runs_or_waits(run: Any, client: Any, status: Any) -> None:
     draining = AGENT.model_copy(update={"draining": True})
     pages = [((status(),), ""), ((status(),), ""), ((), "")]
-    client.answers |= {"drain_agent": draining, "agents": (draining,), "list": lambda *_, **__: pages.pop(0)}
+    client.answers |= {"drain_agent": draining, "agents": (draining,), "list_page": lambda *_, **__: pages.pop(0)}
     assert run("agents", "drain", "web-1", "-r", "x", "--wait").code == 0
     assert pages == []
-    assert client.calls[1] == ("list", ("web-1",), {"states": (ExecState.QUEUED, ExecState.STARTED), "page_size": 1})
+    assert client.calls[1] == (
+        "list_page",
+        ("web-1",),
+        {"states": (ExecState.QUEUED, ExecState.STARTED), "page_size": 1},
+    )
 
 
 def test_drain_stops_waiting_when_the_agent_is_resumed(run: Any, client: Any, status: Any) -> None:
     draining = AGENT.model_copy(update={"draining": True})
-    client.answers |= {"drain_agent": draining, "agents": (AGENT,), "list": ((status(),), "")}
+    client.answers |= {"drain_agent": draining, "agents": (AGENT,), "list_page": ((status(),), "")}
     done = run("agents", "drain", "web-1", "-r", "x", "--wait")
     assert (done.code, done.out, done.err) == (1, "", "web-1: was resumed\n")
 

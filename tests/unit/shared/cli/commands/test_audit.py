@@ -95,7 +95,7 @@ def test_show_leaves_out_what_is_empty_or_repeated(run: Any, client: Any) -> Non
 
 
 def test_show_of_an_execution_without_events_is_an_error(run: Any, client: Any) -> None:
-    client.answers |= {"audit": (), "status": NotFound("there is no execution 'never'"), "list": ((), "")}
+    client.answers |= {"audit": (), "status": NotFound("there is no execution 'never'"), "list_page": ((), "")}
     error = run("audit", "show", "never").error
     assert isinstance(error, NotFound)
     assert str(error) == "the audit trail has no event of 'never'"

@@ -14,11 +14,11 @@ NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
 def test_ps_lists_what_was_asked_for(run: Any, client: Any, status: Any) -> None:
-    client.answers["list"] = ((status(exit_code=-1), status(id="job-8", exit_code=3)), "")
+    client.answers["list_page"] = ((status(exit_code=-1), status(id="job-8", exit_code=3)), "")
     done = run("ps", "web-1", "-a", "--by", "alice", "--state", "FAILED", "--state", "LOST", "--on", "web-*", "-l", "2")
     assert (done.code, done.err) == (0, "")
     ((name, given, named),) = client.calls
-    assert (name, given) == ("list", ("web-1",))
+    assert (name, given) == ("list_page", ("web-1",))
     assert named == {
         "include_ended": True, "page_size": 2, "page_token": "", "requested_by": "alice", "agents": "web-*",
         "states": [ExecState.FAILED, ExecState.LOST], "since": None, "until": None,
@@ -31,13 +31,13 @@ def test_ps_lists_what_was_asked_for(run: Any, client: Any, status: Any) -> None
 
 
 def test_ps_says_that_there_is_more(run: Any, client: Any, status: Any) -> None:
-    client.answers["list"] = ((status(),), "next")
+    client.answers["list_page"] = ((status(),), "next")
     assert run("ps", "--limit", "1").err == "there are more than these 1; use --limit\n"
 
 
 def test_ps_asks_for_further_pages_until_it_has_enough(run: Any, client: Any, status: Any) -> None:
     """A page may be short or empty, since the server searches only a part of a long list for each call."""
-    client.answers["list"] = ((status(),), "next")
+    client.answers["list_page"] = ((status(),), "next")
     done = run("ps", "--limit", "3")
     assert len(done.out.splitlines()) == 4
     pages = [(named["page_size"], named["page_token"]) for _, _, named in client.calls]
@@ -46,7 +46,7 @@ def test_ps_asks_for_further_pages_until_it_has_enough(run: Any, client: Any, st
 
 @pytest.mark.parametrize("option", ["--since", "--until"])
 def test_times_are_absolute_or_how_long_ago(run: Any, client: Any, option: str) -> None:
-    client.answers["list"] = ((), "")
+    client.answers["list_page"] = ((), "")
     run("ps", option, "2026-01-31T12:00+00:00")
     run("ps", option, "90m")
     absolute, relative = (call[2][option.removeprefix("--")] for call in client.calls)
@@ -107,7 +107,7 @@ def test_cancel_prints_what_happened_to_each(
 
 
 def test_json_has_the_names_of_the_spec(run: Any, client: Any, status: Any) -> None:
-    client.answers |= {"list": ((status(),), ""), "status": status()}
+    client.answers |= {"list_page": ((status(),), ""), "status": status()}
     assert json.loads(run("ps", "-o", "json").out) == [status().to_dict()]
     assert json.loads(run("status", "job-7", "-o", "json").out) == status().to_dict()
 

@@ -1,0 +1,157 @@
+"""The calls for agents, policy, the audit trail and schedules; most of them are for operators."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+from tachikoma.client import wire
+from tachikoma.exec.v1 import remote_execution_pb2 as pb
+from tachikoma.vocabulary.types import as_duration
+
+if TYPE_CHECKING:
+    from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionAsyncStub
+    from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
+    from tachikoma.vocabulary.audit import ExecAuditLog
+    from tachikoma.vocabulary.policies import PolicyStatus
+    from tachikoma.vocabulary.schedules import ScheduledRun, ScheduleStatus
+
+__all__ = ["OversightCalls"]
+
+#: Results of one call that names no number.
+DEFAULT_PAGE = 100
+
+A = TypeVar("A")
+
+
+class OversightCalls:
+    """The calls of `AsyncClient` that are not about executions."""
+
+    async def _call(self, rpc: Callable[[RemoteExecutionAsyncStub], Awaitable[A]], *, repeat: bool = True) -> A:
+        """Make a call; see `AsyncClient`."""
+        raise NotImplementedError
+
+    # --- agents, for operators except `agents` ------------------------------------------------------------------------
+
+    async def agents(self) -> tuple[AgentInfo, ...]:
+        """Return the known agents, by id."""
+        answer = await self._call(lambda stub: stub.ListAgents(pb.ListAgentsRequest()))
+        return tuple(wire.agent_from_pb(item) for item in answer.agents)
+
+    async def drain_agent(self, agent_id: str, reason: str) -> AgentInfo:
+        """Stop sending new executions to an agent; its present ones continue. For operators.
+
+        Args:
+            agent_id: the agent.
+            reason: recorded in the audit trail.
+        """
+        message = pb.DrainAgentRequest(id=agent_id, reason=reason)
+        return wire.agent_from_pb(await self._call(lambda stub: stub.DrainAgent(message)))
+
+    async def resume_agent(self, agent_id: str) -> AgentInfo:
+        """Send executions to a drained agent again. For operators."""
+        message = pb.ResumeAgentRequest(id=agent_id)
+        return wire.agent_from_pb(await self._call(lambda stub: stub.ResumeAgent(message)))
+
+    async def enroll_agent(self, agent_id: str, ttl: timedelta | str | float = "15m") -> Enrolment:
+        """Create a token with which one host may join once as an agent. For operators.
+
+        Args:
+            agent_id: the agent. Earlier tokens of this agent become invalid.
+            ttl: lifetime of the token, at most a day: a timedelta, text such as "15m", or a number of seconds.
+        """
+        message = wire.enroll_to_pb(agent_id, as_duration(ttl, "ttl"))
+        answer = await self._call(lambda stub: stub.EnrollAgent(message), repeat=False)
+        return wire.enrolment_from_pb(agent_id, answer)
+
+    async def revoke_agent(self, agent_id: str, reason: str) -> Revocation:
+        """Revoke an agent at once, until it joins again. For operators. Safe to repeat.
+
+        Args:
+            agent_id: the agent.
+            reason: recorded in the audit trail and shown to the requesters of its executions.
+        """
+        message = pb.RevokeAgentRequest(id=agent_id, reason=reason)
+        return wire.revocation_from_pb(await self._call(lambda stub: stub.RevokeAgent(message)))
+
+    # --- policy, audit and schedules, for operators -------------------------------------------------------------------
+
+    async def policy_status(self) -> PolicyStatus:
+        """Return the active policy of the orchestrator, and the mistake in a newer one. For operators."""
+        return wire.policy_status_from_pb(
+            await self._call(lambda stub: stub.GetPolicyStatus(pb.GetPolicyStatusRequest()))
+        )
+
+    async def audit(self, *, after: str = "", limit: int = 0, exec_id: str = "") -> tuple[ExecAuditLog, ...]:
+        """Return events of the audit trail, oldest first. For operators.
+
+        Args:
+            after: only events after this cursor (`ExecAuditLog.cursor`); empty for the latest events.
+            limit: at most n events, 1 to 1000; 0 for 100.
+            exec_id: only events of this execution. The search goes through the whole trail, in many calls if needed.
+        """
+        found: list[ExecAuditLog] = []
+        answer = await self._audit_page(after, "", limit, exec_id)
+        while True:
+            page = [wire.audit_from_pb(item) for item in answer.events]
+            found = found + page if after else page + found
+            missing = (limit or DEFAULT_PAGE) - len(found)
+            if not exec_id or not answer.further or not missing:
+                return tuple(found)
+            positions = (answer.further, "") if after else ("", answer.further)
+            answer = await self._audit_page(*positions, missing, exec_id)
+
+    async def _audit_page(self, after: str, before: str, limit: int, exec_id: str) -> pb.ListAuditEventsResponse:
+        message = pb.ListAuditEventsRequest(after=after, before=before, limit=limit, id=exec_id)
+        return await self._call(lambda stub: stub.ListAuditEvents(message))
+
+    async def schedules(self) -> tuple[tuple[ScheduleStatus, ...], str]:
+        """Return all schedules, and the mistake in a newer schedules file that keeps it inactive. For operators.
+
+        The second value is empty if the newest file is active.
+        """
+        answer = await self._call(lambda stub: stub.ListSchedules(pb.ListSchedulesRequest()))
+        return tuple(wire.schedule_from_pb(item) for item in answer.schedules), answer.error
+
+    async def next_due_times(self, name: str, *, limit: int = 0) -> tuple[datetime, ...]:
+        """Return the next due times of a schedule; none if it is disabled. For operators.
+
+        Args:
+            name: the schedule.
+            limit: at most n times, 1 to 1000; 0 for 10.
+        """
+        message = pb.NextDueTimesRequest(name=name, limit=limit)
+        answer = await self._call(lambda stub: stub.NextDueTimes(message))
+        return tuple(wire.timestamp_from_pb(item) for item in answer.due)
+
+    async def pause_schedule(self, name: str, reason: str) -> ScheduleStatus:
+        """Pause a schedule until it is resumed; runs in progress continue. For operators.
+
+        Args:
+            name: the schedule.
+            reason: recorded in the audit trail.
+        """
+        message = pb.PauseScheduleRequest(name=name, reason=reason)
+        return wire.schedule_from_pb(await self._call(lambda stub: stub.PauseSchedule(message)))
+
+    async def resume_schedule(self, name: str) -> ScheduleStatus:
+        """Resume a paused schedule. Runs that were due in the meantime stay skipped. For operators."""
+        message = pb.ResumeScheduleRequest(name=name)
+        return wire.schedule_from_pb(await self._call(lambda stub: stub.ResumeSchedule(message)))
+
+    async def run_schedule(self, name: str) -> ScheduledRun:
+        """Run a schedule now, even if it is paused. For operators."""
+        message = pb.RunScheduleRequest(name=name)
+        return wire.scheduled_run_from_pb(await self._call(lambda stub: stub.RunSchedule(message), repeat=False))
+
+    async def scheduled_runs(self, name: str, *, limit: int = 0) -> tuple[ScheduledRun, ...]:
+        """Return the outcomes of a schedule's due times, the latest first. For operators.
+
+        Args:
+            name: the schedule.
+            limit: at most n runs, 1 to 1000; 0 for 100.
+        """
+        message = pb.ListScheduledRunsRequest(name=name, limit=limit)
+        answer = await self._call(lambda stub: stub.ListScheduledRuns(message))
+        return tuple(wire.scheduled_run_from_pb(item) for item in answer.runs)
