@@ -182,6 +182,14 @@ class Client:
         """The SPIFFE ID by which the orchestrator knows this client."""
         return self._async.spiffe_id
 
+    def check_usable(self) -> None:
+        """Check that this client can be used in this process.
+
+        Raises:
+            FailedPrecondition: it is closed, or was made before a fork of this process.
+        """
+        self._async.check_usable()
+
     def close(self) -> None:
         """Close the connection. Further calls raise `FailedPrecondition`. Safe to repeat."""
         # After a fork, the thread of the loop is in the parent only.

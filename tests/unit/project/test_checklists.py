@@ -129,6 +129,10 @@ NO_OWN_TEST: dict[str, tuple[str, str]] = {
         "end_to_end/test_celery.py",
         "a Celery worker of its own",
     ),
+    "shared/tachikoma/client/oversight.py": (
+        "unit/shared/client/test_aio.py",
+        "a part of `AsyncClient`, with one test for all calls",
+    ),
     "shared/tachikoma/client/wire_records.py": (
         "unit/shared/client/test_wire.py",
         "further tables of `wire`, with one test for all tables",
