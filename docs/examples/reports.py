@@ -31,7 +31,8 @@ def uptimes(agents: list[str]) -> list[str]:
 
 def reachable(agents: list[str]) -> int:
     """How many of the agents could run something, counted by a task of this application."""
-    return chord(commands.s(agent, ["/bin/true"], check=False) for agent in agents)(count.s()).get(timeout=60)
+    result = chord(commands.s(agent, ["/bin/true"], check=False) for agent in agents)(count.s())
+    return int(result.get(timeout=60))
 
 
 if __name__ == "__main__":

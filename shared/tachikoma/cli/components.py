@@ -161,7 +161,7 @@ COMPONENTS = (
     ),
     Component(
         "version",
-        f"{_CLIENT}.version",
+        "tachikoma.cli.version",
         "Show the versions of this installation; reports of a fault should name them.",
     ),
     Component("worker", f"{_WORKER}:worker", "Run an agent's worker, which runs commands on this host.", "worker"),

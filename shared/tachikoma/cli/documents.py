@@ -14,6 +14,7 @@ from tachikoma.cli.result import ExecResult
 from tachikoma.policy.tools.replay import Change
 from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
 from tachikoma.vocabulary.audit import ExecAuditLog
+from tachikoma.vocabulary.batches import BatchPreview, BatchResult, BatchStatus, BatchUpdate
 from tachikoma.vocabulary.model import Model
 from tachikoma.vocabulary.policies import PolicyStatus
 from tachikoma.vocabulary.results import Approval, CancelResponse, ExecOutput, ExecStatus
@@ -24,6 +25,7 @@ __all__ = [
     "DOCUMENTS",
     "AgentUnderBundle",
     "AuditReport",
+    "BatchReport",
     "CertificateFacts",
     "Document",
     "ErrorDocument",
@@ -147,6 +149,14 @@ class PolicyChanges(Model):
     changes: tuple[Change, ...]
 
 
+class BatchReport(Model):
+    """A batch, and the results of its targets."""
+
+    batch: BatchStatus
+    #: The results of the targets that have ended.
+    results: tuple[BatchResult, ...]
+
+
 @dataclass(frozen=True)
 class Document:
     """The document of a command."""
@@ -184,6 +194,9 @@ DOCUMENTS = (
     Document.list_of("audit show", ExecAuditLog),
     Document("audit verify", AuditReport),
     Document("audit export", ExecAuditLog, lines=True),
+    Document.list_of("batches ls", BatchStatus),
+    Document("batches status", BatchReport),
+    Document("batches cancel", BatchStatus),
     Document.list_of("cancel", CancelResponse),
     Document("exec", ExecResult),
     Document("exec -o jsonl", ExecOutput, lines=True),
@@ -194,6 +207,10 @@ DOCUMENTS = (
     Document("policy status", PolicyStatus),
     Document("policy diff", PolicyChanges),
     Document.list_of("ps", ExecStatus),
+    Document("run", BatchReport),
+    Document("run -o jsonl", BatchUpdate, lines=True),
+    Document("run --detach", BatchStatus),
+    Document("run --preview", BatchPreview),
     Document.list_of("schedule ls", ScheduleStatus),
     Document.list_of("schedule next", Timestamp),
     Document("schedule pause", ScheduleStatus),

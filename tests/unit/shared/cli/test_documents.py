@@ -86,7 +86,9 @@ LINES: dict[str, tuple[str, ...] | None] = {
     "schedule history": ("nightly",), "status": ("job-7",), "version": (),
     # tests/end_to_end/test_cli.py::test_everything_speaks_json
     "identity show": None, "identity check": None, "any command that fails": None,
-    # They read files: tests/unit/shared/cli/commands.
+    # They need a batch: tests/unit/shared/cli/commands/test_run.py.
+    "batches ls": None, "batches status": None, "batches cancel": None, "run": None, "run -o jsonl": None,
+    "run --detach": None, "run --preview": None,
     "audit verify": None, "audit export": None, "policy diff": None, "audit tail --follow": None,
 }  # fmt: skip
 
