@@ -177,7 +177,7 @@ class Registry:
             keys=[keys.DRAINING, keys.AGENTS, keys.AUDIT],
             args={"agent": agent, "drain": bool(entry), "entry": entry, "by": by, "reason": reason},
         )
-        if not await self._runner.run(call):
+        if not await self._runner.run(call, confirmed=True):
             raise AgentUnknown(f"there is no agent {agent[:80]!r}", metadata={"agent": agent[:80]})
 
     # --- state --------------------------------------------------------------------------------------------------------

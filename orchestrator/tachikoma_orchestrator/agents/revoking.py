@@ -90,7 +90,7 @@ class Revoker:
             keys=[keys.REVOKED, keys.AGENTS, keys.JOINED, keys.enrolment(agent), keys.ONLINE, keys.AUDIT],
             args={"agent": agent, "now_ms": now_ms(), "entry": details, "by": str(by), "reason": reason},
         )
-        if not is_identifier(agent) or not await self._runner.run(call):
+        if not is_identifier(agent) or not await self._runner.run(call, confirmed=True):
             raise AgentUnknown(f"there is no agent {agent[:80]!r}", metadata={"agent": agent[:80]})
         await self._revocations.refresh()
         revoked = self._revocations.latest(agent)

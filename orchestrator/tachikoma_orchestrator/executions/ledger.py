@@ -210,7 +210,7 @@ class Ledger:
 
     async def apply(self, transition: Transition) -> TransitionOutcome:
         """Apply one change, or return why it does not apply."""
-        answer = await self._runner.run(self._transition_call(transition))
+        answer = await self._runner.run(self._transition_call(transition), confirmed=transition.confirmed)
         return TransitionOutcome(answer[0].decode())
 
     def _transition_call(self, transition: Transition) -> Call:

@@ -196,6 +196,8 @@ class Transition:
     started_ms: int = 0
     #: Bytes of output that the agent reports; 0 for none.
     output_bytes: int = 0
+    #: True if the change is reported to a caller as done, so that a replica must have it first.
+    confirmed: bool = False
     #: Random id of this change, by which the script recognises a repetition.
     change_id: str = field(default_factory=lambda: secrets.token_hex(8))
 
@@ -249,7 +251,7 @@ class Transition:
             fields["cancel_requested_by"] = by
         return cls(
             agent, exec_id, sources, target, AuditCode(target.lower()),
-            fields=fields, event={"reason": reason, "actor": by}, fence=fence,
+            fields=fields, event={"reason": reason, "actor": by}, fence=fence, confirmed=bool(by),
         )  # fmt: skip
 
     @classmethod
@@ -257,7 +259,7 @@ class Transition:
         """Record a request to cancel an execution that may be running; its state stays."""
         return cls(
             agent, exec_id, DISPATCHED, None, AuditCode.CANCEL_REQUESTED,
-            fields={"cancel_requested_by": by}, event={"actor": by},
+            fields={"cancel_requested_by": by}, event={"actor": by}, confirmed=True,
         )  # fmt: skip
 
     def arguments(self, *, keep_seconds: int) -> JsonObject:

@@ -37,8 +37,8 @@ from tachikoma_orchestrator.processes.settings import OrchestratorSettings
 from tachikoma_orchestrator.schedules.runner import ScheduleRunner
 from tachikoma_orchestrator.schedules.sources import open_schedules
 from tachikoma_orchestrator.schedules.store import ScheduleStore
+from tachikoma_orchestrator.store.known import Known, share_known
 from tachikoma_orchestrator.store.lives import Lives
-from tachikoma_orchestrator.store.scripts import LastEvent, share_last_event
 from tachikoma_orchestrator.store.subscriber import Subscriber
 
 __all__ = ["Core"]
@@ -91,11 +91,11 @@ class Core:
         self.policies = PolicyWatch(settings.policy)
         self.access = settings.redis(self.identity)
         self._life_redis = connect(self.access, name=f"{name}-life", max_connections=2)
-        known = LastEvent()
+        known = Known()
         #: The lives of Redis. No other connection is used before the life of its server is recorded.
         self.lives = Lives(self._life_redis, self.identity, known, f"{name} on {platform.node()}")
         self.redis = connect(self.access, name=name, gate=self.lives)
-        share_last_event(self.redis, known)
+        share_known(self.redis, known)
         self._subscriptions = connect(self.access, name=f"{name}-subscriber", max_connections=2)
         self.trail = AuditTrail(
             self.redis, key=read_audit_key(settings.audit_key), refusals=RefusalBudget(settings.audit_refusals)

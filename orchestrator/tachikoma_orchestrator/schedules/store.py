@@ -109,7 +109,7 @@ class ScheduleStore:
                 "max_runs": MAX_RUNS, "last_exec": taken[-1] if taken else "", "runs": runs,
             },
         )  # fmt: skip
-        return bool(await self._runner.run(call))
+        return bool(await self._runner.run(call, confirmed=True))
 
     async def settle(
         self, name: str, subject: str, key: str, run: ScheduledRun, outcome: DueOutcome, reason: str = ""
@@ -143,7 +143,7 @@ class ScheduleStore:
                 "fence": FENCE, "keep_seconds": self._fence_seconds, "event": event,
             },
         )  # fmt: skip
-        answer = int(await self._runner.run(call))
+        answer = int(await self._runner.run(call, confirmed=True))
         return None if answer < 0 else accepted if answer else other
 
     @staticmethod
@@ -182,7 +182,7 @@ class ScheduleStore:
                 "pause": code is AuditCode.SCHEDULE_PAUSED, "by": by, "reason": reason[:MAX_REASON], "event": event,
             },
         )  # fmt: skip
-        return bool(await self._runner.run(call))
+        return bool(await self._runner.run(call, confirmed=True))
 
     async def runs(self, name: str, *, limit: int) -> list[ScheduledRun]:
         """Return the latest recorded runs, newest first, at most `limit`.

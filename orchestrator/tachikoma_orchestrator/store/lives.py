@@ -24,7 +24,8 @@ from tachikoma.redis.commands import Connection, Redis
 from tachikoma.redis.gate import GATE_SECONDS, NotReconciled, replid_of
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.clock import redis_ms
-from tachikoma_orchestrator.store.scripts import LastEvent, Runner, Script, flat
+from tachikoma_orchestrator.store.known import Known
+from tachikoma_orchestrator.store.scripts import Runner, Script, flat
 
 __all__ = ["Lives"]
 
@@ -59,20 +60,20 @@ class _Seen:
 class Lives:
     """Knows the current life of Redis, and lets connections be used in no other."""
 
-    def __init__(self, redis: Redis, identity: SvidSource, last: LastEvent, name: str) -> None:
+    def __init__(self, redis: Redis, identity: SvidSource, known: Known, name: str) -> None:
         """Prepare it.
 
         Args:
             redis: connections of its own, without a gate.
             identity: the orchestrator's, which signs records.
-            last: the latest audit event that the orchestrator knows.
+            known: what the orchestrator knows about Redis; the number of replicas is kept up to date here.
             name: name of the process in the audit trail.
         """
         self._redis = redis
         self._identity = identity
-        self._last = last
+        self._known = known
         self._name = name
-        self._runner = Runner(redis, last)
+        self._runner = Runner(redis, known)
         self._life = Script("life")
         self._renumber = Script("renumber")
         self._current: LifeRecord | None = None
@@ -100,7 +101,7 @@ class Lives:
 
     def knows(self, seq: int, cursor: str) -> None:
         """Remember an audit event: its number and its place in the trail."""
-        self._last.note(seq, cursor)
+        self._known.note(seq, cursor)
 
     def on_loss(self, remembering: Remembering) -> None:
         """Call a function in each life that lost data, before it is used: it writes again what it remembers.
@@ -203,14 +204,14 @@ class Lives:
         recorded = seen.record
         if self._highest > max(self.number, recorded.number if recorded is not None else 0):
             return f"Redis no longer knows its life {self._highest}"
-        last = self._last
+        last = self._known
         if not last.seq or (recorded is not None and last.time_ms <= recorded.lost_ms):
             return ""
         if await self._contains(last):
             return ""
         return f"audit event {last.seq} is missing"
 
-    async def _contains(self, last: LastEvent) -> bool:
+    async def _contains(self, last: Known) -> bool:
         """Return whether the trail contains an event, or contained it before it was trimmed."""
         entries = await self._redis.xrange(keys.AUDIT, last.cursor, last.cursor)
         if entries:
@@ -235,7 +236,7 @@ class Lives:
             seen.replid,
             number=number,
             valid_from=number if loss else max(self.valid_from, recorded.valid_from if recorded else 0),
-            lost_ms=max(seen.now_ms, self._last.time_ms) if loss else recorded.lost_ms if recorded else 0,
+            lost_ms=max(seen.now_ms, self._known.time_ms) if loss else recorded.lost_ms if recorded else 0,
         )
         why = f"{loss}, so what was queued before expires" if loss else "nothing is known to be lost"
         reason = f"life {number} of Redis begins, found by {self._name}: {why}"
@@ -259,7 +260,7 @@ class Lives:
 
     async def _write_again(self) -> None:
         """Let every part write again what it remembers; its events have numbers that were not used before."""
-        await self._runner.run(self._renumber(keys=[keys.AUDIT], args={"after": self._last.seq}))
+        await self._runner.run(self._renumber(keys=[keys.AUDIT], args={"after": self._known.seq}))
         for remembering in self._remembering:
             await remembering(self._redis)
 
@@ -274,7 +275,7 @@ class Lives:
         token = sign(self._identity.current(), record)
         call = self._life(
             keys=[keys.LIFE, keys.AUDIT],
-            args={"after": self._last.seq, "event": flat(event)},
+            args={"after": self._known.seq, "event": flat(event)},
             payloads=[token, seen.token],
         )
         if not await self._runner.run(call):
@@ -299,6 +300,7 @@ class Lives:
             if isinstance(answer, Exception) and not wrong_type(answer):
                 raise answer
         token = raw.decode("ascii", "replace") if isinstance(raw, bytes) else ""
+        self._known.replicas = int(info.get("connected_slaves", 0))
         seen = _Seen(str(info["master_replid"]), token, self._verify(token) if token else None, redis_ms(*clock))
         if self._is_current(seen) and not isinstance(latest, ResponseError):
             self._note(latest)
@@ -308,7 +310,7 @@ class Lives:
         for cursor, fields in latest:
             number = (fields or {}).get(b"seq", b"")
             if number.isdigit() and len(number) < 19:
-                self._last.note(int(number), cursor.decode())
+                self._known.note(int(number), cursor.decode())
 
     def _verify(self, token: str) -> LifeRecord | None:
         svid = self._identity.current()

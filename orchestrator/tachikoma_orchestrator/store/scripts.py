@@ -11,15 +11,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
-from weakref import WeakKeyDictionary
 
 from redis.exceptions import NoScriptError, ResponseError
 
 from tachikoma.errors import Unavailable
 from tachikoma.redis.commands import Redis
 from tachikoma_orchestrator.store import lua
+from tachikoma_orchestrator.store.known import Known, known
 
-__all__ = ["Call", "JsonObject", "LastEvent", "Runner", "Script", "flat", "last_event", "share_last_event"]
+__all__ = ["Call", "JsonObject", "Runner", "Script", "flat"]
 
 #: Arguments of a script. Without None, which is true in Lua, and without float, which loses digits there.
 JsonValue: TypeAlias = "str | int | bool | Sequence[JsonValue] | Mapping[str, JsonValue]"
@@ -27,39 +27,8 @@ JsonObject: TypeAlias = Mapping[str, JsonValue]
 
 #: Waits, without limit, until everything this connection wrote is on the disk of Redis; WAITAOF(1) of Redis 7.2.
 WAIT_FOR_DISK = ("WAITAOF", 1, 0, 0)
-
-
-class LastEvent:
-    """The latest audit event that this process knows, also if Redis forgets it."""
-
-    def __init__(self) -> None:
-        #: Its number; 0 for none.
-        self.seq = 0
-        #: Its place in the trail.
-        self.cursor = "0-0"
-
-    def note(self, seq: int, cursor: str) -> None:
-        """Remember an event, unless a later one is known."""
-        if seq > self.seq:
-            self.seq, self.cursor = seq, cursor
-
-    @property
-    def time_ms(self) -> int:
-        """Its time by the clock of Redis, in milliseconds since the epoch."""
-        return int(self.cursor.partition("-")[0])
-
-
-_last_events: WeakKeyDictionary[object, LastEvent] = WeakKeyDictionary()
-
-
-def last_event(redis: Redis) -> LastEvent:
-    """Return the latest event that scripts on a client's connections appended; all their runners share it."""
-    return _last_events.setdefault(redis.connection_pool, LastEvent())
-
-
-def share_last_event(redis: Redis, last: LastEvent) -> None:
-    """Let all runners on a client's connections remember their events in one place."""
-    _last_events[redis.connection_pool] = last
+#: Waits up to 3 s until everything this connection wrote is on a replica, and returns the number of such replicas.
+WAIT_FOR_REPLICA = ("WAIT", 1, 3000)
 
 
 def flat(values: Mapping[str, str]) -> list[str]:
@@ -104,23 +73,36 @@ class Script:
 class Runner:
     """Runs scripts, and loads them into a Redis that does not know them."""
 
-    def __init__(self, redis: Redis, last: LastEvent | None = None) -> None:
+    def __init__(self, redis: Redis, values: Known | None = None) -> None:
         """Prepare it.
 
         Args:
             redis: the connections.
-            last: the latest known audit event; None for that of the connections.
+            values: what is known about the Redis; None for the knowledge of the connections.
         """
         self._redis = redis
-        self._last = last or last_event(redis)
+        self._known = values or known(redis)
         self._disk_checked = False
 
-    async def run(self, call: Call) -> Any:
-        """Run one script and return its result. Raises redis errors."""
-        return (await self._run([call], durable=False))[0]
+    async def run(self, call: Call, *, confirmed: bool = False) -> Any:
+        """Run one script and return its result.
+
+        Args:
+            call: the script.
+            confirmed: True if its changes must be on a replica, where Redis has some, before this returns.
+
+        Raises:
+            Unavailable: no replica confirmed the changes.
+            redis errors: Redis failed.
+        """
+        waits = [WAIT_FOR_REPLICA] if confirmed and self._known.replicas else []
+        answers = await self._run([call], [call.command, *waits], transaction=False)
+        if waits and not answers[-1]:
+            raise _unconfirmed()
+        return self._result(answers[0])
 
     async def run_all(self, first: Sequence[Call], then: Sequence[Call], *, durable: bool) -> list[Any]:
-        """Run scripts in one round trip, and return the results of the first ones.
+        """Run scripts and return the results of the first ones; in one round trip, unless a replica must confirm them.
 
         Args:
             first: the scripts that run before the others; a repetition of all must change nothing.
@@ -129,33 +111,39 @@ class Runner:
                 transaction.
 
         Raises:
-            Unavailable: Redis cannot report what is on its disk.
+            Unavailable: Redis cannot report what is on its disk, or no replica confirmed the changes of the first ones.
         """
         durable = durable and bool(then)
         if durable:
             await self._check_disk()
-        answers = await self._run([*first, *then], durable=durable, wait_after=len(first))
-        return answers[: len(first)]
+        begin, rest = [call.command for call in first], [call.command for call in then]
+        disk = [WAIT_FOR_DISK] if durable else []
+        if self._known.replicas:
+            answers = await self._run(first, [*begin, *disk, WAIT_FOR_REPLICA], transaction=False)
+            if not answers[-1]:
+                raise _unconfirmed()
+            answers[len(first) :] = await self._run(then, rest, transaction=True) if then else []
+        else:
+            answers = await self._run([*first, *then], [*begin, *disk, *rest], transaction=not durable)
+            del answers[len(first) : len(first) + len(disk)]
+        return [self._result(answer) for answer in answers][: len(first)]
 
-    async def _run(self, calls: Sequence[Call], *, durable: bool, wait_after: int = 1) -> list[Any]:
-        commands = [call.command for call in calls]
-        if durable:
-            commands.insert(wait_after, WAIT_FOR_DISK)
+    async def _run(
+        self, calls: Sequence[Call], commands: Sequence[tuple[str | int | bytes, ...]], *, transaction: bool
+    ) -> list[Any]:
+        """Send commands, and return their answers; `calls` are the scripts among them."""
         try:
-            answers = await self._send(commands, transaction=not durable)
+            return await self._send(commands, transaction=transaction)
         except NoScriptError:
             # Redis was restarted, or its script cache was flushed. A repetition changes nothing, so all are sent again.
             await self._load(calls)
-            answers = await self._send(commands, transaction=not durable)
-        if durable:
-            del answers[wait_after]
-        return [self._result(answer) for answer in answers]
+            return await self._send(commands, transaction=transaction)
 
     def _result(self, answer: tuple[Any, Sequence[Any]]) -> Any:
         """Return the result in a script's answer, and remember the audit event that it appended."""
         result, written = answer
         if written:
-            self._last.note(int(written[0]), written[1].decode())
+            self._known.note(int(written[0]), written[1].decode())
         return result
 
     async def _send(self, commands: Sequence[tuple[str | int | bytes, ...]], *, transaction: bool) -> list[Any]:
@@ -190,3 +178,11 @@ class Runner:
                 metadata={"dependency": "redis"},
             ) from None
         self._disk_checked = True
+
+
+def _unconfirmed() -> Unavailable:
+    return Unavailable(
+        "no replica of Redis confirmed the change in time, so a failover could undo it; "
+        "repeat the call, which is safe, and check the replicas of Redis",
+        metadata={"dependency": "redis"},
+    )

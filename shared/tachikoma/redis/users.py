@@ -123,8 +123,9 @@ def _agent(agent: str) -> tuple[Grant, ...]:
 #: Rights of an orchestrator: its own names, and the parts of agents' names that it needs.
 _ORCHESTRATOR = (
     _CONNECTION,
-    # Without keys, `@blocking` is WAIT and WAITAOF; the latter by its name is an error to Redis 7.0.
-    Grant("multi exec time scan script|load unsubscribe info @blocking"),
+    # Without keys, `@blocking` is WAIT and WAITAOF; the latter by its name is an error to Redis 7.0, where the category
+    # does not contain WAIT.
+    Grant("multi exec time scan script|load unsubscribe info wait @blocking"),
     # Redis checks each command of a script again, so the lines below limit what scripts may do with these keys.
     Grant("evalsha", read=(keys.ALL_OURS, keys.ALL_QUEUES), write=(keys.ALL_OURS, keys.ALL_QUEUES)),
     Grant(

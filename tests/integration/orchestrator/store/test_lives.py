@@ -21,8 +21,8 @@ from tachikoma.vocabulary.audit import AuditCode
 from tachikoma_orchestrator.audit.entries import read_entries
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.store import lives as module
+from tachikoma_orchestrator.store.known import Known, share_known
 from tachikoma_orchestrator.store.lives import Lives
-from tachikoma_orchestrator.store.scripts import LastEvent, share_last_event
 
 ORCHESTRATOR = "spiffe://tachikoma.local/service/orchestrator"
 
@@ -44,11 +44,11 @@ class Stand:
     """One orchestrator on a Redis: its lives, and a trail through the gate."""
 
     def __init__(self, redis_url: str, identity: Identity) -> None:
-        self.last = LastEvent()
+        self.last = Known()
         self.own = connect(redis_url, name="life", max_connections=2)
         self.lives = Lives(self.own, identity, self.last, "a test")  # type: ignore[arg-type]
         self.redis = connect(redis_url, name="gated", gate=self.lives)
-        share_last_event(self.redis, self.last)
+        share_known(self.redis, self.last)
         self.trail = AuditTrail(self.redis)
         self.remembered = 0
         self.lives.on_loss(self.remember)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tachikoma_orchestrator.store import lua
-from tachikoma_orchestrator.store.scripts import Call, LastEvent, Script, flat
+from tachikoma_orchestrator.store.scripts import Call, Script, flat
 
 NAMES = sorted(path.name.removesuffix(".lua") for path in files(lua).iterdir() if path.name.endswith(".lua"))
 LIBRARIES = {"prelude", *(part for parts in lua.LIBRARIES.values() for part in parts)}
@@ -59,10 +59,3 @@ def test_the_hash_is_of_the_whole_source() -> None:
     hashes: dict[str, Any] = {name: Script(name).sha1 for name in SCRIPTS}
     assert len(set(hashes.values())) == len(SCRIPTS)
     assert all(re.fullmatch("[0-9a-f]{40}", value) for value in hashes.values())
-
-
-def test_the_latest_event_is_remembered_in_whatever_order_the_answers_come() -> None:
-    last = LastEvent()
-    for seq in (3, 5, 4):
-        last.note(seq, f"{seq}000-{seq}")
-    assert (last.seq, last.cursor, last.time_ms) == (5, "5000-5", 5000)

@@ -1,0 +1,44 @@
+"""What a process knows about its Redis, also when Redis forgets it: the latest audit event, and how many replicas."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+from tachikoma.redis.commands import Redis
+
+__all__ = ["Known", "known", "share_known"]
+
+
+class Known:
+    """The knowledge about one Redis, which all scripts of a process share."""
+
+    def __init__(self) -> None:
+        #: Number of the latest audit event; 0 for none.
+        self.seq = 0
+        #: Its place in the trail.
+        self.cursor = "0-0"
+        #: Number of replicas that are connected; with some, what is reported as done must be on one of them.
+        self.replicas = 0
+
+    def note(self, seq: int, cursor: str) -> None:
+        """Remember an event, unless a later one is known."""
+        if seq > self.seq:
+            self.seq, self.cursor = seq, cursor
+
+    @property
+    def time_ms(self) -> int:
+        """Time of the latest event by the clock of Redis, in milliseconds since the epoch."""
+        return int(self.cursor.partition("-")[0])
+
+
+_known: WeakKeyDictionary[object, Known] = WeakKeyDictionary()
+
+
+def known(redis: Redis) -> Known:
+    """Return what is known about the Redis of a client; all runners on its connections share it."""
+    return _known.setdefault(redis.connection_pool, Known())
+
+
+def share_known(redis: Redis, values: Known) -> None:
+    """Let all runners on a client's connections use and extend one knowledge."""
+    _known[redis.connection_pool] = values
