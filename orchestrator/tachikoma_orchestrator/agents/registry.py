@@ -138,7 +138,8 @@ class Registry:
         call = self._heard(
             keys=[keys.AGENTS, keys.ONLINE, keys.AUDIT, keys.REVOKED],
             args={"agent": agent, "run": heartbeat.run, "reason": reason},
-            payloads=[heartbeat.model_dump_json()],
+            # Without the record of the life, which is large and of use only while the agent is online.
+            payloads=[heartbeat.model_copy(update={"life": ""}).model_dump_json()],
         )
         if await self._runner.run(call):
             self._labels[agent], self._journals[agent] = heartbeat.labels, heartbeat.boot

@@ -51,8 +51,11 @@ class Lives:
         self.number = self.valid_from = 0
         #: Set when a life begins that the agent has not written its reports to.
         self.began = asyncio.Event()
+        #: The record in `token`, verified once; None for none.
+        self._record: LifeRecord | None = None
         if (token := journal.life()) and (record := self._verify(token)) is not None:
-            self.token, self.number, self.valid_from = token, record.number, record.valid_from
+            self.token, self._record = token, record
+            self.number, self.valid_from = record.number, record.valid_from
             self.began.set()
 
     def refusal(self, order: WorkOrder) -> str:
@@ -109,14 +112,15 @@ class Lives:
         if not token:
             # Orchestrators of older versions write none.
             return self.number == 0
-        record = self._verify(token)
+        # Each claim reads the record, so the known one is not verified again.
+        record = self._record if token == self.token else self._verify(token)
         if record is None or record.number < self.number or replid not in (None, record.replid):
             return False
         if token != self.token:
             await self._journal.remember_life(token)
             if record.number > self.number:
                 log.info("life.began", number=record.number, valid_from=record.valid_from)
-            self.number, self.token = record.number, token
+            self.number, self.token, self._record = record.number, token, record
             self.valid_from = max(self.valid_from, record.valid_from)
             self.began.set()
         return True

@@ -100,3 +100,14 @@ async def test_the_watch_finds_a_life_while_no_connection_breaks(agent: LocalAge
     async with asyncio.timeout(20), supervised(agent.context.lives.watch(agent.redis)):
         await agent.context.lives.began.wait()
     assert agent.context.lives.number == 6
+
+
+async def test_a_known_record_is_not_verified_for_each_order(
+    agent: LocalAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = await agent.record_life(1)
+    assert await run(agent, tmp_path / "mark", 1) == (ExecState.SUCCEEDED, "")
+    monkeypatch.setattr(agent.context.lives, "_verify", lambda _: pytest.fail("it is verified again"))
+    assert await run(agent, tmp_path / "mark", 1) == (ExecState.SUCCEEDED, "")
+    await agent.context.lives.learn(token)
+    assert agent.context.lives.number == 1
