@@ -525,6 +525,11 @@ ELSEWHERE = {
     # tests/faults/test_rollback.py: Redis goes back to an older state.
     "redis_life",
     "record_restored",
+    # tests/integration/orchestrator/api/test_sessions.py
+    *("session_opened", "session_attached", "session_detached", "session_resized", "session_signalled"),
+    "session_closed",
+    # tests/integration/orchestrator/batches
+    *("batch_submitted", "batch_wave", "batch_stopped", "batch_cancelled", "batch_expired", "batch_ended"),
 }
 
 

@@ -40,6 +40,7 @@ CALLS: list[tuple[str, tuple[object, ...], dict[str, Any], int]] = [
     ("zrevrangebyscore", ("sorted", "+inf", "-inf"), {"start": 0, "num": 1}, 0),
     ("zrevrangebyscore", ("sorted", "+inf", "-inf"), {"withscores": True}, 1),
     ("zrem", ("sorted", "a"), {}, 0),
+    ("xadd", ("stream", {"field": b"value"}), {}, 0),
     ("execute_command", ("XADD", "stream", "*", "field", "value"), {}, 0),
     ("xrange", ("stream",), {"count": 10}, 0),
     ("xrange", ("missing",), {}, 0),
