@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from tachikoma.vocabulary.limits import OutputLimit, ResourceLimits
+from tachikoma.vocabulary.model import OMITTED_IF_NONE
 
 __all__ = ["Digest", "Grant", "GrantedExecutable"]
 
@@ -49,6 +50,6 @@ class Grant(BaseModel):
     #: Seconds between TERM and KILL; None for the agent's own setting.
     kill_grace: Annotated[float, Field(ge=0, le=600)] | None = None
     #: Seconds without input after which an interactive command is hung up; None for no limit.
-    idle_seconds: Annotated[float, Field(gt=0)] | None = None
+    idle_seconds: Annotated[Annotated[float, Field(gt=0)] | None, OMITTED_IF_NONE] = None
     #: Seconds without an attached caller after which an interactive command is hung up; None for no limit.
-    detached_seconds: Annotated[float, Field(gt=0)] | None = None
+    detached_seconds: Annotated[Annotated[float, Field(gt=0)] | None, OMITTED_IF_NONE] = None

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from tachikoma.errors import InvalidRequest
 
-__all__ = ["CallersModel", "Model", "describe_validation_error"]
+__all__ = ["OMITTED_IF_NONE", "CallersModel", "Model", "describe_validation_error"]
+
+#: A later field of a signed request or grant. It is not written while it is None, so that older programs, which refuse
+#: unknown fields, read the messages that do not need it (docs/decisions/0031).
+OMITTED_IF_NONE = Field(exclude_if=lambda value: value is None)
 
 
 class Model(BaseModel):

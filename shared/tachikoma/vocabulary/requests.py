@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from tachikoma.errors import InvalidRequest
 from tachikoma.vocabulary.limits import ResourceLimits
-from tachikoma.vocabulary.model import CallersModel, describe_validation_error
+from tachikoma.vocabulary.model import OMITTED_IF_NONE, CallersModel, describe_validation_error
 from tachikoma.vocabulary.types import Base64, Duration, Identifier, Timestamp
 
 __all__ = [
@@ -150,7 +150,7 @@ class ExecRequest(CallersModel):
     #: True if the command gets a terminal. Needs `interactive`.
     tty: bool = False
     #: Type and size of the terminal. None: the defaults, if the command gets one.
-    terminal: Terminal | None = None
+    terminal: Annotated[Terminal | None, OMITTED_IF_NONE] = None
     #: SPIFFE ID of the requester. The server sets it; a caller leaves it empty or gives its own ID.
     requested_by: Annotated[str, Field(max_length=2048)] = ""
     #: Time at which the requester made the request.
