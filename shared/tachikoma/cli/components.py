@@ -7,6 +7,7 @@ components are in one wheel; an installation without a component's extra lacks i
 from __future__ import annotations
 
 import gc
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar
@@ -76,6 +77,9 @@ class ComponentCommand(typer.core.TyperCommand):
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """Make the context of the real command, which then runs or shows its help."""
+        if self.component.name not in LASTING:
+            # gRPC reads it when it is loaded. Its lines about failed handshakes say less than our own messages.
+            os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         command = self.component.load()
         command.name = self.component.name
         ComponentCommand.last = command.name

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 import grpc
 import grpc.aio
 
+from tachikoma.client.diagnosis import Trouble, diagnose
 from tachikoma.client.profile import Profile
 from tachikoma.client.rpc_errors import error_from_rpc
 from tachikoma.config.channels import KEEPALIVE_OPTIONS, proxy_hint, proxy_options
+from tachikoma.config.logs import get_logger
 from tachikoma.errors import FailedPrecondition, TachikomaError, Unauthenticated, Unavailable
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
 from tachikoma.identity.bundles import TrustBundle
@@ -31,8 +33,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection"]
 
+log = get_logger(__name__)
+
 #: Longest time to wait for a connection before a call is made anyway, which then fails with a reason.
 CONNECT_SECONDS = 10.0
+#: After this time without a connection, the reason is looked for and logged.
+QUIET_SECONDS = 1.0
 #: How long a call may go on over a connection whose root was removed from the bundle. Then the call is resumed.
 REMOVED_ROOT_SECONDS = 5.0
 
@@ -81,6 +87,8 @@ class Connection:
         """
         self._profile = profile
         self._closed = False
+        #: Why the last attempt to connect failed; None if it did not, or the reason is not known.
+        self._trouble: Trouble | None = None
         _check_process()
         self._identity = open_identity(profile.identity)
         svid = self._identity.current()
@@ -136,6 +144,8 @@ class Connection:
     async def ready(self) -> bool:
         """Wait for a connection, at most `CONNECT_SECONDS`, so that a restart of the server goes unnoticed.
 
+        A wrong certificate of the server does not become right by waiting, so it is reported after a second.
+
         Returns:
             Whether there is a connection.
 
@@ -147,14 +157,35 @@ class Connection:
         if channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:
             return True
         with suppress(TimeoutError):
-            await asyncio.wait_for(channel.channel_ready(), CONNECT_SECONDS)
+            await asyncio.wait_for(channel.channel_ready(), QUIET_SECONDS)
+            self._trouble = None
+            return True
+        if await self._explain():
+            return False
+        with suppress(TimeoutError):
+            await asyncio.wait_for(channel.channel_ready(), CONNECT_SECONDS - QUIET_SECONDS)
+            self._trouble = None
             return True
         return False
+
+    async def _explain(self) -> bool:
+        """Find out why there is no connection, log what is waited for, and return whether waiting cannot help."""
+        address = self._profile.address
+        found = await asyncio.to_thread(diagnose, address, self._profile.server_name, self._trusted(self._used).pem)
+        if found is not None and not found.lasting and found != self._trouble:
+            log.warning(f"waiting for the orchestrator at {address}: {found.text}")
+        self._trouble = found
+        return found is not None and found.lasting
 
     def error_of(self, error: grpc.aio.AioRpcError) -> TachikomaError:
         """Convert the failure of a call into the error that the server raised, or that describes the connection."""
         trailing = [(str(key), value) for key, value in error.trailing_metadata() or ()]
         translated = error_from_rpc(error.code(), error.details() or "", trailing)
+        if type(translated) is Unavailable and not translated.metadata and self._trouble is not None:
+            return Unavailable(
+                f"cannot reach the orchestrator at {self._profile.address}: {self._trouble.text}",
+                retry_after_seconds=translated.retry_after_seconds,
+            )
         if type(translated) is Unavailable and not translated.metadata:
             return Unavailable(
                 f"cannot reach the orchestrator at {self._profile.address}: {error.details()}; "

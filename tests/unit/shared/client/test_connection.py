@@ -13,7 +13,9 @@ import pytest
 
 from authority import Authority
 from tachikoma import AgentOffline, AsyncClient, NotFound, Profile, TachikomaError, Unauthenticated, Unavailable
+from tachikoma.client import connection as connection_module
 from tachikoma.client.connection import Connection
+from tachikoma.client.diagnosis import Trouble
 from tachikoma.client.rpc_errors import STATUS_DETAILS, error_to_details
 from tachikoma.identity.files import BUNDLE_FILE, FEDERATED_FOLDER
 
@@ -122,3 +124,28 @@ async def test_a_server_that_does_not_answer_is_reported_with_its_address(connec
 async def test_an_error_that_the_server_raised_stays_as_it_is(connection: Connection, sent: TachikomaError) -> None:
     error = connection.error_of(failure(grpc.StatusCode[sent.code], error_to_details(sent)))
     assert (type(error), str(error), error.metadata) == (type(sent), str(sent), sent.metadata)
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+async def test_a_connection_that_does_not_come_is_explained_once(
+    authority: Authority,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    lasting: bool,
+) -> None:
+    authority.write(tmp_path, "spiffe://tachikoma.local/user/alice")
+    found = Trouble("nothing accepts connections there", lasting=lasting)
+    monkeypatch.setattr(connection_module, "diagnose", lambda *_: found)
+    monkeypatch.setattr(connection_module, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(connection_module, "CONNECT_SECONDS", 0.1)
+    tried = Connection(Profile(address="127.0.0.1:1", server_name="x", identity=tmp_path))
+    try:
+        with caplog.at_level("WARNING", "tachikoma.client.connection"):
+            assert not await tried.ready()
+            assert not await tried.ready()
+    finally:
+        await tried.close()
+    # One that waiting cannot help is the error itself.
+    waits = "waiting for the orchestrator at 127.0.0.1:1: nothing accepts connections there"
+    assert caplog.messages == ([] if lasting else [waits])

@@ -1,0 +1,115 @@
+"""Why there is no connection: each cause on a real socket."""
+
+from __future__ import annotations
+
+import datetime as dt
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from authority import Authority
+from tachikoma.client.diagnosis import Trouble, diagnose
+from tachikoma.identity.files import CERTIFICATE_FILE, KEY_FILE
+
+NAME = "orchestrator.example.org"
+SERVICE = "spiffe://example.org/service/orchestrator"
+
+
+@contextmanager
+def listening(tls: ssl.SSLContext | None) -> Iterator[str]:
+    """The address of a server that makes one handshake, or answers one line without TLS."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):
+                connection, _ = server.accept()
+                with connection:
+                    if tls is None:
+                        connection.sendall(b"220 not TLS\r\n")
+                    else:
+                        with tls.wrap_socket(connection, server_side=True):
+                            pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        thread.join(10)
+
+
+def server_of(authority: Authority, folder: Path, **options: object) -> ssl.SSLContext:
+    authority.write(folder, SERVICE, **{"dns": [NAME], **options})
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / CERTIFICATE_FILE, folder / KEY_FILE)
+    return context
+
+
+def test_a_good_server_has_no_trouble(tmp_path: Path) -> None:
+    authority = Authority("example.org")
+    with listening(server_of(authority, tmp_path)) as address:
+        assert diagnose(address, NAME, authority.pem) is None
+
+
+@pytest.mark.parametrize(
+    ("case", "text"),
+    [
+        (
+            "unknown",
+            "its certificate is signed by an authority that your bundle does not contain; renew your bundle",
+        ),
+        (
+            "name",
+            "its certificate is not for 'orchestrator.example.org'; check `serverName` in the client profile, "
+            "or you reached another service",
+        ),
+        (
+            "expired",
+            "its certificate has expired; renew the orchestrator's certificate, or check the clock of this host",
+        ),
+        ("early", "its certificate is not valid yet; check the clocks of both hosts"),
+    ],
+)
+def test_a_wrong_certificate_is_named_and_waiting_does_not_help(case: str, text: str, tmp_path: Path) -> None:
+    authority, now = Authority("example.org"), dt.datetime.now(dt.UTC)
+    options: dict[str, dict[str, object]] = {
+        "name": {"dns": ["other.example.org"]},
+        "expired": {"begin": now - dt.timedelta(minutes=9), "end": now - dt.timedelta(minutes=3)},
+        "early": {"begin": now + dt.timedelta(minutes=9), "end": now + dt.timedelta(minutes=19)},
+    }
+    trusted = Authority("example.org") if case == "unknown" else authority
+    with listening(server_of(authority, tmp_path, **options.get(case, {}))) as address:
+        assert diagnose(address, NAME, trusted.pem) == Trouble(text, lasting=True)
+
+
+def test_a_closed_port_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    found = diagnose(address, NAME, Authority("example.org").pem)
+    assert found == Trouble("nothing accepts connections there; is the orchestrator running?")
+
+
+def test_a_service_without_tls_is_named() -> None:
+    with listening(None) as address:
+        found = diagnose(address, NAME, Authority("example.org").pem)
+    assert found == Trouble("the service there speaks no TLS of this kind; is the port right?")
+
+
+def test_an_unknown_host_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "create_connection", unknown)
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    found = diagnose("nowhere.example:8534", NAME, Authority("example.org").pem)
+    assert found == Trouble("the name nowhere.example is not known; check `address` in the client profile")
+
+
+def test_behind_a_proxy_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    assert diagnose("orchestrator.example.org:8534", NAME, b"") is None
+    assert diagnose("unix:/run/x.sock", NAME, b"") is None
