@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
-from support import AGENT, POLICY, TRUST_DOMAIN, own_user, request, user_id
+from support import AGENT, POLICY, request, wait_until
 
 from tachikoma import AsyncClient, ExecResponse, ExecState, OutputKind
 from tachikoma.client.interactive import AsyncSession
-from tachikoma.dev.stack import Stack
+from tachikoma.dev.identities import own_user
+from tachikoma.dev.stack import TRUST_DOMAIN, Stack
+from tachikoma.identity.spiffe import user_id
 from tachikoma.sessions.frames import SignalName
 from tachikoma.vocabulary.requests import Terminal, WindowSize
 
@@ -127,32 +131,41 @@ async def test_input_without_a_terminal_has_no_bound(session_stack: Stack) -> No
         assert made.output.split()[0].decode() == hashlib.sha256(content).hexdigest()
 
 
-async def test_parts_are_killed_while_input_is_typed_and_no_byte_is_lost_or_doubled(session_stack: Stack) -> None:
+async def type_slowly(made: Caller, reading: asyncio.Task[None], lines: list[bytes]) -> None:
+    """Type lines, a few at a time, and then the end."""
+    await made.until(b"33 99\n")
+    for begin in range(0, len(lines), 500):
+        await made.session.write(b"".join(lines[begin : begin + 500]))
+        await asyncio.sleep(0.02)
+    await made.session.end()
+    await asyncio.wait_for(reading, PATIENCE_SECONDS)
+
+
+def test_parts_are_killed_while_input_is_typed_and_no_byte_is_lost_or_doubled(session_stack: Stack) -> None:
+    """Killed by the main thread: parts that another thread starts end with that thread."""
     kills: tuple[Callable[[Stack], None], ...] = (kill_worker, kill_orchestrator, kill_redis)
     lines = [b"%063d\n" % number for number in range(30_000)]
     content = b"".join(lines)
-    async with caller(session_stack, "sh", "-c", "stty -echo -opost; stty size; sha256sum") as (made, reading):
-        await made.until(b"33 99\n")
+    callers: list[Caller] = []
 
-        async def type_all() -> None:
-            for begin in range(0, len(lines), 500):
-                await made.session.write(b"".join(lines[begin : begin + 500]))
-                await asyncio.sleep(0.02)
-            await made.session.end()
+    async def use() -> None:
+        async with caller(session_stack, "sh", "-c", "stty -echo -opost; stty size; sha256sum") as (made, reading):
+            callers.append(made)
+            await type_slowly(made, reading, lines)
 
-        typing = asyncio.create_task(type_all())
+    def typed(least: int) -> bool:
+        return using.done() or (bool(callers) and callers[0].session.accepted.offset > least)
+
+    with ThreadPoolExecutor(1) as pool:
+        using = pool.submit(asyncio.run, use())
         for number, kill in enumerate(kills, 1):
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                while made.session.accepted.offset < len(content) * number // 8:  # noqa: ASYNC110 (no event)
-                    await asyncio.sleep(0.01)
-            await asyncio.to_thread(kill, session_stack)
-        await asyncio.wait_for(typing, PATIENCE_SECONDS)
-        await asyncio.wait_for(reading, PATIENCE_SECONDS)
-        assert made.result is not None
-        assert made.result.state is ExecState.SUCCEEDED, made.result.error
-        assert made.output == b"33 99\n" + hashlib.sha256(content).hexdigest().encode() + b"  -\n"
-    await asyncio.to_thread(session_stack.wait_for_agents)
-    async with caller(session_stack, "sh", "-c", "echo again; exit 3") as (made, reading):
-        await asyncio.wait_for(reading, PATIENCE_SECONDS)
-        assert made.result is not None
-        assert (made.output, made.result.exit_code) == (b"again\r\n", 3)
+            least = len(content) * number // 8
+            wait_until(partial(typed, least), "input was accepted")
+            assert not using.done()
+            kill(session_stack)
+        using.result(PATIENCE_SECONDS)
+    result = callers[0].result
+    assert result is not None
+    assert result.state is ExecState.SUCCEEDED, result.error
+    assert callers[0].output == b"33 99\n" + hashlib.sha256(content).hexdigest().encode() + b"  -\n"
+    session_stack.wait_for_agents()

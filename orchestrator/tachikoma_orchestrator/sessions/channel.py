@@ -119,6 +119,7 @@ class InputChannel:
         self._written: int | None = None
         self._accepted = InputAccepted()
         self._end = False
+        self._closing = False
         self._size: WindowSize | None = None
         self._output = 0
 
@@ -165,7 +166,8 @@ class InputChannel:
     async def signal(self, name: SignalName) -> None:
         """Send a signal once; wait until the command runs."""
         await self._ready.wait()
-        await self._send(Signal(name))
+        while not await self._send(Signal(name)):
+            await self._ready.wait()
 
     async def written(self, output: int) -> None:
         """Send the caller's progress in writing output: number of bytes of both streams."""
@@ -181,6 +183,8 @@ class InputChannel:
         """Ask the agent to end the session; return False if the command does not run."""
         if self._epoch is None:
             return False
+        # Also in the next epoch, if keys are being agreed on at this moment.
+        self._closing = True
         await self._send(Close())
         return True
 
@@ -266,6 +270,8 @@ class InputChannel:
             frames += [Data(offset, data) for offset, data in self._retained]
             if self._end:
                 frames.append(End(self._written))
+            if self._closing:
+                frames.append(Close())
             for frame in frames:
                 await self._add(Sealed(epoch.sealer.seal(encode(frame))))
             self._ready.set()
@@ -288,18 +294,19 @@ class InputChannel:
 
     # --- frames -------------------------------------------------------------------------------------------------------
 
-    async def _send(self, frame: Frame) -> None:
-        """Send a frame in the current epoch. Without one, `_resume` sends what must not be lost."""
+    async def _send(self, frame: Frame) -> bool:
+        """Send a frame in the current epoch; return False without one. Then `_resume` sends what must not be lost."""
         async with self._sending:
             epoch = self._epoch
             if epoch is None or not self._ready.is_set():
-                return
+                return False
             try:
                 await self._add(Sealed(epoch.sealer.seal(encode(frame))))
             except (RedisError, OSError) as error:
                 # The frame may or may not be in Redis.
                 log.warning("session.redis_unavailable", id=self._address.exec_id, error=str(error))
                 self.renew()
+        return True
 
     async def _add(self, entry: Entry) -> None:
         await self._redis.xadd(self._input, {**encode_entry(entry)})
