@@ -62,6 +62,7 @@ class Counting:
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
+        self.connection_pool = redis.connection_pool
         self.entries = 0
 
     async def xrange(self, *args: str, count: int) -> list[object]:
