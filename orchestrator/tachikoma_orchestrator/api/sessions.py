@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from contextlib import aclosing, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import structlog
@@ -87,8 +87,9 @@ class SessionCalls(ExecutionCalls, OutputCalls):
             case _:
                 raise InvalidRequest("the first message is `request` or `attach`")
         follower = self._follower(agent, exec_id, after_seq)
+        attached = _Attached(self, agent, exec_id, outbox)
         with self._parts.completions.expect(exec_id) as end:
-            async with follower.listen():
+            async with follower.listen(), attached.listen():
                 opened = wanted is not None and await self._parts.admitter.admit(wanted, current_peer(), session=True)
                 record = await self._session(exec_id)
                 self._parts.completions.note_order(exec_id, AwaitedOrder(agent, record.order_sha256))
@@ -98,7 +99,7 @@ class SessionCalls(ExecutionCalls, OutputCalls):
                     async for message in output:
                         await outbox.put(message)
                 else:
-                    await _Attached(self, record, outbox, opened=opened).run(requests, output)
+                    await attached.run(record, requests, output, opened=opened)
 
     async def _session(self, exec_id: str) -> Record:
         """Return the record of an interactive execution of the caller, who may be attached to it now.
@@ -146,20 +147,19 @@ class _Work:
 class _Attached:
     """One attached caller."""
 
-    def __init__(self, calls: SessionCalls, record: Record, outbox: Outbox, *, opened: bool) -> None:
+    def __init__(self, calls: SessionCalls, agent: str, exec_id: str, outbox: Outbox) -> None:
         self._calls = calls
         self._parts = parts = calls._parts
-        self._record = record
+        self._exec_id = exec_id
         self._peer = peer = current_peer()
         self._outbox = outbox
-        self._opened = opened
-        self._attachment = Attachment(parts.redis, record, peer)
+        self._attachment = Attachment(parts.redis, agent, exec_id, peer)
         self._channel = InputChannel(
             parts.redis,
             parts.output_subscriber,
             parts.identity,
             parts.registry.revocations,
-            SessionAddress(record.agent, record.exec_id, str(peer), peer.address),
+            SessionAddress(agent, exec_id, str(peer), peer.address),
             next_epoch=self._attachment.next_epoch,
             state=self._state,
             on_accepted=self._on_accepted,
@@ -173,19 +173,29 @@ class _Attached:
         #: Why the caller is not attached any more.
         self._reason = "the connection ended"
 
-    async def run(self, requests: AsyncIterator[pb.ExecInput], output: AsyncGenerator[ExecOutput]) -> None:
+    def listen(self) -> AbstractAsyncContextManager[None]:
+        """Return the subscription to the agent's notices; enter it before the execution can start."""
+        return self._channel.listen()
+
+    async def run(
+        self,
+        record: Record,
+        requests: AsyncIterator[pb.ExecInput],
+        output: AsyncGenerator[ExecOutput],
+        *,
+        opened: bool,
+    ) -> None:
         """Serve the caller until the execution ends, the caller leaves, or it loses its right."""
-        await self._attachment.begin(opened=self._opened)
+        await self._attachment.begin(opened=opened)
         try:
-            async with self._channel.listen():
-                if self._record.state is ExecState.STARTED:
-                    self._channel.renew()
-                async with supervised(
-                    self._channel.run(), self._read(requests), self._watch_rights(), self._report_start(),
-                    self._acknowledge(), self._forward(output),
-                ):  # fmt: skip
-                    # Nothing else is awaited here, so that the failure of a part always ends the wait.
-                    await self._ended.wait()
+            if record.state is ExecState.STARTED:
+                self._channel.renew()
+            async with supervised(
+                self._channel.run(), self._read(requests, record), self._watch_rights(record),
+                self._report_start(record), self._acknowledge(), self._forward(output),
+            ):  # fmt: skip
+                # Nothing else is awaited here, so that the failure of a part always ends the wait.
+                await self._ended.wait()
         except Exception as error:
             self._reason = str(error)[:300]
             raise
@@ -200,14 +210,14 @@ class _Attached:
                 await self._attachment.end(self._reason)
 
     async def _state(self) -> tuple[ExecState, str]:
-        record = await self._parts.ledger.record(self._record.exec_id)
+        record = await self._parts.ledger.record(self._exec_id)
         if record is None:
             return ExecState.LOST, ""
         return record.state, record.order_sha256
 
     def _on_accepted(self, progress: InputAccepted) -> None:
         self._takes_input.set()
-        self._outbox.accept(self._record.exec_id, progress)
+        self._outbox.accept(self._exec_id, progress)
 
     # --- background parts ---------------------------------------------------------------------------------------------
 
@@ -218,7 +228,7 @@ class _Attached:
                 await self._outbox.put(message)
         self._ended.set()
 
-    async def _watch_rights(self) -> None:
+    async def _watch_rights(self, record: Record) -> None:
         """Decide again whenever policy changes.
 
         Raises:
@@ -229,16 +239,16 @@ class _Attached:
             await asyncio.sleep(RIGHTS_SECONDS)
             if (current := self._parts.policies.current) is decided:
                 continue
-            if why := await self._calls._lost_right(self._record, self._peer):
+            if why := await self._calls._lost_right(record, self._peer):
                 raise PermissionDenied(f"not allowed any more: {why}", metadata={"rule": "attach"})
             decided = current
 
-    async def _report_start(self) -> None:
+    async def _report_start(self, before: Record) -> None:
         """Send the status once the command takes input."""
         await self._takes_input.wait()
-        if self._record.state is ExecState.STARTED:
+        if before.state is ExecState.STARTED:
             return
-        record = await self._parts.ledger.record(self._record.exec_id)
+        record = await self._parts.ledger.record(self._exec_id)
         if record is not None and not record.state.terminal:
             status = await self._parts.evidence.status(record)
             await self._outbox.put(ExecOutput(id=record.exec_id, kind=OutputKind.STATUS, status=status))
@@ -251,16 +261,16 @@ class _Attached:
             if not self._reports_output:
                 await self._channel.written(self._outbox.sent_bytes)
 
-    async def _read(self, requests: AsyncIterator[pb.ExecInput]) -> None:
+    async def _read(self, requests: AsyncIterator[pb.ExecInput], record: Record) -> None:
         """Take the messages of the caller.
 
         Raises:
             InvalidRequest: a message is wrong.
         """
         async for message in requests:
-            await self._take(message)
+            await self._take(message, record)
 
-    async def _take(self, message: pb.ExecInput) -> None:
+    async def _take(self, message: pb.ExecInput, record: Record) -> None:
         match message.WhichOneof("event"):
             case "data":
                 await self._write(message.data)
@@ -277,7 +287,7 @@ class _Attached:
                 self._reason = "the caller left it"
                 self._outbox.finish()
             case "close":
-                await self._close()
+                await self._close(record)
             case _:
                 raise InvalidRequest("`request` and `attach` are for the first message of a call")
 
@@ -301,7 +311,7 @@ class _Attached:
         await self._attachment.note(AuditCode.SESSION_SIGNALLED, name)
         await self._channel.signal(name)
 
-    async def _close(self) -> None:
+    async def _close(self, record: Record) -> None:
         await self._attachment.note(AuditCode.SESSION_CLOSED, "asked to end it")
         if not await self._channel.close():
-            await self._calls._cancel(self._record, self._peer)
+            await self._calls._cancel(record, self._peer)

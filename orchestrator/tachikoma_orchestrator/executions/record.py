@@ -126,6 +126,8 @@ class Record:
     approvers: str
     #: Time of the request by the caller's clock, ms; parsed by `status`.
     caller_ms: str
+    #: SPIFFE ID of the attached caller of an interactive execution; empty for none.
+    attached_by: str
     #: When the ledger recorded the final state, ms; parsed by `result`.
     settled: str
     #: The receipt's facts as text, by the names in `REPORTED`; parsed by `result`.
@@ -167,6 +169,7 @@ class Record:
                 request=text("request"),
                 approvers=text("approvers"),
                 caller_ms=text("caller_ms"),
+                attached_by=text("attached_by"),
                 settled=text("settled_ms"),
                 reported={name: text(name) for name in REPORTED if name.encode() in fields},
             )
@@ -237,6 +240,9 @@ class Record:
                 approved_by=self.approved_by,
                 approval_reason=self.approval_reason,
                 caller_time=optional_from_ms(int(self.caller_ms or 0)),
+                interactive=request.interactive,
+                tty=request.tty,
+                attached_by="" if self.state.terminal else self.attached_by,
             )
         except (*_UNREADABLE, RecursionError) as error:
             raise _unreadable(self.exec_id, error) from None

@@ -13,7 +13,6 @@ from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.caller import Peer
-from tachikoma_orchestrator.executions.record import Record
 from tachikoma_orchestrator.store.scripts import Runner, Script, flat
 
 __all__ = ["Attachment", "ExecutionEnded", "SessionState"]
@@ -57,17 +56,18 @@ class _Answer:
 class Attachment:
     """An attachment, from its first epoch to its end. Not shared between callers."""
 
-    def __init__(self, redis: Redis, record: Record, peer: Peer) -> None:
+    def __init__(self, redis: Redis, agent: str, exec_id: str, peer: Peer) -> None:
         """Prepare an attachment; nothing is recorded yet.
 
         Args:
             redis: the connections.
-            record: of the execution.
+            agent, exec_id: the execution.
             peer: the caller.
         """
         self._runner = Runner(redis)
         self._script = Script("session")
-        self._record = record
+        self._agent = agent
+        self._exec_id = exec_id
         self._peer = peer
         #: Number of the latest epoch that this attachment began.
         self.epoch = 0
@@ -100,7 +100,7 @@ class Attachment:
         """
         current = await self._change(begin=False, fields={}, event={})
         if current.outcome is _Outcome.EPOCH:
-            raise taken_over(self._record.exec_id)
+            raise taken_over(self._exec_id)
         self.epoch = await self._begin({}, {})
         return self.epoch
 
@@ -129,23 +129,23 @@ class Attachment:
     def _event(self, code: AuditCode, reason: str = "") -> dict[str, str]:
         by = f"from {self._peer.address}" if self._peer.address else "from an unknown address"
         return {
-            "event": code, "id": self._record.exec_id, "agent_id": self._record.agent, "authorized": "1",
+            "event": code, "id": self._exec_id, "agent_id": self._agent, "authorized": "1",
             "actor": str(self._peer), "reason": f"{by}{f': {reason}' if reason else ''}"[:MAX_REASON],
         }  # fmt: skip
 
     async def _begin(self, fields: Mapping[str, str], event: Mapping[str, str]) -> int:
         answer = await self._change(begin=True, fields=fields, event=event)
         if answer.outcome is _Outcome.MISSING:
-            raise NotFound(f"the execution {self._record.exec_id} is gone")
+            raise NotFound(f"the execution {self._exec_id} is gone")
         if answer.outcome is not _Outcome.DONE:
-            raise ExecutionEnded(f"the execution {self._record.exec_id} has ended")
+            raise ExecutionEnded(f"the execution {self._exec_id} has ended")
         return answer.epoch
 
     async def _change(self, *, begin: bool, fields: Mapping[str, str], event: Mapping[str, str]) -> _Answer:
         call = self._script(
-            keys=[keys.execution(self._record.exec_id), keys.AUDIT],
+            keys=[keys.execution(self._exec_id), keys.AUDIT],
             args={
-                "agent": self._record.agent, "states": list(OPEN), "begin": begin, "epoch": self.epoch,
+                "agent": self._agent, "states": list(OPEN), "begin": begin, "epoch": self.epoch,
                 "fields": flat(fields), "event": flat(event),
             },
         )  # fmt: skip

@@ -155,6 +155,8 @@ COMPONENTS = (
     ),
     Component("run", f"{_CLIENT}.run", "Run a command on many agents, and show their answers."),
     Component("schedule", f"{_CLIENT}.schedule:schedule", "Show, pause, resume and run schedules; check their files."),
+    Component("sessions", f"{_CLIENT}.sessions:sessions", "List interactive executions, attach to them and end them."),
+    Component("shell", f"{_CLIENT}.execute", "Run a login shell on an agent; the same as `exec -it AGENT -- bash -l`."),
     Component("spawner", f"{_WORKER}:spawner", "Run a spawner for a worker that is not root.", "worker"),
     Component("status", f"{_CLIENT}.executions", "Show the state of an execution, and how it came there."),
     Component(

@@ -182,7 +182,7 @@ _STATUS = WireFormat(
     pb.ExecStatus,
     (
         *plain("id", "agent_id", "requested_by", "exit_code", "error", "policy_applied", "cancel_requested_by"),
-        *plain("user", "work_dir", "approved_by", "approval_reason"),
+        *plain("user", "work_dir", "approved_by", "approval_reason", "interactive", "tty", "attached_by"),
         WireField("state", STATE),
         WireField("command", TUPLE),
         WireField("approvers", TUPLE),

@@ -183,6 +183,12 @@ class ExecStatus(Model):
     approval_reason: str = ""
     #: Time of the request by the caller's clock, not verified; None if it is not known.
     caller_time: Timestamp | None = None
+    #: True if input can follow while the command runs.
+    interactive: bool = False
+    #: True if the command has a terminal.
+    tty: bool = False
+    #: SPIFFE ID of the attached caller of an interactive execution; empty if it is detached.
+    attached_by: str = ""
 
 
 class Approval(Model):

@@ -37,6 +37,10 @@ COLUMNS, MODULE_LINES, ENTRIES = 120, 420, 15
 
 #: Modules without a test of their own: the file below tests/ that tests them instead, and why.
 NO_OWN_TEST: dict[str, tuple[str, str]] = {
+    "shared/tachikoma/cli/session.py": (
+        "end_to_end/test_terminals.py",
+        "it copies between the descriptors of its process, at a real terminal and through pipes",
+    ),
     "shared/tachikoma/redis/celery_broker.py": (
         "security/test_redis_tls.py",
         "Celery's own connections, by TLS and by unix socket",
@@ -150,6 +154,7 @@ NO_OWN_TEST: dict[str, tuple[str, str]] = {
 LARGE_MODULES: dict[str, str] = {}
 #: Levels of more than 15 entries, and why.
 LARGE_LEVELS: dict[str, str] = {
+    "shared/tachikoma/cli/commands": "one module for each command, or for a few that share a noun",
     "orchestrator/tachikoma_orchestrator/api": "one module for each noun of the API",
     "shared/tachikoma": "one folder for each room, and the modules that are public names of the package",
     "shared/tachikoma/vocabulary": "one file for each noun that both sides speak of; they have no rooms",

@@ -3,13 +3,14 @@
 `exec` exits as the remote command does. Its own exit codes are those of `timeout`, `env` and `docker`: 124 when the
 command was killed at its timeout, 125 when it did not run (refused, offline, expired) or its outcome is unknown.
 126 and 127 are as in a shell, 130 means cancelled. Output that this process cannot write cancels the command: 141 when
-the reader has gone, 125 for another fault.
+the reader has gone, 125 for another fault. A session that is left running ends this program with 0.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shlex
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -26,13 +27,16 @@ from tachikoma.cli.lookup import similar_agents
 from tachikoma.cli.options import duration, environment, remote_command
 from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, report, show_value
 from tachikoma.cli.result import CollectedOutput, OutputFolder
+from tachikoma.cli.session import Left, run_session
+from tachikoma.cli.terminal import terminal_of
 from tachikoma.client.aio import AsyncClient
-from tachikoma.errors import AgentUnknown, TachikomaError
+from tachikoma.client.interactive import AsyncSession
+from tachikoma.errors import AgentUnknown, InvalidRequest, TachikomaError
 from tachikoma.vocabulary.requests import MAX_STDIN_BYTES, ExecRequest, make_request
 from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus
 from tachikoma.vocabulary.states import ExecState
 
-__all__ = ["add_to"]
+__all__ = ["add_to", "attend"]
 
 USAGE = 2
 TIMED_OUT = 124
@@ -44,6 +48,7 @@ def add_to(app: typer.Typer) -> None:
     """Add the commands of this module."""
     # Options end at the agent's name, so that those of the remote command need no `--`.
     app.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(execute)
+    app.command()(shell)
 
 
 def execute(
@@ -59,6 +64,11 @@ def execute(
     memory: Annotated[str | None, typer.Option(help="Limit of memory: 512MiB. Can only lower the policy's.")] = None,
     cpus: Annotated[float | None, typer.Option(help="Limit of processor time, in processors: 0.5.")] = None,
     pids: Annotated[int | None, typer.Option(help="Limit of processes and threads.")] = None,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", "-i", help="Send standard input while the command runs.")
+    ] = False,
+    tty: Annotated[bool, typer.Option("--tty", "-t", help="With a terminal; implies --interactive.")] = False,
+    no_tty: Annotated[bool, typer.Option("--no-tty", "-T", help="Without a terminal.")] = False,
     no_stdin: Annotated[bool, typer.Option("--no-stdin", "-n", help="Do not read standard input.")] = False,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not wait; print the execution's id.")] = False,
     exec_id: Annotated[str | None, typer.Option("--id", help="Id of the execution; safe to repeat with it.")] = None,
@@ -72,8 +82,14 @@ def execute(
 
     Ctrl-C, SIGTERM and a closed terminal cancel the command, as does a reader of the output that leaves. A connection
     that breaks cancels nothing, and is resumed. With --detach the command continues without this program.
+
+    Piped input of up to 4 MiB is a part of the request. More of it streams to the running command, as with
+    --interactive, if policy allows interactive commands. In a terminal, ~. at the begin of a line ends the session,
+    ~d leaves it running, and ~? lists all such escapes.
     """
     _refuse_option(context, agent)
+    tty = _terminal_wanted(tty) and not no_tty
+    interactive = interactive or tty
     values: dict[str, Any] = {
         "agent_id": agent,
         "command": remote_command(command),
@@ -86,13 +102,46 @@ def execute(
         if timeout is not None:
             values["timeout"] = duration(timeout, "--timeout")
         values["environment"] = environment(env or [])
-        # One byte beyond the bound, so that more is refused and not shortened.
-        values["stdin"] = b"" if no_stdin else read_input(MAX_STDIN_BYTES + 1)
-        code = asyncio.run(_run(make_request(_given(values)), detach=detach, output=output, folder=output_dir))
+        if interactive and (detach or no_stdin or output_dir or output.for_programs):
+            raise InvalidRequest("--interactive and --tty take none of --detach, -n, --output-dir and -o json")
+        # One byte beyond the bound: more than that streams.
+        stdin = b"" if no_stdin or interactive else read_input(MAX_STDIN_BYTES + 1)
+        streams = len(stdin) > MAX_STDIN_BYTES and not (detach or output_dir or output.for_programs)
+        if interactive or streams:
+            values |= {"interactive": True, "tty": tty, "terminal": terminal_of(0) if tty else None}
+            code = asyncio.run(_run_session(make_request(_given(values)), stdin))
+        else:
+            values["stdin"] = stdin
+            code = asyncio.run(_run(make_request(_given(values)), detach=detach, output=output, folder=output_dir))
     except TachikomaError as error:
         report(error)
         code = NOT_RUN
     raise typer.Exit(code)
+
+
+def shell(
+    agent: Annotated[str, typer.Argument(help="The agent to run on.")],
+    user: Annotated[str, typer.Option("--user", "-u", help="User on the agent.")] = "",
+    program: Annotated[str, typer.Option(help="The shell.")] = "bash",
+) -> None:
+    """Run a login shell on an agent; the same as `exec -it AGENT -- bash -l`."""
+    tty = _terminal_wanted(tty=True)
+    values: dict[str, Any] = {"agent_id": agent, "command": [program, "-l"], "user": user, "interactive": True}
+    try:
+        request = make_request(values | {"tty": tty, "terminal": terminal_of(0) if tty else None})
+        code = asyncio.run(_run_session(request, b""))
+    except TachikomaError as error:
+        report(error)
+        code = NOT_RUN
+    raise typer.Exit(code)
+
+
+def _terminal_wanted(tty: bool) -> bool:
+    """Return whether a terminal is wanted and possible; without one on this side there is none on the other."""
+    if tty and not os.isatty(0):
+        note("standard input is not a terminal, so the command gets none")
+        return False
+    return tty
 
 
 def _refuse_option(context: typer.Context, agent: str) -> None:
@@ -143,6 +192,43 @@ async def _run(request: ExecRequest, *, detach: bool, output: Output, folder: Pa
         if not output.for_programs:
             _hint(request, result)
         return _exit_code(result, quiet=output.for_programs)
+
+
+async def _run_session(request: ExecRequest, stdin: bytes) -> int:
+    """Run a request whose input follows it, and return the exit code of this program."""
+    async with AsyncClient() as client:
+        try:
+            return await attend(client, client.session(request), tty=request.tty, before=stdin)
+        except AgentUnknown as error:
+            raise similar_agents(error, request.agent_id, await _agents(client)) from None
+
+
+async def attend(client: AsyncClient, session: AsyncSession, *, tty: bool, before: bytes = b"") -> int:
+    """Run a session at this terminal or pipe, and return the exit code of this program.
+
+    Args:
+        client: of the session.
+        session: the session.
+        tty: whether it has a terminal.
+        before: input that was read before.
+    """
+    interrupts = None if tty else Interrupts(client, session.id)
+    try:
+        result = await run_session(session, tty=tty, before=before)
+    except Left:
+        note(f"left; the session continues: `tachikoma sessions attach {session.id}` returns to it")
+        return 0
+    except OutputFailed as error:
+        return await _output_failed(client, session.id, error)
+    except asyncio.CancelledError:
+        if interrupts is not None:
+            await interrupts.delivered()
+        note(f"left; the execution continues as {session.id}")
+        return INTERRUPTED
+    finally:
+        if interrupts is not None:
+            interrupts.close()
+    return _exit_code(result, quiet=False)
 
 
 async def _show(stream: AsyncIterator[ExecOutput], output: Output, saved: OutputFolder | None) -> ExecResponse | None:

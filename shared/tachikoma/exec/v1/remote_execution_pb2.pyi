@@ -750,6 +750,9 @@ class ExecStatus(_message.Message):
     APPROVED_BY_FIELD_NUMBER: _builtins.int
     APPROVAL_REASON_FIELD_NUMBER: _builtins.int
     CALLER_TIME_FIELD_NUMBER: _builtins.int
+    INTERACTIVE_FIELD_NUMBER: _builtins.int
+    TTY_FIELD_NUMBER: _builtins.int
+    ATTACHED_BY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The execution."""
     agent_id: _builtins.str
@@ -774,6 +777,12 @@ class ExecStatus(_message.Message):
     """SPIFFE ID of the approver."""
     approval_reason: _builtins.str
     """The approver's reason."""
+    interactive: _builtins.bool
+    """Whether input can follow while the command runs."""
+    tty: _builtins.bool
+    """Whether the command has a terminal."""
+    attached_by: _builtins.str
+    """SPIFFE ID of the attached caller of an interactive execution; empty if it is detached."""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The argv, with secrets masked."""
@@ -834,10 +843,13 @@ class ExecStatus(_message.Message):
         approved_by: _builtins.str = ...,
         approval_reason: _builtins.str = ...,
         caller_time: _timestamp_pb2.Timestamp | None = ...,
+        interactive: _builtins.bool = ...,
+        tty: _builtins.bool = ...,
+        attached_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller_time", b"caller_time", "deadline", b"deadline", "end_time", b"end_time", "request_time", b"request_time", "start_time", b"start_time", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "approval_reason", b"approval_reason", "approved_by", b"approved_by", "approvers", b"approvers", "caller_time", b"caller_time", "cancel_requested_by", b"cancel_requested_by", "command", b"command", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "exit_code", b"exit_code", "history", b"history", "id", b"id", "policy_applied", b"policy_applied", "request_time", b"request_time", "requested_by", b"requested_by", "start_time", b"start_time", "state", b"state", "timeout", b"timeout", "user", b"user", "work_dir", b"work_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "approval_reason", b"approval_reason", "approved_by", b"approved_by", "approvers", b"approvers", "attached_by", b"attached_by", "caller_time", b"caller_time", "cancel_requested_by", b"cancel_requested_by", "command", b"command", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "exit_code", b"exit_code", "history", b"history", "id", b"id", "interactive", b"interactive", "policy_applied", b"policy_applied", "request_time", b"request_time", "requested_by", b"requested_by", "start_time", b"start_time", "state", b"state", "timeout", b"timeout", "tty", b"tty", "user", b"user", "work_dir", b"work_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -90,13 +90,13 @@ class World:
         evidence = Evidence(self.redis, findings, stand.identity, stand.registry.revocations)
         Collector(
             self.redis, stand.ledger, completions, stand.registry, stand.identity, evidence, findings
-        ).attach(self.subscriber)  # fmt: skip
+        ).attach(self.subscriber, 0)  # fmt: skip
         self.service = RemoteExecution(
             ServiceParts(
                 redis=self.redis, identity=stand.identity, policies=stand.policies, trail=stand.trail,
                 ledger=stand.ledger, evidence=evidence, admitter=stand.admitter, approvals=stand.approvals,
-                completions=completions, subscriber=self.subscriber, registry=stand.registry,
-                membership=cast(Any, None), schedule_runner=None,
+                completions=completions, output_subscriber=self.subscriber, registry=stand.registry,
+                membership=cast(Any, None), schedule_runner=None, batches=cast(Any, None),
             )
         )  # fmt: skip
         DevelopmentCA(folder / "ca", DOMAIN).issue(agent_id(DOMAIN, AGENT), folder / "agent")

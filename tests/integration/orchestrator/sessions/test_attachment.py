@@ -28,10 +28,8 @@ async def interactive(stand: Stand) -> str:
     return request.id
 
 
-async def attachment(stand: Stand, exec_id: str) -> Attachment:
-    record = await stand.ledger.record(exec_id)
-    assert record is not None
-    return Attachment(stand.redis, record, peer())
+def attachment(stand: Stand, exec_id: str) -> Attachment:
+    return Attachment(stand.redis, AGENT, exec_id, peer())
 
 
 async def field(stand: Stand, exec_id: str, name: str) -> str:
@@ -40,7 +38,7 @@ async def field(stand: Stand, exec_id: str, name: str) -> str:
 
 async def test_a_caller_opens_uses_and_leaves_a_session(stand: Stand) -> None:
     exec_id = await interactive(stand)
-    attached = await attachment(stand, exec_id)
+    attached = attachment(stand, exec_id)
     await attached.begin(opened=True)
     assert attached.epoch == 1
     assert await field(stand, exec_id, "session") == "active"
@@ -60,7 +58,7 @@ async def test_a_caller_opens_uses_and_leaves_a_session(stand: Stand) -> None:
 
 async def test_another_caller_takes_the_place_and_keeps_it(stand: Stand) -> None:
     exec_id = await interactive(stand)
-    first, second = await attachment(stand, exec_id), await attachment(stand, exec_id)
+    first, second = attachment(stand, exec_id), attachment(stand, exec_id)
     await first.begin(opened=True)
     await second.begin(opened=False)
     assert (first.epoch, second.epoch) == (1, 2)
@@ -73,7 +71,7 @@ async def test_another_caller_takes_the_place_and_keeps_it(stand: Stand) -> None
 
 async def test_events_of_one_kind_are_bounded_and_counted(stand: Stand) -> None:
     exec_id = await interactive(stand)
-    attached = await attachment(stand, exec_id)
+    attached = attachment(stand, exec_id)
     await attached.begin(opened=True)
     for number in range(MAX_EVENTS + 7):
         await attached.note(AuditCode.SESSION_RESIZED, str(number))
@@ -85,14 +83,14 @@ async def test_events_of_one_kind_are_bounded_and_counted(stand: Stand) -> None:
 
 async def test_an_execution_that_ended_has_no_session(stand: Stand) -> None:
     exec_id = await interactive(stand)
-    attached = await attachment(stand, exec_id)
+    attached = attachment(stand, exec_id)
     await attached.begin(opened=True)
     await stand.ledger.settle(
         AGENT, exec_id, [ExecState.QUEUED], ExecState.CANCELLED, reason="it was cancelled", fence=True
     )
     with pytest.raises(ExecutionEnded):
         await attached.next_epoch()
-    late = await attachment(stand, exec_id)
+    late = attachment(stand, exec_id)
     with pytest.raises(ExecutionEnded, match="has ended"):
         await late.begin(opened=False)
     await stand.redis.delete(keys.execution(exec_id))

@@ -15,8 +15,8 @@ from tachikoma import ExecOutput, ExecState, ExecStatus, TachikomaError
 from tachikoma.cli.app import app
 
 #: Modules that make clients.
-SYNC = ("agents", "approvals", "audit", "executions", "identity", "policy", "schedule")
-ASYNC = ("execute", "logs")
+SYNC = ("agents", "approvals", "audit", "executions", "identity", "policy", "schedule", "sessions")
+ASYNC = ("execute", "logs", "sessions")
 
 
 @dataclass

@@ -16,9 +16,9 @@ from tachikoma.cli.app import app
 from tachikoma.client.profile import PROFILE_VARIABLE
 
 COMMANDS = {
-    "agents", "approvals", "approve", "audit", "batches", "beat", "cancel", "demo", "dev", "exec", "flower", "identity",
-    "logs", "orchestrator", "policy", "ps", "redis", "reject", "run", "schedule", "spawner", "status", "submitter",
-    "version", "worker",
+    "agents", "approvals", "approve", "audit", "batches", "beat", "cancel", "demo", "dev", "exec", "flower",
+    "identity", "logs", "orchestrator", "policy", "ps", "redis", "reject", "run", "schedule", "sessions", "shell",
+    "spawner", "status", "submitter", "version", "worker",
 }  # fmt: skip
 
 

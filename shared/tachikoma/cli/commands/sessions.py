@@ -1,0 +1,94 @@
+"""`tachikoma sessions`: interactive executions that run, attaching to them, and ending them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from tachikoma.cli.commands.execute import attend
+from tachikoma.cli.output import Output, OutputOption, WideOption, show_list
+from tachikoma.cli.show import age, short_id, state_cell
+from tachikoma.cli.tables import Column, table
+from tachikoma.client.aio import AsyncClient
+from tachikoma.client.sync import Client
+from tachikoma.errors import FailedPrecondition
+from tachikoma.vocabulary.results import ExecStatus
+
+__all__ = ["sessions"]
+
+sessions = typer.Typer(no_args_is_help=True, help="List interactive executions, attach to them and end them.")
+
+#: Executions of one page, and most pages that are searched.
+PAGE, MAX_PAGES = 1000, 20
+COLUMNS = (
+    Column("ID", is_id=True),
+    Column("AGENT", 1, elastic=True),
+    Column("STATE"),
+    Column("ASKED", 2),
+    Column("ATTACHED", 4, elastic=True),
+    Column("COMMAND", elastic=True),
+)
+
+
+@sessions.command("ls")
+def list_sessions(
+    agent: Annotated[str, typer.Argument(help="Only sessions on this agent.")] = "",
+    wide: WideOption = False,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """List the interactive executions that have not ended, and who is attached."""
+    found: list[ExecStatus] = []
+    with Client() as client:
+        token = ""
+        for _ in range(MAX_PAGES):
+            page, token = client.list(agent, page_size=PAGE, page_token=token)
+            found += (status for status in page if status.interactive)
+            if not token:
+                break
+    show_list(found, output, name=lambda item: item.id, text=lambda found: _show(found, wide))
+
+
+def _show(found: Sequence[ExecStatus], wide: bool) -> None:
+    rows = (
+        (
+            item.id,
+            item.agent_id,
+            state_cell(item.state),
+            age(item.request_time),
+            short_id(item.attached_by) if item.attached_by else "-",
+            shlex.join(item.command),
+        )
+        for item in found
+    )
+    table(COLUMNS, rows, wide=wide)
+
+
+@sessions.command()
+def attach(exec_id: Annotated[str, typer.Argument(help="The execution.")]) -> None:
+    """Attach to your interactive execution, and exit as its command does. A caller that is attached loses its place.
+
+    Its output so far is shown first, as long as it is retained.
+    """
+    raise typer.Exit(asyncio.run(_attach(exec_id)))
+
+
+async def _attach(exec_id: str) -> int:
+    async with AsyncClient() as client:
+        status = await client.status(exec_id)
+        if not status.interactive:
+            raise FailedPrecondition(f"{exec_id} is not interactive; `tachikoma logs -f {exec_id}` follows its output")
+        if status.tty and not os.isatty(0):
+            raise FailedPrecondition(f"{exec_id} has a terminal, but standard input is none; attach from a terminal")
+        return await attend(client, client.attach_session(exec_id), tty=status.tty)
+
+
+@sessions.command()
+def close(exec_id: Annotated[str, typer.Argument(help="The execution.")]) -> None:
+    """End an interactive execution, attached or not; the same as `tachikoma cancel`."""
+    with Client() as client:
+        client.cancel(exec_id)

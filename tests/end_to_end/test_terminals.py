@@ -1,0 +1,203 @@
+"""Sessions as a person uses them: the real command line at a real terminal, on a real agent."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support import AGENT, Cli, make_cli, prepare, wait_until
+
+from pty_process import PtyProcess
+from tachikoma import Client
+from tachikoma.dev.stack import Stack
+
+Open = Callable[..., PtyProcess]
+PROMPT = "ready> "
+SHELL = ("env", f"PS1={PROMPT}", "bash", "--norc", "--noprofile", "--noediting")
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -> Iterator[Stack]:
+    """A stack whose policy allows sessions."""
+    folder = prepare(tmp_path_factory.mktemp("terminals"))
+    policy = folder / "policy.yaml"
+    policy.write_text(policy.read_text().rstrip() + "\n    allowInteractive: true\n    allowTty: true\n")
+    with Stack(folder, redis_server=redis_server) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def cli(stack: Stack) -> Cli:
+    return make_cli(stack)
+
+
+@pytest.fixture
+def client(stack: Stack) -> Iterator[Client]:
+    with Client(stack.profile()) as connected:
+        yield connected
+
+
+@pytest.fixture
+def open_cli(cli: Cli) -> Iterator[Open]:
+    """Start the command line at a terminal."""
+    opened: list[PtyProcess] = []
+
+    def start(*arguments: str, rows: int = 24, columns: int = 80) -> PtyProcess:
+        process = PtyProcess(
+            [sys.executable, "-m", "tachikoma", *arguments], env=cli.environment(), rows=rows, columns=columns
+        )
+        opened.append(process)
+        return process
+
+    yield start
+    for process in opened:
+        process.__exit__(None, None, None)
+
+
+def test_a_shell_feels_like_one(open_cli: Open) -> None:
+    here = open_cli("exec", "-it", AGENT, "--", *SHELL, rows=33, columns=99)
+    here.expect(PROMPT)
+    here.type("stty size; echo $TERM; tty\r")
+    here.expect("\r\n33 99\r\nxterm-256color\r\n/dev/pts/")
+    here.expect(PROMPT)
+    # The size follows the window.
+    here.resize(40, 132)
+    here.type("sleep 0.2; stty size\r")
+    here.expect("\r\n40 132\r\n")
+    # Ctrl-C ends the command in the foreground, and no more.
+    here.type("sleep 1000\r")
+    here.expect("sleep 1000\r\n")
+    here.type("\x03")
+    here.expect(PROMPT)
+    # Job control.
+    here.type("sleep 1000\r")
+    here.expect("sleep 1000\r\n")
+    here.type("\x1a")
+    here.expect("Stopped")
+    here.expect(PROMPT)
+    here.type("fg\r")
+    here.expect("fg\r\nsleep 1000\r\n")
+    here.type("\x03")
+    here.expect(PROMPT)
+    # Characters beyond ASCII, and a password that is not shown.
+    here.type("echo grüße-日本\r")
+    here.expect("\r\ngrüße-日本\r\n")
+    here.type("read -rsp 'secret: ' x; echo; echo got ${#x}\r")
+    here.expect("secret: $")
+    here.type("hunter2\r")
+    here.expect("got 7\r\n")
+    assert b"hunter2" not in here.output
+    here.type("exit 42\r")
+    assert here.wait() == 42
+    assert here.restored()
+
+
+def test_escapes_leave_a_session_and_attaching_returns(open_cli: Open, cli: Cli, client: Client) -> None:
+    here = open_cli("exec", "-it", "--id", "leave-me", AGENT, "--", *SHELL)
+    here.expect(PROMPT)
+    here.type("x=kept\r")
+    here.expect(PROMPT)
+    here.type("~?")
+    here.expect("leave it running")
+    here.type("~d")
+    assert here.wait() == 0
+    assert here.restored()
+    assert b"tachikoma sessions attach leave-me" in here.output
+    wait_until(lambda: not client.status("leave-me").attached_by, "the session is detached")
+    assert b"leave-me" in cli.run("sessions", "ls", "-o", "name").stdout.split()
+    again = open_cli("sessions", "attach", "leave-me", rows=30, columns=90)
+    again.expect(PROMPT)
+    again.type("echo $x; sleep 0.2; stty size\r")
+    again.expect("\r\nkept\r\n30 90\r\n")
+    assert client.status("leave-me").attached_by == client.spiffe_id
+    again.type("\r~.")
+    assert again.wait() != 0
+    assert again.restored()
+    assert client.status("leave-me").state.terminal
+
+
+def test_a_killed_program_leaves_its_session(open_cli: Open, client: Client) -> None:
+    here = open_cli("exec", "-it", "--id", "killed", AGENT, "--", *SHELL)
+    here.expect(PROMPT)
+    here.process.kill()
+    wait_until(lambda: not client.status("killed").attached_by, "the session is detached")
+    again = open_cli("sessions", "attach", "killed")
+    again.expect(PROMPT)
+    again.type("exit\r")
+    assert again.wait() == 0
+
+
+def test_sigterm_restores_the_terminal_and_leaves_the_session(open_cli: Open, client: Client) -> None:
+    here = open_cli("exec", "-it", "--id", "terminated", AGENT, "--", *SHELL)
+    here.expect(PROMPT)
+    here.process.terminate()
+    assert here.wait() == 0
+    assert here.restored()
+    client.cancel("terminated")
+
+
+def test_a_pipe_streams_through_unchanged(cli: Cli) -> None:
+    data = random.Random(7).randbytes(6 * 1024 * 1024)
+    # More than a request can hold, without any option.
+    done = cli.run("exec", AGENT, "--", "sha256sum", stdin=data)
+    assert done.stderr == b""
+    assert done.stdout.split()[0].decode() == hashlib.sha256(data).hexdigest()
+    # Both ways, and at once.
+    part = data[:300_000]
+    done = cli.run("exec", "-i", AGENT, "--", "sh", "-c", "cat; echo err >&2; exit 3", stdin=part)
+    assert (done.returncode, done.stderr) == (3, b"err\n")
+    assert done.stdout == part
+
+
+def test_a_command_answers_before_its_input_ends(cli: Cli) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "tachikoma", "exec", "-i", AGENT, "--", "cat"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=cli.environment(),
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for number in range(3):
+            line = f"line {number}\n".encode()
+            process.stdin.write(line)
+            process.stdin.flush()
+            assert process.stdout.readline() == line
+        process.stdin.close()
+        assert process.wait(30) == 0
+
+
+def test_without_a_terminal_here_there_is_none_there(cli: Cli) -> None:
+    done = cli.run("exec", "-it", AGENT, "--", "sh", "-c", "tty; exit 5", stdin=b"")
+    assert (done.returncode, done.stdout) == (5, b"not a tty\n")
+    assert b"standard input is not a terminal" in done.stderr
+
+
+def test_a_full_screen_program_is_drawn_in_the_right_size(open_cli: Open) -> None:
+    here = open_cli("exec", "-it", AGENT, "--", "less", "/etc/services", rows=20, columns=70)
+    here.expect("/etc/services")
+    here.type("G")
+    here.expect(r"\(END\)")
+    here.resize(12, 60)
+    here.type("g")
+    here.type("q")
+    assert here.wait() == 0
+
+
+def test_what_policy_does_not_allow_is_refused(stack: Stack, cli: Cli) -> None:
+    policy = stack.data / "policy.yaml"
+    before = policy.read_text()
+    try:
+        policy.write_text(before.replace("allowInteractive: true", "allowInteractive: false"))
+        done = wait_until(
+            lambda: (tried := cli.run("exec", "-i", AGENT, "--", "cat", stdin=b"x")).returncode == 125 and tried,
+            "the new policy is active",
+        )
+        assert b"does not allow interactive executions" in done.stderr
+    finally:
+        policy.write_text(before)
+        os.utime(policy)
