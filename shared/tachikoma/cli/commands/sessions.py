@@ -46,7 +46,7 @@ def list_sessions(
     with Client() as client:
         token = ""
         for _ in range(MAX_PAGES):
-            page, token = client.list(agent, page_size=PAGE, page_token=token)
+            page, token = client.list_page(agent, page_size=PAGE, page_token=token)
             found += (status for status in page if status.interactive)
             if not token:
                 break

@@ -13,7 +13,7 @@ def test_interactive_executions_are_listed_from_all_pages(run: Any, client: Any,
         "": ((status(id="one", interactive=True, attached_by="spiffe://x/user/alice"), status(id="two")), "more"),
         "more": ((status(id="three", interactive=True),), ""),
     }
-    client.answers["list"] = lambda _, **values: pages[values["page_token"]]
+    client.answers["list_page"] = lambda _, **values: pages[values["page_token"]]
     assert run("sessions", "ls", "-o", "name").out.split() == ["one", "three"]
     shown = run("sessions", "ls", "web-1").out
     assert "alice" in shown
