@@ -130,18 +130,9 @@ class Ledger:
 
     def _admit_call(self, admission: Admission, *, record_refusal: bool) -> Call:
         agent, exec_id = admission.request.agent_id, admission.request.id
-        whole = retained(admission.request, admission.shown)
-        shorter = refused(whole)
-        fields = partial(
-            self.trail.request_fields, admission.request,
-            policy=admission.policy, client_ip=admission.client_ip, authorized=True,
-        )  # fmt: skip
-        batch = {"batch": admission.batch} if admission.batch else {}
-        event = fields(whole) | batch
+        event, refusal = self._events(admission)
         record = record_fields(admission)
         payloads = [admission.parked, record.pop("request"), event.pop("request")]
-        # Most requests are small, and their refusal is the same event.
-        refusal = {} if shorter is whole else fields(shorter) | batch
         return self._admit(
             keys=[
                 keys.execution(exec_id), keys.info(agent), keys.queue(agent), keys.AUDIT, keys.AGENTS,
@@ -172,6 +163,18 @@ class Ledger:
             },
             payloads=payloads,
         )  # fmt: skip
+
+    def _events(self, admission: Admission) -> tuple[dict[str, str], dict[str, str]]:
+        """Return the fields of the event of an admission, and those of its refusal; none if they are the same."""
+        fields = partial(
+            self.trail.request_fields, admission.request,
+            policy=admission.policy, client_ip=admission.client_ip, authorized=True,
+        )  # fmt: skip
+        batch = {"batch": admission.batch} if admission.batch else {}
+        whole = retained(admission.request, admission.shown)
+        shorter = refused(whole)
+        # Most requests are small.
+        return fields(whole) | batch, {} if shorter is whole else fields(shorter) | batch
 
     def _dispatch_call(self, agent: str, exec_id: str, dispatch: Dispatch) -> Call:
         return self._dispatch(
