@@ -186,7 +186,8 @@ class Core:
             if not recorded:
                 recorded = await self._record_policy()
             await asyncio.sleep(POLICY_SECONDS)
-            if self.policies.reload():
+            # A large file takes seconds to parse; calls go on meanwhile.
+            if await asyncio.to_thread(self.policies.reload):
                 recorded = False
                 self._measure_policy()
                 self._log_policy()

@@ -87,7 +87,8 @@ class ScheduleRunner:
         """Reload the schedules whenever their file changes, for ever."""
         while True:
             await asyncio.sleep(FILE_SECONDS)
-            if self._source.reload():
+            # A large file takes seconds to parse; calls go on meanwhile.
+            if await asyncio.to_thread(self._source.reload):
                 log_reload(self._source)
                 if not self._source.error:
                     self._changed.set()

@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from world import Job, World
@@ -30,8 +31,8 @@ __all__ = ["PATIENCE_SECONDS", "Callers", "Plan", "plans"]
 
 #: Executions in progress at once.
 AT_ONCE = 100
-#: Longest time that a caller tries; the bound of an execution is far below it.
-PATIENCE_SECONDS = 90.0
+#: Longest time that a caller tries. One attempt takes 45 s at an orchestrator that first hangs and then is gone.
+PATIENCE_SECONDS = 180.0
 #: Calls that may be repeated: the id makes it safe. An agent is unknown to an emptied Redis until its next heartbeat.
 _AGAIN = (Unavailable, AgentOffline, AgentUnknown, ResourceExhausted)
 #: Answers to the caller of an execution whose keys were lost.
@@ -49,10 +50,10 @@ class Plan:
     answer: str = ""
 
 
-def plans(folder: Path, dice: random.Random, count: int, agents: tuple[str, ...]) -> list[Plan]:
+def plans(folder: Path, dice: random.Random, number_of_plans: int, agents: tuple[str, ...]) -> list[Plan]:
     """Return a number of plans whose commands mark their starts in a folder."""
     made = []
-    for number in range(count):
+    for number in range(number_of_plans):
         agent, manner = dice.choice(agents), dice.choices(("execute", "follow", "cancel"), (6, 3, 1))[0]
         kind = dice.choices(("short", "long", "timeout"), (8, 2, 1))[0]
         job = Job.make(
@@ -141,8 +142,10 @@ class Callers(threading.Thread):
         seen: dict[str, bytearray] = {"STDOUT": bytearray(), "STDERR": bytearray()}
         #: The number of the last chunk, and whether the execution was cancelled.
         progress = [0, False]
-        while True:
-            client = self._dice.choice(self._clients)
+        first = self._dice.randrange(len(self._clients))
+        for attempt in count(first):
+            # After a failure the next orchestrator, as a caller with several addresses does.
+            client = self._clients[attempt % len(self._clients)]
             try:
                 if plan.manner == "cancel" and not progress[1]:
                     await client.submit(plan.job.request)
@@ -161,6 +164,7 @@ class Callers(threading.Thread):
                 if time.monotonic() > give_up:
                     raise AssertionError(f"{plan.job.id} has no answer; the last error was: {error}") from error
                 await asyncio.sleep(self._dice.uniform(0.02, 0.2))
+        raise AssertionError("the attempts never end by themselves")
 
     async def _follow(
         self, client: AsyncClient, plan: Plan, seen: dict[str, bytearray], progress: list[int]
