@@ -448,7 +448,10 @@ async def test_many_who_look_and_die_account_for_every_due_time_once(
     end = (await first.store.state(NAME)).cursor_ms
     assert end is not None
     runs = await first.runs()
-    assert [to_ms(run.due) for run in runs] == list(range(begin // 100 * 100 + 100, end + 1, 100))
+    # The first look records what becomes due while it lasts, so the first due time may be before its end.
+    due = [to_ms(run.due) for run in runs]
+    assert due[0] <= begin // 100 * 100 + 100
+    assert due == list(range(due[0], end + 1, 100))
     assert len(runs) >= 50
     assert crashes >= 5
     print(f"{crashes} crashes, {Counter(run.outcome for run in runs)}")
