@@ -151,6 +151,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_first_look_begins_a_schedule_and_runs_nothing(stand: Stand) -> None:
+    stand.stop_clock(Clock(await stand.ledger.now_ms()))
     await stand.runner.advance(NAME)
     assert await stand.runs() == []
     assert (await stand.store.state(NAME)).rule == "every 1000"
