@@ -115,7 +115,7 @@ class BatchStore:
             },
             payloads=[signed],
         )  # fmt: skip
-        answer: bytes = await self._runner.run(call)
+        answer: bytes = await self._runner.run(call, confirmed=True)
         return answer.decode()
 
     async def release(self, batch_id: str, released: int, following: int, reason: str) -> bool:
@@ -148,7 +148,7 @@ class BatchStore:
             keys=[keys.batch(batch_id)[0]],
             args={"id": batch_id, "state": state, "code": code, "reason": reason, "actor": by},
         )
-        return bool(await self._runner.run(call))
+        return bool(await self._runner.run(call, confirmed=bool(by)))
 
     async def end_target(self, batch_id: str, agent: str, state: TargetState, reason: str) -> None:
         """End a target that gets no execution: DENIED or UNREACHABLE."""
