@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -131,39 +131,45 @@ async def test_input_without_a_terminal_has_no_bound(session_stack: Stack) -> No
         assert made.output.split()[0].decode() == hashlib.sha256(content).hexdigest()
 
 
-async def type_slowly(made: Caller, reading: asyncio.Task[None], lines: list[bytes]) -> None:
-    """Type lines, a few at a time, and then the end."""
+async def type_until(made: Caller, killed: threading.Event) -> bytes:
+    """Type numbered lines, a few at a time, until all kills are over; return all that was typed."""
     await made.until(b"33 99\n")
-    for begin in range(0, len(lines), 500):
-        await made.session.write(b"".join(lines[begin : begin + 500]))
+    typed = bytearray()
+    while not killed.is_set():
+        part = b"".join(b"%063d\n" % (len(typed) // 64 + number) for number in range(500))
+        await made.session.write(part)
+        typed += part
         await asyncio.sleep(0.02)
     await made.session.end()
-    await asyncio.wait_for(reading, PATIENCE_SECONDS)
+    return bytes(typed)
 
 
 def test_parts_are_killed_while_input_is_typed_and_no_byte_is_lost_or_doubled(session_stack: Stack) -> None:
     """Killed by the main thread: parts that another thread starts end with that thread."""
     kills: tuple[Callable[[Stack], None], ...] = (kill_worker, kill_orchestrator, kill_redis)
-    lines = [b"%063d\n" % number for number in range(30_000)]
-    content = b"".join(lines)
     callers: list[Caller] = []
+    killed = threading.Event()
 
-    async def use() -> None:
+    async def use() -> bytes:
         async with caller(session_stack, "sh", "-c", "stty -echo -opost; stty size; sha256sum") as (made, reading):
             callers.append(made)
-            await type_slowly(made, reading, lines)
+            typed = await type_until(made, killed)
+            await asyncio.wait_for(reading, PATIENCE_SECONDS)
+            return typed
 
-    def typed(least: int) -> bool:
-        return using.done() or (bool(callers) and callers[0].session.accepted.offset > least)
+    def accepted() -> int:
+        return callers[0].session.accepted.offset if callers else 0
 
     with ThreadPoolExecutor(1) as pool:
         using = pool.submit(asyncio.run, use())
-        for number, kill in enumerate(kills, 1):
-            least = len(content) * number // 8
-            wait_until(partial(typed, least), "input was accepted")
-            assert not using.done()
-            kill(session_stack)
-        using.result(PATIENCE_SECONDS)
+        try:
+            for kill in kills:
+                least = accepted() + 200_000
+                wait_until(lambda least=least: accepted() > least, "more input was accepted")
+                kill(session_stack)
+        finally:
+            killed.set()
+        content = using.result(2 * PATIENCE_SECONDS)
     result = callers[0].result
     assert result is not None
     assert result.state is ExecState.SUCCEEDED, result.error
