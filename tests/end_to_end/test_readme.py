@@ -25,9 +25,13 @@ def test_the_python_example_runs_as_it_stands(cli: Cli) -> None:
         [sys.executable, "-c", example], env=cli.environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    first, *rest = done.stdout.splitlines()
-    assert first.startswith("0 b'Linux ")
-    assert "".join(line.split("b'")[1].rstrip("'") for line in rest) == "1\\n2\\n3\\n"
+    first, *rest = [line for line in done.stdout.splitlines() if line]
+    assert first.startswith("0 Linux ")
+    listed = [line for line in rest if re.fullmatch(r"[A-Za-z0-9_-]{4,} [A-Z_]+", line)]
+    assert len(listed) >= 2
+    assert {line.split()[1] for line in listed[:2]} == {"SUCCEEDED"}
+    # Each chunk begins with its number.
+    assert [line.split()[-1] for line in rest if line not in listed] == ["1", "2", "3"]
 
 
 def test_the_first_example_runs_on_many_machines(cli: Cli) -> None:
