@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -234,8 +235,10 @@ def test_the_numbers_of_the_audit_trail_go_on_after_those_that_were_seen(scene: 
     log = scene.world.data / "audit" / "audit.jsonl"
     wait_until(lambda: "redis_life" in log.read_text(), "the audit log has the new life")
     numbers = [event.seq for event in read_events(log)]
-    # Between the start of Redis and the record of its life, agents and orchestrators write nothing.
-    assert numbers == list(range(1, len(numbers) + 1))
+    # No number is used twice. Events that had not been shipped when Redis died are a gap, where the new life begins.
+    gaps = [after for before, after in pairwise(numbers) if after != before + 1]
+    assert numbers == sorted(set(numbers))
+    assert len(gaps) <= 1
     (life,) = [event for event in read_events(log) if event.event == "redis_life"]
     assert "life 2 of Redis begins" in life.reason
     assert "is missing, so what was queued before expires" in life.reason
