@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 import structlog
 from redis.exceptions import RedisError, ResponseError
@@ -107,6 +108,23 @@ class AuditTrail:
         if self._key:
             fields["command_hmac"] = self._hmac(request)
         return fields
+
+    def admission_fields(
+        self, request: ExecRequest, shown: tuple[str, ...], *, policy: str, client_ip: str, batch: str
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """Return the fields of the event of an admission, and those of its refusal; none if they are the same.
+
+        Args:
+            request, policy, client_ip: as in `request_fields`.
+            shown: the redacted argv.
+            batch: id of the batch that the request is a part of; empty for none.
+        """
+        fields = partial(self.request_fields, request, policy=policy, client_ip=client_ip, authorized=True)
+        more = {"batch": batch} if batch else {}
+        whole = retained(request, shown)
+        shorter = refused(whole)
+        # Most requests are small.
+        return fields(whole) | more, {} if shorter is whole else fields(shorter) | more
 
     def _hmac(self, request: ExecRequest) -> str:
         # As JSON, so that two different argvs never give the same bytes.

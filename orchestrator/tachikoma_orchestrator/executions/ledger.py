@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from datetime import timedelta
-from functools import partial
 
 import structlog
 from redis.exceptions import ResponseError
@@ -23,7 +22,6 @@ from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.clock import LAST_MS, duration_ms, redis_ms, seconds_of_ms
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.revocations import parse
-from tachikoma_orchestrator.audit.requests import refused, retained
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.executions.record import Record, record_altered
 from tachikoma_orchestrator.executions.settled import Settled
@@ -130,7 +128,10 @@ class Ledger:
 
     def _admit_call(self, admission: Admission, *, record_refusal: bool) -> Call:
         agent, exec_id = admission.request.agent_id, admission.request.id
-        event, refusal = self._events(admission)
+        event, refusal = self.trail.admission_fields(
+            admission.request, admission.shown,
+            policy=admission.policy, client_ip=admission.client_ip, batch=admission.batch,
+        )  # fmt: skip
         record = record_fields(admission)
         payloads = [admission.parked, record.pop("request"), event.pop("request")]
         return self._admit(
@@ -163,18 +164,6 @@ class Ledger:
             },
             payloads=payloads,
         )  # fmt: skip
-
-    def _events(self, admission: Admission) -> tuple[dict[str, str], dict[str, str]]:
-        """Return the fields of the event of an admission, and those of its refusal; none if they are the same."""
-        fields = partial(
-            self.trail.request_fields, admission.request,
-            policy=admission.policy, client_ip=admission.client_ip, authorized=True,
-        )  # fmt: skip
-        batch = {"batch": admission.batch} if admission.batch else {}
-        whole = retained(admission.request, admission.shown)
-        shorter = refused(whole)
-        # Most requests are small.
-        return fields(whole) | batch, {} if shorter is whole else fields(shorter) | batch
 
     def _dispatch_call(self, agent: str, exec_id: str, dispatch: Dispatch) -> Call:
         return self._dispatch(
