@@ -79,7 +79,8 @@ def lose_a_shared_key(scene: Scene) -> None:
         return
 
     def undo() -> None:
-        if not scene.redis_do(lambda redis: redis.delete(key) and None):
+        # No fault of its own, so it is not counted.
+        if not scene.redis_do(lambda redis: delete(redis, key)):
             scene.undo[key] = undo
 
     def lose(redis: Redis) -> str:
