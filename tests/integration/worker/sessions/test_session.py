@@ -248,8 +248,8 @@ async def test_a_closed_session_hangs_up_and_leaves_no_process(made: Any) -> Non
 
 async def test_a_session_without_input_ends_with_its_reason(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.05)
+    # Counted from the start, so that no step of the test has to come in time.
     async with made("/bin/cat", grant={"idle_seconds": 0.3}) as it, running(it) as task:
-        await it.attach()
         found = await receipt(it, task)
         assert (found.state, found.error) == (ExecState.TIMED_OUT, "hung up: no input for 0.3 s")
 
@@ -260,18 +260,21 @@ async def test_a_session_without_a_caller_ends_with_its_reason(
 ) -> None:
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(module, "REPORT_SECONDS", 0.1)
-    async with made("/bin/cat", grant={"detached_seconds": 0.5}) as it, running(it) as task:
+    seconds = 0.5 if way == "never attached" else 4
+    async with made("/bin/cat", grant={"detached_seconds": seconds}) as it, running(it) as task:
         if way != "never attached":
             await it.attach()
+        if way == "vanished":
             # As long as the orchestrator listens, the session lives.
-            await asyncio.sleep(1)
+            await asyncio.sleep(seconds + 0.5)
             assert not task.done()
         if way == "detached":
             await it.send(Detach())
         elif way == "vanished":
             await it._subscription.unsubscribe()
         found = await receipt(it, task)
-        assert (found.state, found.error) == (ExecState.TIMED_OUT, "hung up: no caller was attached for 0.5 s")
+        error = f"hung up: no caller was attached for {seconds:g} s"
+        assert (found.state, found.error) == (ExecState.TIMED_OUT, error)
 
 
 async def test_output_waits_for_the_acknowledgements_of_an_attached_caller(made: Any) -> None:
