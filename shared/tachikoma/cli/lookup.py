@@ -87,8 +87,11 @@ def _only(found: list[str], beginning: str) -> str | None:
 
 
 def similar_agents(error: AgentUnknown, agent: str, known: Iterable[str]) -> AgentUnknown:
-    """Return the error about an unknown agent, with the agents that its name resembles."""
+    """Return the error about an unknown agent, with the agents that its name resembles.
+
+    The orchestrator's message already says where the agents are listed.
+    """
     close = get_close_matches(agent, list(known), n=2, cutoff=0.6)
     if not close:
-        return AgentUnknown(f"{error}; `tachikoma agents` lists the agents", metadata=error.metadata)
+        return error
     return AgentUnknown(f"{error}; did you mean {' or '.join(close)}?", metadata=error.metadata)

@@ -59,7 +59,7 @@ def test_too_short_or_unknown_is_not_found(run: Any, known: Any, text: str) -> N
     [
         ("agent1", "there is no agent; did you mean agent-1 or agent-12?"),
         ("wbe-1", "there is no agent; did you mean web-1?"),
-        ("database", "there is no agent; `tachikoma agents` lists the agents"),
+        ("database", "there is no agent"),
     ],
 )
 def test_similar_agents_are_named(agent: str, text: str) -> None:
