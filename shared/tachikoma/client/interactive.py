@@ -238,7 +238,9 @@ class AsyncSession:
             if offset >= cursor.sent:
                 cursor.sent = offset + len(data)
                 yield pb.ExecInput(data=pb.InputData(data=data, offset=offset))
-        if self._input_ended and not cursor.ended and self._end_offset is not None:
+        # More may have been written while the messages above were sent; the end follows it in the next round.
+        sent_all = not self._retained or self._retained[-1][0] < cursor.sent
+        if self._input_ended and sent_all and not cursor.ended and self._end_offset is not None:
             cursor.ended = True
             yield pb.ExecInput(end=pb.EndOfInput())
         if self._wish is not None and not cursor.wish:

@@ -158,6 +158,29 @@ async def test_a_broken_call_continues_at_the_last_accepted_byte_and_chunk() -> 
     assert sum(message.kind is OutputKind.STATUS for message in world.seen) == 1
 
 
+async def test_the_end_of_input_comes_after_the_last_byte_however_slow_the_call_is() -> None:
+    world = World()
+    call = await world.call(0)
+    slow = asyncio.Event()
+    written = call.write
+
+    async def write(message: pb.ExecInput) -> None:
+        await written(message)
+        await slow.wait()
+
+    call.write = write  # type: ignore[method-assign]
+    await world.session.write(b"one")
+    await world.until(lambda: call.data() == b"one")
+    # Written and ended while the first part is still on its way.
+    await world.session.write(b"two")
+    await world.session.end()
+    slow.set()
+    await world.until(lambda: "end" in call.kinds())
+    assert call.data() == b"onetwo"
+    assert call.kinds()[-1] == "end"
+    world.task.cancel()
+
+
 async def test_input_waits_while_the_command_takes_none() -> None:
     world = World()
     call = await world.call(0)
