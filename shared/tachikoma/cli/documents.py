@@ -217,6 +217,7 @@ DOCUMENTS = (
     Document("schedule resume", ScheduleStatus),
     Document("schedule run", ScheduledRun),
     Document.list_of("schedule history", ScheduledRun),
+    Document.list_of("sessions ls", ExecStatus),
     Document("status", ExecStatus),
     Document("version", VersionFacts),
     Document("any command that fails", ErrorDocument),

@@ -69,7 +69,8 @@ ANSWERS = {
     "revoke_agent": Revocation(agent_id="web-1", cancelled=1, lost=0),
     "approvals": (STATUS,), "approval": APPROVAL, "approve": STATUS, "reject": STATUS, "audit": (EVENT,),
     "cancel": CancelResponse(outcome=CancelOutcome.CANCELLED, status=STATUS), "submit": STATUS, "status": STATUS,
-    "execute_stream": lambda *_, **__: OUTPUT, "attach": lambda *_, **__: OUTPUT, "list_page": ((STATUS,), ""),
+    "execute_stream": lambda *_, **__: OUTPUT, "attach": lambda *_, **__: OUTPUT,
+    "list_page": ((STATUS.model_copy(update={"interactive": True}),), ""),
     "policy_status": PolicyStatus(digest=DIGEST, since=NOW, policies=1, host="h", path="/p"),
     "schedules": ((SCHEDULE,), ""), "next_due_times": (NOW,), "pause_schedule": SCHEDULE, "resume_schedule": SCHEDULE,
     "run_schedule": RUN, "scheduled_runs": (RUN,),
@@ -83,7 +84,8 @@ LINES: dict[str, tuple[str, ...] | None] = {
     "exec -o jsonl": ("-n", "web-1", "ls"), "exec --detach": ("-n", "web-1", "ls"), "logs": ("job-7",),
     "policy status": (), "ps": (), "schedule ls": (), "schedule next": ("nightly",),
     "schedule pause": ("nightly", "-r", "why"), "schedule resume": ("nightly",), "schedule run": ("nightly",),
-    "schedule history": ("nightly",), "status": ("job-7",), "version": (),
+    "schedule history": ("nightly",), "sessions ls": (), "status": ("job-7",),
+    "version": (),
     # tests/end_to_end/test_cli.py::test_everything_speaks_json
     "identity show": None, "identity check": None, "any command that fails": None,
     # They need a batch: tests/unit/shared/cli/commands/test_run.py.
