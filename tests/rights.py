@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import redis as redis_py
 
+#: Words before the names in commands whose names Redis finds by a word. Without it they name nothing, and are an error.
+BEFORE_NAMES = {"xread": ["STREAMS"]}
+
 
 def every_command(admin: redis_py.Redis) -> Iterator[tuple[list[str], int]]:
     """Each command and subcommand of the server, with how many further words it takes at least."""
@@ -26,7 +29,9 @@ def dry_run(
     cases = [(words, number, name) for words, number in commands for name in names]
     with admin.pipeline(transaction=False) as pipe:
         for words, number, name in cases:
-            pipe.execute_command("ACL", "DRYRUN", user, *words, *[name] * max(number, 0))
+            pipe.execute_command(
+                "ACL", "DRYRUN", user, *words, *BEFORE_NAMES.get(words[0].lower(), ()), *[name] * max(number, 0)
+            )
         answers = pipe.execute(raise_on_error=False)
     allowed = set()
     for (words, _, name), answer in zip(cases, answers, strict=True):

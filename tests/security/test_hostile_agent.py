@@ -37,6 +37,9 @@ def own_names(agent: str) -> dict[str, str]:
         "cancel": keys.cancel(agent, "x"),
         "read": keys.read(agent, "x"),
         "result": keys.result(agent, "x"),
+        "report": keys.report(agent, 7, "x"),
+        "input": keys.input(agent, "x"),
+        "session": keys.session(agent, "x"),
         "orders": keys.orders(agent),
         "life": keys.LIFE,
     }
@@ -50,7 +53,9 @@ ALLOWED = {
     ("get", "claim"), ("get", "info"), ("set", "claim"),
     ("get", "cancel"), ("get", "read"),
     ("xadd", "output"), ("xdel", "output"), ("xrevrange", "output"), ("expire", "output"), ("publish", "output"),
-    ("set", "result"), ("publish", "result"),
+    ("set", "result"), ("publish", "result"), ("publish", "report"),
+    ("xread", "input"), ("xrange", "input"), ("xdel", "input"), ("xtrim", "input"), ("expire", "input"),
+    ("set", "session"), ("expire", "session"), ("publish", "session"),
     ("hset", "orders"), ("expire", "orders"), ("get", "life"),
 }  # fmt: skip
 
@@ -61,7 +66,7 @@ FOREIGN = [
     *own_names("agent").values(),
     f"{AGENT}:info", f"xagent.{AGENT}:info", f"agent.{AGENT}x", f"agent.{AGENT}", f"celery-task-meta-{AGENT}",
     *(keys.INDEX, keys.OPEN, keys.AGENTS, keys.ONLINE, keys.APPROVALS, keys.APPROVED, keys.AUDIT, keys.AUDIT_SEQ),
-    *(keys.AUDIT_SINKS, keys.ENDED, keys.ALL_EVENTS, keys.ALL_RESULTS, keys.ALL_INFO, keys.ALL_OURS, keys.ALL_QUEUES),
+    *(keys.AUDIT_SINKS, keys.ENDED, keys.ALL_EVENTS, keys.ALL_INFO, keys.ALL_OURS, keys.ALL_QUEUES),
     *(keys.REVOKED, keys.JOINED, keys.enrolment(AGENT)),
     *(keys.execution("x"), keys.parked("x"), keys.agent_index(AGENT), keys.audit_lock("x"), *keys.scope("x")),
     *("celery", "unacked", "_kombu.binding.celery.pidbox", "celeryev", "/0.celeryev/worker.heartbeat", "*", ""),
@@ -127,7 +132,9 @@ ATTEMPTS: list[tuple[str, ...]] = [
     ("EXPIRE", keys.info(OTHER), "0"), ("RENAME", keys.claim(AGENT, "x"), keys.claim(OTHER, "x")),
     ("COPY", keys.claim(OTHER, "x"), keys.claim(AGENT, "y")),
     ("PUBLISH", keys.events(OTHER), "x"), ("PUBLISH", keys.output(OTHER, "x"), "x"),
-    ("PUBLISH", keys.result(OTHER, "x"), "x"), ("SUBSCRIBE", keys.output(OTHER, "x")),
+    ("PUBLISH", keys.result(OTHER, "x"), "x"), ("PUBLISH", keys.report(OTHER, 7, "x"), "x"),
+    ("PUBLISH", keys.session(OTHER, "x"), "x"), ("XREAD", "STREAMS", keys.input(OTHER, "x"), "0"),
+    ("XADD", keys.input(AGENT, "x"), "*", "f", "x"), ("SUBSCRIBE", keys.output(OTHER, "x")),
     ("SUBSCRIBE", keys.control(OTHER)), ("PSUBSCRIBE", "*"), ("PSUBSCRIBE", f"agent.{AGENT}:*"),
     ("SSUBSCRIBE", keys.control(OTHER)), ("PUBSUB", "CHANNELS"),
     # What the orchestrator says to this agent.
