@@ -26,7 +26,7 @@ import redis as redis_py
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "faults"))
 from books import compare_books
-from support import make_cli, prepare, request, wait_until
+from support import make_cli, prepare, publish_report, request, wait_until
 from world import World as RelayedStack
 
 from tachikoma import (
@@ -374,7 +374,7 @@ def test_a_result_that_its_agent_did_not_sign_is_refused_and_that_is_on_the_reco
         before = world.codes(wanted.id).count("receipt_refused")
         for _ in range(3):
             world.redis.set(keys.result(agent, wanted.id), raw)
-            world.redis.publish(keys.result(agent, wanted.id), raw)
+            publish_report(world.redis, agent, wanted.id, raw)
         wait_until(
             lambda before=before: world.codes(wanted.id).count("receipt_refused") == before + 1, "it is told once"
         )
@@ -388,7 +388,7 @@ def test_a_result_that_its_agent_did_not_sign_is_refused_and_that_is_on_the_reco
     result = json.loads(true)
     result["result"] |= {"stdout": base64.b64encode(b"lies\n").decode(), "state": "SUCCEEDED", "exitCode": 0}
     world.redis.set(key, json.dumps(result))
-    world.redis.publish(key, json.dumps(result))
+    publish_report(world.redis, ONE, wanted.id, json.dumps(result))
     told = world.client.execute(wanted)
     assert (told.state, told.exit_code, told.stdout, told.stdout_summary.truncated) == (ExecState.FAILED, 2, b"", True)
     wait_until(lambda: world.codes(wanted.id).count("receipt_refused") == 6, "the published one is refused too")

@@ -39,7 +39,7 @@ from tachikoma.vocabulary.requests import new_id
 from tachikoma_orchestrator.admission.celery_message import MessageFactory
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
-from support import POLICY, request, wait_until
+from support import POLICY, publish_report, request, wait_until
 
 PARTNER = "partner.example"
 NOW = dt.datetime.now(dt.UTC)
@@ -290,7 +290,7 @@ def test_the_orchestrator_refuses_a_receipt_of_it(
 ) -> None:
     before = _log(federated, "orchestrator").count("receipt.refused")
     signer = _signer(*make(federated, str(agent_id(TRUST_DOMAIN, "agent-1"))))
-    redis.publish(keys.result("agent-1", running), _receipt(redis, signer, running))
+    publish_report(redis, "agent-1", running, _receipt(redis, signer, running))
     wait_until(lambda: _log(federated, "orchestrator").count("receipt.refused") > before, "the receipt is refused")
 
 
@@ -300,7 +300,7 @@ def test_a_receipt_that_is_issued_rightly_is_believed(federated: Federated, redi
         wanted = client.submit(request("/usr/bin/sleep", "300", timeout=600))
         wait_until(lambda: client.status(wanted.id).state is ExecState.STARTED, "it runs")
         signer = _signer(*_leaf()(federated, str(agent_id(TRUST_DOMAIN, "agent-1"))))
-        redis.publish(keys.result("agent-1", wanted.id), _receipt(redis, signer, wanted.id))
+        publish_report(redis, "agent-1", wanted.id, _receipt(redis, signer, wanted.id))
         wait_until(lambda: client.status(wanted.id).state is ExecState.SUCCEEDED, "it is believed")
 
 
@@ -328,5 +328,5 @@ def test_an_ended_certificate_of_a_kept_receipt_counts_only_for_what_was_asked_f
         stdout=digest, stderr=digest,
     )  # fmt: skip
     raw["result"]["receipt"] = sign(_signer(chain, key), receipt)
-    redis.publish(keys.result("agent-1", running), json.dumps(raw))
+    publish_report(redis, "agent-1", running, json.dumps(raw))
     wait_until(lambda: "is older than the execution" in _log(federated, "orchestrator"), "the receipt is refused")
