@@ -169,7 +169,7 @@ def test_ctrl_c_leaves_no_process_and_no_socket(start: Callable[..., Dev], home:
     assert not Path(str(sockets[0])).exists()
     done = dev.run("agents")
     assert done.returncode == 1
-    assert "is it running" in done.stderr
+    assert "is the orchestrator running" in done.stderr
 
 
 def test_a_killed_supervisor_takes_everything_with_it(start: Callable[..., Dev], home: Path) -> None:

@@ -33,7 +33,7 @@ NAMES = [
     *(keys.queue(AGENT), keys.info(AGENT), keys.events(AGENT), keys.control(AGENT), keys.claim(AGENT, "x")),
     *(keys.output(AGENT, "x"), keys.cancel(AGENT, "x"), keys.read(AGENT, "x"), keys.result(AGENT, "x")),
     *(keys.INDEX, keys.OPEN, keys.AGENTS, keys.ONLINE, keys.APPROVALS, keys.APPROVED, keys.AUDIT, keys.AUDIT_SEQ),
-    *(keys.AUDIT_SINKS, keys.ENDED, keys.ALL_EVENTS, keys.ALL_RESULTS, keys.ALL_INFO, keys.ALL_OURS, keys.ALL_QUEUES),
+    *(keys.AUDIT_SINKS, keys.ENDED, keys.ALL_EVENTS, keys.reports_to(0), keys.ALL_INFO, keys.ALL_OURS, keys.ALL_QUEUES),
     *(keys.execution("x"), keys.parked("x"), keys.agent_index(AGENT), keys.audit_lock("events"), *keys.scope("x")),
     *(keys.celery_events("task"), keys.celery_events("worker"), keys.ALL_CELERY_EVENTS, keys.EVENTS_WANTED),
     *("celery", "unacked", "_kombu.binding.celeryev", "celeryev", "/0.celery.pidbox", "/0.reply.celery.pidbox", "*"),

@@ -148,4 +148,5 @@ async def test_a_connection_that_does_not_come_is_explained_once(
         await tried.close()
     # One that waiting cannot help is the error itself.
     waits = "waiting for the orchestrator at 127.0.0.1:1: nothing accepts connections there"
-    assert caplog.messages == ([] if lasting else [waits])
+    # The form of the line depends on how the process has set up its logs.
+    assert [waits in message for message in caplog.messages] == ([] if lasting else [True])
