@@ -93,7 +93,7 @@ async def test_the_directory_that_policy_names_is_not_found_through_a_link_of_an
         await refused(host, placed / "inner", placed, PLACED)
     named = link(tree / "named", str(tree / "root" / "work"), "root")
     assert await where(host, named / "inner", named) == str(tree / "root" / "work" / "inner")
-    assert await where(host, Path("/var/run"), Path("/var/run")) == str(Path("/var/run").resolve())
+    assert await where(host, Path("/bin"), Path("/bin")) == str(Path("/bin").resolve())
 
 
 async def test_a_trusted_link_out_of_the_directory_that_policy_names_is_not_followed(host: Host, tree: Path) -> None:
