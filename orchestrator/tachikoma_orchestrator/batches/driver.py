@@ -75,18 +75,19 @@ class BatchDriver:
     async def drive_all(self) -> None:
         """Take one step with each open batch that no other orchestrator drives. Raises redis errors."""
         for batch_id in await self._store.open_batches():
-            if not await self._store.lead(batch_id, self._name, lease_seconds=LEASE_SECONDS):
-                continue
             try:
-                await self.drive(batch_id)
+                if await self._store.lead(batch_id, self._name, lease_seconds=LEASE_SECONDS):
+                    await self.drive(batch_id)
             except TachikomaError as error:
                 # For instance a full audit backlog: the batch waits, others go on.
                 log.warning("batch.waits", batch=batch_id, reason=str(error))
             except ResponseError as error:
                 if not wrong_type(error):
                     raise
-                # A value that an attacker replaced holds back its own target only.
-                log.error("batch.unreadable", batch=batch_id, reason=str(error))
+                # A value that an attacker replaced holds back its own batch only.
+                log.error("batch.unreadable", batch=batch_id, reason=str(error)[:300])
+            except ValueError as error:
+                log.error("batch.unreadable", batch=batch_id, reason=str(error)[:300])
 
     async def drive(self, batch_id: str) -> None:
         """Take one step with a batch: end it, start targets, or release its next wave.

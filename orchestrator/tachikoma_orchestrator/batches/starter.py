@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import structlog
-from pydantic import ValidationError
 
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.batches import TargetState
-from tachikoma.vocabulary.model import describe_validation_error
 from tachikoma_orchestrator.admission.admit import Admitter
 from tachikoma_orchestrator.admission.digests import request_digest
 from tachikoma_orchestrator.admission.orders import AllowedRequest
@@ -68,8 +66,6 @@ class Starter:
         """Return what policy says about a target, after substitution; nothing is recorded."""
         try:
             request = frozen.request.execution(frozen.exec_id(agent), agent, self._registry.labels(agent))
-        except ValidationError as error:
-            return Verdict(TargetState.DENIED, describe_validation_error(error), None)
         except ValueError as error:
             return Verdict(TargetState.DENIED, str(error), None)
         request = request.model_copy(update={"requested_by": frozen.requested_by})

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
 from tachikoma.errors import AlreadyExists, InvalidRequest, NotFound, ResourceExhausted, ServerError
 from tachikoma.identity.signing import InvalidSignature
 from tachikoma.identity.svid import SvidSource
@@ -20,7 +18,6 @@ from tachikoma.vocabulary.batches import (
     PreviewedTarget,
     TargetState,
 )
-from tachikoma.vocabulary.model import describe_validation_error
 from tachikoma_orchestrator.admission.admit import Admitter
 from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.batches.frozen import Frozen, next_wave
@@ -131,8 +128,8 @@ class BatchSubmission:
             raise InvalidRequest("the targets are no agent at all")
         try:
             request.execution(request.id, targets[0], None)
-        except ValidationError as error:
-            raise InvalidRequest(f"invalid request: {describe_validation_error(error)}") from None
+        except ValueError as error:
+            raise InvalidRequest(f"invalid request: {error}") from None
         return _Resolved(request, targets, request.digest(targets))
 
     async def _retried(self, request: BatchRequest, peer: Peer) -> tuple[BatchRequest, tuple[str, ...]]:

@@ -10,10 +10,10 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from tachikoma.vocabulary.limits import ResourceLimits
-from tachikoma.vocabulary.model import Model
+from tachikoma.vocabulary.model import CallersModel, Model, describe_validation_error
 from tachikoma.vocabulary.requests import MAX_ARGUMENTS, MAX_STDIN_BYTES, MAX_TIMEOUT, ExecRequest, new_id
 from tachikoma.vocabulary.types import Base64, Duration, Identifier, Timestamp
 
@@ -138,7 +138,7 @@ def substituted(text: str, agent: str, labels: Mapping[str, str]) -> str:
     return _VARIABLE.sub(value, text)
 
 
-class BatchRequest(Model):
+class BatchRequest(CallersModel):
     """A request to run one command on many agents."""
 
     #: Idempotency key: the same id with the same request returns the same batch. Default: a random id.
@@ -200,15 +200,20 @@ class BatchRequest(Model):
             labels: the agent's labels; None to leave variables in the command.
 
         Raises:
-            ValueError: a label is missing, or the request breaks a bound (a pydantic.ValidationError).
+            ValueError: a label is missing, or the request breaks a bound.
         """
         command = self.command
         if labels is not None:
             command = tuple(substituted(element, agent, labels) for element in command)
-        return ExecRequest(
-            id=exec_id, agent_id=agent, command=command, work_dir=self.work_dir, environment=self.environment,
-            stdin=self.stdin, timeout=self.timeout, user=self.user, limits=self.limits,
-        )  # fmt: skip
+        values = {
+            "id": exec_id, "agent_id": agent, "command": command, "work_dir": self.work_dir,
+            "environment": self.environment, "stdin": self.stdin, "timeout": self.timeout, "user": self.user,
+            "limits": self.limits,
+        }  # fmt: skip
+        try:
+            return ExecRequest.model_validate(values)
+        except ValidationError as error:
+            raise ValueError(describe_validation_error(error)) from None
 
     def digest(self, targets: tuple[str, ...]) -> str:
         """Return the SHA-256, in hexadecimal, over everything that would run and its frozen list of targets."""

@@ -138,7 +138,7 @@ def _states(text: str) -> tuple[TargetState, ...]:
 
 def _request(values: dict[str, Any]) -> BatchRequest:
     try:
-        return BatchRequest(**{name: value for name, value in values.items() if value is not None})
+        return BatchRequest.model_validate({name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
         raise InvalidRequest(f"invalid request: {describe_validation_error(error)}") from None
 

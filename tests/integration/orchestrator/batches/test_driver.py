@@ -337,3 +337,34 @@ async def test_random_batches_agree_with_a_model(make: Make, seed: int) -> None:
         assert (status.state, status.totals, status.failures) == (model.state, model.totals, model.failures)
         assert (status.end_time is not None) == (model.state is not BatchState.RUNNING and not model.running)
     assert set(stand.sent.values()) <= {1}
+
+
+async def retyped(stand: BatchStand, key: str) -> None:
+    await stand.redis.delete(key)
+    await stand.redis.rpush(key, "not what it was")
+
+
+GARBAGE: dict[str, Callable[[BatchStand, str], Awaitable[object]]] = {
+    **{
+        f"{field} {value!r}": lambda stand, batch, field=field, value=value: stand.redis.hset(  # type: ignore[misc]
+            keys.batch(batch)[0], field, value
+        )
+        for field in ("state", "parallel", "released", "failures", "deadline_ms")
+        for value in (b"x", b"\xff", b"")
+    },
+    "another type of lease": lambda stand, batch: retyped(stand, keys.batch_driver(batch)),
+    "another type of batch": lambda stand, batch: retyped(stand, keys.batch(batch)[0]),
+    "another type of pending": lambda stand, batch: retyped(stand, keys.batch(batch)[1]),
+    "another type of running": lambda stand, batch: retyped(stand, keys.batch(batch)[2]),
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+async def test_garbage_in_one_batch_holds_back_no_other(make: Make, garbage: str) -> None:
+    stand = await make(1)
+    # Batches are driven in the order of their ids.
+    broken = await stand.submit(id="a")
+    whole = await stand.submit(id="b")
+    await GARBAGE[garbage](stand, broken)
+    await stand.rooms[0].driver.drive_all()
+    assert await stand.running(whole) == ["web-1"]

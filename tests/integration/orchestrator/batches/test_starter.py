@@ -34,6 +34,18 @@ async def test_a_missing_label_leaves_an_event_too(make: Make) -> None:
     assert "no label 'none'" in denied.reason
 
 
+@pytest.mark.parametrize("value", ["", "a\0b", "x" * 200_000])
+async def test_a_label_that_makes_no_valid_command_denies_its_own_target_only(make: Make, value: str) -> None:
+    stand = await make(2)
+    # Agents report their labels themselves, and labels in Redis may be anything.
+    stand.stand.registry._labels["web-1"] = {"program": value}
+    stand.stand.registry._labels["web-2"] = {"program": "true"}
+    batch = await stand.submit(command=("{label:program}",))
+    await stand.step(batch)
+    assert await stand.running(batch) == ["web-2"]
+    assert (await stand.results(batch))["web-1"].state is TargetState.DENIED
+
+
 async def test_a_limit_is_waited_for_and_does_not_hold_other_targets(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
