@@ -82,7 +82,7 @@ def session_mistake(request: ExecRequest, *, session: bool) -> str:
 
 
 def unsuitable(decision: Decision, mistake: str) -> Denial:
-    """Deny a request that policy allows, for a mistake that `session_mistake` found."""
+    """Deny a request that policy allows, for a mistake that `session_mistake` found, or for one of its batch."""
     return Denial(InvalidRequest(mistake), mistake, decision.policy, audit_code=AuditCode.REFUSED)
 
 

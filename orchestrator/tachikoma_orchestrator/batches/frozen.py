@@ -26,9 +26,9 @@ class Frozen:
         self.targets = claims.targets
         self._claims = claims
 
-    @staticmethod
-    def sign(svid: Svid, request: BatchRequest, targets: tuple[str, ...], peer: Peer) -> str:
-        """Return the signed form of a batch.
+    @classmethod
+    def make(cls, svid: Svid, request: BatchRequest, targets: tuple[str, ...], peer: Peer) -> Frozen:
+        """Make a new batch.
 
         Args:
             svid: the orchestrator's own.
@@ -40,7 +40,11 @@ class Frozen:
             iss=str(svid.spiffe_id), iat=int(time.time()), jti=request.id, sub=str(peer), client_ip=peer.address,
             nonce=secrets.token_hex(16), batch=request, targets=targets,
         )  # fmt: skip
-        return sign(svid, claims)
+        return cls(claims)
+
+    def signed(self, svid: Svid) -> str:
+        """Return its signed form, by the orchestrator that made it."""
+        return sign(svid, self._claims)
 
     @classmethod
     def read(cls, svid: Svid, batch_id: str, token: str) -> Frozen:

@@ -13,7 +13,7 @@ from tachikoma.vocabulary.batches import TargetState
 from tachikoma_orchestrator.admission.admit import Admitter
 from tachikoma_orchestrator.admission.digests import request_digest
 from tachikoma_orchestrator.admission.orders import AllowedRequest
-from tachikoma_orchestrator.admission.refusals import Denial, not_allowed
+from tachikoma_orchestrator.admission.refusals import Denial, not_allowed, unsuitable
 from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.batches.frozen import Frozen
 from tachikoma_orchestrator.batches.store import BatchStore
@@ -126,7 +126,5 @@ class Starter:
 
 def _denial(verdict: Verdict) -> Denial:
     assert verdict.allowed is not None
-    denial = not_allowed(verdict.allowed.decision)
-    if verdict.allowed.decision.allowed:
-        return Denial(denial.error, verdict.reason, verdict.allowed.decision.policy, audit_code=AuditCode.REFUSED)
-    return denial
+    decision = verdict.allowed.decision
+    return unsuitable(decision, verdict.reason) if decision.allowed else not_allowed(decision)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -223,11 +223,13 @@ class BatchStore:
             log.error("batch.unreadable", batch=batch_id, reason=str(error)[:300])
             return None
 
-    async def results(self, batch_id: str) -> dict[str, BatchResult]:
-        """Return the ended targets of a batch by agent, as the ledger has them."""
+    async def results(self, batch_id: str, *, but: Container[str] = ()) -> dict[str, BatchResult]:
+        """Return the ended targets of a batch by agent, as the ledger has them; without the agents in `but`."""
         found = {}
         for agent, raw in (await self._redis.hgetall(keys.batch(batch_id)[3])).items():
             name = agent.decode(errors="replace")
+            if name in but:
+                continue
             try:
                 found[name] = BatchResult(agent_id=name, **_result(json.loads(raw)))
             except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:

@@ -71,8 +71,9 @@ class BatchSubmission:
             return await self._status(request.id)
         request, targets = resolved.request, resolved.targets
         template = request.execution(request.id, "agent", None)
+        svid = self._identity.current()
         outcome = await self._store.submit(
-            request, targets, Frozen.sign(self._identity.current(), request, targets, peer),
+            request, targets, Frozen.make(svid, request, targets, peer).signed(svid),
             requested_by=str(peer), shown=self._admitter.shown(template), digest=resolved.digest,
             released=next_wave(request, len(targets), 0),
             summary=f"{len(targets)} targets: {fold(targets)[:MAX_SUMMARY]}",
@@ -89,15 +90,11 @@ class BatchSubmission:
     async def preview(self, request: BatchRequest, peer: Peer) -> BatchPreview:
         """Return the targets that `submit` would freeze, each with its state now. Raises as `submit` does."""
         resolved = await self._resolve(request, peer)
-        claims = Frozen.read(
-            self._identity.current(),
-            request.id,
-            Frozen.sign(self._identity.current(), resolved.request, resolved.targets, peer),
-        )
+        frozen = Frozen.make(self._identity.current(), resolved.request, resolved.targets, peer)
         agents = {agent.id: agent for agent in await self._registry.describe()}
         targets = []
         for agent in resolved.targets:
-            targets.append(await self._preview(claims, agent, agents.get(agent)))
+            targets.append(await self._preview(frozen, agent, agents.get(agent)))
             # Other calls go on in between: policy decides thousands of targets without waiting for anything.
             await asyncio.sleep(0)
         return BatchPreview(digest=resolved.digest, targets=tuple(targets))

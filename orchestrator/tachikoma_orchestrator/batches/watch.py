@@ -75,7 +75,7 @@ class BatchWatch:
     async def _new_results(
         self, status: BatchStatus, seen: set[str], bodies: set[tuple[str, str]], *, output: bool
     ) -> AsyncIterator[BatchResult]:
-        results = await self._store.results(status.id)
+        results = await self._store.results(status.id, but=seen)
         if status.ended:
             pending, _ = await self._store.not_ended(status.id)
             results |= {agent: BatchResult(agent_id=agent, state=TargetState.NOT_STARTED) for agent in pending}

@@ -400,6 +400,7 @@ class Ledger:
         agents = await self._redis.hkeys(keys.AGENTS)
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.zremrangebyscore(keys.INDEX, "-inf", oldest)
+            pipe.zremrangebyscore(keys.BATCHES, "-inf", oldest)
             for agent in agents:
                 pipe.zremrangebyscore(keys.agent_index(agent.decode(errors="replace")), "-inf", oldest)
             await pipe.execute()

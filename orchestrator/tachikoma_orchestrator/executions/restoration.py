@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 
 import structlog
 from redis.exceptions import RedisError, ResponseError
@@ -22,9 +22,10 @@ from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
-from tachikoma.vocabulary.clock import ms_of_seconds, to_ms
+from tachikoma.vocabulary.clock import ms_of_seconds
+from tachikoma.vocabulary.limits import WhenFull
 from tachikoma.vocabulary.requests import ExecRequest
-from tachikoma_orchestrator.audit.requests import audited
+from tachikoma_orchestrator.executions.transitions import Admission, record_fields
 from tachikoma_orchestrator.store.lives import Lives
 from tachikoma_orchestrator.store.scripts import Runner, Script, flat
 
@@ -129,22 +130,25 @@ class Restoration:
 
     def _arguments(self, order: WorkOrder, order_sha256: str) -> dict[str, str | int | list[str]]:
         """Return the arguments of `lua/restore.lua` for a verified order."""
-        request = order.request
-        shown = self._shown(request)
-        command = shlex.join(shown)
-        record = {
-            "agent": request.agent_id, "request": audited(request, shown).to_json(), "requested_by": order.sub,
-            "policy": order.policy, "client_ip": order.client_ip, "command": command,
-            "caller_ms": str(to_ms(request.request_time)), "approved_by": order.approved_by,
-            "order_sha256": order_sha256, "life": str(order.life), "approvers": json.dumps([]),
+        request, batch = order.request, {"batch": order.batch} if order.batch else {}
+        admission = Admission(
+            request=request, shown=self._shown(request), digest=order.digest, policy=order.policy,
+            client_ip=order.client_ip, wait=timedelta(0), timeout=request.timeout or timedelta(0), scopes={},
+            waits=order.grant.output.when_full is WhenFull.WAIT,
+        )  # fmt: skip
+        record = record_fields(admission) | batch | {
+            "agent": request.agent_id, "approved_by": order.approved_by, "order_sha256": order_sha256,
+            "life": str(order.life), "approvers": json.dumps([]),
         }  # fmt: skip
         event = {
             "event": AuditCode.RECORD_RESTORED, "id": order.jti, "agent_id": request.agent_id, "authorized": "1",
-            "requested_by": order.sub, "command": command, "client_ip": order.client_ip, "policy": order.policy,
-            "reason": REASON, "evidence_sha256": order_sha256,
+            "requested_by": order.sub, "command": record["command"], "client_ip": order.client_ip,
+            "policy": order.policy, "reason": REASON, "evidence_sha256": order_sha256, **batch,
         }  # fmt: skip
         return {
             "id": order.jti,
+            "agent": request.agent_id,
+            "batch": order.batch,
             "digest": order.digest,
             "admitted_ms": ms_of_seconds(order.iat),
             "deadline_ms": ms_of_seconds(order.exp),

@@ -6,7 +6,7 @@ __all__ = ["LIBRARIES", "load"]
 
 #: Libraries of functions that a script uses besides the prelude, by the name of the script.
 LIBRARIES = dict.fromkeys(
-    ("admit", "transition", "batch_submit", "batch_release", "batch_halt", "batch_target"), ("batches",)
+    ("admit", "transition", "restore", "batch_submit", "batch_release", "batch_halt", "batch_target"), ("batches",)
 )
 
 

@@ -76,6 +76,15 @@ local function start_target(id, agent)
   redis.call('SADD', running, agent)
 end
 
+-- Count a target as running that still waits: its order was sent in a part of the past that Redis lost. A wrong type
+-- must not keep the execution from its record.
+local function start_waiting_target(id, agent)
+  local _, pending = batch_keys(id)
+  if type(redis.pcall('ZSCORE', pending, agent)) == 'string' then
+    start_target(id, agent)
+  end
+end
+
 -- Record the end of a target, and stop the batch if its rule is reached. `result` is the target's entry, a table.
 local function end_target(id, agent, state, result, evidence, now)
   local key, pending, running, ended = batch_keys(id)

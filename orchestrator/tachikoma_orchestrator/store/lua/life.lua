@@ -19,10 +19,7 @@ if stored ~= ARGV[3] then
   return 0
 end
 if #args.event > 0 then
-  local missing = args.after - (tonumber(redis.call('GET', trail .. ':seq')) or 0)
-  if missing > 0 then
-    redis.call('INCRBY', trail .. ':seq', text(missing))
-  end
+  continue_after(trail, args.after)
   audit(trail, args.event)
 end
 redis.call('SET', life, ARGV[2])

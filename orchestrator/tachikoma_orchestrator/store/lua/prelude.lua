@@ -57,6 +57,17 @@ local function audit(trail, event)
   return seq
 end
 
+-- Let the numbers of the audit trail continue after the last number that was seen, if Redis went back behind it. Return
+-- how many numbers were passed over.
+local function continue_after(trail, number)
+  local missing = number - (tonumber(redis.call('GET', trail .. ':seq')) or 0)
+  if missing <= 0 then
+    return 0
+  end
+  redis.call('INCRBY', trail .. ':seq', text(missing))
+  return missing
+end
+
 -- Append an event about an execution. It also contains the requester and the policy, so each event can be read alone.
 local function audit_execution(trail, execution, event)
   local names = {'requested_by', 'command', 'client_ip', 'policy', 'batch'}

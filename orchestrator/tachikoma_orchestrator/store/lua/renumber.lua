@@ -6,10 +6,4 @@
 --   1  JSON object
 --      after  largest event number that was seen
 -- RESULT: how many numbers were passed over
-local seq = KEYS[1] .. ':seq'
-local missing = args.after - (tonumber(redis.call('GET', seq)) or 0)
-if missing <= 0 then
-  return 0
-end
-redis.call('INCRBY', seq, text(missing))
-return missing
+return continue_after(KEYS[1], args.after)

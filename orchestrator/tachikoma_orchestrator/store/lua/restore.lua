@@ -11,6 +11,8 @@
 -- ARGV
 --   1  JSON object
 --      id           execution id
+--      agent        agent id
+--      batch        id of the batch that the request is a part of; empty for none
 --      digest       digest of the request
 --      admitted_ms  time of the order, ms
 --      deadline_ms  time from which on the order must not start, ms
@@ -38,6 +40,9 @@ end
 extend(record, args.record)
 audit(trail, args.event)
 redis.call('HSET', execution, unpack(record))
+if args.batch ~= '' then
+  start_waiting_target(args.batch, args.agent)
+end
 index('ZADD', index_key, text(args.admitted_ms), id)
 index('ZADD', agent_index, text(args.admitted_ms), id)
 index('ZADD', open, text(args.deadline_ms), id)

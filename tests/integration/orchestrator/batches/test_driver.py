@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
-from admissions import peer
+from admissions import ORCHESTRATOR, peer
 from batches import BatchStand
+from tachikoma.identity.signed_messages import WorkOrder
+from tachikoma.identity.signing import verify
 from tachikoma.redis import keys
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.batches import FAILURES, BatchState, StopCause, TargetState
 from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.executions.restoration import Restoration
 from tachikoma_orchestrator.executions.transitions import FENCE
 
 Make = Callable[..., Awaitable[BatchStand]]
@@ -368,3 +372,40 @@ async def test_garbage_in_one_batch_holds_back_no_other(make: Make, garbage: str
     await GARBAGE[garbage](stand, broken)
     await stand.rooms[0].driver.drive_all()
     assert await stand.running(whole) == ["web-1"]
+
+
+class LivesOf:
+    """A life of Redis that lost data, and whose number agents report as text."""
+
+    valid_from = 2
+
+    def number_of(self, token: str) -> int:
+        return int(token)
+
+
+async def test_a_target_whose_start_redis_lost_is_counted_when_its_record_is_restored(make: Make) -> None:
+    stand = await make(2)
+    batch = await stand.submit()
+    await stand.step(batch)
+    token = await stand.stand.token("web-1")
+    exec_id = verify(token, WorkOrder, stand.stand.identity.current().bundle, ORCHESTRATOR).jti
+    # Back to the state before the start.
+    _, pending, running, _ = keys.batch(batch)
+    await stand.redis.delete(keys.execution(exec_id))
+    await stand.redis.srem(running, "web-1")
+    await stand.redis.zadd(pending, {"web-1": 0})
+    await stand.redis.hset(keys.orders("web-1"), exec_id, token)
+    lives: Any = LivesOf()
+    shown = stand.stand.admitter.shown
+    await Restoration(stand.redis, stand.stand.identity, lives, shown, no_result).heard("web-1", "2")
+    assert await stand.running(batch) == ["web-1", "web-2"]
+    record = await stand.stand.ledger.record(exec_id)
+    assert record is not None
+    restored = (await stand.stand.events(exec_id))[-1]
+    assert (restored.event, restored.batch) == ("record_restored", batch)
+    await stand.stand.ledger.settle("web-1", exec_id, [ExecState.QUEUED], ExecState.EXPIRED, reason="late", fence=False)
+    assert (await stand.results(batch))["web-1"].state is TargetState.EXPIRED
+
+
+async def no_result(agent: str, exec_id: str, raw: bytes) -> bool:
+    raise AssertionError(f"{agent} has no result of {exec_id}")

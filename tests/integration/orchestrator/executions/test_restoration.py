@@ -15,6 +15,7 @@ from tachikoma.identity.signing import sign
 from tachikoma.identity.signing import verify as verify_message
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
+from tachikoma.vocabulary.limits import WhenFull
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.executions.restoration import Restoration
@@ -154,3 +155,18 @@ async def test_orders_of_another_type_restore_nothing(stand: Stand) -> None:
     restoring = Restoring(stand)
     await restoring.restoration.heard(AGENT, "2")
     assert restoring.folded == []
+
+
+@pytest.mark.parametrize("when_full", list(WhenFull))
+async def test_a_restored_record_knows_whether_its_output_waits_for_readers(stand: Stand, when_full: WhenFull) -> None:
+    exec_id = await stand.admit("true")
+    svid = stand.identity.current()
+    order = verify_message(await stand.token(), WorkOrder, svid.bundle, svid.spiffe_id)
+    output = order.grant.output.model_copy(update={"when_full": when_full})
+    grant = order.grant.model_copy(update={"output": output})
+    await lose(stand.redis)
+    await stand.redis.hset(keys.orders(AGENT), exec_id, sign(svid, order.model_copy(update={"grant": grant})))
+    await Restoring(stand).restoration.heard(AGENT, "2")
+    record = await stand.ledger.record(exec_id)
+    assert record is not None
+    assert record.waits is (when_full is WhenFull.WAIT)

@@ -28,26 +28,26 @@ def svid(tmp_path: Path) -> Svid:
 
 
 def test_it_is_read_as_it_was_signed(svid: Svid) -> None:
-    frozen = Frozen.read(svid, "b-1", Frozen.sign(svid, REQUEST, TARGETS, ALICE))
+    frozen = Frozen.read(svid, "b-1", Frozen.make(svid, REQUEST, TARGETS, ALICE).signed(svid))
     assert (frozen.request, frozen.targets, frozen.peer) == (REQUEST, TARGETS, ALICE)
     assert frozen.places == {"web1": 0, "web2": 1, "db1": 2}
 
 
 def test_each_target_has_one_id_that_nobody_can_guess(svid: Svid) -> None:
-    token = Frozen.sign(svid, REQUEST, TARGETS, ALICE)
+    token = Frozen.make(svid, REQUEST, TARGETS, ALICE).signed(svid)
     first, again = Frozen.read(svid, "b-1", token), Frozen.read(svid, "b-1", token)
     assert first.exec_id("web1") == again.exec_id("web1") != first.exec_id("web2")
-    other = Frozen.read(svid, "b-1", Frozen.sign(svid, REQUEST, TARGETS, ALICE))
+    other = Frozen.read(svid, "b-1", Frozen.make(svid, REQUEST, TARGETS, ALICE).signed(svid))
     assert first.exec_id("web1") != other.exec_id("web1")
 
 
 def test_a_batch_of_another_id_is_refused(svid: Svid) -> None:
     with pytest.raises(InvalidSignature, match="is of another batch"):
-        Frozen.read(svid, "b-2", Frozen.sign(svid, REQUEST, TARGETS, ALICE))
+        Frozen.read(svid, "b-2", Frozen.make(svid, REQUEST, TARGETS, ALICE).signed(svid))
 
 
 def test_a_changed_batch_is_refused(svid: Svid) -> None:
-    head, payload, signature = Frozen.sign(svid, REQUEST, TARGETS, ALICE).split(".")
+    head, payload, signature = Frozen.make(svid, REQUEST, TARGETS, ALICE).signed(svid).split(".")
     with pytest.raises(InvalidSignature):
         Frozen.read(svid, "b-1", f"{head}.{payload[:-4]}AAAA.{signature}")
 
