@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,10 +40,13 @@ class EndedExecutions:
 class AgentExecutions(Protocol):
     """The executions of an agent, as far as a revocation needs them (`executions/revocation.py`)."""
 
+    async def open_ids(self, agent: str) -> list[str]:
+        """Return the ids of the agent's executions that have not ended."""
+
     async def cancel_running(self, agent: str, *, by: str) -> None:
         """Send the agent a signed cancel order for each execution that it has started."""
 
-    async def end_all(self, agent: str, revoked: Revoked) -> EndedExecutions:
+    async def end_all(self, agent: str, revoked: Revoked, known: Sequence[str] = ()) -> EndedExecutions:
         """Give every execution of the agent a final state, except those that wait for an approval."""
 
 
@@ -72,6 +76,8 @@ class Revoker:
         Raises:
             AgentUnknown: there is no such agent.
         """
+        # A reaper may end some of them before step 4; they are counted all the same.
+        known = await self._executions.open_ids(agent)
         # 1. From here on nothing that the agent says is accepted, and no order is sent to it.
         revoked = await self._record(agent, reason, by)
         # 2. An agent that still obeys kills its commands. The next step would keep the cancel orders from it.
@@ -79,7 +85,7 @@ class Revoker:
         # 3. Its connections to Redis are closed, and it cannot open new ones.
         warnings = await self._remove_account(agent)
         # 4. Each of its executions gets a final state.
-        ended = await self._executions.end_all(agent, revoked)
+        ended = await self._executions.end_all(agent, revoked, known)
         log.warning("agent.revoked", agent=agent, by=str(by), reason=reason)
         return Revocation(agent_id=agent, cancelled=ended.cancelled, lost=ended.lost, warnings=warnings)
 

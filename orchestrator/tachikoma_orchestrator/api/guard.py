@@ -113,8 +113,10 @@ class _Call:
     #: The bundles it was last verified with, and the time until which that verification is valid.
     bundles: TrustBundles
     until: datetime
-    #: The reason why the guard ended it; empty while it goes on.
+    #: The reason why the guard ends it; empty while it goes on.
     ended: str = ""
+    #: Whether gRPC is sending one of its messages. A cancellation would then end the call without its reason.
+    sending: bool = False
 
 
 class Guard(grpc.aio.ServerInterceptor):
@@ -245,7 +247,12 @@ class Guard(grpc.aio.ServerInterceptor):
                 # The generator of a stream that was abandoned is finalised at some later time.
                 self._calls.pop(task, None)
                 continue
-            if call.ended or (call.bundles is bundles and now <= call.until):
+            if call.ended:
+                if call.sending:
+                    # Its caller has not taken a message since the last look.
+                    task.cancel()
+                continue
+            if call.bundles is bundles and now <= call.until:
                 continue
             try:
                 _, call.until = bundles.verify_until(call.certificate, call.intermediates)
@@ -253,7 +260,8 @@ class Guard(grpc.aio.ServerInterceptor):
             except InvalidIdentity as error:
                 call.ended = str(error)
                 log.warning("call.ended", peer=str(call.peer), address=call.peer.address, reason=call.ended)
-                task.cancel()
+                if not call.sending:
+                    task.cancel()
 
     @staticmethod
     async def _abort(context: Context, error: Exception) -> None:
@@ -284,7 +292,7 @@ class Guard(grpc.aio.ServerInterceptor):
         if handler.unary_stream is not None:
             streaming = self._guarded_stream(handler.unary_stream, method, handler.request_deserializer)
         else:
-            streaming = self._guarded_dialogue(handler.stream_stream, method, handler.request_deserializer)
+            streaming = self._guarded_stream(handler.stream_stream, method, handler.request_deserializer, dialogue=True)
         return grpc.stream_stream_rpc_method_handler(streaming, response_serializer=handler.response_serializer)
 
     @asynccontextmanager
@@ -320,31 +328,25 @@ class Guard(grpc.aio.ServerInterceptor):
         return call
 
     def _guarded_stream(
-        self, behaviour: Callable[[Any, Context], AsyncIterator[Any]], method: str, parse: Callable[[bytes], Any]
-    ) -> Callable[..., Any]:
-        async def call(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
-            try:
-                with self._in_progress(current := await self.authenticate(context, method)):
-                    async with self._received(current, requests, parse, stream=True) as request:
-                        async for item in behaviour(request, context):
-                            yield item
-            except Exception as error:
-                await self._abort(context, error)
-
-        return call
-
-    def _guarded_dialogue(
         self,
-        behaviour: Callable[[AsyncIterator[Any], Context], AsyncIterator[Any]],
+        behaviour: Callable[[Any, Context], AsyncIterator[Any]],
         method: str,
         parse: Callable[[bytes], Any],
+        *,
+        dialogue: bool = False,
     ) -> Callable[..., Any]:
+        """Guard an RPC that answers with a stream; in a dialogue, further requests follow the first one."""
+
         async def call(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
             try:
                 with self._in_progress(current := await self.authenticate(context, method)):
                     async with self._received(current, requests, parse, stream=True) as first:
-                        async for item in behaviour(_dialogue(first, requests, parse), context):
+                        async for item in behaviour(_dialogue(first, requests, parse) if dialogue else first, context):
+                            current.sending = True
                             yield item
+                            current.sending = False
+                            if current.ended:
+                                raise _Distrusted(current.ended)
             except Exception as error:
                 await self._abort(context, error)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
@@ -34,6 +36,10 @@ class ExecutionsOfAgent:
         self._ledger = ledger
         self._identity = identity
 
+    async def open_ids(self, agent: str) -> list[str]:
+        """Return the ids of the agent's executions that have not ended. Raises redis errors."""
+        return [record.exec_id for record in await self._open(agent)]
+
     async def cancel_running(self, agent: str, *, by: str) -> None:
         """Send the agent a signed cancel order for each execution that it has claimed. Raises redis errors."""
         records = await self._open(agent)
@@ -45,16 +51,30 @@ class ExecutionsOfAgent:
             if claimed:
                 await send_cancel(self._redis, self._identity, agent, record.exec_id, by=by, requested_by="")
 
-    async def end_all(self, agent: str, revoked: Revoked) -> EndedExecutions:
+    async def end_all(self, agent: str, revoked: Revoked, known: Sequence[str] = ()) -> EndedExecutions:
         """Give every execution of the agent a final state, except those that wait for an approval.
 
         Those have no order yet, and the agent may have joined again by the time of the approval.
 
+        Args:
+            agent: the agent.
+            revoked: its revocation.
+            known: executions that had not ended before the revocation. A reaper may have ended some for it.
+
+        Returns:
+            How many the revocation ended, by whichever process.
+
         Raises:
             redis errors: Redis failed; the reaper ends what is left.
         """
-        ended = [await end_revoked(self._ledger, record, revoked) for record in await self._open(agent)]
-        return EndedExecutions(cancelled=ended.count(ExecState.CANCELLED), lost=ended.count(ExecState.LOST))
+        ended = {}
+        for record in await self._open(agent):
+            if state := await end_revoked(self._ledger, record, revoked):
+                ended[record.exec_id] = state
+        others = await self._ledger.records([exec_id for exec_id in known if exec_id not in ended])
+        ended |= {record.exec_id: record.state for record in others if record.error == revoked.execution_error}
+        states = list(ended.values())
+        return EndedExecutions(cancelled=states.count(ExecState.CANCELLED), lost=states.count(ExecState.LOST))
 
     async def _open(self, agent: str) -> list[Record]:
         """Return the agent's executions that have a place on its queue or have started."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -29,6 +30,10 @@ class Steps:
         self.stand = stand
         self.taken: list[str] = []
 
+    async def open_ids(self, agent: str) -> list[str]:
+        assert not self.stand.revocations.active(agent)
+        return ["known"]
+
     async def cancel_running(self, agent: str, *, by: str) -> None:
         assert self.stand.revocations.active(agent)
         self.taken.append(f"cancel for {by}")
@@ -36,7 +41,8 @@ class Steps:
     async def remove(self, agent: str) -> None:
         self.taken.append(f"remove {agent}")
 
-    async def end_all(self, agent: str, revoked: Revoked) -> EndedExecutions:
+    async def end_all(self, agent: str, revoked: Revoked, known: Sequence[str] = ()) -> EndedExecutions:
+        assert known == ["known"]
         self.taken.append(f"end: {revoked.execution_error}")
         return EndedExecutions(cancelled=4, lost=2)
 

@@ -88,6 +88,16 @@ async def test_every_execution_of_the_agent_ends_except_those_that_wait_for_an_a
     assert await of_agent.end_all(AGENT, REVOKED) == EndedExecutions(cancelled=0, lost=0)
 
 
+async def test_what_a_reaper_ended_for_the_revocation_is_counted_too(stand: Stand) -> None:
+    await executions(stand)
+    of_agent = ExecutionsOfAgent(stand.redis, stand.ledger, stand.identity)
+    known = await of_agent.open_ids(AGENT)
+    assert sorted(known) == ["runs", "waits"]
+    for record in await stand.ledger.records(["waits"]):
+        assert await end_revoked(stand.ledger, record, REVOKED) is ExecState.CANCELLED
+    assert await of_agent.end_all(AGENT, REVOKED, known) == EndedExecutions(cancelled=1, lost=1)
+
+
 async def test_an_execution_that_was_claimed_a_moment_ago_is_lost(stand: Stand) -> None:
     await executions(stand)
     record = await stand.ledger.record("waits")
