@@ -54,8 +54,8 @@ ALLOWED = {
     ("get", "cancel"), ("get", "read"),
     ("xadd", "output"), ("xdel", "output"), ("xrevrange", "output"), ("expire", "output"), ("publish", "output"),
     ("set", "result"), ("publish", "result"), ("publish", "report"),
-    ("xread", "input"), ("xrange", "input"), ("xdel", "input"), ("xtrim", "input"), ("expire", "input"),
-    ("set", "session"), ("expire", "session"), ("publish", "session"),
+    ("xread", "input"), ("xrevrange", "input"), ("xtrim", "input"), ("expire", "input"),
+    ("set", "session"), ("publish", "session"),
     ("hset", "orders"), ("expire", "orders"), ("get", "life"),
 }  # fmt: skip
 

@@ -12,8 +12,7 @@ from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.batches import BatchState, BatchStatus
 from tachikoma_orchestrator.api.executions import ExecutionCalls
 from tachikoma_orchestrator.api.guard import current_peer
-from tachikoma_orchestrator.api.service import page_size
-from tachikoma_orchestrator.batches.frozen import Frozen
+from tachikoma_orchestrator.api.service import MAX_PAGE, page_size
 
 __all__ = ["BatchCalls"]
 
@@ -48,9 +47,12 @@ class BatchCalls(ExecutionCalls):
         self, request: pb.ListBatchesRequest, context: object
     ) -> pb.ListBatchesResponse:
         peer, store = current_peer(), self._parts.batches.store
-        operator = self._is_operator(peer)
-        found = []
-        for batch_id in await store.newest(page_size(request.limit, "limit")):
+        operator, limit = self._is_operator(peer), page_size(request.limit, "limit")
+        found: list[pb.BatchStatus] = []
+        # Bounded in work: those of others among the newest count too.
+        for batch_id in await store.newest(MAX_PAGE):
+            if len(found) == limit:
+                break
             status = await store.status(batch_id)
             if status is not None and (operator or status.requested_by == str(peer)):
                 found.append(batch_wire.status_to_pb(status))
@@ -65,7 +67,7 @@ class BatchCalls(ExecutionCalls):
         signed = await store.signed(request.id)
         _, running = await store.not_ended(request.id)
         if signed is not None and running:
-            frozen = Frozen.read(self._parts.identity.current(), request.id, signed)
+            frozen = self._parts.batches.submission.read(request.id, signed)
             limit = asyncio.Semaphore(CANCELS)
 
             async def cancel(agent: str) -> None:

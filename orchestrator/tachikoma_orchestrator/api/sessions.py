@@ -16,7 +16,7 @@ from tachikoma.errors import FailedPrecondition, InvalidRequest, NotFound, Permi
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.sessions.frames import SignalName
 from tachikoma.vocabulary.audit import AuditCode
-from tachikoma.vocabulary.requests import WindowSize
+from tachikoma.vocabulary.requests import ExecRequest, WindowSize
 from tachikoma.vocabulary.results import ExecOutput, InputAccepted, OutputKind
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.api.executions import ExecutionCalls
@@ -83,7 +83,7 @@ class SessionCalls(ExecutionCalls, OutputCalls):
                 agent, exec_id = wanted.agent_id, wanted.id
             case "attach":
                 exec_id, after_seq = first.attach.id, first.attach.after_seq
-                agent = (await self._session(exec_id)).agent
+                agent = (await self._record(exec_id)).agent
             case _:
                 raise InvalidRequest("the first message is `request` or `attach`")
         follower = self._follower(agent, exec_id, after_seq)
@@ -91,18 +91,23 @@ class SessionCalls(ExecutionCalls, OutputCalls):
         with self._parts.completions.expect(exec_id) as end:
             async with follower.listen(), attached.listen():
                 opened = wanted is not None and await self._parts.admitter.admit(wanted, current_peer(), session=True)
-                record = await self._session(exec_id)
+                record, request = await self._session(exec_id, wanted)
                 self._parts.completions.note_order(exec_id, AwaitedOrder(agent, record.order_sha256))
                 output = self._follow(follower, record, end)
                 if record.state.terminal:
-                    await self._resolve_if_ended(exec_id)
+                    await self._resolve_if_terminal(record)
                     async for message in output:
                         await outbox.put(message)
                 else:
-                    await attached.run(record, requests, output, opened=opened)
+                    await attached.run(record, request, requests, output, opened=opened)
 
-    async def _session(self, exec_id: str) -> Record:
-        """Return the record of an interactive execution of the caller, who may be attached to it now.
+    async def _session(self, exec_id: str, wanted: ExecRequest | None) -> tuple[Record, ExecRequest]:
+        """Return the record of an interactive execution of the caller, who may be attached to it now, and its request.
+
+        Args:
+            exec_id: the execution.
+            wanted: the caller's request, which policy has just allowed; None for a caller that names the execution.
+                The ledger has the request with secrets masked, of which policy may decide otherwise.
 
         Raises:
             NotFound: the caller has no such execution. Operators see and cancel those of others; they do not type.
@@ -112,15 +117,16 @@ class SessionCalls(ExecutionCalls, OutputCalls):
         record, peer = await self._record(exec_id), current_peer()
         if record.requested_by != str(peer):
             raise NotFound(f"there is no execution {exec_id[:80]!r} of yours")
-        if not recorded_request(record).interactive:
+        request = recorded_request(record) if wanted is None else wanted.model_copy(update={"requested_by": str(peer)})
+        if not request.interactive:
             raise FailedPrecondition(f"{exec_id} is not interactive; use Attach to follow its output")
-        if not record.state.terminal and (why := await self._lost_right(record, peer)):
+        if wanted is None and not record.state.terminal and (why := await self._lost_right(request, peer)):
             raise PermissionDenied(f"not allowed: {why}", metadata={"rule": "attach"})
-        return record
+        return record, request
 
-    async def _lost_right(self, record: Record, peer: Peer) -> str:
+    async def _lost_right(self, request: ExecRequest, peer: Peer) -> str:
         """Return why policy does not allow a caller to be attached now, in words; empty if it does."""
-        decision = await self._parts.admitter.decide(recorded_request(record), peer.address)
+        decision = await self._parts.admitter.decide(request, peer.address)
         return "" if decision.allowed else decision.reason
 
 
@@ -180,6 +186,7 @@ class _Attached:
     async def run(
         self,
         record: Record,
+        request: ExecRequest,
         requests: AsyncIterator[pb.ExecInput],
         output: AsyncGenerator[ExecOutput],
         *,
@@ -191,7 +198,7 @@ class _Attached:
             if record.state is ExecState.STARTED:
                 self._channel.renew()
             async with supervised(
-                self._channel.run(), self._read(requests, record), self._watch_rights(record),
+                self._channel.run(), self._read(requests, record), self._watch_rights(request),
                 self._report_start(record), self._acknowledge(), self._forward(output),
             ):  # fmt: skip
                 # Nothing else is awaited here, so that the failure of a part always ends the wait.
@@ -228,7 +235,7 @@ class _Attached:
                 await self._outbox.put(message)
         self._ended.set()
 
-    async def _watch_rights(self, record: Record) -> None:
+    async def _watch_rights(self, request: ExecRequest) -> None:
         """Decide again whenever policy changes.
 
         Raises:
@@ -239,7 +246,7 @@ class _Attached:
             await asyncio.sleep(RIGHTS_SECONDS)
             if (current := self._parts.policies.current) is decided:
                 continue
-            if why := await self._calls._lost_right(record, self._peer):
+            if why := await self._calls._lost_right(request, self._peer):
                 raise PermissionDenied(f"not allowed any more: {why}", metadata={"rule": "attach"})
             decided = current
 

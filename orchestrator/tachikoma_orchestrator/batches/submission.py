@@ -65,7 +65,7 @@ class BatchSubmission:
         resolved = await self._resolve(request, peer)
         if repeated is not None:
             # The agents may have changed since: a repetition is compared by its request alone.
-            earlier = self._read(request.id, repeated)
+            earlier = self.read(request.id, repeated)
             if earlier.request != resolved.request or earlier.requested_by != str(peer):
                 raise AlreadyExists(f"the id {request.id!r} was used for another batch", metadata={"id": request.id})
             return await self._status(request.id)
@@ -133,7 +133,7 @@ class BatchSubmission:
         """Return a request to run again where an earlier batch ended in some states, and these targets."""
         assert request.retry_of is not None
         token = await self._store.signed(request.retry_of)
-        earlier = None if token is None else self._read(request.retry_of, token)
+        earlier = None if token is None else self.read(request.retry_of, token)
         if earlier is None or earlier.requested_by != str(peer):
             raise NotFound(f"there is no batch {request.retry_of!r} of yours")
         ended = await self._store.results(earlier.id)
@@ -149,7 +149,8 @@ class BatchSubmission:
             request = request.model_copy(update={name: getattr(earlier.request, name) for name in again})
         return request, targets
 
-    def _read(self, batch_id: str, token: str) -> Frozen:
+    def read(self, batch_id: str, token: str) -> Frozen:
+        """Verify a stored batch. Raises ServerError if no orchestrator signed it."""
         try:
             return Frozen.read(self._identity.current(), batch_id, token)
         except InvalidSignature as error:

@@ -277,7 +277,17 @@ class Spawner:
                 except BlockingIOError:
                     await _writable(self._loop, self._connection)
             if sent < len(message):
-                await self._loop.sock_sendall(self._connection, message[sent:])
+                await self._send_rest(message[sent:])
+
+    async def _send_rest(self, part: bytes) -> None:
+        """Send the rest of a message, even if this is cancelled: half a message would spoil the next ones."""
+        assert self._loop is not None
+        sending = asyncio.ensure_future(self._loop.sock_sendall(self._connection, part))
+        try:
+            await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            await asyncio.wait({sending})
+            raise
 
     # --- replies and events -------------------------------------------------------------------------------------------
 

@@ -61,7 +61,9 @@ class WriteBack:
         """Write everything once. Raises redis errors, JournalError."""
         lives = self._context.lives
         lives.began.clear()
-        token, lost = lives.token, lives.valid_from > self._valid_from
+        # A further loss that is learned meanwhile has a pass of its own.
+        token, valid_from = lives.token, lives.valid_from
+        lost = valid_from > self._valid_from
         try:
             executions = await self._context.journal.recent()
             for begin in range(0, len(executions), BATCH):
@@ -71,7 +73,7 @@ class WriteBack:
             raise
         if executions:
             log.info("write_back.done", executions=len(executions), orders=lost)
-        self._valid_from, self.done = max(self._valid_from, lives.valid_from if lost else 0), token
+        self._valid_from, self.done = valid_from, token
         self._written()
 
     async def _write(self, executions: list[RecentExecution], *, orders: bool) -> None:

@@ -77,10 +77,8 @@ class Mailbox:
         backoff = Backoff(*RETRY_SECONDS)
         while True:
             try:
-                while found := await self.redis.xrange(
-                    keys.input(self.agent, self.exec_id), min=b"(" + self._last, count=READ_ENTRIES
-                ):
-                    self._last = found[-1][0]
+                if last := await self.redis.xrevrange(keys.input(self.agent, self.exec_id), count=1):
+                    self._last = last[0][0]
                 return
             except (RedisError, OSError) as error:
                 log.warning("session.waiting", id=self.exec_id, error=str(error))

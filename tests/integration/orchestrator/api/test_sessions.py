@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -170,6 +172,24 @@ async def test_a_session_from_request_to_result(world: World, until: Until) -> N
     assert await world.stand.codes(exec_id) == [
         *("admitted", "dispatched", "session_opened", "started", "session_resized", "session_signalled", "lost")
     ]
+
+
+@pytest.mark.parametrize(
+    "command", [("true", "--auth=ldap", "shell"), ("true", "token=" + "x" * 400), ("true", *["x"] * 100, "end")]
+)
+async def test_policy_decides_on_the_command_as_it_was_requested(
+    world: World, until: Until, command: tuple[str, ...]
+) -> None:
+    """The ledger has it masked and shortened, of which policy may decide otherwise."""
+    world.stand.change_policy('"/usr/bin/true ..."', json.dumps(shlex.join(("/usr/bin/true", *command[1:]))))
+    request = ExecRequest(agent_id=AGENT, command=command, interactive=True, tty=True)
+    caller = world.call()
+    caller.send(request=wire.request_to_pb(request))
+    agent = await world.start(request.id)
+    caller.send(data=pb.InputData(data=b"x"))
+    await until(lambda: bytes(agent.taken) == b"x", "the input arrives")
+    await world.finish(request.id)
+    assert await caller.end() is None
 
 
 async def test_a_caller_that_detaches_can_attach_again(world: World, until: Until) -> None:

@@ -11,6 +11,7 @@ from authority import Authority
 from local_agent import AGENT, LocalAgent, local_agent
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
+from tachikoma_worker.execution.recent import RecentExecution
 from tachikoma_worker.execution.write_back import WriteBack
 
 
@@ -55,3 +56,28 @@ async def test_a_fence_and_another_result_are_not_replaced(agent: LocalAgent) ->
     await WriteBack(agent.context, lambda: None).write()
     assert await agent.redis.get(keys.claim(AGENT, order.jti)) == b"fence"
     assert await agent.redis.get(keys.result(AGENT, order.jti)) == b"another"
+
+
+async def test_a_loss_that_is_learned_during_a_pass_has_a_pass_of_its_own(
+    agent: LocalAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await agent.record_life(1)
+    order = agent.order("/bin/true", order={"life": 1})
+    await agent.execution(order).run()
+    written = WriteBack(agent.context, lambda: None)
+    await agent.context.lives.learn(await agent.record_life(2, valid_from=2))
+    recent = agent.context.journal.recent
+
+    async def recent_and_another_loss() -> list[RecentExecution]:
+        monkeypatch.undo()
+        found = await recent()
+        await agent.context.lives.learn(await agent.record_life(3, valid_from=3))
+        return found
+
+    monkeypatch.setattr(agent.context.journal, "recent", recent_and_another_loss)
+    await written.write()
+    assert agent.context.lives.began.is_set()
+    # Redis lost what the first pass has written.
+    await agent.redis.delete(keys.orders(AGENT))
+    await written.write()
+    assert await agent.redis.hkeys(keys.orders(AGENT)) == [order.jti.encode()]

@@ -147,3 +147,21 @@ def test_whatever_a_spawner_sends_a_request_ends(pieces: list[bytes]) -> None:
                 await asyncio.wait_for(waiting, 10)
 
     asyncio.run(run())
+
+
+async def test_a_message_whose_sender_is_cancelled_is_sent_to_its_end() -> None:
+    """Half of one would make the spawner read the next one wrongly, and drop the worker."""
+    loop = asyncio.get_running_loop()
+    async with connected() as (made, theirs):
+        large, small = b"l" * 4_000_000, b"s" * 10
+        cancelled = asyncio.create_task(made._send(large, ()))
+        # It fills the buffer of the socket.
+        received = bytearray(await loop.sock_recv(theirs, 1000))
+        cancelled.cancel()
+        following = asyncio.create_task(made._send(small, ()))
+        while len(received) < len(large) + len(small):
+            received += await loop.sock_recv(theirs, 100_000)
+        assert received == large + small
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        await following
