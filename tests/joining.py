@@ -11,6 +11,7 @@ import grpc
 from cryptography.hazmat.primitives.asymmetric import ec
 from support import make_cli, prepare
 
+from patience import PATIENCE_SECONDS
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.dev.part import Part
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
@@ -57,7 +58,7 @@ def try_join(token: JoinToken, **changes: object) -> pb.JoinResponse:
     options = [("grpc.ssl_target_name_override", token.server_name)]
     with grpc.secure_channel(token.address, credentials, options) as channel:
         message = pb.JoinRequest(**{**right, **changes})
-        answer: pb.JoinResponse = JoiningStub(channel).Join(message, timeout=20)
+        answer: pb.JoinResponse = JoiningStub(channel).Join(message, timeout=PATIENCE_SECONDS)
         return answer
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from authority import Authority
+from patience import PATIENCE_SECONDS
 from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.signed_messages import CancelOrder, LifeRecord, Receipt, WorkOrder
 from tachikoma.identity.signing import sign, verify
@@ -140,7 +141,7 @@ async def local_agent(redis: Redis, redis_url: str, authority: Authority, **sett
     try:
         yield LocalAgent(context, orchestrator, background, redis)
     finally:
-        await background.wait(10)
+        await background.wait(PATIENCE_SECONDS)
         await background.cancel()
         for held in await spawner.held():
             process = await spawner.take(held)
@@ -155,7 +156,7 @@ async def local_agent(redis: Redis, redis_url: str, authority: Authority, **sett
         await spawner.stop()
         if program is not None:
             try:
-                program.wait(10)
+                program.wait(PATIENCE_SECONDS)
             except subprocess.TimeoutExpired:
                 program.kill()
                 raise

@@ -15,8 +15,7 @@ from typing import Self
 
 import pytest
 
-#: Longest wait for an output.
-PATIENCE_SECONDS = 30.0
+from patience import PATIENCE_SECONDS
 
 
 class PtyProcess:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import psutil
 
+from patience import PATIENCE_SECONDS
 from tachikoma.identity.signed_messages import WorkOrder
 from tachikoma.vocabulary.grants import Grant, GrantedExecutable
 from tachikoma.vocabulary.limits import ResourceLimits, ResourceUsage
@@ -32,8 +33,6 @@ ROOT = os.getuid() == 0
 #: Set in a container: "own" where its cgroups may be written, "read-only" where they may not.
 CONTAINER = os.environ.get("TACHIKOMA_TEST_CGROUPS", "")
 WHERE: Literal["top", "own"] = "own" if CONTAINER else "top"
-#: Bounded, but no measure of anything.
-PATIENCE_SECONDS = 30
 
 
 def order(

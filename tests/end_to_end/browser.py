@@ -16,8 +16,7 @@ from typing import Any, Self
 
 import pytest
 
-#: Longest wait for one answer, and for a page to be as it should.
-SECONDS = 30.0
+from patience import PATIENCE_SECONDS
 
 
 def chromium() -> str | None:
@@ -74,7 +73,7 @@ class Browser:
         # Not by a signal: its other processes would write on for a moment, into the folder that is to go.
         self._session = None
         self._call("Browser.close")
-        self._process.wait(SECONDS)
+        self._process.wait(PATIENCE_SECONDS)
         os.close(self._write)
         os.close(self._read)
         shutil.rmtree(self._profile, ignore_errors=True)
@@ -114,7 +113,7 @@ class Browser:
 
     def wait(self, script: str, what: str, condition: Callable[[Any], bool] = bool) -> Any:
         """Wait until an expression's value is as it should be, and return it."""
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while True:
             answer = self._call("Runtime.evaluate", expression=script, returnByValue=True)
             # While it loads there may be nothing to look at yet.
@@ -122,7 +121,7 @@ class Browser:
             if "exceptionDetails" not in answer and condition(value):
                 return value
             if time.monotonic() > deadline:
-                pytest.fail(f"did not come true in {SECONDS:g} s: {what}; it is {str(value)[:1000]}")
+                pytest.fail(f"did not come true in {PATIENCE_SECONDS:g} s: {what}; it is {str(value)[:1000]}")
             time.sleep(0.05)
 
     def screenshot(self, path: Path, *, scale: float) -> None:

@@ -18,6 +18,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
+from patience import PATIENCE_SECONDS
 from tachikoma import ExecRequest
 from tachikoma.dev.identities import own_user
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
@@ -35,7 +36,7 @@ def publish_report(redis: Redis, agent: str, exec_id: str, raw: bytes | str) -> 
         redis.publish(keys.report(agent, lane, exec_id), raw)
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:
     """Wait for a condition and return its value; fail when it does not come true."""
     deadline = time.monotonic() + seconds
     while True:
@@ -71,7 +72,7 @@ class Cli:
         return {**os.environ, "TACHIKOMA_PROFILE": str(self.profile), "COLUMNS": "200"}
 
     def run(
-        self, *arguments: str, stdin: bytes | None = None, timeout: float = 60
+        self, *arguments: str, stdin: bytes | None = None, timeout: float = PATIENCE_SECONDS
     ) -> subprocess.CompletedProcess[bytes]:
         """Run to the end."""
         return subprocess.run(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support import AGENT, Cli, make_cli, prepare, request, wait_until
 
+from patience import PATIENCE_SECONDS
 from tachikoma import AgentDraining, AgentUnknown, Client, ExecState, InvalidRequest, PermissionDenied
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.identity.spiffe import user_id
@@ -33,7 +34,7 @@ def test_a_drained_agent_takes_nothing_new_and_finishes_what_it_has(own_stack: S
         assert f"drained by {client.spiffe_id}: new kernel" in shown.stderr.decode()
         assert waiting.poll() is None
         go.touch()
-        out, _ = waiting.communicate(timeout=30)
+        out, _ = waiting.communicate(timeout=PATIENCE_SECONDS)
         assert (waiting.returncode, out.decode()) == (
             0, f"{AGENT}: takes no new executions\n",
         )  # fmt: skip

@@ -11,6 +11,7 @@ import pytest
 import redis
 from support import Cli, prepare, request, wait_until
 
+from patience import PATIENCE_SECONDS
 from tachikoma import (
     CancelOutcome,
     Client,
@@ -344,7 +345,7 @@ def test_the_command_line_tells_who_waits_and_what_for(world: World) -> None:
             assert world.cli["boss"].run("approve", "cli-1", *missing).returncode == 1
         done = world.cli["boss"].run("approve", "cli-1", "-m", "fine", "--digest", digest)
         assert (done.returncode, done.stdout) == (0, b"cli-1: approved (QUEUED)\n"), done.stderr
-        out, err = waiting.communicate(timeout=60)
+        out, err = waiting.communicate(timeout=PATIENCE_SECONDS)
     finally:
         waiting.kill()
     assert b"TEST_A=b\nid  x\n" in out
@@ -358,7 +359,7 @@ def test_ctrl_c_withdraws_what_waits(world: World) -> None:
     waiting = world.cli["me"].start("exec", "--id", "cli-2", "agent-1", "printf", "x")
     wait_until(lambda: world.boss.approvals(), "it waits")
     waiting.send_signal(signal.SIGINT)
-    _, err = waiting.communicate(timeout=60)
+    _, err = waiting.communicate(timeout=PATIENCE_SECONDS)
     assert waiting.returncode == 130
     assert b"withdrawn before it was approved" in err
     assert world.codes("cli-2") == ["approval_requested", "cancelled"]
@@ -369,6 +370,6 @@ def test_a_rejected_command_ends_with_125_and_the_reason(world: World) -> None:
     wait_until(lambda: world.boss.approvals(), "it waits")
     assert world.cli["boss"].run("reject", "cli-3").returncode == 1
     assert world.cli["boss"].run("reject", "cli-3", "-m", "not today").stdout == b"cli-3: rejected (REJECTED)\n"
-    _, err = waiting.communicate(timeout=60)
+    _, err = waiting.communicate(timeout=PATIENCE_SECONDS)
     assert waiting.returncode == 125
     assert f"rejected by {BOSS}: not today".encode() in err

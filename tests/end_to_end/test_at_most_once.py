@@ -12,6 +12,7 @@ import redis as redis_py
 from celery import Celery
 from support import AGENT, prepare, publish_report, request, wait_until
 
+from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecState, OutputKind
 from tachikoma.dev.stack import Stack
 from tachikoma.redis import keys
@@ -96,7 +97,7 @@ def test_the_result_is_an_ordinary_celery_result(client: Client, stack: Stack) -
     app = Celery(backend=stack.redis_admin_celery_url, set_as_current=False)
     result = app.AsyncResult(keys.task_id(AGENT, response.id))
     assert result.successful()
-    value = result.get(timeout=5)
+    value = result.get(timeout=PATIENCE_SECONDS)
     assert (value["state"], value["exitCode"]) == ("FAILED", 3)
     app.close()
 

@@ -14,6 +14,7 @@ import redis as redis_py
 from support import plain_channel, prepare, publish_report, request, wait_until
 
 from joining import joining_settings, try_join
+from patience import PATIENCE_SECONDS
 from tachikoma import (
     AgentDraining,
     AgentOffline,
@@ -320,13 +321,13 @@ def no_valid_request(world: World) -> None:
     message = wire.request_to_pb(request("true"))
     message.command[:] = []
     with plain_channel(world.stack, world.stack.identity("user")) as channel, pytest.raises(grpc.RpcError):
-        RemoteExecutionStub(channel).Execute(message, timeout=20)
+        RemoteExecutionStub(channel).Execute(message, timeout=PATIENCE_SECONDS)
 
 
 @leaves("identity_rejected")
 def an_agent_that_calls(world: World) -> None:
     with plain_channel(world.stack, world.stack.identity("agent-1")) as channel, pytest.raises(grpc.RpcError):
-        RemoteExecutionStub(channel).List(pb.ListRequest(), timeout=20)
+        RemoteExecutionStub(channel).List(pb.ListRequest(), timeout=PATIENCE_SECONDS)
 
 
 # --- what is not as it was signed -------------------------------------------------------------------------------------

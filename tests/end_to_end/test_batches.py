@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support import Cli, make_cli, prepare, wait_until
 
+from patience import PATIENCE_SECONDS
 from tachikoma import BatchRequest, BatchState, BatchUpdate, Client, ExecState, NotFound, TargetState
 from tachikoma.dev.stack import Stack
 from tachikoma.identity.spiffe import user_id
@@ -162,7 +163,7 @@ def test_ctrl_c_cancels_the_batch(cli: Cli, client: Client) -> None:
 
     wait_until(running, "both run")
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 125
     assert "2 cancelled: agent-[1-2]" in errors.decode()
 
@@ -199,7 +200,7 @@ def test_a_batch_survives_the_orchestrator_that_drives_it(stack: Stack, client: 
         wait_until(lambda number=number: len(os.listdir(runs)) >= number, f"{number} ran")
         stack.orchestrator.kill()
         stack.orchestrator.start()
-    thread.join(60)
+    thread.join(PATIENCE_SECONDS)
     assert not thread.is_alive()
     assert sorted(name.partition(".")[0] for name in os.listdir(runs)) == [f"agent-{n}" for n in range(1, AGENTS + 1)]
     assert found[-1].status is not None

@@ -21,6 +21,7 @@ from kombu import Connection
 from redis import Redis
 from support import AGENT, prepare, request, wait_until
 
+from patience import PATIENCE_SECONDS
 from tachikoma import (
     Client,
     ExecRequest,
@@ -136,15 +137,15 @@ def starts(client: Client, exec_id: str) -> int:
 
 def test_a_command_is_a_celery_task_with_the_response_as_its_result(commands: Commands) -> None:
     result = commands.s(AGENT, ["/bin/echo", "hello"]).delay()
-    answer = ExecResponse.from_dict(result.get(timeout=30))
+    answer = ExecResponse.from_dict(result.get(timeout=PATIENCE_SECONDS))
     assert (answer.state, answer.exit_code, answer.stdout) == (ExecState.SUCCEEDED, 0, b"hello\n")
     assert result.status == "SUCCESS"
 
 
 def test_a_command_that_fails_fails_its_task_unless_told_otherwise(commands: Commands) -> None:
     with pytest.raises(ExecutionFailed, match="exit code 3"):
-        commands.s(AGENT, ["/bin/sh", "-c", "exit 3"]).delay().get(timeout=30)
-    answer = commands.s(AGENT, ["/bin/sh", "-c", "exit 3"], check=False).delay().get(timeout=30)
+        commands.s(AGENT, ["/bin/sh", "-c", "exit 3"]).delay().get(timeout=PATIENCE_SECONDS)
+    answer = commands.s(AGENT, ["/bin/sh", "-c", "exit 3"], check=False).delay().get(timeout=PATIENCE_SECONDS)
     assert (answer["state"], answer["exitCode"]) == ("FAILED", 3)
 
 
@@ -165,7 +166,7 @@ def test_options_without_effect_are_refused_and_a_running_command_is_cancelled_b
         result.revoke(terminate=True)
     client.cancel(wanted.id)
     with pytest.raises(ExecutionFailed):
-        result.get(timeout=30)
+        result.get(timeout=PATIENCE_SECONDS)
     with pytest.raises(InvalidRequest, match="expires by itself"):
         result.forget()
 
@@ -181,13 +182,13 @@ def started(client: Client, exec_id: str) -> bool:
 def test_policy_refuses_it_as_everybody(client: Client, commands: Commands) -> None:
     signature = commands.s(AGENT, ["reboot"])
     with pytest.raises(PermissionDenied):
-        signature.delay().get(timeout=30)
+        signature.delay().get(timeout=PATIENCE_SECONDS)
     exec_id = signature.options["task_id"].rpartition(":")[2]
     assert [event.event for event in client.audit(exec_id=exec_id)] == [AuditCode.DENIED]
 
 
 def test_the_requester_is_who_signed(client: Client, commands: Commands, stack: Stack) -> None:
-    answer = commands.s(AGENT, ["/bin/true"]).delay().get(timeout=30)
+    answer = commands.s(AGENT, ["/bin/true"]).delay().get(timeout=PATIENCE_SECONDS)
     assert client.status(answer["id"]).requested_by == str(stack.user)
 
 
@@ -195,7 +196,7 @@ def test_a_signature_that_is_sent_often_runs_once(client: Client, commands: Comm
     file = tmp_path / "runs"
     signature = commands.s(AGENT, ["/bin/sh", "-c", f"echo run >> {file}"])
     for result in [signature.delay() for _ in range(5)]:
-        answer = result.get(timeout=30)
+        answer = result.get(timeout=PATIENCE_SECONDS)
     assert starts(client, answer["id"]) == 1
     assert file.read_text() == "run\n"
 
@@ -203,12 +204,14 @@ def test_a_signature_that_is_sent_often_runs_once(client: Client, commands: Comm
 def test_a_chain_goes_on_after_a_command_and_not_after_one_that_failed(commands: Commands, tmp_path: Path) -> None:
     one, two, three = (tmp_path / name for name in ("one", "two", "three"))
     touch = "/usr/bin/touch"
-    chain(commands.s(AGENT, [touch, str(one)]), commands.s(AGENT, [touch, str(two)])).delay().get(timeout=30)
+    chain(commands.s(AGENT, [touch, str(one)]), commands.s(AGENT, [touch, str(two)])).delay().get(
+        timeout=PATIENCE_SECONDS
+    )
     assert one.exists()
     assert two.exists()
     failing = chain(commands.s(AGENT, ["/bin/false"]), commands.s(AGENT, [touch, str(three)])).delay()
     with pytest.raises(ExecutionFailed):
-        failing.parent.get(timeout=30)
+        failing.parent.get(timeout=PATIENCE_SECONDS)
     assert not three.exists()
 
 
@@ -299,13 +302,13 @@ def test_nobody_is_believed_who_did_not_sign(
     for why, text in wrong.items():
         with pytest.raises(Unauthenticated, match=re.escape(why)):
             app.send_task(TASK_NAME, args=(text,), queue=keys.SUBMIT, task_id=f"app:{APPLICATION}:{new_id()}").get(
-                timeout=30
+                timeout=PATIENCE_SECONDS
             )
     told = [event.reason for event in client.audit(limit=200) if event.event == AuditCode.IDENTITY_REJECTED]
     assert all(any(why in reason for reason in told) for why in wrong)
     claimed = made.model_copy(update={"requested_by": "spiffe://tachikoma.local/user/somebody", "id": new_id()})
     with pytest.raises(PermissionDenied, match="requester"):
-        commands.signature(claimed).delay().get(timeout=30)
+        commands.signature(claimed).delay().get(timeout=PATIENCE_SECONDS)
     assert not file.exists()
 
 
@@ -342,7 +345,7 @@ def test_messages_that_are_none_neither_run_nor_end_the_submitter(
     # What Celery heeds in a header is not heeded here: it is run now, and not in ten years.
     push(stack, json.dumps({**good, "headers": {**good["headers"], "eta": "2036-01-01T00:00:00", "timelimit": [0, 0]}}))
     wait_until((tmp_path / "ran").exists, "the command ran")
-    assert commands.s(AGENT, ["/bin/echo", "still here"]).delay().get(timeout=30)["exitCode"] == 0
+    assert commands.s(AGENT, ["/bin/echo", "still here"]).delay().get(timeout=PATIENCE_SECONDS)["exitCode"] == 0
     assert stack.submitter.alive
     assert stack.submitter.pid == before
 
@@ -427,7 +430,7 @@ def test_what_a_submitter_waited_for_is_taken_up_by_the_next(
             assert not any(result.ready() for result in results)
             stack.start_part(stack.submitter)
             go.touch()
-            assert [answer["exitCode"] for answer in results.get(timeout=60)] == [0] * 5
+            assert [answer["exitCode"] for answer in results.get(timeout=PATIENCE_SECONDS)] == [0] * 5
             assert [starts(client, exec_id) for exec_id in ids] == [1] * 5
     assert (tmp_path / "runs").read_text() == "run\n" * 5
     with Redis(**stack.redis_admin) as redis:
@@ -454,9 +457,9 @@ def test_redis_may_start_again_while_tasks_wait(own_stack_with_submitter: Stack,
             stack.redis.stop()
             stack.start_redis()
             # As soon as the submitter takes messages again.
-            assert commands.s(AGENT, ["/bin/true"]).delay().get(timeout=60)["exitCode"] == 0
+            assert commands.s(AGENT, ["/bin/true"]).delay().get(timeout=PATIENCE_SECONDS)["exitCode"] == 0
             go.touch()
-            assert [result.get(timeout=60)["exitCode"] for result in results] == [0] * 5
+            assert [result.get(timeout=PATIENCE_SECONDS)["exitCode"] for result in results] == [0] * 5
             wait_until(lambda: redis.llen(keys.CALLBACKS) >= 5, "all are called back")
             called = [json.loads(base64.b64decode(json.loads(raw)["body"]))[0] for raw in redis.lrange("celery", 0, -1)]
             assert sorted(called) == [[number] for number in range(5)]
@@ -474,7 +477,7 @@ def test_nothing_is_taken_while_it_cannot_be_recorded(own_stack_with_submitter: 
 
         def refused() -> bool:
             try:
-                commands.s(AGENT, ["/bin/true"]).delay().get(timeout=30)
+                commands.s(AGENT, ["/bin/true"]).delay().get(timeout=PATIENCE_SECONDS)
             except Unavailable as error:
                 return "wait for elsewhere" in str(error)
             return False

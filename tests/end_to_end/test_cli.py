@@ -16,6 +16,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from support import AGENT, Cli, gone, request, wait_until
 
+from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecState, InvalidRequest, OutputKind
 from tachikoma.cli.documents import DOCUMENTS
 from tachikoma.dev.stack import Stack
@@ -80,7 +81,7 @@ def test_exec_shows_each_line_as_it_is_written(cli: Cli, tmp_path: Path) -> None
         assert process.stdout is not None
         assert process.stdout.readline() == b"hello\n"
         heard.touch()
-        assert process.wait(30) == 8
+        assert process.wait(PATIENCE_SECONDS) == 8
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -91,7 +92,7 @@ def test_a_signal_cancels_the_remote_command(cli: Cli, client: Client, number: s
         assert process.stderr is not None
         pid = int(process.stdout.readline())
         process.send_signal(number)
-        assert process.wait(30) == 130
+        assert process.wait(PATIENCE_SECONDS) == 130
         said = process.stderr.read().decode()
     assert said == "tachikoma: cancelling; Ctrl-C again to leave\ntachikoma: agent-1: cancelled\n"
     wait_until(lambda: gone(pid), "the remote command is gone")
@@ -143,7 +144,7 @@ def test_exec_reads_and_writes_non_blocking_sockets(cli: Cli) -> None:
         ours.close()
         with answer.makefile("rb") as file:
             assert file.read() == content
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
     answer.close()
 
 
@@ -198,7 +199,7 @@ def test_a_second_ctrl_c_leaves_at_once_and_says_what_goes_on(cli: Cli) -> None:
         process.send_signal(signal.SIGINT)
         assert b"cancelling" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        assert process.wait(PATIENCE_SECONDS) == 130
         assert b"left; the execution continues as " in process.stderr.read()
     # It was asked to end all the same, and is killed after the grace.
     wait_until(lambda: gone(pid), "the remote command is gone")
@@ -210,7 +211,7 @@ def test_a_reader_that_leaves_ends_the_remote_command(cli: Cli) -> None:
         assert process.stdout is not None
         pid = int(process.stdout.readline())
         process.stdout.close()
-        assert process.wait(30) == 141
+        assert process.wait(PATIENCE_SECONDS) == 141
     wait_until(lambda: gone(pid), "the remote command is gone")
 
 
@@ -231,7 +232,7 @@ def test_detach_then_logs_status_ps_and_cancel(cli: Cli, tmp_path: Path) -> None
         assert following.stdout.readline() == b"begun\n"
         go.touch()
         assert following.stdout.read() == b"ended\n"
-        assert following.wait(30) == 0
+        assert following.wait(PATIENCE_SECONDS) == 0
     assert exec_id not in cli.run("ps").stdout.decode()
     assert exec_id in cli.run("ps", "-a").stdout.decode()
     assert cli.run("logs", "--after", "1", exec_id).stdout == b"ended\n"

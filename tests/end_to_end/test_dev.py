@@ -22,6 +22,8 @@ import psutil
 import pytest
 from support import Cli, gone, wait_until
 
+from patience import PATIENCE_SECONDS
+
 #: A Python with Tachikoma that every user may run; the one of the tests may lie in root's home.
 EVERYBODYS_PYTHON = os.environ.get("TACHIKOMA_TEST_EVERYBODYS_PYTHON", sys.executable)
 
@@ -69,7 +71,7 @@ class Dev:
         self.process.send_signal(signal.SIGINT)
         assert self.process.stdout is not None
         rest = self.process.stdout.read()
-        assert self.process.wait(60) == 0, rest
+        assert self.process.wait(PATIENCE_SECONDS) == 0, rest
         self.process.stdout.close()
         return rest
 

@@ -15,6 +15,7 @@ import pytest
 import redis as redis_py
 from support import AGENT, make_cli, prepare, request, wait_until
 
+from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecState, Unavailable
 from tachikoma.dev.stack import Stack
 from tachikoma.redis import keys
@@ -300,7 +301,7 @@ def test_a_frozen_orchestrator_is_noticed_by_its_clients(own_stack: Stack, waiti
         os.kill(pid, signal.SIGSTOP)
         try:
             # 15 s by the table of bounds, and time for a loaded machine; with gRPC's defaults it is more than a minute.
-            caller.join(40)
+            caller.join(PATIENCE_SECONDS)
             assert len(ended) == 1
         finally:
             os.kill(pid, signal.SIGCONT)

@@ -24,6 +24,7 @@ import pytest
 from browser import Browser, chromium
 from support import request, wait_until
 
+from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecState, ExecStatus
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
@@ -146,7 +147,7 @@ class World:
         data = urllib.parse.urlencode(form).encode() if form else None
         asked = urllib.request.Request(self.stack.flower_url + path, data=data, headers=headers)
         try:
-            with urllib.request.urlopen(asked, timeout=30) as answer:
+            with urllib.request.urlopen(asked, timeout=PATIENCE_SECONDS) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -452,7 +453,7 @@ def test_a_port_that_is_taken_is_said(world: World, tmp_path: Path) -> None:
     taken = world.stack.flower_url.partition("://")[2]
     environment = {"TACHIKOMA_FLOWER_USERS": str(world.stack.flower_users), "TACHIKOMA_FLOWER_LISTEN": taken}
     with _flower(world, tmp_path, **environment) as process:
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 1
     assert f"tachikoma: Flower cannot listen on {taken}: " in output
 
@@ -477,7 +478,7 @@ def test_a_second_one_speaks_https_to_its_own_users(world: World, tmp_path: Path
         def workers(login: str) -> dict[str, Any]:
             token = base64.b64encode(login.encode()).decode()
             asked = urllib.request.Request(f"{url}/workers?json=1", headers={"Authorization": f"Basic {token}"})
-            with urllib.request.urlopen(asked, context=context, timeout=30) as answer:
+            with urllib.request.urlopen(asked, context=context, timeout=PATIENCE_SECONDS) as answer:
                 found: dict[str, Any] = json.load(answer)
                 return found
 
@@ -486,6 +487,6 @@ def test_a_second_one_speaks_https_to_its_own_users(world: World, tmp_path: Path
         with pytest.raises(urllib.error.HTTPError, match="401"):
             workers(world.login)
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
     # What was told to the one changed nothing in the other.
     assert (world.rows(), world.counts()) == (before, counts)

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from support import AGENT, Cli, plain_channel, request
 
+from patience import PATIENCE_SECONDS
 from tachikoma import Client, InvalidRequest, PermissionDenied, Profile, Unauthenticated, Unavailable
 from tachikoma.client import wire
 from tachikoma.client.rpc_errors import error_from_rpc
@@ -27,7 +28,8 @@ def _code(channel: grpc.Channel, message: pb.ExecRequest | None = None) -> grpc.
     """What `Execute` of `true` ends with."""
     with channel:
         try:
-            RemoteExecutionStub(channel).Execute(message or wire.request_to_pb(request("true")), timeout=20)
+            message = message or wire.request_to_pb(request("true"))
+            RemoteExecutionStub(channel).Execute(message, timeout=PATIENCE_SECONDS)
         except grpc.RpcError as error:
             return error.code()
     return grpc.StatusCode.OK

@@ -9,6 +9,7 @@ import sys
 import redis
 from support import wait_until
 
+from patience import PATIENCE_SECONDS
 from tachikoma.dev.stack import Stack
 from tachikoma.redis import keys
 
@@ -30,7 +31,7 @@ def _health(stack: Stack, part: str, **environment: str) -> subprocess.Completed
     }
     return subprocess.run(
         [sys.executable, "-m", "tachikoma", name, "health"],
-        env=os.environ | settings, capture_output=True, text=True, check=False, timeout=60,
+        env=os.environ | settings, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS,
     )  # fmt: skip
 
 

@@ -17,8 +17,6 @@ from tachikoma import Client, ExecState, FailedPrecondition
 from tachikoma.dev.stack import Stack
 from tachikoma.vocabulary.formats import difference
 
-pytestmark = pytest.mark.timeout(120)
-
 ROOT = Path(__file__).parents[2]
 #: The release whose worker is run.
 TAG = "v0.2.0"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support import AGENT, make_cli, request, wait_until
 
+from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecState
 from tachikoma.dev.part import Part
 from tachikoma.dev.stack import Stack
@@ -46,7 +47,7 @@ def test_a_second_worker_with_the_same_data_folder_ends_at_once(own_stack: Stack
         other = second(own_stack, tmp_path)
         other.start()
         assert other.process is not None
-        assert other.process.wait(60) == 1
+        assert other.process.wait(PATIENCE_SECONDS) == 1
         assert "uses the data folder" in (tmp_path / "second.log").read_text()
         wait_until(lambda: client.status(running.id).state.terminal, "it ends")
         assert client.execute(running).stdout == b"1\n2\n3\n4\n5\n6\n7\n8\n"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support import Cli, make_cli, prepare, request, wait_until
 
+from patience import PATIENCE_SECONDS
 from tachikoma import Client, FailedPrecondition, PermissionDenied
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.identity.spiffe import user_id
@@ -32,7 +33,7 @@ def cli(measured: tuple[Stack, str]) -> Cli:
 
 
 def _metrics(address: str) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=PATIENCE_SECONDS) as answer:
         lines = answer.read().decode().splitlines()
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 

@@ -13,6 +13,7 @@ import pytest
 import redis as redis_py
 from support import AGENT, gone, prepare, request, wait_until
 
+from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecOutput, ExecState, OutputKind
 from tachikoma.dev.stack import Stack
 from tachikoma.redis import keys
@@ -85,7 +86,7 @@ def test_a_restarted_worker_takes_its_commands_back(tmp_path: Path, redis_server
                 _restart(stack, kill=kill)
                 wait_until(lambda: client.agents()[0].running == 1, "it is taken back")
             (tmp_path / f"go-{part}").touch()
-        follower.join(30)
+        follower.join(PATIENCE_SECONDS)
         out, err = _expected(parts)
         result = follower.outputs[-1].result
         assert result is not None
@@ -267,7 +268,7 @@ def test_a_worker_whose_stop_hangs_ends_all_the_same_and_says_where(tmp_path: Pa
         part = stack.agents["agent-1"]
         assert part.process is not None
         part.process.terminate()
-        assert part.process.wait(60) == 1
+        assert part.process.wait(PATIENCE_SECONDS) == 1
         log = (tmp_path / "logs" / "agent-1.log").read_text()
         assert "most recent call first" in log
         assert "in <lambda>" in log

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support import AGENT, POLICY, request, wait_until
 
+from patience import PATIENCE_SECONDS
 from tachikoma import AsyncClient, ExecResponse, ExecState, OutputKind
 from tachikoma.client.interactive import AsyncSession
 from tachikoma.dev.identities import own_user
@@ -21,7 +22,6 @@ from tachikoma.identity.spiffe import user_id
 from tachikoma.sessions.frames import SignalName
 from tachikoma.vocabulary.requests import Terminal, WindowSize
 
-PATIENCE_SECONDS = 40
 GRANTED = """\
     allowInteractive: true
     allowTty: true

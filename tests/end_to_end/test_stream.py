@@ -11,6 +11,7 @@ import pytest
 import redis as redis_py
 from support import AGENT, request, wait_until
 
+from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecState, NotFound, OutputAltered, OutputKind
 from tachikoma.dev.stack import Stack
 from tachikoma.redis import keys
@@ -155,7 +156,7 @@ def test_a_call_that_waits_for_an_end_outlives_its_orchestrator(own_stack: Stack
         own_stack.orchestrator.kill()
         own_stack.start_orchestrator()
         go.touch()
-        assert waiting.result(60).exit_code == 3
+        assert waiting.result(PATIENCE_SECONDS).exit_code == 3
     assert marks.read_text() == "x\n"
 
 

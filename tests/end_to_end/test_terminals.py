@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support import AGENT, Cli, make_cli, prepare, wait_until
 
+from patience import PATIENCE_SECONDS
 from pty_process import PtyProcess
 from tachikoma import Client
 from tachikoma.dev.stack import Stack
@@ -168,7 +169,7 @@ def test_a_command_answers_before_its_input_ends(cli: Cli) -> None:
             process.stdin.flush()
             assert process.stdout.readline() == line
         process.stdin.close()
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
 
 
 def test_without_a_terminal_here_there_is_none_there(cli: Cli) -> None:

@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from patience import PATIENCE_SECONDS
+
 __all__ = ["Command", "Point", "Relay", "Relays"]
 
 #: A command as Redis gets it, its name first.
@@ -24,8 +26,6 @@ T = TypeVar("T")
 READ_BYTES = 256 * 1024
 #: What a wait for something ends with when nothing came.
 _NOTHING = b"*-1\r\n"
-#: Longest wait for the relays' own thread.
-SECONDS = 10.0
 
 
 def _take(buffer: bytearray) -> tuple[Command, bytes] | None:
@@ -253,7 +253,7 @@ class Relays:
 
     def do(self, action: Coroutine[Any, Any, T]) -> T:
         """Have something done in their thread."""
-        return asyncio.run_coroutine_threadsafe(action, self._loop).result(SECONDS)
+        return asyncio.run_coroutine_threadsafe(action, self._loop).result(PATIENCE_SECONDS)
 
     def __getitem__(self, name: str) -> Relay:
         return self._relays[name]

@@ -14,11 +14,10 @@ import pytest
 from support import AGENT, prepare, wait_until
 from world import Job, Observer, World, end_of, submit
 
+from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecState, FailedPrecondition, Unavailable
 from tachikoma.dev.part import Part
 from tachikoma.redis import keys
-
-pytestmark = pytest.mark.timeout(90)
 
 SUCCEEDED, EXPIRED, LOST = ExecState.SUCCEEDED, ExecState.EXPIRED, ExecState.LOST
 ORCHESTRATOR = "orchestrator"
@@ -114,7 +113,7 @@ def test_an_orchestrator_that_does_not_hear_or_is_not_heard_accepts_once(
         wait_until(lambda: redis.exists(keys.result(AGENT, before.id)), "the other one has ended")
         world.relays.do(relay.cut())
         with pytest.raises(Unavailable):
-            asked.result(30)
+            asked.result(PATIENCE_SECONDS)
         world.relays.do(relay.mend())
         submit(client, job)
     for each in (before, job):

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from support import AGENT, plain_channel, prepare, request, wait_until
 
+from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecState
 from tachikoma.dev.stack import Stack
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
@@ -46,7 +47,7 @@ def test_large_messages_do_not_make_the_orchestrator_large(own_stack: Stack, cal
 
         def send(_: int) -> grpc.StatusCode:
             with plain_channel(own_stack, identity) as channel, pytest.raises(grpc.RpcError) as caught:
-                RemoteExecutionStub(channel).Execute(message, timeout=60)
+                RemoteExecutionStub(channel).Execute(message, timeout=PATIENCE_SECONDS)
             return caught.value.code()
 
         with ThreadPoolExecutor(4) as threads:
@@ -77,12 +78,12 @@ def test_connections_beyond_the_bound_are_closed_and_those_without_a_call_end(
             opened = []
             for _ in range(12):
                 with suppress(OSError):
-                    plain = socket.create_connection((host, int(port)), timeout=20)
+                    plain = socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS)
                     opened.append(connections.enter_context(context.wrap_socket(plain, server_hostname="x")))
             assert len(opened) <= 6
             for connection in opened:
                 # Closed by the server: it never had a call.
-                connection.settimeout(30)
+                connection.settimeout(PATIENCE_SECONDS)
                 with suppress(OSError):
                     while connection.recv(65536):
                         pass
@@ -103,8 +104,8 @@ def test_an_identity_beyond_its_calls_is_refused_with_words(tmp_path: Path, redi
             futures = [threads.submit(client.execute, wanted) for wanted in waiting]
             wait_until(lambda: all(mark.exists() for mark in marks), "all run")
             with plain_channel(stack, stack.identity("user")) as channel, pytest.raises(grpc.RpcError) as caught:
-                RemoteExecutionStub(channel).List(pb.ListRequest(), timeout=20)
+                RemoteExecutionStub(channel).List(pb.ListRequest(), timeout=PATIENCE_SECONDS)
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert "3 calls in progress, the most for one identity" in caught.value.details()
             go.touch()
-            assert [future.result(60).state for future in futures] == [ExecState.SUCCEEDED] * 3
+            assert [future.result(PATIENCE_SECONDS).state for future in futures] == [ExecState.SUCCEEDED] * 3

@@ -8,13 +8,10 @@ import random
 from contextlib import suppress
 from pathlib import Path
 
-import pytest
 from support import prepare, request
 
 from tachikoma import AsyncClient, ExecState, OutputKind, Unavailable
 from tachikoma.dev.stack import Stack
-
-pytestmark = pytest.mark.timeout(100)
 
 DISCONNECTS = 100
 OUTPUT_BYTES = 200_000_000

@@ -18,6 +18,7 @@ import pytest
 from support import AGENT, prepare, request, wait_until
 from world import Job, Observer, World, end_of, submit
 
+from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecState
 from tachikoma.config.channels import KEEPALIVE_OPTIONS
 from tachikoma.redis.access import OPERATION_SECONDS
@@ -26,8 +27,6 @@ from tachikoma_orchestrator.processes import server, submitter_app
 from tachikoma_orchestrator.store import subscriber
 from tachikoma_worker.engine import control
 from tachikoma_worker.settings import WorkerSettings
-
-pytestmark = pytest.mark.timeout(120)
 
 T = TypeVar("T")
 
@@ -64,11 +63,11 @@ class TcpRelay:
 
         self._do(close())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
+        self._thread.join(PATIENCE_SECONDS)
         self._loop.close()
 
     def _do(self, action: Coroutine[object, object, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(action, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(action, self._loop).result(PATIENCE_SECONDS)
 
     def forget(self) -> None:
         """Swallow the bytes of every connection there is; new ones work."""
@@ -176,9 +175,9 @@ def test_work_goes_on_when_every_connection_of_orchestrator_agent_and_client_is_
         assert end_of(direct, waiting) is ExecState.SUCCEEDED
         wait_until(lambda: direct.status("cancelled").state is ExecState.CANCELLED, "it is cancelled")
         # The server closes its end by itself, and the client connects anew and gets the whole output.
-        assert relay.closed_by_server.wait(60)
+        assert relay.closed_by_server.wait(PATIENCE_SECONDS)
         later.touch()
-        assert end_of_watched.result(60) is ExecState.SUCCEEDED
+        assert end_of_watched.result(PATIENCE_SECONDS) is ExecState.SUCCEEDED
         assert relay.connections > 1
         behind.close()
     Observer(world, [watched, waiting, queued]).check()

@@ -17,6 +17,7 @@ from redis import Redis
 from soak.lost_keys import delete, expire, retype
 from support import prepare, request, wait_until
 
+from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecRequest, ExecState, OutputAltered, RecordAltered, TachikomaError
 from tachikoma.dev.stack import Stack
 from tachikoma.errors import NotFound, ResultUnknown
@@ -56,7 +57,7 @@ class World:
         wait_until(lambda: self.redis.exists(keys.execution(wanted.id)), "it is accepted")
         attached = Event()
         following = self.threads.submit(self.answer, lambda: self.followed(wanted.id, attached))
-        assert attached.wait(30)
+        assert attached.wait(PATIENCE_SECONDS)
         return [waiting, following]
 
     def followed(self, exec_id: str, attached: Event) -> ExecState:

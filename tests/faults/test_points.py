@@ -19,12 +19,11 @@ from relay import Command, Point
 from support import AGENT, prepare, request, wait_until
 from world import Job, Observer, World, end_of, submit
 
+from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecState
 from tachikoma.redis import keys
 from tachikoma_orchestrator.executions.record import Record
 from tachikoma_orchestrator.store.scripts import Script
-
-pytestmark = pytest.mark.timeout(90)
 
 _ADMIT, _TRANSITION = (Script(name).sha1.encode() for name in ("admit", "transition"))
 
@@ -136,7 +135,7 @@ class Round:
         self.go.touch()
         self.world.wait_for_agents()
         for submitted in self._submitting:
-            submitted.result(30)
+            submitted.result(PATIENCE_SECONDS)
         self._pool.shutdown()
         observer = Observer(self.world, self.jobs.values())
         observer.wait_for_the_ends()
@@ -242,7 +241,7 @@ def test_an_end_that_is_told_again_is_told_as_it_was(world: World, tmp_path: Pat
     point = world.relays.hold(AGENT, lambda command: _reports(job, command), answer=True)
     with Client(world.profile()) as client, world.direct() as redis, redis.pubsub() as listening:
         listening.subscribe(channel)
-        assert listening.get_message(timeout=10)["type"] == "subscribe"
+        assert listening.get_message(timeout=PATIENCE_SECONDS)["type"] == "subscribe"
         submit(client, job)
 
         def told() -> bytes:

@@ -19,6 +19,7 @@ import pytest
 from support import AGENT, wait_until
 from world import Job, World, end_of, submit
 
+from patience import PATIENCE_SECONDS
 from tachikoma import AgentRevoked, Client, ExecRequest, ExecResponse, ExecState, FailedPrecondition, NotFound
 from tachikoma.audit.chain import read_events
 from tachikoma.dev.identities import own_user
@@ -26,8 +27,6 @@ from tachikoma.dev.stack import TRUST_DOMAIN
 from tachikoma.errors import TachikomaError
 from tachikoma.identity.spiffe import user_id
 from tachikoma.redis import keys
-
-pytestmark = pytest.mark.timeout(180)
 
 FROZEN, REVOKED = "agent-2", "agent-3"
 BOSS = user_id(TRUST_DOMAIN, "boss")
@@ -159,7 +158,7 @@ def ends_as(scene: Scene, exec_id: str, wanted: ExecState) -> None:
 
 def test_a_caller_that_waited_gets_the_result_of_a_command_whose_record_was_lost(scene: Scene) -> None:
     assert scene.waiting is not None
-    assert scene.waiting.result(timeout=60).state is ExecState.SUCCEEDED
+    assert scene.waiting.result(timeout=PATIENCE_SECONDS).state is ExecState.SUCCEEDED
     ends_as(scene, "awaited", ExecState.SUCCEEDED)
     assert scene.jobs["awaited"].starts == 1
 

@@ -25,6 +25,7 @@ from redis import Redis
 from relay import Relays
 from support import gone, wait_until
 
+from patience import PATIENCE_SECONDS
 from tachikoma import AgentOffline, ExecRequest, ExecState, Unavailable
 from tachikoma.client.profile import Profile
 from tachikoma.client.sync import Client
@@ -35,7 +36,7 @@ from tachikoma.redis import keys
 __all__ = ["Job", "Observer", "World", "end_of", "submit"]
 
 #: Whatever is done to it, an execution has its end by then; each test says by its queue timeout what it comes to.
-BOUND_SECONDS = 60.0
+BOUND_SECONDS = float(PATIENCE_SECONDS)
 #: Environment variable by which a spawner is told from those of other stacks; it outlives the worker that started it.
 _MARK = "TACHIKOMA_TEST_PART"
 

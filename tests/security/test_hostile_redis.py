@@ -29,6 +29,7 @@ from books import compare_books
 from support import make_cli, prepare, publish_report, request, wait_until
 from world import World as RelayedStack
 
+from patience import PATIENCE_SECONDS
 from tachikoma import (
     AgentOffline,
     Client,
@@ -467,12 +468,12 @@ def test_an_end_that_is_forged_while_somebody_waits_is_an_error_too(world: World
         with world.altered(wanted.id, **lie):
             world.redis.publish(keys.ENDED, wanted.id)
             with pytest.raises(RecordAltered, match="has no receipt of its agent"):
-                waiting.result(30)
+                waiting.result(PATIENCE_SECONDS)
         # Nobody else than the agent ends it.
         go.touch()
         assert world.client.execute(wanted).exit_code == 4
         with suppress(NotFound, RecordAltered):
-            assert follower.result(30)[-1].result.exit_code == 4
+            assert follower.result(PATIENCE_SECONDS)[-1].result.exit_code == 4
 
 
 # --- output -----------------------------------------------------------------------------------------------------------
@@ -594,7 +595,7 @@ def test_forged_notices_end_start_and_hide_nothing(world: World, tmp_path: Path)
         world.redis.hdel(keys.AGENTS, "broken", b"\xff", "empty", "ghost")
         world.redis.hdel(keys.ONLINE, "ghost")
         go.touch()
-        assert waiting.result(30).exit_code == 5
+        assert waiting.result(PATIENCE_SECONDS).exit_code == 5
 
 
 def test_names_that_are_none_end_nothing_and_hide_nobody(world: World) -> None:

@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from authority import Authority
+from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecResponse, ExecState, Unauthenticated
 from tachikoma.cli.commands import identity as command
 from tachikoma.client import wire
@@ -146,7 +147,7 @@ def test_a_call_ends_with_its_certificate_and_goes_on_with_the_next(
         wait_until(lambda: len(log_of(proxied, "orchestrator", "call.ended")) > ended, "the call is ended")
         if renewed:
             done.touch()
-        thread.join(30)
+        thread.join(PATIENCE_SECONDS)
     if renewed:
         (response,) = outcome
         assert isinstance(response, ExecResponse)

@@ -24,6 +24,7 @@ from redis.retry import Retry
 
 from authority import Authority
 from joining import Host, csr_of, letting_join, try_join
+from patience import PATIENCE_SECONDS
 from tachikoma import AgentRevoked, AgentUnknown, Client, ExecState, FailedPrecondition, PermissionDenied
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
@@ -193,7 +194,7 @@ def _forges_are_refused(stack: Stack, client: Client, svid: Svid, exec_id: str) 
     options = [("grpc.ssl_target_name_override", SERVER_NAME)]
     channel = grpc.secure_channel(stack.address, credentials, options)
     with channel, pytest.raises(grpc.RpcError) as caught:
-        RemoteExecutionStub(channel).RenewAgent(pb.RenewAgentRequest(csr=csr_of("web-1")), timeout=20)
+        RemoteExecutionStub(channel).RenewAgent(pb.RenewAgentRequest(csr=csr_of("web-1")), timeout=PATIENCE_SECONDS)
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -243,13 +244,13 @@ def test_at_the_joining_address_there_is_nothing_but_joining(stack: Stack, clien
     with grpc.secure_channel(token.address, credentials, options) as channel:
         for method in service.methods:
             with pytest.raises(grpc.RpcError) as caught:
-                channel.unary_unary(f"/{service.full_name}/{method.name}")(b"", timeout=20)
+                channel.unary_unary(f"/{service.full_name}/{method.name}")(b"", timeout=PATIENCE_SECONDS)
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
         with pytest.raises(grpc.RpcError) as caught:
-            JoiningStub(channel).Join(pb.JoinRequest(agent_id="x", csr=b"x" * 20_000), timeout=20)
+            JoiningStub(channel).Join(pb.JoinRequest(agent_id="x", csr=b"x" * 20_000), timeout=PATIENCE_SECONDS)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     with plain_channel(stack, stack.identity("user")) as channel, pytest.raises(grpc.RpcError) as caught:
-        JoiningStub(channel).Join(pb.JoinRequest(), timeout=20)
+        JoiningStub(channel).Join(pb.JoinRequest(), timeout=PATIENCE_SECONDS)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -262,15 +263,17 @@ def test_an_agent_may_call_for_its_next_certificate_and_for_nothing_else(stack: 
             name = f"/{service.full_name}/{method.name}"
             call = channel.unary_stream(name) if method.server_streaming else channel.unary_unary(name)
             with pytest.raises(grpc.RpcError) as caught:
-                list(call(b"", timeout=20))
+                list(call(b"", timeout=PATIENCE_SECONDS))
             assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED, method.name
         # It did not join, so not even that; nor may it for another.
         for agent in ("agent-1", "web-1"):
             with pytest.raises(grpc.RpcError) as caught:
-                RemoteExecutionStub(channel).RenewAgent(pb.RenewAgentRequest(csr=csr_of(agent)), timeout=20)
+                RemoteExecutionStub(channel).RenewAgent(
+                    pb.RenewAgentRequest(csr=csr_of(agent)), timeout=PATIENCE_SECONDS
+                )
             assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
     with plain_channel(stack, stack.identity("user")) as channel, pytest.raises(grpc.RpcError) as caught:
-        RemoteExecutionStub(channel).RenewAgent(pb.RenewAgentRequest(csr=csr_of("agent-1")), timeout=20)
+        RemoteExecutionStub(channel).RenewAgent(pb.RenewAgentRequest(csr=csr_of("agent-1")), timeout=PATIENCE_SECONDS)
     assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
@@ -334,7 +337,6 @@ def restart(stack: Stack) -> float:
     return time.monotonic() - begin
 
 
-@pytest.mark.timeout(300)
 def test_an_agent_renews_by_itself_under_a_running_command_and_over_a_restart_of_the_orchestrator(
     tmp_path: Path, debian: Path
 ) -> None:

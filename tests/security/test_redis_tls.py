@@ -19,6 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from support import AGENT, request, wait_until
 
+from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecState
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.dev.folder import REDIS_HOST
@@ -102,7 +103,7 @@ from tachikoma.celery import Commands
 url, *files = sys.argv[1:]
 tls = dict(zip(("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"), files), ssl_cert_reqs=ssl.CERT_REQUIRED)
 app = Celery("reports", broker=url, backend=url, broker_use_ssl=tls, redis_backend_use_ssl=tls)
-print(Commands(app, application="reports").s("agent-1", ["/bin/true"]).delay().get(timeout=30)["exitCode"])
+print(Commands(app, application="reports").s("agent-1", ["/bin/true"]).delay().get(timeout=60)["exitCode"])
 """
 
 
@@ -128,7 +129,7 @@ def test_a_celery_application_and_the_submitter_use_it_too(stack: Stack, admin: 
 
 def test_a_plain_connection_is_refused(stack: Stack) -> None:
     port = int(stack.redis_url_of(AGENT).rpartition(":")[2])
-    with socket.create_connection((REDIS_HOST, port), timeout=10) as connection:
+    with socket.create_connection((REDIS_HOST, port), timeout=PATIENCE_SECONDS) as connection:
         connection.sendall(b"PING\r\n")
         said = b""
         with suppress(ConnectionResetError):
@@ -145,7 +146,7 @@ def test_a_password_is_not_enough(stack: Stack) -> None:
     # With TLS 1.3 the client believes in the handshake before the server has refused it.
     with (
         suppress(ssl.SSLError, ConnectionResetError, BrokenPipeError),
-        socket.create_connection((REDIS_HOST, port), timeout=10) as plain,
+        socket.create_connection((REDIS_HOST, port), timeout=PATIENCE_SECONDS) as plain,
         context.wrap_socket(plain, server_hostname=REDIS_HOST) as connection,
     ):
         connection.sendall(f"AUTH {agent_user(AGENT)} {password}\r\n".encode())

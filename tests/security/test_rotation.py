@@ -15,6 +15,7 @@ import grpc
 import pytest
 
 from authority import Authority
+from patience import PATIENCE_SECONDS
 from tachikoma import AsyncClient, ExecRequest, ExecState, OutputKind
 from tachikoma.client import wire
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
@@ -118,7 +119,7 @@ async def _call_always(client: AsyncClient, stop: asyncio.Event) -> int:
 async def _agents_say(client: AsyncClient, root: Authority, *bundle: Authority) -> None:
     """Wait until all agents say that they stand on a root, and trust a bundle."""
     wanted = (key_digest(root.certificate), {key_digest(item.certificate) for item in bundle})
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             agents = await client.agents()
             if all(agent.trust and (agent.trust.root, set(agent.trust.bundle)) == wanted for agent in agents):

@@ -25,6 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from joserfc.jwk import ECKey
 
 from authority import Authority
+from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecState
 from tachikoma.client import wire
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
@@ -183,7 +184,8 @@ def _call(stack: Federated, chain: list[Any], key: Any, agent_command: str = "tr
         b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain),
     )
     with grpc.secure_channel(stack.address, credentials, [("grpc.ssl_target_name_override", SERVER_NAME)]) as channel:
-        return RemoteExecutionStub(channel).Execute(wire.request_to_pb(request(agent_command)), timeout=30)
+        wanted = wire.request_to_pb(request(agent_command))
+        return RemoteExecutionStub(channel).Execute(wanted, timeout=PATIENCE_SECONDS)
 
 
 # --- at gRPC ----------------------------------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ from tachikoma.errors import ConfigurationError
 __all__ = ["START_SECONDS", "STOP_SECONDS", "Part"]
 
 #: Longest time that a part may take to be ready.
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 #: Longest time that a part may take to end after TERM, before it is killed.
-STOP_SECONDS = 15.0
+STOP_SECONDS = 30.0
 #: Between two checks of a part that cannot report its readiness.
 POLL_SECONDS = 0.02
 #: Lines of a part's log that are shown when it fails.

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic_settings import BaseSettings
 
+from patience import PATIENCE_SECONDS
 from tachikoma_orchestrator.commands.flower import FlowerSettings
 from tachikoma_orchestrator.processes.settings import SubmitterSettings
 from tachikoma_worker.settings import WorkerSettings
@@ -35,7 +36,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["systemd-analyze", "--no-pager", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=60,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=PATIENCE_SECONDS,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from patience import PATIENCE_SECONDS
 from tachikoma.errors import ConfigurationError
 from tachikoma_worker import command as module
 from tachikoma_worker.command import spawner, worker
@@ -84,5 +85,7 @@ def test_the_commands_need_no_celery_module_of_their_own() -> None:
     source = Path(module.__file__).read_text()
     assert "import celery" not in source
     assert "from celery" not in source
-    done = subprocess.run([sys.executable, "-c", "import tachikoma_worker.command"], check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", "import tachikoma_worker.command"], check=False, timeout=PATIENCE_SECONDS
+    )
     assert done.returncode == 0

@@ -12,6 +12,7 @@ import pytest
 from kombu import Connection, Consumer, Queue
 from kombu.message import Message
 
+from patience import PATIENCE_SECONDS
 from tachikoma.redis import keys
 from tachikoma.redis.access import celery_url
 from tachikoma.redis.commands import Redis
@@ -34,7 +35,7 @@ def consumer(redis_url: str, agent: str = "web-1") -> Iterator[list[Message]]:
     with Connection(celery_url(redis_url), transport_options=options) as connection:
         queue = Queue(keys.queue(agent), routing_key=keys.queue(agent))
         with Consumer(connection, [queue], accept=["json"], callbacks=[lambda _body, item: received.append(item)]):
-            connection.drain_events(timeout=30)
+            connection.drain_events(timeout=PATIENCE_SECONDS)
             yield received
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from admissions import AGENT, DOMAIN, Stand, peer
 from chunks import append
+from patience import PATIENCE_SECONDS
 from session_agent import SessionAgent
 from tachikoma.client import wire
 from tachikoma.config.tasks import cancel_all
@@ -74,7 +75,7 @@ class Caller:
         self.requests.put_nowait(pb.ExecInput(**event))
 
     async def end(self) -> TachikomaError | None:
-        await asyncio.wait_for(self.task, 20)
+        await asyncio.wait_for(self.task, PATIENCE_SECONDS)
         return self.error
 
     def of(self, kind: str) -> list[Any]:
@@ -119,7 +120,7 @@ class World:
 
     async def start(self, exec_id: str) -> SessionAgent:
         """Let the agent start the command, once its order is on the queue."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while await self.redis.hget(keys.execution(exec_id), "epoch") is None:  # noqa: ASYNC110 (nothing announces it)
                 await asyncio.sleep(0.005)
         agent = SessionAgent(self.redis, self.svid, exec_id)
@@ -140,7 +141,7 @@ async def _world(redis: Redis, subscriptions: Redis, folder: Path) -> AsyncItera
     world = World(await Stand.make(redis, folder), subscriptions, folder)
     world.tasks.append(asyncio.create_task(world.subscriber.run()))
     try:
-        await asyncio.wait_for(world.subscriber.connected.wait(), 30)
+        await asyncio.wait_for(world.subscriber.connected.wait(), PATIENCE_SECONDS)
         yield world
     finally:
         await cancel_all(world.tasks[::-1])
@@ -224,7 +225,7 @@ async def test_a_broken_connection_detaches(world: World, until: Until) -> None:
     await until(lambda: caller.of("accepted"), "it is attached")
     caller.context.done(None)
     await until(lambda: Detach() in agent.frames, "the agent knows")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while (await world.stand.codes(exec_id))[-1] != "session_detached":  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 

@@ -15,6 +15,7 @@ import pytest
 from redis.exceptions import ResponseError
 
 from audit_chain import BIG, verified
+from patience import PATIENCE_SECONDS
 from tachikoma.config.tasks import cancel_all
 from tachikoma.errors import Unavailable
 from tachikoma.identity.file_source import FileSvidSource
@@ -270,7 +271,7 @@ class SlowFile(FileSink):
 
     def send(self, events: Sequence[ExecAuditLog]) -> None:
         self.writing.set()
-        self.go_on.wait(20)
+        self.go_on.wait(PATIENCE_SECONDS)
         super().send(events)
 
 
@@ -308,7 +309,7 @@ async def test_a_shared_sink_that_is_stopped_during_a_write_gets_nothing_twice(
     class Slow(Recorder):
         def send(self, given: Any) -> None:
             writing.set()
-            go_on.wait(20)
+            go_on.wait(PATIENCE_SECONDS)
             super().send(given)
 
     sink = Slow()
@@ -333,5 +334,5 @@ async def test_a_part_that_fails_ends_the_shipper_with_its_reason(redis: Redis, 
     trail = AuditTrail(redis)
     await append(trail, 1)
     with pytest.raises(ValueError, match="broken"):
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await Shipper(shipping, trail, None, (Broken(),), backlog=10, closed=True).run()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from members import AGENT, DOMAIN, OPERATOR, WEB, Stand
+from patience import PATIENCE_SECONDS
 from tachikoma.identity.signed_messages import CancelOrder
 from tachikoma.identity.signing import verify
 from tachikoma.identity.spiffe import service_id
@@ -19,9 +20,9 @@ async def test_a_cancel_order_is_signed_stored_for_a_while_and_published(
     stand = Stand(redis, tmp_path)
     async with redis.pubsub() as heard:
         await heard.subscribe(keys.control(AGENT))
-        await heard.get_message(timeout=10)
+        await heard.get_message(timeout=PATIENCE_SECONDS)
         await send_cancel(redis, stand.identity, AGENT, "job-7", by=str(OPERATOR), requested_by="spiffe://x/user/alice")
-        message = await heard.get_message(ignore_subscribe_messages=True, timeout=10)
+        message = await heard.get_message(ignore_subscribe_messages=True, timeout=PATIENCE_SECONDS)
     stored = await redis.get(keys.cancel(AGENT, "job-7"))
     assert message["data"] == b"job-7 " + stored
     assert 0 < await redis.ttl(keys.cancel(AGENT, "job-7")) <= CANCEL_SECONDS

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from patience import PATIENCE_SECONDS
 from tachikoma.client import wire
 from tachikoma.config.tasks import supervised
 from tachikoma.dev.ca import DevelopmentCA
@@ -120,7 +121,7 @@ async def stand(redis: Redis, tmp_path: Path) -> Stand:
 async def test_a_genuine_receipt_ends_the_execution_and_tells_who_waits(stand: Stand) -> None:
     with stand.endings.expect(EXEC) as waiting:
         assert await stand.collector.fold(AGENT, EXEC, stand.result(stand.receipt())) is True
-        response = (await asyncio.wait_for(waiting, 30)).response()
+        response = (await asyncio.wait_for(waiting, PATIENCE_SECONDS)).response()
     assert (response.state, response.stdout, response.exit_code) == (ExecState.SUCCEEDED, b"out", 0)
     assert await stand.state() is ExecState.SUCCEEDED
 
@@ -379,7 +380,7 @@ async def test_only_the_process_that_sent_the_order_receives_its_report(stand: S
         listener.attach(subscribers[-1], lane)
     async with supervised(*(subscriber.run() for subscriber in subscribers)):
         for subscriber in subscribers:
-            await asyncio.wait_for(subscriber.connected.wait(), 30)
+            await asyncio.wait_for(subscriber.connected.wait(), PATIENCE_SECONDS)
         # Not a report: a name that an agent may publish on, without an execution.
         await stand.redis.publish(f"agent.{AGENT}:report:33:", "x")
         await stand.redis.publish(keys.report(AGENT, 33, EXEC), stand.result(receipt))

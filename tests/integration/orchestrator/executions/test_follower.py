@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from chunks import append
+from patience import PATIENCE_SECONDS
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.streams.frames import FIELD, STDERR, STDOUT, Frame, entry_id, sequence_of
@@ -26,7 +27,6 @@ from tachikoma_worker.output.output_log import OutputLog
 AGENT, EXEC = "web-1", "job-7"
 KEY = keys.output(AGENT, EXEC)
 KINDS = {STDOUT: OutputKind.STDOUT, STDERR: OutputKind.STDERR}
-PATIENCE_SECONDS = 30
 MIB = 1024 * 1024
 
 

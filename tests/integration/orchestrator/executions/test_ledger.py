@@ -21,6 +21,7 @@ from redis.exceptions import ResponseError
 sys.path.insert(0, str(Path(__file__).parents[3] / "faults"))
 from relay import Relays
 
+from patience import PATIENCE_SECONDS
 from tachikoma.errors import Unavailable
 from tachikoma.identity.signed_messages import OutputDigest, Receipt
 from tachikoma.policy.masking.redaction import redact
@@ -425,9 +426,9 @@ async def test_an_approval_tells_whoever_waits(redis: Redis, subscriptions: Redi
     pubsub = subscriptions.pubsub()
     await pubsub.subscribe(keys.APPROVED)
     try:
-        assert (await pubsub.get_message(timeout=30))["type"] == "subscribe"
+        assert (await pubsub.get_message(timeout=PATIENCE_SECONDS))["type"] == "subscribe"
         await approve(ledger)
-        assert (await pubsub.get_message(timeout=30))["data"] == b"job-7"
+        assert (await pubsub.get_message(timeout=PATIENCE_SECONDS))["data"] == b"job-7"
     finally:
         await pubsub.aclose()
 
@@ -491,7 +492,7 @@ async def test_a_change_whose_answer_was_lost_is_made_once_and_told_as_made(
             task = asyncio.create_task(change)
             assert await asyncio.to_thread(point.reached.wait, 30)
             relays.lose("it", point)
-            return await asyncio.wait_for(task, 30)
+            return await asyncio.wait_for(task, PATIENCE_SECONDS)
 
         # So that all scripts are known, and none is asked for twice for that.
         await admitted(redis, lossy, "job-1")
@@ -536,26 +537,26 @@ async def test_an_order_is_queued_only_when_its_authorisation_is_on_disk(redis: 
     await redis.config_set("appendonly", "yes")
     try:
         admitting = asyncio.create_task(admit(ledger, admission()))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while not await redis.exists(keys.execution("job-7")):
                 assert not admitting.done()
         assert [event.event for event in (await ledger.trail.read(after="", limit=10)).events] == ["admitted"]
         assert await redis.llen(keys.queue(AGENT)) == 0
         await redis.config_set("appendfsync", "always")
         await redis.set("anything", "1")
-        assert await asyncio.wait_for(admitting, 30) is Outcome.ADMITTED
+        assert await asyncio.wait_for(admitting, PATIENCE_SECONDS) is Outcome.ADMITTED
         assert await redis.llen(keys.queue(AGENT)) == 1
         # The same holds for an approval.
         await redis.config_set("appendfsync", "no")
         await park(ledger, "job-8")
         approving = asyncio.create_task(approve(ledger, "job-8"))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while (await read(ledger, "job-8")).state is ExecState.PENDING_APPROVAL:
                 assert not approving.done()
         assert await redis.llen(keys.queue(AGENT)) == 1
         await redis.config_set("appendfsync", "always")
         await redis.set("anything", "1")
-        assert await asyncio.wait_for(approving, 30) == "DONE"
+        assert await asyncio.wait_for(approving, PATIENCE_SECONDS) == "DONE"
         assert await redis.llen(keys.queue(AGENT)) == 2
     finally:
         await redis.config_set("appendonly", "no")
@@ -617,9 +618,9 @@ async def test_every_end_leaves_the_set_of_open_ones_is_announced_and_kept_so_lo
     pubsub = subscriptions.pubsub()
     await pubsub.subscribe(keys.ENDED)
     try:
-        assert (await pubsub.get_message(timeout=30))["type"] == "subscribe"
+        assert (await pubsub.get_message(timeout=PATIENCE_SECONDS))["type"] == "subscribe"
         assert await ledger.complete(AGENT, "job-7", receipt(state=state), "token") == "DONE"
-        assert (await pubsub.get_message(timeout=30))["data"] == b"job-7"
+        assert (await pubsub.get_message(timeout=PATIENCE_SECONDS))["data"] == b"job-7"
     finally:
         await pubsub.aclose()
     assert await redis.zscore(keys.OPEN, "job-7") is None

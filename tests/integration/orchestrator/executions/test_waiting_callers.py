@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from members import AGENT, OPERATOR, Stand
+from patience import PATIENCE_SECONDS
 from tachikoma.config.tasks import cancel_all
 from tachikoma.errors import ResultUnknown
 from tachikoma.redis import keys
@@ -86,7 +87,7 @@ async def test_a_caller_whose_record_is_lost_learns_that_nothing_is_known(
         callers.completions.note_order(EXEC, ORDER)
         await lose(callers.redis, keys.execution(EXEC))
         async with callers.looking():
-            final = await asyncio.wait_for(end, 30)
+            final = await asyncio.wait_for(end, PATIENCE_SECONDS)
         with pytest.raises(ResultUnknown, match=f"whether {EXEC} ran is unknown") as caught:
             final.response()
         assert caught.value.metadata == {"id": EXEC}
@@ -108,7 +109,7 @@ async def test_a_missed_final_state_is_delivered_and_a_missing_index_entry_resto
         assert await callers.redis.zrange(keys.OPEN, 0, -1) == [EXEC.encode()]
         await callers.stand.ledger.settle(AGENT, EXEC, [ExecState.QUEUED], ExecState.EXPIRED, reason="late", fence=True)
         await callers.looks.check()
-        assert (await asyncio.wait_for(end, 30)).response().state is ExecState.EXPIRED
+        assert (await asyncio.wait_for(end, PATIENCE_SECONDS)).response().state is ExecState.EXPIRED
 
 
 @pytest.mark.parametrize("reports_here", [True, False])

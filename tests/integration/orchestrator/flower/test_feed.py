@@ -14,6 +14,7 @@ import pytest
 from celery import Celery
 from celery.events.state import State
 
+from patience import PATIENCE_SECONDS
 from tachikoma.config.tasks import cancel_all
 from tachikoma.identity.signed_messages import OutputDigest, Receipt
 from tachikoma.policy.masking.redaction import redact
@@ -142,7 +143,7 @@ def listening(redis_url: str) -> Iterator[Listener]:
         yield listener
     finally:
         listener.receiver.should_stop = True
-        listener._thread.join(30)
+        listener._thread.join(PATIENCE_SECONDS)
         assert not listener._thread.is_alive()
 
 
@@ -297,7 +298,7 @@ async def test_agents_are_told_of_with_how_they_are(
 
 async def _calls(redis: Redis, **at_least: int) -> dict[str, int]:
     """Commands since the figures were reset, once there are so many of them."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while True:
             stats: dict[str, Any] = await redis.info("commandstats")
             made = {name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()}

@@ -15,6 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from authority import Authority
+from patience import PATIENCE_SECONDS
 from tachikoma.config.tasks import cancel_all
 from tachikoma.errors import ConfigurationError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
@@ -72,18 +73,20 @@ async def running(given: dict[str, Any], authority: Authority, **changes: Any) -
 async def test_a_server_serves_until_it_is_asked_to_stop(given: dict[str, Any], authority: Authority) -> None:
     async with running(given, authority) as found:
         async with found.channel() as channel:
-            reports = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=30)
+            reports = health_pb2_grpc.HealthStub(channel).Watch(
+                health_pb2.HealthCheckRequest(), timeout=PATIENCE_SECONDS
+            )
             while (await reports.read()).status != health_pb2.HealthCheckResponse.SERVING:
                 pass
             reports.cancel()
-            answer = await RemoteExecutionStub(channel).List(pb.ListRequest(), timeout=30)  # type: ignore[misc]
+            answer = await RemoteExecutionStub(channel).List(pb.ListRequest(), timeout=PATIENCE_SECONDS)  # type: ignore[misc]
             assert list(answer.executions) == []
             assert await found.address == str(found.server.address)
         found.stop.set()
         await found.task
         async with found.channel() as channel:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await RemoteExecutionStub(channel).List(pb.ListRequest(), timeout=30)  # type: ignore[misc]
+                await RemoteExecutionStub(channel).List(pb.ListRequest(), timeout=PATIENCE_SECONDS)  # type: ignore[misc]
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
@@ -126,12 +129,12 @@ async def test_a_server_starts_without_redis_and_says_that_it_does_not_serve(
         running(given, authority, redis_url=f"unix://{tmp_path}/nowhere") as found,
         found.channel() as channel,
     ):
-        reports = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=30)
+        reports = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_SECONDS)
         while (await reports.read()).status != health_pb2.HealthCheckResponse.NOT_SERVING:
             pass
         reports.cancel()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await RemoteExecutionStub(channel).List(pb.ListRequest(), timeout=30)  # type: ignore[misc]
+            await RemoteExecutionStub(channel).List(pb.ListRequest(), timeout=PATIENCE_SECONDS)  # type: ignore[misc]
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert "nothing was lost" in str(caught.value.details())
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from celery.exceptions import Ignore, Reject
 
+from patience import PATIENCE_SECONDS
 from tachikoma_orchestrator.processes.settings import SubmitterSettings
 from tachikoma_orchestrator.processes.submitter import Submitter
 from tachikoma_orchestrator.processes.taken_messages import TakenMessages
@@ -64,22 +65,22 @@ def test_a_task_whose_message_came_twice_is_done_once(submitter: Submitter) -> N
     started = threading.Event()
     with ThreadPoolExecutor(1) as threads:
         first = threads.submit(submitter.run, "t", wait_for_ever(started))
-        assert started.wait(20)
+        assert started.wait(PATIENCE_SECONDS)
         with pytest.raises(Ignore):
             submitter.run("t", double(1))
         submitter.release()
         with pytest.raises(Reject):
-            first.result(20)
+            first.result(PATIENCE_SECONDS)
 
 
 def test_released_work_goes_back_to_its_queue_and_no_more_is_taken(submitter: Submitter) -> None:
     started = threading.Event()
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(submitter.run, "t", wait_for_ever(started))
-        assert started.wait(20)
+        assert started.wait(PATIENCE_SECONDS)
         submitter.release()
         with pytest.raises(Reject) as caught:
-            waiting.result(20)
+            waiting.result(PATIENCE_SECONDS)
     assert caught.value.requeue
     with pytest.raises(Reject):
         submitter.run("u", double(1))
@@ -102,7 +103,7 @@ def test_a_part_that_fails_ends_the_process_with_its_reason(made: Submitter, mon
     monkeypatch.setattr("tachikoma_orchestrator.processes.submitter.os.kill", kill)
     made.start()
     fail.set()
-    assert asked.wait(20)
+    assert asked.wait(PATIENCE_SECONDS)
     assert isinstance(made.failure, ZeroDivisionError)
     # Celery's threads can still use the loop, until Celery has stopped.
     assert made.run("t", double(1)) == 2

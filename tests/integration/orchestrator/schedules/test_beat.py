@@ -11,6 +11,7 @@ import pytest
 import redis as redis_py
 from celery import Celery
 
+from patience import PATIENCE_SECONDS
 from tachikoma.redis import keys
 from tachikoma.schedules.file import Schedule, ScheduledRequest, ScheduleSet
 from tachikoma.schedules.timing import Every
@@ -74,7 +75,7 @@ def make(client: redis_py.Redis) -> Make:
 def run(scheduler: HintScheduler, hints: int = 1) -> list[tuple[str, int]]:
     """Let a scheduler work until it has sent so many more hints; return these."""
     before = len(scheduler.sent)  # type: ignore[attr-defined]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while len(scheduler.sent) < before + hints:  # type: ignore[attr-defined]
         assert time.monotonic() < deadline
         time.sleep(min(scheduler.tick(), 0.05))

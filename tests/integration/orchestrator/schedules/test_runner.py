@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from patience import PATIENCE_SECONDS
 from tachikoma.config.tasks import cancel_all
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.errors import AlreadyExists, NotFound, TachikomaError
@@ -631,7 +632,7 @@ async def test_a_redis_that_is_away_ends_nothing(stand: Stand, monkeypatch: pyte
     monkeypatch.setattr(runner, "CHECK_SECONDS", 0.01)
     monkeypatch.setattr(stand.runner, "advance_all", broken)
     task = asyncio.create_task(stand.runner.run())
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while looks < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await cancel_all([task])
@@ -643,11 +644,11 @@ async def test_a_changed_file_is_looked_at_at_once(stand: Stand, monkeypatch: py
     monkeypatch.setattr(runner, "CHECK_SECONDS", 3600)
     tasks = [asyncio.create_task(stand.runner.run()), asyncio.create_task(stand.runner.watch_file())]
     write(stand.folder, "7s")
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while (await stand.store.state(NAME)).rule != "every 7000":  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     write(stand.folder, "nonsense")
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not stand.runner.error:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await cancel_all(tasks)

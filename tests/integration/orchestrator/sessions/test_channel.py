@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from authority import Authority
+from patience import PATIENCE_SECONDS
 from session_agent import SessionAgent
 from tachikoma.config.tasks import cancel_all
 from tachikoma.errors import FailedPrecondition, InvalidRequest
@@ -75,7 +76,7 @@ async def world(redis: Redis, subscriptions: Redis, folder: Path) -> AsyncIterat
     loop = asyncio.get_running_loop()
     tasks = [loop.create_task(subscriber.run()), loop.create_task(agent.run())]
     async with AsyncExitStack() as stack:
-        await asyncio.wait_for(subscriber.connected.wait(), 30)
+        await asyncio.wait_for(subscriber.connected.wait(), PATIENCE_SECONDS)
         await stack.enter_async_context(channel.listen())
         tasks.append(loop.create_task(channel.run()))
         made = World(channel, agent, subscriber, tasks[-1], accepted, (ExecState.STARTED, ORDER))
@@ -154,7 +155,7 @@ async def test_a_caller_waits_while_too_much_is_not_accepted(
         assert not writing.done()
         made.agent.stuck = False
         await made.agent.accept()
-        await asyncio.wait_for(writing, 15)
+        await asyncio.wait_for(writing, PATIENCE_SECONDS)
         await until(lambda: len(made.agent.taken) == INPUT_CREDIT_BYTES + 1, "the rest follows")
 
 
@@ -181,7 +182,7 @@ async def test_a_refused_offer_ends_the_channel(redis: Redis, subscriptions: Red
         made.agent.error = "the order is another one"
         made.channel.renew()
         with pytest.raises(FailedPrecondition, match="the agent refuses the session: the order is another one"):
-            await asyncio.wait_for(made.running, 15)
+            await asyncio.wait_for(made.running, PATIENCE_SECONDS)
 
 
 async def test_nothing_is_offered_before_the_command_has_an_order(

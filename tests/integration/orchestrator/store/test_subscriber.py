@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 from redis.exceptions import RedisError, ResponseError
 
+from patience import PATIENCE_SECONDS
 from tachikoma.config.tasks import cancel_all
 from tachikoma.errors import RecordAltered
 from tachikoma.redis.commands import Redis
 from tachikoma_orchestrator.store import subscriber as module
 from tachikoma_orchestrator.store.subscriber import Subscriber
-
-PATIENCE_SECONDS = 30
 
 
 class Heard:

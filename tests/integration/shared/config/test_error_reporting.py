@@ -18,6 +18,7 @@ import pytest
 from redis import Redis
 from support import prepare, request, wait_until
 
+from patience import PATIENCE_SECONDS
 from sentry_collector import Collector
 from tachikoma import Client, ExecState, ServerError
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
@@ -147,7 +148,11 @@ def test_an_application_may_use_sentrys_grpc_integration_around_the_client(stack
     profile = stack.data / "profile.json"
     stack.profile().save(profile)
     done = subprocess.run(
-        [sys.executable, "-c", APPLICATION, str(profile)], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", APPLICATION, str(profile)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_SECONDS,
     )
     assert (done.returncode, done.stderr) == (0, "")
     calls = [("grpc.client", "Execute"), ("grpc.client", "ExecuteStream"), ("grpc.client", "Execute")]
@@ -204,7 +209,7 @@ def test_what_ends_the_orchestrator_arrives_once(stack: Stack, collector: Collec
     fault.touch()
     process = stack.orchestrator.process
     assert process is not None
-    assert process.wait(30) == 1
+    assert process.wait(PATIENCE_SECONDS) == 1
     fault.unlink()
     stack.start_orchestrator()
     event = arrived(collector, component="orchestrator", event="orchestrator.failed")
@@ -217,7 +222,7 @@ def test_what_ends_the_orchestrator_arrives_once(stack: Stack, collector: Collec
 def test_what_ends_an_agent_arrives(stack: Stack, collector: Collector) -> None:
     process = stack.agents["agent-2"].process
     assert process is not None
-    process.wait(30)
+    process.wait(PATIENCE_SECONDS)
     event = arrived(collector, component="worker", agent="agent-2")
     assert (event["tags"]["event"], event["level"]) == ("lease.failed", "fatal")
     assert exceptions(event) == [("FileNotFoundError", "[Errno 2] No such file or directory")]
@@ -227,7 +232,7 @@ def test_a_collector_that_never_answers_keeps_nobody_waiting(tmp_path: Path, red
     with Collector(answers=False) as silent, make_stack(tmp_path, silent, redis_server) as stack:
         with Client(stack.profile()) as client:
             provoke(stack, "fault-1")
-            assert silent.asked.wait(30)
+            assert silent.asked.wait(PATIENCE_SECONDS)
             # Many more than may wait to be sent.
             for _ in range(100):
                 with pytest.raises(ServerError):
@@ -238,7 +243,7 @@ def test_a_collector_that_never_answers_keeps_nobody_waiting(tmp_path: Path, red
             assert process is not None
             process.send_signal(signal.SIGTERM)
             # Half of the time after which sending gives up by itself.
-            assert process.wait(15) == 0
+            assert process.wait(PATIENCE_SECONDS) == 0
 
 
 SCRIPT = """
@@ -294,7 +299,7 @@ def test_what_threads_tasks_and_libraries_leave_arrives_once(
     # Not of this software; and they are not to be sent anything.
     monkeypatch.setenv("SENTRY_DSN", "http://other@127.0.0.1:1/1")
     monkeypatch.setenv("SENTRY_SPOTLIGHT", "1")
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, check=False, timeout=PATIENCE_SECONDS)
     assert done.returncode == 1, done.stderr
     assert b"hunter-thread" in done.stderr
     assert b"hunter-end" in done.stderr
@@ -322,4 +327,4 @@ def test_without_a_dsn_nothing_of_sentry_is_imported(monkeypatch: pytest.MonkeyP
         "error_reporting.concerns('execution-1')\n"
         "sys.exit('sentry_sdk' in sys.modules)\n"
     )
-    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=PATIENCE_SECONDS).returncode == 0

@@ -11,6 +11,7 @@ from redis.asyncio.client import Pipeline as ClientPipeline
 from redis.asyncio.lock import Lock as ClientLock
 from redis.exceptions import LockError, ResponseError, WatchError
 
+from patience import PATIENCE_SECONDS
 from tachikoma.redis import commands
 from tachikoma.redis.commands import Pipeline, Redis
 
@@ -174,11 +175,11 @@ async def test_a_subscription_receives_messages_as_bytes(redis: Redis, subscript
     pubsub = subscriptions.pubsub()
     try:
         await pubsub.subscribe("channel")
-        confirmed = await pubsub.get_message(timeout=30)
+        confirmed = await pubsub.get_message(timeout=PATIENCE_SECONDS)
         await redis.publish("channel", "payload")
-        received = await pubsub.get_message(timeout=30)
+        received = await pubsub.get_message(timeout=PATIENCE_SECONDS)
         await pubsub.ping()
-        answered = await pubsub.get_message(timeout=30)
+        answered = await pubsub.get_message(timeout=PATIENCE_SECONDS)
     finally:
         await pubsub.aclose()
     assert [message and (message["type"], message["data"]) for message in (confirmed, received, answered)] == [
@@ -193,7 +194,7 @@ async def test_a_connection_speaks_for_itself(redis: Redis) -> None:
     await connection.connect()
     try:
         await connection.send_command("SET", "text", b"x")
-        assert await connection.read_response(timeout=30) == b"OK"
+        assert await connection.read_response(timeout=PATIENCE_SECONDS) == b"OK"
         assert await connection.read_response(timeout=0.01, disconnect_on_error=False) is None
     finally:
         await connection.disconnect()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from local_agent import AGENT, LocalAgent
+from patience import PATIENCE_SECONDS
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma_worker.engine import control as module
@@ -31,7 +32,7 @@ async def listening(agent: LocalAgent, subscriptions: Redis, running: dict[str, 
     """A control channel that has subscribed."""
     task = asyncio.create_task(Control(agent.context, subscriptions, running).run())
     try:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while not await agent.redis.publish(keys.control(AGENT), "nothing"):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         yield

@@ -21,6 +21,7 @@ from structlog.testing import capture_logs
 
 from authority import Authority
 from local_agent import AGENT, DOMAIN, REQUESTER
+from patience import PATIENCE_SECONDS
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.signed_messages import CancelOrder, Receipt, WorkOrder
 from tachikoma.identity.signing import sign
@@ -42,7 +43,6 @@ from tachikoma_worker.execution.journal import Journal
 from tachikoma_worker.output.spool import Spool
 from tachikoma_worker.settings import WorkerSettings
 
-PATIENCE_SECONDS = 30
 Until = Callable[[Callable[[], object], str], Any]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from patience import PATIENCE_SECONDS
 from tachikoma.redis import keys
 from tachikoma.redis.access import RedisAccess
 from tachikoma.redis.commands import Redis
@@ -102,7 +103,7 @@ async def test_a_newcomer_waits_reports_itself_and_gets_the_lease_when_it_ends(
         await until(holder.held.is_set, "it is held")
         second.start()
         while not notices:
-            message = await events.get_message(timeout=5)
+            message = await events.get_message(timeout=PATIENCE_SECONDS)
             if message is not None and message["type"] == "message" and b"contender" in message["data"]:
                 notices.append(Contender.model_validate_json(message["data"]))
     assert notices[0].hostname == other(**newcomer).hostname
@@ -158,6 +159,6 @@ async def test_a_worker_that_was_silent_for_too_long_ends_when_another_one_has_i
     theirs = other(boot="b2", hostname="h2").model_dump_json()
     await redis.set(keys.info("web-1"), theirs, ex=100)
     with pytest.raises(LeaseLost, match="a worker on h2 became agent web-1"):
-        await asyncio.wait_for(lease.watch(), 15)
+        await asyncio.wait_for(lease.watch(), PATIENCE_SECONDS)
     assert await redis.get(keys.info("web-1")) == theirs.encode()
     lease.stop()

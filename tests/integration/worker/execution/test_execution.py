@@ -13,6 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from local_agent import AGENT, LocalAgent
+from patience import PATIENCE_SECONDS
 from tachikoma.identity.signed_messages import Receipt, WorkOrder
 from tachikoma.policy.watch import PolicyWatch
 from tachikoma.redis import keys
@@ -31,8 +32,6 @@ from tachikoma_worker.output.output_log import OutputLog
 from tachikoma_worker.output.pump import Pump
 from tachikoma_worker.output.records import CLIPPED, MAX_TEXT_CHARS
 from tachikoma_worker.output.spool import Spool
-
-PATIENCE_SECONDS = 30
 
 
 class Planted(Exception):

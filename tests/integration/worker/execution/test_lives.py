@@ -11,6 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from authority import Authority
 from local_agent import LocalAgent, local_agent
+from patience import PATIENCE_SECONDS
 from tachikoma.config.tasks import supervised
 from tachikoma.identity.signed_messages import LifeRecord
 from tachikoma.identity.signing import sign
@@ -97,7 +98,7 @@ async def test_the_highest_life_outlives_the_worker(agent: LocalAgent) -> None:
 
 async def test_the_watch_finds_a_life_while_no_connection_breaks(agent: LocalAgent) -> None:
     await agent.record_life(6)
-    async with asyncio.timeout(20), supervised(agent.context.lives.watch(agent.redis)):
+    async with asyncio.timeout(PATIENCE_SECONDS), supervised(agent.context.lives.watch(agent.redis)):
         await agent.context.lives.began.wait()
     assert agent.context.lives.number == 6
 

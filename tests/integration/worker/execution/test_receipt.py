@@ -11,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from local_agent import AGENT, LocalAgent
+from patience import PATIENCE_SECONDS
 from tachikoma.redis import keys
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_worker.execution.receipt import EarlierReceipt, Output, deliver
@@ -18,7 +19,6 @@ from tachikoma_worker.output.records import Ending
 
 ID = "job-7"
 KEY = keys.result(AGENT, ID)
-PATIENCE_SECONDS = 30
 
 
 async def send(agent: LocalAgent, state: ExecState, earlier: EarlierReceipt, *, order: str = "ab") -> None:

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from local_agent import AGENT, LocalAgent
+from patience import PATIENCE_SECONDS
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_worker.confinement.prepare import Prepared, prepare
 from tachikoma_worker.confinement.start import start
@@ -19,8 +20,6 @@ from tachikoma_worker.output.output_log import OutputLog
 from tachikoma_worker.output.pump import Pump
 from tachikoma_worker.output.records import Facts
 from tachikoma_worker.output.spool import Spool, host_boot
-
-PATIENCE_SECONDS = 30
 
 
 class Running:

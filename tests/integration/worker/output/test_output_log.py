@@ -12,13 +12,12 @@ from structlog.testing import capture_logs
 
 from chunks import append
 from output_frames import KEY, follows, joined, new_log, stream
+from patience import PATIENCE_SECONDS
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.streams.frames import FIELD, STDERR, STDOUT, Frame, entry_id
 from tachikoma_worker.output.output_log import ABANDONED_SECONDS, ENTRY_BYTES
 from tachikoma_worker.output.spool import Chunk
-
-PATIENCE_SECONDS = 30
 
 
 async def test_two_chunks_of_one_append_have_numbers_and_offsets_in_order(redis: Redis) -> None:

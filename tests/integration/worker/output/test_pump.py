@@ -15,6 +15,7 @@ import pytest
 
 from chunks import append
 from output_frames import KEY, MIB, follows, joined, new_log, stream
+from patience import PATIENCE_SECONDS
 from tachikoma.redis.access import connect
 from tachikoma.redis.commands import Redis
 from tachikoma.streams.frames import STDERR, STDOUT, Frame
@@ -23,7 +24,6 @@ from tachikoma_worker.output.pump import Pump
 from tachikoma_worker.output.records import Facts
 from tachikoma_worker.output.spool import CHUNK_BYTES, Spool, host_boot
 
-PATIENCE_SECONDS = 30
 START = Facts(
     host=host_boot(), order_sha256="ab" * 32, executable="/bin/true",
     started_ms=1, began_ns=1, timeout=60, kill_grace=1,

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from local_agent import AGENT, DOMAIN, REQUESTER, LocalAgent
+from patience import PATIENCE_SECONDS
 from tachikoma.identity.signed_messages import SessionAnswer, SessionOffer, WorkOrder
 from tachikoma.identity.signing import sign, verify
 from tachikoma.identity.spiffe import agent_id
@@ -21,8 +22,6 @@ from tachikoma.sessions.messages import Answer, Entry, Notice, Offer, OfferWante
 from tachikoma.sessions.sealing import Direction, EphemeralKey, Opener, Sealer
 from tachikoma.streams.frames import FIELD
 from tachikoma.streams.frames import Frame as OutputFrame
-
-PATIENCE_SECONDS = 20
 
 
 class Orchestrator:

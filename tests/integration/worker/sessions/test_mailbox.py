@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from patience import PATIENCE_SECONDS
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.sessions.messages import Answer, Entry, Offer, OfferWanted, Sealed, decode_notice, encode_entry
@@ -27,7 +28,7 @@ async def add(redis: Redis, *entries: Entry) -> None:
 
 
 async def take(entries: AsyncIterator[Entry], count: int) -> list[Entry]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         return [await anext(entries) for _ in range(count)]
 
 
@@ -63,10 +64,10 @@ async def test_notices_are_published_in_order_and_an_answer_is_stored(redis: Red
     assert await mailbox.publish([OfferWanted()]) == 0
     pubsub = redis.pubsub()
     await pubsub.subscribe(NAME)
-    await pubsub.get_message(timeout=20)
+    await pubsub.get_message(timeout=PATIENCE_SECONDS)
     notices = [OfferWanted(), Answer("abc"), Sealed(b"x" * 40)]
     assert await mailbox.publish(notices) == 1
-    messages = [await pubsub.get_message(timeout=20) for _ in notices]
+    messages = [await pubsub.get_message(timeout=PATIENCE_SECONDS) for _ in notices]
     assert [decode_notice(message["data"]) for message in messages if message is not None] == notices
     assert await redis.get(NAME) == b"Aabc"
     assert await redis.ttl(NAME) > 0
@@ -76,7 +77,7 @@ async def test_notices_are_published_in_order_and_an_answer_is_stored(redis: Red
 async def test_a_value_of_another_type_is_removed_and_reading_continues(redis: Redis, mailbox: Mailbox) -> None:
     await redis.set(KEY, "x")
     reading = asyncio.ensure_future(take(mailbox.read(), 1))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while await redis.exists(KEY):  # noqa: ASYNC110 (nothing announces it)
             await asyncio.sleep(0.01)
     await add(redis, Offer("abc"))

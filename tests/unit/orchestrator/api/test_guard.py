@@ -15,6 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from authority import Authority
+from patience import PATIENCE_SECONDS
 from tachikoma.errors import InvalidRequest, NotFound, ServerError, Unavailable
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import (
@@ -136,15 +137,15 @@ async def code_of(call: Any) -> tuple[grpc.StatusCode, str]:
 
 async def test_the_caller_is_the_identity_in_the_certificate(stand: Stand) -> None:
     async with stand.stub(ALICE) as stub:
-        answer = await stub.Status(pb.StatusRequest(id="x"), timeout=20)
+        answer = await stub.Status(pb.StatusRequest(id="x"), timeout=PATIENCE_SECONDS)
         assert answer.status.requested_by == ALICE
     assert stand.trail.events == []
 
 
 async def test_an_agent_may_only_renew_its_certificate(stand: Stand) -> None:
     async with stand.stub(AGENT) as stub:
-        assert (await stub.RenewAgent(pb.RenewAgentRequest(), timeout=20)).renew_address == AGENT
-        code, reason = await code_of(stub.Status(pb.StatusRequest(id="x"), timeout=20))
+        assert (await stub.RenewAgent(pb.RenewAgentRequest(), timeout=PATIENCE_SECONDS)).renew_address == AGENT
+        code, reason = await code_of(stub.Status(pb.StatusRequest(id="x"), timeout=PATIENCE_SECONDS))
     assert code is grpc.StatusCode.PERMISSION_DENIED
     assert "agents do not call this service" in reason
     ((event, fields),) = stand.trail.events
@@ -155,7 +156,7 @@ async def test_an_agent_may_only_renew_its_certificate(stand: Stand) -> None:
 async def test_a_revoked_agent_may_not_even_renew(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(NoRevocations, "reason", "agent web-1 is revoked")
     async with stand.stub(AGENT) as stub:
-        code, reason = await code_of(stub.RenewAgent(pb.RenewAgentRequest(), timeout=20))
+        code, reason = await code_of(stub.RenewAgent(pb.RenewAgentRequest(), timeout=PATIENCE_SECONDS))
     assert code is grpc.StatusCode.UNAUTHENTICATED
     assert reason == "your certificate is not accepted: agent web-1 is revoked"
     assert len(stand.trail.events) == 1
@@ -163,10 +164,10 @@ async def test_a_revoked_agent_may_not_even_renew(stand: Stand, monkeypatch: pyt
 
 async def test_an_error_without_a_class_of_ours_is_internal_and_keeps_its_text_secret(stand: Stand) -> None:
     async with stand.stub(ALICE) as stub:
-        code, reason = await code_of(stub.Status(pb.StatusRequest(id="bug"), timeout=20))
+        code, reason = await code_of(stub.Status(pb.StatusRequest(id="bug"), timeout=PATIENCE_SECONDS))
         assert code is grpc.StatusCode.INTERNAL
         assert "secret" not in reason
-        code, reason = await code_of(stub.Status(pb.StatusRequest(id="none"), timeout=20))
+        code, reason = await code_of(stub.Status(pb.StatusRequest(id="none"), timeout=PATIENCE_SECONDS))
         assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "there is none")
 
 
@@ -174,7 +175,7 @@ async def test_a_call_in_progress_ends_when_its_issuer_is_not_trusted_any_more(
     stand: Stand, new_authority: type[Authority]
 ) -> None:
     async with stand.stub(ALICE) as stub:
-        call = stub.Attach(pb.AttachRequest(id="x"), timeout=20)
+        call = stub.Attach(pb.AttachRequest(id="x"), timeout=PATIENCE_SECONDS)
         assert (await call.read()).id == ALICE
         # Nothing has changed.
         stand.guard.check_calls()
@@ -189,7 +190,7 @@ async def test_a_call_in_progress_ends_when_its_issuer_is_not_trusted_any_more(
 
 async def test_a_call_in_progress_goes_on_with_new_bundles_that_still_trust_it(stand: Stand) -> None:
     async with stand.stub(ALICE) as stub:
-        call = stub.Attach(pb.AttachRequest(id="x"), timeout=20)
+        call = stub.Attach(pb.AttachRequest(id="x"), timeout=PATIENCE_SECONDS)
         assert (await call.read()).id == ALICE
         stand.source.svid = stand.authority.svid(f"{DOMAIN}/service/orchestrator", dns=(NAME,))
         stand.guard.check_calls()
@@ -199,7 +200,7 @@ async def test_a_call_in_progress_goes_on_with_new_bundles_that_still_trust_it(s
 
 async def test_a_call_in_progress_ends_with_its_certificate(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     async with stand.stub(ALICE) as stub:
-        call = stub.Attach(pb.AttachRequest(id="x"), timeout=20)
+        call = stub.Attach(pb.AttachRequest(id="x"), timeout=PATIENCE_SECONDS)
         await call.read()
         (entry,) = stand.guard._calls.values()
         entry.until = datetime.now(UTC) - timedelta(seconds=1)
@@ -215,7 +216,7 @@ async def test_a_call_in_progress_ends_with_its_certificate(stand: Stand, monkey
 
 async def test_a_dialogue_goes_both_ways_while_it_lasts(stand: Stand) -> None:
     async with stand.stub(ALICE) as stub:
-        call = stub.ExecuteInteractive(timeout=20)
+        call = stub.ExecuteInteractive(timeout=PATIENCE_SECONDS)
         for data in (b"one", b"two"):
             await call.write(pb.ExecInput(data=pb.InputData(data=data)))
             answer = await call.read()
@@ -238,7 +239,9 @@ async def raw_call(stand: Stand, method: str, data: list[bytes], by: str = ALICE
     credentials = grpc.ssl_channel_credentials(stand.authority.pem, svid.key_pem, svid.certificate_pem)
     options = [("grpc.ssl_target_name_override", NAME), ("grpc.max_send_message_length", -1)]
     async with grpc.aio.secure_channel(str(stand.address), credentials, options) as channel:
-        call = channel.stream_unary(f"/tachikoma.exec.v1.RemoteExecution/{method}")(iter(data), timeout=20)
+        call = channel.stream_unary(f"/tachikoma.exec.v1.RemoteExecution/{method}")(
+            iter(data), timeout=PATIENCE_SECONDS
+        )
         return await call.code(), str(await call.details())
 
 
@@ -259,7 +262,7 @@ async def test_a_request_that_does_not_come_is_invalid(stand: Stand, monkeypatch
     async with grpc.aio.secure_channel(
         str(stand.address), credentials, [("grpc.ssl_target_name_override", NAME)]
     ) as channel:
-        call = channel.stream_unary("/tachikoma.exec.v1.RemoteExecution/Status")(timeout=20)
+        call = channel.stream_unary("/tachikoma.exec.v1.RemoteExecution/Status")(timeout=PATIENCE_SECONDS)
         assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "did not arrive" in str(await call.details())
 
@@ -268,7 +271,7 @@ async def test_a_request_beyond_the_limit_is_refused_and_the_server_serves_on(st
     code, _ = await raw_call(stand, "Status", [b"\x0a\x80\x80\x80\x04" + b"x" * (8 * 1024 * 1024)])
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     async with stand.stub(ALICE) as stub:
-        assert (await stub.Status(pb.StatusRequest(id="x"), timeout=20)).status.requested_by == ALICE
+        assert (await stub.Status(pb.StatusRequest(id="x"), timeout=PATIENCE_SECONDS)).status.requested_by == ALICE
 
 
 async def test_a_caller_without_a_right_is_refused_before_its_request_is_received(
@@ -287,14 +290,14 @@ async def test_a_caller_without_a_right_is_refused_before_its_request_is_receive
 async def test_an_identity_beyond_its_quota_waits_for_its_own_calls_only(stand: Stand) -> None:
     stand.guard._quotas = CallQuotas(calls=2, streams=1)
     async with stand.stub(ALICE) as stub, stand.stub(f"{DOMAIN}/user/bob") as other:
-        first = stub.Attach(pb.AttachRequest(id="x"), timeout=20)
+        first = stub.Attach(pb.AttachRequest(id="x"), timeout=PATIENCE_SECONDS)
         await first.read()
-        second = stub.Attach(pb.AttachRequest(id="x"), timeout=20)
+        second = stub.Attach(pb.AttachRequest(id="x"), timeout=PATIENCE_SECONDS)
         with pytest.raises(grpc.aio.AioRpcError, match="1 streams in progress") as caught:
             await second.read()
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert (await stub.Status(pb.StatusRequest(id="x"), timeout=20)).status.requested_by == ALICE
-        third = other.Attach(pb.AttachRequest(id="x"), timeout=20)
+        assert (await stub.Status(pb.StatusRequest(id="x"), timeout=PATIENCE_SECONDS)).status.requested_by == ALICE
+        third = other.Attach(pb.AttachRequest(id="x"), timeout=PATIENCE_SECONDS)
         await third.read()
         first.cancel()
         third.cancel()

@@ -12,6 +12,7 @@ import pytest
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
+from patience import PATIENCE_SECONDS
 from tachikoma.redis.access import RedisAccess
 from tachikoma.vocabulary.addresses import HostPort
 from tachikoma_orchestrator.flower.dashboard import _dashboard
@@ -39,7 +40,7 @@ async def ask(url: str, path: str, user: str = "", method: str = "GET") -> tuple
         if user:
             request.add_header("Authorization", f"Basic {base64.b64encode(user.encode()).decode()}")
         try:
-            with urllib.request.urlopen(request, timeout=20) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:

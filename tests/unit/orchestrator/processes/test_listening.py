@@ -14,6 +14,7 @@ import grpc.aio
 import pytest
 
 from authority import Authority
+from patience import PATIENCE_SECONDS
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.files import CERTIFICATE_FILE, KEY_FILE
 from tachikoma.identity.svid import Svid
@@ -88,7 +89,7 @@ async def test_each_handshake_shows_the_current_identity(authority: Authority) -
         async with grpc.aio.secure_channel(str(address), credentials, options) as channel:
             call = channel.unary_unary("/none/None")
             try:
-                await call(b"", timeout=20)
+                await call(b"", timeout=PATIENCE_SECONDS)
             except grpc.aio.AioRpcError as error:
                 # An unknown method is answered after the handshake; a wrong certificate ends it.
                 return error.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -151,7 +152,7 @@ async def test_a_handshake_that_fails_is_counted(
     try:
         before = begun()
         await connect(address, tmp_path)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while begun() == before:  # noqa: ASYNC110 (gRPC counts in a thread of its own)
                 await asyncio.sleep(0.01)
         assert begun() == before + 1
@@ -168,7 +169,7 @@ async def test_handshakes_of_hosts_that_join_are_not_counted_among_them(authorit
         before = begun()
         async with grpc.aio.secure_channel(str(address), grpc.ssl_channel_credentials(authority.pem)) as channel:
             with pytest.raises(grpc.aio.AioRpcError):
-                await channel.unary_unary("/none/None")(b"", timeout=20)
+                await channel.unary_unary("/none/None")(b"", timeout=PATIENCE_SECONDS)
         assert begun() == before
     finally:
         await server.stop(None)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from patience import PATIENCE_SECONDS
 from tachikoma.cli import descriptors
 from tachikoma.cli.descriptors import OutputFailed, read_input, write_all
 from tachikoma.errors import InvalidRequest
@@ -190,7 +191,7 @@ def test_text_waits_for_a_slow_reader_of_a_non_blocking_pipe() -> None:
         os.close(writing)
         with open(reading, "rb") as file:
             content = file.read()
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
     assert len(content) == 50 * 10_000
 
 

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from patience import PATIENCE_SECONDS
 from tachikoma.cli import tables
 from tachikoma.cli.tables import Cell, Column, fitted, printable
 
@@ -157,7 +158,7 @@ def picture(width: int) -> str:
         # Linux ends a terminal without writers with EIO.
         pass
     os.close(reader)
-    assert process.wait(60) == 0, shown.decode()
+    assert process.wait(PATIENCE_SECONDS) == 0, shown.decode()
     return shown.decode().replace("\r\n", "\n")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from authority import Authority
+from patience import PATIENCE_SECONDS
 from tachikoma.client.diagnosis import Trouble, diagnose
 from tachikoma.identity.files import CERTIFICATE_FILE, KEY_FILE
 
@@ -38,7 +39,7 @@ def listening(tls: ssl.SSLContext | None) -> Iterator[str]:
         thread = threading.Thread(target=serve)
         thread.start()
         yield f"127.0.0.1:{server.getsockname()[1]}"
-        thread.join(10)
+        thread.join(PATIENCE_SECONDS)
 
 
 def server_of(authority: Authority, folder: Path, **options: object) -> ssl.SSLContext:

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from patience import PATIENCE_SECONDS
 from tachikoma.client.connection import Connection
 from tachikoma.client.interactive import REPORT_BYTES, AsyncSession
 from tachikoma.client.retry import Attempts
@@ -101,7 +102,7 @@ class World:
             self.seen.append(message)
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while not condition():  # noqa: ASYNC110 (nothing announces it)
                 await asyncio.sleep(0.001)
 
@@ -126,7 +127,7 @@ async def test_everything_is_sent_in_one_call_while_nothing_breaks() -> None:
     call.messages.put_nowait(accepted(3, ended=True))
     call.messages.put_nowait(RESULT)
     call.messages.put_nowait(None)
-    await asyncio.wait_for(world.task, 20)
+    await asyncio.wait_for(world.task, PATIENCE_SECONDS)
     assert [message.kind for message in world.seen] == [OutputKind.STATUS, OutputKind.RESULT]
     assert world.session.accepted.offset == 3
     with pytest.raises(FailedPrecondition, match="input has ended"):
@@ -152,7 +153,7 @@ async def test_a_broken_call_continues_at_the_last_accepted_byte_and_chunk() -> 
     again.messages.put_nowait(STATUS)
     again.messages.put_nowait(RESULT)
     again.messages.put_nowait(None)
-    await asyncio.wait_for(world.task, 20)
+    await asyncio.wait_for(world.task, PATIENCE_SECONDS)
     # The status that the second call repeats is no change.
     assert [message.kind for message in world.seen][:2] == [OutputKind.STATUS, OutputKind.STDOUT]
     assert sum(message.kind is OutputKind.STATUS for message in world.seen) == 1
@@ -193,7 +194,7 @@ async def test_input_waits_while_the_command_takes_none() -> None:
     assert sent <= INPUT_CREDIT_BYTES + 256 * 1024
     call.messages.put_nowait(STATUS)
     call.messages.put_nowait(accepted(sent))
-    await asyncio.wait_for(writing, 20)
+    await asyncio.wait_for(writing, PATIENCE_SECONDS)
     world.task.cancel()
 
 
@@ -214,7 +215,7 @@ async def test_input_of_an_older_session_waits_for_its_position() -> None:
     await asyncio.sleep(0)
     assert not writing.done()
     call.messages.put_nowait(accepted(40))
-    await asyncio.wait_for(writing, 20)
+    await asyncio.wait_for(writing, PATIENCE_SECONDS)
     await world.until(lambda: call.data() == b"more")
     assert call.sent[-1].data.offset == 40
     world.task.cancel()
@@ -229,7 +230,7 @@ async def test_leaving_cancels_unless_the_session_is_detached(detached: bool) ->
             await world.session.detach()
             await world.until(lambda: "detach" in call.kinds())
             call.messages.put_nowait(None)
-            await asyncio.wait_for(world.task, 20)
+            await asyncio.wait_for(world.task, PATIENCE_SECONDS)
     assert world.left == ([] if detached else ["job-7"])
     world.task.cancel()
 
@@ -242,5 +243,5 @@ async def test_close_is_sent_once_for_each_call() -> None:
     call.messages.put_nowait(STATUS)
     call.messages.put_nowait(RESULT)
     call.messages.put_nowait(None)
-    await asyncio.wait_for(world.task, 20)
+    await asyncio.wait_for(world.task, PATIENCE_SECONDS)
     assert call.kinds().count("close") == 1

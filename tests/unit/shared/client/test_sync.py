@@ -13,6 +13,7 @@ import pytest
 
 import tachikoma
 from authority import Authority
+from patience import PATIENCE_SECONDS
 from tachikoma import AsyncClient, Client, ExecOutput, ExecRequest, NotFound, OutputKind, Profile
 from tachikoma.client.interactive import AsyncSession
 from tachikoma.client.sync import Session
@@ -152,7 +153,7 @@ def test_a_stream_that_is_left_is_closed(client: Client, source: Source) -> None
     for output in client.execute_stream(ExecRequest(agent_id="a", command=("x",))):
         assert output.seq == 1
         break
-    assert source.closed.wait(10)
+    assert source.closed.wait(PATIENCE_SECONDS)
     assert source.read_items == 1
 
 
@@ -173,7 +174,7 @@ def test_an_interrupted_call_is_cancelled(client: Client, monkeypatch: pytest.Mo
             self._future = future
 
         def result(self) -> Any:
-            begun.wait(10)
+            begun.wait(PATIENCE_SECONDS)
             raise KeyboardInterrupt
 
         def cancel(self) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from patience import PATIENCE_SECONDS
 from tachikoma.dev import part as module
 from tachikoma.dev.part import Part
 from tachikoma.errors import ConfigurationError
@@ -118,6 +119,6 @@ def test_a_part_ends_with_its_supervisor_even_if_that_is_killed(tmp_path: Path) 
         # Opened while it lives, so that no other process with its id is waited for.
         handle = os.pidfd_open(pid)
         supervisor.send_signal(signal.SIGKILL)
-        supervisor.wait(30)
-    assert select.select([handle], [], [], 30)[0], "it ended"
+        supervisor.wait(PATIENCE_SECONDS)
+    assert select.select([handle], [], [], PATIENCE_SECONDS)[0], "it ended"
     os.close(handle)

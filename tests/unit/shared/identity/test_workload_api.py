@@ -15,6 +15,7 @@ from spiffe._proto import workload_pb2 as pb
 from spiffe._proto import workload_pb2_grpc
 
 from authority import Authority
+from patience import PATIENCE_SECONDS
 from tachikoma.client.profile import Profile
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.file_source import FileSvidSource
@@ -29,7 +30,7 @@ ALICE, BOB, GUEST = f"spiffe://{DOMAIN}/user/alice", f"spiffe://{DOMAIN}/user/bo
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         if time.monotonic() > deadline:
             pytest.fail(f"did not come true: {what}")

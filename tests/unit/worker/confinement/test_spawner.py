@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from patience import PATIENCE_SECONDS
 from tachikoma_worker.confinement import protocol
 from tachikoma_worker.confinement.protocol import (
     Exit,
@@ -105,7 +106,7 @@ async def test_a_reply_that_no_caller_waits_for_leaves_no_descriptor_open() -> N
             os.close(pipe)
         # Events are handled in order: after this one, the reply was.
         theirs.send(exited("other"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             while "other" not in made._early_exits:  # noqa: ASYNC110 (nothing announces it)
                 await asyncio.sleep(0)
         assert len(os.listdir("/proc/self/fd")) == before
@@ -126,7 +127,7 @@ async def test_a_spawner_that_breaks_the_protocol_is_gone_for_all(broken: Callab
         await request(theirs)
         broken(theirs)
         with pytest.raises(SpawnerGone):
-            await asyncio.wait_for(waiting, 10)
+            await asyncio.wait_for(waiting, PATIENCE_SECONDS)
         assert made.gone is not None
         assert made.gone.done()
         with pytest.raises(SpawnerGone):
@@ -144,7 +145,7 @@ def test_whatever_a_spawner_sends_a_request_ends(pieces: list[bytes]) -> None:
                 theirs.send(piece)
             theirs.close()
             with suppress(SpawnerGone, SpawnFailed, ValueError):
-                await asyncio.wait_for(waiting, 10)
+                await asyncio.wait_for(waiting, PATIENCE_SECONDS)
 
     asyncio.run(run())
 

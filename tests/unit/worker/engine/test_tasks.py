@@ -6,6 +6,7 @@ import asyncio
 
 from structlog.testing import capture_logs
 
+from patience import PATIENCE_SECONDS
 from tachikoma_worker.engine.tasks import TrackedTasks
 
 
@@ -22,7 +23,7 @@ async def test_a_failure_is_logged_once_under_its_name_and_ends_no_other() -> No
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         done.set()
-        await tasks.wait(10)
+        await tasks.wait(PATIENCE_SECONDS)
     [entry] = logs
     assert (entry["event"], entry["task"], str(entry["exc_info"])) == ("test.failed", "job-7", "planted")
 
@@ -33,7 +34,7 @@ async def test_waiting_ends_at_its_timeout_and_leaves_the_tasks() -> None:
     tasks.start(done.wait())
     await tasks.wait(0.01)
     done.set()
-    await tasks.wait(10)
+    await tasks.wait(PATIENCE_SECONDS)
 
 
 async def test_cancelled_tasks_have_ended_and_are_no_failure() -> None:
@@ -57,5 +58,5 @@ async def test_cancelled_tasks_have_ended_and_are_no_failure() -> None:
 
 async def test_without_tasks_there_is_nothing_to_wait_for() -> None:
     tasks = TrackedTasks("test.failed")
-    await tasks.wait(10)
+    await tasks.wait(PATIENCE_SECONDS)
     await tasks.cancel()

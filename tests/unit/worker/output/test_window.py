@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from patience import PATIENCE_SECONDS
 from tachikoma_worker.output.window import AHEAD_SECONDS, PIPE_BYTES, TERMINAL_BYTES, OutputWindow
 
 LEAST, MOST = TERMINAL_BYTES
@@ -50,7 +51,7 @@ async def test_waiting_output_continues_with_an_acknowledgement_and_without_a_ca
         if window.size:
             await asyncio.sleep(0)
         wake()
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, PATIENCE_SECONDS)
         window.acknowledge(0)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from audit_chain import BIG, event, events, last_checkpoint, verified
+from patience import PATIENCE_SECONDS
 from tachikoma.audit.chain import CHECKPOINT_EVENTS, audit_files, read_events
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.file_source import FileSvidSource
@@ -281,17 +282,17 @@ def test_a_checkpoint_during_a_write_waits_for_its_end(
 
     def slow(fd: int, data: Any) -> int:
         writing.set()
-        go_on.wait(20)
+        go_on.wait(PATIENCE_SECONDS)
         return real(fd, data)
 
     monkeypatch.setattr(os, "write", slow)
     with ThreadPoolExecutor() as pool:
         sending = pool.submit(sink.send, events(1, 5))
-        writing.wait(20)
+        writing.wait(PATIENCE_SECONDS)
         signing = pool.submit(sink.checkpoint)
         go_on.set()
-        sending.result(20)
-        signing.result(20)
+        sending.result(PATIENCE_SECONDS)
+        signing.result(PATIENCE_SECONDS)
     sink.close()
     report = verified(path, identity)
     assert (report.findings, report.events, report.unsigned) == ([], 5, 0)

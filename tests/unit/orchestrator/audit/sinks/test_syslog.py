@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from audit_chain import DOMAIN, event, events
+from patience import PATIENCE_SECONDS
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.spiffe import service_id
@@ -35,7 +36,7 @@ def test_a_syslog_message_is_of_rfc_5424() -> None:
 
 
 def wait_until(condition: Callable[[], object], description: str) -> None:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < deadline, f"did not come true: {description}"
         time.sleep(0.002)
@@ -81,7 +82,7 @@ class Receiver(threading.Thread):
             self._connection.close()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self.join(10)
+        self.join(PATIENCE_SECONDS)
 
 
 @pytest.mark.parametrize("url", ["udp://h:1", "tcp://h", "tcp://:514", "unix://", "tls://h:x", "/dev/log", ""])
@@ -148,7 +149,7 @@ class StallingServer:
 
     def accept(self) -> socket.socket:
         connection, _ = self._listener.accept()
-        connection.settimeout(10)
+        connection.settimeout(PATIENCE_SECONDS)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024 * 1024)
         return connection if self._tls is None else self._tls.wrap_socket(connection, server_side=True)
 
@@ -210,7 +211,7 @@ def test_a_stalled_receiver_never_sees_a_frame_in_the_middle_of_another(
         while len(head) < taken:
             head += first.recv(taken - len(head))
         stall.set()
-        resume.wait(20)
+        resume.wait(PATIENCE_SECONDS)
         streams.append(head + read_rest(first))
         streams.append(read_rest(server.accept()))
 
@@ -218,13 +219,13 @@ def test_a_stalled_receiver_never_sees_a_frame_in_the_middle_of_another(
     thread.start()
     with pytest.raises(SinkUnavailable) as away:
         sink.send(given)
-    stall.wait(20)
+    stall.wait(PATIENCE_SECONDS)
     resume.set()
     wait_until(lambda: streams, "the old connection ends")
     monkeypatch.setattr(syslog, "SOCKET_SECONDS", 20.0)
     sink.send(given[away.value.sent :])
     sink.close()
-    thread.join(20)
+    thread.join(PATIENCE_SECONDS)
     server.close()
     old, torn = framed(streams[0])
     new, rest = framed(streams[1])

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from patience import PATIENCE_SECONDS
 from tachikoma import AsyncClient, NotFound, Unavailable
 from tachikoma.cli.commands.interrupts import SIGNALS, Interrupts
 
@@ -74,7 +75,7 @@ async def test_the_first_signal_cancels_the_execution(
 ) -> None:
     task, _ = await start(orchestrator)
     os.kill(os.getpid(), number)
-    await asyncio.wait_for(orchestrator.asked.wait(), 30)
+    await asyncio.wait_for(orchestrator.asked.wait(), PATIENCE_SECONDS)
     assert orchestrator.cancelled == ["job-7"]
     assert capsys.readouterr().err == "tachikoma: cancelling; Ctrl-C again to leave\n"
     orchestrator.answer.set()
