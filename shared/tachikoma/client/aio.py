@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -16,10 +16,9 @@ from tachikoma.client.connection import Connection
 from tachikoma.client.interactive import AsyncSession
 from tachikoma.client.oversight import OversightCalls
 from tachikoma.client.profile import Profile
-from tachikoma.client.retry import Attempts
+from tachikoma.client.retry import Attempts, leave
 from tachikoma.client.streams import OutputStream
-from tachikoma.config.logs import get_logger
-from tachikoma.errors import InvalidRequest, NotFound, TachikomaError
+from tachikoma.errors import InvalidRequest
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.results import Approval, CancelResponse, ExecOutput, ExecResponse, ExecStatus, OutputKind
@@ -29,16 +28,10 @@ from tachikoma.vocabulary.types import as_duration
 if TYPE_CHECKING:
     from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionAsyncStub
 
-__all__ = ["DEFAULT_RECONNECT", "LEAVE_SECONDS", "AsyncClient"]
-
-log = get_logger(__name__)
+__all__ = ["DEFAULT_RECONNECT", "AsyncClient"]
 
 #: How long a broken connection is tried again by default.
 DEFAULT_RECONNECT = timedelta(minutes=5)
-#: Longest time that leaving an execution takes, in seconds.
-LEAVE_SECONDS = 5.0
-#: Longest time that a request which was sent before takes to be known, in seconds.
-ARRIVAL_SECONDS = 0.5
 
 A = TypeVar("A")
 
@@ -102,12 +95,7 @@ class AsyncClient(BatchMethods, OversightCalls):
         await self._connection.close()
 
     async def _call(self, rpc: Callable[[RemoteExecutionAsyncStub], Awaitable[A]], *, repeat: bool = True) -> A:
-        """Make a call, and repeat it as `patience` and `reconnect` allow.
-
-        Args:
-            rpc: makes one attempt.
-            repeat: whether a call whose connection broke may be made again, since its second run changes nothing.
-        """
+        """Make a call, and repeat it as `patience` and `reconnect` allow."""
         attempts = Attempts(self._patience, self._reconnect if repeat else timedelta(0))
         while True:
             attempts.connected(await self._connection.ready())
@@ -162,27 +150,10 @@ class AsyncClient(BatchMethods, OversightCalls):
             self._attended.discard(request.id)
 
     async def _leave(self, exec_id: str) -> None:
-        """Cancel an execution that its caller leaves; nothing if it has ended or is detached. It takes a bounded time.
-
-        A request that is still on its way is unknown for a moment, so that it is cancelled a second time.
-        """
-        if exec_id not in self._attended:
-            return
-        self._attended.discard(exec_id)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LEAVE_SECONDS):
-                try:
-                    with suppress(NotFound):
-                        await self.cancel(exec_id)
-                        return
-                    await asyncio.sleep(ARRIVAL_SECONDS)
-                    with suppress(NotFound):
-                        await self.cancel(exec_id)
-                    return
-                except TachikomaError as error:
-                    log.warning("execution.not_cancelled", exec_id=exec_id, reason=str(error))
-                    return
-        log.warning("execution.not_cancelled", exec_id=exec_id, reason="the orchestrator did not answer in time")
+        """Cancel an execution that its caller leaves; nothing if it has ended or is detached."""
+        if exec_id in self._attended:
+            self._attended.discard(exec_id)
+            await leave(self.cancel, exec_id)
 
     async def submit(self, request: ExecRequest) -> ExecStatus:
         """Submit a command and return without waiting for it. Safe to repeat with the same request."""

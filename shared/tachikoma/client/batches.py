@@ -3,45 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, suppress
-from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 import grpc.aio
 
 from tachikoma.client import batch_wire
-from tachikoma.client.connection import Connection
-from tachikoma.client.retry import Attempts
-from tachikoma.config.logs import get_logger
-from tachikoma.errors import TachikomaError
+from tachikoma.client.retry import Attempts, Calls, leave
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.batches import BatchPreview, BatchRequest, BatchStatus, BatchUpdate
 
-if TYPE_CHECKING:
-    from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionAsyncStub
-
 __all__ = ["BatchMethods"]
 
-log = get_logger(__name__)
 
-#: Longest time that leaving a batch takes, in seconds.
-LEAVE_SECONDS = 5.0
-
-A = TypeVar("A")
-
-
-class BatchMethods(ABC):
+class BatchMethods(Calls):
     """The methods of a client about batches."""
-
-    _patience: timedelta
-    _reconnect: timedelta
-    _connection: Connection
-
-    @abstractmethod
-    async def _call(self, rpc: Callable[[RemoteExecutionAsyncStub], Awaitable[A]], *, repeat: bool = True) -> A:
-        """Make a call, and repeat it as the client's settings allow."""
 
     async def run(
         self, request: BatchRequest, *, output: bool = True, detach: bool = False
@@ -55,14 +31,14 @@ class BatchMethods(ABC):
             output: let the first result with the same output contain this output. Later ones have its digests only.
             detach: let the batch continue when the iterator is left.
         """
-        await self.submit_batch(request)
         try:
+            await self.submit_batch(request)
             async with aclosing(self._watch(request.id, output=output, follow=True)) as updates:
                 async for update in updates:
                     yield update
         except (GeneratorExit, asyncio.CancelledError):
             if not detach:
-                await self._leave_batch(request.id)
+                await leave(self.cancel_batch, request.id)
             raise
 
     async def submit_batch(self, request: BatchRequest) -> BatchStatus:
@@ -132,12 +108,3 @@ class BatchMethods(ABC):
         """Start no further targets of a batch, and cancel its executions. Safe to repeat."""
         message = pb.CancelBatchRequest(id=batch_id)
         return batch_wire.status_from_pb(await self._call(lambda stub: stub.CancelBatch(message)))
-
-    async def _leave_batch(self, batch_id: str) -> None:
-        """Cancel a batch that its caller leaves. It takes a bounded time."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LEAVE_SECONDS):
-                try:
-                    await self.cancel_batch(batch_id)
-                except TachikomaError as error:
-                    log.warning("batch.not_cancelled", batch_id=batch_id, reason=str(error))

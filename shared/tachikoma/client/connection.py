@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -35,10 +34,10 @@ __all__ = ["Connection"]
 
 log = get_logger(__name__)
 
-#: Longest time to wait for a connection before a call is made anyway, which then fails with a reason.
-CONNECT_SECONDS = 10.0
 #: After this time without a connection, the reason is looked for and logged.
 QUIET_SECONDS = 1.0
+#: Longest time to wait for a connection after that. Then a call is made anyway, which fails with a reason.
+LOUD_SECONDS = 9.0
 #: How long a call may go on over a connection whose root was removed from the bundle. Then the call is resumed.
 REMOVED_ROOT_SECONDS = 5.0
 
@@ -102,6 +101,8 @@ class Connection:
         #: The SPIFFE ID of the client.
         self.spiffe_id = str(svid.spiffe_id)
         self._channel: grpc.aio.Channel | None = None
+        #: The stub of the channel.
+        self._stub: RemoteExecutionAsyncStub | None = None
         #: The identity that the channel was made with.
         self._used = svid
         #: Channels of earlier identities, each closed by its task when its last call has ended.
@@ -139,10 +140,13 @@ class Connection:
             Unauthenticated: the identity has expired, or its bundle no longer covers the orchestrator.
         """
         self.check_usable()
-        return RemoteExecutionStub(self._current_channel())
+        channel = self._current_channel()
+        if self._stub is None:
+            self._stub = RemoteExecutionStub(channel)
+        return self._stub
 
     async def ready(self) -> bool:
-        """Wait for a connection, at most `CONNECT_SECONDS`, so that a restart of the server goes unnoticed.
+        """Wait for a connection, at most 10 s, so that a restart of the server goes unnoticed.
 
         A wrong certificate of the server does not become right by waiting, so it is reported after a second.
 
@@ -154,19 +158,12 @@ class Connection:
         """
         self.check_usable()
         channel = self._current_channel()
-        if channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY:
-            return True
-        with suppress(TimeoutError):
-            await asyncio.wait_for(channel.channel_ready(), QUIET_SECONDS)
-            self._trouble = None
-            return True
-        if await self._explain():
-            return False
-        with suppress(TimeoutError):
-            await asyncio.wait_for(channel.channel_ready(), CONNECT_SECONDS - QUIET_SECONDS)
-            self._trouble = None
-            return True
-        return False
+        if channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY:
+            connected = await _connected(channel, QUIET_SECONDS)
+            if not connected and (await self._explain() or not await _connected(channel, LOUD_SECONDS)):
+                return False
+        self._trouble = None
+        return True
 
     async def _explain(self) -> bool:
         """Find out why there is no connection, log what is waited for, and return whether waiting cannot help."""
@@ -181,18 +178,17 @@ class Connection:
         """Convert the failure of a call into the error that the server raised, or that describes the connection."""
         trailing = [(str(key), value) for key, value in error.trailing_metadata() or ()]
         translated = error_from_rpc(error.code(), error.details() or "", trailing)
-        if type(translated) is Unavailable and not translated.metadata and self._trouble is not None:
-            return Unavailable(
-                f"cannot reach the orchestrator at {self._profile.address}: {self._trouble.text}",
-                retry_after_seconds=translated.retry_after_seconds,
-            )
-        if type(translated) is Unavailable and not translated.metadata:
-            return Unavailable(
-                f"cannot reach the orchestrator at {self._profile.address}: {error.details()}; "
-                f"is it running, and does it trust your certificate?{proxy_hint(self._profile.address)}",
-                retry_after_seconds=translated.retry_after_seconds,
-            )
-        return translated
+        if type(translated) is not Unavailable or translated.metadata:
+            return translated
+        address = self._profile.address
+        if self._trouble is not None:
+            cause = self._trouble.text
+        else:
+            question = f"is it running, and does it trust your certificate?{proxy_hint(address)}"
+            cause = f"{error.details()}; {question}"
+        return Unavailable(
+            f"cannot reach the orchestrator at {address}: {cause}", retry_after_seconds=translated.retry_after_seconds
+        )
 
     def _current_channel(self) -> grpc.aio.Channel:
         svid = self._identity.current()
@@ -209,6 +205,7 @@ class Connection:
             ]
             _Grpc.process = os.getpid()
             self._channel = grpc.aio.secure_channel(self._profile.address, credentials, options)
+            self._stub = None
             self._used = svid
         return self._channel
 
@@ -238,3 +235,12 @@ class Connection:
         task = asyncio.get_running_loop().create_task(channel.close(seconds))
         self._retired[task] = channel
         task.add_done_callback(self._retired.pop)
+
+
+async def _connected(channel: grpc.aio.Channel, seconds: float) -> bool:
+    """Wait for the connection of a channel, and return whether it came in time."""
+    try:
+        await asyncio.wait_for(channel.channel_ready(), seconds)
+    except TimeoutError:
+        return False
+    return True

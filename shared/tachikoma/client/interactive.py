@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 import grpc.aio
 
 from tachikoma.client.connection import Connection
-from tachikoma.client.retry import Attempts
+from tachikoma.client.retry import Attempts, leave
 from tachikoma.client.streams import OutputStream
-from tachikoma.errors import FailedPrecondition, TachikomaError
+from tachikoma.errors import FailedPrecondition
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.sessions.frames import INPUT_CREDIT_BYTES, MAX_DATA_BYTES, SignalName
 from tachikoma.vocabulary.requests import WindowSize
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncSession"]
 
-#: Longest time that leaving an execution takes, in seconds.
-LEAVE_SECONDS = 5.0
 #: Bytes of output after which progress in writing it is reported.
 REPORT_BYTES = 8 * 1024
 
@@ -65,7 +63,7 @@ class AsyncSession:
         #: Progress of the command in taking input.
         self.accepted = InputAccepted()
         self._cancel = cancel
-        self._first: pb.ExecInput | None = first
+        self._first = first
         self._stream = OutputStream(
             connection, attempts, self._open, after_seq=after_seq, changes=True, reopen=self._reopen
         )
@@ -83,8 +81,10 @@ class AsyncSession:
         self._released = False
         #: Set when there is something to send.
         self._changed = asyncio.Event()
-        #: Set when the command has taken input.
+        #: Set when the command has taken input, or will take no more.
         self._progressed = asyncio.Event()
+        #: True once the iteration has ended, so that nothing sends input any more.
+        self._over = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -94,9 +94,7 @@ class AsyncSession:
     ) -> None:
         if not self._released:
             self._released = True
-            with suppress(TimeoutError, TachikomaError):
-                async with asyncio.timeout(LEAVE_SECONDS):
-                    await self._cancel(self.id)
+            await leave(self._cancel, self.id)
 
     # --- input --------------------------------------------------------------------------------------------------------
 
@@ -104,7 +102,7 @@ class AsyncSession:
         """Send input; wait while the command has more than 4 MiB of it to take.
 
         Raises:
-            FailedPrecondition: input has ended.
+            FailedPrecondition: input has ended, or the session ended while this call waited.
         """
         if self._input_ended:
             raise FailedPrecondition("input has ended")
@@ -145,8 +143,16 @@ class AsyncSession:
         self._changed.set()
 
     async def _progress(self) -> None:
+        """Wait until the command takes input.
+
+        Raises:
+            FailedPrecondition: the session has ended.
+        """
         self._progressed.clear()
-        await self._progressed.wait()
+        if not self._over:
+            await self._progressed.wait()
+        if self._over:
+            raise FailedPrecondition("the session has ended")
 
     # --- output -------------------------------------------------------------------------------------------------------
 
@@ -160,17 +166,21 @@ class AsyncSession:
             OutputAltered: the output is not the one that the agent signed.
             TachikomaError: the call failed, and is not repeated.
         """
-        async with aclosing(self._stream.read()) as messages:
-            async for message in messages:
-                if message.kind is OutputKind.ACCEPTED:
-                    self._note_accepted(message.accepted or InputAccepted())
-                    continue
-                if message.kind is OutputKind.RESULT:
-                    self._released = True
-                yield message
-                if message.data:
-                    self._note_written(message.offset + len(message.data))
-        self._progressed.set()
+        self._over = False
+        try:
+            async with aclosing(self._stream.read()) as messages:
+                async for message in messages:
+                    if message.kind is OutputKind.ACCEPTED:
+                        self._note_accepted(message.accepted or InputAccepted())
+                        continue
+                    if message.kind is OutputKind.RESULT:
+                        self._released = True
+                    yield message
+                    if message.data:
+                        self._note_written(message.offset + len(message.data))
+        finally:
+            self._over = True
+            self._progressed.set()
 
     def _note_accepted(self, accepted: InputAccepted) -> None:
         self.accepted = accepted
@@ -191,7 +201,6 @@ class AsyncSession:
 
     def _open(self, stub: RemoteExecutionAsyncStub) -> Call:
         """Make a call, and send what there is to send until it ends."""
-        assert self._first is not None
         return self._call(stub, self._first)
 
     def _reopen(self, stub: RemoteExecutionAsyncStub, after_seq: int) -> Call:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from tachikoma.client import wire
+from tachikoma.client.retry import Calls
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.types import as_duration
 
 if TYPE_CHECKING:
-    from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionAsyncStub
     from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
     from tachikoma.vocabulary.audit import ExecAuditLog
     from tachikoma.vocabulary.policies import PolicyStatus
@@ -22,15 +21,9 @@ __all__ = ["OversightCalls"]
 #: Results of one call that names no number.
 DEFAULT_PAGE = 100
 
-A = TypeVar("A")
 
-
-class OversightCalls:
+class OversightCalls(Calls):
     """The calls of `AsyncClient` that are not about executions."""
-
-    async def _call(self, rpc: Callable[[RemoteExecutionAsyncStub], Awaitable[A]], *, repeat: bool = True) -> A:
-        """Make a call; see `AsyncClient`."""
-        raise NotImplementedError
 
     # --- agents, for operators except `agents` ------------------------------------------------------------------------
 

@@ -1,19 +1,31 @@
-"""The attempts of one call: how long it waits for a limit, and for a connection that broke."""
+"""How calls are repeated: after a limit, after a broken connection, and to cancel what a caller leaves."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 import grpc.aio
 
 from tachikoma.client.rpc_errors import STATUS_DETAILS
+from tachikoma.config.logs import get_logger
 from tachikoma.config.retry import Backoff
-from tachikoma.errors import ResourceExhausted, TachikomaError, Unavailable
+from tachikoma.errors import NotFound, ResourceExhausted, TachikomaError, Unavailable
 
-__all__ = ["Attempts"]
+if TYPE_CHECKING:
+    from tachikoma.client.connection import Connection
+    from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionAsyncStub
+
+__all__ = ["LEAVE_SECONDS", "Attempts", "Calls", "leave"]
+
+log = get_logger(__name__)
+
+A = TypeVar("A")
 
 #: The first and the longest delay between attempts to resume a broken call.
 BACKOFF_SECONDS = (0.1, 2.0)
@@ -21,6 +33,29 @@ BACKOFF_SECONDS = (0.1, 2.0)
 LIMIT_SECONDS = 1.0
 #: Status codes that gRPC itself gives to a call whose connection broke, or whose server stopped.
 BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL)
+#: Longest time that leaving takes, in seconds.
+LEAVE_SECONDS = 5.0
+#: Longest time that a request which was sent before takes to be known, in seconds.
+ARRIVAL_SECONDS = 0.5
+
+
+class Calls(ABC):
+    """Calls of a client, over its one connection."""
+
+    #: How long a call waits for rate limits and full queues.
+    _patience: timedelta
+    #: How long a broken connection is tried again.
+    _reconnect: timedelta
+    _connection: Connection
+
+    @abstractmethod
+    async def _call(self, rpc: Callable[[RemoteExecutionAsyncStub], Awaitable[A]], *, repeat: bool = True) -> A:
+        """Make a call, and repeat it as the client's settings allow.
+
+        Args:
+            rpc: makes one attempt.
+            repeat: whether a call whose connection broke may be made again, since its second run changes nothing.
+        """
 
 
 class Attempts:
@@ -89,3 +124,32 @@ class Attempts:
             return False
         await asyncio.sleep(delay)
         return True
+
+
+async def leave(cancel: Callable[[str], Awaitable[object]], subject: str) -> None:
+    """Cancel an execution or a batch whose caller leaves. It takes a bounded time, and raises no error.
+
+    A request that is still on its way is unknown for a moment, so that it is cancelled a second time.
+
+    Args:
+        cancel: the call that cancels it.
+        subject: id of the execution or batch.
+    """
+    try:
+        async with asyncio.timeout(LEAVE_SECONDS):
+            if not await _cancelled(cancel, subject):
+                await asyncio.sleep(ARRIVAL_SECONDS)
+                await _cancelled(cancel, subject)
+    except TimeoutError:
+        log.warning("leaving.not_cancelled", id=subject, reason="the orchestrator did not answer in time")
+    except TachikomaError as error:
+        log.warning("leaving.not_cancelled", id=subject, reason=str(error))
+
+
+async def _cancelled(cancel: Callable[[str], Awaitable[object]], subject: str) -> bool:
+    """Cancel, and return False if the id is unknown."""
+    try:
+        await cancel(subject)
+    except NotFound:
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ class Server:
     def __init__(self, *streams: Stream) -> None:
         self._streams = list(streams)
         self.calls: list[str] = []
+        #: The call that is never answered.
+        self.hanging = ""
 
     async def ready(self) -> bool:
         return True
@@ -71,6 +74,8 @@ class Server:
     def __getattr__(self, rpc: str) -> Any:
         async def call(message: Any) -> pb.BatchStatus:
             self.calls.append(rpc)
+            if rpc == self.hanging:
+                await asyncio.Event().wait()
             return STATUS
 
         return call
@@ -115,3 +120,20 @@ async def test_leaving_cancels_the_batch_unless_it_is_detached(
     assert (await anext(updates)).status is not None
     await updates.aclose()  # type: ignore[attr-defined]
     assert server.calls == ["SubmitBatch", "WatchBatch b-1 False", *calls]
+
+
+async def test_a_caller_that_leaves_while_its_batch_is_submitted_cancels_it(client: AsyncClient) -> None:
+    server = await serve(client)
+    server.hanging = "SubmitBatch"
+
+    async def run() -> None:
+        async for _ in client.run(REQUEST):
+            pass
+
+    running = asyncio.create_task(run())
+    while not server.calls:  # noqa: ASYNC110 (nothing announces it)
+        await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert server.calls == ["SubmitBatch", "CancelBatch"]

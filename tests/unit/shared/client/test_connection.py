@@ -138,7 +138,7 @@ async def test_a_connection_that_does_not_come_is_explained_once(
     found = Trouble("nothing accepts connections there", lasting=lasting)
     monkeypatch.setattr(connection_module, "diagnose", lambda *_: found)
     monkeypatch.setattr(connection_module, "QUIET_SECONDS", 0.05)
-    monkeypatch.setattr(connection_module, "CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr(connection_module, "LOUD_SECONDS", 0.05)
     tried = Connection(Profile(address="127.0.0.1:1", server_name="x", identity=tmp_path))
     try:
         with caplog.at_level("WARNING", "tachikoma.client.connection"):
@@ -150,3 +150,26 @@ async def test_a_connection_that_does_not_come_is_explained_once(
     waits = "waiting for the orchestrator at 127.0.0.1:1: nothing accepts connections there"
     # The form of the line depends on how the process has set up its logs.
     assert [waits in message for message in caplog.messages] == ([] if lasting else [True])
+
+
+async def test_the_reason_of_an_earlier_failure_is_forgotten_once_there_is_a_connection(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ready:
+        def get_state(self, *, try_to_connect: bool) -> grpc.ChannelConnectivity:
+            return grpc.ChannelConnectivity.READY
+
+    connection._trouble = Trouble("nothing accepts connections there")
+    monkeypatch.setattr(connection, "_current_channel", Ready)
+    assert await connection.ready()
+    assert "connection refused; is it running" in str(connection.error_of(failure(grpc.StatusCode.UNAVAILABLE)))
+
+
+async def test_a_stub_is_made_for_a_channel_and_not_for_a_call(
+    connection: Connection, authority: Authority, tmp_path: Path
+) -> None:
+    first = connection.stub()
+    assert connection.stub() is first
+    authority.write(tmp_path, ALICE)
+    channel_of(connection)
+    assert connection.stub() is not first

@@ -198,6 +198,22 @@ async def test_input_waits_while_the_command_takes_none() -> None:
     world.task.cancel()
 
 
+@pytest.mark.parametrize("last", [None, ValueError("the call failed")])
+@pytest.mark.parametrize("attached", [False, True])
+async def test_a_write_that_waits_ends_with_the_session(last: Exception | None, attached: bool) -> None:
+    world = World(pb.ExecInput(attach=pb.SessionAttach(id="job-7")) if attached else REQUEST)
+    call = await world.call(0)
+    call.messages.put_nowait(STATUS)
+    # A new session has room for some input; the position of an older one is not known yet.
+    writing = asyncio.create_task(world.session.write(bytes(2 * INPUT_CREDIT_BYTES)))
+    await world.until(lambda: attached or len(call.data()) > INPUT_CREDIT_BYTES)
+    call.messages.put_nowait(last)
+    with pytest.raises(FailedPrecondition, match="the session has ended"):
+        await asyncio.wait_for(writing, 60)
+    outcome = await asyncio.gather(world.task, return_exceptions=True)
+    assert outcome == [last]
+
+
 async def test_output_is_reported_as_written_when_the_reader_goes_on() -> None:
     world = World()
     call = await world.call(0)

@@ -16,7 +16,7 @@ import pytest
 
 from authority import Authority
 from tachikoma import AsyncClient, Client, ExecOutput, ExecRequest, NotFound, OutputKind, Profile, Unavailable
-from tachikoma.client import aio
+from tachikoma.client import retry
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 
 REQUEST = ExecRequest(id="job-7", agent_id="web-1", command=("x",))
@@ -95,7 +95,7 @@ class Server:
 
 @pytest.fixture
 async def client(authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AsyncClient]:
-    monkeypatch.setattr(aio, "ARRIVAL_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "ARRIVAL_SECONDS", 0.001)
     authority.write(tmp_path, "spiffe://tachikoma.local/user/alice")
     client = AsyncClient(Profile(address="127.0.0.1:1", server_name="x", identity=tmp_path), reconnect=timedelta(0))
     yield client
@@ -217,7 +217,7 @@ async def test_a_cancel_that_fails_is_logged_and_hides_no_error(
     with caplog.at_level(logging.WARNING):
         await cast("Any", stream).aclose()
     assert server.cancelled == ["job-7"]
-    assert "execution.not_cancelled" in caplog.text
+    assert "leaving.not_cancelled" in caplog.text
 
 
 def test_leaving_an_iterator_early_cancels(authority: Authority, tmp_path: Path) -> None:
