@@ -1,25 +1,28 @@
-"""Ids that people write: beginnings of execution ids, and agents that do not exist."""
+"""Ids that people write: beginnings of the ids of executions and batches, and agents that do not exist."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from tachikoma.errors import AgentUnknown, InvalidRequest, NotFound
 
 if TYPE_CHECKING:
     from tachikoma.client.aio import AsyncClient
     from tachikoma.client.sync import Client
+    from tachikoma.vocabulary.batches import BatchStatus
     from tachikoma.vocabulary.results import ExecStatus
 
-__all__ = ["similar_agents", "with_full_id", "with_full_id_async"]
+    Named: TypeAlias = ExecStatus | BatchStatus
+
+__all__ = ["similar_agents", "with_full_batch_id", "with_full_batch_id_async", "with_full_id", "with_full_id_async"]
 
 R = TypeVar("R")
 
 #: Least characters of a beginning, so that a short word is no accident.
 LEAST_CHARACTERS = 4
-#: Pages that are searched for a beginning, and executions of a page.
+#: Pages that are searched for a beginning, and entries of a page.
 PAGES, PAGE = 20, 1000
 #: Ids that the message about an ambiguous beginning names.
 NAMED = 3
@@ -35,19 +38,12 @@ def with_full_id(client: Client, exec_id: str, call: Callable[[str], R]) -> R:
     try:
         return call(exec_id)
     except NotFound:
-        if len(exec_id) < LEAST_CHARACTERS:
+        search = _Search(exec_id, "executions")
+        while search.goes_on:
+            search.add(*client.list_page(include_ended=True, page_size=PAGE, page_token=search.token))
+        if search.only is None:
             raise
-        found: list[str] = []
-        token = ""
-        for _ in range(PAGES):
-            page, token = client.list_page(include_ended=True, page_size=PAGE, page_token=token)
-            found += _matching(page, exec_id)
-            if not token:
-                break
-        full = _only(found, exec_id)
-        if full is None:
-            raise
-    return call(full)
+    return call(search.only)
 
 
 async def with_full_id_async(client: AsyncClient, exec_id: str, call: Callable[[str], Awaitable[R]]) -> R:
@@ -55,35 +51,74 @@ async def with_full_id_async(client: AsyncClient, exec_id: str, call: Callable[[
     try:
         return await call(exec_id)
     except NotFound:
-        if len(exec_id) < LEAST_CHARACTERS:
+        search = _Search(exec_id, "executions")
+        while search.goes_on:
+            search.add(*await client.list_page(include_ended=True, page_size=PAGE, page_token=search.token))
+        if search.only is None:
             raise
-        found: list[str] = []
-        token = ""
-        for _ in range(PAGES):
-            page, token = await client.list_page(include_ended=True, page_size=PAGE, page_token=token)
-            found += _matching(page, exec_id)
-            if not token:
-                break
-        full = _only(found, exec_id)
-        if full is None:
+    return await call(search.only)
+
+
+def with_full_batch_id(client: Client, batch_id: str, call: Callable[[str], R]) -> R:
+    """Make a call with a batch's id, or with the id that begins with the given text; errors as `with_full_id`."""
+    try:
+        return call(batch_id)
+    except NotFound:
+        search = _Search(batch_id, "batches")
+        if search.goes_on:
+            search.add(client.batches(limit=PAGE))
+        if search.only is None:
             raise
-    return await call(full)
+    return call(search.only)
 
 
-def _matching(page: Iterable[ExecStatus], beginning: str) -> list[str]:
-    return [item.id for item in page if item.id.startswith(beginning)]
+async def with_full_batch_id_async(client: AsyncClient, batch_id: str, call: Callable[[str], Awaitable[R]]) -> R:
+    """Do the same as `with_full_batch_id` for a coroutine."""
+    try:
+        return await call(batch_id)
+    except NotFound:
+        search = _Search(batch_id, "batches")
+        if search.goes_on:
+            search.add(await client.batches(limit=PAGE))
+        if search.only is None:
+            raise
+    return await call(search.only)
 
 
-def _only(found: list[str], beginning: str) -> str | None:
-    """Return the only id, or None if there is none.
+class _Search:
+    """The search for the only id that begins with a text, one page of a list at a time."""
 
-    Raises:
-        InvalidRequest: there are several.
-    """
-    if len(found) > 1:
-        named = ", ".join(found[:NAMED]) + (", …" if len(found) > NAMED else "")
-        raise InvalidRequest(f"{len(found)} executions begin with {beginning!r}: {named}; write more of the id")
-    return found[0] if found else None
+    def __init__(self, beginning: str, nouns: str) -> None:
+        self._beginning = beginning
+        self._nouns = nouns
+        self._found: list[str] = []
+        self._pages_left = PAGES if len(beginning) >= LEAST_CHARACTERS else 0
+        #: Token of the next page; empty for the first.
+        self.token = ""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether another page is to be read."""
+        return self._pages_left > 0
+
+    def add(self, page: Iterable[Named], token: str = "") -> None:
+        """Take a page, and the token of the next one, which is empty on the last page."""
+        self._found += (item.id for item in page if item.id.startswith(self._beginning))
+        self.token = token
+        self._pages_left = self._pages_left - 1 if token else 0
+
+    @property
+    def only(self) -> str | None:
+        """The only id, or None if there is none.
+
+        Raises:
+            InvalidRequest: there are several.
+        """
+        if len(self._found) > 1:
+            named = ", ".join(self._found[:NAMED]) + (", …" if len(self._found) > NAMED else "")
+            number = f"{len(self._found)} {self._nouns}"
+            raise InvalidRequest(f"{number} begin with {self._beginning!r}: {named}; write more of the id")
+        return self._found[0] if self._found else None
 
 
 def similar_agents(error: AgentUnknown, agent: str, known: Iterable[str]) -> AgentUnknown:

@@ -65,10 +65,6 @@ NO_OWN_TEST: dict[str, tuple[str, str]] = {
         "end_to_end/test_approval.py",
         "an RPC, called through a running server",
     ),
-    "shared/tachikoma/cli/commands/batches.py": (
-        "end_to_end/test_batches.py",
-        "a command, started as a process",
-    ),
     "orchestrator/tachikoma_orchestrator/api/batches.py": (
         "end_to_end/test_batches.py",
         "RPCs, called through a running server",

@@ -94,7 +94,7 @@ def tail(
     with Client() as client:
         # With an id, the new events of all executions are read: a search would pass over the same ones each time.
         latest = client.audit(limit=1) if follow and exec_id else ()
-        events = client.audit(limit=lines, exec_id=exec_id)
+        exec_id, events = _events_of(client, exec_id, lines)
         show(events)
         shown = {event.cursor for event in events}
         cursor = next((event.cursor for event in (*latest, *reversed(events))), "0-0")
@@ -108,6 +108,19 @@ def tail(
                     show(tuple(new))
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
+
+
+def _events_of(client: Client, exec_id: str, limit: int) -> tuple[str, Sequence[ExecAuditLog]]:
+    """Return the whole id of an execution, and its latest events; without an id, those of all executions.
+
+    An id with events is whole: a refused request has events and is no execution.
+    """
+    events = client.audit(limit=limit, exec_id=exec_id)
+    if exec_id and not events:
+        with suppress(NotFound):
+            exec_id = with_full_id(client, exec_id, client.status).id
+            events = client.audit(limit=limit, exec_id=exec_id)
+    return exec_id, events
 
 
 FileOption = Annotated[
@@ -140,11 +153,7 @@ def show(
     """Show all events of one execution in full."""
     if file is None:
         with Client() as client:
-            events = client.audit(limit=PAGE, exec_id=exec_id)
-            if not events:
-                # Perhaps the beginning of an id. A refused request has events and is no execution.
-                with suppress(NotFound):
-                    events = client.audit(limit=PAGE, exec_id=with_full_id(client, exec_id, client.status).id)
+            exec_id, events = _events_of(client, exec_id, PAGE)
     else:
         events = tuple(event for event in read_events(file) if event.id == exec_id)
     if not events:

@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 
 from tachikoma.cli.batch_view import show_groups, show_totals, words_of_state
-from tachikoma.cli.output import Output, OutputOption, WideOption, show_list
-from tachikoma.cli.show import age, facts, moment, raw_json, short_id
+from tachikoma.cli.documents import BatchReport
+from tachikoma.cli.lookup import with_full_batch_id
+from tachikoma.cli.output import Output, OutputOption, WideOption, show_list, show_value
+from tachikoma.cli.show import age, facts, moment, short_id
 from tachikoma.cli.tables import Column, printable, table
 from tachikoma.client.sync import Client
 from tachikoma.targets.answers import Bodies
@@ -55,38 +57,44 @@ def status(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Show a batch: its state, and the groups of equal answers so far."""
+    with Client() as client:
+        report = with_full_batch_id(client, batch_id, lambda full: _read(client, full, with_output=group))
+    show_value(report, output, name=lambda report: report.batch.id, text=lambda report: _show(report, group=group))
+
+
+def _read(client: Client, batch_id: str, *, with_output: bool) -> BatchReport:
+    """Return a batch as it is now."""
     results: list[BatchResult] = []
     bodies, found = Bodies(), None
-    with Client() as client:
-        for update in client.watch_batch(batch_id, output=group, follow=False):
-            found = update.status or found
-            if update.result is not None:
-                results.append(bodies.completed(update.result))
+    for update in client.watch_batch(batch_id, output=with_output, follow=False):
+        found = update.status or found
+        if update.result is not None:
+            results.append(bodies.completed(update.result))
     assert found is not None
-    if output.for_programs:
-        raw_json({"batch": found.to_dict(), "results": [result.to_dict() for result in results]})
-        return
-    if output is Output.NAME:
-        typer.echo(found.id)
-        return
+    return BatchReport(batch=found, results=tuple(results))
+
+
+def _show(report: BatchReport, *, group: bool) -> None:
+    found = report.batch
     rows = [
         ("batch", found.id), ("state", words_of_state(found) if found.reason else found.state.lower()),
         ("command", shlex.join(found.command)), ("requested by", found.requested_by),
         ("submitted", moment(found.submit_time)), ("ended", moment(found.end_time)), ("digest", found.digest),
     ]  # fmt: skip
     facts(rows)
-    if results:
-        show_groups(results, bodies=group, diff=False)
-    show_totals(found, results)
+    if report.results:
+        show_groups(report.results, bodies=group, diff=False)
+    show_totals(found, report.results)
 
 
 @batches.command()
 def cancel(batch_id: Annotated[str, typer.Argument(help="The batch.")], output: OutputOption = Output.TEXT) -> None:
     """Start no further targets of a batch, and cancel its executions."""
     with Client() as client:
-        found = client.cancel_batch(batch_id)
-    if output.for_programs:
-        raw_json(found.to_dict())
-    else:
-        open_ones = found.totals.get(TargetState.RUNNING, 0)
-        typer.echo(f"{printable(found.id)}: {found.state.lower()}; {open_ones} executions are being cancelled")
+        found = with_full_batch_id(client, batch_id, client.cancel_batch)
+    show_value(found, output, name=lambda found: found.id, text=_show_cancelled)
+
+
+def _show_cancelled(found: BatchStatus) -> None:
+    running = found.totals.get(TargetState.RUNNING, 0)
+    typer.echo(f"{printable(found.id)}: {found.state.lower()}; {running} executions are being cancelled")

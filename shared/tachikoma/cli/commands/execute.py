@@ -20,9 +20,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tachikoma.cli.commands.interrupts import Interrupts
-from tachikoma.cli.commands.logs import BROKEN_PIPE, note, note_approval, write_output
-from tachikoma.cli.descriptors import OutputFailed, abandon_output, read_input, write_all
+from tachikoma.cli.commands.interrupts import NOT_RUN, Interrupts, output_failed
+from tachikoma.cli.commands.logs import note, note_approval, write_output
+from tachikoma.cli.descriptors import OutputFailed, read_input, write_all
 from tachikoma.cli.lookup import similar_agents
 from tachikoma.cli.options import duration, environment, remote_command
 from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, report, show_value
@@ -40,7 +40,6 @@ __all__ = ["add_to", "attend"]
 
 USAGE = 2
 TIMED_OUT = 124
-NOT_RUN = 125
 NOT_FOUND = 127
 
 
@@ -177,7 +176,7 @@ async def _run(request: ExecRequest, *, detach: bool, output: Output, folder: Pa
             # This function cancels by itself, since it reports what came of it.
             result = await _show(client.execute_stream(request, detach=True), output, saved)
         except OutputFailed as error:
-            return await _output_failed(client, request.id, error)
+            return await output_failed(error, client.cancel, request.id)
         except AgentUnknown as error:
             raise similar_agents(error, request.agent_id, await _agents(client)) from None
         except asyncio.CancelledError:
@@ -219,7 +218,7 @@ async def attend(client: AsyncClient, session: AsyncSession, *, tty: bool, befor
         note(f"left; the session continues: `tachikoma sessions attach {session.id}` returns to it")
         return 0
     except OutputFailed as error:
-        return await _output_failed(client, session.id, error)
+        return await output_failed(error, client.cancel, session.id)
     except asyncio.CancelledError:
         if interrupts is not None:
             await interrupts.delivered()
@@ -287,20 +286,6 @@ async def _submit(client: AsyncClient, request: ExecRequest, output: Output) -> 
 def _show_submitted(status: ExecStatus) -> None:
     typer.echo(status.id)
     note_approval(status)
-
-
-async def _output_failed(client: AsyncClient, exec_id: str, error: OutputFailed) -> int:
-    """Cancel an execution whose output cannot be written, and return the exit code of this program."""
-    abandon_output()
-    outcome = "the execution is cancelled"
-    try:
-        await client.cancel(exec_id)
-    except TachikomaError as failure:
-        outcome = f"the execution continues as {exec_id}, since it cannot be cancelled: {failure}"
-    if error.reader_gone:
-        return BROKEN_PIPE
-    note(f"{error}; {outcome}")
-    return NOT_RUN
 
 
 def _exit_code(result: ExecResponse, *, quiet: bool) -> int:

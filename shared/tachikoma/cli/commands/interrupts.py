@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal during `tachikoma exec`."""
+"""Ctrl-C, SIGTERM, a closed terminal and output that fails during `tachikoma exec` and `tachikoma run`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable
 
-from tachikoma.cli.commands.logs import note
+from tachikoma.cli.commands.logs import BROKEN_PIPE, note
+from tachikoma.cli.descriptors import OutputFailed, abandon_output
 from tachikoma.client.aio import AsyncClient
 from tachikoma.errors import NotFound, TachikomaError
 
-__all__ = ["Interrupts"]
+__all__ = ["NOT_RUN", "Interrupts", "output_failed"]
+
+#: Exit code of a command that did not run, or whose output cannot be written.
+NOT_RUN = 125
 
 #: The signals by which a user, a supervisor or a closed terminal ends this program.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -74,3 +78,26 @@ class Interrupts:
         """Drop a request to cancel that is still in progress."""
         if self._request is not None:
             self._request.cancel()
+
+
+async def output_failed(
+    error: OutputFailed, cancel: Callable[[str], Awaitable[object]], subject: str, noun: str = "execution"
+) -> int:
+    """Cancel an execution or batch whose output cannot be written, and return the exit code of this program.
+
+    Args:
+        error: the fault of a descriptor of this process.
+        cancel: the call that cancels it.
+        subject: id of the execution or batch.
+        noun: the word for it in messages.
+    """
+    abandon_output()
+    outcome = f"the {noun} is cancelled"
+    try:
+        await cancel(subject)
+    except TachikomaError as failure:
+        outcome = f"the {noun} continues as {subject}, since it cannot be cancelled: {failure}"
+    if error.reader_gone:
+        return BROKEN_PIPE
+    note(f"{error}; {outcome}")
+    return NOT_RUN

@@ -75,7 +75,7 @@ def explain(
     request = make_request(
         {
             "agent_id": agent, "command": remote_command(command), "user": user, "work_dir": cwd, "tty": tty,
-            "environment": pairs(env, "--env"),
+            "interactive": tty, "environment": pairs(env, "--env"),
             "timeout": None if timeout is None else duration(timeout, "--timeout"),
         }
     )  # fmt: skip

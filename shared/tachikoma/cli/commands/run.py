@@ -7,7 +7,6 @@ their end is unknown.
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,25 +15,23 @@ import typer
 from pydantic import ValidationError
 
 from tachikoma.cli.batch_view import NOT_RUN, HostLines, Progress, exit_code, show_groups, show_totals, words
-from tachikoma.cli.commands.interrupts import Interrupts
+from tachikoma.cli.commands.interrupts import Interrupts, output_failed
 from tachikoma.cli.commands.logs import note
-from tachikoma.cli.descriptors import OutputFailed, abandon_output, read_input
+from tachikoma.cli.descriptors import OutputFailed, read_input
+from tachikoma.cli.documents import BatchReport
+from tachikoma.cli.lookup import with_full_batch_id_async
 from tachikoma.cli.options import duration, environment, remote_command
-from tachikoma.cli.output import INTERRUPTED, Output, OutputOption
-from tachikoma.cli.show import as_json, raw_json
+from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, report, show_value
 from tachikoma.client.aio import AsyncClient
 from tachikoma.errors import InvalidRequest, TachikomaError
 from tachikoma.targets.answers import Bodies
 from tachikoma.targets.expressions import read_lines
 from tachikoma.targets.nodesets import fold
-from tachikoma.vocabulary.batches import BatchRequest, BatchResult, BatchStatus, BatchUpdate, TargetState
+from tachikoma.vocabulary.batches import BatchPreview, BatchRequest, BatchResult, BatchStatus, BatchUpdate, TargetState
 from tachikoma.vocabulary.model import describe_validation_error
 from tachikoma.vocabulary.requests import MAX_STDIN_BYTES
 
 __all__ = ["add_to"]
-
-#: Exit code when the reader of the output has gone.
-BROKEN_PIPE = 141
 
 
 def add_to(app: typer.Typer) -> None:
@@ -99,7 +96,7 @@ def run(
         view = _View(output, group=group or diff, diff=diff, quiet=quiet)
         code = asyncio.run(_run(request, view, preview=preview, detach=detach))
     except TachikomaError as error:
-        note(str(error))
+        report(error)
         code = NOT_RUN
     raise typer.Exit(code)
 
@@ -162,7 +159,7 @@ class _View:
             result = self._bodies.completed(update.result)
             self.results.append(result)
             if self.output is Output.JSONL:
-                sys.stdout.write(BatchUpdate(result=result).to_json() + "\n")
+                _line(BatchUpdate(result=result))
             elif self.output is Output.TEXT and not self._group:
                 self._progress.clear()
                 self._hosts.show(result)
@@ -174,29 +171,36 @@ class _View:
         """Print what belongs at the end."""
         assert self.status is not None
         self._progress.clear()
-        if self.output is Output.JSON:
-            raw_json({"batch": self.status.to_dict(), "results": [result.to_dict() for result in self.results]})
-        elif self.output is Output.JSONL:
-            sys.stdout.write(BatchUpdate(status=self.status).to_json() + "\n")
-        elif self.output is Output.NAME:
-            sys.stdout.write(self.status.id + "\n")
-        else:
-            if self._group or len(self.results) > 1:
-                show_groups(self.results, bodies=self._group, diff=self._diff)
-            show_totals(self.status, self.results)
+        if self.output is Output.JSONL:
+            _line(BatchUpdate(status=self.status))
+            return
+        found = BatchReport(batch=self.status, results=tuple(self.results))
+        show_value(found, self.output, name=lambda found: found.batch.id, text=self._show)
+
+    def _show(self, found: BatchReport) -> None:
+        if self._group or len(found.results) > 1:
+            show_groups(found.results, bodies=self._group, diff=self._diff)
+        show_totals(found.batch, found.results)
+
+
+def _line(update: BatchUpdate) -> None:
+    """Print an update as a line at once, since the next one may be minutes away."""
+    sys.stdout.write(update.to_json() + "\n")
+    sys.stdout.flush()
 
 
 async def _run(request: BatchRequest, view: _View, *, preview: bool, detach: bool) -> int:
     """Run a batch and return the exit code of this program."""
     async with AsyncClient() as client:
+        if request.retry_of is not None:
+            earlier = await with_full_batch_id_async(client, request.retry_of, client.batch)
+            request = request.model_copy(update={"retry_of": earlier.id})
         if preview:
-            return await _preview(client, request, view.output)
+            show_value(await client.preview_batch(request), view.output, text=_show_preview)
+            return 0
         if detach:
             status = await client.submit_batch(request)
-            if view.output.for_programs:
-                as_json(status)
-            else:
-                typer.echo(status.id)
+            show_value(status, view.output, name=lambda status: status.id, text=lambda status: typer.echo(status.id))
             return 0
         interrupts = Interrupts(client, request.id, client.cancel_batch)
         try:
@@ -205,9 +209,7 @@ async def _run(request: BatchRequest, view: _View, *, preview: bool, detach: boo
                 view.update(update)
             view.end()
         except OutputFailed as error:
-            abandon_output()
-            await client.cancel_batch(request.id)
-            return BROKEN_PIPE if error.reader_gone else NOT_RUN
+            return await output_failed(error, client.cancel_batch, request.id, "batch")
         except asyncio.CancelledError:
             await interrupts.delivered()
             note(f"left; the batch continues as {request.id}")
@@ -217,11 +219,7 @@ async def _run(request: BatchRequest, view: _View, *, preview: bool, detach: boo
         return exit_code(view.results)
 
 
-async def _preview(client: AsyncClient, request: BatchRequest, output: Output) -> int:
-    found = await client.preview_batch(request)
-    if output.for_programs:
-        sys.stdout.write(json.dumps(found.to_dict(), ensure_ascii=False) + "\n")
-        return 0
+def _show_preview(found: BatchPreview) -> None:
     groups: dict[tuple[str, str], list[str]] = {}
     for target in found.targets:
         groups.setdefault((words(target.state), target.reason), []).append(target.agent_id)
@@ -229,4 +227,3 @@ async def _preview(client: AsyncClient, request: BatchRequest, output: Output) -
         shown = "can start" if state == "pending" else f"{state}: {reason}"
         typer.echo(f"{len(agents)} {shown}: {fold(agents)}")
     typer.echo(f"{len(found.targets)} targets, digest {found.digest[:12]}")
-    return 0

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from tachikoma.cli.commands.execute import attend
+from tachikoma.cli.lookup import with_full_id, with_full_id_async
 from tachikoma.cli.output import Output, OutputOption, WideOption, show_list
 from tachikoma.cli.show import age, short_id, state_cell
 from tachikoma.cli.tables import Column, table
@@ -79,16 +80,18 @@ def attach(exec_id: Annotated[str, typer.Argument(help="The execution.")]) -> No
 
 async def _attach(exec_id: str) -> int:
     async with AsyncClient() as client:
-        status = await client.status(exec_id)
+        status = await with_full_id_async(client, exec_id, client.status)
         if not status.interactive:
-            raise FailedPrecondition(f"{exec_id} is not interactive; `tachikoma logs -f {exec_id}` follows its output")
+            raise FailedPrecondition(
+                f"{status.id} is not interactive; `tachikoma logs -f {status.id}` follows its output"
+            )
         if status.tty and not os.isatty(0):
-            raise FailedPrecondition(f"{exec_id} has a terminal, but standard input is none; attach from a terminal")
-        return await attend(client, client.attach_session(exec_id), tty=status.tty)
+            raise FailedPrecondition(f"{status.id} has a terminal, but standard input is none; attach from a terminal")
+        return await attend(client, client.attach_session(status.id), tty=status.tty)
 
 
 @sessions.command()
 def close(exec_id: Annotated[str, typer.Argument(help="The execution.")]) -> None:
     """End an interactive execution, attached or not; the same as `tachikoma cancel`."""
     with Client() as client:
-        client.cancel(exec_id)
+        with_full_id(client, exec_id, client.cancel)

@@ -15,8 +15,8 @@ from tachikoma import ExecOutput, ExecState, ExecStatus, TachikomaError
 from tachikoma.cli.app import app
 
 #: Modules that make clients.
-SYNC = ("agents", "approvals", "audit", "executions", "identity", "policy", "schedule", "sessions")
-ASYNC = ("execute", "logs", "sessions")
+SYNC = ("agents", "approvals", "audit", "batches", "executions", "identity", "policy", "schedule", "sessions")
+ASYNC = ("execute", "logs", "run", "sessions")
 
 
 @dataclass
@@ -70,7 +70,7 @@ class FakeClient:
 
         if not self.asynchronous:
             return lambda *given, **named: self._answer(name, *given, **named)
-        return stream if name in ("execute_stream", "attach") else call
+        return stream if name in ("execute_stream", "attach", "run") else call
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import signal
@@ -13,7 +14,8 @@ import pytest
 
 from patience import PATIENCE_SECONDS
 from tachikoma import AsyncClient, NotFound, Unavailable
-from tachikoma.cli.commands.interrupts import SIGNALS, Interrupts
+from tachikoma.cli.commands.interrupts import SIGNALS, Interrupts, output_failed
+from tachikoma.cli.descriptors import OutputFailed
 
 
 class Orchestrator:
@@ -141,3 +143,36 @@ async def test_a_signal_that_the_parent_ignores_stays_ignored(orchestrator: Orch
         assert await task == "left"
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "message"),
+    [
+        (errno.EPIPE, 141, ""),
+        (errno.ENOSPC, 125, "tachikoma: cannot write to standard output: full; the batch is cancelled\n"),
+    ],
+)
+async def test_output_that_cannot_be_written_cancels(
+    number: int, code: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tachikoma.cli.commands.interrupts.abandon_output", lambda: None)
+    cancelled = []
+
+    async def cancel(subject: str) -> None:
+        cancelled.append(subject)
+
+    assert await output_failed(OutputFailed(1, OSError(number, "full")), cancel, "b-1", "batch") == code
+    assert cancelled == ["b-1"]
+    assert capsys.readouterr().err == message
+
+
+async def test_a_cancel_that_fails_says_that_the_command_continues(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tachikoma.cli.commands.interrupts.abandon_output", lambda: None)
+
+    async def cancel(_: str) -> None:
+        raise Unavailable("cannot reach the orchestrator")
+
+    assert await output_failed(OutputFailed(1, OSError(errno.EIO, "faulty")), cancel, "job-7") == 125
+    assert "the execution continues as job-7, since it cannot be cancelled: cannot reach" in capsys.readouterr().err

@@ -211,6 +211,21 @@ def test_explanations_and_expectations_know_from_where(tmp_path: Path) -> None:
     assert run("test", str(path)) == (0, "2 of 2 as expected\n", "")
 
 
+# --- terminals --------------------------------------------------------------------------------------------------------
+
+
+def test_a_terminal_is_interactive(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    rules = "allowedCommands: [/bin/x], allowTty: true"
+    path.write_text(f"policies:\n  - {{name: p, subjects: ['{ALICE}'], agents: ['*'], {rules}}}\n")
+    given = ("explain", "--policy", str(path), "--as", ALICE, "--tty", "web-1", "/bin/x")
+    code, out, _ = run(*given)
+    assert code == 1
+    assert "does not allow interactive executions" in out
+    path.write_text(path.read_text().replace("allowTty", "allowInteractive: true, allowTty"))
+    assert run(*given)[0] == 0
+
+
 # --- expectations -----------------------------------------------------------------------------------------------------
 
 

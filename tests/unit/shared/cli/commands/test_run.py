@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tachikoma.cli.commands import run
-from tachikoma.errors import InvalidRequest
-from tachikoma.vocabulary.batches import TargetState
+from tachikoma.errors import InvalidRequest, NotFound, PermissionDenied
+from tachikoma.vocabulary.batches import BatchResult, BatchState, BatchStatus, BatchUpdate, TargetState
 
 
 @pytest.mark.parametrize(
@@ -53,3 +56,47 @@ def test_a_request_that_breaks_a_bound_is_one_message() -> None:
         run._request({"targets": ("a",), "command": ["x"], "stop_on": ("ODD",)})
     request = run._request({"targets": ("a",), "command": ["x"], "parallel": None, "wave": "5"})
     assert (request.parallel, request.wave) == ("50", "5")
+
+
+def batch(**values: Any) -> BatchStatus:
+    """A batch of one target that has ended."""
+    usual = {
+        "id": "b-1", "state": BatchState.DONE, "requested_by": "spiffe://x/user/alice", "command": ("true",),
+        "digest": "00" * 32, "total": 1, "totals": {TargetState.SUCCEEDED: 1}, "failures": 0, "reason": "",
+        "submit_time": datetime.now(UTC), "end_time": datetime.now(UTC),
+    }  # fmt: skip
+    return BatchStatus.model_validate(usual | values)
+
+
+UPDATES = (
+    BatchUpdate(result=BatchResult(agent_id="web-1", exec_id="e-1", state=TargetState.SUCCEEDED)),
+    BatchUpdate(status=batch()),
+)  # fmt: skip
+
+
+def test_jsonl_is_one_object_a_line_and_json_is_one_document(run: Any, client: Any) -> None:
+    client.answers["run"] = UPDATES
+    lines = [json.loads(line) for line in run("run", "-o", "jsonl", "web-1", "--", "true").out.splitlines()]
+    assert [(line["result"] is None, line["status"] is None) for line in lines] == [(False, True), (True, False)]
+    document = json.loads(run("run", "-o", "json", "web-1", "--", "true").out)
+    assert (document["batch"]["id"], [item["agentId"] for item in document["results"]]) == ("b-1", ["web-1"])
+    assert run("run", "-o", "name", "web-1", "--", "true").out == "b-1\n"
+
+
+def test_an_error_is_json_for_programs(run: Any, client: Any) -> None:
+    client.answers["run"] = PermissionDenied("policy denies it")
+    done = run("run", "-o", "json", "web-1", "--", "true")
+    assert (done.code, json.loads(done.err)["error"]["message"]) == (125, "policy denies it")
+
+
+def test_a_retry_takes_the_beginning_of_a_batch_id(run: Any, client: Any) -> None:
+    earlier = batch(id="4f1c2a9d8e7b")
+
+    def one(batch_id: str) -> BatchStatus:
+        if batch_id != earlier.id:
+            raise NotFound("there is no such batch")
+        return earlier
+
+    client.answers |= {"batch": one, "batches": (earlier,), "submit_batch": batch()}
+    assert run("run", "--detach", "--retry", "4f1c", "failed").out == "b-1\n"
+    assert client.calls[-1][1][0].retry_of == "4f1c2a9d8e7b"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tachikoma.errors import FailedPrecondition
+from tachikoma.errors import FailedPrecondition, NotFound
 
 
 def test_interactive_executions_are_listed_from_all_pages(run: Any, client: Any, status: Any) -> None:
@@ -37,3 +37,17 @@ def test_a_session_is_closed_by_cancelling_it(run: Any, client: Any) -> None:
     client.answers["cancel"] = None
     assert run("sessions", "close", "job-7").code == 0
     assert client.calls == [("cancel", ("job-7",), {})]
+
+
+def test_the_beginning_of_an_id_is_enough(run: Any, client: Any, status: Any) -> None:
+    known = status(id="4f1c2a9d8e7b")
+
+    def one(exec_id: str) -> Any:
+        if exec_id != known.id:
+            raise NotFound("there is no such execution")
+        return known
+
+    client.answers |= {"status": one, "cancel": one, "list_page": ((known,), "")}
+    assert "4f1c2a9d8e7b is not interactive" in str(run("sessions", "attach", "4f1c").error)
+    assert run("sessions", "close", "4f1c").code == 0
+    assert client.calls[-1] == ("cancel", ("4f1c2a9d8e7b",), {})
