@@ -28,7 +28,7 @@ from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma_worker.cgroups.hierarchy import NoHierarchy
 from tachikoma_worker.confinement.spawner import Spawner
 from tachikoma_worker.engine.tasks import TrackedTasks
-from tachikoma_worker.execution.context import Context
+from tachikoma_worker.execution.context import Context, sent_output
 from tachikoma_worker.execution.execution import Execution
 from tachikoma_worker.execution.journal import Journal
 from tachikoma_worker.execution.lives import Lives
@@ -129,6 +129,7 @@ async def local_agent(redis: Redis, redis_url: str, authority: Authority, **sett
         redis=connect(redis_url, name="agent", gate=lives),
         journal=journal,
         lives=lives,
+        sent=sent_output(WorkerSettings(**values)),
         spawner=spawner,
         cgroups=NoHierarchy("a test"),
         local_policy=None,

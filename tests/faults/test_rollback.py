@@ -131,6 +131,12 @@ def after_the_copy(scene: Scene, go: Path, threads: ThreadPoolExecutor) -> None:
     wait_until(lambda: client.status("approved").state is ExecState.SUCCEEDED, "it has run")
     submit(client, scene.job("record"))
     assert end_of(client, scene.jobs["record"]) is ExecState.SUCCEEDED
+    submit(client, scene.job("old"))
+    assert end_of(client, scene.jobs["old"]) is ExecState.SUCCEEDED
+    # As if it had ended so long ago that its agent no longer retains its output.
+    spool = scene.world.data / "agents" / AGENT / "sent" / "old"
+    wait_until(spool.exists, "its output is retained")
+    spool.unlink()
     running = scene.job("awaited", go=scene.folder / "go-on")
     scene.waiting = threads.submit(client.execute, running.request)
     wait_until(lambda: running.starts, "it runs")
@@ -243,8 +249,18 @@ def test_the_numbers_of_the_audit_trail_go_on_after_those_that_were_seen(scene: 
     assert "is missing, so what was queued before expires" in life.reason
 
 
-def test_output_that_was_lost_is_reported_as_missing(scene: Scene) -> None:
-    job = scene.jobs["record"]
+@pytest.mark.parametrize("name", ["record", "awaited"])
+def test_output_that_was_lost_is_sent_again(scene: Scene, name: str) -> None:
+    job = scene.jobs[name]
+    ends_as(scene, job.id, ExecState.SUCCEEDED)
+    parts = list(scene.client.attach(job.id))
+    assert sum(part.missing_bytes for part in parts) == 0
+    shown = {kind: b"".join(part.data for part in parts if part.kind.name == kind) for kind in ("STDOUT", "STDERR")}
+    assert shown == {"STDOUT": job.stdout, "STDERR": job.stderr}
+
+
+def test_output_that_no_agent_retains_is_reported_as_missing(scene: Scene) -> None:
+    job = scene.jobs["old"]
     ends_as(scene, job.id, ExecState.SUCCEEDED)
     parts = list(scene.client.attach(job.id))
     result = parts[-1].result

@@ -16,9 +16,6 @@ def kill(scene: Scene) -> None:
     if (victim := scene.victim("redis")) is None:
         return
     world = scene.world
-    if victim == "redis":
-        # It acknowledges writes up to 2 s before its file has them while the disk is busy (`appendfsync everysec`).
-        scene.hurt(scene.callers.under_way.copy())
     world.kill(victim)
     scene.note("killed", victim)
     part = world.part(victim)

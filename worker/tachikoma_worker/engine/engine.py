@@ -44,7 +44,7 @@ from tachikoma_worker.engine.takeover import (
     sweep_all,
 )
 from tachikoma_worker.engine.tasks import PartFailed, TrackedTasks, named
-from tachikoma_worker.execution.context import Context
+from tachikoma_worker.execution.context import Context, sent_output
 from tachikoma_worker.execution.execution import Execution
 from tachikoma_worker.execution.journal import Journal, Unfinished
 from tachikoma_worker.execution.lives import Lives
@@ -105,6 +105,8 @@ class Engine:
         self._control = Control(context, self._subscriptions, self._running)
         self._lease = Lease(context.settings, access, self._heartbeat)
         self._write_back = WriteBack(context, self._lease.renew_soon)
+        self._restoring = connect(access, name=f"agent-{context.agent}-restore", max_connections=2)
+        context.lives.on_new_life(lambda: context.sent.restore(self._restoring))
         self._executions = TrackedTasks("execution.failed")
         self._cleaning = cleaning
         #: Orders that arrived before the take-over was prepared, at most one for each slot; None afterwards.
@@ -152,6 +154,7 @@ class Engine:
             journal=journal,
             reserve=reserve,
             lives=lives,
+            sent=sent_output(settings),
             spawner=spawner,
             cgroups=cgroups,
             local_policy=PolicyWatch(settings.local_policy) if settings.local_policy else None,
@@ -296,6 +299,7 @@ class Engine:
         await self._context.journal.flush()
         with suppress(RedisError, OSError):
             await self._subscriptions.aclose()
+            await self._restoring.aclose()
             await self._context.waiting_redis.aclose()
             await self._context.redis.aclose()
 

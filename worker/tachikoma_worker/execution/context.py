@@ -14,14 +14,17 @@ from tachikoma_worker.confinement.spawner import Spawner
 from tachikoma_worker.execution.journal import Journal
 from tachikoma_worker.execution.lives import Lives
 from tachikoma_worker.execution.reserve import DiskReserve
+from tachikoma_worker.output.sent import SentOutput
 from tachikoma_worker.sessions.attachment import AgentParty
 from tachikoma_worker.sessions.mailbox import Mailbox
 from tachikoma_worker.settings import WorkerSettings
 
-__all__ = ["Context"]
+__all__ = ["SENT_FOLDER", "SPOOL_FOLDER", "Context", "sent_output"]
 
 #: Folder of the spools, in the agent's data folder.
 SPOOL_FOLDER = "spool"
+#: Folder of the spools whose output was sent, beside it.
+SENT_FOLDER = "sent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class Context:
     #: Disk space with which a command can start on a full disk.
     reserve: DiskReserve
     lives: Lives
+    #: Output that is sent again if Redis loses it.
+    sent: SentOutput
     spawner: Spawner
     cgroups: Hierarchy
     #: The agent's own policy, which can only narrow an order; None if it has none.
@@ -64,3 +69,11 @@ class Context:
     def spools(self) -> Path:
         """The folder of the spools."""
         return self.settings.data / SPOOL_FOLDER
+
+
+def sent_output(settings: WorkerSettings) -> SentOutput:
+    """Return the agent's output that may have to be sent again."""
+    return SentOutput(
+        settings.agent_id, settings.data / SPOOL_FOLDER, settings.data / SENT_FOLDER,
+        retention_seconds=round(settings.output_retention.total_seconds()),
+    )  # fmt: skip

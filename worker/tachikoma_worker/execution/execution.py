@@ -342,11 +342,13 @@ class Execution:
         return RunningCommand(self.exec_id, process, cgroup, spool, output, self._stop, window=window, session=session)
 
     def _output_log(self, facts: Facts, resumed: Totals | None = None) -> OutputLog:
-        return OutputLog(
+        output = OutputLog(
             self._context.redis, self._context.agent, self.exec_id,
             log_bytes=facts.log_bytes, waits=facts.waits, excerpt_bytes=self._context.settings.excerpt_bytes,
             resumed=resumed,
         )  # fmt: skip
+        self._context.sent.track(self.exec_id, output)
+        return output
 
     async def _failed(self, error: Exception, cgroup: Cgroup) -> Ending:
         """Return the ending after an unexpected exception, and kill whatever runs of the command."""
@@ -380,19 +382,18 @@ class Execution:
             await self._context.mailbox(self.exec_id).remove()
 
     async def _deliver(self, ending: Ending, earlier: EarlierReceipt) -> None:
-        """Deliver the receipt, then remove the spool."""
+        """Deliver the receipt, then retain the spool for a while, or remove it."""
         try:
             output = Output.of(self._output)
         except Exception:
             log.exception("output.not_described", id=self.exec_id)
             output = Output.unknown()
         await deliver(self._context, self.exec_id, self.order_sha256, ending, output, earlier, reply=self._reply)
-        if self._spool is not None:
-            try:
-                self._spool.remove()
-            except OSError as error:
-                # The journal says that the execution is finished, so the next start of the worker removes it.
-                log.warning("spool.not_removed", id=self.exec_id, error=str(error))
+        try:
+            self._context.sent.finish(self.exec_id, self._spool)
+        except OSError as error:
+            # The journal says that the execution is finished, so the next start of the worker removes it.
+            log.warning("spool.not_removed", id=self.exec_id, error=str(error))
 
 
 def _not_started(error: Refused | CannotExecute) -> Ending:

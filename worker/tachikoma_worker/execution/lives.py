@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 
 import structlog
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -53,10 +54,17 @@ class Lives:
         self.began = asyncio.Event()
         #: The record in `token`, verified once; None for none.
         self._record: LifeRecord | None = None
+        #: Called in each new life before it is used, and held by the only task that takes one over.
+        self._restore: Callable[[], Awaitable[None]] | None = None
+        self._adopting = asyncio.Lock()
         if (token := journal.life()) and (record := self._verify(token)) is not None:
             self.token, self._record = token, record
             self.number, self.valid_from = record.number, record.valid_from
             self.began.set()
+
+    def on_new_life(self, restore: Callable[[], Awaitable[None]]) -> None:
+        """Call a function in each new life before it is used. It must need no connection that waits for the life."""
+        self._restore = restore
 
     def refusal(self, order: WorkOrder) -> str:
         """Return why an order must not start, because Redis lost data after it was signed; else empty."""
@@ -116,14 +124,24 @@ class Lives:
         record = self._record if token == self.token else self._verify(token)
         if record is None or record.number < self.number or replid not in (None, record.replid):
             return False
-        if token != self.token:
-            await self._journal.remember_life(token)
-            if record.number > self.number:
-                log.info("life.began", number=record.number, valid_from=record.valid_from)
-            self.number, self.token, self._record = record.number, token, record
-            self.valid_from = max(self.valid_from, record.valid_from)
-            self.began.set()
+        async with self._adopting:
+            # Another connection may have found a later one meanwhile.
+            if record.number < self.number:
+                return False
+            if token != self.token:
+                await self._adopt(token, record)
         return True
+
+    async def _adopt(self, token: str, record: LifeRecord) -> None:
+        """Use a life, once what it lacks was restored. Raises JournalError, redis errors."""
+        await self._journal.remember_life(token)
+        if record.number > self.number:
+            if self._restore is not None:
+                await self._restore()
+            log.info("life.began", number=record.number, valid_from=record.valid_from)
+        self.number, self.token, self._record = record.number, token, record
+        self.valid_from = max(self.valid_from, record.valid_from)
+        self.began.set()
 
     def _verify(self, token: str) -> LifeRecord | None:
         svid = self._identity.current()

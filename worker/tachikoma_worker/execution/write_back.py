@@ -6,6 +6,8 @@ Its heartbeat then names the life, so an execution without a claim was certainly
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 
 import structlog
@@ -24,6 +26,8 @@ log = structlog.get_logger(__name__)
 
 #: First and longest delay between attempts while Redis is unavailable.
 RETRY_SECONDS = (0.1, 2.0)
+#: Pause between two looks at sent output that need not be retained any longer, in seconds.
+PRUNE_SECONDS = 5.0
 #: Executions written in one round trip. Each may have a result of some hundred kilobytes.
 BATCH = 50
 
@@ -48,14 +52,33 @@ class WriteBack:
         """Write in each life that begins, until cancelled."""
         backoff = Backoff(*RETRY_SECONDS)
         while True:
-            await self._context.lives.began.wait()
             try:
-                await self.write()
+                if await self._wait_for_life():
+                    await self.write()
+                else:
+                    await self._prune()
             except (RedisError, OSError, JournalError) as error:
                 log.warning("write_back.waiting", error=str(error))
                 await backoff.wait()
             else:
                 backoff.reset()
+
+    async def _wait_for_life(self) -> bool:
+        """Wait until a life begins, and return True, or return False after a while."""
+        try:
+            async with asyncio.timeout(PRUNE_SECONDS):
+                await self._context.lives.began.wait()
+        except TimeoutError:
+            return self._context.lives.began.is_set()
+        return True
+
+    async def _prune(self) -> None:
+        """Remove sent output that Redis has had for long enough, if Redis answers. Raises redis errors."""
+        now = time.monotonic()
+        if self._context.sent.retained:
+            # A connection to another life would have begun it, and the output be sent again.
+            await self._context.redis.execute_command("PING")
+            self._context.sent.prune(now)
 
     async def write(self) -> None:
         """Write everything once. Raises redis errors, JournalError."""

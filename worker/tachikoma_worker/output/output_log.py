@@ -82,6 +82,8 @@ class OutputLog:
         self._expires = False
         #: Number of the last chunk.
         self.seq = totals.seq
+        #: Number of the last chunk that Redis has confirmed.
+        self.sent = 0
         #: The retained part of each stream.
         self.excerpts = {kind: Excerpt.resumed(excerpt_bytes, *totals.kept(kind)) for kind in (STDOUT, STDERR)}
 
@@ -101,7 +103,7 @@ class OutputLog:
     async def append(self, chunks: Iterable[Chunk]) -> None:
         """Store chunks in the Stream and publish them. Repeats until Redis is available."""
         if self._stored_seq is None:
-            self._stored_seq = await self._until_available(self._last_stored)
+            self._stored_seq = self.sent = await self._until_available(self._last_stored)
         frames: list[Frame] = []
         for chunk in chunks:
             self.excerpts[chunk.kind].add(chunk.data)
@@ -114,6 +116,7 @@ class OutputLog:
             return
         cut = await self._make_room(before=frames[0].seq)
         await self._until_available(lambda: self._send(frames, cut))
+        self.sent = self.seq
 
     def wait_only_for_known_readers(self) -> None:
         """From now on cut unread output if there is no reader, instead of waiting for one."""

@@ -29,7 +29,7 @@ from tachikoma.streams.frames import STDERR, STDOUT
 from tachikoma.vocabulary.clock import now_micros
 from tachikoma_worker.output.records import Ending, Facts, Totals
 
-__all__ = ["CHUNK_BYTES", "Chunk", "Spool", "SpoolError", "host_boot"]
+__all__ = ["CHUNK_BYTES", "Chunk", "Spool", "SpoolError", "StoredChunk", "host_boot", "stored_chunks"]
 
 log = structlog.get_logger(__name__)
 
@@ -71,6 +71,19 @@ class Chunk:
     #: When it was read, in microseconds since the epoch.
     time_us: int
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredChunk:
+    """The place of a chunk in a spool's file."""
+
+    kind: int
+    seq: int
+    time_us: int
+    #: Offset of its first byte in the output of both streams, and in the file.
+    offset: int
+    begin: int
+    length: int
 
 
 def host_boot() -> str:
@@ -311,6 +324,15 @@ class Spool:
         with suppress(OSError):
             os.close(self._descriptor)
 
+    def move(self, path: Path) -> int:
+        """Close the file and move it; return its size in bytes. In memory it is removed, and its size is 0."""
+        self.close()
+        if self._in_memory or self.offset == self.start.totals.offset:
+            self._path.unlink(missing_ok=True)
+            return 0
+        self._path.rename(path)
+        return self._written
+
     def remove(self) -> None:
         """Close and remove the file, because the receipt is delivered."""
         self.close()
@@ -329,3 +351,34 @@ def _read_facts(descriptor: int, kind: int, begin: int, length: int) -> Facts:
     if facts.host != host_boot():
         raise ValueError("the host was started again since")
     return facts
+
+
+def stored_chunks(descriptor: int, last: int | None) -> tuple[Facts, list[StoredChunk]]:
+    """Return the facts and the chunks in a spool's file, which its owner may still extend. Blocks.
+
+    Args:
+        descriptor: the file.
+        last: number of the last chunk that is wanted; None for all that are complete.
+
+    Raises:
+        OSError, ValueError, struct.error: the file is no spool of this run of the host.
+    """
+    size, position = os.fstat(descriptor).st_size, 0
+    facts: Facts | None = None
+    found: list[StoredChunk] = []
+    offset = 0
+    while position + _HEADER.size <= size:
+        kind, seq, time_us, length = _HEADER.unpack(os.pread(descriptor, _HEADER.size, position))
+        begin = position + _HEADER.size
+        if facts is None:
+            facts = _read_facts(descriptor, kind, begin, min(length, MAX_STATE_BYTES))
+            offset = facts.totals.offset
+        elif kind not in (STDOUT, STDERR) or not length or begin + length > size or (last is not None and seq > last):
+            break
+        else:
+            found.append(StoredChunk(kind, seq, time_us, offset, begin, length))
+            offset += length
+        position = begin + length
+    if facts is None:
+        raise ValueError("it is empty")
+    return facts, found

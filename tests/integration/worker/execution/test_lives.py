@@ -10,7 +10,7 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from authority import Authority
-from local_agent import LocalAgent, local_agent
+from local_agent import AGENT, LocalAgent, local_agent
 from patience import PATIENCE_SECONDS
 from tachikoma.config.tasks import supervised
 from tachikoma.identity.signed_messages import LifeRecord
@@ -85,6 +85,37 @@ async def test_nothing_is_sent_to_a_server_whose_life_is_not_recorded(
         await agent.context.redis.get("anything")
     await agent.record_life(3)
     assert await agent.context.redis.get("anything") is None
+
+
+async def test_lost_output_is_back_before_a_new_life_is_used(agent: LocalAgent) -> None:
+    agent.context.lives.on_new_life(lambda: agent.context.sent.restore(agent.redis))
+    await agent.record_life(1)
+    order = agent.order("/bin/echo", "a", order={"life": 1})
+    await agent.execution(order).run()
+    output = keys.output(AGENT, order.jti)
+    entries = await agent.redis.xrange(output)
+    await agent.redis.delete(output)
+    await agent.record_life(2)
+    await agent.context.redis.connection_pool.disconnect()  # type: ignore[attr-defined]
+    assert await agent.context.redis.xrange(output) == entries
+    assert entries
+
+
+async def test_a_life_in_which_lost_output_cannot_be_sent_is_not_used(agent: LocalAgent) -> None:
+    tries: list[int] = []
+
+    async def restore() -> None:
+        tries.append(agent.context.lives.number)
+        if len(tries) == 1:
+            raise RedisConnectionError("it is gone again")
+
+    agent.context.lives.on_new_life(restore)
+    token = await agent.record_life(1)
+    with pytest.raises(RedisConnectionError):
+        await agent.context.lives.learn(token)
+    assert agent.context.lives.number == 0
+    await agent.context.lives.learn(token)
+    assert (agent.context.lives.number, tries) == (1, [0, 0])
 
 
 async def test_the_highest_life_outlives_the_worker(agent: LocalAgent) -> None:

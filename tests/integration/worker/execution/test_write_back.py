@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 
@@ -9,10 +10,14 @@ import pytest
 
 from authority import Authority
 from local_agent import AGENT, LocalAgent, local_agent
+from patience import PATIENCE_SECONDS
+from tachikoma.config.tasks import supervised
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
+from tachikoma_worker.execution import write_back as module
 from tachikoma_worker.execution.recent import RecentExecution
 from tachikoma_worker.execution.write_back import WriteBack
+from tachikoma_worker.output import sent
 
 
 @pytest.fixture
@@ -81,3 +86,17 @@ async def test_a_loss_that_is_learned_during_a_pass_has_a_pass_of_its_own(
     await agent.redis.delete(keys.orders(AGENT))
     await written.write()
     assert await agent.redis.hkeys(keys.orders(AGENT)) == [order.jti.encode()]
+
+
+async def test_sent_output_is_removed_while_redis_answers_in_the_same_life(
+    agent: LocalAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PRUNE_SECONDS", 0.05)
+    monkeypatch.setattr(sent, "KEEP_SECONDS", 0)
+    await agent.record_life(1)
+    await agent.execution(agent.order("/bin/echo", "a", order={"life": 1})).run()
+    assert agent.context.sent.retained == 1
+    async with asyncio.timeout(PATIENCE_SECONDS), supervised(WriteBack(agent.context, lambda: None).run()):
+        while agent.context.sent.retained:  # noqa: ASYNC110 (nothing notifies of it)
+            await asyncio.sleep(0.02)
+    assert not list(agent.context.spools.with_name("sent").iterdir())

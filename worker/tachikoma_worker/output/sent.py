@@ -1,0 +1,213 @@
+"""Output that was sent already, and is sent again when Redis has lost it.
+
+Redis confirms an entry up to 2 s before its file has it, and a replica may have it even later. So the spool of a
+finished execution stays on disk for a while, and in each new life of Redis the missing chunks are sent again, before
+anything else is. Chunks that no spool contains any more stay a gap, which readers see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from redis.exceptions import ResponseError
+
+from tachikoma.redis import keys
+from tachikoma.redis.access import wrong_type
+from tachikoma.redis.commands import Redis
+from tachikoma.streams.frames import FIELD, Frame, entry_id, sequence_of
+from tachikoma_worker.output.output_log import ENTRY_BYTES, OutputLog
+from tachikoma_worker.output.records import Facts
+from tachikoma_worker.output.spool import CHUNK_BYTES, Spool, StoredChunk, stored_chunks
+
+__all__ = ["KEEP_SECONDS", "SentOutput", "in_log"]
+
+log = structlog.get_logger(__name__)
+
+#: Time for which the output of a finished execution can be sent again, in seconds.
+KEEP_SECONDS = 60.0
+#: Largest sum of all retained files, in bytes, and their largest number. The oldest are removed first.
+KEEP_BYTES = 64 * 1024 * 1024
+KEEP_FILES = 20_000
+#: Logs that are compared in one round trip, and bytes of output that are sent in one.
+COMPARED = 500
+SEND_BYTES = 2 * CHUNK_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The spool of a finished execution."""
+
+    #: Number of its last chunk; None if an earlier worker retained it.
+    last: int | None
+    size: int
+    #: Since when it is retained, by the monotonic clock.
+    since: float
+
+
+class SentOutput:
+    """The output of one agent that may have to be sent again. It belongs to one event loop."""
+
+    def __init__(self, agent: str, spools: Path, folder: Path, *, retention_seconds: int) -> None:
+        """Create the folder of retained spools, and take over those of an earlier worker.
+
+        Args:
+            agent: the agent's id.
+            spools: the folder of the spools of running executions.
+            folder: the folder of the spools of finished executions.
+            retention_seconds: lifetime of the output of a finished execution in Redis.
+        """
+        self._agent = agent
+        self._spools, self._folder = spools, folder
+        self._retention_seconds = retention_seconds
+        self._running: dict[str, OutputLog] = {}
+        #: The finished executions, oldest first.
+        self._kept: dict[str, _Kept] = {}
+        self._bytes = 0
+        folder.mkdir(exist_ok=True, mode=0o700)
+        for path in folder.iterdir():
+            self._add(path.name, _Kept(None, path.stat().st_size, time.monotonic()))
+
+    def track(self, exec_id: str, output: OutputLog) -> None:
+        """Send the output of a running execution again if it is lost, until it is finished."""
+        self._running[exec_id] = output
+
+    def finish(self, exec_id: str, spool: Spool | None) -> None:
+        """Retain the spool of an execution whose receipt is delivered, if it has output.
+
+        Raises:
+            OSError: the file cannot be moved.
+        """
+        output = self._running.pop(exec_id, None)
+        if spool is None:
+            return
+        if output is None or not output.sent:
+            spool.remove()
+            return
+        size = spool.move(self._folder / exec_id)
+        if size:
+            self._add(exec_id, _Kept(output.sent, size, time.monotonic()))
+
+    def prune(self, now: float) -> None:
+        """Remove what Redis has had for long enough.
+
+        Args:
+            now: a time at which Redis answered after that, in the life to which everything was sent.
+        """
+        for exec_id in [name for name, kept in self._kept.items() if kept.since < now - KEEP_SECONDS]:
+            self._drop(exec_id)
+
+    @property
+    def retained(self) -> int:
+        """Number of finished executions whose output can be sent again."""
+        return len(self._kept)
+
+    def _add(self, exec_id: str, kept: _Kept) -> None:
+        self._kept[exec_id] = kept
+        self._bytes += kept.size
+        while self._kept and (self._bytes > KEEP_BYTES or len(self._kept) > KEEP_FILES):
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, exec_id: str) -> None:
+        self._bytes -= self._kept.pop(exec_id).size
+        (self._folder / exec_id).unlink(missing_ok=True)
+
+    # --- in a new life ------------------------------------------------------------------------------------------------
+
+    async def restore(self, redis: Redis) -> None:
+        """Send all output again that a new life of Redis does not have. Raises redis errors.
+
+        Args:
+            redis: connections that need not wait for the life to be used.
+        """
+        wanted = [(exec_id, self._folder / exec_id, kept.last) for exec_id, kept in self._kept.items()]
+        wanted += [(exec_id, self._spools / exec_id, output.sent) for exec_id, output in self._running.items()]
+        chunks = 0
+        for begin in range(0, len(wanted), COMPARED):
+            part = wanted[begin : begin + COMPARED]
+            async with redis.pipeline(transaction=False) as pipe:
+                for exec_id, _, _ in part:
+                    pipe.execute_command("XREVRANGE", keys.output(self._agent, exec_id), "+", "-", "COUNT", 1)
+                answers = await pipe.execute(raise_on_error=False)
+            for (exec_id, path, last), answer in zip(part, answers, strict=True):
+                if isinstance(answer, Exception):
+                    if not wrong_type(answer):
+                        raise answer
+                    continue
+                stored = sequence_of(answer[0][0]) if answer else 0
+                if last is None or stored < last:
+                    chunks += await self._send_again(redis, exec_id, path, stored, last)
+        if chunks:
+            log.warning("output.sent_again", chunks=chunks)
+
+    async def _send_again(self, redis: Redis, exec_id: str, path: Path, stored: int, last: int | None) -> int:
+        """Send the chunks of one execution after those that are stored, and return their number."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            # It went through memory, or it was removed meanwhile.
+            return 0
+        key = keys.output(self._agent, exec_id)
+        try:
+            facts, chunks = await asyncio.to_thread(stored_chunks, descriptor, last)
+            missing = [chunk for chunk in in_log(facts, chunks) if chunk.seq > stored]
+            for group in _groups(missing):
+                await self._send(redis, key, descriptor, group)
+            if missing and exec_id in self._kept:
+                await redis.expire(key, self._retention_seconds)
+        except (ValueError, struct.error, ResponseError) as error:
+            # A file of an earlier run of the host, or a Redis that accepts no more: readers see a gap.
+            log.warning("output.not_sent_again", id=exec_id, error=str(error)[:300])
+            return 0
+        finally:
+            os.close(descriptor)
+        return len(missing)
+
+    @staticmethod
+    async def _send(redis: Redis, key: str, descriptor: int, chunks: list[StoredChunk]) -> None:
+        async with redis.pipeline(transaction=False) as pipe:
+            for chunk in chunks:
+                data = os.pread(descriptor, chunk.length, chunk.begin)
+                raw = Frame(chunk.kind, chunk.seq, chunk.offset, chunk.time_us, data).encode()
+                pipe.xadd(key, {FIELD: raw}, id=entry_id(chunk.seq))
+                pipe.publish(key, raw)
+            await pipe.execute()
+
+
+def in_log(facts: Facts, chunks: list[StoredChunk]) -> list[StoredChunk]:
+    """Return those chunks of a spool that the log in Redis retains: its beginning, and as much of its end as fits."""
+    totals = facts.totals
+    pin_bytes = 0 if facts.waits else facts.log_bytes // 2
+    pinned, pinned_bytes = 0, totals.pinned_bytes
+    while pinned < len(chunks) and not totals.held_bytes:
+        pinned_bytes += chunks[pinned].length + ENTRY_BYTES
+        if pinned_bytes > pin_bytes:
+            break
+        pinned += 1
+    held, left_bytes = len(chunks), facts.log_bytes - pin_bytes
+    while held > pinned:
+        left_bytes -= chunks[held - 1].length + ENTRY_BYTES
+        if left_bytes < 0:
+            break
+        held -= 1
+    return chunks[:pinned] + chunks[held:]
+
+
+def _groups(chunks: list[StoredChunk]) -> Iterator[list[StoredChunk]]:
+    """Yield the chunks in groups for one round trip each."""
+    group: list[StoredChunk] = []
+    size = 0
+    for chunk in chunks:
+        group.append(chunk)
+        size += chunk.length + ENTRY_BYTES
+        if size >= SEND_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
