@@ -20,6 +20,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
 
+from tachikoma.config.settings import PartSettings, variable
+
 PAGE = Path(__file__).parent / "settings.md"
 PACKAGES = ("tachikoma", "tachikoma_orchestrator", "tachikoma_worker")
 COLUMNS = 120
@@ -30,8 +32,24 @@ HEAD = """\
 <!-- generated from the settings classes by `make docs`; edit the `#:` comments of their fields instead -->
 
 Every part reads its settings from environment variables. Most are options of its command too:
-`tachikoma worker --help`. Durations are written as `90s`, `10m`, `24h` or `30d`. Lists and mappings are JSON:
-`'["a", "b"]'`, `'{"role": "web"}'`.
+`tachikoma worker --help`. Durations are written as `90s`, `10m`, `24h` or `30d`. Lists are written `a,b`, mappings
+`role=web,site=a`; both may also be JSON.
+
+- **`TACHIKOMA_SETTINGS`**: path, not set by default. File of settings in [TOML](https://toml.io). The name of a setting
+  there is that of its variable without `TACHIKOMA_`, in lower case. An option wins over the environment, and the
+  environment over the file. An unknown name in the file is an error.
+
+```toml
+agent_id = "web-1"
+redis_url = "rediss://redis.example.org:6379"
+slots = 16
+labels = {role = "web", site = "a"}
+```
+
+```console
+$ tachikoma config show worker      # each setting, its value, and where that comes from
+$ tachikoma config check worker     # what is wrong, missing or unknown; exits 1 if the part could not start
+```
 """
 
 #: Sections in their order: class, title, and the command that reads it.
@@ -71,7 +89,7 @@ def settings_classes() -> list[type[BaseSettings]]:
 
     def below(kind: type[BaseSettings]) -> Iterator[type[BaseSettings]]:
         for found in kind.__subclasses__():
-            if found.__module__.partition(".")[0] in PACKAGES:
+            if found.__module__.partition(".")[0] in PACKAGES and found is not PartSettings:
                 yield found
             yield from below(found)
 
@@ -79,12 +97,6 @@ def settings_classes() -> list[type[BaseSettings]]:
     if missing := found.keys() ^ SECTIONS.keys():
         raise KeyError(f"docs/settings_page.py: SECTIONS and the settings classes differ in {sorted(missing)}")
     return [found[name] for name in SECTIONS]
-
-
-def variable(kind: type[BaseSettings], field: str) -> str:
-    """Return the environment variable of a field."""
-    prefix = kind.model_config.get("env_prefix") or "TACHIKOMA_"
-    return f"{prefix}{field.upper()}"
 
 
 def comments(kind: type[BaseSettings]) -> dict[str, str]:
@@ -165,7 +177,7 @@ def _default(info: FieldInfo) -> str:
     if isinstance(value, int):
         return f"default {value:,}"
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        return f"default `{':'.join(map(str, value))}`"
+        return f"default `{','.join(map(str, value))}`"
     if hasattr(value, "model_dump_json"):
         return f"default `{value.model_dump_json(by_alias=True)}`"
     return f"default `{value}`"

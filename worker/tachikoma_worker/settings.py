@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
-from pydantic_settings import SettingsConfigDict
 
 from tachikoma.identity.open import IdentityPlace
 from tachikoma.identity.svid import SvidSource
@@ -22,8 +21,6 @@ __all__ = ["WorkerSettings"]
 
 class WorkerSettings(RedisSettings):
     """Settings of an agent's worker: its identity, its folders, and its bounds."""
-
-    model_config = SettingsConfigDict(env_prefix="TACHIKOMA_", frozen=True, extra="ignore")
 
     #: Id of the agent that this worker runs.
     agent_id: Identifier

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 
 import structlog
 import typer
-from pydantic_settings import SettingsConfigDict
 
 from tachikoma.config import error_reporting, logs
 from tachikoma.config.readiness import report_ready
@@ -30,8 +29,6 @@ beat = typer.Typer(invoke_without_command=True, help="Run Celery beat for the sc
 
 class BeatSettings(RedisSettings):
     """The settings of beat."""
-
-    model_config = SettingsConfigDict(env_prefix="TACHIKOMA_", frozen=True, extra="ignore")
 
     #: Schedules: a file, a folder of them, or `module:app` of a Celery application.
     schedules: str

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic_settings import SettingsConfigDict
 
 from tachikoma.config import error_reporting, logs
 from tachikoma.config.settings import Address, read_settings
@@ -28,8 +27,6 @@ flower = typer.Typer(
 
 class FlowerSettings(RedisSettings):
     """The settings of Flower: environment variables `TACHIKOMA_…`, or options of the command."""
-
-    model_config = SettingsConfigDict(env_prefix="TACHIKOMA_", frozen=True, extra="ignore")
 
     #: X.509-SVID that Flower shows to Redis with rediss://: a folder, or unix:///path of the Workload API.
     identity: IdentityPlace | None = None

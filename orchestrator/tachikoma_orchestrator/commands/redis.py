@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic_settings import SettingsConfigDict
 
 from tachikoma.cli.output import Output, OutputOption, show_value
 from tachikoma.cli.tables import printable
@@ -37,8 +36,6 @@ class Format(StrEnum):
 
 class CheckSettings(RedisSettings):
     """The settings of the check: the orchestrator's, from the same environment variables."""
-
-    model_config = SettingsConfigDict(env_prefix="TACHIKOMA_", frozen=True, extra="ignore")
 
     #: Identity to show to Redis over TLS: a folder with an X.509-SVID, or unix:///path of the Workload API.
     identity: IdentityPlace | None = None

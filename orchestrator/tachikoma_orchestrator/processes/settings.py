@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, IPvAnyNetwork, field_validator, model_validator
-from pydantic_settings import SettingsConfigDict
 
 from tachikoma.config.settings import Address, OptionalAddress
 from tachikoma.errors import ConfigurationError
@@ -29,8 +28,6 @@ MAX_SVID_LIFETIME = timedelta(days=30)
 
 class OrchestratorSettings(RedisSettings):
     """The orchestrator's files, addresses and bounds."""
-
-    model_config = SettingsConfigDict(env_prefix="TACHIKOMA_", frozen=True, extra="ignore")
 
     #: Folder with svid.pem, svid_key.pem and svid_bundle.pem, or unix:///path of the SPIFFE Workload API. Without one,
     #: the Workload API that SPIFFE_ENDPOINT_SOCKET names is used.

@@ -47,10 +47,15 @@ class Component:
             package = (error.name or "").partition(".")[0]
             if not self.extra or package.startswith("tachikoma"):
                 raise
-            raise ConfigurationError(
-                f"`tachikoma {self.name}` needs the package {package}, which is not installed; "
-                f"run: pip install '{DISTRIBUTION}[{self.extra}]'"
-            ) from None
+            raise ConfigurationError(self.advice(error)) from None
+
+    def advice(self, error: ModuleNotFoundError) -> str:
+        """Return what to do about a package that is not installed."""
+        package = (error.name or "").partition(".")[0]
+        return (
+            f"`tachikoma {self.name}` needs the package {package}, which is not installed; "
+            f"run: pip install '{DISTRIBUTION}[{self.extra}]'"
+        )
 
     def _command(self) -> Any:
         path, _, name = self.target.partition(":")
@@ -116,6 +121,11 @@ COMPONENTS = (
         "cancel",
         f"{_CLIENT}.executions",
         "Cancel executions and print what happened to each. The exit code is 1 if any could not be cancelled.",
+    ),
+    Component(
+        "config",
+        f"{_CLIENT}.configuration:config",
+        "Show and check the settings of a part, as it would start with them.",
     ),
     Component("demo", f"{_CLIENT}.demo", "Start the whole system, run real work on it, show what happened, and stop."),
     Component("dev", f"{_CLIENT}.dev", "Run the whole system on this machine, in the foreground; Ctrl-C stops it."),

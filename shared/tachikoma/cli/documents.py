@@ -34,6 +34,7 @@ __all__ = [
     "IdentityFacts",
     "OwnIdentity",
     "PolicyChanges",
+    "SettingFacts",
     "VersionFacts",
 ]
 
@@ -66,6 +67,17 @@ class VersionFacts(Model):
     version: str
     #: Version of Python.
     python: str
+
+
+class SettingFacts(Model):
+    """One setting of a part."""
+
+    #: Its environment variable.
+    setting: str
+    #: Its value as it is written in the environment; empty if it is not set. Passwords are `***`.
+    value: str
+    #: `option`, `environment`, `file` or `default`.
+    origin: str
 
 
 class CertificateFacts(Model):
@@ -185,6 +197,7 @@ DOCUMENTS = (
     Document("agents resume", AgentInfo),
     Document("agents enroll", Enrolment),
     Document("agents revoke", Revocation),
+    Document.list_of("config show", SettingFacts),
     Document.list_of("approvals", ExecStatus),
     Document("approvals ID", Approval),
     Document("approve", ExecStatus),

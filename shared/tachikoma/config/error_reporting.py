@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from tachikoma.config import error_events
 from tachikoma.config.logs import get_logger
+from tachikoma.config.settings import PartSettings
 from tachikoma.errors import ConfigurationError
 
 __all__ = ["ErrorReportingSettings", "concerns", "configure", "identify"]
@@ -37,7 +38,7 @@ SHUTDOWN_SECONDS = 1.0
 _SILENT = ("sentry_sdk", "urllib3")
 
 
-class ErrorReportingSettings(BaseSettings):
+class ErrorReportingSettings(PartSettings):
     """Settings of error reports: environment variables `TACHIKOMA_SENTRY_…`."""
 
     model_config = SettingsConfigDict(env_prefix="TACHIKOMA_SENTRY_", frozen=True, extra="ignore")

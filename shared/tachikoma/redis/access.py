@@ -12,7 +12,6 @@ from typing import Any, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import Field
-from pydantic_settings import BaseSettings
 from redis import asyncio as redis_asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -21,6 +20,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from tachikoma.config.settings import PartSettings
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis.commands import Redis
@@ -44,7 +44,7 @@ OPERATION_SECONDS = 7.0
 CONNECT_SECONDS = 5.0
 
 
-class RedisSettings(BaseSettings):
+class RedisSettings(PartSettings):
     """The Redis server of a component, and the component's user and certificates there."""
 
     #: redis://, rediss:// or unix:///path of Redis or Valkey 7 or newer; required.

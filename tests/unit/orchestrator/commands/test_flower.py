@@ -27,7 +27,7 @@ def users(tmp_path: Path) -> Path:
 
 
 def test_without_a_file_of_users_it_does_not_start(tmp_path: Path) -> None:
-    assert refused() == "flower settings: flower_users: Field required"
+    assert refused() == "flower settings: TACHIKOMA_FLOWER_USERS is not set; set it or give --users"
     assert refused(flower_users=tmp_path / "none").startswith("cannot read the users of Flower from ")
 
 
@@ -56,7 +56,7 @@ def test_without_a_user_that_has_a_password_it_does_not_start(tmp_path: Path, te
 )
 def test_an_address_without_host_or_port_is_refused(users: Path, address: str) -> None:
     reason = refused(flower_users=users, flower_listen=address)
-    assert reason.startswith(f"flower settings: flower_listen: {address!r} has ")
+    assert reason.startswith(f"flower settings: TACHIKOMA_FLOWER_LISTEN (--listen): {address!r} has ")
     assert "; write host:port, " in reason
 
 

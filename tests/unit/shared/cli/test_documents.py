@@ -85,7 +85,7 @@ LINES: dict[str, tuple[str, ...] | None] = {
     "policy status": (), "ps": (), "schedule ls": (), "schedule next": ("nightly",),
     "schedule pause": ("nightly", "-r", "why"), "schedule resume": ("nightly",), "schedule run": ("nightly",),
     "schedule history": ("nightly",), "sessions ls": (), "status": ("job-7",),
-    "version": (),
+    "version": (), "config show": ("beat",),
     # tests/end_to_end/test_cli.py::test_everything_speaks_json
     "identity show": None, "identity check": None, "any command that fails": None,
     # They need a batch: tests/unit/shared/cli/commands/test_run.py.
@@ -125,8 +125,11 @@ def test_every_command_with_output_has_a_document() -> None:
 
 @pytest.mark.parametrize("document", [d for d in DOCUMENTS if LINES[d.command] is not None], ids=lambda d: d.command)
 def test_the_document_matches_its_schema(
-    document: Document, run: Any, client: Any, capfd: pytest.CaptureFixture[str]
+    document: Document, run: Any, client: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # For `config show`.
+    monkeypatch.setenv("TACHIKOMA_REDIS_URL", "rediss://redis.example.org")
+    monkeypatch.setenv("TACHIKOMA_SCHEDULES", "schedules")
     client.answers.update(ANSWERS)
     words = document.command.removesuffix(" ID").removesuffix(" -o jsonl").split()
     arguments = LINES[document.command] or ()
