@@ -5,7 +5,9 @@ python reports.py web-1 web-2   # asks two agents for their uptime, and counts w
 """
 
 import os
+import ssl
 import sys
+from pathlib import Path
 from typing import Any
 
 from celery import Celery, chord, group
@@ -13,7 +15,17 @@ from celery import Celery, chord, group
 from tachikoma import ExecResponse
 from tachikoma.celery import Commands
 
-app = Celery("reports", broker=os.environ["REPORTS_REDIS"], backend=os.environ["REPORTS_REDIS"])
+redis = os.environ["REPORTS_REDIS"]
+# With rediss://, the folder of the application's X.509-SVID.
+identity = Path(os.environ.get("REPORTS_IDENTITY", ""))
+tls = {
+    "ssl_cert_reqs": ssl.CERT_REQUIRED,
+    "ssl_ca_certs": str(identity / "svid_bundle.pem"),
+    "ssl_certfile": str(identity / "svid.pem"),
+    "ssl_keyfile": str(identity / "svid_key.pem"),
+}
+with_tls = {"broker_use_ssl": tls, "redis_backend_use_ssl": tls} if redis.startswith("rediss:") else {}
+app = Celery("reports", broker=redis, backend=redis, **with_tls)
 commands = Commands(app, application="reports")
 
 

@@ -25,11 +25,10 @@ from tachikoma_worker.confinement.launch import become_spawner
 from tachikoma_worker.engine import joining
 from tachikoma_worker.engine.descriptors import fitting_slots
 from tachikoma_worker.engine.engine import Engine
-from tachikoma_worker.engine.joining import PASSWORD_FILE
 from tachikoma_worker.engine.lease import read_lease
 from tachikoma_worker.engine.takeover import sweep
 from tachikoma_worker.options import CAPABILITY_HELP, CGROUP_HELP, CGROUP_NAME_HELP, WorkerOptions, with_options
-from tachikoma_worker.settings import WorkerSettings
+from tachikoma_worker.settings import PASSWORD_FILE, WorkerSettings
 
 __all__ = ["spawner", "worker"]
 
@@ -111,7 +110,8 @@ def join(
     has_password = asyncio.run(joining.join(token, identity, password_file))
     typer.echo(f"{identity}: {token.spiffe_id}")
     if has_password:
-        typer.echo(f"{password_file}: its Redis password (TACHIKOMA_REDIS_PASSWORD_FILE)")
+        named = "" if password_file == identity / PASSWORD_FILE else " (set TACHIKOMA_REDIS_PASSWORD_FILE to it)"
+        typer.echo(f"{password_file}: its Redis password{named}")
 
 
 def _read_token(token_file: Path) -> JoinToken:

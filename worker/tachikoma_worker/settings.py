@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
@@ -16,7 +17,10 @@ from tachikoma.streams.heartbeat import Labels
 from tachikoma.vocabulary.limits import capability_mask
 from tachikoma.vocabulary.types import Duration, Identifier
 
-__all__ = ["WorkerSettings"]
+__all__ = ["PASSWORD_FILE", "WorkerSettings"]
+
+#: Name of the file in the identity's folder to which `worker join` writes the agent's Redis password.
+PASSWORD_FILE = "redis_password"  # noqa: S105 (its name)
 
 
 class WorkerSettings(RedisSettings):
@@ -79,5 +83,13 @@ class WorkerSettings(RedisSettings):
         return value
 
     def redis(self, identity: SvidSource) -> RedisAccess:
-        """Return the access to Redis with the agent's identity. Raises as `RedisAccess.of`."""
-        return RedisAccess.of(self, identity=identity, user=agent_user(self.agent_id))
+        """Return the access to Redis with the agent's identity. Raises as `RedisAccess.of`.
+
+        Without a setting for the password, the one that `worker join` has written next to the identity is used.
+        """
+        given: RedisSettings = self
+        if self.redis_password_file is None and isinstance(self.identity, Path):
+            joined = self.identity / PASSWORD_FILE
+            if joined.exists() and urlsplit(self.redis_url).password is None:
+                given = self.model_copy(update={"redis_password_file": joined})
+        return RedisAccess.of(given, identity=identity, user=agent_user(self.agent_id))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pydantic import ValidationError
 
-from tachikoma_worker.settings import WorkerSettings
+from tachikoma.identity.svid import SvidSource
+from tachikoma_worker.settings import PASSWORD_FILE, WorkerSettings
+
+#: Not used without TLS.
+SOURCE = cast(SvidSource, None)
 
 
 def settings(folder: Path, **values: Any) -> WorkerSettings:
@@ -57,3 +61,19 @@ def test_cgroups_may_be_at_three_places(tmp_path: Path, cgroup: str) -> None:
 
 def test_a_password_in_the_address_of_redis_is_not_shown(tmp_path: Path) -> None:
     assert "hunter2" not in repr(settings(tmp_path, redis_url="redis://:hunter2@localhost:6379"))
+
+
+def test_the_password_that_joining_wrote_is_used_unless_another_is_named(tmp_path: Path) -> None:
+    identity, other = tmp_path / "identity", tmp_path / "other"
+    identity.mkdir()
+    found = settings(tmp_path, identity=identity, redis_url="redis://localhost")
+    assert found.redis(SOURCE).credentials is None
+    (identity / PASSWORD_FILE).write_text("joined\n")
+    other.write_text("other\n")
+    for given, expected in ((found, "joined"), (found.model_copy(update={"redis_password_file": other}), "other")):
+        credentials = given.redis(SOURCE).credentials
+        assert credentials is not None
+        assert credentials.get_credentials() == ("agent.web-1", expected)
+    in_url = settings(tmp_path, identity=identity, redis_url="redis://agent:url@localhost").redis(SOURCE).credentials
+    assert in_url is not None
+    assert in_url.get_credentials() == ("agent", "url")

@@ -23,10 +23,8 @@ from tachikoma.identity.join_token import Joined, JoinToken, agent_of
 from tachikoma.identity.spiffe import SpiffeId
 from tachikoma_worker.engine.certificates import CALL_SECONDS, check_certificate, save_identity, translate_error
 
-__all__ = ["PASSWORD_FILE", "REJOIN", "join"]
+__all__ = ["REJOIN", "join"]
 
-#: File of the Redis password of an agent that joined, in the folder of its identity unless another path is given.
-PASSWORD_FILE = "redis_password"  # noqa: S105 (its name)
 #: What to do when an identity cannot be renewed any more.
 REJOIN = "make a token with `tachikoma agents enroll`, and join with it: `tachikoma worker join`"
 

@@ -42,9 +42,8 @@ def test_addresses_are_parsed_when_they_are_read(monkeypatch: pytest.MonkeyPatch
 def test_a_wrong_address_is_named_with_its_mistake(name: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         settings(**{name: ":9100"})
-    assert str(caught.value).startswith(
-        f"orchestrator settings: TACHIKOMA_{name.upper()} (--{name.replace('_', '-')}): ':9100' has no host; write host:port"
-    )
+    named = f"TACHIKOMA_{name.upper()} (--{name.replace('_', '-')})"
+    assert str(caught.value).startswith(f"orchestrator settings: {named}: ':9100' has no host; write host:port")
 
 
 def test_the_enroller_is_optional(identity: FileSvidSource, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from authority import Authority
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.spiffe import agent_id
-from tachikoma_worker.engine.joining import PASSWORD_FILE, REJOIN, _prepare_folders
+from tachikoma_worker.engine.joining import REJOIN, _prepare_folders
+from tachikoma_worker.settings import PASSWORD_FILE
 
 WEB_1, WEB_2 = agent_id("tachikoma.local", "web-1"), agent_id("tachikoma.local", "web-2")
 
