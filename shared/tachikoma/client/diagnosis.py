@@ -16,6 +16,8 @@ __all__ = ["Trouble", "diagnose"]
 
 #: Longest time of the attempt, in seconds.
 SECONDS = 1.5
+#: Bytes that are read at once.
+READ_BYTES = 16 * 1024
 #: Results of OpenSSL's verification (openssl-verification-options, X509_V_ERR_…).
 _NOT_YET_VALID, _EXPIRED, _WRONG_NAME = 9, 10, 62
 
@@ -64,12 +66,31 @@ def _handshake(connection: socket.socket, server_name: str, roots: bytes) -> Tro
     # gRPC accepts an intermediate certificate of the bundle as the end of a chain.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     try:
-        with context.wrap_socket(connection, server_hostname=server_name):
-            return None
+        _shake_hands(connection, context, server_name)
+        return None
     except ssl.SSLCertVerificationError as error:
         return Trouble(_certificate_trouble(error, server_name), lasting=True)
     except (ssl.SSLError, ConnectionError):
         return Trouble("the service there speaks no TLS of this kind; is the port right?")
+
+
+def _shake_hands(connection: socket.socket, context: ssl.SSLContext, server_name: str) -> None:
+    """Make a TLS handshake. Raises ssl.SSLError or OSError if it fails."""
+    # Not by `wrap_socket`: it takes the socket away, and loses it if the server has reset the connection by then.
+    received, to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(received, to_send, server_hostname=server_name)
+    while True:
+        try:
+            tls.do_handshake()
+        except ssl.SSLWantReadError:
+            connection.sendall(to_send.read())
+            if data := connection.recv(READ_BYTES):
+                received.write(data)
+            else:
+                received.write_eof()
+        else:
+            connection.sendall(to_send.read())
+            return
 
 
 def _certificate_trouble(error: ssl.SSLCertVerificationError, server_name: str) -> str:

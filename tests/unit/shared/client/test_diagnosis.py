@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+import gc
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,15 +90,34 @@ def test_a_wrong_certificate_is_named_and_waiting_does_not_help(case: str, text:
 
 
 def test_a_closed_port_is_named() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-    found = diagnose(address, NAME, Authority("example.org").pem)
+    # Taken, so that no other process listens there; but nothing accepts connections.
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        found = diagnose(f"127.0.0.1:{taken.getsockname()[1]}", NAME, Authority("example.org").pem)
     assert found == Trouble("nothing accepts connections there; is the orchestrator running?")
 
 
 def test_a_service_without_tls_is_named() -> None:
     with listening(None) as address:
         found = diagnose(address, NAME, Authority("example.org").pem)
+    assert found == Trouble("the service there speaks no TLS of this kind; is the port right?")
+
+
+def test_a_service_that_resets_connections_is_named_and_no_socket_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = socket.create_connection
+
+    def and_wait_for_the_reset(*arguments: Any, **values: Any) -> socket.socket:
+        connection = connect(*arguments, **values)
+        accepted, _ = server.accept()
+        # Without a delay at its end, a close resets the connection.
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        accepted.close()
+        return connection
+
+    monkeypatch.setattr(socket, "create_connection", and_wait_for_the_reset)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        found = diagnose(f"127.0.0.1:{server.getsockname()[1]}", NAME, Authority("example.org").pem)
+    gc.collect()
     assert found == Trouble("the service there speaks no TLS of this kind; is the port right?")
 
 
