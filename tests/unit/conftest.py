@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
-from hypothesis import settings
 
 from authority import Authority
-
-#: Examples of each property; `make quick` asks for fewer.
-EXAMPLES = int(os.environ.get("TACHIKOMA_TEST_EXAMPLES", "60"))
-
-# No deadlines: a busy machine is no bug. No database: the tests leave nothing behind.
-settings.register_profile("tachikoma", deadline=None, max_examples=EXAMPLES, database=None)
-settings.load_profile("tachikoma")
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ def test_files_are_listed_from_the_oldest_and_others_are_not(tmp_path: Path) -> 
     rest=st.binary(max_size=9).map(lambda it: it.replace(b"\n", b"_")),
     block=st.integers(1, 20),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 def test_lines_are_read_backwards_as_they_are_read_forwards(
     contents: list[list[bytes]], rest: bytes, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,7 +71,7 @@ def test_lines_are_read_backwards_as_they_are_read_forwards(
 @given(
     seqs=st.lists(st.booleans(), max_size=30), every=st.integers(0, 7), cuts=st.lists(st.integers(0, 40), max_size=3)
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 def test_the_end_that_is_read_is_the_end_that_was_written(
     seqs: list[bool], every: int, cuts: list[int], tmp_path: Path, identity: FileSvidSource
 ) -> None:

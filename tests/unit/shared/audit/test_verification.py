@@ -29,7 +29,7 @@ def tampered(path: Path, lines: list[bytes], identity: FileSvidSource, *heads: s
 
 
 @given(data=st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 def test_every_change_is_found(
     data: st.DataObject, tmp_path: Path, genuine: list[bytes], identity: FileSvidSource
 ) -> None:
@@ -131,7 +131,7 @@ NONSENSE = st.binary(max_size=80) | st.sampled_from([b"{}", b'{"line":1,"prev":"
 
 
 @given(lines=st.lists(NONSENSE, max_size=6))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 def test_verifying_nonsense_finds_it_and_nothing_else_happens(
     lines: list[bytes], tmp_path: Path, identity: FileSvidSource
 ) -> None:

@@ -134,7 +134,7 @@ async def test_a_spawner_that_breaks_the_protocol_is_gone_for_all(broken: Callab
             await made.kill("job-7")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], max_examples=40)
 @given(st.lists(st.binary(min_size=1, max_size=200), min_size=1, max_size=5))
 def test_whatever_a_spawner_sends_a_request_ends(pieces: list[bytes]) -> None:
     async def run() -> None:

@@ -182,7 +182,7 @@ def test_the_repair_after_a_fault_may_fail_as_well(kind: str, paths: Iterator[Pa
 
 
 @given(faults=st.dictionaries(st.integers(0, 60), st.sampled_from(KINDS), max_size=8))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 def test_any_faults(faults: dict[int, str], paths: Iterator[Path], identity: FileSvidSource) -> None:
     run(next(paths), identity, faults)
 
