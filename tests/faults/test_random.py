@@ -82,7 +82,7 @@ def test_whatever_happens_each_execution_has_one_end_and_at_most_one_start(
         with capsys.disabled():
             print("answers:", _table(Counter(plan.answer for plan in made)))
             print(f"faults, which took keys of {len(callers.hurt)} executions:", _table(scene.count), flush=True)
-        observer.check(hurt=callers.hurt, trail_lost=scene.trail_lost)
+        observer.check(forgot=scene.forgot, hurt=callers.hurt, trail_lost=scene.trail_lost)
     # The run shows something.
     answers = Counter(plan.answer for plan in made)
     assert answers[ExecState.SUCCEEDED] + answers[ExecState.FAILED] > EXECUTIONS / 4

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from pydantic import ValidationError
 
-from tachikoma.errors import RecordAltered, ResultUnknown
+from tachikoma.errors import RecordAltered, ResultUnknown, Unavailable
 from tachikoma.identity.signed_messages import OutputDigest, Receipt
 from tachikoma.vocabulary.clock import optional_from_ms
 from tachikoma.vocabulary.model import describe_validation_error
@@ -39,7 +39,7 @@ class FinalState:
     """How an execution ended: the response for its callers, or why no response can be trusted."""
 
     exec_id: str
-    answer: ExecResponse | RecordAltered | ResultUnknown
+    answer: ExecResponse | RecordAltered | ResultUnknown | Unavailable
 
     @classmethod
     def with_receipt(cls, agent: str, verified: VerifiedReceipt) -> FinalState:
@@ -97,8 +97,9 @@ class FinalState:
         Raises:
             RecordAltered: the record cannot be trusted, so the final state is unknown.
             ResultUnknown: the record is gone, so the final state is unknown.
+            Unavailable: the agent has not reported since a new life of Redis began.
         """
-        if isinstance(self.answer, (RecordAltered, ResultUnknown)):
+        if isinstance(self.answer, (RecordAltered, ResultUnknown, Unavailable)):
             # A new error for each caller: one that is raised several times collects the traces of all.
             raise type(self.answer)(str(self.answer), metadata=self.answer.metadata)
         return self.answer

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from tachikoma.errors import ResultUnknown
+from tachikoma.errors import ResultUnknown, Unavailable
 from tachikoma.identity.signed_messages import Receipt
 from tachikoma_orchestrator.executions.final_state import FinalState, VerifiedReceipt
 
@@ -154,6 +154,15 @@ class Completions(Waiters[FinalState]):
         if given_up:
             self.approvals.resolve(exec_id, None)
         return given_up
+
+    def interrupt(self, exec_id: str, why: str) -> bool:
+        """Answer the callers of an execution with Unavailable, although it goes on. They may attach again.
+
+        Returns:
+            True if there was such a caller.
+        """
+        error = Unavailable(f"the result of {exec_id} is not known yet: {why}; call again", metadata={"id": exec_id})
+        return self._resolve_where(FinalState(exec_id, error), lambda _: True)
 
     def _resolve_where(self, final: FinalState, concerned: Callable[[AwaitedOrder | None], bool]) -> bool:
         """Resolve the waiting callers of an execution whose order, None if unknown, meets a condition."""

@@ -4,11 +4,16 @@ Pub/sub delivers final states at once. A look finds what pub/sub missed, and wha
 awaited execution was deleted, has expired, is no record any more, or was replaced by one of another order. The callers
 then get the agent's receipt if Redis still has it, and ResultUnknown at the second look. A caller whose record is gone
 is therefore answered within `2 * LOOK_SECONDS` and the time of the looks: 15 s at the latest.
+
+Callers that wait across the beginning of a new life of Redis, for an agent that does not report in it, get Unavailable
+after the same time. The execution goes on, and they may attach again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Iterable
 
 import structlog
 from redis.exceptions import RedisError, ResponseError
@@ -18,10 +23,13 @@ from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.executions.record import Record
+from tachikoma_orchestrator.executions.transitions import DISPATCHED
 from tachikoma_orchestrator.executions.waiters import AwaitedOrder, Completions
+from tachikoma_orchestrator.store.lives import Lives
 
 __all__ = ["LOOK_SECONDS", "WaitingCallers"]
 
@@ -29,12 +37,17 @@ log = structlog.get_logger(__name__)
 
 #: Seconds between two looks.
 LOOK_SECONDS = 5.0
+#: Silence of an agent in a new life of Redis, from the first look on, after which its callers are answered.
+SILENT_SECONDS = 8.0
 
 
 class WaitingCallers:
     """Answers the callers whose answer pub/sub does not bring."""
 
-    def __init__(self, redis: Redis, ledger: Ledger, completions: Completions, collector: Collector) -> None:
+    def __init__(
+        self, redis: Redis, ledger: Ledger, completions: Completions, collector: Collector,
+        registry: Registry, lives: Lives | None = None,
+    ) -> None:  # fmt: skip
         """Prepare it.
 
         Args:
@@ -42,6 +55,8 @@ class WaitingCallers:
             ledger: the executions.
             completions: the waiting callers.
             collector: records results that pub/sub missed, and delivers final states.
+            registry: the agents.
+            lives: the lives of Redis; None for only one.
         """
         self._redis = redis
         self._ledger = ledger
@@ -49,6 +64,11 @@ class WaitingCallers:
         self._collector = collector
         #: Executions whose record was gone at the last look.
         self._missed: set[str] = set()
+        self._registry, self._lives = registry, lives
+        #: First look at which the agent of an execution of an earlier life was silent, by the monotonic clock.
+        self._silent_since: dict[str, float] = {}
+        #: Open executions of the last look.
+        self._open: list[Record] = []
 
     async def run(self) -> None:
         """Look at all awaited executions in each interval, until cancelled."""
@@ -56,6 +76,7 @@ class WaitingCallers:
             await asyncio.sleep(LOOK_SECONDS)
             try:
                 missing = await self._look(missed_results=False)
+                await self._answer_for_silent_agents()
             except (RedisError, OSError) as error:
                 # Nothing is known to be gone while Redis is unavailable.
                 log.warning("waiting_callers.redis_unavailable", error=str(error))
@@ -65,6 +86,37 @@ class WaitingCallers:
                 if self._completions.give_up(exec_id, await self._current_order(exec_id), why):
                     log.error("execution.record_lost", id=exec_id)
             self._missed = missing
+
+    async def _answer_for_silent_agents(self) -> None:
+        """Answer the callers whose agents have been silent in a new life of Redis. Raises redis errors."""
+        if self._lives is None:
+            return
+        number, now = self._lives.number, time.monotonic()
+        earlier = [record for record in self._open if record.life < number and record.state in DISPATCHED]
+        silent = {record.exec_id: record.agent for record in earlier}
+        if silent:
+            reported = await self._reported_in(number, set(silent.values()))
+            silent = {exec_id: agent for exec_id, agent in silent.items() if agent not in reported}
+        self._silent_since = {exec_id: self._silent_since.get(exec_id, now) for exec_id in silent}
+        for exec_id, agent in silent.items():
+            if now - self._silent_since[exec_id] < SILENT_SECONDS:
+                continue
+            # Callers that attach again get the same time.
+            del self._silent_since[exec_id]
+            if self._completions.interrupt(exec_id, f"agent {agent} is silent since Redis was restarted or replaced"):
+                log.warning("execution.agent_silent", id=exec_id, agent=agent)
+
+    async def _reported_in(self, number: int, agents: Iterable[str]) -> set[str]:
+        """Return the agents that have written their reports to a life of Redis."""
+        assert self._lives is not None
+        states = await self._registry.all()
+        return {
+            agent
+            for agent in agents
+            if (state := states.get(agent)) is not None
+            and state.online
+            and self._lives.number_of(state.heartbeat.life) >= number
+        }
 
     async def check(self) -> None:
         """Deliver what pub/sub may have missed. Raises redis errors if Redis is unavailable."""
@@ -83,7 +135,8 @@ class WaitingCallers:
                 self._completions.approvals.resolve(exec_id, None)
         awaited = [exec_id for exec_id in self._completions.all_awaited() if self._completions.awaited(exec_id)]
         records = {record.exec_id: record for record in await self._ledger.records(awaited)}
-        await self._ledger.reopen([record for record in records.values() if not record.state.terminal])
+        self._open = [record for record in records.values() if not record.state.terminal]
+        await self._ledger.reopen(self._open)
         missing = set()
         for exec_id in awaited:
             try:

@@ -111,7 +111,9 @@ class Core:
         )
         lane = keys.reply_lane(f"{name} on {platform.node()} at {settings.listen}")
         self.collector.attach(self.subscriber, lane)
-        self._waiting_callers = WaitingCallers(self.redis, self.ledger, self.completions, self.collector)
+        self._waiting_callers = WaitingCallers(
+            self.redis, self.ledger, self.completions, self.collector, self.registry, self.lives
+        )
         self.subscriber.on_gap(self._waiting_callers.check)
         self.subscriber.on_gap(self.registry.discover)
         self.admitter = Admitter(

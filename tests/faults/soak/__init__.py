@@ -4,6 +4,6 @@
 a function that takes the scene, give it a weight with `@fault(weight)`, and import its module below.
 """
 
-from soak import clocks, lost_keys, networks, processes, queues
+from soak import clocks, lives, lost_keys, networks, processes, queues
 
-__all__ = ["clocks", "lost_keys", "networks", "processes", "queues"]
+__all__ = ["clocks", "lives", "lost_keys", "networks", "processes", "queues"]

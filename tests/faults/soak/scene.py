@@ -55,6 +55,8 @@ class Scene:
         self.count: Counter[str] = Counter()
         #: True once Redis lost what belongs to no execution: its audit trail.
         self.trail_lost = False
+        #: True once Redis went back to an older state.
+        self.forgot = False
 
     # --- for the run --------------------------------------------------------------------------------------------------
 

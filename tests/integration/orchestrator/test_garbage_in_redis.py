@@ -84,7 +84,7 @@ class Readers:
             redis, stand.ledger, stand.registry, self.collector, lease=timedelta(0), interval=timedelta(hours=1),
             trail=stand.trail, audit_retention=timedelta(hours=1), audit_events=1000, audit_closed=True,
         )  # fmt: skip
-        self.callers = WaitingCallers(redis, stand.ledger, self.completions, self.collector)
+        self.callers = WaitingCallers(redis, stand.ledger, self.completions, self.collector, stand.registry)
 
     async def follow(self) -> None:
         follower = Follower(self.stand.redis, Subscriber(self.stand.redis), AGENT, EXEC, 0)

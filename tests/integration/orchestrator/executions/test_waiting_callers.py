@@ -7,15 +7,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from members import AGENT, OPERATOR, Stand
 from patience import PATIENCE_SECONDS
 from tachikoma.config.tasks import cancel_all
-from tachikoma.errors import ResultUnknown
+from tachikoma.errors import ResultUnknown, Unavailable
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
+from tachikoma.streams.heartbeat import Heartbeat
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.registry import Registry
@@ -40,7 +42,29 @@ class Callers:
         registry, findings = Registry(stand.redis), Findings(stand.redis, stand.trail)
         evidence = Evidence(stand.redis, findings, stand.identity, registry.revocations)
         collector = Collector(stand.redis, stand.ledger, self.completions, registry, stand.identity, evidence, findings)
-        self.looks = WaitingCallers(stand.redis, stand.ledger, self.completions, collector)
+        self.life = 0
+        lives: Any = self
+        self.looks = WaitingCallers(stand.redis, stand.ledger, self.completions, collector, registry, lives)
+        self._registry = registry
+
+    # As the lives of Redis: a heartbeat names its life by its number.
+
+    @property
+    def number(self) -> int:
+        return self.life
+
+    @staticmethod
+    def number_of(token: str) -> int:
+        return int(token or 0)
+
+    async def hear(self, life: int) -> None:
+        """Let the agent send a heartbeat in a life."""
+        beat = Heartbeat(
+            boot="boot", run="run", version="1", hostname="web", labels={}, running=0, slots=1, load=0, memory_used=0,
+            disk_used=0, life=str(life),
+        ).model_dump_json()  # fmt: skip
+        await self._registry.heard(AGENT, beat.encode())
+        await self.redis.set(keys.info(AGENT), beat)
 
     @asynccontextmanager
     async def looking(self) -> AsyncIterator[None]:
@@ -131,3 +155,35 @@ async def test_each_look_finds_only_results_that_agents_report_to_another_proces
         assert taken == ([] if reports_here else [f"{AGENT} {EXEC} result"])
         await callers.looks.check()
         assert set(taken) == {f"{AGENT} {EXEC} result"}
+
+
+async def test_a_caller_whose_agent_is_silent_in_a_new_life_of_redis_gets_an_answer(
+    callers: Callers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SILENT_SECONDS", 0.05)
+    await callers.hear(0)
+    callers.life = 1
+    with callers.completions.expect(EXEC) as end:
+        async with callers.looking():
+            final = await asyncio.wait_for(end, PATIENCE_SECONDS)
+        with pytest.raises(Unavailable, match="silent since Redis was restarted or replaced; call again") as caught:
+            final.response()
+        assert caught.value.metadata == {"id": EXEC}
+    # The execution goes on.
+    record = await callers.stand.ledger.record(EXEC)
+    assert record is not None
+    assert record.state is ExecState.QUEUED
+
+
+@pytest.mark.parametrize(("life", "reported"), [(0, 0), (2, 2)])
+async def test_a_caller_whose_agent_has_reported_goes_on_waiting(
+    callers: Callers, monkeypatch: pytest.MonkeyPatch, life: int, reported: int
+) -> None:
+    monkeypatch.setattr(module, "SILENT_SECONDS", 0)
+    callers.life = life
+    await callers.hear(reported)
+    with callers.completions.expect(EXEC) as end:
+        for _ in range(3):
+            await callers.looks._look(missed_results=False)
+            await callers.looks._answer_for_silent_agents()
+        assert not end.done()
