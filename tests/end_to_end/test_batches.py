@@ -28,12 +28,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -
         yield running
 
 
-@pytest.fixture
-def client(stack: Stack) -> Iterator[Client]:
-    with Client(stack.profile()) as connected:
-        yield connected
-
-
 @pytest.fixture(scope="module")
 def cli(stack: Stack) -> Cli:
     return make_cli(stack)

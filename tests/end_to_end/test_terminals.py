@@ -39,12 +39,6 @@ def cli(stack: Stack) -> Cli:
 
 
 @pytest.fixture
-def client(stack: Stack) -> Iterator[Client]:
-    with Client(stack.profile()) as connected:
-        yield connected
-
-
-@pytest.fixture
 def open_cli(cli: Cli) -> Iterator[Open]:
     """Start the command line at a terminal."""
     opened: list[PtyProcess] = []

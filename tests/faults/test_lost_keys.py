@@ -14,7 +14,7 @@ from threading import Event
 
 import pytest
 from redis import Redis
-from soak.lost_keys import delete, expire, retype
+from soak.lost_keys import OWN, delete, expire, retype
 from support import prepare, request, wait_until
 
 from patience import PATIENCE_SECONDS
@@ -27,13 +27,7 @@ RUNS, WAITS = "agent-1", "agent-2"
 #: A caller whose record is gone has its answer by then; the rest is the load of the machine.
 BOUND_SECONDS = 15 + 15
 QUEUE_SECONDS = 6
-#: Names of the keys of one execution, and of those that executions share.
-OWN: dict[str, Callable[[str, str], str]] = {
-    "record": lambda _, exec_id: keys.execution(exec_id),
-    "claim": keys.claim,
-    "output": keys.output,
-    "result": keys.result,
-}
+#: Keys that executions share.
 SHARED = (keys.INDEX, keys.OPEN, keys.queue(RUNS), keys.queue(WAITS), keys.agent_index(RUNS), keys.agent_index(WAITS))
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import structlog
 
@@ -136,12 +137,28 @@ class Admitter:
             request: the request, with its authenticated requester.
             address: IP address that it came from; empty if unknown.
         """
-        labels = self._registry.labels(request.agent_id)
         policies = self._policies.current
-        facts = (request, request.requested_by, self._search_path, labels, address)
-        return (
-            await asyncio.to_thread(policies.decide, *facts) if policies.is_large(request) else policies.decide(*facts)
-        )
+        decide = partial(policies.decide, *self._facts(request, address))
+        return await asyncio.to_thread(decide) if policies.is_large(request) else decide()
+
+    async def decide_again(self, request: ExecRequest, address: str, granted_by: str) -> Decision:
+        """Return the decision of the active policies on a request that was admitted, as far as it is retained.
+
+        Args:
+            request: the request, with its authenticated requester.
+            address: IP address of the caller now; empty if unknown.
+            granted_by: the policy that granted it.
+        """
+        policies = self._policies.current
+        decide = partial(policies.decide_again, *self._facts(request, address), granted_by=granted_by)
+        return await asyncio.to_thread(decide) if policies.is_large(request) else decide()
+
+    def _facts(
+        self, request: ExecRequest, address: str
+    ) -> tuple[ExecRequest, str, Sequence[str], Mapping[str, str], str]:
+        """Return the facts that a decision on a request is made from."""
+        labels = self._registry.labels(request.agent_id)
+        return request, request.requested_by, self._search_path, labels, address
 
     def shown(self, request: ExecRequest) -> tuple[str, ...]:
         """Return the argv of a request with its secrets masked, as it may be stored and shown."""

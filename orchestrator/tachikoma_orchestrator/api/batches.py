@@ -13,6 +13,7 @@ from tachikoma.vocabulary.batches import BatchState, BatchStatus
 from tachikoma_orchestrator.api.executions import ExecutionCalls
 from tachikoma_orchestrator.api.guard import current_peer
 from tachikoma_orchestrator.api.service import MAX_PAGE, page_size
+from tachikoma_orchestrator.executions.record import Record
 
 __all__ = ["BatchCalls"]
 
@@ -68,15 +69,15 @@ class BatchCalls(ExecutionCalls):
         _, running = await store.not_ended(request.id)
         if signed is not None and running:
             frozen = self._parts.batches.submission.read(request.id, signed)
+            # Without altered ones: the reaper reports them, and the others must not go on because of them.
+            records = await self._parts.ledger.records([frozen.exec_id(agent) for agent in running])
             limit = asyncio.Semaphore(CANCELS)
 
-            async def cancel(agent: str) -> None:
+            async def cancel(record: Record) -> None:
                 async with limit:
-                    record = await self._parts.ledger.record(frozen.exec_id(agent))
-                    if record is not None:
-                        await self._cancel(record, peer)
+                    await self._cancel(record, peer)
 
-            await asyncio.gather(*(cancel(agent) for agent in running))
+            await asyncio.gather(*map(cancel, records))
         return batch_wire.status_to_pb(await self._batch(request.id))
 
     async def _batch(self, batch_id: str) -> BatchStatus:

@@ -120,13 +120,17 @@ class SessionCalls(ExecutionCalls, OutputCalls):
         request = recorded_request(record) if wanted is None else wanted.model_copy(update={"requested_by": str(peer)})
         if not request.interactive:
             raise FailedPrecondition(f"{exec_id} is not interactive; use Attach to follow its output")
-        if wanted is None and not record.state.terminal and (why := await self._lost_right(request, peer)):
+        if (
+            wanted is None
+            and not record.state.terminal
+            and (why := await self._lost_right(request, record.policy, peer))
+        ):
             raise PermissionDenied(f"not allowed: {why}", metadata={"rule": "attach"})
         return record, request
 
-    async def _lost_right(self, request: ExecRequest, peer: Peer) -> str:
+    async def _lost_right(self, request: ExecRequest, granted_by: str, peer: Peer) -> str:
         """Return why policy does not allow a caller to be attached now, in words; empty if it does."""
-        decision = await self._parts.admitter.decide(request, peer.address)
+        decision = await self._parts.admitter.decide_again(request, peer.address, granted_by)
         return "" if decision.allowed else decision.reason
 
 
@@ -198,7 +202,7 @@ class _Attached:
             if record.state is ExecState.STARTED:
                 self._channel.renew()
             async with supervised(
-                self._channel.run(), self._read(requests, record), self._watch_rights(request),
+                self._channel.run(), self._read(requests, record), self._watch_rights(request, record.policy),
                 self._report_start(record), self._acknowledge(), self._forward(output),
             ):  # fmt: skip
                 # Nothing else is awaited here, so that the failure of a part always ends the wait.
@@ -235,7 +239,7 @@ class _Attached:
                 await self._outbox.put(message)
         self._ended.set()
 
-    async def _watch_rights(self, request: ExecRequest) -> None:
+    async def _watch_rights(self, request: ExecRequest, granted_by: str) -> None:
         """Decide again whenever policy changes.
 
         Raises:
@@ -246,7 +250,7 @@ class _Attached:
             await asyncio.sleep(RIGHTS_SECONDS)
             if (current := self._parts.policies.current) is decided:
                 continue
-            if why := await self._calls._lost_right(request, self._peer):
+            if why := await self._calls._lost_right(request, granted_by, self._peer):
                 raise PermissionDenied(f"not allowed any more: {why}", metadata={"rule": "attach"})
             decided = current
 

@@ -1,7 +1,12 @@
-"""One attachment of a caller to a session: its epochs in the ledger, and its events in the audit trail."""
+"""One attachment of a caller to a session: its epochs in the ledger, and its events in the audit trail.
+
+The record names the attachment that has the session's place. Each epoch is begun in the step that checks this name, so
+an answer of Redis that is lost costs a number and nothing else.
+"""
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,7 +49,7 @@ class _Outcome(StrEnum):
     DONE = "DONE"
     MISSING = "MISSING"
     STATE = "STATE"
-    EPOCH = "EPOCH"
+    OWNER = "OWNER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,8 @@ class Attachment:
         self._agent = agent
         self._exec_id = exec_id
         self._peer = peer
+        #: Name of this attachment in the record.
+        self._owner = secrets.token_hex(8)
         #: Number of the latest epoch that this attachment began.
         self.epoch = 0
         #: Events by their code, those left out included.
@@ -87,7 +94,7 @@ class Attachment:
         """
         fields = {"session": SessionState.ACTIVE, "attached_by": str(self._peer)}
         code = AuditCode.SESSION_OPENED if opened else AuditCode.SESSION_ATTACHED
-        self.epoch = await self._begin(fields, self._event(code))
+        self.epoch = await self._begin(take=True, fields=fields, event=self._event(code))
 
     async def next_epoch(self) -> int:
         """Begin a further epoch of this attachment, with new keys.
@@ -98,17 +105,14 @@ class Attachment:
             FailedPrecondition: another caller has attached.
             redis errors: it could not be counted.
         """
-        current = await self._change(begin=False, fields={}, event={})
-        if current.outcome is _Outcome.EPOCH:
-            raise taken_over(self._exec_id)
-        self.epoch = await self._begin({}, {})
+        self.epoch = await self._begin(take=False, fields={}, event={})
         return self.epoch
 
     async def note(self, code: AuditCode, reason: str) -> None:
         """Record an event of this attachment, unless it has too many of the code. Raises redis errors."""
         self._events[code] += 1
         if self._events[code] <= MAX_EVENTS:
-            await self._change(begin=False, fields={}, event=self._event(code, reason))
+            await self._change(fields={}, event=self._event(code, reason))
 
     async def end(self, reason: str) -> None:
         """Record the end of the attachment; the session is detached, unless another caller has attached.
@@ -124,7 +128,7 @@ class Attachment:
             counted = ", ".join(f"{number} more {code}" for code, number in left_out.items())
             reason = f"{reason}; without events of their own: {counted}"
         fields = {"session": SessionState.DETACHED, "attached_by": ""}
-        await self._change(begin=False, fields=fields, event=self._event(AuditCode.SESSION_DETACHED, reason))
+        await self._change(fields=fields, event=self._event(AuditCode.SESSION_DETACHED, reason))
 
     def _event(self, code: AuditCode, reason: str = "") -> dict[str, str]:
         by = f"from {self._peer.address}" if self._peer.address else "from an unknown address"
@@ -133,19 +137,23 @@ class Attachment:
             "actor": str(self._peer), "reason": f"{by}{f': {reason}' if reason else ''}"[:MAX_REASON],
         }  # fmt: skip
 
-    async def _begin(self, fields: Mapping[str, str], event: Mapping[str, str]) -> int:
-        answer = await self._change(begin=True, fields=fields, event=event)
+    async def _begin(self, *, take: bool, fields: Mapping[str, str], event: Mapping[str, str]) -> int:
+        answer = await self._change(take=take, begin=True, fields=fields, event=event)
+        if answer.outcome is _Outcome.OWNER:
+            raise taken_over(self._exec_id)
         if answer.outcome is _Outcome.MISSING:
             raise NotFound(f"the execution {self._exec_id} is gone")
         if answer.outcome is not _Outcome.DONE:
             raise ExecutionEnded(f"the execution {self._exec_id} has ended")
         return answer.epoch
 
-    async def _change(self, *, begin: bool, fields: Mapping[str, str], event: Mapping[str, str]) -> _Answer:
+    async def _change(
+        self, *, take: bool = False, begin: bool = False, fields: Mapping[str, str], event: Mapping[str, str]
+    ) -> _Answer:
         call = self._script(
             keys=[keys.execution(self._exec_id), keys.AUDIT],
             args={
-                "agent": self._agent, "states": list(OPEN), "begin": begin, "epoch": self.epoch,
+                "agent": self._agent, "states": list(OPEN), "owner": self._owner, "take": take, "begin": begin,
                 "fields": flat(fields), "event": flat(event),
             },
         )  # fmt: skip

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from pydantic import ValidationError
 
+from tachikoma.errors import InvalidRequest
 from tachikoma.vocabulary.audit import AuditedRequest
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma_orchestrator.executions.record import Record, record_altered
@@ -23,17 +22,6 @@ def recorded_request(record: Record) -> ExecRequest:
     """
     try:
         audited = AuditedRequest.model_validate_json(record.request)
-        return ExecRequest(
-            id=record.exec_id,
-            agent_id=record.agent,
-            command=audited.command,
-            work_dir=audited.work_dir,
-            environment=dict.fromkeys(audited.environment, ""),
-            timeout=None if audited.timeout is None else timedelta(seconds=audited.timeout),
-            user=audited.user,
-            interactive=audited.interactive,
-            tty=audited.tty,
-            requested_by=record.requested_by,
-        )
-    except (ValidationError, OverflowError) as error:
+        return audited.as_request(record.agent, id=record.exec_id, requested_by=record.requested_by)
+    except (ValidationError, InvalidRequest) as error:
         raise record_altered(record.exec_id, f"its request in the ledger cannot be read: {str(error)[:200]}") from None

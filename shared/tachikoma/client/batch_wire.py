@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from tachikoma.client import wire
 from tachikoma.client.converters import (
     DURATION,
@@ -23,8 +21,8 @@ from tachikoma.client.converters import (
     nested,
     optional,
     plain,
+    repeated,
 )
-from tachikoma.errors import InvalidRequest
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.batches import (
     BatchPreview,
@@ -37,7 +35,6 @@ from tachikoma.vocabulary.batches import (
     StopCause,
     TargetState,
 )
-from tachikoma.vocabulary.model import describe_validation_error
 
 __all__ = [
     "FORMATS",
@@ -54,14 +51,6 @@ __all__ = [
 _STATE = enumeration(BatchState, pb.BatchState.Value, "BATCH_STATE")
 _TARGET = enumeration(TargetState, pb.TargetState.Value, "TARGET_STATE")
 _CAUSE = enumeration(StopCause, pb.StopCause.Value, "STOP_CAUSE")
-
-
-def _several(one: Converter[Any, Any]) -> Converter[Any, Any]:
-    """Make the converter of a repeated field."""
-    return Converter(
-        lambda values: [one.to_wire(value) for value in values],
-        lambda values: tuple(one.from_wire(value) for value in values),
-    )
 
 
 def _counts_to_wire(totals: Mapping[TargetState, int]) -> list[pb.TargetCount]:
@@ -88,8 +77,8 @@ _REQUEST = WireFormat(
         *optional("timeout", "pause", "deadline", converter=DURATION),
         *optional("limits", converter=nested(wire.LIMITS)),
         *optional("wave", "stop_after", "retry_of"),
-        WireField("stop_on", _several(_CAUSE)),
-        WireField("retry_states", _several(_TARGET)),
+        WireField("stop_on", repeated(_CAUSE)),
+        WireField("retry_states", repeated(_TARGET)),
     ),
 )
 _STATUS = WireFormat(
@@ -133,21 +122,7 @@ _PREVIEW = WireFormat(
 #: Every table, for the test that no field is forgotten.
 FORMATS: tuple[WireFormat[Any, Any], ...] = (_REQUEST, _STATUS, _RESULT, _UPDATE, _TARGET_PREVIEW, _PREVIEW)
 
-request_to_pb = _REQUEST.to_pb
+request_to_pb, request_from_pb = _REQUEST.to_pb, _REQUEST.from_caller
 status_to_pb, status_from_pb = _STATUS.to_pb, _STATUS.from_pb
 update_to_pb, update_from_pb = _UPDATE.to_pb, _UPDATE.from_pb
 preview_to_pb, preview_from_pb = _PREVIEW.to_pb, _PREVIEW.from_pb
-
-
-def request_from_pb(message: pb.BatchRequest) -> BatchRequest:
-    """Read a request from a caller.
-
-    Raises:
-        InvalidRequest: a bound is broken.
-    """
-    try:
-        return _REQUEST.read(message)
-    except ValidationError as error:
-        raise InvalidRequest(f"invalid request: {describe_validation_error(error)}") from None
-    except (ValueError, OverflowError) as error:
-        raise InvalidRequest(f"invalid request: {error}") from None

@@ -12,9 +12,10 @@ from typing import Any, Generic, TypeVar
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+from pydantic import ValidationError
 
-from tachikoma.errors import ServerError
-from tachikoma.vocabulary.model import Model
+from tachikoma.errors import InvalidRequest, ServerError
+from tachikoma.vocabulary.model import Model, describe_validation_error
 
 __all__ = [
     "DURATION",
@@ -33,6 +34,7 @@ __all__ = [
     "nested",
     "optional",
     "plain",
+    "repeated",
 ]
 
 V = TypeVar("V")
@@ -69,10 +71,6 @@ def _duration_to_wire(value: timedelta) -> Duration:
     return message
 
 
-def _hex_list_from_wire(values: Iterable[bytes]) -> tuple[str, ...]:
-    return tuple(value.hex() for value in values)
-
-
 #: A scalar that is the same in both; pydantic checks it.
 SAME: Converter[Any, Any] = Converter(_unchanged, _unchanged)
 #: A repeated scalar.
@@ -85,10 +83,18 @@ TIMESTAMP: Converter[datetime, Timestamp] = Converter(_timestamp_to_wire, lambda
 DURATION: Converter[timedelta, Duration] = Converter(_duration_to_wire, lambda value: value.ToTimedelta())
 #: Bytes, in hexadecimal in the vocabulary.
 HEX: Converter[str, bytes] = Converter(bytes.fromhex, bytes.hex)
+
+
+def repeated(one: Converter[V, W]) -> Converter[Iterable[V], Iterable[W]]:
+    """Make the converter of a repeated field from that of one value."""
+    return Converter(
+        lambda values: [one.to_wire(value) for value in values],
+        lambda values: tuple(one.from_wire(value) for value in values),
+    )
+
+
 #: Repeated bytes, each in hexadecimal in the vocabulary.
-HEX_LIST: Converter[Iterable[str], Iterable[bytes]] = Converter(
-    lambda values: [bytes.fromhex(value) for value in values], _hex_list_from_wire
-)
+HEX_LIST: Converter[Iterable[str], Iterable[bytes]] = repeated(HEX)
 
 
 def enumeration(kind: type[E], number_of: Callable[[str], N], prefix: str) -> Converter[E, N]:
@@ -186,6 +192,19 @@ class WireFormat(Generic[M, P]):
             name = self.message.DESCRIPTOR.name
             raise ServerError(f"the server sent {name} with values that this client cannot read: {error}") from None
 
+    def from_caller(self, message: P) -> M:
+        """Read what a caller sent.
+
+        Raises:
+            InvalidRequest: a bound is broken.
+        """
+        try:
+            return self.read(message)
+        except ValidationError as error:
+            raise InvalidRequest(f"invalid request: {describe_validation_error(error)}") from None
+        except (ValueError, OverflowError) as error:
+            raise InvalidRequest(f"invalid request: {error}") from None
+
     def read(self, message: P, **more: Any) -> M:
         """Read a message from either side.
 
@@ -220,7 +239,4 @@ def nested(form: WireFormat[M, P]) -> Converter[M, P]:
 
 def many(form: WireFormat[M, P]) -> Converter[Iterable[M], Iterable[P]]:
     """Make the converter of a repeated field of messages."""
-    return Converter(
-        lambda values: [form.to_pb(value) for value in values],
-        lambda messages: tuple(form.read(message) for message in messages),
-    )
+    return repeated(nested(form))

@@ -12,7 +12,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from pydantic import ValidationError
 
 from tachikoma.client.converters import (
     DURATION,
@@ -33,7 +32,6 @@ from tachikoma.client.converters import (
 from tachikoma.errors import InvalidRequest, ServerError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.limits import ResourceLimits, ResourceUsage
-from tachikoma.vocabulary.model import describe_validation_error
 from tachikoma.vocabulary.requests import ExecRequest, Terminal
 from tachikoma.vocabulary.results import (
     Approval,
@@ -236,25 +234,11 @@ FORMATS: tuple[WireFormat[Any, Any], ...] = (
 # --- the functions ----------------------------------------------------------------------------------------------------
 # `…_from_pb` reads what a server sent (see `WireFormat.from_pb`).
 
-request_to_pb = _REQUEST.to_pb
+request_to_pb, request_from_pb = _REQUEST.to_pb, _REQUEST.from_caller
 response_to_pb, response_from_pb = _RESPONSE.to_pb, _RESPONSE.from_pb
 status_to_pb, status_from_pb = _STATUS.to_pb, _STATUS.from_pb
 cancel_to_pb, cancel_from_pb = _CANCEL.to_pb, _CANCEL.from_pb
 approval_to_pb, approval_from_pb = _APPROVAL.to_pb, _APPROVAL.from_pb
-
-
-def request_from_pb(message: pb.ExecRequest) -> ExecRequest:
-    """Read a request from a caller.
-
-    Raises:
-        InvalidRequest: a bound is broken.
-    """
-    try:
-        return _REQUEST.read(message)
-    except ValidationError as error:
-        raise InvalidRequest(f"invalid request: {describe_validation_error(error)}") from None
-    except (ValueError, OverflowError) as error:
-        raise InvalidRequest(f"invalid request: {error}") from None
 
 
 def output_to_pb(value: ExecOutput) -> pb.ExecOutput:

@@ -22,9 +22,9 @@ from tachikoma.policy.denials import DeniedArguments
 from tachikoma.policy.effort import MAX_STEPS, Effort, TooMuchWork
 from tachikoma.policy.file import parse_policies
 from tachikoma.policy.hazards.programs import ProgramKind, kind_of
-from tachikoma.policy.masking.redaction import redact
+from tachikoma.policy.masking.redaction import is_masked, redact
 from tachikoma.policy.patterns import Pattern
-from tachikoma.policy.rules import Case, refusing_rule
+from tachikoma.policy.rules import Case, Command, refusing_rule
 from tachikoma.policy.warnings import warnings_of
 from tachikoma.vocabulary.grants import Grant
 from tachikoma.vocabulary.limits import capability_mask
@@ -141,6 +141,40 @@ class PolicySet:
             address: IP address that the request comes from; empty when it is unknown.
         """
         return self.explain(request, subject, search_path, labels, address).decision
+
+    def decide_again(
+        self,
+        request: ExecRequest,
+        subject: str,
+        search_path: Sequence[str],
+        labels: Mapping[str, str] = NO_LABELS,
+        address: str = "",
+        *,
+        granted_by: str,
+    ) -> Decision:
+        """Decide again on a request that was admitted, as far as it is retained.
+
+        Words that are masked match no pattern. While the policy that granted the request is active and unchanged, its
+        commands therefore count as matched. All its other rules are checked, and `deniedCommands` of all policies.
+
+        Args:
+            request, subject, search_path, labels, address: as in `decide`.
+            granted_by: the policy that granted it, as in `Decision.policy`.
+        """
+        decision = self.decide(request, subject, search_path, labels, address)
+        # Without a policy, the request has a mistake, or none applies to it.
+        final = decision.allowed or not decision.policy or decision.rule.startswith("deniedCommands")
+        if final or not any(map(is_masked, request.command)):
+            return decision
+        effort = Effort()
+        for policy in self.policies:
+            if policy.label == granted_by and policy.applies_to(subject, request.agent_id, labels, effort):
+                case = Case(policy, request, (), address=address, effort=effort)
+                rule = refusing_rule(case, admitted=True)
+                if rule is None:
+                    return Decision(allowed=True, policy=policy.label, rule=Command.field, reason="")
+                return _refused(case, rule.field, rule.refusal(case))
+        return decision
 
     def explain(
         self,

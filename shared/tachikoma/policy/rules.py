@@ -20,7 +20,7 @@ from tachikoma.vocabulary.grants import GrantedExecutable
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.types import format_duration
 
-__all__ = ["RULES", "Case", "Rule", "refusing_rule"]
+__all__ = ["RULES", "RULES_OF_COMMANDS", "Case", "Command", "Rule", "refusing_rule"]
 
 
 class Case:
@@ -265,10 +265,11 @@ class Tty(Rule):
         return "does not allow terminals"
 
 
+#: The rules that depend on the words of the command.
+RULES_OF_COMMANDS: tuple[Rule, ...] = (Command(), Interpreter())
 #: All rules, in the order in which they are checked.
 RULES: tuple[Rule, ...] = (
-    Command(),
-    Interpreter(),
+    *RULES_OF_COMMANDS,
     Address(),
     User(),
     WorkDir(),
@@ -280,6 +281,12 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def refusing_rule(case: Case) -> Rule | None:
-    """Return the first rule that refuses a request, or None if the policy grants it."""
-    return next((rule for rule in RULES if not rule.permits(case)), None)
+def refusing_rule(case: Case, *, admitted: bool = False) -> Rule | None:
+    """Return the first rule that refuses a request, or None if the policy grants it.
+
+    Args:
+        case: the request and the policy.
+        admitted: whether the policy has granted the command before, some of whose words are not known any more.
+    """
+    rules = RULES[len(RULES_OF_COMMANDS) :] if admitted else RULES
+    return next((rule for rule in rules if not rule.permits(case)), None)

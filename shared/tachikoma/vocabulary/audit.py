@@ -8,7 +8,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from tachikoma.errors import InvalidRequest
 from tachikoma.vocabulary.model import Model
+from tachikoma.vocabulary.requests import ExecRequest, make_request
 from tachikoma.vocabulary.types import Duration, Timestamp
 
 __all__ = ["MAX_DURATION", "MAX_NUMBER", "AuditCode", "AuditedRequest", "ExecAuditLog"]
@@ -100,6 +102,30 @@ class AuditedRequest(Model):
     tty: bool = False
     #: Size of its standard input in bytes.
     stdin_bytes: Annotated[int, Field(ge=0, le=MAX_NUMBER)] = 0
+
+    def as_request(self, agent_id: str, **more: str) -> ExecRequest:
+        """Return the request as far as it is retained, for a new decision of policy.
+
+        Secrets in its command stay masked, its variables are empty, and it has no standard input.
+
+        Args:
+            agent_id: the agent.
+            more: further fields of the request, such as its id.
+
+        Raises:
+            InvalidRequest: it is no request, for instance since an older version had other bounds.
+        """
+        try:
+            timeout = None if self.timeout is None else timedelta(seconds=self.timeout)
+        except OverflowError as error:
+            raise InvalidRequest(f"invalid request: timeout: {error}") from None
+        return make_request(
+            {
+                "agent_id": agent_id, "command": self.command, "work_dir": self.work_dir, "user": self.user,
+                "environment": dict.fromkeys(self.environment, ""), "timeout": timeout,
+                "interactive": self.interactive, "tty": self.tty, **more,
+            }
+        )  # fmt: skip
 
 
 class ExecAuditLog(Model):

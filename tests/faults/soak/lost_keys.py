@@ -10,12 +10,12 @@ from redis.exceptions import RedisError
 from soak.scene import Scene, fault
 from tachikoma.redis import keys
 
-__all__ = ["delete", "expire", "retype"]
+__all__ = ["OWN", "delete", "expire", "retype"]
 
 #: A wrong value stays for so long at most; a right one replaces some of them before.
 _WRONG_SECONDS = 600
 #: The keys of one execution.
-_OWN: dict[str, Callable[[str, str], str]] = {
+OWN: dict[str, Callable[[str, str], str]] = {
     "record": lambda _, exec_id: keys.execution(exec_id),
     "claim": keys.claim,
     "output": keys.output,
@@ -54,12 +54,12 @@ def lose_a_key_of_an_execution(scene: Scene) -> None:
     if not waiting:
         return
     chosen = scene.dice.sample(waiting, min(3, len(waiting)))
-    name, way = scene.dice.choice(sorted(_OWN)), scene.dice.choice(sorted(_WAYS))
+    name, way = scene.dice.choice(sorted(OWN)), scene.dice.choice(sorted(_WAYS))
 
     def lose(redis: Redis) -> str:
         scene.hurt(chosen)
         for exec_id in chosen:
-            _WAYS[way](redis, _OWN[name](scene.callers.agent_of(exec_id), exec_id))
+            _WAYS[way](redis, OWN[name](scene.callers.agent_of(exec_id), exec_id))
         return f"{way} {name}"
 
     scene.redis_do(lose)

@@ -1,4 +1,4 @@
--- Change an interactive execution's session, with its audit event: attach a caller, count an epoch, detach.
+-- Change an interactive execution's session, with its audit event: attach a caller, begin an epoch, detach.
 --
 -- KEYS
 --   1  orch:exec:<id>        ledger record (hash)
@@ -7,14 +7,16 @@
 --   1  JSON object
 --      agent   agent id
 --      states  list of execution states in which the change applies
+--      owner   name of the attachment
+--      take    true to attach in place of another one; its event is recorded once
 --      begin   true to begin a new epoch
---      epoch   the caller's epoch; fields are set only if it is the latest one. 0 if an epoch is begun
 --      fields  names and values of record fields to set
 --      event   names and values of the audit event; empty for none
 -- RESULT: {outcome, epoch}; outcome is
---   DONE | MISSING (the agent has no such execution) | STATE (it is in another state) | EPOCH (a later epoch exists)
+--   DONE | MISSING (the agent has no such execution) | STATE (it is in another state) |
+--   OWNER (another attachment has its place; only the event was recorded)
 local execution, trail = unpack(KEYS)
-local state, agent, epoch = unpack(redis.call('HMGET', execution, 'state', 'agent', 'epoch'))
+local state, agent, owner, epoch = unpack(redis.call('HMGET', execution, 'state', 'agent', 'session_owner', 'epoch'))
 epoch = tonumber(epoch or 0) or 0
 if not state or agent ~= args.agent then
   return {'MISSING', 0}
@@ -22,14 +24,18 @@ end
 if not contains(args.states, state) then
   return {'STATE', epoch}
 end
-if #args.event > 0 then
+local attached = owner == args.owner
+if #args.event > 0 and not (args.take and attached) then
   audit_execution(trail, execution, args.event)
+end
+if args.take then
+  redis.call('HSET', execution, 'session_owner', args.owner)
+elseif not attached then
+  return {'OWNER', epoch}
 end
 if args.begin then
   epoch = epoch + 1
   redis.call('HSET', execution, 'epoch', text(epoch))
-elseif args.epoch ~= epoch then
-  return {'EPOCH', epoch}
 end
 if #args.fields > 0 then
   redis.call('HSET', execution, unpack(args.fields))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
 
 from tachikoma.errors import InvalidRequest
 from tachikoma.policy.decide import NO_LABELS, SEARCH_PATH, PolicySet
@@ -11,7 +10,6 @@ from tachikoma.policy.decision import Decision
 from tachikoma.policy.masking.redaction import is_masked
 from tachikoma.vocabulary.audit import AuditCode, AuditedRequest, ExecAuditLog
 from tachikoma.vocabulary.model import Model
-from tachikoma.vocabulary.requests import ExecRequest
 
 __all__ = ["Change", "Replay"]
 
@@ -76,13 +74,8 @@ class Replay:
         self._seen[key] = self._compare(*key)
 
     def _compare(self, subject: str, agent: str, audited: AuditedRequest, address: str) -> Change | None:
-        timeout = None if audited.timeout is None else timedelta(seconds=audited.timeout)
         try:
-            request = ExecRequest(
-                agent_id=agent, command=audited.command, work_dir=audited.work_dir, user=audited.user,
-                environment=dict.fromkeys(audited.environment, ""), timeout=timeout,
-                interactive=audited.interactive, tty=audited.tty,
-            )  # fmt: skip
+            request = audited.as_request(agent)
         except InvalidRequest:
             # A request of an older version that is not valid any more is refused by both.
             return None

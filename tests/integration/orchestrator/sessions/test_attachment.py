@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.sessions.attachment import MAX_EVENTS, Attachment, ExecutionEnded
+from tachikoma_orchestrator.store.scripts import Call
 
 
 @pytest.fixture
@@ -67,6 +69,50 @@ async def test_another_caller_takes_the_place_and_keeps_it(stand: Stand) -> None
     await first.end("it was taken over")
     assert await field(stand, exec_id, "session") == "active"
     assert await second.next_epoch() == 3
+
+
+async def test_an_answer_of_redis_that_is_lost_costs_a_number_and_nothing_else(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exec_id = await interactive(stand)
+    attached = attachment(stand, exec_id)
+    run = attached._runner.run
+
+    async def lose(call: Call) -> None:
+        await run(call)
+        raise ConnectionError("the connection broke")
+
+    with monkeypatch.context() as lossy:
+        lossy.setattr(attached._runner, "run", lose)
+        for begin in (attached.begin(opened=True), attached.next_epoch()):
+            with pytest.raises(ConnectionError):
+                await begin
+    await attached.begin(opened=True)
+    assert await attached.next_epoch() == 4
+    await attached.end("the caller left it")
+    events = [event.event for event in await stand.events(exec_id) if event.event.startswith("session_")]
+    assert events == ["session_opened", "session_detached"]
+
+
+async def test_no_caller_comes_between_the_check_and_the_epoch(stand: Stand) -> None:
+    """Callers that take the place from each other at the same time: each epoch has one owner."""
+    exec_id = await interactive(stand)
+    attachments = [attachment(stand, exec_id) for _ in range(8)]
+    epochs: list[int] = []
+
+    async def use(attached: Attachment) -> None:
+        await attached.begin(opened=False)
+        epochs.append(attached.epoch)
+        for _ in range(5):
+            try:
+                epochs.append(await attached.next_epoch())
+            except FailedPrecondition:
+                return
+
+    await asyncio.gather(*map(use, attachments))
+    assert sorted(epochs) == list(range(1, len(epochs) + 1))
+    owners = [attached for attached in attachments if attached.epoch == max(epochs)]
+    assert [attached._owner for attached in owners] == [await field(stand, exec_id, "session_owner")]
 
 
 async def test_events_of_one_kind_are_bounded_and_counted(stand: Stand) -> None:

@@ -33,7 +33,17 @@ def test_everything_that_policy_decides_on_is_there() -> None:
     assert request.environment == {"LANG": ""}
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"command": []}', '{"command": ["x"], "timeout": 1e300}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[]",
+        '{"command": []}',
+        '{"command": ["x"], "timeout": 1e300}',
+        '{"command": ["x"], "work_dir": "a\\u0000b"}',
+    ],
+)
 def test_an_altered_record_is_noticed(text: str) -> None:
     with pytest.raises(RecordAltered, match="its request in the ledger cannot be read"):
         recorded_request(replace(RECORD, request=text))

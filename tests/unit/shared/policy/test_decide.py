@@ -699,3 +699,54 @@ def test_too_many_marked_arguments_are_all_masked() -> None:
     )
     assert policies.secrets(("/bin/x", "aab", "s", "t"), ()) == {2}
     assert policies.secrets(("/bin/x", "a" * 120_000, "s", "t"), ()) == {1, 2, 3}
+
+
+# --- requests that were admitted --------------------------------------------------------------------------------------
+
+
+LOGIN: dict[str, Any] = {"allowedNetworks": ["10.0.0.0/8"], "allowInteractive": True}
+
+
+def decide_again(entry: PolicySet, *command: str, granted_by: str, address: str = "10.1.2.3") -> Decision:
+    request = ExecRequest(agent_id="web-1", command=command, timeout="1m", interactive=True)
+    return entry.decide_again(request, ALICE, SEARCH, address=address, granted_by=granted_by)
+
+
+@pytest.fixture
+def login() -> PolicySet:
+    return policies(LOGIN | {"allowedCommands": ["/usr/bin/deploy --password={first,second} shop"]})
+
+
+def test_a_masked_word_is_no_loss_of_a_right_while_the_policy_is_unchanged(login: PolicySet) -> None:
+    (policy,) = login.policies
+    masked = ("deploy", "--password=***", "shop")
+    assert not decide(login, *masked, interactive=True).allowed
+    assert decide_again(login, *masked, granted_by=policy.label).allowed
+    # Its other rules apply as before.
+    denied = decide_again(login, *masked, granted_by=policy.label, address="192.0.2.7")
+    assert (denied.allowed, denied.rule) == (False, "allowedNetworks")
+
+
+def test_a_masked_word_needs_the_policy_that_granted_the_request(login: PolicySet) -> None:
+    masked = ("deploy", "--password=***", "shop")
+    assert not decide_again(login, *masked, granted_by="p0@000000000000").allowed
+    other = policies(LOGIN | {"allowedCommands": ["/usr/bin/deploy --password={first,third} shop"]})
+    assert not decide_again(other, *masked, granted_by=login.policies[0].label).allowed
+    elsewhere = policies(LOGIN | {"allowedCommands": ["/usr/bin/deploy --password={a,b} shop"], "agents": ["db-*"]})
+    assert not decide_again(elsewhere, *masked, granted_by=elsewhere.policies[0].label).allowed
+
+
+def test_a_command_without_masked_words_is_decided_as_it_is(login: PolicySet) -> None:
+    label = login.policies[0].label
+    assert decide_again(login, "deploy", "--password=first", "shop", granted_by=label).allowed
+    assert not decide_again(login, "deploy", "--password=third", "shop", granted_by=label).allowed
+
+
+def test_a_denied_command_is_denied_again_whatever_is_masked() -> None:
+    found = policies(
+        {"allowedCommands": ["/usr/bin/deploy --password={a,b} shop"], "allowInteractive": True},
+        {"deniedCommands": ["/usr/bin/deploy ..."]},
+    )
+    granting = next(policy.label for policy in found.policies if policy.allowed)
+    denied = decide_again(found, "deploy", "--password=***", "shop", granted_by=granting)
+    assert (denied.allowed, denied.rule.partition(":")[0]) == (False, "deniedCommands")
