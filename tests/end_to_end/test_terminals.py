@@ -15,10 +15,13 @@ from support import AGENT, Cli, make_cli, prepare, wait_until
 
 from patience import PATIENCE_SECONDS
 from pty_process import PtyProcess
-from tachikoma import Client
+from tachikoma import Client, OutputKind
 from tachikoma.dev.stack import Stack
+from tachikoma.vocabulary.requests import WindowSize
+from tachikoma_orchestrator.sessions.screen import Screen, open_screen
 
 Open = Callable[..., PtyProcess]
+SIZE = WindowSize(24, 80)
 PROMPT = "ready> "
 SHELL = ("env", f"PS1={PROMPT}", "bash", "--norc", "--noprofile", "--noediting")
 
@@ -181,6 +184,56 @@ def test_a_full_screen_program_is_drawn_in_the_right_size(open_cli: Open) -> Non
     here.type("g")
     here.type("q")
     assert here.wait() == 0
+
+
+FULL_SCREEN = {
+    "vi": (
+        ("vim", "-n", "-N", "-u", "NONE", "-i", "NONE", "/etc/services"),
+        "/etc/services",
+        "Gofirst\x1b:set nu\r",
+        "first",
+    ),
+    "less": (("less", "/etc/services"), "/etc/services", "G", r"\(END\)"),
+    "top": (("top", "-d", "1000"), "load average", "1", "%Cpu0"),
+    "tmux": (("tmux", "-S", "socket", "-f", "/dev/null", "new", "sh"), r"\[0\]", "\x02%echo le''ft\r", "left"),
+}
+
+
+@pytest.mark.parametrize("program", FULL_SCREEN)
+def test_a_full_screen_program_is_drawn_again(open_cli: Open, client: Client, tmp_path: Path, program: str) -> None:
+    command, begin, typed, end = FULL_SCREEN[program]
+    name = f"redrawn-{program}"
+    folder = ("sh", "-c", f'cd {tmp_path} && exec "$@"', "sh", "env", f"HOME={tmp_path}")
+    here = open_cli("exec", "-it", "--id", name, AGENT, "--", *folder, *command)
+    here.expect(begin)
+    here.type(typed)
+    here.expect(end)
+    # Whatever the program has drawn until now, the drawing and the output that follows are as the output itself.
+    again = open_screen(SIZE)
+    with client.attach_session(name, screen=SIZE) as session:
+        drawing = None
+        for message in session:
+            if message.kind is OutputKind.SCREEN:
+                drawing = message
+                again.feed(message.data)
+                at_once = on_screen(again)
+                client.cancel(name)
+            elif message.kind is OutputKind.STDOUT:
+                again.feed(message.data)
+    assert drawing is not None
+    undisturbed = open_screen(SIZE)
+    for message in client.attach(name):
+        if message.kind is OutputKind.STDOUT:
+            undisturbed.feed(message.data)
+            if message.seq == drawing.seq:
+                assert at_once == on_screen(undisturbed)
+                assert sum(map(bool, undisturbed.text())) > 5
+    assert on_screen(again) == on_screen(undisturbed)
+
+
+def on_screen(screen: Screen) -> bytes:
+    """The screen with its colours, modes and cursor; without the lines above it."""
+    return screen.draw().rpartition(b"\x1b[H\x1b[2J")[2]
 
 
 def test_what_policy_does_not_allow_is_refused(stack: Stack, cli: Cli) -> None:

@@ -69,9 +69,20 @@ class OutputCalls(Service):
             raise
 
     async def _follow(
-        self, follower: Follower, record: Record, end: asyncio.Future[FinalState]
+        self,
+        follower: Follower,
+        record: Record,
+        end: asyncio.Future[FinalState],
+        screen: AsyncIterator[ExecOutput] | None = None,
     ) -> AsyncGenerator[ExecOutput]:
-        """Yield the status, the status after an approval, the chunks, and the result."""
+        """Yield the status, the status after an approval, the chunks, and the result.
+
+        Args:
+            follower: reads the output.
+            record: the execution.
+            end: its final state.
+            screen: messages in place of the output so far; the follower is after that output when they end.
+        """
         yield await self._status(record)
         approved = await self._wait_for_approval(record)
         if approved is not record:
@@ -81,6 +92,10 @@ class OutputCalls(Service):
         check = OutputCheck(from_start=not follower.seq)
         follower.acknowledges = record.waits
         try:
+            if screen is not None:
+                async for output in screen:
+                    check.add(output)
+                    yield output
             async for output in follower.until(end):
                 check.add(output)
                 yield output

@@ -29,7 +29,9 @@ from tachikoma_orchestrator.sessions.attachment import Attachment
 from tachikoma_orchestrator.sessions.channel import InputChannel
 from tachikoma_orchestrator.sessions.handshake import SessionAddress
 from tachikoma_orchestrator.sessions.outbox import Outbox
+from tachikoma_orchestrator.sessions.restoration import restored_screen
 from tachikoma_orchestrator.sessions.rights import recorded_request
+from tachikoma_orchestrator.sessions.sizes import SizeHistory
 
 if TYPE_CHECKING:
     import grpc.aio
@@ -76,13 +78,14 @@ class SessionCalls(ExecutionCalls, OutputCalls):
 
     async def _attach(self, requests: AsyncIterator[pb.ExecInput], outbox: Outbox) -> None:
         first = await anext(requests)
-        wanted, after_seq = None, 0
+        wanted, after_seq, window = None, 0, None
         match first.WhichOneof("event"):
             case "request":
                 wanted = await self._request(first.request)
                 agent, exec_id = wanted.agent_id, wanted.id
             case "attach":
                 exec_id, after_seq = first.attach.id, first.attach.after_seq
+                window = _window(first.attach.screen) if first.attach.HasField("screen") else None
                 agent = (await self._record(exec_id)).agent
             case _:
                 raise InvalidRequest("the first message is `request` or `attach`")
@@ -93,13 +96,17 @@ class SessionCalls(ExecutionCalls, OutputCalls):
                 opened = wanted is not None and await self._parts.admitter.admit(wanted, current_peer(), session=True)
                 record, request = await self._session(exec_id, wanted)
                 self._parts.completions.note_order(exec_id, AwaitedOrder(agent, record.order_sha256))
-                output = self._follow(follower, record, end)
+                sizes = SizeHistory.parse(record.sizes)
+                screen = None
+                if window is not None and request.tty and not after_seq and not record.state.terminal:
+                    screen = restored_screen(exec_id, follower, sizes, window)
+                output = self._follow(follower, record, end, screen)
                 if record.state.terminal:
                     await self._resolve_if_terminal(record)
                     async for message in output:
                         await outbox.put(message)
                 else:
-                    await attached.run(record, request, requests, output, opened=opened)
+                    await attached.run(record, request, requests, output, sizes, opened=opened)
 
     async def _session(self, exec_id: str, wanted: ExecRequest | None) -> tuple[Record, ExecRequest]:
         """Return the record of an interactive execution of the caller, who may be attached to it now, and its request.
@@ -180,6 +187,8 @@ class _Attached:
         self._takes_input = asyncio.Event()
         #: True once the caller reports its progress in writing output by itself.
         self._reports_output = False
+        #: Sizes of the terminal until now.
+        self._sizes = SizeHistory()
         #: Why the caller is not attached any more.
         self._reason = "the connection ended"
 
@@ -193,11 +202,15 @@ class _Attached:
         request: ExecRequest,
         requests: AsyncIterator[pb.ExecInput],
         output: AsyncGenerator[ExecOutput],
+        sizes: SizeHistory,
         *,
         opened: bool,
     ) -> None:
         """Serve the caller until the execution ends, the caller leaves, or it loses its right."""
-        await self._attachment.begin(opened=opened)
+        self._sizes = sizes
+        if opened and request.terminal is not None:
+            sizes.add(0, request.terminal.size)
+        await self._attachment.begin(opened=opened, sizes=sizes.encode())
         try:
             if record.state is ExecState.STARTED:
                 self._channel.renew()
@@ -308,11 +321,11 @@ class _Attached:
         await self._channel.write(message.data, message.offset if message.HasField("offset") else None)
 
     async def _resize(self, message: pb.Terminal) -> None:
-        cells = (message.rows, message.columns, message.x_pixels, message.y_pixels)
-        if max(cells) > MAX_CELLS:
-            raise InvalidRequest(f"a size has at most {MAX_CELLS} rows, columns and pixels")
-        await self._channel.resize(WindowSize(*cells))
-        await self._attachment.note(AuditCode.SESSION_RESIZED, f"{message.columns} columns, {message.rows} rows")
+        size = _window(message)
+        await self._channel.resize(size)
+        self._sizes.add(self._outbox.sent_bytes, size)
+        text = f"{message.columns} columns, {message.rows} rows"
+        await self._attachment.note(AuditCode.SESSION_RESIZED, text, sizes=self._sizes.encode())
 
     async def _signal(self, text: str) -> None:
         try:
@@ -326,3 +339,15 @@ class _Attached:
         await self._attachment.note(AuditCode.SESSION_CLOSED, "asked to end it")
         if not await self._channel.close():
             await self._calls._cancel(record, self._peer)
+
+
+def _window(message: pb.Terminal) -> WindowSize:
+    """Return the size in a message.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    cells = (message.rows, message.columns, message.x_pixels, message.y_pixels)
+    if max(cells) > MAX_CELLS:
+        raise InvalidRequest(f"a size has at most {MAX_CELLS} rows, columns and pixels")
+    return WindowSize(*cells)

@@ -128,6 +128,8 @@ class Record:
     caller_ms: str
     #: SPIFFE ID of the attached caller of an interactive execution; empty for none.
     attached_by: str
+    #: Sizes of its terminal until now; parsed by `sessions.sizes`.
+    sizes: str
     #: When the ledger recorded the final state, ms; parsed by `result`.
     settled: str
     #: The receipt's facts as text, by the names in `REPORTED`; parsed by `result`.
@@ -170,6 +172,7 @@ class Record:
                 approvers=text("approvers"),
                 caller_ms=text("caller_ms"),
                 attached_by=text("attached_by"),
+                sizes=text("sizes"),
                 settled=text("settled_ms"),
                 reported={name: text(name) for name in REPORTED if name.encode() in fields},
             )

@@ -81,18 +81,21 @@ class Attachment:
         #: Events by their code, those left out included.
         self._events: Counter[AuditCode] = Counter()
 
-    async def begin(self, *, opened: bool) -> None:
+    async def begin(self, *, opened: bool, sizes: str = "") -> None:
         """Record that the caller attaches, and begin the first epoch.
 
         Args:
             opened: True if the caller has just requested the execution.
+            sizes: the history of the terminal's sizes; empty to leave it as it is.
 
         Raises:
             NotFound: the execution is gone.
             ExecutionEnded: the execution has ended.
             redis errors: it could not be recorded.
         """
-        fields = {"session": SessionState.ACTIVE, "attached_by": str(self._peer)}
+        fields: dict[str, str] = {"session": SessionState.ACTIVE, "attached_by": str(self._peer)}
+        if sizes:
+            fields["sizes"] = sizes
         code = AuditCode.SESSION_OPENED if opened else AuditCode.SESSION_ATTACHED
         self.epoch = await self._begin(take=True, fields=fields, event=self._event(code))
 
@@ -108,11 +111,22 @@ class Attachment:
         self.epoch = await self._begin(take=False, fields={}, event={})
         return self.epoch
 
-    async def note(self, code: AuditCode, reason: str) -> None:
-        """Record an event of this attachment, unless it has too many of the code. Raises redis errors."""
+    async def note(self, code: AuditCode, reason: str, *, sizes: str = "") -> None:
+        """Record an event of this attachment, unless it has too many of the code.
+
+        Args:
+            code: of the event.
+            reason: what the caller did.
+            sizes: the new history of the terminal's sizes, which is always recorded; empty if it has not changed.
+
+        Raises:
+            redis errors: it could not be recorded.
+        """
         self._events[code] += 1
-        if self._events[code] <= MAX_EVENTS:
-            await self._change(fields={}, event=self._event(code, reason))
+        event = self._event(code, reason) if self._events[code] <= MAX_EVENTS else {}
+        fields = {"sizes": sizes} if sizes else {}
+        if event or fields:
+            await self._change(fields=fields, event=event)
 
     async def end(self, reason: str) -> None:
         """Record the end of the attachment; the session is detached, unless another caller has attached.

@@ -70,3 +70,6 @@ class Outbox:
         if message.kind in (OutputKind.STDOUT, OutputKind.STDERR):
             self.sent_bytes = message.offset + len(message.data)
             self.sent_more.set()
+        elif message.kind is OutputKind.SCREEN:
+            self.sent_bytes = message.offset
+            self.sent_more.set()

@@ -95,7 +95,7 @@ class _Running:
 
     async def _show(self, message: ExecOutput) -> None:
         match message.kind:
-            case OutputKind.STDOUT:
+            case OutputKind.STDOUT | OutputKind.SCREEN:
                 await write_all(1, message.data)
             case OutputKind.STDERR:
                 await write_all(2, message.data)

@@ -20,7 +20,7 @@ from tachikoma.client.retry import Attempts, leave
 from tachikoma.client.streams import OutputStream
 from tachikoma.errors import InvalidRequest
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
-from tachikoma.vocabulary.requests import ExecRequest
+from tachikoma.vocabulary.requests import ExecRequest, WindowSize
 from tachikoma.vocabulary.results import Approval, CancelResponse, ExecOutput, ExecResponse, ExecStatus, OutputKind
 from tachikoma.vocabulary.states import ExecState
 from tachikoma.vocabulary.types import as_duration
@@ -180,9 +180,13 @@ class AsyncClient(BatchMethods, OversightCalls):
         """Run a command that gets input while it runs: a request with `interactive`; see `AsyncSession`."""
         return self._session(pb.ExecInput(request=wire.request_to_pb(request)))
 
-    def attach_session(self, exec_id: str, *, after_seq: int = 0) -> AsyncSession:
-        """Attach to an interactive execution of this caller, as `attach`; an attached caller loses its place."""
-        message = pb.SessionAttach(id=exec_id, after_seq=after_seq)
+    def attach_session(self, exec_id: str, *, after_seq: int = 0, screen: WindowSize | None = None) -> AsyncSession:
+        """Attach to an interactive execution of this caller, as `attach`; an attached caller loses its place.
+
+        With a terminal and `screen`, the size of the caller's window, the output so far comes as bytes that draw it.
+        """
+        drawn = None if screen is None else pb.Terminal(rows=screen.rows, columns=screen.columns)
+        message = pb.SessionAttach(id=exec_id, after_seq=after_seq, screen=drawn)
         return self._session(pb.ExecInput(attach=message), after_seq=after_seq)
 
     def _session(self, first: pb.ExecInput, *, after_seq: int = 0) -> AsyncSession:

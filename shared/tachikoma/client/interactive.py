@@ -64,6 +64,8 @@ class AsyncSession:
         self.accepted = InputAccepted()
         self._cancel = cancel
         self._first = first
+        #: The window that output so far is drawn for; None for the output itself.
+        self._screen = first.attach.screen if first.attach.HasField("screen") else None
         self._stream = OutputStream(
             connection, attempts, self._open, after_seq=after_seq, changes=True, reopen=self._reopen
         )
@@ -176,7 +178,9 @@ class AsyncSession:
                     if message.kind is OutputKind.RESULT:
                         self._released = True
                     yield message
-                    if message.data:
+                    if message.kind is OutputKind.SCREEN:
+                        self._note_written(message.offset)
+                    elif message.data:
                         self._note_written(message.offset + len(message.data))
         finally:
             self._over = True
@@ -205,7 +209,10 @@ class AsyncSession:
 
     def _reopen(self, stub: RemoteExecutionAsyncStub, after_seq: int) -> Call:
         """Make the call that continues after a chunk."""
-        return self._call(stub, pb.ExecInput(attach=pb.SessionAttach(id=self.id, after_seq=after_seq)))
+        attach = pb.SessionAttach(id=self.id, after_seq=after_seq)
+        if self._screen is not None and not after_seq:
+            attach.screen.CopyFrom(self._screen)
+        return self._call(stub, pb.ExecInput(attach=attach))
 
     def _call(self, stub: RemoteExecutionAsyncStub, first: pb.ExecInput) -> Call:
         call = stub.ExecuteInteractive()

@@ -222,6 +222,7 @@ _EVENTS: dict[OutputKind, WireField] = {
         renamed="missing_bytes",
     ),
     OutputKind.RESULT: WireField("result", nested(_RESPONSE)),
+    OutputKind.SCREEN: WireField("screen", renamed="data"),
     OutputKind.ACCEPTED: WireField("accepted", nested(_ACCEPTED)),
 }
 

@@ -221,6 +221,8 @@ class OutputKind(StrEnum):
     RESULT = "result"
     #: Progress of an interactive execution in taking input.
     ACCEPTED = "accepted"
+    #: A drawing of the terminal's screen, in place of the output so far.
+    SCREEN = "screen"
 
 
 class InputAccepted(Model):
@@ -258,7 +260,7 @@ class ExecOutput(Model):
 
     #: With `ACCEPTED`: the progress of input.
     accepted: InputAccepted | None = None
-    #: With a chunk: number of output bytes, of both streams, before it.
+    #: With a chunk: number of output bytes, of both streams, before it. With `SCREEN`: before the next chunk.
     offset: int = 0
 
     @property

@@ -348,7 +348,7 @@ def test_every_required_library_is_imported() -> None:
                 imported.add(node.module)
     modules_of = {
         **{"celery-redbeat": "redbeat", "googleapis-common-protos": "google.rpc", "grpcio": "grpc"},
-        **{"grpcio-health-checking": "grpc_health", "grpcio-reflection": "grpc_reflection"},
+        **{"grpcio-health-checking": "grpc_health", "grpcio-reflection": "grpc_reflection", "pyavt": "avt"},
         **{
             "prometheus-client": "prometheus_client",
             "protobuf": "google.protobuf",

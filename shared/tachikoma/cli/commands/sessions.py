@@ -15,6 +15,7 @@ from tachikoma.cli.lookup import with_full_id, with_full_id_async
 from tachikoma.cli.output import Output, OutputOption, WideOption, show_list
 from tachikoma.cli.show import age, short_id, state_cell
 from tachikoma.cli.tables import Column, table
+from tachikoma.cli.terminal import window_size
 from tachikoma.client.aio import AsyncClient
 from tachikoma.client.sync import Client
 from tachikoma.errors import FailedPrecondition
@@ -73,7 +74,7 @@ def _show(found: Sequence[ExecStatus], wide: bool) -> None:
 def attach(exec_id: Annotated[str, typer.Argument(help="The execution.")]) -> None:
     """Attach to your interactive execution, and exit as its command does. A caller that is attached loses its place.
 
-    Its output so far is shown first, as long as it is retained.
+    The screen is drawn again, with up to 1000 lines above it. Without a terminal, its output so far is shown first.
     """
     raise typer.Exit(asyncio.run(_attach(exec_id)))
 
@@ -87,7 +88,8 @@ async def _attach(exec_id: str) -> int:
             )
         if status.tty and not os.isatty(0):
             raise FailedPrecondition(f"{status.id} has a terminal, but standard input is none; attach from a terminal")
-        return await attend(client, client.attach_session(status.id), tty=status.tty)
+        screen = window_size(0) if status.tty else None
+        return await attend(client, client.attach_session(status.id, screen=screen), tty=status.tty)
 
 
 @sessions.command()

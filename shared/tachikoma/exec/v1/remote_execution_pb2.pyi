@@ -920,6 +920,7 @@ class ExecOutput(_message.Message):
     GAP_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     ACCEPTED_FIELD_NUMBER: _builtins.int
+    SCREEN_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The execution."""
@@ -929,8 +930,12 @@ class ExecOutput(_message.Message):
     """A chunk of standard output."""
     stderr: _builtins.bytes
     """A chunk of standard error."""
+    screen: _builtins.bytes
+    """Bytes that draw the screen as of `seq` and `offset`, in place of the output so far. Of several in a row, the last
+    one has `seq` and `offset`.
+    """
     offset: _builtins.int
-    """With a chunk or gap: number of output bytes, of both streams, before it."""
+    """With a chunk or gap: number of output bytes, of both streams, before it. With a screen: before the next chunk."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """Time at which the agent read the chunk."""
@@ -963,13 +968,14 @@ class ExecOutput(_message.Message):
         gap: Global___OutputGap | None = ...,
         result: Global___ExecResponse | None = ...,
         accepted: Global___InputAccepted | None = ...,
+        screen: _builtins.bytes = ...,
         offset: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "event", b"event", "gap", b"gap", "result", b"result", "status", b"status", "stderr", b"stderr", "stdout", b"stdout", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "event", b"event", "gap", b"gap", "result", b"result", "screen", b"screen", "status", b"status", "stderr", b"stderr", "stdout", b"stdout", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "event", b"event", "gap", b"gap", "id", b"id", "offset", b"offset", "result", b"result", "seq", b"seq", "status", b"status", "stderr", b"stderr", "stdout", b"stdout", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "event", b"event", "gap", b"gap", "id", b"id", "offset", b"offset", "result", b"result", "screen", b"screen", "seq", b"seq", "status", b"status", "stderr", b"stderr", "stdout", b"stdout", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["stdout", "stderr", "status", "gap", "result", "accepted"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["stdout", "stderr", "status", "gap", "result", "accepted", "screen"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -1055,19 +1061,27 @@ class SessionAttach(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     AFTER_SEQ_FIELD_NUMBER: _builtins.int
+    SCREEN_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The execution."""
     after_seq: _builtins.int
     """Number of the output chunk after which to start; 0 for all."""
+    @_builtins.property
+    def screen(self) -> Global___Terminal:
+        """If set and `after_seq` is 0, the output so far of an execution with a terminal is drawn as a `screen`, for a window
+        of this size; `type` is ignored.
+        """
+
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         after_seq: _builtins.int = ...,
+        screen: Global___Terminal | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["screen", b"screen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_seq", b"after_seq", "id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_seq", b"after_seq", "id", b"id", "screen", b"screen"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -400,7 +400,8 @@ MESSAGES_WITHOUT_FORMAT = {
 }
 #: Fields of messages with a format that are in no table.
 FIELDS_WITHOUT_ATTRIBUTE = {
-    ("ExecOutput", name): "is in the oneof" for name in ("stdout", "stderr", "status", "gap", "result", "accepted")
+    ("ExecOutput", name): "is in the oneof"
+    for name in ("stdout", "stderr", "status", "gap", "result", "accepted", "screen")
 }
 
 
