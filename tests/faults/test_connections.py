@@ -62,6 +62,19 @@ def test_large_messages_do_not_make_the_orchestrator_large(own_stack: Stack, cal
         assert client.execute(largest).stdout == f"{4 * MIB}\n".encode()
 
 
+def _is_open(connection: ssl.SSLSocket) -> bool:
+    """Read what has arrived, and return False if that was the end."""
+    connection.settimeout(0)
+    try:
+        while connection.recv(65536):
+            pass
+    except ssl.SSLWantReadError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
 def test_connections_beyond_the_bound_are_closed_and_those_without_a_call_end(
     tmp_path: Path, redis_server: Path | None
 ) -> None:
@@ -80,11 +93,12 @@ def test_connections_beyond_the_bound_are_closed_and_those_without_a_call_end(
                 with suppress(OSError):
                     plain = socket.create_connection((host, int(port)), timeout=PATIENCE_SECONDS)
                     opened.append(connections.enter_context(context.wrap_socket(plain, server_hostname="x")))
-            assert len(opened) <= 6
+            # On a slow machine the first ones have been idle for too long when the last ones come.
+            assert sum(_is_open(connection) for connection in opened) <= 6
             for connection in opened:
                 # Closed by the server: it never had a call.
                 connection.settimeout(PATIENCE_SECONDS)
-                with suppress(OSError):
+                with suppress(ConnectionError, ssl.SSLError):
                     while connection.recv(65536):
                         pass
         with Client(stack.profile()) as client:

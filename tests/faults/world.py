@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Set
@@ -30,6 +29,7 @@ from tachikoma import AgentOffline, ExecRequest, ExecState, Unavailable
 from tachikoma.client.profile import Profile
 from tachikoma.client.sync import Client
 from tachikoma.dev.part import Part
+from tachikoma.dev.redis_server import free_port
 from tachikoma.dev.stack import Stack
 from tachikoma.redis import keys
 
@@ -39,12 +39,6 @@ __all__ = ["Job", "Observer", "World", "end_of", "submit"]
 BOUND_SECONDS = float(PATIENCE_SECONDS)
 #: Environment variable by which a spawner is told from those of other stacks; it outlives the worker that started it.
 _MARK = "TACHIKOMA_TEST_PART"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class World(Stack):
@@ -58,11 +52,10 @@ class World(Stack):
             "TACHIKOMA_RATE_LIMIT": json.dumps({"queueTimeout": queue_timeout}),
             **values.pop("environment", {}),
         }
-        # Fixed, since clients must find it again after a restart.
-        super().__init__(data, listen=f"127.0.0.1:{_free_port()}", environment=environment, **values)
+        super().__init__(data, environment=environment, **values)
         self.relays = Relays()
         self.others = [f"orchestrator-{number}" for number in range(2, orchestrators + 1)]
-        self._ports = {name: _free_port() for name in self.others}
+        self._ports = {name: free_port() for name in self.others}
         self.orchestrators: dict[str, Part] = {}
         #: Further environment variables of single parts.
         self.more_environment: dict[str, dict[str, str]] = {}
@@ -339,8 +332,7 @@ class Observer:
                 found += self._check_hurt(job)
             else:
                 found += self._check_one(job, states[job.id], forgot)
-        self._wait_until_nothing_is_left()
-        found += self._left_in_redis(hurt)
+        self._wait_until_nothing_is_left(hurt)
         assert not found, "\n".join(found)
         if not (forgot or trail_lost):
             compare_books(self._world, hurt)
@@ -400,15 +392,16 @@ class Observer:
                 found.append(f"{job.id} has the chunks {numbers}, and its receipt says {record[b'chunks']!r}")
         return found
 
-    def _wait_until_nothing_is_left(self) -> None:
+    def _wait_until_nothing_is_left(self, hurt: Set[str]) -> None:
         left: list[str] = []
 
         def nothing() -> bool:
-            left[:] = self._left_on_agents()
+            # An execution that ended during a pass of the reaper is in its index until the next one.
+            left[:] = self._left_on_agents() or self._left_in_redis(hurt)
             return not left
 
         try:
-            wait_until(nothing, "nothing is left on the agents")
+            wait_until(nothing, "nothing is left on the agents and in Redis")
         except BaseException:
             print("left:", *left, sep="\n")
             raise

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +18,21 @@ from tachikoma.redis.users import ADMIN, SERVICES, agent_user
 __all__ = ["RedisServer", "free_port"]
 
 
+#: The lowest port that the kernel gives to connections (ip(7)).
+_PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+
 def free_port() -> int:
-    """Return a TCP port of the loopback address that is free now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
+    """Return a TCP port of the loopback address that is free now, and that no connection takes by chance later."""
+    lowest = int(_PORT_RANGE.read_text().split()[0])
+    while True:
+        # Not by a seed: stacks that start at once in processes with the same one would take the same port.
+        port = lowest // 2 + secrets.randbelow(lowest - lowest // 2)
+        with socket.socket() as probe, suppress(OSError):
+            # As servers do: a port of connections that have ended is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _embedded() -> Path:

@@ -50,7 +50,7 @@ class Stack:
         data: Path,
         *,
         agents: int = 1,
-        listen: str = "127.0.0.1:0",
+        listen: str | None = None,
         redis_server: Path | None = None,
         redis_tls: bool = False,
         submitter: bool = False,
@@ -63,7 +63,7 @@ class Stack:
         Args:
             data: folder for all state.
             agents: number of agents; they are called agent-1, agent-2, …
-            listen: address of the orchestrator.
+            listen: address of the orchestrator; None for a free port of this machine.
             redis_server: a redis-server or valkey-server to run; None for the embedded Valkey.
             redis_tls: whether the parts connect to it over TLS, each with its identity as certificate. The embedded
                 Valkey does not support that.
@@ -74,7 +74,7 @@ class Stack:
             environment: further settings of the parts, as environment variables.
         """
         self._folder = StackFolder(data.absolute())
-        self.listen = listen
+        self.listen = listen or f"127.0.0.1:{free_port()}"
         self.agent_ids = [f"agent-{number}" for number in range(1, agents + 1)]
         self._redis_program = redis_server
         self._redis_tls = redis_tls

@@ -7,15 +7,10 @@ import urllib.request
 
 import pytest
 
+from tachikoma.dev.redis_server import free_port
 from tachikoma.errors import ConfigurationError
 from tachikoma.vocabulary.addresses import HostPort
 from tachikoma_orchestrator import metrics
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_metrics_are_served_over_http() -> None:

@@ -47,6 +47,14 @@ def test_passwords_stay_over_a_restart(server: RedisServer) -> None:
     assert server.admin == first
 
 
+def test_a_free_port_is_none_that_connections_get() -> None:
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in {free_port() for _ in range(20)}:
+        assert 1024 <= port < lowest
+        with socket.create_server(("127.0.0.1", port)):
+            pass
+
+
 def test_over_tls_each_part_shows_a_certificate(tmp_path: Path) -> None:
     server = RedisServer(StackFolder(tmp_path), tmp_path / "s", Path("/x"), tls_port=free_port())
     server.write_files([])
