@@ -25,6 +25,7 @@ __all__ = [
     "DOCUMENTS",
     "AgentUnderBundle",
     "AuditReport",
+    "AuthorityFacts",
     "BatchReport",
     "CertificateFacts",
     "Document",
@@ -32,8 +33,16 @@ __all__ = [
     "ErrorFacts",
     "IdentityCheck",
     "IdentityFacts",
+    "IssuedIdentity",
     "OwnIdentity",
     "PolicyChanges",
+    "PolicyExplanation",
+    "PolicyProgram",
+    "PolicyReport",
+    "PolicyTestFailure",
+    "PolicyTestReport",
+    "PolicyVerdict",
+    "ScheduleReport",
     "SettingFacts",
     "VersionFacts",
 ]
@@ -138,6 +147,24 @@ class IdentityCheck(Model):
     agents: tuple[AgentUnderBundle, ...]
 
 
+class AuthorityFacts(Model):
+    """A certificate authority."""
+
+    folder: str
+    #: Whether it is a root; else another authority signed it.
+    root: bool
+    trust_domain: str
+    expires: Timestamp
+
+
+class IssuedIdentity(Model):
+    """An identity that was written into a folder."""
+
+    folder: str
+    spiffe_id: str
+    expires: Timestamp
+
+
 class AuditReport(Model):
     """The result of verifying an audit log."""
 
@@ -159,6 +186,81 @@ class PolicyChanges(Model):
 
     requests: int
     changes: tuple[Change, ...]
+
+
+class PolicyProgram(Model):
+    """A program that a policy grants."""
+
+    #: Name of the policy.
+    policy: str
+    #: Its absolute path, or the pattern that grants it.
+    path: str
+    #: Whether it is known to be safe or to run other programs, in words.
+    kind: str
+
+
+class PolicyReport(Model):
+    """A policy file, or a folder of them, that has no mistake."""
+
+    file: str
+    #: Number of policies.
+    policies: int
+    warnings: tuple[str, ...]
+    programs: tuple[PolicyProgram, ...]
+
+
+class PolicyVerdict(Model):
+    """The decision of one policy, or of all, on a request."""
+
+    #: name@digest of the policy; empty if none decided.
+    policy: str
+    allowed: bool
+    #: SPIFFE ID patterns of the approvers; empty if no approval is needed.
+    approvers: tuple[str, ...]
+    #: The field of the policy that decided.
+    rule: str
+    #: Why it is denied; empty if it is allowed.
+    reason: str
+
+
+class PolicyExplanation(Model):
+    """The decision on a request."""
+
+    decision: PolicyVerdict
+    #: The verdict of each policy that applies to requester and agent.
+    verdicts: tuple[PolicyVerdict, ...]
+    #: The programs that may be executed, in search order.
+    executables: tuple[PolicyProgram, ...]
+    #: The limits of the command, as in a policy file.
+    limits: dict[str, Any]
+
+
+class PolicyTestFailure(Model):
+    """An expectation that a policy does not meet."""
+
+    #: SPIFFE ID of the requester.
+    subject: str
+    agent: str
+    command: tuple[str, ...]
+    #: The difference, in words.
+    mistake: str
+
+
+class PolicyTestReport(Model):
+    """The expectations of a policy."""
+
+    #: Number of expectations.
+    expectations: int
+    failures: tuple[PolicyTestFailure, ...]
+
+
+class ScheduleReport(Model):
+    """A file of schedules, or a folder of them, that has no mistake."""
+
+    file: str
+    #: Number of schedules.
+    schedules: int
+    warnings: tuple[str, ...]
 
 
 class BatchReport(Model):
@@ -216,7 +318,12 @@ DOCUMENTS = (
     Document("exec --detach", ExecStatus),
     Document("identity show", IdentityFacts),
     Document("identity check", IdentityCheck),
+    Document("identity ca init", AuthorityFacts),
+    Document("identity ca issue", IssuedIdentity),
     Document("logs", ExecOutput, lines=True),
+    Document("policy check", PolicyReport),
+    Document("policy explain", PolicyExplanation),
+    Document("policy test", PolicyTestReport),
     Document("policy status", PolicyStatus),
     Document("policy diff", PolicyChanges),
     Document.list_of("ps", ExecStatus),
@@ -224,6 +331,7 @@ DOCUMENTS = (
     Document("run -o jsonl", BatchUpdate, lines=True),
     Document("run --detach", BatchStatus),
     Document("run --preview", BatchPreview),
+    Document("schedule check", ScheduleReport),
     Document.list_of("schedule ls", ScheduleStatus),
     Document.list_of("schedule next", Timestamp),
     Document("schedule pause", ScheduleStatus),
@@ -231,6 +339,7 @@ DOCUMENTS = (
     Document("schedule run", ScheduledRun),
     Document.list_of("schedule history", ScheduledRun),
     Document.list_of("sessions ls", ExecStatus),
+    Document("sessions close", CancelResponse),
     Document("status", ExecStatus),
     Document("version", VersionFacts),
     Document("any command that fails", ErrorDocument),

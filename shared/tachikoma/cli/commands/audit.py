@@ -282,13 +282,16 @@ def export(
         Format, typer.Option("--format", help="jsonl: as in the audit log; ocsf: OCSF 1.3.0, for a SIEM.")
     ] = Format.JSONL,
     after: Annotated[int, typer.Option(min=0, help="Begin after the event with this number.")] = 0,
+    output: OutputOption = Output.TEXT,
 ) -> None:
-    """Write the trail to standard output, one JSON object a line, oldest first."""
+    """Write the trail to standard output, one JSON object a line with every --output but name, oldest first."""
     last = 0
     for event in trail_of(file):
         # An event without a number belongs to the event before it.
         wanted = event.seq > after or (not event.seq and last >= after)
         last = event.seq or last
-        if wanted:
+        if wanted and output is Output.NAME:
+            sys.stdout.write(f"{event.id}\n")
+        elif wanted:
             content = to_ocsf(event) if form is Format.OCSF else event.to_dict()
             sys.stdout.write(json.dumps(content, ensure_ascii=False) + "\n")

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from tachikoma.cli.documents import AuthorityFacts, IssuedIdentity
+from tachikoma.cli.output import Output, OutputOption, show_value
 from tachikoma.cli.show import clock
 from tachikoma.errors import ConfigurationError, InvalidRequest
 from tachikoma.identity.authority import CERTIFICATE_FILE, CertificateAuthority, new_key, private_pem
@@ -44,6 +46,7 @@ def init(
     ] = None,
     lifetime: Annotated[str, typer.Option(help="Lifetime of its certificate.")] = "8760h",
     name: Annotated[str, typer.Option(help="Its name in certificates.")] = "",
+    output: OutputOption = Output.TEXT,
 ) -> None:
     """Create a certificate authority.
 
@@ -57,8 +60,13 @@ def init(
         made = CertificateAuthority.create(
             folder, trust_domain, name=name, lifetime=parse_duration(lifetime), under=above
         )
-    kind = "root" if above is None else "intermediate"
-    typer.echo(f"{folder}: {kind} of {trust_domain}, until {clock(made.not_after)}")
+    facts = AuthorityFacts(folder=str(folder), root=above is None, trust_domain=trust_domain, expires=made.not_after)
+    show_value(facts, output, name=lambda facts: facts.folder, text=_show_authority)
+
+
+def _show_authority(facts: AuthorityFacts) -> None:
+    kind = "root" if facts.root else "intermediate"
+    typer.echo(f"{facts.folder}: {kind} of {facts.trust_domain}, until {clock(facts.expires)}")
 
 
 @ca.command()
@@ -69,6 +77,7 @@ def issue(
     identity: Annotated[Path, typer.Option(help="Folder for key, certificate and bundle.")],
     dns: Annotated[list[str] | None, typer.Option(help="DNS name; the orchestrator's needs one.")] = None,
     lifetime: Annotated[str, typer.Option(help="Lifetime; the identity is not renewed.")] = "24h",
+    output: OutputOption = Output.TEXT,
 ) -> None:
     """Write an identity with a new key into a folder, for a service or a person where there is no SPIRE."""
     authority = CertificateAuthority.load(folder)
@@ -82,4 +91,9 @@ def issue(
         # An identity that its own bundle does not trust is useless, so it is not written.
         Svid.load(chain, private_pem(key), roots).verify()
         write_identity(identity, key_pem=private_pem(key), certificate_pem=chain, bundle_pem=roots)
-    typer.echo(f"{identity}: {wanted} until {clock(leaf.not_valid_after_utc)}")
+    facts = IssuedIdentity(folder=str(identity), spiffe_id=str(wanted), expires=leaf.not_valid_after_utc)
+    show_value(facts, output, name=lambda facts: facts.spiffe_id, text=_show_issued)
+
+
+def _show_issued(facts: IssuedIdentity) -> None:
+    typer.echo(f"{facts.folder}: {facts.spiffe_id} until {clock(facts.expires)}")

@@ -16,11 +16,11 @@ from tachikoma.cli.show import age, facts, moment, short_id, state_cell, warn
 from tachikoma.cli.tables import Column, printable, table
 from tachikoma.client.sync import Client
 from tachikoma.errors import InvalidRequest, TachikomaError
-from tachikoma.vocabulary.results import CancelOutcome, ExecStatus
+from tachikoma.vocabulary.results import CancelOutcome, CancelResponse, ExecStatus
 from tachikoma.vocabulary.states import ExecState
 from tachikoma.vocabulary.types import format_duration, parse_duration
 
-__all__ = ["add_to"]
+__all__ = ["add_to", "outcome_of"]
 
 #: Most calls for one list. Each searches a bounded part of the ledger.
 MAX_PAGES = 20
@@ -162,6 +162,11 @@ _OUTCOMES = {
 }
 
 
+def outcome_of(answer: CancelResponse) -> str:
+    """Return what a request to cancel changed, in words."""
+    return f"{_OUTCOMES[answer.outcome]} ({answer.status.state})"
+
+
 def cancel(
     exec_ids: Annotated[list[str], typer.Argument(help="The executions.")], output: OutputOption = Output.TEXT
 ) -> None:
@@ -178,7 +183,7 @@ def cancel(
                 continue
             answers.append(answer)
             if output is Output.TEXT:
-                typer.echo(f"{answer.status.id}: {_OUTCOMES[answer.outcome]} ({answer.status.state})")
+                typer.echo(f"{answer.status.id}: {outcome_of(answer)}")
     if output is not Output.TEXT:
         show_list(answers, output, name=lambda answer: answer.status.id, text=lambda _: None)
     if failed:

@@ -10,7 +10,15 @@ from typing import Annotated
 import typer
 
 from tachikoma.cli.commands.audit import FileOption, trail_of
-from tachikoma.cli.documents import PolicyChanges
+from tachikoma.cli.documents import (
+    PolicyChanges,
+    PolicyExplanation,
+    PolicyProgram,
+    PolicyReport,
+    PolicyTestFailure,
+    PolicyTestReport,
+    PolicyVerdict,
+)
 from tachikoma.cli.options import duration, pairs, remote_command
 from tachikoma.cli.output import Output, OutputOption, show_value
 from tachikoma.cli.show import clock, warn
@@ -18,12 +26,12 @@ from tachikoma.cli.tables import printable
 from tachikoma.client.sync import Client
 from tachikoma.errors import ConfigurationError, InvalidRequest
 from tachikoma.policy.decide import SEARCH_PATH, PolicySet
-from tachikoma.policy.decision import Decision
+from tachikoma.policy.decision import Decision, Explanation
 from tachikoma.policy.file import PolicyFile
 from tachikoma.policy.hazards.installed import installed_kind
 from tachikoma.policy.hazards.programs import worst
+from tachikoma.policy.tools.expectations import Outcome, load_expectations
 from tachikoma.policy.tools.expectations import check as check_expectations
-from tachikoma.policy.tools.expectations import load_expectations
 from tachikoma.policy.tools.replay import Replay
 from tachikoma.vocabulary.pairs import parse_pair
 from tachikoma.vocabulary.policies import PolicyStatus
@@ -40,21 +48,30 @@ FileArgument = Annotated[Path, typer.Argument(help="The policy file, or a folder
 def check(
     file: FileArgument,
     strict: Annotated[bool, typer.Option("--strict", help="Fail also on warnings.")] = False,
+    output: OutputOption = Output.TEXT,
 ) -> None:
     """Check a policy file: print each mistake with line and column, and warn of what is probably not meant."""
     found = PolicySet.load(file)
-    warnings = found.warnings()
-    for warning in warnings:
-        warn(f"warning: {warning}")
-    number = len(found.policies)
-    policies = "policy" if number == 1 else "policies"
-    typer.echo(f"{file}: {number} {policies}, {'all right' if not warnings else 'valid'}")
+    programs = []
     for policy_name, path, kind in found.programs():
         # On this host a link may lead to a program of another kind. The agent looks at its own links.
         installed = worst(kind, installed_kind(path)) if Path(path).exists() else kind
-        typer.echo(f"  {policy_name}: {path}: {installed.value}")
-    if strict and warnings:
+        programs.append(PolicyProgram(policy=policy_name, path=path, kind=installed.value))
+    report = PolicyReport(
+        file=str(file), policies=len(found.policies), warnings=tuple(found.warnings()), programs=tuple(programs)
+    )
+    show_value(report, output, text=_show_report)
+    if strict and report.warnings:
         raise typer.Exit(1)
+
+
+def _show_report(report: PolicyReport) -> None:
+    for warning in report.warnings:
+        warn(f"warning: {warning}")
+    policies = "policy" if report.policies == 1 else "policies"
+    typer.echo(f"{report.file}: {report.policies} {policies}, {'valid' if report.warnings else 'all right'}")
+    for program in report.programs:
+        typer.echo(f"  {program.policy}: {program.path}: {program.kind}")
 
 
 @policy.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -70,6 +87,7 @@ def explain(
     timeout: Annotated[str | None, typer.Option(help="30s, 5m, 1h30m.")] = None,
     tty: Annotated[bool, typer.Option("--tty", "-t", help="With a terminal.")] = False,
     address: Annotated[str, typer.Option("--from", help="Address of the requester; unknown by default.")] = "",
+    output: OutputOption = Output.TEXT,
 ) -> None:
     """Show the decision on a request, and the reason of each policy that applies to it. Exits 1 if it is denied."""
     request = make_request(
@@ -80,14 +98,32 @@ def explain(
         }
     )  # fmt: skip
     found = PolicySet.load(file).explain(request, subject, SEARCH_PATH, pairs(label, "--label"), address)
-    for verdict in found.verdicts:
-        typer.echo(f"{verdict.policy:40} {_verdict(verdict)}")
-    _show_decision(found.decision)
-    if found.decision.grant is None:
+    show_value(_explanation(found), output, text=_show_explanation)
+    if not found.decision.allowed:
         raise typer.Exit(1)
 
 
-def _verdict(verdict: Decision) -> str:
+def _explanation(found: Explanation) -> PolicyExplanation:
+    grant = found.decision.grant
+    executables = [
+        PolicyProgram(policy=found.decision.policy, path=item.path, kind=installed_kind(item.path).value)
+        for item in (grant.executables if grant else ())
+    ]
+    return PolicyExplanation(
+        decision=_verdict(found.decision), verdicts=tuple(map(_verdict, found.verdicts)),
+        executables=tuple(executables),
+        limits=grant.limits.model_dump(mode="json", by_alias=True, exclude_none=True) if grant else {},
+    )  # fmt: skip
+
+
+def _verdict(verdict: Decision) -> PolicyVerdict:
+    return PolicyVerdict(
+        policy=verdict.policy, allowed=verdict.allowed, approvers=verdict.approvers, rule=verdict.rule,
+        reason=verdict.reason,
+    )  # fmt: skip
+
+
+def _words(verdict: PolicyVerdict) -> str:
     if verdict.allowed:
         return "grants it with an approval" if verdict.approvers else "grants it"
     if verdict.rule.startswith("deniedCommands"):
@@ -95,19 +131,21 @@ def _verdict(verdict: Decision) -> str:
     return f"does not grant it: {verdict.rule} ({verdict.reason})"
 
 
-def _show_decision(decision: Decision) -> None:
+def _show_explanation(found: PolicyExplanation) -> None:
+    for verdict in found.verdicts:
+        typer.echo(f"{verdict.policy:40} {_words(verdict)}")
+    decision = found.decision
     outcome = "denied" if not decision.allowed else "allowed with an approval" if decision.approvers else "allowed"
     typer.echo(f"{outcome}: {decision.policy or decision.rule}")
-    if decision.grant is None:
+    if not decision.allowed:
         typer.echo(f"  {decision.reason}")
         return
-    for executable in decision.grant.executables:
-        typer.echo(f"  may execute  {executable.path}  ({installed_kind(executable.path).value})")
+    for executable in found.executables:
+        typer.echo(f"  may execute  {executable.path}  ({executable.kind})")
     for approver in decision.approvers:
         typer.echo(f"  approved by  {approver}")
-    limits = decision.grant.limits.model_dump(by_alias=True, exclude_none=True)
-    if limits:
-        typer.echo(f"  limits       {', '.join(f'{name} {value}' for name, value in limits.items())}")
+    if found.limits:
+        typer.echo(f"  limits       {', '.join(f'{name} {value}' for name, value in found.limits.items())}")
 
 
 @policy.command("test")
@@ -116,6 +154,7 @@ def run_tests(
     expectations: Annotated[
         Path | None, typer.Argument(help="The expectations; by default the file next to it that ends in .test.yaml.")
     ] = None,
+    output: OutputOption = Output.TEXT,
 ) -> None:
     """Check that a policy decides as its expectations say. Exits 1 if one is not met."""
     default = file / "policy.test.yaml" if file.is_dir() else file.with_suffix(".test.yaml")
@@ -123,13 +162,24 @@ def run_tests(
     if not path.exists():
         raise ConfigurationError(f"there are no expectations at {path}")
     outcomes = check_expectations(PolicySet.load(file), load_expectations(path))
-    failures = [outcome for outcome in outcomes if outcome.mistake]
-    for outcome in failures:
-        wanted = outcome.expectation
-        typer.echo(f"FAILED {wanted.subject} on {wanted.agent}: {shlex.join(wanted.command)} {outcome.mistake}")
-    typer.echo(f"{len(outcomes) - len(failures)} of {len(outcomes)} as expected")
+    failures = tuple(_failure(outcome) for outcome in outcomes if outcome.mistake)
+    show_value(PolicyTestReport(expectations=len(outcomes), failures=failures), output, text=_show_failures)
     if failures:
         raise typer.Exit(1)
+
+
+def _failure(outcome: Outcome) -> PolicyTestFailure:
+    wanted = outcome.expectation
+    return PolicyTestFailure(
+        subject=wanted.subject, agent=wanted.agent, command=wanted.command, mistake=outcome.mistake
+    )
+
+
+def _show_failures(report: PolicyTestReport) -> None:
+    for failure in report.failures:
+        typer.echo(f"FAILED {failure.subject} on {failure.agent}: {shlex.join(failure.command)} {failure.mistake}")
+    met = report.expectations - len(report.failures)
+    typer.echo(f"{met} of {report.expectations} as expected")
 
 
 @policy.command()

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from pydantic import TypeAdapter
 
+from tachikoma.cli.documents import ScheduleReport
 from tachikoma.cli.options import ReasonOption
 from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, show_value, watch
 from tachikoma.cli.show import age, clock, raw_json, short_id, state_cell, warn
@@ -211,16 +212,21 @@ def _history(runs: Iterable[ScheduledRun]) -> Iterable[tuple[str | Cell, ...]]:
 def check(
     file: Annotated[Path, typer.Argument(help="The file, or a folder of them.")],
     strict: Annotated[bool, typer.Option("--strict", help="Fail also on warnings.")] = False,
+    output: OutputOption = Output.TEXT,
 ) -> None:
     """Check a file of schedules: print each mistake with line and column, and warn of what is probably not meant."""
     found = ScheduleSet.load(file)
-    for warning in found.warnings:
-        warn(f"warning: {warning}")
-    number = len(found.schedules)
-    schedules = "schedule" if number == 1 else "schedules"
-    typer.echo(f"{file}: {number} {schedules}, {'all right' if not found.warnings else 'valid'}")
+    report = ScheduleReport(file=str(file), schedules=len(found.schedules), warnings=tuple(found.warnings))
+    show_value(report, output, text=_show_report)
     if strict and found.warnings:
         raise typer.Exit(1)
+
+
+def _show_report(report: ScheduleReport) -> None:
+    for warning in report.warnings:
+        warn(f"warning: {warning}")
+    schedules = "schedule" if report.schedules == 1 else "schedules"
+    typer.echo(f"{report.file}: {report.schedules} {schedules}, {'valid' if report.warnings else 'all right'}")
 
 
 @schedule.command()

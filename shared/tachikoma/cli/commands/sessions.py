@@ -11,15 +11,16 @@ from typing import Annotated
 import typer
 
 from tachikoma.cli.commands.execute import attend
+from tachikoma.cli.commands.executions import outcome_of
 from tachikoma.cli.lookup import with_full_id, with_full_id_async
-from tachikoma.cli.output import Output, OutputOption, WideOption, show_list
+from tachikoma.cli.output import Output, OutputOption, WideOption, show_list, show_value
 from tachikoma.cli.show import age, short_id, state_cell
 from tachikoma.cli.tables import Column, table
 from tachikoma.cli.terminal import window_size
 from tachikoma.client.aio import AsyncClient
 from tachikoma.client.sync import Client
 from tachikoma.errors import FailedPrecondition
-from tachikoma.vocabulary.results import ExecStatus
+from tachikoma.vocabulary.results import CancelResponse, ExecStatus
 
 __all__ = ["sessions"]
 
@@ -93,7 +94,12 @@ async def _attach(exec_id: str) -> int:
 
 
 @sessions.command()
-def close(exec_id: Annotated[str, typer.Argument(help="The execution.")]) -> None:
+def close(exec_id: Annotated[str, typer.Argument(help="The execution.")], output: OutputOption = Output.TEXT) -> None:
     """End an interactive execution, attached or not; the same as `tachikoma cancel`."""
     with Client() as client:
-        with_full_id(client, exec_id, client.cancel)
+        answer = with_full_id(client, exec_id, client.cancel)
+    show_value(answer, output, name=lambda answer: answer.status.id, text=_show_closed)
+
+
+def _show_closed(answer: CancelResponse) -> None:
+    typer.echo(f"{answer.status.id}: {outcome_of(answer)}")

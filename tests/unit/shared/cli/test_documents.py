@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,7 +92,11 @@ LINES: dict[str, tuple[str, ...] | None] = {
     # They need a batch: tests/unit/shared/cli/commands/test_run.py.
     "batches ls": None, "batches status": None, "batches cancel": None, "run": None, "run -o jsonl": None,
     "run --detach": None, "run --preview": None,
-    "audit verify": None, "audit export": None, "policy diff": None, "audit tail --follow": None,
+    "audit verify": None, "audit export": None, "sessions close": ("job-7",),
+    # They need files: test_the_documents_of_files.
+    "policy check": None, "policy explain": None, "policy test": None, "schedule check": None,
+    "identity ca init": None, "identity ca issue": None,
+    "policy diff": None, "audit tail --follow": None,
 }  # fmt: skip
 
 
@@ -139,6 +144,33 @@ def test_the_document_matches_its_schema(
     out = done.out or capfd.readouterr().out
     for text in out.splitlines() if document.lines else [out]:
         check(document, json.loads(text))
+
+
+def test_the_documents_of_files(run: Any, tmp_path: Path) -> None:
+    policy, schedules, authority, identity = (tmp_path / name for name in ("p.yaml", "s.yaml", "ca", "alice"))
+    alice = "spiffe://e/user/alice"
+    rules = "allowedCommands: [/bin/true], limits: {memory: 1GiB}"
+    policy.write_text(f"policies: [{{name: p, subjects: ['{alice}'], agents: ['*'], {rules}}}]\n")
+    wanted = f"{{as: '{alice}', agent: web-1, command: /bin/true, expect: deny}}"
+    policy.with_suffix(".test.yaml").write_text(f"tests: [{wanted}]\n")
+    schedules.write_text("schedules: [{name: n, cron: '0 3 * * *', agentId: web-1, request: {command: [ls]}}]\n")
+    root = str(authority / "ca.pem")
+    lines: dict[str, tuple[int, tuple[str, ...]]] = {
+        "policy check": (0, (str(policy),)),
+        "policy explain": (0, ("--policy", str(policy), "--as", alice, "web-1", "/bin/true")),
+        "policy test": (1, (str(policy),)),
+        "schedule check": (0, (str(schedules),)),
+        "identity ca init": (0, (str(authority), "--trust-domain", "e")),
+        "identity ca issue": (0, (str(authority), alice, "--bundle", root, "--identity", str(identity))),
+    }
+    for name, (code, arguments) in lines.items():
+        done = run(*name.split(), "-o", "json", *arguments)
+        assert done.code == code, (name, done.err, done.error)
+        (document,) = (document for document in DOCUMENTS if document.command == name)
+        check(document, json.loads(done.out))
+    explained = json.loads(run("policy", "explain", "-o", "json", *lines["policy explain"][1]).out)
+    assert (explained["decision"]["allowed"], explained["executables"][0]["path"]) == (True, "/bin/true")
+    assert explained["limits"]["memory"]
 
 
 def test_an_error_matches_its_schema(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from tachikoma import CancelOutcome, CancelResponse
 from tachikoma.errors import FailedPrecondition, NotFound
 
 
@@ -33,9 +34,9 @@ def test_only_an_interactive_execution_is_attached_to(run: Any, client: Any, sta
     assert "attach from a terminal" in str(done.error)
 
 
-def test_a_session_is_closed_by_cancelling_it(run: Any, client: Any) -> None:
-    client.answers["cancel"] = None
-    assert run("sessions", "close", "job-7").code == 0
+def test_a_session_is_closed_by_cancelling_it(run: Any, client: Any, status: Any) -> None:
+    client.answers["cancel"] = CancelResponse(outcome=CancelOutcome.REQUESTED, status=status())
+    assert run("sessions", "close", "job-7").out == "job-7: cancel requested; the agent ends it (STARTED)\n"
     assert client.calls == [("cancel", ("job-7",), {})]
 
 
@@ -47,7 +48,10 @@ def test_the_beginning_of_an_id_is_enough(run: Any, client: Any, status: Any) ->
             raise NotFound("there is no such execution")
         return known
 
-    client.answers |= {"status": one, "cancel": one, "list_page": ((known,), "")}
+    def cancel(exec_id: str) -> CancelResponse:
+        return CancelResponse(outcome=CancelOutcome.REQUESTED, status=one(exec_id))
+
+    client.answers |= {"status": one, "cancel": cancel, "list_page": ((known,), "")}
     assert "4f1c2a9d8e7b is not interactive" in str(run("sessions", "attach", "4f1c").error)
     assert run("sessions", "close", "4f1c").code == 0
     assert client.calls[-1] == ("cancel", ("4f1c2a9d8e7b",), {})
