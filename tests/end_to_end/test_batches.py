@@ -34,7 +34,7 @@ def cli(stack: Stack) -> Cli:
 
 
 def batch(*command: str, **values: object) -> BatchRequest:
-    return BatchRequest(**{"targets": ("agent-*",), "command": command, "timeout": 60, **values})  # type: ignore[arg-type]
+    return BatchRequest(**{"targets": ("agent-*",), "command": command, "timeout": 600, **values})  # type: ignore[arg-type]
 
 
 def text(done: subprocess.CompletedProcess[bytes]) -> str:

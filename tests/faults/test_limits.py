@@ -19,7 +19,7 @@ from tachikoma.vocabulary.audit import ExecAuditLog
 from tachikoma_orchestrator.audit.entries import parse
 
 #: Executions not ended, not started, and accepted in any minute.
-CONCURRENT, WAITING, RATE = 5, 4, 50
+CONCURRENT, WAITING, RATE = 5, 4, 36
 CALLERS = 9
 #: Processes that are killed at least, and executions that callers request until then: fewer than the minute has, by
 #: more than there are callers.

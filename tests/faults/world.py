@@ -192,7 +192,7 @@ class Job:
     @classmethod
     def make(
         cls, folder: Path, name: str, *, agent: str = "agent-1", lines: int = 100, exit_code: int = 0,
-        go: Path | None = None, timeout: float = 60,
+        go: Path | None = None, timeout: float = 600,
     ) -> Job:  # fmt: skip
         """A job that marks its starts in a folder.
 

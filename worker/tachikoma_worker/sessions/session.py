@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections import deque
 from collections.abc import Callable
 from enum import StrEnum
@@ -50,6 +51,11 @@ REPORT_SECONDS = 5.0
 LOOK_SECONDS = 1.0
 #: First and longest delay between attempts to report while Redis is unavailable.
 RETRY_SECONDS = (0.05, 2.0)
+
+
+def now() -> float:
+    """Return the seconds by which a session measures how long it was left alone."""
+    return time.monotonic()
 
 
 class SessionEnd(StrEnum):
@@ -102,9 +108,7 @@ class Session:
         self._report_due = asyncio.Event()
         #: Whether the orchestrator of the attachment listens.
         self._heard = False
-        now = asyncio.get_running_loop().time()
-        self._last_input_at = now
-        self._detached_at = now
+        self._last_input_at = self._detached_at = now()
 
     async def run(self, *, resumed: bool) -> None:
         """Serve callers until cancelled.
@@ -176,12 +180,12 @@ class Session:
         """Act on a frame. Raises ValueError if the sender breaks the protocol."""
         match frame:
             case Data() | End():
-                self._last_input_at = asyncio.get_running_loop().time()
+                self._last_input_at = now()
                 self._add(frame)
             case Resize(size):
                 await self._process.resize(size)
             case Signal(name):
-                self._last_input_at = asyncio.get_running_loop().time()
+                self._last_input_at = now()
                 await self._process.signal_foreground(signal.Signals[f"SIG{name.value}"])
             case Acknowledge(output):
                 self._window.acknowledge(output)
@@ -207,7 +211,7 @@ class Session:
     def _on_absence(self) -> None:
         """Continue without a caller: output is no longer limited by what it has written."""
         if self._heard:
-            self._detached_at = asyncio.get_running_loop().time()
+            self._detached_at = now()
         self._heard = False
         self._window.open()
 
@@ -299,11 +303,9 @@ class Session:
     async def _watch_clock(self) -> None:
         """End the session when it was left alone for too long."""
         idle, detached = self._facts.idle_seconds, self._facts.detached_seconds
-        loop = asyncio.get_running_loop()
         while True:
-            now = loop.time()
-            if idle is not None and now - self._last_input_at >= idle:
+            if idle is not None and now() - self._last_input_at >= idle:
                 self._end(SessionEnd.IDLE)
-            if detached is not None and not self._attached and now - self._detached_at >= detached:
+            if detached is not None and not self._attached and now() - self._detached_at >= detached:
                 self._end(SessionEnd.DETACHED)
             await asyncio.sleep(LOOK_SECONDS)

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -272,18 +273,27 @@ async def test_a_session_without_a_caller_ends_with_its_reason(
 ) -> None:
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(module, "REPORT_SECONDS", 0.1)
-    seconds = 0.5 if way == "never attached" else 4
+    ahead = 0.0
+    monkeypatch.setattr(module, "now", lambda: time.monotonic() + ahead)
+    seconds = 3600.0
     async with made("/bin/cat", grant={"detached_seconds": seconds}) as it, running(it) as task:
         if way != "never attached":
             await it.attach()
         if way == "vanished":
             # As long as the orchestrator listens, the session lives.
-            await asyncio.sleep(seconds + 0.5)
+            ahead += 2 * seconds
+            for _ in range(10):
+                await it.notice()
             assert not task.done()
         if way == "detached":
             await it.send(Detach())
         elif way == "vanished":
             await it._subscription.unsubscribe()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not task.done():
+                # An hour passes, also after the moment at which the absence is noticed.
+                await asyncio.sleep(0.05)
+                ahead += seconds
         found = await receipt(it, task)
         error = f"hung up: no caller was attached for {seconds:g} s"
         assert (found.state, found.error) == (ExecState.TIMED_OUT, error)
