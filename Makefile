@@ -17,7 +17,7 @@ SPAWNER := $(wildcard worker/spawner/*.[ch])
 
 .DEFAULT_GOAL := help
 .PHONY: help demo dev quick test check format lint types layers api unit coverage measure lock docs \
-    test-cgroup2 test-container test-images sanitize fuzz soak \
+    test-cgroup2 test-container test-images sanitize fuzz soak soak-sentinel \
     bench bench-spawn bench-admission bench-trust bench-events bench-output bench-batch \
     wheel sdist sbom release-check proto clean
 
@@ -95,6 +95,10 @@ fuzz: dev ## Fuzz the spawner's parser under sanitizers, then files and messages
 EXECUTIONS ?= 10000
 soak: dev ## Run EXECUTIONS executions while random faults happen; SEED repeats the faults of a run.
 	TACHIKOMA_TEST_EXECUTIONS=$(EXECUTIONS) TACHIKOMA_TEST_SEED=$(SEED) $(PYTEST) tests/faults/test_random.py $(ARGS)
+
+FAILOVERS ?= 10
+soak-sentinel: dev ## Let each fault of a primary behind Sentinel happen FAILOVERS times, and print the times.
+	TACHIKOMA_TEST_FAILOVERS=$(FAILOVERS) $(PYTEST) tests/faults/test_sentinel.py $(ARGS)
 
 coverage: dev ## Run all tests and print the coverage of each room, branches included; ARGS goes to pytest.
 	rm -rf build/coverage && mkdir -p build/coverage

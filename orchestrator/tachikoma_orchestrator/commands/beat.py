@@ -62,7 +62,7 @@ def run(
     error_reporting.configure("beat")
     # Celery writes two lines for each hint.
     logging.getLogger("celery.beat").setLevel(logging.WARNING)
-    tls = urlsplit(settings.redis_url).scheme == "rediss"
+    tls = urlsplit(settings.redis_url).scheme.startswith("rediss")
     source = open_identity(settings.identity) if settings.identity or tls else None
     access = RedisAccess.of(settings, identity=source, user=BEAT)
 

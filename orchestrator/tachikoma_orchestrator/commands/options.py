@@ -9,7 +9,9 @@ import typer
 
 __all__ = ["Identity", "LogLevel", "PolicyPath", "ReadyFd", "RedisUrl", "Schedules"]
 
-RedisUrl = Annotated[str | None, typer.Option(help="redis://, rediss:// or unix:///path")]
+RedisUrl = Annotated[
+    str | None, typer.Option(help="redis://, rediss://, unix:///path or rediss+sentinel://host,host/NAME")
+]
 Identity = Annotated[
     str | None,
     typer.Option(help="X.509-SVID of this process: a folder, or unix:///path of the SPIFFE Workload API."),

@@ -15,9 +15,9 @@ from tachikoma.config.settings import read_settings
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.open import IdentityPlace, open_identity
 from tachikoma.redis.access import RedisAccess, RedisSettings, connect
-from tachikoma.redis.acl_file import acl_file, agents_in
+from tachikoma.redis.acl_file import acl_file, agents_in, sentinel_acl_file
 from tachikoma.redis.passwords import Passwords
-from tachikoma.redis.users import CHECK, ENROLLER, SERVICES, agent_user, application_user, rules
+from tachikoma.redis.users import CHECK, ENROLLER, REPLICA, SENTINEL, SERVICES, agent_user, application_user, rules
 from tachikoma_orchestrator.commands.options import Identity, RedisUrl
 from tachikoma_orchestrator.commands.redis_check.examine import examine
 from tachikoma_orchestrator.commands.redis_check.findings import Report
@@ -32,6 +32,7 @@ class Format(StrEnum):
 
     ACLFILE = "aclfile"
     SETUSER = "setuser"
+    SENTINEL = "sentinel"
 
 
 class CheckSettings(RedisSettings):
@@ -56,12 +57,18 @@ def acl(
         bool,
         typer.Option("--enroller", help="Also the user with which orchestrators manage the users of agents that join."),
     ] = False,
+    sentinel: Annotated[
+        bool, typer.Option("--sentinel", help="Also the users of replicas and of Sentinels, for several servers.")
+    ] = False,
     keep: Annotated[
         Path | None,
         typer.Option(help="The server's ACL file; agents that joined are kept from it, with their passwords."),
     ] = None,
     form: Annotated[
-        Format, typer.Option("--format", help="aclfile: all users; setuser: commands for redis-cli.")
+        Format,
+        typer.Option(
+            "--format", help="aclfile: all users; setuser: commands for redis-cli; sentinel: the file of the Sentinels."
+        ),
     ] = Format.ACLFILE,
 ) -> None:
     """Print the Redis users of all parts: as an ACL file, with all agents and applications that have a password; or as
@@ -69,11 +76,15 @@ def acl(
     kept = Passwords(passwords)
     named = [*map(agent_user, agent or []), *map(application_user, application or [])]
     before = set(kept.users())
-    for user in (*SERVICES, *([ENROLLER] if enroller else []), *named):
+    sentinel = sentinel or form is Format.SENTINEL
+    for user in (*SERVICES, *([ENROLLER] if enroller else []), *([REPLICA, SENTINEL] if sentinel else []), *named):
         kept.make(user)
     for user in kept.users():
         if user not in before:
             typer.echo(f"made {kept.path(user)}", err=True)
+    if form is Format.SENTINEL:
+        typer.echo(sentinel_acl_file(kept), nl=False)
+        return
     if form is Format.ACLFILE:
         joined = {}
         if keep is not None:

@@ -25,9 +25,9 @@ from redis.exceptions import LockError, RedisError
 from redis.lock import Lock
 
 from tachikoma.redis import celery_broker, keys
-from tachikoma.redis.access import CONNECT_SECONDS, OPERATION_SECONDS, RedisAccess
+from tachikoma.redis.access import RedisAccess
 from tachikoma.redis.keys import DUE_TASK
-from tachikoma.redis.tls import BrokerTlsConnection
+from tachikoma.redis.sentinel import broker_connection_class
 from tachikoma.schedules.timing import Timing
 from tachikoma.vocabulary.clock import from_ms, to_ms
 from tachikoma_orchestrator.schedules.sources import ActiveSchedules, log_reload
@@ -166,15 +166,17 @@ class HintScheduler(Scheduler):
 
 def _client(access: RedisAccess) -> redis.Redis:
     """Return a client for the lock, with the same access as all other connections."""
-    address: dict[str, Any] = {**redis.connection.parse_url(access.url)}  # type: ignore[no-untyped-call]
-    if access.tls is not None:
-        address["connection_class"] = BrokerTlsConnection
+    address: dict[str, Any] = {}
+    if access.primary is None:
+        address = {**redis.connection.parse_url(access.url)}  # type: ignore[no-untyped-call]
+    if kind := broker_connection_class(tls=access.tls is not None, follows=access.primary is not None):
+        address["connection_class"] = kind
     return redis.Redis(
         connection_pool=redis.ConnectionPool(
             **{**address, **access.connection_options},
             client_name="beat",
-            socket_timeout=OPERATION_SECONDS,
-            socket_connect_timeout=CONNECT_SECONDS,
+            socket_timeout=access.operation_seconds,
+            socket_connect_timeout=access.connect_seconds,
             protocol=2,
         )
     )

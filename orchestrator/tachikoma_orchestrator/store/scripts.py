@@ -27,8 +27,8 @@ JsonObject: TypeAlias = Mapping[str, JsonValue]
 
 #: Waits, without limit, until everything this connection wrote is on the disk of Redis; WAITAOF(1) of Redis 7.2.
 WAIT_FOR_DISK = ("WAITAOF", 1, 0, 0)
-#: Waits up to 3 s until everything this connection wrote is on a replica, and returns the number of such replicas.
-WAIT_FOR_REPLICA = ("WAIT", 1, 3000)
+#: Waits up to 2 s until everything this connection wrote is on a replica, and returns the number of such replicas.
+WAIT_FOR_REPLICA = ("WAIT", 1, 2000)
 
 
 def flat(values: Mapping[str, str]) -> list[str]:

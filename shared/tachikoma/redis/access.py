@@ -26,7 +26,8 @@ from tachikoma.identity.svid import SvidSource
 from tachikoma.redis.commands import Redis
 from tachikoma.redis.gate import Gate, guarded
 from tachikoma.redis.passwords import read_password
-from tachikoma.redis.tls import Tls, TlsConnection
+from tachikoma.redis.sentinel import SCHEMES, Primary, connection_class, sentinels_in
+from tachikoma.redis.tls import Tls
 
 __all__ = [
     "OPERATION_SECONDS",
@@ -42,12 +43,14 @@ __all__ = [
 OPERATION_SECONDS = 7.0
 #: Longest wait for a connection, in seconds.
 CONNECT_SECONDS = 5.0
+#: The same two times for a server that Sentinels may replace.
+FOLLOWING_OPERATION_SECONDS, FOLLOWING_CONNECT_SECONDS = 3.0, 2.0
 
 
 class RedisSettings(PartSettings):
     """The Redis server of a component, and the component's user and certificates there."""
 
-    #: redis://, rediss:// or unix:///path of Redis or Valkey 7 or newer; required.
+    #: redis://, rediss:// or unix:///path of Redis or Valkey 7 or newer, or rediss+sentinel://host,host/NAME; required.
     redis_url: str = Field(repr=False)
     #: ACL user; by default that of the URL, or the one that `tachikoma redis acl` creates for this component.
     redis_user: str = ""
@@ -59,20 +62,30 @@ class RedisSettings(PartSettings):
     redis_certificate: Path | None = None
     #: PEM file of the key of that certificate; default: that of the identity.
     redis_key: Path | None = None
+    #: ACL user at the Sentinels. It is used only with a password file for them.
+    redis_sentinel_user: str = "client"
+    #: File whose first line is that user's password; by default nobody logs in there, and the certificate is enough.
+    redis_sentinel_password_file: Path | None = None
 
 
 def check_url(url: str) -> str:
     """Return the URL of a Redis server, checked.
 
     Raises:
-        ConfigurationError: the scheme is not redis://, rediss:// or unix://, or an option other than `db` is given.
+        ConfigurationError: the scheme is none of redis://, rediss://, unix://, redis+sentinel:// and
+            rediss+sentinel://, or an option other than `db` is given.
     """
     parts = urlsplit(url)
+    if parts.scheme in SCHEMES:
+        sentinels_in(url)
+        if parts.query:
+            raise ConfigurationError("the URL of Sentinels takes no options; use the settings TACHIKOMA_REDIS_…")
+        return url
     if parts.scheme not in ("redis", "rediss", "unix"):
         # The message does not repeat the URL, which may contain a password.
         raise ConfigurationError(
             f"the URL of Redis has {f'the scheme {parts.scheme}' if parts.scheme else 'no scheme'}; use redis://, "
-            "rediss:// or unix:///path/to/socket"
+            "rediss://, unix:///path/to/socket or rediss+sentinel://host,host/NAME"
         )
     others = sorted(parse_qs(parts.query, keep_blank_values=True).keys() - {"db"})
     if others:
@@ -93,6 +106,9 @@ def _database(url: str) -> str:
 def celery_url(url: str) -> str:
     """Return the URL of the same server for Celery and kombu, without user and password."""
     parts = urlsplit(check_url(url))
+    if parts.scheme in SCHEMES:
+        # Connections find the primary themselves.
+        return f"{SCHEMES[parts.scheme]}://primary-of-{parts.path.strip('/')}/0"
     if parts.scheme == "unix":
         return f"redis+socket://{parts.path}?virtual_host={_database(url)}"
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/{_database(url)}"
@@ -126,6 +142,8 @@ class RedisAccess:
     credentials: CredentialProvider | None = None
     #: Certificates, with rediss://; None without TLS.
     tls: Tls | None = None
+    #: The primary that Sentinels name; None for a server at a fixed address.
+    primary: Primary | None = None
 
     @classmethod
     def of(cls, settings: RedisSettings, *, identity: SvidSource | None, user: str) -> RedisAccess:
@@ -151,7 +169,7 @@ class RedisAccess:
         elif name:
             raise ConfigurationError(f"the Redis user {name} has no password; set TACHIKOMA_REDIS_PASSWORD_FILE")
         tls = None
-        if parts.scheme == "rediss":
+        if parts.scheme in ("rediss", "rediss+sentinel"):
             certificate, key = settings.redis_certificate, settings.redis_key
             if (certificate is None) != (key is None):
                 raise ConfigurationError(
@@ -159,7 +177,7 @@ class RedisAccess:
                 )
             pair = (certificate, key) if certificate is not None and key is not None else None
             tls = Tls(settings.redis_ca, pair, identity)
-        return cls(url, credentials, tls)
+        return cls(url, credentials, tls, _primary(url, settings, tls))
 
     @property
     def connection_options(self) -> dict[str, Any]:
@@ -170,7 +188,32 @@ class RedisAccess:
             options |= {"credential_provider": self.credentials, "username": None, "password": None}
         if self.tls is not None:
             options["tls"] = self.tls
+        if self.primary is not None:
+            options["primary"] = self.primary
         return options
+
+    @property
+    def operation_seconds(self) -> float:
+        """Longest time that one command may take; then the connection counts as broken."""
+        return OPERATION_SECONDS if self.primary is None else FOLLOWING_OPERATION_SECONDS
+
+    @property
+    def connect_seconds(self) -> float:
+        """Longest wait for a connection."""
+        return CONNECT_SECONDS if self.primary is None else FOLLOWING_CONNECT_SECONDS
+
+
+def _primary(url: str, settings: RedisSettings, tls: Tls | None) -> Primary | None:
+    """Return the primary that the Sentinels of a URL name; None for another URL. Raises ConfigurationError."""
+    if urlsplit(url).scheme not in SCHEMES:
+        return None
+    options: dict[str, Any] = {"driver_info": None}
+    if tls is not None:
+        options["tls"] = tls
+    if settings.redis_sentinel_password_file is not None:
+        read_password(settings.redis_sentinel_password_file)
+        options["credential_provider"] = _Password(settings.redis_sentinel_user, settings.redis_sentinel_password_file)
+    return Primary(*sentinels_in(url), options)
 
 
 def connect(server: RedisAccess | str, *, name: str, max_connections: int = 64, gate: Gate | None = None) -> Redis:
@@ -186,18 +229,20 @@ def connect(server: RedisAccess | str, *, name: str, max_connections: int = 64, 
         gate: decides about each new connection before its first command; None admits all.
     """
     access = server if isinstance(server, RedisAccess) else RedisAccess(check_url(server))
-    address: dict[str, Any] = {**redis_asyncio.connection.parse_url(access.url)}
-    if access.tls is not None:
-        address["connection_class"] = TlsConnection
+    address: dict[str, Any] = {}
+    if access.primary is None:
+        address = {**redis_asyncio.connection.parse_url(access.url)}
+    if kind := connection_class(tls=access.tls is not None, follows=access.primary is not None):
+        address["connection_class"] = kind
     if gate is not None:
         address["redis_connect_func"] = guarded(gate)
     pool = redis_asyncio.BlockingConnectionPool(
         **{**address, **access.connection_options},
         client_name=name,
         max_connections=max_connections,
-        timeout=OPERATION_SECONDS,
-        socket_timeout=OPERATION_SECONDS,
-        socket_connect_timeout=CONNECT_SECONDS,
+        timeout=access.operation_seconds,
+        socket_timeout=access.operation_seconds,
+        socket_connect_timeout=access.connect_seconds,
         health_check_interval=0,
         retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError, RedisTimeoutError)),
         protocol=2,

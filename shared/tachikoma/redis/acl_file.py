@@ -6,10 +6,18 @@ import re
 from collections.abc import Iterable, Mapping
 
 from tachikoma.redis.passwords import Passwords
-from tachikoma.redis.users import AGENT_PREFIX, DEFAULT_USER_RULES, rules
+from tachikoma.redis.users import (
+    ADMIN,
+    AGENT_PREFIX,
+    DEFAULT_USER_RULES,
+    SENTINEL,
+    SENTINEL_CLIENT_RULES,
+    SENTINEL_PEER_RULES,
+    rules,
+)
 from tachikoma.vocabulary.types import is_identifier
 
-__all__ = ["acl_file", "agents_in"]
+__all__ = ["acl_file", "agents_in", "sentinel_acl_file"]
 
 
 def agents_in(acl: str) -> dict[str, list[str]]:
@@ -37,4 +45,19 @@ def acl_file(passwords: Passwords, *, joined: Mapping[str, Iterable[str]] | None
     users = {**hashes, **{user: given for user, given in (joined or {}).items() if user not in hashes}}
     lines = [f"user default {DEFAULT_USER_RULES}"]
     lines += (f"user {user} {' '.join(rules(user, given))}" for user, given in users.items())
+    return "\n".join(lines) + "\n"
+
+
+def sentinel_acl_file(passwords: Passwords) -> str:
+    """Return the text of the ACL file of Sentinels: for clients, for the other Sentinels, and for operators.
+
+    Args:
+        passwords: the folder of passwords, which has those of the users `sentinel` and `admin`.
+    """
+    peer = " ".join(f"#{digest}" for digest in passwords.hashes(SENTINEL))
+    lines = [
+        f"user default {SENTINEL_CLIENT_RULES}",
+        f"user {SENTINEL} on {peer} {SENTINEL_PEER_RULES}",
+        f"user {ADMIN} {' '.join(rules(ADMIN, passwords.hashes(ADMIN)))}",
+    ]
     return "\n".join(lines) + "\n"

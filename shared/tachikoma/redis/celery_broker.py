@@ -18,7 +18,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, ResponseError
 
 from tachikoma.config.logs import get_logger
-from tachikoma.redis.access import CONNECT_SECONDS, OPERATION_SECONDS, RedisAccess, celery_url
+from tachikoma.redis.access import RedisAccess, celery_url
+from tachikoma.redis.sentinel import broker_connection_class
 from tachikoma.redis.tls import BrokerTlsConnection
 
 __all__ = [
@@ -58,11 +59,14 @@ class BrokerChannel(redis.Channel):
     """A channel that survives error replies and unreadable messages."""
 
     from_transport_options = (*redis.Channel.from_transport_options, "connection_options")
-    connection_class_ssl = BrokerTlsConnection
+    connection_class_ssl: Any = BrokerTlsConnection
     #: Credentials and certificates, from `tachikoma.redis.access`.
     connection_options: Mapping[str, Any] = MappingProxyType({})
 
     def _connparams(self, asynchronous: bool = False) -> Any:
+        if "primary" in self.connection_options:
+            self.connection_class = broker_connection_class(tls=False, follows=True)
+            self.connection_class_ssl = broker_connection_class(tls=True, follows=True)
         return {**super()._connparams(asynchronous), **self.connection_options}  # type: ignore[misc]
 
     def _brpop_read(self, **options: Any) -> Any:
@@ -110,8 +114,8 @@ class ResultBackend(RedisBackend):
         self.connparams: dict[str, Any]
         options = self.app.conf.broker_transport_options.get("connection_options", {})
         self.connparams.update(options)
-        if "tls" in options:
-            self.connparams["connection_class"] = BrokerTlsConnection
+        if kind := broker_connection_class(tls="tls" in options, follows="primary" in options):
+            self.connparams["connection_class"] = kind
 
 
 def result_backend(access: RedisAccess) -> str:
@@ -148,14 +152,14 @@ def settings(access: RedisAccess, *, client_name: str, **transport_options: Any)
             "priority_steps": [0],
             "socket_keepalive": True,
             "health_check_interval": HEALTH_SECONDS,
-            "socket_timeout": OPERATION_SECONDS,
-            "socket_connect_timeout": CONNECT_SECONDS,
+            "socket_timeout": access.operation_seconds,
+            "socket_connect_timeout": access.connect_seconds,
             "client_name": client_name,
             "connection_options": access.connection_options,
             **transport_options,
         },
-        "redis_socket_timeout": OPERATION_SECONDS,
-        "redis_socket_connect_timeout": CONNECT_SECONDS,
+        "redis_socket_timeout": access.operation_seconds,
+        "redis_socket_connect_timeout": access.connect_seconds,
         # Only JSON is decoded.
         "accept_content": ["json"],
         "task_serializer": "json",

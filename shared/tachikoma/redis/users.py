@@ -25,6 +25,10 @@ __all__ = [
     "FLOWER",
     "OPTIONAL",
     "ORCHESTRATOR",
+    "REPLICA",
+    "SENTINEL",
+    "SENTINEL_CLIENT_RULES",
+    "SENTINEL_PEER_RULES",
     "SERVICES",
     "SUBMITTER",
     "Grant",
@@ -53,6 +57,19 @@ CHECK = "check"
 ADMIN = "admin"
 #: User by which orchestrators create and remove the users of agents that join. It can give any user any right.
 ENROLLER = "enroller"
+#: User by which replicas follow their primary, and the one by which Sentinels watch servers and each other.
+REPLICA, SENTINEL = "replica", "sentinel"
+#: Rules of the user `default` at Sentinels: any client with a certificate may ask for the servers, and do nothing else.
+SENTINEL_CLIENT_RULES = (
+    "on nopass resetkeys resetchannels -@all +ping +sentinel|master +sentinel|get-master-addr-by-name "
+    "+sentinel|replicas"
+)
+#: Channel in which Sentinels find each other.
+_HELLO = "__sentinel__:hello"
+#: Rules of the user `sentinel` at Sentinels, where other commands exist than at servers.
+SENTINEL_PEER_RULES = (
+    f"resetkeys resetchannels -@all +ping +client|setname +publish +sentinel|is-master-down-by-addr &{_HELLO}"
+)
 #: Prefix of the users of agents.
 AGENT_PREFIX = "agent."
 #: Prefix of the users of Celery applications that send requests.
@@ -248,6 +265,13 @@ OPTIONAL: dict[str, tuple[Grant, ...]] = {
         Grant("acl|setuser acl|deluser acl|save"),
         # The queue and the registration of a revoked agent are removed.
         Grant("del", write=(keys.ALL_QUEUES,)),
+    ),
+    REPLICA: (Grant("psync replconf ping"),),
+    # From https://redis.io/docs/latest/operate/oss_and_stack/management/sentinel/.
+    SENTINEL: (
+        _CONNECTION,
+        Grant("multi exec info role slaveof replicaof config|rewrite client|kill script|kill failover"),
+        Grant("publish subscribe", channels=(_HELLO,)),
     ),
 }
 

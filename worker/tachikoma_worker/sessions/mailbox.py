@@ -30,7 +30,7 @@ __all__ = ["Mailbox"]
 log = structlog.get_logger(__name__)
 
 #: Longest wait of one read for an entry, in milliseconds; below the timeout of a command.
-BLOCK_MS = 4000
+BLOCK_MS = 2000
 #: Entries of one read; each has at most 252 KiB of input.
 READ_ENTRIES = 16
 #: First and longest delay between attempts while Redis is unavailable.
