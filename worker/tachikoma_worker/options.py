@@ -28,7 +28,9 @@ class WorkerOptions:
     """Options of `tachikoma worker`; None for an option that was not given."""
 
     agent_id: Annotated[str | None, typer.Option(help="Id of the agent that this worker runs.")] = None
-    redis_url: Annotated[str | None, typer.Option(help="redis://, rediss://, unix:///path or rediss+sentinel://host,host/NAME")] = None
+    redis_url: Annotated[str | None, typer.Option(help="redis://, rediss://, unix:///path or rediss+sentinel://…")] = (
+        None
+    )
     identity: Annotated[str | None, typer.Option(help="Folder with the agent's X.509-SVID, or unix:///path.")] = None
     data: Annotated[Path | None, typer.Option(help="Folder for the journal; keep it.")] = None
     label: Annotated[list[str] | None, typer.Option(help="NAME=value; may be repeated.")] = None
