@@ -177,7 +177,7 @@ COMPONENTS = (
     ),
     Component(
         "version",
-        "tachikoma.cli.version",
+        "tachikoma.cli.commands.version",
         "Show the versions of this installation; reports of a fault should name them.",
     ),
     Component("worker", f"{_WORKER}:worker", "Run an agent's worker, which runs commands on this host.", "worker"),

@@ -38,6 +38,8 @@ log = get_logger(__name__)
 QUIET_SECONDS = 1.0
 #: Longest time to wait for a connection after that. Then a call is made anyway, which fails with a reason.
 LOUD_SECONDS = 9.0
+#: The same where the host answers that nothing listens there, so that a caller knows it within 3 s.
+REFUSED_SECONDS = 1.0
 #: How long a call may go on over a connection whose root was removed from the bundle. Then the call is resumed.
 REMOVED_ROOT_SECONDS = 5.0
 
@@ -146,9 +148,10 @@ class Connection:
         return self._stub
 
     async def ready(self) -> bool:
-        """Wait for a connection, at most 10 s, so that a restart of the server goes unnoticed.
+        """Wait for a connection, at most 10 s, so that a server that is busy or far away is reached.
 
-        A wrong certificate of the server does not become right by waiting, so it is reported after a second.
+        A wrong certificate of the server does not become right by waiting, so it is reported after a second. A host
+        on which nothing listens is reported after two.
 
         Returns:
             Whether there is a connection.
@@ -160,19 +163,21 @@ class Connection:
         channel = self._current_channel()
         if channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY:
             connected = await _connected(channel, QUIET_SECONDS)
-            if not connected and (await self._explain() or not await _connected(channel, LOUD_SECONDS)):
+            if not connected and not await _connected(channel, await self._explain()):
                 return False
         self._trouble = None
         return True
 
-    async def _explain(self) -> bool:
-        """Find out why there is no connection, log what is waited for, and return whether waiting cannot help."""
+    async def _explain(self) -> float:
+        """Find out why there is no connection, log what is waited for, and return how long to wait, in seconds."""
         address = self._profile.address
         found = await asyncio.to_thread(diagnose, address, self._profile.server_name, self._trusted(self._used).pem)
         if found is not None and not found.lasting and found != self._trouble:
             log.warning(f"waiting for the orchestrator at {address}: {found.text}")
         self._trouble = found
-        return found is not None and found.lasting
+        if found is not None and found.lasting:
+            return 0
+        return REFUSED_SECONDS if found is not None and found.refused else LOUD_SECONDS
 
     def error_of(self, error: grpc.aio.AioRpcError) -> TachikomaError:
         """Convert the failure of a call into the error that the server raised, or that describes the connection."""

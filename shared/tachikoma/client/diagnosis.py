@@ -30,6 +30,8 @@ class Trouble:
     text: str
     #: Whether waiting cannot help, since a certificate is wrong.
     lasting: bool = False
+    #: Whether the host answers that nothing listens there. Only a server that is starting makes waiting useful.
+    refused: bool = False
 
 
 def diagnose(address: str, server_name: str, roots: bytes) -> Trouble | None:
@@ -51,7 +53,7 @@ def diagnose(address: str, server_name: str, roots: bytes) -> Trouble | None:
         with socket.create_connection((target.host.strip("[]"), target.port), timeout=SECONDS) as connection:
             return _handshake(connection, server_name, roots)
     except ConnectionRefusedError:
-        return Trouble("nothing accepts connections there; is the orchestrator running?")
+        return Trouble("nothing accepts connections there; is the orchestrator running?", refused=True)
     except socket.gaierror:
         return Trouble(f"the name {target.host} is not known; check `address` in the client profile")
     except TimeoutError:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from tachikoma.cli import completion
 from tachikoma.cli.options import ReasonOption, YesOption, confirm, duration
 from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, show_value, watch
 from tachikoma.cli.show import age, clock, warn
@@ -25,7 +26,7 @@ agents = typer.Typer(
     invoke_without_command=True, help="List the agents and their state; drain, resume, enroll and revoke them."
 )
 
-AgentArgument = Annotated[str, typer.Argument(help="The agent.")]
+AgentArgument = Annotated[str, typer.Argument(help="The agent.", autocompletion=completion.agents)]
 
 
 def add_to(app: typer.Typer) -> None:

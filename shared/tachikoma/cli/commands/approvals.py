@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from tachikoma.cli import completion
 from tachikoma.cli.lookup import with_full_id
 from tachikoma.cli.options import YesOption, confirm, required_reason
 from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, show_value, watch
@@ -37,7 +38,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def approvals(
-    exec_id: Annotated[str, typer.Argument(help="Show everything that this execution would run.")] = "",
+    exec_id: Annotated[
+        str, typer.Argument(help="Show everything that this execution would run.", autocompletion=completion.waiting)
+    ] = "",
     wide: WideOption = False,
     again: WatchOption = False,
     output: OutputOption = Output.TEXT,
@@ -134,7 +137,7 @@ def _stdin_facts(request: ExecRequest) -> Iterator[tuple[str, str]]:
 
 
 def approve(
-    exec_id: Annotated[str, typer.Argument(help="The execution.")],
+    exec_id: Annotated[str, typer.Argument(help="The execution.", autocompletion=completion.waiting)],
     reason: ReasonOption = None,
     digest: Annotated[
         str, typer.Option(help="Digest of the request that you reviewed; no other one is approved.")
@@ -162,7 +165,7 @@ def _reviewed(client: Client, exec_id: str, yes: bool, output: Output) -> str:
 
 
 def reject(
-    exec_id: Annotated[str, typer.Argument(help="The execution.")],
+    exec_id: Annotated[str, typer.Argument(help="The execution.", autocompletion=completion.waiting)],
     reason: ReasonOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:

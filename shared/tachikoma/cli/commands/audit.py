@@ -18,6 +18,7 @@ from cryptography import x509
 from tachikoma.audit.chain import read_events
 from tachikoma.audit.ocsf import to_ocsf
 from tachikoma.audit.verification import Report, verify_files
+from tachikoma.cli import completion
 from tachikoma.cli.documents import AuditReport
 from tachikoma.cli.lookup import with_full_id
 from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, WideOption, show_list, show_value
@@ -80,7 +81,9 @@ def show_events(events: Sequence[ExecAuditLog], *, wide: bool = False) -> None:
 def tail(
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, max=1000, help="Number of events.")] = 20,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show new events until Ctrl-C.")] = False,
-    exec_id: Annotated[str, typer.Option("--id", help="Only events of this execution.")] = "",
+    exec_id: Annotated[
+        str, typer.Option("--id", help="Only events of this execution.", autocompletion=completion.executions)
+    ] = "",
     wide: WideOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -146,7 +149,7 @@ def trail_of(file: Path | None) -> Iterator[ExecAuditLog]:
 
 @audit.command()
 def show(
-    exec_id: Annotated[str, typer.Argument(help="The execution.")],
+    exec_id: Annotated[str, typer.Argument(help="The execution.", autocompletion=completion.executions)],
     file: FileOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:

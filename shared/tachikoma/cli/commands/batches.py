@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from tachikoma.cli import completion
 from tachikoma.cli.batch_view import show_groups, show_totals, words_of_state
 from tachikoma.cli.documents import BatchReport
 from tachikoma.cli.lookup import with_full_batch_id
@@ -52,7 +53,7 @@ def _show_list(found: Sequence[BatchStatus], wide: bool) -> None:
 
 @batches.command()
 def status(
-    batch_id: Annotated[str, typer.Argument(help="The batch.")],
+    batch_id: Annotated[str, typer.Argument(help="The batch.", autocompletion=completion.batches)],
     group: Annotated[bool, typer.Option("--group", "-b", help="Also print the output of each group.")] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -88,7 +89,10 @@ def _show(report: BatchReport, *, group: bool) -> None:
 
 
 @batches.command()
-def cancel(batch_id: Annotated[str, typer.Argument(help="The batch.")], output: OutputOption = Output.TEXT) -> None:
+def cancel(
+    batch_id: Annotated[str, typer.Argument(help="The batch.", autocompletion=completion.batches)],
+    output: OutputOption = Output.TEXT,
+) -> None:
     """Start no further targets of a batch, and cancel its executions."""
     with Client() as client:
         found = with_full_batch_id(client, batch_id, client.cancel_batch)

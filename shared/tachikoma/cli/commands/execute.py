@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tachikoma.cli import completion
 from tachikoma.cli.commands.interrupts import NOT_RUN, Interrupts, output_failed
 from tachikoma.cli.commands.logs import note, note_approval, write_output
 from tachikoma.cli.descriptors import OutputFailed, read_input, write_all
@@ -52,7 +53,7 @@ def add_to(app: typer.Typer) -> None:
 
 def execute(
     context: typer.Context,
-    agent: Annotated[str, typer.Argument(help="The agent to run on.")],
+    agent: Annotated[str, typer.Argument(help="The agent to run on.", autocompletion=completion.agents)],
     command: Annotated[list[str], typer.Argument(help="The program and its arguments.")],
     timeout: Annotated[str | None, typer.Option(help="How long it may run: 30s, 5m, 1h30m.")] = None,
     env: Annotated[
@@ -119,7 +120,7 @@ def execute(
 
 
 def shell(
-    agent: Annotated[str, typer.Argument(help="The agent to run on.")],
+    agent: Annotated[str, typer.Argument(help="The agent to run on.", autocompletion=completion.agents)],
     user: Annotated[str, typer.Option("--user", "-u", help="User on the agent.")] = "",
     program: Annotated[str, typer.Option(help="The shell.")] = "bash",
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from tachikoma.cli import completion
 from tachikoma.cli.lookup import with_full_id
 from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, show_value, watch
 from tachikoma.cli.show import age, facts, moment, short_id, state_cell, warn
@@ -44,7 +45,7 @@ def _time(text: str, option: str) -> datetime | None:
 
 
 def ps(
-    agent: Annotated[str, typer.Argument(help="Only executions on this agent.")] = "",
+    agent: Annotated[str, typer.Argument(help="Only executions on this agent.", autocompletion=completion.agents)] = "",
     everything: Annotated[bool, typer.Option("--all", "-a", help="Also executions that have ended.")] = False,
     by: Annotated[str, typer.Option(help="Only executions of this SPIFFE ID.")] = "",
     state: Annotated[
@@ -120,7 +121,10 @@ def _show_list(found: Sequence[ExecStatus], wide: bool) -> None:
     table(COLUMNS, rows, wide=wide)
 
 
-def status(exec_id: Annotated[str, typer.Argument(help="The execution.")], output: OutputOption = Output.TEXT) -> None:
+def status(
+    exec_id: Annotated[str, typer.Argument(help="The execution.", autocompletion=completion.executions)],
+    output: OutputOption = Output.TEXT,
+) -> None:
     """Show the state of an execution, and how it came there."""
     with Client() as client:
         found = with_full_id(client, exec_id, client.status)
@@ -168,7 +172,8 @@ def outcome_of(answer: CancelResponse) -> str:
 
 
 def cancel(
-    exec_ids: Annotated[list[str], typer.Argument(help="The executions.")], output: OutputOption = Output.TEXT
+    exec_ids: Annotated[list[str], typer.Argument(help="The executions.", autocompletion=completion.open_executions)],
+    output: OutputOption = Output.TEXT,
 ) -> None:
     """Cancel executions and print what happened to each. The exit code is 1 if any could not be cancelled."""
     answers = []

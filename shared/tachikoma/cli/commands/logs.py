@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from tachikoma.cli import completion
 from tachikoma.cli.descriptors import OutputFailed, abandon_output, write_all
 from tachikoma.cli.lookup import with_full_id_async
 from tachikoma.cli.output import INTERRUPTED, Output, OutputOption
@@ -31,7 +32,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def logs(
-    exec_id: Annotated[str, typer.Argument(help="The execution.")],
+    exec_id: Annotated[str, typer.Argument(help="The execution.", autocompletion=completion.executions)],
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Wait for more output until the execution ends.")
     ] = False,

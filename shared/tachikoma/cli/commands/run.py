@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from tachikoma.cli import completion
 from tachikoma.cli.batch_view import NOT_RUN, HostLines, Progress, exit_code, show_groups, show_totals, words
 from tachikoma.cli.commands.interrupts import Interrupts, output_failed
 from tachikoma.cli.commands.logs import note
@@ -41,7 +42,10 @@ def add_to(app: typer.Typer) -> None:
 
 def run(
     words_given: Annotated[
-        list[str] | None, typer.Argument(metavar="TARGETS -- COMMAND", help="Targets, `--`, the command.")
+        list[str] | None,
+        typer.Argument(
+            metavar="TARGETS -- COMMAND", help="Targets, `--`, the command.", autocompletion=completion.agents
+        ),
     ] = None,
     from_file: Annotated[
         Path | None, typer.Option("--from-file", "-f", help="Read targets from a file; - for standard input.")

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from pydantic import TypeAdapter
 
+from tachikoma.cli import completion
 from tachikoma.cli.documents import ScheduleReport
 from tachikoma.cli.options import ReasonOption
 from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, show_value, watch
@@ -26,7 +27,7 @@ __all__ = ["schedule", "schema_text"]
 
 schedule = typer.Typer(no_args_is_help=True, help="Show, pause, resume and run schedules; check their files.")
 
-NameArgument = Annotated[str, typer.Argument(help="The schedule.")]
+NameArgument = Annotated[str, typer.Argument(help="The schedule.", autocompletion=completion.schedules)]
 _COLOURS = {DueOutcome.MISSED: "red", DueOutcome.REFUSED: "red", DueOutcome.SKIPPED: "yellow", DueOutcome.TAKEN: "cyan"}
 
 

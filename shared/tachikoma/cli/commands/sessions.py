@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from tachikoma.cli import completion
 from tachikoma.cli.commands.execute import attend
 from tachikoma.cli.commands.executions import outcome_of
 from tachikoma.cli.lookup import with_full_id, with_full_id_async
@@ -40,7 +41,7 @@ COLUMNS = (
 
 @sessions.command("ls")
 def list_sessions(
-    agent: Annotated[str, typer.Argument(help="Only sessions on this agent.")] = "",
+    agent: Annotated[str, typer.Argument(help="Only sessions on this agent.", autocompletion=completion.agents)] = "",
     wide: WideOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -72,7 +73,7 @@ def _show(found: Sequence[ExecStatus], wide: bool) -> None:
 
 
 @sessions.command()
-def attach(exec_id: Annotated[str, typer.Argument(help="The execution.")]) -> None:
+def attach(exec_id: Annotated[str, typer.Argument(help="The execution.", autocompletion=completion.sessions)]) -> None:
     """Attach to your interactive execution, and exit as its command does. A caller that is attached loses its place.
 
     The screen is drawn again, with up to 1000 lines above it. Without a terminal, its output so far is shown first.
@@ -94,7 +95,10 @@ async def _attach(exec_id: str) -> int:
 
 
 @sessions.command()
-def close(exec_id: Annotated[str, typer.Argument(help="The execution.")], output: OutputOption = Output.TEXT) -> None:
+def close(
+    exec_id: Annotated[str, typer.Argument(help="The execution.", autocompletion=completion.sessions)],
+    output: OutputOption = Output.TEXT,
+) -> None:
     """End an interactive execution, attached or not; the same as `tachikoma cancel`."""
     with Client() as client:
         answer = with_full_id(client, exec_id, client.cancel)

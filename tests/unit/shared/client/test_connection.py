@@ -173,3 +173,29 @@ async def test_a_stub_is_made_for_a_channel_and_not_for_a_call(
     authority.write(tmp_path, ALICE)
     channel_of(connection)
     assert connection.stub() is not first
+
+
+@pytest.mark.parametrize(
+    ("found", "seconds"),
+    [
+        (None, connection_module.LOUD_SECONDS),
+        (Trouble("the host does not answer"), connection_module.LOUD_SECONDS),
+        (Trouble("nothing accepts connections there", refused=True), connection_module.REFUSED_SECONDS),
+        (Trouble("its certificate has expired", lasting=True), 0),
+    ],
+)
+async def test_the_reason_decides_how_long_a_connection_is_waited_for(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, found: Trouble | None, seconds: float
+) -> None:
+    waits: list[float] = []
+
+    async def wait(_: object, seconds: float) -> bool:
+        waits.append(seconds)
+        return False
+
+    monkeypatch.setattr(connection_module, "diagnose", lambda *_: found)
+    monkeypatch.setattr(connection_module, "_connected", wait)
+    assert not await connection.ready()
+    assert waits == [connection_module.QUIET_SECONDS, seconds]
+    # One on which nothing listens is known within 3 s.
+    assert connection_module.QUIET_SECONDS + connection_module.REFUSED_SECONDS < 3

@@ -94,7 +94,7 @@ def test_a_closed_port_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         found = diagnose(f"127.0.0.1:{taken.getsockname()[1]}", NAME, Authority("example.org").pem)
-    assert found == Trouble("nothing accepts connections there; is the orchestrator running?")
+    assert found == Trouble("nothing accepts connections there; is the orchestrator running?", refused=True)
 
 
 def test_a_service_without_tls_is_named() -> None:

@@ -1,0 +1,116 @@
+"""Completion of names in the shell: agents, executions, sessions, batches and schedules, from the orchestrator.
+
+A key was pressed and somebody waits, so the answer takes a bounded time. An orchestrator that is unavailable, or that
+refuses the caller, completes nothing and prints nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING
+
+import typer
+
+from tachikoma.client import PROFILE_VARIABLE
+from tachikoma.errors import TachikomaError
+
+if TYPE_CHECKING:
+    from tachikoma.client.aio import AsyncClient
+
+__all__ = ["agents", "batches", "executions", "open_executions", "schedules", "sessions", "waiting"]
+
+#: Longest wait for the orchestrator. Before a second is over, the client also logs nothing.
+SECONDS = 0.9
+#: Most executions or batches that are offered.
+PAGE = 100
+
+
+def agents(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the ids of agents."""
+
+    async def names(client: AsyncClient) -> Iterable[str]:
+        return [agent.id for agent in await client.agents()]
+
+    return _offered(ctx, incomplete, names)
+
+
+def executions(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the ids of the latest executions."""
+
+    async def names(client: AsyncClient) -> Iterable[str]:
+        page, _ = await client.list_page(include_ended=True, page_size=PAGE)
+        return [item.id for item in page]
+
+    return _offered(ctx, incomplete, names)
+
+
+def open_executions(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the ids of executions that have not ended."""
+
+    async def names(client: AsyncClient) -> Iterable[str]:
+        page, _ = await client.list_page(page_size=PAGE)
+        return [item.id for item in page]
+
+    return _offered(ctx, incomplete, names)
+
+
+def sessions(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the ids of interactive executions that have not ended."""
+
+    async def names(client: AsyncClient) -> Iterable[str]:
+        page, _ = await client.list_page(page_size=PAGE)
+        return [item.id for item in page if item.interactive]
+
+    return _offered(ctx, incomplete, names)
+
+
+def waiting(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the ids of executions that wait for an approval."""
+
+    async def names(client: AsyncClient) -> Iterable[str]:
+        return [item.id for item in await client.approvals()]
+
+    return _offered(ctx, incomplete, names)
+
+
+def batches(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the ids of the latest batches."""
+
+    async def names(client: AsyncClient) -> Iterable[str]:
+        return [item.id for item in await client.batches(limit=PAGE)]
+
+    return _offered(ctx, incomplete, names)
+
+
+def schedules(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the names of schedules."""
+
+    async def names(client: AsyncClient) -> Iterable[str]:
+        found, _ = await client.schedules()
+        return [item.name for item in found]
+
+    return _offered(ctx, incomplete, names)
+
+
+def _offered(
+    ctx: typer.Context, incomplete: str, names: Callable[[AsyncClient], Awaitable[Iterable[str]]]
+) -> list[str]:
+    """Return the names that begin with the text at the cursor; none if the orchestrator does not answer in time."""
+    # The shell runs no callback of an option.
+    if profile := ctx.find_root().params.get("profile"):
+        os.environ[PROFILE_VARIABLE] = str(profile)
+    try:
+        found = asyncio.run(_asked(names))
+    except (TachikomaError, TimeoutError, OSError):
+        return []
+    return [name for name in found if name.startswith(incomplete)]
+
+
+async def _asked(names: Callable[[AsyncClient], Awaitable[Iterable[str]]]) -> list[str]:
+    # Imported here, since commands import this module and most runs complete nothing.
+    from tachikoma.client.aio import AsyncClient
+
+    async with asyncio.timeout(SECONDS), AsyncClient() as client:
+        return list(await names(client))
