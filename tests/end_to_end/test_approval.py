@@ -11,6 +11,7 @@ import pytest
 import redis
 from support import Cli, prepare, request, wait_until
 
+from order_queues import waiting_orders
 from patience import PATIENCE_SECONDS
 from tachikoma import (
     CancelOutcome,
@@ -284,7 +285,7 @@ def test_who_owns_redis_cannot_have_another_request_approved(world: World) -> No
         world.me.approve(asked, world.boss.approval(asked).digest, "mine")
     world.redis.hset(keys.execution(asked), "requested_by", requester)
     # What is kept is no order: an agent that is given it refuses.
-    assert world.redis.llen(keys.queue("agent-1")) == 0
+    assert waiting_orders(world.redis, "agent-1") == 0
     for exec_id in (asked, other):
         world.boss.reject(exec_id, "no")
 

@@ -12,10 +12,16 @@ import redis as redis_py
 from celery import Celery
 from support import AGENT, prepare, publish_report, request, wait_until
 
+from order_queues import queue_of
 from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecState, OutputKind
-from tachikoma.dev.stack import Stack
+from tachikoma.dev.identities import own_user
+from tachikoma.dev.stack import TRUST_DOMAIN, Stack
+from tachikoma.identity.spiffe import user_id
 from tachikoma.redis import keys
+
+#: The queue of this user's orders.
+QUEUE = queue_of(user_id(TRUST_DOMAIN, own_user()), AGENT)
 
 
 @pytest.fixture
@@ -40,23 +46,23 @@ def test_a_second_delivery_starts_nothing(tmp_path: Path, redis_server: Path | N
         wait_until(lambda: client.status(blocker.id).state is ExecState.STARTED, "the only slot is taken")
         wanted = request("sh", "-c", f"echo x >> {marks}")
         client.submit(wanted)
-        (message,) = redis.lrange(keys.queue(AGENT), 0, -1)
-        redis.lpush(keys.queue(AGENT), message)
+        (message,) = redis.lrange(QUEUE, 0, -1)
+        redis.lpush(QUEUE, message)
         go.touch()
         assert list(client.attach(wanted.id))[-1].result.state is ExecState.SUCCEEDED  # type: ignore[union-attr]
         _flush(client)
-        redis.lpush(keys.queue(AGENT), message)
+        redis.lpush(QUEUE, message)
         _flush(client)
         assert marks.read_text() == "x\n"
         # A Redis that lost the claim does not help either: the journal on the agent's disk has it.
         redis.delete(keys.claim(AGENT, wanted.id))
-        redis.lpush(keys.queue(AGENT), message)
+        redis.lpush(QUEUE, message)
         _flush(client)
         assert marks.read_text() == "x\n"
         # Nor does a restart of the agent.
         redis.delete(keys.claim(AGENT, wanted.id))
         stack.agents[AGENT].stop()
-        redis.lpush(keys.queue(AGENT), message)
+        redis.lpush(QUEUE, message)
         stack.start_agent(AGENT)
         stack.wait_for_agents()
         _flush(client)
@@ -73,17 +79,17 @@ def test_an_altered_order_runs_nothing_and_does_not_hurt_the_agent(
     # The agent is gone, but its lease says so only when it expires: this one is put back for a moment.
     redis.set(keys.info(AGENT), "{}", ex=5)
     client.submit(wanted)
-    (message,) = redis.lrange(keys.queue(AGENT), 0, -1)
-    redis.delete(keys.queue(AGENT))
+    (message,) = redis.lrange(QUEUE, 0, -1)
+    redis.delete(QUEUE)
     content = json.loads(message)
     (order,), *rest = json.loads(content["body"])
     head, payload, signature = order.split(".")
     for forged in (f"{head}.{payload[:-8]}AAAAAAAA.{signature}", f"{head}.{payload}.", "garbage", 5, None, ["x"]):
         content["body"] = json.dumps([[forged], *rest])
-        redis.lpush(keys.queue(AGENT), json.dumps(content))
+        redis.lpush(QUEUE, json.dumps(content))
     # And what is no message at all.
     for raw in ("", "not json", "[]", "null", "5", "{}", '{"body": 1}', "[" * 5000, b"\xff\xfe", '{"properties": {}}'):
-        redis.lpush(keys.queue(AGENT), raw)
+        redis.lpush(QUEUE, raw)
     stack.start_agent(AGENT)
     stack.wait_for_agents()
     _flush(client)
@@ -170,8 +176,8 @@ def test_a_copy_beside_the_first_delivery_does_not_get_in_its_way(
         for each in wanted:
             client.submit(each)
         # What it was waiting for when it was stopped is one of them already.
-        for message in redis.lrange(keys.queue(AGENT), 0, -1):
-            redis.linsert(keys.queue(AGENT), "before", message, message)
+        for message in redis.lrange(QUEUE, 0, -1):
+            redis.linsert(QUEUE, "before", message, message)
     finally:
         os.kill(stack.agents[AGENT].pid, signal.SIGCONT)
     for each in wanted:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from support import prepare, request, wait_until
+from redis import Redis
+from support import AGENT, prepare, request, wait_until
 
-from tachikoma import AsyncClient, Client
-from tachikoma.dev.stack import Stack
+from order_queues import queue_of, waiting_orders
+from tachikoma import AsyncClient, Client, PermissionDenied
+from tachikoma.dev.identities import own_user
+from tachikoma.dev.stack import TRUST_DOMAIN, Stack
+from tachikoma.identity.spiffe import user_id
 
 #: Less than 200 commands take when every second one waits for a second.
 STALLED_SECONDS = 95
@@ -54,3 +58,42 @@ def test_output_flows_on_while_the_broker_is_away_from_celery(own_stack: Stack, 
     assert b"".join(output.data for output in outputs) == b"one\ntwo\n"
     assert outputs[-1].result is not None
     assert outputs[-1].result.exit_code == 6
+
+
+def test_one_requesters_commands_leave_slots_and_turns_for_another(tmp_path: Path, redis_server: Path | None) -> None:
+    go, running = tmp_path / "go", tmp_path / "running"
+    running.mkdir()
+    me = user_id(TRUST_DOMAIN, own_user())
+    names = (user_id(TRUST_DOMAIN, name) for name in ("bob", "carol", "dave", "erin"))
+    other = next(name for name in names if queue_of(name, AGENT) != queue_of(me, AGENT))
+    with (
+        Stack(prepare(tmp_path), redis_server=redis_server, environment={"TACHIKOMA_SLOTS": "16"}) as stack,
+        Client(stack.profile()) as client,
+        Client(stack.issue(other)) as friend,
+        Redis(**stack.redis_admin) as redis,
+    ):
+        policy = stack.policy.read_text()
+        stack.policy.write_text(policy.replace(f'subjects: ["{me}"', f'subjects: ["{me}", "{other}"'))
+        script = f"touch {running}/$$; while [ ! -e {go} ]; do sleep 0.2; done"
+        jobs = [request("sh", "-c", script) for _ in range(20)]
+        for job in jobs:
+            client.submit(job)
+        wait_until(lambda: len(list(running.iterdir())) == 15, "all slots but the reserved one are taken")
+
+        def served() -> bool:
+            try:
+                return friend.execute(request("true")).exit_code == 0
+            except PermissionDenied:
+                # The policy is loaded within a second.
+                return False
+
+        wait_until(served, "the other requester is served")
+        assert served()
+        # The first requester's other commands still wait, and no slot was taken from them but the reserved one.
+        assert waiting_orders(redis, AGENT) == 5
+        assert len(list(running.iterdir())) == 15
+        go.touch()
+        for job in jobs:
+            result = list(client.attach(job.id))[-1].result
+            assert result is not None
+            assert result.exit_code == 0

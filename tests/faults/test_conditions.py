@@ -14,6 +14,7 @@ import pytest
 from support import AGENT, prepare, wait_until
 from world import Job, Observer, World, end_of, submit
 
+from order_queues import queue_with_orders
 from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecState, FailedPrecondition, Unavailable
 from tachikoma.dev.part import Part
@@ -129,7 +130,7 @@ def test_orders_that_come_twice_and_in_disorder_start_once_each(world: World, cl
     with world.stopped(AGENT), world.direct() as redis:
         for job in jobs:
             submit(client, job)
-        queue = keys.queue(AGENT)
+        queue = queue_with_orders(redis, AGENT)
         # One may be on its way to the agent already.
         messages = redis.lrange(queue, 0, -1)
         redis.rpush(queue, *messages)

@@ -19,6 +19,7 @@ from relay import Command, Point
 from support import AGENT, prepare, request, wait_until
 from world import Job, Observer, World, end_of, submit
 
+from order_queues import waiting_orders
 from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecState
 from tachikoma.redis import keys
@@ -87,7 +88,7 @@ SPOTS = (
     Spot("before-end", ORCHESTRATOR, _ends),
     Spot("after-end", ORCHESTRATOR, _ends, _ended),
     # The last one: while it is held the agent takes nothing more.
-    Spot("taken", AGENT, _takes, lambda redis, _: not redis.llen(keys.queue(AGENT))),
+    Spot("taken", AGENT, _takes, lambda redis, _: not waiting_orders(redis, AGENT)),
 )
 
 

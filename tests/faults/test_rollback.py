@@ -19,6 +19,7 @@ import pytest
 from support import AGENT, wait_until
 from world import Job, World, end_of, submit
 
+from order_queues import waiting_orders
 from patience import PATIENCE_SECONDS
 from tachikoma import AgentRevoked, Client, ExecRequest, ExecResponse, ExecState, FailedPrecondition, NotFound
 from tachikoma.audit.chain import read_events
@@ -191,7 +192,7 @@ def test_what_was_on_the_queue_again_had_run_and_keeps_its_result(scene: Scene, 
 def test_what_was_cancelled_before_its_start_stays_cancelled_and_never_starts(scene: Scene) -> None:
     ends_as(scene, "fenced", ExecState.CANCELLED)
     with scene.world.direct() as redis:
-        wait_until(lambda: not redis.llen(keys.queue(FROZEN)), "the agent has taken what was queued")
+        wait_until(lambda: not waiting_orders(redis, FROZEN), "the agent has taken what was queued")
     ends_as(scene, "never-taken", ExecState.EXPIRED)
     assert scene.jobs["fenced"].starts == 0
 

@@ -29,6 +29,7 @@ NAMELESS = {
 def own_names(agent: str) -> dict[str, str]:
     return {
         "queue": keys.queue(agent),
+        "lane": keys.queue_lane(agent, 7),
         "info": keys.info(agent),
         "events": keys.events(agent),
         "control": keys.control(agent),
@@ -47,7 +48,7 @@ def own_names(agent: str) -> dict[str, str]:
 
 #: All that an agent may do with its own names.
 ALLOWED = {
-    ("brpop", "queue"),
+    ("brpop", "queue"), ("brpop", "lane"),
     ("set", "info"), ("expire", "info"), ("watch", "info"),
     ("publish", "events"), ("subscribe", "control"),
     ("get", "claim"), ("get", "info"), ("set", "claim"),
@@ -124,6 +125,7 @@ ATTEMPTS: list[tuple[str, ...]] = [
     ("BRPOP", keys.queue(OTHER), "0.01"), ("LRANGE", keys.queue(OTHER), "0", "-1"), ("LLEN", keys.queue(OTHER)),
     ("BRPOPLPUSH", keys.queue(AGENT), keys.queue(OTHER), "0.01"),
     ("BRPOP", keys.queue(AGENT), keys.queue(OTHER), "0.01"), ("DEL", keys.queue(AGENT)),
+    ("BRPOP", keys.queue_lane(OTHER, 7), "0.01"), ("LPUSH", keys.queue_lane(AGENT, 7), "x"),
     # Another agent's.
     ("SET", keys.info(OTHER), "x"), ("GET", keys.info(OTHER)), ("SET", keys.claim(OTHER, "x"), "x"),
     ("GET", keys.claim(OTHER, "x")), ("XADD", keys.output(OTHER, "x"), "*", "f", "x"),

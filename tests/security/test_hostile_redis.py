@@ -29,6 +29,7 @@ from books import compare_books
 from support import make_cli, prepare, publish_report, request, wait_until
 from world import World as RelayedStack
 
+from order_queues import queue_of, queue_with_orders, waiting_orders
 from patience import PATIENCE_SECONDS
 from tachikoma import (
     AgentOffline,
@@ -83,7 +84,7 @@ class World:
 
     def push(self, agent: str, *messages: bytes | str) -> None:
         """Put messages on a queue, and return when they were taken."""
-        self.redis.lpush(keys.queue(agent), *messages)
+        self.redis.lpush(queue_of(self.stack.user, agent), *messages)
         assert self.client.execute(request("true", agent_id=agent)).exit_code == 0
 
     @contextmanager
@@ -107,7 +108,7 @@ class World:
         """Submit a request and take its message off the queue before its agent can."""
         with self.busy(folder, wanted.agent_id):
             self.client.submit(wanted)
-            message = self.redis.lpop(keys.queue(wanted.agent_id))
+            message = self.redis.lpop(queue_with_orders(self.redis, wanted.agent_id))
         assert isinstance(message, bytes)
         return message
 
@@ -231,7 +232,7 @@ def test_an_agent_without_its_journal_runs_nothing_that_was_sent_before(world: W
     world.stack.agents[TWO].stop()
     shutil.rmtree(world.stack.data / "agents" / TWO)
     world.redis.delete(keys.claim(TWO, ran.id), keys.result(TWO, ran.id))
-    world.redis.lpush(keys.queue(TWO), message, unstarted)
+    world.redis.lpush(queue_of(world.stack.user, TWO), message, unstarted)
     world.stack.start_agent(TWO)
     world.pids[TWO] = world.stack.agents[TWO].pid
     assert world.ended(waits).state is ExecState.LOST
@@ -355,7 +356,7 @@ def test_what_celery_would_do_beside_an_order_is_not_done(world: World, tmp_path
     assert marks.read_text() == "x\n"
     names = [name.decode() for name in world.redis.scan_iter(count=1000)]
     assert [name for name in names if "attacker" in name or "linked" in name or name == "celery"] == []
-    assert world.redis.llen(keys.queue(TWO)) == 0
+    assert waiting_orders(world.redis, TWO) == 0
 
 
 # --- results and the ledger -------------------------------------------------------------------------------------------

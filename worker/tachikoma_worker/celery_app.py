@@ -16,6 +16,7 @@ from tachikoma.redis import celery_broker, keys
 from tachikoma_worker.engine.engine import Engine
 from tachikoma_worker.settings import WorkerSettings
 from tachikoma_worker.transport import AgentTransport
+from tachikoma_worker.turns import Turns
 
 __all__ = ["make_app", "run_worker"]
 
@@ -27,6 +28,7 @@ def make_app(settings: WorkerSettings, engine: Engine) -> Celery:
     """Return the application of one agent, whose pool hands orders to the engine."""
     agent = settings.agent_id
     celery_broker.install(AgentTransport)
+    turns = Turns(settings.slots)
     app = Celery("tachikoma", set_as_current=True)
     app.conf.update(
         **celery_broker.settings(
@@ -38,18 +40,20 @@ def make_app(settings: WorkerSettings, engine: Engine) -> Celery:
             fanout_prefix=f"/{agent}.",
             polling_interval=settings.poll.total_seconds(),
             socket_timeout=settings.poll.total_seconds() + ANSWER_SECONDS,
+            turns=turns,
         ),
         # Acknowledged before the command starts: at most once.
         task_acks_late=False,
         **celery_broker.WORKER,
         worker_pool="tachikoma_worker.pool:EnginePool",
-        task_queues=[Queue(keys.queue(agent), routing_key=keys.queue(agent))],
+        task_queues=[Queue(queue, routing_key=queue) for queue in keys.queues(agent)],
         task_default_queue=keys.queue(agent),
         task_create_missing_queues=False,
         # The engine stores the result, together with the receipt.
         task_ignore_result=True,
     )
     app.tachikoma_engine = engine  # type: ignore[attr-defined]
+    app.tachikoma_turns = turns  # type: ignore[attr-defined]
 
     # Not shared: no other application of this process gets the task.
     @app.task(name=keys.EXECUTE_TASK, ignore_result=True, shared=False)

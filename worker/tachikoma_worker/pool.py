@@ -17,8 +17,9 @@ from celery.worker import state
 
 from tachikoma.redis import keys
 from tachikoma_worker.engine.engine import Engine
+from tachikoma_worker.turns import Turns
 
-__all__ = ["EnginePool", "read_order"]
+__all__ = ["EnginePool", "queue_of", "read_order"]
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +43,14 @@ def read_order(args: Any) -> tuple[str, str]:
     return keys.split_task_id(task_id)[1], token
 
 
+def queue_of(args: Any) -> str:
+    """Return the queue that a message came from, by the arguments with which Celery calls a pool; else empty."""
+    try:
+        return str(args[2]["delivery_info"]["routing_key"])
+    except (TypeError, KeyError, IndexError):
+        return ""
+
+
 class EnginePool(BasePool):
     """The engine as a pool of Celery. Every method runs on the hub's thread."""
 
@@ -55,11 +64,13 @@ class EnginePool(BasePool):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._engine: Engine = self.app.tachikoma_engine
+        self._turns: Turns = self.app.tachikoma_turns
         self._hub: Any = None
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Keep the hub. Celery calls this again after each reconnect, and `get_event_loop()` is None from then on."""
         self._hub = loop
+        self._turns.use(loop)
 
     def on_start(self) -> None:
         """Start the engine, and wait until it holds the agent's lease.
@@ -94,13 +105,18 @@ class EnginePool(BasePool):
         """Accept a message (early acknowledgement) and hand its order over. Never blocks."""
         if accept_callback is not None:
             accept_callback(os.getpid(), time.monotonic())
-        hub = self._hub
+        hub, queue = self._hub, queue_of(args)
+        self._turns.begin(queue)
+
+        def ended() -> None:
+            self._turns.end(queue)
+            if callback is not None:
+                callback((False, None, 0.0))
 
         def done() -> None:
             # On the engine's thread. The hub may sleep because all slots were taken. `call_soon` wakes it; otherwise
             # messages would wait for its next timer.
-            if callback is not None:
-                hub.call_soon(callback, (False, None, 0.0))
+            hub.call_soon(ended)
 
         try:
             exec_id, token = read_order(args)

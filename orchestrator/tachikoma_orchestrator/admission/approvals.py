@@ -219,7 +219,8 @@ class Approvals:
 
     async def _check_agent(self, pending: _Pending) -> None:
         """Raise the error of a refused request if the agent cannot take an order now."""
-        readiness = await self._ledger.readiness(pending.record.agent)
+        queue = self._admitter.orders.queue(pending.request)
+        readiness = await self._ledger.readiness(pending.record.agent, queue)
         unfit = self._admitter.unfit(pending.request)
         if readiness is Outcome.ADMITTED and unfit:
             readiness = Outcome.UNFIT

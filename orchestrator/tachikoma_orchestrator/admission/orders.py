@@ -84,6 +84,10 @@ class Orders:
         limits = [limit.queue_timeout for limit in (self._rate_limit, decision.rate_limit) if limit is not None]
         return min(left, *limits)
 
+    def queue(self, request: ExecRequest) -> str:
+        """Return the queue for the order of a request: each requester has one at each agent."""
+        return self._registry.queue(request.agent_id, request.requested_by)
+
     def park(self, allowed: AllowedRequest) -> str:
         """Return a request signed for its wait for an approval. It is no order: no agent accepts it."""
         svid = self._identity.current()
@@ -118,6 +122,7 @@ class Orders:
             digest=allowed.digest,
             order_sha256=hashlib.sha256(order.encode()).hexdigest(),
             policy=decision.policy,
+            queue=self.queue(request),
             message=self._messages.message(
                 request.agent_id, request.id, order, expires_seconds=wait_seconds, shown=shlex.join(allowed.shown)
             ),

@@ -45,9 +45,9 @@ class Accounts:
         return password
 
     async def remove(self, agent: str) -> None:
-        """Remove an agent's Redis user, its queue and its registration. Its connections are closed."""
+        """Remove an agent's Redis user, its queues and its registration. Its connections are closed."""
         await self._redis.execute_command("ACL", "DELUSER", agent_user(agent))
-        await self._redis.delete(keys.queue(agent), keys.info(agent))
+        await self._redis.delete(*keys.queues(agent), keys.info(agent))
         await self._save()
 
     async def close(self) -> None:

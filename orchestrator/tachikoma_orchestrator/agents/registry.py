@@ -7,7 +7,7 @@ write.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -31,6 +31,9 @@ from tachikoma_orchestrator.store.scripts import Runner, Script
 __all__ = ["AgentState", "Registry"]
 
 log = structlog.get_logger(__name__)
+
+#: Agents whose queues are counted by one call of the script.
+QUEUED_AT_ONCE = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +86,15 @@ class Registry:
         self._lives = lives
         self._runner = Runner(redis)
         self._heard = Script("heard")
+        self._queued = Script("queued")
         self._left = Script("left")
         self._drain = Script("drain")
         self.revocations = Revocations(redis)
         self.observations = Observations()
         self._labels: dict[str, dict[str, str]] = {}
         self._journals: dict[str, str] = {}
+        #: Number of queues beside its main one that each agent reads.
+        self._lanes: dict[str, int] = {}
 
     # --- heartbeats ---------------------------------------------------------------------------------------------------
 
@@ -109,6 +115,10 @@ class Registry:
             if raw:
                 await self.heard(agent, raw)
         return self._journals.get(agent, "")
+
+    def queue(self, agent: str, requester: str) -> str:
+        """Return the queue for a requester's orders to an agent, by the agent's last heartbeat."""
+        return keys.requester_queue(agent, requester, self._lanes.get(agent, 0))
 
     async def discover(self) -> None:
         """Store the heartbeats that were published while no orchestrator was subscribed. Scans all keys, in steps."""
@@ -143,6 +153,7 @@ class Registry:
         )
         if await self._runner.run(call):
             self._labels[agent], self._journals[agent] = heartbeat.labels, heartbeat.boot
+            self._lanes[agent] = heartbeat.queues
             self.observations.heard(agent, heartbeat)
             if self._lives is not None:
                 self._lives.number_of(heartbeat.life)
@@ -227,33 +238,33 @@ class Registry:
         """Return all agents for callers, sorted by id. Raises redis errors."""
         states = await self.all()
         agents = sorted(states)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for agent in agents:
-                pipe.llen(keys.queue(agent))
-            pipe.hgetall(keys.DRAINING)
-            *lengths, draining = await pipe.execute(raise_on_error=False)
-        if isinstance(draining, Exception):
-            # The admission script fails in the same way.
-            raise draining
-        return [
-            self._describe(agent, states[agent], length, draining.get(agent.encode()))
-            for agent, length in zip(agents, lengths, strict=True)
-        ]
+        # An entry of another type is an error here, as it is in the admission script.
+        draining = await self._redis.hgetall(keys.DRAINING)
+        lengths = await self.queued(agents)
+        return [self._describe(agent, states[agent], lengths[agent], draining.get(agent.encode())) for agent in agents]
 
-    def _describe(self, agent: str, state: AgentState, queued: int | Exception, drain_entry: bytes | None) -> AgentInfo:
+    async def queued(self, agents: Sequence[str]) -> dict[str, int | None]:
+        """Return the number of orders on the queues of agents; None if one of them is no list. Raises redis errors."""
+        found: dict[str, int | None] = {}
+        for begin in range(0, len(agents), QUEUED_AT_ONCE):
+            part = agents[begin : begin + QUEUED_AT_ONCE]
+            args = {"agents": list(part), "lanes": keys.QUEUE_LANES}
+            lengths = await self._runner.run(self._queued(keys=[], args=args))
+            found |= {agent: length if length >= 0 else None for agent, length in zip(part, lengths, strict=True)}
+        return found
+
+    def _describe(self, agent: str, state: AgentState, queued: int | None, drain_entry: bytes | None) -> AgentInfo:
         """Describe one agent.
 
         Args:
             agent: its id.
             state: its state.
-            queued: length of its queue, or the error that Redis returned.
+            queued: number of orders on its queues; None if one of them is no list.
             drain_entry: its entry in `orch:draining`.
         """
         beat = state.heartbeat
         warnings = (*beat.warnings, *self.observations.warnings(agent))
-        if isinstance(queued, Exception):
-            if not wrong_type(queued):
-                raise queued
+        if queued is None:
             queued, warnings = 0, (*warnings, "its queue in Redis is not a list")
         draining = None if drain_entry is None else _Draining.read(drain_entry)
         revoked = self.revocations.active(agent)

@@ -106,7 +106,8 @@ class Ledger:
         recorded = [self.trail.refusals.admits(admission.request.requested_by) for admission, _ in requests]
         admits, pushes = [], []
         for (admission, dispatch), record in zip(requests, recorded, strict=True):
-            admits.append(self._admit_call(admission, record_refusal=record))
+            queue = dispatch.queue if dispatch is not None else ""
+            admits.append(self._admit_call(admission, record_refusal=record, queue=queue))
             if dispatch is not None:
                 pushes.append(self._dispatch_call(admission.request.agent_id, admission.request.id, dispatch))
         answers = await self._runner.run_all(admits, pushes, durable=self._durable)
@@ -126,7 +127,7 @@ class Ledger:
         elif not recorded:
             refusals.leave_out(requester, AuditCode.LIMITED if outcome in LIMITS else AuditCode.REFUSED)
 
-    def _admit_call(self, admission: Admission, *, record_refusal: bool) -> Call:
+    def _admit_call(self, admission: Admission, *, record_refusal: bool, queue: str) -> Call:
         agent, exec_id = admission.request.agent_id, admission.request.id
         event, refusal = self.trail.admission_fields(
             admission.request, admission.shown,
@@ -136,7 +137,7 @@ class Ledger:
         payloads = [admission.parked, record.pop("request"), event.pop("request")]
         return self._admit(
             keys=[
-                keys.execution(exec_id), keys.info(agent), keys.queue(agent), keys.AUDIT, keys.AGENTS,
+                keys.execution(exec_id), keys.info(agent), queue or keys.queue(agent), keys.AUDIT, keys.AGENTS,
                 keys.INDEX, keys.agent_index(agent), keys.OPEN, keys.APPROVALS, keys.parked(exec_id),
                 keys.DRAINING, keys.REVOKED,
                 *[key for name in admission.scopes for key in keys.scope(name)],
@@ -167,7 +168,7 @@ class Ledger:
 
     def _dispatch_call(self, agent: str, exec_id: str, dispatch: Dispatch) -> Call:
         return self._dispatch(
-            keys=[keys.execution(exec_id), keys.queue(agent), keys.AUDIT],
+            keys=[keys.execution(exec_id), dispatch.queue or keys.queue(agent), keys.AUDIT],
             args={
                 "id": exec_id, "agent": agent, "digest": dispatch.digest,
                 "order_sha256": dispatch.order_sha256, "policy": dispatch.policy, "life": str(dispatch.life),
@@ -310,12 +311,17 @@ class Ledger:
                     log.error("record.unreadable", id=exec_id, reason=str(error))
         return found
 
-    async def readiness(self, agent: str) -> Outcome:
-        """Return whether an agent accepts orders now: ADMITTED, REVOKED, OFFLINE, DRAINING or FULL."""
+    async def readiness(self, agent: str, queue: str) -> Outcome:
+        """Return whether an agent accepts orders now: ADMITTED, REVOKED, OFFLINE, DRAINING or FULL.
+
+        Args:
+            agent: the agent.
+            queue: the queue that the order would be on.
+        """
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.exists(keys.info(agent))
             pipe.hexists(keys.DRAINING, agent)
-            pipe.llen(keys.queue(agent))
+            pipe.llen(queue)
             pipe.hget(keys.REVOKED, agent)
             online, draining, waiting, revoked = await pipe.execute()
         if revoked is not None and parse(revoked).active:

@@ -127,6 +127,8 @@ class Dispatch:
     message: bytes
     #: Number of the life of Redis that the order names; 0 for none.
     life: int = 0
+    #: The queue for its requester; empty for the agent's main queue.
+    queue: str = ""
 
 
 def record_fields(admission: Admission) -> dict[str, str]:

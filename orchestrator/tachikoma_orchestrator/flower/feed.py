@@ -222,21 +222,21 @@ class Feed:
         return received
 
     async def _agent_counts(self, agents: Sequence[str]) -> dict[str, tuple[int, int]]:
-        """Count the orders on each agent's queue and its executions in the ledger. Raises redis errors."""
+        """Count the orders on each agent's queues and its executions in the ledger. Raises redis errors."""
         if not agents:
             return {}
+        queued = await self._registry.queued(agents)
         async with self._redis.pipeline(transaction=False) as pipe:
             for agent in agents:
-                pipe.llen(keys.queue(agent))
                 pipe.zcard(keys.agent_index(agent))
             answers = await pipe.execute(raise_on_error=False)
-        counts: list[int] = []
-        for answer in answers:
+        counts: dict[str, tuple[int, int]] = {}
+        for agent, answer in zip(agents, answers, strict=True):
             if isinstance(answer, Exception) and not wrong_type(answer):
                 raise answer
             # An attacker may have written another type.
-            counts.append(0 if isinstance(answer, Exception) else answer)
-        return dict(zip(agents, zip(counts[::2], counts[1::2], strict=True), strict=True))
+            counts[agent] = queued[agent] or 0, 0 if isinstance(answer, Exception) else answer
+        return counts
 
     async def _publish_executions(self, ids: Sequence[str], steps: Mapping[str, frozenset[str]] | None = None) -> bool:
         """Publish events of executions.

@@ -70,7 +70,7 @@ class OrchestratorSettings(RedisSettings):
     connection_idle: Duration = timedelta(minutes=5)
     #: Age at which a connection takes no new calls; its clients connect again. Calls in progress continue.
     connection_age: Duration = timedelta(hours=1)
-    #: Bounds of each agent's queue.
+    #: Bounds of each queue of an agent.
     rate_limit: RateLimitConfig = RateLimitConfig()
     #: Most executions that may wait for an approval, of all requesters together.
     approvals_size: int = Field(default=1000, ge=1, le=100_000)

@@ -41,6 +41,7 @@ __all__ = [
     "ONLINE",
     "OPEN",
     "OUTPUTS",
+    "QUEUE_LANES",
     "REPLY_LANES",
     "REVOKED",
     "SCHEDULES",
@@ -70,10 +71,13 @@ __all__ = [
     "own_result",
     "parked",
     "queue",
+    "queue_lane",
+    "queues",
     "read",
     "reply_lane",
     "report",
     "reports_to",
+    "requester_queue",
     "result",
     "schedule",
     "schedule_order",
@@ -95,6 +99,9 @@ _RESULT = "celery-task-meta-"
 
 #: Number of channels on which each agent reports. An orchestrator listens to one of them, at all agents.
 REPLY_LANES = 64
+
+#: Number of queues of each agent beside its main one. The requests of one requester are on one of them.
+QUEUE_LANES = 15
 
 # --- names of the orchestrator ----------------------------------------------------------------------------------------
 
@@ -156,6 +163,29 @@ ALL_QUEUES = "agent.*"
 def queue(agent: str) -> str:
     """Return the name of an agent's queue of Celery messages."""
     return f"agent.{agent}"
+
+
+def queue_lane(agent: str, lane: int | str) -> str:
+    """Return the name of an agent's queue for some of its requesters."""
+    return f"agent.{agent}:queue:{lane}"
+
+
+def queues(agent: str) -> tuple[str, ...]:
+    """Return the names of all queues of an agent, the main one first."""
+    return queue(agent), *(queue_lane(agent, lane) for lane in range(QUEUE_LANES))
+
+
+def requester_queue(agent: str, requester: str, lanes: int) -> str:
+    """Return the queue for the orders of a requester.
+
+    Args:
+        agent: the agent.
+        requester: SPIFFE ID of the requester.
+        lanes: number of queues beside the main one that the agent's worker reads; 0 for an older worker.
+    """
+    lanes = min(lanes, QUEUE_LANES)
+    # By agent too, so that two requesters who share a queue at one agent share none at most others.
+    return queue_lane(agent, zlib.crc32(f"{agent} {requester}".encode()) % lanes) if lanes else queue(agent)
 
 
 def info(agent: str) -> str:

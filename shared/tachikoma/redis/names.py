@@ -62,6 +62,10 @@ _O, _A = (_ORCHESTRATOR,), (_APPLICATION,)
 #: All names, in the order of the documentation.
 NAMES = (
     Name("agent.<id>", _L, _AGENT, (_ORCHESTRATOR, Part.ENROLLER), "the agent's queue of Celery messages"),
+    Name(
+        "agent.<id>:queue:<lane>", _L, _AGENT, (_ORCHESTRATOR, Part.ENROLLER),
+        "the same for some requesters: queues are read in turn",
+    ),
     Name("agent.<id>:info", _S, _AGENT, _O, "registration and lease: run, load, labels; expires after 15 s"),
     Name("agent.<id>:events", _C, _AGENT, _O, "the agent's notices: heartbeat, started"),
     Name("agent.<id>:claim:<exec>", _S, _AGENT, _O, "the journal that claimed the execution, or a fence against any"),

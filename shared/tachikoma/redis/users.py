@@ -108,6 +108,7 @@ _CONNECTION = Grant("client|setname ping")
 def _agent(agent: str) -> tuple[Grant, ...]:
     """Return the rights of an agent: to take from its queue, never to push to it, and to write its own reports."""
     queue, info, events, control = keys.queue(agent), keys.info(agent), keys.events(agent), keys.control(agent)
+    lanes = keys.queue_lane(agent, "*")
     claims, outputs, results = keys.claim(agent, "*"), keys.output(agent, "*"), keys.result(agent, "*")
     cancels, reads, orders = keys.cancel(agent, "*"), keys.read(agent, "*"), keys.orders(agent)
     inputs, sessions = keys.input(agent, "*"), keys.session(agent, "*")
@@ -116,7 +117,7 @@ def _agent(agent: str) -> tuple[Grant, ...]:
         _CONNECTION,
         # INFO has the replication id, by which each connection is compared with the current life of Redis.
         Grant("unsubscribe info"),
-        Grant("brpop", read=(queue,), write=(queue,)),
+        Grant("brpop", read=(queue, lanes), write=(queue, lanes)),
         # The registration is read by `tachikoma worker health`.
         Grant("get", read=(info, claims, cancels, reads, keys.LIFE)),
         # The lease is set only if no other worker holds it.

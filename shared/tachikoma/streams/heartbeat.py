@@ -95,6 +95,8 @@ class Heartbeat(BaseModel):
     )
     #: Time of the heartbeat by the clock of its host, in milliseconds since the epoch; None from older agents.
     sent_ms: Milliseconds | None = None
+    #: Number of queues beside its main one that its worker reads; 0 from older agents.
+    queues: Count = 0
     #: The signed `LifeRecord` of the latest life of Redis to which it has written its reports again; empty for none.
     life: Annotated[str, Field(max_length=16 * 1024)] = ""
 

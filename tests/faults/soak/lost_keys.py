@@ -70,7 +70,7 @@ def lose_a_shared_key(scene: Scene) -> None:
     """Take an index or a queue. Another type keeps its users out until it is deleted."""
     agent = scene.dice.choice(scene.world.agent_ids)
     names = {
-        "index": keys.INDEX, "open executions": keys.OPEN, "queue": keys.queue(agent),
+        "index": keys.INDEX, "open executions": keys.OPEN, "queue": scene.dice.choice(keys.queues(agent)),
         "index of an agent": keys.agent_index(agent),
     }  # fmt: skip
     name, way = scene.dice.choice(sorted(names)), scene.dice.choice(sorted(_WAYS))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from redis import Redis
 
+from order_queues import queue_with_orders
 from soak.scene import Scene, fault
-from tachikoma.redis import keys
 
 __all__: list[str] = []
 
@@ -16,9 +16,10 @@ MOST = 50
 @fault(4)
 def disorder(scene: Scene) -> None:
     """Copy what waits on a queue, and mix it up."""
-    queue = keys.queue(scene.dice.choice(scene.world.agent_ids))
+    agent = scene.dice.choice(scene.world.agent_ids)
 
     def mix(redis: Redis) -> str | None:
+        queue = queue_with_orders(redis, agent)
         messages = redis.lrange(queue, 0, MOST - 1)
         if not messages or redis.llen(queue) > 2 * MOST:
             return None

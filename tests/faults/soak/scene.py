@@ -13,9 +13,9 @@ from redis.exceptions import RedisError
 from support import wait_until
 from world import Observer, World
 
+from order_queues import waiting_orders
 from soak.callers import Callers
 from tachikoma import Client, Unavailable
-from tachikoma.redis import keys
 
 __all__ = ["FAULTS", "Fault", "Scene", "fault"]
 
@@ -81,7 +81,7 @@ class Scene:
         def settled() -> bool:
             self._restart_ended()
             with self.world.direct() as redis:
-                waiting = any(redis.llen(keys.queue(agent)) for agent in self.world.agent_ids)
+                waiting = any(waiting_orders(redis, agent) for agent in self.world.agent_ids)
             return not waiting and self.world.all_ready() and not self._wrong_clocks()
 
         wait_until(settled, "everything runs again", 120)

@@ -35,8 +35,8 @@ def test_a_message_is_acknowledged_before_its_command_starts(app: Celery) -> Non
     assert app.conf.broker_transport_options["ack_emulation"] is False
 
 
-def test_only_the_agents_own_queue_is_read(app: Celery) -> None:
-    assert [queue.name for queue in app.conf.task_queues] == [keys.queue("web-1")]
+def test_only_the_agents_own_queues_are_read(app: Celery) -> None:
+    assert [queue.name for queue in app.conf.task_queues] == list(keys.queues("web-1"))
     assert app.conf.task_default_queue == keys.queue("web-1")
     assert app.conf.task_create_missing_queues is False
     assert app.conf.worker_enable_remote_control is False

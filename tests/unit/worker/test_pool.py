@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tachikoma.redis import keys
-from tachikoma_worker.pool import EnginePool, read_order
+from tachikoma_worker.pool import EnginePool, queue_of, read_order
+from tachikoma_worker.turns import Turns
 
 TASK_ID = keys.task_id("web-1", "job-7")
 
@@ -43,10 +44,10 @@ class Hub:
     """Celery's hub, which records what it was asked to call."""
 
     def __init__(self) -> None:
-        self.called: list[tuple[Any, ...]] = []
+        self.called: list[Callable[[], None]] = []
 
-    def call_soon(self, callback: Any, result: Any) -> None:
-        self.called.append((callback, result))
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self.called.append(callback)
 
 
 @pytest.fixture
@@ -61,19 +62,41 @@ def hub() -> Hub:
 
 @pytest.fixture
 def pool(engine: Engine, hub: Hub) -> EnginePool:
-    made = EnginePool(5, app=SimpleNamespace(tachikoma_engine=engine))
+    made = EnginePool(5, app=SimpleNamespace(tachikoma_engine=engine, tachikoma_turns=Turns(5)))
     made.register_with_event_loop(hub)
     return made
 
 
 def test_an_order_is_accepted_and_handed_over(pool: EnginePool, engine: Engine, hub: Hub) -> None:
     accepted: list[int] = []
+    results: list[object] = []
     arguments = (keys.EXECUTE_TASK, TASK_ID, {"args": ["token"]})
-    pool.on_apply(print, arguments, callback=print, accept_callback=lambda pid, _: accepted.append(pid))
+    pool.on_apply(print, arguments, callback=results.append, accept_callback=lambda pid, _: accepted.append(pid))
     assert engine.calls == [("submit", "job-7", "token")]
     assert len(accepted) == 1
     # Through the hub, which it wakes: the engine is done on another thread.
-    assert hub.called == [(print, (False, None, 0.0))]
+    assert results == []
+    (ended,) = hub.called
+    ended()
+    assert results == [(False, None, 0.0)]
+
+
+def test_a_slot_counts_for_the_queue_of_its_order_until_the_hub_learns_of_its_end(hub: Hub) -> None:
+    turns = Turns(16)
+    pool = EnginePool(16, app=SimpleNamespace(tachikoma_engine=Engine(), tachikoma_turns=turns))
+    pool.register_with_event_loop(hub)
+    request = {"args": ["token"], "delivery_info": {"routing_key": "busy"}}
+    for _ in range(15):
+        pool.on_apply(print, (keys.EXECUTE_TASK, TASK_ID, request))
+    assert turns.open(["busy", "other"]) == ["other"]
+    for ended in hub.called:
+        ended()
+    assert turns.open(["busy", "other"]) == ["busy", "other"]
+
+
+@pytest.mark.parametrize("arguments", [None, (), ("task", TASK_ID, None), ("task", TASK_ID, {"delivery_info": 7})])
+def test_a_message_without_a_queue_counts_for_none(arguments: Any) -> None:
+    assert queue_of(arguments) == ""
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import psutil
 from tachikoma.identity.certificates import key_digest
 from tachikoma.identity.spiffe import InvalidIdentity
 from tachikoma.identity.svid import Svid
+from tachikoma.redis import keys
 from tachikoma.streams.heartbeat import MAX_HELD, MAX_ROOTS, Heartbeat, Trust
 from tachikoma.vocabulary.clock import now_ms, to_ms
 from tachikoma.vocabulary.formats import FORMATS
@@ -63,6 +64,7 @@ def describe(
         executions=None if held is None or len(held) > MAX_HELD else tuple(held),
         sent_ms=now_ms(),
         formats=dict(FORMATS),
+        queues=keys.QUEUE_LANES,
         life=life,
     )
 

@@ -74,10 +74,11 @@ async def test_a_removed_agent_can_neither_connect_nor_find_its_queue(redis: Red
     await redis.set(keys.info(AGENT), "{}")
     for agent in (AGENT, "web-2"):
         await redis.lpush(keys.queue(agent), "order")
+    await redis.lpush(keys.queue_lane(AGENT, 3), "order")
     await accounts.remove(AGENT)
     with refused():
         await connection(redis, password).ping()
-    assert await redis.exists(keys.queue(AGENT), keys.info(AGENT)) == 0
+    assert await redis.exists(*keys.queues(AGENT), keys.info(AGENT)) == 0
     # Another agent keeps both.
     async with connection(redis, other, "web-2") as connected:
         assert await connected.ping()

@@ -37,7 +37,8 @@ def heartbeat(**values: Any) -> bytes:
 async def test_an_agent_is_online_while_its_lease_lasts_and_known_afterwards(redis: Redis) -> None:
     registry = Registry(redis)
     await redis.set(keys.info("web-1"), heartbeat())
-    await redis.lpush(keys.queue("web-1"), "order", "order")
+    await redis.lpush(keys.queue("web-1"), "order")
+    await redis.lpush(keys.queue_lane("web-1", 7), "order")
     await registry.heard("web-1", heartbeat())
     [agent] = await registry.describe()
     assert (agent.id, agent.online, agent.running, agent.queued) == ("web-1", True, 1, 2)
@@ -105,3 +106,20 @@ async def test_broken_entries_of_some_agents_hide_no_other_agent(redis: Redis) -
     assert "its queue in Redis is not a list" in two.warnings
     await registry.resume("web-1", by="spiffe://tachikoma.local/user/root")
     assert not (await registry.describe())[0].draining
+
+
+async def test_orders_of_a_requester_are_on_the_same_queue_if_the_worker_reads_it(redis: Redis) -> None:
+    registry = Registry(redis)
+    await registry.heard("web-1", heartbeat(queues=keys.QUEUE_LANES))
+    await registry.heard("old-1", heartbeat())
+    queues = {registry.queue("web-1", f"spiffe://x/user/{number}") for number in range(200)}
+    assert queues == set(keys.queues("web-1")[1:])
+    assert registry.queue("web-1", "spiffe://x/user/a") == registry.queue("web-1", "spiffe://x/user/a")
+    assert registry.queue("old-1", "spiffe://x/user/a") == keys.queue("old-1")
+    assert registry.queue("never-heard", "spiffe://x/user/a") == keys.queue("never-heard")
+
+
+async def test_a_worker_that_claims_more_queues_gets_no_others(redis: Redis) -> None:
+    registry = Registry(redis)
+    await registry.heard("web-1", heartbeat(queues=1_000_000))
+    assert {registry.queue("web-1", f"user {number}") for number in range(200)} <= set(keys.queues("web-1"))

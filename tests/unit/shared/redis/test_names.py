@@ -36,6 +36,8 @@ OTHER_FUNCTIONS = {
         "agent_of_channel",
         "reply_lane",
         "reports_to",
+        "queues",
+        "requester_queue",
     ),
 }
 #: Constants of `keys` that are no name in Redis, or a pattern of names that functions make.
@@ -118,7 +120,7 @@ def rights(part: Part, name: Name) -> set[str]:
     text, found = example(name), set()
     for grant in users.grants_of(USERS[part]):
         patterns = {*grant.read, *grant.write}
-        if name.pattern != "agent.<id>":
+        if name.pattern not in ("agent.<id>", "agent.<id>:queue:<lane>"):
             # Meant for queues only; no pattern of Redis tells them from the agents' other names.
             patterns.discard(keys.ALL_QUEUES)
         in_keys = set(name.kinds) != {Kind.CHANNEL} and any(fnmatchcase(text, pattern) for pattern in patterns)

@@ -1,0 +1,66 @@
+"""The requesters' turns: which of an agent's queues may be asked for the next order.
+
+An agent has several queues, and all orders of one requester are on the same one. kombu asks them in turn, so that no
+long queue delays a short one. Some slots are reserved: a queue whose commands occupy many slots gets none of these. So
+a requester cannot occupy all slots with commands that run for hours (docs/decisions/0051).
+
+The idea is stochastic fairness queueing (P. McKenney, INFOCOM 1990): requesters whose queue is the same by chance share
+their turns. All methods belong to the thread of Celery's hub.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["Turns"]
+
+#: One slot of this many is reserved.
+RESERVED_PART = 16
+
+
+class Turns:
+    """The slots that the commands of each queue occupy."""
+
+    def __init__(self, slots: int) -> None:
+        """Prepare it for a number of slots. Fewer than 16 have no reserve."""
+        self._slots = slots
+        self._reserved = slots // RESERVED_PART
+        self._occupied: Counter[str] = Counter()
+        #: Celery's hub; None before it runs.
+        self._hub: Any = None
+
+    def use(self, hub: Any) -> None:
+        """Keep the hub; a new one replaces it after each reconnect."""
+        self._hub = hub
+
+    def wake_after(self, seconds: float) -> None:
+        """Wake the hub after a delay, so that it asks the queues again."""
+        if self._hub is not None:
+            self._hub.call_later(seconds, _nothing)
+
+    def begin(self, queue: str) -> None:
+        """Count an order that was taken from a queue."""
+        self._occupied[queue] += 1
+
+    def end(self, queue: str) -> None:
+        """Release the slot of such an order."""
+        self._occupied[queue] -= 1
+        if self._occupied[queue] <= 0:
+            del self._occupied[queue]
+
+    def open(self, queues: Sequence[str]) -> list[str]:
+        """Return the queues that may be asked for an order now, in the same order.
+
+        As long as slots are free that are not reserved, these are all. Then only queues remain that occupy fewer
+        slots than are reserved.
+        """
+        free = self._slots - self._occupied.total()
+        if free > self._reserved:
+            return list(queues)
+        return [queue for queue in queues if free > 0 and self._occupied[queue] < self._reserved]
+
+
+def _nothing() -> None:
+    """Do nothing; the hub, once awake, asks the queues again."""
