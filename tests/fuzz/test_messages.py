@@ -15,6 +15,7 @@ import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import strategies as st
 from joserfc import jws
+from joserfc.jwk import ECKey
 from rounds import JSON, fuzz, mutated, mutated_json
 
 from authority import Authority
@@ -83,7 +84,7 @@ def _tokens(kind: type[Claims], signer: Svid) -> st.SearchStrategy[str]:
         registry.max_header_length = 10**6
         try:
             content = payload.encode("utf-8", "replace")
-            return jws.serialize_compact(headers, content, signer.signing_key, registry=registry)
+            return jws.serialize_compact(headers, content, ECKey.import_key(signer.key_pem), registry=registry)
         except Exception:
             # A header with which the library signs nothing.
             return valid

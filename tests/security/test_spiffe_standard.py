@@ -20,9 +20,8 @@ from typing import Any
 import grpc
 import pytest
 import redis as redis_py
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from joserfc.jwk import ECKey
 
 from authority import Authority
 from patience import PATIENCE_SECONDS
@@ -173,7 +172,7 @@ EACH = pytest.mark.parametrize("make", CASES.values(), ids=CASES.keys())
 def _signer(chain: list[Any], key: Any) -> Any:
     """What `sign` needs of an identity; `Svid.load` would not take most of these."""
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return SimpleNamespace(chain=chain, signing_key=ECKey.import_key(pem))
+    return SimpleNamespace(chain=chain, signing_key=load_pem_private_key(pem, password=None))
 
 
 def _call(stack: Federated, chain: list[Any], key: Any, agent_command: str = "true") -> Any:

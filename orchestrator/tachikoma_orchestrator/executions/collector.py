@@ -150,7 +150,7 @@ class Collector:
         """Raise InvalidSignature if a signed receipt is not one for this execution and this output."""
         receipt = verified.receipt
         revoked = self._registry.revocations.latest(agent)
-        if revoked is not None and (why := revoked.refusal(agent, signer_begins(verified.token))):
+        if revoked is not None and (why := revoked.refusal(agent, signer_begins(verified.token, Receipt))):
             raise InvalidSignature(f"is not accepted: {why}")
         if receipt.jti != exec_id:
             raise InvalidSignature(f"is the receipt of {receipt.jti}")

@@ -122,9 +122,10 @@ class Evidence:
             raise InvalidSignature(f"says {receipt.state}, which is no final state")
         # A receipt signed before the revocation was recorded then, and stays valid.
         revoked = self._revocations.latest(record.agent)
-        later = revoked is not None and ms_of_seconds(receipt.iat) > revoked.at_ms
-        if revoked is not None and later and (why := revoked.refusal(record.agent, signer_begins(record.receipt))):
-            raise InvalidSignature(f"is not accepted: {why}")
+        if revoked is not None and ms_of_seconds(receipt.iat) > revoked.at_ms:
+            why = revoked.refusal(record.agent, signer_begins(record.receipt, Receipt))
+            if why:
+                raise InvalidSignature(f"is not accepted: {why}")
         return receipt
 
     async def _compare(self, record: Record, receipt: Receipt) -> None:

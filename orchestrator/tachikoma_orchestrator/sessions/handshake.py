@@ -116,7 +116,7 @@ def verified_answer(
         InvalidSignature: it is not signed by the agent, or belongs to another session.
     """
     answer = verify(token, SessionAnswer, bundle, agent_id(trust_domain, address.agent))
-    if why := revocations.refusal(address.agent, signer_begins(token)):
+    if why := revocations.refusal(address.agent, signer_begins(token, SessionAnswer)):
         raise InvalidSignature(f"is not accepted: {why}")
     if answer.jti != address.exec_id:
         raise InvalidSignature(f"is of the execution {answer.jti}")

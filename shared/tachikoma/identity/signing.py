@@ -7,20 +7,15 @@ is trusted with none of them.
 
 from __future__ import annotations
 
-import base64
 import json
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from joserfc import jws
-from joserfc.jwk import ECKey
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tachikoma.identity import jws
 from tachikoma.identity.bundles import TrustBundle, TrustBundles
 from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId
 from tachikoma.identity.svid import Svid
@@ -30,14 +25,6 @@ __all__ = ["Claims", "InvalidSignature", "UnreadableMessage", "sign", "signer_be
 
 #: Largest difference between the clocks of two hosts, in seconds.
 CLOCK_SKEW_SECONDS = 60
-#: Most bytes of a signed payload: 4 MiB of standard input as base64, and the rest.
-MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
-#: Most certificates in the chain of a signer.
-MAX_CHAIN = 8
-
-_registry = jws.JWSRegistry(algorithms=["ES256"])
-_registry.max_header_length = 16 * 1024
-_registry.max_payload_length = MAX_PAYLOAD_BYTES * 4 // 3 + 4
 
 
 class InvalidSignature(ValueError):
@@ -71,15 +58,11 @@ class Claims(BaseModel):
 
 
 C = TypeVar("C", bound=Claims)
-_Chain = tuple[list[x509.Certificate], ECKey]
 
 
 def sign(svid: Svid, claims: Claims) -> str:
     """Sign claims with an identity's key and return a compact JWS."""
-    payload = claims.model_dump_json().encode()
-    x5c = [base64.b64encode(certificate.public_bytes(Encoding.DER)).decode() for certificate in svid.chain]
-    header = {"alg": "ES256", "typ": claims.type, "x5c": x5c}
-    return jws.serialize_compact(header, payload, svid.signing_key, registry=_registry)
+    return jws.sign_payload(claims.model_dump_json().encode(), claims.type, svid.chain, svid.signing_key)
 
 
 def verify(
@@ -117,26 +100,28 @@ def verify(
     return claims
 
 
-def signer_begins(token: str) -> datetime:
+def signer_begins(token: str, kind: type[Claims]) -> datetime:
     """Return the time from which on the signer's certificate is valid. Only for a message that was verified."""
-    chain, _ = _chain_of(jws.extract_compact(token.encode("ascii"), registry=_registry).headers())
-    return chain[0].not_valid_before_utc
+    return jws.parse(token, kind.model_fields["type"].default).header.chain[0].not_valid_before_utc
 
 
 def _verified(
     token: str, kind: type[C], bundle: TrustBundle | TrustBundles, issuer: SpiffeId | None, kept: bool
 ) -> tuple[SpiffeId, C]:
     """Verify header, chain, issuer and signature, in this order, and return the signer and the claims."""
-    message = jws.extract_compact(token.encode("ascii"), registry=_registry)
-    chain, key = _chain_of(_checked_header(message.headers(), kind.model_fields["type"].default))
+    try:
+        message = jws.parse(token, kind.model_fields["type"].default)
+    except jws.WrongHeader as error:
+        raise InvalidSignature(str(error)) from None
+    chain = message.header.chain
     at = None
     if kept:
         # Read before it is verified. It is the signer's claim, and counts only if the signature below is valid.
         at = datetime.fromtimestamp(int(json.loads(message.payload)["iat"]), UTC)
-    signer = bundle.verify(chain[0], chain[1:], at)
+    signer = bundle.verify(chain[0], list(chain[1:]), at)
     if issuer is not None and signer != issuer:
         raise InvalidSignature(f"is signed by {signer}, not by {issuer}")
-    jws.deserialize_compact(token.encode("ascii"), key, registry=_registry)
+    message.check_signature()
     return signer, _read(kind, message.payload)
 
 
@@ -162,26 +147,3 @@ def _read(kind: type[C], payload: bytes) -> C:
         return kind.model_validate_json(payload)
     except ValidationError as error:
         raise UnreadableMessage(f"has wrong claims: {describe_validation_error(error)}", content) from None
-
-
-def _checked_header(header: Any, expected_type: str) -> dict[str, Any]:
-    if not isinstance(header, dict):
-        raise InvalidSignature("has a header that is not an object")
-    if header.get("typ") != expected_type or header.get("alg") != "ES256":
-        raise InvalidSignature(f"is a {str(header.get('typ'))[:60]!r}, not a {expected_type!r}")
-    return header
-
-
-def _chain_of(header: dict[str, Any]) -> _Chain:
-    x5c = header.get("x5c")
-    if not isinstance(x5c, list) or not 1 <= len(x5c) <= MAX_CHAIN or not all(isinstance(item, str) for item in x5c):
-        raise InvalidSignature("carries no certificate chain")
-    return _parse_chain(tuple(x5c))
-
-
-@lru_cache(maxsize=1024)
-def _parse_chain(x5c: tuple[str, ...]) -> _Chain:
-    """Parse the certificates of a header, and the leaf's key. Parsing establishes no trust, so it may be cached."""
-    chain = [x509.load_der_x509_certificate(base64.b64decode(item, validate=True)) for item in x5c]
-    public_key = chain[0].public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    return chain, ECKey.import_key(public_key)

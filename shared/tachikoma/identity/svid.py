@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -20,9 +20,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from tachikoma.identity.bundles import TrustBundle, TrustBundles, load_bundles
 from tachikoma.identity.certificates import id_of
 from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId
-
-if TYPE_CHECKING:
-    from joserfc.jwk import ECKey
 
 __all__ = ["Svid", "SvidSource", "renewed"]
 
@@ -75,11 +72,11 @@ class Svid:
         )
 
     @cached_property
-    def signing_key(self) -> ECKey:
-        """The key for joserfc, which a client that signs nothing does not import."""
-        from joserfc.jwk import ECKey
-
-        return ECKey.import_key(self.key_pem)
+    def signing_key(self) -> ec.EllipticCurvePrivateKey:
+        """The key, with which messages are signed."""
+        key = load_pem_private_key(self.key_pem, password=None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        return key
 
     @property
     def bundle(self) -> TrustBundle:
