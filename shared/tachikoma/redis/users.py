@@ -119,12 +119,12 @@ def _agent(agent: str) -> tuple[Grant, ...]:
         Grant("unsubscribe info"),
         Grant("brpop", read=(queue, lanes), write=(queue, lanes)),
         # The registration is read by `tachikoma worker health`.
-        Grant("get", read=(info, claims, cancels, reads, keys.LIFE)),
+        Grant("get mget", read=(info, claims, cancels, reads, keys.LIFE)),
         # The lease is set only if no other worker holds it.
         Grant("multi exec unwatch"),
         Grant("watch", read=(info,)),
-        # SET with GET: a restarted worker publishes again the result that is stored.
-        Grant("set", read=(results,), write=(info, claims, results)),
+        # SET with GET: a claim returns its holder; a restarted worker publishes again the result that is stored.
+        Grant("set", read=(claims, results), write=(info, claims, results)),
         Grant("xadd xdel", write=(outputs,)),
         # Input of a session is deleted when the command has taken it.
         Grant("xread", read=(inputs,)),

@@ -133,18 +133,16 @@ async def _set_and_read(context: Context, exec_id: str) -> tuple[bytes | Excepti
         RedisError, OSError: Redis is unavailable, or refuses a command.
         JournalError: a new life of Redis cannot be remembered.
     """
-    key = keys.claim(context.agent, exec_id)
+    key, boot = keys.claim(context.agent, exec_id), context.journal.boot.encode()
     async with context.redis.pipeline(transaction=False) as pipe:
-        pipe.set(key, context.journal.boot, nx=True, ex=CLAIM_SECONDS)
-        pipe.get(key)
-        pipe.get(keys.cancel(context.agent, exec_id))
-        # A life may have begun on this connection, if Redis lost keys without a restart.
-        pipe.get(keys.LIFE)
-        answers = await pipe.execute(raise_on_error=False)
-    for answer in answers:
+        pipe.set(key, boot, nx=True, get=True, ex=CLAIM_SECONDS)
+        # A life may have begun on this connection, if Redis lost keys without a restart. Another type counts as none.
+        pipe.mget(keys.cancel(context.agent, exec_id), keys.LIFE)
+        holder, found = await pipe.execute(raise_on_error=False)
+    for answer in (holder, found):
         if isinstance(answer, Exception) and not wrong_type(answer):
             raise answer
-    _, holder, cancel, life = answers
-    if isinstance(life, bytes):
+    cancel, life = found
+    if life is not None:
         await context.lives.learn(life.decode("ascii", "replace"))
-    return holder, None if isinstance(cancel, Exception) else cancel
+    return boot if holder is None else holder, cancel

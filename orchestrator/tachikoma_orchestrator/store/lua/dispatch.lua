@@ -15,17 +15,21 @@
 --   2  Celery message. It is bytes, and stored as it is.
 -- RESULT: 1, or 0 if the execution does not wait for this order: refused, another request, completed or dispatched
 local execution, queue, trail = unpack(KEYS)
-local digest, state, dispatched = unpack(redis.call('HMGET', execution, 'digest', 'state', 'dispatched_ms'))
+local record = redis.call('HMGET', execution, 'digest', 'state', 'dispatched_ms', unpack(AUDITED_FIELDS))
+local digest, state, dispatched = unpack(record, 1, 3)
 if digest ~= args.digest or state ~= 'QUEUED' or dispatched then
   return 0
 end
+local requested_by, command, client_ip, _, batch = unpack(record, 4, 3 + #AUDITED_FIELDS)
 -- A queue of another type is an error before anything is written.
 redis.call('LLEN', queue)
 -- The event is written first: if it cannot be written, no order is on the queue.
-redis.call('HSET', execution, 'policy', args.policy)
-audit_execution(trail, execution, {
+audit_execution_of(trail, {requested_by, command, client_ip, args.policy, batch}, {
   'event', 'dispatched', 'id', args.id, 'agent_id', args.agent, 'authorized', '1', 'evidence_sha256', args.order_sha256,
 })
-redis.call('HSET', execution, 'dispatched_ms', clock(), 'order_sha256', args.order_sha256, 'life', args.life)
+redis.call(
+  'HSET', execution,
+  'policy', args.policy, 'dispatched_ms', clock(), 'order_sha256', args.order_sha256, 'life', args.life
+)
 redis.call('LPUSH', queue, ARGV[2])
 return 1

@@ -68,15 +68,22 @@ local function continue_after(trail, number)
   return missing
 end
 
--- Append an event about an execution. It also contains the requester and the policy, so each event can be read alone.
-local function audit_execution(trail, execution, event)
-  local names = {'requested_by', 'command', 'client_ip', 'policy', 'batch'}
-  for place, value in ipairs(redis.call('HMGET', execution, unpack(names))) do
-    if value or names[place] ~= 'batch' then
-      append(event, names[place], value or '')
+-- Fields of a record that every event about its execution also contains, so that each event can be read alone.
+local AUDITED_FIELDS = {'requested_by', 'command', 'client_ip', 'policy', 'batch'}
+
+-- Append an event about an execution, with the values of AUDITED_FIELDS in its record, in that order.
+local function audit_execution_of(trail, values, event)
+  for place, name in ipairs(AUDITED_FIELDS) do
+    if values[place] or name ~= 'batch' then
+      append(event, name, values[place] or '')
     end
   end
   return audit(trail, event)
+end
+
+-- Append an event about an execution, with what its record says now.
+local function audit_execution(trail, execution, event)
+  return audit_execution_of(trail, redis.call('HMGET', execution, unpack(AUDITED_FIELDS)), event)
 end
 
 -- Return True if an agent is revoked (`revoke.lua`), by the hash of revocations.

@@ -39,8 +39,7 @@ local moves = target ~= ''
 local now = clock()
 
 -- Count the final state in the execution's batch. A batch that was tampered with stops no execution from ending.
-local function settle_target()
-  local batch = redis.call('HGET', execution, 'batch')
+local function settle_target(batch)
   if batch then
     local names = {'exit_code', 'error', 'stdout_sha256', 'stderr_sha256', 'stdout_bytes', 'stderr_bytes'}
     local result = {id = id}
@@ -57,7 +56,11 @@ end
 
 -- Check.
 local change = 'change:' .. target
-local state, agent, done = unpack(redis.call('HMGET', execution, 'state', 'agent', change))
+local record = redis.call(
+  'HMGET', execution, 'state', 'agent', change, 'order_sha256', 'history', 'scopes', 'batch', unpack(AUDITED_FIELDS)
+)
+local state, agent, done, order_sha256, history, scopes, batch = unpack(record, 1, 7)
+local audited = {unpack(record, 8, 7 + #AUDITED_FIELDS)}
 if not state or agent ~= args.agent then
   -- An agent can report anything, but only about its own executions.
   return {'MISSING', '', now}
@@ -68,7 +71,7 @@ end
 if not contains(args.sources, state) then
   return {'STATE', state, now}
 end
-if args.order_sha256 ~= '' and redis.call('HGET', execution, 'order_sha256') ~= args.order_sha256 then
+if args.order_sha256 ~= '' and order_sha256 ~= args.order_sha256 then
   return {'ORDER', state, now}
 end
 if args.fence ~= '' then
@@ -80,15 +83,15 @@ if args.fence ~= '' then
 end
 
 -- Audit. The events are written first: if they cannot be written, nothing is changed.
-local history = redis.call('HGET', execution, 'history') or state
+history = history or state
 if state == 'QUEUED' and args.reports_start then
   -- The agent's receipt arrived before its notice.
   history = history .. ';STARTED ' .. text(now)
-  audit_execution(trail, execution, {
+  audit_execution_of(trail, audited, {
     'event', 'started', 'id', id, 'agent_id', agent, 'authorized', '1', 'start_ms', args.start_ms,
   })
 end
-audit_execution(trail, execution, args.event)
+audit_execution_of(trail, audited, args.event)
 
 -- Record.
 local fields = {change, args.change, unpack(args.fields)}
@@ -113,7 +116,7 @@ if moves and state == 'PENDING_APPROVAL' then
 end
 if moves and target ~= 'QUEUED' then
   -- Scopes are released only here; a second release changes nothing. Admission stored their names in the record.
-  for scope in string.gmatch(redis.call('HGET', execution, 'scopes') or '', '%S+') do
+  for scope in string.gmatch(scopes or '', '%S+') do
     index('SREM', 'orch:waiting:' .. scope, id)
     if terminal then
       index('SREM', 'orch:open:' .. scope, id)
@@ -123,11 +126,11 @@ end
 if terminal then
   index('ZREM', open, id)
   if args.output_bytes > 0 then
-    local requester = redis.call('HGET', execution, 'requested_by') or ''
+    local requester = audited[1] or ''
     index('ZADD', outputs, now, table.concat({text(now), text(args.output_bytes), agent, id, requester}, ' '))
   end
   redis.call('EXPIRE', execution, args.keep_seconds)
   redis.call('PUBLISH', ended, id)
-  settle_target()
+  settle_target(batch)
 end
 return {'DONE', moves and target or state, now}
