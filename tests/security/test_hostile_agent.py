@@ -49,7 +49,7 @@ def own_names(agent: str) -> dict[str, str]:
 #: All that an agent may do with its own names.
 ALLOWED = {
     ("brpop", "queue"), ("brpop", "lane"),
-    ("set", "info"), ("expire", "info"), ("watch", "info"),
+    ("set", "info"), ("expire", "info"), ("watch", "info"), ("getex", "info"),
     ("publish", "events"), ("subscribe", "control"),
     ("get", "claim"), ("get", "info"), ("set", "claim"),
     ("get", "cancel"), ("get", "read"), ("mget", "claim"), ("mget", "info"), ("mget", "cancel"), ("mget", "read"),

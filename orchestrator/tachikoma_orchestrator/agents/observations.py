@@ -50,8 +50,14 @@ class Observations:
         #: The last second worker of an agent, with the monotonic time of its message.
         self._contenders: dict[str, tuple[Contender, float]] = {}
 
-    def heard(self, agent: str, heartbeat: Heartbeat) -> None:
-        """Compare formats and clock of an agent, which has just sent a heartbeat, with the own ones."""
+    def heard(self, agent: str, heartbeat: Heartbeat, *, age_seconds: float = 0.0) -> None:
+        """Compare formats and clock of an agent with the own ones.
+
+        Args:
+            agent: the agent.
+            heartbeat: its heartbeat.
+            age_seconds: most seconds since it was sent; 0 for one that was sent just now.
+        """
         other = difference(heartbeat.formats)
         self._formats[agent] = f"its worker is version {heartbeat.version}, with {other}" if other else ""
         if heartbeat.sent_ms is None:
@@ -60,7 +66,9 @@ class Observations:
         clock = self._clocks.get(agent)
         if clock is None or clock.run != heartbeat.run:
             clock = self._clocks[agent] = _Clock(heartbeat.run)
-        clock.differences.append(seconds_of_ms(heartbeat.sent_ms - now_ms()))
+        ahead = seconds_of_ms(heartbeat.sent_ms - now_ms())
+        # Time that passed since then is no difference of the clocks.
+        clock.differences.append(ahead if ahead >= 0 else min(0.0, ahead + age_seconds))
         problem = self.obstacle(agent)
         if problem and not clock.reported:
             log.warning("agent.unfit", agent=agent, problem=problem)

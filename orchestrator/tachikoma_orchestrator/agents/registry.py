@@ -18,7 +18,7 @@ from tachikoma.errors import AgentUnknown
 from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Redis
-from tachikoma.streams.heartbeat import Heartbeat, Trust
+from tachikoma.streams.heartbeat import REST_SECONDS, Heartbeat, Trust
 from tachikoma.vocabulary.agents import AgentInfo, AgentTrust
 from tachikoma.vocabulary.clock import from_ms
 from tachikoma.vocabulary.model import Model
@@ -26,7 +26,7 @@ from tachikoma.vocabulary.types import Milliseconds, is_identifier
 from tachikoma_orchestrator.agents.observations import Observations
 from tachikoma_orchestrator.agents.revocations import Revocations
 from tachikoma_orchestrator.store.lives import Lives
-from tachikoma_orchestrator.store.scripts import Runner, Script
+from tachikoma_orchestrator.store.scripts import JsonObject, Runner, Script
 
 __all__ = ["AgentState", "Registry"]
 
@@ -113,7 +113,7 @@ class Registry:
             # The agent may have joined a moment ago, with its first message still on the way.
             raw = await self._redis.get(keys.info(agent))
             if raw:
-                await self.heard(agent, raw)
+                await self.heard(agent, raw, age_seconds=REST_SECONDS)
         return self._journals.get(agent, "")
 
     def queue(self, agent: str, requester: str) -> str:
@@ -132,10 +132,16 @@ class Registry:
                 log.warning("heartbeat.unreadable", agent=agent[:64], error=str(error))
                 continue
             if raw:
-                await self.heard(agent, raw)
+                await self.heard(agent, raw, age_seconds=REST_SECONDS)
 
-    async def heard(self, agent: str, raw: bytes) -> None:
-        """Store a heartbeat, unless its agent is revoked. The first heartbeat of each run of a worker is audited."""
+    async def heard(self, agent: str, raw: bytes, *, age_seconds: float = 0.0) -> None:
+        """Store a heartbeat, unless its agent is revoked. The first heartbeat of each run of a worker is audited.
+
+        Args:
+            agent: the agent.
+            raw: the heartbeat, as the agent wrote it.
+            age_seconds: most seconds since it was sent; 0 for one that was sent just now.
+        """
         try:
             heartbeat = Heartbeat.model_validate_json(raw)
         except ValidationError as error:
@@ -154,7 +160,7 @@ class Registry:
         if await self._runner.run(call):
             self._labels[agent], self._journals[agent] = heartbeat.labels, heartbeat.boot
             self._lanes[agent] = heartbeat.queues
-            self.observations.heard(agent, heartbeat)
+            self.observations.heard(agent, heartbeat, age_seconds=age_seconds)
             if self._lives is not None:
                 self._lives.number_of(heartbeat.life)
 
@@ -248,7 +254,7 @@ class Registry:
         found: dict[str, int | None] = {}
         for begin in range(0, len(agents), QUEUED_AT_ONCE):
             part = agents[begin : begin + QUEUED_AT_ONCE]
-            args = {"agents": list(part), "lanes": keys.QUEUE_LANES}
+            args: JsonObject = {"agents": list(part), "lanes": keys.QUEUE_LANES}
             lengths = await self._runner.run(self._queued(keys=[], args=args))
             found |= {agent: length if length >= 0 else None for agent, length in zip(part, lengths, strict=True)}
         return found

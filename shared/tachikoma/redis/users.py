@@ -120,6 +120,8 @@ def _agent(agent: str) -> tuple[Grant, ...]:
         Grant("brpop", read=(queue, lanes), write=(queue, lanes)),
         # The registration is read by `tachikoma worker health`.
         Grant("get mget", read=(info, claims, cancels, reads, keys.LIFE)),
+        # One command renews the lease and returns whose it is.
+        Grant("getex", read=(info,), write=(info,)),
         # The lease is set only if no other worker holds it.
         Grant("multi exec unwatch"),
         Grant("watch", read=(info,)),

@@ -13,6 +13,7 @@ __all__ = [
     "LEASE_SECONDS",
     "MAX_HELD",
     "MAX_ROOTS",
+    "REST_SECONDS",
     "Contender",
     "Heartbeat",
     "Labels",
@@ -22,8 +23,10 @@ __all__ = [
 
 #: Seconds for which an agent counts as online after its last heartbeat.
 LEASE_SECONDS = 15
-#: Seconds between heartbeats.
+#: Seconds between heartbeats. One that would say nothing new only renews the lease.
 HEARTBEAT_SECONDS = 5
+#: Seconds after which a heartbeat is sent although it says nothing new.
+REST_SECONDS = 30
 
 
 # The fields have bounds, since an agent may be hostile and one answer lists all agents.
@@ -99,6 +102,11 @@ class Heartbeat(BaseModel):
     queues: Count = 0
     #: The signed `LifeRecord` of the latest life of Redis to which it has written its reports again; empty for none.
     life: Annotated[str, Field(max_length=16 * 1024)] = ""
+
+    def says_the_same(self, other: Heartbeat) -> bool:
+        """Return True if only load, memory, disk and time differ from another heartbeat, and no execution is held."""
+        measures = {"load": 0.0, "memory_used": 0.0, "disk_used": 0.0, "sent_ms": None}
+        return self.executions == () and self.model_copy(update=measures) == other.model_copy(update=measures)
 
 
 class Contender(BaseModel):

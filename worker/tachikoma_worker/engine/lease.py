@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import platform
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -24,7 +25,7 @@ from tachikoma.identity.open import open_identity
 from tachikoma.redis import keys
 from tachikoma.redis.access import RedisAccess, connect, wrong_type
 from tachikoma.redis.commands import Redis
-from tachikoma.streams.heartbeat import HEARTBEAT_SECONDS, LEASE_SECONDS, Contender, Heartbeat
+from tachikoma.streams.heartbeat import HEARTBEAT_SECONDS, LEASE_SECONDS, REST_SECONDS, Contender, Heartbeat
 from tachikoma_worker.settings import WorkerSettings
 
 __all__ = ["POLL_SECONDS", "Lease", "LeaseLost", "read_lease"]
@@ -35,6 +36,10 @@ log = structlog.get_logger(__name__)
 RETRY_SECONDS = (0.25, 0.25)
 #: First and longest delay between attempts while another worker holds the lease.
 CONTEND_SECONDS = (0.5, 5.0)
+#: Heartbeats after a change that are sent although they say nothing new. The orchestrator compares clocks by two.
+FURTHER_HEARTBEATS = 1
+#: Change of the difference between the clocks of this host that counts as a change of its time, in seconds.
+CLOCK_SECONDS = 1.0
 #: Between two checks of other threads whether the lease is held.
 POLL_SECONDS = 0.1
 #: Longest time that releasing the lease may take.
@@ -65,6 +70,13 @@ class Lease:
         self._other: Heartbeat | None = None
         #: The last heartbeat that was stored; None before the first.
         self._last: Heartbeat | None = None
+        #: The same as it is stored in Redis.
+        self._stored = b""
+        #: Time of the last heartbeat that was sent, by the monotonic clock; and by how much the clock of this host was
+        #: ahead of that one then, both in seconds.
+        self._sent_at, self._clock = 0.0, 0.0
+        #: Heartbeats to send before only the lease is renewed.
+        self._further = FURTHER_HEARTBEATS
         #: Resolves when the thread has ended; fails with the error that ended it.
         self._ended: Future[None] = Future()
 
@@ -176,6 +188,8 @@ class Lease:
             RedisError, OSError: Redis is unavailable.
         """
         key = keys.info(self._agent)
+        if self._rests(beat) and await redis.getex(key, ex=LEASE_SECONDS) == self._stored:
+            return True
         async with redis.pipeline(transaction=True) as pipe:
             # Nothing is set if the lease changes between here and the end of the transaction.
             await pipe.watch(key)
@@ -188,9 +202,32 @@ class Lease:
             pipe.set(key, raw, ex=LEASE_SECONDS)
             pipe.publish(keys.events(self._agent), raw)
             await pipe.execute()
-        self._other, self._last = None, beat
+        self._note_sent(beat, raw)
         self.held.set()
         return True
+
+    def _rests(self, beat: Heartbeat) -> bool:
+        """Return True if a heartbeat would say nothing new, so that renewing the lease is enough.
+
+        One command renews it, which other workers cannot come between: it returns whose lease it was. The lease of
+        another worker is renewed with that at most once, and this one then learns of it.
+        """
+        last = self._last
+        if last is None or not self.held.is_set() or time.monotonic() - self._sent_at >= REST_SECONDS:
+            return False
+        if not beat.says_the_same(last) or abs(time.time() - time.monotonic() - self._clock) > CLOCK_SECONDS:
+            self._further = FURTHER_HEARTBEATS
+            return False
+        if self._further > 0:
+            self._further -= 1
+            return False
+        return True
+
+    def _note_sent(self, beat: Heartbeat, raw: str) -> None:
+        """Remember a heartbeat that was stored and published."""
+        self._other, self._last, self._stored = None, beat, raw.encode()
+        self._sent_at = time.monotonic()
+        self._clock = time.time() - self._sent_at
 
     def _is_own(self, holder: Heartbeat, own: Heartbeat) -> bool:
         """Return whether the lease is that of this worker, or of an earlier run of it."""

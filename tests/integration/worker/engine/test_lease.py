@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,6 +68,96 @@ async def test_it_is_taken_up_again_when_redis_has_lost_it(
         held = len(beats)
         await until(lambda: len(beats) > held + 2, "it is held again")
         assert Heartbeat.model_validate_json(await redis.get(keys.info("web-1"))) == BEAT
+    finally:
+        await asyncio.to_thread(lease.stop)
+
+
+# --- at rest ----------------------------------------------------------------------------------------------------------
+
+
+class Resting:
+    """An agent that holds no execution, and whose load changes all the time."""
+
+    def __init__(self) -> None:
+        self.beats = 0
+        self.running = 0
+
+    def __call__(self) -> Heartbeat:
+        self.beats += 1
+        held = tuple(f"job-{number}" for number in range(self.running))
+        values = {"load": float(self.beats), "sent_ms": self.beats, "running": self.running, "executions": held}
+        return BEAT.model_copy(update=values)
+
+
+@pytest.fixture
+def restless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heartbeats follow each other at once, and none is due only because of the time."""
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(module, "REST_SECONDS", 10**6)
+    monkeypatch.setattr(module, "CLOCK_SECONDS", 10**6)
+
+
+@pytest.mark.usefixtures("restless")
+async def test_a_heartbeat_that_says_nothing_new_only_renews_the_lease(
+    redis: Redis, settings: WorkerSettings, until: Until
+) -> None:
+    agent = Resting()
+    async with redis.pubsub() as events:
+        await events.subscribe(keys.events("web-1"))
+        lease = Lease(settings, RedisAccess(settings.redis_url), agent)
+        lease.start()
+        await until(lambda: agent.beats > 30, "it rests")
+        await redis.expire(keys.info("web-1"), 2)
+        beats = agent.beats
+        await until(lambda: agent.beats > beats + 2, "it is renewed")
+        assert await redis.ttl(keys.info("web-1")) > 2
+        agent.running = 1
+        beats = agent.beats
+        await until(lambda: agent.beats > beats + 5, "it runs something")
+        await asyncio.to_thread(lease.stop)
+        sent = [message async for message in _heartbeats(events)]
+    # Two in the beginning, by which clocks are compared. While it holds an execution, all.
+    assert [beat.running for beat in sent[:3]] == [0, 0, 1]
+    assert all(beat.running == 1 for beat in sent[2:])
+    assert len(sent) >= 2 + 5
+
+
+async def _heartbeats(events: Any) -> AsyncIterator[Heartbeat]:
+    """Yield the heartbeats that were published."""
+    while (message := await events.get_message(timeout=1)) is not None:
+        if message["type"] == "message":
+            yield Heartbeat.model_validate_json(message["data"])
+
+
+@pytest.mark.usefixtures("restless")
+async def test_an_agent_at_rest_notices_that_another_worker_has_its_lease(
+    redis: Redis, settings: WorkerSettings, until: Until
+) -> None:
+    agent = Resting()
+    lease = Lease(settings, RedisAccess(settings.redis_url), agent)
+    lease.start()
+    await until(lambda: agent.beats > 5, "it rests")
+    await redis.set(keys.info("web-1"), other(boot="b2", hostname="h2").model_dump_json(), ex=100)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        with pytest.raises(LeaseLost, match="a worker on h2 became agent web-1"):
+            await lease.watch()
+
+
+@pytest.mark.usefixtures("restless")
+async def test_an_agent_at_rest_whose_clock_is_set_says_so(
+    redis: Redis, settings: WorkerSettings, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = Resting()
+    lease = Lease(settings, RedisAccess(settings.redis_url), agent)
+    lease.start()
+    try:
+        await until(lambda: agent.beats > 5, "it rests")
+        stored = await redis.get(keys.info("web-1"))
+        # Any difference counts as a change of its clock from here on.
+        monkeypatch.setattr(module, "CLOCK_SECONDS", -1)
+        beats = agent.beats
+        await until(lambda: agent.beats > beats + 2, "it sends again")
+        assert await redis.get(keys.info("web-1")) != stored
     finally:
         await asyncio.to_thread(lease.stop)
 

@@ -49,6 +49,14 @@ def test_one_late_heartbeat_makes_no_clock_slow() -> None:
     assert "90 s behind" in seen.obstacle("web-1")
 
 
+@given(st.floats(-(10**6), 10**6), st.floats(0, 1000))
+def test_the_age_of_a_stored_heartbeat_makes_no_clock_slow(ahead: float, age: float) -> None:
+    seen = Observations()
+    for _ in range(2):
+        seen.heard("web-1", beat(ahead), age_seconds=age)
+    assert seen._difference_seconds("web-1") == pytest.approx(ahead if ahead >= 0 else min(0, ahead + age), abs=0.01)
+
+
 def test_a_clock_that_was_set_right_is_no_obstacle_for_the_next_run() -> None:
     seen = Observations()
     seen.heard("web-1", beat(500))

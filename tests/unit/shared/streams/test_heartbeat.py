@@ -44,3 +44,25 @@ def test_a_started_notice_names_its_execution() -> None:
 
 def test_a_lease_outlives_two_lost_heartbeats() -> None:
     assert LEASE_SECONDS >= 3 * HEARTBEAT_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({}, True),
+        ({"load": 9.0, "memory_used": 0.9, "disk_used": 0.9, "sent_ms": 7}, True),
+        ({"running": 1}, False),
+        ({"labels": {"role": "db"}}, False),
+        ({"life": "record"}, False),
+        ({"executions": ("job-7",)}, False),
+        ({"executions": None}, False),
+    ],
+)
+def test_a_heartbeat_says_the_same_unless_more_than_measures_changes(changes: dict[str, Any], same: bool) -> None:
+    last = Heartbeat(**BASE, executions=())
+    assert last.model_copy(update=changes).says_the_same(last) is same
+
+
+def test_an_agent_that_holds_executions_never_rests() -> None:
+    beat = Heartbeat(**BASE, executions=("job-7",))
+    assert not beat.says_the_same(beat)
