@@ -89,7 +89,7 @@ class Load:
         wait_until(lambda: self.done >= before + 10, "callers are answered", 120)
 
 
-@pytest.mark.parametrize(("number", "fault"), enumerate(FAULTS))
+@pytest.mark.parametrize(("number", "fault"), list(enumerate(FAULTS)))
 def test_a_failover_leaves_no_caller_without_an_answer(
     world: SentinelWorld, tmp_path: Path, number: int, fault: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,6 +37,7 @@ from tachikoma_orchestrator.agents.registry import AgentState, Registry
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.ledger import Ledger
+from tachikoma_orchestrator.executions.open_index import OpenIndex
 from tachikoma_orchestrator.executions.record import Record
 from tachikoma_orchestrator.executions.retained_output import RetainedOutput
 from tachikoma_orchestrator.executions.revocation import end_revoked
@@ -98,6 +99,7 @@ class Reaper:
             lives: the lives of Redis; None if no life may lose data.
         """
         self._lives = lives
+        self._index = OpenIndex(redis, ledger, lives)
         self._redis = redis
         self._ledger = ledger
         self._registry = registry
@@ -165,6 +167,7 @@ class Reaper:
 
     async def sweep(self) -> None:
         """Make one pass over all executions without a final state. Raises redis errors."""
+        await self._index.restore_after_loss()
         now_ms = await self._ledger.now_ms()
         agents = self._last_agents = await self._agents()
         for agent, state in agents.items():

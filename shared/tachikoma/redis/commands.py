@@ -78,6 +78,7 @@ class Redis(Protocol):
         end: Value,
         *,
         byscore: bool = False,
+        desc: bool = False,
         offset: int | None = None,
         num: int | None = None,
     ) -> list[bytes]: ...
