@@ -43,7 +43,7 @@ def test_a_second_worker_with_the_same_data_folder_ends_at_once(own_stack: Stack
     with Client(own_stack.profile()) as client:
         running = request("sh", "-c", "for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.25; done")
         client.submit(running)
-        wait_until(lambda: client.status(running.id).state is ExecState.STARTED, "it runs")
+        wait_until(lambda: client.status(running.id).start_time, "it runs")
         other = second(own_stack, tmp_path)
         other.start()
         assert other.process is not None
@@ -54,7 +54,7 @@ def test_a_second_worker_with_the_same_data_folder_ends_at_once(own_stack: Stack
         # A worker that is killed, whose spawner and command stay, frees it.
         running = request("sh", "-c", "sleep 2; echo done")
         client.submit(running)
-        wait_until(lambda: client.status(running.id).state is ExecState.STARTED, "it runs")
+        wait_until(lambda: client.status(running.id).start_time, "it runs")
         own_stack.agents[AGENT].kill()
         own_stack.start_agent(AGENT)
         assert client.execute(running).stdout == b"done\n"

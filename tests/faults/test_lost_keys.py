@@ -24,8 +24,8 @@ from tachikoma.errors import NotFound, ResultUnknown
 from tachikoma.redis import keys
 
 RUNS, WAITS = "agent-1", "agent-2"
-#: A caller whose record is gone has its answer by then; the rest is the load of the machine.
-BOUND_SECONDS = 15 + 15
+#: A caller whose record is gone has its answer after 15 s; the rest is the load of the machine.
+BOUND_SECONDS = PATIENCE_SECONDS
 QUEUE_SECONDS = 6
 #: Keys that executions share.
 SHARED = (keys.INDEX, keys.OPEN, keys.queue(RUNS), keys.queue(WAITS), keys.agent_index(RUNS), keys.agent_index(WAITS))
@@ -141,7 +141,7 @@ def test_every_caller_of_a_running_execution_is_answered_whichever_of_its_keys_i
 def test_callers_of_a_lost_record_do_not_wait_for_the_end_of_the_command(
     world: World, fault: Callable[[Redis, str], None]
 ) -> None:
-    wanted = world.running(50)
+    wanted = world.running(500)
     callers = {"record": world.callers(wanted)}
     wait_until(lambda: world.redis.exists(keys.claim(RUNS, wanted.id)), "it is claimed")
     fault(world.redis, keys.execution(wanted.id))
@@ -149,7 +149,7 @@ def test_callers_of_a_lost_record_do_not_wait_for_the_end_of_the_command(
 
 
 def test_every_caller_of_a_queued_execution_is_answered_whichever_of_its_keys_is_lost(world: World) -> None:
-    callers, wanted = {}, {}
+    callers, wanted, late = {}, {}, set()
     with world.frozen():
         for name in OWN:
             for fault in FAULTS:
@@ -158,10 +158,14 @@ def test_every_caller_of_a_queued_execution_is_answered_whichever_of_its_keys_is
                 callers[label] = world.callers(wanted[label])
         for name, key in OWN.items():
             for fault in FAULTS:
-                fault(world.redis, key(WAITS, wanted[f"{fault.__name__} {name}"].id))
+                label = f"{fault.__name__} {name}"
+                if world.redis.hget(keys.execution(wanted[label].id), "state") != b"QUEUED":
+                    # Only on a slow machine: it has waited for too long before anything was lost.
+                    late.add(label)
+                fault(world.redis, key(WAITS, wanted[label].id))
         found = answers(callers)
     for label, states in found.items():
-        lost_record = label.endswith("record")
+        lost_record = label.endswith("record") and label not in late
         # A claim of another type lets nothing start, but nothing says that nothing has started.
         allowed = {"ResultUnknown"} if lost_record else {ExecState.EXPIRED, ExecState.LOST}
         assert set(states) <= allowed, label
@@ -189,13 +193,10 @@ def test_every_caller_is_answered_when_indexes_and_queues_are_lost(
 def test_every_caller_is_answered_when_redis_is_emptied(world: World) -> None:
     with world.frozen():
         long, short = world.running(20), world.running(4)
-        callers = {
-            "long": world.callers(long),
-            "short": world.callers(short),
-            "queued": world.callers(request("true", agent_id=WAITS)),
-        }
+        callers = {"long": world.callers(long), "short": world.callers(short)}
         for made in (long, short):
             wait_until(lambda made=made: world.redis.exists(keys.claim(RUNS, made.id)), "it is claimed")
+        callers["queued"] = world.callers(request("true", agent_id=WAITS))
         world.redis.flushall()
         found = answers(callers)
     # The agent that still runs shows the orders again, from which the records are rebuilt.
@@ -240,10 +241,11 @@ def test_an_id_that_is_used_again_while_its_first_order_runs_ends(world: World, 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_an_execution_whose_result_is_lost_is_not_shown_as_started_for_long(
-    world: World, fault: Callable[[Redis, str], None]
+    world: World, fault: Callable[[Redis, str], None], tmp_path: Path
 ) -> None:
     """No orchestrator was running when it ended, and its result is gone."""
-    wanted = world.running(2)
+    go = tmp_path / "go"
+    wanted = request("sh", "-c", f"while [ ! -e {go} ]; do sleep 0.05; done", agent_id=RUNS)
     world.client.submit(wanted)
     wait_until(lambda: world.client.status(wanted.id).state is ExecState.STARTED, "it runs")
     pid = world.stack.orchestrator.pid
@@ -254,6 +256,7 @@ def test_an_execution_whose_result_is_lost_is_not_shown_as_started_for_long(
         for connection in world.redis.client_list(_type="pubsub"):
             if connection["name"].startswith("orchestrator"):
                 world.redis.client_kill_filter(_id=connection["id"])
+        go.touch()
         wait_until(lambda: world.redis.exists(keys.result(RUNS, wanted.id)), "it has ended")
         fault(world.redis, keys.result(RUNS, wanted.id))
     finally:

@@ -76,7 +76,7 @@ FOREIGN = [
 ]  # fmt: skip
 
 
-def test_a_normal_run_is_denied_nothing(stack: Stack, client: Client, admin: redis_py.Redis) -> None:
+def test_a_normal_run_is_denied_nothing(stack: Stack, client: Client, admin: redis_py.Redis, tmp_path: Path) -> None:
     assert client.execute(request("/bin/true")).state is ExecState.SUCCEEDED
     streamed = b"".join(part.data for part in client.execute_stream(request("sh", "-c", "echo a; sleep 0.1; echo b")))
     assert streamed == b"a\nb\n"
@@ -85,9 +85,11 @@ def test_a_normal_run_is_denied_nothing(stack: Stack, client: Client, admin: red
     client.cancel(running.id)
     wait_until(lambda: client.status(running.id).state is ExecState.CANCELLED, "it is cancelled")
     # A start of the agent finds what the one before it left.
-    left = client.submit(request("sleep", "0.3"))
+    go = tmp_path / "go"
+    left = client.submit(request("sh", "-c", f"while [ ! -e {go} ]; do sleep 0.05; done"))
     wait_until(lambda: client.status(left.id).state is ExecState.STARTED, "it runs")
     stack.agents[AGENT].kill()
+    go.touch()
     stack.start_agent(AGENT)
     wait_until(lambda: client.status(left.id).state is ExecState.SUCCEEDED, "it was taken back")
     stack.agents[AGENT].stop()
