@@ -58,6 +58,12 @@ def open_cli(cli: Cli) -> Iterator[Open]:
         process.__exit__(None, None, None)
 
 
+#: Runs until a signal ends it. It writes when it has the terminal, and when it is continued.
+FOREGROUND = "sh -c 'trap \"echo again $((42 + 1))\" CONT; echo begin $((41 + 1)); while :; do sleep 0.1; done'"
+#: Shows the size of the terminal once it is as wanted: a new size and what is typed take different ways.
+UNTIL_SIZE = 'until [ "$(stty size)" = "{}" ]; do sleep 0.1; done; stty size\r'
+
+
 def test_a_shell_feels_like_one(open_cli: Open) -> None:
     here = open_cli("exec", "-it", AGENT, "--", *SHELL, rows=33, columns=99)
     here.expect(PROMPT)
@@ -66,21 +72,22 @@ def test_a_shell_feels_like_one(open_cli: Open) -> None:
     here.expect(PROMPT)
     # The size follows the window.
     here.resize(40, 132)
-    here.type("sleep 0.2; stty size\r")
+    here.type(UNTIL_SIZE.format("40 132"))
     here.expect("\r\n40 132\r\n")
-    # Ctrl-C ends the command in the foreground, and no more.
-    here.type("sleep 1000\r")
-    here.expect("sleep 1000\r\n")
+    here.expect(PROMPT)
+    # Ctrl-C ends the command in the foreground, and no more. It says when it is there.
+    here.type(f"{FOREGROUND}\r")
+    here.expect("\r\nbegin 42\r\n")
     here.type("\x03")
     here.expect(PROMPT)
     # Job control.
-    here.type("sleep 1000\r")
-    here.expect("sleep 1000\r\n")
+    here.type(f"{FOREGROUND}\r")
+    here.expect("\r\nbegin 42\r\n")
     here.type("\x1a")
     here.expect("Stopped")
     here.expect(PROMPT)
     here.type("fg\r")
-    here.expect("fg\r\nsleep 1000\r\n")
+    here.expect("\r\nagain 43\r\n")
     here.type("\x03")
     here.expect(PROMPT)
     # Characters beyond ASCII, and a password that is not shown.
@@ -111,13 +118,13 @@ def test_escapes_leave_a_session_and_attaching_returns(open_cli: Open, cli: Cli,
     assert b"leave-me" in cli.run("sessions", "ls", "-o", "name").stdout.split()
     again = open_cli("sessions", "attach", "leave-me", rows=30, columns=90)
     again.expect(PROMPT)
-    again.type("echo $x; sleep 0.2; stty size\r")
+    again.type(f"echo $x; {UNTIL_SIZE.format('30 90')}")
     again.expect("\r\nkept\r\n30 90\r\n")
     assert client.status("leave-me").attached_by == client.spiffe_id
     again.type("\r~.")
     assert again.wait() != 0
     assert again.restored()
-    assert client.status("leave-me").state.terminal
+    wait_until(lambda: client.status("leave-me").state.terminal, "it has ended")
 
 
 def test_a_killed_program_leaves_its_session(open_cli: Open, client: Client) -> None:
