@@ -44,7 +44,7 @@ class Dev:
         }
         self.lines: list[str] = []
         self.process = subprocess.Popen(
-            [*self._program, "dev", "--listen", "127.0.0.1:0", *options],
+            [*self._program, "dev", "--listen", "127.0.0.1:0", *(options or ("--no-submitter",))],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -172,6 +172,28 @@ def test_ctrl_c_leaves_no_process_and_no_socket(start: Callable[..., Dev], home:
     done = dev.run("agents")
     assert done.returncode == 1
     assert "is the orchestrator running" in done.stderr
+
+
+def test_celery_works_at_once_and_a_closed_terminal_stops_everything(start: Callable[..., Dev], home: Path) -> None:
+    dev = start("--agents", "1")
+    [url] = [line.split()[1] for line in dev.lines if line.startswith("celery  ")]
+    script = (
+        "import sys; from celery import Celery; from tachikoma.celery import Commands\n"
+        "app = Celery('dev', broker=sys.argv[1], backend=sys.argv[1])\n"
+        "commands = Commands(app, application='dev')\n"
+        "print(commands.s('agent-1', ['echo', 'hello']).delay().get(timeout=60)['exitCode'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, url], env=dev.environment, capture_output=True, text=True, check=False,
+        timeout=PATIENCE_SECONDS,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+    assert (home / ".local/share/tachikoma/redis.sock").is_socket()
+    children = dev.children()
+    dev.process.send_signal(signal.SIGHUP)
+    assert dev.process.wait(PATIENCE_SECONDS) == 0
+    assert all(gone(pid) for pid in children)
+    assert not (home / ".local/share/tachikoma/redis.sock").is_symlink()
 
 
 def test_a_killed_supervisor_takes_everything_with_it(start: Callable[..., Dev], home: Path) -> None:

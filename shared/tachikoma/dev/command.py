@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import platformdirs
@@ -13,7 +14,7 @@ import typer
 from tachikoma.client.profile import PROFILE_VARIABLE, Profile, default_profile_path
 from tachikoma.client.sync import Client
 from tachikoma.dev.files import FLOWER_USER
-from tachikoma.dev.stack import Stack
+from tachikoma.dev.stack import APPLICATION, Stack
 from tachikoma.errors import ConfigurationError
 from tachikoma.vocabulary.agents import AgentInfo
 
@@ -24,9 +25,15 @@ CHECK_SECONDS = 0.5
 
 
 def run_dev(
-    *, agents: int, data: str | None, listen: str, flower: str | None = None, schedules: str | None = None
+    *,
+    agents: int,
+    data: str | None,
+    listen: str,
+    flower: str | None = None,
+    schedules: str | None = None,
+    submitter: bool = True,
 ) -> None:
-    """Run a stack until Ctrl-C or SIGTERM.
+    """Run a stack until Ctrl-C, SIGTERM, or the end of its terminal.
 
     Args:
         agents: number of agents.
@@ -34,15 +41,18 @@ def run_dev(
         listen: address of the orchestrator.
         flower: address of a Flower, or None for none.
         schedules: file of schedules, or module:app; None for none.
+        submitter: whether to run a submitter, for Celery applications.
 
     Raises:
         ConfigurationError: a part did not start, or ended by itself.
     """
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # As `nohup` relies on.
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: stop.set())
     folder = Path(data) if data else platformdirs.user_data_path("tachikoma")
-    stack = Stack(folder, agents=agents, listen=listen, flower=flower, schedules=schedules)
+    stack = Stack(folder, agents=agents, listen=listen, flower=flower, schedules=schedules, submitter=submitter)
     typer.echo(f"starting in {stack.data} …")
     with stack:
         path, usual = write_profile(stack)
@@ -55,8 +65,14 @@ def run_dev(
             if failed is not None:
                 raise ConfigurationError(failed.failure())
             stack.renew_identities()
-        typer.echo("\nstopping …")
-    typer.echo("stopped")
+        _report("\nstopping …")
+    _report("stopped")
+
+
+def _report(text: str) -> None:
+    """Print a line, unless the terminal is gone."""
+    with suppress(OSError):
+        typer.echo(text)
 
 
 def write_profile(stack: Stack) -> tuple[Path, bool]:
@@ -90,6 +106,8 @@ def introduction(stack: Stack, agents: Sequence[AgentInfo], profile: Path, *, us
     yield f"profile       {profile}"
     yield f"logs          {stack.data / 'logs'}"
     yield f"audit log     {stack.data / 'audit' / 'audit.jsonl'}"
+    if stack.submitter is not None:
+        yield f"celery        {stack.celery_url} (application {APPLICATION})"
     if stack.flower_url:
         yield f"flower        {stack.flower_url} (user {FLOWER_USER}, password in {stack.flower_users})"
     for warning in sorted({warning for agent in agents for warning in agent.warnings}):

@@ -21,10 +21,14 @@ from tachikoma.dev.redis_server import RedisServer, free_port
 from tachikoma.dev.runtime import Runtime
 from tachikoma.errors import Unavailable
 from tachikoma.identity.spiffe import SpiffeId
-from tachikoma.redis.passwords import Passwords
-from tachikoma.redis.users import BEAT, FLOWER
+from tachikoma.redis.passwords import Passwords, read_password
+from tachikoma.redis.users import BEAT, FLOWER, application_user
 
-__all__ = ["SERVER_NAME", "TRUST_DOMAIN", "Stack"]
+__all__ = ["APPLICATION", "SERVER_NAME", "TRUST_DOMAIN", "Stack"]
+
+
+#: Name of the Celery application that may use a stack with a submitter.
+APPLICATION = "dev"
 
 
 def _settings(folder: StackFolder, schedules: str | None) -> dict[str, str]:
@@ -135,6 +139,17 @@ class Stack:
         return f"redis+socket://{admin['username']}:{admin['password']}@{self.socket}?virtual_host=0"
 
     @property
+    def celery_url(self) -> str:
+        """URL of Redis for a Celery application on this machine; the same after each start of this folder."""
+        user = application_user(APPLICATION)
+        return f"redis+socket://{user}:{read_password(self.redis_passwords.path(user))}@{self._link}?virtual_host=0"
+
+    @property
+    def _link(self) -> Path:
+        """A link to the socket of Redis, whose own path differs at each start."""
+        return self.data / "redis.sock"
+
+    @property
     def redis_url(self) -> str:
         """URL of Redis without credentials; each part authenticates with a user of its own (`redis_user_of`)."""
         return self._server.url
@@ -238,6 +253,10 @@ class Stack:
         files.write_audit_key(self._folder.audit_key)
         if self._flower_listen is not None:
             files.write_flower_users(self.flower_users)
+        if self._with_submitter:
+            self.redis_passwords.make(application_user(APPLICATION))
+        self._link.unlink(missing_ok=True)
+        self._link.symlink_to(self.socket)
 
     def _make_parts(self) -> None:
         port = free_port() if self._redis_tls else None
@@ -310,6 +329,7 @@ class Stack:
             self.redis.stop()
         # 4. The sockets and the lock.
         if self._runtime is not None:
+            self._link.unlink(missing_ok=True)
             self._runtime.close()
             self._runtime = None
 

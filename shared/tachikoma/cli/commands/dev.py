@@ -27,8 +27,18 @@ def dev(
     schedules: Annotated[
         str | None, typer.Option(help="File of schedules, or module:app; runs a submitter and a beat too.")
     ] = None,
+    submitter: Annotated[
+        bool, typer.Option("--submitter/--no-submitter", help="Run a submitter, for Celery applications.")
+    ] = True,
 ) -> None:
     """Run the whole system on this machine, in the foreground; Ctrl-C stops it."""
     from tachikoma.dev.command import run_dev
 
-    run_dev(agents=count, data=data, listen=listen, flower=flower_listen if flower else None, schedules=schedules)
+    run_dev(
+        agents=count,
+        data=data,
+        listen=listen,
+        flower=flower_listen if flower else None,
+        schedules=schedules,
+        submitter=submitter,
+    )
