@@ -208,6 +208,10 @@ async def test_a_pipe_takes_input_of_any_size_and_its_end(host: Host) -> None:
 async def test_input_that_no_process_reads_waits_and_is_bounded(host: Host) -> None:
     async with session(host, "/bin/sleep", "60", mode=InputMode.PIPE) as it:
         feeding = asyncio.ensure_future(it.process.feed(0, bytes(4 << 20)))
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while it.process.input.room or not it.process.input.offset:  # noqa: ASYNC110 (nothing announces it)
+                await asyncio.sleep(0.02)
+        # More would come by now.
         done, _ = await asyncio.wait((feeding,), timeout=0.3)
         assert not done
         # A pipe of 1 MiB or less, and the spawner's buffer.

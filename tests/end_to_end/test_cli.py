@@ -96,7 +96,8 @@ def test_a_signal_cancels_the_remote_command(cli: Cli, client: Client, number: s
         said = process.stderr.read().decode()
     assert said == "tachikoma: cancelling; Ctrl-C again to leave\ntachikoma: agent-1: cancelled\n"
     wait_until(lambda: gone(pid), "the remote command is gone")
-    assert client.list_page(AGENT, include_ended=True, page_size=1)[0][0].state is ExecState.CANCELLED
+    (newest,) = client.list_page(AGENT, include_ended=True, page_size=1)[0]
+    wait_until(lambda: client.status(newest.id).state is ExecState.CANCELLED, "the ledger has its end")
 
 
 def test_a_terminal_that_closes_cancels_the_remote_command(cli: Cli, tmp_path: Path) -> None:
@@ -233,7 +234,7 @@ def test_detach_then_logs_status_ps_and_cancel(cli: Cli, tmp_path: Path) -> None
         go.touch()
         assert following.stdout.read() == b"ended\n"
         assert following.wait(PATIENCE_SECONDS) == 0
-    assert exec_id not in cli.run("ps").stdout.decode()
+    wait_until(lambda: exec_id not in cli.run("ps").stdout.decode(), "the ledger has its end")
     assert exec_id in cli.run("ps", "-a").stdout.decode()
     assert cli.run("logs", "--after", "1", exec_id).stdout == b"ended\n"
     done = cli.run("cancel", exec_id)

@@ -35,7 +35,9 @@ async def published(agent: LocalAgent, work: Any) -> list[bytes]:
     assert await subscription.get_message(timeout=PATIENCE_SECONDS)
     await work
     found = []
-    while message := await subscription.get_message(timeout=0.05):
+    # What was published before it is received before its answer.
+    await subscription.ping()
+    while (message := await subscription.get_message(timeout=PATIENCE_SECONDS))["type"] != "pong":
         found.append(message["data"])
     await subscription.aclose()
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -71,10 +72,16 @@ async def test_the_timeout_counts_from_the_start_also_after_a_restart(agent: Loc
     assert (ending.state, ending.duration_us >= 3_600_000_000) == (ExecState.TIMED_OUT, True)
 
 
-async def test_a_command_that_ignores_its_end_is_killed_after_the_grace(agent: LocalAgent) -> None:
-    command = running(agent, "trap '' TERM; echo out; while :; do sleep 1; done", timeout=0.3, kill_grace=0.05)
-    ending = await command.finish()
-    assert (ending.state, ending.signal) == (ExecState.TIMED_OUT, 9)
+async def test_a_command_that_ignores_its_end_is_killed_after_the_grace(
+    agent: LocalAgent, tmp_path: Path, until: Any
+) -> None:
+    ignores = tmp_path / "ignores"
+    command = running(agent, f"trap '' TERM; touch {ignores}; while :; do sleep 1; done", kill_grace=0.05)
+    finishing = asyncio.create_task(command.finish())
+    await until(ignores.exists, "it ignores its end")
+    command.stop.set_result(Stop.CANCELLED)
+    ending = await finishing
+    assert (ending.state, ending.signal) == (ExecState.CANCELLED, 9)
     assert ending.kill.signals == (15, 9)
 
 
