@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -191,6 +192,25 @@ def test_a_full_screen_program_is_drawn_in_the_right_size(open_cli: Open) -> Non
     here.type("g")
     here.type("q")
     assert here.wait() == 0
+
+
+def test_an_observer_reads_along(open_cli: Open, cli: Cli, client: Client) -> None:
+    here = open_cli("exec", "-it", "--id", "observed", AGENT, "--", *SHELL)
+    here.expect(PROMPT)
+    there = open_cli("sessions", "watch", "observed")
+    there.expect(PROMPT)
+    here.expect("observed by spiffe://")
+    assert b"observed by" in cli.run("sessions", "ls").stdout
+    there.type("echo intruder\r")
+    here.type("echo se''en\r")
+    there.expect("seen")
+    there.process.send_signal(signal.SIGINT)
+    assert there.wait() == 0
+    here.expect("observed no longer")
+    here.type("exit\r")
+    assert here.wait() == 0
+    assert b"intruder" not in here.output
+    assert client.status("observed").observers == ()
 
 
 FULL_SCREEN = {

@@ -74,6 +74,8 @@ class OutputCalls(Service):
         record: Record,
         end: asyncio.Future[FinalState],
         screen: AsyncIterator[ExecOutput] | None = None,
+        *,
+        acknowledges: bool = True,
     ) -> AsyncGenerator[ExecOutput]:
         """Yield the status, the status after an approval, the chunks, and the result.
 
@@ -82,6 +84,7 @@ class OutputCalls(Service):
             record: the execution.
             end: its final state.
             screen: messages in place of the output so far; the follower is after that output when they end.
+            acknowledges: whether a command that waits for its readers waits for this one.
         """
         yield await self._status(record)
         approved = await self._wait_for_approval(record)
@@ -90,7 +93,7 @@ class OutputCalls(Service):
             if not record.state.terminal:
                 yield await self._status(record)
         check = OutputCheck(from_start=not follower.seq)
-        follower.acknowledges = record.waits
+        follower.acknowledges = record.waits and acknowledges
         try:
             if screen is not None:
                 async for output in screen:

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from tachikoma.client import wire
 from tachikoma.config.tasks import cancel_all, supervised
-from tachikoma.errors import FailedPrecondition, InvalidRequest, NotFound, PermissionDenied
+from tachikoma.errors import FailedPrecondition, InvalidRequest, NotFound, PermissionDenied, RecordAltered
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.sessions.frames import SignalName
 from tachikoma.vocabulary.audit import AuditCode
@@ -21,7 +21,7 @@ from tachikoma.vocabulary.results import ExecOutput, InputAccepted, OutputKind
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.api.executions import ExecutionCalls
 from tachikoma_orchestrator.api.guard import Context, current_peer
-from tachikoma_orchestrator.api.output import OutputCalls
+from tachikoma_orchestrator.api.observers import ObserverCalls
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.executions.record import Record
 from tachikoma_orchestrator.executions.waiters import AwaitedOrder
@@ -50,7 +50,7 @@ RIGHTS_SECONDS = 2.0
 LEAVE_SECONDS = 3.0
 
 
-class SessionCalls(ExecutionCalls, OutputCalls):
+class SessionCalls(ExecutionCalls, ObserverCalls):
     """`ExecuteInteractive`."""
 
     async def ExecuteInteractive(  # noqa: N802
@@ -86,6 +86,9 @@ class SessionCalls(ExecutionCalls, OutputCalls):
             case "attach":
                 exec_id, after_seq = first.attach.id, first.attach.after_seq
                 window = _window(first.attach.screen) if first.attach.HasField("screen") else None
+                if first.attach.observe:
+                    await self._observe(first.attach, window, requests, outbox)
+                    return
                 agent = (await self._record(exec_id)).agent
             case _:
                 raise InvalidRequest("the first message is `request` or `attach`")
@@ -187,6 +190,8 @@ class _Attached:
         self._takes_input = asyncio.Event()
         #: True once the caller reports its progress in writing output by itself.
         self._reports_output = False
+        #: The observers that the caller knows of; None before the first status.
+        self._observers: tuple[str, ...] | None = None
         #: Sizes of the terminal until now.
         self._sizes = SizeHistory()
         #: Why the caller is not attached any more.
@@ -216,7 +221,8 @@ class _Attached:
                 self._channel.renew()
             async with supervised(
                 self._channel.run(), self._read(requests, record), self._watch_rights(request, record.policy),
-                self._report_start(record), self._acknowledge(), self._forward(output),
+                self._report_start(record), self._report_observers(record), self._acknowledge(),
+                self._forward(output),
             ):  # fmt: skip
                 # Nothing else is awaited here, so that the failure of a part always ends the wait.
                 await self._ended.wait()
@@ -274,8 +280,24 @@ class _Attached:
             return
         record = await self._parts.ledger.record(self._exec_id)
         if record is not None and not record.state.terminal:
-            status = await self._parts.evidence.status(record)
-            await self._outbox.put(ExecOutput(id=record.exec_id, kind=OutputKind.STATUS, status=status))
+            await self._report_status(record)
+
+    async def _report_observers(self, record: Record) -> None:
+        """Send the status whenever the observers change, so that the caller knows who reads along."""
+        if self._observers is None:
+            self._observers = record.status().observers
+        while True:
+            await asyncio.sleep(RIGHTS_SECONDS)
+            with suppress(RedisError, OSError, RecordAltered):
+                latest = await self._parts.ledger.record(self._exec_id)
+                if latest is None or latest.state.terminal or latest.status().observers == self._observers:
+                    continue
+                await self._report_status(latest)
+
+    async def _report_status(self, record: Record) -> None:
+        status = await self._parts.evidence.status(record)
+        self._observers = status.observers
+        await self._outbox.put(ExecOutput(id=record.exec_id, kind=OutputKind.STATUS, status=status))
 
     async def _acknowledge(self) -> None:
         """Report output as written when it is sent, for callers that do not report it by themselves."""

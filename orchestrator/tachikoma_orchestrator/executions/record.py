@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from tachikoma.errors import RecordAltered
 from tachikoma.vocabulary.audit import AuditedRequest
-from tachikoma.vocabulary.clock import from_ms, optional_from_ms
+from tachikoma.vocabulary.clock import from_ms, now_ms, optional_from_ms
 from tachikoma.vocabulary.results import ExecStatus, ExecTransition
 from tachikoma.vocabulary.states import ExecState
 
@@ -128,6 +128,8 @@ class Record:
     caller_ms: str
     #: SPIFFE ID of the attached caller of an interactive execution; empty for none.
     attached_by: str
+    #: Its observers as JSON: a name, the SPIFFE ID and the end of the entry, ms; parsed by `status`.
+    observers: str
     #: Sizes of its terminal until now; parsed by `sessions.sizes`.
     sizes: str
     #: When the ledger recorded the final state, ms; parsed by `result`.
@@ -172,6 +174,7 @@ class Record:
                 approvers=text("approvers"),
                 caller_ms=text("caller_ms"),
                 attached_by=text("attached_by"),
+                observers=text("observers"),
                 sizes=text("sizes"),
                 settled=text("settled_ms"),
                 reported={name: text(name) for name in REPORTED if name.encode() in fields},
@@ -246,9 +249,17 @@ class Record:
                 interactive=request.interactive,
                 tty=request.tty,
                 attached_by="" if self.state.terminal else self.attached_by,
+                observers=() if self.state.terminal else _observers(self.observers),
             )
         except (*_UNREADABLE, RecursionError) as error:
             raise _unreadable(self.exec_id, error) from None
+
+
+def _observers(text: str) -> tuple[str, ...]:
+    """Return the observers whose entries have not ended. An entry of a killed orchestrator ends by itself."""
+    now = now_ms()
+    entries = dict(json.loads(text or "{}")).values()
+    return tuple(sorted({str(observer) for observer, end_ms in entries if int(end_ms) > now}))
 
 
 def _history(text: str) -> tuple[Step, ...]:

@@ -268,6 +268,13 @@ AUDIT_CODES: Mapping[AuditCode, AuditCodeRow] = {
         "A caller sent a signal to the foreground processes; at most 20 events for each attachment.", "actor, reason"
     ),
     AuditCode.SESSION_CLOSED: AuditCodeRow("A caller asked to end an interactive execution.", "actor, reason"),
+    AuditCode.SESSION_OBSERVED: AuditCodeRow(
+        "An observer began to read the output of an interactive execution.", "actor, reason: address"
+    ),
+    AuditCode.SESSION_UNOBSERVED: AuditCodeRow(
+        "An observer left an interactive execution, lost the connection, or lost the right to observe.",
+        "actor, reason: address and why",
+    ),
     AuditCode.SCHEDULE_MISSED: _base(
         "A scheduled run did not happen: no submitter was running at the scheduled time.",
         "reason", outcome=Outcome.OMITTED, severity=Severity.MEDIUM,

@@ -11,10 +11,11 @@ from contextlib import aclosing, suppress
 
 from tachikoma.cli.commands.logs import note, note_approval
 from tachikoma.cli.descriptors import write_all
+from tachikoma.cli.tables import printable
 from tachikoma.cli.terminal import HELP, Escape, Escapes, RawMode, window_size
 from tachikoma.client.interactive import AsyncSession
 from tachikoma.errors import TachikomaError
-from tachikoma.vocabulary.results import ExecOutput, ExecResponse, OutputKind
+from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus, OutputKind
 
 __all__ = ["Left", "run_session"]
 
@@ -60,6 +61,8 @@ class _Running:
         self._loop = asyncio.get_running_loop()
         self._main = asyncio.current_task()
         self._escapes = Escapes()
+        #: Observers that the user knows of.
+        self._observers: tuple[str, ...] = ()
         self._left = False
         self._ended = False
 
@@ -102,7 +105,17 @@ class _Running:
             case OutputKind.GAP:
                 note(f"{message.missing_bytes} bytes of output are missing")
             case OutputKind.STATUS if message.status is not None:
-                note_approval(message.status)
+                self._note_status(message.status)
+
+    def _note_status(self, status: ExecStatus) -> None:
+        """Show an approval, or the observers whenever they change."""
+        if status.observers == self._observers:
+            note_approval(status)
+            return
+        self._observers = status.observers
+        line = "\r\n" if self._tty else "\n"
+        text = f"observed by {', '.join(status.observers)}" if status.observers else "observed no longer"
+        os.write(2, f"{line if self._tty else ''}tachikoma: {printable(text)}{line}".encode())
 
     # --- input, in a thread -------------------------------------------------------------------------------------------
 

@@ -189,6 +189,21 @@ class AsyncClient(BatchMethods, OversightCalls):
         message = pb.SessionAttach(id=exec_id, after_seq=after_seq, screen=drawn)
         return self._session(pb.ExecInput(attach=message), after_seq=after_seq)
 
+    async def watch_session(self, exec_id: str, *, screen: WindowSize | None = None) -> AsyncIterator[ExecOutput]:
+        """Yield the output of an interactive execution from now on, as an observer that policy allows.
+
+        Args:
+            exec_id: the execution.
+            screen: size of the caller's window, to get the output so far as bytes that draw it; None to get all of it.
+
+        Raises:
+            NotFound: there is none that this caller may observe.
+        """
+        drawn = None if screen is None else pb.Terminal(rows=screen.rows, columns=screen.columns)
+        attach = pb.SessionAttach(id=exec_id, screen=drawn, observe=True)
+        async for output in self._session(pb.ExecInput(attach=attach)):
+            yield output
+
     def _session(self, first: pb.ExecInput, *, after_seq: int = 0) -> AsyncSession:
         attempts = Attempts(self._patience, self._reconnect)
         return AsyncSession(self._connection, attempts, first, cancel=self.cancel, after_seq=after_seq)

@@ -80,7 +80,7 @@ class AsyncSession:
         #: The wish to leave: `detach` or `close`.
         self._wish: pb.ExecInput | None = None
         #: True once the execution is none that leaving cancels: ended, or detached.
-        self._released = False
+        self._released = first.attach.observe
         #: Set when there is something to send.
         self._changed = asyncio.Event()
         #: Set when the command has taken input, or will take no more.
@@ -209,7 +209,7 @@ class AsyncSession:
 
     def _reopen(self, stub: RemoteExecutionAsyncStub, after_seq: int) -> Call:
         """Make the call that continues after a chunk."""
-        attach = pb.SessionAttach(id=self.id, after_seq=after_seq)
+        attach = pb.SessionAttach(id=self.id, after_seq=after_seq, observe=self._first.attach.observe)
         if self._screen is not None and not after_seq:
             attach.screen.CopyFrom(self._screen)
         return self._call(stub, pb.ExecInput(attach=attach))

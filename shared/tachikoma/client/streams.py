@@ -119,7 +119,7 @@ class OutputStream:
         if before is None:
             return True
         reported = self._changes or before.state is ExecState.PENDING_APPROVAL
-        return reported and status.state is not before.state
+        return reported and (status.state, status.observers) != (before.state, before.observers)
 
     def _missing(self, output: ExecOutput, result: ExecResponse) -> Iterator[ExecOutput]:
         """Yield a gap for the bytes that the agent wrote and the server neither sent nor reported missing."""

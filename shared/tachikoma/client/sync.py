@@ -208,6 +208,7 @@ class Client:
     cancel = _sync(AsyncClient.cancel)
     session = _sync_session(AsyncClient.session)
     attach_session = _sync_session(AsyncClient.attach_session)
+    watch_session = _sync_iterator(AsyncClient.watch_session)
     status = _sync(AsyncClient.status)
     list = _sync_iterator(AsyncClient.list)
     list_page = _sync(AsyncClient.list_page)

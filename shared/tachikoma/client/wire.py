@@ -184,6 +184,7 @@ _STATUS = WireFormat(
         WireField("state", STATE),
         WireField("command", TUPLE),
         WireField("approvers", TUPLE),
+        WireField("observers", TUPLE),
         WireField("request_time", TIMESTAMP),
         *optional("start_time", "end_time", "deadline", "caller_time", converter=TIMESTAMP),
         WireField("timeout", DURATION),

@@ -65,6 +65,7 @@ class CompiledPolicy:
         self.environment = compiled(Pattern, "allowedEnvironment", policy.allowed_environment)
         # The text of these is kept in decisions and orders; here it is only checked.
         compiled(Pattern, "approvers", policy.approvers)
+        compiled(Pattern, "observers", policy.observers)
         if mistakes:
             raise PatternMistakes(mistakes)
         self.networks = [ip_network(text) for text in policy.allowed_networks]

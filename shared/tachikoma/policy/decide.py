@@ -264,6 +264,7 @@ def _verdict(case: Case) -> Decision:
         rate_limit=policy.rate_limit,
         timeout=case.request.timeout or _default_timeout(case),
         approvers=policy.approvers if policy.require_approval else (),
+        observers=policy.observers if case.request.interactive else (),
         approval_timeout=policy.approval_timeout,
     )
 

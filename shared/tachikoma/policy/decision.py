@@ -11,7 +11,7 @@ from tachikoma.vocabulary.grants import Grant
 from tachikoma.vocabulary.limits import WhenFull
 from tachikoma.vocabulary.policies import RateLimitConfig
 
-__all__ = ["Decision", "Explanation", "may_approve"]
+__all__ = ["Decision", "Explanation", "may_approve", "may_observe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,8 @@ class Decision:
     timeout: timedelta = timedelta(0)
     #: SPIFFE ID patterns of the approvers, one of whom must approve; empty when no approval is needed.
     approvers: tuple[str, ...] = ()
+    #: SPIFFE ID patterns of the callers that may observe the execution, if it is interactive.
+    observers: tuple[str, ...] = ()
     #: How long the request may wait for its approval.
     approval_timeout: timedelta = timedelta(0)
 
@@ -49,6 +51,11 @@ class Decision:
     def approvable_by(self, subject: str, requester: str) -> bool:
         """Return True if this subject may approve the request. Requesters never approve their own."""
         return bool(subject) and subject != requester and may_approve(self.approvers, subject)
+
+
+def may_observe(observers: Sequence[str], subject: str) -> bool:
+    """Return True if a SPIFFE ID matches one of the patterns of observers."""
+    return any(Pattern(text).matches(subject) for text in observers)
 
 
 def may_approve(approvers: Sequence[str], subject: str) -> bool:

@@ -33,6 +33,10 @@ def warnings_of(compiled: CompiledPolicy, others: Sequence[CompiledPolicy] = ())
         yield "subjects matches every identity of every trust domain"
     if policy.require_approval and any(text in _EVERYBODY for text in policy.approvers):
         yield "approvers matches every identity of every trust domain"
+    if any(text in _EVERYBODY for text in policy.observers):
+        yield "observers matches every identity of every trust domain"
+    if policy.observers and not policy.allow_interactive:
+        yield "observers has no effect: allowInteractive is not set"
     if policy.approvers and not policy.require_approval:
         yield "approvers has no effect: requireApproval is not set"
     for path in policy.executable_sha256:

@@ -85,6 +85,8 @@ class AuditCode(StrEnum):
     SESSION_RESIZED = "session_resized"
     SESSION_SIGNALLED = "session_signalled"
     SESSION_CLOSED = "session_closed"
+    SESSION_OBSERVED = "session_observed"
+    SESSION_UNOBSERVED = "session_unobserved"
 
 
 class AuditedRequest(Model):

@@ -91,6 +91,8 @@ class ExecPolicy(Model):
     max_duration: Duration | None = None
     #: Time without an attached caller after which an interactive execution is ended.
     detached_timeout: Duration = timedelta(minutes=10)
+    #: SPIFFE ID patterns of the callers that may observe interactive executions, read-only. Empty: none.
+    observers: tuple[str, ...] = ()
     #: Networks from which requests may come. Empty: from any address.
     allowed_networks: tuple[Network, ...] = ()
 

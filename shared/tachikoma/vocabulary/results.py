@@ -189,6 +189,8 @@ class ExecStatus(Model):
     tty: bool = False
     #: SPIFFE ID of the attached caller of an interactive execution; empty if it is detached.
     attached_by: str = ""
+    #: SPIFFE IDs of the observers of an interactive execution, sorted.
+    observers: tuple[str, ...] = ()
 
 
 class Approval(Model):

@@ -6,6 +6,7 @@ import asyncio
 import os
 import shlex
 from collections.abc import Sequence
+from contextlib import aclosing, suppress
 from typing import Annotated
 
 import typer
@@ -13,15 +14,16 @@ import typer
 from tachikoma.cli import completion
 from tachikoma.cli.commands.execute import attend
 from tachikoma.cli.commands.executions import outcome_of
+from tachikoma.cli.descriptors import write_all
 from tachikoma.cli.lookup import with_full_id, with_full_id_async
 from tachikoma.cli.output import Output, OutputOption, WideOption, show_list, show_value
 from tachikoma.cli.show import age, short_id, state_cell
 from tachikoma.cli.tables import Column, table
-from tachikoma.cli.terminal import window_size
+from tachikoma.cli.terminal import RESET, window_size
 from tachikoma.client.aio import AsyncClient
 from tachikoma.client.sync import Client
 from tachikoma.errors import FailedPrecondition
-from tachikoma.vocabulary.results import CancelResponse, ExecStatus
+from tachikoma.vocabulary.results import CancelResponse, ExecStatus, OutputKind
 
 __all__ = ["sessions"]
 
@@ -64,12 +66,17 @@ def _show(found: Sequence[ExecStatus], wide: bool) -> None:
             item.agent_id,
             state_cell(item.state),
             age(item.request_time),
-            short_id(item.attached_by) if item.attached_by else "-",
+            _attached(item),
             shlex.join(item.command),
         )
         for item in found
     )
     table(COLUMNS, rows, wide=wide)
+
+
+def _attached(item: ExecStatus) -> str:
+    attached = short_id(item.attached_by) if item.attached_by else "-"
+    return f"{attached}, observed by {', '.join(map(short_id, item.observers))}" if item.observers else attached
 
 
 @sessions.command()
@@ -92,6 +99,30 @@ async def _attach(exec_id: str) -> int:
             raise FailedPrecondition(f"{status.id} has a terminal, but standard input is none; attach from a terminal")
         screen = window_size(0) if status.tty else None
         return await attend(client, client.attach_session(status.id, screen=screen), tty=status.tty)
+
+
+@sessions.command()
+def watch(exec_id: Annotated[str, typer.Argument(help="The execution.", autocompletion=completion.sessions)]) -> None:
+    """Read the output of an interactive execution as it comes; Ctrl-C leaves it. Policy names the observers.
+
+    The attached caller and `tachikoma sessions ls` see that you observe it. Nothing that you type reaches it.
+    """
+    with suppress(KeyboardInterrupt):
+        asyncio.run(_watch(exec_id))
+
+
+async def _watch(exec_id: str) -> None:
+    at_terminal = os.isatty(1)
+    async with AsyncClient() as client:
+        stream = client.watch_session(exec_id, screen=window_size(1) if at_terminal else None)
+        try:
+            async with aclosing(stream) as messages:  # type: ignore[type-var]
+                async for message in messages:
+                    if message.data:
+                        await write_all(2 if message.kind is OutputKind.STDERR else 1, message.data)
+        finally:
+            if at_terminal:
+                os.write(1, RESET)
 
 
 @sessions.command()

@@ -753,6 +753,7 @@ class ExecStatus(_message.Message):
     INTERACTIVE_FIELD_NUMBER: _builtins.int
     TTY_FIELD_NUMBER: _builtins.int
     ATTACHED_BY_FIELD_NUMBER: _builtins.int
+    OBSERVERS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The execution."""
     agent_id: _builtins.str
@@ -819,6 +820,10 @@ class ExecStatus(_message.Message):
     def caller_time(self) -> _timestamp_pb2.Timestamp:
         """Time of the request by the caller's clock, not verified. request_time is the orchestrator's."""
 
+    @_builtins.property
+    def observers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """SPIFFE IDs of the observers of an interactive execution."""
+
     def __init__(
         self,
         *,
@@ -846,10 +851,11 @@ class ExecStatus(_message.Message):
         interactive: _builtins.bool = ...,
         tty: _builtins.bool = ...,
         attached_by: _builtins.str = ...,
+        observers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller_time", b"caller_time", "deadline", b"deadline", "end_time", b"end_time", "request_time", b"request_time", "start_time", b"start_time", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "approval_reason", b"approval_reason", "approved_by", b"approved_by", "approvers", b"approvers", "attached_by", b"attached_by", "caller_time", b"caller_time", "cancel_requested_by", b"cancel_requested_by", "command", b"command", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "exit_code", b"exit_code", "history", b"history", "id", b"id", "interactive", b"interactive", "policy_applied", b"policy_applied", "request_time", b"request_time", "requested_by", b"requested_by", "start_time", b"start_time", "state", b"state", "timeout", b"timeout", "tty", b"tty", "user", b"user", "work_dir", b"work_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "approval_reason", b"approval_reason", "approved_by", b"approved_by", "approvers", b"approvers", "attached_by", b"attached_by", "caller_time", b"caller_time", "cancel_requested_by", b"cancel_requested_by", "command", b"command", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "exit_code", b"exit_code", "history", b"history", "id", b"id", "interactive", b"interactive", "observers", b"observers", "policy_applied", b"policy_applied", "request_time", b"request_time", "requested_by", b"requested_by", "start_time", b"start_time", "state", b"state", "timeout", b"timeout", "tty", b"tty", "user", b"user", "work_dir", b"work_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1062,10 +1068,15 @@ class SessionAttach(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     AFTER_SEQ_FIELD_NUMBER: _builtins.int
     SCREEN_FIELD_NUMBER: _builtins.int
+    OBSERVE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The execution."""
     after_seq: _builtins.int
     """Number of the output chunk after which to start; 0 for all."""
+    observe: _builtins.bool
+    """Whether to read the output without being attached. The attached caller stays; of the messages that may follow, an
+    observer sends only `written` and `detach`.
+    """
     @_builtins.property
     def screen(self) -> Global___Terminal:
         """If set and `after_seq` is 0, the output so far of an execution with a terminal is drawn as a `screen`, for a window
@@ -1078,10 +1089,11 @@ class SessionAttach(_message.Message):
         id: _builtins.str = ...,
         after_seq: _builtins.int = ...,
         screen: Global___Terminal | None = ...,
+        observe: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["screen", b"screen"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_seq", b"after_seq", "id", b"id", "screen", b"screen"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_seq", b"after_seq", "id", b"id", "observe", b"observe", "screen", b"screen"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tachikoma.errors import ConfigurationError, InvalidRequest
 from tachikoma.policy.decide import PolicySet
-from tachikoma.policy.decision import Decision
+from tachikoma.policy.decision import Decision, may_observe
 from tachikoma.vocabulary.requests import ExecRequest, make_request
 
 ALICE = "spiffe://tachikoma.local/user/alice"
@@ -350,6 +350,18 @@ def test_what_needs_an_approval_names_those_who_may_give_it() -> None:
     assert (decision.allowed, decision.approvers) == (True, (BOSS, ALICE))
     assert decision.approval_timeout == timedelta(minutes=5)
     assert decide({"allowedCommands": ["/bin/true"], "approvers": [BOSS]}, "/bin/true").approvers == ()
+
+
+def test_observers_are_those_of_the_policy_that_grants_an_interactive_request() -> None:
+    entry = {"allowedCommands": ["/bin/true"], "allowInteractive": True, "observers": [BOSS]}
+    decision = decide(entry, "/bin/true", interactive=True)
+    assert decision.observers == (BOSS,)
+    assert may_observe(decision.observers, BOSS)
+    assert not may_observe(decision.observers, ALICE)
+    assert decide(entry, "/bin/true").observers == ()
+    assert decide({**entry, "observers": []}, "/bin/true", interactive=True).observers == ()
+    with pytest.raises(ConfigurationError, match=r"observers\[0\]: "):
+        policies({**entry, "observers": ["a{b"]})
 
 
 def test_nobody_approves_their_own_request_or_without_being_named() -> None:

@@ -167,6 +167,7 @@ NO_RULE = {
     "rateLimit": "admission",
     "requireApproval": "the decision",
     "approvers": "the decision",
+    "observers": "the decision",
     "approvalTimeout": "the decision",
 }
 

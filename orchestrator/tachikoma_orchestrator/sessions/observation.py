@@ -1,0 +1,93 @@
+"""One observer of a session: its entry in the ledger, which ends by itself, and its events in the audit trail."""
+
+from __future__ import annotations
+
+import secrets
+from enum import StrEnum
+
+from tachikoma.errors import NotFound, ResourceExhausted
+from tachikoma.redis import keys
+from tachikoma.redis.commands import Redis
+from tachikoma.vocabulary.audit import AuditCode
+from tachikoma_orchestrator.caller import Peer
+from tachikoma_orchestrator.sessions.attachment import MAX_REASON, OPEN, ExecutionEnded
+from tachikoma_orchestrator.store.scripts import Runner, Script, flat
+
+__all__ = ["MAX_OBSERVERS", "RENEW_SECONDS", "Observation"]
+
+#: Most observers of one session.
+MAX_OBSERVERS = 16
+#: Lifetime of an entry that is not renewed: of an orchestrator that was killed.
+ENTRY_SECONDS = 60
+#: Seconds between two renewals.
+RENEW_SECONDS = 20.0
+
+
+class _Outcome(StrEnum):
+    """Answers of the script."""
+
+    DONE = "DONE"
+    MISSING = "MISSING"
+    STATE = "STATE"
+    FULL = "FULL"
+
+
+class Observation:
+    """An observer of a session, from its first entry to its end. Not shared between callers."""
+
+    def __init__(self, redis: Redis, agent: str, exec_id: str, peer: Peer) -> None:
+        """Prepare an observation; nothing is recorded yet.
+
+        Args:
+            redis: the connections.
+            agent, exec_id: the execution.
+            peer: the observer.
+        """
+        self._runner = Runner(redis)
+        self._script = Script("observe")
+        self._agent = agent
+        self._exec_id = exec_id
+        self._peer = peer
+        self._name = secrets.token_hex(8)
+
+    async def begin(self) -> None:
+        """Record that the observer reads from now on.
+
+        Raises:
+            NotFound: the execution is gone.
+            ExecutionEnded: the execution has ended.
+            ResourceExhausted: it has too many observers.
+            redis errors: it could not be recorded.
+        """
+        outcome = await self._change(ENTRY_SECONDS, self._event(AuditCode.SESSION_OBSERVED))
+        if outcome is _Outcome.MISSING:
+            raise NotFound(f"the execution {self._exec_id} is gone")
+        if outcome is _Outcome.STATE:
+            raise ExecutionEnded(f"the execution {self._exec_id} has ended")
+        if outcome is _Outcome.FULL:
+            raise ResourceExhausted(f"{self._exec_id} has {MAX_OBSERVERS} observers; try again when one has left")
+
+    async def renew(self) -> None:
+        """Renew the entry. Raises redis errors."""
+        await self._change(ENTRY_SECONDS, {})
+
+    async def end(self, reason: str) -> None:
+        """Record why the observer reads no longer. Raises redis errors."""
+        await self._change(0, self._event(AuditCode.SESSION_UNOBSERVED, reason))
+
+    def _event(self, code: AuditCode, reason: str = "") -> dict[str, str]:
+        by = f"from {self._peer.address}" if self._peer.address else "from an unknown address"
+        return {
+            "event": code, "id": self._exec_id, "agent_id": self._agent, "authorized": "1",
+            "actor": str(self._peer), "reason": f"{by}{f': {reason}' if reason else ''}"[:MAX_REASON],
+        }  # fmt: skip
+
+    async def _change(self, seconds: int, event: dict[str, str]) -> _Outcome:
+        call = self._script(
+            keys=[keys.execution(self._exec_id), keys.AUDIT],
+            args={
+                "agent": self._agent, "states": list(OPEN), "name": self._name, "observer": str(self._peer),
+                "seconds": seconds, "limit": MAX_OBSERVERS, "event": flat(event),
+            },
+        )  # fmt: skip
+        return _Outcome((await self._runner.run(call)).decode())
