@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import redis
 from support import wait_until
@@ -14,11 +16,26 @@ from tachikoma.dev.stack import Stack
 from tachikoma.redis import keys
 
 AGENT = "agent-1"
+#: Place of the finding of a slow Redis, as a busy machine may have it.
+SLOW = "TACHIKOMA_REDIS_URL"
 
 
 def _health(stack: Stack, part: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Ask a part as its container would, with nothing but its settings."""
+    return _run(stack, part, "orchestrator" if part == "orchestrator" else "worker", "health", **environment)
+
+
+def _doctor(stack: Stack, part: str, **environment: str) -> set[str]:
+    """Return where the doctor finds something."""
     name = "orchestrator" if part == "orchestrator" else "worker"
+    done = _run(stack, part, "doctor", name, "-o", "json", **environment)
+    found = {finding["where"] for finding in json.loads(done.stdout)["findings"]}
+    assert done.returncode == bool(found), done.stderr
+    # They say something about the machine of the test.
+    return found - {"cgroups"}
+
+
+def _run(stack: Stack, part: str, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     settings = {
         "TACHIKOMA_REDIS_URL": stack.redis_url_of(part),
         "TACHIKOMA_REDIS_PASSWORD_FILE": str(stack.redis_passwords.path(stack.redis_user_of(part))),
@@ -30,7 +47,7 @@ def _health(stack: Stack, part: str, **environment: str) -> subprocess.Completed
         **environment,
     }
     return subprocess.run(
-        [sys.executable, "-m", "tachikoma", name, "health"],
+        [sys.executable, "-m", "tachikoma", *command],
         env=os.environ | settings, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS,
     )  # fmt: skip
 
@@ -91,3 +108,22 @@ def test_a_worker_of_the_same_name_elsewhere_makes_nobody_healthy(own_stack: Sta
         1,
         f"tachikoma: agent {AGENT} is online, but on the host elsewhere\n",
     )
+
+
+def test_the_doctor_finds_nothing_where_all_is_in_order(stack: Stack) -> None:
+    assert _doctor(stack, "orchestrator") <= {SLOW}
+    assert _doctor(stack, AGENT) <= {SLOW}
+
+
+def test_the_doctor_finds_what_keeps_an_orchestrator_from_working(stack: Stack, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("version: 1\npolices: []\n")
+    (tmp_path / "ca").mkdir()
+    found = _doctor(
+        stack, "orchestrator",
+        TACHIKOMA_LISTEN="127.0.0.1:1", TACHIKOMA_POLICY=str(wrong), TACHIKOMA_SCHEDULES=str(wrong),
+        TACHIKOMA_CA=str(tmp_path / "ca"), TACHIKOMA_JOIN_LISTEN="127.0.0.1:2",
+        TACHIKOMA_AUDIT_LOG=str(wrong / "audit.jsonl"),
+    )  # fmt: skip
+    expected = {"TACHIKOMA_LISTEN", "TACHIKOMA_POLICY", "TACHIKOMA_SCHEDULES", str(tmp_path / "ca" / "ca_key.pem")}
+    assert found - {SLOW} == {*expected, str(wrong)}

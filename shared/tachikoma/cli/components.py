@@ -130,6 +130,11 @@ COMPONENTS = (
     Component("demo", f"{_CLIENT}.demo", "Start the whole system, run real work on it, show what happened, and stop."),
     Component("dev", f"{_CLIENT}.dev", "Run the whole system on this machine, in the foreground; Ctrl-C stops it."),
     Component(
+        "doctor",
+        f"{_CLIENT}.doctor",
+        "Find what is wrong with a part on this host, and say what to do about it.",
+    ),
+    Component(
         "exec", f"{_CLIENT}.execute", "Run a command on an agent, stream its output, and exit with its exit code."
     ),
     Component(
@@ -177,7 +182,7 @@ COMPONENTS = (
     ),
     Component(
         "version",
-        "tachikoma.cli.commands.version",
+        f"{_CLIENT}.version",
         "Show the versions of this installation; reports of a fault should name them.",
     ),
     Component("worker", f"{_WORKER}:worker", "Run an agent's worker, which runs commands on this host.", "worker"),

@@ -11,6 +11,7 @@ from typing import Any, Self
 from pydantic import TypeAdapter
 
 from tachikoma.cli.result import ExecResult
+from tachikoma.diagnosis.findings import Diagnosis
 from tachikoma.policy.tools.replay import Change
 from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
 from tachikoma.vocabulary.audit import ExecAuditLog
@@ -300,6 +301,7 @@ DOCUMENTS = (
     Document("agents enroll", Enrolment),
     Document("agents revoke", Revocation),
     Document.list_of("config show", SettingFacts),
+    Document("doctor", Diagnosis),
     Document.list_of("approvals", ExecStatus),
     Document("approvals ID", Approval),
     Document("approve", ExecStatus),

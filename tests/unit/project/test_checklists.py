@@ -129,6 +129,14 @@ NO_OWN_TEST: dict[str, tuple[str, str]] = {
         "end_to_end/test_celery.py",
         "a Celery worker of its own",
     ),
+    "orchestrator/tachikoma_orchestrator/commands/diagnosis.py": (
+        "end_to_end/test_health.py",
+        "it checks a running orchestrator",
+    ),
+    "shared/tachikoma/diagnosis/findings.py": (
+        "unit/shared/diagnosis/test_host.py",
+        "values only; the checks that return them have the tests",
+    ),
     "shared/tachikoma/client/oversight.py": (
         "unit/shared/client/test_aio.py",
         "a part of `AsyncClient`, with one test for all calls",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from redis.exceptions import NoPermissionError, RedisError
 
+from tachikoma.diagnosis.findings import Finding
 from tachikoma.errors import ConfigurationError, Unavailable
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
@@ -14,7 +15,7 @@ from tachikoma.redis.passwords import Passwords
 from tachikoma.redis.users import AGENT_PREFIX, CHECK, OPTIONAL, SERVICES, agent_user, is_application, rules
 from tachikoma_orchestrator.agents.revocations import parse
 from tachikoma_orchestrator.commands.redis_check.acl import Acl, categories_of, parse_acl
-from tachikoma_orchestrator.commands.redis_check.findings import Finding, Report
+from tachikoma_orchestrator.commands.redis_check.findings import Report
 from tachikoma_orchestrator.commands.redis_check.server import CONFIGURATION, server_findings, version_of
 from tachikoma_orchestrator.commands.redis_check.users import (
     PROBES,

@@ -1,21 +1,11 @@
-"""The result of a check: findings, and the report that contains them."""
+"""The report of a check of a Redis server."""
 
 from __future__ import annotations
 
+from tachikoma.diagnosis.findings import Finding
 from tachikoma.vocabulary.model import Model
 
-__all__ = ["Finding", "Report"]
-
-
-class Finding(Model):
-    """A difference between the server and the requirements."""
-
-    #: The setting, port or user.
-    where: str
-    #: The difference and its consequence.
-    what: str
-    #: What the operator of the server can do about it.
-    remedy: str
+__all__ = ["Report"]
 
 
 class Report(Model):

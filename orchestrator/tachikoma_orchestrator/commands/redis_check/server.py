@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from tachikoma_orchestrator.commands.redis_check.findings import Finding
+from tachikoma.diagnosis.findings import Finding
 
 __all__ = ["CONFIGURATION", "server_findings", "version_of"]
 

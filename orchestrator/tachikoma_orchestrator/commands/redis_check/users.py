@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from tachikoma.diagnosis.findings import Finding
 from tachikoma.redis import keys
 from tachikoma.redis.passwords import Passwords
 from tachikoma.redis.users import ENROLLER
 from tachikoma_orchestrator.commands.redis_check.acl import Acl, differences
-from tachikoma_orchestrator.commands.redis_check.findings import Finding
 
 __all__ = ["PROBES", "default_user_findings", "revoked_findings", "stranger_finding", "user_findings"]
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from enum import StrEnum
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 from urllib.parse import urlsplit, urlunsplit
 
 import typer
 from pydantic import BaseModel, SecretStr
 
-from tachikoma.cli.components import COMPONENTS
 from tachikoma.cli.documents import SettingFacts
 from tachikoma.cli.output import Output, OutputOption, WideOption, show_list
+from tachikoma.cli.parts import Part, settings_class
 from tachikoma.cli.show import warn
 from tachikoma.cli.tables import Column, table
 from tachikoma.config.settings import PREFIX, SETTINGS_VARIABLE, PartSettings, origins, read_settings, variable
-from tachikoma.errors import ConfigurationError
 from tachikoma.vocabulary.types import format_duration
 
 __all__ = ["config"]
@@ -33,25 +30,6 @@ HIDDEN = "***"
 OTHERS = frozenset({SETTINGS_VARIABLE, "TACHIKOMA_PROFILE", "TACHIKOMA_POLICY"})
 
 
-class Part(StrEnum):
-    """The parts of the system that have settings."""
-
-    ORCHESTRATOR = "orchestrator"
-    SUBMITTER = "submitter"
-    WORKER = "worker"
-    FLOWER = "flower"
-    BEAT = "beat"
-
-
-#: Module and class of each part's settings.
-_CLASSES = {
-    Part.ORCHESTRATOR: "tachikoma_orchestrator.processes.settings:OrchestratorSettings",
-    Part.SUBMITTER: "tachikoma_orchestrator.processes.settings:SubmitterSettings",
-    Part.WORKER: "tachikoma_worker.settings:WorkerSettings",
-    Part.FLOWER: "tachikoma_orchestrator.commands.flower:FlowerSettings",
-    Part.BEAT: "tachikoma_orchestrator.commands.beat:BeatSettings",
-}
-
 PartArgument = Annotated[Part, typer.Argument(help="The part.")]
 
 
@@ -61,7 +39,7 @@ def show(part: PartArgument, wide: WideOption = False, output: OutputOption = Ou
 
     Run it in the part's own environment.
     """
-    kind = _settings_class(part)
+    kind = settings_class(part)
     settings = read_settings(kind, part)
     found = origins(kind)
     facts = [
@@ -74,7 +52,7 @@ def show(part: PartArgument, wide: WideOption = False, output: OutputOption = Ou
 @config.command()
 def check(part: PartArgument) -> None:
     """Check the settings of a part, and name variables that no part reads. Exits 1 if a setting is wrong."""
-    kind = _settings_class(part)
+    kind = settings_class(part)
     settings = read_settings(kind, part)
     for name in unknown_variables(kind):
         warn(f"tachikoma: {name} is no setting of the {part}")
@@ -106,23 +84,6 @@ def missing_files(settings: PartSettings) -> list[str]:
             reason = "cannot be read by this user" if path.exists() else "does not exist"
             sentences.append(f"{variable(type(settings), name)}: {path} {reason}")
     return sentences
-
-
-def _settings_class(part: Part) -> type[PartSettings]:
-    """Return the class of a part's settings.
-
-    Raises:
-        ConfigurationError: the part is not installed; the message names the extra.
-    """
-    module, _, name = _CLASSES[part].partition(":")
-    (component,) = (component for component in COMPONENTS if component.name == part.value)
-    try:
-        found = getattr(import_module(module), name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("tachikoma"):
-            raise
-        raise ConfigurationError(component.advice(error)) from None
-    return cast(type[PartSettings], found)
 
 
 def _show(found: Sequence[SettingFacts], wide: bool) -> None:

@@ -18,6 +18,7 @@ from tachikoma.cli.show import clock, warn
 from tachikoma.cli.tables import Cell, Column, printable, table
 from tachikoma.client.profile import Profile
 from tachikoma.client.sync import Client
+from tachikoma.diagnosis.identity import is_overdue
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.bundles import TrustBundle
 from tachikoma.identity.certificates import key_digest
@@ -34,9 +35,6 @@ identity = typer.Typer(
 )
 
 identity.add_typer(ca, name="ca")
-
-#: Share of a certificate's lifetime. With less left, the certificate was not renewed when it should have been.
-OVERDUE = 1 / 4
 
 #: Characters of a key's digest that are shown.
 DIGEST_CHARACTERS = 12
@@ -231,8 +229,7 @@ def _own_problem(svid: Svid, bundle: TrustBundle) -> str:
         bundle.verify(svid.chain[0], list(svid.chain[1:]))
     except InvalidIdentity as error:
         return str(error)
-    lifetime = svid.not_after - max(certificate.not_valid_before_utc for certificate in svid.chain)
-    if svid.not_after - datetime.now(UTC) < lifetime * OVERDUE:
+    if is_overdue(svid):
         return f"ends {_left(svid.not_after)} and should have been renewed"
     return ""
 

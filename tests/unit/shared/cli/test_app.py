@@ -16,7 +16,8 @@ from tachikoma.cli.app import app
 from tachikoma.client.profile import PROFILE_VARIABLE
 
 COMMANDS = {
-    "agents", "approvals", "approve", "audit", "batches", "beat", "cancel", "config", "demo", "dev", "exec", "flower",
+    "agents", "approvals", "approve", "audit", "batches", "beat", "cancel", "config", "demo", "dev", "doctor", "exec",
+    "flower",
     "identity", "logs", "orchestrator", "policy", "ps", "redis", "reject", "run", "schedule", "sessions", "shell",
     "spawner", "status", "submitter", "version", "worker",
 }  # fmt: skip

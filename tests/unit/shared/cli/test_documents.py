@@ -89,6 +89,8 @@ LINES: dict[str, tuple[str, ...] | None] = {
     "version": (), "config show": ("beat",),
     # tests/end_to_end/test_cli.py::test_everything_speaks_json
     "identity show": None, "identity check": None, "any command that fails": None,
+    # tests/unit/shared/cli/commands/test_doctor.py
+    "doctor": None,
     # They need a batch: tests/unit/shared/cli/commands/test_run.py.
     "batches ls": None, "batches status": None, "batches cancel": None, "run": None, "run -o jsonl": None,
     "run --detach": None, "run --preview": None,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from tachikoma.diagnosis.findings import Finding
 from tachikoma.redis.passwords import Passwords
 from tachikoma_orchestrator.commands.redis_check.acl import Acl, parse_acl
-from tachikoma_orchestrator.commands.redis_check.findings import Finding
 from tachikoma_orchestrator.commands.redis_check.users import (
     default_user_findings,
     revoked_findings,

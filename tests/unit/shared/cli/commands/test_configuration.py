@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tachikoma.cli.commands.configuration import Part, _settings_class, _text, config
+from tachikoma.cli.commands.configuration import _text, config
+from tachikoma.cli.parts import Part, settings_class
 from tachikoma.config.settings import PREFIX, PartSettings, read_settings, variable
-from tachikoma.errors import ConfigurationError
 from tachikoma.vocabulary.addresses import HostPort
 
 #: Another value than the default of settings whose default says nothing about their form.
@@ -71,10 +71,10 @@ def sample(kind: type[PartSettings], name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("part", "name"), [(part, name) for part in Part for name in _settings_class(part).model_fields]
+    ("part", "name"), [(part, name) for part in Part for name in settings_class(part).model_fields]
 )
 def test_each_setting_is_set_and_read_back(part: Part, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = _settings_class(part)
+    kind = settings_class(part)
     if name in ("ca", "join_listen"):
         # One without the other is refused.
         monkeypatch.setenv("TACHIKOMA_CA", "/x")
@@ -112,7 +112,7 @@ def test_a_check_names_what_no_part_reads_and_what_does_not_exist(
     monkeypatch.setenv("TACHIKOMA_SLTS", "3")
     monkeypatch.setenv("TACHIKOMA_SENTRY_DSN", "https://k@h/1")
     result = run("check", "worker")
-    assert result.stdout == f"worker: {len(_settings_class(Part.WORKER).model_fields)} settings, all right\n"
+    assert result.stdout == f"worker: {len(settings_class(Part.WORKER).model_fields)} settings, all right\n"
     assert result.stderr == "tachikoma: TACHIKOMA_SLTS is no setting of the worker\n"
     monkeypatch.setenv("TACHIKOMA_LOCAL_POLICY", str(tmp_path / "missing"))
     assert f"TACHIKOMA_LOCAL_POLICY: {tmp_path}/missing does not exist\n" in run("check", "worker", code=1).stderr
@@ -123,12 +123,3 @@ def test_wrong_settings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "worker settings: TACHIKOMA_SLOTS: Input should be greater than or equal to 1" in str(
         run("check", "worker", code=1).exception
     )
-
-
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(_: str) -> None:
-        raise ModuleNotFoundError("No module named 'celery'", name="celery")
-
-    monkeypatch.setattr("tachikoma.cli.commands.configuration.import_module", missing)
-    with pytest.raises(ConfigurationError, match=r"pip install 'tachikoma-exec\[worker\]'"):
-        _settings_class(Part.WORKER)

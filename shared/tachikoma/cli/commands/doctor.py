@@ -1,0 +1,108 @@
+"""`tachikoma doctor`: what is wrong with a part on this host, or with your own access, and what to do about it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from tachikoma.cli.output import Output, OutputOption, show_value
+from tachikoma.cli.parts import Part, diagnosis_of, settings_class
+from tachikoma.cli.tables import printable
+from tachikoma.client.profile import Profile, default_profile_path
+from tachikoma.client.sync import Client
+from tachikoma.config.settings import read_settings
+from tachikoma.diagnosis.findings import Diagnosis, Finding
+from tachikoma.diagnosis.identity import check_identity
+from tachikoma.errors import ConfigurationError, TachikomaError
+from tachikoma.vocabulary.agents import AgentInfo
+
+__all__ = ["add_to"]
+
+#: Longest wait for the orchestrator.
+PATIENCE_SECONDS = 10.0
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(doctor)
+
+
+def doctor(
+    part: Annotated[
+        Part | None, typer.Argument(help="A part of the system, with its settings; by default your own access.")
+    ] = None,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Find what is wrong with a part on this host, and say what to do about it. Exits 1 if there is a finding.
+
+    Run it as the user of the part and with its environment. Without a part it checks your profile, your identity, and
+    the agents that you may see.
+    """
+    found = tuple(_diagnose_client() if part is None else _diagnose(part))
+    report = Diagnosis(
+        part="client" if part is None else part.value,
+        version=version("tachikoma-exec"),
+        hostname=platform.node(),
+        findings=found,
+    )
+    show_value(report, output, text=_show)
+    if found:
+        raise typer.Exit(1)
+
+
+def _diagnose(part: Part) -> Iterator[Finding]:
+    diagnose = diagnosis_of(part)
+    if diagnose is None:
+        raise ConfigurationError(f"there are no checks for the {part}; run: tachikoma config check {part}")
+    try:
+        settings = read_settings(settings_class(part), part)
+    except ConfigurationError as error:
+        yield Finding(where="settings", what=str(error), remedy="correct them: docs/settings.md")
+        return
+    yield from diagnose(settings)
+
+
+def _diagnose_client() -> Iterator[Finding]:
+    path = default_profile_path()
+    try:
+        profile = Profile.load()
+    except ConfigurationError as error:
+        yield Finding(where=str(path), what=str(error), remedy="ask an operator for a profile")
+        return
+    identity = list(check_identity(profile.identity, f"identity in {path}"))
+    yield from identity
+    try:
+        with Client(profile, patience=PATIENCE_SECONDS) as client:
+            agents = client.agents()
+    except TachikomaError as error:
+        yield Finding(
+            where=profile.address,
+            what=f"the orchestrator gives no answer: {error}",
+            remedy="check your identity first" if identity else "ask an operator to run: tachikoma doctor orchestrator",
+        )
+        return
+    for agent in agents:
+        yield from _check_agent(agent)
+
+
+def _check_agent(agent: AgentInfo) -> Iterator[Finding]:
+    if agent.revoked:
+        return
+    if not agent.online:
+        yield Finding(where=agent.id, what="the agent is offline", remedy="on its host, run: tachikoma doctor worker")
+        return
+    for warning in agent.warnings:
+        yield Finding(where=agent.id, what=warning, remedy="on its host, run: tachikoma doctor worker")
+
+
+def _show(report: Diagnosis) -> None:
+    for finding in report.findings:
+        typer.echo(printable(f"{finding.where}: {finding.what}"))
+        typer.echo(printable(f"  {finding.remedy}"))
+    number = len(report.findings)
+    summary = "nothing is wrong" if number == 0 else "1 finding" if number == 1 else f"{number} findings"
+    typer.echo(f"{report.part} on {report.hostname}, version {report.version}: {summary}")

@@ -1,0 +1,30 @@
+"""The result of a check: findings, and the report that contains them."""
+
+from __future__ import annotations
+
+from tachikoma.vocabulary.model import Model
+
+__all__ = ["Diagnosis", "Finding"]
+
+
+class Finding(Model):
+    """A difference between what is there and what a part needs."""
+
+    #: The setting, file, port, user or unit.
+    where: str
+    #: The difference and its consequence.
+    what: str
+    #: What the operator can do about it.
+    remedy: str
+
+
+class Diagnosis(Model):
+    """All findings about one part."""
+
+    #: Name of the part, or `client`.
+    part: str
+    #: Version of Tachikoma.
+    version: str
+    #: Name of this host.
+    hostname: str
+    findings: tuple[Finding, ...]

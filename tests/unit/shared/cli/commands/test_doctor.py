@@ -1,0 +1,115 @@
+"""`tachikoma doctor`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from authority import Authority
+from tachikoma import Unavailable
+from tachikoma.cli.commands import doctor
+from tachikoma.client.profile import Profile
+from tachikoma.config.settings import PREFIX
+from tachikoma.identity.files import KEY_FILE
+from tachikoma.vocabulary.agents import AgentInfo
+
+
+class Agents:
+    """A client that knows some agents, or none at all."""
+
+    answer: Any = ()
+
+    def __init__(self, profile: Profile, **_: object) -> None:
+        self.profile = profile
+
+    def __enter__(self) -> Agents:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def agents(self) -> tuple[AgentInfo, ...]:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        found: tuple[AgentInfo, ...] = self.answer
+        return found
+
+
+@pytest.fixture(autouse=True)
+def access(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A profile with a usable identity, and no settings."""
+    for name in [name for name in os.environ if name.startswith(PREFIX)]:
+        monkeypatch.delenv(name)
+    Authority().write(tmp_path / "identity", "spiffe://tachikoma.local/user/alice")
+    (tmp_path / "identity" / KEY_FILE).chmod(0o600)
+    profile = tmp_path / "profile.json"
+    Profile(address="localhost:1", server_name="x", identity=tmp_path / "identity").save(profile)
+    monkeypatch.setenv("TACHIKOMA_PROFILE", str(profile))
+    monkeypatch.setattr(doctor, "Client", Agents)
+    monkeypatch.setattr(Agents, "answer", ())
+    return profile
+
+
+def findings(run: Any, *arguments: str) -> list[dict[str, str]]:
+    done = run("doctor", *arguments, "-o", "json")
+    report = json.loads(done.out)
+    assert done.code == bool(report["findings"])
+    assert report["part"] == (arguments[0] if arguments else "client")
+    found: list[dict[str, str]] = report["findings"]
+    return found
+
+
+def test_nothing_is_wrong(run: Any) -> None:
+    assert findings(run) == []
+    assert run("doctor").out.endswith(": nothing is wrong\n")
+
+
+def test_a_missing_profile_is_found(run: Any, access: Path) -> None:
+    access.unlink()
+    (finding,) = findings(run)
+    assert "there is no client profile" in finding["what"]
+
+
+def test_an_identity_that_others_may_read_is_found(run: Any, access: Path) -> None:
+    (access.parent / "identity" / KEY_FILE).chmod(0o644)
+    (finding,) = findings(run)
+    assert finding["remedy"].startswith("run: chmod 600 ")
+
+
+def test_an_orchestrator_that_gives_no_answer_is_found(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Agents, "answer", Unavailable("nothing listens at localhost:1"))
+    (finding,) = findings(run)
+    assert (finding["where"], finding["what"]) == (
+        "localhost:1",
+        "the orchestrator gives no answer: nothing listens at localhost:1",
+    )
+
+
+def test_agents_that_are_offline_or_limited_are_found(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = (
+        AgentInfo(id="web-1", online=True),
+        AgentInfo(id="web-2"),
+        AgentInfo(id="web-3", online=True, warnings=("no cgroup for memory",)),
+        AgentInfo(id="web-4", revoked=True),
+    )
+    monkeypatch.setattr(Agents, "answer", known)
+    assert [(finding["where"], finding["what"]) for finding in findings(run)] == [
+        ("web-2", "the agent is offline"),
+        ("web-3", "no cgroup for memory"),
+    ]
+    assert run("doctor").out.splitlines()[0] == "web-2: the agent is offline"
+
+
+def test_wrong_settings_of_a_part_are_found(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TACHIKOMA_SLOTS", "many")
+    (finding,) = findings(run, "worker")
+    assert "TACHIKOMA_SLOTS: " in finding["what"]
+    assert "TACHIKOMA_AGENT_ID is not set" in finding["what"]
+
+
+def test_a_part_without_checks_of_its_own_is_refused(run: Any) -> None:
+    assert "run: tachikoma config check beat" in str(run("doctor", "beat").error)
