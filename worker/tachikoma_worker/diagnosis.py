@@ -29,7 +29,7 @@ def diagnose(settings: WorkerSettings) -> Iterator[Finding]:
     yield from check_identity(settings.identity, "TACHIKOMA_IDENTITY")
     if settings.redis_password_file is not None:
         yield from check_secret(settings.redis_password_file)
-    yield from check_redis(lambda: settings.redis(open_identity(settings.identity)))
+    yield from check_redis(lambda: settings.redis(open_identity(settings.identity)), clock=False)
     yield from check_folder(settings.data, "the journal and output that Redis does not have yet")
     yield from _check_spawner(settings)
     yield from _check_cgroups(settings)

@@ -37,10 +37,10 @@ async def user(redis: Redis) -> AsyncIterator[str]:
     await redis.execute_command("ACL", "DELUSER", name)
 
 
-async def found(access: RedisAccess, monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
+async def found(access: RedisAccess, monkeypatch: pytest.MonkeyPatch, *, clock: bool = False) -> list[Finding]:
     # The machine of a test may be slow.
     monkeypatch.setattr(diagnosis, "SLOW_MS", 60_000)
-    return await _collect(access)
+    return await _collect(access, clock=clock)
 
 
 @pytest.mark.usefixtures("user")
@@ -65,14 +65,14 @@ async def test_a_redis_that_does_not_run_is_found(tmp_path: Path, monkeypatch: p
 
 async def test_a_slow_redis_is_found(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagnosis, "SLOW_MS", 0)
-    (finding,) = await _collect(access(redis_url))
+    (finding,) = await _collect(access(redis_url), clock=False)
     assert "ms for a short answer" in finding.what
 
 
 @pytest.mark.parametrize(("shift", "order"), [(90_000, "ahead of"), (-90_000, "behind")])
 async def test_a_wrong_clock_is_found(redis_url: str, monkeypatch: pytest.MonkeyPatch, shift: int, order: str) -> None:
     monkeypatch.setattr(diagnosis, "now_ms", lambda: int(time.time() * 1000) + shift)
-    (finding,) = await found(access(redis_url), monkeypatch)
+    (finding,) = await found(access(redis_url), monkeypatch, clock=True)
     assert finding.where == "clock"
     assert f" s {order} that of Redis" in finding.what
 
