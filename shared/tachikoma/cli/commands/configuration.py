@@ -11,9 +11,9 @@ from urllib.parse import urlsplit, urlunsplit
 import typer
 from pydantic import BaseModel, SecretStr
 
+from tachikoma.cli.commands.parts import Part, settings_class
 from tachikoma.cli.documents import SettingFacts
 from tachikoma.cli.output import Output, OutputOption, WideOption, show_list
-from tachikoma.cli.parts import Part, settings_class
 from tachikoma.cli.show import warn
 from tachikoma.cli.tables import Column, table
 from tachikoma.config.settings import PREFIX, SETTINGS_VARIABLE, PartSettings, origins, read_settings, variable

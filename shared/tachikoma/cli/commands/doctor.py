@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
+from tachikoma.cli.commands.parts import Part, diagnosis_of, settings_class
 from tachikoma.cli.output import Output, OutputOption, show_value
-from tachikoma.cli.parts import Part, diagnosis_of, settings_class
 from tachikoma.cli.tables import printable
 from tachikoma.client.profile import Profile, default_profile_path
 from tachikoma.client.sync import Client
@@ -37,9 +37,9 @@ def doctor(
     ] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Find what is wrong with a part on this host, and say what to do about it. Exits 1 if there is a finding.
+    """Find what is wrong with a part on this host, and say what to do about it.
 
-    Run it as the user of the part and with its environment. Without a part it checks your profile, your identity, and
+    The exit code is 1 if there is a finding. Run it as the user of the part and with its environment. Without a part it checks your profile, your identity, and
     the agents that you may see.
     """
     found = tuple(_diagnose_client() if part is None else _diagnose(part))

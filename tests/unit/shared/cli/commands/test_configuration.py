@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tachikoma.cli.commands.configuration import _text, config
-from tachikoma.cli.parts import Part, settings_class
+from tachikoma.cli.commands.parts import Part, settings_class
 from tachikoma.config.settings import PREFIX, PartSettings, read_settings, variable
 from tachikoma.vocabulary.addresses import HostPort
 

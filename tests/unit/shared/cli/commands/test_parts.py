@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tachikoma.cli.commands.parts import Part, diagnosis_of, settings_class
 from tachikoma.cli.components import COMPONENTS
-from tachikoma.cli.parts import Part, diagnosis_of, settings_class
 from tachikoma.config.settings import PartSettings
 from tachikoma.errors import ConfigurationError
 
@@ -21,6 +21,6 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(_: str) -> None:
         raise ModuleNotFoundError("No module named 'celery'", name="celery")
 
-    monkeypatch.setattr("tachikoma.cli.parts.import_module", missing)
+    monkeypatch.setattr("tachikoma.cli.commands.parts.import_module", missing)
     with pytest.raises(ConfigurationError, match=r"pip install 'tachikoma-exec\[worker\]'"):
         settings_class(Part.WORKER)
