@@ -39,8 +39,8 @@ def doctor(
 ) -> None:
     """Find what is wrong with a part on this host, and say what to do about it.
 
-    The exit code is 1 if there is a finding. Run it as the user of the part and with its environment. Without a part it checks your profile, your identity, and
-    the agents that you may see.
+    The exit code is 1 if there is a finding. Run it as the user of the part and with its environment. Without a part it
+    checks your profile, your identity, and the agents that you may see.
     """
     found = tuple(_diagnose_client() if part is None else _diagnose(part))
     report = Diagnosis(
