@@ -20,11 +20,13 @@ SAFE, UNKNOWN = ProgramKind.SAFE, ProgramKind.UNKNOWN
         (RUNNER, "editor vim.basic vim.tiny nvim-0.9 sensible-pager less lzless vipw most.x emacsclient"),
         (RUNNER, "/lib64/ld-linux-x86-64.so.2 /lib/ld-musl-x86_64.so.1 ld-2.31.so qemu-aarch64-static ldd"),
         # They take commands from their standard input.
-        (RUNNER, "lftp mongosh psql sqlite3 gnuplot pgbench smbclient"),
+        (RUNNER, "lftp mongosh psql sqlite3 gnuplot pgbench smbclient mail bsd-mailx ncftp psftp asterisk jtag"),
+        # They load code or configuration that names commands, or are made to start others.
+        (RUNNER, "yt-dlp rtorrent sshuttle rustup autoconf xetex cobc mypy easyrsa dstat opkg xdg-user-dir aoss genie"),
         (BY_ARGUMENTS, "systemctl busctl /sbin/ip ssh-keygen mkfs.ext4 mount.nfs umount.cifs fsck.xfs curl gpg"),
         (BY_ARGUMENTS, "iptables ip6tables-restore arptables-nft ebtables xtables-nft-multi qemu-system-x86_64 kvm"),
-        (BY_ARGUMENTS, "x86_64-linux-gnu-objcopy ld.gold opt-14 javac apt-cache"),
-        (ON_TERMINAL, "journalctl systemd-cgls dmesg top"),
+        (BY_ARGUMENTS, "x86_64-linux-gnu-objcopy ld.gold opt-14 javac apt-cache savelog mosquitto"),
+        (ON_TERMINAL, "journalctl systemd-cgls dmesg top apport-cli"),
         (SAFE, "uptime cat md5sum sha256sum b2sum base64 cp ps findmnt reboot [ gzip lsof ss"),
         (UNKNOWN, "/opt/app/bin/serve pythonic python3.11x SH ld.so.conf /opt/sh/app frontend qemu-img.x 12"),
     ],
