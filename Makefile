@@ -15,6 +15,9 @@ PROTO := tachikoma/exec/v1/remote_execution.proto
 OUT ?= shared
 SPAWNER := $(wildcard worker/spawner/*.[ch])
 
+# Tests start hundreds of processes and import hundreds of test files: each would compile this tree anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo dev quick test check format lint types layers api unit coverage measure lock docs \
     test-cgroup2 test-container test-images sanitize fuzz soak soak-sentinel \
