@@ -14,6 +14,8 @@ from tachikoma.errors import InvalidRequest
 from tachikoma.vocabulary.pairs import parse_pair, parse_pairs
 
 __all__ = [
+    "DetachOption",
+    "EnvironmentOption",
     "ReasonOption",
     "YesOption",
     "confirm",
@@ -26,6 +28,10 @@ __all__ = [
 ]
 
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
+DetachOption = Annotated[bool, typer.Option("--detach", "-d", help="Do not wait; print the id.")]
+EnvironmentOption = Annotated[
+    list[str] | None, typer.Option("--env", "-e", help="NAME=value, or NAME for the value on this host.")
+]
 ReasonOption = Annotated[str, typer.Option("--reason", "-r", help="Reason, recorded in the audit trail.")]
 
 

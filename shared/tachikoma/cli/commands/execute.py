@@ -14,6 +14,7 @@ import os
 import shlex
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,12 +22,12 @@ from typing import Annotated, Any
 import typer
 
 from tachikoma.cli import completion
-from tachikoma.cli.commands.interrupts import NOT_RUN, Interrupts, output_failed
+from tachikoma.cli.commands.interrupts import NOT_RUN, Interrupts, output_failed, reported
 from tachikoma.cli.commands.logs import note, note_approval, write_output
 from tachikoma.cli.descriptors import OutputFailed, read_input, write_all
 from tachikoma.cli.lookup import similar_agents
-from tachikoma.cli.options import duration, environment, remote_command
-from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, report, show_value
+from tachikoma.cli.options import DetachOption, EnvironmentOption, duration, environment, remote_command
+from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, show_value
 from tachikoma.cli.result import CollectedOutput, OutputFolder
 from tachikoma.cli.session import Left, run_session
 from tachikoma.cli.terminal import terminal_of
@@ -43,6 +44,14 @@ USAGE = 2
 TIMED_OUT = 124
 NOT_FOUND = 127
 
+InteractiveOption = Annotated[
+    bool, typer.Option("--interactive", "-i", help="Send standard input while the command runs.")
+]
+OutputFolderOption = Annotated[
+    Path | None,
+    typer.Option("--output-dir", help="Also save stdout, stderr and the result below FOLDER/ID.", metavar="FOLDER"),
+]
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this module."""
@@ -56,26 +65,19 @@ def execute(
     agent: Annotated[str, typer.Argument(help="The agent to run on.", autocompletion=completion.agents)],
     command: Annotated[list[str], typer.Argument(help="The program and its arguments.")],
     timeout: Annotated[str | None, typer.Option(help="How long it may run: 30s, 5m, 1h30m.")] = None,
-    env: Annotated[
-        list[str] | None, typer.Option("--env", "-e", help="NAME=value, or NAME for the value on this host.")
-    ] = None,
+    env: EnvironmentOption = None,
     cwd: Annotated[str, typer.Option(help="Working directory on the agent.")] = "",
     user: Annotated[str, typer.Option("--user", "-u", help="User on the agent.")] = "",
     memory: Annotated[str | None, typer.Option(help="Limit of memory: 512MiB. Can only lower the policy's.")] = None,
     cpus: Annotated[float | None, typer.Option(help="Limit of processor time, in processors: 0.5.")] = None,
     pids: Annotated[int | None, typer.Option(help="Limit of processes and threads.")] = None,
-    interactive: Annotated[
-        bool, typer.Option("--interactive", "-i", help="Send standard input while the command runs.")
-    ] = False,
+    interactive: InteractiveOption = False,
     tty: Annotated[bool, typer.Option("--tty", "-t", help="With a terminal; implies --interactive.")] = False,
     no_tty: Annotated[bool, typer.Option("--no-tty", "-T", help="Without a terminal.")] = False,
     no_stdin: Annotated[bool, typer.Option("--no-stdin", "-n", help="Do not read standard input.")] = False,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not wait; print the execution's id.")] = False,
+    detach: DetachOption = False,
     exec_id: Annotated[str | None, typer.Option("--id", help="Id of the execution; safe to repeat with it.")] = None,
-    output_dir: Annotated[
-        Path | None,
-        typer.Option("--output-dir", help="Also save stdout, stderr and the result below FOLDER/ID.", metavar="FOLDER"),
-    ] = None,
+    output_dir: OutputFolderOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Run a command on an agent, stream its output, and exit with its exit code.
@@ -88,35 +90,15 @@ def execute(
     ~d leaves it running, and ~? lists all such escapes.
     """
     _refuse_option(context, agent)
-    tty = _terminal_wanted(tty) and not no_tty
-    interactive = interactive or tty
-    values: dict[str, Any] = {
-        "agent_id": agent,
-        "command": remote_command(command),
-        "work_dir": cwd,
-        "user": user,
-        "limits": {"memory": memory, "cpus": cpus, "pids": pids},
-        "id": exec_id,
-    }
-    try:
-        if timeout is not None:
-            values["timeout"] = duration(timeout, "--timeout")
-        values["environment"] = environment(env or [])
-        if interactive and (detach or no_stdin or output_dir or output.for_programs):
-            raise InvalidRequest("--interactive and --tty take none of --detach, -n, --output-dir and -o json")
-        # One byte beyond the bound: more than that streams.
-        stdin = b"" if no_stdin or interactive else read_input(MAX_STDIN_BYTES + 1)
-        streams = len(stdin) > MAX_STDIN_BYTES and not (detach or output_dir or output.for_programs)
-        if interactive or streams:
-            values |= {"interactive": True, "tty": tty, "terminal": terminal_of(0) if tty else None}
-            code = asyncio.run(_run_session(make_request(_given(values)), stdin))
-        else:
-            values["stdin"] = stdin
-            code = asyncio.run(_run(make_request(_given(values)), detach=detach, output=output, folder=output_dir))
-    except TachikomaError as error:
-        report(error)
-        code = NOT_RUN
-    raise typer.Exit(code)
+    channel = _Channel.of(interactive=interactive, tty=tty, no_tty=no_tty, no_stdin=no_stdin)
+    form = _Form(detach, output, output_dir)
+    limits = {"memory": memory, "cpus": cpus, "pids": pids}
+    values: dict[str, Any] = {"agent_id": agent, "work_dir": cwd, "user": user, "id": exec_id}
+    with reported():
+        values |= {"command": remote_command(command), "environment": environment(env or [])}
+        values["timeout"] = None if timeout is None else duration(timeout, "--timeout")
+        values["limits"] = limits if any(limit is not None for limit in limits.values()) else None
+        raise typer.Exit(_start(_given(values), channel, form))
 
 
 def shell(
@@ -125,15 +107,68 @@ def shell(
     program: Annotated[str, typer.Option(help="The shell.")] = "bash",
 ) -> None:
     """Run a login shell on an agent; the same as `exec -it AGENT -- bash -l`."""
-    tty = _terminal_wanted(tty=True)
-    values: dict[str, Any] = {"agent_id": agent, "command": [program, "-l"], "user": user, "interactive": True}
-    try:
-        request = make_request(values | {"tty": tty, "terminal": terminal_of(0) if tty else None})
-        code = asyncio.run(_run_session(request, b""))
-    except TachikomaError as error:
-        report(error)
-        code = NOT_RUN
-    raise typer.Exit(code)
+    channel = _Channel.of(tty=True)
+    with reported():
+        values: dict[str, Any] = {"agent_id": agent, "command": [program, "-l"], "user": user}
+        raise typer.Exit(_start(values, channel, _Form()))
+
+
+@dataclass(frozen=True)
+class _Channel:
+    """The way that input takes to the command."""
+
+    #: True if it follows the request while the command runs.
+    interactive: bool
+    #: True if the command gets a terminal.
+    tty: bool
+    #: True if there is none.
+    no_stdin: bool
+
+    @classmethod
+    def of(
+        cls, *, interactive: bool = False, tty: bool = False, no_tty: bool = False, no_stdin: bool = False
+    ) -> _Channel:
+        """Return the channel that options ask for, with a terminal only where this side has one."""
+        tty = _terminal_wanted(tty) and not no_tty
+        return cls(interactive or tty, tty, no_stdin)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """The form in which this program reports."""
+
+    #: True if it does not wait for the command.
+    detach: bool = False
+    output: Output = Output.TEXT
+    #: The folder for a copy of output and result, or None.
+    folder: Path | None = None
+
+    @property
+    def streams(self) -> bool:
+        """True if the command's output goes to that of this program, so that input can follow as well."""
+        return not (self.detach or self.folder or self.output.for_programs)
+
+
+def _start(values: dict[str, Any], channel: _Channel, form: _Form) -> int:
+    """Run a request in the way that its input needs, and return the exit code of this program.
+
+    Args:
+        values: the fields of the request, without its input.
+        channel: the way of the input.
+        form: the form of the report.
+
+    Raises:
+        InvalidRequest: two options contradict each other, or a field cannot be used.
+    """
+    if channel.interactive and (channel.no_stdin or not form.streams):
+        raise InvalidRequest("--interactive and --tty take none of --detach, -n, --output-dir and -o json")
+    # One byte beyond the bound: more than that streams.
+    stdin = b"" if channel.no_stdin or channel.interactive else read_input(MAX_STDIN_BYTES + 1)
+    if channel.interactive or (len(stdin) > MAX_STDIN_BYTES and form.streams):
+        terminal = {"terminal": terminal_of(0)} if channel.tty else {}
+        request = make_request(values | {"interactive": True, "tty": channel.tty} | terminal)
+        return asyncio.run(_run_session(request, stdin))
+    return asyncio.run(_run(make_request(values | {"stdin": stdin}), form))
 
 
 def _terminal_wanted(tty: bool) -> bool:
@@ -161,21 +196,19 @@ def _refuse_option(context: typer.Context, agent: str) -> None:
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     """Leave out the options that were not given, whose defaults are the request's own."""
-    if all(limit is None for limit in values["limits"].values()):
-        values = {**values, "limits": None}
     return {name: value for name, value in values.items() if value is not None}
 
 
-async def _run(request: ExecRequest, *, detach: bool, output: Output, folder: Path | None = None) -> int:
+async def _run(request: ExecRequest, form: _Form) -> int:
     """Run a request and return the exit code of this program."""
     async with AsyncClient() as client:
-        if detach:
-            return await _submit(client, request, output)
-        saved = OutputFolder(folder, request.id) if folder is not None else None
+        if form.detach:
+            return await _submit(client, request, form.output)
+        saved = OutputFolder(form.folder, request.id) if form.folder is not None else None
         interrupts = Interrupts(client, request.id)
         try:
             # This function cancels by itself, since it reports what came of it.
-            result = await _show(client.execute_stream(request, detach=True), output, saved)
+            result = await _show(client.execute_stream(request, detach=True), form.output, saved)
         except OutputFailed as error:
             return await output_failed(error, client.cancel, request.id)
         except AgentUnknown as error:
@@ -189,9 +222,9 @@ async def _run(request: ExecRequest, *, detach: bool, output: Output, folder: Pa
             if saved is not None:
                 saved.close()
         assert result is not None
-        if not output.for_programs:
+        if not form.output.for_programs:
             _hint(request, result)
-        return _exit_code(result, quiet=output.for_programs)
+        return _exit_code(result, quiet=form.output.for_programs)
 
 
 async def _run_session(request: ExecRequest, stdin: bytes) -> int:

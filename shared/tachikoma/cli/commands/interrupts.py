@@ -11,7 +11,7 @@ from tachikoma.cli.descriptors import OutputFailed, abandon_output
 from tachikoma.client.aio import AsyncClient
 from tachikoma.errors import NotFound, TachikomaError
 
-__all__ = ["NOT_RUN", "Interrupts", "output_failed"]
+__all__ = ["NOT_RUN", "Interrupts", "output_failed", "reported"]
 
 #: Exit code of a command that did not run, or whose output cannot be written.
 NOT_RUN = 125
@@ -101,3 +101,17 @@ async def output_failed(
         return BROKEN_PIPE
     note(f"{error}; {outcome}")
     return NOT_RUN
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Report an error of a command that runs something, with the exit code of a command that did not run.
+
+    Raises:
+        typer.Exit: instead of the error.
+    """
+    try:
+        yield
+    except TachikomaError as error:
+        report(error)
+        raise typer.Exit(NOT_RUN) from None

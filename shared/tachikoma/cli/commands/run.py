@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,16 +16,16 @@ import typer
 from pydantic import ValidationError
 
 from tachikoma.cli import completion
-from tachikoma.cli.batch_view import NOT_RUN, HostLines, Progress, exit_code, show_groups, show_totals, words
-from tachikoma.cli.commands.interrupts import Interrupts, output_failed
+from tachikoma.cli.batch_view import HostLines, Progress, exit_code, show_groups, show_totals, words
+from tachikoma.cli.commands.interrupts import Interrupts, output_failed, reported
 from tachikoma.cli.commands.logs import note
 from tachikoma.cli.descriptors import OutputFailed, read_input
 from tachikoma.cli.documents import BatchReport
 from tachikoma.cli.lookup import with_full_batch_id_async
-from tachikoma.cli.options import duration, environment, remote_command
-from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, report, show_value
+from tachikoma.cli.options import DetachOption, EnvironmentOption, duration, environment, remote_command
+from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, show_value
 from tachikoma.client.aio import AsyncClient
-from tachikoma.errors import InvalidRequest, TachikomaError
+from tachikoma.errors import InvalidRequest
 from tachikoma.targets.answers import Bodies
 from tachikoma.targets.expressions import read_lines
 from tachikoma.targets.nodesets import fold
@@ -34,6 +35,21 @@ from tachikoma.vocabulary.requests import MAX_STDIN_BYTES
 
 __all__ = ["add_to"]
 
+WordsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="TARGETS -- COMMAND", help="Targets, `--`, the command.", autocompletion=completion.agents),
+]
+FromFileOption = Annotated[
+    Path | None, typer.Option("--from-file", "-f", help="Read targets from a file; - for standard input.")
+]
+RetryOption = Annotated[
+    tuple[str, str] | None,
+    typer.Option(help="Batch and states: again where it ended so; `failed` is everything but success."),
+]
+StopOnOption = Annotated[
+    list[str] | None, typer.Option(help="Count this as a failure too: unreachable, denied, expired.")
+]
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this module."""
@@ -41,37 +57,23 @@ def add_to(app: typer.Typer) -> None:
 
 
 def run(
-    words_given: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="TARGETS -- COMMAND", help="Targets, `--`, the command.", autocompletion=completion.agents
-        ),
-    ] = None,
-    from_file: Annotated[
-        Path | None, typer.Option("--from-file", "-f", help="Read targets from a file; - for standard input.")
-    ] = None,
-    retry: Annotated[
-        tuple[str, str] | None,
-        typer.Option(help="Batch and states: again where it ended so; `failed` is everything but success."),
-    ] = None,
+    words_given: WordsArgument = None,
+    from_file: FromFileOption = None,
+    retry: RetryOption = None,
     parallel: Annotated[str, typer.Option("--parallel", "-p", help="Most targets at once: 10, or 25%.")] = "",
     canary: Annotated[int, typer.Option(min=0, help="Run on n targets first; the rest only if none failed.")] = 0,
     wave: Annotated[str | None, typer.Option(help="Targets of a wave, which ends before the next: 10, or 25%.")] = None,
     pause: Annotated[str | None, typer.Option(help="Time between waves: 30s, 5m.")] = None,
     stop_after: Annotated[str | None, typer.Option(help="Start no more after n failures: 3, or 5%.")] = None,
-    stop_on: Annotated[
-        list[str] | None, typer.Option(help="Count this as a failure too: unreachable, denied, expired.")
-    ] = None,
+    stop_on: StopOnOption = None,
     deadline: Annotated[str | None, typer.Option(help="Start no more after this time; an hour by default.")] = None,
     timeout: Annotated[str | None, typer.Option(help="How long each command may run: 30s, 5m.")] = None,
-    env: Annotated[
-        list[str] | None, typer.Option("--env", "-e", help="NAME=value, or NAME for the value here.")
-    ] = None,
+    env: EnvironmentOption = None,
     cwd: Annotated[str, typer.Option(help="Working directory on the agents.")] = "",
     user: Annotated[str, typer.Option("--user", "-u", help="User on the agents.")] = "",
     stdin: Annotated[bool, typer.Option("--stdin", "-i", help="Give standard input to each command.")] = False,
     preview: Annotated[bool, typer.Option("--preview", help="Show the targets and their state; run nothing.")] = False,
-    detach: Annotated[bool, typer.Option("--detach", "-d", help="Do not wait; print the batch's id.")] = False,
+    detach: DetachOption = False,
     group: Annotated[bool, typer.Option("--group", "-b", help="Print equal answers once, at the end.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="As --group, as differences from the largest group.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
@@ -84,25 +86,33 @@ def run(
     {agent} and {label:NAME} are replaced for each target. With --from-file and --retry, all words are the command.
     Ctrl-C cancels the batch; a second one leaves it.
     """
-    try:
-        targets, command = _split(words_given or [], from_file, elsewhere=retry is not None)
-        values: dict[str, Any] = {
-            "id": batch_id, "targets": targets, "command": command, "parallel": parallel or None, "canary": canary,
-            "wave": wave, "stop_after": stop_after, "stop_on": tuple(cause.upper() for cause in stop_on or ()),
-            "work_dir": cwd, "user": user, "environment": environment(env or []),
-            "stdin": read_input(MAX_STDIN_BYTES + 1) if stdin else None,
-        }  # fmt: skip
-        for name, text in (("pause", pause), ("deadline", deadline), ("timeout", timeout)):
-            values[name] = None if text is None else duration(text, f"--{name}")
-        if retry is not None:
-            values |= {"retry_of": retry[0], "retry_states": _states(retry[1])}
-        request = _request(values)
-        view = _View(output, group=group or diff, diff=diff, quiet=quiet)
-        code = asyncio.run(_run(request, view, preview=preview, detach=detach))
-    except TachikomaError as error:
-        report(error)
-        code = NOT_RUN
-    raise typer.Exit(code)
+    values: dict[str, Any] = {"id": batch_id, "canary": canary, "wave": wave, "work_dir": cwd, "user": user}
+    values |= {"parallel": parallel or None, "stop_after": stop_after}
+    times = {"pause": pause, "deadline": deadline, "timeout": timeout}
+    view = _View(output, group=group or diff, diff=diff, quiet=quiet)
+    with reported():
+        values |= _targets(words_given or [], from_file, retry) | _times(times)
+        values |= {"stop_on": tuple(cause.upper() for cause in stop_on or ()), "environment": environment(env or [])}
+        values["stdin"] = read_input(MAX_STDIN_BYTES + 1) if stdin else None
+        raise typer.Exit(asyncio.run(_run(_request(values), view, preview=preview, detach=detach)))
+
+
+def _targets(given: list[str], file: Path | None, retry: tuple[str, str] | None) -> dict[str, Any]:
+    """Return the fields of a request that say what runs where.
+
+    Args:
+        given: the words of the command line.
+        file: a file with the targets; None for none.
+        retry: an earlier batch, and the states of its targets that run again; None for none.
+    """
+    targets, command = _split(given, file, elsewhere=retry is not None)
+    values: dict[str, Any] = {"targets": targets, "command": command}
+    return values if retry is None else values | {"retry_of": retry[0], "retry_states": _states(retry[1])}
+
+
+def _times(given: dict[str, str | None]) -> dict[str, timedelta]:
+    """Return the durations of the options that were given, by their names."""
+    return {name: duration(text, f"--{name}") for name, text in given.items() if text is not None}
 
 
 def _split(given: list[str], file: Path | None, *, elsewhere: bool) -> tuple[tuple[str, ...], list[str]]:
