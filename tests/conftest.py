@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import getpass
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,17 @@ settings.register_profile(
     derandomize="CI" in os.environ,
 )  # fmt: skip
 settings.load_profile("tachikoma")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect the tests without collections of garbage, and keep later ones from the thousands of tests."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -80,7 +80,7 @@ class Host:
             ],
             self.log,
             {
-                "TACHIKOMA_REDIS_PASSWORD_FILE": str(self.identity / "redis_password"), "TACHIKOMA_POLL": "1s",
+                "TACHIKOMA_REDIS_PASSWORD_FILE": str(self.identity / "redis_password"), "TACHIKOMA_POLL": "0.2s",
                 "TACHIKOMA_STOP_GRACE": "1s", "TACHIKOMA_KILL_GRACE": "1s", "TACHIKOMA_SLOTS": "2",
             },
         )  # fmt: skip

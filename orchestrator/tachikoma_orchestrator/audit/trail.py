@@ -31,7 +31,7 @@ from tachikoma_orchestrator.audit.refusals import PERIOD_SECONDS, RefusalBudget
 from tachikoma_orchestrator.audit.requests import MAX_REFUSED_TEXT, RetainedRequest, clipped, refused, retained
 from tachikoma_orchestrator.store.scripts import Runner, Script, flat
 
-__all__ = ["AuditPage", "AuditTrail"]
+__all__ = ["AuditPage", "AuditTrail", "TrailBounds"]
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +55,18 @@ class AuditPage:
     def of(cls, found: list[ExecAuditLog], further: str, *, forward: bool) -> AuditPage:
         """Make a page from events in the order in which they were found."""
         return cls(found if forward else found[::-1], further)
+
+
+@dataclass(frozen=True, slots=True)
+class TrailBounds:
+    """How much of the trail is kept."""
+
+    #: Lifetime of an event.
+    retention: timedelta
+    #: Number of events.
+    events: int
+    #: True if events that a sink has not taken are kept longer.
+    closed: bool
 
 
 class AuditTrail:
@@ -239,37 +251,33 @@ class AuditTrail:
             return await self._redis.xrange(keys.AUDIT, f"({position}", "+", count=count)
         return await self._redis.xrevrange(keys.AUDIT, f"({position}" if position else "+", "-", count=count)
 
-    async def trim(self, now_ms: int, *, retention: timedelta, events: int, closed: bool) -> None:
-        """Delete events past their retention; delete nothing if a record of Redis cannot be read.
+    async def trim(self, now_ms: int, bounds: TrailBounds) -> None:
+        """Delete events beyond the bounds, at a time by the clock of Redis.
 
-        Args:
-            now_ms: the time by the clock of Redis.
-            retention: retain events for this long.
-            events: retain at most this many events.
-            closed: True to retain events that a sink has not taken yet, too.
+        Nothing is deleted if a record of Redis cannot be read.
         """
         try:
-            await self._trim(now_ms, retention=retention, events=events, closed=closed)
+            await self._trim(now_ms, bounds)
         except (ValueError, ResponseError) as error:
             if isinstance(error, ResponseError) and not wrong_type(error):
                 raise
             log.error("audit.not_trimmed", reason=str(error)[:MAX_REASON])
 
-    async def _trim(self, now_ms: int, *, retention: timedelta, events: int, closed: bool) -> None:
-        oldest_ms = now_ms - duration_ms(retention)
+    async def _trim(self, now_ms: int, bounds: TrailBounds) -> None:
+        oldest_ms = now_ms - duration_ms(bounds.retention)
         oldest, by_number = f"{oldest_ms}-0", True
-        if closed:
+        if bounds.closed:
             latest = int(await self._redis.get(keys.AUDIT_SEQ) or 0)
             for raw in await self._redis.hvals(keys.AUDIT_SINKS):
                 sink = SinkPosition.read(raw)
                 # A sink without an update for the whole retention is gone.
                 if sink is not None and ms_of_seconds(sink.at) >= oldest_ms:
                     oldest = min(oldest, sink.cursor, key=cursor_order)
-                    by_number = by_number and latest - sink.seq <= events
+                    by_number = by_number and latest - sink.seq <= bounds.events
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.xtrim(keys.AUDIT, minid=oldest, approximate=True)
             if by_number:
-                pipe.xtrim(keys.AUDIT, maxlen=events, approximate=True)
+                pipe.xtrim(keys.AUDIT, maxlen=bounds.events, approximate=True)
             await pipe.execute()
 
 

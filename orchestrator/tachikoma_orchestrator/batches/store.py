@@ -94,18 +94,11 @@ class BatchStore:
         Returns:
             ADMITTED, DUPLICATE, CONFLICT or FULL.
         """
-        total = len(targets)
-        counted = FAILURES | {TargetState(cause) for cause in request.stop_on}
         fields = {
-            "requested_by": requested_by,
-            "command": shlex.join(shown),
-            "shown": json.dumps(shown),
-            "parallel": str(request.parallel_of(total)),
-            "released": str(released),
-            "stop_after": str(share_of(request.stop_after, total) if request.stop_after else 0),
-            "counted": f" {' '.join(sorted(counted))} ",
-            "keep_seconds": str(round(self._retention.total_seconds())),
-        }
+            "requested_by": requested_by, "command": shlex.join(shown), "shown": json.dumps(shown),
+            "released": str(released), "keep_seconds": str(round(self._retention.total_seconds())),
+            **_bounds(request, len(targets)),
+        }  # fmt: skip
         batch, pending, _, _ = keys.batch(request.id)
         call = self._submit(
             keys=[batch, pending, keys.BATCHES, keys.BATCHES_OPEN, keys.BATCHES_CHANGED],
@@ -281,4 +274,14 @@ def _result(content: Mapping[str, str]) -> dict[str, object]:
         "stderr_sha256": content.get("stderr_sha256", ""),
         "stdout_bytes": int(content.get("stdout_bytes", 0)),
         "stderr_bytes": int(content.get("stderr_bytes", 0)),
+    }
+
+
+def _bounds(request: BatchRequest, total: int) -> dict[str, str]:
+    """Return the fields that bound how a batch runs on a number of targets."""
+    counted = FAILURES | {TargetState(cause) for cause in request.stop_on}
+    return {
+        "parallel": str(request.parallel_of(total)),
+        "stop_after": str(share_of(request.stop_after, total) if request.stop_after else 0),
+        "counted": f" {' '.join(sorted(counted))} ",
     }

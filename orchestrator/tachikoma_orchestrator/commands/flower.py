@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated
 
@@ -94,26 +95,40 @@ def run(
         redis_url=redis_url, identity=identity, flower_listen=listen, flower_users=users,
         flower_certificate=certificate, flower_key=key, log_level=log_level,
     )  # fmt: skip
-    certificate_files = _certificate(settings)
-    allowed = read_users(settings.flower_users)
-    try:
-        from tachikoma_orchestrator.flower.dashboard import serve
-    except ModuleNotFoundError as error:
-        if error.name != "flower":
-            raise
-        raise ConfigurationError("Flower is not installed; pip install 'tachikoma-exec[flower]'") from None
+    # What can be wrong in the settings is found before Flower is loaded.
+    certificate_files, allowed = _certificate(settings), read_users(settings.flower_users)
+    serve = _load()
     logs.configure(settings.log_level)
     error_reporting.configure("flower")
-    svid = None if settings.identity is None else open_identity(settings.identity)
-    if svid is not None:
-        error_reporting.identify(svid.current().spiffe_id.trust_domain)
-    access = RedisAccess.of(settings, identity=svid, user=FLOWER)
     asyncio.run(
         serve(
-            access,
+            _access(settings),
             listen=settings.flower_listen,
             users=allowed,
             certificate=certificate_files,
             ready=announce(ready_fd) if ready_fd is not None else None,
         )
     )
+
+
+def _load() -> Callable[..., Coroutine[None, None, None]]:
+    """Return the function that runs Flower.
+
+    Raises:
+        ConfigurationError: Flower is not installed.
+    """
+    try:
+        from tachikoma_orchestrator.flower.dashboard import serve
+    except ModuleNotFoundError as error:
+        if error.name != "flower":
+            raise
+        raise ConfigurationError("Flower is not installed; pip install 'tachikoma-exec[flower]'") from None
+    return serve
+
+
+def _access(settings: FlowerSettings) -> RedisAccess:
+    """Return Flower's access to Redis, over TLS with its identity if it has one."""
+    svid = None if settings.identity is None else open_identity(settings.identity)
+    if svid is not None:
+        error_reporting.identify(svid.current().spiffe_id.trust_domain)
+    return RedisAccess.of(settings, identity=svid, user=FLOWER)

@@ -75,27 +75,39 @@ def acl(
     commands, with --agent or --application only for these. Passwords are printed as their SHA-256."""
     kept = Passwords(passwords)
     named = [*map(agent_user, agent or []), *map(application_user, application or [])]
-    before = set(kept.users())
     sentinel = sentinel or form is Format.SENTINEL
-    for user in (*SERVICES, *([ENROLLER] if enroller else []), *([REPLICA, SENTINEL] if sentinel else []), *named):
-        kept.make(user)
-    for user in kept.users():
-        if user not in before:
-            typer.echo(f"made {kept.path(user)}", err=True)
+    optional = [*([ENROLLER] if enroller else []), *([REPLICA, SENTINEL] if sentinel else [])]
+    _make_missing(kept, [*SERVICES, *optional, *named])
     if form is Format.SENTINEL:
         typer.echo(sentinel_acl_file(kept), nl=False)
         return
     if form is Format.ACLFILE:
-        joined = {}
-        if keep is not None:
-            try:
-                joined = agents_in(keep.read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigurationError(f"cannot read the ACL file {keep}: {error}") from error
-        typer.echo(acl_file(kept, joined=joined), nl=False)
+        typer.echo(acl_file(kept, joined={} if keep is None else _joined(keep)), nl=False)
         return
     for user in named or kept.users():
         typer.echo(f"ACL SETUSER {user} {' '.join(rules(user, kept.hashes(user)))}")
+
+
+def _make_missing(kept: Passwords, users: list[str]) -> None:
+    """Make the passwords that do not exist yet, and report each."""
+    before = set(kept.users())
+    for user in users:
+        kept.make(user)
+    for user in kept.users():
+        if user not in before:
+            typer.echo(f"made {kept.path(user)}", err=True)
+
+
+def _joined(file: Path) -> dict[str, list[str]]:
+    """Return the agents that joined, with the SHA-256 of their passwords, from an ACL file.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
+    try:
+        return agents_in(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"cannot read the ACL file {file}: {error}") from error
 
 
 @redis.command()

@@ -34,7 +34,7 @@ from tachikoma.streams.heartbeat import HEARTBEAT_SECONDS, LEASE_SECONDS
 from tachikoma.vocabulary.clock import duration_ms
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.registry import AgentState, Registry
-from tachikoma_orchestrator.audit.trail import AuditTrail
+from tachikoma_orchestrator.audit.trail import AuditTrail, TrailBounds
 from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.executions.open_index import OpenIndex
@@ -77,9 +77,7 @@ class Reaper:
         lease: timedelta,
         interval: timedelta,
         trail: AuditTrail,
-        audit_retention: timedelta,
-        audit_events: int,
-        audit_closed: bool,
+        audit_bounds: TrailBounds,
         outputs: RetainedOutput | None = None,
         lives: Lives | None = None,
     ) -> None:
@@ -93,8 +91,7 @@ class Reaper:
             lease: time without a heartbeat after which an agent's executions are lost.
             interval: time between passes.
             trail: the audit trail, which the reaper trims.
-            audit_retention, audit_events: how long, and how many, events are kept.
-            audit_closed: True if events that a sink has not taken are kept longer.
+            audit_bounds: how much of the trail is kept.
             outputs: deletes output beyond the quotas; None for no quotas.
             lives: the lives of Redis; None if no life may lose data.
         """
@@ -107,9 +104,7 @@ class Reaper:
         self._lease_seconds = lease.total_seconds()
         self._interval_seconds = interval.total_seconds()
         self._trail = trail
-        self._audit_retention = audit_retention
-        self._audit_events = audit_events
-        self._audit_closed = audit_closed
+        self._audit_bounds = audit_bounds
         self._outputs = outputs
         #: The agents of the last pass.
         self._last_agents: dict[str, AgentState] = {}
@@ -161,9 +156,7 @@ class Reaper:
     async def _trim(self) -> None:
         now_ms = await self._ledger.now_ms()
         await self._ledger.trim(now_ms)
-        await self._trail.trim(
-            now_ms, retention=self._audit_retention, events=self._audit_events, closed=self._audit_closed
-        )
+        await self._trail.trim(now_ms, self._audit_bounds)
 
     async def sweep(self) -> None:
         """Make one pass over all executions without a final state. Raises redis errors."""
@@ -294,14 +287,7 @@ class Reaper:
             return late and await self._lose(record, "its claim cannot be read, so whether it started is unknown")
         if claim is None or claim in (UNREADABLE, FENCE.encode()):
             if record.state is ExecState.QUEUED:
-                if self._is_void(record):
-                    return await self._settle_void(record, agent, now_ms)
-                obstacle = self._registry.observations.obstacle(record.agent)
-                if obstacle and settling:
-                    return await self._expire(record, f"not started by agent {record.agent}: {obstacle}")
-                return now_ms >= record.deadline_ms and await self._expire(
-                    record, "not started before its queue timeout"
-                )
+                return await self._settle_unclaimed(record, agent, now_ms, settling=settling)
             # It was claimed, but Redis no longer knows by which run of the agent.
             claim = b""
         if record.state is ExecState.QUEUED and settling:
@@ -313,6 +299,15 @@ class Reaper:
             or _overdue(record, now_ms)
         )
         return bool(reason) and await self._lose(record, reason)
+
+    async def _settle_unclaimed(self, record: Record, agent: AgentState | None, now_ms: int, *, settling: bool) -> bool:
+        """Settle a queued execution that no agent has claimed. Return True if it has a final state now."""
+        if self._is_void(record):
+            return await self._settle_void(record, agent, now_ms)
+        obstacle = self._registry.observations.obstacle(record.agent)
+        if obstacle and settling:
+            return await self._expire(record, f"not started by agent {record.agent}: {obstacle}")
+        return now_ms >= record.deadline_ms and await self._expire(record, "not started before its queue timeout")
 
     def _is_void(self, record: Record) -> bool:
         """Return True if an execution was queued before Redis lost data, so that no agent starts it."""

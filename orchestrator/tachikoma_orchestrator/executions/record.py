@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import NamedTuple
 
 from tachikoma.errors import RecordAltered
@@ -144,10 +145,7 @@ class Record:
         Raises:
             RecordAltered: a field that every reader needs is missing or malformed.
         """
-
-        def text(name: str) -> str:
-            return fields.get(name.encode(), b"").decode(errors="replace")
-
+        text = partial(_text, fields)
         try:
             return cls(
                 exec_id=exec_id,
@@ -265,6 +263,11 @@ def _observers(text: str) -> tuple[str, ...]:
 def _history(text: str) -> tuple[Step, ...]:
     steps = [step.partition(" ") for step in text.split(";")]
     return tuple(Step(ExecState(state), int(at_ms)) for state, _, at_ms in steps)
+
+
+def _text(fields: Mapping[bytes, bytes], name: str) -> str:
+    """Return an optional field of a record's hash; empty without it."""
+    return fields.get(name.encode(), b"").decode(errors="replace")
 
 
 def _unreadable(exec_id: str, error: Exception) -> RecordAltered:

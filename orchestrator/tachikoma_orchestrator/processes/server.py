@@ -37,6 +37,7 @@ from tachikoma_orchestrator.audit.sinks.file import FileSink
 from tachikoma_orchestrator.audit.sinks.sink import Sink
 from tachikoma_orchestrator.audit.sinks.stdout import StandardOutputSink
 from tachikoma_orchestrator.audit.sinks.syslog import SyslogSink
+from tachikoma_orchestrator.audit.trail import TrailBounds
 from tachikoma_orchestrator.batches.room import Batches
 from tachikoma_orchestrator.executions.reaper import Reaper
 from tachikoma_orchestrator.executions.retained_output import RetainedOutput
@@ -200,9 +201,7 @@ class Server:
             lease=settings.lease,
             interval=settings.sweep,
             trail=core.trail,
-            audit_closed=self._audit_closed,
-            audit_retention=settings.audit_retention,
-            audit_events=settings.audit_events,
+            audit_bounds=TrailBounds(settings.audit_retention, settings.audit_events, closed=self._audit_closed),
             lives=core.lives,
             outputs=RetainedOutput(
                 core.redis,

@@ -41,7 +41,7 @@ def _settings(folder: StackFolder, schedules: str | None) -> dict[str, str]:
         "TACHIKOMA_AUDIT_KEY": str(folder.audit_key),
         "TACHIKOMA_KILL_GRACE": "5s",
         # The stop of an idle agent waits until its poll of the queue returns.
-        "TACHIKOMA_POLL": "1s",
+        "TACHIKOMA_POLL": "0.2s",
     }
     return settings if schedules is None else {**settings, "TACHIKOMA_SCHEDULES": schedules}
 

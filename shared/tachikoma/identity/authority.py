@@ -218,19 +218,15 @@ class CertificateAuthority:
             earliest: earliest begin of its validity.
         """
         now = datetime.now(UTC)
-        # Tests issue expired certificates: their lifetime is negative, so it cannot bound the backdating.
-        begin = not_before or now - (min(BACKDATE, lifetime) if lifetime > timedelta(0) else BACKDATE)
-        if earliest is not None:
-            begin = max(begin, earliest)
-        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(spiffe_id))]
-        names += [x509.DNSName(name) for name in dns_names]
+        begin = not_before or _shortly_before(now, lifetime)
+        names = [x509.UniformResourceIdentifier(str(spiffe_id)), *map(x509.DNSName, dns_names)]
         return (
             x509.CertificateBuilder()
             .subject_name(x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Tachikoma")]))
             .issuer_name(self.certificate.subject)
             .public_key(public_key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(begin)
+            .not_valid_before(begin if earliest is None else max(begin, earliest))
             .not_valid_after(min((not_before or now) + lifetime, self.not_after))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(key_usage("digital_signature"), critical=True)
@@ -314,6 +310,12 @@ def _issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     except (ValueError, TypeError, InvalidSignature):
         return False
     return True
+
+
+def _shortly_before(now: datetime, lifetime: timedelta) -> datetime:
+    """Return when a certificate of now begins: somewhat earlier, since clocks differ."""
+    # Tests issue expired certificates: their lifetime is negative, so it cannot bound the backdating.
+    return now - (min(BACKDATE, lifetime) if lifetime > timedelta(0) else BACKDATE)
 
 
 def _is_root(certificate: x509.Certificate) -> bool:

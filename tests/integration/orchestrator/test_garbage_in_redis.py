@@ -23,6 +23,7 @@ from tachikoma.redis import keys
 from tachikoma.redis.access import connect
 from tachikoma.redis.commands import Redis
 from tachikoma_orchestrator.audit.findings import Findings
+from tachikoma_orchestrator.audit.trail import TrailBounds
 from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.evidence import Evidence
 from tachikoma_orchestrator.executions.follower import Follower
@@ -82,7 +83,7 @@ class Readers:
         )
         self.reaper = Reaper(
             redis, stand.ledger, stand.registry, self.collector, lease=timedelta(0), interval=timedelta(hours=1),
-            trail=stand.trail, audit_retention=timedelta(hours=1), audit_events=1000, audit_closed=True,
+            trail=stand.trail, audit_bounds=TrailBounds(timedelta(hours=1), 1000, closed=True),
         )  # fmt: skip
         self.callers = WaitingCallers(redis, stand.ledger, self.completions, self.collector, stand.registry)
 

@@ -73,14 +73,7 @@ def explain(error: SpawnFailed, path: str, work_dir: str, user: Account) -> Refu
     why = os.strerror(error.errno)
     match error.step:
         case Step.WORK_DIR_ROOT | Step.WORK_DIR:
-            if error.errno == errno.EXDEV:
-                why = "it leads out of the directory that policy names"
-            if error.errno == errno.EPERM:
-                why = (
-                    "another user could have placed a symbolic link on the way; request the directory itself, "
-                    f"or let only root or {user.name} own the link and write to its folder"
-                )
-            return Refused(f"cannot enter the directory {work_dir!r} as {user.name}: {why}")
+            return Refused(f"cannot enter the directory {work_dir!r} as {user.name}: {_no_entry(error, user)}")
         case Step.REACH:
             return CannotExecute(126, f"{path}: {why} for {user.name}")
         case Step.SWAPPED:
@@ -102,6 +95,20 @@ def explain(error: SpawnFailed, path: str, work_dir: str, user: Account) -> Refu
             return Refused(f"cannot give up capabilities: {why}")
         case _:
             return Refused(f"cannot be started: {error}")
+
+
+def _no_entry(error: SpawnFailed, user: Account) -> str:
+    """Return why a directory was not entered."""
+    match error.errno:
+        case errno.EXDEV:
+            return "it leads out of the directory that policy names"
+        case errno.EPERM:
+            return (
+                "another user could have placed a symbolic link on the way; request the directory itself, "
+                f"or let only root or {user.name} own the link and write to its folder"
+            )
+        case number:
+            return os.strerror(number)
 
 
 def _work_dir(order: WorkOrder, user: Account) -> tuple[str, str]:

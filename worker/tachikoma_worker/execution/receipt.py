@@ -165,8 +165,7 @@ async def deliver(
             await backoff.wait()
         except Exception as error:
             log.exception("receipt.failed", id=exec_id)
-            result = None
-            failures += 1
+            result, failures = None, failures + 1
             if failures == FAITHFUL_ATTEMPTS:
                 ending, output = _shortened(ending, error), Output.unknown()
             await backoff.wait()

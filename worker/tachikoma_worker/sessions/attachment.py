@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tachikoma.identity.signed_messages import SessionAnswer, SessionOffer
 from tachikoma.identity.signing import InvalidSignature, sign, verify
 from tachikoma.identity.spiffe import agent_id, service_id
-from tachikoma.identity.svid import SvidSource
+from tachikoma.identity.svid import Svid, SvidSource
 from tachikoma.sessions.frames import Accepted, Frame, decode, encode
 from tachikoma.sessions.sealing import Direction, EphemeralKey, Opener, Sealer
 
@@ -73,16 +73,7 @@ def attach(
         InvalidFrame: the offer contains no usable key.
     """
     svid = party.identity.current()
-    domain = svid.spiffe_id.trust_domain
-    offer = verify(token, SessionOffer, svid.bundle, service_id(domain, party.orchestrator))
-    if offer.aud != str(agent_id(domain, party.agent)) or offer.jti != exec_id:
-        raise InvalidSignature("is for another agent or execution")
-    if offer.order_sha256 != order_sha256:
-        raise InvalidSignature("is for another order of this id")
-    if time.time() >= offer.exp:
-        raise InvalidSignature("has expired")
-    if offer.epoch <= after_epoch:
-        raise InvalidSignature(f"is of epoch {offer.epoch}, and the session is in epoch {after_epoch}")
+    offer = _verified(party, svid, token, exec_id, order_sha256, after_epoch)
     key = EphemeralKey()
     answer = sign(
         svid,
@@ -100,3 +91,24 @@ def attach(
     )
     sealer, opener = key.agree(offer.key, token, answer, exec_id, offer.epoch, sends=Direction.TO_ORCHESTRATOR)
     return Attachment(offer.epoch, offer.sub, offer.client_ip, answer, opener, sealer)
+
+
+def _verified(
+    party: AgentParty, svid: Svid, token: str, exec_id: str, order_sha256: str, after_epoch: int
+) -> SessionOffer:
+    """Return an offer if it is this agent's, for this order, and new.
+
+    Raises:
+        InvalidSignature, InvalidIdentity: as `attach`.
+    """
+    domain = svid.spiffe_id.trust_domain
+    offer = verify(token, SessionOffer, svid.bundle, service_id(domain, party.orchestrator))
+    if offer.aud != str(agent_id(domain, party.agent)) or offer.jti != exec_id:
+        raise InvalidSignature("is for another agent or execution")
+    if offer.order_sha256 != order_sha256:
+        raise InvalidSignature("is for another order of this id")
+    if time.time() >= offer.exp:
+        raise InvalidSignature("has expired")
+    if offer.epoch <= after_epoch:
+        raise InvalidSignature(f"is of epoch {offer.epoch}, and the session is in epoch {after_epoch}")
+    return offer

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import typer
 
 from tachikoma.cli.commands.logs import BROKEN_PIPE, note
 from tachikoma.cli.descriptors import OutputFailed, abandon_output
+from tachikoma.cli.output import report
 from tachikoma.client.aio import AsyncClient
 from tachikoma.errors import NotFound, TachikomaError
 

@@ -26,7 +26,7 @@ from tachikoma.vocabulary.audit import AuditCode, ExecAuditLog
 from tachikoma_orchestrator.audit.shipper import Shipper
 from tachikoma_orchestrator.audit.sinks.file import FileSink
 from tachikoma_orchestrator.audit.sinks.sink import SinkUnavailable
-from tachikoma_orchestrator.audit.trail import AuditTrail
+from tachikoma_orchestrator.audit.trail import AuditTrail, TrailBounds
 
 Until = Callable[[Callable[[], object], str], Awaitable[None]]
 
@@ -232,7 +232,7 @@ async def test_garbage_beside_the_trail_neither_ends_the_shipper_nor_lets_anythi
             await until(lambda: "is unknown" in trail.closed_reason, "it is noticed")
             with pytest.raises(Unavailable, match="is unknown"):
                 trail.check()
-            await trail.trim(0, retention=timedelta(0), events=0, closed=True)
+            await trail.trim(0, TrailBounds(timedelta(0), 0, closed=True))
             await redis.delete(key)
             if mend:
                 await redis.set(key, number)
@@ -254,7 +254,7 @@ async def test_a_trail_that_is_none_is_neither_read_nor_trimmed_and_goes_on_when
 
     async with shipper(shipping, trail, sink):
         await until(told, "it is said")
-        await trail.trim(0, retention=timedelta(0), events=0, closed=False)
+        await trail.trim(0, TrailBounds(timedelta(0), 0, closed=False))
         with pytest.raises(ResponseError):
             await append(trail, 1)
         await redis.delete(keys.AUDIT)

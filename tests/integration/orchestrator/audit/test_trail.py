@@ -11,7 +11,7 @@ from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode, ExecAuditLog
 from tachikoma_orchestrator.audit import trail as trail_module
-from tachikoma_orchestrator.audit.trail import AuditTrail
+from tachikoma_orchestrator.audit.trail import AuditTrail, TrailBounds
 
 #: The name of a sink.
 SINK = "recorder"
@@ -30,18 +30,18 @@ async def test_what_a_sink_has_not_taken_is_not_trimmed_unless_by_choice(redis: 
     oldest = (await trail.read(after="0-0", limit=500)).events
     kept = {"cursor": oldest[-1].cursor, "seq": 500, "at": now // 1000}
     await redis.hset(keys.AUDIT_SINKS, SINK, json.dumps(kept))
-    await trail.trim(now, retention=timedelta(minutes=1), events=100, closed=True)
+    await trail.trim(now, TrailBounds(timedelta(minutes=1), 100, closed=True))
     left = (await trail.read(after="0-0", limit=2000)).events
     assert left[-1].seq == 1000
     # Redis trims whole nodes of a hundred.
     assert 400 <= left[0].seq <= 501
     # One that was not heard of since has no claim.
     await redis.hset(keys.AUDIT_SINKS, SINK, json.dumps({**kept, "at": 1}))
-    await trail.trim(now, retention=timedelta(minutes=1), events=100, closed=True)
+    await trail.trim(now, TrailBounds(timedelta(minutes=1), 100, closed=True))
     assert len((await trail.read(after="0-0", limit=2000)).events) <= 100
     await append(trail, 300)
     await redis.hset(keys.AUDIT_SINKS, SINK, json.dumps(kept))
-    await trail.trim(now, retention=timedelta(minutes=1), events=100, closed=False)
+    await trail.trim(now, TrailBounds(timedelta(minutes=1), 100, closed=False))
     assert len((await trail.read(after="0-0", limit=2000)).events) <= 200
 
 
@@ -50,7 +50,7 @@ async def test_a_sink_whose_position_is_garbage_does_not_keep_the_trail_from_bei
     await append(trail, 1000)
     for number, garbage in enumerate(GARBAGE):
         await redis.hset(keys.AUDIT_SINKS, f"sink-{number}", garbage)
-    await trail.trim(0, retention=timedelta(0), events=100, closed=True)
+    await trail.trim(0, TrailBounds(timedelta(0), 100, closed=True))
     assert len((await trail.read(after="0-0", limit=2000)).events) <= 200
 
 

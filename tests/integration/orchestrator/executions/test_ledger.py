@@ -33,7 +33,7 @@ from tachikoma.vocabulary.policies import RateLimitConfig
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.results import KillReceipt
 from tachikoma.vocabulary.states import ExecState
-from tachikoma_orchestrator.audit.trail import AuditTrail
+from tachikoma_orchestrator.audit.trail import AuditTrail, TrailBounds
 from tachikoma_orchestrator.executions.final_state import FinalState
 from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.executions.record import Record
@@ -877,7 +877,7 @@ async def test_what_is_past_its_retention_is_let_go(redis: Redis, ledger: Ledger
         pipe.rename("other", keys.AUDIT)
         await pipe.execute()
     await ledger.trim(await ledger.now_ms())
-    await ledger.trail.trim(await ledger.now_ms(), retention=RETENTION, events=1_000_000, closed=False)
+    await ledger.trail.trim(await ledger.now_ms(), TrailBounds(RETENTION, 1_000_000, closed=False))
     for index in (keys.INDEX, keys.agent_index(AGENT)):
         assert set(await redis.zrange(index, 0, -1)) == {b"new", b"younger"}
     trail = await events(ledger)
@@ -893,14 +893,14 @@ async def test_the_trail_is_bounded_in_number_as_well(redis: Redis, ledger: Ledg
         for number in range(1000):
             pipe.xadd(keys.AUDIT, {"seq": number + 1, "event": "e", "id": f"e-{number}"}, id=f"{now - 1000 + number}-0")
         await pipe.execute()
-    await ledger.trail.trim(await ledger.now_ms(), retention=timedelta(days=1), events=300, closed=False)
+    await ledger.trail.trim(await ledger.now_ms(), TrailBounds(timedelta(days=1), 300, closed=False))
     trail = await events(ledger)
     assert 300 <= len(trail) <= 500
     assert trail[-1] == ("e", "e-999")
 
 
 async def test_trimming_nothing_does_no_harm(redis: Redis, ledger: Ledger) -> None:
-    await ledger.trail.trim(await ledger.now_ms(), retention=timedelta(days=1), events=10, closed=False)
+    await ledger.trail.trim(await ledger.now_ms(), TrailBounds(timedelta(days=1), 10, closed=False))
     assert await redis.keys() == []
 
 

@@ -20,6 +20,7 @@ from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.audit.findings import Findings
+from tachikoma_orchestrator.audit.trail import TrailBounds
 from tachikoma_orchestrator.executions import reaper as module
 from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.evidence import Evidence
@@ -49,7 +50,7 @@ def reaper(stand: Stand, *, lease: timedelta = timedelta(0), lives: Any = None) 
     collector = Collector(stand.redis, stand.ledger, Completions(), registry, stand.identity, evidence, findings)
     return Reaper(
         stand.redis, stand.ledger, registry, collector, lease=lease, interval=timedelta(hours=1),
-        trail=stand.trail, audit_retention=timedelta(hours=1), audit_events=1000, audit_closed=False, lives=lives,
+        trail=stand.trail, audit_bounds=TrailBounds(timedelta(hours=1), 1000, closed=False), lives=lives,
     )  # fmt: skip
 
 
