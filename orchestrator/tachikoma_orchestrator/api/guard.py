@@ -12,19 +12,19 @@ gets INTERNAL without its text.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
 import structlog
 from cryptography import x509
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from redis.exceptions import RedisError, ResponseError
 
 from tachikoma.client.rpc_errors import STATUS_DETAILS, error_to_details
@@ -61,6 +61,8 @@ RECEIVE_SECONDS = 60.0
 
 #: The context that gRPC passes to an RPC.
 Context = grpc.aio.ServicerContext[Any, Any]
+#: Parses a message of a call; raises DecodeError.
+Parse: TypeAlias = Callable[[bytes], Message]
 
 _peer: ContextVar[Peer] = ContextVar("peer")
 
@@ -146,7 +148,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self._quotas = quotas or CallQuotas()
         self._connections = Connections()
         #: Calls in progress, by their tasks.
-        self._calls: dict[asyncio.Task[Any], _Call] = {}
+        self._calls: dict[asyncio.Task[object], _Call] = {}
 
     def _address(self, context: Context) -> str:
         metadata = context.invocation_metadata() or ()
@@ -189,8 +191,8 @@ class Guard(grpc.aio.ServerInterceptor):
         Raises:
             Unauthenticated: there is none, or it is not trusted.
         """
-        auth: Mapping[str, Any] = context.auth_context()
-        leaf = auth.get("x509_pem_cert")
+        auth = context.auth_context()
+        leaf = list(auth.get("x509_pem_cert") or ())
         if not leaf:
             raise Unauthenticated("no client certificate")
         bundles = self._identity.current().bundles
@@ -297,8 +299,8 @@ class Guard(grpc.aio.ServerInterceptor):
 
     @asynccontextmanager
     async def _received(
-        self, call: _Call, requests: AsyncIterator[bytes], parse: Callable[[bytes], Any], *, stream: bool
-    ) -> AsyncIterator[Any]:
+        self, call: _Call, requests: AsyncIterator[bytes], parse: Parse, *, stream: bool
+    ) -> AsyncIterator[Message]:
         """Receive and parse the request of an authenticated call, which counts for its caller while the block runs.
 
         Raises:
@@ -315,29 +317,30 @@ class Guard(grpc.aio.ServerInterceptor):
                 yield request
 
     def _guarded(
-        self, behaviour: Callable[[Any, Context], Awaitable[Any]], method: str, parse: Callable[[bytes], Any]
-    ) -> Callable[..., Any]:
-        async def call(requests: AsyncIterator[bytes], context: Context) -> Any:
+        self, behaviour: Callable[[Message, Context], Awaitable[Message]], method: str, parse: Parse
+    ) -> Callable[[AsyncIterator[bytes], Context], Awaitable[Message | None]]:
+        async def call(requests: AsyncIterator[bytes], context: Context) -> Message | None:
             try:
                 with self._in_progress(current := await self.authenticate(context, method)):
                     async with self._received(current, requests, parse, stream=False) as request:
                         return await behaviour(request, context)
             except Exception as error:
                 await self._abort(context, error)
+                return None
 
         return call
 
     def _guarded_stream(
         self,
-        behaviour: Callable[[Any, Context], AsyncIterator[Any]],
+        behaviour: Callable[[Message | AsyncIterator[Message], Context], AsyncIterator[Message]],
         method: str,
-        parse: Callable[[bytes], Any],
+        parse: Parse,
         *,
         dialogue: bool = False,
-    ) -> Callable[..., Any]:
+    ) -> Callable[[AsyncIterator[bytes], Context], AsyncIterator[Message]]:
         """Guard an RPC that answers with a stream; in a dialogue, further requests follow the first one."""
 
-        async def call(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Any]:
+        async def call(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
             try:
                 with self._in_progress(current := await self.authenticate(context, method)):
                     async with self._received(current, requests, parse, stream=True) as first:
@@ -353,7 +356,7 @@ class Guard(grpc.aio.ServerInterceptor):
         return call
 
 
-async def _dialogue(first: Any, requests: AsyncIterator[bytes], parse: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+async def _dialogue(first: Message, requests: AsyncIterator[bytes], parse: Parse) -> AsyncIterator[Message]:
     """Yield the first message of a call, and those that follow while the call is in progress.
 
     Raises:
@@ -364,7 +367,7 @@ async def _dialogue(first: Any, requests: AsyncIterator[bytes], parse: Callable[
         yield _parsed(raw, parse)
 
 
-def _parsed(raw: bytes, parse: Callable[[bytes], Any]) -> Any:
+def _parsed(raw: bytes, parse: Parse) -> Message:
     try:
         return parse(raw)
     except DecodeError:

@@ -8,7 +8,6 @@ status and severity of each code are in `tachikoma.audit.codes`.
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import Any
 
 from tachikoma.audit.codes import Activity, AuditCodeRow, OcsfClass, code_row
 from tachikoma.vocabulary.audit import ExecAuditLog
@@ -23,7 +22,7 @@ SYSTEM_ACTIVITY = 1
 SERVER = 1
 
 
-def to_ocsf(event: ExecAuditLog) -> dict[str, Any]:
+def to_ocsf(event: ExecAuditLog) -> dict[str, object]:
     """Convert an event to an OCSF object, ready for JSON."""
     row = code_row(event.event)
     content = {
@@ -46,7 +45,7 @@ def to_ocsf(event: ExecAuditLog) -> dict[str, Any]:
     return content
 
 
-def _classification(event: ExecAuditLog, row: AuditCodeRow) -> dict[str, Any]:
+def _classification(event: ExecAuditLog, row: AuditCodeRow) -> dict[str, object]:
     """Return the attributes that follow from the event's code alone."""
     process = row.ocsf_class is OcsfClass.PROCESS_ACTIVITY
     return {
@@ -63,7 +62,7 @@ def _classification(event: ExecAuditLog, row: AuditCodeRow) -> dict[str, Any]:
     }
 
 
-def _metadata(event: ExecAuditLog) -> dict[str, Any]:
+def _metadata(event: ExecAuditLog) -> dict[str, object]:
     return {
         "version": OCSF_VERSION,
         "uid": str(event.seq),
@@ -75,8 +74,8 @@ def _metadata(event: ExecAuditLog) -> dict[str, Any]:
     }
 
 
-def _process(event: ExecAuditLog) -> dict[str, Any]:
-    process: dict[str, Any] = {"uid": event.id, "cmd_line": event.command}
+def _process(event: ExecAuditLog) -> dict[str, object]:
+    process: dict[str, object] = {"uid": event.id, "cmd_line": event.command}
     if event.start_time is not None:
         process["created_time"] = to_ms(event.start_time)
     if event.request is not None:
@@ -88,9 +87,9 @@ def _process(event: ExecAuditLog) -> dict[str, Any]:
     return process
 
 
-def _policy(event: ExecAuditLog) -> dict[str, Any]:
+def _policy(event: ExecAuditLog) -> dict[str, object]:
     name, _, digest = event.policy_applied.partition("@")
-    policy = {"name": name, "uid": event.policy_applied, "version": digest}
+    policy: dict[str, object] = {"name": name, "uid": event.policy_applied, "version": digest}
     return {**policy, "desc": event.rule} if event.rule else policy
 
 

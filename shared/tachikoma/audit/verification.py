@@ -162,7 +162,7 @@ class _Verification:
             problem = "that line was changed, or lines were deleted, inserted or moved"
             self.found(f"does not follow the line before it: {problem}")
 
-    def _check_event(self, content: Any) -> None:
+    def _check_event(self, content: object) -> None:
         """Check an event, and note the events that Redis lost before it."""
         report = self.report
         try:
@@ -206,7 +206,7 @@ class _Verification:
         if self._wanted.pop(line, self.report.head) != self.report.head:
             self.found("is not the line that a head stored elsewhere signs: the lines before it were rewritten")
 
-    def _read_checkpoint(self, token: Any) -> AuditCheckpoint | str:
+    def _read_checkpoint(self, token: object) -> AuditCheckpoint | str:
         """Return a verified checkpoint, or the reason why it is not accepted."""
         if not isinstance(token, str):
             return "is not a signed message"

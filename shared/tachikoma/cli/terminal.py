@@ -97,7 +97,7 @@ class Escapes:
         self._pending = False
 
     def feed(self, data: bytes) -> list[Typed]:
-        """Return the parts of the next bytes. A `~` at a begin of a line waits for its follower."""
+        """Return the parts of the next bytes. A `~` at the start of a line waits for the byte after it."""
         parts: list[Typed] = []
         kept = bytearray()
         for byte in data:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 __all__ = ["Supervisor", "cancel_all", "supervised"]
 
@@ -22,9 +22,9 @@ class Supervisor:
 
     def __init__(self, group: asyncio.TaskGroup) -> None:
         self._group = group
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
 
-    def start(self, part: Coroutine[Any, Any, T], *, name: str | None = None) -> asyncio.Task[T]:
+    def start(self, part: Coroutine[object, None, T], *, name: str | None = None) -> asyncio.Task[T]:
         """Start one more background part; its failure ends the whole process like that of any other part."""
         task = self._group.create_task(part, name=name)
         self._tasks.add(task)
@@ -37,7 +37,7 @@ class Supervisor:
 
 
 @asynccontextmanager
-async def supervised(*parts: Coroutine[Any, Any, Any]) -> AsyncIterator[Supervisor]:
+async def supervised(*parts: Coroutine[object, None, object]) -> AsyncIterator[Supervisor]:
     """Run background parts while the block runs.
 
     A part that fails cancels the block and all other parts, and its error is raised as it is. A part that returns
@@ -70,7 +70,7 @@ def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
     return error
 
 
-async def cancel_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
+async def cancel_all(tasks: Iterable[asyncio.Task[object]]) -> None:
     """Cancel tasks and wait until all have ended; their results and errors are dropped.
 
     The cancellation is repeated each second: `asyncio.wait_for` of Python 3.11, with which redis-py sends, loses a

@@ -219,7 +219,7 @@ class Engine:
         self._release()
 
     def _release(self) -> None:
-        """Close what needs no loop."""
+        """Close the parts that need no event loop."""
         self._context.journal.close()
         self._context.reserve.close()
         self._context.identity.close()

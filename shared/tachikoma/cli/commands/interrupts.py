@@ -79,7 +79,7 @@ class Interrupts:
             await asyncio.wait((self._request,), timeout=LEAVE_SECONDS)
 
     def close(self) -> None:
-        """Drop a request to cancel that is still in progress."""
+        """Abandon a cancel request that is still in progress."""
         if self._request is not None:
             self._request.cancel()
 
