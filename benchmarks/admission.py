@@ -83,7 +83,13 @@ async def measure(stack: Stack, folder: Path, count: int) -> None:
     file = folder / "policy.json.yaml"
     file.write_text(policy(10))
     admitter = Admitter(
-        ledger, trail, PolicyWatch(file), identity, Registry(redis), rate_limit=BOUNDS, search_path=SEARCH_PATH
+        ledger,
+        trail,
+        PolicyWatch(file),
+        identity,
+        Registry(redis, identity),
+        rate_limit=BOUNDS,
+        search_path=SEARCH_PATH,
     )
     peer = Peer(user_id(TRUST_DOMAIN, "alice"), "192.0.2.1")
     sets = {rules: PolicySet.parse(policy(rules), "bench") for rules in (10, 100, 1000)}

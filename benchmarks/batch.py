@@ -49,7 +49,8 @@ policies:
 
 async def measure(stack: Stack, agents: int, rounds: int) -> None:
     redis = connect(stack.redis_admin_url, name="bench")
-    registry = Registry(redis)
+    identity = FileSvidSource(stack.identity("orchestrator"))
+    registry = Registry(redis, identity)
     for number in range(agents):
         beat = json.dumps(
             {
@@ -63,7 +64,6 @@ async def measure(stack: Stack, agents: int, rounds: int) -> None:
     ledger = Ledger(
         redis, trail, queue_size=BOUNDS.queue_size, approvals_size=1, retention=RETENTION, durable=False
     )  # fmt: skip
-    identity = FileSvidSource(stack.identity("orchestrator"))
     file = stack.data / "bench.yaml"
     file.write_text(POLICY)
     admitter = Admitter(

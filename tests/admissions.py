@@ -63,7 +63,7 @@ class Stand:
         self.ledger = Ledger(
             redis, self.trail, queue_size=queue_size, approvals_size=2, retention=timedelta(hours=1), durable=False
         )
-        self.registry = Registry(redis)
+        self.registry = Registry(redis, self.identity)
         self.admitter = Admitter(
             self.ledger, self.trail, self.policies, self.identity, self.registry,
             rate_limit=rate_limit, search_path=("/usr/bin",),

@@ -109,3 +109,16 @@ class Authority:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self.files(uri, **options).items():  # type: ignore[arg-type]
             (folder / name).write_bytes(content)
+
+
+class NoIdentity:
+    """The source of a part that neither signs nor verifies anything in a test."""
+
+    place = "nowhere"
+
+    def current(self) -> Svid:
+        """Fail: the part was not to use it."""
+        raise AssertionError("an identity is used")
+
+    def close(self) -> None:
+        """Release nothing."""

@@ -23,6 +23,7 @@ from tachikoma.vocabulary.audit import ExecAuditLog
 from tachikoma_orchestrator.agents.authority import Authority, IssuedIdentity
 from tachikoma_orchestrator.agents.enrolment import TokenRefused
 from tachikoma_orchestrator.agents.joining import JoinAttempt
+from tachikoma_orchestrator.agents.labels import Labels
 from tachikoma_orchestrator.agents.membership import Membership
 from tachikoma_orchestrator.agents.redis_accounts import Accounts
 from tachikoma_orchestrator.agents.revocations import Revocations
@@ -55,6 +56,7 @@ class Stand:
         self.authority = Authority(self.ca, timedelta(hours=1), "192.0.2.1:8535", "192.0.2.1:8534", "orch.example")
         self.authority.check(self.identity.current())
         self.revocations = Revocations(redis)
+        self.labels = Labels(redis, self.identity)
         self.members = self.membership(authority=self.authority, accounts=Accounts(redis))
 
     def membership(
@@ -69,6 +71,7 @@ class Stand:
             self.redis,
             self.identity,
             revocations or self.revocations,
+            self.labels,
             ExecutionsOfAgent(self.redis, self.ledger, self.identity),
             authority=authority,
             accounts=accounts,

@@ -376,12 +376,13 @@ def a_broken_edit(world: World) -> None:
     world.stack.policy.write_text(good + "# edited\n")
 
 
-@leaves("agent_drained", "refused", "agent_resumed")
+@leaves("agent_drained", "refused", "agent_resumed", "agent_labelled")
 def an_agent_that_is_drained_and_resumed(world: World) -> None:
     world.root.drain_agent(FRAGILE, "maintenance")
     with pytest.raises(AgentDraining):
         world.root.execute(request("true", agent_id=FRAGILE))
     world.root.resume_agent(FRAGILE)
+    world.root.label_agent(FRAGILE, {"role": "web"})
 
 
 @leaves("admitted", "dispatched", "started", "succeeded", "output_altered")

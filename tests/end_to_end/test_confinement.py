@@ -193,6 +193,11 @@ def test_a_policy_for_agents_with_a_label(tmp_path: Path, redis_server: Path | N
     file.write_text(text.replace('agents: ["**"]', 'agents: ["role=web"]'))
     environment = {"TACHIKOMA_LABELS": '{"role": "web"}'}
     with Stack(data, redis_server=redis_server, environment=environment) as stack, Client(stack.profile()) as client:
+        # What the agent says of itself grants nothing.
+        with pytest.raises(PermissionDenied, match="no policy applies to"):
+            client.execute(ExecRequest(agent_id="agent-1", command=("true",)))
+        labelled = client.label_agent("agent-1", {"role": "web"})
+        assert (labelled.labels, labelled.reported_labels) == ({"role": "web"}, {"role": "web"})
         assert client.execute(ExecRequest(agent_id="agent-1", command=("true",))).exit_code == 0
         file.write_text(text.replace('agents: ["**"]', 'agents: ["role=db"]'))
         log = stack.data / "logs" / "orchestrator.log"

@@ -35,7 +35,8 @@ class WorkerSettings(RedisSettings):
     data: Path
     #: Name of the only service that may sign orders: spiffe://<trust domain>/service/<name>.
     orchestrator: str = "orchestrator"
-    #: The operator's labels of this agent, by which policy decides.
+    #: Labels that the agent reports, and by which its own policy file decides. The orchestrator's policy does not use
+    #: them: an operator binds labels with `tachikoma agents label`.
     labels: Labels = Field(default_factory=dict)
     #: Commands that run at the same time; further orders wait on the queue.
     slots: int = Field(default=64, ge=1, le=4096)

@@ -11,6 +11,7 @@ import hmac
 import math
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -30,6 +31,7 @@ from tachikoma.vocabulary.agents import Enrolment
 from tachikoma.vocabulary.clock import duration_ms, from_ms, now_ms, whole_seconds_of_ms
 from tachikoma.vocabulary.types import format_duration, is_identifier
 from tachikoma_orchestrator.agents.authority import Authority, required
+from tachikoma_orchestrator.agents.labels import checked, label_words
 from tachikoma_orchestrator.agents.revocations import Revocations
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.store.scripts import Runner, Script
@@ -74,17 +76,20 @@ class Enrolments:
         self._runner = Runner(redis)
         self._enroll = Script("enroll")
 
-    async def enroll(self, agent: str, ttl: timedelta, by: Peer) -> Enrolment:
+    async def enroll(
+        self, agent: str, ttl: timedelta, by: Peer, *, labels: Mapping[str, str] | None = None
+    ) -> Enrolment:
         """Make a token for an agent. It replaces an earlier token of that agent.
 
         Args:
             agent: id of the agent.
             ttl: lifetime of the token; zero for the default.
             by: the operator.
+            labels: all labels of the agent once a host has joined. None or empty: those that it has.
 
         Raises:
             FailedPrecondition: hosts cannot join here, or an agent of that id is online.
-            InvalidRequest: the id or the lifetime is invalid.
+            InvalidRequest: the id, the lifetime or a label is invalid.
         """
         authority = required(self._authority)
         if not is_identifier(agent):
@@ -92,10 +97,12 @@ class Enrolments:
         ttl = ttl or DEFAULT_TTL
         if not timedelta(0) < ttl <= MAX_TTL:
             raise InvalidRequest(f"the lifetime of a token is more than 0 and at most {format_duration(MAX_TTL)}")
+        bound = checked(labels) if labels else None
         svid, secret = self._identity.current(), secrets.token_bytes(SECRET_BYTES)
         root = _root_of(svid)
         made_ms = now_ms()
-        await self._store(svid, await self._claims(svid, agent, secret, made_ms, ttl, by), ttl)
+        claims = await self._claims(svid, agent, secret, made_ms, ttl, by)
+        await self._store(svid, claims.model_copy(update={"labels": bound}), ttl)
         token = JoinToken(
             id=str(agent_id(svid.spiffe_id.trust_domain, agent)),
             address=authority.join_address,
@@ -128,13 +135,14 @@ class Enrolments:
             FailedPrecondition: an agent of that id is online.
         """
         agent, lifetime_ms = enrolment.agent, max(1, duration_ms(ttl))
+        words = f", with the labels {label_words(enrolment.labels)}" if enrolment.labels else ""
         call = self._enroll(
             keys=[keys.enrolment(agent), keys.info(agent), keys.REVOKED, keys.AUDIT],
             args={
                 "agent": agent,
                 "ttl_ms": lifetime_ms,
                 "by": enrolment.by,
-                "reason": f"a token valid for {format_duration(ttl)}",
+                "reason": f"a token valid for {format_duration(ttl)}{words}",
             },
             payloads=[sign(svid, enrolment)],
         )

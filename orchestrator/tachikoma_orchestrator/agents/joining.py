@@ -12,12 +12,14 @@ from redis.exceptions import RedisError
 
 from tachikoma.errors import InvalidRequest, Unavailable
 from tachikoma.identity.authority import check_request
+from tachikoma.identity.signed_messages import Enrolment as SignedEnrolment
 from tachikoma.identity.spiffe import InvalidIdentity, agent_id
 from tachikoma.identity.svid import Svid, SvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma_orchestrator.agents.authority import Authority, IssuedIdentity, required
 from tachikoma_orchestrator.agents.enrolment import Enrolments, TokenRefused, VerifiedEnrolment
+from tachikoma_orchestrator.agents.labels import Labels, label_words
 from tachikoma_orchestrator.agents.redis_accounts import Accounts
 from tachikoma_orchestrator.agents.revocations import Revocations
 from tachikoma_orchestrator.store.scripts import Runner, Script
@@ -49,6 +51,7 @@ class Joins:
         identity: SvidSource,
         revocations: Revocations,
         enrolments: Enrolments,
+        labels: Labels,
         authority: Authority | None,
         accounts: Accounts | None,
     ) -> None:
@@ -59,12 +62,14 @@ class Joins:
             identity: the orchestrator's own.
             revocations: the revoked agents.
             enrolments: verifies tokens.
+            labels: binds the labels that a token names.
             authority: issues the certificates; None if hosts cannot join here.
             accounts: manages the agents' Redis users; None if this orchestrator may not.
         """
         self._identity = identity
         self._revocations = revocations
         self._enrolments = enrolments
+        self._labels = labels
         self._authority = authority
         self._accounts = accounts
         self._runner = Runner(redis)
@@ -109,7 +114,9 @@ class Joins:
         digest = leaf.fingerprint(hashes.SHA256()).hex()
         joined = json.dumps({"by": claims.by, "address": attempt.address, "certificate": digest})
         call = self._join(
-            keys=[keys.enrolment(claims.agent), keys.JOINED, keys.REVOKED, keys.AUDIT],
+            keys=[
+                keys.enrolment(claims.agent), keys.JOINED, keys.REVOKED, keys.AUDIT, keys.LABELS, keys.LABELS_CHANGES,
+            ],
             args={
                 "agent": claims.agent,
                 "entry": joined,
@@ -117,11 +124,20 @@ class Joins:
                 "address": attempt.address,
                 "reason": f"certificate {leaf.serial_number:x} until {leaf.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC",
                 "certificate_sha256": digest,
+                "labels": label_words(claims.labels or {}),
             },
-            payloads=[enrolment.stored],
-        )
+            payloads=[enrolment.stored, await self._bound(claims)],
+        )  # fmt: skip
         if not await self._runner.run(call):
             raise TokenRefused("the token was used, replaced or revoked in the meantime")
+        await self._labels.refresh()
+
+    async def _bound(self, claims: SignedEnrolment) -> str:
+        """Return the signed labels that an enrolment binds; empty if it names none."""
+        if claims.labels is None:
+            return ""
+        await self._labels.refresh()
+        return self._labels.signed(claims.agent, claims.labels, claims.by)
 
     async def _create_account(self, agent: str) -> str:
         """Create the agent's Redis user and return its password; empty if this orchestrator may not.

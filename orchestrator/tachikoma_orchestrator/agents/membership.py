@@ -15,6 +15,7 @@ from tachikoma.redis.commands import Redis
 from tachikoma_orchestrator.agents.authority import Authority
 from tachikoma_orchestrator.agents.enrolment import Enrolments
 from tachikoma_orchestrator.agents.joining import Joins
+from tachikoma_orchestrator.agents.labels import Labels
 from tachikoma_orchestrator.agents.redis_accounts import Accounts
 from tachikoma_orchestrator.agents.renewal import Renewals
 from tachikoma_orchestrator.agents.revocations import Revocations
@@ -38,6 +39,7 @@ class Membership:
         redis: Redis,
         identity: SvidSource,
         revocations: Revocations,
+        labels: Labels,
         executions: AgentExecutions,
         *,
         authority: Authority | None,
@@ -49,6 +51,7 @@ class Membership:
             redis: the connections.
             identity: the orchestrator's own.
             revocations: the revoked agents.
+            labels: the labels of agents.
             executions: cancels and ends the executions of a revoked agent.
             authority: issues the certificates; None if hosts cannot join here.
             accounts: manages the agents' Redis users; None if this orchestrator may not.
@@ -56,7 +59,7 @@ class Membership:
         enrolments = Enrolments(redis, identity, revocations, authority)
         return cls(
             enrolments=enrolments,
-            joins=Joins(redis, identity, revocations, enrolments, authority, accounts),
+            joins=Joins(redis, identity, revocations, enrolments, labels, authority, accounts),
             renewals=Renewals(identity, revocations, authority),
             revoker=Revoker(redis, revocations, executions, accounts),
         )

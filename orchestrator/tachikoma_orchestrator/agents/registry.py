@@ -8,13 +8,14 @@ write.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
 from redis.exceptions import ResponseError
 
 from tachikoma.errors import AgentUnknown
+from tachikoma.identity.svid import SvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Redis
@@ -23,6 +24,7 @@ from tachikoma.vocabulary.agents import AgentInfo, AgentTrust
 from tachikoma.vocabulary.clock import from_ms
 from tachikoma.vocabulary.model import Model
 from tachikoma.vocabulary.types import Milliseconds, is_identifier
+from tachikoma_orchestrator.agents.labels import Labels
 from tachikoma_orchestrator.agents.observations import Observations
 from tachikoma_orchestrator.agents.revocations import Revocations
 from tachikoma_orchestrator.store.lives import Lives
@@ -44,6 +46,8 @@ class AgentState:
     #: Time of the heartbeat by the clock of Redis.
     seen_ms: int
     online: bool
+    #: Labels that operators bound to it.
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Seen(BaseModel):
@@ -75,11 +79,12 @@ class _Draining(Model):
 class Registry:
     """Stores heartbeats and describes agents."""
 
-    def __init__(self, redis: Redis, lives: Lives | None = None) -> None:
+    def __init__(self, redis: Redis, identity: SvidSource, lives: Lives | None = None) -> None:
         """Prepare it.
 
         Args:
             redis: the connections.
+            identity: the orchestrator's own, which signs labels.
             lives: learns which lives of Redis the agents remember; None if it is not needed.
         """
         self._redis = redis
@@ -91,19 +96,25 @@ class Registry:
         self._drain = Script("drain")
         self.revocations = Revocations(redis)
         self.observations = Observations()
-        self._labels: dict[str, dict[str, str]] = {}
+        #: The labels that operators bound.
+        self.bound = Labels(redis, identity)
+        self._reported: dict[str, dict[str, str]] = {}
         self._journals: dict[str, str] = {}
         #: Number of queues beside its main one that each agent reads.
         self._lanes: dict[str, int] = {}
 
     # --- heartbeats ---------------------------------------------------------------------------------------------------
 
-    def labels(self, agent: str) -> dict[str, str]:
-        """Return the labels of an agent's last heartbeat; none for an agent that was never heard of."""
-        return self._labels.get(agent, {})
+    def labels(self, agent: str) -> Mapping[str, str]:
+        """Return the labels that operators bound to an agent."""
+        return self.bound.of(agent)
 
-    async def known_labels(self) -> dict[str, dict[str, str]]:
-        """Return the labels of every agent ever heard of, by its id. Raises redis errors."""
+    def reported_labels(self, agent: str) -> dict[str, str]:
+        """Return the labels of an agent's last heartbeat, its own word; none for an agent that was never heard of."""
+        return self._reported.get(agent, {})
+
+    async def known_labels(self) -> dict[str, Mapping[str, str]]:
+        """Return the bound labels of every agent ever heard of, by its id. Raises redis errors."""
         agents = [item.decode(errors="replace") for item in await self._redis.hkeys(keys.AGENTS)]
         return {agent: self.labels(agent) for agent in agents if is_identifier(agent)}
 
@@ -158,7 +169,7 @@ class Registry:
             payloads=[heartbeat.model_copy(update={"life": ""}).model_dump_json()],
         )
         if await self._runner.run(call):
-            self._labels[agent], self._journals[agent] = heartbeat.labels, heartbeat.boot
+            self._reported[agent], self._journals[agent] = heartbeat.labels, heartbeat.boot
             self._lanes[agent] = heartbeat.queues
             self.observations.heard(agent, heartbeat, age_seconds=age_seconds)
             if self._lives is not None:
@@ -238,7 +249,7 @@ class Registry:
             return None
         current = _heartbeat(lease) if lease else None
         online = current is not None and self.revocations.active(agent) is None
-        return AgentState(current or seen.heartbeat, seen.seen_ms, online)
+        return AgentState(current or seen.heartbeat, seen.seen_ms, online, self.labels(agent))
 
     async def describe(self) -> list[AgentInfo]:
         """Return all agents for callers, sorted by id. Raises redis errors."""
@@ -280,7 +291,8 @@ class Registry:
             last_seen=from_ms(state.seen_ms),
             version=beat.version,
             hostname=beat.hostname,
-            labels=beat.labels,
+            labels=dict(self.labels(agent)),
+            reported_labels=beat.labels,
             running=beat.running,
             slots=beat.slots,
             queued=queued,

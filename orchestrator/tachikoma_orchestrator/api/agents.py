@@ -5,6 +5,7 @@ from __future__ import annotations
 from tachikoma.client import wire
 from tachikoma.errors import NotFound
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
+from tachikoma.vocabulary.labels import LabelChange
 from tachikoma_orchestrator.admission.approvals import checked_reason
 from tachikoma_orchestrator.api.guard import current_peer
 from tachikoma_orchestrator.api.service import Service
@@ -13,7 +14,7 @@ __all__ = ["AgentCalls"]
 
 
 class AgentCalls(Service):
-    """`ListAgents`, `DrainAgent`, `ResumeAgent`, `EnrollAgent`, `RevokeAgent` and `RenewAgent`."""
+    """`ListAgents`, `DrainAgent`, `ResumeAgent`, `LabelAgent`, `EnrollAgent`, `RevokeAgent` and `RenewAgent`."""
 
     async def ListAgents(self, request: pb.ListAgentsRequest, context: object) -> pb.ListAgentsResponse:  # noqa: N802
         agents = await self._parts.registry.describe()
@@ -31,12 +32,21 @@ class AgentCalls(Service):
         await self._parts.registry.resume(request.id, by=str(peer))
         return await self._agent(request.id)
 
+    async def LabelAgent(self, request: pb.LabelAgentRequest, context: object) -> pb.Agent:  # noqa: N802
+        peer = self._operator("change the labels of agents")
+        self._parts.trail.check()
+        change = LabelChange(dict(request.labels), tuple(request.remove))
+        await self._parts.registry.bound.change(request.id, change, peer)
+        return await self._agent(request.id)
+
     async def EnrollAgent(  # noqa: N802
         self, request: pb.EnrollAgentRequest, context: object
     ) -> pb.EnrollAgentResponse:
         peer = self._operator("enroll agents")
         self._parts.trail.check()
-        enrolment = await self._parts.membership.enrolments.enroll(request.id, request.ttl.ToTimedelta(), peer)
+        enrolment = await self._parts.membership.enrolments.enroll(
+            request.id, request.ttl.ToTimedelta(), peer, labels=dict(request.labels)
+        )
         return wire.enrolment_to_pb(enrolment)
 
     async def RevokeAgent(  # noqa: N802

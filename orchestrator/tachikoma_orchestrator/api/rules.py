@@ -37,6 +37,7 @@ RULES: Mapping[str, Callers] = {
     "ListAgents": Callers.USERS,
     "DrainAgent": Callers.USERS,
     "ResumeAgent": Callers.USERS,
+    "LabelAgent": Callers.USERS,
     "GetPolicyStatus": Callers.USERS,
     "ListAuditEvents": Callers.USERS,
     "ListSchedules": Callers.USERS,

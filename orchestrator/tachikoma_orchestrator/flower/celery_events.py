@@ -174,7 +174,7 @@ def worker_events(agent: str, state: AgentState, *, queued: int, processed: int,
             "queued": queued,
             "memory_used": heartbeat.memory_used,
             "disk_used": heartbeat.disk_used,
-            "labels": heartbeat.labels,
+            "labels": dict(state.labels),
             "warnings": heartbeat.warnings,
         },
     }

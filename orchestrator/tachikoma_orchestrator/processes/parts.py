@@ -103,7 +103,7 @@ class Core:
         self.ledger = self._make_ledger(settings)
         self.completions = Completions()
         self.subscriber = Subscriber(self._subscriptions)
-        self.registry = Registry(self.redis, self.lives)
+        self.registry = Registry(self.redis, self.identity, self.lives)
         self.findings = Findings(self.redis, self.trail)
         self.evidence = Evidence(self.redis, self.findings, self.identity, self.registry.revocations)
         self.collector = Collector(
@@ -129,6 +129,7 @@ class Core:
     def _remember_in_new_lives(self) -> None:
         """Let what this process knows outlive a Redis that went back to an older state."""
         self.lives.on_loss(self.registry.revocations.write_again)
+        self.lives.on_loss(self.registry.bound.write_again)
         self.lives.on_loss(self.ledger.write_again)
         self.collector.restore_with(
             Restoration(self.redis, self.identity, self.lives, self.admitter.shown, self.collector.fold)
@@ -159,13 +160,15 @@ class Core:
     async def start(self, supervisor: Supervisor) -> None:
         """Start the background parts.
 
-        The life of Redis comes first, since no other connection is used before. Then revocations are read once, if
-        Redis is available, so that nothing of a revoked agent is accepted meanwhile.
+        The life of Redis comes first, since no other connection is used before. Then revocations and labels are
+        read once, if Redis is available, so that nothing of a revoked agent is accepted meanwhile.
         """
         await self.lives.look_if_available()
         supervisor.start(self.lives.run(), name="lives")
         await self.registry.revocations.refresh_if_available()
         supervisor.start(self.registry.revocations.run(), name="revocations")
+        await self.registry.bound.refresh_if_available()
+        supervisor.start(self.registry.bound.run(), name="labels")
         supervisor.start(self.subscriber.run(), name="subscriber")
         supervisor.start(self._waiting_callers.run(), name="waiting-callers")
         supervisor.start(self._watch_policy(), name="policy")

@@ -281,6 +281,7 @@ class Server:
             core.redis,
             core.identity,
             core.registry.revocations,
+            core.registry.bound,
             ExecutionsOfAgent(core.redis, core.ledger, core.identity),
             authority=authority,
             accounts=self._accounts,

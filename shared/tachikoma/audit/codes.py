@@ -232,6 +232,7 @@ AUDIT_CODES: Mapping[AuditCode, AuditCodeRow] = {
     ),
     AuditCode.AGENT_DRAINED: _base("An operator stopped new executions on an agent.", "actor, reason"),
     AuditCode.AGENT_RESUMED: _base("An operator allowed new executions on an agent again.", "actor, reason"),
+    AuditCode.AGENT_LABELLED: _base("An operator changed the labels of an agent.", "actor, reason: the change"),
     AuditCode.AGENT_ENROLLED: _base("An operator created a token with which a host may join as the agent.", "actor"),
     AuditCode.JOIN_ACCEPTED: _base(
         "A host joined with a token.",

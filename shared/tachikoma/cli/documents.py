@@ -298,6 +298,7 @@ DOCUMENTS = (
     Document.list_of("agents", AgentInfo),
     Document("agents drain", AgentInfo),
     Document("agents resume", AgentInfo),
+    Document("agents label", AgentInfo),
     Document("agents enroll", Enrolment),
     Document("agents revoke", Revocation),
     Document.list_of("config show", SettingFacts),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -47,14 +48,30 @@ class OversightCalls(Calls):
         message = pb.ResumeAgentRequest(id=agent_id)
         return wire.agent_from_pb(await self._call(lambda stub: stub.ResumeAgent(message)))
 
-    async def enroll_agent(self, agent_id: str, ttl: timedelta | str | float = "15m") -> Enrolment:
+    async def label_agent(
+        self, agent_id: str, labels: Mapping[str, str] | None = None, *, remove: Sequence[str] = ()
+    ) -> AgentInfo:
+        """Change the labels of an agent; others stay as they are. For operators. Safe to repeat.
+
+        Args:
+            agent_id: the agent.
+            labels: labels to bind, with their new values.
+            remove: names of labels to remove.
+        """
+        message = pb.LabelAgentRequest(id=agent_id, labels=labels or {}, remove=remove)
+        return wire.agent_from_pb(await self._call(lambda stub: stub.LabelAgent(message)))
+
+    async def enroll_agent(
+        self, agent_id: str, ttl: timedelta | str | float = "15m", *, labels: Mapping[str, str] | None = None
+    ) -> Enrolment:
         """Create a token with which one host may join once as an agent. For operators.
 
         Args:
             agent_id: the agent. Earlier tokens of this agent become invalid.
             ttl: lifetime of the token, at most a day: a timedelta, text such as "15m", or a number of seconds.
+            labels: all labels of the agent once a host has joined. None or empty: those that it has.
         """
-        message = wire.enroll_to_pb(agent_id, as_duration(ttl, "ttl"))
+        message = wire.enroll_to_pb(agent_id, as_duration(ttl, "ttl"), labels or {})
         answer = await self._call(lambda stub: stub.EnrollAgent(message), repeat=False)
         return wire.enrolment_from_pb(agent_id, answer)
 

@@ -219,6 +219,7 @@ class Client:
     agents = _sync(AsyncClient.agents)
     drain_agent = _sync(AsyncClient.drain_agent)
     resume_agent = _sync(AsyncClient.resume_agent)
+    label_agent = _sync(AsyncClient.label_agent)
     enroll_agent = _sync(AsyncClient.enroll_agent)
     revoke_agent = _sync(AsyncClient.revoke_agent)
     policy_status = _sync(AsyncClient.policy_status)

@@ -6,6 +6,7 @@ command needs none of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -70,6 +71,7 @@ _AGENT = WireFormat(
         *plain("load", "memory_used", "disk_used"),
         *plain("draining", "drained_by", "drain_reason", "revoked", "revoked_by", "revoke_reason"),
         WireField("labels", MAP),
+        WireField("reported_labels", MAP),
         WireField("warnings", TUPLE),
         *optional("last_seen", converter=TIMESTAMP),
         *optional("trust", converter=nested(_TRUST)),
@@ -149,9 +151,9 @@ scheduled_run_to_pb, scheduled_run_from_pb = _SCHEDULED_RUN.to_pb, _SCHEDULED_RU
 schedule_to_pb, schedule_from_pb = _SCHEDULE.to_pb, _SCHEDULE.from_pb
 
 
-def enroll_to_pb(agent: str, ttl: timedelta) -> pb.EnrollAgentRequest:
-    """Make the request for a join token of an agent."""
-    return pb.EnrollAgentRequest(id=agent, ttl=DURATION.to_wire(ttl))
+def enroll_to_pb(agent: str, ttl: timedelta, labels: Mapping[str, str]) -> pb.EnrollAgentRequest:
+    """Make the request for a join token of an agent, with the labels that a join binds to it."""
+    return pb.EnrollAgentRequest(id=agent, ttl=DURATION.to_wire(ttl), labels=labels)
 
 
 def enrolment_from_pb(agent: str, message: pb.EnrollAgentResponse) -> Enrolment:

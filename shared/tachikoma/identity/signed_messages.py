@@ -10,6 +10,7 @@ from tachikoma.identity.signing import Claims
 from tachikoma.vocabulary.batches import MAX_EXPRESSIONS, BatchRequest
 from tachikoma.vocabulary.formats import FORMATS
 from tachikoma.vocabulary.grants import Digest, Grant
+from tachikoma.vocabulary.labels import BoundLabels
 from tachikoma.vocabulary.limits import ResourceUsage
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.results import KillReceipt
@@ -17,6 +18,7 @@ from tachikoma.vocabulary.states import ExecState
 from tachikoma.vocabulary.types import Identifier, Milliseconds
 
 __all__ = [
+    "AgentLabels",
     "AuditCheckpoint",
     "CancelOrder",
     "Enrolment",
@@ -61,8 +63,11 @@ class WorkOrder(Claims):
     #: Id of the agent's journal at the time of the signature. An agent with another journal cannot know whether it has
     #: started the command before.
     journal: str = ""
-    #: Labels of the agent that policy used. They came through Redis, so the agent compares them with its own.
+    #: Labels that the agent reported about itself. Agents up to version 0.2 compare them with their own.
     labels: dict[str, str] = Field(default_factory=dict)
+    #: Labels that policy used: those that operators bound. None from orchestrators that used `labels`, which came
+    #: through Redis; the agent then compares them with its own.
+    bound: dict[str, str] | None = None
     #: IP address that the request came from; empty if it is unknown.
     client_ip: str = ""
     #: Number of the life of Redis in which the request was accepted or approved; 0 from older orchestrators.
@@ -212,6 +217,22 @@ class Enrolment(Claims):
     made_ms: Milliseconds
     #: Second since the epoch from which on the permission is expired.
     exp: int
+    #: SPIFFE ID of the operator.
+    by: str
+    #: Labels that are bound to the agent when the host joins. None: the agent's labels stay as they are.
+    labels: BoundLabels | None = None
+
+
+class AgentLabels(Claims):
+    """The labels that an operator bound to an agent. Redis stores them and cannot replace them."""
+
+    type: Literal["tachikoma-labels+jws"] = "tachikoma-labels+jws"
+    #: Id of the agent.
+    agent: Identifier
+    #: All its labels.
+    labels: BoundLabels
+    #: Time of the change, in milliseconds since the epoch; later than that of the change before.
+    at_ms: Milliseconds
     #: SPIFFE ID of the operator.
     by: str
 

@@ -37,6 +37,8 @@ __all__ = [
     "EXECUTE_TASK",
     "INDEX",
     "JOINED",
+    "LABELS",
+    "LABELS_CHANGES",
     "LIFE",
     "ONLINE",
     "OPEN",
@@ -111,6 +113,9 @@ AGENTS = "orch:agents"
 ONLINE = "orch:online"
 DRAINING = "orch:draining"
 REVOKED = "orch:revoked"
+#: Signed labels of agents, and the agents by their last change.
+LABELS = "orch:labels"
+LABELS_CHANGES = f"{LABELS}:changes"
 JOINED = "orch:joined"
 APPROVALS = "orch:approvals"
 #: Ended executions whose output Redis retains, by the time of their final state.

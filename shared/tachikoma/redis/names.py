@@ -103,6 +103,8 @@ NAMES = (
     Name("orch:online", _H, _ORCHESTRATOR, (), "agents that joined and did not leave, with the run of their worker"),
     Name("orch:draining", _H, _ORCHESTRATOR, (), "draining agents, with time, operator and reason"),
     Name("orch:revoked", _H, _ORCHESTRATOR, (Part.CHECK,), "revocations: time, operator, reason, whether still active"),
+    Name("orch:labels", _H, _ORCHESTRATOR, (), "labels that operators bound to agents, each signed"),
+    Name("orch:labels:changes", _Z, _ORCHESTRATOR, (), "agents with labels, by the audit event of the last change"),
     Name("orch:joined", _H, _ORCHESTRATOR, (), "agents that joined with a token: whose token, and from which address"),
     Name("orch:enrolment:<agent>", _S, _ORCHESTRATOR, (), "signed enrolment that waits for its token; expires"),
     Name("orch:audit", _X, _ORCHESTRATOR, (), "audit trail"),

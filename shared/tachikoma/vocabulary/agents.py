@@ -36,8 +36,10 @@ class AgentInfo(Model):
     version: str = ""
     #: Name of its host.
     hostname: str = ""
-    #: Its labels, which policies and schedules select agents by.
+    #: Labels that operators bound to it. Policies, targets and schedules select agents by them.
     labels: dict[str, str] = Field(default_factory=dict)
+    #: Labels that it reports about itself; they grant nothing.
+    reported_labels: dict[str, str] = Field(default_factory=dict)
     #: Number of executions that it runs now.
     running: int = 0
     #: Number of executions that it may run at once.

@@ -61,6 +61,7 @@ class AuditCode(StrEnum):
     AGENT_CONTESTED = "agent_contested"
     AGENT_DRAINED = "agent_drained"
     AGENT_RESUMED = "agent_resumed"
+    AGENT_LABELLED = "agent_labelled"
     SCHEDULE_MISSED = "schedule_missed"
     SCHEDULE_SKIPPED = "schedule_skipped"
     SCHEDULE_PAUSED = "schedule_paused"

@@ -188,7 +188,7 @@ class Execution:
     def _prepare(self, order: WorkOrder) -> Prepared:
         """Check the order against the agent's own labels and policy, and prepare its command. Blocks."""
         context = self._context
-        if order.labels != context.settings.labels:
+        if order.bound is None and order.labels != context.settings.labels:
             raise Refused("policy decided by other labels than the agent has")
         if context.local_policy is not None:
             order = narrowed(order, context.local_policy.current, context.settings.labels)

@@ -5,6 +5,8 @@
 --   2  orch:joined             agents that joined with a token (hash)
 --   3  orch:revoked            revocations of agents (hash)
 --   4  orch:audit              audit trail (stream)
+--   5  orch:labels             signed labels of agents (hash)
+--   6  orch:labels:changes     agents by the number of the audit event of their last change (zset)
 -- ARGV
 --   1  JSON object
 --      agent               agent id
@@ -13,9 +15,11 @@
 --      address             address of the caller
 --      reason              reason in the audit event
 --      certificate_sha256  SHA-256 of the certificate
+--      labels              the labels that it binds, in words
 --   2  the signed enrolment that was verified
+--   3  the signed labels that it binds; empty if they stay as they are
 -- RESULT: 1, or 0 if the enrolment was used, replaced or revoked meanwhile
-local enrolment, joined, revocations, trail = unpack(KEYS)
+local enrolment, joined, revocations, trail, labels, changes = unpack(KEYS)
 local agent = args.agent
 if redis.call('GET', enrolment) ~= ARGV[2] then
   -- A call that is repeated because its answer was lost stores the same entry.
@@ -32,4 +36,11 @@ audit(trail, {
   'event', 'join_accepted', 'agent_id', agent, 'authorized', '1', 'actor', args.by, 'client_ip', args.address,
   'reason', args.reason, 'evidence_sha256', args.certificate_sha256,
 })
+if ARGV[3] ~= '' then
+  audit(trail, {
+    'event', 'agent_labelled', 'agent_id', agent, 'authorized', '1', 'actor', args.by, 'reason', args.labels,
+  })
+  redis.call('HSET', labels, agent, ARGV[3])
+  redis.call('ZADD', changes, written[1], agent)
+end
 return 1

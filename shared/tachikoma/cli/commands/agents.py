@@ -1,20 +1,22 @@
-"""`tachikoma agents`: list, drain, resume, enroll and revoke agents."""
+"""`tachikoma agents`: list, drain, resume, label, enroll and revoke agents."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated
 
 import typer
 
 from tachikoma.cli import completion
-from tachikoma.cli.options import ReasonOption, YesOption, confirm, duration
+from tachikoma.cli.options import ReasonOption, YesOption, confirm, duration, pairs
 from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, show_value, watch
 from tachikoma.cli.show import age, clock, warn
 from tachikoma.cli.tables import Cell, Column, printable, table
 from tachikoma.client.sync import Client
+from tachikoma.errors import InvalidRequest
 from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
+from tachikoma.vocabulary.labels import LabelChange
 from tachikoma.vocabulary.states import ExecState
 
 __all__ = ["add_to", "agents"]
@@ -23,7 +25,7 @@ __all__ = ["add_to", "agents"]
 POLL_SECONDS = 0.5
 
 agents = typer.Typer(
-    invoke_without_command=True, help="List the agents and their state; drain, resume, enroll and revoke them."
+    invoke_without_command=True, help="List the agents and their state; drain, resume, label, enroll and revoke them."
 )
 
 AgentArgument = Annotated[str, typer.Argument(help="The agent.", autocompletion=completion.agents)]
@@ -48,6 +50,7 @@ COLUMNS = (
     Column("VERSION", 8),
     Column("HOST", 7, elastic=True),
     Column("LABELS", 6, elastic=True),
+    Column("REPORTED", 9, elastic=True),
 )
 
 
@@ -58,7 +61,7 @@ def ls(
     again: WatchOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """List the agents and their state; drain, resume, enroll and revoke them."""
+    """List the agents and their state; drain, resume, label, enroll and revoke them."""
     if context.invoked_subcommand is not None:
         return
 
@@ -85,8 +88,13 @@ def _row(item: AgentInfo) -> tuple[str | Cell, ...]:
         age(item.trust.expires if item.trust else None),
         item.version,
         item.hostname,
-        " ".join(f"{name}={value}" for name, value in item.labels.items()),
+        _pairs(item.labels),
+        _pairs(item.reported_labels),
     )
+
+
+def _pairs(labels: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={value}" for name, value in labels.items())
 
 
 def _state(item: AgentInfo) -> Cell:
@@ -144,15 +152,40 @@ def resume(agent: AgentArgument, output: OutputOption = Output.TEXT) -> None:
 
 
 @agents.command()
+def label(
+    agent: AgentArgument,
+    changes: Annotated[
+        list[str], typer.Argument(metavar="NAME=VALUE|NAME-...", help="Labels to bind, or to remove with a minus.")
+    ],
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Bind labels to an agent, by which policies and targets select it, or remove them."""
+    try:
+        change = LabelChange.parse(changes)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from None
+    with Client() as client:
+        found = client.label_agent(agent, change.bind, remove=change.remove)
+    show_value(found, output, name=lambda found: found.id, text=_show_labels)
+
+
+def _show_labels(found: AgentInfo) -> None:
+    typer.echo(f"{found.id}: {_pairs(found.labels) or 'no labels'}")
+
+
+@agents.command()
 def enroll(
     agent: Annotated[str, typer.Argument(help="The agent as which a host may join.")],
     ttl: Annotated[str, typer.Option(help="Lifetime of the token, at most 24h.")] = "15m",
+    label: Annotated[
+        list[str] | None, typer.Option("--label", help="NAME=VALUE to bind when a host joins; may be repeated.")
+    ] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Create and print a token with which one host may join once as an agent, by `tachikoma worker join`."""
     lifetime = duration(ttl, "--ttl")
     with Client() as client:
-        made = client.enroll_agent(agent, lifetime)
+        made = client.enroll_agent(agent, lifetime, labels=pairs(label, "--label"))
     show_value(made, output, name=lambda made: made.token, text=_show_token)
 
 

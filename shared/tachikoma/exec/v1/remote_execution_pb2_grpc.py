@@ -111,6 +111,11 @@ class RemoteExecutionStub:
                 request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ResumeAgentRequest.SerializeToString,
                 response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.Agent.FromString,
                 _registered_method=True)
+        self.LabelAgent = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/LabelAgent',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.LabelAgentRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.Agent.FromString,
+                _registered_method=True)
         self.GetPolicyStatus = channel.unary_unary(
                 '/tachikoma.exec.v1.RemoteExecution/GetPolicyStatus',
                 request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.GetPolicyStatusRequest.SerializeToString,
@@ -312,6 +317,13 @@ class RemoteExecutionServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LabelAgent(self, request, context):
+        """LabelAgent changes the labels of an agent, by which policies and targets select it. For operators only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetPolicyStatus(self, request, context):
         """GetPolicyStatus returns the active policy. For operators only.
         """
@@ -508,6 +520,11 @@ def add_RemoteExecutionServicer_to_server(servicer, server):
             'ResumeAgent': grpc.unary_unary_rpc_method_handler(
                     servicer.ResumeAgent,
                     request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ResumeAgentRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.Agent.SerializeToString,
+            ),
+            'LabelAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.LabelAgent,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.LabelAgentRequest.FromString,
                     response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.Agent.SerializeToString,
             ),
             'GetPolicyStatus': grpc.unary_unary_rpc_method_handler(
@@ -1002,6 +1019,33 @@ class RemoteExecution:
             target,
             '/tachikoma.exec.v1.RemoteExecution/ResumeAgent',
             tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ResumeAgentRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.Agent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LabelAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/LabelAgent',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.LabelAgentRequest.SerializeToString,
             tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.Agent.FromString,
             options,
             channel_credentials,

@@ -72,6 +72,8 @@ class RemoteExecutionStub:
     """DrainAgent stops new executions on an agent. Its current executions continue. For operators only."""
     ResumeAgent: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.ResumeAgentRequest, _remote_execution_pb2.Agent]
     """ResumeAgent allows new executions on an agent again. For operators only."""
+    LabelAgent: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.LabelAgentRequest, _remote_execution_pb2.Agent]
+    """LabelAgent changes the labels of an agent, by which policies and targets select it. For operators only."""
     GetPolicyStatus: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.GetPolicyStatusRequest, _remote_execution_pb2.PolicyStatus]
     """GetPolicyStatus returns the active policy. For operators only."""
     ListAuditEvents: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.ListAuditEventsRequest, _remote_execution_pb2.ListAuditEventsResponse]
@@ -153,6 +155,8 @@ class RemoteExecutionAsyncStub(RemoteExecutionStub):
     """DrainAgent stops new executions on an agent. Its current executions continue. For operators only."""
     ResumeAgent: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.ResumeAgentRequest, _remote_execution_pb2.Agent]  # type: ignore[assignment]
     """ResumeAgent allows new executions on an agent again. For operators only."""
+    LabelAgent: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.LabelAgentRequest, _remote_execution_pb2.Agent]  # type: ignore[assignment]
+    """LabelAgent changes the labels of an agent, by which policies and targets select it. For operators only."""
     GetPolicyStatus: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.GetPolicyStatusRequest, _remote_execution_pb2.PolicyStatus]  # type: ignore[assignment]
     """GetPolicyStatus returns the active policy. For operators only."""
     ListAuditEvents: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.ListAuditEventsRequest, _remote_execution_pb2.ListAuditEventsResponse]  # type: ignore[assignment]
@@ -321,6 +325,14 @@ class RemoteExecutionServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_remote_execution_pb2.Agent, _abc.Awaitable[_remote_execution_pb2.Agent]]:
         """ResumeAgent allows new executions on an agent again. For operators only."""
+
+    @_abc_1.abstractmethod
+    def LabelAgent(
+        self,
+        request: _remote_execution_pb2.LabelAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_remote_execution_pb2.Agent, _abc.Awaitable[_remote_execution_pb2.Agent]]:
+        """LabelAgent changes the labels of an agent, by which policies and targets select it. For operators only."""
 
     @_abc_1.abstractmethod
     def GetPolicyStatus(

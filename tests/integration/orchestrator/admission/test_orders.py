@@ -47,7 +47,7 @@ async def test_an_order_holds_the_grant_and_the_agent_as_the_registry_knows_it(s
     dispatch = await stand.admitter.orders.dispatch(accepted, approved_by="spiffe://tachikoma.local/user/boss")
     order = verify(order_in(dispatch.message), WorkOrder, stand.identity.current().bundle, ORCHESTRATOR)
     assert order.grant == accepted.decision.grant
-    assert (order.journal, order.labels) == ("journal of web-1", {"rack": "r1"})
+    assert (order.journal, order.labels, order.bound) == ("journal of web-1", {"rack": "r1"}, {})
     assert order.approved_by == "spiffe://tachikoma.local/user/boss"
     assert (dispatch.digest, dispatch.policy) == (accepted.digest, accepted.decision.policy)
 
@@ -115,5 +115,5 @@ async def test_an_order_waits_no_longer_than_the_orchestrators_certificate_lasts
 async def test_an_unknown_agent_has_neither_journal_nor_labels(stand: Stand) -> None:
     dispatch = await stand.admitter.orders.dispatch(await allowed(stand, agent_id="web-9"))
     order = verify(order_in(dispatch.message), WorkOrder, stand.identity.current().bundle, ORCHESTRATOR)
-    assert (order.journal, order.labels) == ("", {})
+    assert (order.journal, order.labels, order.bound) == ("", {}, {})
     assert await stand.redis.get(keys.info("web-9")) is None

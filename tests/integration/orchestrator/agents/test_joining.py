@@ -21,11 +21,13 @@ from redis.exceptions import NoPermissionError
 from members import AGENT, DOMAIN, OPERATOR, WEB, Stand, refused
 from tachikoma.errors import InvalidRequest, Unavailable
 from tachikoma.identity.authority import make_request, new_key, private_pem
+from tachikoma.identity.join_token import JoinToken
 from tachikoma.identity.spiffe import agent_id, service_id, user_id
 from tachikoma.identity.svid import Svid
 from tachikoma.redis.commands import Redis
 from tachikoma_orchestrator.agents.authority import IssuedIdentity
 from tachikoma_orchestrator.agents.enrolment import TokenRefused
+from tachikoma_orchestrator.agents.labels import Labels
 from tachikoma_orchestrator.agents.redis_accounts import Accounts
 from tachikoma_orchestrator.agents.revocations import Revocations
 from tachikoma_orchestrator.caller import Peer
@@ -56,6 +58,23 @@ async def test_the_holder_of_a_token_becomes_its_agent(stand: Stand) -> None:
     assert (joined.event, joined.agent_id, joined.actor) == ("join_accepted", AGENT, str(OPERATOR))
     assert joined.client_ip == "192.0.2.9"
     assert joined.evidence_sha256 == svid.chain[0].fingerprint(hashes.SHA256()).hex()
+
+
+async def test_a_join_binds_the_labels_of_its_token(stand: Stand) -> None:
+    enrolments = stand.members.enrolments
+    token = JoinToken.parse((await enrolments.enroll(AGENT, timedelta(minutes=5), OPERATOR, labels={"a": "1"})).token)
+    assert stand.labels.of(AGENT) == {}
+    await stand.join(token)
+    assert stand.labels.of(AGENT) == {"a": "1"}
+    # A token that names none leaves them as they are.
+    await stand.join(await stand.token())
+    other = Labels(stand.redis, stand.identity)
+    await other.refresh()
+    assert other.of(AGENT) == {"a": "1"}
+    found = [(event.actor, event.reason) for event in await stand.events() if event.event == "agent_labelled"]
+    assert found == [(str(OPERATOR), "a=1")]
+    with pytest.raises(InvalidRequest, match="labels"):
+        await enrolments.enroll(AGENT, timedelta(minutes=5), OPERATOR, labels={"a b": "1"})
 
 
 async def test_a_token_can_be_used_once(stand: Stand) -> None:

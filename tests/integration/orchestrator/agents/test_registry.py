@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from authority import NoIdentity
 from tachikoma.client import wire
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
@@ -35,21 +36,21 @@ def heartbeat(**values: Any) -> bytes:
 
 
 async def test_an_agent_is_online_while_its_lease_lasts_and_known_afterwards(redis: Redis) -> None:
-    registry = Registry(redis)
+    registry = Registry(redis, NoIdentity())
     await redis.set(keys.info("web-1"), heartbeat())
     await redis.lpush(keys.queue("web-1"), "order")
     await redis.lpush(keys.queue_lane("web-1", 7), "order")
     await registry.heard("web-1", heartbeat())
     [agent] = await registry.describe()
     assert (agent.id, agent.online, agent.running, agent.queued) == ("web-1", True, 1, 2)
-    assert (agent.hostname, agent.labels, agent.load) == ("web1", {"rack": "r1"}, 0.5)
+    assert (agent.hostname, agent.labels, agent.reported_labels, agent.load) == ("web1", {}, {"rack": "r1"}, 0.5)
     await redis.delete(keys.info("web-1"))
     [agent] = await registry.describe()
     assert (agent.id, agent.online, agent.last_seen is not None) == ("web-1", False, True)
 
 
 async def test_agents_whose_heartbeats_no_orchestrator_heard_are_discovered(redis: Redis) -> None:
-    registry = Registry(redis)
+    registry = Registry(redis, NoIdentity())
     for name in ("web-1", "web-2"):
         await redis.set(keys.info(name), heartbeat())
     await registry.discover()
@@ -57,7 +58,7 @@ async def test_agents_whose_heartbeats_no_orchestrator_heard_are_discovered(redi
 
 
 async def test_without_agents_the_list_is_empty(redis: Redis) -> None:
-    registry = Registry(redis)
+    registry = Registry(redis, NoIdentity())
     await registry.discover()
     assert await registry.describe() == []
 
@@ -81,7 +82,7 @@ NONSENSE = {
 
 @pytest.mark.parametrize("raw", NONSENSE.values(), ids=NONSENSE)
 async def test_an_agent_that_sends_nonsense_does_not_hide_the_others(redis: Redis, raw: bytes) -> None:
-    registry = Registry(redis)
+    registry = Registry(redis, NoIdentity())
     for name, message in (("evil", raw), ("web-1", heartbeat())):
         await redis.set(keys.info(name), message)
         await registry.heard(name, message)
@@ -92,7 +93,7 @@ async def test_an_agent_that_sends_nonsense_does_not_hide_the_others(redis: Redi
 
 
 async def test_broken_entries_of_some_agents_hide_no_other_agent(redis: Redis) -> None:
-    registry = Registry(redis)
+    registry = Registry(redis, NoIdentity())
     for name in ("web-1", "web-2"):
         await redis.set(keys.info(name), heartbeat())
         await registry.heard(name, heartbeat())

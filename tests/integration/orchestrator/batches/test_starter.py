@@ -35,11 +35,12 @@ async def test_a_missing_label_leaves_an_event_too(make: Make) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "a\0b", "x" * 200_000])
-async def test_a_label_that_makes_no_valid_command_denies_its_own_target_only(make: Make, value: str) -> None:
+async def test_a_label_that_makes_no_valid_command_denies_its_own_target_only(
+    make: Make, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stand = await make(2)
-    # Agents report their labels themselves, and labels in Redis may be anything.
-    stand.stand.registry._labels["web-1"] = {"program": value}
-    stand.stand.registry._labels["web-2"] = {"program": "true"}
+    labels = {"web-1": {"program": value}, "web-2": {"program": "true"}}
+    monkeypatch.setattr(stand.stand.registry, "labels", labels.get)
     batch = await stand.submit(command=("{label:program}",))
     await stand.step(batch)
     assert await stand.running(batch) == ["web-2"]

@@ -58,7 +58,7 @@ class Stand:
         self.endings = Completions()
         identity = FileSvidSource(folder / "orchestrator")
         findings = Findings(redis, self.trail)
-        registry = Registry(redis)
+        registry = Registry(redis, identity)
         self.evidence = Evidence(redis, findings, identity, registry.revocations)
         self.collector = Collector(redis, self.ledger, self.endings, registry, identity, self.evidence, findings)
 

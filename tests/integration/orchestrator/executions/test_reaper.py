@@ -44,7 +44,7 @@ async def stand(redis: Redis, tmp_path: Path) -> Stand:
 
 
 def reaper(stand: Stand, *, lease: timedelta = timedelta(0), lives: Any = None) -> Reaper:
-    registry = Registry(stand.redis)
+    registry = Registry(stand.redis, stand.identity)
     findings = Findings(stand.redis, stand.trail)
     evidence = Evidence(stand.redis, findings, stand.identity, registry.revocations)
     collector = Collector(stand.redis, stand.ledger, Completions(), registry, stand.identity, evidence, findings)

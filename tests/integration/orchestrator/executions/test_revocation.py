@@ -110,7 +110,7 @@ async def test_an_execution_that_was_claimed_a_moment_ago_is_lost(stand: Stand) 
 
 async def test_an_order_that_slipped_past_a_revocation_is_ended_by_the_reaper(stand: Stand) -> None:
     # Another orchestrator revoked the agent and stopped before it had ended the executions.
-    registry = Registry(stand.redis)
+    registry = Registry(stand.redis, stand.identity)
     findings = Findings(stand.redis, stand.trail)
     evidence = Evidence(stand.redis, findings, stand.identity, registry.revocations)
     collector = Collector(stand.redis, stand.ledger, Completions(), registry, stand.identity, evidence, findings)

@@ -39,7 +39,7 @@ class Callers:
     def __init__(self, stand: Stand) -> None:
         self.stand, self.redis = stand, stand.redis
         self.completions = Completions()
-        registry, findings = Registry(stand.redis), Findings(stand.redis, stand.trail)
+        registry, findings = Registry(stand.redis, stand.identity), Findings(stand.redis, stand.trail)
         evidence = Evidence(stand.redis, findings, stand.identity, registry.revocations)
         collector = Collector(stand.redis, stand.ledger, self.completions, registry, stand.identity, evidence, findings)
         self.life = 0

@@ -14,6 +14,7 @@ import pytest
 from celery import Celery
 from celery.events.state import State
 
+from authority import NoIdentity
 from patience import PATIENCE_SECONDS
 from tachikoma.config.tasks import cancel_all
 from tachikoma.identity.signed_messages import OutputDigest, Receipt
@@ -54,7 +55,7 @@ class Books:
             retention=timedelta(hours=1),
             durable=False,
         )
-        self.registry = Registry(redis)
+        self.registry = Registry(redis, NoIdentity())
 
     async def heard(self, agent: str = AGENT, *, online: bool = True) -> None:
         said = (
@@ -282,7 +283,7 @@ async def test_agents_are_told_of_with_how_they_are(
             assert (worker.sw_ident, worker.sw_ver, worker.loadavg) == ("tachikoma", "0.1.0", "0.50")
             assert worker.tachikoma == {
                 "agent": AGENT, "host": "host-1", "slots": 8, "queue": "agent.web-1", "queued": 2, "memory_used": 0.25,
-                "disk_used": 0.75, "labels": {"rack": "r1"}, "warnings": ["no limits"],
+                "disk_used": 0.75, "labels": {}, "warnings": ["no limits"],
             }  # fmt: skip
             # At once when that is on the record, not only with the next heartbeats.
             await books.heard(online=False)

@@ -79,7 +79,7 @@ class Stand:
         identity = FileSvidSource(folder / "orchestrator")
         self.trail = AuditTrail(redis, key=b"k" * 32)
         self.ledger = Ledger(redis, self.trail, queue_size=10**6, approvals_size=10, retention=RETENTION, durable=False)
-        registry = Registry(redis)
+        registry = Registry(redis, identity)
         self.admitter = Admitter(
             self.ledger, self.trail, PolicyWatch(folder / "policy.yaml"), identity, registry,
             rate_limit=RateLimitConfig(), search_path=("/usr/bin",),

@@ -65,7 +65,7 @@ OUTPUT = (
 )  # fmt: skip
 #: The answers of the client.
 ANSWERS = {
-    "agents": (AGENT,), "drain_agent": AGENT, "resume_agent": AGENT,
+    "agents": (AGENT,), "drain_agent": AGENT, "resume_agent": AGENT, "label_agent": AGENT,
     "enroll_agent": Enrolment(agent_id="web-1", token="t", expires=NOW),
     "revoke_agent": Revocation(agent_id="web-1", cancelled=1, lost=0),
     "approvals": (STATUS,), "approval": APPROVAL, "approve": STATUS, "reject": STATUS, "audit": (EVENT,),
@@ -79,6 +79,7 @@ ANSWERS = {
 #: The command line of each document; those with None need more than a client, and are checked in the named test.
 LINES: dict[str, tuple[str, ...] | None] = {
     "agents": (), "agents drain": ("web-1", "-r", "why"), "agents resume": ("web-1",), "agents enroll": ("web-1",),
+    "agents label": ("web-1", "role=web"),
     "agents revoke": ("web-1", "-r", "why", "-y"), "approvals": (), "approvals ID": ("job-7",),
     "approve": ("job-7", "-m", "why", "--digest", DIGEST), "reject": ("job-7", "-m", "why"),
     "audit tail": (), "audit show": ("job-7",), "cancel": ("job-7",), "exec": ("-n", "web-1", "ls"),

@@ -196,6 +196,7 @@ def test_the_answer_to_a_cancel_arrives_as_it_was_sent(outcome: CancelOutcome) -
             version="0.1.0",
             hostname="web1.example",
             labels={"rack": "r1", "": ""},
+            reported_labels={"rack": "r2"},
             running=3,
             slots=64,
             queued=1000,
@@ -382,7 +383,7 @@ MESSAGES_WITHOUT_FORMAT = {
     "ListResponse": RESULTS,
     **dict.fromkeys(["ListApprovalsRequest", "GetApprovalRequest", "ApproveRequest", "RejectRequest"], ARGUMENTS),
     "ListApprovalsResponse": RESULTS,
-    **dict.fromkeys(["DrainAgentRequest", "ResumeAgentRequest", "ListAgentsRequest"], ARGUMENTS),
+    **dict.fromkeys(["DrainAgentRequest", "ResumeAgentRequest", "LabelAgentRequest", "ListAgentsRequest"], ARGUMENTS),
     "ListAgentsResponse": RESULTS,
     **dict.fromkeys(["GetPolicyStatusRequest", "ListAuditEventsRequest"], ARGUMENTS),
     "ListAuditEventsResponse": RESULTS,
@@ -556,7 +557,8 @@ APPROVALS = build(
 TRUSTS = build(AgentTrust, spiffe_id=TEXT, expires=TIMES, root=DIGESTS, bundle=st.lists(DIGESTS, max_size=3).map(tuple))
 AGENTS = build(
     AgentInfo, id=IDENTIFIERS, online=st.booleans(), last_seen=st.none() | TIMES, version=TEXT, hostname=TEXT,
-    labels=st.dictionaries(TEXT, TEXT, max_size=3), running=COUNTS, slots=COUNTS, queued=COUNTS, load=FLOATS,
+    labels=st.dictionaries(TEXT, TEXT, max_size=3),
+    reported_labels=st.dictionaries(TEXT, TEXT, max_size=3), running=COUNTS, slots=COUNTS, queued=COUNTS, load=FLOATS,
     memory_used=FLOATS, disk_used=FLOATS, warnings=TEXTS, draining=st.booleans(), drained_by=TEXT, drain_reason=TEXT,
     trust=st.none() | TRUSTS, revoked=st.booleans(), revoked_by=TEXT, revoke_reason=TEXT,
 )  # fmt: skip

@@ -11,7 +11,9 @@ import pytest
 from tachikoma import AgentInfo, Enrolment, ExecState, InvalidRequest, Revocation
 
 AGENT = AgentInfo(
-    id="web-1", online=True, version="1.2", hostname="web1.example", labels={"role": "web"}, running=3, slots=64,
+    id="web-1", online=True, version="1.2", hostname="web1.example", labels={"role": "web"},
+    reported_labels={"role": "db"},
+    running=3, slots=64,
     queued=2, load=0.257, memory_used=0.5, disk_used=1.0,
 )  # fmt: skip
 
@@ -35,7 +37,7 @@ def test_agents_are_listed_with_their_state(run: Any, client: Any) -> None:
     rows = [line.split() for line in done.out.splitlines()]
     assert rows[0] == [
         *("AGENT", "STATE", "SEEN", "RUNNING", "QUEUED", "LOAD", "MEMORY", "DISK", "CERTIFICATE", "VERSION", "HOST"),
-        "LABELS",
+        *("LABELS", "REPORTED"),
     ]
     assert [row[1] for row in rows[1:]] == ["online", "offline", "draining", "revoked", "online"]
     assert rows[1] == [
@@ -51,6 +53,7 @@ def test_agents_are_listed_with_their_state(run: Any, client: Any) -> None:
         "1.2",
         "web1.example",
         "role=web",
+        "role=db",
     ]
     assert done.err.splitlines() == [
         r"web-3: drained by bob: new \x1bkernel", "web-4: revoked by bob: stolen", "web-5: no cgroups",
@@ -95,10 +98,26 @@ def test_enroll_prints_the_token_alone_on_standard_output(run: Any, client: Any)
     assert done.out == "secret\n"
     assert "a host with this token may join as web-1, once, until" in done.err
     assert "tachikoma worker join" in done.err
-    assert client.calls == [("enroll_agent", ("web-1", timedelta(minutes=2)), {})]
+    assert client.calls == [("enroll_agent", ("web-1", timedelta(minutes=2)), {"labels": {}})]
     error = run("agents", "enroll", "web-1", "--ttl", "soon").error
     assert isinstance(error, InvalidRequest)
     assert str(error).startswith("--ttl: ")
+
+
+def test_labels_are_bound_and_removed(run: Any, client: Any) -> None:
+    client.answers["label_agent"] = AGENT
+    assert run("agents", "label", "web-1", "role=web", "site-").out == "web-1: role=web\n"
+    assert client.calls == [("label_agent", ("web-1", {"role": "web"}), {"remove": ("site",)})]
+    client.answers["label_agent"] = AGENT.model_copy(update={"labels": {}})
+    assert run("agents", "label", "web-1", "role-").out == "web-1: no labels\n"
+    assert isinstance(run("agents", "label", "web-1", "role").error, InvalidRequest)
+
+
+def test_enroll_names_labels_for_the_join(run: Any, client: Any) -> None:
+    client.answers["enroll_agent"] = Enrolment(agent_id="web-1", token="t", expires=datetime(2026, 1, 31, tzinfo=UTC))
+    assert run("agents", "enroll", "web-1", "--label", "role=web", "--label", "site=b1").code == 0
+    assert client.calls[0][2] == {"labels": {"role": "web", "site": "b1"}}
+    assert isinstance(run("agents", "enroll", "web-1", "--label", "role").error, InvalidRequest)
 
 
 def test_revoke_needs_a_confirmation(run: Any, client: Any) -> None:
