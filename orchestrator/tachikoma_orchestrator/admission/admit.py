@@ -26,6 +26,7 @@ from tachikoma.vocabulary.policies import RateLimitConfig
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma_orchestrator.admission.digests import request_digest
 from tachikoma_orchestrator.admission.orders import AllowedRequest, Orders
+from tachikoma_orchestrator.admission.populations import Populations
 from tachikoma_orchestrator.admission.refusals import (
     REFUSALS,
     Denial,
@@ -44,6 +45,9 @@ from tachikoma_orchestrator.executions.waiters import AwaitedOrder
 from tachikoma_orchestrator.store.lives import Lives
 
 __all__ = ["Admitter"]
+
+#: Largest `maxTargets` of a policy.
+MAX_TARGETS = 1_000_000
 
 log = structlog.get_logger(__name__)
 
@@ -86,6 +90,7 @@ class Admitter:
         self._rate_limit = rate_limit
         self._search_path = search_path
         self._sent = sent
+        self._populations = Populations(registry)
         self.orders = Orders(identity, registry, rate_limit, lives=lives, reply=reply)
 
     async def admit(self, request: ExecRequest, peer: Peer, *, session: bool = False) -> bool:
@@ -210,7 +215,7 @@ class Admitter:
             client_ip=allowed.client_ip,
             wait=wait,
             timeout=decision.timeout,
-            scopes=self._scopes(allowed.request, decision),
+            scopes=await self._scopes(allowed.request, decision),
             parked=parked,
             approvers=decision.approvers,
             waits=decision.waits,
@@ -225,14 +230,22 @@ class Admitter:
             request = allowed.request
             self._sent(request.id, AwaitedOrder(request.agent_id, dispatch.order_sha256, reports_here=True))
 
-    def _scopes(self, request: ExecRequest, decision: Decision) -> dict[str, RateLimitConfig]:
-        """Return the limits that count for a request: of its agent, and of its requester under the deciding policy."""
+    async def _scopes(self, request: ExecRequest, decision: Decision) -> dict[str, RateLimitConfig]:
+        """Return the limits that count for a request: of its agent, and of the deciding policy.
+
+        Those of the policy are for its requester, and for all requesters together.
+        """
         scopes = {}
         if self._rate_limit.requests_per_minute or self._rate_limit.concurrent_limit:
             scopes[f"agent:{request.agent_id}"] = self._rate_limit
         if decision.rate_limit is not None:
             requester = f"{decision.policy.partition('@')[0]} {request.requested_by}"
             scopes[f"by:{hashlib.sha256(requester.encode()).hexdigest()[:32]}"] = decision.rate_limit
+        most = await self._populations.most_targets(decision)
+        if most is not None:
+            scopes[f"under:{decision.policy.partition('@')[0]}"] = RateLimitConfig(
+                concurrent_limit=most, queue_size=MAX_TARGETS
+            )
         return scopes
 
     async def deny(self, request: ExecRequest, peer: Peer, denial: Denial, *, batch: str = "") -> TachikomaError:

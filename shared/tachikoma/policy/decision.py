@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from tachikoma.policy.patterns import Pattern
+from tachikoma.policy.patterns import AgentSelector, Pattern
 from tachikoma.vocabulary.grants import Grant
 from tachikoma.vocabulary.limits import WhenFull
 from tachikoma.vocabulary.policies import RateLimitConfig
@@ -29,6 +29,12 @@ class Decision:
     grant: Grant | None = None
     #: Rate limits of each requester under the policy that decided; None for none.
     rate_limit: RateLimitConfig | None = None
+    #: Most executions under the policy that have not ended, of all requesters together; None for no limit.
+    max_targets: int | None = None
+    #: The same as a percentage of the agents that the selectors match; None for no limit.
+    max_targets_percent: int | None = None
+    #: The policy's selectors of agents.
+    agents: tuple[AgentSelector, ...] = ()
     #: Longest run time of the command: the timeout of the request, or the default that the policy permits.
     timeout: timedelta = timedelta(0)
     #: SPIFFE ID patterns of the approvers, one of whom must approve; empty when no approval is needed.

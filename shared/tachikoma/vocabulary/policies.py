@@ -65,6 +65,10 @@ class ExecPolicy(Model):
     approval_timeout: Duration = timedelta(hours=1)
     #: Rate limits of each requester under this policy; None for none.
     rate_limit: RateLimitConfig | None = None
+    #: Most executions under this policy that have not ended, of all requesters together; None for no such limit.
+    max_targets: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    #: The same as a percentage of the known agents that `agents` matches, rounded down, and at least 1.
+    max_targets_percent: Annotated[int, Field(ge=1, le=100)] | None = None
     #: Resource limits of each command; a request may lower them.
     limits: ResourceLimits = ResourceLimits()
     #: Limit of the retained output, and what happens beyond it.
