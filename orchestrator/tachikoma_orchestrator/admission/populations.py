@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from tachikoma.policy.decision import Decision
+from tachikoma.policy.patterns import AgentSelector
 from tachikoma_orchestrator.agents.registry import Registry
 
 __all__ = ["REFRESH_SECONDS", "Populations"]
@@ -40,12 +41,13 @@ class Populations:
         return min(limits, default=None)
 
     async def _size(self, decision: Decision) -> int:
-        key = tuple(selector.text for selector in decision.agents)
+        key = decision.agents
         counted, size = self._sizes.get(key, (-REFRESH_SECONDS, 0))
         if time.monotonic() - counted >= REFRESH_SECONDS:
             known = await self._registry.known_labels()
+            selectors = [AgentSelector(text) for text in key]
             size = sum(
-                any(selector.matches(agent, labels) for selector in decision.agents) for agent, labels in known.items()
+                any(selector.matches(agent, labels) for selector in selectors) for agent, labels in known.items()
             )
             if len(self._sizes) >= MAX_REMEMBERED:
                 self._sizes.clear()

@@ -264,7 +264,7 @@ def _verdict(case: Case) -> Decision:
         rate_limit=policy.rate_limit,
         max_targets=policy.max_targets,
         max_targets_percent=policy.max_targets_percent,
-        agents=tuple(case.policy.agents),
+        agents=policy.agents,
         timeout=case.request.timeout or _default_timeout(case),
         approvers=policy.approvers if policy.require_approval else (),
         observers=policy.observers if case.request.interactive else (),

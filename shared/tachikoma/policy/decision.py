@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from tachikoma.policy.patterns import AgentSelector, Pattern
+from tachikoma.policy.patterns import Pattern
 from tachikoma.vocabulary.grants import Grant
 from tachikoma.vocabulary.limits import WhenFull
 from tachikoma.vocabulary.policies import RateLimitConfig
@@ -34,7 +34,7 @@ class Decision:
     #: The same as a percentage of the agents that the selectors match; None for no limit.
     max_targets_percent: int | None = None
     #: The policy's selectors of agents.
-    agents: tuple[AgentSelector, ...] = ()
+    agents: tuple[str, ...] = ()
     #: Longest run time of the command: the timeout of the request, or the default that the policy permits.
     timeout: timedelta = timedelta(0)
     #: SPIFFE ID patterns of the approvers, one of whom must approve; empty when no approval is needed.
