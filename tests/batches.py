@@ -13,6 +13,7 @@ from tachikoma.identity.signing import verify
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.batches import BatchRequest, BatchResult, BatchStatus
+from tachikoma.vocabulary.labels import LabelChange
 from tachikoma.vocabulary.policies import RateLimitConfig
 from tachikoma.vocabulary.results import KillReceipt
 from tachikoma.vocabulary.states import ExecState
@@ -55,6 +56,11 @@ class BatchStand:
         for number in range(1, agents + 1):
             await stand.heard(f"web-{number}")
         return cls(stand, drivers)
+
+    async def bind(self, *agents: str, **labels: str) -> None:
+        """Bind labels to agents, as an operator does."""
+        for agent in agents:
+            await self.stand.registry.bound.change(agent, LabelChange(labels, ()), peer())
 
     async def submit(self, **values: Any) -> str:
         """Submit a batch and return its id."""

@@ -110,7 +110,7 @@ async def test_broken_entries_of_some_agents_hide_no_other_agent(redis: Redis) -
 
 
 async def test_orders_of_a_requester_are_on_the_same_queue_if_the_worker_reads_it(redis: Redis) -> None:
-    registry = Registry(redis)
+    registry = Registry(redis, NoIdentity())
     await registry.heard("web-1", heartbeat(queues=keys.QUEUE_LANES))
     await registry.heard("old-1", heartbeat())
     queues = {registry.queue("web-1", f"spiffe://x/user/{number}") for number in range(200)}
@@ -121,6 +121,6 @@ async def test_orders_of_a_requester_are_on_the_same_queue_if_the_worker_reads_i
 
 
 async def test_a_worker_that_claims_more_queues_gets_no_others(redis: Redis) -> None:
-    registry = Registry(redis)
+    registry = Registry(redis, NoIdentity())
     await registry.heard("web-1", heartbeat(queues=1_000_000))
     assert {registry.queue("web-1", f"user {number}") for number in range(200)} <= set(keys.queues("web-1"))

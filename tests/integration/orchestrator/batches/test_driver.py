@@ -138,6 +138,7 @@ async def test_a_command_that_needs_an_approval_is_denied_in_a_batch(make: Make)
 async def test_variables_are_replaced_before_policy_decides(make: Make) -> None:
     stand = await make(2)
     stand.stand.change_policy('"/usr/bin/true ..."', '"/usr/bin/true web-1 r1", "/usr/bin/true"')
+    await stand.bind("web-1", "web-2", rack="r1")
     batch = await stand.submit(command=("true", "{agent}", "{label:rack}"))
     await stand.step(batch)
     order = await stand.end("web-1")

@@ -19,8 +19,10 @@ Make = Callable[..., Awaitable[BatchStand]]
 
 async def test_the_list_is_frozen_when_the_batch_is_submitted(make: Make) -> None:
     stand = await make(2)
+    await stand.bind("web-1", "web-2", rack="r1")
     batch = await stand.submit(targets=("rack=r1",))
     await stand.stand.heard("web-3")
+    await stand.bind("web-3", rack="r1")
     for _ in range(2):
         await stand.step(batch)
     assert await stand.running(batch) == ["web-1", "web-2"]
