@@ -37,8 +37,8 @@ from tachikoma_orchestrator.agents.registry import AgentState, Registry
 from tachikoma_orchestrator.audit.trail import AuditTrail, TrailBounds
 from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.ledger import Ledger
-from tachikoma_orchestrator.executions.open_index import OpenIndex
 from tachikoma_orchestrator.executions.record import Record
+from tachikoma_orchestrator.executions.restoration import OpenIndex
 from tachikoma_orchestrator.executions.retained_output import RetainedOutput
 from tachikoma_orchestrator.executions.revocation import end_revoked
 from tachikoma_orchestrator.executions.transitions import DISPATCHED, FENCE, TransitionOutcome

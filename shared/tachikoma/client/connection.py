@@ -17,7 +17,7 @@ import grpc.aio
 from tachikoma.client.diagnosis import Trouble, diagnose
 from tachikoma.client.profile import Profile
 from tachikoma.client.rpc_errors import error_from_rpc
-from tachikoma.config.channels import KEEPALIVE_OPTIONS, proxy_hint, proxy_options
+from tachikoma.config.channels import KEEPALIVE_OPTIONS, proxy_hint, proxy_options, target_of
 from tachikoma.config.logs import get_logger
 from tachikoma.errors import FailedPrecondition, TachikomaError, Unauthenticated, Unavailable
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
@@ -209,7 +209,7 @@ class Connection:
                 ("grpc.ssl_target_name_override", self._profile.server_name),
             ]
             _Grpc.process = os.getpid()
-            self._channel = grpc.aio.secure_channel(self._profile.address, credentials, options)
+            self._channel = grpc.aio.secure_channel(target_of(self._profile.address), credentials, options)
             self._stub = None
             self._used = svid
         return self._channel

@@ -29,7 +29,7 @@ def default_profile_path() -> Path:
 class Profile(Model):
     """The address of an orchestrator, and the identity of its client."""
 
-    #: host:port of the orchestrator's gRPC server.
+    #: host:port of the orchestrator's gRPC server, or of several with commas. The first one that accepts is used.
     address: str
     #: DNS name in the orchestrator's certificate; no other certificate of the trust domain has it.
     server_name: str

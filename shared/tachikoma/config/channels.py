@@ -1,14 +1,16 @@
-"""Options of gRPC channels to the orchestrator: proxies, and connections that died in silence."""
+"""gRPC channels to the orchestrator: their target, proxies, and connections that died in silence."""
 
 from __future__ import annotations
 
 import os
-from ipaddress import IPv6Address, ip_address
+import socket
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
 
-from tachikoma.vocabulary.addresses import host_of
+from tachikoma.errors import ConfigurationError, Unavailable
+from tachikoma.vocabulary.addresses import HostPort, host_of
 
-__all__ = ["KEEPALIVE_OPTIONS", "is_local", "proxy_hint", "proxy_options"]
+__all__ = ["KEEPALIVE_OPTIONS", "is_local", "proxy_hint", "proxy_options", "target_of"]
 
 #: A call may wait for hours, so a silent connection is tested after 8 s, and the answer may take 5 s. The server uses
 #: the same times. gRPC ends a connection by the ping timeout, whose default is a minute, and not by the keepalive's.
@@ -28,6 +30,8 @@ def is_local(address: str) -> bool:
     """Return whether an address is on this host: a unix socket, a loopback address, or a name of localhost."""
     if address.startswith(("unix:", "unix-abstract:")):
         return True
+    if "," in address:
+        return all(map(is_local, address.split(",")))
     for scheme in _SCHEMES:
         address = address.removeprefix(scheme)
     host = host_of(address.rpartition("/")[2]).lower().rstrip(".")
@@ -56,3 +60,37 @@ def proxy_hint(address: str) -> str:
             shown = value.rpartition("@")[2]
             return f"; the connection uses the proxy {shown} of the variable {name}, no_proxy exempts hosts"
     return ""
+
+
+def target_of(address: str) -> str:
+    """Return gRPC's target for one address, which stays as it is, or for several, whose names are looked up. Blocks.
+
+    gRPC's policy `pick_first` connects to the first address that accepts, and goes on with the next one when a
+    connection ends (grpc/doc/load-balancing.md). A target has either one name or a list of IP addresses
+    (grpc/doc/naming.md).
+
+    Raises:
+        Unavailable: none of several names is known.
+        ConfigurationError: one of several addresses is not host:port.
+    """
+    places = [part.strip() for part in address.split(",")]
+    if len(places) == 1:
+        return address
+    found: list[tuple[IPv4Address | IPv6Address, int]] = []
+    try:
+        parsed = [HostPort.parse(place) for place in places]
+    except ValueError as error:
+        raise ConfigurationError(f"the address {address} in the client profile: {error}") from None
+    for place in parsed:
+        try:
+            answers = socket.getaddrinfo(place.host.strip("[]"), place.port, type=socket.SOCK_STREAM)
+        except OSError:
+            # The others may be known.
+            continue
+        found += [(ip_address(answer[4][0]), place.port) for answer in answers]
+    # A target has addresses of one family.
+    family = 4 if any(ip.version == 4 for ip, _ in found) else 6
+    usable = [f"{ip}:{port}" if family == 4 else f"[{ip}]:{port}" for ip, port in found if ip.version == family]
+    if not usable:
+        raise Unavailable(f"none of the names in {address} is known; check `address` in the client profile")
+    return f"ipv{family}:{','.join(dict.fromkeys(usable))}"

@@ -13,8 +13,8 @@ from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState
-from tachikoma_orchestrator.executions import open_index as module
-from tachikoma_orchestrator.executions.open_index import OpenIndex
+from tachikoma_orchestrator.executions import restoration as module
+from tachikoma_orchestrator.executions.restoration import OpenIndex
 from tachikoma_orchestrator.executions.transitions import Admission, Dispatch
 
 
@@ -32,7 +32,7 @@ def lives() -> Lives:
 @pytest.fixture
 async def index(redis: Redis, tmp_path: Path, lives: Any, monkeypatch: pytest.MonkeyPatch) -> OpenIndex:
     """The index, and three executions, of which the second has ended."""
-    monkeypatch.setattr(module, "BATCH", 2)
+    monkeypatch.setattr(module, "COMPARED", 2)
     stand = Stand(redis, tmp_path)
     await redis.set(keys.info(AGENT), "{}")
     for name in ("one", "two", "three"):
