@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from statistics import median
+from datetime import timedelta
 
 from redis.exceptions import RedisError
 
@@ -13,7 +13,7 @@ from tachikoma.diagnosis.findings import Finding
 from tachikoma.errors import ConfigurationError
 from tachikoma.redis.access import RedisAccess, connect
 from tachikoma.redis.commands import Redis
-from tachikoma.vocabulary.clock import now_ms, redis_ms
+from tachikoma.vocabulary.clock import micros_since, milliseconds, now_ms, redis_ms, seconds_of_ms
 
 __all__ = ["check_redis"]
 
@@ -49,12 +49,12 @@ async def _examine(access: RedisAccess, clock: bool) -> AsyncIterator[Finding]:
     where = "TACHIKOMA_REDIS_URL"
     client = connect(access, name="doctor", max_connections=1)
     try:
-        times = []
+        times: list[timedelta] = []
         for _ in range(ANSWERS):
-            start = time.monotonic()
+            start = time.monotonic_ns()
             await client.execute_command("PING")
-            times.append((time.monotonic() - start) * 1000)
-        if (typical := median(times)) > SLOW_MS:
+            times.append(timedelta(microseconds=micros_since(start)))
+        if (typical := milliseconds(sorted(times)[ANSWERS // 2])) > SLOW_MS:
             yield Finding(
                 where=where,
                 what=f"Redis needs {typical:.1f} ms for a short answer; each execution waits several times as long",
@@ -82,6 +82,6 @@ async def _check_clock(client: Redis) -> Finding | None:
         return None
     return Finding(
         where="clock",
-        what=f"this host's clock is {abs(skew) / 1000:.1f} s {'ahead of' if skew > 0 else 'behind'} that of Redis",
+        what=f"this host's clock is {seconds_of_ms(abs(skew)):.1f} s {'ahead of' if skew > 0 else 'behind'} that of Redis",
         remedy="synchronise both clocks (chrony, systemd-timesyncd)",
     )
