@@ -80,8 +80,9 @@ async def _check_clock(client: Redis) -> Finding | None:
     skew = min([now_ms() - redis_ms(*await client.time()) for _ in range(ANSWERS)], key=abs)
     if abs(skew) <= SKEW_MS:
         return None
+    order = "ahead of" if skew > 0 else "behind"
     return Finding(
         where="clock",
-        what=f"this host's clock is {seconds_of_ms(abs(skew)):.1f} s {'ahead of' if skew > 0 else 'behind'} that of Redis",
+        what=f"this host's clock is {seconds_of_ms(abs(skew)):.1f} s {order} that of Redis",
         remedy="synchronise both clocks (chrony, systemd-timesyncd)",
     )
