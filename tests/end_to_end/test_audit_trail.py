@@ -236,10 +236,11 @@ def a_queue_timeout(world: World) -> None:
 
 @leaves(*("admitted", "dispatched", "started", "agent_left", "lost", "agent_joined", "late_receipt"), unordered=True)
 def a_loss_and_a_receipt_that_comes_too_late(world: World) -> None:
-    agent = world.stack.agents[FRAGILE]
-    exec_id = world.started("sleep", "0.1", agent_id=FRAGILE)
+    agent, go = world.stack.agents[FRAGILE], world.stack.data / "go"
+    exec_id = world.started("sh", "-c", f"while [ ! -e {go} ]; do sleep 0.1; done", agent_id=FRAGILE)
     os.kill(agent.pid, signal.SIGSTOP)
     try:
+        go.touch()
         world.state(exec_id, ExecState.LOST)
     finally:
         os.kill(agent.pid, signal.SIGCONT)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from support import make_cli, prepare, wait_until
 
+from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecRequest, ExecState, ResourceExhausted
 from tachikoma.dev.stack import Stack
 
@@ -59,21 +61,31 @@ def test_limits_of_a_policy_are_refusals_that_say_when_and_are_on_the_record(str
     assert b"too many requests in the last minute" in done.stderr
 
 
+def limited(client: Client) -> int:
+    """How often a request was refused for a limit."""
+    return sum(event.event == "limited" for event in client.audit(limit=100))
+
+
 def test_a_patient_client_waits_and_comes_again(tmp_path: Path, redis_server: Path | None) -> None:
     data = prepare(tmp_path)
     file = data / "policy.yaml"
     file.write_text(file.read_text() + "    rateLimit: {concurrentLimit: 1}\n")
     with (
         Stack(data, redis_server=redis_server) as stack,
-        Client(stack.profile(), patience=timedelta(minutes=1)) as client,
+        Client(stack.profile(), patience=timedelta(minutes=10)) as client,
+        ThreadPoolExecutor(1) as pool,
     ):
-        for call in (client.execute, lambda request: list(client.execute_stream(request))[-1].result):
-            first = ExecRequest(agent_id="agent-1", command=("sh", "-c", "read x; sleep 0.5"))
+        calls = (client.execute, lambda request: list(client.execute_stream(request))[-1].result)
+        for number, call in enumerate(calls, 1):
+            go = tmp_path / f"go-{number}"
+            command = ("sh", "-c", f"while [ ! -e {go} ]; do sleep 0.05; done")
+            first = ExecRequest(agent_id="agent-1", command=command)
             client.submit(first)
-            assert call(ExecRequest(agent_id="agent-1", command=("true",))).exit_code == 0
+            second = pool.submit(call, ExecRequest(agent_id="agent-1", command=("true",)))
+            wait_until(lambda number=number: limited(client) >= number, "it is refused for now")
+            go.touch()
+            assert second.result(PATIENCE_SECONDS).exit_code == 0
             assert client.status(first.id).state.terminal
-        refused = [event for event in client.audit(limit=100) if event.event == "limited"]
-        assert refused
         client.submit(ExecRequest(agent_id="agent-1", command=("sleep", "1000")))
         with (
             Client(stack.profile(), patience=timedelta(seconds=0.5)) as hasty,
