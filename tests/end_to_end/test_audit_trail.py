@@ -531,6 +531,8 @@ ELSEWHERE = {
     # tests/integration/orchestrator/api/test_sessions.py
     *("session_opened", "session_attached", "session_detached", "session_resized", "session_signalled"),
     "session_closed",
+    # tests/integration/orchestrator/api/test_observers.py
+    *("session_observed", "session_unobserved"),
     # tests/integration/orchestrator/batches
     *("batch_submitted", "batch_wave", "batch_stopped", "batch_cancelled", "batch_expired", "batch_ended"),
 }
