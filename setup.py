@@ -12,9 +12,13 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-NAMES = ("spawner", "child", "commands", "input", "killing", "orphans", "protocol", "session", "start", "terminal")
+NAMES = (
+    *("spawner", "child", "commands", "input", "isolation", "killing", "orphans", "pid_namespace", "protocol"),
+    *("scratch", "session", "start", "system_calls", "terminal"),
+)
 SOURCES = [f"worker/spawner/{name}.c" for name in (*NAMES, "work_dir", "workers")]
-HEADERS = [f"worker/spawner/{name}.h" for name in ("child", "input", "protocol", "spawner", "terminal", "work_dir")]
+HEADER_NAMES = ("child", "input", "isolation", "protocol", "spawner", "system_calls", "terminal", "work_dir")
+HEADERS = [f"worker/spawner/{name}.h" for name in HEADER_NAMES]
 FLAGS = [
     *("-std=c11", "-O2", "-D_FORTIFY_SOURCE=2", "-fstack-protector-strong", "-fPIE", "-Wl,-z,relro,-z,now"),
     *("-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wno-sign-conversion"),

@@ -26,6 +26,7 @@ from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.grants import Grant, GrantedExecutable
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma_worker.cgroups.hierarchy import NoHierarchy
+from tachikoma_worker.confinement.isolation.enclosures import Enclosures
 from tachikoma_worker.confinement.spawner import Spawner
 from tachikoma_worker.engine.tasks import TrackedTasks
 from tachikoma_worker.execution.context import Context, sent_output
@@ -68,7 +69,8 @@ class LocalAgent:
         now = int(time.time())
         fields: dict[str, Any] = {
             "iss": str(self.orchestrator.spiffe_id), "iat": now, "aud": str(agent_id(DOMAIN, AGENT)), "sub": REQUESTER,
-            "exp": now + 600, "jti": asked.id, "policy": "p@0", "journal": self.context.journal.boot,
+            "exp": now + 600, "jti": asked.id, "policy": "p@0", "host_access": True,
+            "journal": self.context.journal.boot,
             "grant": Grant(
                 executables=granted, **{"interpreters": True, "work_dir_root": asked.work_dir, **(grant or {})}
             ),
@@ -119,6 +121,7 @@ async def local_agent(redis: Redis, redis_url: str, authority: Authority, **sett
     values = {"agent_id": AGENT, "redis_url": redis_url, "identity": folder / "identity", "data": folder, **settings}
     background = TrackedTasks("cleaning.failed")
     spawner = Spawner.connect(folder / "spawner.sock")
+    abilities = spawner.abilities()
     spawner.attach()
     journal, identity = Journal(folder), FileSvidSource(folder / "identity")
     lives = Lives(journal, identity, "orchestrator")
@@ -132,6 +135,7 @@ async def local_agent(redis: Redis, redis_url: str, authority: Authority, **sett
         sent=sent_output(WorkerSettings(**values)),
         spawner=spawner,
         cgroups=NoHierarchy("a test"),
+        enclosures=Enclosures(WorkerSettings(**values), abilities),
         local_policy=None,
         identity=identity,
         host=host_boot(),

@@ -18,10 +18,13 @@ import psutil
 from patience import PATIENCE_SECONDS
 from tachikoma.identity.signed_messages import WorkOrder
 from tachikoma.vocabulary.grants import Grant, GrantedExecutable
+from tachikoma.vocabulary.isolation import Isolation, TmpScope
 from tachikoma.vocabulary.limits import ResourceLimits, ResourceUsage
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma_worker.cgroups.detect import detect
 from tachikoma_worker.cgroups.hierarchy import Hierarchy
+from tachikoma_worker.confinement.isolation.abilities import Abilities
+from tachikoma_worker.confinement.isolation.enclosures import Enclosures
 from tachikoma_worker.confinement.prepare import Prepared, prepare
 from tachikoma_worker.confinement.process import Process
 from tachikoma_worker.confinement.protocol import Exit
@@ -33,6 +36,8 @@ ROOT = os.getuid() == 0
 #: Set in a container: "own" where its cgroups may be written, "read-only" where they may not.
 CONTAINER = os.environ.get("TACHIKOMA_TEST_CGROUPS", "")
 WHERE: Literal["top", "own"] = "own" if CONTAINER else "top"
+#: The level of commands whose test names none; None for that of the agent, `shared`.
+LEVEL = Isolation(os.environ["TACHIKOMA_TEST_ISOLATION"]) if "TACHIKOMA_TEST_ISOLATION" in os.environ else None
 
 
 def order(
@@ -42,13 +47,18 @@ def order(
     work_dir_root: str | None = None,
     capabilities: int = 0,
     denied: tuple[str, ...] = (),
+    host_access: bool = True,
+    requester: str = "spiffe://x/user/u",
+    isolation: Isolation | None = LEVEL,
+    tmp: TmpScope | None = None,
+    asked: Isolation | None = None,
     **values: Any,
 ) -> WorkOrder:
     """An order as admission makes it; policy names the working directory itself unless told otherwise."""
-    request = ExecRequest(agent_id="a", command=command, **values)
+    request = ExecRequest(agent_id="a", command=command, isolation=asked, **values)
     return WorkOrder(
-        iss="spiffe://x/service/o", iat=0, aud="spiffe://x/agent/a", sub="spiffe://x/user/u", exp=0, jti=request.id,
-        policy="p@0", request=request,
+        iss="spiffe://x/service/o", iat=0, aud="spiffe://x/agent/a", sub=requester, exp=0, jti=request.id,
+        policy="p@0", request=request, host_access=host_access,
         grant=Grant(
             executables=executables or [GrantedExecutable(path=command[0])],
             work_dir_root=request.work_dir if work_dir_root is None else work_dir_root,
@@ -56,6 +66,8 @@ def order(
             interpreters=True,
             denied=denied,
             capabilities=capabilities,
+            isolation=isolation,
+            tmp=tmp,
         ),
     )  # fmt: skip
 
@@ -108,8 +120,9 @@ class Running:
 class Host:
     """An agent's spawner and cgroups."""
 
-    def __init__(self, spawner: Spawner, cgroups: Hierarchy, folder: Path, name: str) -> None:
+    def __init__(self, spawner: Spawner, abilities: Abilities, cgroups: Hierarchy, folder: Path, name: str) -> None:
         self.spawner = spawner
+        self.abilities = abilities
         self.cgroups = cgroups
         self.folder = folder
         self.name = name
@@ -119,8 +132,12 @@ class Host:
         defaults = {"agent_id": "a", "redis_url": "unix:///x", "identity": self.folder, "data": self.folder}
         return WorkerSettings(**{**defaults, "user": os.environ["TACHIKOMA_USER"], **values})
 
+    def enclosures(self, **values: Any) -> Enclosures:
+        return Enclosures(self.settings(**values), self.abilities)
+
     def prepare(self, *command: str, settings: dict[str, Any] | None = None, **values: Any) -> Prepared:
-        return prepare(order(*command, **values), self.settings(**(settings or {})), self.spawner.uid, self.cgroups)
+        enclosures = self.enclosures(**(settings or {}))
+        return prepare(order(*command, **values), enclosures.settings, self.spawner.uid, self.cgroups, enclosures)
 
     @asynccontextmanager
     async def running(self, *command: str, **values: Any) -> AsyncIterator[Running]:
@@ -157,9 +174,10 @@ async def a_host(capabilities: int = 0) -> AsyncIterator[Host]:
     name = f"tachikoma-test-{uuid.uuid4().hex[:12]}"
     cgroups = detect("a", name=name, where=WHERE)
     spawner = Spawner.connect(folder / "spawner.sock", capabilities)
+    abilities = spawner.abilities()
     spawner.attach()
     try:
-        yield Host(spawner, cgroups, folder, name)
+        yield Host(spawner, abilities, cgroups, folder, name)
         assert await spawner.held() == []
     finally:
         program = spawner._started

@@ -287,7 +287,13 @@ async def test_a_link_to_what_policy_denies_is_refused(host: Host, tmp_path: Pat
     work_order = order(str(tmp_path / "tool"), "-c", "id")
     strict = work_order.grant.model_copy(update={"interpreters": False})
     with pytest.raises(Refused, match="which runs any code that it is given"):
-        prepare(work_order.model_copy(update={"grant": strict}), host.settings(), host.spawner.uid, host.cgroups)
+        prepare(
+            work_order.model_copy(update={"grant": strict}),
+            host.settings(),
+            host.spawner.uid,
+            host.cgroups,
+            host.enclosures(),
+        )
 
 
 # --- standard input ---------------------------------------------------------------------------------------------------
@@ -557,7 +563,7 @@ async def test_a_stranger_is_not_served(host: Host, root: None) -> None:
 async def test_a_name_that_is_taken_is_refused(host: Host) -> None:
     work_order = order("/bin/sleep", "1000")
     settings, uid = host.settings(), host.spawner.uid
-    prepared = prepare(work_order, settings, uid, host.cgroups)
+    prepared = prepare(work_order, settings, uid, host.cgroups, host.enclosures())
     process = await start(prepared, host.spawner)
     try:
         with pytest.raises(Refused):
@@ -589,6 +595,8 @@ from tachikoma.vocabulary.grants import Grant, GrantedExecutable
 from tachikoma.vocabulary.limits import ResourceLimits
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma_worker.cgroups.detect import detect
+from tachikoma_worker.confinement.isolation.abilities import Abilities
+from tachikoma_worker.confinement.isolation.enclosures import Enclosures
 from tachikoma_worker.confinement.prepare import prepare
 from tachikoma_worker.confinement.start import start
 from tachikoma_worker.settings import WorkerSettings
@@ -603,7 +611,7 @@ async def main(path, name, limits, where):
     grant = Grant(executables=[GrantedExecutable(path="/usr/bin/id")], limits=limits)
     order = WorkOrder(iss="", iat=0, aud="", sub="", exp=0, jti=request.id, policy="", request=request, grant=grant)
     settings = WorkerSettings(agent_id="a", redis_url="x", identity="/", data="/")
-    prepared = prepare(order, settings, spawner.uid, cgroups)
+    prepared = prepare(order, settings, spawner.uid, cgroups, Enclosures(settings, Abilities()))
     process = await start(prepared, spawner)
     end = await process.exited
     print(os.getuid(), os.read(process.stdout, 100).decode().strip(), end.exit_code, prepared.cgroup.usage().oom_kills)

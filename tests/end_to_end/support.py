@@ -127,7 +127,8 @@ policies:
     allowedCommands: ["/** ..."]
     allowInterpreters: true
     deniedCommands: [reboot, "/usr/bin/touch /forbidden"]
-    allowedUsers: ["*"]
+    allowedUsers: ["*", root]
+    hostAccess: true
     allowedWorkDirs: ["/tmp/**", "/tmp", "/nonexistent"]
     allowedEnvironment: ["TEST_*", "LANG"]
     maxTimeout: 10m

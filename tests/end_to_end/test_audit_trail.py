@@ -52,7 +52,8 @@ policies:
     allowedCommands: ["/** ..."]
     allowInterpreters: true
     deniedCommands: [reboot]
-    allowedUsers: ["*"]
+    allowedUsers: ["*", root]
+    hostAccess: true
     allowedWorkDirs: ["/nonexistent"]
     limits: {{memory: 64MiB}}
     killGrace: 1s

@@ -45,7 +45,8 @@ policies:
     agents: ["**"]
     allowedCommands: ["/** ..."]
     allowInterpreters: true
-    allowedUsers: ["*"]
+    allowedUsers: ["*", root]
+    hostAccess: true
     allowedWorkDirs: ["/nonexistent"]
     limits: {{memory: 64MiB}}
     killGrace: 1s

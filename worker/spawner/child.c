@@ -18,6 +18,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "isolation.h"
+#include "system_calls.h"
 #include "work_dir.h"
 
 /* Numbers of the two descriptors that the child still needs when it closes all higher ones. */
@@ -26,7 +28,7 @@
 
 static int report_to;
 
-_Noreturn static void fail(enum step step)
+_Noreturn void fail(enum step step)
 {
 	struct failure failure = { .step = step, .error = errno };
 	ssize_t written = write(report_to, &failure, sizeof(failure));
@@ -156,6 +158,7 @@ _Noreturn void become(const struct plan *plan)
 	umask((mode_t)head->umask);
 	begin_session(plan);
 	set_stdio(plan);
+	isolate(command);
 	if (plan->privileged) {
 		drop_capabilities(plan->capabilities, head->uid == 0 ? head->capabilities : 0);
 		change_identity(command);
@@ -164,6 +167,8 @@ _Noreturn void become(const struct plan *plan)
 	reach_executable(plan);
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
 		fail(STEP_PRIVILEGES);
+	if (head->confine & CONFINE_SCOPED)
+		limit_scopes();
 	/* None of the plan's descriptors is 3 or 4: the spawner keeps those numbers in use. */
 	if (dup3(plan->report, REPORT, O_CLOEXEC) < 0)
 		fail(STEP_DESCRIPTORS);
@@ -172,6 +177,10 @@ _Noreturn void become(const struct plan *plan)
 		fail(STEP_DESCRIPTORS);
 	if (syscall(SYS_close_range, EXECUTABLE + 1, ~0U, 0) != 0)
 		fail(STEP_DESCRIPTORS);
+	if (head->isolation != ISOLATION_SHARED && deny_system_calls(head->isolation) != 0)
+		fail(STEP_SYSTEM_CALLS);
+	if (head->flags & SPAWN_PROBE)
+		_exit(0);
 	syscall(SYS_execveat, EXECUTABLE, "", command->argv, command->envp, AT_EMPTY_PATH);
 	fail(STEP_EXECUTE);
 }

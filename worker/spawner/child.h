@@ -21,6 +21,9 @@ struct plan {
 	struct rlimit files;    /* RLIMIT_NOFILE before the spawner raised its own */
 };
 
+/* Report the step that failed, with errno, and exit. */
+_Noreturn void fail(enum step step);
+
 /* Become the command, or report the step that failed and exit. */
 _Noreturn void become(const struct plan *plan);
 

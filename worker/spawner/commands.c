@@ -47,6 +47,7 @@ void forget_command(struct held_command *command)
 		watch_for(command->input.descriptor, &command->input_watched, 0, NULL);
 		input_break(&command->input);
 	}
+	forget_init(command);
 	close_if_open(&command->pidfd);
 	close_if_open(&command->report);
 	close_if_open(&command->standard_output);

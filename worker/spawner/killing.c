@@ -80,7 +80,8 @@ void kill_command(struct worker *worker)
 		reply_failure(worker, worker->header.tag, STEP_NAME, ESRCH);
 		return;
 	}
-	/* Also with a cgroup: a process may still be on its way into it. */
+	/* Also with a cgroup: a process may still be on its way into it, or may have left it. */
+	kill_init(command);
 	kill(-command->pid, SIGKILL);
 	kill(command->pid, SIGKILL);
 	if (command->cgroup >= 0)

@@ -64,6 +64,11 @@ void on_orphans(void)
 		on_child(SIGCHLD);
 }
 
+int collects_orphans(void)
+{
+	return orphans_timer >= 0;
+}
+
 /*
  * Become the parent of processes whose parents end, in place of process 1, which need not collect them in a container.
  * Without a list of children (CONFIG_PROC_CHILDREN), a held zombie would hide the others, so it is left to process 1.

@@ -65,6 +65,44 @@ static int valid_terminal(const struct spawn *head)
 	       (size->rows == 0 && size->columns == 0 && size->x_pixels == 0 && size->y_pixels == 0);
 }
 
+static int valid_isolation(const struct spawn *head)
+{
+	uint32_t known = CONFINE_MASKS | CONFINE_READ_ONLY | CONFINE_SCOPED | CONFINE_PASSWD;
+	int mounts = (head->confine & CONFINE_MASKS) != 0;
+
+	if (head->isolation > ISOLATION_SEALED || (head->confine & ~known) || head->tmp > TMP_EXECUTION)
+		return 0;
+	if (head->masks > MAX_MASKS || (head->tmp != TMP_HOST && (head->tmp_bytes == 0 || head->tmp_inodes == 0)))
+		return 0;
+	/* What is done with mounts needs a mount namespace. */
+	return mounts || (head->isolation == ISOLATION_SHARED && head->tmp == TMP_HOST && head->masks == 0 &&
+			  !(head->confine & (CONFINE_READ_ONLY | CONFINE_PASSWD)));
+}
+
+/* Return the next string if it is an absolute path, or NULL. */
+static char *next_path(char **cursor, size_t *left)
+{
+	char *path = next_string(cursor, left);
+
+	return path != NULL && path[0] == '/' ? path : NULL;
+}
+
+/* Take the paths at the end of a request. Returns 0, or -1 if one of them is missing or is not absolute. */
+static int take_paths(char *body, size_t length, struct command *command)
+{
+	const struct spawn *head = &command->head;
+
+	command->tmp_folder = command->passwd = NULL;
+	for (uint32_t i = 0; i < head->masks; i++)
+		if ((command->mask[i] = next_path(&body, &length)) == NULL)
+			return -1;
+	if (head->tmp == TMP_REQUESTER && (command->tmp_folder = next_path(&body, &length)) == NULL)
+		return -1;
+	if ((head->confine & CONFINE_PASSWD) && (command->passwd = next_path(&body, &length)) == NULL)
+		return -1;
+	return length == 0 ? 0 : -1;
+}
+
 int parse_spawn(char *body, size_t length, size_t descriptors, struct command *command)
 {
 	struct spawn *head = &command->head;
@@ -79,9 +117,11 @@ int parse_spawn(char *body, size_t length, size_t descriptors, struct command *c
 
 	if (!valid_name(head->name))
 		return -1;
-	if (head->flags & ~(uint32_t)SPAWN_UNIFIED)
+	if (head->flags & ~(uint32_t)(SPAWN_UNIFIED | SPAWN_PROBE))
 		return -1;
 	if (head->input > INPUT_TERMINAL || !valid_terminal(head))
+		return -1;
+	if (!valid_isolation(head))
 		return -1;
 	if (head->groups > MAX_GROUPS || head->cgroups > MAX_CGROUPS || head->umask > 0777)
 		return -1;
@@ -124,7 +164,7 @@ int parse_spawn(char *body, size_t length, size_t descriptors, struct command *c
 		if ((command->strings[next++] = next_string(&body, &length)) == NULL)
 			return -1;
 	command->strings[next] = NULL;
-	return length == 0 ? 0 : -1;
+	return take_paths(body, length, command);
 }
 
 int parse_input(const char *body, size_t length, struct input_request *request, const char **bytes, size_t *count)

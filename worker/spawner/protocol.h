@@ -25,6 +25,7 @@
 #define MAX_CGROUPS 8
 #define MAX_DESCRIPTORS (2 + MAX_CGROUPS)
 #define MAX_LISTED_PIDS 32
+#define MAX_MASKS 64
 #define MAX_LISTED 256
 #define NAME_BYTES 64           /* an execution id and the NUL that ends it */
 #define INPUT_BYTES (64 * 1024) /* of one INPUT request, and of the input that waits until the command reads it */
@@ -43,6 +44,7 @@ enum operation {
 	OP_END_INPUT = 11,      /* struct input_request -> struct input_state */
 	OP_RESIZE = 12,         /* struct resize -> nothing */
 	OP_HANG_UP = 13,        /* name -> nothing; the terminal is closed, as if its line were lost */
+	OP_DROP_TMP = 14,       /* path, ended by NUL -> nothing; a requester's temporary folders are removed */
 	REPLY_FAILED = 64,      /* struct failure */
 	EVENT_EXITED = 65,      /* struct held */
 	EVENT_INPUT = 66,       /* struct input_state: there is room again, or the terminal's flags have changed */
@@ -72,6 +74,19 @@ enum step {
 	STEP_HELD,              /* commands are held, so the spawner cannot stop */
 	STEP_TERMINAL,          /* the terminal cannot be opened, or the command has none */
 	STEP_INPUT,             /* the input leaves a gap, comes after its end, or the command takes none */
+	STEP_INIT,              /* the first process of the PID namespace */
+	STEP_NAMESPACES,
+	STEP_MOUNTS,            /* mounts cannot be made private */
+	STEP_READ_ONLY,         /* the host's files cannot be made read-only */
+	STEP_CGROUP_FILES,      /* the files of cgroups cannot be made read-only */
+	STEP_MASK,              /* a path of the agent cannot be masked */
+	STEP_TMP,
+	STEP_DEVICES,
+	STEP_ACCOUNTS,          /* /etc/passwd with the user of the command */
+	STEP_PROC,
+	STEP_NETWORK,
+	STEP_SCOPES,            /* Landlock */
+	STEP_SYSTEM_CALLS,      /* seccomp */
 };
 
 struct header {
@@ -88,6 +103,29 @@ struct hello {
 
 enum spawn_flag {
 	SPAWN_UNIFIED = 1,      /* the cgroup is a directory of cgroup v2 */
+	SPAWN_PROBE = 2,        /* do all steps but the last: exit with 0 instead of executing the program */
+};
+
+/* How far the command is isolated; each level includes the one before it. */
+enum isolation {
+	ISOLATION_SHARED = 0,
+	ISOLATION_PRIVATE = 1,  /* namespaces of processes, mounts, IPC and cgroups; no keyrings */
+	ISOLATION_SEALED = 2,   /* a network namespace, a list of denied system calls */
+};
+
+/* Parts that do not depend on the level alone. */
+enum confine_flag {
+	CONFINE_MASKS = 1,      /* a mount namespace with the masks, in which cgroups are read-only; each level has it */
+	CONFINE_READ_ONLY = 2,  /* and all files read-only, other than temporary ones, with few devices; for root */
+	CONFINE_SCOPED = 4,     /* no signals to other executions, no abstract sockets of theirs (Landlock, ABI 6) */
+	CONFINE_PASSWD = 8,     /* another file in place of /etc/passwd */
+};
+
+/* Whose temporary folders the command has. */
+enum tmp_scope {
+	TMP_HOST = 0,
+	TMP_REQUESTER = 1,      /* those below a folder, which are made when they are missing */
+	TMP_EXECUTION = 2,
 };
 
 /* Where a command's standard input comes from. */
@@ -119,9 +157,16 @@ struct spawn {
 	uint64_t capabilities;  /* those that stay in the bounding set; only for uid 0 */
 	struct terminal_size terminal;
 	char name[NAME_BYTES];
+	uint32_t isolation;     /* enum isolation */
+	uint32_t confine;       /* enum confine_flag */
+	uint32_t tmp;           /* enum tmp_scope; only with a mount namespace */
+	uint32_t masks;
+	uint64_t tmp_bytes;     /* of each temporary folder, or of all of a requester; not 0 if they are made */
+	uint64_t tmp_inodes;
 	/* uint32_t group[groups];
 	 * then, each ended by NUL: root of the working directory, working directory beneath it,
-	 * executable, argv[arguments], envp[variables] */
+	 * executable, argv[arguments], envp[variables], mask[masks],
+	 * for TMP_REQUESTER its folder, for CONFINE_PASSWD the file */
 };
 
 /* Size of the structure in version 2, the least that is accepted. */
@@ -209,6 +254,9 @@ struct command {
 	char *executable;
 	char **argv;            /* both ended by NULL */
 	char **envp;
+	char *mask[MAX_MASKS];
+	char *tmp_folder;       /* NULL: none */
+	char *passwd;           /* NULL: the host's */
 	char *strings[MAX_STRINGS + 2];
 };
 

@@ -42,6 +42,7 @@ uid_t allowed_peer;
 int privileged;
 uint64_t capabilities;
 int null_device;
+int own_pid_namespace;
 int events;
 static int stop_wanted;
 static enum source_kind listener_kind = LISTENER;
@@ -111,6 +112,8 @@ void handle(struct worker *worker)
 		resize(worker);
 	else if (header->operation == OP_HANG_UP && names)
 		hang_up(worker);
+	else if (header->operation == OP_DROP_TMP && length > 1 && strnlen(worker->body, length) == length - 1)
+		drop_tmp(worker);
 	else if (header->operation == OP_STOP && length == 0 && count_running(1) == 0) {
 		stop_wanted = 1;
 		reply_done(worker);
@@ -205,6 +208,7 @@ static void prepare(void)
 		if (null_device < 0)
 			die("/dev/null");
 	} while (null_device <= 4);
+	own_pid_namespace = open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC);
 	events = epoll_create1(EPOLL_CLOEXEC);
 	if (events < 0)
 		die("epoll_create1");
@@ -304,6 +308,7 @@ int main(int count, char **arguments)
 			if (ready[i].data.ptr != NULL)
 				dispatch(ready[i].data.ptr, ready[i].events, listener);
 	}
+	drop_all_tmp();
 	remove_socket(listener);
 	return 0;
 }

@@ -38,6 +38,8 @@ struct held_command {
 	char name[NAME_BYTES];          /* empty: a free slot */
 	pid_t pid;
 	int pidfd;
+	pid_t init;                     /* first process of its PID namespace; 0: it has none of its own */
+	int init_pidfd;                 /* -1: none */
 	int report;                     /* -1 after the exec */
 	int standard_output;
 	int standard_error;
@@ -65,6 +67,7 @@ extern uid_t allowed_peer;
 extern int privileged;
 extern uint64_t capabilities;           /* bits of those that a command may keep at most */
 extern int null_device;
+extern int own_pid_namespace;           /* -1: without /proc */
 extern int events;                      /* the epoll instance */
 
 /* spawner.c */
@@ -114,6 +117,18 @@ void hang_up(struct worker *worker);
 /* orphans.c */
 void on_orphans(void);
 void adopt_orphans(void);
+int collects_orphans(void);
+
+/* pid_namespace.c */
+int start_init(struct held_command *command);
+int enter_pid_namespace(int descriptor);
+void kill_init(struct held_command *command);
+void forget_init(struct held_command *command);
+
+/* scratch.c */
+int make_tmp_folders(const struct command *command);
+void drop_tmp(struct worker *worker);
+void drop_all_tmp(void);
 
 /* killing.c */
 void kill_command(struct worker *worker);

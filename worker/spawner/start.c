@@ -133,7 +133,7 @@ static void hold(struct held_command *slot, struct worker *worker, const struct 
 	int terminal = head->input == INPUT_TERMINAL;
 
 	*slot = (struct held_command){
-		.report_kind = REPORT, .exit_kind = EXIT, .terminal_kind = TERMINAL, .output_kind = OUTPUT_ROOM,
+		.report_kind = REPORT, .init_pidfd = -1, .exit_kind = EXIT, .terminal_kind = TERMINAL, .output_kind = OUTPUT_ROOM,
 		.input_kind = INPUT_ROOM, .pidfd = -1, .report = stdio->report[0],
 		.standard_output = stdio->output[0], .standard_error = stdio->error[0], .cgroup = -1,
 		.terminal = stdio->master, .terminal_output = terminal ? stdio->output[1] : -1,
@@ -150,6 +150,16 @@ static enum step step_of_fork(int unified, int error)
 	return STEP_FORK;
 }
 
+/* The children of this process start in its own PID namespace again. */
+static void leave_pid_namespace(const struct spawn *head)
+{
+	int why = errno;
+
+	if (head->isolation != ISOLATION_SHARED && enter_pid_namespace(own_pid_namespace) != 0)
+		die("the spawner's own PID namespace");
+	errno = why;
+}
+
 /* Fork a command into its slot, and watch it. Returns the step that failed, with errno, or 0. */
 static enum step launch(struct held_command *slot, struct plan *plan, struct stdio *stdio)
 {
@@ -162,12 +172,17 @@ static enum step launch(struct held_command *slot, struct plan *plan, struct std
 		if (slot->cgroup < 0)
 			return STEP_RESOURCES;
 	}
+	if (head->tmp == TMP_REQUESTER && make_tmp_folders(plan->command) != 0)
+		return STEP_TMP;
+	if (head->isolation != ISOLATION_SHARED && (start_init(slot) != 0 || enter_pid_namespace(slot->init_pidfd) != 0))
+		return STEP_INIT;
 	slot->pid = start_child(unified ? plan->cgroup[0] : -1, &slot->pidfd, &joined);
 	if (slot->pid == 0) {
 		if (joined && unified)
 			plan->cgroups = 0;
 		become(plan);
 	}
+	leave_pid_namespace(head);
 	if (slot->pid < 0)
 		return step_of_fork(unified, errno);
 	close_ends_of_child(stdio);

@@ -42,6 +42,17 @@ class WorkerSettings(RedisSettings):
     slots: int = Field(default=64, ge=1, le=4096)
     #: User for requests that name none. Empty: nobody if the spawner is root, else the user of the spawner.
     user: str = ""
+    #: Weakest isolation of commands: shared, private or sealed. Policies and requests may demand more.
+    isolation: Literal["shared", "private", "sealed"] = "shared"
+    #: Bytes of a requester's temporary folders, and of each of an execution's own, where commands are isolated.
+    tmp_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
+    #: Files and folders in them.
+    tmp_inodes: int = Field(default=100_000, ge=1000)
+    #: A requester's temporary folders are removed after this time without a command of that requester.
+    tmp_age: Duration = timedelta(days=1)
+    #: Numbers of the users that requesters get where commands are isolated and name no user. No other program of the
+    #: host may use them.
+    uid_range: Annotated[str, Field(pattern=r"^[1-9][0-9]{3,9}-[1-9][0-9]{3,9}$")] = "70000-79999"
     #: If this host cannot enforce a limit that policy sets: refuse the order, or run it without the limit.
     limits: Literal["enforce", "best-effort"] = "enforce"
     #: Capabilities that commands run as root may keep at most, where policy grants them (capabilities(7)), or "all".
@@ -76,6 +87,14 @@ class WorkerSettings(RedisSettings):
     poll: Duration = timedelta(seconds=5)
     #: Least severe lines in the log: debug, info, warning or error.
     log_level: str = "info"
+
+    @field_validator("uid_range")
+    @classmethod
+    def _ascending(cls, value: str) -> str:
+        first, last = (int(part) for part in value.split("-"))
+        if not first <= last < 2**32 - 1:
+            raise ValueError("must be two numbers of users, the lower one first, such as 70000-79999")
+        return value
 
     @field_validator("capabilities")
     @classmethod

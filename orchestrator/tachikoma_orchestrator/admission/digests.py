@@ -35,6 +35,7 @@ def request_digest(request: ExecRequest) -> str:
             "requestedBy": request.requested_by,
             # Requests without a terminal keep the digest that they had before terminals were possible.
             **({"terminal": request.terminal.to_dict()} if request.terminal else {}),
+            **({"isolation": request.isolation} if request.isolation else {}),
         }
     )
 
@@ -54,6 +55,7 @@ def approval_digest(request: ExecRequest, decision: Decision) -> str:
             "policy": decision.policy,
             "grant": decision.grant.model_dump(mode="json"),
             "timeout": decision.timeout.total_seconds(),
+            **({"hostAccess": True} if decision.host_access else {}),
         }
     )
 

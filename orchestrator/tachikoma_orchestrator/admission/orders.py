@@ -152,6 +152,7 @@ class Orders:
             life=life,
             digest=allowed.digest,
             reply=self._reply,
+            host_access=decision.host_access,
             grant=decision.grant,
             request=request.model_copy(update={"timeout": decision.timeout}),
         )

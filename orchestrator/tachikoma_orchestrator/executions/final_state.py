@@ -64,6 +64,7 @@ class FinalState:
                 cancelled=receipt.state is ExecState.CANCELLED,
                 usage=receipt.usage,
                 kill=receipt.kill,
+                isolation=receipt.isolation,
             ),
         )
 

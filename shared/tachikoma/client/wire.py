@@ -31,6 +31,7 @@ from tachikoma.client.converters import (
 )
 from tachikoma.errors import InvalidRequest, ServerError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
+from tachikoma.vocabulary.isolation import IsolationReport
 from tachikoma.vocabulary.limits import ResourceLimits, ResourceUsage
 from tachikoma.vocabulary.requests import ExecRequest, Terminal
 from tachikoma.vocabulary.results import (
@@ -152,6 +153,7 @@ _REQUEST = WireFormat(
         *optional("request_time", converter=TIMESTAMP),
         *optional("limits", converter=nested(LIMITS)),
         *optional("terminal", converter=nested(_TERMINAL)),
+        *optional("isolation"),
     ),
 )
 _SUMMARY = WireFormat(OutputSummary, pb.OutputSummary, (WireField("sha256", HEX), *plain("total_bytes", "truncated")))
@@ -159,6 +161,11 @@ _KILL = WireFormat(
     KillReceipt,
     pb.KillReceipt,
     (*plain("empty", "whole"), WireField("signals", TUPLE), WireField("survivors", TUPLE)),
+)
+_ISOLATION = WireFormat(
+    IsolationReport,
+    pb.IsolationReport,
+    (*plain("level", "tmp", "host_access"), WireField("parts", TUPLE), WireField("missing", TUPLE)),
 )
 _RESPONSE = WireFormat(
     ExecResponse,
@@ -172,6 +179,7 @@ _RESPONSE = WireFormat(
         WireField("duration", DURATION),
         WireField("usage", nested(_USAGE)),
         *optional("kill", converter=nested(_KILL)),
+        *optional("isolation", converter=nested(_ISOLATION)),
     ),
 )
 _TRANSITION = WireFormat(ExecTransition, pb.ExecTransition, (WireField("state", STATE), WireField("time", TIMESTAMP)))
@@ -229,8 +237,8 @@ _EVENTS: dict[OutputKind, WireField] = {
 
 #: The tables of this module, for the test that no field is forgotten.
 FORMATS: tuple[WireFormat[Any, Any], ...] = (
-    LIMITS, _USAGE, _TERMINAL, _REQUEST, _SUMMARY, _ACCEPTED, _KILL, _RESPONSE, _TRANSITION, _STATUS, _CANCEL,
-    _APPROVAL, _OUTPUT,
+    LIMITS, _USAGE, _TERMINAL, _REQUEST, _SUMMARY, _ACCEPTED, _KILL, _ISOLATION, _RESPONSE, _TRANSITION, _STATUS,
+    _CANCEL, _APPROVAL, _OUTPUT,
 )  # fmt: skip
 
 # --- the functions ----------------------------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ policies:
     allowedCommands: ["/** ..."]
     allowInterpreters: true
     deniedCommands: [shutdown, reboot, halt, poweroff]
-    allowedUsers: ["*"]
+    allowedUsers: ["*", root]
+    hostAccess: true
     allowedWorkDirs: ["/**"]
     allowedEnvironment: ["*"]
     maxTimeout: 24h

@@ -11,7 +11,9 @@ from tachikoma.vocabulary.batches import MAX_EXPRESSIONS, BatchRequest
 from tachikoma.vocabulary.formats import FORMATS
 from tachikoma.vocabulary.grants import Digest, Grant
 from tachikoma.vocabulary.labels import BoundLabels
+from tachikoma.vocabulary.isolation import IsolationReport
 from tachikoma.vocabulary.limits import ResourceUsage
+from tachikoma.vocabulary.model import OMITTED_IF_NONE
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.results import KillReceipt
 from tachikoma.vocabulary.states import ExecState
@@ -76,6 +78,8 @@ class WorkOrder(Claims):
     digest: str = ""
     #: Lane on which the orchestrator receives the report (`tachikoma.redis.keys.report`); None: it finds the result.
     reply: Count | None = None
+    #: True if a command of root may reach the host. Older agents ignore it, and let it.
+    host_access: bool = False
     #: What policy granted.
     grant: Grant
     #: The request.
@@ -320,6 +324,8 @@ class Receipt(Claims):
     usage: ResourceUsage = ResourceUsage()
     #: The agent's report about killing the command; None if it was not killed.
     kill: KillReceipt | None = None
+    #: How the command was isolated; None if only its user separated it from others, or it never started.
+    isolation: Annotated[IsolationReport | None, OMITTED_IF_NONE] = None
 
     @model_validator(mode="after")
     def _killed_means_gone(self) -> Self:

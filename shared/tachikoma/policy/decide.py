@@ -27,6 +27,7 @@ from tachikoma.policy.patterns import Pattern
 from tachikoma.policy.rules import Case, Command, refusing_rule
 from tachikoma.policy.warnings import warnings_of
 from tachikoma.vocabulary.grants import Grant
+from tachikoma.vocabulary.isolation import strictest
 from tachikoma.vocabulary.limits import capability_mask
 from tachikoma.vocabulary.requests import DEFAULT_TIMEOUT, ExecRequest
 
@@ -269,6 +270,7 @@ def _verdict(case: Case) -> Decision:
         approvers=policy.approvers if policy.require_approval else (),
         observers=policy.observers if case.request.interactive else (),
         approval_timeout=policy.approval_timeout,
+        host_access=policy.host_access,
     )
 
 
@@ -293,6 +295,8 @@ def _grant(case: Case) -> Grant:
         kill_grace=_seconds(policy.kill_grace),
         idle_seconds=_seconds(policy.idle_timeout) if request.interactive else None,
         detached_seconds=_seconds(policy.detached_timeout) if request.interactive else None,
+        isolation=strictest(policy.isolation, request.isolation),
+        tmp=policy.tmp,
     )
 
 

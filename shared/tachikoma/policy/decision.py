@@ -43,6 +43,8 @@ class Decision:
     observers: tuple[str, ...] = ()
     #: How long the request may wait for its approval.
     approval_timeout: timedelta = timedelta(0)
+    #: True if a command of root may reach the host.
+    host_access: bool = False
 
     @property
     def executables(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from tachikoma.errors import PermissionDenied
 from tachikoma.policy.decision import Decision
 from tachikoma.vocabulary.grants import Grant, GrantedExecutable
+from tachikoma.vocabulary.isolation import strictest, strictest_tmp
 
 __all__ = ["NARROWING", "narrow"]
 
@@ -53,6 +54,8 @@ NARROWING: Mapping[str, Callable[[Grant, Grant], object]] = MappingProxyType(
         "kill_grace": lambda order, own: _shorter(order.kill_grace, own.kill_grace),
         "idle_seconds": lambda order, own: _shorter(order.idle_seconds, own.idle_seconds),
         "detached_seconds": lambda order, own: _shorter(order.detached_seconds, own.detached_seconds),
+        "isolation": lambda order, own: strictest(order.isolation, own.isolation),
+        "tmp": lambda order, own: strictest_tmp(order.tmp, own.tmp),
     }
 )
 

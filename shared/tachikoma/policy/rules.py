@@ -20,7 +20,11 @@ from tachikoma.vocabulary.grants import GrantedExecutable
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.types import format_duration
 
-__all__ = ["RULES", "RULES_OF_COMMANDS", "Case", "Command", "Rule", "refusing_rule"]
+__all__ = ["ROOT", "RULES", "RULES_OF_COMMANDS", "Case", "Command", "Rule", "refusing_rule"]
+
+
+#: The user that no wildcard of allowedUsers means.
+ROOT = "root"
 
 
 class Case:
@@ -173,15 +177,19 @@ class Address(Rule):
 
 
 class User(Rule):
-    """A user that the request names is allowed; the agent's default user always is."""
+    """A user that the request names is allowed; the agent's default user always is. No wildcard allows root."""
 
     field = "allowedUsers"
 
     def permits(self, case: Case) -> bool:
         user = case.request.user
+        if user == ROOT:
+            return any(pattern.names(user) for pattern in case.policy.users)
         return not user or any(pattern.matches(user, case.effort) for pattern in case.policy.users)
 
     def refusal(self, case: Case) -> str:
+        if case.request.user == ROOT and any(pattern.matches(ROOT) for pattern in case.policy.users):
+            return "allows the user 'root' only by a wildcard, which never means root: write its name out"
         return f"does not allow the user {case.request.user!r}"
 
 

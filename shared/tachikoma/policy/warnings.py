@@ -9,6 +9,8 @@ from tachikoma.policy.command_patterns import CommandPattern
 from tachikoma.policy.compiled import CompiledPolicy
 from tachikoma.policy.denials import DeniedCommand
 from tachikoma.policy.hazards.programs import ProgramKind, kind_of
+from tachikoma.policy.rules import ROOT
+from tachikoma.vocabulary.isolation import Isolation
 
 __all__ = ["warnings_of"]
 
@@ -44,8 +46,22 @@ def warnings_of(compiled: CompiledPolicy, others: Sequence[CompiledPolicy] = ())
             yield f"executableSha256 pins {path}, which no entry of allowedCommands matches"
     if any(network.prefixlen == 0 for network in compiled.networks):
         yield "allowedNetworks contains every address"
-    if policy.capabilities and not any(pattern.matches("root") for pattern in compiled.users):
+    yield from _warnings_of_root(compiled)
+    if policy.tmp is not None and policy.isolation in (None, Isolation.SHARED):
+        yield "tmp has an effect only with isolation private or sealed, which this policy does not name"
+
+
+def _warnings_of_root(compiled: CompiledPolicy) -> Iterator[str]:
+    policy = compiled.policy
+    root = any(pattern.names(ROOT) for pattern in compiled.users)
+    if not root and any(pattern.matches(ROOT) for pattern in compiled.users):
+        yield "allowedUsers allows root only by a wildcard, which never means root: write its name out"
+    if policy.capabilities and not root:
         yield "capabilities has no effect: only root keeps them, and allowedUsers does not allow root"
+    if policy.host_access and not root:
+        yield "hostAccess has no effect: only root has it, and allowedUsers does not allow root"
+    if policy.host_access and root:
+        yield "hostAccess lets commands of root change this host, other than its agent"
 
 
 def _warnings_of_command(compiled: CompiledPolicy, text: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tachikoma.vocabulary.isolation import Isolation, TmpScope
 from tachikoma.vocabulary.limits import OutputLimit, ResourceLimits
 from tachikoma.vocabulary.model import OMITTED_IF_NONE
 
@@ -53,3 +54,7 @@ class Grant(BaseModel):
     idle_seconds: Annotated[Annotated[float, Field(gt=0)] | None, OMITTED_IF_NONE] = None
     #: Seconds without an attached caller after which an interactive command is hung up; None for no limit.
     detached_seconds: Annotated[Annotated[float, Field(gt=0)] | None, OMITTED_IF_NONE] = None
+    #: Weakest isolation of the command; None for that of the agent's settings.
+    isolation: Annotated[Isolation | None, OMITTED_IF_NONE] = None
+    #: Whose temporary folders it has where it is isolated; None for those of its requester.
+    tmp: Annotated[TmpScope | None, OMITTED_IF_NONE] = None

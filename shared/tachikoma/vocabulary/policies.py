@@ -7,6 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from tachikoma.vocabulary.isolation import Isolation, TmpScope
 from tachikoma.vocabulary.limits import MAX_KILL_GRACE, OutputLimit, ResourceLimits, capability_mask
 from tachikoma.vocabulary.model import Model
 from tachikoma.vocabulary.requests import DEFAULT_TIMEOUT, MAX_TIMEOUT
@@ -97,6 +98,12 @@ class ExecPolicy(Model):
     detached_timeout: Duration = timedelta(minutes=10)
     #: SPIFFE ID patterns of the callers that may observe interactive executions, read-only. Empty: none.
     observers: tuple[str, ...] = ()
+    #: Weakest isolation of the commands. None: that of the agent's own setting.
+    isolation: Isolation | None = None
+    #: Whose temporary folders isolated commands have. None: those of their requester.
+    tmp: TmpScope | None = None
+    #: True if commands of root may reach the host: its files, its devices, the sockets of its services.
+    host_access: bool = False
     #: Networks from which requests may come. Empty: from any address.
     allowed_networks: tuple[Network, ...] = ()
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, ValidationError, field_validator
 
 from tachikoma.errors import InvalidRequest
+from tachikoma.vocabulary.isolation import Isolation
 from tachikoma.vocabulary.limits import ResourceLimits
 from tachikoma.vocabulary.model import OMITTED_IF_NONE, CallersModel, describe_validation_error
 from tachikoma.vocabulary.types import Base64, Duration, Identifier, Timestamp
@@ -151,6 +152,8 @@ class ExecRequest(CallersModel):
     tty: bool = False
     #: Type and size of the terminal. None: the defaults, if the command gets one.
     terminal: Annotated[Terminal | None, OMITTED_IF_NONE] = None
+    #: Isolation that the command needs; it never lowers that of policy and agent. None: theirs.
+    isolation: Annotated[Isolation | None, OMITTED_IF_NONE] = None
     #: SPIFFE ID of the requester. The server sets it; a caller leaves it empty or gives its own ID.
     requested_by: Annotated[str, Field(max_length=2048)] = ""
     #: Time at which the requester made the request.
@@ -173,6 +176,7 @@ class ExecRequest(CallersModel):
             interactive: bool = False,
             tty: bool = False,
             terminal: Terminal | None = None,
+            isolation: Isolation | str | None = None,
             requested_by: str = "",
             request_time: datetime = ...,
         ) -> None: ...

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field
 
 from tachikoma.errors import ExecutionFailed
+from tachikoma.vocabulary.isolation import IsolationReport
 from tachikoma.vocabulary.limits import ResourceLimits, ResourceUsage
 from tachikoma.vocabulary.model import Model
 from tachikoma.vocabulary.requests import DEFAULT_TIMEOUT, ExecRequest
@@ -90,6 +91,8 @@ class ExecResponse(Model):
     usage: ResourceUsage = ResourceUsage()
     #: The agent's report about killing the command; None if it was not killed.
     kill: KillReceipt | None = None
+    #: How the command was isolated; None if only its user separated it from others.
+    isolation: IsolationReport | None = None
 
     @property
     def text(self) -> str:

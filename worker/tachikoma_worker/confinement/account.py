@@ -23,6 +23,8 @@ class Account:
     gid: int
     home: str
     groups: tuple[int, ...]
+    #: Whether it is a requester's own, of which the host knows nothing.
+    dynamic: bool = False
 
     def may_execute(self, found: os.stat_result) -> bool:
         """Return whether the permission bits of a file let this user execute it, or enter it if it is a directory."""
@@ -58,7 +60,7 @@ def account(requested: str, default: str, spawner_uid: int) -> Account:
     if spawner_uid not in (0, entry.pw_uid):
         raise Refused(f"this agent runs as {user_name(spawner_uid)} and cannot become {entry.pw_name}")
     # Another name for uid 0 must not be a way around a policy that names root.
-    if entry.pw_uid == 0 and entry.pw_name not in (requested, default):
+    if entry.pw_uid == 0 and name not in ("root", default):
         raise Refused("commands run as root only if the request or the agent's settings name root")
     groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
     return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir, groups)

@@ -18,6 +18,8 @@ from tachikoma_worker.cgroups.hierarchy import Cgroup, Hierarchy
 from tachikoma_worker.confinement.account import Account, account
 from tachikoma_worker.confinement.environment import environment
 from tachikoma_worker.confinement.executable import Executable, check_real_path, open_executable
+from tachikoma_worker.confinement.isolation.enclosure import Enclosure
+from tachikoma_worker.confinement.isolation.enclosures import Enclosures
 from tachikoma_worker.confinement.refusals import Refused
 from tachikoma_worker.settings import WorkerSettings
 
@@ -35,6 +37,7 @@ class Prepared:
     environment: dict[str, str]
     executable: Executable
     cgroup: Cgroup
+    enclosure: Enclosure
 
     def discard(self) -> None:
         """Close the executable and remove the cgroup. Blocks while the kernel removes it."""
@@ -63,10 +66,12 @@ def narrowed(order: WorkOrder, policies: PolicySet, labels: Mapping[str, str]) -
     if local.approvers and not local.approvable_by(order.approved_by, order.sub):
         given = f"the approval is by {order.approved_by}" if order.approved_by else "there is none"
         raise Refused(f"the agent's own policy requires an approval by {' or '.join(local.approvers)}, and {given}")
-    return order.model_copy(update={"grant": grant})
+    return order.model_copy(update={"grant": grant, "host_access": order.host_access and local.host_access})
 
 
-def prepare(order: WorkOrder, settings: WorkerSettings, spawner_uid: int, cgroups: Hierarchy) -> Prepared:
+def prepare(
+    order: WorkOrder, settings: WorkerSettings, spawner_uid: int, cgroups: Hierarchy, enclosures: Enclosures
+) -> Prepared:
     """Check the command of an order and create its cgroup. Blocks.
 
     Args:
@@ -74,6 +79,7 @@ def prepare(order: WorkOrder, settings: WorkerSettings, spawner_uid: int, cgroup
         settings: those of the worker.
         spawner_uid: the user of the spawner.
         cgroups: the place where the cgroup is created.
+        enclosures: decides how the command is isolated.
 
     Raises:
         Refused: the command must not run here.
@@ -83,7 +89,8 @@ def prepare(order: WorkOrder, settings: WorkerSettings, spawner_uid: int, cgroup
     lacking = cgroups.missing(grant.limits)
     if lacking and settings.limits == "enforce":
         raise Refused(f"this agent cannot enforce the limits of {', '.join(lacking)}: no such cgroup controller")
-    user = account(request.user, settings.user, spawner_uid)
+    user = enclosures.account(order, spawner_uid) or account(request.user, settings.user, spawner_uid)
+    enclosure = enclosures.of(order, user)
     variables = environment(request.environment, user, request.terminal or Terminal() if request.tty else None)
     executable = open_executable(request.command, grant.executables, user, frozenset({0, spawner_uid}))
     try:
@@ -92,7 +99,7 @@ def prepare(order: WorkOrder, settings: WorkerSettings, spawner_uid: int, cgroup
     except BaseException:
         os.close(executable.fd)
         raise
-    return Prepared(order, user, variables, executable, cgroup)
+    return Prepared(order, user, variables, executable, cgroup, enclosure)
 
 
 def _make_cgroup(cgroups: Hierarchy, order: WorkOrder) -> Cgroup:

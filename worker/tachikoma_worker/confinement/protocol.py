@@ -101,6 +101,7 @@ class Operation(IntEnum):
     END_INPUT = 11
     RESIZE = 12
     HANG_UP = 13
+    DROP_TMP = 14
     FAILED = 64
     EXITED = 65
     INPUT_EVENT = 66
@@ -131,6 +132,19 @@ class Step(IntEnum):
     HELD = 20
     TERMINAL = 21
     INPUT = 22
+    INIT = 23
+    NAMESPACES = 24
+    MOUNTS = 25
+    READ_ONLY = 26
+    CGROUP_FILES = 27
+    MASK = 28
+    TMP = 29
+    DEVICES = 30
+    ACCOUNTS = 31
+    PROC = 32
+    NETWORK = 33
+    SCOPES = 34
+    SYSTEM_CALLS = 35
 
 
 class InputMode(IntEnum):

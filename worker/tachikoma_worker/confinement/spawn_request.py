@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tachikoma.vocabulary.requests import WindowSize
+from tachikoma_worker.confinement.isolation.enclosure import OPEN, Enclosure
 from tachikoma_worker.confinement.protocol import NAME_BYTES, NO_WINDOW, InputMode
 
 __all__ = ["SpawnRequest"]
 
 #: `struct spawn` of protocol.h. Its first field is its size, so that it can grow at its end.
-_SPAWN = struct.Struct(f"=IIIIIIIIIIQHHHH{NAME_BYTES}s")
-#: Flag: the cgroup is a directory of cgroup v2.
-_UNIFIED = 1
+_SPAWN = struct.Struct(f"=IIIIIIIIIIQHHHH{NAME_BYTES}sIIIIQQ")
+#: Flags: the cgroup is a directory of cgroup v2; all steps are done but the execution of the program.
+_UNIFIED, _PROBE = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +48,23 @@ class SpawnRequest:
     #: Whether they are one directory of cgroup v2.
     unified: bool = False
     umask: int = 0o022
+    #: Its isolation.
+    enclosure: Enclosure = OPEN
+    #: Whether it is only tried: the program is not executed, and the exit code is 0.
+    probe: bool = False
 
     def encode(self) -> tuple[bytes, list[int]]:
         """Return the body of the message and the descriptors that travel with it."""
         strings = [self.work_dir_root, self.work_dir, self.executable, *self.argv]
         strings += [f"{name}={value}" for name, value in self.environment.items()]
-        size = self.terminal
+        size, enclosure = self.terminal, self.enclosure
+        strings += enclosure.strings
         head = _SPAWN.pack(
-            _SPAWN.size, _UNIFIED if self.unified else 0, self.uid, self.gid, self.umask,
+            _SPAWN.size, _UNIFIED * self.unified | _PROBE * self.probe, self.uid, self.gid, self.umask,
             len(self.groups), len(self.argv), len(self.environment), len(self.cgroup_fds), self.input,
             self.capabilities, size.rows, size.columns, size.x_pixels, size.y_pixels, self.name.encode(),
+            enclosure.level.rank, enclosure.flags, enclosure.tmp.rank, len(enclosure.masks),
+            enclosure.tmp_bytes, enclosure.tmp_inodes,
         )  # fmt: skip
         groups = struct.pack(f"={len(self.groups)}I", *self.groups)
         body = b"".join((head, groups, *(os.fsencode(text) + b"\0" for text in strings)))

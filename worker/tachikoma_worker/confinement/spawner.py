@@ -23,6 +23,7 @@ from tachikoma.errors import ConfigurationError
 from tachikoma.vocabulary.requests import WindowSize
 from tachikoma_worker.confinement import protocol
 from tachikoma_worker.confinement.greeting import greet
+from tachikoma_worker.confinement.isolation.abilities import Abilities, find_abilities
 from tachikoma_worker.confinement.launch import start_spawner
 from tachikoma_worker.confinement.process import KILL_POLL_SECONDS, KILL_SECONDS, Process
 from tachikoma_worker.confinement.protocol import (
@@ -109,6 +110,17 @@ class Spawner:
         except ConfigurationError:
             connection.close()
             raise
+
+    def abilities(self) -> Abilities:
+        """Return what the spawner can enforce on this host. Only before `attach`; blocks.
+
+        Raises:
+            ConfigurationError: the spawner does not answer.
+        """
+        try:
+            return find_abilities(self._connection, self.uid)
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"cannot try what the spawner can isolate: {error}") from error
 
     # --- in the loop --------------------------------------------------------------------------------------------------
 
@@ -202,6 +214,10 @@ class Spawner:
                     break
                 await asyncio.sleep(KILL_POLL_SECONDS)
         return survivors.pids
+
+    async def drop_tmp(self, path: str) -> None:
+        """Remove a requester's temporary folders. Raises SpawnFailed, SpawnerGone."""
+        await self._ask(Operation.DROP_TMP, os.fsencode(path) + b"\0")
 
     async def release(self, name: str) -> None:
         """Let the spawner forget a command that has ended."""

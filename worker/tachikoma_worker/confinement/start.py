@@ -18,6 +18,14 @@ from tachikoma_worker.confinement.spawner import Spawner
 
 __all__ = ["explain", "start"]
 
+#: Steps that isolate a command.
+_ISOLATING = frozenset(
+    {
+        Step.INIT, Step.NAMESPACES, Step.MOUNTS, Step.READ_ONLY, Step.CGROUP_FILES, Step.MASK, Step.TMP, Step.DEVICES,
+        Step.ACCOUNTS, Step.PROC, Step.NETWORK, Step.SCOPES, Step.SYSTEM_CALLS,
+    }
+)  # fmt: skip
+
 
 async def start(prepared: Prepared, spawner: Spawner) -> Process:
     """Start a prepared command.
@@ -52,6 +60,7 @@ async def start(prepared: Prepared, spawner: Spawner) -> Process:
                 terminal=(order.request.terminal or Terminal()).size if mode is InputMode.TERMINAL else NO_WINDOW,
                 cgroup_fds=prepared.cgroup.fds,
                 unified=prepared.cgroup.unified,
+                enclosure=prepared.enclosure,
             )
         )
     except SpawnFailed as failure:
@@ -93,6 +102,8 @@ def explain(error: SpawnFailed, path: str, work_dir: str, user: Account) -> Refu
             return Refused(f"cannot open a terminal: {why}")
         case Step.CAPABILITIES:
             return Refused(f"cannot give up capabilities: {why}")
+        case step if step in _ISOLATING:
+            return Refused(f"cannot isolate the command ({error}); see the warnings of this agent")
         case _:
             return Refused(f"cannot be started: {error}")
 

@@ -26,12 +26,13 @@ from tachikoma.policy.watch import PolicyWatch
 from tachikoma.redis.access import RedisAccess, connect
 from tachikoma.streams.heartbeat import Heartbeat
 from tachikoma_worker.cgroups.detect import detect
+from tachikoma_worker.confinement.isolation.enclosures import Enclosures
 from tachikoma_worker.confinement.protocol import SpawnerGone
 from tachikoma_worker.engine.certificates import check_identity
 from tachikoma_worker.engine.control import Control
 from tachikoma_worker.engine.descriptors import raise_limit
 from tachikoma_worker.engine.folder_lock import FolderLock
-from tachikoma_worker.engine.heartbeat import Run, describe, host_warnings
+from tachikoma_worker.engine.heartbeat import Run, describe, logged_warnings
 from tachikoma_worker.engine.joining import REJOIN
 from tachikoma_worker.engine.lease import POLL_SECONDS, Lease
 from tachikoma_worker.engine.renewal import Renewal
@@ -44,6 +45,7 @@ from tachikoma_worker.engine.takeover import (
     sweep_all,
 )
 from tachikoma_worker.engine.tasks import PartFailed, TrackedTasks, named
+from tachikoma_worker.engine.tmp_folders import drop_unused_tmp
 from tachikoma_worker.execution.context import Context, sent_output
 from tachikoma_worker.execution.execution import Execution
 from tachikoma_worker.execution.journal import Journal, Unfinished
@@ -143,9 +145,8 @@ class Engine:
         cgroups = detect(settings.agent_id, name=settings.cgroup_name, where=settings.cgroup)
         spawner = connect_spawner(settings)
         raise_limit()
-        warnings = host_warnings(cgroups, spawner.uid)
-        for warning in warnings:
-            log.warning("agent.warning", warning=warning)
+        abilities = spawner.abilities()
+        warnings = logged_warnings(cgroups, spawner.uid, abilities)
         cleaning = TrackedTasks("cleaning.failed")
         context = Context(
             settings=settings,
@@ -157,6 +158,7 @@ class Engine:
             sent=sent_output(settings),
             spawner=spawner,
             cgroups=cgroups,
+            enclosures=Enclosures(settings, abilities),
             local_policy=PolicyWatch(settings.local_policy) if settings.local_policy else None,
             identity=identity,
             host=host_boot(),
@@ -270,6 +272,7 @@ class Engine:
             "lives": self._context.lives.watch(self._subscriptions),
             "write-back": self._write_back.run(),
             "spawner": self._watch_spawner(),
+            "tmp": drop_unused_tmp(self._context),
         }
         if self._renewal is not None:
             parts["renewal"] = self._renewal.run()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
+import structlog
 
 from tachikoma.identity.certificates import key_digest
 from tachikoma.identity.spiffe import InvalidIdentity
@@ -18,9 +19,12 @@ from tachikoma.vocabulary.formats import FORMATS
 from tachikoma_worker import VERSION
 from tachikoma_worker.cgroups.hierarchy import Hierarchy
 from tachikoma_worker.confinement.account import user_name
+from tachikoma_worker.confinement.isolation.abilities import Abilities
 from tachikoma_worker.settings import WorkerSettings
 
-__all__ = ["Run", "describe", "describe_trust", "host_warnings"]
+__all__ = ["Run", "describe", "describe_trust", "host_warnings", "logged_warnings"]
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,14 @@ def describe_trust(svid: Svid) -> Trust:
         root=root,
         bundle=tuple(key_digest(certificate) for certificate in svid.bundle.roots[:MAX_ROOTS]),
     )
+
+
+def logged_warnings(cgroups: Hierarchy, spawner_uid: int, abilities: Abilities) -> tuple[str, ...]:
+    """Log what this host cannot enforce, limits and isolation, and return it, for people."""
+    warnings = (*host_warnings(cgroups, spawner_uid), *abilities.warnings())
+    for warning in warnings:
+        log.warning("agent.warning", warning=warning)
+    return warnings
 
 
 def host_warnings(cgroups: Hierarchy, spawner_uid: int) -> tuple[str, ...]:

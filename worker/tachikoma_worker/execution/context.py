@@ -10,6 +10,7 @@ from tachikoma.identity.svid import SvidSource
 from tachikoma.policy.watch import PolicyWatch
 from tachikoma.redis.commands import Redis
 from tachikoma_worker.cgroups.hierarchy import Hierarchy
+from tachikoma_worker.confinement.isolation.enclosures import Enclosures
 from tachikoma_worker.confinement.spawner import Spawner
 from tachikoma_worker.execution.journal import Journal
 from tachikoma_worker.execution.lives import Lives
@@ -43,6 +44,8 @@ class Context:
     sent: SentOutput
     spawner: Spawner
     cgroups: Hierarchy
+    #: Decides how commands are isolated.
+    enclosures: Enclosures
     #: The agent's own policy, which can only narrow an order; None if it has none.
     local_policy: PolicyWatch | None
     identity: SvidSource

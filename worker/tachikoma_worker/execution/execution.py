@@ -192,7 +192,7 @@ class Execution:
             raise Refused("policy decided by other labels than the agent has")
         if context.local_policy is not None:
             order = narrowed(order, context.local_policy.current, context.settings.labels)
-        return prepare(order, context.settings, context.spawner.uid, context.cgroups)
+        return prepare(order, context.settings, context.spawner.uid, context.cgroups, context.enclosures)
 
     async def _claim_and_start(self, preparing: asyncio.Future[Prepared], order: WorkOrder) -> Ending | None:
         """Claim the execution and start its command.

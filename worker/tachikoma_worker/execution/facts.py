@@ -39,4 +39,5 @@ def facts_of(context: Context, prepared: Prepared, order_sha256: str) -> Facts:
         log_bytes=min(order.grant.output.limit or settings.log_bytes, settings.log_bytes),
         waits=order.grant.output.when_full is WhenFull.WAIT,
         session=session_facts(order),
+        isolation=prepared.enclosure.report(),
     )

@@ -117,6 +117,7 @@ def make_report(context: Context, exec_id: str, order_sha256: str, ending: Endin
         stderr=output.stderr_digest,
         usage=ending.usage,
         kill=ending.kill,
+        isolation=ending.isolation,
     )
     return Report(receipt, output.stdout, output.stderr)
 

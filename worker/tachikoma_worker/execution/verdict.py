@@ -74,6 +74,7 @@ def judge(
         duration_us=duration_us,
         usage=usage,
         kill=_kill_receipt(stopped, survivors, whole),
+        isolation=facts.isolation,
     )
 
 

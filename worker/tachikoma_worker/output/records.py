@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tachikoma.vocabulary.clock import LAST_MS
+from tachikoma.vocabulary.isolation import IsolationReport
 from tachikoma.vocabulary.limits import ResourceUsage
 from tachikoma.vocabulary.results import KillReceipt
 from tachikoma.vocabulary.states import ExecState
@@ -108,6 +109,8 @@ class Facts(BaseModel):
     log_bytes: int = 64 * 1024 * 1024
     #: Whether the output waits for readers when the log is full, instead of being cut.
     waits: bool = False
+    #: How it is isolated; None if only its user separates it from others.
+    isolation: IsolationReport | None = None
     #: None for a command that is not interactive.
     session: SessionFacts | None = None
     totals: Totals = Totals()
@@ -137,6 +140,8 @@ class Ending(BaseModel):
     usage: ResourceUsage = ResourceUsage()
     #: How the command was killed; None if it was not.
     kill: KillReceipt | None = None
+    #: How it was isolated; None if only its user separated it from others, or that is not known.
+    isolation: IsolationReport | None = None
 
     @model_validator(mode="before")
     @classmethod

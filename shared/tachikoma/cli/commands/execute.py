@@ -34,6 +34,7 @@ from tachikoma.cli.terminal import terminal_of
 from tachikoma.client.aio import AsyncClient
 from tachikoma.client.interactive import AsyncSession
 from tachikoma.errors import AgentUnknown, InvalidRequest, TachikomaError
+from tachikoma.vocabulary.isolation import Isolation
 from tachikoma.vocabulary.requests import MAX_STDIN_BYTES, ExecRequest, make_request
 from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus
 from tachikoma.vocabulary.states import ExecState
@@ -71,6 +72,9 @@ def execute(
     memory: Annotated[str | None, typer.Option(help="Limit of memory: 512MiB. Can only lower the policy's.")] = None,
     cpus: Annotated[float | None, typer.Option(help="Limit of processor time, in processors: 0.5.")] = None,
     pids: Annotated[int | None, typer.Option(help="Limit of processes and threads.")] = None,
+    isolation: Annotated[
+        Isolation | None, typer.Option(help="Isolation that it needs. Can only raise the policy's and the agent's.")
+    ] = None,
     interactive: InteractiveOption = False,
     tty: Annotated[bool, typer.Option("--tty", "-t", help="With a terminal; implies --interactive.")] = False,
     no_tty: Annotated[bool, typer.Option("--no-tty", "-T", help="Without a terminal.")] = False,
@@ -93,7 +97,7 @@ def execute(
     channel = _Channel.of(interactive=interactive, tty=tty, no_tty=no_tty, no_stdin=no_stdin)
     form = _Form(detach, output, output_dir)
     limits = {"memory": memory, "cpus": cpus, "pids": pids}
-    values: dict[str, Any] = {"agent_id": agent, "work_dir": cwd, "user": user, "id": exec_id}
+    values: dict[str, Any] = {"agent_id": agent, "work_dir": cwd, "user": user, "id": exec_id, "isolation": isolation}
     with reported():
         values |= {"command": remote_command(command), "environment": environment(env or [])}
         values["timeout"] = None if timeout is None else duration(timeout, "--timeout")

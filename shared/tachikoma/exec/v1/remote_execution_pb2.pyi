@@ -317,6 +317,7 @@ class ExecRequest(_message.Message):
     REQUEST_TIME_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     TERMINAL_FIELD_NUMBER: _builtins.int
+    ISOLATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the execution and idempotency key. The client library creates one if the caller sets none."""
     agent_id: _builtins.str
@@ -333,6 +334,8 @@ class ExecRequest(_message.Message):
     """Whether the command gets a terminal."""
     requested_by: _builtins.str
     """SPIFFE ID of the requester: empty, or the caller's own."""
+    isolation: _builtins.str
+    """Isolation that the command needs: shared, private or sealed. It never lowers that of policy and agent."""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The argv; never interpreted by a shell."""
@@ -374,12 +377,15 @@ class ExecRequest(_message.Message):
         request_time: _timestamp_pb2.Timestamp | None = ...,
         limits: Global___ResourceLimits | None = ...,
         terminal: Global___Terminal | None = ...,
+        isolation: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "request_time", b"request_time", "terminal", b"terminal", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_isolation", b"_isolation", "isolation", b"isolation", "limits", b"limits", "request_time", b"request_time", "terminal", b"terminal", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "command", b"command", "environment", b"environment", "id", b"id", "interactive", b"interactive", "limits", b"limits", "request_time", b"request_time", "requested_by", b"requested_by", "stdin", b"stdin", "terminal", b"terminal", "timeout", b"timeout", "tty", b"tty", "user", b"user", "work_dir", b"work_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_isolation", b"_isolation", "agent_id", b"agent_id", "command", b"command", "environment", b"environment", "id", b"id", "interactive", b"interactive", "isolation", b"isolation", "limits", b"limits", "request_time", b"request_time", "requested_by", b"requested_by", "stdin", b"stdin", "terminal", b"terminal", "timeout", b"timeout", "tty", b"tty", "user", b"user", "work_dir", b"work_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__isolation: _TypeAlias = _typing.Literal["isolation"]  # noqa: Y015
+    _WhichOneofArgType__isolation: _TypeAlias = _typing.Literal["_isolation", b"_isolation"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__isolation) -> _WhichOneofReturnType__isolation | None: ...
 
 Global___ExecRequest: _TypeAlias = ExecRequest  # noqa: Y015
 
@@ -611,6 +617,7 @@ class ExecResponse(_message.Message):
     SIGNAL_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     KILL_FIELD_NUMBER: _builtins.int
+    ISOLATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The execution."""
     exit_code: _builtins.int
@@ -657,6 +664,10 @@ class ExecResponse(_message.Message):
     def kill(self) -> Global___KillReceipt:
         """Report about the kill; unset if the command was not killed."""
 
+    @_builtins.property
+    def isolation(self) -> Global___IsolationReport:
+        """How the command was isolated; unset if only its user separated it from others."""
+
     def __init__(
         self,
         *,
@@ -676,14 +687,57 @@ class ExecResponse(_message.Message):
         signal: _builtins.int = ...,
         usage: Global___ResourceUsage | None = ...,
         kill: Global___KillReceipt | None = ...,
+        isolation: Global___IsolationReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "end_time", b"end_time", "kill", b"kill", "start_time", b"start_time", "stderr_summary", b"stderr_summary", "stdout_summary", b"stdout_summary", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "end_time", b"end_time", "isolation", b"isolation", "kill", b"kill", "start_time", b"start_time", "stderr_summary", b"stderr_summary", "stdout_summary", b"stdout_summary", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "cancelled", b"cancelled", "duration", b"duration", "end_time", b"end_time", "error", b"error", "exit_code", b"exit_code", "id", b"id", "kill", b"kill", "signal", b"signal", "start_time", b"start_time", "state", b"state", "stderr", b"stderr", "stderr_summary", b"stderr_summary", "stdout", b"stdout", "stdout_summary", b"stdout_summary", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "cancelled", b"cancelled", "duration", b"duration", "end_time", b"end_time", "error", b"error", "exit_code", b"exit_code", "id", b"id", "isolation", b"isolation", "kill", b"kill", "signal", b"signal", "start_time", b"start_time", "state", b"state", "stderr", b"stderr", "stderr_summary", b"stderr_summary", "stdout", b"stdout", "stdout_summary", b"stdout_summary", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExecResponse: _TypeAlias = ExecResponse  # noqa: Y015
+
+@_typing.final
+class IsolationReport(_message.Message):
+    """IsolationReport is the agent's report about the isolation of a command."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    TMP_FIELD_NUMBER: _builtins.int
+    HOST_ACCESS_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    level: _builtins.str
+    """The level: shared, private or sealed."""
+    tmp: _builtins.str
+    """Whose temporary folders the command had: host, requester or execution."""
+    host_access: _builtins.bool
+    """Whether policy let a command of root reach the host."""
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Parts of the isolation that the kernel enforced."""
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Parts of the level that the host's kernel cannot enforce."""
+
+    def __init__(
+        self,
+        *,
+        level: _builtins.str = ...,
+        tmp: _builtins.str = ...,
+        host_access: _builtins.bool = ...,
+        parts: _abc.Iterable[_builtins.str] | None = ...,
+        missing: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_access", b"host_access", "level", b"level", "missing", b"missing", "parts", b"parts", "tmp", b"tmp"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IsolationReport: _TypeAlias = IsolationReport  # noqa: Y015
 
 @_typing.final
 class KillReceipt(_message.Message):

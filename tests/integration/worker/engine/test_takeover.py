@@ -76,7 +76,9 @@ async def test_a_spool_that_cannot_be_read_at_all_is_given_up(
 
 async def test_a_command_that_no_worker_continues_is_killed_and_released(agent: LocalAgent) -> None:
     context = agent.context
-    prepared = prepare(agent.order("/bin/sleep", "600"), context.settings, context.spawner.uid, context.cgroups)
+    prepared = prepare(
+        agent.order("/bin/sleep", "600"), context.settings, context.spawner.uid, context.cgroups, context.enclosures
+    )
     process = await start(prepared, context.spawner)
     process.leave()
     prepared.discard()

@@ -55,7 +55,9 @@ class Running:
 def running(agent: LocalAgent, script: str, **facts: Any) -> Running:
     context = agent.context
     order = agent.order("/bin/sh", "-c", script)
-    return Running(agent, prepare(order, context.settings, context.spawner.uid, context.cgroups), **facts)
+    return Running(
+        agent, prepare(order, context.settings, context.spawner.uid, context.cgroups, context.enclosures), **facts
+    )
 
 
 async def test_an_ending_is_stored_before_the_spawner_forgets_the_command(agent: LocalAgent) -> None:

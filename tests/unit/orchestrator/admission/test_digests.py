@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tachikoma.policy.decide import PolicySet
 from tachikoma.policy.decision import Decision
+from tachikoma.vocabulary.isolation import Isolation
 from tachikoma.vocabulary.limits import ResourceLimits
 from tachikoma.vocabulary.requests import MAX_TIMEOUT, ExecRequest, Terminal
 from tachikoma_orchestrator.admission.digests import approval_digest, request_digest
@@ -53,6 +54,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "interactive": st.booleans(),
     "tty": st.booleans(),
     "terminal": st.none() | st.builds(Terminal, rows=st.integers(0, 99), type=st.sampled_from(["xterm", "screen"])),
+    "isolation": st.none() | st.sampled_from(Isolation),
     "requested_by": TEXT,
 }
 REQUESTS = st.fixed_dictionaries(FIELDS)

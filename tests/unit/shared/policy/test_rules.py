@@ -164,6 +164,9 @@ NO_RULE = {
     "killGrace": "the grant",
     "idleTimeout": "the grant",
     "detachedTimeout": "the grant",
+    "isolation": "the grant",
+    "tmp": "the grant",
+    "hostAccess": "the decision",
     "rateLimit": "admission",
     "requireApproval": "the decision",
     "approvers": "the decision",
@@ -193,6 +196,7 @@ DECIDED_BY = {
     "request_time": "a claim of the requester",
     "stdin": "data",
     "limits": "they only lower those of the policy",
+    "isolation": "it only raises that of the policy",
     "terminal": "a property of the terminal that allowTty permits",
 }
 

@@ -11,8 +11,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tachikoma.vocabulary.isolation import Isolation, TmpScope
 from tachikoma.vocabulary.requests import WindowSize
 from tachikoma_worker.confinement import protocol
+from tachikoma_worker.confinement.isolation.enclosure import Enclosure
 from tachikoma_worker.confinement.protocol import InputMode
 from tachikoma_worker.confinement.spawn_request import SpawnRequest
 
@@ -24,23 +26,27 @@ TEXT = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("C
 
 
 #: `struct spawn` of protocol.h.
-SPAWN = "=10IQ4H64s"
+SPAWN = "=10IQ4H64s4I2Q"
 
 
 def parse(body: bytes) -> dict[str, Any]:
     """Read a spawn request as protocol.c does."""
     fields = struct.unpack_from(SPAWN, body)
-    length, flags, uid, gid, umask, groups, arguments, variables, cgroups, mode, capabilities, *size, name = fields
+    length, flags, uid, gid, umask, groups, arguments, variables, cgroups, mode, capabilities, *more = fields
+    size, name, isolation = more[:4], more[4], more[5:]
     assert length == struct.calcsize(SPAWN)
     rest = body[length:]
     ids = struct.unpack_from(f"={groups}I", rest)
     strings = rest[4 * groups :].split(b"\0")
     assert strings.pop() == b""
-    assert len(strings) == 3 + arguments + variables
+    assert len(strings) >= 3 + arguments + variables
+    variables_end = 3 + arguments + variables
     return {
         "uid": uid, "gid": gid, "umask": umask, "flags": flags, "capabilities": capabilities, "groups": ids,
         "cgroups": cgroups, "name": name.rstrip(b"\0").decode(), "paths": strings[:3], "input": mode,
-        "size": WindowSize(*size), "argv": strings[3 : 3 + arguments], "environment": strings[3 + arguments :],
+        "size": WindowSize(*size), "argv": strings[3 : 3 + arguments],
+        "environment": strings[3 + arguments : variables_end], "isolation": isolation,
+        "more paths": strings[variables_end:],
     }  # fmt: skip
 
 
@@ -72,6 +78,21 @@ def test_a_request_is_read_as_it_was_written(
     assert found["cgroups"] == len(cgroup_fds)
 
 
+def test_the_isolation_follows_the_name_and_its_paths_follow_the_environment() -> None:
+    enclosure = Enclosure(
+        Isolation.SEALED, masked=True, scoped=True, masks=("/data", "/run/x"), tmp=TmpScope.REQUESTER,
+        tmp_folder="/data/tmp/1", tmp_bytes=4096, tmp_inodes=16, passwd="/data/accounts/1",
+    )  # fmt: skip
+    body, _ = SpawnRequest(
+        name="job-7", uid=0, gid=0, groups=(), capabilities=0, work_dir_root="/", work_dir="", executable="/bin/true",
+        executable_fd=3, argv=["true"], environment={"A": "1"}, enclosure=enclosure, probe=True,
+    ).encode()  # fmt: skip
+    found = parse(body)
+    assert found["flags"] == 2
+    assert found["isolation"] == [2, 1 | 4 | 8, 1, 2, 4096, 16]
+    assert found["more paths"] == [b"/data", b"/run/x", b"/data/tmp/1", b"/data/accounts/1"]
+
+
 def test_bytes_of_names_that_are_no_text_arrive_unchanged() -> None:
     path = os.fsdecode(b"/bin/\xff")
     body, _ = SpawnRequest(
@@ -84,4 +105,5 @@ def test_bytes_of_names_that_are_no_text_arrive_unchanged() -> None:
 def test_the_least_size_is_that_of_the_c_header() -> None:
     found = re.search(r"#define SPAWN_BYTES (\d+)", HEADER)
     assert found
-    assert int(found[1]) == struct.calcsize(SPAWN)
+    # The fields of isolation came later.
+    assert int(found[1]) == struct.calcsize(SPAWN.removesuffix("4I2Q"))

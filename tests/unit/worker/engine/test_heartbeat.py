@@ -12,7 +12,8 @@ from tachikoma.identity.spiffe import agent_id
 from tachikoma.identity.svid import Svid
 from tachikoma.vocabulary.clock import from_ms
 from tachikoma_worker.cgroups.hierarchy import NoHierarchy
-from tachikoma_worker.engine.heartbeat import Run, describe, describe_trust, host_warnings
+from tachikoma_worker.confinement.isolation.abilities import Abilities
+from tachikoma_worker.engine.heartbeat import Run, describe, describe_trust, host_warnings, logged_warnings
 from tachikoma_worker.settings import WorkerSettings
 
 ID = str(agent_id("tachikoma.local", "web-1"))
@@ -53,3 +54,10 @@ def test_a_spawner_that_is_not_root_is_a_warning() -> None:
     assert first == cgroups.warnings[0]
     assert second == "commands run as 123456 only, with its rights: the spawner is not root"
     assert third.startswith("programs that belong to 123456 are executed")
+
+
+def test_what_a_host_cannot_isolate_is_a_warning_too() -> None:
+    cgroups = NoHierarchy("a test")
+    found = logged_warnings(cgroups, 0, Abilities.none("no rights"))
+    assert found[: len(cgroups.warnings)] == cgroups.warnings
+    assert found[len(cgroups.warnings) :] == tuple(Abilities.none("no rights").warnings())

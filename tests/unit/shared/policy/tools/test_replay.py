@@ -209,7 +209,7 @@ def test_an_event_of_a_newer_version_says_nothing() -> None:
     ],
 )
 def test_what_is_no_valid_request_today_is_skipped(agent: str, values: dict[str, Any]) -> None:
-    new = policies({"allowedCommands": ["/** ..."], "allowedUsers": ["**"], "allowedWorkDirs": ["/**"]})
+    new = policies({"allowedCommands": ["/** ..."], "allowedUsers": ["**", "root"], "allowedWorkDirs": ["/**"]})
     assert replayed(NOTHING, new, asked("uptime", on=agent, **values)).changes == []
     assert replayed(NOTHING, new, asked("uptime")).changes
 

@@ -1,0 +1,71 @@
+"""Isolation of executions from each other and from the agent: levels, temporary folders, and what a receipt says."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from tachikoma.vocabulary.model import Model
+
+__all__ = ["Isolation", "IsolationReport", "TmpScope", "strictest", "strictest_tmp"]
+
+
+class Isolation(StrEnum):
+    """How far an execution is isolated, from the weakest level to the strongest."""
+
+    #: Only users separate executions. A command of root is kept from the agent and the host.
+    SHARED = "shared"
+    #: Own processes, temporary folders, System V objects and keys; the agent's files are out of reach.
+    PRIVATE = "private"
+    #: In addition no network, and no system calls that open a way around the isolation.
+    SEALED = "sealed"
+
+    @property
+    def rank(self) -> int:
+        """Return the number of the level, higher for a stronger one; the spawner's protocol has the same numbers."""
+        return list(Isolation).index(self)
+
+
+class TmpScope(StrEnum):
+    """Whose `/tmp`, `/var/tmp` and `/dev/shm` a command has at `private` and `sealed`, from the widest to the own."""
+
+    #: Those of the host.
+    HOST = "host"
+    #: Those of its requester on this agent, which last between commands.
+    REQUESTER = "requester"
+    #: Those of its execution alone, which end with it.
+    EXECUTION = "execution"
+
+    @property
+    def rank(self) -> int:
+        """Return the number of the scope, higher for a narrower one; the spawner's protocol has the same numbers."""
+        return list(TmpScope).index(self)
+
+
+class IsolationReport(Model):
+    """How an execution was isolated, as its agent reports it."""
+
+    #: The level.
+    level: Isolation
+    #: Whose temporary folders the command had.
+    tmp: TmpScope
+    #: True if policy let a command of root reach the host.
+    host_access: bool = False
+    #: Parts of the isolation that the kernel enforced, such as "processes" or "network".
+    parts: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Field(max_length=32)] = ()
+    #: Parts of the level that this host's kernel cannot enforce.
+    missing: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=32)] = ()
+
+
+def strictest(*levels: Isolation | None) -> Isolation | None:
+    """Return the strongest level; None, which asks for none, if all are None."""
+    given = [level for level in levels if level is not None]
+    return max(given, key=lambda level: level.rank) if given else None
+
+
+def strictest_tmp(*scopes: TmpScope | None) -> TmpScope | None:
+    """Return the narrowest scope; None if all are None."""
+    given = [scope for scope in scopes if scope is not None]
+    return max(given, key=lambda scope: scope.rank) if given else None

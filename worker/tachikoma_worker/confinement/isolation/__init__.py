@@ -1,0 +1,1 @@
+"""The isolation of commands: levels, users of requesters, and what the host can enforce."""

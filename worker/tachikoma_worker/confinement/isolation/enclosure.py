@@ -1,0 +1,78 @@
+"""The isolation of one command, as the spawner is asked for it and as the receipt reports it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tachikoma.vocabulary.isolation import Isolation, IsolationReport, TmpScope
+
+__all__ = ["OPEN", "Enclosure"]
+
+#: `enum confine_flag` of protocol.h.
+_MASKS, _READ_ONLY, _SCOPED, _PASSWD = 1, 2, 4, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Enclosure:
+    """The isolation of one command."""
+
+    level: Isolation = Isolation.SHARED
+    #: Whether the command has a mount namespace, with the masks below and read-only cgroups.
+    masked: bool = False
+    #: Whether all files but the temporary ones are read-only, and only harmless devices exist; for root.
+    read_only: bool = False
+    #: Whether Landlock keeps it from abstract sockets and signals of processes outside.
+    scoped: bool = False
+    #: Paths that are covered.
+    masks: tuple[str, ...] = ()
+    #: Whose temporary folders it has.
+    tmp: TmpScope = TmpScope.HOST
+    #: Folder of the requester's temporary folders; empty unless `tmp` is REQUESTER.
+    tmp_folder: str = ""
+    #: Bytes and inodes of temporary folders that are made.
+    tmp_bytes: int = 0
+    tmp_inodes: int = 0
+    #: File in place of /etc/passwd; empty for none.
+    passwd: str = ""
+    #: Whether policy lets a command of root reach the host.
+    host_access: bool = False
+    #: Parts that this host cannot enforce, for people.
+    missing: tuple[str, ...] = ()
+
+    @property
+    def flags(self) -> int:
+        """The flags of the spawner's request."""
+        return _MASKS * self.masked | _READ_ONLY * self.read_only | _SCOPED * self.scoped | _PASSWD * bool(self.passwd)
+
+    @property
+    def strings(self) -> list[str]:
+        """The paths at the end of the spawner's request."""
+        return [*self.masks, *filter(None, (self.tmp_folder, self.passwd))]
+
+    def report(self) -> IsolationReport | None:
+        """Return what the receipt says; None if only the user separates the command from others."""
+        if not self.masked and not self.missing:
+            return None
+        return IsolationReport(
+            level=self.level, tmp=self.tmp, host_access=self.host_access, parts=tuple(self._parts()),
+            missing=self.missing,
+        )  # fmt: skip
+
+    def _parts(self) -> Iterator[str]:
+        if self.masked:
+            yield from ("agent files", "cgroup files")
+        if self.read_only:
+            yield from ("host files", "devices")
+        if self.level is not Isolation.SHARED:
+            yield from ("processes", "mounts", "System V IPC", "keyrings")
+        if self.passwd:
+            yield "user"
+        if self.scoped:
+            yield from ("abstract sockets", "signals")
+        if self.level is Isolation.SEALED:
+            yield from ("network", "system calls")
+
+
+#: The isolation of a command that is not isolated.
+OPEN = Enclosure()
