@@ -1,7 +1,7 @@
 """A fully confined start of one command beside `subprocess.run`, in one run: `make bench-spawn`, as root.
 
 Both run /bin/true with captured output and wait for its end; interleaved, with idle gaps between, since dense loops
-hide the kernel's grace periods. What is done ahead (checks, the cgroup) and behind (its removal) has rows of its own.
+hide the kernel's grace periods. Each level of isolation has rows of its own. What is done ahead (checks, the cgroup) and behind (its removal) has rows of its own.
 Compare ratios, not times.
 """
 
@@ -19,9 +19,12 @@ from pathlib import Path
 
 from tachikoma.identity.signed_messages import WorkOrder
 from tachikoma.vocabulary.grants import Grant, GrantedExecutable
+from tachikoma.vocabulary.isolation import Isolation
 from tachikoma.vocabulary.limits import ResourceLimits
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma_worker.cgroups.detect import detect
+from tachikoma_worker.cgroups.hierarchy import Hierarchy
+from tachikoma_worker.confinement.isolation.enclosures import Enclosures
 from tachikoma_worker.confinement.prepare import prepare
 from tachikoma_worker.confinement.spawner import Spawner
 from tachikoma_worker.confinement.start import start
@@ -31,9 +34,9 @@ PROGRAM = "/bin/true"
 LIMITS = ResourceLimits.model_validate({"memory": "256MiB", "cpus": 1, "pids": 64})
 
 
-def order() -> WorkOrder:
+def order(level: Isolation) -> WorkOrder:
     request = ExecRequest(agent_id="bench", command=(PROGRAM,))
-    grant = Grant(executables=(GrantedExecutable(path=PROGRAM),), limits=LIMITS)
+    grant = Grant(executables=(GrantedExecutable(path=PROGRAM),), limits=LIMITS, isolation=level)
     return WorkOrder(iss="", iat=0, aud="", sub="", exp=0, jti=request.id, policy="", request=request, grant=grant)
 
 
@@ -50,14 +53,44 @@ async def read_to_end(descriptor: int) -> None:
     await done
 
 
+def parts_of(level: Isolation) -> tuple[str, str, str]:
+    """The measured times of a command at a level: all of the start and the end, before it, and after it."""
+    return str(level), f"{level}, ahead", f"{level}, behind"
+
+
+async def confined(
+    spawner: Spawner, cgroups: Hierarchy, enclosures: Enclosures, level: Isolation, gap: float
+) -> tuple[float, float, float]:
+    """Run a command at a level and return its times, as in `parts_of`."""
+    settings = enclosures.settings
+    begin = time.perf_counter()
+    prepared = await asyncio.to_thread(prepare, order(level), settings, spawner.uid, cgroups, enclosures)
+    ahead = time.perf_counter() - begin
+    await asyncio.sleep(gap)
+
+    begin = time.perf_counter()
+    process = await start(prepared, spawner)
+    await asyncio.gather(read_to_end(process.stdout), read_to_end(process.stderr))
+    end = await process.exited
+    taken = time.perf_counter() - begin
+    assert end.exit_code == 0
+
+    begin = time.perf_counter()
+    await process.close()
+    await asyncio.to_thread(prepared.discard)
+    behind = time.perf_counter() - begin
+    await asyncio.sleep(gap)
+    return taken, ahead, behind
+
+
 async def measure(count: int, gap: float) -> dict[str, list[float]]:
-    taken: dict[str, list[float]] = {
-        name: [] for name in ("subprocess.run", "asyncio subprocess", "confined", "ahead", "behind")
-    }
+    names = ("subprocess.run", "asyncio subprocess", *(name for level in Isolation for name in parts_of(level)))
+    taken: dict[str, list[float]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
         cgroups = detect("bench", name=f"tachikoma-bench-{os.getpid()}", where="top")
         settings = WorkerSettings(agent_id="bench", redis_url="unix:///", identity=Path(folder), data=Path(folder))
         spawner = Spawner.connect(Path(folder) / "spawner.sock")
+        enclosures = Enclosures(settings, spawner.abilities())
         spawner.attach()
         print(f"cgroups: {', '.join(sorted(cgroups.controllers)) or 'none'}; spawner runs as uid {spawner.uid}")
         try:
@@ -73,23 +106,11 @@ async def measure(count: int, gap: float) -> dict[str, list[float]]:
                 taken["asyncio subprocess"].append(time.perf_counter() - begin)
                 await asyncio.sleep(gap)
 
-                begin = time.perf_counter()
-                prepared = await asyncio.to_thread(prepare, order(), settings, spawner.uid, cgroups)
-                taken["ahead"].append(time.perf_counter() - begin)
-                await asyncio.sleep(gap)
-
-                begin = time.perf_counter()
-                process = await start(prepared, spawner)
-                await asyncio.gather(read_to_end(process.stdout), read_to_end(process.stderr))
-                end = await process.exited
-                taken["confined"].append(time.perf_counter() - begin)
-                assert end.exit_code == 0
-
-                begin = time.perf_counter()
-                await process.close()
-                await asyncio.to_thread(prepared.discard)
-                taken["behind"].append(time.perf_counter() - begin)
-                await asyncio.sleep(gap)
+                for level in Isolation:
+                    for name, seconds in zip(
+                        parts_of(level), await confined(spawner, cgroups, enclosures, level, gap), strict=True
+                    ):
+                        taken[name].append(seconds)
         finally:
             await spawner.stop()
             cgroups.close()

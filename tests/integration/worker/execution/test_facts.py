@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from local_agent import REQUESTER, LocalAgent
+from tachikoma.vocabulary.isolation import Isolation
 from tachikoma_worker.confinement.prepare import prepare
 from tachikoma_worker.execution.facts import facts_of
 from tachikoma_worker.output.records import Facts
@@ -16,7 +18,8 @@ from tachikoma_worker.output.records import Facts
 
 def made(agent: LocalAgent, **fields: Any) -> Facts:
     context = agent.context
-    prepared = prepare(agent.order("/bin/true", **fields), context.settings, context.spawner.uid, context.cgroups)
+    order = agent.order("/bin/true", **fields)
+    prepared = prepare(order, context.settings, context.spawner.uid, context.cgroups, context.enclosures)
     try:
         return facts_of(context, prepared, "ab")
     finally:
@@ -46,3 +49,10 @@ def test_the_log_is_never_larger_than_the_agent_allows(agent: LocalAgent) -> Non
 def test_the_grace_before_the_kill_is_the_agents_unless_policy_grants_another(agent: LocalAgent) -> None:
     assert made(agent).kill_grace == agent.context.settings.kill_grace.total_seconds()
     assert made(agent, grant={"kill_grace": 0.25}).kill_grace == 0.25
+
+
+async def test_facts_say_how_the_command_is_isolated(agent: LocalAgent, need: Callable[[bool, str], None]) -> None:
+    need(not agent.context.enclosures._abilities.levels[Isolation.PRIVATE], "namespaces")
+    facts = made(agent, grant={"isolation": Isolation.PRIVATE})
+    assert facts.isolation is not None
+    assert facts.isolation.level is Isolation.PRIVATE
