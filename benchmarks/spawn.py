@@ -1,8 +1,8 @@
 """A fully confined start of one command beside `subprocess.run`, in one run: `make bench-spawn`, as root.
 
 Both run /bin/true with captured output and wait for its end; interleaved, with idle gaps between, since dense loops
-hide the kernel's grace periods. Each level of isolation has rows of its own. What is done ahead (checks, the cgroup) and behind (its removal) has rows of its own.
-Compare ratios, not times.
+hide the kernel's grace periods. Each level of isolation has rows of its own, and so has what is done ahead (checks,
+the cgroup) and behind (its removal). Compare ratios, not times.
 """
 
 from __future__ import annotations
