@@ -10,8 +10,8 @@ from tachikoma.identity.signing import Claims
 from tachikoma.vocabulary.batches import MAX_EXPRESSIONS, BatchRequest
 from tachikoma.vocabulary.formats import FORMATS
 from tachikoma.vocabulary.grants import Digest, Grant
-from tachikoma.vocabulary.labels import BoundLabels
 from tachikoma.vocabulary.isolation import IsolationReport
+from tachikoma.vocabulary.labels import BoundLabels
 from tachikoma.vocabulary.limits import ResourceUsage
 from tachikoma.vocabulary.model import OMITTED_IF_NONE
 from tachikoma.vocabulary.requests import ExecRequest
