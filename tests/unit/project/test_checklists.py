@@ -162,7 +162,6 @@ LARGE_LEVELS: dict[str, str] = {
     "orchestrator/tachikoma_orchestrator/api": "one module for each noun of the API",
     "shared/tachikoma": "one folder for each room, and the modules that are public names of the package",
     "shared/tachikoma/vocabulary": "one file for each noun that both sides speak of; they have no rooms",
-    "orchestrator/tachikoma_orchestrator/executions": "one module for each step between acceptance and final state",
     "orchestrator/tachikoma_orchestrator/store/lua": "one file for each atomic change; they have no rooms",
 }
 #: RPCs that no method of the client calls.
