@@ -116,8 +116,8 @@ measure: dev ## Print sizes of modules and functions, entries per level, and wha
 
 ## Benchmarks (they report times; no test asserts them)
 
-bench: $(VENV)/installed ## Latency of one command beside subprocess and plain Celery.
-	$(BIN)/python benchmarks/execute.py
+bench: $(VENV)/installed ## One command here and by asyncssh, OpenSSH and plain Celery; ARGS as `--beside NAME=PYTHON`.
+	$(BIN)/python benchmarks/compare $(ARGS)
 
 bench-spawn: $(VENV)/installed ## A confined start beside subprocess.run; needs root.
 	$(BIN)/python benchmarks/spawn.py

@@ -88,6 +88,8 @@ class _Sshd(Peer):
             f"ListenAddress 127.0.0.1\nPort {self.port}\nHostKey {folder}/host\nPidFile none\nUsePAM no\n"
             f"AuthorizedKeysFile {self.key}.pub\nStrictModes no\nPermitRootLogin yes\nMaxSessions 100\n"
             "MaxStartups 100\nLogLevel ERROR\n"
+            # A bash that sshd starts reads the user's files first, unless it runs inside another one.
+            "SetEnv SHLVL=5\n"
         )
         self._server = subprocess.Popen(
             [shutil.which("sshd") or "/usr/sbin/sshd", "-D", "-f", str(folder / "config")], stderr=subprocess.DEVNULL

@@ -262,7 +262,9 @@ def _publish(pipe: Any, context: Context, result: _SignedResult, text: str | byt
     It is published for the orchestrator that sent the order, and on the channel where Celery's `AsyncResult` listens.
     """
     exec_id = result.receipt.jti
-    pipe.expire(keys.output(context.agent, exec_id), _retention_seconds(context))
+    if result.receipt.chunks or result.receipt.stdout.truncated:
+        # Not for a command without output, which has no log. How much a truncated one has may not be known.
+        pipe.expire(keys.output(context.agent, exec_id), _retention_seconds(context))
     if result.reply is not None:
         pipe.publish(keys.report(context.agent, result.reply, exec_id), text)
     pipe.publish(_key(context, result), text)
