@@ -75,7 +75,7 @@ def test_one_requesters_commands_leave_slots_and_turns_for_another(tmp_path: Pat
         policy = stack.policy.read_text()
         stack.policy.write_text(policy.replace(f'subjects: ["{me}"', f'subjects: ["{me}", "{other}"'))
         script = f"touch {running}/$$; while [ ! -e {go} ]; do sleep 0.2; done"
-        jobs = [request("sh", "-c", script) for _ in range(20)]
+        jobs = [request("sh", "-c", script, timeout=600) for _ in range(20)]
         for job in jobs:
             client.submit(job)
         wait_until(lambda: len(list(running.iterdir())) == 15, "all slots but the reserved one are taken")

@@ -107,19 +107,19 @@ async def test_a_heartbeat_that_says_nothing_new_only_renews_the_lease(
         lease = Lease(settings, RedisAccess(settings.redis_url), agent)
         lease.start()
         await until(lambda: agent.beats > 30, "it rests")
-        await redis.expire(keys.info("web-1"), 2)
+        await redis.expire(keys.info("web-1"), 10)
         beats = agent.beats
         await until(lambda: agent.beats > beats + 2, "it is renewed")
-        assert await redis.ttl(keys.info("web-1")) > 2
+        assert await redis.ttl(keys.info("web-1")) > 10
         agent.running = 1
         beats = agent.beats
         await until(lambda: agent.beats > beats + 5, "it runs something")
         await asyncio.to_thread(lease.stop)
         sent = [message async for message in _heartbeats(events)]
-    # Two in the beginning, by which clocks are compared. While it holds an execution, all.
-    assert [beat.running for beat in sent[:3]] == [0, 0, 1]
-    assert all(beat.running == 1 for beat in sent[2:])
-    assert len(sent) >= 2 + 5
+    # Two in the beginning, by which clocks are compared; more only if the lease ended because this machine stalled.
+    assert 2 <= sum(beat.running == 0 for beat in sent) < 10
+    # While it holds an execution, all.
+    assert sum(beat.running == 1 for beat in sent) >= 5
 
 
 async def _heartbeats(events: Any) -> AsyncIterator[Heartbeat]:
