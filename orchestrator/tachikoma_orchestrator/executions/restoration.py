@@ -198,7 +198,7 @@ class OpenIndex:
     async def _restore(self) -> None:
         offset = 0
         # The newest first: executions that are admitted meanwhile then let entries appear twice, and skip none.
-        while ids := await self._redis.zrange(keys.INDEX, offset, offset + COMPARED - 1, desc=True):
+        while ids := await self._newest(offset):
             async with self._redis.pipeline(transaction=False) as pipe:
                 for raw in ids:
                     pipe.hget(keys.execution(raw.decode(errors="replace")), "state")
@@ -207,3 +207,9 @@ class OpenIndex:
             records = await self._ledger.records(unfinished)
             await self._ledger.reopen([record for record in records if not record.state.terminal])
             offset += len(ids)
+
+    async def _newest(self, offset: int) -> list[bytes]:
+        # The method of redis-py would send ZREVRANGE, for which the orchestrator has no right.
+        last = offset + COMPARED - 1
+        found: list[bytes] = await self._redis.execute_command("ZRANGE", keys.INDEX, offset, last, "REV")
+        return found

@@ -78,7 +78,6 @@ class Redis(Protocol):
         end: Value,
         *,
         byscore: bool = False,
-        desc: bool = False,
         offset: int | None = None,
         num: int | None = None,
     ) -> list[bytes]: ...

@@ -37,7 +37,6 @@ CALLS: list[tuple[str, tuple[object, ...], dict[str, Any], int]] = [
     ("zadd", ("sorted", {"a": 1, "b": 2.5}), {}, 0),
     ("zadd", ("sorted", {"a": 1}), {"nx": True}, 0),
     ("zrange", ("sorted", 0, -1), {}, 0),
-    ("zrange", ("sorted", 0, -1), {"desc": True}, 0),
     ("zrange", ("sorted", 0, 9), {"byscore": True}, 0),
     ("zrevrangebyscore", ("sorted", "+inf", "-inf"), {"start": 0, "num": 1}, 0),
     ("zrevrangebyscore", ("sorted", "+inf", "-inf"), {"withscores": True}, 1),
