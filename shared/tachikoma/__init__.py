@@ -45,8 +45,8 @@ if TYPE_CHECKING:
         Unavailable,
     )
     from tachikoma.sessions.frames import SignalName
-    from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
-    from tachikoma.vocabulary.audit import AuditCode, ExecAuditLog
+    from tachikoma.vocabulary.agents import AgentInfo, AgentTrust, Enrolment, Revocation
+    from tachikoma.vocabulary.audit import AuditCode, AuditedRequest, ExecAuditLog
     from tachikoma.vocabulary.batches import (
         BatchPreview,
         BatchRequest,
@@ -54,10 +54,11 @@ if TYPE_CHECKING:
         BatchState,
         BatchStatus,
         BatchUpdate,
+        PreviewedTarget,
         StopCause,
         TargetState,
     )
-    from tachikoma.vocabulary.limits import ResourceLimits, ResourceUsage
+    from tachikoma.vocabulary.limits import OutputLimit, ResourceLimits, ResourceUsage
     from tachikoma.vocabulary.policies import ExecPolicy, PolicyStatus, RateLimitConfig
     from tachikoma.vocabulary.requests import ExecRequest, Terminal, WindowSize, new_id
     from tachikoma.vocabulary.results import (
@@ -73,7 +74,7 @@ if TYPE_CHECKING:
         OutputKind,
         OutputSummary,
     )
-    from tachikoma.vocabulary.schedules import DueOutcome, ScheduledRun, ScheduleStatus
+    from tachikoma.vocabulary.schedules import DueOutcome, Missed, Overlap, ScheduledRun, ScheduleStatus
     from tachikoma.vocabulary.states import ExecState
 
 #: The module of each public name, grouped by what the names are for.
@@ -112,21 +113,27 @@ _MODULES = {
     "BatchUpdate": "vocabulary.batches",
     "BatchResult": "vocabulary.batches",
     "BatchPreview": "vocabulary.batches",
+    "PreviewedTarget": "vocabulary.batches",
     "TargetState": "vocabulary.batches",
     "StopCause": "vocabulary.batches",
     # agents
     "AgentInfo": "vocabulary.agents",
+    "AgentTrust": "vocabulary.agents",
     "Enrolment": "vocabulary.agents",
     "Revocation": "vocabulary.agents",
     # audit
     "AuditCode": "vocabulary.audit",
     "ExecAuditLog": "vocabulary.audit",
+    "AuditedRequest": "vocabulary.audit",
     # schedules
     "ScheduleStatus": "vocabulary.schedules",
     "ScheduledRun": "vocabulary.schedules",
     "DueOutcome": "vocabulary.schedules",
+    "Missed": "vocabulary.schedules",
+    "Overlap": "vocabulary.schedules",
     # policy
     "ExecPolicy": "vocabulary.policies",
+    "OutputLimit": "vocabulary.limits",
     "PolicyStatus": "vocabulary.policies",
     "RateLimitConfig": "vocabulary.policies",
     # errors
@@ -182,17 +189,23 @@ __all__ = [  # noqa: RUF022 (the same order as above)
     "BatchUpdate",
     "BatchResult",
     "BatchPreview",
+    "PreviewedTarget",
     "TargetState",
     "StopCause",
     "AgentInfo",
+    "AgentTrust",
     "Enrolment",
     "Revocation",
     "AuditCode",
     "ExecAuditLog",
+    "AuditedRequest",
     "ScheduleStatus",
     "ScheduledRun",
     "DueOutcome",
+    "Missed",
+    "Overlap",
     "ExecPolicy",
+    "OutputLimit",
     "PolicyStatus",
     "RateLimitConfig",
     "TachikomaError",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import configparser
+import inspect
+import itertools
 import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path, PurePath
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -80,6 +84,38 @@ def test_a_public_name_is_there(name: str) -> None:
 
 def test_no_public_name_is_listed_twice() -> None:
     assert [name for name, count in Counter(tachikoma.__all__).items() if count > 1] == []
+
+
+def classes_of(annotation: Any) -> Iterator[type]:
+    """The classes that an annotation names."""
+    for part in get_args(annotation):
+        yield from itertools.chain.from_iterable(map(classes_of, part)) if isinstance(part, list) else classes_of(part)
+    kind = get_origin(annotation) or annotation
+    if inspect.isclass(kind):
+        yield kind
+
+
+def named_by(public: type) -> Iterator[type]:
+    """The classes that fields and methods of a public class name."""
+    for field in getattr(public, "model_fields", {}).values():
+        yield from classes_of(field.annotation)
+    for name, member in inspect.getmembers(public):
+        method = member.fget if isinstance(member, property) else member
+        # Sessions are made by clients, and pydantic's own methods name nothing of ours.
+        internal = name.startswith("_") and (
+            name != "__init__" or public in (tachikoma.AsyncSession, tachikoma.Session)
+        )
+        if not internal and inspect.isfunction(method) and method.__module__.startswith("tachikoma"):
+            hints = get_type_hints(method, localns={name: getattr(tachikoma, name) for name in tachikoma.__all__})
+            yield from itertools.chain.from_iterable(map(classes_of, hints.values()))
+
+
+def test_every_type_that_public_names_name_is_public() -> None:
+    public = {kind for name in tachikoma.__all__ if inspect.isclass(kind := getattr(tachikoma, name))}
+    named = set(itertools.chain.from_iterable(map(named_by, public)))
+    assert tachikoma.ResourceLimits in named
+    hidden = {kind.__qualname__ for kind in named - public if kind.__module__.startswith("tachikoma")}
+    assert hidden == set()
 
 
 @pytest.mark.parametrize("module", ["tachikoma", "tachikoma.cli", "tachikoma.dev.stack"])
