@@ -58,7 +58,8 @@ if TYPE_CHECKING:
         StopCause,
         TargetState,
     )
-    from tachikoma.vocabulary.limits import OutputLimit, ResourceLimits, ResourceUsage
+    from tachikoma.vocabulary.isolation import Isolation, IsolationReport, TmpScope
+    from tachikoma.vocabulary.limits import OutputLimit, ResourceLimits, ResourceUsage, WhenFull
     from tachikoma.vocabulary.policies import ExecPolicy, PolicyStatus, RateLimitConfig
     from tachikoma.vocabulary.requests import ExecRequest, Terminal, WindowSize, new_id
     from tachikoma.vocabulary.results import (
@@ -95,6 +96,9 @@ _MODULES = {
     "new_id": "vocabulary.requests",
     "ResourceLimits": "vocabulary.limits",
     "ResourceUsage": "vocabulary.limits",
+    "Isolation": "vocabulary.isolation",
+    "TmpScope": "vocabulary.isolation",
+    "IsolationReport": "vocabulary.isolation",
     "ExecResponse": "vocabulary.results",
     "ExecOutput": "vocabulary.results",
     "OutputKind": "vocabulary.results",
@@ -134,6 +138,7 @@ _MODULES = {
     # policy
     "ExecPolicy": "vocabulary.policies",
     "OutputLimit": "vocabulary.limits",
+    "WhenFull": "vocabulary.limits",
     "PolicyStatus": "vocabulary.policies",
     "RateLimitConfig": "vocabulary.policies",
     # errors
@@ -172,6 +177,9 @@ __all__ = [  # noqa: RUF022 (the same order as above)
     "new_id",
     "ResourceLimits",
     "ResourceUsage",
+    "Isolation",
+    "TmpScope",
+    "IsolationReport",
     "ExecResponse",
     "ExecOutput",
     "OutputKind",
@@ -206,6 +214,7 @@ __all__ = [  # noqa: RUF022 (the same order as above)
     "Overlap",
     "ExecPolicy",
     "OutputLimit",
+    "WhenFull",
     "PolicyStatus",
     "RateLimitConfig",
     "TachikomaError",
