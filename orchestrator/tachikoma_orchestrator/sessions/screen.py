@@ -119,13 +119,16 @@ class _AvtScreen:
             return None
 
 
+#: A control of 8 bits; with ESC, its 7-bit form is 64 below.
+_CONTROL = re.compile("[\x80-\x9f]")
 #: A character and the sequence that repeats it.
 _REPEATED = re.compile(r"([^\x1b])\x1b\[([0-9]{1,4})b")
 
 
 def _plain(dump: str) -> str:
     """Return a drawing without the two features that some terminals lack: 8-bit controls, and repetition."""
-    return _REPEATED.sub(lambda found: found[1] * (int(found[2]) + 1), dump.replace("\x9b", "\x1b["))
+    seven_bits = _CONTROL.sub(lambda found: f"\x1b{chr(ord(found[0]) - 0x40)}", dump)
+    return _REPEATED.sub(lambda found: found[1] * (int(found[2]) + 1), seven_bits)
 
 
 def _bounded(size: WindowSize) -> tuple[int, int]:
