@@ -23,6 +23,7 @@ CALLS: list[tuple[str, tuple[object, ...], dict[str, Any], int]] = [
     ("set", ("other", 1.5), {"nx": True, "get": True}, 1),
     ("get", ("text",), {}, 0),
     ("get", ("missing",), {}, 0),
+    ("getex", ("text",), {"ex": 60}, 0),
     ("expire", ("text", 60), {}, 0),
     ("delete", ("text", "missing"), {}, 0),
     ("hset", ("hash", "field", "value"), {}, 0),
