@@ -63,6 +63,7 @@ PIPELINED: list[tuple[str, tuple[object, ...], dict[str, Any], object]] = [
     ("set", ("text", "x"), {"ex": 60}, True),
     ("set", ("text", "y"), {"nx": True}, None),
     ("get", ("text",), {}, b"x"),
+    ("mget", ("text", "missing"), {}, [b"x", None]),
     ("exists", ("text",), {}, 1),
     ("expire", ("text", 60), {}, True),
     ("hexists", ("hash", "field"), {}, False),
