@@ -127,7 +127,7 @@ class Readers:
             self.show, self.follow, stand.registry.describe,
             lambda: stand.ledger.newest("", ended=True, before=None, limit=10),
             lambda: stand.ledger.newest(AGENT, ended=True, before=None, limit=10),
-            lambda: stand.ledger.readiness(AGENT),
+            lambda: stand.ledger.readiness(AGENT, keys.queue(AGENT)),
             lambda: stand.approvals.pending(peer(), everybody=True),
             lambda: stand.approvals.describe(EXEC, peer()),
             lambda: stand.trail.read(after="", limit=10), lambda: stand.trail.read(after="0-0", limit=10),

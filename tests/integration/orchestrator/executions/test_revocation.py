@@ -121,7 +121,7 @@ async def test_an_order_that_slipped_past_a_revocation_is_ended_by_the_reaper(st
     await executions(stand)
     entry = b'{"active":true,"at_ms":1,"details":{"by":"spiffe://x/user/y","reason":"stolen"}}'
     await stand.redis.hset(keys.REVOKED, AGENT, entry)
-    assert await stand.ledger.readiness(AGENT) is Outcome.REVOKED
+    assert await stand.ledger.readiness(AGENT, keys.queue(AGENT)) is Outcome.REVOKED
     await registry.revocations.refresh()
     await reaper.sweep()
     # An execution that waits for its approval has no order yet. Its agent may have joined again by then.
