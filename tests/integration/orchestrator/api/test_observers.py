@@ -21,7 +21,7 @@ from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.sessions.frames import Acknowledge
 from tachikoma.streams.frames import STDOUT
-from tachikoma_orchestrator.sessions.observation import MAX_OBSERVERS
+from tachikoma_orchestrator.sessions import observation
 from tachikoma_worker.output.output_log import OutputLog
 
 Until = Callable[[Callable[[], object], str], Awaitable[None]]
@@ -162,13 +162,16 @@ async def test_a_right_that_policy_takes_away_ends_the_observation(world: World,
     assert isinstance(await observe(world, exec_id).end(), NotFound)
 
 
-async def test_the_number_of_observers_is_bounded_and_a_killed_one_is_forgotten(world: World, until: Until) -> None:
+async def test_the_number_of_observers_is_bounded_and_a_killed_one_is_forgotten(
+    world: World, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(observation, "MAX_OBSERVERS", 2)
     _, exec_id = world.open()
     await world.start(exec_id)
-    entries = ", ".join(f'"dead{number}": ["x", 1]' for number in range(MAX_OBSERVERS))
+    entries = ", ".join(f'"dead{number}": ["x", 1]' for number in range(2))
     await world.redis.hset(keys.execution(exec_id), "observers", f"{{{entries}}}")
     assert await observers(world, exec_id) == ()
-    watching = [observe(world, exec_id) for _ in range(MAX_OBSERVERS)]
+    watching = [observe(world, exec_id) for _ in range(2)]
     await until(lambda: all(observer.of("status") for observer in watching), "they observe")
     assert isinstance(await observe(world, exec_id).end(), ResourceExhausted)
     # A value that no orchestrator wrote is replaced.
