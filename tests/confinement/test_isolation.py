@@ -530,19 +530,26 @@ TOOLS = (
 )  # fmt: skip
 
 
-async def test_usual_tools_run_at_private_as_before(host: Host) -> None:
+async def statuses(host: Host, **values: Any) -> dict[str, str]:
+    """The exit status of each tool. A few at a time: none of them writes anything that would show its progress."""
     script = 'for tool in "$@"; do sh -c "$tool" >/dev/null 2>&1; echo $? $tool; done'
-    command = ("/bin/sh", "-c", script, "sh", *TOOLS)
-    # In the temporary folders of a first run, so that nothing of the host is written.
-    open_run = await host.run(*command, isolation=Isolation.PRIVATE, tmp=TmpScope.EXECUTION, user="root")
-    private = await host.run(*command, isolation=Isolation.PRIVATE, **NO_USER)
-    plain = dict(line.split(" ", 1)[::-1] for line in open_run[1].decode().splitlines())
-    isolated = dict(line.split(" ", 1)[::-1] for line in private[1].decode().splitlines())
+    found: dict[str, str] = {}
+    for begin in range(0, len(TOOLS), 5):
+        _, out, _ = await host.run("/bin/sh", "-c", script, "sh", *TOOLS[begin : begin + 5], **values)
+        found |= {tool: status for status, tool in (line.split(" ", 1) for line in out.decode().splitlines())}
+    return found
+
+
+async def test_usual_tools_run_at_private_as_before(host: Host) -> None:
+    if "cgroup_no_v1=all" in Path("/proc/cmdline").read_text():
+        pytest.skip("the virtual machine's emulated processor takes minutes for forty programs")
+    # In temporary folders of the execution, so that nothing of the host is written.
+    plain = await statuses(host, isolation=Isolation.PRIVATE, tmp=TmpScope.EXECUTION, user="root")
+    isolated = await statuses(host, isolation=Isolation.PRIVATE, **NO_USER)
     assert len(isolated) == len(TOOLS)
-    assert {tool for tool, status in isolated.items() if status == "0"} >= {
-        tool for tool, status in plain.items() if status == "0"
-    }
-    assert sum(status == "0" for status in isolated.values()) >= 25
+    working = {tool for tool, status in isolated.items() if status == "0"}
+    assert working >= {tool for tool, status in plain.items() if status == "0"}
+    assert len(working) >= 25
 
 
 # --- evidence and demands ---------------------------------------------------------------------------------------------
