@@ -75,7 +75,7 @@ unit: dev ## Run the unit tests.
 ## More tests
 
 test-cgroup2: dev ## Test confinement in a virtual machine with only cgroup v2; tests/vm/run names its packages.
-	tests/vm/run $(PYTEST) --color no -p no:cacheprovider tests/confinement
+	tests/vm/run $(PYTEST) --color no -p no:cacheprovider -m "not any_kernel" tests/confinement
 
 test-container: dev ## Test confinement in real containers; needs root and a docker engine, which it starts.
 	tests/container/run $(PYTEST) --color no -p no:cacheprovider tests/confinement

@@ -171,6 +171,7 @@ async def test_no_way_leads_to_another_execution(host: Host, level: Isolation) -
     assert await ways_to_the_other(host, level) == open_ways
 
 
+@pytest.mark.any_kernel
 async def test_nothing_outlives_an_isolated_execution_but_the_temporary_folders(host: Host) -> None:
     victim = for_this_machine(VICTIM).replace("time.sleep(600)", "")
     look = "import os, ctypes; print(sorted(os.listdir('/tmp')), ctypes.CDLL(None).shmget(0x7ac1, 0, 0))"
@@ -183,6 +184,7 @@ async def test_nothing_outlives_an_isolated_execution_but_the_temporary_folders(
 # --- temporary folders ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize(
     ("scope", "same", "other"),
     [(TmpScope.EXECUTION, b"", b""), (None, b"mark\n", b""), (TmpScope.REQUESTER, b"mark\n", b"")],
@@ -198,6 +200,7 @@ async def test_temporary_folders_are_those_of_the_requester_or_of_the_execution(
         assert not Path(folder, "mark").exists()
 
 
+@pytest.mark.any_kernel
 async def test_temporary_folders_of_the_host_are_given_where_policy_says_so(host: Host) -> None:
     path = Path(f"/tmp/{host.name}")
     status, _, err = await host.run("/bin/touch", str(path), isolation=Isolation.PRIVATE, tmp=TmpScope.HOST)
@@ -205,6 +208,7 @@ async def test_temporary_folders_of_the_host_are_given_where_policy_says_so(host
     path.unlink()
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("scope", [TmpScope.REQUESTER, TmpScope.EXECUTION])
 async def test_temporary_folders_are_bounded(host: Host, scope: TmpScope) -> None:
     small = {"settings": {"user": "", "tmp_bytes": 1024 * 1024, "tmp_inodes": 1000}}
@@ -217,6 +221,7 @@ async def test_temporary_folders_are_bounded(host: Host, scope: TmpScope) -> Non
     assert (status, b"No space left" in err) == (1, True)
 
 
+@pytest.mark.any_kernel
 async def test_unused_temporary_folders_are_removed_at_once(host: Host) -> None:
     enclosures = host.enclosures(user="", tmp_age="1s")
     values: dict[str, Any] = {"isolation": Isolation.PRIVATE, **NO_USER}
@@ -233,6 +238,7 @@ async def test_unused_temporary_folders_are_removed_at_once(host: Host) -> None:
 # --- users ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.any_kernel
 async def test_each_requester_has_a_user_of_its_own_that_stays_the_same(host: Host) -> None:
     values: dict[str, Any] = {"isolation": Isolation.PRIVATE, **NO_USER}
     show = "import os, pwd; print(os.getuid(), os.getgid(), os.getgroups(), pwd.getpwuid(os.getuid()).pw_name)"
@@ -246,6 +252,7 @@ async def test_each_requester_has_a_user_of_its_own_that_stays_the_same(host: Ho
     assert named == (0, b"nobody\n", b"")
 
 
+@pytest.mark.any_kernel
 async def test_a_range_that_is_used_up_refuses_new_requesters(host: Host) -> None:
     settings = {"settings": {"user": "", "uid_range": "70000-70000"}}
     values: dict[str, Any] = {"isolation": Isolation.PRIVATE, **settings}
@@ -465,6 +472,7 @@ async def test_everything_of_a_command_is_killed(host: Host, level: Isolation | 
         assert not it.cgroup.populated()
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("level", ISOLATED)
 @pytest.mark.parametrize(
     ("code", "status"),
@@ -480,6 +488,7 @@ async def test_a_command_ends_as_it_does_without_isolation(
     assert (await host.run(*python(code), isolation=level, **NO_USER))[0] == status
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("level", ISOLATED)
 async def test_orphans_do_not_stay_zombies(host: Host, level: Isolation) -> None:
     code = (
@@ -492,6 +501,7 @@ async def test_orphans_do_not_stay_zombies(host: Host, level: Isolation) -> None
     assert await host.run(*python(code), isolation=level, **NO_USER) == (0, b"clean\n", b"")
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("level", ISOLATED)
 @pytest.mark.parametrize("host_access", [True, False])
 async def test_a_terminal_works(host: Host, level: Isolation, host_access: bool) -> None:
@@ -508,6 +518,7 @@ async def test_a_terminal_works(host: Host, level: Isolation, host_access: bool)
     assert b"controlling" in shown
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize("level", ISOLATED)
 async def test_input_streams_to_an_isolated_command(host: Host, level: Isolation) -> None:
     async with host.running("/bin/cat", isolation=level, interactive=True, **NO_USER) as it:
@@ -540,6 +551,7 @@ async def statuses(host: Host, **values: Any) -> dict[str, str]:
     return found
 
 
+@pytest.mark.any_kernel
 async def test_usual_tools_run_at_private_as_before(host: Host) -> None:
     if "cgroup_no_v1=all" in Path("/proc/cmdline").read_text():
         pytest.skip("the virtual machine's emulated processor takes minutes for forty programs")
@@ -555,6 +567,7 @@ async def test_usual_tools_run_at_private_as_before(host: Host) -> None:
 # --- evidence and demands ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.any_kernel
 @pytest.mark.parametrize(
     ("policy", "asked", "floor", "level"),
     [
