@@ -320,7 +320,8 @@ class Reaper:
         heartbeat. Without that, the execution waits for the lease of the agent.
         """
         assert self._lives is not None
-        if agent is not None and agent.online and self._lives.number_of(agent.heartbeat.life) >= self._lives.valid_from:
+        # In the current life: a later one without a known loss may lack the claims that were written to an earlier one.
+        if agent is not None and agent.online and self._lives.number_of(agent.heartbeat.life) >= self._lives.number:
             return await self._expire(record, "not started: Redis went back to an older state while it was queued")
         if silent := self._lost(record.agent, "", agent):
             return await self._lose(record, f"{silent}, and Redis lost whether it was started")

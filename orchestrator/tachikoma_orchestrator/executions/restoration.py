@@ -50,7 +50,7 @@ Fold = Callable[[str, str, bytes], Awaitable[bool]]
 
 
 class Restoration:
-    """Restores the records of each agent once after each loss of data."""
+    """Restores the records of each agent once in each life after a loss of data."""
 
     def __init__(
         self, redis: Redis, identity: SvidSource, lives: Lives,
@@ -72,7 +72,7 @@ class Restoration:
         self._fold = fold
         self._runner = Runner(redis)
         self._restore = Script("restore")
-        #: The loss, by the number of its life, whose records of an agent were restored.
+        #: Number of the last life after a loss in which the records of an agent were restored.
         self._done: dict[str, int] = {}
 
     async def heard(self, agent: str, life: str) -> None:
@@ -82,10 +82,10 @@ class Restoration:
             agent: the agent.
             life: the signed record of the life to which it has written its reports again; empty for none.
         """
-        loss = self._lives.valid_from
-        if not loss or self._done.get(agent) == loss or self._lives.number_of(life) < loss:
+        loss, reported = self._lives.valid_from, self._lives.number_of(life)
+        if not loss or reported < loss or self._done.get(agent) == reported:
             return
-        self._done[agent] = loss
+        self._done[agent] = reported
         try:
             await self._restore_all(agent)
         except (RedisError, OSError):

@@ -7,6 +7,7 @@ Its heartbeat then names the life, so an execution without a claim was certainly
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 
@@ -45,6 +46,8 @@ class WriteBack:
         self._context = context
         self._written = written
         self._valid_from = context.lives.valid_from
+        #: When the last loss of data was learned, by the monotonic clock.
+        self._lost_at = -math.inf
         #: The signed record of the latest life that has all reports; empty for none.
         self.done = ""
 
@@ -86,7 +89,10 @@ class WriteBack:
         lives.began.clear()
         # A further loss that is learned meanwhile has a pass of its own.
         token, valid_from = lives.token, lives.valid_from
-        lost = valid_from > self._valid_from
+        if valid_from > self._valid_from:
+            self._lost_at = time.monotonic()
+        # Also in the next lives: they may lack what was shown, without a loss that anybody knows of.
+        lost = time.monotonic() - self._lost_at < KEEP_SECONDS
         try:
             executions = await self._context.journal.recent()
             for begin in range(0, len(executions), BATCH):

@@ -351,6 +351,18 @@ async def test_an_execution_queued_before_a_loss_is_not_expired_if_its_agent_cla
     assert (await read(stand, "ran")).state is ExecState.QUEUED
 
 
+async def test_claims_that_were_written_to_an_earlier_life_may_be_lost_again(stand: Stand) -> None:
+    """The later life lacks no audit event that is known, so it counts as one without a loss."""
+    lives = LivesOf()
+    lives.number = 6
+    await admit(stand, "before", life=4)
+    sweeps = reaper(stand, lives=lives)
+    for reported, state in (("5", ExecState.QUEUED), ("6", ExecState.EXPIRED)):
+        await stand.redis.set(keys.info(AGENT), json.dumps({**HEARTBEAT, "life": reported}))
+        await sweeps.sweep()
+        assert (await read(stand, "before")).state is state
+
+
 async def test_an_execution_queued_before_a_loss_is_lost_with_its_silent_agent(stand: Stand) -> None:
     await admit(stand, "before", life=4)
     await stand.redis.delete(keys.info(AGENT))

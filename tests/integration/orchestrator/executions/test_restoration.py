@@ -93,7 +93,7 @@ async def test_a_lost_record_is_rebuilt_from_its_order_with_its_result(stand: St
         await stand.admitter.admit(request.model_copy(update={"command": ("true", "y")}), peer())
 
 
-async def test_records_are_restored_once_after_each_loss_and_none_is_replaced(stand: Stand) -> None:
+async def test_records_are_restored_once_in_each_life_after_a_loss_and_none_is_replaced(stand: Stand) -> None:
     exec_id = await stand.admit("true")
     token = await stand.token()
     before = await stand.redis.hgetall(keys.execution(exec_id))
@@ -102,9 +102,9 @@ async def test_records_are_restored_once_after_each_loss_and_none_is_replaced(st
     await restoring.restoration.heard(AGENT, "2")
     assert await stand.redis.hgetall(keys.execution(exec_id)) == before
     await stand.redis.delete(keys.execution(exec_id))
-    await restoring.restoration.heard(AGENT, "3")
+    await restoring.restoration.heard(AGENT, "2")
     assert await stand.ledger.record(exec_id) is None
-    await Restoring(stand).restoration.heard(AGENT, "3")
+    await restoring.restoration.heard(AGENT, "3")
     assert await stand.ledger.record(exec_id) is not None
 
 

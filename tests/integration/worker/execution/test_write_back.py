@@ -50,6 +50,11 @@ async def test_claims_results_and_orders_are_written_again_after_a_loss(agent: L
         order.jti: execution.order_sha256
     }
     assert written.done == agent.context.lives.token
+    # The next life may lack what was shown, although nobody knows of a loss.
+    await agent.redis.delete(keys.orders(AGENT))
+    await agent.context.lives.learn(await agent.record_life(3, valid_from=2))
+    await written.write()
+    assert await agent.redis.hkeys(keys.orders(AGENT)) == [order.jti.encode()]
 
 
 async def test_a_fence_and_another_result_are_not_replaced(agent: LocalAgent) -> None:
