@@ -97,7 +97,8 @@ fuzz: dev ## Fuzz the spawner's parser under sanitizers, then files and messages
 
 EXECUTIONS ?= 10000
 soak: dev ## Run EXECUTIONS executions while random faults happen; SEED repeats the faults of a run.
-	TACHIKOMA_TEST_EXECUTIONS=$(EXECUTIONS) TACHIKOMA_TEST_SEED=$(SEED) $(PYTEST) tests/faults/test_random.py $(ARGS)
+	TACHIKOMA_TEST_EXECUTIONS=$(EXECUTIONS) TACHIKOMA_TEST_SEED=$(SEED) TACHIKOMA_TEST_LIVES=1 \
+	    $(PYTEST) tests/faults/test_random.py $(ARGS)
 
 FAILOVERS ?= 10
 soak-sentinel: dev ## Let each fault of a primary behind Sentinel happen FAILOVERS times, and print the times.
