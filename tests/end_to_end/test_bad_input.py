@@ -162,7 +162,7 @@ def test_a_policy_file_with_a_typo_keeps_the_server_from_starting(tmp_path: Path
     policy.write_text(policy.read_text().replace("maxTimeout", "maxTimout"))
     with pytest.raises(ConfigurationError) as failure:
         Stack(tmp_path, redis_server=redis_server).start()
-    assert f"tachikoma: {policy}:12:5: policies[0].maxTimout: unknown field; did you mean maxTimeout?" in str(
+    assert f"tachikoma: {policy}:13:5: policies[0].maxTimout: unknown field; did you mean maxTimeout?" in str(
         failure.value
     )
     assert "Traceback" not in str(failure.value)
@@ -192,8 +192,9 @@ def test_policy_check_tells_each_mistake_with_its_place(cli: Cli, tmp_path: Path
         "or 250ms",
         f"{file}:6:5: policies[0].wrong: unknown field; known are name, subjects, agents, allowedCommands, "
         "deniedCommands, allowInterpreters, allowedUsers, allowedWorkDirs, allowedEnvironment, approvers, "
-        "approvalTimeout, rateLimit, limits, output, capabilities, executableSha256, killGrace, maxTimeout, "
-        "requireApproval, allowInteractive, allowTty, idleTimeout, maxDuration, detachedTimeout, allowedNetworks",
+        "approvalTimeout, rateLimit, maxTargets, maxTargetsPercent, limits, output, capabilities, executableSha256, "
+        "killGrace, maxTimeout, requireApproval, allowInteractive, allowTty, idleTimeout, maxDuration, "
+        "detachedTimeout, observers, isolation, tmp, hostAccess, allowedNetworks",
     ]
     file.write_text("policies: []\n")
     assert cli.run("policy", "check", str(file)).stdout.decode() == f"{file}: 0 policies, all right\n"

@@ -56,10 +56,10 @@ def test_policy_status_says_what_is_in_force_and_why_an_edit_is_not(measured: tu
     assert done.returncode == 1
     assert done.stdout.decode().splitlines()[0] == in_force
     assert (
-        f"{stack.policy}:12:5: policies[0].maxTimout: unknown field; did you mean maxTimeout?" in done.stderr.decode()
+        f"{stack.policy}:13:5: policies[0].maxTimout: unknown field; did you mean maxTimeout?" in done.stderr.decode()
     )
     status = json.loads(cli.run("policy", "status", "-o", "json").stdout)
-    assert status["error"].startswith(f"{stack.policy}:12:5: ")
+    assert status["error"].startswith(f"{stack.policy}:13:5: ")
     with Client(stack.profile()) as client:
         assert client.execute(request("true")).exit_code == 0
         kept = [event for event in client.audit(limit=100) if event.event == "policy_kept"]

@@ -172,7 +172,7 @@ EACH = pytest.mark.parametrize("make", CASES.values(), ids=CASES.keys())
 def _signer(chain: list[Any], key: Any) -> Any:
     """What `sign` needs of an identity; `Svid.load` would not take most of these."""
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return SimpleNamespace(chain=chain, signing_key=load_pem_private_key(pem, password=None))
+    return SimpleNamespace(chain=tuple(chain), signing_key=load_pem_private_key(pem, password=None))
 
 
 def _call(stack: Federated, chain: list[Any], key: Any, agent_command: str = "true") -> Any:

@@ -102,7 +102,9 @@ _WORKER = "tachikoma_worker.command"
 
 #: Every command, by name.
 COMPONENTS = (
-    Component("agents", f"{_CLIENT}.agents", "List the agents and their state; drain, resume, enroll and revoke them."),
+    Component(
+        "agents", f"{_CLIENT}.agents", "List the agents and their state; drain, resume, label, enroll and revoke them."
+    ),
     Component(
         "approvals",
         f"{_CLIENT}.approvals",

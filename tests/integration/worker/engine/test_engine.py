@@ -366,9 +366,9 @@ async def test_an_order_that_comes_before_the_take_over_is_run_after_it(
     assert (await world.receipt(order.jti)).state is ExecState.SUCCEEDED
 
 
-async def test_a_command_of_the_worker_before_is_taken_over(world: World, until: Until) -> None:
+async def test_a_command_of_the_worker_before_is_taken_over(world: World, until: Until, tmp_path: Path) -> None:
     first = world.start(leave_running=True)
-    script = f"echo out; while [ ! -e {world.folder}/go ]; do sleep 0.01; done; exit 5"
+    script = f"echo out; while [ ! -e {tmp_path}/go ]; do sleep 0.01; done; exit 5"
     order, _ = world.submit(first, "/bin/sh", "-c", script)
     spool = world.folder / "spool" / order.jti
     await until(lambda: spool.exists() and b"out\n" in spool.read_bytes(), "it has written")
@@ -376,7 +376,7 @@ async def test_a_command_of_the_worker_before_is_taken_over(world: World, until:
     assert await world.redis.get(keys.result(AGENT, order.jti)) is None
     second = world.start()
     await until(lambda: order.jti in second._running, "it is taken over")
-    (world.folder / "go").touch()
+    (tmp_path / "go").touch()
     receipt = await world.receipt(order.jti)
     assert (receipt.state, receipt.exit_code, receipt.stdout.total_bytes) == (ExecState.FAILED, 5, 4)
 

@@ -168,6 +168,8 @@ NO_RULE = {
     "tmp": "the grant",
     "hostAccess": "the decision",
     "rateLimit": "admission",
+    "maxTargets": "admission",
+    "maxTargetsPercent": "admission",
     "requireApproval": "the decision",
     "approvers": "the decision",
     "observers": "the decision",

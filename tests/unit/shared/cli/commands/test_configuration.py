@@ -36,6 +36,8 @@ SAMPLES: dict[str, str] = {
     "audit_syslog": "unix:///dev/log",
     "identity": "unix:///run/agent.sock",
     "cgroup_name": "other",
+    "isolation": "private",
+    "uid_range": "80000-80999",
 }
 
 

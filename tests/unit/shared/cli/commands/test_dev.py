@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-DEFAULTS = {"agents": 1, "data": None, "listen": "127.0.0.1:8534", "flower": None, "schedules": None}
+DEFAULTS = {
+    "agents": 1, "data": None, "listen": "127.0.0.1:8534", "flower": None, "schedules": None, "submitter": True,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
