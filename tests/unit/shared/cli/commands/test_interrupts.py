@@ -39,9 +39,12 @@ class Orchestrator:
 async def orchestrator() -> AsyncIterator[Orchestrator]:
     # A loop of an earlier test that is collected later would take the wake-up descriptor for signals away.
     gc.collect()
+    # A background job of a shell is started with SIGINT ignored, and Interrupts leaves an ignored signal alone.
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
     yield Orchestrator()
-    for number in SIGNALS:
+    for number, handler in before.items():
         asyncio.get_running_loop().remove_signal_handler(number)
+        signal.signal(number, handler)
 
 
 async def handle(orchestrator: Orchestrator, ready: asyncio.Event, made: list[Interrupts]) -> str:
