@@ -12,25 +12,27 @@ __all__ = ["greet"]
 
 #: Longest wait for the spawner's answer to the first message.
 HELLO_SECONDS = 30.0
+#: Messages that a spawner sends to each worker unasked.
+_EVENTS = (Operation.EXITED, Operation.INPUT_EVENT)
 
 
 def greet(connection: socket.socket) -> Hello:
     """Exchange the first messages and check the version.
 
     Raises:
-        ConfigurationError: the spawner does not serve this user, or has another version.
+        ConfigurationError: the spawner does not serve this user, has another version, or is none.
         OSError: it does not answer.
     """
     connection.settimeout(HELLO_SECONDS)
     connection.sendall(protocol.encode_message(Operation.HELLO, 0))
-    reply = b""
-    expected = protocol.HEADER_BYTES + protocol.HELLO_BYTES
-    while len(reply) < expected:
-        data = connection.recv(expected - len(reply))
-        if not data:
-            raise ConfigurationError("the spawner closed the connection; does it serve this user?")
-        reply += data
-    hello = protocol.decode_hello(reply[protocol.HEADER_BYTES :])
+    try:
+        operation, body = _message(connection)
+        while operation in _EVENTS:
+            # An event of a command that runs. The list of commands, which the worker asks for next, has it too.
+            operation, body = _message(connection)
+        hello = protocol.decode_hello(body)
+    except ValueError as error:
+        raise ConfigurationError(f"what listens there is no spawner of Tachikoma: {error}") from None
     if hello.version != protocol.PROTOCOL_VERSION:
         raise ConfigurationError(
             f"the spawner uses version {hello.version} of its protocol, this worker {protocol.PROTOCOL_VERSION}; end "
@@ -38,3 +40,19 @@ def greet(connection: socket.socket) -> Hello:
         )
     connection.setblocking(False)
     return hello
+
+
+def _message(connection: socket.socket) -> tuple[int, bytes]:
+    """Receive one message, and return its operation and its body."""
+    header = protocol.decode_header(_receive(connection, protocol.HEADER_BYTES))
+    return header.operation, _receive(connection, header.length)
+
+
+def _receive(connection: socket.socket, length: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        part = connection.recv(length - len(data))
+        if not part:
+            raise ConfigurationError("the spawner closed the connection; does it serve this user?")
+        data += part
+    return data

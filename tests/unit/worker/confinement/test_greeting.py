@@ -66,3 +66,22 @@ def test_a_spawner_that_does_not_answer_is_told(path: Path, monkeypatch: pytest.
         listener.listen()
         with pytest.raises(ConfigurationError, match=f"cannot reach the spawner at {path}: timed out"):
             Spawner.connect(path)
+
+
+@pytest.mark.parametrize("operation", [Operation.EXITED, Operation.INPUT_EVENT])
+def test_events_may_come_before_the_first_answer(path: Path, operation: Operation) -> None:
+    """A spawner sends them to each connection, also to one that has not said anything yet."""
+    event = encode_message(operation, 0, b"job-7".ljust(protocol.NAME_BYTES, b"\0"))
+    hello = encode_message(Operation.HELLO, 0, struct.pack("=IIQ", protocol.PROTOCOL_VERSION, 1000, 0))
+    server = answering(path, event + event + hello)
+    spawner = Spawner.connect(path)
+    assert spawner.uid == 1000
+    spawner.close()
+    server.join()
+
+
+def test_an_answer_that_is_no_message_is_refused(path: Path) -> None:
+    server = answering(path, b"x" * 64)
+    with pytest.raises(ConfigurationError, match="is no spawner of Tachikoma"):
+        Spawner.connect(path)
+    server.join()
