@@ -24,8 +24,9 @@ tls = {
     "ssl_certfile": str(identity / "svid.pem"),
     "ssl_keyfile": str(identity / "svid_key.pem"),
 }
-with_tls = {"broker_use_ssl": tls, "redis_backend_use_ssl": tls} if redis.startswith("rediss:") else {}
-app = Celery("reports", broker=redis, backend=redis, **with_tls)
+app = Celery("reports", broker=redis, backend=redis)
+if redis.startswith("rediss:"):
+    app.conf.update(broker_use_ssl=tls, redis_backend_use_ssl=tls)
 commands = Commands(app, application="reports")
 
 
