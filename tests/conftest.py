@@ -6,6 +6,7 @@ import gc
 import getpass
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -44,6 +45,17 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+@pytest.fixture(scope="session")
+def debian() -> Path:
+    """Debian's redis-server, which has TLS and Sentinel. A laptop may lack it; CI must not."""
+    found = shutil.which("redis-server")
+    if found:
+        return Path(found)
+    if os.environ.get("CI"):
+        pytest.fail("CI lacks redis-server", pytrace=False)
+    pytest.skip("needs redis-server")
 
 
 @pytest.fixture(autouse=True)

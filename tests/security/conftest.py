@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,22 +16,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
 from support import prepare
 
 
-def debians_redis() -> Path:
-    """Debian's redis-server. A laptop may lack it; CI must not."""
-    found = shutil.which("redis-server")
-    if found:
-        return Path(found)
-    if os.environ.get("CI"):
-        pytest.fail("CI lacks redis-server", pytrace=False)
-    pytest.skip("needs redis-server")
-
-
-@pytest.fixture(scope="session")
-def debian() -> Path:
-    """The same, for stacks of tests' own."""
-    return debians_redis()
-
-
 def _forget_denials(stack: Stack) -> None:
     """Where the end-to-end tests run too, they look for some in every stack that ends."""
     with redis_py.Redis(**stack.redis_admin) as redis:
@@ -41,10 +23,10 @@ def _forget_denials(stack: Stack) -> None:
 
 
 @pytest.fixture(scope="session")
-def tls_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def tls_stack(tmp_path_factory: pytest.TempPathFactory, debian: Path) -> Iterator[Stack]:
     """Debian's redis-server, reached over TLS and nothing else by all parts."""
     data = prepare(tmp_path_factory.mktemp("tls"))
-    with Stack(data, agents=2, redis_server=debians_redis(), redis_tls=True, submitter=True) as running:
+    with Stack(data, agents=2, redis_server=debian, redis_tls=True, submitter=True) as running:
         yield running
         _forget_denials(running)
 
