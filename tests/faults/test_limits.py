@@ -78,7 +78,9 @@ def test_limits_hold_over_several_orchestrators_whatever_is_killed(tmp_path: Pat
                 killed.append(victim)
             for one in asking:
                 one.result()
-        assert refusals >= {"rate", "concurrent"}
+        # Which of the other two limits is met first depends on how fast the agent takes what waits.
+        assert "rate" in refusals
+        assert refusals & {"concurrent", "waiting"}
         assert len(killed) >= KILLS
         with world.direct() as redis:
             events = [parse(entry) for entry in redis.xrange(keys.AUDIT)]  # type: ignore[union-attr]
