@@ -13,6 +13,7 @@ import json
 from typing import Any
 
 import structlog
+from redis.exceptions import ResponseError
 
 from tachikoma.errors import RecordAltered
 from tachikoma.identity.bundles import TrustBundle
@@ -21,6 +22,7 @@ from tachikoma.identity.signing import InvalidSignature, signer_begins, verify
 from tachikoma.identity.spiffe import InvalidIdentity, agent_id
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis import keys
+from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.clock import ms_of_seconds, optional_from_ms
@@ -140,13 +142,18 @@ class Evidence:
             log.error("record.altered", id=record.exec_id, agent=record.agent, fields=wrong)
 
     async def _output(self, record: Record, receipt: Receipt) -> tuple[bytes, bytes]:
-        raw = await self._redis.get(keys.result(record.agent, record.exec_id))
-        if raw is None:
-            return b"", b""
+        """Return the output in the agent's result; empty if the result is gone or not what was signed."""
         try:
+            raw = await self._redis.get(keys.result(record.agent, record.exec_id))
+            if raw is None:
+                return b"", b""
             stdout, stderr = output_of(json.loads(raw)["result"])
             if matches(stdout, receipt.stdout) and matches(stderr, receipt.stderr):
                 return stdout, stderr
+        except ResponseError as error:
+            # A value of another type stays for long: the callers of this execution would never be answered.
+            if not wrong_type(error):
+                raise
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             pass
         why = "the stored result contains another output than the agent signed; callers do not get it"

@@ -75,7 +75,7 @@ class BatchMethods(Calls):
             call = self._connection.stub().WatchBatch(message)
             try:
                 async for item in call:
-                    attempts.succeeded()
+                    attempts.answered()
                     accepted = True
                     update = batch_wire.update_from_pb(item)
                     if update.result is not None:
@@ -83,6 +83,7 @@ class BatchMethods(Calls):
                         if update.result.agent_id in seen:
                             continue
                         seen.add(update.result.agent_id)
+                        attempts.succeeded()
                     yield update
                 return
             except grpc.aio.AioRpcError as error:

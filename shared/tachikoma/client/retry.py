@@ -33,6 +33,8 @@ BACKOFF_SECONDS = (0.1, 2.0)
 LIMIT_SECONDS = 1.0
 #: Status codes that gRPC itself gives to a call whose connection broke, or whose server stopped.
 BROKEN = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL)
+#: A resumed call that brought nothing new counts as working after this time, in seconds.
+STEADY_SECONDS = 10.0
 #: Longest time that leaving takes, in seconds.
 LEAVE_SECONDS = 5.0
 #: Longest time that a request which was sent before takes to be known, in seconds.
@@ -75,6 +77,8 @@ class Attempts:
         self._backoff = Backoff(*BACKOFF_SECONDS)
         #: End of the attempts to resume, by the monotonic clock; None while the connection works.
         self._resume_until: float | None = None
+        #: When the last attempt was answered without anything new, by the monotonic clock; None if it brought more.
+        self._answered_at: float | None = None
 
     def connected(self, connected: bool) -> None:
         """Note whether there is a connection for the next attempt."""
@@ -82,8 +86,17 @@ class Attempts:
 
     def succeeded(self) -> None:
         """Note that the connection works, so that the next failure begins a new wait."""
-        self._resume_until = None
+        self._resume_until = self._answered_at = None
         self._backoff.reset()
+
+    def answered(self) -> None:
+        """Note an answer that brought nothing new.
+
+        It shows that the connection works only if the call lasts. A server that answers and then always fails would
+        otherwise be asked for ever.
+        """
+        if self._answered_at is None:
+            self._answered_at = time.monotonic()
 
     async def wait_or_raise(
         self, error: grpc.aio.AioRpcError, translated: TachikomaError, *, accepted: bool = False
@@ -96,6 +109,9 @@ class Attempts:
             accepted: whether the server has accepted the request before. Then it is only followed: an unavailable
                 server is waited for, and no limit applies any more.
         """
+        answered_at, self._answered_at = self._answered_at, None
+        if answered_at is not None and time.monotonic() - answered_at >= STEADY_SECONDS:
+            self.succeeded()
         broken = self._is_broken(error) or (accepted and type(translated) is Unavailable)
         if broken and await self._wait_for_connection():
             return

@@ -82,8 +82,9 @@ class OutputStream:
             call = self._opening(self._connection.stub())
             try:
                 async for message in call:
-                    self._attempts.succeeded()
+                    self._attempts.answered()
                     for output in self._accept(wire.output_from_pb(message)):
+                        self._attempts.succeeded()
                         yield output
                 return
             except grpc.aio.AioRpcError as error:

@@ -145,6 +145,26 @@ async def test_the_start_is_recorded_with_its_time_by_notice_or_by_receipt(stand
     assert times["started"] == times["succeeded"] == datetime.fromtimestamp(at_ms / 1000, UTC)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        ("SET", "no JSON"), ("SET", "[]"), ("SET", '{"result": 5}'), ("SET", '{"result": {"stdout": "YQ=="}}'),
+        ("RPUSH", "x"), ("SADD", "x"), ("ZADD", "1", "x"), ("HSET", "x", "x"), ("XADD", "*", "x", "x"),
+    ],
+)  # fmt: skip
+async def test_a_result_that_became_something_else_keeps_no_caller_waiting(
+    stand: Stand, value: tuple[str, ...]
+) -> None:
+    assert await stand.collector.fold(AGENT, EXEC, stand.result(stand.receipt())) is True
+    command, *values = value
+    await stand.redis.execute_command(command, keys.result(AGENT, EXEC), *values)
+    with stand.endings.expect(EXEC) as waiting:
+        await stand.collector.deliver(EXEC)
+        response = (await asyncio.wait_for(waiting, PATIENCE_SECONDS)).response()
+    assert (response.state, response.exit_code, response.stdout) == (ExecState.SUCCEEDED, 0, b"")
+    assert (await codes(stand))[-1] == "output_altered"
+
+
 async def not_believed(stand: Stand, raw: bytes) -> None:
     assert await stand.collector.fold(AGENT, EXEC, raw) is False
     assert await stand.state() is ExecState.QUEUED

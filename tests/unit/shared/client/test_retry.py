@@ -14,7 +14,7 @@ import pytest
 from tachikoma.client.aio import AsyncClient
 from tachikoma.client.batches import BatchMethods
 from tachikoma.client.oversight import OversightCalls
-from tachikoma.client.retry import BROKEN, Attempts, Calls
+from tachikoma.client.retry import BROKEN, STEADY_SECONDS, Attempts, Calls
 from tachikoma.client.rpc_errors import STATUS_DETAILS, error_to_details
 from tachikoma.errors import AgentOffline, NotFound, ResourceExhausted, ServerError, TachikomaError, Unavailable
 
@@ -88,6 +88,22 @@ async def test_after_a_success_the_whole_time_is_available_again(clock: Clock) -
     made.succeeded()
     assert await count(lambda: break_connection(made)) == first > 0
     assert clock.waits == clock.waits[:first] * 2
+
+
+async def test_answers_without_anything_new_gain_no_time(clock: Clock) -> None:
+    made = attempts(reconnect=10)
+
+    async def answered_then_failed() -> None:
+        made.answered()
+        await fail(made, Unavailable("refuses"), accepted=True)
+
+    repeated = await count(answered_then_failed)
+    assert clock.waits[:3] == [0.1, 0.2, 0.4]
+    assert 9 < sum(clock.waits) <= 10
+    # A call that lasts shows that the connection works.
+    made.answered()
+    clock.now += STEADY_SECONDS
+    assert await count(lambda: fail(made, Unavailable("refuses"), accepted=True)) == repeated
 
 
 async def test_a_call_that_must_not_be_repeated_is_not(clock: Clock) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import Any, cast
 
 import grpc
@@ -124,6 +126,17 @@ async def test_a_broken_stream_resumes_after_the_last_chunk_and_repeats_no_statu
         ("job-7", 2, False),
     ]
     assert all(call.cancelled for call in server.calls)
+
+
+async def test_a_server_that_answers_and_then_always_fails_is_not_asked_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    moments = count(step=0.01)
+    monkeypatch.setattr(time, "monotonic", lambda: next(moments))
+    server = Server(*[[status(), BROKEN]] * 10_000)
+    with pytest.raises(Unavailable, match="broken"):
+        await read(server.stream())
+    assert 60 / 0.1 < server.made < 10_000
 
 
 async def test_a_stream_that_broke_before_it_was_accepted_makes_the_same_call_again() -> None:
