@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import typer.core
 import typer.main
 
+from tachikoma.cli.commands import examples
 from tachikoma.errors import ConfigurationError
 
 __all__ = ["COMPONENTS", "LASTING", "Component", "ComponentCommand"]
@@ -63,11 +64,15 @@ class Component:
             # Its loggers print to standard output until this is done; it sets the level of its settings itself.
             import_module("tachikoma.config.logs").configure("warning")
         module = import_module(path)
-        if name:
-            return typer.main.get_command(getattr(module, name))
+        # Of a group of their own: a command has no options of the whole application.
         commands = typer.Typer()
-        module.add_to(commands)
-        return typer.main.get_group(commands).commands[self.name]
+        if name:
+            commands.add_typer(getattr(module, name), name=self.name)
+        else:
+            module.add_to(commands)
+        command = typer.main.get_group(commands).commands[self.name]
+        examples.complete(command, self.name)
+        return command
 
 
 class ComponentCommand(typer.core.TyperCommand):
@@ -151,6 +156,7 @@ COMPONENTS = (
         "Show your identity, whom you trust, and what rotating the root would break.",
     ),
     Component("logs", f"{_CLIENT}.logs", "Show the output of an execution, also of one that has ended."),
+    Component("manual", f"{_CLIENT}.manual", "Write a manual page for each command into a folder, for man(1)."),
     Component(
         "orchestrator",
         f"{_ORCHESTRATOR}.orchestrator:orchestrator",

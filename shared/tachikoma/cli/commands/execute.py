@@ -92,6 +92,9 @@ def execute(
     Piped input of up to 4 MiB is a part of the request. More of it streams to the running command, as with
     --interactive, if policy allows interactive commands. In a terminal, ~. at the begin of a line ends the session,
     ~d leaves it running, and ~? lists all such escapes.
+
+    Exit codes of its own are 124 when the command was killed at its timeout, 125 when it did not run or its end is
+    unknown, and 130 when it was cancelled.
     """
     _refuse_option(context, agent)
     channel = _Channel.of(interactive=interactive, tty=tty, no_tty=no_tty, no_stdin=no_stdin)

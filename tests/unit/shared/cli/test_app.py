@@ -18,8 +18,8 @@ from tachikoma.client.profile import PROFILE_VARIABLE
 COMMANDS = {
     "agents", "approvals", "approve", "audit", "batches", "beat", "cancel", "config", "demo", "dev", "doctor", "exec",
     "flower",
-    "identity", "logs", "orchestrator", "policy", "ps", "redis", "reject", "run", "schedule", "sessions", "shell",
-    "spawner", "status", "submitter", "version", "worker",
+    "identity", "logs", "manual", "orchestrator", "policy", "ps", "redis", "reject", "run", "schedule", "sessions",
+    "shell", "spawner", "status", "submitter", "version", "worker",
 }  # fmt: skip
 
 
