@@ -127,7 +127,11 @@ class ResourceExhausted(TachikomaError):
 
 
 class Unavailable(TachikomaError):
-    """The service, or a part that it needs, is unavailable."""
+    """The service, or a part that it needs, is unavailable.
+
+    With `id` in its metadata, the request of that execution or batch may have arrived: it may run, or have run. The
+    same request can be sent again, since an id runs at most once.
+    """
 
     reason = "UNAVAILABLE"
     code = "UNAVAILABLE"

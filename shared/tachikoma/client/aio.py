@@ -94,11 +94,13 @@ class AsyncClient(BatchMethods, OversightCalls):
         await asyncio.gather(*(self._leave(exec_id) for exec_id in tuple(self._attended)))
         await self._connection.close()
 
-    async def _call(self, rpc: Callable[[RemoteExecutionAsyncStub], Awaitable[A]], *, repeat: bool = True) -> A:
+    async def _call(
+        self, rpc: Callable[[RemoteExecutionAsyncStub], Awaitable[A]], *, repeat: bool = True, subject: str = ""
+    ) -> A:
         """Make a call, and repeat it as `patience` and `reconnect` allow."""
-        attempts = Attempts(self._patience, self._reconnect if repeat else timedelta(0))
+        attempts = Attempts(self._patience, self._reconnect if repeat else timedelta(0), subject)
         while True:
-            attempts.connected(await self._connection.ready())
+            attempts.connected(await self._connection.ready(subject))
             try:
                 return await rpc(self._connection.stub())
             except grpc.aio.AioRpcError as error:
@@ -115,7 +117,7 @@ class AsyncClient(BatchMethods, OversightCalls):
         message = wire.request_to_pb(request)
         self._attended.add(request.id)
         try:
-            return wire.response_from_pb(await self._call(lambda stub: stub.Execute(message)))
+            return wire.response_from_pb(await self._call(lambda stub: stub.Execute(message), subject=request.id))
         except asyncio.CancelledError:
             await self._leave(request.id)
             raise
@@ -133,7 +135,7 @@ class AsyncClient(BatchMethods, OversightCalls):
             detach: let the execution continue when the stream is left.
         """
         message = wire.request_to_pb(request)
-        attempts = Attempts(self._patience, self._reconnect)
+        attempts = Attempts(self._patience, self._reconnect, request.id)
         output = OutputStream(self._connection, attempts, lambda stub: stub.ExecuteStream(message))
         if not detach:
             self._attended.add(request.id)
@@ -158,7 +160,7 @@ class AsyncClient(BatchMethods, OversightCalls):
     async def submit(self, request: ExecRequest) -> ExecStatus:
         """Submit a command and return without waiting for it. Safe to repeat with the same request."""
         message = wire.request_to_pb(request)
-        return wire.status_from_pb(await self._call(lambda stub: stub.Submit(message)))
+        return wire.status_from_pb(await self._call(lambda stub: stub.Submit(message), subject=request.id))
 
     async def attach(self, exec_id: str, *, after_seq: int = 0, follow: bool = True) -> AsyncIterator[ExecOutput]:
         """Yield the output of an execution, also of one that has ended.
@@ -170,7 +172,7 @@ class AsyncClient(BatchMethods, OversightCalls):
         """
         message = pb.AttachRequest(id=exec_id, after_seq=after_seq, no_follow=not follow)
         stream = OutputStream(
-            self._connection, Attempts(self._patience, self._reconnect), lambda stub: stub.Attach(message),
+            self._connection, Attempts(self._patience, self._reconnect, exec_id), lambda stub: stub.Attach(message),
             after_seq=after_seq, follow=follow,
         )  # fmt: skip
         async for output in stream.read():
@@ -178,7 +180,7 @@ class AsyncClient(BatchMethods, OversightCalls):
 
     def session(self, request: ExecRequest) -> AsyncSession:
         """Run a command that gets input while it runs: a request with `interactive`; see `AsyncSession`."""
-        return self._session(pb.ExecInput(request=wire.request_to_pb(request)))
+        return self._session(request.id, pb.ExecInput(request=wire.request_to_pb(request)))
 
     def attach_session(self, exec_id: str, *, after_seq: int = 0, screen: WindowSize | None = None) -> AsyncSession:
         """Attach to an interactive execution of this caller, as `attach`; an attached caller loses its place.
@@ -187,7 +189,7 @@ class AsyncClient(BatchMethods, OversightCalls):
         """
         drawn = None if screen is None else pb.Terminal(rows=screen.rows, columns=screen.columns)
         message = pb.SessionAttach(id=exec_id, after_seq=after_seq, screen=drawn)
-        return self._session(pb.ExecInput(attach=message), after_seq=after_seq)
+        return self._session(exec_id, pb.ExecInput(attach=message), after_seq=after_seq)
 
     async def watch_session(self, exec_id: str, *, screen: WindowSize | None = None) -> AsyncIterator[ExecOutput]:
         """Yield the output of an interactive execution from now on, as an observer that policy allows.
@@ -201,11 +203,11 @@ class AsyncClient(BatchMethods, OversightCalls):
         """
         drawn = None if screen is None else pb.Terminal(rows=screen.rows, columns=screen.columns)
         attach = pb.SessionAttach(id=exec_id, screen=drawn, observe=True)
-        async for output in self._session(pb.ExecInput(attach=attach)):
+        async for output in self._session(exec_id, pb.ExecInput(attach=attach)):
             yield output
 
-    def _session(self, first: pb.ExecInput, *, after_seq: int = 0) -> AsyncSession:
-        attempts = Attempts(self._patience, self._reconnect)
+    def _session(self, exec_id: str, first: pb.ExecInput, *, after_seq: int = 0) -> AsyncSession:
+        attempts = Attempts(self._patience, self._reconnect, exec_id)
         return AsyncSession(self._connection, attempts, first, cancel=self.cancel, after_seq=after_seq)
 
     async def cancel(self, exec_id: str) -> CancelResponse:

@@ -44,7 +44,7 @@ class BatchMethods(Calls):
     async def submit_batch(self, request: BatchRequest) -> BatchStatus:
         """Submit a batch and return without waiting for it. Safe to repeat with the same request."""
         message = batch_wire.request_to_pb(request)
-        return batch_wire.status_from_pb(await self._call(lambda stub: stub.SubmitBatch(message)))
+        return batch_wire.status_from_pb(await self._call(lambda stub: stub.SubmitBatch(message), subject=request.id))
 
     async def preview_batch(self, request: BatchRequest) -> BatchPreview:
         """Return the targets that a request would have, and which of them cannot start now. Nothing is started."""
@@ -68,10 +68,10 @@ class BatchMethods(Calls):
     async def _watch(self, batch_id: str, *, output: bool, follow: bool) -> AsyncGenerator[BatchUpdate]:
         """Yield the updates of a batch, over as many calls as it takes; each target once."""
         message = pb.WatchBatchRequest(id=batch_id, output=output, no_follow=not follow)
-        attempts, accepted = Attempts(self._patience, self._reconnect), False
+        attempts, accepted = Attempts(self._patience, self._reconnect, batch_id), False
         seen: set[str] = set()
         while True:
-            attempts.connected(await self._connection.ready())
+            attempts.connected(await self._connection.ready(batch_id))
             call = self._connection.stub().WatchBatch(message)
             try:
                 async for item in call:

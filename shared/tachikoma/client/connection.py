@@ -147,11 +147,15 @@ class Connection:
             self._stub = RemoteExecutionStub(channel)
         return self._stub
 
-    async def ready(self) -> bool:
+    async def ready(self, subject: str = "") -> bool:
         """Wait for a connection, at most 10 s, so that a server that is busy or far away is reached.
 
         A wrong certificate of the server does not become right by waiting, so it is reported after a second. A host
         on which nothing listens is reported after two.
+
+        Args:
+            subject: id of the execution or batch that the connection is for; the line that says what is waited for
+                names it. Empty if there is none.
 
         Returns:
             Whether there is a connection.
@@ -163,17 +167,18 @@ class Connection:
         channel = self._current_channel()
         if channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY:
             connected = await _connected(channel, QUIET_SECONDS)
-            if not connected and not await _connected(channel, await self._explain()):
+            if not connected and not await _connected(channel, await self._explain(subject)):
                 return False
         self._trouble = None
         return True
 
-    async def _explain(self) -> float:
+    async def _explain(self, subject: str) -> float:
         """Find out why there is no connection, log what is waited for, and return how long to wait, in seconds."""
         address = self._profile.address
         found = await asyncio.to_thread(diagnose, address, self._profile.server_name, self._trusted(self._used).pem)
         if found is not None and not found.lasting and found != self._trouble:
-            log.warning(f"waiting for the orchestrator at {address}: {found.text}")
+            purpose = f" for {subject}" if subject else ""
+            log.warning(f"waiting for the orchestrator at {address}{purpose}: {found.text}")
         self._trouble = found
         if found is not None and found.lasting:
             return 0

@@ -15,7 +15,7 @@ import grpc.aio
 from tachikoma.client.rpc_errors import STATUS_DETAILS
 from tachikoma.config.logs import get_logger
 from tachikoma.config.retry import Backoff
-from tachikoma.errors import NotFound, ResourceExhausted, TachikomaError, Unavailable
+from tachikoma.errors import NotFound, ResourceExhausted, ServerError, TachikomaError, Unavailable
 
 if TYPE_CHECKING:
     from tachikoma.client.connection import Connection
@@ -51,25 +51,30 @@ class Calls(ABC):
     _connection: Connection
 
     @abstractmethod
-    async def _call(self, rpc: Callable[[RemoteExecutionAsyncStub], Awaitable[A]], *, repeat: bool = True) -> A:
+    async def _call(
+        self, rpc: Callable[[RemoteExecutionAsyncStub], Awaitable[A]], *, repeat: bool = True, subject: str = ""
+    ) -> A:
         """Make a call, and repeat it as the client's settings allow.
 
         Args:
             rpc: makes one attempt.
             repeat: whether a call whose connection broke may be made again, since its second run changes nothing.
+            subject: id of the execution or batch that the call starts; errors name it. Empty if there is none.
         """
 
 
 class Attempts:
     """The attempts of one call. Not shared between calls."""
 
-    def __init__(self, patience: timedelta, reconnect: timedelta) -> None:
+    def __init__(self, patience: timedelta, reconnect: timedelta, subject: str = "") -> None:
         """Begin with the first attempt.
 
         Args:
             patience: how long the call waits for rate limits and full queues, from now on.
             reconnect: how long each broken connection is tried again; zero for a call that must not be repeated.
+            subject: id of the execution that the call runs or follows; messages name it. Empty if there is none.
         """
+        self.subject = subject
         self._patient_until = time.monotonic() + patience.total_seconds()
         self._reconnect_seconds = reconnect.total_seconds()
         #: Whether any attempt had a connection. A caller that never reached the server gets its error at once.
@@ -116,6 +121,9 @@ class Attempts:
         if broken and await self._wait_for_connection():
             return
         if accepted or not await self._wait_for_limit(translated):
+            if self.subject and self._reached and (broken or type(translated) in (Unavailable, ServerError)):
+                # The request was sent, and nobody knows what became of it.
+                translated.metadata.setdefault("id", self.subject)
             raise translated from error
 
     def _is_broken(self, error: grpc.aio.AioRpcError) -> bool:

@@ -78,7 +78,7 @@ class OutputStream:
             TachikomaError: the call failed, and is not repeated.
         """
         while True:
-            self._attempts.connected(await self._connection.ready())
+            self._attempts.connected(await self._connection.ready(self._attempts.subject))
             call = self._opening(self._connection.stub())
             try:
                 async for message in call:

@@ -11,9 +11,9 @@ import typer
 
 from tachikoma.cli.commands.logs import BROKEN_PIPE, note
 from tachikoma.cli.descriptors import OutputFailed, abandon_output
-from tachikoma.cli.output import report
+from tachikoma.cli.output import chosen_output, report
 from tachikoma.client.aio import AsyncClient
-from tachikoma.errors import NotFound, TachikomaError
+from tachikoma.errors import NotFound, ServerError, TachikomaError, Unavailable
 
 __all__ = ["NOT_RUN", "Interrupts", "output_failed", "reported"]
 
@@ -108,8 +108,11 @@ async def output_failed(
 
 
 @contextmanager
-def reported() -> Iterator[None]:
+def reported(noun: str = "command") -> Iterator[None]:
     """Report an error of a command that runs something, with the exit code of a command that did not run.
+
+    Args:
+        noun: what runs: `command` or `batch`.
 
     Raises:
         typer.Exit: instead of the error.
@@ -118,4 +121,14 @@ def reported() -> Iterator[None]:
         yield
     except TachikomaError as error:
         report(error)
+        if type(error) in (Unavailable, ServerError) and not chosen_output().for_programs:
+            note(_fate(error.metadata.get("id", ""), noun))
         raise typer.Exit(NOT_RUN) from None
+
+
+def _fate(subject: str, noun: str) -> str:
+    """Say whether something may run whose caller gives up; the subject is empty if it was never sent."""
+    if not subject:
+        return f"the {noun} did not run"
+    prefix = "tachikoma batches" if noun == "batch" else "tachikoma"
+    return f"the {noun} may run: `{prefix} status {subject}` shows it, `{prefix} cancel {subject}` ends it"

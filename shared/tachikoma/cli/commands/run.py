@@ -90,7 +90,7 @@ def run(
     values |= {"parallel": parallel or None, "stop_after": stop_after}
     times = {"pause": pause, "deadline": deadline, "timeout": timeout}
     view = _View(output, group=group or diff, diff=diff, quiet=quiet)
-    with reported():
+    with reported("batch"):
         values |= _targets(words_given or [], from_file, retry) | _times(times)
         values |= {"stop_on": tuple(cause.upper() for cause in stop_on or ()), "environment": environment(env or [])}
         values["stdin"] = read_input(MAX_STDIN_BYTES + 1) if stdin else None

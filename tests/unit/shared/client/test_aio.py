@@ -233,7 +233,7 @@ class Server:
         self._failures = failures
         self.calls: list[tuple[str, Any]] = []
 
-    async def ready(self) -> bool:
+    async def ready(self, subject: str = "") -> bool:
         return True
 
     def stub(self) -> Server:

@@ -55,7 +55,7 @@ class Server:
         #: The call that is never answered.
         self.hanging = ""
 
-    async def ready(self) -> bool:
+    async def ready(self, subject: str = "") -> bool:
         return True
 
     def stub(self) -> Server:

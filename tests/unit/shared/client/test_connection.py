@@ -142,12 +142,12 @@ async def test_a_connection_that_does_not_come_is_explained_once(
     tried = Connection(Profile(address="127.0.0.1:1", server_name="x", identity=tmp_path))
     try:
         with caplog.at_level("WARNING", "tachikoma.client.connection"):
-            assert not await tried.ready()
-            assert not await tried.ready()
+            assert not await tried.ready("5f3a")
+            assert not await tried.ready("5f3a")
     finally:
         await tried.close()
     # One that waiting cannot help is the error itself.
-    waits = "waiting for the orchestrator at 127.0.0.1:1: nothing accepts connections there"
+    waits = "waiting for the orchestrator at 127.0.0.1:1 for 5f3a: nothing accepts connections there"
     # The form of the line depends on how the process has set up its logs.
     assert [waits in message for message in caplog.messages] == ([] if lasting else [True])
 

@@ -68,7 +68,7 @@ class Server:
     def __init__(self) -> None:
         self.calls: list[Call] = []
 
-    async def ready(self) -> bool:
+    async def ready(self, subject: str = "") -> bool:
         return True
 
     def stub(self) -> Server:

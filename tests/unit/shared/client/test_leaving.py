@@ -63,7 +63,7 @@ class Server:
         self.failures: list[Exception] = []
         self.closed = False
 
-    async def ready(self) -> bool:
+    async def ready(self, subject: str = "") -> bool:
         return True
 
     def stub(self) -> Server:

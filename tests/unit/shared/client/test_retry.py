@@ -16,7 +16,15 @@ from tachikoma.client.batches import BatchMethods
 from tachikoma.client.oversight import OversightCalls
 from tachikoma.client.retry import BROKEN, STEADY_SECONDS, Attempts, Calls
 from tachikoma.client.rpc_errors import STATUS_DETAILS, error_to_details
-from tachikoma.errors import AgentOffline, NotFound, ResourceExhausted, ServerError, TachikomaError, Unavailable
+from tachikoma.errors import (
+    AgentOffline,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    ServerError,
+    TachikomaError,
+    Unavailable,
+)
 
 
 class Clock:
@@ -80,6 +88,27 @@ async def test_a_broken_connection_is_tried_again_with_growing_delays(clock: Clo
     assert clock.waits[:6] == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0]
     assert sum(clock.waits) <= 10
     assert sum(clock.waits) + 2 > 10
+
+
+@pytest.mark.parametrize(
+    ("reached", "error", "known"),
+    [
+        (True, Unavailable("broken"), True),
+        (False, Unavailable("broken"), False),
+        (True, Unavailable("no Redis", metadata={"dependency": "redis"}), True),
+        (True, ServerError("failed"), True),
+        (True, AgentOffline("agent-1 is offline"), False),
+        (True, PermissionDenied("no"), False),
+    ],
+)
+async def test_an_error_names_the_execution_if_its_request_was_sent_and_not_answered(
+    clock: Clock, reached: bool, error: TachikomaError, known: bool
+) -> None:
+    made = Attempts(timedelta(0), timedelta(0), "5f3a")
+    made.connected(reached)
+    with pytest.raises(type(error)) as raised:
+        await fail(made, error)
+    assert raised.value.metadata.get("id") == ("5f3a" if known else None)
 
 
 async def test_after_a_success_the_whole_time_is_available_again(clock: Clock) -> None:

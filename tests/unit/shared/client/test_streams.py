@@ -75,7 +75,7 @@ class Server:
         self.attached: list[pb.AttachRequest] = []
         self.translated: TachikomaError = Unavailable("broken")
 
-    async def ready(self) -> bool:
+    async def ready(self, subject: str = "") -> bool:
         return True
 
     def stub(self) -> Server:

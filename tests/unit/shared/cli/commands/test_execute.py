@@ -13,6 +13,7 @@ import pytest
 
 from tachikoma import (
     AgentInfo,
+    AgentOffline,
     AgentUnknown,
     ExecOutput,
     ExecRequest,
@@ -175,6 +176,29 @@ def test_an_execution_that_cannot_be_cancelled_either_is_named(
     done = run("exec", *ID, "web-1", "yes")
     assert done.code == 125
     assert done.err.endswith("; the execution continues as job-7, since it cannot be cancelled: cannot reach it\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "fate"),
+    [
+        (
+            Unavailable("broken", metadata={"id": "job-7"}),
+            "the command may run: `tachikoma status job-7` shows it, `tachikoma cancel job-7` ends it",
+        ),
+        (Unavailable("nothing accepts connections"), "the command did not run"),
+        (AgentOffline("web-1 is offline"), None),
+    ],
+)
+def test_giving_up_says_whether_the_command_may_run(run: Any, client: Any, error: Exception, fate: str | None) -> None:
+    client.answers["execute_stream"] = lambda _, **__: [error]
+    done = run("exec", *ID, "web-1", "true")
+    assert (done.code, done.err.splitlines()) == (
+        125,
+        [f"tachikoma: {error}", *([] if fate is None else [f"tachikoma: {fate}"])],
+    )
+    # One document on standard error, which names the execution by itself.
+    done = run("exec", *ID, "-o", "json", "web-1", "true")
+    assert len(done.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
