@@ -6,6 +6,7 @@ would disturb the parent. Each read and write therefore waits for its descriptor
 
 from __future__ import annotations
 
+import codecs
 import errno
 import io
 import os
@@ -71,6 +72,10 @@ class _WaitingFile(io.RawIOBase):
                 raise OutputFailed(self._descriptor, error) from error
 
 
+#: Name of the handler of characters that the encoding of a stream lacks.
+ESCAPE = "tachikoma-escape"
+
+
 def prepare() -> None:
     """Make standard output and error fit for use, before anything else is opened.
 
@@ -94,10 +99,20 @@ def prepare() -> None:
 def _waiting(stream: TextIO | None, descriptor: int) -> TextIO:
     """Return a stream that waits for its descriptor, with the encoding of the given one; None if that is closed."""
     raw = _WaitingFile(descriptor)
-    encoding, errors = (stream.encoding, stream.errors) if stream is not None else ("utf-8", "backslashreplace")
+    encoding = stream.encoding if stream is not None else "utf-8"
+    codecs.register_error(ESCAPE, _escape)
     return io.TextIOWrapper(
-        io.BufferedWriter(raw), encoding=encoding, errors=errors, line_buffering=descriptor == 2 or raw.isatty()
+        io.BufferedWriter(raw), encoding=encoding, errors=ESCAPE, line_buffering=descriptor == 2 or raw.isatty()
     )
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    r"""Replace characters that a locale cannot write by `\uXXXX`, which JSON reads as the same characters."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    units = text.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2)), error.end
 
 
 def read_input(limit: int) -> bytes:

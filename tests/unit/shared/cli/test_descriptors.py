@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import io
+import json
 import os
 import socket
 import subprocess
@@ -217,3 +218,22 @@ def test_abandoned_output_is_discarded(capfd: pytest.CaptureFixture[str]) -> Non
         os.dup2(saved, 1)
         os.close(saved)
     assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_characters_that_the_locale_lacks_are_escaped_so_that_json_reads_them(encoding: str) -> None:
+    text = "é … 😀 \udcff"
+    program = (
+        "import sys, json\n"
+        "from tachikoma.cli import descriptors\n"
+        "descriptors.prepare()\n"
+        f"print(json.dumps({text!r}, ensure_ascii=False))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"},
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(done.stdout.decode(encoding)) == text
+    assert done.stderr == b""
