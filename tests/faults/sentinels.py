@@ -21,7 +21,7 @@ from tachikoma.dev.redis_server import free_port
 from tachikoma.dev.stack import Stack
 from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 from tachikoma.redis.acl_file import acl_file, sentinel_acl_file
-from tachikoma.redis.users import ADMIN, REPLICA, SENTINEL
+from tachikoma.redis.users import ADMIN, ENROLLER, REPLICA, SENTINEL
 
 __all__ = ["NAME", "SentinelWorld"]
 
@@ -51,7 +51,7 @@ class SentinelWorld(Stack):
         super()._make_parts()
         first = self._server.tls_port
         assert first is not None
-        for user in (REPLICA, SENTINEL):
+        for user in (REPLICA, SENTINEL, ENROLLER):
             self.redis_passwords.make(user)
         self._make_server(first, self.data / "redis" / "redis.conf", self.redis, primary=None)
         for number in (2, 3):
@@ -72,6 +72,8 @@ class SentinelWorld(Stack):
             self.sentinels[port] = self._make_sentinel(number, port, first)
         places = ",".join(f"{REDIS_HOST}:{port}" for port in self.sentinels)
         url = f"rediss+sentinel://{places}/{NAME}"
+        #: URL of the Sentinels.
+        self.url = url
         self._programs = Programs(self._folder, url, self.identity, self._environment)
         self.orchestrator = self._programs.orchestrator(self.listen)
         self.agents = {agent: self._programs.worker(agent) for agent in self.agent_ids}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -21,6 +22,15 @@ from world import Job
 
 from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecState, Unavailable
+from tachikoma.identity.file_source import FileSvidSource
+from tachikoma.redis import keys
+from tachikoma.redis.access import RedisAccess, RedisSettings, connect
+from tachikoma.redis.servers import Servers
+from tachikoma.redis.users import ADMIN, ENROLLER, agent_user
+from tachikoma.vocabulary.clock import now_ms
+from tachikoma_orchestrator.agents.account_copies import AccountCopies
+from tachikoma_orchestrator.agents.redis_accounts import Accounts
+from tachikoma_orchestrator.agents.revocations import Revocations
 
 #: How often each fault happens. CI has one of them, once.
 ROUNDS = int(os.environ.get("TACHIKOMA_TEST_FAILOVERS", "0"))
@@ -123,3 +133,53 @@ def test_the_users_of_parts_may_do_no_more_at_a_sentinel_than_ask(world: Sentine
             assert "no permissions" in answer, answer
     with pytest.raises(ResponseError), world.admin(port) as sentinel:
         sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME")
+
+
+def users_on(world: SentinelWorld, user: str) -> list[bool]:
+    """Whether each server has a user."""
+    found = []
+    for port in world.servers:
+        with world.admin(port) as server:
+            found.append(server.acl_getuser(user) is not None)
+    return found
+
+
+async def test_an_agent_that_joined_has_its_user_on_every_server(world: SentinelWorld) -> None:
+    world.settle()
+    user, identity = agent_user("late"), FileSvidSource(world.identity("orchestrator"))
+    settings = RedisSettings(redis_url=world.url, redis_password_file=world.redis_passwords.path(ENROLLER))
+    access = RedisAccess.of(settings, identity=identity, user=ENROLLER)
+    with world.admin(world.primary()) as admin:
+        admin.hset(keys.JOINED, "late", "{}")
+    settings = RedisSettings(redis_url=world.url, redis_password_file=world.redis_passwords.path(ADMIN))
+    reader = connect(RedisAccess.of(settings, identity=identity, user=ADMIN), name="test", max_connections=2)
+    revocations = Revocations(reader)
+    copies = AccountCopies(reader, Servers(access, name="test"), revocations)
+    enroller = connect(access, name="test", max_connections=1)
+    accounts = Accounts(enroller, copies.spread)
+    await accounts.create("late")
+    assert users_on(world, user) == [True] * 3
+    # A server that was away, and an earlier replica that is the primary now.
+    for port in world.servers:
+        with world.admin(port) as server:
+            server.acl_deluser(user)
+        another = AccountCopies(reader, Servers(access, name="test"), revocations)
+        await another.spread()
+        await another.close()
+        assert users_on(world, user) == [True] * 3
+    # Users from ACL files are the operators'.
+    with world.admin(world.primary()) as server:
+        server.acl_setuser("agent.by-hand", enabled=True, nopass=True)
+        await copies.spread()
+        assert users_on(world, "agent.by-hand").count(True) == 1
+        server.acl_deluser("agent.by-hand")
+    await accounts.remove("late")
+    details = {"by": "x", "reason": "stolen"}
+    with world.admin(world.primary()) as admin:
+        admin.hset(keys.REVOKED, "late", json.dumps({"at_ms": now_ms(), "active": True, "details": details}))
+    await revocations.refresh()
+    await copies.spread()
+    assert users_on(world, user) == [False] * 3
+    for thing in (accounts, copies):
+        await thing.close()
+    await reader.aclose()

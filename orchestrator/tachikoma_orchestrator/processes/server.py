@@ -22,10 +22,12 @@ from tachikoma.exec.v1.remote_execution_pb2_grpc import (
     add_RemoteExecutionServicer_to_server,
 )
 from tachikoma.redis.access import connect
+from tachikoma.redis.servers import Servers
 from tachikoma.vocabulary.clock import duration_ms
 from tachikoma.vocabulary.requests import MAX_MESSAGE_BYTES
 from tachikoma_orchestrator.admission.approvals import Approvals
 from tachikoma_orchestrator.admission.call_quotas import CallQuotas
+from tachikoma_orchestrator.agents.account_copies import AccountCopies
 from tachikoma_orchestrator.agents.membership import Membership
 from tachikoma_orchestrator.agents.redis_accounts import Accounts
 from tachikoma_orchestrator.api.guard import Guard
@@ -112,6 +114,8 @@ class Server:
             core.redis, core.ledger, core.admitter, core.registry, core.identity, core.evidence, core.subscriber,
             retention=settings.retention,
         )  # fmt: skip
+        #: Brings the agents' Redis users to all servers; None without Sentinels, or without the right to make users.
+        self._copies: AccountCopies | None = None
         self._accounts = self._open_accounts()
         main = self._make_main_server()
         #: The servers, the main one first.
@@ -164,6 +168,8 @@ class Server:
         supervisor.start(self._feed.run(), name="feed")
         supervisor.start(self._batches.driver.run(), name="batches")
         supervisor.start(self._health.run(), name="health")
+        if self._copies is not None:
+            supervisor.start(self._copies.run(), name="account-copies")
         if self._shipper is not None:
             supervisor.start(self._shipper.run(), name="shipper")
 
@@ -182,6 +188,8 @@ class Server:
         await self._output_redis.aclose()
         if self._accounts is not None:
             await self._accounts.close()
+        if self._copies is not None:
+            await self._copies.close()
         await self._core.aclose()
 
     # --- the parts ----------------------------------------------------------------------------------------------------
@@ -239,7 +247,13 @@ class Server:
         access = self._settings.enroller(self._core.identity)
         if access is None:
             return None
-        return Accounts(connect(access, name="orchestrator-enroller", max_connections=2))
+        redis = connect(access, name="orchestrator-enroller", max_connections=2)
+        if access.primary is None:
+            return Accounts(redis)
+        servers = Servers(access, name="orchestrator-enroller")
+        core = self._core
+        self._copies = AccountCopies(core.redis, servers, core.registry.revocations)
+        return Accounts(redis, self._copies.spread)
 
     def _make_main_server(self) -> grpc.aio.Server:
         settings = self._settings

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from weakref import WeakKeyDictionary
 
 from tachikoma.redis.commands import Redis
 
-__all__ = ["Known", "known", "share_known"]
+__all__ = ["Known", "known", "online_replicas", "share_known"]
 
 
 class Known:
@@ -17,7 +18,7 @@ class Known:
         self.seq = 0
         #: Its place in the trail.
         self.cursor = "0-0"
-        #: Number of replicas that are connected; with some, what is reported as done must be on one of them.
+        #: Number of replicas that follow; with some, what is reported as done must be on one of them.
         self.replicas = 0
 
     def note(self, seq: int, cursor: str) -> None:
@@ -29,6 +30,15 @@ class Known:
     def time_ms(self) -> int:
         """Time of the latest event by the clock of Redis, in milliseconds since the epoch."""
         return int(self.cursor.partition("-")[0])
+
+
+def online_replicas(info: Mapping[str, object]) -> int:
+    """Return the number of replicas that follow, from the section `replication` of INFO.
+
+    `connected_slaves` also counts those that are still being sent all data, and backups. They confirm nothing.
+    """
+    replicas = (value for name, value in info.items() if name.startswith("slave") and name[5:].isdigit())
+    return sum(isinstance(replica, Mapping) and replica.get("state") == "online" for replica in replicas)
 
 
 _known: WeakKeyDictionary[object, Known] = WeakKeyDictionary()

@@ -24,7 +24,7 @@ from tachikoma.redis.commands import Connection, Redis
 from tachikoma.redis.gate import GATE_SECONDS, NotReconciled, replid_of
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.clock import redis_ms
-from tachikoma_orchestrator.store.known import Known
+from tachikoma_orchestrator.store.known import Known, online_replicas
 from tachikoma_orchestrator.store.scripts import Runner, Script, flat
 
 __all__ = ["Lives"]
@@ -300,7 +300,7 @@ class Lives:
             if isinstance(answer, Exception) and not wrong_type(answer):
                 raise answer
         token = raw.decode("ascii", "replace") if isinstance(raw, bytes) else ""
-        self._known.replicas = int(info.get("connected_slaves", 0))
+        self._known.replicas = online_replicas(info)
         seen = _Seen(str(info["master_replid"]), token, self._verify(token) if token else None, redis_ms(*clock))
         if self._is_current(seen) and not isinstance(latest, ResponseError):
             self._note(latest)

@@ -265,7 +265,8 @@ SERVICES: dict[str, tuple[Grant, ...]] = {
 OPTIONAL: dict[str, tuple[Grant, ...]] = {
     ENROLLER: (
         _CONNECTION,
-        Grant("acl|setuser acl|deluser acl|save"),
+        # Behind Sentinels, users are compared on all servers.
+        Grant("acl|setuser acl|deluser acl|save acl|list"),
         # The queue and the registration of a revoked agent are removed.
         Grant("del", write=(keys.ALL_QUEUES,)),
     ),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tachikoma.redis.access import connect
-from tachikoma_orchestrator.store.known import Known, known, share_known
+from tachikoma_orchestrator.store.known import Known, known, online_replicas, share_known
 
 
 def test_the_latest_event_is_remembered_in_whatever_order_the_answers_come() -> None:
@@ -19,3 +21,16 @@ def test_clients_share_what_they_are_told_to_share() -> None:
     assert known(one) is not known(other)
     share_known(other, known(one))
     assert known(one) is known(other)
+
+
+@pytest.mark.parametrize(
+    ("states", "number"),
+    [
+        ([], 0), (["online"], 1), (["online", "online"], 2), (["wait_bgsave"], 0), (["send_bulk", "online"], 1),
+        (["rdb_transmitted"], 0), (["bg_transfer"], 0), (["online", "send_bulk"], 1),
+    ],
+)  # fmt: skip
+def test_only_replicas_that_follow_can_confirm(states: list[str], number: int) -> None:
+    replicas = {f"slave{number}": {"ip": "10.0.0.1", "state": state} for number, state in enumerate(states)}
+    info: dict[str, object] = {"connected_slaves": len(states), **replicas, "slave_read_only": 1, "slave9": "garbage"}
+    assert online_replicas(info) == number
