@@ -338,16 +338,24 @@ class Observer:
             compare_books(self._world, hurt)
         return Counter(states.values())
 
-    def check_now(self, jobs: Iterable[Job]) -> None:
+    def check_now(self, jobs: Iterable[Job], *, forgot: bool) -> None:
         """Fail where a promise about executions that have ended does not hold, while others run.
 
         A caller is answered from the receipt, which may be before the ledger has it; such executions are passed over.
+
+        Args:
+            jobs: executions whose callers were answered.
+            forgot: whether Redis went back to an older state. A record that it forgot is restored when its agent
+                reports, so some may be missing now.
         """
         states = self.states()
         found: list[str] = []
         for job in jobs:
-            if states[job.id].terminal:
-                found += self._check_one(job, states[job.id], forgot=False)
+            state = states.get(job.id)
+            if state is None:
+                found += [] if forgot else [f"the record of {job.id} is gone"]
+            elif state.terminal:
+                found += self._check_one(job, state, forgot)
         assert not found, "\n".join(found)
 
     @staticmethod

@@ -123,7 +123,8 @@ class Scene:
 
     def examine(self) -> None:
         """Let the observer check all answered executions, before Redis forgets them."""
-        self._observer.check_now([job for job in self.callers.answered() if job.id not in self.callers.hurt])
+        jobs = [job for job in self.callers.answered() if job.id not in self.callers.hurt]
+        self._observer.check_now(jobs, forgot=self.forgot)
 
     # --- alone --------------------------------------------------------------------------------------------------------
 
