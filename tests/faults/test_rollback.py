@@ -7,7 +7,9 @@ may be lost.
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -21,7 +23,17 @@ from world import Job, World, end_of, submit
 
 from order_queues import waiting_orders
 from patience import PATIENCE_SECONDS
-from tachikoma import AgentRevoked, Client, ExecRequest, ExecResponse, ExecState, FailedPrecondition, NotFound
+from tachikoma import (
+    AgentRevoked,
+    Client,
+    DueOutcome,
+    ExecRequest,
+    ExecResponse,
+    ExecState,
+    FailedPrecondition,
+    NotFound,
+    ScheduledRun,
+)
 from tachikoma.audit.chain import read_events
 from tachikoma.dev.identities import own_user
 from tachikoma.dev.stack import TRUST_DOMAIN
@@ -30,13 +42,15 @@ from tachikoma.identity.spiffe import user_id
 from tachikoma.redis import keys
 
 FROZEN, REVOKED = "agent-2", "agent-3"
+#: A schedule of agent-1 that is due each second.
+OFTEN = "often"
 BOSS = user_id(TRUST_DOMAIN, "boss")
 #: One command must be approved.
 POLICY = """\
 operators: ["{user}"]
 policies:
   - name: runs
-    subjects: ["spiffe://tachikoma.local/user/*"]
+    subjects: ["spiffe://tachikoma.local/user/*", "spiffe://tachikoma.local/schedule/*"]
     agents: ["**"]
     allowedCommands: ["/bin/sh ...", /usr/bin/true]
     allowInterpreters: true
@@ -57,6 +71,8 @@ class Scene:
     client: Client
     boss: Client
     folder: Path
+    #: The schedule's command appends a line to it.
+    marks: Path
     jobs: dict[str, Job] = field(default_factory=dict)
     #: Requests that an approver approved and rejected.
     approved: ExecRequest | None = None
@@ -82,13 +98,20 @@ def scene(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -
     (data / "policy.yaml").write_text(POLICY.format(user=user_id(TRUST_DOMAIN, own_user())))
     # The frozen agent keeps its lease in the eyes of the orchestrator.
     environment = {"TACHIKOMA_LEASE": "90s"}
+    marks = data / "marks"
+    request = {"command": ["/bin/sh", "-c", f"echo run >> {marks}"], "timeout": "30s"}
+    often = {"name": OFTEN, "every": "1s", "agentId": AGENT, "request": request}
+    (data / "schedules.yaml").write_text(json.dumps({"schedules": [often]}))
     with ExitStack() as stack:
         world = stack.enter_context(
-            World(data, agents=3, redis_server=redis_server, queue_timeout="90s", environment=environment)
-        )
+            World(
+                data, agents=3, redis_server=redis_server, queue_timeout="90s", environment=environment,
+                schedules=str(data / "schedules.yaml"),
+            )
+        )  # fmt: skip
         client = stack.enter_context(Client(world.profile()))
         boss = stack.enter_context(Client(world.issue(BOSS)))
-        made = Scene(world, client, boss, tmp_path_factory.mktemp("jobs"))
+        made = Scene(world, client, boss, tmp_path_factory.mktemp("jobs"), marks)
         threads = stack.enter_context(ThreadPoolExecutor(1))
         roll_back(made, threads)
         yield made
@@ -104,6 +127,7 @@ def roll_back(scene: Scene, threads: ThreadPoolExecutor) -> None:
         for name in ("fenced", "never-taken"):
             submit(client, scene.job(name, agent=FROZEN))
         scene.approved, scene.rejected = scene.careful("approved"), scene.careful("rejected")
+        wait_until(lambda: accepted_runs(scene), "a run of the schedule is accepted")
         with world.stopped(AGENT):
             for name in ("queued-1", "queued-2"):
                 submit(client, scene.job(name))
@@ -122,6 +146,7 @@ def after_the_copy(scene: Scene, go: Path, threads: ThreadPoolExecutor) -> None:
     """Do what Redis will not know."""
     client, boss = scene.client, scene.boss
     go.touch()
+    before = len(accepted_runs(scene))
     for name in ("result", "queued-1", "queued-2"):
         assert end_of(client, scene.jobs[name]) is ExecState.SUCCEEDED
     assert client.cancel("fenced").outcome == "CANCELLED"
@@ -138,10 +163,16 @@ def after_the_copy(scene: Scene, go: Path, threads: ThreadPoolExecutor) -> None:
     spool = scene.world.data / "agents" / AGENT / "sent" / "old"
     wait_until(spool.exists, "its output is retained")
     spool.unlink()
+    wait_until(lambda: len(accepted_runs(scene)) > before, "a run that Redis will not know is accepted")
     running = scene.job("awaited", go=scene.folder / "go-on")
     scene.waiting = threads.submit(client.execute, running.request)
     wait_until(lambda: running.starts, "it runs")
     wait_until(lambda: scene.has_started(running), "its start is recorded")
+
+
+def accepted_runs(scene: Scene) -> list[ScheduledRun]:
+    runs = scene.client.scheduled_runs(OFTEN, limit=1000)
+    return [run for run in runs if run.outcome is DueOutcome.RUN]
 
 
 def codes(scene: Scene) -> list[str]:
@@ -271,6 +302,29 @@ def test_output_that_no_agent_retains_is_reported_as_missing(scene: Scene) -> No
     missing = sum(part.missing_bytes for part in parts)
     assert shown + missing == len(job.stdout) + len(job.stderr)
     assert missing
+
+
+def test_each_time_of_a_schedule_has_one_outcome_and_each_run_one_end(scene: Scene) -> None:
+    before = len(accepted_runs(scene))
+    wait_until(lambda: len(accepted_runs(scene)) > before, "the schedule goes on")
+    scene.client.pause_schedule(OFTEN, "it is counted")
+    settled = {DueOutcome.RUN, DueOutcome.SKIPPED, DueOutcome.MISSED}
+
+    def decided() -> bool:
+        runs = scene.client.scheduled_runs(OFTEN, limit=1000)
+        return {run.outcome for run in runs} <= settled
+
+    wait_until(decided, "no run is about to be requested")
+    runs = accepted_runs(scene)
+    for run in runs:
+        wait_until(lambda run=run: scene.client.status(run.id).state.terminal, f"{run.id} has ended", 60)
+    states = Counter(scene.client.status(run.id).state for run in runs)
+    # A run that was requested again before its record was restored is LOST: its agent refuses to start it twice.
+    assert states.keys() <= {ExecState.SUCCEEDED, ExecState.LOST, ExecState.EXPIRED}
+    starts = len(scene.marks.read_text().splitlines())
+    assert states[ExecState.SUCCEEDED] <= starts <= len(runs)
+    times = sorted(run.due for run in scene.client.scheduled_runs(OFTEN, limit=1000) if run.count == 1)
+    assert len(set(times)) == len(times)
 
 
 def test_everything_started_at_most_once(scene: Scene) -> None:
