@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -133,6 +135,40 @@ def test_the_users_of_parts_may_do_no_more_at_a_sentinel_than_ask(world: Sentine
             assert "no permissions" in answer, answer
     with pytest.raises(ResponseError), world.admin(port) as sentinel:
         sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME")
+
+
+def checked(world: SentinelWorld) -> list[str]:
+    """What `tachikoma redis check` finds."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tachikoma", "redis", "check", "--redis-url", world.url, "--output", "json",
+         "--identity", str(world.identity("user")), "--passwords", str(world.redis_passwords.folder)],
+        env={**os.environ, "TACHIKOMA_AUDIT_DURABLE": "false"}, capture_output=True, text=True, check=False,
+        timeout=120,
+    )  # fmt: skip
+    assert done.stderr == ""
+    return [f"{item['where']}: {item['what']}" for item in json.loads(done.stdout)["findings"]]
+
+
+def test_redis_check_looks_at_every_server_and_every_sentinel(world: SentinelWorld) -> None:
+    world.settle()
+    assert checked(world) == []
+    port = world.primary()
+    replica = next(other for other in world.servers if other != port)
+    watcher = next(iter(world.sentinels))
+    with world.admin(replica) as server, world.admin(watcher) as sentinel:
+        server.config_set("min-replicas-to-write", "0")
+        server.execute_command("ACL", "SETUSER", "agent.agent-1", "+keys")
+        sentinel.execute_command("SENTINEL", "SET", "tk", "down-after-milliseconds", "30000")
+        try:
+            found = checked(world)
+        finally:
+            server.config_set("min-replicas-to-write", "1")
+            server.execute_command("ACL", "LOAD")
+            sentinel.execute_command("SENTINEL", "SET", "tk", "down-after-milliseconds", "2000")
+    assert len(found) == 3, found
+    assert any(f":{replica}, min-replicas-to-write: is 0" in finding for finding in found)
+    assert any(f":{replica}, user agent.agent-1: has in addition +keys" in finding for finding in found)
+    assert any(f":{watcher}: down-after-milliseconds is 30000" in finding for finding in found)
 
 
 def users_on(world: SentinelWorld, user: str) -> list[bool]:

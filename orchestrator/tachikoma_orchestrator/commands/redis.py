@@ -14,12 +14,12 @@ from tachikoma.cli.tables import printable
 from tachikoma.config.settings import read_settings
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.open import IdentityPlace, open_identity
-from tachikoma.redis.access import RedisAccess, RedisSettings, connect
+from tachikoma.redis.access import RedisAccess, RedisSettings
 from tachikoma.redis.acl_file import acl_file, agents_in, sentinel_acl_file
 from tachikoma.redis.passwords import Passwords
 from tachikoma.redis.users import CHECK, ENROLLER, REPLICA, SENTINEL, SERVICES, agent_user, application_user, rules
 from tachikoma_orchestrator.commands.options import Identity, RedisUrl
-from tachikoma_orchestrator.commands.redis_check.examine import examine
+from tachikoma_orchestrator.commands.redis_check.everywhere import examine_all
 from tachikoma_orchestrator.commands.redis_check.findings import Report
 
 __all__ = ["redis"]
@@ -121,7 +121,8 @@ def check(
     identity: Identity = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Compare a live Redis with the requirements. Exits 1 if there is a finding."""
+    """Compare a live Redis with the requirements; with the URL of Sentinels, also each replica and Sentinel. Exits 1 if
+    there is a finding."""
     kept = None
     if passwords is not None:
         if not passwords.is_dir():
@@ -135,18 +136,10 @@ def check(
     )  # fmt: skip
     svid = None if settings.identity is None else open_identity(settings.identity)
     access = RedisAccess.of(settings, identity=svid, user=CHECK)
-    report = asyncio.run(_examine(access, kept, durable=settings.audit_durable))
+    report = asyncio.run(examine_all(access, passwords=kept, durable=settings.audit_durable))
     show_value(report, output, text=_show)
     if report.findings:
         raise typer.Exit(1)
-
-
-async def _examine(access: RedisAccess, passwords: Passwords | None, *, durable: bool) -> Report:
-    client = connect(access, name="redis-check", max_connections=1)
-    try:
-        return await examine(client, passwords=passwords, durable=durable)
-    finally:
-        await client.aclose()
 
 
 def _show(report: Report) -> None:

@@ -20,7 +20,7 @@ from weakref import WeakSet
 import redis.connection
 from redis import asyncio as redis_asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ReadOnlyError, RedisError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from tachikoma.config.logs import get_logger
 from tachikoma.errors import ConfigurationError
@@ -87,7 +87,8 @@ class Primary:
             sentinels: addresses of the Sentinels.
             options: options of the connections to them: credentials, and certificates under `tls`.
         """
-        self._name = name
+        #: Its name, as the Sentinels know it.
+        self.name = name
         self._sentinels = sentinels
         self._options = options
         self._lock = threading.Lock()
@@ -135,7 +136,7 @@ class Primary:
                 self._connections.add(connection)
                 return
         connection.abandon()
-        raise RedisConnectionError(f"the primary of {self._name} changed while a connection was made")
+        raise RedisConnectionError(f"the primary of {self.name} changed while a connection was made")
 
     def close(self) -> None:
         """End the questions."""
@@ -148,7 +149,7 @@ class Primary:
             try:
                 connection = self._connect(sentinel)
                 try:
-                    connection.send_command("SENTINEL", "REPLICAS", self._name)
+                    connection.send_command("SENTINEL", "REPLICAS", self.name)
                     replicas = [_fields(reply) for reply in connection.read_response()]
                 finally:
                     connection.disconnect()
@@ -159,6 +160,24 @@ class Primary:
             others = ((fields["ip"], int(fields["port"])) for fields in replicas)
             return [primary, *(address for address in others if address != primary)]
         raise error
+
+    def ask_each(self, *commands: tuple[str, ...]) -> dict[Address, list[Any] | Exception]:
+        """Send commands to each Sentinel.
+
+        Returns:
+            The reply to each command, which may be an error of Redis; of a Sentinel that does not answer, the error.
+        """
+        found: dict[Address, list[Any] | Exception] = {}
+        for sentinel in self._sentinels:
+            try:
+                connection = self._connect(sentinel)
+                try:
+                    found[sentinel] = [_reply(connection, command) for command in commands]
+                finally:
+                    connection.disconnect()
+            except (RedisError, OSError) as error:
+                found[sentinel] = error
+        return found
 
     # --- one thread for each Sentinel ---------------------------------------------------------------------------------
 
@@ -194,9 +213,9 @@ class Primary:
 
     def _ask(self, connection: Any) -> None:
         """Ask for the epoch first: an address that is newer than its epoch does no harm, the reverse does."""
-        connection.send_command("SENTINEL", "MASTER", self._name)
+        connection.send_command("SENTINEL", "MASTER", self.name)
         epoch = int(_fields(connection.read_response())["config-epoch"])
-        connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._name)
+        connection.send_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.name)
         host, port = connection.read_response()
         self.learn(epoch, (str(host), int(port)))
 
@@ -217,7 +236,16 @@ class Primary:
 
     def _unknown(self) -> RedisConnectionError:
         places = ", ".join(f"{host}:{port}" for host, port in self._sentinels)
-        return RedisConnectionError(f"no Sentinel has named the primary of {self._name}; asked {places}")
+        return RedisConnectionError(f"no Sentinel has named the primary of {self.name}; asked {places}")
+
+
+def _reply(connection: Any, command: tuple[str, ...]) -> Any:
+    """Return the reply to a command, which may be an error."""
+    connection.send_command(*command)
+    try:
+        return connection.read_response()
+    except ResponseError as error:
+        return error
 
 
 def _fields(reply: list[str]) -> dict[str, str]:

@@ -53,6 +53,10 @@ NO_OWN_TEST: dict[str, tuple[str, str]] = {
         "unit/shared/client/test_wire.py",
         "values only; each survives the way over the wire",
     ),
+    "orchestrator/tachikoma_orchestrator/commands/redis_check/everywhere.py": (
+        "faults/test_sentinel.py",
+        "it needs several servers and Sentinels",
+    ),
     "orchestrator/tachikoma_orchestrator/agents/membership.py": (
         "security/test_joining.py",
         "it wires the modules of its room",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from tachikoma.diagnosis.findings import Finding
+from tachikoma_orchestrator.commands.redis_check.replication import replication_findings
 
 __all__ = ["CONFIGURATION", "server_findings", "version_of"]
 
@@ -12,6 +13,7 @@ __all__ = ["CONFIGURATION", "server_findings", "version_of"]
 CONFIGURATION = (
     *("port", "bind", "tls-port", "tls-auth-clients", "unixsocket", "unixsocketperm"),
     *("appendonly", "appendfsync", "maxmemory-policy", "maxclients", "aclfile"),
+    *("min-replicas-to-write", "min-replicas-max-lag", "repl-timeout", "masteruser", "tls-replication"),
 )
 #: Connections of a busy agent, approximately; an idle one has four.
 AGENT_CONNECTIONS = 8
@@ -41,6 +43,7 @@ def server_findings(
     yield from _persistence_findings(info, config)
     yield from _capacity_findings(config, agents)
     yield from _network_findings(config)
+    yield from replication_findings(info, config)
 
 
 def _at_least(info: Mapping[str, object], *wanted: int) -> bool:
