@@ -24,7 +24,7 @@ from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.revocations import parse
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.executions.record import Record, record_altered
-from tachikoma_orchestrator.executions.settled import Settled
+from tachikoma_orchestrator.executions.settled import ReportedStates
 from tachikoma_orchestrator.executions.transitions import (
     Admission,
     Dispatch,
@@ -70,7 +70,7 @@ class Ledger:
         self._durable = durable
         self.trail = trail
         self._runner = Runner(redis)
-        self._settled = Settled()
+        self._reported = ReportedStates(self._transition_call)
         self._admit = Script("admit")
         self._dispatch = Script("dispatch")
         self._transition = Script("transition")
@@ -222,7 +222,8 @@ class Ledger:
 
     async def complete(self, agent: str, exec_id: str, receipt: Receipt, token: str) -> TransitionOutcome:
         """Record the final state of a verified receipt. Return DONE, STATE, MISSING or ORDER."""
-        return await self.apply(Transition.completion(agent, exec_id, receipt, token))
+        transition = Transition.completion(agent, exec_id, receipt, token)
+        return self._reported.remember(transition, await self.apply(transition))
 
     async def settle(
         self, agent: str, exec_id: str, sources: Sequence[ExecState], target: ExecState, *,
@@ -242,20 +243,15 @@ class Ledger:
             DONE, STATE, MISSING or CLAIMED.
         """
         transition = Transition.settlement(agent, exec_id, sources, target, reason=reason, by=by, fence=fence)
-        outcome = await self.apply(transition)
-        if outcome is TransitionOutcome.DONE:
-            self._settled.remember(transition)
-        return outcome
+        return self._reported.remember(transition, await self.apply(transition))
 
     async def write_again(self, redis: Redis) -> None:
-        """Record final states without a receipt again, after Redis lost data. Raises redis errors.
+        """Record final states again that were reported, after Redis lost data. Raises redis errors.
 
         Args:
             redis: connections that need not wait for the new life of Redis.
         """
-        runner = Runner(redis)
-        for transition in self._settled:
-            await runner.run(self._transition_call(transition))
+        await self._reported.write_again(redis)
 
     async def request_cancel(self, agent: str, exec_id: str, by: str) -> TransitionOutcome:
         """Record that `by` requested the cancellation of an execution that may be running."""

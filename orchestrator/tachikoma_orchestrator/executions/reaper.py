@@ -325,7 +325,11 @@ class Reaper:
             return await self._expire(record, "not started: Redis went back to an older state while it was queued")
         if silent := self._lost(record.agent, "", agent):
             return await self._lose(record, f"{silent}, and Redis lost whether it was started")
-        return now_ms >= record.deadline_ms and await self._expire(record, "not started before its queue timeout")
+        if agent is not None and agent.online and not agent.heartbeat.life:
+            # A worker of version 0.2.0 writes nothing again.
+            return now_ms >= record.deadline_ms and await self._expire(record, "not started before its queue timeout")
+        reason = _overdue(record, now_ms)
+        return bool(reason) and await self._lose(record, f"{reason}, and Redis lost whether it was started")
 
     async def _record_result(self, record: Record) -> bool:
         try:

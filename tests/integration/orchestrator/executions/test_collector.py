@@ -145,6 +145,33 @@ async def test_the_start_is_recorded_with_its_time_by_notice_or_by_receipt(stand
     assert times["started"] == times["succeeded"] == datetime.fromtimestamp(at_ms / 1000, UTC)
 
 
+async def test_a_result_that_was_reported_is_recorded_again_without_its_agent(stand: Stand) -> None:
+    """Redis goes back to a state in which the execution is queued, and its agent is silent."""
+    record, result = keys.execution(EXEC), keys.result(AGENT, EXEC)
+    older = await stand.redis.hgetall(record)
+    assert await stand.collector.fold(AGENT, EXEC, stand.result(stand.receipt())) is True
+    reported = await stand.redis.hgetall(record)
+    await stand.redis.delete(record, result)
+    await stand.redis.hset(record, mapping=older)
+    await stand.ledger.write_again(stand.redis)
+    assert await stand.state() is ExecState.SUCCEEDED
+    again = await stand.redis.hgetall(record)
+    for name in (b"receipt", b"exit_code", b"stdout_sha256"):
+        assert again[name] == reported[name]
+    # What is still there is not written twice, what is gone is left to the order of the agent.
+    events = len(await codes(stand))
+    await stand.ledger.write_again(stand.redis)
+    assert len(await codes(stand)) == events
+    for change in (stand.redis.delete(record), stand.redis.set(record, "no record")):
+        await change
+        await stand.ledger.write_again(stand.redis)
+    # The agent's own report of the same is no late one.
+    await stand.redis.delete(record)
+    await stand.redis.hset(record, mapping=again)
+    assert await stand.collector.fold(AGENT, EXEC, stand.result(stand.receipt())) is True
+    assert "late_receipt" not in await codes(stand)
+
+
 @pytest.mark.parametrize(
     "value",
     [

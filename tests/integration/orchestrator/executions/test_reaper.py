@@ -370,3 +370,19 @@ async def test_an_execution_queued_before_a_loss_is_lost_with_its_silent_agent(s
     before = await read(stand, "before")
     assert before.state is ExecState.LOST
     assert before.error.endswith(", and Redis lost whether it was started")
+
+
+async def test_an_execution_queued_before_a_loss_waits_for_its_agent_also_past_its_deadline(stand: Stand) -> None:
+    """The agent may have run it, and may have reported that to an earlier life."""
+    await admit(stand, "before", life=4, wait=timedelta(milliseconds=1))
+    await asyncio.sleep(0.01)
+    sweeps = reaper(stand, lives=LivesOf())
+    await stand.redis.set(keys.info(AGENT), json.dumps({**HEARTBEAT, "life": "4"}))
+    await sweeps.sweep()
+    await sweeps.expire_due()
+    assert (await read(stand, "before")).state is ExecState.QUEUED
+    # A worker of an older version never names a life.
+    await stand.redis.set(keys.info(AGENT), json.dumps(HEARTBEAT))
+    await sweeps.sweep()
+    before = await read(stand, "before")
+    assert (before.state, before.error) == (ExecState.EXPIRED, "not started before its queue timeout")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tachikoma.vocabulary.states import ExecState
-from tachikoma_orchestrator.executions import settled as module
 from tachikoma_orchestrator.executions.settled import KEEP_SECONDS, Settled
 from tachikoma_orchestrator.executions.transitions import Transition
 
@@ -22,17 +19,16 @@ def test_the_last_change_of_each_execution_is_remembered_in_order() -> None:
     assert list(settled) == changes[1:]
 
 
-def test_only_the_latest_changes_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_SETTLED", 3)
-    settled = Settled()
+def test_only_the_latest_changes_are_remembered() -> None:
+    settled = Settled(most=3)
     for number in range(10):
         settled.remember(change(str(number)))
     assert [each.exec_id for each in settled] == ["7", "8", "9"]
 
 
-def test_a_change_is_forgotten_after_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
-    settled = Settled()
-    settled.remember(change("old"))
-    monkeypatch.setattr(module, "KEEP_SECONDS", -1)
-    assert list(settled) == []
+def test_a_change_is_forgotten_after_its_time() -> None:
+    settled, short = Settled(), Settled(keep_seconds=-1)
+    for each in (settled, short):
+        each.remember(change("old"))
+    assert ([each.exec_id for each in settled], list(short)) == (["old"], [])
     assert KEEP_SECONDS == 24 * 3600
