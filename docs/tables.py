@@ -7,11 +7,13 @@ from pathlib import Path
 
 from tachikoma.audit import codes
 from tachikoma.redis import names
+from tachikoma_orchestrator import metrics
 
 FOLDER = Path(__file__).parent
 #: For each page: the module that its table is generated from, and the function that makes it.
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "audit.md": (codes.__name__, codes.markdown_table),
+    "metrics.md": (metrics.__name__, metrics.markdown_table),
     "redis.md": (names.__name__, names.markdown_table),
 }
 END = "<!-- end of the generated table -->\n"

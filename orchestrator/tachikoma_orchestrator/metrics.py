@@ -1,31 +1,144 @@
-"""Prometheus metrics of the orchestrator, served at the address of the setting `metrics`."""
+"""Prometheus metrics of orchestrator and submitter, served at the address of the setting `metrics`.
+
+`docs/metrics.md` is generated from this module. Names follow https://prometheus.io/docs/practices/naming/. No label has
+a value that callers choose, so the number of series is bounded.
+"""
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, start_http_server
 
 from tachikoma.errors import ConfigurationError
+from tachikoma.identity.signed_messages import Receipt
 from tachikoma.vocabulary.addresses import HostPort
+from tachikoma.vocabulary.clock import seconds_of_ms
+from tachikoma.vocabulary.states import ExecState
 
 __all__ = [
+    "ADMISSIONS",
+    "AGENTS",
     "AUDIT_CLOSED",
     "AUDIT_WAITING",
+    "CALLS",
+    "CALL_SECONDS",
+    "CERTIFICATE_EXPIRES",
     "CONNECTIONS",
+    "EXECUTIONS",
     "HANDSHAKES",
+    "LEASE_MISSES",
+    "LIFE",
+    "LISTENING",
+    "OLDEST_QUEUED",
+    "OPEN_EXECUTIONS",
+    "OUTPUT_BYTES",
     "POLICIES",
     "POLICY_ERROR",
     "POLICY_SINCE",
+    "QUEUED",
+    "QUEUED_LONGEST",
+    "RECEIPT_SECONDS",
+    "REDIS_SECONDS",
+    "REGISTRY",
+    "RUN_SECONDS",
+    "WAITING_CALLERS",
     "Connections",
+    "markdown_table",
+    "measure_admission",
+    "measure_end",
+    "measure_receipt",
     "serve_metrics",
 ]
 
 #: Connections that are remembered, more than a server has at once.
 MAX_CONNECTIONS = 20_000
 
-_registry = CollectorRegistry()
+#: Upper bounds of durations in seconds: of a call or a round trip, and of a command.
+SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0)
+LONG = (0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 24 * 3600.0)
 
+# A series for the time of each counter's birth would double their number, and answers no question.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+#: All metrics of this process.
+REGISTRY = _registry = CollectorRegistry()
+
+ADMISSIONS = Counter(
+    "tachikoma_admissions",
+    "Requests by decision: admitted, pending_approval, duplicate, denied (by policy), or why they were refused.",
+    ["decision"],
+    registry=_registry,
+)
+EXECUTIONS = Counter(
+    "tachikoma_executions",
+    "Executions that ended, by final state. Each is counted by the process that recorded it.",
+    ["state"],
+    registry=_registry,
+)
+RUN_SECONDS = Histogram(
+    "tachikoma_run_seconds",
+    "Durations of commands, by their receipts.",
+    buckets=LONG,
+    registry=_registry,
+)
+RECEIPT_SECONDS = Histogram(
+    "tachikoma_receipt_seconds",
+    "Times from the end of a command, by the agent's clock, until its end is recorded.",
+    buckets=LONG,
+    registry=_registry,
+)
+OUTPUT_BYTES = Counter("tachikoma_output_bytes", "Bytes of output that receipts report.", registry=_registry)
+CALLS = Counter(
+    "tachikoma_calls", "Calls that ended, by RPC and gRPC status code.", ["rpc", "code"], registry=_registry
+)
+CALL_SECONDS = Histogram(
+    "tachikoma_call_seconds",
+    "Durations of calls by RPC; those of Execute and of streams include the run of their command.",
+    ["rpc"],
+    buckets=SHORT,
+    registry=_registry,
+)
+REDIS_SECONDS = Histogram(
+    "tachikoma_redis_seconds",
+    "Durations of round trips to Redis that run scripts.",
+    buckets=SHORT,
+    registry=_registry,
+)
+AGENTS = Gauge(
+    "tachikoma_agents",
+    "Agents by state: online, draining (and online), offline, revoked; warned are online with a warning.",
+    ["state"],
+    registry=_registry,
+)
+LEASE_MISSES = Counter("tachikoma_lease_misses", "Agents that were online and whose lease expired.", registry=_registry)
+QUEUED = Gauge("tachikoma_queued", "Orders on the queues of all agents.", registry=_registry)
+QUEUED_LONGEST = Gauge("tachikoma_queued_longest", "Orders on the longest queue of an agent.", registry=_registry)
+OPEN_EXECUTIONS = Gauge(
+    "tachikoma_open_executions",
+    "Executions without a final state, by state: of the first 1000 by deadline. The state `all` counts all of them.",
+    ["state"],
+    registry=_registry,
+)
+OLDEST_QUEUED = Gauge(
+    "tachikoma_oldest_queued_seconds",
+    "Age of the oldest execution on a queue, of the first 1000 open ones by deadline.",
+    registry=_registry,
+)
+WAITING_CALLERS = Gauge(
+    "tachikoma_waiting_callers", "Executions whose callers wait in this process for their end.", registry=_registry
+)
+LISTENING = Gauge(
+    "tachikoma_followers", "Output logs and sessions that callers of this process follow.", registry=_registry
+)
+CERTIFICATE_EXPIRES = Gauge(
+    "tachikoma_certificate_expires_seconds",
+    "Unix time at which a certificate expires: of this process (own), and the earliest of an online agent (agents).",
+    ["of"],
+    registry=_registry,
+)
+LIFE = Gauge("tachikoma_redis_life", "Number of the current life of Redis (docs/redis.md).", registry=_registry)
 POLICIES = Gauge("tachikoma_policies", "Active policies.", registry=_registry)
 POLICY_SINCE = Gauge(
     "tachikoma_policy_since_seconds", "Unix time at which the active policies were loaded.", registry=_registry
@@ -66,6 +179,35 @@ class Connections:
         CONNECTIONS.inc()
         if len(self._known) > MAX_CONNECTIONS:
             self._known.popitem(last=False)
+
+
+def measure_admission(outcome: str, *, parked: bool) -> None:
+    """Count the decision of the admission script; `parked` is True if the request needs an approval."""
+    ADMISSIONS.labels("pending_approval" if parked and outcome == "ADMITTED" else outcome.lower()).inc()
+
+
+def measure_end(state: ExecState | None) -> None:
+    """Count an execution that this process moved to a state, if that is final; None if its state stays."""
+    if state is not None and state.terminal:
+        EXECUTIONS.labels(state.lower()).inc()
+
+
+def measure_receipt(receipt: Receipt) -> None:
+    """Measure the execution of a receipt that is recorded now."""
+    if receipt.started_ms:
+        RUN_SECONDS.observe(receipt.duration_us / 1e6)
+    # The clocks of two hosts may differ.
+    RECEIPT_SECONDS.observe(max(0.0, time.time() - seconds_of_ms(receipt.ended_ms)))
+    OUTPUT_BYTES.inc(receipt.stdout.total_bytes + receipt.stderr.total_bytes)
+
+
+def markdown_table() -> str:
+    """Return the table of all metrics for `docs/metrics.md`."""
+    lines = ["| metric | kind | meaning |", "|---|---|---|"]
+    for metric in REGISTRY.collect():
+        name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+        lines.append(f"| `{name}` | {metric.type} | {metric.documentation} |")
+    return "\n".join(lines) + "\n"
 
 
 def serve_metrics(address: HostPort) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+import subprocess
+import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import Cli, make_cli, prepare, request, wait_until
@@ -71,6 +76,81 @@ def test_policy_status_says_what_is_in_force_and_why_an_edit_is_not(measured: tu
     after = _metrics(address)
     assert after["tachikoma_policy_error"] == 0
     assert after["tachikoma_policy_since_seconds"] > before["tachikoma_policy_since_seconds"]
+
+
+MONITORING = Path(__file__).parents[2] / "packaging" / "monitoring"
+
+
+@contextmanager
+def _prometheus(folder: Path, target: str) -> Iterator[str]:
+    """Run Prometheus on a target with the alert rules; yield its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    jobs = [{"job_name": "tachikoma", "static_configs": [{"targets": [target]}]}]
+    times = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    # JSON is YAML.
+    content = {"global": times, "rule_files": [str(MONITORING / "alerts.yaml")], "scrape_configs": jobs}
+    (folder / "prometheus.yml").write_text(json.dumps(content))
+    process = subprocess.Popen(
+        [
+            "prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
+            f"--web.listen-address={address}",
+        ],
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield address
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_SECONDS)
+
+
+def _ask(address: str, path: str, **query: str) -> Any:
+    """Return the data of an answer of Prometheus; None if it does not serve yet."""
+    try:
+        with urllib.request.urlopen(
+            f"http://{address}/api/v1/{path}?{urllib.parse.urlencode(query)}", timeout=PATIENCE_SECONDS
+        ) as answer:
+            return json.load(answer)["data"]
+    except OSError:
+        return None
+
+
+def test_prometheus_reads_what_dashboard_and_alerts_ask_for(
+    measured: tuple[Stack, str], cli: Cli, tmp_path: Path, need: Callable[[bool, str], None]
+) -> None:
+    need(shutil.which("prometheus") is not None, "Prometheus")
+    _, address = measured
+    assert cli.run("exec", "agent-1", "true").returncode == 0
+    assert cli.run("exec", "agent-1", "reboot").returncode == 125
+    ended = 'tachikoma_executions_total{state="succeeded"}'
+    assert _metrics(address)[ended] >= 1
+    assert _metrics(address)['tachikoma_admissions_total{decision="denied"}'] >= 1
+    wait_until(lambda: _metrics(address).get('tachikoma_agents{state="online"}') == 1, "the agents are measured")
+    with _prometheus(tmp_path, address) as prometheus:
+        asked = [
+            target["expr"].replace("[5m]", "[1m]").replace("[1h]", "[1m]")
+            for panel in json.loads((MONITORING / "dashboard.json").read_text())["panels"]
+            for target in panel["targets"]
+        ]
+        waiting = dict.fromkeys(asked)
+
+        def answered() -> bool:
+            for query in list(waiting):
+                if (_ask(prometheus, "query", query=query) or {}).get("result"):
+                    del waiting[query]
+            return not waiting
+
+        # Each query has to have a series; those of rates need two scrapes.
+        wait_until(answered, "every query of the dashboard has an answer")
+        rules = [rule for group in _ask(prometheus, "rules")["groups"] for rule in group["rules"]]
+        assert len(rules) > 10
+        wait_until(
+            lambda: all(
+                rule["health"] == "ok" for group in _ask(prometheus, "rules")["groups"] for rule in group["rules"]
+            ),
+            "every rule is evaluated",
+        )
 
 
 def test_only_operators_ask_for_policy_and_trail(measured: tuple[Stack, str]) -> None:

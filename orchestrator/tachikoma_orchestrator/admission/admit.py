@@ -22,6 +22,7 @@ from tachikoma.identity.svid import SvidSource
 from tachikoma.policy.decision import Decision
 from tachikoma.policy.masking.redaction import redact
 from tachikoma.policy.watch import PolicyWatch
+from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.policies import RateLimitConfig
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma_orchestrator.admission.digests import request_digest
@@ -42,6 +43,7 @@ from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.executions.transitions import Admission, Dispatch, Outcome
 from tachikoma_orchestrator.executions.waiters import AwaitedOrder
+from tachikoma_orchestrator.metrics import ADMISSIONS
 from tachikoma_orchestrator.store.lives import Lives
 
 __all__ = ["Admitter"]
@@ -250,6 +252,7 @@ class Admitter:
 
     async def deny(self, request: ExecRequest, peer: Peer, denial: Denial, *, batch: str = "") -> TachikomaError:
         """Audit a denial and return the error for the caller; `batch` is the batch of the request, or empty."""
+        ADMISSIONS.labels("denied" if denial.audit_code is AuditCode.DENIED else "refused").inc()
         log.info("request.denied", id=request.id, agent=request.agent_id, by=str(peer), reason=denial.reason)
         await self._trail.refuse(
             request, denial.audit_code,

@@ -27,6 +27,7 @@ from tachikoma.vocabulary.types import Milliseconds, is_identifier
 from tachikoma_orchestrator.agents.labels import Labels
 from tachikoma_orchestrator.agents.observations import Observations
 from tachikoma_orchestrator.agents.revocations import Revocations
+from tachikoma_orchestrator.metrics import LEASE_MISSES
 from tachikoma_orchestrator.store.lives import Lives
 from tachikoma_orchestrator.store.scripts import JsonObject, Runner, Script
 
@@ -185,6 +186,7 @@ class Registry:
             if agent not in agents or not agents[agent].online:
                 call = self._left(keys=[keys.info(agent), keys.ONLINE, keys.AUDIT], args={"agent": agent})
                 if await self._runner.run(call):
+                    LEASE_MISSES.inc()
                     log.info("agent.left", agent=agent)
 
     # --- draining -----------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ from tachikoma.vocabulary.audit import AuditCode
 from tachikoma_orchestrator.admission.call_quotas import CallQuotas
 from tachikoma_orchestrator.agents.revocations import Revocations
 from tachikoma_orchestrator.api.addresses import FORWARDED, client_address, peer_address
+from tachikoma_orchestrator.api.call_measures import measured
 from tachikoma_orchestrator.api.rules import RULES, SERVICE, Callers
 from tachikoma_orchestrator.audit.refusals import address_subject
 from tachikoma_orchestrator.audit.trail import AuditTrail
@@ -101,7 +102,7 @@ async def abort(context: Context, error: Exception) -> None:
     await context.abort(grpc.StatusCode[translated.code], str(translated), details)
 
 
-class _Distrusted(Exception):
+class _Distrusted(Unavailable):
     """The certificate of a call in progress is no longer trusted; the message is the reason."""
 
 
@@ -321,7 +322,7 @@ class Guard(grpc.aio.ServerInterceptor):
     ) -> Callable[[AsyncIterator[bytes], Context], Awaitable[Message | None]]:
         async def call(requests: AsyncIterator[bytes], context: Context) -> Message | None:
             try:
-                with self._in_progress(current := await self.authenticate(context, method)):
+                with measured(method), self._in_progress(current := await self.authenticate(context, method)):
                     async with self._received(current, requests, parse, stream=False) as request:
                         return await behaviour(request, context)
             except Exception as error:
@@ -342,7 +343,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
         async def call(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
             try:
-                with self._in_progress(current := await self.authenticate(context, method)):
+                with measured(method), self._in_progress(current := await self.authenticate(context, method)):
                     async with self._received(current, requests, parse, stream=True) as first:
                         async for item in behaviour(_dialogue(first, requests, parse) if dialogue else first, context):
                             current.sending = True

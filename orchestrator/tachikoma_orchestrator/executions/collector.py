@@ -35,6 +35,7 @@ from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.executions.restoration import Restoration
 from tachikoma_orchestrator.executions.transitions import TransitionOutcome
 from tachikoma_orchestrator.executions.waiters import Completions
+from tachikoma_orchestrator.metrics import measure_receipt
 from tachikoma_orchestrator.store.subscriber import Subscriber
 
 __all__ = ["Collector"]
@@ -196,6 +197,7 @@ class Collector:
                 await self._refuse(agent, exec_id, "a receipt answers no order that this agent was sent")
             return False
         if outcome is TransitionOutcome.DONE:
+            measure_receipt(receipt)
             self._completions.deliver(FinalState.with_receipt(agent, verified), receipt.order_sha256)
             return True
         # Another orchestrator recorded it first, or the execution ended without it: the ledger has the final state.

@@ -33,6 +33,7 @@ from tachikoma_orchestrator.executions.transitions import (
     TransitionOutcome,
     record_fields,
 )
+from tachikoma_orchestrator.metrics import measure_admission, measure_end
 from tachikoma_orchestrator.store.scripts import Call, Runner, Script, flat
 
 __all__ = ["Ledger"]
@@ -115,6 +116,7 @@ class Ledger:
         for (admission, _), record, answer in zip(requests, recorded, answers, strict=True):
             outcome = Outcome(answer[0].decode())
             self._count_refusal(admission.request.requested_by, outcome, recorded=record)
+            measure_admission(outcome, parked=bool(admission.approvers))
             found.append((outcome, seconds_of_ms(int(answer[2]))))
         return found
 
@@ -204,7 +206,9 @@ class Ledger:
     async def apply(self, transition: Transition) -> TransitionOutcome:
         """Apply one change, or return why it does not apply."""
         answer = await self._runner.run(self._transition_call(transition), confirmed=transition.confirmed)
-        return TransitionOutcome(answer[0].decode())
+        if (outcome := TransitionOutcome(answer[0].decode())) is TransitionOutcome.DONE:
+            measure_end(transition.target)
+        return outcome
 
     def _transition_call(self, transition: Transition) -> Call:
         exec_id = transition.exec_id
@@ -393,8 +397,7 @@ class Ledger:
 
     async def now_ms(self) -> int:
         """Return the time of Redis in milliseconds since the epoch; all times of the ledger come from this clock."""
-        seconds, micros = await self._redis.time()
-        return redis_ms(int(seconds), int(micros))
+        return redis_ms(*map(int, await self._redis.time()))
 
     async def trim(self, now_ms: int) -> None:
         """Remove index entries past their retention. Records expire in Redis."""
@@ -409,7 +412,5 @@ class Ledger:
 
 
 def _not_a_record(exec_id: str, error: ResponseError) -> Exception:
-    """Return the error for a key of another type, or the error of a Redis that cannot answer now."""
-    if wrong_type(error):
-        return record_altered(exec_id, f"its record in the ledger cannot be read: {error}")
-    return error
+    text = f"its record in the ledger cannot be read: {error}"
+    return record_altered(exec_id, text) if wrong_type(error) else error

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -32,7 +33,8 @@ from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.executions.restoration import Restoration
 from tachikoma_orchestrator.executions.waiters import Completions
 from tachikoma_orchestrator.executions.waiting_callers import WaitingCallers
-from tachikoma_orchestrator.metrics import POLICIES, POLICY_ERROR, POLICY_SINCE
+from tachikoma_orchestrator.metrics import POLICIES, POLICY_ERROR, POLICY_SINCE, serve_metrics
+from tachikoma_orchestrator.processes.measuring import Measuring
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings
 from tachikoma_orchestrator.schedules.runner import ScheduleRunner
 from tachikoma_orchestrator.schedules.sources import open_schedules
@@ -82,6 +84,7 @@ class Core:
             ConfigurationError: identity, policy or a key cannot be used.
         """
         self.name = name
+        self._metrics = settings.metrics
         self.identity = open_identity(settings.identity)
         try:
             self.identity.current().verify()
@@ -175,6 +178,24 @@ class Core:
         supervisor.start(self.trail.run_refusals(), name="refusals")
         if self.schedule_runner is not None:
             supervisor.start(self.schedule_runner.watch_file(), name="schedules-file")
+
+    def start_metrics(self, supervisor: Supervisor, followed: Sequence[Subscriber] = ()) -> None:
+        """Serve metrics, and measure in the background, if the settings have an address for them.
+
+        Args:
+            supervisor: of the background parts.
+            followed: subscribers to what callers of this process follow.
+
+        Raises:
+            ConfigurationError: the address cannot be listened on.
+        """
+        if self._metrics is None:
+            return
+        serve_metrics(self._metrics)
+        measuring = Measuring(
+            self.redis, self.registry, self.ledger, self.completions, self.identity, self.lives, followed
+        )
+        supervisor.start(measuring.run(), name="metrics")
 
     async def aclose(self) -> None:
         """Close the connections."""

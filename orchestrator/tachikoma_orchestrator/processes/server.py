@@ -45,7 +45,6 @@ from tachikoma_orchestrator.executions.reaper import Reaper
 from tachikoma_orchestrator.executions.retained_output import RetainedOutput
 from tachikoma_orchestrator.executions.revocation import ExecutionsOfAgent
 from tachikoma_orchestrator.flower.feed import Feed
-from tachikoma_orchestrator.metrics import serve_metrics
 from tachikoma_orchestrator.processes.health import SERVICE, Health
 from tachikoma_orchestrator.processes.joining import open_authority
 from tachikoma_orchestrator.processes.listening import listen, server_credentials
@@ -135,8 +134,6 @@ class Server:
         Raises:
             Exception: a background part failed.
         """
-        if self._settings.metrics is not None:
-            serve_metrics(self._settings.metrics)
         try:
             async with supervised() as supervisor:
                 await self._start(supervisor)
@@ -160,6 +157,7 @@ class Server:
     async def _start(self, supervisor: Supervisor) -> None:
         """Start the background parts and the servers."""
         await self._core.start(supervisor)
+        self._core.start_metrics(supervisor, [self._output_subscriber])
         for server in self._servers:
             await server.start()
         supervisor.start(self._output_subscriber.run(), name="output-subscriber")

@@ -54,7 +54,7 @@ class OrchestratorSettings(RedisSettings):
     enroller_password_file: Path | None = None
     #: Networks of proxies between clients and this server whose `x-forwarded-for` is trusted.
     trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
-    #: Address on which Prometheus reads metrics, without authentication.
+    #: Address on which Prometheus reads metrics (docs/metrics.md), without authentication.
     metrics: OptionalAddress = None
     #: Largest request in bytes. The largest legal one has 4 MiB of standard input, and command and environment.
     request_bytes: int = Field(default=5 * 1024 * 1024, ge=64 * 1024, le=64 * 1024 * 1024)

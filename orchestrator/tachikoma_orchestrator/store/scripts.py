@@ -16,6 +16,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from tachikoma.errors import Unavailable
 from tachikoma.redis.commands import Redis
+from tachikoma_orchestrator.metrics import REDIS_SECONDS
 from tachikoma_orchestrator.store import lua
 from tachikoma_orchestrator.store.known import Known, known
 
@@ -147,6 +148,11 @@ class Runner:
         return result
 
     async def _send(self, commands: Sequence[tuple[str | int | bytes, ...]], *, transaction: bool) -> list[Any]:
+        """Send commands in one round trip, and return their answers. Raises redis errors."""
+        with REDIS_SECONDS.time():
+            return await self._answers(commands, transaction=transaction)
+
+    async def _answers(self, commands: Sequence[tuple[str | int | bytes, ...]], *, transaction: bool) -> list[Any]:
         if len(commands) == 1:
             return [await self._redis.execute_command(*commands[0])]
         async with self._redis.pipeline(transaction=transaction) as pipe:

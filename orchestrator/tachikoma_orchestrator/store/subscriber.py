@@ -80,6 +80,11 @@ class Subscriber:
         #: Set while all patterns are subscribed.
         self.connected = asyncio.Event()
 
+    @property
+    def channels(self) -> int:
+        """Number of single channels that are listened to."""
+        return len(self._channels)
+
     def on_pattern(self, pattern: str, handler: PatternHandler) -> None:
         """Call a handler with channel and message of each match. Use it before `run`."""
         self._patterns[pattern] = handler

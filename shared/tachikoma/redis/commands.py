@@ -71,6 +71,8 @@ class Redis(Protocol):
     # Sorted sets.
     async def zadd(self, name: Key, mapping: Mapping[str, float], nx: bool = False) -> int: ...
 
+    async def zcard(self, name: Key) -> int: ...
+
     async def zrange(
         self,
         name: Key,

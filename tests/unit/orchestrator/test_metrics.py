@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import socket
+import time
 import urllib.request
 
 import pytest
 
 from tachikoma.dev.redis_server import free_port
 from tachikoma.errors import ConfigurationError
+from tachikoma.identity.signed_messages import OutputDigest, Receipt
 from tachikoma.vocabulary.addresses import HostPort
+from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator import metrics
 
 
@@ -22,12 +26,18 @@ def test_metrics_are_served_over_http() -> None:
         lines = answer.read().decode().splitlines()
     assert "tachikoma_policies 3.0" in lines
     assert 'tachikoma_audit_waiting{sink="file"} 7.0' in lines
-    # Only the orchestrator's own metrics: nothing of the Python process.
-    assert {line.split("{")[0].split()[0] for line in lines if not line.startswith("#")} == {
-        *("tachikoma_policies", "tachikoma_policy_since_seconds", "tachikoma_policy_error"),
-        *("tachikoma_audit_waiting", "tachikoma_audit_closed"),
-        *(f"tachikoma_{name}_{part}" for name in ("handshakes", "connections") for part in ("total", "created")),
-    }
+    # Only the orchestrator's own metrics: nothing of the Python process, and no times of births.
+    names = {line.split("{")[0].split()[0] for line in lines if not line.startswith("#")}
+    assert all(name.startswith("tachikoma_") and not name.endswith("_created") for name in names)
+    documented = {row.split("`")[1] for row in metrics.markdown_table().splitlines()[2:]}
+    assert {re.sub("_(bucket|sum|count)$", "", name) for name in names} <= documented
+
+
+def test_names_follow_the_conventions() -> None:
+    for metric in metrics.REGISTRY.collect():
+        assert re.fullmatch("tachikoma(_[a-z]+)+", metric.name)
+        assert metric.documentation.endswith(".")
+        assert (metric.type == "histogram") <= metric.name.endswith("_seconds")
 
 
 def counted() -> float:
@@ -61,3 +71,43 @@ def test_a_port_in_use_is_an_error() -> None:
         taken.listen()
         with pytest.raises(ConfigurationError, match="in use"):
             metrics.serve_metrics(HostPort("127.0.0.1", taken.getsockname()[1]))
+
+
+def value(name: str, **labels: str) -> float:
+    return metrics.REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+@pytest.mark.parametrize("state", [None, *ExecState])
+def test_only_final_states_are_counted_as_ends(state: ExecState | None) -> None:
+    label = "" if state is None else state.lower()
+    before = value("tachikoma_executions_total", state=label)
+    metrics.measure_end(state)
+    final = state is not None and state.terminal
+    assert value("tachikoma_executions_total", state=label) == before + final
+
+
+@pytest.mark.parametrize(("started_ms", "runs"), [(5, 1), (0, 0)])
+@pytest.mark.parametrize("ahead_seconds", [0, 3600])
+def test_a_receipt_gives_the_times_of_its_execution(started_ms: int, runs: int, ahead_seconds: int) -> None:
+    digest = OutputDigest(total_bytes=3, sha256="ab" * 32, truncated=False, excerpt_sha256="ab" * 32)
+    receipt = Receipt(
+        iss="spiffe://x/agent/web-1", iat=1, jti="job-7", order_sha256="order", exit_code=0, signal=0,
+        state=ExecState.SUCCEEDED, error="", executable="/bin/true", started_ms=started_ms,
+        ended_ms=int((time.time() + ahead_seconds) * 1000), duration_us=2000, chunks=2, stdout=digest, stderr=digest,
+    )  # fmt: skip
+    names = ("tachikoma_run_seconds_count", "tachikoma_receipt_seconds_count", "tachikoma_output_bytes_total")
+    before, waited = [value(name) for name in names], value("tachikoma_receipt_seconds_sum")
+    metrics.measure_receipt(receipt)
+    assert [value(name) for name in names] == [before[0] + runs, before[1] + 1, before[2] + 6]
+    # A clock that is ahead makes no negative time.
+    assert value("tachikoma_receipt_seconds_sum") >= waited
+
+
+@pytest.mark.parametrize(
+    ("outcome", "parked", "decision"),
+    [("ADMITTED", False, "admitted"), ("ADMITTED", True, "pending_approval"), ("DUPLICATE", True, "duplicate")],
+)
+def test_a_decision_is_counted(outcome: str, parked: bool, decision: str) -> None:
+    before = value("tachikoma_admissions_total", decision=decision)
+    metrics.measure_admission(outcome, parked=parked)
+    assert value("tachikoma_admissions_total", decision=decision) == before + 1
