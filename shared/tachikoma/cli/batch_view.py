@@ -10,11 +10,22 @@ import typer
 
 from tachikoma.cli.show import warn
 from tachikoma.cli.tables import printable
+from tachikoma.errors import InvalidRequest
 from tachikoma.targets.answers import AnswerGroup, difference, grouped
 from tachikoma.targets.nodesets import fold
 from tachikoma.vocabulary.batches import BatchResult, BatchStatus, TargetState
 
-__all__ = ["FAILED", "NOT_RUN", "HostLines", "Progress", "exit_code", "show_groups", "show_totals"]
+__all__ = [
+    "FAILED",
+    "NOT_RUN",
+    "HostLines",
+    "Progress",
+    "exit_code",
+    "host_line",
+    "show_groups",
+    "show_totals",
+    "states_of",
+]
 
 #: Exit codes: some targets failed; some did not run, or their end is unknown.
 FAILED, NOT_RUN = 1, 125
@@ -36,6 +47,26 @@ def exit_code(results: Iterable[BatchResult]) -> int:
     if states - _RAN - {_ENDED_WELL}:
         return NOT_RUN
     return FAILED if states & _RAN else 0
+
+
+def states_of(text: str, option: str) -> tuple[TargetState, ...]:
+    """Return the states that an option names: some, separated by commas; none for `failed`, all but success.
+
+    Raises:
+        InvalidRequest: one is no state.
+    """
+    if text == "failed":
+        return ()
+    try:
+        return tuple(TargetState(name.strip().upper().replace("-", "_")) for name in text.split(","))
+    except ValueError:
+        names = ", ".join(state.lower() for state in TargetState)
+        raise InvalidRequest(f"{option}: {text[:80]!r} is no state; write failed, or some of {names}") from None
+
+
+def host_line(line: str) -> str:
+    """Return a line of output as it follows its host: with spaces for tabs, and no control characters."""
+    return printable(line.removesuffix("\r").expandtabs())
 
 
 def words(state: TargetState) -> str:
@@ -90,7 +121,7 @@ class HostLines:
         self._width = max(self._width, len(result.agent_id))
         for data, error in ((result.stdout, False), (result.stderr, True)):
             for line in (data or b"").decode(errors="replace").splitlines():
-                typer.echo(f"{self._prefix(result)}  {printable(line)}", err=error)
+                typer.echo(f"{self._prefix(result)}  {host_line(line)}", err=error)
         if result.stdout is None and result.stdout_bytes + result.stderr_bytes:
             warn(f"{self._prefix(result)}  its output is not available; see `tachikoma logs {result.exec_id}`")
         if result.state is not _ENDED_WELL:
@@ -111,15 +142,16 @@ def describe(result: BatchResult) -> str:
     return f"{text}: {printable(result.error)}" if result.error else text
 
 
-def show_groups(results: Sequence[BatchResult], *, bodies: bool, diff: bool) -> None:
+def show_groups(results: Sequence[BatchResult], *, bodies: bool, diff: bool, similar: bool = False) -> None:
     """Print the groups of equal answers, the largest first.
 
     Args:
         results: the ends of all targets, completed with their output.
         bodies: print the output of each group.
         diff: print it as its difference from the largest group.
+        similar: group answers that differ only in numbers, times and host names; one of them is printed.
     """
-    groups = grouped(results)
+    groups = grouped(results, similar=similar)
     for place, group in enumerate(groups):
         percent = round(100 * len(group.agents) / len(results))
         typer.echo(f"--- {len(group.agents)} ({percent} %) {_short(group.names)}: {describe(group.result)}")
@@ -136,7 +168,7 @@ def _body(group: AnswerGroup) -> None:
 
 def _lines(lines: Iterable[str]) -> None:
     for line in lines:
-        typer.echo(printable(line))
+        typer.echo(host_line(line))
 
 
 def show_totals(status: BatchStatus, results: Sequence[BatchResult]) -> None:

@@ -315,6 +315,7 @@ DOCUMENTS = (
     Document.list_of("batches ls", BatchStatus),
     Document("batches status", BatchReport),
     Document("batches cancel", BatchStatus),
+    Document("batches logs", ExecOutput, lines=True),
     Document.list_of("cancel", CancelResponse),
     Document("exec", ExecResult),
     Document("exec -o jsonl", ExecOutput, lines=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -59,14 +60,30 @@ class Bodies:
             self._size -= sum(map(len, oldest))
 
 
-def grouped(results: Iterable[BatchResult]) -> list[AnswerGroup]:
-    """Return the groups of equal answers, the largest first. Targets without an answer are grouped by their error."""
+def grouped(results: Iterable[BatchResult], *, similar: bool = False) -> list[AnswerGroup]:
+    """Return the groups of equal answers, the largest first. Targets without an answer are grouped by their error.
+
+    Args:
+        results: the answers.
+        similar: treat answers as equal that differ only in numbers, times, and the names of their hosts. Only answers
+            whose output has come are compared in this way.
+    """
     groups: dict[object, list[BatchResult]] = {}
     for result in results:
-        key = result.answer if result.exec_id else (result.state, result.error)
+        key: object = result.answer if result.exec_id else (result.state, result.error)
+        if similar and result.stdout is not None:
+            masked = tuple(_masked(result.agent_id, data or b"") for data in (result.stdout, result.stderr))
+            key = (result.state, result.exit_code, masked)
         groups.setdefault(key, []).append(result)
     ordered = sorted(groups.values(), key=lambda members: (-len(members), members[0].agent_id))
     return [AnswerGroup(tuple(in_order(one.agent_id for one in members)), members[0]) for members in ordered]
+
+
+def _masked(agent: str, data: bytes) -> bytes:
+    """Return an output without what differs from host to host: the host's name, and all numbers and times."""
+    name = re.sub(rb"(?i)(?<![\w.-])" + re.escape(agent.encode()) + rb"(?:\.[\w-]+)*", b"{agent}", data)
+    # A number that is longer by a digit is often padded with one space less.
+    return re.sub(rb" +", b" ", re.sub(rb"\d+", b"#", name))
 
 
 def difference(first: AnswerGroup, other: AnswerGroup, first_body: bytes, other_body: bytes) -> list[str]:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Annotated
 
 import typer
 
 from tachikoma.cli import completion
-from tachikoma.cli.batch_view import show_groups, show_totals, words_of_state
+from tachikoma.cli.batch_view import host_line, show_groups, show_totals, states_of, words_of_state
 from tachikoma.cli.documents import BatchReport
 from tachikoma.cli.lookup import with_full_batch_id
 from tachikoma.cli.output import Output, OutputOption, WideOption, show_list, show_value
-from tachikoma.cli.show import age, facts, moment, short_id
+from tachikoma.cli.show import age, facts, moment, short_id, warn
 from tachikoma.cli.tables import Column, printable, table
 from tachikoma.client.sync import Client
+from tachikoma.errors import InvalidRequest
 from tachikoma.targets.answers import Bodies
+from tachikoma.targets.expressions import resolve
+from tachikoma.targets.nodesets import in_order
 from tachikoma.vocabulary.batches import BatchResult, BatchStatus, TargetState
+from tachikoma.vocabulary.results import ExecOutput, OutputKind
 
 __all__ = ["batches"]
 
@@ -55,12 +59,20 @@ def _show_list(found: Sequence[BatchStatus], wide: bool) -> None:
 def status(
     batch_id: Annotated[str, typer.Argument(help="The batch.", autocompletion=completion.batches)],
     group: Annotated[bool, typer.Option("--group", "-b", help="Also print the output of each group.")] = False,
+    similar: Annotated[
+        bool, typer.Option("--similar", help="As --group, also where only numbers, times and host names differ.")
+    ] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Show a batch: its state, and the groups of equal answers so far."""
     with Client() as client:
-        report = with_full_batch_id(client, batch_id, lambda full: _read(client, full, with_output=group))
-    show_value(report, output, name=lambda report: report.batch.id, text=lambda report: _show(report, group=group))
+        report = with_full_batch_id(client, batch_id, lambda full: _read(client, full, with_output=group or similar))
+    show_value(
+        report,
+        output,
+        name=lambda report: report.batch.id,
+        text=lambda report: _show(report, group=group or similar, similar=similar),
+    )
 
 
 def _read(client: Client, batch_id: str, *, with_output: bool) -> BatchReport:
@@ -75,7 +87,7 @@ def _read(client: Client, batch_id: str, *, with_output: bool) -> BatchReport:
     return BatchReport(batch=found, results=tuple(results))
 
 
-def _show(report: BatchReport, *, group: bool) -> None:
+def _show(report: BatchReport, *, group: bool, similar: bool) -> None:
     found = report.batch
     rows = [
         ("batch", found.id), ("state", words_of_state(found) if found.reason else found.state.lower()),
@@ -84,8 +96,67 @@ def _show(report: BatchReport, *, group: bool) -> None:
     ]  # fmt: skip
     facts(rows)
     if report.results:
-        show_groups(report.results, bodies=group, diff=False)
+        show_groups(report.results, bodies=group, diff=False, similar=similar)
     show_totals(found, report.results)
+
+
+@batches.command()
+def logs(
+    batch_id: Annotated[str, typer.Argument(help="The batch.", autocompletion=completion.batches)],
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="Only these of its targets: names, node sets, wildcards.")
+    ] = None,
+    state: Annotated[
+        str, typer.Option(help="Only where it ended so: failed (everything but success), or states with commas.")
+    ] = "",
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Show the whole output of the targets of a batch, each line with the name of its host in front."""
+    states = _wanted(state)
+    with Client() as client:
+        report = with_full_batch_id(client, batch_id, lambda full: _read(client, full, with_output=False))
+        chosen = _chosen(report.results, targets, states)
+        width = max((len(result.agent_id) for result in chosen), default=0)
+        for result in chosen:
+            _show_logs(client.attach(result.exec_id, follow=False), f"{result.agent_id:<{width}}  ", output)
+
+
+def _wanted(text: str) -> frozenset[TargetState]:
+    """Return the states that `--state` means; all of them without it."""
+    every = frozenset(TargetState)
+    return frozenset(states_of(text, "--state")) or every - {TargetState.SUCCEEDED} if text else every
+
+
+def _chosen(
+    results: Sequence[BatchResult], targets: Sequence[str] | None, states: Collection[TargetState]
+) -> list[BatchResult]:
+    """Return the results with an execution that the command line asks for, in the order of node sets."""
+    names = {result.agent_id: result for result in results}
+    wanted = resolve(targets, {name: {} for name in names}) if targets else in_order(names)
+    if unknown := [name for name in wanted if name not in names]:
+        raise InvalidRequest(f"no target of the batch that has ended: {', '.join(unknown)[:200]}")
+    found = [names[name] for name in wanted]
+    return [result for result in found if result.exec_id and result.state in states]
+
+
+def _show_logs(stream: Iterable[ExecOutput], prefix: str, output: Output) -> None:
+    """Print the output of one execution; a line that is cut into chunks is printed once."""
+    partial = {OutputKind.STDOUT: b"", OutputKind.STDERR: b""}
+    for item in stream:
+        if output is not Output.TEXT:
+            typer.echo(item.to_json())
+        elif item.kind in partial:
+            *lines, partial[item.kind] = (partial[item.kind] + item.data).split(b"\n")
+            _show_lines(lines, prefix, item.kind)
+        elif item.kind is OutputKind.GAP:
+            warn(f"{prefix}{item.missing_bytes} bytes of output are missing")
+    for kind, rest in partial.items():
+        _show_lines([rest] if rest else [], prefix, kind)
+
+
+def _show_lines(lines: Iterable[bytes], prefix: str, kind: OutputKind) -> None:
+    for line in lines:
+        typer.echo(prefix + host_line(line.decode(errors="replace")), err=kind is OutputKind.STDERR)
 
 
 @batches.command()

@@ -61,6 +61,11 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("The latest batch, and its answers", "tachikoma batches status $(tachikoma batches ls -l 1 -o name)"),
     ),
     "batches cancel": (("Start no more, and cancel what runs", "tachikoma batches cancel 5f3a"),),
+    "batches logs": (
+        ("All of it", "tachikoma batches logs 5f3a"),
+        ("Of the hosts on which it failed", "tachikoma batches logs 5f3a --state failed"),
+        ("Of some hosts", "tachikoma batches logs 5f3a 'web-[1-3]'"),
+    ),
     "batches ls": (("The latest 5", "tachikoma batches ls -l 5"),),
     "batches status": (
         ("Totals", "tachikoma batches status 5f3a"),

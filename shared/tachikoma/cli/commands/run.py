@@ -16,7 +16,7 @@ import typer
 from pydantic import ValidationError
 
 from tachikoma.cli import completion
-from tachikoma.cli.batch_view import HostLines, Progress, exit_code, show_groups, show_totals, words
+from tachikoma.cli.batch_view import HostLines, Progress, exit_code, show_groups, show_totals, states_of, words
 from tachikoma.cli.commands.interrupts import Interrupts, output_failed, reported
 from tachikoma.cli.commands.logs import note
 from tachikoma.cli.descriptors import OutputFailed, read_input
@@ -29,7 +29,7 @@ from tachikoma.errors import InvalidRequest
 from tachikoma.targets.answers import Bodies
 from tachikoma.targets.expressions import read_lines
 from tachikoma.targets.nodesets import fold
-from tachikoma.vocabulary.batches import BatchPreview, BatchRequest, BatchResult, BatchStatus, BatchUpdate, TargetState
+from tachikoma.vocabulary.batches import BatchPreview, BatchRequest, BatchResult, BatchStatus, BatchUpdate
 from tachikoma.vocabulary.model import describe_validation_error
 from tachikoma.vocabulary.requests import MAX_STDIN_BYTES
 
@@ -76,6 +76,9 @@ def run(
     detach: DetachOption = False,
     group: Annotated[bool, typer.Option("--group", "-b", help="Print equal answers once, at the end.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="As --group, as differences from the largest group.")] = False,
+    similar: Annotated[
+        bool, typer.Option("--similar", help="As --group, also where only numbers, times and host names differ.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     batch_id: Annotated[str | None, typer.Option("--id", help="Id of the batch; safe to repeat with it.")] = None,
     output: OutputOption = Output.TEXT,
@@ -89,7 +92,7 @@ def run(
     values: dict[str, Any] = {"id": batch_id, "canary": canary, "wave": wave, "work_dir": cwd, "user": user}
     values |= {"parallel": parallel or None, "stop_after": stop_after}
     times = {"pause": pause, "deadline": deadline, "timeout": timeout}
-    view = _View(output, group=group or diff, diff=diff, quiet=quiet)
+    view = _View(output, group=group or diff or similar, diff=diff, similar=similar, quiet=quiet)
     with reported("batch"):
         values |= _targets(words_given or [], from_file, retry) | _times(times)
         values |= {"stop_on": tuple(cause.upper() for cause in stop_on or ()), "environment": environment(env or [])}
@@ -107,7 +110,7 @@ def _targets(given: list[str], file: Path | None, retry: tuple[str, str] | None)
     """
     targets, command = _split(given, file, elsewhere=retry is not None)
     values: dict[str, Any] = {"targets": targets, "command": command}
-    return values if retry is None else values | {"retry_of": retry[0], "retry_states": _states(retry[1])}
+    return values if retry is None else values | {"retry_of": retry[0], "retry_states": states_of(retry[1], "--retry")}
 
 
 def _times(given: dict[str, str | None]) -> dict[str, timedelta]:
@@ -137,16 +140,6 @@ def _split(given: list[str], file: Path | None, *, elsewhere: bool) -> tuple[tup
     return tuple(given[:1]), given[1:]
 
 
-def _states(text: str) -> tuple[TargetState, ...]:
-    if text == "failed":
-        return ()
-    try:
-        return tuple(TargetState(name.strip().upper().replace("-", "_")) for name in text.split(","))
-    except ValueError:
-        names = ", ".join(state.lower() for state in TargetState)
-        raise InvalidRequest(f"--retry: {text[:80]!r} is no state; write failed, or some of {names}") from None
-
-
 def _request(values: dict[str, Any]) -> BatchRequest:
     try:
         return BatchRequest.model_validate({name: value for name, value in values.items() if value is not None})
@@ -157,10 +150,11 @@ def _request(values: dict[str, Any]) -> BatchRequest:
 class _View:
     """What this program prints of a batch."""
 
-    def __init__(self, output: Output, *, group: bool, diff: bool, quiet: bool) -> None:
+    def __init__(self, output: Output, *, group: bool, diff: bool, similar: bool, quiet: bool) -> None:
         self.output = output
         self._group = group
         self._diff = diff
+        self._similar = similar
         self._progress = Progress(quiet=quiet or output is not Output.TEXT)
         self._hosts = HostLines()
         self._bodies = Bodies()
@@ -193,7 +187,7 @@ class _View:
 
     def _show(self, found: BatchReport) -> None:
         if self._group or len(found.results) > 1:
-            show_groups(found.results, bodies=self._group, diff=self._diff)
+            show_groups(found.results, bodies=self._group, diff=self._diff, similar=self._similar)
         show_totals(found.batch, found.results)
 
 

@@ -93,8 +93,8 @@ LINES: dict[str, tuple[str, ...] | None] = {
     # tests/unit/shared/cli/commands/test_doctor.py
     "doctor": None,
     # They need a batch: tests/unit/shared/cli/commands/test_run.py.
-    "batches ls": None, "batches status": None, "batches cancel": None, "run": None, "run -o jsonl": None,
-    "run --detach": None, "run --preview": None,
+    "batches ls": None, "batches status": None, "batches cancel": None, "batches logs": None, "run": None,
+    "run -o jsonl": None, "run --detach": None, "run --preview": None,
     "audit verify": None, "audit export": None, "sessions close": ("job-7",),
     # They need files: test_the_documents_of_files.
     "policy check": None, "policy explain": None, "policy test": None, "schedule check": None,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
+
+import pytest
 
 from tachikoma.targets.answers import Bodies, difference, grouped
 from tachikoma.vocabulary.batches import BatchResult, TargetState
@@ -54,3 +57,35 @@ def test_a_difference_names_both_groups() -> None:
     assert lines[:2] == ["--- a1", "+++ a2"]
     assert "-two" in lines
     assert "+\N{REPLACEMENT CHARACTER}" in lines
+
+
+def bodied(agent: str, stdout: bytes) -> BatchResult:
+    return result(agent, stdout=stdout, stderr=b"", stdout_sha256=hashlib.sha256(stdout).hexdigest())
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "similar"),
+    [
+        (b"up 3 days, 10:02\n", b"up 15 days,  9:59\n", True),
+        (b"web-1: ok\n", b"web-22.example.org: ok\n", True),
+        (b"WEB-1 kernel 6.1.0-13\n", b"web-22 kernel 6.1.0-9\n", True),
+        (b"nginx is active\n", b"nginx is failed\n", False),
+        # A part of a longer name is not the host.
+        (b"xweb-1\n", b"yweb-22\n", False),
+        (b"one\ntwo\n", b"one\n", False),
+        (b"\xff 1\n", b"\xff 2\n", True),
+    ],
+)
+def test_similar_answers_differ_only_in_numbers_and_names(first: bytes, second: bytes, similar: bool) -> None:
+    results = [bodied("web-1", first), bodied("web-22", second)]
+    assert len(grouped(results)) == 2
+    assert len(grouped(results, similar=True)) == (1 if similar else 2)
+
+
+def test_answers_with_another_exit_code_or_unknown_output_are_not_similar() -> None:
+    results = [
+        bodied("a", b"1"),
+        bodied("b", b"2").model_copy(update={"exit_code": 1}),
+        result("c", stdout_sha256=SAME),
+    ]
+    assert len(grouped(results, similar=True)) == 3

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tachikoma.cli import batch_view
 from tachikoma.cli.commands import run
 from tachikoma.errors import InvalidRequest, NotFound, PermissionDenied
 from tachikoma.vocabulary.batches import BatchResult, BatchState, BatchStatus, BatchUpdate, TargetState
@@ -45,10 +46,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_states_of_a_retry() -> None:
-    assert run._states("failed") == ()
-    assert run._states("timed-out,not_started") == (TargetState.TIMED_OUT, TargetState.NOT_STARTED)
+    assert batch_view.states_of("failed", "--retry") == ()
+    assert batch_view.states_of("timed-out,not_started", "--retry") == (
+        TargetState.TIMED_OUT,
+        TargetState.NOT_STARTED,
+    )
     with pytest.raises(InvalidRequest, match="'odd' is no state; write failed"):
-        run._states("odd")
+        batch_view.states_of("odd", "--retry")
 
 
 def test_a_request_that_breaks_a_bound_is_one_message() -> None:
