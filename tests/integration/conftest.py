@@ -54,6 +54,11 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
     client = connect(redis_url, name="test")
     await client.flushall()
     yield client
+    # A part that a test leaves running would open a connection again, and the loop would end before it is closed.
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
     await client.aclose()
 
 
