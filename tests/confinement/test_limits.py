@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import sys
 import uuid
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import psutil
 import pytest
 from host import PATIENCE_SECONDS, Host, Running, processes_named, read_line
 
-from tachikoma.vocabulary.limits import ResourceLimits
+from tachikoma.vocabulary.limits import DEFAULT_OPEN_FILES, ResourceLimits
 from tachikoma_worker.cgroups.hierarchy import Hierarchy, NoHierarchy, block_devices
 from tachikoma_worker.cgroups.v2 import UnifiedHierarchy
 from tachikoma_worker.confinement.refusals import Refused
@@ -51,6 +52,36 @@ async def test_limits_are_what_the_kernel_has(host: Host) -> None:
         # And the command is in all of them.
         for descriptor in it.cgroup.fds:
             assert str(it.process.pid) in Path(f"/proc/self/fd/{descriptor}/cgroup.procs").read_text().split()
+
+
+async def test_defaults_count_where_policy_and_request_have_no_limit(host: Host) -> None:
+    settings = {"default_memory": "96MiB", "default_pids": 23, "default_cpu_weight": 50}
+    values = {"limits": {"memory": "64MiB"}, "settings": settings}
+    async with host.running("/bin/sleep", "1000", **values) as it:
+        assert read(it, "memory.max", "memory.limit_in_bytes") == str(64 * 1024 * 1024)
+        assert read(it, "pids.max") == "23"
+        assert read(it, "cpu.weight", "cpu.shares") in ("50", "512")
+    async with host.running("/bin/sleep", "1000") as it:
+        assert read(it, "pids.max") == "4096"
+        assert 0 < int(read(it, "memory.max", "memory.limit_in_bytes")) < psutil.virtual_memory().total
+    async with host.running("/bin/sleep", "1000", settings={"default_memory": "none", "default_pids": 0}) as it:
+        # v1 has no word for no limit, but a number that no host has.
+        assert read(it, "memory.max", "memory.limit_in_bytes") in ("max", str(2**63 - 4096))
+
+
+async def test_open_files_are_limited(host: Host) -> None:
+    show = "import resource; print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
+    _, default, _ = await host.run(*PYTHON, show)
+    soft, hard = (int(number) for number in default.split())
+    assert soft <= hard <= DEFAULT_OPEN_FILES
+    assert await host.run(*PYTHON, show, limits={"openFiles": 64}) == (0, b"64 64\n", b"")
+    many = "files = [open('/dev/null') for _ in range(100)]"
+    status, _, err = await host.run(*PYTHON, many, limits={"openFiles": 64})
+    assert (status, b"Too many open files" in err) == (1, True)
+    # Policy gives no more than the agent's service has.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    _, given, _ = await host.run(*PYTHON, show, limits={"openFiles": 1_048_576})
+    assert int(given.split()[1]) == (most if 0 < most < 1_048_576 else 1_048_576)
 
 
 async def test_rates_of_disks_are_what_the_kernel_has(host: Host, need: Callable[[bool, str], None]) -> None:

@@ -46,12 +46,19 @@ static void join_cgroup(int directory, int unified)
 	close(file);
 }
 
-static void limit_resources(const struct plan *plan)
+/* A core dump would copy the command's memory to disk. */
+static void limit_resources(void)
 {
 	struct rlimit none = { .rlim_cur = 0, .rlim_max = 0 };
 
-	/* A core dump would copy the command's memory to disk. */
-	if (setrlimit(RLIMIT_CORE, &none) != 0 || setrlimit(RLIMIT_NOFILE, &plan->files) != 0)
+	if (setrlimit(RLIMIT_CORE, &none) != 0)
+		fail(STEP_LIMITS);
+}
+
+/* When only standard streams are open: until then the child has the descriptors of all commands of the spawner. */
+static void limit_files(const struct plan *plan)
+{
+	if (setrlimit(RLIMIT_NOFILE, &plan->files) != 0)
 		fail(STEP_LIMITS);
 }
 
@@ -153,7 +160,7 @@ _Noreturn void become(const struct plan *plan)
 	report_to = plan->report;
 	for (int i = 0; i < plan->cgroups; i++)
 		join_cgroup(plan->cgroup[i], head->flags & SPAWN_UNIFIED);
-	limit_resources(plan);
+	limit_resources();
 	give_up_protection();
 	umask((mode_t)head->umask);
 	begin_session(plan);
@@ -177,6 +184,7 @@ _Noreturn void become(const struct plan *plan)
 		fail(STEP_DESCRIPTORS);
 	if (syscall(SYS_close_range, EXECUTABLE + 1, ~0U, 0) != 0)
 		fail(STEP_DESCRIPTORS);
+	limit_files(plan);
 	if (head->isolation != ISOLATION_SHARED && deny_system_calls(head->isolation) != 0)
 		fail(STEP_SYSTEM_CALLS);
 	if (head->flags & SPAWN_PROBE)

@@ -18,7 +18,7 @@ struct plan {
 	int cgroups;            /* number of those that are still to be joined */
 	int privileged;         /* whether identity and capabilities are set */
 	uint64_t capabilities;  /* those in the spawner's bounding set */
-	struct rlimit files;    /* RLIMIT_NOFILE before the spawner raised its own */
+	struct rlimit files;    /* RLIMIT_NOFILE of the command */
 };
 
 /* Report the step that failed, with errno, and exit. */

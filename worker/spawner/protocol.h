@@ -27,6 +27,7 @@
 #define MAX_LISTED_PIDS 32
 #define MAX_MASKS 64
 #define MAX_LISTED 256
+#define DEFAULT_FILES 65536     /* open files of each process of a command, where a request has no limit */
 #define NAME_BYTES 64           /* an execution id and the NUL that ends it */
 #define INPUT_BYTES (64 * 1024) /* of one INPUT request, and of the input that waits until the command reads it */
 
@@ -163,6 +164,7 @@ struct spawn {
 	uint32_t masks;
 	uint64_t tmp_bytes;     /* of each temporary folder, or of all of a requester; not 0 if they are made */
 	uint64_t tmp_inodes;
+	uint64_t open_files;    /* of each process, RLIMIT_NOFILE, at most those of the spawner; 0: its default */
 	/* uint32_t group[groups];
 	 * then, each ended by NUL: root of the working directory, working directory beneath it,
 	 * executable, argv[arguments], envp[variables], mask[masks],

@@ -200,12 +200,25 @@ static enum step launch(struct held_command *slot, struct plan *plan, struct std
 	return 0;
 }
 
+/* The limit of open files: that of the request or the default, and never above the one that the spawner was given. */
+static struct rlimit files_of(const struct spawn *head)
+{
+	rlim_t most = head->open_files != 0 ? (rlim_t)head->open_files : DEFAULT_FILES;
+	struct rlimit files = files_before;
+
+	if (files.rlim_max > most)
+		files.rlim_max = most;
+	if (files.rlim_cur > files.rlim_max)
+		files.rlim_cur = files.rlim_max;
+	return files;
+}
+
 void spawn(struct worker *worker)
 {
 	static struct command request;
 	struct header *header = &worker->header;
 	struct plan plan = {
-		.command = &request, .privileged = privileged, .capabilities = capabilities, .files = files_before,
+		.command = &request, .privileged = privileged, .capabilities = capabilities,
 	};
 	struct stdio stdio = {
 		.output = { -1, -1 }, .error = { -1, -1 }, .input = { -1, -1 }, .master = -1, .slave = -1, .report = { -1, -1 },
@@ -231,6 +244,7 @@ void spawn(struct worker *worker)
 		reply_failure(worker, header->tag, STEP_RESOURCES, EUSERS);
 		return;
 	}
+	plan.files = files_of(&request.head);
 	plan.executable = worker->descriptor[next++];
 	failed = open_stdio(&request.head, request.head.input == INPUT_FILE ? worker->descriptor[next++] : -1, &stdio, &plan);
 	if (failed) {

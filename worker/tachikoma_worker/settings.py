@@ -14,8 +14,9 @@ from tachikoma.identity.svid import SvidSource
 from tachikoma.redis.access import RedisAccess, RedisSettings
 from tachikoma.redis.users import agent_user
 from tachikoma.streams.heartbeat import Labels
-from tachikoma.vocabulary.limits import capability_mask
+from tachikoma.vocabulary.limits import DEFAULT_CPU_WEIGHT, DEFAULT_MEMORY, DEFAULT_PIDS, capability_mask
 from tachikoma.vocabulary.types import Duration, Identifier
+from tachikoma_worker.cgroups.defaults import memory_limit
 
 __all__ = ["PASSWORD_FILE", "WorkerSettings"]
 
@@ -55,6 +56,13 @@ class WorkerSettings(RedisSettings):
     uid_range: Annotated[str, Field(pattern=r"^[1-9][0-9]{3,9}-[1-9][0-9]{3,9}$")] = "70000-79999"
     #: If this host cannot enforce a limit that policy sets: refuse the order, or run it without the limit.
     limits: Literal["enforce", "best-effort"] = "enforce"
+    #: Memory of a command where neither policy nor request limits it: a percentage of the host's, bytes such as 2GiB,
+    #: or "none".
+    default_memory: str = DEFAULT_MEMORY
+    #: Processes and threads of a command where neither policy nor request limits them; 0 for no limit.
+    default_pids: int = Field(default=DEFAULT_PIDS, ge=0, le=4_000_000)
+    #: Weight for the share of the processors where neither policy nor request names one.
+    default_cpu_weight: int = Field(default=DEFAULT_CPU_WEIGHT, ge=1, le=10_000)
     #: Capabilities that commands run as root may keep at most, where policy grants them (capabilities(7)), or "all".
     capabilities: tuple[str, ...] = ()
     #: A policy file of this agent's own, which can only narrow an order. None: there is no such policy.
@@ -94,6 +102,12 @@ class WorkerSettings(RedisSettings):
         first, last = (int(part) for part in value.split("-"))
         if not first <= last < 2**32 - 1:
             raise ValueError("must be two numbers of users, the lower one first, such as 70000-79999")
+        return value
+
+    @field_validator("default_memory")
+    @classmethod
+    def _amount(cls, value: str) -> str:
+        memory_limit(value, 2**40)
         return value
 
     @field_validator("capabilities")

@@ -234,6 +234,10 @@ class PolicyExplanation(Model):
     executables: tuple[PolicyProgram, ...]
     #: The limits of the command, as in a policy file.
     limits: dict[str, Any]
+    #: Limits that an agent adds where these have none, unless its settings have others.
+    defaults: dict[str, Any]
+    #: Weakest isolation of the command; empty for that of the agent's setting.
+    isolation: str
 
 
 class PolicyTestFailure(Model):

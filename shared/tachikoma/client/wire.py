@@ -129,7 +129,9 @@ _CANCEL_OUTCOME = enumeration(CancelOutcome, pb.CancelOutcome.Value, "CANCEL_OUT
 LIMITS = WireFormat(
     ResourceLimits,
     pb.ResourceLimits,
-    optional("memory", "swap", "cpus", "cpu_weight", "pids", "io_read", "io_write"),
+    optional(
+        *("memory", "swap", "cpus", "cpu_weight", "pids", "io_read", "io_write", "open_files", "oom_group"),
+    ),
 )
 _USAGE = WireFormat(
     ResourceUsage,

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import ByteSize, Field
 
-from tachikoma.vocabulary.model import CallersModel, Model
+from tachikoma.vocabulary.model import OMITTED_IF_NONE, CallersModel, Model
 
 __all__ = [
     "CAPABILITIES",
+    "DEFAULT_CPU_WEIGHT",
+    "DEFAULT_MEMORY",
+    "DEFAULT_OPEN_FILES",
+    "DEFAULT_PIDS",
     "MAX_KILL_GRACE",
     "OutputLimit",
     "ResourceLimits",
@@ -23,6 +27,12 @@ __all__ = [
 
 #: Longest time between TERM and KILL.
 MAX_KILL_GRACE = timedelta(minutes=10)
+#: Limits of a command where neither policy nor request has any, unless its agent has other settings: the part of its
+#: host's memory, processes and threads, weight, and open files (the spawner's DEFAULT_FILES).
+DEFAULT_MEMORY = "80%"
+DEFAULT_PIDS = 4096
+DEFAULT_CPU_WEIGHT = 100
+DEFAULT_OPEN_FILES = 65_536
 
 #: Names of the capabilities in the order of their numbers (linux/capability.h).
 CAPABILITIES = tuple(
@@ -72,6 +82,10 @@ class ResourceLimits(CallersModel):
     io_read: Annotated[ByteSize, Field(ge=4096, lt=2**53)] | None = None
     #: Bytes per second written to each disk.
     io_write: Annotated[ByteSize, Field(ge=4096, lt=2**53)] | None = None
+    #: Number of files that each process may have open (RLIMIT_NOFILE); at most that of the agent's service.
+    open_files: Annotated[Annotated[int, Field(ge=16, le=1_048_576)] | None, OMITTED_IF_NONE] = None
+    #: False if only one process is killed when memory runs out; None or True for all of the command. cgroup v2 only.
+    oom_group: Annotated[bool | None, OMITTED_IF_NONE] = None
 
     if TYPE_CHECKING:
         # The types that callers may write.
@@ -85,17 +99,27 @@ class ResourceLimits(CallersModel):
             pids: int | None = None,
             io_read: int | str | None = None,
             io_write: int | str | None = None,
+            open_files: int | None = None,
+            oom_group: bool | None = None,
         ) -> None: ...
 
     def lowered_by(self, other: ResourceLimits | None) -> ResourceLimits:
-        """Return the lower of each limit."""
+        """Return the lower of each limit; the command is killed as a whole if either limit says so."""
         if other is None:
             return self
         lower = {}
         for name in type(self).model_fields:
             given = [value for value in (getattr(self, name), getattr(other, name)) if value is not None]
-            lower[name] = min(given) if given else None
+            lowest = max if name == "oom_group" else min
+            lower[name] = lowest(given) if given else None
         return ResourceLimits.model_construct(**lower)
+
+    def filled_by(self, defaults: ResourceLimits) -> ResourceLimits:
+        """Return these limits, and a default for each that is None."""
+        given = {name: getattr(self, name) for name in type(self).model_fields}
+        return ResourceLimits.model_construct(
+            **{name: getattr(defaults, name) if value is None else value for name, value in given.items()}
+        )
 
 
 class ResourceUsage(Model):

@@ -58,8 +58,8 @@ def settings_v2(limits: ResourceLimits, devices: Sequence[str]) -> list[Setting]
     found = []
     if limits.memory is not None:
         found.append(Setting("memory", "memory.max", str(limits.memory)))
-        # Kill the whole command, not only the process that asked for one page too many.
-        found.append(Setting("memory", "memory.oom.group", "1"))
+        # Kill the whole command, unless policy wants only the process that asked for one page too many.
+        found.append(Setting("memory", "memory.oom.group", "0" if limits.oom_group is False else "1"))
     if limits.memory is not None or limits.swap is not None:
         found.append(Setting("memory", "memory.swap.max", str(limits.swap or 0)))
     if limits.cpus is not None:

@@ -68,8 +68,9 @@ class LegacyCgroup(Cgroup):
         self._nodes = nodes
         opened: list[int] = []
         try:
-            for node in nodes.values():
-                opened.append(open_directory(node.directory))
+            # Controllers that are mounted together share a directory.
+            for directory in dict.fromkeys(node.directory for node in nodes.values()):
+                opened.append(open_directory(directory))
         except BaseException:
             for fd in opened:
                 os.close(fd)
@@ -154,9 +155,9 @@ class LegacyHierarchy(Hierarchy):
         nodes = self._nodes(name, {*self._ALWAYS, *(setting.controller for setting in settings)})
         made: list[Path] = []
         try:
-            for node in nodes.values():
-                node.directory.mkdir()
-                made.append(node.directory)
+            for directory in dict.fromkeys(node.directory for node in nodes.values()):
+                directory.mkdir()
+                made.append(directory)
             for setting in settings:
                 _apply(nodes[setting.controller], setting)
             return LegacyCgroup(nodes)

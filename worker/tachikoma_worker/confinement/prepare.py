@@ -13,7 +13,9 @@ from tachikoma.errors import PermissionDenied
 from tachikoma.identity.signed_messages import WorkOrder
 from tachikoma.policy.decide import PolicySet
 from tachikoma.policy.narrowing import narrow
+from tachikoma.vocabulary.limits import ResourceLimits
 from tachikoma.vocabulary.requests import Terminal
+from tachikoma_worker.cgroups.defaults import default_limits, with_defaults
 from tachikoma_worker.cgroups.hierarchy import Cgroup, Hierarchy
 from tachikoma_worker.confinement.account import Account, account
 from tachikoma_worker.confinement.environment import environment
@@ -36,6 +38,8 @@ class Prepared:
     user: Account
     environment: dict[str, str]
     executable: Executable
+    #: Those of the grant, and the agent's defaults for others.
+    limits: ResourceLimits
     cgroup: Cgroup
     enclosure: Enclosure
 
@@ -95,15 +99,17 @@ def prepare(
     executable = open_executable(request.command, grant.executables, user, frozenset({0, spawner_uid}))
     try:
         check_real_path(executable.real_path, request.command, grant, request.work_dir or user.home)
-        cgroup = _make_cgroup(cgroups, order)
+        defaults = default_limits(settings.default_memory, settings.default_pids, settings.default_cpu_weight)
+        limits = with_defaults(grant.limits, defaults, cgroups.controllers)
+        cgroup = _make_cgroup(cgroups, order.jti, limits)
     except BaseException:
         os.close(executable.fd)
         raise
-    return Prepared(order, user, variables, executable, cgroup, enclosure)
+    return Prepared(order, user, variables, executable, limits, cgroup, enclosure)
 
 
-def _make_cgroup(cgroups: Hierarchy, order: WorkOrder) -> Cgroup:
+def _make_cgroup(cgroups: Hierarchy, name: str, limits: ResourceLimits) -> Cgroup:
     try:
-        return cgroups.make(order.jti, order.grant.limits)
+        return cgroups.make(name, limits)
     except OSError as error:
         raise Refused(f"cannot make its cgroup: {error}") from error

@@ -14,7 +14,7 @@ from tachikoma_worker.confinement.protocol import NAME_BYTES, NO_WINDOW, InputMo
 __all__ = ["SpawnRequest"]
 
 #: `struct spawn` of protocol.h. Its first field is its size, so that it can grow at its end.
-_SPAWN = struct.Struct(f"=IIIIIIIIIIQHHHH{NAME_BYTES}sIIIIQQ")
+_SPAWN = struct.Struct(f"=IIIIIIIIIIQHHHH{NAME_BYTES}sIIIIQQQ")
 #: Flags: the cgroup is a directory of cgroup v2; all steps are done but the execution of the program.
 _UNIFIED, _PROBE = 1, 2
 
@@ -50,6 +50,8 @@ class SpawnRequest:
     umask: int = 0o022
     #: Its isolation.
     enclosure: Enclosure = OPEN
+    #: Files that each of its processes may have open; 0 for the spawner's default.
+    open_files: int = 0
     #: Whether it is only tried: the program is not executed, and the exit code is 0.
     probe: bool = False
 
@@ -64,7 +66,7 @@ class SpawnRequest:
             len(self.groups), len(self.argv), len(self.environment), len(self.cgroup_fds), self.input,
             self.capabilities, size.rows, size.columns, size.x_pixels, size.y_pixels, self.name.encode(),
             enclosure.level.rank, enclosure.flags, enclosure.tmp.rank, len(enclosure.masks),
-            enclosure.tmp_bytes, enclosure.tmp_inodes,
+            enclosure.tmp_bytes, enclosure.tmp_inodes, self.open_files,
         )  # fmt: skip
         groups = struct.pack(f"={len(self.groups)}I", *self.groups)
         body = b"".join((head, groups, *(os.fsencode(text) + b"\0" for text in strings)))

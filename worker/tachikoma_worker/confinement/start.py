@@ -61,6 +61,7 @@ async def start(prepared: Prepared, spawner: Spawner) -> Process:
                 cgroup_fds=prepared.cgroup.fds,
                 unified=prepared.cgroup.unified,
                 enclosure=prepared.enclosure,
+                open_files=prepared.limits.open_files or 0,
             )
         )
     except SpawnFailed as failure:

@@ -35,7 +35,7 @@ def facts_of(context: Context, prepared: Prepared, order_sha256: str) -> Facts:
         began_ns=time.monotonic_ns(),
         timeout=(order.request.timeout or DEFAULT_TIMEOUT).total_seconds(),
         kill_grace=settings.kill_grace.total_seconds() if grace is None else grace,
-        memory=order.grant.limits.memory,
+        memory=prepared.limits.memory,
         log_bytes=min(order.grant.output.limit or settings.log_bytes, settings.log_bytes),
         waits=order.grant.output.when_full is WhenFull.WAIT,
         session=session_facts(order),

@@ -33,6 +33,13 @@ from tachikoma.policy.hazards.programs import worst
 from tachikoma.policy.tools.expectations import Outcome, load_expectations
 from tachikoma.policy.tools.expectations import check as check_expectations
 from tachikoma.policy.tools.replay import Replay
+from tachikoma.vocabulary.limits import (
+    DEFAULT_CPU_WEIGHT,
+    DEFAULT_MEMORY,
+    DEFAULT_OPEN_FILES,
+    DEFAULT_PIDS,
+    ResourceLimits,
+)
 from tachikoma.vocabulary.pairs import parse_pair
 from tachikoma.vocabulary.policies import PolicyStatus
 from tachikoma.vocabulary.requests import make_request
@@ -113,7 +120,23 @@ def _explanation(found: Explanation) -> PolicyExplanation:
         decision=_verdict(found.decision), verdicts=tuple(map(_verdict, found.verdicts)),
         executables=tuple(executables),
         limits=grant.limits.model_dump(mode="json", by_alias=True, exclude_none=True) if grant else {},
+        defaults=_defaults(grant.limits) if grant else {},
+        isolation=grant.isolation.value if grant and grant.isolation else "",
     )  # fmt: skip
+
+
+def _defaults(limits: ResourceLimits) -> dict[str, object]:
+    """Return the limits that an agent adds to those of a grant, as in a policy file."""
+    found: dict[str, object] = {}
+    if limits.memory is None:
+        found["memory"] = DEFAULT_MEMORY
+    if limits.pids is None:
+        found["pids"] = DEFAULT_PIDS
+    if limits.cpu_weight is None:
+        found["cpuWeight"] = DEFAULT_CPU_WEIGHT
+    if limits.open_files is None:
+        found["openFiles"] = DEFAULT_OPEN_FILES
+    return found
 
 
 def _verdict(verdict: Decision) -> PolicyVerdict:
@@ -144,8 +167,10 @@ def _show_explanation(found: PolicyExplanation) -> None:
         typer.echo(f"  may execute  {executable.path}  ({executable.kind})")
     for approver in decision.approvers:
         typer.echo(f"  approved by  {approver}")
-    if found.limits:
-        typer.echo(f"  limits       {', '.join(f'{name} {value}' for name, value in found.limits.items())}")
+    for title, limits in (("limits", found.limits), ("by default", found.defaults)):
+        if limits:
+            typer.echo(f"  {title:11}  {', '.join(f'{name} {value}' for name, value in limits.items())}")
+    typer.echo(f"  {'isolation':11}  {found.isolation or 'that of the agent'}")
 
 
 @policy.command("test")

@@ -440,6 +440,8 @@ class ResourceLimits(_message.Message):
     PIDS_FIELD_NUMBER: _builtins.int
     IO_READ_FIELD_NUMBER: _builtins.int
     IO_WRITE_FIELD_NUMBER: _builtins.int
+    OPEN_FILES_FIELD_NUMBER: _builtins.int
+    OOM_GROUP_FIELD_NUMBER: _builtins.int
     memory: _builtins.int
     """Bytes of memory."""
     swap: _builtins.int
@@ -454,6 +456,10 @@ class ResourceLimits(_message.Message):
     """Bytes a second from each disk."""
     io_write: _builtins.int
     """Bytes a second to each disk."""
+    open_files: _builtins.int
+    """Files that each process may have open."""
+    oom_group: _builtins.bool
+    """False: when memory runs out, one process is killed and not the whole command. Only with cgroup v2."""
     def __init__(
         self,
         *,
@@ -464,10 +470,12 @@ class ResourceLimits(_message.Message):
         pids: _builtins.int | None = ...,
         io_read: _builtins.int | None = ...,
         io_write: _builtins.int | None = ...,
+        open_files: _builtins.int | None = ...,
+        oom_group: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_weight", b"_cpu_weight", "_cpus", b"_cpus", "_io_read", b"_io_read", "_io_write", b"_io_write", "_memory", b"_memory", "_pids", b"_pids", "_swap", b"_swap", "cpu_weight", b"cpu_weight", "cpus", b"cpus", "io_read", b"io_read", "io_write", b"io_write", "memory", b"memory", "pids", b"pids", "swap", b"swap"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cpu_weight", b"_cpu_weight", "_cpus", b"_cpus", "_io_read", b"_io_read", "_io_write", b"_io_write", "_memory", b"_memory", "_oom_group", b"_oom_group", "_open_files", b"_open_files", "_pids", b"_pids", "_swap", b"_swap", "cpu_weight", b"cpu_weight", "cpus", b"cpus", "io_read", b"io_read", "io_write", b"io_write", "memory", b"memory", "oom_group", b"oom_group", "open_files", b"open_files", "pids", b"pids", "swap", b"swap"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_weight", b"_cpu_weight", "_cpus", b"_cpus", "_io_read", b"_io_read", "_io_write", b"_io_write", "_memory", b"_memory", "_pids", b"_pids", "_swap", b"_swap", "cpu_weight", b"cpu_weight", "cpus", b"cpus", "io_read", b"io_read", "io_write", b"io_write", "memory", b"memory", "pids", b"pids", "swap", b"swap"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cpu_weight", b"_cpu_weight", "_cpus", b"_cpus", "_io_read", b"_io_read", "_io_write", b"_io_write", "_memory", b"_memory", "_oom_group", b"_oom_group", "_open_files", b"_open_files", "_pids", b"_pids", "_swap", b"_swap", "cpu_weight", b"cpu_weight", "cpus", b"cpus", "io_read", b"io_read", "io_write", b"io_write", "memory", b"memory", "oom_group", b"oom_group", "open_files", b"open_files", "pids", b"pids", "swap", b"swap"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cpu_weight: _TypeAlias = _typing.Literal["cpu_weight"]  # noqa: Y015
     _WhichOneofArgType__cpu_weight: _TypeAlias = _typing.Literal["_cpu_weight", b"_cpu_weight"]  # noqa: Y015
@@ -479,6 +487,10 @@ class ResourceLimits(_message.Message):
     _WhichOneofArgType__io_write: _TypeAlias = _typing.Literal["_io_write", b"_io_write"]  # noqa: Y015
     _WhichOneofReturnType__memory: _TypeAlias = _typing.Literal["memory"]  # noqa: Y015
     _WhichOneofArgType__memory: _TypeAlias = _typing.Literal["_memory", b"_memory"]  # noqa: Y015
+    _WhichOneofReturnType__oom_group: _TypeAlias = _typing.Literal["oom_group"]  # noqa: Y015
+    _WhichOneofArgType__oom_group: _TypeAlias = _typing.Literal["_oom_group", b"_oom_group"]  # noqa: Y015
+    _WhichOneofReturnType__open_files: _TypeAlias = _typing.Literal["open_files"]  # noqa: Y015
+    _WhichOneofArgType__open_files: _TypeAlias = _typing.Literal["_open_files", b"_open_files"]  # noqa: Y015
     _WhichOneofReturnType__pids: _TypeAlias = _typing.Literal["pids"]  # noqa: Y015
     _WhichOneofArgType__pids: _TypeAlias = _typing.Literal["_pids", b"_pids"]  # noqa: Y015
     _WhichOneofReturnType__swap: _TypeAlias = _typing.Literal["swap"]  # noqa: Y015
@@ -493,6 +505,10 @@ class ResourceLimits(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__io_write) -> _WhichOneofReturnType__io_write | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory) -> _WhichOneofReturnType__memory | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__oom_group) -> _WhichOneofReturnType__oom_group | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__open_files) -> _WhichOneofReturnType__open_files | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pids) -> _WhichOneofReturnType__pids | None: ...
     @_typing.overload

@@ -77,7 +77,7 @@ def test_a_change_of_one_field_changes_the_digest(field: str, data: st.DataObjec
 
 @pytest.mark.parametrize("name", ResourceLimits.model_fields)
 def test_each_limit_changes_the_digest(name: str) -> None:
-    limited = ResourceLimits(**{name: {"cpus": 2, "cpu_weight": 2, "pids": 2}.get(name, 2**20)})
+    limited = ResourceLimits(**{name: {"cpus": 2, "cpu_weight": 2, "pids": 2, "oom_group": True}.get(name, 2**20)})
     digests = {
         request_digest(ExecRequest(agent_id="a", command=("x",), limits=limits))
         for limits in (None, ResourceLimits(), limited)

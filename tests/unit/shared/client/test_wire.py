@@ -512,6 +512,8 @@ LIMITS = build(
     pids=st.none() | st.integers(1, 4_000_000),
     io_read=st.none() | st.integers(4096, 2**53 - 1),
     io_write=st.none() | st.integers(4096, 2**53 - 1),
+    open_files=st.none() | st.integers(16, 2**20),
+    oom_group=st.none() | st.booleans(),
 )
 USAGES = build(
     ResourceUsage,

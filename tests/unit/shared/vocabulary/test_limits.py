@@ -46,6 +46,7 @@ def test_each_capability_is_one_bit(names: set[str]) -> None:
             {"cpus": float("nan")},
         ),
         *({"pids": 0}, {"cpu_weight": 10_001}, {"io_read": 1}, {"io_write": 4095}, {"swap": -1}, {"cores": 1}),
+        *({"open_files": 15}, {"open_files": 2**20 + 1}, {"oom_group": 7}),
     ],
 )
 def test_limits_have_bounds(values: dict[str, Any]) -> None:
@@ -68,6 +69,8 @@ limits = st.builds(
     io_read=sizes,
     io_write=sizes,
     cpu_weight=st.none() | st.integers(1, 10_000),
+    open_files=st.none() | st.integers(16, 2**20),
+    oom_group=st.none() | st.booleans(),
 )
 
 
@@ -78,8 +81,24 @@ def test_the_lower_of_each_limit_counts(one: ResourceLimits, other: ResourceLimi
     assert lower.lowered_by(one) == lower
     for name in ResourceLimits.model_fields:
         given_values = {getattr(one, name), getattr(other, name)} - {None}
-        assert getattr(lower, name) == (min(given_values) if given_values else None)
+        # A command that one of them kills as a whole is killed as a whole.
+        lowest = max if name == "oom_group" else min
+        assert getattr(lower, name) == (lowest(given_values) if given_values else None)
     assert one.lowered_by(None) is one
+
+
+@given(limits, limits)
+def test_a_default_counts_where_there_is_no_limit(one: ResourceLimits, defaults: ResourceLimits) -> None:
+    filled = one.filled_by(defaults)
+    for name in ResourceLimits.model_fields:
+        own = getattr(one, name)
+        assert getattr(filled, name) == (getattr(defaults, name) if own is None else own)
+    assert filled.filled_by(defaults) == filled
+
+
+def test_later_fields_are_written_only_if_they_are_set() -> None:
+    assert not {"openFiles", "oomGroup"} & set(ResourceLimits(pids=1).model_dump(by_alias=True))
+    assert ResourceLimits(open_files=64).model_dump(by_alias=True)["openFiles"] == 64
 
 
 @given(sizes, sizes, st.sampled_from(WhenFull), st.sampled_from(WhenFull))

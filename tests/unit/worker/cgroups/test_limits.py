@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +30,8 @@ LIMITS = st.builds(
     pids=st.none() | st.integers(1, 4_000_000),
     io_read=st.none() | st.integers(4096, 2**53 - 1),
     io_write=st.none() | st.integers(4096, 2**53 - 1),
+    open_files=st.none() | st.integers(16, 2**20),
+    oom_group=st.none() | st.booleans(),
 )
 
 
@@ -69,6 +72,14 @@ def test_limited_memory_has_no_swap_unless_it_is_granted() -> None:
     assert [item.value for item in settings_v1(limits, []) if item.file == "memory.memsw.limit_in_bytes"] == [
         str(64 * MIB)
     ]
+
+
+@pytest.mark.parametrize(("asked", "written"), [(None, "1"), (True, "1"), (False, "0")])
+def test_a_command_without_memory_is_killed_as_a_whole_unless_policy_says_otherwise(
+    asked: bool | None, written: str
+) -> None:
+    limits = ResourceLimits(memory=64 * MIB, oom_group=asked)
+    assert [item.value for item in settings_v2(limits, []) if item.file == "memory.oom.group"] == [written]
 
 
 def test_the_smallest_shares_are_those_that_the_kernel_takes() -> None:

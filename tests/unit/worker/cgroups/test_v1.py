@@ -31,6 +31,19 @@ def test_an_execution_joins_only_the_trees_that_it_needs(bases: dict[str, Path])
     cgroup.close()
 
 
+def test_controllers_that_are_mounted_together_share_a_directory(bases: dict[str, Path]) -> None:
+    """As cpu and cpuacct do on Debian and Ubuntu."""
+    host = LegacyHierarchy({**bases, "cpu": bases["cpuacct"]}, "test", "a")
+    cgroup = host.make("job-7", ResourceLimits(cpu_weight=50))
+    assert (bases["cpuacct"] / "test" / "a" / "job-7" / "cpu.shares").read_text() == "512"
+    assert len(cgroup.fds) == 3
+    for tree in ("freezer", "memory", "cpuacct"):
+        for file in (bases[tree] / "test" / "a" / "job-7").iterdir():
+            file.unlink()
+    assert cgroup.remove()
+    assert host.leftovers() == []
+
+
 def test_the_freezer_comes_first(bases: dict[str, Path]) -> None:
     """It is the tree that is killed as a whole."""
     assert TREES[0] == "freezer"

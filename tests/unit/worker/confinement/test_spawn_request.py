@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tachikoma.vocabulary.isolation import Isolation, TmpScope
+from tachikoma.vocabulary.limits import DEFAULT_OPEN_FILES
 from tachikoma.vocabulary.requests import WindowSize
 from tachikoma_worker.confinement import protocol
 from tachikoma_worker.confinement.isolation.enclosure import Enclosure
@@ -26,7 +27,7 @@ TEXT = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("C
 
 
 #: `struct spawn` of protocol.h.
-SPAWN = "=10IQ4H64s4I2Q"
+SPAWN = "=10IQ4H64s4I3Q"
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -85,11 +86,11 @@ def test_the_isolation_follows_the_name_and_its_paths_follow_the_environment() -
     )  # fmt: skip
     body, _ = SpawnRequest(
         name="job-7", uid=0, gid=0, groups=(), capabilities=0, work_dir_root="/", work_dir="", executable="/bin/true",
-        executable_fd=3, argv=["true"], environment={"A": "1"}, enclosure=enclosure, probe=True,
+        executable_fd=3, argv=["true"], environment={"A": "1"}, enclosure=enclosure, open_files=64, probe=True,
     ).encode()  # fmt: skip
     found = parse(body)
     assert found["flags"] == 2
-    assert found["isolation"] == [2, 1 | 4 | 8, 1, 2, 4096, 16]
+    assert found["isolation"] == [2, 1 | 4 | 8, 1, 2, 4096, 16, 64]
     assert found["more paths"] == [b"/data", b"/run/x", b"/data/tmp/1", b"/data/accounts/1"]
 
 
@@ -105,5 +106,11 @@ def test_bytes_of_names_that_are_no_text_arrive_unchanged() -> None:
 def test_the_least_size_is_that_of_the_c_header() -> None:
     found = re.search(r"#define SPAWN_BYTES (\d+)", HEADER)
     assert found
-    # The fields of isolation came later.
-    assert int(found[1]) == struct.calcsize(SPAWN.removesuffix("4I2Q"))
+    # The fields of isolation, and the number of files, came later.
+    assert int(found[1]) == struct.calcsize(SPAWN.removesuffix("4I3Q"))
+
+
+def test_the_default_number_of_open_files_is_that_of_the_c_header() -> None:
+    found = re.search(r"#define DEFAULT_FILES (\d+)", HEADER)
+    assert found
+    assert int(found[1]) == DEFAULT_OPEN_FILES

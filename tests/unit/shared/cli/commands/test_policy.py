@@ -147,6 +147,9 @@ def test_an_explanation_names_what_each_policy_says(tmp_path: Path, file: Path) 
     assert lines[2].startswith("allowed: web@")
     assert lines[3] == "  may execute  /usr/bin/systemctl  (runs other programs with certain arguments)"
 
+    assert lines[4] == "  by default   memory 80%, pids 4096, cpuWeight 100, openFiles 65536"
+    assert lines[5] == "  isolation    that of the agent"
+
     code, out, _ = run(*base, "systemctl", "stop", "nginx.service")
     assert code == 1
     assert "denies it for all: deniedCommands: /usr/bin/systemctl stop" in out
@@ -155,6 +158,17 @@ def test_an_explanation_names_what_each_policy_says(tmp_path: Path, file: Path) 
     assert "does not allow the user 'root'" in out
     code, out, _ = run("explain", "--policy", str(tmp_path), "--as", ALICE, "db-1", "--", "true")
     assert (code, out) == (1, f"denied: default\n  no policy applies to {ALICE} on agent db-1\n")
+
+
+def test_an_explanation_shows_limits_defaults_and_isolation(tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(
+        WEB + "    isolation: private\n    limits: {memory: 1GiB, pids: 9, cpuWeight: 50, openFiles: 64}\n"
+    )
+    given = ("explain", "--policy", str(tmp_path), "--as", ALICE, "web-1", "--", "systemctl", "status", "nginx.service")
+    lines = run(*given)[1].splitlines()
+    assert lines[-2:] == [
+        "  limits       memory 1073741824, cpuWeight 50, pids 9, openFiles 64", "  isolation    private"
+    ]  # fmt: skip
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
