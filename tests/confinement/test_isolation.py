@@ -14,9 +14,11 @@ from host import Host, read_all, read_line
 
 from tachikoma.vocabulary.isolation import Isolation, TmpScope
 from tachikoma.vocabulary.requests import Terminal
+from tachikoma_worker.confinement import launch
 from tachikoma_worker.confinement.isolation.abilities import Abilities
 from tachikoma_worker.confinement.isolation.enclosures import Enclosures
 from tachikoma_worker.confinement.refusals import Refused
+from tachikoma_worker.confinement.spawner import Spawner
 
 ALICE, BOB = "spiffe://x/user/alice", "spiffe://x/user/bob"
 ISOLATED = [Isolation.PRIVATE, Isolation.SEALED]
@@ -376,6 +378,34 @@ async def test_where_root_cannot_be_kept_from_the_host_policy_must_allow_it(host
     prepared.discard()
     assert report is not None
     assert report.missing == ("agent files: a test",)
+
+
+UNITS = Path(__file__).parents[2] / "packaging/systemd"
+#: The spawner's unit, and the drop-in that lets it isolate commands. systemd adds their capabilities up.
+FILES = (UNITS / "tachikoma-spawner.service", UNITS / "tachikoma-spawner-isolation.conf")
+
+
+async def test_the_capabilities_of_unit_and_drop_in_are_enough_for_each_level(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "TACHIKOMA_TEST_CGROUPS" in os.environ:
+        pytest.skip("a container has capabilities of its own")
+    lines = [line for file in FILES for line in file.read_text().splitlines() if "CapabilityBoundingSet=" in line]
+    names = [name.removeprefix("CAP_").lower() for line in lines for name in line.partition("=")[2].split()]
+    # systemd adds the lines up; as it, no program of the spawner can gain more.
+    limited = tmp_path / "spawner"
+    limited.write_text(
+        f'#!/bin/sh\nexec setpriv --no-new-privs --bounding-set=-all,+{",+".join(names)} {launch.PROGRAM} "$@"\n'
+    )
+    limited.chmod(0o755)
+    monkeypatch.setattr(launch, "PROGRAM", limited)
+    spawner = Spawner.connect(host.folder / "limited.sock")
+    abilities = spawner.abilities()
+    spawner.attach()
+    await spawner.stop()
+    assert (abilities.levels, abilities.masks, abilities.read_only) == (
+        host.abilities.levels, host.abilities.masks, host.abilities.read_only,
+    )  # fmt: skip
 
 
 # --- sealed -----------------------------------------------------------------------------------------------------------

@@ -133,6 +133,24 @@ def test_a_second_terminal_needs_no_flags_and_results_survive_a_restart(start: C
     again.interrupt()
 
 
+def test_a_new_policy_isolates_commands_where_the_host_can(start: Callable[..., Dev], home: Path) -> None:
+    dev = start()
+    [line] = [line for line in dev.lines if line.startswith("isolation ")]
+    [agent] = json.loads(dev.run("agents", "-o", "json").stdout)
+    result = json.loads(dev.run("exec", "-o", "json", "agent-1", "true").stdout)
+    if "private" in agent["isolation"]:
+        assert line.startswith("isolation     private: ")
+        assert result["isolation"]["level"] == "private"
+    else:
+        assert line.startswith("isolation     shared, since ")
+        assert result["isolation"] is None
+    dev.interrupt()
+    # A policy that exists is the developer's own.
+    again = start()
+    assert not any(line.startswith("isolation ") for line in again.lines)
+    again.interrupt()
+
+
 def test_flower_is_there_on_request_for_whoever_knows_its_password(start: Callable[..., Dev]) -> None:
     dev = start("--flower", "--flower-listen", "127.0.0.1:0")
     [line] = [line for line in dev.lines if line.startswith("flower  ")]
@@ -270,6 +288,7 @@ def test_an_ordinary_user_is_told_what_is_not_enforced(
     else:
         dev = start()
         name = pwd.getpwuid(os.getuid()).pw_name
+    assert any(line.startswith("isolation     shared, since an agent cannot do more") for line in dev.lines)
     told = [line for line in dev.lines if line.startswith("not enforced")]
     assert f"not enforced  commands run as {name} only, with its rights: the spawner is not root" in told
     assert any(line.startswith("not enforced  commands run without cgroups, so without limits: ") for line in told)

@@ -14,9 +14,14 @@ from tachikoma.identity.svid import SvidSource
 from tachikoma.redis.access import RedisAccess, RedisSettings
 from tachikoma.redis.users import agent_user
 from tachikoma.streams.heartbeat import Labels
-from tachikoma.vocabulary.limits import DEFAULT_CPU_WEIGHT, DEFAULT_MEMORY, DEFAULT_PIDS, capability_mask
+from tachikoma.vocabulary.limits import (
+    DEFAULT_CPU_WEIGHT,
+    DEFAULT_MEMORY,
+    DEFAULT_PIDS,
+    capability_mask,
+    memory_limit,
+)
 from tachikoma.vocabulary.types import Duration, Identifier
-from tachikoma_worker.cgroups.defaults import memory_limit
 
 __all__ = ["PASSWORD_FILE", "WorkerSettings"]
 

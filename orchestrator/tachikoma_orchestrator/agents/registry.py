@@ -302,6 +302,7 @@ class Registry:
             memory_used=beat.memory_used,
             disk_used=beat.disk_used,
             warnings=warnings,
+            isolation=beat.isolation,
             trust=None if beat.trust is None else _trust(beat.trust),
             draining=draining is not None,
             drained_by=draining.by if draining else "",

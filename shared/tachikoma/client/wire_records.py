@@ -73,6 +73,7 @@ _AGENT = WireFormat(
         WireField("labels", MAP),
         WireField("reported_labels", MAP),
         WireField("warnings", TUPLE),
+        WireField("isolation", TUPLE),
         *optional("last_seen", converter=TIMESTAMP),
         *optional("trust", converter=nested(_TRUST)),
     ),

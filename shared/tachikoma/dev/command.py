@@ -56,9 +56,10 @@ def run_dev(
     typer.echo(f"starting in {stack.data} …")
     with stack:
         path, usual = write_profile(stack)
+        isolation = _isolation(stack)
         with Client(stack.profile()) as client:
             found = client.agents()
-        for line in introduction(stack, found, path, usual=usual):
+        for line in introduction(stack, found, path, usual=usual, isolation=isolation):
             typer.echo(line)
         while not stop.wait(CHECK_SECONDS):
             failed = stack.failed_part()
@@ -97,12 +98,25 @@ def _may_replace(path: Path, profile: Profile) -> bool:
     return place == profile.identity or (isinstance(place, Path) and not place.exists())
 
 
-def introduction(stack: Stack, agents: Sequence[AgentInfo], profile: Path, *, usual: bool) -> Iterator[str]:
+def _isolation(stack: Stack) -> str:
+    """Choose the isolation of a new policy, and return what to say about it; empty for the developer's own policy."""
+    if not stack.has_new_policy:
+        return ""
+    if stack.isolate():
+        return "private: commands of different requesters do not reach each other"
+    return "shared, since an agent cannot do more: commands of one user reach each other"
+
+
+def introduction(
+    stack: Stack, agents: Sequence[AgentInfo], profile: Path, *, usual: bool, isolation: str = ""
+) -> Iterator[str]:
     """Yield the lines that say where everything is, and what to do next."""
     yield f"orchestrator  {stack.address} (gRPC, mTLS)"
     yield f"agents        {', '.join(agent.id for agent in agents)}"
     yield f"you           {stack.user}"
     yield f"policy        {stack.policy}"
+    if isolation:
+        yield f"isolation     {isolation}"
     yield f"profile       {profile}"
     yield f"logs          {stack.data / 'logs'}"
     yield f"audit log     {stack.data / 'audit' / 'audit.jsonl'}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from tachikoma.identity.files import write_private
 from tachikoma.identity.spiffe import SpiffeId
 
-__all__ = ["FLOWER_USER", "write_audit_key", "write_flower_users", "write_policy"]
+__all__ = ["FLOWER_USER", "isolate", "write_audit_key", "write_flower_users", "write_policy"]
 
 #: The user of Flower.
 FLOWER_USER = "tachikoma"
@@ -33,10 +33,28 @@ policies:
 """
 
 
-def write_policy(path: Path, user: SpiffeId) -> None:
-    """Write a policy that allows a user everything but to stop the machine, unless there is a policy."""
-    if not path.exists():
-        path.write_text(POLICY.format(user=user), encoding="utf-8")
+#: The end of a policy on hosts that can isolate commands.
+ISOLATED = """\
+    # Users of their own, processes, /tmp and mounts for the commands of each requester; `shared` is without that.
+    isolation: private
+"""
+
+
+def write_policy(path: Path, user: SpiffeId) -> bool:
+    """Write a policy that allows a user everything but to stop the machine, unless there is a policy.
+
+    Returns:
+        True if it was written.
+    """
+    if path.exists():
+        return False
+    path.write_text(POLICY.format(user=user), encoding="utf-8")
+    return True
+
+
+def isolate(path: Path) -> None:
+    """Let the policy that was written isolate commands."""
+    path.write_text(path.read_text(encoding="utf-8") + ISOLATED, encoding="utf-8")
 
 
 def write_audit_key(path: Path) -> None:

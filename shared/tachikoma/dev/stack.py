@@ -96,6 +96,8 @@ class Stack:
         #: Address of the orchestrator, and of Flower as a URL; empty before their first start.
         self.address = ""
         self.flower_url = ""
+        #: Whether the last start wrote the policy.
+        self.has_new_policy = False
         self.redis: Part
         self.orchestrator: Part
         self.submitter: Part | None = None
@@ -249,7 +251,7 @@ class Stack:
     def _write_files(self) -> None:
         self._folder.logs.mkdir(exist_ok=True)
         self.issue_identities()
-        files.write_policy(self.policy, self.user)
+        self.has_new_policy = files.write_policy(self.policy, self.user)
         files.write_audit_key(self._folder.audit_key)
         if self._flower_listen is not None:
             files.write_flower_users(self.flower_users)
@@ -307,6 +309,20 @@ class Stack:
                 return False
 
             self.orchestrator.wait_until(online)
+
+    def isolate(self) -> bool:
+        """Let a new policy isolate commands at `private` if each agent can, and wait until that is active.
+
+        Returns:
+            False if an agent cannot.
+        """
+        with Client(self.profile()) as client:
+            if not all("private" in agent.isolation for agent in client.agents()):
+                return False
+            before = client.policy_status().digest
+            files.isolate(self.policy)
+            self.orchestrator.wait_until(lambda: client.policy_status().digest != before)
+        return True
 
     # --- stop ---------------------------------------------------------------------------------------------------------
 

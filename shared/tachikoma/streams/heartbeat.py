@@ -88,6 +88,8 @@ class Heartbeat(BaseModel):
     disk_used: Measure
     #: Limits and protections that its host cannot enforce, for people.
     warnings: Annotated[tuple[Annotated[str, Field(max_length=512)], ...], Field(max_length=32)] = ()
+    #: Levels of isolation that its host can enforce; empty from older agents.
+    isolation: Annotated[tuple[Annotated[str, Field(max_length=32)], ...], Field(max_length=8)] = ()
     #: Its identity and bundle; None from older agents.
     trust: Trust | None = None
     #: Ids of the executions that it holds, until their receipts are delivered; None if it does not report them.

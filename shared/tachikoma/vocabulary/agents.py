@@ -54,6 +54,8 @@ class AgentInfo(Model):
     disk_used: float = 0.0
     #: Limits and protections that its host cannot enforce, for people.
     warnings: tuple[str, ...] = ()
+    #: Levels of isolation that its host can enforce, such as "private"; empty if it does not report them.
+    isolation: tuple[str, ...] = ()
     #: True if it accepts no new executions.
     draining: bool = False
     #: SPIFFE ID of the operator who drained it; empty if it is not draining.

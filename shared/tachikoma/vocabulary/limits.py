@@ -7,7 +7,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import ByteSize, Field
+from pydantic import ByteSize, Field, TypeAdapter
 
 from tachikoma.vocabulary.model import OMITTED_IF_NONE, CallersModel, Model
 
@@ -23,6 +23,7 @@ __all__ = [
     "ResourceUsage",
     "WhenFull",
     "capability_mask",
+    "memory_limit",
 ]
 
 #: Longest time between TERM and KILL.
@@ -33,6 +34,8 @@ DEFAULT_MEMORY = "80%"
 DEFAULT_PIDS = 4096
 DEFAULT_CPU_WEIGHT = 100
 DEFAULT_OPEN_FILES = 65_536
+#: Least memory that a command can be limited to, in bytes.
+LEAST_MEMORY = 1024 * 1024
 
 #: Names of the capabilities in the order of their numbers (linux/capability.h).
 CAPABILITIES = tuple(
@@ -69,7 +72,7 @@ class ResourceLimits(CallersModel):
     """Limits of a command's resources, enforced by cgroups for all its processes together. None means no limit."""
 
     #: Bytes of memory; text such as "512MiB" is accepted.
-    memory: Annotated[ByteSize, Field(ge=1024 * 1024, lt=2**53)] | None = None
+    memory: Annotated[ByteSize, Field(ge=LEAST_MEMORY, lt=2**53)] | None = None
     #: Bytes of swap in addition. None means no swap if `memory` is limited.
     swap: Annotated[ByteSize, Field(ge=0, lt=2**53)] | None = None
     #: Processor time per time, in processors; 0.5 is half of one.
@@ -120,6 +123,29 @@ class ResourceLimits(CallersModel):
         return ResourceLimits.model_construct(
             **{name: getattr(defaults, name) if value is None else value for name, value in given.items()}
         )
+
+
+def memory_limit(text: str, host_bytes: int) -> int | None:
+    """Return the bytes that a setting means; None for no limit.
+
+    Args:
+        text: a percentage of the host's memory such as `80%`, bytes such as `2GiB`, or `none`.
+        host_bytes: memory of the host.
+
+    Raises:
+        ValueError: the text is none of these.
+    """
+    if text == "none":
+        return None
+    if text.endswith("%"):
+        percent = float(text[:-1])
+        if not 0 < percent <= 100:
+            raise ValueError("a percentage of memory must be above 0 and at most 100")
+        return max(LEAST_MEMORY, int(host_bytes * percent / 100))
+    found = int(TypeAdapter(ByteSize).validate_python(text))
+    if found < LEAST_MEMORY:
+        raise ValueError("the memory of a command must be at least 1MiB")
+    return found
 
 
 class ResourceUsage(Model):

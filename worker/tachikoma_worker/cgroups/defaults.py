@@ -9,40 +9,10 @@ from __future__ import annotations
 import os
 from functools import cache
 
-from pydantic import ByteSize, TypeAdapter
-
-from tachikoma.vocabulary.limits import ResourceLimits
+from tachikoma.vocabulary.limits import ResourceLimits, memory_limit
 from tachikoma_worker.cgroups.limits import needed
 
-__all__ = ["NO_LIMIT", "default_limits", "memory_limit", "with_defaults"]
-
-#: The setting for no limit of memory.
-NO_LIMIT = "none"
-#: Least memory that a command can be limited to, in bytes, as in `ResourceLimits.memory`.
-LEAST_MEMORY = 1024 * 1024
-
-
-def memory_limit(text: str, host_bytes: int) -> int | None:
-    """Return the bytes that a setting means; None for no limit.
-
-    Args:
-        text: a percentage of the host's memory such as `80%`, bytes such as `2GiB`, or `none`.
-        host_bytes: memory of the host.
-
-    Raises:
-        ValueError: the text is none of these.
-    """
-    if text == NO_LIMIT:
-        return None
-    if text.endswith("%"):
-        percent = float(text[:-1])
-        if not 0 < percent <= 100:
-            raise ValueError("a percentage of memory must be above 0 and at most 100")
-        return max(LEAST_MEMORY, int(host_bytes * percent / 100))
-    found = int(TypeAdapter(ByteSize).validate_python(text))
-    if found < LEAST_MEMORY:
-        raise ValueError("the memory of a command must be at least 1MiB")
-    return found
+__all__ = ["default_limits", "with_defaults"]
 
 
 @cache

@@ -101,7 +101,7 @@ class Engine:
         self._settings = context.settings
         self._renewal = renewal
         self._lock = lock
-        self._this_run = Run(boot=context.journal.boot, run=secrets.token_hex(8), warnings=warnings)
+        self._this_run = Run(context.journal.boot, secrets.token_hex(8), warnings, context.enclosures.possible())
         self._running: dict[str, Execution] = {}
         self._subscriptions = connect(access, name=f"agent-{context.agent}-control", max_connections=2)
         self._control = Control(context, self._subscriptions, self._running)

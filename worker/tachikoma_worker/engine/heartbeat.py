@@ -37,6 +37,8 @@ class Run:
     run: str
     #: Limitations of the host, for people.
     warnings: tuple[str, ...]
+    #: Levels of isolation that the host can enforce.
+    isolation: tuple[str, ...] = ()
 
 
 def describe(
@@ -64,6 +66,7 @@ def describe(
         memory_used=psutil.virtual_memory().percent / 100,
         disk_used=psutil.disk_usage(str(settings.data)).percent / 100,
         warnings=run.warnings,
+        isolation=run.isolation,
         trust=describe_trust(svid),
         executions=None if held is None or len(held) > MAX_HELD else tuple(held),
         sent_ms=now_ms(),

@@ -1748,6 +1748,7 @@ class Agent(_message.Message):
     REVOKED_BY_FIELD_NUMBER: _builtins.int
     REVOKE_REASON_FIELD_NUMBER: _builtins.int
     REPORTED_LABELS_FIELD_NUMBER: _builtins.int
+    ISOLATION_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id."""
     online: _builtins.bool
@@ -1800,6 +1801,10 @@ class Agent(_message.Message):
     def reported_labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels that it reports about itself; they grant nothing."""
 
+    @_builtins.property
+    def isolation(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Levels of isolation that its host can enforce; empty if it does not report them."""
+
     def __init__(
         self,
         *,
@@ -1824,10 +1829,11 @@ class Agent(_message.Message):
         revoked_by: _builtins.str = ...,
         revoke_reason: _builtins.str = ...,
         reported_labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        isolation: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen", b"last_seen", "trust", b"trust"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_used", b"disk_used", "drain_reason", b"drain_reason", "drained_by", b"drained_by", "draining", b"draining", "hostname", b"hostname", "id", b"id", "labels", b"labels", "last_seen", b"last_seen", "load", b"load", "memory_used", b"memory_used", "online", b"online", "queued", b"queued", "reported_labels", b"reported_labels", "revoke_reason", b"revoke_reason", "revoked", b"revoked", "revoked_by", b"revoked_by", "running", b"running", "slots", b"slots", "trust", b"trust", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_used", b"disk_used", "drain_reason", b"drain_reason", "drained_by", b"drained_by", "draining", b"draining", "hostname", b"hostname", "id", b"id", "isolation", b"isolation", "labels", b"labels", "last_seen", b"last_seen", "load", b"load", "memory_used", b"memory_used", "online", b"online", "queued", b"queued", "reported_labels", b"reported_labels", "revoke_reason", b"revoke_reason", "revoked", b"revoked", "revoked_by", b"revoked_by", "running", b"running", "slots", b"slots", "trust", b"trust", "version", b"version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -204,6 +204,7 @@ def test_the_answer_to_a_cancel_arrives_as_it_was_sent(outcome: CancelOutcome) -
             memory_used=0.5,
             disk_used=1.0,
             warnings=("commands run without cgroup limits",),
+            isolation=("shared", "private"),
         ),
     ],
     ids=lambda agent: agent.id,
@@ -561,7 +562,8 @@ AGENTS = build(
     AgentInfo, id=IDENTIFIERS, online=st.booleans(), last_seen=st.none() | TIMES, version=TEXT, hostname=TEXT,
     labels=st.dictionaries(TEXT, TEXT, max_size=3),
     reported_labels=st.dictionaries(TEXT, TEXT, max_size=3), running=COUNTS, slots=COUNTS, queued=COUNTS, load=FLOATS,
-    memory_used=FLOATS, disk_used=FLOATS, warnings=TEXTS, draining=st.booleans(), drained_by=TEXT, drain_reason=TEXT,
+    memory_used=FLOATS, disk_used=FLOATS, warnings=TEXTS, isolation=TEXTS,
+    draining=st.booleans(), drained_by=TEXT, drain_reason=TEXT,
     trust=st.none() | TRUSTS, revoked=st.booleans(), revoked_by=TEXT, revoke_reason=TEXT,
 )  # fmt: skip
 ENROLMENTS = build(Enrolment, agent_id=IDENTIFIERS, token=TEXT, expires=TIMES)

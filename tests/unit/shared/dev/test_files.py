@@ -7,6 +7,7 @@ from pathlib import Path
 from tachikoma.dev import files
 from tachikoma.identity.spiffe import SpiffeId
 from tachikoma.policy.decide import SEARCH_PATH, PolicySet
+from tachikoma.vocabulary.isolation import Isolation
 from tachikoma.vocabulary.requests import ExecRequest
 
 USER = SpiffeId.parse("spiffe://tachikoma.local/user/alice")
@@ -25,6 +26,17 @@ def test_the_policy_is_valid_and_allows_all_but_to_stop_the_machine(tmp_path: Pa
     assert decision(path, "uname", subject="spiffe://tachikoma.local/schedule/nightly")
     assert not decision(path, "reboot")
     assert not decision(path, "uname", subject="spiffe://tachikoma.local/user/bob")
+
+
+def test_a_new_policy_can_isolate_commands(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    assert files.write_policy(path, USER)
+    files.isolate(path)
+    request = ExecRequest(agent_id="agent-1", command=("/bin/true",))
+    grant = PolicySet.load(path).explain(request, str(USER), SEARCH_PATH, {}, "").decision.grant
+    assert grant is not None
+    assert grant.isolation is Isolation.PRIVATE
+    assert not files.write_policy(path, USER)
 
 
 def test_files_are_secret_where_they_must_be(tmp_path: Path) -> None:

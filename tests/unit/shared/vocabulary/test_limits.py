@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tachikoma.errors import InvalidRequest
-from tachikoma.vocabulary.limits import CAPABILITIES, OutputLimit, ResourceLimits, WhenFull, capability_mask
+from tachikoma.vocabulary.limits import (
+    CAPABILITIES,
+    OutputLimit,
+    ResourceLimits,
+    WhenFull,
+    capability_mask,
+    memory_limit,
+)
 
 
 def test_capabilities_are_bits_of_the_kernels_numbers() -> None:
@@ -108,3 +115,24 @@ def test_the_lower_output_limit_counts_with_the_first_behaviour(
     lower = OutputLimit(limit=one, when_full=first).lowered_by(OutputLimit(limit=other, when_full=second))
     given_values = {one, other} - {None}
     assert lower == OutputLimit(limit=min(given_values) if given_values else None, when_full=first)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("none", None),
+        ("50%", 2 * 2**30),
+        ("12.5%", 2**29),
+        ("100%", 4 * 2**30),
+        ("2GiB", 2 * 2**30),
+        ("1048576", 2**20),
+    ],
+)
+def test_memory_is_a_part_of_the_hosts_or_a_number_of_bytes(text: str, found: int | None) -> None:
+    assert memory_limit(text, 4 * 2**30) == found
+
+
+@pytest.mark.parametrize("text", ["", "0%", "101%", "-1%", "%", "much", "1KiB", "nan%"])
+def test_other_memory_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 (several libraries word it)
+        memory_limit(text, 4 * 2**30)

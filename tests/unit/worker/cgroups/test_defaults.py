@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tachikoma.vocabulary.limits import DEFAULT_MEMORY, DEFAULT_PIDS, ResourceLimits
-from tachikoma_worker.cgroups.defaults import default_limits, memory_limit, with_defaults
+from tachikoma_worker.cgroups.defaults import default_limits, with_defaults
 from tachikoma_worker.cgroups.limits import CONTROLLERS, needed
 
 GIB = 2**30
-
-
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [("none", None), ("50%", 2 * GIB), ("12.5%", GIB // 2), ("100%", 4 * GIB), ("2GiB", 2 * GIB), ("1048576", 2**20)],
-)
-def test_memory_is_a_part_of_the_hosts_or_a_number_of_bytes(text: str, found: int | None) -> None:
-    assert memory_limit(text, 4 * GIB) == found
-
-
-@pytest.mark.parametrize("text", ["", "0%", "101%", "-1%", "%", "much", "1KiB", "nan%"])
-def test_other_memory_is_refused(text: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 (several libraries word it)
-        memory_limit(text, 4 * GIB)
 
 
 def test_a_command_is_limited_by_default() -> None:

@@ -23,8 +23,10 @@ def test_a_heartbeat_describes_this_run_and_this_moment(tmp_path: Path, authorit
     settings = WorkerSettings(
         agent_id="web-1", redis_url="unix:///x", identity=tmp_path, data=tmp_path, labels={"env": "dev"}, slots=5
     )
-    beat = describe(settings, Run(boot="b", run="r", warnings=("w",)), authority.svid(ID), running=3, held=["job-7"])
+    run = Run(boot="b", run="r", warnings=("w",), isolation=("shared",))
+    beat = describe(settings, run, authority.svid(ID), running=3, held=["job-7"])
     assert (beat.boot, beat.run, beat.warnings, beat.labels) == ("b", "r", ("w",), {"env": "dev"})
+    assert beat.isolation == ("shared",)
     assert (beat.running, beat.slots, beat.hostname) == (3, 5, os.uname().nodename)
     assert beat.executions == ("job-7",)
     assert 0 <= beat.memory_used <= 1

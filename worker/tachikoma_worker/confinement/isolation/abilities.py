@@ -40,6 +40,10 @@ class Abilities:
     #: Scopes of Landlock.
     scopes: str = ""
 
+    def possible(self) -> tuple[str, ...]:
+        """Return the levels that this host can enforce; `shared` is always one of them."""
+        return (Isolation.SHARED.value, *(level.value for level, why in self.levels.items() if not why))
+
     def warnings(self) -> Iterator[str]:
         """Yield what this host cannot enforce, for people."""
         for level, why in self.levels.items():

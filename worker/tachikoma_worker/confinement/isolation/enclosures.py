@@ -48,6 +48,10 @@ class Enclosures:
         self._used: dict[str, float] = {}
         self._tmp = settings.data / TMP_FOLDER
 
+    def possible(self) -> tuple[str, ...]:
+        """Return the levels that this host can enforce."""
+        return self._abilities.possible()
+
     def account(self, order: WorkOrder, spawner_uid: int) -> Account | None:
         """Return the requester's own user if the order names none and is isolated; None for a user of the host."""
         named = order.request.user or self.settings.user

@@ -14,7 +14,7 @@ AGENT = AgentInfo(
     id="web-1", online=True, version="1.2", hostname="web1.example", labels={"role": "web"},
     reported_labels={"role": "db"},
     running=3, slots=64,
-    queued=2, load=0.257, memory_used=0.5, disk_used=1.0,
+    queued=2, load=0.257, memory_used=0.5, disk_used=1.0, isolation=("shared", "private", "sealed"),
 )  # fmt: skip
 
 
@@ -36,8 +36,8 @@ def test_agents_are_listed_with_their_state(run: Any, client: Any) -> None:
     done = run("agents")
     rows = [line.split() for line in done.out.splitlines()]
     assert rows[0] == [
-        *("AGENT", "STATE", "SEEN", "RUNNING", "QUEUED", "LOAD", "MEMORY", "DISK", "CERTIFICATE", "VERSION", "HOST"),
-        *("LABELS", "REPORTED"),
+        *("AGENT", "STATE", "SEEN", "RUNNING", "QUEUED", "LOAD", "MEMORY", "DISK", "CERTIFICATE", "VERSION"),
+        *("ISOLATION", "HOST", "LABELS", "REPORTED"),
     ]
     assert [row[1] for row in rows[1:]] == ["online", "offline", "draining", "revoked", "online"]
     assert rows[1] == [
@@ -51,6 +51,7 @@ def test_agents_are_listed_with_their_state(run: Any, client: Any) -> None:
         "100%",
         "-",
         "1.2",
+        "sealed",
         "web1.example",
         "role=web",
         "role=db",

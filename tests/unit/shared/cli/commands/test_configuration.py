@@ -38,6 +38,7 @@ SAMPLES: dict[str, str] = {
     "cgroup_name": "other",
     "isolation": "private",
     "uid_range": "80000-80999",
+    "default_memory": "2GiB",
 }
 
 

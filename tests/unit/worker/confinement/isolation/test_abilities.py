@@ -76,6 +76,7 @@ def test_a_host_that_can_do_everything_has_no_warning() -> None:
         assert not connection.getblocking()
     assert found == Abilities({Isolation.PRIVATE: "", Isolation.SEALED: ""})
     assert list(found.warnings()) == []
+    assert found.possible() == ("shared", "private", "sealed")
 
 
 def test_the_failed_step_is_the_reason() -> None:
@@ -100,6 +101,7 @@ def test_a_spawner_that_is_not_root_isolates_nothing() -> None:
     with socket.socket() as unconnected:
         found = find_abilities(unconnected, 1000)
     assert found == Abilities.none("the spawner is not root")
+    assert found.possible() == ("shared",)
 
 
 def test_a_spawner_that_leaves_is_an_error() -> None:
