@@ -81,6 +81,17 @@ def logging_as_before() -> Iterator[None]:
         structlog.reset_defaults()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_starts() -> Iterator[None]:
+    """Fork the parts of stacks from a process that has imported the program."""
+    from tachikoma.dev.part import Part
+    from warm_start import WarmPopen
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Part, "popen", WarmPopen)
+        yield
+
+
 @pytest.fixture(scope="session")
 def redis_server() -> Path | None:
     """The server to run; None for the embedded Valkey."""

@@ -7,7 +7,6 @@ import pty
 import re
 import select
 import signal
-import subprocess
 import termios
 import time
 from types import TracebackType
@@ -16,6 +15,7 @@ from typing import Self
 import pytest
 
 from patience import PATIENCE_SECONDS
+from warm_start import WarmPopen, own_terminal
 
 
 class PtyProcess:
@@ -26,9 +26,9 @@ class PtyProcess:
         termios.tcsetwinsize(self._slave, (rows, columns))
         #: The terminal's mode before the process.
         self.mode = termios.tcgetattr(self._slave)
-        self.process = subprocess.Popen(
+        self.process = WarmPopen(
             command, stdin=self._slave, stdout=self._slave, stderr=self._slave,
-            env={**env, "TERM": "xterm-256color"}, start_new_session=True, preexec_fn=_own_terminal,
+            env={**env, "TERM": "xterm-256color"}, start_new_session=True, preexec_fn=own_terminal,
         )  # fmt: skip
         #: Everything that it wrote.
         self.output = bytearray()
@@ -88,11 +88,3 @@ class PtyProcess:
         while select.select([self.master], [], [], seconds)[0]:
             self.output += os.read(self.master, 65536)
             seconds = 0
-
-
-def _own_terminal() -> None:
-    """Make standard input the controlling terminal of the new session."""
-    import fcntl
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)

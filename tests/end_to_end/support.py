@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 from tachikoma.identity.spiffe import user_id
 from tachikoma.redis import keys
 from tachikoma.redis.users import APPLICATION_PREFIX
+from warm_start import WarmPopen, interruptible, run
 
 AGENT = "agent-1"
 
@@ -75,19 +75,12 @@ class Cli:
         self, *arguments: str, stdin: bytes | None = None, timeout: float = PATIENCE_SECONDS
     ) -> subprocess.CompletedProcess[bytes]:
         """Run to the end."""
-        return subprocess.run(
-            [sys.executable, "-m", "tachikoma", *arguments],
-            input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
-            capture_output=True,
-            env=self.environment(),
-            timeout=timeout,
-            check=False,
-        )
+        command = [sys.executable, "-m", "tachikoma", *arguments]
+        return run(command, input=stdin, env=self.environment(), timeout=timeout)
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """Start, to be watched while it runs."""
-        return subprocess.Popen(
+        return WarmPopen(
             [sys.executable, "-m", "tachikoma", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -95,7 +88,7 @@ class Cli:
             env=self.environment(),
             # As in a terminal: Ctrl-C goes to the process, not to pytest.
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            preexec_fn=interruptible,
         )
 
 

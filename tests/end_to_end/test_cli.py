@@ -20,6 +20,7 @@ from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecState, InvalidRequest, OutputKind
 from tachikoma.cli.documents import DOCUMENTS
 from tachikoma.dev.stack import Stack
+from warm_start import WarmPopen
 
 
 def test_exec_needs_no_flags(cli: Cli) -> None:
@@ -135,7 +136,7 @@ def test_exec_reads_and_writes_non_blocking_sockets(cli: Cli) -> None:
     (stdin, ours), (stdout, answer) = socket.socketpair(), socket.socketpair()
     for end in (stdin, stdout):
         end.setblocking(False)
-    with subprocess.Popen(
+    with WarmPopen(
         [sys.executable, "-m", "tachikoma", "exec", AGENT, "cat"],
         stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, env=cli.environment(),
     ) as process:  # fmt: skip

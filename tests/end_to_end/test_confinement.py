@@ -117,8 +117,8 @@ def test_stopping_the_agent_leaves_no_cgroup_and_no_spawner(
     with Stack(prepare(tmp_path), redis_server=redis_server) as stack, Client(stack.profile()) as client:
         assert client.execute(ExecRequest(agent_id="agent-1", command=("true",))).exit_code == 0
         [spawner] = [p for p in psutil.Process(stack.agents["agent-1"].pid).children() if "spawner" in p.name()]
-        path = Path(f"/proc/{stack.agents['agent-1'].pid}/cmdline").read_text()
-        name = path.split("--cgroup-name\0")[1].split("\0")[0]
+        command = stack.agents["agent-1"]._command
+        name = command[command.index("--cgroup-name") + 1]
         assert list(Path("/sys/fs/cgroup").glob(f"**/{name}"))
     assert not spawner.is_running()
     assert list(Path("/sys/fs/cgroup").glob(f"**/{name}")) == []

@@ -14,6 +14,7 @@ from support import wait_until
 from patience import PATIENCE_SECONDS
 from tachikoma.dev.stack import Stack
 from tachikoma.redis import keys
+from warm_start import run
 
 AGENT = "agent-1"
 #: Place of the finding of a slow Redis, as a busy machine may have it.
@@ -46,10 +47,8 @@ def _run(stack: Stack, part: str, *command: str, **environment: str) -> subproce
         "TACHIKOMA_DATA": str(stack.data / "agents" / part),
         **environment,
     }
-    return subprocess.run(
-        [sys.executable, "-m", "tachikoma", *command],
-        env=os.environ | settings, capture_output=True, text=True, check=False, timeout=PATIENCE_SECONDS,
-    )  # fmt: skip
+    done = run([sys.executable, "-m", "tachikoma", *command], env=os.environ | settings, timeout=PATIENCE_SECONDS)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def test_an_orchestrator_that_serves_says_so_wherever_it_listens(stack: Stack) -> None:

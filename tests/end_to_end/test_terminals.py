@@ -20,6 +20,7 @@ from tachikoma import Client, OutputKind
 from tachikoma.dev.stack import Stack
 from tachikoma.vocabulary.requests import WindowSize
 from tachikoma_orchestrator.sessions.screen import Screen, open_screen
+from warm_start import WarmPopen
 
 Open = Callable[..., PtyProcess]
 SIZE = WindowSize(24, 80)
@@ -162,7 +163,7 @@ def test_a_pipe_streams_through_unchanged(cli: Cli) -> None:
 
 
 def test_a_command_answers_before_its_input_ends(cli: Cli) -> None:
-    with subprocess.Popen(
+    with WarmPopen(
         [sys.executable, "-m", "tachikoma", "exec", "-i", AGENT, "--", "cat"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=cli.environment(),
     ) as process:  # fmt: skip

@@ -13,23 +13,23 @@ from typing import Any
 import pytest
 import redis as redis_py
 
+from patience import PATIENCE_SECONDS
 from tachikoma.dev.stack import Stack
 from tachikoma.redis.passwords import read_password
 from tachikoma.redis.users import SERVICES, agent_user, application_user, rules
 from tachikoma_orchestrator.commands.redis_check.acl import categories_of, parse_acl
+from warm_start import run
 
 AS_IT_IS = "any client may do everything, without a password"
 
 
 def tachikoma(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    done = run(
         [sys.executable, "-m", "tachikoma", "redis", *arguments],
-        capture_output=True,
-        text=True,
         env={**os.environ, "TACHIKOMA_AUDIT_DURABLE": "false", **environment},
-        check=False,
-        timeout=60,
+        timeout=PATIENCE_SECONDS,
     )
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def check(stack: Stack, *arguments: str, **environment: str) -> dict[str, Any]:

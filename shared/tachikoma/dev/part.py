@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tachikoma.errors import ConfigurationError
 
-__all__ = ["START_SECONDS", "STOP_SECONDS", "Part"]
+__all__ = ["START_SECONDS", "STOP_SECONDS", "WITH_PARENT", "Part"]
 
 #: Longest time that a part may take to be ready.
 START_SECONDS = 60.0
@@ -30,7 +30,7 @@ LOG_LINES = 15
 
 #: Starts a program so that it gets SIGTERM when this process ends in any way (PR_SET_PDEATHSIG, prctl(2)). A
 #: `preexec_fn` would make subprocess fork, and in a process with an open gRPC stream the child of a fork may crash.
-_WITH_PARENT = (
+WITH_PARENT = (
     *(sys.executable, "-I", "-S", "-c"),
     "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])",
 )
@@ -38,6 +38,9 @@ _WITH_PARENT = (
 
 class Part:
     """A process that can be started, stopped and started again. Its output goes to its log."""
+
+    #: Starts its process; tests replace it.
+    popen: type[subprocess.Popen[bytes]] = subprocess.Popen
 
     def __init__(self, name: str, command: Sequence[str], log: Path, environment: dict[str, str]) -> None:
         """Prepare a process; nothing is started.
@@ -98,8 +101,8 @@ class Part:
 
     def _start(self, *options: str, inherited: tuple[int, ...] = ()) -> None:
         with self._log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [*_WITH_PARENT, *self._command, *options],
+            self.process = self.popen(
+                [*WITH_PARENT, *self._command, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tachikoma.policy.decide import PolicySet
@@ -65,14 +65,13 @@ def test_every_field_of_a_request_counts_or_is_listed() -> None:
     assert not set(FIELDS) & NOT_IN_THE_DIGEST
 
 
-@pytest.mark.parametrize("field", FIELDS)
-@given(data=st.data())
-def test_a_change_of_one_field_changes_the_digest(field: str, data: st.DataObject) -> None:
-    values = data.draw(REQUESTS)
+@given(REQUESTS, REQUESTS)
+def test_a_change_of_one_field_changes_the_digest(values: dict[str, Any], others: dict[str, Any]) -> None:
     one = ExecRequest(**values)
-    other = ExecRequest(**{**values, field: data.draw(FIELDS[field])})
-    assume(getattr(one, field) != getattr(other, field))
-    assert request_digest(one) != request_digest(other)
+    for field in FIELDS:
+        other = ExecRequest(**{**values, field: others[field]})
+        same = getattr(one, field) == getattr(other, field)
+        assert (request_digest(one) == request_digest(other)) == same, field
 
 
 @pytest.mark.parametrize("name", ResourceLimits.model_fields)
