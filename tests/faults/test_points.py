@@ -158,12 +158,12 @@ _SPAWNER_KILLED = {
 }  # fmt: skip
 
 
-#: What no agent has claimed yet may, on a slow machine, wait too long.
-_NOT_CLAIMED = ("before-admission", "after-admission", "before-claim", "taken")
+#: What no agent has started yet may, on a slow machine, wait too long.
+_NOT_STARTED = ("before-admission", "after-admission", "before-claim", "after-claim", "taken")
 
 
 def _check(ends: dict[str, ExecState], otherwise: dict[str, set[ExecState]]) -> None:
-    late = {name: {EXPIRED} if name in _NOT_CLAIMED else set() for name in ends}
+    late = {name: {EXPIRED} if name in _NOT_STARTED else set() for name in ends}
     allowed = {name: otherwise.get(name, {SUCCEEDED}) | late[name] for name in ends}
     assert {name: end for name, end in ends.items() if end not in allowed[name]} == {}
 
