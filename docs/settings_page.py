@@ -60,6 +60,7 @@ SECTIONS = {
     "WorkerSettings": ("Worker", "Read by `tachikoma worker`."),
     "FlowerSettings": ("Flower", "Read by `tachikoma flower`."),
     "BeatSettings": ("Beat", "Read by `tachikoma beat`."),
+    "BackupSettings": ("Redis backup", "Read by `tachikoma redis backup`, beside those of Redis."),
     "CheckSettings": ("Redis check", "Read by `tachikoma redis check`, beside those of Redis."),
     "ErrorReportingSettings": ("Sentry", "Read by every long-running part ([sentry.md](sentry.md))."),
 }

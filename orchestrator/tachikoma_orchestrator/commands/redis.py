@@ -17,14 +17,29 @@ from tachikoma.identity.open import IdentityPlace, open_identity
 from tachikoma.redis.access import RedisAccess, RedisSettings
 from tachikoma.redis.acl_file import acl_file, agents_in, sentinel_acl_file
 from tachikoma.redis.passwords import Passwords
-from tachikoma.redis.users import CHECK, ENROLLER, REPLICA, SENTINEL, SERVICES, agent_user, application_user, rules
+from tachikoma.redis.users import (
+    BACKUP,
+    CHECK,
+    ENROLLER,
+    REPLICA,
+    SENTINEL,
+    SERVICES,
+    agent_user,
+    application_user,
+    rules,
+)
 from tachikoma_orchestrator.commands.options import Identity, RedisUrl
+from tachikoma_orchestrator.commands.redis_backup.commands import backup, restore
 from tachikoma_orchestrator.commands.redis_check.everywhere import examine_all
 from tachikoma_orchestrator.commands.redis_check.findings import Report
 
 __all__ = ["redis"]
 
-redis = typer.Typer(no_args_is_help=True, help="Create the users of a Redis server, and check the server.")
+redis = typer.Typer(
+    no_args_is_help=True, help="Create the users of a Redis server, check the server, back it up and restore it."
+)
+redis.command()(backup)
+redis.command()(restore)
 
 
 class Format(StrEnum):
@@ -57,6 +72,7 @@ def acl(
         bool,
         typer.Option("--enroller", help="Also the user with which orchestrators manage the users of agents that join."),
     ] = False,
+    with_backup: Annotated[bool, typer.Option("--backup", help="Also the user of `redis backup`.")] = False,
     sentinel: Annotated[
         bool, typer.Option("--sentinel", help="Also the users of replicas and of Sentinels, for several servers.")
     ] = False,
@@ -76,7 +92,8 @@ def acl(
     kept = Passwords(passwords)
     named = [*map(agent_user, agent or []), *map(application_user, application or [])]
     sentinel = sentinel or form is Format.SENTINEL
-    optional = [*([ENROLLER] if enroller else []), *([REPLICA, SENTINEL] if sentinel else [])]
+    optional = [*([ENROLLER] if enroller else []), *([BACKUP] if with_backup else [])]
+    optional += [REPLICA, SENTINEL] if sentinel else []
     _make_missing(kept, [*SERVICES, *optional, *named])
     if form is Format.SENTINEL:
         typer.echo(sentinel_acl_file(kept), nl=False)

@@ -168,7 +168,7 @@ COMPONENTS = (
     Component(
         "redis",
         f"{_ORCHESTRATOR}.redis:redis",
-        "Create the users of a Redis server, and check the server.",
+        "Create the users of a Redis server, check the server, back it up and restore it.",
         "orchestrator",
     ),
     Component(

@@ -18,6 +18,7 @@ __all__ = [
     "ADMIN",
     "AGENT_PREFIX",
     "APPLICATION_PREFIX",
+    "BACKUP",
     "BEAT",
     "CHECK",
     "DEFAULT_USER_RULES",
@@ -57,6 +58,8 @@ CHECK = "check"
 ADMIN = "admin"
 #: User by which orchestrators create and remove the users of agents that join. It can give any user any right.
 ENROLLER = "enroller"
+#: User of `tachikoma redis backup`. It reads everything, and changes nothing.
+BACKUP = "backup"
 #: User by which replicas follow their primary, and the one by which Sentinels watch servers and each other.
 REPLICA, SENTINEL = "replica", "sentinel"
 #: Rules of the user `default` at Sentinels: any client with a certificate may ask for the servers, and do nothing else.
@@ -269,6 +272,11 @@ OPTIONAL: dict[str, tuple[Grant, ...]] = {
         Grant("acl|setuser acl|deluser acl|save acl|list"),
         # The queue and the registration of a revoked agent are removed.
         Grant("del", write=(keys.ALL_QUEUES,)),
+    ),
+    BACKUP: (
+        _CONNECTION,
+        Grant("psync replconf info acl|list"),
+        Grant("get", read=(keys.AUDIT_SEQ,)),
     ),
     REPLICA: (Grant("psync replconf ping"),),
     # From https://redis.io/docs/latest/operate/oss_and_stack/management/sentinel/.

@@ -148,8 +148,18 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     ),
     "redis": (("Whether a server is set up as it should be", "tachikoma redis check"),),
     "redis acl": (("The users of all parts", "tachikoma redis acl --passwords passwords > users.acl"),),
+    "redis backup": (
+        (
+            "With the audit log of this host",
+            "tachikoma redis backup --audit /var/log/audit.jsonl /backup/today",
+        ),
+    ),
     "redis check": (
         ("A server, as its administrator", "tachikoma redis check --redis-url rediss://redis.example.org:6379"),
+    ),
+    "redis restore": (
+        ("Whether a backup is whole", "tachikoma redis restore --check /backup/today"),
+        ("For a server that starts in a new folder", "tachikoma redis restore /backup/today /var/lib/redis-restored"),
     ),
     "reject": (("With a reason for the requester", "tachikoma reject 5f3a -m 'not before Monday'"),),
     "run": (

@@ -1,0 +1,96 @@
+"""`tachikoma redis backup` and `tachikoma redis restore`."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tachikoma.cli.tables import printable
+from tachikoma.config.settings import read_settings
+from tachikoma.diagnosis.findings import Finding
+from tachikoma.errors import ConfigurationError
+from tachikoma.identity.open import IdentityPlace, open_identity
+from tachikoma.redis.access import RedisAccess, RedisSettings
+from tachikoma.redis.users import BACKUP
+from tachikoma_orchestrator.commands.options import Identity, RedisUrl
+from tachikoma_orchestrator.commands.redis_backup.backup import make_backup
+from tachikoma_orchestrator.commands.redis_backup.manifest import Manifest
+from tachikoma_orchestrator.commands.redis_backup.restore import check_backup, lay_out
+
+__all__ = ["backup", "restore"]
+
+
+class BackupSettings(RedisSettings):
+    """The settings of a backup: access to Redis, from the same environment variables as the orchestrator's."""
+
+    #: Identity to show to Redis over TLS: a folder with an X.509-SVID, or unix:///path of the Workload API.
+    identity: IdentityPlace | None = None
+
+
+def backup(
+    folder: Annotated[Path, typer.Argument(help="Folder of the backup; it must be missing or empty.")],
+    redis_url: RedisUrl = None,
+    redis_user: Annotated[str | None, typer.Option(help=f"ACL user; by default {BACKUP}.")] = None,
+    redis_password_file: Annotated[Path | None, typer.Option(help="File with its password.")] = None,
+    identity: Identity = None,
+    audit: Annotated[list[Path] | None, typer.Option(help="Audit log to copy as well; may be repeated.")] = None,
+    journal: Annotated[
+        list[Path] | None,
+        typer.Option(help="Data folder of an agent, to copy its journal as well; may be repeated."),
+    ] = None,
+) -> None:
+    """Copy everything in a running Redis, with its users. The copy is consistent, and nothing stops meanwhile."""
+    settings = read_settings(
+        BackupSettings, "redis",
+        redis_url=redis_url, redis_user=redis_user, redis_password_file=redis_password_file, identity=identity,
+    )  # fmt: skip
+    svid = None if settings.identity is None else open_identity(settings.identity)
+    access = RedisAccess.of(settings, identity=svid, user=BACKUP)
+    manifest = asyncio.run(make_backup(access, folder, audit=audit or (), journals=journal or ()))
+    typer.echo(printable(f"{folder}: {_summary(manifest)}"))
+
+
+def restore(
+    folder: Annotated[Path, typer.Argument(help="Folder of the backup.")],
+    into: Annotated[
+        Path | None, typer.Argument(help="Folder in which a Redis server will start; it must be missing or empty.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only check it. Exits 1 if there is a finding.")] = False,
+) -> None:
+    """Check a backup, and lay it out so that a server with `appendonly yes` starts with it.
+
+    Such a server ignores a dump.rdb, and would start empty."""
+    if check == (into is not None):
+        raise ConfigurationError("name the folder of the server, or use --check")
+    result = check_backup(folder)
+    _show([*result.damage, *result.remarks])
+    if result.damage or (check and result.remarks):
+        raise typer.Exit(1)
+    typer.echo(printable(f"{folder}: {_summary(result.manifest)}"))
+    if into is None:
+        return
+    lay_out(folder, into)
+    typer.echo(
+        printable(
+            f"restored into {into}. Give the folder to the user of Redis, and start the server with: dir {into}, "
+            f"aclfile {into}/users.acl, appendonly yes. Keep orchestrators and agents running: they know what happened "
+            "since the backup. Do not restore journals and audit logs of hosts that still have theirs."
+        )
+    )
+
+
+def _summary(manifest: Manifest) -> str:
+    megabytes = sum(content.size for content in manifest.files.values()) / 1e6
+    return (
+        f"{manifest.keys} keys of {manifest.server} up to audit event {manifest.audit_seq}, "
+        f"{manifest.made_at:%Y-%m-%d %H:%M:%S} UTC, {len(manifest.files)} files, {megabytes:.1f} MB"
+    )
+
+
+def _show(findings: list[Finding]) -> None:
+    for item in findings:
+        typer.echo(printable(f"{item.where}: {item.what}"), err=True)
+        typer.echo(printable(f"  {item.remedy}"), err=True)
