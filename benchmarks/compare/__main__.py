@@ -1,7 +1,8 @@
 """One command on one machine, by this system and by its peers, all in one run: `make bench`.
 
 Every peer has its own server, and calls are interleaved, so that all meet the same machine: compare ratios, not times.
-`--beside NAME=PYTHON` adds this system as it is in another tree, by the Python that has it installed.
+`--beside NAME=PYTHON` adds this system as it is in another tree, by the Python that has it installed. `--profile`
+prints the stages of an execution of this system instead.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from peers import AsyncSsh, Peer, available
 from report import Row, print_table, write_json, write_picture
 from system import System
+from waterfall import measure
 
 #: Calls of each peer before any is measured.
 WARM_UP = 40
@@ -110,9 +112,15 @@ def main() -> None:
         "--beside", action="append", default=[], metavar="NAME=PYTHON", help="another tree of this system"
     )
     parser.add_argument("--alone", action="store_true", help="without the other peers")
+    parser.add_argument(
+        "--profile", action="store_true", help="only this system: print the stages of an execution, from inside"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"), help="folder for JSON and picture")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        if options.profile:
+            asyncio.run(measure(Path(folder), options.count))
+            return
         rows = asyncio.run(compare(options, Path(folder)))
     print_table(rows, AsyncSsh.name)
     options.out.mkdir(parents=True, exist_ok=True)

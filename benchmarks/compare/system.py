@@ -6,8 +6,10 @@ Each tree runs in a process of its own (`host.py`), with the Python of that tree
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,16 @@ __all__ = ["System"]
 class System(Peer):
     """A development stack of one tree: Redis, an orchestrator and an agent."""
 
-    def __init__(self, name: str, python: Path | None = None) -> None:
-        """Prepare it; `python` is the interpreter of its tree, None for this one."""
+    def __init__(self, name: str, python: Path | None = None, environment: Mapping[str, str] | None = None) -> None:
+        """Prepare it.
+
+        Args:
+            name: its name in the table.
+            python: the interpreter of its tree; None for this one.
+            environment: further settings of its parts.
+        """
         self.name = name
+        self._environment = dict(environment or {})
         self._python = str(python or sys.executable)
         self._host: subprocess.Popen[str] | None = None
         self._client: AsyncClient | None = None
@@ -36,15 +45,17 @@ class System(Peer):
     async def start(self, folder: Path) -> None:
         host = Path(__file__).with_name("host.py")
         self._host = subprocess.Popen(
-            [self._python, str(host), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+            [self._python, str(host), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "BENCHMARK_SETTINGS": json.dumps(self._environment)} if self._environment else None,
+        )  # fmt: skip
         assert self._host.stdout is not None
         self.facts = json.loads(self._host.stdout.readline())
         self._client = AsyncClient(Profile(**self.facts["profile"]))
 
-    async def call(self) -> None:
+    async def call(self, exec_id: str | None = None) -> None:
         assert self._client is not None
-        response = await self._client.execute(ExecRequest(agent_id="agent-1", command=(TRUE,)))
+        named = {} if exec_id is None else {"id": exec_id}
+        response = await self._client.execute(ExecRequest(agent_id="agent-1", command=(TRUE,), **named))
         if response.exit_code != 0:
             raise SystemExit(f"a command failed: {response.error}")
 

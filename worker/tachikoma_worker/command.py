@@ -13,7 +13,7 @@ from typing import Annotated
 import structlog
 import typer
 
-from tachikoma.config import error_reporting, logs
+from tachikoma.config import error_reporting, logs, stages
 from tachikoma.config.readiness import report_ready
 from tachikoma.config.settings import read_settings
 from tachikoma.errors import ConfigurationError
@@ -69,6 +69,8 @@ def _run_worker(settings: WorkerSettings, ready_fd: int | None) -> int:
         The exit code of the process.
     """
     settings = settings.model_copy(update={"slots": fitting_slots(settings.slots)})
+    if settings.stages is not None:
+        stages.write_to(settings.stages)
     engine = Engine.open(settings)
 
     def on_ready() -> None:

@@ -98,6 +98,9 @@ class WorkerSettings(RedisSettings):
     #: Longest wait on an empty queue before the worker asks again. A connection that broke without a word is noticed
     #: 8 s later.
     poll: Duration = timedelta(seconds=5)
+    #: File to which the duration of each stage of each execution is appended, as lines of JSON; None for no file. For
+    #: `make bench ARGS=--profile`.
+    stages: Path | None = None
     #: Least severe lines in the log: debug, info, warning or error.
     log_level: str = "info"
 

@@ -17,6 +17,8 @@ from functools import partial
 
 import structlog
 
+from tachikoma.config import stages
+from tachikoma.config.stages import Stage
 from tachikoma.errors import TachikomaError
 from tachikoma.identity.svid import SvidSource
 from tachikoma.policy.decision import Decision
@@ -125,6 +127,7 @@ class Admitter:
             raise await self.deny(request, peer, not_allowed(decision))
         if mistake := session_mistake(request, session=session):
             raise await self.deny(request, peer, unsuitable(decision, mistake))
+        stages.passed(Stage.DECIDE)
         # The digest is of the request as it was made, so a repetition matches even after a change of policy.
         allowed = self.allowed(request, decision, request_digest(request), peer.address)
         unfit = self.unfit(request)
@@ -187,7 +190,9 @@ class Admitter:
             unfit: why its agent can run nothing, as `unfit` returned it; heartbeats change that.
         """
         admission, dispatch = await self.prepare(allowed, unfit)
+        stages.passed(Stage.SIGN)
         outcome, retry_seconds = await self._ledger.admit(admission, dispatch)
+        stages.passed(Stage.ADMIT)
         self.report_sent(allowed, outcome, dispatch)
         return outcome, retry_seconds
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from tachikoma.client import wire
+from tachikoma.config import stages
+from tachikoma.config.stages import Stage
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.results import CancelOutcome, CancelResponse
 from tachikoma.vocabulary.states import ExecState
@@ -22,16 +24,21 @@ class ExecutionCalls(Service):
 
     async def Execute(self, request: pb.ExecRequest, context: object) -> pb.ExecResponse:  # noqa: N802
         wanted = await self._request(request)
+        stages.identify(wanted.id)
+        stages.passed(Stage.READ)
         with self._parts.completions.expect(wanted.id) as end:
             new = await self._parts.admitter.admit(wanted, current_peer())
             self._parts.completions.note_order(wanted.id, AwaitedOrder(wanted.agent_id, ""))
             if not new:
                 await self._resolve_if_ended(wanted.id)
             response = (await end).response()
+            stages.passed(Stage.WAIT)
         if response.agent_id != wanted.agent_id:
             reason = f"the ledger has its result from {response.agent_id}, but it was requested for {wanted.agent_id}"
             raise await self._parts.evidence.altered(wanted.id, reason)
-        return wire.response_to_pb(response)
+        answer = wire.response_to_pb(response)
+        stages.passed(Stage.ANSWER)
+        return answer
 
     async def Submit(self, request: pb.ExecRequest, context: object) -> pb.ExecStatus:  # noqa: N802
         wanted = await self._request(request)

@@ -28,6 +28,7 @@ from google.protobuf.message import DecodeError, Message
 from redis.exceptions import RedisError, ResponseError
 
 from tachikoma.client.rpc_errors import STATUS_DETAILS, error_to_details
+from tachikoma.config import stages
 from tachikoma.errors import (
     InvalidRequest,
     PermissionDenied,
@@ -321,6 +322,7 @@ class Guard(grpc.aio.ServerInterceptor):
         self, behaviour: Callable[[Message, Context], Awaitable[Message]], method: str, parse: Parse
     ) -> Callable[[AsyncIterator[bytes], Context], Awaitable[Message | None]]:
         async def call(requests: AsyncIterator[bytes], context: Context) -> Message | None:
+            stages.begin()
             try:
                 with measured(method), self._in_progress(current := await self.authenticate(context, method)):
                     async with self._received(current, requests, parse, stream=False) as request:

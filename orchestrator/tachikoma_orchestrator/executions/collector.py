@@ -15,7 +15,9 @@ from typing import Any
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
+from tachikoma.config import stages
 from tachikoma.config.error_reporting import concerns
+from tachikoma.config.stages import Stage
 from tachikoma.errors import RecordAltered
 from tachikoma.identity.signed_messages import Receipt
 from tachikoma.identity.signing import CLOCK_SKEW_SECONDS, InvalidSignature, signer_begins
@@ -88,7 +90,9 @@ class Collector:
             log.warning("report.unreadable", channel=channel[:200])
             return
         concerns(exec_id)
+        stages.begin(exec_id)
         await self.fold(agent, exec_id, raw)
+        stages.passed(Stage.RECORD)
 
     async def _on_notice(self, channel: str, raw: bytes) -> None:
         agent = keys.agent_of_channel(channel)
@@ -169,6 +173,7 @@ class Collector:
             True if the execution has a final state now; False if the result is not accepted.
         """
         verified = self.verify(agent, exec_id, raw)
+        stages.passed(Stage.CHECK)
         if isinstance(verified, str):
             await self._refuse(agent, exec_id, verified)
             return False

@@ -117,6 +117,9 @@ class OrchestratorSettings(RedisSettings):
     search_path: tuple[str, ...] = SEARCH_PATH
     #: How long calls in progress may go on after the process was asked to stop.
     stop_grace: Duration = timedelta(seconds=5)
+    #: File to which the duration of each stage of each execution is appended, as lines of JSON; None for no file. For
+    #: `make bench ARGS=--profile`.
+    stages: Path | None = None
     #: Least severe log line that is written: debug, info, warning or error.
     log_level: str = "info"
 

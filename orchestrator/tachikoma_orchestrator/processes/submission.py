@@ -11,8 +11,9 @@ import structlog
 from redis.exceptions import RedisError
 
 from tachikoma.celery import MAX_VALID
-from tachikoma.config import error_reporting
+from tachikoma.config import error_reporting, stages
 from tachikoma.config.retry import Backoff
+from tachikoma.config.stages import Stage
 from tachikoma.errors import NotFound, Unauthenticated, Unavailable
 from tachikoma.identity.signed_messages import SignedRequest
 from tachikoma.identity.signing import CLOCK_SKEW_SECONDS, InvalidSignature, verify
@@ -96,9 +97,12 @@ async def execute(core: Core, token: object) -> ExecResponse:
             are in the audit trail.
     """
     core.trail.check()
+    stages.begin()
     try:
         claims, peer = read_request(token, core.identity.current())
         error_reporting.concerns(claims.jti)
+        stages.identify(claims.jti)
+        stages.passed(Stage.READ)
         with core.completions.expect(claims.jti) as end:
             await persist(lambda: _admit(core, claims, peer))
             core.completions.note_order(claims.jti, AwaitedOrder(claims.request.agent_id, ""))

@@ -7,14 +7,13 @@ and a running command occupies no thread.
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
-import signal
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic_ns
 
 import structlog
 from redis.exceptions import RedisError
@@ -44,7 +43,7 @@ from tachikoma_worker.engine.takeover import (
     lost_reason,
     sweep_all,
 )
-from tachikoma_worker.engine.tasks import PartFailed, TrackedTasks, named
+from tachikoma_worker.engine.tasks import PartFailed, TrackedTasks, end_worker, named
 from tachikoma_worker.engine.tmp_folders import drop_unused_tmp
 from tachikoma_worker.execution.context import Context, sent_output
 from tachikoma_worker.execution.execution import Execution
@@ -77,6 +76,8 @@ class Order:
     token: str
     #: Called on the engine's thread when the engine has no more work for the order.
     done: Callable[[], None]
+    #: When it was handed over, in nanoseconds of CLOCK_MONOTONIC.
+    since_ns: int = field(default_factory=monotonic_ns)
 
 
 class Engine:
@@ -238,7 +239,7 @@ class Engine:
                 log.error("engine.stop_timed_out", seconds=self.stop_seconds)
             except Exception:
                 log.critical("engine.failed", exc_info=True)
-                _end_worker()
+                end_worker()
 
     def _cancel(self) -> None:
         """Cancel everything, because stopping took too long."""
@@ -256,7 +257,7 @@ class Engine:
                 await self._drain()
         except PartFailed:
             if not self._stop_requested.is_set():
-                _end_worker()
+                end_worker()
             await self._stop_requested.wait()
             await self._drain()
         await self._close()
@@ -322,7 +323,7 @@ class Engine:
                 self._executions.start(execution.report_other_order(), name=order.exec_id)
             order.done()
             return
-        self._track(execution, execution.run(), order.done)
+        self._track(execution, execution.run(order.since_ns), order.done)
 
     def _track(
         self, execution: Execution, work: Coroutine[object, object, None], done: Callable[[], None] | None = None
@@ -413,8 +414,3 @@ class Engine:
         assert self._context.spawner.gone is not None
         await asyncio.shield(self._context.spawner.gone)
         raise SpawnerGone("the spawner is gone")
-
-
-def _end_worker() -> None:
-    """Ask Celery's worker to stop, which then stops its pool and with it the engine."""
-    os.kill(os.getpid(), signal.SIGTERM)

@@ -7,13 +7,15 @@ to do that, so the failure of a task here is logged and affects no other task.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Coroutine
 
 import structlog
 
 from tachikoma.config.tasks import cancel_all
 
-__all__ = ["PartFailed", "TrackedTasks", "named"]
+__all__ = ["PartFailed", "TrackedTasks", "end_worker", "named"]
 
 log = structlog.get_logger(__name__)
 
@@ -58,3 +60,8 @@ async def named(name: str, part: Coroutine[object, object, object]) -> None:
     except Exception as error:
         log.critical(f"{name}.failed", exc_info=True)
         raise PartFailed(name) from error
+
+
+def end_worker() -> None:
+    """Ask Celery's worker to stop, which then stops its pool and with it the engine."""
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -8,7 +8,9 @@ from enum import StrEnum
 import structlog
 from redis.exceptions import RedisError
 
+from tachikoma.config import stages
 from tachikoma.config.retry import Backoff
+from tachikoma.config.stages import Stage
 from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma_worker.execution.cancel import as_token
@@ -76,6 +78,7 @@ async def claim(context: Context, exec_id: str, order_sha256: str, order: str) -
         first = await context.journal.claim(exec_id, order_sha256, order)
     except JournalError as error:
         journal_error = error
+    stages.passed(Stage.JOURNAL)
     in_redis = await _claim_in_redis(context, exec_id)
     if not in_redis.granted:
         log.info("order.not_ours", id=exec_id)

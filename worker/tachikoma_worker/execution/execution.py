@@ -22,6 +22,8 @@ from functools import partial
 import structlog
 from redis.exceptions import RedisError
 
+from tachikoma.config import stages
+from tachikoma.config.stages import Stage
 from tachikoma.identity.signed_messages import WorkOrder
 from tachikoma.identity.signing import InvalidSignature, UnreadableMessage
 from tachikoma.identity.spiffe import InvalidIdentity
@@ -108,8 +110,14 @@ class Execution:
             return
         self.stop(Stop.CANCELLED)
 
-    async def run(self) -> None:
-        """Run the command if the order is genuine and was never started before, and deliver the receipt."""
+    async def run(self, since_ns: int | None = None) -> None:
+        """Run the command if the order is genuine and was never started before, and deliver the receipt.
+
+        Args:
+            since_ns: when the order was handed over, by CLOCK_MONOTONIC; None for now.
+        """
+        stages.begin(self.exec_id, since_ns=since_ns)
+        stages.passed(Stage.HAND_OVER)
         try:
             order = verify_order(self._context, self.exec_id, self._token)
         except UnreadableMessage as error:
@@ -119,6 +127,7 @@ class Execution:
             # No trusted party sent it, so no receipt is due.
             log.warning("order.refused", id=self.exec_id, reason=str(error))
             return
+        stages.passed(Stage.VERIFY)
         self._requested_by, self._reply = order.sub, order.reply
         if order.journal != self._context.journal.boot:
             # It was signed for an earlier journal, which may have started it.
@@ -214,6 +223,7 @@ class Execution:
             if claimed.outcome is ClaimOutcome.OTHER_ORDER:
                 await self.report_lost(OTHER_ORDER)
             return None
+        stages.passed(Stage.CLAIM)
         if claimed.cancel is not None:
             self.cancel(claimed.cancel)
         try:
@@ -241,6 +251,7 @@ class Execution:
         """Start the prepared command, unless it is too late for that, and wait for its ending."""
         try:
             prepared = await preparing
+            stages.passed(Stage.PREPARE)
         except (Refused, CannotExecute) as error:
             return _not_started(error)
         try:
@@ -267,15 +278,19 @@ class Execution:
             self._spool = self._context.reserve.write(partial(self._create_spool, facts))
         except SpoolError as error:
             return Ending(state=ExecState.REJECTED, error=f"the agent's spool cannot be written: {error}")
+        stages.passed(Stage.SPOOL)
         try:
             process = self._process = await start(prepared, self._context.spawner)
+            stages.passed(Stage.SPAWN)
         except (Refused, CannotExecute) as error:
             return _not_started(error)
         except SpawnerGone as gone:
             return Ending(state=ExecState.LOST, error=f"whether it started is not known: {gone}")
         notice = asyncio.get_running_loop().call_later(STARTED_NOTICE_SECONDS, self._announce, facts.started_ms)
         try:
-            return await self._command(process, prepared.cgroup, self._spool, self._output).finish()
+            ending = await self._command(process, prepared.cgroup, self._spool, self._output).finish()
+            stages.passed(Stage.RUN)
+            return ending
         finally:
             notice.cancel()
 

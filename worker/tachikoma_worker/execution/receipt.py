@@ -19,7 +19,9 @@ from typing import Any
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
+from tachikoma.config import stages
 from tachikoma.config.retry import Backoff
+from tachikoma.config.stages import Stage
 from tachikoma.identity.signed_messages import OutputDigest, Receipt
 from tachikoma.identity.signing import InvalidSignature, sign, verify
 from tachikoma.identity.svid import Svid
@@ -159,7 +161,9 @@ async def deliver(
         try:
             if result is None:
                 result = _SignedResult(context, make_report(context, exec_id, order_sha256, ending, output), reply)
+            stages.passed(Stage.RECEIPT)
             if await store(context, result):
+                stages.passed(Stage.DELIVER)
                 break
         except (RedisError, OSError) as error:
             log.warning("receipt.waiting", id=exec_id, error=str(error))
