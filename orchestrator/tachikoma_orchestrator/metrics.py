@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from tachikoma.errors import ConfigurationError
+from tachikoma.config import metrics
+from tachikoma.config.metrics import SHORT
 from tachikoma.identity.signed_messages import Receipt
 from tachikoma.vocabulary.addresses import HostPort
 from tachikoma.vocabulary.clock import seconds_of_ms
@@ -43,6 +44,7 @@ __all__ = [
     "REDIS_SECONDS",
     "REGISTRY",
     "RUN_SECONDS",
+    "STAGE_SECONDS",
     "WAITING_CALLERS",
     "Connections",
     "markdown_table",
@@ -55,12 +57,8 @@ __all__ = [
 #: Connections that are remembered, more than a server has at once.
 MAX_CONNECTIONS = 20_000
 
-#: Upper bounds of durations in seconds: of a call or a round trip, and of a command.
-SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0)
+#: Upper bounds in seconds of the durations of commands.
 LONG = (0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 24 * 3600.0)
-
-# A series for the time of each counter's birth would double their number, and answers no question.
-disable_created_metrics()  # type: ignore[no-untyped-call]
 
 #: All metrics of this process.
 REGISTRY = _registry = CollectorRegistry()
@@ -89,6 +87,7 @@ RECEIPT_SECONDS = Histogram(
     buckets=LONG,
     registry=_registry,
 )
+STAGE_SECONDS = metrics.stage_seconds(_registry)
 OUTPUT_BYTES = Counter("tachikoma_output_bytes", "Bytes of output that receipts report.", registry=_registry)
 CALLS = Counter(
     "tachikoma_calls", "Calls that ended, by RPC and gRPC status code.", ["rpc", "code"], registry=_registry
@@ -203,20 +202,14 @@ def measure_receipt(receipt: Receipt) -> None:
 
 def markdown_table() -> str:
     """Return the table of all metrics for `docs/metrics.md`."""
-    lines = ["| metric | kind | meaning |", "|---|---|---|"]
-    for metric in REGISTRY.collect():
-        name = f"{metric.name}_total" if metric.type == "counter" else metric.name
-        lines.append(f"| `{name}` | {metric.type} | {metric.documentation} |")
-    return "\n".join(lines) + "\n"
+    return metrics.markdown_table(REGISTRY)
 
 
 def serve_metrics(address: HostPort) -> None:
-    """Serve the metrics over HTTP, from a background thread that lives as long as the process.
+    """Measure stages from now on, and serve all metrics over HTTP for as long as the process lives.
 
     Raises:
         ConfigurationError: the address cannot be listened on.
     """
-    try:
-        start_http_server(address.port, address.host, registry=_registry)
-    except OSError as error:
-        raise ConfigurationError(f"cannot serve metrics on {address}: {error}") from error
+    metrics.serve(REGISTRY, address)
+    metrics.measure_stages(STAGE_SECONDS)

@@ -9,9 +9,9 @@ import subprocess
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from support import Cli, make_cli, prepare, request, wait_until
@@ -21,19 +21,29 @@ from tachikoma import Client, FailedPrecondition, PermissionDenied
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.identity.spiffe import user_id
 
+#: A stack, and the addresses of the metrics of its orchestrator and worker.
+Measured: TypeAlias = tuple[Stack, str, str]
+
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -> Iterator[tuple[Stack, str]]:
-    """A stack with metrics, and their address."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+def measured(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -> Iterator[Measured]:
+    """A stack with metrics, and their addresses: the orchestrator's and the worker's."""
+    orchestrator, worker = _free_addresses(2)
+    environment = {"TACHIKOMA_METRICS": orchestrator, "TACHIKOMA_WORKER_METRICS": worker}
     data = prepare(tmp_path_factory.mktemp("operators"))
-    with Stack(data, redis_server=redis_server, environment={"TACHIKOMA_METRICS": address}) as stack:
-        yield stack, address
+    with Stack(data, redis_server=redis_server, environment=environment) as stack:
+        yield stack, orchestrator, worker
+
+
+def _free_addresses(number: int) -> list[str]:
+    """Return different addresses on which nothing listens."""
+    with ExitStack() as taken:
+        sockets = [taken.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
+        return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
 
 
 @pytest.fixture
-def cli(measured: tuple[Stack, str]) -> Cli:
+def cli(measured: Measured) -> Cli:
     return make_cli(measured[0])
 
 
@@ -43,8 +53,8 @@ def _metrics(address: str) -> dict[str, float]:
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
 
-def test_policy_status_says_what_is_in_force_and_why_an_edit_is_not(measured: tuple[Stack, str], cli: Cli) -> None:
-    stack, address = measured
+def test_policy_status_says_what_is_in_force_and_why_an_edit_is_not(measured: Measured, cli: Cli) -> None:
+    stack, address, _ = measured
     good = stack.policy.read_text()
     done = cli.run("policy", "status")
     assert (done.returncode, done.stderr) == (0, b"")
@@ -82,11 +92,10 @@ MONITORING = Path(__file__).parents[2] / "packaging" / "monitoring"
 
 
 @contextmanager
-def _prometheus(folder: Path, target: str) -> Iterator[str]:
-    """Run Prometheus on a target with the alert rules; yield its address."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    jobs = [{"job_name": "tachikoma", "static_configs": [{"targets": [target]}]}]
+def _prometheus(folder: Path, targets: list[str]) -> Iterator[str]:
+    """Run Prometheus on some targets with the alert rules; yield its address."""
+    (address,) = _free_addresses(1)
+    jobs = [{"job_name": "tachikoma", "static_configs": [{"targets": targets}]}]
     times = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     # JSON is YAML.
     content = {"global": times, "rule_files": [str(MONITORING / "alerts.yaml")], "scrape_configs": jobs}
@@ -117,17 +126,18 @@ def _ask(address: str, path: str, **query: str) -> Any:
 
 
 def test_prometheus_reads_what_dashboard_and_alerts_ask_for(
-    measured: tuple[Stack, str], cli: Cli, tmp_path: Path, need: Callable[[bool, str], None]
+    measured: Measured, cli: Cli, tmp_path: Path, need: Callable[[bool, str], None]
 ) -> None:
     need(shutil.which("prometheus") is not None, "Prometheus")
-    _, address = measured
+    _, address, worker = measured
     assert cli.run("exec", "agent-1", "true").returncode == 0
+    assert _metrics(worker)['tachikoma_stage_seconds_count{stage="spawn"}'] >= 1
     assert cli.run("exec", "agent-1", "reboot").returncode == 125
     ended = 'tachikoma_executions_total{state="succeeded"}'
     assert _metrics(address)[ended] >= 1
     assert _metrics(address)['tachikoma_admissions_total{decision="denied"}'] >= 1
     wait_until(lambda: _metrics(address).get('tachikoma_agents{state="online"}') == 1, "the agents are measured")
-    with _prometheus(tmp_path, address) as prometheus:
+    with _prometheus(tmp_path, [address, worker]) as prometheus:
         asked = [
             target["expr"].replace("[5m]", "[1m]").replace("[1h]", "[1m]")
             for panel in json.loads((MONITORING / "dashboard.json").read_text())["panels"]
@@ -153,20 +163,20 @@ def test_prometheus_reads_what_dashboard_and_alerts_ask_for(
         )
 
 
-def test_only_operators_ask_for_policy_and_trail(measured: tuple[Stack, str]) -> None:
+def test_only_operators_ask_for_policy_and_trail(measured: Measured) -> None:
     with Client(measured[0].issue(user_id(TRUST_DOMAIN, "somebody"))) as somebody:
         for call in (somebody.policy_status, somebody.audit):
             with pytest.raises(PermissionDenied, match="only operators"):
                 call()
 
 
-def test_without_schedules_that_is_said(measured: tuple[Stack, str]) -> None:
+def test_without_schedules_that_is_said(measured: Measured) -> None:
     with Client(measured[0].profile()) as client, pytest.raises(FailedPrecondition, match="TACHIKOMA_SCHEDULES"):
         client.schedules()
 
 
-def test_how_far_the_audit_log_is_behind_is_measured(measured: tuple[Stack, str], cli: Cli) -> None:
-    _, address = measured
+def test_how_far_the_audit_log_is_behind_is_measured(measured: Measured, cli: Cli) -> None:
+    _, address, _ = measured
     assert cli.run("exec", "agent-1", "true").returncode == 0
     waiting = [name for name in _metrics(address) if name.startswith("tachikoma_audit_waiting")]
     assert waiting
@@ -174,10 +184,8 @@ def test_how_far_the_audit_log_is_behind_is_measured(measured: tuple[Stack, str]
     assert _metrics(address)["tachikoma_audit_closed"] == 0
 
 
-def test_a_proposed_policy_is_compared_on_the_requests_there_were(
-    measured: tuple[Stack, str], cli: Cli, tmp_path: Path
-) -> None:
-    stack, _ = measured
+def test_a_proposed_policy_is_compared_on_the_requests_there_were(measured: Measured, cli: Cli, tmp_path: Path) -> None:
+    stack, _, _ = measured
     for command in (["uname"], ["uname"], ["id"]):
         assert cli.run("exec", "agent-1", *command).returncode == 0
     new = tmp_path / "new.yaml"
@@ -193,8 +201,8 @@ def test_a_proposed_policy_is_compared_on_the_requests_there_were(
     assert cli.run("policy", "diff", str(stack.policy), str(stack.policy)).returncode == 0
 
 
-def test_the_audit_log_is_shown_exported_and_verified(measured: tuple[Stack, str], cli: Cli, tmp_path: Path) -> None:
-    stack, _ = measured
+def test_the_audit_log_is_shown_exported_and_verified(measured: Measured, cli: Cli, tmp_path: Path) -> None:
+    stack, _, _ = measured
     log = stack.data / "audit" / "audit.jsonl"
     assert cli.run("exec", "--id", "shown", "agent-1", "--", "sh", "-c", "exit 3", "--token", "hunter2").returncode == 3
     wait_until(lambda: '"shown"' in log.read_text() and '"failed"' in log.read_text(), "the log has it")

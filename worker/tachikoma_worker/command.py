@@ -72,6 +72,11 @@ def _run_worker(settings: WorkerSettings, ready_fd: int | None) -> int:
     if settings.stages is not None:
         stages.write_to(settings.stages)
     engine = Engine.open(settings)
+    if settings.worker_metrics is not None:
+        # Imported here, since an agent whose metrics nobody reads needs no memory for it.
+        from tachikoma_worker.metrics import serve_metrics
+
+        serve_metrics(settings.worker_metrics, engine.heartbeat)
 
     def on_ready() -> None:
         log.info("agent.ready", agent=settings.agent_id, slots=settings.slots, pid=os.getpid())

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
+from tachikoma.config.settings import OptionalAddress
 from tachikoma.identity.open import IdentityPlace
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis.access import RedisAccess, RedisSettings
@@ -98,6 +99,8 @@ class WorkerSettings(RedisSettings):
     #: Longest wait on an empty queue before the worker asks again. A connection that broke without a word is noticed
     #: 8 s later.
     poll: Duration = timedelta(seconds=5)
+    #: Address on which Prometheus reads metrics (docs/metrics.md), without authentication.
+    worker_metrics: OptionalAddress = None
     #: File to which the duration of each stage of each execution is appended, as lines of JSON; None for no file. For
     #: `make bench ARGS=--profile`.
     stages: Path | None = None

@@ -21,6 +21,7 @@ from tachikoma.identity.spiffe import InvalidIdentity
 from tachikoma.policy.watch import PolicyWatch
 from tachikoma.redis import keys
 from tachikoma.redis.access import connect
+from tachikoma.vocabulary.addresses import HostPort
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma_orchestrator.admission.admit import Admitter
 from tachikoma_orchestrator.agents.registry import Registry
@@ -84,7 +85,6 @@ class Core:
             ConfigurationError: identity, policy or a key cannot be used.
         """
         self.name = name
-        self._metrics = settings.metrics
         self.identity = open_identity(settings.identity)
         try:
             self.identity.current().verify()
@@ -179,19 +179,22 @@ class Core:
         if self.schedule_runner is not None:
             supervisor.start(self.schedule_runner.watch_file(), name="schedules-file")
 
-    def start_metrics(self, supervisor: Supervisor, followed: Sequence[Subscriber] = ()) -> None:
-        """Serve metrics, and measure in the background, if the settings have an address for them.
+    def start_metrics(
+        self, supervisor: Supervisor, address: HostPort | None, followed: Sequence[Subscriber] = ()
+    ) -> None:
+        """Serve metrics, and measure in the background.
 
         Args:
             supervisor: of the background parts.
+            address: where Prometheus reads them; None to measure nothing.
             followed: subscribers to what callers of this process follow.
 
         Raises:
             ConfigurationError: the address cannot be listened on.
         """
-        if self._metrics is None:
+        if address is None:
             return
-        serve_metrics(self._metrics)
+        serve_metrics(address)
         measuring = Measuring(
             self.redis, self.registry, self.ledger, self.completions, self.identity, self.lives, followed
         )

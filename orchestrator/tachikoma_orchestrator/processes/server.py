@@ -157,7 +157,7 @@ class Server:
     async def _start(self, supervisor: Supervisor) -> None:
         """Start the background parts and the servers."""
         await self._core.start(supervisor)
-        self._core.start_metrics(supervisor, [self._output_subscriber])
+        self._core.start_metrics(supervisor, self._settings.metrics, [self._output_subscriber])
         for server in self._servers:
             await server.start()
         supervisor.start(self._output_subscriber.run(), name="output-subscriber")

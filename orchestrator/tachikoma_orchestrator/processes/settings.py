@@ -153,6 +153,8 @@ class SubmitterSettings(OrchestratorSettings):
 
     #: Most tasks that wait for their execution at once; each occupies a thread.
     submitter_slots: int = Field(default=100, ge=1, le=10_000)
+    #: Address on which Prometheus reads metrics (docs/metrics.md), without authentication.
+    submitter_metrics: OptionalAddress = None
     #: File with the password of the Redis user `submitter`, with which Celery takes messages and sends callbacks.
     submitter_password_file: Path | None = None
 

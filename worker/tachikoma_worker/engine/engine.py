@@ -106,7 +106,7 @@ class Engine:
         self._running: dict[str, Execution] = {}
         self._subscriptions = connect(access, name=f"agent-{context.agent}-control", max_connections=2)
         self._control = Control(context, self._subscriptions, self._running)
-        self._lease = Lease(context.settings, access, self._heartbeat)
+        self._lease = Lease(context.settings, access, self.heartbeat)
         self._write_back = WriteBack(context, self._lease.renew_soon)
         self._restoring = connect(access, name=f"agent-{context.agent}-restore", max_connections=2)
         context.lives.on_new_life(lambda: context.sent.restore(self._restoring))
@@ -386,7 +386,8 @@ class Engine:
 
     # --- other parts --------------------------------------------------------------------------------------------------
 
-    def _heartbeat(self) -> Heartbeat:
+    def heartbeat(self) -> Heartbeat:
+        """Return the agent's heartbeat of this moment. Called on other threads."""
         self._context.reserve.refill()
         # Before the take-over it is not known which executions the agent holds.
         held = None if self._early_orders is not None else list(self._running)
