@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +30,8 @@ from tachikoma_orchestrator.audit.findings import Findings
 from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.evidence import Evidence
 from tachikoma_orchestrator.executions.waiters import Completions
+from tachikoma_orchestrator.recordings.folder import RecordingFolder
+from tachikoma_orchestrator.recordings.room import Recordings
 from tachikoma_orchestrator.store.subscriber import Subscriber
 
 __all__ = ["Caller", "World", "open_world"]
@@ -77,7 +80,7 @@ class Caller:
 class World:
     """An orchestrator's service with one agent."""
 
-    def __init__(self, stand: Stand, subscriptions: Redis, folder: Path) -> None:
+    def __init__(self, stand: Stand, subscriptions: Redis, folder: Path, *, recorded: bool) -> None:
         self.stand, self.redis = stand, stand.redis
         self.subscriber = Subscriber(subscriptions)
         completions = Completions()
@@ -86,12 +89,22 @@ class World:
         Collector(
             self.redis, stand.ledger, completions, stand.registry, stand.identity, evidence, findings
         ).attach(self.subscriber, 0)  # fmt: skip
+        self.store = RecordingFolder(folder / "recordings") if recorded else None
+        if recorded:
+            (folder / "recordings").mkdir()
+        self.recordings = Recordings.over(
+            self.store, redis=self.redis, subscriber=self.subscriber, identity=stand.identity, trail=stand.trail,
+            ledger=stand.ledger, evidence=evidence, completions=completions, max_bytes=10**9,
+            retention=timedelta(days=1),
+        )  # fmt: skip
+        stand.admitter.record_with(self.recordings.obstacle)
         self.service = RemoteExecution(
             ServiceParts(
                 redis=self.redis, identity=stand.identity, policies=stand.policies, trail=stand.trail,
                 ledger=stand.ledger, evidence=evidence, admitter=stand.admitter, approvals=stand.approvals,
                 completions=completions, output_subscriber=self.subscriber, registry=stand.registry,
                 membership=cast(Any, None), schedule_runner=None, batches=cast(Any, None),
+                recordings=self.recordings,
             )
         )  # fmt: skip
         DevelopmentCA(folder / "ca", DOMAIN).issue(agent_id(DOMAIN, AGENT), folder / "agent")
@@ -129,9 +142,12 @@ class World:
 
 
 @asynccontextmanager
-async def open_world(redis: Redis, subscriptions: Redis, folder: Path) -> AsyncIterator[World]:
-    world = World(await Stand.make(redis, folder), subscriptions, folder)
+async def open_world(
+    redis: Redis, subscriptions: Redis, folder: Path, *, recorded: bool = False
+) -> AsyncIterator[World]:
+    world = World(await Stand.make(redis, folder), subscriptions, folder, recorded=recorded)
     world.tasks.append(asyncio.create_task(world.subscriber.run()))
+    world.tasks.append(asyncio.create_task(world.recordings.run()))
     try:
         await asyncio.wait_for(world.subscriber.connected.wait(), PATIENCE_SECONDS)
         yield world

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from tachikoma.vocabulary.isolation import Isolation, IsolationReport, TmpScope
     from tachikoma.vocabulary.limits import OutputLimit, ResourceLimits, ResourceUsage, WhenFull
     from tachikoma.vocabulary.policies import ExecPolicy, PolicyStatus, RateLimitConfig
+    from tachikoma.vocabulary.recordings import RecordingInfo, RecordingMatch, RecordMode
     from tachikoma.vocabulary.requests import ExecRequest, Terminal, WindowSize, new_id
     from tachikoma.vocabulary.results import (
         Approval,
@@ -141,6 +142,9 @@ _MODULES = {
     "WhenFull": "vocabulary.limits",
     "PolicyStatus": "vocabulary.policies",
     "RateLimitConfig": "vocabulary.policies",
+    "RecordMode": "vocabulary.recordings",
+    "RecordingInfo": "vocabulary.recordings",
+    "RecordingMatch": "vocabulary.recordings",
     # errors
     "TachikomaError": "errors",
     "ConfigurationError": "errors",
@@ -217,6 +221,9 @@ __all__ = [  # noqa: RUF022 (the same order as above)
     "WhenFull",
     "PolicyStatus",
     "RateLimitConfig",
+    "RecordMode",
+    "RecordingInfo",
+    "RecordingMatch",
     "TachikomaError",
     "ConfigurationError",
     "InvalidRequest",

@@ -534,6 +534,8 @@ ELSEWHERE = {
     "session_closed",
     # tests/integration/orchestrator/api/test_observers.py
     *("session_observed", "session_unobserved"),
+    # tests/integration/orchestrator/recordings/test_recorder.py
+    *("recording_finished", "recording_failed", "recording_played", "recording_deleted"),
     # tests/integration/orchestrator/batches
     *("batch_submitted", "batch_wave", "batch_stopped", "batch_cancelled", "batch_expired", "batch_ended"),
 }

@@ -194,7 +194,7 @@ def test_policy_check_tells_each_mistake_with_its_place(cli: Cli, tmp_path: Path
         "deniedCommands, allowInterpreters, allowedUsers, allowedWorkDirs, allowedEnvironment, approvers, "
         "approvalTimeout, rateLimit, maxTargets, maxTargetsPercent, limits, output, capabilities, executableSha256, "
         "killGrace, maxTimeout, requireApproval, allowInteractive, allowTty, idleTimeout, maxDuration, "
-        "detachedTimeout, observers, isolation, tmp, hostAccess, allowedNetworks",
+        "detachedTimeout, observers, record, recordInput, players, isolation, tmp, hostAccess, allowedNetworks",
     ]
     file.write_text("policies: []\n")
     assert cli.run("policy", "check", str(file)).stdout.decode() == f"{file}: 0 policies, all right\n"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 
 import structlog
@@ -26,6 +26,7 @@ from tachikoma.policy.masking.redaction import redact
 from tachikoma.policy.watch import PolicyWatch
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.policies import RateLimitConfig
+from tachikoma.vocabulary.recordings import RecordMode
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma_orchestrator.admission.digests import request_digest
 from tachikoma_orchestrator.admission.orders import AllowedRequest, Orders
@@ -37,6 +38,7 @@ from tachikoma_orchestrator.admission.refusals import (
     not_allowed,
     refusal,
     session_mistake,
+    unrecordable,
     unsuitable,
 )
 from tachikoma_orchestrator.agents.registry import Registry
@@ -54,6 +56,11 @@ __all__ = ["Admitter"]
 MAX_TARGETS = 1_000_000
 
 log = structlog.get_logger(__name__)
+
+
+async def no_recordings() -> str:
+    """Return why a process without a store records nothing."""
+    return "this orchestrator has no folder for recordings; set TACHIKOMA_RECORDINGS"
 
 
 class Admitter:
@@ -94,8 +101,17 @@ class Admitter:
         self._rate_limit = rate_limit
         self._search_path = search_path
         self._sent = sent
+        self._recordable: Callable[[], Awaitable[str]] = no_recordings
         self._populations = Populations(registry)
         self.orders = Orders(identity, registry, rate_limit, lives=lives, reply=reply)
+
+    def record_with(self, recordable: Callable[[], Awaitable[str]]) -> None:
+        """Admit requests that must be recorded.
+
+        Args:
+            recordable: returns why no recording can be written now, in words; empty if one can.
+        """
+        self._recordable = recordable
 
     async def admit(self, request: ExecRequest, peer: Peer, *, session: bool = False) -> bool:
         """Admit a request.
@@ -113,7 +129,8 @@ class Admitter:
             InvalidRequest: the request is interactive and input cannot follow, or the reverse, or its fields about
                 terminal and input contradict each other.
             AgentUnknown, AgentOffline, AgentDraining, AgentRevoked: its agent cannot take it.
-            FailedPrecondition: clock or formats of its agent and the orchestrator differ too much.
+            FailedPrecondition: clock or formats of its agent and the orchestrator differ too much, or policy requires
+                a recording, which cannot be written.
             AlreadyExists: its id was used for another request.
             Unavailable: it could not be recorded, or the orchestrator's certificate has expired.
             ResourceExhausted: the agent's queue is full, or a rate limit is reached.
@@ -127,6 +144,8 @@ class Admitter:
             raise await self.deny(request, peer, not_allowed(decision))
         if mistake := session_mistake(request, session=session):
             raise await self.deny(request, peer, unsuitable(decision, mistake))
+        if decision.record.mode is RecordMode.REQUIRED and (obstacle := await self._recordable()):
+            raise await self.deny(request, peer, unrecordable(decision, obstacle))
         stages.passed(Stage.DECIDE)
         # The digest is of the request as it was made, so a repetition matches even after a change of policy.
         allowed = self.allowed(request, decision, request_digest(request), peer.address)
@@ -228,6 +247,7 @@ class Admitter:
             waits=decision.waits,
             unfit=unfit,
             batch=batch,
+            recording=decision.record,
         )
         return admission, dispatch
 

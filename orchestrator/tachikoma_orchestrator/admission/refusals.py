@@ -28,7 +28,17 @@ from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma_orchestrator.executions.transitions import Outcome
 
-__all__ = ["REFUSALS", "Denial", "Refusal", "impersonation", "not_allowed", "refusal", "session_mistake", "unsuitable"]
+__all__ = [
+    "REFUSALS",
+    "Denial",
+    "Refusal",
+    "impersonation",
+    "not_allowed",
+    "refusal",
+    "session_mistake",
+    "unrecordable",
+    "unsuitable",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +94,13 @@ def session_mistake(request: ExecRequest, *, session: bool) -> str:
 def unsuitable(decision: Decision, mistake: str) -> Denial:
     """Deny a request that policy allows, for a mistake that `session_mistake` found, or for one of its batch."""
     return Denial(InvalidRequest(mistake), mistake, decision.policy, audit_code=AuditCode.REFUSED)
+
+
+def unrecordable(decision: Decision, obstacle: str) -> Denial:
+    """Deny a request whose recording policy requires, since no recording can be written now."""
+    reason = f"policy requires a recording, which cannot be written: {obstacle}"
+    error = FailedPrecondition(reason, metadata={"rule": "record"})
+    return Denial(error, reason, decision.policy, "record", audit_code=AuditCode.REFUSED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,16 +120,21 @@ class _Observer:
     async def run(self, requests: AsyncIterator[pb.ExecInput], output: AsyncGenerator[ExecOutput]) -> None:
         """Forward the output until it ends, or a part fails."""
         await self._observation.begin()
+        captions = self._calls._parts.recordings.captions(self._record)
         try:
+            await captions.mark(self._outbox.sent_bytes, f"observed: {self._peer}")
             async with supervised(self._read(requests), self._watch_rights(), self._renew(), self._forward(output)):
                 await self._ended.wait()
         except Exception as error:
             self._reason = str(error)[:300]
             raise
         finally:
-            with suppress(RedisError, OSError, TimeoutError):
+            with suppress(RedisError, OSError, TimeoutError, FailedPrecondition):
                 async with asyncio.timeout(LEAVE_SECONDS):
                     await self._observation.end(self._reason)
+                    if not self._ended.is_set():
+                        await captions.mark(self._outbox.sent_bytes, f"observed no longer: {self._peer}")
+            captions.close()
 
     async def _forward(self, output: AsyncGenerator[ExecOutput]) -> None:
         async with aclosing(output) as messages:

@@ -12,6 +12,7 @@ from tachikoma.errors import OutputAltered, RecordAltered
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.streams.frames import OutputCheck
 from tachikoma.vocabulary.audit import AuditCode
+from tachikoma.vocabulary.recordings import RecordMode, RecordRule
 from tachikoma.vocabulary.results import ExecOutput, ExecResponse, OutputKind
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.api.guard import current_peer
@@ -93,7 +94,9 @@ class OutputCalls(Service):
             if not record.state.terminal:
                 yield await self._status(record)
         check = OutputCheck(from_start=not follower.seq)
-        follower.acknowledges = record.waits and acknowledges
+        # The recorder of an execution that must be recorded is the reader that counts.
+        recorder_reads = RecordRule.parse(record.recording).mode is RecordMode.REQUIRED
+        follower.acknowledges = record.waits and acknowledges and not recorder_reads
         try:
             if screen is not None:
                 async for output in screen:

@@ -7,6 +7,7 @@ from tachikoma_orchestrator.api.approvals import ApprovalCalls
 from tachikoma_orchestrator.api.batches import BatchCalls
 from tachikoma_orchestrator.api.oversight import OversightCalls
 from tachikoma_orchestrator.api.overview import OverviewCalls
+from tachikoma_orchestrator.api.recordings import RecordingCalls
 from tachikoma_orchestrator.api.schedules import ScheduleCalls
 from tachikoma_orchestrator.api.sessions import SessionCalls
 
@@ -14,6 +15,6 @@ __all__ = ["RemoteExecution"]
 
 
 class RemoteExecution(
-    SessionCalls, BatchCalls, OverviewCalls, ApprovalCalls, AgentCalls, OversightCalls, ScheduleCalls
+    SessionCalls, BatchCalls, OverviewCalls, RecordingCalls, ApprovalCalls, AgentCalls, OversightCalls, ScheduleCalls
 ):
     """All RPCs of the service; each is a few lines over the domain."""

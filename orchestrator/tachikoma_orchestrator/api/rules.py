@@ -40,6 +40,8 @@ RULES: Mapping[str, Callers] = {
     "LabelAgent": Callers.USERS,
     "GetPolicyStatus": Callers.USERS,
     "ListAuditEvents": Callers.USERS,
+    "ListRecordings": Callers.USERS,
+    "ReadRecording": Callers.USERS,
     "ListSchedules": Callers.USERS,
     "NextDueTimes": Callers.USERS,
     "PauseSchedule": Callers.USERS,

@@ -27,6 +27,7 @@ from tachikoma_orchestrator.executions.evidence import Evidence
 from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.executions.record import Record
 from tachikoma_orchestrator.executions.waiters import Completions
+from tachikoma_orchestrator.recordings.room import Recordings
 from tachikoma_orchestrator.schedules.runner import ScheduleRunner
 from tachikoma_orchestrator.store.subscriber import Subscriber
 
@@ -79,6 +80,7 @@ class ServiceParts:
     #: None if the orchestrator has no schedules.
     schedule_runner: ScheduleRunner | None
     batches: Batches
+    recordings: Recordings
 
 
 class Service(RemoteExecutionServicer):

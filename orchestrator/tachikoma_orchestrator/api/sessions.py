@@ -25,6 +25,8 @@ from tachikoma_orchestrator.api.observers import ObserverCalls
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.executions.record import Record
 from tachikoma_orchestrator.executions.waiters import AwaitedOrder
+from tachikoma_orchestrator.recordings.captions import Captions
+from tachikoma_orchestrator.recordings.room import unrecorded
 from tachikoma_orchestrator.sessions.attachment import Attachment
 from tachikoma_orchestrator.sessions.channel import InputChannel
 from tachikoma_orchestrator.sessions.handshake import SessionAddress
@@ -174,6 +176,7 @@ class _Attached:
         self._peer = peer = current_peer()
         self._outbox = outbox
         self._attachment = Attachment(parts.redis, agent, exec_id, peer)
+        self._captions: Captions | None = None
         self._channel = InputChannel(
             parts.redis,
             parts.output_subscriber,
@@ -213,16 +216,18 @@ class _Attached:
     ) -> None:
         """Serve the caller until the execution ends, the caller leaves, or it loses its right."""
         self._sizes = sizes
+        await self._parts.recordings.require(record)
         if opened and request.terminal is not None:
             sizes.add(0, request.terminal.size)
         await self._attachment.begin(opened=opened, sizes=sizes.encode())
         try:
+            await self._begin_captions(record, request, opened=opened)
             if record.state is ExecState.STARTED:
                 self._channel.renew()
             async with supervised(
                 self._channel.run(), self._read(requests, record), self._watch_rights(request, record.policy),
                 self._report_start(record), self._report_observers(record), self._acknowledge(),
-                self._forward(output),
+                self._watch_recording(), self._forward(output),
             ):  # fmt: skip
                 # Nothing else is awaited here, so that the failure of a part always ends the wait.
                 await self._ended.wait()
@@ -238,6 +243,19 @@ class _Attached:
             async with asyncio.timeout(LEAVE_SECONDS):
                 await self._channel.detach()
                 await self._attachment.end(self._reason)
+        if self._captions is not None:
+            with suppress(FailedPrecondition, TimeoutError):
+                async with asyncio.timeout(LEAVE_SECONDS):
+                    if not self._ended.is_set():
+                        await self._captions.mark(self._outbox.sent_bytes, f"detached: {self._peer}")
+            self._captions.close()
+
+    async def _begin_captions(self, record: Record, request: ExecRequest, *, opened: bool) -> None:
+        """Begin the caller's part of the recording. Raises FailedPrecondition if it must be recorded and cannot be."""
+        self._captions = captions = self._parts.recordings.captions(record)
+        if opened and request.tty:
+            await captions.resize(0, self._sizes.first)
+        await captions.mark(self._outbox.sent_bytes, f"attached: {self._peer}")
 
     async def _state(self) -> tuple[ExecState, str]:
         record = await self._parts.ledger.record(self._exec_id)
@@ -272,6 +290,15 @@ class _Attached:
             if why := await self._calls._lost_right(request, granted_by, self._peer):
                 raise PermissionDenied(f"not allowed any more: {why}", metadata={"rule": "attach"})
             decided = current
+
+    async def _watch_recording(self) -> None:
+        """Wait until the recording fails, if the execution must be recorded.
+
+        Raises:
+            FailedPrecondition: it failed; the execution is ended.
+        """
+        with self._parts.recordings.failure(self._exec_id) as failure:
+            raise unrecorded(self._exec_id, await failure)
 
     async def _report_start(self, before: Record) -> None:
         """Send the status once the command takes input."""
@@ -340,12 +367,16 @@ class _Attached:
     async def _write(self, message: pb.InputData) -> None:
         if len(message.data) > MAX_INPUT_BYTES:
             raise InvalidRequest(f"a message has at most {MAX_INPUT_BYTES} bytes of input")
-        await self._channel.write(message.data, message.offset if message.HasField("offset") else None)
+        place, sent = await self._channel.write(message.data, message.offset if message.HasField("offset") else None)
+        if self._captions is not None:
+            await self._captions.typed(self._outbox.sent_bytes, place, sent)
 
     async def _resize(self, message: pb.Terminal) -> None:
         size = _window(message)
         await self._channel.resize(size)
         self._sizes.add(self._outbox.sent_bytes, size)
+        if self._captions is not None:
+            await self._captions.resize(self._outbox.sent_bytes, size)
         text = f"{message.columns} columns, {message.rows} rows"
         await self._attachment.note(AuditCode.SESSION_RESIZED, text, sizes=self._sizes.encode())
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import UTC, datetime
 
 import structlog
@@ -35,6 +35,9 @@ MAX_QUEUED_BYTES = 2 * 1024 * 1024
 READ_ENTRIES = 16
 #: Seconds without a read after which a command that ended stops waiting for its reader.
 READER_SECONDS = 30
+#: Seconds after which a reader without a new chunk reports its position again. Without that, a command that is silent
+#: for longer and then needs room would wait for a reader that has read everything.
+RENEW_SECONDS = READER_SECONDS / 3
 
 
 class Follower:
@@ -120,7 +123,15 @@ class Follower:
                 return
             await self._acknowledge()
             if not self._needs_replay:
-                await self._wake.wait()
+                await self._wait()
+
+    async def _wait(self) -> None:
+        """Wait for a chunk or the end, and report the position meanwhile."""
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), RENEW_SECONDS if self.acknowledges else None)
+                return
+            await self._acknowledge()
 
     async def replay(self) -> AsyncIterator[ExecOutput]:
         """Return the chunks in the log, and a gap for chunks that it no longer holds.

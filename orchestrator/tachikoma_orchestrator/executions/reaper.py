@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 
@@ -80,6 +81,7 @@ class Reaper:
         audit_bounds: TrailBounds,
         outputs: RetainedOutput | None = None,
         lives: Lives | None = None,
+        on_recorded: Callable[[list[str]], None] = lambda _: None,
     ) -> None:
         """Prepare a reaper.
 
@@ -94,8 +96,10 @@ class Reaper:
             audit_bounds: how much of the trail is kept.
             outputs: deletes output beyond the quotas; None for no quotas.
             lives: the lives of Redis; None if no life may lose data.
+            on_recorded: called in each pass with the open executions that are recorded.
         """
         self._lives = lives
+        self._on_recorded = on_recorded
         self._index = OpenIndex(redis, ledger, lives)
         self._redis = redis
         self._ledger = ledger
@@ -178,6 +182,7 @@ class Reaper:
             # The settled ones have left the set.
             offset += still_open
         await self._restore_index(found)
+        self._on_recorded([exec_id for exec_id, record in self._open.items() if record.recording])
         if self._outputs is not None:
             await self._outputs.enforce(now_ms)
 

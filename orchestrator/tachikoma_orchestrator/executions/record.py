@@ -133,6 +133,8 @@ class Record:
     observers: str
     #: Sizes of its terminal until now; parsed by `sessions.sizes`.
     sizes: str
+    #: `RecordRule` of policy; empty if the execution is not recorded.
+    recording: str
     #: When the ledger recorded the final state, ms; parsed by `result`.
     settled: str
     #: The receipt's facts as text, by the names in `REPORTED`; parsed by `result`.
@@ -174,6 +176,7 @@ class Record:
                 attached_by=text("attached_by"),
                 observers=text("observers"),
                 sizes=text("sizes"),
+                recording=text("recording"),
                 settled=text("settled_ms"),
                 reported={name: text(name) for name in REPORTED if name.encode() in fields},
             )
@@ -247,6 +250,7 @@ class Record:
                 interactive=request.interactive,
                 tty=request.tty,
                 attached_by="" if self.state.terminal else self.attached_by,
+                recorded=bool(self.recording),
                 observers=() if self.state.terminal else _observers(self.observers),
             )
         except (*_UNREADABLE, RecursionError) as error:

@@ -18,6 +18,7 @@ from tachikoma.identity.signed_messages import Receipt
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.clock import duration_ms, to_ms
 from tachikoma.vocabulary.policies import RateLimitConfig
+from tachikoma.vocabulary.recordings import NOT_RECORDED, RecordRule
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.audit.requests import audited
@@ -111,6 +112,8 @@ class Admission:
     unfit: str = ""
     #: Id of the batch that the request is a part of; empty for none.
     batch: str = ""
+    #: Whether it is recorded.
+    recording: RecordRule = NOT_RECORDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,8 @@ def record_fields(admission: Admission) -> dict[str, str]:
         fields["approvers"] = json.dumps(admission.approvers)
     if admission.waits:
         fields["waits"] = "1"
+    if recording := admission.recording.encode():
+        fields["recording"] = recording
     return fields
 
 

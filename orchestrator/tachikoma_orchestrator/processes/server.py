@@ -50,6 +50,8 @@ from tachikoma_orchestrator.processes.joining import open_authority
 from tachikoma_orchestrator.processes.listening import listen, server_credentials
 from tachikoma_orchestrator.processes.parts import Core
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings
+from tachikoma_orchestrator.recordings.folder import RecordingFolder
+from tachikoma_orchestrator.recordings.room import Recordings
 from tachikoma_orchestrator.store.subscriber import Subscriber
 
 __all__ = ["Server", "serve"]
@@ -106,6 +108,7 @@ class Server:
         )
         self._guard = Guard(core.identity, core.trail, core.registry.revocations, settings.trusted_proxies, quotas)
         self._health = Health(core.subscriber.connected)
+        self._recordings = self._open_recordings()
         self._feed = Feed(self._background_redis, core.ledger, core.registry, core.subscriber)
         self._reaper = self._make_reaper()
         self._shipper = self._make_shipper()
@@ -165,6 +168,7 @@ class Server:
         supervisor.start(self._guard.run(), name="guard")
         supervisor.start(self._feed.run(), name="feed")
         supervisor.start(self._batches.driver.run(), name="batches")
+        supervisor.start(self._recordings.run(), name="recordings")
         supervisor.start(self._health.run(), name="health")
         if self._copies is not None:
             supervisor.start(self._copies.run(), name="account-copies")
@@ -209,6 +213,7 @@ class Server:
             trail=core.trail,
             audit_bounds=TrailBounds(settings.audit_retention, settings.audit_events, closed=self._audit_closed),
             lives=core.lives,
+            on_recorded=self._recordings.record,
             outputs=RetainedOutput(
                 core.redis,
                 total_bytes=settings.output_bytes,
@@ -239,6 +244,17 @@ class Server:
             backlog=settings.audit_backlog,
             closed=self._audit_closed,
         )
+
+    def _open_recordings(self) -> Recordings:
+        core, settings = self._core, self._settings
+        recordings = Recordings.over(
+            None if settings.recordings is None else RecordingFolder(settings.recordings),
+            redis=core.redis, subscriber=self._output_subscriber, identity=core.identity, trail=core.trail,
+            ledger=core.ledger, evidence=core.evidence, completions=core.completions,
+            max_bytes=settings.recording_bytes, retention=settings.recording_retention,
+        )  # fmt: skip
+        core.admitter.record_with(recordings.obstacle)
+        return recordings
 
     def _open_accounts(self) -> Accounts | None:
         """Return the manager of the agents' Redis users; None if the orchestrator has no right to manage them."""
@@ -321,4 +337,5 @@ class Server:
             membership=membership,
             schedule_runner=core.schedule_runner,
             batches=self._batches,
+            recordings=self._recordings,
         )

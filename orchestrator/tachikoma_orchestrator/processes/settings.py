@@ -99,6 +99,13 @@ class OrchestratorSettings(RedisSettings):
     audit_backlog: int = Field(default=10_000, ge=1)
     #: What happens to requests while more events wait: `closed` refuses them, `open` admits them.
     audit_failure: Literal["closed", "open"] = "closed"
+    #: Folder of recordings of interactive executions, which must exist. Orchestrators share it. Without one, nothing is
+    #: recorded, and executions that policy wants recorded in any case are refused.
+    recordings: Path | None = None
+    #: How long recordings are retained.
+    recording_retention: Duration = timedelta(days=90)
+    #: Most bytes of output in one recording. An execution that must be recorded is ended there.
+    recording_bytes: int = Field(default=1024 * 1024 * 1024, ge=1024)
     #: Age of the oldest events that the audit trail in Redis keeps.
     audit_retention: Duration = timedelta(days=90)
     #: Most events that the audit trail in Redis keeps.

@@ -125,12 +125,15 @@ class InputChannel:
 
     # --- what the caller does -----------------------------------------------------------------------------------------
 
-    async def write(self, data: bytes, offset: int | None) -> None:
+    async def write(self, data: bytes, offset: int | None) -> tuple[int, bytes]:
         """Send input; wait while too much of it is not accepted.
 
         Args:
             data: the bytes. Those that were written before are left out.
             offset: number of input bytes before them; None if they follow the last ones.
+
+        Returns:
+            The number of input bytes before those that were sent, and these.
 
         Raises:
             InvalidRequest: bytes before the offset are missing, or input has ended.
@@ -151,6 +154,7 @@ class InputChannel:
             written += len(part)
             self._written = written
             await self._send(Data(written - len(part), part))
+        return written - len(data), data
 
     async def end(self) -> None:
         """Send the end of input. Safe to repeat."""

@@ -276,6 +276,19 @@ AUDIT_CODES: Mapping[AuditCode, AuditCodeRow] = {
         "An observer left an interactive execution, lost the connection, or lost the right to observe.",
         "actor, reason: address and why",
     ),
+    AuditCode.RECORDING_FINISHED: AuditCodeRow(
+        "The recording of an interactive execution was finished and signed.", "reason: its size; evidence_sha256"
+    ),
+    AuditCode.RECORDING_FAILED: AuditCodeRow(
+        "An interactive execution could not be recorded. Where policy requires the recording, the execution is ended.",
+        "reason", outcome=Outcome.FAILED, severity=Severity.HIGH,
+    ),
+    AuditCode.RECORDING_PLAYED: AuditCodeRow(
+        "A caller read a recording, to play or export it.", "actor, reason: address; evidence_sha256"
+    ),
+    AuditCode.RECORDING_DELETED: AuditCodeRow(
+        "A recording was deleted at the end of its retention.", "reason; evidence_sha256"
+    ),
     AuditCode.SCHEDULE_MISSED: _base(
         "A scheduled run did not happen: no submitter was running at the scheduled time.",
         "reason", outcome=Outcome.OMITTED, severity=Severity.MEDIUM,

@@ -163,8 +163,14 @@ COMPONENTS = (
         "Run the orchestrator: the gRPC server and its background parts.",
         "orchestrator",
     ),
+    Component("play", f"{_CLIENT}.recordings", "Play a recording of an interactive execution at this terminal."),
     Component("policy", f"{_CLIENT}.policy:policy", "Check, explain, test and compare policy files."),
     Component("ps", f"{_CLIENT}.executions", "List executions, newest first."),
+    Component(
+        "recordings",
+        f"{_CLIENT}.recordings:recordings",
+        "List, search and export recordings of interactive executions.",
+    ),
     Component(
         "redis",
         f"{_ORCHESTRATOR}.redis:redis",

@@ -18,6 +18,7 @@ from tachikoma.vocabulary.audit import ExecAuditLog
 from tachikoma.vocabulary.batches import BatchPreview, BatchResult, BatchStatus, BatchUpdate
 from tachikoma.vocabulary.model import Model
 from tachikoma.vocabulary.policies import PolicyStatus
+from tachikoma.vocabulary.recordings import RecordingInfo
 from tachikoma.vocabulary.results import Approval, CancelResponse, ExecOutput, ExecStatus
 from tachikoma.vocabulary.schedules import ScheduledRun, ScheduleStatus
 from tachikoma.vocabulary.types import Timestamp
@@ -335,6 +336,7 @@ DOCUMENTS = (
     Document("policy status", PolicyStatus),
     Document("policy diff", PolicyChanges),
     Document.list_of("ps", ExecStatus),
+    Document.list_of("recordings ls", RecordingInfo),
     Document("run", BatchReport),
     Document("run -o jsonl", BatchUpdate, lines=True),
     Document("run --detach", BatchStatus),

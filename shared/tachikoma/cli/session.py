@@ -63,6 +63,7 @@ class _Running:
         self._escapes = Escapes()
         #: Observers that the user knows of.
         self._observers: tuple[str, ...] = ()
+        self._recorded = False
         self._left = False
         self._ended = False
 
@@ -108,13 +109,18 @@ class _Running:
                 self._note_status(message.status)
 
     def _note_status(self, status: ExecStatus) -> None:
-        """Show an approval, or the observers whenever they change."""
+        """Show an approval, that the session is recorded, or the observers whenever they change."""
+        if status.recorded and not self._recorded and self._tty:
+            self._recorded = True
+            self._report("this session is recorded")
         if status.observers == self._observers:
             note_approval(status)
             return
         self._observers = status.observers
+        self._report(f"observed by {', '.join(status.observers)}" if status.observers else "observed no longer")
+
+    def _report(self, text: str) -> None:
         line = "\r\n" if self._tty else "\n"
-        text = f"observed by {', '.join(status.observers)}" if status.observers else "observed no longer"
         os.write(2, f"{line if self._tty else ''}tachikoma: {printable(text)}{line}".encode())
 
     # --- input, in a thread -------------------------------------------------------------------------------------------

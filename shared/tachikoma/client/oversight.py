@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,13 @@ from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.types import as_duration
 
 if TYPE_CHECKING:
+    from grpc.aio import UnaryStreamCall
+
+    from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionAsyncStub
     from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
     from tachikoma.vocabulary.audit import ExecAuditLog
     from tachikoma.vocabulary.policies import PolicyStatus
+    from tachikoma.vocabulary.recordings import RecordingInfo
     from tachikoma.vocabulary.schedules import ScheduledRun, ScheduleStatus
 
 __all__ = ["OversightCalls"]
@@ -115,6 +119,52 @@ class OversightCalls(Calls):
     async def _audit_page(self, after: str, before: str, limit: int, exec_id: str) -> pb.ListAuditEventsResponse:
         message = pb.ListAuditEventsRequest(after=after, before=before, limit=limit, id=exec_id)
         return await self._call(lambda stub: stub.ListAuditEvents(message))
+
+    async def recordings(
+        self,
+        *,
+        exec_id: str = "",
+        text: str = "",
+        agent_id: str = "",
+        requested_by: str = "",
+        until: datetime | None = None,
+        limit: int = 0,
+    ) -> tuple[RecordingInfo, ...]:
+        """Return finished recordings of interactive executions that this client may play, the newest first.
+
+        Args:
+            exec_id: only the recording of this execution.
+            text: only recordings on whose screen this text was, in small or capital letters.
+            agent_id: only recordings of this agent.
+            requested_by: only recordings of this SPIFFE ID.
+            until: only recordings that began before this time.
+            limit: at most n recordings, 1 to 1000; 0 for 100.
+        """
+        message = pb.ListRecordingsRequest(
+            id=exec_id, text=text, agent_id=agent_id, requested_by=requested_by,
+            until=wire.timestamp_to_pb(until), limit=limit,
+        )  # fmt: skip
+        answer = await self._call(lambda stub: stub.ListRecordings(message))
+        return tuple(wire.recording_from_pb(item) for item in answer.recordings)
+
+    async def recording(self, exec_id: str) -> AsyncIterator[bytes]:
+        """Yield a recording in parts, as asciicast of version 3.
+
+        Raises:
+            NotFound: there is none that this client may play.
+            OutputAltered: it is not the recording that was signed.
+        """
+        message = pb.ReadRecordingRequest(id=exec_id)
+
+        async def begin(stub: RemoteExecutionAsyncStub) -> UnaryStreamCall[pb.ReadRecordingRequest, pb.RecordingPart]:
+            call = stub.ReadRecording(message)
+            await call.wait_for_connection()
+            return call
+
+        call = await self._call(begin)
+        # Each read is a call by itself, so that its error becomes one of ours.
+        while isinstance(part := await self._call(lambda _: call.read(), repeat=False), pb.RecordingPart):
+            yield part.data
 
     async def schedules(self) -> tuple[tuple[ScheduleStatus, ...], str]:
         """Return all schedules, and the mistake in a newer schedules file that keeps it inactive. For operators.

@@ -231,6 +231,8 @@ class Client:
     batch = _sync(AsyncClient.batch)
     batches = _sync(AsyncClient.batches)
     cancel_batch = _sync(AsyncClient.cancel_batch)
+    recordings = _sync(AsyncClient.recordings)
+    recording = _sync_iterator(AsyncClient.recording)
     schedules = _sync(AsyncClient.schedules)
     next_due_times = _sync(AsyncClient.next_due_times)
     pause_schedule = _sync(AsyncClient.pause_schedule)

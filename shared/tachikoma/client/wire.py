@@ -78,6 +78,12 @@ if TYPE_CHECKING:
         policy_status_to_pb as policy_status_to_pb,
     )
     from tachikoma.client.wire_records import (
+        recording_from_pb as recording_from_pb,
+    )
+    from tachikoma.client.wire_records import (
+        recording_to_pb as recording_to_pb,
+    )
+    from tachikoma.client.wire_records import (
         revocation_from_pb as revocation_from_pb,
     )
     from tachikoma.client.wire_records import (
@@ -190,7 +196,7 @@ _STATUS = WireFormat(
     pb.ExecStatus,
     (
         *plain("id", "agent_id", "requested_by", "exit_code", "error", "policy_applied", "cancel_requested_by"),
-        *plain("user", "work_dir", "approved_by", "approval_reason", "interactive", "tty", "attached_by"),
+        *plain("user", "work_dir", "approved_by", "approval_reason", "interactive", "tty", "attached_by", "recorded"),
         WireField("state", STATE),
         WireField("command", TUPLE),
         WireField("approvers", TUPLE),

@@ -21,6 +21,7 @@ from tachikoma.client.converters import (
     WireField,
     WireFormat,
     enumeration,
+    many,
     nested,
     optional,
     plain,
@@ -30,6 +31,7 @@ from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.agents import AgentInfo, AgentTrust, Enrolment, Revocation
 from tachikoma.vocabulary.audit import AuditedRequest, ExecAuditLog
 from tachikoma.vocabulary.policies import PolicyStatus
+from tachikoma.vocabulary.recordings import RecordingInfo, RecordingMatch
 from tachikoma.vocabulary.schedules import DueOutcome, ScheduledRun, ScheduleStatus
 
 __all__ = [
@@ -43,6 +45,8 @@ __all__ = [
     "enrolment_to_pb",
     "policy_status_from_pb",
     "policy_status_to_pb",
+    "recording_from_pb",
+    "recording_to_pb",
     "revocation_from_pb",
     "revocation_to_pb",
     "schedule_from_pb",
@@ -115,6 +119,19 @@ _AUDIT_EVENT = WireFormat(
         *optional("request", converter=nested(_AUDITED_REQUEST)),
     ),
 )
+_RECORDING_MATCH = WireFormat(RecordingMatch, pb.RecordingMatch, (WireField("at", DURATION), WireField("line")))
+_RECORDING = WireFormat(
+    RecordingInfo,
+    pb.Recording,
+    (
+        *plain("id", "agent_id", "requested_by", "tty", "size", "exit_code", "complete", "problem", "has_input"),
+        WireField("command", TUPLE),
+        WireField("start_time", TIMESTAMP),
+        WireField("duration", DURATION),
+        WireField("sha256", HEX),
+        WireField("matches", many(_RECORDING_MATCH)),
+    ),
+)
 _SCHEDULED_RUN = WireFormat(
     ScheduledRun,
     pb.ScheduledRun,
@@ -140,7 +157,8 @@ _SCHEDULE = WireFormat(
 
 #: The tables of this module, for the test that no field is forgotten.
 FORMATS: tuple[WireFormat[Any, Any], ...] = (
-    _TRUST, _AGENT, _ENROLMENT, _REVOCATION, _POLICY_STATUS, _AUDITED_REQUEST, _AUDIT_EVENT, _SCHEDULED_RUN, _SCHEDULE,
+    _TRUST, _AGENT, _ENROLMENT, _REVOCATION, _POLICY_STATUS, _AUDITED_REQUEST, _AUDIT_EVENT,
+    _RECORDING_MATCH, _RECORDING, _SCHEDULED_RUN, _SCHEDULE,
 )  # fmt: skip
 
 agent_to_pb, agent_from_pb = _AGENT.to_pb, _AGENT.from_pb
@@ -148,6 +166,7 @@ enrolment_to_pb = _ENROLMENT.to_pb
 revocation_to_pb, revocation_from_pb = _REVOCATION.to_pb, _REVOCATION.from_pb
 policy_status_to_pb, policy_status_from_pb = _POLICY_STATUS.to_pb, _POLICY_STATUS.from_pb
 audit_to_pb, audit_from_pb = _AUDIT_EVENT.to_pb, _AUDIT_EVENT.from_pb
+recording_to_pb, recording_from_pb = _RECORDING.to_pb, _RECORDING.from_pb
 scheduled_run_to_pb, scheduled_run_from_pb = _SCHEDULED_RUN.to_pb, _SCHEDULED_RUN.from_pb
 schedule_to_pb, schedule_from_pb = _SCHEDULE.to_pb, _SCHEDULE.from_pb
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tachikoma.identity.signing import Claims
+from tachikoma.vocabulary.audit import AuditedRequest
 from tachikoma.vocabulary.batches import MAX_EXPRESSIONS, BatchRequest
 from tachikoma.vocabulary.formats import FORMATS
 from tachikoma.vocabulary.grants import Digest, Grant
@@ -29,6 +30,7 @@ __all__ = [
     "OutputDigest",
     "ParkedRequest",
     "Receipt",
+    "RecordingSeal",
     "SessionAnswer",
     "SessionOffer",
     "SignedRequest",
@@ -259,6 +261,41 @@ class LifeRecord(Claims):
     lost_ms: Milliseconds = 0
     #: `master_replid` of the server.
     replid: Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
+
+
+class RecordingSeal(Claims):
+    """An orchestrator's statement about a finished recording. It is stored beside the recording."""
+
+    # A newer writer may add fields that this version ignores.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    type: Literal["tachikoma-recording+jws"] = "tachikoma-recording+jws"
+    #: Id of the execution.
+    jti: Identifier
+    #: Id of the agent.
+    agent: Identifier
+    #: SPIFFE ID of the requester.
+    sub: str
+    #: The policy that granted the request, as name@digest.
+    policy: str
+    #: The request, as far as it is retained; policy decides on it again when a caller wants to play the recording.
+    request: AuditedRequest
+    #: Begin of the recording, in milliseconds since the epoch.
+    began_ms: Milliseconds
+    #: Its duration in microseconds.
+    duration_us: Count
+    #: Its size in bytes.
+    size: Count
+    #: Its SHA-256.
+    sha256: Digest
+    #: SHA-256 of the text that searches read.
+    text_sha256: Digest
+    #: Exit code of the command; -1 if it is unknown.
+    exit_code: Annotated[int, Field(ge=-1, le=255)]
+    #: Why it does not contain all output; empty if it does.
+    problem: str = ""
+    #: True if it contains input.
+    has_input: bool = False
 
 
 class AuditCheckpoint(Claims):

@@ -66,6 +66,7 @@ class CompiledPolicy:
         # The text of these is kept in decisions and orders; here it is only checked.
         compiled(Pattern, "approvers", policy.approvers)
         compiled(Pattern, "observers", policy.observers)
+        compiled(Pattern, "players", policy.players)
         if mistakes:
             raise PatternMistakes(mistakes)
         self.networks = [ip_network(text) for text in policy.allowed_networks]

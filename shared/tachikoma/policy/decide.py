@@ -28,7 +28,8 @@ from tachikoma.policy.rules import Case, Command, refusing_rule
 from tachikoma.policy.warnings import warnings_of
 from tachikoma.vocabulary.grants import Grant
 from tachikoma.vocabulary.isolation import strictest
-from tachikoma.vocabulary.limits import capability_mask
+from tachikoma.vocabulary.limits import OutputLimit, WhenFull, capability_mask
+from tachikoma.vocabulary.recordings import NOT_RECORDED, RecordMode, RecordRule
 from tachikoma.vocabulary.requests import DEFAULT_TIMEOUT, ExecRequest
 
 __all__ = ["NO_LABELS", "SEARCH_PATH", "PolicySet"]
@@ -173,7 +174,11 @@ class PolicySet:
                 case = Case(policy, request, (), address=address, effort=effort)
                 rule = refusing_rule(case, admitted=True)
                 if rule is None:
-                    return Decision(allowed=True, policy=policy.label, rule=Command.field, reason="")
+                    observers, players = policy.policy.observers, policy.policy.players
+                    return Decision(
+                        allowed=True, policy=policy.label, rule=Command.field, reason="",
+                        observers=observers, players=players,
+                    )  # fmt: skip
                 return _refused(case, rule.field, rule.refusal(case))
         return decision
 
@@ -269,9 +274,25 @@ def _verdict(case: Case) -> Decision:
         timeout=case.request.timeout or _default_timeout(case),
         approvers=policy.approvers if policy.require_approval else (),
         observers=policy.observers if case.request.interactive else (),
+        record=_record_rule(case),
+        players=policy.players if case.request.interactive else (),
         approval_timeout=policy.approval_timeout,
         host_access=policy.host_access,
     )
+
+
+def _record_rule(case: Case) -> RecordRule:
+    """Return whether an execution is recorded. All interactive ones are, so that none evades it without a terminal."""
+    policy = case.policy.policy
+    return RecordRule(policy.record, policy.record_input) if case.request.interactive else NOT_RECORDED
+
+
+def _output(case: Case) -> OutputLimit:
+    """Return the limit of the output. A recording that is required reads all of it, so the command waits for that."""
+    output = case.policy.policy.output
+    if _record_rule(case).mode is not RecordMode.REQUIRED:
+        return output
+    return output.model_copy(update={"when_full": WhenFull.WAIT})
 
 
 def _default_timeout(case: Case) -> timedelta:
@@ -290,7 +311,7 @@ def _grant(case: Case) -> Grant:
         # The longest directory that policy names: below it the agent follows no symbolic link out.
         work_dir_root=max(case.work_dir_roots, key=len) if request.work_dir else "",
         limits=policy.limits.lowered_by(request.limits),
-        output=policy.output,
+        output=_output(case),
         capabilities=capability_mask(policy.capabilities),
         kill_grace=_seconds(policy.kill_grace),
         idle_seconds=_seconds(policy.idle_timeout) if request.interactive else None,

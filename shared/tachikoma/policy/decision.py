@@ -10,8 +10,9 @@ from tachikoma.policy.patterns import Pattern
 from tachikoma.vocabulary.grants import Grant
 from tachikoma.vocabulary.limits import WhenFull
 from tachikoma.vocabulary.policies import RateLimitConfig
+from tachikoma.vocabulary.recordings import NOT_RECORDED, RecordRule
 
-__all__ = ["Decision", "Explanation", "may_approve", "may_observe"]
+__all__ = ["Decision", "Explanation", "may_approve", "may_observe", "may_play"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,10 @@ class Decision:
     approvers: tuple[str, ...] = ()
     #: SPIFFE ID patterns of the callers that may observe the execution, if it is interactive.
     observers: tuple[str, ...] = ()
+    #: Whether the execution is recorded, if it is interactive.
+    record: RecordRule = NOT_RECORDED
+    #: SPIFFE ID patterns of the callers that may play its recording.
+    players: tuple[str, ...] = ()
     #: How long the request may wait for its approval.
     approval_timeout: timedelta = timedelta(0)
     #: True if a command of root may reach the host.
@@ -64,6 +69,11 @@ class Decision:
 def may_observe(observers: Sequence[str], subject: str) -> bool:
     """Return True if a SPIFFE ID matches one of the patterns of observers."""
     return any(Pattern(text).matches(subject) for text in observers)
+
+
+def may_play(players: Sequence[str], subject: str) -> bool:
+    """Return True if a SPIFFE ID matches one of the patterns of players."""
+    return any(Pattern(text).matches(subject) for text in players)
 
 
 def may_approve(approvers: Sequence[str], subject: str) -> bool:

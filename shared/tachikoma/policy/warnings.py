@@ -11,6 +11,7 @@ from tachikoma.policy.denials import DeniedCommand
 from tachikoma.policy.hazards.programs import ProgramKind, kind_of
 from tachikoma.policy.rules import ROOT
 from tachikoma.vocabulary.isolation import Isolation
+from tachikoma.vocabulary.recordings import RecordMode
 
 __all__ = ["warnings_of"]
 
@@ -37,8 +38,16 @@ def warnings_of(compiled: CompiledPolicy, others: Sequence[CompiledPolicy] = ())
         yield "approvers matches every identity of every trust domain"
     if any(text in _EVERYBODY for text in policy.observers):
         yield "observers matches every identity of every trust domain"
+    if any(text in _EVERYBODY for text in policy.players):
+        yield "players matches every identity of every trust domain"
     if policy.observers and not policy.allow_interactive:
         yield "observers has no effect: allowInteractive is not set"
+    if policy.record is not RecordMode.OFF and not policy.allow_interactive:
+        yield "record has no effect: allowInteractive is not set"
+    if policy.record_input and policy.record is RecordMode.OFF:
+        yield "recordInput has no effect: record is off"
+    if policy.players and policy.record is RecordMode.OFF:
+        yield "players has an effect only on earlier recordings: record is off"
     if policy.approvers and not policy.require_approval:
         yield "approvers has no effect: requireApproval is not set"
     for path in policy.executable_sha256:

@@ -76,6 +76,7 @@ __all__ = [
     "queue_lane",
     "queues",
     "read",
+    "recorder",
     "reply_lane",
     "report",
     "reports_to",
@@ -330,6 +331,11 @@ def execution(exec_id: str) -> str:
 def parked(exec_id: str) -> str:
     """Return the key of a signed request that waits for an approval."""
     return f"orch:parked:{exec_id}"
+
+
+def recorder(exec_id: str) -> str:
+    """Return the key of the lease of the orchestrator that records an execution."""
+    return f"orch:recorder:{exec_id}"
 
 
 def enrolment(agent: str) -> str:

@@ -95,6 +95,7 @@ NAMES = (
     Name("orch:outputs", _Z, _ORCHESTRATOR, (), "ended executions whose output is retained, by time; for the quotas"),
     Name("orch:approvals", _Z, _ORCHESTRATOR, (), "executions that wait for an approval, by deadline"),
     Name("orch:parked:<exec>", _S, _ORCHESTRATOR, (), "signed request that waits for an approval"),
+    Name("orch:recorder:<exec>", _S, _ORCHESTRATOR, (), "lease of the orchestrator that records it; expires"),
     Name("orch:approved", _C, _ORCHESTRATOR, (), "ids of executions that were approved"),
     Name("orch:rate:<scope>", _Z, _ORCHESTRATOR, (), "executions that a rate limit counts in the last minute"),
     Name("orch:open:<scope>", _SET, _ORCHESTRATOR, (), "executions of a rate limit that have not ended"),

@@ -161,10 +161,17 @@ _ORCHESTRATOR = (
     # Neither a ledger record nor the audit trail can be deleted or replaced.
     Grant(
         "set",
-        write=(keys.parked("*"), keys.audit_lock("*"), keys.enrolment("*"), keys.batch_driver("*"), keys.LIFE),
+        write=(
+            keys.parked("*"),
+            keys.audit_lock("*"),
+            keys.enrolment("*"),
+            keys.batch_driver("*"),
+            keys.recorder("*"),
+            keys.LIFE,
+        ),
     ),
     Grant("set", write=(keys.claim("*", "*"), keys.cancel("*", "*"), keys.read("*", "*"))),
-    Grant("del", write=(keys.parked("*"), keys.audit_lock("*"), keys.enrolment("*"))),
+    Grant("del", write=(keys.parked("*"), keys.audit_lock("*"), keys.enrolment("*"), keys.recorder("*"))),
     Grant("get exists", read=(keys.ALL_INFO, keys.claim("*", "*"), keys.result("*", "*"))),
     Grant("hkeys hmget", read=(keys.orders("*"),)),
     Grant("lpush llen", write=(keys.ALL_QUEUES,)),

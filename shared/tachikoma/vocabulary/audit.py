@@ -88,6 +88,10 @@ class AuditCode(StrEnum):
     SESSION_CLOSED = "session_closed"
     SESSION_OBSERVED = "session_observed"
     SESSION_UNOBSERVED = "session_unobserved"
+    RECORDING_FINISHED = "recording_finished"
+    RECORDING_FAILED = "recording_failed"
+    RECORDING_PLAYED = "recording_played"
+    RECORDING_DELETED = "recording_deleted"
 
 
 class AuditedRequest(Model):
@@ -168,7 +172,8 @@ class ExecAuditLog(Model):
     #: equal values, and no secret can be derived from a value.
     command_hmac: str = ""
     #: SHA-256 of the evidence for this event: the order of `dispatched`, the receipt of a final state, the approved
-    #: request of `approved`; the receipt at which a batch stopped, and the list of targets of a batch.
+    #: request of `approved`; the receipt at which a batch stopped, and the list of targets of a batch; the recording
+    #: that was finished, played or deleted.
     evidence_sha256: str = ""
     #: Id of the batch that the event is about, or that its execution is a part of; empty for none.
     batch: str = ""

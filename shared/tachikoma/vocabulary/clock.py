@@ -12,6 +12,7 @@ __all__ = [
     "LAST_MS",
     "duration_ms",
     "from_ms",
+    "micros_as_ms",
     "micros_since",
     "milliseconds",
     "ms_of_seconds",
@@ -21,6 +22,7 @@ __all__ = [
     "redis_ms",
     "seconds_of_ms",
     "text_of_ms",
+    "to_micros",
     "to_ms",
     "whole_seconds_of_ms",
 ]
@@ -47,6 +49,11 @@ def to_ms(moment: datetime) -> int:
     return (moment - _EPOCH) // _MILLISECOND
 
 
+def to_micros(moment: datetime) -> int:
+    """Convert an aware time to microseconds since the epoch."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
 def duration_ms(duration: timedelta) -> int:
     """Convert a duration to milliseconds, rounded to the nearest."""
     return round(duration / _MILLISECOND)
@@ -60,6 +67,11 @@ def now_ms() -> int:
 def now_micros() -> int:
     """Return the host's current time in microseconds since the epoch."""
     return time.time_ns() // 1000
+
+
+def micros_as_ms(micros: int) -> int:
+    """Convert microseconds to whole milliseconds, rounded down."""
+    return micros // 1000
 
 
 def micros_since(began_ns: int) -> int:

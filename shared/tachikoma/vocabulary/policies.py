@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from tachikoma.vocabulary.isolation import Isolation, TmpScope
 from tachikoma.vocabulary.limits import MAX_KILL_GRACE, OutputLimit, ResourceLimits, capability_mask
 from tachikoma.vocabulary.model import Model
+from tachikoma.vocabulary.recordings import RecordMode
 from tachikoma.vocabulary.requests import DEFAULT_TIMEOUT, MAX_TIMEOUT
 from tachikoma.vocabulary.types import Duration, Identifier, Network, Timestamp
 
@@ -98,6 +99,12 @@ class ExecPolicy(Model):
     detached_timeout: Duration = timedelta(minutes=10)
     #: SPIFFE ID patterns of the callers that may observe interactive executions, read-only. Empty: none.
     observers: tuple[str, ...] = ()
+    #: Whether interactive executions are recorded: off, best-effort, or required.
+    record: RecordMode = RecordMode.OFF
+    #: True if recordings contain input too, passwords included.
+    record_input: bool = False
+    #: SPIFFE ID patterns of the callers that may play the recordings of others. Empty: only operators.
+    players: tuple[str, ...] = ()
     #: Weakest isolation of the commands. None: that of the agent's own setting.
     isolation: Isolation | None = None
     #: Whose temporary folders isolated commands have. None: those of their requester.

@@ -194,6 +194,8 @@ class ExecStatus(Model):
     attached_by: str = ""
     #: SPIFFE IDs of the observers of an interactive execution, sorted.
     observers: tuple[str, ...] = ()
+    #: True if an interactive execution is recorded.
+    recorded: bool = False
 
 
 class Approval(Model):

@@ -93,6 +93,30 @@ NO_OWN_TEST: dict[str, tuple[str, str]] = {
         "end_to_end/test_grpc.py",
         "it combines the classes of its room",
     ),
+    "orchestrator/tachikoma_orchestrator/api/recordings.py": (
+        "integration/orchestrator/recordings/test_recorder.py",
+        "RPCs, called over a real library of recordings",
+    ),
+    "orchestrator/tachikoma_orchestrator/recordings/captions.py": (
+        "integration/orchestrator/recordings/test_recorder.py",
+        "events of real callers",
+    ),
+    "orchestrator/tachikoma_orchestrator/recordings/enforcement.py": (
+        "integration/orchestrator/recordings/test_recorder.py",
+        "it ends a real execution",
+    ),
+    "orchestrator/tachikoma_orchestrator/recordings/library.py": (
+        "integration/orchestrator/recordings/test_recorder.py",
+        "recordings that were made there",
+    ),
+    "orchestrator/tachikoma_orchestrator/recordings/room.py": (
+        "integration/orchestrator/recordings/test_recorder.py",
+        "it wires the modules of its room",
+    ),
+    "orchestrator/tachikoma_orchestrator/recordings/store.py": (
+        "unit/orchestrator/recordings/test_folder.py",
+        "a protocol without code",
+    ),
     "orchestrator/tachikoma_orchestrator/api/schedules.py": (
         "end_to_end/test_schedules.py",
         "an RPC, called through a running server",

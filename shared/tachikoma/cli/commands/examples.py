@@ -123,6 +123,10 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("Another address", "tachikoma orchestrator --listen 0.0.0.0:8443"),
     ),
     "orchestrator health": (("For a container's health check", "tachikoma orchestrator health"),),
+    "play": (
+        ("As it was", "tachikoma play 5f3a"),
+        ("Quickly, from a word on", "tachikoma play 5f3a --speed 4 --idle-limit 2s --search passwd"),
+    ),
     "policy": (("Before a file is put in place", "tachikoma policy check --strict policy.yaml"),),
     "policy check": (("With warnings as errors", "tachikoma policy check --strict policy.yaml"),),
     "policy diff": (
@@ -146,6 +150,9 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("What failed on web-1 in the last hour", "tachikoma ps -a --on web-1 --state FAILED --since 1h"),
         ("Only ids", "tachikoma ps -a --by anna -o name"),
     ),
+    "recordings": (("What you may play", "tachikoma recordings ls"),),
+    "recordings export": (("For asciinema", "tachikoma recordings export 5f3a --file session.cast"),),
+    "recordings ls": (("Those that had a word on their screen", "tachikoma recordings ls --text passwd"),),
     "redis": (("Whether a server is set up as it should be", "tachikoma redis check"),),
     "redis acl": (("The users of all parts", "tachikoma redis acl --passwords passwords > users.acl"),),
     "redis backup": (

@@ -824,6 +824,7 @@ class ExecStatus(_message.Message):
     TTY_FIELD_NUMBER: _builtins.int
     ATTACHED_BY_FIELD_NUMBER: _builtins.int
     OBSERVERS_FIELD_NUMBER: _builtins.int
+    RECORDED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The execution."""
     agent_id: _builtins.str
@@ -854,6 +855,8 @@ class ExecStatus(_message.Message):
     """Whether the command has a terminal."""
     attached_by: _builtins.str
     """SPIFFE ID of the attached caller of an interactive execution; empty if it is detached."""
+    recorded: _builtins.bool
+    """Whether an interactive execution is recorded."""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The argv, with secrets masked."""
@@ -922,10 +925,11 @@ class ExecStatus(_message.Message):
         tty: _builtins.bool = ...,
         attached_by: _builtins.str = ...,
         observers: _abc.Iterable[_builtins.str] | None = ...,
+        recorded: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller_time", b"caller_time", "deadline", b"deadline", "end_time", b"end_time", "request_time", b"request_time", "start_time", b"start_time", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "approval_reason", b"approval_reason", "approved_by", b"approved_by", "approvers", b"approvers", "attached_by", b"attached_by", "caller_time", b"caller_time", "cancel_requested_by", b"cancel_requested_by", "command", b"command", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "exit_code", b"exit_code", "history", b"history", "id", b"id", "interactive", b"interactive", "observers", b"observers", "policy_applied", b"policy_applied", "request_time", b"request_time", "requested_by", b"requested_by", "start_time", b"start_time", "state", b"state", "timeout", b"timeout", "tty", b"tty", "user", b"user", "work_dir", b"work_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "approval_reason", b"approval_reason", "approved_by", b"approved_by", "approvers", b"approvers", "attached_by", b"attached_by", "caller_time", b"caller_time", "cancel_requested_by", b"cancel_requested_by", "command", b"command", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "exit_code", b"exit_code", "history", b"history", "id", b"id", "interactive", b"interactive", "observers", b"observers", "policy_applied", b"policy_applied", "recorded", b"recorded", "request_time", b"request_time", "requested_by", b"requested_by", "start_time", b"start_time", "state", b"state", "timeout", b"timeout", "tty", b"tty", "user", b"user", "work_dir", b"work_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2080,6 +2084,228 @@ class PolicyStatus(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PolicyStatus: _TypeAlias = PolicyStatus  # noqa: Y015
+
+@_typing.final
+class Recording(_message.Message):
+    """Recording describes a finished recording of an interactive execution."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    REQUESTED_BY_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    TTY_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    EXIT_CODE_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    HAS_INPUT_FIELD_NUMBER: _builtins.int
+    MATCHES_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The execution."""
+    agent_id: _builtins.str
+    """The agent."""
+    requested_by: _builtins.str
+    """SPIFFE ID of the requester."""
+    tty: _builtins.bool
+    """Whether the command had a terminal."""
+    size: _builtins.int
+    """Its size in bytes."""
+    sha256: _builtins.bytes
+    """Its SHA-256."""
+    exit_code: _builtins.int
+    """Exit code of the command; -1 if it is unknown."""
+    complete: _builtins.bool
+    """Whether it contains all output that the agent's receipt vouches for."""
+    problem: _builtins.str
+    """Why it is not complete; empty if it is."""
+    has_input: _builtins.bool
+    """Whether it contains what was typed."""
+    @_builtins.property
+    def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The argv, with secrets masked."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Begin of the recording."""
+
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """Its duration."""
+
+    @_builtins.property
+    def matches(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecordingMatch]:
+        """The lines that a search found, at most 20."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        requested_by: _builtins.str = ...,
+        command: _abc.Iterable[_builtins.str] | None = ...,
+        tty: _builtins.bool = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        size: _builtins.int = ...,
+        sha256: _builtins.bytes = ...,
+        exit_code: _builtins.int = ...,
+        complete: _builtins.bool = ...,
+        problem: _builtins.str = ...,
+        has_input: _builtins.bool = ...,
+        matches: _abc.Iterable[Global___RecordingMatch] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "command", b"command", "complete", b"complete", "duration", b"duration", "exit_code", b"exit_code", "has_input", b"has_input", "id", b"id", "matches", b"matches", "problem", b"problem", "requested_by", b"requested_by", "sha256", b"sha256", "size", b"size", "start_time", b"start_time", "tty", b"tty"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Recording: _TypeAlias = Recording  # noqa: Y015
+
+@_typing.final
+class RecordingMatch(_message.Message):
+    """RecordingMatch is a line of a recording that contains the text of a search."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_FIELD_NUMBER: _builtins.int
+    LINE_FIELD_NUMBER: _builtins.int
+    line: _builtins.str
+    """The line, as it was on the screen."""
+    @_builtins.property
+    def at(self) -> _duration_pb2.Duration:
+        """Time from the begin of the recording."""
+
+    def __init__(
+        self,
+        *,
+        at: _duration_pb2.Duration | None = ...,
+        line: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "line", b"line"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordingMatch: _TypeAlias = RecordingMatch  # noqa: Y015
+
+@_typing.final
+class ListRecordingsRequest(_message.Message):
+    """ListRecordingsRequest selects recordings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    REQUESTED_BY_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Only the recording of this execution."""
+    text: _builtins.str
+    """Only recordings on whose screen this text was, in small or capital letters; each with the lines that contain it."""
+    agent_id: _builtins.str
+    """Only recordings of this agent."""
+    requested_by: _builtins.str
+    """Only recordings of this requester."""
+    limit: _builtins.int
+    """Largest number of recordings, 1 to 1000; 0 for 100."""
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """Only recordings that began before this time."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        text: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        requested_by: _builtins.str = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "id", b"id", "limit", b"limit", "requested_by", b"requested_by", "text", b"text", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRecordingsRequest: _TypeAlias = ListRecordingsRequest  # noqa: Y015
+
+@_typing.final
+class ListRecordingsResponse(_message.Message):
+    """ListRecordingsResponse contains recordings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def recordings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Recording]:
+        """The newest first."""
+
+    def __init__(
+        self,
+        *,
+        recordings: _abc.Iterable[Global___Recording] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["recordings", b"recordings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRecordingsResponse: _TypeAlias = ListRecordingsResponse  # noqa: Y015
+
+@_typing.final
+class ReadRecordingRequest(_message.Message):
+    """ReadRecordingRequest names the recording to read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The execution."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadRecordingRequest: _TypeAlias = ReadRecordingRequest  # noqa: Y015
+
+@_typing.final
+class RecordingPart(_message.Message):
+    """RecordingPart is a part of a recording."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The next bytes."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordingPart: _TypeAlias = RecordingPart  # noqa: Y015
 
 @_typing.final
 class AuditEvent(_message.Message):

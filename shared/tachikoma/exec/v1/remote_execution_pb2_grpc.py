@@ -126,6 +126,16 @@ class RemoteExecutionStub:
                 request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAuditEventsRequest.SerializeToString,
                 response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAuditEventsResponse.FromString,
                 _registered_method=True)
+        self.ListRecordings = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/ListRecordings',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListRecordingsRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListRecordingsResponse.FromString,
+                _registered_method=True)
+        self.ReadRecording = channel.unary_stream(
+                '/tachikoma.exec.v1.RemoteExecution/ReadRecording',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ReadRecordingRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RecordingPart.FromString,
+                _registered_method=True)
         self.ListSchedules = channel.unary_unary(
                 '/tachikoma.exec.v1.RemoteExecution/ListSchedules',
                 request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListSchedulesRequest.SerializeToString,
@@ -338,6 +348,20 @@ class RemoteExecutionServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRecordings(self, request, context):
+        """ListRecordings returns finished recordings of interactive executions that the caller may play, the newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadRecording(self, request, context):
+        """ReadRecording returns a recording as asciicast, version 3. Each call is in the audit trail.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListSchedules(self, request, context):
         """ListSchedules returns the schedules and their state. All RPCs about schedules are for operators only.
         """
@@ -536,6 +560,16 @@ def add_RemoteExecutionServicer_to_server(servicer, server):
                     servicer.ListAuditEvents,
                     request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAuditEventsRequest.FromString,
                     response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAuditEventsResponse.SerializeToString,
+            ),
+            'ListRecordings': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRecordings,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListRecordingsRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListRecordingsResponse.SerializeToString,
+            ),
+            'ReadRecording': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadRecording,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ReadRecordingRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RecordingPart.SerializeToString,
             ),
             'ListSchedules': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSchedules,
@@ -1101,6 +1135,60 @@ class RemoteExecution:
             '/tachikoma.exec.v1.RemoteExecution/ListAuditEvents',
             tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAuditEventsRequest.SerializeToString,
             tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListAuditEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRecordings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/ListRecordings',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListRecordingsRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListRecordingsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadRecording(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/ReadRecording',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ReadRecordingRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RecordingPart.FromString,
             options,
             channel_credentials,
             insecure,

@@ -78,6 +78,10 @@ class RemoteExecutionStub:
     """GetPolicyStatus returns the active policy. For operators only."""
     ListAuditEvents: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.ListAuditEventsRequest, _remote_execution_pb2.ListAuditEventsResponse]
     """ListAuditEvents returns events of the audit trail, newest last. For operators only."""
+    ListRecordings: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.ListRecordingsRequest, _remote_execution_pb2.ListRecordingsResponse]
+    """ListRecordings returns finished recordings of interactive executions that the caller may play, the newest first."""
+    ReadRecording: _grpc.UnaryStreamMultiCallable[_remote_execution_pb2.ReadRecordingRequest, _remote_execution_pb2.RecordingPart]
+    """ReadRecording returns a recording as asciicast, version 3. Each call is in the audit trail."""
     ListSchedules: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.ListSchedulesRequest, _remote_execution_pb2.ListSchedulesResponse]
     """ListSchedules returns the schedules and their state. All RPCs about schedules are for operators only."""
     NextDueTimes: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.NextDueTimesRequest, _remote_execution_pb2.NextDueTimesResponse]
@@ -161,6 +165,10 @@ class RemoteExecutionAsyncStub(RemoteExecutionStub):
     """GetPolicyStatus returns the active policy. For operators only."""
     ListAuditEvents: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.ListAuditEventsRequest, _remote_execution_pb2.ListAuditEventsResponse]  # type: ignore[assignment]
     """ListAuditEvents returns events of the audit trail, newest last. For operators only."""
+    ListRecordings: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.ListRecordingsRequest, _remote_execution_pb2.ListRecordingsResponse]  # type: ignore[assignment]
+    """ListRecordings returns finished recordings of interactive executions that the caller may play, the newest first."""
+    ReadRecording: _aio.UnaryStreamMultiCallable[_remote_execution_pb2.ReadRecordingRequest, _remote_execution_pb2.RecordingPart]  # type: ignore[assignment]
+    """ReadRecording returns a recording as asciicast, version 3. Each call is in the audit trail."""
     ListSchedules: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.ListSchedulesRequest, _remote_execution_pb2.ListSchedulesResponse]  # type: ignore[assignment]
     """ListSchedules returns the schedules and their state. All RPCs about schedules are for operators only."""
     NextDueTimes: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.NextDueTimesRequest, _remote_execution_pb2.NextDueTimesResponse]  # type: ignore[assignment]
@@ -349,6 +357,22 @@ class RemoteExecutionServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_remote_execution_pb2.ListAuditEventsResponse, _abc.Awaitable[_remote_execution_pb2.ListAuditEventsResponse]]:
         """ListAuditEvents returns events of the audit trail, newest last. For operators only."""
+
+    @_abc_1.abstractmethod
+    def ListRecordings(
+        self,
+        request: _remote_execution_pb2.ListRecordingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_remote_execution_pb2.ListRecordingsResponse, _abc.Awaitable[_remote_execution_pb2.ListRecordingsResponse]]:
+        """ListRecordings returns finished recordings of interactive executions that the caller may play, the newest first."""
+
+    @_abc_1.abstractmethod
+    def ReadRecording(
+        self,
+        request: _remote_execution_pb2.ReadRecordingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_remote_execution_pb2.RecordingPart], _abc.AsyncIterator[_remote_execution_pb2.RecordingPart]]:
+        """ReadRecording returns a recording as asciicast, version 3. Each call is in the audit trail."""
 
     @_abc_1.abstractmethod
     def ListSchedules(

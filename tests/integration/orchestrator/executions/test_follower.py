@@ -405,3 +405,29 @@ async def test_a_log_that_is_gone_altogether_is_told_at_the_end(redis: Redis, su
         assert reader.follower.missing_at_end(4711) == 4711
         gap = reader.follower.gap(4711)
         assert (gap.kind, gap.seq, gap.missing_bytes) == (OutputKind.GAP, 0, 4711)
+
+
+async def test_a_reader_reports_its_position_again_while_nothing_comes(
+    redis: Redis, subscriptions: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its report expires. A command that then needs room would wait for a reader that has read everything."""
+    monkeypatch.setattr(follower, "RENEW_SECONDS", 0.01)
+    log = new_log(redis)
+    await append(log, [(STDOUT, b"x")])
+    end: asyncio.Future[FinalState] = asyncio.get_running_loop().create_future()
+    async with subscribed(subscriptions) as subscriber:
+        reader = Follower(redis, subscriber, AGENT, EXEC, 0)
+        reader.acknowledges = True
+        async with reader.listen():
+            reading = asyncio.create_task(all_of(reader, end))
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                for _ in range(2):
+                    while await redis.get(keys.read(AGENT, EXEC)) != b"1":  # noqa: ASYNC110 (nothing announces it)
+                        await asyncio.sleep(0.005)
+                    await redis.delete(keys.read(AGENT, EXEC))
+            end.set_result(final())
+            assert [output.data for output in await reading] == [b"x"]
+
+
+async def all_of(reader: Follower, end: asyncio.Future[FinalState]) -> list[ExecOutput]:
+    return [output async for output in reader.until(end)]

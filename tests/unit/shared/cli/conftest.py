@@ -15,7 +15,18 @@ from tachikoma import ExecOutput, ExecState, ExecStatus, TachikomaError
 from tachikoma.cli.app import app
 
 #: Modules that make clients.
-SYNC = ("agents", "approvals", "audit", "batches", "executions", "identity", "policy", "schedule", "sessions")
+SYNC = (
+    "agents",
+    "approvals",
+    "audit",
+    "batches",
+    "executions",
+    "identity",
+    "policy",
+    "recordings",
+    "schedule",
+    "sessions",
+)
 ASYNC = ("execute", "logs", "run", "sessions")
 
 

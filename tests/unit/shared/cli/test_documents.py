@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from tachikoma.cli.app import app
 from tachikoma.cli.components import COMPONENTS
 from tachikoma.cli.documents import DOCUMENTS, Document
 from tachikoma.errors import PermissionDenied
+from tachikoma.vocabulary.recordings import RecordingInfo, RecordingMatch
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, 250000, tzinfo=UTC)
 STATUS = ExecStatus(
@@ -50,6 +51,10 @@ SCHEDULE = ScheduleStatus(
     next_due=NOW, last=RUN,
 )  # fmt: skip
 DIGEST = "ab" * 32
+RECORDING = RecordingInfo(
+    id="job-7", agent_id="web-1", requested_by="spiffe://e/user/a", command=("bash",), start_time=NOW, sha256=DIGEST,
+    matches=(RecordingMatch(at=timedelta(seconds=1), line="a line"),),
+)  # fmt: skip
 APPROVAL = Approval(
     status=STATUS, request=ExecRequest(id="job-7", agent_id="web-1", command=("cat",), stdin=b"\xff", request_time=NOW),
     digest=DIGEST, policy="web@1",
@@ -74,7 +79,7 @@ ANSWERS = {
     "list_page": ((STATUS.model_copy(update={"interactive": True}),), ""),
     "policy_status": PolicyStatus(digest=DIGEST, since=NOW, policies=1, host="h", path="/p"),
     "schedules": ((SCHEDULE,), ""), "next_due_times": (NOW,), "pause_schedule": SCHEDULE, "resume_schedule": SCHEDULE,
-    "run_schedule": RUN, "scheduled_runs": (RUN,),
+    "run_schedule": RUN, "scheduled_runs": (RUN,), "recordings": (RECORDING,),
 }  # fmt: skip
 #: The command line of each document; those with None need more than a client, and are checked in the named test.
 LINES: dict[str, tuple[str, ...] | None] = {
@@ -86,7 +91,7 @@ LINES: dict[str, tuple[str, ...] | None] = {
     "exec -o jsonl": ("-n", "web-1", "ls"), "exec --detach": ("-n", "web-1", "ls"), "logs": ("job-7",),
     "policy status": (), "ps": (), "schedule ls": (), "schedule next": ("nightly",),
     "schedule pause": ("nightly", "-r", "why"), "schedule resume": ("nightly",), "schedule run": ("nightly",),
-    "schedule history": ("nightly",), "sessions ls": (), "status": ("job-7",),
+    "schedule history": ("nightly",), "sessions ls": (), "recordings ls": (), "status": ("job-7",),
     "version": (), "config show": ("beat",),
     # tests/end_to_end/test_cli.py::test_everything_speaks_json
     "identity show": None, "identity check": None, "any command that fails": None,

@@ -198,6 +198,13 @@ METHODS: dict[str, tuple[tuple[Any, ...], dict[str, Any], Any, Any, Any]] = {
         lambda found: found[0].id == "b-1",
     ),
     "cancel_batch": (("b-1",), {}, pb.CancelBatchRequest(id="b-1"), BATCH_STATUS, lambda found: found.id == "b-1"),
+    "recordings": (
+        (),
+        {"exec_id": "job-7", "text": "needle", "agent_id": "web-1", "requested_by": "me", "until": NOW, "limit": 4},
+        pb.ListRecordingsRequest(id="job-7", text="needle", agent_id="web-1", requested_by="me", until=STAMP, limit=4),
+        pb.ListRecordingsResponse(recordings=[pb.Recording(id="job-7", start_time=STAMP, sha256=b"x")]),
+        lambda found: (found[0].id, found[0].start_time) == ("job-7", NOW),
+    ),
     "scheduled_runs": (
         ("nightly",),
         {"limit": 4},
@@ -213,11 +220,11 @@ RPC_OF = {
     "list_page": "List",
     "approvals": "ListApprovals", "approval": "GetApproval", "agents": "ListAgents", "policy_status": "GetPolicyStatus",
     "audit": "ListAuditEvents", "schedules": "ListSchedules", "batch": "GetBatch", "batches": "ListBatches",
-    "scheduled_runs": "ListScheduledRuns",
+    "scheduled_runs": "ListScheduledRuns", "recordings": "ListRecordings",
 }  # fmt: skip
 #: RPCs without a method in this client, and why.
-# Streams; see test_streams.py, test_interactive.py and test_batches.py.
-OTHERS = {"ExecuteStream", "Attach", "ExecuteInteractive", "WatchBatch"}
+# Streams; see test_streams.py, test_interactive.py and test_batches.py, and end_to_end/test_recordings.py.
+OTHERS = {"ExecuteStream", "Attach", "ExecuteInteractive", "WatchBatch", "ReadRecording"}
 AGENTS_ONLY = {"RenewAgent"}
 
 

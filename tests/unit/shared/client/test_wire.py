@@ -388,6 +388,8 @@ MESSAGES_WITHOUT_FORMAT = {
     "ListAgentsResponse": RESULTS,
     **dict.fromkeys(["GetPolicyStatusRequest", "ListAuditEventsRequest"], ARGUMENTS),
     "ListAuditEventsResponse": RESULTS,
+    **dict.fromkeys(["ListRecordingsRequest", "ReadRecordingRequest"], ARGUMENTS),
+    **dict.fromkeys(["ListRecordingsResponse", "RecordingPart"], RESULTS),
     **dict.fromkeys(["ListSchedulesRequest", "NextDueTimesRequest", "PauseScheduleRequest"], ARGUMENTS),
     **dict.fromkeys(["ResumeScheduleRequest", "RunScheduleRequest", "ListScheduledRunsRequest"], ARGUMENTS),
     **dict.fromkeys(["ListSchedulesResponse", "NextDueTimesResponse", "ListScheduledRunsResponse"], RESULTS),

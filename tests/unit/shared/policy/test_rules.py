@@ -173,6 +173,9 @@ NO_RULE = {
     "requireApproval": "the decision",
     "approvers": "the decision",
     "observers": "the decision",
+    "record": "the decision",
+    "recordInput": "the decision",
+    "players": "the decision",
     "approvalTimeout": "the decision",
 }
 
