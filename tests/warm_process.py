@@ -21,7 +21,7 @@ import time
 from contextlib import suppress
 from typing import IO, Any
 
-#: They import everything that most starts import. Flower stays out: few tests start it.
+#: They import everything that most starts import.
 _MODULES = (
     "tachikoma.cli.app",
     "tachikoma_orchestrator.commands.orchestrator",

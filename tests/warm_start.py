@@ -119,7 +119,12 @@ class WarmPopen(subprocess.Popen[Any]):
         with_parent = arguments[: len(WITH_PARENT)] == list(WITH_PARENT)
         if with_parent:
             arguments = arguments[len(WITH_PARENT) :]
-        if arguments[:3] != _PROGRAM or values[_PREEXEC] not in (None, interruptible, own_terminal):
+        # Flower and its web server are not imported beforehand: few tests start them.
+        if (
+            arguments[:3] != _PROGRAM
+            or arguments[3:4] == ["flower"]
+            or values[_PREEXEC] not in (None, interruptible, own_terminal)
+        ):
             return None
         environment = dict(os.environ if values[_ENVIRONMENT] is None else values[_ENVIRONMENT])
         # `coverage` measures a process from the start of its interpreter.
