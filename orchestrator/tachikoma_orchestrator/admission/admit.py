@@ -4,8 +4,8 @@
 2. Policy decides, purely.
 3. The order is signed and wrapped into a Celery message (`orders.py`). If policy requires an approval, the request is
    signed instead, so no order exists before the approval (`approvals.py`).
-4. One Lua script checks agent, id, queue and limits, and writes ledger and audit trail. Another pushes the message.
-   Both are sent to Redis in one round trip.
+4. One Lua script checks agent, id, queue and limits, writes ledger and audit trail, and pushes the message. If
+   something must confirm the admission before, a second script pushes the message.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from tachikoma.vocabulary.clock import LAST_MS, duration_ms, redis_ms, seconds_o
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.revocations import parse
 from tachikoma_orchestrator.audit.trail import AuditTrail
-from tachikoma_orchestrator.executions.record import Record, record_altered
+from tachikoma_orchestrator.executions.record import Record, not_a_record
 from tachikoma_orchestrator.executions.settled import ReportedStates
 from tachikoma_orchestrator.executions.transitions import (
     Admission,
@@ -80,7 +80,7 @@ class Ledger:
     # --- changes ------------------------------------------------------------------------------------------------------
 
     async def admit(self, admission: Admission, dispatch: Dispatch | None) -> tuple[Outcome, float]:
-        """Record, audit and dispatch a request, or refuse it; one round trip.
+        """Record, audit and dispatch a request, or refuse it; one script, unless a confirmation must come in between.
 
         Args:
             admission: the request.
@@ -106,10 +106,10 @@ class Ledger:
         """
         recorded = [self.trail.refusals.admits(admission.request.requested_by) for admission, _ in requests]
         admits, pushes = [], []
+        apart = self._runner.waits_between(durable=self._durable)
         for (admission, dispatch), record in zip(requests, recorded, strict=True):
-            queue = dispatch.queue if dispatch is not None else ""
-            admits.append(self._admit_call(admission, record_refusal=record, queue=queue))
-            if dispatch is not None:
+            admits.append(self._admit_call(admission, dispatch, recorded=record, apart=apart))
+            if dispatch is not None and apart:
                 pushes.append(self._dispatch_call(admission.request.agent_id, admission.request.id, dispatch))
         answers = await self._runner.run_all(admits, pushes, durable=self._durable)
         found = []
@@ -129,17 +129,25 @@ class Ledger:
         elif not recorded:
             refusals.leave_out(requester, AuditCode.LIMITED if outcome in LIMITS else AuditCode.REFUSED)
 
-    def _admit_call(self, admission: Admission, *, record_refusal: bool, queue: str) -> Call:
+    def _admit_call(self, admission: Admission, dispatch: Dispatch | None, *, recorded: bool, apart: bool) -> Call:
+        """Return the call that admits a request; `apart` is True if its order is sent by a call of its own."""
         agent, exec_id = admission.request.agent_id, admission.request.id
         event, refusal = self.trail.admission_fields(
             admission.request, admission.shown,
             policy=admission.policy, client_ip=admission.client_ip, batch=admission.batch,
         )  # fmt: skip
         record = record_fields(admission)
-        payloads = [admission.parked, record.pop("request"), event.pop("request")]
+        sent = None if apart else dispatch
+        queue = dispatch.queue if dispatch is not None and dispatch.queue else keys.queue(agent)
+        payloads: list[str | bytes] = [
+            admission.parked,
+            record.pop("request"),
+            event.pop("request"),
+            sent.message if sent else b"",
+        ]
         return self._admit(
             keys=[
-                keys.execution(exec_id), keys.info(agent), queue or keys.queue(agent), keys.AUDIT, keys.AGENTS,
+                keys.execution(exec_id), keys.info(agent), queue, keys.AUDIT, keys.AGENTS,
                 keys.INDEX, keys.agent_index(agent), keys.OPEN, keys.APPROVALS, keys.parked(exec_id),
                 keys.DRAINING, keys.REVOKED,
                 *[key for name in admission.scopes for key in keys.scope(name)],
@@ -151,7 +159,7 @@ class Ledger:
                 "queue_size": self._queue_size,
                 "approvals_size": self._approvals_size,
                 "wait_ms": duration_ms(admission.wait),
-                "record_refusal": record_refusal,
+                "record_refusal": recorded,
                 "unfit": admission.unfit,
                 "batch": admission.batch,
                 "scopes": [
@@ -164,6 +172,7 @@ class Ledger:
                 "record": flat(record),
                 "event": flat(event),
                 "shorter_event": flat(refusal),
+                "order": sent.arguments() if sent else {},
             },
             payloads=payloads,
         )  # fmt: skip
@@ -171,10 +180,7 @@ class Ledger:
     def _dispatch_call(self, agent: str, exec_id: str, dispatch: Dispatch) -> Call:
         return self._dispatch(
             keys=[keys.execution(exec_id), dispatch.queue or keys.queue(agent), keys.AUDIT],
-            args={
-                "id": exec_id, "agent": agent, "digest": dispatch.digest,
-                "order_sha256": dispatch.order_sha256, "policy": dispatch.policy, "life": str(dispatch.life),
-            },
+            args={"id": exec_id, "agent": agent, "digest": dispatch.digest, "order": dispatch.arguments()},
             payloads=[dispatch.message],
         )  # fmt: skip
 
@@ -287,7 +293,7 @@ class Ledger:
         try:
             fields = await self._redis.hgetall(keys.execution(exec_id))
         except ResponseError as error:
-            raise _not_a_record(exec_id, error) from None
+            raise not_a_record(exec_id, error) from None
         return Record.parse(exec_id, fields) if fields else None
 
     async def records(self, exec_ids: Sequence[str]) -> list[Record]:
@@ -302,7 +308,7 @@ class Ledger:
             for exec_id, fields in zip(part, answers, strict=True):
                 try:
                     if isinstance(fields, ResponseError):
-                        raise _not_a_record(exec_id, fields)
+                        raise not_a_record(exec_id, fields)
                     if isinstance(fields, Exception):
                         raise fields
                     if fields:
@@ -409,8 +415,3 @@ class Ledger:
             for agent in agents:
                 pipe.zremrangebyscore(keys.agent_index(agent.decode(errors="replace")), "-inf", oldest)
             await pipe.execute()
-
-
-def _not_a_record(exec_id: str, error: ResponseError) -> Exception:
-    text = f"its record in the ledger cannot be read: {error}"
-    return record_altered(exec_id, text) if wrong_type(error) else error

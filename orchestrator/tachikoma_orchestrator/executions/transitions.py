@@ -133,6 +133,10 @@ class Dispatch:
     #: The queue for its requester; empty for the agent's main queue.
     queue: str = ""
 
+    def arguments(self) -> JsonObject:
+        """Return the argument `order` of `lua/dispatch.lua`."""
+        return {"sha256": self.order_sha256, "policy": self.policy, "life": str(self.life)}
+
 
 def record_fields(admission: Admission) -> dict[str, str]:
     """Return the fields of a new record that the admission script does not set itself."""

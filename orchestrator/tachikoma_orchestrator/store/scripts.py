@@ -102,6 +102,10 @@ class Runner:
             raise _unconfirmed()
         return self._result(answers[0])
 
+    def waits_between(self, *, durable: bool) -> bool:
+        """Return whether `run_all` waits for a confirmation between the first scripts and those that follow."""
+        return durable or bool(self._known.replicas)
+
     async def run_all(self, first: Sequence[Call], then: Sequence[Call], *, durable: bool) -> list[Any]:
         """Run scripts and return the results of the first ones; in one round trip, unless a replica must confirm them.
 

@@ -5,9 +5,13 @@ from importlib.resources import files
 __all__ = ["LIBRARIES", "load"]
 
 #: Libraries of functions that a script uses besides the prelude, by the name of the script.
-LIBRARIES = dict.fromkeys(
-    ("admit", "transition", "restore", "batch_submit", "batch_release", "batch_halt", "batch_target"), ("batches",)
-)
+LIBRARIES = {
+    "admit": ("batches", "dispatching"),
+    "dispatch": ("dispatching",),
+    **dict.fromkeys(
+        ("transition", "restore", "batch_submit", "batch_release", "batch_halt", "batch_target"), ("batches",)
+    ),
+}
 
 
 def load(name: str) -> str:

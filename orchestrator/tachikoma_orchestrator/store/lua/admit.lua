@@ -1,5 +1,5 @@
--- Admit a request: check, record and audit it in one step. The execution then waits for its order (`dispatch.lua`), or
--- for an approval (`transition.lua`).
+-- Admit a request: check, record and audit it in one step, and put its order on the queue. Without an order, the
+-- execution waits for one (`dispatch.lua`), or for an approval (`transition.lua`).
 --
 -- KEYS
 --   1  orch:exec:<id>        ledger record (hash)
@@ -33,10 +33,12 @@
 --      record          names and values of further record fields
 --      event           names and values of the audit event, without its code and the request
 --      shorter_event   the same for a refusal if the request is large, with the shortened request; else empty
+--      order           {sha256, policy, life} of its order, as in `dispatch.lua`; empty without an order
 --   2  the signed request if it needs an approval; else empty
 --   3  the redacted request for the record, as JSON
 --   4  the redacted request for the audit event, as JSON
---      (these three are large texts, stored as they are)
+--   5  Celery message of the order; empty without an order
+--      (these four are large texts, stored as they are)
 -- RESULT: {outcome, ms, ms after which a repetition may succeed or 0}; outcome is
 --   ADMITTED | DUPLICATE (same id, same request) | CONFLICT (same id, another request)
 --   | UNKNOWN (the agent never joined) | OFFLINE | DRAINING | REVOKED | UNFIT | FULL (queue)
@@ -47,9 +49,10 @@ local FIXED_KEYS = 12
 
 local execution, lease, queue, trail, agents, index_key, agent_index, open, approvals, parked, draining, revocations =
   unpack(KEYS, 1, FIXED_KEYS)
-local signed, recorded_request, audited_request = ARGV[2], ARGV[3], ARGV[4]
+local signed, recorded_request, audited_request, message = unpack(ARGV, 2, 5)
 local id, agent = args.id, args.agent
 local needs_approval = signed ~= ''
+local has_order = message ~= ''
 local now = clock()
 
 for number, scope in ipairs(args.scopes) do
@@ -94,7 +97,7 @@ local function limited(scope)
 end
 
 -- Every index must be one before anything is written: an error in the middle would leave half an execution.
-for _, key in ipairs({index_key, agent_index, open, approvals}) do
+for _, key in ipairs({index_key, agent_index, open, needs_approval and approvals or nil}) do
   redis.call('ZCARD', key)
 end
 for _, scope in ipairs(args.scopes) do
@@ -106,6 +109,10 @@ end
 -- Decide.
 local known = redis.call('HGET', execution, 'digest')
 if known == args.digest then
+  if has_order then
+    -- An earlier attempt may have ended before its order was sent.
+    dispatch(execution, queue, trail, id, agent, args.digest, args.order, message)
+  end
   return {'DUPLICATE', now, 0}
 end
 if args.batch ~= '' and not may_start(args.batch, agent) then
@@ -130,8 +137,19 @@ end
 if event ~= args.shorter_event then
   append(event, 'request', audited_request)
 end
+local events = {{'event', code, unpack(event)}}
+if has_order and not outcome then
+  local values = {}
+  for place, name in ipairs(AUDITED_FIELDS) do
+    values[place] = name == 'batch' and args.batch ~= '' and args.batch or nil
+    for at = 1, #args.record, 2 do
+      values[place] = args.record[at] == name and args.record[at + 1] or values[place]
+    end
+  end
+  events[2] = dispatched_event(id, agent, args.order, values)
+end
 if args.record_refusal or not outcome then
-  audit(trail, {'event', code, unpack(event)})
+  audit_all(trail, events)
 end
 if outcome then
   if refused and args.batch ~= '' then
@@ -164,6 +182,9 @@ if args.batch ~= '' then
   append(record, 'batch', args.batch)
   start_target(args.batch, agent)
 end
+if has_order then
+  extend(record, dispatched_fields(args.order, now))
+end
 redis.call('HSET', execution, unpack(record))
 redis.call('ZADD', index_key, now, id)
 redis.call('ZADD', agent_index, now, id)
@@ -171,5 +192,8 @@ redis.call('ZADD', open, deadline, id)
 if needs_approval then
   redis.call('ZADD', approvals, deadline, id)
   redis.call('SET', parked, signed)
+end
+if has_order then
+  redis.call('LPUSH', queue, message)
 end
 return {'ADMITTED', now, 0}

@@ -49,12 +49,20 @@ end
 -- result, so that an orchestrator knows the last event that it has seen in Redis.
 local written = {}
 
--- Append an event, a list of names and values, to the audit trail and return its number. No other function writes
--- there. The numbers have no gap, so a reader notices a missing event.
+-- Append events, each a list of names and values, to the audit trail, and return the number of the last one. No other
+-- function writes there. The numbers have no gap, so a reader notices a missing event.
+local function audit_all(trail, events)
+  local before = redis.call('INCRBY', trail .. ':seq', #events) - #events
+  for place, event in ipairs(events) do
+    local seq = before + place
+    written = {seq, redis.call('XADD', trail, '*', 'seq', seq, unpack(event))}
+  end
+  return written[1]
+end
+
+-- Append one event to the audit trail, and return its number.
 local function audit(trail, event)
-  local seq = redis.call('INCR', trail .. ':seq')
-  written = {seq, redis.call('XADD', trail, '*', 'seq', seq, unpack(event))}
-  return seq
+  return audit_all(trail, {event})
 end
 
 -- Let the numbers of the audit trail continue after the last number that was seen, if Redis went back behind it. Return
@@ -71,19 +79,19 @@ end
 -- Fields of a record that every event about its execution also contains, so that each event can be read alone.
 local AUDITED_FIELDS = {'requested_by', 'command', 'client_ip', 'policy', 'batch'}
 
--- Append an event about an execution, with the values of AUDITED_FIELDS in its record, in that order.
-local function audit_execution_of(trail, values, event)
+-- Return an event about an execution, with the values of AUDITED_FIELDS in its record, in that order.
+local function execution_event(values, event)
   for place, name in ipairs(AUDITED_FIELDS) do
     if values[place] or name ~= 'batch' then
       append(event, name, values[place] or '')
     end
   end
-  return audit(trail, event)
+  return event
 end
 
 -- Append an event about an execution, with what its record says now.
 local function audit_execution(trail, execution, event)
-  return audit_execution_of(trail, redis.call('HMGET', execution, unpack(AUDITED_FIELDS)), event)
+  audit(trail, execution_event(redis.call('HMGET', execution, unpack(AUDITED_FIELDS)), event))
 end
 
 -- Return True if an agent is revoked (`revoke.lua`), by the hash of revocations.

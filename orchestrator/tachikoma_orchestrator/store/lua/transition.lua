@@ -83,15 +83,17 @@ if args.fence ~= '' then
 end
 
 -- Audit. The events are written first: if they cannot be written, nothing is changed.
+local events = {}
 history = history or state
 if state == 'QUEUED' and args.reports_start then
   -- The agent's receipt arrived before its notice.
   history = history .. ';STARTED ' .. text(now)
-  audit_execution_of(trail, audited, {
+  events[1] = execution_event(audited, {
     'event', 'started', 'id', id, 'agent_id', agent, 'authorized', '1', 'start_ms', args.start_ms,
   })
 end
-audit_execution_of(trail, audited, args.event)
+events[#events + 1] = execution_event(audited, {unpack(args.event)})
+audit_all(trail, events)
 
 -- Record.
 local fields = {change, args.change, unpack(args.fields)}

@@ -178,6 +178,45 @@ async def test_an_admitted_request_is_recorded_audited_indexed_and_queued_in_one
         assert event.authorized
 
 
+async def test_an_admission_with_its_order_is_one_script(redis: Redis, ledger: Ledger) -> None:
+    await admitted(redis, ledger, "known")
+    await redis.config_resetstat()
+    assert await admit(ledger, admission()) is Outcome.ADMITTED
+    stats = await redis.info("commandstats")
+    assert stats["cmdstat_evalsha"]["calls"] == 1
+    # Both events get their numbers at once, and both steps know the time.
+    assert (stats["cmdstat_incrby"]["calls"], stats["cmdstat_time"]["calls"], stats["cmdstat_hset"]["calls"]) == (
+        1,
+        1,
+        1,
+    )
+    assert "cmdstat_multi" not in stats
+
+
+async def test_a_repetition_sends_the_order_that_an_interrupted_admission_left(redis: Redis, ledger: Ledger) -> None:
+    wanted = admission()
+    await online(redis)
+    # As after an admission that a disk or a replica had to confirm, and whose second step never came.
+    assert (await ledger.admit(wanted, None))[0] is Outcome.ADMITTED
+    assert await redis.llen(keys.queue(AGENT)) == 0
+    for _ in range(2):
+        assert await admit(ledger, wanted) is Outcome.DUPLICATE
+        assert await redis.lrange(keys.queue(AGENT), 0, -1) == [b"message of job-7, \0\xff unchanged"]
+    assert await events(ledger) == [("admitted", "job-7"), ("dispatched", "job-7")]
+    assert (await read(ledger)).order_sha256 == "order of job-7"
+
+
+@pytest.mark.parametrize("key", [keys.queue(AGENT), keys.AUDIT, keys.INDEX, keys.agent_index(AGENT), keys.OPEN])
+async def test_a_key_of_another_type_leaves_no_part_of_an_admission(redis: Redis, ledger: Ledger, key: str) -> None:
+    await online(redis)
+    await redis.set(key, "of another type")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        await admit(ledger, admission())
+    assert not await redis.exists(keys.execution("job-7"))
+    for other in {keys.queue(AGENT), keys.INDEX, keys.agent_index(AGENT), keys.OPEN} - {key}:
+        assert not await redis.exists(other)
+
+
 async def test_the_oldest_order_is_at_the_end_the_worker_takes_from(redis: Redis, ledger: Ledger) -> None:
     for name in ("first", "second"):
         await admitted(redis, ledger, name)
