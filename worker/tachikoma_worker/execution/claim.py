@@ -61,7 +61,10 @@ async def claim(context: Context, exec_id: str, order_sha256: str, order: str) -
     """Claim an execution for this delivery.
 
     The journal comes first. A worker that is killed between the two steps then reports the execution as lost. In the
-    other order neither the next worker would know of the execution, nor the reaper, since the agent holds the claim.
+    other order the next worker would not know of the execution.
+
+    The row reaches the disk while Redis takes the claim. A power cut in between may leave a claim without a row: the
+    command did not start, its agent does not hold it, and the reaper reports it as LOST (docs/decisions/0053).
 
     Args:
         context: the agent.
@@ -74,8 +77,9 @@ async def claim(context: Context, exec_id: str, order_sha256: str, order: str) -
     """
     journal_error: JournalError | None = None
     first = False
+    row = context.journal.claim(exec_id, order_sha256, order)
     try:
-        first = await context.journal.claim(exec_id, order_sha256, order)
+        first = await row.written
     except JournalError as error:
         journal_error = error
     stages.passed(Stage.JOURNAL)
@@ -88,6 +92,7 @@ async def claim(context: Context, exec_id: str, order_sha256: str, order: str) -
         return Claim(ClaimOutcome.HELD_ELSEWHERE)
     if journal_error is not None:
         raise journal_error
+    await row
     if not first:
         if not await context.journal.is_claimed_for(exec_id, order_sha256):
             log.warning("order.of_claimed_id", id=exec_id)

@@ -4,18 +4,20 @@ The journal is the half of at-most-once that does not depend on Redis. A second 
 that was restored from an older state finds the execution's row here, and nothing is started. The journal also remembers
 what such a Redis needs again (`recent.py`) and the highest life of Redis (`lives.py`).
 
-SQLite in WAL mode with `synchronous=FULL`: a commit is on disk when it returns. Rows that arrive during a commit share
-the next one, so a burst of commands costs few syncs.
+SQLite in WAL mode. A killed worker leaves everything that it committed; a power cut leaves only what was synced. A
+claim is synced at once, and nothing starts before; meanwhile its caller goes on (`Entry`). Rows that arrive during a
+commit share the next one, so a burst of commands costs few syncs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +28,7 @@ from tachikoma.errors import ConfigurationError
 from tachikoma_worker.execution.recent import Recent, RecentExecution
 from tachikoma_worker.execution.reserve import DiskReserve
 
-__all__ = ["Journal", "JournalError", "Unfinished"]
+__all__ = ["Entry", "Journal", "JournalError", "Unfinished"]
 
 T = TypeVar("T")
 
@@ -34,6 +36,8 @@ T = TypeVar("T")
 KEEP_SECONDS = 15 * 24 * 3600
 #: Rows of one commit at most.
 MAX_BATCH = 1000
+#: Rows that nothing waits for are on disk after this time.
+SYNC_SECONDS = 1.0
 #: Longest wait for another process that has locked the database.
 LOCK_SECONDS = 5.0
 
@@ -62,12 +66,27 @@ class Unfinished:
 
 
 @dataclass(frozen=True, slots=True)
+class Entry:
+    """A write to the journal. Awaiting it returns its result when it is on disk."""
+
+    #: Resolves with the result after the commit. A killed worker finds it then; after a power cut it may be lost.
+    written: asyncio.Future[bool]
+    #: Resolves with the result when it is on disk, if the write is synced. Both may raise JournalError.
+    on_disk: asyncio.Future[bool]
+
+    def __await__(self) -> Generator[object, None, bool]:
+        """Return the result once it is on disk. Raises JournalError."""
+        return self.on_disk.__await__()
+
+
+@dataclass(frozen=True, slots=True)
 class _Write:
     """A statement that waits for its commit."""
 
     action: Callable[[], bool]
-    #: Resolves with the result of `action` after the commit.
-    done: asyncio.Future[bool]
+    entry: Entry
+    #: True if it is synced at once.
+    synced: bool
 
 
 class Journal:
@@ -99,11 +118,17 @@ class Journal:
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
         self._waiting: list[_Write] = []
         self._writing = False
+        #: The timer for the next sync of rows that nothing waits for; None if all are on disk.
+        self._sync_later: asyncio.TimerHandle | None = None
+        self._wal = path.with_name(f"{path.name}-wal")
+        #: Descriptor of that file; None before the first sync.
+        self._wal_file: int | None = None
 
     def _open(self) -> str:
         """Create what is missing, delete old rows, and return the journal's id."""
         self._database.execute("PRAGMA journal_mode=WAL")
-        self._database.execute("PRAGMA synchronous=FULL")
+        # The checkpoints sync what they move; the rest is done by `_sync`.
+        self._database.execute("PRAGMA synchronous=NORMAL")
         self._database.executescript(_SCHEMA)
         fresh = "INSERT INTO journal SELECT ? WHERE NOT EXISTS (SELECT * FROM journal)"
         self._database.execute(fresh, (secrets.token_hex(8),))
@@ -134,7 +159,7 @@ class Journal:
             self._database.execute("INSERT INTO life VALUES (?)", (record,))
             return True
 
-        await self._write(replace)
+        await self._write(replace, synced=True)
 
     async def recent(self) -> list[RecentExecution]:
         """Return the executions of the last minutes, which can be written to Redis again.
@@ -148,11 +173,11 @@ class Journal:
             found.extend(self._recent.rows())
             return True
 
-        await self._write(select)
+        await self._write(select).written
         return found
 
-    async def claim(self, exec_id: str, order_sha256: str, order: str = "") -> bool:
-        """Record that this agent is about to start an execution. The row is on disk when this returns.
+    def claim(self, exec_id: str, order_sha256: str, order: str = "") -> Entry:
+        """Record that this agent is about to start an execution.
 
         Args:
             exec_id: the execution.
@@ -160,10 +185,8 @@ class Journal:
             order: the signed order itself, which is retained for a while.
 
         Returns:
-            False if there is a row already: the caller must not start the execution.
-
-        Raises:
-            JournalError: the row could not be written, so nothing may start.
+            The row. Its result is False if there was one already: the caller must not start the execution. Nothing may
+            start before it is on disk, nor after a JournalError.
         """
 
         def insert() -> bool:
@@ -175,7 +198,7 @@ class Journal:
                 self._recent.add(exec_id, order)
             return cursor.rowcount == 1
 
-        return await self._write(insert)
+        return self._write(insert, synced=True)
 
     async def is_claimed_for(self, exec_id: str, order_sha256: str) -> bool:
         """Return whether an execution was claimed for this order.
@@ -188,12 +211,12 @@ class Journal:
             row = self._database.execute("SELECT order_sha256 FROM execution WHERE id = ?", (exec_id,)).fetchone()
             return row is not None and row[0] == order_sha256
 
-        return await self._write(select)
+        return await self._write(select).written
 
     def finish(self, exec_id: str, order_sha256: str, result: str = "") -> None:
         """Record in the background that the receipt for an order was delivered.
 
-        If the record is lost, a later run only delivers the receipt again.
+        It is on disk within about `SYNC_SECONDS`. If it is lost, a later run only delivers the receipt again.
 
         Args:
             exec_id: the execution.
@@ -208,41 +231,60 @@ class Journal:
                 self._recent.finish(exec_id, result)
             return True
 
-        future = self._write(update)
-        # No caller waits for it, so its failure is retrieved here.
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._write(update)
+        if self._sync_later is None:
+            self._sync_later = asyncio.get_running_loop().call_later(SYNC_SECONDS, self._sync_rows)
 
     async def flush(self) -> None:
         """Wait until everything that was recorded so far is on disk, or could not be written."""
         with suppress(JournalError):
-            await self._write(lambda: True)
+            await self._write(lambda: True, synced=True)
 
     def close(self) -> None:
         """Finish the current writes and close the database. Safe to repeat."""
         self._writer.shutdown()
         self._database.close()
+        if self._wal_file is not None:
+            os.close(self._wal_file)
+            self._wal_file = None
 
     # --- commits ------------------------------------------------------------------------------------------------------
 
-    def _write(self, action: Callable[[], bool]) -> asyncio.Future[bool]:
-        """Let an action be part of the next commit."""
+    def _write(self, action: Callable[[], bool], *, synced: bool = False) -> Entry:
+        """Let an action be part of the next commit, which is synced if one of its actions is to be."""
         loop = asyncio.get_running_loop()
-        write = _Write(action, loop.create_future())
-        self._waiting.append(write)
+        entry = Entry(loop.create_future(), loop.create_future())
+        for future in (entry.written, entry.on_disk):
+            # Not every caller waits for both, so a failure is retrieved here.
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._waiting.append(_Write(action, entry, synced))
         if not self._writing:
             self._writing = True
             # At the end of this turn of the loop, so that all writes of the turn share one commit.
             loop.call_soon(self._start_batch, loop)
-        return write.done
+        return entry
+
+    def _sync_rows(self) -> None:
+        """Sync the rows that nothing waits for."""
+        self._sync_later = None
+        self._write(lambda: True, synced=True)
 
     def _start_batch(self, loop: asyncio.AbstractEventLoop) -> None:
         batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
-        job = self._writer.submit(self._commit, [write.action for write in batch])
-        job.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish_batch, loop, batch, done))
+        self._writer.submit(self._commit, loop, batch)
 
-    def _commit(self, actions: list[Callable[[], bool]]) -> list[bool]:
-        """Run all actions in one transaction, on the writer's thread, with the reserve on a full disk."""
-        return self._with_reserve(partial(self._transaction, actions))
+    def _commit(self, loop: asyncio.AbstractEventLoop, batch: Sequence[_Write]) -> None:
+        """Run all actions in one transaction, with the reserve on a full disk, and sync it. On the writer's thread."""
+        results: Sequence[bool] = [False] * len(batch)
+        error: Exception | None = None
+        try:
+            results = self._with_reserve(partial(self._transaction, [write.action for write in batch]))
+            if any(write.synced for write in batch):
+                loop.call_soon_threadsafe(_resolve, [write.entry.written for write in batch], results, None)
+                self._sync()
+        except Exception as failure:
+            error = failure
+        loop.call_soon_threadsafe(self._finish_batch, loop, batch, results, error)
 
     def _with_reserve(self, write: Callable[[], T]) -> T:
         return write() if self._reserve is None else self._reserve.write(write)
@@ -258,18 +300,48 @@ class Journal:
             raise
         return results
 
-    def _finish_batch(self, loop: asyncio.AbstractEventLoop, batch: list[_Write], job: Future[list[bool]]) -> None:
+    def _sync(self) -> None:
+        """Let everything that was committed reach the disk. Raises OSError.
+
+        It is not repeated after a failure: the kernel may then have dropped what it could not write, and report no
+        failure again.
+        """
+        if self._wal_file is None:
+            self._wal_file = os.open(self._wal, os.O_RDONLY | os.O_CLOEXEC)
+            # The file may be new in its folder.
+            os.fsync(self._wal_file)
+            _sync_folder(self._wal.parent)
+            return
+        os.fdatasync(self._wal_file)
+
+    def _finish_batch(
+        self, loop: asyncio.AbstractEventLoop, batch: Sequence[_Write], results: Sequence[bool],
+        error: Exception | None,
+    ) -> None:  # fmt: skip
         """Deliver the results of a commit, and start the next one if there are more writes."""
-        error = job.exception()
-        results = [False] * len(batch) if error else job.result()
-        for write, result in zip(batch, results, strict=True):
-            if write.done.done():
-                continue
-            if error:
-                write.done.set_exception(JournalError(str(error)))
-            else:
-                write.done.set_result(result)
+        for futures in ([write.entry.written for write in batch], [write.entry.on_disk for write in batch]):
+            _resolve(futures, results, error)
         if self._waiting:
             self._start_batch(loop)
         else:
             self._writing = False
+
+
+def _resolve(futures: Sequence[asyncio.Future[bool]], results: Sequence[bool], error: Exception | None) -> None:
+    """Resolve the futures that wait, with their results or with one error."""
+    for future, result in zip(futures, results, strict=True):
+        if future.done():
+            continue
+        if error is not None:
+            future.set_exception(JournalError(str(error)))
+        else:
+            future.set_result(result)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let the names in a folder reach the disk. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

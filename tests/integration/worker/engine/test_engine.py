@@ -112,7 +112,7 @@ async def world(
     folder = Path(tempfile.mkdtemp(prefix="tk-"))
     authority.write(folder / "identity", str(agent_id(DOMAIN, AGENT)))
     made = World(folder, redis, redis_url, authority)
-    monkeypatch.setattr(module, "_end_worker", lambda: made.ended.append(None))
+    monkeypatch.setattr(module, "end_worker", lambda: made.ended.append(None))
     threads = set(threading.enumerate())
     yield made
     for engine in list(made.engines):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import sqlite3
+import threading
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from tachikoma_worker.execution.journal import Journal, JournalError
 
 ID = "job-7"
 KEY = keys.claim(AGENT, ID)
+PATIENCE_SECONDS = 30
 
 
 async def outcome(agent: LocalAgent) -> ClaimOutcome:
@@ -74,15 +78,48 @@ async def test_a_cancel_of_another_type_is_none(agent: LocalAgent) -> None:
 async def test_a_journal_that_cannot_be_written_grants_nothing(
     agent: LocalAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def refuse(*_: Any) -> bool:
-        raise JournalError("disk full")
+    def refuse(*_: Any) -> list[bool]:
+        raise sqlite3.OperationalError("disk full")
 
-    monkeypatch.setattr(Journal, "claim", refuse)
+    monkeypatch.setattr(Journal, "_transaction", refuse)
     with pytest.raises(JournalError):
         await outcome(agent)
     # Held elsewhere it is no matter of this journal.
     await agent.redis.set(KEY, "fenced")
     assert await outcome(agent) is ClaimOutcome.HELD_ELSEWHERE
+
+
+async def test_a_claim_is_granted_only_when_its_row_is_on_disk(
+    agent: LocalAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick, sync = threading.Event(), Journal._sync
+
+    def slow_sync(journal: Journal) -> None:
+        assert quick.wait(PATIENCE_SECONDS)
+        sync(journal)
+
+    monkeypatch.setattr(Journal, "_sync", slow_sync)
+    claiming = asyncio.create_task(outcome(agent))
+    # Redis has it meanwhile. A power cut now would leave a claim of which the agent knows nothing, and no command.
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while await agent.redis.get(KEY) is None:
+            assert not claiming.done()
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
+    assert not claiming.done()
+    quick.set()
+    assert await asyncio.wait_for(claiming, PATIENCE_SECONDS) is ClaimOutcome.GRANTED
+
+
+async def test_a_row_that_does_not_reach_the_disk_grants_nothing(
+    agent: LocalAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Journal) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Journal, "_sync", broken)
+    with pytest.raises(JournalError, match="Input/output error"):
+        await outcome(agent)
 
 
 async def test_a_claim_waits_for_redis(agent: LocalAgent, monkeypatch: pytest.MonkeyPatch, until: Any) -> None:

@@ -24,7 +24,7 @@ from tachikoma_worker.execution import execution as execution_module
 from tachikoma_worker.execution import receipt as receipt_module
 from tachikoma_worker.execution import running as running_module
 from tachikoma_worker.execution.execution import Execution
-from tachikoma_worker.execution.journal import Journal, JournalError
+from tachikoma_worker.execution.journal import Journal
 from tachikoma_worker.execution.receipt import FAITHFUL_ATTEMPTS, Output
 from tachikoma_worker.execution.running import RunningCommand
 from tachikoma_worker.execution.verdict import Stop
@@ -292,16 +292,17 @@ async def test_usage_that_cannot_be_read_costs_only_the_usage(
     assert receipt.usage.peak_memory is None
 
 
-@pytest.mark.parametrize("error", [JournalError("disk full"), JournalError("x" * 20_000)])
+@pytest.mark.parametrize("step", ["_transaction", "_sync"])
+@pytest.mark.parametrize("error", [OSError("disk full"), OSError("x" * 20_000)])
 async def test_a_journal_that_cannot_be_written_rejects_for_good(
-    agent: LocalAgent, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: JournalError
+    agent: LocalAgent, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, step: str, error: OSError
 ) -> None:
-    async def refuse(*_: Any) -> bool:
+    def refuse(*_: Any) -> list[bool]:
         raise error
 
     order = agent.order("/bin/sh", "-c", f"touch {tmp_path}/ran")
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "claim", refuse)
+        patch.setattr(Journal, step, refuse)
         receipt = await end_of(agent, order)
     assert receipt.state is ExecState.REJECTED
     assert receipt.error.startswith("the agent's journal cannot be written: ")

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tachikoma.errors import ConfigurationError
+from tachikoma_worker.execution import journal as journal_module
 from tachikoma_worker.execution.journal import KEEP_SECONDS, MAX_BATCH, Journal, JournalError, Unfinished
+
+PATIENCE_SECONDS = 30
 
 
 @pytest.fixture
@@ -221,9 +227,93 @@ async def test_a_very_large_burst_is_written_in_bounded_commits(journal: Journal
     assert len(seen) == 3
 
 
-async def test_a_commit_is_on_disk_when_it_returns(journal: Journal) -> None:
-    assert journal._database.execute("PRAGMA synchronous").fetchone() == (2,)
+# --- what reaches the disk, and when ----------------------------------------------------------------------------------
+
+
+class Disk:
+    """The syncs of a journal, which wait until the disk is quick."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, slow: bool = False) -> None:
+        self.quick = threading.Event()
+        self.error: OSError | None = None
+        #: Set after the first sync.
+        self.done = threading.Event()
+        #: Ids in the file at each sync.
+        self.synced: list[list[str]] = []
+        sync = Journal._sync
+        if not slow:
+            self.quick.set()
+
+        def slow_sync(journal: Journal) -> None:
+            rows = journal._database.execute("SELECT id FROM execution").fetchall()
+            assert self.quick.wait(PATIENCE_SECONDS)
+            if self.error is not None:
+                raise self.error
+            sync(journal)
+            self.synced.append([row[0] for row in rows])
+            self.done.set()
+
+        monkeypatch.setattr(Journal, "_sync", slow_sync)
+
+
+def test_the_database_syncs_only_what_its_checkpoints_move(journal: Journal) -> None:
+    assert journal._database.execute("PRAGMA synchronous").fetchone() == (1,)
     assert journal._database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+async def test_a_claim_is_on_disk_when_it_returns(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch)
+    assert await journal.claim("job-7", "ab")
+    assert disk.synced == [["job-7"]]
+
+
+async def test_its_caller_can_go_on_while_a_claim_reaches_the_disk(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    disk = Disk(monkeypatch, slow=True)
+    row = journal.claim("job-7", "ab")
+    assert await row.written is True
+    assert not row.on_disk.done()
+    # Another process, as the next worker is one, has it already.
+    with closing(sqlite3.connect(tmp_path / "journal.db")) as next_worker:
+        assert next_worker.execute("SELECT id FROM execution").fetchall() == [("job-7",)]
+    disk.quick.set()
+    assert await row is True
+
+
+async def test_a_disk_that_fails_makes_the_claim_fail(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch)
+    disk.error = OSError(errno.EIO, "Input/output error")
+    row = journal.claim("job-7", "ab")
+    assert await row.written is True
+    with pytest.raises(JournalError, match="Input/output error"):
+        await row
+    disk.error = None
+    assert await journal.claim("job-8", "ab") is True
+    gc.collect()  # a failure that no caller looked at would be reported here
+
+
+async def test_a_finished_row_waits_for_no_disk_and_is_there_soon(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await journal.claim("job-7", "ab")
+    monkeypatch.setattr(journal_module, "SYNC_SECONDS", 0.01)
+    disk = Disk(monkeypatch, slow=True)
+    journal.finish("job-7", "ab")
+    assert await journal.is_claimed_for("job-7", "ab")
+    assert journal.unfinished() == []
+    assert disk.synced == []
+    disk.quick.set()
+    assert await asyncio.to_thread(disk.done.wait, PATIENCE_SECONDS)
+    assert disk.synced == [["job-7"]]
+
+
+async def test_what_is_flushed_is_on_disk(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch)
+    await journal.remember_life("life")
+    journal.finish("job-7", "ab")
+    await journal.flush()
+    assert len(disk.synced) == 2
 
 
 # --- a journal that cannot be written ---------------------------------------------------------------------------------
