@@ -14,6 +14,7 @@ from kombu import Queue
 
 from tachikoma.redis import celery_broker, keys
 from tachikoma_worker.engine.engine import Engine
+from tachikoma_worker.intake import Intake
 from tachikoma_worker.settings import WorkerSettings
 from tachikoma_worker.transport import AgentTransport
 from tachikoma_worker.turns import Turns
@@ -41,6 +42,7 @@ def make_app(settings: WorkerSettings, engine: Engine) -> Celery:
             polling_interval=settings.poll.total_seconds(),
             socket_timeout=settings.poll.total_seconds() + ANSWER_SECONDS,
             turns=turns,
+            intake=Intake(engine, turns),
         ),
         # Acknowledged before the command starts: at most once.
         task_acks_late=False,
@@ -58,7 +60,7 @@ def make_app(settings: WorkerSettings, engine: Engine) -> Celery:
     # Not shared: no other application of this process gets the task.
     @app.task(name=keys.EXECUTE_TASK, ignore_result=True, shared=False)
     def execute(order: str) -> None:
-        """Give the task its name; the pool takes the order from the message instead of calling this."""
+        """Give the task its name; the intake takes the order from the message instead of calling this."""
         raise RuntimeError("the engine runs orders; this body never does")
 
     app.finalize()

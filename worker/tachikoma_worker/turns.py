@@ -50,6 +50,14 @@ class Turns:
         if self._occupied[queue] <= 0:
             del self._occupied[queue]
 
+    def end_soon(self, queue: str) -> None:
+        """Release the slot of such an order from another thread.
+
+        The hub may sleep because all slots are taken. `call_soon` wakes it; otherwise messages would wait for its next
+        timer.
+        """
+        self._hub.call_soon(self.end, queue)
+
     def open(self, queues: Sequence[str]) -> list[str]:
         """Return the queues that may be asked for an order now, in the same order.
 

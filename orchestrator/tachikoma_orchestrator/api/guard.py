@@ -17,6 +17,7 @@ from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, TypeAlias
 
@@ -101,6 +102,18 @@ async def abort(context: Context, error: Exception) -> None:
     translated = translate(error)
     details = ((STATUS_DETAILS, error_to_details(translated)),)
     await context.abort(grpc.StatusCode[translated.code], str(translated), details)
+
+
+@lru_cache(maxsize=2048)
+def _parsed_chain(leaf: bytes, chain: bytes) -> tuple[x509.Certificate, ...]:
+    """Parse the certificate of a peer and those between it and the root. A caller shows the same ones in each call.
+
+    Raises:
+        ValueError: one of them is no certificate.
+    """
+    certificate = x509.load_pem_x509_certificate(leaf)
+    sent = x509.load_pem_x509_certificates(chain) if chain else []
+    return certificate, *[other for other in sent if other != certificate]
 
 
 class _Distrusted(Unavailable):
@@ -199,10 +212,8 @@ class Guard(grpc.aio.ServerInterceptor):
             raise Unauthenticated("no client certificate")
         bundles = self._identity.current().bundles
         try:
-            certificate = x509.load_pem_x509_certificate(bytes(leaf[0]))
             chain = b"".join(bytes(part) for part in auth.get("x509_pem_cert_chain", ()))
-            sent = x509.load_pem_x509_certificates(chain) if chain else []
-            intermediates = [other for other in sent if other != certificate]
+            certificate, *intermediates = _parsed_chain(bytes(leaf[0]), chain)
             spiffe_id, until = bundles.verify_until(certificate, intermediates)
         except (InvalidIdentity, ValueError) as error:
             raise Unauthenticated(f"your certificate is not accepted: {error}") from None

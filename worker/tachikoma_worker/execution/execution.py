@@ -397,7 +397,7 @@ class Execution:
             await self._context.mailbox(self.exec_id).remove()
 
     async def _deliver(self, ending: Ending, earlier: EarlierReceipt) -> None:
-        """Deliver the receipt, then retain the spool for a while, or remove it."""
+        """Deliver the receipt, then retain the spool for a while, or remove it in the background."""
         try:
             output = Output.of(self._output)
         except Exception:
@@ -405,10 +405,12 @@ class Execution:
             output = Output.unknown()
         await deliver(self._context, self.exec_id, self.order_sha256, ending, output, earlier, reply=self._reply)
         try:
-            self._context.sent.finish(self.exec_id, self._spool)
+            if remove := self._context.sent.finish(self.exec_id, self._spool):
+                # A removal waits for the disk while the journal is synced, and all executions would wait with it.
+                self._context.background(asyncio.to_thread(remove))
         except OSError as error:
             # The journal says that the execution is finished, so the next start of the worker removes it.
-            log.warning("spool.not_removed", id=self.exec_id, error=str(error))
+            log.warning("spool.not_retained", id=self.exec_id, error=str(error))
 
 
 def _not_started(error: Refused | CannotExecute) -> Ending:

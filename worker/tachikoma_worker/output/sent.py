@@ -11,7 +11,7 @@ import asyncio
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,21 +78,24 @@ class SentOutput:
         """Send the output of a running execution again if it is lost, until it is finished."""
         self._running[exec_id] = output
 
-    def finish(self, exec_id: str, spool: Spool | None) -> None:
+    def finish(self, exec_id: str, spool: Spool | None) -> Callable[[], None] | None:
         """Retain the spool of an execution whose receipt is delivered, if it has output.
+
+        Returns:
+            The function that removes the spool, which may wait for the disk; None if there is nothing to remove.
 
         Raises:
             OSError: the file cannot be moved.
         """
         output = self._running.pop(exec_id, None)
         if spool is None:
-            return
+            return None
         if output is None or not output.sent:
-            spool.remove()
-            return
+            return spool.remove
         size = spool.move(self._folder / exec_id)
         if size:
             self._add(exec_id, _Kept(output.sent, size, time.monotonic()))
+        return None
 
     def prune(self, now: float) -> None:
         """Remove what Redis has had for long enough.

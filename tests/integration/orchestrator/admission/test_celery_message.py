@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from kombu import Connection, Consumer, Queue
 from kombu.message import Message
 
@@ -114,3 +116,22 @@ def test_two_messages_of_the_same_order_differ_only_in_their_delivery_tag() -> N
     for envelope in (one, two):
         del envelope["headers"]["expires"]
     assert one == two
+
+
+FACTORY = MessageFactory()
+
+
+@given(st.text(max_size=50), st.text(max_size=50), st.floats(min_value=0, max_value=1e6))
+def test_a_message_is_the_one_that_celery_makes(order: str, shown: str, seconds: float) -> None:
+    made, celery = (
+        json.loads(make("web-1", "job-7", order, expires_seconds=seconds, shown=shown))
+        for make in (FACTORY.message, FACTORY.of_celery)
+    )
+    for message in (made, celery):
+        # Random, and a time.
+        assert len(message["properties"].pop("delivery_tag")) == 36
+    ends = [datetime.fromisoformat(message["headers"].pop("expires")) for message in (made, celery)]
+    assert timedelta(0) <= ends[1] - ends[0] < timedelta(seconds=PATIENCE_SECONDS)
+    assert made == celery
+    assert list(made) == list(celery)
+    assert list(made["headers"]) == list(celery["headers"])

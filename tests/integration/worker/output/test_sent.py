@@ -111,10 +111,12 @@ async def test_the_next_worker_sends_it_as_well(redis: Redis, tmp_path: Path) ->
     assert await redis.xrange(KEY) == entries
 
 
-async def test_a_spool_without_output_is_removed_at_once(redis: Redis, tmp_path: Path) -> None:
+async def test_a_spool_without_output_is_left_to_its_caller_to_remove(redis: Redis, tmp_path: Path) -> None:
     scene = Scene(redis, tmp_path)
-    scene.sent.finish(JOB, scene.spool)
+    remove = scene.sent.finish(JOB, scene.spool)
     assert scene.sent.retained == 0
+    assert remove is not None
+    remove()
     assert not list(tmp_path.glob("s*/*"))
 
 
