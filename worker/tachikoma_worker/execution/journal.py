@@ -237,6 +237,9 @@ class Journal:
 
     async def flush(self) -> None:
         """Wait until everything that was recorded so far is on disk, or could not be written."""
+        if self._sync_later is not None:
+            self._sync_later.cancel()
+            self._sync_later = None
         with suppress(JournalError):
             await self._write(lambda: True, synced=True)
 
