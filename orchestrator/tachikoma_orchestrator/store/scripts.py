@@ -120,7 +120,7 @@ class Runner:
         """
         durable = durable and bool(then)
         if durable:
-            await self._check_disk()
+            await self._check_disk([*first, *then])
         begin, rest = [call.command for call in first], [call.command for call in then]
         disk = [WAIT_FOR_DISK] if durable else []
         if self._known.replicas:
@@ -175,8 +175,12 @@ class Runner:
                 pipe.script_load(source)
             await pipe.execute()
 
-    async def _check_disk(self) -> None:
-        """Check once that Redis can wait for its disk; in a round trip the next command would run after an error."""
+    async def _check_disk(self, calls: Sequence[Call]) -> None:
+        """Check once that Redis can wait for its disk; in a round trip the next command would run after an error.
+
+        The scripts are loaded then, too. If Redis knew only the first ones, which run alone elsewhere, they would be
+        sent again, and return that they have run before.
+        """
         if self._disk_checked:
             return
         try:
@@ -187,6 +191,7 @@ class Runner:
                 "appendonly in Redis 7.2 or newer, or set TACHIKOMA_AUDIT_DURABLE=false",
                 metadata={"dependency": "redis"},
             ) from None
+        await self._load(calls)
         self._disk_checked = True
 
 
