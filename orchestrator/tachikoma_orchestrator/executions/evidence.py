@@ -34,7 +34,7 @@ from tachikoma_orchestrator.executions.final_state import FinalState, VerifiedRe
 from tachikoma_orchestrator.executions.record import Record, record_altered
 from tachikoma_orchestrator.executions.transitions import receipt_fields
 
-__all__ = ["Evidence", "is_valid_now", "output_of", "signed_receipt"]
+__all__ = ["Evidence", "is_valid_now", "not_a_record", "output_of", "signed_receipt"]
 
 log = structlog.get_logger(__name__)
 
@@ -160,6 +160,12 @@ class Evidence:
         log.error("result.altered", id=record.exec_id, agent=record.agent)
         await self._findings.add(AuditCode.OUTPUT_ALTERED, record.exec_id, why)
         return b"", b""
+
+
+def not_a_record(exec_id: str, error: ResponseError) -> Exception:
+    """Return the error for a key of another type, or the error of a Redis that cannot answer now."""
+    text = f"its record in the ledger cannot be read: {error}"
+    return record_altered(exec_id, text) if wrong_type(error) else error
 
 
 def signed_receipt(bundle: TrustBundle, agent: str, token: str) -> Receipt:

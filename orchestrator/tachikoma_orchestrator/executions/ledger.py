@@ -23,7 +23,8 @@ from tachikoma.vocabulary.clock import LAST_MS, duration_ms, redis_ms, seconds_o
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.revocations import parse
 from tachikoma_orchestrator.audit.trail import AuditTrail
-from tachikoma_orchestrator.executions.record import Record, not_a_record
+from tachikoma_orchestrator.executions.evidence import not_a_record
+from tachikoma_orchestrator.executions.record import Record
 from tachikoma_orchestrator.executions.settled import ReportedStates
 from tachikoma_orchestrator.executions.transitions import (
     Admission,

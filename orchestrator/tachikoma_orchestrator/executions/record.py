@@ -14,16 +14,13 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import NamedTuple
 
-from redis.exceptions import ResponseError
-
 from tachikoma.errors import RecordAltered
-from tachikoma.redis.access import wrong_type
 from tachikoma.vocabulary.audit import AuditedRequest
 from tachikoma.vocabulary.clock import from_ms, now_ms, optional_from_ms
 from tachikoma.vocabulary.results import ExecStatus, ExecTransition
 from tachikoma.vocabulary.states import ExecState
 
-__all__ = ["REPORTED", "Record", "ReportedResult", "Step", "not_a_record", "record_altered"]
+__all__ = ["REPORTED", "Record", "ReportedResult", "Step", "record_altered"]
 
 #: Fields that hold a copy of what the receipt says, by their names in Redis.
 REPORTED = (
@@ -39,13 +36,6 @@ _UNREADABLE = (ValueError, KeyError, TypeError, OverflowError, OSError)
 def record_altered(exec_id: str, reason: str) -> RecordAltered:
     """Return the error for an execution whose record cannot be trusted."""
     return RecordAltered(f"the state of execution {exec_id} cannot be verified: {reason}", metadata={"id": exec_id})
-
-
-def not_a_record(exec_id: str, error: ResponseError) -> Exception:
-    """Return the error for a key of another type, or the error of a Redis that cannot answer now."""
-    if wrong_type(error):
-        return record_altered(exec_id, f"its record in the ledger cannot be read: {error}")
-    return error
 
 
 class Step(NamedTuple):

@@ -195,6 +195,7 @@ LARGE_LEVELS: dict[str, str] = {
     "shared/tachikoma": "one folder for each room, and the modules that are public names of the package",
     "shared/tachikoma/vocabulary": "one file for each noun that both sides speak of; they have no rooms",
     "orchestrator/tachikoma_orchestrator/store/lua": "one file for each atomic change; they have no rooms",
+    "worker/tachikoma_worker": "one folder for each room, and the modules of Celery's worker above them",
 }
 #: RPCs that no method of the client calls.
 NOT_OF_THE_CLIENT = {
