@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
@@ -327,11 +328,17 @@ class Observer:
         """
         states = self.wait_for_the_ends(hurt=hurt)
         found: list[str] = []
-        for job in self._jobs:
-            if job.id in hurt:
-                found += self._check_hurt(job)
-            else:
-                found += self._check_one(job, states[job.id], forgot)
+
+        def agrees() -> bool:
+            # After a loss, orchestrators record final states again before agents have written their results again.
+            found.clear()
+            for job in self._jobs:
+                found.extend(self._check_hurt(job) if job.id in hurt else self._check_one(job, states[job.id], forgot))
+            return not found
+
+        until = time.monotonic() + BOUND_SECONDS
+        while not agrees() and time.monotonic() < until:
+            time.sleep(1)
         self._wait_until_nothing_is_left(hurt)
         assert not found, "\n".join(found)
         if not (forgot or trail_lost):
@@ -355,7 +362,7 @@ class Observer:
             if state is None:
                 found += [] if forgot else [f"the record of {job.id} is gone"]
             elif state.terminal:
-                found += self._check_one(job, state, forgot)
+                found += self._check_one(job, state, forgot, running=True)
         assert not found, "\n".join(found)
 
     @staticmethod
@@ -367,7 +374,7 @@ class Observer:
             found.append(f"{job.id} was reported as {', '.join(job.told)} and started {job.starts} times")
         return found
 
-    def _check_one(self, job: Job, state: ExecState, forgot: bool) -> list[str]:
+    def _check_one(self, job: Job, state: ExecState, forgot: bool, *, running: bool = False) -> list[str]:
         found = []
         if job.starts > 1:
             found.append(f"{job.id} started {job.starts} times")
@@ -377,14 +384,16 @@ class Observer:
             found.append(f"{job.id} is {state} and was started")
         if set(job.told) - {state}:
             found.append(f"{job.id} is {state}, but was told as {', '.join(job.told)}")
-        return found + self._check_receipt(job, state)
+        return found + self._check_receipt(job, state, running=running)
 
-    def _check_receipt(self, job: Job, state: ExecState) -> list[str]:
-        """Receipt, ledger and log of the output say the same."""
+    def _check_receipt(self, job: Job, state: ExecState, *, running: bool) -> list[str]:
+        """Receipt, ledger and log of the output say the same; while others run, a result may have to come again."""
         with self._world.direct() as redis:
             record: dict[bytes, bytes] = redis.hgetall(keys.execution(job.id))  # type: ignore[assignment]
             raw: Any = redis.get(keys.result(job.agent, job.id))
             entries: Any = redis.xrange(keys.output(job.agent, job.id))
+        if raw is None and running and b"receipt" in record:
+            return []
         if raw is None:
             # Only an end that no agent reported has no receipt.
             return [f"{job.id} is {state} and has no receipt"] if state in _RAN or b"receipt" in record else []
