@@ -268,8 +268,9 @@ def end_of(client: Client, job: Job) -> ExecState:
 
 #: Ends that say the command never ran.
 _NEVER_RAN = {ExecState.EXPIRED, ExecState.REJECTED}
-#: Ends that say it ran to its end.
+#: Ends that say it ran. One that timed out may have been killed before its first line marked the start.
 _RAN = {ExecState.SUCCEEDED, ExecState.FAILED, ExecState.TIMED_OUT, ExecState.OUT_OF_MEMORY}
+_RAN_TO_ITS_END = {ExecState.SUCCEEDED, ExecState.FAILED}
 #: Keys that stay: the ledger's own, bounded by retention or by the number of agents.
 _LASTING = {
     keys.INDEX, keys.AGENTS, keys.ONLINE, keys.AUDIT, keys.AUDIT_SEQ, keys.AUDIT_SINKS, keys.OUTPUTS, keys.LIFE,
@@ -370,7 +371,7 @@ class Observer:
         found = []
         if job.starts > 1:
             found.append(f"{job.id} started {job.starts} times")
-        if _RAN & set(job.told) and job.starts != 1:
+        if _RAN_TO_ITS_END & set(job.told) and job.starts != 1:
             found.append(f"{job.id} was reported as {', '.join(job.told)} and started {job.starts} times")
         return found
 
@@ -378,7 +379,7 @@ class Observer:
         found = []
         if job.starts > 1:
             found.append(f"{job.id} started {job.starts} times")
-        if state in _RAN and job.starts != 1:
+        if state in _RAN_TO_ITS_END and job.starts != 1:
             found.append(f"{job.id} is {state} and started {job.starts} times")
         if state in _NEVER_RAN and job.starts and not forgot:
             found.append(f"{job.id} is {state} and was started")
