@@ -15,8 +15,8 @@ import pytest
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.identity.authority import CertificateAuthority, make_request, new_key, private_pem
 from tachikoma.identity.file_source import FileSvidSource
-from tachikoma.identity.join_token import JoinToken, agent_of
-from tachikoma.identity.spiffe import SpiffeId, agent_id, service_id, user_id
+from tachikoma.identity.join_token import JoinToken
+from tachikoma.identity.spiffe import Member, SpiffeId, agent_id, service_id, user_id
 from tachikoma.identity.svid import Svid
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import ExecAuditLog
@@ -79,11 +79,12 @@ class Stand:
 
     async def token(self, agent: str = AGENT, ttl: timedelta = timedelta(minutes=5)) -> JoinToken:
         """The token of a new enrolment."""
-        return JoinToken.parse((await self.members.enrolments.enroll(agent, ttl, OPERATOR)).token)
+        made, _ = await self.members.enrolments.enroll(Member.parse(agent) or Member.agent(agent), ttl, OPERATOR)
+        return JoinToken.parse(made)
 
     async def join(self, token: JoinToken, members: Membership | None = None, **changes: Any) -> IssuedIdentity:
         """Join as the holder of a token, except for the changes."""
-        agent = agent_of(token.spiffe_id)
+        agent = Member.required(token.spiffe_id).key
         right = {"agent": agent, "secret": token.secret, "csr": request_of(token.spiffe_id), "address": "192.0.2.9"}
         return await (members or self.members).joins.join(JoinAttempt(**{**right, **changes}))
 

@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     )
     from tachikoma.vocabulary.schedules import DueOutcome, Missed, Overlap, ScheduledRun, ScheduleStatus
     from tachikoma.vocabulary.states import ExecState
+    from tachikoma.vocabulary.users import UserEnrolment, UserInfo
 
 #: The module of each public name, grouped by what the names are for.
 _MODULES = {
@@ -126,6 +127,9 @@ _MODULES = {
     "AgentTrust": "vocabulary.agents",
     "Enrolment": "vocabulary.agents",
     "Revocation": "vocabulary.agents",
+    # people
+    "UserInfo": "vocabulary.users",
+    "UserEnrolment": "vocabulary.users",
     # audit
     "AuditCode": "vocabulary.audit",
     "ExecAuditLog": "vocabulary.audit",
@@ -208,6 +212,8 @@ __all__ = [  # noqa: RUF022 (the same order as above)
     "AgentTrust",
     "Enrolment",
     "Revocation",
+    "UserInfo",
+    "UserEnrolment",
     "AuditCode",
     "ExecAuditLog",
     "AuditedRequest",

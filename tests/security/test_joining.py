@@ -142,7 +142,8 @@ def test_a_host_joins_by_the_command_line_runs_commands_is_revoked_and_joins_aga
         assert b"not accepted" in host.join(token).stderr
         assert host.join(client.enroll_agent("web-1").token).returncode == 0
         wait_until(lambda: online(client, "web-1"), "it is online again")
-        assert client.execute(request("echo", "again", agent_id="web-1")).stdout == b"again\n"
+        again = client.execute(request("echo", "again", agent_id="web-1"))
+        assert again.stdout == b"again\n", again
         assert not marker.exists()
         assert {client.status(exec_id).state for exec_id in waiting} == {ExecState.CANCELLED}
         # A signature from before the revocation stays worthless.

@@ -6,27 +6,30 @@ import asyncio
 import faulthandler
 import os
 import pwd
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import structlog
 import typer
 
+from tachikoma.client.membership import joining
+from tachikoma.client.membership.token_file import read_token
 from tachikoma.config import error_reporting, logs, stages
 from tachikoma.config.readiness import report_ready
 from tachikoma.config.settings import read_settings
 from tachikoma.errors import ConfigurationError
-from tachikoma.identity.join_token import JoinToken
+from tachikoma.identity.join_token import JoinToken, agent_of
+from tachikoma.setup.layout import Layout
+from tachikoma.setup.steps import Host
 from tachikoma.vocabulary.limits import capability_mask
 from tachikoma_worker.celery_app import make_app, run_worker
 from tachikoma_worker.cgroups.detect import detect
 from tachikoma_worker.confinement.launch import become_spawner
-from tachikoma_worker.engine import joining
 from tachikoma_worker.engine.descriptors import fitting_slots
 from tachikoma_worker.engine.engine import Engine
 from tachikoma_worker.engine.lease import read_lease
 from tachikoma_worker.engine.takeover import sweep
+from tachikoma_worker.installation import Installation
 from tachikoma_worker.options import CAPABILITY_HELP, CGROUP_HELP, CGROUP_NAME_HELP, WorkerOptions, with_options
 from tachikoma_worker.settings import PASSWORD_FILE, WorkerSettings
 
@@ -99,7 +102,7 @@ def health(context: typer.Context) -> None:
 
 @worker.command()
 def join(
-    token_file: Annotated[Path, typer.Option(help="File with the token of `tachikoma agents enroll`; - is stdin.")],
+    token_file: Annotated[str, typer.Option(help="File with the token of `tachikoma agents enroll`; - is stdin.")],
     identity: Annotated[
         Path, typer.Option(envvar="TACHIKOMA_IDENTITY", help="Folder for the agent's X.509-SVID; created if missing.")
     ],
@@ -112,30 +115,54 @@ def join(
     ] = None,
 ) -> None:
     """Become an agent with a token: get its identity and its Redis password. The worker renews the identity."""
-    token = _read_token(token_file)
+    token = _token_of_agent(token_file)
     password_file = redis_password_file or identity / PASSWORD_FILE
-    has_password = asyncio.run(joining.join(token, identity, password_file))
+    answer = asyncio.run(joining.join(token, identity, password_file))
     typer.echo(f"{identity}: {token.spiffe_id}")
-    if has_password:
+    if answer.redis_password:
         named = "" if password_file == identity / PASSWORD_FILE else " (set TACHIKOMA_REDIS_PASSWORD_FILE to it)"
         typer.echo(f"{password_file}: its Redis password{named}")
 
 
-def _read_token(token_file: Path) -> JoinToken:
-    """Read the token from a file, or from standard input for `-`.
+@worker.command()
+def install(
+    token_file: Annotated[str, typer.Option(help="File with the token of `tachikoma agents enroll`; - is stdin.")],
+    redis_url: Annotated[
+        str, typer.Option(help="URL of Redis, without credentials; by default the orchestrator sends it.")
+    ] = "",
+    wait: Annotated[float, typer.Option(help="Longest wait in seconds until the agent is online.")] = 60.0,
+    root: Annotated[Path, typer.Option(help="Folder below which everything is written, instead of /.")] = Path("/"),
+) -> None:
+    """Install an agent on this host: join with a token, write settings and units, start, and wait until it is online.
 
-    The errors do not contain the file's name: it may be a token that was passed instead of one.
+    Safe to repeat. Without systemd the units are written, and the commands to start the agent printed.
+    """
+    token = _token_of_agent(token_file)
+    layout = Layout(root.absolute())
+    installation = Installation(layout, Host.real(layout.root), token, redis_url)
+    for words in installation.run():
+        typer.echo(words)
+    if not installation.host.services:
+        typer.echo("start it:")
+        for line in installation.units.commands():
+            typer.echo(f"  {line}")
+        typer.echo(f"or, without systemd, with the variables of {installation.environment}: tachikoma worker")
+        return
+    found = installation.wait(wait)
+    typer.echo(f"{installation.agent} is online, with {found.slots} slots")
+
+
+def _token_of_agent(token_file: str) -> JoinToken:
+    """Read the token of an agent.
 
     Raises:
-        ConfigurationError: the file cannot be read, or contains no token.
+        ConfigurationError: the file cannot be read, or the token is for a person.
+        InvalidRequest: the text is not a token.
     """
-    try:
-        text = sys.stdin.read() if str(token_file) == "-" else token_file.read_text(encoding="ascii")
-    except UnicodeDecodeError:
-        raise ConfigurationError("the file of --token-file contains no token") from None
-    except OSError as error:
-        raise ConfigurationError(f"cannot read the file of --token-file: {error.strerror}") from None
-    return JoinToken.parse(text)
+    token = read_token(token_file)
+    if not agent_of(token.spiffe_id):
+        raise ConfigurationError(f"the token is for {token.spiffe_id}, a person: use it with `tachikoma login`")
+    return token
 
 
 @spawner.callback()

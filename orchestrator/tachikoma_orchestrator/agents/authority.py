@@ -1,4 +1,4 @@
-"""The authority that issues agents' certificates, and the identity that an agent receives from it."""
+"""The authority that issues members' certificates, and the identity that a member receives from it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from tachikoma.errors import ConfigurationError, FailedPrecondition, ServerError
 from tachikoma.identity.authority import CertificateAuthority, new_key
-from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId, agent_id
+from tachikoma.identity.spiffe import InvalidIdentity, Member, SpiffeId, agent_id
 from tachikoma.identity.svid import Svid
 
 __all__ = ["Authority", "IssuedIdentity", "required"]
@@ -18,7 +18,7 @@ __all__ = ["Authority", "IssuedIdentity", "required"]
 
 @dataclass(frozen=True, slots=True)
 class IssuedIdentity:
-    """A new certificate with everything that its agent needs to use it."""
+    """A new certificate with everything that its owner needs to use it."""
 
     #: The certificate and its intermediates, PEM.
     chain_pem: bytes
@@ -30,21 +30,27 @@ class IssuedIdentity:
     valid_from: datetime
     #: Password of the agent's Redis user; empty after a renewal, and when the orchestrator manages no Redis users.
     redis_password: str = ""
+    #: URL of Redis as agents reach it, without credentials; empty if it is not known, and after a renewal.
+    redis_url: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """Issues agents' certificates and knows where agents reach the orchestrator."""
+    """Issues members' certificates and knows where members reach the orchestrator."""
 
     ca: CertificateAuthority
-    #: Lifetime of the certificates.
+    #: Lifetime of the certificates of agents and services.
     lifetime: timedelta
-    #: host:port where hosts join.
+    #: host:port where hosts and people join.
     join_address: str
-    #: host:port where agents renew their certificates.
+    #: host:port of the main server, where certificates are renewed.
     renew_address: str
-    #: DNS name in the orchestrator's certificate, which joining hosts check.
+    #: DNS name in the orchestrator's certificate, which joining members check.
     server_name: str
+    #: Lifetime of the certificates of people.
+    user_lifetime: timedelta = timedelta(days=7)
+    #: URL of Redis as agents reach it, without credentials; empty if it is not known.
+    redis_url: str = ""
 
     def check(self, svid: Svid) -> None:
         """Issue a certificate on trial.
@@ -65,15 +71,17 @@ class Authority:
         """Issue a certificate and verify it like any other.
 
         Args:
-            key: public key of the agent.
-            spiffe_id: SPIFFE ID of the agent.
+            key: public key of the owner.
+            spiffe_id: SPIFFE ID of the owner.
             svid: identity of the orchestrator, whose bundle must trust the certificate.
             earliest: the certificate does not begin before this time; None for no such bound.
 
         Raises:
             ServerError: the bundle does not trust the certificate.
         """
-        leaf = self.ca.sign(key, spiffe_id, lifetime=self.lifetime, earliest=earliest)
+        member = Member.of(spiffe_id)
+        lifetime = self.lifetime if member is None or member.is_agent else self.user_lifetime
+        leaf = self.ca.sign(key, spiffe_id, lifetime=lifetime, earliest=earliest)
         sent = x509.load_pem_x509_certificates(self.ca.chain(leaf))
         try:
             svid.bundle.verify(leaf, sent[1:], max(datetime.now(UTC), leaf.not_valid_before_utc))
@@ -81,7 +89,9 @@ class Authority:
             raise ServerError(f"the certificate authority is no longer trusted: {error}") from None
         return leaf
 
-    def identity(self, leaf: x509.Certificate, svid: Svid, redis_password: str = "") -> IssuedIdentity:
+    def identity(
+        self, leaf: x509.Certificate, svid: Svid, redis_password: str = "", redis_url: str = ""
+    ) -> IssuedIdentity:
         """Return an issued certificate with its chain, the bundle and the address for renewals."""
         return IssuedIdentity(
             chain_pem=self.ca.chain(leaf),
@@ -89,6 +99,7 @@ class Authority:
             renew_address=self.renew_address,
             valid_from=leaf.not_valid_before_utc,
             redis_password=redis_password,
+            redis_url=redis_url,
         )
 
 

@@ -1,4 +1,7 @@
-"""Joining: a host with a token becomes an agent, with a certificate for its own key and a Redis user of its own."""
+"""Joining: a host with a token becomes an agent, with a certificate for its own key and a Redis user of its own.
+
+A person joins in the same way, without a Redis user.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,15 @@ from cryptography.hazmat.primitives import hashes
 from redis.exceptions import RedisError
 
 from tachikoma.errors import InvalidRequest, Unavailable
-from tachikoma.identity.authority import check_request
+from tachikoma.identity.authority import check_request, issued_at
 from tachikoma.identity.signed_messages import Enrolment as SignedEnrolment
-from tachikoma.identity.spiffe import InvalidIdentity, agent_id
+from tachikoma.identity.spiffe import InvalidIdentity, Member
 from tachikoma.identity.svid import Svid, SvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
+from tachikoma.vocabulary.clock import to_ms
 from tachikoma_orchestrator.agents.authority import Authority, IssuedIdentity, required
-from tachikoma_orchestrator.agents.enrolment import Enrolments, TokenRefused, VerifiedEnrolment
+from tachikoma_orchestrator.agents.enrolment import Enrolments, TokenRefused, VerifiedEnrolment, audited
 from tachikoma_orchestrator.agents.labels import Labels, label_words
 from tachikoma_orchestrator.agents.redis_accounts import Accounts
 from tachikoma_orchestrator.agents.revocations import Revocations
@@ -31,9 +35,9 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class JoinAttempt:
-    """The claims of a host that wants to join; nothing in it is verified."""
+    """The claims of a host or person that wants to join; nothing in it is verified."""
 
-    #: Agent id and secret, as the token has them.
+    #: Key of the member and secret, as the token has them.
     agent: str
     secret: bytes
     #: The host's certificate signing request, PKCS #10 in DER.
@@ -43,7 +47,7 @@ class JoinAttempt:
 
 
 class Joins:
-    """Turns hosts that hold a token into agents, once for each token."""
+    """Turns hosts that hold a token into agents, and people into users, once for each token."""
 
     def __init__(
         self,
@@ -87,39 +91,50 @@ class Joins:
         authority = required(self._authority)
         enrolment = await self._enrolments.verify(attempt.agent, attempt.secret)
         svid = self._identity.current()
-        leaf = self._issue(authority, svid, attempt)
-        if self._accounts is not None:
+        member = enrolment.member
+        leaf = self._issue(authority, svid, member, attempt.csr)
+        if self._accounts is not None and member.is_agent:
             # Before the token is used: without Redis users the agent could not connect.
             await self._accounts.check()
-        await self._use(enrolment, attempt, leaf)
-        password = await self._create_account(attempt.agent)
-        log.info("agent.joined", agent=attempt.agent, address=attempt.address, serial=f"{leaf.serial_number:x}")
-        return authority.identity(leaf, svid, password)
+        await self._use(enrolment, svid, attempt, leaf)
+        if not member.is_agent:
+            await self._revocations.refresh()
+            log.info("user.joined", user=member.name, address=attempt.address, serial=f"{leaf.serial_number:x}")
+            return authority.identity(leaf, svid)
+        password = await self._create_account(member.name)
+        log.info("agent.joined", agent=member.name, address=attempt.address, serial=f"{leaf.serial_number:x}")
+        return authority.identity(leaf, svid, password, authority.redis_url)
 
-    def _issue(self, authority: Authority, svid: Svid, attempt: JoinAttempt) -> x509.Certificate:
-        spiffe_id = agent_id(svid.spiffe_id.trust_domain, attempt.agent)
+    def _issue(self, authority: Authority, svid: Svid, member: Member, csr: bytes) -> x509.Certificate:
+        spiffe_id = member.spiffe_id(svid.spiffe_id.trust_domain)
         try:
-            key = check_request(attempt.csr, spiffe_id)
+            key = check_request(csr, spiffe_id)
         except InvalidIdentity as error:
             raise InvalidRequest(str(error)) from None
-        return authority.issue(key, spiffe_id, svid, self._revocations.accepted_from(attempt.agent))
+        return authority.issue(key, spiffe_id, svid, self._revocations.accepted_from(member.key))
 
-    async def _use(self, enrolment: VerifiedEnrolment, attempt: JoinAttempt, leaf: x509.Certificate) -> None:
+    async def _use(
+        self, enrolment: VerifiedEnrolment, svid: Svid, attempt: JoinAttempt, leaf: x509.Certificate
+    ) -> None:
         """Use the token and record the join, atomically.
 
         Raises:
             TokenRefused: the token was used, replaced or revoked since it was verified.
         """
-        claims = enrolment.claims
+        claims, member = enrolment.claims, enrolment.member
         digest = leaf.fingerprint(hashes.SHA256()).hex()
-        joined = json.dumps({"by": claims.by, "address": attempt.address, "certificate": digest})
+        entry: dict[str, str | int] = {"by": claims.by, "address": attempt.address, "certificate": digest}
+        if not member.is_agent:
+            entry["at_ms"] = to_ms(issued_at(leaf))
         call = self._join(
             keys=[
-                keys.enrolment(claims.agent), keys.JOINED, keys.REVOKED, keys.AUDIT, keys.LABELS, keys.LABELS_CHANGES,
+                keys.enrolment(member.key), keys.JOINED if member.is_agent else keys.USERS, keys.REVOKED, keys.AUDIT,
+                keys.LABELS, keys.LABELS_CHANGES,
             ],
             args={
-                "agent": claims.agent,
-                "entry": joined,
+                "agent": member.key,
+                **audited(member, svid, "join_accepted", "user_joined"),
+                "entry": json.dumps(entry),
                 "by": claims.by,
                 "address": attempt.address,
                 "reason": f"certificate {leaf.serial_number:x} until {leaf.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC",

@@ -1,9 +1,11 @@
-"""Membership: the steps by which a host becomes, stays and stops being an agent.
+"""Membership: the steps by which a host becomes, stays and stops being an agent, and a person a user.
 
-1. An operator enrolls an agent and gets a token (`enrolment.py`).
-2. A host joins with the token, once (`joining.py`). It gets a certificate for its own key and a Redis user.
-3. The agent renews its certificate by itself (`renewal.py`).
-4. An operator revokes the agent (`revoking.py`). Every orchestrator learns it within a second (`revocations.py`).
+1. An operator enrolls an agent or a person and gets a token (`enrolment.py`).
+2. A host or a person joins with the token, once (`joining.py`). Each gets a certificate for its own key, and an agent a
+   Redis user.
+3. The member renews its certificate by itself (`renewal.py`).
+4. An operator revokes the member (`revoking.py`). Every orchestrator learns it within a second (`revocations.py`).
+   `users.py` lists people.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from tachikoma_orchestrator.agents.redis_accounts import Accounts
 from tachikoma_orchestrator.agents.renewal import Renewals
 from tachikoma_orchestrator.agents.revocations import Revocations
 from tachikoma_orchestrator.agents.revoking import AgentExecutions, Revoker
+from tachikoma_orchestrator.agents.users import Users
 
 __all__ = ["Membership"]
 
@@ -32,6 +35,7 @@ class Membership:
     joins: Joins
     renewals: Renewals
     revoker: Revoker
+    users: Users
 
     @classmethod
     def over(
@@ -61,5 +65,6 @@ class Membership:
             enrolments=enrolments,
             joins=Joins(redis, identity, revocations, enrolments, labels, authority, accounts),
             renewals=Renewals(identity, revocations, authority),
-            revoker=Revoker(redis, revocations, executions, accounts),
+            revoker=Revoker(redis, identity, revocations, executions, accounts),
+            users=Users(redis, revocations),
         )

@@ -1,6 +1,6 @@
-"""The revoked agents, as one orchestrator knows them.
+"""The revoked agents and people, as one orchestrator knows them.
 
-A revoked agent (`lua/revoke.lua`) is refused everywhere, whatever certificate it shows, until it joins again
+A revoked member (`lua/revoke.lua`) is refused everywhere, whatever certificate it shows, until it joins again
 (`lua/join.lua`). A certificate or token that was issued before the revocation stays refused even then.
 
 Scripts read the revocations in Redis themselves. Everything else asks this copy, which is at most about a second old.
@@ -81,10 +81,11 @@ class Revoked:
 
     def refusal(self, agent: str, begins: datetime) -> str:
         """Return why a certificate of the agent is refused, by the start of its validity; empty if it is accepted."""
+        owner = f"agent {agent}" if "/" not in agent else agent.replace("/", " ", 1)
         if self.active:
-            return f"agent {agent} was revoked at {self.at:%Y-%m-%d %H:%M:%S} UTC by {self.by}"
+            return f"{owner} was revoked at {self.at:%Y-%m-%d %H:%M:%S} UTC by {self.by}"
         if to_ms(begins) <= self.at_ms:
-            return f"the certificate was issued before agent {agent} was revoked at {self.at:%Y-%m-%d %H:%M:%S} UTC"
+            return f"the certificate was issued before {owner} was revoked at {self.at:%Y-%m-%d %H:%M:%S} UTC"
         return ""
 
 
@@ -143,6 +144,10 @@ class Revocations:
             if stored is None or parse(stored).at_ms < self._known[agent].at_ms:
                 log.warning("revocation.written_again", agent=agent)
                 await redis.hset(keys.REVOKED, agent, raw)
+
+    def members(self) -> tuple[str, ...]:
+        """Return the key of each member that was ever revoked (`spiffe.Member.key`)."""
+        return tuple(self._known)
 
     def latest(self, agent: str) -> Revoked | None:
         """Return the agent's latest revocation, active or not; None if it was never revoked."""

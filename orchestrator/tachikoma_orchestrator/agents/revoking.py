@@ -1,4 +1,4 @@
-"""Revoking: an operator ends an agent's membership, its access to Redis and its executions."""
+"""Revoking: an operator ends an agent's membership, its access to Redis and its executions; or a person's."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from typing import Protocol
 import structlog
 from redis.exceptions import RedisError
 
-from tachikoma.errors import AgentUnknown
+from tachikoma.errors import AgentUnknown, InvalidRequest
+from tachikoma.identity.spiffe import Member
+from tachikoma.identity.svid import SvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.redis.users import agent_user
 from tachikoma.vocabulary.agents import Revocation
 from tachikoma.vocabulary.clock import now_ms
-from tachikoma.vocabulary.types import is_identifier
+from tachikoma_orchestrator.agents.enrolment import audited
 from tachikoma_orchestrator.agents.redis_accounts import Accounts
 from tachikoma_orchestrator.agents.revocations import Revocations, Revoked
 from tachikoma_orchestrator.caller import Peer
@@ -51,19 +53,26 @@ class AgentExecutions(Protocol):
 
 
 class Revoker:
-    """Revokes agents."""
+    """Revokes agents and people."""
 
     def __init__(
-        self, redis: Redis, revocations: Revocations, executions: AgentExecutions, accounts: Accounts | None
+        self,
+        redis: Redis,
+        identity: SvidSource,
+        revocations: Revocations,
+        executions: AgentExecutions,
+        accounts: Accounts | None,
     ) -> None:
         """Prepare it.
 
         Args:
             redis: the connections.
+            identity: the orchestrator's own.
             revocations: the revoked agents.
             executions: cancels and ends the executions of a revoked agent.
             accounts: manages the agents' Redis users; None if this orchestrator may not.
         """
+        self._identity = identity
         self._revocations = revocations
         self._executions = executions
         self._accounts = accounts
@@ -79,7 +88,9 @@ class Revoker:
         # A reaper may end some of them before step 4; they are counted all the same.
         known = await self._executions.open_ids(agent)
         # 1. From here on nothing that the agent says is accepted, and no order is sent to it.
-        revoked = await self._record(agent, reason, by)
+        revoked = await self._record(Member.agent(agent), reason, by)
+        if revoked is None:
+            raise AgentUnknown(f"there is no agent {agent[:80]!r}", metadata={"agent": agent[:80]})
         # 2. An agent that still obeys kills its commands. The next step would keep the cancel orders from it.
         await self._executions.cancel_running(agent, by=str(by))
         # 3. Its connections to Redis are closed, and it cannot open new ones.
@@ -89,17 +100,48 @@ class Revoker:
         log.warning("agent.revoked", agent=agent, by=str(by), reason=reason)
         return Revocation(agent_id=agent, cancelled=ended.cancelled, lost=ended.lost, warnings=warnings)
 
-    async def _record(self, agent: str, reason: str, by: Peer) -> Revoked:
-        """Store the revocation with its audit event, and return it as this orchestrator now knows it."""
-        details = json.dumps({"by": str(by), "reason": reason})
+    async def revoke_user(self, name: str, reason: str, by: Peer) -> Revoked:
+        """Revoke a person, with an identity from any source. Safe to repeat.
+
+        Every certificate of the person is refused from then on, and calls in progress end, until the person logs in
+        with a new token. Executions continue; an operator may cancel them.
+
+        Raises:
+            InvalidRequest: no person can have this name, or it is that of the operator.
+        """
+        member = Member.user(name)
+        if member == Member.of(by.spiffe_id):
+            raise InvalidRequest("you cannot revoke yourself; another operator can")
+        revoked = await self._record(member, reason, by)
+        if revoked is None:
+            raise InvalidRequest(f"{name[:80]!r} is not a valid name of a person")
+        log.warning("user.revoked", user=name, by=str(by), reason=reason)
+        return revoked
+
+    async def _record(self, member: Member, reason: str, by: Peer) -> Revoked | None:
+        """Store the revocation with its audit event, and return it as this orchestrator now knows it.
+
+        Returns None if there is no such member.
+        """
+        key = member.key
+        if Member.parse(key) != member:
+            return None
+        joined = keys.JOINED if member.is_agent else keys.USERS
         call = self._revoke(
-            keys=[keys.REVOKED, keys.AGENTS, keys.JOINED, keys.enrolment(agent), keys.ONLINE, keys.AUDIT],
-            args={"agent": agent, "now_ms": now_ms(), "entry": details, "by": str(by), "reason": reason},
+            keys=[keys.REVOKED, keys.AGENTS, joined, keys.enrolment(key), keys.ONLINE, keys.AUDIT],
+            args={
+                "agent": key,
+                **audited(member, self._identity.current(), "agent_revoked", "user_revoked"),
+                "now_ms": now_ms(),
+                "entry": json.dumps({"by": str(by), "reason": reason}),
+                "by": str(by),
+                "reason": reason,
+            },
         )
-        if not is_identifier(agent) or not await self._runner.run(call, confirmed=True):
-            raise AgentUnknown(f"there is no agent {agent[:80]!r}", metadata={"agent": agent[:80]})
+        if not await self._runner.run(call, confirmed=True):
+            return None
         await self._revocations.refresh()
-        revoked = self._revocations.latest(agent)
+        revoked = self._revocations.latest(key)
         assert revoked is not None
         return revoked
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from tachikoma.client import wire
 from tachikoma.errors import NotFound
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
+from tachikoma.identity.spiffe import Member
+from tachikoma.vocabulary.agents import Enrolment
 from tachikoma.vocabulary.labels import LabelChange
 from tachikoma_orchestrator.admission.approvals import checked_reason
 from tachikoma_orchestrator.api.guard import current_peer
@@ -44,10 +46,10 @@ class AgentCalls(Service):
     ) -> pb.EnrollAgentResponse:
         peer = self._operator("enroll agents")
         self._parts.trail.check()
-        enrolment = await self._parts.membership.enrolments.enroll(
-            request.id, request.ttl.ToTimedelta(), peer, labels=dict(request.labels)
+        token, expires = await self._parts.membership.enrolments.enroll(
+            Member.agent(request.id), request.ttl.ToTimedelta(), peer, labels=dict(request.labels)
         )
-        return wire.enrolment_to_pb(enrolment)
+        return wire.enrolment_to_pb(Enrolment(agent_id=request.id, token=token, expires=expires))
 
     async def RevokeAgent(  # noqa: N802
         self, request: pb.RevokeAgentRequest, context: object

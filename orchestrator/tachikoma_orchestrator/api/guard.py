@@ -40,7 +40,7 @@ from tachikoma.errors import (
 )
 from tachikoma.identity.bundles import TrustBundles
 from tachikoma.identity.join_token import agent_of
-from tachikoma.identity.spiffe import InvalidIdentity, is_agent
+from tachikoma.identity.spiffe import InvalidIdentity, Member, is_agent
 from tachikoma.identity.svid import SvidSource
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma_orchestrator.admission.call_quotas import CallQuotas
@@ -135,6 +135,15 @@ class _Call:
     #: Whether gRPC is sending one of its messages. A cancellation would then end the call without its reason.
     sending: bool = False
 
+    def verify_again(self, bundles: TrustBundles) -> str:
+        """Verify the certificate with current bundles. Return why it is not trusted; empty if it is."""
+        try:
+            _, self.until = bundles.verify_until(self.certificate, self.intermediates)
+            self.bundles = bundles
+        except InvalidIdentity as error:
+            return str(error)
+        return ""
+
 
 class Guard(grpc.aio.ServerInterceptor):
     """Authenticates callers; `run` watches the calls in progress."""
@@ -190,6 +199,10 @@ class Guard(grpc.aio.ServerInterceptor):
                 raise PermissionDenied(f"the guard has no rule for {method}, so it refuses every call of it")
             if is_agent(call.peer.spiffe_id):
                 await self._check_agent(call, callers)
+            elif self._revoked(call):
+                await self._revocations.refresh()  # The person may have logged in again at another orchestrator.
+                if reason := self._revoked(call):
+                    raise Unauthenticated(f"your certificate is not accepted: {reason}")
             return call
         except (Unauthenticated, PermissionDenied) as error:
             log.warning("identity.rejected", peer=context.peer(), reason=str(error))
@@ -229,6 +242,13 @@ class Guard(grpc.aio.ServerInterceptor):
         if reason := self._revocations.refusal(agent, call.certificate.not_valid_before_utc):
             raise Unauthenticated(f"your certificate is not accepted: {reason}")
 
+    def _revoked(self, call: _Call) -> str:
+        """Return why a valid certificate of a person of this trust domain is refused; empty if it is accepted."""
+        member, domain = Member.of(call.peer.spiffe_id), self._identity.current().spiffe_id.trust_domain
+        if member is None or call.peer.spiffe_id.trust_domain != domain:
+            return ""
+        return self._revocations.refusal(member.key, call.certificate.not_valid_before_utc)
+
     # --- calls in progress --------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -255,7 +275,7 @@ class Guard(grpc.aio.ServerInterceptor):
             self.check_calls()
 
     def check_calls(self) -> None:
-        """Verify the calls in progress once more, where bundles changed or a certificate expired."""
+        """Verify the calls in progress once more: bundles change, certificates expire, and people are revoked."""
         bundles, now = self._identity.current().bundles, datetime.now(UTC)
         for task, call in list(self._calls.items()):
             if task.done():
@@ -267,13 +287,10 @@ class Guard(grpc.aio.ServerInterceptor):
                     # Its caller has not taken a message since the last look.
                     task.cancel()
                 continue
-            if call.bundles is bundles and now <= call.until:
-                continue
-            try:
-                _, call.until = bundles.verify_until(call.certificate, call.intermediates)
-                call.bundles = bundles
-            except InvalidIdentity as error:
-                call.ended = str(error)
+            call.ended = "" if is_agent(call.peer.spiffe_id) else self._revoked(call)
+            if not call.ended and (call.bundles is not bundles or now > call.until):
+                call.ended = call.verify_again(bundles)
+            if call.ended:
                 log.warning("call.ended", peer=str(call.peer), address=call.peer.address, reason=call.ended)
                 if not call.sending:
                     task.cancel()

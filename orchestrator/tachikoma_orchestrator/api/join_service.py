@@ -1,4 +1,4 @@
-"""The gRPC service with which hosts that have no identity join; it listens on an address of its own.
+"""The gRPC service with which hosts and people that have no identity join; it listens on an address of its own.
 
 The server shows its certificate, clients show none. Anyone who reaches the address may try a token, so everything that
 costs memory, time or space in the audit trail is bounded.
@@ -135,6 +135,7 @@ class Joining(JoiningServicer):
             certificate_chain=issued.chain_pem,
             bundle=issued.bundle_pem,
             redis_password=issued.redis_password,
+            redis_url=issued.redis_url,
             renew_address=issued.renew_address,
         )
 

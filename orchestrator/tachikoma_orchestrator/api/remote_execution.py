@@ -10,11 +10,20 @@ from tachikoma_orchestrator.api.overview import OverviewCalls
 from tachikoma_orchestrator.api.recordings import RecordingCalls
 from tachikoma_orchestrator.api.schedules import ScheduleCalls
 from tachikoma_orchestrator.api.sessions import SessionCalls
+from tachikoma_orchestrator.api.users import UserCalls
 
 __all__ = ["RemoteExecution"]
 
 
 class RemoteExecution(
-    SessionCalls, BatchCalls, OverviewCalls, RecordingCalls, ApprovalCalls, AgentCalls, OversightCalls, ScheduleCalls
+    SessionCalls,
+    BatchCalls,
+    OverviewCalls,
+    RecordingCalls,
+    ApprovalCalls,
+    AgentCalls,
+    UserCalls,
+    OversightCalls,
+    ScheduleCalls,
 ):
     """All RPCs of the service; each is a few lines over the domain."""

@@ -57,4 +57,8 @@ RULES: Mapping[str, Callers] = {
     "EnrollAgent": Callers.USERS,
     "RevokeAgent": Callers.USERS,
     "RenewAgent": Callers.AGENTS,
+    "RenewIdentity": Callers.USERS,
+    "EnrollUser": Callers.USERS,
+    "ListUsers": Callers.USERS,
+    "RevokeUser": Callers.USERS,
 }

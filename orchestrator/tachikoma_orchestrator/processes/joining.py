@@ -6,6 +6,7 @@ from tachikoma.errors import ConfigurationError
 from tachikoma.identity.authority import CertificateAuthority
 from tachikoma.identity.certificates import dns_names
 from tachikoma.identity.svid import Svid
+from tachikoma.redis.access import without_credentials
 from tachikoma.vocabulary.addresses import HostPort
 from tachikoma_orchestrator.agents.authority import Authority
 from tachikoma_orchestrator.processes.listening import reachable
@@ -38,6 +39,8 @@ def open_authority(settings: OrchestratorSettings, svid: Svid, *, joins: HostPor
         join_address=str(reachable(settings.join_address, joins, "TACHIKOMA_JOIN_ADDRESS")),
         renew_address=str(reachable(settings.renew_address, listens, "TACHIKOMA_RENEW_ADDRESS")),
         server_name=names[0],
+        user_lifetime=settings.user_svid_lifetime,
+        redis_url=settings.agents_redis_url or without_credentials(settings.redis_url),
     )
     authority.check(svid)
     return authority

@@ -48,6 +48,7 @@ from tachikoma_orchestrator.flower.feed import Feed
 from tachikoma_orchestrator.processes.health import SERVICE, Health
 from tachikoma_orchestrator.processes.joining import open_authority
 from tachikoma_orchestrator.processes.listening import listen, server_credentials
+from tachikoma_orchestrator.processes.own_renewal import OwnRenewal, renew_at_start
 from tachikoma_orchestrator.processes.parts import Core
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings
 from tachikoma_orchestrator.recordings.folder import RecordingFolder
@@ -96,7 +97,9 @@ class Server:
             ConfigurationError: identity, policy or an address cannot be used.
         """
         self._settings = settings
+        renew_at_start(settings)
         self._core = core = Core(settings, "orchestrator")
+        self._renewal = OwnRenewal.of(settings, core.identity)
         self._background_redis = connect(core.access, name="orchestrator-audit", max_connections=8)
         self._output_redis = connect(core.access, name="orchestrator-output", max_connections=2)
         #: Live output for followers, on a connection of its own: a flood of it must not delay results.
@@ -172,6 +175,8 @@ class Server:
         supervisor.start(self._health.run(), name="health")
         if self._copies is not None:
             supervisor.start(self._copies.run(), name="account-copies")
+        if self._renewal is not None:
+            supervisor.start(self._renewal.run(), name="renewal")
         if self._shipper is not None:
             supervisor.start(self._shipper.run(), name="shipper")
 

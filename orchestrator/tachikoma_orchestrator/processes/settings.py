@@ -47,8 +47,14 @@ class OrchestratorSettings(RedisSettings):
     join_address: OptionalAddress = None
     #: `listen` as agents reach it to renew their certificates; by default the same.
     renew_address: OptionalAddress = None
-    #: Life of certificates of agents that joined; agents renew them at half of it.
+    #: Life of certificates of agents that joined, and of the orchestrator's own where its authority issued it. They are
+    #: renewed at half of it.
     svid_lifetime: Duration = timedelta(hours=24)
+    #: Life of certificates of people that logged in with a token. They are renewed at half of it, by any command.
+    user_svid_lifetime: Duration = timedelta(days=7)
+    #: `redis_url` as agents reach it, which `tachikoma worker install` writes down; by default the same. Not with
+    #: credentials.
+    agents_redis_url: str = ""
     #: File with the password of the Redis user `enroller`, which creates and deletes the users of agents. Its holder
     #: can give any right in Redis. Without it, users of agents are managed by hand.
     enroller_password_file: Path | None = None
@@ -130,7 +136,7 @@ class OrchestratorSettings(RedisSettings):
     #: Least severe log line that is written: debug, info, warning or error.
     log_level: str = "info"
 
-    @field_validator("svid_lifetime")
+    @field_validator("svid_lifetime", "user_svid_lifetime")
     @classmethod
     def _check_lifetime(cls, value: timedelta) -> timedelta:
         if not timedelta(seconds=1) <= value <= MAX_SVID_LIFETIME:

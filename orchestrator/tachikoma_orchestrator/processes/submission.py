@@ -17,9 +17,10 @@ from tachikoma.config.stages import Stage
 from tachikoma.errors import NotFound, Unauthenticated, Unavailable
 from tachikoma.identity.signed_messages import SignedRequest
 from tachikoma.identity.signing import CLOCK_SKEW_SECONDS, InvalidSignature, verify
-from tachikoma.identity.spiffe import SpiffeId, is_agent
+from tachikoma.identity.spiffe import Member, SpiffeId, is_agent
 from tachikoma.identity.svid import Svid
 from tachikoma.vocabulary.audit import AuditCode
+from tachikoma.vocabulary.clock import from_ms, ms_of_seconds
 from tachikoma.vocabulary.results import ExecResponse
 from tachikoma_orchestrator.admission.digests import request_digest
 from tachikoma_orchestrator.caller import Peer
@@ -100,6 +101,7 @@ async def execute(core: Core, token: object) -> ExecResponse:
     stages.begin()
     try:
         claims, peer = read_request(token, core.identity.current())
+        _check_revocation(core, claims, peer)
         error_reporting.concerns(claims.jti)
         stages.identify(claims.jti)
         stages.passed(Stage.READ)
@@ -117,6 +119,19 @@ async def execute(core: Core, token: object) -> ExecResponse:
         reason = f"the ledger has its result from {response.agent_id}, but it was requested for {agent}"
         raise await core.evidence.altered(claims.jti, reason)
     return response
+
+
+def _check_revocation(core: Core, claims: SignedRequest, peer: Peer) -> None:
+    """Refuse a request that a person signed before or during a revocation.
+
+    Raises:
+        Unauthenticated: the person is revoked, or was since the signature.
+    """
+    member = Member.of(peer.spiffe_id)
+    if member is None or peer.spiffe_id.trust_domain != core.identity.current().spiffe_id.trust_domain:
+        return
+    if reason := core.registry.revocations.refusal(member.key, from_ms(ms_of_seconds(claims.iat))):
+        raise Unauthenticated(f"the request is not accepted: {reason}")
 
 
 async def _admit(core: Core, claims: SignedRequest, peer: Peer) -> None:

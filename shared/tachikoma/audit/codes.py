@@ -247,6 +247,15 @@ AUDIT_CODES: Mapping[AuditCode, AuditCodeRow] = {
         "An operator revoked an agent. Each execution that this ends has an event of its own.",
         "actor, reason", severity=Severity.LOW, flower=FlowerStep.WORKERS,
     ),
+    AuditCode.USER_ENROLLED: _base("An operator created a token with which a person may log in.", "actor, requester"),
+    AuditCode.USER_JOINED: _base(
+        "A person logged in with a token.",
+        "actor (the token's creator), requester, address, serial number and SHA-256 of the certificate",
+    ),
+    AuditCode.USER_REVOKED: _base(
+        "An operator revoked a person, whose certificates are refused from then on.",
+        "actor, requester, reason", severity=Severity.LOW,
+    ),
     AuditCode.NOTICE_REFUSED: _base(
         "A notice from a revoked agent was refused; recorded once for each revocation.",
         "reason", outcome=Outcome.REFUSED, severity=Severity.MEDIUM,

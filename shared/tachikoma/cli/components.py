@@ -155,6 +155,11 @@ COMPONENTS = (
         f"{_CLIENT}.identity:identity",
         "Show your identity, whom you trust, and what rotating the root would break.",
     ),
+    Component(
+        "login",
+        f"{_CLIENT}.users",
+        "Create an identity and a client profile with a token. Every later command renews the identity when it is due.",
+    ),
     Component("logs", f"{_CLIENT}.logs", "Show the output of an execution, also of one that has ended."),
     Component("manual", f"{_CLIENT}.manual", "Write a manual page for each command into a folder, for man(1)."),
     Component(
@@ -185,6 +190,12 @@ COMPONENTS = (
     Component("run", f"{_CLIENT}.run", "Run a command on many agents, and show their answers."),
     Component("schedule", f"{_CLIENT}.schedule:schedule", "Show, pause, resume and run schedules; check their files."),
     Component("sessions", f"{_CLIENT}.sessions:sessions", "List interactive executions, attach to them and end them."),
+    Component(
+        "setup",
+        f"{_ORCHESTRATOR}.setup.command:setup",
+        "Set up an orchestrator on this host, with its Redis; safe to repeat.",
+        "orchestrator",
+    ),
     Component("shell", f"{_CLIENT}.execute", "Run a login shell on an agent; the same as `exec -it AGENT -- bash -l`."),
     Component("spawner", f"{_WORKER}:spawner", "Run a spawner for a worker that is not root.", "worker"),
     Component("status", f"{_CLIENT}.executions", "Show the state of an execution, and how it came there."),
@@ -194,6 +205,7 @@ COMPONENTS = (
         "Run a submitter, which admits the requests of Celery applications and celery beat.",
         "orchestrator",
     ),
+    Component("users", f"{_CLIENT}.users", "List people, add them with a token, and revoke them."),
     Component(
         "version",
         f"{_CLIENT}.version",

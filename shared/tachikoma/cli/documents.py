@@ -22,6 +22,7 @@ from tachikoma.vocabulary.recordings import RecordingInfo
 from tachikoma.vocabulary.results import Approval, CancelResponse, ExecOutput, ExecStatus
 from tachikoma.vocabulary.schedules import ScheduledRun, ScheduleStatus
 from tachikoma.vocabulary.types import Timestamp
+from tachikoma.vocabulary.users import UserEnrolment, UserInfo
 
 __all__ = [
     "DOCUMENTS",
@@ -167,6 +168,32 @@ class IssuedIdentity(Model):
     expires: Timestamp
 
 
+class LoggedIn(Model):
+    """The identity and the profile that a login created."""
+
+    #: SPIFFE ID of the person.
+    spiffe_id: str
+    #: Folder of the identity.
+    identity: str
+    #: File of the client profile.
+    profile: str
+    #: host:port of the orchestrator.
+    address: str
+
+
+class RenewedIdentity(Model):
+    """The result of `identity renew`."""
+
+    #: Folder of the identity.
+    folder: str
+    #: SPIFFE ID of its owner.
+    spiffe_id: str
+    #: Time at which its certificate expires.
+    expires: Timestamp
+    #: Whether the certificate is a new one.
+    renewed: bool
+
+
 class AuditReport(Model):
     """The result of verifying an audit log."""
 
@@ -306,6 +333,10 @@ DOCUMENTS = (
     Document("agents label", AgentInfo),
     Document("agents enroll", Enrolment),
     Document("agents revoke", Revocation),
+    Document("login", LoggedIn),
+    Document.list_of("users ls", UserInfo),
+    Document("users add", UserEnrolment),
+    Document("users revoke", UserInfo),
     Document.list_of("config show", SettingFacts),
     Document("doctor", Diagnosis),
     Document.list_of("approvals", ExecStatus),
@@ -327,6 +358,7 @@ DOCUMENTS = (
     Document("exec --detach", ExecStatus),
     Document("identity show", IdentityFacts),
     Document("identity check", IdentityCheck),
+    Document("identity renew", RenewedIdentity),
     Document("identity ca init", AuthorityFacts),
     Document("identity ca issue", IssuedIdentity),
     Document("logs", ExecOutput, lines=True),

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -23,6 +25,7 @@ from tachikoma.errors import FailedPrecondition, TachikomaError, Unauthenticated
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
 from tachikoma.identity.bundles import TrustBundle
 from tachikoma.identity.open import open_identity
+from tachikoma.identity.renewal import HALF, due
 from tachikoma.identity.spiffe import InvalidIdentity
 from tachikoma.identity.svid import Svid
 from tachikoma.vocabulary.requests import MAX_MESSAGE_BYTES
@@ -42,6 +45,11 @@ LOUD_SECONDS = 9.0
 REFUSED_SECONDS = 1.0
 #: How long a call may go on over a connection whose root was removed from the bundle. Then the call is resumed.
 REMOVED_ROOT_SECONDS = 5.0
+
+#: Shortest time between two attempts to renew the client's certificate.
+RENEWAL_SECONDS = 60.0
+#: How long a client that is closed waits for a renewal that has begun.
+RENEWAL_WAIT_SECONDS = 5.0
 
 _CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -107,6 +115,10 @@ class Connection:
         self._stub: RemoteExecutionAsyncStub | None = None
         #: The identity that the channel was made with.
         self._used = svid
+        #: The renewal of the client's own certificate that runs beside the calls, if any.
+        self._renewal: asyncio.Task[None] | None = None
+        #: Time of the monotonic clock before which no renewal is tried.
+        self._next_renewal = 0.0
         #: Channels of earlier identities, each closed by its task when its last call has ended.
         self._retired: dict[asyncio.Task[None], grpc.aio.Channel] = {}
 
@@ -125,6 +137,7 @@ class Connection:
         if self._closed:
             return
         self._closed = True
+        await self._finish_renewal()
         channels = list(self._retired.values())
         for task in list(self._retired):
             task.cancel()
@@ -165,12 +178,30 @@ class Connection:
         """
         self.check_usable()
         channel = self._current_channel()
+        self._renew_if_due()
         if channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY:
             connected = await _connected(channel, QUIET_SECONDS)
             if not connected and not await _connected(channel, await self._explain(subject)):
                 return False
         self._trouble = None
         return True
+
+    def _renew_if_due(self) -> None:
+        """Renew the client's certificate beside its calls, if it came with a token and half of its life is over."""
+        place, now = self._profile.identity, time.monotonic()
+        if not isinstance(place, Path) or now < self._next_renewal or due(self._used, HALF).total_seconds() > 0:
+            return
+        self._next_renewal = now + RENEWAL_SECONDS
+        # Imported when it is needed, which is rare.
+        from tachikoma.client.membership.renewal import renew_in_passing
+
+        self._renewal = asyncio.get_running_loop().create_task(renew_in_passing(place))
+
+    async def _finish_renewal(self) -> None:
+        """Let a renewal that has begun end, so that a command that is shorter than it renews too."""
+        if self._renewal is not None and not self._renewal.done():
+            await asyncio.wait({self._renewal}, timeout=RENEWAL_WAIT_SECONDS)
+            self._renewal.cancel()
 
     async def _explain(self, subject: str) -> float:
         """Find out why there is no connection, log what is waited for, and return how long to wait, in seconds."""

@@ -1,4 +1,4 @@
-"""The calls for agents, policy, the audit trail and schedules; most of them are for operators."""
+"""The calls for agents, people, policy, the audit trail and schedules; most of them are for operators."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tachikoma.vocabulary.policies import PolicyStatus
     from tachikoma.vocabulary.recordings import RecordingInfo
     from tachikoma.vocabulary.schedules import ScheduledRun, ScheduleStatus
+    from tachikoma.vocabulary.users import UserEnrolment, UserInfo
 
 __all__ = ["OversightCalls"]
 
@@ -88,6 +89,37 @@ class OversightCalls(Calls):
         """
         message = pb.RevokeAgentRequest(id=agent_id, reason=reason)
         return wire.revocation_from_pb(await self._call(lambda stub: stub.RevokeAgent(message)))
+
+    # --- people, for operators ----------------------------------------------------------------------------------------
+
+    async def enroll_user(self, name: str, ttl: timedelta | str | float = "15m") -> UserEnrolment:
+        """Create a token with which one person may log in once. For operators.
+
+        Args:
+            name: the person: the last part of spiffe://<trust domain>/user/<name>. Earlier tokens of this person become
+                invalid.
+            ttl: lifetime of the token, at most a day: a timedelta, text such as "15m", or a number of seconds.
+        """
+        message = wire.enroll_user_to_pb(name, as_duration(ttl, "ttl"))
+        answer = await self._call(lambda stub: stub.EnrollUser(message), repeat=False)
+        return wire.user_enrolment_from_pb(name, answer)
+
+    async def users(self) -> tuple[UserInfo, ...]:
+        """Return the people that logged in with a token or were revoked, by name. For operators."""
+        answer = await self._call(lambda stub: stub.ListUsers(pb.ListUsersRequest()))
+        return tuple(wire.user_from_pb(item) for item in answer.users)
+
+    async def revoke_user(self, name: str, reason: str) -> UserInfo:
+        """Refuse every certificate of a person at once, until that person logs in with a new token. For operators.
+
+        Calls of the person in progress end; executions continue. Safe to repeat.
+
+        Args:
+            name: the person.
+            reason: recorded in the audit trail.
+        """
+        message = pb.RevokeUserRequest(name=name, reason=reason)
+        return wire.user_from_pb(await self._call(lambda stub: stub.RevokeUser(message)))
 
     # --- policy, audit and schedules, for operators -------------------------------------------------------------------
 

@@ -17,13 +17,18 @@ from tachikoma.errors import ConfigurationError
 from tachikoma.identity.open import IdentityPlace
 from tachikoma.vocabulary.model import Model, describe_validation_error
 
-__all__ = ["PROFILE_VARIABLE", "Profile", "default_profile_path"]
+__all__ = ["PROFILE_VARIABLE", "Profile", "default_identity_path", "default_profile_path"]
 
 
 def default_profile_path() -> Path:
     """Return the path of the user's profile, which the environment may name."""
     configured = os.environ.get(PROFILE_VARIABLE)
     return Path(configured) if configured else platformdirs.user_config_path("tachikoma") / "profile.json"
+
+
+def default_identity_path(trust_domain: str) -> Path:
+    """Return the folder of the user's identity in a trust domain."""
+    return platformdirs.user_data_path("tachikoma") / "identities" / trust_domain
 
 
 class Profile(Model):
@@ -54,8 +59,8 @@ class Profile(Model):
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ConfigurationError(
-                f"there is no client profile at {path}; start `tachikoma dev`, "
-                f"or set {PROFILE_VARIABLE} to the profile you were given"
+                f"there is no client profile at {path}; log in with a token "
+                f"(`tachikoma login`), start `tachikoma dev`, or set {PROFILE_VARIABLE} to the profile you were given"
             ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"cannot read the client profile {path}: {error}") from error

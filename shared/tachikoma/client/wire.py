@@ -66,6 +66,9 @@ if TYPE_CHECKING:
         enroll_to_pb as enroll_to_pb,
     )
     from tachikoma.client.wire_records import (
+        enroll_user_to_pb as enroll_user_to_pb,
+    )
+    from tachikoma.client.wire_records import (
         enrolment_from_pb as enrolment_from_pb,
     )
     from tachikoma.client.wire_records import (
@@ -100,6 +103,18 @@ if TYPE_CHECKING:
     )
     from tachikoma.client.wire_records import (
         scheduled_run_to_pb as scheduled_run_to_pb,
+    )
+    from tachikoma.client.wire_records import (
+        user_enrolment_from_pb as user_enrolment_from_pb,
+    )
+    from tachikoma.client.wire_records import (
+        user_enrolment_to_pb as user_enrolment_to_pb,
+    )
+    from tachikoma.client.wire_records import (
+        user_from_pb as user_from_pb,
+    )
+    from tachikoma.client.wire_records import (
+        user_to_pb as user_to_pb,
     )
 
 __all__ = [

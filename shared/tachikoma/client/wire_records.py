@@ -33,6 +33,7 @@ from tachikoma.vocabulary.audit import AuditedRequest, ExecAuditLog
 from tachikoma.vocabulary.policies import PolicyStatus
 from tachikoma.vocabulary.recordings import RecordingInfo, RecordingMatch
 from tachikoma.vocabulary.schedules import DueOutcome, ScheduledRun, ScheduleStatus
+from tachikoma.vocabulary.users import UserEnrolment, UserInfo
 
 __all__ = [
     "FORMATS",
@@ -41,6 +42,7 @@ __all__ = [
     "audit_from_pb",
     "audit_to_pb",
     "enroll_to_pb",
+    "enroll_user_to_pb",
     "enrolment_from_pb",
     "enrolment_to_pb",
     "policy_status_from_pb",
@@ -53,6 +55,10 @@ __all__ = [
     "schedule_to_pb",
     "scheduled_run_from_pb",
     "scheduled_run_to_pb",
+    "user_enrolment_from_pb",
+    "user_enrolment_to_pb",
+    "user_from_pb",
+    "user_to_pb",
 ]
 
 _DUE_OUTCOME = enumeration(DueOutcome, pb.DueOutcome.Value, "DUE_OUTCOME")
@@ -87,6 +93,17 @@ _REVOCATION = WireFormat(
     Revocation,
     pb.RevokeAgentResponse,
     (WireField("id", renamed="agent_id"), *plain("cancelled", "lost"), WireField("warnings", TUPLE)),
+)
+_USER = WireFormat(
+    UserInfo,
+    pb.User,
+    (
+        *plain("name", "enrolled_by", "address", "revoked", "revoked_by", "revoke_reason"),
+        *optional("joined", converter=TIMESTAMP),
+    ),
+)
+_USER_ENROLMENT = WireFormat(
+    UserEnrolment, pb.EnrollUserResponse, (WireField("token"), WireField("expires", TIMESTAMP))
 )
 _POLICY_STATUS = WireFormat(
     PolicyStatus,
@@ -158,11 +175,13 @@ _SCHEDULE = WireFormat(
 #: The tables of this module, for the test that no field is forgotten.
 FORMATS: tuple[WireFormat[Any, Any], ...] = (
     _TRUST, _AGENT, _ENROLMENT, _REVOCATION, _POLICY_STATUS, _AUDITED_REQUEST, _AUDIT_EVENT,
-    _RECORDING_MATCH, _RECORDING, _SCHEDULED_RUN, _SCHEDULE,
+    _RECORDING_MATCH, _RECORDING, _SCHEDULED_RUN, _SCHEDULE, _USER, _USER_ENROLMENT,
 )  # fmt: skip
 
 agent_to_pb, agent_from_pb = _AGENT.to_pb, _AGENT.from_pb
 enrolment_to_pb = _ENROLMENT.to_pb
+user_to_pb, user_from_pb = _USER.to_pb, _USER.from_pb
+user_enrolment_to_pb = _USER_ENROLMENT.to_pb
 revocation_to_pb, revocation_from_pb = _REVOCATION.to_pb, _REVOCATION.from_pb
 policy_status_to_pb, policy_status_from_pb = _POLICY_STATUS.to_pb, _POLICY_STATUS.from_pb
 audit_to_pb, audit_from_pb = _AUDIT_EVENT.to_pb, _AUDIT_EVENT.from_pb
@@ -179,3 +198,13 @@ def enroll_to_pb(agent: str, ttl: timedelta, labels: Mapping[str, str]) -> pb.En
 def enrolment_from_pb(agent: str, message: pb.EnrollAgentResponse) -> Enrolment:
     """Read the join token of an agent; the agent is the one that was asked for."""
     return _ENROLMENT.from_pb(message, agent_id=agent)
+
+
+def enroll_user_to_pb(name: str, ttl: timedelta) -> pb.EnrollUserRequest:
+    """Make the request for a token of a person."""
+    return pb.EnrollUserRequest(name=name, ttl=DURATION.to_wire(ttl))
+
+
+def user_enrolment_from_pb(name: str, message: pb.EnrollUserResponse) -> UserEnrolment:
+    """Read the token of a person; the person is the one that was asked for."""
+    return _USER_ENROLMENT.from_pb(message, name=name)

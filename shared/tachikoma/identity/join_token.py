@@ -1,4 +1,4 @@
-"""The token with which a host without an identity becomes an agent, and the file that remains of it.
+"""The token with which a host becomes an agent, or a person a user, and the file that remains of it.
 
 A token is one string. Beside its secret it contains the address to join at and the root certificate of the server
 there: the root itself, not only its fingerprint, since TLS does not send roots. So only the orchestrator receives the
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -19,9 +18,9 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from tachikoma.errors import ConfigurationError, InvalidRequest
 from tachikoma.identity.files import write_private
-from tachikoma.identity.spiffe import SpiffeId
+from tachikoma.identity.spiffe import Member, SpiffeId
 from tachikoma.vocabulary.model import Model
-from tachikoma.vocabulary.types import ID_PATTERN, Base64
+from tachikoma.vocabulary.types import Base64
 
 __all__ = ["JOINED_FILE", "SECRET_BYTES", "JoinToken", "Joined", "agent_of"]
 
@@ -37,13 +36,12 @@ _MAX_TOKEN = 16 * 1024
 
 def agent_of(spiffe_id: SpiffeId) -> str:
     """Return the agent that an ID names; empty if it names none."""
-    found = re.fullmatch(f"/agent/({ID_PATTERN})", spiffe_id.path)
-    return found[1] if found else ""
+    member = Member.of(spiffe_id)
+    return member.name if member is not None and member.is_agent else ""
 
 
-def _agent_id(text: str) -> str:
-    if not agent_of(SpiffeId.parse(text)):
-        raise ValueError(f"{text[:100]!r} is not the ID of an agent")
+def _member_id(text: str) -> str:
+    Member.required(SpiffeId.parse(text))
     return text
 
 
@@ -53,10 +51,10 @@ def _root(der: bytes) -> bytes:
 
 
 class JoinToken(Model):
-    """A token that lets one host join once. Any host that has it may join."""
+    """A token that lets one host or person join once. Any holder may join."""
 
-    #: SPIFFE ID of the agent.
-    id: Annotated[str, AfterValidator(_agent_id)]
+    #: SPIFFE ID of the agent or the person.
+    id: Annotated[str, AfterValidator(_member_id)]
     #: host:port of the join service.
     address: Annotated[str, Field(min_length=1, max_length=300)]
     #: DNS name in the certificate of the join service.
@@ -81,7 +79,8 @@ class JoinToken(Model):
             return cls.model_validate_json(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
         except (ValidationError, ValueError, binascii.Error):
             raise InvalidRequest(
-                "this is not a complete join token; copy the one line that `tachikoma agents enroll` prints"
+                "this is not a complete join token; copy the one line that `tachikoma agents enroll` or "
+                "`tachikoma users add` prints"
             ) from None
 
     def __str__(self) -> str:
@@ -89,7 +88,7 @@ class JoinToken(Model):
 
     @property
     def spiffe_id(self) -> SpiffeId:
-        """The SPIFFE ID that the host gets."""
+        """The SPIFFE ID that the holder gets."""
         return SpiffeId.parse(self.id)
 
     @property
@@ -99,7 +98,7 @@ class JoinToken(Model):
 
 
 class Joined(Model):
-    """The file beside the identity of an agent that joined, by which the agent renews its certificate."""
+    """The file beside the identity of a member that joined, by which the member renews its certificate."""
 
     #: host:port of the orchestrator.
     address: str
@@ -108,7 +107,7 @@ class Joined(Model):
 
     @classmethod
     def load(cls, folder: Path) -> Joined | None:
-        """Read the file in an identity's folder; None if the agent did not join.
+        """Read the file in an identity's folder; None if its owner did not join.
 
         Raises:
             ConfigurationError: the file cannot be read.

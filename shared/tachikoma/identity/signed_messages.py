@@ -212,14 +212,14 @@ class SessionAnswer(Claims):
 
 
 class Enrolment(Claims):
-    """A permission to join once as an agent, for the holder of a secret. Redis stores it and cannot replace it."""
+    """A permission to join once, for the holder of a secret. Redis stores it and cannot replace it."""
 
     type: Literal["tachikoma-enrolment+jws"] = "tachikoma-enrolment+jws"
-    #: Id of the agent.
-    agent: Identifier
+    #: Id of the agent, or `user/<name>` for a person (`spiffe.Member.key`).
+    agent: Annotated[str, Field(pattern=r"^(user/[A-Za-z0-9._-]+|[A-Za-z0-9_-]+)$", max_length=80)]
     #: SHA-256 of the secret, in hexadecimal.
     secret_sha256: Digest
-    #: Time of the enrolment, in milliseconds since the epoch. One from before the agent's revocation is not accepted.
+    #: Time of the enrolment, in milliseconds since the epoch. One from before its owner's revocation is not accepted.
     made_ms: Milliseconds
     #: Second since the epoch from which on the permission is expired.
     exp: int

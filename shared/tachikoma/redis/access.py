@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
 from pydantic import Field
 from redis import asyncio as redis_asyncio
@@ -36,6 +36,7 @@ __all__ = [
     "celery_url",
     "check_url",
     "connect",
+    "without_credentials",
     "wrong_type",
 ]
 
@@ -95,6 +96,12 @@ def check_url(url: str) -> str:
             "TACHIKOMA_REDIS_… for the rest"
         )
     return url
+
+
+def without_credentials(url: str) -> str:
+    """Return the URL of a Redis server without user and password."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _database(url: str) -> str:

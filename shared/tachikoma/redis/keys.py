@@ -49,6 +49,7 @@ __all__ = [
     "SCHEDULES",
     "SUBMIT",
     "SUBMITTERS",
+    "USERS",
     "agent_index",
     "agent_of_channel",
     "application_result",
@@ -118,6 +119,7 @@ REVOKED = "orch:revoked"
 LABELS = "orch:labels"
 LABELS_CHANGES = f"{LABELS}:changes"
 JOINED = "orch:joined"
+USERS = "orch:users"
 APPROVALS = "orch:approvals"
 #: Ended executions whose output Redis retains, by the time of their final state.
 OUTPUTS = "orch:outputs"

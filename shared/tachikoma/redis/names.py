@@ -107,6 +107,7 @@ NAMES = (
     Name("orch:labels", _H, _ORCHESTRATOR, (), "labels that operators bound to agents, each signed"),
     Name("orch:labels:changes", _Z, _ORCHESTRATOR, (), "agents with labels, by the audit event of the last change"),
     Name("orch:joined", _H, _ORCHESTRATOR, (), "agents that joined with a token: whose token, and from which address"),
+    Name("orch:users", _H, _ORCHESTRATOR, (), "people that joined with a token: the same"),
     Name("orch:enrolment:<agent>", _S, _ORCHESTRATOR, (), "signed enrolment that waits for its token; expires"),
     Name("orch:audit", _X, _ORCHESTRATOR, (), "audit trail"),
     Name("orch:audit:seq", _S, _ORCHESTRATOR, (), "number of the last event of the audit trail"),

@@ -18,6 +18,8 @@ from time import monotonic_ns
 import structlog
 from redis.exceptions import RedisError
 
+from tachikoma.client.membership.joining import REJOIN
+from tachikoma.client.membership.renewal import Renewal
 from tachikoma.config import error_reporting
 from tachikoma.config.tasks import supervised
 from tachikoma.identity.open import open_identity
@@ -32,9 +34,7 @@ from tachikoma_worker.engine.control import Control
 from tachikoma_worker.engine.descriptors import raise_limit
 from tachikoma_worker.engine.folder_lock import FolderLock
 from tachikoma_worker.engine.heartbeat import Run, describe, logged_warnings
-from tachikoma_worker.engine.joining import REJOIN
 from tachikoma_worker.engine.lease import POLL_SECONDS, Lease
-from tachikoma_worker.engine.renewal import Renewal
 from tachikoma_worker.engine.takeover import (
     GivenUp,
     Resumable,

@@ -1,17 +1,20 @@
--- Use an enrolment: of all callers that show its token, one joins. A join ends the agent's revocation.
+-- Use an enrolment: of all callers that show its token, one joins. A join ends the revocation.
 --
 -- KEYS
 --   1  orch:enrolment:<agent>  enrolment that waits for its token (string)
---   2  orch:joined             agents that joined with a token (hash)
+--   2  orch:joined             agents that joined with a token (hash); for a person orch:users
 --   3  orch:revoked            revocations of agents (hash)
 --   4  orch:audit              audit trail (stream)
 --   5  orch:labels             signed labels of agents (hash)
 --   6  orch:labels:changes     agents by the number of the audit event of their last change (zset)
 -- ARGV
 --   1  JSON object
---      agent               agent id
---      entry               JSON stored for the joined agent
---      by                  SPIFFE ID of the operator that enrolled the agent
+--      agent               agent id, or user/<name>
+--      event               code of the audit event
+--      agent_id            agent in the audit event; empty for a person
+--      requested_by        SPIFFE ID of the person in the audit event; empty for an agent
+--      entry               JSON stored for the member
+--      by                  SPIFFE ID of the operator that enrolled the member
 --      address             address of the caller
 --      reason              reason in the audit event
 --      certificate_sha256  SHA-256 of the certificate
@@ -33,7 +36,8 @@ if entry then
   redis.call('HSET', revocations, agent, (string.gsub(entry, '^{"active":true', '{"active":false', 1)))
 end
 audit(trail, {
-  'event', 'join_accepted', 'agent_id', agent, 'authorized', '1', 'actor', args.by, 'client_ip', args.address,
+  'event', args.event, 'agent_id', args.agent_id, 'requested_by', args.requested_by, 'authorized', '1',
+  'actor', args.by, 'client_ip', args.address,
   'reason', args.reason, 'evidence_sha256', args.certificate_sha256,
 })
 if ARGV[3] ~= '' then

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated
@@ -21,6 +22,8 @@ from tachikoma.vocabulary.states import ExecState
 
 __all__ = ["add_to", "agents"]
 
+#: A range as shells write it, such as {1..3}.
+_BRACES = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
 #: Between two questions for the executions of an agent that is being drained, in seconds.
 POLL_SECONDS = 0.5
 
@@ -177,24 +180,49 @@ def _show_labels(found: AgentInfo) -> None:
 
 @agents.command()
 def enroll(
-    agent: Annotated[str, typer.Argument(help="The agent as which a host may join.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="AGENT...", help="Agents as which hosts may join: web-1, web-[1-3] or 'web-{1..3}'."),
+    ],
     ttl: Annotated[str, typer.Option(help="Lifetime of the token, at most 24h.")] = "15m",
     label: Annotated[
         list[str] | None, typer.Option("--label", help="NAME=VALUE to bind when a host joins; may be repeated.")
     ] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Create and print a token with which one host may join once as an agent, by `tachikoma worker join`."""
-    lifetime = duration(ttl, "--ttl")
+    """Create and print a token with which one host may join once as an agent, by `tachikoma worker install`.
+
+    For several agents, print a line with name and token for each.
+    """
+    lifetime, labels = duration(ttl, "--ttl"), pairs(label, "--label")
+    agents = _names(names)
     with Client() as client:
-        made = client.enroll_agent(agent, lifetime, labels=pairs(label, "--label"))
-    show_value(made, output, name=lambda made: made.token, text=_show_token)
+        made = [client.enroll_agent(agent, lifetime, labels=labels) for agent in agents]
+    if agents == names and len(agents) == 1:
+        show_value(made[0], output, name=lambda made: made.token, text=_show_token)
+    else:
+        show_list(made, output, name=lambda made: made.token, text=_show_tokens)
+
+
+def _names(given: Sequence[str]) -> list[str]:
+    """Return the names of node sets, and of the shell's braces with numbers in them, each once."""
+    # Imported here: the other commands need no node sets.
+    from tachikoma.targets.nodesets import expand
+
+    return list(dict.fromkeys(name for text in given for name in expand(_BRACES.sub(r"[\1-\2]", text))))
+
+
+def _show_tokens(made: Sequence[Enrolment]) -> None:
+    for item in made:
+        typer.echo(f"{item.agent_id} {item.token}")
+    warn("on each host: tachikoma worker install --token-file FILE")
 
 
 def _show_token(made: Enrolment) -> None:
     typer.echo(made.token)
     warn(f"a host with this token may join as {made.agent_id}, once, until {clock(made.expires)}; run on that host:")
-    warn("  tachikoma worker join --token-file FILE --identity FOLDER")
+    warn("  tachikoma worker install --token-file FILE")
+    warn("or, without a unit: tachikoma worker join --token-file FILE --identity FOLDER")
 
 
 @agents.command()

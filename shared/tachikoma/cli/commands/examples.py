@@ -25,6 +25,7 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
             "A token for web-1, for one hour, with a label that policies may use",
             "tachikoma agents enroll web-1 --ttl 1h --label role=web",
         ),
+        ("A token for each of three hosts", "tachikoma agents enroll 'web-{1..3}'"),
     ),
     "agents label": (("Bind one label, and remove another", "tachikoma agents label web-1 role=web site-"),),
     "agents resume": (("After maintenance", "tachikoma agents resume web-1"),),
@@ -112,7 +113,9 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ),
     ),
     "identity check": (("Before the old root goes", "tachikoma identity check --bundle new-bundle.pem"),),
+    "identity renew": (("For a service, by a timer", "tachikoma identity renew --identity /etc/tachikoma/identity"),),
     "identity show": (("Of a part, by its folder", "tachikoma identity show --identity /etc/tachikoma/identity"),),
+    "login": (("With a token from an operator", "tachikoma login < token"),),
     "logs": (
         ("All of its output so far", "tachikoma logs 5f3a"),
         ("And what follows", "tachikoma logs -f 5f3a"),
@@ -190,6 +193,10 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "sessions close": (("Attached or not", "tachikoma sessions close 5f3a"),),
     "sessions ls": (("Those on one agent", "tachikoma sessions ls web-1"),),
     "sessions watch": (("Read along", "tachikoma sessions watch 5f3a"),),
+    "setup": (
+        ("See what it would do", "tachikoma setup --host control.example.org --dry-run"),
+        ("With a Redis that exists", "tachikoma setup --redis-url rediss://redis.example.org:6379"),
+    ),
     "shell": (
         ("Your login shell", "tachikoma shell web-1"),
         ("As another user, with another program", "tachikoma shell web-1 -u deploy --program zsh"),
@@ -202,12 +209,17 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     ),
     "status": (("State, times, exit code, usage", "tachikoma status 5f3a"),),
     "submitter": (("With its settings from the environment", "tachikoma submitter"),),
+    "users": (("For a new colleague", "tachikoma users add ada"),),
+    "users add": (("A token for one hour", "tachikoma users add ada --ttl 1h > token"),),
+    "users ls": (("In a program", "tachikoma users ls -o json"),),
+    "users revoke": (("A colleague left", "tachikoma users revoke ada -r 'left in May' --yes"),),
     "version": (("For a report", "tachikoma version -o json"),),
     "worker": (
         ("With its settings from the environment", "tachikoma worker"),
         ("With labels that it reports", "tachikoma worker --label rack=7 --slots 8"),
     ),
     "worker health": (("For a container's health check", "tachikoma worker health"),),
+    "worker install": (("With a token from standard input", "tachikoma worker install --token-file - < token"),),
     "worker join": (
         (
             "With a token from standard input",

@@ -1,7 +1,8 @@
-"""`tachikoma identity`: your identity, whom you trust, and what rotating the root would break."""
+"""`tachikoma identity`: your identity and its renewal, whom you trust, and what rotating the root would break."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,7 +13,14 @@ import typer
 from cryptography import x509
 
 from tachikoma.cli.commands.certificates import ca
-from tachikoma.cli.documents import AgentUnderBundle, CertificateFacts, IdentityCheck, IdentityFacts, OwnIdentity
+from tachikoma.cli.documents import (
+    AgentUnderBundle,
+    CertificateFacts,
+    IdentityCheck,
+    IdentityFacts,
+    OwnIdentity,
+    RenewedIdentity,
+)
 from tachikoma.cli.output import Output, OutputOption, show_value
 from tachikoma.cli.show import clock, warn
 from tachikoma.cli.tables import Cell, Column, printable, table
@@ -22,7 +30,10 @@ from tachikoma.diagnosis.identity import is_overdue
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.bundles import TrustBundle
 from tachikoma.identity.certificates import key_digest
+from tachikoma.identity.file_source import FileSvidSource
+from tachikoma.identity.join_token import Joined
 from tachikoma.identity.open import ENDPOINT_VARIABLE, open_identity
+from tachikoma.identity.renewal import HALF
 from tachikoma.identity.spiffe import InvalidIdentity
 from tachikoma.identity.svid import Svid
 from tachikoma.vocabulary.agents import AgentInfo
@@ -185,6 +196,39 @@ def _problem(agent: AgentInfo, roots: set[str]) -> str:
     if trust.root not in roots:
         return f"its certificate is signed under root {_short(trust.root)}, which is not in the bundle"
     return ""
+
+
+@identity.command()
+def renew(
+    place: Annotated[
+        Path | None, typer.Option("--identity", help="Folder of the identity; by default the profile's.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also if half of its life is not over.")] = False,
+    output: OutputOption = Output.TEXT,
+) -> None:
+    """Renew an identity that came with a token, if half of its life is over. For services without a client, by a timer.
+
+    Other commands renew the identity that they use by themselves.
+    """
+    folder = place or Profile.load().identity
+    if not isinstance(folder, Path):
+        raise ConfigurationError("the identity is not in a folder; the Workload API renews it")
+    if Joined.load(folder) is None:
+        raise ConfigurationError(f"the identity in {folder} did not come with a token; its source renews it")
+    # Imported here: the other commands do not need it.
+    from tachikoma.client.membership.renewal import renew_if_due
+
+    new = asyncio.run(renew_if_due(folder, part=1.0 if force else HALF))
+    svid = new or FileSvidSource(folder).current()
+    facts = RenewedIdentity(
+        folder=str(folder), spiffe_id=str(svid.spiffe_id), expires=svid.not_after, renewed=new is not None
+    )
+    show_value(facts, output, name=lambda facts: facts.spiffe_id, text=_show_renewed)
+
+
+def _show_renewed(facts: RenewedIdentity) -> None:
+    state = "renewed" if facts.renewed else "not due"
+    typer.echo(f"{facts.folder}: {facts.spiffe_id} {state}, until {clock(facts.expires)}")
 
 
 @identity.command()

@@ -3046,7 +3046,7 @@ class JoinRequest(_message.Message):
     SECRET_FIELD_NUMBER: _builtins.int
     CSR_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
-    """The agent that the token is for."""
+    """The owner that the token is for: an agent's id, or `user/<name>` for a person."""
     secret: _builtins.bytes
     """The token's secret."""
     csr: _builtins.bytes
@@ -3076,6 +3076,7 @@ class JoinResponse(_message.Message):
     BUNDLE_FIELD_NUMBER: _builtins.int
     REDIS_PASSWORD_FIELD_NUMBER: _builtins.int
     RENEW_ADDRESS_FIELD_NUMBER: _builtins.int
+    REDIS_URL_FIELD_NUMBER: _builtins.int
     certificate_chain: _builtins.bytes
     """The certificate, and the CA certificates between it and the root, PEM."""
     bundle: _builtins.bytes
@@ -3084,6 +3085,8 @@ class JoinResponse(_message.Message):
     """Password of its Redis user; empty if the orchestrator does not create the user."""
     renew_address: _builtins.str
     """Address at which it renews its certificate, host:port."""
+    redis_url: _builtins.str
+    """URL of Redis as agents reach it, without credentials; empty if the orchestrator does not know it."""
     def __init__(
         self,
         *,
@@ -3091,10 +3094,11 @@ class JoinResponse(_message.Message):
         bundle: _builtins.bytes = ...,
         redis_password: _builtins.str = ...,
         renew_address: _builtins.str = ...,
+        redis_url: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "certificate_chain", b"certificate_chain", "redis_password", b"redis_password", "renew_address", b"renew_address"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "certificate_chain", b"certificate_chain", "redis_password", b"redis_password", "redis_url", b"redis_url", "renew_address", b"renew_address"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3151,6 +3155,229 @@ class RenewAgentResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RenewAgentResponse: _TypeAlias = RenewAgentResponse  # noqa: Y015
+
+@_typing.final
+class RenewIdentityRequest(_message.Message):
+    """RenewIdentityRequest requests the next certificate of the calling person or service."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CSR_FIELD_NUMBER: _builtins.int
+    csr: _builtins.bytes
+    """As in JoinRequest, with a new key."""
+    def __init__(
+        self,
+        *,
+        csr: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewIdentityRequest: _TypeAlias = RenewIdentityRequest  # noqa: Y015
+
+@_typing.final
+class RenewIdentityResponse(_message.Message):
+    """RenewIdentityResponse contains the next certificate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_CHAIN_FIELD_NUMBER: _builtins.int
+    BUNDLE_FIELD_NUMBER: _builtins.int
+    RENEW_ADDRESS_FIELD_NUMBER: _builtins.int
+    certificate_chain: _builtins.bytes
+    """As in JoinResponse."""
+    bundle: _builtins.bytes
+    """As in JoinResponse."""
+    renew_address: _builtins.str
+    """As in JoinResponse."""
+    def __init__(
+        self,
+        *,
+        certificate_chain: _builtins.bytes = ...,
+        bundle: _builtins.bytes = ...,
+        renew_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bundle", b"bundle", "certificate_chain", b"certificate_chain", "renew_address", b"renew_address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewIdentityResponse: _TypeAlias = RenewIdentityResponse  # noqa: Y015
+
+@_typing.final
+class EnrollUserRequest(_message.Message):
+    """EnrollUserRequest requests a token for a person."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the person: the last part of spiffe://<trust domain>/user/<name>."""
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """Lifetime of the token; 15 minutes if unset."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnrollUserRequest: _TypeAlias = EnrollUserRequest  # noqa: Y015
+
+@_typing.final
+class EnrollUserResponse(_message.Message):
+    """EnrollUserResponse contains a token. It cannot be shown again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    EXPIRES_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """Token for `tachikoma login`. Its holder can become the person."""
+    @_builtins.property
+    def expires(self) -> _timestamp_pb2.Timestamp:
+        """Time at which the token expires."""
+
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        expires: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires", b"expires"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires", b"expires", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EnrollUserResponse: _TypeAlias = EnrollUserResponse  # noqa: Y015
+
+@_typing.final
+class ListUsersRequest(_message.Message):
+    """ListUsersRequest has no fields."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUsersRequest: _TypeAlias = ListUsersRequest  # noqa: Y015
+
+@_typing.final
+class ListUsersResponse(_message.Message):
+    """ListUsersResponse contains people, by name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def users(self) -> _containers.RepeatedCompositeFieldContainer[Global___User]:
+        """The people."""
+
+    def __init__(
+        self,
+        *,
+        users: _abc.Iterable[Global___User] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUsersResponse: _TypeAlias = ListUsersResponse  # noqa: Y015
+
+@_typing.final
+class RevokeUserRequest(_message.Message):
+    """RevokeUserRequest names the person to revoke."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the person."""
+    reason: _builtins.str
+    """Reason; it is recorded."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RevokeUserRequest: _TypeAlias = RevokeUserRequest  # noqa: Y015
+
+@_typing.final
+class User(_message.Message):
+    """User is a person with an identity from a token, or a revoked one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    JOINED_FIELD_NUMBER: _builtins.int
+    ENROLLED_BY_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    REVOKED_FIELD_NUMBER: _builtins.int
+    REVOKED_BY_FIELD_NUMBER: _builtins.int
+    REVOKE_REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Name of the person."""
+    enrolled_by: _builtins.str
+    """SPIFFE ID of the operator who created that token."""
+    address: _builtins.str
+    """Address from which the person logged in."""
+    revoked: _builtins.bool
+    """Whether every certificate of the person is refused."""
+    revoked_by: _builtins.str
+    """SPIFFE ID of the operator who revoked the person; empty if not revoked."""
+    revoke_reason: _builtins.str
+    """The operator's reason."""
+    @_builtins.property
+    def joined(self) -> _timestamp_pb2.Timestamp:
+        """Time of the last login with a token; unset if there was none."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        joined: _timestamp_pb2.Timestamp | None = ...,
+        enrolled_by: _builtins.str = ...,
+        address: _builtins.str = ...,
+        revoked: _builtins.bool = ...,
+        revoked_by: _builtins.str = ...,
+        revoke_reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["joined", b"joined"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "enrolled_by", b"enrolled_by", "joined", b"joined", "name", b"name", "revoke_reason", b"revoke_reason", "revoked", b"revoked", "revoked_by", b"revoked_by"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___User: _TypeAlias = User  # noqa: Y015
 
 @_typing.final
 class BatchRequest(_message.Message):

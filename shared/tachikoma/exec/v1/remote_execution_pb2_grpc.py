@@ -211,6 +211,26 @@ class RemoteExecutionStub:
                 request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RenewAgentRequest.SerializeToString,
                 response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RenewAgentResponse.FromString,
                 _registered_method=True)
+        self.RenewIdentity = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/RenewIdentity',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RenewIdentityRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RenewIdentityResponse.FromString,
+                _registered_method=True)
+        self.EnrollUser = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/EnrollUser',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.EnrollUserRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.EnrollUserResponse.FromString,
+                _registered_method=True)
+        self.ListUsers = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/ListUsers',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListUsersRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListUsersResponse.FromString,
+                _registered_method=True)
+        self.RevokeUser = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/RevokeUser',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RevokeUserRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.User.FromString,
+                _registered_method=True)
 
 
 class RemoteExecutionServicer:
@@ -468,6 +488,35 @@ class RemoteExecutionServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RenewIdentity(self, request, context):
+        """RenewIdentity issues the next certificate of the calling person or service, if the orchestrator's authority issued
+        the current one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EnrollUser(self, request, context):
+        """EnrollUser creates a token with which one person can log in once. For operators only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUsers(self, request, context):
+        """ListUsers lists the people who have, had or may get an identity with a token. For operators only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeUser(self, request, context):
+        """RevokeUser revokes a person immediately, until that person logs in with a new token. For operators only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RemoteExecutionServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -645,6 +694,26 @@ def add_RemoteExecutionServicer_to_server(servicer, server):
                     servicer.RenewAgent,
                     request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RenewAgentRequest.FromString,
                     response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RenewAgentResponse.SerializeToString,
+            ),
+            'RenewIdentity': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewIdentity,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RenewIdentityRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RenewIdentityResponse.SerializeToString,
+            ),
+            'EnrollUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.EnrollUser,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.EnrollUserRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.EnrollUserResponse.SerializeToString,
+            ),
+            'ListUsers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUsers,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListUsersRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListUsersResponse.SerializeToString,
+            ),
+            'RevokeUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeUser,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RevokeUserRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.User.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1594,6 +1663,114 @@ class RemoteExecution:
             '/tachikoma.exec.v1.RemoteExecution/RenewAgent',
             tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RenewAgentRequest.SerializeToString,
             tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RenewAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewIdentity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/RenewIdentity',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RenewIdentityRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RenewIdentityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EnrollUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/EnrollUser',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.EnrollUserRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.EnrollUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUsers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/ListUsers',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListUsersRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListUsersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/RevokeUser',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RevokeUserRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.User.FromString,
             options,
             channel_credentials,
             insecure,

@@ -114,6 +114,16 @@ class RemoteExecutionStub:
     """RenewAgent issues the next certificate of an agent that joined. Agents may call it for themselves, and may call
     nothing else.
     """
+    RenewIdentity: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.RenewIdentityRequest, _remote_execution_pb2.RenewIdentityResponse]
+    """RenewIdentity issues the next certificate of the calling person or service, if the orchestrator's authority issued
+    the current one.
+    """
+    EnrollUser: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.EnrollUserRequest, _remote_execution_pb2.EnrollUserResponse]
+    """EnrollUser creates a token with which one person can log in once. For operators only."""
+    ListUsers: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.ListUsersRequest, _remote_execution_pb2.ListUsersResponse]
+    """ListUsers lists the people who have, had or may get an identity with a token. For operators only."""
+    RevokeUser: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.RevokeUserRequest, _remote_execution_pb2.User]
+    """RevokeUser revokes a person immediately, until that person logs in with a new token. For operators only."""
 
 @_typing.type_check_only
 class RemoteExecutionAsyncStub(RemoteExecutionStub):
@@ -201,6 +211,16 @@ class RemoteExecutionAsyncStub(RemoteExecutionStub):
     """RenewAgent issues the next certificate of an agent that joined. Agents may call it for themselves, and may call
     nothing else.
     """
+    RenewIdentity: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.RenewIdentityRequest, _remote_execution_pb2.RenewIdentityResponse]  # type: ignore[assignment]
+    """RenewIdentity issues the next certificate of the calling person or service, if the orchestrator's authority issued
+    the current one.
+    """
+    EnrollUser: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.EnrollUserRequest, _remote_execution_pb2.EnrollUserResponse]  # type: ignore[assignment]
+    """EnrollUser creates a token with which one person can log in once. For operators only."""
+    ListUsers: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.ListUsersRequest, _remote_execution_pb2.ListUsersResponse]  # type: ignore[assignment]
+    """ListUsers lists the people who have, had or may get an identity with a token. For operators only."""
+    RevokeUser: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.RevokeUserRequest, _remote_execution_pb2.User]  # type: ignore[assignment]
+    """RevokeUser revokes a person immediately, until that person logs in with a new token. For operators only."""
 
 class RemoteExecutionServicer(metaclass=_abc_1.ABCMeta):
     """RemoteExecution runs commands on agents. The SPIFFE ID in a caller's certificate identifies the caller. Errors are
@@ -495,6 +515,40 @@ class RemoteExecutionServicer(metaclass=_abc_1.ABCMeta):
         """RenewAgent issues the next certificate of an agent that joined. Agents may call it for themselves, and may call
         nothing else.
         """
+
+    @_abc_1.abstractmethod
+    def RenewIdentity(
+        self,
+        request: _remote_execution_pb2.RenewIdentityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_remote_execution_pb2.RenewIdentityResponse, _abc.Awaitable[_remote_execution_pb2.RenewIdentityResponse]]:
+        """RenewIdentity issues the next certificate of the calling person or service, if the orchestrator's authority issued
+        the current one.
+        """
+
+    @_abc_1.abstractmethod
+    def EnrollUser(
+        self,
+        request: _remote_execution_pb2.EnrollUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_remote_execution_pb2.EnrollUserResponse, _abc.Awaitable[_remote_execution_pb2.EnrollUserResponse]]:
+        """EnrollUser creates a token with which one person can log in once. For operators only."""
+
+    @_abc_1.abstractmethod
+    def ListUsers(
+        self,
+        request: _remote_execution_pb2.ListUsersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_remote_execution_pb2.ListUsersResponse, _abc.Awaitable[_remote_execution_pb2.ListUsersResponse]]:
+        """ListUsers lists the people who have, had or may get an identity with a token. For operators only."""
+
+    @_abc_1.abstractmethod
+    def RevokeUser(
+        self,
+        request: _remote_execution_pb2.RevokeUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_remote_execution_pb2.User, _abc.Awaitable[_remote_execution_pb2.User]]:
+        """RevokeUser revokes a person immediately, until that person logs in with a new token. For operators only."""
 
 def add_RemoteExecutionServicer_to_server(servicer: RemoteExecutionServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

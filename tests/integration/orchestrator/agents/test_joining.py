@@ -22,7 +22,7 @@ from members import AGENT, DOMAIN, OPERATOR, WEB, Stand, refused
 from tachikoma.errors import InvalidRequest, Unavailable
 from tachikoma.identity.authority import make_request, new_key, private_pem
 from tachikoma.identity.join_token import JoinToken
-from tachikoma.identity.spiffe import agent_id, service_id, user_id
+from tachikoma.identity.spiffe import Member, agent_id, service_id, user_id
 from tachikoma.identity.svid import Svid
 from tachikoma.redis.commands import Redis
 from tachikoma_orchestrator.agents.authority import IssuedIdentity
@@ -31,6 +31,8 @@ from tachikoma_orchestrator.agents.labels import Labels
 from tachikoma_orchestrator.agents.redis_accounts import Accounts
 from tachikoma_orchestrator.agents.revocations import Revocations
 from tachikoma_orchestrator.caller import Peer
+
+WEB_1 = Member.agent(AGENT)
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ async def test_the_holder_of_a_token_becomes_its_agent(stand: Stand) -> None:
 
 async def test_a_join_binds_the_labels_of_its_token(stand: Stand) -> None:
     enrolments = stand.members.enrolments
-    token = JoinToken.parse((await enrolments.enroll(AGENT, timedelta(minutes=5), OPERATOR, labels={"a": "1"})).token)
+    token = JoinToken.parse((await enrolments.enroll(WEB_1, timedelta(minutes=5), OPERATOR, labels={"a": "1"}))[0])
     assert stand.labels.of(AGENT) == {}
     await stand.join(token)
     assert stand.labels.of(AGENT) == {"a": "1"}
@@ -74,7 +76,7 @@ async def test_a_join_binds_the_labels_of_its_token(stand: Stand) -> None:
     found = [(event.actor, event.reason) for event in await stand.events() if event.event == "agent_labelled"]
     assert found == [(str(OPERATOR), "a=1")]
     with pytest.raises(InvalidRequest, match="labels"):
-        await enrolments.enroll(AGENT, timedelta(minutes=5), OPERATOR, labels={"a b": "1"})
+        await enrolments.enroll(WEB_1, timedelta(minutes=5), OPERATOR, labels={"a b": "1"})
 
 
 async def test_a_token_can_be_used_once(stand: Stand) -> None:

@@ -10,9 +10,9 @@ from cryptography import x509
 
 from members import AGENT, DOMAIN, WEB, Stand, request_of
 from tachikoma.errors import FailedPrecondition, InvalidRequest, PermissionDenied
-from tachikoma.identity.authority import CertificateAuthority, make_request, new_key, private_pem
+from tachikoma.identity.authority import CertificateAuthority, issued_at, make_request, new_key, private_pem
 from tachikoma.identity.file_source import FileSvidSource
-from tachikoma.identity.spiffe import agent_id, user_id
+from tachikoma.identity.spiffe import agent_id, service_id, user_id
 from tachikoma.identity.svid import Svid
 from tachikoma.redis.commands import Redis
 from tachikoma_orchestrator.agents.authority import Authority
@@ -44,9 +44,20 @@ async def test_certificates_that_were_not_issued_here_are_not_renewed_here(stand
     for certificate in (by_hand, None):
         with pytest.raises(PermissionDenied, match="did not join here"):
             await stand.members.renewals.renew(Peer(WEB, "", certificate), request_of())
-    for other in (user_id(DOMAIN, "root"), agent_id("partner.example", AGENT)):
-        with pytest.raises(PermissionDenied, match="only agents renew"):
-            await stand.members.renewals.renew(Peer(other, ""), request_of())
+    with pytest.raises(PermissionDenied, match="only its members renew"):
+        await stand.members.renewals.renew(Peer(agent_id("partner.example", AGENT), ""), request_of())
+    with pytest.raises(PermissionDenied, match="an orchestrator, which renews its certificate itself"):
+        await stand.members.renewals.renew(Peer(stand.identity.current().spiffe_id, ""), request_of())
+
+
+async def test_people_and_services_renew_what_was_issued_here(stand: Stand) -> None:
+    for owner in (user_id(DOMAIN, "ada.l"), service_id(DOMAIN, "beat")):
+        current = stand.ca.sign(new_key().public_key(), owner, lifetime=timedelta(hours=1))
+        made = await stand.members.renewals.renew(Peer(owner, "", current), request_of(owner))
+        leaf = x509.load_pem_x509_certificates(made.chain_pem)[0]
+        life = leaf.not_valid_after_utc - issued_at(leaf)
+        expected = stand.authority.user_lifetime if "user" in owner.path else stand.authority.lifetime
+        assert abs(life - min(expected, stand.ca.not_after - issued_at(leaf))) < timedelta(minutes=1)
 
 
 async def test_an_agent_of_an_authority_that_was_replaced_renews_at_the_new_one(stand: Stand, tmp_path: Path) -> None:

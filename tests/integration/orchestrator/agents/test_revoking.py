@@ -11,6 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from members import AGENT, OPERATOR, Stand, refused
 from tachikoma.errors import AgentUnknown, FailedPrecondition
+from tachikoma.identity.spiffe import Member
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma_orchestrator.agents.redis_accounts import Accounts
@@ -55,7 +56,7 @@ async def test_a_running_command_is_cancelled_before_its_agent_loses_access_and_
         async def remove(self, agent: str) -> None:
             await steps.remove(agent)
 
-    revoker = Revoker(stand.redis, stand.revocations, steps, Noting(stand.redis))
+    revoker = Revoker(stand.redis, stand.identity, stand.revocations, steps, Noting(stand.redis))
     done = await revoker.revoke(AGENT, "stolen", OPERATOR)
     assert (done.agent_id, done.cancelled, done.lost, done.warnings) == (AGENT, 4, 2, ())
     assert steps.taken == [
@@ -93,7 +94,7 @@ async def test_without_an_authority_agents_can_be_revoked_but_not_enrolled(stand
     await stand.redis.hset(keys.AGENTS, AGENT, "{}")
     bare = stand.membership(authority=None, accounts=None)
     with pytest.raises(FailedPrecondition, match="TACHIKOMA_CA"):
-        await bare.enrolments.enroll(AGENT, timedelta(0), OPERATOR)
+        await bare.enrolments.enroll(Member.agent(AGENT), timedelta(0), OPERATOR)
     done = await bare.revoker.revoke(AGENT, "stolen", OPERATOR)
     assert "ACL DELUSER agent.web-1" in done.warnings[0]
     assert stand.revocations.active(AGENT)

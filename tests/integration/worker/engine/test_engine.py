@@ -22,6 +22,7 @@ from structlog.testing import capture_logs
 from authority import Authority
 from local_agent import AGENT, DOMAIN, REQUESTER
 from patience import PATIENCE_SECONDS
+from tachikoma.client.membership.renewal import Renewal
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.signed_messages import CancelOrder, Receipt, WorkOrder
 from tachikoma.identity.signing import sign
@@ -37,7 +38,6 @@ from tachikoma_worker.engine import engine as module
 from tachikoma_worker.engine.control import Control
 from tachikoma_worker.engine.engine import Engine
 from tachikoma_worker.engine.lease import Lease
-from tachikoma_worker.engine.renewal import Renewal
 from tachikoma_worker.engine.takeover import sweep
 from tachikoma_worker.execution.journal import Journal
 from tachikoma_worker.output.spool import Spool

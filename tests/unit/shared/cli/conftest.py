@@ -26,6 +26,7 @@ SYNC = (
     "recordings",
     "schedule",
     "sessions",
+    "users",
 )
 ASYNC = ("execute", "logs", "run", "sessions")
 

@@ -18,8 +18,8 @@ from tachikoma.client.profile import PROFILE_VARIABLE
 COMMANDS = {
     "agents", "approvals", "approve", "audit", "batches", "beat", "cancel", "config", "demo", "dev", "doctor", "exec",
     "flower",
-    "identity", "logs", "manual", "orchestrator", "play", "policy", "ps", "recordings", "redis", "reject", "run",
-    "schedule", "sessions", "shell", "spawner", "status", "submitter", "version", "worker",
+    "identity", "login", "logs", "manual", "orchestrator", "play", "policy", "ps", "recordings", "redis", "reject",
+    "run", "schedule", "sessions", "setup", "shell", "spawner", "status", "submitter", "users", "version", "worker",
 }  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def test_every_help_line_is_a_sentence_that_begins_with_a_verb(command: Any) -> 
     assert re.fullmatch(r"[A-Z][a-z]+,? .*\.", first)
     assert first.split()[0].rstrip(",") in {
         "Run", "Show", "List", "Create", "Cancel", "Check", "Start", "Stop", "Send", "Revoke", "Reject", "Read", "Find",
-        "Write", "Print", "Play",
+        "Write", "Print", "Play", "Set",
     }  # fmt: skip
 
 

@@ -37,6 +37,7 @@ from tachikoma.cli.components import COMPONENTS
 from tachikoma.cli.documents import DOCUMENTS, Document
 from tachikoma.errors import PermissionDenied
 from tachikoma.vocabulary.recordings import RecordingInfo, RecordingMatch
+from tachikoma.vocabulary.users import UserEnrolment, UserInfo
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, 250000, tzinfo=UTC)
 STATUS = ExecStatus(
@@ -73,6 +74,8 @@ ANSWERS = {
     "agents": (AGENT,), "drain_agent": AGENT, "resume_agent": AGENT, "label_agent": AGENT,
     "enroll_agent": Enrolment(agent_id="web-1", token="t", expires=NOW),
     "revoke_agent": Revocation(agent_id="web-1", cancelled=1, lost=0),
+    "users": (UserInfo(name="ada", joined=NOW),), "revoke_user": UserInfo(name="ada", revoked=True),
+    "enroll_user": UserEnrolment(name="ada", token="t", expires=NOW),
     "approvals": (STATUS,), "approval": APPROVAL, "approve": STATUS, "reject": STATUS, "audit": (EVENT,),
     "cancel": CancelResponse(outcome=CancelOutcome.CANCELLED, status=STATUS), "submit": STATUS, "status": STATUS,
     "execute_stream": lambda *_, **__: OUTPUT, "attach": lambda *_, **__: OUTPUT,
@@ -104,6 +107,9 @@ LINES: dict[str, tuple[str, ...] | None] = {
     # They need files: test_the_documents_of_files.
     "policy check": None, "policy explain": None, "policy test": None, "schedule check": None,
     "identity ca init": None, "identity ca issue": None,
+    "users ls": (), "users add": ("ada",), "users revoke": ("ada", "-r", "why", "-y"),
+    # tests/security/test_people.py
+    "login": None, "identity renew": None,
     "policy diff": None, "audit tail --follow": None,
 }  # fmt: skip
 

@@ -118,6 +118,27 @@ METHODS: dict[str, tuple[tuple[Any, ...], dict[str, Any], Any, Any, Any]] = {
         AGENT,
         lambda found: found.id,
     ),
+    "enroll_user": (
+        ("ada", timedelta(seconds=90)),
+        {},
+        pb.EnrollUserRequest(name="ada", ttl=Duration(seconds=90)),
+        pb.EnrollUserResponse(token="t", expires=STAMP),
+        lambda found: (found.name, found.token) == ("ada", "t"),
+    ),
+    "users": (
+        (),
+        {},
+        pb.ListUsersRequest(),
+        pb.ListUsersResponse(users=[pb.User(name="ada", joined=STAMP)]),
+        lambda found: [(item.name, item.joined) for item in found] == [("ada", NOW)],
+    ),
+    "revoke_user": (
+        ("ada", "gone"),
+        {},
+        pb.RevokeUserRequest(name="ada", reason="gone"),
+        pb.User(name="ada", revoked=True),
+        lambda found: found.revoked,
+    ),
     "enroll_agent": (
         ("web-1", timedelta(seconds=90)),
         {"labels": {"role": "db"}},
@@ -214,18 +235,20 @@ METHODS: dict[str, tuple[tuple[Any, ...], dict[str, Any], Any, Any, Any]] = {
     ),
 }
 #: Methods whose second call could do something that the first did not.
-NOT_REPEATED = {"approve", "reject", "enroll_agent", "run_schedule"}
+NOT_REPEATED = {"approve", "reject", "enroll_agent", "enroll_user", "run_schedule"}
 #: RPCs by the names of the methods, where these differ.
 RPC_OF = {
     "list_page": "List",
     "approvals": "ListApprovals", "approval": "GetApproval", "agents": "ListAgents", "policy_status": "GetPolicyStatus",
+    "users": "ListUsers",
     "audit": "ListAuditEvents", "schedules": "ListSchedules", "batch": "GetBatch", "batches": "ListBatches",
     "scheduled_runs": "ListScheduledRuns", "recordings": "ListRecordings",
 }  # fmt: skip
 #: RPCs without a method in this client, and why.
 # Streams; see test_streams.py, test_interactive.py and test_batches.py, and end_to_end/test_recordings.py.
 OTHERS = {"ExecuteStream", "Attach", "ExecuteInteractive", "WatchBatch", "ReadRecording"}
-AGENTS_ONLY = {"RenewAgent"}
+#: `membership/renewal.py` calls them.
+RENEWALS = {"RenewAgent", "RenewIdentity"}
 
 
 def rpc_of(method: str) -> str:
@@ -299,7 +322,7 @@ async def test_only_calls_that_may_run_twice_are_repeated(client: AsyncClient, m
 
 def test_every_rpc_has_a_method() -> None:
     rpcs = {method.name for method in pb.DESCRIPTOR.services_by_name["RemoteExecution"].methods}
-    assert {rpc_of(method) for method in METHODS} | OTHERS | AGENTS_ONLY == rpcs
+    assert {rpc_of(method) for method in METHODS} | OTHERS | RENEWALS == rpcs
 
 
 async def test_a_digest_that_is_none_is_refused_before_any_call(client: AsyncClient) -> None:

@@ -51,7 +51,7 @@ def test_without_the_variable_it_is_in_the_users_configuration(
 
 
 def test_a_missing_profile_is_told_with_its_path_and_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"no client profile at .*none\.json; start `tachikoma dev`"):
+    with pytest.raises(ConfigurationError, match=r"no client profile at .*none\.json; log in .*`tachikoma login`"):
         Profile.load(tmp_path / "none.json")
 
 

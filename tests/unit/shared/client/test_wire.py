@@ -40,6 +40,7 @@ from tachikoma.vocabulary.results import (
 )
 from tachikoma.vocabulary.schedules import DueOutcome, Missed, Overlap, ScheduledRun, ScheduleStatus
 from tachikoma.vocabulary.states import ExecState
+from tachikoma.vocabulary.users import UserEnrolment
 
 FORMATS = wire.FORMATS + wire_records.FORMATS + batch_wire.FORMATS
 EARLIER = datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=UTC)
@@ -372,6 +373,7 @@ ATTRIBUTES_WITHOUT_FIELD = {
     (ExecOutput, "result"): "is the content of result in the oneof",
     (ExecOutput, "accepted"): "is the content of accepted in the oneof",
     (Enrolment, "agent_id"): "is known from the request",
+    (UserEnrolment, "name"): "is known from the request",
 }
 #: Messages without a model, and why.
 ARGUMENTS = "carries the arguments of one client method"
@@ -401,6 +403,9 @@ MESSAGES_WITHOUT_FORMAT = {
     "ListBatchesResponse": RESULTS,
     "TargetCount": "is an entry of the dictionary BatchStatus.totals",
     **dict.fromkeys(["JoinRequest", "JoinResponse", "RenewAgentRequest", "RenewAgentResponse"], AGENT),
+    **dict.fromkeys(["RenewIdentityRequest", "RenewIdentityResponse"], "is exchanged by a client's renewal only"),
+    **dict.fromkeys(["EnrollUserRequest", "ListUsersRequest", "RevokeUserRequest"], ARGUMENTS),
+    "ListUsersResponse": RESULTS,
 }
 #: Fields of messages with a format that are in no table.
 FIELDS_WITHOUT_ATTRIBUTE = {

@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from tachikoma.client.membership.joining import join
+from tachikoma.client.membership.renewal import Renewal, due
 from tachikoma.errors import ConfigurationError, InvalidRequest, Unavailable
 from tachikoma.identity.authority import CertificateAuthority, issued_at, new_key, private_pem
 from tachikoma.identity.files import write_identity
@@ -22,8 +24,6 @@ from tachikoma.identity.svid import Svid
 from tachikoma_orchestrator.api.join_service import MAX_ADDRESSES, MAX_REFUSALS, Attempts
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings
 from tachikoma_worker.command import worker
-from tachikoma_worker.engine.joining import join
-from tachikoma_worker.engine.renewal import Renewal, due
 
 DOMAIN = "tachikoma.local"
 WEB = agent_id(DOMAIN, "web-1")
@@ -76,7 +76,7 @@ def test_no_text_makes_the_parser_fail_otherwise(text: str) -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {"id": f"spiffe://{DOMAIN}/user/root"},
+        {"id": f"spiffe://{DOMAIN}/service/orchestrator"},
         {"id": f"spiffe://{DOMAIN}/agent/a/b"},
         {"id": "x"},
         {"secret": b"s" * 31},
@@ -90,7 +90,9 @@ def test_a_token_of_somebody_elses_making_is_looked_at(root: CertificateAuthorit
         JoinToken.model_validate({**token(root).model_dump(by_alias=False), **values})
 
 
-@pytest.mark.parametrize("path", ["user/web-1", "agent", "agent/a/b", "agent/a.b", "agentx/a", "service/agent"])
+@pytest.mark.parametrize(
+    "path", ["user/web-1", "user/a.b", "agent", "agent/a/b", "agent/a.b", "agentx/a", "service/agent"]
+)
 def test_an_id_that_is_no_agents_names_none(path: str) -> None:
     assert agent_of(SpiffeId.parse(f"spiffe://{DOMAIN}/{path}")) == ""
     assert agent_of(WEB) == "web-1"

@@ -139,3 +139,12 @@ def test_revoke_asks_at_a_terminal(run: Any, client: Any, answer: str, calls: in
     done = run("agents", "revoke", "web-1", "-r", "stolen", answers=[answer])
     assert "revoke web-1, whose running executions are then lost?" in done.err
     assert (len(client.calls), done.code) == (calls, 1 - calls)
+
+
+@pytest.mark.parametrize("words", [("web-{1..3}",), ("web-[1-3]",), ("web-1", "web-2", "web-3", "web-1")])
+def test_several_agents_are_enrolled_with_a_line_for_each(run: Any, client: Any, words: tuple[str, ...]) -> None:
+    expires = datetime(2026, 1, 31, tzinfo=UTC)
+    client.answers["enroll_agent"] = lambda name, *_, **__: Enrolment(agent_id=name, token=f"t-{name}", expires=expires)
+    done = run("agents", "enroll", *words)
+    assert done.out.splitlines() == [f"web-{number} t-web-{number}" for number in (1, 2, 3)]
+    assert "worker install" in done.err

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from authority import Authority
+from tachikoma.client.membership import renewal as remote
+from tachikoma.client.membership.joining import REJOIN
+from tachikoma.client.membership.renewal import Renewal, due
 from tachikoma.errors import ConfigurationError, PermissionDenied, Unavailable
+from tachikoma.identity import renewal as module
 from tachikoma.identity.join_token import Joined
 from tachikoma.identity.svid import Svid
-from tachikoma_worker.engine import renewal as module
-from tachikoma_worker.engine.joining import REJOIN
-from tachikoma_worker.engine.renewal import Renewal, due
 
 ID = "spiffe://tachikoma.local/agent/web-1"
 JOINED = Joined(address="orch.example:8535", server_name="orch.example")
@@ -55,6 +57,12 @@ class Planned(Renewal):
             raise result
         self._source.svid = result
         return result
+
+
+@pytest.fixture(autouse=True)
+def structured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log lines as `capture_logs` captures them."""
+    monkeypatch.setattr(module, "log", structlog.get_logger())
 
 
 @pytest.fixture
@@ -159,6 +167,6 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: py
         raise PermissionError(13, "denied")
 
     JOINED.save(tmp_path)
-    monkeypatch.setattr(module, "finish_writing", refuse)
+    monkeypatch.setattr(remote, "finish_writing", refuse)
     with pytest.raises(ConfigurationError, match="to renew it"):
         Renewal.prepare(tmp_path)

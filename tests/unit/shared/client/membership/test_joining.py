@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from authority import Authority
+from tachikoma.client.membership.joining import REJOIN, _prepare_folders
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.spiffe import agent_id
-from tachikoma_worker.engine.joining import REJOIN, _prepare_folders
 from tachikoma_worker.settings import PASSWORD_FILE
 
 WEB_1, WEB_2 = agent_id("tachikoma.local", "web-1"), agent_id("tachikoma.local", "web-2")

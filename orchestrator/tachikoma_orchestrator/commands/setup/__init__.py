@@ -1,0 +1,1 @@
+"""`tachikoma setup`: an orchestrator's host, from a plan of steps."""

@@ -1,0 +1,86 @@
+"""The command `tachikoma setup`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tachikoma.setup.layout import Layout
+from tachikoma.setup.steps import Host, apply, pending
+from tachikoma_orchestrator.commands.setup.choices import Choices
+from tachikoma_orchestrator.commands.setup.plan import OrchestratorPlan
+from tachikoma_orchestrator.commands.setup.redis_steps import waits_for_disk
+
+__all__ = ["setup"]
+
+setup = typer.Typer(
+    invoke_without_command=True, help="Set up an orchestrator on this host, with its Redis; safe to repeat."
+)
+
+
+@setup.callback()
+def run(
+    host: Annotated[str | None, typer.Option(help="Name of this host, as agents and people reach it.")] = None,
+    trust_domain: Annotated[str | None, typer.Option(help="Trust domain; by default the host's domain.")] = None,
+    operator: Annotated[str | None, typer.Option(help="Name of the first operator; by default yours.")] = None,
+    bind: Annotated[str | None, typer.Option(help="Address to listen on; by default all.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of the gRPC server, 8534.")] = None,
+    join_port: Annotated[int | None, typer.Option(help="Port on which hosts and people join, 8535.")] = None,
+    redis_url: Annotated[
+        str | None, typer.Option(help="URL of an existing Redis, without credentials; by default one on this host.")
+    ] = None,
+    redis_port: Annotated[int | None, typer.Option(help="Port of the Redis on this host, 6379.")] = None,
+    redis_server: Annotated[str, typer.Option(help="Program of the Redis on this host.")] = "redis-server",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
+    renew: Annotated[
+        bool, typer.Option("--renew", help="Only renew certificates that are due; a timer does this.")
+    ] = False,
+    root: Annotated[Path, typer.Option(help="Folder below which everything is written, instead of /.")] = Path("/"),
+) -> None:
+    """Set up an orchestrator on this host, with its Redis. Choices are kept for the next time; safe to repeat."""
+    layout = Layout(root.absolute())
+    given = {
+        "host": host, "trust_domain": trust_domain, "operator": operator, "bind": bind, "port": port,
+        "join_port": join_port, "redis_url": redis_url, "redis_port": redis_port,
+    }  # fmt: skip
+    choices = Choices.read(layout.settings / "setup.toml", **given)
+    program = shutil.which(redis_server) or redis_server
+    durable = not choices.own_redis or waits_for_disk(program)
+    plan = OrchestratorPlan(layout, choices, durable, program)
+    steps = plan.certificates() if renew else plan.steps()
+    here = Host.real(layout.root)
+    if dry_run:
+        waiting = [words for _, words in pending(steps, here)]
+        for words in waiting:
+            typer.echo(f"would {words}")
+        typer.echo(f"{len(waiting)} steps" if waiting else "nothing to do")
+        return
+    done = 0
+    for words in apply(steps, here):
+        typer.echo(words)
+        done += 1
+    if not done:
+        typer.echo("nothing to do")
+    if not renew:
+        _show_next(plan, here)
+
+
+def _show_next(plan: OrchestratorPlan, here: Host) -> None:
+    """Print what is left to the operator."""
+    if not here.services:
+        typer.echo("start it:")
+        for line in plan.units().commands():
+            typer.echo(f"  {line}")
+    if not plan.choices.own_redis:
+        acl = plan.layout.settings / "users.acl"
+        typer.echo(f"load {acl} into {plan.choices.redis_url} (ACL LOAD), then: tachikoma redis check")
+    if (plan.layout.settings / "root-ca/ca_key.pem").exists():
+        typer.echo(f"keep {plan.layout.settings / 'root-ca'} offline: it is needed again in {_YEAR_WORDS}")
+    typer.echo("next: tachikoma agents enroll 'web-{1..3}'")
+
+
+#: When the root is needed again.
+_YEAR_WORDS = "8 months, to replace the authority below it"

@@ -1,0 +1,197 @@
+"""The plan of an orchestrator's host: every file, account, certificate and unit, from the operator's choices."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from tachikoma.identity.authority import CERTIFICATE_FILE
+from tachikoma.identity.join_token import Joined
+from tachikoma.identity.spiffe import service_id, user_id
+from tachikoma.redis.users import ENROLLER, ORCHESTRATOR, SERVICES, SUBMITTER
+from tachikoma.setup.certificates import Authority, Issued
+from tachikoma.setup.layout import Layout
+from tachikoma.setup.steps import Accounts, File, Folder, Secret, Step, Units
+from tachikoma_orchestrator.commands.setup.choices import Choices
+from tachikoma_orchestrator.commands.setup.redis_steps import LoadedCertificate, RedisUsers, configuration
+
+__all__ = ["OrchestratorPlan"]
+
+#: Accounts of the parts.
+ORCHESTRATOR_ACCOUNT, REDIS_ACCOUNT = "tachikoma-orchestrator", "tachikoma-redis"
+#: Lifetimes of the root, of the authority below it, and of certificates.
+ROOT_LIFETIME, AUTHORITY_LIFETIME = timedelta(days=3650), timedelta(days=365)
+LIFETIME, USER_LIFETIME, REDIS_LIFETIME = timedelta(hours=24), timedelta(days=7), timedelta(days=30)
+
+POLICY = """\
+# Who may run which commands where. Changes take effect within a second. `tachikoma policy check {path}` reports
+# mistakes; docs/policy.md has all fields and examples.
+operators: ["{operator}"]
+policies:
+  - name: look
+    subjects: ["{operator}"]
+    agents: ["**"]
+    allowedCommands: [/usr/bin/uname ..., /usr/bin/uptime ..., /usr/bin/df ..., /usr/bin/free ..., /usr/bin/id ...]
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class OrchestratorPlan:
+    """The steps of an orchestrator's host."""
+
+    layout: Layout
+    choices: Choices
+    #: Whether Redis confirms that data is on disk (WAITAOF).
+    durable: bool
+    #: Program of the Redis server.
+    redis_server: str = "/usr/bin/redis-server"
+
+    @property
+    def choices_file(self) -> Path:
+        """The file that keeps the choices."""
+        return self.layout.settings / "setup.toml"
+
+    @property
+    def _root(self) -> Path:
+        return self.layout.settings / "root-ca"
+
+    @property
+    def _ca(self) -> Path:
+        return self.layout.settings / "ca"
+
+    @property
+    def _passwords(self) -> Path:
+        return self.layout.settings / "redis"
+
+    @property
+    def identity(self) -> Path:
+        """Folder of the orchestrator's identity."""
+        return self.layout.state("orchestrator") / "identity"
+
+    @property
+    def _redis_identity(self) -> Path:
+        return self.layout.state("redis") / "identity"
+
+    @property
+    def _address(self) -> str:
+        return f"{self.choices.host}:{self.choices.port}"
+
+    def _joined(self) -> Joined:
+        return Joined(address=self._address, server_name=self.choices.server_name)
+
+    def units(self) -> Units:
+        """Return the units that run on this host."""
+        redis = ("tachikoma-redis.service",) if self.choices.own_redis else ()
+        return Units((*redis, "tachikoma-orchestrator.service", "tachikoma-renewal.timer"))
+
+    def steps(self) -> list[Step]:
+        """Return all steps, in order."""
+        return [
+            Folder(self.layout.settings, 0o755),
+            *self._accounts(),
+            File(self.choices_file, self.choices.text()),
+            *self.certificates(),
+            *self._redis(),
+            *self._orchestrator(),
+            *self._unit_files(),
+            self.units(),
+        ]
+
+    def _accounts(self) -> Iterator[Step]:
+        accounts = self.layout.packaged("sysusers.conf")
+        yield accounts
+        yield Accounts((ORCHESTRATOR_ACCOUNT, REDIS_ACCOUNT), accounts.path)
+
+    def certificates(self) -> list[Step]:
+        """Return the steps that create authorities and certificates, which the timer repeats."""
+        domain, choices = self.choices.trust_domain, self.choices
+        steps: list[Step] = [
+            Authority(self._root, domain, "Tachikoma root", ROOT_LIFETIME),
+            Authority(self._ca, domain, "Tachikoma CA", AUTHORITY_LIFETIME, self._root, ORCHESTRATOR_ACCOUNT),
+            self._issued(
+                self.identity, str(service_id(domain, "orchestrator")), LIFETIME, (choices.server_name,),
+                ORCHESTRATOR_ACCOUNT,
+            ),
+            self._issued(
+                self.layout.home / ".local/share/tachikoma/identities" / domain,
+                str(user_id(domain, choices.operator)), USER_LIFETIME, joined=self._joined(),
+            ),
+        ]  # fmt: skip
+        if choices.own_redis:
+            steps += [
+                Folder(self.layout.state("redis"), 0o700, REDIS_ACCOUNT),
+                self._issued(
+                    self._redis_identity, str(service_id(domain, "redis")), REDIS_LIFETIME, (choices.host,),
+                    REDIS_ACCOUNT,
+                ),
+                LoadedCertificate(choices.host, choices.redis_port, self._redis_identity, self._passwords / "admin"),
+            ]  # fmt: skip
+        return steps
+
+    def _issued(
+        self, folder: Path, spiffe_id: str, lifetime: timedelta, dns: tuple[str, ...] = (), owner: str = "",
+        joined: Joined | None = None,
+    ) -> Issued:  # fmt: skip
+        root = self._root / CERTIFICATE_FILE
+        return Issued(folder, spiffe_id, self._ca, root, lifetime, dns, owner, joined)
+
+    def _redis(self) -> Iterator[Step]:
+        """Yield the passwords of all users of Redis, and the server on this host."""
+        # The parts read their own passwords in it; nobody else can list it.
+        yield Folder(self._passwords, 0o711)
+        owners = dict.fromkeys((ORCHESTRATOR, SUBMITTER, ENROLLER), ORCHESTRATOR_ACCOUNT)
+        for user in (*SERVICES, ENROLLER):
+            yield Secret(self._passwords / user, owners.get(user, ""))
+        state = self.layout.state("redis")
+        acl = state / "users.acl" if self.choices.own_redis else self.layout.settings / "users.acl"
+        yield RedisUsers(acl, self._passwords, REDIS_ACCOUNT if self.choices.own_redis else "")
+        if self.choices.own_redis:
+            text = configuration(
+                data=state, acl=acl, identity=self._redis_identity, bind=self.choices.bind,
+                port=self.choices.redis_port, durable=self.durable,
+            )  # fmt: skip
+            yield File(self.layout.settings / "redis.conf", text)
+
+    def _orchestrator(self) -> Iterator[Step]:
+        """Yield policy, settings and folders of the orchestrator, and the profile of its operator."""
+        choices, settings = self.choices, self.layout.settings
+        operator = str(user_id(choices.trust_domain, choices.operator))
+        policy = settings / "policy/main.yaml"
+        yield Folder(policy.parent, 0o755)
+        yield File(policy, POLICY.format(operator=operator, path=policy.parent), keep=True)
+        yield Folder(self.layout.state("orchestrator"), 0o700, ORCHESTRATOR_ACCOUNT)
+        yield Folder(self.layout.state("orchestrator") / "audit", 0o700, ORCHESTRATOR_ACCOUNT)
+        yield File(settings / "orchestrator.env", self._environment(policy.parent))
+        identity = self.layout.home / ".local/share/tachikoma/identities" / choices.trust_domain
+        # As `tachikoma.client.profile.Profile` reads it.
+        profile = {"address": self._address, "serverName": choices.server_name, "identity": str(identity)}
+        path = self.layout.home / ".config/tachikoma/profile.json"
+        yield File(path, json.dumps(profile, indent=2) + "\n", keep=True)
+
+    def _environment(self, policy: Path) -> str:
+        choices = self.choices
+        return self.layout.environment(
+            redis_url=choices.reached_redis,
+            redis_password_file=str(self._passwords / ORCHESTRATOR),
+            identity=str(self.identity),
+            policy=str(policy),
+            listen=f"{choices.bind}:{choices.port}",
+            renew_address=self._address,
+            ca=str(self._ca),
+            join_listen=f"{choices.bind}:{choices.join_port}",
+            join_address=f"{choices.host}:{choices.join_port}",
+            enroller_password_file=str(self._passwords / ENROLLER),
+            submitter_password_file=str(self._passwords / SUBMITTER),
+            audit_log=str(self.layout.state("orchestrator") / "audit/audit.jsonl"),
+            audit_durable="" if self.durable else "false",
+        )
+
+    def _unit_files(self) -> Iterator[Step]:
+        for name in ("tachikoma-orchestrator.service", "tachikoma-renewal.service", "tachikoma-renewal.timer"):
+            yield self.layout.packaged(name)
+        if self.choices.own_redis:
+            unit = self.layout.packaged("tachikoma-redis.service")
+            yield File(unit.path, unit.content.replace("/usr/bin/redis-server", self.redis_server))

@@ -1,0 +1,1 @@
+"""Setting up a host: steps as values, and their application. Planning and applying are separate."""

@@ -1,0 +1,254 @@
+"""The steps of setting up a host, as values.
+
+Each knows whether it is done, so applying a plan twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tachikoma.errors import ConfigurationError
+
+__all__ = ["Accounts", "File", "Folder", "Host", "Secret", "Step", "Units", "apply", "pending", "replace_file"]
+
+#: Longest time of one command.
+COMMAND_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What may be changed on this host beside files."""
+
+    #: Whether files get the owners of the plan. This needs root, and their accounts.
+    owners: bool
+    #: Whether commands of systemd are run. Otherwise they are left to the operator.
+    services: bool
+
+    @classmethod
+    def real(cls, root: Path) -> Host:
+        """Return what may be changed when a plan is applied below a root folder.
+
+        Another root than `/` is for tests and images: owners and units stay as they are.
+        """
+        whole = root == Path("/")
+        # systemd runs if this folder exists (sd_booted(3)).
+        return cls(owners=whole and os.geteuid() == 0, services=whole and Path("/run/systemd/system").is_dir())
+
+    def own(self, path: Path, owner: str) -> None:
+        """Give a file or folder to its owner."""
+        if self.owners and owner:
+            try:
+                shutil.chown(path, owner, owner)
+            except LookupError:
+                raise ConfigurationError(f"there is no user {owner!r} on this host, who is to own {path}") from None
+
+    def owned(self, path: Path, owner: str) -> bool:
+        """Return True if a file or folder has its owner."""
+        if not self.owners or not owner:
+            return True
+        try:
+            return path.owner() == owner
+        except KeyError:
+            return False
+
+
+class Step(Protocol):
+    """A step of a plan."""
+
+    def pending(self, host: Host) -> str:
+        """Return what remains to be done, for people; empty if nothing does. Changes nothing."""
+
+    def apply(self, host: Host) -> None:
+        """Do it. Raises OSError or ConfigurationError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder that exists."""
+
+    path: Path
+    mode: int = 0o755
+    #: Name of its user and group; empty for the user that applies the plan.
+    owner: str = ""
+
+    def pending(self, host: Host) -> str:
+        """Compare the folder with the plan."""
+        if not self.path.is_dir():
+            return f"create the folder {self.path}"
+        right = self.path.stat().st_mode & 0o777 == self.mode and host.owned(self.path, self.owner)
+        return "" if right else f"correct owner and mode of {self.path}"
+
+    def apply(self, host: Host) -> None:
+        """Create the folder, with its owner and mode."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.chmod(self.mode)
+        host.own(self.path, self.owner)
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file with a content."""
+
+    path: Path
+    content: str
+    mode: int = 0o644
+    owner: str = ""
+    #: Whether a file that exists stays as it is: it belongs to the operator.
+    keep: bool = False
+
+    def pending(self, host: Host) -> str:
+        """Compare the file with the plan."""
+        if not self.path.is_file():
+            return f"write {self.path}"
+        if self.keep:
+            return ""
+        if self.path.read_text(encoding="utf-8") != self.content:
+            return f"change {self.path}"
+        right = self.path.stat().st_mode & 0o777 == self.mode and host.owned(self.path, self.owner)
+        return "" if right else f"correct owner and mode of {self.path}"
+
+    def apply(self, host: Host) -> None:
+        """Replace the file as a whole."""
+        replace_file(self.path, self.content, self.mode, self.owner, host)
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A file with a random password of 256 bits, which is generated once."""
+
+    path: Path
+    owner: str = ""
+
+    def pending(self, host: Host) -> str:
+        """Compare the file with the plan."""
+        if not self.path.is_file():
+            return f"generate the password {self.path}"
+        return "" if host.owned(self.path, self.owner) else f"correct the owner of {self.path}"
+
+    def apply(self, host: Host) -> None:
+        """Generate the password, or give the file to its owner."""
+        if self.path.is_file():
+            host.own(self.path, self.owner)
+            return
+        replace_file(self.path, f"{secrets.token_hex(32)}\n", 0o600, self.owner, host)
+
+
+def replace_file(path: Path, content: str, mode: int, owner: str, host: Host) -> None:
+    """Replace a file as a whole. Nobody else can read it before it has its owner and mode."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(content)
+        host.own(temporary, owner)
+        temporary.chmod(mode)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _run(*argv: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=COMMAND_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigurationError(f"cannot run {' '.join(argv)}: {error}") from None
+
+
+def _checked(*argv: str) -> None:
+    done = _run(*argv)
+    if done.returncode:
+        raise ConfigurationError(f"{' '.join(argv)} failed: {done.stderr.strip()[:500]}")
+
+
+@dataclass(frozen=True, slots=True)
+class Accounts:
+    """The system accounts of a sysusers.d(5) file."""
+
+    names: tuple[str, ...]
+    file: Path
+
+    def pending(self, host: Host) -> str:
+        """Return the accounts that are missing, where accounts matter."""
+        if not host.owners:
+            return ""
+        # Imported here: Python has it on Unix only.
+        import pwd
+
+        known = {entry.pw_name for entry in pwd.getpwall()}
+        missing = [name for name in self.names if name not in known]
+        return f"create the accounts {', '.join(missing)} (systemd-sysusers {self.file})" if missing else ""
+
+    def apply(self, host: Host) -> None:
+        """Create them with systemd-sysusers(8)."""
+        _checked("systemd-sysusers", str(self.file))
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """Units of systemd that are enabled and run with their current files."""
+
+    names: tuple[str, ...]
+
+    def commands(self) -> list[str]:
+        """Return the commands, for a host where they are left to the operator."""
+        return ["systemctl daemon-reload", f"systemctl enable --now {' '.join(self.names)}"]
+
+    def pending(self, host: Host) -> str:
+        """Return the units that do not run, or run with older files."""
+        if not host.services:
+            return ""
+        waiting = [name for name in self.names if self._is_stale(name) or not self._runs(name)]
+        return f"enable and start {', '.join(waiting)}" if waiting else ""
+
+    def apply(self, host: Host) -> None:
+        """Read the files, enable the units, start them, and restart those with older files."""
+        stale = [name for name in self.names if self._is_stale(name) and self._runs(name)]
+        _checked("systemctl", "daemon-reload")
+        if stale:
+            _checked("systemctl", "restart", *stale)
+        _checked("systemctl", "enable", "--now", *self.names)
+
+    @staticmethod
+    def _is_stale(name: str) -> bool:
+        return _run("systemctl", "show", "-p", "NeedDaemonReload", "--value", name).stdout.strip() == "yes"
+
+    @staticmethod
+    def _runs(name: str) -> bool:
+        active = _run("systemctl", "is-active", "--quiet", name).returncode == 0
+        return active and _run("systemctl", "is-enabled", "--quiet", name).returncode == 0
+
+
+def pending(steps: Iterable[Step], host: Host) -> Iterator[tuple[Step, str]]:
+    """Yield the steps that remain, with what is to be done. Changes nothing."""
+    for step in steps:
+        try:
+            words = step.pending(host)
+        except OSError as error:
+            raise ConfigurationError(f"cannot look at this host: {error}; run it as root") from None
+        if words:
+            yield step, words
+
+
+def apply(steps: Iterable[Step], host: Host) -> Iterator[str]:
+    """Do the steps that remain, in order, and yield what was done.
+
+    Raises:
+        ConfigurationError: a step failed. Those before it stay, and the next application continues there.
+    """
+    for step in steps:
+        try:
+            words = step.pending(host)
+            if words:
+                step.apply(host)
+        except OSError as error:
+            raise ConfigurationError(f"cannot set up this host: {error}") from None
+        if words:
+            yield words
