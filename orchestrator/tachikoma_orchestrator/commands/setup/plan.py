@@ -35,6 +35,8 @@ policies:
     subjects: ["{operator}"]
     agents: ["**"]
     allowedCommands: [/usr/bin/uname ..., /usr/bin/uptime ..., /usr/bin/df ..., /usr/bin/free ..., /usr/bin/id ...]
+    # Commands of different requesters do not reach each other (docs/isolation.md).
+    isolation: private
 """
 
 
