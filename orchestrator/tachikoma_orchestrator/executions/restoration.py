@@ -89,7 +89,8 @@ class Restoration:
         try:
             await self._restore_all(agent)
         except (RedisError, OSError):
-            del self._done[agent]
+            # The next heartbeat may have failed as well meanwhile.
+            self._done.pop(agent, None)
             raise
 
     async def _restore_all(self, agent: str) -> None:
@@ -105,10 +106,20 @@ class Restoration:
             part = names[begin : begin + BATCH]
             for name, raw in zip(part, await self._redis.hmget(key, part), strict=True):
                 exec_id = name.decode(errors="replace")
-                if raw is not None and await self._restore_one(agent, exec_id, raw.decode("ascii", "replace")):
+                if raw is not None and await self._restore_if_possible(agent, exec_id, raw.decode("ascii", "replace")):
                     restored += 1
         if names:
             log.warning("restoration.done", agent=agent, orders=len(names), records=restored)
+
+    async def _restore_if_possible(self, agent: str, exec_id: str, token: str) -> bool:
+        """Restore one record; False also if its key is no record, which must not keep others from being restored."""
+        try:
+            return await self._restore_one(agent, exec_id, token)
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+            log.error("restoration.unreadable", agent=agent, id=exec_id, error=str(error))
+            return False
 
     async def _restore_one(self, agent: str, exec_id: str, token: str) -> bool:
         """Restore one record and its result; return False if there is a record, or the order is not genuine."""

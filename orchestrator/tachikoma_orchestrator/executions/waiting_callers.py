@@ -77,15 +77,19 @@ class WaitingCallers:
             try:
                 missing = await self._look(missed_results=False)
                 await self._answer_for_silent_agents()
+                await self._give_up(missing & self._missed)
             except (RedisError, OSError) as error:
                 # Nothing is known to be gone while Redis is unavailable.
                 log.warning("waiting_callers.redis_unavailable", error=str(error))
                 continue
-            for exec_id in missing & self._missed:
-                why = "the ledger has lost its record, and no receipt of its agent came"
-                if self._completions.give_up(exec_id, await self._current_order(exec_id), why):
-                    log.error("execution.record_lost", id=exec_id)
             self._missed = missing
+
+    async def _give_up(self, gone: set[str]) -> None:
+        """Answer the callers of executions whose record was gone at two looks. Raises redis errors."""
+        for exec_id in gone:
+            why = "the ledger has lost its record, and no receipt of its agent came"
+            if self._completions.give_up(exec_id, await self._current_order(exec_id), why):
+                log.error("execution.record_lost", id=exec_id)
 
     async def _answer_for_silent_agents(self) -> None:
         """Answer the callers whose agents have been silent in a new life of Redis. Raises redis errors."""

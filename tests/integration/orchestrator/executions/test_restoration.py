@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,27 @@ async def test_records_are_restored_once_in_each_life_after_a_loss_and_none_is_r
     assert await stand.ledger.record(exec_id) is None
     await restoring.restoration.heard(AGENT, "3")
     assert await stand.ledger.record(exec_id) is not None
+
+
+@pytest.mark.parametrize(
+    "wrong", [("SET", "x"), ("RPUSH", "x"), ("SADD", "x"), ("ZADD", "1", "x"), ("XADD", "*", "x", "x")]
+)
+@pytest.mark.parametrize("key", [keys.execution, lambda name: keys.result(AGENT, name)])
+async def test_one_key_of_another_type_keeps_no_other_record_from_being_restored(
+    stand: Stand, wrong: tuple[str, ...], key: Callable[[str], str]
+) -> None:
+    tokens = dict.fromkeys(("a-first", "bad", "z-last"), "")
+    for name in tokens:
+        await stand.admit("true", id=name)
+        tokens[name] = await stand.token()
+    await lose(stand.redis)
+    await stand.redis.hset(keys.orders(AGENT), mapping=tokens)
+    command, *values = wrong
+    if key("bad") == keys.execution("bad") or command != "SET":
+        await stand.redis.execute_command(command, key("bad"), *values)
+    await Restoring(stand).restoration.heard(AGENT, "2")
+    for name in ("a-first", "z-last"):
+        assert await stand.ledger.record(name) is not None
 
 
 async def test_an_execution_that_was_approved_does_not_wait_for_its_approval_again(stand: Stand) -> None:

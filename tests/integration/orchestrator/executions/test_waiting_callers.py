@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from members import AGENT, OPERATOR, Stand
 from patience import PATIENCE_SECONDS
@@ -187,3 +189,28 @@ async def test_a_caller_whose_agent_has_reported_goes_on_waiting(
             await callers.looks._look(missed_results=False)
             await callers.looks._answer_for_silent_agents()
         assert not end.done()
+
+
+@pytest.mark.parametrize("error", [RedisConnectionError("closed"), RedisTimeoutError("late"), OSError("reset")])
+async def test_a_redis_that_fails_while_callers_are_answered_ends_no_look(
+    callers: Callers, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """An error that leaves a look ends the process."""
+    await callers.redis.delete(keys.execution(EXEC))
+    current_order, failures = callers.looks._current_order, 0
+
+    async def fails_at_first(exec_id: str) -> str:
+        nonlocal failures
+        failures += 1
+        if failures <= 3:
+            raise error
+        return await current_order(exec_id)
+
+    monkeypatch.setattr(callers.looks, "_current_order", fails_at_first)
+    with callers.completions.expect(EXEC) as waiting:
+        callers.completions.note_order(EXEC, ORDER)
+        async with callers.looking():
+            final = await asyncio.wait_for(waiting, PATIENCE_SECONDS)
+    with pytest.raises(ResultUnknown):
+        final.response()
+    assert failures == 4
