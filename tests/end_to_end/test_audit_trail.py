@@ -529,6 +529,8 @@ ELSEWHERE = {
     # tests/faults/test_rollback.py: Redis goes back to an older state.
     "redis_life",
     "record_restored",
+    # tests/security/test_people.py
+    *("user_enrolled", "user_joined", "user_revoked"),
     # tests/integration/orchestrator/api/test_sessions.py
     *("session_opened", "session_attached", "session_detached", "session_resized", "session_signalled"),
     "session_closed",
