@@ -24,7 +24,7 @@ from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState
-from tachikoma_orchestrator.api import guard, observers, sessions
+from tachikoma_orchestrator.api import guard, observers
 from tachikoma_orchestrator.api.remote_execution import RemoteExecution
 from tachikoma_orchestrator.api.service import ServiceParts
 from tachikoma_orchestrator.audit.findings import Findings
@@ -147,12 +147,11 @@ async def open_world(
     redis: Redis, subscriptions: Redis, folder: Path, *, recorded: bool = False
 ) -> AsyncIterator[World]:
     world = World(await Stand.make(redis, folder), subscriptions, folder, recorded=recorded)
-    patient = [patch.object(module, "LEAVE_SECONDS", PATIENCE_SECONDS) for module in (sessions, observers)]
     world.tasks.append(asyncio.create_task(world.subscriber.run()))
     world.tasks.append(asyncio.create_task(world.recordings.run()))
     try:
-        # A slow machine must not leave out what is recorded when a caller leaves.
-        with patient[0], patient[1]:
+        # A slow machine must not leave out what is recorded when an observer leaves.
+        with patch.object(observers, "LEAVE_SECONDS", PATIENCE_SECONDS):
             await asyncio.wait_for(world.subscriber.connected.wait(), PATIENCE_SECONDS)
             yield world
     finally:

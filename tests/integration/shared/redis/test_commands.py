@@ -37,6 +37,7 @@ CALLS: list[tuple[str, tuple[object, ...], dict[str, Any], int]] = [
     ("srem", ("missing", "a"), {}, 0),
     ("zadd", ("sorted", {"a": 1, "b": 2.5}), {}, 0),
     ("zadd", ("sorted", {"a": 1}), {"nx": True}, 0),
+    ("zcard", ("sorted",), {}, 0),
     ("zrange", ("sorted", 0, -1), {}, 0),
     ("zrange", ("sorted", 0, 9), {"byscore": True}, 0),
     ("zrevrangebyscore", ("sorted", "+inf", "-inf"), {"start": 0, "num": 1}, 0),
