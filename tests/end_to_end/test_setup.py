@@ -7,9 +7,11 @@ environment files that the commands wrote.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -103,9 +105,12 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path, debian: Path) -> Iterator[Site]:
-    site = Site(tmp_path, debian)
+def site(debian: Path) -> Iterator[Site]:
+    # Not under tmp_path: the path of a unix socket has at most 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="tk-"))
+    site = Site(folder, debian)
     with ExitStack() as stops:
+        stops.callback(shutil.rmtree, folder)
         yield site
         # The last started first: agents, orchestrator, Redis.
         for part in site.parts.values():
