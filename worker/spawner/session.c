@@ -67,15 +67,16 @@ void continue_input(struct held_command *command)
 void continue_output(struct held_command *command)
 {
 	size_t most = command->held.exited ? command->last_bytes : MOVE_BYTES;
-	ssize_t moved = move_output(command->terminal, command->terminal_output, most);
+	size_t moved;
+	enum output_stop stop = move_output(command->terminal, command->terminal_output, most, &moved);
 
-	if (command->held.exited && moved >= 0) {
-		command->last_bytes -= (size_t)moved;
-		/* Nothing is left, or other processes write on. */
-		if (command->last_bytes == 0 || (moved < (ssize_t)most && !pipe_full(command->terminal_output)))
-			moved = -1;
+	if (command->held.exited) {
+		command->last_bytes -= moved;
+		/* Nothing is left, or other processes write on. A full pipe may have room again: that says nothing. */
+		if (stop == OUTPUT_TAKEN || command->last_bytes == 0)
+			stop = OUTPUT_ENDED;
 	}
-	if (moved < 0)
+	if (stop == OUTPUT_ENDED)
 		close_terminal(command);
 	/* A prompt for a password switches the echo off before it writes. */
 	if (input_flags(command) != command->reported_flags)
@@ -160,11 +161,12 @@ void resize(struct worker *worker)
 void hang_up(struct worker *worker)
 {
 	struct held_command *command = find_terminal(worker);
+	size_t moved;
 
 	if (command == NULL)
 		return;
 	/* Its last output, as far as the pipe takes it. */
-	(void)move_output(command->terminal, command->terminal_output, LAST_BYTES);
+	(void)move_output(command->terminal, command->terminal_output, LAST_BYTES, &moved);
 	close_terminal(command);
 	send_input_event(command);
 	reply_done(worker);

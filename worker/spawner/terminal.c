@@ -105,26 +105,27 @@ int pipe_full(int pipe)
 	return poll(&room, 1, 0) == 0;
 }
 
-ssize_t move_output(int master, int pipe, size_t most)
+enum output_stop move_output(int master, int pipe, size_t most, size_t *moved)
 {
 	char bytes[MOVE_BYTES];
-	size_t moved = 0;
 
+	*moved = 0;
 	/* Read only what the pipe has room for: a page is free in it, and the spawner alone writes to it. */
-	while (moved < most && !pipe_full(pipe)) {
-		ssize_t got = read(master, bytes, sizeof(bytes));
+	while (*moved < most && !pipe_full(pipe)) {
+		size_t rest = most - *moved;
+		ssize_t got = read(master, bytes, rest < sizeof(bytes) ? rest : sizeof(bytes));
 
 		if (got < 0 && errno == EINTR)
 			continue;
 		if (got < 0 && errno == EAGAIN)
-			break;
+			return OUTPUT_TAKEN;
 		/* EIO: no process has the slave open. */
 		if (got <= 0)
-			return -1;
+			return OUTPUT_ENDED;
 		/* All readers are gone only if the worker has given the command up. */
 		if (write(pipe, bytes, (size_t)got) < 0)
-			return -1;
-		moved += (size_t)got;
+			return OUTPUT_ENDED;
+		*moved += (size_t)got;
 	}
-	return (ssize_t)moved;
+	return OUTPUT_MORE;
 }

@@ -27,11 +27,15 @@ uint32_t terminal_flags(int master);
  */
 int signal_foreground(int master, pid_t session, int number);
 
-/*
- * Move output of the terminal into a pipe that does not block, at most `most` bytes.
- * Returns the number of bytes; 0 if nothing can be moved now; -1 after the last output.
- */
-ssize_t move_output(int master, int pipe, size_t most);
+/* Why output of a terminal is not moved on. */
+enum output_stop {
+	OUTPUT_MORE,    /* the pipe is full, or as much was moved as was asked for */
+	OUTPUT_TAKEN,   /* the terminal has no output now */
+	OUTPUT_ENDED    /* it will have none any more */
+};
+
+/* Move output of the terminal into a pipe that does not block, at most `most` bytes; `moved` is set to their number. */
+enum output_stop move_output(int master, int pipe, size_t most, size_t *moved);
 
 /* Return whether a pipe is full, so that it has to be waited for. */
 int pipe_full(int pipe);

@@ -29,6 +29,7 @@ from tachikoma_orchestrator.audit.sinks.file import FileSink
 from tachikoma_orchestrator.audit.sinks.sink import Sink, SinkUnavailable
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.metrics import AUDIT_CLOSED, AUDIT_WAITING
+from tachikoma_orchestrator.store.known import known
 
 __all__ = ["Shipper"]
 
@@ -211,7 +212,10 @@ class Shipper:
                 return []
             await asyncio.sleep(GATHER_SECONDS)
         answer = await self._redis.xread({keys.AUDIT: cursor}, count=BATCH)
-        return read_entries(entry for _, entries in answer or () for entry in entries)
+        events = read_entries(entry for _, entries in answer or () for entry in entries)
+        for event in events:
+            known(self._redis).note(event.seq, event.cursor)
+        return events
 
     async def _store(self, name: str, cursor: str, seq: int) -> None:
         """Store the position of a sink."""

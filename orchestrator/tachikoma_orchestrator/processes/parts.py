@@ -94,7 +94,8 @@ class Core:
         self.policies = PolicyWatch(settings.policy)
         self.access = settings.redis(self.identity)
         self._life_redis = connect(self.access, name=f"{name}-life", max_connections=2)
-        known = Known()
+        #: What the process knows about Redis.
+        self.known = known = Known()
         #: The lives of Redis. No other connection is used before the life of its server is recorded.
         self.lives = Lives(self._life_redis, self.identity, known, f"{name} on {platform.node()}")
         self.redis = connect(self.access, name=name, gate=self.lives)

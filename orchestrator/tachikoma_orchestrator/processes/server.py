@@ -53,6 +53,7 @@ from tachikoma_orchestrator.processes.parts import Core
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings
 from tachikoma_orchestrator.recordings.folder import RecordingFolder
 from tachikoma_orchestrator.recordings.room import Recordings
+from tachikoma_orchestrator.store.known import share_known
 from tachikoma_orchestrator.store.subscriber import Subscriber
 
 __all__ = ["Server", "serve"]
@@ -101,6 +102,8 @@ class Server:
         self._core = core = Core(settings, "orchestrator")
         self._renewal = OwnRenewal.of(settings, core.identity)
         self._background_redis = connect(core.access, name="orchestrator-audit", max_connections=8)
+        # The audit file may contain events of other processes, whose numbers no later life may use again.
+        share_known(self._background_redis, core.known)
         self._output_redis = connect(core.access, name="orchestrator-output", max_connections=2)
         #: Live output for followers, on a connection of its own: a flood of it must not delay results.
         self._output_subscriber = Subscriber(self._output_redis)

@@ -180,8 +180,8 @@ class InputChannel:
             await self._send(Acknowledge(output))
 
     async def detach(self) -> None:
-        """Tell the agent that the caller leaves."""
-        await self._send(Detach())
+        """Tell the agent that the caller leaves, also while what it may not have is sent again."""
+        await self._send(Detach(), early=True)
 
     async def close(self) -> bool:
         """Ask the agent to end the session; return False if the command does not run."""
@@ -298,11 +298,16 @@ class InputChannel:
 
     # --- frames -------------------------------------------------------------------------------------------------------
 
-    async def _send(self, frame: Frame) -> bool:
-        """Send a frame in the current epoch; return False without one. Then `_resume` sends what must not be lost."""
+    async def _send(self, frame: Frame, *, early: bool = False) -> bool:
+        """Send a frame in the current epoch; return False without one. Then `_resume` sends what must not be lost.
+
+        Args:
+            frame: the frame.
+            early: send it also before `_resume` has sent all.
+        """
         async with self._sending:
             epoch = self._epoch
-            if epoch is None or not self._ready.is_set():
+            if epoch is None or not (early or self._ready.is_set()):
                 return False
             try:
                 await self._add(Sealed(epoch.sealer.seal(encode(frame))))

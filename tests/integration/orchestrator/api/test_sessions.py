@@ -103,7 +103,7 @@ async def test_a_caller_that_detaches_can_attach_again(world: World, until: Unti
 async def test_a_broken_connection_detaches(world: World, until: Until) -> None:
     caller, exec_id = world.open()
     agent = await world.start(exec_id)
-    await until(lambda: caller.of("accepted"), "it is attached")
+    await until(lambda: agent.frames, "it is attached")
     caller.context.done(None)
     await until(lambda: Detach() in agent.frames, "the agent knows")
     async with asyncio.timeout(PATIENCE_SECONDS):

@@ -27,6 +27,7 @@ from tachikoma_orchestrator.audit.shipper import Shipper
 from tachikoma_orchestrator.audit.sinks.file import FileSink
 from tachikoma_orchestrator.audit.sinks.sink import SinkUnavailable
 from tachikoma_orchestrator.audit.trail import AuditTrail, TrailBounds
+from tachikoma_orchestrator.store.known import Known, share_known
 
 Until = Callable[[Callable[[], object], str], Awaitable[None]]
 
@@ -104,6 +105,19 @@ async def test_every_event_gets_into_the_file_once_over_restarts(
     report = verified(path, identity)
     # The end of each run signs for what was written.
     assert (report.findings, report.gaps, report.events, report.unsigned) == ([], [], 30, 0)
+
+
+async def test_the_numbers_of_events_that_were_shipped_are_known(
+    redis: Redis, shipping: Redis, tmp_path: Path, identity: FileSvidSource, until: Until
+) -> None:
+    """Another process may have written them; no later life of Redis may use their numbers again."""
+    values = Known()
+    share_known(shipping, values)
+    sink = FileSink(tmp_path / "audit.jsonl", identity, rotate_bytes=BIG)
+    await append(AuditTrail(redis), 5)
+    async with shipper(shipping, AuditTrail(redis), sink):
+        await until(lambda: sink.seq == 5, "all are written")
+    assert (values.seq, values.cursor) == (5, sink.cursor)
 
 
 async def test_a_shared_sink_gets_every_event_once_from_any_of_several(
