@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # What is tested: the working tree. CI tests the wheel: TEST_PYTHON=.tox/py/bin/python.
 TEST_PYTHON ?= $(BIN)/python
 # How many tests run at once. Most wait for processes, so there are more of them than processors.
-TEST_PROCESSES ?= 4
+TEST_PROCESSES ?= 3
 # More arguments for pytest, as in `make test ARGS="tests/security -k redis"`.
 ARGS ?=
 PYTEST := $(TEST_PYTHON) -m pytest
