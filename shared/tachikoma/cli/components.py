@@ -15,11 +15,12 @@ from typing import Any, ClassVar
 import typer.core
 import typer.main
 
-from tachikoma.cli.commands import examples
 from tachikoma.errors import ConfigurationError
 
 __all__ = ["COMPONENTS", "LASTING", "Component", "ComponentCommand"]
 
+#: Options that show the help of a command.
+HELP_OPTIONS = frozenset({"-h", "--help"})
 #: Name of the package for pip.
 DISTRIBUTION = "tachikoma-exec"
 
@@ -70,9 +71,7 @@ class Component:
             commands.add_typer(getattr(module, name), name=self.name)
         else:
             module.add_to(commands)
-        command = typer.main.get_group(commands).commands[self.name]
-        examples.complete(command, self.name)
-        return command
+        return typer.main.get_group(commands).commands[self.name]
 
 
 class ComponentCommand(typer.core.TyperCommand):
@@ -92,6 +91,12 @@ class ComponentCommand(typer.core.TyperCommand):
             os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         command = self.component.load()
         command.name = self.component.name
+        # A group shows its help also without the option.
+        if hasattr(command, "commands") or HELP_OPTIONS.intersection(args):
+            # Imported here: most starts show no help.
+            from tachikoma.cli.commands import examples
+
+            examples.complete(command, command.name)
         ComponentCommand.last = command.name
         context = command.make_context(info_name, args, parent=parent, **extra)
         # All modules are there now (see `tachikoma.cli.program`). They stay, so the collector need not look at them.

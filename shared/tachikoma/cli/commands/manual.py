@@ -120,11 +120,15 @@ def _usage(command: Any) -> list[str]:
 
 
 def _arguments(command: Any) -> list[Any]:
-    return [found for found in command.params if found.param_type_name == "argument" and not found.hidden]
+    return _shown(command, "argument")
 
 
 def _options(command: Any) -> list[Any]:
-    return [found for found in command.params if found.param_type_name == "option" and not found.hidden]
+    return _shown(command, "option")
+
+
+def _shown(command: Any, kind: str) -> list[Any]:
+    return [found for found in command.params if found.param_type_name == kind and not found.hidden]
 
 
 def _argument(found: Any) -> str:
