@@ -149,8 +149,10 @@ class _Connection:
                 (point for point in self._relay.points if point.answer and self._last and point.matches(self._last)),
                 None,
             )
-            if held is not None and data != _NOTHING:
-                await held.passed()
+            if held is not None:
+                if data != _NOTHING:
+                    await held.passed()
+                # The answer of the next command, such as a ping, is another one's.
                 self._held = None
             await self._relay.down.wait()
             if self.half_open:

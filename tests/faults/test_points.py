@@ -47,6 +47,11 @@ def _writes(job: Job, command: Command) -> bool:
     return command[:2] == [b"XADD", keys.output(AGENT, job.id).encode()]
 
 
+def _taken(redis: Redis, job: Job) -> bool:
+    # The ledger has it and its queue lost it: admission writes both at once.
+    return bool(redis.exists(keys.execution(job.id))) and not waiting_orders(redis, AGENT)
+
+
 def _reports(job: Job, command: Command) -> bool:
     return command[:2] == [b"SET", keys.result(AGENT, job.id).encode()]
 
@@ -88,7 +93,7 @@ SPOTS = (
     Spot("before-end", ORCHESTRATOR, _ends),
     Spot("after-end", ORCHESTRATOR, _ends, _ended),
     # The last one: while it is held the agent takes nothing more.
-    Spot("taken", AGENT, _takes, lambda redis, _: not waiting_orders(redis, AGENT)),
+    Spot("taken", AGENT, _takes, _taken),
 )
 
 
