@@ -19,7 +19,7 @@ SPAWNER := $(wildcard worker/spawner/*.[ch])
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev quick test check format lint types layers api unit coverage measure lock docs \
+.PHONY: help demo dev quick test check format lint types layers api unit coverage measure lock docs site \
     test-cgroup2 test-container test-images sanitize fuzz soak soak-sentinel \
     bench bench-spawn bench-admission bench-trust bench-events bench-output bench-batch \
     wheel sdist sbom release-check proto clean
@@ -153,12 +153,16 @@ docs: dev ## Write the parts of the documentation that are generated from code.
 	$(BIN)/python docs/settings_page.py
 	$(BIN)/python docs/json_page.py
 
+site: dev ## Build the documentation as a web site into build/site; a warning is an error.
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 LOCK := UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
     --generate-hashes --no-annotate $(if $(UPGRADE),--upgrade)
 lock: dev ## Write requirements/*.txt anew from setup.cfg; with UPGRADE=1, newer releases too.
 	$(LOCK) --extra dev setup.cfg requirements/build.in -o requirements/dev.txt
 	$(LOCK) -c requirements/dev.txt requirements/build.in -o requirements/build.txt
 	$(LOCK) -c requirements/dev.txt --extra test setup.cfg -o requirements/test.txt
+	$(LOCK) -c requirements/dev.txt --extra docs setup.cfg -o requirements/docs.txt
 	$(LOCK) -c requirements/dev.txt --extra all setup.cfg -o requirements/all.txt
 	$(LOCK) -c requirements/dev.txt --extra orchestrator --extra flower setup.cfg -o requirements/orchestrator.txt
 	$(LOCK) -c requirements/dev.txt --extra worker setup.cfg -o requirements/worker.txt

@@ -484,12 +484,6 @@ def test_code_wraps_at_120_columns() -> None:
 # --- a document -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=place)
-def test_every_document_is_linked_from_the_readme_or_the_architecture(page: Path) -> None:
-    entrances = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "ARCHITECTURE.md"))
-    assert f"docs/{page.name}" in entrances
-
-
 def test_every_decision_has_a_number_of_its_own() -> None:
     numbers = [path.name[:4] for path in (ROOT / "docs/decisions").glob("0*.md")]
     assert len(set(numbers)) == len(numbers)
