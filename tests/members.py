@@ -93,6 +93,7 @@ class Stand:
         key = new_key()
         token = await self.token(agent)
         issued = await self.join(token, csr=make_request(key, token.spiffe_id))
+        # Certificates begin at a whole second.
         await asyncio.sleep(max(0.0, (issued.valid_from - dt.datetime.now(dt.UTC)).total_seconds()))
         svid = Svid.load(issued.chain_pem, private_pem(key), issued.bundle_pem)
         svid.verify()

@@ -84,6 +84,7 @@ def settled_ledger_of(stack: Stack) -> dict[str, Any]:
     seen: list[dict[str, Any]] = [ledger_of(stack)]
 
     def unchanged() -> bool:
+        # Between two looks; what is compared is whether anything changed.
         time.sleep(0.5)
         seen.append(ledger_of(stack))
         return seen[-1] == seen[-2]

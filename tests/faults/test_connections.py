@@ -104,6 +104,7 @@ def test_connections_beyond_the_bound_are_closed_and_those_without_a_call_end(
         with Client(stack.profile()) as client:
             # A call lives on beyond the age of its connection, and the next one gets another connection.
             assert client.execute(request("sleep", "5")).state is ExecState.SUCCEEDED
+            # Longer than the age of a connection, which the server measures by its clock.
             time.sleep(3)
             assert client.execute(request("true")).state is ExecState.SUCCEEDED
 

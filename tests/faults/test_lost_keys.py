@@ -36,6 +36,8 @@ class LossyStack(Stack):
 
 
 FAULTS = (delete, expire, retype)
+#: States of an execution whose command was started; on a slow machine it has ended.
+RAN = (ExecState.STARTED, ExecState.SUCCEEDED)
 
 
 class World:
@@ -129,7 +131,7 @@ def test_every_caller_of_a_running_execution_is_answered_whichever_of_its_keys_i
             callers[label] = world.callers(wanted[label])
     for label, made in wanted.items():
         wait_until(lambda made=made: world.redis.exists(keys.claim(RUNS, made.id)), f"{label}: it is claimed")
-    time.sleep(1)
+        wait_until(lambda made=made: world.client.status(made.id).state in RAN, f"{label}: it runs")
     for name, key in OWN.items():
         for fault in FAULTS:
             fault(world.redis, key(RUNS, wanted[f"{fault.__name__} {name}"].id))

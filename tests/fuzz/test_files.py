@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 
+import pytest
 from hypothesis import strategies as st
 from rounds import fuzz, mutated, mutated_json
 
+from audit_chain import event
+from authority import Authority
+from tachikoma.audit.chain import ChainEnd, read_end, read_events
+from tachikoma.audit.verification import verify_files
+from tachikoma.config.settings import SETTINGS_VARIABLE, read_settings
 from tachikoma.errors import ConfigurationError, InvalidRequest
+from tachikoma.identity.bundles import TrustBundle
+from tachikoma.identity.spiffe import service_id
 from tachikoma.policy.decide import PolicySet
 from tachikoma.policy.effort import Effort, TooMuchWork
 from tachikoma.policy.file import PolicyFile
@@ -19,8 +28,15 @@ from tachikoma.policy.watch import PolicyWatch
 from tachikoma.schedules.file import ScheduleSet
 from tachikoma.schedules.timing import parse_timing
 from tachikoma.schedules.watch import ScheduleWatch
+from tachikoma.sessions.asciicast import CastEvent, CastHeader, encode_event, read_cast
+from tachikoma.vocabulary.audit import AuditedRequest
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.types import format_duration, parse_duration
+from tachikoma_orchestrator.commands.redis_backup.manifest import MANIFEST, Content, Manifest, read_manifest
+from tachikoma_orchestrator.processes.settings import OrchestratorSettings
+from tachikoma_orchestrator.recordings.finishing import finish
+from tachikoma_orchestrator.recordings.folder import RecordingFolder
+from tachikoma_orchestrator.recordings.parts import Event, Origin, Output, encode
 
 ALICE = "spiffe://tachikoma.local/user/alice"
 POLICY = {
@@ -157,3 +173,103 @@ def test_a_duration_is_refused_or_written_as_it_was_read() -> None:
         assert parse_duration(format_duration(duration)) == duration
 
     fuzz(read, mutated(DURATIONS))
+
+
+# --- files of parts ---------------------------------------------------------------------------------------------------
+
+
+def test_a_settings_file_is_read_or_its_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "settings.toml"
+    monkeypatch.setenv(SETTINGS_VARIABLE, str(file))
+    valid = [
+        'policy = "/etc/policy.yaml"\nlisten = "127.0.0.1:8534"\nsvid_lifetime = "24h"\nrequest_bytes = 1000\n',
+        'policy = "p"\ntrusted_proxies = ["10.0.0.0/8"]\n[rate_limit]\nqueueSize = 5\nqueueTimeout = "2s"\n',
+    ]
+
+    def read(text: str) -> None:
+        file.write_bytes(text.encode("utf-8", "surrogatepass"))
+        with suppress(ConfigurationError):
+            read_settings(OrchestratorSettings, "orchestrator")
+
+    fuzz(read, mutated(valid, ["[[a]]", "1979-05-27T07:32:00Z", "0x" + "f" * 300, '"""', "policy", "=", "\\u0000"]))
+
+
+def test_an_audit_log_is_continued_or_refused_and_verified_with_findings(tmp_path: Path) -> None:
+    path, authority = tmp_path / "audit.jsonl", Authority()
+    bundle, writer = TrustBundle("tachikoma.local", [authority.certificate]), service_id("tachikoma.local", "x")
+    first, end = ChainEnd().append("chain", {"writer": "x"})
+    second, end = end.append_event(event(1))
+    third, _ = end.append_checkpoint("no token")
+
+    def read(raw: bytes) -> None:
+        path.write_bytes(raw)
+        with suppress(ValueError):
+            read_end([path])
+        assert verify_files(path, bundle, writer).lines <= raw.count(b"\n") + 1
+        with suppress(ConfigurationError):
+            list(read_events(path))
+
+    lines = st.one_of(
+        mutated([second, third]),
+        mutated_json(json.loads(second)).map(lambda value: json.dumps(value).encode()),
+    )
+    fuzz(read, st.lists(lines, max_size=3).map(lambda found: b"\n".join([first, *found, b""])))
+
+
+def test_a_manifest_of_a_backup_is_read_or_refused(tmp_path: Path) -> None:
+    valid = Manifest(
+        made_at=datetime.now(UTC), server="x", replid="ab", offset=1, keys=1, audit_seq=1,
+        files={"redis.rdb": Content(size=1, sha256="ab")},
+    ).model_dump_json()  # fmt: skip
+
+    def read(text: str) -> None:
+        (tmp_path / MANIFEST).write_bytes(text.encode("utf-8", "surrogatepass"))
+        with suppress(ConfigurationError):
+            read_manifest(tmp_path)
+
+    fuzz(read, _texts(json.loads(valid)))
+
+
+# --- recordings -------------------------------------------------------------------------------------------------------
+
+
+def test_a_recording_is_read_or_its_mistake_is_named() -> None:
+    events = [CastEvent(5, "o", "x"), CastEvent(9, "r", "80x24"), CastEvent(10, "x", "0")]
+
+    def read(version: int, raw: bytes) -> None:
+        try:
+            header, found = read_cast(raw.splitlines(keepends=True))
+            times = [item.at_us for item in found]
+        except ValueError:
+            return
+        assert times == sorted(times)
+        assert read_cast([header.encode(version).encode(errors="replace")])
+
+    header = CastHeader(80, 24, timestamp=5, term="xterm", command="bash")
+    valid = ["\n".join([header.encode(version), *map(encode_event, events), ""]).encode() for version in (2, 3)]
+    words = [b"1e307", b"-1e307", b"Infinity", b"NaN", b"9" * 400]
+    fuzz(read, st.sampled_from([2, 3]), mutated(valid, words))
+
+
+def test_the_parts_of_a_recording_become_one_whatever_their_lines_are(tmp_path: Path) -> None:
+    svid, store = Authority().svid("spiffe://tachikoma.local/service/orchestrator"), RecordingFolder(tmp_path)
+    origin = Origin("web-1", ALICE, "web@0123", AuditedRequest(command=("bash",)), True, 5_000_000)
+    lines = [
+        Output(1, 0, 5_000_010, False, b"text"), Event(0, 5_000_001, "r", "100x40"), Event(4, 5_000_011, "m", "x"),
+        Event(4, 5_000_012, "i", "YWI="), Output(2, 4, 5_000_020, True, b"\xff"),
+    ]  # fmt: skip
+
+    def made(raw: list[bytes]) -> None:
+        for name in ("output-1", "events-1"):
+            part = store.add_part("job-7", name)
+            part.write(encode(origin) + b"".join(raw))
+            part.close()
+        seal = finish(store, "job-7", None, svid)
+        assert seal is not None
+        assert seal.size > 0
+        assert store.unfinished() == []
+
+    changed = [
+        mutated_json(json.loads(encode(line))).map(lambda value: json.dumps(value).encode() + b"\n") for line in lines
+    ]
+    fuzz(made, st.lists(st.one_of(*changed, mutated([encode(line) for line in lines])), max_size=4))

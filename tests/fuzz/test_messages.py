@@ -19,20 +19,31 @@ from joserfc.jwk import ECKey
 from rounds import JSON, fuzz, mutated, mutated_json
 
 from authority import Authority
-from tachikoma.client import wire
+from tachikoma.client import batch_wire, wire
 from tachikoma.errors import InvalidRequest, RecordAltered, Unauthenticated
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.identity.join_token import JoinToken
-from tachikoma.identity.signed_messages import CancelOrder, OutputDigest, Receipt, SignedRequest, WorkOrder
+from tachikoma.identity.signed_messages import (
+    CancelOrder,
+    OutputDigest,
+    Receipt,
+    SessionAnswer,
+    SessionOffer,
+    SignedRequest,
+    WorkOrder,
+)
 from tachikoma.identity.signing import Claims, InvalidSignature, sign
 from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId
 from tachikoma.identity.svid import Svid
 from tachikoma.redis import keys
 from tachikoma.sessions import frames as session_frames
 from tachikoma.sessions.messages import decode_entry, decode_notice
+from tachikoma.sessions.sealing import Direction, EphemeralKey, Opener, Sealer
 from tachikoma.streams.frames import STDOUT, Frame
-from tachikoma.streams.heartbeat import Started
-from tachikoma.vocabulary.requests import ExecRequest
+from tachikoma.streams.heartbeat import Heartbeat, Started
+from tachikoma.targets.expressions import read_lines, resolve
+from tachikoma.vocabulary.batches import BatchRequest
+from tachikoma.vocabulary.requests import ExecRequest, WindowSize
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.api.page_token import PageToken
 from tachikoma_orchestrator.executions.collector import Collector, _Notice
@@ -40,10 +51,12 @@ from tachikoma_orchestrator.executions.final_state import VerifiedReceipt
 from tachikoma_orchestrator.executions.record import Record
 from tachikoma_orchestrator.processes import plain_messages
 from tachikoma_orchestrator.processes.submission import read_request
+from tachikoma_orchestrator.sessions.handshake import SessionAddress, verified_answer
 from tachikoma_worker import intake
 from tachikoma_worker.execution.cancel import verify_cancel
 from tachikoma_worker.execution.context import Context
 from tachikoma_worker.execution.order import verify_order
+from tachikoma_worker.sessions.attachment import AgentParty, attach
 
 DOMAIN, AGENT, EXEC = "tachikoma.local", "web-1", "job-7"
 ORCHESTRATOR, THE_AGENT, ALICE = (
@@ -63,6 +76,14 @@ CLAIMS: dict[type[Claims], Claims] = {
         executable="/bin/true", started_ms=1, ended_ms=2, duration_us=1000, chunks=1, stdout=DIGEST, stderr=DIGEST,
     ),
     SignedRequest: SignedRequest(iss=ALICE, iat=NOW, aud=ORCHESTRATOR, exp=NOW + 60, jti=EXEC, request=REQUEST),
+    SessionOffer: SessionOffer(
+        iss=ORCHESTRATOR, iat=NOW, aud=THE_AGENT, sub=ALICE, exp=NOW + 10**6, jti=EXEC, order_sha256="ab" * 32, epoch=1,
+        key=EphemeralKey().public,
+    ),
+    SessionAnswer: SessionAnswer(
+        iss=THE_AGENT, iat=NOW, aud=ORCHESTRATOR, jti=EXEC, epoch=1, offer_sha256="ab" * 32, key=EphemeralKey().public,
+        accepted=0,
+    ),
 }  # fmt: skip
 
 
@@ -114,6 +135,22 @@ def test_the_samples_are_valid(signers: dict[type[Claims], Svid]) -> None:
     assert verify_order(context, EXEC, sign(signers[WorkOrder], CLAIMS[WorkOrder])) == CLAIMS[WorkOrder]
     verify_cancel(context, EXEC, ALICE, sign(signers[CancelOrder], CLAIMS[CancelOrder]))
     read_request(sign(signers[SignedRequest], CLAIMS[SignedRequest]), signers[WorkOrder])
+    assert _attach(signers, sign(signers[SessionOffer], CLAIMS[SessionOffer])) == 1
+    assert _answer(signers, sign(signers[SessionAnswer], CLAIMS[SessionAnswer])) == CLAIMS[SessionAnswer]
+
+
+def _attach(signers: dict[type[Claims], Svid], token: str) -> int:
+    """Return the epoch that an agent begins for an offer."""
+    party = AgentParty(AGENT, cast(Any, SimpleNamespace(current=lambda: signers[Receipt])), "orchestrator")
+    none = session_frames.Accepted(0)
+    return attach(party, token, EXEC, "ab" * 32, after_epoch=0, progress=none).epoch
+
+
+def _answer(signers: dict[type[Claims], Svid], token: str) -> SessionAnswer:
+    """Return an agent's answer, as an orchestrator verifies it."""
+    revocations = cast(Any, SimpleNamespace(refusal=lambda agent, begins: ""))
+    address = SessionAddress(AGENT, EXEC, ALICE, "")
+    return verified_answer(token, signers[WorkOrder].bundle, DOMAIN, address, revocations)
 
 
 def _agent(signers: dict[type[Claims], Svid]) -> Context:
@@ -184,6 +221,58 @@ def test_frames_are_read_or_refused() -> None:
     fuzz(read, mutated(valid))
 
 
+def test_an_offer_of_a_session_begins_an_epoch_or_is_refused(signers: dict[type[Claims], Svid]) -> None:
+    def offer(token: str) -> None:
+        with _refused(InvalidSignature, InvalidIdentity, ValueError):
+            assert _attach(signers, token) > 0
+
+    fuzz(offer, _tokens(SessionOffer, signers[SessionOffer]))
+
+
+def test_an_answer_of_a_session_is_verified_or_refused(signers: dict[type[Claims], Svid]) -> None:
+    def answer(token: str) -> None:
+        with _refused(InvalidSignature, InvalidIdentity):
+            found = _answer(signers, token)
+            with _refused(ValueError):
+                way = Direction.TO_AGENT
+                EphemeralKey().agree(found.key, "offer", token, EXEC, found.epoch, sends=way)
+
+    fuzz(answer, _tokens(SessionAnswer, signers[SessionAnswer]))
+
+
+def test_sealed_input_of_a_session_is_opened_or_refused() -> None:
+    key, way = bytes(32), Direction.TO_AGENT
+    frames = [
+        session_frames.Data(0, b"text"), session_frames.End(5), session_frames.Resize(WindowSize(24, 80)),
+        session_frames.Signal(session_frames.SignalName.INT), session_frames.Acknowledge(2**40), session_frames.Close(),
+    ]  # fmt: skip
+
+    def opened(content: bytes, seals: bool) -> None:
+        raw = Sealer(key, EXEC, 1, way).seal(content) if seals else content
+        with _refused(ValueError):
+            frame = session_frames.decode(Opener(key, EXEC, 1, way, complete=True).open(raw))
+            assert session_frames.decode(session_frames.encode(frame)) == frame
+
+    valid = [session_frames.encode(frame) for frame in frames]
+    sealed = [Sealer(key, EXEC, 1, way).seal(raw) for raw in valid]
+    fuzz(opened, mutated([*valid, *sealed]), st.booleans())
+
+
+def test_heartbeats_of_agents_are_read_or_refused() -> None:
+    valid = Heartbeat(
+        boot="b", run="r", version="1", hostname="h", labels={"role": "web"}, running=1, slots=2, load=0.5,
+        memory_used=0.5, disk_used=0.5, warnings=("w",), executions=(EXEC,), formats={"order": 1}, sent_ms=5,
+    ).model_dump_json()  # fmt: skip
+
+    def read(raw: bytes) -> None:
+        with _refused(ValueError):
+            found = Heartbeat.model_validate_json(raw)
+            assert Heartbeat.model_validate_json(found.model_dump_json()) == found
+
+    changed = mutated_json(json.loads(valid)).map(lambda value: json.dumps(value).encode())
+    fuzz(read, st.one_of(mutated([valid.encode()]), changed))
+
+
 def test_notices_of_agents_are_read_or_refused() -> None:
     def read(raw: bytes) -> None:
         with _refused(ValueError):
@@ -232,6 +321,35 @@ def test_a_request_on_the_wire_is_read_or_refused() -> None:
             wire.request_to_pb(request)
 
     fuzz(read, mutated([valid]))
+
+
+def test_a_batch_on_the_wire_is_read_or_refused() -> None:
+    valid = batch_wire.request_to_pb(
+        BatchRequest(targets=("web[1-3]",), command=("/bin/true",), timeout="5m", canary=1, wave="10%", pause="1s")
+    ).SerializeToString()
+
+    def read(raw: bytes) -> None:
+        message = pb.BatchRequest()
+        try:
+            message.ParseFromString(raw)
+        except DecodeError:
+            return
+        with _refused(InvalidRequest):
+            batch_wire.request_to_pb(batch_wire.request_from_pb(message))
+
+    fuzz(read, mutated([valid]))
+
+
+def test_targets_are_found_or_refused() -> None:
+    known = {f"web{number}": {"role": "web"} for number in range(50)} | {"db-1": {"role": "db", "site": "berlin"}}
+
+    def find(text: str) -> None:
+        with _refused(InvalidRequest):
+            found = resolve(read_lines(text), known)
+            assert len(set(found)) == len(found)
+
+    valid = ["web[1-9]!web7", "web*,db-?", "role=web,site=b*", "!web1", "&web[01-40]", "rack[1-3]-node[1-8]"]
+    fuzz(find, mutated(valid, ["[0-9999999999]", "[1-19999]" * 2, "*" * 60, "web[1-3/0]", "@all", "%", "^"]))
 
 
 def test_page_tokens_and_join_tokens_are_read_or_refused() -> None:

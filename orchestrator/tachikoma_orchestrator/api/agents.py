@@ -11,6 +11,7 @@ from tachikoma.vocabulary.labels import LabelChange
 from tachikoma_orchestrator.admission.approvals import checked_reason
 from tachikoma_orchestrator.api.guard import current_peer
 from tachikoma_orchestrator.api.service import Service
+from tachikoma_orchestrator.api.times import duration_of
 
 __all__ = ["AgentCalls"]
 
@@ -47,7 +48,7 @@ class AgentCalls(Service):
         peer = self._operator("enroll agents")
         self._parts.trail.check()
         token, expires = await self._parts.membership.enrolments.enroll(
-            Member.agent(request.id), request.ttl.ToTimedelta(), peer, labels=dict(request.labels)
+            Member.agent(request.id), duration_of(request.ttl, "ttl"), peer, labels=dict(request.labels)
         )
         return wire.enrolment_to_pb(Enrolment(agent_id=request.id, token=token, expires=expires))
 

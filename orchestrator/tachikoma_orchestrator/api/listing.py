@@ -11,6 +11,7 @@ from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.policy.patterns import AgentSelector, PatternError
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.api.page_token import PageToken
+from tachikoma_orchestrator.api.times import milliseconds_of
 from tachikoma_orchestrator.executions.record import Record
 
 __all__ = ["ListFilter"]
@@ -39,7 +40,7 @@ class ListFilter:
         """Read the filter of a request.
 
         Raises:
-            InvalidRequest: a pattern or a state is not valid.
+            InvalidRequest: a pattern, a state or a time is not valid.
         """
         try:
             agents = AgentSelector(request.agents) if request.agents else None
@@ -52,8 +53,8 @@ class ListFilter:
             requested_by=request.requested_by,
             states=states,
             ended=request.include_ended or any(state.terminal for state in states),
-            since_ms=request.since.ToMilliseconds() if request.HasField("since") else 0,
-            until_ms=request.until.ToMilliseconds() if request.HasField("until") else 0,
+            since_ms=milliseconds_of(request.since, "since") if request.HasField("since") else 0,
+            until_ms=milliseconds_of(request.until, "until") if request.HasField("until") else 0,
         )
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 import structlog
 
 from tachikoma.client import wire
-from tachikoma.errors import OutputAltered, RecordAltered
+from tachikoma.errors import InvalidRequest, OutputAltered, RecordAltered
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.streams.frames import OutputCheck
 from tachikoma.vocabulary.audit import AuditCode
@@ -25,6 +25,9 @@ from tachikoma_orchestrator.executions.waiters import AwaitedOrder
 __all__ = ["OutputCalls"]
 
 log = structlog.get_logger(__name__)
+
+#: Largest number of a chunk. It is the first part of an entry's id, after which Redis begins to read.
+LAST_CHUNK = 2**63 - 1
 
 
 class OutputCalls(Service):
@@ -57,6 +60,13 @@ class OutputCalls(Service):
                     yield wire.output_to_pb(output)
 
     def _follower(self, agent: str, exec_id: str, after_seq: int) -> Follower:
+        """Return a follower that continues after a chunk.
+
+        Raises:
+            InvalidRequest: no chunk has this number.
+        """
+        if after_seq > LAST_CHUNK:
+            raise InvalidRequest(f"after_seq is at most {LAST_CHUNK}, not {after_seq}")
         return Follower(self._parts.redis, self._parts.output_subscriber, agent, exec_id, after_seq)
 
     async def _output_so_far(self, follower: Follower, record: Record) -> AsyncIterator[ExecOutput]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import UTC
 
 from tachikoma.client import wire
 from tachikoma.errors import FailedPrecondition, NotFound, Unavailable
@@ -11,9 +10,9 @@ from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.identity.signed_messages import RecordingSeal
 from tachikoma.policy.decision import may_play
 from tachikoma.vocabulary.audit import AuditCode
-from tachikoma.vocabulary.clock import to_ms
 from tachikoma_orchestrator.api.guard import current_peer
 from tachikoma_orchestrator.api.service import Service, page_size
+from tachikoma_orchestrator.api.times import milliseconds_of
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.recordings.library import Library, described
 from tachikoma_orchestrator.recordings.store import StoreFailed
@@ -29,7 +28,7 @@ class RecordingCalls(Service):
     ) -> pb.ListRecordingsResponse:
         library, peer = self._library(), current_peer()
         limit = page_size(request.limit, "limit")
-        until_ms = to_ms(request.until.ToDatetime(tzinfo=UTC)) if request.HasField("until") else None
+        until_ms = milliseconds_of(request.until, "until") if request.HasField("until") else None
         found: list[pb.Recording] = []
         try:
             for seal in await library.newest():

@@ -9,6 +9,7 @@ from tachikoma.vocabulary.users import UserEnrolment
 from tachikoma_orchestrator.admission.approvals import checked_reason
 from tachikoma_orchestrator.api.guard import current_peer
 from tachikoma_orchestrator.api.service import Service
+from tachikoma_orchestrator.api.times import duration_of
 
 __all__ = ["UserCalls"]
 
@@ -20,7 +21,7 @@ class UserCalls(Service):
         peer = self._operator("enroll people")
         self._parts.trail.check()
         token, expires = await self._parts.membership.enrolments.enroll(
-            Member.user(request.name), request.ttl.ToTimedelta(), peer
+            Member.user(request.name), duration_of(request.ttl, "ttl"), peer
         )
         return wire.user_enrolment_to_pb(UserEnrolment(name=request.name, token=token, expires=expires))
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import base64
 import heapq
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from tachikoma.sessions.asciicast import INPUT, MARKER, RESIZE
 from tachikoma.vocabulary.audit import AuditedRequest
 
 __all__ = ["Event", "Origin", "Output", "encode", "is_output", "numbered", "read_lines"]
@@ -69,6 +71,10 @@ class Event:
 
 Line = Origin | Output | Event
 
+#: Largest number in a line: RFC 8259 promises no exact larger ones.
+MAX_NUMBER = 2**53 - 1
+_SIZE = re.compile("[0-9]{1,5}x[0-9]{1,5}")
+
 
 def encode(line: Line) -> bytes:
     """Return a line of a part, with its end."""
@@ -90,17 +96,36 @@ def _decode(raw: bytes) -> Line | None:
         kind, *fields = json.loads(raw)
         if kind == "o":
             seq, offset, time_us, is_error, data = fields
-            return Output(int(seq), int(offset), int(time_us), bool(is_error), base64.b64decode(data))
+            return Output(_number(seq), _number(offset), _number(time_us), bool(is_error), base64.b64decode(data))
         if kind == "e":
             offset, time_us, code, text, place = fields
-            return Event(int(offset), int(time_us), str(code), str(text), int(place))
+            return _event(Event(_number(offset), _number(time_us), str(code), str(text), _number(place)))
         if kind == "r":
             agent, requested_by, policy, request, includes_input, began_us = fields
             audited = AuditedRequest.from_dict(request)
-            return Origin(str(agent), str(requested_by), str(policy), audited, bool(includes_input), int(began_us))
+            return Origin(str(agent), str(requested_by), str(policy), audited, bool(includes_input), _number(began_us))
     except (ValueError, TypeError, RecursionError):
         pass
     return None
+
+
+def _number(value: object) -> int:
+    """Return a number of a line. Raises ValueError if it is none."""
+    if type(value) is not int or not 0 <= value <= MAX_NUMBER:
+        raise ValueError
+    return value
+
+
+def _event(event: Event) -> Event:
+    """Return an event whose data fit its code. Raises ValueError for others."""
+    if event.code == INPUT:
+        base64.b64decode(event.data, validate=True)
+    elif event.code == RESIZE:
+        if not _SIZE.fullmatch(event.data):
+            raise ValueError
+    elif event.code != MARKER:
+        raise ValueError
+    return event
 
 
 def read_lines(raw: Iterable[bytes]) -> Iterator[Line]:

@@ -30,6 +30,7 @@ __all__ = [
     "CHECKPOINT_EVENTS",
     "FIRST_PREV",
     "MAX_LINE_BYTES",
+    "PLACE",
     "ChainEnd",
     "audit_files",
     "encode",
@@ -46,6 +47,8 @@ FIRST_PREV = "0" * 64
 CHECKPOINT_EVENTS = 1000
 #: Longest line that is read: all parts of an event are bounded.
 MAX_LINE_BYTES = 1024 * 1024
+#: The place of an event in the trail: the id of an entry of a stream, as Redis writes it.
+PLACE = re.compile("[0-9]{1,20}-[0-9]{1,20}")
 #: Bytes read at once from the end of a file.
 BLOCK_BYTES = 256 * 1024
 
@@ -162,22 +165,27 @@ def read_end(files: Sequence[Path]) -> ChainEnd:
 
     Raises:
         OSError: a file cannot be read.
-        ValueError, TypeError, KeyError: a line is not one of an audit log.
+        ValueError: a line is not one of an audit log.
     """
     end = ChainEnd()
     signed = False
     for line in _lines_backwards(files):
-        content = json.loads(line)
-        if not end.line:
-            end = replace(end, line=int(content["line"]), head=line_digest(line))
-        if "event" in content:
-            event = content["event"]
-            end = replace(
-                end,
-                cursor=str(event["cursor"]) if end.cursor == "0-0" else end.cursor,
-                seq=end.seq or int(event["seq"]),
-                unsigned=end.unsigned + (not signed),
-            )
+        try:
+            content = json.loads(line)
+            if not end.line:
+                end = replace(end, line=int(content["line"]), head=line_digest(line))
+            if "event" in content:
+                event = content["event"]
+                if not PLACE.fullmatch(event["cursor"]):
+                    raise ValueError(f"its event is at {event['cursor'][:80]!r}, which is no place in a stream")
+                end = replace(
+                    end,
+                    cursor=event["cursor"] if end.cursor == "0-0" else end.cursor,
+                    seq=end.seq or int(event["seq"]),
+                    unsigned=end.unsigned + (not signed),
+                )
+        except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
+            raise ValueError(f"a line is not one of an audit log: {error!r}") from None
         signed = signed or "checkpoint" in content
         if signed and end.seq:
             break

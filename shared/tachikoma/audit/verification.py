@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tachikoma.audit.chain import CHECKPOINT_EVENTS, FIRST_PREV, audit_files, line_digest, read_lines
+from tachikoma.audit.chain import CHECKPOINT_EVENTS, FIRST_PREV, PLACE, audit_files, line_digest, read_lines
 from tachikoma.identity.bundles import TrustBundle
 from tachikoma.identity.signed_messages import AuditCheckpoint
 from tachikoma.identity.signing import InvalidSignature, verify
@@ -172,7 +171,10 @@ class _Verification:
             return
         report.events += 1
         report.unsigned += 1
-        place = tuple(int(part) for part in re.findall("[0-9]+", event.cursor))
+        if not PLACE.fullmatch(event.cursor):
+            self.found(f"is event {event.seq} at {event.cursor[:80]!r}, which is no place in a stream")
+            return
+        place = tuple(map(int, event.cursor.split("-")))
         if place <= report.last_place:
             self.found(f"is event {event.seq} at {event.cursor}, which belongs before the event that precedes it")
         elif not event.seq:

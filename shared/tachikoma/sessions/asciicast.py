@@ -111,8 +111,8 @@ def _events(lines: Iterator[bytes], *, absolute: bool) -> Iterator[CastEvent]:
             seconds, code, data = json.loads(line)
             if not math.isfinite(seconds):
                 raise ValueError("its time is no number")
-            micros = min(round(seconds * 1_000_000), MAX_US)
-        except (ValueError, TypeError, RecursionError) as error:
+            micros = round(min(max(seconds, 0), MAX_US / 1_000_000) * 1_000_000)
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             raise ValueError(f"a line is no event of a recording: {error}") from None
-        now_us = max(now_us, micros) if absolute else now_us + max(micros, 0)
+        now_us = max(now_us, micros) if absolute else now_us + micros
         yield CastEvent(now_us, str(code), str(data))

@@ -149,6 +149,7 @@ class Callers(threading.Thread):
             try:
                 if plan.manner == "cancel" and not progress[1]:
                     await client.submit(plan.job.request)
+                    # A moment of chance, in which a fault may happen.
                     await asyncio.sleep(self._dice.uniform(0, 0.2))
                     await client.cancel(plan.job.id)
                     progress[1] = True
@@ -163,6 +164,7 @@ class Callers(threading.Thread):
                     raise
                 if time.monotonic() > give_up:
                     raise AssertionError(f"{plan.job.id} has no answer; the last error was: {error}") from error
+                # A moment of chance, in which a fault may happen.
                 await asyncio.sleep(self._dice.uniform(0.02, 0.2))
         raise AssertionError("the attempts never end by themselves")
 

@@ -114,7 +114,7 @@ class FileSink:
             except BaseException:
                 os.close(self._fd)
                 raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ConfigurationError(f"cannot continue the audit log {path}: {error}") from error
         #: Time since which events wait for a checkpoint, by the monotonic clock.
         self._unsigned_since = time.monotonic()

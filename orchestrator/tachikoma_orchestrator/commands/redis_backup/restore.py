@@ -64,7 +64,7 @@ def check_backup(backup: Path) -> Check:
         if not damage:
             damage = [*_snapshot_findings(backup), *_journal_findings(backup)]
             remarks = [*_acl_findings(backup), *_audit_findings(backup, manifest)]
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ConfigurationError(f"cannot read the backup {backup}: {error}") from error
     return Check(manifest, damage, remarks)
 
@@ -133,7 +133,7 @@ def _audit_findings(backup: Path, manifest: Manifest) -> Iterator[Finding]:
         files = sorted(folder.iterdir(), key=lambda file: (_FULL.search(file.stem) is None, file.name))
         try:
             last = read_end(files).seq
-        except (ValueError, TypeError, KeyError) as error:
+        except ValueError as error:
             yield Finding(where=str(folder.relative_to(backup)), what=f"is no audit log: {error}", remedy=_AGAIN)
             continue
         if last < manifest.audit_seq:

@@ -7,8 +7,8 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
@@ -190,10 +190,23 @@ def _read(parts: Iterable[bytes]) -> tuple[CastHeader, Iterable[CastEvent]]:
     """Read a recording from the server.
 
     Raises:
-        ServerError: it is none.
+        ServerError: it is none. Reading an event may raise it too.
     """
+    with _readable():
+        header, events = read_cast(io.BytesIO(b"".join(parts)))
+    return header, _checked(events)
+
+
+def _checked(events: Iterator[CastEvent]) -> Iterator[CastEvent]:
+    with _readable():
+        yield from events
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Turn the mistakes of a recording into errors for people."""
     try:
-        return read_cast(io.BytesIO(b"".join(parts)))
+        yield
     except ValueError as error:
         raise ServerError(f"the server sent a recording that this client cannot read: {error}") from None
 

@@ -97,6 +97,7 @@ async def test_an_invalid_id_can_be_neither_enrolled_nor_revoked(stand: Stand, a
 
 async def test_a_token_expires(stand: Stand) -> None:
     token = await stand.token(ttl=timedelta(milliseconds=1))
+    # Longer than its life.
     await asyncio.sleep(0.01)
     with refused():
         await stand.join(token)

@@ -300,6 +300,7 @@ async def test_a_stop_during_a_write_waits_for_it_and_signs_for_it(
     # Cancelled several times, as a process does whose parts take long.
     for _ in range(3):
         task.cancel()
+        # Time in which it could end, which it must not.
         await asyncio.sleep(0.02)
     assert not task.done()
     sink.go_on.set()
@@ -331,6 +332,7 @@ async def test_a_shared_sink_that_is_stopped_during_a_write_gets_nothing_twice(
     task = asyncio.create_task(Shipper(shipping, trail, None, (sink,), backlog=10, closed=True).run())
     await until(writing.is_set, "it writes")
     task.cancel()
+    # Time in which it could leave its write, which it must not.
     await asyncio.sleep(0.05)
     go_on.set()
     await cancel_all([task])

@@ -375,6 +375,7 @@ async def test_an_execution_queued_before_a_loss_is_lost_with_its_silent_agent(s
 async def test_an_execution_queued_before_a_loss_waits_for_its_agent_also_past_its_deadline(stand: Stand) -> None:
     """The agent may have run it, and may have reported that to an earlier life."""
     await admit(stand, "before", life=4, wait=timedelta(milliseconds=1))
+    # Longer than it may wait.
     await asyncio.sleep(0.01)
     sweeps = reaper(stand, lives=LivesOf())
     await stand.redis.set(keys.info(AGENT), json.dumps({**HEARTBEAT, "life": "4"}))

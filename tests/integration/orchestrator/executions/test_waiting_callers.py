@@ -123,6 +123,7 @@ async def test_a_caller_whose_record_is_lost_learns_that_nothing_is_known(
 async def test_a_caller_whose_request_is_still_being_admitted_is_left_alone(callers: Callers) -> None:
     with callers.completions.expect("another") as end:
         async with callers.looking():
+            # Time in which it could be answered, which it must not.
             await asyncio.sleep(0.1)
         assert not end.done()
 

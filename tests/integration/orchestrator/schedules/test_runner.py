@@ -268,6 +268,7 @@ async def test_only_so_many_runs_are_kept(stand: Stand) -> None:
         # Others than before.
         await stand.redis.hset(keys.schedule(NAME), "version", random.randrange(10**9))
         await stand.runner.advance(NAME)
+        # An interval of the schedule.
         await asyncio.sleep(0.1)
     assert await stand.redis.zcard(keys.schedule_order(NAME)) <= MAX_RUNS
     assert await stand.redis.hlen(keys.schedule_runs(NAME)) == await stand.redis.zcard(keys.schedule_order(NAME))

@@ -192,6 +192,7 @@ async def test_nothing_is_offered_before_the_command_has_an_order(
         made.state = (ExecState.PENDING_APPROVAL, "")
         made.channel.renew()
         assert not await made.channel.close()
+        # Time in which it could be offered, which it must not.
         await asyncio.sleep(0.05)
         assert made.agent.offers == []
         made.state = (ExecState.QUEUED, ORDER)

@@ -99,6 +99,7 @@ async def test_a_connection_without_messages_is_tested(
     monkeypatch.setattr(module, "IDLE_SECONDS", 0.01)
     one = Recorder()
     async with listening(agent, subscriptions, {"job-7": one}):
+        # Several times as long as the connection may be silent.
         await asyncio.sleep(0.1)
         await agent.redis.set(keys.cancel(AGENT, "job-7"), "token")
         await agent.redis.publish(keys.control(AGENT), "job-7 token")

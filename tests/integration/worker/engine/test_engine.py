@@ -360,6 +360,7 @@ async def test_an_order_that_comes_before_the_take_over_is_run_after_it(
     monkeypatch.setattr(Engine, "_take_over", late)
     engine = world.start()
     order, done = world.submit(engine, "/bin/true")
+    # Time in which it could run, which it must not.
     await asyncio.sleep(0.05)
     assert not done.is_set()
     go.set()

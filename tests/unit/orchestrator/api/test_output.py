@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from tachikoma.errors import RecordAltered
+from tachikoma.errors import InvalidRequest, RecordAltered
 from tachikoma.vocabulary.states import ExecState
-from tachikoma_orchestrator.api.output import OutputCalls
+from tachikoma_orchestrator.api.output import LAST_CHUNK, OutputCalls
 from tachikoma_orchestrator.executions.record import Record
 from tachikoma_orchestrator.executions.waiters import Completions
 
@@ -48,3 +48,11 @@ async def test_a_follower_of_a_parked_request_whose_record_is_lost_goes_on_at_it
     # The event loop runs the second when the first waits.
     found, _ = await asyncio.gather(waiting, end())
     assert found is record
+
+
+@pytest.mark.parametrize("after_seq", [2**63, 2**63 + 5, 2**64 - 1])
+def test_a_number_that_no_chunk_has_is_refused(after_seq: int) -> None:
+    calls = OutputCalls(cast(Any, SimpleNamespace(redis=None, output_subscriber=None)))
+    with pytest.raises(InvalidRequest, match=f"after_seq is at most {LAST_CHUNK}, not {after_seq}"):
+        calls._follower("web-1", "job-7", after_seq)
+    assert calls._follower("web-1", "job-7", LAST_CHUNK).seq == LAST_CHUNK

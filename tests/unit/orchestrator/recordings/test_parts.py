@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,7 +12,16 @@ from tachikoma_orchestrator.recordings.parts import Event, Origin, Output, encod
 
 NUMBERS = st.integers(0, 2**40)
 OUTPUTS = st.builds(Output, st.integers(1, 2**40), NUMBERS, NUMBERS, st.booleans(), st.binary(max_size=40))
-EVENTS = st.builds(Event, NUMBERS, NUMBERS, st.sampled_from("imr"), st.text(max_size=20), NUMBERS)
+CODES = st.one_of(
+    st.tuples(st.just("m"), st.text(max_size=20)),
+    st.tuples(st.just("i"), st.binary(max_size=20).map(lambda data: base64.b64encode(data).decode())),
+    st.tuples(
+        st.just("r"), st.tuples(st.integers(0, 65535), st.integers(0, 65535)).map(lambda size: f"{size[0]}x{size[1]}")
+    ),
+)
+EVENTS = st.builds(
+    lambda offset, time_us, what, place: Event(offset, time_us, *what, place), NUMBERS, NUMBERS, CODES, NUMBERS
+)
 ORIGIN = Origin("web-1", "spiffe://e/user/a", "shell@12", AuditedRequest(command=("bash",), tty=True), True, 5)
 
 
@@ -32,6 +43,17 @@ def test_a_line_of_another_writer_is_ignored() -> None:
         b'["r","a","b","c",{},1,1]\n',
         b'["e",1,2,"m","t","x"]\n',
         b"\xff\n",
+        # Numbers that are none, or larger than any; data that do not fit their code.
+        b'["o",Infinity,0,0,0,""]\n',
+        b'["o",1,-1,0,0,""]\n',
+        b'["o",1,0,%d,0,""]\n' % 10**400,
+        b'["o",1.5,0,0,0,""]\n',
+        b'["e",1,2,"r","80",0]\n',
+        b'["e",1,2,"r","axb",0]\n',
+        b'["e",1,2,"r","800000x24",0]\n',
+        b'["e",1,2,"i","***",0]\n',
+        b'["e",1,2,"o","x",0]\n',
+        b"[" * 100_000 + b"\n",
     ]
     assert list(read_lines(wrong)) == []
 

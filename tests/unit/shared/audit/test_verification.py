@@ -141,6 +141,13 @@ def test_verifying_nonsense_finds_it_and_nothing_else_happens(
     assert bool(report.findings) == bool(path.read_bytes())
 
 
+@pytest.mark.parametrize("cursor", ["", "x", "1", "1-", "-1", "1-1-1", "9" * 5000, "1-" + "9" * 21, "²-1", "1-1\n"])
+def test_an_event_without_a_place_is_found(tmp_path: Path, identity: FileSvidSource, cursor: str) -> None:
+    altered = event(2).model_copy(update={"cursor": cursor})
+    report = tampered(tmp_path / "audit.jsonl", chain(identity, [event(1), altered, event(3)]), identity)
+    assert ["no place in a stream" in str(finding) for finding in report.findings] == [True]
+
+
 def test_a_line_without_end_is_not_read_into_memory(tmp_path: Path, identity: FileSvidSource) -> None:
     path = tmp_path / "audit.jsonl"
     path.write_bytes(b"x" * 20_000_000)

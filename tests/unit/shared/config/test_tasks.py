@@ -89,6 +89,7 @@ async def test_a_cancelled_process_cancels_its_parts() -> None:
             await asyncio.Event().wait()
 
     task = asyncio.create_task(process())
+    # It has begun after one turn of the loop.
     await asyncio.sleep(0.01)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -68,7 +68,9 @@ def test_a_line_that_is_no_header_is_refused(line: bytes) -> None:
         read_cast([])
 
 
-@pytest.mark.parametrize("line", [b"x\n", b"[]\n", b'["a", "o", "x"]\n', b'[NaN, "o", "x"]\n', b'[1, "o"]\n', b"3\n"])
+@pytest.mark.parametrize("line", [b"x\n", b"[]\n", b'["a", "o", "x"]\n', b'[NaN, "o", "x"]\n', b'[1, "o"]\n', b"3\n",
+                                  b'[%d, "o", "x"]\n' % 10**400, b'[-Infinity, "o", "x"]\n',
+                                  b"[" * 100_000 + b"\n"])  # fmt: skip
 def test_a_line_that_is_no_event_is_refused(line: bytes) -> None:
     _, events = read_cast([*lines(3, []), line])
     with pytest.raises(ValueError, match="no event"):
@@ -76,7 +78,7 @@ def test_a_line_that_is_no_event_is_refused(line: bytes) -> None:
 
 
 def test_time_never_goes_back_nor_beyond_a_year() -> None:
-    _, events = read_cast([*lines(3, []), b'[-5, "o", "a"]\n', b'[1e300, "o", "b"]\n'])
-    assert [event.at_us for event in events] == [0, 366 * 24 * 3600 * 1_000_000]
+    _, events = read_cast([*lines(3, []), b'[-5, "o", "a"]\n', b'[1e307, "o", "b"]\n', b'[-1e307, "o", "c"]\n'])
+    assert [event.at_us for event in events] == [0, *[366 * 24 * 3600 * 1_000_000] * 2]
     _, events = read_cast([*lines(2, []), b'[5, "o", "a"]\n', b'[1, "o", "b"]\n'])
     assert [event.at_us for event in events] == [5_000_000, 5_000_000]

@@ -109,7 +109,12 @@ def test_a_line_that_a_crash_cut_is_written_again(tmp_path: Path, identity: File
 
 def test_a_file_that_is_no_audit_log_is_left_alone(tmp_path: Path, identity: FileSvidSource) -> None:
     path = tmp_path / "audit.jsonl"
-    for content in (b"hello\n", b"hello", b'{"line": "x"}\n', b"[]\n"):
+    wrong = [
+        b"hello\n", b"hello", b'{"line": "x"}\n', b"[]\n", b"[" * 100_000 + b"\n", b'{"line":Infinity}\n',
+        b'{"line":1,"event":{"cursor":"' + b"9" * 5000 + b'","seq":1}}\n', b'{"line":1,"event":[]}\n', b"5\n",
+        b'{"line":1,"event":{"cursor":"1-1","seq":1e999}}\n', b'{"line":1,"event":{"cursor":5,"seq":1}}\n',
+    ]  # fmt: skip
+    for content in wrong:
         path.write_bytes(content)
         with pytest.raises(ConfigurationError, match="cannot continue the audit log"):
             FileSink(path, identity, rotate_bytes=BIG)

@@ -124,9 +124,18 @@ def test_an_audit_log_that_is_behind_or_none_is_remarked(tmp_path: Path) -> None
     assert f"ends at event {SEQ - 1}, and Redis had {SEQ}" in finding.what
     write(tmp_path / "ahead", last_event=SEQ + 1)
     assert check_backup(tmp_path / "ahead").remarks == []
-    (tmp_path / "ahead" / AUDIT / "1" / "audit.jsonl").write_text("no JSON\n")
-    seal(tmp_path / "ahead")
-    assert "is no audit log" in check_backup(tmp_path / "ahead").remarks[0].what
+    for content in ("no JSON\n", "[" * 100_000 + "\n", '{"line":Infinity}\n', "5\n", '{"line":1,"event":{}}\n'):
+        (tmp_path / "ahead" / AUDIT / "1" / "audit.jsonl").write_text(content)
+        seal(tmp_path / "ahead")
+        assert "is no audit log" in check_backup(tmp_path / "ahead").remarks[0].what
+
+
+@pytest.mark.parametrize("users", ["user\n", "\n", "x\n", "\udcff"])
+def test_users_that_cannot_be_read_are_an_error_in_words(backup: Path, users: str) -> None:
+    (backup / ACL).write_bytes(users.encode(errors="surrogateescape"))
+    seal(backup)
+    with pytest.raises(ConfigurationError, match="cannot read the backup"):
+        check_backup(backup)
 
 
 def test_a_journal_that_is_no_database_is_found(backup: Path) -> None:

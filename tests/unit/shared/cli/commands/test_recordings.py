@@ -81,5 +81,8 @@ def test_what_cannot_be_played_is_said(run: Any, stored: Any) -> None:
     assert isinstance(run("play", "4f1c").error, InvalidRequest)
     assert "never had 'three'" in str(run("play", "4f1c2", "--search", "three").error)
     assert "--at: " in str(run("play", "4f1c2", "--at", "soon").error)
-    stored.answers["recording"] = lambda _: iter([b"no recording"])
-    assert isinstance(run("play", "4f1c2").error, ServerError)
+    begin = CAST.splitlines(keepends=True)[0]
+    for wrong in (b"no recording", b"", begin + b"x\n", begin + b'["a", "o", "x"]\n', begin + b'[1e999, "o", "x"]\n'):
+        stored.answers["recording"] = lambda _, wrong=wrong: iter([wrong])
+        assert isinstance(run("play", "4f1c2").error, ServerError), wrong
+        assert isinstance(run("recordings", "export", "4f1c2", "--format", "v2").error, ServerError), wrong

@@ -23,6 +23,20 @@ SAFE, UNKNOWN = ProgramKind.SAFE, ProgramKind.UNKNOWN
         (RUNNER, "lftp mongosh psql sqlite3 gnuplot pgbench smbclient mail bsd-mailx ncftp psftp asterisk jtag"),
         # They load code or configuration that names commands, or are made to start others.
         (RUNNER, "yt-dlp rtorrent sshuttle rustup autoconf xetex cobc mypy easyrsa dstat opkg xdg-user-dir aoss genie"),
+        # Of GTFOBins: what starts a program, loads code or asks another program, and what only reads and writes files.
+        (RUNNER, "acr bee r arch-nspawn lessfilter"),
+        (BY_ARGUMENTS, "arj aspell clamscan cupsfilter espeak hashcat lwp-download lwp-request pax pyright redis zic"),
+        (BY_ARGUMENTS, "check_cups check_log check_memory check_raid check_ssl_cert check_statusfile rsyslogd rustfmt"),
+        (BY_ARGUMENTS, "xpad yelp mksquashfs sqfstar xrdb espeak-ng lwp-mirror GET HEAD POST"),
+        (
+            SAFE,
+            "ab ascii-xfr ascii85 atobm base58 basez cancel dig dos2unix efax file finger fping genisoimage lp tftp",
+        ),
+        (SAFE, "msgattrib msgcat msgconv msgmerge msguniq ntpdate qpdf red redcarpet setcap ssh-keyscan tic tsc xmore"),
+        (
+            SAFE,
+            "unsquashfs unzip uudecode uuencode varnishncsa whois xmodmap delv isoinfo lpq lpstat mac2unix unix2dos",
+        ),
         (BY_ARGUMENTS, "systemctl busctl /sbin/ip ssh-keygen mkfs.ext4 mount.nfs umount.cifs fsck.xfs curl gpg"),
         (BY_ARGUMENTS, "iptables ip6tables-restore arptables-nft ebtables xtables-nft-multi qemu-system-x86_64 kvm"),
         (BY_ARGUMENTS, "x86_64-linux-gnu-objcopy ld.gold opt-14 javac apt-cache savelog mosquitto"),
