@@ -152,6 +152,9 @@ docs: dev ## Write the parts of the documentation that are generated from code.
 	$(BIN)/python docs/tables.py
 	$(BIN)/python docs/settings_page.py
 	$(BIN)/python docs/json_page.py
+	$(BIN)/python docs/cli_page.py
+	$(BIN)/python docs/grpc_page.py
+	$(BIN)/python docs/python_page.py
 
 site: dev ## Build the documentation as a web site into build/site; a warning is an error.
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -9,6 +9,8 @@ from textwrap import indent
 
 import pytest
 
+import tachikoma
+from tachikoma.exec.v1 import remote_execution_pb2
 from tachikoma.policy.decide import PolicySet
 from tachikoma.policy.tools.expectations import load_expectations
 from tachikoma.schedules.file import Schedule, ScheduleSet
@@ -65,6 +67,43 @@ def test_the_page_of_json_documents_is_current() -> None:
     generated = runpy.run_path(str(ROOT / "docs" / "json_page.py"))
     assert _page("json.md") == generated["json_page"]()
     assert _page("json.schema.json") == generated["schema_text"]()
+
+
+@pytest.mark.parametrize("page", ["cli", "grpc", "python"])
+def test_the_reference_is_current(page: str) -> None:
+    """`make docs` writes it."""
+    generated = runpy.run_path(str(ROOT / "docs" / f"{page}_page.py"))
+    assert _page(f"{page}.md") == generated[f"{page}_page"](), "run `make docs`"
+
+
+def test_the_reference_of_grpc_has_every_call_and_message() -> None:
+    listed = set(re.findall(r"^## (\w+)$|^- \*\*`([A-Z]\w+)`\*\*", _page("grpc.md"), re.MULTILINE))
+    names = {name for pair in listed for name in pair}
+    descriptor = remote_execution_pb2.DESCRIPTOR
+    calls = {method.name for service in descriptor.services_by_name.values() for method in service.methods}
+    assert calls <= names
+    assert set(descriptor.message_types_by_name) | set(descriptor.enum_types_by_name) <= names
+
+
+def test_the_reference_of_python_has_every_public_name() -> None:
+    assert set(re.findall(r"^### (\w+)$", _page("python.md"), re.MULTILINE)) == set(tachikoma.__all__)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a <b> and `<c>`", "a \\<b> and `<c>`"),
+        ("*one*  [two]\n  three", "\\*one\\* \\[two\\] three"),
+        ("a ` alone", "a \\` alone"),
+    ],
+)
+def test_generated_text_has_no_markup_but_code(text: str, shown: str) -> None:
+    assert runpy.run_path(str(ROOT / "docs" / "markdown_text.py"))["plain"](text) == shown
+
+
+def test_a_wrapped_line_begins_no_list() -> None:
+    wrapped = runpy.run_path(str(ROOT / "docs" / "markdown_text.py"))["wrapped"]
+    assert wrapped("a" * 118 + " - b").splitlines() == ["a" * 118, "\\- b"]
 
 
 def test_every_field_of_a_policy_is_explained() -> None:

@@ -79,13 +79,13 @@ def _page(title: str, command: Any, below: list[tuple[str, str]]) -> str:
         f"{_text(name)} \\- {_text(first.removesuffix('.'))}",
         ".SH SYNOPSIS",
         f".B {_text(title)}",
-        *(f".I {_text(word)}" for word in _usage(command)),
+        *(f".I {_text(word)}" for word in usage(command)),
         ".SH DESCRIPTION",
     ]
     for paragraph in [first, *rest]:
         lines += [".PP", _text(paragraph)]
-    lines += _section("ARGUMENTS", [(_argument(found), found.help or "") for found in _arguments(command)])
-    lines += _section("OPTIONS", [(_option(found), _option_help(found)) for found in _options(command)])
+    lines += _section("ARGUMENTS", [(argument(found), found.help or "") for found in arguments(command)])
+    lines += _section("OPTIONS", [(option(found), option_help(found)) for found in options(command)])
     if below:
         lines += _section("COMMANDS", [(f"{PROGRAM} {found}".replace(" ", "-"), text) for found, text in below])
     if examples := EXAMPLES.get(path):
@@ -93,7 +93,7 @@ def _page(title: str, command: Any, below: list[tuple[str, str]]) -> str:
         for purpose, line in examples:
             lines += [".PP", _text(f"{purpose}:")] if purpose else []
             lines += [".PP", ".RS 4", ".nf", _text(line), ".fi", ".RE"]
-    lines += _section("ENVIRONMENT", [*ENVIRONMENT, *_variables(command)])
+    lines += _section("ENVIRONMENT", [*ENVIRONMENT, *variables(command)])
     lines += _section("FILES", list(FILES))
     lines += _see_also(path, below)
     return "\n".join(lines) + "\n"
@@ -113,17 +113,17 @@ def _section(title: str, entries: list[tuple[str, str]]) -> list[str]:
     return lines
 
 
-def _usage(command: Any) -> list[str]:
-    words = ["[OPTIONS]"] if _options(command) else []
-    words += [_argument(found) for found in _arguments(command)]
+def usage(command: Any) -> list[str]:
+    words = ["[OPTIONS]"] if options(command) else []
+    words += [argument(found) for found in arguments(command)]
     return [*words, "COMMAND"] if getattr(command, "commands", {}) else words
 
 
-def _arguments(command: Any) -> list[Any]:
+def arguments(command: Any) -> list[Any]:
     return _shown(command, "argument")
 
 
-def _options(command: Any) -> list[Any]:
+def options(command: Any) -> list[Any]:
     return _shown(command, "option")
 
 
@@ -131,13 +131,13 @@ def _shown(command: Any, kind: str) -> list[Any]:
     return [found for found in command.params if found.param_type_name == kind and not found.hidden]
 
 
-def _argument(found: Any) -> str:
+def argument(found: Any) -> str:
     name = found.metavar or found.name.upper()
     name += "..." if found.nargs != 1 and not name.endswith("...") else ""
     return name if found.required else f"[{name}]"
 
 
-def _option(found: Any) -> str:
+def option(found: Any) -> str:
     names = ", ".join([*found.opts, *found.secondary_opts])
     if found.is_flag or found.count:
         return names
@@ -146,7 +146,7 @@ def _option(found: Any) -> str:
     return f"{names} {found.metavar or choices or found.name.upper()}"
 
 
-def _option_help(found: Any) -> str:
+def option_help(found: Any) -> str:
     text = found.help or ""
     if found.multiple:
         text += " May be repeated."
@@ -161,9 +161,9 @@ def _option_help(found: Any) -> str:
     return text.strip()
 
 
-def _variables(command: Any) -> Iterator[tuple[str, str]]:
+def variables(command: Any) -> Iterator[tuple[str, str]]:
     known = {name for name, _ in ENVIRONMENT}
-    for found in _options(command):
+    for found in options(command):
         names = [found.envvar] if isinstance(found.envvar, str) else found.envvar or []
         for name in names:
             if name not in known:
