@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from documents import COMMANDS, accept
 from tachikoma.cli.commands.examples import EXAMPLES, paragraphs
-from tachikoma.cli.components import COMPONENTS
 
 #: Longest line of an example: with its margin it fits a terminal of 80 columns in most cases, and never takes three.
 LONGEST = 120
-
-
-def below(path: str, command: Any) -> Iterator[tuple[str, Any]]:
-    yield path, command
-    for name, found in getattr(command, "commands", {}).items():
-        yield from below(f"{path} {name}", found)
-
-
-COMMANDS = dict(found for component in COMPONENTS for found in below(component.name, component.load()))
 
 
 def test_each_command_has_examples() -> None:
@@ -41,20 +31,7 @@ def test_an_example_is_accepted_by_its_command(path: str, purpose: str, line: st
     assert lines
     for part in lines:
         words = shlex.split(re.split(r"[<>)]", part)[0])[1:]
-        parse(words)
-
-
-def parse(words: list[str]) -> None:
-    """Give a command line to the command that it names; wrong options and values raise."""
-    path = words.pop(0)
-    while words and f"{path} {words[0]}" in COMMANDS:
-        path = f"{path} {words.pop(0)}"
-    command = COMMANDS[path]
-    if path == "cancel" and not words:
-        # Of a pipe, whose reader appends the ids.
-        words = ["5f3a"]
-    context = command.make_context(path, words, resilient_parsing=False)
-    assert not getattr(command, "commands", {}) or not context.args
+        accept(words)
 
 
 @pytest.mark.parametrize("path", ["exec", "agents", "agents drain", "identity ca issue"])
