@@ -242,6 +242,8 @@ def a_loss_and_a_receipt_that_comes_too_late(world: World) -> None:
     os.kill(agent.pid, signal.SIGSTOP)
     try:
         go.touch()
+        # As 15 s later, when its last heartbeat expires.
+        world.redis.delete(keys.info(FRAGILE))
         world.state(exec_id, ExecState.LOST)
     finally:
         os.kill(agent.pid, signal.SIGCONT)

@@ -14,9 +14,9 @@ from tachikoma import AsyncClient, ExecState, OutputKind, Unavailable
 from tachikoma.dev.stack import Stack
 
 DISCONNECTS = 100
-OUTPUT_BYTES = 200_000_000
+OUTPUT_BYTES = 60_000_000
 #: How long the bytes are, so that none could stand for another.
-LINES = 23_500_000
+LINES = 7_700_000
 READ_BYTES = 256 * 1024
 
 

@@ -139,15 +139,16 @@ def test_every_caller_of_a_running_execution_is_answered_whichever_of_its_keys_i
     assert answers(callers) == dict.fromkeys(callers, (ExecState.SUCCEEDED, ExecState.SUCCEEDED))
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_callers_of_a_lost_record_do_not_wait_for_the_end_of_the_command(
-    world: World, fault: Callable[[Redis, str], None]
-) -> None:
-    wanted = world.running(500)
-    callers = {"record": world.callers(wanted)}
-    wait_until(lambda: world.redis.exists(keys.claim(RUNS, wanted.id)), "it is claimed")
-    fault(world.redis, keys.execution(wanted.id))
-    assert answers(callers) == {"record": ("ResultUnknown", "ResultUnknown")}
+def test_callers_of_a_lost_record_do_not_wait_for_the_end_of_the_command(world: World) -> None:
+    callers, wanted = {}, {}
+    for fault in FAULTS:
+        wanted[fault.__name__] = world.running(500)
+        callers[fault.__name__] = world.callers(wanted[fault.__name__])
+    for label, made in wanted.items():
+        wait_until(lambda made=made: world.redis.exists(keys.claim(RUNS, made.id)), f"{label}: it is claimed")
+    for fault in FAULTS:
+        fault(world.redis, keys.execution(wanted[fault.__name__].id))
+    assert answers(callers) == dict.fromkeys(callers, ("ResultUnknown", "ResultUnknown"))
 
 
 def test_every_caller_of_a_queued_execution_is_answered_whichever_of_its_keys_is_lost(world: World) -> None:
@@ -241,15 +242,16 @@ def test_an_id_that_is_used_again_while_its_first_order_runs_ends(world: World, 
     assert marks.read_text() == "ran\n"
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_an_execution_whose_result_is_lost_is_not_shown_as_started_for_long(
-    world: World, fault: Callable[[Redis, str], None], tmp_path: Path
-) -> None:
+def test_an_execution_whose_result_is_lost_is_not_shown_as_started_for_long(world: World, tmp_path: Path) -> None:
     """No orchestrator was running when it ended, and its result is gone."""
     go = tmp_path / "go"
-    wanted = request("sh", "-c", f"while [ ! -e {go} ]; do sleep 0.05; done", agent_id=RUNS)
-    world.client.submit(wanted)
-    wait_until(lambda: world.client.status(wanted.id).state is ExecState.STARTED, "it runs")
+    wanted = {
+        fault: request("sh", "-c", f"while [ ! -e {go} ]; do sleep 0.05; done", agent_id=RUNS) for fault in FAULTS
+    }
+    for made in wanted.values():
+        world.client.submit(made)
+    for made in wanted.values():
+        wait_until(lambda made=made: world.client.status(made.id).state is ExecState.STARTED, "it runs")
     pid = world.stack.orchestrator.pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
@@ -259,10 +261,14 @@ def test_an_execution_whose_result_is_lost_is_not_shown_as_started_for_long(
             if connection["name"].startswith("orchestrator"):
                 world.redis.client_kill_filter(_id=connection["id"])
         go.touch()
-        wait_until(lambda: world.redis.exists(keys.result(RUNS, wanted.id)), "it has ended")
-        fault(world.redis, keys.result(RUNS, wanted.id))
+        for made in wanted.values():
+            wait_until(lambda made=made: world.redis.exists(keys.result(RUNS, made.id)), "it has ended")
+        for fault, made in wanted.items():
+            fault(world.redis, keys.result(RUNS, made.id))
     finally:
         os.kill(pid, signal.SIGCONT)
-    wait_until(lambda: world.client.status(wanted.id).state is not ExecState.STARTED, "it is given up", 60)
-    assert world.client.status(wanted.id).state is ExecState.LOST
-    assert "its result in Redis is" in world.client.status(wanted.id).error
+    for fault, made in wanted.items():
+        given_up = f"{fault.__name__}: it is given up"
+        wait_until(lambda made=made: world.client.status(made.id).state is not ExecState.STARTED, given_up, 60)
+        assert world.client.status(made.id).state is ExecState.LOST
+        assert "its result in Redis is" in world.client.status(made.id).error

@@ -21,7 +21,7 @@ from world import Observer, World
 
 from tachikoma import ExecState
 
-EXECUTIONS = int(os.environ.get("TACHIKOMA_TEST_EXECUTIONS", "500"))
+EXECUTIONS = int(os.environ.get("TACHIKOMA_TEST_EXECUTIONS", "250"))
 SEED = int(os.environ.get("TACHIKOMA_TEST_SEED") or random.randrange(10**6))
 #: Executions for each fault.
 PER_FAULT = 10

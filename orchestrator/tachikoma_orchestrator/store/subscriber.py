@@ -185,7 +185,10 @@ class Subscriber:
 
     @staticmethod
     async def _send_commands(connection: Connection, outbox: asyncio.Queue[tuple[str, ...]]) -> None:
-        while True:
+        task = asyncio.current_task()
+        assert task is not None
+        # A cancellation during a send may be lost (`tachikoma.config.tasks.cancel_all`), but it is counted.
+        while not task.cancelling():
             await connection.send_command(*await outbox.get())
 
     async def _receive(self, connection: Connection, handlers: Supervisor) -> None:
