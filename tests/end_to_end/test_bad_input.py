@@ -213,8 +213,20 @@ def test_without_a_profile_the_client_says_what_to_do(tmp_path: Path) -> None:
         ("/" + "a" * 9000, "", ExecState.FAILED),
         ("b" * 8500, "", ExecState.FAILED),
         ("/bin/true", "/tmp/" + "\x01" * 3000, ExecState.REJECTED),
+        ("/" + "é" * 9000, "", ExecState.FAILED),
+        ("x\n" * 5000, "", ExecState.FAILED),
+        ("\U000e0041" * 8300, "", ExecState.FAILED),
+        ("/bin/true", "/tmp/" + "\U000e0041" * 900, ExecState.REJECTED),
     ],
-    ids=["a long path", "a long name", "a directory of control characters"],
+    ids=[
+        "a long path",
+        "a long name",
+        "a directory of control characters",
+        "a path of many bytes",
+        "a name of lines",
+        "a name of characters that are escaped",
+        "a directory of characters that are escaped",
+    ],
 )
 def test_an_error_that_is_too_long_for_a_receipt_is_clipped_and_told(
     client: Client, command: str, work_dir: str, state: ExecState
