@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from documents import Block, accept, blocks, command_lines, simple_commands
 from tachikoma.config.settings import variable
 from tachikoma.policy.decide import PolicySet
-from tachikoma.policy.tools.expectations import load_expectations
+from tachikoma.policy.tools.expectations import check, load_expectations
 from tachikoma.schedules.file import ScheduleSet
 from tachikoma_worker.settings import WorkerSettings
 
@@ -111,3 +111,16 @@ def test_every_yaml_block_is_loaded_by_its_reader(block: Block, tmp_path: Path) 
 def test_every_toml_block_is_a_file_of_settings(block: Block) -> None:
     known = {variable(WorkerSettings, name).removeprefix("TACHIKOMA_").lower() for name in WorkerSettings.model_fields}
     assert set(tomllib.loads(block.text)) <= known
+
+
+RECIPES = [block for block in blocks("yaml") if block.page.name == "recipes.md"]
+
+
+@pytest.mark.parametrize(("policy", "tests"), [*zip(RECIPES[::2], RECIPES[1::2], strict=True)], ids=str)
+def test_a_recipe_decides_as_its_page_says(policy: Block, tests: Block, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.test.yaml"
+    file.write_text(tests.text)
+    outcomes = check(PolicySet.parse(policy.text, str(policy)), load_expectations(file))
+    assert [outcome.mistake for outcome in outcomes] == [""] * len(outcomes)
+    # A policy that allows all or nothing would be no recipe.
+    assert len({outcome.expectation.expect for outcome in outcomes}) > 1
