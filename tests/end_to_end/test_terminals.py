@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
-from support import AGENT, Cli, make_cli, prepare, wait_until
+from support import AGENT, Cli, make_cli, prepare, processes_named, request, wait_until
 
 from patience import PATIENCE_SECONDS
 from pty_process import PtyProcess
-from tachikoma import Client, OutputKind
-from tachikoma.dev.stack import Stack
+from tachikoma import Client, ExecState, OutputKind
+from tachikoma.dev.stack import SERVER_NAME, Stack
 from tachikoma.vocabulary.requests import WindowSize
 from tachikoma_orchestrator.sessions.screen import Screen, open_screen
 from warm_start import WarmPopen
@@ -33,7 +37,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -
     """A stack whose policy allows sessions."""
     folder = prepare(tmp_path_factory.mktemp("terminals"))
     policy = folder / "policy.yaml"
-    policy.write_text(policy.read_text().rstrip() + "\n    allowInteractive: true\n    allowTty: true\n")
+    policy.write_text(
+        policy.read_text().rstrip() + "\n    allowInteractive: true\n    allowTty: true\n    killGrace: 1s\n"
+    )
     with Stack(folder, redis_server=redis_server) as running:
         yield running
 
@@ -264,6 +270,61 @@ def on_screen(screen: Screen) -> bytes:
     return screen.draw().rpartition(b"\x1b[H\x1b[2J")[2]
 
 
+#: Processes that try to outlive their session. Each has a mark with its kind in its arguments.
+ZOO = r"""
+mark=$1
+nohup sh -c 'sleep 300; :' $mark-nohup >/dev/null 2>&1 &
+setsid sh -c 'sleep 300; :' $mark-setsid &
+(trap '' HUP TERM INT; exec sh -c 'sleep 300; :' $mark-deaf) &
+(setsid sh -c "trap '' HUP TERM; (sh -c 'sleep 300; :' $mark-twice) &" &)
+sh -c 'kill -STOP $$; :' $mark-stopped &
+setsid perl -e 'while (1) { exit if fork }' $mark-quick </dev/null >/dev/null 2>&1 &
+trap '' HUP TERM
+echo zoo
+sh -c 'sleep 300; :' $mark-shell
+"""
+#: The kinds that can be seen. The quick one has another process id whenever one looks.
+KINDS = ("nohup", "setsid", "deaf", "twice", "stopped", "shell")
+
+
+@pytest.mark.parametrize("level", ["shared", "private", "sealed"])
+def test_nothing_of_a_closed_session_lives_and_its_receipt_says_so(
+    client: Client, need: Callable[[bool, str], None], level: str
+) -> None:
+    [agent] = client.agents()
+    need(not agent.warnings, f"cgroups that root may make: {agent.warnings}")
+    need(level in ("shared", *agent.isolation), f"namespaces for {level}")
+    mark = uuid.uuid4().hex
+    wanted = request("bash", "-c", ZOO, "zoo", mark, interactive=True, tty=True, isolation=level)
+    seen: set[str] = set()
+
+    def all_seen() -> bool:
+        words = " ".join(word for process in processes_named(mark) for word in arguments_of(process))
+        seen.update(kind for kind in KINDS if f"{mark}-{kind}" in words)
+        return seen == set(KINDS)
+
+    with client.session(wanted) as session:
+        for message in session:
+            if b"zoo" in message.data:
+                wait_until(all_seen, "each kind of process runs")
+                session.close()
+            result = message.result
+    assert result is not None
+    assert (result.state, result.error) == (ExecState.CANCELLED, "hung up: its caller closed the session")
+    assert result.kill is not None
+    assert (result.kill.empty, result.kill.whole, result.kill.survivors) == (True, True, ())
+    assert (result.isolation.level if result.isolation else "shared") == level
+    assert processes_named(mark) == []
+
+
+def arguments_of(process: psutil.Process) -> list[str]:
+    """The arguments of a process; none of one that has ended."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
 def test_what_policy_does_not_allow_is_refused(stack: Stack, cli: Cli) -> None:
     policy = stack.data / "policy.yaml"
     before = policy.read_text()
@@ -277,3 +338,32 @@ def test_what_policy_does_not_allow_is_refused(stack: Stack, cli: Cli) -> None:
     finally:
         policy.write_text(before)
         os.utime(policy)
+
+
+#: The client in another language: its program and the lock of its packages.
+NODE = Path(__file__).parents[2] / "docs/examples/node"
+PROTOS = Path(__file__).parents[2] / "shared"
+
+
+def test_a_client_in_another_language_needs_only_the_api_definition(
+    stack: Stack, tmp_path: Path, need: Callable[[bool, str], None]
+) -> None:
+    need(all(map(shutil.which, ("node", "npm"))), "node and npm")
+    for name in ("package.json", "package-lock.json", "session.js"):
+        shutil.copy(NODE / name, tmp_path)
+    install = ("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
+    subprocess.run(install, cwd=tmp_path, check=True, timeout=3 * PATIENCE_SECONDS)
+    identity = stack.identity("user")
+    done = subprocess.run(
+        ["node", "session.js", stack.address, SERVER_NAME, str(identity), str(PROTOS), AGENT],
+        cwd=tmp_path, capture_output=True, timeout=3 * PATIENCE_SECONDS,
+    )  # fmt: skip
+    assert done.stderr == b""
+    result = json.loads(done.stdout)
+    assert result["left"]
+    assert result["drawn"] > 0
+    assert (result["state"], result["error"]) == (
+        "EXEC_STATE_CANCELLED",
+        "hung up: its caller closed the session",
+    )
+    assert result["kill"]["empty"]

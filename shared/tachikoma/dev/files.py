@@ -24,6 +24,8 @@ policies:
     # Any program by its absolute path, with any arguments.
     allowedCommands: ["/** ..."]
     allowInterpreters: true
+    allowInteractive: true
+    allowTty: true
     deniedCommands: [shutdown, reboot, halt, poweroff]
     allowedUsers: ["*", root]
     hostAccess: true

@@ -70,6 +70,8 @@ class Process:
         #: Called when the state of the input has changed; None for no call.
         self.input_changed: Callable[[], None] | None = None
         self._room = asyncio.Event()
+        #: True while `feed` is to send nothing more.
+        self._feeding_stopped = False
         #: Resolves when the command has ended. Fails with SpawnerGone if its end can no longer be known.
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
@@ -108,7 +110,8 @@ class Process:
     async def feed(self, offset: int, data: bytes) -> None:
         """Send input, and wait until the spawner has accepted it; `input.offset` is its progress. May be cancelled.
 
-        Bytes below the accepted offset are ignored. Input that a command no longer reads counts as accepted.
+        Bytes below the accepted offset are ignored. Input that a command no longer reads counts as accepted. After
+        `stop_feeding`, the call returns as soon as the spawner has answered, and the rest is not sent.
 
         Args:
             offset: number of input bytes before these.
@@ -119,7 +122,8 @@ class Process:
             SpawnerGone: the spawner no longer answers.
         """
         rest = memoryview(data)
-        while offset + len(data) > self.input.offset:
+        self._feeding_stopped = False
+        while offset + len(data) > self.input.offset and not self._feeding_stopped:
             known = max(self.input.offset - offset, 0)
             part = rest[known : known + INPUT_BYTES]
             self._room.clear()
@@ -127,6 +131,11 @@ class Process:
             if self.input.offset < offset + known + len(part):
                 # Not all of it. An event reports when there is room.
                 await self._room.wait()
+
+    def stop_feeding(self) -> None:
+        """Let a running `feed` return without the rest of its input. Without one, this changes nothing."""
+        self._feeding_stopped = True
+        self._room.set()
 
     async def end_input(self, offset: int) -> None:
         """End the input at an offset. Raises as `feed`."""

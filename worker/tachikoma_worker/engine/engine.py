@@ -166,6 +166,7 @@ class Engine:
             background=cleaning.start,
         )
         context.spools.mkdir(exist_ok=True, mode=0o700)
+        context.sessions.mkdir(exist_ok=True, mode=0o700)
         renewal = None if joined is None else Renewal(Path(settings.identity or ""), joined, identity)
         return cls(context, access, cleaning, renewal, warnings, lock)
 
@@ -176,9 +177,10 @@ class Engine:
         unfinished = self._context.journal.unfinished()
         # Listed before any order creates a spool of its own.
         known = {execution.exec_id for execution in unfinished}
-        for path in self._context.spools.iterdir():
-            if path.name not in known:
-                path.unlink()
+        for folder in (self._context.spools, self._context.sessions):
+            for path in folder.iterdir():
+                if path.name not in known:
+                    path.unlink()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._run_loop, args=(self._loop, unfinished), name="engine", daemon=True

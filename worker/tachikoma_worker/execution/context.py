@@ -17,6 +17,7 @@ from tachikoma_worker.execution.lives import Lives
 from tachikoma_worker.execution.reserve import DiskReserve
 from tachikoma_worker.output.sent import SentOutput
 from tachikoma_worker.sessions.attachment import AgentParty
+from tachikoma_worker.sessions.last_use import LastUse
 from tachikoma_worker.sessions.mailbox import Mailbox
 from tachikoma_worker.settings import WorkerSettings
 
@@ -26,6 +27,8 @@ __all__ = ["SENT_FOLDER", "SPOOL_FOLDER", "Context", "sent_output"]
 SPOOL_FOLDER = "spool"
 #: Folder of the spools whose output was sent, beside it.
 SENT_FOLDER = "sent"
+#: Folder with the times at which sessions were last used, beside it.
+SESSION_FOLDER = "sessions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +71,19 @@ class Context:
         """Return a session's names in Redis."""
         return Mailbox(self.redis, self.waiting_redis, self.agent, exec_id)
 
+    def last_use(self, exec_id: str) -> LastUse:
+        """Return how long a session was left alone."""
+        return LastUse(self.sessions / exec_id)
+
     @property
     def spools(self) -> Path:
         """The folder of the spools."""
         return self.settings.data / SPOOL_FOLDER
+
+    @property
+    def sessions(self) -> Path:
+        """The folder with the times at which sessions were last used."""
+        return self.settings.data / SESSION_FOLDER
 
 
 def sent_output(settings: WorkerSettings) -> SentOutput:

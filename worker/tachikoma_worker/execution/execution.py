@@ -41,7 +41,7 @@ from tachikoma_worker.execution.cancel import read_cancel_until_available, verif
 from tachikoma_worker.execution.claim import ClaimOutcome, claim, prevent_start
 from tachikoma_worker.execution.context import Context
 from tachikoma_worker.execution.facts import facts_of
-from tachikoma_worker.execution.interactive import interactive
+from tachikoma_worker.execution.interactive import forget_session, interactive
 from tachikoma_worker.execution.journal import JournalError
 from tachikoma_worker.execution.order import verify_order
 from tachikoma_worker.execution.receipt import EarlierReceipt, Output, deliver
@@ -394,7 +394,7 @@ class Execution:
             await self._process.close()
         await asyncio.to_thread(discard)
         if self._spool is not None and self._spool.start.session is not None:
-            await self._context.mailbox(self.exec_id).remove()
+            await forget_session(self._context, self.exec_id)
 
     async def _deliver(self, ending: Ending, earlier: EarlierReceipt) -> None:
         """Deliver the receipt, then retain the spool for a while, or remove it in the background."""

@@ -12,7 +12,7 @@ from tachikoma_worker.output.records import Facts, SessionFacts
 from tachikoma_worker.output.window import OutputWindow
 from tachikoma_worker.sessions.session import Session, SessionEnd
 
-__all__ = ["interactive", "session_facts"]
+__all__ = ["forget_session", "interactive", "session_facts"]
 
 
 def session_facts(order: WorkOrder) -> SessionFacts | None:
@@ -46,5 +46,12 @@ def interactive(
     def end(why: SessionEnd) -> None:
         stop(Stop(why.value))
 
-    session = Session(context.party, mailbox, process, window, facts.session, facts.order_sha256, end)
+    last_use = context.last_use(exec_id)
+    session = Session(context.party, mailbox, process, window, facts.session, last_use, facts.order_sha256, end)
     return window, lambda: session.run(resumed=resumed)
+
+
+async def forget_session(context: Context, exec_id: str) -> None:
+    """Remove what only a running session needs: its last use, and its input in Redis."""
+    context.last_use(exec_id).remove()
+    await context.mailbox(exec_id).remove()

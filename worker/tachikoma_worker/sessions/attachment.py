@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from tachikoma.identity.signed_messages import SessionAnswer, SessionOffer
 from tachikoma.identity.signing import InvalidSignature, sign, verify
 from tachikoma.identity.spiffe import agent_id, service_id
-from tachikoma.identity.svid import Svid, SvidSource
+from tachikoma.identity.svid import SvidSource
 from tachikoma.sessions.frames import Accepted, Frame, decode, encode
 from tachikoma.sessions.sealing import Direction, EphemeralKey, Opener, Sealer
 
-__all__ = ["AgentParty", "Attachment", "attach"]
+__all__ = ["AgentParty", "Attachment", "attach", "verified_offer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,8 @@ class Attachment:
         return self.sealer.seal(encode(progress))
 
 
-def attach(
-    party: AgentParty, token: str, exec_id: str, order_sha256: str, *, after_epoch: int, progress: Accepted
-) -> Attachment:
-    """Verify an offer and answer it.
+def verified_offer(party: AgentParty, token: str, exec_id: str, order_sha256: str, *, after_epoch: int) -> SessionOffer:
+    """Return an offer if it is this agent's, for this order, and new.
 
     Args:
         party: the agent.
@@ -64,43 +62,13 @@ def attach(
         exec_id: the execution.
         order_sha256: SHA-256 of its order.
         after_epoch: the last epoch of this worker; the offer's must be higher.
-        progress: the accepted input.
 
     Raises:
         InvalidSignature: the orchestrator did not sign the offer, or it is for another agent, execution or order, has
             expired, or is of an earlier epoch. `UnreadableMessage` is one of these.
         InvalidIdentity: the name of the orchestrator in the settings is no SPIFFE ID.
-        InvalidFrame: the offer contains no usable key.
     """
     svid = party.identity.current()
-    offer = _verified(party, svid, token, exec_id, order_sha256, after_epoch)
-    key = EphemeralKey()
-    answer = sign(
-        svid,
-        SessionAnswer(
-            iss=str(svid.spiffe_id),
-            iat=int(time.time()),
-            aud=offer.iss,
-            jti=exec_id,
-            epoch=offer.epoch,
-            offer_sha256=hashlib.sha256(token.encode()).hexdigest(),
-            key=key.public,
-            accepted=progress.offset,
-            ended=progress.ended,
-        ),
-    )
-    sealer, opener = key.agree(offer.key, token, answer, exec_id, offer.epoch, sends=Direction.TO_ORCHESTRATOR)
-    return Attachment(offer.epoch, offer.sub, offer.client_ip, answer, opener, sealer)
-
-
-def _verified(
-    party: AgentParty, svid: Svid, token: str, exec_id: str, order_sha256: str, after_epoch: int
-) -> SessionOffer:
-    """Return an offer if it is this agent's, for this order, and new.
-
-    Raises:
-        InvalidSignature, InvalidIdentity: as `attach`.
-    """
     domain = svid.spiffe_id.trust_domain
     offer = verify(token, SessionOffer, svid.bundle, service_id(domain, party.orchestrator))
     if offer.aud != str(agent_id(domain, party.agent)) or offer.jti != exec_id:
@@ -112,3 +80,35 @@ def _verified(
     if offer.epoch <= after_epoch:
         raise InvalidSignature(f"is of epoch {offer.epoch}, and the session is in epoch {after_epoch}")
     return offer
+
+
+def attach(party: AgentParty, offer: SessionOffer, token: str, progress: Accepted) -> Attachment:
+    """Answer an offer.
+
+    Args:
+        party: the agent.
+        offer: the verified offer.
+        token: the same, signed.
+        progress: the accepted input, which does not change before the caller has the answer.
+
+    Raises:
+        InvalidFrame: the offer contains no usable key.
+    """
+    svid = party.identity.current()
+    key = EphemeralKey()
+    answer = sign(
+        svid,
+        SessionAnswer(
+            iss=str(svid.spiffe_id),
+            iat=int(time.time()),
+            aud=offer.iss,
+            jti=offer.jti,
+            epoch=offer.epoch,
+            offer_sha256=hashlib.sha256(token.encode()).hexdigest(),
+            key=key.public,
+            accepted=progress.offset,
+            ended=progress.ended,
+        ),
+    )
+    sealer, opener = key.agree(offer.key, token, answer, offer.jti, offer.epoch, sends=Direction.TO_ORCHESTRATOR)
+    return Attachment(offer.epoch, offer.sub, offer.client_ip, answer, opener, sealer)

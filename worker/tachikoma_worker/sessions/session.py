@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections import deque
 from collections.abc import Callable
 from enum import StrEnum
@@ -38,7 +37,8 @@ from tachikoma_worker.confinement.process import Process
 from tachikoma_worker.confinement.protocol import SpawnFailed
 from tachikoma_worker.output.records import SessionFacts
 from tachikoma_worker.output.window import OutputWindow
-from tachikoma_worker.sessions.attachment import AgentParty, Attachment, attach
+from tachikoma_worker.sessions.attachment import AgentParty, Attachment, attach, verified_offer
+from tachikoma_worker.sessions.last_use import LastUse
 from tachikoma_worker.sessions.mailbox import Mailbox
 
 __all__ = ["Session", "SessionEnd"]
@@ -51,11 +51,6 @@ REPORT_SECONDS = 5.0
 LOOK_SECONDS = 1.0
 #: First and longest delay between attempts to report while Redis is unavailable.
 RETRY_SECONDS = (0.05, 2.0)
-
-
-def now() -> float:
-    """Return the seconds by which a session measures how long it was left alone."""
-    return time.monotonic()
 
 
 class SessionEnd(StrEnum):
@@ -74,7 +69,7 @@ class Session:
 
     def __init__(
         self, party: AgentParty, mailbox: Mailbox, process: Process, window: OutputWindow, facts: SessionFacts,
-        order_sha256: str, end: Callable[[SessionEnd], None],
+        last_use: LastUse, order_sha256: str, end: Callable[[SessionEnd], None],
     ) -> None:  # fmt: skip
         """Prepare a session.
 
@@ -84,6 +79,7 @@ class Session:
             process: the command.
             window: the limit of output that an attached caller has not acknowledged.
             facts: limits of the session.
+            last_use: how long the session was left alone.
             order_sha256: SHA-256 of the order.
             end: called when the session is to be ended.
         """
@@ -92,6 +88,7 @@ class Session:
         self._process = process
         self._window = window
         self._facts = facts
+        self._last_use = last_use
         self._order_sha256 = order_sha256
         self._end = end
         self._epoch = 0
@@ -102,13 +99,13 @@ class Session:
         self._waiting_bytes = 0
         self._following_offset = process.input.offset
         self._more = asyncio.Event()
+        #: Set while no input is on its way to the spawner.
+        self._idle = asyncio.Event()
+        self._idle.set()
         #: Notices that are still to be published, beside the progress.
         self._answer: str | None = None
         self._offer_wanted = True
         self._report_due = asyncio.Event()
-        #: Whether the orchestrator of the attachment listens.
-        self._heard = False
-        self._last_input_at = self._detached_at = now()
 
     async def run(self, *, resumed: bool) -> None:
         """Serve callers until cancelled.
@@ -122,11 +119,12 @@ class Session:
         self._process.input_changed = self._report_due.set
         try:
             if resumed:
+                self._last_use.resume()
                 await self._mailbox.skip()
             async with supervised(self._feed(), self._report(), self._watch_clock()):
                 async for entry in self._mailbox.read():
                     if isinstance(entry, Offer):
-                        self._on_offer(entry.token)
+                        await self._on_offer(entry.token)
                     else:
                         await self._on_sealed(entry.raw)
                     # Also to trim what was read.
@@ -134,30 +132,30 @@ class Session:
         finally:
             self._process.input_changed = None
 
-    @property
-    def _attached(self) -> bool:
-        return self._attachment is not None and self._heard
-
     # --- offers and frames --------------------------------------------------------------------------------------------
 
-    def _on_offer(self, token: str) -> None:
+    async def _on_offer(self, token: str) -> None:
         """Begin an epoch. An offer that is not genuine, or too late, changes nothing."""
         try:
-            made = attach(
-                self._party, token, self._mailbox.exec_id, self._order_sha256,
-                after_epoch=self._epoch, progress=self._progress(),
-            )  # fmt: skip
-        except (InvalidSignature, InvalidIdentity, InvalidFrame) as error:
+            offer = verified_offer(
+                self._party, token, self._mailbox.exec_id, self._order_sha256, after_epoch=self._epoch
+            )
+        except (InvalidSignature, InvalidIdentity) as error:
             log.warning("session.offer_refused", id=self._mailbox.exec_id, reason=str(error))
+            return
+        # The caller continues at the offset of the answer, perhaps with other bytes than the earlier caller had sent.
+        await self._stop_feeding()
+        try:
+            made = attach(self._party, offer, token, self._progress())
+        except InvalidFrame as error:
+            self._lose(str(error))
             return
         log.info(
             "session.attached", id=self._mailbox.exec_id, caller=made.caller, address=made.client_ip, epoch=made.epoch
         )
         self._epoch, self._attachment, self._answer = made.epoch, made, made.answer
         self._offer_wanted = False
-        self._heard = True
-        # The caller sends again what was not accepted.
-        self._drop_waiting()
+        self._last_use.attach()
         self._window.open()
 
     async def _on_sealed(self, raw: bytes) -> None:
@@ -170,7 +168,7 @@ class Session:
         except ValueError as error:
             self._lose(str(error))
             return
-        self._heard = True
+        self._last_use.attach()
         try:
             await self._on_frame(frame)
         except ValueError as error:
@@ -180,12 +178,12 @@ class Session:
         """Act on a frame. Raises ValueError if the sender breaks the protocol."""
         match frame:
             case Data() | End():
-                self._last_input_at = now()
+                self._last_use.note_input()
                 self._add(frame)
             case Resize(size):
                 await self._process.resize(size)
             case Signal(name):
-                self._last_input_at = now()
+                self._last_use.note_input()
                 await self._process.signal_foreground(signal.Signals[f"SIG{name.value}"])
             case Acknowledge(output):
                 self._window.acknowledge(output)
@@ -210,9 +208,7 @@ class Session:
 
     def _on_absence(self) -> None:
         """Continue without a caller: output is no longer limited by what it has written."""
-        if self._heard:
-            self._detached_at = now()
-        self._heard = False
+        self._last_use.detach()
         self._window.open()
 
     # --- input --------------------------------------------------------------------------------------------------------
@@ -229,9 +225,12 @@ class Session:
         self._waiting_bytes += size
         self._more.set()
 
-    def _drop_waiting(self) -> None:
+    async def _stop_feeding(self) -> None:
+        """Drop the input that was not accepted, which a caller sends again, and wait until no more is accepted."""
         self._waiting.clear()
         self._waiting_bytes = 0
+        self._process.stop_feeding()
+        await self._idle.wait()
         self._following_offset = self._process.input.offset
 
     async def _feed(self) -> None:
@@ -239,17 +238,24 @@ class Session:
         while True:
             while self._waiting:
                 frame = self._waiting.popleft()
+                self._idle.clear()
                 try:
-                    if isinstance(frame, Data):
-                        self._waiting_bytes -= len(frame.data)
-                        await self._process.feed(frame.offset, frame.data)
-                    else:
-                        await self._process.end_input(frame.offset)
-                except SpawnFailed as error:
-                    # The input has ended already, or the command has.
-                    log.info("session.input_refused", id=self._mailbox.exec_id, offset=frame.offset, reason=str(error))
+                    await self._feed_frame(frame)
+                finally:
+                    self._idle.set()
             self._more.clear()
             await self._more.wait()
+
+    async def _feed_frame(self, frame: Data | End) -> None:
+        try:
+            if isinstance(frame, Data):
+                self._waiting_bytes -= len(frame.data)
+                await self._process.feed(frame.offset, frame.data)
+            else:
+                await self._process.end_input(frame.offset)
+        except SpawnFailed as error:
+            # The input has ended already, or the command has.
+            log.info("session.input_refused", id=self._mailbox.exec_id, offset=frame.offset, reason=str(error))
 
     def _progress(self) -> Accepted:
         status = self._process.input
@@ -294,7 +300,7 @@ class Session:
             self._answer = None
         if attachment is not None and attachment is self._attachment:
             if receivers:
-                self._heard = True
+                self._last_use.attach()
             else:
                 self._on_absence()
 
@@ -304,8 +310,9 @@ class Session:
         """End the session when it was left alone for too long."""
         idle, detached = self._facts.idle_seconds, self._facts.detached_seconds
         while True:
-            if idle is not None and now() - self._last_input_at >= idle:
+            self._last_use.save()
+            if idle is not None and self._last_use.idle_seconds >= idle:
                 self._end(SessionEnd.IDLE)
-            if detached is not None and not self._attached and now() - self._detached_at >= detached:
+            if detached is not None and self._last_use.detached_seconds >= detached:
                 self._end(SessionEnd.DETACHED)
             await asyncio.sleep(LOOK_SECONDS)

@@ -28,6 +28,7 @@ from tachikoma.vocabulary.requests import WindowSize
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_worker.execution.execution import Execution
 from tachikoma_worker.output.spool import Spool
+from tachikoma_worker.sessions import last_use
 from tachikoma_worker.sessions import session as module
 
 SHELL = ("/bin/bash", "--norc", "--noprofile", "--noediting", "-i")
@@ -206,6 +207,23 @@ async def test_another_orchestrator_takes_the_session_over_and_sends_again(made:
         assert hashlib.sha256(content).hexdigest().encode() in await it.output()
 
 
+async def test_another_caller_types_other_bytes_after_those_that_were_accepted(made: Any, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    script = f"until test -e {go}; do sleep 0.05; done; exec sha256sum"
+    async with made("/bin/sh", "-c", script, tty=False) as it, running(it) as task:
+        await it.attach()
+        # More than a pipe holds, so that a part of it waits for the command.
+        await it.type(b"a" * (3 << 20))
+        await it.until(lambda progress: progress.offset > 0)
+        begin = (await it.attach()).accepted
+        assert 0 < begin < 3 << 20
+        await it.type(b"b" * 300_000, offset=begin)
+        await it.send(End(begin + 300_000))
+        go.touch()
+        assert (await receipt(it, task)).state is ExecState.SUCCEEDED
+        assert hashlib.sha256(b"a" * begin + b"b" * 300_000).hexdigest().encode() in await it.output()
+
+
 async def test_a_restarted_worker_continues_where_the_command_is(made: Any) -> None:
     content = b"".join(b"%063d\n" % number for number in range(20_000))
     async with made("/bin/sh", "-c", "stty -echo -opost; echo ready; sha256sum") as it:
@@ -267,6 +285,34 @@ async def test_a_session_without_input_ends_with_its_reason(made: Any, monkeypat
         assert (found.state, found.error) == (ExecState.TIMED_OUT, "hung up: no input for 0.3 s")
 
 
+@pytest.mark.parametrize("limit", ["idle_seconds", "detached_seconds"])
+async def test_a_restarted_worker_counts_on_how_long_a_session_was_left_alone(
+    made: Any, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    ahead = 0.0
+    monkeypatch.setattr(last_use, "now", lambda: time.monotonic() + ahead)
+    async with made("/bin/cat", grant={limit: 3600.0}) as it:
+        context = it.agent.context
+        path = context.sessions / it.order.jti
+        async with running(it), asyncio.timeout(PATIENCE_SECONDS):
+            while not path.exists() or not path.read_bytes():  # noqa: ASYNC110 (nothing announces it)
+                await asyncio.sleep(0.01)
+        # Less than the limit in the life of each worker, and more than it in both.
+        ahead = 3500.0
+        spool = Spool.open(context.spools, it.order.jti, max_bytes=1 << 20)
+        (held,) = await context.spawner.held()
+        execution = Execution.of_earlier_worker(context, it.order.jti, spool.start.order_sha256)
+        task = asyncio.create_task(execution.resume(spool, held))
+        await it.until_wanted()
+        ahead = 3601.0
+        found = await receipt(it, task)
+        why = "no input" if limit == "idle_seconds" else "no caller was attached"
+        assert (found.state, found.error) == (ExecState.TIMED_OUT, f"hung up: {why} for 3600 s")
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while path.exists():  # noqa: ASYNC110 (it is removed in the background)
+                await asyncio.sleep(0.01)
+
+
 @pytest.mark.parametrize("way", ["never attached", "detached", "vanished"])
 async def test_a_session_without_a_caller_ends_with_its_reason(
     made: Any, monkeypatch: pytest.MonkeyPatch, way: str
@@ -274,7 +320,7 @@ async def test_a_session_without_a_caller_ends_with_its_reason(
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(module, "REPORT_SECONDS", 0.1)
     ahead = 0.0
-    monkeypatch.setattr(module, "now", lambda: time.monotonic() + ahead)
+    monkeypatch.setattr(last_use, "now", lambda: time.monotonic() + ahead)
     seconds = 3600.0
     async with made("/bin/cat", grant={"detached_seconds": seconds}) as it, running(it) as task:
         if way != "never attached":

@@ -15,7 +15,7 @@ from tachikoma.identity.spiffe import agent_id, service_id
 from tachikoma.identity.svid import Svid
 from tachikoma.sessions.frames import Accepted, Data, Detach, Frame, decode, encode
 from tachikoma.sessions.sealing import Direction, EphemeralKey, InvalidFrame
-from tachikoma_worker.sessions.attachment import AgentParty, Attachment, attach
+from tachikoma_worker.sessions.attachment import AgentParty, Attachment, attach, verified_offer
 
 DOMAIN, AGENT, EXECUTION = "tachikoma.local", "web-1", "job-7"
 ORDER = "ab" * 32
@@ -52,7 +52,8 @@ def offer(key: EphemeralKey, signer: Svid = ORCHESTRATOR, **values: Any) -> str:
 
 def attached(token: str, after_epoch: int = 2) -> Attachment:
     progress = Accepted(12, echo=True, ended=True)
-    return attach(PARTY, token, EXECUTION, ORDER, after_epoch=after_epoch, progress=progress)
+    found = verified_offer(PARTY, token, EXECUTION, ORDER, after_epoch=after_epoch)
+    return attach(PARTY, found, token, progress)
 
 
 def test_both_sides_have_the_keys_and_the_answer_says_where_to_continue() -> None:
@@ -117,3 +118,13 @@ def test_an_offer_of_another_signer_is_refused(name: str) -> None:
 def test_a_text_that_is_no_offer_is_refused(token: str) -> None:
     with pytest.raises(InvalidSignature):
         attached(token)
+
+
+def test_an_offer_without_a_usable_key_is_refused() -> None:
+    class Unusable(EphemeralKey):
+        @property
+        def public(self) -> str:
+            return "A" * 43
+
+    with pytest.raises(InvalidFrame, match="ephemeral key"):
+        attached(offer(Unusable()))
