@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from tachikoma.vocabulary.agents import AgentInfo, AgentTrust, Enrolment, Revocation
     from tachikoma.vocabulary.audit import AuditCode, AuditedRequest, ExecAuditLog
     from tachikoma.vocabulary.batches import (
+        ApprovalNeed,
+        BatchApproval,
         BatchPreview,
         BatchRequest,
         BatchResult,
@@ -118,6 +120,8 @@ _MODULES = {
     "BatchState": "vocabulary.batches",
     "BatchUpdate": "vocabulary.batches",
     "BatchResult": "vocabulary.batches",
+    "ApprovalNeed": "vocabulary.batches",
+    "BatchApproval": "vocabulary.batches",
     "BatchPreview": "vocabulary.batches",
     "PreviewedTarget": "vocabulary.batches",
     "TargetState": "vocabulary.batches",
@@ -204,6 +208,8 @@ __all__ = [  # noqa: RUF022 (the same order as above)
     "BatchState",
     "BatchUpdate",
     "BatchResult",
+    "ApprovalNeed",
+    "BatchApproval",
     "BatchPreview",
     "PreviewedTarget",
     "TargetState",

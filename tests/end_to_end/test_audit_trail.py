@@ -541,7 +541,16 @@ ELSEWHERE = {
     # tests/integration/orchestrator/recordings/test_recorder.py
     *("recording_finished", "recording_failed", "recording_played", "recording_deleted"),
     # tests/integration/orchestrator/batches
-    *("batch_submitted", "batch_wave", "batch_stopped", "batch_cancelled", "batch_expired", "batch_ended"),
+    *(
+        "batch_approved",
+        "batch_rejected",
+        "batch_submitted",
+        "batch_wave",
+        "batch_stopped",
+        "batch_cancelled",
+        "batch_expired",
+        "batch_ended",
+    ),
 }
 
 

@@ -192,9 +192,10 @@ def test_policy_check_tells_each_mistake_with_its_place(cli: Cli, tmp_path: Path
         "or 250ms",
         f"{file}:6:5: policies[0].wrong: unknown field; known are name, subjects, agents, allowedCommands, "
         "deniedCommands, allowInterpreters, allowedUsers, allowedWorkDirs, allowedEnvironment, approvers, "
-        "approvalTimeout, rateLimit, maxTargets, maxTargetsPercent, limits, output, capabilities, executableSha256, "
-        "killGrace, maxTimeout, requireApproval, allowInteractive, allowTty, idleTimeout, maxDuration, "
-        "detachedTimeout, observers, record, recordInput, players, isolation, tmp, hostAccess, allowedNetworks",
+        "approvalTimeout, rateLimit, maxTargets, maxTargetsPercent, requireApprovalAbove, limits, output, "
+        "capabilities, executableSha256, killGrace, maxTimeout, requireApproval, allowInteractive, allowTty, "
+        "idleTimeout, maxDuration, detachedTimeout, observers, record, recordInput, players, isolation, tmp, "
+        "hostAccess, allowedNetworks",
     ]
     file.write_text("policies: []\n")
     assert cli.run("policy", "check", str(file)).stdout.decode() == f"{file}: 0 policies, all right\n"

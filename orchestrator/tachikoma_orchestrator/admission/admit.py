@@ -189,6 +189,11 @@ class Admitter:
         labels = self._registry.labels(request.agent_id)
         return request, request.requested_by, self._search_path, labels, address
 
+    @property
+    def approves_batches(self) -> bool:
+        """True if an active policy can require an approval of a batch."""
+        return self._policies.current.approves_batches
+
     def shown(self, request: ExecRequest) -> tuple[str, ...]:
         """Return the argv of a request with its secrets masked, as it may be stored and shown."""
         return redact(request.command, self._policies.current.secrets(request.command, self._search_path))
@@ -216,7 +221,7 @@ class Admitter:
         return outcome, retry_seconds
 
     async def prepare(
-        self, allowed: AllowedRequest, unfit: str, *, batch: str = ""
+        self, allowed: AllowedRequest, unfit: str, *, batch: str = "", approved_by: str = "", approval_reason: str = ""
     ) -> tuple[Admission, Dispatch | None]:
         """Return what the ledger needs of an allowed request, and its order; None if it waits for an approval.
 
@@ -224,15 +229,19 @@ class Admitter:
             allowed: the request.
             unfit: why its agent can run nothing, as `unfit` returned it.
             batch: id of the batch that it is a part of; empty for none.
+            approved_by: SPIFFE ID of the approver of that batch; empty if it was not approved.
+            approval_reason: the approver's reason.
 
         Raises:
             Unavailable: the orchestrator's certificate has expired.
         """
         decision, dispatch, parked = allowed.decision, None, ""
-        if decision.approvers:
+        approvers = () if approved_by else decision.approvers
+        if approvers:
             parked, wait = self.orders.park(allowed), decision.approval_timeout
         else:
-            dispatch, wait = await self.orders.dispatch(allowed, batch=batch), self.orders.queue_timeout(decision)
+            dispatch = await self.orders.dispatch(allowed, approved_by, batch=batch)
+            wait = self.orders.queue_timeout(decision)
         admission = Admission(
             request=allowed.request,
             shown=allowed.shown,
@@ -241,9 +250,11 @@ class Admitter:
             client_ip=allowed.client_ip,
             wait=wait,
             timeout=decision.timeout,
-            scopes=await self._scopes(allowed.request, decision),
+            scopes=await self._scopes(allowed.request, decision, approved=bool(approvers or approved_by)),
             parked=parked,
-            approvers=decision.approvers,
+            approvers=approvers,
+            approved_by=approved_by,
+            approval_reason=approval_reason,
             waits=decision.waits,
             unfit=unfit,
             batch=batch,
@@ -257,10 +268,11 @@ class Admitter:
             request = allowed.request
             self._sent(request.id, AwaitedOrder(request.agent_id, dispatch.order_sha256, reports_here=True))
 
-    async def _scopes(self, request: ExecRequest, decision: Decision) -> dict[str, RateLimitConfig]:
+    async def _scopes(self, request: ExecRequest, decision: Decision, *, approved: bool) -> dict[str, RateLimitConfig]:
         """Return the limits that count for a request: of its agent, and of the deciding policy.
 
-        Those of the policy are for its requester, and for all requesters together.
+        Those of the policy are for its requester, and for all requesters together. A request that is `approved`, or
+        waits for its approval, does not count for `requireApprovalAbove`.
         """
         scopes = {}
         if self._rate_limit.requests_per_minute or self._rate_limit.concurrent_limit:
@@ -272,6 +284,10 @@ class Admitter:
         if most is not None:
             scopes[f"under:{decision.policy.partition('@')[0]}"] = RateLimitConfig(
                 concurrent_limit=most, queue_size=MAX_TARGETS
+            )
+        if decision.approval_above is not None and not approved:
+            scopes[f"unapproved:{decision.policy.partition('@')[0]}"] = RateLimitConfig(
+                concurrent_limit=decision.approval_above, queue_size=MAX_TARGETS
             )
         return scopes
 

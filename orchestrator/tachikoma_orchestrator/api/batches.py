@@ -13,6 +13,7 @@ from tachikoma.vocabulary.batches import BatchState, BatchStatus
 from tachikoma_orchestrator.api.executions import ExecutionCalls
 from tachikoma_orchestrator.api.guard import current_peer
 from tachikoma_orchestrator.api.service import MAX_PAGE, page_size
+from tachikoma_orchestrator.batches.submission import read_frozen
 from tachikoma_orchestrator.executions.record import Record
 
 __all__ = ["BatchCalls"]
@@ -22,7 +23,7 @@ CANCELS = 16
 
 
 class BatchCalls(ExecutionCalls):
-    """`SubmitBatch`, `PreviewBatch`, `WatchBatch`, `GetBatch`, `ListBatches` and `CancelBatch`."""
+    """The RPCs whose names contain `Batch`, and `ListBatches`."""
 
     async def SubmitBatch(self, request: pb.BatchRequest, context: object) -> pb.BatchStatus:  # noqa: N802
         self._parts.trail.check()
@@ -68,7 +69,7 @@ class BatchCalls(ExecutionCalls):
         signed = await store.signed(request.id)
         _, running = await store.not_ended(request.id)
         if signed is not None and running:
-            frozen = self._parts.batches.submission.read(request.id, signed)
+            frozen = read_frozen(self._parts.identity.current(), request.id, signed)
             # Without altered ones: the reaper reports them, and the others must not go on because of them.
             records = await self._parts.ledger.records([frozen.exec_id(agent) for agent in running])
             limit = asyncio.Semaphore(CANCELS)
@@ -79,6 +80,34 @@ class BatchCalls(ExecutionCalls):
 
             await asyncio.gather(*map(cancel, records))
         return batch_wire.status_to_pb(await self._batch(request.id))
+
+    async def ListBatchApprovals(  # noqa: N802
+        self, request: pb.ListBatchApprovalsRequest, context: object
+    ) -> pb.ListBatchApprovalsResponse:
+        peer = current_peer()
+        waiting = await self._parts.batches.approvals.pending(peer, everybody=self._is_operator(peer))
+        return pb.ListBatchApprovalsResponse(batches=[batch_wire.status_to_pb(status) for status in waiting])
+
+    async def GetBatchApproval(  # noqa: N802
+        self, request: pb.GetBatchApprovalRequest, context: object
+    ) -> pb.BatchApproval:
+        return batch_wire.approval_to_pb(await self._parts.batches.approvals.describe(request.id, current_peer()))
+
+    async def ApproveBatch(self, request: pb.ApproveBatchRequest, context: object) -> pb.BatchStatus:  # noqa: N802
+        approvals = self._parts.batches.approvals
+        await approvals.approve(request.id, request.digest.hex(), request.reason, current_peer())
+        return batch_wire.status_to_pb(await self._existing_batch(request.id))
+
+    async def RejectBatch(self, request: pb.RejectBatchRequest, context: object) -> pb.BatchStatus:  # noqa: N802
+        await self._parts.batches.approvals.reject(request.id, request.reason, current_peer())
+        return batch_wire.status_to_pb(await self._existing_batch(request.id))
+
+    async def _existing_batch(self, batch_id: str) -> BatchStatus:
+        """Return the status of a batch that the caller has just changed."""
+        status = await self._parts.batches.store.status(batch_id)
+        if status is None:
+            raise NotFound(f"there is no batch {batch_id[:80]!r} any more")
+        return status
 
     async def _batch(self, batch_id: str) -> BatchStatus:
         """Return the status of a batch that the caller may see.

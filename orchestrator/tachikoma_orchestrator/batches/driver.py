@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections import OrderedDict
 from contextlib import suppress
 
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from tachikoma.errors import TachikomaError
-from tachikoma.identity.signing import InvalidSignature
+from tachikoma.identity.signed_messages import ApprovedBatch
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
@@ -27,6 +26,7 @@ from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.batches.frozen import Frozen
 from tachikoma_orchestrator.batches.starter import CHUNK, Starter
 from tachikoma_orchestrator.batches.store import BatchProgress, BatchStore
+from tachikoma_orchestrator.batches.verified import VerifiedBatches
 from tachikoma_orchestrator.store.subscriber import Subscriber
 
 __all__ = ["BatchDriver"]
@@ -37,8 +37,6 @@ log = structlog.get_logger(__name__)
 INTERVAL_SECONDS = 1.0
 #: Lease of a driver over a batch, in seconds.
 LEASE_SECONDS = 3
-#: Verified batches that are kept in memory.
-MAX_VERIFIED = 64
 
 
 class BatchDriver:
@@ -48,10 +46,9 @@ class BatchDriver:
         self._store = store
         self._starter = starter
         self._trail = trail
-        self._identity = identity
         self._name = f"{os.getpid()}-{secrets.token_hex(8)}"
         self._changed = asyncio.Event()
-        self._verified: OrderedDict[str, Frozen] = OrderedDict()
+        self._verified = VerifiedBatches(store, identity)
 
     def attach(self, subscriber: Subscriber) -> None:
         """Notice changes of batches by a subscription. Use it before the subscriber runs."""
@@ -96,28 +93,39 @@ class BatchDriver:
             Unavailable: requests cannot be recorded now.
         """
         progress = await self._store.progress(batch_id)
+        if progress is not None and progress.state is BatchState.PENDING_APPROVAL:
+            await self._await_approval(batch_id, progress)
+            return
         if progress is None or progress.state is not BatchState.RUNNING:
             return
-        frozen = await self._frozen(batch_id)
-        if frozen is None:
-            reason = "its signed request cannot be verified"
+        frozen = await self._verified.batch(batch_id)
+        approval = await self._verified.approval(frozen) if frozen is not None and frozen.needs else None
+        if frozen is None or (frozen.needs and approval is None):
+            reason = f"its signed {'request' if frozen is None else 'approval'} cannot be verified"
             await self._store.halt(batch_id, BatchState.STOPPED, AuditCode.BATCH_STOPPED, reason)
             return
         if progress.now_ms >= progress.deadline_ms:
             await self._store.halt(batch_id, BatchState.EXPIRED, AuditCode.BATCH_EXPIRED, "its deadline passed")
             return
         if progress.pending:
-            await self._start(frozen, progress)
+            await self._start(frozen, progress, approval)
         elif not progress.running:
             await self._next_wave(frozen, progress)
 
-    async def _start(self, frozen: Frozen, progress: BatchProgress) -> None:
+    async def _await_approval(self, batch_id: str, progress: BatchProgress) -> None:
+        """End a batch that was not approved in time."""
+        if progress.now_ms >= progress.deadline_ms:
+            await self._store.halt(
+                batch_id, BatchState.EXPIRED, AuditCode.BATCH_EXPIRED, "it was not approved in time", waiting=True
+            )
+
+    async def _start(self, frozen: Frozen, progress: BatchProgress, approval: ApprovedBatch | None) -> None:
         room = min(progress.parallel - progress.running, CHUNK)
         agents = self._starter.ready(frozen, progress.pending)[:room] if room > 0 else []
         if not agents:
             return
         self._trail.check()
-        await self._starter.start(frozen, agents)
+        await self._starter.start(frozen, agents, approval)
         if len(agents) < len(progress.pending):
             self._changed.set()
 
@@ -140,21 +148,3 @@ class BatchDriver:
         reason = f"targets {released + 1} to {following} of {total}"
         if await self._store.release(frozen.id, released, following, reason):
             self._changed.set()
-
-    async def _frozen(self, batch_id: str) -> Frozen | None:
-        """Return the verified batch; None if it is gone or was altered."""
-        if batch_id in self._verified:
-            self._verified.move_to_end(batch_id)
-            return self._verified[batch_id]
-        token = await self._store.signed(batch_id)
-        if token is None:
-            return None
-        try:
-            frozen = Frozen.read(self._identity.current(), batch_id, token)
-        except InvalidSignature as error:
-            log.error("batch.refused", batch=batch_id, reason=str(error))
-            return None
-        self._verified[batch_id] = frozen
-        if len(self._verified) > MAX_VERIFIED:
-            self._verified.popitem(last=False)
-        return frozen

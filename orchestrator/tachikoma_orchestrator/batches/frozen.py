@@ -7,11 +7,11 @@ import secrets
 import time
 from functools import cached_property
 
-from tachikoma.identity.signed_messages import FrozenBatch
+from tachikoma.identity.signed_messages import ApprovedBatch, FrozenBatch
 from tachikoma.identity.signing import InvalidSignature, sign, verify
 from tachikoma.identity.spiffe import SpiffeId
 from tachikoma.identity.svid import Svid
-from tachikoma.vocabulary.batches import BatchRequest, share_of
+from tachikoma.vocabulary.batches import ApprovalNeed, BatchRequest, share_of
 from tachikoma_orchestrator.caller import Peer
 
 __all__ = ["Frozen", "next_wave"]
@@ -20,10 +20,14 @@ __all__ = ["Frozen", "next_wave"]
 class Frozen:
     """The verified content of a batch. No value in Redis can change it."""
 
-    def __init__(self, claims: FrozenBatch) -> None:
+    def __init__(self, claims: FrozenBatch, token: str = "") -> None:
         self.id = claims.jti
         self.request: BatchRequest = claims.batch
         self.targets = claims.targets
+        #: The policies that required an approval when the batch was requested.
+        self.needs = claims.needs
+        #: SHA-256 of the signed form, in hexadecimal, if it was read.
+        self.sha256 = hashlib.sha256(token.encode()).hexdigest()
         self._claims = claims
 
     @classmethod
@@ -56,7 +60,22 @@ class Frozen:
         claims = verify(token, FrozenBatch, svid.bundle, svid.spiffe_id, kept=True)
         if claims.jti != batch_id:
             raise InvalidSignature("is of another batch")
-        return cls(claims)
+        return cls(claims, token)
+
+    def with_needs(self, needs: tuple[ApprovalNeed, ...]) -> Frozen:
+        """Return the same batch, which some policies require an approval of."""
+        return Frozen(self._claims.model_copy(update={"needs": needs}))
+
+    def read_approval(self, svid: Svid, token: str) -> ApprovedBatch:
+        """Verify an approval of this batch.
+
+        Raises:
+            InvalidSignature: no orchestrator signed it, or it is of another batch.
+        """
+        claims = verify(token, ApprovedBatch, svid.bundle, svid.spiffe_id, kept=True)
+        if (claims.jti, claims.batch_sha256, len(claims.targets)) != (self.id, self.sha256, len(self.targets)):
+            raise InvalidSignature("is of another batch")
+        return claims
 
     @property
     def requested_by(self) -> str:

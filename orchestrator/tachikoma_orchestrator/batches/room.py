@@ -9,6 +9,7 @@ from tachikoma.identity.svid import SvidSource
 from tachikoma.redis.commands import Redis
 from tachikoma_orchestrator.admission.admit import Admitter
 from tachikoma_orchestrator.agents.registry import Registry
+from tachikoma_orchestrator.batches.approvals import BatchApprovals
 from tachikoma_orchestrator.batches.driver import BatchDriver
 from tachikoma_orchestrator.batches.starter import Starter
 from tachikoma_orchestrator.batches.store import BatchStore
@@ -29,6 +30,8 @@ class Batches:
     submission: BatchSubmission
     watch: BatchWatch
     driver: BatchDriver
+    approvals: BatchApprovals
+    starter: Starter
 
     @classmethod
     def over(
@@ -45,4 +48,6 @@ class Batches:
             BatchSubmission(store, starter, admitter, registry, identity),
             BatchWatch(store, ledger, evidence, subscriber),
             driver,
+            BatchApprovals(store, starter, ledger.trail, identity),
+            starter,
         )

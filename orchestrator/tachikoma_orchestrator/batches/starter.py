@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import structlog
 
+from tachikoma.identity.signed_messages import ApprovedBatch
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.batches import TargetState
 from tachikoma_orchestrator.admission.admit import Admitter
-from tachikoma_orchestrator.admission.digests import request_digest
+from tachikoma_orchestrator.admission.digests import approval_digest, request_digest
 from tachikoma_orchestrator.admission.orders import AllowedRequest
 from tachikoma_orchestrator.admission.refusals import Denial, not_allowed, unsuitable
 from tachikoma_orchestrator.agents.registry import Registry
@@ -39,6 +40,13 @@ class Verdict(NamedTuple):
     state: TargetState | None
     reason: str
     allowed: AllowedRequest | None
+
+    @property
+    def binding(self) -> str:
+        """The first half of the digest of what would run, as an approval contains it; empty if it is denied."""
+        if self.state is not None or self.allowed is None:
+            return ""
+        return approval_digest(self.allowed.request, self.allowed.decision)[:32]
 
 
 class Starter:
@@ -73,27 +81,28 @@ class Starter:
         allowed = self._admitter.allowed(request, decision, request_digest(request), frozen.peer.address)
         if not decision.allowed:
             return Verdict(TargetState.DENIED, decision.reason, allowed)
-        if decision.approvers:
-            return Verdict(TargetState.DENIED, "policy requires an approval, which a batch cannot wait for", allowed)
         return Verdict(None, "", allowed)
 
-    async def start(self, frozen: Frozen, agents: Sequence[str]) -> None:
+    async def start(self, frozen: Frozen, agents: Sequence[str], approval: ApprovedBatch | None = None) -> None:
         """Start targets, as far as their batch lets them; the scripts decide.
+
+        Args:
+            frozen: the batch.
+            agents: the targets.
+            approval: the verified approval of the batch; None without one.
 
         Raises:
             Unavailable: requests cannot be recorded, or the orchestrator's certificate has expired.
         """
         prepared: list[tuple[Admission, Dispatch | None]] = []
+        approved = {} if approval is None else {"approved_by": approval.sub, "approval_reason": approval.reason}
         for agent in agents:
-            verdict = await self.verdict(frozen, agent)
+            verdict = _with_approval(frozen, agent, await self.verdict(frozen, agent), approval)
             if verdict.state is not None or verdict.allowed is None:
                 await self._deny(frozen, agent, verdict)
                 continue
-            prepared.append(
-                await self._admitter.prepare(
-                    verdict.allowed, self._admitter.unfit(verdict.allowed.request), batch=frozen.id
-                )
-            )
+            unfit = self._admitter.unfit(verdict.allowed.request)
+            prepared.append(await self._admitter.prepare(verdict.allowed, unfit, batch=frozen.id, **approved))
         if not prepared:
             return
         for (admission, _), (outcome, retry_seconds) in zip(
@@ -122,6 +131,21 @@ class Starter:
         if len(self._delayed) >= MAX_DELAYED:
             self._delayed.clear()
         self._delayed[exec_id] = time.monotonic() + seconds, seconds
+
+
+def _with_approval(frozen: Frozen, agent: str, verdict: Verdict, approval: ApprovedBatch | None) -> Verdict:
+    """Return a verdict, or a denial if the target needs an approval that the batch does not have."""
+    if verdict.state is not None or verdict.allowed is None:
+        return verdict
+    if approval is not None:
+        if approval.targets[frozen.places[agent]] == verdict.binding:
+            return verdict
+        why = "what would run is not what was approved: policy or the agent's labels changed"
+        return Verdict(TargetState.DENIED, why, verdict.allowed)
+    if verdict.allowed.decision.approvers:
+        why = "policy requires an approval, which the batch does not have; submit it again"
+        return Verdict(TargetState.DENIED, why, verdict.allowed)
+    return verdict
 
 
 def _denial(verdict: Verdict) -> Denial:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -16,6 +16,7 @@ from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.batches import (
     FAILURES,
+    ApprovalNeed,
     BatchRequest,
     BatchResult,
     BatchState,
@@ -69,6 +70,7 @@ class BatchStore:
         self._retention = retention
         self._runner = Runner(redis)
         self._submit = Script("batch_submit")
+        self._approve = Script("batch_approve")
         self._release = Script("batch_release")
         self._halt = Script("batch_halt")
         self._target = Script("batch_target")
@@ -78,6 +80,7 @@ class BatchStore:
     async def submit(
         self, request: BatchRequest, targets: tuple[str, ...], signed: str, *,
         requested_by: str, shown: tuple[str, ...], digest: str, released: int, summary: str,
+        needs: Sequence[ApprovalNeed] = (), approval_timeout: timedelta = timedelta(0),
     ) -> str:  # fmt: skip
         """Record a batch.
 
@@ -90,6 +93,8 @@ class BatchStore:
             digest: digest of the request and its targets.
             released: targets before this place may start at once.
             summary: number and short form of the targets, for the audit event.
+            needs: the policies that require an approval; empty to start at once.
+            approval_timeout: longest wait for the approval.
 
         Returns:
             ADMITTED, DUPLICATE, CONFLICT or FULL.
@@ -99,17 +104,40 @@ class BatchStore:
             "released": str(released), "keep_seconds": str(round(self._retention.total_seconds())),
             **_bounds(request, len(targets)),
         }  # fmt: skip
+        if needs:
+            fields["needs"] = json.dumps([need.to_dict() for need in needs])
         batch, pending, _, _ = keys.batch(request.id)
         call = self._submit(
             keys=[batch, pending, keys.BATCHES, keys.BATCHES_OPEN, keys.BATCHES_CHANGED],
             args={
                 "id": request.id, "digest": digest, "fields": flat(fields), "targets": list(targets),
-                "most": MAX_OPEN, "wait_ms": duration_ms(request.deadline), "reason": summary,
+                "state": BatchState.PENDING_APPROVAL if needs else BatchState.RUNNING, "most": MAX_OPEN,
+                "wait_ms": duration_ms(approval_timeout if needs else request.deadline), "reason": summary,
             },
             payloads=[signed],
         )  # fmt: skip
         answer: bytes = await self._runner.run(call, confirmed=True)
         return answer.decode()
+
+    async def approve(
+        self, batch_id: str, approval: str, *, by: str, reason: str, digest: str, deadline: timedelta
+    ) -> bool:
+        """Let the targets of a batch start that waits for its approval; return False if it waits no more.
+
+        Args:
+            batch_id: the batch.
+            approval: the signed approval.
+            by: SPIFFE ID of the approver.
+            reason: the approver's reason.
+            digest: digest of what was approved.
+            deadline: time from now until no more targets start.
+        """
+        call = self._approve(
+            keys=[keys.batch(batch_id)[0], keys.BATCHES_CHANGED],
+            args={"id": batch_id, "by": by, "reason": reason, "digest": digest, "wait_ms": duration_ms(deadline)},
+            payloads=[approval],
+        )
+        return bool(await self._runner.run(call, confirmed=True))
 
     async def release(self, batch_id: str, released: int, following: int, reason: str) -> bool:
         """Let the targets before a place start, or begin the pause before that if the place is the same.
@@ -127,20 +155,25 @@ class BatchStore:
         )
         return bool(await self._runner.run(call))
 
-    async def halt(self, batch_id: str, state: BatchState, code: AuditCode, reason: str, *, by: str = "") -> bool:
+    async def halt(
+        self, batch_id: str, state: BatchState, code: AuditCode, reason: str, *, by: str = "", waiting: bool = False
+    ) -> bool:
         """Let no further target start; return False if the batch was not running.
 
         Args:
             batch_id: the batch.
-            state: STOPPED, CANCELLED or EXPIRED.
+            state: STOPPED, CANCELLED, EXPIRED or REJECTED.
             code: code of the audit event.
             reason: why, in words.
-            by: SPIFFE ID of the caller who cancelled; empty for none.
+            by: SPIFFE ID of the caller who cancelled or rejected; empty for none.
+            waiting: True to halt it only while it waits for its approval.
         """
         call = self._halt(
             keys=[keys.batch(batch_id)[0]],
-            args={"id": batch_id, "state": state, "code": code, "reason": reason, "actor": by},
-        )
+            args={
+                "id": batch_id, "state": state, "code": code, "reason": reason, "actor": by, "waiting": waiting,
+            },
+        )  # fmt: skip
         return bool(await self._runner.run(call, confirmed=bool(by)))
 
     async def end_target(self, batch_id: str, agent: str, state: TargetState, reason: str) -> None:
@@ -178,6 +211,26 @@ class BatchStore:
         """Return the signed batch; None if it does not exist."""
         token: bytes | None = await self._redis.hget(keys.batch(batch_id)[0], "signed")
         return None if token is None else token.decode("ascii", "replace")
+
+    async def approval(self, batch_id: str) -> str | None:
+        """Return the signed approval of a batch; None if it has none."""
+        token: bytes | None = await self._redis.hget(keys.batch(batch_id)[0], "approval")
+        return None if token is None else token.decode("ascii", "replace")
+
+    async def waiting(self) -> list[BatchStatus]:
+        """Return the batches that wait for an approval, the nearest deadline first."""
+        ids = await self.open_batches()
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for batch_id in ids:
+                pipe.hget(keys.batch(batch_id)[0], "state")
+            states = await pipe.execute(raise_on_error=False)
+        found = [
+            await self.status(batch_id)
+            for batch_id, state in zip(ids, states, strict=True)
+            if state == BatchState.PENDING_APPROVAL.encode()
+        ]
+        waiting = [status for status in found if status and status.state is BatchState.PENDING_APPROVAL]
+        return sorted(waiting, key=lambda status: (status.deadline or status.submit_time, status.id))
 
     async def progress(self, batch_id: str) -> BatchProgress | None:
         """Return what the driver needs; None if the batch does not exist."""
@@ -245,7 +298,7 @@ class BatchStore:
 def _status(batch_id: str, fields: Mapping[str, str], waiting: int, running: int) -> BatchStatus:
     state = BatchState(fields["state"])
     totals = {TargetState(name[2:]): int(value) for name, value in fields.items() if name.startswith("n:")}
-    if state is BatchState.RUNNING:
+    if state in (BatchState.RUNNING, BatchState.PENDING_APPROVAL):
         totals[TargetState.PENDING] = waiting
     totals[TargetState.RUNNING] = running
     return BatchStatus(
@@ -260,6 +313,10 @@ def _status(batch_id: str, fields: Mapping[str, str], waiting: int, running: int
         reason=fields.get("reason", ""),
         submit_time=from_ms(int(fields["submitted_ms"])),
         end_time=optional_from_ms(int(fields.get("ended_ms", "0"))),
+        deadline=from_ms(int(fields["deadline_ms"])),
+        needs=tuple(ApprovalNeed.from_dict(need) for need in json.loads(fields.get("needs", "[]"))),
+        approved_by=fields.get("approved_by", ""),
+        approval_reason=fields.get("approval_reason", ""),
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from datetime import timedelta
 
 from tachikoma.errors import AlreadyExists, InvalidRequest, NotFound, ResourceExhausted, ServerError
 from tachikoma.identity.signing import InvalidSignature
-from tachikoma.identity.svid import SvidSource
+from tachikoma.identity.svid import Svid, SvidSource
 from tachikoma.targets.expressions import resolve
 from tachikoma.targets.nodesets import fold, in_order
 from tachikoma.vocabulary.agents import AgentInfo
@@ -20,12 +21,13 @@ from tachikoma.vocabulary.batches import (
 )
 from tachikoma_orchestrator.admission.admit import Admitter
 from tachikoma_orchestrator.agents.registry import Registry
+from tachikoma_orchestrator.batches.examination import Examination, needs_of
 from tachikoma_orchestrator.batches.frozen import Frozen, next_wave
-from tachikoma_orchestrator.batches.starter import Starter
+from tachikoma_orchestrator.batches.starter import Starter, Verdict
 from tachikoma_orchestrator.batches.store import MAX_OPEN, BatchStore
 from tachikoma_orchestrator.caller import Peer
 
-__all__ = ["BatchSubmission"]
+__all__ = ["BatchSubmission", "read_frozen"]
 
 #: Longest short form of the targets in an audit event, in characters.
 MAX_SUMMARY = 1000
@@ -65,18 +67,22 @@ class BatchSubmission:
         resolved = await self._resolve(request, peer)
         if repeated is not None:
             # The agents may have changed since: a repetition is compared by its request alone.
-            earlier = self.read(request.id, repeated)
+            earlier = read_frozen(self._identity.current(), request.id, repeated)
             if earlier.request != resolved.request or earlier.requested_by != str(peer):
                 raise AlreadyExists(f"the id {request.id!r} was used for another batch", metadata={"id": request.id})
             return await self._status(request.id)
         request, targets = resolved.request, resolved.targets
         template = request.execution(request.id, "agent", None)
         svid = self._identity.current()
+        frozen, approval_timeout = Frozen.make(svid, request, targets, peer), timedelta(0)
+        if self._admitter.approves_batches:
+            found = await Examination.of(self._starter, frozen)
+            frozen, approval_timeout = frozen.with_needs(found.needs), found.approval_timeout
         outcome = await self._store.submit(
-            request, targets, Frozen.make(svid, request, targets, peer).signed(svid),
+            request, targets, frozen.signed(svid),
             requested_by=str(peer), shown=self._admitter.shown(template), digest=resolved.digest,
-            released=next_wave(request, len(targets), 0),
-            summary=f"{len(targets)} targets: {fold(targets)[:MAX_SUMMARY]}",
+            released=next_wave(request, len(targets), 0), summary=_summary(frozen), needs=frozen.needs,
+            approval_timeout=approval_timeout,
         )  # fmt: skip
         if outcome == "CONFLICT":
             raise AlreadyExists(f"the id {request.id!r} was used for another batch", metadata={"id": request.id})
@@ -92,18 +98,21 @@ class BatchSubmission:
         resolved = await self._resolve(request, peer)
         frozen = Frozen.make(self._identity.current(), resolved.request, resolved.targets, peer)
         agents = {agent.id: agent for agent in await self._registry.describe()}
-        targets = []
+        targets, decisions = [], []
         for agent in resolved.targets:
-            targets.append(await self._preview(frozen, agent, agents.get(agent)))
+            verdict = await self._starter.verdict(frozen, agent)
+            targets.append(self._previewed(agent, agents.get(agent), verdict))
+            # As for the batch itself, unreachable targets count too.
+            if verdict.allowed is not None:
+                decisions.append(verdict.allowed.decision)
             # Other calls go on in between: policy decides thousands of targets without waiting for anything.
             await asyncio.sleep(0)
-        return BatchPreview(digest=resolved.digest, targets=tuple(targets))
+        return BatchPreview(digest=resolved.digest, targets=tuple(targets), needs=needs_of(decisions))
 
-    async def _preview(self, frozen: Frozen, agent: str, info: AgentInfo | None) -> PreviewedTarget:
+    def _previewed(self, agent: str, info: AgentInfo | None, verdict: Verdict) -> PreviewedTarget:
         reason = "unknown" if info is None else self._obstacle(info)
         if reason:
             return PreviewedTarget(agent_id=agent, state=TargetState.UNREACHABLE, reason=reason)
-        verdict = await self._starter.verdict(frozen, agent)
         return PreviewedTarget(agent_id=agent, state=verdict.state or TargetState.PENDING, reason=verdict.reason)
 
     def _obstacle(self, info: AgentInfo) -> str:
@@ -133,7 +142,7 @@ class BatchSubmission:
         """Return a request to run again where an earlier batch ended in some states, and these targets."""
         assert request.retry_of is not None
         token = await self._store.signed(request.retry_of)
-        earlier = None if token is None else self.read(request.retry_of, token)
+        earlier = None if token is None else read_frozen(self._identity.current(), request.retry_of, token)
         if earlier is None or earlier.requested_by != str(peer):
             raise NotFound(f"there is no batch {request.retry_of!r} of yours")
         ended = await self._store.results(earlier.id)
@@ -149,15 +158,22 @@ class BatchSubmission:
             request = request.model_copy(update={name: getattr(earlier.request, name) for name in again})
         return request, targets
 
-    def read(self, batch_id: str, token: str) -> Frozen:
-        """Verify a stored batch. Raises ServerError if no orchestrator signed it."""
-        try:
-            return Frozen.read(self._identity.current(), batch_id, token)
-        except InvalidSignature as error:
-            raise ServerError(f"the stored batch {batch_id} cannot be verified: it {error}") from None
-
     async def _status(self, batch_id: str) -> BatchStatus:
         status = await self._store.status(batch_id)
         if status is None:
             raise ServerError(f"the batch {batch_id} was recorded and cannot be read")
         return status
+
+
+def read_frozen(svid: Svid, batch_id: str, token: str) -> Frozen:
+    """Verify a stored batch. Raises ServerError if no orchestrator signed it."""
+    try:
+        return Frozen.read(svid, batch_id, token)
+    except InvalidSignature as error:
+        raise ServerError(f"the stored batch {batch_id} cannot be verified: it {error}") from None
+
+
+def _summary(frozen: Frozen) -> str:
+    """Return the number and the short form of the targets, and the policies that require an approval."""
+    waits = "".join(f"; {need.policy} requires an approval of {need.targets}" for need in frozen.needs)
+    return f"{len(frozen.targets)} targets: {fold(frozen.targets)[:MAX_SUMMARY]}{waits}"

@@ -106,6 +106,9 @@ class Admission:
     parked: str = ""
     #: Patterns of the subjects that may approve it.
     approvers: tuple[str, ...] = ()
+    #: SPIFFE ID of the approver of its batch, and the approver's reason; empty without an approval.
+    approved_by: str = ""
+    approval_reason: str = ""
     #: True if the command waits for readers of its output.
     waits: bool = False
     #: Why the agent can run nothing, in words: its clock or its formats; empty if it can.
@@ -151,6 +154,8 @@ def record_fields(admission: Admission) -> dict[str, str]:
     }
     if admission.approvers:
         fields["approvers"] = json.dumps(admission.approvers)
+    if admission.approved_by:
+        fields |= {"approved_by": admission.approved_by, "approval_reason": admission.approval_reason}
     if admission.waits:
         fields["waits"] = "1"
     if recording := admission.recording.encode():

@@ -320,6 +320,14 @@ AUDIT_CODES: Mapping[AuditCode, AuditCodeRow] = {
     AuditCode.BATCH_SUBMITTED: _base(
         "A batch was accepted; its list of targets is frozen.", "batch, reason, digest of request and targets"
     ),
+    AuditCode.BATCH_APPROVED: _base(
+        "A batch was approved; the approval is valid for its frozen list and for what each target would run.",
+        "batch, actor, reason, digest of what was approved",
+    ),
+    AuditCode.BATCH_REJECTED: _base(
+        "An approver rejected a batch; none of it ran.",
+        "batch, actor, reason", outcome=Outcome.REFUSED, severity=Severity.MEDIUM,
+    ),
     AuditCode.BATCH_WAVE: _base("A batch may start its next targets.", "batch, reason"),
     AuditCode.BATCH_STOPPED: _base(
         "A batch starts no more targets: its stop rule was reached, or its canary failed.",

@@ -8,20 +8,22 @@ from collections.abc import Iterable, Sequence
 
 import typer
 
-from tachikoma.cli.show import warn
+from tachikoma.cli.show import clock, warn
 from tachikoma.cli.tables import printable
 from tachikoma.errors import InvalidRequest
 from tachikoma.targets.answers import AnswerGroup, difference, grouped
 from tachikoma.targets.nodesets import fold
-from tachikoma.vocabulary.batches import BatchResult, BatchStatus, TargetState
+from tachikoma.vocabulary.batches import ApprovalNeed, BatchResult, BatchState, BatchStatus, TargetState
 
 __all__ = [
     "FAILED",
     "NOT_RUN",
     "HostLines",
     "Progress",
+    "describe_needs",
     "exit_code",
     "host_line",
+    "note_approval",
     "show_groups",
     "show_totals",
     "states_of",
@@ -107,6 +109,21 @@ class Progress:
         sys.stderr.write(CLEAR + self._text)
         sys.stderr.flush()
         self._drawn_at = time.monotonic()
+
+
+def describe_needs(needs: Iterable[ApprovalNeed]) -> Iterable[str]:
+    """Yield in words which policies require an approval of a batch, and by which callers."""
+    for need in needs:
+        number = f"{need.targets} targets, more than {need.above}" if need.above else f"{need.targets} targets"
+        yield f"policy {need.policy} requires an approval of {number}, by {' or '.join(need.approvers)}"
+
+
+def note_approval(status: BatchStatus) -> None:
+    """Print the approval that a batch waits for."""
+    if status.state is BatchState.PENDING_APPROVAL:
+        for need in describe_needs(status.needs):
+            warn(printable(need))
+        warn(f"waiting until {clock(status.deadline)}; to approve: tachikoma batches approve {status.id}")
 
 
 class HostLines:

@@ -19,7 +19,7 @@ from tachikoma.errors import TachikomaError
 if TYPE_CHECKING:
     from tachikoma.client.aio import AsyncClient
 
-__all__ = ["agents", "batches", "executions", "open_executions", "schedules", "sessions", "waiting"]
+__all__ = ["agents", "batches", "executions", "open_executions", "schedules", "sessions", "waiting", "waiting_batches"]
 
 #: Longest wait for the orchestrator. Before a second is over, the client also logs nothing.
 SECONDS = 0.9
@@ -80,6 +80,15 @@ def batches(ctx: typer.Context, incomplete: str) -> list[str]:
 
     async def names(client: AsyncClient) -> Iterable[str]:
         return [item.id for item in await client.batches(limit=PAGE)]
+
+    return _offered(ctx, incomplete, names)
+
+
+def waiting_batches(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the ids of batches that wait for an approval."""
+
+    async def names(client: AsyncClient) -> Iterable[str]:
+        return [item.id for item in await client.batch_approvals()]
 
     return _offered(ctx, incomplete, names)
 

@@ -15,7 +15,7 @@ from tachikoma.diagnosis.findings import Diagnosis
 from tachikoma.policy.tools.replay import Change
 from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
 from tachikoma.vocabulary.audit import ExecAuditLog
-from tachikoma.vocabulary.batches import BatchPreview, BatchResult, BatchStatus, BatchUpdate
+from tachikoma.vocabulary.batches import BatchApproval, BatchPreview, BatchResult, BatchStatus, BatchUpdate
 from tachikoma.vocabulary.model import Model
 from tachikoma.vocabulary.policies import PolicyStatus
 from tachikoma.vocabulary.recordings import RecordingInfo
@@ -246,6 +246,10 @@ class PolicyVerdict(Model):
     allowed: bool
     #: SPIFFE ID patterns of the approvers; empty if no approval is needed.
     approvers: tuple[str, ...]
+    #: Most executions under the policy at once without an approval; a larger batch needs one. None: no limit.
+    approval_above: int | None = None
+    #: SPIFFE ID patterns of the approvers of such a batch.
+    batch_approvers: tuple[str, ...] = ()
     #: The field of the policy that decided.
     rule: str
     #: Why it is denied; empty if it is allowed.
@@ -350,6 +354,10 @@ DOCUMENTS = (
     Document("audit export", ExecAuditLog, lines=True),
     Document.list_of("batches ls", BatchStatus),
     Document("batches status", BatchReport),
+    Document.list_of("batches approvals", BatchStatus),
+    Document("batches approvals ID", BatchApproval),
+    Document("batches approve", BatchStatus),
+    Document("batches reject", BatchStatus),
     Document("batches cancel", BatchStatus),
     Document("batches logs", ExecOutput, lines=True),
     Document.list_of("cancel", CancelResponse),

@@ -25,6 +25,8 @@ from tachikoma.client.converters import (
 )
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.batches import (
+    ApprovalNeed,
+    BatchApproval,
     BatchPreview,
     BatchRequest,
     BatchResult,
@@ -38,6 +40,8 @@ from tachikoma.vocabulary.batches import (
 
 __all__ = [
     "FORMATS",
+    "approval_from_pb",
+    "approval_to_pb",
     "preview_from_pb",
     "preview_to_pb",
     "request_from_pb",
@@ -81,6 +85,7 @@ _REQUEST = WireFormat(
         WireField("retry_states", repeated(_TARGET)),
     ),
 )
+_NEED = WireFormat(ApprovalNeed, pb.ApprovalNeed, (WireField("approvers", TUPLE), *plain("policy", "targets", "above")))
 _STATUS = WireFormat(
     BatchStatus,
     pb.BatchStatus,
@@ -90,8 +95,9 @@ _STATUS = WireFormat(
         WireField("digest", HEX),
         WireField("totals", _COUNTS),
         WireField("submit_time", TIMESTAMP),
-        *plain("id", "requested_by", "total", "failures", "reason"),
-        *optional("end_time", converter=TIMESTAMP),
+        WireField("needs", many(_NEED)),
+        *plain("id", "requested_by", "total", "failures", "reason", "approved_by", "approval_reason"),
+        *optional("end_time", "deadline", converter=TIMESTAMP),
     ),
 )
 _RESULT = WireFormat(
@@ -116,13 +122,33 @@ _TARGET_PREVIEW = WireFormat(
 _PREVIEW = WireFormat(
     BatchPreview,
     pb.BatchPreview,
-    (WireField("digest", HEX), WireField("targets", many(_TARGET_PREVIEW)), WireField("time", TIMESTAMP)),
+    (
+        WireField("digest", HEX),
+        WireField("targets", many(_TARGET_PREVIEW)),
+        WireField("time", TIMESTAMP),
+        WireField("needs", many(_NEED)),
+    ),
+)
+_APPROVAL = WireFormat(
+    BatchApproval,
+    pb.BatchApproval,
+    (
+        WireField("status", nested(_STATUS)),
+        WireField("request", nested(_REQUEST)),
+        WireField("targets", TUPLE),
+        WireField("needs", many(_NEED)),
+        WireField("denied", TUPLE),
+        WireField("digest", HEX),
+    ),
 )
 
 #: Every table, for the test that no field is forgotten.
-FORMATS: tuple[WireFormat[Any, Any], ...] = (_REQUEST, _STATUS, _RESULT, _UPDATE, _TARGET_PREVIEW, _PREVIEW)
+FORMATS: tuple[WireFormat[Any, Any], ...] = (
+    _REQUEST, _NEED, _STATUS, _RESULT, _UPDATE, _TARGET_PREVIEW, _PREVIEW, _APPROVAL,
+)  # fmt: skip
 
 request_to_pb, request_from_pb = _REQUEST.to_pb, _REQUEST.from_caller
 status_to_pb, status_from_pb = _STATUS.to_pb, _STATUS.from_pb
 update_to_pb, update_from_pb = _UPDATE.to_pb, _UPDATE.from_pb
 preview_to_pb, preview_from_pb = _PREVIEW.to_pb, _PREVIEW.from_pb
+approval_to_pb, approval_from_pb = _APPROVAL.to_pb, _APPROVAL.from_pb

@@ -10,8 +10,9 @@ import grpc.aio
 
 from tachikoma.client import batch_wire
 from tachikoma.client.retry import Attempts, Calls, leave
+from tachikoma.errors import InvalidRequest
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
-from tachikoma.vocabulary.batches import BatchPreview, BatchRequest, BatchStatus, BatchUpdate
+from tachikoma.vocabulary.batches import BatchApproval, BatchPreview, BatchRequest, BatchStatus, BatchUpdate
 
 __all__ = ["BatchMethods"]
 
@@ -109,3 +110,36 @@ class BatchMethods(Calls):
         """Start no further targets of a batch, and cancel its executions. Safe to repeat."""
         message = pb.CancelBatchRequest(id=batch_id)
         return batch_wire.status_from_pb(await self._call(lambda stub: stub.CancelBatch(message)))
+
+    async def batch_approvals(self) -> tuple[BatchStatus, ...]:
+        """Return the batches that wait for an approval and that this client may approve or has requested.
+
+        Operators see all of them.
+        """
+        answer = await self._call(lambda stub: stub.ListBatchApprovals(pb.ListBatchApprovalsRequest()))
+        return tuple(batch_wire.status_from_pb(item) for item in answer.batches)
+
+    async def batch_approval(self, batch_id: str) -> BatchApproval:
+        """Return everything that a waiting batch would run, for a client that may approve it."""
+        message = pb.GetBatchApprovalRequest(id=batch_id)
+        return batch_wire.approval_from_pb(await self._call(lambda stub: stub.GetBatchApproval(message)))
+
+    async def approve_batch(self, batch_id: str, digest: str, reason: str) -> BatchStatus:
+        """Approve a batch with its frozen list of targets, which then starts.
+
+        Args:
+            batch_id: the batch.
+            digest: `BatchApproval.digest` of what was reviewed. A batch with another digest is not approved.
+            reason: reason for the audit trail.
+        """
+        try:
+            raw = bytes.fromhex(digest)
+        except ValueError:
+            raise InvalidRequest(f"{digest[:80]!r} is no digest; `BatchApproval.digest` has it") from None
+        message = pb.ApproveBatchRequest(id=batch_id, digest=raw, reason=reason)
+        return batch_wire.status_from_pb(await self._call(lambda stub: stub.ApproveBatch(message), repeat=False))
+
+    async def reject_batch(self, batch_id: str, reason: str) -> BatchStatus:
+        """Reject a waiting batch, so that nothing of it runs; `reason` is recorded and shown to the requester."""
+        message = pb.RejectBatchRequest(id=batch_id, reason=reason)
+        return batch_wire.status_from_pb(await self._call(lambda stub: stub.RejectBatch(message), repeat=False))

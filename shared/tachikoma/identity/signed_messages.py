@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tachikoma.identity.signing import Claims
 from tachikoma.vocabulary.audit import AuditedRequest
-from tachikoma.vocabulary.batches import MAX_EXPRESSIONS, BatchRequest
+from tachikoma.vocabulary.batches import MAX_EXPRESSIONS, ApprovalNeed, BatchRequest
 from tachikoma.vocabulary.formats import FORMATS
 from tachikoma.vocabulary.grants import Digest, Grant
 from tachikoma.vocabulary.isolation import IsolationReport
@@ -22,6 +22,7 @@ from tachikoma.vocabulary.types import Identifier, Milliseconds
 
 __all__ = [
     "AgentLabels",
+    "ApprovedBatch",
     "AuditCheckpoint",
     "CancelOrder",
     "Enrolment",
@@ -138,6 +139,28 @@ class FrozenBatch(Claims):
     batch: BatchRequest
     #: The agents, in the order in which they start.
     targets: Annotated[tuple[Identifier, ...], Field(min_length=1, max_length=MAX_EXPRESSIONS)]
+    #: The policies that require an approval; with one, nothing starts without an `ApprovedBatch`.
+    needs: tuple[ApprovalNeed, ...] = ()
+
+
+class ApprovedBatch(Claims):
+    """The approval of a batch. Redis stores it and cannot make one."""
+
+    type: Literal["tachikoma-batch-approval+jws"] = "tachikoma-batch-approval+jws"
+    #: Id of the batch.
+    jti: Identifier
+    #: SPIFFE ID of the approver.
+    sub: str
+    #: The approver's reason.
+    reason: str
+    #: SHA-256 of the signed batch.
+    batch_sha256: Digest
+    #: Digest of what was approved; see `BatchApproval.digest`.
+    digest: Digest
+    #: The first half of the digest of what each target would run, in the order of the list; empty for a denied one.
+    targets: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^([0-9a-f]{32})?$")], ...], Field(max_length=MAX_EXPRESSIONS)
+    ]
 
 
 class CancelOrder(Claims):

@@ -107,6 +107,11 @@ class PolicySet:
         """True if a decision can depend on the address that a request comes from."""
         return any(policy.networks for policy in self.policies)
 
+    @property
+    def approves_batches(self) -> bool:
+        """True if a policy can require an approval of a batch."""
+        return any(compiled.policy.approvers for compiled in self.policies)
+
     def secrets(self, command: Sequence[str], search_path: Sequence[str]) -> frozenset[int]:
         """Return the numbers of the argv elements that any policy marks as secret, also a policy for other requests."""
         found: set[int] = set()
@@ -270,6 +275,8 @@ def _verdict(case: Case) -> Decision:
         rate_limit=policy.rate_limit,
         max_targets=policy.max_targets,
         max_targets_percent=policy.max_targets_percent,
+        approval_above=policy.require_approval_above,
+        batch_approvers=policy.approvers if policy.require_approval or policy.require_approval_above else (),
         agents=policy.agents,
         timeout=case.request.timeout or _default_timeout(case),
         approvers=policy.approvers if policy.require_approval else (),
@@ -326,8 +333,11 @@ def _seconds(duration: timedelta | None) -> float | None:
 
 
 def _choose(verdicts: Sequence[Decision], applying: Sequence[CompiledPolicy]) -> Decision:
-    """Choose among the verdicts of all policies that apply: a grant without approval, a grant, the nearest refusal."""
-    for verdict in sorted(verdicts, key=lambda verdict: bool(verdict.approvers)):
+    """Choose among the verdicts of all policies that apply: a grant without approval, a grant, the nearest refusal.
+
+    A grant for which no batch ever needs an approval comes before one with `requireApprovalAbove`.
+    """
+    for verdict in sorted(verdicts, key=lambda found: (bool(found.approvers), found.approval_above is not None)):
         if verdict.grant is not None:
             # The agent resolves symbolic links, so it needs the denied commands of all these policies.
             denied = tuple(sorted({pattern.text for policy in applying for pattern in policy.denied}))

@@ -34,6 +34,11 @@ class Decision:
     max_targets: int | None = None
     #: The same as a percentage of the agents that the selectors match; None for no limit.
     max_targets_percent: int | None = None
+    #: Most executions under the policy that have not ended and are not approved, of all requesters together; None for
+    #: no limit. A larger batch waits for an approval.
+    approval_above: int | None = None
+    #: SPIFFE ID patterns of the approvers of such a batch.
+    batch_approvers: tuple[str, ...] = ()
     #: The policy's selectors of agents.
     agents: tuple[str, ...] = ()
     #: Longest run time of the command: the timeout of the request, or the default that the policy permits.

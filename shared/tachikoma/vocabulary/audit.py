@@ -68,6 +68,8 @@ class AuditCode(StrEnum):
     SCHEDULE_RESUMED = "schedule_resumed"
     SCHEDULE_RUN = "schedule_run"
     BATCH_SUBMITTED = "batch_submitted"
+    BATCH_APPROVED = "batch_approved"
+    BATCH_REJECTED = "batch_rejected"
     BATCH_WAVE = "batch_wave"
     BATCH_STOPPED = "batch_stopped"
     BATCH_CANCELLED = "batch_cancelled"

@@ -23,6 +23,8 @@ __all__ = [
     "FAILURES",
     "MAX_EXPRESSIONS",
     "MAX_PARALLEL",
+    "ApprovalNeed",
+    "BatchApproval",
     "BatchPreview",
     "BatchRequest",
     "BatchResult",
@@ -52,6 +54,8 @@ _VARIABLE = re.compile(r"\{(\{)?(agent|label:[^{}\s]{1,128})\}(?(1)\})")
 class BatchState(StrEnum):
     """The state of a batch. In all but RUNNING no further target starts."""
 
+    #: It waits for its approval.
+    PENDING_APPROVAL = "PENDING_APPROVAL"
     #: Targets start as the limits allow.
     RUNNING = "RUNNING"
     #: Every target has ended, or could not be started.
@@ -60,8 +64,10 @@ class BatchState(StrEnum):
     STOPPED = "STOPPED"
     #: The batch was cancelled.
     CANCELLED = "CANCELLED"
-    #: Its deadline passed.
+    #: Its deadline passed, or it was not approved in time.
     EXPIRED = "EXPIRED"
+    #: An approver rejected it. Nothing of it ran.
+    REJECTED = "REJECTED"
 
 
 class TargetState(StrEnum):
@@ -227,6 +233,19 @@ class BatchRequest(CallersModel):
         return min(MAX_PARALLEL, max(1, share_of(self.parallel, total)))
 
 
+class ApprovalNeed(Model):
+    """A policy that requires an approval of a batch."""
+
+    #: Name of the policy.
+    policy: str
+    #: Number of the batch's targets under it.
+    targets: Annotated[int, Field(ge=1)]
+    #: Most targets that need no approval; 0 if each request under the policy needs one.
+    above: Annotated[int, Field(ge=0)]
+    #: SPIFFE ID patterns of its approvers.
+    approvers: tuple[str, ...]
+
+
 class BatchStatus(Model):
     """A batch as the ledger knows it."""
 
@@ -249,6 +268,14 @@ class BatchStatus(Model):
     submit_time: Timestamp
     #: Time at which the last execution ended; None if one may still run.
     end_time: Timestamp | None = None
+    #: Time after which no further target starts, or until which the batch waits for its approval.
+    deadline: Timestamp | None = None
+    #: The policies that require an approval of the batch. The approver must be one of the approvers of each.
+    needs: tuple[ApprovalNeed, ...] = ()
+    #: SPIFFE ID of the approver; empty if the batch was not approved, or needed no approval.
+    approved_by: str = ""
+    #: The approver's reason.
+    approval_reason: str = ""
 
     @property
     def ended(self) -> bool:
@@ -308,3 +335,22 @@ class BatchPreview(Model):
     targets: tuple[PreviewedTarget, ...]
     #: Time of the look.
     time: Timestamp = Field(default_factory=lambda: datetime.now(UTC))
+    #: The policies that would require an approval of the batch.
+    needs: tuple[ApprovalNeed, ...] = ()
+
+
+class BatchApproval(Model):
+    """A batch that waits for its approval, with everything that would run."""
+
+    status: BatchStatus
+    #: The complete request, nothing masked, since the approver is responsible for it.
+    request: BatchRequest
+    #: The frozen list, in the order in which the targets start.
+    targets: tuple[str, ...]
+    #: The policies that require an approval now.
+    needs: tuple[ApprovalNeed, ...]
+    #: Targets that policy denies now. An approval does not include them.
+    denied: tuple[str, ...] = ()
+    #: SHA-256 over the request, the list, and what policy grants each target with its present labels. An approval names
+    #: this digest and is valid for nothing else.
+    digest: str

@@ -61,7 +61,8 @@ class ExecPolicy(Model):
     allowed_work_dirs: tuple[str, ...] = ()
     #: Name patterns of the variables that a request may set. Empty: none.
     allowed_environment: tuple[str, ...] = ()
-    #: SPIFFE ID patterns of the approvers, if `require_approval` is set. Requesters never approve their own requests.
+    #: SPIFFE ID patterns of the approvers, if `require_approval` or `require_approval_above` is set. Requesters never
+    #: approve their own requests.
     approvers: tuple[str, ...] = ()
     #: Longest time that a request waits for its approval.
     approval_timeout: Duration = timedelta(hours=1)
@@ -71,6 +72,9 @@ class ExecPolicy(Model):
     max_targets: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     #: The same as a percentage of the known agents that `agents` matches, rounded down, and at least 1.
     max_targets_percent: Annotated[int, Field(ge=1, le=100)] | None = None
+    #: Most executions under this policy that have not ended and that no approver has approved, of all requesters
+    #: together. A batch with more targets under this policy waits for an approval. None for no such limit.
+    require_approval_above: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     #: Resource limits of each command; a request may lower them.
     limits: ResourceLimits = ResourceLimits()
     #: Limit of the retained output, and what happens beyond it.
@@ -138,6 +142,8 @@ class ExecPolicy(Model):
     def _somebody_approves(self) -> Self:
         if self.require_approval and not self.approvers:
             raise ValueError("requireApproval is set, but approvers is empty; name at least one approver")
+        if self.require_approval_above is not None and not self.approvers:
+            raise ValueError("requireApprovalAbove is set, but approvers is empty; name at least one approver")
         return self
 
 

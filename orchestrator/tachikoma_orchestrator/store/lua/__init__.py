@@ -9,7 +9,16 @@ LIBRARIES = {
     "admit": ("batches", "dispatching"),
     "dispatch": ("dispatching",),
     **dict.fromkeys(
-        ("transition", "restore", "batch_submit", "batch_release", "batch_halt", "batch_target"), ("batches",)
+        (
+            "transition",
+            "restore",
+            "batch_submit",
+            "batch_approve",
+            "batch_release",
+            "batch_halt",
+            "batch_target",
+        ),
+        ("batches",),
     ),
 }
 

@@ -10,10 +10,11 @@
 --   1  JSON object
 --      id       batch id
 --      digest   digest of the request and its targets
+--      state    RUNNING, or PENDING_APPROVAL
 --      fields   names and values of further fields of the hash
 --      targets  agents in the order in which they start
 --      most     most open batches
---      wait_ms  time until the deadline
+--      wait_ms  time until the deadline, or the longest wait for the approval
 --      reason   number of targets and their short form, for the audit event
 --   2  the signed batch
 -- RESULT: ADMITTED | DUPLICATE (same id, same digest) | CONFLICT (same id, another digest) | FULL (too many are open)
@@ -28,7 +29,7 @@ if redis.call('SCARD', open) >= args.most then
 end
 redis.call('ZCARD', batches)
 local fields = {
-  'digest', args.digest, 'state', 'RUNNING', 'failures', 0, 'total', #args.targets, 'signed', ARGV[2],
+  'digest', args.digest, 'state', args.state, 'failures', 0, 'total', #args.targets, 'signed', ARGV[2],
   'submitted_ms', text(now), 'deadline_ms', text(now + args.wait_ms),
 }
 extend(fields, args.fields)

@@ -6,9 +6,10 @@
 --   orch:batch:<id>:running  agents whose execution has not ended (set)
 --   orch:batch:<id>:ended    agents that have ended, with their result as JSON (hash)
 -- and is in `orch:batches:open` until nothing of it runs. Fields of the hash:
---   state RUNNING | DONE | STOPPED | CANCELLED | EXPIRED; parallel; released (targets before this place may start);
---   stop_after (0 for never); counted (states that count as failures, each between spaces); failures; keep_seconds;
---   n:<state> (targets that ended in it); reason; ended_ms
+--   state PENDING_APPROVAL | RUNNING | DONE | STOPPED | CANCELLED | EXPIRED | REJECTED; parallel;
+--   released (targets before this place may start); stop_after (0 for never); failures; keep_seconds;
+--   counted (states that count as failures, each between spaces); n:<state> (targets that ended in it); reason;
+--   ended_ms; deadline_ms; approval (signed)
 local BATCHES_OPEN, BATCHES_CHANGED, BATCH_TRAIL = 'orch:batches:open', 'orch:batches:changed', 'orch:audit'
 
 -- Return the keys of a batch: hash, pending, running, ended.
@@ -47,10 +48,10 @@ local function finish_batch(id, now)
   end
 end
 
--- Let no further target of a batch start. Return True if the batch was running.
+-- Let no further target of a batch start. Return True if the batch was running, or waited for its approval.
 local function halt_batch(id, state, code, reason, evidence, actor, now)
   local key, pending = batch_keys(id)
-  if redis.call('HGET', key, 'state') ~= 'RUNNING' then
+  if not contains({'RUNNING', 'PENDING_APPROVAL'}, redis.call('HGET', key, 'state')) then
     return false
   end
   redis.call('HSET', key, 'state', state, 'reason', reason, 'n:NOT_STARTED', redis.call('ZCARD', pending))

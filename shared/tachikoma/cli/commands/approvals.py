@@ -16,11 +16,10 @@ from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, 
 from tachikoma.cli.show import age, facts, moment, short_id
 from tachikoma.cli.tables import Column, table
 from tachikoma.client.sync import Client
-from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.results import Approval, ExecStatus
 from tachikoma.vocabulary.types import format_duration
 
-__all__ = ["add_to"]
+__all__ = ["ReasonOption", "add_to", "quoted", "stdin_facts"]
 
 #: Lines and characters of standard input that are shown; its digest covers all of it.
 STDIN_LINES = 20
@@ -93,7 +92,7 @@ def _show_in_full(found: Approval) -> None:
     facts((name, value.replace("\n", "\\n")) for name, value in _facts(found))
 
 
-def _quoted(word: str) -> str:
+def quoted(word: str) -> str:
     r"""Return a word as a shell reads it. A word with a line break is $'a\nb', the one with a backslash is 'a\nb'."""
     if word.isprintable():
         return shlex.quote(word)
@@ -109,26 +108,26 @@ def _facts(found: Approval) -> Iterator[tuple[str, str]]:
     yield "asked at", moment(status.request_time)
     yield "until", moment(status.deadline)
     yield "policy", found.policy
-    yield "command", " ".join(map(_quoted, request.command))
+    yield "command", " ".join(map(quoted, request.command))
     yield "user", request.user or "the agent's default user"
-    yield "directory", _quoted(request.work_dir) if request.work_dir else "the user's home"
+    yield "directory", quoted(request.work_dir) if request.work_dir else "the user's home"
     for name, value in sorted(request.environment.items()):
-        yield "variable", f"{name}={_quoted(value)}"
+        yield "variable", f"{name}={quoted(value)}"
     if request.timeout is not None:
         yield "timeout", format_duration(request.timeout)
     limits = found.limits.model_dump(by_alias=True, exclude_none=True)
     if limits:
         yield "limits", ", ".join(f"{name} {value}" for name, value in limits.items())
-    yield from _stdin_facts(request)
+    yield from stdin_facts(request.stdin)
     yield "digest", found.digest
 
 
-def _stdin_facts(request: ExecRequest) -> Iterator[tuple[str, str]]:
+def stdin_facts(stdin: bytes) -> Iterator[tuple[str, str]]:
     """Yield the size, the digest and the first lines of a request's standard input, if it has any."""
-    if not request.stdin:
+    if not stdin:
         return
-    yield "stdin", f"{len(request.stdin)} bytes, SHA-256 {hashlib.sha256(request.stdin).hexdigest()}"
-    text = request.stdin.decode("utf-8", "backslashreplace")
+    yield "stdin", f"{len(stdin)} bytes, SHA-256 {hashlib.sha256(stdin).hexdigest()}"
+    text = stdin.decode("utf-8", "backslashreplace")
     lines = text[:STDIN_CHARACTERS].splitlines()[:STDIN_LINES]
     for line in lines:
         yield "", f"| {line}"

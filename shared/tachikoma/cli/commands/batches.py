@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from tachikoma.cli import completion
-from tachikoma.cli.batch_view import host_line, show_groups, show_totals, states_of, words_of_state
+from tachikoma.cli.batch_view import describe_needs, host_line, show_groups, show_totals, states_of, words_of_state
+from tachikoma.cli.commands.batch_approvals import add_to as add_approvals
 from tachikoma.cli.documents import BatchReport
 from tachikoma.cli.lookup import with_full_batch_id
 from tachikoma.cli.output import Output, OutputOption, WideOption, show_list, show_value
@@ -25,7 +26,7 @@ from tachikoma.vocabulary.results import ExecOutput, OutputKind
 
 __all__ = ["batches"]
 
-batches = typer.Typer(no_args_is_help=True, help="List batches, show one with its answers, and cancel them.")
+batches = typer.Typer(no_args_is_help=True, help="List batches, show one, approve and cancel them.")
 
 
 @batches.command("ls")
@@ -92,6 +93,8 @@ def _show(report: BatchReport, *, group: bool, similar: bool) -> None:
     rows = [
         ("batch", found.id), ("state", words_of_state(found) if found.reason else found.state.lower()),
         ("command", shlex.join(found.command)), ("requested by", found.requested_by),
+        *[("approval", need) for need in describe_needs(found.needs)],
+        ("approved by", f"{found.approved_by}: {found.approval_reason}" if found.approved_by else ""),
         ("submitted", moment(found.submit_time)), ("ended", moment(found.end_time)), ("digest", found.digest),
     ]  # fmt: skip
     facts(rows)
@@ -173,3 +176,6 @@ def cancel(
 def _show_cancelled(found: BatchStatus) -> None:
     running = found.totals.get(TargetState.RUNNING, 0)
     typer.echo(f"{printable(found.id)}: {found.state.lower()}; {running} executions are being cancelled")
+
+
+add_approvals(batches)

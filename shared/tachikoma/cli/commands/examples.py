@@ -61,6 +61,15 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "batches": (
         ("The latest batch, and its answers", "tachikoma batches status $(tachikoma batches ls -l 1 -o name)"),
     ),
+    "batches approvals": (
+        ("What waits for an approval", "tachikoma batches approvals"),
+        ("Everything that one batch would run, and where", "tachikoma batches approvals 5f3a"),
+    ),
+    "batches approve": (
+        ("Look at it, and be asked", "tachikoma batches approve 5f3a"),
+        ("Only exactly what was shown before", "tachikoma batches approve 5f3a --digest 9b1c… -m 'change 4711'"),
+    ),
+    "batches reject": (("Say why", "tachikoma batches reject 5f3a -m 'too many at once'"),),
     "batches cancel": (("Start no more, and cancel what runs", "tachikoma batches cancel 5f3a"),),
     "batches logs": (
         ("All of it", "tachikoma batches logs 5f3a"),

@@ -142,7 +142,7 @@ def _defaults(limits: ResourceLimits) -> dict[str, object]:
 def _verdict(verdict: Decision) -> PolicyVerdict:
     return PolicyVerdict(
         policy=verdict.policy, allowed=verdict.allowed, approvers=verdict.approvers, rule=verdict.rule,
-        reason=verdict.reason,
+        reason=verdict.reason, approval_above=verdict.approval_above, batch_approvers=verdict.batch_approvers,
     )  # fmt: skip
 
 
@@ -167,6 +167,10 @@ def _show_explanation(found: PolicyExplanation) -> None:
         typer.echo(f"  may execute  {executable.path}  ({executable.kind})")
     for approver in decision.approvers:
         typer.echo(f"  approved by  {approver}")
+    if decision.approval_above is not None and not decision.approvers:
+        typer.echo(f"  in batches   of more than {decision.approval_above} targets, and beyond as many at once:")
+        for approver in decision.batch_approvers:
+            typer.echo(f"  approved by  {approver}")
     for title, limits in (("limits", found.limits), ("by default", found.defaults)):
         if limits:
             typer.echo(f"  {title:11}  {', '.join(f'{name} {value}' for name, value in limits.items())}")

@@ -16,7 +16,17 @@ import typer
 from pydantic import ValidationError
 
 from tachikoma.cli import completion
-from tachikoma.cli.batch_view import HostLines, Progress, exit_code, show_groups, show_totals, states_of, words
+from tachikoma.cli.batch_view import (
+    HostLines,
+    Progress,
+    describe_needs,
+    exit_code,
+    note_approval,
+    show_groups,
+    show_totals,
+    states_of,
+    words,
+)
 from tachikoma.cli.commands.interrupts import Interrupts, output_failed, reported
 from tachikoma.cli.commands.logs import note
 from tachikoma.cli.descriptors import OutputFailed, read_input
@@ -24,6 +34,7 @@ from tachikoma.cli.documents import BatchReport
 from tachikoma.cli.lookup import with_full_batch_id_async
 from tachikoma.cli.options import DetachOption, EnvironmentOption, duration, environment, remote_command
 from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, show_value
+from tachikoma.cli.tables import printable
 from tachikoma.client.aio import AsyncClient
 from tachikoma.errors import InvalidRequest
 from tachikoma.targets.answers import Bodies
@@ -172,6 +183,8 @@ class _View:
                 self._progress.clear()
                 self._hosts.show(result)
         if update.status is not None:
+            if self.status is None and self.output is Output.TEXT:
+                note_approval(update.status)
             self.status = update.status
             self._progress.update(update.status)
 
@@ -234,4 +247,6 @@ def _show_preview(found: BatchPreview) -> None:
     for (state, reason), agents in groups.items():
         shown = "can start" if state == "pending" else f"{state}: {reason}"
         typer.echo(f"{len(agents)} {shown}: {fold(agents)}")
+    for need in describe_needs(found.needs):
+        typer.echo(printable(need))
     typer.echo(f"{len(found.targets)} targets, digest {found.digest[:12]}")

@@ -190,7 +190,11 @@ class _BatchStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BatchState
     BATCH_STATE_CANCELLED: _BatchState.ValueType  # 4
     """It was cancelled."""
     BATCH_STATE_EXPIRED: _BatchState.ValueType  # 5
-    """Its deadline passed."""
+    """Its deadline passed, or it was not approved in time."""
+    BATCH_STATE_PENDING_APPROVAL: _BatchState.ValueType  # 6
+    """Waits for its approval."""
+    BATCH_STATE_REJECTED: _BatchState.ValueType  # 7
+    """An approver rejected it. Nothing of it ran."""
 
 class BatchState(_BatchState, metaclass=_BatchStateEnumTypeWrapper):
     """BatchState is the state of a batch. In all but RUNNING no further target starts."""
@@ -206,7 +210,11 @@ BATCH_STATE_STOPPED: BatchState.ValueType  # 3
 BATCH_STATE_CANCELLED: BatchState.ValueType  # 4
 """It was cancelled."""
 BATCH_STATE_EXPIRED: BatchState.ValueType  # 5
-"""Its deadline passed."""
+"""Its deadline passed, or it was not approved in time."""
+BATCH_STATE_PENDING_APPROVAL: BatchState.ValueType  # 6
+"""Waits for its approval."""
+BATCH_STATE_REJECTED: BatchState.ValueType  # 7
+"""An approver rejected it. Nothing of it ran."""
 Global___BatchState: _TypeAlias = BatchState  # noqa: Y015
 
 class _TargetState:
@@ -3561,6 +3569,10 @@ class BatchStatus(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     SUBMIT_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    NEEDS_FIELD_NUMBER: _builtins.int
+    APPROVED_BY_FIELD_NUMBER: _builtins.int
+    APPROVAL_REASON_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id."""
     state: Global___BatchState.ValueType
@@ -3575,6 +3587,10 @@ class BatchStatus(_message.Message):
     """Failures that count for the stop rule."""
     reason: _builtins.str
     """Why it is in its state, in words."""
+    approved_by: _builtins.str
+    """SPIFFE ID of the approver."""
+    approval_reason: _builtins.str
+    """The approver's reason."""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The argv before substitution, with secrets masked."""
@@ -3591,6 +3607,14 @@ class BatchStatus(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """Time at which the last execution ended; unset if one may still run."""
 
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """Time after which no further target starts, or until which it waits for its approval."""
+
+    @_builtins.property
+    def needs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ApprovalNeed]:
+        """The policies that require an approval of it. The approver must be one of the approvers of each."""
+
     def __init__(
         self,
         *,
@@ -3605,14 +3629,225 @@ class BatchStatus(_message.Message):
         reason: _builtins.str = ...,
         submit_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+        needs: _abc.Iterable[Global___ApprovalNeed] | None = ...,
+        approved_by: _builtins.str = ...,
+        approval_reason: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "submit_time", b"submit_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "end_time", b"end_time", "submit_time", b"submit_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "digest", b"digest", "end_time", b"end_time", "failures", b"failures", "id", b"id", "reason", b"reason", "requested_by", b"requested_by", "state", b"state", "submit_time", b"submit_time", "total", b"total", "totals", b"totals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_reason", b"approval_reason", "approved_by", b"approved_by", "command", b"command", "deadline", b"deadline", "digest", b"digest", "end_time", b"end_time", "failures", b"failures", "id", b"id", "needs", b"needs", "reason", b"reason", "requested_by", b"requested_by", "state", b"state", "submit_time", b"submit_time", "total", b"total", "totals", b"totals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BatchStatus: _TypeAlias = BatchStatus  # noqa: Y015
+
+@_typing.final
+class ApprovalNeed(_message.Message):
+    """ApprovalNeed is a policy that requires an approval of a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    ABOVE_FIELD_NUMBER: _builtins.int
+    APPROVERS_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    """Name of the policy."""
+    targets: _builtins.int
+    """Number of the batch's targets under it."""
+    above: _builtins.int
+    """Most targets that need no approval; 0 if each request under the policy needs one."""
+    @_builtins.property
+    def approvers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """SPIFFE ID patterns of its approvers."""
+
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        targets: _builtins.int = ...,
+        above: _builtins.int = ...,
+        approvers: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["above", b"above", "approvers", b"approvers", "policy", b"policy", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApprovalNeed: _TypeAlias = ApprovalNeed  # noqa: Y015
+
+@_typing.final
+class ListBatchApprovalsRequest(_message.Message):
+    """ListBatchApprovalsRequest requests the batches that wait for an approval."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBatchApprovalsRequest: _TypeAlias = ListBatchApprovalsRequest  # noqa: Y015
+
+@_typing.final
+class ListBatchApprovalsResponse(_message.Message):
+    """ListBatchApprovalsResponse contains the batches that wait for an approval."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCHES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def batches(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchStatus]:
+        """The nearest deadline first."""
+
+    def __init__(
+        self,
+        *,
+        batches: _abc.Iterable[Global___BatchStatus] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBatchApprovalsResponse: _TypeAlias = ListBatchApprovalsResponse  # noqa: Y015
+
+@_typing.final
+class GetBatchApprovalRequest(_message.Message):
+    """GetBatchApprovalRequest names one batch that waits for an approval."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The batch."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBatchApprovalRequest: _TypeAlias = GetBatchApprovalRequest  # noqa: Y015
+
+@_typing.final
+class BatchApproval(_message.Message):
+    """BatchApproval is a batch that waits for its approval, with everything that would run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    NEEDS_FIELD_NUMBER: _builtins.int
+    DENIED_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    digest: _builtins.bytes
+    """SHA-256 over the request, the list, and what policy grants each target."""
+    @_builtins.property
+    def status(self) -> Global___BatchStatus:
+        """The state."""
+
+    @_builtins.property
+    def request(self) -> Global___BatchRequest:
+        """The request as the requester sent it, without masks."""
+
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The frozen list of targets, in the order in which they start."""
+
+    @_builtins.property
+    def needs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ApprovalNeed]:
+        """The policies that require an approval now."""
+
+    @_builtins.property
+    def denied(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Targets that policy denies now. An approval does not include them."""
+
+    def __init__(
+        self,
+        *,
+        status: Global___BatchStatus | None = ...,
+        request: Global___BatchRequest | None = ...,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
+        needs: _abc.Iterable[Global___ApprovalNeed] | None = ...,
+        denied: _abc.Iterable[_builtins.str] | None = ...,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["denied", b"denied", "digest", b"digest", "needs", b"needs", "request", b"request", "status", b"status", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchApproval: _TypeAlias = BatchApproval  # noqa: Y015
+
+@_typing.final
+class ApproveBatchRequest(_message.Message):
+    """ApproveBatchRequest approves a waiting batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The batch."""
+    digest: _builtins.bytes
+    """The `digest` of the BatchApproval. Another digest is refused."""
+    reason: _builtins.str
+    """Reason; it is recorded."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        digest: _builtins.bytes = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "id", b"id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveBatchRequest: _TypeAlias = ApproveBatchRequest  # noqa: Y015
+
+@_typing.final
+class RejectBatchRequest(_message.Message):
+    """RejectBatchRequest rejects a waiting batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The batch."""
+    reason: _builtins.str
+    """Reason; it is recorded and shown to the requester."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RejectBatchRequest: _TypeAlias = RejectBatchRequest  # noqa: Y015
 
 @_typing.final
 class BatchResult(_message.Message):
@@ -3752,6 +3987,7 @@ class BatchPreview(_message.Message):
     DIGEST_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
+    NEEDS_FIELD_NUMBER: _builtins.int
     digest: _builtins.bytes
     """SHA-256 over the request and the list."""
     @_builtins.property
@@ -3762,16 +3998,21 @@ class BatchPreview(_message.Message):
     def time(self) -> _timestamp_pb2.Timestamp:
         """Time of the look."""
 
+    @_builtins.property
+    def needs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ApprovalNeed]:
+        """The policies that would require an approval."""
+
     def __init__(
         self,
         *,
         digest: _builtins.bytes = ...,
         targets: _abc.Iterable[Global___PreviewedTarget] | None = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
+        needs: _abc.Iterable[Global___ApprovalNeed] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "targets", b"targets", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "needs", b"needs", "targets", b"targets", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -196,6 +196,26 @@ class RemoteExecutionStub:
                 request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.CancelBatchRequest.SerializeToString,
                 response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchStatus.FromString,
                 _registered_method=True)
+        self.ListBatchApprovals = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/ListBatchApprovals',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListBatchApprovalsRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListBatchApprovalsResponse.FromString,
+                _registered_method=True)
+        self.GetBatchApproval = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/GetBatchApproval',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.GetBatchApprovalRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchApproval.FromString,
+                _registered_method=True)
+        self.ApproveBatch = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/ApproveBatch',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ApproveBatchRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchStatus.FromString,
+                _registered_method=True)
+        self.RejectBatch = channel.unary_unary(
+                '/tachikoma.exec.v1.RemoteExecution/RejectBatch',
+                request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RejectBatchRequest.SerializeToString,
+                response_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchStatus.FromString,
+                _registered_method=True)
         self.EnrollAgent = channel.unary_unary(
                 '/tachikoma.exec.v1.RemoteExecution/EnrollAgent',
                 request_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.EnrollAgentRequest.SerializeToString,
@@ -466,6 +486,34 @@ class RemoteExecutionServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListBatchApprovals(self, request, context):
+        """ListBatchApprovals returns the waiting batches that the caller may approve, and the caller's own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBatchApproval(self, request, context):
+        """GetBatchApproval returns everything that a waiting batch would run, for its approvers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApproveBatch(self, request, context):
+        """ApproveBatch approves a waiting batch with its frozen list of targets, which then starts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RejectBatch(self, request, context):
+        """RejectBatch rejects a waiting batch, of which then nothing runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def EnrollAgent(self, request, context):
         """EnrollAgent creates a token with which one host can join once as an agent. For operators only.
         """
@@ -678,6 +726,26 @@ def add_RemoteExecutionServicer_to_server(servicer, server):
             'CancelBatch': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelBatch,
                     request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.CancelBatchRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchStatus.SerializeToString,
+            ),
+            'ListBatchApprovals': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBatchApprovals,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListBatchApprovalsRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListBatchApprovalsResponse.SerializeToString,
+            ),
+            'GetBatchApproval': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBatchApproval,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.GetBatchApprovalRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchApproval.SerializeToString,
+            ),
+            'ApproveBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApproveBatch,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ApproveBatchRequest.FromString,
+                    response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchStatus.SerializeToString,
+            ),
+            'RejectBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.RejectBatch,
+                    request_deserializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RejectBatchRequest.FromString,
                     response_serializer=tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchStatus.SerializeToString,
             ),
             'EnrollAgent': grpc.unary_unary_rpc_method_handler(
@@ -1581,6 +1649,114 @@ class RemoteExecution:
             target,
             '/tachikoma.exec.v1.RemoteExecution/CancelBatch',
             tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.CancelBatchRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBatchApprovals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/ListBatchApprovals',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListBatchApprovalsRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ListBatchApprovalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBatchApproval(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/GetBatchApproval',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.GetBatchApprovalRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchApproval.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApproveBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/ApproveBatch',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.ApproveBatchRequest.SerializeToString,
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RejectBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tachikoma.exec.v1.RemoteExecution/RejectBatch',
+            tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.RejectBatchRequest.SerializeToString,
             tachikoma_dot_exec_dot_v1_dot_remote__execution__pb2.BatchStatus.FromString,
             options,
             channel_credentials,

@@ -106,6 +106,14 @@ class RemoteExecutionStub:
     """ListBatches returns the latest batches, the newest first."""
     CancelBatch: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.CancelBatchRequest, _remote_execution_pb2.BatchStatus]
     """CancelBatch starts no further targets, and cancels the executions that have not ended. It can be repeated."""
+    ListBatchApprovals: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.ListBatchApprovalsRequest, _remote_execution_pb2.ListBatchApprovalsResponse]
+    """ListBatchApprovals returns the waiting batches that the caller may approve, and the caller's own."""
+    GetBatchApproval: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.GetBatchApprovalRequest, _remote_execution_pb2.BatchApproval]
+    """GetBatchApproval returns everything that a waiting batch would run, for its approvers."""
+    ApproveBatch: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.ApproveBatchRequest, _remote_execution_pb2.BatchStatus]
+    """ApproveBatch approves a waiting batch with its frozen list of targets, which then starts."""
+    RejectBatch: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.RejectBatchRequest, _remote_execution_pb2.BatchStatus]
+    """RejectBatch rejects a waiting batch, of which then nothing runs."""
     EnrollAgent: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.EnrollAgentRequest, _remote_execution_pb2.EnrollAgentResponse]
     """EnrollAgent creates a token with which one host can join once as an agent. For operators only."""
     RevokeAgent: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.RevokeAgentRequest, _remote_execution_pb2.RevokeAgentResponse]
@@ -203,6 +211,14 @@ class RemoteExecutionAsyncStub(RemoteExecutionStub):
     """ListBatches returns the latest batches, the newest first."""
     CancelBatch: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.CancelBatchRequest, _remote_execution_pb2.BatchStatus]  # type: ignore[assignment]
     """CancelBatch starts no further targets, and cancels the executions that have not ended. It can be repeated."""
+    ListBatchApprovals: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.ListBatchApprovalsRequest, _remote_execution_pb2.ListBatchApprovalsResponse]  # type: ignore[assignment]
+    """ListBatchApprovals returns the waiting batches that the caller may approve, and the caller's own."""
+    GetBatchApproval: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.GetBatchApprovalRequest, _remote_execution_pb2.BatchApproval]  # type: ignore[assignment]
+    """GetBatchApproval returns everything that a waiting batch would run, for its approvers."""
+    ApproveBatch: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.ApproveBatchRequest, _remote_execution_pb2.BatchStatus]  # type: ignore[assignment]
+    """ApproveBatch approves a waiting batch with its frozen list of targets, which then starts."""
+    RejectBatch: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.RejectBatchRequest, _remote_execution_pb2.BatchStatus]  # type: ignore[assignment]
+    """RejectBatch rejects a waiting batch, of which then nothing runs."""
     EnrollAgent: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.EnrollAgentRequest, _remote_execution_pb2.EnrollAgentResponse]  # type: ignore[assignment]
     """EnrollAgent creates a token with which one host can join once as an agent. For operators only."""
     RevokeAgent: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.RevokeAgentRequest, _remote_execution_pb2.RevokeAgentResponse]  # type: ignore[assignment]
@@ -489,6 +505,38 @@ class RemoteExecutionServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_remote_execution_pb2.BatchStatus, _abc.Awaitable[_remote_execution_pb2.BatchStatus]]:
         """CancelBatch starts no further targets, and cancels the executions that have not ended. It can be repeated."""
+
+    @_abc_1.abstractmethod
+    def ListBatchApprovals(
+        self,
+        request: _remote_execution_pb2.ListBatchApprovalsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_remote_execution_pb2.ListBatchApprovalsResponse, _abc.Awaitable[_remote_execution_pb2.ListBatchApprovalsResponse]]:
+        """ListBatchApprovals returns the waiting batches that the caller may approve, and the caller's own."""
+
+    @_abc_1.abstractmethod
+    def GetBatchApproval(
+        self,
+        request: _remote_execution_pb2.GetBatchApprovalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_remote_execution_pb2.BatchApproval, _abc.Awaitable[_remote_execution_pb2.BatchApproval]]:
+        """GetBatchApproval returns everything that a waiting batch would run, for its approvers."""
+
+    @_abc_1.abstractmethod
+    def ApproveBatch(
+        self,
+        request: _remote_execution_pb2.ApproveBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_remote_execution_pb2.BatchStatus, _abc.Awaitable[_remote_execution_pb2.BatchStatus]]:
+        """ApproveBatch approves a waiting batch with its frozen list of targets, which then starts."""
+
+    @_abc_1.abstractmethod
+    def RejectBatch(
+        self,
+        request: _remote_execution_pb2.RejectBatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_remote_execution_pb2.BatchStatus, _abc.Awaitable[_remote_execution_pb2.BatchStatus]]:
+        """RejectBatch rejects a waiting batch, of which then nothing runs."""
 
     @_abc_1.abstractmethod
     def EnrollAgent(

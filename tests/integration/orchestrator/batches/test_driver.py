@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from admissions import ORCHESTRATOR, peer
+from admissions import BOSS, ORCHESTRATOR, peer
 from batches import BatchStand
 from tachikoma.identity.signed_messages import WorkOrder
 from tachikoma.identity.signing import verify
@@ -124,13 +124,14 @@ async def test_such_ends_stop_a_batch_that_says_so(make: Make, cause: StopCause,
     assert status.totals[TargetState(cause)] == 1
 
 
-async def test_a_command_that_needs_an_approval_is_denied_in_a_batch(make: Make) -> None:
+async def test_a_policy_that_requires_an_approval_since_the_batch_was_submitted_denies_the_target(make: Make) -> None:
     stand = await make(1)
-    batch = await stand.submit(command=("printf", "x"))
+    batch = await stand.submit()
+    stand.stand.change_policy("allowInteractive: true", f"requireApproval: true\n    approvers: [{BOSS}]")
     await stand.step(batch)
     result = (await stand.results(batch))["web-1"]
     assert (result.state, result.error) == (
-        TargetState.DENIED, "policy requires an approval, which a batch cannot wait for",
+        TargetState.DENIED, "policy requires an approval, which the batch does not have; submit it again",
     )  # fmt: skip
     assert (await stand.status(batch)).state is BatchState.DONE
 

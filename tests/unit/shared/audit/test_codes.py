@@ -22,7 +22,13 @@ FINAL = {AuditCode(state.lower()): state for state in ExecState if state.termina
 #: Every code by which something was refused.
 REFUSALS = {
     *(AuditCode.APPROVAL_REFUSED, AuditCode.DENIED, AuditCode.LIMITED, AuditCode.REFUSED, AuditCode.MALFORMED),
-    *(AuditCode.REJECTED, AuditCode.RECEIPT_REFUSED, AuditCode.IDENTITY_REJECTED, AuditCode.POLICY_KEPT),
+    *(
+        AuditCode.REJECTED,
+        AuditCode.BATCH_REJECTED,
+        AuditCode.RECEIPT_REFUSED,
+        AuditCode.IDENTITY_REJECTED,
+        AuditCode.POLICY_KEPT,
+    ),
     *(AuditCode.JOIN_REFUSED, AuditCode.NOTICE_REFUSED, AuditCode.REFUSALS_COUNTED, AuditCode.AGENT_CONTESTED),
 }
 

@@ -16,6 +16,7 @@ from tachikoma.cli.app import app
 
 #: Modules that make clients.
 SYNC = (
+    "batch_approvals",
     "agents",
     "approvals",
     "audit",

@@ -101,7 +101,8 @@ LINES: dict[str, tuple[str, ...] | None] = {
     # tests/unit/shared/cli/commands/test_doctor.py
     "doctor": None,
     # They need a batch: tests/unit/shared/cli/commands/test_run.py.
-    "batches ls": None, "batches status": None, "batches cancel": None, "batches logs": None, "run": None,
+    "batches ls": None, "batches status": None, "batches cancel": None, "batches logs": None, "batches approvals": None,
+    "batches approvals ID": None, "batches approve": None, "batches reject": None, "run": None,
     "run -o jsonl": None, "run --detach": None, "run --preview": None,
     "audit verify": None, "audit export": None, "sessions close": ("job-7",),
     # They need files: test_the_documents_of_files.

@@ -218,6 +218,40 @@ METHODS: dict[str, tuple[tuple[Any, ...], dict[str, Any], Any, Any, Any]] = {
         pb.ListBatchesResponse(batches=[BATCH_STATUS]),
         lambda found: found[0].id == "b-1",
     ),
+    "batch_approvals": (
+        (),
+        {},
+        pb.ListBatchApprovalsRequest(),
+        pb.ListBatchApprovalsResponse(batches=[BATCH_STATUS]),
+        lambda found: found[0].id == "b-1",
+    ),
+    "batch_approval": (
+        ("b-1",),
+        {},
+        pb.GetBatchApprovalRequest(id="b-1"),
+        pb.BatchApproval(
+            status=BATCH_STATUS,
+            request=batch_wire.request_to_pb(BATCH),
+            targets=["web-1"],
+            digest=b"\x01",
+            needs=[pb.ApprovalNeed(policy="free", targets=3, above=2, approvers=["**"])],
+        ),
+        lambda found: (found.targets, found.digest, found.needs[0].above) == (("web-1",), "01", 2),
+    ),
+    "approve_batch": (
+        ("b-1", "01ff", "change 4711"),
+        {},
+        pb.ApproveBatchRequest(id="b-1", digest=b"\x01\xff", reason="change 4711"),
+        BATCH_STATUS,
+        lambda found: found.id == "b-1",
+    ),
+    "reject_batch": (
+        ("b-1", "too many"),
+        {},
+        pb.RejectBatchRequest(id="b-1", reason="too many"),
+        BATCH_STATUS,
+        lambda found: found.id == "b-1",
+    ),
     "cancel_batch": (("b-1",), {}, pb.CancelBatchRequest(id="b-1"), BATCH_STATUS, lambda found: found.id == "b-1"),
     "recordings": (
         (),
@@ -235,13 +269,14 @@ METHODS: dict[str, tuple[tuple[Any, ...], dict[str, Any], Any, Any, Any]] = {
     ),
 }
 #: Methods whose second call could do something that the first did not.
-NOT_REPEATED = {"approve", "reject", "enroll_agent", "enroll_user", "run_schedule"}
+NOT_REPEATED = {"approve", "reject", "approve_batch", "reject_batch", "enroll_agent", "enroll_user", "run_schedule"}
 #: RPCs by the names of the methods, where these differ.
 RPC_OF = {
     "list_page": "List",
     "approvals": "ListApprovals", "approval": "GetApproval", "agents": "ListAgents", "policy_status": "GetPolicyStatus",
     "users": "ListUsers",
     "audit": "ListAuditEvents", "schedules": "ListSchedules", "batch": "GetBatch", "batches": "ListBatches",
+    "batch_approvals": "ListBatchApprovals", "batch_approval": "GetBatchApproval",
     "scheduled_runs": "ListScheduledRuns", "recordings": "ListRecordings",
 }  # fmt: skip
 #: RPCs without a method in this client, and why.

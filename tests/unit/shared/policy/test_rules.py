@@ -171,6 +171,7 @@ NO_RULE = {
     "maxTargets": "admission",
     "maxTargetsPercent": "admission",
     "requireApproval": "the decision",
+    "requireApprovalAbove": "the decision",
     "approvers": "the decision",
     "observers": "the decision",
     "record": "the decision",

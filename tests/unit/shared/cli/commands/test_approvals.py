@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tachikoma import Approval, ExecRequest, ExecState, InvalidRequest, ResourceLimits
-from tachikoma.cli.commands.approvals import _quoted
+from tachikoma.cli.commands.approvals import quoted
 
 REQUEST = ExecRequest(
     id="job-7", agent_id="web-1", command=("sh", "-c", "echo a\n echo b"), environment={"B": "2", "A": "1\nid  x"},
@@ -127,4 +127,4 @@ def test_an_approver_can_tell_a_line_break_from_a_backslash(
 
 @given(st.text(max_size=20), st.text(max_size=20))
 def test_two_words_are_never_shown_alike(one: str, other: str) -> None:
-    assert (_quoted(one) == _quoted(other)) == (one == other)
+    assert (quoted(one) == quoted(other)) == (one == other)
