@@ -22,14 +22,18 @@ from tachikoma.errors import TachikomaError
 from tachikoma.redis import keys
 from tachikoma.redis.access import connect
 from tachikoma.redis.commands import Redis
+from tachikoma_orchestrator.agents.labels import Labels
+from tachikoma_orchestrator.agents.users import Users
 from tachikoma_orchestrator.audit.findings import Findings
 from tachikoma_orchestrator.audit.trail import TrailBounds
+from tachikoma_orchestrator.batches.store import BatchStore
 from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.evidence import Evidence
 from tachikoma_orchestrator.executions.follower import Follower
 from tachikoma_orchestrator.executions.reaper import Reaper
 from tachikoma_orchestrator.executions.waiters import AwaitedOrder, Completions
 from tachikoma_orchestrator.executions.waiting_callers import WaitingCallers
+from tachikoma_orchestrator.schedules.store import ScheduleStore
 from tachikoma_orchestrator.store.subscriber import Subscriber
 
 EXEC = "job-7"
@@ -39,6 +43,11 @@ KEYS = (
     keys.ONLINE, keys.DRAINING, keys.REVOKED, keys.INDEX, keys.agent_index(AGENT), keys.OPEN, keys.APPROVALS,
     keys.OUTPUTS, keys.JOINED, keys.cancel(AGENT, EXEC), keys.read(AGENT, EXEC), keys.enrolment(AGENT),
     *keys.scope(f"agent:{AGENT}"),
+)  # fmt: skip
+#: Keys of which each part reads one or two fields; each has a test of what else they may contain.
+FURTHER_KEYS = (
+    keys.LABELS, keys.LABELS_CHANGES, keys.USERS, keys.BATCHES, keys.BATCHES_OPEN, *keys.batch(EXEC), keys.SCHEDULES,
+    keys.schedule(EXEC), keys.schedule_order(EXEC), keys.schedule_runs(EXEC),
 )  # fmt: skip
 
 NUMBERS = st.sampled_from([b"0", b"-1", b"1e309", b"9" * 400, b"nan", b"\xff", b"", b"x", b"18446744073709551616"])
@@ -86,6 +95,10 @@ class Readers:
             trail=stand.trail, audit_bounds=TrailBounds(timedelta(hours=1), 1000, closed=True),
         )  # fmt: skip
         self.callers = WaitingCallers(redis, stand.ledger, self.completions, self.collector, stand.registry)
+        self.labels = Labels(redis, stand.identity)
+        self.users = Users(redis, stand.registry.revocations)
+        self.batches = BatchStore(redis, retention=timedelta(hours=1))
+        self.schedules = ScheduleStore(redis, retention=timedelta(hours=1))
 
     async def follow(self) -> None:
         follower = Follower(self.stand.redis, Subscriber(self.stand.redis), AGENT, EXEC, 0)
@@ -116,7 +129,7 @@ class Readers:
         """What runs without a caller: an unexpected error ends the process."""
         return [
             self.reaper.sweep, self.reaper._trim, self.callers.check, self.stand.registry.discover,
-            self.stand.registry.revocations.refresh,
+            self.stand.registry.revocations.refresh, self.labels.refresh, self.batches.open_batches,
         ]  # fmt: skip
 
     @property
@@ -131,7 +144,9 @@ class Readers:
             lambda: stand.approvals.pending(peer(), everybody=True),
             lambda: stand.approvals.describe(EXEC, peer()),
             lambda: stand.trail.read(after="", limit=10), lambda: stand.trail.read(after="0-0", limit=10),
-            lambda: stand.admit("true"),
+            lambda: stand.admit("true"), self.users.describe, lambda: self.batches.newest(10),
+            lambda: self.batches.status(EXEC), lambda: self.batches.results(EXEC), lambda: self.batches.not_ended(EXEC),
+            self.schedules.names, lambda: self.schedules.state(EXEC), lambda: self.schedules.runs(EXEC, limit=10),
         ]  # fmt: skip
 
 
@@ -162,7 +177,7 @@ async def test_no_value_ends_a_reader(
     await redis.aclose()
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", [*KEYS, *FURTHER_KEYS])
 async def test_a_value_of_another_type_ends_no_reader(redis: Redis, tmp_path: Path, key: str) -> None:
     for command, *values in WRONG:
         folder = tmp_path / command
