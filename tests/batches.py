@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from admissions import ORCHESTRATOR, Stand, peer
+from admissions import DOMAIN, ORCHESTRATOR, Stand, peer
+from tachikoma.dev.ca import DevelopmentCA
+from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.signed_messages import OutputDigest, Receipt, WorkOrder
-from tachikoma.identity.signing import verify
+from tachikoma.identity.signing import sign, verify
+from tachikoma.identity.spiffe import agent_id
+from tachikoma.identity.svid import Svid
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.batches import BatchRequest, BatchResult, BatchStatus
@@ -95,19 +100,29 @@ class BatchStand:
         return verify(token, WorkOrder, self.stand.identity.current().bundle, ORCHESTRATOR)
 
     async def end(
-        self, agent: str, state: ExecState = ExecState.SUCCEEDED, *, exit_code: int = 0, sha256: str = "0" * 64
-    ) -> WorkOrder:
-        """Let an agent take its order and end it, recorded as its receipt would be."""
+        self, agent: str, state: ExecState = ExecState.SUCCEEDED, *,
+        exit_code: int = 0, sha256: str = "0" * 64, signed: bool = False,
+    ) -> WorkOrder:  # fmt: skip
+        """Let an agent take its order and end it, recorded as its receipt would be; `signed` if that is verified."""
         order = await self.take(agent)
         assert order is not None, f"{agent} was sent nothing"
         record = await self.stand.ledger.record(order.jti)
         assert record is not None
         killed = KillReceipt(empty=True, whole=True) if state is ExecState.TIMED_OUT else None
         receipt = Receipt(
-            iss="", iat=1, jti=order.jti, order_sha256=record.order_sha256, state=state, exit_code=exit_code,
+            iss=str(agent_id(DOMAIN, agent)), iat=int(time.time()),
+            jti=order.jti, order_sha256=record.order_sha256, state=state, exit_code=exit_code,
             signal=0, error="", executable="/usr/bin/true", started_ms=1, ended_ms=2, duration_us=1000, chunks=0,
             stdout=EMPTY.model_copy(update={"sha256": sha256}), stderr=EMPTY, kill=killed,
         )  # fmt: skip
-        outcome = await self.stand.ledger.complete(agent, order.jti, receipt, "the receipt")
+        token = sign(self._identity(agent), receipt) if signed else "the receipt"
+        outcome = await self.stand.ledger.complete(agent, order.jti, receipt, token)
         assert outcome is TransitionOutcome.DONE
         return order
+
+    def _identity(self, agent: str) -> Svid:
+        """The identity of an agent, by the authority of the stand."""
+        folder = self.stand.file.parent
+        if not (folder / agent).exists():
+            DevelopmentCA(folder / "ca", DOMAIN).issue(agent_id(DOMAIN, agent), folder / agent)
+        return FileSvidSource(folder / agent).current()

@@ -14,7 +14,7 @@ import pytest
 from support import Cli, make_cli, prepare, wait_until
 
 from patience import PATIENCE_SECONDS
-from tachikoma import BatchRequest, BatchState, BatchUpdate, Client, ExecState, NotFound, TargetState
+from tachikoma import BatchRequest, BatchState, BatchUpdate, Client, ExecState, HealthGate, NotFound, TargetState
 from tachikoma.dev.stack import Stack
 from tachikoma.identity.spiffe import user_id
 
@@ -160,6 +160,34 @@ def test_ctrl_c_cancels_the_batch(cli: Cli, client: Client) -> None:
     _, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 125
     assert "2 cancelled: agent-[1-2]" in errors.decode()
+
+
+def test_a_failed_health_gate_stops_the_batch_before_its_next_wave(cli: Cli, client: Client, tmp_path: Path) -> None:
+    """The gate succeeds once: before the first wave."""
+    check = f"sh -c 'test ! -e {tmp_path}/checked && touch {tmp_path}/checked'"
+    done = cli.run("run", "--id", "gated", "--wave", "1", "--gate", "agent-3", check, "agent-[1-2]", "--", "true")
+    assert done.returncode == 125
+    status = client.batch("gated")
+    assert (status.state, status.totals) == (
+        BatchState.STOPPED, {TargetState.SUCCEEDED: 1, TargetState.NOT_STARTED: 1},
+    )  # fmt: skip
+    gate = client.status(status.reason.split()[3])
+    assert (gate.state, gate.agent_id) == (ExecState.FAILED, "agent-3")
+    assert "ended as FAILED with exit code 1, before targets 2 to 2 of 2" in done.stderr.decode()
+
+
+def test_a_cancelled_batch_ends_its_health_gate(client: Client) -> None:
+    gate = HealthGate(agent_id="agent-3", command=("sleep", "601"), timeout=600)  # type: ignore[arg-type]
+    wanted = batch("true", gate=gate)
+    client.submit_batch(wanted)
+
+    def gates() -> list[ExecState]:
+        found = client.list_page(include_ended=True, page_size=100)[0]
+        return [item.state for item in found if item.command == ("sleep", "601")]
+
+    wait_until(lambda: gates() == [ExecState.STARTED], "the gate runs")
+    assert client.cancel_batch(wanted.id).totals == {TargetState.NOT_STARTED: AGENTS}
+    wait_until(lambda: gates() == [ExecState.CANCELLED], "the gate was cancelled")
 
 
 def test_a_batch_belongs_to_its_requester(stack: Stack, client: Client) -> None:

@@ -68,10 +68,13 @@ class BatchCalls(ExecutionCalls):
         )
         signed = await store.signed(request.id)
         _, running = await store.not_ended(request.id)
-        if signed is not None and running:
+        if signed is not None:
             frozen = read_frozen(self._parts.identity.current(), request.id, signed)
             # Without altered ones: the reaper reports them, and the others must not go on because of them.
-            records = await self._parts.ledger.records([frozen.exec_id(agent) for agent in running])
+            ids = [frozen.exec_id(agent) for agent in running]
+            if frozen.request.gate is not None and (progress := await store.progress(request.id)):
+                ids.append(frozen.gate_id(progress.released))
+            records = await self._parts.ledger.records(ids)
             limit = asyncio.Semaphore(CANCELS)
 
             async def cancel(record: Record) -> None:

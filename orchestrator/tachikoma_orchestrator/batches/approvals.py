@@ -106,7 +106,7 @@ class BatchApprovals:
         svid = self._identity.current()
         claims = ApprovedBatch(
             iss=str(svid.spiffe_id), iat=int(time.time()), jti=frozen.id, sub=str(peer), reason=reason,
-            batch_sha256=frozen.sha256, digest=digest, targets=found.bindings,
+            batch_sha256=frozen.sha256, digest=digest, targets=found.bindings, gate=found.gate,
         )  # fmt: skip
         done = await self._store.approve(
             frozen.id, sign(svid, claims),

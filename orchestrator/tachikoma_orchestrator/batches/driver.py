@@ -24,6 +24,7 @@ from tachikoma.vocabulary.batches import BatchState
 from tachikoma.vocabulary.clock import duration_ms
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.batches.frozen import Frozen
+from tachikoma_orchestrator.batches.gates import GateState, HealthGates
 from tachikoma_orchestrator.batches.starter import CHUNK, Starter
 from tachikoma_orchestrator.batches.store import BatchProgress, BatchStore
 from tachikoma_orchestrator.batches.verified import VerifiedBatches
@@ -42,8 +43,11 @@ LEASE_SECONDS = 3
 class BatchDriver:
     """Drives the open batches."""
 
-    def __init__(self, store: BatchStore, starter: Starter, trail: AuditTrail, identity: SvidSource) -> None:
+    def __init__(
+        self, store: BatchStore, starter: Starter, gates: HealthGates, trail: AuditTrail, identity: SvidSource
+    ) -> None:
         self._store = store
+        self._gates = gates
         self._starter = starter
         self._trail = trail
         self._name = f"{os.getpid()}-{secrets.token_hex(8)}"
@@ -110,7 +114,7 @@ class BatchDriver:
         if progress.pending:
             await self._start(frozen, progress, approval)
         elif not progress.running:
-            await self._next_wave(frozen, progress)
+            await self._next_wave(frozen, progress, approval)
 
     async def _await_approval(self, batch_id: str, progress: BatchProgress) -> None:
         """End a batch that was not approved in time."""
@@ -129,22 +133,33 @@ class BatchDriver:
         if len(agents) < len(progress.pending):
             self._changed.set()
 
-    async def _next_wave(self, frozen: Frozen, progress: BatchProgress) -> None:
+    async def _next_wave(self, frozen: Frozen, progress: BatchProgress, approval: ApprovedBatch | None) -> None:
         """Release the next wave, when the last one has ended: after the canary only without a failure."""
         released, total = progress.released, len(frozen.targets)
         if released >= total:
             return
-        if released == frozen.request.canary and progress.failures:
-            reason = f"{progress.failures} of the first {released} targets failed"
-            await self._store.halt(frozen.id, BatchState.STOPPED, AuditCode.BATCH_STOPPED, reason)
+        if released and released == frozen.request.canary and progress.failures:
+            await self._stop(frozen, f"{progress.failures} of the first {released} targets failed")
             return
-        pause_ms = duration_ms(frozen.request.pause)
+        pause_ms = duration_ms(frozen.request.pause) if released else 0
         if pause_ms and not progress.paused_ms:
             await self._store.release(frozen.id, released, released, "")
             return
         if progress.now_ms < progress.paused_ms + pause_ms:
             return
         following = frozen.wave_end(released)
-        reason = f"targets {released + 1} to {following} of {total}"
-        if await self._store.release(frozen.id, released, following, reason):
+        reason, evidence = f"targets {released + 1} to {following} of {total}", ""
+        if frozen.request.gate is not None:
+            self._trail.check()
+            found = await self._gates.check(frozen, released, approval)
+            if found.state is GateState.OPEN:
+                return
+            reason, evidence = f"{found.reason}, before {reason}", found.evidence
+            if found.state is GateState.FAILED:
+                await self._stop(frozen, reason, evidence)
+                return
+        if await self._store.release(frozen.id, released, following, reason, evidence=evidence):
             self._changed.set()
+
+    async def _stop(self, frozen: Frozen, reason: str, evidence: str = "") -> None:
+        await self._store.halt(frozen.id, BatchState.STOPPED, AuditCode.BATCH_STOPPED, reason, evidence=evidence)

@@ -12,6 +12,7 @@ from datetime import timedelta
 from tachikoma.policy.decision import Decision
 from tachikoma.vocabulary.batches import ApprovalNeed
 from tachikoma_orchestrator.batches.frozen import Frozen
+from tachikoma_orchestrator.batches.gates import gate_verdict
 from tachikoma_orchestrator.batches.starter import Starter
 
 __all__ = ["Examination", "needs_of"]
@@ -44,6 +45,8 @@ class Examination:
     bindings: tuple[str, ...]
     #: Targets that policy denies.
     denied: tuple[str, ...]
+    #: What the first health gate would run; empty without one, or if policy denies it.
+    gate: str
     #: SHA-256 over the batch and all bindings, in hexadecimal.
     digest: str
 
@@ -59,9 +62,13 @@ class Examination:
             else:
                 decisions.append(verdict.allowed.decision)
             await asyncio.sleep(0)
+        gate = await gate_verdict(starter, frozen, 0) if frozen.request.gate is not None else None
+        if gate is not None and gate.allowed is not None:
+            decisions.append(gate.allowed.decision)
         needs = needs_of(decisions)
         names = {need.policy for need in needs}
         waits = [found.approval_timeout for found in decisions if found.policy.partition("@")[0] in names]
-        content = json.dumps([frozen.id, frozen.request.digest(frozen.targets), bindings])
+        gate_binding = gate.binding if gate is not None else ""
+        content = json.dumps([frozen.id, frozen.request.digest(frozen.targets), bindings, gate_binding])
         digest = hashlib.sha256(content.encode()).hexdigest()
-        return cls(needs, min(waits, default=timedelta(0)), tuple(bindings), tuple(denied), digest)
+        return cls(needs, min(waits, default=timedelta(0)), tuple(bindings), tuple(denied), gate_binding, digest)

@@ -97,6 +97,11 @@ class Frozen:
         text = f"{self._claims.nonce} {self.id} {agent}"
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
+    def gate_id(self, place: int) -> str:
+        """Return the id of the execution of the health gate at a place in the list: the same each time."""
+        # No agent has an id with a space, so no target has such an execution id.
+        return self.exec_id(f"gate {place}")
+
     def wave_end(self, released: int) -> int:
         """Return the place at which the wave ends that begins at a place: after the canary, one wave after another."""
         return next_wave(self.request, len(self.targets), released)

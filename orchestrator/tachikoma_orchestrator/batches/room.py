@@ -11,6 +11,7 @@ from tachikoma_orchestrator.admission.admit import Admitter
 from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.batches.approvals import BatchApprovals
 from tachikoma_orchestrator.batches.driver import BatchDriver
+from tachikoma_orchestrator.batches.gates import HealthGates
 from tachikoma_orchestrator.batches.starter import Starter
 from tachikoma_orchestrator.batches.store import BatchStore
 from tachikoma_orchestrator.batches.submission import BatchSubmission
@@ -41,7 +42,8 @@ class Batches:
         """Put the parts together; `retention` is how long ended batches are kept."""
         store = BatchStore(redis, retention=retention)
         starter = Starter(admitter, ledger, registry, store)
-        driver = BatchDriver(store, starter, ledger.trail, identity)
+        gates = HealthGates(admitter, ledger, evidence, starter)
+        driver = BatchDriver(store, starter, gates, ledger.trail, identity)
         driver.attach(subscriber)
         return cls(
             store,

@@ -11,6 +11,7 @@ import structlog
 from tachikoma.identity.signed_messages import ApprovedBatch
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.batches import TargetState
+from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma_orchestrator.admission.admit import Admitter
 from tachikoma_orchestrator.admission.digests import approval_digest, request_digest
 from tachikoma_orchestrator.admission.orders import AllowedRequest
@@ -21,7 +22,7 @@ from tachikoma_orchestrator.batches.store import BatchStore
 from tachikoma_orchestrator.executions.ledger import LIMITS, Ledger
 from tachikoma_orchestrator.executions.transitions import Admission, Dispatch
 
-__all__ = ["CHUNK", "Starter", "Verdict"]
+__all__ = ["CHUNK", "Starter", "Verdict", "approved", "with_approval"]
 
 log = structlog.get_logger(__name__)
 
@@ -76,6 +77,10 @@ class Starter:
             request = frozen.request.execution(frozen.exec_id(agent), agent, self._registry.labels(agent))
         except ValueError as error:
             return Verdict(TargetState.DENIED, str(error), None)
+        return await self.decided(frozen, request)
+
+    async def decided(self, frozen: Frozen, request: ExecRequest) -> Verdict:
+        """Return what policy says about a request of a batch; nothing is recorded."""
         request = request.model_copy(update={"requested_by": frozen.requested_by})
         decision = await self._admitter.decide(request, frozen.peer.address)
         allowed = self._admitter.allowed(request, decision, request_digest(request), frozen.peer.address)
@@ -95,14 +100,15 @@ class Starter:
             Unavailable: requests cannot be recorded, or the orchestrator's certificate has expired.
         """
         prepared: list[tuple[Admission, Dispatch | None]] = []
-        approved = {} if approval is None else {"approved_by": approval.sub, "approval_reason": approval.reason}
         for agent in agents:
-            verdict = _with_approval(frozen, agent, await self.verdict(frozen, agent), approval)
+            verdict = await self.verdict(frozen, agent)
+            bound = approval is not None and approval.targets[frozen.places[agent]] == verdict.binding
+            verdict = with_approval(verdict, approval, bound)
             if verdict.state is not None or verdict.allowed is None:
                 await self._deny(frozen, agent, verdict)
                 continue
             unfit = self._admitter.unfit(verdict.allowed.request)
-            prepared.append(await self._admitter.prepare(verdict.allowed, unfit, batch=frozen.id, **approved))
+            prepared.append(await self._admitter.prepare(verdict.allowed, unfit, batch=frozen.id, **approved(approval)))
         if not prepared:
             return
         for (admission, _), (outcome, retry_seconds) in zip(
@@ -116,13 +122,18 @@ class Starter:
     async def _deny(self, frozen: Frozen, agent: str, verdict: Verdict) -> None:
         """Record that policy does not allow a target, and end the target."""
         if verdict.allowed is not None:
-            await self._admitter.deny(verdict.allowed.request, frozen.peer, _denial(verdict), batch=frozen.id)
+            await self.refuse(frozen, verdict)
         else:
             await self._trail.append_refusal(
                 AuditCode.DENIED, subject=frozen.requested_by, id=frozen.exec_id(agent), agent_id=agent,
                 authorized="0", requested_by=frozen.requested_by, reason=verdict.reason, batch=frozen.id,
             )  # fmt: skip
         await self._store.end_target(frozen.id, agent, TargetState.DENIED, verdict.reason)
+
+    async def refuse(self, frozen: Frozen, verdict: Verdict) -> None:
+        """Record that policy does not allow a request of a batch."""
+        assert verdict.allowed is not None
+        await self._admitter.deny(verdict.allowed.request, frozen.peer, _denial(verdict), batch=frozen.id)
 
     def _delay(self, exec_id: str, retry_seconds: float) -> None:
         first, most = RETRY_SECONDS
@@ -133,19 +144,27 @@ class Starter:
         self._delayed[exec_id] = time.monotonic() + seconds, seconds
 
 
-def _with_approval(frozen: Frozen, agent: str, verdict: Verdict, approval: ApprovedBatch | None) -> Verdict:
-    """Return a verdict, or a denial if the target needs an approval that the batch does not have."""
+def approved(approval: ApprovedBatch | None) -> dict[str, str]:
+    """Return the arguments of `Admitter.prepare` for a request of a batch, by the approval of the batch."""
+    return {} if approval is None else {"approved_by": approval.sub, "approval_reason": approval.reason}
+
+
+def with_approval(verdict: Verdict, approval: ApprovedBatch | None, bound: bool) -> Verdict:
+    """Return a verdict, or a denial if the request needs an approval that the batch does not have.
+
+    Args:
+        verdict: what policy says.
+        approval: the verified approval of the batch; None without one.
+        bound: True if the approval contains what would run.
+    """
     if verdict.state is not None or verdict.allowed is None:
         return verdict
     if approval is not None:
-        if approval.targets[frozen.places[agent]] == verdict.binding:
-            return verdict
-        why = "what would run is not what was approved: policy or the agent's labels changed"
-        return Verdict(TargetState.DENIED, why, verdict.allowed)
-    if verdict.allowed.decision.approvers:
-        why = "policy requires an approval, which the batch does not have; submit it again"
-        return Verdict(TargetState.DENIED, why, verdict.allowed)
-    return verdict
+        why = "" if bound else "what would run is not what was approved: policy or the agent's labels changed"
+    else:
+        needed = verdict.allowed.decision.approvers
+        why = "policy requires an approval, which the batch does not have; submit it again" if needed else ""
+    return Verdict(TargetState.DENIED, why, verdict.allowed) if why else verdict
 
 
 def _denial(verdict: Verdict) -> Denial:

@@ -139,7 +139,7 @@ class BatchStore:
         )
         return bool(await self._runner.run(call, confirmed=True))
 
-    async def release(self, batch_id: str, released: int, following: int, reason: str) -> bool:
+    async def release(self, batch_id: str, released: int, following: int, reason: str, *, evidence: str = "") -> bool:
         """Let the targets before a place start, or begin the pause before that if the place is the same.
 
         Args:
@@ -147,16 +147,25 @@ class BatchStore:
             released: the place as it was read; if it has changed since, nothing is changed.
             following: the new place.
             reason: which targets, for the audit event.
+            evidence: SHA-256 of the receipt that it rests on, in hexadecimal; empty for none.
         """
         batch, _, running, _ = keys.batch(batch_id)
         call = self._release(
             keys=[batch, running, keys.BATCHES_CHANGED],
-            args={"id": batch_id, "released": released, "next": following, "reason": reason},
+            args={"id": batch_id, "released": released, "next": following, "reason": reason, "evidence": evidence},
         )
         return bool(await self._runner.run(call))
 
     async def halt(
-        self, batch_id: str, state: BatchState, code: AuditCode, reason: str, *, by: str = "", waiting: bool = False
+        self,
+        batch_id: str,
+        state: BatchState,
+        code: AuditCode,
+        reason: str,
+        *,
+        by: str = "",
+        evidence: str = "",
+        waiting: bool = False,
     ) -> bool:
         """Let no further target start; return False if the batch was not running.
 
@@ -166,12 +175,14 @@ class BatchStore:
             code: code of the audit event.
             reason: why, in words.
             by: SPIFFE ID of the caller who cancelled or rejected; empty for none.
+            evidence: SHA-256 of the receipt that it rests on, in hexadecimal; empty for none.
             waiting: True to halt it only while it waits for its approval.
         """
         call = self._halt(
             keys=[keys.batch(batch_id)[0]],
             args={
-                "id": batch_id, "state": state, "code": code, "reason": reason, "actor": by, "waiting": waiting,
+                "id": batch_id, "state": state, "code": code, "reason": reason, "actor": by, "evidence": evidence,
+                "waiting": waiting,
             },
         )  # fmt: skip
         return bool(await self._runner.run(call, confirmed=bool(by)))

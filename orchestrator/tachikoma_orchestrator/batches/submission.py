@@ -23,6 +23,7 @@ from tachikoma_orchestrator.admission.admit import Admitter
 from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.batches.examination import Examination, needs_of
 from tachikoma_orchestrator.batches.frozen import Frozen, next_wave
+from tachikoma_orchestrator.batches.gates import gate_verdict
 from tachikoma_orchestrator.batches.starter import Starter, Verdict
 from tachikoma_orchestrator.batches.store import MAX_OPEN, BatchStore
 from tachikoma_orchestrator.caller import Peer
@@ -81,8 +82,8 @@ class BatchSubmission:
         outcome = await self._store.submit(
             request, targets, frozen.signed(svid),
             requested_by=str(peer), shown=self._admitter.shown(template), digest=resolved.digest,
-            released=next_wave(request, len(targets), 0), summary=_summary(frozen), needs=frozen.needs,
-            approval_timeout=approval_timeout,
+            released=0 if request.gate else next_wave(request, len(targets), 0), summary=_summary(frozen),
+            needs=frozen.needs, approval_timeout=approval_timeout,
         )  # fmt: skip
         if outcome == "CONFLICT":
             raise AlreadyExists(f"the id {request.id!r} was used for another batch", metadata={"id": request.id})
@@ -107,6 +108,8 @@ class BatchSubmission:
                 decisions.append(verdict.allowed.decision)
             # Other calls go on in between: policy decides thousands of targets without waiting for anything.
             await asyncio.sleep(0)
+        if frozen.request.gate is not None and (gate := await gate_verdict(self._starter, frozen, 0)).allowed:
+            decisions.append(gate.allowed.decision)
         return BatchPreview(digest=resolved.digest, targets=tuple(targets), needs=needs_of(decisions))
 
     def _previewed(self, agent: str, info: AgentInfo | None, verdict: Verdict) -> PreviewedTarget:

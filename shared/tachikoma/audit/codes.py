@@ -328,9 +328,11 @@ AUDIT_CODES: Mapping[AuditCode, AuditCodeRow] = {
         "An approver rejected a batch; none of it ran.",
         "batch, actor, reason", outcome=Outcome.REFUSED, severity=Severity.MEDIUM,
     ),
-    AuditCode.BATCH_WAVE: _base("A batch may start its next targets.", "batch, reason"),
+    AuditCode.BATCH_WAVE: _base(
+        "A batch may start its next targets.", "batch, reason, digest of the receipt of its health gate"
+    ),
     AuditCode.BATCH_STOPPED: _base(
-        "A batch starts no more targets: its stop rule was reached, or its canary failed.",
+        "A batch starts no more targets: its stop rule was reached, or its canary or a health gate failed.",
         "batch, reason, digest of the last receipt", outcome=Outcome.FAILED, severity=Severity.LOW,
     ),
     AuditCode.BATCH_CANCELLED: _base("A user cancelled a batch; it starts no more targets.", "batch, actor"),

@@ -33,6 +33,7 @@ from tachikoma.vocabulary.batches import (
     BatchState,
     BatchStatus,
     BatchUpdate,
+    HealthGate,
     PreviewedTarget,
     StopCause,
     TargetState,
@@ -68,6 +69,11 @@ def _counts_from_wire(counts: Iterable[pb.TargetCount]) -> dict[TargetState, int
 _COUNTS: Converter[Any, Any] = Converter(_counts_to_wire, _counts_from_wire)
 
 
+_GATE = WireFormat(
+    HealthGate,
+    pb.HealthGate,
+    (WireField("agent_id"), WireField("command", TUPLE), *optional("timeout", converter=DURATION)),
+)
 _REQUEST = WireFormat(
     BatchRequest,
     pb.BatchRequest,
@@ -81,6 +87,7 @@ _REQUEST = WireFormat(
         *optional("timeout", "pause", "deadline", converter=DURATION),
         *optional("limits", converter=nested(wire.LIMITS)),
         *optional("wave", "stop_after", "retry_of"),
+        *optional("gate", converter=nested(_GATE)),
         WireField("stop_on", repeated(_CAUSE)),
         WireField("retry_states", repeated(_TARGET)),
     ),
@@ -144,6 +151,7 @@ _APPROVAL = WireFormat(
 
 #: Every table, for the test that no field is forgotten.
 FORMATS: tuple[WireFormat[Any, Any], ...] = (
+    _GATE,
     _REQUEST, _NEED, _STATUS, _RESULT, _UPDATE, _TARGET_PREVIEW, _PREVIEW, _APPROVAL,
 )  # fmt: skip
 

@@ -143,6 +143,10 @@ class FrozenBatch(Claims):
     needs: tuple[ApprovalNeed, ...] = ()
 
 
+#: The first half of a SHA-256, in hexadecimal, or nothing.
+Binding = Annotated[str, Field(pattern=r"^([0-9a-f]{32})?$")]
+
+
 class ApprovedBatch(Claims):
     """The approval of a batch. Redis stores it and cannot make one."""
 
@@ -158,9 +162,9 @@ class ApprovedBatch(Claims):
     #: Digest of what was approved; see `BatchApproval.digest`.
     digest: Digest
     #: The first half of the digest of what each target would run, in the order of the list; empty for a denied one.
-    targets: Annotated[
-        tuple[Annotated[str, Field(pattern=r"^([0-9a-f]{32})?$")], ...], Field(max_length=MAX_EXPRESSIONS)
-    ]
+    targets: Annotated[tuple[Binding, ...], Field(max_length=MAX_EXPRESSIONS)]
+    #: The same of its first health gate; empty without one.
+    gate: Binding = ""
 
 
 class CancelOrder(Claims):

@@ -19,6 +19,7 @@ from tachikoma.vocabulary.types import Base64, Duration, Identifier, Timestamp
 
 __all__ = [
     "DEFAULT_DEADLINE",
+    "DEFAULT_GATE_TIMEOUT",
     "DEFAULT_PARALLEL",
     "FAILURES",
     "MAX_EXPRESSIONS",
@@ -31,6 +32,7 @@ __all__ = [
     "BatchState",
     "BatchStatus",
     "BatchUpdate",
+    "HealthGate",
     "PreviewedTarget",
     "Share",
     "StopCause",
@@ -45,6 +47,8 @@ MAX_EXPRESSIONS = 20_000
 MAX_PARALLEL, DEFAULT_PARALLEL = 1000, "50"
 #: Longest time of a batch by default; then no more targets start.
 DEFAULT_DEADLINE = timedelta(hours=1)
+#: Longest run time of a health gate by default.
+DEFAULT_GATE_TIMEOUT = timedelta(minutes=1)
 
 _SHARE = re.compile(r"[0-9]{1,5}|(?:100|[0-9]{1,2})%")
 #: A variable of a command, or its doubled braces, which stand for the text itself.
@@ -144,6 +148,31 @@ def substituted(text: str, agent: str, labels: Mapping[str, str]) -> str:
     return _VARIABLE.sub(value, text)
 
 
+class HealthGate(CallersModel):
+    """A command that must succeed before the first wave of a batch, and before each further one."""
+
+    #: The agent that it runs on; it may be one of the targets.
+    agent_id: Identifier
+    #: The argv; nothing in it is replaced.
+    command: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_ARGUMENTS)]
+    #: Longest run time; a gate that takes longer has failed.
+    timeout: Duration = DEFAULT_GATE_TIMEOUT
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        # The bounds of a request.
+        self.execution("gate")
+        return self
+
+    def execution(self, exec_id: str) -> ExecRequest:
+        """Return the request of the gate's execution with an id. Raises ValueError if it breaks a bound."""
+        values = {"id": exec_id, "agent_id": self.agent_id, "command": self.command, "timeout": self.timeout}
+        try:
+            return ExecRequest.model_validate(values)
+        except ValidationError as error:
+            raise ValueError(describe_validation_error(error)) from None
+
+
 class BatchRequest(CallersModel):
     """A request to run one command on many agents."""
 
@@ -168,6 +197,9 @@ class BatchRequest(CallersModel):
     wave: Share | None = None
     #: Time between two waves, and after the canary.
     pause: Duration = timedelta(0)
+    #: A check before the first wave, and between two waves after the pause; None for none. If it fails, nothing further
+    #: starts.
+    gate: HealthGate | None = None
     #: Failures in the whole batch after which no further target starts; None for no such rule.
     stop_after: Share | None = None
     #: Ends that count as failures besides a failed, timed out, out of memory or lost execution.

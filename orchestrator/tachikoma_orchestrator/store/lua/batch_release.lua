@@ -10,6 +10,7 @@
 --      released  the place as the caller read it
 --      next      the new place; the same place begins the pause before the next wave
 --      reason    which targets, for the audit event
+--      evidence  SHA-256 of the receipt that it rests on; empty for none
 -- RESULT: 1, or 0 if the batch has changed since
 local batch, running, changed = unpack(KEYS)
 local state, released = unpack(redis.call('HMGET', batch, 'state', 'released'))
@@ -20,6 +21,6 @@ if args.next == args.released then
   return redis.call('HSETNX', batch, 'paused_ms:' .. released, text(clock()))
 end
 redis.call('HSET', batch, 'released', args.next)
-audit_batch(args.id, 'batch_wave', args.reason, '', '')
+audit_batch(args.id, 'batch_wave', args.reason, args.evidence, '')
 redis.call('PUBLISH', changed, args.id)
 return 1

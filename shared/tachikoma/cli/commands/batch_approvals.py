@@ -149,6 +149,8 @@ def _facts(found: BatchApproval) -> Iterator[tuple[str, str]]:
     for name, value in sorted(request.environment.items()):
         yield "variable", f"{name}={quoted(value)}"
     yield from stdin_facts(request.stdin)
+    if request.gate is not None:
+        yield "health gate", f"on {request.gate.agent_id}: {' '.join(map(quoted, request.gate.command))}"
     yield "parallel", request.parallel
     if request.timeout is not None:
         yield "timeout", format_duration(request.timeout)

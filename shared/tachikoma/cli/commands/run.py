@@ -7,6 +7,7 @@ their end is unknown.
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -74,6 +75,10 @@ def run(
     parallel: Annotated[str, typer.Option("--parallel", "-p", help="Most targets at once: 10, or 25%.")] = "",
     canary: Annotated[int, typer.Option(min=0, help="Run on n targets first; the rest only if none failed.")] = 0,
     wave: Annotated[str | None, typer.Option(help="Targets of a wave, which ends before the next: 10, or 25%.")] = None,
+    gate: Annotated[
+        tuple[str, str] | None, typer.Option(help="Agent and command that must succeed before each wave.")
+    ] = None,
+    gate_timeout: Annotated[str | None, typer.Option(help="Longest run time of the gate; a minute by default.")] = None,
     pause: Annotated[str | None, typer.Option(help="Time between waves: 30s, 5m.")] = None,
     stop_after: Annotated[str | None, typer.Option(help="Start no more after n failures: 3, or 5%.")] = None,
     stop_on: StopOnOption = None,
@@ -107,6 +112,7 @@ def run(
     with reported("batch"):
         values |= _targets(words_given or [], from_file, retry) | _times(times)
         values |= {"stop_on": tuple(cause.upper() for cause in stop_on or ()), "environment": environment(env or [])}
+        values["gate"] = _gate(gate, gate_timeout)
         values["stdin"] = read_input(MAX_STDIN_BYTES + 1) if stdin else None
         raise typer.Exit(asyncio.run(_run(_request(values), view, preview=preview, detach=detach)))
 
@@ -127,6 +133,20 @@ def _targets(given: list[str], file: Path | None, retry: tuple[str, str] | None)
 def _times(given: dict[str, str | None]) -> dict[str, timedelta]:
     """Return the durations of the options that were given, by their names."""
     return {name: duration(text, f"--{name}") for name, text in given.items() if text is not None}
+
+
+def _gate(given: tuple[str, str] | None, timeout: str | None) -> dict[str, Any] | None:
+    """Return the health gate that the options name; None for none. The command is split as a shell splits it."""
+    if given is None:
+        if timeout is not None:
+            raise InvalidRequest("--gate-timeout needs --gate AGENT COMMAND")
+        return None
+    try:
+        command = shlex.split(given[1])
+    except ValueError as error:
+        raise InvalidRequest(f"--gate: {given[1][:80]!r} is no command: {error}") from None
+    values: dict[str, Any] = {"agent_id": given[0], "command": command}
+    return values if timeout is None else values | {"timeout": duration(timeout, "--gate-timeout")}
 
 
 def _split(given: list[str], file: Path | None, *, elsewhere: bool) -> tuple[tuple[str, ...], list[str]]:

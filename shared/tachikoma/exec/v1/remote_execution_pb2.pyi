@@ -3431,6 +3431,7 @@ class BatchRequest(_message.Message):
     DEADLINE_FIELD_NUMBER: _builtins.int
     RETRY_OF_FIELD_NUMBER: _builtins.int
     RETRY_STATES_FIELD_NUMBER: _builtins.int
+    GATE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the batch and idempotency key. The client library creates one if the caller sets none."""
     work_dir: _builtins.str
@@ -3485,6 +3486,10 @@ class BatchRequest(_message.Message):
     def retry_states(self) -> _containers.RepeatedScalarFieldContainer[Global___TargetState.ValueType]:
         """States of these targets. Empty: all but SUCCEEDED."""
 
+    @_builtins.property
+    def gate(self) -> Global___HealthGate:
+        """A check before the first wave, and between two waves."""
+
     def __init__(
         self,
         *,
@@ -3506,10 +3511,11 @@ class BatchRequest(_message.Message):
         deadline: _duration_pb2.Duration | None = ...,
         retry_of: _builtins.str | None = ...,
         retry_states: _abc.Iterable[Global___TargetState.ValueType] | None = ...,
+        gate: Global___HealthGate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_retry_of", b"_retry_of", "_stop_after", b"_stop_after", "_wave", b"_wave", "deadline", b"deadline", "limits", b"limits", "pause", b"pause", "retry_of", b"retry_of", "stop_after", b"stop_after", "timeout", b"timeout", "wave", b"wave"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_retry_of", b"_retry_of", "_stop_after", b"_stop_after", "_wave", b"_wave", "deadline", b"deadline", "gate", b"gate", "limits", b"limits", "pause", b"pause", "retry_of", b"retry_of", "stop_after", b"stop_after", "timeout", b"timeout", "wave", b"wave"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_of", b"_retry_of", "_stop_after", b"_stop_after", "_wave", b"_wave", "canary", b"canary", "command", b"command", "deadline", b"deadline", "environment", b"environment", "id", b"id", "limits", b"limits", "parallel", b"parallel", "pause", b"pause", "retry_of", b"retry_of", "retry_states", b"retry_states", "stdin", b"stdin", "stop_after", b"stop_after", "stop_on", b"stop_on", "targets", b"targets", "timeout", b"timeout", "user", b"user", "wave", b"wave", "work_dir", b"work_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_of", b"_retry_of", "_stop_after", b"_stop_after", "_wave", b"_wave", "canary", b"canary", "command", b"command", "deadline", b"deadline", "environment", b"environment", "gate", b"gate", "id", b"id", "limits", b"limits", "parallel", b"parallel", "pause", b"pause", "retry_of", b"retry_of", "retry_states", b"retry_states", "stdin", b"stdin", "stop_after", b"stop_after", "stop_on", b"stop_on", "targets", b"targets", "timeout", b"timeout", "user", b"user", "wave", b"wave", "work_dir", b"work_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__retry_of: _TypeAlias = _typing.Literal["retry_of"]  # noqa: Y015
     _WhichOneofArgType__retry_of: _TypeAlias = _typing.Literal["_retry_of", b"_retry_of"]  # noqa: Y015
@@ -3525,6 +3531,40 @@ class BatchRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__wave) -> _WhichOneofReturnType__wave | None: ...
 
 Global___BatchRequest: _TypeAlias = BatchRequest  # noqa: Y015
+
+@_typing.final
+class HealthGate(_message.Message):
+    """HealthGate is a command that must succeed before the first wave of a batch, and before each further one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    agent_id: _builtins.str
+    """The agent that it runs on."""
+    @_builtins.property
+    def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The argv."""
+
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Longest run time; a minute if it is unset."""
+
+    def __init__(
+        self,
+        *,
+        agent_id: _builtins.str = ...,
+        command: _abc.Iterable[_builtins.str] | None = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "command", b"command", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HealthGate: _TypeAlias = HealthGate  # noqa: Y015
 
 @_typing.final
 class TargetCount(_message.Message):

@@ -17,6 +17,7 @@ from tachikoma.vocabulary.batches import (
     BatchState,
     BatchStatus,
     BatchUpdate,
+    HealthGate,
     PreviewedTarget,
     StopCause,
     TargetState,
@@ -34,6 +35,7 @@ REQUEST = BatchRequest(
     stdin=b"\0\xff", timeout=timedelta(seconds=5), user="web", limits=ResourceLimits(pids=5), parallel="25%", canary=2,
     wave="10%", pause=timedelta(seconds=3), stop_after="3", stop_on=(StopCause.DENIED, StopCause.EXPIRED),
     deadline=timedelta(hours=2), retry_of="b-0", retry_states=(TargetState.FAILED, TargetState.NOT_STARTED),
+    gate=HealthGate(agent_id="lb1", command=("curl", "-f", "x"), timeout=timedelta(seconds=3)),
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tachikoma.errors import InvalidRequest
-from tachikoma.vocabulary.batches import BatchRequest, TargetState, share_of, substituted
+from tachikoma.vocabulary.batches import BatchRequest, HealthGate, TargetState, share_of, substituted
 from tachikoma.vocabulary.states import ExecState
 
 
@@ -106,3 +106,20 @@ def test_the_request_of_a_target_is_an_ordinary_one() -> None:
 @pytest.mark.parametrize(("parallel", "total", "number"), [("50", 10, 50), ("10%", 5, 1), ("100%", 5000, 1000)])
 def test_the_number_at_once_has_bounds(parallel: str, total: int, number: int) -> None:
     assert make(parallel=parallel).parallel_of(total) == number
+
+
+def test_a_gate_is_an_ordinary_request_and_part_of_the_digest() -> None:
+    gate = HealthGate(agent_id="lb1", command=("curl", "-f", "{agent}"))
+    request = gate.execution("g-1")
+    assert (request.id, request.agent_id, request.command) == ("g-1", "lb1", ("curl", "-f", "{agent}"))
+    assert request.timeout == timedelta(minutes=1)
+    assert make(gate=gate).digest(("web1",)) != make().digest(("web1",))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"command": ()}, "command"), ({"timeout": -1}, "timeout"), ({"command": ("a\0",)}, "NUL|null|control")],
+)
+def test_bounds_of_a_gate(values: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValidationError, InvalidRequest), match=message):
+        HealthGate(**{"agent_id": "lb1", "command": ("true",), **values})

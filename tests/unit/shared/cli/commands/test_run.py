@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +104,19 @@ def test_a_retry_takes_the_beginning_of_a_batch_id(run: Any, client: Any) -> Non
     client.answers |= {"batch": one, "batches": (earlier,), "submit_batch": batch()}
     assert run("run", "--detach", "--retry", "4f1c", "failed").out == "b-1\n"
     assert client.calls[-1][1][0].retry_of == "4f1c2a9d8e7b"
+
+
+def test_a_gate_is_an_agent_and_a_command_as_a_shell_splits_it() -> None:
+    assert run._gate(("lb1", "curl -f 'http://x/a b'"), "5s") == {
+        "agent_id": "lb1", "command": ["curl", "-f", "http://x/a b"], "timeout": timedelta(seconds=5),
+    }  # fmt: skip
+    assert run._gate(None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("gate", "timeout", "message"),
+    [(None, "5s", "--gate-timeout needs --gate"), (("lb1", "a 'b"), None, "--gate: .* is no command: No closing")],
+)
+def test_mistakes_about_a_gate(gate: tuple[str, str] | None, timeout: str | None, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        run._gate(gate, timeout)
