@@ -19,7 +19,7 @@ SPAWNER := $(wildcard worker/spawner/*.[ch])
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev quick test check format lint types layers api unit coverage measure lock docs site \
+.PHONY: help demo dev quick test test-long check format lint types layers api unit coverage measure lock docs site \
     test-cgroup2 test-container test-images sanitize fuzz soak soak-sentinel \
     bench bench-spawn bench-admission bench-trust bench-events bench-output bench-batch bench-terminals \
     wheel sdist sbom release-check proto clean
@@ -39,8 +39,11 @@ quick: dev ## Lint, types, layers, and the unit tests that are quick: before eac
 	@TACHIKOMA_TEST_EXAMPLES=10 $(MAKE) --no-print-directory --output-sync=target -j2 unit types layers lint \
 	    ARGS='-m "not slow" $(ARGS)'
 
-test: dev ## Run all tests on the working tree; ARGS goes to pytest.
-	$(PYTEST) -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
+test: dev ## Run all tests but the long ones on the working tree; ARGS goes to pytest.
+	$(PYTEST) -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
+
+test-long: dev ## Run the tests that mostly wait or repeat, all of tests/faults among them.
+	$(PYTEST) -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder -m long $(ARGS)
 
 check: lint types layers api ## Check format, lint, types, layers, images, API definition and generated files.
 

@@ -30,8 +30,9 @@ _PROGRAM = [sys.executable, "-m", "tachikoma"]
 #: Positions in what `subprocess` passes to `_execute_child`.
 _ARGUMENTS, _PREEXEC, _PASS_FDS, _CWD, _ENVIRONMENT, _SESSION = 0, 2, 4, 5, 6, 21
 _STREAMS, _PIPES = (10, 13, 15), slice(10, 16)
-#: Variables that change all the time, and that nothing reads at its start.
-_HARMLESS = {"PYTEST_CURRENT_TEST", "COLUMNS", "TERM"}
+#: Variables that change all the time, and that nothing reads at its start. (In a virtual environment Python does not
+#: read HOME either.)
+_HARMLESS = {"PYTEST_CURRENT_TEST", "COLUMNS", "TERM", "HOME", "USER"}
 #: PR_SET_CHILD_SUBREAPER, prctl(2).
 _SUBREAPER = 36
 

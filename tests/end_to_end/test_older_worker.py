@@ -67,6 +67,7 @@ def stack(tmp_path: Path, redis_server: Path | None, release: Path) -> Iterator[
         yield running
 
 
+@pytest.mark.long
 def test_a_worker_of_the_last_release_works_or_is_refused_in_words(stack: Stack, release: Path) -> None:
     unlike = difference(json.loads(ask(release, FORMATS)))
     with Client(stack.profile()) as client:

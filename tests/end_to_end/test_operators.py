@@ -125,6 +125,7 @@ def _ask(address: str, path: str, **query: str) -> Any:
         return None
 
 
+@pytest.mark.long
 def test_prometheus_reads_what_dashboard_and_alerts_ask_for(
     measured: Measured, cli: Cli, tmp_path: Path, need: Callable[[bool, str], None]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
 from redis import Redis
 from support import AGENT, prepare, request, wait_until
 
@@ -31,6 +32,7 @@ def test_sixty_commands_run_at_once(stack: Stack, tmp_path: Path) -> None:
     assert asyncio.run(_run(stack, 60, "sh", "-c", script)) == [0] * 60
 
 
+@pytest.mark.long
 def test_more_callers_than_slots_never_stall_before_or_after_a_broker_reconnect(
     tmp_path: Path, redis_server: Path | None
 ) -> None:

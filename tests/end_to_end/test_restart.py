@@ -260,6 +260,7 @@ if "worker" in sys.orig_argv:
 """
 
 
+@pytest.mark.long
 def test_a_worker_whose_stop_hangs_ends_all_the_same_and_says_where(tmp_path: Path, redis_server: Path | None) -> None:
     planted = tmp_path / "planted"
     planted.mkdir()

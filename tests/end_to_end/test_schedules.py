@@ -404,6 +404,7 @@ def every_execution(client: Client) -> list[ExecStatus]:
     return every
 
 
+@pytest.mark.long
 def test_two_beats_and_a_submitter_that_are_killed_at_random_account_for_every_due_time_once(
     tmp_path: Path, redis_server: Path | None
 ) -> None:

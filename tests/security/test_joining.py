@@ -382,6 +382,7 @@ def renews(stack: Stack, client: Client, host: Host, stop: Path, lifetime: int) 
     return not ended()
 
 
+@pytest.mark.long
 def test_an_agent_renews_by_itself_under_a_running_command_and_over_a_restart_of_the_orchestrator(
     tmp_path: Path, debian: Path
 ) -> None:

@@ -135,6 +135,7 @@ def _outsider(stack: Rotating, folder: Path) -> grpc.Channel:
     return grpc.secure_channel(stack.address, credentials, [("grpc.ssl_target_name_override", SERVER_NAME)])
 
 
+@pytest.mark.long
 async def test_a_rollover_of_the_root_under_running_commands_and_open_streams_fails_none(
     rotating: Rotating, tmp_path: Path
 ) -> None:

@@ -160,7 +160,7 @@ async def prepare(redis: Redis, folder: Path) -> Readers:
 
 @pytest.mark.parametrize("key", KEYS)
 @given(commands=st.lists(COMMANDS, min_size=1, max_size=3))
-@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 async def test_no_value_ends_a_reader(
     redis_url: str, tmp_path_factory: pytest.TempPathFactory, key: str, commands: list[tuple[Any, ...]]
 ) -> None:

@@ -418,5 +418,5 @@ def test_whatever_happens_in_whatever_order_ledger_and_model_say_the_same(redis_
     run_state_machine_as_test(
         lambda: LedgerMachine(redis_url),
         # What fails is told as it is: to make it shorter takes longer than to read it.
-        settings=settings(max_examples=60, stateful_step_count=60, phases=(Phase.generate,)),
+        settings=settings(max_examples=30, stateful_step_count=60, phases=(Phase.generate,)),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import subprocess
@@ -73,12 +74,16 @@ def installed_with(extra: str) -> set[str]:
     return found
 
 
+#: Looks at each installed file, so it is asked once.
+owners_of_packages = functools.cache(packages_distributions)
+
+
 def missing_in(extra: str) -> list[str]:
     """Import packages that only other installations have."""
     present, all_of_them = installed_with(extra), installed_with("all")
     return sorted(
         package
-        for package, owners in packages_distributions().items()
+        for package, owners in owners_of_packages().items()
         if {normal(owner) for owner in owners} <= all_of_them - present
     )
 
