@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 from tachikoma.cli.components import COMPONENTS
@@ -16,7 +17,7 @@ __all__ = ["COMMANDS", "PAGES", "Block", "accept", "blocks", "command_lines", "s
 ROOT = Path(__file__).parents[1]
 #: Pages with blocks. The examples of `cli.md` are those of the help, which have their own test.
 PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")} - {ROOT / "docs/cli.md", ROOT / "CHANGELOG.md"})
-_FENCED = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCED = re.compile(r"^( *)```(\S*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 #: What separates commands of a line.
 _SEPARATORS = {";", "|", "||", "&&", "&"}
 
@@ -42,8 +43,9 @@ def blocks(*languages: str) -> list[Block]:
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         for match in _FENCED.finditer(text):
-            if not languages or match[1] in languages:
-                found.append(Block(page, text.count("\n", 0, match.start()) + 1, match[1], match[2]))
+            if not languages or match[2] in languages:
+                line = text.count("\n", 0, match.start()) + 1
+                found.append(Block(page, line, match[2], dedent(match[3])))
     return found
 
 
