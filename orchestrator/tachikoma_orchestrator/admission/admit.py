@@ -113,13 +113,14 @@ class Admitter:
         """
         self._recordable = recordable
 
-    async def admit(self, request: ExecRequest, peer: Peer, *, session: bool = False) -> bool:
+    async def admit(self, request: ExecRequest, peer: Peer, *, session: bool = False, attached: bool = False) -> bool:
         """Admit a request.
 
         Args:
             request: the request.
             peer: the caller.
             session: True if input can follow, so that an interactive request is possible.
+            attached: True if the caller reads the output while the command runs, so that the command waits for it.
 
         Returns:
             True if the request is new; False if the same request was admitted before under its id.
@@ -148,7 +149,7 @@ class Admitter:
             raise await self.deny(request, peer, unrecordable(decision, obstacle))
         stages.passed(Stage.DECIDE)
         # The digest is of the request as it was made, so a repetition matches even after a change of policy.
-        allowed = self.allowed(request, decision, request_digest(request), peer.address)
+        allowed = self.allowed(request, decision, request_digest(request), peer.address, attached=attached)
         unfit = self.unfit(request)
         outcome, retry_seconds = await self._record(allowed, unfit)
         if outcome in REFUSALS:
@@ -198,9 +199,11 @@ class Admitter:
         """Return the argv of a request with its secrets masked, as it may be stored and shown."""
         return redact(request.command, self._policies.current.secrets(request.command, self._search_path))
 
-    def allowed(self, request: ExecRequest, decision: Decision, digest: str, client_ip: str) -> AllowedRequest:
+    def allowed(
+        self, request: ExecRequest, decision: Decision, digest: str, client_ip: str, *, attached: bool = False
+    ) -> AllowedRequest:
         """Return what an order of an allowed request is made from."""
-        return AllowedRequest(request, decision, self.shown(request), digest, client_ip)
+        return AllowedRequest(request, decision, self.shown(request), digest, client_ip, attached)
 
     def unfit(self, request: ExecRequest) -> str:
         """Return why a request's agent can run nothing: its clock or its formats, in words; else empty."""

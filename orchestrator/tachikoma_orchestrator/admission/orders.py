@@ -38,6 +38,8 @@ class AllowedRequest:
     digest: str
     #: IP address that the request came from; empty if unknown.
     client_ip: str
+    #: True if the caller reads the output while the command runs.
+    attached: bool = False
 
 
 class Orders:
@@ -152,6 +154,7 @@ class Orders:
             life=life,
             digest=allowed.digest,
             reply=self._reply,
+            attached=allowed.attached,
             host_access=decision.host_access,
             grant=decision.grant,
             request=request.model_copy(update={"timeout": decision.timeout}),

@@ -40,9 +40,10 @@ class OutputCalls(Service):
         follower = self._follower(wanted.agent_id, wanted.id, 0)
         with self._parts.completions.expect(wanted.id) as end:
             async with follower.listen():
-                await self._parts.admitter.admit(wanted, current_peer())
+                new = await self._parts.admitter.admit(wanted, current_peer(), attached=True)
                 self._parts.completions.note_order(wanted.id, AwaitedOrder(wanted.agent_id, ""))
-                async for output in self._follow(follower, await self._existing(wanted.id), end):
+                outputs = self._follow(follower, await self._existing(wanted.id), end, attached=True, announced=new)
+                async for output in outputs:
                     yield wire.output_to_pb(output)
 
     async def Attach(self, request: pb.AttachRequest, context: object) -> AsyncIterator[pb.ExecOutput]:  # noqa: N802
@@ -55,7 +56,8 @@ class OutputCalls(Service):
                 if request.no_follow and not record.state.terminal:
                     outputs = self._output_so_far(follower, record)
                 else:
-                    outputs = self._follow(follower, record, end)
+                    attached = record.requested_by == str(current_peer())
+                    outputs = self._follow(follower, record, end, attached=attached)
                 async for output in outputs:
                     yield wire.output_to_pb(output)
 
@@ -87,6 +89,8 @@ class OutputCalls(Service):
         screen: AsyncIterator[ExecOutput] | None = None,
         *,
         acknowledges: bool = True,
+        attached: bool = False,
+        announced: bool = False,
     ) -> AsyncGenerator[ExecOutput]:
         """Yield the status, the status after an approval, the chunks, and the result.
 
@@ -96,17 +100,22 @@ class OutputCalls(Service):
             end: its final state.
             screen: messages in place of the output so far; the follower is after that output when they end.
             acknowledges: whether a command that waits for its readers waits for this one.
+            attached: whether this is the requester, for whom every command waits.
+            announced: whether the order of the execution, if it has one by now, named an attached caller.
         """
         yield await self._status(record)
         approved = await self._wait_for_approval(record)
         if approved is not record:
-            record = approved
+            # The order was sent by the approver's call.
+            record, announced = approved, False
             if not record.state.terminal:
                 yield await self._status(record)
         check = OutputCheck(from_start=not follower.seq)
         # The recorder of an execution that must be recorded is the reader that counts.
         recorder_reads = RecordRule.parse(record.recording).mode is RecordMode.REQUIRED
         follower.acknowledges = record.waits and acknowledges and not recorder_reads
+        if attached and not record.waits and not record.state.terminal:
+            follower.report_reads(announce=not announced)
         try:
             if screen is not None:
                 async for output in screen:

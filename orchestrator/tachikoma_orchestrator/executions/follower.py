@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 
 import structlog
@@ -23,6 +23,7 @@ from tachikoma.redis.commands import Entry, Redis
 from tachikoma.streams.frames import FIELD, STDOUT, Frame, entry_id
 from tachikoma.vocabulary.results import ExecOutput, OutputKind
 from tachikoma_orchestrator.executions.final_state import FinalState
+from tachikoma_orchestrator.store.read_reports import ReadReports
 from tachikoma_orchestrator.store.subscriber import Subscriber
 
 __all__ = ["Follower"]
@@ -68,6 +69,10 @@ class Follower:
         self._wake = asyncio.Event()
         #: True if the agent waits for its readers, so the position is written to Redis.
         self.acknowledges = False
+        #: Reports to the agent what an attached caller has read; None for another reader.
+        self._reports: ReadReports | None = None
+        #: Size of the last chunk, which the caller may not have taken yet; None if it has.
+        self._handed_bytes: int | None = None
 
     @property
     def seq(self) -> int:
@@ -93,9 +98,25 @@ class Follower:
         self._needs_replay = True
         self._wake.set()
 
-    def listen(self) -> AbstractAsyncContextManager[None]:
-        """Return the subscription; enter it before the execution can start."""
-        return self._subscriber.listen(self._key, self._on_message, self._on_gap)
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[None]:
+        """Subscribe; enter this before the execution can start."""
+        async with self._subscriber.listen(self._key, self._on_message, self._on_gap):
+            try:
+                yield
+            finally:
+                if self._reports is not None:
+                    await self._reports.leave()
+
+    def report_reads(self, *, announce: bool) -> None:
+        """Report to the agent what the caller has read, so that its command waits for it. Use it inside `listen`.
+
+        Args:
+            announce: whether the agent does not know yet that a caller is attached.
+        """
+        self._reports = ReadReports(self._redis, self._read_key)
+        if announce:
+            self._reports.announce(self._seq)
 
     async def until(self, end: asyncio.Future[FinalState]) -> AsyncIterator[ExecOutput]:
         """Return chunks until the execution has its final state and its log is read. Use it inside `listen`.
@@ -120,6 +141,8 @@ class Follower:
                 elif frame.seq > self._seq:
                     self._on_gap()
             if ended:
+                if self._reports is not None:
+                    self._reports.ended = True
                 return
             await self._acknowledge()
             if not self._needs_replay:
@@ -181,8 +204,15 @@ class Follower:
 
     async def _acknowledge(self) -> None:
         """Report the position to the agent. If there are several readers, the last report counts."""
+        self._chunk_taken()
         if self.acknowledges:
             await self._redis.set(self._read_key, self._seq, ex=READER_SECONDS)
+
+    def _chunk_taken(self) -> None:
+        """Note that the caller has taken the last chunk, since it asks for the next."""
+        if self._reports is not None and self._handed_bytes is not None:
+            self._reports.chunk_read(self._seq, self._handed_bytes)
+        self._handed_bytes = None
 
     def missing_at_end(self, total_bytes: int) -> int:
         """Return how many of all bytes were not returned to the caller; 0 if that is unknown."""
@@ -193,7 +223,8 @@ class Follower:
         return ExecOutput(id=self._exec_id, kind=OutputKind.GAP, seq=self._seq, missing_bytes=missing)
 
     def _output(self, frame: Frame) -> ExecOutput:
-        self._seq = frame.seq
+        self._chunk_taken()
+        self._seq, self._handed_bytes = frame.seq, len(frame.data)
         self._offset = frame.offset + len(frame.data)
         return ExecOutput(
             id=self._exec_id,

@@ -81,6 +81,8 @@ class WorkOrder(Claims):
     digest: str = ""
     #: Lane on which the orchestrator receives the report (`tachikoma.redis.keys.report`); None: it finds the result.
     reply: Count | None = None
+    #: True if the caller reads the output while the command runs, so the command waits for it. Older agents do not.
+    attached: bool = False
     #: True if a command of root may reach the host. Older agents ignore it, and let it.
     host_access: bool = False
     #: What policy granted.

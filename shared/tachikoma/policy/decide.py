@@ -299,7 +299,7 @@ def _output(case: Case) -> OutputLimit:
     output = case.policy.policy.output
     if _record_rule(case).mode is not RecordMode.REQUIRED:
         return output
-    return output.model_copy(update={"when_full": WhenFull.WAIT})
+    return output.model_copy(update={"when_full": WhenFull.WAIT, "wait_limit": None})
 
 
 def _default_timeout(case: Case) -> timedelta:

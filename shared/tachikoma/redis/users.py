@@ -173,6 +173,7 @@ _ORCHESTRATOR = (
     Grant("set", write=(keys.claim("*", "*"), keys.cancel("*", "*"), keys.read("*", "*"))),
     Grant("del", write=(keys.parked("*"), keys.audit_lock("*"), keys.enrolment("*"), keys.recorder("*"))),
     Grant("get exists", read=(keys.ALL_INFO, keys.claim("*", "*"), keys.result("*", "*"))),
+    Grant("get", read=(keys.read("*", "*"),)),
     Grant("hkeys hmget", read=(keys.orders("*"),)),
     Grant("lpush llen", write=(keys.ALL_QUEUES,)),
     Grant("xrange", read=(keys.output("*", "*"),)),

@@ -8,18 +8,26 @@ bytes of both output streams before the frame, so a reader knows the number of m
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 from dataclasses import dataclass
 
 from tachikoma.vocabulary.results import ExecOutput, ExecResponse, OutputKind
 
-__all__ = ["FIELD", "STDERR", "STDOUT", "Frame", "OutputCheck", "entry_id", "sequence_of"]
+__all__ = [
+    "FIELD", "READER_LEFT", "STDERR", "STDOUT", "Frame", "OutputCheck", "entry_id", "parse_reader_position",
+    "reader_position", "sequence_of",
+]  # fmt: skip
 
 #: Name of the only field of a stream entry.
 FIELD = b"f"
 #: Kinds of frames.
 STDOUT = 1
 STDERR = 2
+#: What is at `tachikoma.redis.keys.read` after an attached caller has left.
+READER_LEFT = b"left"
+#: Number of a chunk, and the nonce of the reader.
+_READER_POSITION = re.compile(rb"([0-9]{1,18})(?:\.[0-9a-f]{8})?")
 
 #: Kind, sequence number, offset in bytes, time in µs since the epoch.
 _HEADER = struct.Struct("!BQQQ")
@@ -57,6 +65,17 @@ class Frame:
         if kind not in (STDOUT, STDERR) or seq < 1:
             raise ValueError(f"not an output frame (kind {kind}, number {seq})")
         return cls(kind, seq, offset, time_micros, raw[_HEADER.size :])
+
+
+def reader_position(seq: int, nonce: str) -> bytes:
+    """Return the report of a reader: the number of the last chunk that it read, and 8 hexadecimal digits of its own."""
+    return f"{seq}.{nonce}".encode()
+
+
+def parse_reader_position(raw: bytes) -> int | None:
+    """Return the number in a reader's report, with or without a nonce; None for any other value."""
+    found = _READER_POSITION.fullmatch(raw)
+    return int(found[1]) if found else None
 
 
 def entry_id(seq: int) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import ByteSize, Field, TypeAdapter
 
 from tachikoma.vocabulary.model import OMITTED_IF_NONE, CallersModel, Model
+from tachikoma.vocabulary.types import Duration
 
 __all__ = [
     "CAPABILITIES",
@@ -17,6 +18,7 @@ __all__ = [
     "DEFAULT_MEMORY",
     "DEFAULT_OPEN_FILES",
     "DEFAULT_PIDS",
+    "DEFAULT_WAIT_LIMIT",
     "MAX_KILL_GRACE",
     "OutputLimit",
     "ResourceLimits",
@@ -34,6 +36,9 @@ DEFAULT_MEMORY = "80%"
 DEFAULT_PIDS = 4096
 DEFAULT_CPU_WEIGHT = 100
 DEFAULT_OPEN_FILES = 65_536
+#: How long a command waits for its attached caller where policy says nothing, and longest such limit.
+DEFAULT_WAIT_LIMIT = timedelta(minutes=1)
+MAX_WAIT_LIMIT = timedelta(hours=1)
 #: Least memory that a command can be limited to, in bytes.
 LEAST_MEMORY = 1024 * 1024
 
@@ -168,10 +173,14 @@ class ResourceUsage(Model):
 class WhenFull(StrEnum):
     """The behaviour of a command whose output exceeds its limit."""
 
-    #: Beginning and end are retained; a gap reports the number of bytes removed between them.
+    #: Beginning and end are retained; a gap reports the number of bytes removed between them. What the attached caller
+    #: has not read is retained too, as long as that caller reads: the command blocks in its write meanwhile.
     CUT = "cut"
-    #: The command blocks in its write until a reader has read.
+    #: The command blocks in its write until a reader has read, also while there is none.
     WAIT = "wait"
+
+
+_WaitLimit = Annotated[Duration, Field(ge=timedelta(0), le=MAX_WAIT_LIMIT)]
 
 
 class OutputLimit(Model):
@@ -181,8 +190,21 @@ class OutputLimit(Model):
     limit: Annotated[ByteSize, Field(ge=64 * 1024, lt=2**53)] | None = None
     #: What happens when the limit is reached.
     when_full: WhenFull = WhenFull.CUT
+    #: Longest time that the command waits for a reader that reads nothing; then output is cut. None: a minute with
+    #: `cut`, no limit with `wait`.
+    wait_limit: Annotated[_WaitLimit | None, OMITTED_IF_NONE] = None
 
     def lowered_by(self, other: OutputLimit) -> OutputLimit:
-        """Return the lower of both limits, with this one's behaviour when it is reached."""
+        """Return the lower of both limits and waits, with this one's behaviour when the limit is reached."""
         limits = [limit for limit in (self.limit, other.limit) if limit is not None]
-        return OutputLimit(limit=min(limits) if limits else None, when_full=self.when_full)
+        waits = [wait for wait in (self.wait_limit, other.wait_limit) if wait is not None]
+        return OutputLimit(
+            limit=min(limits, default=None), when_full=self.when_full, wait_limit=min(waits, default=None)
+        )
+
+    @property
+    def wait_seconds(self) -> float | None:
+        """Longest wait for a reader that reads nothing, in seconds; None for no limit."""
+        if self.wait_limit is None:
+            return DEFAULT_WAIT_LIMIT.total_seconds() if self.when_full is WhenFull.CUT else None
+        return self.wait_limit.total_seconds()

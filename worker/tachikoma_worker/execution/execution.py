@@ -295,9 +295,9 @@ class Execution:
             notice.cancel()
 
     def _create_spool(self, facts: Facts) -> Spool:
-        # A command whose output waits for readers must not run far ahead of them.
+        # A command whose output waits for a reader must not run far ahead of it.
         most = self._context.settings.spool_bytes
-        most = min(most, facts.log_bytes) if facts.waits else most
+        most = min(most, facts.log_bytes) if facts.waits or facts.attached else most
         return Spool.create(self._context.spools, self.exec_id, facts, max_bytes=most)
 
     def _announce(self, started_ms: int) -> None:
@@ -359,8 +359,8 @@ class Execution:
     def _output_log(self, facts: Facts, resumed: Totals | None = None) -> OutputLog:
         output = OutputLog(
             self._context.redis, self._context.agent, self.exec_id,
-            log_bytes=facts.log_bytes, waits=facts.waits, excerpt_bytes=self._context.settings.excerpt_bytes,
-            resumed=resumed,
+            log_bytes=facts.log_bytes, excerpt_bytes=self._context.settings.excerpt_bytes,
+            waits=facts.waits, attached=facts.attached, wait_seconds=facts.wait_seconds, resumed=resumed,
         )  # fmt: skip
         self._context.sent.track(self.exec_id, output)
         return output

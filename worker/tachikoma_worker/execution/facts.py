@@ -38,6 +38,8 @@ def facts_of(context: Context, prepared: Prepared, order_sha256: str) -> Facts:
         memory=prepared.limits.memory,
         log_bytes=min(order.grant.output.limit or settings.log_bytes, settings.log_bytes),
         waits=order.grant.output.when_full is WhenFull.WAIT,
+        wait_seconds=order.grant.output.wait_seconds,
+        attached=order.attached,
         session=session_facts(order),
         isolation=prepared.enclosure.report(),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import re
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
@@ -18,6 +17,7 @@ from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Redis
 from tachikoma.streams.frames import FIELD, STDERR, STDOUT, Frame, entry_id, sequence_of
+from tachikoma_worker.output.awaited_reader import AwaitedReader
 from tachikoma_worker.output.excerpt import Excerpt
 from tachikoma_worker.output.records import Totals
 from tachikoma_worker.output.spool import Chunk
@@ -45,7 +45,8 @@ class OutputLog:
 
     def __init__(
         self, redis: Redis, agent: str, exec_id: str, *,
-        log_bytes: int, excerpt_bytes: int, waits: bool = False, resumed: Totals | None = None,
+        log_bytes: int, excerpt_bytes: int, waits: bool = False, attached: bool = False,
+        wait_seconds: float | None = None, resumed: Totals | None = None,
     ) -> None:  # fmt: skip
         """Prepare a log.
 
@@ -55,7 +56,9 @@ class OutputLog:
             exec_id: the execution.
             log_bytes: bytes that the Stream may hold. Of a longer output its beginning and its end are retained.
             excerpt_bytes: bytes of each stream that are retained for the response.
-            waits: whether output waits until it was read, instead of being cut.
+            waits: whether output waits until it was read, also while there is no reader.
+            attached: whether the caller reads the output from its beginning.
+            wait_seconds: longest wait for a reader that reads nothing; None for no limit.
             resumed: position of the output when an earlier worker restarted its spool; None for a new output.
         """
         totals = resumed or Totals()
@@ -63,8 +66,7 @@ class OutputLog:
         self._key = keys.output(agent, exec_id)
         self._read_key = keys.read(agent, exec_id)
         self._exec_id = exec_id
-        self._waits = waits
-        self._only_known_readers = False
+        self._reader = AwaitedReader(always=waits, attached=attached, limit_seconds=wait_seconds)
         #: The beginning is pinned, it is never cut: its largest size and its size so far.
         self._pin_bytes = 0 if waits else log_bytes // 2
         self._pinned_bytes = totals.pinned_bytes
@@ -120,7 +122,7 @@ class OutputLog:
 
     def wait_only_for_known_readers(self) -> None:
         """From now on cut unread output if there is no reader, instead of waiting for one."""
-        self._only_known_readers = True
+        self._reader.always = False
 
     def _account(self, seq: int, size: int) -> None:
         """Add an entry to the pinned beginning, or to the held rest."""
@@ -134,33 +136,34 @@ class OutputLog:
     async def _make_room(self, *, before: int) -> list[str]:
         """Return the entries to cut, only entries before a number.
 
-        If the output waits for readers, wait until the entries were read, or until there is no reader to wait for.
+        If the output waits for a reader, wait until the entries were read, or until there is no reader to wait for.
         """
         cut: list[str] = []
-        read: int | None = 0
+        asked = False
         while self._held_bytes > self._hold_bytes and self._held[0][0] < before:
             seq, size = self._held[0]
-            if self._waits and (read or 0) < seq:
-                read = await self._until_available(self._readers_position)
-                if (read or 0) < seq and not (self._only_known_readers and read is None):
-                    await asyncio.sleep(POLL_SECONDS)
-                    continue
+            if not asked and self._reader.matters_to(seq):
+                self._reader.note(await self._until_available(self._readers_position))
+                asked = True
+            if self._reader.keeps(seq):
+                await asyncio.sleep(POLL_SECONDS)
+                asked = False
+                continue
             self._held.popleft()
             self._held_bytes -= size
             cut += map(entry_id, range(self._held_from, seq + 1))
             self._held_from = seq + 1
         return cut
 
-    async def _readers_position(self) -> int | None:
-        """Return the number of the last chunk that was read, or None if there is no reader."""
+    async def _readers_position(self) -> bytes:
+        """Return what the reader reported last; empty if there is no report."""
         try:
             position = await self._redis.get(self._read_key)
         except ResponseError as error:
             if not wrong_type(error):
                 raise
             position = None
-        # Readers write only numbers; any other value is ignored.
-        return int(position) if position and re.fullmatch(rb"[0-9]{1,18}", position) else None
+        return position or b""
 
     async def _until_available(self, action: Callable[[], Awaitable[T]]) -> T:
         """Repeat an action until Redis answers, and return its result."""

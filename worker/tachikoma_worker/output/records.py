@@ -109,6 +109,10 @@ class Facts(BaseModel):
     log_bytes: int = 64 * 1024 * 1024
     #: Whether the output waits for readers when the log is full, instead of being cut.
     waits: bool = False
+    #: Longest wait for a reader that reads nothing, in seconds; None for no limit.
+    wait_seconds: float | None = None
+    #: Whether the caller reads the output while the command runs.
+    attached: bool = False
     #: How it is isolated; None if only its user separates it from others.
     isolation: IsolationReport | None = None
     #: None for a command that is not interactive.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def test_every_field_of_a_grant_is_narrowed() -> None:
     assert set(NARROWING) == set(Grant.model_fields)
     # Their values are narrowed by functions that know these fields.
     assert set(GrantedExecutable.model_fields) == {"path", "named", "sha256"}
-    assert set(OutputLimit.model_fields) == {"limit", "when_full"}
+    assert set(OutputLimit.model_fields) == {"limit", "when_full", "wait_limit"}
 
 
 def test_what_it_does_not_allow_is_denied_and_told() -> None:
@@ -107,7 +108,12 @@ grants = st.builds(
     denied=st.lists(st.sampled_from(["rm", "reboot"]), unique=True).map(tuple),
     work_dir_root=st.sampled_from(["", "/srv", "/srv/app"]),
     limits=st.builds(ResourceLimits, memory=bytes_of, swap=bytes_of, pids=st.none() | st.integers(1, 9)),
-    output=st.builds(OutputLimit, limit=bytes_of, when_full=st.sampled_from(WhenFull)),
+    output=st.builds(
+        OutputLimit,
+        limit=bytes_of,
+        when_full=st.sampled_from(WhenFull),
+        wait_limit=st.none() | st.timedeltas(timedelta(0), timedelta(hours=1)),
+    ),
     capabilities=st.integers(0, 2**41 - 1),
     kill_grace=st.none() | st.floats(0, 600),
     idle_seconds=st.none() | st.floats(1, 600),
@@ -139,6 +145,9 @@ def test_nothing_is_left_that_one_of_both_does_not_grant(order: Grant, own: Gran
         for name in ("kill_grace", "idle_seconds", "detached_seconds"):
             assert bound(getattr(left, name)) <= bound(getattr(both, name))
         assert bound(left.output.limit) <= bound(both.output.limit)
+        if both.output.wait_limit is not None:
+            assert left.output.wait_limit is not None
+            assert left.output.wait_limit <= both.output.wait_limit
         for name in ResourceLimits.model_fields:
             assert bound(getattr(left.limits, name)) <= bound(getattr(both.limits, name))
     assert left.output.when_full is order.output.when_full

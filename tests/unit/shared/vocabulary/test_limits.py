@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tachikoma.errors import InvalidRequest
 from tachikoma.vocabulary.limits import (
@@ -106,6 +107,18 @@ def test_a_default_counts_where_there_is_no_limit(one: ResourceLimits, defaults:
 def test_later_fields_are_written_only_if_they_are_set() -> None:
     assert not {"openFiles", "oomGroup"} & set(ResourceLimits(pids=1).model_dump(by_alias=True))
     assert ResourceLimits(open_files=64).model_dump(by_alias=True)["openFiles"] == 64
+
+
+def test_a_wait_for_a_reader_has_a_limit_unless_policy_wants_none() -> None:
+    assert OutputLimit().wait_seconds == 60
+    assert OutputLimit(when_full=WhenFull.WAIT).wait_seconds is None
+    for when_full in WhenFull:
+        limit = OutputLimit.model_validate({"whenFull": when_full, "waitLimit": "5m"})
+        assert limit.wait_seconds == 300
+    # Workers of 0.2.0 refuse a field that they do not know.
+    assert set(OutputLimit().model_dump(by_alias=True)) == {"limit", "whenFull"}
+    with pytest.raises(ValidationError):
+        OutputLimit.model_validate({"waitLimit": "61m"})
 
 
 @given(sizes, sizes, st.sampled_from(WhenFull), st.sampled_from(WhenFull))
