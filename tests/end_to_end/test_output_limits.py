@@ -70,6 +70,7 @@ def _stands_still(stack: Stack, exec_id: str) -> None:
 
     def still() -> bool:
         seen.append(_last_chunk(stack, exec_id))
+        # Between two looks at the same place.
         time.sleep(0.05)
         return len(seen) > 10 and seen[-10] == seen[-1] > 0
 

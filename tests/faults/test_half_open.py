@@ -127,8 +127,8 @@ def test_silence_is_noticed_within_the_bound_by_each_kind_of_connection() -> Non
     assert isinstance(poll, timedelta)
     seconds = {
         "a command of asyncio": 2 * OPERATION_SECONDS,
-        "the orchestrator's subscription": 2 * subscriber.IDLE_SECONDS,
-        "the agent's control channel": 2 * control.IDLE_SECONDS,
+        "the orchestrator's subscription": subscriber.IDLE_SECONDS + subscriber.ANSWER_SECONDS,
+        "the agent's control channel": control.IDLE_SECONDS + control.ANSWER_SECONDS,
         "the agent's queue": poll.total_seconds() + 2 * HEALTH_SECONDS,
         "the submitter's queue": submitter_app.POLL_SECONDS + 2 * HEALTH_SECONDS,
     }

@@ -24,8 +24,9 @@ __all__ = ["Subscriber"]
 
 log = structlog.get_logger(__name__)
 
-#: Seconds without a message after which the connection is tested with a ping; it then has as long to answer.
+#: Seconds without a message after which the connection is tested with a ping, and the longest wait for its answer.
 IDLE_SECONDS = 5.0
+ANSWER_SECONDS = 5.0
 #: Delay between attempts to connect. It does not grow, because every waiting caller depends on this connection.
 RETRY_SECONDS = 0.25
 #: Most pattern messages handled at the same time. At this limit no more are read, and Redis buffers or disconnects.
@@ -196,7 +197,8 @@ class Subscriber:
         missing = set(self._patterns)
         pinged = False
         while True:
-            message = await connection.read_response(timeout=IDLE_SECONDS, disconnect_on_error=False)
+            patience = ANSWER_SECONDS if pinged else IDLE_SECONDS
+            message = await connection.read_response(timeout=patience, disconnect_on_error=False)
             if message is None:
                 if pinged:
                     raise RedisError("the subscription's connection does not answer")

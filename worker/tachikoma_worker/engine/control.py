@@ -18,8 +18,9 @@ __all__ = ["Control"]
 
 #: First and longest delay between attempts to subscribe while Redis is unavailable. Constant: a cancel is urgent.
 RETRY_SECONDS = (0.25, 0.25)
-#: A connection without a message for this time is tested with a ping, and the answer may take as long.
+#: A connection without a message for this time is tested with a ping, and the longest wait for its answer.
 IDLE_SECONDS = 5.0
+ANSWER_SECONDS = 5.0
 
 
 class Control:
@@ -62,7 +63,7 @@ class Control:
     async def _handle_messages(self, subscription: PubSub) -> None:
         pinged = False
         while True:
-            message = await subscription.get_message(timeout=IDLE_SECONDS)
+            message = await subscription.get_message(timeout=ANSWER_SECONDS if pinged else IDLE_SECONDS)
             if message is None:
                 if pinged:
                     # No answer to the ping.
