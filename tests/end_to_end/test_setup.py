@@ -24,10 +24,9 @@ from tachikoma import Client, ExecState
 from tachikoma.client.profile import Profile
 from tachikoma.dev.part import Part
 from tachikoma.dev.redis_server import free_port
-from tachikoma.identity.authority import CertificateAuthority, new_key, private_pem
+from tachikoma.identity.authority import CertificateAuthority
 from tachikoma.identity.certificates import dns_names
 from tachikoma.identity.file_source import FileSvidSource
-from tachikoma.identity.files import write_identity
 
 AGENTS = ("web-1", "web-2", "web-3")
 DOMAIN = "example.org"
@@ -94,12 +93,11 @@ class Site:
     def aged(self, place: Path) -> Callable[[], bool]:
         """Replace an identity by one of which most of its life is over. Return whether it was renewed since."""
         ca = CertificateAuthority.load(self.control / "etc/tachikoma/ca")
-        old, key, life = FileSvidSource(place).current(), new_key(), timedelta(hours=10)
-        leaf = ca.sign(
-            key.public_key(), old.spiffe_id, lifetime=life, dns_names=tuple(dns_names(old.chain[0])),
+        old, life = FileSvidSource(place).current(), timedelta(hours=10)
+        ca.issue(
+            old.spiffe_id, bundle_pem=old.bundle.pem, lifetime=life, dns_names=tuple(dns_names(old.chain[0])),
             not_before=datetime.now(UTC) - 0.8 * life,
-        )  # fmt: skip
-        write_identity(place, key_pem=private_pem(key), certificate_pem=ca.chain(leaf), bundle_pem=old.bundle.pem)
+        ).write(place)  # fmt: skip
         before = FileSvidSource(place).current()
         return lambda: FileSvidSource(place).current().not_after > before.not_after
 

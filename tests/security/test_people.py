@@ -24,10 +24,9 @@ from tachikoma.client.membership.joining import join
 from tachikoma.client.membership.renewal import renew_if_due
 from tachikoma.client.profile import Profile
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
-from tachikoma.identity.authority import CertificateAuthority, new_key, private_pem
+from tachikoma.identity.authority import CertificateAuthority
 from tachikoma.identity.certificates import dns_names
 from tachikoma.identity.file_source import FileSvidSource
-from tachikoma.identity.files import write_identity
 from tachikoma.identity.join_token import JoinToken
 from tachikoma.identity.spiffe import user_id
 from tachikoma.identity.svid import Svid
@@ -40,12 +39,11 @@ from support import make_cli, request
 def aged(stack: Stack, place: Path) -> Svid:
     """Replace an identity by one of which most of its life is over. Return it."""
     ca = CertificateAuthority.load(stack.data / "joining-ca")
-    old, key, life = FileSvidSource(place).current(), new_key(), timedelta(hours=10)
-    leaf = ca.sign(
-        key.public_key(), old.spiffe_id, lifetime=life, dns_names=tuple(dns_names(old.chain[0])),
+    old, life = FileSvidSource(place).current(), timedelta(hours=10)
+    ca.issue(
+        old.spiffe_id, bundle_pem=old.bundle.pem, lifetime=life, dns_names=tuple(dns_names(old.chain[0])),
         not_before=datetime.now(UTC) - 0.8 * life,
-    )  # fmt: skip
-    write_identity(place, key_pem=private_pem(key), certificate_pem=ca.chain(leaf), bundle_pem=old.bundle.pem)
+    ).write(place)  # fmt: skip
     return FileSvidSource(place).current()
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import structlog
 
 from tachikoma.errors import ConfigurationError, Unavailable
-from tachikoma.identity.authority import CertificateAuthority, new_key, private_pem
+from tachikoma.identity.authority import CertificateAuthority
 from tachikoma.identity.certificates import dns_names
 from tachikoma.identity.file_source import FileSvidSource
-from tachikoma.identity.files import finish_writing, write_identity
+from tachikoma.identity.files import finish_writing
 from tachikoma.identity.renewal import HALF, IdentityRenewal, due, renewal_lock
 from tachikoma.identity.spiffe import InvalidIdentity
 from tachikoma.identity.svid import Svid, SvidSource
@@ -75,15 +75,13 @@ class OwnRenewal(IdentityRenewal):
             ConfigurationError: the bundle of the identity does not trust the authority.
             OSError: the folder cannot be written.
         """
-        key, ca, folder = new_key(), self._ca, self._folder
         names = tuple(dns_names(svid.chain[0]))
-        leaf = ca.sign(key.public_key(), svid.spiffe_id, lifetime=self._lifetime, dns_names=names)
         try:
-            new = Svid.load(ca.chain(leaf), private_pem(key), svid.bundle.pem)
+            new = self._ca.issue(svid.spiffe_id, bundle_pem=svid.bundle.pem, lifetime=self._lifetime, dns_names=names)
             new.verify()
         except InvalidIdentity as error:
-            raise ConfigurationError(f"the bundle in {folder} does not trust its authority: {error}") from None
-        write_identity(folder, key_pem=new.key_pem, certificate_pem=new.certificate_pem, bundle_pem=svid.bundle.pem)
+            raise ConfigurationError(f"the bundle in {self._folder} does not trust its authority: {error}") from None
+        new.write(self._folder)
         return new
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tachikoma.errors import ConfigurationError
-from tachikoma.identity.authority import CertificateAuthority, new_key, private_pem
-from tachikoma.identity.files import write_identity
+from tachikoma.identity.authority import CertificateAuthority
 from tachikoma.identity.spiffe import SpiffeId
 
 __all__ = ["SVID_LIFETIME", "DevelopmentCA"]
@@ -67,13 +66,6 @@ class DevelopmentCA:
             lifetime: lifetime of the certificate.
             not_before: begin of its lifetime; None for the authority's default, shortly before now.
         """
-        key = new_key()
-        certificate = self._authority.sign(
-            key.public_key(), spiffe_id, lifetime=lifetime, dns_names=dns_names, not_before=not_before
-        )
-        write_identity(
-            folder,
-            key_pem=private_pem(key),
-            certificate_pem=self._authority.chain(certificate),
-            bundle_pem=self.bundle_pem,
-        )
+        self._authority.issue(
+            spiffe_id, bundle_pem=self.bundle_pem, lifetime=lifetime, dns_names=dns_names, not_before=not_before
+        ).write(folder)

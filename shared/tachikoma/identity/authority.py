@@ -24,6 +24,7 @@ from tachikoma.errors import ConfigurationError
 from tachikoma.identity.certificates import uris
 from tachikoma.identity.files import write_private
 from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId, check_trust_domain
+from tachikoma.identity.svid import Svid
 
 __all__ = [
     "CERTIFICATE_FILE",
@@ -197,6 +198,29 @@ class CertificateAuthority:
         """The expiry of the authority, and the latest expiry of certificates that it signs."""
         return min(item.not_valid_after_utc for item in (self.certificate, *self.intermediates))
 
+    def issue(
+        self,
+        spiffe_id: SpiffeId,
+        *,
+        bundle_pem: bytes,
+        lifetime: timedelta,
+        dns_names: tuple[str, ...] = (),
+        not_before: datetime | None = None,
+    ) -> Svid:
+        """Issue an identity with a new key. `Svid.verify` says whether its bundle trusts this authority.
+
+        Args:
+            spiffe_id: its ID.
+            bundle_pem: the roots that it trusts, PEM.
+            lifetime, dns_names, not_before: as `sign` takes them.
+
+        Raises:
+            InvalidIdentity: the bundle cannot be read.
+        """
+        key = new_key()
+        leaf = self.sign(key.public_key(), spiffe_id, lifetime=lifetime, dns_names=dns_names, not_before=not_before)
+        return Svid.load(self.chain(leaf), private_pem(key), bundle_pem)
+
     def sign(
         self,
         public_key: ec.EllipticCurvePublicKey,
@@ -219,6 +243,7 @@ class CertificateAuthority:
         """
         now = datetime.now(UTC)
         begin = not_before or _shortly_before(now, lifetime)
+        usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
         names = [x509.UniformResourceIdentifier(str(spiffe_id)), *map(x509.DNSName, dns_names)]
         return (
             x509.CertificateBuilder()
@@ -230,10 +255,7 @@ class CertificateAuthority:
             .not_valid_after(min((not_before or now) + lifetime, self.not_after))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(key_usage("digital_signature"), critical=True)
-            .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
-                critical=False,
-            )
+            .add_extension(usage, critical=False)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
             .sign(self.key, hashes.SHA256())

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 from cryptography import x509
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from tachikoma.identity.bundles import TrustBundle, TrustBundles, load_bundles
 from tachikoma.identity.certificates import id_of
+from tachikoma.identity.files import write_identity
 from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId
 
 __all__ = ["Svid", "SvidSource", "renewed"]
@@ -95,6 +97,10 @@ class Svid:
             InvalidIdentity: the certificate is expired, not yet valid, or not trusted by its own bundle.
         """
         self.bundle.verify(self.chain[0], list(self.chain[1:]))
+
+    def write(self, folder: Path) -> None:
+        """Store certificate, key and own bundle in a folder, as `write_identity` does. Raises OSError."""
+        write_identity(folder, key_pem=self.key_pem, certificate_pem=self.certificate_pem, bundle_pem=self.bundle.pem)
 
 
 def renewed(

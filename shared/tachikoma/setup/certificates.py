@@ -9,10 +9,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from tachikoma.errors import ConfigurationError
-from tachikoma.identity.authority import CERTIFICATE_FILE, CertificateAuthority, new_key, private_pem
+from tachikoma.identity.authority import CERTIFICATE_FILE, CertificateAuthority
 from tachikoma.identity.certificates import dns_names
 from tachikoma.identity.file_source import FileSvidSource
-from tachikoma.identity.files import write_identity
 from tachikoma.identity.join_token import Joined
 from tachikoma.identity.renewal import HALF, due
 from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId
@@ -105,13 +104,11 @@ class Issued:
 
     def apply(self, host: Host) -> None:
         """Issue the identity with a new key."""
-        authority, key = CertificateAuthority.load(self.ca), new_key()
+        authority, roots = CertificateAuthority.load(self.ca), self.root.read_bytes()
         with _errors(self.folder):
             wanted = SpiffeId.parse(self.spiffe_id)
-            leaf = authority.sign(key.public_key(), wanted, lifetime=self.lifetime, dns_names=self.dns)
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        chain, roots = authority.chain(leaf), self.root.read_bytes()
-        write_identity(self.folder, key_pem=private_pem(key), certificate_pem=chain, bundle_pem=roots)
+            issued = authority.issue(wanted, bundle_pem=roots, lifetime=self.lifetime, dns_names=self.dns)
+        issued.write(self.folder)
         if self.joined is not None:
             self.joined.save(self.folder)
         for path in (self.folder, *self.folder.iterdir()):

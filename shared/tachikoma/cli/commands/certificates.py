@@ -13,10 +13,8 @@ from tachikoma.cli.documents import AuthorityFacts, IssuedIdentity
 from tachikoma.cli.output import Output, OutputOption, show_value
 from tachikoma.cli.show import clock
 from tachikoma.errors import ConfigurationError, InvalidRequest
-from tachikoma.identity.authority import CERTIFICATE_FILE, CertificateAuthority, new_key, private_pem
-from tachikoma.identity.files import write_identity
+from tachikoma.identity.authority import CERTIFICATE_FILE, CertificateAuthority
 from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId
-from tachikoma.identity.svid import Svid
 from tachikoma.vocabulary.types import parse_duration
 
 __all__ = ["ca"]
@@ -85,13 +83,13 @@ def issue(
         wanted = SpiffeId.parse(spiffe_id)
         if wanted.trust_domain != authority.trust_domain:
             raise InvalidIdentity(f"the authority is of {authority.trust_domain}, not of {wanted.trust_domain}")
-        key, roots = new_key(), bundle.read_bytes()
-        leaf = authority.sign(key.public_key(), wanted, lifetime=parse_duration(lifetime), dns_names=tuple(dns or ()))
-        chain = authority.chain(leaf)
+        issued = authority.issue(
+            wanted, bundle_pem=bundle.read_bytes(), lifetime=parse_duration(lifetime), dns_names=tuple(dns or ())
+        )
         # An identity that its own bundle does not trust is useless, so it is not written.
-        Svid.load(chain, private_pem(key), roots).verify()
-        write_identity(identity, key_pem=private_pem(key), certificate_pem=chain, bundle_pem=roots)
-    facts = IssuedIdentity(folder=str(identity), spiffe_id=str(wanted), expires=leaf.not_valid_after_utc)
+        issued.verify()
+        issued.write(identity)
+    facts = IssuedIdentity(folder=str(identity), spiffe_id=str(wanted), expires=issued.chain[0].not_valid_after_utc)
     show_value(facts, output, name=lambda facts: facts.spiffe_id, text=_show_issued)
 
 

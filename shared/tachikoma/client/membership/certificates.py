@@ -15,7 +15,6 @@ from tachikoma.client.rpc_errors import error_from_rpc
 from tachikoma.config.channels import proxy_hint
 from tachikoma.errors import ServerError, TachikomaError, Unavailable
 from tachikoma.identity.authority import private_pem
-from tachikoma.identity.files import write_identity
 from tachikoma.identity.join_token import Joined
 from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId
 from tachikoma.identity.svid import Svid
@@ -70,4 +69,4 @@ def check_certificate(
 def save_identity(folder: Path, svid: Svid, joined: Joined) -> None:
     """Store an identity, and where it is renewed. Raises OSError."""
     joined.save(folder)
-    write_identity(folder, key_pem=svid.key_pem, certificate_pem=svid.certificate_pem, bundle_pem=svid.bundle.pem)
+    svid.write(folder)

@@ -6,13 +6,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from tachikoma.dev.ca import DevelopmentCA
-from tachikoma.identity.authority import CertificateAuthority, new_key, private_pem
+from tachikoma.identity.authority import CertificateAuthority
 from tachikoma.identity.certificates import dns_names
 from tachikoma.identity.file_source import FileSvidSource
-from tachikoma.identity.files import write_identity
 from tachikoma.identity.renewal import renewal_lock
 from tachikoma.identity.spiffe import service_id
 from tachikoma_orchestrator.processes.own_renewal import OwnRenewal, renew_at_start
@@ -35,14 +33,10 @@ class Place:
 
     def issue(self, *, begin: timedelta, life: timedelta) -> FileSvidSource:
         """Write an identity that was issued some time ago."""
-        key = new_key()
-        assert isinstance(key, ec.EllipticCurvePrivateKey)
-        leaf = self.ca.sign(
-            key.public_key(), ORCHESTRATOR, lifetime=life, dns_names=("orch.example",),
+        self.ca.issue(
+            ORCHESTRATOR, bundle_pem=(self.folder / "ca.pem").read_bytes(), lifetime=life, dns_names=("orch.example",),
             not_before=datetime.now(UTC) - begin,
-        )  # fmt: skip
-        roots = (self.folder / "ca.pem").read_bytes()
-        write_identity(self.identity, key_pem=private_pem(key), certificate_pem=self.ca.chain(leaf), bundle_pem=roots)
+        ).write(self.identity)  # fmt: skip
         return FileSvidSource(self.identity)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from typer.testing import CliRunner
 
 from tachikoma.cli.commands.certificates import ca
@@ -54,6 +55,24 @@ def test_an_authority_under_another_is_trusted_through_it(root: CertificateAutho
     assert len(lowest) == 3
     with pytest.raises(InvalidIdentity):
         TrustBundle(DOMAIN, [root.certificate]).verify(lowest[0], lowest[1:])
+
+
+def test_an_issued_identity_is_written_with_the_bundle_that_it_is_given(
+    root: CertificateAuthority, tmp_path: Path
+) -> None:
+    bundle = root.certificate.public_bytes(Encoding.PEM)
+    issued = root.issue(WEB, bundle_pem=bundle, lifetime=timedelta(hours=1), dns_names=("web-1.example",))
+    issued.verify()
+    issued.write(tmp_path / "a")
+    stored = FileSvidSource(tmp_path / "a").current()
+    assert (stored.spiffe_id, stored.key_pem) == (WEB, issued.key_pem)
+    assert dns_names(stored.chain[0]) == ["web-1.example"]
+    assert root.issue(WEB, bundle_pem=bundle, lifetime=timedelta(hours=1)).key_pem != issued.key_pem
+    another = CertificateAuthority.create(tmp_path / "b", DOMAIN, name="x", lifetime=timedelta(days=1))
+    with pytest.raises(InvalidIdentity):
+        another.issue(WEB, bundle_pem=bundle, lifetime=timedelta(hours=1)).verify()
+    with pytest.raises(InvalidIdentity, match="bundle"):
+        another.issue(WEB, bundle_pem=b"none", lifetime=timedelta(hours=1))
 
 
 def test_a_key_that_everybody_can_read_is_not_used(tmp_path: Path) -> None:
