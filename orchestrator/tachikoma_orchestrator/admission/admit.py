@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import structlog
@@ -160,35 +160,20 @@ class Admitter:
             raise refusal(outcome, request, retry_seconds, detail=unfit)
         return outcome is Outcome.ADMITTED
 
-    async def decide(self, request: ExecRequest, address: str) -> Decision:
+    async def decide(self, request: ExecRequest, address: str, *, granted_by: str = "") -> Decision:
         """Return the decision of the active policies; on a large request, it is made in a thread.
 
         Args:
-            request: the request, with its authenticated requester.
-            address: IP address that it came from; empty if unknown.
-        """
-        policies = self._policies.current
-        decide = partial(policies.decide, *self._facts(request, address))
-        return await asyncio.to_thread(decide) if policies.is_large(request) else decide()
-
-    async def decide_again(self, request: ExecRequest, address: str, granted_by: str) -> Decision:
-        """Return the decision of the active policies on a request that was admitted, as far as it is retained.
-
-        Args:
-            request: the request, with its authenticated requester.
+            request: the request, with its authenticated requester. One that was admitted, as far as it is retained.
             address: IP address of the caller now; empty if unknown.
-            granted_by: the policy that granted it.
+            granted_by: the policy that granted it before; empty for a new request.
         """
         policies = self._policies.current
-        decide = partial(policies.decide_again, *self._facts(request, address), granted_by=granted_by)
+        decide = partial(
+            policies.decide, request, request.requested_by, self._search_path,
+            self._registry.labels(request.agent_id), address, granted_by=granted_by,
+        )  # fmt: skip
         return await asyncio.to_thread(decide) if policies.is_large(request) else decide()
-
-    def _facts(
-        self, request: ExecRequest, address: str
-    ) -> tuple[ExecRequest, str, Sequence[str], Mapping[str, str], str]:
-        """Return the facts that a decision on a request is made from."""
-        labels = self._registry.labels(request.agent_id)
-        return request, request.requested_by, self._search_path, labels, address
 
     @property
     def approves_batches(self) -> bool:

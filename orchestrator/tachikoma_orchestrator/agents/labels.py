@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import structlog
 from pydantic import TypeAdapter, ValidationError
-from redis.exceptions import RedisError
 
 from tachikoma.errors import AgentUnknown, InvalidRequest, Unavailable
 from tachikoma.identity.signed_messages import AgentLabels
@@ -28,15 +27,14 @@ from tachikoma.vocabulary.clock import now_ms
 from tachikoma.vocabulary.labels import BoundLabels, LabelChange
 from tachikoma.vocabulary.model import describe_validation_error
 from tachikoma.vocabulary.types import is_identifier
+from tachikoma_orchestrator.agents.refreshed_copy import RefreshedCopy
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.store.scripts import Call, Runner, Script
 
-__all__ = ["REFRESH_SECONDS", "Labels", "checked", "label_words"]
+__all__ = ["Labels", "checked", "label_words"]
 
 log = structlog.get_logger(__name__)
 
-#: Pause between two looks for changes, in seconds.
-REFRESH_SECONDS = 0.5
 #: Entries that are read and verified at once. Other calls go on in between.
 CHUNK = 100
 #: Age from which on labels are signed again, in seconds: their signer may be removed from the trust bundle some day.
@@ -59,8 +57,10 @@ class _Known:
     raw: str
 
 
-class Labels:
+class Labels(RefreshedCopy):
     """One orchestrator's copy of the bound labels in Redis."""
+
+    subject = "labels"
 
     def __init__(self, redis: Redis, identity: SvidSource) -> None:
         """Prepare it.
@@ -90,19 +90,10 @@ class Labels:
         """Return the agents that were ever given labels."""
         return list(self._known)
 
-    async def run(self) -> None:
-        """Keep the copy fresh, until cancelled."""
-        while True:
-            await self.refresh_if_available()
-            await asyncio.sleep(REFRESH_SECONDS)
-
-    async def refresh_if_available(self) -> None:
-        """Refresh the copy, or keep it while Redis is unavailable; nobody can change labels then either."""
-        try:
-            await self.refresh()
-            await self._sign_again()
-        except (RedisError, OSError) as error:
-            log.warning("labels.redis_unavailable", error=str(error))
+    async def update(self) -> None:
+        """Refresh the copy, and sign old entries again. Raises redis errors."""
+        await self.refresh()
+        await self._sign_again()
 
     async def refresh(self) -> None:
         """Read the labels that changed. Raises redis errors."""

@@ -10,26 +10,22 @@ orchestrator.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
-from redis.exceptions import RedisError
 
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.clock import from_ms, ms_of_seconds, to_ms, whole_seconds_of_ms
 from tachikoma.vocabulary.types import Milliseconds
+from tachikoma_orchestrator.agents.refreshed_copy import RefreshedCopy
 
-__all__ = ["REFRESH_SECONDS", "Revocations", "Revoked", "parse"]
+__all__ = ["Revocations", "Revoked", "parse"]
 
 log = structlog.get_logger(__name__)
-
-#: Pause between two readings of Redis. Even if a reading takes as long, a revocation is known within a second.
-REFRESH_SECONDS = 0.5
 
 
 class _Details(BaseModel):
@@ -99,27 +95,16 @@ def parse(raw: bytes) -> Revoked:
     return Revoked(entry.at_ms, entry.details.by, entry.details.reason, entry.active)
 
 
-class Revocations:
+class Revocations(RefreshedCopy):
     """One orchestrator's copy of the revocations in Redis."""
+
+    subject = "revocations"
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._known: dict[str, Revoked] = {}
         #: The same as Redis contained them.
         self._raw: dict[str, bytes] = {}
-
-    async def run(self) -> None:
-        """Keep the copy fresh, until cancelled."""
-        while True:
-            await self.refresh_if_available()
-            await asyncio.sleep(REFRESH_SECONDS)
-
-    async def refresh_if_available(self) -> None:
-        """Refresh the copy, or keep it while Redis is unavailable; no agent can be revoked then either."""
-        try:
-            await self.refresh()
-        except (RedisError, OSError) as error:
-            log.warning("revocations.redis_unavailable", error=str(error))
 
     async def refresh(self) -> None:
         """Read the revocations in Redis. Raises redis errors."""

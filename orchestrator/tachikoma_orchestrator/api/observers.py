@@ -97,7 +97,7 @@ class ObserverCalls(OutputCalls):
         """Return why a caller may not observe an execution now, in words; empty if it may."""
         if record.requested_by == str(peer) or self._is_operator(peer):
             return ""
-        decision = await self._parts.admitter.decide_again(request, peer.address, record.policy)
+        decision = await self._parts.admitter.decide(request, peer.address, granted_by=record.policy)
         if not decision.allowed:
             return decision.reason
         return "" if may_observe(decision.observers, str(peer)) else "policy does not name you as an observer"

@@ -80,5 +80,5 @@ class RecordingCalls(Service):
         if seal.sub == str(peer) or self._is_operator(peer):
             return True
         request = seal.request.as_request(seal.agent, id=seal.jti, requested_by=seal.sub)
-        decision = await self._parts.admitter.decide_again(request, peer.address, seal.policy)
+        decision = await self._parts.admitter.decide(request, peer.address, granted_by=seal.policy)
         return decision.allowed and may_play(decision.players, str(peer))

@@ -142,7 +142,7 @@ class SessionCalls(ExecutionCalls, ObserverCalls):
 
     async def _lost_right(self, request: ExecRequest, granted_by: str, peer: Peer) -> str:
         """Return why policy does not allow a caller to be attached now, in words; empty if it does."""
-        decision = await self._parts.admitter.decide_again(request, peer.address, granted_by)
+        decision = await self._parts.admitter.decide(request, peer.address, granted_by=granted_by)
         return "" if decision.allowed else decision.reason
 
 

@@ -128,7 +128,7 @@ class Starter:
                 AuditCode.DENIED, subject=frozen.requested_by, id=frozen.exec_id(agent), agent_id=agent,
                 authorized="0", requested_by=frozen.requested_by, reason=verdict.reason, batch=frozen.id,
             )  # fmt: skip
-        await self._store.end_target(frozen.id, agent, TargetState.DENIED, verdict.reason)
+        await self._store.deny_target(frozen.id, agent, verdict.reason)
 
     async def refuse(self, frozen: Frozen, verdict: Verdict) -> None:
         """Record that policy does not allow a request of a batch."""

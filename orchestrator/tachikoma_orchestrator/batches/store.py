@@ -187,11 +187,11 @@ class BatchStore:
         )  # fmt: skip
         return bool(await self._runner.run(call, confirmed=bool(by)))
 
-    async def end_target(self, batch_id: str, agent: str, state: TargetState, reason: str) -> None:
-        """End a target that gets no execution: DENIED or UNREACHABLE."""
+    async def deny_target(self, batch_id: str, agent: str, reason: str) -> None:
+        """End a target that gets no execution, since it is denied."""
         call = self._target(
             keys=[keys.batch(batch_id)[0]],
-            args={"id": batch_id, "agent": agent, "state": state, "reason": reason[:2000]},
+            args={"id": batch_id, "agent": agent, "state": TargetState.DENIED, "reason": reason[:2000]},
         )
         await self._runner.run(call)
 

@@ -206,9 +206,8 @@ class Transition:
     order_sha256: str = ""
     #: Longest wait from now on; zero leaves the deadline as it is.
     wait: timedelta = timedelta(0)
-    #: True if the agent reports a start, which is recorded first if its own notice was missed.
-    reports_start: bool = False
-    #: Time of that start by the agent's clock, in milliseconds since the epoch; 0 for none.
+    #: Time of the start that the agent reports, in milliseconds since the epoch by its clock; 0 for none. The start is
+    #: recorded first if the agent's own notice was missed.
     started_ms: int = 0
     #: Bytes of output that the agent reports; 0 for none.
     output_bytes: int = 0
@@ -251,7 +250,6 @@ class Transition:
                 "evidence_sha256": hashlib.sha256(token.encode()).hexdigest(),
             },
             order_sha256=receipt.order_sha256,
-            reports_start=bool(receipt.started_ms),
             started_ms=receipt.started_ms,
             output_bytes=receipt.stdout.total_bytes + receipt.stderr.total_bytes,
         )  # fmt: skip
@@ -292,8 +290,7 @@ class Transition:
             "fence": FENCE if self.fence else "",
             "order_sha256": self.order_sha256,
             "wait_ms": duration_ms(self.wait),
-            "reports_start": self.reports_start,
-            "start_ms": str(self.started_ms),
+            "start_ms": str(self.started_ms) if self.started_ms else "",
             "output_bytes": self.output_bytes,
             "change": self.change_id,
             "keep_seconds": keep_seconds,

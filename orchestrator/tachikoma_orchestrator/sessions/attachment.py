@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import ClassVar
 
 from tachikoma.errors import FailedPrecondition, NotFound
 from tachikoma.redis import keys
@@ -20,7 +21,7 @@ from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.store.scripts import Runner, Script, flat
 
-__all__ = ["Attachment", "ExecutionEnded", "SessionState"]
+__all__ = ["MAX_REASON", "OPEN", "Attachment", "ExecutionEnded", "SessionCaller"]
 
 #: States of an execution whose session can change.
 OPEN = tuple(state for state in ExecState if not state.terminal)
@@ -34,13 +35,34 @@ class ExecutionEnded(FailedPrecondition):
     """The execution of a session has ended, so no caller can attach to it."""
 
 
-class SessionState(StrEnum):
-    """The state of a session, beside that of its execution."""
+class SessionCaller:
+    """A caller of a session, as the ledger and the audit trail name it. Not shared between callers."""
 
-    #: A caller is attached.
-    ACTIVE = "active"
-    #: The command runs, and no caller is attached.
-    DETACHED = "detached"
+    #: Name of the script that records the caller.
+    script: ClassVar[str]
+
+    def __init__(self, redis: Redis, agent: str, exec_id: str, peer: Peer) -> None:
+        """Prepare it; nothing is recorded yet.
+
+        Args:
+            redis: the connections.
+            agent, exec_id: the execution.
+            peer: the caller.
+        """
+        self._runner = Runner(redis)
+        self._script = Script(self.script)
+        self._agent = agent
+        self._exec_id = exec_id
+        self._peer = peer
+        #: Name of this caller in the record.
+        self._name = secrets.token_hex(8)
+
+    def _event(self, code: AuditCode, reason: str = "") -> dict[str, str]:
+        by = f"from {self._peer.address}" if self._peer.address else "from an unknown address"
+        return {
+            "event": code, "id": self._exec_id, "agent_id": self._agent, "authorized": "1",
+            "actor": str(self._peer), "reason": f"{by}{f': {reason}' if reason else ''}"[:MAX_REASON],
+        }  # fmt: skip
 
 
 class _Outcome(StrEnum):
@@ -58,24 +80,14 @@ class _Answer:
     epoch: int
 
 
-class Attachment:
-    """An attachment, from its first epoch to its end. Not shared between callers."""
+class Attachment(SessionCaller):
+    """An attachment, from its first epoch to its end."""
+
+    script = "session"
 
     def __init__(self, redis: Redis, agent: str, exec_id: str, peer: Peer) -> None:
-        """Prepare an attachment; nothing is recorded yet.
-
-        Args:
-            redis: the connections.
-            agent, exec_id: the execution.
-            peer: the caller.
-        """
-        self._runner = Runner(redis)
-        self._script = Script("session")
-        self._agent = agent
-        self._exec_id = exec_id
-        self._peer = peer
-        #: Name of this attachment in the record.
-        self._owner = secrets.token_hex(8)
+        """Prepare an attachment; nothing is recorded yet. The arguments are those of `SessionCaller`."""
+        super().__init__(redis, agent, exec_id, peer)
         #: Number of the latest epoch that this attachment began.
         self.epoch = 0
         #: Events by their code, those left out included.
@@ -93,7 +105,7 @@ class Attachment:
             ExecutionEnded: the execution has ended.
             redis errors: it could not be recorded.
         """
-        fields: dict[str, str] = {"session": SessionState.ACTIVE, "attached_by": str(self._peer)}
+        fields = {"attached_by": str(self._peer)}
         if sizes:
             fields["sizes"] = sizes
         code = AuditCode.SESSION_OPENED if opened else AuditCode.SESSION_ATTACHED
@@ -141,15 +153,7 @@ class Attachment:
         if left_out:
             counted = ", ".join(f"{number} more {code}" for code, number in left_out.items())
             reason = f"{reason}; without events of their own: {counted}"
-        fields = {"session": SessionState.DETACHED, "attached_by": ""}
-        await self._change(fields=fields, event=self._event(AuditCode.SESSION_DETACHED, reason))
-
-    def _event(self, code: AuditCode, reason: str = "") -> dict[str, str]:
-        by = f"from {self._peer.address}" if self._peer.address else "from an unknown address"
-        return {
-            "event": code, "id": self._exec_id, "agent_id": self._agent, "authorized": "1",
-            "actor": str(self._peer), "reason": f"{by}{f': {reason}' if reason else ''}"[:MAX_REASON],
-        }  # fmt: skip
+        await self._change(fields={"attached_by": ""}, event=self._event(AuditCode.SESSION_DETACHED, reason))
 
     async def _begin(self, *, take: bool, fields: Mapping[str, str], event: Mapping[str, str]) -> int:
         answer = await self._change(take=take, begin=True, fields=fields, event=event)
@@ -167,7 +171,7 @@ class Attachment:
         call = self._script(
             keys=[keys.execution(self._exec_id), keys.AUDIT],
             args={
-                "agent": self._agent, "states": list(OPEN), "owner": self._owner, "take": take, "begin": begin,
+                "agent": self._agent, "states": list(OPEN), "owner": self._name, "take": take, "begin": begin,
                 "fields": flat(fields), "event": flat(event),
             },
         )  # fmt: skip

@@ -17,7 +17,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from tachikoma.config.retry import Backoff
-from tachikoma.errors import FailedPrecondition, InvalidRequest
+from tachikoma.errors import InvalidRequest
 from tachikoma.identity.signing import InvalidSignature
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis import keys
@@ -46,7 +46,7 @@ from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.revocations import Revocations
 from tachikoma_orchestrator.executions.transitions import DISPATCHED
 from tachikoma_orchestrator.sessions.attachment import ExecutionEnded
-from tachikoma_orchestrator.sessions.handshake import Epoch, Handshake, OfferRefused, SessionAddress, verified_answer
+from tachikoma_orchestrator.sessions.handshake import Epoch, Handshake, SessionAddress, verified_answer
 from tachikoma_orchestrator.store.subscriber import Subscriber
 
 __all__ = ["InputChannel"]
@@ -338,12 +338,7 @@ class InputChannel:
         handshake = self._handshake
         if handshake is None or self._epoch is not None:
             return
-        try:
-            epoch = handshake.accept(answer, token)
-        except OfferRefused as refused:
-            self._failure = FailedPrecondition(f"the agent refuses the session: {refused}")
-            self._answered.set()
-            return
+        epoch = handshake.accept(answer, token)
         if epoch is not None:
             self._epoch = epoch
             self._answered.set()

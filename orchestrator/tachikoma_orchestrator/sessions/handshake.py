@@ -15,11 +15,7 @@ from tachikoma.sessions.messages import OFFER_SECONDS
 from tachikoma.sessions.sealing import Direction, EphemeralKey, Opener, Sealer
 from tachikoma_orchestrator.agents.revocations import Revocations
 
-__all__ = ["Epoch", "Handshake", "OfferRefused", "SessionAddress", "verified_answer"]
-
-
-class OfferRefused(Exception):
-    """The agent refuses an offer; the message is its reason."""
+__all__ = ["Epoch", "Handshake", "SessionAddress", "verified_answer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +82,11 @@ class Handshake:
         """Return the epoch of a verified answer; None if it answers another offer.
 
         Raises:
-            OfferRefused: the agent refuses the offer.
             InvalidFrame: the agent's ephemeral key cannot be used.
         """
         digest = hashlib.sha256(self.offer.encode()).hexdigest()
         if (answer.epoch, answer.offer_sha256, answer.aud) != (self._epoch, digest, self._issuer):
             return None
-        if answer.error:
-            raise OfferRefused(answer.error)
         sealer, opener = self._key.agree(
             answer.key, self.offer, token, self._address.exec_id, self._epoch, sends=Direction.TO_AGENT
         )

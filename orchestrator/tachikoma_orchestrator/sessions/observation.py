@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 from enum import StrEnum
 
 from tachikoma.errors import NotFound, ResourceExhausted
 from tachikoma.redis import keys
-from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
-from tachikoma_orchestrator.caller import Peer
-from tachikoma_orchestrator.sessions.attachment import MAX_REASON, OPEN, ExecutionEnded
-from tachikoma_orchestrator.store.scripts import Runner, Script, flat
+from tachikoma_orchestrator.sessions.attachment import OPEN, ExecutionEnded, SessionCaller
+from tachikoma_orchestrator.store.scripts import flat
 
 __all__ = ["MAX_OBSERVERS", "RENEW_SECONDS", "Observation"]
 
@@ -32,23 +29,10 @@ class _Outcome(StrEnum):
     FULL = "FULL"
 
 
-class Observation:
-    """An observer of a session, from its first entry to its end. Not shared between callers."""
+class Observation(SessionCaller):
+    """An observer of a session, from its first entry to its end."""
 
-    def __init__(self, redis: Redis, agent: str, exec_id: str, peer: Peer) -> None:
-        """Prepare an observation; nothing is recorded yet.
-
-        Args:
-            redis: the connections.
-            agent, exec_id: the execution.
-            peer: the observer.
-        """
-        self._runner = Runner(redis)
-        self._script = Script("observe")
-        self._agent = agent
-        self._exec_id = exec_id
-        self._peer = peer
-        self._name = secrets.token_hex(8)
+    script = "observe"
 
     async def begin(self) -> None:
         """Record that the observer reads from now on.
@@ -74,13 +58,6 @@ class Observation:
     async def end(self, reason: str) -> None:
         """Record why the observer reads no longer. Raises redis errors."""
         await self._change(0, self._event(AuditCode.SESSION_UNOBSERVED, reason))
-
-    def _event(self, code: AuditCode, reason: str = "") -> dict[str, str]:
-        by = f"from {self._peer.address}" if self._peer.address else "from an unknown address"
-        return {
-            "event": code, "id": self._exec_id, "agent_id": self._agent, "authorized": "1",
-            "actor": str(self._peer), "reason": f"{by}{f': {reason}' if reason else ''}"[:MAX_REASON],
-        }  # fmt: skip
 
     async def _change(self, seconds: int, event: dict[str, str]) -> _Outcome:
         call = self._script(

@@ -9,13 +9,12 @@ import signal
 import threading
 from contextlib import aclosing, suppress
 
-from tachikoma.cli.commands.logs import note, note_approval
-from tachikoma.cli.descriptors import write_all
+from tachikoma.cli.commands.logs import write_message
 from tachikoma.cli.tables import printable
 from tachikoma.cli.terminal import HELP, Escape, Escapes, RawMode, window_size
 from tachikoma.client.interactive import AsyncSession
 from tachikoma.errors import TachikomaError
-from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus, OutputKind
+from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus
 
 __all__ = ["Left", "run_session"]
 
@@ -98,26 +97,20 @@ class _Running:
         raise Left
 
     async def _show(self, message: ExecOutput) -> None:
-        match message.kind:
-            case OutputKind.STDOUT | OutputKind.SCREEN:
-                await write_all(1, message.data)
-            case OutputKind.STDERR:
-                await write_all(2, message.data)
-            case OutputKind.GAP:
-                note(f"{message.missing_bytes} bytes of output are missing")
-            case OutputKind.STATUS if message.status is not None:
-                self._note_status(message.status)
+        status = message.status
+        if status is None or not self._note_status(status):
+            await write_message(message)
 
-    def _note_status(self, status: ExecStatus) -> None:
-        """Show an approval, that the session is recorded, or the observers whenever they change."""
+    def _note_status(self, status: ExecStatus) -> bool:
+        """Show that the session is recorded, and the observers whenever they change; return True if they have."""
         if status.recorded and not self._recorded and self._tty:
             self._recorded = True
             self._report("this session is recorded")
         if status.observers == self._observers:
-            note_approval(status)
-            return
+            return False
         self._observers = status.observers
         self._report(f"observed by {', '.join(status.observers)}" if status.observers else "observed no longer")
+        return True
 
     def _report(self, text: str) -> None:
         line = "\r\n" if self._tty else "\n"

@@ -236,8 +236,6 @@ class SessionAnswer(Claims):
     accepted: Count
     #: True if the input of the command has ended, so that no more is accepted.
     ended: bool = False
-    #: Why the agent refuses the offer, for people; empty if it accepts it.
-    error: Annotated[str, Field(max_length=1000)] = ""
 
 
 class Enrolment(Claims):

@@ -137,8 +137,14 @@ class PolicySet:
         search_path: Sequence[str],
         labels: Mapping[str, str] = NO_LABELS,
         address: str = "",
+        *,
+        granted_by: str = "",
     ) -> Decision:
         """Decide on a request. Pure, and the same for any order of the policies.
+
+        A request that was admitted is decided again as far as it is retained. Words that are masked match no pattern.
+        While the policy that granted the request is active and unchanged, its commands therefore count as matched. All
+        its other rules are checked, and `deniedCommands` of all policies.
 
         Args:
             request: the request.
@@ -146,32 +152,12 @@ class PolicySet:
             search_path: folders in which a bare program name is looked up.
             labels: of the agent.
             address: IP address that the request comes from; empty when it is unknown.
+            granted_by: the policy that granted it before, as in `Decision.policy`; empty for a new request.
         """
-        return self.explain(request, subject, search_path, labels, address).decision
-
-    def decide_again(
-        self,
-        request: ExecRequest,
-        subject: str,
-        search_path: Sequence[str],
-        labels: Mapping[str, str] = NO_LABELS,
-        address: str = "",
-        *,
-        granted_by: str,
-    ) -> Decision:
-        """Decide again on a request that was admitted, as far as it is retained.
-
-        Words that are masked match no pattern. While the policy that granted the request is active and unchanged, its
-        commands therefore count as matched. All its other rules are checked, and `deniedCommands` of all policies.
-
-        Args:
-            request, subject, search_path, labels, address: as in `decide`.
-            granted_by: the policy that granted it, as in `Decision.policy`.
-        """
-        decision = self.decide(request, subject, search_path, labels, address)
+        decision = self.explain(request, subject, search_path, labels, address).decision
         # Without a policy, the request has a mistake, or none applies to it.
         final = decision.allowed or not decision.policy or decision.rule.startswith("deniedCommands")
-        if final or not any(map(is_masked, request.command)):
+        if not granted_by or final or not any(map(is_masked, request.command)):
             return decision
         effort = Effort()
         for policy in self.policies:

@@ -9,6 +9,7 @@ import urllib.request
 
 import pytest
 
+from metric_values import value
 from tachikoma.dev.redis_server import free_port
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.signed_messages import OutputDigest, Receipt
@@ -71,10 +72,6 @@ def test_a_port_in_use_is_an_error() -> None:
         taken.listen()
         with pytest.raises(ConfigurationError, match="in use"):
             metrics.serve_metrics(HostPort("127.0.0.1", taken.getsockname()[1]))
-
-
-def value(name: str, **labels: str) -> float:
-    return metrics.REGISTRY.get_sample_value(name, labels) or 0.0
 
 
 @pytest.mark.parametrize("state", [None, *ExecState])

@@ -23,8 +23,8 @@
 --      fence          value of the claim that keeps the agent from starting the execution, set first; empty for none
 --      order_sha256   SHA-256 of the order that the change answers; empty to not compare
 --      wait_ms        longest wait from now on; 0 leaves the deadline as it is
---      reports_start  true if the agent reports a start, which is recorded first if its notice was missed
---      start_ms       time of that start by the agent's clock, in milliseconds since the epoch
+--      start_ms       time of the start that the agent reports, in milliseconds since the epoch by its clock; empty for
+--                     none. The start is recorded first if the agent's notice was missed
 --      change         random id of this change
 --      output_bytes   bytes of output that the agent reports; 0 for none
 --      keep_seconds   how long a completed record, and the fence, are kept
@@ -85,7 +85,7 @@ end
 -- Audit. The events are written first: if they cannot be written, nothing is changed.
 local events = {}
 history = history or state
-if state == 'QUEUED' and args.reports_start then
+if state == 'QUEUED' and args.start_ms ~= '' then
   -- The agent's receipt arrived before its notice.
   history = history .. ';STARTED ' .. text(now)
   events[1] = execution_event(audited, {

@@ -18,7 +18,7 @@ from tachikoma.client.aio import AsyncClient
 from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus, OutputKind
 from tachikoma.vocabulary.states import ExecState
 
-__all__ = ["BROKEN_PIPE", "add_to", "note", "note_approval", "write_output"]
+__all__ = ["BROKEN_PIPE", "add_to", "note", "note_approval", "write_message", "write_output"]
 
 #: Exit code when the reader of the output has gone, as a shell reports SIGPIPE.
 BROKEN_PIPE = 141
@@ -76,15 +76,26 @@ async def write_output(stream: AsyncIterator[ExecOutput], output: Output) -> Exe
             result = item.result
         if output.for_programs:
             await write_all(1, f"{item.to_json()}\n".encode())
-        elif item.kind is OutputKind.STDOUT:
-            await write_all(1, item.data)
-        elif item.kind is OutputKind.STDERR:
-            await write_all(2, item.data)
-        elif item.kind is OutputKind.GAP:
-            note(f"{item.missing_bytes} bytes of output are missing")
-        elif item.status is not None:
-            note_approval(item.status)
+        else:
+            await write_message(item)
     return result
+
+
+async def write_message(message: ExecOutput) -> None:
+    """Write a chunk to the descriptor it belongs to, or a note about a gap or an approval to standard error.
+
+    Raises:
+        OutputFailed: the descriptor takes no more output.
+    """
+    match message.kind:
+        case OutputKind.STDOUT | OutputKind.SCREEN:
+            await write_all(1, message.data)
+        case OutputKind.STDERR:
+            await write_all(2, message.data)
+        case OutputKind.GAP:
+            note(f"{message.missing_bytes} bytes of output are missing")
+        case OutputKind.STATUS if message.status is not None:
+            note_approval(message.status)
 
 
 def note(text: str) -> None:

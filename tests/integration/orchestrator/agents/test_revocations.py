@@ -17,7 +17,8 @@ from tachikoma.identity.authority import make_request, new_key, private_pem
 from tachikoma.identity.svid import Svid
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
-from tachikoma_orchestrator.agents.revocations import REFRESH_SECONDS, Revocations
+from tachikoma_orchestrator.agents.refreshed_copy import REFRESH_SECONDS
+from tachikoma_orchestrator.agents.revocations import Revocations
 from tachikoma_orchestrator.caller import Peer
 
 

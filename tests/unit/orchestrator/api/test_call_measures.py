@@ -7,13 +7,9 @@ import asyncio
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from metric_values import value
 from tachikoma.errors import NotFound, Unavailable
 from tachikoma_orchestrator.api.call_measures import measured
-from tachikoma_orchestrator.metrics import REGISTRY
-
-
-def value(name: str, **labels: str) -> float:
-    return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
 @pytest.mark.parametrize(

@@ -44,10 +44,10 @@ def test_a_receipt_sets_every_field_that_is_compared_with_it_later() -> None:
 def test_a_completion_answers_its_order_and_reports_the_start() -> None:
     found = arguments(Transition.completion("web-1", "job-7", receipt(), "token"))
     assert (found["sources"], found["target"], found["terminal"]) == (["QUEUED", "STARTED"], "SUCCEEDED", True)
-    assert (found["order_sha256"], found["reports_start"], found["keep_seconds"]) == ("order", True, 60)
+    assert (found["order_sha256"], found["start_ms"], found["keep_seconds"]) == ("order", "5", 60)
     assert (found["event"]["event"], found["event"]["start_ms"]) == ("succeeded", "5")
     never_started = Transition.completion("web-1", "job-7", receipt(started_ms=0), "token")
-    assert arguments(never_started)["reports_start"] is False
+    assert arguments(never_started)["start_ms"] == ""
 
 
 def test_an_approval_sets_a_new_deadline() -> None:

@@ -721,7 +721,7 @@ LOGIN: dict[str, Any] = {"allowedNetworks": ["10.0.0.0/8"], "allowInteractive": 
 
 def decide_again(entry: PolicySet, *command: str, granted_by: str, address: str = "10.1.2.3") -> Decision:
     request = ExecRequest(agent_id="web-1", command=command, timeout="1m", interactive=True)
-    return entry.decide_again(request, ALICE, SEARCH, address=address, granted_by=granted_by)
+    return entry.decide(request, ALICE, SEARCH, address=address, granted_by=granted_by)
 
 
 @pytest.fixture
