@@ -135,10 +135,17 @@ async def output(ways: list[Way], size: int, rounds: int) -> Rows:
                 while received < size and (data := await line.read()):
                     check = zlib.crc32(data, check)
                     received += len(data)
-                rates[way.name].append(size / (time.perf_counter() - begin) / 1e6)
+                rates[way.name].append(_rate(way, size, begin))
                 if (received, check) != (size, expected):
                     raise SystemExit(f"{way.name}: {received} bytes of {size} came, or other ones")
     return {name: {"MB/s": statistics.median(found)} for name, found in rates.items()}
+
+
+def _rate(way: Way, size: int, begin: float) -> float:
+    """Return MB/s since a moment, and show it meanwhile."""
+    rate = size / (time.perf_counter() - begin) / 1e6
+    print(f"  {way.name}: {rate:.1f} MB/s", file=sys.stderr, flush=True)
+    return rate
 
 
 async def stdin(ways: list[Way], size: int, rounds: int, folder: Path) -> Rows:
@@ -152,7 +159,7 @@ async def stdin(ways: list[Way], size: int, rounds: int, folder: Path) -> Rows:
         for way in ways:
             begin = time.perf_counter()
             result = await way.feed(content, "sha256sum")
-            rates[way.name].append(size / (time.perf_counter() - begin) / 1e6)
+            rates[way.name].append(_rate(way, size, begin))
             if result.split()[0] != digest:
                 raise SystemExit(f"{way.name}: the digest of the input is another one")
     return {name: {"MB/s": statistics.median(found)} for name, found in rates.items()}

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import pty
+import shlex
 import struct
 import sys
 import termios
@@ -99,18 +100,31 @@ class Program(Way):
     """A program as people use it: at a terminal, or with a file as its input."""
 
     def __init__(
-        self, name: str, terminal: Sequence[str], pipe: Sequence[str], environment: dict[str, str] | None = None
-    ) -> None:
+        self, name: str, terminal: Sequence[str], pipe: Sequence[str], environment: dict[str, str] | None = None,
+        *, quoted: bool = False,
+    ) -> None:  # fmt: skip
+        """Prepare it.
+
+        Args:
+            name: its name in the tables.
+            terminal, pipe: the program with its options, with a terminal and without.
+            environment: further variables.
+            quoted: whether it takes the command as a text for a shell.
+        """
         self.name = name
+        self._quoted = quoted
         self._terminal, self._pipe = list(terminal), list(pipe)
         self._environment = {**os.environ, "TERM": "xterm-256color", **(environment or {})}
+
+    def _words(self, command: Sequence[str]) -> Sequence[str]:
+        return [shlex.join(command)] if self._quoted else command
 
     @asynccontextmanager
     async def open(self, *command: str) -> AsyncIterator[PtyLine]:
         master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
         process = await asyncio.create_subprocess_exec(
-            *self._terminal, *command, stdin=slave, stdout=slave, stderr=slave, env=self._environment,
+            *self._terminal, *self._words(command), stdin=slave, stdout=slave, stderr=slave, env=self._environment,
             start_new_session=True,
         )  # fmt: skip
         os.close(slave)
@@ -124,7 +138,7 @@ class Program(Way):
     async def feed(self, file: Path, *command: str) -> bytes:
         with file.open("rb") as content:
             process = await asyncio.create_subprocess_exec(
-                *self._pipe, *command, stdin=content, stdout=asyncio.subprocess.PIPE, env=self._environment
+                *self._pipe, *self._words(command), stdin=content, stdout=asyncio.subprocess.PIPE, env=self._environment
             )
             output, _ = await process.communicate()
         return output
@@ -136,7 +150,7 @@ def ssh_program(server: Sshd) -> Program:
         *("ssh", "-F", "none", "-p", str(server.port), "-i", str(server.key), "-o", "StrictHostKeyChecking=no"),
         *("-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"),
     ]
-    return Program("ssh", [*ssh, "-tt", "root@127.0.0.1"], [*ssh, "-T", "root@127.0.0.1"])
+    return Program("ssh", [*ssh, "-tt", "root@127.0.0.1"], [*ssh, "-T", "root@127.0.0.1"], quoted=True)
 
 
 def system_program(system: System, folder: Path) -> Program:
@@ -183,8 +197,6 @@ class AsyncSshLibrary(Way):
 
     @asynccontextmanager
     async def open(self, *command: str) -> AsyncIterator[_AsyncSshLine]:
-        import shlex
-
         process = await self._connection.create_process(
             shlex.join(command), term_type="xterm-256color", term_size=(COLUMNS, ROWS), encoding=None
         )
