@@ -56,7 +56,7 @@ from tachikoma_worker import intake
 from tachikoma_worker.execution.cancel import verify_cancel
 from tachikoma_worker.execution.context import Context
 from tachikoma_worker.execution.order import verify_order
-from tachikoma_worker.sessions.attachment import AgentParty, attach
+from tachikoma_worker.sessions.attachment import AgentParty, attach, verified_offer
 
 DOMAIN, AGENT, EXEC = "tachikoma.local", "web-1", "job-7"
 ORCHESTRATOR, THE_AGENT, ALICE = (
@@ -142,8 +142,8 @@ def test_the_samples_are_valid(signers: dict[type[Claims], Svid]) -> None:
 def _attach(signers: dict[type[Claims], Svid], token: str) -> int:
     """Return the epoch that an agent begins for an offer."""
     party = AgentParty(AGENT, cast(Any, SimpleNamespace(current=lambda: signers[Receipt])), "orchestrator")
-    none = session_frames.Accepted(0)
-    return attach(party, token, EXEC, "ab" * 32, after_epoch=0, progress=none).epoch
+    offer = verified_offer(party, token, EXEC, "ab" * 32, after_epoch=0)
+    return attach(party, offer, token, session_frames.Accepted(0)).epoch
 
 
 def _answer(signers: dict[type[Claims], Svid], token: str) -> SessionAnswer:
