@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import Celery, signals
+from celery.worker import WorkController
 from kombu import Queue
 
 from tachikoma.redis import celery_broker, keys
@@ -67,6 +68,21 @@ def make_app(settings: WorkerSettings, engine: Engine) -> Celery:
     return app
 
 
+def _make_worker(app: Celery, settings: WorkerSettings) -> WorkController:
+    """Return a worker that is not started, without Celery's traffic between workers."""
+    worker: WorkController = app.Worker(
+        hostname=keys.node(settings.agent_id),
+        concurrency=settings.slots,
+        loglevel=settings.log_level.upper(),
+        quiet=True,
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+        optimization="fair",
+    )
+    return worker
+
+
 def run_worker(
     app: Celery, settings: WorkerSettings, *, on_ready: Callable[[], None], on_stopping: Callable[[], None]
 ) -> int:
@@ -92,16 +108,7 @@ def run_worker(
     def shutting_down(**_: Any) -> None:
         on_stopping()
 
-    worker = app.Worker(
-        hostname=keys.node(settings.agent_id),
-        concurrency=settings.slots,
-        loglevel=settings.log_level.upper(),
-        quiet=True,
-        without_gossip=True,
-        without_mingle=True,
-        without_heartbeat=True,
-        optimization="fair",
-    )
+    worker = _make_worker(app, settings)
     try:
         worker.start()
     finally:

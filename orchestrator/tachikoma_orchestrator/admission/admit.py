@@ -140,13 +140,7 @@ class Admitter:
         claimed, request = request.requested_by, request.model_copy(update={"requested_by": str(peer)})
         if claimed not in ("", request.requested_by):
             raise await self.deny(request, peer, impersonation(claimed, request.requested_by))
-        decision = await self.decide(request, peer.address)
-        if not decision.allowed:
-            raise await self.deny(request, peer, not_allowed(decision))
-        if mistake := session_mistake(request, session=session):
-            raise await self.deny(request, peer, unsuitable(decision, mistake))
-        if decision.record.mode is RecordMode.REQUIRED and (obstacle := await self._recordable()):
-            raise await self.deny(request, peer, unrecordable(decision, obstacle))
+        decision = await self._granted(request, peer, session=session)
         stages.passed(Stage.DECIDE)
         # The digest is of the request as it was made, so a repetition matches even after a change of policy.
         allowed = self.allowed(request, decision, request_digest(request), peer.address, attached=attached)
@@ -159,6 +153,21 @@ class Admitter:
             )  # fmt: skip
             raise refusal(outcome, request, retry_seconds, detail=unfit)
         return outcome is Outcome.ADMITTED
+
+    async def _granted(self, request: ExecRequest, peer: Peer, *, session: bool) -> Decision:
+        """Return the decision that allows a request; deny a request that is not allowed or cannot be run.
+
+        Raises:
+            PermissionDenied, InvalidRequest, FailedPrecondition: as of `admit`.
+        """
+        decision = await self.decide(request, peer.address)
+        if not decision.allowed:
+            raise await self.deny(request, peer, not_allowed(decision))
+        if mistake := session_mistake(request, session=session):
+            raise await self.deny(request, peer, unsuitable(decision, mistake))
+        if decision.record.mode is RecordMode.REQUIRED and (obstacle := await self._recordable()):
+            raise await self.deny(request, peer, unrecordable(decision, obstacle))
+        return decision
 
     async def decide(self, request: ExecRequest, address: str, *, granted_by: str = "") -> Decision:
         """Return the decision of the active policies; on a large request, it is made in a thread.

@@ -111,9 +111,7 @@ class OutputCalls(Service):
             if not record.state.terminal:
                 yield await self._status(record)
         check = OutputCheck(from_start=not follower.seq)
-        # The recorder of an execution that must be recorded is the reader that counts.
-        recorder_reads = RecordRule.parse(record.recording).mode is RecordMode.REQUIRED
-        follower.acknowledges = record.waits and acknowledges and not recorder_reads
+        follower.acknowledges = acknowledges and _waits_for_callers(record)
         if attached and not record.waits and not record.state.terminal:
             follower.report_reads(announce=not announced)
         try:
@@ -127,7 +125,13 @@ class OutputCalls(Service):
         except OutputAltered as error:
             await self._record_altered(record, str(error))
             raise
-        response = end.result().response()
+        async for output in self._last(follower, check, record, end.result().response()):
+            yield output
+
+    async def _last(
+        self, follower: Follower, check: OutputCheck, record: Record, response: ExecResponse
+    ) -> AsyncIterator[ExecOutput]:
+        """Yield the gap at the end of the output, if there is one, and the result. Raises as `_verify`."""
         missing = follower.missing_at_end(response.stdout_summary.total_bytes + response.stderr_summary.total_bytes)
         if missing:
             check.add(gap := follower.gap(missing))
@@ -192,3 +196,9 @@ class OutputCalls(Service):
     async def _status(self, record: Record) -> ExecOutput:
         status = await self._parts.evidence.status(record)
         return ExecOutput(id=record.exec_id, kind=OutputKind.STATUS, status=status)
+
+
+def _waits_for_callers(record: Record) -> bool:
+    """Return True if a command waits until its callers have read its output."""
+    # The recorder of an execution that must be recorded is the reader that counts.
+    return record.waits and RecordRule.parse(record.recording).mode is not RecordMode.REQUIRED

@@ -59,6 +59,14 @@ class CheckSettings(RedisSettings):
     audit_durable: bool = True
 
 
+FormatOption = Annotated[
+    Format,
+    typer.Option(
+        "--format", help="aclfile: all users; setuser: commands for redis-cli; sentinel: the file of the Sentinels."
+    ),
+]
+
+
 @redis.command()
 def acl(
     passwords: Annotated[
@@ -80,12 +88,7 @@ def acl(
         Path | None,
         typer.Option(help="The server's ACL file; agents that joined are kept from it, with their passwords."),
     ] = None,
-    form: Annotated[
-        Format,
-        typer.Option(
-            "--format", help="aclfile: all users; setuser: commands for redis-cli; sentinel: the file of the Sentinels."
-        ),
-    ] = Format.ACLFILE,
+    form: FormatOption = Format.ACLFILE,
 ) -> None:
     """Print the Redis users of all parts: as an ACL file, with all agents and applications that have a password; or as
     commands, with --agent or --application only for these. Passwords are printed as their SHA-256."""

@@ -33,6 +33,7 @@ from tachikoma_orchestrator.executions.transitions import (
     Transition,
     TransitionOutcome,
     record_fields,
+    scope_arguments,
 )
 from tachikoma_orchestrator.metrics import measure_admission, measure_end
 from tachikoma_orchestrator.store.scripts import Call, Runner, Script, flat
@@ -140,12 +141,7 @@ class Ledger:
         record = record_fields(admission)
         sent = None if apart else dispatch
         queue = dispatch.queue if dispatch is not None and dispatch.queue else keys.queue(agent)
-        payloads: list[str | bytes] = [
-            admission.parked,
-            record.pop("request"),
-            event.pop("request"),
-            sent.message if sent else b"",
-        ]
+        payloads = [admission.parked, record.pop("request"), event.pop("request"), sent.message if sent else b""]
         return self._admit(
             keys=[
                 keys.execution(exec_id), keys.info(agent), queue, keys.AUDIT, keys.AGENTS,
@@ -163,13 +159,7 @@ class Ledger:
                 "record_refusal": recorded,
                 "unfit": admission.unfit,
                 "batch": admission.batch,
-                "scopes": [
-                    {
-                        "name": name, "per_minute": limit.requests_per_minute,
-                        "concurrent": limit.concurrent_limit, "waiting": limit.queue_size,
-                    }
-                    for name, limit in admission.scopes.items()
-                ],
+                "scopes": scope_arguments(admission.scopes),
                 "record": flat(record),
                 "event": flat(event),
                 "shorter_event": flat(refusal),

@@ -22,6 +22,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
@@ -31,7 +32,6 @@ from tachikoma.errors import RecordAltered
 from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Redis
-from tachikoma.streams.heartbeat import HEARTBEAT_SECONDS, LEASE_SECONDS
 from tachikoma.vocabulary.clock import duration_ms
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.registry import AgentState, Registry
@@ -42,10 +42,11 @@ from tachikoma_orchestrator.executions.record import Record
 from tachikoma_orchestrator.executions.restoration import OpenIndex
 from tachikoma_orchestrator.executions.retained_output import RetainedOutput
 from tachikoma_orchestrator.executions.revocation import end_revoked
+from tachikoma_orchestrator.executions.silence import Silence
 from tachikoma_orchestrator.executions.transitions import DISPATCHED, FENCE, TransitionOutcome
 from tachikoma_orchestrator.store.lives import Lives
 
-__all__ = ["Reaper"]
+__all__ = ["Reaper", "Retention"]
 
 log = structlog.get_logger(__name__)
 
@@ -59,14 +60,26 @@ OVERDUE_MS = duration_ms(timedelta(hours=1))
 DUE_SECONDS = 1.0
 #: Age from which the result of an execution is looked for. The result of a younger one arrives over pub/sub.
 SETTLE_MS = 2_000
-#: Seconds for which an agent does not hold an execution before its missing result counts as lost: several heartbeats.
-RESULT_SECONDS = 3 * HEARTBEAT_SECONDS
 #: Stands for a claim of another type than a string. No agent and no orchestrator writes it.
 UNREADABLE = b"\0unreadable"
 
 
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """The stores whose old entries the reaper deletes, beside the ledger's own."""
+
+    trail: AuditTrail
+    #: How much of the trail is kept.
+    audit_bounds: TrailBounds
+    #: Deletes output beyond the quotas; None for no quotas.
+    outputs: RetainedOutput | None = None
+
+
 class Reaper:
     """Settles executions that no other part will settle."""
+
+    #: Deadline up to which due executions were settled, ms by the clock of Redis; 0 before the first look.
+    _due_to_ms = 0
 
     def __init__(
         self,
@@ -77,9 +90,7 @@ class Reaper:
         *,
         lease: timedelta,
         interval: timedelta,
-        trail: AuditTrail,
-        audit_bounds: TrailBounds,
-        outputs: RetainedOutput | None = None,
+        retention: Retention,
         lives: Lives | None = None,
         on_recorded: Callable[[list[str]], None] = lambda _: None,
     ) -> None:
@@ -92,9 +103,7 @@ class Reaper:
             collector: records results that pub/sub missed.
             lease: time without a heartbeat after which an agent's executions are lost.
             interval: time between passes.
-            trail: the audit trail, which the reaper trims.
-            audit_bounds: how much of the trail is kept.
-            outputs: deletes output beyond the quotas; None for no quotas.
+            retention: the stores that it trims.
             lives: the lives of Redis; None if no life may lose data.
             on_recorded: called in each pass with the open executions that are recorded.
         """
@@ -105,23 +114,13 @@ class Reaper:
         self._ledger = ledger
         self._registry = registry
         self._collector = collector
-        self._lease_seconds = lease.total_seconds()
+        self._retention = retention
+        self._silence = Silence(lease)
         self._interval_seconds = interval.total_seconds()
-        self._trail = trail
-        self._audit_bounds = audit_bounds
-        self._outputs = outputs
         #: The agents of the last pass.
         self._last_agents: dict[str, AgentState] = {}
-        #: Deadline up to which due executions were settled, ms by the clock of Redis; 0 before the first look.
-        self._due_to_ms = 0
-        #: Start of the time in which Redis answered without interruption, by the local monotonic clock.
-        self._answering_since = time.monotonic()
         #: The open executions of the last pass. An entry that left the index without a final state is put back.
         self._open: dict[str, Record] = {}
-        #: Start of the time in which an agent no longer held an execution and its result was gone, by the same clock.
-        self._result_gone_since: dict[str, float] = {}
-        #: Start of the silence of agents with open executions, by the same clock.
-        self._silent_since: dict[str, float] = {}
 
     async def run(self) -> None:
         """Make a pass in each interval, until cancelled."""
@@ -135,8 +134,8 @@ class Reaper:
                 await self.sweep()
             except (RedisError, OSError) as error:
                 log.warning("reaper.redis_unavailable", error=str(error))
-                self._answering_since = time.monotonic()
-                self._silent_since.clear()
+                self._silence.restart_leases()
+                self._silence.forget_agents()
             await self._expire_between_passes()
 
     async def _expire_between_passes(self) -> None:
@@ -160,16 +159,14 @@ class Reaper:
     async def _trim(self) -> None:
         now_ms = await self._ledger.now_ms()
         await self._ledger.trim(now_ms)
-        await self._trail.trim(now_ms, self._audit_bounds)
+        await self._retention.trail.trim(now_ms, self._retention.audit_bounds)
 
     async def sweep(self) -> None:
         """Make one pass over all executions without a final state. Raises redis errors."""
         await self._index.restore_after_loss()
         now_ms = await self._ledger.now_ms()
         agents = self._last_agents = await self._agents()
-        for agent, state in agents.items():
-            if state.online:
-                self._silent_since.pop(agent, None)
+        self._silence.hear(agents)
         offset, found = 0, dict[str, Record]()
         while ids := await self._open_executions(offset):
             records = await self._ledger.records(ids)
@@ -183,8 +180,8 @@ class Reaper:
             offset += still_open
         await self._restore_index(found)
         self._on_recorded([exec_id for exec_id, record in self._open.items() if record.recording])
-        if self._outputs is not None:
-            await self._outputs.enforce(now_ms)
+        if self._retention.outputs is not None:
+            await self._retention.outputs.enforce(now_ms)
 
     async def _agents(self) -> dict[str, AgentState]:
         """Return every agent; none if their hash has another type, so that no agent counts as gone."""
@@ -195,7 +192,7 @@ class Reaper:
             if not wrong_type(error):
                 raise
             log.error("reaper.agents_unreadable", error=str(error))
-            self._answering_since = time.monotonic()
+            self._silence.restart_leases()
             return {}
         return agents
 
@@ -235,9 +232,7 @@ class Reaper:
         lost = [record for record in records.values() if not record.state.terminal]
         await self._ledger.reopen(lost)
         self._open = found | {record.exec_id: record for record in lost}
-        gone = self._result_gone_since.keys() - self._open.keys()
-        for exec_id in gone:
-            del self._result_gone_since[exec_id]
+        self._silence.keep(self._open)
 
     async def _settle_all(self, records: list[Record], agents: dict[str, AgentState], now_ms: int) -> int:
         """Settle the executions that need it, and return how many are still open."""
@@ -299,8 +294,8 @@ class Reaper:
             # The agent's notice was missed. The receipt will contain the exact start.
             await self._ledger.started(record.agent, record.exec_id, 0)
         reason = (
-            self._lost(record.agent, claim.decode(), agent)
-            or self._without_result(record, has_result, agent)
+            self._silence.lost(record.agent, claim.decode(), agent)
+            or self._silence.without_result(record.exec_id, agent, has_result=has_result)
             or _overdue(record, now_ms)
         )
         return bool(reason) and await self._lose(record, reason)
@@ -328,7 +323,7 @@ class Reaper:
         # In the current life: a later one without a known loss may lack the claims that were written to an earlier one.
         if agent is not None and agent.online and self._lives.number_of(agent.heartbeat.life) >= self._lives.number:
             return await self._expire(record, "not started: Redis went back to an older state while it was queued")
-        if silent := self._lost(record.agent, "", agent):
+        if silent := self._silence.lost(record.agent, "", agent):
             return await self._lose(record, f"{silent}, and Redis lost whether it was started")
         if agent is not None and agent.online and not agent.heartbeat.life:
             # A worker of version 0.2.0 writes nothing again.
@@ -360,42 +355,6 @@ class Reaper:
         )
         log.warning("execution.lost", id=record.exec_id, agent=record.agent, reason=reason)
         return outcome is TransitionOutcome.DONE
-
-    def _without_result(self, record: Record, has_result: bool, agent: AgentState | None) -> str:
-        """Return why an execution is given up that its agent completed, if its result is gone; else empty.
-
-        Args:
-            record: the execution, which its agent claimed.
-            has_result: True if Redis has a value for its result. It was not accepted.
-            agent: its agent's state; None if the agent is unknown.
-        """
-        held = None if agent is None or not agent.online else agent.heartbeat.executions
-        if held is None or record.exec_id in held:
-            self._result_gone_since.pop(record.exec_id, None)
-            return ""
-        since = self._result_gone_since.setdefault(record.exec_id, time.monotonic())
-        if time.monotonic() - since < RESULT_SECONDS:
-            return ""
-        what = "its result in Redis is not accepted" if has_result else "its result in Redis is gone"
-        return f"its agent no longer holds it, and {what}"
-
-    def _lost(self, agent: str, boot: str, state: AgentState | None) -> str:
-        """Return why a claimed execution must be given up; empty if it need not be."""
-        now = time.monotonic()
-        online = state is not None and state.online
-        # Both times run from the start of the process on, so that they do not add up.
-        silent = 0.0 if online else now - self._silent_since.setdefault(agent, now)
-        if now - self._answering_since < self._lease_seconds:
-            return ""
-        if state is not None and state.online:
-            other = boot and state.heartbeat.boot != boot
-            return "its agent lost its journal, so the result is unknown" if other else ""
-        # The agent had been silent for its lease in Redis before it was noticed.
-        before = max(0.0, min(LEASE_SECONDS, self._lease_seconds - LEASE_SECONDS))
-        silent += before
-        if silent < self._lease_seconds:
-            return ""
-        return f"its agent sent no heartbeat for {silent:.0f} s" if state is not None else "its agent is unknown"
 
 
 def _overdue(record: Record, now_ms: int) -> str:

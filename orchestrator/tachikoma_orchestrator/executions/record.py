@@ -142,11 +142,7 @@ class Record:
 
     @classmethod
     def parse(cls, exec_id: str, fields: Mapping[bytes, bytes]) -> Record:
-        """Parse the fields of a record's hash.
-
-        Raises:
-            RecordAltered: a field that every reader needs is missing or malformed.
-        """
+        """Parse the fields of a record's hash. Raises RecordAltered if one is malformed, or a necessary one missing."""
         text = partial(_text, fields)
         try:
             return cls(

@@ -163,6 +163,17 @@ def record_fields(admission: Admission) -> dict[str, str]:
     return fields
 
 
+def scope_arguments(scopes: Mapping[str, RateLimitConfig]) -> list[JsonObject]:
+    """Return the scopes of an admission with their limits, as `lua/admit.lua` takes them."""
+    return [
+        {
+            "name": name, "per_minute": limit.requests_per_minute,
+            "concurrent": limit.concurrent_limit, "waiting": limit.queue_size,
+        }
+        for name, limit in scopes.items()
+    ]  # fmt: skip
+
+
 def receipt_fields(receipt: Receipt, token: str) -> dict[str, str]:
     """Return the fields of a record that copy a receipt; `record.REPORTED` lists their names."""
     return {

@@ -18,9 +18,10 @@ from tachikoma.config.tasks import Supervisor
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.open import open_identity
 from tachikoma.identity.spiffe import InvalidIdentity
+from tachikoma.identity.svid import SvidSource
 from tachikoma.policy.watch import PolicyWatch
 from tachikoma.redis import keys
-from tachikoma.redis.access import connect
+from tachikoma.redis.access import RedisAccess, connect
 from tachikoma.vocabulary.addresses import HostPort
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma_orchestrator.admission.admit import Admitter
@@ -71,6 +72,17 @@ def read_audit_key(path: Path | None) -> bytes:
     return key
 
 
+def _open_identity(settings: OrchestratorSettings) -> SvidSource:
+    """Open the identity of the process. Raises ConfigurationError if it cannot be used."""
+    identity = open_identity(settings.identity)
+    try:
+        identity.current().verify()
+    except InvalidIdentity as error:
+        raise ConfigurationError(f"the orchestrator's identity cannot be used: {error}") from error
+    error_reporting.identify(identity.current().spiffe_id.trust_domain)
+    return identity
+
+
 class Core:
     """Everything that admits requests and learns of their results."""
 
@@ -85,41 +97,17 @@ class Core:
             ConfigurationError: identity, policy or a key cannot be used.
         """
         self.name = name
-        self.identity = open_identity(settings.identity)
-        try:
-            self.identity.current().verify()
-        except InvalidIdentity as error:
-            raise ConfigurationError(f"the orchestrator's identity cannot be used: {error}") from error
-        error_reporting.identify(self.identity.current().spiffe_id.trust_domain)
+        self.identity = _open_identity(settings)
         self.policies = PolicyWatch(settings.policy)
-        self.access = settings.redis(self.identity)
-        self._life_redis = connect(self.access, name=f"{name}-life", max_connections=2)
-        #: What the process knows about Redis.
-        self.known = known = Known()
-        #: The lives of Redis. No other connection is used before the life of its server is recorded.
-        self.lives = Lives(self._life_redis, self.identity, known, f"{name} on {platform.node()}")
-        self.redis = connect(self.access, name=name, gate=self.lives)
-        share_known(self.redis, known)
-        self._subscriptions = connect(self.access, name=f"{name}-subscriber", max_connections=2)
+        self._connect(settings.redis(self.identity))
         self.trail = AuditTrail(
             self.redis, key=read_audit_key(settings.audit_key), refusals=RefusalBudget(settings.audit_refusals)
         )
         self.ledger = self._make_ledger(settings)
         self.completions = Completions()
-        self.subscriber = Subscriber(self._subscriptions)
         self.registry = Registry(self.redis, self.identity, self.lives)
-        self.findings = Findings(self.redis, self.trail)
-        self.evidence = Evidence(self.redis, self.findings, self.identity, self.registry.revocations)
-        self.collector = Collector(
-            self.redis, self.ledger, self.completions, self.registry, self.identity, self.evidence, self.findings
-        )
         lane = keys.reply_lane(f"{name} on {platform.node()} at {settings.listen}")
-        self.collector.attach(self.subscriber, lane)
-        self._waiting_callers = WaitingCallers(
-            self.redis, self.ledger, self.completions, self.collector, self.registry, self.lives
-        )
-        self.subscriber.on_gap(self._waiting_callers.check)
-        self.subscriber.on_gap(self.registry.discover)
+        self._collect(lane)
         self.admitter = Admitter(
             self.ledger, self.trail, self.policies, self.identity, self.registry,
             rate_limit=settings.rate_limit, search_path=settings.search_path, sent=self.completions.note_order,
@@ -129,6 +117,37 @@ class Core:
         self._remember_in_new_lives()
         #: None if no schedules are configured.
         self.schedule_runner = self._open_schedules(settings)
+
+    def _connect(self, access: RedisAccess) -> None:
+        """Make the connections to Redis."""
+        self.access = access
+        self._life_redis = connect(access, name=f"{self.name}-life", max_connections=2)
+        #: What the process knows about Redis.
+        self.known = Known()
+        #: The lives of Redis. No other connection is used before the life of its server is recorded.
+        self.lives = Lives(self._life_redis, self.identity, self.known, f"{self.name} on {platform.node()}")
+        self.redis = connect(access, name=self.name, gate=self.lives)
+        share_known(self.redis, self.known)
+        self._subscriptions = connect(access, name=f"{self.name}-subscriber", max_connections=2)
+        self.subscriber = Subscriber(self._subscriptions)
+
+    def _collect(self, lane: int) -> None:
+        """Receive the results of executions, also those that a gap of the subscription missed.
+
+        Args:
+            lane: where agents report to this process.
+        """
+        self.findings = Findings(self.redis, self.trail)
+        self.evidence = Evidence(self.redis, self.findings, self.identity, self.registry.revocations)
+        self.collector = Collector(
+            self.redis, self.ledger, self.completions, self.registry, self.identity, self.evidence, self.findings
+        )
+        self.collector.attach(self.subscriber, lane)
+        self._waiting_callers = WaitingCallers(
+            self.redis, self.ledger, self.completions, self.collector, self.registry, self.lives
+        )
+        self.subscriber.on_gap(self._waiting_callers.check)
+        self.subscriber.on_gap(self.registry.discover)
 
     def _remember_in_new_lives(self) -> None:
         """Let what this process knows outlive a Redis that went back to an older state."""

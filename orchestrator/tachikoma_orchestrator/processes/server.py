@@ -41,7 +41,7 @@ from tachikoma_orchestrator.audit.sinks.stdout import StandardOutputSink
 from tachikoma_orchestrator.audit.sinks.syslog import SyslogSink
 from tachikoma_orchestrator.audit.trail import TrailBounds
 from tachikoma_orchestrator.batches.room import Batches
-from tachikoma_orchestrator.executions.reaper import Reaper
+from tachikoma_orchestrator.executions.reaper import Reaper, Retention
 from tachikoma_orchestrator.executions.retained_output import RetainedOutput
 from tachikoma_orchestrator.executions.revocation import ExecutionsOfAgent
 from tachikoma_orchestrator.flower.feed import Feed
@@ -107,12 +107,7 @@ class Server:
         self._output_redis = connect(core.access, name="orchestrator-output", max_connections=2)
         #: Live output for followers, on a connection of its own: a flood of it must not delay results.
         self._output_subscriber = Subscriber(self._output_redis)
-        quotas = CallQuotas(
-            calls=settings.identity_calls,
-            streams=settings.identity_streams,
-            request_bytes=settings.identity_request_bytes,
-        )
-        self._guard = Guard(core.identity, core.trail, core.registry.revocations, settings.trusted_proxies, quotas)
+        self._guard = self._make_guard()
         self._health = Health(core.subscriber.connected)
         self._recordings = self._open_recordings()
         self._feed = Feed(self._background_redis, core.ledger, core.registry, core.subscriber)
@@ -209,6 +204,15 @@ class Server:
         """Whether requests are refused while too many audit events wait for a sink."""
         return self._settings.audit_failure == "closed"
 
+    def _make_guard(self) -> Guard:
+        core, settings = self._core, self._settings
+        quotas = CallQuotas(
+            calls=settings.identity_calls,
+            streams=settings.identity_streams,
+            request_bytes=settings.identity_request_bytes,
+        )
+        return Guard(core.identity, core.trail, core.registry.revocations, settings.trusted_proxies, quotas)
+
     def _make_reaper(self) -> Reaper:
         core, settings = self._core, self._settings
         return Reaper(
@@ -218,18 +222,22 @@ class Server:
             core.collector,
             lease=settings.lease,
             interval=settings.sweep,
-            trail=core.trail,
-            audit_bounds=TrailBounds(settings.audit_retention, settings.audit_events, closed=self._audit_closed),
+            retention=self._retention(),
             lives=core.lives,
             on_recorded=self._recordings.record,
-            outputs=RetainedOutput(
-                core.redis,
-                total_bytes=settings.output_bytes,
-                requester_bytes=settings.requester_output_bytes,
-                log_bytes=settings.log_bytes,
-                retention=settings.output_retention,
-            ),
         )
+
+    def _retention(self) -> Retention:
+        core, settings = self._core, self._settings
+        bounds = TrailBounds(settings.audit_retention, settings.audit_events, closed=self._audit_closed)
+        outputs = RetainedOutput(
+            core.redis,
+            total_bytes=settings.output_bytes,
+            requester_bytes=settings.requester_output_bytes,
+            log_bytes=settings.log_bytes,
+            retention=settings.output_retention,
+        )
+        return Retention(core.trail, bounds, outputs)
 
     def _make_shipper(self) -> Shipper | None:
         """Return the shipper to the configured sinks; None without sinks."""

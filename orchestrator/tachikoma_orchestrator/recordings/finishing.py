@@ -77,13 +77,7 @@ def finish(
     if origin is None:
         store.remove_parts(exec_id)
         return None
-    with ExitStack() as files:
-        text = _Digest(files.enter_context(store.create(exec_id, FileKind.TEXT)))
-        recording = _Digest(files.enter_context(store.create(exec_id, FileKind.CAST)))
-        names = [name for name in store.parts(exec_id) if is_output(name)]
-        parts = [files.enter_context(closing(store.read_part(exec_id, name))) for name in names]
-        outputs = numbered(read_lines(part) for part in parts)
-        written = _Writer(origin, events, text, recording).write(outputs, events, result)
+    written, text, recording = _write_files(store, exec_id, origin, events, result)
     seal = RecordingSeal(
         iss=str(svid.spiffe_id), iat=int(time.time()), jti=exec_id, agent=origin.agent, sub=origin.requested_by,
         policy=origin.policy, request=origin.request,
@@ -96,6 +90,19 @@ def finish(
         file.write(sign(svid, seal).encode())
     store.remove_parts(exec_id)
     return seal
+
+
+def _write_files(
+    store: RecordingStore, exec_id: str, origin: Origin, events: list[Event], result: ExecResponse | None
+) -> tuple[_Written, _Digest, _Digest]:
+    """Write the text and the asciicast of a recording; return what was found, and the digests of both."""
+    with ExitStack() as files:
+        text = _Digest(files.enter_context(store.create(exec_id, FileKind.TEXT)))
+        recording = _Digest(files.enter_context(store.create(exec_id, FileKind.CAST)))
+        names = [name for name in store.parts(exec_id) if is_output(name)]
+        parts = [files.enter_context(closing(store.read_part(exec_id, name))) for name in names]
+        outputs = numbered(read_lines(part) for part in parts)
+        return _Writer(origin, events, text, recording).write(outputs, events, result), text, recording
 
 
 def _problem(written: _Written, result: ExecResponse | None, known: str) -> str:

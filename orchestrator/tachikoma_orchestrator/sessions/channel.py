@@ -68,6 +68,18 @@ INPUT_SECONDS = 8 * 24 * 3600
 class InputChannel:
     """The input of one attachment."""
 
+    _handshake: Handshake | None = None
+    #: The current epoch; None while keys are agreed on.
+    _epoch: Epoch | None = None
+    #: Number of input bytes so far; None until the agent says where the input of an older session continues.
+    _written: int | None = None
+    _accepted = InputAccepted()
+    _end = False
+    _closing = False
+    _size: WindowSize | None = None
+    #: Number of output bytes that the caller has written.
+    _output = 0
+
     def __init__(
         self,
         redis: Redis,
@@ -92,23 +104,15 @@ class InputChannel:
             state: returns the state of the execution, and the SHA-256 of its order; empty before there is one.
             on_accepted: called with each progress of input.
         """
-        self._redis = redis
-        self._subscriber = subscriber
+        self._redis, self._subscriber = redis, subscriber
         self._identity = identity
         self._revocations = revocations
         self._address = address
-        self._next_epoch = next_epoch
-        self._state = state
-        self._on_accepted = on_accepted
+        self._next_epoch, self._state, self._on_accepted = next_epoch, state, on_accepted
         self._input = keys.input(address.agent, address.exec_id)
         self._notices = keys.session(address.agent, address.exec_id)
         #: Keeps frames in the order of their numbers.
         self._sending = asyncio.Lock()
-        self._handshake: Handshake | None = None
-        #: The current epoch; None while keys are agreed on.
-        self._epoch: Epoch | None = None
-        #: The error that ended the channel: taken over, or refused.
-        self._failure: Exception | None = None
         self._wanted = asyncio.Event()
         self._answered = asyncio.Event()
         #: Set while there is an epoch.
@@ -116,12 +120,6 @@ class InputChannel:
         self._credit = asyncio.Event()
         #: Input that the agent has not accepted, with its offsets.
         self._retained: deque[tuple[int, bytes]] = deque()
-        self._written: int | None = None
-        self._accepted = InputAccepted()
-        self._end = False
-        self._closing = False
-        self._size: WindowSize | None = None
-        self._output = 0
 
     # --- what the caller does -----------------------------------------------------------------------------------------
 
@@ -204,7 +202,7 @@ class InputChannel:
         """Agree on keys whenever it is necessary, inside `listen`; runs until it is cancelled or the execution ends.
 
         Raises:
-            FailedPrecondition: another caller has attached, or the agent refuses the session.
+            FailedPrecondition: another caller has attached.
             NotFound: the execution is gone.
         """
         with suppress(ExecutionEnded):
@@ -246,7 +244,6 @@ class InputChannel:
             try:
                 await self._offer()
                 await asyncio.wait_for(self._answered.wait(), ANSWER_SECONDS)
-                self._raise_failure()
                 if await self._resume():
                     return
             except (RedisError, OSError, TimeoutError) as error:
@@ -367,7 +364,3 @@ class InputChannel:
             self._accepted = accepted.model_copy(update={"offset": max(accepted.offset, self._written or 0)})
         self._credit.set()
         self._on_accepted(accepted)
-
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure

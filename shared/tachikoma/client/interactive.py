@@ -39,6 +39,16 @@ class AsyncSession:
     the last chunk. Leaving the block cancels the execution, unless it has ended or `detach` was called.
     """
 
+    #: Progress of the command in taking input.
+    accepted = InputAccepted()
+    _input_ended = False
+    _size: WindowSize | None = None
+    _output_written = 0
+    #: The wish to leave: `detach` or `close`.
+    _wish: pb.ExecInput | None = None
+    #: True once the iteration has ended, so that nothing sends input any more.
+    _over = False
+
     def __init__(
         self,
         connection: Connection,
@@ -60,8 +70,6 @@ class AsyncSession:
         new = first.HasField("request")
         #: Id of the execution.
         self.id: str = first.request.id if new else first.attach.id
-        #: Progress of the command in taking input.
-        self.accepted = InputAccepted()
         self._cancel = cancel
         self._first = first
         #: The window that output so far is drawn for; None for the output itself.
@@ -73,20 +81,13 @@ class AsyncSession:
         self._end_offset: int | None = 0 if new else None
         #: Input that the command has not taken, with its offsets.
         self._retained: deque[tuple[int, bytes]] = deque()
-        self._input_ended = False
-        self._size: WindowSize | None = None
         self._signals: deque[SignalName] = deque()
-        self._output_written = 0
-        #: The wish to leave: `detach` or `close`.
-        self._wish: pb.ExecInput | None = None
         #: True once the execution is none that leaving cancels: ended, or detached.
         self._released = first.attach.observe
         #: Set when there is something to send.
         self._changed = asyncio.Event()
         #: Set when the command has taken input, or will take no more.
         self._progressed = asyncio.Event()
-        #: True once the iteration has ended, so that nothing sends input any more.
-        self._over = False
 
     async def __aenter__(self) -> Self:
         return self

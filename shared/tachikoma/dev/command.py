@@ -46,11 +46,7 @@ def run_dev(
     Raises:
         ConfigurationError: a part did not start, or ended by itself.
     """
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # As `nohup` relies on.
-        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda *_: stop.set())
+    stop = _set_by_signals()
     folder = Path(data) if data else platformdirs.user_data_path("tachikoma")
     stack = Stack(folder, agents=agents, listen=listen, flower=flower, schedules=schedules, submitter=submitter)
     typer.echo(f"starting in {stack.data} …")
@@ -68,6 +64,16 @@ def run_dev(
             stack.renew_identities()
         _report("\nstopping …")
     _report("stopped")
+
+
+def _set_by_signals() -> threading.Event:
+    """Return an event that Ctrl-C, SIGTERM, and the end of the terminal set."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # As `nohup` relies on.
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: stop.set())
+    return stop
 
 
 def _report(text: str) -> None:

@@ -49,6 +49,21 @@ def _settings(folder: StackFolder, schedules: str | None) -> dict[str, str]:
 class Stack:
     """Redis, orchestrator and agents under one folder. A context manager."""
 
+    #: Address of the orchestrator, and of Flower as a URL; empty before their first start.
+    address = ""
+    flower_url = ""
+    #: Whether the last start wrote the policy.
+    has_new_policy = False
+    redis: Part
+    orchestrator: Part
+    submitter: Part | None = None
+    beat: Part | None = None
+    flower: Part | None = None
+    #: None while nothing runs.
+    _runtime: Runtime | None = None
+    _server: RedisServer
+    _programs: Programs
+
     def __init__(
         self,
         data: Path,
@@ -80,8 +95,7 @@ class Stack:
         self._folder = StackFolder(data.absolute())
         self.listen = listen or f"127.0.0.1:{free_port()}"
         self.agent_ids = [f"agent-{number}" for number in range(1, agents + 1)]
-        self._redis_program = redis_server
-        self._redis_tls = redis_tls
+        self._redis_program, self._redis_tls = redis_server, redis_tls
         self._with_submitter = submitter or schedules is not None
         self._with_beat = schedules is not None
         self._flower_listen = flower
@@ -89,20 +103,6 @@ class Stack:
         services = ["orchestrator", *(name for name, wanted in optional.items() if wanted)]
         self._identities = Identities(self._folder, services=services, agents=self.agent_ids)
         self._environment = {**_settings(self._folder, schedules), **(environment or {})}
-        #: None while nothing runs.
-        self._runtime: Runtime | None = None
-        self._server: RedisServer
-        self._programs: Programs
-        #: Address of the orchestrator, and of Flower as a URL; empty before their first start.
-        self.address = ""
-        self.flower_url = ""
-        #: Whether the last start wrote the policy.
-        self.has_new_policy = False
-        self.redis: Part
-        self.orchestrator: Part
-        self.submitter: Part | None = None
-        self.beat: Part | None = None
-        self.flower: Part | None = None
         self.agents: dict[str, Part] = {}
 
     # --- places and names ---------------------------------------------------------------------------------------------

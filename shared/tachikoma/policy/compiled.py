@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from ipaddress import ip_address, ip_network
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from tachikoma.policy.command_patterns import CommandPattern, CommandPatterns
 from tachikoma.policy.denials import DeniedArguments, DeniedCommand
@@ -19,10 +20,14 @@ __all__ = ["CompiledPolicy", "PatternMistakes"]
 P = TypeVar("P")
 
 
+#: Field of a policy, number of the entry, and why it cannot be understood.
+PatternMistake: TypeAlias = tuple[str, int, PatternError]
+
+
 class PatternMistakes(ValueError):
     """Patterns of one policy that cannot be understood: field, number of the entry, and why."""
 
-    def __init__(self, mistakes: Sequence[tuple[str, int, PatternError]]) -> None:
+    def __init__(self, mistakes: Sequence[PatternMistake]) -> None:
         super().__init__("; ".join(f"{field}[{number}]: {error}" for field, number, error in mistakes))
         self.mistakes = tuple(mistakes)
 
@@ -45,17 +50,8 @@ class CompiledPolicy:
         canonical = json.dumps(policy.to_dict(), sort_keys=True, separators=(",", ":"))
         #: name@digest, which changes with every edit of the policy.
         self.label = f"{policy.name}@{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
-        mistakes: list[tuple[str, int, PatternError]] = []
-
-        def compiled(kind: Callable[[str], P], field: str, texts: Sequence[str]) -> list[P]:
-            found = []
-            for number, text in enumerate(texts):
-                try:
-                    found.append(kind(text))
-                except PatternError as error:
-                    mistakes.append((field, number, error))
-            return found
-
+        mistakes: list[PatternMistake] = []
+        compiled = partial(_compiled, mistakes)
         self.subjects = compiled(Pattern, "subjects", policy.subjects)
         self.agents = compiled(AgentSelector, "agents", policy.agents)
         self.allowed = compiled(CommandPattern, "allowedCommands", policy.allowed_commands)
@@ -96,3 +92,14 @@ class CompiledPolicy:
         except ValueError:
             return False
         return any(found in network for network in self.networks)
+
+
+def _compiled(mistakes: list[PatternMistake], kind: Callable[[str], P], field: str, texts: Sequence[str]) -> list[P]:
+    """Return the compiled patterns of one field, and add those that cannot be understood to the mistakes."""
+    found = []
+    for number, text in enumerate(texts):
+        try:
+            found.append(kind(text))
+        except PatternError as error:
+            mistakes.append((field, number, error))
+    return found

@@ -162,15 +162,7 @@ class PolicySet:
         effort = Effort()
         for policy in self.policies:
             if policy.label == granted_by and policy.applies_to(subject, request.agent_id, labels, effort):
-                case = Case(policy, request, (), address=address, effort=effort)
-                rule = refusing_rule(case, admitted=True)
-                if rule is None:
-                    observers, players = policy.policy.observers, policy.policy.players
-                    return Decision(
-                        allowed=True, policy=policy.label, rule=Command.field, reason="",
-                        observers=observers, players=players,
-                    )  # fmt: skip
-                return _refused(case, rule.field, rule.refusal(case))
+                return _granted_again(Case(policy, request, (), address=address, effort=effort))
         return decision
 
     def explain(
@@ -235,6 +227,18 @@ def _is_plain(path: str) -> bool:
 
 def _refused(case: Case, rule: str, text: str) -> Decision:
     return Decision(False, case.policy.label, rule, f"policy {case.policy.policy.name} {text}")
+
+
+def _granted_again(case: Case) -> Decision:
+    """Decide again on a request by the policy that granted it."""
+    rule = refusing_rule(case, admitted=True)
+    if rule is not None:
+        return _refused(case, rule.field, rule.refusal(case))
+    policy = case.policy.policy
+    return Decision(
+        allowed=True, policy=case.policy.label, rule=Command.field, reason="",
+        observers=policy.observers, players=policy.players,
+    )  # fmt: skip
 
 
 def _denial(case: Case, arguments: DeniedArguments) -> Decision | None:

@@ -30,7 +30,7 @@ from tachikoma_orchestrator.batches.store import BatchStore
 from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.evidence import Evidence
 from tachikoma_orchestrator.executions.follower import Follower
-from tachikoma_orchestrator.executions.reaper import Reaper
+from tachikoma_orchestrator.executions.reaper import Reaper, Retention
 from tachikoma_orchestrator.executions.waiters import AwaitedOrder, Completions
 from tachikoma_orchestrator.executions.waiting_callers import WaitingCallers
 from tachikoma_orchestrator.schedules.store import ScheduleStore
@@ -92,7 +92,7 @@ class Readers:
         )
         self.reaper = Reaper(
             redis, stand.ledger, stand.registry, self.collector, lease=timedelta(0), interval=timedelta(hours=1),
-            trail=stand.trail, audit_bounds=TrailBounds(timedelta(hours=1), 1000, closed=True),
+            retention=Retention(stand.trail, TrailBounds(timedelta(hours=1), 1000, closed=True)),
         )  # fmt: skip
         self.callers = WaitingCallers(redis, stand.ledger, self.completions, self.collector, stand.registry)
         self.labels = Labels(redis, stand.identity)

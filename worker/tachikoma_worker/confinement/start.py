@@ -35,9 +35,7 @@ async def start(prepared: Prepared, spawner: Spawner) -> Process:
         SpawnerGone: it is unknown whether the command was started.
     """
     order, user = prepared.order, prepared.user
-    if user.uid == 0 and (beyond := order.grant.capabilities & ~spawner.capabilities):
-        names = [name for number, name in enumerate(CAPABILITIES) if beyond >> number & 1]
-        raise Refused(f"this agent lets no command keep {', '.join(names)}; see its setting capabilities")
+    _check_capabilities(prepared, spawner)
     root, beneath = _work_dir(order, user)
     stdin_fd = _stdin_file(order.request.stdin)
     mode = _input_mode(order)
@@ -69,6 +67,13 @@ async def start(prepared: Prepared, spawner: Spawner) -> Process:
     finally:
         if stdin_fd is not None:
             os.close(stdin_fd)
+
+
+def _check_capabilities(prepared: Prepared, spawner: Spawner) -> None:
+    """Raise Refused if a command of root would keep capabilities that the spawner lets no command keep."""
+    if prepared.user.uid == 0 and (beyond := prepared.order.grant.capabilities & ~spawner.capabilities):
+        names = [name for number, name in enumerate(CAPABILITIES) if beyond >> number & 1]
+        raise Refused(f"this agent lets no command keep {', '.join(names)}; see its setting capabilities")
 
 
 def explain(error: SpawnFailed, path: str, work_dir: str, user: Account) -> Refused | CannotExecute:

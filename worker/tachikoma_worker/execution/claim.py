@@ -93,13 +93,18 @@ async def claim(context: Context, exec_id: str, order_sha256: str, order: str) -
     if journal_error is not None:
         raise journal_error
     await row
-    if not first:
-        if not await context.journal.is_claimed_for(exec_id, order_sha256):
-            log.warning("order.of_claimed_id", id=exec_id)
-            return Claim(ClaimOutcome.OTHER_ORDER)
-        log.info("order.repeated", id=exec_id)
-        return Claim(ClaimOutcome.REPEATED)
-    return Claim(ClaimOutcome.GRANTED, in_redis.cancel)
+    return (
+        Claim(ClaimOutcome.GRANTED, in_redis.cancel) if first else await _claimed_before(context, exec_id, order_sha256)
+    )
+
+
+async def _claimed_before(context: Context, exec_id: str, order_sha256: str) -> Claim:
+    """Return the claim of an order whose id the journal has claimed before."""
+    if not await context.journal.is_claimed_for(exec_id, order_sha256):
+        log.warning("order.of_claimed_id", id=exec_id)
+        return Claim(ClaimOutcome.OTHER_ORDER)
+    log.info("order.repeated", id=exec_id)
+    return Claim(ClaimOutcome.REPEATED)
 
 
 async def prevent_start(context: Context, exec_id: str) -> None:

@@ -125,35 +125,21 @@ def make_report(context: Context, exec_id: str, order_sha256: str, ending: Endin
 
 
 async def deliver(
-    context: Context,
-    exec_id: str,
-    order_sha256: str,
-    ending: Ending,
-    output: Output,
-    earlier: EarlierReceipt,
-    *,
+    context: Context, exec_id: str, order_sha256: str, ending: Ending, output: Output, earlier: EarlierReceipt, *,
     reply: int | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Sign an ending and store it as the Celery result, in Celery's own encoding.
 
     Repeats until it has succeeded: while Redis is unavailable, and with an ending that says less if the agent itself
     fails in it. No receipt is ever overwritten, not even by an attempt that arrives late.
 
-    Celery's status is SUCCESS for every ending: the task delivered a result, and `AsyncResult.get` returns it instead
-    of raising (docs/decisions/0004).
-
     Args:
-        context: the agent.
-        exec_id: the execution.
-        order_sha256: SHA-256 of its signed order.
-        ending: its final state.
-        output: its output.
+        context, exec_id, order_sha256, ending, output: as `make_report` takes them.
         earlier: whether a receipt may be stored already.
         reply: the lane of the orchestrator that waits; None if it is not known, and the stored result is found later.
     """
     result: _SignedResult | None = None
-    failures = 0
-    backoff = Backoff(*RETRY_SECONDS)
+    failures, backoff = 0, Backoff(*RETRY_SECONDS)
     while True:
         store = _store_first if earlier is EarlierReceipt.IMPOSSIBLE else _store_unless_delivered
         # Whatever happens in this attempt, it may have arrived.
@@ -163,7 +149,6 @@ async def deliver(
                 result = _SignedResult(context, make_report(context, exec_id, order_sha256, ending, output), reply)
             stages.passed(Stage.RECEIPT)
             if await store(context, result):
-                stages.passed(Stage.DELIVER)
                 break
         except (RedisError, OSError) as error:
             log.warning("receipt.waiting", id=exec_id, error=str(error))
@@ -174,6 +159,7 @@ async def deliver(
             if failures == FAITHFUL_ATTEMPTS:
                 ending, output = _shortened(ending, error), Output.unknown()
             await backoff.wait()
+    stages.passed(Stage.DELIVER)
     context.journal.finish(exec_id, order_sha256, result.signed_text)
 
 
@@ -187,7 +173,11 @@ def _shortened(ending: Ending, error: Exception) -> Ending:
 
 
 class _SignedResult:
-    """A report as the value of a Celery result, signed by the agent's current identity."""
+    """A report as the value of a Celery result, signed by the agent's current identity.
+
+    Celery's status is SUCCESS for every ending: the task delivered a result, and `AsyncResult.get` returns it instead
+    of raising (docs/decisions/0004).
+    """
 
     def __init__(self, context: Context, report: Report, reply: int | None) -> None:
         self._context = context

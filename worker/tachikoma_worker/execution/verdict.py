@@ -58,10 +58,8 @@ def judge(
     """
     state, error = _state(stopped, exited, usage, facts)
     if survivors:
-        if stopped or exited is None:
-            state = ExecState.LOST
-        listed = ", ".join(map(str, survivors))
-        error = f"{error}; could not kill all of it: processes {listed} are still there".removeprefix("; ")
+        state = ExecState.LOST if stopped or exited is None else state
+        error = f"{error}; {_survived(survivors)}".removeprefix("; ")
     if usage.cpu_seconds is None and exited is not None:
         usage = usage.model_copy(update={"cpu_seconds": exited.cpu_seconds})
     return Ending(
@@ -133,6 +131,10 @@ def _state(stopped: Stop | None, exited: Exit | None, usage: ResourceUsage, fact
         )
         return ExecState.OUT_OF_MEMORY, f"killed: it used {limit}"
     return ExecState.FAILED, f"killed by {_signal_name(exited.signal)}" if exited.signal else ""
+
+
+def _survived(survivors: Sequence[int]) -> str:
+    return f"could not kill all of it: processes {', '.join(map(str, survivors))} are still there"
 
 
 def _hung_up(stopped: Stop | None, facts: Facts) -> str:

@@ -52,8 +52,7 @@ class OutputLog:
 
         Args:
             redis: the connections.
-            agent: the agent's id.
-            exec_id: the execution.
+            agent, exec_id: the execution.
             log_bytes: bytes that the Stream may hold. Of a longer output its beginning and its end are retained.
             excerpt_bytes: bytes of each stream that are retained for the response.
             waits: whether output waits until it was read, also while there is no reader.
@@ -73,11 +72,9 @@ class OutputLog:
         #: The rest is held until there is no more room: its largest size; number and size of each entry, oldest first;
         #: number of the first entry; sum of the sizes.
         self._hold_bytes = log_bytes - self._pin_bytes
-        self._held: deque[tuple[int, int]] = deque()
+        # Sizes of single entries are not known any more, so the entries of an earlier worker are cut as one.
+        self._held = deque([(totals.seq, totals.held_bytes)] if totals.held_bytes else [])
         self._held_from, self._held_bytes = totals.held_from, totals.held_bytes
-        if totals.held_bytes:
-            # Sizes of single entries are not known any more, so the entries of an earlier worker are cut as one.
-            self._held.append((totals.seq, totals.held_bytes))
         self._offset = totals.offset
         #: Number of the last chunk that an earlier worker stored; None until Redis was asked.
         self._stored_seq: int | None = 0 if resumed is None else None

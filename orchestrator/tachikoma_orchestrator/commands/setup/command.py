@@ -20,6 +20,11 @@ setup = typer.Typer(
     invoke_without_command=True, help="Set up an orchestrator on this host, with its Redis; safe to repeat."
 )
 
+RedisUrlOption = Annotated[
+    str | None, typer.Option(help="URL of an existing Redis, without credentials; by default one on this host.")
+]
+RenewOption = Annotated[bool, typer.Option("--renew", help="Only renew certificates that are due; a timer does this.")]
+
 
 @setup.callback()
 def run(
@@ -29,15 +34,11 @@ def run(
     bind: Annotated[str | None, typer.Option(help="Address to listen on; by default all.")] = None,
     port: Annotated[int | None, typer.Option(help="Port of the gRPC server, 8534.")] = None,
     join_port: Annotated[int | None, typer.Option(help="Port on which hosts and people join, 8535.")] = None,
-    redis_url: Annotated[
-        str | None, typer.Option(help="URL of an existing Redis, without credentials; by default one on this host.")
-    ] = None,
+    redis_url: RedisUrlOption = None,
     redis_port: Annotated[int | None, typer.Option(help="Port of the Redis on this host, 6379.")] = None,
     redis_server: Annotated[str, typer.Option(help="Program of the Redis on this host.")] = "redis-server",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
-    renew: Annotated[
-        bool, typer.Option("--renew", help="Only renew certificates that are due; a timer does this.")
-    ] = False,
+    renew: RenewOption = False,
     root: Annotated[Path, typer.Option(help="Folder below which everything is written, instead of /.")] = Path("/"),
 ) -> None:
     """Set up an orchestrator on this host, with its Redis. Choices are kept for the next time; safe to repeat."""

@@ -15,6 +15,7 @@ import shlex
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,6 +49,9 @@ NOT_FOUND = 127
 InteractiveOption = Annotated[
     bool, typer.Option("--interactive", "-i", help="Send standard input while the command runs.")
 ]
+IsolationOption = Annotated[
+    Isolation | None, typer.Option(help="Isolation that it needs. Can only raise the policy's and the agent's.")
+]
 OutputFolderOption = Annotated[
     Path | None,
     typer.Option("--output-dir", help="Also save stdout, stderr and the result below FOLDER/ID.", metavar="FOLDER"),
@@ -72,9 +76,7 @@ def execute(
     memory: Annotated[str | None, typer.Option(help="Limit of memory: 512MiB. Can only lower the policy's.")] = None,
     cpus: Annotated[float | None, typer.Option(help="Limit of processor time, in processors: 0.5.")] = None,
     pids: Annotated[int | None, typer.Option(help="Limit of processes and threads.")] = None,
-    isolation: Annotated[
-        Isolation | None, typer.Option(help="Isolation that it needs. Can only raise the policy's and the agent's.")
-    ] = None,
+    isolation: IsolationOption = None,
     interactive: InteractiveOption = False,
     tty: Annotated[bool, typer.Option("--tty", "-t", help="With a terminal; implies --interactive.")] = False,
     no_tty: Annotated[bool, typer.Option("--no-tty", "-T", help="Without a terminal.")] = False,
@@ -98,14 +100,11 @@ def execute(
     """
     _refuse_option(context, agent)
     channel = _Channel.of(interactive=interactive, tty=tty, no_tty=no_tty, no_stdin=no_stdin)
-    form = _Form(detach, output, output_dir)
-    limits = {"memory": memory, "cpus": cpus, "pids": pids}
     values: dict[str, Any] = {"agent_id": agent, "work_dir": cwd, "user": user, "id": exec_id, "isolation": isolation}
     with reported():
         values |= {"command": remote_command(command), "environment": environment(env or [])}
-        values["timeout"] = None if timeout is None else duration(timeout, "--timeout")
-        values["limits"] = limits if any(limit is not None for limit in limits.values()) else None
-        raise typer.Exit(_start(_given(values), channel, form))
+        values |= {"timeout": _timeout(timeout), "limits": _limits(memory, cpus, pids)}
+        raise typer.Exit(_start(_given(values), channel, _Form(detach, output, output_dir)))
 
 
 def shell(
@@ -199,6 +198,15 @@ def _refuse_option(context: typer.Context, agent: str) -> None:
     close = get_close_matches(option, known, n=1)
     note(f"exec has no option {option}" + (f"; did you mean {close[0]}?" if close else "; `tachikoma exec --help`"))
     raise typer.Exit(USAGE)
+
+
+def _timeout(text: str | None) -> timedelta | None:
+    return None if text is None else duration(text, "--timeout")
+
+
+def _limits(memory: str | None, cpus: float | None, pids: int | None) -> dict[str, Any] | None:
+    """Return the limits that were given; None if none was."""
+    return _given({"memory": memory, "cpus": cpus, "pids": pids}) or None
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,10 @@ StopOnOption = Annotated[
     list[str] | None, typer.Option(help="Count this as a failure too: unreachable, denied, expired.")
 ]
 
+SimilarOption = Annotated[
+    bool, typer.Option("--similar", help="As --group, also where only numbers, times and host names differ.")
+]
+
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands of this module."""
@@ -92,9 +96,7 @@ def run(
     detach: DetachOption = False,
     group: Annotated[bool, typer.Option("--group", "-b", help="Print equal answers once, at the end.")] = False,
     diff: Annotated[bool, typer.Option("--diff", help="As --group, as differences from the largest group.")] = False,
-    similar: Annotated[
-        bool, typer.Option("--similar", help="As --group, also where only numbers, times and host names differ.")
-    ] = False,
+    similar: SimilarOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     batch_id: Annotated[str | None, typer.Option("--id", help="Id of the batch; safe to repeat with it.")] = None,
     output: OutputOption = Output.TEXT,

@@ -22,9 +22,10 @@ from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.audit.findings import Findings
 from tachikoma_orchestrator.audit.trail import TrailBounds
 from tachikoma_orchestrator.executions import reaper as module
+from tachikoma_orchestrator.executions import silence
 from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.evidence import Evidence
-from tachikoma_orchestrator.executions.reaper import Reaper
+from tachikoma_orchestrator.executions.reaper import Reaper, Retention
 from tachikoma_orchestrator.executions.record import Record
 from tachikoma_orchestrator.executions.transitions import FENCE, Admission, Dispatch, Outcome
 from tachikoma_orchestrator.executions.waiters import Completions
@@ -50,7 +51,7 @@ def reaper(stand: Stand, *, lease: timedelta = timedelta(0), lives: Any = None) 
     collector = Collector(stand.redis, stand.ledger, Completions(), registry, stand.identity, evidence, findings)
     return Reaper(
         stand.redis, stand.ledger, registry, collector, lease=lease, interval=timedelta(hours=1),
-        trail=stand.trail, audit_bounds=TrailBounds(timedelta(hours=1), 1000, closed=False), lives=lives,
+        retention=Retention(stand.trail, TrailBounds(timedelta(hours=1), 1000, closed=False)), lives=lives,
     )  # fmt: skip
 
 
@@ -165,7 +166,7 @@ async def test_an_execution_that_its_agent_holds_no_longer_is_lost_without_its_r
     stand: Stand, monkeypatch: pytest.MonkeyPatch, planted: Any
 ) -> None:
     monkeypatch.setattr(module, "SETTLE_MS", -1)
-    monkeypatch.setattr(module, "RESULT_SECONDS", 0)
+    monkeypatch.setattr(silence, "RESULT_SECONDS", 0)
     await admit(stand, "ended")
     await admit(stand, "runs")
     for exec_id in ("ended", "runs"):
@@ -292,7 +293,7 @@ async def test_silence_counts_from_the_last_heartbeat_and_starts_with_the_proces
     await stand.ledger.started(AGENT, "runs", 1)
     await stand.redis.delete(keys.info(AGENT))
     sweeps = reaper(stand, lease=timedelta(seconds=lease))
-    sweeps._answering_since = now - 1000
+    sweeps._silence._answering_since = now - 1000
     await sweeps.sweep()
     now += silent
     await sweeps.sweep()

@@ -22,7 +22,7 @@ from tachikoma_orchestrator.audit.findings import Findings
 from tachikoma_orchestrator.audit.trail import TrailBounds
 from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.evidence import Evidence
-from tachikoma_orchestrator.executions.reaper import Reaper
+from tachikoma_orchestrator.executions.reaper import Reaper, Retention
 from tachikoma_orchestrator.executions.revocation import ExecutionsOfAgent, end_revoked
 from tachikoma_orchestrator.executions.transitions import FENCE, Admission, Dispatch, Outcome
 from tachikoma_orchestrator.executions.waiters import Completions
@@ -116,7 +116,7 @@ async def test_an_order_that_slipped_past_a_revocation_is_ended_by_the_reaper(st
     collector = Collector(stand.redis, stand.ledger, Completions(), registry, stand.identity, evidence, findings)
     reaper = Reaper(
         stand.redis, stand.ledger, registry, collector, lease=timedelta(hours=1), interval=timedelta(hours=1),
-        trail=stand.trail, audit_bounds=TrailBounds(timedelta(hours=1), 1000, closed=False),
+        retention=Retention(stand.trail, TrailBounds(timedelta(hours=1), 1000, closed=False)),
     )  # fmt: skip
     await executions(stand)
     entry = b'{"active":true,"at_ms":1,"details":{"by":"spiffe://x/user/y","reason":"stolen"}}'
