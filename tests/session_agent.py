@@ -35,8 +35,6 @@ class SessionAgent:
         #: Frames other than input, in their order.
         self.frames: list[Frame] = []
         self.offers: list[SessionOffer] = []
-        #: Answers with this refusal.
-        self.error = ""
         #: Offers that are left without an answer.
         self.deaf = 0
         #: True while input is left unaccepted.
@@ -109,7 +107,7 @@ class SessionAgent:
             SessionAnswer(
                 iss=str(self.svid.spiffe_id), iat=int(time.time()), aud=offer.iss, jti=self.exec_id, epoch=offer.epoch,
                 offer_sha256=hashlib.sha256(token.encode()).hexdigest(), key=key.public, accepted=len(self.taken),
-                ended=self.ended, error=self.error,
+                ended=self.ended,
             ),
         )  # fmt: skip
         self._sealer, self._opener = key.agree(

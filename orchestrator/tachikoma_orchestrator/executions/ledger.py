@@ -139,9 +139,9 @@ class Ledger:
             policy=admission.policy, client_ip=admission.client_ip, batch=admission.batch,
         )  # fmt: skip
         record = record_fields(admission)
+        requests = record.pop("request"), event.pop("request")
         sent = None if apart else dispatch
         queue = dispatch.queue if dispatch is not None and dispatch.queue else keys.queue(agent)
-        payloads = [admission.parked, record.pop("request"), event.pop("request"), sent.message if sent else b""]
         return self._admit(
             keys=[
                 keys.execution(exec_id), keys.info(agent), queue, keys.AUDIT, keys.AGENTS,
@@ -165,7 +165,7 @@ class Ledger:
                 "shorter_event": flat(refusal),
                 "order": sent.arguments() if sent else {},
             },
-            payloads=payloads,
+            payloads=[admission.parked, *requests, sent.message if sent else b""],
         )  # fmt: skip
 
     def _dispatch_call(self, agent: str, exec_id: str, dispatch: Dispatch) -> Call:

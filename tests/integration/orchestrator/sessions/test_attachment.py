@@ -110,7 +110,7 @@ async def test_no_caller_comes_between_the_check_and_the_epoch(stand: Stand) -> 
     await asyncio.gather(*map(use, attachments))
     assert sorted(epochs) == list(range(1, len(epochs) + 1))
     owners = [attached for attached in attachments if attached.epoch == max(epochs)]
-    assert [attached._owner for attached in owners] == [await field(stand, exec_id, "session_owner")]
+    assert [attached._name for attached in owners] == [await field(stand, exec_id, "session_owner")]
 
 
 async def test_events_of_one_kind_are_bounded_and_counted(stand: Stand) -> None:

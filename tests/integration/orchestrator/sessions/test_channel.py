@@ -15,7 +15,7 @@ from authority import Authority
 from patience import PATIENCE_SECONDS
 from session_agent import SessionAgent
 from tachikoma.config.tasks import cancel_all
-from tachikoma.errors import FailedPrecondition, InvalidRequest
+from tachikoma.errors import InvalidRequest
 from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.spiffe import agent_id, service_id
 from tachikoma.redis import keys
@@ -175,14 +175,6 @@ async def test_input_of_an_older_session_continues_where_the_agent_is(
         made.channel.renew()
         await made.channel.write(b" after", None)
         await until(lambda: bytes(made.agent.taken) == b"before after", "the input is joined")
-
-
-async def test_a_refused_offer_ends_the_channel(redis: Redis, subscriptions: Redis, tmp_path: Path) -> None:
-    async with world(redis, subscriptions, tmp_path) as made:
-        made.agent.error = "the order is another one"
-        made.channel.renew()
-        with pytest.raises(FailedPrecondition, match="the agent refuses the session: the order is another one"):
-            await asyncio.wait_for(made.running, PATIENCE_SECONDS)
 
 
 async def test_nothing_is_offered_before_the_command_has_an_order(
