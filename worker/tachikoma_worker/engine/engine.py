@@ -115,6 +115,8 @@ class Engine:
         #: Orders that arrived before the take-over was prepared, at most one for each slot; None afterwards.
         self._early_orders: list[Order] | None = []
         self._stop_requested = asyncio.Event()
+        #: True once the running executions were waited for, so that nothing starts any more.
+        self._drained = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -289,6 +291,7 @@ class Engine:
                 execution.stop(Stop.SHUTDOWN)
             await self._executions.wait(self._settings.kill_grace.total_seconds() + DELIVER_SECONDS)
         # The rest is left to the next worker.
+        self._drained = True
         await self._executions.cancel()
 
     async def _close(self) -> None:
@@ -312,9 +315,14 @@ class Engine:
     # --- executions ---------------------------------------------------------------------------------------------------
 
     def _accept(self, order: Order) -> None:
-        """Run an order, unless its execution runs already."""
+        """Run an order, unless its execution runs already, or the engine is closing."""
         if self._early_orders is not None:
             self._early_orders.append(order)
+            return
+        if self._drained:
+            # Nothing has claimed it, so the reaper ends it when its wait is over.
+            log.warning("order.too_late", id=order.exec_id)
+            order.done()
             return
         execution = Execution.of_order(self._context, order.exec_id, order.token)
         running = self._running.get(order.exec_id)

@@ -40,6 +40,7 @@ from tachikoma_worker.engine.engine import Engine
 from tachikoma_worker.engine.lease import Lease
 from tachikoma_worker.engine.takeover import sweep
 from tachikoma_worker.execution.journal import Journal
+from tachikoma_worker.execution.verdict import Stop
 from tachikoma_worker.output.spool import Spool
 from tachikoma_worker.settings import WorkerSettings
 
@@ -172,6 +173,45 @@ async def test_a_stop_kills_what_outlasts_its_grace_and_reports_it(world: World,
         (ExecState.REJECTED, "not started: the agent is shutting down"),
     )
     assert done.is_set()
+
+
+async def test_an_order_that_arrives_while_the_engine_drains_is_run(world: World, until: Until) -> None:
+    engine = world.start(stop_grace=PATIENCE_SECONDS)
+    first, _ = world.submit(engine, "/bin/sleep", "600")
+    await until(lambda: (world.folder / "spool" / first.jti).exists(), "it was started")
+    stopping = asyncio.create_task(world.stop(engine))
+    await until(engine._stop_requested.is_set, "the stop was requested")
+    second, done = world.submit(engine, "/bin/true")
+    assert (await world.receipt(second.jti)).state is ExecState.SUCCEEDED
+    assert await asyncio.to_thread(done.wait, PATIENCE_SECONDS)
+    assert engine._loop is not None
+    engine._loop.call_soon_threadsafe(engine._running[first.jti].stop, Stop.CANCELLED)
+    await stopping
+    assert (await world.receipt(first.jti)).state is ExecState.CANCELLED
+
+
+async def test_an_order_that_arrives_after_the_drain_is_left_unclaimed(
+    world: World, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = world.start()
+    await until(lambda: engine._early_orders is None, "orders are taken")
+    closing, release = threading.Event(), threading.Event()
+    stop_lease = engine._lease.stop
+
+    def slow() -> None:
+        closing.set()
+        release.wait(PATIENCE_SECONDS)
+        stop_lease()
+
+    monkeypatch.setattr(engine._lease, "stop", slow)
+    stopping = asyncio.create_task(world.stop(engine))
+    assert await asyncio.to_thread(closing.wait, PATIENCE_SECONDS)
+    order, done = world.submit(engine, "/bin/true")
+    assert await asyncio.to_thread(done.wait, PATIENCE_SECONDS)
+    release.set()
+    await stopping
+    assert await world.redis.get(keys.claim(AGENT, order.jti)) is None
+    assert await world.redis.get(keys.result(AGENT, order.jti)) is None
 
 
 async def test_an_order_that_is_delivered_while_it_runs_is_done_at_once(world: World, until: Until) -> None:
