@@ -35,6 +35,7 @@ from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.clock import duration_ms
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.registry import AgentState, Registry
+from tachikoma_orchestrator.agents.silence import Silence
 from tachikoma_orchestrator.audit.trail import AuditTrail, TrailBounds
 from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.ledger import Ledger
@@ -42,7 +43,6 @@ from tachikoma_orchestrator.executions.record import Record
 from tachikoma_orchestrator.executions.restoration import OpenIndex
 from tachikoma_orchestrator.executions.retained_output import RetainedOutput
 from tachikoma_orchestrator.executions.revocation import end_revoked
-from tachikoma_orchestrator.executions.silence import Silence
 from tachikoma_orchestrator.executions.transitions import DISPATCHED, FENCE, TransitionOutcome
 from tachikoma_orchestrator.store.lives import Lives
 

@@ -38,8 +38,8 @@ class ExecutionEnded(FailedPrecondition):
 class SessionCaller:
     """A caller of a session, as the ledger and the audit trail name it. Not shared between callers."""
 
-    #: Name of the script that records the caller.
-    script: ClassVar[str]
+    #: The script that records the caller.
+    _script: ClassVar[Script]
 
     def __init__(self, redis: Redis, agent: str, exec_id: str, peer: Peer) -> None:
         """Prepare it; nothing is recorded yet.
@@ -50,7 +50,6 @@ class SessionCaller:
             peer: the caller.
         """
         self._runner = Runner(redis)
-        self._script = Script(self.script)
         self._agent = agent
         self._exec_id = exec_id
         self._peer = peer
@@ -83,7 +82,7 @@ class _Answer:
 class Attachment(SessionCaller):
     """An attachment, from its first epoch to its end."""
 
-    script = "session"
+    _script = Script("session")
 
     def __init__(self, redis: Redis, agent: str, exec_id: str, peer: Peer) -> None:
         """Prepare an attachment; nothing is recorded yet. The arguments are those of `SessionCaller`."""

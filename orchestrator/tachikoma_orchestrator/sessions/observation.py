@@ -8,7 +8,7 @@ from tachikoma.errors import NotFound, ResourceExhausted
 from tachikoma.redis import keys
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma_orchestrator.sessions.attachment import OPEN, ExecutionEnded, SessionCaller
-from tachikoma_orchestrator.store.scripts import flat
+from tachikoma_orchestrator.store.scripts import Script, flat
 
 __all__ = ["MAX_OBSERVERS", "RENEW_SECONDS", "Observation"]
 
@@ -32,7 +32,7 @@ class _Outcome(StrEnum):
 class Observation(SessionCaller):
     """An observer of a session, from its first entry to its end."""
 
-    script = "observe"
+    _script = Script("observe")
 
     async def begin(self) -> None:
         """Record that the observer reads from now on.

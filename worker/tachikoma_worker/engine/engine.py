@@ -35,14 +35,7 @@ from tachikoma_worker.engine.descriptors import raise_limit
 from tachikoma_worker.engine.folder_lock import FolderLock
 from tachikoma_worker.engine.heartbeat import Run, describe, logged_warnings
 from tachikoma_worker.engine.lease import POLL_SECONDS, Lease
-from tachikoma_worker.engine.takeover import (
-    GivenUp,
-    Resumable,
-    connect_spawner,
-    find_spool,
-    lost_reason,
-    sweep_all,
-)
+from tachikoma_worker.engine.takeover import GivenUp, Resumable, connect_spawner, find_spool, lost_reason, sweep_all
 from tachikoma_worker.engine.tasks import PartFailed, TrackedTasks, end_worker, named
 from tachikoma_worker.engine.tmp_folders import drop_unused_tmp
 from tachikoma_worker.execution.context import Context, sent_output

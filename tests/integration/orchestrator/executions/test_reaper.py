@@ -18,11 +18,11 @@ from tachikoma.vocabulary.clock import now_ms
 from tachikoma.vocabulary.policies import RateLimitConfig
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.agents import silence
 from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.audit.findings import Findings
 from tachikoma_orchestrator.audit.trail import TrailBounds
 from tachikoma_orchestrator.executions import reaper as module
-from tachikoma_orchestrator.executions import silence
 from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.evidence import Evidence
 from tachikoma_orchestrator.executions.reaper import Reaper, Retention

@@ -7,9 +7,9 @@ from datetime import timedelta
 import pytest
 
 from tachikoma.streams.heartbeat import LEASE_SECONDS, Heartbeat
+from tachikoma_orchestrator.agents import silence as module
 from tachikoma_orchestrator.agents.registry import AgentState
-from tachikoma_orchestrator.executions import silence as module
-from tachikoma_orchestrator.executions.silence import RESULT_SECONDS, Silence
+from tachikoma_orchestrator.agents.silence import RESULT_SECONDS, Silence
 
 LEASE = 45.0
 
