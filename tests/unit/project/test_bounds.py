@@ -11,6 +11,7 @@ import pytest
 from tachikoma.config.channels import KEEPALIVE_OPTIONS
 from tachikoma.redis.access import OPERATION_SECONDS
 from tachikoma.redis.celery_broker import HEALTH_SECONDS
+from tachikoma_orchestrator.agents import silence
 from tachikoma_orchestrator.executions import reaper, waiting_callers
 from tachikoma_orchestrator.processes import server
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings
@@ -42,7 +43,7 @@ def seconds(kind: Any, field: str) -> float:
             f"`TACHIKOMA_LEASE` ({seconds(OrchestratorSettings, 'lease'):g} s) after the last heartbeat and a sweep "
             f"({seconds(OrchestratorSettings, 'sweep'):g} s), also after a restart",
         ),
-        ("an execution that its agent no longer holds", f"{reaper.RESULT_SECONDS:g} s of heartbeats and a sweep"),
+        ("an execution that its agent no longer holds", f"{silence.RESULT_SECONDS:g} s of heartbeats and a sweep"),
     ],
 )
 def test_a_bound_is_written_as_it_is_in_the_code(row: str, words: str) -> None:
