@@ -242,6 +242,22 @@ def test_every_module_in_the_table_of_rooms_exists() -> None:
             assert place_of.is_dir() or place_of.with_suffix(".py").is_file(), place_of
 
 
+def test_every_test_that_the_security_model_names_exists() -> None:
+    named = re.findall(r"`(tests/[\w/.]+)`", _page("attackers.md"))
+    assert len(named) > 8
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_numbers_of_sizing_are_measured() -> None:
+    """Those of other pages: performance.md, batches.md and the Redis configuration."""
+    measured = _page("performance.md")
+    for number in ("73\nMiB", "10.5", "42.6", "8,200", "9.2"):
+        assert number in measured
+    sizing = _page("sizing.md")
+    for shown in ("73 MiB", "10.5 ms", "about 43", "about 8 KB", "about 9 ms"):
+        assert shown in sizing
+
+
 def test_the_glossary_has_each_term_once_and_in_order() -> None:
     terms = re.findall(r"^- \*\*(.+?)\*\*: [A-Z`]", _page("glossary.md"), re.MULTILINE)
     assert len(terms) == _page("glossary.md").count("\n- ")
