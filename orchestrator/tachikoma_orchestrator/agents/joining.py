@@ -23,10 +23,10 @@ from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.clock import to_ms
 from tachikoma_orchestrator.agents.authority import Authority, IssuedIdentity, required
 from tachikoma_orchestrator.agents.enrolment import Enrolments, TokenRefused, VerifiedEnrolment, audited
-from tachikoma_orchestrator.agents.labels import Labels, label_words
+from tachikoma_orchestrator.agents.labels import ATTEMPTS, Labels, label_words
 from tachikoma_orchestrator.agents.redis_accounts import Accounts
 from tachikoma_orchestrator.agents.revocations import Revocations
-from tachikoma_orchestrator.store.scripts import Runner, Script
+from tachikoma_orchestrator.store.scripts import JsonObject, Runner, Script
 
 __all__ = ["JoinAttempt", "Joins"]
 
@@ -120,39 +120,52 @@ class Joins:
 
         Raises:
             TokenRefused: the token was used, replaced or revoked since it was verified.
+            Unavailable: operators changed the labels of the agent at each attempt.
         """
         claims, member = enrolment.claims, enrolment.member
         digest = leaf.fingerprint(hashes.SHA256()).hex()
         entry: dict[str, str | int] = {"by": claims.by, "address": attempt.address, "certificate": digest}
         if not member.is_agent:
             entry["at_ms"] = to_ms(issued_at(leaf))
+        arguments: JsonObject = {
+            "agent": member.key,
+            **audited(member, svid, "join_accepted", "user_joined"),
+            "entry": json.dumps(entry),
+            "by": claims.by,
+            "address": attempt.address,
+            "reason": f"certificate {leaf.serial_number:x} until {leaf.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC",
+            "certificate_sha256": digest,
+            "labels": label_words(claims.labels or {}),
+        }
+        for _ in range(ATTEMPTS):
+            outcome = await self._record(enrolment, arguments)
+            if outcome == b"JOINED":
+                await self._labels.refresh()
+                return
+            if outcome == b"REFUSED":
+                raise TokenRefused("the token was used, replaced or revoked in the meantime")
+        why = f"the labels of {member.name} change all the time; try again"
+        raise Unavailable(why, metadata={"dependency": "redis"})
+
+    async def _record(self, enrolment: VerifiedEnrolment, arguments: JsonObject) -> bytes:
+        """Record a join with the labels that its token binds. Return JOINED, REFUSED or LABELS, as `lua/join.lua`."""
+        member = enrolment.member
+        # Read before the labels are signed, so that these are later than the ones they replace.
+        stored = "" if enrolment.claims.labels is None else await self._labels.stored(member.key)
         call = self._join(
             keys=[
                 keys.enrolment(member.key), keys.JOINED if member.is_agent else keys.USERS, keys.REVOKED, keys.AUDIT,
                 keys.LABELS, keys.LABELS_CHANGES,
             ],
-            args={
-                "agent": member.key,
-                **audited(member, svid, "join_accepted", "user_joined"),
-                "entry": json.dumps(entry),
-                "by": claims.by,
-                "address": attempt.address,
-                "reason": f"certificate {leaf.serial_number:x} until {leaf.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC",
-                "certificate_sha256": digest,
-                "labels": label_words(claims.labels or {}),
-            },
-            payloads=[enrolment.stored, await self._bound(claims)],
+            args=arguments,
+            payloads=[enrolment.stored, self._bound(enrolment.claims), stored],
         )  # fmt: skip
-        if not await self._runner.run(call):
-            raise TokenRefused("the token was used, replaced or revoked in the meantime")
-        await self._labels.refresh()
+        outcome: bytes = await self._runner.run(call)
+        return outcome
 
-    async def _bound(self, claims: SignedEnrolment) -> str:
+    def _bound(self, claims: SignedEnrolment) -> str:
         """Return the signed labels that an enrolment binds; empty if it names none."""
-        if claims.labels is None:
-            return ""
-        await self._labels.refresh()
-        return self._labels.signed(claims.agent, claims.labels, claims.by)
+        return "" if claims.labels is None else self._labels.signed(claims.agent, claims.labels, claims.by)
 
     async def _create_account(self, agent: str) -> str:
         """Create the agent's Redis user and return its password; empty if this orchestrator may not.

@@ -31,7 +31,7 @@ from tachikoma_orchestrator.agents.refreshed_copy import RefreshedCopy
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.store.scripts import Call, Runner, Script
 
-__all__ = ["Labels", "checked", "label_words"]
+__all__ = ["ATTEMPTS", "Labels", "checked", "label_words"]
 
 log = structlog.get_logger(__name__)
 
@@ -143,14 +143,14 @@ class Labels(RefreshedCopy):
         if not change.bind and not change.remove:
             raise InvalidRequest("name at least one label to bind or to remove")
         for _ in range(ATTEMPTS):
-            stored = await self._stored(agent)
+            stored = await self.stored(agent)
             labels = change.applied_to(self.of(agent))
             call = self._call(self.signed(agent, labels, by), stored, agent=agent, by=str(by), reason=change.words())
             outcome = await self._runner.run(call, confirmed=True)
             if outcome == b"UNKNOWN":
                 raise _unknown(agent)
             if outcome == b"DONE":
-                await self._stored(agent)
+                await self.stored(agent)
                 log.info("agent.labelled", agent=agent, by=str(by), change=change.words())
                 return
         raise Unavailable(f"the labels of {agent} change all the time; try again", metadata={"dependency": "redis"})
@@ -172,7 +172,7 @@ class Labels(RefreshedCopy):
         )
         return sign(svid, claims)
 
-    async def _stored(self, agent: str) -> str:
+    async def stored(self, agent: str) -> str:
         """Return the entry of an agent in Redis as it is, and use it if it is valid."""
         raw = await self._redis.hget(keys.LABELS, agent)
         if raw is None:
@@ -197,7 +197,7 @@ class Labels(RefreshedCopy):
             claims = known.claims
             fresh = self._sign(agent, claims.labels, claims.by, claims.at_ms)
             await self._runner.run(self._call(fresh, known.raw, agent=agent))
-            await self._stored(agent)
+            await self.stored(agent)
 
     async def write_again(self, redis: Redis) -> None:
         """Write the labels again that Redis lost. Raises redis errors.

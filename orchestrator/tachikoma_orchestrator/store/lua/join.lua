@@ -21,12 +21,18 @@
 --      labels              the labels that it binds, in words
 --   2  the signed enrolment that was verified
 --   3  the signed labels that it binds; empty if they stay as they are
--- RESULT: 1, or 0 if the enrolment was used, replaced or revoked meanwhile
+--   4  the signed labels that they replace; empty for none
+-- RESULT: JOINED | REFUSED (the enrolment was used, replaced or revoked meanwhile) | LABELS (an operator changed the
+--   labels of the agent meanwhile; nothing was changed)
 local enrolment, joined, revocations, trail, labels, changes = unpack(KEYS)
 local agent = args.agent
 if redis.call('GET', enrolment) ~= ARGV[2] then
   -- A call that is repeated because its answer was lost stores the same entry.
-  return redis.call('HGET', joined, agent) == args.entry and 1 or 0
+  return redis.call('HGET', joined, agent) == args.entry and 'JOINED' or 'REFUSED'
+end
+if ARGV[3] ~= '' and (redis.call('HGET', labels, agent) or '') ~= ARGV[4] then
+  -- The signed labels have a time. Later ones that are stored already would stay active where they are known.
+  return 'LABELS'
 end
 redis.call('DEL', enrolment)
 redis.call('HSET', joined, agent, args.entry)
@@ -47,4 +53,4 @@ if ARGV[3] ~= '' then
   redis.call('HSET', labels, agent, ARGV[3])
   redis.call('ZADD', changes, written[1], agent)
 end
-return 1
+return 'JOINED'

@@ -25,12 +25,14 @@ from tachikoma.identity.join_token import JoinToken
 from tachikoma.identity.spiffe import Member, agent_id, service_id, user_id
 from tachikoma.identity.svid import Svid
 from tachikoma.redis.commands import Redis
+from tachikoma.vocabulary.labels import LabelChange
 from tachikoma_orchestrator.agents.authority import IssuedIdentity
 from tachikoma_orchestrator.agents.enrolment import TokenRefused
 from tachikoma_orchestrator.agents.labels import Labels
 from tachikoma_orchestrator.agents.redis_accounts import Accounts
 from tachikoma_orchestrator.agents.revocations import Revocations
 from tachikoma_orchestrator.caller import Peer
+from tachikoma_orchestrator.store.scripts import Call
 
 WEB_1 = Member.agent(AGENT)
 
@@ -77,6 +79,33 @@ async def test_a_join_binds_the_labels_of_its_token(stand: Stand) -> None:
     assert found == [(str(OPERATOR), "a=1")]
     with pytest.raises(InvalidRequest, match="labels"):
         await enrolments.enroll(WEB_1, timedelta(minutes=5), OPERATOR, labels={"a b": "1"})
+
+
+async def test_labels_that_an_operator_changes_during_a_join_are_replaced_by_later_ones(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every orchestrator then knows the same labels, also one that has seen those in between."""
+    enrolments = stand.members.enrolments
+    token = JoinToken.parse((await enrolments.enroll(WEB_1, timedelta(minutes=5), OPERATOR, labels={"a": "1"}))[0])
+    between = Labels(stand.redis, stand.identity)
+    changes = [{"a": "2"}, {"b": "3"}]
+    runner = stand.members.joins._runner
+    run = runner.run
+
+    async def overtaken(call: Call) -> object:
+        """Run a script of the join; an operator's change is stored just before the first two."""
+        if changes:
+            await between.change(AGENT, LabelChange(changes.pop(), ()), OPERATOR)
+        return await run(call)
+
+    monkeypatch.setattr(runner, "run", overtaken)
+    await stand.join(token)
+    await between.refresh()
+    fresh = Labels(stand.redis, stand.identity)
+    await fresh.refresh()
+    assert stand.labels.of(AGENT) == between.of(AGENT) == fresh.of(AGENT) == {"a": "1"}
+    assert (await stand.codes()).count("join_accepted") == 1
+    assert [event.reason for event in await stand.events() if event.event == "agent_labelled"][-1] == "a=1"
 
 
 async def test_a_token_can_be_used_once(stand: Stand) -> None:
