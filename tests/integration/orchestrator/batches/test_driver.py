@@ -14,7 +14,7 @@ from tachikoma.identity.signed_messages import WorkOrder
 from tachikoma.identity.signing import verify
 from tachikoma.redis import keys
 from tachikoma.vocabulary.audit import AuditCode
-from tachikoma.vocabulary.batches import FAILURES, BatchState, StopCause, TargetState
+from tachikoma.vocabulary.batches import FAILURES, BatchState, HealthGate, StopCause, TargetState
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.executions.restoration import Restoration
 from tachikoma_orchestrator.executions.transitions import FENCE
@@ -61,7 +61,7 @@ async def test_orders_and_events_name_their_batch(make: Make) -> None:
 
 async def test_the_stop_rule_is_exact(make: Make) -> None:
     """At most `stopAfter` + `parallel` - 1 targets start, whichever ends first."""
-    stand = await make(30)
+    stand = await make(100)
     batch = await stand.submit(parallel="10", stop_after="3")
     await stand.step(batch)
     assert len(await stand.running(batch)) == 10
@@ -78,7 +78,7 @@ async def test_the_stop_rule_is_exact(make: Make) -> None:
         await stand.end(running[0], ExecState.FAILED, exit_code=1)
     assert sum(stand.sent.values()) == 12
     status = await stand.status(batch)
-    assert status.totals == {TargetState.FAILED: 12, TargetState.NOT_STARTED: 18}
+    assert status.totals == {TargetState.FAILED: 12, TargetState.NOT_STARTED: 88}
     assert status.failures == 12
     assert status.end_time is not None
     assert await events(stand, batch) == ["batch_submitted", "batch_stopped", "batch_ended"]
@@ -272,18 +272,37 @@ async def test_one_driver_leads_and_another_takes_over_when_its_lease_ends(make:
 class Model:
     """What a batch must do, in its simplest form."""
 
-    def __init__(self, total: int, parallel: int, stop_after: int, counted: frozenset[TargetState]) -> None:
+    def __init__(
+        self, total: int, parallel: int, stop_after: int, counted: frozenset[TargetState], *, waits: bool, gated: bool
+    ) -> None:
         self.pending, self.running = total, 0
         self.parallel, self.stop_after, self.counted = parallel, stop_after, counted
         self.ended: dict[TargetState, int] = {}
         self.failures = 0
-        self.state = BatchState.RUNNING
+        self.state = BatchState.PENDING_APPROVAL if waits else BatchState.RUNNING
+        #: The end of the health gate, which a driver has not seen yet; None if it has not ended.
+        self.gate: ExecState | None = None
+        self.gate_running = False
+        self.released = not gated
 
-    def start(self, wanted: int) -> int:
-        started = min(wanted, self.pending, self.parallel - self.running) if self.state is BatchState.RUNNING else 0
-        self.pending -= started
-        self.running += started
-        return started
+    @property
+    def open(self) -> bool:
+        return self.state in (BatchState.RUNNING, BatchState.PENDING_APPROVAL)
+
+    def step(self) -> None:
+        """Take the step of a driver: the gate, or as many targets as there is room for."""
+        if self.state is not BatchState.RUNNING:
+            return
+        if self.released:
+            started = min(self.pending, self.parallel - self.running)
+            self.pending -= started
+            self.running += started
+        elif self.gate is ExecState.SUCCEEDED:
+            self.released = True
+        elif self.gate is not None:
+            self.state = BatchState.STOPPED
+        else:
+            self.gate_running = True
 
     def end(self, state: TargetState) -> None:
         self.running -= 1
@@ -294,54 +313,87 @@ class Model:
         if self.state is BatchState.RUNNING and not (self.pending or self.running):
             self.state = BatchState.DONE
 
+    def halt(self, state: BatchState) -> None:
+        self.state = state if self.open else self.state
+
     @property
     def totals(self) -> dict[TargetState, int]:
-        waiting = TargetState.PENDING if self.state is BatchState.RUNNING else TargetState.NOT_STARTED
+        waiting = TargetState.PENDING if self.open else TargetState.NOT_STARTED
         counts = {**self.ended, waiting: self.pending, TargetState.RUNNING: self.running}
         return {state: number for state, number in counts.items() if number}
 
 
-@pytest.mark.parametrize("seed", range(6))
+#: The agent of the health gates, which is no target.
+GATE = HealthGate(agent_id="web-99", command=("true", "health"))
+
+
+async def decided(stand: BatchStand, batch: str, model: Model, pick: random.Random) -> None:
+    """Let an approver approve or reject a batch."""
+    approvals, approver = stand.rooms[pick.randint(0, 7)].approvals, peer(BOSS)
+    if pick.random() < 0.2:
+        await approvals.reject(batch, "no", approver)
+        model.halt(BatchState.REJECTED)
+    else:
+        await approvals.approve(batch, (await approvals.describe(batch, approver)).digest, "yes", approver)
+        model.state = BatchState.RUNNING
+
+
+async def ended(stand: BatchStand, batch: str, model: Model, pick: random.Random) -> None:
+    """Let one of the running targets end."""
+    agent = pick.choice(await stand.running(batch))
+    state = pick.choice((ExecState.SUCCEEDED, ExecState.SUCCEEDED, ExecState.FAILED, ExecState.EXPIRED))
+    if state is ExecState.EXPIRED:
+        order = await stand.take(agent)
+        assert order is not None
+        await stand.stand.ledger.settle(agent, order.jti, [ExecState.QUEUED], state, reason="too late", fence=True)
+    else:
+        await stand.end(agent, state, exit_code=int(state is ExecState.FAILED))
+    model.end(TargetState(state))
+
+
+@pytest.mark.parametrize("seed", range(12))
 async def test_random_batches_agree_with_a_model(make: Make, seed: int) -> None:
-    """Two drivers, one of which is replaced by a new one at random, as after SIGKILL; cancels; ends of every kind."""
+    """Two drivers, one of which is replaced by a new one at random, as after SIGKILL; cancels; ends of every kind.
+
+    Some batches wait for an approval, some have a health gate, some have both.
+    """
     pick = random.Random(seed)
-    agents = pick.randint(3, 14)
+    agents, waits, gated = pick.randint(3, 14), seed % 3 == 1, seed % 2 == 1
     stand = await make(agents, drivers=8)
+    await stand.stand.heard(GATE.agent_id)
+    if waits:
+        limit = f"requireApprovalAbove: 2\n    approvers: [{BOSS}]"
+        stand.stand.change_policy("allowInteractive: true", f"allowInteractive: true\n    {limit}")
     parallel, stop_after = pick.randint(1, 6), pick.choice((0, 1, 2, 4))
     counted = FAILURES | ({TargetState.EXPIRED} if pick.random() < 0.5 else frozenset())
     batch = await stand.submit(
-        parallel=str(parallel), stop_after=str(stop_after) if stop_after else None,
-        stop_on=(StopCause.EXPIRED,) if TargetState.EXPIRED in counted else (),
+        targets=(f"web-[1-{agents}]",), parallel=str(parallel), stop_after=str(stop_after) if stop_after else None,
+        stop_on=(StopCause.EXPIRED,) if TargetState.EXPIRED in counted else (), gate=GATE if gated else None,
     )  # fmt: skip
-    model = Model(agents, parallel, stop_after, counted)
+    model = Model(agents, parallel, stop_after, counted, waits=waits, gated=gated)
     drivers = [0, 1]
     for _ in range(200):
-        if model.state is not BatchState.RUNNING and not model.running:
+        if not model.open and not model.running:
             break
         if pick.random() < 0.2:
             drivers[pick.randint(0, 1)] = pick.randint(0, 7)
         if pick.random() < 0.5:
             await stand.step(batch, pick.choice(drivers))
-            model.start(agents)
+            model.step()
+        elif model.state is BatchState.PENDING_APPROVAL:
+            await decided(stand, batch, model, pick)
+        elif model.gate_running:
+            state = pick.choice((ExecState.SUCCEEDED, ExecState.SUCCEEDED, ExecState.FAILED))
+            await stand.end(GATE.agent_id, state, exit_code=int(state is ExecState.FAILED), signed=True)
+            model.gate, model.gate_running = state, False
         elif model.running:
-            agent = pick.choice(await stand.running(batch))
-            state = pick.choice((ExecState.SUCCEEDED, ExecState.SUCCEEDED, ExecState.FAILED, ExecState.EXPIRED))
-            if state is ExecState.EXPIRED:
-                order = await stand.take(agent)
-                assert order is not None
-                await stand.stand.ledger.settle(
-                    agent, order.jti, [ExecState.QUEUED], state, reason="too late", fence=True
-                )
-            else:
-                await stand.end(agent, state, exit_code=int(state is ExecState.FAILED))
-            model.end(TargetState(state))
+            await ended(stand, batch, model, pick)
         elif pick.random() < 0.1:
             await stand.store.halt(batch, BatchState.CANCELLED, AuditCode.BATCH_CANCELLED, "", by=str(peer()))
-            if model.state is BatchState.RUNNING:
-                model.state = BatchState.CANCELLED
+            model.halt(BatchState.CANCELLED)
         status = await stand.status(batch)
         assert (status.state, status.totals, status.failures) == (model.state, model.totals, model.failures)
-        assert (status.end_time is not None) == (model.state is not BatchState.RUNNING and not model.running)
+        assert (status.end_time is not None) == (not model.open and not model.running)
     assert set(stand.sent.values()) <= {1}
 
 
