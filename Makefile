@@ -21,7 +21,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .PHONY: help demo dev quick test test-long check format lint types layers api unit coverage measure lock docs site \
     test-cgroup2 test-container test-images sanitize fuzz soak soak-sentinel \
-    bench bench-spawn bench-admission bench-trust bench-events bench-output bench-batch bench-terminals \
+    bench bench-startup bench-spawn bench-admission bench-trust bench-events bench-output bench-batch bench-terminals \
     wheel sdist sbom release-check proto clean
 
 help: ## List the targets.
@@ -125,6 +125,9 @@ bench: $(VENV)/installed ## One command here and by asyncssh, OpenSSH and plain 
 
 bench-terminals: $(VENV)/installed ## Terminals here and by OpenSSH and asyncssh: keys, output, input, Ctrl-C, memory.
 	$(BIN)/python benchmarks/terminals $(ARGS)
+
+bench-startup: $(VENV)/installed ## Whole programs from start to exit, beside a bare Python and a cold ssh.
+	$(BIN)/python benchmarks/compare/startup.py $(ARGS)
 
 bench-spawn: $(VENV)/installed ## A confined start beside subprocess.run; needs root.
 	$(BIN)/python benchmarks/spawn.py

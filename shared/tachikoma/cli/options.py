@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from difflib import get_close_matches
 from typing import Annotated
 
 import typer
 
+from tachikoma.cli.output import chosen_output, expect_output, report_failure
 from tachikoma.errors import InvalidRequest
 from tachikoma.vocabulary.pairs import parse_pair, parse_pairs
 
@@ -23,9 +25,13 @@ __all__ = [
     "environment",
     "interactive",
     "pairs",
+    "refuse_option",
     "remote_command",
     "required_reason",
 ]
+
+#: Exit code of a command line that is wrong.
+USAGE = 2
 
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 DetachOption = Annotated[bool, typer.Option("--detach", "-d", help="Do not wait; print the id.")]
@@ -86,6 +92,29 @@ def environment(given: Iterable[str]) -> dict[str, str]:
 def remote_command(given: list[str]) -> list[str]:
     """Return the command of another host, without the `--` that may come before it."""
     return given[1:] if given[0] == "--" else given
+
+
+def refuse_option(context: typer.Context, words: Sequence[str]) -> None:
+    """Refuse an option that the command does not have, which would be taken for an agent.
+
+    Args:
+        context: of the command.
+        words: the first word that is no option of the command, and those after it.
+
+    Raises:
+        typer.Exit: the first word is an option.
+    """
+    if not words or not words[0].startswith("-") or words[0] == "--":
+        return
+    # The option for output may be among the words.
+    expect_output(words, chosen_output())
+    option = words[0].partition("=")[0]
+    known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
+    close = get_close_matches(option, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"`tachikoma {context.info_name} --help` lists them"
+    text = f"{context.info_name} has no option {option}; {hint}"
+    report_failure(text, reason="USAGE", code="INVALID_ARGUMENT", metadata={"command": context.command_path})
+    raise typer.Exit(USAGE)
 
 
 def interactive() -> bool:

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -28,7 +30,9 @@ __all__ = [
     "WatchOption",
     "WideOption",
     "chosen_output",
+    "expect_output",
     "report",
+    "report_failure",
     "show_list",
     "show_value",
     "watch",
@@ -42,6 +46,10 @@ INTERRUPTED = 130
 WATCH_SECONDS = 2.0
 #: Moves the cursor to the first column of the first line and clears the screen (ECMA-48).
 CLEAR = "\x1b[H\x1b[2J"
+
+
+#: `--output` with its value, with or without the separator.
+_WRITTEN = re.compile(r"(-o|--output)=?(?P<form>text|json|jsonl|name)")
 
 
 class Output(StrEnum):
@@ -89,6 +97,17 @@ WatchOption = Annotated[bool, typer.Option("--watch", help="Show the list again 
 def chosen_output() -> Output:
     """Return the `--output` of the command that runs."""
     return _Chosen.output
+
+
+def expect_output(words: Sequence[str], default: Output = Output.TEXT) -> None:
+    """Take the `--output` of a command line that is not parsed yet, for an error before its option is read."""
+    _Chosen.output = default
+    own = words[: words.index("--")] if "--" in words else words
+    # The value may be the next word.
+    for text in (*own, *map("".join, pairwise(own))):
+        found = _WRITTEN.fullmatch(text)
+        if found is not None:
+            _Chosen.output = Output(found["form"])
 
 
 def show_list(
@@ -164,12 +183,28 @@ def watch(show: Callable[[Output], None], output: Output, *, again: bool) -> Non
 
 def report(error: TachikomaError) -> None:
     """Print the error that ends a command to standard error: a line, or a JSON object with `-o json`."""
+    report_failure(
+        str(error), reason=error.reason, code=error.code, metadata=error.metadata, retry=error.retry_after_seconds
+    )
+
+
+def report_failure(
+    text: str, *, reason: str, code: str, metadata: Mapping[str, str] | None = None, retry: float | None = None
+) -> None:
+    """Print a failure as `report` does.
+
+    Args:
+        text: the message.
+        reason: stable name of its kind.
+        code: the gRPC status code that fits best.
+        metadata: facts for programs.
+        retry: delay after which a retry may succeed, in seconds; None if a retry does not help.
+    """
     if not _Chosen.output.for_programs:
-        warn(f"tachikoma: {printable(str(error))}")
+        warn(f"tachikoma: {printable(text)}")
         return
     content = {
-        "reason": error.reason, "code": error.code, "message": str(error), "metadata": error.metadata,
-        "retryAfterSeconds": error.retry_after_seconds,
+        "reason": reason, "code": code, "message": text, "metadata": dict(metadata or {}), "retryAfterSeconds": retry,
     }  # fmt: skip
     warn(json.dumps({"error": content}, ensure_ascii=False))
 

@@ -98,4 +98,4 @@ def facts(rows: Iterable[tuple[str, str]]) -> None:
     rows = list(rows)
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
-        typer.echo(f"{name:<{width}}  {printable(value)}")
+        typer.echo(f"{name:<{width}}  {printable(value)}".rstrip(" "))

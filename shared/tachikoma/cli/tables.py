@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import typer
 
-__all__ = ["Cell", "Column", "columns_of_terminal", "fitted", "printable", "table"]
+__all__ = ["Cell", "Column", "columns_of_terminal", "fitted", "printable", "shortened", "table"]
 
 #: Characters between two columns.
 GAP = 2
@@ -145,16 +145,19 @@ def _text_width(text: str) -> int:
     return cell_len(text)
 
 
-def _cut(text: str, width: int, is_id: bool) -> str:
-    """Return a text in at most `width` columns of a terminal. An id has no ellipsis, so that it can be copied."""
+def shortened(text: str, width: int) -> str:
+    """Return a text in at most `width` columns of a terminal; a longer one ends with an ellipsis."""
     if _text_width(text) <= width:
         return text
-    if is_id:
-        return text[:width]
     kept = text[: max(width - 1, 0)]
     while _text_width(kept) > width - 1:
         kept = kept[:-1]
     return kept + ELLIPSIS
+
+
+def _cut(text: str, width: int, is_id: bool) -> str:
+    """Return a value in at most `width` columns. An id has no ellipsis, so that it can be copied."""
+    return text[:width] if is_id else shortened(text, width)
 
 
 def _padded(cell: Cell, width: int, *, is_id: bool) -> Cell:

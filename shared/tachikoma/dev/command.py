@@ -12,7 +12,6 @@ import platformdirs
 import typer
 
 from tachikoma.client.profile import PROFILE_VARIABLE, Profile, default_profile_path
-from tachikoma.client.sync import Client
 from tachikoma.dev.files import FLOWER_USER
 from tachikoma.dev.stack import APPLICATION, Stack
 from tachikoma.errors import ConfigurationError
@@ -53,9 +52,7 @@ def run_dev(
     with stack:
         path, usual = write_profile(stack)
         isolation = _isolation(stack)
-        with Client(stack.profile()) as client:
-            found = client.agents()
-        for line in introduction(stack, found, path, usual=usual, isolation=isolation):
+        for line in introduction(stack, stack.running_agents(), path, usual=usual, isolation=isolation):
             typer.echo(line)
         while not stop.wait(CHECK_SECONDS):
             failed = stack.failed_part()

@@ -23,6 +23,7 @@ from tachikoma.errors import Unavailable
 from tachikoma.identity.spiffe import SpiffeId
 from tachikoma.redis.passwords import Passwords, read_password
 from tachikoma.redis.users import BEAT, FLOWER, application_user
+from tachikoma.vocabulary.agents import AgentInfo
 
 __all__ = ["APPLICATION", "SERVER_NAME", "TRUST_DOMAIN", "Stack"]
 
@@ -310,15 +311,20 @@ class Stack:
 
             self.orchestrator.wait_until(online)
 
+    def running_agents(self) -> list[AgentInfo]:
+        """Return the agents that this stack runs. The ledger also remembers those of earlier starts."""
+        with Client(self.profile()) as client:
+            return [agent for agent in client.agents() if agent.id in self.agent_ids]
+
     def isolate(self) -> bool:
         """Let a new policy isolate commands at `private` if each agent can, and wait until that is active.
 
         Returns:
             False if an agent cannot.
         """
+        if not all("private" in agent.isolation for agent in self.running_agents()):
+            return False
         with Client(self.profile()) as client:
-            if not all("private" in agent.isolation for agent in client.agents()):
-                return False
             before = client.policy_status().digest
             files.isolate(self.policy)
             self.orchestrator.wait_until(lambda: client.policy_status().digest != before)

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+from inspect import cleandoc
 from typing import TYPE_CHECKING, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
 from tachikoma.errors import InvalidRequest
+from tachikoma.vocabulary.field_comments import DocumentedFields
 
 __all__ = ["OMITTED_IF_NONE", "CallersModel", "Model", "describe_validation_error"]
 
 #: A later field of a signed request or grant. It is not written while it is None, so that older programs, which refuse
 #: unknown fields, read the messages that do not need it (docs/decisions/0031).
 OMITTED_IF_NONE = Field(exclude_if=lambda value: value is None)
+
+
+def _own_description(schema: dict[str, Any], kind: type[BaseModel]) -> None:
+    """Describe a class in a JSON schema by its own docstring: the schema has the fields."""
+    if "description" in schema:
+        schema["description"] = cleandoc(str(kind.__doc__))
 
 
 class Model(BaseModel):
@@ -29,7 +37,14 @@ class Model(BaseModel):
         serialize_by_alias=True,
         # Most processes use a few of the models. The schema of each is built when it is first used.
         defer_build=True,
+        json_schema_extra=_own_description,
     )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Let `help()` show the comments of the fields."""
+        if vars(cls).get("__doc__"):
+            cls.__doc__ = DocumentedFields.of(cls, Model)
 
     def to_json(self) -> str:
         """Return the value as JSON with the names of the specification."""

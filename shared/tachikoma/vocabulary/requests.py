@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, ValidationError, field_validator
 
 from tachikoma.errors import InvalidRequest
+from tachikoma.vocabulary.field_comments import DocumentedFields
 from tachikoma.vocabulary.isolation import Isolation
 from tachikoma.vocabulary.limits import ResourceLimits
 from tachikoma.vocabulary.model import OMITTED_IF_NONE, CallersModel, describe_validation_error
@@ -99,6 +100,9 @@ class WindowSize:
     x_pixels: int = 0
     #: Height in pixels; 0 if it is unknown.
     y_pixels: int = 0
+
+
+WindowSize.__doc__ = DocumentedFields.of(WindowSize)
 
 
 class Terminal(CallersModel):

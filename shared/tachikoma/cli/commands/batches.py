@@ -13,7 +13,7 @@ from tachikoma.cli.batch_view import describe_needs, host_line, show_groups, sho
 from tachikoma.cli.commands.batch_approvals import add_to as add_approvals
 from tachikoma.cli.documents import BatchReport
 from tachikoma.cli.lookup import with_full_batch_id
-from tachikoma.cli.output import Output, OutputOption, WideOption, show_list, show_value
+from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, show_value, watch
 from tachikoma.cli.show import age, facts, moment, short_id, warn
 from tachikoma.cli.tables import Column, printable, table
 from tachikoma.client.sync import Client
@@ -33,19 +33,32 @@ batches = typer.Typer(no_args_is_help=True, help="List batches, show one, approv
 def list_batches(
     limit: Annotated[int, typer.Option("--limit", "-l", min=1, max=1000, help="At most n batches.")] = 50,
     wide: WideOption = False,
+    again: WatchOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """List batches, newest first."""
-    with Client() as client:
+
+    def show(form: Output) -> None:
         found = client.batches(limit=limit)
-    show_list(found, output, name=lambda item: item.id, text=lambda found: _show_list(found, wide))
+        show_list(found, form, name=lambda item: item.id, text=lambda found: _show_list(found, wide))
+
+    with Client() as client:
+        watch(show, output, again=again)
+
+
+#: Columns of the list; the last ones to be left out have the smallest numbers.
+COLUMNS = (
+    Column("ID", is_id=True),
+    Column("STATE"),
+    Column("SUCCEEDED", 1),
+    Column("TARGETS", 1),
+    Column("ASKED", 2),
+    Column("BY", 3, elastic=True),
+    Column("COMMAND", elastic=True),
+)
 
 
 def _show_list(found: Sequence[BatchStatus], wide: bool) -> None:
-    columns = [
-        Column("batch", 0), Column("state", 0), Column("succeeded", 1), Column("targets", 1), Column("age", 2),
-        Column("by", 3), Column("command", 1),
-    ]  # fmt: skip
     rows = [
         (
             item.id, item.state if item.ended else f"{item.state}…", str(item.totals.get(TargetState.SUCCEEDED, 0)),
@@ -53,7 +66,7 @@ def _show_list(found: Sequence[BatchStatus], wide: bool) -> None:
         )
         for item in found
     ]  # fmt: skip
-    table(columns, rows, wide=wide)
+    table(COLUMNS, rows, wide=wide)
 
 
 @batches.command()
@@ -110,7 +123,11 @@ def logs(
         list[str] | None, typer.Argument(help="Only these of its targets: names, node sets, wildcards.")
     ] = None,
     state: Annotated[
-        str, typer.Option(help="Only where it ended so: failed (everything but success), or states with commas.")
+        str,
+        typer.Option(
+            help="Only where it ended so: failed (everything but success), or states with commas.",
+            autocompletion=completion.target_states,
+        ),
     ] = "",
     output: OutputOption = Output.TEXT,
 ) -> None:

@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,8 +26,8 @@ from tachikoma.cli.commands.interrupts import NOT_RUN, Interrupts, output_failed
 from tachikoma.cli.commands.logs import note, note_approval, write_output
 from tachikoma.cli.descriptors import OutputFailed, read_input, write_all
 from tachikoma.cli.lookup import similar_agents
-from tachikoma.cli.options import DetachOption, EnvironmentOption, duration, environment, remote_command
-from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, show_value
+from tachikoma.cli.options import DetachOption, EnvironmentOption, duration, environment, refuse_option, remote_command
+from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, report_failure, show_value
 from tachikoma.cli.result import CollectedOutput, OutputFolder
 from tachikoma.cli.session import Left, run_session
 from tachikoma.cli.terminal import terminal_of
@@ -42,7 +41,6 @@ from tachikoma.vocabulary.states import ExecState
 
 __all__ = ["add_to", "attend"]
 
-USAGE = 2
 TIMED_OUT = 124
 NOT_FOUND = 127
 
@@ -98,7 +96,7 @@ def execute(
     Exit codes of its own are 124 when the command was killed at its timeout, 125 when it did not run or its end is
     unknown, and 130 when it was cancelled.
     """
-    _refuse_option(context, agent)
+    refuse_option(context, [agent, *command])
     channel = _Channel.of(interactive=interactive, tty=tty, no_tty=no_tty, no_stdin=no_stdin)
     values: dict[str, Any] = {"agent_id": agent, "work_dir": cwd, "user": user, "id": exec_id, "isolation": isolation}
     with reported():
@@ -185,21 +183,6 @@ def _terminal_wanted(tty: bool) -> bool:
     return tty
 
 
-def _refuse_option(context: typer.Context, agent: str) -> None:
-    """Refuse an option that does not exist, which would be taken for the agent.
-
-    Raises:
-        typer.Exit: the agent is an option.
-    """
-    if not agent.startswith("-"):
-        return
-    option = agent.partition("=")[0]
-    known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("--")]
-    close = get_close_matches(option, known, n=1)
-    note(f"exec has no option {option}" + (f"; did you mean {close[0]}?" if close else "; `tachikoma exec --help`"))
-    raise typer.Exit(USAGE)
-
-
 def _timeout(text: str | None) -> timedelta | None:
     return None if text is None else duration(text, "--timeout")
 
@@ -230,7 +213,10 @@ async def _run(request: ExecRequest, form: _Form) -> int:
             raise similar_agents(error, request.agent_id, await _agents(client)) from None
         except asyncio.CancelledError:
             await interrupts.delivered()
-            note(f"left; the execution continues as {request.id}")
+            report_failure(
+                f"left; the execution continues as {request.id}", reason="LEFT", code="CANCELLED",
+                metadata={"id": request.id},
+            )  # fmt: skip
             return INTERRUPTED
         finally:
             interrupts.close()

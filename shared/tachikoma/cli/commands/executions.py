@@ -12,9 +12,18 @@ import typer
 
 from tachikoma.cli import completion
 from tachikoma.cli.lookup import with_full_id
-from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, show_value, watch
+from tachikoma.cli.output import (
+    Output,
+    OutputOption,
+    WatchOption,
+    WideOption,
+    report_failure,
+    show_list,
+    show_value,
+    watch,
+)
 from tachikoma.cli.show import age, facts, moment, short_id, state_cell, warn
-from tachikoma.cli.tables import Column, printable, table
+from tachikoma.cli.tables import Column, table
 from tachikoma.client.sync import Client
 from tachikoma.errors import InvalidRequest, TachikomaError
 from tachikoma.vocabulary.results import CancelOutcome, CancelResponse, ExecStatus
@@ -184,7 +193,10 @@ def cancel(
                 answer = with_full_id(client, exec_id, client.cancel)
             except TachikomaError as error:
                 failed = True
-                warn(f"tachikoma: {printable(exec_id)}: {error}")
+                report_failure(
+                    f"{exec_id}: {error}", reason=error.reason, code=error.code,
+                    metadata=error.metadata | {"id": exec_id}, retry=error.retry_after_seconds,
+                )  # fmt: skip
                 continue
             answers.append(answer)
             if output is Output.TEXT:

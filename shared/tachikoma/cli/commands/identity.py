@@ -21,7 +21,7 @@ from tachikoma.cli.documents import (
     OwnIdentity,
     RenewedIdentity,
 )
-from tachikoma.cli.output import Output, OutputOption, show_value
+from tachikoma.cli.output import Output, OutputOption, WideOption, show_value
 from tachikoma.cli.show import clock, warn
 from tachikoma.cli.tables import Cell, Column, printable, table
 from tachikoma.client.profile import Profile
@@ -238,6 +238,7 @@ def check(
         typer.Option("--bundle", help="Planned roots of your trust domain, PEM; by default the active ones."),
     ] = None,
     place: IdentityOption = None,
+    wide: WideOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Show which agents would be refused under a planned bundle, and whether you would be.
@@ -255,7 +256,7 @@ def check(
         you=OwnIdentity(spiffe_id=str(svid.spiffe_id), problem=own_problem),
         agents=tuple(check.content() for check in checks),
     )
-    show_value(content, output, text=lambda _: _show_checks(svid, own_problem, checks))
+    show_value(content, output, text=lambda _: _show_checks(svid, own_problem, checks, wide))
     if failing:
         raise typer.Exit(1)
 
@@ -288,9 +289,9 @@ CHECK_COLUMNS = (
 )
 
 
-def _show_checks(svid: Svid, own_problem: str, checks: Sequence[AgentCheck]) -> None:
+def _show_checks(svid: Svid, own_problem: str, checks: Sequence[AgentCheck], wide: bool) -> None:
     own: tuple[str | Cell, ...] = ("you", "-", clock(svid.not_after), "", own_problem or ACCEPTED)
-    table(CHECK_COLUMNS, [own, *(check.row() for check in checks)])
+    table(CHECK_COLUMNS, [own, *(check.row() for check in checks)], wide=wide)
     for check in checks:
         if check.missing:
             roots = ", ".join(map(_short, check.missing))

@@ -11,7 +11,7 @@ import typer
 
 from tachikoma.cli.commands.logs import BROKEN_PIPE, note
 from tachikoma.cli.descriptors import OutputFailed, abandon_output
-from tachikoma.cli.output import chosen_output, report
+from tachikoma.cli.output import chosen_output, report, report_failure
 from tachikoma.client.aio import AsyncClient
 from tachikoma.errors import NotFound, ServerError, TachikomaError, Unavailable
 
@@ -103,7 +103,7 @@ async def output_failed(
         outcome = f"the {noun} continues as {subject}, since it cannot be cancelled: {failure}"
     if error.reader_gone:
         return BROKEN_PIPE
-    note(f"{error}; {outcome}")
+    report_failure(f"{error}; {outcome}", reason="OUTPUT_FAILED", code="ABORTED", metadata={"id": subject})
     return NOT_RUN
 
 

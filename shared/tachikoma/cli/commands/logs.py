@@ -11,7 +11,7 @@ import typer
 from tachikoma.cli import completion
 from tachikoma.cli.descriptors import OutputFailed, abandon_output, write_all
 from tachikoma.cli.lookup import with_full_id_async
-from tachikoma.cli.output import INTERRUPTED, Output, OutputOption
+from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, report_failure
 from tachikoma.cli.show import clock, warn
 from tachikoma.cli.tables import printable
 from tachikoma.client.aio import AsyncClient
@@ -57,7 +57,7 @@ def logs(
         abandon_output()
         if error.reader_gone:
             raise typer.Exit(BROKEN_PIPE) from None
-        note(str(error))
+        report_failure(str(error), reason="OUTPUT_FAILED", code="ABORTED")
         raise typer.Exit(FAILED) from None
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from tachikoma.cli import completion
 from tachikoma.cli.commands.audit import FileOption, trail_of
 from tachikoma.cli.documents import (
     PolicyChanges,
@@ -83,7 +84,7 @@ def _show_report(report: PolicyReport) -> None:
 
 @policy.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def explain(
-    agent: Annotated[str, typer.Argument(help="The agent's id.")],
+    agent: Annotated[str, typer.Argument(help="The agent's id.", autocompletion=completion.agents)],
     command: Annotated[list[str], typer.Argument(help="The program and its arguments.")],
     file: Annotated[Path, typer.Option("--policy", envvar="TACHIKOMA_POLICY", help="The policy file, or a folder.")],
     subject: Annotated[str, typer.Option("--as", help="SPIFFE ID of the requester.")],

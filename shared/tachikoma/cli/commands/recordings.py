@@ -16,12 +16,13 @@ from typing import Annotated
 
 import typer
 
+from tachikoma.cli import completion
 from tachikoma.cli.commands.player import Pace, play
 from tachikoma.cli.descriptors import write_all
 from tachikoma.cli.options import duration
-from tachikoma.cli.output import Output, OutputOption, WideOption, show_list
+from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, watch
 from tachikoma.cli.show import age, short_id
-from tachikoma.cli.tables import Cell, Column, printable, table
+from tachikoma.cli.tables import Cell, Column, columns_of_terminal, printable, shortened, table
 from tachikoma.cli.terminal import RESET, window_size
 from tachikoma.client.sync import Client
 from tachikoma.errors import InvalidRequest, NotFound, ServerError
@@ -48,7 +49,12 @@ LEAST_CHARACTERS = 4
 #: Recordings that are searched for the beginning of an id.
 SEARCHED = 1000
 
-IdArgument = Annotated[str, typer.Argument(help="The execution, or the beginning of its id.", metavar="ID")]
+IdArgument = Annotated[
+    str,
+    typer.Argument(
+        help="The execution, or the beginning of its id.", metavar="ID", autocompletion=completion.recordings
+    ),
+]
 TextOption = Annotated[str, typer.Option("--text", "-s", help="Only recordings on whose screen this text was.")]
 
 
@@ -66,17 +72,22 @@ def add_to(app: typer.Typer) -> None:
 
 @recordings.command("ls")
 def list_recordings(
-    agent: Annotated[str, typer.Argument(help="Only recordings on this agent.")] = "",
+    agent: Annotated[str, typer.Argument(help="Only recordings on this agent.", autocompletion=completion.agents)] = "",
     text: TextOption = "",
     by: Annotated[str, typer.Option(help="Only recordings of this SPIFFE ID.")] = "",
     limit: Annotated[int, typer.Option("--limit", "-l", min=1, max=1000, help="At most n recordings.")] = 50,
     wide: WideOption = False,
+    again: WatchOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """List the finished recordings that you may play, the newest first; with --text, also the lines that have it."""
-    with Client() as client:
+
+    def show(form: Output) -> None:
         found = client.recordings(agent_id=agent, text=text, requested_by=by, limit=limit)
-    show_list(found, output, name=lambda item: item.id, text=lambda found: _show(found, wide))
+        show_list(found, form, name=lambda item: item.id, text=lambda found: _show(found, wide))
+
+    with Client() as client:
+        watch(show, output, again=again)
 
 
 def _show(found: Sequence[RecordingInfo], wide: bool) -> None:
@@ -94,10 +105,12 @@ def _show(found: Sequence[RecordingInfo], wide: bool) -> None:
         for item in found
     )
     table(COLUMNS, rows, wide=wide)
+    width = None if wide else columns_of_terminal()
     for item in found:
         for match in item.matches:
             seconds = f"{match.at.total_seconds():.1f}s"
-            typer.echo(f"{item.id[:8]}  {seconds:>8}  {printable(match.line)}")
+            line = f"{item.id[:8]}  {seconds:>8}  {printable(match.line)}"
+            typer.echo(line if width is None else shortened(line, width))
 
 
 @recordings.command()

@@ -29,12 +29,11 @@ from tachikoma.cli.batch_view import (
     words,
 )
 from tachikoma.cli.commands.interrupts import Interrupts, output_failed, reported
-from tachikoma.cli.commands.logs import note
 from tachikoma.cli.descriptors import OutputFailed, read_input
 from tachikoma.cli.documents import BatchReport
 from tachikoma.cli.lookup import with_full_batch_id_async
-from tachikoma.cli.options import DetachOption, EnvironmentOption, duration, environment, remote_command
-from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, show_value
+from tachikoma.cli.options import DetachOption, EnvironmentOption, duration, environment, refuse_option, remote_command
+from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, report_failure, show_value
 from tachikoma.cli.tables import printable
 from tachikoma.client.aio import AsyncClient
 from tachikoma.errors import InvalidRequest
@@ -56,7 +55,10 @@ FromFileOption = Annotated[
 ]
 RetryOption = Annotated[
     tuple[str, str] | None,
-    typer.Option(help="Batch and states: again where it ended so; `failed` is everything but success."),
+    typer.Option(
+        help="Batch and states: again where it ended so; `failed` is everything but success.",
+        autocompletion=completion.batches,
+    ),
 ]
 StopOnOption = Annotated[
     list[str] | None, typer.Option(help="Count this as a failure too: unreachable, denied, expired.")
@@ -73,6 +75,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def run(
+    context: typer.Context,
     words_given: WordsArgument = None,
     from_file: FromFileOption = None,
     retry: RetryOption = None,
@@ -107,6 +110,7 @@ def run(
     {agent} and {label:NAME} are replaced for each target. With --from-file and --retry, all words are the command.
     Ctrl-C cancels the batch; a second one leaves it.
     """
+    refuse_option(context, words_given or ())
     values: dict[str, Any] = {"id": batch_id, "canary": canary, "wave": wave, "work_dir": cwd, "user": user}
     values |= {"parallel": parallel or None, "stop_after": stop_after}
     times = {"pause": pause, "deadline": deadline, "timeout": timeout}
@@ -255,7 +259,10 @@ async def _run(request: BatchRequest, view: _View, *, preview: bool, detach: boo
             return await output_failed(error, client.cancel_batch, request.id, "batch")
         except asyncio.CancelledError:
             await interrupts.delivered()
-            note(f"left; the batch continues as {request.id}")
+            report_failure(
+                f"left; the batch continues as {request.id}", reason="LEFT", code="CANCELLED",
+                metadata={"id": request.id},
+            )  # fmt: skip
             return INTERRUPTED
         finally:
             interrupts.close()

@@ -182,17 +182,21 @@ def history(
     name: NameArgument,
     number: Annotated[int, typer.Option("--number", "-n", min=1, max=1000, help="Number of due times.")] = 20,
     wide: WideOption = False,
+    again: WatchOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Show the outcomes of a schedule's due times, the latest last."""
-    with Client() as client:
+
+    def show(form: Output) -> None:
         found = client.scheduled_runs(name, limit=number)[::-1]
-    show_list(
-        found,
-        output,
-        name=lambda run: run.id,
-        text=lambda found: table(RUN_COLUMNS, _history(found), wide=wide),
-    )
+        show_list(found, form, name=lambda run: run.id, text=lambda found: _show_history(found, wide))
+
+    with Client() as client:
+        watch(show, output, again=again)
+
+
+def _show_history(found: Iterable[ScheduledRun], wide: bool) -> None:
+    table(RUN_COLUMNS, _history(found), wide=wide)
 
 
 def _history(runs: Iterable[ScheduledRun]) -> Iterable[tuple[str | Cell, ...]]:

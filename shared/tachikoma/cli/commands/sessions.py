@@ -16,7 +16,8 @@ from tachikoma.cli.commands.execute import attend
 from tachikoma.cli.commands.executions import outcome_of
 from tachikoma.cli.descriptors import write_all
 from tachikoma.cli.lookup import with_full_id, with_full_id_async
-from tachikoma.cli.output import Output, OutputOption, WideOption, show_list, show_value
+from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, show_value
+from tachikoma.cli.output import watch as watch_list
 from tachikoma.cli.show import age, short_id, state_cell
 from tachikoma.cli.tables import Column, table
 from tachikoma.cli.terminal import RESET, window_size
@@ -45,18 +46,29 @@ COLUMNS = (
 def list_sessions(
     agent: Annotated[str, typer.Argument(help="Only sessions on this agent.", autocompletion=completion.agents)] = "",
     wide: WideOption = False,
+    again: WatchOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """List the interactive executions that have not ended, and who is attached."""
-    found: list[ExecStatus] = []
+
+    def show(form: Output) -> None:
+        found = _interactive(client, agent)
+        show_list(found, form, name=lambda item: item.id, text=lambda found: _show(found, wide))
+
     with Client() as client:
-        token = ""
-        for _ in range(MAX_PAGES):
-            page, token = client.list_page(agent, page_size=PAGE, page_token=token)
-            found += (status for status in page if status.interactive)
-            if not token:
-                break
-    show_list(found, output, name=lambda item: item.id, text=lambda found: _show(found, wide))
+        watch_list(show, output, again=again)
+
+
+def _interactive(client: Client, agent: str) -> list[ExecStatus]:
+    """Return the interactive executions that have not ended."""
+    found: list[ExecStatus] = []
+    token = ""
+    for _ in range(MAX_PAGES):
+        page, token = client.list_page(agent, page_size=PAGE, page_token=token)
+        found += (status for status in page if status.interactive)
+        if not token:
+            break
+    return found
 
 
 def _show(found: Sequence[ExecStatus], wide: bool) -> None:
@@ -114,7 +126,8 @@ def watch(exec_id: Annotated[str, typer.Argument(help="The execution.", autocomp
 async def _watch(exec_id: str) -> None:
     at_terminal = os.isatty(1)
     async with AsyncClient() as client:
-        stream = client.watch_session(exec_id, screen=window_size(1) if at_terminal else None)
+        status = await with_full_id_async(client, exec_id, client.status)
+        stream = client.watch_session(status.id, screen=window_size(1) if at_terminal else None)
         try:
             async with aclosing(stream) as messages:  # type: ignore[type-var]
                 async for message in messages:

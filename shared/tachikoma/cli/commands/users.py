@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
+from tachikoma.cli import completion
 from tachikoma.cli.documents import LoggedIn
 from tachikoma.cli.options import ReasonOption, YesOption, confirm, duration
-from tachikoma.cli.output import Output, OutputOption, show_list, show_value
-from tachikoma.cli.show import age, clock, warn
+from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, show_value, watch
+from tachikoma.cli.show import age, clock, short_id, warn
 from tachikoma.cli.tables import Cell, Column, printable, table
 from tachikoma.client.sync import Client
 from tachikoma.vocabulary.users import UserEnrolment, UserInfo
@@ -39,22 +40,22 @@ COLUMNS = (
 
 
 @users.command()
-def ls(output: OutputOption = Output.TEXT) -> None:
+def ls(wide: WideOption = False, again: WatchOption = False, output: OutputOption = Output.TEXT) -> None:
     """List the people that logged in with a token, and those that are revoked."""
 
     def text(found: Sequence[UserInfo]) -> None:
-        table(COLUMNS, map(_row, found))
+        table(COLUMNS, map(_row, found), wide=wide)
         for item in found:
             if item.revoked:
                 warn(f"{item.name}: revoked by {item.revoked_by}: {printable(item.revoke_reason)}")
 
     with Client() as client:
-        show_list(client.users(), output, name=lambda item: item.name, text=text)
+        watch(lambda form: show_list(client.users(), form, name=lambda item: item.name, text=text), output, again=again)
 
 
 def _row(item: UserInfo) -> tuple[str | Cell, ...]:
     state = Cell("revoked", "red") if item.revoked else Cell("active", "green")
-    return item.name, state, age(item.joined), item.address or "-", item.enrolled_by or "-"
+    return item.name, state, age(item.joined), item.address or "-", short_id(item.enrolled_by) or "-"
 
 
 @users.command()
@@ -77,7 +78,7 @@ def _show_token(made: UserEnrolment) -> None:
 
 @users.command()
 def revoke(
-    name: Annotated[str, typer.Argument(help="The person.")],
+    name: Annotated[str, typer.Argument(help="The person.", autocompletion=completion.users)],
     reason: ReasonOption,
     yes: YesOption = False,
     output: OutputOption = Output.TEXT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from importlib.metadata import version
@@ -70,6 +71,42 @@ def test_an_error_is_one_message_and_exit_code_1(
         main()
     assert ended.value.code == 1
     assert capfd.readouterr().err == "tachikoma: there is no execution 'x'\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "reason", "message", "command"),
+    [
+        (("status", "-o", "json"), 2, "USAGE", "Missing argument 'exec_id'.", "tachikoma status"),
+        (("ps", "-ojsonl", "--limit", "x"), 2, "USAGE", "Invalid value for '--limit' / '-l': ", "tachikoma ps"),
+        (("ps", "--sate", "FAILED", "--output=json"), 2, "USAGE", "No such option: --sate", "tachikoma ps"),
+        (("wroker", "--output", "json"), 2, "USAGE", "No such command 'wroker'.", "tachikoma"),
+        (("exec", "--timeot", "5s", "-o", "json", "web-1", "ls"), 2, "USAGE", "exec has no option --timeot; did you",
+         "tachikoma exec"),
+        (("run", "--parralel=5", "-o", "json", "web-1", "ls"), 2, "USAGE", "run has no option --parralel; did you mean",
+         "tachikoma run"),
+    ],
+)  # fmt: skip
+def test_wrong_usage_is_json_for_programs(
+    run: Any, line: tuple[str, ...], code: int, reason: str, message: str, command: str
+) -> None:
+    done = run(*line)
+    assert (done.code, done.out) == (code, "")
+    error = json.loads(done.err)["error"]
+    assert (error["reason"], error["code"]) == (reason, "INVALID_ARGUMENT")
+    assert error["message"].startswith(message)
+    assert error["metadata"]["command"].endswith(command.removeprefix("tachikoma").strip())
+
+
+def test_a_refused_confirmation_is_json_for_programs(run: Any, client: Any) -> None:
+    done = run("users", "revoke", "ada", "-r", "why", "-o", "json", answers=["n"])
+    assert (done.code, client.calls) == (1, [])
+    assert json.loads(done.err[done.err.index("{") :])["error"]["reason"] == "ABORTED"
+
+
+def test_the_remote_command_chooses_no_output(run: Any) -> None:
+    done = run("exec", "--timeot", "web-1", "--", "ls", "-o", "json")
+    assert done.code == 2
+    assert done.err.startswith("tachikoma: exec has no option --timeot")
 
 
 def test_wrong_usage_ends_with_2(run: Any) -> None:

@@ -53,6 +53,12 @@ class Orchestrator:
     async def batches(self, *, limit: int) -> Any:
         return await self._answer([SimpleNamespace(id="batch-1")])
 
+    async def recordings(self, *, limit: int) -> Any:
+        return await self._answer([SimpleNamespace(id="recorded")])
+
+    async def users(self) -> Any:
+        return await self._answer([SimpleNamespace(name="ada")])
+
     async def schedules(self) -> Any:
         return await self._answer(([SimpleNamespace(name="nightly")], ""))
 
@@ -103,7 +109,15 @@ def offered(*words: str, incomplete: str = "", shell: str = "bash") -> list[str]
         (("approvals",), "", ["parked"]),
         (("batches", "status"), "", ["batch-1"]),
         (("batches", "cancel"), "", ["batch-1"]),
+        (("batches", "logs", "--state"), "f", ["failed"]),
+        (("run", "--retry"), "", ["batch-1"]),
         (("schedule", "pause"), "", ["nightly"]),
+        (("sessions", "watch"), "", ["9beb"]),
+        (("recordings", "export"), "", ["recorded"]),
+        (("recordings", "ls"), "web", ["web-1"]),
+        (("play",), "rec", ["recorded"]),
+        (("users", "revoke"), "", ["ada"]),
+        (("policy", "explain"), "web", ["web-1"]),
         (("schedule", "history"), "x", []),
         (("ps", "--state"), "S", ["STARTED", "SUCCEEDED"]),
     ],

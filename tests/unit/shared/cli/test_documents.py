@@ -143,6 +143,30 @@ def test_every_command_with_output_has_a_document() -> None:
     assert isinstance(app, typer.Typer)
 
 
+#: Lists that are no table, and tables of what does not change by itself.
+NO_TABLE = {"audit show", "cancel", "schedule next"}
+NOT_WATCHED = NO_TABLE | {"config show"}
+
+
+def test_every_list_has_wide_and_can_be_watched() -> None:
+    lists = {document.command for document in DOCUMENTS if document.lists}
+    assert lists >= NOT_WATCHED
+    for command in lists:
+        options = options_of(command)
+        assert ("--wide" in options) is (command not in NO_TABLE), command
+        assert bool(options & {"--watch", "--follow"}) is (command not in NOT_WATCHED), command
+
+
+def options_of(command: str) -> set[str]:
+    """The options of a command by its path."""
+    name, *path = command.split()
+    (component,) = (component for component in COMPONENTS if component.name == name)
+    found = component.load()
+    for word in path:
+        found = found.commands[word]
+    return {option for parameter in found.params for option in parameter.opts}
+
+
 @pytest.mark.parametrize("document", [d for d in DOCUMENTS if LINES[d.command] is not None], ids=lambda d: d.command)
 def test_the_document_matches_its_schema(
     document: Document, run: Any, client: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

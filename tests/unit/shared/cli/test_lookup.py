@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tachikoma import AgentUnknown, ExecStatus, InvalidRequest, NotFound
+from tachikoma import AgentUnknown, ExecStatus, InvalidRequest, NotFound, RecordingInfo, TachikomaError
+from tachikoma.cli.components import COMPONENTS
 from tachikoma.cli.lookup import similar_agents
 
 IDS = ("4f1c2a9d8e7b6a5f4c3d2e1f", "4f1c2a9d00000a5f4c3d2e1f", "nightly-7")
@@ -66,3 +69,64 @@ def test_similar_agents_are_named(agent: str, text: str) -> None:
     error = AgentUnknown("there is no agent", metadata={"agent": agent})
     found = similar_agents(error, agent, ["agent-1", "agent-12", "web-1"])
     assert (str(found), found.metadata) == (text, error.metadata)
+
+
+FULL, BEGINNING = "4f1c2a9d8e7b6a5f4c3d2e1f", "4f1c2a9d"
+#: Each command that takes the id of an execution, a batch or a recording, by its path; the id comes after it.
+TAKERS: dict[str, tuple[str, ...]] = {
+    "approvals": (), "approve": ("-m", "why", "--digest", "ab" * 32), "audit show": (), "audit tail": ("--id",),
+    "batches cancel": (), "batches logs": (), "batches status": (), "cancel": (), "logs": (), "play": (),
+    "recordings export": (), "reject": ("-m", "why"), "sessions attach": (), "sessions close": (),
+    "sessions watch": (), "status": (),
+}  # fmt: skip
+
+
+def takers() -> set[str]:
+    """Commands with a parameter for such an id. `exec` and `run` give one to something new."""
+
+    def below(name: str, command: Any) -> Iterator[str]:
+        names = {parameter.name for parameter in command.params}
+        if names & {"exec_id", "exec_ids", "batch_id"} and command.name not in ("exec", "run"):
+            yield name
+        for child, part in getattr(command, "commands", {}).items():
+            yield from below(f"{name} {child}", part)
+
+    client_commands = (component for component in COMPONENTS if not component.extra)
+    return {name for component in client_commands for name in below(component.name, component.load())}
+
+
+class Reached(TachikomaError):
+    """A call was made with the whole id."""
+
+
+def known_as_whole(*given: Any, **named: Any) -> Any:
+    """The answer of a server that knows one id."""
+    if FULL in (*given, *named.values()):
+        raise Reached("reached")
+    raise NotFound(f"there is no {given}")
+
+
+def test_the_commands_that_take_an_id_are_known() -> None:
+    assert takers() == set(TAKERS)
+
+
+@pytest.mark.parametrize("command", TAKERS)
+def test_every_command_takes_the_beginning_of_an_id(
+    run: Any, client: Any, status: Callable[..., ExecStatus], command: str
+) -> None:
+    recorded = RecordingInfo(
+        id=FULL, agent_id="web-1", requested_by="spiffe://e/user/a", command=("bash",), sha256="ab" * 32,
+        start_time=datetime(2026, 1, 31, 12, tzinfo=UTC),
+    )  # fmt: skip
+    calls = ("status", "cancel", "approval", "approve", "reject", "attach", "cancel_batch", "watch_batch", "recording")
+    client.answers |= dict.fromkeys(calls, known_as_whole)
+    client.answers |= {
+        "list_page": ((status(id=FULL), status(id="nightly-7")), ""),
+        "batches": (SimpleNamespace(id=FULL),),
+        "audit": (),
+        "recordings": lambda exec_id="", **_: (recorded,) if exec_id in ("", FULL) else (),
+    }
+    done = run(*command.split(), *TAKERS[command], BEGINNING)
+    # `cancel` goes on after an error.
+    assert isinstance(done.error, Reached) or (command == "cancel" and "reached" in done.err)
+    assert any(FULL in (*given, *named.values()) for _, given, named in client.calls)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pkgutil
 import pty
+import re
 import struct
 import subprocess
 import sys
 import termios
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patience import PATIENCE_SECONDS
-from tachikoma.cli import tables
+from tachikoma.cli import commands, tables
 from tachikoma.cli.tables import Cell, Column, fitted, printable
 
 PICTURES = Path(__file__).parent / "pictures"
@@ -86,60 +89,12 @@ def test_a_table_in_a_pipe_has_plain_lines_and_loses_nothing(capsys: pytest.Capt
     assert [line.split() for line in shown] == [["A", "B"], [r"1\x1b", long], ["2", r"y\nz"]]
 
 
-#: Prints every list of the command line, with fixed values and times relative to now.
-LISTS = """
-import sys
-from datetime import UTC, datetime, timedelta
-sys.argv = ["tachikoma"]
-from tachikoma.cli.commands import agents, approvals, audit, executions, schedule
-from tachikoma import AgentInfo, DueOutcome, ExecAuditLog, ExecState, ExecStatus, ScheduledRun, ScheduleStatus
+#: Prints every list of the command line.
+LISTS = Path(__file__).with_name("pictured.py")
 
-now = datetime.now(UTC)
-old = datetime(2026, 1, 31, 12, tzinfo=UTC)
-alice = "spiffe://example.org/user/alice"
 
-def status(number, state, command, agent="web-1", **more):
-    ago = timedelta(minutes=5 ** number, seconds=5)
-    return ExecStatus(id=f"{number}f1c2a9d8e7b6a5f4c3d2e1f", agent_id=agent, state=state, command=command,
-                      requested_by=alice, request_time=now - ago, **more)
-
-found = [
-    status(1, ExecState.STARTED, ("/usr/bin/pg_dump", "--format=custom", "--file=/backup/main.dump", "main")),
-    status(2, ExecState.FAILED, ("sh", "-c", "systemctl restart nginx && curl -f localhost"), exit_code=22),
-    status(3, ExecState.PENDING_APPROVAL, ("reboot",), agent="database-primary-eu-1",
-           deadline=now + timedelta(minutes=9, seconds=30), approvers=("spiffe://example.org/group/oncall/*",)),
-]
-def agent(id, **more):
-    return AgentInfo(id=id, version="0.3.0", hostname=f"{id}.example.org", slots=8, **more)
-
-print("$ tachikoma agents")
-def seen(seconds):
-    return now - timedelta(seconds=seconds)
-
-sys_agents = [
-    agent("web-1", online=True, last_seen=seen(65), running=1, load=0.5, memory_used=0.4, disk_used=0.61,
-          labels={"role": "web", "site": "eu"}),
-    agent("database-primary-eu-1", last_seen=seen(7210), queued=3, labels={"role": "db"}),
-]
-agents.table(agents.COLUMNS, map(agents._row, sys_agents))
-print("\\n$ tachikoma ps -a")
-executions._show_list(found, False)
-print("\\n$ tachikoma approvals")
-approvals._show_list(found[2:], False)
-print("\\n$ tachikoma schedule ls")
-run = ScheduledRun(due=now - timedelta(hours=5, seconds=9), time=now, outcome=DueOutcome.RUN, id="x", agent_id="web-1",
-                   state=ExecState.SUCCEEDED)
-schedule._show_list([
-    ScheduleStatus(name="nightly-backup", when="0 3 * * *", agent_id="database-primary-eu-1", enabled=True,
-                   missed="skip", overlap="skip", command=("/usr/bin/pg_dump", "main"),
-                   next_due=now + timedelta(hours=6, seconds=9), last=run),
-], False)
-print("\\n$ tachikoma audit tail")
-audit.show_events([
-    ExecAuditLog(cursor="1-1", event="denied", time=old, id="1f1c2a9d8e7b6a5f4c3d2e1f", agent_id="web-1",
-                 requested_by=alice, command="reboot", reason="no policy grants it", authorized=False),
-])
-"""
+#: Command lines whose output is no table: values are whole, and the terminal folds them.
+TEXT = {"tachikoma status", "tachikoma run", "tachikoma run --preview"}
 
 
 def picture(width: int) -> str:
@@ -148,7 +103,7 @@ def picture(width: int) -> str:
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
     environment = {**os.environ, "TZ": "UTC", "NO_COLOR": "1"}
     environment.pop("COLUMNS", None)
-    process = subprocess.Popen([sys.executable, "-c", LISTS], stdout=terminal, stderr=terminal, env=environment)
+    process = subprocess.Popen([sys.executable, str(LISTS)], stdout=terminal, stderr=terminal, env=environment)
     os.close(terminal)
     shown = bytearray()
     try:
@@ -165,8 +120,34 @@ def picture(width: int) -> str:
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_the_lists_look_as_in_their_pictures(width: int) -> None:
     shown = picture(width)
-    assert max(map(len, shown.splitlines())) <= width
+    for part in re.split(r"^\$ ", shown, flags=re.MULTILINE):
+        line, *rows = part.splitlines() or [""]
+        if line not in TEXT:
+            assert all(len(row) <= width for row in rows), line
+    assert "\x1b" not in shown
     kept = PICTURES / f"lists-{width}.txt"
     if os.environ.get(WRITE):
         kept.write_text(shown, encoding="utf-8")
     assert shown == kept.read_text(encoding="utf-8")
+
+
+def columns_of_commands() -> dict[str, tuple[Column, ...]]:
+    """The columns of each table, by module and name."""
+    found = {}
+    for module in pkgutil.iter_modules(commands.__path__):
+        loaded = import_module(f"{commands.__name__}.{module.name}")
+        for name, value in vars(loaded).items():
+            if isinstance(value, tuple) and value and all(isinstance(item, Column) for item in value):
+                found[f"{module.name}.{name}"] = value
+    return found
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_every_table_is_in_the_pictures(width: int) -> None:
+    headings = [re.split(" {2,}", line) for line in (PICTURES / f"lists-{width}.txt").read_text().splitlines()]
+    tables = columns_of_commands()
+    assert len(tables) >= 12
+    for place, columns in tables.items():
+        names = [column.name for column in columns]
+        needed = {column.name for column in columns if column.priority == 0}
+        assert any(set(line) <= set(names) and needed <= set(line) for line in headings), place

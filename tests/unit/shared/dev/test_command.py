@@ -83,7 +83,9 @@ def test_with_a_profile_elsewhere_the_command_names_it(stack: Stack) -> None:
     assert "Your own client profile belongs to another orchestrator and was not changed." in said
 
 
-def test_a_part_that_ends_by_itself_ends_all(monkeypatch: pytest.MonkeyPatch, usual: Path, tmp_path: Path) -> None:
+def test_a_part_that_ends_by_itself_ends_all(
+    monkeypatch: pytest.MonkeyPatch, usual: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     class Failed:
         def failure(self) -> str:
             return "agent-1 ended with status 1"
@@ -109,13 +111,17 @@ def test_a_part_that_ends_by_itself_ends_all(monkeypatch: pytest.MonkeyPatch, us
             pass
 
         def agents(self) -> list[AgentInfo]:
-            return [AgentInfo(id="agent-1")]
+            return [AgentInfo(id="agent-1"), AgentInfo(id="agent-2", warnings=("of an earlier start",))]
 
     stopped: list[bool] = []
     monkeypatch.setattr(command, "Stack", FakeStack)
-    monkeypatch.setattr(command, "Client", FakeClient)
+    monkeypatch.setattr("tachikoma.dev.stack.Client", FakeClient)
     monkeypatch.setattr(command, "CHECK_SECONDS", 0)
     monkeypatch.setattr(command.signal, "signal", lambda *_: None)
     with pytest.raises(command.ConfigurationError, match="agent-1 ended with status 1"):
         command.run_dev(agents=1, data=str(tmp_path / "data"), listen="127.0.0.1:0")
     assert stopped == [True]
+    # The ledger also knows an agent of an earlier start.
+    shown = capsys.readouterr().out
+    assert "agents        agent-1\n" in shown
+    assert "of an earlier start" not in shown

@@ -222,7 +222,7 @@ def test_a_command_that_is_no_program_gets_the_right_hint(
     [
         ("--timeot", "exec has no option --timeot; did you mean --timeout?"),
         ("--timeot=5s", "exec has no option --timeot; did you mean --timeout?"),
-        ("--qqq", "exec has no option --qqq; `tachikoma exec --help`"),
+        ("--qqq", "exec has no option --qqq; `tachikoma exec --help` lists them"),
     ],
 )
 def test_a_mistyped_option_is_no_agent(run: Any, client: Any, option: str, message: str) -> None:
