@@ -290,6 +290,34 @@ def test_everything_speaks_json(cli: Cli) -> None:
     assert checked("any command that fails", failed.stderr)["error"]["reason"] == "NOT_FOUND"
 
 
+def test_operators_and_batches_speak_json_too(cli: Cli) -> None:
+    def shown(command: str, *arguments: str) -> Any:
+        done = cli.run(*command.split(), *arguments, "-o", "json")
+        assert done.returncode == 0, done.stderr
+        return checked(command, done.stdout)
+
+    report = checked("run", cli.run("run", "-o", "json", "agent-[1-2]", "--", "echo", "a").stdout)
+    assert {result["state"] for result in report["results"]} == {"SUCCEEDED"}
+    batch_id, exec_id = report["batch"]["id"], report["results"][0]["execId"]
+    # The beginning of an id is enough.
+    assert shown("batches status", batch_id[:12])["batch"]["state"] == "DONE"
+    assert batch_id in {item["id"] for item in shown("batches ls")}
+    assert shown("batches cancel", batch_id)["state"] == "DONE"
+    assert checked("run --preview", cli.run("run", "--preview", "-o", "json", AGENT, "true").stdout)["targets"]
+    assert checked("run --detach", cli.run("run", "-d", "-o", "json", AGENT, "true").stdout)["total"] == 1
+    for line in cli.run("run", "-o", "jsonl", AGENT, "true").stdout.splitlines():
+        checked("run -o jsonl", line)
+    for line in cli.run("batches", "logs", batch_id, "-o", "json").stdout.splitlines():
+        checked("batches logs", line)
+    assert shown("agents drain", "agent-2", "-r", "a test")["draining"]
+    assert not shown("agents resume", "agent-2")["draining"]
+    assert shown("agents label", "agent-2", "json=yes")["labels"] == {"json": "yes"}
+    assert shown("agents label", "agent-2", "json-")["labels"] == {}
+    assert [event["event"] for event in shown("audit show", exec_id[:12])][-1] == "succeeded"
+    for command in ("sessions ls", "recordings ls", "users ls", "schedule ls"):
+        assert isinstance(shown(command), list)
+
+
 def test_the_audit_trail_is_shown_without_secrets(cli: Cli) -> None:
     cli.run("exec", AGENT, "echo", "--password", "hunter2", "token=abcdef")
     shown = cli.run("audit", "tail").stdout.decode()

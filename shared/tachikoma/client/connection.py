@@ -206,7 +206,10 @@ class Connection:
     async def _explain(self, subject: str) -> float:
         """Find out why there is no connection, log what is waited for, and return how long to wait, in seconds."""
         address = self._profile.address
-        found = await asyncio.to_thread(diagnose, address, self._profile.server_name, self._trusted(self._used).pem)
+        svid = self._used
+        found = await asyncio.to_thread(
+            diagnose, address, self._profile.server_name, self._trusted(svid).pem, svid.certificate_pem, svid.key_pem
+        )
         if found is not None and not found.lasting and found != self._trouble:
             purpose = f" for {subject}" if subject else ""
             log.warning(f"waiting for the orchestrator at {address}{purpose}: {found.text}")

@@ -5,6 +5,7 @@ gRPC says only that a handshake failed. This module connects once with Python's 
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from dataclasses import dataclass
@@ -21,6 +22,26 @@ READ_BYTES = 16 * 1024
 #: Results of OpenSSL's verification (openssl-verification-options, X509_V_ERR_…).
 _NOT_YET_VALID, _EXPIRED, _WRONG_NAME = 9, 10, 62
 
+#: What a service on the other end of the port is, if its answer is no TLS.
+NO_TLS = "the service there speaks no TLS of this kind; is the port right?"
+#: What a server does that looked at the client's certificate and says nothing.
+CLOSED = (
+    "it closes the connection when it sees your certificate; "
+    "does it trust the authority that signed that? `tachikoma identity show` names it"
+)
+#: Alerts of a server about the client's certificate (RFC 8446, section 6.2), by their names in OpenSSL.
+_REFUSALS = {
+    "TLSV1_ALERT_UNKNOWN_CA": (
+        "it does not trust the authority that signed your certificate; use an identity of its trust domain, "
+        "or have its bundle renewed"
+    ),
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "it says that your certificate has expired; check the clocks of both hosts",
+    **dict.fromkeys(
+        ("SSLV3_ALERT_BAD_CERTIFICATE", "SSLV3_ALERT_CERTIFICATE_UNKNOWN", "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE"),
+        "it refuses your certificate; `tachikoma identity show` describes it, the orchestrator's log says why",
+    ),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
@@ -30,17 +51,21 @@ class Trouble:
     text: str
     #: Whether waiting cannot help, since a certificate is wrong.
     lasting: bool = False
-    #: Whether the host answers that nothing listens there. Only a server that is starting makes waiting useful.
+    #: Whether the host answers, and accepts no connection. Only a server that is starting makes waiting useful.
     refused: bool = False
 
 
-def diagnose(address: str, server_name: str, roots: bytes) -> Trouble | None:
+def diagnose(
+    address: str, server_name: str, roots: bytes, certificate: bytes = b"", key: bytes = b""
+) -> Trouble | None:
     """Connect once and return what is wrong; None if nothing was found, or nothing can be said.
 
     Args:
         address: host:port of the orchestrator.
         server_name: the name that its certificate must have.
         roots: the roots that it must be signed under, PEM.
+        certificate: the client's certificate with its chain, PEM; empty to show none.
+        key: its private key, PEM.
     """
     if proxy_hint(address):
         # This attempt would go another way.
@@ -51,7 +76,7 @@ def diagnose(address: str, server_name: str, roots: bytes) -> Trouble | None:
         return None
     try:
         with socket.create_connection((target.host.strip("[]"), target.port), timeout=SECONDS) as connection:
-            return _handshake(connection, server_name, roots)
+            return _handshake(connection, server_name, _context(roots, certificate, key))
     except ConnectionRefusedError:
         return Trouble("nothing accepts connections there; is the orchestrator running?", refused=True)
     except socket.gaierror:
@@ -62,37 +87,74 @@ def diagnose(address: str, server_name: str, roots: bytes) -> Trouble | None:
         return Trouble(f"{(error.strerror or str(error)).lower()}")
 
 
-def _handshake(connection: socket.socket, server_name: str, roots: bytes) -> Trouble | None:
+def _context(roots: bytes, certificate: bytes, key: bytes) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_alpn_protocols(["h2"])
     context.load_verify_locations(cadata=roots.decode())
     # gRPC accepts an intermediate certificate of the bundle as the end of a chain.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    if certificate:
+        # Python reads a certificate only from a file; this one is in memory.
+        with os.fdopen(os.memfd_create("certificate"), "wb") as file:
+            file.write(key.rstrip() + b"\n" + certificate)
+            file.flush()
+            context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
+    return context
+
+
+def _handshake(connection: socket.socket, server_name: str, context: ssl.SSLContext) -> Trouble | None:
+    tls = _Handshake(connection, server_name, context)
     try:
-        _shake_hands(connection, context, server_name)
+        tls.run()
         return None
     except ssl.SSLCertVerificationError as error:
         return Trouble(_certificate_trouble(error, server_name), lasting=True)
-    except (ssl.SSLError, ConnectionError):
-        return Trouble("the service there speaks no TLS of this kind; is the port right?")
+    except TimeoutError:
+        if not tls.complete:
+            raise
+        # A busy server sends its first byte late.
+        return None
+    except (ssl.SSLError, ConnectionError) as error:
+        if getattr(error, "reason", None) in _REFUSALS:
+            return Trouble(_REFUSALS[error.reason], lasting=True)  # type: ignore[union-attr]
+        return Trouble(CLOSED, refused=True) if tls.complete else Trouble(NO_TLS)
 
 
-def _shake_hands(connection: socket.socket, context: ssl.SSLContext, server_name: str) -> None:
-    """Make a TLS handshake. Raises ssl.SSLError or OSError if it fails."""
-    # Not by `wrap_socket`: it takes the socket away, and loses it if the server has reset the connection by then.
-    received, to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
-    tls = context.wrap_bio(received, to_send, server_hostname=server_name)
-    while True:
-        try:
-            tls.do_handshake()
-        except ssl.SSLWantReadError:
-            connection.sendall(to_send.read())
-            if data := connection.recv(READ_BYTES):
-                received.write(data)
+class _Handshake:
+    """A TLS handshake, up to the first byte of the server.
+
+    In TLS 1.3 a client ends its handshake before the server looks at its certificate. A server of gRPC sends its
+    settings at once when it accepts that. Otherwise it sends an alert, or closes the connection.
+    """
+
+    def __init__(self, connection: socket.socket, server_name: str, context: ssl.SSLContext) -> None:
+        self._connection = connection
+        # Not by `wrap_socket`: it takes the socket away, and loses it if the server has reset the connection by then.
+        self._received, self._to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._received, self._to_send, server_hostname=server_name)
+        #: Whether this side has ended the handshake.
+        self.complete = False
+
+    def run(self) -> None:
+        """Make the handshake and wait for the first byte. Raises ssl.SSLError or OSError if there is none."""
+        while True:
+            try:
+                self._tls.do_handshake()
+                self.complete = True
+                self._tls.read(1)
+            except ssl.SSLWantReadError:
+                self._exchange()
             else:
-                received.write_eof()
+                return
+
+    def _exchange(self) -> None:
+        # Writing nothing would report a reset before the alert that came with it is read.
+        if self._to_send.pending:
+            self._connection.sendall(self._to_send.read())
+        if data := self._connection.recv(READ_BYTES):
+            self._received.write(data)
         else:
-            connection.sendall(to_send.read())
-            return
+            self._received.write_eof()
 
 
 def _certificate_trouble(error: ssl.SSLCertVerificationError, server_name: str) -> str:

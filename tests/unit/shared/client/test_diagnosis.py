@@ -9,10 +9,12 @@ import ssl
 import struct
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from authority import Authority
@@ -36,8 +38,9 @@ def listening(tls: ssl.SSLContext | None) -> Iterator[str]:
                     if tls is None:
                         connection.sendall(b"220 not TLS\r\n")
                     else:
-                        with tls.wrap_socket(connection, server_side=True):
-                            pass
+                        with tls.wrap_socket(connection, server_side=True) as encrypted:
+                            # As the settings of HTTP/2.
+                            encrypted.sendall(b"x")
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -87,6 +90,60 @@ def test_a_wrong_certificate_is_named_and_waiting_does_not_help(case: str, text:
     trusted = Authority("example.org") if case == "unknown" else authority
     with listening(server_of(authority, tmp_path, **options.get(case, {}))) as address:
         assert diagnose(address, NAME, trusted.pem) == Trouble(text, lasting=True)
+
+
+@pytest.mark.parametrize(
+    ("case", "text"),
+    [
+        (
+            "unknown",
+            "it does not trust the authority that signed your certificate; use an identity of its trust domain, "
+            "or have its bundle renewed",
+        ),
+        ("expired", "it says that your certificate has expired; check the clocks of both hosts"),
+        ("accepted", None),
+    ],
+)
+def test_a_server_that_refuses_the_clients_certificate_is_understood(
+    case: str, text: str | None, tmp_path: Path
+) -> None:
+    authority, now = Authority("example.org"), dt.datetime.now(dt.UTC)
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    ours.mkdir(), theirs.mkdir()
+    signer = Authority("example.org") if case == "unknown" else authority
+    times = {"begin": now - dt.timedelta(minutes=9), "end": now - dt.timedelta(minutes=3)} if case == "expired" else {}
+    signer.write(ours, "spiffe://example.org/user/alice", **times)
+    server = server_of(authority, theirs)
+    server.verify_mode = ssl.CERT_REQUIRED
+    server.load_verify_locations(cadata=authority.pem.decode())
+    files = (ours / CERTIFICATE_FILE, ours / KEY_FILE)
+    with listening(server) as address:
+        found = diagnose(address, NAME, authority.pem, *(file.read_bytes() for file in files))
+    assert found == (Trouble(text, lasting=True) if text else None)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_server_of_grpc_refuses_in_words_that_are_understood(known: bool, tmp_path: Path) -> None:
+    authority = Authority("example.org")
+    folder = tmp_path / "ours"
+    folder.mkdir()
+    (authority if known else Authority("example.org")).write(folder, "spiffe://example.org/user/alice")
+    server_of(authority, tmp_path)
+    server = grpc.server(ThreadPoolExecutor(1))
+    pair = ((tmp_path / KEY_FILE).read_bytes(), (tmp_path / CERTIFICATE_FILE).read_bytes())
+    credentials = grpc.ssl_server_credentials([pair], authority.pem, require_client_auth=True)
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.start()
+    try:
+        shown = ((folder / name).read_bytes() for name in (CERTIFICATE_FILE, KEY_FILE))
+        found = diagnose(f"127.0.0.1:{port}", NAME, authority.pem, *shown)
+    finally:
+        server.stop(0).wait(PATIENCE_SECONDS)
+    said = (
+        "it closes the connection when it sees your certificate; does it trust the authority that signed that? "
+        "`tachikoma identity show` names it"
+    )
+    assert found == (None if known else Trouble(said, refused=True))
 
 
 def test_a_closed_port_is_named() -> None:
