@@ -137,7 +137,8 @@ def section(name: str) -> str:
     parts = [f"\n### {name}\n\n"]
     if not isinstance(found, type):
         return "".join([*parts, documentation(inspect.getdoc(found) or "")])
-    parts.append(documentation((vars(found).get("__doc__") and inspect.getdoc(found)) or ""))
+    # Without the fields that `help()` adds: they follow.
+    parts.append(documentation(inspect.cleandoc(str(vars(found).get("__doc__") or ""))))
     if issubclass(found, TachikomaError):
         return "".join([*parts, f"\nReason `{found.reason}`, gRPC status `{found.code}`.\n"])
     if entries := [entry(*line[::2], f"`{line[1]}`" if line[1] else "") for line in members(found)]:
