@@ -314,7 +314,7 @@ def test_operators_and_batches_speak_json_too(cli: Cli) -> None:
     assert shown("agents label", "agent-2", "json=yes")["labels"] == {"json": "yes"}
     assert shown("agents label", "agent-2", "json-")["labels"] == {}
     assert [event["event"] for event in shown("audit show", exec_id[:12])][-1] == "succeeded"
-    for command in ("sessions ls", "users ls", "schedule ls"):
+    for command in ("sessions ls", "users ls"):
         assert isinstance(shown(command), list)
 
 

@@ -13,7 +13,7 @@ from tachikoma.cli.batch_view import describe_needs
 from tachikoma.cli.commands.approvals import ReasonOption, quoted, stdin_facts
 from tachikoma.cli.lookup import LEAST_CHARACTERS
 from tachikoma.cli.options import YesOption, confirm, required_reason
-from tachikoma.cli.output import Output, OutputOption, WideOption, show_list, show_value
+from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, show_value, watch
 from tachikoma.cli.show import age, facts, moment, short_id
 from tachikoma.cli.tables import Column, printable, table
 from tachikoma.client.sync import Client
@@ -54,16 +54,21 @@ def approvals(
         typer.Argument(help="Show everything that this batch would run.", autocompletion=completion.waiting_batches),
     ] = "",
     wide: WideOption = False,
+    again: WatchOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """List the batches that wait for an approval and that you may approve or requested; or show one in full."""
-    with Client() as client:
+
+    def show(form: Output) -> None:
         if batch_id:
             found = _with_full_id(client, batch_id, client.batch_approval)
-            show_value(found, output, name=lambda found: found.status.id, text=_show_in_full)
+            show_value(found, form, name=lambda found: found.status.id, text=_show_in_full)
         else:
             waiting = client.batch_approvals()
-            show_list(waiting, output, name=lambda item: item.id, text=lambda found: _show_list(found, wide))
+            show_list(waiting, form, name=lambda item: item.id, text=lambda found: _show_list(found, wide))
+
+    with Client() as client:
+        watch(show, output, again=again)
 
 
 def approve(

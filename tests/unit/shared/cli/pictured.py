@@ -11,6 +11,7 @@ from tachikoma.cli.commands import (
     agents,
     approvals,
     audit,
+    batch_approvals,
     batches,
     configuration,
     executions,
@@ -23,6 +24,7 @@ from tachikoma.cli.commands import (
 )
 from tachikoma.cli.documents import SettingFacts
 from tachikoma.vocabulary.batches import (
+    ApprovalNeed,
     BatchPreview,
     BatchResult,
     BatchState,
@@ -121,6 +123,10 @@ def show_batches() -> None:
     )  # fmt: skip
     print("\n$ tachikoma batches ls")
     batches._show_list([found, running], False)
+    print("\n$ tachikoma batches approvals")
+    need = ApprovalNeed(policy="web", approvers=("spiffe://example.org/group/oncall/*",), targets=120, above=10)
+    waiting = {"state": BatchState.PENDING_APPROVAL, "end_time": None, "deadline": later(minutes=9), "needs": (need,)}
+    batch_approvals._show_list([found.model_copy(update=waiting)], False)
     results = [
         *(BatchResult(agent_id=f"web-{n}", state=TargetState.SUCCEEDED, exit_code=0) for n in range(1, 119)),
         BatchResult(agent_id="web-119", state=TargetState.FAILED, exit_code=100, error=""),
