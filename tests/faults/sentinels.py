@@ -44,6 +44,10 @@ class SentinelWorld(Stack):
         self.sentinels: dict[int, Part] = {}
         #: Time from the last fault until the Sentinels named another primary.
         self.failover_seconds = 0.0
+        #: Monotonic time at which they named it; 0 before the first one.
+        self.named_at = 0.0
+        #: How long a stopped primary stays stopped at least, in seconds.
+        self.hang_seconds = 0.0
 
     # --- set-up -------------------------------------------------------------------------------------------------------
 
@@ -77,6 +81,9 @@ class SentinelWorld(Stack):
         self._programs = Programs(self._folder, url, self.identity, self._environment)
         self.orchestrator = self._programs.orchestrator(self.listen)
         self.agents = {agent: self._programs.worker(agent) for agent in self.agent_ids}
+        self.submitter = self._programs.submitter() if self._with_submitter else None
+        self.beat = self.make_beat("beat") if self._with_beat else None
+        self.flower = None if self._flower_listen is None else self._programs.flower(self._flower_listen)
 
     def _make_server(self, port: int, file: Path, part: Part, *, primary: int | None) -> None:
         (file.parent / "users.acl").write_text(acl_file(self.redis_passwords))
@@ -128,6 +135,9 @@ class SentinelWorld(Stack):
 
     def stop(self) -> None:
         self._stop_agents()
+        for service in (self.flower, self.beat, self.submitter):
+            if service is not None:
+                service.stop()
         if self.agents:
             self.orchestrator.stop()
         for part in (*self.sentinels.values(), *self.servers.values()):
@@ -179,7 +189,8 @@ class SentinelWorld(Stack):
     def wait_for_another(self, port: int) -> None:
         began = time.monotonic()
         wait_until(lambda: self.primary() != port, "another server is the primary", 60)
-        self.failover_seconds = time.monotonic() - began
+        self.named_at = time.monotonic()
+        self.failover_seconds = self.named_at - began
 
     @contextmanager
     def killed(self) -> Iterator[None]:
@@ -196,9 +207,11 @@ class SentinelWorld(Stack):
         port = self.primary()
         process = psutil.Process(self.servers[port].pid)
         process.suspend()
+        until = time.monotonic() + self.hang_seconds
         try:
             self.wait_for_another(port)
             yield
+            time.sleep(max(0.0, until - time.monotonic()))
         finally:
             process.resume()
 

@@ -1,183 +1,43 @@
 """Redis goes back to an older state in the middle of everything: nothing that was reported is undone.
 
-One rollback for all tests. The fixture makes one execution for each part of the state that is lost, takes Redis back
-while agents and orchestrator run on, and waits until the new life of Redis is reconciled. Each test is one row of what
-may be lost.
+One rollback for all tests. `rollback_scene.py` makes one execution for each part of the state that is lost, takes Redis
+back while agents and orchestrator run on, and waits until the new life of Redis is reconciled. Each test is one row of
+what may be lost.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from rollback_scene import BOSS, FROZEN, LEAVER, OFTEN, RARE, REVOKED, Scene, accepted_runs, codes, open_scene
 from support import AGENT, wait_until
-from world import Job, World, end_of, submit
 
 from order_queues import waiting_orders
 from patience import PATIENCE_SECONDS
 from tachikoma import (
     AgentRevoked,
+    BatchState,
     Client,
     DueOutcome,
     ExecRequest,
-    ExecResponse,
     ExecState,
     FailedPrecondition,
     NotFound,
-    ScheduledRun,
+    TargetState,
+    Unauthenticated,
 )
 from tachikoma.audit.chain import read_events
-from tachikoma.dev.identities import own_user
-from tachikoma.dev.stack import TRUST_DOMAIN
 from tachikoma.errors import TachikomaError
-from tachikoma.identity.spiffe import user_id
-from tachikoma.redis import keys
-
-FROZEN, REVOKED = "agent-2", "agent-3"
-#: A schedule of agent-1 that is due each second.
-OFTEN = "often"
-BOSS = user_id(TRUST_DOMAIN, "boss")
-#: One command must be approved.
-POLICY = """\
-operators: ["{user}"]
-policies:
-  - name: runs
-    subjects: ["spiffe://tachikoma.local/user/*", "spiffe://tachikoma.local/schedule/*"]
-    agents: ["**"]
-    allowedCommands: ["/bin/sh ...", /usr/bin/true]
-    allowInterpreters: true
-  - name: careful
-    subjects: ["spiffe://tachikoma.local/user/*"]
-    agents: ["**"]
-    allowedCommands: ["/usr/bin/mkdir /tmp/**"]
-    requireApproval: true
-    approvers: ["spiffe://tachikoma.local/user/boss"]
-"""
-
-
-@dataclass
-class Scene:
-    """Everything that was made before and after the state to which Redis went back."""
-
-    world: World
-    client: Client
-    boss: Client
-    folder: Path
-    #: The schedule's command appends a line to it.
-    marks: Path
-    jobs: dict[str, Job] = field(default_factory=dict)
-    #: Requests that an approver approved and rejected.
-    approved: ExecRequest | None = None
-    rejected: ExecRequest | None = None
-    waiting: Future[ExecResponse] | None = None
-
-    def job(self, name: str, **values: object) -> Job:
-        job = self.jobs[name] = Job.make(self.folder, name, **values)  # type: ignore[arg-type]
-        return job
-
-    def careful(self, name: str) -> ExecRequest:
-        request = ExecRequest(id=name, agent_id=AGENT, command=("/usr/bin/mkdir", str(self.folder / name)))
-        assert self.client.submit(request).state is ExecState.PENDING_APPROVAL
-        return request
-
-    def has_started(self, job: Job) -> bool:
-        return self.client.status(job.id).state is ExecState.STARTED
 
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -> Iterator[Scene]:
-    data = tmp_path_factory.mktemp("rollback")
-    (data / "policy.yaml").write_text(POLICY.format(user=user_id(TRUST_DOMAIN, own_user())))
-    # The frozen agent keeps its lease in the eyes of the orchestrator.
-    environment = {"TACHIKOMA_LEASE": "90s"}
-    marks = data / "marks"
-    request = {"command": ["/bin/sh", "-c", f"echo run >> {marks}"], "timeout": "30s"}
-    often = {"name": OFTEN, "every": "1s", "agentId": AGENT, "request": request}
-    (data / "schedules.yaml").write_text(json.dumps({"schedules": [often]}))
-    with ExitStack() as stack:
-        world = stack.enter_context(
-            World(
-                data, agents=3, redis_server=redis_server, queue_timeout="90s", environment=environment,
-                schedules=str(data / "schedules.yaml"),
-            )
-        )  # fmt: skip
-        client = stack.enter_context(Client(world.profile()))
-        boss = stack.enter_context(Client(world.issue(BOSS)))
-        made = Scene(world, client, boss, tmp_path_factory.mktemp("jobs"), marks)
-        threads = stack.enter_context(ThreadPoolExecutor(1))
-        roll_back(made, threads)
+    with open_scene(tmp_path_factory.mktemp("rollback"), tmp_path_factory.mktemp("jobs"), redis_server) as made:
         yield made
-
-
-def roll_back(scene: Scene, threads: ThreadPoolExecutor) -> None:
-    """Make everything, and take Redis back in the middle."""
-    world, client, older = scene.world, scene.client, scene.folder / "older"
-    with world.stopped(FROZEN):
-        go = scene.folder / "go"
-        submit(client, scene.job("result", go=go))
-        wait_until(lambda: scene.has_started(scene.jobs["result"]), "it runs")
-        for name in ("fenced", "never-taken"):
-            submit(client, scene.job(name, agent=FROZEN))
-        scene.approved, scene.rejected = scene.careful("approved"), scene.careful("rejected")
-        wait_until(lambda: accepted_runs(scene), "a run of the schedule is accepted")
-        with world.stopped(AGENT):
-            for name in ("queued-1", "queued-2"):
-                submit(client, scene.job(name))
-            with world.stopped("redis"):
-                shutil.copytree(world.data / "redis", older)
-        after_the_copy(scene, go, threads)
-        world.redis.kill()
-        shutil.rmtree(world.data / "redis")
-        shutil.copytree(older, world.data / "redis")
-        world.start_redis()
-        wait_until(lambda: "redis_life" in codes(scene), "the new life is recorded")
-    (scene.folder / "go-on").touch()
-
-
-def after_the_copy(scene: Scene, go: Path, threads: ThreadPoolExecutor) -> None:
-    """Do what Redis will not know."""
-    client, boss = scene.client, scene.boss
-    go.touch()
-    before = len(accepted_runs(scene))
-    for name in ("result", "queued-1", "queued-2"):
-        assert end_of(client, scene.jobs[name]) is ExecState.SUCCEEDED
-    assert client.cancel("fenced").outcome == "CANCELLED"
-    client.revoke_agent(REVOKED, "stolen")
-    assert scene.approved is not None
-    boss.approve(scene.approved.id, boss.approval(scene.approved.id).digest, "fine")
-    boss.reject("rejected", "not today")
-    wait_until(lambda: client.status("approved").state is ExecState.SUCCEEDED, "it has run")
-    submit(client, scene.job("record"))
-    assert end_of(client, scene.jobs["record"]) is ExecState.SUCCEEDED
-    submit(client, scene.job("old"))
-    assert end_of(client, scene.jobs["old"]) is ExecState.SUCCEEDED
-    # As if it had ended so long ago that its agent no longer retains its output.
-    spool = scene.world.data / "agents" / AGENT / "sent" / "old"
-    wait_until(spool.exists, "its output is retained")
-    spool.unlink()
-    wait_until(lambda: len(accepted_runs(scene)) > before, "a run that Redis will not know is accepted")
-    running = scene.job("awaited", go=scene.folder / "go-on")
-    scene.waiting = threads.submit(client.execute, running.request)
-    wait_until(lambda: running.starts, "it runs")
-    wait_until(lambda: scene.has_started(running), "its start is recorded")
-
-
-def accepted_runs(scene: Scene) -> list[ScheduledRun]:
-    runs = scene.client.scheduled_runs(OFTEN, limit=1000)
-    return [run for run in runs if run.outcome is DueOutcome.RUN]
-
-
-def codes(scene: Scene) -> list[str]:
-    with scene.world.direct() as redis:
-        return [fields[b"event"].decode() for _, fields in redis.xrange(keys.AUDIT)]
 
 
 def ends_as(scene: Scene, exec_id: str, wanted: ExecState) -> None:
@@ -232,6 +92,56 @@ def test_what_was_queued_in_the_lost_life_expires_with_the_reason(scene: Scene) 
     ends_as(scene, "never-taken", ExecState.EXPIRED)
     assert "Redis went back to an older state while it was queued" in scene.client.status("never-taken").error
     assert scene.jobs["never-taken"].starts == 0
+
+
+def test_a_cancelled_batch_stays_cancelled_and_starts_no_further_target(scene: Scene) -> None:
+    batch = scene.client.batch(scene.batches["cancelled-batch"])
+    assert batch.state is BatchState.CANCELLED
+    assert batch.totals == {TargetState.CANCELLED: 1, TargetState.NOT_STARTED: 1}
+    assert scene.started_of("cancelled-batch") == [AGENT]
+
+
+def test_a_batch_that_was_lost_is_back_with_its_results(scene: Scene) -> None:
+    batch_id = scene.batches["lost-batch"]
+    wait_until(lambda: scene.client.batch(batch_id).end_time is not None, "the batch has ended again")
+    batch = scene.client.batch(batch_id)
+    assert (batch.state, batch.totals) == (BatchState.DONE, {TargetState.SUCCEEDED: 1})
+    assert scene.started_of("lost-batch") == [AGENT]
+
+
+def test_a_session_goes_on_and_its_recording_has_all_of_it(scene: Scene) -> None:
+    assert scene.session is not None
+    assert scene.attached is not None
+    scene.session.write(b"two\r")
+    result = scene.attached.result(timeout=PATIENCE_SECONDS)
+    assert result is not None
+    assert (result.state, result.exit_code) == (ExecState.FAILED, 7)
+    assert b"".join(scene.seen).split() == [b"got", b"one", b"got", b"two"]
+    ends_as(scene, "session", ExecState.FAILED)
+    [info] = wait_until(lambda: scene.client.recordings(exec_id="session"), "the recording is finished")
+    assert (info.complete, info.problem, info.exit_code) == (True, "", 7)
+
+
+def test_labels_are_those_of_the_last_change(scene: Scene) -> None:
+    agents = {agent.id: agent for agent in scene.client.agents()}
+    assert agents[AGENT].labels == {"role": "new"}
+
+
+def test_a_drained_agent_stays_drained(scene: Scene) -> None:
+    agents = {agent.id: agent for agent in scene.client.agents()}
+    assert (agents[REVOKED].draining, agents[REVOKED].drain_reason) == (True, "a broken disk")
+    assert not agents[AGENT].draining
+
+
+def test_a_paused_schedule_stays_paused(scene: Scene) -> None:
+    [rare] = [schedule for schedule in scene.client.schedules()[0] if schedule.name == RARE]
+    assert (rare.paused, rare.pause_reason) == (True, "not now")
+
+
+def test_a_revoked_person_stays_revoked(scene: Scene) -> None:
+    assert [user.name for user in scene.client.users() if user.revoked] == ["leaver"]
+    with Client(scene.world.issue(LEAVER)) as leaver, pytest.raises(Unauthenticated, match="was revoked"):
+        leaver.agents()
 
 
 def test_a_revoked_agent_stays_revoked_also_for_an_orchestrator_that_starts_later(scene: Scene) -> None:

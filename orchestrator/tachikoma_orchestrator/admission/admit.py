@@ -45,6 +45,7 @@ from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.executions.ledger import Ledger
+from tachikoma_orchestrator.executions.restoration import Restoration
 from tachikoma_orchestrator.executions.transitions import Admission, Dispatch, Outcome
 from tachikoma_orchestrator.executions.waiters import AwaitedOrder
 from tachikoma_orchestrator.metrics import ADMISSIONS
@@ -102,6 +103,7 @@ class Admitter:
         self._search_path = search_path
         self._sent = sent
         self._recordable: Callable[[], Awaitable[str]] = no_recordings
+        self._restoration: Restoration | None = None
         self._populations = Populations(registry)
         self.orders = Orders(identity, registry, rate_limit, lives=lives, reply=reply)
 
@@ -112,6 +114,19 @@ class Admitter:
             recordable: returns why no recording can be written now, in words; empty if one can.
         """
         self._recordable = recordable
+
+    def wait_with(self, restoration: Restoration) -> None:
+        """Send no orders to an agent whose records are being restored after Redis lost data."""
+        self._restoration = restoration
+
+    def settled(self, agent: str) -> bool:
+        """Return True if new orders may be sent to an agent, as far as its records are concerned."""
+        return self._restoration is None or self._restoration.settled(agent)
+
+    async def wait_for(self, agent: str) -> None:
+        """Return once new orders may be sent to an agent; see `settled`."""
+        if self._restoration is not None and not self._restoration.settled(agent):
+            await self._restoration.wait_for(agent)
 
     async def admit(self, request: ExecRequest, peer: Peer, *, session: bool = False, attached: bool = False) -> bool:
         """Admit a request.
@@ -144,6 +159,7 @@ class Admitter:
         stages.passed(Stage.DECIDE)
         # The digest is of the request as it was made, so a repetition matches even after a change of policy.
         allowed = self.allowed(request, decision, request_digest(request), peer.address, attached=attached)
+        await self.wait_for(request.agent_id)
         unfit = self.unfit(request)
         outcome, retry_seconds = await self._record(allowed, unfit)
         if outcome in REFUSALS:

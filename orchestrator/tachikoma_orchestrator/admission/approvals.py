@@ -177,6 +177,10 @@ class Approvals:
             FailedPrecondition: the stored request cannot be verified.
         """
         record = await self._ledger.record(exec_id) if exec_id else None
+        if record is not None and not self._admitter.settled(record.agent):
+            # Redis may have lost that it was approved. Its agent shows then that it ran.
+            await self._admitter.wait_for(record.agent)
+            record = await self._ledger.record(exec_id)
         token = await self._ledger.parked(exec_id) if record is not None else None
         if record is None or record.state is not ExecState.PENDING_APPROVAL or token is None:
             raise _not_pending(exec_id)

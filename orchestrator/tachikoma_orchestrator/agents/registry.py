@@ -24,6 +24,7 @@ from tachikoma.vocabulary.agents import AgentInfo, AgentTrust
 from tachikoma.vocabulary.clock import from_ms
 from tachikoma.vocabulary.model import Model
 from tachikoma.vocabulary.types import Milliseconds, is_identifier
+from tachikoma_orchestrator.agents.drains import Drains
 from tachikoma_orchestrator.agents.labels import Labels
 from tachikoma_orchestrator.agents.observations import Observations
 from tachikoma_orchestrator.agents.revocations import Revocations
@@ -96,6 +97,7 @@ class Registry:
         self._left = Script("left")
         self._drain = Script("drain")
         self.revocations = Revocations(redis)
+        self.drains = Drains(redis)
         self.observations = Observations()
         #: The labels that operators bound.
         self.bound = Labels(redis, identity)
@@ -210,6 +212,7 @@ class Registry:
         )
         if not await self._runner.run(call, confirmed=True):
             raise AgentUnknown(f"there is no agent {agent[:80]!r}", metadata={"agent": agent[:80]})
+        await self.drains.refresh()
 
     # --- state --------------------------------------------------------------------------------------------------------
 

@@ -63,12 +63,17 @@ class Starter:
         self._delayed: dict[str, tuple[float, float]] = {}
 
     def ready(self, frozen: Frozen, agents: Sequence[str]) -> list[str]:
-        """Return the targets that may be tried now: those of the frozen list without a delay."""
+        """Return the targets that may be tried now: those of the frozen list without a delay.
+
+        None of an agent whose records are being restored: what it ran of the batch would be requested again.
+        """
         now = time.monotonic()
         return [
             agent
             for agent in agents
-            if agent in frozen.places and self._delayed.get(frozen.exec_id(agent), (0.0, 0.0))[0] <= now
+            if agent in frozen.places
+            and self._admitter.settled(agent)
+            and self._delayed.get(frozen.exec_id(agent), (0.0, 0.0))[0] <= now
         ]
 
     async def verdict(self, frozen: Frozen, agent: str) -> Verdict:

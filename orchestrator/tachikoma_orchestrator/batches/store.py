@@ -25,6 +25,7 @@ from tachikoma.vocabulary.batches import (
     share_of,
 )
 from tachikoma.vocabulary.clock import duration_ms, from_ms, optional_from_ms, redis_ms
+from tachikoma_orchestrator.batches.reported import ReportedBatches
 from tachikoma_orchestrator.store.scripts import Runner, Script, flat
 
 __all__ = ["MAX_OPEN", "BatchProgress", "BatchStore"]
@@ -74,6 +75,8 @@ class BatchStore:
         self._release = Script("batch_release")
         self._halt = Script("batch_halt")
         self._target = Script("batch_target")
+        #: What was reported, for a Redis that forgets it.
+        self.reported = ReportedBatches()
 
     # --- changes ------------------------------------------------------------------------------------------------------
 
@@ -117,6 +120,8 @@ class BatchStore:
             payloads=[signed],
         )  # fmt: skip
         answer: bytes = await self._runner.run(call, confirmed=True)
+        if answer in (b"ADMITTED", b"DUPLICATE"):
+            self.reported.accepted(request.id, call)
         return answer.decode()
 
     async def approve(
@@ -137,7 +142,10 @@ class BatchStore:
             args={"id": batch_id, "by": by, "reason": reason, "digest": digest, "wait_ms": duration_ms(deadline)},
             payloads=[approval],
         )
-        return bool(await self._runner.run(call, confirmed=True))
+        approved = bool(await self._runner.run(call, confirmed=True))
+        if approved:
+            self.reported.approved(batch_id, call)
+        return approved
 
     async def release(self, batch_id: str, released: int, following: int, reason: str, *, evidence: str = "") -> bool:
         """Let the targets before a place start, or begin the pause before that if the place is the same.
@@ -185,7 +193,10 @@ class BatchStore:
                 "waiting": waiting,
             },
         )  # fmt: skip
-        return bool(await self._runner.run(call, confirmed=bool(by)))
+        halted = bool(await self._runner.run(call, confirmed=bool(by)))
+        if halted:
+            self.reported.halted(batch_id, call)
+        return halted
 
     async def deny_target(self, batch_id: str, agent: str, reason: str) -> None:
         """End a target that gets no execution, since it is denied."""

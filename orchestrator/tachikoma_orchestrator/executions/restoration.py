@@ -9,8 +9,10 @@ entry that no running process remembers, and the execution of that record would 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
@@ -38,6 +40,9 @@ __all__ = ["OpenIndex", "Restoration"]
 
 log = structlog.get_logger(__name__)
 
+#: Longest time after a loss for which new orders for an agent wait until its records are restored, in seconds. A worker
+#: of an earlier version shows no orders.
+HOLD_SECONDS = 5.0
 #: Orders read in one round trip.
 BATCH = 100
 #: Executions whose states are compared with the index in one round trip.
@@ -74,6 +79,31 @@ class Restoration:
         self._restore = Script("restore")
         #: Number of the last life after a loss in which the records of an agent were restored.
         self._done: dict[str, int] = {}
+        #: The agents of which this was completed after the last loss, with its number.
+        self._restored: dict[str, int] = {}
+        self._changed = asyncio.Event()
+
+    def settled(self, agent: str) -> bool:
+        """Return True if new orders may be sent to an agent.
+
+        An order for an execution whose record was lost would be refused by its agent, which ran it before, and replace
+        the result by `LOST`. So orders wait until the agent's records are restored, for `HOLD_SECONDS` at most.
+        """
+        return self._restored.get(agent) == self._lives.valid_from or self._hold_seconds() <= 0
+
+    async def wait_for(self, agent: str) -> None:
+        """Return once new orders may be sent to an agent."""
+        try:
+            async with asyncio.timeout(self._hold_seconds()):
+                while not self.settled(agent):
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            log.info("restoration.not_awaited", agent=agent)
+
+    def _hold_seconds(self) -> float:
+        lost_at = self._lives.lost_at
+        return 0.0 if lost_at is None else max(0.0, lost_at + HOLD_SECONDS - time.monotonic())
 
     async def heard(self, agent: str, life: str) -> None:
         """Restore the records of an agent whose heartbeat names a life, unless that was done. Raises redis errors.
@@ -92,6 +122,8 @@ class Restoration:
             # The next heartbeat may have failed as well meanwhile.
             self._done.pop(agent, None)
             raise
+        self._restored[agent] = loss
+        self._changed.set()
 
     async def _restore_all(self, agent: str) -> None:
         key = keys.orders(agent)

@@ -153,10 +153,11 @@ class Core:
         """Let what this process knows outlive a Redis that went back to an older state."""
         self.lives.on_loss(self.registry.revocations.write_again)
         self.lives.on_loss(self.registry.bound.write_again)
+        self.lives.on_loss(self.registry.drains.write_again)
         self.lives.on_loss(self.ledger.write_again)
-        self.collector.restore_with(
-            Restoration(self.redis, self.identity, self.lives, self.admitter.shown, self.collector.fold)
-        )
+        restoration = Restoration(self.redis, self.identity, self.lives, self.admitter.shown, self.collector.fold)
+        self.collector.restore_with(restoration)
+        self.admitter.wait_with(restoration)
 
     def _make_ledger(self, settings: OrchestratorSettings) -> Ledger:
         return Ledger(
@@ -171,9 +172,11 @@ class Core:
     def _open_schedules(self, settings: OrchestratorSettings) -> ScheduleRunner | None:
         if not settings.schedules:
             return None
+        store = ScheduleStore(self.redis, retention=settings.retention)
+        self.lives.on_loss(store.pauses.write_again)
         return ScheduleRunner(
             open_schedules(settings.schedules),
-            ScheduleStore(self.redis, retention=settings.retention),
+            store,
             self.ledger,
             self.trail,
             self.admitter,
@@ -192,6 +195,7 @@ class Core:
         supervisor.start(self.registry.revocations.run(), name="revocations")
         await self.registry.bound.refresh_if_available()
         supervisor.start(self.registry.bound.run(), name="labels")
+        supervisor.start(self.registry.drains.run(), name="drains")
         supervisor.start(self.subscriber.run(), name="subscriber")
         supervisor.start(self._waiting_callers.run(), name="waiting-callers")
         supervisor.start(self._watch_policy(), name="policy")

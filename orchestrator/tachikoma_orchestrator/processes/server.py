@@ -117,6 +117,8 @@ class Server:
             core.redis, core.ledger, core.admitter, core.registry, core.identity, core.evidence, core.subscriber,
             retention=settings.retention,
         )  # fmt: skip
+        # Before the final states: the last one of a cancelled batch would end it as one that is done.
+        core.lives.on_loss(self._batches.store.reported.write_again, first=True)
         #: Brings the agents' Redis users to all servers; None without Sentinels, or without the right to make users.
         self._copies: AccountCopies | None = None
         self._accounts = self._open_accounts()

@@ -93,6 +93,11 @@ class ScheduleState:
         """True if the schedule is paused now."""
         return self.paused_ms is not None and self.resumed_ms is None
 
+    @property
+    def changed_ms(self) -> int:
+        """Time of the last pause or resumption; 0 if there was none."""
+        return max(self.paused_ms or 0, self.resumed_ms or 0)
+
     def paused_at(self, ms: int) -> bool:
         """Return True if the last pause contains a time."""
         return self.paused_ms is not None and self.paused_ms <= ms < (self.resumed_ms or LAST_MS)

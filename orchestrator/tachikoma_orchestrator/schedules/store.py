@@ -17,6 +17,7 @@ from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.clock import text_of_ms, to_ms
 from tachikoma.vocabulary.schedules import DueOutcome, ScheduledRun
 from tachikoma_orchestrator.executions.transitions import FENCE
+from tachikoma_orchestrator.schedules.pauses import Pauses
 from tachikoma_orchestrator.schedules.planner import Plan, ScheduleState
 from tachikoma_orchestrator.store.scripts import JsonObject, Runner, Script
 
@@ -55,6 +56,8 @@ class ScheduleStore:
         self._settle = Script("settle_run")
         self._pause = Script("pause")
         self._fence_seconds = round(retention.total_seconds())
+        #: The last pause of each schedule that was read.
+        self.pauses = Pauses()
 
     async def names(self) -> list[str]:
         """Return the names of all schedules that have a record."""
@@ -72,7 +75,9 @@ class ScheduleStore:
             if wrong_type(error):
                 raise RecordAltered(f"the record of the schedule {name} in Redis cannot be read: {error}") from None
             raise
-        return ScheduleState.parse(name, fields)
+        state = ScheduleState.parse(name, fields)
+        self.pauses.note(name, state)
+        return state
 
     async def record(
         self, name: str, subject: str, state: ScheduleState, plan: Plan, entries: Sequence[RunEntry]

@@ -104,9 +104,7 @@ class Attachment(SessionCaller):
             ExecutionEnded: the execution has ended.
             redis errors: it could not be recorded.
         """
-        fields = {"attached_by": str(self._peer)}
-        if sizes:
-            fields["sizes"] = sizes
+        fields = self._place() | ({"sizes": sizes} if sizes else {})
         code = AuditCode.SESSION_OPENED if opened else AuditCode.SESSION_ATTACHED
         self.epoch = await self._begin(take=True, fields=fields, event=self._event(code))
 
@@ -119,8 +117,12 @@ class Attachment(SessionCaller):
             FailedPrecondition: another caller has attached.
             redis errors: it could not be counted.
         """
-        self.epoch = await self._begin(take=False, fields={}, event={})
+        self.epoch = await self._begin(take=False, fields=self._place(), event={})
         return self.epoch
+
+    def _place(self) -> dict[str, str]:
+        """Return the fields of an attached session, which a record lacks that Redis lost and that was rebuilt."""
+        return {"attached_by": str(self._peer)}
 
     async def note(self, code: AuditCode, reason: str, *, sizes: str = "") -> None:
         """Record an event of this attachment, unless it has too many of the code.
@@ -171,6 +173,7 @@ class Attachment(SessionCaller):
             keys=[keys.execution(self._exec_id), keys.AUDIT],
             args={
                 "agent": self._agent, "states": list(OPEN), "owner": self._name, "take": take, "begin": begin,
+                "epoch": self.epoch,
                 "fields": flat(fields), "event": flat(event),
             },
         )  # fmt: skip

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from weakref import WeakKeyDictionary
 
 from tachikoma.redis.commands import Redis
 
 __all__ = ["Known", "known", "online_replicas", "share_known"]
+
+#: How long replicas count after the last one has left, in seconds. A separated primary with `min-replicas-to-write`
+#: accepted changes for up to 2.2 s.
+LINGER_SECONDS = 5.0
 
 
 class Known:
@@ -18,13 +23,28 @@ class Known:
         self.seq = 0
         #: Its place in the trail.
         self.cursor = "0-0"
-        #: Number of replicas that follow; with some, what is reported as done must be on one of them.
+        #: Number of replicas that follow, or followed a moment ago; with some, what is reported as done must be on one
+        #: of them.
         self.replicas = 0
+        self._followed_at = 0.0
 
     def note(self, seq: int, cursor: str) -> None:
         """Remember an event, unless a later one is known."""
         if seq > self.seq:
             self.seq, self.cursor = seq, cursor
+
+    def note_replicas(self, number: int) -> None:
+        """Note how many replicas follow.
+
+        The last number counts for `LINGER_SECONDS` after all have left. A primary that was separated from them is
+        noticed by Redis about a second later (`min-replicas-to-write`), and accepts changes until then.
+        """
+        now = time.monotonic()
+        if number:
+            self._followed_at = now
+        elif self.replicas and now - self._followed_at < LINGER_SECONDS:
+            return
+        self.replicas = number
 
     @property
     def time_ms(self) -> int:

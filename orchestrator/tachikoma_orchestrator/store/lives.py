@@ -83,6 +83,8 @@ class Lives:
         #: Numbers of the lives in records that agents have sent, by record.
         self._numbers: dict[str, int] = {}
         self._remembering: list[Remembering] = []
+        #: Monotonic time at which this process learned of the last loss; None if there was none while it runs.
+        self.lost_at: float | None = None
         self._unavailable = False
         self._wanted = asyncio.Event()
         self._changed = asyncio.Event()
@@ -103,13 +105,14 @@ class Lives:
         """Remember an audit event: its number and its place in the trail."""
         self._known.note(seq, cursor)
 
-    def on_loss(self, remembering: Remembering) -> None:
+    def on_loss(self, remembering: Remembering, *, first: bool = False) -> None:
         """Call a function in each life that lost data, before it is used: it writes again what it remembers.
 
         Args:
             remembering: gets connections that need not wait for the life to be recorded.
+            first: True to call it before the others.
         """
-        self._remembering.append(remembering)
+        self._remembering.insert(0 if first else len(self._remembering), remembering)
 
     def number_of(self, token: str) -> int:
         """Return the number of the life in a record that an agent sent; 0 if no orchestrator signed it.
@@ -284,6 +287,8 @@ class Lives:
         return True
 
     def _use(self, token: str, record: LifeRecord) -> None:
+        if self._current is not None and record.valid_from > self._current.valid_from:
+            self.lost_at = time.monotonic()
         self._current, self._token = record, token
         self._highest = max(self._highest, record.number)
         self._changed.set()
@@ -300,7 +305,7 @@ class Lives:
             if isinstance(answer, Exception) and not wrong_type(answer):
                 raise answer
         token = raw.decode("ascii", "replace") if isinstance(raw, bytes) else ""
-        self._known.replicas = online_replicas(info)
+        self._known.note_replicas(online_replicas(info))
         seen = _Seen(str(info["master_replid"]), token, self._verify(token) if token else None, redis_ms(*clock))
         if self._is_current(seen) and not isinstance(latest, ResponseError):
             self._note(latest)

@@ -8,6 +8,7 @@
 --      agent   agent id
 --      states  list of execution states in which the change applies
 --      owner   name of the attachment
+--      epoch   the latest epoch that it began; a record with an earlier one lost it, and with it the attachment's place
 --      take    true to attach in place of another one; its event is recorded once
 --      begin   true to begin a new epoch
 --      fields  names and values of record fields to set
@@ -24,14 +25,16 @@ end
 if not contains(args.states, state) then
   return {'STATE', epoch}
 end
-local attached = owner == args.owner
+local attached = owner == args.owner or args.epoch > epoch
+epoch = math.max(epoch, args.epoch)
 if #args.event > 0 and not (args.take and attached) then
   audit_execution(trail, execution, args.event)
 end
-if args.take then
-  redis.call('HSET', execution, 'session_owner', args.owner)
-elseif not attached then
+if not (args.take or attached) then
   return {'OWNER', epoch}
+end
+if owner ~= args.owner then
+  redis.call('HSET', execution, 'session_owner', args.owner)
 end
 if args.begin then
   epoch = epoch + 1

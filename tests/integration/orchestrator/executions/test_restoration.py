@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.limits import WhenFull
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.executions import restoration as module
 from tachikoma_orchestrator.executions.restoration import Restoration
 
 
@@ -26,6 +29,8 @@ class LivesOf:
     """A life of Redis that lost data, and whose number agents report as text."""
 
     valid_from = 2
+    #: Long ago.
+    lost_at: float | None = None
 
     def number_of(self, token: str) -> int:
         return int(token or 0)
@@ -34,8 +39,9 @@ class LivesOf:
 class Restoring:
     def __init__(self, stand: Stand) -> None:
         self.folded: list[tuple[str, str, bytes]] = []
+        self.lives = LivesOf()
         self.restoration = Restoration(
-            stand.redis, stand.identity, LivesOf(), stand.admitter.shown, self.fold  # type: ignore[arg-type]
+            stand.redis, stand.identity, self.lives, stand.admitter.shown, self.fold  # type: ignore[arg-type]
         )  # fmt: skip
 
     async def fold(self, agent: str, exec_id: str, raw: bytes) -> bool:
@@ -192,3 +198,36 @@ async def test_a_restored_record_knows_whether_its_output_waits_for_readers(stan
     record = await stand.ledger.record(exec_id)
     assert record is not None
     assert record.waits is (when_full is WhenFull.WAIT)
+
+
+async def test_after_a_loss_a_request_waits_until_the_records_of_its_agent_are_restored(stand: Stand) -> None:
+    restoring = Restoring(stand)
+    stand.admitter.wait_with(restoring.restoration)
+    exec_id = await stand.admit("true")
+    token = await stand.token()
+    await lose(stand.redis)
+    await stand.redis.hset(keys.orders(AGENT), exec_id, token)
+    restoring.lives.lost_at = time.monotonic()
+    assert not stand.admitter.settled(AGENT)
+    repeated = asyncio.create_task(
+        stand.admitter.admit(ExecRequest(id=exec_id, agent_id=AGENT, command=("true",)), peer())
+    )
+    await asyncio.sleep(0)
+    assert await stand.queued() == 0
+    await restoring.restoration.heard(AGENT, "2")
+    assert stand.admitter.settled(AGENT)
+    # The record was restored before, so the request is known, and no second order is sent.
+    assert not await repeated
+    assert await stand.queued() == 0
+
+
+async def test_a_request_waits_no_longer_for_an_agent_that_restores_nothing(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HOLD_SECONDS", 0.05)
+    restoring = Restoring(stand)
+    stand.admitter.wait_with(restoring.restoration)
+    restoring.lives.lost_at = time.monotonic()
+    await stand.admit("true")
+    assert await stand.queued() == 1
+    assert stand.admitter.settled(AGENT)

@@ -56,6 +56,26 @@ async def test_a_caller_opens_uses_and_leaves_a_session(stand: Stand) -> None:
     assert all(event.actor == event.requested_by == str(peer()) and event.authorized for event in events)
 
 
+@pytest.mark.parametrize("older", [{}, {"session_owner": "an earlier one", "epoch": "1"}], ids=["rebuilt", "older"])
+async def test_a_caller_keeps_its_place_in_a_record_that_went_back(stand: Stand, older: dict[str, str]) -> None:
+    exec_id = await interactive(stand)
+    attached = attachment(stand, exec_id)
+    await attached.begin(opened=True)
+    assert await attached.next_epoch() == 2
+    for name in ("session", "attached_by", "session_owner", "epoch"):
+        await stand.redis.execute_command("HDEL", keys.execution(exec_id), name)
+    for name, value in older.items():
+        await stand.redis.hset(keys.execution(exec_id), name, value)
+    # The agent knows the second epoch, so the next one is the third.
+    assert await attached.next_epoch() == 3
+    assert await field(stand, exec_id, "session") == "active"
+    assert await field(stand, exec_id, "attached_by") == str(peer())
+    other = attachment(stand, exec_id)
+    await other.begin(opened=False)
+    with pytest.raises(FailedPrecondition, match="another caller has attached"):
+        await attached.next_epoch()
+
+
 async def test_another_caller_takes_the_place_and_keeps_it(stand: Stand) -> None:
     exec_id = await interactive(stand)
     first, second = attachment(stand, exec_id), attachment(stand, exec_id)

@@ -127,7 +127,7 @@ async def test_a_life_that_lost_nothing_has_the_next_number_and_voids_no_order(s
     await stand.lives.look()
     assert stand.life == (2, 0)
     assert await events(redis) == [(1, "policy_changed"), (2, "redis_life")]
-    assert stand.remembered == 0
+    assert (stand.remembered, stand.lives.lost_at) == (0, None)
 
 
 async def test_a_life_without_the_last_event_voids_what_was_queued_and_its_numbers_continue(
@@ -139,6 +139,7 @@ async def test_a_life_without_the_last_event_voids_what_was_queued_and_its_numbe
     await new_replid(redis)
     await stand.lives.look()
     assert stand.life == (2, 2)
+    assert stand.lives.lost_at is not None
     # Numbers 3 to 5 were seen before, and are not used again.
     assert await events(redis) == [(1, "policy_changed"), (2, "policy_changed"), (6, "redis_life")]
     assert stand.remembered == 1

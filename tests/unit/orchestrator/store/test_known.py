@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tachikoma.redis.access import connect
-from tachikoma_orchestrator.store.known import Known, known, online_replicas, share_known
+from tachikoma_orchestrator.store.known import LINGER_SECONDS, Known, known, online_replicas, share_known
 
 
 def test_the_latest_event_is_remembered_in_whatever_order_the_answers_come() -> None:
@@ -34,3 +36,17 @@ def test_only_replicas_that_follow_can_confirm(states: list[str], number: int) -
     replicas = {f"slave{number}": {"ip": "10.0.0.1", "state": state} for number, state in enumerate(states)}
     info: dict[str, object] = {"connected_slaves": len(states), **replicas, "slave_read_only": 1, "slave9": "garbage"}
     assert online_replicas(info) == number
+
+
+def test_replicas_count_for_a_while_after_the_last_one_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, values = 1000.0, Known()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    values.note_replicas(0)
+    assert values.replicas == 0
+    values.note_replicas(2)
+    now += LINGER_SECONDS - 1
+    values.note_replicas(0)
+    assert values.replicas == 2
+    now += 1
+    values.note_replicas(0)
+    assert values.replicas == 0

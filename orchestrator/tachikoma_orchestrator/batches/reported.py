@@ -1,0 +1,79 @@
+"""The batches that this orchestrator accepted or halted, to be recorded again if Redis forgets that."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+
+import structlog
+
+from tachikoma.redis.commands import Redis
+from tachikoma.vocabulary.clock import duration_ms
+from tachikoma_orchestrator.store.scripts import Call, Runner
+
+__all__ = ["ReportedBatches"]
+
+log = structlog.get_logger(__name__)
+
+#: How long an accepted batch is remembered, in seconds, and how many are. Agents show the orders of as many minutes, so
+#: what ran of it is known again before a target is started.
+KEEP_ACCEPTED_SECONDS, MAX_ACCEPTED = 900, 64
+#: The same for halted ones, which need no more than a reason.
+KEEP_HALTED_SECONDS, MAX_HALTED = 24 * 3600, 10_000
+
+
+class _Calls:
+    """The last calls of a script, by batch."""
+
+    def __init__(self, keep_seconds: float, most: int) -> None:
+        self._keep_seconds, self._most = keep_seconds, most
+        self._calls: OrderedDict[str, tuple[float, Call]] = OrderedDict()
+
+    def remember(self, batch_id: str, call: Call) -> None:
+        self._calls.setdefault(batch_id, (time.monotonic(), call))
+        if len(self._calls) > self._most:
+            self._calls.popitem(last=False)
+
+    def __iter__(self) -> Iterator[tuple[float, Call]]:
+        """Yield the age of each in seconds, and the call; the oldest first."""
+        now = time.monotonic()
+        for at, call in list(self._calls.values()):
+            if now - at <= self._keep_seconds:
+                yield now - at, call
+
+
+class ReportedBatches:
+    """Remembers accepted and halted batches."""
+
+    def __init__(self) -> None:
+        self._accepted = _Calls(KEEP_ACCEPTED_SECONDS, MAX_ACCEPTED)
+        self._halted = _Calls(KEEP_HALTED_SECONDS, MAX_HALTED)
+
+    def accepted(self, batch_id: str, call: Call) -> None:
+        """Remember the call that recorded a batch."""
+        self._accepted.remember(batch_id, call)
+
+    def halted(self, batch_id: str, call: Call) -> None:
+        """Remember the call that halted a batch."""
+        self._halted.remember(batch_id, call)
+
+    async def write_again(self, redis: Redis) -> None:
+        """Record and halt them again, after Redis lost data; nothing changes if it did not. Raises redis errors.
+
+        Args:
+            redis: connections that need not wait for the new life of Redis.
+        """
+        runner = Runner(redis)
+        for age, call in self._accepted:
+            wait = call.args["wait_ms"]
+            assert isinstance(wait, int)
+            # Its deadline does not move.
+            remaining = max(0, wait - duration_ms(timedelta(seconds=age)))
+            if await runner.run(replace(call, args={**call.args, "wait_ms": remaining})) == b"ADMITTED":
+                log.warning("batch.written_again", batch=call.args["id"])
+        for _, call in self._halted:
+            if await runner.run(call):
+                log.warning("batch.halted_again", batch=call.args["id"])
