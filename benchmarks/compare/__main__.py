@@ -1,8 +1,9 @@
 """One command on one machine, by this system and by its peers, all in one run: `make bench`.
 
 Every peer has its own server, and calls are interleaved, so that all meet the same machine: compare ratios, not times.
-`--beside NAME=PYTHON` adds this system as it is in another tree, by the Python that has it installed. `--profile`
-prints the stages of an execution of this system instead.
+`--beside NAME=PYTHON` adds this system as it is in another tree, by the Python that has it installed. `--replica` adds
+each tree with a replica of its Redis, which confirms what is reported. `--profile` prints the stages of an execution of
+this system instead.
 """
 
 from __future__ import annotations
@@ -86,6 +87,8 @@ async def compare(options: argparse.Namespace, folder: Path) -> list[Row]:
     for text in options.beside:
         name, _, python = text.partition("=")
         systems.append(System(name, Path(python)))
+    if options.replica:
+        systems += [System(system.name, system.python, replica=True) for system in tuple(systems)]
     peers: list[Peer] = [*([] if options.alone else available()), *systems]
     rows = {peer.name: Row(peer.name) for peer in peers}
     started: list[Peer] = []
@@ -111,6 +114,7 @@ def main() -> None:
     parser.add_argument(
         "--beside", action="append", default=[], metavar="NAME=PYTHON", help="another tree of this system"
     )
+    parser.add_argument("--replica", action="store_true", help="each tree also with a replica of its Redis")
     parser.add_argument("--alone", action="store_true", help="without the other peers")
     parser.add_argument(
         "--profile", action="store_true", help="only this system: print the stages of an execution, from inside"

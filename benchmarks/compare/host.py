@@ -4,16 +4,51 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
+import psutil
+from redis import Redis
+
+from tachikoma.dev.redis_server import free_port
 from tachikoma.dev.stack import Stack
+
+
+@contextmanager
+def replica(stack: Stack) -> Iterator[None]:
+    """Run a replica of a stack's Redis, which follows before the block begins."""
+    admin: dict[str, Any] = stack.redis_admin
+    port, program = free_port(), psutil.Process(stack.redis.pid).exe()
+    with tempfile.TemporaryDirectory() as folder, Redis(**admin) as redis:
+        redis.config_set("bind", "127.0.0.1")
+        redis.config_set("port", port)
+        command = [
+            program, "--port", "0", "--dir", folder, "--save", "", "--replicaof", f"127.0.0.1 {port}",
+            "--masteruser", admin["username"], "--masterauth", admin["password"],
+        ]  # fmt: skip
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as server:
+            try:
+                while redis.info("replication").get("slave0", {}).get("state") != "online":
+                    time.sleep(0.05)
+                # The orchestrator looks four times a second.
+                time.sleep(1)
+                yield
+            finally:
+                server.terminate()
 
 
 def main() -> None:
     """Start a stack, print its facts as one line of JSON, and wait."""
     settings = json.loads(os.environ.get("BENCHMARK_SETTINGS", "{}"))
-    with Stack(Path(sys.argv[1]), environment=settings) as stack:
+    with Stack(Path(sys.argv[1]), environment=settings) as stack, ExitStack() as more:
+        if "BENCHMARK_REPLICA" in os.environ:
+            more.enter_context(replica(stack))
         pids = {"orchestrator": stack.orchestrator.pid, "agent": stack.agents["agent-1"].pid, "redis": stack.redis.pid}
         facts = {"profile": stack.profile().model_dump(mode="json"), "pids": pids, "redis": stack.redis_admin}
         print(json.dumps(facts), flush=True)

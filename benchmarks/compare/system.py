@@ -26,16 +26,27 @@ __all__ = ["System"]
 class System(Peer):
     """A development stack of one tree: Redis, an orchestrator and an agent."""
 
-    def __init__(self, name: str, python: Path | None = None, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        python: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        *,
+        replica: bool = False,
+    ) -> None:
         """Prepare it.
 
         Args:
             name: its name in the table.
             python: the interpreter of its tree; None for this one.
             environment: further settings of its parts.
+            replica: True for a Redis with a replica on this machine.
         """
-        self.name = name
+        self.name = f"{name}, with a replica" if replica else name
+        self._replica = replica
         self._environment = dict(environment or {})
+        #: The interpreter of its tree; None for this one.
+        self.python = python
         self._python = str(python or sys.executable)
         self._host: subprocess.Popen[str] | None = None
         self._client: AsyncClient | None = None
@@ -44,9 +55,12 @@ class System(Peer):
 
     async def start(self, folder: Path) -> None:
         host = Path(__file__).with_name("host.py")
+        environment = {**os.environ, "BENCHMARK_SETTINGS": json.dumps(self._environment)}
+        if self._replica:
+            environment["BENCHMARK_REPLICA"] = "1"
         self._host = subprocess.Popen(
             [self._python, str(host), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**os.environ, "BENCHMARK_SETTINGS": json.dumps(self._environment)} if self._environment else None,
+            env=environment,
         )  # fmt: skip
         assert self._host.stdout is not None
         self.facts = json.loads(self._host.stdout.readline())

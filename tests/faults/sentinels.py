@@ -34,7 +34,7 @@ class SentinelWorld(Stack):
 
     def __init__(self, data: Path, redis_server: Path, *, down_after_ms: int = 2000, **values: Any) -> None:
         environment = {
-            "TACHIKOMA_RATE_LIMIT": json.dumps({"queueTimeout": "60s"}), "TACHIKOMA_LEASE": "60s",
+            "TACHIKOMA_RATE_LIMIT": json.dumps({"queueTimeout": "5m"}), "TACHIKOMA_LEASE": "5m",
             **values.pop("environment", {}),
         }  # fmt: skip
         super().__init__(data, redis_server=redis_server, redis_tls=True, environment=environment, **values)
