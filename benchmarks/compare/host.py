@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,6 @@ from typing import Any
 import psutil
 from redis import Redis
 
-from tachikoma.dev.redis_server import free_port
 from tachikoma.dev.stack import Stack
 
 
@@ -24,7 +24,9 @@ from tachikoma.dev.stack import Stack
 def replica(stack: Stack) -> Iterator[None]:
     """Run a replica of a stack's Redis, which follows before the block begins."""
     admin: dict[str, Any] = stack.redis_admin
-    port, program = free_port(), psutil.Process(stack.redis.pid).exe()
+    program = psutil.Process(stack.redis.pid).exe()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder, Redis(**admin) as redis:
         redis.config_set("bind", "127.0.0.1")
         redis.config_set("port", port)

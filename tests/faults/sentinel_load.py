@@ -72,6 +72,7 @@ class Callers:
         self._stopped = threading.Event()
         self.jobs: list[Job] = []
         self.answers: list[Answer] = []
+        self._threads: list[Future[None]] = []
 
     @property
     def done(self) -> int:
@@ -93,18 +94,25 @@ class Callers:
     def calling(self) -> Iterator[None]:
         """Call until the end of the block, and wait until every caller is answered."""
         with ThreadPoolExecutor(self._callers) as threads:
-            calls = [threads.submit(self._call, caller) for caller in range(self._callers)]
+            self._threads = [threads.submit(self._call, caller) for caller in range(self._callers)]
             try:
                 yield
             finally:
                 self._stopped.set()
-            for call in calls:
-                call.result()
+            for thread in self._threads:
+                thread.result()
 
     def wait_for(self, number: int) -> None:
         """Wait until some more are answered."""
         before = self.done
-        wait_until(lambda: self.done >= before + number, "callers are answered", 120)
+
+        def answered() -> bool:
+            for thread in self._threads:
+                if thread.done():
+                    thread.result()
+            return self.done >= before + number
+
+        wait_until(answered, "callers are answered", 120)
 
     def waited_after(self, moment: float) -> float:
         """The longest time that a caller who waited at a moment was not answered after it, in seconds."""
@@ -192,21 +200,25 @@ class Decisions:
     rejected: list[str] = field(default_factory=list)
     approved: list[str] = field(default_factory=list)
     revoked: list[str] = field(default_factory=list)
+    _thread: Future[None] | None = None
 
     @contextmanager
     def deciding(self) -> Iterator[None]:
         """Decide until the end of the block."""
         stopped = threading.Event()
         with ThreadPoolExecutor(1) as threads:
-            deciding = threads.submit(self._run, stopped)
+            self._thread = threads.submit(self._run, stopped)
             try:
                 yield
             finally:
                 stopped.set()
-            deciding.result()
+            self._thread.result()
 
     @property
     def number(self) -> int:
+        """The number of decisions of each kind."""
+        if self._thread is not None and self._thread.done():
+            self._thread.result()
         return min(map(len, (self.cancelled, self.rejected, self.approved, self.revoked)))
 
     def _run(self, stopped: threading.Event) -> None:

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,25 +98,20 @@ def test_a_failover_leaves_no_caller_without_an_answer_and_undoes_nothing(
     folder.mkdir()
     callers, streams = Callers(world, folder), Streams(world, folder, STREAMS)
     decisions = Decisions(world, folder, stage.boss)
-    frozen = psutil.Process(world.agents[FROZEN].pid)
     world.hang_seconds = HANG_SECONDS
     with Client(world.profile()) as client:
         runs = Runs(client, stage.marks)
-        frozen.suspend()
-        try:
-            with ExitStack() as stack:
-                for going_on in (streams.reading(), decisions.deciding(), callers.calling()):
-                    stack.enter_context(going_on)
+        with ExitStack() as stack:
+            for going_on in (frozen(world), streams.reading(), decisions.deciding(), callers.calling()):
+                stack.enter_context(going_on)
+            callers.wait_for(EXECUTIONS // 3)
+            runs.wait_for_another()
+            before = decisions.number
+            with getattr(world, fault)():
                 callers.wait_for(EXECUTIONS // 3)
-                runs.wait_for_another()
-                before = decisions.number
-                with getattr(world, fault)():
-                    callers.wait_for(EXECUTIONS // 3)
-                    wait_until(lambda: decisions.number > before, "decisions are taken")
-                callers.wait_for(EXECUTIONS - callers.done)
-                runs.wait_for_another()
-        finally:
-            frozen.resume()
+                wait_until(lambda: decisions.number > before, "decisions are taken")
+            callers.wait_for(EXECUTIONS - callers.done)
+            runs.wait_for_another()
         world.settle()
         if ROUNDS:
             with capsys.disabled():
@@ -127,6 +122,20 @@ def test_a_failover_leaves_no_caller_without_an_answer_and_undoes_nothing(
         runs.check()
     if ROUNDS:
         assert max(callers.waited_after(world.named_at), streams.silent_after(world.named_at)) < MOST_SECONDS
+
+
+@contextmanager
+def frozen(world: SentinelWorld) -> Iterator[None]:
+    """Stop an agent, so that its orders wait. Its registration stays, so that orders are accepted."""
+    process = psutil.Process(world.agents[FROZEN].pid)
+    process.suspend()
+    try:
+        with world.admin(world.primary()) as redis:
+            assert redis.persist(keys.info(FROZEN))
+            redis.execute_command("WAIT", 2, 0)
+        yield
+    finally:
+        process.resume()
 
 
 def row(world: SentinelWorld, fault: str, callers: Callers, streams: Streams, decisions: Decisions) -> str:
