@@ -211,6 +211,7 @@ class SentinelWorld(Stack):
         try:
             self.wait_for_another(port)
             yield
+            # Its return is late on purpose.
             time.sleep(max(0.0, until - time.monotonic()))
         finally:
             process.resume()
