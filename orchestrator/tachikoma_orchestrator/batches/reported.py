@@ -1,4 +1,4 @@
-"""The batches that this orchestrator accepted or halted, to be recorded again if Redis forgets that."""
+"""The batches that were accepted, approved or halted here, to be recorded again if Redis forgets that."""
 
 from __future__ import annotations
 
@@ -46,15 +46,20 @@ class _Calls:
 
 
 class ReportedBatches:
-    """Remembers accepted and halted batches."""
+    """Remembers accepted, approved and halted batches."""
 
     def __init__(self) -> None:
         self._accepted = _Calls(KEEP_ACCEPTED_SECONDS, MAX_ACCEPTED)
+        self._approved = _Calls(KEEP_ACCEPTED_SECONDS, MAX_ACCEPTED)
         self._halted = _Calls(KEEP_HALTED_SECONDS, MAX_HALTED)
 
     def accepted(self, batch_id: str, call: Call) -> None:
         """Remember the call that recorded a batch."""
         self._accepted.remember(batch_id, call)
+
+    def approved(self, batch_id: str, call: Call) -> None:
+        """Remember the call that let the targets of a batch start."""
+        self._approved.remember(batch_id, call)
 
     def halted(self, batch_id: str, call: Call) -> None:
         """Remember the call that halted a batch."""
@@ -68,12 +73,18 @@ class ReportedBatches:
         """
         runner = Runner(redis)
         for age, call in self._accepted:
-            wait = call.args["wait_ms"]
-            assert isinstance(wait, int)
-            # Its deadline does not move.
-            remaining = max(0, wait - duration_ms(timedelta(seconds=age)))
-            if await runner.run(replace(call, args={**call.args, "wait_ms": remaining})) == b"ADMITTED":
+            if await runner.run(_later(call, age)) == b"ADMITTED":
                 log.warning("batch.written_again", batch=call.args["id"])
+        for age, call in self._approved:
+            if await runner.run(_later(call, age)):
+                log.warning("batch.approved_again", batch=call.args["id"])
         for _, call in self._halted:
             if await runner.run(call):
                 log.warning("batch.halted_again", batch=call.args["id"])
+
+
+def _later(call: Call, age_seconds: float) -> Call:
+    """Return a call so that the deadline that it sets does not move."""
+    wait = call.args["wait_ms"]
+    assert isinstance(wait, int)
+    return replace(call, args={**call.args, "wait_ms": max(0, wait - duration_ms(timedelta(seconds=age_seconds)))})

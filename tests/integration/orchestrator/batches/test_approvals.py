@@ -278,3 +278,18 @@ async def test_fifty_batches_of_two_requesters_never_exceed_the_number_without_a
         status = await stand.status(batch)
         if status.needs and batch not in approved:
             assert (status.state, status.totals) == (BatchState.PENDING_APPROVAL, {TargetState.PENDING: 3})
+
+
+async def test_an_approval_and_a_rejection_that_redis_lost_are_made_again(stand: BatchStand) -> None:
+    approved, rejected = await stand.submit(), await stand.submit()
+    before = {batch: await stand.redis.hgetall(keys.batch(batch)[0]) for batch in (approved, rejected)}
+    await approve(stand, approved)
+    await approvals_of(stand).reject(rejected, "too many at once", peer(BOSS))
+    for batch, fields in before.items():
+        await stand.redis.delete(keys.batch(batch)[0])
+        for name, value in fields.items():
+            await stand.redis.hset(keys.batch(batch)[0], name, value)
+        assert (await stand.status(batch)).state is BatchState.PENDING_APPROVAL
+    await stand.rooms[0].store.reported.write_again(stand.redis)
+    assert (await stand.status(approved)).state is BatchState.RUNNING
+    assert (await stand.status(rejected)).state is BatchState.REJECTED
