@@ -62,13 +62,12 @@ async def test_a_caller_keeps_its_place_in_a_record_that_went_back(stand: Stand,
     attached = attachment(stand, exec_id)
     await attached.begin(opened=True)
     assert await attached.next_epoch() == 2
-    for name in ("session", "attached_by", "session_owner", "epoch"):
+    for name in ("attached_by", "session_owner", "epoch"):
         await stand.redis.execute_command("HDEL", keys.execution(exec_id), name)
     for name, value in older.items():
         await stand.redis.hset(keys.execution(exec_id), name, value)
     # The agent knows the second epoch, so the next one is the third.
     assert await attached.next_epoch() == 3
-    assert await field(stand, exec_id, "session") == "active"
     assert await field(stand, exec_id, "attached_by") == str(peer())
     other = attachment(stand, exec_id)
     await other.begin(opened=False)
