@@ -26,10 +26,13 @@ from tachikoma import (
 from tachikoma.client.sync import Session
 from tachikoma.dev.identities import own_user
 from tachikoma.dev.stack import TRUST_DOMAIN
+from tachikoma.errors import TachikomaError
 from tachikoma.identity.spiffe import user_id
 from tachikoma.redis import keys
 
-__all__ = ["BOSS", "FROZEN", "LEAVER", "OFTEN", "RARE", "REVOKED", "Scene", "accepted_runs", "codes", "open_scene"]
+__all__ = [
+    "BOSS", "FROZEN", "LEAVER", "OFTEN", "RARE", "REVOKED", "Scene", "accepted_runs", "answers", "codes", "open_scene",
+]  # fmt: skip
 
 FROZEN, REVOKED = "agent-2", "agent-3"
 #: A schedule of agent-1 that is due each second.
@@ -171,6 +174,8 @@ def roll_back(scene: Scene, threads: ThreadPoolExecutor) -> None:
         shutil.copytree(older, world.data / "redis")
         world.start_redis()
         wait_until(lambda: "redis_life" in codes(scene), "the new life is recorded")
+        # The orchestrator that remembers answers only after it has written that again.
+        wait_until(lambda: answers(scene), "the orchestrator uses the new life")
     (scene.folder / "go-on").touch()
 
 
@@ -202,6 +207,14 @@ def after_the_copy(scene: Scene, go: Path, threads: ThreadPoolExecutor) -> None:
     scene.waiting = threads.submit(client.execute, running.request)
     wait_until(lambda: running.starts, "it runs")
     wait_until(lambda: scene.has_started(running), "its start is recorded")
+
+
+def answers(scene: Scene) -> bool:
+    """Whether the orchestrator answers."""
+    try:
+        return bool(scene.client.agents())
+    except TachikomaError:
+        return False
 
 
 def decide(scene: Scene) -> None:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from rollback_scene import BOSS, FROZEN, LEAVER, OFTEN, RARE, REVOKED, Scene, accepted_runs, codes, open_scene
+from rollback_scene import BOSS, FROZEN, LEAVER, OFTEN, RARE, REVOKED, Scene, accepted_runs, answers, codes, open_scene
 from support import AGENT, wait_until
 
 from order_queues import waiting_orders
@@ -31,7 +31,6 @@ from tachikoma import (
     Unauthenticated,
 )
 from tachikoma.audit.chain import read_events
-from tachikoma.errors import TachikomaError
 
 
 @pytest.fixture(scope="module")
@@ -153,13 +152,6 @@ def test_a_revoked_agent_stays_revoked_also_for_an_orchestrator_that_starts_late
     wait_until(lambda: answers(scene), "it answers again")
     with pytest.raises(AgentRevoked):
         scene.client.execute(request)
-
-
-def answers(scene: Scene) -> bool:
-    try:
-        return bool(scene.client.agents())
-    except TachikomaError:
-        return False
 
 
 def test_a_rejected_request_stays_rejected(scene: Scene) -> None:

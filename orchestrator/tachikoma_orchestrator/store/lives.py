@@ -33,8 +33,8 @@ log = structlog.get_logger(__name__)
 
 #: Pause between two looks at the life of Redis, in seconds.
 LOOK_SECONDS = 0.25
-#: Time for which a life that has lost nothing is looked at before it is recorded, in seconds. Another orchestrator may
-#: know an event that is missing.
+#: Time before a life is recorded, in seconds. Another orchestrator may know an event that is missing, or, after a loss,
+#: write again what only it remembers.
 HOLD_SECONDS = 0.6
 #: Age from which on a record is signed again, in seconds: its signer may be removed from the trust bundle some day.
 SIGN_AGAIN_SECONDS = 12 * 3600
@@ -228,10 +228,9 @@ class Lives:
         if self._current is not None:
             if loss:
                 await self._write_again()
-            else:
-                await asyncio.sleep(HOLD_SECONDS)
-                if await self._loss(seen) or (await self._read()).token != seen.token:
-                    return
+            await asyncio.sleep(HOLD_SECONDS)
+            if not loss and (await self._loss(seen) or (await self._read()).token != seen.token):
+                return
         recorded = seen.record
         before = recorded.number if recorded is not None else 0
         number = max(self._highest, before) + 1
