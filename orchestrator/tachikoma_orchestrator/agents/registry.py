@@ -24,11 +24,11 @@ from tachikoma.vocabulary.agents import AgentInfo, AgentTrust
 from tachikoma.vocabulary.clock import from_ms
 from tachikoma.vocabulary.model import Model
 from tachikoma.vocabulary.types import Milliseconds, is_identifier
-from tachikoma_orchestrator.agents.drains import Drains
 from tachikoma_orchestrator.agents.labels import Labels
 from tachikoma_orchestrator.agents.observations import Observations
 from tachikoma_orchestrator.agents.revocations import Revocations
 from tachikoma_orchestrator.metrics import LEASE_MISSES
+from tachikoma_orchestrator.store.drains import Drains
 from tachikoma_orchestrator.store.lives import Lives
 from tachikoma_orchestrator.store.scripts import JsonObject, Runner, Script
 

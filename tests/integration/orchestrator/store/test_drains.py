@@ -6,7 +6,7 @@ import pytest
 
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
-from tachikoma_orchestrator.agents.drains import Drains
+from tachikoma_orchestrator.store.drains import Drains
 
 
 @pytest.fixture
