@@ -15,6 +15,8 @@ from support import Cli, prepare, request, wait_until
 from order_queues import waiting_orders
 from patience import PATIENCE_SECONDS
 from tachikoma import (
+    BatchRequest,
+    BatchState,
     CancelOutcome,
     Client,
     ExecOutput,
@@ -111,6 +113,30 @@ def change_policy(world: World, text: str) -> None:
         lambda: b"policy_changed" in [fields[b"event"] for _, fields in world.redis.xrange(keys.AUDIT)[count:]],
         "the policy is in force",
     )
+
+
+def test_a_batch_is_approved_or_rejected_as_a_whole(world: World) -> None:
+    wanted, unwanted = (BatchRequest(targets=("agent-*",), command=("printf", "{agent}")) for _ in range(2))
+    for batch in (wanted, unwanted):
+        status = world.me.submit_batch(batch)
+        assert (status.state, [need.policy for need in status.needs]) == (BatchState.PENDING_APPROVAL, ["careful"])
+    assert {status.id for status in world.boss.batch_approvals()} == {wanted.id, unwanted.id}
+    assert world.other.batch_approvals() == ()
+    with pytest.raises(NotFound):
+        world.other.batch_approval(wanted.id)
+    with pytest.raises(PermissionDenied):
+        world.me.batch_approval(wanted.id)
+    shown = world.cli["boss"].run("batches", "approvals", wanted.id).stdout.decode()
+    assert "1: agent-1" in shown
+    done = world.cli["boss"].run("batches", "approve", wanted.id, "--yes", "-m", "change 4711")
+    assert done.returncode == 0
+    (result,) = [update.result for update in world.me.watch_batch(wanted.id, output=True) if update.result]
+    assert result.stdout == b"agent-1"
+    assert world.me.status(result.exec_id).approved_by == str(BOSS)
+    assert world.boss.reject_batch(unwanted.id, "not today").state is BatchState.REJECTED
+    last = list(world.me.watch_batch(unwanted.id))[-1].status
+    assert last is not None
+    assert last.reason.endswith("not today")
 
 
 def test_an_approved_command_runs_and_everybody_sees_what_happens(world: World) -> None:
