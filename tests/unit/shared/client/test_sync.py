@@ -51,7 +51,7 @@ def client(authority: Authority, tmp_path: Path) -> Iterator[Client]:
 
 def test_both_have_the_same_methods() -> None:
     assert set(METHODS) == calls(Client)
-    assert len(METHODS) == 41
+    assert len(METHODS) == 45
     assert ONLY_SYNC.keys() == {name for name in vars(Client) if not name.startswith("_")} - set(METHODS) - set(
         CONSTRUCTED
     )
