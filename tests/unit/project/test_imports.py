@@ -15,6 +15,9 @@ import pytest
 
 import tachikoma.vocabulary
 
+# Tests here start Python, which takes most of their time.
+pytestmark = pytest.mark.slow
+
 HEAVY = ("grpc", "celery", "kombu", "redis", "sentry_sdk")
 LIGHT = [
     "tachikoma.redis.keys",

@@ -21,6 +21,9 @@ from tachikoma.cli import descriptors
 from tachikoma.cli.descriptors import OutputFailed, read_input, write_all
 from tachikoma.errors import InvalidRequest
 
+# Tests here start Python, which takes most of their time.
+pytestmark = pytest.mark.slow
+
 #: More than pipes and sockets hold.
 CONTENT = bytes(range(256)) * 4096
 

@@ -22,6 +22,9 @@ from patience import PATIENCE_SECONDS
 from tachikoma.cli import commands, tables
 from tachikoma.cli.tables import Cell, Column, fitted, printable
 
+# Tests here start Python, which takes most of their time.
+pytestmark = pytest.mark.slow
+
 PICTURES = Path(__file__).parent / "pictures"
 #: Set to write the pictures instead of comparing them.
 WRITE = "TACHIKOMA_WRITE_PICTURES"
