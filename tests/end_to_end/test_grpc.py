@@ -21,6 +21,8 @@ from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
+from tachikoma.identity.authority import CertificateAuthority, new_key, private_pem
+from tachikoma.identity.files import BUNDLE_FILE, write_identity
 from tachikoma.identity.spiffe import SpiffeId, user_id
 
 
@@ -90,8 +92,11 @@ def test_a_certificate_of_another_ca_does_not_connect(stack: Stack, tmp_path: Pa
 
 
 def test_another_trust_domain_under_our_ca_is_not_authenticated(stack: Stack, tmp_path: Path) -> None:
-    ca = DevelopmentCA(stack.data / "ca", TRUST_DOMAIN)
-    ca.issue(SpiffeId.parse("spiffe://elsewhere.example/user/root"), tmp_path)
+    authority, key = CertificateAuthority.load(stack.data / "ca"), new_key()
+    foreign = SpiffeId.parse("spiffe://elsewhere.example/user/root")
+    leaf = authority.sign(key.public_key(), foreign, lifetime=timedelta(hours=1))
+    bundle = (stack.identity("user") / BUNDLE_FILE).read_bytes()
+    write_identity(tmp_path, key_pem=private_pem(key), certificate_pem=authority.chain(leaf), bundle_pem=bundle)
     assert _code(plain_channel(stack, tmp_path)) is grpc.StatusCode.UNAUTHENTICATED
 
 
