@@ -84,6 +84,8 @@ def test_a_full_disk_ends_a_session_that_must_be_recorded(stack: Stack, client: 
     with client.session(request) as session:
         messages = iter(session)
         next(message for message in messages if b"begun" in message.data)
+        # The recorder is another reader than the caller.
+        wait_until(lambda: any(b'["o",' in part.read_bytes() for part in disk.rglob("output-*")), "it is recorded")
         fill(filler)
         try:
             session.write(b"more\r")

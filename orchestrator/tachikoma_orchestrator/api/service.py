@@ -136,6 +136,7 @@ class Service(RemoteExecutionServicer):
             RecordAltered: the record cannot be read; that is in the audit trail.
         """
         concerns(exec_id)
+        await self._parts.completions.recorded(exec_id)
         try:
             record = await self._parts.ledger.record(exec_id) if exec_id else None
         except RecordAltered as error:

@@ -181,8 +181,8 @@ class Collector:
         if not answered:
             return await self._record(agent, exec_id, verified, answered=False)
         recording = asyncio.ensure_future(self._record(agent, exec_id, verified, answered=True))
-        # The change is sent to Redis before the answer leaves, so that a caller's next question finds it recorded. The
-        # answer does not wait for the reply of Redis: it rests on the receipt.
+        # The answer does not wait for the reply of Redis, since it rests on the receipt. A caller's next question does.
+        self._completions.note_recording(exec_id, recording)
         await asyncio.sleep(0)
         self._completions.answer(agent, verified)
         return await recording

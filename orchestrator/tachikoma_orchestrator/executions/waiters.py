@@ -16,6 +16,9 @@ __all__ = ["AwaitedOrder", "Completions", "Waiters"]
 
 T = TypeVar("T")
 
+#: Longest wait of a reader for a final state that is being recorded.
+RECORDED_SECONDS = 5.0
+
 
 class Waiters(Generic[T]):
     """Futures of an event that happens once to an execution. The first part that observes the event resolves them."""
@@ -77,6 +80,8 @@ class Completions(Waiters[FinalState]):
         self.approvals: Waiters[None] = Waiters()
         #: The order of each waiting caller; callers whose request was not accepted yet have none.
         self._orders: dict[asyncio.Future[FinalState], AwaitedOrder] = {}
+        #: By execution: its final state was delivered, and is being recorded in the ledger.
+        self._recordings: dict[str, asyncio.Future[bool]] = {}
 
     @contextmanager
     def expect(self, exec_id: str) -> Iterator[asyncio.Future[FinalState]]:
@@ -86,6 +91,22 @@ class Completions(Waiters[FinalState]):
                 yield future
             finally:
                 self._orders.pop(future, None)
+
+    def note_recording(self, exec_id: str, recording: asyncio.Future[bool]) -> None:
+        """Note that a final state is being recorded while its callers get their answer."""
+        self._recordings[exec_id] = recording
+
+        def forget(ended: asyncio.Future[bool]) -> None:
+            if self._recordings.get(exec_id) is ended:
+                del self._recordings[exec_id]
+
+        recording.add_done_callback(forget)
+
+    async def recorded(self, exec_id: str) -> None:
+        """Wait until a final state that was delivered is recorded, so that a caller's next look finds it."""
+        recording = self._recordings.get(exec_id)
+        if recording is not None:
+            await asyncio.wait([recording], timeout=RECORDED_SECONDS)
 
     def note_order(self, exec_id: str, order: AwaitedOrder) -> None:
         """Note the order of an execution for its waiting callers, unless they wait for an earlier order of its id."""

@@ -11,6 +11,7 @@ from tachikoma.identity.signed_messages import OutputDigest, Receipt
 from tachikoma.vocabulary.limits import ResourceUsage
 from tachikoma.vocabulary.results import ExecResponse
 from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.executions import waiters
 from tachikoma_orchestrator.executions.final_state import FinalState, VerifiedReceipt
 from tachikoma_orchestrator.executions.waiters import AwaitedOrder, Completions
 
@@ -103,3 +104,26 @@ async def test_only_accepted_callers_are_given_up_and_only_those_of_a_lost_order
                 (await known).response()
             assert not completions.give_up("job-7", "", "lost")
             assert not in_admission.done()
+
+
+async def test_a_look_waits_for_a_final_state_that_is_being_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    completions = Completions()
+    recording: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    completions.note_recording("job-7", recording)
+    # Others do not wait.
+    await completions.recorded("job-8")
+    look = asyncio.create_task(completions.recorded("job-7"))
+    await asyncio.sleep(0)
+    assert not look.done()
+    recording.set_result(True)
+    await look
+    # A recording that fails is the business of whoever records.
+    failed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    completions.note_recording("job-7", failed)
+    failed.set_exception(OSError("Redis is away"))
+    await completions.recorded("job-7")
+    assert isinstance(failed.exception(), OSError)
+    # One that hangs holds nobody for ever.
+    monkeypatch.setattr(waiters, "RECORDED_SECONDS", 0.01)
+    completions.note_recording("job-7", asyncio.get_running_loop().create_future())
+    await completions.recorded("job-7")
