@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from host import PATIENCE_SECONDS, Host, processes_named, read_all, read_some
 
 from tachikoma.vocabulary.requests import Terminal, WindowSize
 from tachikoma_worker.confinement.process import Process
-from tachikoma_worker.confinement.protocol import NO_WINDOW, Exit, InputMode, SpawnFailed, Step
+from tachikoma_worker.confinement.protocol import NO_WINDOW, Exit, InputMode, InputStatus, SpawnFailed, Step
 from tachikoma_worker.confinement.spawn_request import SpawnRequest
 from tachikoma_worker.confinement.spawner import Spawner
 
@@ -45,6 +45,12 @@ class Session:
                 self.output += data
         before, _, self.output = self.output.partition(expected)
         return before
+
+    async def reports(self, expected: Callable[[InputStatus], bool]) -> None:
+        """Return when the spawner has reported such a status; it comes on another channel than the output."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not expected(self.process.input):
+                await asyncio.sleep(0.01)
 
     async def rest(self) -> bytes:
         return self.output + await read_all(self.process.stdout)
@@ -88,7 +94,7 @@ async def test_the_first_program_finds_its_terminal_with_owner_size_and_control(
         foreground, own = groups.split()
         assert foreground == own
         assert last == "0"
-        assert it.process.input.size == SIZE
+        await it.reports(lambda status: status.size == SIZE)
         assert await read_all(it.process.stderr) == b""
 
 
@@ -159,10 +165,7 @@ async def test_a_password_prompt_is_seen_without_echo(host: Host) -> None:
         host, "/bin/sh", "-c", "echo visible; stty -echo; printf Password:; read x; stty echo; echo got"
     ) as it:
         await it.until(b"Password:")
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while it.process.input.echo:  # noqa: ASYNC110 (two channels: pipe and socket)
-                await asyncio.sleep(0.01)
-        assert it.process.input.canonical
+        await it.reports(lambda status: status.canonical and not status.echo)
         await it.type(b"secret\n")
         assert b"secret" not in await it.rest()
 
