@@ -49,7 +49,7 @@ class Session:
     async def reports(self, expected: Callable[[InputStatus], bool]) -> None:
         """Return when the spawner has reported such a status; it comes on another channel than the output."""
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while not expected(self.process.input):
+            while not expected(self.process.input):  # noqa: ASYNC110 (nothing announces it)
                 await asyncio.sleep(0.01)
 
     async def rest(self) -> bytes:
