@@ -287,6 +287,10 @@ sh -c 'sleep 300; :' $mark-shell
 KINDS = ("nohup", "setsid", "deaf", "twice", "stopped", "shell")
 
 
+#: How the end of a closed session is described: the agent hangs up; one that is slow to do so is sent a cancel.
+CLOSED = ("hung up: its caller closed the session", "cancelled")
+
+
 @pytest.mark.parametrize("level", ["shared", "private", "sealed"])
 def test_nothing_of_a_closed_session_lives_and_its_receipt_says_so(
     client: Client, need: Callable[[bool, str], None], level: str
@@ -310,7 +314,8 @@ def test_nothing_of_a_closed_session_lives_and_its_receipt_says_so(
                 session.close()
             result = message.result
     assert result is not None
-    assert (result.state, result.error) == (ExecState.CANCELLED, "hung up: its caller closed the session")
+    assert result.state is ExecState.CANCELLED
+    assert result.error in CLOSED
     assert result.kill is not None
     assert (result.kill.empty, result.kill.whole, result.kill.survivors) == (True, True, ())
     assert (result.isolation.level if result.isolation else "shared") == level
@@ -362,8 +367,6 @@ def test_a_client_in_another_language_needs_only_the_api_definition(
     result = json.loads(done.stdout)
     assert result["left"]
     assert result["drawn"] > 0
-    assert (result["state"], result["error"]) == (
-        "EXEC_STATE_CANCELLED",
-        "hung up: its caller closed the session",
-    )
+    assert result["state"] == "EXEC_STATE_CANCELLED"
+    assert result["error"] in CLOSED
     assert result["kill"]["empty"]

@@ -1,7 +1,7 @@
 """Access of Celery and kombu to Redis, with the ACL user, password and certificates of `tachikoma.redis.access`.
 
-With stock kombu, two events end a Celery worker: an error reply to `BRPOP` (`MISCONF` and `OOM` when disk or memory is
-full, `READONLY` after a failover), and a list element that is not a message. Here the worker survives both.
+With stock kombu, two events end a Celery worker: an error reply (`MISCONF` and `OOM` when disk or memory is full,
+`READONLY` and `NOREPLICAS` around a failover), and a list element that is not a message. Here the worker survives both.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from celery import Celery
 from celery.backends.redis import RedisBackend
 from kombu.transport import TRANSPORT_ALIASES, redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import ResponseError
 
 from tachikoma.config.logs import get_logger
 from tachikoma.redis.access import RedisAccess, celery_url
@@ -55,9 +55,22 @@ WORKER: dict[str, Any] = {
 }
 
 
+class _Unacknowledged(redis.QoS):
+    """The unacknowledged messages of a channel."""
+
+    def restore_visible(self, *args: Any, **options: Any) -> Any:
+        """Put back messages of consumers that are gone. It is tried again soon, so it may fail."""
+        try:
+            return super().restore_visible(*args, **options)
+        except ResponseError as error:
+            log.warning("queue.refused", error=str(error)[:300])
+            return None
+
+
 class BrokerChannel(redis.Channel):
     """A channel that survives error replies and unreadable messages."""
 
+    QoS = _Unacknowledged
     from_transport_options = (*redis.Channel.from_transport_options, "connection_options")
     connection_class_ssl: Any = BrokerTlsConnection
     #: Credentials and certificates, from `tachikoma.redis.access`.
@@ -101,8 +114,8 @@ class BrokerTransport(redis.Transport):
     """The transport of `redis://`, `rediss://` and `redis+socket://`."""
 
     Channel = QueueChannel
-    #: A process whose rights were removed waits until it has them again, as it waits for a server.
-    connection_errors = (*redis.Transport.connection_errors, NoPermissionError)
+    #: A Redis that refuses a command is waited for like one that is away: rights, disk, memory and replicas come back.
+    connection_errors = (*redis.Transport.connection_errors, ResponseError)
 
 
 class ResultBackend(RedisBackend):
