@@ -21,7 +21,9 @@ REFUSALS = {
 
 
 @pytest.fixture
-def connection(redis_url: str) -> Iterator[Connection]:
+def connection(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connection]:
+    # kombu remembers for a process which transport it resolved first.
+    monkeypatch.setattr("kombu.transport._transport_cache", {})
     celery_broker.install()
     app = Celery()
     app.conf.update(celery_broker.settings(RedisAccess(redis_url), client_name="test"))
