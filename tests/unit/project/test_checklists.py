@@ -41,10 +41,6 @@ NO_OWN_TEST: dict[str, tuple[str, str]] = {
         "end_to_end/test_terminals.py",
         "it copies between the descriptors of its process, at a real terminal and through pipes",
     ),
-    "shared/tachikoma/redis/celery_broker.py": (
-        "security/test_redis_tls.py",
-        "Celery's own connections, by TLS and by unix socket",
-    ),
     "shared/tachikoma/vocabulary/audit.py": (
         "unit/shared/audit/test_codes.py",
         "values only; their table has the tests",
