@@ -13,8 +13,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
 from patience import PATIENCE_SECONDS
 from tachikoma.identity.signed_messages import WorkOrder
 from tachikoma.vocabulary.grants import Grant, GrantedExecutable
@@ -194,15 +192,3 @@ async def a_host(capabilities: int = 0) -> AsyncIterator[Host]:
         assert left == []
         # Walked, not globbed: cgroups of other tests come and go meanwhile.
         assert not [path for path, _, _ in os.walk("/sys/fs/cgroup") if Path(path).name == name]
-
-
-def processes_named(mark: str) -> list[psutil.Process]:
-    """Every process of the machine with a mark in its command line."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.status() != psutil.STATUS_ZOMBIE and any(mark in word for word in process.cmdline()):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found

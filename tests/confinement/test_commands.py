@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from host import CONTAINER, PATIENCE_SECONDS, ROOT, Host, a_host, order, processes_named, read_all, read_line
+from host import CONTAINER, PATIENCE_SECONDS, ROOT, Host, a_host, order, read_all, read_line
 
+from processes import processes_named
 from tachikoma.vocabulary.grants import GrantedExecutable
 from tachikoma.vocabulary.requests import MAX_COMMAND_BYTES, MAX_ENVIRONMENT_BYTES, MAX_STDIN_BYTES
 from tachikoma_worker.confinement.account import account

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from host import PATIENCE_SECONDS, Host, Running, processes_named, read_line
+from host import PATIENCE_SECONDS, Host, Running, read_line
 
+from processes import processes_named
 from tachikoma.vocabulary.limits import DEFAULT_OPEN_FILES, ResourceLimits
 from tachikoma_worker.cgroups.hierarchy import Hierarchy, NoHierarchy, block_devices
 from tachikoma_worker.cgroups.v2 import UnifiedHierarchy

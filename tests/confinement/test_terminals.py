@@ -12,8 +12,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from host import PATIENCE_SECONDS, Host, processes_named, read_all, read_some
+from host import PATIENCE_SECONDS, Host, read_all, read_some
 
+from processes import processes_named
 from tachikoma.vocabulary.requests import Terminal, WindowSize
 from tachikoma_worker.confinement.process import Process
 from tachikoma_worker.confinement.protocol import NO_WINDOW, Exit, InputMode, InputStatus, SpawnFailed, Step

@@ -62,18 +62,6 @@ def gone(pid: int) -> bool:
         return True
 
 
-def processes_named(mark: str) -> list[psutil.Process]:
-    """Every process of the machine with a mark in its command line."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.status() != psutil.STATUS_ZOMBIE and any(mark in word for word in process.cmdline()):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
 @dataclass
 class Cli:
     """The command line, as processes."""

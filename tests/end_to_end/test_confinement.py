@@ -10,8 +10,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support import Cli, make_cli, prepare, processes_named, wait_until
+from support import Cli, make_cli, prepare, wait_until
 
+from processes import processes_named
 from tachikoma import Client, ExecRequest, ExecState, PermissionDenied
 from tachikoma.dev.stack import Stack
 

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support import AGENT, Cli, make_cli, prepare, processes_named, request, wait_until
+from support import AGENT, Cli, make_cli, prepare, request, wait_until
 
 from patience import PATIENCE_SECONDS
+from processes import processes_named
 from pty_process import PtyProcess
 from tachikoma import Client, ExecState, OutputKind
 from tachikoma.dev.stack import SERVER_NAME, Stack

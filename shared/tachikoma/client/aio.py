@@ -18,7 +18,6 @@ from tachikoma.client.oversight import OversightCalls
 from tachikoma.client.profile import Profile
 from tachikoma.client.retry import Attempts, leave
 from tachikoma.client.streams import OutputStream
-from tachikoma.errors import InvalidRequest
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.requests import ExecRequest, WindowSize
 from tachikoma.vocabulary.results import Approval, CancelResponse, ExecOutput, ExecResponse, ExecStatus, OutputKind
@@ -305,10 +304,7 @@ class AsyncClient(BatchMethods, OversightCalls):
             digest: `Approval.digest` of the request that was reviewed. A request with another digest is not approved.
             reason: recorded in the audit trail.
         """
-        try:
-            raw = bytes.fromhex(digest)
-        except ValueError:
-            raise InvalidRequest(f"{digest[:80]!r} is no digest; `Approval.digest` has it") from None
+        raw = wire.digest_to_pb(digest, "Approval.digest")
         message = pb.ApproveRequest(id=exec_id, digest=raw, reason=reason)
         return wire.status_from_pb(await self._call(lambda stub: stub.Approve(message), repeat=False))
 

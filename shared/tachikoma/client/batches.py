@@ -8,9 +8,8 @@ from contextlib import aclosing
 
 import grpc.aio
 
-from tachikoma.client import batch_wire
+from tachikoma.client import batch_wire, wire
 from tachikoma.client.retry import Attempts, Calls, leave
-from tachikoma.errors import InvalidRequest
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.batches import BatchApproval, BatchPreview, BatchRequest, BatchStatus, BatchUpdate
 
@@ -132,10 +131,7 @@ class BatchMethods(Calls):
             digest: `BatchApproval.digest` of what was reviewed. A batch with another digest is not approved.
             reason: reason for the audit trail.
         """
-        try:
-            raw = bytes.fromhex(digest)
-        except ValueError:
-            raise InvalidRequest(f"{digest[:80]!r} is no digest; `BatchApproval.digest` has it") from None
+        raw = wire.digest_to_pb(digest, "BatchApproval.digest")
         message = pb.ApproveBatchRequest(id=batch_id, digest=raw, reason=reason)
         return batch_wire.status_from_pb(await self._call(lambda stub: stub.ApproveBatch(message), repeat=False))
 

@@ -125,6 +125,7 @@ __all__ = [
     "approval_to_pb",
     "cancel_from_pb",
     "cancel_to_pb",
+    "digest_to_pb",
     "output_from_pb",
     "output_to_pb",
     "request_from_pb",
@@ -299,6 +300,22 @@ def output_from_pb(message: pb.ExecOutput) -> ExecOutput:
     except (ValueError, OverflowError) as error:
         raise ServerError(f"the server sent an output message that this client cannot read: {error}") from None
     return _OUTPUT.from_pb(message, kind=OutputKind(kind), **{event.attribute: content})
+
+
+def digest_to_pb(digest: str, source: str) -> bytes:
+    """Return the bytes of a digest that a caller gives in hexadecimal digits.
+
+    Args:
+        digest: the digits.
+        source: the attribute that has such digests, for the message.
+
+    Raises:
+        InvalidRequest: it is no digest.
+    """
+    try:
+        return bytes.fromhex(digest)
+    except ValueError:
+        raise InvalidRequest(f"{digest[:80]!r} is no digest; `{source}` has it") from None
 
 
 def timestamp_to_pb(value: datetime | None) -> Timestamp | None:

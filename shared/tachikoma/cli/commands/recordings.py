@@ -19,6 +19,7 @@ import typer
 from tachikoma.cli import completion
 from tachikoma.cli.commands.player import Pace, play
 from tachikoma.cli.descriptors import write_all
+from tachikoma.cli.lookup import LEAST_CHARACTERS
 from tachikoma.cli.options import duration
 from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, watch
 from tachikoma.cli.show import age, short_id
@@ -44,8 +45,6 @@ COLUMNS = (
     Column("STATE", 2),
     Column("COMMAND", elastic=True),
 )
-#: Least characters of the beginning of an id.
-LEAST_CHARACTERS = 4
 #: Recordings that are searched for the beginning of an id.
 SEARCHED = 1000
 
