@@ -399,12 +399,14 @@ async def test_the_capabilities_of_the_unit_are_enough_for_each_level(
     limited.chmod(0o755)
     monkeypatch.setattr(launch, "PROGRAM", limited)
     spawner = Spawner.connect(host.folder / "limited.sock")
-    abilities = spawner.abilities()
+    # Often, since a start may depend on which of two processes is quicker.
+    found = [spawner.abilities() for _ in range(50)]
     spawner.attach()
     await spawner.stop()
-    assert (abilities.levels, abilities.masks, abilities.read_only) == (
-        host.abilities.levels, host.abilities.masks, host.abilities.read_only,
-    )  # fmt: skip
+    for abilities in found:
+        assert (abilities.levels, abilities.masks, abilities.read_only) == (
+            host.abilities.levels, host.abilities.masks, host.abilities.read_only,
+        )  # fmt: skip
 
 
 # --- sealed -----------------------------------------------------------------------------------------------------------

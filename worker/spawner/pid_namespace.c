@@ -33,7 +33,11 @@ _Noreturn static void be_init(void)
 		pause();
 }
 
-/* Start the first process of a new PID namespace. clone, since sandboxes without clone3 have it. Returns 0 or -1. */
+/*
+ * Make a PID namespace and start its first process; the next children start in it as well, until the spawner leaves it.
+ * unshare, since entering the namespace of a process that is not dumpable needs CAP_SYS_PTRACE, which the spawner has
+ * no other use for. clone, since sandboxes without clone3 have it. Returns 0 or -1.
+ */
 int start_init(struct held_command *command)
 {
 	int descriptor = -1;
@@ -43,21 +47,29 @@ int start_init(struct held_command *command)
 		errno = ENOENT;
 		return -1;
 	}
-	pid = (pid_t)syscall(SYS_clone, CLONE_NEWPID | CLONE_PIDFD | SIGCHLD, NULL, &descriptor, NULL, 0);
+	if (unshare(CLONE_NEWPID) != 0)
+		return -1;
+	pid = (pid_t)syscall(SYS_clone, CLONE_PIDFD | SIGCHLD, NULL, &descriptor, NULL, 0);
 	if (pid == 0)
 		be_init();
-	if (pid < 0)
+	if (pid < 0) {
+		leave_pid_namespace();
 		return -1;
+	}
 	command->init = pid;
 	/* Not 3 or 4, which the child needs. */
 	command->init_pidfd = descriptor;
 	return 0;
 }
 
-/* The next children start in the namespace of a process, or of a descriptor in /proc. Returns 0 or -1. */
-int enter_pid_namespace(int descriptor)
+/* The children of this process start in its own PID namespace again. Keeps errno. */
+void leave_pid_namespace(void)
 {
-	return setns(descriptor, CLONE_NEWPID);
+	int why = errno;
+
+	if (setns(own_pid_namespace, CLONE_NEWPID) != 0)
+		die("the spawner's own PID namespace");
+	errno = why;
 }
 
 /* End the processes of the namespace, also those that have left the cgroup. */

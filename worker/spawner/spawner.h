@@ -121,7 +121,7 @@ int collects_orphans(void);
 
 /* pid_namespace.c */
 int start_init(struct held_command *command);
-int enter_pid_namespace(int descriptor);
+void leave_pid_namespace(void);
 void kill_init(struct held_command *command);
 void forget_init(struct held_command *command);
 

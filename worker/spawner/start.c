@@ -150,16 +150,6 @@ static enum step step_of_fork(int unified, int error)
 	return STEP_FORK;
 }
 
-/* The children of this process start in its own PID namespace again. */
-static void leave_pid_namespace(const struct spawn *head)
-{
-	int why = errno;
-
-	if (head->isolation != ISOLATION_SHARED && enter_pid_namespace(own_pid_namespace) != 0)
-		die("the spawner's own PID namespace");
-	errno = why;
-}
-
 /* Fork a command into its slot, and watch it. Returns the step that failed, with errno, or 0. */
 static enum step launch(struct held_command *slot, struct plan *plan, struct stdio *stdio)
 {
@@ -174,7 +164,7 @@ static enum step launch(struct held_command *slot, struct plan *plan, struct std
 	}
 	if (head->tmp == TMP_REQUESTER && make_tmp_folders(plan->command) != 0)
 		return STEP_TMP;
-	if (head->isolation != ISOLATION_SHARED && (start_init(slot) != 0 || enter_pid_namespace(slot->init_pidfd) != 0))
+	if (head->isolation != ISOLATION_SHARED && start_init(slot) != 0)
 		return STEP_INIT;
 	slot->pid = start_child(unified ? plan->cgroup[0] : -1, &slot->pidfd, &joined);
 	if (slot->pid == 0) {
@@ -182,7 +172,8 @@ static enum step launch(struct held_command *slot, struct plan *plan, struct std
 			plan->cgroups = 0;
 		become(plan);
 	}
-	leave_pid_namespace(head);
+	if (head->isolation != ISOLATION_SHARED)
+		leave_pid_namespace();
 	if (slot->pid < 0)
 		return step_of_fork(unified, errno);
 	close_ends_of_child(stdio);
