@@ -51,12 +51,17 @@ RENEWAL_SECONDS = 60.0
 #: How long a client that is closed waits for a renewal that has begun.
 RENEWAL_WAIT_SECONDS = 5.0
 
+#: The next of several addresses is tried too if one is silent for this time, also within its TLS handshake; gRPC's
+#: default.
+NEXT_ADDRESS_MS = 250
+
 _CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     *KEEPALIVE_OPTIONS,
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.happy_eyeballs_connection_attempt_delay_ms", NEXT_ADDRESS_MS),
 ]
 
 
