@@ -187,10 +187,14 @@ def after_the_copy(scene: Scene, go: Path, threads: ThreadPoolExecutor) -> None:
     for name in ("result", "queued-1", "queued-2"):
         assert end_of(client, scene.jobs[name]) is ExecState.SUCCEEDED
     assert client.cancel("fenced").outcome == "CANCELLED"
+    submit(client, scene.job("forgotten", agent=FROZEN))
+    assert client.cancel("forgotten").outcome == "CANCELLED"
     client.revoke_agent(REVOKED, "stolen")
     assert scene.approved is not None
     boss.approve(scene.approved.id, boss.approval(scene.approved.id).digest, "fine")
     boss.reject("rejected", "not today")
+    scene.careful("rejected-forgotten")
+    boss.reject("rejected-forgotten", "not today")
     wait_until(lambda: client.status("approved").state is ExecState.SUCCEEDED, "it has run")
     submit(client, scene.job("record"))
     assert end_of(client, scene.jobs["record"]) is ExecState.SUCCEEDED

@@ -87,6 +87,15 @@ def test_what_was_cancelled_before_its_start_stays_cancelled_and_never_starts(sc
     assert scene.jobs["fenced"].starts == 0
 
 
+def test_what_ended_before_its_start_is_back_if_all_of_its_record_was_lost(scene: Scene) -> None:
+    ends_as(scene, "forgotten", ExecState.CANCELLED)
+    ends_as(scene, "rejected-forgotten", ExecState.REJECTED)
+    # A repetition of the request is no new one.
+    assert scene.client.execute(scene.jobs["forgotten"].request).state is ExecState.CANCELLED
+    assert scene.jobs["forgotten"].starts == 0
+    assert not (scene.folder / "rejected-forgotten").exists()
+
+
 def test_what_was_queued_in_the_lost_life_expires_with_the_reason(scene: Scene) -> None:
     ends_as(scene, "never-taken", ExecState.EXPIRED)
     assert "Redis went back to an older state while it was queued" in scene.client.status("never-taken").error
@@ -231,6 +240,6 @@ def test_each_time_of_a_schedule_has_one_outcome_and_each_run_one_end(scene: Sce
 
 def test_everything_started_at_most_once(scene: Scene) -> None:
     assert {name: job.starts for name, job in scene.jobs.items()} == {
-        **dict.fromkeys(scene.jobs, 1), "fenced": 0, "never-taken": 0,
+        **dict.fromkeys(scene.jobs, 1), "fenced": 0, "forgotten": 0, "never-taken": 0,
     }  # fmt: skip
     assert codes(scene).count("record_restored") >= 2

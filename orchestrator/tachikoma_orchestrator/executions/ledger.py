@@ -73,7 +73,7 @@ class Ledger:
         self._durable = durable
         self.trail = trail
         self._runner = Runner(redis)
-        self._reported = ReportedStates(self._transition_call)
+        self._reported = ReportedStates(self._transition_call, self._keep_seconds)
         self._admit = Script("admit")
         self._dispatch = Script("dispatch")
         self._transition = Script("transition")
@@ -205,6 +205,7 @@ class Ledger:
         answer = await self._runner.run(self._transition_call(transition), confirmed=transition.confirmed)
         if (outcome := TransitionOutcome(answer[0].decode())) is TransitionOutcome.DONE:
             measure_end(transition.target)
+            self._reported.remember(transition, answer[3])
         return outcome
 
     def _transition_call(self, transition: Transition) -> Call:
@@ -223,8 +224,7 @@ class Ledger:
 
     async def complete(self, agent: str, exec_id: str, receipt: Receipt, token: str) -> TransitionOutcome:
         """Record the final state of a verified receipt. Return DONE, STATE, MISSING or ORDER."""
-        transition = Transition.completion(agent, exec_id, receipt, token)
-        return self._reported.remember(transition, await self.apply(transition))
+        return await self.apply(Transition.completion(agent, exec_id, receipt, token))
 
     async def settle(
         self, agent: str, exec_id: str, sources: Sequence[ExecState], target: ExecState, *,
@@ -243,8 +243,9 @@ class Ledger:
         Returns:
             DONE, STATE, MISSING or CLAIMED.
         """
-        transition = Transition.settlement(agent, exec_id, sources, target, reason=reason, by=by, fence=fence)
-        return self._reported.remember(transition, await self.apply(transition))
+        return await self.apply(
+            Transition.settlement(agent, exec_id, sources, target, reason=reason, by=by, fence=fence)
+        )
 
     async def write_again(self, redis: Redis) -> None:
         """Record final states again that were reported, after Redis lost data. Raises redis errors.

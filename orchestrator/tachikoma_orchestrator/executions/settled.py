@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
-from tachikoma_orchestrator.executions.transitions import DISPATCHED, Transition, TransitionOutcome
-from tachikoma_orchestrator.store.scripts import Call, Runner
+from tachikoma.vocabulary.audit import AuditCode
+from tachikoma_orchestrator.executions.transitions import DISPATCHED, FENCE, Transition, TransitionOutcome
+from tachikoma_orchestrator.store.scripts import Call, Runner, Script, flat
 
-__all__ = ["ReportedStates", "Settled"]
+__all__ = ["EndedRecords", "ReportedStates", "Settled"]
 
 #: How long a final state is remembered, in seconds.
 KEEP_SECONDS = 24 * 3600
@@ -25,6 +26,14 @@ MAX_SETTLED = 10_000
 KEEP_RECEIPTS_SECONDS, MAX_RECEIPTS = 900, 4000
 #: Records that are read at once.
 BATCH = 200
+#: How long a record is remembered, in seconds; agents retain orders for the same time.
+KEEP_RECORDS_SECONDS = 900
+#: Most records that are remembered, and the bytes that each may have: 64 MiB together.
+MAX_RECORDS, MAX_BYTES = 1024, 64 * 1024
+#: Reason in the audit event.
+REASON = "Redis lost its record, which an orchestrator remembered"
+#: Fields of the record that its audit event contains.
+_AUDITED = ("requested_by", "command", "client_ip", "policy", "batch")
 
 
 class Settled:
@@ -56,24 +65,102 @@ class Settled:
                 yield transition
 
 
+class EndedRecords:
+    """Remembers the records of executions that ended without a receipt, to be written again if Redis loses them.
+
+    No agent can show an order for them. Without the record, the status of a cancelled execution would be unknown, and
+    a repetition of its request would be a new one.
+    """
+
+    def __init__(self, keep_seconds: int) -> None:
+        """Remember nothing yet.
+
+        Args:
+            keep_seconds: how long a completed record is kept in Redis.
+        """
+        self._keep_seconds = keep_seconds
+        self._recall = Script("recall")
+        #: The fields of each record, with the time of its end by the monotonic clock; the oldest first.
+        self._records: OrderedDict[str, tuple[float, Mapping[str, str]]] = OrderedDict()
+
+    def remember(self, exec_id: str, record: Sequence[bytes]) -> None:
+        """Remember a record, unless it is empty, too long or no text.
+
+        Args:
+            exec_id: the execution.
+            record: its names and values.
+        """
+        self._records.pop(exec_id, None)
+        if not record or sum(map(len, record)) > MAX_BYTES:
+            return
+        try:
+            texts = [part.decode() for part in record]
+        except UnicodeDecodeError:
+            return
+        self._records[exec_id] = time.monotonic(), dict(zip(texts[::2], texts[1::2], strict=True))
+        if len(self._records) > MAX_RECORDS:
+            self._records.popitem(last=False)
+
+    async def write_again(self, runner: Runner, transition: Transition) -> None:
+        """Write the record again that a change led to, if it is remembered. Raises redis errors.
+
+        Args:
+            runner: runs the script.
+            transition: the change to the final state.
+        """
+        at, record = self._records.get(transition.exec_id, (0.0, {}))
+        if record and time.monotonic() - at < KEEP_RECORDS_SECONDS:
+            await runner.run(self._call(transition, record))
+
+    def _call(self, transition: Transition, record: Mapping[str, str]) -> Call:
+        exec_id, agent = transition.exec_id, transition.agent
+        final = transition.audit_event() | {name: record[name] for name in _AUDITED if record.get(name)}
+        restored = final | {"event": AuditCode.RECORD_RESTORED, "reason": REASON, "actor": ""}
+        return self._recall(
+            keys=[
+                keys.execution(exec_id), keys.AUDIT, keys.INDEX, keys.agent_index(agent), keys.claim(agent, exec_id),
+            ],
+            args={
+                "id": exec_id,
+                "agent": agent,
+                "batch": record.get("batch", ""),
+                "state": record["state"],
+                "error": record.get("error", ""),
+                "fence": FENCE if transition.fence else "",
+                "admitted_ms": record["admitted_ms"],
+                "keep_seconds": self._keep_seconds,
+                "record": flat(record),
+                "events": [flat(restored), flat(final)],
+            },
+        )  # fmt: skip
+
+
 class ReportedStates:
     """Remembers the final states that were reported, and records them again."""
 
-    def __init__(self, call: Callable[[Transition], Call]) -> None:
+    def __init__(self, call: Callable[[Transition], Call], keep_seconds: int) -> None:
         """Remember nothing yet.
 
         Args:
             call: returns the call of the script that makes a change.
+            keep_seconds: how long a completed record is kept in Redis.
         """
         self._call = call
+        self._records = EndedRecords(keep_seconds)
         self._without_receipt = Settled()
         self._with_receipt = Settled(KEEP_RECEIPTS_SECONDS, MAX_RECEIPTS)
 
-    def remember(self, transition: Transition, outcome: TransitionOutcome) -> TransitionOutcome:
-        """Remember a change if it was made; return its outcome."""
-        if outcome is TransitionOutcome.DONE:
-            (self._with_receipt if "receipt" in transition.fields else self._without_receipt).remember(transition)
-        return outcome
+    def remember(self, transition: Transition, record: Sequence[bytes] = ()) -> None:
+        """Remember a change that was made, if the new state is final.
+
+        Args:
+            transition: the change.
+            record: names and values of the changed record; empty if the change does not show it.
+        """
+        if transition.target is None or not transition.target.terminal:
+            return
+        (self._with_receipt if "receipt" in transition.fields else self._without_receipt).remember(transition)
+        self._records.remember(transition.exec_id, record)
 
     async def write_again(self, redis: Redis) -> None:
         """Record all of them again, after Redis lost data. Raises redis errors.
@@ -83,7 +170,9 @@ class ReportedStates:
         """
         runner = Runner(redis)
         for transition in self._without_receipt:
-            await runner.run(self._call(transition))
+            answer = await runner.run(self._call(transition))
+            if TransitionOutcome(answer[0].decode()) is TransitionOutcome.MISSING:
+                await self._records.write_again(runner, transition)
         # Most of these are still there.
         completed = list(self._with_receipt)
         for begin in range(0, len(completed), BATCH):

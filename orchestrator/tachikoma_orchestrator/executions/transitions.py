@@ -226,6 +226,8 @@ class Transition:
     confirmed: bool = False
     #: Random id of this change, by which the script recognises a repetition.
     change_id: str = field(default_factory=lambda: secrets.token_hex(8))
+    #: True if the changed record is returned, so that it can be written again after a loss.
+    show: bool = False
 
     @classmethod
     def approval(
@@ -276,7 +278,7 @@ class Transition:
             fields["cancel_requested_by"] = by
         return cls(
             agent, exec_id, sources, target, AuditCode(target.lower()),
-            fields=fields, event={"reason": reason, "actor": by}, fence=fence, confirmed=bool(by),
+            fields=fields, event={"reason": reason, "actor": by}, fence=fence, confirmed=bool(by), show=True,
         )  # fmt: skip
 
     @classmethod
@@ -289,9 +291,6 @@ class Transition:
 
     def arguments(self, *, keep_seconds: int) -> JsonObject:
         """Return the arguments of `lua/transition.lua`; `keep_seconds` is how long a completed record is kept."""
-        event = {
-            "event": self.code, "id": self.exec_id, "agent_id": self.agent, "authorized": "1", **self.event,
-        }  # fmt: skip
         return {
             "id": self.exec_id,
             "agent": self.agent,
@@ -305,6 +304,13 @@ class Transition:
             "output_bytes": self.output_bytes,
             "change": self.change_id,
             "keep_seconds": keep_seconds,
+            "show": self.show,
             "fields": flat(self.fields),
-            "event": flat(event),
+            "event": flat(self.audit_event()),
         }
+
+    def audit_event(self) -> dict[str, str]:
+        """Return the fields of its audit event that its record does not contain."""
+        return {
+            "event": self.code, "id": self.exec_id, "agent_id": self.agent, "authorized": "1", **self.event,
+        }  # fmt: skip

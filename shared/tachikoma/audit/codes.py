@@ -314,7 +314,8 @@ AUDIT_CODES: Mapping[AuditCode, AuditCodeRow] = {
         "reason", severity=Severity.LOW,
     ),
     AuditCode.RECORD_RESTORED: AuditCodeRow(
-        "Redis lost the record of an execution. It was rebuilt from the signed order that its agent retained.",
+        "Redis lost the record of an execution. It was rebuilt from the signed order that its agent retained, or from "
+        "what an orchestrator remembered.",
         "reason, digest of the order", severity=Severity.LOW,
     ),
     AuditCode.BATCH_SUBMITTED: _base(

@@ -12,6 +12,7 @@ LIBRARIES = {
         (
             "transition",
             "restore",
+            "recall",
             "batch_submit",
             "batch_approve",
             "batch_release",

@@ -30,7 +30,8 @@
 --      keep_seconds   how long a completed record, and the fence, are kept
 --      fields         names and values of record fields to set
 --      event          names and values of the audit event
--- RESULT: {outcome, state, ms}; outcome is
+--      show           true if the changed record is returned
+-- RESULT: {outcome, state, ms, names and values of the changed record if `show`}; outcome is
 --   DONE | MISSING (the agent has no such execution) | STATE (it is in another state) | CLAIMED (the agent claimed it
 --   before the fence was set) | ORDER (another order)
 local execution, trail, open, ended, claim, approvals, parked, approved, outputs = unpack(KEYS)
@@ -65,8 +66,11 @@ if not state or agent ~= args.agent then
   -- An agent can report anything, but only about its own executions.
   return {'MISSING', '', now}
 end
+local function changed()
+  return args.show and redis.call('HGETALL', execution) or {}
+end
 if done == args.change then
-  return {'DONE', state, now}
+  return {'DONE', state, now, changed()}
 end
 if not contains(args.sources, state) then
   return {'STATE', state, now}
@@ -135,4 +139,4 @@ if terminal then
   redis.call('PUBLISH', ended, id)
   settle_target(batch)
 end
-return {'DONE', moves and target or state, now}
+return {'DONE', moves and target or state, now, changed()}

@@ -1088,6 +1088,26 @@ async def test_final_states_without_a_receipt_are_recorded_again_after_a_loss(le
         assert record is not None
         assert (record.state, record.error, record.cancel_requested_by) == (ExecState.CANCELLED, "r", ALICE)
         assert await redis.get(keys.claim(AGENT, "job-7")) == FENCE.encode()
-    await redis.delete(keys.execution("job-7"))
-    await ledger.write_again(redis)
-    assert await ledger.record("job-7") is None
+
+
+async def test_a_record_that_ended_without_a_receipt_is_written_again_if_all_of_it_was_lost(
+    ledger: Ledger, redis: Redis
+) -> None:
+    await admitted(redis, ledger)
+    assert await ledger.settle(AGENT, "job-7", OPEN_STATES, ExecState.CANCELLED, reason="r", by=ALICE, fence=True)
+    before = await redis.hgetall(keys.execution("job-7"))
+    seen = len(await redis.xrange(keys.AUDIT))
+    await redis.delete(
+        keys.execution("job-7"), keys.claim(AGENT, "job-7"), keys.INDEX, keys.agent_index(AGENT), keys.OPEN
+    )
+    for _ in range(2):
+        await ledger.write_again(redis)
+        assert await redis.hgetall(keys.execution("job-7")) == before
+    assert await redis.get(keys.claim(AGENT, "job-7")) == FENCE.encode()
+    assert await redis.ttl(keys.execution("job-7")) > 0
+    assert await redis.zrange(keys.INDEX, 0, -1) == await redis.zrange(keys.agent_index(AGENT), 0, -1) == [b"job-7"]
+    assert await redis.exists(keys.OPEN) == 0
+    # The second time, nothing was lost.
+    events = [fields for _, fields in await redis.xrange(keys.AUDIT)][seen:]
+    assert [fields[b"event"] for fields in events] == [b"record_restored", b"cancelled"]
+    assert all(fields[b"requested_by"] == ALICE.encode() for fields in events)
