@@ -8,6 +8,10 @@
     result = group(commands.s(agent, ["/usr/bin/uptime"]) for agent in ("web-1", "web-2"))()
     print([answer["exitCode"] for answer in result.get()])
 
+    batch = commands.batch(["web-*"], ["/usr/bin/uptime"], parallel="10%").delay()
+    for status in batch.watch():
+        print(status.state, status.totals)
+
 Each signature contains the request, signed with the application's own X.509-SVID, because write access to the queue
 alone grants nothing. A submitter verifies the request and admits it like the gRPC service. The guide is
 `docs/celery.md`.
@@ -17,8 +21,9 @@ This module needs Celery with its Redis transport, which such an application alr
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, cast
 
@@ -29,17 +34,34 @@ from celery.result import AsyncResult
 from tachikoma.client.profile import Profile
 from tachikoma.errors import ConfigurationError, InvalidRequest, Unauthenticated
 from tachikoma.identity.open import open_identity
+from tachikoma.identity.signed_batches import SignedBatchRequest
 from tachikoma.identity.signed_messages import SignedRequest
 from tachikoma.identity.signing import sign
 from tachikoma.identity.spiffe import InvalidIdentity, service_id
+from tachikoma.identity.svid import Svid
 from tachikoma.redis import keys
+from tachikoma.vocabulary.batches import BatchRequest, BatchStatus
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.types import ID_PATTERN, is_identifier
 
-__all__ = ["MAX_VALID", "TASK_NAME", "CommandResult", "Commands"]
+__all__ = [
+    "BATCH_TASK_NAME",
+    "MAX_VALID",
+    "PROGRESS",
+    "TASK_NAME",
+    "TASK_NAMES",
+    "BatchTaskResult",
+    "CommandResult",
+    "Commands",
+]
 
-#: The Celery task of submitters.
-TASK_NAME = "tachikoma.submit"
+#: The Celery tasks of submitters: for a command on one agent, and for one on many.
+TASK_NAME, BATCH_TASK_NAME = "tachikoma.submit", "tachikoma.submit_batch"
+TASK_NAMES = frozenset({TASK_NAME, BATCH_TASK_NAME})
+#: Celery's state of the task of a batch that has not ended; its meta data contain the batch's status.
+PROGRESS = "PROGRESS"
+#: Seconds between two looks at a watched batch.
+WATCH_SECONDS = 0.5
 #: Longest validity of a signed request.
 MAX_VALID = timedelta(days=1)
 
@@ -88,7 +110,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 def _commands_in(workflow: object) -> Iterator[Mapping[str, Any]]:
     """Yield the options of each command in a part of a workflow, which consists of dictionaries and lists."""
     if isinstance(workflow, Mapping):
-        if workflow.get("task") == TASK_NAME:
+        if workflow.get("task") in TASK_NAMES:
             yield workflow.get("options") or {}
         else:
             for part in workflow.values():
@@ -101,6 +123,9 @@ def _commands_in(workflow: object) -> Iterator[Mapping[str, Any]]:
 class CommandResult(AsyncResult[Any]):
     """The result of a command. It cannot be revoked or deleted with Celery's means."""
 
+    #: The method of `tachikoma.Client` that cancels it.
+    _cancel = "cancel"
+
     def revoke(self, *_: object, **__: object) -> None:
         """Refuse: a revocation would reach no worker, and Redis refuses it to an application.
 
@@ -108,7 +133,7 @@ class CommandResult(AsyncResult[Any]):
             InvalidRequest: always; the message names the call to use.
         """
         raise InvalidRequest(
-            f"Celery cannot revoke a command: use tachikoma.Client().cancel({self.id.rpartition(':')[2]!r}), "
+            f"Celery cannot revoke a command: use tachikoma.Client().{self._cancel}({self.id.rpartition(':')[2]!r}), "
             "which works while it runs, too"
         )
 
@@ -121,11 +146,76 @@ class CommandResult(AsyncResult[Any]):
         raise InvalidRequest("the result of a command cannot be deleted by an application; it expires by itself")
 
 
+class BatchTaskResult(CommandResult):
+    """The result of a batch, and its progress until then."""
+
+    _cancel = "cancel_batch"
+
+    @property
+    def batch_id(self) -> str:
+        """Id of the batch, for `tachikoma.Client` and `tachikoma batches`."""
+        return str(self.id).rpartition(":")[2]
+
+    def summary(self) -> BatchStatus | None:
+        """Return the latest status of the batch; None before a submitter has accepted it.
+
+        Raises:
+            TachikomaError: the batch was refused, or did not succeed on all targets and `check` is set.
+        """
+        # One read: the task may end between two.
+        meta = self.backend.get_task_meta(self.id)
+        state, content = meta["status"], meta["result"]
+        if state in self.backend.EXCEPTION_STATES:
+            raise content
+        if state not in (PROGRESS, "SUCCESS"):
+            return None
+        return BatchStatus.from_dict(content["batch"])
+
+    def watch(self, interval: float = WATCH_SECONDS) -> Iterator[BatchStatus]:
+        """Yield the status of the batch at each change, until nothing of it runs any more.
+
+        Args:
+            interval: seconds between two looks; submitters report at most one change a second.
+
+        Raises:
+            TachikomaError: see `summary`.
+        """
+        last: BatchStatus | None = None
+        while last is None or not last.ended:
+            status = self.summary()
+            if status is not None and status != last:
+                last = status
+                yield status
+            else:
+                time.sleep(interval)
+
+    async def watch_async(self, interval: float = WATCH_SECONDS) -> AsyncIterator[BatchStatus]:
+        """Do the same as `watch` in an event loop, which goes on meanwhile.
+
+        Args:
+            interval: see `watch`.
+
+        Raises:
+            TachikomaError: see `summary`.
+        """
+        last: BatchStatus | None = None
+        while last is None or not last.ended:
+            # Celery's result backends block.
+            status = await asyncio.to_thread(self.summary)
+            if status is not None and status != last:
+                last = status
+                yield status
+            else:
+                await asyncio.sleep(interval)
+
+
 class _Submission(Task[..., Any]):
     """The submitters' task as applications see it: it can be sent, with the options that have a meaning."""
 
     name = TASK_NAME
     typing = False
+    #: Class of its results.
+    result_class: type[CommandResult] = CommandResult
 
     def run(self, *_: object, **__: object) -> None:
         """Refuse to run here: only a submitter admits commands."""
@@ -148,7 +238,14 @@ class _Submission(Task[..., Any]):
 
     def AsyncResult(self, task_id: str, **attributes: Any) -> AsyncResult[Any]:  # noqa: N802 (Celery's name)
         """Return the result of a command by the id of its task."""
-        return CommandResult(task_id, backend=self.backend, task_name=self.name, app=self.app, **attributes)
+        return self.result_class(task_id, backend=self.backend, task_name=self.name, app=self.app, **attributes)
+
+
+class _BatchSubmission(_Submission):
+    """The same for batches."""
+
+    name = BATCH_TASK_NAME
+    result_class = BatchTaskResult
 
 
 class Commands:
@@ -183,6 +280,7 @@ class Commands:
             raise ConfigurationError(f"{application[:80]!r} is no name of an application: {ID_PATTERN}")
         profile = profile or Profile.load()
         app.register_task(_Submission())
+        app.register_task(_BatchSubmission())
         self._app = app
         self._identity = open_identity(profile.identity)
         self._application = application
@@ -220,26 +318,65 @@ class Commands:
         Raises:
             Unauthenticated: the identity is expired or not trusted by its own bundle.
         """
+        svid, claims = self._claims(request.id)
+        token = sign(svid, SignedRequest(**claims, request=request))
+        return self._signed(TASK_NAME, request.id, token, check=check, shown=request.agent_id)
+
+    def batch(
+        self, targets: Sequence[str], command: Sequence[str] = (), *, check: bool = True, **fields: Any
+    ) -> Signature:
+        """Make the signature of a batch: one command on many agents; see `batch_signature`.
+
+        Args:
+            targets: target expressions; empty only with `retry_of`.
+            command: the argv; `{agent}` and `{label:NAME}` are replaced for each target. Empty only with `retry_of`.
+            check: see `batch_signature`.
+            fields: further fields of `BatchRequest`: `parallel`, `canary`, `stop_after`, `deadline`, …
+
+        Raises:
+            InvalidRequest: one of these breaks a bound.
+            Unauthenticated: see `signature`.
+        """
+        return self.batch_signature(BatchRequest(targets=targets, command=command, **fields), check=check)
+
+    def batch_signature(self, request: BatchRequest, *, check: bool = True) -> Signature:
+        """Make the signature of a batch. Like that of a command, it is immutable and runs at most once.
+
+        Its result is a `BatchTaskResult`. Its value, once nothing of the batch runs any more, is a dictionary: `batch`
+        is the final `BatchStatus`, and `results` has a `BatchResult` for each target. Equal output is only in the
+        first of its results, and there is at most 1 MiB of output; `Client.watch_batch` has all of it.
+
+        Args:
+            request: the batch.
+            check: whether the task fails with `ExecutionFailed` unless the command succeeds on every target. Then
+                `link_error` is called and a chain ends. Without it, only a refusal fails the task.
+
+        Raises:
+            Unauthenticated: see `signature`.
+        """
+        svid, claims = self._claims(request.id)
+        token = sign(svid, SignedBatchRequest(**claims, batch=request))
+        return self._signed(BATCH_TASK_NAME, request.id, token, check=check, shown="batch")
+
+    def _claims(self, request_id: str) -> tuple[Svid, dict[str, Any]]:
+        """Return the signer, and the claims that signed requests of all kinds have. Raises as `signature` does."""
         svid = self._identity.current()
         try:
             svid.verify()
         except InvalidIdentity as error:
             raise Unauthenticated(f"your identity in {self._identity.place} cannot be used: {error}") from None
         now = int(time.time())
-        claims = SignedRequest(
-            iss=str(svid.spiffe_id),
-            iat=now,
-            aud=str(self._orchestrator),
-            exp=now + int(self._valid.total_seconds()),
-            jti=request.id,
-            request=request,
-        )
-        options: dict[str, Any] = {"queue": keys.SUBMIT, "argsrepr": f"('{request.agent_id}', '{request.id}')"}
+        return svid, {
+            "iss": str(svid.spiffe_id), "iat": now, "aud": str(self._orchestrator),
+            "exp": now + int(self._valid.total_seconds()), "jti": request_id,
+        }  # fmt: skip
+
+    def _signed(self, task: str, request_id: str, token: str, *, check: bool, shown: str) -> Signature:
+        """Return the signature of a task with a signed request; `shown` is for Celery's log."""
+        options: dict[str, Any] = {"queue": keys.SUBMIT, "argsrepr": f"('{shown}', '{request_id}')"}
         if self._application:
-            options["task_id"] = keys.application_task_id(self._application, request.id)
-        return self._app.signature(
-            TASK_NAME, args=(sign(svid, claims),), kwargs={"check": check}, immutable=True, options=options
-        )
+            options["task_id"] = keys.application_task_id(self._application, request_id)
+        return self._app.signature(task, args=(token,), kwargs={"check": check}, immutable=True, options=options)
 
     def close(self) -> None:
         """Close the identity."""

@@ -24,6 +24,7 @@ from support import AGENT, prepare, request, wait_until
 
 from patience import PATIENCE_SECONDS
 from tachikoma import (
+    BatchResult,
     Client,
     ExecRequest,
     ExecResponse,
@@ -31,11 +32,12 @@ from tachikoma import (
     InvalidRequest,
     NotFound,
     PermissionDenied,
+    TargetState,
     Unauthenticated,
     Unavailable,
     new_id,
 )
-from tachikoma.celery import TASK_NAME, Commands
+from tachikoma.celery import PROGRESS, TASK_NAME, BatchTaskResult, Commands
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.identity.file_source import FileSvidSource
@@ -178,6 +180,32 @@ def started(client: Client, exec_id: str) -> bool:
         return client.status(exec_id).state is ExecState.STARTED
     except NotFound:
         return False
+
+
+def test_a_batch_is_a_celery_task_with_its_progress_and_the_end_of_each_target(
+    commands: Commands, client: Client, tmp_path: Path
+) -> None:
+    script = f"until [ -e {tmp_path}/go ]; do sleep 0.05; done; echo $1"
+    targets, command = [AGENT, "agent-unknown"], ["/bin/sh", "-c", script, "sh", "{agent}"]
+    result = commands.batch(targets, command, check=False, timeout="10m").delay()
+    assert isinstance(result, BatchTaskResult)
+    watched = result.watch(interval=0.05)
+    first = next(watched)
+    assert (first.total, first.command[-1], first.ended) == (2, "{agent}", False)
+    assert result.status == PROGRESS
+    (tmp_path / "go").touch()
+    last = [*watched][-1]
+    assert last == client.batch(result.batch_id)
+    assert last.totals == {TargetState.SUCCEEDED: 1, TargetState.UNREACHABLE: 1}
+    value = result.get(timeout=PATIENCE_SECONDS)
+    assert value["batch"] == last.to_dict()
+    ends = {end.agent_id: end for end in map(BatchResult.from_dict, value["results"])}
+    assert ends[AGENT].stdout == f"{AGENT}\n".encode()
+    assert ends["agent-unknown"].state is TargetState.UNREACHABLE
+    with pytest.raises(ExecutionFailed, match=r"0 of 1 targets succeeded \(1 FAILED\)"):
+        commands.batch([AGENT], ["/bin/false"]).delay().get(timeout=PATIENCE_SECONDS)
+    with pytest.raises(InvalidRequest, match="no agent matches"):
+        commands.batch(["mail-*"], ["/bin/true"]).delay().get(timeout=PATIENCE_SECONDS)
 
 
 def test_policy_refuses_it_as_everybody(client: Client, commands: Commands) -> None:

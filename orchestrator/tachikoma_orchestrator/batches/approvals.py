@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import structlog
 
 from tachikoma.errors import FailedPrecondition, NotFound, PermissionDenied
-from tachikoma.identity.signed_messages import ApprovedBatch
+from tachikoma.identity.signed_batches import ApprovedBatch
 from tachikoma.identity.signing import sign
 from tachikoma.identity.svid import SvidSource
 from tachikoma.policy.decision import may_approve

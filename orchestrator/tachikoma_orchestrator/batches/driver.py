@@ -15,7 +15,7 @@ import structlog
 from redis.exceptions import RedisError, ResponseError
 
 from tachikoma.errors import TachikomaError
-from tachikoma.identity.signed_messages import ApprovedBatch
+from tachikoma.identity.signed_batches import ApprovedBatch
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type

@@ -7,7 +7,7 @@ import secrets
 import time
 from functools import cached_property
 
-from tachikoma.identity.signed_messages import ApprovedBatch, FrozenBatch
+from tachikoma.identity.signed_batches import ApprovedBatch, FrozenBatch
 from tachikoma.identity.signing import InvalidSignature, sign, verify
 from tachikoma.identity.spiffe import SpiffeId
 from tachikoma.identity.svid import Svid

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from tachikoma.errors import RecordAltered, ResultUnknown
-from tachikoma.identity.signed_messages import ApprovedBatch
+from tachikoma.identity.signed_batches import ApprovedBatch
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.admission.admit import Admitter
 from tachikoma_orchestrator.batches.frozen import Frozen

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import structlog
 
-from tachikoma.identity.signed_messages import ApprovedBatch
+from tachikoma.identity.signed_batches import ApprovedBatch
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.batches import TargetState
 from tachikoma.vocabulary.requests import ExecRequest

@@ -65,13 +65,13 @@ class BatchSubmission:
             ResourceExhausted: too many batches are open.
         """
         repeated = await self._store.signed(request.id)
-        resolved = await self._resolve(request, peer)
         if repeated is not None:
-            # The agents may have changed since: a repetition is compared by its request alone.
+            # The agents may have changed since, also all be gone: a repetition is compared by its request alone.
             earlier = read_frozen(self._identity.current(), request.id, repeated)
-            if earlier.request != resolved.request or earlier.requested_by != str(peer):
+            if earlier.request != _completed(request, earlier.request) or earlier.requested_by != str(peer):
                 raise AlreadyExists(f"the id {request.id!r} was used for another batch", metadata={"id": request.id})
             return await self._status(request.id)
+        resolved = await self._resolve(request, peer)
         request, targets = resolved.request, resolved.targets
         template = request.execution(request.id, "agent", None)
         svid = self._identity.current()
@@ -156,16 +156,21 @@ class BatchSubmission:
         targets = tuple(in_order(agent for agent in earlier.targets if states.get(agent) in wanted))
         if not targets:
             raise InvalidRequest(f"no target of the batch {earlier.id} is in such a state")
-        if not request.command:
-            again = ("command", "work_dir", "environment", "stdin", "timeout", "user", "limits")
-            request = request.model_copy(update={name: getattr(earlier.request, name) for name in again})
-        return request, targets
+        return _completed(request, earlier.request), targets
 
     async def _status(self, batch_id: str) -> BatchStatus:
         status = await self._store.status(batch_id)
         if status is None:
             raise ServerError(f"the batch {batch_id} was recorded and cannot be read")
         return status
+
+
+def _completed(request: BatchRequest, earlier: BatchRequest) -> BatchRequest:
+    """Return a request with the command of an earlier batch, if it retries that batch and has no command itself."""
+    if request.command:
+        return request
+    again = ("command", "work_dir", "environment", "stdin", "timeout", "user", "limits")
+    return request.model_copy(update={name: getattr(earlier, name) for name in again})
 
 
 def read_frozen(svid: Svid, batch_id: str, token: str) -> Frozen:

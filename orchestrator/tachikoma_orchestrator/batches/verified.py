@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 import structlog
 
-from tachikoma.identity.signed_messages import ApprovedBatch
+from tachikoma.identity.signed_batches import ApprovedBatch
 from tachikoma.identity.signing import InvalidSignature
 from tachikoma.identity.svid import SvidSource
 from tachikoma_orchestrator.batches.frozen import Frozen

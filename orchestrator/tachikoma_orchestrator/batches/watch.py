@@ -72,6 +72,16 @@ class BatchWatch:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(changed.wait(), LOOK_SECONDS[1])
 
+    async def ended(self, status: BatchStatus, *, output: bool) -> AsyncIterator[BatchResult]:
+        """Yield each ended target of a batch now.
+
+        Args:
+            status: of the batch.
+            output: as in `follow`.
+        """
+        async for result in self._new_results(status, set(), set(), output=output):
+            yield result
+
     async def _new_results(
         self, status: BatchStatus, seen: set[str], bodies: set[tuple[str, str]], *, output: bool
     ) -> AsyncIterator[BatchResult]:

@@ -29,6 +29,7 @@ from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.audit.findings import Findings
 from tachikoma_orchestrator.audit.refusals import RefusalBudget
 from tachikoma_orchestrator.audit.trail import AuditTrail
+from tachikoma_orchestrator.batches.room import Batches
 from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.evidence import Evidence
 from tachikoma_orchestrator.executions.ledger import Ledger
@@ -115,6 +116,7 @@ class Core:
             reply=lane,
         )  # fmt: skip
         self._remember_in_new_lives()
+        self.batches = self._make_batches(settings)
         #: None if no schedules are configured.
         self.schedule_runner = self._open_schedules(settings)
 
@@ -169,6 +171,15 @@ class Core:
             retention=settings.retention,
         )
 
+    def _make_batches(self, settings: OrchestratorSettings) -> Batches:
+        batches = Batches.over(
+            self.redis, self.ledger, self.admitter, self.registry, self.identity, self.evidence, self.subscriber,
+            retention=settings.retention,
+        )  # fmt: skip
+        # Before the final states: the last one of a cancelled batch would end it as one that is done.
+        self.lives.on_loss(batches.store.reported.write_again, first=True)
+        return batches
+
     def _open_schedules(self, settings: OrchestratorSettings) -> ScheduleRunner | None:
         if not settings.schedules:
             return None
@@ -200,6 +211,7 @@ class Core:
         supervisor.start(self._waiting_callers.run(), name="waiting-callers")
         supervisor.start(self._watch_policy(), name="policy")
         supervisor.start(self.trail.run_refusals(), name="refusals")
+        supervisor.start(self.batches.driver.run(), name="batches")
         if self.schedule_runner is not None:
             supervisor.start(self.schedule_runner.watch_file(), name="schedules-file")
 

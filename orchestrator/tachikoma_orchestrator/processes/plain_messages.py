@@ -13,15 +13,15 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
-from tachikoma.celery import TASK_NAME
+from tachikoma.celery import TASK_NAMES
 from tachikoma.redis import keys
 from tachikoma.redis.celery_broker import BrokerTransport
 from tachikoma.redis.keys import DUE_TASK
 
 __all__ = ["TASKS", "SubmitterTransport", "plain"]
 
-#: The one task of each queue.
-TASKS = {keys.SUBMIT: TASK_NAME, keys.BATCH: DUE_TASK}
+#: The tasks of each queue.
+TASKS = {keys.SUBMIT: TASK_NAMES, keys.BATCH: frozenset({DUE_TASK})}
 #: Follow-ups that an application may request from Celery.
 EMBEDDED = ("callbacks", "errbacks", "chain", "chord")
 #: Headers that are copied: the task's id, and the workflow that it is part of.
@@ -37,7 +37,7 @@ def plain(message: Mapping[str, Any], queue: str) -> dict[str, Any]:
     headers = message["headers"]
     if message["content-type"] != "application/json":
         raise ValueError(f"is not JSON: {str(message['content-type'])[:80]!r}")
-    if headers["task"] != TASKS[queue]:
+    if headers["task"] not in TASKS[queue]:
         raise ValueError(f"is not a task of {queue}: {str(headers['task'])[:80]!r}")
     args, kwargs, embedded = _arguments(message)
     copied = {name: headers[name] for name in HEADERS if headers.get(name) is not None}

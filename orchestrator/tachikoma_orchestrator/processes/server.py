@@ -40,7 +40,6 @@ from tachikoma_orchestrator.audit.sinks.sink import Sink
 from tachikoma_orchestrator.audit.sinks.stdout import StandardOutputSink
 from tachikoma_orchestrator.audit.sinks.syslog import SyslogSink
 from tachikoma_orchestrator.audit.trail import TrailBounds
-from tachikoma_orchestrator.batches.room import Batches
 from tachikoma_orchestrator.executions.reaper import Reaper, Retention
 from tachikoma_orchestrator.executions.retained_output import RetainedOutput
 from tachikoma_orchestrator.executions.revocation import ExecutionsOfAgent
@@ -113,12 +112,6 @@ class Server:
         self._feed = Feed(self._background_redis, core.ledger, core.registry, core.subscriber)
         self._reaper = self._make_reaper()
         self._shipper = self._make_shipper()
-        self._batches = Batches.over(
-            core.redis, core.ledger, core.admitter, core.registry, core.identity, core.evidence, core.subscriber,
-            retention=settings.retention,
-        )  # fmt: skip
-        # Before the final states: the last one of a cancelled batch would end it as one that is done.
-        core.lives.on_loss(self._batches.store.reported.write_again, first=True)
         #: Brings the agents' Redis users to all servers; None without Sentinels, or without the right to make users.
         self._copies: AccountCopies | None = None
         self._accounts = self._open_accounts()
@@ -170,7 +163,6 @@ class Server:
         supervisor.start(self._reaper.run(), name="reaper")
         supervisor.start(self._guard.run(), name="guard")
         supervisor.start(self._feed.run(), name="feed")
-        supervisor.start(self._batches.driver.run(), name="batches")
         supervisor.start(self._recordings.run(), name="recordings")
         supervisor.start(self._health.run(), name="health")
         if self._copies is not None:
@@ -354,6 +346,6 @@ class Server:
             registry=core.registry,
             membership=membership,
             schedule_runner=core.schedule_runner,
-            batches=self._batches,
+            batches=core.batches,
             recordings=self._recordings,
         )

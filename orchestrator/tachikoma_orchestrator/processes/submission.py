@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import structlog
@@ -15,6 +16,7 @@ from tachikoma.config import error_reporting, stages
 from tachikoma.config.retry import Backoff
 from tachikoma.config.stages import Stage
 from tachikoma.errors import NotFound, Unauthenticated, Unavailable
+from tachikoma.identity.signed_batches import SignedBatchRequest
 from tachikoma.identity.signed_messages import SignedRequest
 from tachikoma.identity.signing import CLOCK_SKEW_SECONDS, InvalidSignature, verify
 from tachikoma.identity.spiffe import Member, SpiffeId, is_agent
@@ -28,9 +30,11 @@ from tachikoma_orchestrator.executions.final_state import FinalState
 from tachikoma_orchestrator.executions.waiters import AwaitedOrder
 from tachikoma_orchestrator.processes.parts import Core
 
-__all__ = ["execute", "persist", "read_request"]
+__all__ = ["check_revocation", "check_validity", "execute", "persist", "read_request", "rejections_recorded"]
 
 T = TypeVar("T")
+#: A signed request of either kind.
+R = TypeVar("R", SignedRequest, SignedBatchRequest)
 
 log = structlog.get_logger(__name__)
 
@@ -61,12 +65,13 @@ async def persist(work: Callable[[], Awaitable[T]]) -> T:
         await backoff.wait()
 
 
-def read_request(token: object, svid: Svid) -> tuple[SignedRequest, Peer]:
+def read_request(token: object, svid: Svid, kind: type[R]) -> tuple[R, Peer]:
     """Verify a signed request, and return it with its requester.
 
     Args:
         token: what the message contains; anything may have been put there.
         svid: the orchestrator's own identity.
+        kind: the expected kind of request.
 
     Raises:
         Unauthenticated: it is not signed by a trusted requester, or not for this orchestrator.
@@ -75,7 +80,7 @@ def read_request(token: object, svid: Svid) -> tuple[SignedRequest, Peer]:
         raise Unauthenticated("the request is not signed")
     try:
         # It may have waited in the queue, and be read again after a restart, for longer than its certificate lasts.
-        claims = verify(token, SignedRequest, svid.bundles, None, kept=True)
+        claims = verify(token, kind, svid.bundles, None, kept=True)
     except InvalidSignature as error:
         raise Unauthenticated(f"the request {error}") from None
     if claims.aud != str(svid.spiffe_id):
@@ -99,9 +104,9 @@ async def execute(core: Core, token: object) -> ExecResponse:
     """
     core.trail.check()
     stages.begin()
-    try:
-        claims, peer = read_request(token, core.identity.current())
-        _check_revocation(core, claims, peer)
+    async with rejections_recorded(core):
+        claims, peer = read_request(token, core.identity.current(), SignedRequest)
+        check_revocation(core, claims, peer)
         error_reporting.concerns(claims.jti)
         stages.identify(claims.jti)
         stages.passed(Stage.READ)
@@ -109,11 +114,6 @@ async def execute(core: Core, token: object) -> ExecResponse:
             await persist(lambda: _admit(core, claims, peer))
             core.completions.note_order(claims.jti, AwaitedOrder(claims.request.agent_id, ""))
             response = await persist(lambda: _result(core, claims.jti, end))
-    except Unauthenticated as error:
-        reason = str(error)
-        code, subject = AuditCode.IDENTITY_REJECTED, "the queue of signed requests"
-        await persist(lambda: core.trail.append_refusal(code, subject=subject, authorized="0", reason=reason))
-        raise
     if response.agent_id != claims.request.agent_id:
         agent = claims.request.agent_id
         reason = f"the ledger has its result from {response.agent_id}, but it was requested for {agent}"
@@ -121,7 +121,19 @@ async def execute(core: Core, token: object) -> ExecResponse:
     return response
 
 
-def _check_revocation(core: Core, claims: SignedRequest, peer: Peer) -> None:
+@asynccontextmanager
+async def rejections_recorded(core: Core) -> AsyncIterator[None]:
+    """Record in the audit trail that a signed request was not accepted as one."""
+    try:
+        yield
+    except Unauthenticated as error:
+        reason = str(error)
+        code, subject = AuditCode.IDENTITY_REJECTED, "the queue of signed requests"
+        await persist(lambda: core.trail.append_refusal(code, subject=subject, authorized="0", reason=reason))
+        raise
+
+
+def check_revocation(core: Core, claims: SignedRequest | SignedBatchRequest, peer: Peer) -> None:
     """Refuse a request that a person signed before or during a revocation.
 
     Raises:
@@ -132,6 +144,14 @@ def _check_revocation(core: Core, claims: SignedRequest, peer: Peer) -> None:
         return
     if reason := core.registry.revocations.refusal(member.key, from_ms(ms_of_seconds(claims.iat))):
         raise Unauthenticated(f"the request is not accepted: {reason}")
+
+
+def check_validity(claims: SignedRequest | SignedBatchRequest) -> None:
+    """Refuse a request that was not accepted in time. Raises Unauthenticated."""
+    if time.time() >= claims.exp + CLOCK_SKEW_SECONDS:
+        raise Unauthenticated(
+            f"the signed request {claims.jti} was valid until {time.strftime('%F %T', time.gmtime(claims.exp))} UTC"
+        )
 
 
 async def _admit(core: Core, claims: SignedRequest, peer: Peer) -> None:
@@ -145,10 +165,7 @@ async def _admit(core: Core, claims: SignedRequest, peer: Peer) -> None:
     if record is not None and record.digest == request_digest(request):
         # A submitter that has ended admitted it. A change of policy since does not matter.
         return
-    if time.time() >= claims.exp + CLOCK_SKEW_SECONDS:
-        raise Unauthenticated(
-            f"the signed request {request.id} was valid until {time.strftime('%F %T', time.gmtime(claims.exp))} UTC"
-        )
+    check_validity(claims)
     await core.admitter.admit(claims.request, peer)
 
 

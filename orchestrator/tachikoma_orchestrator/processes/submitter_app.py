@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
@@ -9,11 +10,13 @@ import structlog
 from celery import Celery, signals
 from kombu import Queue
 
-from tachikoma.celery import TASK_NAME
+from tachikoma.celery import BATCH_TASK_NAME, PROGRESS, TASK_NAME
 from tachikoma.config.readiness import report_ready
 from tachikoma.errors import TachikomaError
 from tachikoma.redis import celery_broker, keys
 from tachikoma.redis.keys import DUE_TASK
+from tachikoma.vocabulary.batches import BatchStatus
+from tachikoma_orchestrator.processes.batch_submission import document, execute_batch
 from tachikoma_orchestrator.processes.plain_messages import TASKS, SubmitterTransport
 from tachikoma_orchestrator.processes.settings import SubmitterSettings
 from tachikoma_orchestrator.processes.submission import execute
@@ -34,7 +37,7 @@ RESULT_SECONDS = 24 * 3600
 
 
 def make_app(submitter: Submitter) -> Celery:
-    """Make the Celery application, with its two tasks."""
+    """Make the Celery application, with its tasks."""
     app = _configured(submitter)
 
     @app.task(name=TASK_NAME, bind=True, throws=(TachikomaError,))
@@ -42,6 +45,22 @@ def make_app(submitter: Submitter) -> Celery:
         """Run a signed request and return its result."""
         response = submitter.run(self.request.id, execute(submitter.core, token))
         return (response.check() if check else response).to_dict()
+
+    @app.task(name=BATCH_TASK_NAME, bind=True, throws=(TachikomaError,))
+    def submit_batch(self: Any, token: Any = None, check: Any = True) -> dict[str, Any]:
+        """Run a signed batch and return its final status and its results."""
+        # Both belong to this thread.
+        request, backend = self.request, self.backend
+
+        async def report(status: BatchStatus) -> None:
+            # Celery's result backend blocks.
+            meta = {"batch": status.to_dict()}
+            await asyncio.to_thread(backend.store_result, request.id, meta, PROGRESS, request=request)
+
+        status, results = submitter.run(request.id, execute_batch(submitter.core, token, report))
+        if check:
+            status.check()
+        return document(status, results)
 
     # A hint that is lost with its submitter need not be repeated: the next submitter looks at all schedules by itself.
     @app.task(name=DUE_TASK, bind=True, acks_late=False, ignore_result=True)

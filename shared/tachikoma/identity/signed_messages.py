@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tachikoma.identity.signing import Claims
 from tachikoma.vocabulary.audit import AuditedRequest
-from tachikoma.vocabulary.batches import MAX_EXPRESSIONS, ApprovalNeed, BatchRequest
 from tachikoma.vocabulary.formats import FORMATS
 from tachikoma.vocabulary.grants import Digest, Grant
 from tachikoma.vocabulary.isolation import IsolationReport
@@ -22,11 +21,9 @@ from tachikoma.vocabulary.types import Identifier, Milliseconds
 
 __all__ = [
     "AgentLabels",
-    "ApprovedBatch",
     "AuditCheckpoint",
     "CancelOrder",
     "Enrolment",
-    "FrozenBatch",
     "LifeRecord",
     "OutputDigest",
     "ParkedRequest",
@@ -123,50 +120,6 @@ class ParkedRequest(Claims):
     request: ExecRequest
     #: IP address that the request came from; empty if it is unknown.
     client_ip: str = ""
-
-
-class FrozenBatch(Claims):
-    """A batch as it was requested, with its list of targets. Redis stores it and cannot replace it."""
-
-    type: Literal["tachikoma-batch+jws"] = "tachikoma-batch+jws"
-    #: Id of the batch.
-    jti: Identifier
-    #: SPIFFE ID of the requester.
-    sub: str
-    #: IP address that the request came from; empty if it is unknown.
-    client_ip: str = ""
-    #: Random text from which the ids of the executions are derived, so that nobody can guess them.
-    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-    #: The request.
-    batch: BatchRequest
-    #: The agents, in the order in which they start.
-    targets: Annotated[tuple[Identifier, ...], Field(min_length=1, max_length=MAX_EXPRESSIONS)]
-    #: The policies that require an approval; with one, nothing starts without an `ApprovedBatch`.
-    needs: tuple[ApprovalNeed, ...] = ()
-
-
-#: The first half of a SHA-256, in hexadecimal, or nothing.
-Binding = Annotated[str, Field(pattern=r"^([0-9a-f]{32})?$")]
-
-
-class ApprovedBatch(Claims):
-    """The approval of a batch. Redis stores it and cannot make one."""
-
-    type: Literal["tachikoma-batch-approval+jws"] = "tachikoma-batch-approval+jws"
-    #: Id of the batch.
-    jti: Identifier
-    #: SPIFFE ID of the approver.
-    sub: str
-    #: The approver's reason.
-    reason: str
-    #: SHA-256 of the signed batch.
-    batch_sha256: Digest
-    #: Digest of what was approved; see `BatchApproval.digest`.
-    digest: Digest
-    #: The first half of the digest of what each target would run, in the order of the list; empty for a denied one.
-    targets: Annotated[tuple[Binding, ...], Field(max_length=MAX_EXPRESSIONS)]
-    #: The same of its first health gate; empty without one.
-    gate: Binding = ""
 
 
 class CancelOrder(Claims):

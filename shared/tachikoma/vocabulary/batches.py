@@ -12,6 +12,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from tachikoma.errors import ExecutionFailed
 from tachikoma.vocabulary.limits import ResourceLimits
 from tachikoma.vocabulary.model import CallersModel, Model, describe_validation_error
 from tachikoma.vocabulary.requests import MAX_ARGUMENTS, MAX_STDIN_BYTES, MAX_TIMEOUT, ExecRequest, new_id
@@ -313,6 +314,24 @@ class BatchStatus(Model):
     def ended(self) -> bool:
         """True if nothing of the batch runs any more."""
         return self.end_time is not None
+
+    def check(self) -> Self:
+        """Return this status if the command succeeded on every target.
+
+        Raises:
+            ExecutionFailed: it did not, or has not yet.
+        """
+        succeeded = self.totals.get(TargetState.SUCCEEDED, 0)
+        if succeeded != self.total:
+            others = ", ".join(
+                f"{count} {state}" for state, count in self.totals.items() if state is not TargetState.SUCCEEDED
+            )
+            why = f": {self.reason}" if self.reason else ""
+            raise ExecutionFailed(
+                f"the batch {self.id} is {self.state} with {succeeded} of {self.total} targets succeeded "
+                f"({others}){why}; see `tachikoma batches status {self.id}`"
+            )
+        return self
 
 
 class BatchResult(Model):

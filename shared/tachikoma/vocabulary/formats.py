@@ -16,7 +16,7 @@ FORMATS: Mapping[str, int] = MappingProxyType(
     {
         #: `WorkOrder`, from the orchestrator to an agent.
         "order": 1,
-        #: `SignedRequest`, from an application to the submitter.
+        #: `SignedRequest` and `SignedBatchRequest`, from an application to the submitter.
         "request": 1,
         #: `Receipt`, from an agent to the orchestrator.
         "receipt": 1,

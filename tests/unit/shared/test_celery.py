@@ -12,9 +12,20 @@ from celery import Celery, chain, group
 from kombu.transport.memory import Channel
 
 from authority import Authority
-from tachikoma import ConfigurationError, ExecRequest, InvalidRequest, Profile, Unauthenticated
-from tachikoma.celery import MAX_VALID, TASK_NAME, CommandResult, Commands
+from tachikoma import (
+    BatchRequest,
+    BatchState,
+    BatchStatus,
+    ConfigurationError,
+    ExecRequest,
+    ExecutionFailed,
+    InvalidRequest,
+    Profile,
+    Unauthenticated,
+)
+from tachikoma.celery import BATCH_TASK_NAME, MAX_VALID, PROGRESS, TASK_NAME, BatchTaskResult, CommandResult, Commands
 from tachikoma.identity.bundles import TrustBundle
+from tachikoma.identity.signed_batches import SignedBatchRequest
 from tachikoma.identity.signed_messages import SignedRequest
 from tachikoma.identity.signing import verify
 from tachikoma.identity.spiffe import SpiffeId
@@ -199,3 +210,98 @@ def test_a_worker_of_the_application_runs_no_command(app: Celery, commands: Comm
     assert commands.s("web-1", ["uptime"]).task in app.tasks
     with pytest.raises(InvalidRequest, match="by `tachikoma submitter`"):
         app.tasks[TASK_NAME].run()
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def status(**changes: Any) -> BatchStatus:
+    values = {
+        "id": "b1", "state": BatchState.RUNNING, "requested_by": REPORTS, "command": ("uptime",), "digest": "0" * 64,
+        "total": 2, "totals": {"SUCCEEDED": 1, "RUNNING": 1}, "submit_time": datetime(2030, 1, 1, tzinfo=UTC),
+    }  # fmt: skip
+    return BatchStatus(**{**values, **changes})
+
+
+ENDED = status(state=BatchState.DONE, totals={"SUCCEEDED": 1, "FAILED": 1}, end_time=datetime(2030, 1, 2, tzinfo=UTC))
+
+
+def test_a_batch_is_a_signature_with_the_signed_request(commands: Commands, authority: Authority) -> None:
+    request = BatchRequest(id="b1", targets=("web-*",), command=("echo", "{agent}"), parallel="10%", canary=1)
+    signature = commands.batch_signature(request)
+    assert (signature.task, signature.immutable) == (BATCH_TASK_NAME, True)
+    assert signature.options == {"queue": keys.SUBMIT, "argsrepr": "('batch', 'b1')"}
+    bundle = TrustBundle("tachikoma.local", [authority.certificate])
+    found = verify(signature.args[0], SignedBatchRequest, bundle, SpiffeId.parse(REPORTS))
+    assert (found.iss, found.aud, found.jti, found.batch) == (REPORTS, ORCHESTRATOR, "b1", request)
+    assert found.exp - found.iat == 300
+
+
+def test_fields_of_a_batch_are_arguments_and_wrong_ones_are_refused(commands: Commands, authority: Authority) -> None:
+    (token,) = commands.batch(["web-*", "!web-3"], ["ls"], stop_after="3", user="web", check=False).args
+    bundle = TrustBundle("tachikoma.local", [authority.certificate])
+    found = verify(token, SignedBatchRequest, bundle, SpiffeId.parse(REPORTS)).batch
+    assert (found.targets, found.stop_after, found.user) == (("web-*", "!web-3"), "3", "web")
+    with pytest.raises(InvalidRequest, match="parallel"):
+        commands.batch(["web-*"], ["ls"], parallel="many")
+    with pytest.raises(InvalidRequest, match="targets and command"):
+        commands.batch([], [])
+
+
+def test_options_of_a_batch_are_checked_as_those_of_a_command(app: Celery, commands: Commands) -> None:
+    signature = commands.batch(["web-*"], ["uptime"])
+    for send in (
+        lambda: signature.apply_async(countdown=3),
+        lambda: chain(commands.s("web-1", ["true"]), signature.clone().set(priority=3)).delay(),
+    ):
+        with pytest.raises(InvalidRequest, match="Celery's option"):
+            send()
+    assert queued(app) == 0
+    result = signature.set(task_id="app:reports:b1").delay()
+    assert queued(app) == 1
+    assert isinstance(result, BatchTaskResult)
+    assert result.batch_id == "b1"
+    with pytest.raises(InvalidRequest, match=r"use tachikoma\.Client\(\)\.cancel_batch\('b1'\)"):
+        result.revoke()
+
+
+@pytest.fixture
+def batch(profile: Profile) -> Iterator[BatchTaskResult]:
+    """The result of a batch of an application whose result backend is in memory."""
+    app = Celery("reports", broker="memory://", backend="cache+memory://", set_as_current=False)
+    made = Commands(app, profile=profile)
+    result = made.batch_signature(BatchRequest(id="b1", targets=("web-*",), command=("uptime",))).delay()
+    assert isinstance(result, BatchTaskResult)
+    yield result
+    made.close()
+
+
+def test_the_summary_of_a_batch_is_its_latest_status(batch: BatchTaskResult) -> None:
+    assert batch.summary() is None
+    batch.backend.store_result(batch.id, {"batch": status().to_dict()}, PROGRESS)
+    assert batch.summary() == status()
+    batch.backend.store_result(batch.id, {"batch": ENDED.to_dict(), "results": []}, "SUCCESS")
+    assert batch.summary() == ENDED
+
+
+def test_a_batch_that_was_refused_or_failed_raises_its_error(batch: BatchTaskResult) -> None:
+    with pytest.raises(ExecutionFailed, match=r"is DONE with 1 of 2 targets succeeded \(1 FAILED\)") as caught:
+        ENDED.check()
+    batch.backend.store_result(batch.id, caught.value, "FAILURE")
+    with pytest.raises(ExecutionFailed, match="see `tachikoma batches status b1`"):
+        batch.summary()
+    assert status(totals={"SUCCEEDED": 2}).check().total == 2
+
+
+async def test_a_batch_is_watched_until_nothing_of_it_runs(batch: BatchTaskResult) -> None:
+    batch.backend.store_result(batch.id, {"batch": status().to_dict()}, PROGRESS)
+
+    def end() -> None:
+        batch.backend.store_result(batch.id, {"batch": ENDED.to_dict(), "results": []}, "SUCCESS")
+
+    seen = []
+    for found in batch.watch(interval=0.01):
+        seen.append(found)
+        end()
+    assert seen == [status(), ENDED]
+    assert [found async for found in batch.watch_async(interval=0.01)] == [ENDED]

@@ -36,7 +36,7 @@ def token(signer: Svid, **changes: Any) -> str:
 
 
 def test_a_request_is_returned_with_its_signer(authority: Authority, own: Svid) -> None:
-    claims, peer = read_request(token(authority.svid(ALICE)), own)
+    claims, peer = read_request(token(authority.svid(ALICE)), own, SignedRequest)
     assert str(peer) == ALICE
     assert claims.request.command == ("true",)
     assert (peer.address, peer.certificate) == ("", None)
@@ -45,7 +45,7 @@ def test_a_request_is_returned_with_its_signer(authority: Authority, own: Svid) 
 @pytest.mark.parametrize("given", [None, 7, {}, "", "a.b.c", b"x"])
 def test_anything_else_than_a_token_is_refused(own: Svid, given: object) -> None:
     with pytest.raises(Unauthenticated, match="the request "):
-        read_request(given, own)
+        read_request(given, own, SignedRequest)
 
 
 def test_a_request_must_be_for_this_orchestrator_from_a_trusted_requester_and_soon(
@@ -61,7 +61,7 @@ def test_a_request_must_be_for_this_orchestrator_from_a_trusted_requester_and_so
     }
     for reason, given in wrong.items():
         with pytest.raises(Unauthenticated, match=reason):
-            read_request(given, own)
+            read_request(given, own, SignedRequest)
 
 
 class Clock:
