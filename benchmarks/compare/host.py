@@ -31,12 +31,15 @@ def replica(stack: Stack) -> Iterator[None]:
         redis.config_set("bind", "127.0.0.1")
         redis.config_set("port", port)
         command = [
-            program, "--port", "0", "--dir", folder, "--save", "", "--replicaof", f"127.0.0.1 {port}",
-            "--masteruser", admin["username"], "--masterauth", admin["password"],
+            # A server must listen somewhere.
+            program, "--port", "0", "--unixsocket", str(Path(folder, "redis.sock")), "--dir", folder, "--save", "",
+            "--replicaof", "127.0.0.1", str(port), "--masteruser", admin["username"], "--masterauth", admin["password"],
         ]  # fmt: skip
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as server:
             try:
                 while redis.info("replication").get("slave0", {}).get("state") != "online":
+                    if server.poll() is not None:
+                        raise SystemExit(f"the replica ended with exit code {server.returncode}")
                     time.sleep(0.05)
                 # The orchestrator looks four times a second.
                 time.sleep(1)

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from policies import BOSS, write_policy
 from support import AGENT, wait_until
 from world import Job, World, end_of, submit
 
@@ -24,14 +25,11 @@ from tachikoma import (
     ScheduledRun,
 )
 from tachikoma.client.sync import Session
-from tachikoma.dev.identities import own_user
-from tachikoma.dev.stack import TRUST_DOMAIN
 from tachikoma.errors import TachikomaError
-from tachikoma.identity.spiffe import user_id
 from tachikoma.redis import keys
 
 __all__ = [
-    "BOSS", "FROZEN", "LEAVER", "OFTEN", "RARE", "REVOKED", "Scene", "accepted_runs", "answers", "codes", "open_scene",
+    "FROZEN", "OFTEN", "RARE", "REVOKED", "Scene", "accepted_runs", "answers", "codes", "open_scene",
 ]  # fmt: skip
 
 FROZEN, REVOKED = "agent-2", "agent-3"
@@ -39,26 +37,6 @@ FROZEN, REVOKED = "agent-2", "agent-3"
 OFTEN = "often"
 #: One that is not due, and that is paused.
 RARE = "rare"
-BOSS, LEAVER = user_id(TRUST_DOMAIN, "boss"), user_id(TRUST_DOMAIN, "leaver")
-#: One command must be approved.
-POLICY = """\
-operators: ["{user}"]
-policies:
-  - name: runs
-    subjects: ["spiffe://tachikoma.local/user/*", "spiffe://tachikoma.local/schedule/*"]
-    agents: ["**"]
-    allowedCommands: ["/bin/sh ...", /usr/bin/true]
-    allowInterpreters: true
-    allowInteractive: true
-    allowTty: true
-    record: required
-  - name: careful
-    subjects: ["spiffe://tachikoma.local/user/*"]
-    agents: ["**"]
-    allowedCommands: ["/usr/bin/mkdir /tmp/**"]
-    requireApproval: true
-    approvers: ["spiffe://tachikoma.local/user/boss"]
-"""
 
 
 @dataclass
@@ -123,7 +101,7 @@ class Scene:
 @contextmanager
 def open_scene(data: Path, folder: Path, redis_server: Path | None) -> Iterator[Scene]:
     """Make the scene, and take Redis back in the middle of it."""
-    (data / "policy.yaml").write_text(POLICY.format(user=user_id(TRUST_DOMAIN, own_user())))
+    write_policy(data)
     # The frozen agent keeps its lease in the eyes of the orchestrator.
     environment = {"TACHIKOMA_LEASE": "90s", "TACHIKOMA_RECORDINGS": str(data / "recordings")}
     (data / "recordings").mkdir()

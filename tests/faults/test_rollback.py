@@ -13,7 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from rollback_scene import BOSS, FROZEN, LEAVER, OFTEN, RARE, REVOKED, Scene, accepted_runs, answers, codes, open_scene
+from policies import BOSS, LEAVER
+from rollback_scene import FROZEN, OFTEN, RARE, REVOKED, Scene, accepted_runs, answers, codes, open_scene
 from support import AGENT, wait_until
 
 from order_queues import waiting_orders

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from policies import BOSS, write_policy
 from redis.exceptions import ResponseError
 from sentinel_load import FROZEN, SCHEDULE, Callers, Decisions, Runs, Streams, flower_states
 from sentinels import SentinelWorld
@@ -23,10 +24,7 @@ from support import wait_until
 
 from tachikoma import Client, ExecState
 from tachikoma.client.profile import Profile
-from tachikoma.dev.identities import own_user
-from tachikoma.dev.stack import TRUST_DOMAIN
 from tachikoma.identity.file_source import FileSvidSource
-from tachikoma.identity.spiffe import user_id
 from tachikoma.redis import keys
 from tachikoma.redis.access import RedisAccess, RedisSettings, connect
 from tachikoma.redis.servers import Servers
@@ -43,21 +41,6 @@ FAULTS = ["killed", "hung", "separated", "planned"] * ROUNDS if ROUNDS else ["hu
 EXECUTIONS, STREAMS, HANG_SECONDS = (200, 20, 25.0) if ROUNDS else (30, 4, 0.0)
 #: Longest time in which a caller is answered after another primary was named; only measured with rounds.
 MOST_SECONDS = 15.0
-POLICY = """\
-operators: ["{user}"]
-policies:
-  - name: runs
-    subjects: ["spiffe://tachikoma.local/user/*", "spiffe://tachikoma.local/schedule/*"]
-    agents: ["**"]
-    allowedCommands: ["/bin/sh ...", /usr/bin/true]
-    allowInterpreters: true
-  - name: careful
-    subjects: ["spiffe://tachikoma.local/user/*"]
-    agents: ["**"]
-    allowedCommands: ["/usr/bin/mkdir /tmp/**"]
-    requireApproval: true
-    approvers: ["spiffe://tachikoma.local/user/boss"]
-"""
 #: What Flower calls the ends that executions may have here.
 SHOWN = {ExecState.SUCCEEDED: "SUCCESS", ExecState.EXPIRED: "FAILURE"}
 
@@ -77,12 +60,12 @@ class Stage:
 def stage(tmp_path_factory: pytest.TempPathFactory, debian: Path) -> Iterator[Stage]:
     data = tmp_path_factory.mktemp("sentinel")
     marks = data / "marks"
-    (data / "policy.yaml").write_text(POLICY.format(user=user_id(TRUST_DOMAIN, own_user())))
+    write_policy(data)
     request = {"command": ["/bin/sh", "-c", f"echo run >> {marks}"], "timeout": "30s"}
     often = {"name": SCHEDULE, "every": "1s", "agentId": "agent-1", "request": request}
     (data / "schedules.yaml").write_text(json.dumps({"schedules": [often]}))
     with SentinelWorld(data, debian, agents=2, schedules=str(data / "schedules.yaml"), flower="127.0.0.1:0") as world:
-        yield Stage(world, world.issue(user_id(TRUST_DOMAIN, "boss")), marks)
+        yield Stage(world, world.issue(BOSS), marks)
 
 
 @pytest.fixture(scope="module")
