@@ -8,7 +8,7 @@ import textwrap
 COLUMNS = 120
 #: A span of code, or a character that would begin a tag, emphasis or a link.
 MARKUP = re.compile(r"`[^`]+`|([<*\[\]\\`])")
-#: What begins an entry of a list or a heading at the begin of a line.
+#: What begins an entry of a list or a heading at the beginning of a line.
 LIKE_A_LIST = re.compile(r"^(\s*)([-+#]|\d+[.)])(?= )")
 
 

@@ -158,9 +158,15 @@ def _default(info: FieldInfo) -> str:
     return f"default `{value}`"
 
 
+def _variable_of(kind: type[BaseSettings], name: re.Match[str]) -> str:
+    """Return the variable of a field that a comment names; other words in backticks stay."""
+    return f"`{variable(kind, name[1])}`" if name[1] in kind.model_fields else name[0]
+
+
 def entry(kind: type[BaseSettings], field: str, comment: str) -> str:
     """Return the list item of one setting."""
     info = kind.model_fields[field]
+    comment = re.sub(r"`(\w+)`", lambda name: _variable_of(kind, name), comment)
     text = f"**`{variable(kind, field)}`**: {_kind(info.annotation)}{_bounds(info)}, {_default(info)}. {comment}"
     return textwrap.fill(
         re.sub(r"\s+", " ", text).strip(), COLUMNS, initial_indent="- ", subsequent_indent="  ",

@@ -1,4 +1,4 @@
-"""Run commands on many machines: policy first, at most once, everything on the record.
+"""Run commands on many machines: by policy, at most once, with an audit trail.
 
 from tachikoma import Client, ExecRequest
 

@@ -33,7 +33,7 @@ __all__ = [
 
 
 class TachikomaError(Exception):
-    """An operation of Tachikoma failed; the message says what happened, to which object, and what to do next.
+    """The base class of all errors; the message says what happened, to which object, and what to do next.
 
     Attributes:
         metadata: facts for programs (`rule`, `policy`, …), as sent in `google.rpc.ErrorInfo`.
@@ -79,7 +79,7 @@ class InvalidRequest(TachikomaError):
 
 
 class Unauthenticated(TachikomaError):
-    """The peer showed no valid SPIFFE identity."""
+    """The caller showed no valid SPIFFE identity."""
 
     reason = "UNAUTHENTICATED"
     code = "UNAUTHENTICATED"

@@ -29,7 +29,7 @@ _NOTHING = b"*-1\r\n"
 
 
 def _take(buffer: bytearray) -> tuple[Command, bytes] | None:
-    """Remove a whole command from the begin of a buffer: itself, and its bytes. None while it is not all there."""
+    """Remove a whole command from the beginning of a buffer: itself, and its bytes. None while it is not all there."""
     if not buffer:
         return None
     end = buffer.find(b"\r\n")

@@ -16,7 +16,7 @@ from tachikoma.vocabulary.pairs import parse_pairs
 
 __all__ = ["CAPABILITY_HELP", "CGROUP_HELP", "CGROUP_NAME_HELP", "WorkerOptions", "with_options"]
 
-CAPABILITY_HELP = "CAP_… that commands run as root may keep where policy grants it; may be repeated."
+CAPABILITY_HELP = "CAP_… that commands run as root may keep where policy grants it. May be repeated."
 CGROUP_HELP = "top, own, or the path of a cgroup: where cgroups are created."
 CGROUP_NAME_HELP = "Name of the directory that contains the cgroups."
 
@@ -32,8 +32,8 @@ class WorkerOptions:
         None
     )
     identity: Annotated[str | None, typer.Option(help="Folder with the agent's X.509-SVID, or unix:///path.")] = None
-    data: Annotated[Path | None, typer.Option(help="Folder for the journal; keep it.")] = None
-    label: Annotated[list[str] | None, typer.Option(help="NAME=value; may be repeated.")] = None
+    data: Annotated[Path | None, typer.Option(help="Folder of the journal; it must survive restarts.")] = None
+    label: Annotated[list[str] | None, typer.Option(help="NAME=value. May be repeated.")] = None
     slots: Annotated[int | None, typer.Option(help="Commands that run at the same time.")] = None
     user: Annotated[str | None, typer.Option(help="User for requests that name none.")] = None
     limits: Annotated[
@@ -43,9 +43,10 @@ class WorkerOptions:
     local_policy: Annotated[Path | None, typer.Option(help="A policy file of this agent's own; only narrows.")] = None
     cgroup: Annotated[str | None, typer.Option(help=CGROUP_HELP)] = None
     cgroup_name: Annotated[str | None, typer.Option(help=CGROUP_NAME_HELP)] = None
-    sweep_up: Annotated[bool, typer.Option("--sweep", help="Kill and remove what a killed worker left, and exit.")] = (
-        False
-    )
+    sweep_up: Annotated[
+        bool,
+        typer.Option("--sweep", help="Kill the processes and remove the cgroups that a killed worker left, and exit."),
+    ] = False
     spawner: Annotated[Path | None, typer.Option(help="Socket of a spawner that is already running.")] = None
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None
     ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None

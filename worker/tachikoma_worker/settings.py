@@ -35,76 +35,77 @@ class WorkerSettings(RedisSettings):
 
     #: Id of the agent that this worker runs.
     agent_id: Identifier
-    #: Folder with svid.pem, svid_key.pem and svid_bundle.pem, or unix:///path of the SPIFFE Workload API. None: the
-    #: Workload API that SPIFFE_ENDPOINT_SOCKET names.
+    #: Folder with svid.pem, svid_key.pem and svid_bundle.pem, or unix:///path of the SPIFFE Workload API. Without one,
+    #: the Workload API that SPIFFE_ENDPOINT_SOCKET names is used.
     identity: IdentityPlace | None = None
-    #: Folder of the journal and the spools. It must outlive the worker: it prevents a second start of a command.
+    #: Folder of the journal and the spools. Keep it across restarts and upgrades: the journal prevents a second start
+    #: of a command.
     data: Path
     #: Name of the only service that may sign orders: spiffe://<trust domain>/service/<name>.
     orchestrator: str = "orchestrator"
-    #: Labels that the agent reports, and by which its own policy file decides. The orchestrator's policy does not use
-    #: them: an operator binds labels with `tachikoma agents label`.
+    #: Labels that the agent reports. Only the agent's own policy file uses them; for the orchestrator's policy an
+    #: operator binds labels with `tachikoma agents label`.
     labels: Labels = Field(default_factory=dict)
-    #: Commands that run at the same time; further orders wait on the queue.
+    #: Largest number of commands that run at the same time; further orders wait on the queue.
     slots: int = Field(default=64, ge=1, le=4096)
     #: User for requests that name none. Empty: nobody if the spawner is root, else the user of the spawner.
     user: str = ""
-    #: Weakest isolation of commands: shared, private or sealed. Policies and requests may demand more.
+    #: Lowest level of isolation of commands. Policies and requests may demand a higher one.
     isolation: Literal["shared", "private", "sealed"] = "shared"
-    #: Bytes of a requester's temporary folders, and of each of an execution's own, where commands are isolated.
+    #: Largest size in bytes of the temporary folders of a requester, or of an execution, if commands are isolated.
     tmp_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
-    #: Files and folders in them.
+    #: Largest number of files and folders in these temporary folders.
     tmp_inodes: int = Field(default=100_000, ge=1000)
-    #: A requester's temporary folders are removed after this time without a command of that requester.
+    #: Time without a command of a requester after which the requester's temporary folders are removed.
     tmp_age: Duration = timedelta(days=1)
-    #: Numbers of the users that requesters get where commands are isolated and name no user. No other program of the
-    #: host may use them.
+    #: User ids for the users that requesters get if commands are isolated and name no user. No other program of the
+    #: host may use these ids.
     uid_range: Annotated[str, Field(pattern=r"^[1-9][0-9]{3,9}-[1-9][0-9]{3,9}$")] = "70000-79999"
     #: If this host cannot enforce a limit that policy sets: refuse the order, or run it without the limit.
     limits: Literal["enforce", "best-effort"] = "enforce"
-    #: Memory of a command where neither policy nor request limits it: a percentage of the host's, bytes such as 2GiB,
-    #: or "none".
+    #: Memory of a command if neither policy nor request limits it: a percentage of the host's, bytes such as 2GiB, or
+    #: "none".
     default_memory: str = DEFAULT_MEMORY
-    #: Processes and threads of a command where neither policy nor request limits them; 0 for no limit.
+    #: Largest number of processes and threads of a command if neither policy nor request limits it; 0 for no limit.
     default_pids: int = Field(default=DEFAULT_PIDS, ge=0, le=4_000_000)
-    #: Weight for the share of the processors where neither policy nor request names one.
+    #: Weight of a command when processors are busy, if neither policy nor request sets one.
     default_cpu_weight: int = Field(default=DEFAULT_CPU_WEIGHT, ge=1, le=10_000)
-    #: Capabilities that commands run as root may keep at most, where policy grants them (capabilities(7)), or "all".
+    #: Capabilities (capabilities(7)) that commands run as root keep if policy grants them, or "all".
     capabilities: tuple[str, ...] = ()
-    #: A policy file of this agent's own, which can only narrow an order. None: there is no such policy.
+    #: A policy file of this agent, which can only remove rights from orders; by default there is none.
     local_policy: Path | None = None
     #: Where the agent's cgroups are created: "top" for the top of the tree, "own" for the worker's own cgroup
     #: (systemd's Delegate=yes), or the path of another cgroup, such as /system.slice/tachikoma-spawner.service.
     cgroup: Annotated[str, Field(pattern=r"^(top|own|/.+)$")] = "top"
     #: Name of the directory that contains the agents' cgroups.
     cgroup_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")] = "tachikoma"
-    #: Socket of a spawner that is already running. None: the worker starts its own, with its socket in `data`.
+    #: Socket of a spawner that is already running. By default the worker starts its own, with its socket in `data`.
     spawner: Path | None = None
-    #: Bytes of each stream that a response contains, half of them head and half tail.
+    #: Largest number of bytes of each output stream in a response: half of them from the beginning, half from the end.
     excerpt_bytes: int = Field(default=1024 * 1024, ge=2, le=16 * 1024 * 1024)
-    #: Bytes of output that the log in Redis holds for one execution.
+    #: Largest number of bytes of output of one execution in Redis.
     log_bytes: int = Field(default=64 * 1024 * 1024, ge=1024 * 1024)
-    #: Bytes of output that the agent's disk holds for one execution, for an unavailable Redis and for a restarted
-    #: worker. Of a longer output, a restarted worker does not know the SHA-256.
+    #: Largest number of bytes of output of one execution on the agent's disk, where it waits while Redis is unavailable
+    #: or the worker restarts. If the output is longer, a restarted worker cannot report its SHA-256.
     spool_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
-    #: Lifetime of output and results after the ending.
+    #: Time for which output and results are retained after the end of an execution.
     output_retention: Duration = timedelta(days=1)
     #: Time between TERM and KILL, unless policy sets another.
     kill_grace: Duration = timedelta(seconds=10)
-    #: Time that commands may run on after the worker was asked to stop; then they are killed.
+    #: Time for which commands may continue after the worker was asked to stop; then they are killed.
     stop_grace: Duration = timedelta(seconds=30)
     #: Whether a worker that is asked to stop leaves its commands to the next worker instead. The spawner must outlive
     #: the worker (systemd's KillMode=process).
     leave_running: bool = False
-    #: Longest wait on an empty queue before the worker asks again. A connection that broke without a word is noticed
+    #: Longest wait on an empty queue before the worker asks again. A connection that broke silently is noticed
     #: 8 s later.
     poll: Duration = timedelta(seconds=5)
     #: Address on which Prometheus reads metrics (docs/metrics.md), without authentication.
     worker_metrics: OptionalAddress = None
-    #: File to which the duration of each stage of each execution is appended, as lines of JSON; None for no file. For
-    #: `make bench ARGS=--profile`.
+    #: File to which the duration of each stage of each execution is appended, as lines of JSON; by default nothing is
+    #: written. For `make bench ARGS=--profile`.
     stages: Path | None = None
-    #: Least severe lines in the log: debug, info, warning or error.
+    #: Lowest severity of log lines that are written: debug, info, warning or error.
     log_level: str = "info"
 
     @field_validator("uid_range")

@@ -42,7 +42,7 @@ __all__ = ["SessionCalls"]
 
 log = structlog.get_logger(__name__)
 
-#: Most bytes of input in one message of a caller.
+#: Largest number of bytes of input in one message of a caller.
 MAX_INPUT_BYTES = 1024 * 1024
 #: Largest number of rows, columns or pixels.
 MAX_CELLS = 0xFFFF

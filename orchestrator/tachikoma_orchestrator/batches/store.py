@@ -32,7 +32,7 @@ __all__ = ["MAX_OPEN", "BatchProgress", "BatchStore"]
 
 log = structlog.get_logger(__name__)
 
-#: Most batches of which something may start or run.
+#: Largest number of batches of which something may start or run.
 MAX_OPEN = 1000
 #: Pending targets read at once, of which some may wait for another attempt.
 PENDING_READ = 400

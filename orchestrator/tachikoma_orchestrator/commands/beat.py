@@ -34,7 +34,7 @@ class BeatSettings(RedisSettings):
     schedules: str
     #: Folder of an X.509-SVID, or unix:///path of the Workload API: shown to Redis over TLS. Not needed without TLS.
     identity: IdentityPlace | None = None
-    #: Least severe log line that is written: debug, info, warning or error.
+    #: Lowest severity of log lines that are written: debug, info, warning or error.
     log_level: str = "info"
 
 

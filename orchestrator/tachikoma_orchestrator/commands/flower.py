@@ -33,13 +33,13 @@ class FlowerSettings(RedisSettings):
     identity: IdentityPlace | None = None
     #: Address of the web server; port 0 takes a free one.
     flower_listen: Address = HostPort("127.0.0.1", 5555)
-    #: File with a `user:password` per line, of everyone who may look at Flower.
+    #: File with a line `user:password` for each person who may use Flower.
     flower_users: Path
-    #: Certificate of the web server, PEM, set together with its key; without them it speaks HTTP.
+    #: Certificate of the web server, PEM. Set it together with its key; without them the server uses HTTP.
     flower_certificate: Path | None = None
-    #: Key of that certificate, PEM.
+    #: Key of the web server's certificate, PEM.
     flower_key: Path | None = None
-    #: Least severe log line that is written: debug, info, warning or error.
+    #: Lowest severity of log lines that are written: debug, info, warning or error.
     log_level: str = "info"
 
 

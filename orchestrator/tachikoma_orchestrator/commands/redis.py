@@ -72,26 +72,30 @@ def acl(
     passwords: Annotated[
         Path, typer.Option(help="Folder with a password file for each user; missing ones are generated.")
     ],
-    agent: Annotated[list[str] | None, typer.Option(help="An agent that may connect; may be repeated.")] = None,
+    agent: Annotated[list[str] | None, typer.Option(help="An agent that may connect. May be repeated.")] = None,
     application: Annotated[
-        list[str] | None, typer.Option(help="A Celery application that may request commands; may be repeated.")
+        list[str] | None, typer.Option(help="A Celery application that may request commands. May be repeated.")
     ] = None,
     enroller: Annotated[
         bool,
-        typer.Option("--enroller", help="Also the user with which orchestrators manage the users of agents that join."),
+        typer.Option("--enroller", help="Add the user enroller, with which orchestrators create the users of agents."),
     ] = False,
-    with_backup: Annotated[bool, typer.Option("--backup", help="Also the user of `redis backup`.")] = False,
+    with_backup: Annotated[bool, typer.Option("--backup", help="Add the user of `redis backup`.")] = False,
     sentinel: Annotated[
-        bool, typer.Option("--sentinel", help="Also the users of replicas and of Sentinels, for several servers.")
+        bool, typer.Option("--sentinel", help="Add the users of replicas and Sentinels, for several servers.")
     ] = False,
     keep: Annotated[
         Path | None,
-        typer.Option(help="The server's ACL file; agents that joined are kept from it, with their passwords."),
+        typer.Option(help="The server's ACL file; agents that joined keep their users and passwords in it."),
     ] = None,
     form: FormatOption = Format.ACLFILE,
 ) -> None:
-    """Print the Redis users of all parts: as an ACL file, with all agents and applications that have a password; or as
-    commands, with --agent or --application only for these. Passwords are printed as their SHA-256."""
+    """Print the Redis users of all parts, as an ACL file or as commands.
+
+    The ACL file contains all agents and applications that have a file in the folder of passwords. The commands of
+    --format setuser are for the users that --agent and --application name, or for all. Passwords are printed as their
+    SHA-256.
+    """
     kept = Passwords(passwords)
     named = [*map(agent_user, agent or []), *map(application_user, application or [])]
     sentinel = sentinel or form is Format.SENTINEL
@@ -136,13 +140,15 @@ def check(
     redis_url: RedisUrl = None,
     redis_user: Annotated[str | None, typer.Option(help=f"ACL user; by default {CHECK}.")] = None,
     redis_password_file: Annotated[
-        Path | None, typer.Option(help="File with its password; by default the one in --passwords.")
+        Path | None, typer.Option(help="File with the password of that user; by default the one in --passwords.")
     ] = None,
     identity: Identity = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Compare a live Redis with the requirements; with the URL of Sentinels, also each replica and Sentinel. Exits 1 if
-    there is a finding."""
+    """Compare a live Redis with the requirements. Exits 1 if there is a finding.
+
+    With the URL of Sentinels, each replica and each Sentinel is checked too.
+    """
     kept = None
     if passwords is not None:
         if not passwords.is_dir():

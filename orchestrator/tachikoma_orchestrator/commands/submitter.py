@@ -27,7 +27,7 @@ def run(
     identity: Identity = None,
     policy_path: PolicyPath = None,
     schedules: Schedules = None,
-    slots: Annotated[int | None, typer.Option(help="Most tasks that wait for their execution at once.")] = None,
+    slots: Annotated[int | None, typer.Option(help="Largest number of tasks that wait for their execution.")] = None,
     log_level: LogLevel = None,
     ready_fd: ReadyFd = None,
 ) -> None:

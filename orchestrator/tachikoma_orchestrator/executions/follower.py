@@ -30,7 +30,7 @@ __all__ = ["Follower"]
 
 log = structlog.get_logger(__name__)
 
-#: Most live bytes queued for one follower; beyond that it reads the log.
+#: Largest number of live bytes queued for one follower; beyond that it reads the log.
 MAX_QUEUED_BYTES = 2 * 1024 * 1024
 #: Entries read from the log at once; a chunk has at most 256 KiB.
 READ_ENTRIES = 16

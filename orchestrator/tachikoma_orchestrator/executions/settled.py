@@ -20,7 +20,7 @@ __all__ = ["EndedRecords", "ReportedStates", "Settled"]
 
 #: How long a final state is remembered, in seconds.
 KEEP_SECONDS = 24 * 3600
-#: Most final states that are remembered; the oldest are forgotten first.
+#: Largest number of final states that are remembered; the oldest are forgotten first.
 MAX_SETTLED = 10_000
 #: The same for those with a receipt, which agents write again as well. A receipt has about 4 KiB.
 KEEP_RECEIPTS_SECONDS, MAX_RECEIPTS = 900, 4000

@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 #: Between two measurements, in seconds; Prometheus reads about as often.
 INTERVAL_SECONDS = 15.0
-#: Most open executions whose records are read for one measurement.
+#: Largest number of open executions whose records are read for one measurement.
 MOST_OPEN = 1000
 
 

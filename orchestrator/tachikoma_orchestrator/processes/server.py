@@ -291,7 +291,7 @@ class Server:
                 ("grpc.max_connection_idle_ms", duration_ms(settings.connection_idle)),
                 ("grpc.max_connection_age_ms", duration_ms(settings.connection_age)),
                 ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
-                # A client that vanished without a word is found within the sum of both.
+                # A client that disappeared silently is noticed within the sum of both.
                 ("grpc.keepalive_time_ms", KEEPALIVE_MS),
                 ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
                 # It decides by itself, with a default of a minute, and without regard to the line above.

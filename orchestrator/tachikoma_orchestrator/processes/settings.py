@@ -38,56 +38,59 @@ class OrchestratorSettings(RedisSettings):
     schedules: str = ""
     #: Address of the gRPC server; port 0 takes a free one.
     listen: Address = HostPort("127.0.0.1", 8534)
-    #: Folder of the certificate authority for agents that join (`tachikoma identity ca init`), set
-    #: together with `join_listen`. Without both no host can join.
+    #: Folder of the certificate authority with which hosts join (`tachikoma identity ca init`). Set it together with
+    #: `join_listen`; without them no host can join.
     ca: Path | None = None
     #: Address on which hosts join.
     join_listen: OptionalAddress = None
-    #: `join_listen` as hosts reach it; by default the same.
+    #: Address that hosts use to reach `join_listen`; by default the same address.
     join_address: OptionalAddress = None
-    #: `listen` as agents reach it to renew their certificates; by default the same.
+    #: Address that agents use to reach `listen`, to renew their certificates; by default the same address.
     renew_address: OptionalAddress = None
-    #: Life of certificates of agents that joined, and of the orchestrator's own where its authority issued it. They are
-    #: renewed at half of it.
+    #: Lifetime of the certificates of agents that joined, and of the orchestrator's own if its authority issued it.
+    #: They are renewed after half of it.
     svid_lifetime: Duration = timedelta(hours=24)
-    #: Life of certificates of people that logged in with a token. They are renewed at half of it, by any command.
+    #: Lifetime of the certificates of people who logged in with a token. After half of it, the next command renews
+    #: them.
     user_svid_lifetime: Duration = timedelta(days=7)
-    #: `redis_url` as agents reach it, which `tachikoma worker install` writes down; by default the same. Not with
-    #: credentials.
+    #: URL that agents use to reach Redis, without credentials; by default `redis_url`. `tachikoma worker install`
+    #: writes it into the settings of the worker.
     agents_redis_url: str = ""
-    #: File with the password of the Redis user `enroller`, which creates and deletes the users of agents. Its holder
-    #: can give any right in Redis. Without it, users of agents are managed by hand.
+    #: File with the password of the Redis user `enroller`, which creates and deletes the users of agents. This password
+    #: gives every right in Redis. Without it, an administrator manages the users of agents.
     enroller_password_file: Path | None = None
     #: Networks of proxies between clients and this server whose `x-forwarded-for` is trusted.
     trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
     #: Address on which Prometheus reads metrics (docs/metrics.md), without authentication.
     metrics: OptionalAddress = None
-    #: Largest request in bytes. The largest legal one has 4 MiB of standard input, and command and environment.
+    #: Size in bytes of the largest message to the orchestrator. The largest valid request has 4 MiB of standard input,
+    #: plus command and environment.
     request_bytes: int = Field(default=5 * 1024 * 1024, ge=64 * 1024, le=64 * 1024 * 1024)
-    #: Most calls in progress of one identity, streams included; more are refused as RESOURCE_EXHAUSTED.
+    #: Largest number of calls in progress of one identity, streams included; more are refused as RESOURCE_EXHAUSTED.
     identity_calls: int = Field(default=2000, ge=1, le=100_000)
-    #: Most streams in progress of one identity.
+    #: Largest number of streams in progress of one identity.
     identity_streams: int = Field(default=1000, ge=1, le=100_000)
-    #: Most bytes of the requests of one identity's calls in progress.
+    #: Largest number of bytes of the requests of one identity's calls in progress.
     identity_request_bytes: int = Field(default=64 * 1024 * 1024, ge=64 * 1024)
-    #: Most open connections; more are closed at once.
+    #: Largest number of open connections; more are closed at once.
     connections: int = Field(default=10_000, ge=1, le=1_000_000)
     #: Time after which a connection without a call is closed.
     connection_idle: Duration = timedelta(minutes=5)
     #: Age at which a connection takes no new calls; its clients connect again. Calls in progress continue.
     connection_age: Duration = timedelta(hours=1)
-    #: Bounds of each queue of an agent.
+    #: Limits of each queue of an agent.
     rate_limit: RateLimitConfig = RateLimitConfig()
-    #: Most executions that may wait for an approval, of all requesters together.
+    #: Largest number of executions that may wait for an approval, of all requesters together.
     approvals_size: int = Field(default=1000, ge=1, le=100_000)
-    #: Whether the authorisation of an execution is on the disk of Redis before its order is queued (WAITAOF). With
-    #: `appendfsync everysec` this takes up to a second; with `always` it is quick.
+    #: Whether the audit event that allows an execution must be on the disk of Redis before its order is queued
+    #: (WAITAOF). This takes up to a second with `appendfsync everysec`, and little time with `always`.
     audit_durable: bool = True
-    #: How long ended executions stay in the ledger, and claims in Redis. Longer than any execution can last.
+    #: Time for which ended executions stay in the ledger, and claims in Redis. It must be longer than the longest
+    #: execution.
     retention: Duration = timedelta(days=30)
-    #: Most bytes of output that Redis retains of all ended executions; the oldest is deleted first.
+    #: Largest number of bytes of output that Redis retains of all ended executions; the oldest is deleted first.
     output_bytes: int = Field(default=2 * 1024 * 1024 * 1024, ge=1024 * 1024)
-    #: Most bytes of output that Redis retains of the ended executions of one requester.
+    #: Largest number of bytes of output that Redis retains of the ended executions of one requester.
     requester_output_bytes: int = Field(default=256 * 1024 * 1024, ge=1024 * 1024)
     #: The largest of the agents' settings of the same name: bytes of output that an agent retains of one execution.
     log_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
@@ -95,45 +98,46 @@ class OrchestratorSettings(RedisSettings):
     output_retention: Duration = timedelta(days=1)
     #: File to which the audit trail is written, with a hash chain.
     audit_log: Path | None = None
-    #: Size in bytes at which that file is rotated.
+    #: Size in bytes at which the file of the audit trail is rotated.
     audit_log_bytes: int = Field(default=100 * 1024 * 1024, ge=1024)
     #: Syslog to which the audit trail is sent: unix:///dev/log, tcp://host:port or tls://host:port.
     audit_syslog: str | None = None
     #: Whether the audit trail is written to standard output.
     audit_stdout: bool = False
-    #: Most events that may wait for one of these sinks.
+    #: Largest number of events that may wait for one sink.
     audit_backlog: int = Field(default=10_000, ge=1)
-    #: What happens to requests while more events wait: `closed` refuses them, `open` admits them.
+    #: What happens to requests while more events than that wait: `closed` refuses them, `open` admits them.
     audit_failure: Literal["closed", "open"] = "closed"
-    #: Folder of recordings of interactive executions, which must exist. Orchestrators share it. Without one, nothing is
-    #: recorded, and executions that policy wants recorded in any case are refused.
+    #: Existing folder for recordings of interactive executions; all orchestrators share it. Without a folder nothing is
+    #: recorded, and executions for which policy requires a recording are refused.
     recordings: Path | None = None
     #: How long recordings are retained.
     recording_retention: Duration = timedelta(days=90)
-    #: Most bytes of output in one recording. An execution that must be recorded is ended there.
+    #: Largest number of bytes of output in one recording. At this limit an execution for which policy requires a
+    #: recording is ended.
     recording_bytes: int = Field(default=1024 * 1024 * 1024, ge=1024)
     #: Age of the oldest events that the audit trail in Redis keeps.
     audit_retention: Duration = timedelta(days=90)
-    #: Most events that the audit trail in Redis keeps.
+    #: Largest number of events that the audit trail in Redis keeps.
     audit_events: int = Field(default=1_000_000, ge=1000)
-    #: Refused requests of one identity, or of an address without one, that have an event of their own at once; one more
-    #: every two minutes. The rest is counted, and reported by one event every ten minutes.
+    #: Number of refused requests of one identity, or of an address without an identity, that get an event each; one
+    #: more is allowed every two minutes. Further ones are counted, and one event reports the count every ten minutes.
     audit_refusals: int = Field(default=200, ge=1, le=100_000)
     #: File with the key of the HMAC over commands in the audit trail: 32 bytes or more, the same for all orchestrators.
     #: Without one, events have no HMAC.
     audit_key: Path | None = None
-    #: Silence after which an agent's executions are reported as LOST.
+    #: Time without a heartbeat after which an agent's executions are reported as LOST.
     lease: Duration = timedelta(seconds=45)
-    #: Time between two looks of the reaper.
+    #: Time between two sweeps of the reaper, which ends executions that no agent will end.
     sweep: Duration = timedelta(seconds=5)
     #: Folders in which a program name without a slash is looked up, in this order.
     search_path: tuple[str, ...] = SEARCH_PATH
-    #: How long calls in progress may go on after the process was asked to stop.
+    #: Time for which calls in progress may continue after the process was asked to stop.
     stop_grace: Duration = timedelta(seconds=5)
-    #: File to which the duration of each stage of each execution is appended, as lines of JSON; None for no file. For
-    #: `make bench ARGS=--profile`.
+    #: File to which the duration of each stage of each execution is appended, as lines of JSON; by default nothing is
+    #: written. For `make bench ARGS=--profile`.
     stages: Path | None = None
-    #: Least severe log line that is written: debug, info, warning or error.
+    #: Lowest severity of log lines that are written: debug, info, warning or error.
     log_level: str = "info"
 
     @field_validator("svid_lifetime", "user_svid_lifetime")
@@ -164,7 +168,7 @@ class OrchestratorSettings(RedisSettings):
 class SubmitterSettings(OrchestratorSettings):
     """The submitter's settings: the orchestrator's, and its own."""
 
-    #: Most tasks that wait for their execution at once; each occupies a thread.
+    #: Largest number of tasks that wait for their execution at once; each occupies a thread.
     submitter_slots: int = Field(default=100, ge=1, le=10_000)
     #: Address on which Prometheus reads metrics (docs/metrics.md), without authentication.
     submitter_metrics: OptionalAddress = None

@@ -41,7 +41,7 @@ class Library:
             store: of the recordings.
             identity: the orchestrator's own; orchestrators of one identity signed the seals.
             trail: records what is deleted.
-            retention: how long a recording is retained after its begin.
+            retention: how long a recording is retained after its beginning.
         """
         self._store = store
         self._identity = identity

@@ -35,7 +35,7 @@ class Origin:
     request: AuditedRequest
     #: True if input is recorded too.
     includes_input: bool
-    #: Begin of the recording, in microseconds since the epoch.
+    #: Beginning of the recording, in microseconds since the epoch.
     began_us: int
 
 

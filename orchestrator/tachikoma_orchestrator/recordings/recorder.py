@@ -1,6 +1,6 @@
 """The recorder of one execution: from its output in Redis to a part of its recording, until it ends.
 
-One orchestrator records an execution, under a lease. When the lease ends without a word, another one continues after
+One orchestrator records an execution, under a lease. When the lease expires, another one continues after
 the last chunk in the parts. Two recorders at once do no harm, since chunks have numbers and each writes its own part.
 """
 
@@ -72,7 +72,7 @@ class RecorderParts:
     evidence: Evidence
     completions: Completions
     store: RecordingStore
-    #: Most bytes of output in one recording.
+    #: Largest number of bytes of output in one recording.
     max_bytes: int
     #: Name of this process in leases.
     name: str

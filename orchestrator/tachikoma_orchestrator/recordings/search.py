@@ -37,7 +37,7 @@ class ScreenText:
         self._shown: set[str] = set()
 
     def feed(self, at_us: int, data: bytes) -> None:
-        """Draw the next bytes of output, at a time in microseconds from the begin."""
+        """Draw the next bytes of output, at a time in microseconds from the beginning."""
         data, self._left = data[: self._left], max(0, self._left - len(data))
         if not data:
             return

@@ -63,7 +63,7 @@ class Timeline:
 
     @property
     def now_us(self) -> int:
-        """Time of the latest event, in microseconds from the begin."""
+        """Time of the latest event, in microseconds from the beginning."""
         return self._now_us
 
     def _event(self, event: Event, next_us: int | None) -> CastEvent:

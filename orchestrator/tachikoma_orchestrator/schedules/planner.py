@@ -40,8 +40,8 @@ class ScheduleState:
     cursor_ms: int | None = None
     #: The rule of due times since then; empty for none.
     rule: str = ""
-    #: The last pause: its begin and end, the user who paused the schedule, and the reason. None if there was none, or
-    #: it has not ended.
+    #: The last pause: its beginning and end, the user who paused the schedule, and the reason. None if there was none,
+    #: or it has not ended.
     paused_ms: int | None = None
     resumed_ms: int | None = None
     paused_by: str = ""

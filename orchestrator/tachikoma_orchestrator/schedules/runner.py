@@ -208,7 +208,7 @@ class ScheduleRunner:
         if planned.outcome is DueOutcome.MISSED:
             code = AuditCode.SCHEDULE_MISSED
         elif planned.outcome is DueOutcome.SKIPPED and not state.paused_at(planned.due_ms):
-            # The trail has an event for the begin and the end of each pause, so none for each run in between.
+            # The trail has an event for the beginning and the end of each pause, so none for each run in between.
             code = AuditCode.SCHEDULE_SKIPPED
         return RunEntry(str(planned.due_ms), run, code)
 

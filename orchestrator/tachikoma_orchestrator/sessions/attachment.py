@@ -25,7 +25,7 @@ __all__ = ["MAX_REASON", "OPEN", "Attachment", "ExecutionEnded", "SessionCaller"
 
 #: States of an execution whose session can change.
 OPEN = tuple(state for state in ExecState if not state.terminal)
-#: Most events of one code for each attachment; further ones are counted in the event of its end.
+#: Largest number of events of one code for each attachment; further ones are counted in the event of its end.
 MAX_EVENTS = 20
 #: Longest description of what a caller did, in characters.
 MAX_REASON = 500

@@ -21,7 +21,7 @@ _SEQUENCE = re.compile(
     r"\[\?(?P<private>[0-9;]{1,64})(?P<set>[hl])|(?P<keypad>[=>])|\[(?P<cursor>[0-6]?) q|\[>4(?:;(?P<keys>[0-3]))?m|"
     r"\][02];(?P<title>[^\x07\x1b]*)(?:\x07|\x1b\\)|(?P<reset>c|\[!p))"
 )
-#: The begin of a sequence at the end of a text.
+#: The beginning of a sequence at the end of a text.
 _UNFINISHED = re.compile(r"\x1b(?:\[[?>!]?[0-9;]{0,64} ?|\][^\x07\x1b]*\x1b?)?$")
 
 

@@ -12,7 +12,7 @@ from tachikoma_orchestrator.store.scripts import Script, flat
 
 __all__ = ["MAX_OBSERVERS", "RENEW_SECONDS", "Observation"]
 
-#: Most observers of one session.
+#: Largest number of observers of one session.
 MAX_OBSERVERS = 16
 #: Lifetime of an entry that is not renewed: of an orchestrator that was killed.
 ENTRY_SECONDS = 60

@@ -1,7 +1,7 @@
 """The screen of a session, made from the output that Redis holds: for a caller that attaches to it.
 
-Redis holds the begin and the end of a long output. The model follows both, so modes that a program has set at its begin
-are known. A change in the part between them is not.
+Redis holds the beginning and the end of a long output. The model follows both, so modes that a program has set at its
+beginning are known. A change in the part between them is not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tachikoma_orchestrator.sessions.sizes import SizeHistory
 
 __all__ = ["restored_screen"]
 
-#: Most bytes of one message.
+#: Largest number of bytes of one message.
 PART_BYTES = 1024 * 1024
 
 
@@ -27,7 +27,7 @@ async def restored_screen(
 
     Args:
         exec_id: the execution.
-        follower: at the begin of the output.
+        follower: at the beginning of the output.
         sizes: of the session's terminal until now.
         window: size of the caller's window.
 

@@ -25,7 +25,7 @@ log = structlog.get_logger(__name__)
 
 #: Lines above the screen that are restored.
 SCROLLBACK_LINES = 1000
-#: Most rows and columns of a model; it takes memory for each cell.
+#: Largest number of rows and columns of a model; it takes memory for each cell.
 MAX_CELLS = 500
 #: What a terminal needs before a screen is drawn: no margins, no modes, an empty screen.
 _CLEAN = "\x1b[!p\x1b[?1049l\x1b[?6l\x1b[r\x1b[m\x1b(B\x0f\x1b[H\x1b[2J"

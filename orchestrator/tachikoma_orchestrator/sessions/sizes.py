@@ -52,7 +52,7 @@ class SizeHistory:
 
     @property
     def first(self) -> WindowSize:
-        """The size at the begin of the output."""
+        """The size at the beginning of the output."""
         return self._sizes[0][1] if self._sizes else DEFAULT
 
     def changes(self) -> Iterator[tuple[int, WindowSize]]:

@@ -29,7 +29,8 @@ IDLE_SECONDS = 5.0
 ANSWER_SECONDS = 5.0
 #: Delay between attempts to connect. It does not grow, because every waiting caller depends on this connection.
 RETRY_SECONDS = 0.25
-#: Most pattern messages handled at the same time. At this limit no more are read, and Redis buffers or disconnects.
+#: Largest number of pattern messages handled at the same time. At this limit no more are read, and Redis buffers or
+#: disconnects.
 MAX_HANDLED = 128
 #: Longest wait for Redis to confirm a subscription.
 CONFIRM_SECONDS = 10.0

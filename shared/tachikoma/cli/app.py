@@ -11,7 +11,7 @@ import typer
 import typer.core
 
 from tachikoma.cli import descriptors
-from tachikoma.cli.components import COMPONENTS, ComponentCommand
+from tachikoma.cli.components import COMPONENTS, ComponentCommand, name_values
 from tachikoma.cli.output import chosen_output, expect_output, report, report_failure
 from tachikoma.client import PROFILE_VARIABLE
 from tachikoma.config import logs
@@ -34,6 +34,7 @@ class _Group(typer.core.TyperGroup):
     def main(self, args: Sequence[str] | None = None, *others: Any, **extra: Any) -> Any:
         """Run a command line. With `-o json`, wrong usage and a refused confirmation are JSON as every other error."""
         words = sys.argv[1:] if args is None else list(args)
+        name_values(self)
         expect_output(words)
         if not chosen_output().for_programs:
             return super().main(words, *others, **extra)
@@ -61,7 +62,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Run commands on many machines: policy first, at most once, everything on the record.",
+    help="Run commands on many machines: by policy, at most once, with an audit trail.",
 )
 
 

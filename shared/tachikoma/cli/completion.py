@@ -35,7 +35,7 @@ __all__ = [
 
 #: Longest wait for the orchestrator. Before a second is over, the client also logs nothing.
 SECONDS = 0.9
-#: Most executions or batches that are offered.
+#: Largest number of executions or batches that are offered.
 PAGE = 100
 
 

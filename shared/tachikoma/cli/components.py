@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, ClassVar
@@ -17,10 +18,12 @@ import typer.main
 
 from tachikoma.errors import ConfigurationError
 
-__all__ = ["COMPONENTS", "LASTING", "Component", "ComponentCommand"]
+__all__ = ["COMPONENTS", "LASTING", "Component", "ComponentCommand", "name_values"]
 
 #: Options that show the help of a command.
 HELP_OPTIONS = frozenset({"-h", "--help"})
+#: Largest width of the choices of an option in its help; an option with longer ones shows its name instead.
+CHOICES_WIDTH = 22
 #: Name of the package for pip.
 DISTRIBUTION = "tachikoma-exec"
 
@@ -71,7 +74,44 @@ class Component:
             commands.add_typer(getattr(module, name), name=self.name)
         else:
             module.add_to(commands)
-        return typer.main.get_group(commands).commands[self.name]
+        command = typer.main.get_group(commands).commands[self.name]
+        for found in _with_below(command):
+            name_values(found)
+        return command
+
+
+def name_values(command: Any) -> None:
+    """Let the help of a command show names or choices for values, not types of Python.
+
+    A flag shows nothing. Typer would show `<bool>`, `<list[str]>`, or a list of states that is wider than the screen.
+    """
+    context = command.context_class(command, help_option_names=sorted(HELP_OPTIONS))
+    for found in command.get_params(context):
+        if found.param_type_name == "argument":
+            found.metavar = found.metavar or found.name.upper()
+            found.display_type_rich = _no_type
+        elif found.metavar is None:
+            found.metavar = "" if found.is_flag or found.count else _value_name(found, context)
+
+
+def _with_below(command: Any) -> Iterator[Any]:
+    yield command
+    for below in getattr(command, "commands", {}).values():
+        yield from _with_below(below)
+
+
+def _no_type(ctx: Any) -> None:
+    """Show no type; the name of an argument is beside it."""
+
+
+def _value_name(found: Any, context: Any) -> str:
+    """Return the choices of an option, or its name if there are none or too many."""
+    descriptor = found.type_descriptor
+    if descriptor.is_choice and not descriptor.is_list:
+        choices = str(found.display_type(context)).strip("<>")
+        if len(choices) <= CHOICES_WIDTH:
+            return choices
+    return str(found.name).upper()
 
 
 class ComponentCommand(typer.core.TyperCommand):
@@ -118,7 +158,7 @@ COMPONENTS = (
     Component(
         "approvals",
         f"{_CLIENT}.approvals",
-        "List the executions that wait for an approval and that you may approve or requested; or show one in full.",
+        "List the waiting executions that you may approve or have requested, or show one in full.",
     ),
     Component("approve", f"{_CLIENT}.approvals", "Show everything that a waiting execution would run, and approve it."),
     Component("audit", f"{_CLIENT}.audit", "Read, verify and export the audit trail."),
@@ -144,7 +184,7 @@ COMPONENTS = (
     Component(
         "doctor",
         f"{_CLIENT}.doctor",
-        "Find what is wrong with a part on this host, and say what to do about it.",
+        "Find problems of a part on this host, and print remedies.",
     ),
     Component(
         "exec", f"{_CLIENT}.execute", "Run a command on an agent, stream its output, and exit with its exit code."
@@ -203,18 +243,18 @@ COMPONENTS = (
     ),
     Component("shell", f"{_CLIENT}.execute", "Run a login shell on an agent; the same as `exec -it AGENT -- bash -l`."),
     Component("spawner", f"{_WORKER}:spawner", "Run a spawner for a worker that is not root.", "worker"),
-    Component("status", f"{_CLIENT}.executions", "Show the state of an execution, and how it came there."),
+    Component("status", f"{_CLIENT}.executions", "Show the state of an execution, and the history of its states."),
     Component(
         "submitter",
         f"{_ORCHESTRATOR}.submitter:submitter",
         "Run a submitter, which admits the requests of Celery applications and celery beat.",
         "orchestrator",
     ),
-    Component("users", f"{_CLIENT}.users", "List people, add them with a token, and revoke them."),
+    Component("users", f"{_CLIENT}.users", "List people, create login tokens for them, and revoke them."),
     Component(
         "version",
         f"{_CLIENT}.version",
-        "Show the versions of this installation; reports of a fault should name them.",
+        "Show the versions of this installation, for bug reports.",
     ),
     Component("worker", f"{_WORKER}:worker", "Run an agent's worker, which runs commands on this host.", "worker"),
 )

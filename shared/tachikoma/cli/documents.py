@@ -246,7 +246,8 @@ class PolicyVerdict(Model):
     allowed: bool
     #: SPIFFE ID patterns of the approvers; empty if no approval is needed.
     approvers: tuple[str, ...]
-    #: Most executions under the policy at once without an approval; a larger batch needs one. None: no limit.
+    #: Largest number of executions under the policy at once without an approval; a larger batch needs one. None: no
+    #: limit.
     approval_above: int | None = None
     #: SPIFFE ID patterns of the approvers of such a batch.
     batch_approvers: tuple[str, ...] = ()

@@ -90,7 +90,7 @@ OutputOption = Annotated[
         help="text for people; json: one document; jsonl: one object a line; name: only ids or names.",
     ),
 ]
-WideOption = Annotated[bool, typer.Option("--wide", help="All columns and whole values, however narrow the terminal.")]
+WideOption = Annotated[bool, typer.Option("--wide", help="Show all columns and whole values in any terminal.")]
 WatchOption = Annotated[bool, typer.Option("--watch", help="Show the list again every two seconds, until Ctrl-C.")]
 
 

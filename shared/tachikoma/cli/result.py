@@ -9,7 +9,7 @@ from tachikoma.vocabulary.results import ExecOutput, ExecResponse, OutputKind
 
 __all__ = ["MAX_OUTPUT_BYTES", "CollectedOutput", "ExecResult", "OutputFolder"]
 
-#: Most bytes of each stream in a result. A longer stream needs `-o jsonl` or `--output-dir`.
+#: Largest number of bytes of each stream in a result. A longer stream needs `-o jsonl` or `--output-dir`.
 MAX_OUTPUT_BYTES = 16 * 1024 * 1024
 
 

@@ -18,7 +18,7 @@ from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus
 
 __all__ = ["Left", "run_session"]
 
-#: Most bytes of one read of standard input.
+#: Largest number of bytes of one read of standard input.
 READ_BYTES = 256 * 1024
 #: Longest wait for the result after `~.`; then this program ends without it.
 END_SECONDS = 3.0

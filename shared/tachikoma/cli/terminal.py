@@ -1,4 +1,4 @@
-"""The user's terminal during a session: raw mode and its restoration, its size, and escapes at the begin of a line."""
+"""The user's terminal during a session: raw mode and its restoration, its size, and escapes in the input."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Typed:
 
 
 class Escapes:
-    """Finds escapes in what is typed: `~` after a line break or at the begin, and a character that follows."""
+    """Finds escapes in what is typed: `~` after a line break or at the beginning, and a character that follows."""
 
     def __init__(self) -> None:
         self._at_line = True

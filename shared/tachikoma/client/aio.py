@@ -214,7 +214,7 @@ class AsyncClient(BatchMethods, OversightCalls):
         return wire.cancel_from_pb(await self._call(lambda stub: stub.Cancel(pb.CancelRequest(id=exec_id))))
 
     async def status(self, exec_id: str) -> ExecStatus:
-        """Return the state of an execution, and how it came there."""
+        """Return the state of an execution, and the history of its states."""
         message = pb.StatusRequest(id=exec_id)
         return wire.status_from_pb((await self._call(lambda stub: stub.Status(message))).status)
 
@@ -284,7 +284,7 @@ class AsyncClient(BatchMethods, OversightCalls):
     # --- approvals ----------------------------------------------------------------------------------------------------
 
     async def approvals(self) -> tuple[ExecStatus, ...]:
-        """Return the executions that wait for an approval and that this client may approve or has requested.
+        """Return the waiting executions that this client may approve or has requested.
 
         The nearest deadline comes first.
         """

@@ -22,7 +22,7 @@ class BatchMethods(Calls):
     async def run(
         self, request: BatchRequest, *, output: bool = True, detach: bool = False
     ) -> AsyncIterator[BatchUpdate]:
-        """Run a command on many agents and yield the end of each target as it comes; the last update is the status.
+        """Run a command on many agents and yield the result of each target when it has ended, and last the status.
 
         Leaving the iterator early cancels the batch. A connection that breaks cancels nothing.
 
@@ -111,7 +111,7 @@ class BatchMethods(Calls):
         return batch_wire.status_from_pb(await self._call(lambda stub: stub.CancelBatch(message)))
 
     async def batch_approvals(self) -> tuple[BatchStatus, ...]:
-        """Return the batches that wait for an approval and that this client may approve or has requested.
+        """Return the waiting batches that this client may approve or has requested.
 
         Operators see all of them.
         """

@@ -33,13 +33,14 @@ __all__ = ["Breadcrumb", "Budget", "before_send", "breadcrumbs", "budget", "exec
 
 log = get_logger(__name__)
 
-#: Most events of one process in a minute, so that an error in every request does not use up Sentry's quota.
+#: Largest number of events of one process in a minute, so that an error in every request does not use up Sentry's
+#: quota.
 EVENTS_PER_MINUTE = 60
-#: Most log lines that are remembered; an event contains those of its own execution.
+#: Largest number of log lines that are remembered; an event contains those of its own execution.
 MAX_BREADCRUMBS = 100
-#: Most exceptions of one event: the raised one, its causes, the members of a group.
+#: Largest number of exceptions of one event: the raised one, its causes, the members of a group.
 MAX_EXCEPTIONS = 10
-#: Most calls of one exception, the innermost ones.
+#: Largest number of calls of one exception, the innermost ones.
 MAX_FRAMES = 50
 
 #: Parts of Sentry's own event that are copied.

@@ -29,7 +29,7 @@ __all__ = ["ErrorReportingSettings", "concerns", "configure", "identify"]
 
 log = get_logger(__name__)
 
-#: Most events that wait to be sent; more are dropped.
+#: Largest number of events that wait to be sent; more are dropped.
 QUEUED_EVENTS = 30
 #: Longest time that the end of a process waits for events to be sent, in seconds.
 SHUTDOWN_SECONDS = 1.0

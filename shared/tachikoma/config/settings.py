@@ -43,9 +43,9 @@ __all__ = [
 
 #: Environment variable with the path of the settings file.
 SETTINGS_VARIABLE = "TACHIKOMA_SETTINGS"
-#: Begin of every variable of a setting.
+#: Beginning of every variable of a setting.
 PREFIX = "TACHIKOMA_"
-#: Most bytes of a settings file.
+#: Largest number of bytes of a settings file.
 MAX_FILE_BYTES = 1024 * 1024
 #: Begins of names that every part's file may contain, besides the part's own.
 _COMMON = ("sentry_",)

@@ -102,7 +102,7 @@ def begin(exec_id: str = "", *, since_ns: int | None = None) -> None:
 
     Args:
         exec_id: its id; empty if it is not known yet.
-        since_ns: begin of its first stage; None for now.
+        since_ns: beginning of its first stage; None for now.
     """
     if _observers:
         _measured.set(_Measured(exec_id, since_ns if since_ns is not None else monotonic_ns()))

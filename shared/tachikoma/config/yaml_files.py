@@ -23,9 +23,9 @@ from tachikoma.vocabulary.model import Model
 
 __all__ = ["Document", "Location", "digest", "dotted", "read_document", "read_files", "yaml_files"]
 
-#: Most bytes of a file.
+#: Largest number of bytes of a file.
 MAX_FILE_BYTES = 4 * 1024 * 1024
-#: Most levels of brackets and braces. The parser's time grows with their third power.
+#: Largest number of levels of brackets and braces. The parser's time grows with their third power.
 MAX_FLOW_DEPTH = 50
 
 #: A place in a document: names of fields and numbers of entries.

@@ -64,7 +64,7 @@ class DevelopmentCA:
             folder: where the three files are written.
             dns_names: further names in the certificate.
             lifetime: lifetime of the certificate.
-            not_before: begin of its lifetime; None for the authority's default, shortly before now.
+            not_before: beginning of its lifetime; None for the authority's default, shortly before now.
         """
         self._authority.issue(
             spiffe_id, bundle_pem=self.bundle_pem, lifetime=lifetime, dns_names=dns_names, not_before=not_before

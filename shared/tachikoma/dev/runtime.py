@@ -13,7 +13,7 @@ from tachikoma.errors import ConfigurationError
 
 __all__ = ["Runtime"]
 
-#: Begin of the name of the folder for sockets; random characters follow.
+#: Beginning of the name of the folder for sockets; random characters follow.
 RUNTIME_PREFIX = "tachikoma-"
 
 

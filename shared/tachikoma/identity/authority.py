@@ -44,7 +44,7 @@ CERTIFICATE_FILE, KEY_FILE = "ca.pem", "ca_key.pem"
 RETIRED_FILE = "retired.pem"
 #: Certificates begin this long in the past, since clocks differ; those with a shorter lifetime, by their lifetime.
 BACKDATE = timedelta(minutes=5)
-#: Most bytes of a certificate request; usual are about 300.
+#: Largest number of bytes of a certificate request; usual are about 300.
 MAX_REQUEST_BYTES = 8 * 1024
 
 _USAGE_NONE = {
@@ -238,8 +238,8 @@ class CertificateAuthority:
             spiffe_id: the ID of the holder.
             lifetime: how long the certificate is valid; it never outlives the authority.
             dns_names: further names.
-            not_before: begin of its validity; None for a time shortly before now, since clocks differ.
-            earliest: earliest begin of its validity.
+            not_before: beginning of its validity; None for a time shortly before now, since clocks differ.
+            earliest: earliest beginning of its validity.
         """
         now = datetime.now(UTC)
         begin = not_before or _shortly_before(now, lifetime)

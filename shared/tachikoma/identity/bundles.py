@@ -21,9 +21,9 @@ from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId, check_trust_dom
 
 __all__ = ["MAX_FEDERATED", "TrustBundle", "TrustBundles", "load_bundles"]
 
-#: Most certificates whose verification is cached.
+#: Largest number of certificates whose verification is cached.
 MAX_CACHED = 4096
-#: Most trust domains that one process federates with.
+#: Largest number of trust domains that one process federates with.
 MAX_FEDERATED = 256
 
 

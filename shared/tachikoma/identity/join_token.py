@@ -30,7 +30,7 @@ JOINED_FILE = "joined.json"
 SECRET_BYTES = 32
 
 _PREFIX = "tachikoma-join-"
-#: Most characters of a token; usual are about 1000, more if the root has a long key.
+#: Largest number of characters of a token; usual are about 1000, more if the root has a long key.
 _MAX_TOKEN = 16 * 1024
 
 

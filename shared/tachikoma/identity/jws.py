@@ -23,13 +23,13 @@ from joserfc.util import urlsafe_b64decode
 
 __all__ = ["Header", "Message", "WrongHeader", "parse", "sign_payload"]
 
-#: Most bytes of a signed payload: 4 MiB of standard input as base64, and the rest.
+#: Largest number of bytes of a signed payload: 4 MiB of standard input as base64, and the rest.
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
-#: Most certificates in the chain of a signer.
+#: Largest number of certificates in the chain of a signer.
 MAX_CHAIN = 8
-#: Most bytes of a header.
+#: Largest number of bytes of a header.
 MAX_HEADER_BYTES = 16 * 1024
-#: Most characters of a message: header and payload in base64, two dots, and a signature of 64 bytes.
+#: Largest number of characters of a message: header and payload in base64, two dots, and a signature of 64 bytes.
 MAX_CHARS = (MAX_HEADER_BYTES + MAX_PAYLOAD_BYTES) * 4 // 3 + 100
 #: Bytes of each of the two numbers in a signature.
 NUMBER_BYTES = 32

@@ -260,7 +260,7 @@ class RecordingSeal(Claims):
     policy: str
     #: The request, as far as it is retained; policy decides on it again when a caller wants to play the recording.
     request: AuditedRequest
-    #: Begin of the recording, in milliseconds since the epoch.
+    #: Beginning of the recording, in milliseconds since the epoch.
     began_ms: Milliseconds
     #: Its duration in microseconds.
     duration_us: Count

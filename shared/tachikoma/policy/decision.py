@@ -30,12 +30,12 @@ class Decision:
     grant: Grant | None = None
     #: Rate limits of each requester under the policy that decided; None for none.
     rate_limit: RateLimitConfig | None = None
-    #: Most executions under the policy that have not ended, of all requesters together; None for no limit.
+    #: Largest number of executions under the policy that have not ended, of all requesters together; None for no limit.
     max_targets: int | None = None
     #: The same as a percentage of the agents that the selectors match; None for no limit.
     max_targets_percent: int | None = None
-    #: Most executions under the policy that have not ended and are not approved, of all requesters together; None for
-    #: no limit. A larger batch waits for an approval.
+    #: Largest number of executions under the policy that have not ended and are not approved, of all requesters
+    #: together; None for no limit. A larger batch waits for an approval.
     approval_above: int | None = None
     #: SPIFFE ID patterns of the approvers of such a batch.
     batch_approvers: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["MAX_STEPS", "Effort", "TooMuchWork"]
 
-#: Most steps of one decision. A step compares one character with one position of a pattern.
+#: Largest number of steps of one decision. A step compares one character with one position of a pattern.
 MAX_STEPS = 1_000_000
 
 

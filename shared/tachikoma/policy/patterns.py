@@ -17,9 +17,9 @@ from tachikoma.vocabulary.pairs import parse_pair
 
 __all__ = ["AgentSelector", "Pattern", "PatternError"]
 
-#: Most characters of a pattern.
+#: Largest number of characters of a pattern.
 MAX_PATTERN = 4096
-#: Most alternatives that the braces of a pattern may make.
+#: Largest number of alternatives that the braces of a pattern may make.
 MAX_ALTERNATIVES = 256
 
 #: Tokens of the two wildcards.

@@ -51,7 +51,8 @@ FOLLOWING_OPERATION_SECONDS, FOLLOWING_CONNECT_SECONDS = 3.0, 2.0
 class RedisSettings(PartSettings):
     """The Redis server of a component, and the component's user and certificates there."""
 
-    #: redis://, rediss:// or unix:///path of Redis or Valkey 7 or newer, or rediss+sentinel://host,host/NAME; required.
+    #: URL of Redis or Valkey, version 7 or newer: redis://, rediss://, unix:///path or
+    #: rediss+sentinel://host,host/NAME.
     redis_url: str = Field(repr=False)
     #: ACL user; by default that of the URL, or the one that `tachikoma redis acl` creates for this component.
     redis_user: str = ""

@@ -35,7 +35,7 @@ __all__ = [
 
 log = get_logger(__name__)
 
-#: Seconds between kombu's checks of its connections. A consumer whose connection broke without a word takes messages
+#: Seconds between kombu's checks of its connections. A consumer whose connection broke silently takes messages
 #: again after its poll and two checks.
 HEALTH_SECONDS = 4
 #: Wait after an error reply, in seconds. Celery reconnects at once, so a Redis that only refuses would be flooded.

@@ -1,8 +1,8 @@
 """Recordings of terminals in the formats of asciinema: asciicast version 3, and version 2 for older players.
 
 Sources: https://docs.asciinema.org/manual/asciicast/v3/ and https://docs.asciinema.org/manual/asciicast/v2/. A file has
-a header and one event in each line. Times here are whole microseconds from the begin of the recording, so intervals of
-version 3 have no rounding error.
+a header and one event in each line. Times here are whole microseconds from the beginning of the recording, so intervals
+of version 3 have no rounding error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_US = 366 * 24 * 3600 * 1_000_000
 class CastEvent(NamedTuple):
     """One event."""
 
-    #: Microseconds from the begin of the recording.
+    #: Microseconds from the beginning of the recording.
     at_us: int
     #: `OUTPUT`, `INPUT`, `MARKER`, `RESIZE` or `EXIT`; a reader ignores others.
     code: str

@@ -31,9 +31,9 @@ __all__ = [
     "encode",
 ]
 
-#: Most bytes of input in one frame.
+#: Largest number of bytes of input in one frame.
 MAX_DATA_BYTES = 252 * 1024
-#: Most bytes of input that the agent has not accepted; an orchestrator sends no more.
+#: Largest number of bytes of input that the agent has not accepted; an orchestrator sends no more.
 INPUT_CREDIT_BYTES = 4 * 1024 * 1024
 
 _OFFSET = struct.Struct("!Q")

@@ -33,7 +33,7 @@ __all__ = [
 OFFER_SECONDS = 30
 #: Lifetime of the last answer in Redis.
 ANSWER_SECONDS = 3600
-#: Most bytes of an entry or notice: a full frame of input, or a signed message with its chain.
+#: Largest number of bytes of an entry or notice: a full frame of input, or a signed message with its chain.
 MAX_ENTRY_BYTES = MAX_DATA_BYTES + OVERHEAD_BYTES + 64 * 1024
 
 _OFFER, _FRAME = b"o", b"f"

@@ -40,7 +40,7 @@ Measure = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 #: Executions that a heartbeat lists at most; an agent that holds more lists none.
 MAX_HELD = 1024
-#: Most roots that a heartbeat lists.
+#: Largest number of roots that a heartbeat lists.
 MAX_ROOTS = 32
 KeyDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

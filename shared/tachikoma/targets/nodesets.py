@@ -16,14 +16,14 @@ from tachikoma.vocabulary.types import is_identifier
 
 __all__ = ["MAX_NAMES", "expand", "fold", "in_order"]
 
-#: Most names that one expression may have. It is counted before any of them is made.
+#: Largest number of names that one expression may have. It is counted before any of them is made.
 MAX_NAMES = 20_000
-#: Most characters of one expression.
+#: Largest number of characters of one expression.
 MAX_CHARACTERS = 400_000
 
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
 _RANGE = re.compile(r"\s*([0-9]+)(?:-([0-9]+))?(?:/([0-9]+))?\s*")
-#: Most digits of a number in a range; Python would convert longer ones slowly.
+#: Largest number of digits of a number in a range; Python would convert longer ones slowly.
 _DIGITS = 18
 
 

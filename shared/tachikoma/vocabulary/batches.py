@@ -42,9 +42,10 @@ __all__ = [
     "substituted",
 ]
 
-#: Most target expressions of a request.
+#: Largest number of target expressions of a request.
 MAX_EXPRESSIONS = 20_000
-#: Most executions of a batch at once, and how many there are by default. It bounds the results that arrive together.
+#: Largest number of executions of a batch at once, and how many there are by default. It bounds the results that arrive
+#: together.
 MAX_PARALLEL, DEFAULT_PARALLEL = 1000, "50"
 #: Longest time of a batch by default; then no more targets start.
 DEFAULT_DEADLINE = timedelta(hours=1)
@@ -103,7 +104,7 @@ FAILURES = frozenset({TargetState.FAILED, TargetState.TIMED_OUT, TargetState.OUT
 
 
 class StopCause(StrEnum):
-    """An end that counts for `stop_after` only where `stop_on` names it."""
+    """A result that counts for `stop_after` only if `stop_on` names it."""
 
     UNREACHABLE = "UNREACHABLE"
     DENIED = "DENIED"
@@ -190,7 +191,7 @@ class BatchRequest(CallersModel):
     timeout: Duration | None = None
     user: str = ""
     limits: ResourceLimits | None = None
-    #: Most executions at once.
+    #: Largest number of executions at once.
     parallel: Share = DEFAULT_PARALLEL
     #: Number of targets that run first, alone; the rest follows only if none of them failed. 0 for none.
     canary: Annotated[int, Field(ge=0, le=MAX_EXPRESSIONS)] = 0
@@ -203,7 +204,7 @@ class BatchRequest(CallersModel):
     gate: HealthGate | None = None
     #: Failures in the whole batch after which no further target starts; None for no such rule.
     stop_after: Share | None = None
-    #: Ends that count as failures besides a failed, timed out, out of memory or lost execution.
+    #: Results that count as failures besides a failed, timed out, out of memory or lost execution.
     stop_on: tuple[StopCause, ...] = ()
     #: Time after which no further target starts.
     deadline: Duration = DEFAULT_DEADLINE
@@ -262,7 +263,7 @@ class BatchRequest(CallersModel):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def parallel_of(self, total: int) -> int:
-        """Return the most executions at once."""
+        """Return the largest number of executions at once."""
         return min(MAX_PARALLEL, max(1, share_of(self.parallel, total)))
 
 
@@ -273,14 +274,14 @@ class ApprovalNeed(Model):
     policy: str
     #: Number of the batch's targets under it.
     targets: Annotated[int, Field(ge=1)]
-    #: Most targets that need no approval; 0 if each request under the policy needs one.
+    #: Largest number of targets without an approval; 0 if each request under the policy needs one.
     above: Annotated[int, Field(ge=0)]
     #: SPIFFE ID patterns of its approvers.
     approvers: tuple[str, ...]
 
 
 class BatchStatus(Model):
-    """A batch as the ledger knows it."""
+    """The ledger's record of a batch."""
 
     id: Identifier
     state: BatchState
@@ -362,14 +363,14 @@ class BatchResult(Model):
 
 
 class BatchUpdate(Model):
-    """One message of a watched batch: its status, or the end of one target."""
+    """One message of a watched batch: its status, or the result of one target."""
 
     status: BatchStatus | None = None
     result: BatchResult | None = None
 
 
 class PreviewedTarget(Model):
-    """One target as it would be now."""
+    """One target of a preview."""
 
     agent_id: Identifier
     #: PENDING if it can start, else UNREACHABLE or DENIED.
@@ -384,7 +385,7 @@ class BatchPreview(Model):
     #: SHA-256 over the request and the list, in hexadecimal.
     digest: str
     targets: tuple[PreviewedTarget, ...]
-    #: Time of the look.
+    #: Time of the preview.
     time: Timestamp = Field(default_factory=lambda: datetime.now(UTC))
     #: The policies that would require an approval of the batch.
     needs: tuple[ApprovalNeed, ...] = ()

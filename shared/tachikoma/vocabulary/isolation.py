@@ -13,7 +13,7 @@ __all__ = ["Isolation", "IsolationReport", "TmpScope", "strictest", "strictest_t
 
 
 class Isolation(StrEnum):
-    """How far an execution is isolated, from the weakest level to the strongest."""
+    """The levels of isolation of an execution, from the weakest to the strongest."""
 
     #: Only users separate executions. A command of root is kept from the agent and the host.
     SHARED = "shared"
@@ -29,7 +29,7 @@ class Isolation(StrEnum):
 
 
 class TmpScope(StrEnum):
-    """Whose `/tmp`, `/var/tmp` and `/dev/shm` a command has at `private` and `sealed`, from the widest to the own."""
+    """The `/tmp`, `/var/tmp` and `/dev/shm` that a command has at `private` and `sealed`."""
 
     #: Those of the host.
     HOST = "host"

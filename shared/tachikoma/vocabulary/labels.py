@@ -12,7 +12,7 @@ from tachikoma.vocabulary.pairs import parse_pair
 
 __all__ = ["MAX_LABELS", "BoundLabels", "LabelChange"]
 
-#: Most labels of an agent.
+#: Largest number of labels of an agent.
 MAX_LABELS = 64
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,126}[A-Za-z0-9])?")

@@ -68,12 +68,13 @@ class ExecPolicy(Model):
     approval_timeout: Duration = timedelta(hours=1)
     #: Rate limits of each requester under this policy; None for none.
     rate_limit: RateLimitConfig | None = None
-    #: Most executions under this policy that have not ended, of all requesters together; None for no such limit.
+    #: Largest number of executions under this policy that have not ended, of all requesters together; None for no such
+    #: limit.
     max_targets: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     #: The same as a percentage of the known agents that `agents` matches, rounded down, and at least 1.
     max_targets_percent: Annotated[int, Field(ge=1, le=100)] | None = None
-    #: Most executions under this policy that have not ended and that no approver has approved, of all requesters
-    #: together. A batch with more targets under this policy waits for an approval. None for no such limit.
+    #: Largest number of executions under this policy that have not ended and that no approver has approved, of all
+    #: requesters together. A batch with more targets under this policy waits for an approval. None for no such limit.
     require_approval_above: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     #: Resource limits of each command; a request may lower them.
     limits: ResourceLimits = ResourceLimits()
@@ -156,7 +157,7 @@ class PolicyStatus(Model):
     policies: int
     #: Time since which it is active.
     since: Timestamp
-    #: Why the current files are not active, so that the previous policy set is retained; empty if they are.
+    #: Mistake in the current files, so that the previous policy set stays active; empty if they are.
     error: str = ""
     #: Name of the orchestrator's host.
     host: str = ""

@@ -19,13 +19,13 @@ _INPUT = "+input"
 
 
 class RecordMode(StrEnum):
-    """Whether policy wants interactive executions recorded."""
+    """The rule of a policy for recordings of interactive executions."""
 
     #: They are not recorded.
     OFF = "off"
     #: They are recorded as far as that is possible.
     BEST_EFFORT = "best-effort"
-    #: They end when their recording cannot be written.
+    #: They are ended when their recording cannot be written.
     REQUIRED = "required"
 
 
@@ -59,7 +59,7 @@ NOT_RECORDED = RecordRule()
 class RecordingMatch(Model):
     """A line of a recording's screen that contains the text of a search."""
 
-    #: Time from the begin of the recording.
+    #: Time since the start of the recording.
     at: Duration
     #: The line, as it was on the screen.
     line: str
@@ -77,7 +77,7 @@ class RecordingInfo(Model):
     command: tuple[str, ...]
     #: True if the command had a terminal.
     tty: bool = False
-    #: Begin of the recording.
+    #: Start of the recording.
     start_time: Timestamp
     duration: Duration = timedelta(0)
     #: Size of the recording in bytes.
@@ -86,11 +86,11 @@ class RecordingInfo(Model):
     sha256: str
     #: Exit code of the command; -1 if it is unknown.
     exit_code: Annotated[int, Field(ge=-1, le=255)] = -1
-    #: True if it contains all output that the agent's receipt vouches for.
+    #: True if it contains the complete output, compared with the digests in the agent's receipt.
     complete: bool = False
     #: Why it is not complete; empty if it is.
     problem: str = ""
-    #: True if it contains what was typed.
+    #: True if it contains the input.
     has_input: bool = False
     #: The lines that a search found, at most 20.
     matches: tuple[RecordingMatch, ...] = ()

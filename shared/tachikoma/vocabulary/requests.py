@@ -35,26 +35,26 @@ __all__ = [
     "new_id",
 ]
 
-#: Most elements of an argv.
+#: Largest number of elements of an argv.
 MAX_ARGUMENTS = 1024
 
-#: Most bytes of an argv, each element counted with its closing NUL.
+#: Largest number of bytes of an argv, each element counted with its closing NUL.
 MAX_COMMAND_BYTES = 128 * 1024
 
-#: Most entries of an environment.
+#: Largest number of entries of an environment.
 MAX_ENVIRONMENT_ENTRIES = 256
 
-#: Most bytes of an environment, each entry counted as NAME=value and NUL.
+#: Largest number of bytes of an environment, each entry counted as NAME=value and NUL.
 MAX_ENVIRONMENT_BYTES = 128 * 1024
 
-#: Most bytes of standard input in a request.
+#: Largest number of bytes of standard input in a request.
 MAX_STDIN_BYTES = 4 * 1024 * 1024
 
 #: Largest gRPC message in either direction: a request with its standard input, or a response with two streams of output
 #: of up to 16 MiB each. Client and server must agree on it.
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
-#: Most bytes of the path of a working directory (PATH_MAX of Linux).
+#: Largest number of bytes of the path of a working directory (PATH_MAX of Linux).
 MAX_PATH_BYTES = 4096
 
 #: Longest time that a command may run, and that a request may wait.

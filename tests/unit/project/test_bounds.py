@@ -15,7 +15,7 @@ from tachikoma_orchestrator.agents import silence
 from tachikoma_orchestrator.executions import reaper, waiting_callers
 from tachikoma_orchestrator.processes import server
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings
-from tachikoma_orchestrator.store import subscriber
+from tachikoma_orchestrator.store import scripts, subscriber
 from tachikoma_worker.settings import WorkerSettings
 
 PAGE = (Path(__file__).parents[3] / "ARCHITECTURE.md").read_text(encoding="utf-8")
@@ -33,7 +33,7 @@ def seconds(kind: Any, field: str) -> float:
     ("row", "words"),
     [
         (
-            "connection to Redis that broke without a word",
+            "connection to Redis that broke silently",
             f"two attempts of {OPERATION_SECONDS:g} s for a command, a ping after {subscriber.IDLE_SECONDS:g} s of "
             f"silence for a subscription, {2 * HEALTH_SECONDS:g} s after its poll ({seconds(WorkerSettings, 'poll'):g}",
         ),
@@ -42,6 +42,10 @@ def seconds(kind: Any, field: str) -> float:
             "execution of a silent agent",
             f"`TACHIKOMA_LEASE` ({seconds(OrchestratorSettings, 'lease'):g} s) after the last heartbeat and a sweep "
             f"({seconds(OrchestratorSettings, 'sweep'):g} s), also after a restart",
+        ),
+        (
+            "confirmation of a change by a replica of Redis",
+            f"{scripts.WAIT_FOR_REPLICA[2] / 1000:g} s, then `UNAVAILABLE`",
         ),
         ("an execution that its agent no longer holds", f"{silence.RESULT_SECONDS:g} s of heartbeats and a sweep"),
     ],
@@ -54,9 +58,9 @@ def test_a_bound_is_written_as_it_is_in_the_code(row: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("row", "longest"),
     [
-        ("client that vanished without a word", (server.KEEPALIVE_MS + server.KEEPALIVE_TIMEOUT_MS) / 1000),
+        ("client that disappeared silently", (server.KEEPALIVE_MS + server.KEEPALIVE_TIMEOUT_MS) / 1000),
         (
-            "orchestrator that vanished or is frozen",
+            "orchestrator that disappeared or hangs",
             (KEEPALIVE["grpc.keepalive_time_ms"] + KEEPALIVE["grpc.http2.ping_timeout_ms"]) / 1000,
         ),
         (

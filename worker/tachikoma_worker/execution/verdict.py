@@ -18,7 +18,7 @@ __all__ = ["Stop", "describe", "failure", "judge", "stopped_before_start"]
 
 #: Longest description of an unexpected exception, in characters.
 MAX_FAILURE_CHARS = 1000
-#: Most process ids of survivors in a receipt.
+#: Largest number of process ids of survivors in a receipt.
 MAX_SURVIVORS = 32
 
 

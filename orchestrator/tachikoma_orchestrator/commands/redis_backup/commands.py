@@ -34,15 +34,15 @@ def backup(
     folder: Annotated[Path, typer.Argument(help="Folder of the backup; it must be missing or empty.")],
     redis_url: RedisUrl = None,
     redis_user: Annotated[str | None, typer.Option(help=f"ACL user; by default {BACKUP}.")] = None,
-    redis_password_file: Annotated[Path | None, typer.Option(help="File with its password.")] = None,
+    redis_password_file: Annotated[Path | None, typer.Option(help="File with the password of that user.")] = None,
     identity: Identity = None,
-    audit: Annotated[list[Path] | None, typer.Option(help="Audit log to copy as well; may be repeated.")] = None,
+    audit: Annotated[list[Path] | None, typer.Option(help="Audit log to copy as well. May be repeated.")] = None,
     journal: Annotated[
         list[Path] | None,
-        typer.Option(help="Data folder of an agent, to copy its journal as well; may be repeated."),
+        typer.Option(help="Data folder of an agent, to copy its journal as well. May be repeated."),
     ] = None,
 ) -> None:
-    """Copy everything in a running Redis, with its users. The copy is consistent, and nothing stops meanwhile."""
+    """Copy everything in a running Redis, with its users. The copy is consistent, and the server keeps running."""
     settings = read_settings(
         BackupSettings, "redis",
         redis_url=redis_url, redis_user=redis_user, redis_password_file=redis_password_file, identity=identity,
@@ -58,7 +58,9 @@ def restore(
     into: Annotated[
         Path | None, typer.Argument(help="Folder in which a Redis server will start; it must be missing or empty.")
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only check it. Exits 1 if there is a finding.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check the backup. Exits 1 if there is a finding.")
+    ] = False,
 ) -> None:
     """Check a backup, and lay it out so that a server with `appendonly yes` starts with it.
 

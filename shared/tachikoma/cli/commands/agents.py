@@ -186,7 +186,7 @@ def enroll(
     ],
     ttl: Annotated[str, typer.Option(help="Lifetime of the token, at most 24h.")] = "15m",
     label: Annotated[
-        list[str] | None, typer.Option("--label", help="NAME=VALUE to bind when a host joins; may be repeated.")
+        list[str] | None, typer.Option("--label", help="NAME=VALUE to bind when a host joins. May be repeated.")
     ] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:

@@ -44,7 +44,7 @@ def approvals(
     again: WatchOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """List the executions that wait for an approval and that you may approve or requested; or show one in full."""
+    """List the waiting executions that you may approve or have requested, or show one in full."""
 
     def show(form: Output) -> None:
         if exec_id:
@@ -139,7 +139,7 @@ def approve(
     exec_id: Annotated[str, typer.Argument(help="The execution.", autocompletion=completion.waiting)],
     reason: ReasonOption = None,
     digest: Annotated[
-        str, typer.Option(help="Digest of the request that you reviewed; no other one is approved.")
+        str, typer.Option(help="Digest of the reviewed request; a changed request is not approved.")
     ] = "",
     yes: YesOption = False,
     output: OutputOption = Output.TEXT,

@@ -87,7 +87,7 @@ def tail(
     wide: WideOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Show the latest events, oldest first. With --follow and -o json there is one object a line."""
+    """Show the latest events, oldest first. With --follow, -o json prints one object per line."""
     form = Output.JSONL if follow and output is Output.JSON else output
 
     def show(events: Sequence[ExecAuditLog]) -> None:
@@ -200,7 +200,7 @@ def verify(
     ] = "",
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Find changed, deleted, inserted and moved lines of an audit log; with a head, also a missing end.
+    """Find changed, deleted, inserted and moved lines of an audit log; with --head, also a missing end.
 
     Exits 1 if something is found.
     """
@@ -287,7 +287,7 @@ def export(
     after: Annotated[int, typer.Option(min=0, help="Begin after the event with this number.")] = 0,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Write the trail to standard output, one JSON object a line with every --output but name, oldest first."""
+    """Write the trail to standard output, oldest first: one JSON object per line, or ids with `-o name`."""
     last = 0
     for event in trail_of(file):
         # An event without a number belongs to the event before it.

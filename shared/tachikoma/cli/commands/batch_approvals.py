@@ -57,7 +57,7 @@ def approvals(
     again: WatchOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """List the batches that wait for an approval and that you may approve or requested; or show one in full."""
+    """List the waiting batches that you may approve or have requested, or show one in full."""
 
     def show(form: Output) -> None:
         if batch_id:
@@ -74,7 +74,7 @@ def approvals(
 def approve(
     batch_id: BatchArgument,
     reason: ReasonOption = None,
-    digest: Annotated[str, typer.Option(help="Digest of what you reviewed; nothing else is approved.")] = "",
+    digest: Annotated[str, typer.Option(help="Digest of the reviewed batch; a changed batch is not approved.")] = "",
     yes: YesOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:

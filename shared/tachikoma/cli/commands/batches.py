@@ -74,7 +74,7 @@ def status(
     batch_id: Annotated[str, typer.Argument(help="The batch.", autocompletion=completion.batches)],
     group: Annotated[bool, typer.Option("--group", "-b", help="Also print the output of each group.")] = False,
     similar: Annotated[
-        bool, typer.Option("--similar", help="As --group, also where only numbers, times and host names differ.")
+        bool, typer.Option("--similar", help="Like --group, but ignore numbers, times and host names.")
     ] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -125,7 +125,7 @@ def logs(
     state: Annotated[
         str,
         typer.Option(
-            help="Only where it ended so: failed (everything but success), or states with commas.",
+            help="Only targets in these states, with commas; failed: every state but success.",
             autocompletion=completion.target_states,
         ),
     ] = "",

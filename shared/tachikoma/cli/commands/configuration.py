@@ -35,7 +35,7 @@ PartArgument = Annotated[Part, typer.Argument(help="The part.")]
 
 @config.command()
 def show(part: PartArgument, wide: WideOption = False, output: OutputOption = Output.TEXT) -> None:
-    """Show each setting of a part with its value and where that comes from. Passwords are hidden.
+    """Show each setting of a part with its value and the source of the value. Passwords are hidden.
 
     Run it in the part's own environment.
     """

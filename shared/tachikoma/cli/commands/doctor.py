@@ -37,7 +37,7 @@ def doctor(
     ] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Find what is wrong with a part on this host, and say what to do about it.
+    """Find problems of a part on this host, and print remedies.
 
     The exit code is 1 if there is a finding. Run it as the user of the part and with its environment. Without a part it
     checks your profile, your identity, and the agents that you may see.

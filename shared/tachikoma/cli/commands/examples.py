@@ -35,8 +35,8 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("Everything that one execution would run", "tachikoma approvals 5f3a"),
     ),
     "approve": (
-        ("Look at it, and be asked", "tachikoma approve 5f3a"),
-        ("Only exactly what was shown before", "tachikoma approve 5f3a --digest 9b1c… -m 'change 4711'"),
+        ("Show it, and ask for confirmation", "tachikoma approve 5f3a"),
+        ("Only exactly the request that was shown", "tachikoma approve 5f3a --digest 9b1c… -m 'change 4711'"),
     ),
     "audit": (
         ("Follow the trail", "tachikoma audit tail --follow"),
@@ -66,8 +66,8 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("Everything that one batch would run, and where", "tachikoma batches approvals 5f3a"),
     ),
     "batches approve": (
-        ("Look at it, and be asked", "tachikoma batches approve 5f3a"),
-        ("Only exactly what was shown before", "tachikoma batches approve 5f3a --digest 9b1c… -m 'change 4711'"),
+        ("Show it, and ask for confirmation", "tachikoma batches approve 5f3a"),
+        ("Only exactly the batch that was shown", "tachikoma batches approve 5f3a --digest 9b1c… -m 'change 4711'"),
     ),
     "batches reject": (("Say why", "tachikoma batches reject 5f3a -m 'too many at once'"),),
     "batches cancel": (("Start no more, and cancel what runs", "tachikoma batches cancel 5f3a"),),
@@ -81,7 +81,7 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("Totals", "tachikoma batches status 5f3a"),
         ("Equal answers, grouped", "tachikoma batches status 5f3a --group"),
     ),
-    "beat": (("Check the settings, and leave", "tachikoma beat --check"),),
+    "beat": (("Check the schedules and exit", "tachikoma beat --check"),),
     "cancel": (
         ("Two executions, by the beginning of their ids", "tachikoma cancel 5f3a 77c0"),
         ("All that wait", "tachikoma ps -a --state QUEUED -o name | xargs tachikoma cancel"),
@@ -136,7 +136,7 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     ),
     "orchestrator health": (("For a container's health check", "tachikoma orchestrator health"),),
     "play": (
-        ("As it was", "tachikoma play 5f3a"),
+        ("At the original speed", "tachikoma play 5f3a"),
         ("Quickly, from a word on", "tachikoma play 5f3a --speed 4 --idle-limit 2s --search passwd"),
     ),
     "policy": (("Before a file is put in place", "tachikoma policy check --strict policy.yaml"),),
@@ -164,8 +164,8 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     ),
     "recordings": (("What you may play", "tachikoma recordings ls"),),
     "recordings export": (("For asciinema", "tachikoma recordings export 5f3a --file session.cast"),),
-    "recordings ls": (("Those that had a word on their screen", "tachikoma recordings ls --text passwd"),),
-    "redis": (("Whether a server is set up as it should be", "tachikoma redis check"),),
+    "recordings ls": (("Recordings that showed a word", "tachikoma recordings ls --text passwd"),),
+    "redis": (("Check a server", "tachikoma redis check"),),
     "redis acl": (("The users of all parts", "tachikoma redis acl --passwords passwords > users.acl"),),
     "redis backup": (
         (
@@ -177,16 +177,16 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("A server, as its administrator", "tachikoma redis check --redis-url rediss://redis.example.org:6379"),
     ),
     "redis restore": (
-        ("Whether a backup is whole", "tachikoma redis restore --check /backup/today"),
+        ("Check a backup", "tachikoma redis restore --check /backup/today"),
         ("For a server that starts in a new folder", "tachikoma redis restore /backup/today /var/lib/redis-restored"),
     ),
     "reject": (("With a reason for the requester", "tachikoma reject 5f3a -m 'not before Monday'"),),
     "run": (
         ("On a set of nodes", "tachikoma run 'web-[1-20]' -- uptime"),
         ("By label, ten at once, at most three failures", "tachikoma run role=web -p 10 --stop-after 3 -- /srv/deploy"),
-        ("Only look at who it would be", "tachikoma run --preview 'web-*' site=berlin -- true"),
+        ("Only list the targets", "tachikoma run --preview 'web-*' site=berlin -- true"),
         ("Again where it failed", "tachikoma run --retry 5f3a failed -- /srv/deploy"),
-        ("Who differs from the others", "tachikoma run --diff 'web-*' -- cat /etc/resolv.conf"),
+        ("Show only the hosts whose answer differs", "tachikoma run --diff 'web-*' -- cat /etc/resolv.conf"),
     ),
     "schedule": (("What runs when", "tachikoma schedule ls"),),
     "schedule check": (("Before a file is put in place", "tachikoma schedule check --strict schedules.yaml"),),
@@ -197,7 +197,7 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "schedule resume": (("From now on", "tachikoma schedule resume nightly-backup"),),
     "schedule run": (("Now", "tachikoma schedule run nightly-backup"),),
     "schedule schema": (("For an editor that checks YAML", "tachikoma schedule schema > schedules.schema.json"),),
-    "sessions": (("Take yours up again", "tachikoma sessions attach 5f3a"),),
+    "sessions": (("Return to your session", "tachikoma sessions attach 5f3a"),),
     "sessions attach": (("By the beginning of its id", "tachikoma sessions attach 5f3a"),),
     "sessions close": (("Attached or not", "tachikoma sessions close 5f3a"),),
     "sessions ls": (("Those on one agent", "tachikoma sessions ls web-1"),),

@@ -80,21 +80,23 @@ def execute(
     no_tty: Annotated[bool, typer.Option("--no-tty", "-T", help="Without a terminal.")] = False,
     no_stdin: Annotated[bool, typer.Option("--no-stdin", "-n", help="Do not read standard input.")] = False,
     detach: DetachOption = False,
-    exec_id: Annotated[str | None, typer.Option("--id", help="Id of the execution; safe to repeat with it.")] = None,
+    exec_id: Annotated[
+        str | None, typer.Option("--id", help="Id of the execution; the same id never runs twice.")
+    ] = None,
     output_dir: OutputFolderOption = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Run a command on an agent, stream its output, and exit with its exit code.
 
-    Ctrl-C, SIGTERM and a closed terminal cancel the command, as does a reader of the output that leaves. A connection
-    that breaks cancels nothing, and is resumed. With --detach the command continues without this program.
+    Ctrl-C, SIGTERM, a closed terminal, and the exit of the reader of the output cancel the command. A broken connection
+    does not: it is made again, and the output continues. With --detach the command continues without this program.
 
-    Piped input of up to 4 MiB is a part of the request. More of it streams to the running command, as with
-    --interactive, if policy allows interactive commands. In a terminal, ~. at the begin of a line ends the session,
+    Piped input of up to 4 MiB is a part of the request. Longer input is streamed while the command runs, as with
+    --interactive, if policy allows interactive commands. In a terminal, ~. at the beginning of a line ends the session,
     ~d leaves it running, and ~? lists all such escapes.
 
-    Exit codes of its own are 124 when the command was killed at its timeout, 125 when it did not run or its end is
-    unknown, and 130 when it was cancelled.
+    The exit code is that of the command, or 124 if it was killed at its timeout, 125 if it did not run or its result is
+    unknown, 130 if it was cancelled, and 141 if the reader of the output exited.
     """
     refuse_option(context, [agent, *command])
     channel = _Channel.of(interactive=interactive, tty=tty, no_tty=no_tty, no_stdin=no_stdin)

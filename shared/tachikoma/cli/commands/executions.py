@@ -32,7 +32,7 @@ from tachikoma.vocabulary.types import format_duration, parse_duration
 
 __all__ = ["add_to", "outcome_of"]
 
-#: Most calls for one list. Each searches a bounded part of the ledger.
+#: Largest number of calls for one list. Each searches a bounded part of the ledger.
 MAX_PAGES = 20
 
 
@@ -55,14 +55,16 @@ def _time(text: str, option: str) -> datetime | None:
 
 def ps(
     agent: Annotated[str, typer.Argument(help="Only executions on this agent.", autocompletion=completion.agents)] = "",
-    everything: Annotated[bool, typer.Option("--all", "-a", help="Also executions that have ended.")] = False,
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Show executions that have ended too.")] = False,
     by: Annotated[str, typer.Option(help="Only executions of this SPIFFE ID.")] = "",
     state: Annotated[
-        list[ExecState] | None, typer.Option(help="Only executions in this state; may be repeated.")
+        list[ExecState] | None, typer.Option(help="Only executions in this state. May be repeated.")
     ] = None,
     on: Annotated[str, typer.Option(help="Only on agents that match a pattern or label: 'web-*', 'role=web'.")] = "",
-    since: Annotated[str, typer.Option(help="Only newer ones: 2026-01-31T12:00, or 1h for an hour ago.")] = "",
-    until: Annotated[str, typer.Option(help="Only older ones, in the same form.")] = "",
+    since: Annotated[
+        str, typer.Option(help="Only executions accepted after this time: 2026-01-31T12:00, or 1h for an hour ago.")
+    ] = "",
+    until: Annotated[str, typer.Option(help="Only executions accepted before this time.")] = "",
     limit: Annotated[int, typer.Option("--limit", "-l", min=1, max=1000, help="At most n executions.")] = 50,
     wide: WideOption = False,
     again: WatchOption = False,
@@ -134,7 +136,7 @@ def status(
     exec_id: Annotated[str, typer.Argument(help="The execution.", autocompletion=completion.executions)],
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Show the state of an execution, and how it came there."""
+    """Show the state of an execution, and the history of its states."""
     with Client() as client:
         found = with_full_id(client, exec_id, client.status)
     show_value(found, output, name=lambda found: found.id, text=lambda found: facts(_facts(found)))

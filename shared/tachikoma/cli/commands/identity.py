@@ -54,7 +54,7 @@ IdentityOption = Annotated[
     str | None,
     typer.Option(
         "--identity",
-        help=f"Folder, or unix:///path of the Workload API; by default the profile's, then {ENDPOINT_VARIABLE}.",
+        help=f"Folder, or unix:///path of the Workload API; by default that of the profile, then {ENDPOINT_VARIABLE}.",
     ),
 ]
 
@@ -203,12 +203,12 @@ def renew(
     place: Annotated[
         Path | None, typer.Option("--identity", help="Folder of the identity; by default the profile's.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Also if half of its life is not over.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Renew even if half of its lifetime is not over.")] = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Renew an identity that came with a token, if half of its life is over. For services without a client, by a timer.
+    """Renew an identity that came with a token, if half of its lifetime is over; for a timer.
 
-    Other commands renew the identity that they use by themselves.
+    Other commands renew the identity that they use automatically.
     """
     folder = place or Profile.load().identity
     if not isinstance(folder, Path):
@@ -243,7 +243,7 @@ def check(
 ) -> None:
     """Show which agents would be refused under a planned bundle, and whether you would be.
 
-    Exits 1 if any would be. An agent that is offline counts as last reported.
+    Exits 1 if any would be. For an agent that is offline, its last report is used.
     """
     _, svid = _open(place)
     bundle = svid.bundle if planned is None else _read_bundle(planned, svid.bundle.trust_domain)

@@ -31,7 +31,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def manual(
-    folder: Annotated[Path, typer.Argument(help="Folder for the pages; it is made.")],
+    folder: Annotated[Path, typer.Argument(help="Folder for the pages; created if missing.")],
 ) -> None:
     """Write a manual page for each command into a folder, for man(1).
 
@@ -148,7 +148,7 @@ def option(found: Any) -> str:
 
 def option_help(found: Any) -> str:
     text = found.help or ""
-    if found.multiple:
+    if found.multiple and "May be repeated" not in text:
         text += " May be repeated."
     default = found.default
     if (

@@ -15,7 +15,7 @@ __all__ = ["Pace", "play"]
 class Pace:
     """How fast a recording is played."""
 
-    #: Factor of the speed; 2 is twice as fast.
+    #: Speed of playback; 2 is twice as fast.
     speed: float = 1.0
     #: Longest pause between two events, in seconds of the recording; None for no limit.
     idle_seconds: float | None = None

@@ -88,10 +88,10 @@ def explain(
     command: Annotated[list[str], typer.Argument(help="The program and its arguments.")],
     file: Annotated[Path, typer.Option("--policy", envvar="TACHIKOMA_POLICY", help="The policy file, or a folder.")],
     subject: Annotated[str, typer.Option("--as", help="SPIFFE ID of the requester.")],
-    label: Annotated[list[str] | None, typer.Option(help="name=value of the agent; may be repeated.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="name=value of the agent. May be repeated.")] = None,
     user: Annotated[str, typer.Option("--user", "-u", help="User on the agent.")] = "",
     cwd: Annotated[str, typer.Option(help="Working directory.")] = "",
-    env: Annotated[list[str] | None, typer.Option("--env", "-e", help="NAME=value; may be repeated.")] = None,
+    env: Annotated[list[str] | None, typer.Option("--env", "-e", help="NAME=value. May be repeated.")] = None,
     timeout: Annotated[str | None, typer.Option(help="30s, 5m, 1h30m.")] = None,
     tty: Annotated[bool, typer.Option("--tty", "-t", help="With a terminal.")] = False,
     address: Annotated[str, typer.Option("--from", help="Address of the requester; unknown by default.")] = "",
@@ -235,7 +235,7 @@ def diff(
     new: Annotated[Path, typer.Argument(help="The proposed one.")],
     file: FileOption = None,
     label: Annotated[
-        list[str] | None, typer.Option(help="agent:name=value, for agents that are unknown now; may be repeated.")
+        list[str] | None, typer.Option(help="agent:name=value, for agents that are unknown now. May be repeated.")
     ] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:

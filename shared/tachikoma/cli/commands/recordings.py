@@ -79,7 +79,7 @@ def list_recordings(
     again: WatchOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """List the finished recordings that you may play, the newest first; with --text, also the lines that have it."""
+    """List the finished recordings that you may play, newest first; with --text, also the lines that contain it."""
 
     def show(form: Output) -> None:
         found = client.recordings(agent_id=agent, text=text, requested_by=by, limit=limit)
@@ -141,14 +141,16 @@ def export(
 
 def play_recording(
     exec_id: IdArgument,
-    speed: Annotated[float, typer.Option(min=0.01, max=1000, help="Factor of the speed.")] = 1.0,
-    idle_limit: Annotated[str, typer.Option(help="Longest pause, for instance 2s; empty for the real ones.")] = "",
-    search: Annotated[str, typer.Option("--search", "-s", help="Begin where this text is on the screen.")] = "",
-    at: Annotated[str, typer.Option(help="Begin at this time, for instance 1m30s.")] = "",
+    speed: Annotated[float, typer.Option(min=0.01, max=1000, help="Speed of playback; 2 is twice as fast.")] = 1.0,
+    idle_limit: Annotated[
+        str, typer.Option(help="Longest pause, for instance 2s; by default the original pauses.")
+    ] = "",
+    search: Annotated[str, typer.Option("--search", "-s", help="Start where this text is on the screen.")] = "",
+    at: Annotated[str, typer.Option(help="Start at this time, for instance 1m30s.")] = "",
 ) -> None:
     """Play a recording of an interactive execution at this terminal.
 
-    Ctrl-C ends it. All before the begin is shown at once.
+    Ctrl-C ends it. Output before the starting point is shown at once.
     """
     idle = duration(idle_limit, "--idle-limit").total_seconds() if idle_limit else None
     begin = duration(at, "--at") if at else timedelta(0)

@@ -56,7 +56,7 @@ FromFileOption = Annotated[
 RetryOption = Annotated[
     tuple[str, str] | None,
     typer.Option(
-        help="Batch and states: again where it ended so; `failed` is everything but success.",
+        help="Batch and states: run again on its targets in these states; `failed` is every state but success.",
         autocompletion=completion.batches,
     ),
 ]
@@ -65,7 +65,7 @@ StopOnOption = Annotated[
 ]
 
 SimilarOption = Annotated[
-    bool, typer.Option("--similar", help="As --group, also where only numbers, times and host names differ.")
+    bool, typer.Option("--similar", help="Like --group, but ignore numbers, times and host names.")
 ]
 
 
@@ -79,7 +79,9 @@ def run(
     words_given: WordsArgument = None,
     from_file: FromFileOption = None,
     retry: RetryOption = None,
-    parallel: Annotated[str, typer.Option("--parallel", "-p", help="Most targets at once: 10, or 25%.")] = "",
+    parallel: Annotated[
+        str, typer.Option("--parallel", "-p", help="Largest number of targets at once: 10, or 25%.")
+    ] = "",
     canary: Annotated[int, typer.Option(min=0, help="Run on n targets first; the rest only if none failed.")] = 0,
     wave: Annotated[str | None, typer.Option(help="Targets of a wave, which ends before the next: 10, or 25%.")] = None,
     gate: Annotated[
@@ -98,10 +100,12 @@ def run(
     preview: Annotated[bool, typer.Option("--preview", help="Show the targets and their state; run nothing.")] = False,
     detach: DetachOption = False,
     group: Annotated[bool, typer.Option("--group", "-b", help="Print equal answers once, at the end.")] = False,
-    diff: Annotated[bool, typer.Option("--diff", help="As --group, as differences from the largest group.")] = False,
+    diff: Annotated[
+        bool, typer.Option("--diff", help="Like --group, but show differences from the largest group.")
+    ] = False,
     similar: SimilarOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
-    batch_id: Annotated[str | None, typer.Option("--id", help="Id of the batch; safe to repeat with it.")] = None,
+    batch_id: Annotated[str | None, typer.Option("--id", help="Id of the batch; the same id never runs twice.")] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Run a command on many agents, and show their answers.

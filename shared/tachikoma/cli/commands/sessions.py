@@ -49,7 +49,7 @@ def list_sessions(
     again: WatchOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """List the interactive executions that have not ended, and who is attached."""
+    """List the interactive executions that have not ended, and their attached callers."""
 
     def show(form: Output) -> None:
         found = _interactive(client, agent)
@@ -93,9 +93,9 @@ def _attached(item: ExecStatus) -> str:
 
 @sessions.command()
 def attach(exec_id: Annotated[str, typer.Argument(help="The execution.", autocompletion=completion.sessions)]) -> None:
-    """Attach to your interactive execution, and exit as its command does. A caller that is attached loses its place.
+    """Attach to your interactive execution, and exit with its exit code. Another attached caller is detached.
 
-    The screen is drawn again, with up to 1000 lines above it. Without a terminal, its output so far is shown first.
+    The screen is drawn again, with up to 1000 lines above it. If it has no terminal, its output so far is shown first.
     """
     raise typer.Exit(asyncio.run(_attach(exec_id)))
 
@@ -115,7 +115,7 @@ async def _attach(exec_id: str) -> int:
 
 @sessions.command()
 def watch(exec_id: Annotated[str, typer.Argument(help="The execution.", autocompletion=completion.sessions)]) -> None:
-    """Read the output of an interactive execution as it comes; Ctrl-C leaves it. Policy names the observers.
+    """Follow the output of an interactive execution without typing; Ctrl-C leaves it. For observers by policy.
 
     The attached caller and `tachikoma sessions ls` see that you observe it. Nothing that you type reaches it.
     """

@@ -20,7 +20,7 @@ from tachikoma.vocabulary.users import UserEnrolment, UserInfo
 
 __all__ = ["add_to", "users"]
 
-users = typer.Typer(no_args_is_help=True, help="List people, add them with a token, and revoke them.")
+users = typer.Typer(no_args_is_help=True, help="List people, create login tokens for them, and revoke them.")
 
 
 def add_to(app: typer.Typer) -> None:

@@ -19,7 +19,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def version(output: OutputOption = Output.TEXT) -> None:
-    """Show the versions of this installation; reports of a fault should name them."""
+    """Show the versions of this installation, for bug reports."""
     from importlib.metadata import version as version_of
 
     found = VersionFacts(version=version_of("tachikoma-exec"), python=platform.python_version())

@@ -27,11 +27,12 @@ __all__ = ["command_line", "is_masked", "redact"]
 
 #: Replaces a secret.
 MASK = "***"
-#: Most characters of an element that are shown.
+#: Largest number of characters of an element that are shown.
 MAX_ELEMENT = 256
-#: Most elements that are shown.
+#: Largest number of elements that are shown.
 MAX_ELEMENTS = 64
-#: Most characters of an element that are searched. More than are shown, since a secret may begin before the end.
+#: Largest number of characters of an element that are searched. More than are shown, since a secret may begin before
+#: the end.
 MAX_SEARCHED = 4 * MAX_ELEMENT
 
 #: Names of secrets.

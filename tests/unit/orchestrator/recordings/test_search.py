@@ -18,7 +18,7 @@ def lines(*parts: tuple[int, bytes], rows: int = 5, columns: int = 40) -> list[s
 
 def test_every_line_of_a_long_output_is_found_although_it_left_the_screen() -> None:
     found = lines((7, b"".join(b"line %d\r\n" % number for number in range(2000))))
-    # A look in the middle of a line finds its begin, too.
+    # A look in the middle of a line finds its beginning, too.
     assert {line.partition("\t")[2] for line in found} >= {f"line {number}" for number in range(2000)}
     many = [(number, b"row %d\r\n" % number) for number in range(300)]
     assert {line.partition("\t")[2] for line in lines(*many)} == {f"row {number}" for number in range(300)}

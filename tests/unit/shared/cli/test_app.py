@@ -76,7 +76,7 @@ def test_an_error_is_one_message_and_exit_code_1(
 @pytest.mark.parametrize(
     ("line", "code", "reason", "message", "command"),
     [
-        (("status", "-o", "json"), 2, "USAGE", "Missing argument 'exec_id'.", "tachikoma status"),
+        (("status", "-o", "json"), 2, "USAGE", "Missing argument 'EXEC_ID'.", "tachikoma status"),
         (("ps", "-ojsonl", "--limit", "x"), 2, "USAGE", "Invalid value for '--limit' / '-l': ", "tachikoma ps"),
         (("ps", "--sate", "FAILED", "--output=json"), 2, "USAGE", "No such option: --sate", "tachikoma ps"),
         (("wroker", "--output", "json"), 2, "USAGE", "No such command 'wroker'.", "tachikoma"),
@@ -113,3 +113,13 @@ def test_wrong_usage_ends_with_2(run: Any) -> None:
     done = run("wroker")
     assert done.code == 2
     assert "Did you mean 'worker'?" in done.err
+
+
+@pytest.mark.parametrize("words", [(), ("ps",), ("run",), ("redis", "acl"), ("batches", "logs"), ("worker",)])
+def test_help_at_80_columns_shows_names_of_values_and_no_types_of_python(
+    run: Any, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = run(*words, "--help").out
+    assert not re.search(r"<(bool|str|int|float|path|list)", shown)
+    assert max(map(len, shown.splitlines())) <= 80
