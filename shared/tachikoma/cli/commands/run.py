@@ -79,9 +79,7 @@ def run(
     words_given: WordsArgument = None,
     from_file: FromFileOption = None,
     retry: RetryOption = None,
-    parallel: Annotated[
-        str, typer.Option("--parallel", "-p", help="Largest number of targets at once: 10, or 25%.")
-    ] = "",
+    parallel: Annotated[str, typer.Option("--parallel", "-p", help="At most n targets at once: 10, or 25%.")] = "",
     canary: Annotated[int, typer.Option(min=0, help="Run on n targets first; the rest only if none failed.")] = 0,
     wave: Annotated[str | None, typer.Option(help="Targets of a wave, which ends before the next: 10, or 25%.")] = None,
     gate: Annotated[
@@ -100,9 +98,7 @@ def run(
     preview: Annotated[bool, typer.Option("--preview", help="Show the targets and their state; run nothing.")] = False,
     detach: DetachOption = False,
     group: Annotated[bool, typer.Option("--group", "-b", help="Print equal answers once, at the end.")] = False,
-    diff: Annotated[
-        bool, typer.Option("--diff", help="Like --group, but show differences from the largest group.")
-    ] = False,
+    diff: Annotated[bool, typer.Option("--diff", help="Like --group, with differences to the largest group.")] = False,
     similar: SimilarOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
     batch_id: Annotated[str | None, typer.Option("--id", help="Id of the batch; the same id never runs twice.")] = None,

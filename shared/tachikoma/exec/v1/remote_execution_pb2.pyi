@@ -161,7 +161,7 @@ class _StopCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StopCause.V
     """The execution did not start in time."""
 
 class StopCause(_StopCause, metaclass=_StopCauseEnumTypeWrapper):
-    """StopCause is an end of a target that can count as a failure."""
+    """StopCause is a result of a target that can count as a failure."""
 
 STOP_CAUSE_UNSPECIFIED: StopCause.ValueType  # 0
 """Not set."""
@@ -1143,7 +1143,7 @@ Global___ExecInput: _TypeAlias = ExecInput  # noqa: Y015
 
 @_typing.final
 class SessionAttach(_message.Message):
-    """SessionAttach attaches to an interactive execution. A caller that is attached already is detached."""
+    """SessionAttach attaches to an interactive execution. If another caller is attached, it is detached."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1250,7 +1250,7 @@ Global___OutputWritten: _TypeAlias = OutputWritten  # noqa: Y015
 
 @_typing.final
 class SessionDetach(_message.Message):
-    """SessionDetach is the wish to leave an execution running."""
+    """SessionDetach is the request to leave an execution running."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1267,7 +1267,7 @@ Global___SessionDetach: _TypeAlias = SessionDetach  # noqa: Y015
 
 @_typing.final
 class SessionClose(_message.Message):
-    """SessionClose is the wish to end an execution."""
+    """SessionClose is the request to end an execution."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2128,18 +2128,18 @@ class Recording(_message.Message):
     exit_code: _builtins.int
     """Exit code of the command; -1 if it is unknown."""
     complete: _builtins.bool
-    """Whether it contains all output that the agent's receipt vouches for."""
+    """Whether it contains the complete output, compared with the digests in the agent's receipt."""
     problem: _builtins.str
     """Why it is not complete; empty if it is."""
     has_input: _builtins.bool
-    """Whether it contains what was typed."""
+    """Whether it contains the input."""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The argv, with secrets masked."""
 
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """Begin of the recording."""
+        """Start of the recording."""
 
     @_builtins.property
     def duration(self) -> _duration_pb2.Duration:
@@ -2187,7 +2187,7 @@ class RecordingMatch(_message.Message):
     """The line, as it was on the screen."""
     @_builtins.property
     def at(self) -> _duration_pb2.Duration:
-        """Time from the begin of the recording."""
+        """Time from the beginning of the recording."""
 
     def __init__(
         self,
@@ -3274,7 +3274,7 @@ Global___EnrollUserResponse: _TypeAlias = EnrollUserResponse  # noqa: Y015
 
 @_typing.final
 class ListUsersRequest(_message.Message):
-    """ListUsersRequest has no fields."""
+    """ListUsersRequest requests all people."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -3476,7 +3476,7 @@ class BatchRequest(_message.Message):
 
     @_builtins.property
     def stop_on(self) -> _containers.RepeatedScalarFieldContainer[Global___StopCause.ValueType]:
-        """Ends that also count as failures."""
+        """Results that also count as failures."""
 
     @_builtins.property
     def deadline(self) -> _duration_pb2.Duration:
@@ -3697,7 +3697,7 @@ class ApprovalNeed(_message.Message):
     targets: _builtins.int
     """Number of the batch's targets under it."""
     above: _builtins.int
-    """Most targets that need no approval; 0 if each request under the policy needs one."""
+    """Largest number of targets that need no approval; 0 if each request under the policy needs one."""
     @_builtins.property
     def approvers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """SPIFFE ID patterns of its approvers."""
@@ -3891,7 +3891,7 @@ Global___RejectBatchRequest: _TypeAlias = RejectBatchRequest  # noqa: Y015
 
 @_typing.final
 class BatchResult(_message.Message):
-    """BatchResult is the end of one target."""
+    """BatchResult is the result of one target."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -3972,7 +3972,7 @@ class BatchUpdate(_message.Message):
 
     @_builtins.property
     def result(self) -> Global___BatchResult:
-        """The end of a target."""
+        """The result of a target."""
 
     def __init__(
         self,
@@ -4036,7 +4036,7 @@ class BatchPreview(_message.Message):
 
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """Time of the look."""
+        """Time of the preview."""
 
     @_builtins.property
     def needs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ApprovalNeed]:
@@ -4072,7 +4072,7 @@ class WatchBatchRequest(_message.Message):
     output: _builtins.bool
     """Whether results contain output."""
     no_follow: _builtins.bool
-    """Whether the call ends with the present results, without waiting for further ones."""
+    """Whether to return only the results so far, instead of waiting for further ones."""
     def __init__(
         self,
         *,

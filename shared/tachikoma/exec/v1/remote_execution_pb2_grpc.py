@@ -459,7 +459,7 @@ class RemoteExecutionServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchBatch(self, request, context):
-        """WatchBatch returns the ends of the targets as they come, each once, and then the final status.
+        """WatchBatch returns the result of each target once, when it has ended, and then the final status.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -508,7 +508,7 @@ class RemoteExecutionServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RejectBatch(self, request, context):
-        """RejectBatch rejects a waiting batch, of which then nothing runs.
+        """RejectBatch rejects a waiting batch, so that nothing of it runs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

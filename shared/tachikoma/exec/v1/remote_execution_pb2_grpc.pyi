@@ -99,7 +99,7 @@ class RemoteExecutionStub:
     PreviewBatch: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.BatchRequest, _remote_execution_pb2.BatchPreview]
     """PreviewBatch returns the targets that SubmitBatch would freeze, and which of them cannot start. It changes nothing."""
     WatchBatch: _grpc.UnaryStreamMultiCallable[_remote_execution_pb2.WatchBatchRequest, _remote_execution_pb2.BatchUpdate]
-    """WatchBatch returns the ends of the targets as they come, each once, and then the final status."""
+    """WatchBatch returns the result of each target once, when it has ended, and then the final status."""
     GetBatch: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.GetBatchRequest, _remote_execution_pb2.BatchStatus]
     """GetBatch returns the status of a batch."""
     ListBatches: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.ListBatchesRequest, _remote_execution_pb2.ListBatchesResponse]
@@ -113,7 +113,7 @@ class RemoteExecutionStub:
     ApproveBatch: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.ApproveBatchRequest, _remote_execution_pb2.BatchStatus]
     """ApproveBatch approves a waiting batch with its frozen list of targets, which then starts."""
     RejectBatch: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.RejectBatchRequest, _remote_execution_pb2.BatchStatus]
-    """RejectBatch rejects a waiting batch, of which then nothing runs."""
+    """RejectBatch rejects a waiting batch, so that nothing of it runs."""
     EnrollAgent: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.EnrollAgentRequest, _remote_execution_pb2.EnrollAgentResponse]
     """EnrollAgent creates a token with which one host can join once as an agent. For operators only."""
     RevokeAgent: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.RevokeAgentRequest, _remote_execution_pb2.RevokeAgentResponse]
@@ -204,7 +204,7 @@ class RemoteExecutionAsyncStub(RemoteExecutionStub):
     PreviewBatch: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.BatchRequest, _remote_execution_pb2.BatchPreview]  # type: ignore[assignment]
     """PreviewBatch returns the targets that SubmitBatch would freeze, and which of them cannot start. It changes nothing."""
     WatchBatch: _aio.UnaryStreamMultiCallable[_remote_execution_pb2.WatchBatchRequest, _remote_execution_pb2.BatchUpdate]  # type: ignore[assignment]
-    """WatchBatch returns the ends of the targets as they come, each once, and then the final status."""
+    """WatchBatch returns the result of each target once, when it has ended, and then the final status."""
     GetBatch: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.GetBatchRequest, _remote_execution_pb2.BatchStatus]  # type: ignore[assignment]
     """GetBatch returns the status of a batch."""
     ListBatches: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.ListBatchesRequest, _remote_execution_pb2.ListBatchesResponse]  # type: ignore[assignment]
@@ -218,7 +218,7 @@ class RemoteExecutionAsyncStub(RemoteExecutionStub):
     ApproveBatch: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.ApproveBatchRequest, _remote_execution_pb2.BatchStatus]  # type: ignore[assignment]
     """ApproveBatch approves a waiting batch with its frozen list of targets, which then starts."""
     RejectBatch: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.RejectBatchRequest, _remote_execution_pb2.BatchStatus]  # type: ignore[assignment]
-    """RejectBatch rejects a waiting batch, of which then nothing runs."""
+    """RejectBatch rejects a waiting batch, so that nothing of it runs."""
     EnrollAgent: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.EnrollAgentRequest, _remote_execution_pb2.EnrollAgentResponse]  # type: ignore[assignment]
     """EnrollAgent creates a token with which one host can join once as an agent. For operators only."""
     RevokeAgent: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.RevokeAgentRequest, _remote_execution_pb2.RevokeAgentResponse]  # type: ignore[assignment]
@@ -480,7 +480,7 @@ class RemoteExecutionServicer(metaclass=_abc_1.ABCMeta):
         request: _remote_execution_pb2.WatchBatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_remote_execution_pb2.BatchUpdate], _abc.AsyncIterator[_remote_execution_pb2.BatchUpdate]]:
-        """WatchBatch returns the ends of the targets as they come, each once, and then the final status."""
+        """WatchBatch returns the result of each target once, when it has ended, and then the final status."""
 
     @_abc_1.abstractmethod
     def GetBatch(
@@ -536,7 +536,7 @@ class RemoteExecutionServicer(metaclass=_abc_1.ABCMeta):
         request: _remote_execution_pb2.RejectBatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_remote_execution_pb2.BatchStatus, _abc.Awaitable[_remote_execution_pb2.BatchStatus]]:
-        """RejectBatch rejects a waiting batch, of which then nothing runs."""
+        """RejectBatch rejects a waiting batch, so that nothing of it runs."""
 
     @_abc_1.abstractmethod
     def EnrollAgent(
