@@ -17,7 +17,15 @@ from host import PATIENCE_SECONDS, Host, read_all, read_some
 from processes import processes_named
 from tachikoma.vocabulary.requests import Terminal, WindowSize
 from tachikoma_worker.confinement.process import Process
-from tachikoma_worker.confinement.protocol import NO_WINDOW, Exit, InputMode, InputStatus, SpawnFailed, Step
+from tachikoma_worker.confinement.protocol import (
+    INPUT_BYTES,
+    NO_WINDOW,
+    Exit,
+    InputMode,
+    InputStatus,
+    SpawnFailed,
+    Step,
+)
 from tachikoma_worker.confinement.spawn_request import SpawnRequest
 from tachikoma_worker.confinement.spawner import Spawner
 
@@ -219,7 +227,7 @@ async def test_input_that_no_process_reads_waits_and_is_bounded(host: Host) -> N
         done, _ = await asyncio.wait((feeding,), timeout=0.3)
         assert not done
         # A pipe of 1 MiB or less, and the spawner's buffer.
-        assert 0 < it.process.input.offset <= (1 << 20) + 65536
+        assert 0 < it.process.input.offset <= (1 << 20) + INPUT_BYTES
         assert it.process.input.room == 0
         feeding.cancel()
 

@@ -29,7 +29,7 @@
 #define MAX_LISTED 256
 #define DEFAULT_FILES 65536     /* open files of each process of a command, where a request has no limit */
 #define NAME_BYTES 64           /* an execution id and the NUL that ends it */
-#define INPUT_BYTES (64 * 1024) /* of one INPUT request, and of the input that waits until the command reads it */
+#define INPUT_BYTES (256 * 1024) /* of one INPUT request, and of the input that waits until the command reads it */
 
 enum operation {
 	OP_HELLO = 1,           /* -> struct hello */

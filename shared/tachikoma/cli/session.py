@@ -14,12 +14,13 @@ from tachikoma.cli.tables import printable
 from tachikoma.cli.terminal import HELP, Escape, Escapes, RawMode, window_size
 from tachikoma.client.interactive import AsyncSession
 from tachikoma.errors import TachikomaError
+from tachikoma.sessions.frames import MAX_DATA_BYTES
 from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus
 
 __all__ = ["Left", "run_session"]
 
-#: Largest number of bytes of one read of standard input.
-READ_BYTES = 256 * 1024
+#: Largest number of bytes of one read of standard input: those of one message.
+READ_BYTES = MAX_DATA_BYTES
 #: Longest wait for the result after `~.`; then this program ends without it.
 END_SECONDS = 3.0
 #: Longest wait for the orchestrator to note that the user leaves.

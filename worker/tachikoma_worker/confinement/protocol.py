@@ -58,7 +58,7 @@ MAX_DESCRIPTORS = 10
 #: Largest body of a message in either direction.
 MAX_BODY_BYTES = 320 * 1024
 #: Bytes of one INPUT request at most, and of accepted input that waits until the command reads it.
-INPUT_BYTES = 64 * 1024
+INPUT_BYTES = 256 * 1024
 
 #: Bytes of a name, with the NUL that ends it.
 NAME_BYTES = 64

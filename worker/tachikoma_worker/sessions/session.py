@@ -10,6 +10,7 @@ import asyncio
 import signal
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 
 import structlog
@@ -47,6 +48,10 @@ log = structlog.get_logger(__name__)
 
 #: Longest time between two reports to an attached orchestrator. The number of receivers shows whether it still listens.
 REPORT_SECONDS = 5.0
+#: Accepted bytes of one report while more input waits. The sender may have 4 MiB in flight.
+REPORT_BYTES = 512 * 1024
+#: Entries of the input after which one report trims them, if nothing else is to be reported.
+REPORT_ENTRIES = 64
 #: Longest delay between two looks at the clock.
 LOOK_SECONDS = 1.0
 #: First and longest delay between attempts to report while Redis is unavailable.
@@ -106,6 +111,9 @@ class Session:
         self._answer: str | None = None
         self._offer_wanted = True
         self._report_due = asyncio.Event()
+        #: The last reported progress, and the number of entries that were read since.
+        self._reported = Accepted(0)
+        self._unreported = 0
 
     async def run(self, *, resumed: bool) -> None:
         """Serve callers until cancelled.
@@ -116,19 +124,20 @@ class Session:
         Raises:
             SpawnerGone: the spawner no longer answers.
         """
-        self._process.input_changed = self._report_due.set
+        self._process.input_changed = self._on_progress
         try:
             if resumed:
                 self._last_use.resume()
                 await self._mailbox.skip()
             async with supervised(self._feed(), self._report(), self._watch_clock()):
                 async for entry in self._mailbox.read():
+                    self._unreported += 1
                     if isinstance(entry, Offer):
                         await self._on_offer(entry.token)
                     else:
                         await self._on_sealed(entry.raw)
-                    # Also to trim what was read.
-                    self._report_due.set()
+                    if self._unreported >= REPORT_ENTRIES:
+                        self._report_due.set()
         finally:
             self._process.input_changed = None
 
@@ -157,6 +166,7 @@ class Session:
         self._offer_wanted = False
         self._last_use.attach()
         self._window.open()
+        self._report_due.set()
 
     async def _on_sealed(self, raw: bytes) -> None:
         """Act on a frame of the current epoch. Any other frame is ignored: its keys are lost, or never existed."""
@@ -201,6 +211,7 @@ class Session:
         log.warning("session.epoch_ended", id=self._mailbox.exec_id, epoch=self._epoch, reason=reason)
         self._detach()
         self._offer_wanted = True
+        self._report_due.set()
 
     def _detach(self) -> None:
         self._attachment, self._answer = None, None
@@ -243,6 +254,8 @@ class Session:
                     await self._feed_frame(frame)
                 finally:
                     self._idle.set()
+            # Also after input that was refused.
+            self._on_progress()
             self._more.clear()
             await self._more.wait()
 
@@ -262,6 +275,15 @@ class Session:
         return Accepted(
             status.offset, echo=status.echo, canonical=status.canonical, ended=status.ended or status.broken
         )
+
+    def _on_progress(self) -> None:
+        """Report the progress of input, unless more follows at once: each report costs two hand-overs."""
+        progress, reported = self._progress(), self._reported
+        if progress == reported:
+            return
+        ahead = progress.offset - reported.offset
+        if not self._waiting or ahead >= REPORT_BYTES or replace(progress, offset=0) != replace(reported, offset=0):
+            self._report_due.set()
 
     # --- reports ------------------------------------------------------------------------------------------------------
 
@@ -286,13 +308,14 @@ class Session:
     async def _publish(self) -> None:
         """Publish the state once. Raises RedisError or OSError if Redis is unavailable."""
         attachment, answer, wanted = self._attachment, self._answer, self._offer_wanted
+        self._reported, self._unreported = self._progress(), 0
         notices: list[Notice] = []
         if wanted:
             notices.append(OfferWanted())
         if answer is not None:
             notices.append(Answer(answer))
         if attachment is not None:
-            notices.append(Sealed(attachment.seal(self._progress())))
+            notices.append(Sealed(attachment.seal(self._reported)))
         receivers = await self._mailbox.publish(notices)
         if wanted:
             self._offer_wanted = self._offer_wanted and receivers == 0

@@ -88,8 +88,11 @@ async def test_after_a_broken_connection_it_subscribes_again(
     monkeypatch.setattr(module, "RETRY_SECONDS", (0.01, 0.01))
     one = Recorder()
     async with listening(agent, subscriptions, {"job-7": one}):
-        await agent.redis.client_kill_filter(_type="pubsub", skipme=True)  # type: ignore[attr-defined]
-        await agent.redis.set(keys.cancel(AGENT, "job-7"), "token")
+        # At once, so that the cancel is there before the new subscription.
+        async with agent.redis.pipeline(transaction=True) as pipe:
+            pipe.execute_command("CLIENT", "KILL", "TYPE", "pubsub", "SKIPME", "yes")
+            pipe.set(keys.cancel(AGENT, "job-7"), "token")
+            await pipe.execute()
         await until(lambda: one.cancels, "it is read after the new subscription")
 
 

@@ -80,8 +80,8 @@ def test_bounds_are_those_of_the_c_header() -> None:
     assert defined("MAX_BODY") == "(320 * 1024)"
     assert protocol.MAX_BODY_BYTES == 320 * 1024
     assert 2 + int(defined("MAX_CGROUPS")) == protocol.MAX_DESCRIPTORS
-    assert defined("INPUT_BYTES") == "(64 * 1024)"
-    assert protocol.INPUT_BYTES == 64 * 1024
+    assert defined("INPUT_BYTES") == "(256 * 1024)"
+    assert protocol.INPUT_BYTES == 256 * 1024
 
 
 # --- round trips ------------------------------------------------------------------------------------------------------
@@ -212,7 +212,10 @@ def test_a_body_that_is_cut_or_changed_is_a_message_or_a_value_error(body: bytes
         (protocol.decode_exited, b"\xff" * 136),
         (protocol.decode_held, held("job-7", 1)[:-1]),
         (protocol.decode_input, b"job-7".ljust(64, b"\0") + struct.pack("=QIIIIHHHH", 0, 4, 0, 0, 0, 0, 0, 0, 0)),
-        (protocol.decode_input, b"job-7".ljust(64, b"\0") + struct.pack("=QIIIIHHHH", 0, 2, 0, 65537, 0, 0, 0, 0, 0)),
+        (
+            protocol.decode_input,
+            b"job-7".ljust(64, b"\0") + struct.pack("=QIIIIHHHH", 0, 2, 0, 256 * 1024 + 1, 0, 0, 0, 0, 0),
+        ),
         (protocol.decode_failure, struct.pack("=Ii", 99, 2)),
         (protocol.decode_spawned, b""),
     ],
