@@ -31,7 +31,9 @@ class Frozen:
         self._claims = claims
 
     @classmethod
-    def make(cls, svid: Svid, request: BatchRequest, targets: tuple[str, ...], peer: Peer) -> Frozen:
+    def make(
+        cls, svid: Svid, request: BatchRequest, targets: tuple[str, ...], peer: Peer, nonce: str | None = None
+    ) -> Frozen:
         """Make a new batch.
 
         Args:
@@ -39,10 +41,11 @@ class Frozen:
             request: the request.
             targets: the agents, in the order in which they start.
             peer: the requester.
+            nonce: 32 hexadecimal digits that nobody can guess; None for random ones.
         """
         claims = FrozenBatch(
             iss=str(svid.spiffe_id), iat=int(time.time()), jti=request.id, sub=str(peer), client_ip=peer.address,
-            nonce=secrets.token_hex(16), batch=request, targets=targets,
+            nonce=nonce or secrets.token_hex(16), batch=request, targets=targets,
         )  # fmt: skip
         return cls(claims)
 

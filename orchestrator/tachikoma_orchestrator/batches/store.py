@@ -282,7 +282,8 @@ class BatchStore:
             pipe.zcard(pending)
             pipe.execute_command("SCARD", running)
             raw, waiting, count = await pipe.execute()
-        if not raw:
+        # An id that a schedule gave up has a digest and nothing else.
+        if b"state" not in raw:
             return None
         fields = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in raw.items()}
         try:

@@ -55,8 +55,13 @@ class BatchSubmission:
         self._registry = registry
         self._identity = identity
 
-    async def submit(self, request: BatchRequest, peer: Peer) -> BatchStatus:
+    async def submit(self, request: BatchRequest, peer: Peer, *, nonce: str | None = None) -> BatchStatus:
         """Freeze the targets of a request and record the batch; its driver starts them.
+
+        Args:
+            request: the request.
+            peer: the requester.
+            nonce: see `Frozen.make`; a batch with the same id and nonce has the same executions.
 
         Raises:
             InvalidRequest: an expression cannot be understood, or finds no agent.
@@ -75,7 +80,7 @@ class BatchSubmission:
         request, targets = resolved.request, resolved.targets
         template = request.execution(request.id, "agent", None)
         svid = self._identity.current()
-        frozen, approval_timeout = Frozen.make(svid, request, targets, peer), timedelta(0)
+        frozen, approval_timeout = Frozen.make(svid, request, targets, peer, nonce), timedelta(0)
         if self._admitter.approves_batches:
             found = await Examination.of(self._starter, frozen)
             frozen, approval_timeout = frozen.with_needs(found.needs), found.approval_timeout

@@ -192,6 +192,7 @@ class Core:
             self.trail,
             self.admitter,
             self.identity,
+            self.batches,
         )
 
     async def start(self, supervisor: Supervisor) -> None:

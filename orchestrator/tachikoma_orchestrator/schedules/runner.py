@@ -39,9 +39,11 @@ from tachikoma.vocabulary.requests import new_id
 from tachikoma.vocabulary.schedules import DueOutcome, Overlap, ScheduledRun, ScheduleStatus
 from tachikoma_orchestrator.admission.admit import Admitter
 from tachikoma_orchestrator.audit.trail import AuditTrail
+from tachikoma_orchestrator.batches.room import Batches
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.schedules.planner import Plan, PlannedRun, ScheduleState, decide, plan
+from tachikoma_orchestrator.schedules.requests import RunRequests
 from tachikoma_orchestrator.schedules.sources import ActiveSchedules, log_reload
 from tachikoma_orchestrator.schedules.store import RunEntry, ScheduleStore
 
@@ -69,13 +71,13 @@ class ScheduleRunner:
 
     def __init__(
         self, source: ActiveSchedules, store: ScheduleStore, ledger: Ledger, trail: AuditTrail, admitter: Admitter,
-        identity: SvidSource,
+        identity: SvidSource, batches: Batches,
     ) -> None:  # fmt: skip
         self._source = source
         self._store = store
         self._ledger = ledger
         self._trail = trail
-        self._admitter = admitter
+        self._requests = RunRequests(admitter, ledger, trail, batches)
         self._identity = identity
         #: Two checks of one schedule in one process would only lose against each other in Redis.
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -171,13 +173,12 @@ class ScheduleRunner:
         return decide(schedule, state, due_ms, now_ms, "", last=last).outcome is DueOutcome.TAKEN
 
     async def _unfinished(self, schedule: Schedule | None, state: ScheduleState) -> str:
-        """Return the id of the last execution if it has not finished and the schedule waits for it; else empty."""
+        """Return the id of the last run if it has not finished and the schedule waits for it; else empty."""
         if schedule is None or schedule.overlap is not Overlap.SKIP or not state.last_exec:
             return ""
         if any(run.id == state.last_exec for run in state.taken.values()):
             return state.last_exec
-        record = await self._ledger.record(state.last_exec)
-        return state.last_exec if record is not None and not record.state.terminal else ""
+        return state.last_exec if await self._requests.unfinished(state.last_exec) else ""
 
     async def _carry_out(self, name: str, schedule: Schedule | None, state: ScheduleState, step: Plan) -> None:
         """Record a plan, and request its run unless another process recorded the due times first."""
@@ -199,7 +200,7 @@ class ScheduleRunner:
             time=now,
             outcome=planned.outcome,
             id=self._run_id(name, planned.due_ms) if planned.outcome is DueOutcome.TAKEN else "",
-            agent_id=schedule.agent_id if schedule is not None else "",
+            agent_id=(schedule.agent_id or "") if schedule is not None else "",
             reason=planned.reason,
             count=planned.count,
             first=None if planned.first_ms is None else from_ms(planned.first_ms),
@@ -216,7 +217,7 @@ class ScheduleRunner:
         """Request a taken run, and settle it. Returns as `ScheduleStore.settle` does."""
         peer = Peer(schedule_id(self._trust_domain, schedule.name), "")
         try:
-            await self._admitter.admit(schedule.exec_request(run.id), peer)
+            await self._requests.request(schedule, run.id, peer)
         except Unavailable as error:
             if not isinstance(error, (AgentOffline, AgentDraining)):
                 # The run stays taken, and the next check requests it again.
@@ -264,8 +265,8 @@ class ScheduleRunner:
         # A due time that has come and is not decided yet is still the next one.
         begin_ms = state.cursor_ms if state.cursor_ms is not None else await self._ledger.now_ms()
         status = ScheduleStatus(
-            name=name, when=schedule.when, agent_id=schedule.agent_id,
-            command=self._admitter.shown(schedule.exec_request("shown")),
+            name=name, when=schedule.when, agent_id=schedule.agent_id or "", targets=schedule.targets,
+            command=self._requests.shown(schedule),
             enabled=schedule.enabled, missed=schedule.missed, overlap=schedule.overlap,
             next_due=next(iter(_next(schedule, max(begin_ms, 0), 1)), None),
             last=runs[0] if runs else None,
@@ -292,10 +293,7 @@ class ScheduleRunner:
         return await self._recorded_runs(name, limit=limit)
 
     async def _recorded_runs(self, name: str, *, limit: int) -> list[ScheduledRun]:
-        found = await self._store.runs(name, limit=limit)
-        records = await self._ledger.records([run.id for run in found if run.id])
-        states = {record.exec_id: record.state for record in records}
-        return [run.model_copy(update={"state": states.get(run.id)}) for run in found]
+        return await self._requests.with_states(await self._store.runs(name, limit=limit))
 
     async def pause(self, name: str, *, by: str, reason: str) -> ScheduleStatus:
         """Pause a schedule: until it is resumed, its due times are skipped. Raises as `status` does."""
@@ -331,8 +329,7 @@ class ScheduleRunner:
         if settled is None:
             recorded: Sequence[ScheduledRun] = await self._recorded_runs(name, limit=MAX_TAKEN)
             settled = next((run for run in recorded if run.id == entry.run.id), entry.run)
-        record = await self._ledger.record(entry.run.id)
-        return settled.model_copy(update={"state": record.state if record is not None else None})
+        return (await self._requests.with_states([settled]))[0]
 
     async def _record_manual_run(self, schedule: Schedule, by: str) -> RunEntry:
         """Record a run outside the due times as taken. Raises as `run_now` does."""
@@ -342,7 +339,7 @@ class ScheduleRunner:
             now_ms = await self._ledger.now_ms()
             run = ScheduledRun(
                 due=from_ms(now_ms), time=from_ms(now_ms), outcome=DueOutcome.TAKEN, id=new_id(),
-                agent_id=schedule.agent_id, requested_by=by,
+                agent_id=schedule.agent_id or "", requested_by=by,
             )  # fmt: skip
             unchanged = Plan((), now_ms if state.cursor_ms is None else state.cursor_ms, state.rule)
             if state.cursor_ms is None:

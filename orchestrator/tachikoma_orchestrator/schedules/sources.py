@@ -145,7 +145,7 @@ def _schedule(name: str, entry: Mapping[str, Any], app: Celery) -> Schedule:
     if taken:
         raise ValueError(f"kwargs: {', '.join(sorted(taken))} is given by the entry itself")
     schedule = Schedule(name=name, **_when(entry.get("schedule"), app), **kwargs)
-    schedule.exec_request("check")
+    schedule.check()
     return schedule
 
 

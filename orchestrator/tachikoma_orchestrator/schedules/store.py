@@ -126,7 +126,7 @@ class ScheduleStore:
             subject: its SPIFFE ID.
             key: the run's id in the schedule.
             run: the taken run.
-            outcome: the outcome, unless the ledger has an execution of the run: then it is RUN.
+            outcome: the outcome, unless the ledger has an execution or a batch of the run: then it is RUN.
             reason: the reason of an outcome other than RUN.
 
         Returns:
@@ -137,13 +137,13 @@ class ScheduleStore:
         event: list[str] = []
         if outcome is DueOutcome.MISSED:
             event = self._event(AuditCode.SCHEDULE_MISSED, name, subject, other)
+        record = (keys.execution(run.id), keys.claim(run.agent_id, run.id))
+        if run.is_batch:
+            record = (keys.batch(run.id)[0],) * 2
         call = self._settle(
-            keys=[
-                keys.schedule(name), keys.schedule_runs(name), keys.execution(run.id),
-                keys.claim(run.agent_id, run.id), keys.AUDIT,
-            ],
+            keys=[keys.schedule(name), keys.schedule_runs(name), *record, keys.AUDIT],
             args={
-                "run": key, "subject": subject, "executed": outcome is DueOutcome.RUN,
+                "run": key, "subject": subject, "batch": run.is_batch, "executed": outcome is DueOutcome.RUN,
                 "entry_if_run": accepted.to_json(), "entry_if_not": other.to_json(),
                 "fence": FENCE, "keep_seconds": self._fence_seconds, "event": event,
             },
@@ -161,7 +161,7 @@ class ScheduleStore:
             "reason", f"{due}: {run.reason}"[:MAX_REASON],
         ]  # fmt: skip
         if run.id:
-            words += ("id", run.id)
+            words += ("batch" if run.is_batch else "id", run.id)
         return words + (["actor", run.requested_by] if run.requested_by else [])
 
     async def pause(self, name: str, code: AuditCode, subject: str, *, by: str, reason: str) -> bool:

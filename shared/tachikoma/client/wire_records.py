@@ -30,6 +30,7 @@ from tachikoma.client.wire import STATE
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.agents import AgentInfo, AgentTrust, Enrolment, Revocation
 from tachikoma.vocabulary.audit import AuditedRequest, ExecAuditLog
+from tachikoma.vocabulary.batches import BatchState
 from tachikoma.vocabulary.policies import PolicyStatus
 from tachikoma.vocabulary.recordings import RecordingInfo, RecordingMatch
 from tachikoma.vocabulary.schedules import DueOutcome, ScheduledRun, ScheduleStatus
@@ -149,6 +150,7 @@ _RECORDING = WireFormat(
         WireField("matches", many(_RECORDING_MATCH)),
     ),
 )
+_BATCH_STATE = enumeration(BatchState, pb.BatchState.Value, "BATCH_STATE")
 _SCHEDULED_RUN = WireFormat(
     ScheduledRun,
     pb.ScheduledRun,
@@ -158,6 +160,7 @@ _SCHEDULED_RUN = WireFormat(
         WireField("outcome", _DUE_OUTCOME),
         *plain("id", "agent_id", "reason", "count", "requested_by"),
         WireField("state", STATE, Presence.NONZERO),
+        WireField("batch_state", _BATCH_STATE, Presence.NONZERO),
         *optional("first", converter=TIMESTAMP),
     ),
 )
@@ -167,6 +170,7 @@ _SCHEDULE = WireFormat(
     (
         *plain("name", "when", "agent_id", "enabled", "missed", "overlap", "paused", "paused_by", "pause_reason"),
         WireField("command", TUPLE),
+        WireField("targets", TUPLE),
         *optional("paused_at", "next_due", converter=TIMESTAMP),
         *optional("last", converter=nested(_SCHEDULED_RUN)),
     ),

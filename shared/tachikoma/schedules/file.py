@@ -23,6 +23,15 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from tachikoma.config.yaml_files import Document, digest, dotted, read_document, read_files
 from tachikoma.errors import ConfigurationError, NotFound
 from tachikoma.schedules.timing import UTC_NAME, Cron, Every, Timing, zone
+from tachikoma.vocabulary.batches import (
+    DEFAULT_DEADLINE,
+    DEFAULT_PARALLEL,
+    MAX_EXPRESSIONS,
+    BatchRequest,
+    HealthGate,
+    Share,
+    StopCause,
+)
 from tachikoma.vocabulary.clock import duration_ms, milliseconds
 from tachikoma.vocabulary.limits import ResourceLimits
 from tachikoma.vocabulary.model import Model
@@ -31,6 +40,7 @@ from tachikoma.vocabulary.schedules import Missed, Overlap
 from tachikoma.vocabulary.types import Duration, Identifier, format_duration
 
 __all__ = [
+    "BatchRules",
     "Schedule",
     "ScheduleFile",
     "ScheduleSet",
@@ -59,8 +69,21 @@ class ScheduledRequest(Model):
         return value
 
 
+class BatchRules(Model):
+    """The rules by which the batch of each run proceeds and stops: fields of a `BatchRequest`."""
+
+    parallel: Share = DEFAULT_PARALLEL
+    canary: Annotated[int, Field(ge=0, le=MAX_EXPRESSIONS)] = 0
+    wave: Share | None = None
+    pause: Duration = timedelta(0)
+    gate: HealthGate | None = None
+    stop_after: Share | None = None
+    stop_on: tuple[StopCause, ...] = ()
+    deadline: Duration = DEFAULT_DEADLINE
+
+
 class Schedule(Model):
-    """A command, its agent, and the rule of its due times."""
+    """A command, its agent or targets, and the rule of its due times."""
 
     #: The requester of its runs is `spiffe://<trust domain>/schedule/<name>`.
     name: Identifier
@@ -70,13 +93,25 @@ class Schedule(Model):
     timezone: str = UTC_NAME
     #: Due at every multiple of this duration, counted from 1970-01-01 UTC; None if the rule is `cron`.
     every: Duration | None = None
-    agent_id: Identifier
+    #: The agent; None if each run is a batch on `targets`.
+    agent_id: Identifier | None = None
+    #: Target expressions, resolved anew for each run; empty if each run is on `agent_id`.
+    targets: Annotated[tuple[str, ...], Field(max_length=MAX_EXPRESSIONS)] = ()
+    #: The rules of the batches; only with `targets`.
+    batch: BatchRules = Field(default_factory=BatchRules)
     request: ScheduledRequest
     enabled: bool = True
     missed: Missed = Missed.SKIP
     overlap: Overlap = Overlap.ALLOW
     #: A run that could not be requested for this long after its due time is missed.
     lateness: Duration = timedelta(seconds=60)
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _list_of_targets(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError("is a list of target expressions, not one string")
+        return value
 
     @field_validator("cron")
     @classmethod
@@ -113,6 +148,10 @@ class Schedule(Model):
             raise ValueError("needs either cron or every")
         if self.every is not None and "timezone" in self.model_fields_set:
             raise ValueError("timezone is for cron; every is counted in UTC")
+        if (self.agent_id is None) == (not self.targets):
+            raise ValueError("needs either agentId or targets")
+        if self.agent_id is not None and "batch" in self.model_fields_set:
+            raise ValueError("batch is for targets, not for one agent")
         return self
 
     @property
@@ -131,11 +170,12 @@ class Schedule(Model):
         return f"{self.cron} {self.timezone}"
 
     def exec_request(self, exec_id: str) -> ExecRequest:
-        """The request of one of its runs.
+        """The request of one of its runs on one agent.
 
         Raises:
             pydantic.ValidationError: a bound of requests is broken.
         """
+        assert self.agent_id is not None
         wanted = self.request
         # With the field names of the file, which the messages about mistakes use.
         return ExecRequest.model_validate(
@@ -145,6 +185,23 @@ class Schedule(Model):
                 "limits": wanted.limits,
             }
         )  # fmt: skip
+
+    def batch_request(self, batch_id: str) -> BatchRequest:
+        """The request of one of its runs as a batch.
+
+        Raises:
+            pydantic.ValidationError: a bound of requests is broken.
+        """
+        rules = {name: getattr(self.batch, name) for name in BatchRules.model_fields}
+        content = {name: getattr(self.request, name) for name in ScheduledRequest.model_fields}
+        return BatchRequest.model_validate({"id": batch_id, "targets": self.targets, **content, **rules})
+
+    def check(self) -> None:
+        """Raise pydantic.ValidationError if no run could be requested because a bound is broken."""
+        if self.targets:
+            self.batch_request("check")
+        else:
+            self.exec_request("check")
 
 
 class ScheduleFile(Model):
@@ -221,11 +278,13 @@ class ScheduleSet:
 def _request_mistakes(schedule: Schedule, document: Document[ScheduleFile], index: int) -> list[str]:
     """Return the mistakes because of which no execution could be requested."""
     try:
-        schedule.exec_request("check")
+        schedule.check()
     except ValidationError as error:
         mistakes = []
         for item in error.errors(include_url=False, include_context=False, include_input=False):
-            location = ("schedules", index, "request", *item["loc"])
+            location: tuple[str | int, ...] = ("schedules", index)
+            if item["loc"] or not schedule.targets:
+                location = (*location, "request", *item["loc"])
             problem = item["msg"].removeprefix("Value error, ")
             mistakes.append(f"{document.position(location)}: {dotted(location)}: {problem}")
         return mistakes

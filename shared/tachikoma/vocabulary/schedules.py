@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tachikoma.vocabulary.model import Model
+from tachikoma.vocabulary.batches import BatchState
+from tachikoma.vocabulary.model import OMITTED_IF_NONE, Model
 from tachikoma.vocabulary.states import ExecState
 from tachikoma.vocabulary.types import Identifier, Timestamp
 
@@ -53,17 +54,25 @@ class ScheduledRun(Model):
     #: Time at which the outcome was recorded, by the clock of Redis.
     time: Timestamp
     outcome: DueOutcome
-    #: Id of the execution; empty if there is none.
+    #: Id of the execution, or of the batch; empty if there is none.
     id: str = ""
+    #: The agent; empty for a batch.
     agent_id: str = ""
     #: State of the execution; None if the ledger has no record of it.
     state: ExecState | None = None
+    #: State of the batch; None if the ledger has no record of it.
+    batch_state: Annotated[BatchState | None, OMITTED_IF_NONE] = None
     reason: str = ""
     #: Number of due times in this record, and the first of them; None if it is one.
     count: Annotated[int, Field(ge=1)] = 1
     first: Timestamp | None = None
     #: SPIFFE ID of the operator who requested the run; empty for a due time.
     requested_by: str = ""
+
+    @property
+    def is_batch(self) -> bool:
+        """True if the run is a batch."""
+        return bool(self.id) and not self.agent_id
 
 
 class ScheduleStatus(Model):
@@ -72,7 +81,10 @@ class ScheduleStatus(Model):
     name: Identifier
     #: Its rule, for people: `every 15m`, or cron expression and time zone.
     when: str
-    agent_id: Identifier
+    #: The agent; empty if each run is a batch.
+    agent_id: Identifier | Literal[""] = ""
+    #: Target expressions of the batches; empty if each run is on one agent.
+    targets: tuple[str, ...] = ()
     #: The argv with secrets masked.
     command: tuple[str, ...]
     enabled: bool = True

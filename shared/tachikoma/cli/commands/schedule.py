@@ -76,7 +76,7 @@ def _row(item: ScheduleStatus) -> tuple[str | Cell, ...]:
         age(item.next_due),
         age(item.last.due if item.last else None),
         _last_outcome(item.last) if item.last else "-",
-        item.agent_id,
+        item.agent_id or " ".join(item.targets),
         shlex.join(item.command),
     )
 
@@ -88,10 +88,14 @@ def _state(item: ScheduleStatus) -> Cell:
 
 
 def _last_outcome(run: ScheduledRun) -> Cell:
-    """Return the state of a run's execution, or its outcome if there is none."""
-    if run.outcome is DueOutcome.RUN and run.state is not None:
-        return state_cell(run.state)
-    return _outcome(run)
+    """Return the state of a run's execution or batch, or its outcome if there is none."""
+    return _run_state(run) if run.outcome is DueOutcome.RUN and (run.state or run.batch_state) else _outcome(run)
+
+
+def _run_state(run: ScheduledRun) -> Cell:
+    if run.batch_state is not None:
+        return Cell(run.batch_state)
+    return state_cell(run.state) if run.state is not None else Cell("-")
 
 
 def _outcome(run: ScheduledRun) -> Cell:
@@ -160,7 +164,7 @@ def run(name: NameArgument, output: OutputOption = Output.TEXT) -> None:
 
 def _show_run(name: str, found: ScheduledRun) -> None:
     if found.outcome is DueOutcome.RUN:
-        typer.echo(f"{found.id}: {found.state or found.outcome}")
+        typer.echo(f"{found.id}: {found.state or found.batch_state or found.outcome}")
     else:
         warn(f"{name}: {found.outcome}: {printable(found.reason)}")
 
@@ -206,8 +210,8 @@ def _history(runs: Iterable[ScheduledRun]) -> Iterable[tuple[str | Cell, ...]]:
             clock(run.due),
             _outcome(run),
             run.id or "-",
-            state_cell(run.state) if run.state else "-",
-            run.agent_id,
+            _run_state(run),
+            run.agent_id or ("batch" if run.is_batch else ""),
             short_id(run.requested_by) or "-",
             count + run.reason,
         )

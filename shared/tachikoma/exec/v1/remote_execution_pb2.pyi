@@ -2559,12 +2559,13 @@ class ScheduledRun(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     FIRST_FIELD_NUMBER: _builtins.int
     REQUESTED_BY_FIELD_NUMBER: _builtins.int
+    BATCH_STATE_FIELD_NUMBER: _builtins.int
     outcome: Global___DueOutcome.ValueType
     """The outcome."""
     id: _builtins.str
-    """The execution; empty if there is none."""
+    """The execution, or the batch; empty if there is none."""
     agent_id: _builtins.str
-    """The agent."""
+    """The agent; empty for a batch."""
     state: Global___ExecState.ValueType
     """State of the execution; unspecified if unknown."""
     reason: _builtins.str
@@ -2573,6 +2574,8 @@ class ScheduledRun(_message.Message):
     """Number of scheduled times in this entry."""
     requested_by: _builtins.str
     """SPIFFE ID of the operator that requested the run; empty for a scheduled time."""
+    batch_state: Global___BatchState.ValueType
+    """State of the batch; unspecified if unknown."""
     @_builtins.property
     def due(self) -> _timestamp_pb2.Timestamp:
         """The scheduled time, or the time of the request. Of several, the last."""
@@ -2598,10 +2601,11 @@ class ScheduledRun(_message.Message):
         count: _builtins.int = ...,
         first: _timestamp_pb2.Timestamp | None = ...,
         requested_by: _builtins.str = ...,
+        batch_state: Global___BatchState.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["due", b"due", "first", b"first", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "count", b"count", "due", b"due", "first", b"first", "id", b"id", "outcome", b"outcome", "reason", b"reason", "requested_by", b"requested_by", "state", b"state", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "batch_state", b"batch_state", "count", b"count", "due", b"due", "first", b"first", "id", b"id", "outcome", b"outcome", "reason", b"reason", "requested_by", b"requested_by", "state", b"state", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2626,12 +2630,13 @@ class Schedule(_message.Message):
     PAUSE_REASON_FIELD_NUMBER: _builtins.int
     NEXT_DUE_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name. Its runs are requested as spiffe://<trust domain>/schedule/<name>."""
     when: _builtins.str
     """Its rule, for people."""
     agent_id: _builtins.str
-    """The agent."""
+    """The agent; empty if each run is a batch."""
     enabled: _builtins.bool
     """Whether it is enabled."""
     missed: _builtins.str
@@ -2660,6 +2665,10 @@ class Schedule(_message.Message):
     def last(self) -> Global___ScheduledRun:
         """Outcome of its last scheduled time."""
 
+    @_builtins.property
+    def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Target expressions of its batches; empty if each run is on one agent."""
+
     def __init__(
         self,
         *,
@@ -2676,10 +2685,11 @@ class Schedule(_message.Message):
         pause_reason: _builtins.str = ...,
         next_due: _timestamp_pb2.Timestamp | None = ...,
         last: Global___ScheduledRun | None = ...,
+        targets: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last", b"last", "next_due", b"next_due", "paused_at", b"paused_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "command", b"command", "enabled", b"enabled", "last", b"last", "missed", b"missed", "name", b"name", "next_due", b"next_due", "overlap", b"overlap", "pause_reason", b"pause_reason", "paused", b"paused", "paused_at", b"paused_at", "paused_by", b"paused_by", "when", b"when"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "command", b"command", "enabled", b"enabled", "last", b"last", "missed", b"missed", "name", b"name", "next_due", b"next_due", "overlap", b"overlap", "pause_reason", b"pause_reason", "paused", b"paused", "paused_at", b"paused_at", "paused_by", b"paused_by", "targets", b"targets", "when", b"when"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -32,14 +32,18 @@ from tachikoma.vocabulary.schedules import DueOutcome, ScheduledRun
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.admission.admit import Admitter
 from tachikoma_orchestrator.agents.registry import Registry
+from tachikoma_orchestrator.audit.findings import Findings
 from tachikoma_orchestrator.audit.trail import AuditTrail
+from tachikoma_orchestrator.batches.room import Batches
 from tachikoma_orchestrator.caller import Peer
+from tachikoma_orchestrator.executions.evidence import Evidence
 from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.executions.transitions import FENCE
 from tachikoma_orchestrator.schedules import runner
 from tachikoma_orchestrator.schedules.planner import ScheduleState
 from tachikoma_orchestrator.schedules.runner import ScheduleRunner
 from tachikoma_orchestrator.schedules.store import MAX_RUNS, ScheduleStore
+from tachikoma_orchestrator.store.subscriber import Subscriber
 
 DOMAIN, AGENT, NAME = "tachikoma.local", "agent-1", "job"
 OPERATOR = "spiffe://tachikoma.local/user/root"
@@ -86,7 +90,14 @@ class Stand:
         )  # fmt: skip
         self.store = ScheduleStore(redis, retention=RETENTION)
         self.source = ScheduleWatch(folder / "schedules.yaml")
-        self.runner = ScheduleRunner(self.source, self.store, self.ledger, self.trail, self.admitter, identity)
+        evidence = Evidence(redis, Findings(redis, self.trail), identity, registry.revocations)
+        self.registry = registry
+        self.batches = Batches.over(
+            redis, self.ledger, self.admitter, registry, identity, evidence, Subscriber(redis), retention=RETENTION
+        )
+        self.runner = ScheduleRunner(
+            self.source, self.store, self.ledger, self.trail, self.admitter, identity, self.batches
+        )
 
     def write(self, every: str = "1s", command: str = "/usr/bin/true", **more: str) -> None:
         """Other schedules, active at once."""

@@ -22,6 +22,7 @@ from tachikoma.errors import InvalidRequest, ServerError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.agents import AgentInfo, AgentTrust, Enrolment, Revocation
 from tachikoma.vocabulary.audit import AuditedRequest, ExecAuditLog
+from tachikoma.vocabulary.batches import BatchState
 from tachikoma.vocabulary.limits import OutputLimit, ResourceLimits, ResourceUsage
 from tachikoma.vocabulary.model import CallersModel, Model
 from tachikoma.vocabulary.policies import ExecPolicy, PolicyStatus, RateLimitConfig
@@ -591,11 +592,13 @@ EVENTS = build(
 )  # fmt: skip
 RUNS = build(
     ScheduledRun, due=TIMES, time=TIMES, outcome=st.sampled_from(DueOutcome), id=TEXT, agent_id=TEXT,
-    state=st.none() | STATES, reason=TEXT, count=st.integers(1, 2**63 - 1), first=st.none() | TIMES, requested_by=TEXT,
+    state=st.none() | STATES, batch_state=st.none() | st.sampled_from(BatchState), reason=TEXT,
+    count=st.integers(1, 2**63 - 1), first=st.none() | TIMES, requested_by=TEXT,
 )  # fmt: skip
 SCHEDULES = build(
-    ScheduleStatus, name=IDENTIFIERS, when=TEXT, agent_id=IDENTIFIERS, command=TEXTS, enabled=st.booleans(),
-    missed=st.sampled_from(Missed), overlap=st.sampled_from(Overlap), paused=st.booleans(), paused_by=TEXT,
+    ScheduleStatus, name=IDENTIFIERS, when=TEXT, agent_id=st.just("") | IDENTIFIERS, targets=TEXTS,
+    command=TEXTS, enabled=st.booleans(), missed=st.sampled_from(Missed), overlap=st.sampled_from(Overlap),
+    paused=st.booleans(), paused_by=TEXT,
     paused_at=st.none() | TIMES, pause_reason=TEXT, next_due=st.none() | TIMES, last=st.none() | RUNS,
 )  # fmt: skip
 #: Values of every model that travels by itself; the other models are part of these.

@@ -11,8 +11,9 @@ import pytest
 
 from tachikoma.cli.commands import schedule as command
 from tachikoma.errors import ConfigurationError, NotFound
-from tachikoma.schedules.file import MAX_SCHEDULES, ScheduleSet
+from tachikoma.schedules.file import MAX_SCHEDULES, BatchRules, ScheduledRequest, ScheduleSet
 from tachikoma.schedules.timing import Cron, Every
+from tachikoma.vocabulary.batches import BatchRequest, StopCause
 from tachikoma.vocabulary.schedules import Missed, Overlap
 
 GOOD = """\
@@ -72,6 +73,33 @@ def test_a_file_is_read() -> None:
     assert found.warnings == ()
 
 
+def test_targets_make_a_batch_with_the_rules_of_the_file() -> None:
+    rules = "{parallel: 10%, canary: 1, wave: 25%, pause: 5m, stopAfter: '3', stopOn: [DENIED], deadline: 2h}"
+    text = GOOD.replace("    agentId: db-1", f"    targets: [role=web, '!web-7']\n    batch: {rules}", 1)
+    backup = parse(text).schedules["nightly-backup"]
+    request = backup.batch_request("an-id")
+    assert (request.id, request.targets, request.command[0]) == (
+        "an-id",
+        ("role=web", "!web-7"),
+        "/usr/local/bin/backup",
+    )
+    assert (request.timeout, request.user, request.work_dir) == (timedelta(hours=2), "backup", "/srv")
+    assert (request.parallel, request.canary, request.wave, request.stop_after) == ("10%", 1, "25%", "3")
+    assert (request.pause, request.deadline) == (timedelta(minutes=5), timedelta(hours=2))
+    assert request.stop_on == (StopCause.DENIED,)
+    assert request.limits is not None
+
+
+def test_a_schedule_has_every_rule_of_a_batch() -> None:
+    own = {"id", "targets", "retry_of", "retry_states", "stdin"}
+    request = ScheduledRequest.model_fields.keys()
+    assert BatchRules.model_fields.keys() == BatchRequest.model_fields.keys() - own - request
+    defaults = BatchRequest(targets=("a",), command=("b",))
+    assert {name: getattr(BatchRules(), name) for name in BatchRules.model_fields} == {
+        name: getattr(defaults, name) for name in BatchRules.model_fields
+    }
+
+
 @pytest.mark.parametrize(
     ("line", "wrong", "where"),
     [
@@ -96,6 +124,25 @@ def test_a_file_is_read() -> None:
         ("    lateness: 5m", "    lateness: 0s", "15:5: schedules[0].lateness: must be 1 second to 7 days"),
         ("    every: 30s", "    every: 50ms", "17:5: schedules[1].every: an interval is 100 ms to 366 days"),
         ("    every: 30s", "    every: 1.0001s", "17:5: schedules[1].every: an interval is a whole number"),
+        (
+            "    agentId: db-1",
+            "    agentId: db-1\n    targets: [web-1]",
+            "2:5: schedules[0]: needs either agentId or targets",
+        ),
+        ("    agentId: db-1\n", "", "2:5: schedules[0]: needs either agentId or targets"),
+        ("    agentId: db-1", "    agentId: db-1\n    batch: {canary: 1}", "schedules[0]: batch is for targets"),
+        ("    agentId: db-1", "    targets: web-1", "schedules[0].targets: is a list of target expressions"),
+        (
+            "    agentId: db-1",
+            "    targets: [a]\n    batch: {parallel: many}",
+            "schedules[0].batch.parallel: 'many' is",
+        ),
+        (
+            "    agentId: db-1",
+            "    targets: [a]\n    batch: {parallel: 0%}",
+            "schedules[0]: parallel must be more than",
+        ),
+        ("    agentId: db-1", "    targets: [a]\n    batch: {paralel: 1%}", "did you mean parallel?"),
         ("    every: 30s", "    every: 30s\n    cron: 1 * * * *", "16:5: schedules[1]: needs either cron or every"),
         ("    every: 30s", "    every: 30s\n    timezone: UTC", "16:5: schedules[1]: timezone is for cron"),
         ("    every: 30s\n", "", "16:5: schedules[1]: needs either cron or every"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tachikoma import DueOutcome, ExecState, ScheduledRun, ScheduleStatus
+from tachikoma import BatchState, DueOutcome, ExecState, ScheduledRun, ScheduleStatus
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 RUN = ScheduledRun(due=NOON, time=NOON, outcome=DueOutcome.RUN, id="job-7", agent_id="web-1", state=ExecState.FAILED)
@@ -43,6 +43,22 @@ def test_schedules_are_listed_with_their_state(run: Any, client: Any) -> None:
         "paused",
         "off",
     ]
+
+
+def test_a_schedule_with_targets_shows_them_and_the_states_of_its_batches(run: Any, client: Any) -> None:
+    batch = RUN.model_copy(update={"agent_id": "", "state": None, "batch_state": BatchState.STOPPED})
+    changes = {"agent_id": "", "targets": ("role=web", "!web-7"), "last": batch}
+    client.answers["schedules"] = ((NIGHTLY.model_copy(update=changes),), "")
+    client.answers["scheduled_runs"] = (batch,)
+    row = run("schedule", "ls", "--wide").out.splitlines()[1]
+    assert "STOPPED" in row
+    assert "role=web !web-7" in row
+    history = run("schedule", "history", "nightly").out.splitlines()[1].split()
+    assert [word for word in history if word in ("RUN", "job-7", "STOPPED", "batch")] == [
+        "RUN", "job-7", "STOPPED", "batch",
+    ]  # fmt: skip
+    client.answers["run_schedule"] = batch
+    assert run("schedule", "run", "nightly").out == "job-7: STOPPED\n"
 
 
 def test_a_mistake_in_the_newest_file_is_shown_and_fails(run: Any, client: Any) -> None:
