@@ -25,6 +25,7 @@ from tachikoma.vocabulary.clock import duration_ms
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.batches.frozen import Frozen
 from tachikoma_orchestrator.batches.gates import GateState, HealthGates
+from tachikoma_orchestrator.batches.grounds import Grounds
 from tachikoma_orchestrator.batches.starter import CHUNK, Starter
 from tachikoma_orchestrator.batches.store import BatchProgress, BatchStore
 from tachikoma_orchestrator.batches.verified import VerifiedBatches
@@ -139,7 +140,9 @@ class BatchDriver:
         if released >= total:
             return
         if released and released == frozen.request.canary and progress.failures:
-            await self._stop(frozen, f"{progress.failures} of the first {released} targets failed")
+            grounds = Grounds.of(await self._store.ends(frozen.id, frozen.last_wave(released)))
+            reason = f"{progress.failures} of the first {released} targets failed: {grounds.text}"
+            await self._stop(frozen, reason, grounds.evidence)
             return
         pause_ms = duration_ms(frozen.request.pause) if released else 0
         if pause_ms and not progress.paused_ms:
@@ -158,6 +161,9 @@ class BatchDriver:
             if found.state is GateState.FAILED:
                 await self._stop(frozen, reason, evidence)
                 return
+        elif last := frozen.last_wave(released):
+            grounds = Grounds.of(await self._store.ends(frozen.id, last))
+            reason, evidence = f"{reason}, after {grounds.text}", grounds.evidence
         if await self._store.release(frozen.id, released, following, reason, evidence=evidence):
             self._changed.set()
 

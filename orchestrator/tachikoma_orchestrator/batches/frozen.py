@@ -109,6 +109,13 @@ class Frozen:
         """Return the place at which the wave ends that begins at a place: after the canary, one wave after another."""
         return next_wave(self.request, len(self.targets), released)
 
+    def last_wave(self, released: int) -> tuple[str, ...]:
+        """Return the targets of the wave that ends at a place; empty before the first wave."""
+        begin = end = 0
+        while end < min(released, len(self.targets)):
+            begin, end = end, self.wave_end(end)
+        return self.targets[begin:released]
+
 
 def next_wave(request: BatchRequest, total: int, released: int) -> int:
     """Return the place at which the wave ends that begins at `released`."""

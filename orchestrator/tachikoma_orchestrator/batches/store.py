@@ -25,6 +25,7 @@ from tachikoma.vocabulary.batches import (
     share_of,
 )
 from tachikoma.vocabulary.clock import duration_ms, from_ms, optional_from_ms, redis_ms
+from tachikoma_orchestrator.batches.grounds import Ended
 from tachikoma_orchestrator.batches.reported import ReportedBatches
 from tachikoma_orchestrator.store.scripts import Runner, Script, flat
 
@@ -303,6 +304,21 @@ class BatchStore:
                 found[name] = BatchResult(agent_id=name, **_result(json.loads(raw)))
             except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
                 log.error("batch.unreadable", batch=batch_id, agent=name[:64], reason=str(error)[:300])
+        return found
+
+    async def ends(self, batch_id: str, agents: Sequence[str]) -> list[Ended]:
+        """Return those of some targets that have ended, in the same order, with their receipts."""
+        if not agents:
+            return []
+        found = []
+        for agent, raw in zip(agents, await self._redis.hmget(keys.batch(batch_id)[3], agents), strict=True):
+            try:
+                entry = json.loads(raw or b"null")
+                if entry is not None:
+                    state = TargetState(entry["state"])
+                    found.append(Ended(agent, state, str(entry.get("id", "")), str(entry.get("receipt", ""))))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                log.error("batch.unreadable", batch=batch_id, agent=agent, reason=str(error)[:300])
         return found
 
     async def not_ended(self, batch_id: str) -> tuple[list[str], list[str]]:

@@ -330,11 +330,13 @@ AUDIT_CODES: Mapping[AuditCode, AuditCodeRow] = {
         "batch, actor, reason", outcome=Outcome.REFUSED, severity=Severity.MEDIUM,
     ),
     AuditCode.BATCH_WAVE: _base(
-        "A batch may start its next targets.", "batch, reason, digest of the receipt of its health gate"
+        "A batch may start its next targets.",
+        "batch, reason, digest of its health gate's receipt or over those of the last wave",
     ),
     AuditCode.BATCH_STOPPED: _base(
         "A batch starts no more targets: its stop rule was reached, or its canary or a health gate failed.",
-        "batch, reason, digest of the last receipt", outcome=Outcome.FAILED, severity=Severity.LOW,
+        "batch, reason, digest of the last receipt or over those of the canary",
+        outcome=Outcome.FAILED, severity=Severity.LOW,
     ),
     AuditCode.BATCH_CANCELLED: _base("A user cancelled a batch; it starts no more targets.", "batch, actor"),
     AuditCode.BATCH_EXPIRED: _base(

@@ -9,8 +9,10 @@
 --   state PENDING_APPROVAL | RUNNING | DONE | STOPPED | CANCELLED | EXPIRED | REJECTED; parallel;
 --   released (targets before this place may start); stop_after (0 for never); failures; keep_seconds;
 --   counted (states that count as failures, each between spaces); n:<state> (targets that ended in it); reason;
---   ended_ms; deadline_ms; approval (signed)
+--   ended_ms; deadline_ms; approval (signed); failed (executions of the first failures, or their agents without one)
 local BATCHES_OPEN, BATCHES_CHANGED, BATCH_TRAIL = 'orch:batches:open', 'orch:batches:changed', 'orch:audit'
+-- Most failures that the event of a stop names.
+local MOST_NAMED = 10
 
 -- Return the keys of a batch: hash, pending, running, ended.
 local function batch_keys(id)
@@ -98,12 +100,19 @@ local function end_target(id, agent, state, result, evidence, now)
     return
   end
   result.state = state
+  result.receipt = evidence ~= '' and evidence or nil
   redis.call('HSET', ended, agent, cjson.encode(result))
   redis.call('HINCRBY', key, 'n:' .. state, 1)
   if string.find(counted, ' ' .. state .. ' ', 1, true) then
     local failures, limit = redis.call('HINCRBY', key, 'failures', 1), tonumber(stop_after)
+    local failed = redis.call('HGET', key, 'failed')
+    if failures <= MOST_NAMED then
+      failed = (failed and failed .. ', ' or '') .. (result.id or agent)
+      redis.call('HSET', key, 'failed', failed)
+    end
     if limit > 0 and failures >= limit then
       local reason = text(failures) .. ' targets failed, and stopAfter is ' .. text(limit) .. '; the last was ' .. agent
+        .. '; failed: ' .. (failed or '') .. (failures > MOST_NAMED and ', …' or '')
       halt_batch(id, 'STOPPED', 'batch_stopped', reason, evidence, '', now)
     end
   end

@@ -62,3 +62,14 @@ def test_waves(canary: int, wave: str | None, ends: list[int]) -> None:
     while found[-1] < 10:
         found.append(next_wave(request, 10, found[-1]))
     assert found[1:] == ends
+
+
+def test_the_wave_that_ends_at_a_place(svid: Svid) -> None:
+    request = BatchRequest(targets=("*",), command=("true",), canary=1, wave="2")
+    targets = tuple(f"web{number}" for number in range(6))
+    frozen = Frozen.make(svid, request, targets, ALICE)
+    assert [frozen.last_wave(place) for place in (0, 1, 3, 5, 6)] == [
+        (), targets[:1], targets[1:3], targets[3:5], targets[5:],
+    ]  # fmt: skip
+    # A place that nothing of this program wrote.
+    assert frozen.last_wave(10**9) == targets[5:]

@@ -1,0 +1,46 @@
+"""The receipts on which a decision about a batch rests, as its audit event names them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from tachikoma.vocabulary.batches import TargetState
+
+__all__ = ["MAX_NAMED", "Ended", "Grounds"]
+
+#: Most executions that an event names; those that did not succeed come first. Its digest is over all.
+MAX_NAMED = 10
+
+
+class Ended(NamedTuple):
+    """A target that has ended, as the ledger has it."""
+
+    agent: str
+    state: TargetState
+    #: Id of its execution; empty if it has none.
+    exec_id: str = ""
+    #: SHA-256 of its receipt, in hexadecimal; empty if it has none.
+    receipt: str = ""
+
+
+class Grounds(NamedTuple):
+    """What an audit event says about the targets on which a decision rests."""
+
+    #: In words, with the ids of executions.
+    text: str
+    #: SHA-256, in hexadecimal, over the digests of all receipts in the order of the list, each on a line of its own;
+    #: empty if there is none.
+    evidence: str
+
+    @classmethod
+    def of(cls, ended: Iterable[Ended]) -> Grounds:
+        """Name the targets of a wave, in the order of the list."""
+        targets = list(ended)
+        named = sorted(targets, key=lambda target: target.state is TargetState.SUCCEEDED)[:MAX_NAMED]
+        words = [f"{target.exec_id or target.agent} {target.state}" for target in named]
+        if more := len(targets) - len(named):
+            words.append(f"{more} more")
+        receipts = "".join(f"{target.receipt}\n" for target in targets if target.receipt)
+        return cls(", ".join(words), hashlib.sha256(receipts.encode()).hexdigest() if receipts else "")
