@@ -71,7 +71,9 @@ Read by every command that calls an orchestrator, and by the library.
 
 - **`TACHIKOMA_PROFILE`**: path. Profile with the orchestrator's address and the client's identity; option `--profile`.
 - **`TACHIKOMA_POLICY`**: path. Policy file that the commands of `tachikoma policy` work on; option `--policy`.
+- **`TRACEPARENT`**: the trace that the calls of a client belong to ([traces.md](traces.md)).
 - **`SPIFFE_ENDPOINT_SOCKET`**: address of the SPIFFE Workload API, for every part without an `IDENTITY` setting.
+- **`OTEL_…`**: the variables of OpenTelemetry, for every part that should record traces ([traces.md](traces.md)).
 """
 
 

@@ -14,7 +14,7 @@ import typer
 
 from tachikoma.client.membership import joining
 from tachikoma.client.membership.token_file import read_token
-from tachikoma.config import error_reporting, logs, stages
+from tachikoma.config import error_reporting, logs, stages, trace_export
 from tachikoma.config.readiness import report_ready
 from tachikoma.config.settings import read_settings
 from tachikoma.errors import ConfigurationError
@@ -74,6 +74,7 @@ def _run_worker(settings: WorkerSettings, ready_fd: int | None) -> int:
     settings = settings.model_copy(update={"slots": fitting_slots(settings.slots)})
     if settings.stages is not None:
         stages.write_to(settings.stages)
+    trace_export.configure("worker", agent=settings.agent_id)
     engine = Engine.open(settings)
     if settings.worker_metrics is not None:
         # Imported here, since an agent whose metrics nobody reads needs no memory for it.

@@ -17,7 +17,7 @@ from functools import partial
 
 import structlog
 
-from tachikoma.config import stages
+from tachikoma.config import stages, tracing
 from tachikoma.config.stages import Stage
 from tachikoma.errors import TachikomaError
 from tachikoma.identity.svid import SvidSource
@@ -152,6 +152,12 @@ class Admitter:
             ResourceExhausted: the agent's queue is full, or a rate limit is reached.
         """
         self._trail.check()
+        stages.begin_unless_begun(request.id)
+        with tracing.span("admission", {"tachikoma.execution.id": request.id, "tachikoma.agent.id": request.agent_id}):
+            return await self._admit(request, peer, session=session, attached=attached)
+
+    async def _admit(self, request: ExecRequest, peer: Peer, *, session: bool, attached: bool) -> bool:
+        """Decide about a request and record it. Parameters, return value and errors are those of `admit`."""
         claimed, request = request.requested_by, request.model_copy(update={"requested_by": str(peer)})
         if claimed not in ("", request.requested_by):
             raise await self.deny(request, peer, impersonation(claimed, request.requested_by))

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from tachikoma.config import tracing
 from tachikoma.errors import Unavailable
 from tachikoma.identity.signed_messages import ParkedRequest, WorkOrder
 from tachikoma.identity.signing import sign
@@ -156,6 +157,7 @@ class Orders:
             reply=self._reply,
             attached=allowed.attached,
             host_access=decision.host_access,
+            trace=tracing.order_trace(request.id),
             grant=decision.grant,
             request=request.model_copy(update={"timeout": decision.timeout}),
         )

@@ -1,4 +1,4 @@
-"""Measures the calls of the API, by RPC and gRPC status code."""
+"""Measures and traces the calls of the API, by RPC and gRPC status code."""
 
 from __future__ import annotations
 
@@ -6,27 +6,45 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import grpc.aio
 from redis.exceptions import RedisError
 
+from tachikoma.config import tracing
+from tachikoma.config.tracing import Kind
 from tachikoma.errors import TachikomaError
+from tachikoma.vocabulary.trace_context import TraceParent
 from tachikoma_orchestrator.metrics import CALL_SECONDS, CALLS
 
 __all__ = ["measured"]
 
+#: Key of the W3C trace context in the metadata of a call.
+TRACE_KEY = "traceparent"
+
 
 @contextmanager
-def measured(method: str) -> Iterator[None]:
-    """Count and time the call that the block makes; `method` is its full name, `/package.Service/Rpc`."""
+def measured(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterator[None]:
+    """Count, time and trace the call that the block makes; `method` is its full name, `/package.Service/Rpc`."""
     rpc, begun, code = method.rpartition("/")[2], time.monotonic(), "OK"
-    try:
-        yield
-    except BaseException as error:
-        code = _code(error)
-        raise
-    finally:
-        CALLS.labels(rpc, code).inc()
-        CALL_SECONDS.labels(rpc).observe(time.monotonic() - begun)
+    attributes = {"rpc.system.name": "grpc"}
+    with tracing.span(method.removeprefix("/"), attributes, kind=Kind.SERVER, parent=_parent(context)):
+        try:
+            yield
+        except BaseException as error:
+            code = _code(error)
+            raise
+        finally:
+            CALLS.labels(rpc, code).inc()
+            CALL_SECONDS.labels(rpc).observe(time.monotonic() - begun)
+            tracing.note({"rpc.response.status_code": code})
+
+
+def _parent(context: grpc.aio.ServicerContext[Any, Any]) -> TraceParent | None:
+    """Return the caller's span, or None if the call names none in the form of W3C Trace Context."""
+    values = [value for key, value in context.invocation_metadata() or () if key == TRACE_KEY]
+    # The last one: libraries that trace a program's calls append to what the client wrote.
+    return TraceParent.parse(str(values[-1])) if values else None
 
 
 def _code(error: BaseException) -> str:

@@ -352,7 +352,7 @@ class Guard(grpc.aio.ServerInterceptor):
         async def call(requests: AsyncIterator[bytes], context: Context) -> Message | None:
             stages.begin()
             try:
-                with measured(method), self._in_progress(current := await self.authenticate(context, method)):
+                with measured(method, context), self._in_progress(current := await self.authenticate(context, method)):
                     async with self._received(current, requests, parse, stream=False) as request:
                         return await behaviour(request, context)
             except Exception as error:
@@ -373,7 +373,7 @@ class Guard(grpc.aio.ServerInterceptor):
 
         async def call(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
             try:
-                with measured(method), self._in_progress(current := await self.authenticate(context, method)):
+                with measured(method, context), self._in_progress(current := await self.authenticate(context, method)):
                     async with self._received(current, requests, parse, stream=True) as first:
                         async for item in behaviour(_dialogue(first, requests, parse) if dialogue else first, context):
                             current.sending = True

@@ -14,6 +14,7 @@ from contextlib import suppress
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
+from tachikoma.config import tracing
 from tachikoma.errors import TachikomaError
 from tachikoma.identity.signed_batches import ApprovedBatch
 from tachikoma.identity.svid import SvidSource
@@ -130,7 +131,8 @@ class BatchDriver:
         if not agents:
             return
         self._trail.check()
-        await self._starter.start(frozen, agents, approval)
+        with tracing.span("batch", {"tachikoma.batch.id": frozen.id}):
+            await self._starter.start(frozen, agents, approval)
         if len(agents) < len(progress.pending):
             self._changed.set()
 

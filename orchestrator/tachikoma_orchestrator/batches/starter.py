@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import structlog
 
+from tachikoma.config import tracing
 from tachikoma.identity.signed_batches import ApprovedBatch
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.batches import TargetState
@@ -113,7 +114,10 @@ class Starter:
                 await self._deny(frozen, agent, verdict)
                 continue
             unfit = self._admitter.unfit(verdict.allowed.request)
-            prepared.append(await self._admitter.prepare(verdict.allowed, unfit, batch=frozen.id, **approved(approval)))
+            with tracing.span("admission", {"tachikoma.batch.id": frozen.id, "tachikoma.agent.id": agent}):
+                prepared.append(
+                    await self._admitter.prepare(verdict.allowed, unfit, batch=frozen.id, **approved(approval))
+                )
         if not prepared:
             return
         for (admission, _), (outcome, retry_seconds) in zip(

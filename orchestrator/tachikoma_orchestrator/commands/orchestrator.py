@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tachikoma.config import error_reporting, logs, stages
+from tachikoma.config import error_reporting, logs, stages, trace_export
 from tachikoma.config.settings import read_settings
 from tachikoma_orchestrator.commands.health import check_health
 from tachikoma_orchestrator.commands.options import Identity, LogLevel, PolicyPath, ReadyFd, RedisUrl, Schedules
@@ -44,6 +44,7 @@ def run(
         return
     logs.configure(settings.log_level)
     error_reporting.configure("orchestrator")
+    trace_export.configure("orchestrator")
     if settings.stages is not None:
         stages.write_to(settings.stages)
     asyncio.run(serve(settings, announce(ready_fd) if ready_fd is not None else None))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tachikoma.config import error_reporting, logs, stages
+from tachikoma.config import error_reporting, logs, stages, trace_export
 from tachikoma.config.settings import read_settings
 from tachikoma_orchestrator.commands.options import Identity, LogLevel, PolicyPath, ReadyFd, RedisUrl, Schedules
 from tachikoma_orchestrator.processes.settings import SubmitterSettings
@@ -39,6 +39,7 @@ def run(
     )  # fmt: skip
     logs.configure(settings.log_level)
     error_reporting.configure("submitter")
+    trace_export.configure("submitter")
     if settings.stages is not None:
         stages.write_to(settings.stages)
     # Both log a line for each message; the second logs its result, too, which contains the output of a command.

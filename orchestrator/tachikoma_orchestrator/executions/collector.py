@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
-from tachikoma.config import stages
+from tachikoma.config import stages, tracing
 from tachikoma.config.error_reporting import concerns
 from tachikoma.config.stages import Stage
 from tachikoma.errors import RecordAltered
@@ -91,8 +91,9 @@ class Collector:
             return
         concerns(exec_id)
         stages.begin(exec_id)
-        await self.fold(agent, exec_id, raw)
-        stages.passed(Stage.RECORD)
+        with tracing.remembered(exec_id, "result"):
+            await self.fold(agent, exec_id, raw)
+            stages.passed(Stage.RECORD)
 
     async def _on_notice(self, channel: str, raw: bytes) -> None:
         agent = keys.agent_of_channel(channel)

@@ -12,9 +12,10 @@ import structlog
 from redis.exceptions import RedisError
 
 from tachikoma.celery import MAX_VALID
-from tachikoma.config import error_reporting, stages
+from tachikoma.config import error_reporting, stages, tracing
 from tachikoma.config.retry import Backoff
 from tachikoma.config.stages import Stage
+from tachikoma.config.tracing import Kind
 from tachikoma.errors import NotFound, Unauthenticated, Unavailable
 from tachikoma.identity.signed_batches import SignedBatchRequest
 from tachikoma.identity.signed_messages import SignedRequest
@@ -104,6 +105,12 @@ async def execute(core: Core, token: object) -> ExecResponse:
     """
     core.trail.check()
     stages.begin()
+    with tracing.span("submission", kind=Kind.CONSUMER):
+        return await _execute(core, token)
+
+
+async def _execute(core: Core, token: object) -> ExecResponse:
+    """Run a signed request and return its result; see `execute`."""
     async with rejections_recorded(core):
         claims, peer = read_request(token, core.identity.current(), SignedRequest)
         check_revocation(core, claims, peer)

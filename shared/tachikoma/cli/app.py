@@ -14,7 +14,7 @@ from tachikoma.cli import descriptors
 from tachikoma.cli.components import COMPONENTS, ComponentCommand, name_values
 from tachikoma.cli.output import chosen_output, expect_output, report, report_failure
 from tachikoma.client import PROFILE_VARIABLE
-from tachikoma.config import logs
+from tachikoma.config import logs, trace_export
 from tachikoma.errors import TachikomaError
 
 __all__ = ["app", "run"]
@@ -98,6 +98,7 @@ def run() -> NoReturn:
         finally:
             # At exit Python would only complain about output that cannot be written.
             sys.stdout.flush()
+            trace_export.finish()
     except TachikomaError as error:
         report(error)
         sys.exit(FAILED)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import typer.core
 import typer.main
 
+from tachikoma.config import trace_export
 from tachikoma.errors import ConfigurationError
 
 __all__ = ["COMPONENTS", "LASTING", "Component", "ComponentCommand", "name_values"]
@@ -129,6 +130,7 @@ class ComponentCommand(typer.core.TyperCommand):
         if self.component.name not in LASTING:
             # gRPC reads it when it is loaded. Its lines about failed handshakes say less than our own messages.
             os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+            trace_export.configure_client(f"tachikoma {self.component.name}")
         command = self.component.load()
         command.name = self.component.name
         # A group shows its help also without the option.

@@ -19,6 +19,7 @@ import grpc.aio
 from tachikoma.client.diagnosis import Trouble, diagnose
 from tachikoma.client.profile import Profile
 from tachikoma.client.rpc_errors import error_from_rpc
+from tachikoma.client.traced_channel import traced
 from tachikoma.config.channels import KEEPALIVE_OPTIONS, proxy_hint, proxy_options, target_of
 from tachikoma.config.logs import get_logger
 from tachikoma.errors import FailedPrecondition, TachikomaError, Unauthenticated, Unavailable
@@ -162,7 +163,7 @@ class Connection:
         self.check_usable()
         channel = self._current_channel()
         if self._stub is None:
-            self._stub = RemoteExecutionStub(channel)
+            self._stub = RemoteExecutionStub(traced(channel))
         return self._stub
 
     async def ready(self, subject: str = "") -> bool:

@@ -19,7 +19,7 @@ from typing import TypeAlias
 
 from tachikoma.errors import ConfigurationError
 
-__all__ = ["Observer", "Span", "Stage", "begin", "identify", "observe", "passed", "write_to"]
+__all__ = ["Observer", "Span", "Stage", "begin", "begin_unless_begun", "identify", "observe", "passed", "write_to"]
 
 
 class Stage(StrEnum):
@@ -106,6 +106,15 @@ def begin(exec_id: str = "", *, since_ns: int | None = None) -> None:
     """
     if _observers:
         _measured.set(_Measured(exec_id, since_ns if since_ns is not None else monotonic_ns()))
+
+
+def begin_unless_begun(exec_id: str) -> None:
+    """Begin to measure an execution in the current task, unless its caller has begun; its id is set in both cases."""
+    measured = _measured.get()
+    if measured is None or measured.exec_id not in ("", exec_id):
+        begin(exec_id)
+    else:
+        measured.exec_id = exec_id
 
 
 def identify(exec_id: str) -> None:

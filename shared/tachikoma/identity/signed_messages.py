@@ -17,6 +17,7 @@ from tachikoma.vocabulary.model import OMITTED_IF_NONE
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.results import KillReceipt
 from tachikoma.vocabulary.states import ExecState
+from tachikoma.vocabulary.trace_context import OrderTrace
 from tachikoma.vocabulary.types import Identifier, Milliseconds
 
 __all__ = [
@@ -82,6 +83,8 @@ class WorkOrder(Claims):
     attached: bool = False
     #: True if a command of root may reach the host. Older agents ignore it, and let it.
     host_access: bool = False
+    #: The trace that the order belongs to; None for none. Older agents ignore it.
+    trace: Annotated[OrderTrace | None, OMITTED_IF_NONE] = None
     #: What policy granted.
     grant: Grant
     #: The request.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
+from tachikoma.config import tracing
 from tachikoma.identity.signed_messages import WorkOrder
 from tachikoma.vocabulary.limits import CAPABILITIES
 from tachikoma.vocabulary.requests import Terminal
@@ -52,7 +53,8 @@ async def start(prepared: Prepared, spawner: Spawner) -> Process:
                 executable=prepared.executable.path,
                 executable_fd=prepared.executable.fd,
                 argv=prepared.executable.argv,
-                environment=prepared.environment,
+                # What the request sets itself was granted by policy, and wins.
+                environment={**tracing.variables(), **prepared.environment},
                 input=mode,
                 stdin_fd=stdin_fd,
                 terminal=(order.request.terminal or Terminal()).size if mode is InputMode.TERMINAL else NO_WINDOW,

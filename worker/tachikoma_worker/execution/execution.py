@@ -40,13 +40,14 @@ from tachikoma_worker.confinement.start import start
 from tachikoma_worker.execution.cancel import read_cancel_until_available, verify_cancel
 from tachikoma_worker.execution.claim import ClaimOutcome, claim, prevent_start
 from tachikoma_worker.execution.context import Context
-from tachikoma_worker.execution.facts import facts_of
+from tachikoma_worker.execution.facts import facts_of, spool_bytes
 from tachikoma_worker.execution.interactive import forget_session, interactive
 from tachikoma_worker.execution.journal import JournalError
 from tachikoma_worker.execution.order import verify_order
 from tachikoma_worker.execution.receipt import EarlierReceipt, Output, deliver
 from tachikoma_worker.execution.running import RunningCommand
-from tachikoma_worker.execution.verdict import Stop, failure, stopped_before_start
+from tachikoma_worker.execution.traces import command_span, execution_span, note_ending
+from tachikoma_worker.execution.verdict import Stop, end_unknown, failure, not_started, stopped_before_start
 from tachikoma_worker.output.output_log import OutputLog
 from tachikoma_worker.output.pump import Pump
 from tachikoma_worker.output.records import Ending, Facts, Totals
@@ -129,6 +130,11 @@ class Execution:
             return
         stages.passed(Stage.VERIFY)
         self._requested_by, self._reply = order.sub, order.reply
+        with execution_span(order, since_ns):
+            await self._execute(order)
+
+    async def _execute(self, order: WorkOrder) -> None:
+        """Run the command of a verified order if it was never started before, and deliver the receipt."""
         if order.journal != self._context.journal.boot:
             # It was signed for an earlier journal, which may have started it.
             log.warning("order.of_another_journal", id=self.exec_id)
@@ -253,7 +259,7 @@ class Execution:
             prepared = await preparing
             stages.passed(Stage.PREPARE)
         except (Refused, CannotExecute) as error:
-            return _not_started(error)
+            return not_started(error)
         try:
             if time.time() >= order.exp:
                 # The claim waited for Redis. The orchestrator may have reported by now that the command never started.
@@ -271,7 +277,7 @@ class Execution:
                 self._context.background(self._give_back(prepared.discard))
 
     async def _run(self, prepared: Prepared) -> Ending:
-        """Create the spool, start the command, and wait for its ending."""
+        """Create the spool, run the command, and return its ending."""
         facts = facts_of(self._context, prepared, self.order_sha256)
         self._output = self._output_log(facts)
         try:
@@ -279,26 +285,28 @@ class Execution:
         except SpoolError as error:
             return Ending(state=ExecState.REJECTED, error=f"the agent's spool cannot be written: {error}")
         stages.passed(Stage.SPOOL)
+        with command_span(prepared):
+            return await self._run_command(prepared, self._spool, self._output)
+
+    async def _run_command(self, prepared: Prepared, spool: Spool, output: OutputLog) -> Ending:
+        """Start the command and wait for its ending."""
         try:
             process = self._process = await start(prepared, self._context.spawner)
             stages.passed(Stage.SPAWN)
         except (Refused, CannotExecute) as error:
-            return _not_started(error)
+            return not_started(error)
         except SpawnerGone as gone:
             return Ending(state=ExecState.LOST, error=f"whether it started is not known: {gone}")
-        notice = asyncio.get_running_loop().call_later(STARTED_NOTICE_SECONDS, self._announce, facts.started_ms)
+        notice = asyncio.get_running_loop().call_later(STARTED_NOTICE_SECONDS, self._announce, spool.start.started_ms)
         try:
-            ending = await self._command(process, prepared.cgroup, self._spool, self._output).finish()
+            ending = await self._command(process, prepared.cgroup, spool, output).finish()
             stages.passed(Stage.RUN)
             return ending
         finally:
             notice.cancel()
 
     def _create_spool(self, facts: Facts) -> Spool:
-        # A command whose output waits for a reader must not run far ahead of it.
-        most = self._context.settings.spool_bytes
-        most = min(most, facts.log_bytes) if facts.waits or facts.attached else most
-        return Spool.create(self._context.spools, self.exec_id, facts, max_bytes=most)
+        return Spool.create(self._context.spools, self.exec_id, facts, max_bytes=spool_bytes(self._context, facts))
 
     def _announce(self, started_ms: int) -> None:
         """Publish that the command runs. The notice may be lost without harm."""
@@ -333,7 +341,7 @@ class Execution:
             try:
                 self._process = await self._context.spawner.take(held)
             except (SpawnFailed, SpawnerGone) as error:
-                return self._end_unknown(spool, str(error))
+                return end_unknown(spool.start, str(error))
         if spool.end is None and self._process is not None:
             log.info("execution.taken_back", id=self.exec_id, pid=self._process.pid)
             return await self._command(self._process, cgroup, spool, self._output, resumed=True).finish()
@@ -342,11 +350,7 @@ class Execution:
         if spool.end is not None:
             return spool.end
         await self._context.spawner.sweep(cgroup.fds)
-        return self._end_unknown(spool, "the agent's worker and its spawner were both killed")
-
-    @staticmethod
-    def _end_unknown(spool: Spool, why: str) -> Ending:
-        return Ending(state=ExecState.LOST, error=f"its end is not known: {why}", started_ms=spool.start.started_ms)
+        return end_unknown(spool.start, "the agent's worker and its spawner were both killed")
 
     # --- whatever happens ---------------------------------------------------------------------------------------------
 
@@ -398,6 +402,7 @@ class Execution:
 
     async def _deliver(self, ending: Ending, earlier: EarlierReceipt) -> None:
         """Deliver the receipt, then retain the spool for a while, or remove it in the background."""
+        note_ending(ending)
         try:
             output = Output.of(self._output)
         except Exception:
@@ -411,10 +416,3 @@ class Execution:
         except OSError as error:
             # The journal says that the execution is finished, so the next start of the worker removes it.
             log.warning("spool.not_retained", id=self.exec_id, error=str(error))
-
-
-def _not_started(error: Refused | CannotExecute) -> Ending:
-    """Return the ending of a command that was refused or whose program cannot be executed."""
-    if isinstance(error, CannotExecute):
-        return Ending(state=ExecState.FAILED, exit_code=error.exit_code, error=str(error))
-    return Ending(state=ExecState.REJECTED, error=str(error))

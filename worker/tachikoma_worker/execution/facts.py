@@ -12,7 +12,7 @@ from tachikoma_worker.execution.context import Context
 from tachikoma_worker.execution.interactive import session_facts
 from tachikoma_worker.output.records import Facts
 
-__all__ = ["facts_of"]
+__all__ = ["facts_of", "spool_bytes"]
 
 
 def facts_of(context: Context, prepared: Prepared, order_sha256: str) -> Facts:
@@ -43,3 +43,10 @@ def facts_of(context: Context, prepared: Prepared, order_sha256: str) -> Facts:
         session=session_facts(order),
         isolation=prepared.enclosure.report(),
     )
+
+
+def spool_bytes(context: Context, facts: Facts) -> int:
+    """Return the most bytes of output that a command's spool may hold."""
+    # A command whose output waits for a reader must not run far ahead of it.
+    most = context.settings.spool_bytes
+    return min(most, facts.log_bytes) if facts.waits or facts.attached else most

@@ -12,9 +12,10 @@ from tachikoma.vocabulary.limits import ResourceUsage
 from tachikoma.vocabulary.results import KillReceipt
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_worker.confinement.protocol import Exit
+from tachikoma_worker.confinement.refusals import CannotExecute, Refused
 from tachikoma_worker.output.records import Ending, Facts, SessionFacts
 
-__all__ = ["Stop", "describe", "failure", "judge", "stopped_before_start"]
+__all__ = ["Stop", "describe", "end_unknown", "failure", "judge", "not_started", "stopped_before_start"]
 
 #: Longest description of an unexpected exception, in characters.
 MAX_FAILURE_CHARS = 1000
@@ -74,6 +75,18 @@ def judge(
         kill=_kill_receipt(stopped, survivors, whole),
         isolation=facts.isolation,
     )
+
+
+def not_started(error: Refused | CannotExecute) -> Ending:
+    """Return the ending of a command that was refused or whose program cannot be executed."""
+    if isinstance(error, CannotExecute):
+        return Ending(state=ExecState.FAILED, exit_code=error.exit_code, error=str(error))
+    return Ending(state=ExecState.REJECTED, error=str(error))
+
+
+def end_unknown(facts: Facts, why: str) -> Ending:
+    """Return the ending of a command that was started and whose end is not known."""
+    return Ending(state=ExecState.LOST, error=f"its end is not known: {why}", started_ms=facts.started_ms)
 
 
 def stopped_before_start(why: Stop) -> Ending:

@@ -8,8 +8,19 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from metric_values import value
+from tachikoma.config import tracing
 from tachikoma.errors import NotFound, Unavailable
 from tachikoma_orchestrator.api.call_measures import measured
+
+
+class Called:
+    """The context of a call, as far as its metadata goes."""
+
+    def __init__(self, *metadata: tuple[str, str | bytes]) -> None:
+        self._metadata = metadata
+
+    def invocation_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        return self._metadata
 
 
 @pytest.mark.parametrize(
@@ -30,7 +41,7 @@ def test_a_call_is_counted_once_with_its_code(error: BaseException | None, code:
     calls, times = value("tachikoma_calls_total", **labels), value("tachikoma_call_seconds_count", rpc="Test")
 
     def call() -> None:
-        with measured("/tachikoma.exec.v1.RemoteExecution/Test"):
+        with measured("/tachikoma.exec.v1.RemoteExecution/Test", Called()):  # type: ignore[arg-type]
             if error is not None:
                 raise error
 
@@ -41,3 +52,25 @@ def test_a_call_is_counted_once_with_its_code(error: BaseException | None, code:
             call()
     assert value("tachikoma_calls_total", **labels) == calls + 1
     assert value("tachikoma_call_seconds_count", rpc="Test") == times + 1
+
+
+GIVEN, OTHER = f"00-{'a' * 32}-{'b' * 16}-01", f"00-{'c' * 32}-{'d' * 16}-01"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "parent"),
+    [
+        ((), ""),
+        ((("traceparent", GIVEN),), GIVEN),
+        ((("traceparent", OTHER), ("user-agent", "x"), ("traceparent", GIVEN)), GIVEN),
+        ((("traceparent", GIVEN.upper()),), ""),
+        ((("traceparent", b"\xff"),), ""),
+        ((("traceparent-bin", GIVEN),), ""),
+    ],
+)
+def test_a_call_belongs_to_the_trace_that_its_caller_names(
+    metadata: tuple[tuple[str, str | bytes], ...], parent: str
+) -> None:
+    with measured("/tachikoma.exec.v1.RemoteExecution/Test", Called(*metadata)):  # type: ignore[arg-type]
+        found = tracing.current()
+    assert str(found or "") == parent

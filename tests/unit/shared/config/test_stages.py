@@ -45,6 +45,22 @@ async def test_each_task_measures_its_own_execution(spans: list[Span]) -> None:
         assert own[0].end_ns == own[1].begin_ns
 
 
+async def test_a_later_step_continues_the_measurement_of_its_caller_or_begins_one(spans: list[Span]) -> None:
+    stages.begin(since_ns=5)
+    stages.begin_unless_begun("one")
+    stages.passed(Stage.DECIDE)
+    stages.begin_unless_begun("one")
+    stages.passed(Stage.SIGN)
+    # A task that works on one execution after another.
+    stages.begin_unless_begun("two")
+    stages.passed(Stage.DECIDE)
+    first, second, third = spans
+    assert (first.exec_id, first.begin_ns) == ("one", 5)
+    assert (second.exec_id, second.begin_ns) == ("one", first.end_ns)
+    assert third.exec_id == "two"
+    assert third.begin_ns >= second.end_ns
+
+
 async def test_a_task_that_began_no_execution_measures_nothing(spans: list[Span]) -> None:
     stages.identify("one")
     stages.passed(Stage.READ)

@@ -24,6 +24,7 @@ from tachikoma.identity.spiffe import SpiffeId
 from tachikoma.identity.svid import Svid
 from tachikoma.vocabulary.requests import MAX_STDIN_BYTES, ExecRequest
 from tachikoma.vocabulary.states import ExecState
+from tachikoma.vocabulary.trace_context import OrderTrace
 
 DOMAIN = "tachikoma.local"
 GRANT = {"executables": [{"path": "/bin/true"}]}
@@ -456,7 +457,7 @@ def test_a_message_of_another_version_is_read_only_after_its_signature(svid: Svi
 
 
 def test_fields_of_a_newer_order_are_ignored_unless_they_are_critical(svid: Svid, bundle: TrustBundle) -> None:
-    for change in ({"trace": "x"}, {"wave": {"id": 1}, "crit": []}, {"reply": None, "crit": ["grant", "request"]}):
+    for change in ({"later": "x"}, {"wave": {"id": 1}, "crit": []}, {"reply": None, "crit": ["grant", "request"]}):
         claims = {**json.loads(order().model_dump_json()), **change}
         token = forge(svid, header_of(sign(svid, order())), json.dumps(claims).encode())
         assert verify(token, WorkOrder, bundle, ISSUER).request == order().request
@@ -465,6 +466,12 @@ def test_fields_of_a_newer_order_are_ignored_unless_they_are_critical(svid: Svid
     del claims["v"], claims["crit"]
     token = forge(svid, header_of(sign(svid, order())), json.dumps(claims).encode())
     assert verify(token, WorkOrder, bundle, ISSUER) == order()
+
+
+def test_an_order_outside_of_any_trace_is_as_it_was_before_there_were_traces() -> None:
+    assert "trace" not in json.loads(order().model_dump_json())
+    trace = OrderTrace(parent=f"00-{'a' * 32}-{'b' * 16}-01", signed_ms=5)
+    assert json.loads(order(trace=trace).model_dump_json())["trace"] == {"parent": trace.parent, "signed_ms": 5}
 
 
 # --- messages that are kept -------------------------------------------------------------------------------------------
