@@ -176,7 +176,8 @@ lock: dev ## Write requirements/*.txt anew from setup.cfg; with UPGRADE=1, newer
 	$(LOCK) -c requirements/dev.txt --extra test setup.cfg -o requirements/test.txt
 	$(LOCK) -c requirements/dev.txt --extra docs setup.cfg -o requirements/docs.txt
 	$(LOCK) -c requirements/dev.txt --extra all setup.cfg -o requirements/all.txt
-	$(LOCK) -c requirements/dev.txt --extra orchestrator --extra flower --extra otel setup.cfg -o requirements/orchestrator.txt
+	$(LOCK) -c requirements/dev.txt --extra orchestrator --extra flower --extra otel setup.cfg \
+	    -o requirements/orchestrator.txt
 	$(LOCK) -c requirements/dev.txt --extra worker --extra otel setup.cfg -o requirements/worker.txt
 
 ## Releases (docs/releasing.md)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tachikoma.config.logs import get_logger
+from tachikoma.vocabulary.clock import seconds_of_ms
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.resources import Resource
@@ -23,9 +24,9 @@ __all__ = ["configure", "configure_client", "finish"]
 
 log = get_logger(__name__)
 
-#: Longest time that the end of a process waits for its last spans to be sent, in milliseconds, unless the variable of
+#: Longest time that the end of a process waits for its last spans to be sent, in seconds, unless the variable of
 #: OpenTelemetry for the time of an export says otherwise. Its own default, 30 s, would hold up each command.
-SHUTDOWN_MS = 1000
+SHUTDOWN_SECONDS = 1.0
 #: The name of the client, which logs nothing about its traces: its output belongs to the caller.
 CLIENT = "client"
 
@@ -95,7 +96,7 @@ def finish() -> None:
 
 def _shutdown_seconds() -> float:
     text = os.environ.get("OTEL_BSP_EXPORT_TIMEOUT", "").strip()
-    return (int(text) if text.isdecimal() else SHUTDOWN_MS) / 1000
+    return seconds_of_ms(int(text)) if text.isdecimal() else SHUTDOWN_SECONDS
 
 
 def _wanted() -> bool:

@@ -22,7 +22,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from tachikoma.config import stages
-from tachikoma.vocabulary.clock import now_ms
+from tachikoma.vocabulary.clock import now_ms, to_ns
 from tachikoma.vocabulary.trace_context import TRACEPARENT, OrderTrace, TraceParent
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ __all__ = [
     "begin_command",
     "current",
     "end_command",
-    "finished",
+    "execution",
     "note",
     "order_trace",
     "record_with",
@@ -151,23 +151,6 @@ def note(attributes: Attributes) -> None:
         found.span.set_attributes(dict(attributes))
 
 
-def finished(name: str, parent: TraceParent, begin_ms: int, end_ns: int | None, *, kind: Kind = Kind.INTERNAL) -> None:
-    """Record a span that has ended.
-
-    Args:
-        name: its name.
-        parent: the span above it.
-        begin_ms: its begin in milliseconds since the epoch. It may be the time of another host's clock.
-        end_ns: its end by CLOCK_MONOTONIC; None for now.
-        kind: its kind.
-    """
-    if _Process.tracer is None:
-        return
-    end = _wall_ns(end_ns)
-    begin = min(begin_ms * 1_000_000, end)
-    _Process.tracer.start_span(name, _above(parent), _kind(kind), start_time=begin).end(end)
-
-
 # --- executions -------------------------------------------------------------------------------------------------------
 
 
@@ -192,6 +175,32 @@ def remembered(exec_id: str, name: str) -> Iterator[None]:
         return
     with span(name, {"tachikoma.execution.id": exec_id}, parent=parent):
         yield
+
+
+@contextmanager
+def execution(exec_id: str, trace: OrderTrace | None, since_ns: int | None) -> Iterator[None]:
+    """Let the block be the agent's part of an execution, after the wait of its order on the queue.
+
+    Args:
+        exec_id: the execution.
+        trace: as the verified order names it; None for a trace of its own.
+        since_ns: when the agent got the order, by CLOCK_MONOTONIC; None for now.
+    """
+    parent = None if trace is None else TraceParent.parse(trace.parent)
+    if parent is not None and trace is not None:
+        _record_wait(parent, trace.signed_ms, since_ns)
+    attributes = {"tachikoma.execution.id": exec_id}
+    with span("execution", attributes, kind=Kind.CONSUMER, parent=parent, since_ns=since_ns):
+        yield
+
+
+def _record_wait(parent: TraceParent, signed_ms: int, end_ns: int | None) -> None:
+    """Record the wait on the queue. It begins by the clock of the orchestrator, which may be ahead."""
+    if _Process.tracer is None:
+        return
+    end = _wall_ns(end_ns)
+    begin = min(to_ns(signed_ms), end)
+    _Process.tracer.start_span("queue", _above(parent), start_time=begin).end(end)
 
 
 def _record_stage(passed: stages.Span) -> None:

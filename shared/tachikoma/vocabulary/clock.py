@@ -24,6 +24,7 @@ __all__ = [
     "text_of_ms",
     "to_micros",
     "to_ms",
+    "to_ns",
     "whole_seconds_of_ms",
 ]
 
@@ -92,6 +93,11 @@ def seconds_of_ms(ms: int) -> float:
 def whole_seconds_of_ms(ms: int) -> int:
     """Convert milliseconds to whole seconds, rounded down."""
     return ms // 1000
+
+
+def to_ns(ms: int) -> int:
+    """Convert milliseconds since the epoch to nanoseconds since it."""
+    return ms * 1_000_000
 
 
 def ms_of_seconds(seconds: float) -> int:

@@ -1,4 +1,4 @@
-"""The place of a piece of work in a distributed trace, as W3C Trace Context writes it (https://w3.org/TR/trace-context)."""
+"""The place of work in a distributed trace, as W3C Trace Context writes it (https://w3.org/TR/trace-context)."""
 
 from __future__ import annotations
 

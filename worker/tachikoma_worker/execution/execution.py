@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import posixpath
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,7 +23,7 @@ from functools import partial
 import structlog
 from redis.exceptions import RedisError
 
-from tachikoma.config import stages
+from tachikoma.config import stages, tracing
 from tachikoma.config.stages import Stage
 from tachikoma.identity.signed_messages import WorkOrder
 from tachikoma.identity.signing import InvalidSignature, UnreadableMessage
@@ -46,7 +47,6 @@ from tachikoma_worker.execution.journal import JournalError
 from tachikoma_worker.execution.order import verify_order
 from tachikoma_worker.execution.receipt import EarlierReceipt, Output, deliver
 from tachikoma_worker.execution.running import RunningCommand
-from tachikoma_worker.execution.traces import command_span, execution_span, note_ending
 from tachikoma_worker.execution.verdict import Stop, end_unknown, failure, not_started, stopped_before_start
 from tachikoma_worker.output.output_log import OutputLog
 from tachikoma_worker.output.pump import Pump
@@ -130,7 +130,7 @@ class Execution:
             return
         stages.passed(Stage.VERIFY)
         self._requested_by, self._reply = order.sub, order.reply
-        with execution_span(order, since_ns):
+        with tracing.execution(self.exec_id, order.trace, since_ns):
             await self._execute(order)
 
     async def _execute(self, order: WorkOrder) -> None:
@@ -285,7 +285,7 @@ class Execution:
         except SpoolError as error:
             return Ending(state=ExecState.REJECTED, error=f"the agent's spool cannot be written: {error}")
         stages.passed(Stage.SPOOL)
-        with command_span(prepared):
+        with tracing.span("command", {"process.executable.name": posixpath.basename(prepared.executable.path)}):
             return await self._run_command(prepared, self._spool, self._output)
 
     async def _run_command(self, prepared: Prepared, spool: Spool, output: OutputLog) -> Ending:
@@ -402,7 +402,7 @@ class Execution:
 
     async def _deliver(self, ending: Ending, earlier: EarlierReceipt) -> None:
         """Deliver the receipt, then retain the spool for a while, or remove it in the background."""
-        note_ending(ending)
+        tracing.note({"tachikoma.execution.state": ending.state.value, "process.exit.code": ending.exit_code})
         try:
             output = Output.of(self._output)
         except Exception:

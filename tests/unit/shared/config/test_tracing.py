@@ -14,7 +14,8 @@ from opentelemetry.trace import StatusCode
 from tachikoma.config import stages, tracing
 from tachikoma.config.stages import Stage
 from tachikoma.config.tracing import Kind
-from tachikoma.vocabulary.trace_context import TraceParent
+from tachikoma.vocabulary.clock import now_ms
+from tachikoma.vocabulary.trace_context import OrderTrace, TraceParent
 
 GIVEN = TraceParent("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", 1)
 
@@ -150,17 +151,43 @@ def test_times_of_the_monotonic_clock_become_times_of_day(recorded: InMemorySpan
     assert before - 30_000_000_000 < found.start_time + 5_000_000_000 <= time.time_ns()
 
 
-def test_a_finished_span_never_ends_before_it_begins(recorded: InMemorySpanExporter) -> None:
-    # The clock of the orchestrator may be ahead of the agent's.
-    ahead_ms = time.time_ns() // 1_000_000 + 60_000
-    tracing.finished("queue", GIVEN, ahead_ms, None)
-    found = by_name(recorded)["queue"]
-    assert found.start_time is not None
-    assert found.start_time == found.end_time
-    assert above(found) == GIVEN.span_id
-
-
 # --- executions -------------------------------------------------------------------------------------------------------
+
+
+def test_the_wait_on_the_queue_and_the_execution_are_spans_below_the_order(recorded: InMemorySpanExporter) -> None:
+    with tracing.execution("e", OrderTrace(parent=str(GIVEN), signed_ms=1000), None):
+        current = tracing.current()
+    queue, execution = recorded.get_finished_spans()
+    assert (queue.name, execution.name) == ("queue", "execution")
+    assert above(queue) == above(execution) == GIVEN.span_id
+    assert queue.start_time == 1_000_000_000
+    assert current is not None
+    assert current.span_id == own(execution)
+    assert dict(execution.attributes or {}) == {"tachikoma.execution.id": "e"}
+
+
+def test_a_wait_never_ends_before_it_begins(recorded: InMemorySpanExporter) -> None:
+    # The clock of the orchestrator may be ahead of the agent's.
+    with tracing.execution("e", OrderTrace(parent=str(GIVEN), signed_ms=now_ms() + 600_000), None):
+        pass
+    queue = by_name(recorded)["queue"]
+    assert queue.start_time is not None
+    assert queue.start_time == queue.end_time
+
+
+@pytest.mark.parametrize("trace", [None, OrderTrace(parent="of a later form", signed_ms=0)])
+def test_an_order_without_a_trace_begins_one(trace: OrderTrace | None, recorded: InMemorySpanExporter) -> None:
+    with tracing.execution("e", trace, None):
+        pass
+    (execution,) = recorded.get_finished_spans()
+    assert (execution.name, above(execution)) == ("execution", "")
+
+
+def test_an_agent_without_opentelemetry_passes_the_trace_of_an_order_on() -> None:
+    with tracing.execution("e", OrderTrace(parent=str(GIVEN), signed_ms=0), None):
+        assert tracing.variables() == {"TRACEPARENT": str(GIVEN)}
+    with tracing.execution("e", None, None):
+        assert tracing.variables() == {}
 
 
 def test_a_stage_is_a_span_below_the_current_one(recorded: InMemorySpanExporter) -> None:

@@ -23,6 +23,7 @@ from tachikoma.vocabulary.clock import (
     seconds_of_ms,
     text_of_ms,
     to_ms,
+    to_ns,
     whole_seconds_of_ms,
 )
 
@@ -40,6 +41,10 @@ def test_milliseconds_survive_exactly(ms: int) -> None:
 @given(st.datetimes(datetime(1970, 1, 2), datetime(9998, 1, 1), timezones=ZONES))  # noqa: DTZ001 (the zone is drawn)
 def test_a_time_is_rounded_down_to_its_millisecond(moment: datetime) -> None:
     assert timedelta(0) <= moment - from_ms(to_ms(moment)) < timedelta(milliseconds=1)
+
+
+def test_nanoseconds_are_a_million_for_each_millisecond() -> None:
+    assert to_ns(1_700_000_000_123) == 1_700_000_000_123_000_000
 
 
 def test_zero_means_never_only_where_that_is_asked_for() -> None:
