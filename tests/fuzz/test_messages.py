@@ -134,7 +134,7 @@ def test_the_samples_are_valid(signers: dict[type[Claims], Svid]) -> None:
     context = _agent(signers)
     assert verify_order(context, EXEC, sign(signers[WorkOrder], CLAIMS[WorkOrder])) == CLAIMS[WorkOrder]
     verify_cancel(context, EXEC, ALICE, sign(signers[CancelOrder], CLAIMS[CancelOrder]))
-    read_request(sign(signers[SignedRequest], CLAIMS[SignedRequest]), signers[WorkOrder])
+    read_request(sign(signers[SignedRequest], CLAIMS[SignedRequest]), signers[WorkOrder], SignedRequest)
     assert _attach(signers, sign(signers[SessionOffer], CLAIMS[SessionOffer])) == 1
     assert _answer(signers, sign(signers[SessionAnswer], CLAIMS[SessionAnswer])) == CLAIMS[SessionAnswer]
 
@@ -183,7 +183,7 @@ def test_a_cancel_is_verified_or_refused(signers: dict[type[Claims], Svid]) -> N
 def test_a_request_of_an_application_is_verified_or_refused(signers: dict[type[Claims], Svid]) -> None:
     def read(token: str) -> None:
         with _refused(Unauthenticated):
-            claims, peer = read_request(token, signers[WorkOrder])
+            claims, peer = read_request(token, signers[WorkOrder], SignedRequest)
             assert claims.request.id == claims.jti
             assert peer.spiffe_id == SpiffeId.parse(ALICE)
 
