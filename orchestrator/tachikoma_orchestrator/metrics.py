@@ -170,7 +170,7 @@ class Connections:
         self._known: OrderedDict[str, None] = OrderedDict()
 
     def used(self, peer: str) -> None:
-        """Note a call of a connection, by gRPC's text for its peer."""
+        """Record a call of a connection, named by gRPC's text for its peer."""
         if peer in self._known:
             self._known.move_to_end(peer)
             return

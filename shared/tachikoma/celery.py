@@ -175,7 +175,7 @@ class BatchTaskResult(CommandResult):
         """Yield the status of the batch at each change, until nothing of it runs any more.
 
         Args:
-            interval: seconds between two looks; submitters report at most one change a second.
+            interval: seconds between two reads; submitters report at most one change a second.
 
         Raises:
             TachikomaError: see `summary`.
@@ -190,7 +190,7 @@ class BatchTaskResult(CommandResult):
                 time.sleep(interval)
 
     async def watch_async(self, interval: float = WATCH_SECONDS) -> AsyncIterator[BatchStatus]:
-        """Do the same as `watch` in an event loop, which goes on meanwhile.
+        """Do the same as `watch` without blocking the event loop.
 
         Args:
             interval: see `watch`.
@@ -249,7 +249,7 @@ class _BatchSubmission(_Submission):
 
 
 class Commands:
-    """A maker of signatures for one application."""
+    """Creates the signatures of commands for one application."""
 
     def __init__(
         self,

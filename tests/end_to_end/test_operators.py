@@ -60,7 +60,7 @@ def test_policy_status_says_what_is_in_force_and_why_an_edit_is_not(measured: Me
     assert (done.returncode, done.stderr) == (0, b"")
     in_force = done.stdout.decode().splitlines()[0]
     assert in_force.startswith("active  ")
-    assert in_force.endswith(", 1 policies")
+    assert in_force.endswith(", 1 policy")
     assert str(stack.policy) in done.stdout.decode()
     before = _metrics(address)
     assert (before["tachikoma_policies"], before["tachikoma_policy_error"]) == (1, 0)
@@ -220,11 +220,11 @@ def test_the_audit_log_is_shown_exported_and_verified(measured: Measured, cli: C
 
     done = cli.run("audit", "verify", str(log))
     assert (done.returncode, done.stderr) == (0, b"")
-    assert " holds: " in done.stdout.decode()
+    assert " is unaltered: " in done.stdout.decode()
     copy = tmp_path / "audit.jsonl"
     copy.write_text(log.read_text().replace("admitted", "denied", 1))
     done = cli.run("audit", "verify", str(copy))
     assert done.returncode == 1
-    assert "is NOT as it was written" in done.stdout.decode()
+    assert "was ALTERED" in done.stdout.decode()
     done = cli.run("audit", "show", "never-heard-of")
     assert (done.returncode, done.stderr) == (1, b"tachikoma: the audit trail has no event of 'never-heard-of'\n")

@@ -22,7 +22,7 @@ MAX_NAME_CHARS = 80
 
 
 class Runner(Protocol):
-    """An engine, as far as the intake needs one."""
+    """The methods of the engine that the intake uses."""
 
     def submit(self, exec_id: str, token: str, done: Callable[[], None]) -> None:
         """Run an order without waiting for it.

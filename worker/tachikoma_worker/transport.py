@@ -30,7 +30,7 @@ class AgentChannel(QueueChannel):
     _next_look = 0.0
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        """Ask all queues and wait for an order; or look for one on those that may use the reserved slots.
+        """Wait for an order on all queues, or on those that may use the reserved slots.
 
         A look returns at once. A wait would also delay the queues that it leaves out when a slot becomes free.
         """

@@ -45,13 +45,13 @@ class Turns:
         self._occupied[queue] += 1
 
     def end(self, queue: str) -> None:
-        """Release the slot of such an order."""
+        """Release the slot of an order that has ended."""
         self._occupied[queue] -= 1
         if self._occupied[queue] <= 0:
             del self._occupied[queue]
 
     def end_soon(self, queue: str) -> None:
-        """Release the slot of such an order from another thread.
+        """Release the slot of an order that has ended, from another thread.
 
         The hub may sleep because all slots are taken. `call_soon` wakes it; otherwise messages would wait for its next
         timer.

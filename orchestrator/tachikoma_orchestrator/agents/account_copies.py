@@ -36,7 +36,7 @@ class ServersWithUsers(Protocol):
     """Gives a client of each server, the primary first."""
 
     async def all(self) -> Mapping[Address, Redis]:
-        """Raises redis errors."""
+        """Return a client of each server by its address. Raises redis errors."""
 
     async def close(self) -> None:
         """Close the connections."""

@@ -1,4 +1,4 @@
-"""The registry of agents: every agent ever heard of, with its last heartbeat and its state.
+"""The registry of agents: all known agents, with their last heartbeat and state.
 
 An agent writes its own `agent.<id>:info`, which expires: an agent without this key is offline. It publishes the same
 heartbeat on `agent.<id>:events`. The orchestrator stores the last heartbeat in `orch:agents`, which agents cannot
@@ -113,16 +113,16 @@ class Registry:
         return self.bound.of(agent)
 
     def reported_labels(self, agent: str) -> dict[str, str]:
-        """Return the labels of an agent's last heartbeat, its own word; none for an agent that was never heard of."""
+        """Return the labels that an agent reported in its last heartbeat; none if it never sent one."""
         return self._reported.get(agent, {})
 
     async def known_labels(self) -> dict[str, Mapping[str, str]]:
-        """Return the bound labels of every agent ever heard of, by its id. Raises redis errors."""
+        """Return the bound labels of all known agents, by agent id. Raises redis errors."""
         agents = [item.decode(errors="replace") for item in await self._redis.hkeys(keys.AGENTS)]
         return {agent: self.labels(agent) for agent in agents if is_identifier(agent)}
 
     async def journal(self, agent: str) -> str:
-        """Return the journal id of an agent's last heartbeat; empty for an agent that was never heard of."""
+        """Return the journal id in an agent's last heartbeat; empty if it never sent one."""
         if agent not in self._journals:
             # The agent may have joined a moment ago, with its first message still on the way.
             raw = await self._redis.get(keys.info(agent))
@@ -179,7 +179,7 @@ class Registry:
                 self._lives.number_of(heartbeat.life)
 
     async def notice_departures(self, agents: Mapping[str, AgentState]) -> None:
-        """Audit the departure of each agent that was online and is not any more.
+        """Record an audit event for each agent that has gone offline.
 
         Args:
             agents: all agents, as `all` returned them.
@@ -217,7 +217,7 @@ class Registry:
     # --- state --------------------------------------------------------------------------------------------------------
 
     async def all(self) -> dict[str, AgentState]:
-        """Return every agent ever heard of, by id. Raises redis errors."""
+        """Return all known agents, by id. Raises redis errors."""
         entries: dict[bytes, bytes] = await self._redis.hgetall(keys.AGENTS)
         agents = [agent.decode(errors="replace") for agent in entries]
         leases = await self._leases(agents)

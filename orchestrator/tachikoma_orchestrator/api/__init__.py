@@ -1,4 +1,4 @@
-"""The gRPC services: calls come in, and each becomes a call of the domain.
+"""The gRPC services: they turn each call of a client into a call of the domain.
 
 `remote_execution.py` puts `tachikoma.exec.v1.RemoteExecution` together from one class per noun. `guard.py`
 authenticates each call. `join_service.py` is the second service, for hosts without an identity.

@@ -96,7 +96,7 @@ class RefusalBudget:
         budget.events = min(self._burst, budget.events + 1)
 
     def leave_out(self, subject: str, code: AuditCode, number: int = 1) -> None:
-        """Count refusals that are not recorded by themselves."""
+        """Count refusals that get no event of their own."""
         self._budget(subject).left_out[code] += number
 
     def take_left_out(self) -> Iterator[LeftOut]:

@@ -59,7 +59,7 @@ class AuditPage:
 
 @dataclass(frozen=True, slots=True)
 class TrailBounds:
-    """How much of the trail is kept."""
+    """The limits of the trail: age and number of its events."""
 
     #: Lifetime of an event.
     retention: timedelta

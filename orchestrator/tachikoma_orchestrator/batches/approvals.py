@@ -173,7 +173,7 @@ class BatchApprovals:
 
 
 def _may_approve(needs: Sequence[ApprovalNeed], subject: str) -> bool:
-    """Return True if a SPIFFE ID is one of the approvers of each of some policies, of which there is at least one."""
+    """Return True if there is a policy, and a SPIFFE ID is an approver of each policy."""
     return bool(needs) and all(may_approve(need.approvers, subject) for need in needs)
 
 

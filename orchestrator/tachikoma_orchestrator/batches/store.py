@@ -1,4 +1,4 @@
-"""Batches in Redis, changed only by the scripts in `store/lua/`: what is pending, what runs, what has ended."""
+"""Batches in Redis: pending, running and ended targets. Only the scripts in `store/lua/` change them."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ class BatchStore:
     # --- reads --------------------------------------------------------------------------------------------------------
 
     async def open_batches(self) -> list[str]:
-        """Return ids of batches of which something may start or run."""
+        """Return the ids of batches that may still start or run a target."""
         return sorted(
             item.decode(errors="replace") for item in await self._redis.execute_command("SMEMBERS", keys.BATCHES_OPEN)
         )

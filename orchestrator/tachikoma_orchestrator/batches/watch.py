@@ -1,4 +1,4 @@
-"""A watched batch: the end of each target as it comes, each distinct output once, and the final status."""
+"""A watched batch: the result of each target when it has ended, each distinct output once, and the final status."""
 
 from __future__ import annotations
 

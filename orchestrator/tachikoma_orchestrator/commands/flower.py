@@ -44,7 +44,7 @@ class FlowerSettings(RedisSettings):
 
 
 def read_users(path: Path) -> list[str]:
-    """Read the users who may look at Flower, each as `user:password`.
+    """Read the users of Flower, each as `user:password`.
 
     Raises:
         ConfigurationError: the file cannot be read, contains no user, or a line is not `user:password`.

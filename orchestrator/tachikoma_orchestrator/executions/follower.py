@@ -209,7 +209,7 @@ class Follower:
             await self._redis.set(self._read_key, self._seq, ex=READER_SECONDS)
 
     def _chunk_taken(self) -> None:
-        """Note that the caller has taken the last chunk, since it asks for the next."""
+        """Record that the caller has read the last chunk, since it asks for the next."""
         if self._reports is not None and self._handed_bytes is not None:
             self._reports.chunk_read(self._seq, self._handed_bytes)
         self._handed_bytes = None

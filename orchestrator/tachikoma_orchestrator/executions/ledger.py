@@ -82,7 +82,7 @@ class Ledger:
     # --- changes ------------------------------------------------------------------------------------------------------
 
     async def admit(self, admission: Admission, dispatch: Dispatch | None) -> tuple[Outcome, float]:
-        """Record, audit and dispatch a request, or refuse it; one script, unless a confirmation must come in between.
+        """Record, audit and dispatch a request, or refuse it. A second script dispatches after a needed confirmation.
 
         Args:
             admission: the request.
@@ -382,7 +382,7 @@ class Ledger:
             agent: only executions of this agent, where an index allows it; empty for all.
             ended: True to include executions in a final state.
             before: the last score of the previous page, and how many executions of that score it returned.
-            limit: most executions to return.
+            limit: largest number of executions to return.
             since_ms: only executions accepted at or after this time; ignored without `ended`.
         """
         # Executions without a final state are few. They have one index for all agents.

@@ -69,7 +69,7 @@ class Retention:
     """The stores whose old entries the reaper deletes, beside the ledger's own."""
 
     trail: AuditTrail
-    #: How much of the trail is kept.
+    #: The limits of the trail: age and number of its events.
     audit_bounds: TrailBounds
     #: Deletes output beyond the quotas; None for no quotas.
     outputs: RetainedOutput | None = None
@@ -149,7 +149,7 @@ class Reaper:
                 log.warning("reaper.redis_unavailable", error=str(error))
 
     async def expire_due(self) -> None:
-        """Settle the executions whose deadline has passed since the last look. Raises redis errors."""
+        """Settle the executions whose deadline has passed since the last sweep. Raises redis errors."""
         now_ms = await self._ledger.now_ms()
         after_ms, self._due_to_ms = self._due_to_ms or now_ms, now_ms
         records = await self._ledger.records(await self._ledger.due(after_ms, now_ms, limit=BATCH))

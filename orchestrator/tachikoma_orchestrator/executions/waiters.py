@@ -93,7 +93,7 @@ class Completions(Waiters[FinalState]):
                 self._orders.pop(future, None)
 
     def note_recording(self, exec_id: str, recording: asyncio.Future[bool]) -> None:
-        """Note that a final state is being recorded while its callers get their answer."""
+        """Remember that a final state is being recorded while its callers already get the answer."""
         self._recordings[exec_id] = recording
 
         def forget(ended: asyncio.Future[bool]) -> None:
@@ -103,13 +103,13 @@ class Completions(Waiters[FinalState]):
         recording.add_done_callback(forget)
 
     async def recorded(self, exec_id: str) -> None:
-        """Wait until a final state that was delivered is recorded, so that a caller's next look finds it."""
+        """Wait until a delivered final state is recorded, so that the caller's next call returns it."""
         recording = self._recordings.get(exec_id)
         if recording is not None:
             await asyncio.wait([recording], timeout=RECORDED_SECONDS)
 
     def note_order(self, exec_id: str, order: AwaitedOrder) -> None:
-        """Note the order of an execution for its waiting callers, unless they wait for an earlier order of its id."""
+        """Remember the order of an execution for its waiting callers, unless they wait for an earlier order."""
         for future in self._waiting.get(exec_id, ()):
             known = self._orders.get(future)
             if known is None or not known.order_sha256:
@@ -177,7 +177,7 @@ class Completions(Waiters[FinalState]):
         return given_up
 
     def interrupt(self, exec_id: str, why: str) -> bool:
-        """Answer the callers of an execution with Unavailable, although it goes on. They may attach again.
+        """Answer the callers of an execution with Unavailable. The execution continues, and they may attach again.
 
         Returns:
             True if there was such a caller.

@@ -1,4 +1,4 @@
-"""A regular look at the executions that callers wait for, so that no caller waits for a record that is gone.
+"""A regular check of the executions that callers wait for, so that no caller waits for a lost record.
 
 Pub/sub delivers final states at once. A look finds what pub/sub missed, and what can no longer come: the record of an
 awaited execution was deleted, has expired, is no record any more, or was replaced by one of another order. The callers
@@ -71,7 +71,7 @@ class WaitingCallers:
         self._open: list[Record] = []
 
     async def run(self) -> None:
-        """Look at all awaited executions in each interval, until cancelled."""
+        """Check all awaited executions in each interval, until cancelled."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             try:
@@ -85,7 +85,7 @@ class WaitingCallers:
             self._missed = missing
 
     async def _give_up(self, gone: set[str]) -> None:
-        """Answer the callers of executions whose record was gone at two looks. Raises redis errors."""
+        """Answer the callers of executions whose record was missing in two checks. Raises redis errors."""
         for exec_id in gone:
             why = "the ledger has lost its record, and no receipt of its agent came"
             if self._completions.give_up(exec_id, await self._current_order(exec_id), why):
@@ -127,7 +127,7 @@ class WaitingCallers:
         await self._look(missed_results=True)
 
     async def _look(self, *, missed_results: bool) -> set[str]:
-        """Look at every awaited execution once, and return those whose record is gone.
+        """Check every awaited execution once, and return those whose record is missing.
 
         Args:
             missed_results: True to look for the results of all. Otherwise only for those that agents report to another

@@ -50,7 +50,7 @@ class Measuring:
         self._followed = followed
 
     async def run(self) -> None:
-        """Measure again and again, until it is cancelled."""
+        """Measure regularly, until cancelled."""
         while True:
             try:
                 await self.measure()

@@ -85,7 +85,7 @@ def _open_identity(settings: OrchestratorSettings) -> SvidSource:
 
 
 class Core:
-    """Everything that admits requests and learns of their results."""
+    """The parts of a process that admit requests and receive results."""
 
     def __init__(self, settings: OrchestratorSettings, name: str) -> None:
         """Put the parts together; nothing is sent yet.

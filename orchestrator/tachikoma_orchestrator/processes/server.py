@@ -179,7 +179,7 @@ class Server:
             ready(str(self.address))
 
     async def _stop_servers(self, grace_seconds: float | None) -> None:
-        """Stop all servers; calls in progress may go on for the grace period, None ends them at once."""
+        """Stop all servers; calls in progress may continue for the grace period. None ends them at once."""
         await asyncio.gather(*(server.stop(grace_seconds) for server in self._servers))
 
     async def _close(self) -> None:

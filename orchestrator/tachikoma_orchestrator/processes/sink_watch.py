@@ -37,14 +37,14 @@ class SinkWatch:
         self._backlog = backlog
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Check the sinks regularly, until cancelled."""
         while True:
             with suppress(RedisError, OSError, ValueError):
                 await self.look()
             await asyncio.sleep(LOOK_SECONDS)
 
     async def look(self) -> None:
-        """Look once. Raises redis errors, and ValueError if the latest number cannot be read."""
+        """Check the sinks once. Raises redis errors, and ValueError if the latest number cannot be read."""
         latest = int(await self._redis.get(keys.AUDIT_SEQ) or 0)
         reason = ""
         for name, raw in (await self._redis.hgetall(keys.AUDIT_SINKS)).items():

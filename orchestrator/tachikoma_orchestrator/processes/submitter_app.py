@@ -65,7 +65,7 @@ def make_app(submitter: Submitter) -> Celery:
     # A hint that is lost with its submitter need not be repeated: the next submitter looks at all schedules by itself.
     @app.task(name=DUE_TASK, bind=True, acks_late=False, ignore_result=True)
     def due(self: Any, *_: Any, **given: Any) -> None:
-        """Look at a schedule that is due, according to beat."""
+        """Check a schedule that is due according to beat."""
         if submitter.core.schedule_runner is not None:
             hint = submitter.core.schedule_runner.hint(given.get("schedule"), given.get("due_ms"))
             submitter.run(self.request.id, hint)

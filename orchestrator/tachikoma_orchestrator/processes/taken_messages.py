@@ -39,7 +39,7 @@ class TakenMessages:
         self.run_id = secrets.token_hex(8)
 
     async def run(self) -> None:
-        """Give signs of life and look for ended runs until cancelled."""
+        """Report that this run lives, and search for ended runs, until cancelled."""
         while True:
             with suppress(RedisError, OSError):
                 await self.look()

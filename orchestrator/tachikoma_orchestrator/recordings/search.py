@@ -25,7 +25,7 @@ _CLEARING = (b"\x1b[2J", b"\x1b[J", b"\x1b[0J", b"\x1b[3J", b"\x1b[?1049", b"\x1
 
 
 class ScreenText:
-    """Writes the lines of a screen, while its output comes."""
+    """Writes the lines of a screen while output arrives."""
 
     def __init__(self, file: BinaryIO, rows: int, columns: int) -> None:
         self._file = file
@@ -58,7 +58,7 @@ class ScreenText:
         self._screen.resize(WindowSize(rows, columns))
 
     def skip(self) -> None:
-        """Note that output is missing."""
+        """Record that output is missing."""
         self.look()
         self._screen.skip()
 

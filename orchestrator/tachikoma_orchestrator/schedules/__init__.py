@@ -1,1 +1,1 @@
-"""Schedules: where they come from, when they are due, and what became of each due time."""
+"""Schedules: their sources, their due times, and the outcome of each due time."""

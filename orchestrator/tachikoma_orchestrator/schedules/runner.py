@@ -240,7 +240,7 @@ class ScheduleRunner:
 
     @property
     def error(self) -> str:
-        """The mistake in the current file, because of which the previous schedules stay active; empty for none."""
+        """The mistake in the current file, which keeps the previous schedules active; empty for none."""
         return self._source.error
 
     async def statuses(self) -> list[ScheduleStatus]:

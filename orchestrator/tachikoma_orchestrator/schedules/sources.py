@@ -50,7 +50,7 @@ class ActiveSchedules(Protocol):
     current: ScheduleSet
     #: Time since which they are active.
     since: datetime
-    #: The mistake in a newer version, because of which the previous one stays active; empty for none.
+    #: The mistake in a newer version, which keeps the previous one active; empty for none.
     error: str
 
     def reload(self) -> bool:

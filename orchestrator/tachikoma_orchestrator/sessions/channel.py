@@ -354,7 +354,7 @@ class InputChannel:
             )
 
     def _progress(self, accepted: InputAccepted) -> None:
-        """Note the agent's progress, and drop what it has accepted."""
+        """Record the agent's progress, and drop the input that it has accepted."""
         while self._retained and self._retained[0][0] + len(self._retained[0][1]) <= accepted.offset:
             self._retained.popleft()
         self._accepted = accepted

@@ -39,7 +39,7 @@ class Screen(Protocol):
         """Follow the next bytes of the output. A character or sequence may begin in one part and end in the next."""
 
     def skip(self) -> None:
-        """Note that bytes of the output are missing here: a character or sequence that they cut is dropped."""
+        """Record that bytes of the output are missing here, and drop an incomplete character or sequence."""
 
     def resize(self, size: WindowSize) -> None:
         """Change the size, as the program's terminal did."""

@@ -1,4 +1,4 @@
-"""A kombu channel that keeps the last message instead of sending it.
+"""A kombu channel that stores the last message instead of sending it.
 
 kombu prepares the message exactly as `send_task` would. The caller pushes it to Redis in its own script or pipeline.
 Measured at 44 µs, against 619 µs for a real publish.
@@ -15,7 +15,7 @@ __all__ = ["CapturingChannel", "CapturingTransport"]
 
 
 class CapturingChannel(virtual.Channel):
-    """A channel that keeps the last message."""
+    """A channel that stores the last message."""
 
     # The message is JSON text already. Base64 would only make it larger.
     do_restore = False

@@ -70,5 +70,5 @@ def known(redis: Redis) -> Known:
 
 
 def share_known(redis: Redis, values: Known) -> None:
-    """Let all runners on a client's connections use and extend one knowledge."""
+    """Let all script runners of one client share what they know about its server."""
     _known[redis.connection_pool] = values

@@ -46,7 +46,7 @@ Remembering = Callable[[Redis], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """The state of Redis at one look."""
+    """The state of Redis at one check."""
 
     replid: str
     #: The stored record; empty for none.
@@ -151,7 +151,7 @@ class Lives:
     # --- the watch ----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Look at Redis regularly, and at once when a connection waits, until cancelled."""
+        """Check Redis regularly, and immediately when a connection waits, until cancelled."""
         while True:
             await self.look_if_available()
             try:
@@ -163,7 +163,7 @@ class Lives:
             self._wanted.clear()
 
     async def look_if_available(self) -> None:
-        """Look at Redis once, unless it is unavailable."""
+        """Check Redis once, unless it is unavailable."""
         try:
             await self.look()
         except (RedisError, OSError) as error:
@@ -293,7 +293,7 @@ class Lives:
         self._changed.set()
 
     async def _read(self) -> _Seen:
-        """Look at the record, the replication id, and the latest event, which is remembered in the current life."""
+        """Read the record, the replication id and the latest event. The event is remembered in the current life."""
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.get(keys.LIFE)
             pipe.execute_command("INFO", "replication")

@@ -60,7 +60,7 @@ class ReadReports:
         self._report()
 
     def chunk_read(self, seq: int, size: int) -> None:
-        """Note that the caller has taken a chunk.
+        """Record that the caller has read a chunk.
 
         Args:
             seq: number of the chunk.

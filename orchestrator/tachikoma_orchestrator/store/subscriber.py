@@ -53,12 +53,12 @@ class _Channel:
         self.interrupted = False
 
     def interrupt(self) -> None:
-        """Note that the connection is gone."""
+        """Record that the connection is lost."""
         self.interrupted = self.interrupted or self.confirmed.is_set()
         self.confirmed.clear()
 
     def confirm(self) -> None:
-        """Note that Redis confirmed the subscription, and call the listeners if a gap lies before it."""
+        """Record that Redis confirmed the subscription, and call the listeners if messages may have been missed."""
         self.confirmed.set()
         if self.interrupted:
             self.interrupted = False

@@ -87,12 +87,12 @@ class ChainEnd:
         return line, replace(self, line=self.line + 1, head=line_digest(line))
 
     def append_event(self, event: ExecAuditLog) -> tuple[bytes, ChainEnd]:
-        """Return the line of an event, and the end after it."""
+        """Return the line of an event, and the end of the chain after it."""
         line, end = self.append("event", event.to_dict())
         return line, replace(end, cursor=event.cursor, seq=event.seq or self.seq, unsigned=self.unsigned + 1)
 
     def append_checkpoint(self, token: str) -> tuple[bytes, ChainEnd]:
-        """Return the line of a signed `AuditCheckpoint` of this end, and the end after it."""
+        """Return the line of a signed `AuditCheckpoint` of this end, and the end of the chain after it."""
         line, end = self.append("checkpoint", token)
         return line, replace(end, unsigned=0)
 
@@ -118,7 +118,7 @@ def audit_files(path: Path) -> list[Path]:
 
 
 def read_lines(files: Iterable[Path]) -> Iterator[tuple[Path, int, bytes]]:
-    """Read files line by line, as the file, the line's number in it from 1, and the line with its line break.
+    """Yield each line of some files: the file, the line's number from 1, and the line with its line break.
 
     Raises:
         ConfigurationError: a file cannot be read.

@@ -26,7 +26,7 @@ MAX_FINDINGS = 100
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A place where an audit log is not as it was written."""
+    """A difference between an audit log and the log that was written."""
 
     file: Path
     #: Line of the file, from 1; 0 for the file as a whole.
@@ -135,7 +135,7 @@ class _Verification:
         self._next_line = content["line"] + 1
 
     def finish(self, last: Path) -> None:
-        """Check what only the end of the last file shows."""
+        """Run the checks that need the end of the last file."""
         report = self.report
         if report.unreadable > MAX_FINDINGS:
             report.gaps.append(f"in all, {report.unreadable} entries of the trail in Redis could not be read")

@@ -34,7 +34,7 @@ class OutputFailed(OSError):
 
     @property
     def reader_gone(self) -> bool:
-        """Whether the reader of a pipe or socket has gone, which is no fault."""
+        """True if the reader of a pipe or socket has closed it, which is no fault."""
         return self.errno in (errno.EPIPE, errno.ECONNRESET)
 
     def __str__(self) -> str:

@@ -155,7 +155,7 @@ def show_value(value: M, output: Output, *, text: Callable[[M], None], name: Cal
 
 
 def watch(show: Callable[[Output], None], output: Output, *, again: bool) -> None:
-    """Show something once, or again and again until Ctrl-C.
+    """Show something once, or repeatedly until Ctrl-C.
 
     Args:
         show: prints the current state in a form.

@@ -90,12 +90,12 @@ class Attempts:
         self._reached = self._reached or connected
 
     def succeeded(self) -> None:
-        """Note that the connection works, so that the next failure begins a new wait."""
+        """Record that the connection works; the next failure then begins a new wait."""
         self._resume_until = self._answered_at = None
         self._backoff.reset()
 
     def answered(self) -> None:
-        """Note an answer that brought nothing new.
+        """Record an answer without new content.
 
         It shows that the connection works only if the call lasts. A server that answers and then always fails would
         otherwise be asked for ever.

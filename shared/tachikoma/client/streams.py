@@ -115,7 +115,7 @@ class OutputStream:
         yield output
 
     def _is_new(self, status: ExecStatus) -> bool:
-        """Note a status; return False for the one that a resumed stream repeats at its beginning."""
+        """Remember a status; return False if it is the one that a resumed stream repeats first."""
         before, self._status = self._status, status
         if before is None:
             return True

@@ -148,7 +148,7 @@ def _tags_of(collected: Any) -> dict[str, str]:
 
 
 def _exceptions(error: BaseException, collected: Any) -> list[dict[str, Any]]:
-    """Describe an exception and those that it comes from; the one that was raised is the last."""
+    """Describe an exception and its causes; the raised exception is the last."""
     values = [_described(item) for item in _chain(error)]
     mechanisms = [
         value["mechanism"] for value in (collected.get("exception") or {}).get("values") or () if "mechanism" in value
@@ -179,7 +179,7 @@ def _crumb(crumb: Breadcrumb) -> dict[str, Any]:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and those that it comes from, the nearest first: at most MAX_EXCEPTIONS, each once."""
+    """Yield an exception and its causes, the nearest first: at most MAX_EXCEPTIONS, each once."""
     waiting, seen = [error], set[int]()
     while waiting and len(seen) < MAX_EXCEPTIONS:
         item = waiting.pop(0)

@@ -120,7 +120,7 @@ class PartSettings(BaseSettings):
 
 
 class Origin(StrEnum):
-    """The places that the value of a setting comes from."""
+    """The sources of the value of a setting."""
 
     OPTION = "option"
     ENVIRONMENT = "environment"
@@ -211,7 +211,7 @@ class _Given:
 
 
 def origins(kind: type[BaseSettings], **options: Any) -> dict[str, Origin]:
-    """Return for each setting the place that its value comes from.
+    """Return the source of the value of each setting.
 
     Raises:
         ConfigurationError: the settings file cannot be read.

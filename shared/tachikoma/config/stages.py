@@ -124,7 +124,7 @@ def identify(exec_id: str) -> None:
 
 
 def passed(stage: Stage) -> None:
-    """Note that the execution of the current task has passed a stage."""
+    """Record that the execution of the current task has passed a stage."""
     measured = _measured.get()
     if measured is None:
         return

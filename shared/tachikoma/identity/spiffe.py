@@ -105,7 +105,7 @@ def schedule_id(trust_domain: str, name: str) -> SpiffeId:
 
 
 class MemberKind(StrEnum):
-    """The owners that join with a token."""
+    """The kinds of owners that join with a token."""
 
     AGENT = "agent"
     USER = "user"

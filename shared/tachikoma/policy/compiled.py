@@ -84,7 +84,7 @@ class CompiledPolicy:
         return next((pattern for pattern in self._denying.of(path) if pattern.denies(path, arguments, effort)), None)
 
     def allows_from(self, address: str) -> bool:
-        """Return True if requests may come from an IP address. An unknown one, "", is in no network."""
+        """Return True if requests from an IP address are allowed. An unknown address ("") is in no network."""
         if not self.networks:
             return True
         try:

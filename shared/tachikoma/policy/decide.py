@@ -1,4 +1,4 @@
-"""Policy: who may run what, where, as whom.
+"""Policy: who may run which command, where and as which user.
 
 Default deny. A denied command of any policy that applies to this subject and agent wins over every grant. One policy
 must grant the whole of a request: command, user, directory, environment and timeout; grants of several policies are not
@@ -104,7 +104,7 @@ class PolicySet:
 
     @property
     def names_networks(self) -> bool:
-        """True if a decision can depend on the address that a request comes from."""
+        """True if a decision can depend on the source address of a request."""
         return any(policy.networks for policy in self.policies)
 
     @property

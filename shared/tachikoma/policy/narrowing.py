@@ -35,7 +35,7 @@ def _executables(order: Grant, own: Grant) -> tuple[GrantedExecutable, ...]:
 
 
 def _shorter(order: float | None, own: float | None) -> float | None:
-    """Return the shorter of two times, of which None is no limit."""
+    """Return the shorter of two times; None means no limit."""
     limits = [limit for limit in (order, own) if limit is not None]
     return min(limits) if limits else None
 

@@ -95,7 +95,7 @@ class Case:
 
     @cached_property
     def work_dir_roots(self) -> tuple[str, ...]:
-        """The directories that allowedWorkDirs names without wildcards above the working directory, or as it."""
+        """The directories of allowedWorkDirs, without wildcards, that contain the working directory or equal it."""
         anchors = (pattern.anchor(self.request.work_dir, self.effort) for pattern in self.policy.work_dirs)
         return tuple(anchor for anchor in anchors if anchor is not None)
 

@@ -182,7 +182,7 @@ class Primary:
     # --- one thread for each Sentinel ---------------------------------------------------------------------------------
 
     def _follow(self, sentinel: Address) -> None:
-        """Ask one Sentinel again and again."""
+        """Ask one Sentinel repeatedly."""
         silent = False
         while not self._closed.is_set():
             try:

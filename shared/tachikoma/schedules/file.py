@@ -170,7 +170,7 @@ class Schedule(Model):
         return f"{self.cron} {self.timezone}"
 
     def exec_request(self, exec_id: str) -> ExecRequest:
-        """The request of one of its runs on one agent.
+        """Return the request of one of its runs on one agent.
 
         Raises:
             pydantic.ValidationError: a bound of requests is broken.
@@ -276,7 +276,7 @@ class ScheduleSet:
 
 
 def _request_mistakes(schedule: Schedule, document: Document[ScheduleFile], index: int) -> list[str]:
-    """Return the mistakes because of which no execution could be requested."""
+    """Return the mistakes that would prevent every run."""
     try:
         schedule.check()
     except ValidationError as error:

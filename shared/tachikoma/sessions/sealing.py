@@ -136,7 +136,7 @@ class EphemeralKey:
     def agree(
         self, peer: str, offer: str, answer: str, execution: str, epoch: int, *, sends: Direction
     ) -> tuple[Sealer, Opener]:
-        """Make the two ends of an epoch, after both signatures were verified.
+        """Create the two ends of an epoch, after both signatures were verified.
 
         Args:
             peer: the other side's public half, from its signed message.

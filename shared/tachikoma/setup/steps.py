@@ -66,7 +66,7 @@ class Step(Protocol):
         """Return what remains to be done, for people; empty if nothing does. Changes nothing."""
 
     def apply(self, host: Host) -> None:
-        """Do it. Raises OSError or ConfigurationError."""
+        """Apply the step. Raises OSError or ConfigurationError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +238,7 @@ def pending(steps: Iterable[Step], host: Host) -> Iterator[tuple[Step, str]]:
 
 
 def apply(steps: Iterable[Step], host: Host) -> Iterator[str]:
-    """Do the steps that remain, in order, and yield what was done.
+    """Apply the remaining steps in order, and yield a description of each.
 
     Raises:
         ConfigurationError: a step failed. Those before it stay, and the next application continues there.

@@ -40,7 +40,7 @@ class Bodies:
         self._kept: dict[tuple[str, str], tuple[bytes, bytes]] = {}
 
     def completed(self, result: BatchResult) -> BatchResult:
-        """Return a result with its output, if it has come with this one or with an earlier equal one."""
+        """Return a result with its output, if this result or an earlier equal one contained the output."""
         key = (result.stdout_sha256, result.stderr_sha256)
         if result.stdout is not None:
             self._keep(key, (result.stdout, result.stderr or b""))

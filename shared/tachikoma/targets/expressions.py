@@ -4,7 +4,7 @@
 |---|---|
 | `web01`, `web[01-40]`, `web[1-9]!web7` | by name; `,` adds, `!` removes, `&` intersects, `^` is exclusive or |
 | `web*`, `db-?` | the known agents whose id matches |
-| `role=web`, `role=web,site=b*` | the known agents with all these labels; an expression of its own |
+| `role=web`, `role=web,site=b*` | the known agents with all these labels; no operators in the same argument |
 | `!EXPRESSION`, `&EXPRESSION` | removes these from the expressions before it, or keeps only them |
 """
 

@@ -336,7 +336,7 @@ class BatchStatus(Model):
 
 
 class BatchResult(Model):
-    """The end of one target. Without output it is the ledger's; output comes with a verified receipt."""
+    """The result of one target. Without output it is from the ledger; with output it is from a verified receipt."""
 
     agent_id: Identifier
     #: Id of its execution; empty if it has none.

@@ -46,7 +46,7 @@ class KillReceipt(Model):
 
 
 class OutputSummary(Model):
-    """Size and digest of one complete output stream, of which a response may contain only a part."""
+    """Size and digest of one complete output stream; a response may contain only a part of the stream."""
 
     #: Number of bytes that the command wrote.
     total_bytes: int = 0

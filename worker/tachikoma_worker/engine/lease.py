@@ -47,7 +47,7 @@ RELEASE_SECONDS = 1.0
 
 
 class LeaseLost(Exception):
-    """Another worker became the one of this agent while this one could not renew its lease."""
+    """Another worker took the lease of this agent while this worker could not renew it."""
 
 
 class Lease:

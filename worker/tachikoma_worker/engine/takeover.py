@@ -115,7 +115,7 @@ async def sweep_execution(spawner: Spawner, cgroups: Hierarchy, name: str, held:
 
 
 async def sweep_all(spawner: Spawner, cgroups: Hierarchy, names: Iterable[str], held: Mapping[str, Held]) -> None:
-    """Kill and remove everything that is left of some executions, as `sweep_execution`."""
+    """Kill and remove everything that is left of several executions; see `sweep_execution`."""
     for name in sorted(names):
         await sweep_execution(spawner, cgroups, name, held.get(name))
 
@@ -144,7 +144,7 @@ async def sweep(settings: WorkerSettings) -> None:
 
 
 async def _sweep(settings: WorkerSettings) -> None:
-    """Do the work of `sweep` in a locked data folder."""
+    """Run `sweep` in a locked data folder."""
     cgroups = detect(settings.agent_id, name=settings.cgroup_name, where=settings.cgroup)
     spawner = connect_spawner(settings)
     spawner.attach()

@@ -18,7 +18,7 @@ SEARCH_SECONDS = 60.0
 
 
 async def drop_unused_tmp(context: Context) -> None:
-    """Remove unused temporary folders again and again. A command that runs retains its own until its end."""
+    """Remove unused temporary folders regularly. The folders of a running command stay until it ends."""
     while True:
         for path in context.enclosures.unused():
             try:

@@ -92,7 +92,7 @@ class Lives:
         await self._learn(token, None)
 
     async def watch(self, redis: Redis) -> None:
-        """Look at the record regularly, until cancelled.
+        """Read the record regularly, until cancelled.
 
         Args:
             redis: connections without a gate.

@@ -1,4 +1,4 @@
-"""The receipt: the signed account of an execution's ending, and its delivery as the Celery result.
+"""The receipt: the agent's signed statement about the result of an execution, and its delivery as the Celery result.
 
 A receipt is always delivered. A receipt that cannot be made or signed as it is becomes a shorter one that says LOST and
 why; Redis is asked again until it is available.
@@ -84,7 +84,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A receipt that is still to be signed, and the output that travels beside it."""
+    """An unsigned receipt, and the output that is delivered with it."""
 
     receipt: Receipt
     stdout: bytes = b""
@@ -164,7 +164,7 @@ async def deliver(
 
 
 def _shortened(ending: Ending, error: Exception) -> Ending:
-    """Return the ending that is reported if the agent fails whenever it tries to report the true one."""
+    """Return a shorter ending, which is reported if the agent always fails to report the complete one."""
     return Ending(
         state=ExecState.LOST,
         error=f"the agent failed to report {ending.state}: {describe(error)}",

@@ -56,7 +56,7 @@ class DiskReserve:
         return self._held
 
     def write(self, action: Callable[[], T]) -> T:
-        """Do a write. Repeat it with a part of the reserve released, while the disk has no space for it.
+        """Write; while the disk is full, release a part of the reserve and repeat the write.
 
         Raises:
             Exception: as the action, once the reserve is used up.

@@ -1,4 +1,4 @@
-"""A running command, watched from its start, or from its take-over, to its ending."""
+"""A running command, watched from its start or take-over until it ends."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class RunningCommand:
         return survivors
 
     def _usage(self) -> ResourceUsage:
-        """Return the resources that were used, or none of them if a value cannot be read: the ending matters more."""
+        """Return the used resources, or no values if one cannot be read, so that the ending is reported in any case."""
         try:
             return self._cgroup.usage()
         except Exception:

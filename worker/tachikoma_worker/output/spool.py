@@ -278,7 +278,7 @@ class Spool:
         self.renew(totals)
 
     def finish(self, ending: Ending) -> None:
-        """Store the ending, so that a later worker can deliver it. A disk that refuses it is only logged."""
+        """Store the ending, so that a later worker can deliver it. A failure of the disk is only logged."""
         self.end = ending
         position = self._written
         try:

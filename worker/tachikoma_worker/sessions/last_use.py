@@ -49,15 +49,15 @@ class LastUse:
         return 0.0 if self._detached_at is None else now() - self._detached_at
 
     def note_input(self) -> None:
-        """Count again from this input."""
+        """Record input, so that the idle time begins again."""
         self._input_at = now()
 
     def attach(self) -> None:
-        """Count no time while a caller is attached."""
+        """Stop counting the time without a caller."""
         self._detached_at = None
 
     def detach(self) -> None:
-        """Count the time without a caller, unless it is counted already."""
+        """Start to count the time without a caller, unless that has begun."""
         if self._detached_at is None:
             self._detached_at = now()
 

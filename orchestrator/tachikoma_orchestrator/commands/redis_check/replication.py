@@ -42,7 +42,7 @@ def replication_findings(info: Mapping[str, object], config: Mapping[str, str]) 
 
 
 def _separation_findings(config: Mapping[str, str]) -> Iterable[Finding]:
-    """A replica needs the same settings: it may be the primary tomorrow."""
+    """Check the settings for a separated primary, also on replicas: each may become the primary."""
     if not _number(config, "min-replicas-to-write"):
         yield Finding(
             where="min-replicas-to-write",

@@ -70,7 +70,7 @@ def _password_findings(name: str, found: Acl, hashes: frozenset[str]) -> Iterabl
 
 
 def default_user_findings(default: Acl | None) -> Iterable[Finding]:
-    """Find what is wrong with the user `default`, as whom every client connects that names no user."""
+    """Check the user `default`, which clients without a user name use."""
     if default is None:
         return
     if default.enabled:

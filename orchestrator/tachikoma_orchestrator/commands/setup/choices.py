@@ -1,4 +1,4 @@
-"""The choices of an operator who sets up an orchestrator's host. A file keeps them for the next setup."""
+"""The choices of an operator who sets up an orchestrator's host, stored in a file for the next setup."""
 
 from __future__ import annotations
 

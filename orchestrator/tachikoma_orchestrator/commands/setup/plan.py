@@ -53,7 +53,7 @@ class OrchestratorPlan:
 
     @property
     def choices_file(self) -> Path:
-        """The file that keeps the choices."""
+        """The file that stores the choices."""
         return self.layout.settings / "setup.toml"
 
     @property

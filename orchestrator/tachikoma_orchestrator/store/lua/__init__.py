@@ -25,7 +25,7 @@ LIBRARIES = {
 
 
 def load(name: str) -> str:
-    """Return the source of a script by its file name without the ending.
+    """Return the source of a script by its file name without `.lua`.
 
     The shared prelude and its libraries come before it. The script itself is a function, whose result is returned
     together with the last event that it appended.

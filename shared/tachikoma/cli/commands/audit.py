@@ -224,11 +224,15 @@ def _show_report(path: Path, report: Report) -> None:
         warn(printable(str(finding)))
     for gap in report.gaps:
         warn(f"note: {gap}")
-    outcome = "is NOT as it was written" if report.findings else "holds"
+    outcome = "was ALTERED" if report.findings else "is unaltered"
     typer.echo(
-        f"{path}: {outcome}: {report.events} events ({report.first_seq} to {report.last_seq}), "
-        f"{report.checkpoints} checkpoints, {report.unsigned} events after the last"
+        f"{path}: {outcome}: {_count(report.events, 'event')} ({report.first_seq} to {report.last_seq}), "
+        f"{_count(report.checkpoints, 'checkpoint')}, {_count(report.unsigned, 'event')} after the last checkpoint"
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _trust(bundle: Path | None, writer: str) -> tuple[TrustBundle, SpiffeId]:

@@ -65,7 +65,7 @@ def check(part: PartArgument) -> None:
 
 
 def unknown_variables(kind: type[PartSettings]) -> list[str]:
-    """Return the variables of the environment that look like settings and are none of this part, nor of all parts."""
+    """Return environment variables that look like settings, but that neither this part nor all parts read."""
     known = {variable(kind, field) for field in kind.model_fields} | OTHERS
     return sorted(
         name

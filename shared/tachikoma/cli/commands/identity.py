@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +22,7 @@ from tachikoma.cli.documents import (
     RenewedIdentity,
 )
 from tachikoma.cli.output import Output, OutputOption, WideOption, show_value
-from tachikoma.cli.show import clock, warn
+from tachikoma.cli.show import age, clock, warn
 from tachikoma.cli.tables import Cell, Column, printable, table
 from tachikoma.client.profile import Profile
 from tachikoma.client.sync import Client
@@ -37,7 +37,6 @@ from tachikoma.identity.renewal import HALF
 from tachikoma.identity.spiffe import InvalidIdentity
 from tachikoma.identity.svid import Svid
 from tachikoma.vocabulary.agents import AgentInfo
-from tachikoma.vocabulary.types import format_duration
 
 __all__ = ["identity"]
 
@@ -76,8 +75,7 @@ def _open(place: str | None) -> tuple[str, Svid]:
 
 
 def _left(end: datetime) -> str:
-    left = timedelta(seconds=round((end - datetime.now(UTC)).total_seconds()))
-    return f"in {format_duration(left)}" if left > timedelta(0) else "EXPIRED"
+    return age(end) if end > datetime.now(UTC) else "EXPIRED"
 
 
 @identity.command()

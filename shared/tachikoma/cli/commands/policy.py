@@ -151,7 +151,7 @@ def _words(verdict: PolicyVerdict) -> str:
     if verdict.allowed:
         return "grants it with an approval" if verdict.approvers else "grants it"
     if verdict.rule.startswith("deniedCommands"):
-        return f"denies it for all: {verdict.rule}"
+        return f"denies it, whichever policy grants it: {verdict.rule}"
     return f"does not grant it: {verdict.rule} ({verdict.reason})"
 
 
@@ -223,7 +223,8 @@ def status(output: OutputOption = Output.TEXT) -> None:
 
 
 def _show_status(found: PolicyStatus) -> None:
-    typer.echo(f"active  {found.digest[:12]} since {clock(found.since)}, {found.policies} policies")
+    noun = "policy" if found.policies == 1 else "policies"
+    typer.echo(f"active  {found.digest[:12]} since {clock(found.since)}, {found.policies} {noun}")
     typer.echo(f"files   {found.path} on {found.host}")
     if found.error:
         warn(f"the newest files are NOT active, since they have a mistake:\n{printable(found.error)}")

@@ -132,13 +132,13 @@ def test_verify_reports_what_it_found_and_fails(
     options = ("--bundle", str(tmp_path / "ca.pem"), "--writer", "spiffe://tachikoma.local/service/orchestrator")
     done = run("audit", "verify", "log", *options, "--head", "eyJa.b.c")
     assert (done.code, done.err) == (0, "note: one\n")
-    assert done.out == "log: holds: 2 events (1 to 2), 1 checkpoints, 0 events after the last\n"
+    assert done.out == "log: is unaltered: 2 events (1 to 2), 1 checkpoint, 0 events after the last checkpoint\n"
     path, bundle, writer, heads = seen[0]
     assert (path, bundle.roots, str(writer), heads) == (Path("log"), (authority.certificate,), options[3], ["eyJa.b.c"])
     report.findings.append("line 2 was changed")  # type: ignore[arg-type]
     done = run("audit", "verify", "log", *options)
     assert (done.code, done.err) == (1, "line 2 was changed\nnote: one\n")
-    assert "log: is NOT as it was written: " in done.out
+    assert "log: was ALTERED: " in done.out
     found = json.loads(run("audit", "verify", "log", *options, "-o", "json").out)
     assert (found["lastSeq"], found["findings"]) == (2, ["line 2 was changed"])
 

@@ -152,7 +152,7 @@ def test_an_explanation_names_what_each_policy_says(tmp_path: Path, file: Path) 
 
     code, out, _ = run(*base, "systemctl", "stop", "nginx.service")
     assert code == 1
-    assert "denies it for all: deniedCommands: /usr/bin/systemctl stop" in out
+    assert "denies it, whichever policy grants it: deniedCommands: /usr/bin/systemctl stop" in out
     code, out, _ = run(*base[:-2], "-u", "root", "web-1", "--", "systemctl", "status", "nginx.service")
     assert code == 1
     assert "does not allow the user 'root'" in out
