@@ -156,8 +156,9 @@ def _words(verdict: PolicyVerdict) -> str:
 
 
 def _show_explanation(found: PolicyExplanation) -> None:
+    width = max((len(verdict.policy) for verdict in found.verdicts), default=0)
     for verdict in found.verdicts:
-        typer.echo(f"{verdict.policy:40} {_words(verdict)}")
+        typer.echo(f"{verdict.policy:{width}}  {_words(verdict)}")
     decision = found.decision
     outcome = "denied" if not decision.allowed else "allowed with an approval" if decision.approvers else "allowed"
     typer.echo(f"{outcome}: {decision.policy or decision.rule}")
