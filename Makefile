@@ -19,7 +19,7 @@ SPAWNER := $(wildcard worker/spawner/*.[ch])
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev quick test test-long check format lint types layers api unit coverage measure lock docs site \
+.PHONY: help demo dev quick test test-long check format lint types snippets layers api unit coverage measure lock docs site \
     test-cgroup2 test-container test-images sanitize fuzz soak soak-sentinel \
     bench bench-startup bench-spawn bench-admission bench-trust bench-events bench-output bench-batch bench-terminals \
     wheel sdist sbom release-check proto clean
@@ -45,7 +45,7 @@ test: dev ## Run all tests but the long ones on the working tree; ARGS goes to p
 test-long: dev ## Run the tests that mostly wait or repeat, all of tests/faults among them.
 	$(PYTEST) -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder -m long $(ARGS)
 
-check: lint types layers api ## Check format, lint, types, layers, images, API definition and generated files.
+check: lint types snippets layers api ## Check format, lint, types, snippets, layers, images, API and generated files.
 
 format: dev ## Format the code, and mend what the linter can mend.
 	$(BIN)/ruff format .
@@ -60,6 +60,8 @@ lint: dev ## Check format and lint.
 types: dev ## Check types.
 	$(BIN)/mypy
 	$(BIN)/mypy tests/types/client.py
+
+snippets: dev ## Check the types of each piece of Python in the documents.
 	$(BIN)/python tools/check_snippets.py
 
 layers: dev ## Check which package may import which.

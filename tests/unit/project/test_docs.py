@@ -62,6 +62,7 @@ def test_the_reference_of_settings_is_current() -> None:
     assert _page("settings.md") == reference["settings_page"]()
 
 
+@pytest.mark.slow
 def test_the_page_of_json_documents_is_current() -> None:
     """`make docs` writes it."""
     generated = runpy.run_path(str(ROOT / "docs" / "json_page.py"))

@@ -70,6 +70,7 @@ async def test_the_asynchronous_client_says_so_too(profile: Profile) -> None:
         await anext(client.execute_stream(ExecRequest(agent_id="a", command=["x"])))
 
 
+@pytest.mark.slow
 def test_a_forked_process_gets_an_error(profile: Profile, tmp_path: Path) -> None:
     profile.save(tmp_path / "profile.json")
     done = subprocess.run(

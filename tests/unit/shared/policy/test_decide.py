@@ -665,6 +665,7 @@ def test_a_grant_takes_every_denied_command_of_its_subject_along() -> None:
     assert not grant.interpreters
 
 
+@pytest.mark.slow
 def test_the_matching_work_of_all_policies_is_bounded_together() -> None:
     """A hundred policies and one argument of 120 kB: the request is denied by count, not after seconds of work."""
     entry = "  - {{name: p{}, subjects: ['**'], agents: ['*'], allowedCommands: ['/bin/x *a*b*c{}']}}\n"

@@ -49,6 +49,7 @@ def test_a_folder_that_cannot_be_written_is_named(run: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(shutil.which("groff") is None, reason="there is no groff to format manual pages with")
+@pytest.mark.slow
 def test_the_formatter_has_no_warning() -> None:
     for name, page in PAGES.items():
         done = subprocess.run(["groff", "-man", "-Tutf8", "-ww", "-z"], input=page, capture_output=True, text=True)

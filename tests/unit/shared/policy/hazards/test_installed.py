@@ -110,6 +110,7 @@ def executables() -> list[str]:
     return sorted(found)
 
 
+@pytest.mark.slow
 def test_check_shows_the_kind_of_each_executable_of_this_machine(tmp_path: Path) -> None:
     paths = executables()
     listed = ", ".join(f"'{path}'" for path in paths)
