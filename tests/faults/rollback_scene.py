@@ -133,7 +133,9 @@ def roll_back(scene: Scene, threads: ThreadPoolExecutor) -> None:
     with world.stopped(FROZEN):
         go = scene.folder / "go"
         submit(client, scene.job("result", go=go))
-        wait_until(lambda: scene.has_started(scene.jobs["result"]), "it runs")
+        submit(client, scene.job("running", go=scene.folder / "never"))
+        for name in ("result", "running"):
+            wait_until(lambda name=name: scene.has_started(scene.jobs[name]), f"{name} runs")
         for name in ("fenced", "never-taken"):
             submit(client, scene.job(name, agent=FROZEN))
         client.label_agent(AGENT, {"role": "old"})
@@ -147,10 +149,12 @@ def roll_back(scene: Scene, threads: ThreadPoolExecutor) -> None:
             with world.stopped("redis"):
                 shutil.copytree(world.data / "redis", older)
         after_the_copy(scene, go, threads)
+        while_its_agent_is_away(scene)
         world.redis.kill()
         shutil.rmtree(world.data / "redis")
         shutil.copytree(older, world.data / "redis")
         world.start_redis()
+        world.relays.do(world.relays[AGENT].mend())
         wait_until(lambda: "redis_life" in codes(scene), "the new life is recorded")
         # The orchestrator that remembers answers only after it has written that again.
         wait_until(lambda: answers(scene), "the orchestrator uses the new life")
@@ -189,6 +193,13 @@ def after_the_copy(scene: Scene, go: Path, threads: ThreadPoolExecutor) -> None:
     scene.waiting = threads.submit(client.execute, running.request)
     wait_until(lambda: running.starts, "it runs")
     wait_until(lambda: scene.has_started(running), "its start is recorded")
+
+
+def while_its_agent_is_away(scene: Scene) -> None:
+    """Do what neither the older state nor the agent will know, only the orchestrator."""
+    scene.world.relays.do(scene.world.relays[AGENT].cut())
+    assert scene.client.cancel("running").outcome == "REQUESTED"
+    submit(scene.client, scene.job("unseen"))
 
 
 def answers(scene: Scene) -> bool:

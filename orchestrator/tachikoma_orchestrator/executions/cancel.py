@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
+from weakref import WeakKeyDictionary
 
 from tachikoma.identity.signed_messages import CancelOrder
 from tachikoma.identity.signing import sign
@@ -11,10 +13,46 @@ from tachikoma.identity.svid import SvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 
-__all__ = ["send_cancel"]
+__all__ = ["SentCancels", "send_cancel", "sent_cancels"]
 
 #: How long a cancel order is stored: longer than an execution can wait and run.
 CANCEL_SECONDS = 15 * 24 * 3600
+#: How long a sent order is remembered, in seconds, and how many are at most.
+REMEMBERED_SECONDS, MAX_REMEMBERED = 900, 4000
+
+
+class SentCancels:
+    """Remembers the latest cancel orders, to be sent again if Redis loses them. A cancel stays right in every life."""
+
+    def __init__(self) -> None:
+        #: Each signed order by agent and execution, with its time by the monotonic clock; the oldest first.
+        self._orders: OrderedDict[tuple[str, str], tuple[float, str]] = OrderedDict()
+
+    def remember(self, agent: str, exec_id: str, token: str) -> None:
+        """Remember the order that was sent for an execution."""
+        self._orders.pop((agent, exec_id), None)
+        self._orders[agent, exec_id] = time.monotonic(), token
+        if len(self._orders) > MAX_REMEMBERED:
+            self._orders.popitem(last=False)
+
+    async def write_again(self, redis: Redis) -> None:
+        """Send the orders again, after Redis lost data. Raises redis errors.
+
+        Args:
+            redis: connections that need not wait for the new life of Redis.
+        """
+        oldest = time.monotonic() - REMEMBERED_SECONDS
+        for (agent, exec_id), (at, token) in list(self._orders.items()):
+            if at >= oldest:
+                await _send(redis, agent, exec_id, token)
+
+
+_sent: WeakKeyDictionary[object, SentCancels] = WeakKeyDictionary()
+
+
+def sent_cancels(redis: Redis) -> SentCancels:
+    """Return the cancel orders that were sent over the connections of a client."""
+    return _sent.setdefault(redis.connection_pool, SentCancels())
 
 
 async def send_cancel(
@@ -35,6 +73,11 @@ async def send_cancel(
         iss=str(svid.spiffe_id), aud=aud, sub=by, requested_by=requested_by, iat=int(time.time()), jti=exec_id
     )
     token = sign(svid, order)
+    await _send(redis, agent, exec_id, token)
+    sent_cancels(redis).remember(agent, exec_id, token)
+
+
+async def _send(redis: Redis, agent: str, exec_id: str, token: str) -> None:
     # Stored first: an agent that misses the message finds the order there.
     async with redis.pipeline(transaction=True) as pipe:
         pipe.set(keys.cancel(agent, exec_id), token, ex=CANCEL_SECONDS)

@@ -1,4 +1,4 @@
-"""The final states that this orchestrator reported, to be recorded again if Redis forgets them.
+"""The final states that this orchestrator reported, and the orders that it sent, to be recorded again after a loss.
 
 A cancelled, rejected or expired execution must not be queued or pending again after Redis went back to an older state.
 One with a receipt must not be lost because its agent, which has the receipt in its journal, is silent then.
@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
+from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.executions.transitions import DISPATCHED, FENCE, Transition, TransitionOutcome
 from tachikoma_orchestrator.store.scripts import Call, Runner, Script, flat
 
-__all__ = ["EndedRecords", "ReportedStates", "Settled"]
+__all__ = ["EndedRecords", "ReportedStates", "SentOrders", "Settled"]
 
 #: How long a final state is remembered, in seconds.
 KEEP_SECONDS = 24 * 3600
@@ -30,6 +31,12 @@ BATCH = 200
 KEEP_RECORDS_SECONDS = 900
 #: Most records that are remembered, and the bytes that each may have: 64 MiB together.
 MAX_RECORDS, MAX_BYTES = 1024, 64 * 1024
+#: How long an order is remembered that was sent, in seconds: longer than the time that a failover takes back. Agents
+#: show those that they took.
+KEEP_ORDERS_SECONDS = 60
+#: Most orders that are remembered, and the bytes that each may have: 64 MiB together.
+MAX_ORDERS, MAX_ORDER_BYTES = 2048, 32 * 1024
+_PENDING = ExecState.PENDING_APPROVAL.value.encode()
 #: Reason in the audit event.
 REASON = "Redis lost its record, which an orchestrator remembered"
 #: Fields of the record that its audit event contains.
@@ -101,16 +108,20 @@ class EndedRecords:
         if len(self._records) > MAX_RECORDS:
             self._records.popitem(last=False)
 
-    async def write_again(self, runner: Runner, transition: Transition) -> None:
-        """Write the record again that a change led to, if it is remembered. Raises redis errors.
+    async def write_again(self, runner: Runner, transition: Transition) -> bool:
+        """Write the record again that a change led to. Raises redis errors.
 
         Args:
             runner: runs the script.
             transition: the change to the final state.
+
+        Returns:
+            False if the record is not remembered, or there is one.
         """
         at, record = self._records.get(transition.exec_id, (0.0, {}))
-        if record and time.monotonic() - at < KEEP_RECORDS_SECONDS:
-            await runner.run(self._call(transition, record))
+        if not record or time.monotonic() - at >= KEEP_RECORDS_SECONDS:
+            return False
+        return bool(await runner.run(self._call(transition, record)))
 
     def _call(self, transition: Transition, record: Mapping[str, str]) -> Call:
         exec_id, agent = transition.exec_id, transition.agent
@@ -133,6 +144,41 @@ class EndedRecords:
                 "events": [flat(restored), flat(final)],
             },
         )  # fmt: skip
+
+
+class SentOrders:
+    """Remembers the latest signed orders, since Redis may lose them before their agents took them."""
+
+    def __init__(self) -> None:
+        #: Agent and order of each execution, with the time by the monotonic clock; the oldest first.
+        self._orders: OrderedDict[str, tuple[float, str, str]] = OrderedDict()
+
+    def remember(self, agent: str, exec_id: str, order: str) -> None:
+        """Remember an order whose request was reported as accepted, unless it is too long."""
+        self._orders.pop(exec_id, None)
+        if len(order) > MAX_ORDER_BYTES:
+            return
+        self._orders[exec_id] = time.monotonic(), agent, order
+        if len(self._orders) > MAX_ORDERS:
+            self._orders.popitem(last=False)
+
+    async def forgotten(self, redis: Redis) -> list[tuple[str, str, str]]:
+        """Return agent, execution and order of those whose record or approval is lost, the oldest first.
+
+        Args:
+            redis: connections that need not wait for the new life of Redis.
+
+        Raises:
+            redis errors: Redis is unavailable.
+        """
+        oldest = time.monotonic() - KEEP_ORDERS_SECONDS
+        sent = [(agent, name, order) for name, (at, agent, order) in self._orders.items() if at >= oldest]
+        async with redis.pipeline(transaction=False) as pipe:
+            for _, exec_id, _ in sent:
+                pipe.hget(keys.execution(exec_id), "state")
+            # A key of another type gives an error in place of a state.
+            states = await pipe.execute(raise_on_error=False) if sent else []
+        return [order for order, state in zip(sent, states, strict=True) if state in (None, _PENDING)]
 
 
 class ReportedStates:
@@ -171,8 +217,10 @@ class ReportedStates:
         runner = Runner(redis)
         for transition in self._without_receipt:
             answer = await runner.run(self._call(transition))
-            if TransitionOutcome(answer[0].decode()) is TransitionOutcome.MISSING:
-                await self._records.write_again(runner, transition)
+            missing = TransitionOutcome(answer[0].decode()) is TransitionOutcome.MISSING
+            if missing and not await self._records.write_again(runner, transition):
+                # Another orchestrator may have restored the record from its order meanwhile.
+                await runner.run(self._call(transition))
         # Most of these are still there.
         completed = list(self._with_receipt)
         for begin in range(0, len(completed), BATCH):

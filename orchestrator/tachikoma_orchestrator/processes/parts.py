@@ -30,6 +30,7 @@ from tachikoma_orchestrator.audit.findings import Findings
 from tachikoma_orchestrator.audit.refusals import RefusalBudget
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.batches.room import Batches
+from tachikoma_orchestrator.executions.cancel import sent_cancels
 from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.evidence import Evidence
 from tachikoma_orchestrator.executions.ledger import Ledger
@@ -156,8 +157,13 @@ class Core:
         self.lives.on_loss(self.registry.revocations.write_again)
         self.lives.on_loss(self.registry.bound.write_again)
         self.lives.on_loss(self.registry.drains.write_again)
+        restoration = Restoration(
+            self.redis, self.identity, self.lives, self.admitter.shown, self.collector.fold, self.ledger.sent
+        )
+        # Before the final states, which then apply to restored records as well.
+        self.lives.on_loss(restoration.write_again)
         self.lives.on_loss(self.ledger.write_again)
-        restoration = Restoration(self.redis, self.identity, self.lives, self.admitter.shown, self.collector.fold)
+        self.lives.on_loss(sent_cancels(self.redis).write_again)
         self.collector.restore_with(restoration)
         self.admitter.wait_with(restoration)
 

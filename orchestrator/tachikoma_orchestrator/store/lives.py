@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 #: Pause between two looks at the life of Redis, in seconds.
 LOOK_SECONDS = 0.25
 #: Time before a life is recorded, in seconds. Another orchestrator may know an event that is missing, or, after a loss,
-#: write again what only it remembers.
+#: write again what only it remembers. After a loss, the same time passes before that.
 HOLD_SECONDS = 0.6
 #: Age from which on a record is signed again, in seconds: its signer may be removed from the trust bundle some day.
 SIGN_AGAIN_SECONDS = 12 * 3600
@@ -227,6 +227,9 @@ class Lives:
         """Record a new life, after what is remembered was written again."""
         if self._current is not None:
             if loss:
+                # Another process may know later events, whose numbers none may use again.
+                await self._continue_numbers()
+                await asyncio.sleep(HOLD_SECONDS)
                 await self._write_again()
             await asyncio.sleep(HOLD_SECONDS)
             if not loss and (await self._loss(seen) or (await self._read()).token != seen.token):
@@ -262,9 +265,13 @@ class Lives:
 
     async def _write_again(self) -> None:
         """Let every part write again what it remembers; its events have numbers that were not used before."""
-        await self._runner.run(self._renumber(keys=[keys.AUDIT], args={"after": self._known.seq}))
+        await self._continue_numbers()
         for remembering in self._remembering:
             await remembering(self._redis)
+
+    async def _continue_numbers(self) -> None:
+        """Let the numbers of the audit trail continue after the last one that this process knows."""
+        await self._runner.run(self._renumber(keys=[keys.AUDIT], args={"after": self._known.seq}))
 
     def _record(self, replid: str, *, number: int, valid_from: int, lost_ms: int) -> LifeRecord:
         issuer = str(self._identity.current().spiffe_id)

@@ -113,6 +113,9 @@ if known == args.digest then
     -- An earlier attempt may have ended before its order was sent.
     dispatch(execution, queue, trail, id, agent, args.digest, args.order, message)
   end
+  if args.batch ~= '' then
+    follow_execution(args.batch, agent, execution, id, now)
+  end
   return {'DUPLICATE', now, 0}
 end
 if args.batch ~= '' and not may_start(args.batch, agent) then

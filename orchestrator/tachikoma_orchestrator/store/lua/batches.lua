@@ -119,3 +119,23 @@ local function end_target(id, agent, state, result, evidence, now)
   finish_batch(id, now)
   redis.call('PUBLISH', BATCHES_CHANGED, id)
 end
+
+-- Return the result of an execution that has ended, as the entry of its target.
+local function result_of(execution, id)
+  local names = {'exit_code', 'error', 'stdout_sha256', 'stderr_sha256', 'stdout_bytes', 'stderr_bytes'}
+  local result = {id = id}
+  for place, value in ipairs(redis.call('HMGET', execution, unpack(names))) do
+    result[names[place]] = value or nil
+  end
+  return result
+end
+
+-- Let a target that waits follow its execution: Redis lost the batch, and the record was restored before the batch.
+local function follow_execution(batch, agent, execution, id, now)
+  local state, settled = unpack(redis.call('HMGET', execution, 'state', 'settled_ms'))
+  if settled then
+    end_target(batch, agent, state, result_of(execution, id), '', now)
+  else
+    start_waiting_target(batch, agent)
+  end
+end

@@ -42,16 +42,11 @@ local now = clock()
 -- Count the final state in the execution's batch. A batch that was tampered with stops no execution from ending.
 local function settle_target(batch)
   if batch then
-    local names = {'exit_code', 'error', 'stdout_sha256', 'stderr_sha256', 'stdout_bytes', 'stderr_bytes'}
-    local result = {id = id}
-    for place, value in ipairs(redis.call('HMGET', execution, unpack(names))) do
-      result[names[place]] = value or nil
-    end
     local evidence = ''
     for place = 1, #args.event, 2 do
       evidence = args.event[place] == 'evidence_sha256' and args.event[place + 1] or evidence
     end
-    pcall(end_target, batch, args.agent, target, result, evidence, now)
+    pcall(end_target, batch, args.agent, target, result_of(execution, id), evidence, now)
   end
 end
 

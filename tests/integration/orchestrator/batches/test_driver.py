@@ -17,6 +17,7 @@ from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.batches import FAILURES, BatchState, HealthGate, StopCause, TargetState
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.executions.restoration import Restoration
+from tachikoma_orchestrator.executions.settled import SentOrders
 from tachikoma_orchestrator.executions.transitions import FENCE
 
 Make = Callable[..., Awaitable[BatchStand]]
@@ -452,7 +453,7 @@ async def test_a_target_whose_start_redis_lost_is_counted_when_its_record_is_res
     await stand.redis.hset(keys.orders("web-1"), exec_id, token)
     lives: Any = LivesOf()
     shown = stand.stand.admitter.shown
-    await Restoration(stand.redis, stand.stand.identity, lives, shown, no_result).heard("web-1", "2")
+    await Restoration(stand.redis, stand.stand.identity, lives, shown, no_result, SentOrders()).heard("web-1", "2")
     assert await stand.running(batch) == ["web-1", "web-2"]
     record = await stand.stand.ledger.record(exec_id)
     assert record is not None
@@ -460,6 +461,31 @@ async def test_a_target_whose_start_redis_lost_is_counted_when_its_record_is_res
     assert (restored.event, restored.batch) == ("record_restored", batch)
     await stand.stand.ledger.settle("web-1", exec_id, [ExecState.QUEUED], ExecState.EXPIRED, reason="late", fence=False)
     assert (await stand.results(batch))["web-1"].state is TargetState.EXPIRED
+
+
+@pytest.mark.parametrize("ended", [True, False])
+async def test_a_waiting_target_follows_its_execution_that_was_restored_before_its_batch(
+    make: Make, ended: bool
+) -> None:
+    stand = await make(2)
+    batch = await stand.submit()
+    await stand.step(batch)
+    exec_id = verify(
+        await stand.stand.token("web-1"), WorkOrder, stand.stand.identity.current().bundle, ORCHESTRATOR
+    ).jti
+    _, pending, running, _ = keys.batch(batch)
+    # The batch as it was before its start, in which the end of the execution does not count.
+    await stand.redis.srem(running, "web-1")
+    if ended:
+        await stand.stand.ledger.settle(
+            "web-1", exec_id, [ExecState.QUEUED], ExecState.CANCELLED, reason="r", by="b", fence=True
+        )
+    await stand.redis.zadd(pending, {"web-1": 0})
+    await stand.step(batch)
+    assert await stand.running(batch) == (["web-2"] if ended else ["web-1", "web-2"])
+    if ended:
+        result = (await stand.results(batch))["web-1"]
+        assert (result.state, result.error) == (TargetState.CANCELLED, "r")
 
 
 async def no_result(agent: str, exec_id: str, raw: bytes) -> bool:

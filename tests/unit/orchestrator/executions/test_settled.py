@@ -65,7 +65,7 @@ def fenced(exec_id: str, *, fence: bool = True) -> Transition:
 async def written(records: EndedRecords, transition: Transition) -> list[dict[str, Any]]:
     """The arguments of the scripts that write a record again."""
     calls = Calls()
-    await records.write_again(cast(Runner, calls), transition)
+    assert await records.write_again(cast(Runner, calls), transition) == bool(calls.calls)
     return [json.loads(str(call.command[3 + len(call.keys)])) for call in calls.calls]
 
 
