@@ -19,8 +19,8 @@ SPAWNER := $(wildcard worker/spawner/*.[ch])
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev quick test test-long check format lint types snippets layers api unit coverage measure lock docs site \
-    test-cgroup2 test-container test-images sanitize fuzz soak soak-sentinel \
+.PHONY: help demo dev quick test test-long check format lint types snippets layers api unit coverage measure \
+    lock docs site test-cgroup2 test-container test-images sanitize fuzz soak soak-sentinel \
     bench bench-startup bench-spawn bench-admission bench-trust bench-events bench-output bench-batch bench-terminals \
     wheel sdist sbom release-check proto clean
 

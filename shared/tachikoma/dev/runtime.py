@@ -44,8 +44,11 @@ class Runtime:
             self._lock.close()
             raise ConfigurationError(f"cannot use the folder {data}: {error}") from error
         self._remove_old()
+        # After `su`, it may name a folder of another user, or none.
+        runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+        usable = os.path.isabs(runtime) and os.access(runtime, os.W_OK | os.X_OK)
         #: The folder for sockets.
-        self.folder = Path(tempfile.mkdtemp(prefix=RUNTIME_PREFIX, dir=os.environ.get("XDG_RUNTIME_DIR")))
+        self.folder = Path(tempfile.mkdtemp(prefix=RUNTIME_PREFIX, dir=runtime if usable else None))
         self._lock.truncate(0)
         self._lock.write(f"{self.folder}\n")
         self._lock.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,17 @@ def test_a_folder_is_created_for_its_owner_only_and_locked(tmp_path: Path, runti
     runtime.close()
     assert list(runtime_folder.iterdir()) == []
     Runtime(data).close()
+
+
+@pytest.mark.parametrize("value", ["", ".", "/nowhere/run"])
+def test_a_runtime_folder_that_cannot_be_used_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", value)
+    runtime = Runtime(tmp_path / "data")
+    assert runtime.folder.is_absolute()
+    assert runtime.folder.parent == Path(tempfile.gettempdir())
+    runtime.close()
 
 
 def test_sockets_of_a_stack_that_was_killed_are_removed(tmp_path: Path, runtime_folder: Path) -> None:
