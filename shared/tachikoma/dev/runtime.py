@@ -46,7 +46,7 @@ class Runtime:
         self._remove_old()
         # After `su`, it may name a folder of another user, or none.
         runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-        usable = os.path.isabs(runtime) and os.access(runtime, os.W_OK | os.X_OK)
+        usable = Path(runtime).is_absolute() and os.access(runtime, os.W_OK | os.X_OK)
         #: The folder for sockets.
         self.folder = Path(tempfile.mkdtemp(prefix=RUNTIME_PREFIX, dir=runtime if usable else None))
         self._lock.truncate(0)
