@@ -58,7 +58,10 @@ def collector() -> Iterator[Collector]:
 
 
 def settings(endpoint: str) -> dict[str, str]:
-    return {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_EXPORTER_OTLP_TIMEOUT": "2"}
+    """The settings of a part. An export is given up so late that a slow machine loses no spans."""
+    return {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_EXPORTER_OTLP_TIMEOUT": "60",
+    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,7 @@ def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv(name, raising=False)
     # However slow the machine is, what a test expects to arrive does.
     monkeypatch.setenv("OTEL_BSP_EXPORT_TIMEOUT", "60000")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
     before, level = tracing._current.set(None), logging.getLogger("opentelemetry").level
     yield
     trace_export.finish()
