@@ -36,7 +36,7 @@ MAX_RECORDS, MAX_BYTES = 1024, 64 * 1024
 KEEP_ORDERS_SECONDS = 60
 #: Most orders that are remembered, and the bytes that each may have: 64 MiB together.
 MAX_ORDERS, MAX_ORDER_BYTES = 2048, 32 * 1024
-_PENDING = ExecState.PENDING_APPROVAL.value.encode()
+_PENDING, _QUEUED = ExecState.PENDING_APPROVAL.value.encode(), ExecState.QUEUED.value.encode()
 #: Reason in the audit event.
 REASON = "Redis lost its record, which an orchestrator remembered"
 #: Fields of the record that its audit event contains.
@@ -163,7 +163,7 @@ class SentOrders:
             self._orders.popitem(last=False)
 
     async def forgotten(self, redis: Redis) -> list[tuple[str, str, str]]:
-        """Return agent, execution and order of those whose record or approval is lost, the oldest first.
+        """Return agent, execution and order of those whose record, approval or dispatch is lost, the oldest first.
 
         Args:
             redis: connections that need not wait for the new life of Redis.
@@ -175,10 +175,11 @@ class SentOrders:
         sent = [(agent, name, order) for name, (at, agent, order) in self._orders.items() if at >= oldest]
         async with redis.pipeline(transaction=False) as pipe:
             for _, exec_id, _ in sent:
-                pipe.hget(keys.execution(exec_id), "state")
-            # A key of another type gives an error in place of a state.
-            states = await pipe.execute(raise_on_error=False) if sent else []
-        return [order for order, state in zip(sent, states, strict=True) if state in (None, _PENDING)]
+                pipe.execute_command("HMGET", keys.execution(exec_id), "state", "order_sha256")
+            # A key of another type gives an error in place of the fields.
+            found = await pipe.execute(raise_on_error=False) if sent else []
+        lost = ([None, None], [_PENDING, None], [_QUEUED, None])
+        return [order for order, fields in zip(sent, found, strict=True) if fields in lost]
 
 
 class ReportedStates:

@@ -1,4 +1,4 @@
--- Rebuild the ledger record of an execution from its order, if Redis lost the record, or lost its approval.
+-- Rebuild the ledger record of an execution from its order, if Redis lost the record, its approval or its dispatch.
 --
 -- KEYS
 --   1  orch:exec:<id>        ledger record (hash)
@@ -21,9 +21,10 @@
 -- RESULT: 1, or 0 if there is a record of this or another order, or of another request
 local execution, trail, index_key, agent_index, open, approvals, parked = unpack(KEYS)
 local id = args.id
-local state, digest = unpack(redis.call('HMGET', execution, 'state', 'digest'))
+local state, digest, order = unpack(redis.call('HMGET', execution, 'state', 'digest', 'order_sha256'))
 local pending = state == 'PENDING_APPROVAL' and digest == args.digest
-if state and not pending then
+local undispatched = state == 'QUEUED' and digest == args.digest and not order
+if state and not pending and not undispatched then
   return 0
 end
 local history = 'QUEUED ' .. text(args.admitted_ms)
@@ -34,7 +35,7 @@ local record = {
   'digest', args.digest, 'state', 'QUEUED', 'history', history, 'deadline_ms', text(args.deadline_ms),
   'dispatched_ms', text(args.admitted_ms),
 }
-if not pending then
+if not state then
   append(record, 'admitted_ms', text(args.admitted_ms))
 end
 extend(record, args.record)

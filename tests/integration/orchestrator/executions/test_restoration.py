@@ -269,3 +269,23 @@ async def test_only_the_latest_orders_are_remembered(stand: Stand, monkeypatch: 
     monkeypatch.setattr(settled, "KEEP_ORDERS_SECONDS", 60)
     assert first != second
     assert [exec_id for _, exec_id, _ in await stand.ledger.sent.forgotten(stand.redis)] == [second]
+
+
+@pytest.mark.parametrize("by_agent", [True, False])
+async def test_a_record_that_lost_its_dispatch_has_its_order_again(stand: Stand, by_agent: bool) -> None:
+    """An admission with replicas takes two round trips, and Redis may go back to the state in between."""
+    exec_id = await stand.admit("true")
+    token, before = await stand.token(), await stand.redis.hgetall(keys.execution(exec_id))
+    await stand.redis.hdel(keys.execution(exec_id), "order_sha256", "life", "dispatched_ms")
+    restoring = Restoring(stand)
+    if by_agent:
+        await stand.redis.hset(keys.orders(AGENT), exec_id, token)
+        await restoring.restoration.heard(AGENT, "2")
+    else:
+        await restoring.restoration.write_again(stand.redis)
+    record = await stand.ledger.record(exec_id)
+    assert record is not None
+    assert (record.state, record.order_sha256) == (ExecState.QUEUED, hashlib.sha256(token.encode()).hexdigest())
+    after = await stand.redis.hgetall(keys.execution(exec_id))
+    assert (after[b"admitted_ms"], after[b"digest"]) == (before[b"admitted_ms"], before[b"digest"])
+    assert await stand.codes(exec_id) == ["admitted", "dispatched", "record_restored"]
