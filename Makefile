@@ -137,8 +137,8 @@ bench-spawn: $(VENV)/installed ## A confined start beside subprocess.run; needs 
 bench-admission: $(VENV)/installed ## A policy decision and an admission beside a round trip to Redis.
 	$(BIN)/python benchmarks/admission.py
 
-bench-batch: $(VENV)/installed ## Starting the targets of a batch beside single requests.
-	$(BIN)/python benchmarks/batch.py
+bench-batch: $(VENV)/installed ## A batch beside single requests, and 10,000 stand-ins of agents.
+	$(BIN)/python benchmarks/batch.py $(ARGS)
 
 bench-trust: $(VENV)/installed ## Signing, verifying and handshakes beside an Execute.
 	$(BIN)/python benchmarks/trust.py
