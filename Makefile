@@ -20,9 +20,9 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo dev quick test test-long check format lint types snippets layers api unit coverage measure \
-    lock docs site test-cgroup2 test-container test-images sanitize fuzz soak soak-sentinel \
+    lock docs site test-cgroup2 test-container test-images test-packages sanitize fuzz soak soak-sentinel \
     bench bench-startup bench-spawn bench-admission bench-trust bench-events bench-output bench-batch bench-terminals \
-    wheel sdist sbom release-check proto clean
+    wheel sdist sbom deb release-check proto clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p; s/^## \(.*\)/\n\1/p' $(MAKEFILE_LIST) | \
@@ -87,6 +87,9 @@ test-container: dev ## Test confinement in real containers; needs root and a doc
 
 test-images: dev ## Build the images and use docker/compose.yaml; tests/container/images names its packages.
 	tests/container/images
+
+test-packages: ## Use the Debian packages on a fresh Debian; tests/container/packages names its packages.
+	tests/container/packages
 
 sanitize: dev ## Test confinement with a spawner that is built with sanitizers and without a warning.
 	mkdir -p build
@@ -199,6 +202,9 @@ sbom: dev ## Write dist/sbom-*.cdx.json: what each lock installs, in CycloneDX.
 	    $(BIN)/cyclonedx-py requirements --of JSON --output-reproducible -o dist/sbom-$$lock.cdx.json \
 	        requirements/$$lock.txt || exit 1; \
 	done
+
+deb: ## Build the Debian packages into dist/, from the wheel there and the lock, for this machine's Debian.
+	packaging/debian/build
 
 release-check: dev ## Check that a tagged tree can be released, and build all of it.
 	$(BIN)/python tools/release_check.py

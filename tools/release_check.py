@@ -21,6 +21,7 @@ RELEASE = re.compile(r"\d+\.\d+\.\d+((a|b|rc)\d+)?")
 IN_SDIST = (
     *("README.md", "CHANGELOG.md", "SECURITY.md", "docs/deployment.md", "docs/settings.md", "docker/compose.yaml"),
     *("docker/worker.Dockerfile", "packaging/systemd/tachikoma-worker.service", "requirements/all.txt"),
+    "packaging/debian/build",
 )
 IN_WHEEL = (
     "tachikoma_worker/tachikoma-spawner",
@@ -96,16 +97,16 @@ def _build_images(release: str) -> None:
         _say(f"built image tachikoma-{name}:{release}")
 
 
-def main(images: bool) -> None:
+def main(images: bool, packages: bool) -> None:
     """Check and build everything, in the order of the recipe."""
     release = version()
     changelog_section((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), release)
     _say(f"version {release}, with a section in the changelog")
     shutil.rmtree(DIST, ignore_errors=True)
-    for target in ("sdist", "wheel", "sbom"):
+    for target in ("sdist", "wheel", "sbom", *(["deb"] if packages else [])):
         _run("make", "--no-print-directory", target)
     _check_contents(release)
-    _say("built sdist, wheel and SBOM: " + ", ".join(sorted(path.name for path in DIST.iterdir())))
+    _say("built sdist, wheel, SBOM and packages: " + ", ".join(sorted(path.name for path in DIST.iterdir())))
     if images:
         _build_images(release)
     _say("all of it is in dist/")
@@ -113,6 +114,6 @@ def main(images: bool) -> None:
 
 if __name__ == "__main__":
     try:
-        main(images="--no-images" not in sys.argv[1:])
+        main(images="--no-images" not in sys.argv[1:], packages="--no-packages" not in sys.argv[1:])
     except Failure as failure:
         sys.exit(f"release-check: {failure}")

@@ -65,11 +65,9 @@ class Installation:
 
     def before(self) -> list[Step]:
         """Return the steps before the host joins."""
-        accounts = self.layout.packaged("sysusers.conf")
         return [
             Folder(self.layout.settings),
-            accounts,
-            Accounts((ACCOUNT,), accounts.path),
+            Accounts((ACCOUNT,), self.layout.accounts()),
             Folder(self.data, 0o700, ACCOUNT),
         ]
 
@@ -80,7 +78,7 @@ class Installation:
         )
         return [
             File(self.environment, text),
-            *(self.layout.packaged(name) for name in self.units.names),
+            *(self.layout.unit(name) for name in self.units.names),
             self.units,
         ]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tachikoma.errors import ConfigurationError
-from tachikoma.setup.steps import File
+from tachikoma.setup.steps import UnitFile
 
 __all__ = ["Layout"]
 
@@ -46,7 +46,7 @@ class Layout:
         return Path(sys.prefix) / "bin/tachikoma"
 
     @staticmethod
-    def _packaged(name: str) -> str:
+    def _shipped(name: str) -> str:
         """Return a file that the wheel contains, or the source tree.
 
         Raises:
@@ -58,12 +58,19 @@ class Layout:
                 return (folder / name).read_text(encoding="utf-8")
         raise ConfigurationError(f"this installation has no file share/tachikoma/systemd/{name}")
 
-    def packaged(self, name: str) -> File:
-        """Return a unit or the list of accounts, with the paths of this installation."""
-        text = self._packaged(name).replace(_PROGRAM, str(self.program()))
-        text = text.replace(_SETTINGS, str(self.settings)).replace(_STATE, str(self.state("")))
-        place = self.settings / name if name.endswith(".conf") else self.units / name
-        return File(place, text)
+    def _placed(self, text: str) -> str:
+        """Return a text with the paths of this installation."""
+        text = text.replace(_PROGRAM, str(self.program())).replace(_SETTINGS, str(self.settings))
+        return text.replace(_STATE, str(self.state("")))
+
+    def unit(self, name: str) -> UnitFile:
+        """Return a unit."""
+        package = self.root / "usr/lib/systemd/system" / name
+        return UnitFile(self.units / name, self._placed(self._shipped(name)), package)
+
+    def accounts(self) -> str:
+        """Return the accounts of all parts, as sysusers.d(5) describes them."""
+        return self._placed(self._shipped("sysusers.conf"))
 
     @staticmethod
     def environment(**variables: str) -> str:

@@ -16,7 +16,19 @@ from typing import Protocol
 
 from tachikoma.errors import ConfigurationError
 
-__all__ = ["Accounts", "File", "Folder", "Host", "Secret", "Step", "Units", "apply", "pending", "replace_file"]
+__all__ = [
+    "Accounts",
+    "File",
+    "Folder",
+    "Host",
+    "Secret",
+    "Step",
+    "UnitFile",
+    "Units",
+    "apply",
+    "pending",
+    "replace_file",
+]
 
 #: Longest time of one command.
 COMMAND_SECONDS = 120.0
@@ -155,25 +167,26 @@ def replace_file(path: Path, content: str, mode: int, owner: str, host: Host) ->
         temporary.unlink(missing_ok=True)
 
 
-def _run(*argv: str) -> subprocess.CompletedProcess[str]:
+def _run(*argv: str, given: str = "") -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=COMMAND_SECONDS)
+        return subprocess.run(argv, input=given, capture_output=True, text=True, check=False, timeout=COMMAND_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigurationError(f"cannot run {' '.join(argv)}: {error}") from None
 
 
-def _checked(*argv: str) -> None:
-    done = _run(*argv)
+def _checked(*argv: str, given: str = "") -> None:
+    done = _run(*argv, given=given)
     if done.returncode:
         raise ConfigurationError(f"{' '.join(argv)} failed: {done.stderr.strip()[:500]}")
 
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
-    """The system accounts of a sysusers.d(5) file."""
+    """System accounts, as sysusers.d(5) describes them."""
 
     names: tuple[str, ...]
-    file: Path
+    #: Text of a file of sysusers.d(5) that describes them.
+    text: str
 
     def pending(self, host: Host) -> str:
         """Return the accounts that are missing, where accounts matter."""
@@ -184,11 +197,40 @@ class Accounts:
 
         known = {entry.pw_name for entry in pwd.getpwall()}
         missing = [name for name in self.names if name not in known]
-        return f"create the accounts {', '.join(missing)} (systemd-sysusers {self.file})" if missing else ""
+        return f"create the accounts {', '.join(missing)}" if missing else ""
 
     def apply(self, host: Host) -> None:
         """Create them with systemd-sysusers(8)."""
-        _checked("systemd-sysusers", str(self.file))
+        _checked("systemd-sysusers", "-", given=self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class UnitFile:
+    """A file of systemd, which a Debian package may have installed already."""
+
+    #: The file of the plan. systemd prefers it to that of a package.
+    path: Path
+    content: str
+    #: The file of a package.
+    package: Path
+
+    @property
+    def _packaged(self) -> bool:
+        """Whether a package has the same file, so that no second one may hide its next version."""
+        return self.package.is_file() and self.package.read_text(encoding="utf-8") == self.content
+
+    def pending(self, host: Host) -> str:
+        """Compare the file with the package and with the plan."""
+        if self._packaged:
+            return f"remove {self.path}, since {self.package} is the same" if self.path.is_file() else ""
+        return File(self.path, self.content).pending(host)
+
+    def apply(self, host: Host) -> None:
+        """Replace the file as a whole, or remove it."""
+        if self._packaged:
+            self.path.unlink()
+        else:
+            File(self.path, self.content).apply(host)
 
 
 @dataclass(frozen=True, slots=True)

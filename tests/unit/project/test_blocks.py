@@ -29,7 +29,7 @@ OTHERS = {
     ".": "a part of the shell; `make demo` makes the file",
     ".ci/run": "CI itself",
     "/opt/tachikoma/bin/pip": "it installs from an index; tests/end_to_end/test_setup.py installs from the wheel",
-    "apt-get": "it changes the host",
+    "apt-get": "it changes the host; tests/container/packages installs the packages",
     "asciinema": "a player of others",
     "cd": "a part of the shell",
     "chmod": "a file of the reader",

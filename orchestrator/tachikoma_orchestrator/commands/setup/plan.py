@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -93,7 +93,7 @@ class OrchestratorPlan:
         """Return all steps, in order."""
         return [
             Folder(self.layout.settings, 0o755),
-            *self._accounts(),
+            Accounts((ORCHESTRATOR_ACCOUNT, REDIS_ACCOUNT), self.layout.accounts()),
             File(self.choices_file, self.choices.text()),
             *self.certificates(),
             *self._redis(),
@@ -101,11 +101,6 @@ class OrchestratorPlan:
             *self._unit_files(),
             self.units(),
         ]
-
-    def _accounts(self) -> Iterator[Step]:
-        accounts = self.layout.packaged("sysusers.conf")
-        yield accounts
-        yield Accounts((ORCHESTRATOR_ACCOUNT, REDIS_ACCOUNT), accounts.path)
 
     def certificates(self) -> list[Step]:
         """Return the steps that create authorities and certificates, which the timer repeats."""
@@ -193,7 +188,7 @@ class OrchestratorPlan:
 
     def _unit_files(self) -> Iterator[Step]:
         for name in ("tachikoma-orchestrator.service", "tachikoma-renewal.service", "tachikoma-renewal.timer"):
-            yield self.layout.packaged(name)
+            yield self.layout.unit(name)
         if self.choices.own_redis:
-            unit = self.layout.packaged("tachikoma-redis.service")
-            yield File(unit.path, unit.content.replace("/usr/bin/redis-server", self.redis_server))
+            unit = self.layout.unit("tachikoma-redis.service")
+            yield replace(unit, content=unit.content.replace("/usr/bin/redis-server", self.redis_server))

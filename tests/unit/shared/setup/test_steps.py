@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tachikoma.errors import ConfigurationError
 from tachikoma.setup import steps as module
-from tachikoma.setup.steps import Accounts, File, Folder, Host, Secret, Step, Units, apply, pending
+from tachikoma.setup.steps import Accounts, File, Folder, Host, Secret, Step, UnitFile, Units, apply, pending
 
 PLAIN = Host(owners=False, services=False)
 NAMES = st.sampled_from(["a", "b", "c"])
@@ -105,14 +105,40 @@ def test_an_owner_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no user 'nobody-of-this-name'"):
         list(apply([File(tmp_path / "x", "", owner="nobody-of-this-name")], host))
     assert not (tmp_path / "x").exists()
-    assert Accounts(("nobody-of-this-name",), tmp_path / "f").pending(host).startswith("create the accounts nobody-of")
-    assert Accounts(("nobody-of-this-name",), tmp_path / "f").pending(PLAIN) == ""
+    assert Accounts(("nobody-of-this-name",), "").pending(host) == "create the accounts nobody-of-this-name"
+    assert Accounts(("nobody-of-this-name",), "").pending(PLAIN) == ""
 
 
 def test_below_another_root_neither_owners_nor_units_are_touched(tmp_path: Path) -> None:
     assert Host.real(tmp_path) == PLAIN
     assert Units(("a.service",)).pending(PLAIN) == ""
     assert Units(("a.service",)).commands() == ["systemctl daemon-reload", "systemctl enable --now a.service"]
+
+
+def test_accounts_are_described_to_sysusers_on_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[tuple[str, ...], str]] = []
+
+    def run(*argv: str, given: str = "") -> subprocess.CompletedProcess[str]:
+        calls.append((argv, given))
+        return subprocess.CompletedProcess(argv, 0, "", "")
+
+    monkeypatch.setattr(module, "_run", run)
+    Accounts(("a",), "u a -\n").apply(PLAIN)
+    assert calls == [(("systemd-sysusers", "-"), "u a -\n")]
+
+
+def test_a_unit_is_written_unless_a_package_has_the_same(tmp_path: Path) -> None:
+    unit = UnitFile(tmp_path / "etc/a.service", "new", tmp_path / "lib/a.service")
+    assert list(apply([unit], PLAIN)) == [f"write {unit.path}"]
+    assert list(apply([unit], PLAIN)) == []
+    # A package with another file does not matter, one with the same replaces it.
+    unit.package.parent.mkdir()
+    unit.package.write_text("old")
+    assert list(apply([unit], PLAIN)) == []
+    unit.package.write_text("new")
+    assert list(apply([unit], PLAIN)) == [f"remove {unit.path}, since {unit.package} is the same"]
+    assert not unit.path.exists()
+    assert list(apply([unit], PLAIN)) == []
 
 
 class Systemd:
@@ -123,7 +149,7 @@ class Systemd:
         self.stale = False
         self.calls: list[tuple[str, ...]] = []
 
-    def __call__(self, *argv: str) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *argv: str, given: str = "") -> subprocess.CompletedProcess[str]:
         self.calls.append(argv)
         verb, code, out = argv[1], 0, ""
         if verb == "is-active":
@@ -158,7 +184,9 @@ def test_units_are_started_once_and_restarted_when_their_files_change(systemd: S
 
 
 def test_a_command_that_fails_is_named_with_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_run", lambda *argv: subprocess.CompletedProcess(argv, 1, "", "no such unit\n"))
+    monkeypatch.setattr(
+        module, "_run", lambda *argv, **_given: subprocess.CompletedProcess(argv, 1, "", "no such unit\n")
+    )
     with pytest.raises(ConfigurationError, match="systemctl daemon-reload failed: no such unit"):
         list(apply([Units(("a.service",))], Host(owners=False, services=True)))
     monkeypatch.undo()
