@@ -72,7 +72,7 @@ def test_versions_have_the_order_of_debian(need: Callable[[bool, str], None]) ->
         "1.2.0.dev3+g4f1c0de",
         "1.2.0a1",
         "1.2.0rc1",
-        "1.2.0rc2.dev1+g4f1c0de",
+        "1.2.0rc2.dev1+g0a1b2c3",
         "1.2.0rc2",
         "1.2.0",
         "1.2.1.dev1",
@@ -80,5 +80,7 @@ def test_versions_have_the_order_of_debian(need: Callable[[bool, str], None]) ->
     done = subprocess.run(
         ["sed", "-E", expression], input="\n".join(releases), capture_output=True, text=True, check=True
     )
-    for lower, higher in pairwise(done.stdout.splitlines()):
+    versions = done.stdout.splitlines()
+    assert versions[3] == "1.2.0~rc2~~dev1+g0a1b2c3"
+    for lower, higher in pairwise(versions):
         subprocess.run(["dpkg", "--compare-versions", lower, "lt", higher], check=True)
