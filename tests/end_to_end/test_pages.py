@@ -38,7 +38,7 @@ def here() -> list[Block]:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -> Iterator[Stack]:
     """A system of these tests alone: the pages drain and label agents, and use all that there are."""
-    with Stack(prepare(tmp_path_factory.mktemp("stack")), agents=2, redis_server=redis_server) as running:
+    with Stack(prepare(tmp_path_factory.mktemp("stack")), agents=3, redis_server=redis_server) as running:
         yield running
 
 
