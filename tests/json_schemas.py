@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
+
+from tachikoma.cli.documents import DOCUMENTS
 
 
 def violations(schema: dict[str, Any], content: Any) -> list[str]:
@@ -13,3 +16,11 @@ def violations(schema: dict[str, Any], content: Any) -> list[str]:
 
     checker = Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
     return [error.message for error in checker.iter_errors(content)]
+
+
+def checked(command: str, output: bytes) -> Any:
+    """Return a document that a command printed, after checking it against the command's schema."""
+    (document,) = (document for document in DOCUMENTS if document.command == command)
+    content = json.loads(output)
+    assert violations(document.schema(), content) == []
+    return content

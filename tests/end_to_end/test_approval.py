@@ -7,11 +7,13 @@ import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 from support import Cli, prepare, request, wait_until
 
+from json_schemas import checked
 from order_queues import waiting_orders
 from patience import PATIENCE_SECONDS
 from tachikoma import (
@@ -137,6 +139,32 @@ def test_a_batch_is_approved_or_rejected_as_a_whole(world: World) -> None:
     last = list(world.me.watch_batch(unwanted.id))[-1].status
     assert last is not None
     assert last.reason.endswith("not today")
+
+
+def test_approvals_speak_json(world: World) -> None:
+    def shown(command: str, *arguments: str) -> Any:
+        done = world.cli["boss"].run(*command.removesuffix(" ID").split(), *arguments, "-o", "json")
+        assert done.returncode == 0, done.stderr
+        return checked(command, done.stdout)
+
+    wanted, unwanted = world.submit("printf", "json", stdin=b"\xff"), world.submit("printf", "no")
+    assert {item["id"] for item in shown("approvals")} >= {wanted, unwanted}
+    found = shown("approvals ID", wanted)
+    assert (found["request"]["command"], found["request"]["stdin"]) == (["printf", "json"], "/w==")
+    approved = shown("approve", wanted, "-m", "fine", "--digest", found["digest"])
+    assert (approved["id"], approved["approvedBy"]) == (wanted, str(BOSS))
+    assert shown("reject", unwanted, "-m", "no")["state"] == "REJECTED"
+    world.ended(wanted)
+    batches = [BatchRequest(targets=("agent-*",), command=("printf", "{agent}")) for _ in range(2)]
+    for batch in batches:
+        world.me.submit_batch(batch)
+    ids = [batch.id for batch in batches]
+    assert {item["id"] for item in shown("batches approvals")} >= {*ids}
+    batch_digest = shown("batches approvals ID", ids[0])["digest"]
+    approved = shown("batches approve", ids[0], "-m", "fine", "--digest", batch_digest)
+    assert approved["id"] == ids[0]
+    assert shown("batches reject", ids[1], "-m", "no")["state"] == "REJECTED"
+    assert list(world.me.watch_batch(ids[0]))[-1].status is not None
 
 
 def test_an_approved_command_runs_and_everybody_sees_what_happens(world: World) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import signal
@@ -15,10 +14,9 @@ from typing import Any
 import pytest
 from support import AGENT, Cli, gone, request, wait_until
 
-from json_schemas import violations
+from json_schemas import checked
 from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecState, InvalidRequest, OutputKind
-from tachikoma.cli.documents import DOCUMENTS
 from tachikoma.dev.stack import Stack
 from warm_start import WarmPopen
 
@@ -249,14 +247,6 @@ def test_agents_are_listed_with_how_they_are(cli: Cli) -> None:
         assert agent in shown
     assert shown.count("online") == 2
     assert "/64" in shown
-
-
-def checked(command: str, output: bytes) -> Any:
-    """A document, checked against the schema of its command."""
-    (document,) = (document for document in DOCUMENTS if document.command == command)
-    content = json.loads(output)
-    assert violations(document.schema(), content) == []
-    return content
 
 
 def test_everything_speaks_json(cli: Cli) -> None:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import pytest
 from support import Cli, gone, wait_until
 
 from patience import PATIENCE_SECONDS
+from processes import processes_named
 from warm_start import WarmPopen
 
 #: A Python with Tachikoma that every user may run; the one of the tests may lie in root's home.
@@ -61,10 +63,12 @@ class Dev:
             **self._switch,
         )
 
-    def wait_ready(self) -> None:
+    def wait_ready(self, see: Callable[[str], object] = len) -> None:
+        """Wait until it is ready, and show each line until then to a function."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append(line.rstrip())
+            see(line)
             if "Ctrl-C stops everything" in line:
                 return
         pytest.fail("did not come up:\n" + "\n".join(self.lines))
@@ -118,10 +122,12 @@ def home() -> Iterator[Path]:
 def start(home: Path) -> Iterator[Callable[..., Dev]]:
     started: list[Dev] = []
 
-    def starter(*options: str, account: pwd.struct_passwd | None = None) -> Dev:
+    def starter(
+        *options: str, account: pwd.struct_passwd | None = None, before_ready: Callable[[str], object] = len
+    ) -> Dev:
         dev = Dev(home, *options, account=account)
         started.append(dev)
-        dev.wait_ready()
+        dev.wait_ready(before_ready)
         return dev
 
     yield starter
@@ -129,21 +135,46 @@ def start(home: Path) -> Iterator[Callable[..., Dev]]:
         dev.close()
 
 
-def test_a_second_terminal_needs_no_flags_and_results_survive_a_restart(start: Callable[..., Dev], home: Path) -> None:
-    dev = start("--agents", "2")
+def test_a_second_terminal_needs_no_flags_and_results_survive_a_closed_one(start: Callable[..., Dev]) -> None:
+    dev = start("--agents", "2", "--no-submitter")
     assert any(line.startswith("agents        agent-1, agent-2") for line in dev.lines)
     done = dev.run("exec", "agent-1", "--", "echo", "kept")
     assert (done.returncode, done.stdout, done.stderr) == (0, "kept\n", "")
     exec_id = json.loads(dev.run("ps", "-a", "-o", "json").stdout)[0]["id"]
-    dev.interrupt()
+    running = run_sleep(dev)
+    # The terminal closes while a command runs.
+    dev.process.send_signal(signal.SIGHUP)
+    assert dev.process.wait(PATIENCE_SECONDS) == 0
+    assert processes_named(running) == []
 
     again = start()
-    # The ledger remembers agent-2, which does not run now.
+    # Only what this start runs: agent-2 is forgotten, and nothing waits for it.
     assert "agents        agent-1" in again.lines
+    assert [agent["id"] for agent in json.loads(again.run("agents", "-o", "json").stdout)] == ["agent-1"]
+    refused = again.run("exec", "agent-2", "true")
+    assert refused.returncode == 125
+    assert refused.stderr.startswith("tachikoma: there is no agent 'agent-2'")
     status = json.loads(again.run("status", "-o", "json", exec_id).stdout)
     assert status["state"] == "SUCCEEDED"
     assert again.run("logs", exec_id).stdout == "kept\n"
+    # The agent reported it before it stopped.
+    assert state_of(again, running) == ("FAILED", "killed: the agent was shut down")
     again.interrupt()
+
+
+def run_sleep(dev: Dev) -> str:
+    """Start a command that sleeps, and return its id once it runs, which is in its command line too."""
+    exec_id = f"sleep-{uuid.uuid4().hex}"
+    done = dev.run("exec", "-d", "--id", exec_id, "agent-1", "--", "sh", "-c", "sleep 600; :", exec_id)
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: state_of(dev, exec_id)[0] == "STARTED" and processes_named(exec_id), "it runs")
+    return exec_id
+
+
+def state_of(dev: Dev, exec_id: str) -> tuple[str, str]:
+    """The state of an execution, and its error."""
+    status = json.loads(dev.run("status", "-o", "json", exec_id).stdout)
+    return status["state"], status["error"]
 
 
 def test_a_new_policy_isolates_commands_where_the_host_can(start: Callable[..., Dev], home: Path) -> None:
@@ -227,17 +258,31 @@ def test_celery_works_at_once_and_a_closed_terminal_stops_everything(start: Call
     assert not (home / ".local/share/tachikoma/redis.sock").is_symlink()
 
 
-def test_a_killed_supervisor_takes_everything_with_it(start: Callable[..., Dev], home: Path) -> None:
+def test_a_killed_supervisor_takes_everything_with_it_and_the_next_one_reports_what_ran(
+    start: Callable[..., Dev], home: Path
+) -> None:
     dev = start()
     children = dev.children()
+    [worker] = [pid for pid in children if "--agent-id" in psutil.Process(pid).cmdline()]
     sockets = Path((home / ".local/share/tachikoma/lock").read_text().strip())
     assert sockets.is_dir()
+    running = run_sleep(dev)
+    # It ends its command before itself, for which it needs some time; here until the next start has seen it.
+    os.kill(worker, signal.SIGSTOP)
     dev.process.kill()
+    again = start(before_ready=lambda line: "waiting for" in line and os.kill(worker, signal.SIGCONT))
+    data = home / ".local/share/tachikoma"
+    assert f"tachikoma: waiting for the processes of an earlier start in {data}, which was killed" in again.lines
     for pid in children:
         wait_until(lambda pid=pid: gone(pid), f"process {pid} is gone")
-    # What it could not remove any more, the next one does.
-    start().interrupt()
+    assert processes_named(running) == []
+    # What the killed one could not remove any more, the next one does.
     assert not sockets.exists()
+    # The agent has the receipt in its journal, and delivers it now.
+    wait_until(lambda: state_of(again, running)[0] != "STARTED", "the result is delivered")
+    assert state_of(again, running) == ("FAILED", "killed: the agent was shut down")
+    assert again.run("exec", "agent-1", "echo", "next").stdout == "next\n"
+    again.interrupt()
 
 
 def test_a_second_one_on_the_same_folder_or_port_is_refused(start: Callable[..., Dev], tmp_path: Path) -> None:

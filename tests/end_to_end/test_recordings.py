@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support import AGENT, Cli, make_cli, prepare, wait_until
 
+from json_schemas import checked
 from tachikoma import Client, ExecRequest, FailedPrecondition, OutputKind
 from tachikoma.dev.stack import Stack
 from tachikoma.sessions.asciicast import read_cast
@@ -61,6 +62,9 @@ def test_a_session_is_recorded_exported_and_played(stack: Stack, cli: Cli, clien
     found = cli.run("recordings", "ls", "--text", "NEEDLE").stdout.decode()
     assert "the needle" in found
     assert "complete" in found
+    listed = checked("recordings ls", cli.run("recordings", "ls", "--text", "needle", "-o", "json").stdout)
+    assert [(item["id"], item["complete"]) for item in listed] == [("recorded", True)]
+    assert "the needle" in listed[0]["matches"][0]["line"]
     target = tmp_path / "recorded.cast"
     assert cli.run("recordings", "export", "recorded", "--file", str(target)).returncode == 0
     header, events = read_cast(target.read_bytes().splitlines(keepends=True))

@@ -55,6 +55,8 @@ class Part:
         self._command = list(command)
         self._log = log
         self._environment = environment
+        #: Descriptors that the process inherits.
+        self._inherited: tuple[int, ...] = ()
         #: None before the start and after a stop.
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -72,6 +74,10 @@ class Part:
     def keep_option(self, option: str, value: str) -> None:
         """Change the value of an option, for the next start."""
         self._command[self._command.index(option) + 1] = value
+
+    def inherit(self, descriptor: int) -> None:
+        """Let the process have an open descriptor from its next start on."""
+        self._inherited = (*self._inherited, descriptor)
 
     def start(self) -> None:
         """Start the process."""
@@ -107,7 +113,7 @@ class Part:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self._environment},
-                pass_fds=inherited,
+                pass_fds=(*self._inherited, *inherited),
                 start_new_session=True,
             )
 

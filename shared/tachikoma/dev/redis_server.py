@@ -12,12 +12,15 @@ from pathlib import Path
 from tachikoma.dev.folder import REDIS_HOST, StackFolder
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
+from tachikoma.redis import keys
 from tachikoma.redis.acl_file import acl_file
 from tachikoma.redis.users import ADMIN, SERVICES, agent_user
 
 __all__ = ["RedisServer", "free_port"]
 
 
+#: Longest time of one answer of the server, in seconds.
+ANSWER_SECONDS = 10.0
 #: The lowest port that the kernel gives to connections (ip(7)).
 _PORT_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
@@ -135,3 +138,35 @@ class RedisServer:
                 return connection.recv(64).startswith(b"-NOAUTH")
         except OSError:
             return False
+
+    def forget_agents(self, agents: Sequence[str]) -> None:
+        """Remove agents from the list of agents. One that runs comes back with its next heartbeat.
+
+        Raises:
+            ConfigurationError: the server did not do it.
+        """
+        admin = self.admin
+        commands = [
+            ("AUTH", admin["username"], admin["password"]),
+            ("HDEL", keys.AGENTS, *agents),
+            ("DEL", *map(keys.info, agents)),
+        ]
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(ANSWER_SECONDS)
+                connection.connect(str(self.socket))
+                connection.sendall(b"".join(map(_encoded, commands)))
+                with connection.makefile("rb") as answers:
+                    lines = [answers.readline() for _ in commands]
+        except OSError as error:
+            raise ConfigurationError(f"Redis did not forget the agents of earlier starts: {error}") from error
+        for line in lines:
+            if not line.startswith((b"+", b":")):
+                said = line.decode(errors="replace").strip().removeprefix("-") or "it closed the connection"
+                raise ConfigurationError(f"Redis did not forget the agents of earlier starts: {said}")
+
+
+def _encoded(words: Sequence[str]) -> bytes:
+    """Encode a command (Redis serialization protocol, RESP2, arrays of bulk strings)."""
+    encoded = [word.encode() for word in words]
+    return b"*%d\r\n" % len(encoded) + b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in encoded)

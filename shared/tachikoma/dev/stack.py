@@ -233,8 +233,11 @@ class Stack:
             # 2. Files, which the parts' command lines name.
             self._write_files()
             self._make_parts()
+            for part in self.parts:
+                part.inherit(self._runtime.parts_lock)
             # 3. Redis, on which all depend; the orchestrator, so that agents are seen; the agents.
             self.start_redis()
+            self._forget_earlier_agents()
             self.start_orchestrator()
             for agent in self.agent_ids:
                 self.start_agent(agent)
@@ -281,6 +284,16 @@ class Stack:
         self.redis.start()
         self.redis.wait_until(self._server.answers)
 
+    def _forget_earlier_agents(self) -> None:
+        """Remove the agents that only earlier starts of this folder ran from the list of agents.
+
+        Otherwise they would be offline for ever, and targets of `tachikoma run '*'`. Their data stays for a start that
+        runs them again.
+        """
+        earlier = {path.name for path in (self.data / "agents").glob("*")} - {*self.agent_ids}
+        if earlier:
+            self._server.forget_agents(sorted(earlier))
+
     def start_orchestrator(self) -> None:
         """Start the orchestrator and wait until it accepts calls. A restart keeps the address."""
         self.address = self.orchestrator.start_until_ready()
@@ -312,7 +325,7 @@ class Stack:
             self.orchestrator.wait_until(online)
 
     def running_agents(self) -> list[AgentInfo]:
-        """Return the agents that this stack runs. The ledger also remembers those of earlier starts."""
+        """Return the agents that this stack runs. The developer may have started others."""
         with Client(self.profile()) as client:
             return [agent for agent in client.agents() if agent.id in self.agent_ids]
 

@@ -13,6 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
 MESSAGES = re.findall(r"^### `(.+)`$", PAGE, re.MULTILINE)
+#: The causes of a message, in its table.
+CAUSES = re.findall(r"^\| `(.+?)` \|", PAGE, re.MULTILINE)
 FOLDERS = ("shared/tachikoma", "orchestrator/tachikoma_orchestrator", "worker/tachikoma_worker")
 #: What the page writes for a value.
 VALUE = "…"
@@ -37,14 +39,15 @@ def source_texts() -> tuple[str, ...]:
     return tuple(text for path in files for text in texts(ast.parse(path.read_text(encoding="utf-8"))))
 
 
-@pytest.mark.parametrize("message", MESSAGES)
+@pytest.mark.parametrize("message", MESSAGES + CAUSES)
 def test_a_message_that_is_explained_is_printed_by_a_program(message: str) -> None:
     assert any(message in text for text in source_texts())
 
 
 def test_each_message_is_explained_once() -> None:
     assert len(MESSAGES) > 30
-    assert len(set(MESSAGES)) == len(MESSAGES)
+    assert len(CAUSES) > 10
+    assert len({*MESSAGES, *CAUSES}) == len(MESSAGES + CAUSES)
 
 
 @pytest.mark.parametrize("section", PAGE.split("\n### ")[1:], ids=lambda section: section.partition("\n")[0])

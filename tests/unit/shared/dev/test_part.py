@@ -90,6 +90,18 @@ def test_environment_and_options_reach_the_program(make: Make, tmp_path: Path) -
     assert (tmp_path / "part.log").read_text() == "value ['--listen', 'b']\nvalue ['--listen', 'b', '--once']\n"
 
 
+def test_a_part_has_the_descriptors_that_it_inherits_at_each_start(make: Make, tmp_path: Path) -> None:
+    with (tmp_path / "shared").open("w") as file:
+        part = make(f"import os; os.write({file.fileno()}, b'here ')")
+        part.inherit(file.fileno())
+        for _ in range(2):
+            part.start()
+            assert part.process is not None
+            assert part.process.wait(PATIENCE_SECONDS) == 0
+            part.stop()
+    assert (tmp_path / "shared").read_text() == "here here "
+
+
 def test_a_part_that_ignores_term_is_killed(make: Make) -> None:
     part = make(READY + "import signal, time; signal.signal(15, 1); report_ready(int(sys.argv[-1])); time.sleep(600)")
     part.start_until_ready()

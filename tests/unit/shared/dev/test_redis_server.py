@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from patience import PATIENCE_SECONDS
 from tachikoma.dev.folder import StackFolder
 from tachikoma.dev.redis_server import RedisServer, free_port
 from tachikoma.errors import ConfigurationError
@@ -92,3 +93,49 @@ def test_a_server_is_ready_when_it_wants_a_password(server: RedisServer, answer:
         thread.start()
         assert server.answers() == ready
         thread.join()
+
+
+def answering(server: RedisServer, answer: bytes, received: list[bytes]) -> threading.Thread:
+    """A server that takes one connection, and answers what it receives first."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(server.socket))
+    listener.listen()
+
+    def serve() -> None:
+        with listener, listener.accept()[0] as connection:
+            received.append(connection.recv(4096))
+            connection.sendall(answer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"+OK\r\n:1\r\n:0\r\n", None),
+        (b"-WRONGPASS invalid\r\n-NOAUTH\r\n-NOAUTH\r\n", "WRONGPASS invalid"),
+        (b"", "it closed the connection"),
+    ],
+)
+def test_agents_are_forgotten_in_redis(server: RedisServer, answer: bytes, error: str | None) -> None:
+    server.write_files([])
+    received: list[bytes] = []
+    thread = answering(server, answer, received)
+    if error is None:
+        server.forget_agents(["agent-2"])
+    else:
+        with pytest.raises(ConfigurationError, match=f"Redis did not forget the agents of earlier starts: {error}"):
+            server.forget_agents(["agent-2"])
+    thread.join(PATIENCE_SECONDS)
+    [sent] = received
+    assert sent.startswith(b"*3\r\n$4\r\nAUTH\r\n$5\r\nadmin\r\n")
+    forgotten = b"*3\r\n$4\r\nHDEL\r\n$11\r\norch:agents\r\n$7\r\nagent-2\r\n"
+    assert sent.endswith(forgotten + b"*2\r\n$3\r\nDEL\r\n$18\r\nagent.agent-2:info\r\n")
+
+
+def test_a_server_that_is_gone_forgets_no_agent(server: RedisServer) -> None:
+    server.write_files([])
+    with pytest.raises(ConfigurationError, match="Redis did not forget the agents of earlier starts: "):
+        server.forget_agents(["agent-2"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import subprocess
 import tempfile
 from pathlib import Path
 
 import pytest
 
+from tachikoma.dev import runtime as module
 from tachikoma.dev.runtime import RUNTIME_PREFIX, Runtime
 from tachikoma.errors import ConfigurationError
 
@@ -73,3 +76,38 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     file.touch()
     with pytest.raises(ConfigurationError, match=f"cannot use the folder {file / 'data'}: "):
         Runtime(file / "data")
+
+
+def test_parts_of_a_killed_stack_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    killed = Runtime(tmp_path)
+    # A part that reads until its input ends has the lock, and the stack is gone.
+    part = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=(killed.parts_lock,))
+    killed.close()
+    assert part.stdin is not None
+
+    def seconds_pass(_: float) -> None:
+        # The next stack waits; with that the part ends.
+        assert part.stdin is not None
+        part.stdin.close()
+        part.wait()
+
+    monkeypatch.setattr(module.time, "sleep", seconds_pass)
+    with caplog.at_level(logging.WARNING):
+        Runtime(tmp_path).close()
+    [record] = caplog.records
+    assert f"waiting for the processes of an earlier start in {tmp_path}, which was killed" in record.getMessage()
+
+
+def test_parts_of_a_killed_stack_that_do_not_end_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "OLD_PARTS_SECONDS", 0.0)
+    killed = Runtime(tmp_path)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=(killed.parts_lock,)) as part:
+        killed.close()
+        with pytest.raises(ConfigurationError, match=r"still use .* after 0 s; `pgrep -fa .*` shows them, end them"):
+            Runtime(tmp_path)
+        assert part.stdin is not None
+        part.stdin.close()
+    # Nothing of the refused one keeps the folder.
+    Runtime(tmp_path).close()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tachikoma.dev.part import Part
+from tachikoma.dev.redis_server import RedisServer
 from tachikoma.dev.stack import Stack
 from tachikoma.errors import ConfigurationError
 
@@ -24,6 +25,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return call
 
+    monkeypatch.setattr(RedisServer, "forget_agents", lambda _, agents: seen.append(f"forget {' '.join(agents)}"))
     monkeypatch.setattr(Part, "start", note("start"))
     monkeypatch.setattr(Part, "start_until_ready", note("start", "http://127.0.0.1:1"))
     monkeypatch.setattr(Part, "wait_until", note("wait for"))
@@ -83,6 +85,21 @@ def test_without_options_only_what_is_needed_runs(tmp_path: Path, events: list[s
         assert stack.orchestrator._environment["TACHIKOMA_POLL"] == "5s"
         assert stack.profile().identity == stack.identity("user")
         assert stack.redis_url_of("agent-1") == stack.redis_url == f"unix://{stack.socket}"
+
+
+def test_agents_of_earlier_starts_are_forgotten_before_the_orchestrator_lists_them(
+    tmp_path: Path, events: list[str]
+) -> None:
+    for number in (1, 2, 3):
+        (tmp_path / "agents" / f"agent-{number}").mkdir(parents=True)
+    with Stack(tmp_path, redis_server=Path("/x")):
+        assert events[:4] == ["start redis", "wait for redis", "forget agent-2 agent-3", "start orchestrator"]
+
+
+def test_every_part_shares_the_lock_of_the_parts(tmp_path: Path, events: list[str]) -> None:
+    with Stack(tmp_path, agents=2, submitter=True, redis_server=Path("/x")) as stack:
+        assert stack._runtime is not None
+        assert [part._inherited for part in stack.parts] == [(stack._runtime.parts_lock,)] * 5
 
 
 def test_a_part_that_ended_is_found(tmp_path: Path, events: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

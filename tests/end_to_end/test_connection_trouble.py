@@ -1,0 +1,171 @@
+"""Why no call arrives, on a real orchestrator: each side's certificate, and what the command line says about it."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import AGENT, Cli, make_cli, prepare, wait_until
+
+from authority import Authority
+from tachikoma.client.diagnosis import CLOSED, Trouble, diagnose
+from tachikoma.dev.ca import DevelopmentCA
+from tachikoma.dev.identities import own_user
+from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
+from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
+from tachikoma.identity.spiffe import SpiffeId, service_id, user_id
+
+PAGE = (Path(__file__).parents[2] / "docs/troubleshooting.md").read_text(encoding="utf-8")
+USER = user_id(TRUST_DOMAIN, own_user())
+EXPIRED = "its certificate has expired; renew the orchestrator's certificate, or check the clock of this host"
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -> Iterator[Stack]:
+    """A stack of this module's own: one test lets the orchestrator's certificate expire."""
+    with Stack(prepare(tmp_path_factory.mktemp("trouble")), redis_server=redis_server) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def authority(stack: Stack) -> DevelopmentCA:
+    """The authority that both sides trust."""
+    return DevelopmentCA(stack.data / "ca", TRUST_DOMAIN)
+
+
+def cli_with(stack: Stack, folder: Path, **values: Any) -> Cli:
+    """The command line with a profile of its own, below a folder."""
+    path = folder / "profile.json"
+    stack.profile().model_copy(update=values).save(path)
+    return Cli(path)
+
+
+def failure(cli: Cli, *arguments: str, code: int = 1) -> list[str]:
+    """The lines of a command that fails; each begins with the program's name, and none is the transport's own."""
+    done = cli.run(*arguments)
+    assert (done.returncode, done.stdout) == (code, b""), done.stderr
+    lines = done.stderr.decode().splitlines()
+    assert all(line.startswith("tachikoma: ") for line in lines)
+    return [line.removeprefix("tachikoma: ") for line in lines]
+
+
+def documented(text: str) -> bool:
+    """Whether the page of troubleshooting has a message; it writes … for a value."""
+    known = re.findall(r"^(?:### |\| )`(.+?)`", PAGE, re.MULTILINE)
+    patterns = (".+".join(map(re.escape, message.split("…"))) for message in known)
+    return any(re.match(pattern, text) for pattern in patterns)
+
+
+def test_nothing_listens(stack: Stack, tmp_path: Path) -> None:
+    cause = "nothing accepts connections there; is the orchestrator running?"
+    # Taken, so that no other process listens there; but nothing accepts connections.
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        cli = cli_with(stack, tmp_path, address=address)
+        lines = failure(cli, "agents")
+        assert lines == [
+            f"waiting for the orchestrator at {address}: {cause}",
+            f"cannot reach the orchestrator at {address}: {cause}",
+        ]
+        # The id is named at once, since a request may have arrived when its connection breaks.
+        waiting, *_, last = failure(cli, "exec", "--id", "named", AGENT, "true", code=125)
+        assert waiting == f"waiting for the orchestrator at {address} for named: {cause}"
+        assert last.startswith(f"cannot reach the orchestrator at {address}: {cause}")
+    assert documented(lines[-1])
+    assert documented(cause)
+
+
+def test_the_clients_bundle_lacks_the_authority_of_the_orchestrator(stack: Stack, tmp_path: Path) -> None:
+    Authority(TRUST_DOMAIN).write(tmp_path / "user", str(USER))
+    cause = "its certificate is signed by an authority that your bundle does not contain; renew your bundle"
+    cli = cli_with(stack, tmp_path, identity=tmp_path / "user")
+    assert failure(cli, "agents") == [f"cannot reach the orchestrator at {stack.address}: {cause}"]
+    assert failure(cli, "exec", AGENT, "true", code=125) == [
+        f"cannot reach the orchestrator at {stack.address}: {cause}"
+    ]
+    assert documented(cause)
+
+
+def test_the_orchestrator_does_not_trust_the_authority_of_the_client(stack: Stack, tmp_path: Path) -> None:
+    folder = tmp_path / "user"
+    Authority(TRUST_DOMAIN).write(folder, str(USER))
+    with (folder / BUNDLE_FILE).open("ab") as bundle:
+        bundle.write((stack.identity("user") / BUNDLE_FILE).read_bytes())
+    lines = failure(cli_with(stack, tmp_path, identity=folder), "agents")
+    assert lines[-1] == f"cannot reach the orchestrator at {stack.address}: {CLOSED}"
+    assert documented(CLOSED)
+
+
+def test_the_orchestrators_certificate_is_for_another_name(stack: Stack, tmp_path: Path) -> None:
+    cause = (
+        "its certificate is not for 'db.example.org'; check `serverName` in the client profile, "
+        "or you reached another service"
+    )
+    cli = cli_with(stack, tmp_path, server_name="db.example.org")
+    assert failure(cli, "agents") == [f"cannot reach the orchestrator at {stack.address}: {cause}"]
+    done = cli.run("agents", "-o", "json")
+    error = json.loads(done.stderr)["error"]
+    assert (error["code"], error["message"].partition(": ")[2]) == ("UNAVAILABLE", cause)
+    assert documented(cause)
+
+
+def test_the_clients_certificate_has_expired(stack: Stack, authority: DevelopmentCA, tmp_path: Path) -> None:
+    folder, hour = tmp_path / "user", timedelta(hours=1)
+    authority.issue(USER, folder, lifetime=hour, not_before=datetime.now(UTC) - 2 * hour)
+    [line] = failure(cli_with(stack, tmp_path, identity=folder), "agents")
+    assert line.startswith(f"your identity in {folder} cannot be used: ")
+    assert "expired" in line
+    assert documented(line)
+    # A client whose clock is wrong shows it all the same.
+    files = [(folder / name).read_bytes() for name in (BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE)]
+    assert diagnose(stack.address, SERVER_NAME, *files) == Trouble(CLOSED, refused=True)
+
+
+def test_the_clients_identity_is_of_a_trust_domain_that_is_not_federated(
+    stack: Stack, authority: DevelopmentCA, tmp_path: Path
+) -> None:
+    folder = tmp_path / "user"
+    authority.issue(SpiffeId.parse("spiffe://elsewhere.example/user/ada"), folder)
+    [line] = failure(cli_with(stack, tmp_path, identity=folder), "agents")
+    assert line.startswith("your certificate is not accepted: ")
+    assert "elsewhere.example" in line
+    assert documented(line)
+
+
+def test_the_orchestrators_certificate_has_expired(stack: Stack, authority: DevelopmentCA) -> None:
+    cli = make_cli(stack)
+    assert cli.run("agents").returncode == 0
+    try:
+        wait_until(lambda: _expires(stack, authority), "the orchestrator shows an expired certificate")
+        assert failure(cli, "agents") == [f"cannot reach the orchestrator at {stack.address}: {EXPIRED}"]
+        assert documented(EXPIRED)
+    finally:
+        stack.issue_identities()
+    # It needs no restart.
+    wait_until(lambda: cli.run("agents").returncode == 0, "the orchestrator shows its new certificate")
+
+
+def _expires(stack: Stack, authority: DevelopmentCA) -> bool:
+    """Issue a certificate for some seconds to the orchestrator, and wait for its end.
+
+    Returns:
+        False if the orchestrator was too slow to load it.
+    """
+    life = timedelta(seconds=3)
+    identity = service_id(TRUST_DOMAIN, "orchestrator")
+    authority.issue(identity, stack.identity("orchestrator"), dns_names=(SERVER_NAME,), lifetime=life)
+    too_late = datetime.now(UTC) + 2 * life
+    mine = [(stack.identity("user") / name).read_bytes() for name in (BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE)]
+
+    def expired() -> bool:
+        return diagnose(stack.address, SERVER_NAME, *mine) == Trouble(EXPIRED, lasting=True)
+
+    wait_until(lambda: expired() or datetime.now(UTC) > too_late, "its end, or the next attempt")
+    return expired()
