@@ -18,7 +18,7 @@ def violations(schema: dict[str, Any], content: Any) -> list[str]:
     return [error.message for error in checker.iter_errors(content)]
 
 
-def checked(command: str, output: bytes) -> Any:
+def checked(command: str, output: bytes | str) -> Any:
     """Return a document that a command printed, after checking it against the command's schema."""
     (document,) = (document for document in DOCUMENTS if document.command == command)
     content = json.loads(output)

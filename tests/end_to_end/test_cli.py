@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import signal
@@ -306,6 +307,47 @@ def test_operators_and_batches_speak_json_too(cli: Cli) -> None:
     assert [event["event"] for event in shown("audit show", exec_id[:12])][-1] == "succeeded"
     for command in ("sessions ls", "users ls"):
         assert isinstance(shown(command), list)
+
+
+def test_audit_policy_and_diagnosis_speak_json_too(cli: Cli, stack: Stack, tmp_path: Path) -> None:
+    def shown(command: str, *arguments: str, code: int = 0) -> Any:
+        done = cli.run(*command.split(), *arguments, "-o", "json")
+        assert done.returncode == code, done.stderr
+        return checked(command, done.stdout)
+
+    exec_id = shown("exec", AGENT, "true")["id"]
+    lines = cli.run("audit", "export", "-o", "json").stdout.splitlines()
+    assert exec_id in {checked("audit export", line)["id"] for line in lines}
+    log = stack.data / "audit" / "audit.jsonl"
+
+    def logged() -> bool:
+        return any(exec_id in line and '"succeeded"' in line for line in log.read_text().splitlines())
+
+    wait_until(logged, "the audit log has its end")
+    assert shown("audit verify", str(log))["findings"] == []
+    assert shown("sessions close", exec_id)["outcome"] == "ALREADY_ENDED"
+    assert shown("policy check", str(stack.policy))["policies"] == 1
+    stricter = tmp_path / "policy.yaml"
+    stricter.write_text(stack.policy.read_text().replace("deniedCommands: [", "deniedCommands: [/usr/bin/true, "))
+    assert shown("policy diff", str(stack.policy), str(stricter), code=1)["changes"]
+    as_me = ("--policy", str(stack.policy), "--as", str(stack.user))
+    assert shown("policy explain", *as_me, AGENT, "true")["decision"]["allowed"]
+    diagnosed = checked("doctor", cli.run("doctor", "-o", "json").stdout)
+    assert diagnosed["part"] == "client"
+
+
+def test_what_is_followed_is_one_object_a_line(cli: Cli) -> None:
+    with cli.start("audit", "tail", "--follow", "-n", "1", "-o", "json") as process:
+        try:
+            assert process.stdout is not None
+            checked("audit tail --follow", process.stdout.readline())
+            exec_id = json.loads(cli.run("exec", "-o", "json", AGENT, "true").stdout)["id"]
+            events = (checked("audit tail --follow", line) for line in process.stdout)
+            assert next(event for event in events if event["id"] == exec_id)["event"] == "admitted"
+            process.send_signal(signal.SIGINT)
+            assert process.wait(PATIENCE_SECONDS) == 130
+        finally:
+            process.kill()
 
 
 def test_the_audit_trail_is_shown_without_secrets(cli: Cli) -> None:

@@ -14,6 +14,7 @@ import pytest
 from support import AGENT, Cli, make_cli, prepare, wait_until
 
 from authority import Authority
+from patience import PATIENCE_SECONDS
 from tachikoma.client.diagnosis import CLOSED, Trouble, diagnose
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.dev.identities import own_user
@@ -137,6 +138,27 @@ def test_the_clients_identity_is_of_a_trust_domain_that_is_not_federated(
     assert line.startswith("your certificate is not accepted: ")
     assert "elsewhere.example" in line
     assert documented(line)
+
+
+def test_exec_names_what_it_waits_for_while_it_reconnects(stack: Stack, tmp_path: Path) -> None:
+    script = f"echo begun; until [ -e {tmp_path}/go ]; do sleep 0.1; done; echo ended"
+    with make_cli(stack).start("exec", "--id", "cut", AGENT, "sh", "-c", script) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.readline() == b"begun\n"
+            stack.orchestrator.kill()
+            waiting = f"tachikoma: waiting for the orchestrator at {stack.address} for cut: "
+            line = process.stderr.readline().decode()
+            assert line == f"{waiting}nothing accepts connections there; is the orchestrator running?\n"
+            stack.start_orchestrator()
+            (tmp_path / "go").touch()
+            out, err = process.communicate(timeout=PATIENCE_SECONDS)
+        finally:
+            process.kill()
+    assert (process.returncode, out) == (0, b"ended\n")
+    # A server that is starting may be seen in between.
+    assert all(line.startswith(waiting) for line in err.decode().splitlines())
 
 
 def test_the_orchestrators_certificate_has_expired(stack: Stack, authority: DevelopmentCA) -> None:

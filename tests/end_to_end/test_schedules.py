@@ -144,7 +144,7 @@ def test_beat_hints_sooner_than_the_submitter_would_check(client: Client) -> Non
 
 def test_the_command_line_tells_all_about_schedules(cli: Cli, client: Client) -> None:
     ran(client, "often")
-    listed = shown(cli, "ls")
+    listed = shown(cli, "schedule ls")
     assert [item["name"] for item in listed] == ["denied", "often", "rare"]
     often = listed[1]
     assert (often["when"], often["enabled"], often["paused"]) == ("every 500ms", True, False)
@@ -153,25 +153,25 @@ def test_the_command_line_tells_all_about_schedules(cli: Cli, client: Client) ->
     assert "every 500ms" in text
     assert "hunter2" not in text + json.dumps(listed)
     assert len(cli.run("schedule", "next", "often", "-n", "4").stdout.splitlines()) == 4
-    assert len(shown(cli, "next", "often", "-n", "4")) == 4
-    history = shown(cli, "history", "often", "-n", "5")
+    assert len(shown(cli, "schedule next", "often", "-n", "4")) == 4
+    history = shown(cli, "schedule history", "often", "-n", "5")
     times = [datetime.fromisoformat(run["due"]) for run in history]
     assert times == sorted(times)
     assert "RUN" in cli.run("schedule", "history", "often").stdout.decode()
-    assert shown(cli, "pause", "rare", "--reason", "a test")["paused"]
-    assert not shown(cli, "resume", "rare")["paused"]
+    assert shown(cli, "schedule pause", "rare", "--reason", "a test")["paused"]
+    assert not shown(cli, "schedule resume", "rare")["paused"]
 
 
-def shown(cli: Cli, *words: str) -> Any:
+def shown(cli: Cli, command: str, *arguments: str) -> Any:
     """The document of a command about schedules, checked against its schema."""
-    done = cli.run("schedule", *words, "-o", "json")
+    done = cli.run(*command.split(), *arguments, "-o", "json")
     assert done.returncode == 0, done.stderr
-    return checked(f"schedule {words[0]}", done.stdout)
+    return checked(command, done.stdout)
 
 
 def test_a_run_by_hand_is_an_execution_and_on_the_record(cli: Cli, client: Client, stack: Stack) -> None:
-    run = shown(cli, "run", "rare")
-    assert shown(cli, "check", str(stack.data / "schedules.yaml"))["schedules"] == 3
+    run = shown(cli, "schedule run", "rare")
+    assert shown(cli, "schedule check", str(stack.data / "schedules.yaml"))["schedules"] == 3
     wait_until(lambda: client.status(run["id"]).state is ExecState.SUCCEEDED, "it succeeds")
     assert client.scheduled_runs("rare")[0].requested_by == str(stack.user)
     event = next(event for event in client.audit(exec_id=run["id"]) if event.event == AuditCode.SCHEDULE_RUN)

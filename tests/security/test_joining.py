@@ -24,6 +24,7 @@ from redis.retry import Retry
 
 from authority import Authority
 from joining import Host, csr_of, letting_join, try_join
+from json_schemas import checked
 from patience import PATIENCE_SECONDS
 from tachikoma import AgentOffline, AgentRevoked, AgentUnknown, Client, ExecState, FailedPrecondition, PermissionDenied
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
@@ -91,6 +92,8 @@ def test_a_host_joins_by_the_command_line_runs_commands_is_revoked_and_joins_aga
     stack: Stack, client: Client, tmp_path: Path
 ) -> None:
     cli, host = make_cli(stack), Host(stack, "web-1", tmp_path / "host")
+    replaced = checked("agents enroll", cli.run("agents", "enroll", "web-1", "-o", "json").stdout)
+    assert replaced["agentId"] == "web-1"
     printed = cli.run("agents", "enroll", "web-1", "--ttl", "2m")
     assert printed.returncode == 0, printed.stderr
     token = printed.stdout.decode()
@@ -114,7 +117,7 @@ def test_a_host_joins_by_the_command_line_runs_commands_is_revoked_and_joins_aga
         assert logs_in(stack, "web-1", password)
         stolen = FileSvidSource(host.identity).current()
         done = cli.run("agents", "revoke", "web-1", "--reason", "stolen", "--yes", "--output", "json")
-        assert json.loads(done.stdout) == {"agentId": "web-1", "cancelled": 4, "lost": 2, "warnings": []}
+        assert checked("agents revoke", done.stdout) == {"agentId": "web-1", "cancelled": 4, "lost": 2, "warnings": []}
 
         # Of what waited and of what ran everybody is told the end, at once.
         assert {client.status(exec_id).state for exec_id in waiting} == {ExecState.CANCELLED}

@@ -6,18 +6,19 @@ Real processes on one stack. Instead of a clock that runs fast, certificates are
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from joining import letting_join
+from json_schemas import checked
 from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecState, PermissionDenied, Unauthenticated
 from tachikoma.client.membership.joining import join
@@ -109,8 +110,24 @@ def test_a_person_logs_in_and_the_next_command_after_half_of_the_life_renews(sta
     assert new.key_pem != old.key_pem
 
     aged(stack, ada.identity)
-    assert json.loads(ada.run("identity", "renew", "-o", "json").stdout)["renewed"] is True
-    assert json.loads(ada.run("identity", "renew", "-o", "json").stdout)["renewed"] is False
+    for renewed in (True, False):
+        done = ada.run("identity", "renew", "-o", "json")
+        assert checked("identity renew", done.stdout)["renewed"] is renewed
+
+
+def test_the_commands_about_people_speak_json(stack: Stack, tmp_path: Path) -> None:
+    def shown(command: str, *arguments: str) -> Any:
+        done = make_cli(stack).run(*command.split(), *arguments, "-o", "json")
+        assert done.returncode == 0, done.stderr
+        return checked(command, done.stdout)
+
+    token = shown("users add", "zoe")["token"]
+    zoe = Person(tmp_path / "zoe", "zoe")
+    logged_in = checked("login", zoe.run("login", "-o", "json", stdin=token).stdout)
+    assert logged_in["spiffeId"] == str(user_id(TRUST_DOMAIN, "zoe"))
+    assert Path(logged_in["identity"]) == zoe.identity
+    assert "zoe" in [person["name"] for person in shown("users ls")]
+    assert shown("users revoke", "zoe", "-r", "left", "-y")["revoked"] is True
 
 
 def login(client: Client, name: str, folder: Path) -> Profile:

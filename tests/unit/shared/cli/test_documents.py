@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -96,7 +97,7 @@ LINES: dict[str, tuple[str, ...] | None] = {
     "schedule pause": ("nightly", "-r", "why"), "schedule resume": ("nightly",), "schedule run": ("nightly",),
     "schedule history": ("nightly",), "sessions ls": (), "recordings ls": (), "status": ("job-7",),
     "version": (), "config show": ("beat",),
-    # tests/end_to_end/test_cli.py::test_everything_speaks_json
+    # test_every_document_is_checked_on_a_running_system
     "identity show": None, "identity check": None, "any command that fails": None,
     # tests/unit/shared/cli/commands/test_doctor.py
     "doctor": None,
@@ -210,6 +211,18 @@ def test_the_documents_of_files(run: Any, tmp_path: Path) -> None:
     explained = json.loads(run("policy", "explain", "-o", "json", *lines["policy explain"][1]).out)
     assert (explained["decision"]["allowed"], explained["executables"][0]["path"]) == (True, "/bin/true")
     assert explained["limits"]["memory"]
+
+
+#: Documents that need no server: test_the_document_matches_its_schema and test_the_documents_of_files.
+LOCAL = {"config show", "identity ca init", "identity ca issue", "policy test"}
+
+
+def test_every_document_is_checked_on_a_running_system() -> None:
+    tests = Path(__file__).parents[3]
+    files = [file for folder in ("end_to_end", "security") for file in (tests / folder).glob("test_*.py")]
+    texts = [text for file in files if "import checked\n" in (text := file.read_text(encoding="utf-8"))]
+    constants = {node.value for text in texts for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)}
+    assert {document.command for document in DOCUMENTS} - LOCAL - constants == set()
 
 
 def test_an_error_matches_its_schema(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
