@@ -311,7 +311,7 @@ def test_operators_and_batches_speak_json_too(cli: Cli) -> None:
 
 def test_audit_policy_and_diagnosis_speak_json_too(cli: Cli, stack: Stack, tmp_path: Path) -> None:
     def shown(command: str, *arguments: str, code: int = 0) -> Any:
-        done = cli.run(*command.split(), *arguments, "-o", "json")
+        done = cli.run(*command.split(), "-o", "json", *arguments)
         assert done.returncode == code, done.stderr
         return checked(command, done.stdout)
 

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -270,7 +271,11 @@ def test_a_killed_supervisor_takes_everything_with_it_and_the_next_one_reports_w
     # It ends its command before itself, for which it needs some time; here until the next start has seen it.
     os.kill(worker, signal.SIGSTOP)
     dev.process.kill()
-    again = start(before_ready=lambda line: "waiting for" in line and os.kill(worker, signal.SIGCONT))
+    try:
+        again = start(before_ready=lambda line: "waiting for" in line and os.kill(worker, signal.SIGCONT))
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGCONT)
     data = home / ".local/share/tachikoma"
     assert f"tachikoma: waiting for the processes of an earlier start in {data}, which was killed" in again.lines
     for pid in children:
