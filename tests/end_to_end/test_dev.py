@@ -259,6 +259,7 @@ def test_celery_works_at_once_and_a_closed_terminal_stops_everything(start: Call
     assert not (home / ".local/share/tachikoma/redis.sock").is_symlink()
 
 
+@pytest.mark.long
 def test_a_killed_supervisor_takes_everything_with_it_and_the_next_one_reports_what_ran(
     start: Callable[..., Dev], home: Path
 ) -> None:
