@@ -22,6 +22,7 @@ ELSEWHERE = {
     r"tachikoma worker install": "end_to_end/test_setup.py",
     r"tachikoma agents (enroll|revoke)": "security/test_joining.py",
     r"tachikoma (users|login)": "security/test_people.py",
+    r"tachikoma redis acl|cp |redis-cli": "security/test_redis_command.py",
     r"tachikoma redis (backup|restore)": "end_to_end/test_backup.py",
     r"tachikoma (recordings|play)": "end_to_end/test_recordings.py",
     r"tachikoma schedule (ls|next|pause|history)": "end_to_end/test_schedules.py",

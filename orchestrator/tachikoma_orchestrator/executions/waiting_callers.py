@@ -93,7 +93,8 @@ class WaitingCallers:
 
     async def _answer_for_silent_agents(self) -> None:
         """Answer the callers whose agents have been silent in a new life of Redis. Raises redis errors."""
-        if self._lives is None:
+        if self._lives is None or self._lives.number <= 1:
+            # The first life replaces no other one. Orchestrators of 0.2.0 wrote records without a life, so 0 is less.
             return
         number, now = self._lives.number, time.monotonic()
         earlier = [record for record in self._open if record.life < number and record.state in DISPATCHED]

@@ -137,12 +137,12 @@ NAMES = (
     Name("orch:unacked:<run>:index", _Z, _SUBMITTER, _O, "the same messages by time"),
     Name("orch:unacked:<run>:mutex", _S, _SUBMITTER, _O, "kombu's lock over both"),
     Name(
-        "celery-task-meta-app:<name>:<exec>", (Kind.STRING, Kind.CHANNEL), _SUBMITTER, _A,
+        "celery-task-meta-app:<name>:<exec>", (Kind.STRING, Kind.CHANNEL), _SUBMITTER, (_APPLICATION, _ORCHESTRATOR),
         "Celery result of an application's request",
     ),
     Name("celery", _L, _APPLICATION, (_SUBMITTER,), "Celery's default queue, of applications: their callbacks"),
     Name(
-        "celery-task-meta-<uuid>", (Kind.STRING, Kind.CHANNEL), _APPLICATION, (_SUBMITTER,),
+        "celery-task-meta-<uuid>", (Kind.STRING, Kind.CHANNEL), _APPLICATION, (_SUBMITTER, _ORCHESTRATOR),
         "Celery result of an application's own task",
     ),
     Name("celery-taskset-meta-*", (Kind.SEVERAL,), _APPLICATION, (_SUBMITTER,), "groups and chords of applications"),

@@ -143,6 +143,10 @@ def _agent(agent: str) -> tuple[Grant, ...]:
     )
 
 
+#: Pattern of the results of all agents. Orchestrators of 0.2.0 subscribe to it, and have these rights until they are
+#: upgraded. Without it Redis refuses all subscriptions of their one command.
+_ALL_RESULTS = "celery-task-meta-*"
+
 #: Rights of an orchestrator: its own names, and the parts of agents' names that it needs.
 _ORCHESTRATOR = (
     _CONNECTION,
@@ -190,6 +194,7 @@ _ORCHESTRATOR = (
         channels=(
             *(keys.ALL_EVENTS, keys.ENDED, keys.APPROVED, keys.EVENTS_WANTED, keys.BATCHES_CHANGED),
             *(keys.reports_to(lane) for lane in range(keys.REPLY_LANES)),
+            _ALL_RESULTS,
         ),
     ),
     Grant("subscribe", channels=(keys.output("*", "*"), keys.session("*", "*"), keys.BATCHES_CHANGED)),

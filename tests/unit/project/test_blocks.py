@@ -44,6 +44,7 @@ OTHERS = {
     "mkdir": "a folder of the reader",
     "pip": "it installs from an index",
     "python3": "it makes an environment",
+    "redis-cli": "it needs the Redis of the reader; tests/security loads users",
     "systemctl": "it needs systemd",
     "systemd-sysusers": "it needs systemd",
     "xargs": "it calls a command that is checked in its own line",

@@ -165,7 +165,7 @@ async def test_a_caller_whose_agent_is_silent_in_a_new_life_of_redis_gets_an_ans
 ) -> None:
     monkeypatch.setattr(module, "SILENT_SECONDS", 0.05)
     await callers.hear(0)
-    callers.life = 1
+    callers.life = 2
     with callers.completions.expect(EXEC) as end:
         async with callers.looking():
             final = await asyncio.wait_for(end, PATIENCE_SECONDS)
@@ -178,8 +178,8 @@ async def test_a_caller_whose_agent_is_silent_in_a_new_life_of_redis_gets_an_ans
     assert record.state is ExecState.QUEUED
 
 
-@pytest.mark.parametrize(("life", "reported"), [(0, 0), (2, 2)])
-async def test_a_caller_whose_agent_has_reported_goes_on_waiting(
+@pytest.mark.parametrize(("life", "reported"), [(0, 0), (1, 0), (2, 2)])
+async def test_a_caller_whose_agent_has_reported_or_in_the_first_life_goes_on_waiting(
     callers: Callers, monkeypatch: pytest.MonkeyPatch, life: int, reported: int
 ) -> None:
     monkeypatch.setattr(module, "SILENT_SECONDS", 0)

@@ -76,3 +76,10 @@ def test_names_of_applications_are_told_apart(name: str) -> None:
     assert users.is_application(users.application_user(name))
     assert not users.is_application(users.agent_user(name))
     assert not users.is_application(name)
+
+
+def test_orchestrators_of_the_last_release_may_subscribe_until_they_are_upgraded() -> None:
+    # In one command, which Redis allows or refuses as a whole.
+    names = {"agent.*:events", "celery-task-meta-*", "orch:ended", "orch:approved", "orch:events:wanted"}
+    subscriptions = [grant for grant in grants_of(users.ORCHESTRATOR) if "psubscribe" in grant.commands.split()]
+    assert any(names <= set(grant.channels) for grant in subscriptions)
