@@ -385,10 +385,14 @@ class Observer:
             found.append(f"{job.id} is {state} and was started")
         if set(job.told) - {state}:
             found.append(f"{job.id} is {state}, but was told as {', '.join(job.told)}")
-        return found + self._check_receipt(job, state, running=running)
+        return found + self._check_receipt(job, state, forgot=forgot, running=running)
 
-    def _check_receipt(self, job: Job, state: ExecState, *, running: bool) -> list[str]:
-        """Receipt, ledger and log of the output say the same; while others run, a result may have to come again."""
+    def _check_receipt(self, job: Job, state: ExecState, *, forgot: bool, running: bool) -> list[str]:
+        """Receipt, ledger and log of the output say the same; while others run, a result may have to come again.
+
+        A worker that is killed after it has stored a receipt, and before its journal has it, makes another one if Redis
+        has forgotten the first. The ledger keeps the one that callers were told.
+        """
         with self._world.direct() as redis:
             record: dict[bytes, bytes] = redis.hgetall(keys.execution(job.id))  # type: ignore[assignment]
             raw: Any = redis.get(keys.result(job.agent, job.id))
@@ -400,6 +404,8 @@ class Observer:
             return [f"{job.id} is {state} and has no receipt"] if state in _RAN or b"receipt" in record else []
         result = json.loads(raw)["result"]
         found = []
+        if forgot and b"receipt" in record and record[b"receipt"].decode() != result["receipt"]:
+            return [] if set(job.told) == {state} else [f"{job.id} has two receipts, and not the one of its caller"]
         if b"receipt" in record and record[b"receipt"].decode() != result["receipt"]:
             found.append(f"{job.id} has another receipt than the ledger took")
         if b"receipt" in record and result["state"] != state:

@@ -240,7 +240,10 @@ class Reaper:
             for record in records:
                 pipe.get(keys.claim(record.agent, record.exec_id))
                 pipe.exists(keys.result(record.agent, record.exec_id))
-            answers = await pipe.execute(raise_on_error=False)
+            # Read last: a record that was restored after a loss is there only in the life that knows of the loss.
+            pipe.get(keys.LIFE)
+            *answers, life = await pipe.execute(raise_on_error=False)
+        latest = self._lives is None or self._lives.is_latest(life)
         still_open = 0
         for record, claim, has_result in zip(records, answers[::2], answers[1::2], strict=True):
             try:
@@ -249,7 +252,10 @@ class Reaper:
                         raise claim
                     log.error("reaper.claim_unreadable", id=record.exec_id, error=str(claim))
                     claim = UNREADABLE
-                if not await self._settle(record, claim, bool(has_result), agents.get(record.agent), now_ms):
+                if claim is None and record.state is ExecState.QUEUED and not latest:
+                    # Its agent reports in the new life whether it has started it.
+                    still_open += 1
+                elif not await self._settle(record, claim, bool(has_result), agents.get(record.agent), now_ms):
                     still_open += 1
             except (ResponseError, RecordAltered, ValueError) as error:
                 if isinstance(error, ResponseError) and not wrong_type(error):
@@ -325,8 +331,8 @@ class Reaper:
             return await self._expire(record, "not started: Redis went back to an older state while it was queued")
         if silent := self._silence.lost(record.agent, "", agent):
             return await self._lose(record, f"{silent}, and Redis lost whether it was started")
-        if agent is not None and agent.online and not agent.heartbeat.life:
-            # A worker of version 0.2.0 writes nothing again.
+        if agent is not None and agent.online and not agent.heartbeat.life and not agent.heartbeat.queues:
+            # A worker of version 0.2.0, which writes nothing again. Another one has just started.
             return now_ms >= record.deadline_ms and await self._expire(record, "not started before its queue timeout")
         reason = _overdue(record, now_ms)
         return bool(reason) and await self._lose(record, f"{reason}, and Redis lost whether it was started")

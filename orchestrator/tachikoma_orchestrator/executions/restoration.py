@@ -173,12 +173,12 @@ class Restoration:
     async def _restore_one(self, agent: str, exec_id: str, token: str) -> bool:
         """Restore one record and its result; return False if there is a record, or the order is not genuine."""
         order = self._verify(agent, exec_id, token)
-        if order is None or not await self._runner.run(self._call(agent, order, token, RETAINED)):
-            return False
-        raw = await self._redis.get(keys.result(agent, exec_id))
+        found = 0 if order is None else int(await self._runner.run(self._call(agent, order, token, RETAINED)))
+        # Also if an orchestrator was first, which remembered the order and not the result.
+        raw = await self._redis.get(keys.result(agent, exec_id)) if found else None
         if raw is not None:
             await self._fold(agent, exec_id, raw)
-        return True
+        return found == 1
 
     def _verify(self, agent: str, exec_id: str, token: str) -> WorkOrder | None:
         """Return an order, or None if it is not genuine."""
@@ -226,6 +226,7 @@ class Restoration:
             "agent": request.agent_id,
             "batch": order.batch,
             "digest": order.digest,
+            "order": order_sha256,
             "admitted_ms": ms_of_seconds(order.iat),
             "deadline_ms": ms_of_seconds(order.exp),
             "record": flat(record),

@@ -160,10 +160,11 @@ class Core:
         restoration = Restoration(
             self.redis, self.identity, self.lives, self.admitter.shown, self.collector.fold, self.ledger.sent
         )
-        # Before the final states, which then apply to restored records as well.
-        self.lives.on_loss(restoration.write_again)
         self.lives.on_loss(self.ledger.write_again)
         self.lives.on_loss(sent_cancels(self.redis).write_again)
+        self.lives.after_loss(restoration.write_again)
+        # Again: final states apply to restored records as well.
+        self.lives.after_loss(self.ledger.write_again)
         self.collector.restore_with(restoration)
         self.admitter.wait_with(restoration)
 

@@ -14,18 +14,19 @@
 --      agent        agent id
 --      batch        id of the batch that the request is a part of; empty for none
 --      digest       digest of the request
+--      order        SHA-256 of the order
 --      admitted_ms  time of the order, ms
 --      deadline_ms  time from which on the order must not start, ms
 --      record       names and values of the record's other fields
 --      event        names and values of the audit event
--- RESULT: 1, or 0 if there is a record of this or another order, or of another request
+-- RESULT: 1; 2 if there is a record of this order without a final state; 0 if there is another record
 local execution, trail, index_key, agent_index, open, approvals, parked = unpack(KEYS)
 local id = args.id
 local state, digest, order = unpack(redis.call('HMGET', execution, 'state', 'digest', 'order_sha256'))
 local pending = state == 'PENDING_APPROVAL' and digest == args.digest
 local undispatched = state == 'QUEUED' and digest == args.digest and not order
 if state and not pending and not undispatched then
-  return 0
+  return order == args.order and (state == 'QUEUED' or state == 'STARTED') and 2 or 0
 end
 local history = 'QUEUED ' .. text(args.admitted_ms)
 if pending then

@@ -320,6 +320,10 @@ class LivesOf:
     """A life of Redis that lost data, and whose number agents report as text."""
 
     number = valid_from = 5
+    latest = True
+
+    def is_latest(self, token: bytes | None) -> bool:
+        return self.latest
 
     def number_of(self, token: str) -> int:
         return int(token or 0)
@@ -342,6 +346,23 @@ async def test_an_execution_queued_before_a_loss_expires_once_its_agent_has_writ
     assert await stand.redis.get(keys.claim(AGENT, "before")) == FENCE.encode()
     assert (await read(stand, "after")).state is ExecState.QUEUED
     assert (await read(stand, "asks")).state is ExecState.PENDING_APPROVAL
+
+
+async def test_a_queued_execution_is_not_judged_in_a_life_that_is_over(stand: Stand) -> None:
+    """Another orchestrator has found a loss, and restored what it remembers. Its agent may have run it."""
+    lives = LivesOf()
+    lives.latest = False
+    await admit(stand, "restored", life=5, wait=timedelta(milliseconds=1))
+    await admit(stand, "before", life=4)
+    # Longer than it may wait.
+    await asyncio.sleep(0.01)
+    await stand.redis.set(keys.info(AGENT), json.dumps({**HEARTBEAT, "life": "5"}))
+    sweeps = reaper(stand, lives=lives)
+    await sweeps.sweep()
+    assert [(await read(stand, name)).state for name in ("restored", "before")] == [ExecState.QUEUED] * 2
+    lives.latest = True
+    await sweeps.sweep()
+    assert [(await read(stand, name)).state for name in ("restored", "before")] == [ExecState.EXPIRED] * 2
 
 
 async def test_an_execution_queued_before_a_loss_is_not_expired_if_its_agent_claimed_it(stand: Stand) -> None:

@@ -257,6 +257,19 @@ async def test_an_order_that_no_agent_took_is_a_record_again_and_its_final_state
     assert await stand.redis.zrange(keys.OPEN, 0, -1) == [queued.encode()]
 
 
+async def test_a_result_counts_also_if_an_orchestrator_restored_the_record_first(stand: Stand) -> None:
+    exec_id = await stand.admit("true")
+    token = await stand.token()
+    await lose(stand.redis)
+    restoring = Restoring(stand)
+    await restoring.restoration.write_again(stand.redis)
+    await stand.redis.hset(keys.orders(AGENT), exec_id, token)
+    await stand.redis.set(keys.result(AGENT, exec_id), b"result")
+    await restoring.restoration.heard(AGENT, "2")
+    assert restoring.folded == [(AGENT, exec_id, b"result")]
+    assert await stand.codes(exec_id) == ["record_restored"]
+
+
 async def test_only_the_latest_orders_are_remembered(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settled, "MAX_ORDERS", 1)
     first, second = [await stand.admit("true", str(number)) for number in range(2)]

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from tachikoma import ExecOutput, ExecState, ExecStatus, TachikomaError
 from tachikoma.cli.app import app
+from tachikoma.cli.output import expect_output
 
 #: Modules that make clients.
 SYNC = (
@@ -30,6 +31,12 @@ SYNC = (
     "users",
 )
 ASYNC = ("execute", "logs", "run", "sessions")
+
+
+@pytest.fixture(autouse=True)
+def no_chosen_output() -> None:
+    """Forget the `--output` of the command of another test."""
+    expect_output(())
 
 
 @dataclass
