@@ -199,7 +199,6 @@ def while_its_agent_is_away(scene: Scene) -> None:
     """Do what neither the older state nor the agent will know, only the orchestrator."""
     scene.world.relays.do(scene.world.relays[AGENT].cut())
     assert scene.client.cancel("running").outcome == "REQUESTED"
-    submit(scene.client, scene.job("unseen"))
 
 
 def answers(scene: Scene) -> bool:

@@ -126,7 +126,6 @@ class Orders:
             order_sha256=hashlib.sha256(order.encode()).hexdigest(),
             policy=decision.policy,
             queue=self.queue(request),
-            order=order,
             message=self._messages.message(
                 request.agent_id, request.id, order, expires_seconds=wait_seconds, shown=shlex.join(allowed.shown)
             ),

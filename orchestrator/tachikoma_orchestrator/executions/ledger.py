@@ -25,7 +25,7 @@ from tachikoma_orchestrator.agents.revocations import parse
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.executions.evidence import not_a_record
 from tachikoma_orchestrator.executions.record import Record
-from tachikoma_orchestrator.executions.settled import ReportedStates, SentOrders
+from tachikoma_orchestrator.executions.settled import ReportedStates
 from tachikoma_orchestrator.executions.transitions import (
     Admission,
     Dispatch,
@@ -74,8 +74,6 @@ class Ledger:
         self.trail = trail
         self._runner = Runner(redis)
         self._reported = ReportedStates(self._transition_call, self._keep_seconds)
-        #: The orders whose requests were accepted.
-        self.sent = SentOrders()
         self._admit = Script("admit")
         self._dispatch = Script("dispatch")
         self._transition = Script("transition")
@@ -117,11 +115,8 @@ class Ledger:
                 pushes.append(self._dispatch_call(admission.request.agent_id, admission.request.id, dispatch))
         answers = await self._runner.run_all(admits, pushes, durable=self._durable)
         found = []
-        for (admission, dispatch), record, answer in zip(requests, recorded, answers, strict=True):
+        for (admission, _), record, answer in zip(requests, recorded, answers, strict=True):
             outcome = Outcome(answer[0].decode())
-            # The target of a batch is started again by its batch.
-            if dispatch is not None and outcome is Outcome.ADMITTED and not admission.batch:
-                self.sent.remember(admission.request.agent_id, admission.request.id, dispatch.order)
             self._count_refusal(admission.request.requested_by, outcome, recorded=record)
             measure_admission(outcome, parked=bool(admission.approvers))
             found.append((outcome, seconds_of_ms(int(answer[2]))))
@@ -203,9 +198,7 @@ class Ledger:
         )
         push = self._dispatch_call(agent, exec_id, dispatch)
         answer = (await self._runner.run_all([move], [push], durable=self._durable))[0]
-        if (outcome := TransitionOutcome(answer[0].decode())) is TransitionOutcome.DONE:
-            self.sent.remember(agent, exec_id, dispatch.order)
-        return outcome
+        return TransitionOutcome(answer[0].decode())
 
     async def apply(self, transition: Transition) -> TransitionOutcome:
         """Apply one change, or return why it does not apply."""

@@ -1,4 +1,4 @@
-"""Rebuilds ledger records that Redis lost, from the signed orders that agents and this orchestrator retained.
+"""Rebuilds ledger records that Redis lost, from the signed orders that agents retained.
 
 After a loss of data an agent shows the orders of its last minutes (`agent.<id>:orders`) and then names the life of
 Redis in its heartbeat. Only orders that an orchestrator signed for this agent count.
@@ -32,7 +32,6 @@ from tachikoma.vocabulary.limits import WhenFull
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.executions.ledger import Ledger
-from tachikoma_orchestrator.executions.settled import SentOrders
 from tachikoma_orchestrator.executions.transitions import Admission, record_fields
 from tachikoma_orchestrator.store.lives import Lives
 from tachikoma_orchestrator.store.scripts import Call, Runner, Script, flat
@@ -49,9 +48,8 @@ BATCH = 100
 #: Executions whose states are compared with the index in one round trip.
 COMPARED = 500
 _OPEN = {state.value.encode() for state in ExecState if not state.terminal}
-#: Reasons in the audit event.
-RETAINED = "Redis lost its record, which was rebuilt from the order that its agent retained"
-SENT = "Redis lost its record, which was rebuilt from the order that an orchestrator remembered"
+#: Reason in the audit event.
+REASON = "Redis lost its record, which was rebuilt from the order that its agent retained"
 
 Fold = Callable[[str, str, bytes], Awaitable[bool]]
 
@@ -61,7 +59,7 @@ class Restoration:
 
     def __init__(
         self, redis: Redis, identity: SvidSource, lives: Lives,
-        shown: Callable[[ExecRequest], tuple[str, ...]], fold: Fold, sent: SentOrders,
+        shown: Callable[[ExecRequest], tuple[str, ...]], fold: Fold,
     ) -> None:  # fmt: skip
         """Prepare it.
 
@@ -71,14 +69,12 @@ class Restoration:
             lives: the lives of Redis.
             shown: returns the redacted argv of a request.
             fold: records the Celery result of an agent's execution.
-            sent: the orders of this orchestrator.
         """
         self._redis = redis
         self._identity = identity
         self._lives = lives
         self._shown = shown
         self._fold = fold
-        self._sent = sent
         self._runner = Runner(redis)
         self._restore = Script("restore")
         #: Number of the last life after a loss in which the records of an agent were restored.
@@ -129,19 +125,6 @@ class Restoration:
         self._restored[agent] = loss
         self._changed.set()
 
-    async def write_again(self, redis: Redis) -> None:
-        """Restore the records of orders that this orchestrator sent a moment ago. Raises redis errors.
-
-        Their agents may never have got them. Such an order is one of a lost life then, and expires.
-
-        Args:
-            redis: connections that need not wait for the new life of Redis.
-        """
-        runner = Runner(redis)
-        for agent, exec_id, token in await self._sent.forgotten(redis):
-            if (order := self._verify(agent, exec_id, token)) is not None:
-                await runner.run(self._call(agent, order, token, SENT))
-
     async def _restore_all(self, agent: str) -> None:
         key = keys.orders(agent)
         try:
@@ -173,8 +156,8 @@ class Restoration:
     async def _restore_one(self, agent: str, exec_id: str, token: str) -> bool:
         """Restore one record and its result; return False if there is a record, or the order is not genuine."""
         order = self._verify(agent, exec_id, token)
-        found = 0 if order is None else int(await self._runner.run(self._call(agent, order, token, RETAINED)))
-        # Also if an orchestrator was first, which remembered the order and not the result.
+        found = 0 if order is None else int(await self._runner.run(self._call(agent, order, token)))
+        # Also if another orchestrator restored the record, and stopped before it read the result.
         raw = await self._redis.get(keys.result(agent, exec_id)) if found else None
         if raw is not None:
             await self._fold(agent, exec_id, raw)
@@ -194,17 +177,17 @@ class Restoration:
             return None
         return order
 
-    def _call(self, agent: str, order: WorkOrder, token: str, reason: str) -> Call:
+    def _call(self, agent: str, order: WorkOrder, token: str) -> Call:
         exec_id = order.jti
         return self._restore(
             keys=[
                 keys.execution(exec_id), keys.AUDIT, keys.INDEX, keys.agent_index(agent), keys.OPEN, keys.APPROVALS,
                 keys.parked(exec_id),
             ],
-            args=self._arguments(order, hashlib.sha256(token.encode()).hexdigest(), reason),
+            args=self._arguments(order, hashlib.sha256(token.encode()).hexdigest()),
         )  # fmt: skip
 
-    def _arguments(self, order: WorkOrder, order_sha256: str, reason: str) -> dict[str, str | int | list[str]]:
+    def _arguments(self, order: WorkOrder, order_sha256: str) -> dict[str, str | int | list[str]]:
         """Return the arguments of `lua/restore.lua` for a verified order."""
         request, batch = order.request, {"batch": order.batch} if order.batch else {}
         admission = Admission(
@@ -219,7 +202,7 @@ class Restoration:
         event = {
             "event": AuditCode.RECORD_RESTORED, "id": order.jti, "agent_id": request.agent_id, "authorized": "1",
             "requested_by": order.sub, "command": record["command"], "client_ip": order.client_ip,
-            "policy": order.policy, "reason": reason, "evidence_sha256": order_sha256, **batch,
+            "policy": order.policy, "reason": REASON, "evidence_sha256": order_sha256, **batch,
         }  # fmt: skip
         return {
             "id": order.jti,

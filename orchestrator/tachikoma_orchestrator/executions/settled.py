@@ -1,4 +1,4 @@
-"""The final states that this orchestrator reported, and the orders that it sent, to be recorded again after a loss.
+"""The final states that this orchestrator reported, to be recorded again after a loss.
 
 A cancelled, rejected or expired execution must not be queued or pending again after Redis went back to an older state.
 One with a receipt must not be lost because its agent, which has the receipt in its journal, is silent then.
@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
-from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.executions.transitions import DISPATCHED, FENCE, Transition, TransitionOutcome
 from tachikoma_orchestrator.store.scripts import Call, Runner, Script, flat
 
-__all__ = ["EndedRecords", "ReportedStates", "SentOrders", "Settled"]
+__all__ = ["EndedRecords", "ReportedStates", "Settled"]
 
 #: How long a final state is remembered, in seconds.
 KEEP_SECONDS = 24 * 3600
@@ -31,12 +30,6 @@ BATCH = 200
 KEEP_RECORDS_SECONDS = 900
 #: Most records that are remembered, and the bytes that each may have: 64 MiB together.
 MAX_RECORDS, MAX_BYTES = 1024, 64 * 1024
-#: How long an order is remembered that was sent, in seconds: longer than the time that a failover takes back. Agents
-#: show those that they took.
-KEEP_ORDERS_SECONDS = 60
-#: Most orders that are remembered, and the bytes that each may have: 64 MiB together.
-MAX_ORDERS, MAX_ORDER_BYTES = 2048, 32 * 1024
-_PENDING, _QUEUED = ExecState.PENDING_APPROVAL.value.encode(), ExecState.QUEUED.value.encode()
 #: Reason in the audit event.
 REASON = "Redis lost its record, which an orchestrator remembered"
 #: Fields of the record that its audit event contains.
@@ -144,42 +137,6 @@ class EndedRecords:
                 "events": [flat(restored), flat(final)],
             },
         )  # fmt: skip
-
-
-class SentOrders:
-    """Remembers the latest signed orders, since Redis may lose them before their agents took them."""
-
-    def __init__(self) -> None:
-        #: Agent and order of each execution, with the time by the monotonic clock; the oldest first.
-        self._orders: OrderedDict[str, tuple[float, str, str]] = OrderedDict()
-
-    def remember(self, agent: str, exec_id: str, order: str) -> None:
-        """Remember an order whose request was reported as accepted, unless it is too long."""
-        self._orders.pop(exec_id, None)
-        if len(order) > MAX_ORDER_BYTES:
-            return
-        self._orders[exec_id] = time.monotonic(), agent, order
-        if len(self._orders) > MAX_ORDERS:
-            self._orders.popitem(last=False)
-
-    async def forgotten(self, redis: Redis) -> list[tuple[str, str, str]]:
-        """Return agent, execution and order of those whose record, approval or dispatch is lost, the oldest first.
-
-        Args:
-            redis: connections that need not wait for the new life of Redis.
-
-        Raises:
-            redis errors: Redis is unavailable.
-        """
-        oldest = time.monotonic() - KEEP_ORDERS_SECONDS
-        sent = [(agent, name, order) for name, (at, agent, order) in self._orders.items() if at >= oldest]
-        async with redis.pipeline(transaction=False) as pipe:
-            for _, exec_id, _ in sent:
-                pipe.execute_command("HMGET", keys.execution(exec_id), "state", "order_sha256")
-            # A key of another type gives an error in place of the fields.
-            found = await pipe.execute(raise_on_error=False) if sent else []
-        lost = ([None, None], [_PENDING, None], [_QUEUED, None])
-        return [order for order, fields in zip(sent, found, strict=True) if fields in lost]
 
 
 class ReportedStates:

@@ -135,8 +135,6 @@ class Dispatch:
     life: int = 0
     #: The queue for its requester; empty for the agent's main queue.
     queue: str = ""
-    #: The signed order, to be remembered; empty to not remember it.
-    order: str = ""
 
     def arguments(self) -> JsonObject:
         """Return the argument `order` of `lua/dispatch.lua`."""

@@ -157,14 +157,9 @@ class Core:
         self.lives.on_loss(self.registry.revocations.write_again)
         self.lives.on_loss(self.registry.bound.write_again)
         self.lives.on_loss(self.registry.drains.write_again)
-        restoration = Restoration(
-            self.redis, self.identity, self.lives, self.admitter.shown, self.collector.fold, self.ledger.sent
-        )
+        restoration = Restoration(self.redis, self.identity, self.lives, self.admitter.shown, self.collector.fold)
         self.lives.on_loss(self.ledger.write_again)
         self.lives.on_loss(sent_cancels(self.redis).write_again)
-        self.lives.after_loss(restoration.write_again)
-        # Again: final states apply to restored records as well.
-        self.lives.after_loss(self.ledger.write_again)
         self.collector.restore_with(restoration)
         self.admitter.wait_with(restoration)
 

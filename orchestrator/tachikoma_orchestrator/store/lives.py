@@ -83,9 +83,6 @@ class Lives:
         #: Numbers of the lives in records that agents have sent, by record.
         self._numbers: dict[str, int] = {}
         self._remembering: list[Remembering] = []
-        self._restoring: list[Remembering] = []
-        #: True from the begin of a life after a loss until its restorations have run.
-        self._restoration_due = False
         #: Monotonic time at which this process learned of the last loss; None if there was none while it runs.
         self.lost_at: float | None = None
         self._unavailable = False
@@ -116,17 +113,6 @@ class Lives:
             first: True to call it before the others.
         """
         self._remembering.insert(0 if first else len(self._remembering), remembering)
-
-    def after_loss(self, restoring: Remembering) -> None:
-        """Call a function in each life that lost data, once it is recorded and used.
-
-        What it restores is then known to be of a lost life. Before that, an orchestrator would judge it as if its agent
-        had reported.
-
-        Args:
-            restoring: gets connections that need not wait for the life to be recorded.
-        """
-        self._restoring.append(restoring)
 
     def is_latest(self, token: bytes | None) -> bool:
         """Return True if what Redis has as the record of its life is that of the life that this process uses."""
@@ -206,8 +192,6 @@ class Lives:
             else:
                 assert seen.record is not None
                 await self._adopt(seen.token, seen.record)
-        if self._restoration_due:
-            await self._restore()
 
     def _is_current(self, seen: _Seen) -> bool:
         current = self._current
@@ -289,12 +273,6 @@ class Lives:
         for remembering in self._remembering:
             await remembering(self._redis)
 
-    async def _restore(self) -> None:
-        """Run the restorations after a loss. If Redis is unavailable, the next check repeats all of them."""
-        for restoring in self._restoring:
-            await restoring(self._redis)
-        self._restoration_due = False
-
     async def _continue_numbers(self) -> None:
         """Let the numbers of the audit trail continue after the last one that this process knows."""
         await self._runner.run(self._renumber(keys=[keys.AUDIT], args={"after": self._known.seq}))
@@ -321,7 +299,6 @@ class Lives:
     def _use(self, token: str, record: LifeRecord) -> None:
         if self._current is not None and record.valid_from > self._current.valid_from:
             self.lost_at = time.monotonic()
-            self._restoration_due = True
         self._current, self._token = record, token
         self._highest = max(self._highest, record.number)
         self._changed.set()

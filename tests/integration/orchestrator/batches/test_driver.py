@@ -17,7 +17,6 @@ from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.batches import FAILURES, BatchState, HealthGate, StopCause, TargetState
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.executions.restoration import Restoration
-from tachikoma_orchestrator.executions.settled import SentOrders
 from tachikoma_orchestrator.executions.transitions import FENCE
 
 Make = Callable[..., Awaitable[BatchStand]]
@@ -453,7 +452,7 @@ async def test_a_target_whose_start_redis_lost_is_counted_when_its_record_is_res
     await stand.redis.hset(keys.orders("web-1"), exec_id, token)
     lives: Any = LivesOf()
     shown = stand.stand.admitter.shown
-    await Restoration(stand.redis, stand.stand.identity, lives, shown, no_result, SentOrders()).heard("web-1", "2")
+    await Restoration(stand.redis, stand.stand.identity, lives, shown, no_result).heard("web-1", "2")
     assert await stand.running(batch) == ["web-1", "web-2"]
     record = await stand.stand.ledger.record(exec_id)
     assert record is not None

@@ -22,7 +22,6 @@ from tachikoma.vocabulary.limits import WhenFull
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.executions import restoration as module
-from tachikoma_orchestrator.executions import settled
 from tachikoma_orchestrator.executions.restoration import Restoration
 
 
@@ -43,7 +42,6 @@ class Restoring:
         self.lives = LivesOf()
         self.restoration = Restoration(
             stand.redis, stand.identity, self.lives, stand.admitter.shown, self.fold,  # type: ignore[arg-type]
-            stand.ledger.sent,
         )  # fmt: skip
 
     async def fold(self, agent: str, exec_id: str, raw: bytes) -> bool:
@@ -235,67 +233,25 @@ async def test_a_request_waits_no_longer_for_an_agent_that_restores_nothing(
     assert stand.admitter.settled(AGENT)
 
 
-async def test_an_order_that_no_agent_took_is_a_record_again_and_its_final_state_applies(stand: Stand) -> None:
-    queued, cancelled, kept = [await stand.admit("true", str(number)) for number in range(3)]
-    assert await stand.ledger.settle(
-        AGENT, cancelled, [ExecState.QUEUED], ExecState.CANCELLED, reason="r", by=str(BOSS), fence=True
-    )
-    before = await stand.redis.hgetall(keys.execution(kept))
-    await lose(stand.redis)
-    await stand.redis.hset(keys.execution(kept), mapping=before)
-    restoring = Restoring(stand)
-    for _ in range(2):
-        await restoring.restoration.write_again(stand.redis)
-        await stand.ledger.write_again(stand.redis)
-    found = [await stand.ledger.record(exec_id) for exec_id in (queued, cancelled)]
-    assert [record and record.state for record in found] == [ExecState.QUEUED, ExecState.CANCELLED]
-    assert await stand.redis.hgetall(keys.execution(kept)) == before
-    assert await stand.codes(queued) == ["record_restored"]
-    assert await stand.codes(cancelled) == ["record_restored", "cancelled"]
-    assert await stand.codes(kept) == []
-    # It is not on the queue again: it was accepted in a life that is over.
-    assert await stand.redis.zrange(keys.OPEN, 0, -1) == [queued.encode()]
-
-
-async def test_a_result_counts_also_if_an_orchestrator_restored_the_record_first(stand: Stand) -> None:
+async def test_a_result_counts_also_if_there_is_a_record_of_its_order(stand: Stand) -> None:
+    """Another orchestrator may have restored the record, and stopped before it read the result."""
     exec_id = await stand.admit("true")
-    token = await stand.token()
-    await lose(stand.redis)
     restoring = Restoring(stand)
-    await restoring.restoration.write_again(stand.redis)
-    await stand.redis.hset(keys.orders(AGENT), exec_id, token)
+    await stand.redis.hset(keys.orders(AGENT), exec_id, await stand.token())
     await stand.redis.set(keys.result(AGENT, exec_id), b"result")
     await restoring.restoration.heard(AGENT, "2")
     assert restoring.folded == [(AGENT, exec_id, b"result")]
-    assert await stand.codes(exec_id) == ["record_restored"]
+    assert await stand.codes(exec_id) == ["admitted", "dispatched"]
 
 
-async def test_only_the_latest_orders_are_remembered(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settled, "MAX_ORDERS", 1)
-    first, second = [await stand.admit("true", str(number)) for number in range(2)]
-    await lose(stand.redis)
-    assert [exec_id for _, exec_id, _ in await stand.ledger.sent.forgotten(stand.redis)] == [second]
-    monkeypatch.setattr(settled, "KEEP_ORDERS_SECONDS", -1)
-    assert await stand.ledger.sent.forgotten(stand.redis) == []
-    monkeypatch.setattr(settled, "MAX_ORDER_BYTES", 10)
-    await stand.admit("true", "long")
-    monkeypatch.setattr(settled, "KEEP_ORDERS_SECONDS", 60)
-    assert first != second
-    assert [exec_id for _, exec_id, _ in await stand.ledger.sent.forgotten(stand.redis)] == [second]
-
-
-@pytest.mark.parametrize("by_agent", [True, False])
-async def test_a_record_that_lost_its_dispatch_has_its_order_again(stand: Stand, by_agent: bool) -> None:
+async def test_a_record_that_lost_its_dispatch_has_its_order_again(stand: Stand) -> None:
     """An admission with replicas takes two round trips, and Redis may go back to the state in between."""
     exec_id = await stand.admit("true")
     token, before = await stand.token(), await stand.redis.hgetall(keys.execution(exec_id))
     await stand.redis.hdel(keys.execution(exec_id), "order_sha256", "life", "dispatched_ms")
     restoring = Restoring(stand)
-    if by_agent:
-        await stand.redis.hset(keys.orders(AGENT), exec_id, token)
-        await restoring.restoration.heard(AGENT, "2")
-    else:
-        await restoring.restoration.write_again(stand.redis)
+    await stand.redis.hset(keys.orders(AGENT), exec_id, token)
+    await restoring.restoration.heard(AGENT, "2")
     record = await stand.ledger.record(exec_id)
     assert record is not None
     assert (record.state, record.order_sha256) == (ExecState.QUEUED, hashlib.sha256(token.encode()).hexdigest())

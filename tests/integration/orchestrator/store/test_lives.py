@@ -52,21 +52,11 @@ class Stand:
         self.trail = AuditTrail(self.redis)
         self.remembered = 0
         self.lives.on_loss(self.remember)
-        #: The life that was used at each restoration; the first fails.
-        self.restored: list[tuple[int, int]] = []
-        self.failures = 0
-        self.lives.after_loss(self.restore)
 
     async def remember(self, redis: Redis) -> None:
         # An event that is written again has a number that was not used before.
         assert int(await redis.get(keys.AUDIT_SEQ) or 0) >= self.last.seq
         self.remembered += 1
-
-    async def restore(self, redis: Redis) -> None:
-        if self.failures:
-            self.failures -= 1
-            raise RedisConnectionError("gone")
-        self.restored.append(self.life)
 
     @property
     def life(self) -> tuple[int, int]:
@@ -137,7 +127,7 @@ async def test_a_life_that_lost_nothing_has_the_next_number_and_voids_no_order(s
     await stand.lives.look()
     assert stand.life == (2, 0)
     assert await events(redis) == [(1, "policy_changed"), (2, "redis_life")]
-    assert (stand.remembered, stand.restored, stand.lives.lost_at) == (0, [], None)
+    assert (stand.remembered, stand.lives.lost_at) == (0, None)
 
 
 async def test_a_life_without_the_last_event_voids_what_was_queued_and_its_numbers_continue(
@@ -152,7 +142,7 @@ async def test_a_life_without_the_last_event_voids_what_was_queued_and_its_numbe
     assert stand.lives.lost_at is not None
     # Numbers 3 to 5 were seen before, and are not used again.
     assert await events(redis) == [(1, "policy_changed"), (2, "policy_changed"), (6, "redis_life")]
-    assert (stand.remembered, stand.restored) == (1, [(2, 2)])
+    assert stand.remembered == 1
     # The loss is taken into account: the next life loses nothing.
     await new_replid(redis)
     await stand.lives.look()
@@ -169,7 +159,7 @@ async def test_an_event_with_the_same_number_and_another_id_is_not_the_known_one
         assert stand.life == (2, 2)
         await other.lives.look()
         assert other.life == (2, 2)
-        assert (other.remembered, other.restored) == (1, [(2, 2)])
+        assert other.remembered == 1
 
 
 def redis_url_of(redis: Redis) -> str:
@@ -183,19 +173,6 @@ async def test_a_redis_that_was_emptied_is_a_new_life_that_lost_data(stand: Stan
     await stand.lives.look()
     assert stand.life == (2, 2)
     assert await events(redis) == [(2, "redis_life")]
-
-
-async def test_what_is_restored_after_a_loss_is_restored_later_if_redis_is_unavailable(
-    stand: Stand, redis: Redis
-) -> None:
-    await stand.trail.append(AuditCode.POLICY_CHANGED, reason="x")
-    await redis.flushall()
-    stand.failures = 1
-    await stand.lives.look_if_available()
-    assert (stand.life, stand.restored) == ((2, 2), [])
-    for _ in range(2):
-        await stand.lives.look()
-    assert stand.restored == [(2, 2)]
 
 
 async def test_a_life_is_the_latest_while_redis_has_its_record(stand: Stand, redis: Redis) -> None:
