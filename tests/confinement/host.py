@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from patience import PATIENCE_SECONDS
+from processes import cgroups_named
 from tachikoma.identity.signed_messages import WorkOrder
 from tachikoma.vocabulary.grants import Grant, GrantedExecutable
 from tachikoma.vocabulary.isolation import Isolation, TmpScope
@@ -190,5 +191,4 @@ async def a_host(capabilities: int = 0) -> AsyncIterator[Host]:
         cgroups.close()
         shutil.rmtree(folder)
         assert left == []
-        # Walked, not globbed: cgroups of other tests come and go meanwhile.
-        assert not [path for path, _, _ in os.walk("/sys/fs/cgroup") if Path(path).name == name]
+        assert cgroups_named(name) == []

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from host import CONTAINER, PATIENCE_SECONDS, ROOT, Host, a_host, order, read_all, read_line
 
-from processes import processes_named
+from processes import cgroups_named, processes_named
 from tachikoma.vocabulary.grants import GrantedExecutable
 from tachikoma.vocabulary.requests import MAX_COMMAND_BYTES, MAX_ENVIRONMENT_BYTES, MAX_STDIN_BYTES
 from tachikoma_worker.confinement.account import account
@@ -673,7 +673,7 @@ async def test_a_worker_that_is_not_root_uses_a_spawner_that_is_and_that_ones_cg
     finally:
         program.terminate()
         await program.wait()
-        for path in sorted(Path("/sys/fs/cgroup").glob(f"**/{name}"), reverse=True):
+        for path in sorted(cgroups_named(name), reverse=True):
             for inner in (*path.glob("*/"), path):
                 if inner.is_dir():
                     inner.rmdir()

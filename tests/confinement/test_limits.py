@@ -15,7 +15,7 @@ import psutil
 import pytest
 from host import PATIENCE_SECONDS, Host, Running, read_line
 
-from processes import processes_named
+from processes import cgroups_named, processes_named
 from tachikoma.vocabulary.limits import DEFAULT_OPEN_FILES, ResourceLimits
 from tachikoma_worker.cgroups.hierarchy import Hierarchy, NoHierarchy, block_devices
 from tachikoma_worker.cgroups.v2 import UnifiedHierarchy
@@ -229,7 +229,8 @@ async def test_who_cannot_be_killed_is_named(host: Host, monkeypatch: pytest.Mon
     if isinstance(host.cgroups, UnifiedHierarchy):
         pytest.skip("v2 kills the frozen")
     monkeypatch.setattr("tachikoma_worker.confinement.process.KILL_SECONDS", 0.1)
-    [state] = Path("/sys/fs/cgroup/freezer").glob(f"**/{host.name}/freezer.state")
+    [cgroup] = cgroups_named(host.name, "/sys/fs/cgroup/freezer")
+    state = cgroup / "freezer.state"
     async with host.running("/bin/sleep", "1000") as it:
         state.write_text("FROZEN")
         try:
