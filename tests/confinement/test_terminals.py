@@ -298,8 +298,8 @@ setsid sleep 300 "$mark" &
 sleep 300 "$mark" & kill -STOP $!
 sh -c "trap '' HUP TERM; while :; do sleep 300 $mark; done" </dev/null >/dev/null 2>&1 &
 setsid script -qc "sleep 300 $mark" /dev/null >/dev/null 2>&1 </dev/null &
-echo zoo
 trap '' HUP TERM
+echo zoo
 sleep 300 "$mark"
 """
 
