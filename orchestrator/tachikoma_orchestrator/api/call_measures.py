@@ -14,13 +14,10 @@ from redis.exceptions import RedisError
 from tachikoma.config import tracing
 from tachikoma.config.tracing import Kind
 from tachikoma.errors import TachikomaError
-from tachikoma.vocabulary.trace_context import TraceParent
+from tachikoma.vocabulary.trace_context import METADATA_KEY, TraceParent
 from tachikoma_orchestrator.metrics import CALL_SECONDS, CALLS
 
 __all__ = ["measured"]
-
-#: Key of the W3C trace context in the metadata of a call.
-TRACE_KEY = "traceparent"
 
 
 @contextmanager
@@ -42,7 +39,7 @@ def measured(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterat
 
 def _parent(context: grpc.aio.ServicerContext[Any, Any]) -> TraceParent | None:
     """Return the caller's span, or None if the call names none in the form of W3C Trace Context."""
-    values = [value for key, value in context.invocation_metadata() or () if key == TRACE_KEY]
+    values = [value for key, value in context.invocation_metadata() or () if key == METADATA_KEY]
     # The last one: libraries that trace a program's calls append to what the client wrote.
     return TraceParent.parse(str(values[-1])) if values else None
 

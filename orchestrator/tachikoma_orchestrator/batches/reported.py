@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 
@@ -12,6 +9,7 @@ import structlog
 
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.clock import duration_ms
+from tachikoma_orchestrator.store.remembered import Remembered
 from tachikoma_orchestrator.store.scripts import Call, Runner
 
 __all__ = ["ReportedBatches"]
@@ -25,45 +23,26 @@ KEEP_ACCEPTED_SECONDS, MAX_ACCEPTED = 900, 64
 KEEP_HALTED_SECONDS, MAX_HALTED = 24 * 3600, 10_000
 
 
-class _Calls:
-    """The last calls of a script, by batch."""
-
-    def __init__(self, keep_seconds: float, most: int) -> None:
-        self._keep_seconds, self._most = keep_seconds, most
-        self._calls: OrderedDict[str, tuple[float, Call]] = OrderedDict()
-
-    def remember(self, batch_id: str, call: Call) -> None:
-        self._calls.setdefault(batch_id, (time.monotonic(), call))
-        if len(self._calls) > self._most:
-            self._calls.popitem(last=False)
-
-    def __iter__(self) -> Iterator[tuple[float, Call]]:
-        """Yield the age of each in seconds, and the call; the oldest first."""
-        now = time.monotonic()
-        for at, call in list(self._calls.values()):
-            if now - at <= self._keep_seconds:
-                yield now - at, call
-
-
 class ReportedBatches:
     """Remembers accepted, approved and halted batches."""
 
     def __init__(self) -> None:
-        self._accepted = _Calls(KEEP_ACCEPTED_SECONDS, MAX_ACCEPTED)
-        self._approved = _Calls(KEEP_ACCEPTED_SECONDS, MAX_ACCEPTED)
-        self._halted = _Calls(KEEP_HALTED_SECONDS, MAX_HALTED)
+        #: The calls of scripts, by batch.
+        self._accepted: Remembered[str, Call] = Remembered(KEEP_ACCEPTED_SECONDS, MAX_ACCEPTED)
+        self._approved: Remembered[str, Call] = Remembered(KEEP_ACCEPTED_SECONDS, MAX_ACCEPTED)
+        self._halted: Remembered[str, Call] = Remembered(KEEP_HALTED_SECONDS, MAX_HALTED)
 
     def accepted(self, batch_id: str, call: Call) -> None:
         """Remember the call that recorded a batch."""
-        self._accepted.remember(batch_id, call)
+        self._accepted.put_first(batch_id, call)
 
     def approved(self, batch_id: str, call: Call) -> None:
         """Remember the call that let the targets of a batch start."""
-        self._approved.remember(batch_id, call)
+        self._approved.put_first(batch_id, call)
 
     def halted(self, batch_id: str, call: Call) -> None:
         """Remember the call that halted a batch."""
-        self._halted.remember(batch_id, call)
+        self._halted.put_first(batch_id, call)
 
     async def write_again(self, redis: Redis) -> None:
         """Record and halt them again, after Redis lost data; nothing changes if it did not. Raises redis errors.
@@ -72,13 +51,13 @@ class ReportedBatches:
             redis: connections that need not wait for the new life of Redis.
         """
         runner = Runner(redis)
-        for age, call in self._accepted:
+        for _, call, age in self._accepted:
             if await runner.run(_later(call, age)) == b"ADMITTED":
                 log.warning("batch.written_again", batch=call.args["id"])
-        for age, call in self._approved:
+        for _, call, age in self._approved:
             if await runner.run(_later(call, age)):
                 log.warning("batch.approved_again", batch=call.args["id"])
-        for _, call in self._halted:
+        for _, call, _ in self._halted:
             if await runner.run(call):
                 log.warning("batch.halted_again", batch=call.args["id"])
 

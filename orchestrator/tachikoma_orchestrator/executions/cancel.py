@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from weakref import WeakKeyDictionary
 
 from tachikoma.identity.signed_messages import CancelOrder
@@ -12,6 +11,7 @@ from tachikoma.identity.spiffe import agent_id
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
+from tachikoma_orchestrator.store.remembered import Remembered
 
 __all__ = ["SentCancels", "send_cancel", "sent_cancels"]
 
@@ -25,15 +25,12 @@ class SentCancels:
     """Remembers the latest cancel orders, to be sent again if Redis loses them. A cancel stays right in every life."""
 
     def __init__(self) -> None:
-        #: Each signed order by agent and execution, with its time by the monotonic clock; the oldest first.
-        self._orders: OrderedDict[tuple[str, str], tuple[float, str]] = OrderedDict()
+        #: Each signed order by agent and execution.
+        self._orders: Remembered[tuple[str, str], str] = Remembered(REMEMBERED_SECONDS, MAX_REMEMBERED)
 
     def remember(self, agent: str, exec_id: str, token: str) -> None:
         """Remember the order that was sent for an execution."""
-        self._orders.pop((agent, exec_id), None)
-        self._orders[agent, exec_id] = time.monotonic(), token
-        if len(self._orders) > MAX_REMEMBERED:
-            self._orders.popitem(last=False)
+        self._orders.put((agent, exec_id), token)
 
     async def write_again(self, redis: Redis) -> None:
         """Send the orders again, after Redis lost data. Raises redis errors.
@@ -41,10 +38,8 @@ class SentCancels:
         Args:
             redis: connections that need not wait for the new life of Redis.
         """
-        oldest = time.monotonic() - REMEMBERED_SECONDS
-        for (agent, exec_id), (at, token) in list(self._orders.items()):
-            if at >= oldest:
-                await _send(redis, agent, exec_id, token)
+        for order in self._orders:
+            await _send(redis, *order.key, order.value)
 
 
 _sent: WeakKeyDictionary[object, SentCancels] = WeakKeyDictionary()

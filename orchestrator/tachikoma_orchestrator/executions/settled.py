@@ -6,17 +6,16 @@ One with a receipt must not be lost because its agent, which has the receipt in 
 
 from __future__ import annotations
 
-import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma_orchestrator.executions.transitions import DISPATCHED, FENCE, Transition, TransitionOutcome
+from tachikoma_orchestrator.store.remembered import Remembered
 from tachikoma_orchestrator.store.scripts import Call, Runner, Script, flat
 
-__all__ = ["EndedRecords", "ReportedStates", "Settled"]
+__all__ = ["EndedRecords", "ReportedStates"]
 
 #: How long a final state is remembered, in seconds.
 KEEP_SECONDS = 24 * 3600
@@ -36,35 +35,6 @@ REASON = "Redis lost its record, which an orchestrator remembered"
 _AUDITED = ("requested_by", "command", "client_ip", "policy", "batch")
 
 
-class Settled:
-    """Remembers changes of records by execution."""
-
-    def __init__(self, keep_seconds: float = KEEP_SECONDS, most: int = MAX_SETTLED) -> None:
-        """Remember nothing yet.
-
-        Args:
-            keep_seconds: how long a change is remembered.
-            most: most changes that are remembered; the oldest are forgotten first.
-        """
-        self._keep_seconds, self._most = keep_seconds, most
-        #: The last change of each execution, with its time by the monotonic clock; the oldest first.
-        self._changes: OrderedDict[str, tuple[float, Transition]] = OrderedDict()
-
-    def remember(self, transition: Transition) -> None:
-        """Remember a change that was made."""
-        self._changes.pop(transition.exec_id, None)
-        self._changes[transition.exec_id] = time.monotonic(), transition
-        if len(self._changes) > self._most:
-            self._changes.popitem(last=False)
-
-    def __iter__(self) -> Iterator[Transition]:
-        """Yield the changes that are still remembered, the oldest first."""
-        oldest = time.monotonic() - self._keep_seconds
-        for at, transition in list(self._changes.values()):
-            if at >= oldest:
-                yield transition
-
-
 class EndedRecords:
     """Remembers the records of executions that ended without a receipt, to be written again if Redis loses them.
 
@@ -80,8 +50,8 @@ class EndedRecords:
         """
         self._keep_seconds = keep_seconds
         self._recall = Script("recall")
-        #: The fields of each record, with the time of its end by the monotonic clock; the oldest first.
-        self._records: OrderedDict[str, tuple[float, Mapping[str, str]]] = OrderedDict()
+        #: The fields of each record.
+        self._records: Remembered[str, Mapping[str, str]] = Remembered(KEEP_RECORDS_SECONDS, MAX_RECORDS)
 
     def remember(self, exec_id: str, record: Sequence[bytes]) -> None:
         """Remember a record, unless it is empty, too long or no text.
@@ -90,16 +60,14 @@ class EndedRecords:
             exec_id: the execution.
             record: its names and values.
         """
-        self._records.pop(exec_id, None)
+        self._records.forget(exec_id)
         if not record or sum(map(len, record)) > MAX_BYTES:
             return
         try:
             texts = [part.decode() for part in record]
         except UnicodeDecodeError:
             return
-        self._records[exec_id] = time.monotonic(), dict(zip(texts[::2], texts[1::2], strict=True))
-        if len(self._records) > MAX_RECORDS:
-            self._records.popitem(last=False)
+        self._records.put(exec_id, dict(zip(texts[::2], texts[1::2], strict=True)))
 
     async def write_again(self, runner: Runner, transition: Transition) -> bool:
         """Write the record again that a change led to. Raises redis errors.
@@ -111,10 +79,8 @@ class EndedRecords:
         Returns:
             False if the record is not remembered, or there is one.
         """
-        at, record = self._records.get(transition.exec_id, (0.0, {}))
-        if not record or time.monotonic() - at >= KEEP_RECORDS_SECONDS:
-            return False
-        return bool(await runner.run(self._call(transition, record)))
+        record = self._records.get(transition.exec_id)
+        return record is not None and bool(await runner.run(self._call(transition, record)))
 
     def _call(self, transition: Transition, record: Mapping[str, str]) -> Call:
         exec_id, agent = transition.exec_id, transition.agent
@@ -151,8 +117,9 @@ class ReportedStates:
         """
         self._call = call
         self._records = EndedRecords(keep_seconds)
-        self._without_receipt = Settled()
-        self._with_receipt = Settled(KEEP_RECEIPTS_SECONDS, MAX_RECEIPTS)
+        #: The last change of each execution.
+        self._without_receipt: Remembered[str, Transition] = Remembered(KEEP_SECONDS, MAX_SETTLED)
+        self._with_receipt: Remembered[str, Transition] = Remembered(KEEP_RECEIPTS_SECONDS, MAX_RECEIPTS)
 
     def remember(self, transition: Transition, record: Sequence[bytes] = ()) -> None:
         """Remember a change that was made, if the new state is final.
@@ -163,7 +130,8 @@ class ReportedStates:
         """
         if transition.target is None or not transition.target.terminal:
             return
-        (self._with_receipt if "receipt" in transition.fields else self._without_receipt).remember(transition)
+        changes = self._with_receipt if "receipt" in transition.fields else self._without_receipt
+        changes.put(transition.exec_id, transition)
         self._records.remember(transition.exec_id, record)
 
     async def write_again(self, redis: Redis) -> None:
@@ -173,14 +141,14 @@ class ReportedStates:
             redis: connections that need not wait for the new life of Redis.
         """
         runner = Runner(redis)
-        for transition in self._without_receipt:
+        for _, transition, _ in self._without_receipt:
             answer = await runner.run(self._call(transition))
             missing = TransitionOutcome(answer[0].decode()) is TransitionOutcome.MISSING
             if missing and not await self._records.write_again(runner, transition):
                 # Another orchestrator may have restored the record from its order meanwhile.
                 await runner.run(self._call(transition))
         # Most of these are still there.
-        completed = list(self._with_receipt)
+        completed = [change.value for change in self._with_receipt]
         for begin in range(0, len(completed), BATCH):
             for transition in await self._forgotten(redis, completed[begin : begin + BATCH]):
                 await runner.run(self._call(transition))

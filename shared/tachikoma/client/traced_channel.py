@@ -8,11 +8,9 @@ from typing import Any, cast
 import grpc.aio
 
 from tachikoma.config import tracing
+from tachikoma.vocabulary.trace_context import METADATA_KEY
 
 __all__ = ["traced"]
-
-#: Key of the W3C trace context in the metadata of a call.
-METADATA_KEY = "traceparent"
 
 
 def traced(channel: grpc.aio.Channel) -> grpc.aio.Channel:

@@ -10,10 +10,12 @@ from pydantic import BaseModel, ConfigDict
 
 from tachikoma.vocabulary.types import Milliseconds
 
-__all__ = ["TRACEPARENT", "OrderTrace", "TraceParent"]
+__all__ = ["METADATA_KEY", "TRACEPARENT", "OrderTrace", "TraceParent"]
 
 #: Name of the variable that contains a `traceparent`, as OpenTelemetry passes it to processes.
 TRACEPARENT = "TRACEPARENT"
+#: Key of the `traceparent` in the metadata of a gRPC call.
+METADATA_KEY = "traceparent"
 
 _FORM = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII | re.DOTALL)
 #: Flags that this version knows: sampled, and a random trace id.

@@ -52,7 +52,7 @@ async def test_the_latest_cancel_orders_are_sent_again_after_a_loss(
             assert message["data"] == f"{name} ".encode() + token
     assert {name: await redis.get(keys.cancel(AGENT, name)) for name in wanted} == wanted
     assert await redis.exists(keys.cancel(AGENT, "job-1")) == 0
-    monkeypatch.setattr(module, "REMEMBERED_SECONDS", -1)
+    sent_cancels(redis)._orders.keep_seconds = -1
     await redis.delete(*(keys.cancel(AGENT, name) for name in wanted))
     await sent_cancels(redis).write_again(redis)
     assert await redis.exists(*(keys.cancel(AGENT, name) for name in wanted)) == 0

@@ -9,35 +9,12 @@ import pytest
 
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.executions import settled as module
-from tachikoma_orchestrator.executions.settled import KEEP_SECONDS, EndedRecords, Settled
+from tachikoma_orchestrator.executions.settled import KEEP_SECONDS, EndedRecords
 from tachikoma_orchestrator.executions.transitions import Transition
 from tachikoma_orchestrator.store.scripts import Call, Runner
 
 
-def change(exec_id: str, target: ExecState = ExecState.CANCELLED) -> Transition:
-    return Transition.settlement("web-1", exec_id, [ExecState.QUEUED], target, reason="r", fence=True)
-
-
-def test_the_last_change_of_each_execution_is_remembered_in_order() -> None:
-    settled = Settled()
-    changes = [change("a"), change("b"), change("a", ExecState.EXPIRED)]
-    for each in changes:
-        settled.remember(each)
-    assert list(settled) == changes[1:]
-
-
-def test_only_the_latest_changes_are_remembered() -> None:
-    settled = Settled(most=3)
-    for number in range(10):
-        settled.remember(change(str(number)))
-    assert [each.exec_id for each in settled] == ["7", "8", "9"]
-
-
-def test_a_change_is_forgotten_after_its_time() -> None:
-    settled, short = Settled(), Settled(keep_seconds=-1)
-    for each in (settled, short):
-        each.remember(change("old"))
-    assert ([each.exec_id for each in settled], list(short)) == (["old"], [])
+def test_a_final_state_is_remembered_for_a_day() -> None:
     assert KEEP_SECONDS == 24 * 3600
 
 
@@ -101,7 +78,7 @@ async def test_only_the_latest_records_are_remembered(monkeypatch: pytest.Monkey
 
 
 async def test_a_record_is_forgotten_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEEP_RECORDS_SECONDS", -1)
     records = EndedRecords(60)
     records.remember("a", record("a"))
-    monkeypatch.setattr(module, "KEEP_RECORDS_SECONDS", -1)
     assert await written(records, fenced("a")) == []
