@@ -626,6 +626,10 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
+#: Longest wait for whole programs. An emulated machine needs half a minute to import one.
+PROGRAM_SECONDS = 5 * PATIENCE_SECONDS
+
+
 async def test_a_worker_that_is_not_root_uses_a_spawner_that_is_and_that_ones_cgroup(root: None, need: Any) -> None:
     if CONTAINER:
         pytest.skip("a matter of hosts")
@@ -659,14 +663,14 @@ async def test_a_worker_that_is_not_root_uses_a_spawner_that_is_and_that_ones_cg
         *("--worker-user", "nobody", "--cgroup-name", name, "--cgroup", where),
     )
     try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(PROGRAM_SECONDS):
             while not (folder / "s").exists():  # noqa: ASYNC110 (nothing announces it)
                 await asyncio.sleep(0.01)
         worker = await asyncio.create_subprocess_exec(
             *(python, "-c", WORKER, str(folder / "s"), name, '{"memory": "64MiB", "pids": 5}', where),
             user="nobody", group="nogroup", extra_groups=[], cwd="/", stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        out, _ = await asyncio.wait_for(worker.communicate(), PATIENCE_SECONDS)
+        out, _ = await asyncio.wait_for(worker.communicate(), PROGRAM_SECONDS)
         assert out.decode() == f"{pwd.getpwnam('nobody').pw_uid} daemon 0 0\n[]\n"
         assert program.returncode is None
         assert all((service / name / "a").is_dir() for service in services)

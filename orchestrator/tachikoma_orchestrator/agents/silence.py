@@ -33,6 +33,8 @@ class Silence:
         self._answering_since = time.monotonic()
         #: Start of the silence of agents with open executions.
         self._silent_since: dict[str, float] = {}
+        #: The executions that an earlier pass found to be claimed.
+        self._claimed: set[str] = set()
         #: Start of the time in which an agent no longer held an execution and its result was gone.
         self._result_gone_since: dict[str, float] = {}
 
@@ -52,21 +54,29 @@ class Silence:
 
     def keep(self, exec_ids: Collection[str]) -> None:
         """Forget all executions but the open ones."""
+        self._claimed.intersection_update(exec_ids)
         for exec_id in self._result_gone_since.keys() - set(exec_ids):
             del self._result_gone_since[exec_id]
 
-    def lost(self, agent: str, boot: str, state: AgentState | None) -> str:
+    def lost(self, agent: str, boot: str, state: AgentState | None, *, claimed: str = "") -> str:
         """Return why an execution that an agent claimed must be given up; empty if it need not be.
+
+        A claim is a sign of life: a worker that was stopped for longer than its lease may claim an execution a moment
+        before it sends a heartbeat. So a claim that is found for the first time is left alone.
 
         Args:
             agent: the agent's id.
             boot: id of the journal that claimed it; empty if it is unknown.
             state: the agent's state; None if the agent is unknown.
+            claimed: the execution; empty if Redis has no claim of it, nor a notice of its start.
         """
         now = time.monotonic()
         online = state is not None and state.online
         # Both times run from the start of the process on, so that they do not add up.
         silent = 0.0 if online else now - self._silent_since.setdefault(agent, now)
+        is_new = bool(claimed) and claimed not in self._claimed
+        if is_new:
+            self._claimed.add(claimed)
         if now - self._answering_since < self._lease_seconds:
             return ""
         if state is not None and state.online:
@@ -74,7 +84,7 @@ class Silence:
             return "its agent lost its journal, so the result is unknown" if other else ""
         # The agent had been silent for its lease in Redis before it was noticed.
         silent += max(0.0, min(LEASE_SECONDS, self._lease_seconds - LEASE_SECONDS))
-        if silent < self._lease_seconds:
+        if silent < self._lease_seconds or is_new:
             return ""
         return f"its agent sent no heartbeat for {silent:.0f} s" if state is not None else "its agent is unknown"
 

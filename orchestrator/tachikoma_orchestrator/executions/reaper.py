@@ -300,7 +300,7 @@ class Reaper:
             # The agent's notice was missed. The receipt will contain the exact start.
             await self._ledger.started(record.agent, record.exec_id, 0)
         reason = (
-            self._silence.lost(record.agent, claim.decode(), agent)
+            self._silence.lost(record.agent, claim.decode(), agent, claimed=record.exec_id)
             or self._silence.without_result(record.exec_id, agent, has_result=has_result)
             or _overdue(record, now_ms)
         )
@@ -308,16 +308,22 @@ class Reaper:
 
     async def _settle_unclaimed(self, record: Record, agent: AgentState | None, now_ms: int, *, settling: bool) -> bool:
         """Settle a queued execution that no agent has claimed. Return True if it has a final state now."""
-        if self._is_void(record):
+        if self._is_void(record, now_ms):
             return await self._settle_void(record, agent, now_ms)
         obstacle = self._registry.observations.obstacle(record.agent)
         if obstacle and settling:
             return await self._expire(record, f"not started by agent {record.agent}: {obstacle}")
         return now_ms >= record.deadline_ms and await self._expire(record, "not started before its queue timeout")
 
-    def _is_void(self, record: Record) -> bool:
+    def _is_void(self, record: Record, now_ms: int) -> bool:
         """Return True if an execution was queued before Redis lost data, so that no agent starts it."""
-        return self._lives is not None and bool(record.order_sha256) and record.life < self._lives.valid_from
+        if self._lives is None:
+            return False
+        if record.order_sha256:
+            return record.life < self._lives.valid_from
+        # Its order followed the admission, or the approval, in the part that Redis lost. A young one may get it yet.
+        queued_ms = record.history[-1].at_ms
+        return queued_ms <= self._lives.lost_ms and now_ms - queued_ms > SETTLE_MS
 
     async def _settle_void(self, record: Record, agent: AgentState | None, now_ms: int) -> bool:
         """Settle an execution that no agent starts any more and that none has claimed, as far as Redis knows.

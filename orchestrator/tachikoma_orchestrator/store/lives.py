@@ -101,6 +101,11 @@ class Lives:
         """Lowest number of a life whose orders may start."""
         return 0 if self._current is None else self._current.valid_from
 
+    @property
+    def lost_ms(self) -> int:
+        """Time of the last loss, in milliseconds since the epoch by the clock of Redis; 0 for none."""
+        return 0 if self._current is None else self._current.lost_ms
+
     def knows(self, seq: int, cursor: str) -> None:
         """Remember an audit event: its number and its place in the trail."""
         self._known.note(seq, cursor)

@@ -87,8 +87,8 @@ async def claim(context: Context, exec_id: str, order_sha256: str, order: str) -
     if not in_redis.granted:
         log.info("order.not_ours", id=exec_id)
         if first:
-            # A later run of the worker has nothing to report about it.
-            context.journal.finish(exec_id, order_sha256)
+            # Neither a later run of the worker nor a later life of Redis has anything to hear about it.
+            context.journal.withdraw(exec_id, order_sha256)
         return Claim(ClaimOutcome.HELD_ELSEWHERE)
     if journal_error is not None:
         raise journal_error

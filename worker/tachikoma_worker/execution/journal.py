@@ -224,11 +224,23 @@ class Journal:
             result: the Celery result with the receipt, which is retained for a while; empty for none.
         """
 
+        self._end(exec_id, order_sha256, lambda: self._recent.finish(exec_id, result))
+
+    def withdraw(self, exec_id: str, order_sha256: str) -> None:
+        """Record in the background that the claim of an order was refused, so it is not written to Redis again.
+
+        The row stays: no later order of this id may start.
+        """
+        self._end(exec_id, order_sha256, lambda: self._recent.remove(exec_id))
+
+    def _end(self, exec_id: str, order_sha256: str, then: Callable[[], None]) -> None:
+        """Mark the row of an order as done, and change what is retained of it in the same commit."""
+
         def update() -> bool:
             # Another order of the same id may still be running.
             where = "UPDATE execution SET done = 1 WHERE id = ? AND order_sha256 = ?"
             if self._database.execute(where, (exec_id, order_sha256)).rowcount:
-                self._recent.finish(exec_id, result)
+                then()
             return True
 
         self._write(update)

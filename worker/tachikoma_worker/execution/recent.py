@@ -70,6 +70,10 @@ class Recent:
             if not self._delete(oldest, 100):
                 break
 
+    def remove(self, exec_id: str) -> None:
+        """Remove an execution that this agent must not report again."""
+        self._delete("id = ?", exec_id)
+
     def rows(self) -> list[RecentExecution]:
         """Return all rows, those without an end last."""
         found = self._database.execute(
@@ -79,7 +83,7 @@ class Recent:
         )
         return [RecentExecution(*row) for row in found]
 
-    def _delete(self, where: str, value: float) -> int:
+    def _delete(self, where: str, value: float | str) -> int:
         """Delete rows by a condition of this module, and return their number."""
         lengths = f"DELETE FROM recent WHERE {where} RETURNING LENGTH(order_token) + LENGTH(result)"  # noqa: S608
         deleted = self._database.execute(lengths, (value,)).fetchall()

@@ -56,12 +56,13 @@ def reaper(stand: Stand, *, lease: timedelta = timedelta(0), lives: Any = None) 
 
 
 async def admit(
-    stand: Stand, exec_id: str, *, wait: timedelta = timedelta(minutes=9), asks: bool = False, life: int = 0
-) -> None:
+    stand: Stand, exec_id: str, *, wait: timedelta = timedelta(minutes=9), asks: bool = False, life: int = 0,
+    dispatched: bool = True,
+) -> None:  # fmt: skip
     request = ExecRequest(id=exec_id, agent_id=AGENT, command=["/bin/true"], requested_by=str(OPERATOR))
     more: dict[str, Any] = {"parked": "x", "approvers": (str(OPERATOR),)} if asks else {}
     admission = Admission(request, request.command, "digest", "web@1", "", wait, timedelta(hours=1), {}, **more)
-    dispatch = None if asks else Dispatch("digest", "order", "web@1", b"message", life)
+    dispatch = None if asks or not dispatched else Dispatch("digest", "order", "web@1", b"message", life)
     assert (await stand.ledger.admit(admission, dispatch))[0] is Outcome.ADMITTED
 
 
@@ -117,7 +118,11 @@ async def test_a_started_execution_is_lost_with_the_run_or_the_agent_that_claime
         await stand.redis.delete(keys.info(AGENT))
     if not known:
         await stand.redis.delete(keys.AGENTS)
-    await reaper(stand).sweep()
+    sweeps = reaper(stand)
+    await sweeps.sweep()
+    # A claim that is found for the first time may be the sign of life of a worker that had been stopped.
+    assert online or (await read(stand, "runs")).state is ExecState.STARTED
+    await sweeps.sweep()
     record = await read(stand, "runs")
     assert (record.state, record.error) == (ExecState.LOST if reason else ExecState.STARTED, reason)
 
@@ -321,6 +326,8 @@ class LivesOf:
 
     number = valid_from = 5
     latest = True
+    #: Of a loss that nothing was queued before.
+    lost_ms = 0
 
     def is_latest(self, token: bytes | None) -> bool:
         return self.latest
@@ -346,6 +353,47 @@ async def test_an_execution_queued_before_a_loss_expires_once_its_agent_has_writ
     assert await stand.redis.get(keys.claim(AGENT, "before")) == FENCE.encode()
     assert (await read(stand, "after")).state is ExecState.QUEUED
     assert (await read(stand, "asks")).state is ExecState.PENDING_APPROVAL
+
+
+async def test_an_execution_whose_order_was_lost_expires_as_well(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its admission is there, and what followed it is not."""
+    lives = LivesOf()
+    sweeps = reaper(stand, lives=lives)
+    await stand.redis.set(keys.info(AGENT), json.dumps({**HEARTBEAT, "life": "5"}))
+    await admit(stand, "before", dispatched=False)
+    admitted_ms = (await read(stand, "before")).admitted_ms
+    # Its order may follow at once: it was queued after the loss, or a moment ago.
+    lives.lost_ms = admitted_ms - 1
+    monkeypatch.setattr(module, "SETTLE_MS", -1)
+    await sweeps.sweep()
+    assert (await read(stand, "before")).state is ExecState.QUEUED
+    lives.lost_ms = admitted_ms
+    monkeypatch.setattr(module, "SETTLE_MS", 3_600_000)
+    await sweeps.sweep()
+    assert (await read(stand, "before")).state is ExecState.QUEUED
+    monkeypatch.setattr(module, "SETTLE_MS", -1)
+    await sweeps.sweep()
+    before = await read(stand, "before")
+    assert before.state is ExecState.EXPIRED
+    assert before.error == "not started: Redis went back to an older state while it was queued"
+
+
+async def test_an_execution_that_was_approved_after_a_loss_gets_its_order(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lives = LivesOf()
+    await admit(stand, "asks", asks=True)
+    record = await read(stand, "asks")
+    # The approval and the order are two changes where a replica must confirm the first one.
+    await stand.redis.hset(
+        keys.execution("asks"), "history", f"PENDING_APPROVAL {record.admitted_ms};QUEUED {record.admitted_ms + 2}"
+    )
+    await stand.redis.hset(keys.execution("asks"), "state", "QUEUED")
+    lives.lost_ms = record.admitted_ms + 1
+    monkeypatch.setattr(module, "SETTLE_MS", -3_600_000)
+    await stand.redis.set(keys.info(AGENT), json.dumps({**HEARTBEAT, "life": "5"}))
+    await reaper(stand, lives=lives).sweep()
+    assert (await read(stand, "asks")).state is ExecState.QUEUED
 
 
 async def test_a_queued_execution_is_not_judged_in_a_life_that_is_over(stand: Stand) -> None:

@@ -44,6 +44,10 @@ async def test_an_execution_that_is_held_elsewhere_is_left_alone(agent: LocalAge
     assert await agent.redis.get(KEY) == holder.encode()
     await agent.context.journal.flush()
     assert agent.context.journal.unfinished() == []
+    # In a later life of Redis it is not this agent's either, also if that one lost who holds it.
+    assert await agent.context.journal.recent() == []
+    await agent.redis.delete(KEY)
+    assert await outcome(agent) is ClaimOutcome.REPEATED
 
 
 async def test_a_redis_that_lost_the_claim_does_not_grant_it_again(agent: LocalAgent) -> None:

@@ -58,6 +58,21 @@ def test_a_heartbeat_ends_the_silence(clock: Clock) -> None:
     assert silence.lost("web-1", "boot", agent(online=False)) == ""
 
 
+def test_a_claim_that_is_found_in_the_silence_is_a_sign_of_life(clock: Clock) -> None:
+    silence = Silence(timedelta(seconds=LEASE))
+    away = agent(online=False)
+    assert silence.lost("web-1", "boot", away, claimed="old") == ""
+    clock.seconds += LEASE
+    # A worker that was stopped runs again, and its heartbeat comes after its claim.
+    assert silence.lost("web-1", "boot", away, claimed="new") == ""
+    assert silence.lost("web-1", "boot", away, claimed="old") != ""
+    assert silence.lost("web-1", "boot", away) != ""
+    silence.keep({"new": None})
+    assert silence.lost("web-1", "boot", away, claimed="new") != ""
+    # Its entry was removed when it ended.
+    assert silence.lost("web-1", "boot", away, claimed="old") == ""
+
+
 def test_an_interruption_gives_every_agent_a_full_lease(clock: Clock) -> None:
     silence = Silence(timedelta(seconds=LEASE))
     silence.lost("web-1", "boot", None)

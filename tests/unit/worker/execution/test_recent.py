@@ -45,6 +45,18 @@ def test_rows_are_deleted_some_minutes_after_the_end(
     assert database.execute("SELECT COUNT(*) FROM recent").fetchone() == (2,)
 
 
+def test_a_removed_execution_is_not_reported(database: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_TOTAL", 10)
+    recent = Recent(database)
+    recent.add("job-1", "order 1")
+    recent.add("job-2", "order 2")
+    recent.remove("job-1")
+    recent.remove("unknown")
+    # It does not count any more, so nothing is deleted for the bound.
+    recent.finish("job-2", "end")
+    assert recent.rows() == [RecentExecution("job-2", "order 2", "end")]
+
+
 def test_large_texts_are_not_retained(database: sqlite3.Connection) -> None:
     recent = Recent(database)
     recent.add("job", "o" * (MAX_TEXT + 1))
