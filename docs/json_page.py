@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
+import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +42,15 @@ $ tachikoma exec -n -o json agent-1 uname -r | jq -r .stdoutText
 | `name` | ids or names, one a line |
 
 With `json` and `jsonl`, the error that ends a command is one JSON object in the last line of standard error
-(`ErrorDocument`). `cancel` prints one for each execution that could not be cancelled. A wrong command line is an error
-too (`USAGE`), and so are output that cannot be written (`OUTPUT_FAILED`), a refused confirmation (`ABORTED`) and a
-second Ctrl-C (`LEFT`). The exit code is the same in every form. With `--watch`, `json` is `jsonl`.
+([ErrorDocument](#errordocument)). `cancel` prints one such line for each execution that could not be cancelled. These
+values of `reason` come from the command line itself: `USAGE` (a wrong command line), `OUTPUT_FAILED` (output cannot be
+written), `ABORTED` (a refused confirmation) and `LEFT` (a second Ctrl-C). The exit code is the same for every value of
+`-o`. With `--watch`, `json` prints the same as `jsonl`.
 
 The same things have the same names and forms everywhere. Names are camelCase. Times are RFC 3339 in UTC. Durations are
-text such as `"1m30s"`. Bytes are base64. New fields may be added in any release, so ignore those that you do not know.
-[json.schema.json](json.schema.json) has every class below as JSON Schema 2020-12, in `$defs`.
+text such as `"1m30s"`. Bytes are base64. An argv is the list of a program and its arguments. New fields may be added
+in any release, so ignore those that you do not know. [json.schema.json](json.schema.json) has every class below as JSON
+Schema 2020-12, in `$defs`.
 
 ## Documents
 
@@ -53,21 +59,28 @@ text such as `"1m30s"`. Bytes are base64. New fields may be added in any release
 """
 
 
-def models() -> list[type[Model]]:
-    """Return the classes of all documents, and those that their fields have, by name."""
-    found: dict[str, type[Model]] = {}
+def classes() -> list[type]:
+    """Return the classes of all documents and the classes of their fields, sorted by name."""
+    found: dict[str, type] = {}
 
     def add(kind: Any) -> None:
         if isinstance(kind, type) and issubclass(kind, Model) and kind.__name__ not in found:
             found[kind.__name__] = kind
             for field in kind.model_fields.values():
                 add(field.annotation)
+        elif isinstance(kind, type) and issubclass(kind, StrEnum):
+            found[kind.__name__] = kind
         for part in getattr(kind, "__args__", ()):
             add(part)
 
     for document in DOCUMENTS:
         add(document.kind)
     return [found[name] for name in sorted(found)]
+
+
+def models() -> list[type[Model]]:
+    """Return the classes that are JSON objects."""
+    return [kind for kind in classes() if issubclass(kind, Model)]
 
 
 def schema_text() -> str:
@@ -100,9 +113,9 @@ def _type_of(schema: dict[str, Any]) -> str:
     """Return the type of a field for people."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
-        return f"[{name}](#{name.lower()})" if name in {kind.__name__ for kind in models()} else name
+        return f"[{name}](#{name.lower()})" if name in {kind.__name__ for kind in classes()} else name
     if "anyOf" in schema:
-        return " or ".join(_type_of(part) for part in schema["anyOf"])
+        return " or ".join(dict.fromkeys(_type_of(part) for part in schema["anyOf"]))
     if "allOf" in schema:
         return _type_of(schema["allOf"][0])
     kind = schema.get("type", "any")
@@ -129,16 +142,37 @@ def _comments(kind: type[Model]) -> dict[str, str]:
     return found
 
 
-def _section(kind: type[Model]) -> str:
+def _values(kind: type[StrEnum]) -> str:
+    """Return the section of an enumeration: each value with its comment."""
+    source = inspect.getsource(kind).splitlines()
+    lines = [f"\n## {kind.__name__}\n\n{_in_json(inspect.getdoc(kind) or '').splitlines()[0]}\n\n"]
+    for node in ast.walk(ast.parse("\n".join(source))):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            comment = source[node.lineno - 2].strip()
+            about = f": {_in_json(comment.removeprefix('#: '))}" if comment.startswith("#: ") else ""
+            lines.append(_wrapped(f"- **`{kind[node.targets[0].id].value}`**{about}"))
+    return "".join(lines)
+
+
+def _in_json(text: str) -> str:
+    """Return a comment with the names of JSON: null where Python has None, and camelCase names of fields."""
+    names = {field: info.alias or field for kind in models() for field, info in kind.model_fields.items()}
+    return re.sub(r"`([a-z_]+)`", lambda match: f"`{names.get(match[1], match[1])}`", text.replace("None", "null"))
+
+
+def _section(kind: type) -> str:
+    return _values(kind) if issubclass(kind, StrEnum) else _fields(kind)
+
+
+def _fields(kind: type[Model]) -> str:
     schema = TypeAdapter(kind).json_schema(mode="serialization", by_alias=True)
     properties = schema.get("properties") or schema["$defs"][kind.__name__]["properties"]
     described = _comments(kind)
-    first = (kind.__doc__ or "").strip().splitlines()[0]
+    first = _in_json((kind.__doc__ or "").strip().splitlines()[0])
     lines = [f"\n## {kind.__name__}\n\n{first}\n\n"]
     for field, info in kind.model_fields.items():
         name = info.serialization_alias or info.alias or field
-        # JSON has null where Python has None.
-        comment = f": {described[field]}".replace("None", "null") if described.get(field) else ""
+        comment = f": {_in_json(described[field])}" if described.get(field) else ""
         lines.append(_wrapped(f"- **`{name}`** ({_type_of(properties[name])}){comment}"))
     return "".join(lines)
 
@@ -157,7 +191,7 @@ def _wrapped(text: str) -> str:
 
 def json_page() -> str:
     """Return the text of the page."""
-    return HEAD + "".join(map(_row, DOCUMENTS)) + "".join(map(_section, models()))
+    return HEAD + "".join(map(_row, DOCUMENTS)) + "".join(map(_section, classes()))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class ErrorFacts(Model):
 
 
 class ErrorDocument(Model):
-    """What standard error has when a command fails with `-o json`."""
+    """The last line of standard error when a command fails with `-o json` or `-o jsonl`."""
 
     error: ErrorFacts
 
@@ -95,10 +95,13 @@ class SettingFacts(Model):
 class CertificateFacts(Model):
     """One certificate."""
 
+    #: Its subject, as in RFC 4514.
     subject: str
     #: Serial number, in hexadecimal.
     serial: str
+    #: Time from which the certificate is valid.
     not_before: Timestamp
+    #: Time until which the certificate is valid.
     not_after: Timestamp
     #: SHA-256 of the public key, in hexadecimal.
     key: str
@@ -107,20 +110,23 @@ class CertificateFacts(Model):
 class IdentityFacts(Model):
     """An identity, and the roots that it trusts."""
 
+    #: SPIFFE ID of the identity.
     spiffe_id: str
     #: Folder or address that it comes from.
     source: str
     usable: bool
     #: Why it cannot be used; empty if it can.
     problem: str
+    #: Time at which its certificate expires.
     expires: Timestamp
+    #: Its certificate, then the intermediate ones.
     chain: tuple[CertificateFacts, ...]
-    #: Roots by trust domain.
+    #: The root certificates of each trust domain, by its name.
     bundles: dict[str, tuple[CertificateFacts, ...]]
 
 
 class OwnIdentity(Model):
-    """The caller's identity under a planned bundle."""
+    """The caller's identity, compared with a planned bundle."""
 
     spiffe_id: str
     #: Why it would be refused; empty if it would be accepted.
@@ -128,23 +134,25 @@ class OwnIdentity(Model):
 
 
 class AgentUnderBundle(Model):
-    """An agent under a planned bundle."""
+    """An agent, compared with a planned bundle."""
 
     id: str
+    #: True if its latest heartbeat has not expired.
     online: bool
-    #: End of its certificate; null if the agent does not report it.
+    #: Time at which its certificate expires; null if the agent does not report it.
     expires: Timestamp | None
-    #: Digest of the root that its certificate is signed under.
+    #: SHA-256 of the public key of the root that signed its chain, in hexadecimal; empty if it is unknown.
     root: str
     #: Why it would be refused; empty if it would be accepted.
     problem: str
-    #: Digests of planned roots that the agent does not trust.
+    #: SHA-256 of the public key of each planned root that the agent does not trust yet.
     roots_not_trusted: tuple[str, ...]
 
 
 class IdentityCheck(Model):
-    """The effect of a planned bundle."""
+    """The effect that a planned bundle would have on the caller and on all agents."""
 
+    #: True if the bundle would cause no problem.
     ok: bool
     you: OwnIdentity
     agents: tuple[AgentUnderBundle, ...]
@@ -153,18 +161,24 @@ class IdentityCheck(Model):
 class AuthorityFacts(Model):
     """A certificate authority."""
 
+    #: Folder of its key and certificate.
     folder: str
-    #: Whether it is a root; else another authority signed it.
+    #: True if it is a root; false if another authority signed it.
     root: bool
+    #: Trust domain of the identities that it issues.
     trust_domain: str
+    #: Time at which its certificate expires.
     expires: Timestamp
 
 
 class IssuedIdentity(Model):
     """An identity that was written into a folder."""
 
+    #: Folder of the identity.
     folder: str
+    #: SPIFFE ID of the identity.
     spiffe_id: str
+    #: Time at which its certificate expires.
     expires: Timestamp
 
 
@@ -190,7 +204,7 @@ class RenewedIdentity(Model):
     spiffe_id: str
     #: Time at which its certificate expires.
     expires: Timestamp
-    #: Whether the certificate is a new one.
+    #: True if the certificate is a new one.
     renewed: bool
 
 
@@ -200,19 +214,24 @@ class AuditReport(Model):
     lines: int
     events: int
     checkpoints: int
-    #: Events after the last checkpoint.
+    #: Number of events after the last checkpoint; no signature covers them yet.
     unsigned: int
+    #: Number (`seq`) of the first event.
     first_seq: int
+    #: Number (`seq`) of the last event.
     last_seq: int
-    #: Hash of the last line.
+    #: SHA-256 of the last line, in hexadecimal.
     head: str
+    #: Events that Redis lost, in words. The files are unaltered, so a gap is no finding.
     gaps: tuple[str, ...]
+    #: Alterations of the files, in words, each with file and line; empty if there are none.
     findings: tuple[str, ...]
 
 
 class PolicyChanges(Model):
     """The requests of the audit trail that two policies decide differently."""
 
+    #: Number of requests that were compared.
     requests: int
     changes: tuple[Change, ...]
 
@@ -224,7 +243,7 @@ class PolicyProgram(Model):
     policy: str
     #: Its absolute path, or the pattern that grants it.
     path: str
-    #: Whether it is known to be safe or to run other programs, in words.
+    #: Kind of the program, in words: known to be safe, known to run other programs, or unknown.
     kind: str
 
 
@@ -234,20 +253,20 @@ class PolicyReport(Model):
     file: str
     #: Number of policies.
     policies: int
+    #: Doubtful rules, in words; empty if there are none.
     warnings: tuple[str, ...]
     programs: tuple[PolicyProgram, ...]
 
 
 class PolicyVerdict(Model):
-    """The decision of one policy, or of all, on a request."""
+    """The decision of one policy, or of all policies together, on a request."""
 
     #: name@digest of the policy; empty if none decided.
     policy: str
     allowed: bool
     #: SPIFFE ID patterns of the approvers; empty if no approval is needed.
     approvers: tuple[str, ...]
-    #: Largest number of executions under the policy at once without an approval; a larger batch needs one. None: no
-    #: limit.
+    #: Largest number of executions at once under the policy without an approval. None: no limit.
     approval_above: int | None = None
     #: SPIFFE ID patterns of the approvers of such a batch.
     batch_approvers: tuple[str, ...] = ()
@@ -267,9 +286,9 @@ class PolicyExplanation(Model):
     executables: tuple[PolicyProgram, ...]
     #: The limits of the command, as in a policy file.
     limits: dict[str, Any]
-    #: Limits that an agent adds where these have none, unless its settings have others.
+    #: Limits that an agent adds for resources without a limit in `limits`. Its settings may have others.
     defaults: dict[str, Any]
-    #: Weakest isolation of the command; empty for that of the agent's setting.
+    #: Least isolation of the command; empty if only the agent's setting decides.
     isolation: str
 
 
@@ -279,13 +298,14 @@ class PolicyTestFailure(Model):
     #: SPIFFE ID of the requester.
     subject: str
     agent: str
+    #: The argv of the expectation.
     command: tuple[str, ...]
     #: The difference, in words.
     mistake: str
 
 
 class PolicyTestReport(Model):
-    """The expectations of a policy."""
+    """The result of testing the expectations of a policy."""
 
     #: Number of expectations.
     expectations: int
@@ -298,6 +318,7 @@ class ScheduleReport(Model):
     file: str
     #: Number of schedules.
     schedules: int
+    #: Doubtful rules, in words; empty if there are none.
     warnings: tuple[str, ...]
 
 

@@ -77,7 +77,7 @@ class Enrolment(Model):
 
     #: Id of the agent.
     agent_id: Identifier
-    #: The token for `tachikoma worker join`. Any host that has it may join, once. Not in `repr`.
+    #: The token for `tachikoma worker join`. Any host that has it may join, once. `repr()` leaves it out.
     token: str = Field(repr=False)
     #: Time at which the token expires.
     expires: Timestamp

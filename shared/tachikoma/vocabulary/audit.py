@@ -104,13 +104,17 @@ class AuditedRequest(Model):
 
     #: The argv with secrets masked.
     command: Annotated[tuple[str, ...], Field(min_length=1)]
+    #: Absolute path of the working directory; empty for the user's home.
     work_dir: str = ""
     #: Names of its environment variables.
     environment: tuple[str, ...] = ()
-    #: In seconds; None if the request has no timeout.
+    #: Its timeout in seconds; None if the request has none.
     timeout: Annotated[float | None, Field(allow_inf_nan=False)] = None
+    #: Name of the user on the agent; empty for the agent's default user.
     user: str = ""
+    #: True if input can follow while the command runs.
     interactive: bool = False
+    #: True if the command has a terminal.
     tty: bool = False
     #: Size of its standard input in bytes.
     stdin_bytes: Annotated[int, Field(ge=0, le=MAX_NUMBER)] = 0
@@ -145,7 +149,7 @@ class ExecAuditLog(Model):
 
     #: Its place in the Redis stream.
     cursor: str
-    #: Its number; events are numbered without a gap. Only `trail_altered` has none, which is 0.
+    #: Its number. Events are numbered without a gap. 0 for `trail_altered`, which has no number.
     seq: Annotated[int, Field(ge=0, le=MAX_NUMBER)] = 0
     #: Time of the event by the clock of Redis.
     time: Timestamp
@@ -153,21 +157,28 @@ class ExecAuditLog(Model):
     event: Annotated[str, Field(pattern=r"^[a-z_]{1,64}$")]
     #: Id of the execution; empty if the event concerns none, or the request had no valid id.
     id: str = ""
+    #: Id of the agent; empty if the event concerns none.
     agent_id: str = ""
+    #: SPIFFE ID of the requester; empty if there is none.
     requested_by: str = ""
-    #: The redacted argv, quoted for a shell.
+    #: The argv with secrets masked, quoted for a shell.
     command: str = ""
-    #: -1 if there is none.
+    #: Exit code of the command; -1 if there is none.
     exit_code: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] = -1
     #: Time at which the command started; None if the event does not report it.
     start_time: Timestamp | None = None
+    #: Run time of the command; zero if the event does not report it.
     duration: Annotated[Duration, Field(ge=timedelta(0), le=MAX_DURATION)] = timedelta(0)
+    #: Address of the caller; empty if there is none.
     client_ip: str = ""
-    #: True if policy allowed the request, also if it was then limited or refused for another reason.
+    #: True if policy allowed the request, even if a limit or another check then refused it.
     authorized: bool = False
+    #: The policy that granted or denied the request, as name@digest; empty if none did.
     policy_applied: str = ""
+    #: Explanation of the event, for people.
     reason: str = ""
-    #: SPIFFE ID of the user who took this step, if not the requester: approved, rejected or cancelled.
+    #: SPIFFE ID of the person or program that took this step, such as an approval or a cancel; empty if it was the
+    #: requester, or nobody.
     actor: str = ""
     #: The field of the policy that decided, if the request was denied.
     rule: str = ""
@@ -176,9 +187,9 @@ class ExecAuditLog(Model):
     #: HMAC-SHA-256 of the whole argv, in hexadecimal; empty if the orchestrator has no key for it. Equal commands have
     #: equal values, and no secret can be derived from a value.
     command_hmac: str = ""
-    #: SHA-256 of the evidence for this event: the order of `dispatched`, the receipt of a final state, the approved
-    #: request of `approved`; the receipt at which a batch stopped, and the list of targets of a batch; the recording
-    #: that was finished, played or deleted.
+    #: SHA-256 of the evidence for this event, in hexadecimal; empty if there is none. The evidence is the order for
+    #: `dispatched`, the receipt for a final state, and the approved request for `approved`. For a batch it is the list
+    #: of targets, or the receipt that decided. For a recording it is the recording.
     evidence_sha256: str = ""
     #: Id of the batch that the event is about, or that its execution is a part of; empty for none.
     batch: str = ""

@@ -79,10 +79,11 @@ class BatchState(StrEnum):
 class TargetState(StrEnum):
     """The state of one target of a batch: that of its execution, or why it has none."""
 
-    #: It waits for its turn.
+    #: The target waits for its turn.
     PENDING = "PENDING"
     #: Its execution has not ended.
     RUNNING = "RUNNING"
+    # The final states of its execution, as in `ExecState`.
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
     TIMED_OUT = "TIMED_OUT"
@@ -180,37 +181,41 @@ class BatchRequest(CallersModel):
 
     #: Idempotency key: the same id with the same request returns the same batch. Default: a random id.
     id: Identifier = Field(default_factory=new_id)
-    #: Target expressions; see `tachikoma.targets`. Empty only with `retry_of`.
+    #: Target expressions, such as `web-[1-20]` or `role=web`; see `docs/batches.md`. Empty only with `retry_of`.
     targets: Annotated[tuple[str, ...], Field(max_length=MAX_EXPRESSIONS)] = ()
     #: The argv. `{agent}` and `{label:NAME}` are replaced for each target. Empty only with `retry_of`.
     command: Annotated[tuple[str, ...], Field(max_length=MAX_ARGUMENTS)] = ()
-    #: As in `ExecRequest`, for each target.
+    #: Absolute path of the working directory; empty for the user's home.
     work_dir: str = ""
+    #: Environment variables beside those that the agents set. Policy must grant each name.
     environment: dict[str, str] = Field(default_factory=dict)
+    #: Bytes that each command reads from standard input.
     stdin: Annotated[Base64, Field(max_length=MAX_STDIN_BYTES)] = b""
+    #: Longest run time of each command. None: the longest that policy allows, at most an hour.
     timeout: Duration | None = None
+    #: Name of the user on each agent; empty for the agent's default user.
     user: str = ""
+    #: Resource limits of each command, below those that policy sets. None: those of policy.
     limits: ResourceLimits | None = None
     #: Largest number of executions at once.
     parallel: Share = DEFAULT_PARALLEL
-    #: Number of targets that run first, alone; the rest follows only if none of them failed. 0 for none.
+    #: Number of targets that run first, alone. The rest follows only if none of them failed. 0: no canary.
     canary: Annotated[int, Field(ge=0, le=MAX_EXPRESSIONS)] = 0
-    #: Number of targets of one wave, which ends before the next begins; empty for one wave.
+    #: Number of targets in each wave. A wave ends before the next begins. None: all targets are one wave.
     wave: Share | None = None
     #: Time between two waves, and after the canary.
     pause: Duration = timedelta(0)
-    #: A check before the first wave, and between two waves after the pause; None for none. If it fails, nothing further
-    #: starts.
+    #: A check before each wave, after the pause. If it fails, no further target starts. None: no check.
     gate: HealthGate | None = None
-    #: Failures in the whole batch after which no further target starts; None for no such rule.
+    #: Number of failures in the whole batch after which no further target starts. None: no limit.
     stop_after: Share | None = None
-    #: Results that count as failures besides a failed, timed out, out of memory or lost execution.
+    #: States that count as failures, besides FAILED, TIMED_OUT, OUT_OF_MEMORY and LOST, which always do.
     stop_on: tuple[StopCause, ...] = ()
     #: Time after which no further target starts.
     deadline: Duration = DEFAULT_DEADLINE
-    #: Id of an earlier batch, whose targets in `retry_states` are the targets. Its command is used if none is given.
+    #: Id of an earlier batch. Its targets in one of `retry_states` run again, by default with its command. None: none.
     retry_of: Identifier | None = None
-    #: States of these targets. Empty: every state but SUCCEEDED.
+    #: States whose targets are run again. Empty: every state but SUCCEEDED.
     retry_states: tuple[TargetState, ...] = ()
 
     @model_validator(mode="after")
@@ -272,7 +277,7 @@ class ApprovalNeed(Model):
 
     #: Name of the policy.
     policy: str
-    #: Number of the batch's targets under it.
+    #: Number of the batch's targets that it grants.
     targets: Annotated[int, Field(ge=1)]
     #: Largest number of targets without an approval; 0 if each request under the policy needs one.
     above: Annotated[int, Field(ge=0)]
@@ -299,6 +304,7 @@ class BatchStatus(Model):
     failures: int = 0
     #: Why the batch is in its state, in words; empty if it runs or is done.
     reason: str = ""
+    #: Time at which the batch was accepted.
     submit_time: Timestamp
     #: Time at which the last execution ended; None if one may still run.
     end_time: Timestamp | None = None
@@ -342,18 +348,21 @@ class BatchResult(Model):
     #: Id of its execution; empty if it has none.
     exec_id: str = ""
     state: TargetState
-    #: -1 if there is none.
+    #: Exit code of the command; -1 if there is none.
     exit_code: int = -1
     #: Why it did not succeed, for people.
     error: str = ""
-    #: SHA-256 of all bytes of a stream, in hexadecimal; empty if it is unknown.
+    #: SHA-256 of the complete standard output, in hexadecimal; empty if it is unknown.
     stdout_sha256: str = ""
+    #: SHA-256 of the complete standard error, in hexadecimal; empty if it is unknown.
     stderr_sha256: str = ""
-    #: Number of bytes that the command wrote.
+    #: Number of bytes that the command wrote to standard output.
     stdout_bytes: int = 0
+    #: Number of bytes that the command wrote to standard error.
     stderr_bytes: int = 0
-    #: Output, or its beginning and end; None if it was not requested, is not available, or was sent before.
+    #: Standard output, or its head and tail; None if it was not requested, is not available, or was sent before.
     stdout: Base64 | None = None
+    #: Standard error, in the same way.
     stderr: Base64 | None = None
 
     @property
@@ -365,7 +374,9 @@ class BatchResult(Model):
 class BatchUpdate(Model):
     """One message of a watched batch: its status, or the result of one target."""
 
+    #: The batch's new status; None in a message with a result.
     status: BatchStatus | None = None
+    #: The result of one target; None in a message with a status.
     result: BatchResult | None = None
 
 
@@ -375,7 +386,7 @@ class PreviewedTarget(Model):
     agent_id: Identifier
     #: PENDING if it can start, else UNREACHABLE or DENIED.
     state: TargetState
-    #: Why it cannot start.
+    #: Why it cannot start; empty if it can.
     reason: str = ""
 
 
@@ -384,6 +395,7 @@ class BatchPreview(Model):
 
     #: SHA-256 over the request and the list, in hexadecimal.
     digest: str
+    #: The targets, in the order in which they would start.
     targets: tuple[PreviewedTarget, ...]
     #: Time of the preview.
     time: Timestamp = Field(default_factory=lambda: datetime.now(UTC))

@@ -74,13 +74,13 @@ def capability_mask(names: Sequence[str]) -> int:
 
 
 class ResourceLimits(CallersModel):
-    """Limits of a command's resources, enforced by cgroups for all its processes together. None means no limit."""
+    """Limits of a command's resources, enforced by cgroups for all its processes together. None: no limit."""
 
     #: Bytes of memory; text such as "512MiB" is accepted.
     memory: Annotated[ByteSize, Field(ge=LEAST_MEMORY, lt=2**53)] | None = None
-    #: Bytes of swap in addition. None means no swap if `memory` is limited.
+    #: Bytes of swap in addition to `memory`. None: no swap if `memory` is limited, else no limit.
     swap: Annotated[ByteSize, Field(ge=0, lt=2**53)] | None = None
-    #: Processor time per time, in processors; 0.5 is half of one.
+    #: Number of processors that it may use on average; 0.5 is half of one.
     cpus: Annotated[float, Field(ge=0.01, le=4096, allow_inf_nan=False)] | None = None
     #: Weight for the share of the processors under contention; 100 is the default of every cgroup.
     cpu_weight: Annotated[int, Field(ge=1, le=10_000)] | None = None

@@ -250,7 +250,7 @@ class ExecOutput(Model):
 
     #: Id of the execution.
     id: Identifier
-    #: The kind of message, which says which of the fields below are set.
+    #: The kind of message. It decides which of the fields below are set.
     kind: OutputKind
     #: Number of the chunk, from 1; other messages carry the number of the last chunk before them.
     seq: int = 0
@@ -258,16 +258,17 @@ class ExecOutput(Model):
     time: Timestamp | None = None
     #: The bytes of a chunk, unchanged.
     data: Base64 = b""
-    #: With `STATUS`: the ledger's record of the execution.
+    #: For `status`: the ledger's record of the execution.
     status: ExecStatus | None = None
-    #: With `GAP`: number of missing bytes.
+    #: For `gap`: number of missing bytes.
     missing_bytes: int = 0
-    #: With `RESULT`: the result, without the output.
+    #: For `result`: the result, without the output.
     result: ExecResponse | None = None
 
-    #: With `ACCEPTED`: the progress of input.
+    #: For `accepted`: the progress of input.
     accepted: InputAccepted | None = None
-    #: With a chunk: number of output bytes, of both streams, before it. With `SCREEN`: before the next chunk.
+    #: For a chunk: number of output bytes, of both streams, before it. For `screen`: number of output bytes before the
+    #: next chunk.
     offset: int = 0
 
     @property

@@ -27,7 +27,9 @@ class Missed(StrEnum):
 class Overlap(StrEnum):
     """The rule for a due time while the previous run has not finished."""
 
+    #: Both run.
     ALLOW = "allow"
+    #: The due time is skipped.
     SKIP = "skip"
 
 
@@ -36,23 +38,24 @@ class DueOutcome(StrEnum):
 
     #: The run is about to be requested.
     TAKEN = "TAKEN"
-    #: The run was requested and accepted: there is an execution.
+    #: The run was requested and accepted: an execution or a batch exists.
     RUN = "RUN"
     #: The run was requested and refused: by policy, by a limit, or because the agent is unavailable.
     REFUSED = "REFUSED"
     #: The run was not requested in time.
     MISSED = "MISSED"
-    #: No run was due: the schedule was paused or disabled, or the previous run had not finished.
+    #: No run was requested: the schedule was paused or disabled, or the previous run had not finished.
     SKIPPED = "SKIPPED"
 
 
 class ScheduledRun(Model):
     """The record of a due time, or of a run that an operator requested."""
 
-    #: The due time, or the time of the request; of several due times, the last.
+    #: The due time, or the time of the operator's request. The last one, if the record has several due times.
     due: Timestamp
     #: Time at which the outcome was recorded, by the clock of Redis.
     time: Timestamp
+    #: The outcome.
     outcome: DueOutcome
     #: Id of the execution, or of the batch; empty if there is none.
     id: str = ""
@@ -62,9 +65,11 @@ class ScheduledRun(Model):
     state: ExecState | None = None
     #: State of the batch; None if the ledger has no record of it.
     batch_state: Annotated[BatchState | None, OMITTED_IF_NONE] = None
+    #: Why it has this outcome, for people; empty if there is nothing to explain.
     reason: str = ""
-    #: Number of due times in this record, and the first of them; None if it is one.
+    #: Number of due times in this record.
     count: Annotated[int, Field(ge=1)] = 1
+    #: The first of several due times; None if the record has only one.
     first: Timestamp | None = None
     #: SPIFFE ID of the operator who requested the run; empty for a due time.
     requested_by: str = ""
@@ -78,6 +83,7 @@ class ScheduledRun(Model):
 class ScheduleStatus(Model):
     """A schedule with its state."""
 
+    #: Name of the schedule.
     name: Identifier
     #: Its rule, for people: `every 15m`, or cron expression and time zone.
     when: str
@@ -87,13 +93,19 @@ class ScheduleStatus(Model):
     targets: tuple[str, ...] = ()
     #: The argv with secrets masked.
     command: tuple[str, ...]
+    #: False if its file disables it.
     enabled: bool = True
+    #: The rule for due times at which no submitter was running.
     missed: Missed = Missed.SKIP
+    #: The rule for a due time while the previous run has not finished.
     overlap: Overlap = Overlap.ALLOW
-    #: True if it is paused; then the SPIFFE ID of the operator who paused it, the time and the reason.
+    #: True if an operator paused it.
     paused: bool = False
+    #: SPIFFE ID of the operator who paused it; empty if it is not paused.
     paused_by: str = ""
+    #: Time of the pause; None if it is not paused.
     paused_at: Timestamp | None = None
+    #: The operator's reason; empty if it is not paused.
     pause_reason: str = ""
     #: The next due time; None if the schedule is disabled.
     next_due: Timestamp | None = None

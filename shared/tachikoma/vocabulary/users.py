@@ -34,7 +34,7 @@ class UserEnrolment(Model):
 
     #: Name of the person.
     name: str
-    #: The token for `tachikoma login`. Any holder may log in with it, once. Not in `repr`.
+    #: The token for `tachikoma login`. Any holder may log in with it, once. `repr()` leaves it out.
     token: str = Field(repr=False)
     #: Time at which the token expires.
     expires: Timestamp

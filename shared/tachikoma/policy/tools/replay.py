@@ -30,10 +30,11 @@ class Change(Model):
     subject: str
     #: Id of the agent.
     agent: str
-    #: The argv, secrets masked.
+    #: The argv with secrets masked.
     command: tuple[str, ...]
-    #: The decisions of the old and of the new policy, for people.
+    #: The decision of the old policy, for people.
     before: str
+    #: The decision of the new policy, for people.
     after: str
     #: Number of such requests in the trail.
     times: int = 1
