@@ -309,9 +309,22 @@ class Observer:
         try:
             wait_until(ended, "every execution has its end", seconds)
         except BaseException:
-            print("without an end:", {i: s for i, s in self.states().items() if not s.terminal})
+            self._print_open(hurt)
             raise
         return self.states()
+
+    def _print_open(self, hurt: Set[str]) -> None:
+        """Print what Redis has of the executions without an end."""
+        with self._world.direct() as redis:
+            print("life:", redis.get(keys.LIFE))
+            for agent in self._world.agent_ids:
+                print(f"{agent}:", redis.get(keys.info(agent)), "shows orders of", redis.hkeys(keys.orders(agent)))
+            for exec_id in [exec_id for exec_id, state in self.states().items() if not state.terminal]:
+                record = redis.hgetall(keys.execution(exec_id))
+                agent = record.get(b"agent", b"").decode()
+                claim, deadline = redis.get(keys.claim(agent, exec_id)), redis.zscore(keys.OPEN, exec_id)
+                note = "hurt" if exec_id in hurt else "not hurt"
+                print(f"without an end: {exec_id} ({note}), claim {claim!r}, open until {deadline}: {record}")
 
     def check(
         self, *, forgot: bool = False, hurt: Set[str] = frozenset(), trail_lost: bool = False
