@@ -163,7 +163,7 @@ class Reaper:
 
     async def sweep(self) -> None:
         """Make one pass over all executions without a final state. Raises redis errors."""
-        await self._index.restore_after_loss()
+        await self._index.restore_if_needed()
         now_ms = await self._ledger.now_ms()
         agents = self._last_agents = await self._agents()
         self._silence.hear(agents)
@@ -205,6 +205,7 @@ class Reaper:
                 raise
             log.error("reaper.index_recreated", key=keys.OPEN, error=str(error))
             await self._redis.expire(keys.OPEN, 0)
+            self._index.note_damage()
             return []
 
     async def _forget(self, exec_id: str) -> None:
@@ -230,7 +231,9 @@ class Reaper:
             if exec_id not in records:
                 await self._forget(exec_id)
         lost = [record for record in records.values() if not record.state.terminal]
-        await self._ledger.reopen(lost)
+        if lost:
+            await self._ledger.reopen(lost)
+            self._index.note_damage()
         self._open = found | {record.exec_id: record for record in lost}
         self._silence.keep(self._open)
 

@@ -47,6 +47,8 @@ HOLD_SECONDS = 5.0
 BATCH = 100
 #: Executions whose states are compared with the index in one round trip.
 COMPARED = 500
+#: Keys of Redis that one step of a scan looks at.
+SCANNED = 1000
 _OPEN = {state.value.encode() for state in ExecState if not state.terminal}
 #: Reason in the audit event.
 REASON = "Redis lost its record, which was rebuilt from the order that its agent retained"
@@ -218,7 +220,7 @@ class Restoration:
 
 
 class OpenIndex:
-    """Restores the index once after each loss of data."""
+    """Restores the index after each loss of data, and after it was damaged."""
 
     def __init__(self, redis: Redis, ledger: Ledger, lives: Lives | None) -> None:
         """Prepare it.
@@ -233,35 +235,36 @@ class OpenIndex:
         self._lives = lives
         #: The last loss, by the number of its life, after which the index was restored.
         self._done = 0
+        self._damaged = False
 
-    async def restore_after_loss(self) -> None:
-        """Put back every execution without a final state, if data was lost since the last call. Raises redis errors."""
+    def note_damage(self) -> None:
+        """Note that the index lost entries. Some may be of executions that no pass has seen."""
+        self._damaged = True
+
+    async def restore_if_needed(self) -> None:
+        """Put back every execution without a final state, if the index may lack some. Raises redis errors."""
         loss = 0 if self._lives is None else self._lives.valid_from
-        if loss <= self._done:
+        if loss <= self._done and not self._damaged:
             return
-        try:
-            await self._restore()
-        except ResponseError as error:
-            if not wrong_type(error):
-                raise
-            log.error("open_index.unreadable", error=str(error))
-        self._done = loss
+        await self._restore()
+        self._done, self._damaged = loss, False
 
     async def _restore(self) -> None:
-        offset = 0
-        # The newest first: executions that are admitted meanwhile then let entries appear twice, and skip none.
-        while ids := await self._newest(offset):
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for raw in ids:
-                    pipe.hget(keys.execution(raw.decode(errors="replace")), "state")
-                states = await pipe.execute(raise_on_error=False)
-            unfinished = [raw.decode() for raw, state in zip(ids, states, strict=True) if state in _OPEN]
-            records = await self._ledger.records(unfinished)
-            await self._ledger.reopen([record for record in records if not record.state.terminal])
-            offset += len(ids)
+        """Compare the index with all records. No other index is used, since it may be damaged as well."""
+        exec_ids: list[str] = []
+        prefix = keys.execution("")
+        async for key in self._redis.scan_iter(match=keys.execution("*"), count=SCANNED):
+            exec_ids.append(key.decode(errors="replace").removeprefix(prefix))
+            if len(exec_ids) >= COMPARED:
+                await self._reopen(exec_ids)
+                exec_ids.clear()
+        await self._reopen(exec_ids)
 
-    async def _newest(self, offset: int) -> list[bytes]:
-        # The method of redis-py would send ZREVRANGE, for which the orchestrator has no right.
-        last = offset + COMPARED - 1
-        found: list[bytes] = await self._redis.execute_command("ZRANGE", keys.INDEX, offset, last, "REV")
-        return found
+    async def _reopen(self, exec_ids: list[str]) -> None:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for exec_id in exec_ids:
+                pipe.hget(keys.execution(exec_id), "state")
+            states = await pipe.execute(raise_on_error=False)
+        unfinished = [exec_id for exec_id, state in zip(exec_ids, states, strict=True) if state in _OPEN]
+        records = await self._ledger.records(unfinished)
+        await self._ledger.reopen([record for record in records if not record.state.terminal])

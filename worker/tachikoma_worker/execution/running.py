@@ -113,6 +113,9 @@ class RunningCommand:
         process = self._process
         pump = Pump(self._output, self._spool, {process.stdout: STDOUT, process.stderr: STDERR}, self._window)
         left_seconds = self._facts.timeout - (time.monotonic_ns() - self._facts.began_ns) / 1e9
+        # An earlier worker may have begun to end it.
+        if stopped := Stop.of_number(self._spool.stopped):
+            left_seconds = 0
         # A pump that fails cancels this block: a command whose output cannot be read must not run on.
         async with supervised() as parts:
             pumping = parts.start(pump.run())
@@ -120,10 +123,11 @@ class RunningCommand:
             await asyncio.wait(
                 (process.exited, self._stop), timeout=max(0, left_seconds), return_when=asyncio.FIRST_COMPLETED
             )
-            stopped: Stop | None = None
             survivors: list[int] = []
             if not process.exited.done():
-                stopped = self._stop.result() if self._stop.done() else Stop.TIMED_OUT
+                stopped = stopped or (self._stop.result() if self._stop.done() else Stop.TIMED_OUT)
+                # A worker that is killed now leaves the reason to the next one.
+                self._spool.note_stop(stopped.number)
                 survivors = await process.kill(self._facts.kill_grace)
             if serving is not None:
                 await cancel_all([serving])

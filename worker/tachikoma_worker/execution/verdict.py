@@ -35,6 +35,22 @@ class Stop(StrEnum):
     #: The caller of an interactive command closed its session.
     CLOSED = "closed"
 
+    @property
+    def number(self) -> int:
+        """The number of the reason in a spool, above 0."""
+        return _NUMBERS[self]
+
+    @classmethod
+    def of_number(cls, number: int) -> Stop | None:
+        """Return the reason of a number in a spool; None for 0, and for a number of a later version."""
+        return next((stop for stop, known in _NUMBERS.items() if known == number), None)
+
+
+#: Spools contain these, so they never change.
+_NUMBERS = {
+    Stop.CANCELLED: 1, Stop.TIMED_OUT: 2, Stop.SHUTDOWN: 3, Stop.IDLE: 4, Stop.DETACHED: 5, Stop.CLOSED: 6,
+}  # fmt: skip
+
 
 def judge(
     facts: Facts,

@@ -8,7 +8,7 @@ command as well.
 A file is a sequence of records: a header (kind, number, time in microseconds, length), then the content. The first
 record is the START with the `Facts`; then follow chunks of output; the END with the `Ending` is the last one. A header
 is written before its content, and its length after the content. If the length is 0, the content extends to the end of
-the file.
+the file. The number in the header of the START says why the command is ended early; 0 for a command that runs on.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
 
 _HEADER = struct.Struct("=B7xQQQ")
 _LENGTH = struct.Struct("=Q")
+#: The number in a header, and its place there.
+_NUMBER, _NUMBER_AT = struct.Struct("=Q"), 8
 
 
 class _Kind(IntEnum):
@@ -110,6 +112,8 @@ class Spool:
         self._in_memory = False
         #: Facts of the start.
         self.start = facts
+        #: Why the command is ended early, as a number of the caller's; 0 while it runs on.
+        self.stopped = 0
         #: The ending, once it is known.
         self.end: Ending | None = None
 
@@ -180,6 +184,7 @@ class Spool:
             if spool is None:
                 spool = cls(path, descriptor, _read_facts(descriptor, kind, begin, content), max_bytes=max_bytes)
                 spool._read = begin + content
+                spool.stopped = seq
             elif kind == _Kind.END:
                 # An incomplete END was never acted upon, so it is the same as none.
                 with suppress(ValidationError):
@@ -254,6 +259,7 @@ class Spool:
             return
         beside = self._path.with_name(f".{self._path.name}")
         fresh = Spool.create(beside.parent, beside.name, facts, max_bytes=self._max_bytes)
+        fresh.note_stop(self.stopped)
         beside.rename(self._path)
         os.close(self._descriptor)
         self._descriptor, self._written, self._read = fresh._descriptor, fresh._written, fresh._read
@@ -276,6 +282,18 @@ class Spool:
         self._descriptor = os.memfd_create(self._path.name, os.MFD_CLOEXEC)
         self._in_memory = True
         self.renew(totals)
+
+    def note_stop(self, reason: int) -> None:
+        """Store why the command is ended early, before it is. A failure of the disk is only logged.
+
+        Args:
+            reason: a number of the caller's, above 0.
+        """
+        self.stopped = reason
+        try:
+            os.pwrite(self._descriptor, _NUMBER.pack(reason), _NUMBER_AT)
+        except OSError as error:
+            log.warning("spool.not_written", id=self._path.name, reason=error.strerror)
 
     def finish(self, ending: Ending) -> None:
         """Store the ending, so that a later worker can deliver it. A failure of the disk is only logged."""

@@ -33,6 +33,7 @@ def lives() -> Lives:
 async def index(redis: Redis, tmp_path: Path, lives: Any, monkeypatch: pytest.MonkeyPatch) -> OpenIndex:
     """The index, and three executions, of which the second has ended."""
     monkeypatch.setattr(module, "COMPARED", 2)
+    monkeypatch.setattr(module, "SCANNED", 1)
     stand = Stand(redis, tmp_path)
     await redis.set(keys.info(AGENT), "{}")
     for name in ("one", "two", "three"):
@@ -51,18 +52,28 @@ async def entries(redis: Redis) -> set[bytes]:
 
 async def test_it_has_every_open_execution_after_a_loss(redis: Redis, index: OpenIndex, lives: Lives) -> None:
     await redis.delete(keys.OPEN)
-    await index.restore_after_loss()
+    await index.restore_if_needed()
     assert await entries(redis) == set()
     lives.valid_from = 2
-    await index.restore_after_loss()
+    await index.restore_if_needed()
     assert await entries(redis) == {b"one", b"three"}
     # Once for each loss.
     await redis.delete(keys.OPEN)
-    await index.restore_after_loss()
+    await index.restore_if_needed()
     assert await entries(redis) == set()
     lives.valid_from = 3
-    await index.restore_after_loss()
+    await index.restore_if_needed()
     assert await entries(redis) == {b"one", b"three"}
+
+
+async def test_it_has_every_open_execution_after_it_was_damaged(redis: Redis, index: OpenIndex) -> None:
+    await redis.delete(keys.OPEN, keys.INDEX)
+    index.note_damage()
+    await index.restore_if_needed()
+    assert await entries(redis) == {b"one", b"three"}
+    await redis.delete(keys.OPEN)
+    await index.restore_if_needed()
+    assert await entries(redis) == set()
 
 
 @pytest.mark.parametrize("key", [keys.INDEX, keys.OPEN, keys.execution("three")])
@@ -70,6 +81,8 @@ async def test_a_value_of_another_type_stops_no_pass(redis: Redis, index: OpenIn
     lives.valid_from = 2
     await redis.delete(keys.OPEN, key)
     await redis.set(key, "a string")
-    await index.restore_after_loss()
+    await index.restore_if_needed()
     if key == keys.execution("three"):
         assert await entries(redis) == {b"one"}
+    if key == keys.INDEX:
+        assert await entries(redis) == {b"one", b"three"}

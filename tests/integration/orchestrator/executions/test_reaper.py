@@ -166,6 +166,20 @@ async def test_an_index_that_is_lost_or_no_index_is_made_again(stand: Stand, kin
     assert await stand.redis.zrange(keys.OPEN, 0, -1) == []
 
 
+@pytest.mark.parametrize("kind", ["deleted", "string"])
+async def test_an_index_that_was_lost_gets_executions_that_no_pass_has_seen(stand: Stand, kind: str) -> None:
+    sweeps = reaper(stand)
+    await admit(stand, "seen")
+    await sweeps.sweep()
+    await admit(stand, "unseen")
+    await stand.redis.delete(keys.OPEN, keys.INDEX)
+    if kind == "string":
+        await stand.redis.set(keys.OPEN, "x")
+    for _ in range(2):
+        await sweeps.sweep()
+    assert set(await stand.redis.zrange(keys.OPEN, 0, -1)) == {b"seen", b"unseen"}
+
+
 @pytest.mark.parametrize("planted", [None, "no receipt", ["no string"]])
 async def test_an_execution_that_its_agent_holds_no_longer_is_lost_without_its_result(
     stand: Stand, monkeypatch: pytest.MonkeyPatch, planted: Any

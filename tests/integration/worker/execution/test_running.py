@@ -14,6 +14,7 @@ from local_agent import AGENT, LocalAgent
 from patience import PATIENCE_SECONDS
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_worker.confinement.prepare import Prepared, prepare
+from tachikoma_worker.confinement.process import Process
 from tachikoma_worker.confinement.start import start
 from tachikoma_worker.execution.running import RunningCommand
 from tachikoma_worker.execution.verdict import Stop
@@ -85,6 +86,31 @@ async def test_a_command_that_ignores_its_end_is_killed_after_the_grace(
     ending = await finishing
     assert (ending.state, ending.signal) == (ExecState.CANCELLED, 9)
     assert ending.kill.signals == (15, 9)
+
+
+async def test_the_reason_of_an_end_is_on_disk_before_the_command_is_killed(
+    agent: LocalAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int] = []
+    kill = Process.kill
+
+    async def look_and_kill(process: Process, grace: float) -> list[int]:
+        found.append(Spool.open(agent.context.spools, command.spool._path.name, max_bytes=2**20).stopped)
+        return await kill(process, grace)
+
+    monkeypatch.setattr(Process, "kill", look_and_kill)
+    command = running(agent, "exec sleep 600", timeout=0.01)
+    assert (await command.finish()).state is ExecState.TIMED_OUT
+    assert found == [Stop.TIMED_OUT.number]
+
+
+@pytest.mark.parametrize("script", ["exec sleep 600", "kill -TERM $$"], ids=["runs", "killed"])
+async def test_an_end_that_an_earlier_worker_began_has_its_reason(agent: LocalAgent, script: str) -> None:
+    """It was killed after it had noted the reason: before it sent the signal, or before it stored the ending."""
+    command = running(agent, script)
+    command.spool.note_stop(Stop.CANCELLED.number)
+    ending = await command.finish()
+    assert (ending.state, ending.signal, ending.error) == (ExecState.CANCELLED, 15, "cancelled")
 
 
 async def test_a_child_that_holds_the_pipes_does_not_hold_the_ending(agent: LocalAgent) -> None:

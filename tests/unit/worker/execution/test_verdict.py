@@ -130,3 +130,12 @@ def test_an_exception_is_described_whatever_it_is() -> None:
 
     assert describe(Unprintable()) == "Unprintable"
     assert len(describe(ValueError("x" * 9000))) == MAX_FAILURE_CHARS
+
+
+def test_a_reason_is_stored_as_a_number_that_never_changes() -> None:
+    assert {stop.number: stop for stop in Stop} == {
+        1: Stop.CANCELLED, 2: Stop.TIMED_OUT, 3: Stop.SHUTDOWN, 4: Stop.IDLE, 5: Stop.DETACHED, 6: Stop.CLOSED,
+    }  # fmt: skip
+    assert [Stop.of_number(stop.number) for stop in Stop] == list(Stop)
+    # None is noted, or a later version knows it.
+    assert (Stop.of_number(0), Stop.of_number(99)) == (None, None)

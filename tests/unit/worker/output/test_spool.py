@@ -81,6 +81,19 @@ def test_an_end_is_found_and_is_no_output(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_later_worker_knows_why_the_command_is_ended(tmp_path: Path) -> None:
+    spool = Spool.create(tmp_path, "job", START, max_bytes=MIB)
+    assert Spool.open(tmp_path, "job", max_bytes=MIB).stopped == 0
+    fill(spool, [(STDOUT, b"out")])
+    spool.note_stop(3)
+    fill(spool, [(STDOUT, b"last")])
+    later = Spool.open(tmp_path, "job", max_bytes=MIB)
+    assert (later.start, later.stopped) == (START, 3)
+    assert content(later) == content(spool) == [(STDOUT, 1, b"out"), (STDOUT, 2, b"last")]
+    spool.renew(Totals(seq=2, offset=7, total={STDOUT: 7}))
+    assert Spool.open(tmp_path, "job", max_bytes=MIB).stopped == 3
+
+
 @given(st.integers(0, 200), PIECES)
 def test_whatever_was_cut_off_by_a_crash_the_beginning_is_right_or_it_is_refused(
     tmp_path_factory: pytest.TempPathFactory, cut: int, pieces: list[tuple[int, bytes]]
