@@ -7,7 +7,7 @@ write.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -38,6 +38,8 @@ log = structlog.get_logger(__name__)
 
 #: Agents whose queues are counted by one call of the script.
 QUEUED_AT_ONCE = 100
+#: Agents that are read in one round trip, and whose leases one command asks for.
+READ_AT_ONCE = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,18 +180,27 @@ class Registry:
             if self._lives is not None:
                 self._lives.number_of(heartbeat.life)
 
-    async def notice_departures(self, agents: Mapping[str, AgentState]) -> None:
-        """Record an audit event for each agent that has gone offline.
+    async def notice_departures(self) -> None:
+        """Record an audit event for each agent that has gone offline. Raises redis errors."""
+        joined = [item.decode(errors="replace") for item in await self._redis.hkeys(keys.ONLINE)]
+        for agent in await self._without_lease(joined):
+            call = self._left(keys=[keys.info(agent), keys.ONLINE, keys.AUDIT], args={"agent": agent})
+            if await self._runner.run(call):
+                LEASE_MISSES.inc()
+                log.info("agent.left", agent=agent)
 
-        Args:
-            agents: all agents, as `all` returned them.
-        """
-        for agent in [item.decode(errors="replace") for item in await self._redis.hkeys(keys.ONLINE)]:
-            if agent not in agents or not agents[agent].online:
-                call = self._left(keys=[keys.info(agent), keys.ONLINE, keys.AUDIT], args={"agent": agent})
-                if await self._runner.run(call):
-                    LEASE_MISSES.inc()
-                    log.info("agent.left", agent=agent)
+    async def _without_lease(self, agents: Sequence[str]) -> list[str]:
+        """Return the agents whose lease has expired. One command asks for the leases of many."""
+        groups = [agents[begin : begin + READ_AT_ONCE] for begin in range(0, len(agents), READ_AT_ONCE)]
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for group in groups:
+                pipe.exists(*map(keys.info, group))
+            counts = await pipe.execute()
+        gone: list[str] = []
+        for group, count in zip(groups, counts, strict=True):
+            if count < len(group):
+                gone += [agent for agent in group if not await self._redis.exists(keys.info(agent))]
+        return gone
 
     # --- draining -----------------------------------------------------------------------------------------------------
 
@@ -217,32 +228,46 @@ class Registry:
     # --- state --------------------------------------------------------------------------------------------------------
 
     async def all(self) -> dict[str, AgentState]:
-        """Return all known agents, by id. Raises redis errors."""
-        entries: dict[bytes, bytes] = await self._redis.hgetall(keys.AGENTS)
-        agents = [agent.decode(errors="replace") for agent in entries]
-        leases = await self._leases(agents)
+        """Return all known agents, by id. Raises redis errors.
+
+        It costs a command for each agent. A part that needs some agents only asks for their `states`.
+        """
+        return await self.states([agent.decode(errors="replace") for agent in await self._redis.hkeys(keys.AGENTS)])
+
+    async def states(self, agents: Iterable[str]) -> dict[str, AgentState]:
+        """Return some agents by id, without those that are not known. Raises redis errors.
+
+        They are read in groups, between which other tasks run: thousands of them take a while to parse.
+        """
         states: dict[str, AgentState] = {}
-        for agent, raw, lease in zip(agents, entries.values(), leases, strict=True):
-            state = self._state(agent, raw, lease)
-            if state is not None:
-                states[agent] = state
+        wanted = list(dict.fromkeys(agents))
+        for begin in range(0, len(wanted), READ_AT_ONCE):
+            group = wanted[begin : begin + READ_AT_ONCE]
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.hmget(keys.AGENTS, group)
+                for agent in group:
+                    pipe.get(keys.info(agent))
+                entries, *leases = await pipe.execute(raise_on_error=False)
+            if isinstance(entries, Exception):
+                raise entries
+            for agent, raw, lease in zip(group, entries, leases, strict=True):
+                state = None if raw is None else self._state(agent, raw, lease)
+                if state is not None:
+                    states[agent] = state
         return states
 
-    async def _leases(self, agents: list[str]) -> list[bytes | None]:
-        """Return the `agent.<id>:info` of each agent; None if it has expired or is of a wrong type."""
-        if not agents:
-            return []
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for agent in agents:
-                pipe.get(keys.info(agent))
-            answers = await pipe.execute(raise_on_error=False)
-        for answer in answers:
-            if isinstance(answer, Exception) and not wrong_type(answer):
-                raise answer
-        return [None if isinstance(answer, Exception) else answer for answer in answers]
+    def _state(self, agent: str, raw: bytes, lease: bytes | Exception | None) -> AgentState | None:
+        """Read an agent's entry, updated by its lease; None if the entry was not written by an orchestrator.
 
-    def _state(self, agent: str, raw: bytes, lease: bytes | None) -> AgentState | None:
-        """Read an agent's entry, updated by its lease; None if the entry was not written by an orchestrator."""
+        Args:
+            agent: the agent.
+            raw: the entry.
+            lease: its `agent.<id>:info`; None if it has expired. One of a wrong type counts as none.
+        """
+        if isinstance(lease, Exception):
+            if not wrong_type(lease):
+                raise lease
+            lease = None
         if not is_identifier(agent):
             log.warning("agent.unreadable", agent=agent[:64], error="not a valid agent id")
             return None
@@ -256,14 +281,18 @@ class Registry:
         online = current is not None and self.revocations.active(agent) is None
         return AgentState(current or seen.heartbeat, seen.seen_ms, online, self.labels(agent))
 
-    async def describe(self) -> list[AgentInfo]:
-        """Return all agents for callers, sorted by id. Raises redis errors."""
-        states = await self.all()
-        agents = sorted(states)
+    async def describe(self, agents: Iterable[str] | None = None) -> list[AgentInfo]:
+        """Return agents for callers, sorted by id. Raises redis errors.
+
+        Args:
+            agents: their ids, of which unknown ones are left out; None for all agents.
+        """
+        states = await (self.all() if agents is None else self.states(agents))
+        known = sorted(states)
         # An entry of another type is an error here, as it is in the admission script.
         draining = await self._redis.hgetall(keys.DRAINING)
-        lengths = await self.queued(agents)
-        return [self._describe(agent, states[agent], lengths[agent], draining.get(agent.encode())) for agent in agents]
+        lengths = await self.queued(known)
+        return [self._describe(agent, states[agent], lengths[agent], draining.get(agent.encode())) for agent in known]
 
     async def queued(self, agents: Sequence[str]) -> dict[str, int | None]:
         """Return the number of orders on the queues of agents; None if one of them is no list. Raises redis errors."""

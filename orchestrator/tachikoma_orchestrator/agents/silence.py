@@ -52,8 +52,13 @@ class Silence:
             if state.online:
                 self._silent_since.pop(agent, None)
 
-    def keep(self, exec_ids: Collection[str]) -> None:
-        """Forget all executions but the open ones."""
+    def keep(self, exec_ids: Collection[str], agents: Collection[str]) -> None:
+        """Forget all executions but the open ones, and all agents but theirs.
+
+        The states of other agents are not read, so a silence that was noted would end unnoticed.
+        """
+        for agent in self._silent_since.keys() - set(agents):
+            del self._silent_since[agent]
         self._claimed.intersection_update(exec_ids)
         for exec_id in self._result_gone_since.keys() - set(exec_ids):
             del self._result_gone_since[exec_id]

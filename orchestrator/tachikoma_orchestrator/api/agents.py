@@ -69,7 +69,7 @@ class AgentCalls(Service):
         )
 
     async def _agent(self, agent: str) -> pb.Agent:
-        found = next((item for item in await self._parts.registry.describe() if item.id == agent), None)
-        if found is None:
+        found = await self._parts.registry.describe([agent])
+        if not found:
             raise NotFound(f"the agent {agent!r} is gone")
-        return wire.agent_to_pb(found)
+        return wire.agent_to_pb(found[0])

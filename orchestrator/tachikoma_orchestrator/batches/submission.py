@@ -103,7 +103,7 @@ class BatchSubmission:
         """Return the targets that `submit` would freeze, each with its state now. Raises as `submit` does."""
         resolved = await self._resolve(request, peer)
         frozen = Frozen.make(self._identity.current(), resolved.request, resolved.targets, peer)
-        agents = {agent.id: agent for agent in await self._registry.describe()}
+        agents = {agent.id: agent for agent in await self._registry.describe(resolved.targets)}
         targets, decisions = [], []
         for agent in resolved.targets:
             verdict = await self._starter.verdict(frozen, agent)

@@ -117,8 +117,6 @@ class Reaper:
         self._retention = retention
         self._silence = Silence(lease)
         self._interval_seconds = interval.total_seconds()
-        #: The agents of the last pass.
-        self._last_agents: dict[str, AgentState] = {}
         #: The open executions of the last pass. An entry that left the index without a final state is put back.
         self._open: dict[str, Record] = {}
 
@@ -154,7 +152,7 @@ class Reaper:
         after_ms, self._due_to_ms = self._due_to_ms or now_ms, now_ms
         records = await self._ledger.records(await self._ledger.due(after_ms, now_ms, limit=BATCH))
         waiting = [record for record in records if record.state in (ExecState.QUEUED, ExecState.PENDING_APPROVAL)]
-        await self._settle_all(waiting, self._last_agents, now_ms)
+        await self._settle_all(waiting, now_ms)
 
     async def _trim(self) -> None:
         now_ms = await self._ledger.now_ms()
@@ -165,15 +163,14 @@ class Reaper:
         """Make one pass over all executions without a final state. Raises redis errors."""
         await self._index.restore_if_needed()
         now_ms = await self._ledger.now_ms()
-        agents = self._last_agents = await self._agents()
-        self._silence.hear(agents)
+        await self._notice_departures()
         offset, found = 0, dict[str, Record]()
         while ids := await self._open_executions(offset):
             records = await self._ledger.records(ids)
             found |= {record.exec_id: record for record in records}
             for missing in set(ids) - found.keys():
                 await self._forget(missing)
-            still_open = await self._settle_all(records, agents, now_ms)
+            still_open = await self._settle_all(records, now_ms)
             if len(ids) < BATCH:
                 break
             # The settled ones have left the set.
@@ -183,18 +180,27 @@ class Reaper:
         if self._retention.outputs is not None:
             await self._retention.outputs.enforce(now_ms)
 
-    async def _agents(self) -> dict[str, AgentState]:
-        """Return every agent; none if their hash has another type, so that no agent counts as gone."""
+    async def _agents_of(self, records: list[Record]) -> dict[str, AgentState]:
+        """Return the agents of executions; none if their hash has another type, so that no agent counts as gone."""
         try:
-            agents = await self._registry.all()
-            await self._registry.notice_departures(agents)
+            agents = await self._registry.states(record.agent for record in records)
         except ResponseError as error:
             if not wrong_type(error):
                 raise
             log.error("reaper.agents_unreadable", error=str(error))
             self._silence.restart_leases()
             return {}
+        self._silence.hear(agents)
         return agents
+
+    async def _notice_departures(self) -> None:
+        """Record the agents that have gone offline, unless their hash has another type."""
+        try:
+            await self._registry.notice_departures()
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+            log.error("reaper.agents_unreadable", error=str(error))
 
     async def _open_executions(self, offset: int) -> list[str]:
         """Return a batch of the index of open executions. An index of another type is removed and made again."""
@@ -235,10 +241,14 @@ class Reaper:
             await self._ledger.reopen(lost)
             self._index.note_damage()
         self._open = found | {record.exec_id: record for record in lost}
-        self._silence.keep(self._open)
+        self._silence.keep(self._open, {record.agent for record in self._open.values()})
 
-    async def _settle_all(self, records: list[Record], agents: dict[str, AgentState], now_ms: int) -> int:
+    async def _settle_all(self, records: list[Record], now_ms: int) -> int:
         """Settle the executions that need it, and return how many are still open."""
+        if not records:
+            return 0
+        # Read before the claims: a worker that claims afterwards is alive.
+        agents = await self._agents_of(records)
         async with self._redis.pipeline(transaction=False) as pipe:
             for record in records:
                 pipe.get(keys.claim(record.agent, record.exec_id))

@@ -114,13 +114,11 @@ class WaitingCallers:
     async def _reported_in(self, number: int, agents: Iterable[str]) -> set[str]:
         """Return the agents that have written their reports to a life of Redis."""
         assert self._lives is not None
-        states = await self._registry.all()
+        states = await self._registry.states(agents)
         return {
             agent
-            for agent in agents
-            if (state := states.get(agent)) is not None
-            and state.online
-            and self._lives.number_of(state.heartbeat.life) >= number
+            for agent, state in states.items()
+            if state.online and self._lives.number_of(state.heartbeat.life) >= number
         }
 
     async def check(self) -> None:

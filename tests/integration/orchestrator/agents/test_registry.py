@@ -12,6 +12,7 @@ from tachikoma.client import wire
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.streams.heartbeat import Heartbeat
+from tachikoma_orchestrator.agents import registry as module
 from tachikoma_orchestrator.agents.registry import Registry
 
 
@@ -61,6 +62,40 @@ async def test_without_agents_the_list_is_empty(redis: Redis) -> None:
     registry = Registry(redis, NoIdentity())
     await registry.discover()
     assert await registry.describe() == []
+
+
+async def test_some_agents_are_read_without_the_others(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "READ_AT_ONCE", 2)
+    registry = Registry(redis, NoIdentity())
+    names = [f"web-{number}" for number in range(5)]
+    for name in names:
+        await registry.heard(name, heartbeat())
+        await redis.set(keys.info(name), heartbeat(running=7))
+    await redis.delete(keys.info("web-1"), keys.info("web-2"))
+    await redis.hset(keys.info("web-2"), "no", "heartbeat")
+    asked = ["web-0", "web-3", "unknown", "web-1", "web-3", "web-2"]
+    states = await registry.states(asked)
+    assert {name: (state.online, state.heartbeat.running) for name, state in states.items()} == {
+        "web-0": (True, 7), "web-3": (True, 7), "web-1": (False, 1), "web-2": (False, 1),
+    }  # fmt: skip
+    assert [agent.id for agent in await registry.describe(asked)] == ["web-0", "web-1", "web-2", "web-3"]
+    assert sorted(await registry.all()) == names
+
+
+async def test_the_departure_of_each_agent_is_noticed_once(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "READ_AT_ONCE", 2)
+    registry = Registry(redis, NoIdentity())
+    names = [f"web-{number}" for number in range(5)]
+    for name in names:
+        await redis.set(keys.info(name), heartbeat())
+        await registry.heard(name, heartbeat())
+    await redis.delete(keys.info("web-1"), keys.info("web-4"))
+    for _ in range(2):
+        await registry.notice_departures()
+    events = [fields for _, fields in await redis.xrange(keys.AUDIT)]
+    left = [fields[b"agent_id"] for fields in events if fields[b"event"] == b"agent_left"]
+    assert sorted(left) == [b"web-1", b"web-4"]
+    assert set(await redis.hkeys(keys.ONLINE)) == {b"web-0", b"web-2", b"web-3"}
 
 
 NONSENSE = {

@@ -335,6 +335,26 @@ async def test_the_grace_of_a_new_process_and_the_lease_do_not_add_up(
         assert (await read(stand, "runs")).state is state
 
 
+async def test_a_pass_costs_no_command_for_each_agent(stand: Stand) -> None:
+    """With 10,000 agents these would be most of what Redis does at rest."""
+    sweeps = reaper(stand)
+    await admit(stand, "runs")
+
+    async def commands_of_a_pass() -> int:
+        # What is needed once was done by an earlier pass.
+        await sweeps.sweep()
+        before = (await stand.redis.info("stats"))["total_commands_processed"]
+        await sweeps.sweep()
+        return int((await stand.redis.info("stats"))["total_commands_processed"] - before)
+
+    with_one = await commands_of_a_pass()
+    for number in range(400):
+        await stand.redis.set(keys.info(f"more-{number}"), json.dumps(HEARTBEAT))
+        await stand.redis.hset(keys.AGENTS, f"more-{number}", json.dumps({"seen_ms": 1, "heartbeat": HEARTBEAT}))
+        await stand.redis.hset(keys.ONLINE, f"more-{number}", "r")
+    assert await commands_of_a_pass() <= with_one + 3
+
+
 class LivesOf:
     """A life of Redis that lost data, and whose number agents report as text."""
 

@@ -287,7 +287,7 @@ async def test_agents_are_told_of_with_how_they_are(
             }  # fmt: skip
             # At once when that is on the record, not only with the next heartbeats.
             await books.heard(online=False)
-            await books.registry.notice_departures(await books.registry.all())
+            await books.registry.notice_departures()
             await until(lambda: not worker.alive, "it left")
             await books.heard("gone")
             await until(lambda: heard.state.workers["gone@gone"].alive, "it is back")

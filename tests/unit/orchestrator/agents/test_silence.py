@@ -58,6 +58,15 @@ def test_a_heartbeat_ends_the_silence(clock: Clock) -> None:
     assert silence.lost("web-1", "boot", agent(online=False)) == ""
 
 
+def test_the_silence_of_an_agent_without_executions_is_forgotten(clock: Clock) -> None:
+    """Nobody looks whether it is online again."""
+    silence = Silence(timedelta(seconds=LEASE))
+    silence.lost("web-1", "boot", agent(online=False))
+    clock.seconds += LEASE
+    silence.keep((), ())
+    assert silence.lost("web-1", "boot", agent(online=False)) == ""
+
+
 def test_a_claim_that_is_found_in_the_silence_is_a_sign_of_life(clock: Clock) -> None:
     silence = Silence(timedelta(seconds=LEASE))
     away = agent(online=False)
@@ -67,7 +76,7 @@ def test_a_claim_that_is_found_in_the_silence_is_a_sign_of_life(clock: Clock) ->
     assert silence.lost("web-1", "boot", away, claimed="new") == ""
     assert silence.lost("web-1", "boot", away, claimed="old") != ""
     assert silence.lost("web-1", "boot", away) != ""
-    silence.keep({"new": None})
+    silence.keep({"new"}, {"web-1"})
     assert silence.lost("web-1", "boot", away, claimed="new") != ""
     # Its entry was removed when it ended.
     assert silence.lost("web-1", "boot", away, claimed="old") == ""
@@ -123,7 +132,7 @@ def test_an_execution_that_ended_is_forgotten(clock: Clock) -> None:
     silence = Silence(timedelta(seconds=LEASE))
     for exec_id in ("open", "ended"):
         silence.without_result(exec_id, agent(), has_result=False)
-    silence.keep({"open": None})
+    silence.keep({"open"}, {"web-1"})
     clock.seconds += RESULT_SECONDS
     assert silence.without_result("open", agent(), has_result=False) != ""
     assert silence.without_result("ended", agent(), has_result=False) == ""
