@@ -96,7 +96,7 @@ def _run_worker(settings: WorkerSettings, ready_fd: int | None) -> int:
 
 @worker.command()
 def health(context: typer.Context) -> None:
-    """Check whether the worker of these settings is online on this host. Exits 1 if not; for health checks."""
+    """Check whether the worker with these settings is online on this host. Exits 1 if not; for health checks."""
     found = asyncio.run(read_lease(read_settings(WorkerSettings, "worker", **context.obj)))
     typer.echo(f"online, {found.running} of {found.slots} slots in use")
 

@@ -1,4 +1,4 @@
-"""The requesters' turns: which of an agent's queues may be asked for the next order.
+"""The requesters' turns: the queues of an agent from which it may take its next order.
 
 An agent has several queues, and all orders of one requester are on the same one. kombu asks them in turn, so that no
 long queue delays a short one. Some slots are reserved: a queue whose commands occupy many slots gets none of these. So
@@ -59,10 +59,10 @@ class Turns:
         self._hub.call_soon(self.end, queue)
 
     def open(self, queues: Sequence[str]) -> list[str]:
-        """Return the queues that may be asked for an order now, in the same order.
+        """Return the queues from which an order may be taken now, in the given order.
 
-        As long as slots are free that are not reserved, these are all. Then only queues remain that occupy fewer
-        slots than are reserved.
+        While a slot is free that is not reserved, these are all queues. Then they are only the queues that occupy
+        fewer slots than are reserved.
         """
         free = self._slots - self._occupied.total()
         if free > self._reserved:

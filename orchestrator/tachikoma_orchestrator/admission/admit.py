@@ -81,7 +81,7 @@ class Admitter:
         lives: Lives | None = None,
         reply: int | None = None,
     ) -> None:
-        """Prepare it.
+        """Prepare the admission of requests.
 
         Args:
             ledger: records the accepted executions.

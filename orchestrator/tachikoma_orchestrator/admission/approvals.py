@@ -70,7 +70,7 @@ class Approvals:
     def __init__(
         self, ledger: Ledger, trail: AuditTrail, admitter: Admitter, identity: SvidSource, findings: Findings
     ) -> None:
-        """Prepare it.
+        """Prepare the handling of approvals.
 
         Args:
             ledger: the executions.

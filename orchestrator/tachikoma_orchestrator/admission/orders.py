@@ -55,7 +55,7 @@ class Orders:
         lives: Lives | None = None,
         reply: int | None = None,
     ) -> None:
-        """Prepare it.
+        """Prepare the signing of orders.
 
         Args:
             identity: the orchestrator's own.

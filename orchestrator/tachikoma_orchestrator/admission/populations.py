@@ -20,7 +20,7 @@ class Populations:
     """Counts the known agents that the selectors of a policy match, by bound labels and by id."""
 
     def __init__(self, registry: Registry) -> None:
-        """Prepare it.
+        """Prepare the counts.
 
         Args:
             registry: the known agents.

@@ -1,8 +1,8 @@
-"""The Redis users of joined agents on every server behind Sentinels, since Redis does not replicate users.
+"""The Redis users of joined agents on every server of the Sentinels, since Redis does not replicate users.
 
-After each change, and regularly, the users of the primary are copied to its replicas. A server that was away gets them
-when it is back. After a failover the new primary gets from its replicas what it lacks. Users of agents that did not
-join are left alone: they come from ACL files, which operators load on each server.
+After each change, and regularly, the users of the primary are copied to its replicas. A server that was unavailable
+gets them when it returns. After a failover, users that the new primary lacks are copied from its replicas. Users of
+agents that did not join are not copied: they come from ACL files, which operators load on each server.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class AccountCopies:
     """Keeps the users of joined agents equal on all servers."""
 
     def __init__(self, redis: Redis, servers: ServersWithUsers, revocations: Revocations) -> None:
-        """Prepare it.
+        """Prepare the copies.
 
         Args:
             redis: reads which agents joined.

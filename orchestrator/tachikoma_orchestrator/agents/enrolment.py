@@ -69,7 +69,7 @@ class Enrolments:
     def __init__(
         self, redis: Redis, identity: SvidSource, revocations: Revocations, authority: Authority | None
     ) -> None:
-        """Prepare it.
+        """Prepare the enrolment of members.
 
         Args:
             redis: the connections.

@@ -59,7 +59,7 @@ class Joins:
         authority: Authority | None,
         accounts: Accounts | None,
     ) -> None:
-        """Prepare it.
+        """Prepare the step of joining.
 
         Args:
             redis: the connections.

@@ -63,7 +63,7 @@ class Labels(RefreshedCopy):
     subject = "labels"
 
     def __init__(self, redis: Redis, identity: SvidSource) -> None:
-        """Prepare it.
+        """Prepare an empty copy of the labels.
 
         Args:
             redis: the connections.

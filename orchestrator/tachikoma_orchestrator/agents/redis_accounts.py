@@ -27,7 +27,7 @@ class Accounts:
     """Creates and removes the agents' Redis users. All methods raise redis errors."""
 
     def __init__(self, redis: Redis, spread: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Prepare it.
+        """Prepare the management of Redis users.
 
         Args:
             redis: a connection of the user `enroller`.

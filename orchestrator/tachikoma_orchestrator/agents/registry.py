@@ -84,7 +84,7 @@ class Registry:
     """Stores heartbeats and describes agents."""
 
     def __init__(self, redis: Redis, identity: SvidSource, lives: Lives | None = None) -> None:
-        """Prepare it.
+        """Prepare the registry of agents.
 
         Args:
             redis: the connections.

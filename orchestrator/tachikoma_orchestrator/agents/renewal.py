@@ -21,7 +21,7 @@ class Renewals:
     """Renews certificates that were issued here."""
 
     def __init__(self, identity: SvidSource, revocations: Revocations, authority: Authority | None) -> None:
-        """Prepare it.
+        """Prepare the renewal of certificates.
 
         Args:
             identity: the orchestrator's own.

@@ -86,7 +86,7 @@ class Revoked:
 
 
 def parse(raw: bytes) -> Revoked:
-    """Read an entry in Redis. An unreadable entry counts as an active revocation, which is the safe side."""
+    """Read an entry in Redis. An unreadable entry counts as an active revocation, which is the safe choice."""
     try:
         entry = _Entry.model_validate_json(raw)
     except ValidationError as error:

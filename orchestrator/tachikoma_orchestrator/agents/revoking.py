@@ -63,7 +63,7 @@ class Revoker:
         executions: AgentExecutions,
         accounts: Accounts | None,
     ) -> None:
-        """Prepare it.
+        """Prepare the revocation of members.
 
         Args:
             redis: the connections.

@@ -23,7 +23,7 @@ class Silence:
     """The agents without a heartbeat, and the executions without a result, with the times since when."""
 
     def __init__(self, lease: timedelta) -> None:
-        """Prepare it.
+        """Begin without observations.
 
         Args:
             lease: time without a heartbeat after which an agent's executions are lost.

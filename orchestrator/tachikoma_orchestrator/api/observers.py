@@ -74,7 +74,7 @@ class ObserverCalls(OutputCalls):
                 await _Observer(self, record, request, outbox).run(requests, output)
 
     async def _observed(self, exec_id: str) -> tuple[Record, ExecRequest]:
-        """Return the record of an execution that the caller may observe now, and its request. Raises as `_observe`."""
+        """Return the record and the request of an execution that the caller may observe. Raises as `_observe`."""
         concerns(exec_id)
         unknown = NotFound(f"there is no execution {exec_id[:80]!r} that you may observe")
         try:

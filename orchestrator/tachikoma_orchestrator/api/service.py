@@ -60,7 +60,7 @@ def printable_id(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ServiceParts:
-    """What a process gives to its services; they share the parts with the background tasks."""
+    """The parts of a process that its services use; they share them with the background tasks."""
 
     redis: Redis
     #: The orchestrator's own identity.

@@ -41,7 +41,7 @@ def audited(request: ExecRequest, shown: tuple[str, ...]) -> AuditedRequest:
 
 @dataclass(frozen=True, slots=True)
 class RetainedRequest:
-    """What an event contains of a request."""
+    """The part of a request that an event contains."""
 
     request: AuditedRequest
     #: Its argv, quoted for a shell.

@@ -38,7 +38,7 @@ class BatchApprovals:
     """Shows batches that wait for an approval, approves and rejects them."""
 
     def __init__(self, store: BatchStore, starter: Starter, trail: AuditTrail, identity: SvidSource) -> None:
-        """Prepare it.
+        """Prepare the handling of approvals.
 
         Args:
             store: the batches.

@@ -1,4 +1,4 @@
-"""What policy says about each target of a batch: which policies require an approval, and what the approval binds."""
+"""The decision of policy on each target of a batch: the required approvals, and the digests that an approval binds."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ __all__ = ["GateFinding", "GateState", "HealthGates", "gate_verdict"]
 
 
 class GateState(Enum):
-    """What a gate lets happen."""
+    """The state of a gate, by its consequence for the batch."""
 
     #: The next wave may begin.
     PASSED = "passed"
@@ -36,7 +36,7 @@ class GateState(Enum):
 
 
 class GateFinding(NamedTuple):
-    """The state of a gate, and what it rests on."""
+    """The state of a gate, with its reason and evidence."""
 
     state: GateState
     #: In words, with the id of the gate's execution.
@@ -55,7 +55,7 @@ class HealthGates:
     """Runs the gates of batches."""
 
     def __init__(self, admitter: Admitter, ledger: Ledger, evidence: Evidence, starter: Starter) -> None:
-        """Prepare it.
+        """Prepare the health gates.
 
         Args:
             admitter: admits the gates' executions.

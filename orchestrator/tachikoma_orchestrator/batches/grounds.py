@@ -26,7 +26,7 @@ class Ended(NamedTuple):
 
 
 class Grounds(NamedTuple):
-    """What an audit event says about the targets on which a decision rests."""
+    """The targets on which a decision about a batch is based, as an audit event names them."""
 
     #: In words, with the ids of executions.
     text: str

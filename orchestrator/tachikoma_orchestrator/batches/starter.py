@@ -36,7 +36,7 @@ MAX_DELAYED = 50_000
 
 
 class Verdict(NamedTuple):
-    """What policy says about a target now."""
+    """The present decision of policy on a target."""
 
     #: None if it may start; else DENIED.
     state: TargetState | None

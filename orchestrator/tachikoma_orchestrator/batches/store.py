@@ -41,7 +41,7 @@ PENDING_READ = 400
 
 @dataclass(frozen=True, slots=True)
 class BatchProgress:
-    """What the driver needs to know of a batch."""
+    """The progress of a batch, as its driver needs it."""
 
     state: BatchState
     parallel: int
@@ -62,7 +62,7 @@ class BatchStore:
     """Reads and changes batches. All methods raise redis errors when Redis is unavailable."""
 
     def __init__(self, redis: Redis, *, retention: timedelta) -> None:
-        """Prepare it.
+        """Prepare the store of batches.
 
         Args:
             redis: the connections.

@@ -101,7 +101,7 @@ class BatchWatch:
             yield result
 
     async def _with_output(self, result: BatchResult) -> BatchResult:
-        """Return a result with the output of its execution, if its receipt vouches for it."""
+        """Return a result with the output of its execution, if its receipt confirms it."""
         try:
             record = await self._ledger.record(result.exec_id)
             if record is None:

@@ -52,6 +52,6 @@ def run(
 
 @orchestrator.command()
 def health(context: typer.Context) -> None:
-    """Check whether the orchestrator with these settings, on this host, serves. Exits 1 if not; for health checks."""
+    """Check whether the orchestrator with these settings accepts calls here. Exits 1 if not; for health checks."""
     check_health(context.obj)
     typer.echo("SERVING")

@@ -25,7 +25,7 @@ __all__ = ["FinalState", "VerifiedReceipt", "matches"]
 
 @dataclass(frozen=True, slots=True)
 class VerifiedReceipt:
-    """A receipt whose signature was verified, with the output excerpts that it vouches for."""
+    """A receipt whose signature was verified, with the output excerpts that it confirms."""
 
     receipt: Receipt
     #: The signed text.
@@ -36,7 +36,7 @@ class VerifiedReceipt:
 
 @dataclass(frozen=True, slots=True)
 class FinalState:
-    """How an execution ended: the response for its callers, or why no response can be trusted."""
+    """The final state of an execution: the response for its callers, or the reason why no response can be trusted."""
 
     exec_id: str
     answer: ExecResponse | RecordAltered | ResultUnknown | Unavailable

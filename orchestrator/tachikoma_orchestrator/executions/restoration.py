@@ -63,7 +63,7 @@ class Restoration:
         self, redis: Redis, identity: SvidSource, lives: Lives,
         shown: Callable[[ExecRequest], tuple[str, ...]], fold: Fold,
     ) -> None:  # fmt: skip
-        """Prepare it.
+        """Prepare the restoration of records.
 
         Args:
             redis: the connections.
@@ -223,7 +223,7 @@ class OpenIndex:
     """Restores the index after each loss of data, and after it was damaged."""
 
     def __init__(self, redis: Redis, ledger: Ledger, lives: Lives | None) -> None:
-        """Prepare it.
+        """Prepare the restoration of the index.
 
         Args:
             redis: the connections.

@@ -25,7 +25,7 @@ class ExecutionsOfAgent:
     """Cancels and ends the executions of one agent; implements `agents.revoking.AgentExecutions`."""
 
     def __init__(self, redis: Redis, ledger: Ledger, identity: SvidSource) -> None:
-        """Prepare it.
+        """Prepare the revocation of an agent's executions.
 
         Args:
             redis: the connections.

@@ -48,7 +48,7 @@ class WaitingCallers:
         self, redis: Redis, ledger: Ledger, completions: Completions, collector: Collector,
         registry: Registry, lives: Lives | None = None,
     ) -> None:  # fmt: skip
-        """Prepare it.
+        """Prepare the regular check.
 
         Args:
             redis: the connections.

@@ -195,7 +195,7 @@ class Server:
 
     @property
     def _audit_closed(self) -> bool:
-        """Whether requests are refused while too many audit events wait for a sink."""
+        """True if requests are refused while too many audit events wait for a sink."""
         return self._settings.audit_failure == "closed"
 
     def _make_guard(self) -> Guard:

@@ -47,7 +47,7 @@ class _Digest:
 
 @dataclass(frozen=True, slots=True)
 class _Written:
-    """What was found while the files were written."""
+    """The facts that were found while the files were written."""
 
     duration_us: int
     missing_bytes: int

@@ -61,7 +61,7 @@ class _Incomplete(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RecorderParts:
-    """What recorders share."""
+    """The parts of the process that all recorders share."""
 
     redis: Redis
     #: Delivers live output.

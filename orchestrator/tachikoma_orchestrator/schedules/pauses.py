@@ -23,16 +23,16 @@ class Pauses:
         self._known: dict[str, ScheduleState] = {}
 
     def note(self, name: str, state: ScheduleState) -> None:
-        """Remember the last pause of a schedule, unless a later change of it is known."""
+        """Remember the latest pause or resume of a schedule, unless a later one is known."""
         known = self._known.get(name)
         if known is None or state.changed_ms >= known.changed_ms:
             self._known[name] = state
 
     async def write_again(self, redis: Redis) -> None:
-        """Pause and resume the schedules again whose last change Redis lost. Raises redis errors.
+        """Write the latest pause or resume of each schedule again, if Redis lost it. Raises redis errors.
 
         Args:
-            redis: connections that need not wait for the new life of Redis.
+            redis: connections that do not wait until the new life of Redis is recorded.
         """
         for name, state in self._known.items():
             try:

@@ -29,7 +29,7 @@ class Outbox:
         self.sent_more = asyncio.Event()
 
     async def put(self, message: ExecOutput) -> None:
-        """Add a message; wait while too many are unread."""
+        """Add a message. Wait first while too many messages are unread."""
         await self._room.acquire()
         self._waiting.append(message)
         self._wake.set()
@@ -46,7 +46,7 @@ class Outbox:
         self._wake.set()
 
     async def messages(self) -> AsyncIterator[ExecOutput]:
-        """Yield messages until the result, or until `finish`; raise the error that it was given."""
+        """Yield messages until the result, or until `finish`; raise the error of `finish`, if it has one."""
         while True:
             self._wake.clear()
             if self._accepted is not None:

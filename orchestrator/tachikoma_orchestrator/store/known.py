@@ -1,4 +1,4 @@
-"""What a process knows about its Redis, also when Redis forgets it: the latest audit event, and how many replicas."""
+"""The facts that a process remembers about its Redis, also after a loss: latest audit event, number of replicas."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Known:
             self.seq, self.cursor = seq, cursor
 
     def note_replicas(self, number: int) -> None:
-        """Note how many replicas follow.
+        """Note the number of connected replicas.
 
         The last number counts for `LINGER_SECONDS` after all have left. A primary that was separated from them is
         noticed by Redis about a second later (`min-replicas-to-write`), and accepts changes until then.

@@ -61,7 +61,7 @@ class Lives:
     """Knows the current life of Redis, and lets connections be used in no other."""
 
     def __init__(self, redis: Redis, identity: SvidSource, known: Known, name: str) -> None:
-        """Prepare it.
+        """Prepare the watch of the lives of Redis.
 
         Args:
             redis: connections of its own, without a gate.

@@ -34,7 +34,7 @@ class ReadReports:
     """Reports how far one caller has read one output."""
 
     def __init__(self, redis: Redis, key: str) -> None:
-        """Prepare it.
+        """Prepare the reports of one caller.
 
         Args:
             redis: the connections.

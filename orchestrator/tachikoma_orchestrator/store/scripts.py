@@ -75,7 +75,7 @@ class Runner:
     """Runs scripts, and loads them into a Redis that does not know them."""
 
     def __init__(self, redis: Redis, values: Known | None = None) -> None:
-        """Prepare it.
+        """Prepare a runner of scripts.
 
         Args:
             redis: the connections.

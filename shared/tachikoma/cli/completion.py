@@ -1,6 +1,6 @@
 """Completion of names in the shell: agents, executions, batches, recordings, schedules, people, from the orchestrator.
 
-A key was pressed and somebody waits, so the answer takes a bounded time. An orchestrator that is unavailable, or that
+The user waits after a key press, so the answer takes a bounded time. An orchestrator that is unavailable, or that
 refuses the caller, completes nothing and prints nothing.
 """
 

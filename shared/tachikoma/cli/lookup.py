@@ -98,7 +98,7 @@ class _Search:
 
     @property
     def goes_on(self) -> bool:
-        """Whether another page is to be read."""
+        """True if another page must be read."""
         return self._pages_left > 0
 
     def add(self, page: Iterable[Named], token: str = "") -> None:

@@ -118,7 +118,7 @@ def refuse_option(context: typer.Context, words: Sequence[str]) -> None:
 
 
 def interactive() -> bool:
-    """Return whether somebody can answer a question."""
+    """Return whether a person can answer a question: standard input is a terminal."""
     return sys.stdin is not None and sys.stdin.isatty()
 
 

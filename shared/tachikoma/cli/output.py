@@ -66,7 +66,7 @@ class Output(StrEnum):
 
     @property
     def for_programs(self) -> bool:
-        """Whether the output is JSON."""
+        """True if the output is JSON."""
         return self in (Output.JSON, Output.JSONL)
 
 

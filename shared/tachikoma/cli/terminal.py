@@ -65,7 +65,7 @@ class RawMode:
 
 
 class Escape(Enum):
-    """What an escape asks for."""
+    """The actions that an escape can request."""
 
     END = "."
     DETACH = "d"

@@ -97,7 +97,7 @@ class BatchMethods(Calls):
         return batch_wire.status_from_pb(await self._call(lambda stub: stub.GetBatch(message)))
 
     async def batches(self, *, limit: int = 0) -> tuple[BatchStatus, ...]:
-        """Return the latest batches of this client, the newest first; for operators, those of everybody.
+        """Return the latest batches of this client, the newest first; for operators, those of all requesters.
 
         Args:
             limit: look at n batches, 1 to 1000; 0 for 100.

@@ -1,4 +1,4 @@
-"""Why there is no connection to an orchestrator, in plain words.
+"""The reason why a connection to an orchestrator fails, in plain words.
 
 gRPC says only that a handshake failed. This module connects once with Python's own TLS, which tells the cases apart.
 """

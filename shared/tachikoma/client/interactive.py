@@ -62,10 +62,10 @@ class AsyncSession:
 
         Args:
             connection: where the calls go.
-            attempts: how long a limit or a broken connection is waited for.
+            attempts: the call's attempts; they limit the waits after a refusal by a limit and a broken connection.
             first: the request, or the attach.
             cancel: cancels an execution, when the caller leaves.
-            after_seq: number of the chunk before the first one that is wanted.
+            after_seq: number of the last chunk that the caller already has; 0 for none.
         """
         new = first.HasField("request")
         #: Id of the execution.
@@ -266,7 +266,7 @@ class AsyncSession:
 
 
 class _Cursor:
-    """What one call has carried."""
+    """The progress of one call: bytes and facts that it has sent and received."""
 
     def __init__(self) -> None:
         self.sent = 0

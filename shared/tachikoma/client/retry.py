@@ -1,4 +1,4 @@
-"""How calls are repeated: after a limit, after a broken connection, and to cancel what a caller leaves."""
+"""Repetition of calls: after a limit, after a broken connection, and to cancel an execution that its caller leaves."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Attempts:
     """The attempts of one call. Not shared between calls."""
 
     def __init__(self, patience: timedelta, reconnect: timedelta, subject: str = "") -> None:
-        """Begin with the first attempt.
+        """Prepare the first attempt.
 
         Args:
             patience: how long the call waits for rate limits and full queues, from now on.
@@ -97,8 +97,8 @@ class Attempts:
     def answered(self) -> None:
         """Record an answer without new content.
 
-        It shows that the connection works only if the call lasts. A server that answers and then always fails would
-        otherwise be asked for ever.
+        It shows that the connection works only if the call lasts. Otherwise a server that answers and then always fails
+        would get calls forever.
         """
         if self._answered_at is None:
             self._answered_at = time.monotonic()
@@ -111,8 +111,8 @@ class Attempts:
         Args:
             error: the failure of the last attempt.
             translated: the same as an error of this library, which is raised.
-            accepted: whether the server has accepted the request before. Then it is only followed: an unavailable
-                server is waited for, and no limit applies any more.
+            accepted: True if the server has accepted the request before. Then the call only follows it: it waits for
+                an unavailable server, and no limit applies any more.
         """
         answered_at, self._answered_at = self._answered_at, None
         if answered_at is not None and time.monotonic() - answered_at >= STEADY_SECONDS:

@@ -52,11 +52,11 @@ class OutputStream:
 
         Args:
             connection: where the calls go.
-            attempts: how long a limit or a broken connection is waited for.
+            attempts: the call's attempts; they limit the waits after a refusal by a limit and a broken connection.
             opening: makes the first call. Later calls attach to the execution.
-            after_seq: number of the chunk before the first one that is wanted.
-            follow: whether the stream goes on until the execution ends.
-            changes: whether every change of the state is yielded, not only the one after an approval.
+            after_seq: number of the last chunk that the caller already has; 0 for none.
+            follow: True to continue until the execution ends.
+            changes: True to yield every change of state; False for only the change after an approval.
             reopen: makes the later calls; None to attach to the output.
         """
         self._connection = connection

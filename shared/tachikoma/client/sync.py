@@ -273,7 +273,7 @@ class Client:
             raise
 
     def _iterate(self, source: Callable[[], AsyncIterator[R]]) -> Iterator[R]:
-        """Yield the items of an async iterator, each fetched when it is asked for."""
+        """Yield the items of an async iterator, each fetched when the caller requests it."""
         iterator = source()
 
         async def step() -> R | _End:

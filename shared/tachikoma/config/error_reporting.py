@@ -79,7 +79,7 @@ def identify(trust_domain: str) -> None:
 
 
 def configure(component: str, *, agent: str = "") -> None:
-    """Report this process's errors from here on, if a DSN is set. Called once, after `logs.configure`.
+    """Start to report this process's errors to Sentry, if a DSN is set. Call it once, after `logs.configure`.
 
     Args:
         component: name of the command.

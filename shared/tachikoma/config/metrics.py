@@ -1,4 +1,4 @@
-"""What the metrics of orchestrator, submitter and worker have in common; their extras have prometheus-client."""
+"""The common base of the metrics of orchestrator, submitter and worker, whose extras contain prometheus-client."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ class Member:
 
     @property
     def is_agent(self) -> bool:
-        """Whether it is an agent."""
+        """True if the member is an agent."""
         return self.kind is MemberKind.AGENT
 
     def spiffe_id(self, trust_domain: str) -> SpiffeId:

@@ -117,7 +117,7 @@ def _meanings(text: str) -> Iterator[str]:
 
 
 class DeniedCommand(CommandPattern):
-    """A pattern for commands that are refused, whichever policy grants them."""
+    """A pattern for commands that are refused, even if a policy grants them."""
 
     __slots__ = ("_wanted",)
 
@@ -133,7 +133,7 @@ class DeniedCommand(CommandPattern):
 
     @property
     def undecidable(self) -> tuple[str, ...]:
-        """Why the arguments cannot be denied as they are written, for people; empty if they can."""
+        """The reasons, for people, why the pattern cannot deny such arguments reliably; empty if it can."""
         return tuple(why for wanted in self._wanted if (why := wanted.undecidable))
 
     def denies_program(self, program: str, effort: Effort | None = None) -> bool:

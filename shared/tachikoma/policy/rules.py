@@ -101,7 +101,7 @@ class Case:
 
     @cached_property
     def refused_variable(self) -> str:
-        """Why the first variable that may not be set may not; "" when all may."""
+        """The reason against the first variable that may not be set; empty if all may be set."""
         for name, value in self.request.environment.items():
             if why := forbidden(name, value):
                 return f"cannot allow the variable: {why}"

@@ -1,4 +1,4 @@
-"""All servers behind Sentinels, each with connections of its own: Redis does not replicate users and settings."""
+"""All servers that Sentinels watch, each with its own connections: Redis does not replicate users and settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Servers", "access_to"]
 
 
 def access_to(access: RedisAccess, address: Address) -> RedisAccess:
-    """Return the access to one server behind Sentinels, with the same user and certificates."""
+    """Return the access to one server of the Sentinels, with the same user and certificates."""
     host, port = address
     scheme = SCHEMES[access.url.partition("://")[0]]
     place = f"[{host}]" if ":" in host else host
@@ -24,7 +24,7 @@ class Servers:
     """The servers that the Sentinels know."""
 
     def __init__(self, access: RedisAccess, *, name: str) -> None:
-        """Prepare it.
+        """Prepare an empty list of servers; `all` finds them.
 
         Args:
             access: with the URL of Sentinels.

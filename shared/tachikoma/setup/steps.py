@@ -36,18 +36,18 @@ COMMAND_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What may be changed on this host beside files."""
+    """The kinds of changes of this host, beside its files, that a plan may make."""
 
-    #: Whether files get the owners of the plan. This needs root, and their accounts.
+    #: True if files get the owners of the plan. This needs root, and the owners' accounts.
     owners: bool
-    #: Whether commands of systemd are run. Otherwise they are left to the operator.
+    #: True if commands of systemd are run; else the operator runs them.
     services: bool
 
     @classmethod
     def real(cls, root: Path) -> Host:
-        """Return what may be changed when a plan is applied below a root folder.
+        """Return the changes that a plan may make below a root folder.
 
-        Another root than `/` is for tests and images: owners and units stay as they are.
+        A root other than `/` is for tests and images: owners and units stay unchanged.
         """
         whole = root == Path("/")
         # systemd runs if this folder exists (sd_booted(3)).
@@ -189,7 +189,7 @@ class Accounts:
     text: str
 
     def pending(self, host: Host) -> str:
-        """Return the accounts that are missing, where accounts matter."""
+        """Return the missing accounts, in words; empty if none is missing, or if files get no owners."""
         if not host.owners:
             return ""
         # Imported here: Python has it on Unix only.
@@ -200,7 +200,7 @@ class Accounts:
         return f"create the accounts {', '.join(missing)}" if missing else ""
 
     def apply(self, host: Host) -> None:
-        """Create them with systemd-sysusers(8)."""
+        """Create the accounts with systemd-sysusers(8)."""
         _checked("systemd-sysusers", "-", given=self.text)
 
 
@@ -216,7 +216,7 @@ class UnitFile:
 
     @property
     def _packaged(self) -> bool:
-        """Whether a package has the same file, so that no second one may hide its next version."""
+        """True if a package contains the same file. A second file would hide the package's next version."""
         return self.package.is_file() and self.package.read_text(encoding="utf-8") == self.content
 
     def pending(self, host: Host) -> str:

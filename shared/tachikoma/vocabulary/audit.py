@@ -177,8 +177,8 @@ class ExecAuditLog(Model):
     policy_applied: str = ""
     #: Explanation of the event, for people.
     reason: str = ""
-    #: SPIFFE ID of the person or program that took this step, such as an approval or a cancel; empty if it was the
-    #: requester, or nobody.
+    #: SPIFFE ID of the person or program that took this step, such as an approval or a cancel; empty for a step of
+    #: the requester or of the system.
     actor: str = ""
     #: The field of the policy that decided, if the request was denied.
     rule: str = ""

@@ -367,7 +367,7 @@ class BatchResult(Model):
 
     @property
     def answer(self) -> tuple[str, int, str, str]:
-        """What two equal answers have in common: state, exit code, and the digests of their output."""
+        """The values by which answers are compared: state, exit code, and the digests of the output."""
         return self.state, self.exit_code, self.stdout_sha256, self.stderr_sha256
 
 

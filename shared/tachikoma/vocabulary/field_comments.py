@@ -1,4 +1,4 @@
-"""Documentation of fields: the `#:` comments of a class, read from its source when somebody asks for them."""
+"""Documentation of fields: the `#:` comments of a class, read from its source at the first use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class DocumentedFields(str):
     """The docstring of a class; `help()` shows the comments of its fields after it.
 
     `help()` passes each docstring through `inspect.cleandoc`, which calls `expandtabs` first. So the source is read
-    only when somebody reads the documentation.
+    only when the documentation is shown.
     """
 
     _owner: type

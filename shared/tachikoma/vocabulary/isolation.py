@@ -45,7 +45,7 @@ class TmpScope(StrEnum):
 
 
 class IsolationReport(Model):
-    """How an execution was isolated, as its agent reports it."""
+    """The isolation of an execution, as its agent reports it."""
 
     #: The level.
     level: Isolation

@@ -148,7 +148,7 @@ class Step(IntEnum):
 
 
 class InputMode(IntEnum):
-    """Where a command's standard input comes from, with the numbers of protocol.h."""
+    """The source of a command's standard input, with the numbers of protocol.h."""
 
     #: /dev/null.
     NULL = 0
@@ -222,7 +222,7 @@ NO_INPUT = InputStatus()
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How the process of a command ended."""
+    """The end of a command's process."""
 
     #: 128+n after signal n.
     exit_code: int

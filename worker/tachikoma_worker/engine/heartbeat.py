@@ -99,7 +99,7 @@ def logged_warnings(cgroups: Hierarchy, spawner_uid: int, abilities: Abilities) 
 
 
 def host_warnings(cgroups: Hierarchy, spawner_uid: int) -> tuple[str, ...]:
-    """Return what this host cannot enforce, for people."""
+    """Return a text for people for each limit and protection that this host cannot enforce."""
     found: Sequence[str] = cgroups.warnings
     if spawner_uid == 0:
         return tuple(found)

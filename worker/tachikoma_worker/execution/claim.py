@@ -99,7 +99,7 @@ async def claim(context: Context, exec_id: str, order_sha256: str, order: str) -
 
 
 async def _claimed_before(context: Context, exec_id: str, order_sha256: str) -> Claim:
-    """Return the claim of an order whose id the journal has claimed before."""
+    """Return the claim of an order whose execution is in the journal already."""
     if not await context.journal.is_claimed_for(exec_id, order_sha256):
         log.warning("order.of_claimed_id", id=exec_id)
         return Claim(ClaimOutcome.OTHER_ORDER)

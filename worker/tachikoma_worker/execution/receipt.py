@@ -47,7 +47,7 @@ FAITHFUL_ATTEMPTS = 3
 
 
 class EarlierReceipt(StrEnum):
-    """Whether Redis may contain a receipt of the same execution already."""
+    """The possibility that Redis already contains a receipt of the same execution."""
 
     #: This worker started the execution and has not tried to deliver yet.
     IMPOSSIBLE = "impossible"

@@ -24,7 +24,7 @@ MAX_SURVIVORS = 32
 
 
 class Stop(StrEnum):
-    """Why a command is ended before it ends by itself."""
+    """The reason for ending a command early."""
 
     CANCELLED = "cancelled"
     TIMED_OUT = "timed out"

@@ -1,7 +1,7 @@
-"""What an agent writes again in each new life of Redis: claims and results that Redis may have lost.
+"""The claims and results that an agent writes again in each new life of Redis, because Redis may have lost them.
 
-After a loss of data it also shows the signed orders of its journal, from which an orchestrator rebuilds lost records.
-Its heartbeat then names the life, so an execution without a claim was certainly not started.
+After a loss of data it also publishes the signed orders of its journal. An orchestrator rebuilds lost records from
+them. The heartbeat names the life only afterwards, so an execution without a claim was certainly not started.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class WriteBack:
     """Writes the agent's reports of the last minutes again, once in each life of Redis."""
 
     def __init__(self, context: Context, written: Callable[[], None]) -> None:
-        """Prepare it.
+        """Prepare the write-back of one agent.
 
         Args:
             context: the agent.

@@ -55,7 +55,7 @@ class Excerpt:
 
     @property
     def truncated(self) -> bool:
-        """Whether `content` is only the head and the tail."""
+        """True if `content` is only the head and the tail."""
         return self.total > self._limit
 
     @property

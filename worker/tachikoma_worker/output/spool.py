@@ -237,7 +237,7 @@ class Spool:
 
     @property
     def full(self) -> bool:
-        """Whether the spool must be restarted before it takes more."""
+        """True if the spool must be restarted before it takes more."""
         return self._written >= (MEMORY_BYTES if self._in_memory else self._max_bytes)
 
     def renew(self, totals: Totals) -> None:
@@ -318,7 +318,7 @@ class Spool:
 
     @property
     def pending(self) -> bool:
-        """Whether the spool contains chunks that were not read."""
+        """True if the spool contains chunks that were not read."""
         return self._read < self._written
 
     def chunks(self, max_bytes: int) -> Iterator[Chunk]:
@@ -372,11 +372,11 @@ def _read_facts(descriptor: int, kind: int, begin: int, length: int) -> Facts:
 
 
 def stored_chunks(descriptor: int, last: int | None) -> tuple[Facts, list[StoredChunk]]:
-    """Return the facts and the chunks in a spool's file, which its owner may still extend. Blocks.
+    """Return the facts and the chunks in the file of a spool. Its worker may still write to it. Blocks.
 
     Args:
         descriptor: the file.
-        last: number of the last chunk that is wanted; None for all that are complete.
+        last: number of the last chunk to return; None for all complete chunks.
 
     Raises:
         OSError, ValueError, struct.error: the file is no spool of this run of the host.

@@ -112,6 +112,6 @@ class Mailbox:
         return int(results[-1])
 
     async def remove(self) -> None:
-        """Remove the input stream. The agent's user has no DEL; a lifetime of 0 is the same."""
+        """Remove the input stream, by a lifetime of 0: the agent's user in Redis may not use DEL."""
         with suppress(RedisError, OSError):
             await self.redis.expire(keys.input(self.agent, self.exec_id), 0)

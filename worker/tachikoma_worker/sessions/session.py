@@ -59,7 +59,7 @@ RETRY_SECONDS = (0.05, 2.0)
 
 
 class SessionEnd(StrEnum):
-    """Why a session ends before its command ends by itself."""
+    """The reason for ending a session before its command ends."""
 
     #: No input for as long as policy allows.
     IDLE = "idle"

@@ -38,7 +38,7 @@ JOURNAL = "journal.db"
 
 @dataclass(frozen=True, slots=True)
 class _Server:
-    """What is read of a server before it is copied."""
+    """The facts that are read from a server before it is copied."""
 
     version: str
     keys: int

@@ -28,7 +28,7 @@ class Content(Model):
 
 
 class Manifest(Model):
-    """What a backup contains. It is written last, so a backup without it is not complete."""
+    """The contents of a backup. It is written last, so a backup without it is not complete."""
 
     #: Version of the layout of a backup.
     format: int = 1

@@ -70,7 +70,7 @@ class Choices(Model):
 
     @property
     def own_redis(self) -> bool:
-        """Whether Redis runs on this host."""
+        """True if Redis runs on this host."""
         return not self.redis_url
 
     @property

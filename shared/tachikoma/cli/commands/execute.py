@@ -178,7 +178,7 @@ def _start(values: dict[str, Any], channel: _Channel, form: _Form) -> int:
 
 
 def _terminal_wanted(tty: bool) -> bool:
-    """Return whether a terminal is wanted and possible; without one on this side there is none on the other."""
+    """Return whether the command gets a terminal: it needs the option and a terminal on the caller's side."""
     if tty and not os.isatty(0):
         note("standard input is not a terminal, so the command gets none")
         return False
@@ -190,12 +190,12 @@ def _timeout(text: str | None) -> timedelta | None:
 
 
 def _limits(memory: str | None, cpus: float | None, pids: int | None) -> dict[str, Any] | None:
-    """Return the limits that were given; None if none was."""
+    """Return the limits in the options; None if the command line has no such option."""
     return _given({"memory": memory, "cpus": cpus, "pids": pids}) or None
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the options that were not given, whose defaults are the request's own."""
+    """Remove the options that the command line lacks; the request has its own defaults for them."""
     return {name: value for name, value in values.items() if value is not None}
 
 

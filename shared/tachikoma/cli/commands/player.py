@@ -13,7 +13,7 @@ __all__ = ["Pace", "play"]
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How fast a recording is played."""
+    """The speed at which a recording is played."""
 
     #: Speed of playback; 2 is twice as fast.
     speed: float = 1.0

@@ -137,7 +137,7 @@ def _targets(given: list[str], file: Path | None, retry: tuple[str, str] | None)
 
 
 def _times(given: dict[str, str | None]) -> dict[str, timedelta]:
-    """Return the durations of the options that were given, by their names."""
+    """Return the durations in the options of the command line, by their names."""
     return {name: duration(text, f"--{name}") for name, text in given.items() if text is not None}
 
 
@@ -185,7 +185,7 @@ def _request(values: dict[str, Any]) -> BatchRequest:
 
 
 class _View:
-    """What this program prints of a batch."""
+    """The view of a batch: everything that this program prints about it."""
 
     def __init__(self, output: Output, *, group: bool, diff: bool, similar: bool, quiet: bool) -> None:
         self.output = output

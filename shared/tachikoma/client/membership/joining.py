@@ -39,7 +39,7 @@ def rejoin(spiffe_id: SpiffeId) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the orchestrator sends beside the identity."""
+    """The facts that the orchestrator sends in addition to the identity."""
 
     #: host:port of the orchestrator, where the identity is also renewed.
     address: str

@@ -1,4 +1,4 @@
-"""Which programs can run other programs, as far as that is known.
+"""The kinds of programs, by their ability to run other programs, as far as that is known.
 
 No list of this kind is complete. So the rules refuse what is known to be dangerous, and `tachikoma policy check` names
 the kind of every granted program, unknown ones included. The reasons are in docs/decisions/0032.
@@ -15,7 +15,7 @@ __all__ = ["ProgramKind", "kind_of", "worst"]
 
 
 class ProgramKind(Enum):
-    """What is known of a program; the value is a text for people."""
+    """The kind of a program by its ability to run other programs; the value is a text for people."""
 
     #: It needs `allowInterpreters`. Where one is allowed, denied commands have no effect (`env rm`, `sh -c rm`).
     RUNNER = "runs other programs"

@@ -272,7 +272,7 @@ def redact(command: Sequence[str], secret: AbstractSet[int] = frozenset()) -> tu
 
     Args:
         command: the argv.
-        secret: numbers of the elements that are masked as a whole; see `PolicySet.secrets`.
+        secret: positions, from 0, of elements to mask completely; see `PolicySet.secrets`.
     """
     shown: list[str] = []
     words = _Words()

@@ -1,4 +1,4 @@
-"""What a host can enforce: the spawner tries each kind of isolation once, with everything but a program."""
+"""The kinds of isolation that a host can enforce: the spawner tries each of them once, without executing a program."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TMP = replace(_MASKED, tmp=TmpScope.EXECUTION, tmp_bytes=_TRIAL_BYTES, tmp_inod
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What the spawner can enforce on its host. Each text says why something is impossible; empty if it is possible."""
+    """The isolation that the spawner can enforce on its host. Each text says why not; empty if it can."""
 
     #: The levels above `shared`.
     levels: Mapping[Isolation, str] = field(default_factory=dict)
