@@ -210,7 +210,7 @@ class BatchTaskResult(CommandResult):
 
 
 class _Submission(Task[..., Any]):
-    """The submitters' task as applications see it: it can be sent, with the options that have a meaning."""
+    """The submitters' task for applications: a task that can only be sent, with the supported options."""
 
     name = TASK_NAME
     typing = False

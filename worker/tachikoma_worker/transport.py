@@ -1,4 +1,4 @@
-"""kombu's Redis transport as an agent's worker uses it: it asks the queues in turn, and messages go to the intake."""
+"""kombu's Redis transport as an agent's worker uses it: it polls the queues in turn, and messages go to the intake."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOOK_WAIT_SECONDS = 0.01
 
 
 class AgentChannel(QueueChannel):
-    """A channel that asks only the queues whose turn it is (`turns.py`)."""
+    """A channel that polls only the queues whose turn it is (`turns.py`)."""
 
     from_transport_options = (*QueueChannel.from_transport_options, "turns")
     #: Decides about the queues; all may be asked without it.

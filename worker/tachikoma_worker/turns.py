@@ -24,7 +24,7 @@ class Turns:
     """The slots that the commands of each queue occupy."""
 
     def __init__(self, slots: int) -> None:
-        """Prepare it for a number of slots. Fewer than 16 have no reserve."""
+        """Prepare the turns for a number of slots. Fewer than 16 slots have no reserve."""
         self._slots = slots
         self._reserved = slots // RESERVED_PART
         self._occupied: Counter[str] = Counter()
@@ -36,7 +36,7 @@ class Turns:
         self._hub = hub
 
     def wake_after(self, seconds: float) -> None:
-        """Wake the hub after a delay, so that it asks the queues again."""
+        """Wake the hub after a delay, so that it polls the queues again."""
         if self._hub is not None:
             self._hub.call_later(seconds, _nothing)
 
@@ -71,4 +71,4 @@ class Turns:
 
 
 def _nothing() -> None:
-    """Do nothing; the hub, once awake, asks the queues again."""
+    """Do nothing. The hub, once awake, polls the queues again."""

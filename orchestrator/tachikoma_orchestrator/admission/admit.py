@@ -242,7 +242,7 @@ class Admitter:
     async def prepare(
         self, allowed: AllowedRequest, unfit: str, *, batch: str = "", approved_by: str = "", approval_reason: str = ""
     ) -> tuple[Admission, Dispatch | None]:
-        """Return what the ledger needs of an allowed request, and its order; None if it waits for an approval.
+        """Return the facts of an allowed request for the ledger, and its order; None if it waits for an approval.
 
         Args:
             allowed: the request.

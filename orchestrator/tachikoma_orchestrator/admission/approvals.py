@@ -1,4 +1,4 @@
-"""Approvals: executions that wait for one, the callers that may give it, and what it is bound to.
+"""Approvals: executions that wait for one, the callers that may give it, and the digest that it names.
 
 A request that needs an approval is stored signed by the orchestrator (`ParkedRequest`). No order of it exists, so write
 access to Redis is not enough to run it. An approval names the digest of everything that would run. Policy decides again

@@ -84,7 +84,7 @@ class AccountCopies:
         await self._servers.close()
 
     async def _users(self, server: tuple[Address, Redis]) -> Users | None:
-        """Return the users of agents on a server; None if it cannot be asked."""
+        """Return the users of agents on a server; None if the server does not answer."""
         address, redis = server
         try:
             lines = await redis.acl_list()

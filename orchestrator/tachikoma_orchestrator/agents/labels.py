@@ -110,7 +110,7 @@ class Labels(RefreshedCopy):
                 self._take(name.decode(errors="replace"), raw.decode("ascii", "replace"))
 
     def _take(self, agent: str, raw: str) -> None:
-        """Use an entry, if an orchestrator signed it and it is no older one."""
+        """Use an entry if an orchestrator signed it and it is not older than the known one."""
         known = self._known.get(agent)
         if (known is not None and known.raw == raw) or self._refused.get(agent) == raw:
             return

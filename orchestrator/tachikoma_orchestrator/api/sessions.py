@@ -310,7 +310,7 @@ class _Attached:
             await self._report_status(record)
 
     async def _report_observers(self, record: Record) -> None:
-        """Send the status whenever the observers change, so that the caller knows who reads along."""
+        """Send the status whenever the observers change, so that the caller knows its observers."""
         if self._observers is None:
             self._observers = record.status().observers
         while True:

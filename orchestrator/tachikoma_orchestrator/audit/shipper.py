@@ -277,7 +277,7 @@ class _Trouble:
         self._reason = ""
 
     def report(self, reason: str) -> None:
-        """Log the reason of the trouble if it is a new one; empty if there is none any more."""
+        """Log the reason of a problem if it is new; an empty reason ends the problem."""
         reason = reason[:200]
         if reason and reason != self._reason:
             log.error(self._event, reason=reason, **self._values)

@@ -1,4 +1,4 @@
-"""Approvals of batches: those that wait for one, the callers that may give it, and what it is bound to.
+"""Approvals of batches: batches that wait for one, the callers that may give it, and the digests that it names.
 
 A batch that needs an approval is frozen and signed like every other, and starts nothing. An approval is a message that
 an orchestrator signs, so write access to Redis is not enough to start the batch. It contains a digest of what each

@@ -45,7 +45,7 @@ class ReportedBatches:
         self._halted.put_first(batch_id, call)
 
     async def write_again(self, redis: Redis) -> None:
-        """Record and halt them again, after Redis lost data; nothing changes if it did not. Raises redis errors.
+        """Record and halt the batches again after Redis lost data. Change nothing without a loss. Raises redis errors.
 
         Args:
             redis: connections that need not wait for the new life of Redis.
@@ -63,7 +63,7 @@ class ReportedBatches:
 
 
 def _later(call: Call, age_seconds: float) -> Call:
-    """Return a call so that the deadline that it sets does not move."""
+    """Return the call with the time left now, so that it does not move the deadline."""
     wait = call.args["wait_ms"]
     assert isinstance(wait, int)
     return replace(call, args={**call.args, "wait_ms": max(0, wait - duration_ms(timedelta(seconds=age_seconds)))})

@@ -128,7 +128,7 @@ class BatchStore:
     async def approve(
         self, batch_id: str, approval: str, *, by: str, reason: str, digest: str, deadline: timedelta
     ) -> bool:
-        """Let the targets of a batch start that waits for its approval; return False if it waits no more.
+        """Start a batch that waits for its approval; return False if it does not wait any more.
 
         Args:
             batch_id: the batch.
@@ -149,7 +149,7 @@ class BatchStore:
         return approved
 
     async def release(self, batch_id: str, released: int, following: int, reason: str, *, evidence: str = "") -> bool:
-        """Let the targets before a place start, or begin the pause before that if the place is the same.
+        """Release the targets before a new place of the list. If the place is the same, begin the pause before it.
 
         Args:
             batch_id: the batch.
@@ -307,7 +307,7 @@ class BatchStore:
         return found
 
     async def ends(self, batch_id: str, agents: Sequence[str]) -> list[Ended]:
-        """Return those of some targets that have ended, in the same order, with their receipts."""
+        """Return the ended ones of the given targets, in the same order, with their receipts."""
         if not agents:
             return []
         found = []

@@ -124,7 +124,7 @@ class BatchSubmission:
         return PreviewedTarget(agent_id=agent, state=verdict.state or TargetState.PENDING, reason=verdict.reason)
 
     def _obstacle(self, info: AgentInfo) -> str:
-        """Return why an agent can take nothing now; empty if it can."""
+        """Return why an agent cannot take an execution now; empty if it can."""
         if info.revoked:
             return "revoked"
         if not info.online:

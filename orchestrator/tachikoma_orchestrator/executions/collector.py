@@ -149,7 +149,7 @@ class Collector:
         return verified
 
     def _signed(self, agent: str, token: str) -> Receipt:
-        """Return what the agent signed; it may have done so while no orchestrator was running."""
+        """Return the result that the agent signed, possibly while no orchestrator was running."""
         return signed_receipt(self._identity.current().bundle, agent, token)
 
     def _verify(self, agent: str, exec_id: str, verified: VerifiedReceipt) -> None:

@@ -169,7 +169,7 @@ def not_a_record(exec_id: str, error: ResponseError) -> Exception:
 
 
 def signed_receipt(bundle: TrustBundle, agent: str, token: str) -> Receipt:
-    """Return what an agent signed, with a certificate that was valid at the time of the signature or is valid now.
+    """Return the result that an agent signed, with a certificate that was valid at the signature or is valid now.
 
     An agent's clock may be wrong, so a time in the future, or before its certificate, is no reason to refuse a receipt.
 

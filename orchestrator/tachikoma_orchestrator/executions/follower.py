@@ -109,7 +109,7 @@ class Follower:
                     await self._reports.leave()
 
     def report_reads(self, *, announce: bool) -> None:
-        """Report to the agent what the caller has read, so that its command waits for it. Use it inside `listen`.
+        """Report the caller's position to the agent, so that the command waits for the caller. Use it inside `listen`.
 
         Args:
             announce: whether the agent does not know yet that a caller is attached.

@@ -339,7 +339,7 @@ class Reaper:
         return queued_ms <= self._lives.lost_ms and now_ms - queued_ms > SETTLE_MS
 
     async def _settle_void(self, record: Record, agent: AgentState | None, now_ms: int) -> bool:
-        """Settle an execution that no agent starts any more and that none has claimed, as far as Redis knows.
+        """Settle an execution that no agent will start any more, and that no agent has claimed according to Redis.
 
         Its agent may have claimed it in the part that Redis lost. It writes its claims again, and says so in its
         heartbeat. Without that, the execution waits for the lease of the agent.

@@ -1,4 +1,4 @@
-"""Renewal of the orchestrator's own identity, at the certificate authority that it has for its members.
+"""Renewal of the orchestrator's own identity, by the certificate authority that it uses for its members.
 
 An identity that another authority issued, SPIRE's for instance, is renewed by that authority.
 """

@@ -1,1 +1,1 @@
-"""Recordings of interactive executions: who writes them, where they are stored, and who plays them."""
+"""Recordings of interactive executions: writing, storage, and playing."""

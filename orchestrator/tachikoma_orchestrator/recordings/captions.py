@@ -1,4 +1,4 @@
-"""The events of one attached caller in a recording: when it came, what size its window has, what it typed."""
+"""The events of one attached caller in a recording: the time of attaching, window sizes, input."""
 
 from __future__ import annotations
 

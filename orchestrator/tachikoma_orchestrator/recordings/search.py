@@ -73,7 +73,7 @@ class ScreenText:
 
 
 def _pieces(data: bytes, lines: int) -> Iterator[bytes]:
-    """Yield data in pieces of at most a number of lines, so that none leaves the screen unseen."""
+    """Yield data in pieces of at most a number of lines, so that no line leaves the screen before it is read."""
     parts = data.splitlines(keepends=True) if data.count(b"\n") > lines else [data]
     for begin in range(0, len(parts), lines):
         yield b"".join(parts[begin : begin + lines])

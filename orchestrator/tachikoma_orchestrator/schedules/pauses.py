@@ -1,4 +1,4 @@
-"""The last pause of each schedule, as one process knows it, so that a Redis that went back undoes none."""
+"""The latest pause of each schedule, as one process knows it. A Redis that lost data thus undoes no pause."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class ScheduleRunner:
     # --- background parts ---------------------------------------------------------------------------------------------
 
     async def watch_file(self) -> None:
-        """Reload the schedules whenever their file changes, for ever."""
+        """Reload the schedules after each change of their file, until cancelled."""
         while True:
             await asyncio.sleep(FILE_SECONDS)
             # A large file takes seconds to parse; calls go on meanwhile.
@@ -96,7 +96,7 @@ class ScheduleRunner:
                     self._changed.set()
 
     async def run(self) -> None:
-        """Check all schedules now, after each change of the file, and every `CHECK_SECONDS`, for ever."""
+        """Check all schedules now, after each change of the file, and every `CHECK_SECONDS`, until cancelled."""
         while True:
             self._changed.clear()
             try:

@@ -121,7 +121,7 @@ class Attachment(SessionCaller):
         return self.epoch
 
     def _place(self) -> dict[str, str]:
-        """Return the fields of an attached session, which a record lacks that Redis lost and that was rebuilt."""
+        """Return the fields of an attached session. A record that was lost and rebuilt lacks them."""
         return {"attached_by": str(self._peer)}
 
     async def note(self, code: AuditCode, reason: str, *, sizes: str = "") -> None:

@@ -178,7 +178,7 @@ class InputChannel:
             await self._send(Acknowledge(output))
 
     async def detach(self) -> None:
-        """Tell the agent that the caller leaves, also while what it may not have is sent again."""
+        """Report to the agent that the caller leaves, also while unaccepted input is sent again."""
         await self._send(Detach(), early=True)
 
     async def close(self) -> bool:
@@ -234,7 +234,7 @@ class InputChannel:
         return bool(order_sha256) and state in states
 
     async def _establish(self) -> None:
-        """Make offers until the agent answers one, then send again what it has not accepted."""
+        """Make offers until the agent answers one, then send unaccepted input again."""
         delays = Backoff(*OFFER_BACKOFF)
         while True:
             self._forget()
@@ -258,7 +258,7 @@ class InputChannel:
         await self._redis.expire(self._input, INPUT_SECONDS)
 
     async def _resume(self) -> bool:
-        """Send what the agent may not have in the new epoch; return False if the epoch broke meanwhile."""
+        """Send again everything that the agent may lack in the new epoch; return False if the epoch broke meanwhile."""
         async with self._sending:
             epoch = self._epoch
             if epoch is None:

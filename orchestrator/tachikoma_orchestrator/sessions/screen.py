@@ -107,7 +107,7 @@ class _AvtScreen:
         return [line.text.rstrip() for line in self._model.view()]
 
     def _guarded(self, action: Callable[[], T]) -> T | None:
-        """Return what the model returns; None if it failed, so that it was replaced."""
+        """Return the model's result; None if the model failed and was replaced."""
         try:
             return action()
         except BaseException as error:

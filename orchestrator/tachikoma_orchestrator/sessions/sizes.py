@@ -24,7 +24,7 @@ class SizeHistory:
 
     @classmethod
     def parse(cls, text: str) -> SizeHistory:
-        """Read a history from a record; a text that is none is an empty history, since only a drawing depends on it."""
+        """Read a history from a record. Any other text is an empty history, since only a drawing depends on it."""
         history = cls()
         try:
             for offset, rows, columns in json.loads(text or "[]"):

@@ -1,4 +1,4 @@
-"""The drained agents, as one orchestrator knows them, so that a Redis that went back to an older state undoes nothing.
+"""The drained agents, as one orchestrator knows them. A Redis that lost data thus undoes no drain.
 
 Admission and callers read `orch:draining` itself. This copy is at most about a second old, and has the agents that
 were resumed as well.

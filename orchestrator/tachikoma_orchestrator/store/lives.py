@@ -111,7 +111,7 @@ class Lives:
         self._known.note(seq, cursor)
 
     def on_loss(self, remembering: Remembering, *, first: bool = False) -> None:
-        """Call a function in each life that lost data, before it is used: it writes again what it remembers.
+        """Register a function that writes remembered data again. It is called in each life with a loss, before its use.
 
         Args:
             remembering: gets connections that need not wait for the life to be recorded.
@@ -120,7 +120,7 @@ class Lives:
         self._remembering.insert(0 if first else len(self._remembering), remembering)
 
     def is_latest(self, token: bytes | None) -> bool:
-        """Return True if what Redis has as the record of its life is that of the life that this process uses."""
+        """Return True if the record of the life in Redis is that of the life which this process uses."""
         return self._current is not None and token == self._token.encode()
 
     def number_of(self, token: str) -> int:
@@ -212,7 +212,7 @@ class Lives:
         return record is None or record.replid != seen.replid or record.number < self._highest
 
     async def _loss(self, seen: _Seen) -> str:
-        """Return what a life lost, in words; empty if it lost nothing, or its loss is recorded already."""
+        """Return the loss of a life, in words; empty if it lost nothing, or its loss is recorded already."""
         recorded = seen.record
         if self._highest > max(self.number, recorded.number if recorded is not None else 0):
             return f"Redis no longer knows its life {self._highest}"
@@ -273,7 +273,7 @@ class Lives:
         await self._store(fresh, seen, {})
 
     async def _write_again(self) -> None:
-        """Let every part write again what it remembers; its events have numbers that were not used before."""
+        """Let every part write its remembered data again. The events of this get numbers that were not used before."""
         await self._continue_numbers()
         for remembering in self._remembering:
             await remembering(self._redis)

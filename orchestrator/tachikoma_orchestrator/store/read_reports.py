@@ -31,7 +31,7 @@ LEFT_SECONDS = 30
 
 
 class ReadReports:
-    """Reports how far one caller has read one output."""
+    """Reports the position of one caller in one output."""
 
     def __init__(self, redis: Redis, key: str) -> None:
         """Prepare the reports of one caller.

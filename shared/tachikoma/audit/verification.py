@@ -147,7 +147,7 @@ class _Verification:
             self.found(f"the last {report.unsigned} events have no checkpoint; {rule}", last, 0)
 
     def _check_link(self, content: dict[str, Any]) -> None:
-        """Check that a line follows the one before it."""
+        """Check that a line has the next number and the digest of the previous line."""
         if self._next_line is None:
             # The oldest file may be one whose predecessors were archived.
             self._next_line = self._first_line = content["line"]
@@ -204,7 +204,7 @@ class _Verification:
             self.report.unsigned = 0
 
     def _check_head(self, line: int) -> None:
-        """Check a line against the head stored elsewhere, if there is one for it."""
+        """Compare a line with the head that is stored elsewhere for it, if there is one."""
         if self._wanted.pop(line, self.report.head) != self.report.head:
             self.found("is not the line that a head stored elsewhere signs: the lines before it were rewritten")
 

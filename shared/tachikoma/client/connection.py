@@ -77,7 +77,7 @@ def _check_process() -> None:
     """Check that gRPC can be used in this process.
 
     Raises:
-        FailedPrecondition: it was used before a fork of this process. A call would wait for ever.
+        FailedPrecondition: it was used before a fork of this process. A call would wait forever.
     """
     if _Grpc.process not in (None, os.getpid()):
         raise FailedPrecondition(
@@ -167,7 +167,7 @@ class Connection:
         return self._stub
 
     async def ready(self, subject: str = "") -> bool:
-        """Wait for a connection, at most 10 s, so that a server that is busy or far away is reached.
+        """Wait for a connection, for up to 10 s, so that calls reach a busy or distant server.
 
         A wrong certificate of the server does not become right by waiting, so it is reported after a second. A host
         on which nothing listens is reported after two.
@@ -204,13 +204,13 @@ class Connection:
         self._renewal = asyncio.get_running_loop().create_task(renew_in_passing(place))
 
     async def _finish_renewal(self) -> None:
-        """Let a renewal that has begun end, so that a command that is shorter than it renews too."""
+        """Wait until a running renewal ends, so that a command that is shorter than its renewal renews too."""
         if self._renewal is not None and not self._renewal.done():
             await asyncio.wait({self._renewal}, timeout=RENEWAL_WAIT_SECONDS)
             self._renewal.cancel()
 
     async def _explain(self, subject: str) -> float:
-        """Find out why there is no connection, log what is waited for, and return how long to wait, in seconds."""
+        """Find and log the reason why there is no connection, and return the time to wait, in seconds."""
         address = self._profile.address
         svid = self._used
         found = await asyncio.to_thread(

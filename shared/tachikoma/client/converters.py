@@ -151,7 +151,7 @@ def plain(*names: str) -> tuple[WireField, ...]:
 
 
 def optional(*names: str, converter: Converter[Any, Any] = SAME) -> tuple[WireField, ...]:
-    """Make rows of fields that may be unset, which is None."""
+    """Make rows of fields that may be unset; an unset field is None."""
     return tuple(WireField(name, converter, Presence.OPTIONAL) for name in names)
 
 

@@ -58,7 +58,7 @@ class Trouble:
 def diagnose(
     address: str, server_name: str, roots: bytes, certificate: bytes = b"", key: bytes = b""
 ) -> Trouble | None:
-    """Connect once and return what is wrong; None if nothing was found, or nothing can be said.
+    """Connect once and return the problem; None if none was found, or it cannot be determined.
 
     Args:
         address: host:port of the orchestrator.

@@ -205,7 +205,7 @@ class AsyncSession:
     # --- calls --------------------------------------------------------------------------------------------------------
 
     def _open(self, stub: RemoteExecutionAsyncStub) -> Call:
-        """Make a call, and send what there is to send until it ends."""
+        """Make a call, and send input until it ends."""
         return self._call(stub, self._first)
 
     def _reopen(self, stub: RemoteExecutionAsyncStub, after_seq: int) -> Call:
@@ -226,7 +226,7 @@ class AsyncSession:
         return call
 
     async def _send(self, call: Call, first: pb.ExecInput) -> None:
-        """Send messages over one call until it ends; the reader learns why."""
+        """Send messages over one call until it ends; the reader of the call gets the error, if there is one."""
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             await call.write(first)
             cursor = _Cursor()

@@ -319,7 +319,7 @@ def digest_to_pb(digest: str, source: str) -> bytes:
 
 
 def timestamp_to_pb(value: datetime | None) -> Timestamp | None:
-    """Convert a time; None stays None, which protobuf takes for unset."""
+    """Convert a time. None stays None, so that the field is unset."""
     return None if value is None else TIMESTAMP.to_wire(value)
 
 

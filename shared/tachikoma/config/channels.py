@@ -51,7 +51,7 @@ def proxy_options(address: str) -> list[tuple[str, int]]:
 
 
 def proxy_hint(address: str) -> str:
-    """Return the end of a message about a connection that failed: which proxy it used; empty if none."""
+    """Return the end of a message about a failed connection: the proxy that it used; empty if it used none."""
     if is_local(address):
         return ""
     for name in _PROXY_VARIABLES:
@@ -63,9 +63,9 @@ def proxy_hint(address: str) -> str:
 
 
 def target_of(address: str) -> str:
-    """Return gRPC's target for one address, which stays as it is, or for several, whose names are looked up. Blocks.
+    """Return gRPC's target for addresses. One address is its own target; of several, the names are looked up. Blocks.
 
-    gRPC's policy `pick_first` connects to the first address that accepts, and goes on with the next one when a
+    gRPC's policy `pick_first` connects to the first address that accepts, and continues with the next one when a
     connection ends (grpc/doc/load-balancing.md). A target has either one name or a list of IP addresses
     (grpc/doc/naming.md).
 

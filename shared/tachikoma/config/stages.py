@@ -109,7 +109,7 @@ def begin(exec_id: str = "", *, since_ns: int | None = None) -> None:
 
 
 def begin_unless_begun(exec_id: str) -> None:
-    """Begin to measure an execution in the current task, unless its caller has begun; its id is set in both cases."""
+    """Begin to measure an execution in the current task, unless its caller already does. Set its id in both cases."""
     measured = _measured.get()
     if measured is None or measured.exec_id not in ("", exec_id):
         begin(exec_id)

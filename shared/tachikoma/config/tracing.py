@@ -113,7 +113,7 @@ def span(
     parent: TraceParent | None = None,
     since_ns: int | None = None,
 ) -> Iterator[None]:
-    """Let the block be a span of the current trace.
+    """Record the block as a span of the current trace.
 
     Args:
         name: its name, one of few.

@@ -59,7 +59,7 @@ class _Scanner(RoundTripScanner):
 
 
 class _Composer(Composer):
-    """A composer that refuses keys that are no scalars: nested ones take time that doubles with each level."""
+    """A composer that refuses keys that are no scalars: the time for nested keys doubles with each level."""
 
     def compose_mapping_node(self, anchor: Any) -> MappingNode:
         node: MappingNode = super().compose_mapping_node(anchor)

@@ -102,7 +102,7 @@ def _may_replace(path: Path, profile: Profile) -> bool:
 
 
 def _isolation(stack: Stack) -> str:
-    """Choose the isolation of a new policy, and return what to say about it; empty for the developer's own policy."""
+    """Choose the isolation of a new policy, and return a line about it; empty for the developer's own policy."""
     if not stack.has_new_policy:
         return ""
     if stack.isolate():
@@ -113,7 +113,7 @@ def _isolation(stack: Stack) -> str:
 def introduction(
     stack: Stack, agents: Sequence[AgentInfo], profile: Path, *, usual: bool, isolation: str = ""
 ) -> Iterator[str]:
-    """Yield the lines that say where everything is, and what to do next."""
+    """Yield the lines with the places of all files and addresses, and the next steps."""
     yield f"orchestrator  {stack.address} (gRPC, mTLS)"
     yield f"agents        {', '.join(agent.id for agent in agents)}"
     yield f"you           {stack.user}"

@@ -287,7 +287,7 @@ class Stack:
     def _forget_earlier_agents(self) -> None:
         """Remove the agents that only earlier starts of this folder ran from the list of agents.
 
-        Otherwise they would be offline for ever, and targets of `tachikoma run '*'`. Their data stays for a start that
+        Otherwise they would be offline forever, and targets of `tachikoma run '*'`. Their data stays for a start that
         runs them again.
         """
         earlier = {path.name for path in (self.data / "agents").glob("*")} - {*self.agent_ids}

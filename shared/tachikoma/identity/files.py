@@ -1,4 +1,4 @@
-"""The files of an identity, written so that neither a reader nor a crash leaves half of them in use.
+"""The files of an identity, written so that a reader or a restart after a crash never uses half of them.
 
 Each file is replaced as a whole; between the three replacements a reader retains the previous identity (`svid.py`). A
 process that starts has no previous identity. So the complete set is first written beside the files, and the process

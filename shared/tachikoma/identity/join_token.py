@@ -1,4 +1,4 @@
-"""The token with which a host becomes an agent, or a person a user, and the file that remains of it.
+"""The token with which a host becomes an agent, or a person a user, and the file in which a used token is recorded.
 
 A token is one string. Beside its secret it contains the address to join at and the root certificate of the server
 there: the root itself, not only its fingerprint, since TLS does not send roots. So only the orchestrator receives the

@@ -1,4 +1,4 @@
-"""Renewal of an identity before it expires: when it is due, how often it is tried, and who may write the files.
+"""Renewal of an identity before it expires: due times, retries, and the process that may write the files.
 
 The class here waits and repeats. Its subclasses know where the next certificate comes from.
 """
@@ -96,7 +96,7 @@ class IdentityRenewal(ABC):
         """
 
     async def run(self) -> None:
-        """Renew for ever."""
+        """Renew the identity whenever it is due, until cancelled."""
         reported: Svid | None = None
         while True:
             svid = self._identity.current()

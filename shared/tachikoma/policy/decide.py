@@ -1,4 +1,4 @@
-"""Policy: who may run which command, where and as which user.
+"""Policy: the decision on which requesters may run which commands, where and as which user.
 
 Default deny. A denied command of any policy that applies to this subject and agent wins over every grant. One policy
 must grant the whole of a request: command, user, directory, environment and timeout; grants of several policies are not

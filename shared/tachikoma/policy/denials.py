@@ -170,7 +170,7 @@ class _DeniedArgument:
                 self.undecidable = f"{text!r} contains a '.' or '..', which is compared only as it is written"
 
     def met_by(self, arguments: DeniedArguments, effort: Effort | None) -> bool:
-        """Return True if one of the arguments may mean this one."""
+        """Return True if one of the arguments may be equivalent to this one."""
         if self._option and self._written is None:
             return self._has_option(arguments) and self._has_path(arguments, effort)
         assert self._written is not None

@@ -234,7 +234,7 @@ class Timeout(Rule):
 
 
 class Duration(Rule):
-    """A timeout that an interactive request names is at most the policy's duration of those, if it has one."""
+    """The timeout of an interactive request is at most the policy's duration for such requests, if set."""
 
     field = "maxDuration"
 

@@ -27,7 +27,7 @@ class Kind(StrEnum):
 
 
 class Part(StrEnum):
-    """A part of the system that has a Redis user of its own, or one for each of its kind."""
+    """A part of the system with its own Redis user, or with one user for each instance, as for agents."""
 
     AGENT = "agent"
     ORCHESTRATOR = "orchestrator"

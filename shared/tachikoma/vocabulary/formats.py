@@ -1,4 +1,4 @@
-"""The versions of the formats that processes of different versions exchange: the one table of them.
+"""The table of the versions of all formats that processes of different versions exchange.
 
 A version is raised when an older reader would misunderstand the format. A new field that an older reader may ignore
 raises none; one that every reader must understand is named in `crit` of its message. `docs/decisions/0031-formats.md`.
@@ -31,7 +31,7 @@ FORMATS: Mapping[str, int] = MappingProxyType(
 
 
 def difference(theirs: Mapping[str, int]) -> str:
-    """Return in words which formats of another program have other versions than the own ones; empty for none.
+    """Return, in words, the formats whose versions differ between another program and this one; empty for none.
 
     Args:
         theirs: versions by format. A format that is missing has version 1, since the first programs reported none.

@@ -60,7 +60,7 @@ class IsolationReport(Model):
 
 
 def strictest(*levels: Isolation | None) -> Isolation | None:
-    """Return the strongest level; None, which asks for none, if all are None."""
+    """Return the strongest level; None if all are None, so none is requested."""
     given = [level for level in levels if level is not None]
     return max(given, key=lambda level: level.rank) if given else None
 

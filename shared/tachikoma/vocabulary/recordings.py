@@ -1,4 +1,4 @@
-"""Recordings of interactive executions: whether policy wants one, and what is known of a finished one."""
+"""Recordings of interactive executions: the rule of policy for them, and the facts of a finished one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The limits of a command where neither policy nor request has any.
+"""The default limits of a command, for resources that neither policy nor request limits.
 
 A command without limits could take all memory and all processes of its host, also those of the agent. A default is
 never a reason to refuse an order: on a host that lacks a controller, it does not apply.
@@ -29,7 +29,7 @@ def default_limits(memory: str, pids: int, cpu_weight: int) -> ResourceLimits:
 
 
 def with_defaults(limits: ResourceLimits, defaults: ResourceLimits, controllers: frozenset[str]) -> ResourceLimits:
-    """Return limits, and a default for each that is None and that the controllers of a host can enforce."""
+    """Return limits with a default in place of each None, if the host's controllers can enforce it."""
     enforceable = {
         name: value
         for name, value in defaults

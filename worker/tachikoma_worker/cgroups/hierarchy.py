@@ -83,7 +83,7 @@ class Hierarchy(ABC):
         """Create the cgroup of an execution with its limits.
 
         Raises:
-            OSError: the kernel refuses it. Nothing is left behind.
+            OSError: the kernel refuses it. No part of the cgroup remains.
         """
 
     @abstractmethod

@@ -86,7 +86,7 @@ def _listen(path: Path) -> socket.socket:
 
 
 def _command(listener: socket.socket, *, peer: int, linger_seconds: int, capabilities: int) -> list[str]:
-    """Return the spawner's command line; a linger of 0 seconds means for ever."""
+    """Return the spawner's command line; with a linger of 0 seconds the spawner waits forever for its next worker."""
     return [
         *(str(PROGRAM), "--socket", str(listener.fileno()), "--peer", str(peer)),
         *("--linger", str(linger_seconds), "--capabilities", str(capabilities)),

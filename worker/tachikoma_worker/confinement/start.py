@@ -79,7 +79,7 @@ def _check_capabilities(prepared: Prepared, spawner: Spawner) -> None:
 
 
 def explain(error: SpawnFailed, path: str, work_dir: str, user: Account) -> Refused | CannotExecute:
-    """Return what a failed step of the spawner means for the order.
+    """Return the error of an order for a failed step of the spawner.
 
     Args:
         error: the failure.

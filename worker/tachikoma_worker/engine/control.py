@@ -39,7 +39,7 @@ class Control:
         self._running = running
 
     async def run(self) -> None:
-        """Receive cancels for ever, and subscribe again whenever the connection breaks."""
+        """Receive cancels until cancelled; subscribe again after each broken connection."""
         backoff = Backoff(*RETRY_SECONDS)
         while True:
             with suppress(RedisError, OSError):

@@ -1,4 +1,4 @@
-"""Descriptors of the worker's process: its own limit, and the slots that it has enough of them for."""
+"""Descriptors of the worker's process: its limit, and the number of slots for which the limit suffices."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def raise_limit() -> None:
 
 
 def fitting_slots(slots: int) -> int:
-    """Return how many of the wanted slots the hard limit of descriptors is enough for, at least one."""
+    """Return the number of slots, at least 1 and at most the wanted ones, for which the hard limit suffices."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY:
         return slots

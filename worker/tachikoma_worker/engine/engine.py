@@ -410,7 +410,7 @@ class Engine:
                 log.info("policy.changed", digest=policies.current.digest)
 
     async def _watch_spawner(self) -> None:
-        """Wait for ever, unless the spawner goes. The next start of the worker cleans up what it left.
+        """Wait until the connection to the spawner is lost. The next start of the worker cleans up what it left.
 
         Raises:
             SpawnerGone: nothing can be started or ended without the spawner.

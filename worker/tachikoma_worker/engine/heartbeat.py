@@ -91,7 +91,7 @@ def describe_trust(svid: Svid) -> Trust:
 
 
 def logged_warnings(cgroups: Hierarchy, spawner_uid: int, abilities: Abilities) -> tuple[str, ...]:
-    """Log what this host cannot enforce, limits and isolation, and return it, for people."""
+    """Log the limits and the isolation that this host cannot enforce, and return them as texts for people."""
     warnings = (*host_warnings(cgroups, spawner_uid), *abilities.warnings())
     for warning in warnings:
         log.warning("agent.warning", warning=warning)

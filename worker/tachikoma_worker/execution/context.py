@@ -72,7 +72,7 @@ class Context:
         return Mailbox(self.redis, self.waiting_redis, self.agent, exec_id)
 
     def last_use(self, exec_id: str) -> LastUse:
-        """Return how long a session was left alone."""
+        """Return the times at which a session was last used."""
         return LastUse(self.sessions / exec_id)
 
     @property

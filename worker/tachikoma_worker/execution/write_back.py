@@ -52,7 +52,7 @@ class WriteBack:
         self.done = ""
 
     async def run(self) -> None:
-        """Write in each life that begins, until cancelled."""
+        """Write the reports again in each new life, until cancelled."""
         backoff = Backoff(*RETRY_SECONDS)
         while True:
             try:

@@ -182,7 +182,7 @@ class OutputLog:
                 await backoff.wait()
 
     async def _remove(self) -> None:
-        """Remove the value at the log's key. The agent's user has no DEL; a lifetime of 0 is the same."""
+        """Remove the value at the log's key, by a lifetime of 0: the agent's user in Redis may not use DEL."""
         with suppress(RedisError, OSError):
             await self._redis.expire(self._key, 0)
         self._expires = False

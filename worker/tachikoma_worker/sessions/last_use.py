@@ -1,4 +1,4 @@
-"""The moments from which a session counts as left alone. A file contains them for the worker that continues it."""
+"""The times of a session's last input and last detachment. A file contains them for the worker that continues it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAVE_SECONDS = 5.0
 
 
 def now() -> float:
-    """Return the seconds by which sessions measure how long they were left alone. All processes of a host share it."""
+    """Return the time in seconds by the clock that measures idle sessions. All processes of a host share it."""
     return time.monotonic()
 
 

@@ -50,7 +50,7 @@ class Mailbox:
     _last: bytes = field(default=b"0-0", init=False)
 
     async def read(self) -> AsyncIterator[Entry]:
-        """Yield entries for ever. Values that are no entries are skipped and logged."""
+        """Yield entries until cancelled. Values that are no entries are skipped and logged."""
         key = keys.input(self.agent, self.exec_id)
         backoff = Backoff(*RETRY_SECONDS)
         while True:

@@ -288,7 +288,7 @@ class Session:
     # --- reports ------------------------------------------------------------------------------------------------------
 
     async def _report(self) -> None:
-        """Publish answers and progress whenever they change, and from time to time, for ever."""
+        """Publish answers and progress after each change, and regularly, until cancelled."""
         backoff = Backoff(*RETRY_SECONDS)
         while True:
             self._report_due.clear()

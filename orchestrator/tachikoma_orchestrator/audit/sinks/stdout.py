@@ -31,7 +31,7 @@ class StandardOutputSink:
                 raise SinkUnavailable(f"cannot write to standard output: {error.strerror}", sent=number) from error
 
     def _write(self, line: bytes) -> None:
-        """Write a line; if the one before it was written in part, end that first, so that this one can be read."""
+        """Write a line. If the previous line was written only in part, end that line first."""
         view = memoryview(b"\n" + line if self._torn else line)
         while view:
             view = view[os.write(self._descriptor, view) :]

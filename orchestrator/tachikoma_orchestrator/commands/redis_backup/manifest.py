@@ -1,4 +1,4 @@
-"""The manifest of a backup: what it contains, and the digests by which a damaged one is found."""
+"""The manifest of a backup: its contents, and the digests by which damage is found."""
 
 from __future__ import annotations
 

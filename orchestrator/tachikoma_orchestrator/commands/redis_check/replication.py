@@ -1,4 +1,4 @@
-"""Findings about a server that has replicas or is one: what a failover or a separation would lose."""
+"""Findings about a server that has replicas or is one: the data that a failover or a separation would lose."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_LAG_SECONDS, MOST_TIMEOUT_SECONDS = 2, 10
 
 
 def replication_findings(info: Mapping[str, object], config: Mapping[str, str]) -> Iterable[Finding]:
-    """Find what is wrong with the replication of a server; nothing for one that stands alone.
+    """Find problems of a server's replication; a server without replicas has none.
 
     Args:
         info: the server's INFO.

@@ -142,7 +142,7 @@ def logs(
 
 
 def _wanted(text: str) -> frozenset[TargetState]:
-    """Return the states that `--state` means; all of them without it."""
+    """Return the states that `--state` selects; without it, all states."""
     every = frozenset(TargetState)
     return frozenset(states_of(text, "--state")) or every - {TargetState.SUCCEEDED} if text else every
 

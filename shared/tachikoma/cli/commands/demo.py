@@ -138,7 +138,7 @@ def _find_files(root: str) -> ExecRequest:
 
 
 def _agree(names: list[bytes], before: set[bytes], after: set[bytes]) -> bool:
-    """Return True if a listing has each file once that was there before and after it, and no file of neither time."""
+    """Return True if a listing fits the folder before and after it: each common file once, and no unknown file."""
     found = set(names)
     return len(found) == len(names) and before & after <= found <= before | after
 

@@ -1,4 +1,4 @@
-"""`tachikoma doctor`: what is wrong with a part on this host, or with your own access, and what to do about it."""
+"""`tachikoma doctor`: problems of a part on this host, or of your own access, and their remedies."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ class _Channel:
     def of(
         cls, *, interactive: bool = False, tty: bool = False, no_tty: bool = False, no_stdin: bool = False
     ) -> _Channel:
-        """Return the channel that options ask for, with a terminal only where this side has one."""
+        """Return the channel that the options request. It has a terminal only if the caller has one."""
         tty = _terminal_wanted(tty) and not no_tty
         return cls(interactive or tty, tty, no_stdin)
 
@@ -151,7 +151,7 @@ class _Form:
 
     @property
     def streams(self) -> bool:
-        """True if the command's output goes to that of this program, so that input can follow as well."""
+        """True if this program streams the command's output, so that input can follow as well."""
         return not (self.detach or self.folder or self.output.for_programs)
 
 

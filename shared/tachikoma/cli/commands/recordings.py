@@ -170,7 +170,7 @@ def play_recording(
 
 
 def _note_size(header: CastHeader) -> None:
-    """Say that the recording does not fit the window, if it does not."""
+    """Print a note if the recording does not fit the window."""
     if os.isatty(1):
         size = window_size(1)
         if header.rows > size.rows or header.columns > size.columns:

@@ -124,7 +124,7 @@ def run(
 
 
 def _targets(given: list[str], file: Path | None, retry: tuple[str, str] | None) -> dict[str, Any]:
-    """Return the fields of a request that say what runs where.
+    """Return the fields of a request that contain command and targets.
 
     Args:
         given: the words of the command line.
@@ -199,7 +199,7 @@ class _View:
         self.status: BatchStatus | None = None
 
     def update(self, update: BatchUpdate) -> None:
-        """Take one update and print what it adds."""
+        """Take one update and print its news."""
         if update.result is not None:
             result = self._bodies.completed(update.result)
             self.results.append(result)

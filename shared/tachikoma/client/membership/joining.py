@@ -33,7 +33,7 @@ LOG_IN_AGAIN = "ask an operator for a token (`tachikoma users add`), and use it:
 
 
 def rejoin(spiffe_id: SpiffeId) -> str:
-    """Return what to do when an identity cannot be renewed any more."""
+    """Return the remedy, in words, for an identity that cannot be renewed any more."""
     return REJOIN if is_agent(spiffe_id) else LOG_IN_AGAIN
 
 

@@ -50,7 +50,7 @@ class Renewal(IdentityRenewal):
 
     @staticmethod
     def prepare(place: str | Path | None) -> Joined | None:
-        """Return where an identity is renewed, or None if its owner did not join.
+        """Return the place at which an identity is renewed, or None if its owner did not join.
 
         Call it before the identity is opened: it completes a write that a crash interrupted.
 

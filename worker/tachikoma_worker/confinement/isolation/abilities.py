@@ -45,7 +45,7 @@ class Abilities:
         return (Isolation.SHARED.value, *(level.value for level, why in self.levels.items() if not why))
 
     def warnings(self) -> Iterator[str]:
-        """Yield what this host cannot enforce, for people."""
+        """Yield a text for people for each part of isolation that this host cannot enforce."""
         for level, why in self.levels.items():
             if why:
                 yield f"commands cannot be isolated at {level}: {why}"
@@ -58,7 +58,7 @@ class Abilities:
 
     @classmethod
     def none(cls, why: str) -> Abilities:
-        """Return those of a spawner that can enforce nothing."""
+        """Return the abilities of a spawner that can enforce nothing."""
         return cls({Isolation.PRIVATE: why, Isolation.SEALED: why}, why, why, why)
 
 

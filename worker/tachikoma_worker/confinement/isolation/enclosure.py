@@ -1,4 +1,4 @@
-"""The isolation of one command, as the spawner is asked for it and as the receipt reports it."""
+"""The isolation of one command, as the request to the spawner and the receipt contain it."""
 
 from __future__ import annotations
 

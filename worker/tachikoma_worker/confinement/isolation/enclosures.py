@@ -1,4 +1,4 @@
-"""The decision how each command of an agent is isolated: from its order, the agent's settings and its host."""
+"""The choice of isolation for each command of an agent, by its order, the agent's settings and its host."""
 
 from __future__ import annotations
 
