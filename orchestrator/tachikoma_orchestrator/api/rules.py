@@ -20,7 +20,7 @@ class Callers(StrEnum):
     AGENTS = "agents"
 
 
-#: Who may call which RPC. The guard refuses every RPC that is not listed here.
+#: The permitted callers of each RPC. The guard refuses every RPC that is not listed here.
 RULES: Mapping[str, Callers] = {
     "Execute": Callers.USERS,
     "ExecuteStream": Callers.USERS,

@@ -41,11 +41,11 @@ class Examination:
     needs: tuple[ApprovalNeed, ...]
     #: Shortest time that these policies let a request wait for its approval.
     approval_timeout: timedelta
-    #: What each target would run, as `Verdict.binding`, in the order of the list.
+    #: For each target the digest of what it would run (`Verdict.binding`), in the order of the list.
     bindings: tuple[str, ...]
     #: Targets that policy denies.
     denied: tuple[str, ...]
-    #: What the first health gate would run; empty without one, or if policy denies it.
+    #: The same for the first health gate; empty without a gate, or if policy denies it.
     gate: str
     #: SHA-256 over the batch and all bindings, in hexadecimal.
     digest: str

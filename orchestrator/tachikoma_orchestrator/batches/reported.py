@@ -16,10 +16,10 @@ __all__ = ["ReportedBatches"]
 
 log = structlog.get_logger(__name__)
 
-#: How long an accepted batch is remembered, in seconds, and how many are. Agents show the orders of as many minutes, so
-#: what ran of it is known again before a target is started.
+#: Time for which an accepted batch is remembered, in seconds, and largest number of them. Agents publish their orders
+#: of the same time, so the targets that ran are known again before another one is started.
 KEEP_ACCEPTED_SECONDS, MAX_ACCEPTED = 900, 64
-#: The same for halted ones, which need no more than a reason.
+#: The same for halted batches, whose entries are small.
 KEEP_HALTED_SECONDS, MAX_HALTED = 24 * 3600, 10_000
 
 

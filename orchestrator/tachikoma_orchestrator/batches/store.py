@@ -76,7 +76,7 @@ class BatchStore:
         self._release = Script("batch_release")
         self._halt = Script("batch_halt")
         self._target = Script("batch_target")
-        #: What was reported, for a Redis that forgets it.
+        #: The changes that were reported, to be written again if Redis loses them.
         self.reported = ReportedBatches()
 
     # --- changes ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ __all__ = ["SentCancels", "send_cancel", "sent_cancels"]
 
 #: How long a cancel order is stored: longer than an execution can wait and run.
 CANCEL_SECONDS = 15 * 24 * 3600
-#: How long a sent order is remembered, in seconds, and how many are at most.
+#: Time for which a sent order is remembered, in seconds, and largest number of them.
 REMEMBERED_SECONDS, MAX_REMEMBERED = 900, 4000
 
 

@@ -22,9 +22,9 @@ READ_BYTES = 16 * 1024
 #: Results of OpenSSL's verification (openssl-verification-options, X509_V_ERR_…).
 _NOT_YET_VALID, _EXPIRED, _WRONG_NAME = 9, 10, 62
 
-#: What a service on the other end of the port is, if its answer is no TLS.
+#: Problem: the service at the port does not answer with TLS.
 NO_TLS = "the service there speaks no TLS of this kind; is the port right?"
-#: What a server does that looked at the client's certificate and says nothing.
+#: Problem: the server closes the connection, without an alert, after it got the client's certificate.
 CLOSED = (
     "it closes the connection when it sees your certificate; "
     "does it trust the authority that signed that? `tachikoma identity show` names it"

@@ -85,7 +85,7 @@ class WorkOrder(Claims):
     host_access: bool = False
     #: The trace that the order belongs to; None for none. Older agents ignore it.
     trace: Annotated[OrderTrace | None, OMITTED_IF_NONE] = None
-    #: What policy granted.
+    #: The grant of policy.
     grant: Grant
     #: The request.
     request: ExecRequest

@@ -154,7 +154,7 @@ class _DeniedArgument:
     """One argument of a denied command."""
 
     def __init__(self, text: str) -> None:
-        #: Why it cannot be meant as it is written; "" if it can.
+        #: The reason why the pattern cannot deny such an argument reliably; "" if it can.
         self.undecidable = ""
         self._option, value = _split_option(text)
         #: For words as they are written; None for an option whose value is denied.

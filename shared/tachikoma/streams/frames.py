@@ -24,7 +24,7 @@ FIELD = b"f"
 #: Kinds of frames.
 STDOUT = 1
 STDERR = 2
-#: What is at `tachikoma.redis.keys.read` after an attached caller has left.
+#: The value of the key `tachikoma.redis.keys.read` after an attached caller has left.
 READER_LEFT = b"left"
 #: Number of a chunk, and the nonce of the reader.
 _READER_POSITION = re.compile(rb"([0-9]{1,18})(?:\.[0-9a-f]{8})?")

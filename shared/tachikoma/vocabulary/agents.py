@@ -44,7 +44,7 @@ class AgentInfo(Model):
     running: int = 0
     #: Number of executions that it may run at once.
     slots: int = 0
-    #: Number of orders on its queue.
+    #: Number of orders on its queues.
     queued: int = 0
     #: Load average over one minute.
     load: float = 0.0
@@ -88,7 +88,7 @@ class Revocation(Model):
 
     #: Id of the agent.
     agent_id: Identifier
-    #: Number of executions that waited on its queue; they end CANCELLED and never start.
+    #: Number of executions that waited on its queues; they end CANCELLED and never start.
     cancelled: int = 0
     #: Number of executions that had started; they end LOST, since their outcome is unknown.
     lost: int = 0

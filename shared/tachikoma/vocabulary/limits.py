@@ -36,7 +36,7 @@ DEFAULT_MEMORY = "80%"
 DEFAULT_PIDS = 4096
 DEFAULT_CPU_WEIGHT = 100
 DEFAULT_OPEN_FILES = 65_536
-#: How long a command waits for its attached caller where policy says nothing, and longest such limit.
+#: Default and largest value of the time for which a command waits for its attached caller.
 DEFAULT_WAIT_LIMIT = timedelta(minutes=1)
 MAX_WAIT_LIMIT = timedelta(hours=1)
 #: Least memory that a command can be limited to, in bytes.

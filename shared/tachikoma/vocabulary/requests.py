@@ -144,7 +144,8 @@ class ExecRequest(CallersModel):
     environment: Annotated[dict[str, str], Field(max_length=MAX_ENVIRONMENT_ENTRIES)] = Field(default_factory=dict)
     #: Bytes that the command reads from standard input.
     stdin: Annotated[Base64, Field(max_length=MAX_STDIN_BYTES)] = b""
-    #: Longest run time; then the command is killed. None: the longest that policy allows, at most an hour.
+    #: Longest run time; then the command is killed. None: the longest that policy allows, at most an hour. For an
+    #: interactive request, it is the policy's duration for such requests, if it has one.
     timeout: Duration | None = None
     #: Name of the user on the agent; empty for the agent's default user.
     user: str = ""

@@ -49,7 +49,7 @@ class GivenUp:
     """An unfinished execution that cannot be continued."""
 
     unfinished: Unfinished
-    #: Why not, for the log.
+    #: The reason why it cannot be continued, for the log.
     reason: str
     #: Whether its command was still running.
     was_running: bool

@@ -17,7 +17,7 @@ from tachikoma_worker.confinement.spawn_request import SpawnRequest
 
 __all__ = ["NO_SCOPES", "Abilities", "find_abilities"]
 
-#: What is open where the kernel has no scopes of Landlock.
+#: The part of isolation that is missing without Landlock's scopes in the kernel, and the remedy.
 NO_SCOPES = "abstract sockets: needs Landlock ABI 6 (Linux 6.12)"
 #: Size of the temporary folders of a trial.
 _TRIAL_BYTES, _TRIAL_INODES = 64 * 1024, 16
