@@ -1,7 +1,7 @@
 """The agents' Redis users, created and removed while Redis runs.
 
 That needs a Redis user of its own (`tachikoma.redis.users.ENROLLER`), which can give any right to any user. Only
-orchestrators that let agents join have its password, and they use it for nothing else. Behind Sentinels,
+orchestrators that let agents join have its password, and they use it for nothing else. With Sentinels,
 `account_copies` brings each change to the other servers.
 """
 

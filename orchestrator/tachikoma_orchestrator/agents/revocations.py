@@ -51,7 +51,7 @@ class _Entry(BaseModel):
 class Revoked:
     """A revocation of an agent."""
 
-    #: Time of the revocation. Certificates and tokens issued until then are refused for ever.
+    #: Time of the revocation. Certificates and tokens issued until then are never accepted again.
     at_ms: int
     #: SPIFFE ID of the operator.
     by: str

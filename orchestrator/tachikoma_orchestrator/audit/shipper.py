@@ -230,7 +230,7 @@ class Shipper:
     # --- the events that wait -----------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Measure the events that wait, for ever."""
+        """Measure the waiting events, until cancelled."""
         while True:
             with suppress(RedisError, OSError):
                 await self.measure()
@@ -293,8 +293,8 @@ def _sign_and_close(sink: FileSink) -> None:
 async def _completed(work: Coroutine[Any, Any, T]) -> T:
     """Await work to its end even if this task is cancelled meanwhile, and raise the cancellation afterwards.
 
-    A write goes on in its thread after its task was cancelled. Until it has ended the sink must not be used or closed,
-    and its position must be stored, or the events would be written twice.
+    A write continues in its thread after its task was cancelled. Until it has ended the sink must not be used or
+    closed, and its position must be stored, or the events would be written twice.
     """
     task = asyncio.ensure_future(work)
     cancellation: asyncio.CancelledError | None = None

@@ -1,7 +1,7 @@
 """The driver of batches: starts targets as the limits allow, releases waves, and ends batches whose deadline passed.
 
-Every orchestrator runs one. All state is in Redis, and each decision is one script that checks the state again, so two
-drivers of one batch do no harm, and one that is killed leaves nothing to repair. A short lease only saves double work.
+Every orchestrator runs one. All state is in Redis, and each decision is one script that checks the state again. So two
+drivers of one batch do no harm, and a killed driver leaves nothing to repair. A short lease only avoids double work.
 """
 
 from __future__ import annotations

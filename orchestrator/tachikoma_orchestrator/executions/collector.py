@@ -220,7 +220,7 @@ class Collector:
 
         The holder of an expired certificate's key can still sign as of a time when it was valid, but not for an
         execution that was requested later. A receipt that was signed just now needs no look at the record. With a
-        certificate that is valid now, an older time only means that the agent's clock is behind.
+        certificate that is valid now, an older time only means that the agent's clock is slow.
         """
         receipt = verified.receipt
         if receipt.iat >= time.time() - FRESH_SECONDS:

@@ -219,7 +219,7 @@ class Reaper:
         await self._redis.zrem(keys.OPEN, exec_id)
         record = self._open.pop(exec_id, None)
         for name in record.scopes if record is not None else ():
-            # It would count against the limits of its scopes for ever.
+            # Otherwise it would count against the limits of its scopes forever.
             _, running, waiting = keys.scope(name)
             for key in (running, waiting):
                 with suppress(ResponseError):

@@ -1,8 +1,8 @@
 """An execution's record: parsed once from what Redis returns, frozen afterwards.
 
 Any text can be in Redis, because a writer other than the orchestrator may have put it there. `Record.parse` is strict
-about the fields that every reader needs. Facts that only some readers need are parsed when they are asked for, so that
-a record altered there can still be completed and its receipt still be shown.
+about the fields that every reader needs. Facts that only some readers need are parsed at their first use. So a record
+in which only those are altered can still be completed, and its receipt can still be shown.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The submitter's event loop, beside Celery's threads in one process.
 
-The submitter takes the requests that Celery applications signed and the hints of celery beat, and admits them as the
-gRPC service would, with a `Core` of its own. A Celery task that waits for the result of its execution occupies a thread
-of Celery's pool and a message that is not acknowledged; `taken_messages.py` says what becomes of those.
+The submitter takes signed requests of Celery applications and hints of Celery beat. It admits requests as the gRPC
+service does, with a `Core` of its own. While a Celery task waits for the result of its execution, it occupies a thread
+of Celery's pool, and its message is not acknowledged. `taken_messages.py` describes the fate of such messages.
 """
 
 from __future__ import annotations

@@ -298,7 +298,7 @@ def _result(final: FinalState) -> ExecResponse | None:
     """Return the result; None if it will never be known.
 
     Raises:
-        Unavailable: the agent is silent; the execution goes on.
+        Unavailable: the agent is silent; the execution continues.
     """
     try:
         return final.response()

@@ -15,7 +15,7 @@ __all__ = ["Timeline", "first_size"]
 class Timeline:
     """Turns output and events into events of an asciicast.
 
-    An event is before the first chunk that begins at or after its place in the output, so that a change of size is
+    An event is placed before the first chunk that begins at or after its place in the output. So a change of size is
     where the program saw it. Times come from two clocks, the agent's and the orchestrator's. They never go back, and an
     event is not later than the output that follows it.
     """

@@ -57,10 +57,10 @@ class Drains:
             self._ended.pop(agent, None)
 
     async def write_again(self, redis: Redis) -> None:
-        """Drain and resume the agents again whose last change Redis lost. Raises redis errors.
+        """Write the latest drain or resumption of each agent again, if Redis lost it. Raises redis errors.
 
-        A change of another orchestrator in the second before the loss may be missing here, so an agent is resumed only
-        if its entry is the one that ended.
+        This process may not know a change that another orchestrator made in the second before the loss. So an agent is
+        resumed only if its entry is the one that was removed.
 
         Args:
             redis: connections that need not wait for the new life of Redis.

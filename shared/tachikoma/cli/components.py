@@ -116,7 +116,7 @@ def _value_name(found: Any, context: Any) -> str:
 
 
 class ComponentCommand(typer.core.TyperCommand):
-    """Stands for a component in the list of commands; running it imports the component."""
+    """The entry of a component in the list of commands; running it imports the component."""
 
     #: Name of the component that was run last; empty if none was.
     last: ClassVar[str] = ""

@@ -44,7 +44,7 @@ async def supervised(*parts: Coroutine[object, None, object]) -> AsyncIterator[S
     leaves the others alone. At the end of the block all parts are cancelled and awaited.
 
     Args:
-        parts: coroutines that usually run for ever.
+        parts: coroutines that usually run until cancelled.
 
     Raises:
         Exception: the first error of a part or of the block, without an ExceptionGroup around it.

@@ -39,7 +39,7 @@ log = get_logger(__name__)
 
 #: Host and port of a server.
 Address: TypeAlias = tuple[str, int]
-#: Schemes of a URL that names Sentinels, and the scheme of the servers behind them.
+#: Schemes of a URL that names Sentinels, and the scheme of the servers that those watch.
 SCHEMES = {"redis+sentinel": "redis", "rediss+sentinel": "rediss"}
 #: Port of a Sentinel whose URL names none.
 SENTINEL_PORT = 26379

@@ -95,7 +95,7 @@ class Schedule(Model):
     every: Duration | None = None
     #: The agent; None if each run is a batch on `targets`.
     agent_id: Identifier | None = None
-    #: Target expressions, resolved anew for each run; empty if each run is on `agent_id`.
+    #: Target expressions, resolved at each run; empty if each run is on `agent_id`.
     targets: Annotated[tuple[str, ...], Field(max_length=MAX_EXPRESSIONS)] = ()
     #: The rules of the batches; only with `targets`.
     batch: BatchRules = Field(default_factory=BatchRules)

@@ -109,7 +109,7 @@ class OutputCheck:
     def add(self, output: ExecOutput) -> None:
         """Add the next message."""
         if output.kind is OutputKind.SCREEN:
-            # It stands for all bytes until its place; they cannot be compared.
+            # It replaces all bytes before its place, so they cannot be compared.
             self._accounted, self._whole = output.offset, False
             return
         if self._accounted is not None:

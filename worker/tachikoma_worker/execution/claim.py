@@ -130,7 +130,7 @@ async def _claim_in_redis(context: Context, exec_id: str) -> _RedisClaim:
             await backoff.wait()
             continue
         if isinstance(holder, Exception):
-            # Neither agent nor orchestrator stores such a value, and it would stay for ever.
+            # Neither agent nor orchestrator stores such a value, and it would never expire.
             log.warning("claim.unreadable", id=exec_id, error=str(holder))
             return _RedisClaim(False, None)
         return _RedisClaim(holder == context.journal.boot.encode(), as_token(cancel))

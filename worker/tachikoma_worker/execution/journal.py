@@ -4,8 +4,8 @@ The journal is the half of at-most-once that does not depend on Redis. A second 
 that was restored from an older state finds the execution's row here, and nothing is started. The journal also remembers
 what such a Redis needs again (`recent.py`) and the highest life of Redis (`lives.py`).
 
-SQLite in WAL mode. A killed worker leaves everything that it committed; a power cut leaves only what was synced. A
-claim is synced at once, and nothing starts before; meanwhile its caller goes on (`Entry`). Rows that arrive during a
+SQLite in WAL mode. A killed worker leaves everything that it committed; a power failure leaves only what was synced. A
+claim is synced at once, and nothing starts before; meanwhile its caller continues (`Entry`). Rows that arrive during a
 commit share the next one, so a burst of commands costs few syncs.
 """
 

@@ -1,8 +1,8 @@
 """Output that was sent already, and is sent again when Redis has lost it.
 
 Redis confirms an entry up to 2 s before its file has it, and a replica may have it even later. So the spool of a
-finished execution stays on disk for a while, and in each new life of Redis the missing chunks are sent again, before
-anything else is. Chunks that no spool contains any more stay a gap, which readers see.
+finished execution stays on disk for a while. In each new life of Redis, the missing chunks are sent again before
+anything else. Chunks that no spool contains any more stay a gap, which readers see.
 """
 
 from __future__ import annotations

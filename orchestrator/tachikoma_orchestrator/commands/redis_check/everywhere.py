@@ -1,4 +1,4 @@
-"""The check of everything that a URL names: one server, or all servers behind Sentinels and the Sentinels."""
+"""The check of everything that a URL names: one server, or Sentinels and all servers that they watch."""
 
 from __future__ import annotations
 

@@ -65,8 +65,8 @@ local function audit(trail, event)
   return audit_all(trail, {event})
 end
 
--- Let the numbers of the audit trail continue after the last number that was seen, if Redis went back behind it. Return
--- how many numbers were passed over.
+-- Let the numbers of the audit trail continue after the last number that was seen, if Redis lost that event. Return
+-- the number of skipped numbers.
 local function continue_after(trail, number)
   local missing = number - (tonumber(redis.call('GET', trail .. ':seq')) or 0)
   if missing <= 0 then

@@ -1,4 +1,4 @@
--- Let the numbers of the audit trail continue after the last number that was seen, if Redis went back behind it.
+-- Let the numbers of the audit trail continue after the last number that was seen, if Redis lost that event.
 --
 -- KEYS
 --   1  orch:audit            audit trail (stream)
