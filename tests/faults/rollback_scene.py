@@ -147,7 +147,7 @@ def roll_back(scene: Scene, threads: ThreadPoolExecutor) -> None:
             for name in ("queued-1", "queued-2"):
                 submit(client, scene.job(name))
             with world.stopped("redis"):
-                shutil.copytree(world.data / "redis", older)
+                shutil.copytree(world.data / "redis", older, ignore=shutil.ignore_patterns("temp-*"))
         after_the_copy(scene, go, threads)
         while_its_agent_is_away(scene)
         world.redis.kill()
