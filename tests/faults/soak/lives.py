@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import shutil
 import time
+from contextlib import suppress
+from typing import Any
+
+from redis.exceptions import RedisError
+from support import wait_until
 
 from soak.scene import Scene, fault
 from tachikoma import ExecState
+from tachikoma.redis import keys
 
 __all__: list[str] = []
 
@@ -27,6 +35,7 @@ def go_back(scene: Scene) -> None:
     files, older = scene.world.data / "redis", scene.world.data / "older"
     if "redis" in scene.undo or "older" in scene.undo:
         return
+    before = {job.id for job in scene.callers.answered()}
     with scene.world.stopped("redis"):
         # A child that rewrites a file runs on; the temporary file becomes one of Redis' when the parent renames it.
         shutil.copytree(files, older, ignore=shutil.ignore_patterns("temp-*"))
@@ -39,14 +48,41 @@ def go_back(scene: Scene) -> None:
         if "redis" in scene.undo:
             # It was stopped meanwhile.
             scene.undo.pop("redis")()
+        noticed = scene.dice.random() < 0.5
         # What callers wait for may be gone.
         scene.hurt(scene.callers.under_way.copy())
-        scene.hurt(job.id for job in scene.callers.answered() if _WITHOUT_RECEIPT & set(job.told))
+        answered = [job for job in scene.callers.answered() if job.id not in before]
+        # An execution ends as LOST if its agent is silent for the lease and nobody else remembers its end. Where other
+        # faults go on, they may take the memory of all orchestrators.
+        scene.hurt(job.id for job in answered if _WITHOUT_RECEIPT & set(job.told) or not noticed)
         scene.world.kill("redis")
         shutil.rmtree(files)
         older.rename(files)
         scene.world.redis.start()
         scene.forgot = True
-        scene.note("went back", "redis")
+        scene.note("went back", "redis, noticed" if noticed else "redis")
+        if noticed:
+            for name in (*scene.world.orchestrators, *scene.world.agent_ids):
+                if name in scene.undo:
+                    scene.undo.pop(name)()
+            wait_until(lambda: _is_noticed(scene), "every agent has written its reports again")
 
     scene.undo["older"] = undo
+
+
+def _is_noticed(scene: Scene) -> bool:
+    """Return whether the life of Redis is recorded, and all agents have reported in it."""
+    scene.restart_ended()
+    with suppress(RedisError), scene.world.direct() as redis:
+        token, replid = redis.get(keys.LIFE), redis.info("replication")["master_replid"]
+        if token is None or _payload(token)["replid"] != replid:
+            return False
+        beats = [redis.get(keys.info(agent)) for agent in scene.world.agent_ids]
+        return all(beat is not None and json.loads(beat)["life"] == token.decode() for beat in beats)
+    return False
+
+
+def _payload(token: bytes) -> dict[str, Any]:
+    part = token.split(b".")[1]
+    payload: dict[str, Any] = json.loads(base64.urlsafe_b64decode(part + b"=" * (-len(part) % 4)))
+    return payload

@@ -62,7 +62,7 @@ class Scene:
 
     def strike(self) -> None:
         """Undo a fault, or do another."""
-        self._restart_ended()
+        self.restart_ended()
         if self.undo and self.dice.random() < 0.5:
             self.undo.pop(self.dice.choice(sorted(self.undo)))()
             return
@@ -79,7 +79,7 @@ class Scene:
             self.undo.pop("redis" if "redis" in self.undo else min(self.undo))()
 
         def settled() -> bool:
-            self._restart_ended()
+            self.restart_ended()
             with self.world.direct() as redis:
                 waiting = any(waiting_orders(redis, agent) for agent in self.world.agent_ids)
             return not waiting and self.world.all_ready() and not self._wrong_clocks()
@@ -126,13 +126,13 @@ class Scene:
         jobs = [job for job in self.callers.answered() if job.id not in self.callers.hurt]
         self._observer.check_now(jobs, forgot=self.forgot)
 
-    # --- alone --------------------------------------------------------------------------------------------------------
-
-    def _restart_ended(self) -> None:
+    def restart_ended(self) -> None:
         """Start what has ended by itself: a worker whose spawner is gone, or one that another clock made useless."""
         for agent, part in self.world.agents.items():
             if agent not in self.undo and not part.alive:
                 part.start()
+
+    # --- alone --------------------------------------------------------------------------------------------------------
 
     def _wrong_clocks(self) -> bool:
         with suppress(Unavailable), Client(self.world.profile()) as client:
