@@ -10,9 +10,11 @@ import time
 from contextlib import suppress
 from typing import Any
 
+import psutil
 from redis.exceptions import RedisError
 from support import wait_until
 
+from patience import PATIENCE_SECONDS
 from soak.scene import Scene, fault
 from tachikoma import ExecState
 from tachikoma.redis import keys
@@ -55,7 +57,7 @@ def go_back(scene: Scene) -> None:
         # An execution ends as LOST if its agent is silent for the lease and nobody else remembers its end. Where other
         # faults go on, they may take the memory of all orchestrators.
         scene.hurt(job.id for job in answered if _WITHOUT_RECEIPT & set(job.told) or not noticed)
-        scene.world.kill("redis")
+        _kill_with_children(scene)
         shutil.rmtree(files)
         older.rename(files)
         scene.world.redis.start()
@@ -68,6 +70,16 @@ def go_back(scene: Scene) -> None:
             wait_until(lambda: _is_noticed(scene), "every agent has written its reports again")
 
     scene.undo["older"] = undo
+
+
+def _kill_with_children(scene: Scene) -> None:
+    """Kill Redis, and its child that rewrites a file, which would go on in the folder."""
+    children = psutil.Process(scene.world.pid("redis")).children()
+    scene.world.kill("redis")
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(children, timeout=PATIENCE_SECONDS)
 
 
 def _is_noticed(scene: Scene) -> bool:
