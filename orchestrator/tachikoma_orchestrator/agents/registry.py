@@ -177,8 +177,16 @@ class Registry:
             self._reported[agent], self._journals[agent] = heartbeat.labels, heartbeat.boot
             self._lanes[agent] = heartbeat.queues
             self.observations.heard(agent, heartbeat, age_seconds=age_seconds)
-            if self._lives is not None:
-                self._lives.number_of(heartbeat.life)
+            self.learn_life(heartbeat.life)
+
+    def learn_life(self, record: str) -> None:
+        """Learn of a life of Redis that an agent remembers.
+
+        Args:
+            record: its signed record; empty for none.
+        """
+        if self._lives is not None:
+            self._lives.number_of(record)
 
     async def notice_departures(self) -> None:
         """Record an audit event for each agent that has gone offline. Raises redis errors."""

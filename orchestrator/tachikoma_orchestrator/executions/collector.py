@@ -25,7 +25,7 @@ from tachikoma.identity.spiffe import InvalidIdentity
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
-from tachikoma.streams.heartbeat import Contender, Heartbeat, Started
+from tachikoma.streams.heartbeat import Contender, Heartbeat, RememberedLife, Started
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.clock import seconds_of_ms
 from tachikoma_orchestrator.agents.observations import second_worker
@@ -47,7 +47,9 @@ log = structlog.get_logger(__name__)
 #: A younger receipt was signed with a certificate that is valid, or was valid a moment ago.
 FRESH_SECONDS = 2 * CLOCK_SKEW_SECONDS
 
-_Notice: TypeAdapter[Heartbeat | Started | Contender] = TypeAdapter(Heartbeat | Started | Contender)
+_Notice: TypeAdapter[Heartbeat | Started | Contender | RememberedLife] = TypeAdapter(
+    Heartbeat | Started | Contender | RememberedLife
+)
 
 
 class Collector:
@@ -112,6 +114,8 @@ class Collector:
         elif isinstance(notice, Contender):
             self._registry.observations.contended(agent, notice)
             await self._findings.add_of_agent(AuditCode.AGENT_CONTESTED, agent, second_worker(notice))
+        elif isinstance(notice, RememberedLife):
+            self._registry.learn_life(notice.record)
         else:
             await self._registry.heard(agent, raw)
             if self._restoration is not None:

@@ -67,7 +67,7 @@ NAMES = (
         "the same for some requesters: queues are read in turn",
     ),
     Name("agent.<id>:info", _S, _AGENT, _O, "registration and lease: run, load, labels; expires after 15 s"),
-    Name("agent.<id>:events", _C, _AGENT, _O, "the agent's notices: heartbeat, started"),
+    Name("agent.<id>:events", _C, _AGENT, _O, "the agent's notices: heartbeat, started, life"),
     Name("agent.<id>:claim:<exec>", _S, _AGENT, _O, "the journal that claimed the execution, or a fence against any"),
     Name(
         "agent.<id>:output:<exec>", (Kind.STREAM, Kind.CHANNEL), _AGENT, _O,

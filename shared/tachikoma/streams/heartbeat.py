@@ -17,6 +17,7 @@ __all__ = [
     "Contender",
     "Heartbeat",
     "Labels",
+    "RememberedLife",
     "Started",
     "Trust",
 ]
@@ -125,6 +126,20 @@ class Contender(BaseModel):
     hostname: Name
     #: Name of the host of the worker that holds the lease.
     holder: Name
+
+
+class RememberedLife(BaseModel):
+    """A message on `agent.<id>:events`: the record in Redis is of an earlier life than the agent remembers.
+
+    The agent uses no connection until an orchestrator records a later life. An orchestrator that was restarted since
+    does not know of it, and the heartbeat of a worker that was restarted as well names no life.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    type: Literal["life"] = "life"
+    #: The signed `LifeRecord` that the agent remembers.
+    record: Annotated[str, Field(max_length=16 * 1024)]
 
 
 class Started(BaseModel):

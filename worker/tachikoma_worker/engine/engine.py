@@ -267,7 +267,7 @@ class Engine:
             "control": self._control.run(),
             "policy": self._watch_policy(),
             "lease": self._lease.watch(),
-            "lives": self._context.lives.watch(self._subscriptions),
+            "lives": self._context.lives.watch(self._subscriptions, self._context.agent),
             "write-back": self._write_back.run(),
             "spawner": self._watch_spawner(),
             "tmp": drop_unused_tmp(self._context),

@@ -22,6 +22,7 @@ from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Connection, Redis
 from tachikoma.redis.gate import GATE_SECONDS, POLL_SECONDS, NotReconciled, replid_of
+from tachikoma.streams.heartbeat import RememberedLife
 from tachikoma_worker.execution.journal import Journal, JournalError
 
 __all__ = ["Lives"]
@@ -91,18 +92,21 @@ class Lives:
         """Take over the record that Redis contains now, if it is of a later life."""
         await self._learn(token, None)
 
-    async def watch(self, redis: Redis) -> None:
-        """Read the record regularly, until cancelled.
+    async def watch(self, redis: Redis, agent: str) -> None:
+        """Read the record regularly, and report if Redis and the orchestrators forgot a life, until cancelled.
 
         Args:
             redis: connections without a gate.
+            agent: the agent.
         """
         while True:
             try:
                 info = await redis.execute_command("INFO", "replication")
-                token = await redis.get(keys.LIFE)
-                if token is not None:
-                    await self._learn(token.decode("ascii", "replace"), str(info["master_replid"]))
+                raw = await redis.get(keys.LIFE)
+                token = "" if raw is None else raw.decode("ascii", "replace")
+                if token and not await self._learn(token, str(info["master_replid"])) and self._is_later_than(token):
+                    log.warning("life.forgotten", number=self.number)
+                    await redis.publish(keys.events(agent), RememberedLife(record=self.token).model_dump_json())
             except (RedisError, OSError, JournalError) as error:
                 log.debug("life.unknown", error=str(error))
             await asyncio.sleep(LOOK_SECONDS)
@@ -142,6 +146,11 @@ class Lives:
         self.number, self.token, self._record = record.number, token, record
         self.valid_from = max(self.valid_from, record.valid_from)
         self.began.set()
+
+    def _is_later_than(self, token: str) -> bool:
+        """Return whether a record is of an earlier life than this agent knows."""
+        record = self._verify(token)
+        return record is not None and record.number < self.number
 
     def _verify(self, token: str) -> LifeRecord | None:
         svid = self._identity.current()

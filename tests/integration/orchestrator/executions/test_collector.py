@@ -24,7 +24,7 @@ from tachikoma.identity.signing import sign
 from tachikoma.identity.spiffe import agent_id, service_id
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
-from tachikoma.streams.heartbeat import Contender
+from tachikoma.streams.heartbeat import Contender, RememberedLife
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.registry import Registry
@@ -406,6 +406,14 @@ async def test_a_second_worker_is_shown_and_on_the_record_once(stand: Stand) -> 
         "a second worker with its identity waits on host clone (journal copy), while the one on web1 holds its lease"
     )
     assert (await codes(stand)).count("agent_contested") == 1
+
+
+async def test_a_life_that_an_agent_remembers_is_learned(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned: list[str] = []
+    monkeypatch.setattr(stand.collector._registry, "learn_life", learned.append)
+    notice = RememberedLife(record="a record").model_dump_json()
+    await stand.collector._on_notice(keys.events(AGENT), notice.encode())
+    assert learned == ["a record"]
 
 
 async def test_only_the_process_that_sent_the_order_receives_its_report(stand: Stand) -> None:

@@ -17,6 +17,7 @@ from tachikoma.identity.signed_messages import LifeRecord
 from tachikoma.identity.signing import sign
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
+from tachikoma.streams.heartbeat import RememberedLife
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_worker.execution import lives as module
 from tachikoma_worker.execution.journal import Journal
@@ -129,9 +130,29 @@ async def test_the_highest_life_outlives_the_worker(agent: LocalAgent) -> None:
 
 async def test_the_watch_finds_a_life_while_no_connection_breaks(agent: LocalAgent) -> None:
     await agent.record_life(6)
-    async with asyncio.timeout(PATIENCE_SECONDS), supervised(agent.context.lives.watch(agent.redis)):
+    async with asyncio.timeout(PATIENCE_SECONDS), supervised(agent.context.lives.watch(agent.redis, AGENT)):
         await agent.context.lives.began.wait()
     assert agent.context.lives.number == 6
+
+
+async def test_a_life_that_redis_and_the_orchestrators_forgot_is_reported(
+    agent: LocalAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was restarted names no life in its heartbeat, and nobody else knows of it."""
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
+    remembered = await agent.record_life(6)
+    await agent.context.lives.learn(remembered)
+    redis, lives = agent.redis, agent.context.lives
+    async with redis.pubsub() as listening, asyncio.timeout(PATIENCE_SECONDS):
+        await listening.subscribe(keys.events(AGENT))
+        for token in ("no record", remembered, agent.life(6, 0, "ab"), agent.life(7, 0, "ab")):
+            assert not lives._is_later_than(token)
+        await redis.set(keys.LIFE, agent.life(2, 0, await agent.replid()))
+        async with supervised(lives.watch(redis, AGENT)):
+            while (message := await listening.get_message(True, 1)) is None:
+                pass
+        assert RememberedLife.model_validate_json(message["data"]).record == remembered
+        assert (lives.number, lives.token) == (6, remembered)
 
 
 async def test_a_known_record_is_not_verified_for_each_order(
