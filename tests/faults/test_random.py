@@ -40,12 +40,15 @@ def _strike(scene: Scene, callers: Callers) -> None:
         scene.strike()
 
 
-def _wait_for_callers(callers: Callers, made: list[Plan], observer: Observer) -> None:
+def _wait_for_callers(scene: Scene, callers: Callers, made: list[Plan], observer: Observer) -> None:
     """Wait until every caller is answered."""
-    done = -1
-    while callers.is_alive() and callers.done > done:
-        done = callers.done
-        callers.join(PATIENCE_SECONDS)
+    done, since = -1, time.monotonic()
+    while callers.is_alive() and time.monotonic() - since < PATIENCE_SECONDS:
+        if callers.done > done:
+            done, since = callers.done, time.monotonic()
+        # A worker whose spawner was killed may end only now.
+        scene.restart_ended()
+        callers.join(STALL_SECONDS)
     if callers.error is not None:
         raise callers.error
     waiting = [plan.job.id for plan in made if not plan.answer]
@@ -77,7 +80,7 @@ def test_whatever_happens_each_execution_has_one_end_and_at_most_one_start(
         callers.start()
         _strike(scene, callers)
         scene.mend()
-        _wait_for_callers(callers, made, observer)
+        _wait_for_callers(scene, callers, made, observer)
         scene.mend()
         with capsys.disabled():
             print("answers:", _table(Counter(plan.answer for plan in made)))
