@@ -50,6 +50,7 @@ COMPARED = 500
 #: Keys of Redis that one step of a scan looks at.
 SCANNED = 1000
 _OPEN = {state.value.encode() for state in ExecState if not state.terminal}
+_ENDED = {state.value.encode() for state in ExecState if state.terminal}
 #: Reason in the audit event.
 REASON = "Redis lost its record, which was rebuilt from the order that its agent retained"
 
@@ -137,13 +138,21 @@ class Restoration:
             return
         restored = 0
         for begin in range(0, len(names), BATCH):
-            part = names[begin : begin + BATCH]
-            for name, raw in zip(part, await self._redis.hmget(key, part), strict=True):
-                exec_id = name.decode(errors="replace")
+            part = await self._unfinished([name.decode(errors="replace") for name in names[begin : begin + BATCH]])
+            orders = await self._redis.hmget(key, part) if part else []
+            for exec_id, raw in zip(part, orders, strict=True):
                 if raw is not None and await self._restore_if_possible(agent, exec_id, raw.decode("ascii", "replace")):
                     restored += 1
         if names:
             log.warning("restoration.done", agent=agent, orders=len(names), records=restored)
+
+    async def _unfinished(self, exec_ids: list[str]) -> list[str]:
+        """Return the executions without a final state in the ledger. Most still have one, and need no verification."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for exec_id in exec_ids:
+                pipe.hget(keys.execution(exec_id), "state")
+            states = await pipe.execute(raise_on_error=False)
+        return [exec_id for exec_id, state in zip(exec_ids, states, strict=True) if state not in _ENDED]
 
     async def _restore_if_possible(self, agent: str, exec_id: str, token: str) -> bool:
         """Restore one record; False also if its key is no record, which must not keep others from being restored."""

@@ -118,6 +118,26 @@ async def test_records_are_restored_once_in_each_life_after_a_loss_and_none_is_r
 @pytest.mark.parametrize(
     "wrong", [("SET", "x"), ("RPUSH", "x"), ("SADD", "x"), ("ZADD", "1", "x"), ("XADD", "*", "x", "x")]
 )
+async def test_an_execution_whose_end_is_recorded_costs_no_verification(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent shows thousands of orders, and Redis lost the records of few."""
+    ended, open_one = await stand.admit("true"), await stand.admit("true")
+    await stand.ledger.settle(AGENT, ended, [ExecState.QUEUED], ExecState.EXPIRED, reason="late", fence=True)
+    for exec_id in (ended, open_one, "lost"):
+        await stand.redis.hset(keys.orders(AGENT), exec_id, "a token")
+    verified: list[str] = []
+
+    def verify(_: str, exec_id: str, token: str) -> None:
+        assert token == "a token"
+        verified.append(exec_id)
+
+    restoring = Restoring(stand)
+    monkeypatch.setattr(restoring.restoration, "_verify", verify)
+    await restoring.restoration.heard(AGENT, "2")
+    assert sorted(verified) == sorted([open_one, "lost"])
+
+
 @pytest.mark.parametrize("key", [keys.execution, lambda name: keys.result(AGENT, name)])
 async def test_one_key_of_another_type_keeps_no_other_record_from_being_restored(
     stand: Stand, wrong: tuple[str, ...], key: Callable[[str], str]
