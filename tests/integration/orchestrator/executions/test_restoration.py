@@ -115,9 +115,6 @@ async def test_records_are_restored_once_in_each_life_after_a_loss_and_none_is_r
     assert await stand.ledger.record(exec_id) is not None
 
 
-@pytest.mark.parametrize(
-    "wrong", [("SET", "x"), ("RPUSH", "x"), ("SADD", "x"), ("ZADD", "1", "x"), ("XADD", "*", "x", "x")]
-)
 async def test_an_execution_whose_end_is_recorded_costs_no_verification(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +135,9 @@ async def test_an_execution_whose_end_is_recorded_costs_no_verification(
     assert sorted(verified) == sorted([open_one, "lost"])
 
 
+@pytest.mark.parametrize(
+    "wrong", [("SET", "x"), ("RPUSH", "x"), ("SADD", "x"), ("ZADD", "1", "x"), ("XADD", "*", "x", "x")]
+)
 @pytest.mark.parametrize("key", [keys.execution, lambda name: keys.result(AGENT, name)])
 async def test_one_key_of_another_type_keeps_no_other_record_from_being_restored(
     stand: Stand, wrong: tuple[str, ...], key: Callable[[str], str]
