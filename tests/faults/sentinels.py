@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import redis as redis_py
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from support import wait_until
 
 from tachikoma.dev.folder import REDIS_HOST
@@ -27,6 +28,8 @@ __all__ = ["NAME", "SentinelWorld"]
 
 #: Name of the primary.
 NAME = "tk"
+#: After this time without another primary an operator asks for a failover again; one takes about a second.
+ASK_AGAIN_SECONDS = 15
 
 
 class SentinelWorld(Stack):
@@ -186,9 +189,9 @@ class SentinelWorld(Stack):
 
     # --- faults -------------------------------------------------------------------------------------------------------
 
-    def wait_for_another(self, port: int) -> None:
+    def wait_for_another(self, is_another: Callable[[], bool]) -> None:
         began = time.monotonic()
-        wait_until(lambda: self.primary() != port, "another server is the primary", 60)
+        wait_until(is_another, "another server is the primary", 60)
         self.named_at = time.monotonic()
         self.failover_seconds = self.named_at - began
 
@@ -197,7 +200,7 @@ class SentinelWorld(Stack):
         """SIGKILL of the primary; it returns as a replica at the end of the block."""
         port = self.primary()
         self.servers[port].kill()
-        self.wait_for_another(port)
+        self.wait_for_another(lambda: self.primary() != port)
         yield
         self.servers[port].start()
 
@@ -209,7 +212,7 @@ class SentinelWorld(Stack):
         process.suspend()
         until = time.monotonic() + self.hang_seconds
         try:
-            self.wait_for_another(port)
+            self.wait_for_another(lambda: self.primary() != port)
             yield
             # Its return is late on purpose.
             time.sleep(max(0.0, until - time.monotonic()))
@@ -225,16 +228,26 @@ class SentinelWorld(Stack):
                 server.execute_command("ACL", "SETUSER", user, "off")
             server.execute_command("CLIENT", "KILL", "USER", SENTINEL)
             server.execute_command("CLIENT", "KILL", "TYPE", "REPLICA")
-            self.wait_for_another(port)
+            self.wait_for_another(lambda: self.primary() != port)
             yield
             for user in (SENTINEL, REPLICA):
                 server.execute_command("ACL", "SETUSER", user, "on")
 
     @contextmanager
     def planned(self) -> Iterator[None]:
-        """A failover by an operator."""
+        """A failover by an operator, who asks again if the Sentinel gave it up."""
         port = self.primary()
         with self.admin(next(iter(self.sentinels))) as sentinel:
-            sentinel.execute_command("SENTINEL", "FAILOVER", NAME)
-        self.wait_for_another(port)
+            asked = -math.inf
+
+            def is_another() -> bool:
+                nonlocal asked
+                if time.monotonic() - asked > ASK_AGAIN_SECONDS:
+                    asked = time.monotonic()
+                    # It is refused while one is in progress, and while no replica is known to be good.
+                    with suppress(ResponseError):
+                        sentinel.execute_command("SENTINEL", "FAILOVER", NAME)
+                return self.primary() != port
+
+            self.wait_for_another(is_another)
         yield
