@@ -101,6 +101,7 @@ def test_rooms_are_summed_and_shown_with_branches() -> None:
             "shared/tachikoma/policy/decide.py": file(60, 60, 8, 4),
             "shared/tachikoma/policy/file.py": file(40, 20, 2, 1),
             "worker/tachikoma_worker/pool.py": file(10, 0, 0, 0),
+            "/tmp/copy/worker/tachikoma_worker/pool.py": file(10, 10, 0, 0),
         }
     }
     lines = [line.split() for line in tool("coverage_table.py")["table"](json.loads(json.dumps(report))).splitlines()]
