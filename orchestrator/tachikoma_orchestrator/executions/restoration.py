@@ -30,8 +30,8 @@ from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.clock import ms_of_seconds
 from tachikoma.vocabulary.limits import WhenFull
 from tachikoma.vocabulary.requests import ExecRequest
-from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.executions.ledger import Ledger
+from tachikoma_orchestrator.executions.record import stored_states
 from tachikoma_orchestrator.executions.transitions import Admission, record_fields
 from tachikoma_orchestrator.store.lives import Lives
 from tachikoma_orchestrator.store.scripts import Call, Runner, Script, flat
@@ -49,8 +49,6 @@ BATCH = 100
 COMPARED = 500
 #: Keys of Redis that one step of a scan looks at.
 SCANNED = 1000
-_OPEN = {state.value.encode() for state in ExecState if not state.terminal}
-_ENDED = {state.value.encode() for state in ExecState if state.terminal}
 #: Reason in the audit event.
 REASON = "Redis lost its record, which was rebuilt from the order that its agent retained"
 
@@ -148,11 +146,8 @@ class Restoration:
 
     async def _unfinished(self, exec_ids: list[str]) -> list[str]:
         """Return the executions without a final state in the ledger. Most still have one, and need no verification."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for exec_id in exec_ids:
-                pipe.hget(keys.execution(exec_id), "state")
-            states = await pipe.execute(raise_on_error=False)
-        return [exec_id for exec_id, state in zip(exec_ids, states, strict=True) if state not in _ENDED]
+        states = await stored_states(self._redis, exec_ids)
+        return [exec_id for exec_id, state in zip(exec_ids, states, strict=True) if state is None or not state.terminal]
 
     async def _restore_if_possible(self, agent: str, exec_id: str, token: str) -> bool:
         """Restore one record; False also if its key is no record, which must not keep others from being restored."""
@@ -270,10 +265,7 @@ class OpenIndex:
         await self._reopen(exec_ids)
 
     async def _reopen(self, exec_ids: list[str]) -> None:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for exec_id in exec_ids:
-                pipe.hget(keys.execution(exec_id), "state")
-            states = await pipe.execute(raise_on_error=False)
-        unfinished = [exec_id for exec_id, state in zip(exec_ids, states, strict=True) if state in _OPEN]
+        states = await stored_states(self._redis, exec_ids)
+        unfinished = [exec_id for exec_id, state in zip(exec_ids, states, strict=True) if state and not state.terminal]
         records = await self._ledger.records(unfinished)
         await self._ledger.reopen([record for record in records if not record.state.terminal])

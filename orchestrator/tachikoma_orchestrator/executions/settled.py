@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
+from tachikoma_orchestrator.executions.record import stored_states
 from tachikoma_orchestrator.executions.transitions import DISPATCHED, FENCE, Transition, TransitionOutcome
 from tachikoma_orchestrator.store.remembered import Remembered
 from tachikoma_orchestrator.store.scripts import Call, Runner, Script, flat
@@ -156,10 +157,5 @@ class ReportedStates:
     @staticmethod
     async def _forgotten(redis: Redis, transitions: list[Transition]) -> list[Transition]:
         """Return the changes whose records have no final state."""
-        async with redis.pipeline(transaction=False) as pipe:
-            for transition in transitions:
-                pipe.hget(keys.execution(transition.exec_id), "state")
-            states = await pipe.execute(raise_on_error=False)
-        # A key of another type gives an error in place of a state.
-        found = [state.decode(errors="replace") if isinstance(state, bytes) else "" for state in states]
+        found = await stored_states(redis, [transition.exec_id for transition in transitions])
         return [transition for transition, state in zip(transitions, found, strict=True) if state in DISPATCHED]

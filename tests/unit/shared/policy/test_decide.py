@@ -20,6 +20,8 @@ from tachikoma.vocabulary.requests import ExecRequest, make_request
 
 ALICE = "spiffe://tachikoma.local/user/alice"
 SEARCH = ("/usr/local/bin", "/usr/bin", "/bin")
+#: Links of the kernel to the files of the process that follows them (proc(5)).
+OWN_PROC = "/proc/self"
 
 
 def policies(*entries: dict[str, Any], operators: Sequence[str] = ()) -> PolicySet:
@@ -193,9 +195,9 @@ def test_what_the_careful_policy_means_is_allowed(command: list[str]) -> None:
         ["/usr/local/bin/uptime", "-p"],
         ["/usr/bin/uptime -p"],
         ["uptime -p"],
-        ["/proc/self/cwd/usr/bin/uptime", "-p"],
-        ["/proc/self/root/usr/bin/uptime", "-p"],
-        ["/proc/self/exe", "-p"],
+        [f"{OWN_PROC}/cwd/usr/bin/uptime", "-p"],
+        [f"{OWN_PROC}/root/usr/bin/uptime", "-p"],
+        [f"{OWN_PROC}/exe", "-p"],
         ["/lib64/ld-linux-x86-64.so.2", "/usr/bin/uptime", "-p"],
         ["ld-linux-x86-64.so.2", "/usr/bin/uptime", "-p"],
         [".", "-p"],
