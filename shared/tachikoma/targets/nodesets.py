@@ -73,6 +73,8 @@ def _size(text: str) -> int:
     """Return how many names a node set without operators has, without making them."""
     if len(text) > MAX_CHARACTERS:
         raise InvalidRequest(f"{text[:80]!r}… is longer than {MAX_CHARACTERS} characters")
+    if "[" in (outside := _BRACKETS.sub("", text)) or "]" in outside:
+        raise InvalidRequest(f"{text[:80]!r} is no node set: a bracket is not closed, not opened, or inside another")
     size = 1
     for body in _BRACKETS.findall(text):
         size *= max(1, sum(_range_size(part, text) for part in body.split(",")))
@@ -84,8 +86,11 @@ def _size(text: str) -> int:
 def _range_size(part: str, text: str) -> int:
     match = _RANGE.fullmatch(part)
     if match is None:
-        # The library names the mistake.
-        return 1
+        # The library would read more than it says: signs, `_`, and digits of other scripts, so what is counted here
+        # would not be what it makes. For five numbers it raises a ValueError.
+        raise InvalidRequest(
+            f"{text[:80]!r} is no node set: {part[:40]!r} is no range as `1-9`, `01-40`, `0-10/2` or `7`"
+        )
     first, last, step = match.groups()
     if any(number is not None and len(number) > _DIGITS for number in (first, last, step)):
         raise InvalidRequest(f"{text[:80]!r}: numbers of a node set have at most {_DIGITS} digits")
