@@ -380,6 +380,7 @@ def test_every_locked_release_has_hashes_and_all_locks_agree(lock: str) -> None:
     assert {name: whole.get(name) for name in locked(lock)} == locked(lock)
 
 
+@pytest.mark.slow
 def test_every_required_library_is_imported() -> None:
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg", encoding="utf-8")
@@ -440,6 +441,7 @@ def test_no_module_is_too_long() -> None:
     assert long == set(LARGE_MODULES)
 
 
+@pytest.mark.slow
 def test_no_function_is_too_long() -> None:
     """The rule is about 40 lines, docstring included; `make measure` lists those beyond."""
     functions = runpy.run_path(str(ROOT / "tools/measure.py"))["functions"](ROOT)

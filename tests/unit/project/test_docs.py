@@ -71,6 +71,7 @@ def test_the_page_of_json_documents_is_current() -> None:
 
 
 @pytest.mark.parametrize("page", ["cli", "grpc", "python"])
+@pytest.mark.slow
 def test_the_reference_is_current(page: str) -> None:
     """`make docs` writes it."""
     generated = runpy.run_path(str(ROOT / "docs" / f"{page}_page.py"))

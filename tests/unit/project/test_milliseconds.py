@@ -38,6 +38,7 @@ def conversions(code: str) -> Iterator[int]:
                 yield node.lineno
 
 
+@pytest.mark.slow
 def test_milliseconds_are_converted_in_one_module() -> None:
     assert [f"{path}:{line}" for path in sources() for line in conversions(path.read_text(encoding="utf-8"))] == []
     assert len(sources()) > 200

@@ -119,6 +119,7 @@ def test_every_type_that_public_names_name_is_public() -> None:
 
 
 @pytest.mark.parametrize("module", ["tachikoma", "tachikoma.cli", "tachikoma.dev.stack"])
+@pytest.mark.slow
 def test_a_client_needs_neither_celery_nor_redis(module: str) -> None:
     script = f"import {module}, json, sys; print(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)

@@ -29,6 +29,7 @@ def sleeps(source: str) -> Iterator[tuple[int, bool]]:
     yield from found(ast.parse(source), waits=False)
 
 
+@pytest.mark.slow
 def test_a_sleep_waits_for_a_condition_or_has_a_reason() -> None:
     without = [
         f"{path.relative_to(TESTS)}:{line}"

@@ -40,6 +40,7 @@ def source_texts() -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("message", MESSAGES + CAUSES)
+@pytest.mark.slow
 def test_a_message_that_is_explained_is_printed_by_a_program(message: str) -> None:
     assert any(message in text for text in source_texts())
 

@@ -80,6 +80,7 @@ def test_documents_use_the_words_of_the_field(page: Path) -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.slow
 def test_code_uses_the_words_of_the_field(package: str) -> None:
     kinds = (".py", ".lua", ".c", ".h", ".proto")
     files = [path for path in sorted((ROOT / package).rglob("*")) if path.suffix in kinds and "_pb2" not in path.name]

@@ -72,6 +72,7 @@ async def test_a_closed_connection_leaves_no_channel_behind(
     assert all(channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN for channel in channels)
 
 
+@pytest.mark.slow
 async def test_an_identity_that_was_not_renewed_is_reported_as_that(
     profile: Profile, authority: Authority, tmp_path: Path
 ) -> None:

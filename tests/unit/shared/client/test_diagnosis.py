@@ -160,6 +160,7 @@ def test_a_service_without_tls_is_named() -> None:
     assert found == Trouble("the service there speaks no TLS of this kind; is the port right?")
 
 
+@pytest.mark.slow
 def test_a_service_that_resets_connections_is_named_and_no_socket_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     connect = socket.create_connection
 

@@ -133,6 +133,7 @@ async def test_the_next_address_is_used_while_nothing_listens_at_the_first(world
         assert await answered_by(client) == SECOND
 
 
+@pytest.mark.slow
 async def test_the_next_address_is_used_while_the_first_accepts_and_says_nothing(world: World, address: str) -> None:
     """As a process that was stopped: the kernel still accepts connections for it."""
     await world.start(SECOND)

@@ -149,6 +149,7 @@ def test_a_stream_gives_each_item_when_it_is_asked_for(client: Client, source: S
     assert source.closed.is_set()
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_left_is_closed(client: Client, source: Source) -> None:
     for output in client.execute_stream(ExecRequest(agent_id="a", command=("x",))):
         assert output.seq == 1

@@ -32,6 +32,7 @@ def lines(level: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in done.stderr.splitlines()]
 
 
+@pytest.mark.slow
 def test_each_line_is_one_json_object_with_level_and_time() -> None:
     started, library, failed = lines("info")
     assert (started["event"], started["level"], started["id"]) == ("part.started", "info", "job-7")
@@ -40,6 +41,7 @@ def test_each_line_is_one_json_object_with_level_and_time() -> None:
     assert all(str(line["timestamp"]).endswith("Z") for line in (started, library, failed))
 
 
+@pytest.mark.slow
 def test_lines_below_the_level_are_not_written() -> None:
     assert [line["level"] for line in lines("warning")] == ["warning", "error"]
     assert [line["event"] for line in lines("error")] == ["part.failed"]
@@ -75,6 +77,7 @@ def library(before: str) -> tuple[str, str]:
         "logging.getLogger('tachikoma').setLevel(logging.DEBUG)",
     ],
 )
+@pytest.mark.slow
 def test_the_library_is_silent_by_default(before: str) -> None:
     assert library(before) == ("", "")
 

@@ -97,6 +97,7 @@ async def test_a_cancelled_process_cancels_its_parts() -> None:
     assert cancelled.is_set()
 
 
+@pytest.mark.slow
 async def test_a_part_that_loses_a_cancellation_is_cancelled_again() -> None:
     lost = 0
 

@@ -96,6 +96,7 @@ def test_a_removed_root_goes_at_once(
 
 
 @pytest.mark.parametrize("what", ["rsa", "newline", "stranger", "space"])
+@pytest.mark.slow
 def test_what_cannot_be_used_is_not_taken_and_the_next_is(
     api: WorkloadApi, source: WorkloadSvidSource, authority: Any, stranger: Any, what: str
 ) -> None:

@@ -194,6 +194,7 @@ def server_context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ssl.SSL
 
 @pytest.mark.parametrize("scheme", ["tcp", "tls"])
 @pytest.mark.parametrize("taken", [0, 1, 700, 40_000, 300_000])
+@pytest.mark.slow
 def test_a_stalled_receiver_never_sees_a_frame_in_the_middle_of_another(
     scheme: str, taken: int, server_context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -370,6 +370,7 @@ def test_what_is_kept_is_bounded(command: list[str]) -> None:
         "'0' * 130_000",
     ],
 )
+@pytest.mark.slow
 def test_the_largest_argument_does_not_stop_the_orchestrator(expression: str) -> None:
     """Redaction runs in the event loop, for refused requests as well: its effort must not grow with the square."""
     done = subprocess.run(
