@@ -1,4 +1,4 @@
-"""The command line as a person at a terminal of 80 columns sees it: one session of bash in tmux, on a running stack."""
+"""The command line as a person at a terminal sees it: sessions of bash in tmux, on a running stack."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from support import AGENT, Cli, request, wait_until
+from support import AGENT, Cli, wait_until
+from support import request as request_of
 
 from tachikoma import Client
 
-COLUMNS = 80
 #: What Rich draws around the parts of a help text.
 FRAME = re.compile("[╭╮╰╯│─]")
 #: Values that change between two looks: numbers, shares, times and ages.
@@ -29,7 +29,8 @@ TAB_SECONDS = 3.0
 class Terminal:
     """A bash in tmux, whose prompt has the number of the next command."""
 
-    def __init__(self, folder: Path, profile: Path) -> None:
+    def __init__(self, folder: Path, profile: Path, columns: int) -> None:
+        self._columns = columns
         self._tmux = ["tmux", "-u", "-S", str(folder / "tmux.sock"), "-f", str(folder / "tmux.conf")]
         (folder / "tmux.conf").write_text("set -g history-limit 20000\n")
         environment = {
@@ -38,7 +39,7 @@ class Terminal:
         }  # fmt: skip
         words = [f"{name}={value}" for name, value in environment.items()]
         self._call(
-            *("new-session", "-d", "-x", str(COLUMNS), "-y", "24"),
+            *("new-session", "-d", "-x", str(columns), "-y", "24"),
             *("env", "-i", *words, "bash", "--norc", "--noprofile"),
         )
         self._number = 1
@@ -69,7 +70,7 @@ class Terminal:
     def run(self, command: str) -> list[str]:
         """Type a command, and return the lines that it prints."""
         first = f"[{self._number}]> {command}"
-        assert len(first) < COLUMNS
+        assert len(first) < self._columns
         self._call("send-keys", "-l", command)
         self.type("Enter")
         self._number += 1
@@ -94,18 +95,19 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal(cli: Cli, need: Callable[[bool, str], None]) -> Iterator[Terminal]:
+def terminal(cli: Cli, need: Callable[[bool, str], None], request: pytest.FixtureRequest) -> Iterator[Terminal]:
+    """A terminal of as many columns as the test's parameter says, or 80."""
     need(shutil.which("tmux") is not None, "tmux")
     # Not under tmp_path: the path of a unix socket has at most 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="tk-"))
-    here = Terminal(folder, cli.profile)
+    here = Terminal(folder, cli.profile, getattr(request, "param", 80))
     yield here
     here.close()
     shutil.rmtree(folder)
 
 
 def test_nothing_is_folded_and_nothing_is_cut_without_an_ellipsis(terminal: Terminal, cli: Cli, client: Client) -> None:
-    long = request("echo", *(f"a-rather-long-argument-{number}" for number in range(20)))
+    long = request_of("echo", *(f"a-rather-long-argument-{number}" for number in range(20)))
     client.execute(long)
     # Help, whose words are all there at each width.
     for command in ("--help", "exec --help"):
@@ -119,19 +121,32 @@ def test_nothing_is_folded_and_nothing_is_cut_without_an_ellipsis(terminal: Term
     assert [line for line in ran if "hello" in line]
     assert ran[-1].endswith(": 2 of 2 targets succeeded")
     assert terminal.run(f"tachikoma logs {long.id[:16]} | wc -w") == ["20"]
-    # Lists.
-    for command in WIDE:
-        # On standard error are notes, which are sentences: a host without cgroups has long ones.
-        shown_lines = terminal.run(f"tachikoma {command} 2>/dev/null")
-        whole = cli.run(*command.partition(" -")[0].split(), *WIDE[command]).stdout.decode().splitlines()
-        assert len(shown_lines) > 1
-        assert cut_without_ellipsis(shown_lines, whole) == []
+    look_at_lists(terminal, cli)
     assert any(line.endswith("…") and "echo a-rather" in line for line in terminal.lines())
     # With -J, tmux joins the lines that it folded.
     assert terminal.lines() == terminal.lines("-J")
     terminal.run('eval "$(_TACHIKOMA_COMPLETE=source_bash tachikoma)"')
     terminal.run("bind 'set show-all-if-ambiguous on'")
     terminal.complete("tachikoma exec agent-", "agent-1  agent-2")
+
+
+@pytest.mark.parametrize("terminal", [40, 200], indirect=True)
+def test_lists_are_not_folded_on_a_narrow_and_a_wide_terminal(terminal: Terminal, cli: Cli, client: Client) -> None:
+    client.execute(request_of("echo", *(f"a-rather-long-argument-{number}" for number in range(20))))
+    assert cli.run("run", AGENT, "--", "true").returncode == 0
+    look_at_lists(terminal, cli)
+    assert terminal.lines() == terminal.lines("-J")
+
+
+def look_at_lists(terminal: Terminal, cli: Cli) -> None:
+    """Compare each list on a terminal with its values in full."""
+    # On standard error are notes, which are sentences: a host without cgroups has long ones.
+    terminal.run("t() { tachikoma $* 2>/dev/null; }")
+    for command in WIDE:
+        shown = terminal.run(f"t {command}")
+        whole = cli.run(*command.partition(" -")[0].split(), *WIDE[command]).stdout.decode().splitlines()
+        assert len(shown) > 1
+        assert cut_without_ellipsis(shown, whole) == []
 
 
 #: The lists of what the test has run, and the options of longer ones that have the same values in full.
