@@ -1,0 +1,59 @@
+"""The packages of the last release, from the history of this repository, for tests that run parts of it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+__all__ = ["TAG", "LastRelease"]
+
+ROOT = Path(__file__).parents[2]
+#: The last release.
+TAG = "v0.2.0"
+#: The folders of its packages.
+FOLDERS = ("shared", "orchestrator", "worker")
+#: The sources of its spawner.
+SPAWNER = ("spawner.c", "child.c", "protocol.c")
+
+
+@dataclass(frozen=True)
+class LastRelease:
+    """A folder with the packages of the last release and its own spawner."""
+
+    folder: Path
+
+    @classmethod
+    def unpack(cls, folder: Path, need: Callable[[bool, str], None]) -> LastRelease:
+        """Unpack the release, and build its spawner. Skips the test where the tag or a compiler is missing."""
+        found = subprocess.run(["git", "archive", TAG, *FOLDERS], cwd=ROOT, capture_output=True, check=False)
+        if found.returncode:
+            # A source distribution, or a clone without the history.
+            pytest.skip(f"there is no tag {TAG} here, so no older release")
+        need(shutil.which("cc") is not None, "a C compiler")
+        subprocess.run(["tar", "-x", "-C", str(folder)], input=found.stdout, check=True)
+        sources = [str(folder / "worker" / "spawner" / name) for name in SPAWNER]
+        program = folder / "worker" / "tachikoma_worker" / "tachikoma-spawner"
+        subprocess.run(["cc", "-std=c11", "-O1", "-o", str(program), *sources], check=True)
+        release = cls(folder)
+        packages = ("tachikoma", "tachikoma_orchestrator", "tachikoma_worker")
+        code = "".join(f"import {package}; print({package}.__file__);" for package in packages)
+        assert all(line.startswith(str(folder)) for line in release.ask(code).splitlines())
+        return release
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables with which Python imports the packages of the release, and not those of this tree."""
+        return {"PYTHONPATH": ":".join(str(self.folder / name) for name in FOLDERS)}
+
+    def ask(self, code: str) -> str:
+        """Return what Python prints with the packages of the release."""
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=self.environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout
