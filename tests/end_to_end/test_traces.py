@@ -68,13 +68,15 @@ def settings(endpoint: str) -> dict[str, str]:
 def stack(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None, collector: Collector) -> Iterator[Stack]:
     """A stack whose parts send traces."""
     data = prepare(tmp_path_factory.mktemp("traces"))
+    policy = data / "policy.yaml"
+    policy.write_text(policy.read_text().rstrip() + "\n    allowInteractive: true\n")
     with Stack(data, redis_server=redis_server, environment=settings(collector.endpoint)) as running:
         yield running
 
 
-def execute(stack: Stack, environment: Mapping[str, str]) -> str:
+def execute(stack: Stack, environment: Mapping[str, str], *options: str) -> str:
     """Run the command by the command line, and return the trace that the command saw."""
-    line = [sys.executable, "-m", "tachikoma", "exec", AGENT, "--", *SHOW]
+    line = [sys.executable, "-m", "tachikoma", "exec", *options, AGENT, "--", *SHOW]
     done = run(line, env={**make_cli(stack).environment(), **environment}, timeout=PATIENCE_SECONDS)
     assert done.returncode == 3, done.stderr
     assert done.stderr == b""
@@ -96,9 +98,12 @@ def whole(collector: Collector, trace_id: str, roles: set[str] = FROM_SERVER) ->
     return found()
 
 
-def test_one_trace_leads_from_the_client_to_the_end_of_the_command(stack: Stack, collector: Collector) -> None:
+@pytest.mark.parametrize("options", [(), ("-i",)], ids=["call", "session"])
+def test_one_trace_leads_from_the_client_to_the_end_of_the_command(
+    stack: Stack, collector: Collector, options: tuple[str, ...]
+) -> None:
     # However slow the machine is, the client sends its spans before it ends.
-    seen = execute(stack, {**settings(collector.endpoint), "OTEL_BSP_EXPORT_TIMEOUT": "60000"})
+    seen = execute(stack, {**settings(collector.endpoint), "OTEL_BSP_EXPORT_TIMEOUT": "60000"}, *options)
     match = re.fullmatch(r"00-([0-9a-f]{32})-([0-9a-f]{16})-0[13]", seen)
     assert match is not None, seen
     trace_id, span_id = match.groups()

@@ -9,27 +9,41 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc.aio
+from google.protobuf.message import Message
 from redis.exceptions import RedisError
 
 from tachikoma.config import tracing
 from tachikoma.config.tracing import Kind
 from tachikoma.errors import TachikomaError
+from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.trace_context import METADATA_KEY, TraceParent
 from tachikoma_orchestrator.metrics import CALL_SECONDS, CALLS
 
-__all__ = ["measured"]
+__all__ = ["Answer", "measured"]
+
+
+class Answer:
+    """The messages that a call has answered with."""
+
+    #: True once the last message of an execution is sent: a caller that then leaves has cancelled nothing.
+    complete = False
+
+    def sent(self, message: Message) -> None:
+        """Note a message that is sent now."""
+        self.complete = isinstance(message, pb.ExecOutput) and message.HasField("result")
 
 
 @contextmanager
-def measured(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterator[None]:
+def measured(method: str, context: grpc.aio.ServicerContext[Any, Any]) -> Iterator[Answer]:
     """Count, time and trace the call that the block makes; `method` is its full name, `/package.Service/Rpc`."""
-    rpc, begun, code = method.rpartition("/")[2], time.monotonic(), "OK"
+    answer, rpc, begun, code = Answer(), method.rpartition("/")[2], time.monotonic(), "OK"
     attributes = {"rpc.system.name": "grpc"}
     with tracing.span(method.removeprefix("/"), attributes, kind=Kind.SERVER, parent=_parent(context)):
         try:
-            yield
+            yield answer
         except BaseException as error:
-            code = _code(error)
+            left = answer.complete and isinstance(error, asyncio.CancelledError | GeneratorExit)
+            code = "OK" if left else _code(error)
             raise
         finally:
             CALLS.labels(rpc, code).inc()

@@ -19,19 +19,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
-from typing import Any, TypeAlias
+from typing import Any
 
 import grpc
 import grpc.aio
 import structlog
 from cryptography import x509
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from redis.exceptions import RedisError, ResponseError
 
 from tachikoma.client.rpc_errors import STATUS_DETAILS, error_to_details
 from tachikoma.config import stages
 from tachikoma.errors import (
-    InvalidRequest,
     PermissionDenied,
     ServerError,
     TachikomaError,
@@ -47,6 +46,7 @@ from tachikoma_orchestrator.admission.call_quotas import CallQuotas
 from tachikoma_orchestrator.agents.revocations import Revocations
 from tachikoma_orchestrator.api.addresses import FORWARDED, client_address, peer_address
 from tachikoma_orchestrator.api.call_measures import measured
+from tachikoma_orchestrator.api.incoming import Parse, dialogue_of, first_message, parsed
 from tachikoma_orchestrator.api.rules import RULES, SERVICE, Callers
 from tachikoma_orchestrator.audit.refusals import address_subject
 from tachikoma_orchestrator.audit.trail import AuditTrail
@@ -59,13 +59,9 @@ log = structlog.get_logger(__name__)
 
 #: Seconds between two verifications of the calls in progress.
 WATCH_SECONDS = 5.0
-#: Longest time in which a request must arrive after its call.
-RECEIVE_SECONDS = 60.0
 
 #: The context that gRPC passes to an RPC.
 Context = grpc.aio.ServicerContext[Any, Any]
-#: Parses a message of a call; raises DecodeError.
-Parse: TypeAlias = Callable[[bytes], Message]
 
 _peer: ContextVar[Peer] = ContextVar("peer")
 
@@ -340,8 +336,8 @@ class Guard(grpc.aio.ServerInterceptor):
         identity = str(call.peer)
         with self._quotas.call(identity, stream=stream):
             async with self._quotas.receiving(identity):
-                raw = await _first(requests)
-                request = _parsed(raw, parse)
+                raw = await first_message(requests)
+                request = parsed(raw, parse)
             with self._quotas.holding(identity, len(raw)):
                 del raw
                 yield request
@@ -373,10 +369,16 @@ class Guard(grpc.aio.ServerInterceptor):
 
         async def call(requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[Message]:
             try:
-                with measured(method, context), self._in_progress(current := await self.authenticate(context, method)):
+                with (
+                    measured(method, context) as answer,
+                    self._in_progress(current := await self.authenticate(context, method)),
+                ):
                     async with self._received(current, requests, parse, stream=True) as first:
-                        async for item in behaviour(_dialogue(first, requests, parse) if dialogue else first, context):
+                        async for item in behaviour(
+                            dialogue_of(first, requests, parse) if dialogue else first, context
+                        ):
                             current.sending = True
+                            answer.sent(item)
                             yield item
                             current.sending = False
                             if current.ended:
@@ -385,36 +387,3 @@ class Guard(grpc.aio.ServerInterceptor):
                 await self._abort(context, error)
 
         return call
-
-
-async def _dialogue(first: Message, requests: AsyncIterator[bytes], parse: Parse) -> AsyncIterator[Message]:
-    """Yield the first message of a call, and those that follow while the call is in progress.
-
-    Raises:
-        InvalidRequest: a message cannot be parsed.
-    """
-    yield first
-    async for raw in requests:
-        yield _parsed(raw, parse)
-
-
-def _parsed(raw: bytes, parse: Parse) -> Message:
-    try:
-        return parse(raw)
-    except DecodeError:
-        raise InvalidRequest("the request is no message of this API") from None
-
-
-async def _first(requests: AsyncIterator[bytes]) -> bytes:
-    """Return the first message of a call; it is the request.
-
-    Raises:
-        InvalidRequest: it does not come in time.
-    """
-    try:
-        async with asyncio.timeout(RECEIVE_SECONDS):
-            async for raw in requests:
-                return raw
-    except TimeoutError:
-        raise InvalidRequest(f"the request did not arrive within {RECEIVE_SECONDS:.0f} s") from None
-    raise InvalidRequest("the call has no request")

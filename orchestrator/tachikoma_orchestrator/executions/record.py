@@ -8,24 +8,19 @@ in which only those are altered can still be completed, and its receipt can stil
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import NamedTuple
 
-from redis.exceptions import ResponseError
-
 from tachikoma.errors import RecordAltered
-from tachikoma.redis import keys
-from tachikoma.redis.access import wrong_type
-from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditedRequest
 from tachikoma.vocabulary.clock import from_ms, now_ms, optional_from_ms
 from tachikoma.vocabulary.results import ExecStatus, ExecTransition
 from tachikoma.vocabulary.states import ExecState
 
-__all__ = ["REPORTED", "Record", "ReportedResult", "Step", "record_altered", "stored_states"]
+__all__ = ["REPORTED", "Record", "ReportedResult", "Step", "record_altered"]
 
 #: Fields that hold a copy of what the receipt says, by their names in Redis.
 REPORTED = (
@@ -36,7 +31,6 @@ REPORTED = (
 MAX_REASON = 200
 #: Errors of parsing that a text from another writer can cause.
 _UNREADABLE = (ValueError, KeyError, TypeError, OverflowError, OSError)
-_STATES = {state.value.encode(): state for state in ExecState}
 
 
 def record_altered(exec_id: str, reason: str) -> RecordAltered:
@@ -278,23 +272,3 @@ def _text(fields: Mapping[bytes, bytes], name: str) -> str:
 
 def _unreadable(exec_id: str, error: Exception) -> RecordAltered:
     return record_altered(exec_id, f"its record in the ledger cannot be read: {str(error)[:MAX_REASON]}")
-
-
-async def stored_states(redis: Redis, exec_ids: Sequence[str]) -> list[ExecState | None]:
-    """Return the states of executions in the given order, in one round trip; None for one without a readable record.
-
-    Args:
-        redis: the connections.
-        exec_ids: the executions, of which the caller bounds the number.
-
-    Raises:
-        redis errors: Redis failed.
-    """
-    async with redis.pipeline(transaction=False) as pipe:
-        for exec_id in exec_ids:
-            pipe.hget(keys.execution(exec_id), "state")
-        answers = await pipe.execute(raise_on_error=False)
-    for answer in answers:
-        if isinstance(answer, Exception) and not (isinstance(answer, ResponseError) and wrong_type(answer)):
-            raise answer
-    return [_STATES.get(answer) if isinstance(answer, bytes) else None for answer in answers]

@@ -31,10 +31,10 @@ from tachikoma.vocabulary.clock import ms_of_seconds
 from tachikoma.vocabulary.limits import WhenFull
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma_orchestrator.executions.ledger import Ledger
-from tachikoma_orchestrator.executions.record import stored_states
 from tachikoma_orchestrator.executions.transitions import Admission, record_fields
 from tachikoma_orchestrator.store.lives import Lives
 from tachikoma_orchestrator.store.scripts import Call, Runner, Script, flat
+from tachikoma_orchestrator.store.states import stored_states
 
 __all__ = ["OpenIndex", "Restoration"]
 

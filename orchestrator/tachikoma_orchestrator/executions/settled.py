@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
-from tachikoma_orchestrator.executions.record import stored_states
 from tachikoma_orchestrator.executions.transitions import DISPATCHED, FENCE, Transition, TransitionOutcome
 from tachikoma_orchestrator.store.remembered import Remembered
 from tachikoma_orchestrator.store.scripts import Call, Runner, Script, flat
+from tachikoma_orchestrator.store.states import stored_states
 
 __all__ = ["EndedRecords", "ReportedStates"]
 

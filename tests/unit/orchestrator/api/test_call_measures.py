@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from google.protobuf.message import Message
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from metric_values import value
 from tachikoma.config import tracing
 from tachikoma.errors import NotFound, Unavailable
+from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma_orchestrator.api.call_measures import measured
 
 
@@ -74,3 +76,28 @@ def test_a_call_belongs_to_the_trace_that_its_caller_names(
     with measured("/tachikoma.exec.v1.RemoteExecution/Test", Called(*metadata)):  # type: ignore[arg-type]
         found = tracing.current()
     assert str(found or "") == parent
+
+
+@pytest.mark.parametrize(
+    ("messages", "code"),
+    [
+        ([pb.ExecOutput(result=pb.ExecResponse())], "OK"),
+        ([pb.ExecOutput(), pb.ExecOutput(result=pb.ExecResponse())], "OK"),
+        ([pb.ExecOutput()], "CANCELLED"),
+        # Of a batch, each target has a result.
+        ([pb.BatchUpdate(result=pb.BatchResult())], "CANCELLED"),
+    ],
+)
+def test_a_caller_that_leaves_after_the_result_has_cancelled_nothing(messages: list[Message], code: str) -> None:
+    labels = {"rpc": "Left", "code": code}
+    before = value("tachikoma_calls_total", **labels)
+
+    def leave() -> None:
+        with measured("/tachikoma.exec.v1.RemoteExecution/Left", Called()) as answer:  # type: ignore[arg-type]
+            for message in messages:
+                answer.sent(message)
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        leave()
+    assert value("tachikoma_calls_total", **labels) == before + 1

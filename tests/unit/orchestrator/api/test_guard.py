@@ -257,7 +257,7 @@ async def test_a_call_without_a_request_is_invalid(stand: Stand) -> None:
 
 
 async def test_a_request_that_does_not_come_is_invalid(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tachikoma_orchestrator.api.guard.RECEIVE_SECONDS", 0.05)
+    monkeypatch.setattr("tachikoma_orchestrator.api.incoming.RECEIVE_SECONDS", 0.05)
     svid = stand.authority.svid(ALICE)
     credentials = grpc.ssl_channel_credentials(stand.authority.pem, svid.key_pem, svid.certificate_pem)
     async with grpc.aio.secure_channel(
@@ -281,7 +281,7 @@ async def test_a_caller_without_a_right_is_refused_before_its_request_is_receive
     async def received(_: Any) -> bytes:
         raise AssertionError("it was received")
 
-    monkeypatch.setattr("tachikoma_orchestrator.api.guard._first", received)
+    monkeypatch.setattr("tachikoma_orchestrator.api.guard.first_message", received)
     for data in ([b"\xff"], [b"x" * 1_000_000], []):
         code, reason = await raw_call(stand, "Status", data, by=AGENT)
         assert code is grpc.StatusCode.PERMISSION_DENIED

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.states import ExecState
-from tachikoma_orchestrator.executions.record import stored_states
+from tachikoma_orchestrator.store.states import stored_states
 
 
 async def test_each_state_is_returned_in_order_and_none_for_what_is_no_record(redis: Redis) -> None:
