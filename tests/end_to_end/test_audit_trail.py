@@ -442,7 +442,7 @@ def an_agent_that_is_cut_off_and_speaks_on(world: World) -> None:
 
 
 def last_looked_at_a_period_ago(world: World, name: str) -> None:
-    """Let one due time lie between the last look and the next."""
+    """Let one scheduled time lie between the last look and the next."""
     seconds, micros = world.redis.time()
     ago = seconds * 1000 + micros // 1000 - PERIOD_MS
     world.redis.hset(keys.schedule(name), "cursor_ms", ago)

@@ -20,7 +20,7 @@ from support import make_cli, nothing_denied, wait_until
 from patience import PATIENCE_SECONDS
 from tachikoma import Client, DueOutcome, ExecState, ScheduledRun
 
-#: Between two due times of the schedules.
+#: Between two scheduled times of the schedules.
 EVERY = timedelta(seconds=1)
 
 
@@ -106,7 +106,7 @@ class Upgrade:
             self._client.pause_schedule(schedule_of(agent), "the end of the test")
             wait_until(
                 lambda a=agent: all(run.outcome is not DueOutcome.TAKEN for run in self._runs(a)),
-                f"all due times of {agent} are settled",
+                f"all scheduled times of {agent} are settled",
             )
         wait_until(lambda: not list(self._client.list()), "all executions have ended")
 
@@ -131,7 +131,7 @@ class Upgrade:
         assert {status.state for status in self._client.list(include_ended=True)} == {ExecState.SUCCEEDED}
 
     def check_schedules(self) -> None:
-        """Each due time ran once, but for those at which the agent was drained."""
+        """Each scheduled time ran once, but for those at which the agent was drained."""
         for agent in self._stack.agent_ids:
             runs = sorted(self._runs(agent), key=lambda run: run.due)
             due = [run for run in runs if run.outcome is not DueOutcome.SKIPPED]

@@ -1,4 +1,4 @@
-"""Schedules as processes: real beats, a real submitter, and what becomes of due times when they are killed."""
+"""Schedules as processes: real beats, a real submitter, and what becomes of scheduled times when they are killed."""
 
 from __future__ import annotations
 
@@ -132,14 +132,14 @@ def test_what_is_due_runs_as_the_schedule(client: Client) -> None:
 
 
 def test_beat_hints_sooner_than_the_submitter_would_check(client: Client) -> None:
-    # Two checks of its own are at least 10 s apart, and each records all due times until then.
+    # Two checks of its own are at least 10 s apart, and each records all scheduled times until then.
     def soon() -> bool:
         moments = sorted({run.time for run in client.scheduled_runs("often", limit=1000)})
         # What one check records is milliseconds apart; something is due twice a second.
         least, most = timedelta(milliseconds=200), timedelta(seconds=CHECK_SECONDS / 2)
         return any(least < b - a < most for a, b in pairwise(moments))
 
-    wait_until(soon, "due times are recorded within seconds of each other")
+    wait_until(soon, "scheduled times are recorded within seconds of each other")
 
 
 def test_the_command_line_tells_all_about_schedules(cli: Cli, client: Client) -> None:
@@ -193,7 +193,7 @@ def test_a_pause_holds_and_ends(cli: Cli, client: Client) -> None:
     def skipped() -> bool:
         return [run.outcome for run in client.scheduled_runs("often", limit=2)] == [DueOutcome.SKIPPED] * 2
 
-    wait_until(skipped, "two due times are skipped")
+    wait_until(skipped, "two scheduled times are skipped")
     assert client.scheduled_runs("often")[0].reason == "the schedule was paused: disk is full"
     assert cli.run("schedule", "resume", "often").stdout.startswith(b"often: next due ")
     wait_until(lambda: client.scheduled_runs("often")[0].outcome is DueOutcome.RUN, "it runs again")
@@ -397,7 +397,7 @@ def test_schedules_written_in_python_run_too_and_over_tls(tmp_path: Path, need: 
 
 # --- killed -----------------------------------------------------------------------------------------------------------
 
-#: Due times that are to come, and how many schedules each half second brings one.
+#: Scheduled times that are to come, and how many schedules each half second brings one.
 DUE_TIMES = 200
 SCHEDULES = 8
 #: Processes that are killed at least, however slow the machine is.
@@ -478,17 +478,17 @@ def test_two_beats_and_a_submitter_that_are_killed_at_random_account_for_every_d
         assert marks.read_text().count("run\n") == len(started)
         assert {item.id for item in started} <= set(executed)
         outcomes = Counter(run.outcome for run in runs)
-        print(f"{len(runs)} due times, {dict(outcomes)}, killed: {dict(kills)}")
+        print(f"{len(runs)} scheduled times, {dict(outcomes)}, killed: {dict(kills)}")
 
 
 def first_due(client: Client, name: str) -> int:
-    """The first due time of a schedule on record."""
+    """The first scheduled time of a schedule on record."""
     wait_until(lambda: client.scheduled_runs(name), f"{name} has begun")
     return to_ms(client.scheduled_runs(name, limit=1000)[-1].due)
 
 
 def settled(client: Client, begin: dict[str, int]) -> bool:
-    """Whether of every schedule the last hundreds of due times are on the record, and none of them is under way."""
+    """Return True if each schedule has hundreds of recorded scheduled times, and all of their outcomes are final."""
     found = [client.scheduled_runs(name, limit=1000) for name in begin]
     enough = all(len(runs) >= DUE_TIMES // SCHEDULES for runs in found)
     return enough and not any(run.outcome is DueOutcome.TAKEN for runs in found for run in runs)

@@ -305,7 +305,7 @@ class Runs:
         wait_until(lambda: {run.id for run in self._recorded()} - before, "the schedule goes on")
 
     def check(self) -> None:
-        """Fail unless each due time has one outcome, and each run one end and at most one start."""
+        """Fail unless each scheduled time has one outcome, and each run one end and at most one start."""
         runs = [run for run in self._settled() if run.id not in self._earlier]
         times = [run.due for run in self._recorded() if run.count == 1]
         assert len(set(times)) == len(times)

@@ -11,7 +11,7 @@ from tachikoma_orchestrator.schedules.runner import ScheduleRunner
 
 __all__ = ["ScheduleCalls"]
 
-#: Due times in a response when the caller requests no number.
+#: Scheduled times in a response when the caller requests no number.
 DEFAULT_DUE_TIMES = 10
 
 

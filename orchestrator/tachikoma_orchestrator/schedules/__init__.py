@@ -1,1 +1,1 @@
-"""Schedules: their sources, their due times, and the outcome of each due time."""
+"""Schedules: their sources, their scheduled times, and the outcome of each scheduled time."""

@@ -1,9 +1,9 @@
 """Celery beat with its own scheduler and a lock in Redis: sends the submitter a hint when a schedule is due.
 
-A hint is the name of a schedule and a due time. The submitter takes everything else from its own file, and decides by
-its own record what is due. A hint that is sent twice, late or never therefore does no harm, and neither does an
-attacker who can write to beat's names in Redis. Beat stores nothing but its lock, so that one of several beats works;
-`docs/decisions/0025` gives the reasons.
+A hint contains the name of a schedule and a scheduled time. The submitter takes everything else from its own file, and
+decides by its own record which schedules are due. A hint that is sent twice, late or never therefore does no harm, and
+neither does an attacker who can write to beat's names in Redis. Beat stores only its lock, by which one of several
+beats is active. `docs/decisions/0025` gives the reasons.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ MAX_WAITING = 1000
 
 
 class Rule(BaseSchedule):
-    """A rule of due times, in the form that Celery asks for."""
+    """A rule of scheduled times, in the form that Celery asks for."""
 
     def __init__(self, timing: Timing, app: Celery) -> None:
         super().__init__(app=app)
         self.timing = timing
 
     def next_after(self, moment: datetime) -> datetime | None:
-        """Return the first due time after a moment, or None if there is none."""
+        """Return the first scheduled time after a moment, or None if there is none."""
         due = next(self.timing.after(to_ms(moment)), None)
         return None if due is None else from_ms(due)
 
     def remaining_estimate(self, last_run_at: datetime) -> timedelta:
-        """Return the time until the first due time after a moment; a day if there is none."""
+        """Return the time until the first scheduled time after a moment; a day if there is none."""
         due = self.next_after(last_run_at)
         return timedelta(days=1) if due is None else due - self.now()
 
     def is_due(self, last_run_at: datetime) -> Any:
-        """Return whether a due time has come since a moment, and the seconds until the next."""
+        """Return whether a scheduled time has come since a moment, and the seconds until the next."""
         remaining = self.remaining_estimate(last_run_at).total_seconds()
         if remaining > 0:
             return schedstate(False, remaining)
@@ -131,7 +131,7 @@ class HintScheduler(Scheduler):
         clock_went_back, self._last_tick = time.time() < self._last_tick, time.time()
         if self._installed == active.digest and not clock_went_back:
             return
-        # A due time of the last seconds may be one for which the previous holder of the lock sent no hint.
+        # A scheduled time of the last seconds may be one for which the previous holder of the lock sent no hint.
         since = self.app.now() - timedelta(seconds=LOCK_SECONDS + MAX_LOOP_SECONDS)
         self.schedule = {
             name: ScheduleEntry(

@@ -1,10 +1,10 @@
-"""The decision on a schedule's due times: a pure function of the schedule, its recorded progress and the time.
+"""The decision on a schedule's scheduled times: a pure function of the schedule, its recorded progress and the time.
 
-Every due time after the last recorded one is decided once, in order. It has one of these outcomes:
+Every scheduled time after the last recorded one is decided once, in order. Each has one of these outcomes:
 
-- run: it is not too late; or all are too late, it is the last, and the schedule says that one of them runs;
+- run: the time is not too long ago. If all times are, the last one runs if `missed` of the schedule is `run-once`;
 - skipped: the schedule was paused at that time, is disabled, removed or changed, or its last run has not finished;
-- missed: it is too late.
+- missed: the time is too long ago.
 
 `docs/decisions/0020` gives the reasons.
 """
@@ -24,9 +24,9 @@ from tachikoma.vocabulary.schedules import DueOutcome, Missed, Overlap, Schedule
 
 __all__ = ["Plan", "PlannedRun", "ScheduleState", "decide", "plan"]
 
-#: Due times that are decided one by one, the newest; all older ones become one entry with a count.
+#: Scheduled times that are decided one by one, the newest; all older ones become one entry with a count.
 MAX_SINGLE = 100
-#: Due times older than this are not counted.
+#: Scheduled times older than this are not counted.
 LOOKBACK_MS = duration_ms(timedelta(days=366))
 
 
@@ -36,12 +36,12 @@ class ScheduleState:
 
     #: Changes with every change of the record; 0 if there is no record.
     version: int = 0
-    #: Due times up to this one are decided; None if the schedule was never looked at.
+    #: Scheduled times up to this one are decided; None if the schedule was never checked.
     cursor_ms: int | None = None
-    #: The rule of due times since then; empty for none.
+    #: The rule that is active since then; empty if the schedule has no scheduled times.
     rule: str = ""
-    #: The last pause: its beginning and end, the user who paused the schedule, and the reason. None if there was none,
-    #: or it has not ended.
+    #: The last pause: its beginning and end, the operator who paused the schedule, and the reason. The beginning is
+    #: None if there was no pause. The end is None if there was none, or the pause has not ended.
     paused_ms: int | None = None
     resumed_ms: int | None = None
     paused_by: str = ""
@@ -113,13 +113,13 @@ def _time(text: str | None) -> int | None:
 
 
 class PlannedRun(Model):
-    """The decision on a due time, or on several that are recorded as one."""
+    """The decision on a scheduled time, or on several that are recorded as one."""
 
-    #: The due time; of several, the last.
+    #: The scheduled time; of several, the last.
     due_ms: int
     outcome: DueOutcome
     reason: str = ""
-    #: The number of due times.
+    #: The number of scheduled times.
     count: int = 1
     #: The first of several; None for a single one.
     first_ms: int | None = None
@@ -136,12 +136,12 @@ class Plan:
 
     @property
     def runs(self) -> bool:
-        """True if the last entry runs; more due times may then follow it."""
+        """True if the last entry runs; more scheduled times may then follow it."""
         return bool(self.entries) and self.entries[-1].outcome is DueOutcome.TAKEN
 
 
 def plan(schedule: Schedule | None, state: ScheduleState, now_ms: int, busy: str = "") -> Plan | None:
-    """Decide on the due times since the last recorded one, up to the first that runs.
+    """Decide on the scheduled times since the last recorded one, up to the first that runs.
 
     Args:
         schedule: the schedule as it is now; None if it was removed.
@@ -177,7 +177,7 @@ def _summary(
     schedule: Schedule | None, state: ScheduleState, timing: Timing, begin_ms: int, until_ms: int, count: int,
     now_ms: int, busy: str,
 ) -> PlannedRun:  # fmt: skip
-    """Decide on all due times after `begin_ms` and before `until_ms` as one entry."""
+    """Decide on all scheduled times after `begin_ms` and before `until_ms` as one entry."""
     last_ms = timing.between(begin_ms, until_ms - 1, 1)[0][0]
     entry = decide(schedule, state, last_ms, now_ms, busy, last=False)
     if entry.outcome is DueOutcome.TAKEN:
@@ -188,11 +188,11 @@ def _summary(
 def decide(
     schedule: Schedule | None, state: ScheduleState, due_ms: int, now_ms: int, busy: str, *, last: bool
 ) -> PlannedRun:
-    """Decide on one due time; arguments as in `plan`.
+    """Decide on one scheduled time; arguments as in `plan`.
 
     Args:
-        due_ms: the due time.
-        last: True if no other due time has come since.
+        due_ms: the scheduled time.
+        last: True if no other scheduled time has come since.
     """
 
     def decision(outcome: DueOutcome, reason: str = "") -> PlannedRun:

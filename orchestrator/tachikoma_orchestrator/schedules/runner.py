@@ -1,14 +1,14 @@
-"""The runner of schedules: records every due time once, and requests the runs like any other requester.
+"""The runner of schedules: records every scheduled time once, and requests the runs like any other requester.
 
-Celery beat sends hints (`hint`), and the runner also checks all schedules by itself (`run`). Each due time takes these
-steps. A process that ends between two of them is followed by another, which continues where it ended:
+Celery beat sends hints (`hint`), and the runner also checks all schedules by itself (`run`). Each scheduled time takes
+the following steps. If a process ends between two of them, another process continues with the next step:
 
-1. One script records the outcome of the due time, unless another process did so first. A run is now *taken*.
-2. The run is requested under an id made of schedule and due time, so a repeated request is the same execution.
+1. One script records the outcome of the scheduled time, unless another process did so first. A run is now *taken*.
+2. The run is requested under an id made of schedule and scheduled time, so a repeated request is the same execution.
 3. Another script settles it. If the run was not accepted, the same script ensures that it can never start.
 
-A run that stays taken is found by the next check: requested again, or settled as missed if it would be too late. The
-check decides again, by the id that the due time must have: an attacker may have written the record in Redis.
+The next check finds each run that is still taken. It requests the run again, or settles it as missed if it is too late.
+It first verifies the id of the run, because an attacker may have written the record in Redis.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ ABANDONED_MS = 5000
 #: Steps of one check, and abandoned runs that it resumes; the next check continues.
 MAX_STEPS = 400
 MAX_TAKEN = 100
-#: Longest list of the next due times.
+#: Longest list of the next scheduled times.
 MAX_NEXT = 1000
 
 
@@ -110,7 +110,7 @@ class ScheduleRunner:
                 pass
 
     async def advance_all(self) -> None:
-        """Decide and record all due times of all schedules, also of removed ones. Raises redis errors."""
+        """Decide and record all scheduled times of all schedules, also of removed ones. Raises redis errors."""
         for name in {*self._schedules, *await self._store.names()}:
             await self.advance(name)
 
@@ -130,7 +130,7 @@ class ScheduleRunner:
             log.warning("schedules.redis_unavailable", schedule=name, reason=str(error))
 
     async def advance(self, name: str) -> None:
-        """Decide and record the due times of a schedule, and request its runs. Raises redis errors."""
+        """Decide and record the scheduled times of a schedule, and request its runs. Raises redis errors."""
         async with self._locks[name]:
             schedule = self._schedules.get(name)
             try:
@@ -147,7 +147,7 @@ class ScheduleRunner:
                 # One broken record must not hide the other schedules.
                 log.error("schedules.record_unreadable", schedule=name, reason=str(error))
 
-    # --- the steps of a due time --------------------------------------------------------------------------------------
+    # --- the steps of a scheduled time --------------------------------------------------------------------------------
 
     async def _resume(self, name: str, schedule: Schedule | None, state: ScheduleState) -> None:
         """Request or settle the runs that another process left taken."""
@@ -165,7 +165,7 @@ class ScheduleRunner:
     def _may_still_run(
         self, schedule: Schedule, state: ScheduleState, key: str, run: ScheduledRun, now_ms: int
     ) -> bool:
-        """Return True if a taken run is a due time of the schedule, under its own id, and not too late."""
+        """Return True if a taken run is a scheduled time of the schedule, under its own id, and not too late."""
         due_ms = to_ms(run.due)
         if key != str(due_ms) or run.id != self._run_id(schedule.name, due_ms) or due_ms > now_ms:
             return False
@@ -181,7 +181,7 @@ class ScheduleRunner:
         return state.last_exec if await self._requests.unfinished(state.last_exec) else ""
 
     async def _carry_out(self, name: str, schedule: Schedule | None, state: ScheduleState, step: Plan) -> None:
-        """Record a plan, and request its run unless another process recorded the due times first."""
+        """Record a plan, and request its run unless another process recorded the scheduled times first."""
         now = from_ms(await self._ledger.now_ms())
         entries = [self._entry(name, schedule, state, planned, now) for planned in step.entries]
         if not await self._store.record(name, self._subject(name), state, step, entries):
@@ -249,7 +249,7 @@ class ScheduleRunner:
         return [await self._status(schedule) for schedule in self._schedules.values()]
 
     async def status(self, name: str) -> ScheduleStatus:
-        """Return a schedule with its pause, its next due time and its last run.
+        """Return a schedule with its pause, its next scheduled time and its last run.
 
         Raises:
             NotFound: there is no schedule of that name.
@@ -262,7 +262,7 @@ class ScheduleRunner:
         name = schedule.name
         state = await self._store.state(name)
         runs = await self._recorded_runs(name, limit=1)
-        # A due time that has come and is not decided yet is still the next one.
+        # A scheduled time that has come and is not decided yet is still the next one.
         begin_ms = state.cursor_ms if state.cursor_ms is not None else await self._ledger.now_ms()
         status = ScheduleStatus(
             name=name, when=schedule.when, agent_id=schedule.agent_id or "", targets=schedule.targets,
@@ -277,11 +277,11 @@ class ScheduleRunner:
         return status.model_copy(update={"paused": True, "pause_reason": state.pause_reason, **pause})
 
     async def next_due(self, name: str, *, limit: int) -> list[datetime]:
-        """Return the next due times from now on, at most `limit`. Raises NotFound, redis errors."""
+        """Return the next scheduled times from now on, at most `limit`. Raises NotFound, redis errors."""
         return _next(self._set.get(name), await self._ledger.now_ms(), min(limit, MAX_NEXT))
 
     async def runs(self, name: str, *, limit: int) -> list[ScheduledRun]:
-        """Return the latest recorded due times, newest first, with the states of their executions.
+        """Return the latest recorded scheduled times, newest first, with the states of their executions.
 
         Raises:
             NotFound: there is no schedule of that name, and never was one.
@@ -296,22 +296,22 @@ class ScheduleRunner:
         return await self._requests.with_states(await self._store.runs(name, limit=limit))
 
     async def pause(self, name: str, *, by: str, reason: str) -> ScheduleStatus:
-        """Pause a schedule: until it is resumed, its due times are skipped. Raises as `status` does."""
+        """Pause a schedule: until it is resumed, its scheduled times are skipped. Raises as `status` does."""
         return await self._set_paused(name, AuditCode.SCHEDULE_PAUSED, by, reason)
 
     async def resume(self, name: str, *, by: str) -> ScheduleStatus:
-        """Resume a schedule; the due times during the pause stay skipped. Raises as `status` does."""
+        """Resume a schedule; the scheduled times during the pause stay skipped. Raises as `status` does."""
         return await self._set_paused(name, AuditCode.SCHEDULE_RESUMED, by, "")
 
     async def _set_paused(self, name: str, code: AuditCode, by: str, reason: str) -> ScheduleStatus:
         schedule = self._set.get(name)
-        # Only the last pause is recorded, so due times before this change are decided now.
+        # Only the last pause is recorded, so scheduled times before this change are decided now.
         await self.advance(name)
         await self._store.pause(name, code, self._subject(name), by=by, reason=reason)
         return await self._status(schedule)
 
     async def run_now(self, name: str, *, by: str) -> ScheduledRun:
-        """Request a run outside the due times, also while the schedule is paused.
+        """Request a run outside the scheduled times, also while the schedule is paused.
 
         Args:
             name: the schedule.
@@ -332,7 +332,7 @@ class ScheduleRunner:
         return (await self._requests.with_states([settled]))[0]
 
     async def _record_manual_run(self, schedule: Schedule, by: str) -> RunEntry:
-        """Record a run outside the due times as taken. Raises as `run_now` does."""
+        """Record a run outside the scheduled times as taken. Raises as `run_now` does."""
         name = schedule.name
         for _ in range(MAX_STEPS):
             state = await self._store.state(name)
@@ -367,7 +367,7 @@ class ScheduleRunner:
         return str(schedule_id(self._trust_domain, name))
 
     def _run_id(self, name: str, due_ms: int) -> str:
-        """Return the execution id of a due time: always the same, and not predictable without the audit key."""
+        """Return the execution id of a scheduled time: always the same, and not predictable without the audit key."""
         return self._trail.keyed("schedule", self._subject(name), str(due_ms))[:24]
 
 

@@ -1,4 +1,4 @@
-"""The records of schedules in Redis: progress, and the outcome of each due time. Only scripts change them."""
+"""The records of schedules in Redis: progress, and the outcome of each scheduled time. Only scripts change them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MAX_REASON = 500
 class RunEntry:
     """A run to be recorded."""
 
-    #: Its id in the schedule: the due time in ms; of a manual run, the time and the execution.
+    #: Its id in the schedule: the scheduled time in ms; of a manual run, the time and the execution.
     key: str
     run: ScheduledRun
     #: The code of its audit event; None for no event.
@@ -82,7 +82,7 @@ class ScheduleStore:
     async def record(
         self, name: str, subject: str, state: ScheduleState, plan: Plan, entries: Sequence[RunEntry]
     ) -> bool:  # fmt: skip
-        """Record the outcome of due times, unless another process changed the record since it was read.
+        """Record the outcome of scheduled times, unless another process changed the record since it was read.
 
         Args:
             name: the schedule.

@@ -207,7 +207,7 @@ class OversightCalls(Calls):
         return tuple(wire.schedule_from_pb(item) for item in answer.schedules), answer.error
 
     async def next_due_times(self, name: str, *, limit: int = 0) -> tuple[datetime, ...]:
-        """Return the next due times of a schedule; none if it is disabled. For operators.
+        """Return the next scheduled times of a schedule; none if it is disabled. For operators.
 
         Args:
             name: the schedule.
@@ -238,7 +238,7 @@ class OversightCalls(Calls):
         return wire.scheduled_run_from_pb(await self._call(lambda stub: stub.RunSchedule(message), repeat=False))
 
     async def scheduled_runs(self, name: str, *, limit: int = 0) -> tuple[ScheduledRun, ...]:
-        """Return the outcomes of a schedule's due times, the latest first. For operators.
+        """Return the outcomes of a schedule's scheduled times, the latest first. For operators.
 
         Args:
             name: the schedule.

@@ -1,6 +1,6 @@
-"""Renewal of an identity before it expires: due times, retries, and the process that may write the files.
+"""Renewal of an identity before it expires: its time, its retries, and a lock for the identity's files.
 
-The class here waits and repeats. Its subclasses know where the next certificate comes from.
+The class here waits and repeats. Its subclasses request the next certificate from its issuer.
 """
 
 from __future__ import annotations

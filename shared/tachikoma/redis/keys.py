@@ -377,12 +377,12 @@ def schedule(name: str) -> str:
 
 
 def schedule_runs(name: str) -> str:
-    """Return the key of the outcomes of a schedule's due times."""
+    """Return the key of the outcomes of a schedule's scheduled times."""
     return f"{schedule(name)}:runs"
 
 
 def schedule_order(name: str) -> str:
-    """Return the key of a schedule's due times in order."""
+    """Return the key of a schedule's scheduled times in order."""
     return f"{schedule(name)}:order"
 
 

@@ -1,1 +1,1 @@
-"""Schedules as they are written in files, and their due times."""
+"""Schedules as they are written in files, and their scheduled times."""

@@ -83,7 +83,7 @@ class BatchRules(Model):
 
 
 class Schedule(Model):
-    """A command, its agent or targets, and the rule of its due times."""
+    """A command, its agent or targets, and the rule of its scheduled times."""
 
     #: The requester of its runs is `spiffe://<trust domain>/schedule/<name>`.
     name: Identifier
@@ -103,7 +103,7 @@ class Schedule(Model):
     enabled: bool = True
     missed: Missed = Missed.SKIP
     overlap: Overlap = Overlap.ALLOW
-    #: A run that could not be requested for this long after its due time is missed.
+    #: A run that could not be requested for this long after its scheduled time is missed.
     lateness: Duration = timedelta(seconds=60)
 
     @field_validator("targets", mode="before")
@@ -156,7 +156,7 @@ class Schedule(Model):
 
     @property
     def timing(self) -> Timing:
-        """The rule of its due times."""
+        """The rule of its scheduled times."""
         if self.every is not None:
             return Every(duration_ms(self.every))
         assert self.cron is not None
@@ -164,7 +164,7 @@ class Schedule(Model):
 
     @property
     def when(self) -> str:
-        """The rule of its due times, for people."""
+        """The rule of its scheduled times, for people."""
         if self.every is not None:
             return f"every {format_duration(self.every)}"
         return f"{self.cron} {self.timezone}"

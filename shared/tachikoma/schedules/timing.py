@@ -1,7 +1,7 @@
-"""Rules of due times: fixed intervals, or a cron expression in a time zone.
+"""Rules of scheduled times: fixed intervals, or a cron expression in a time zone.
 
-Due times are a pure function of the rule, in milliseconds since the epoch: every process computes the same ones at any
-time, and nothing is stored between two of them. Intervals are counted from the epoch.
+Scheduled times are a pure function of the rule, in milliseconds since the epoch. Every process computes the same ones
+whenever it does, and nothing is stored between two of them. Intervals are counted from the epoch.
 
 A cron expression has Celery's meaning: a day must match the day of the month, the month *and* the day of the week.
 Rules for clock changes:
@@ -34,13 +34,14 @@ MIN_EVERY_MS = 100
 MAX_EVERY_MS = duration_ms(timedelta(days=366))
 #: Longest cron expression, in characters.
 MAX_CRON = 200
-#: Days for which a due time is searched: 29 February on a given day of the week comes after at most 40 years.
+#: Days that are searched for the next scheduled time. The rarest date, 29 February on a given day of the week, comes
+#: again after at most 40 years.
 HORIZON_DAYS = 41 * 366
 
 _EPOCH = date(1970, 1, 1)
 _DAY = timedelta(days=1)
 _DAY_MS = duration_ms(_DAY)
-#: No rule has later due times: local times and neighbouring days must still be dates.
+#: Latest scheduled time of any rule: three days later must still be a date.
 _END_MS = LAST_MS - 3 * _DAY_MS
 _MINUTE_MS = duration_ms(timedelta(minutes=1))
 _MONTHS = (
@@ -82,24 +83,24 @@ _FOREIGN = (
 
 
 class Timing(Protocol):
-    """A rule of due times. It has none at the end of the year 9999, where the arithmetic of times ends."""
+    """A rule of scheduled times. It has no time in the last days of the year 9999, the last year of Python's dates."""
 
     @property
     def text(self) -> str:
         """The rule as `parse_timing` reads it."""
 
     def after(self, ms: int) -> Iterator[int]:
-        """Return the due times after a time, earliest first."""
+        """Return the scheduled times after a time, earliest first."""
 
     def between(self, after: int, until: int, newest: int) -> tuple[list[int], int]:
-        """Return the due times after a time, up to and including another.
+        """Return the latest scheduled times between two times.
 
         Args:
-            after, until: the two times.
-            newest: largest number of due times to return, the latest.
+            after, until: the two times; `until` is included.
+            newest: largest number of scheduled times to return.
 
         Returns:
-            The due times, earliest first, and the number of all.
+            The latest ones, earliest first, and the number of all between the two times.
         """
 
 
@@ -248,7 +249,7 @@ class Cron:
         return list(found), total
 
     def of_day(self, day: date) -> tuple[int, ...]:
-        """Return the due times of a local day, earliest first."""
+        """Return the scheduled times of a local day, earliest first."""
         start, end = self._midnight(day), self._midnight(day + _DAY)
         if end - start == start - self._midnight(day - _DAY) == _DAY_MS:
             # No clock change is near.
@@ -317,4 +318,4 @@ def parse_timing(text: str) -> Timing:
     if kind == "cron":
         timezone, _, expression = rest.partition(" ")
         return Cron(expression, timezone)
-    raise ValueError(f"{text[:80]!r} is not a rule of due times")
+    raise ValueError(f"{text[:80]!r} is not a rule of scheduled times")

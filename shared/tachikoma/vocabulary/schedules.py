@@ -1,4 +1,4 @@
-"""Schedules as clients see them: their state, and the outcome of each due time."""
+"""Schedules as clients see them: their state, and the outcome of each scheduled time."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ __all__ = ["DueOutcome", "Missed", "Overlap", "ScheduleStatus", "ScheduledRun"]
 
 
 class Missed(StrEnum):
-    """The rule for due times at which no submitter was running."""
+    """The rule for scheduled times at which no submitter was running."""
 
     #: They are recorded as missed.
     SKIP = "skip"
-    #: The last of them runs as soon as a submitter is running, unless another due time has just come.
+    #: The last of them runs as soon as a submitter is running, unless another scheduled time has just come.
     RUN_ONCE = "run-once"
 
 
 class Overlap(StrEnum):
-    """The rule for a due time while the previous run has not finished."""
+    """The rule for a scheduled time while the previous run has not finished."""
 
     #: Both run.
     ALLOW = "allow"
-    #: The due time is skipped.
+    #: The scheduled time is skipped.
     SKIP = "skip"
 
 
 class DueOutcome(StrEnum):
-    """The outcome of a due time."""
+    """The outcome of a scheduled time."""
 
     #: The run is about to be requested.
     TAKEN = "TAKEN"
@@ -49,9 +49,9 @@ class DueOutcome(StrEnum):
 
 
 class ScheduledRun(Model):
-    """The record of a due time, or of a run that an operator requested."""
+    """The record of a scheduled time, or of a run that an operator requested."""
 
-    #: The due time, or the time of the operator's request. The last one, if the record has several due times.
+    #: The scheduled time, or the time of the operator's request. If the record has several scheduled times, the last.
     due: Timestamp
     #: Time at which the outcome was recorded, by the clock of Redis.
     time: Timestamp
@@ -67,11 +67,11 @@ class ScheduledRun(Model):
     batch_state: Annotated[BatchState | None, OMITTED_IF_NONE] = None
     #: Why it has this outcome, for people; empty if there is nothing to explain.
     reason: str = ""
-    #: Number of due times in this record.
+    #: Number of scheduled times in this record.
     count: Annotated[int, Field(ge=1)] = 1
-    #: The first of several due times; None if the record has only one.
+    #: The first of several scheduled times; None if the record has only one.
     first: Timestamp | None = None
-    #: SPIFFE ID of the operator who requested the run; empty for a due time.
+    #: SPIFFE ID of the operator who requested the run; empty for a scheduled time.
     requested_by: str = ""
 
     @property
@@ -95,9 +95,9 @@ class ScheduleStatus(Model):
     command: tuple[str, ...]
     #: False if its file disables it.
     enabled: bool = True
-    #: The rule for due times at which no submitter was running.
+    #: The rule for scheduled times at which no submitter was running.
     missed: Missed = Missed.SKIP
-    #: The rule for a due time while the previous run has not finished.
+    #: The rule for a scheduled time while the previous run has not finished.
     overlap: Overlap = Overlap.ALLOW
     #: True if an operator paused it.
     paused: bool = False
@@ -107,7 +107,7 @@ class ScheduleStatus(Model):
     paused_at: Timestamp | None = None
     #: The operator's reason; empty if it is not paused.
     pause_reason: str = ""
-    #: The next due time; None if the schedule is disabled.
+    #: The next scheduled time; None if the schedule is disabled.
     next_due: Timestamp | None = None
     #: The latest recorded run; None if there is none.
     last: ScheduledRun | None = None

@@ -27,6 +27,7 @@ WORDS = {
     r"how they stand": "state, status",
     r"in force": "active, current",
     r"(is|are) believed": "trusted, accepted",
+    r"due times?": "scheduled time",
 }
 RIDDLE = re.compile("|".join(rf"\b{word}\b".replace(" ", r"\s+") for word in WORDS), re.IGNORECASE)
 #: Texts that may stay, with the reason.

@@ -192,7 +192,7 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "schedule check": (("Before a file is put in place", "tachikoma schedule check --strict schedules.yaml"),),
     "schedule history": (("The latest 20 outcomes", "tachikoma schedule history nightly-backup -n 20"),),
     "schedule ls": (("Again every two seconds", "tachikoma schedule ls --watch"),),
-    "schedule next": (("The next 5 due times", "tachikoma schedule next nightly-backup -n 5"),),
+    "schedule next": (("The next 5 scheduled times", "tachikoma schedule next nightly-backup -n 5"),),
     "schedule pause": (("Until it is resumed", "tachikoma schedule pause nightly-backup -r 'disk is full'"),),
     "schedule resume": (("From now on", "tachikoma schedule resume nightly-backup"),),
     "schedule run": (("Now", "tachikoma schedule run nightly-backup"),),

@@ -105,10 +105,10 @@ def _outcome(run: ScheduledRun) -> Cell:
 @schedule.command("next")
 def next_due(
     name: NameArgument,
-    number: Annotated[int, typer.Option("--number", "-n", min=1, max=1000, help="Number of due times.")] = 10,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, max=1000, help="Number of scheduled times.")] = 10,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Show the next due times of a schedule."""
+    """Show the next scheduled times of a schedule."""
     with Client() as client:
         found = client.next_due_times(name, limit=number)
     times = TypeAdapter(tuple[Timestamp, ...]).dump_python(found, mode="json")
@@ -184,12 +184,12 @@ RUN_COLUMNS = (
 @schedule.command()
 def history(
     name: NameArgument,
-    number: Annotated[int, typer.Option("--number", "-n", min=1, max=1000, help="Number of due times.")] = 20,
+    number: Annotated[int, typer.Option("--number", "-n", min=1, max=1000, help="Number of scheduled times.")] = 20,
     wide: WideOption = False,
     again: WatchOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
-    """Show the outcomes of a schedule's due times, the latest last."""
+    """Show the outcomes of a schedule's scheduled times, the latest last."""
 
     def show(form: Output) -> None:
         found = client.scheduled_runs(name, limit=number)[::-1]

@@ -1,4 +1,4 @@
-"""Schedules with targets: one batch at each due time, whoever asks for it, and never one that was given up."""
+"""Schedules with targets: one batch at each scheduled time, whoever asks for it, and never one that was given up."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ schedules:
     missed: run-once
     overlap: %(overlap)s
 """
-#: The interval of the schedule, so that each look at it finds one due time.
+#: The interval of the schedule, so that each look at it finds one scheduled time.
 DAY_MS = 24 * 3_600_000
 PEER = Peer(schedule_id(DOMAIN, NAME), "")
 
@@ -48,7 +48,7 @@ class BatchSchedules(Stand):
     """A submitter whose schedule has targets."""
 
     async def due(self) -> None:
-        """Let a due time come, and look at the schedule."""
+        """Let a scheduled time come, and look at the schedule."""
         await self.back(DAY_MS)
         await self.runner.advance(NAME)
 

@@ -111,7 +111,7 @@ class Stand:
         await self.redis.hset(keys.schedule(name), "cursor_ms", now - milliseconds_)
 
     def taken(self, due: int) -> ScheduledRun:
-        """A run with the id of its due time, as it is before it is asked for."""
+        """A run with the id of its scheduled time, as it is before it is asked for."""
         exec_id = self.runner._run_id(NAME, due)
         return ScheduledRun(
             due=from_ms(due), time=from_ms(0), outcome=DueOutcome.TAKEN, id=exec_id, agent_id=AGENT
@@ -462,7 +462,7 @@ async def test_many_who_look_and_die_account_for_every_due_time_once(
     end = (await first.store.state(NAME)).cursor_ms
     assert end is not None
     runs = await first.runs()
-    # The first look records what becomes due while it lasts, so the first due time may be before its end.
+    # The first look records what becomes due while it lasts, so the first scheduled time may be before its end.
     due = [to_ms(run.due) for run in runs]
     assert due[0] <= begin // 100 * 100 + 100
     assert due == list(range(due[0], end + 1, 100))

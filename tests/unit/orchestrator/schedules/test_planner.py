@@ -1,4 +1,4 @@
-"""Accounting: every due time once, whoever looks, whenever."""
+"""Accounting: every scheduled time once, whoever looks, whenever."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Due times: against Celery's crontab, against a walk over every minute, and where clocks change."""
+"""Scheduled times: against Celery's crontab, against a walk over every minute, and where clocks change."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def ms(text: str) -> int:
 
 
 def local(cron: Cron, after: str, number: int) -> list[str]:
-    """The next due times as their own clocks show them."""
+    """The next scheduled times as their own clocks show them."""
     zone = ZoneInfo(cron.timezone)
     return [datetime.fromtimestamp(due / 1000, zone).isoformat() for due in islice(cron.after(ms(after)), number)]
 
