@@ -25,7 +25,7 @@ After this page you can call Tachikoma from any language that has gRPC.
 The definition is `shared/tachikoma/exec/v1/remote_execution.proto`, which the package contains too. Connect with TLS
 and a client certificate: an X.509-SVID ([identity.md](identity.md)). Send the orchestrator's DNS name as the server
 name, and verify its certificate with the bundle of its trust domain. Server reflection and the health service are
-there.
+available.
 
 An error is a gRPC status code with `google.rpc.ErrorInfo`, whose `reason` is stable, and with `RetryInfo` if a retry
 can help. [python.md](python.md#errors) lists reasons and codes. Every request with an id can be repeated with the same

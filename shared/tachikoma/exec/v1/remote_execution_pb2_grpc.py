@@ -27,7 +27,10 @@ if _version_not_supported:
 
 class RemoteExecutionStub:
     """RemoteExecution runs commands on agents. The SPIFFE ID in a caller's certificate identifies the caller. Errors are
-    gRPC status codes with google.rpc.ErrorInfo, and with RetryInfo if a retry can help.
+    gRPC status codes with google.rpc.ErrorInfo, and with RetryInfo if a retry can help. Every RPC can fail with
+    UNAUTHENTICATED (the certificate is not accepted), PERMISSION_DENIED (policy or the caller's role does not allow the
+    call), INVALID_ARGUMENT (the message names the field) and UNAVAILABLE (retry). NOT_FOUND is the error for an unknown
+    id, and for one that the caller may not see. Further errors of an RPC end its description, as CODE: cause.
     """
 
     def __init__(self, channel):
@@ -255,11 +258,17 @@ class RemoteExecutionStub:
 
 class RemoteExecutionServicer:
     """RemoteExecution runs commands on agents. The SPIFFE ID in a caller's certificate identifies the caller. Errors are
-    gRPC status codes with google.rpc.ErrorInfo, and with RetryInfo if a retry can help.
+    gRPC status codes with google.rpc.ErrorInfo, and with RetryInfo if a retry can help. Every RPC can fail with
+    UNAUTHENTICATED (the certificate is not accepted), PERMISSION_DENIED (policy or the caller's role does not allow the
+    call), INVALID_ARGUMENT (the message names the field) and UNAVAILABLE (retry). NOT_FOUND is the error for an unknown
+    id, and for one that the caller may not see. Further errors of an RPC end its description, as CODE: cause.
     """
 
     def Execute(self, request, context):
-        """Execute runs a command and returns its result.
+        """Execute runs a command, waits until it has ended, and returns its result. A command that fails is a result, not an
+        error. If the call ends early, the execution continues. ALREADY_EXISTS: the id belongs to another request.
+        RESOURCE_EXHAUSTED: a limit is reached. UNAVAILABLE: the agent is offline or draining. FAILED_PRECONDITION: the
+        agent is revoked. The other RPCs that start a command have the same errors.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -274,66 +283,69 @@ class RemoteExecutionServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExecuteInteractive(self, request_iterator, context):
-        """ExecuteInteractive runs a command that gets input while it runs, or attaches to one that runs. The first message
-        is the request or the attach. The first message back is the status, and the last one is the result. If the stream
-        ends without a result, the command continues, and the caller can attach again.
+        """ExecuteInteractive runs a command that gets input while it runs, or attaches to such a command. The caller's first
+        message is the request or the attach. The service's first message is the status, and its last message is the
+        result. If the stream ends without a result, the command continues, and the caller can attach again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Submit(self, request, context):
-        """Submit accepts a command and returns immediately.
+        """Submit accepts a command and returns immediately. Repeated calls with the same request are safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Attach(self, request, context):
-        """Attach follows or replays the output of an execution. It works after the final state too, as long as the output is
-        retained.
+        """Attach replays the output of an execution, and follows it until the final state. It also works after the final
+        state, as long as the output is retained.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Cancel(self, request, context):
-        """Cancel ends an execution and returns the outcome. It can be repeated.
+        """Cancel cancels an execution and returns the outcome. Repeated calls are safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Status(self, request, context):
-        """Status returns the state of one execution.
+        """Status returns the record of one execution: its state, and the history of its states.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """List returns the states of executions, newest first.
+        """List returns the records of the executions that the caller may see, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListApprovals(self, request, context):
-        """ListApprovals returns the waiting requests that the caller may approve, and the caller's own.
+        """ListApprovals returns the waiting executions that the caller may approve or has requested. Operators get all of
+        them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetApproval(self, request, context):
-        """GetApproval returns everything that would run, for its approvers.
+        """GetApproval returns a waiting execution with everything that would run. For its approvers only; the requester is
+        never one of them. FAILED_PRECONDITION: policy has changed since the request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Approve(self, request, context):
-        """Approve approves a waiting execution, which then runs.
+        """Approve approves a waiting execution, which then runs. FAILED_PRECONDITION: the digest does not match, policy has
+        changed, or the execution no longer waits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -347,7 +359,7 @@ class RemoteExecutionServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListAgents(self, request, context):
-        """ListAgents returns the known agents and their state.
+        """ListAgents returns all known agents and their state.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -368,21 +380,21 @@ class RemoteExecutionServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LabelAgent(self, request, context):
-        """LabelAgent changes the labels of an agent, by which policies and targets select it. For operators only.
+        """LabelAgent changes labels of an agent. Policies and targets select agents by their labels. For operators only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPolicyStatus(self, request, context):
-        """GetPolicyStatus returns the active policy. For operators only.
+        """GetPolicyStatus returns the active policy, and the mistake in a newer one. For operators only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListAuditEvents(self, request, context):
-        """ListAuditEvents returns events of the audit trail, newest last. For operators only.
+        """ListAuditEvents returns events of the audit trail, oldest first. For operators only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -396,14 +408,15 @@ class RemoteExecutionServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReadRecording(self, request, context):
-        """ReadRecording returns a recording as asciicast, version 3. Each call is in the audit trail.
+        """ReadRecording returns a recording as asciicast, version 3. The audit trail records each call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSchedules(self, request, context):
-        """ListSchedules returns the schedules and their state. All RPCs about schedules are for operators only.
+        """ListSchedules returns all schedules and their state. All RPCs about schedules are for operators only.
+        FAILED_PRECONDITION: the orchestrator has no schedules.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -417,21 +430,21 @@ class RemoteExecutionServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PauseSchedule(self, request, context):
-        """PauseSchedule stops the runs of a schedule until it is resumed.
+        """PauseSchedule pauses a schedule until it is resumed. Runs in progress continue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeSchedule(self, request, context):
-        """ResumeSchedule resumes a paused schedule.
+        """ResumeSchedule resumes a paused schedule. The scheduled times during the pause stay skipped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RunSchedule(self, request, context):
-        """RunSchedule requests one run of a schedule, in addition to its scheduled times.
+        """RunSchedule requests one run now, in addition to the scheduled times, even if the schedule is paused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -445,7 +458,8 @@ class RemoteExecutionServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SubmitBatch(self, request, context):
-        """SubmitBatch accepts one command for many agents and returns immediately. It can be repeated with the same request.
+        """SubmitBatch accepts one command for many agents and returns immediately. Repeated calls with the same request are
+        safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -459,7 +473,8 @@ class RemoteExecutionServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchBatch(self, request, context):
-        """WatchBatch returns the result of each target once, when it has ended, and then the final status.
+        """WatchBatch returns the status of a batch first, on each change, and last. It returns the result of each target
+        once, after the target has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -473,42 +488,44 @@ class RemoteExecutionServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListBatches(self, request, context):
-        """ListBatches returns the latest batches, the newest first.
+        """ListBatches returns the latest batches of the caller, the newest first. Operators get those of all requesters.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelBatch(self, request, context):
-        """CancelBatch starts no further targets, and cancels the executions that have not ended. It can be repeated.
+        """CancelBatch starts no further targets, and cancels the executions that have not ended. Repeated calls are safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListBatchApprovals(self, request, context):
-        """ListBatchApprovals returns the waiting batches that the caller may approve, and the caller's own.
+        """ListBatchApprovals returns the waiting batches that the caller may approve or has requested. Operators get all of
+        them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetBatchApproval(self, request, context):
-        """GetBatchApproval returns everything that a waiting batch would run, for its approvers.
+        """GetBatchApproval returns a waiting batch with everything that would run. For its approvers only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ApproveBatch(self, request, context):
-        """ApproveBatch approves a waiting batch with its frozen list of targets, which then starts.
+        """ApproveBatch approves a waiting batch with its frozen list of targets. The batch then starts. FAILED_PRECONDITION:
+        the digest does not match, policy has changed, or the batch no longer waits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RejectBatch(self, request, context):
-        """RejectBatch rejects a waiting batch, so that nothing of it runs.
+        """RejectBatch rejects a waiting batch, which then never runs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -529,8 +546,7 @@ class RemoteExecutionServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RenewAgent(self, request, context):
-        """RenewAgent issues the next certificate of an agent that joined. Agents may call it for themselves, and may call
-        nothing else.
+        """RenewAgent issues the next certificate of the calling agent. It is the only RPC that agents may call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -552,14 +568,15 @@ class RemoteExecutionServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListUsers(self, request, context):
-        """ListUsers lists the people who have, had or may get an identity with a token. For operators only.
+        """ListUsers returns the people that logged in with a token or were revoked, by name. For operators only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RevokeUser(self, request, context):
-        """RevokeUser revokes a person immediately, until that person logs in with a new token. For operators only.
+        """RevokeUser revokes a person immediately, until that person logs in with a new token. Calls of the person in
+        progress end; executions continue. For operators only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -793,7 +810,10 @@ def add_RemoteExecutionServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class RemoteExecution:
     """RemoteExecution runs commands on agents. The SPIFFE ID in a caller's certificate identifies the caller. Errors are
-    gRPC status codes with google.rpc.ErrorInfo, and with RetryInfo if a retry can help.
+    gRPC status codes with google.rpc.ErrorInfo, and with RetryInfo if a retry can help. Every RPC can fail with
+    UNAUTHENTICATED (the certificate is not accepted), PERMISSION_DENIED (policy or the caller's role does not allow the
+    call), INVALID_ARGUMENT (the message names the field) and UNAVAILABLE (retry). NOT_FOUND is the error for an unknown
+    id, and for one that the caller may not see. Further errors of an RPC end its description, as CODE: cause.
     """
 
     @staticmethod
@@ -1959,7 +1979,7 @@ class RemoteExecution:
 
 
 class JoiningStub:
-    """Joining accepts hosts that have no identity yet. It listens on an address of its own, where clients show no
+    """Joining issues certificates to hosts and people that have none yet. It has its own address, where clients show no
     certificate.
     """
 
@@ -1977,12 +1997,13 @@ class JoiningStub:
 
 
 class JoiningServicer:
-    """Joining accepts hosts that have no identity yet. It listens on an address of its own, where clients show no
+    """Joining issues certificates to hosts and people that have none yet. It has its own address, where clients show no
     certificate.
     """
 
     def Join(self, request, context):
-        """Join issues an agent's first certificate to the holder of its token, once.
+        """Join issues the first certificate of an agent or a person to the holder of its token, once. UNAUTHENTICATED: the
+        token is not valid. RESOURCE_EXHAUSTED: too many tokens were refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -2005,7 +2026,7 @@ def add_JoiningServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Joining:
-    """Joining accepts hosts that have no identity yet. It listens on an address of its own, where clients show no
+    """Joining issues certificates to hosts and people that have none yet. It has its own address, where clients show no
     certificate.
     """
 
