@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo dev quick test test-long check format lint types snippets layers api unit coverage measure \
-    lock docs site test-cgroup2 test-container test-images test-packages sanitize fuzz soak soak-sentinel \
+    lock docs site test-cgroup2 test-container test-engine test-images test-packages sanitize fuzz soak soak-sentinel \
     bench bench-startup bench-spawn bench-admission bench-trust bench-events bench-output bench-batch bench-terminals \
     wheel sdist sbom deb release-check proto clean
 
@@ -84,6 +84,9 @@ test-cgroup2: dev ## Test confinement in a virtual machine with only cgroup v2; 
 
 test-container: dev ## Test confinement in real containers; needs root and a docker engine, which it starts.
 	tests/container/run $(PYTEST) --color no -p no:cacheprovider tests/confinement
+
+test-engine: dev ## Test the border of an agent's engine; ENGINE is the command line of another one.
+	TACHIKOMA_TEST_ENGINE="$(ENGINE)" $(PYTEST) -q tests/conformance $(ARGS)
 
 test-images: dev ## Build the images and use docker/compose.yaml; tests/container/images names its packages.
 	tests/container/images

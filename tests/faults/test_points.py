@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
-from relay import Command, Point
 from support import AGENT, prepare, request, wait_until
 from world import Job, Observer, World, end_of, submit
 
 from order_queues import waiting_orders
 from patience import PATIENCE_SECONDS
+from relay import Command, Point
 from tachikoma import Client, ExecState
 from tachikoma.redis import keys
 from tachikoma_orchestrator.executions.record import Record

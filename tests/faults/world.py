@@ -22,10 +22,10 @@ from typing import Any
 import psutil
 from books import compare_books
 from redis import Redis
-from relay import Relays
 from support import gone, wait_until
 
 from patience import PATIENCE_SECONDS
+from relay import Relays
 from tachikoma import AgentOffline, ExecRequest, ExecState, Unavailable
 from tachikoma.client.profile import Profile
 from tachikoma.client.sync import Client

@@ -6,7 +6,6 @@ import asyncio
 import json
 import random
 import shlex
-import sys
 from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import replace
@@ -17,11 +16,8 @@ from typing import Any
 import pytest
 from redis.exceptions import ResponseError
 
-# Test folders are no packages; what they share is imported by its plain name.
-sys.path.insert(0, str(Path(__file__).parents[3] / "faults"))
-from relay import Relays
-
 from patience import PATIENCE_SECONDS
+from relay import Relays
 from tachikoma.errors import Unavailable
 from tachikoma.identity.signed_messages import OutputDigest, Receipt
 from tachikoma.policy.masking.redaction import redact
