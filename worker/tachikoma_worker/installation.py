@@ -131,7 +131,7 @@ class Installation:
             seconds: longest wait.
 
         Raises:
-            Unavailable: it is not, in that time.
+            Unavailable: the agent did not come online in that time.
         """
         settings = WorkerSettings(
             agent_id=self.agent, redis_url=self._known_url(), identity=self.identity, data=self.data

@@ -38,7 +38,7 @@ def read_order(message: Mapping[str, Any]) -> tuple[str, str]:
     """Return the execution id and the signed order in a message.
 
     Args:
-        message: as kombu reads it from Redis; anything may have been put there.
+        message: as kombu reads it from Redis; an attacker may have written it.
 
     Raises:
         ValueError, TypeError, KeyError, RecursionError: the orchestrator makes no such message.
@@ -62,7 +62,7 @@ class Intake:
         self._turns = turns
 
     def take(self, message: Mapping[str, Any], queue: str) -> None:
-        """Hand the order of a message over. Never blocks. Raises as `read_order`, and then nothing was counted.
+        """Pass the order of a message to the engine. Never blocks. Raises as `read_order`; then no turn begins.
 
         Args:
             message: as kombu reads it from Redis.

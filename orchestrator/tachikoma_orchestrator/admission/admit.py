@@ -218,7 +218,7 @@ class Admitter:
     def allowed(
         self, request: ExecRequest, decision: Decision, digest: str, client_ip: str, *, attached: bool = False
     ) -> AllowedRequest:
-        """Return what an order of an allowed request is made from."""
+        """Return the values from which the order of an allowed request is made."""
         return AllowedRequest(request, decision, self.shown(request), digest, client_ip, attached)
 
     def unfit(self, request: ExecRequest) -> str:

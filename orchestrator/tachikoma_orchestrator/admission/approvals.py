@@ -1,4 +1,4 @@
-"""Approvals: executions that wait for one, the callers that may give it, and the digest that it names.
+"""Approvals: waiting executions, their approvers, and the digest of everything that would run.
 
 A request that needs an approval is stored signed by the orchestrator (`ParkedRequest`). No order of it exists, so write
 access to Redis is not enough to run it. An approval names the digest of everything that would run. Policy decides again
@@ -129,7 +129,7 @@ class Approvals:
 
         Args:
             exec_id: the execution.
-            digest: digest of what the approver saw; see `Approval.digest`.
+            digest: `Approval.digest` of the approval that the approver reviewed.
             reason: reason for the audit trail.
             peer: the approver.
 

@@ -97,7 +97,7 @@ class AccountCopies:
     async def _compare(
         self, servers: Mapping[Address, Redis], found: Mapping[Address, Users | None], joined: set[str]
     ) -> None:
-        """Change what differs from the primary. Nothing is changed while its users are unknown."""
+        """Make the users of all servers those of the primary. Change nothing while the primary's are unknown."""
         primary = next(iter(servers))
         reference = found[primary]
         if reference is None:

@@ -20,15 +20,15 @@ REFRESH_SECONDS = 0.5
 class RefreshedCopy(ABC):
     """A copy of a part of Redis."""
 
-    #: Name of what is copied, which begins the names of its log events.
+    #: Name of the copied part; the names of its log events begin with it.
     subject: ClassVar[str]
 
     @abstractmethod
     async def refresh(self) -> None:
-        """Read what changed. Raises redis errors."""
+        """Read the changes since the last refresh. Raises redis errors."""
 
     async def update(self) -> None:
-        """Refresh the copy, and do what is due after it. Raises redis errors."""
+        """Refresh the copy and take the steps that follow a refresh. Raises redis errors."""
         await self.refresh()
 
     async def run(self) -> None:

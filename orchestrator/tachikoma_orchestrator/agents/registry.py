@@ -198,7 +198,7 @@ class Registry:
                 log.info("agent.left", agent=agent)
 
     async def _without_lease(self, agents: Sequence[str]) -> list[str]:
-        """Return the agents whose lease has expired. One command asks for the leases of many."""
+        """Return the agents whose lease has expired. One Redis command reads the leases of many agents."""
         groups = [agents[begin : begin + READ_AT_ONCE] for begin in range(0, len(agents), READ_AT_ONCE)]
         async with self._redis.pipeline(transaction=False) as pipe:
             for group in groups:
@@ -213,15 +213,15 @@ class Registry:
     # --- draining -----------------------------------------------------------------------------------------------------
 
     async def drain(self, agent: str, *, by: str, reason: str) -> None:
-        """Let an agent take no new executions. Its queued and running executions continue.
+        """Stop new executions on an agent. Its queued and running executions continue.
 
         Raises:
-            AgentUnknown: the agent was never heard of.
+            AgentUnknown: the agent is unknown.
         """
         await self._set_draining(agent, _Draining(by=by, reason=reason).model_dump_json(), by, reason)
 
     async def resume(self, agent: str, *, by: str) -> None:
-        """Let an agent take new executions again. Raises as `drain` does."""
+        """Allow new executions on an agent again. Raises as `drain` does."""
         await self._set_draining(agent, "", by, "")
 
     async def _set_draining(self, agent: str, entry: str, by: str, reason: str) -> None:

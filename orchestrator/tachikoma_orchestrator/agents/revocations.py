@@ -3,7 +3,7 @@
 A revoked member (`lua/revoke.lua`) is refused everywhere, whatever certificate it shows, until it joins again
 (`lua/join.lua`). A certificate or token that was issued before the revocation stays refused even then.
 
-Scripts read the revocations in Redis themselves. Everything else asks this copy, which is at most about a second old.
+Lua scripts read the revocations in Redis. All other code reads this copy, which is at most about a second old.
 The copy never forgets a revocation: write access to Redis is not enough to readmit an agent under a running
 orchestrator.
 """

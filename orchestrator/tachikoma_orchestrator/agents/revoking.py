@@ -1,4 +1,4 @@
-"""Revoking: an operator ends an agent's membership, its access to Redis and its executions; or a person's."""
+"""Revocation of agents and people: ends their membership, and an agent's Redis access and executions."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Users:
         return [self._info(key, people[key].name, entries.get(key)) for key in sorted(people)]
 
     async def info(self, name: str) -> UserInfo:
-        """Return what is known of one person. Raises redis errors."""
+        """Return the login and revocation of one person. Raises redis errors."""
         key = Member.user(name).key
         await self._revocations.refresh()
         return self._info(key, name, await self._redis.hget(keys.USERS, key))

@@ -58,7 +58,7 @@ class ObserverCalls(OutputCalls):
 
         Raises:
             NotFound: the caller may not observe it, or there is no such execution; the two look the same.
-            FailedPrecondition: it is not interactive, or has ended.
+            FailedPrecondition: the execution is not interactive, or has ended.
             ResourceExhausted: it has too many observers.
         """
         record, _ = await self._observed(attach.id)

@@ -148,7 +148,7 @@ class Service(RemoteExecutionServicer):
         return record
 
     async def _existing(self, exec_id: str) -> Record:
-        """Return the record of an execution that exists unless its retention has just ended. Raises NotFound then."""
+        """Return the record of an execution that this call admitted or changed. Raises NotFound if it has expired."""
         record = await self._parts.ledger.record(exec_id)
         if record is None:
             raise NotFound(f"the execution {exec_id} is gone")

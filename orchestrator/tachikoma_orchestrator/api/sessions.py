@@ -147,7 +147,7 @@ class SessionCalls(ExecutionCalls, ObserverCalls):
 
 
 class _Work:
-    """The task of one attached caller; it is asked to stop once, so that it can report that its caller is gone."""
+    """The task of one attached caller. It is cancelled only once, so it can still report that its caller is gone."""
 
     def __init__(self, work: Coroutine[Any, Any, None]) -> None:
         self._task = asyncio.get_running_loop().create_task(work, name="session")
@@ -398,7 +398,7 @@ def _window(message: pb.Terminal) -> WindowSize:
     """Return the size in a message.
 
     Raises:
-        InvalidRequest: it is none.
+        InvalidRequest: the size is too large.
     """
     cells = (message.rows, message.columns, message.x_pixels, message.y_pixels)
     if max(cells) > MAX_CELLS:

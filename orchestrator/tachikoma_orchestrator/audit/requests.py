@@ -49,12 +49,12 @@ class RetainedRequest:
 
 
 def retained(request: ExecRequest, shown: tuple[str, ...]) -> RetainedRequest:
-    """Return what an event about an accepted request contains; `shown` is its redacted argv."""
+    """Return the part of an accepted request that events contain; `shown` is its redacted argv."""
     return RetainedRequest(audited(request, shown), shlex.join(shown))
 
 
 def refused(whole: RetainedRequest) -> RetainedRequest:
-    """Return what an event about a refused request contains: the same object unless the request is large."""
+    """Return the part of a refused request that events contain: the same object unless the request is large."""
     request = whole.request
     command = _beginning(request.command, MAX_REFUSED_ARGV)
     shorter = RetainedRequest(

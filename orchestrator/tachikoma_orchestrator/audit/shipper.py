@@ -237,7 +237,7 @@ class Shipper:
             await asyncio.sleep(WATCH_SECONDS)
 
     async def measure(self) -> None:
-        """Measure once how many events wait for each sink, and close or open the service. Raises redis errors."""
+        """Count the events that wait for each sink once, and close or open the service. Raises redis errors."""
         reason = problem = ""
         try:
             waiting = await self._waiting()

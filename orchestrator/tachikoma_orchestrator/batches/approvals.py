@@ -86,7 +86,7 @@ class BatchApprovals:
 
         Args:
             batch_id: the batch.
-            digest: digest of what the approver saw; see `BatchApproval.digest`.
+            digest: `BatchApproval.digest` of the approval that the approver reviewed.
             reason: reason for the audit trail.
             peer: the approver.
 

@@ -46,7 +46,7 @@ class GateFinding(NamedTuple):
 
 
 async def gate_verdict(starter: Starter, frozen: Frozen, place: int) -> Verdict:
-    """Return what policy says about the gate of a batch at a place in the list of targets."""
+    """Return the decision of policy on the gate of a batch at a place in the list of targets."""
     assert frozen.request.gate is not None
     return await starter.decided(frozen, frozen.request.gate.execution(frozen.gate_id(place)))
 

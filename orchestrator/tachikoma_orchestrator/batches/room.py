@@ -39,7 +39,7 @@ class Batches:
         cls, redis: Redis, ledger: Ledger, admitter: Admitter, registry: Registry, identity: SvidSource,
         evidence: Evidence, subscriber: Subscriber, *, retention: timedelta,
     ) -> Batches:  # fmt: skip
-        """Put the parts together; `retention` is how long ended batches are kept."""
+        """Put the parts together; `retention` is the time for which ended batches are retained."""
         store = BatchStore(redis, retention=retention)
         starter = Starter(admitter, ledger, registry, store)
         gates = HealthGates(admitter, ledger, evidence, starter)

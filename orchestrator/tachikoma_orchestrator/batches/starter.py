@@ -45,7 +45,7 @@ class Verdict(NamedTuple):
 
     @property
     def binding(self) -> str:
-        """The first half of the digest of what would run, as an approval contains it; empty if it is denied."""
+        """The first half of the digest over request and grant, as an approval contains it; empty if denied."""
         if self.state is not None or self.allowed is None:
             return ""
         return approval_digest(self.allowed.request, self.allowed.decision)[:32]
@@ -66,7 +66,7 @@ class Starter:
     def ready(self, frozen: Frozen, agents: Sequence[str]) -> list[str]:
         """Return the targets that may be tried now: those of the frozen list without a delay.
 
-        None of an agent whose records are being restored: what it ran of the batch would be requested again.
+        Targets on an agent whose records are being restored are left out: they might run a second time.
         """
         now = time.monotonic()
         return [
@@ -78,7 +78,7 @@ class Starter:
         ]
 
     async def verdict(self, frozen: Frozen, agent: str) -> Verdict:
-        """Return what policy says about a target, after substitution; nothing is recorded."""
+        """Return the decision of policy on a target, after substitution; nothing is recorded."""
         try:
             request = frozen.request.execution(frozen.exec_id(agent), agent, self._registry.labels(agent))
         except ValueError as error:
@@ -86,7 +86,7 @@ class Starter:
         return await self.decided(frozen, request)
 
     async def decided(self, frozen: Frozen, request: ExecRequest) -> Verdict:
-        """Return what policy says about a request of a batch; nothing is recorded."""
+        """Return the decision of policy on a request of a batch; nothing is recorded."""
         request = request.model_copy(update={"requested_by": frozen.requested_by})
         decision = await self._admitter.decide(request, frozen.peer.address)
         allowed = self._admitter.allowed(request, decision, request_digest(request), frozen.peer.address)

@@ -66,7 +66,7 @@ class BatchStore:
 
         Args:
             redis: the connections.
-            retention: how long ended batches are kept.
+            retention: time for which ended batches are retained.
         """
         self._redis = redis
         self._retention = retention
@@ -135,8 +135,8 @@ class BatchStore:
             approval: the signed approval.
             by: SPIFFE ID of the approver.
             reason: the approver's reason.
-            digest: digest of what was approved.
-            deadline: time from now until no more targets start.
+            digest: digest of the approved request, targets and grants.
+            deadline: time from now after which no further target starts.
         """
         call = self._approve(
             keys=[keys.batch(batch_id)[0], keys.BATCHES_CHANGED],
@@ -176,7 +176,7 @@ class BatchStore:
         evidence: str = "",
         waiting: bool = False,
     ) -> bool:
-        """Let no further target start; return False if the batch was not running.
+        """Stop the start of further targets; return False if the batch was not running.
 
         Args:
             batch_id: the batch.
@@ -256,7 +256,7 @@ class BatchStore:
         return sorted(waiting, key=lambda status: (status.deadline or status.submit_time, status.id))
 
     async def progress(self, batch_id: str) -> BatchProgress | None:
-        """Return what the driver needs; None if the batch does not exist."""
+        """Return the progress of a batch for its driver; None if the batch does not exist."""
         batch, pending, running, _ = keys.batch(batch_id)
         names = ("state", "parallel", "released", "failures", "deadline_ms")
         fields = [field.decode() for field in await self._redis.hmget(batch, names) if field is not None]

@@ -75,7 +75,7 @@ class Collector:
         self._restoration: Restoration | None = None
 
     def restore_with(self, restoration: Restoration) -> None:
-        """Let an agent's records be restored when it has written its reports again."""
+        """Set the part that restores an agent's records after the agent has rewritten its reports."""
         self._restoration = restoration
 
     def attach(self, subscriber: Subscriber, lane: int) -> None:

@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 
 class Evidence:
-    """Shows of an execution only what can be verified."""
+    """The verified view of an execution."""
 
     def __init__(self, redis: Redis, findings: Findings, identity: SvidSource, revocations: Revocations) -> None:
         self._redis = redis
@@ -73,7 +73,7 @@ class Evidence:
     async def final_state(self, record: Record) -> FinalState:
         """Return the final state of a completed execution, in every case in a form that can be delivered.
 
-        The output is included while the agent's result is kept and is what was signed.
+        The output is included while Redis has the agent's result, and its digest matches the signed one.
         """
         try:
             receipt = await self._receipt(record)
@@ -112,7 +112,7 @@ class Evidence:
         """Verify the receipt of a record against its agent, its order and the agent's revocation.
 
         Raises:
-            InvalidSignature, InvalidIdentity: it is not accepted.
+            InvalidSignature, InvalidIdentity: the receipt is not accepted.
         """
         bundle = self._identity.current().bundle
         receipt = signed_receipt(bundle, record.agent, record.receipt)
@@ -199,7 +199,7 @@ def output_of(result: Any) -> tuple[bytes, bytes]:
     """Return the output excerpts in a Celery result: standard output and standard error.
 
     Raises:
-        ValueError, TypeError, KeyError: it is no result of an agent.
+        ValueError, TypeError, KeyError: the bytes are not the result of an agent.
     """
     return base64.b64decode(result["stdout"], validate=True), base64.b64decode(result["stderr"], validate=True)
 

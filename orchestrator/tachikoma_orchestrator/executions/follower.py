@@ -179,7 +179,7 @@ class Follower:
                 return
 
     async def _entries(self) -> list[Entry]:
-        """Return the next entries of the log; none if the key has another type: its output is lost, as if deleted."""
+        """Return the next entries of the log. A key of another type counts as a deleted log, without entries."""
         try:
             return await self._redis.xrange(self._key, min=entry_id(self._seq + 1), max="+", count=READ_ENTRIES)
         except ResponseError as error:
@@ -192,7 +192,7 @@ class Follower:
         """Return the chunk of an entry of the log.
 
         Raises:
-            OutputAltered: it is no chunk, or has another number than its place; such numbers could be read in circles.
+            OutputAltered: the entry is no chunk, or has a number other than its place, which could cause a loop.
         """
         try:
             frame = Frame.decode(fields[FIELD])
@@ -215,7 +215,7 @@ class Follower:
         self._handed_bytes = None
 
     def missing_at_end(self, total_bytes: int) -> int:
-        """Return how many of all bytes were not returned to the caller; 0 if that is unknown."""
+        """Return the number of bytes that the caller did not get; 0 if that is unknown."""
         return max(0, total_bytes - self._offset) if self._offset is not None else 0
 
     def gap(self, missing: int) -> ExecOutput:

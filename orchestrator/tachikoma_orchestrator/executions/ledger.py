@@ -132,7 +132,7 @@ class Ledger:
             refusals.leave_out(requester, AuditCode.LIMITED if outcome in LIMITS else AuditCode.REFUSED)
 
     def _admit_call(self, admission: Admission, dispatch: Dispatch | None, *, recorded: bool, apart: bool) -> Call:
-        """Return the call that admits a request; `apart` is True if its order is sent by a call of its own."""
+        """Return the call that admits a request; `apart` is True if another call sends its order."""
         agent, exec_id = admission.request.agent_id, admission.request.id
         event, refusal = self.trail.admission_fields(
             admission.request, admission.shown,
@@ -187,7 +187,7 @@ class Ledger:
             wait: longest wait on the queue.
             by: SPIFFE ID of the approver.
             reason: the approver's reason.
-            digest: digest of what was approved.
+            digest: digest of the approved request and its grant.
             waits: True if the command waits for readers of its output.
 
         Returns:

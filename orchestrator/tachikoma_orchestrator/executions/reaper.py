@@ -137,7 +137,7 @@ class Reaper:
             await self._expire_between_passes()
 
     async def _expire_between_passes(self) -> None:
-        """Wait for the next pass, and expire meanwhile what becomes due."""
+        """Wait for the next pass, and expire executions meanwhile at their deadlines."""
         until = time.monotonic() + self._interval_seconds
         while (left := until - time.monotonic()) > 0:
             await asyncio.sleep(min(left, DUE_SECONDS))

@@ -216,7 +216,7 @@ class Record:
         """Return the record for callers as it is stored; nothing signed is verified.
 
         Raises:
-            RecordAltered: it is none that this program wrote.
+            RecordAltered: this program did not write the record.
         """
         result = self.result()
         try:
@@ -254,7 +254,7 @@ class Record:
 
 
 def _observers(text: str) -> tuple[str, ...]:
-    """Return the observers whose entries have not ended. An entry of a killed orchestrator ends by itself."""
+    """Return the observers whose entries have not ended. An entry of a killed orchestrator expires."""
     now = now_ms()
     entries = dict(json.loads(text or "{}")).values()
     return tuple(sorted({str(observer) for observer, end_ms in entries if int(end_ms) > now}))

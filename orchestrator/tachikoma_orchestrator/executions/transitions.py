@@ -290,7 +290,7 @@ class Transition:
         )  # fmt: skip
 
     def arguments(self, *, keep_seconds: int) -> JsonObject:
-        """Return the arguments of `lua/transition.lua`; `keep_seconds` is how long a completed record is kept."""
+        """Return the arguments of `lua/transition.lua`; `keep_seconds` is the retention of a completed record."""
         return {
             "id": self.exec_id,
             "agent": self.agent,

@@ -28,7 +28,7 @@ class Waiters(Generic[T]):
 
     @contextmanager
     def expect(self, exec_id: str) -> Iterator[asyncio.Future[T]]:
-        """Return a future that is resolved when the event happens, from the start of the block."""
+        """Yield a future of the event. It also resolves if the event happens before the block awaits it."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(exec_id, set()).add(future)
         try:

@@ -1,9 +1,9 @@
 """A regular check of the executions that callers wait for, so that no caller waits for a lost record.
 
-Pub/sub delivers final states at once. A look finds what pub/sub missed, and what can no longer come: the record of an
-awaited execution was deleted, has expired, is no record any more, or was replaced by one of another order. The callers
-then get the agent's receipt if Redis still has it, and ResultUnknown at the second look. A caller whose record is gone
-is therefore answered within `2 * LOOK_SECONDS` and the time of the looks: 15 s at the latest.
+Pub/sub delivers final states at once. The check finds those that pub/sub missed. It also finds awaited executions that
+can have no final state any more: their record was deleted, has expired, is unreadable, or is that of another order. The
+callers then get the agent's receipt if Redis still has it, and ResultUnknown at the second check. So a caller without a
+record gets its answer within `2 * LOOK_SECONDS` and the time of the checks: 15 s at the latest.
 
 Callers that wait across the beginning of a new life of Redis, for an agent that does not report in it, get Unavailable
 after the same time. The execution goes on, and they may attach again.
@@ -122,7 +122,7 @@ class WaitingCallers:
         }
 
     async def check(self) -> None:
-        """Deliver what pub/sub may have missed. Raises redis errors if Redis is unavailable."""
+        """Deliver final states that pub/sub may have missed. Raises redis errors if Redis is unavailable."""
         await self._look(missed_results=True)
 
     async def _look(self, *, missed_results: bool) -> set[str]:

@@ -1,4 +1,4 @@
-"""Measures what no call tells: agents, queues, open executions, certificates."""
+"""Regular measurements beside the calls: agents, queues, open executions, certificates."""
 
 from __future__ import annotations
 

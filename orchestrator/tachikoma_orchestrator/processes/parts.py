@@ -153,7 +153,7 @@ class Core:
         self.subscriber.on_gap(self.registry.discover)
 
     def _remember_in_new_lives(self) -> None:
-        """Let what this process knows outlive a Redis that went back to an older state."""
+        """Write the facts that this process knows again when Redis has gone back to an older state."""
         self.lives.on_loss(self.registry.revocations.write_again)
         self.lives.on_loss(self.registry.bound.write_again)
         self.lives.on_loss(self.registry.drains.write_again)
@@ -226,7 +226,7 @@ class Core:
         Args:
             supervisor: of the background parts.
             address: where Prometheus reads them; None to measure nothing.
-            followed: subscribers to what callers of this process follow.
+            followed: subscribers to the output and batches that callers of this process follow.
 
         Raises:
             ConfigurationError: the address cannot be listened on.

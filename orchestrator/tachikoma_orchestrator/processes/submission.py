@@ -70,12 +70,12 @@ def read_request(token: object, svid: Svid, kind: type[R]) -> tuple[R, Peer]:
     """Verify a signed request, and return it with its requester.
 
     Args:
-        token: what the message contains; anything may have been put there.
+        token: content of the message; an attacker may have written it.
         svid: the orchestrator's own identity.
         kind: the expected kind of request.
 
     Raises:
-        Unauthenticated: it is not signed by a trusted requester, or not for this orchestrator.
+        Unauthenticated: no trusted requester signed the request, or it is for another orchestrator.
     """
     if not isinstance(token, str):
         raise Unauthenticated("the request is not signed")

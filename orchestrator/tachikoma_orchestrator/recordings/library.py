@@ -89,7 +89,7 @@ class Library:
 
         Raises:
             StoreFailed: it cannot be read.
-            OutputAltered: it is not the recording that was sealed.
+            OutputAltered: the recording is not the one that was sealed.
         """
         if await asyncio.to_thread(_digest, self._store, seal.jti, FileKind.CAST) != seal.sha256:
             raise OutputAltered(f"the recording of {seal.jti} is not the one that was signed")

@@ -128,7 +128,7 @@ class Recordings:
     # --- attached callers ---------------------------------------------------------------------------------------------
 
     def captions(self, record: Record) -> Captions:
-        """Return the captions of a caller, and begin the recording. They write nothing if there is none."""
+        """Return the captions of a caller, and begin the recording. Without a recording, they write nothing."""
         rule = RecordRule.parse(record.recording)
         if rule.mode is not RecordMode.OFF:
             self.record([record.exec_id])

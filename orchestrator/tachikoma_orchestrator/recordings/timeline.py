@@ -72,7 +72,7 @@ class Timeline:
         return CastEvent(self._at(time_us), event.code, data)
 
     def _typed(self, event: Event) -> str:
-        """Return the input of an event, without what was sent and recorded before a connection broke."""
+        """Return the input of an event, without the bytes that an earlier connection already recorded."""
         data = base64.b64decode(event.data)[max(0, self._input_end - event.place) :]
         self._input_end += len(data)
         return self._input_decoder.decode(data)

@@ -279,7 +279,7 @@ class InputChannel:
         return self._epoch is epoch
 
     async def _position(self) -> int:
-        """Return the number of input bytes so far; wait for the agent to say where a session continues."""
+        """Return the number of input bytes so far. In a resumed session, wait until the agent has reported it."""
         while self._written is None:
             await self._ready.wait()
         return self._written

@@ -18,7 +18,7 @@ def recorded_request(record: Record) -> ExecRequest:
     Secrets in its command are masked, and the values of its variables are left out.
 
     Raises:
-        RecordAltered: it is no request.
+        RecordAltered: the record contains no valid request.
     """
     try:
         audited = AuditedRequest.model_validate_json(record.request)

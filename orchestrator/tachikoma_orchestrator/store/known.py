@@ -65,10 +65,10 @@ _known: WeakKeyDictionary[object, Known] = WeakKeyDictionary()
 
 
 def known(redis: Redis) -> Known:
-    """Return what is known about the Redis of a client; all runners on its connections share it."""
+    """Return the known facts about the Redis of a client; all runners on its connections share them."""
     return _known.setdefault(redis.connection_pool, Known())
 
 
 def share_known(redis: Redis, values: Known) -> None:
-    """Let all script runners of one client share what they know about its server."""
+    """Set the facts about the Redis of a client, for all script runners on its connections."""
     _known[redis.connection_pool] = values

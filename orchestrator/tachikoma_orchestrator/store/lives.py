@@ -66,7 +66,7 @@ class Lives:
         Args:
             redis: connections of its own, without a gate.
             identity: the orchestrator's, which signs records.
-            known: what the orchestrator knows about Redis; the number of replicas is kept up to date here.
+            known: known facts about Redis; this class updates the number of replicas in them.
             name: name of the process in the audit trail.
         """
         self._redis = redis
@@ -233,7 +233,7 @@ class Lives:
         return number.isdigit() and int(number) > last.seq
 
     async def _begin(self, seen: _Seen, loss: str) -> None:
-        """Record a new life, after what is remembered was written again."""
+        """Record a new life. After a loss, write all remembered data again first."""
         if self._current is not None:
             if loss:
                 # Another process may know later events, whose numbers none may use again.
@@ -273,13 +273,13 @@ class Lives:
         await self._store(fresh, seen, {})
 
     async def _write_again(self) -> None:
-        """Let every part write its remembered data again. The events of this get numbers that were not used before."""
+        """Write the remembered data of every part again. The events of this get numbers that were not used before."""
         await self._continue_numbers()
         for remembering in self._remembering:
             await remembering(self._redis)
 
     async def _continue_numbers(self) -> None:
-        """Let the numbers of the audit trail continue after the last one that this process knows."""
+        """Continue the numbers of the audit trail after the last one that this process knows."""
         await self._runner.run(self._renumber(keys=[keys.AUDIT], args={"after": self._known.seq}))
 
     def _record(self, replid: str, *, number: int, valid_from: int, lost_ms: int) -> LifeRecord:

@@ -38,7 +38,7 @@ class ReadReports:
 
         Args:
             redis: the connections.
-            key: where the agent looks (`tachikoma.redis.keys.read`).
+            key: the key that the agent reads (`tachikoma.redis.keys.read`).
         """
         self._redis = redis
         self._key = key

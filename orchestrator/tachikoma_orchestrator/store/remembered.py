@@ -57,7 +57,7 @@ class Remembered(Generic[K, V]):
         return value if time.monotonic() - at <= self.keep_seconds else None
 
     def __iter__(self) -> Iterator[Entry[K, V]]:
-        """Yield what is not too old, the oldest first."""
+        """Yield the values that are not too old, the oldest first."""
         now = time.monotonic()
         for key, (at, value) in list(self._values.items()):
             if now - at <= self.keep_seconds:

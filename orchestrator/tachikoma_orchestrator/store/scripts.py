@@ -66,7 +66,7 @@ class Script:
         Args:
             keys: the Redis keys it uses, in the order that its header documents.
             args: its named arguments.
-            payloads: what it takes beside them, in the order that its header documents.
+            payloads: its other arguments, in the order that its header documents.
         """
         return Call(self, keys, args, payloads)
 
@@ -79,7 +79,7 @@ class Runner:
 
         Args:
             redis: the connections.
-            values: what is known about the Redis; None for the knowledge of the connections.
+            values: known facts about Redis; None for those that the connections share.
         """
         self._redis = redis
         self._known = values or known(redis)

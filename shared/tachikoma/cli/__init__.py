@@ -20,10 +20,10 @@ def main() -> NoReturn:
 
 
 def program() -> NoReturn:
-    """Run the command line as a whole process: `main`, without what Python does for longer lives.
+    """Run `main` as the whole process, without the work of Python that only long processes need.
 
-    Importing makes no garbage, so the collector is off until a command runs. At the end a command of the client leaves
-    at once, since taking down all modules takes longer than a short command.
+    Imports create no garbage, so the collector is off until a command runs. A command of the client exits at once when
+    it is done, because unloading all modules takes longer than a short command.
     """
     gc.disable()
     try:

@@ -78,7 +78,7 @@ def words(state: TargetState) -> str:
 
 
 class Progress:
-    """One line that shows how far a batch is: redrawn in place on a terminal, else a line for each change."""
+    """One line with the progress of a batch: redrawn in place on a terminal, else a line for each change."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._terminal = sys.stderr.isatty()

@@ -45,7 +45,7 @@ def duration(text: str, option: str) -> timedelta:
     """Read a duration such as 1h30m.
 
     Raises:
-        InvalidRequest: it is none; the message begins with the option.
+        InvalidRequest: the text is not a duration; the message begins with the option.
     """
     # Imported here: with it comes pydantic.
     from tachikoma.vocabulary.types import parse_duration

@@ -54,7 +54,7 @@ def printable(text: str) -> str:
 
 
 def columns_of_terminal() -> int | None:
-    """Return the width of the terminal that standard output is, or None if it is none."""
+    """Return the width of the terminal on standard output; None if standard output is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 

@@ -198,7 +198,7 @@ class AsyncClient(BatchMethods, OversightCalls):
             screen: size of the caller's window, to get the output so far as bytes that draw it; None to get all of it.
 
         Raises:
-            NotFound: there is none that this caller may observe.
+            NotFound: this caller may observe no execution with this id.
         """
         drawn = None if screen is None else pb.Terminal(rows=screen.rows, columns=screen.columns)
         attach = pb.SessionAttach(id=exec_id, screen=drawn, observe=True)

@@ -100,7 +100,7 @@ class BatchMethods(Calls):
         """Return the latest batches of this client, the newest first; for operators, those of all requesters.
 
         Args:
-            limit: look at n batches, 1 to 1000; 0 for 100.
+            limit: at most n batches, 1 to 1000; 0 for 100.
         """
         answer = await self._call(lambda stub: stub.ListBatches(pb.ListBatchesRequest(limit=limit)))
         return tuple(batch_wire.status_from_pb(item) for item in answer.batches)
@@ -128,7 +128,7 @@ class BatchMethods(Calls):
 
         Args:
             batch_id: the batch.
-            digest: `BatchApproval.digest` of what was reviewed. A batch with another digest is not approved.
+            digest: `BatchApproval.digest` of the batch that was reviewed. A batch with another digest is not approved.
             reason: reason for the audit trail.
         """
         raw = wire.digest_to_pb(digest, "BatchApproval.digest")

@@ -1,4 +1,4 @@
-"""Converters of single fields between the vocabulary and protobuf, and the table that a message is made of."""
+"""Converters of single fields between the vocabulary and protobuf, and the table of fields that converts a message."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ class WireFormat(Generic[M, P]):
         return contents
 
     def from_pb(self, message: P, **more: Any) -> M:
-        """Read what a server sent.
+        """Read a message that a server sent.
 
         Args:
             message: the protobuf message.
@@ -193,7 +193,7 @@ class WireFormat(Generic[M, P]):
             raise ServerError(f"the server sent {name} with values that this client cannot read: {error}") from None
 
     def from_caller(self, message: P) -> M:
-        """Read what a caller sent.
+        """Read a message that a caller sent.
 
         Raises:
             InvalidRequest: a bound is broken.

@@ -1,6 +1,6 @@
 """The reason why a connection to an orchestrator fails, in plain words.
 
-gRPC says only that a handshake failed. This module connects once with Python's own TLS, which tells the cases apart.
+gRPC reports only that a handshake failed. This module connects once with Python's own TLS, which names the cause.
 """
 
 from __future__ import annotations

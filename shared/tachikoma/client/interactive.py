@@ -102,7 +102,7 @@ class AsyncSession:
     # --- input --------------------------------------------------------------------------------------------------------
 
     async def write(self, data: bytes) -> None:
-        """Send input; wait while the command has more than 4 MiB of it to take.
+        """Send input. Wait while the command has yet to take more than 4 MiB of earlier input.
 
         Raises:
             FailedPrecondition: input has ended, or the session ended while this call waited.

@@ -183,8 +183,8 @@ class OversightCalls(Calls):
         """Yield a recording in parts, as asciicast of version 3.
 
         Raises:
-            NotFound: there is none that this client may play.
-            OutputAltered: it is not the recording that was signed.
+            NotFound: this client may play no recording of this execution.
+            OutputAltered: the recording is not the one that was signed.
         """
         message = pb.ReadRecordingRequest(id=exec_id)
 

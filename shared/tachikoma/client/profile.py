@@ -21,7 +21,7 @@ __all__ = ["PROFILE_VARIABLE", "Profile", "default_identity_path", "default_prof
 
 
 def default_profile_path() -> Path:
-    """Return the path of the user's profile, which the environment may name."""
+    """Return the path of the user's profile; an environment variable may set it."""
     configured = os.environ.get(PROFILE_VARIABLE)
     return Path(configured) if configured else platformdirs.user_config_path("tachikoma") / "profile.json"
 

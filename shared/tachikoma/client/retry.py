@@ -153,7 +153,7 @@ class Attempts:
 async def leave(cancel: Callable[[str], Awaitable[object]], subject: str) -> None:
     """Cancel an execution or a batch whose caller leaves. It takes a bounded time, and raises no error.
 
-    A request that is still on its way is unknown for a moment, so that it is cancelled a second time.
+    The server may not know a request yet that is still in transit. So an unknown one is cancelled a second time.
 
     Args:
         cancel: the call that cancels it.

@@ -310,7 +310,7 @@ def digest_to_pb(digest: str, source: str) -> bytes:
         source: the attribute that has such digests, for the message.
 
     Raises:
-        InvalidRequest: it is no digest.
+        InvalidRequest: the text is not a digest.
     """
     try:
         return bytes.fromhex(digest)

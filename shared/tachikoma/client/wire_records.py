@@ -1,7 +1,7 @@
 """The protobuf form of agents, policy, audit events and schedules, as tables of fields.
 
-`tachikoma.client.wire` offers the functions of this module too, and imports it when the first one is used: running a
-command needs none of them.
+`tachikoma.client.wire` exports these functions too. It imports this module when the first one is used, because
+running a command needs none of them.
 """
 
 from __future__ import annotations

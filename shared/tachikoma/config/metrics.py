@@ -30,7 +30,7 @@ def stage_seconds(registry: CollectorRegistry) -> Histogram:
 
 
 def measure_stages(histogram: Histogram) -> None:
-    """Let a histogram measure the stages of this process from now on."""
+    """Measure the stages of this process in a histogram from now on."""
 
     def measure(span: Span) -> None:
         histogram.labels(span.stage.replace(" ", "_")).observe((span.end_ns - span.begin_ns) / 1e9)

@@ -93,7 +93,7 @@ _measured: ContextVar[_Measured | None] = ContextVar("measured", default=None)
 
 
 def observe(observer: Observer) -> None:
-    """Let an observer receive the spans of this process from now on."""
+    """Send the spans of this process to an observer from now on."""
     _observers.append(observer)
 
 
@@ -135,7 +135,7 @@ def passed(stage: Stage) -> None:
 
 
 def write_to(path: Path) -> None:
-    """Let each span be appended to a file, as a line of JSON.
+    """Append each span of this process to a file from now on, as a line of JSON.
 
     Raises:
         ConfigurationError: the file cannot be written.

@@ -113,7 +113,7 @@ def _of_traces(name: str) -> str:
 
 
 def _provider(component: str, agent: str) -> TracerProvider:
-    """Make what records and sends spans.
+    """Create the provider that records and sends spans.
 
     Raises:
         ImportError: a package of the extra is not installed.
@@ -133,7 +133,7 @@ def _provider(component: str, agent: str) -> TracerProvider:
 
 
 def _resource(component: str, agent: str) -> Resource:
-    """Return what the spans are of. Detectors are not used: that of processes would send command lines."""
+    """Return the description of this process for its spans. No detector of processes: it would send command lines."""
     from importlib.metadata import version
 
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource

@@ -168,7 +168,7 @@ def order_trace(exec_id: str) -> OrderTrace | None:
 
 @contextmanager
 def remembered(exec_id: str, name: str) -> Iterator[None]:
-    """Let the block be a span in the trace of an execution whose order this process signed; else record nothing."""
+    """Record the block as a span of an execution, if this process signed its order; else record nothing."""
     parent = _Process.remembered.pop(exec_id, None)
     if parent is None:
         yield
@@ -179,7 +179,7 @@ def remembered(exec_id: str, name: str) -> Iterator[None]:
 
 @contextmanager
 def execution(exec_id: str, trace: OrderTrace | None, since_ns: int | None) -> Iterator[None]:
-    """Let the block be the agent's part of an execution, after the wait of its order on the queue.
+    """Record the block as the agent's part of an execution, and before it the wait of its order on the queue.
 
     Args:
         exec_id: the execution.

@@ -55,7 +55,7 @@ def write_policy(path: Path, user: SpiffeId) -> bool:
 
 
 def isolate(path: Path) -> None:
-    """Let the policy that was written isolate commands."""
+    """Add isolation of commands to a policy file that was written before."""
     path.write_text(path.read_text(encoding="utf-8") + ISOLATED, encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""The data folder of a stack: where everything is."""
+"""The data folder of a stack, and the paths of the files in it."""
 
 from __future__ import annotations
 

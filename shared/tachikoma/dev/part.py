@@ -76,7 +76,7 @@ class Part:
         self._command[self._command.index(option) + 1] = value
 
     def inherit(self, descriptor: int) -> None:
-        """Let the process have an open descriptor from its next start on."""
+        """Pass an open descriptor to the process at each further start."""
         self._inherited = (*self._inherited, descriptor)
 
     def start(self) -> None:

@@ -285,7 +285,7 @@ class Stack:
         self.redis.wait_until(self._server.answers)
 
     def _forget_earlier_agents(self) -> None:
-        """Remove the agents that only earlier starts of this folder ran from the list of agents.
+        """Remove agents of earlier starts of this folder from the list, unless this start runs them too.
 
         Otherwise they would be offline forever, and targets of `tachikoma run '*'`. Their data stays for a start that
         runs them again.

@@ -142,9 +142,9 @@ class PolicySet:
     ) -> Decision:
         """Decide on a request. Pure, and the same for any order of the policies.
 
-        A request that was admitted is decided again as far as it is retained. Words that are masked match no pattern.
-        While the policy that granted the request is active and unchanged, its commands therefore count as matched. All
-        its other rules are checked, and `deniedCommands` of all policies.
+        With `granted_by`, the request is the record of an admitted one, with secrets masked. Masked words match no
+        pattern. So its command counts as matched while the policy that granted it is active and unchanged. All other
+        rules of that policy are checked, and `deniedCommands` of all policies.
 
         Args:
             request: the request.

@@ -32,13 +32,13 @@ class NotReconciled(RedisConnectionError):
 
 
 class Gate(Protocol):
-    """Decides about new connections."""
+    """A check that each new connection must pass."""
 
     async def admit(self, connection: Connection) -> None:
         """Return once the connection may be used.
 
         Raises:
-            NotReconciled: the life of its server is not known in time.
+            NotReconciled: the life of its server did not become known in time.
         """
 
 

@@ -278,7 +278,7 @@ def split_task_id(value: str) -> tuple[str, str]:
     """Return agent and execution of a Celery task id.
 
     Raises:
-        ValueError: it is no task id of an execution.
+        ValueError: the text is not the task id of an execution.
     """
     agent, dot, exec_id = value.partition(".")
     if not (agent and dot and exec_id):
@@ -312,7 +312,7 @@ def execution_of_channel(channel: str) -> tuple[str, str]:
     """Return agent and execution of a channel of reports.
 
     Raises:
-        ValueError: it is no such channel.
+        ValueError: the text is not the name of such a channel.
     """
     owner, _, rest = channel.removeprefix("agent.").partition(":")
     kind, _, rest = rest.partition(":")

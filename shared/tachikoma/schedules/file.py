@@ -267,7 +267,7 @@ class ScheduleSet:
         """Return a schedule by its name.
 
         Raises:
-            NotFound: there is none.
+            NotFound: the file has no schedule of this name.
         """
         schedule = self.schedules.get(name)
         if schedule is None:

@@ -65,7 +65,7 @@ class Sealer:
     """The sending end of one direction of an epoch: it numbers and encrypts frames."""
 
     def __init__(self, key: bytes, execution: str, epoch: int, direction: Direction) -> None:
-        """Take over a key that nothing else seals with."""
+        """Use a key that nothing else seals with."""
         self._cipher = AESGCM(key)
         self._context = _context(execution, epoch, direction)
         self._epoch = epoch

@@ -113,7 +113,7 @@ class Heartbeat(BaseModel):
 
 
 class Contender(BaseModel):
-    """A message on `agent.<id>:events`: a worker waits, since another one holds the lease of its agent."""
+    """A message on `agent.<id>:events`: a worker waits because another worker holds the lease of its agent."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 

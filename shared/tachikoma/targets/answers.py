@@ -80,7 +80,7 @@ def grouped(results: Iterable[BatchResult], *, similar: bool = False) -> list[An
 
 
 def _masked(agent: str, data: bytes) -> bytes:
-    """Return an output without what differs from host to host: the host's name, and all numbers and times."""
+    """Return an output with placeholders for the parts that differ between hosts: the name, numbers and times."""
     name = re.sub(rb"(?i)(?<![\w.-])" + re.escape(agent.encode()) + rb"(?:\.[\w-]+)*", b"{agent}", data)
     # A number that is longer by a digit is often padded with one space less.
     return re.sub(rb" +", b" ", re.sub(rb"\d+", b"#", name))

@@ -70,7 +70,7 @@ def _parse(text: str) -> Any:
 
 
 def _size(text: str) -> int:
-    """Return how many names a node set without operators has, without making them."""
+    """Return the number of names in a node set without operators; the names themselves are not created."""
     if len(text) > MAX_CHARACTERS:
         raise InvalidRequest(f"{text[:80]!r}… is longer than {MAX_CHARACTERS} characters")
     if "[" in (outside := _BRACKETS.sub("", text)) or "]" in outside:

@@ -129,7 +129,7 @@ class AuditedRequest(Model):
             more: further fields of the request, such as its id.
 
         Raises:
-            InvalidRequest: it is no request, for instance since an older version had other bounds.
+            InvalidRequest: the event has no valid request, for instance because an older version had other bounds.
         """
         try:
             timeout = None if self.timeout is None else timedelta(seconds=self.timeout)

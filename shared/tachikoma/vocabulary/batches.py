@@ -44,10 +44,9 @@ __all__ = [
 
 #: Largest number of target expressions of a request.
 MAX_EXPRESSIONS = 20_000
-#: Largest number of executions of a batch at once, and how many there are by default. It bounds the results that arrive
-#: together.
+#: Largest and default number of executions of a batch at once. The largest bounds the results that arrive together.
 MAX_PARALLEL, DEFAULT_PARALLEL = 1000, "50"
-#: Longest time of a batch by default; then no more targets start.
+#: Default time after which no further target of a batch starts.
 DEFAULT_DEADLINE = timedelta(hours=1)
 #: Longest run time of a health gate by default.
 DEFAULT_GATE_TIMEOUT = timedelta(minutes=1)
@@ -360,7 +359,7 @@ class BatchResult(Model):
     stdout_bytes: int = 0
     #: Number of bytes that the command wrote to standard error.
     stderr_bytes: int = 0
-    #: Standard output, or its head and tail; None if it was not requested, is not available, or was sent before.
+    #: The first 64 KiB of standard output; None if it was not requested, is not available, or was sent before.
     stdout: Base64 | None = None
     #: Standard error, in the same way.
     stderr: Base64 | None = None

@@ -108,7 +108,7 @@ class ExecResponse(Model):
         """Return the value of standard output that is JSON.
 
         Raises:
-            ExecutionFailed: it is not JSON, or only a part of it is here.
+            ExecutionFailed: the output is not JSON, or the response has only a part of it.
         """
         if self.stdout_summary.truncated:
             raise ExecutionFailed(

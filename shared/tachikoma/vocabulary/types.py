@@ -94,7 +94,7 @@ def as_duration(value: timedelta | str | float, name: str) -> timedelta:
     """Return a duration that a caller wrote: a timedelta, text such as `"30s"`, or a number of seconds.
 
     Raises:
-        InvalidRequest: it is none; the message begins with the name of the argument.
+        InvalidRequest: the value is not a duration; the message begins with the name of the argument.
     """
     try:
         read = _read_duration(value)

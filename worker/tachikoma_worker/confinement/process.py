@@ -51,7 +51,7 @@ class Controls(Protocol):
         """Kill all processes of a command once."""
 
     async def release(self, name: str) -> None:
-        """Let the spawner forget a command that has ended."""
+        """Remove a command that has ended from the spawner."""
 
 
 class Process:
@@ -133,7 +133,7 @@ class Process:
                 await self._room.wait()
 
     def stop_feeding(self) -> None:
-        """Let a running `feed` return without the rest of its input. Without one, this changes nothing."""
+        """End a running `feed`, which then drops the rest of its input. Without one, this changes nothing."""
         self._feeding_stopped = True
         self._room.set()
 

@@ -275,11 +275,11 @@ def encode_signal(name: str, number: int, *, foreground: bool = False) -> bytes:
 
 
 def encode_input(name: str, offset: int, data: bytes | memoryview = b"") -> bytes:
-    """Return the body of an INPUT request, or without data of END_INPUT.
+    """Return the body of an INPUT request; without data, that of END_INPUT.
 
     Args:
         name: the execution.
-        offset: of the first byte, or of the end, from the beginning of all input.
+        offset: number of input bytes before the data, or before the end.
         data: at most `INPUT_BYTES` bytes.
     """
     return _INPUT.pack(name.encode(), offset) + data

@@ -220,7 +220,7 @@ class Spawner:
         await self._ask(Operation.DROP_TMP, os.fsencode(path) + b"\0")
 
     async def release(self, name: str) -> None:
-        """Let the spawner forget a command that has ended."""
+        """Remove a command that has ended from the spawner."""
         self._processes.pop(name, None)
         self._early_exits.pop(name, None)
         self._early_inputs.pop(name, None)
@@ -332,7 +332,7 @@ class Spawner:
             self._fail(str(error))
 
     def _missing_bytes(self) -> int:
-        """Return how many bytes of the current message, or of its header, are still to be received."""
+        """Return the number of bytes that are missing of the current message, or of its header."""
         if len(self._received) < protocol.HEADER_BYTES:
             return protocol.HEADER_BYTES - len(self._received)
         header = protocol.decode_header(self._received)

@@ -15,7 +15,7 @@ def check_identity(identity: SvidSource, settings: WorkerSettings, *, remedy: st
     """Check that an identity is valid and is that of the agent in the settings.
 
     Raises:
-        ConfigurationError: it is not; `remedy` is added if it is invalid.
+        ConfigurationError: the identity is invalid, with `remedy` in the message, or is that of another agent.
     """
     svid = identity.current()
     try:

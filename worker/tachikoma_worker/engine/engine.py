@@ -244,7 +244,7 @@ class Engine:
             task.cancel()
 
     async def _serve(self, unfinished: list[Unfinished]) -> None:
-        """Run until a stop is requested, then wait for what runs and close everything.
+        """Run until a stop is requested, then wait for running executions and close everything.
 
         A part that fails ends the worker: Celery's worker is asked to stop, and requests the stop of its pool.
         """

@@ -60,5 +60,5 @@ class FolderLock:
         return cls(file)
 
     def release(self) -> None:
-        """Let another worker use the folder. Safe to repeat."""
+        """Release the folder for another worker. Safe to repeat."""
         self._file.close()

@@ -56,7 +56,7 @@ class GivenUp:
 
 
 def find_spool(context: Context, unfinished: Unfinished, held: Mapping[str, Held]) -> Resumable | GivenUp:
-    """Return whether an unfinished execution can be continued, and with what.
+    """Return whether an unfinished execution can be continued, and the spool to continue with.
 
     Args:
         context: the agent.

@@ -52,6 +52,6 @@ def interactive(
 
 
 async def forget_session(context: Context, exec_id: str) -> None:
-    """Remove what only a running session needs: its last use, and its input in Redis."""
+    """Remove the data that only a running session needs: its last use, and its input in Redis."""
     context.last_use(exec_id).remove()
     await context.mailbox(exec_id).remove()

@@ -266,7 +266,7 @@ class Journal:
     # --- commits ------------------------------------------------------------------------------------------------------
 
     def _write(self, action: Callable[[], bool], *, synced: bool = False) -> Entry:
-        """Let an action be part of the next commit, which is synced if one of its actions is to be."""
+        """Add an action to the next commit. A commit is synced if one of its actions is to be synced."""
         loop = asyncio.get_running_loop()
         entry = Entry(loop.create_future(), loop.create_future())
         for future in (entry.written, entry.on_disk):
@@ -316,10 +316,10 @@ class Journal:
         return results
 
     def _sync(self) -> None:
-        """Let everything that was committed reach the disk. Raises OSError.
+        """Sync all commits to the disk. Raises OSError.
 
-        It is not repeated after a failure: the kernel may then have dropped what it could not write, and report no
-        failure again.
+        Do not repeat it after a failure: the kernel may have dropped the data that it could not write, and report
+        success the next time.
         """
         if self._wal_file is None:
             self._wal_file = os.open(self._wal, os.O_RDONLY | os.O_CLOEXEC)
@@ -354,7 +354,7 @@ def _resolve(futures: Sequence[asyncio.Future[bool]], results: Sequence[bool], e
 
 
 def _sync_folder(folder: Path) -> None:
-    """Let the names in a folder reach the disk. Raises OSError."""
+    """Sync the names in a folder to the disk. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -37,7 +37,7 @@ class Lives:
     """The current life of Redis, by the record that an orchestrator signed."""
 
     def __init__(self, journal: Journal, identity: SvidSource, orchestrator: str) -> None:
-        """Take over what the journal remembers.
+        """Prepare the lives, from the record in the journal.
 
         Args:
             journal: keeps the record.
@@ -89,7 +89,7 @@ class Lives:
             raise RedisConnectionError(f"the journal cannot remember the life of Redis: {error}") from None
 
     async def learn(self, token: str) -> None:
-        """Take over the record that Redis contains now, if it is of a later life."""
+        """Adopt the record that Redis contains now, if it is of a later life."""
         await self._learn(token, None)
 
     async def watch(self, redis: Redis, agent: str) -> None:
@@ -137,7 +137,7 @@ class Lives:
         return True
 
     async def _adopt(self, token: str, record: LifeRecord) -> None:
-        """Use a life, once what it lacks was restored. Raises JournalError, redis errors."""
+        """Use a life, after the agent's reports were restored in it. Raises JournalError, redis errors."""
         await self._journal.remember_life(token)
         if record.number > self.number:
             if self._restore is not None:

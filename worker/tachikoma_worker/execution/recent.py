@@ -59,7 +59,7 @@ class Recent:
             self._total += len(kept)
 
     def finish(self, exec_id: str, result: str) -> None:
-        """Retain the result of an execution, and delete what is old."""
+        """Retain the result of an execution, and delete old executions."""
         kept = result if len(result) <= MAX_TEXT else ""
         update = "UPDATE recent SET result = ?, finished_at = ? WHERE id = ?"
         if self._database.execute(update, (kept, time.time(), exec_id)).rowcount:

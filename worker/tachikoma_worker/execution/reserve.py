@@ -87,7 +87,7 @@ class DiskReserve:
         return True
 
     def refill(self) -> None:
-        """Let the reserve grow to its size, as far as the disk has room. Quick if it has its size already."""
+        """Grow the reserve to its size, as far as the disk has room. Quick if it has its size already."""
         if self._descriptor is None or self._held >= RESERVE_BYTES:
             return
         with self._lock, suppress(OSError):

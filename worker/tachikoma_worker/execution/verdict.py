@@ -65,13 +65,13 @@ def judge(
     """Return the ending of a command.
 
     Args:
-        facts: those of its start.
-        stopped: why it was ended, or None if it ended by itself.
+        facts: the facts of its start.
+        stopped: why the worker ended it; None if it ended by itself.
         survivors: process ids that could not be killed.
         exited: how its process ended, or None if that is unknown.
         usage: the resources that it used.
-        whole: whether the survivors are known for all of its processes, which needs a cgroup.
-        duration_us: from its start to now.
+        whole: True if the survivors of all its processes are known, which needs a cgroup.
+        duration_us: time since its start, in microseconds.
     """
     state, error = _state(stopped, exited, usage, facts)
     if survivors:
@@ -175,7 +175,7 @@ def _hung_up(stopped: Stop | None, facts: Facts) -> str:
 
 
 def _kill_receipt(stopped: Stop | None, survivors: Sequence[int], whole: bool) -> KillReceipt | None:
-    """Return how a command was killed, or None if it ended by itself and left nothing."""
+    """Return the report about a kill; None if the command ended by itself and left no process."""
     if not stopped and not survivors:
         return None
     signals = (signal.SIGTERM, signal.SIGKILL) if stopped else (signal.SIGKILL,)

@@ -98,10 +98,10 @@ class SentOutput:
         return None
 
     def prune(self, now: float) -> None:
-        """Remove what Redis has had for long enough.
+        """Remove output that Redis has held for `KEEP_SECONDS`.
 
         Args:
-            now: a time at which Redis answered after that, in the life to which everything was sent.
+            now: monotonic time at which Redis last answered, in the life to which the output was sent.
         """
         for exec_id in [name for name, kept in self._kept.items() if kept.since < now - KEEP_SECONDS]:
             self._drop(exec_id)

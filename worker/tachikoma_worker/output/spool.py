@@ -124,7 +124,7 @@ class Spool:
         Args:
             folder: the folder of all spools.
             exec_id: the execution.
-            facts: what a later worker needs.
+            facts: facts that a later worker needs to continue the execution.
             max_bytes: size at which the spool counts as full.
 
         Raises:
@@ -265,7 +265,7 @@ class Spool:
         self._descriptor, self._written, self._read = fresh._descriptor, fresh._written, fresh._read
 
     def continue_in_memory(self, reason: SpoolError, totals: Totals) -> None:
-        """Let the output go through memory from now on. Allowed only when all chunks were read.
+        """Keep further output in memory instead of the file. Allowed only when all chunks were read.
 
         Args:
             reason: why the disk cannot be used.
@@ -332,7 +332,7 @@ class Spool:
             self._next = position
 
     def done(self) -> None:
-        """Mark the chunks of the last `chunks` as read."""
+        """Mark the chunks that the last call of `chunks` yielded as read."""
         self._read = self._next
 
     # --- closing ------------------------------------------------------------------------------------------------------
@@ -361,7 +361,7 @@ def _read_facts(descriptor: int, kind: int, begin: int, length: int) -> Facts:
     """Return the facts in the first record of a spool.
 
     Raises:
-        ValueError: it is no START, or the host was restarted since.
+        ValueError: the record is not a START, or the host was restarted since.
     """
     if kind != _Kind.START:
         raise ValueError("its first record is no start")

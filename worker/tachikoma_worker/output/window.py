@@ -1,9 +1,9 @@
-"""The output window: how far the output of an interactive command may be ahead of its attached caller.
+"""The output window: the bytes that an interactive command may send before its caller has acknowledged them.
 
 A caller acknowledges the bytes that it has written to its terminal. Output in flight still appears after Ctrl-C. So the
-window holds what the caller takes in a short time: its rate times the shortest delay of an acknowledgement and
-`AHEAD_SECONDS` more. Without a window, a terminal of 200 KB/s shows `yes` for more than 12 s after Ctrl-C; with one of
-100 ms for about 0.5 s.
+window holds the bytes that the caller takes in a short time: its rate, times the sum of the shortest delay of an
+acknowledgement and `AHEAD_SECONDS`. On a terminal of 200 KB/s, `yes` continues for more than 12 s after Ctrl-C without
+a window, and for about 0.5 s with a window of 100 ms.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class OutputWindow:
             self._waited = False
 
     def _resize(self, acknowledged: int) -> None:
-        """Follow the rate: down at once, up by what was acknowledged, since a terminal takes the first bytes faster."""
+        """Adapt the size to the rate: shrink at once, grow by acknowledged bytes. Terminals take first bytes faster."""
         wanted = self._bytes_per_second * (self._shortest_delay + AHEAD_SECONDS)
         self.size = round(max(min(wanted, self.size + acknowledged, self._most), self._least))
 

@@ -44,7 +44,7 @@ class Attachment:
         """Decrypt and parse a frame.
 
         Raises:
-            ValueError: the frame was altered, repeated or reordered, one is missing, or it is no frame.
+            ValueError: the bytes are no frame, the frame was altered, or it is not the next one.
         """
         return decode(self.opener.open(raw))
 

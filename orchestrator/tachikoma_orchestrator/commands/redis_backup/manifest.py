@@ -59,7 +59,7 @@ def read_manifest(backup: Path) -> Manifest:
     """Read the manifest of a backup.
 
     Raises:
-        ConfigurationError: there is none, or another version wrote it.
+        ConfigurationError: the manifest is missing, or another version wrote it.
     """
     file = backup / MANIFEST
     try:

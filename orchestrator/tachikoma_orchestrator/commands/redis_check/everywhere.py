@@ -22,7 +22,7 @@ NAME = "redis-check"
 
 
 async def examine_all(access: RedisAccess, *, passwords: Passwords | None, durable: bool) -> Report:
-    """Compare what a URL names with the requirements.
+    """Compare all servers that a URL names with the requirements.
 
     Args:
         access: as the user `check`, or one with more rights.

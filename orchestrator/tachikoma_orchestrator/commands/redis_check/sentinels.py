@@ -1,4 +1,4 @@
-"""Findings about Sentinels: whether they agree, how soon they act, and what they let clients do."""
+"""Findings about Sentinels: whether they agree, how soon they act, and the rights that they give clients."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def _find(client: Client, exec_id: str, text: str = "") -> RecordingInfo:
     """Return a recording by its id, or by the beginning of it.
 
     Raises:
-        NotFound: there is none that may be played, or none with the text.
+        NotFound: no recording may be played, or none contains the text.
         InvalidRequest: several begin with the text.
     """
     found = client.recordings(exec_id=exec_id)
@@ -204,7 +204,7 @@ def _read(parts: Iterable[bytes]) -> tuple[CastHeader, Iterable[CastEvent]]:
     """Read a recording from the server.
 
     Raises:
-        ServerError: it is none. Reading an event may raise it too.
+        ServerError: the bytes are not a recording. Reading an event may raise it too.
     """
     with _readable():
         header, events = read_cast(io.BytesIO(b"".join(parts)))

@@ -215,7 +215,7 @@ class _View:
             self._progress.update(update.status)
 
     def end(self) -> None:
-        """Print what belongs at the end."""
+        """Print the final status, after all results."""
         assert self.status is not None
         self._progress.clear()
         if self.output is Output.JSONL:

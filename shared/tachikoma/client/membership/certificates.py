@@ -51,7 +51,7 @@ def check_certificate(
         requested: the SPIFFE ID that the certificate must have.
 
     Raises:
-        ServerError: it is another identity than the requested one, or it is not valid.
+        ServerError: the certificate is for another identity than the requested one, or is not valid.
     """
     try:
         svid = Svid.load(chain_pem, private_pem(key), bundle_pem)

@@ -113,7 +113,7 @@ def _check_owner(folder: Path, spiffe_id: SpiffeId) -> None:
     """Check that a folder has no identity, or that of this SPIFFE ID.
 
     Raises:
-        ConfigurationError: it has another one.
+        ConfigurationError: the folder has another identity.
     """
     try:
         found = id_of(x509.load_pem_x509_certificates((folder / CERTIFICATE_FILE).read_bytes())[0])

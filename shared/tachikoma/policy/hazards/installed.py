@@ -24,7 +24,7 @@ MAX_RECORD_BYTES = 256 * 1024
 
 
 def installed_kind(path: str) -> ProgramKind:
-    """Return what is known of a program by its path, by its links, and by its alternatives on this host."""
+    """Return the kind of a program: the worst of its path, its links and its alternatives on this host."""
     names = list(links_of(path))
     groups = [group for folder in ALTERNATIVES for name in names for group in _groups(folder).get(name, ())]
     return worst(kind_of(path), *map(kind_of, names), *map(kind_of, groups))

@@ -56,7 +56,7 @@ _DANGERS = (ProgramKind.RUNNER, ProgramKind.BY_ARGUMENTS, ProgramKind.ON_TERMINA
 
 
 def kind_of(path: str) -> ProgramKind:
-    """Return what is known of a program, by the last part of its path."""
+    """Return the kind of a program, by the last part of its path."""
     name = path.rpartition("/")[2]
     plain = _TARGET.sub("", name, count=1) if _TARGET.match(name) else name
     for candidate in (name, plain, _without_version(plain)):

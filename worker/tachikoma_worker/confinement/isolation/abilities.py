@@ -89,7 +89,10 @@ def find_abilities(connection: socket.socket, uid: int) -> Abilities:
 
 
 def _why_not(connection: socket.socket, enclosure: Enclosure, only: Step | None = None) -> str:
-    """Return why a command cannot be isolated like this; empty if it can, or if another step fails than `only`."""
+    """Return the reason why the host cannot isolate a command like this; empty if it can.
+
+    With `only`, a failure in another step counts as success.
+    """
     name = f"probe-{secrets.token_hex(8)}"
     executable = os.path.realpath(sys.executable)
     fd = os.open(executable, os.O_PATH | os.O_CLOEXEC)

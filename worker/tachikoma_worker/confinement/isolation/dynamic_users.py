@@ -28,7 +28,12 @@ class DynamicUsers:
     """The users of an agent's requesters. Its methods may be called from any thread."""
 
     def __init__(self, data: Path, uid_range: str) -> None:
-        """Take the agent's data folder, and the first and the last number as `70000-79999`."""
+        """Prepare the users.
+
+        Args:
+            data: the agent's data folder.
+            uid_range: first and last number of a user, such as `70000-79999`.
+        """
         self._data = data
         first, last = (int(part) for part in uid_range.split("-"))
         self._range = range(first, last + 1)
