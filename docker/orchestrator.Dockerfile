@@ -6,15 +6,15 @@
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
-# For those whose packages come from an index of their own.
+# Set these if your packages come from another index.
 ARG PIP_INDEX_URL
 ARG PIP_FIND_LINKS
 ARG PIP_NO_INDEX
-# The version, since git is not here: `--build-arg "VERSION=$(tachikoma --version | cut -d' ' -f2)"`.
+# The version, because the build has no git: `--build-arg "VERSION=$(tachikoma --version | cut -d' ' -f2)"`.
 ARG VERSION=0.0.0
 WORKDIR /build
 COPY . .
-# The environment is copied to where it was made, so what its scripts and links name is there again.
+# The environment is copied to the path where it was created, so the paths in its scripts and links stay valid.
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python3 -m venv /opt/tachikoma \
  && python3 -m venv /opt/build \
@@ -31,14 +31,14 @@ LABEL org.opencontainers.image.title="tachikoma-orchestrator" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN useradd --uid 10001 --user-group --create-home --home-dir /var/lib/tachikoma --shell /usr/sbin/nologin tachikoma
 COPY --from=build /opt/tachikoma /opt/tachikoma
-# On the loopback address of a container nobody else would reach it.
+# On the loopback address, other containers could not reach it.
 ENV PATH=/opt/tachikoma/bin:$PATH \
     TACHIKOMA_LISTEN=0.0.0.0:8534
 USER 10001:10001
 WORKDIR /var/lib/tachikoma
 EXPOSE 8534
 STOPSIGNAL SIGTERM
-# Its own gRPC health service, over mTLS with its own identity: it serves, and it has its Redis.
+# Asks its own gRPC health service over mTLS: healthy means that it serves calls and reaches Redis.
 HEALTHCHECK --interval=10s --timeout=10s --start-period=30s CMD ["tachikoma", "orchestrator", "health"]
 ENTRYPOINT ["tachikoma"]
 CMD ["orchestrator"]

@@ -1,35 +1,35 @@
-# An agent's worker and its spawner. What it runs are this image's programs: give it a BASE that has what you need.
+# An agent's worker and its spawner. Commands are programs of this image: set BASE to an image that has yours.
 #
 #     docker build -f docker/worker.Dockerfile -t tachikoma-worker .
 #
-# It runs as root, since the spawner beside the worker is the parent of every command and has to become other users. Of
-# all capabilities it needs these, and without them says what it lacks (docker/compose.yaml shows them in use):
+# It runs as root, because the spawner is the parent of every command and has to become other users. It needs the
+# following capabilities, and reports those that are missing (docker/compose.yaml sets them):
 #
 #     SETUID, SETGID   to become the user of a command
-#     SETPCAP          to take capabilities away from commands for good
+#     SETPCAP          to drop capabilities of commands for good
 #     KILL             to end commands of other users
-#     SYS_ADMIN        only the entry point, to make the container's own cgroups writable; it gives it up before the
-#                      worker starts. Not needed where they are writable already.
+#     SYS_ADMIN        to make the container's own cgroups writable. The entry point drops it before the worker
+#                      starts. Not needed if the cgroups are writable already.
 #
-# Run it with an init (`docker run --init`, `init: true`): what commands leave behind is reaped by process 1. Keep
-# /var/lib/tachikoma: the journal there is what keeps a command from starting twice.
+# Run it with an init (`docker run --init`, `init: true`): process 1 must reap the processes that commands leave. Keep
+# /var/lib/tachikoma on a volume: the journal there ensures that no command starts twice.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
-# For those whose packages come from an index of their own.
+# Set these if your packages come from another index.
 ARG PIP_INDEX_URL
 ARG PIP_FIND_LINKS
 ARG PIP_NO_INDEX
-# The version, since git is not here: `--build-arg "VERSION=$(tachikoma --version | cut -d' ' -f2)"`.
+# The version, because the build has no git: `--build-arg "VERSION=$(tachikoma --version | cut -d' ' -f2)"`.
 ARG VERSION=0.0.0
-# For the spawner, which is compiled with the wheel; whichever compiler the base has packages of.
+# A compiler for the spawner, which is built with the wheel. Any version will do.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends gcc libc6-dev
 WORKDIR /build
 COPY . .
-# Without a compiler the wheel is built without the spawner, so the last line looks for it. The environment is copied to
-# the path where it was made, so what its scripts and links name is there again.
+# Without a compiler the wheel has no spawner, so the last line checks that it exists. The environment is copied to the
+# path where it was created, so the paths in its scripts and links stay valid.
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python3 -m venv /opt/tachikoma \
  && python3 -m venv /opt/build \
@@ -50,9 +50,9 @@ COPY --from=build /opt/tachikoma /opt/tachikoma
 ENV PATH=/opt/tachikoma/bin:$PATH \
     TACHIKOMA_DATA=/var/lib/tachikoma
 VOLUME /var/lib/tachikoma
-# Celery then takes no new orders, and commands get TACHIKOMA_STOP_GRACE: give `docker stop` more time than that.
+# On SIGTERM it takes no new orders, and commands may run for TACHIKOMA_STOP_GRACE: give `docker stop` more time.
 STOPSIGNAL SIGTERM
-# Its registration in Redis, which a worker renews as long as it lives and reaches Redis with its own rights.
+# Checks its registration in Redis, which a worker renews as long as it runs and reaches Redis.
 HEALTHCHECK --interval=10s --timeout=10s --start-period=30s CMD ["tachikoma", "worker", "health"]
 ENTRYPOINT ["tachikoma-worker-entrypoint"]
 CMD ["worker"]

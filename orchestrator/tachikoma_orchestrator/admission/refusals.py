@@ -97,7 +97,7 @@ def unsuitable(decision: Decision, mistake: str) -> Denial:
 
 
 def unrecordable(decision: Decision, obstacle: str) -> Denial:
-    """Deny a request whose recording policy requires, since no recording can be written now."""
+    """Deny a request that policy requires to be recorded, because no recording can be written now."""
     reason = f"policy requires a recording, which cannot be written: {obstacle}"
     error = FailedPrecondition(reason, metadata={"rule": "record"})
     return Denial(error, reason, decision.policy, "record", audit_code=AuditCode.REFUSED)

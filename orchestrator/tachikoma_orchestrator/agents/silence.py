@@ -66,8 +66,8 @@ class Silence:
     def lost(self, agent: str, boot: str, state: AgentState | None, *, claimed: str = "") -> str:
         """Return why an execution that an agent claimed must be given up; empty if it need not be.
 
-        A claim is a sign of life: a worker that was stopped for longer than its lease may claim an execution a moment
-        before it sends a heartbeat. So a claim that is found for the first time is left alone.
+        A new claim shows that the agent lives: a worker that was stopped for longer than its lease may claim an
+        execution just before its next heartbeat. So nothing is given up when a claim is found for the first time.
 
         Args:
             agent: the agent's id.

@@ -146,7 +146,7 @@ class OutputCalls(Service):
         )
 
     async def _wait_for_approval(self, record: Record) -> Record:
-        """Wait while an execution needs an approval; return its new record, or the given one if it needs none."""
+        """Wait while an execution needs an approval. Return its new record; the given one if it needs none."""
         exec_id = record.exec_id
         with self._parts.completions.approvals.expect(exec_id) as approval:
             latest = await self._latest(record)

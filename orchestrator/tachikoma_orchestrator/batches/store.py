@@ -128,7 +128,7 @@ class BatchStore:
     async def approve(
         self, batch_id: str, approval: str, *, by: str, reason: str, digest: str, deadline: timedelta
     ) -> bool:
-        """Start a batch that waits for its approval; return False if it does not wait any more.
+        """Start a batch that waits for its approval; return False if it no longer waits.
 
         Args:
             batch_id: the batch.

@@ -246,7 +246,7 @@ class OpenIndex:
         self._damaged = True
 
     async def restore_if_needed(self) -> None:
-        """Put back every execution without a final state, if the index may lack some. Raises redis errors."""
+        """Add every execution without a final state to the index again, if some may be missing. Raises redis errors."""
         loss = 0 if self._lives is None else self._lives.valid_from
         if loss <= self._done and not self._damaged:
             return

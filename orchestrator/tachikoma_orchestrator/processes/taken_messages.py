@@ -1,7 +1,7 @@
 """The messages that submitters have taken from their queues and not acknowledged yet.
 
-kombu keeps them under the name of the submitter's run. When a run is not alive any more, another submitter puts its
-messages back on their queues. Nothing runs twice by that: each request carries its id.
+kombu keeps them under the name of the submitter's run. When that run has ended, another submitter puts its messages
+back on their queues. Nothing runs twice, because each request contains its id.
 """
 
 from __future__ import annotations

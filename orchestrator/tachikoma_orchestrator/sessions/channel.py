@@ -211,7 +211,7 @@ class InputChannel:
                 await self._establish()
 
     async def _until_wanted(self) -> None:
-        """Wait until a new epoch is necessary; show the agent meanwhile that the caller is attached."""
+        """Wait until a new epoch is necessary. Meanwhile, show the agent regularly that the caller is attached."""
         while not self._wanted.is_set():
             try:
                 seconds = KEEPALIVE_SECONDS if self._ready.is_set() else POLL_SECONDS

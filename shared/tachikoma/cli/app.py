@@ -32,7 +32,7 @@ class _Group(typer.core.TyperGroup):
             self.add_command(ComponentCommand(component))
 
     def main(self, args: Sequence[str] | None = None, *others: Any, **extra: Any) -> Any:
-        """Run a command line. With `-o json`, wrong usage and a refused confirmation are JSON as every other error."""
+        """Run a command line. With `-o json`, wrong usage and a refused confirmation are printed as JSON, too."""
         words = sys.argv[1:] if args is None else list(args)
         name_values(self)
         expect_output(words)

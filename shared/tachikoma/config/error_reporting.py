@@ -150,7 +150,7 @@ def _options() -> dict[str, Any]:
 
 
 def _report_threads(report: Callable[[BaseException], object]) -> None:
-    """Report exceptions that end a thread, before the hook that was there."""
+    """Report exceptions that end a thread; then call the previous hook."""
     before = threading.excepthook
 
     def in_thread(args: threading.ExceptHookArgs) -> None:

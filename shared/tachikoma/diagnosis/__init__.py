@@ -1,1 +1,1 @@
-"""Checks of a part's surroundings for `tachikoma doctor`: each yields findings, with what to do about them."""
+"""Checks of a part's surroundings for `tachikoma doctor`: each yields findings with their remedies."""

@@ -8,7 +8,7 @@ __all__ = ["Diagnosis", "Finding"]
 
 
 class Finding(Model):
-    """A difference between what is there and what a part needs."""
+    """A difference between the state of the host and the needs of a part."""
 
     #: The setting, file, port, user or unit.
     where: str

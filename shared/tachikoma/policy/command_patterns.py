@@ -60,7 +60,7 @@ class CommandPattern:
         self._secret = frozenset(secret)
 
     def covers(self, program: str, patterns: Sequence[str]) -> bool:
-        """Return True if it certainly matches every command that a program with these argument patterns matches."""
+        """Return True if it certainly matches every command of a program with these argument patterns."""
         name = program if self.program.text.startswith("/") else program.rpartition("/")[2]
         if not self.program.names(name) or not self._open or len(patterns) < len(self._arguments):
             return False

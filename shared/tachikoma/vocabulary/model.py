@@ -63,8 +63,8 @@ class Model(BaseModel):
 class CallersModel(Model):
     """A value that callers of the library write. A wrong one is an `InvalidRequest`, with the names of Python.
 
-    Only the constructor raises it. What is read from a message or a file (`model_validate`) is refused with
-    pydantic.ValidationError, as with every model.
+    Only the constructor raises it. `model_validate`, which reads messages and files, raises pydantic.ValidationError
+    as for every model.
     """
 
     if not TYPE_CHECKING:

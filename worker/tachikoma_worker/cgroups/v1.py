@@ -134,7 +134,7 @@ class LegacyHierarchy(Hierarchy):
             agent: the agent's id.
 
         Raises:
-            OSError: this user may not do that.
+            OSError: this user may not create it.
         """
         self._agents: dict[str, _Node] = {}
         for controller in TREES:

@@ -166,7 +166,7 @@ class Process:
         os.close(self.stderr)
 
     async def close(self) -> None:
-        """Close the pipes. If the command has ended, let the spawner forget it."""
+        """Close the pipes. If the command has ended, remove it from the spawner."""
         self.leave()
         if self.exited.done() and self.exited.exception() is None:
             with suppress(SpawnFailed, SpawnerGone):

@@ -238,7 +238,7 @@ class Execution:
             return await self._failed(error, NoCgroup())
 
     async def _abandon(self, preparing: asyncio.Future[Prepared]) -> None:
-        """Discard the preparation of a command that must not start, now or from a copy of its order."""
+        """Discard the preparation of a command that must never start, not even from a copy of its order."""
         await self._discard(preparing)
         await prevent_start(self._context, self.exec_id)
 

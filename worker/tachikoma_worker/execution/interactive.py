@@ -34,7 +34,7 @@ def interactive(
         context: the agent.
         exec_id: the execution.
         process: the command.
-        facts: those of its start.
+        facts: the facts of its start.
         stop: called with the reason when the command is to be ended.
         resumed: whether an earlier worker served the session.
     """

@@ -62,7 +62,7 @@ def judge(
     whole: bool,
     duration_us: int,
 ) -> Ending:
-    """Return the ending of a command.
+    """Return the final state of a command.
 
     Args:
         facts: the facts of its start.
@@ -94,7 +94,7 @@ def judge(
 
 
 def not_started(error: Refused | CannotExecute) -> Ending:
-    """Return the ending of a command that was refused or whose program cannot be executed."""
+    """Return the final state of a command that was refused, or whose program cannot be executed."""
     if isinstance(error, CannotExecute):
         return Ending(state=ExecState.FAILED, exit_code=error.exit_code, error=str(error))
     return Ending(state=ExecState.REJECTED, error=str(error))

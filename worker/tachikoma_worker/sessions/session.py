@@ -84,7 +84,7 @@ class Session:
             process: the command.
             window: the limit of output that an attached caller has not acknowledged.
             facts: limits of the session.
-            last_use: how long the session was left alone.
+            last_use: the times of the session's last input and last detachment.
             order_sha256: SHA-256 of the order.
             end: called when the session is to be ended.
         """
@@ -330,7 +330,7 @@ class Session:
     # --- time ---------------------------------------------------------------------------------------------------------
 
     async def _watch_clock(self) -> None:
-        """End the session when it was left alone for too long."""
+        """End the session after too long a time without input or without a caller."""
         idle, detached = self._facts.idle_seconds, self._facts.detached_seconds
         while True:
             self._last_use.save()

@@ -88,7 +88,7 @@ class FileSink:
         Args:
             path: the current file.
             identity: signs checkpoints.
-            rotate_bytes: size of a file after which the next event begins another one.
+            rotate_bytes: size of a file in bytes after which the next event starts a new file.
 
         Raises:
             ConfigurationError: the file cannot be written, is written by another process, or is not an audit log.

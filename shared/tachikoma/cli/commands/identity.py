@@ -267,7 +267,7 @@ def _read_bundle(path: Path, trust_domain: str) -> TrustBundle:
 
 
 def _own_problem(svid: Svid, bundle: TrustBundle) -> str:
-    """Return why this identity would be refused, or that its renewal is overdue; or nothing."""
+    """Return why this identity would be refused, or that its renewal is overdue; empty if neither."""
     try:
         bundle.verify(svid.chain[0], list(svid.chain[1:]))
     except InvalidIdentity as error:

@@ -51,12 +51,12 @@ _STEERING_WORDS = frozenset(_LAST_WORDS.split())
 
 
 def steers_programs(name: str, written: str = "") -> bool:
-    """Return True if programs may find code, configuration, helpers or hosts by a variable.
+    """Return True if a variable may lead programs to code, configuration, helpers or hosts.
 
     Args:
         name: the variable.
-        written: the beginning of its name that policy writes before a wildcard. After `APP_`, all names are the
-            application's own, unless a program in common use has names that begin so, or it names a proxy.
+        written: the part of the pattern in policy before its wildcard, such as `APP_`. The variable then counts as
+            the application's own, unless common programs have variables with this beginning, or it names a proxy.
     """
     if name.startswith(_STEERING) or name.endswith("_PROXY"):
         return True
