@@ -30,7 +30,7 @@ After this page you can read the output of every command in a program.
 
 ```console
 $ tachikoma ps -a -o json | jq -r '.[] | select(.state == "FAILED") | .id'
-$ tachikoma ps -a -o name --state QUEUED | xargs tachikoma cancel
+$ tachikoma ps -a -o name --state QUEUED | xargs -r tachikoma cancel
 $ tachikoma exec -n -o json agent-1 uname -r | jq -r .stdoutText
 ```
 

@@ -6,13 +6,17 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 from tachikoma.cli.components import COMPONENTS
 
-__all__ = ["COMMANDS", "PAGES", "Block", "accept", "blocks", "command_lines", "simple_commands"]
+__all__ = [
+    "COMMANDS", "PAGES", "WRAPPERS", "Block", "accept", "blocks", "command_lines", "command_path", "redirections",
+    "simple_commands",
+]  # fmt: skip
 
 ROOT = Path(__file__).parents[1]
 #: Pages with blocks. The examples of `cli.md` are those of the help, which have their own test.
@@ -20,6 +24,9 @@ PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")} - {ROOT / "do
 _FENCED = re.compile(r"^( *)```(\S*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 #: What separates commands of a line.
 _SEPARATORS = {";", "|", "||", "&&", "&"}
+_REDIRECTIONS = {"<", ">", ">>"}
+#: Programs that run a command of `tachikoma` as another user or in a container.
+WRAPPERS = re.compile(r"^(runuser .* --|docker compose .* exec \w+) ")
 
 
 @dataclass(frozen=True)
@@ -55,17 +62,21 @@ def command_lines(block: Block) -> list[str]:
     return re.findall(r"^[$#] (\S.*)$", joined, re.MULTILINE)
 
 
-def simple_commands(line: str) -> Iterator[list[str]]:
-    """Yield the words of each command of a line, without redirections and comments."""
+def _tokens(line: str) -> Iterator[str]:
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
+    return iter(lexer)
+
+
+def simple_commands(line: str) -> Iterator[list[str]]:
+    """Yield the words of each command of a line, without redirections and comments."""
     words: list[str] = []
     skip = False
-    for word in lexer:
+    for word in _tokens(line):
         if word in _SEPARATORS:
             yield words
             words = []
-        elif word in {"<", ">", ">>"}:
+        elif word in _REDIRECTIONS:
             skip = True
         elif skip:
             skip = False
@@ -73,6 +84,12 @@ def simple_commands(line: str) -> Iterator[list[str]]:
             words.append(word)
     if words:
         yield words
+
+
+def redirections(line: str) -> dict[str, str]:
+    """Return the file after each sign of a redirection: `<`, `>` or `>>`."""
+    words = [*_tokens(line)]
+    return {sign: file for sign, file in pairwise(words) if sign in _REDIRECTIONS}
 
 
 def _below(path: str, command: Any) -> Iterator[tuple[str, Any]]:
@@ -85,6 +102,14 @@ def _below(path: str, command: Any) -> Iterator[tuple[str, Any]]:
 COMMANDS = dict(found for component in COMPONENTS for found in _below(component.name, component.load()))
 
 
+def command_path(words: list[str]) -> tuple[str, list[str]]:
+    """Split a command line, without `tachikoma`, into the command that it names and its arguments."""
+    path, *words = words
+    while words and f"{path} {words[0]}" in COMMANDS:
+        path = f"{path} {words.pop(0)}"
+    return path, words
+
+
 def accept(words: list[str]) -> None:
     """Give a command line, without `tachikoma`, to the command that it names.
 
@@ -92,9 +117,7 @@ def accept(words: list[str]) -> None:
         click.UsageError: an option, an argument or a value is wrong.
         KeyError: there is no such command.
     """
-    path, *words = words
-    while words and f"{path} {words[0]}" in COMMANDS:
-        path = f"{path} {words.pop(0)}"
+    path, words = command_path(words)
     command = COMMANDS[path]
     if path == "cancel" and not words:
         # Of a pipe, whose reader appends the ids.

@@ -11,7 +11,7 @@ from textwrap import indent
 import pytest
 from ruamel.yaml import YAML
 
-from documents import Block, accept, blocks, command_lines, simple_commands
+from documents import WRAPPERS, Block, accept, blocks, command_lines, simple_commands
 from tachikoma.config.settings import variable
 from tachikoma.policy.decide import PolicySet
 from tachikoma.policy.tools.expectations import check, load_expectations
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 LANGUAGES = {"console", "python", "yaml", "toml", "text", ""}
 #: Blocks without a language that are more than output: configurations of Redis, and pictures.
 TARGETS = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-#: Programs of others that a reader calls, and why no test of these pages runs them.
+#: Programs of others that a reader calls, and why this test does not run them; `test_pages.py` runs some.
 OTHERS = {
     "$EDITOR": "it waits for a person",
     ".": "a part of the shell; `make demo` makes the file",
@@ -49,8 +49,6 @@ OTHERS = {
     "systemd-sysusers": "it needs systemd",
     "xargs": "it calls a command that is checked in its own line",
 }
-#: Programs that run a command of `tachikoma` as another user or in a container.
-WRAPPERS = re.compile(r"^(runuser .* --|docker compose .* exec \w+) ")
 #: Line of a policy file before fields that a page shows alone.
 POLICY_HEAD = "policies:\n  - name: example\n    subjects: [a]\n    agents: [b]\n"
 
@@ -68,6 +66,16 @@ def test_a_block_has_a_language_that_is_checked(block: Block) -> None:
     assert block.language in LANGUAGES
     if block.language in ("text", ""):
         assert not re.search(r"^\$ ", block.text, re.MULTILINE), "commands are in blocks of `console`"
+
+
+def test_every_page_with_commands_is_read() -> None:
+    with_commands = {
+        page
+        for page in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
+        if re.search(r"^ *```console$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    # The examples of the help have a test of their own.
+    assert with_commands - {ROOT / "docs/cli.md"} == {block.page for block in blocks("console")}
 
 
 @pytest.mark.parametrize("block", blocks("console"), ids=str)
