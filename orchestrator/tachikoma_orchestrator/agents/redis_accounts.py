@@ -31,7 +31,7 @@ class Accounts:
 
         Args:
             redis: a connection of the user `enroller`.
-            spread: brings the changes to the other servers; None if there are none.
+            spread: copies the changes to the other servers; None without other servers.
         """
         self._redis = redis
         self._spread = spread

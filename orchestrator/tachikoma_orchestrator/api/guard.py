@@ -213,7 +213,7 @@ class Guard(grpc.aio.ServerInterceptor):
         """Verify the certificate that the peer showed.
 
         Raises:
-            Unauthenticated: there is none, or it is not trusted.
+            Unauthenticated: the peer showed no certificate, or one that is not trusted.
         """
         auth = context.auth_context()
         leaf = list(auth.get("x509_pem_cert") or ())

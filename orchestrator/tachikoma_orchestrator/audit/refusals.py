@@ -21,7 +21,7 @@ __all__ = ["DEFAULT_BURST", "PERIOD_SECONDS", "LeftOut", "RefusalBudget", "addre
 DEFAULT_BURST = 200
 #: Seconds in which the budget of a subject grows by one event.
 REFILL_SECONDS = 120.0
-#: Seconds between two events that report what was left out.
+#: Seconds between two events that report the number of refusals without an event of their own.
 PERIOD_SECONDS = 600.0
 #: Subjects that are remembered. Further ones share one budget, so a caller with many addresses gains nothing.
 MAX_SUBJECTS = 1000

@@ -52,7 +52,7 @@ class Examination:
 
     @classmethod
     async def of(cls, starter: Starter, frozen: Frozen) -> Examination:
-        """Let policy decide about all targets of a batch, without blocking other calls for long."""
+        """Decide by policy on all targets of a batch, without blocking other calls for long."""
         decisions, bindings, denied = [], [], []
         for agent in frozen.targets:
             verdict = await starter.verdict(frozen, agent)

@@ -48,7 +48,7 @@ class VerifiedBatches:
         return frozen
 
     async def approval(self, frozen: Frozen) -> ApprovedBatch | None:
-        """Return the verified approval of a batch; None if there is none, or it was altered."""
+        """Return the verified approval of a batch; None if it has none, or an altered one."""
         if frozen.id in self._approvals:
             self._approvals.move_to_end(frozen.id)
             return self._approvals[frozen.id]

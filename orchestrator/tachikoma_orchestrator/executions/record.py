@@ -22,7 +22,7 @@ from tachikoma.vocabulary.states import ExecState
 
 __all__ = ["REPORTED", "Record", "ReportedResult", "Step", "record_altered"]
 
-#: Fields that hold a copy of what the receipt says, by their names in Redis.
+#: Fields that are copies of fields of the receipt, by their names in Redis.
 REPORTED = (
     "exit_code", "signal", "error", "executable", "usage", "kill", "started_ms", "ended_ms", "duration_us", "chunks",
     "stdout_bytes", "stdout_sha256", "stderr_bytes", "stderr_sha256", "receipt",

@@ -21,8 +21,8 @@ from tachikoma.vocabulary.types import Duration
 
 __all__ = ["OrchestratorSettings", "SubmitterSettings"]
 
-#: Longest life of certificates of agents that joined. For as long, a stolen one could be used by an attacker who also
-#: owns Redis and has removed the agent's revocation.
+#: Longest life of certificates of agents that joined. An attacker who owns Redis can remove a revocation, and could
+#: then use a stolen certificate for this time.
 MAX_SVID_LIFETIME = timedelta(days=30)
 
 

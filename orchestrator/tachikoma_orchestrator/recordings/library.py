@@ -59,7 +59,7 @@ class Library:
         return sorted(found, key=lambda seal: (seal.began_ms, seal.jti), reverse=True)
 
     async def find(self, exec_id: str) -> RecordingSeal | None:
-        """Return one recording; None if there is none, or its seal is not genuine."""
+        """Return one recording; None if it does not exist, or its seal is not genuine."""
         if exec_id not in self._seals:
             try:
                 token = await asyncio.to_thread(_read_text, self._store, exec_id)

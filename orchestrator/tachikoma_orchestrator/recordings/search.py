@@ -18,9 +18,9 @@ __all__ = ["ScreenText", "matching_lines"]
 MAX_INDEXED_BYTES = 16 * 1024 * 1024
 #: Output that is drawn between two looks at the screen, in bytes.
 PIECE_BYTES = 2048
-#: Pause after which the screen is looked at: what was typed until then is one line, not one for each key.
+#: Pause in the output, in microseconds, after which the screen is read. So a typed line is found once, not per key.
 PAUSE_US = 500_000
-#: Sequences that remove what is on the screen.
+#: Sequences that clear the screen.
 _CLEARING = (b"\x1b[2J", b"\x1b[J", b"\x1b[0J", b"\x1b[3J", b"\x1b[?1049", b"\x1b[?47", b"\x1bc")
 
 

@@ -109,7 +109,7 @@ def from_beat_schedule(app: Celery, place: str) -> ScheduleSet:
         place: its place as `module:app`, for messages.
 
     Raises:
-        ConfigurationError: one of them has a mistake, or there are none.
+        ConfigurationError: an entry has a mistake, or no entry is a schedule.
     """
     entries: Mapping[str, Any] = app.conf.beat_schedule or {}
     schedules: dict[str, Schedule] = {}

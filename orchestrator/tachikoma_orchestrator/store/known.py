@@ -23,8 +23,8 @@ class Known:
         self.seq = 0
         #: Its place in the trail.
         self.cursor = "0-0"
-        #: Number of replicas that follow, or followed a moment ago; with some, what is reported as done must be on one
-        #: of them.
+        #: Number of replicas that follow, or followed a moment ago. If it is not 0, a change is reported as done only
+        #: after one of them has it.
         self.replicas = 0
         self._followed_at = 0.0
 

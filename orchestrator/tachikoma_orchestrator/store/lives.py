@@ -31,10 +31,10 @@ __all__ = ["Lives"]
 
 log = structlog.get_logger(__name__)
 
-#: Pause between two looks at the life of Redis, in seconds.
+#: Pause between two checks of the life of Redis, in seconds.
 LOOK_SECONDS = 0.25
-#: Time before a life is recorded, in seconds. Another orchestrator may know an event that is missing, or, after a loss,
-#: write again what only it remembers. After a loss, the same time passes before that.
+#: Time before a new life is recorded, in seconds. In this time, another orchestrator can notice that an event is
+#: missing, and after a loss write its remembered data again. After a loss, this process waits twice as long.
 HOLD_SECONDS = 0.6
 #: Age from which on a record is signed again, in seconds: its signer may be removed from the trust bundle some day.
 SIGN_AGAIN_SECONDS = 12 * 3600

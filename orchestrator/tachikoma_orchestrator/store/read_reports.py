@@ -47,10 +47,10 @@ class ReadReports:
         self._read = 0
         self._reported = 0
         self._task: asyncio.Task[None] | None = None
-        #: Tells this caller's reports from those of another, and the last of them; None before the first.
+        #: Random text that distinguishes this caller's reports from others, and the last report; None before it.
         self._nonce = secrets.token_hex(4)
         self._last: bytes | None = None
-        #: Set when the execution has ended, so that its command waits for nobody.
+        #: Set when the execution has ended, so its command waits for no reader.
         self.ended = False
 
     def announce(self, seq: int) -> None:

@@ -52,7 +52,7 @@ class Remembered(Generic[K, V]):
         self._values.pop(key, None)
 
     def get(self, key: K) -> V | None:
-        """Return the value of a key; None if there is none, or it is too old."""
+        """Return the value of a key; None if the key has none, or an old one."""
         at, value = self._values.get(key, (0.0, None))
         return value if time.monotonic() - at <= self.keep_seconds else None
 

@@ -82,7 +82,7 @@ class Component:
 
 
 def name_values(command: Any) -> None:
-    """Let the help of a command show names or choices for values, not types of Python.
+    """Show names or choices for values in the help of a command, instead of types of Python.
 
     A flag shows nothing. Typer would show `<bool>`, `<list[str]>`, or a list of states that is wider than the screen.
     """
@@ -106,7 +106,7 @@ def _no_type(ctx: Any) -> None:
 
 
 def _value_name(found: Any, context: Any) -> str:
-    """Return the choices of an option, or its name if there are none or too many."""
+    """Return the choices of an option; its name if it has no choices, or too many."""
     descriptor = found.type_descriptor
     if descriptor.is_choice and not descriptor.is_list:
         choices = str(found.display_type(context)).strip("<>")

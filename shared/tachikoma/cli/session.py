@@ -19,7 +19,7 @@ from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus
 
 __all__ = ["Left", "run_session"]
 
-#: Largest number of bytes of one read of standard input: those of one message.
+#: Largest number of bytes of one read of standard input: the capacity of one message.
 READ_BYTES = MAX_DATA_BYTES
 #: Longest wait for the result after `~.`; then this program ends without it.
 END_SECONDS = 3.0

@@ -15,7 +15,7 @@ from tachikoma.vocabulary.requests import Terminal, WindowSize
 
 __all__ = ["RESET", "Escape", "Escapes", "RawMode", "Typed", "terminal_of", "window_size"]
 
-#: Ends what a program may have set on a terminal that showed its output: other screen, modes, colours, hidden cursor.
+#: Resets a terminal after a program: leaves the other screen, resets modes and colours, shows the cursor.
 RESET = b"\x1b[?1049l\x1b[!p\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b>\x1b[?25h\x1b[m\r\n"
 #: The character that begins an escape, as in ssh(1).
 ESCAPE = ord("~")

@@ -136,7 +136,7 @@ class _Handshake:
         self.complete = False
 
     def run(self) -> None:
-        """Make the handshake and wait for the first byte. Raises ssl.SSLError or OSError if there is none."""
+        """Make the handshake and wait for the first byte. Raises ssl.SSLError or OSError if either fails."""
         while True:
             try:
                 self._tls.do_handshake()

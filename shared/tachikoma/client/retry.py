@@ -106,7 +106,7 @@ class Attempts:
     async def wait_or_raise(
         self, error: grpc.aio.AioRpcError, translated: TachikomaError, *, accepted: bool = False
     ) -> None:
-        """Wait before the next attempt, or raise the error if there is none.
+        """Wait before the next attempt; raise the error if no further attempt is allowed.
 
         Args:
             error: the failure of the last attempt.

@@ -35,7 +35,7 @@ class DevelopmentCA:
         self.certificate = self._authority.certificate
 
     def _load(self, folder: Path) -> CertificateAuthority | None:
-        """Return the CA in the folder, or None if there is none that can be used."""
+        """Return the CA in the folder; None if the folder has no usable CA."""
         try:
             authority = CertificateAuthority.load(folder)
         except ConfigurationError:

@@ -330,7 +330,7 @@ class Stack:
             return [agent for agent in client.agents() if agent.id in self.agent_ids]
 
     def isolate(self) -> bool:
-        """Let a new policy isolate commands at `private` if each agent can, and wait until that is active.
+        """Add isolation at `private` to a new policy if each agent can enforce it, and wait until the policy is active.
 
         Returns:
             False if an agent cannot.

@@ -92,8 +92,8 @@ def parse(token: str, typ: str) -> Message:
     """Parse a compact JWS of one kind. Its signature is not verified.
 
     Raises:
-        WrongHeader: it has another kind or algorithm, or no chain.
-        Exception: it is no compact JWS, or its chain cannot be read; the parser that refused it says so.
+        WrongHeader: the header names another kind or algorithm, or has no chain.
+        Exception: the text is no compact JWS, or its chain cannot be read; the error is that of the parser.
     """
     if len(token) > MAX_CHARS:
         raise ValueError("the message is too long")

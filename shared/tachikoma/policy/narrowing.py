@@ -40,7 +40,7 @@ def _shorter(order: float | None, own: float | None) -> float | None:
     return min(limits) if limits else None
 
 
-#: For each field of a grant: its value, given the grant of the order and that of the agent's own policy.
+#: For each field of a grant: a function of the order's grant and the grant of the agent's own policy, to its value.
 NARROWING: Mapping[str, Callable[[Grant, Grant], object]] = MappingProxyType(
     {
         "executables": _executables,

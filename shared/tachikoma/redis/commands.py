@@ -169,7 +169,7 @@ class Pipeline(Protocol):
     ) -> None: ...
 
     async def watch(self, *names: Key) -> bool:
-        """Let `execute` raise `WatchError` if one of these keys changes before it."""
+        """Make `execute` raise `WatchError` if one of these keys changes before it."""
         ...
 
     def multi(self) -> None:

@@ -33,7 +33,7 @@ def expand(text: str) -> list[str]:
     The names may contain the wildcards `*` and `?`, which are not interpreted here.
 
     Raises:
-        InvalidRequest: it is no node set, or has more than `MAX_NAMES` names.
+        InvalidRequest: the text is no node set, or has more than `MAX_NAMES` names.
     """
     if _size(text) > MAX_NAMES:
         raise InvalidRequest(f"{text[:80]!r} names more than {MAX_NAMES} agents")

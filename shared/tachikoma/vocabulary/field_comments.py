@@ -45,7 +45,7 @@ class DocumentedFields(str):
 
 
 def comments(kind: type) -> dict[str, str]:
-    """Return the `#:` comment of each field that a class itself declares; empty where there is none.
+    """Return the `#:` comment of each field that a class itself declares; empty for a field without one.
 
     Without the source of the class there are no fields.
     """

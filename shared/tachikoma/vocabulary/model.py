@@ -42,7 +42,7 @@ class Model(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        """Let `help()` show the comments of the fields."""
+        """Add the comments of the fields to the docstring, so that `help()` shows them."""
         if vars(cls).get("__doc__"):
             cls.__doc__ = DocumentedFields.of(cls, Model)
 

@@ -265,7 +265,7 @@ class Lease:
 
 
 async def _read(redis: Redis, key: str) -> Heartbeat | None:
-    """Return the heartbeat in a lease; None if there is none, or none that a worker wrote."""
+    """Return the heartbeat in a lease; None if it is missing or unreadable."""
     try:
         raw = await redis.get(key)
         return None if raw is None else Heartbeat.model_validate_json(raw)

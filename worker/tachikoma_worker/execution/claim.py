@@ -119,7 +119,7 @@ async def prevent_start(context: Context, exec_id: str) -> None:
 
 
 async def _claim_in_redis(context: Context, exec_id: str) -> _RedisClaim:
-    """Set the claim in Redis if there is none, and return whether this agent's journal holds it."""
+    """Set the claim in Redis if it is not set, and return whether this agent's journal holds it."""
     backoff = Backoff(*RETRY_SECONDS)
     while True:
         try:
@@ -137,7 +137,7 @@ async def _claim_in_redis(context: Context, exec_id: str) -> _RedisClaim:
 
 
 async def _set_and_read(context: Context, exec_id: str) -> tuple[bytes | Exception | None, bytes | None]:
-    """Set the claim if there is none; return its holder and the cancel.
+    """Set the claim if it is not set. Return its holder, and the stored cancel.
 
     Returns:
         As holder an exception if the claim has another type than a string; a cancel of another type counts as none.

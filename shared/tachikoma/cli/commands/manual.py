@@ -106,7 +106,7 @@ def _see_also(path: str, below: list[tuple[str, str]]) -> list[str]:
 
 
 def _section(title: str, entries: list[tuple[str, str]]) -> list[str]:
-    """Make a section of terms with their descriptions; nothing if there are none."""
+    """Return a section of terms with their descriptions; empty without terms."""
     lines = [f".SH {title}"] if entries else []
     for term, text in entries:
         lines += [".TP", f"\\fB{_text(term)}\\fR", _text(text) if text else "\\&"]

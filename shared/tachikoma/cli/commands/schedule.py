@@ -88,7 +88,7 @@ def _state(item: ScheduleStatus) -> Cell:
 
 
 def _last_outcome(run: ScheduledRun) -> Cell:
-    """Return the state of a run's execution or batch, or its outcome if there is none."""
+    """Return the state of a run's execution or batch; without either, the outcome of the run."""
     return _run_state(run) if run.outcome is DueOutcome.RUN and (run.state or run.batch_state) else _outcome(run)
 
 
