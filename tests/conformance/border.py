@@ -122,11 +122,11 @@ class Border:
             redis_server: the server to run; None for the embedded Valkey.
             settings: further settings of the engine, by the names of their variables without the prefix.
         """
-        # Not under tmp_path: the path of a unix socket has at most 107 bytes.
-        self._place = Path(tempfile.mkdtemp(prefix="tk-"))
-        self._folder = StackFolder(self._place)
+        #: The folder of everything. Not under tmp_path: the path of a unix socket has at most 107 bytes.
+        self.place = Path(tempfile.mkdtemp(prefix="tk-"))
+        self._folder = StackFolder(self.place)
         self._folder.logs.mkdir()
-        self._server = RedisServer(self._folder, self._place / "redis.sock", redis_server)
+        self._server = RedisServer(self._folder, self.place / "redis.sock", redis_server)
         self._redis_part = Part("redis", self._server.write_files([AGENT]), self._folder.log("redis"), {})
         #: Redis for the suite, which may do everything.
         self.redis = self._client()
@@ -138,24 +138,26 @@ class Border:
         self._messages = MessageFactory()
         #: The way of the engine to Redis, on which a test may hold a command or an answer.
         self.relays = Relays()
-        relayed = self._place / "relay.sock"
+        relayed = self.place / "relay.sock"
         self.relays.add(AGENT, relayed, self._server.socket)
-        self.engine = self._engine("engine", {"REDIS_URL": f"unix://{relayed}", **settings})
+        self._settings = {"REDIS_URL": f"unix://{relayed}", **settings}
+        self.engine = self.make_engine()
 
-    def _engine(self, name: str, settings: dict[str, str]) -> Part:
-        """Return an engine that is not started."""
+    def make_engine(self, name: str = "engine", **settings: str) -> Part:
+        """Return an engine that is not started, with a log of its own, and settings that differ from the others."""
         values = {
             "AGENT_ID": AGENT,
             "REDIS_PASSWORD_FILE": str(self._folder.redis_passwords.path(agent_user(AGENT))),
             "IDENTITY": str(self._folder.identity(AGENT)),
             "DATA": str(self.data),
             # Cgroups of this engine only.
-            "CGROUP_NAME": self._place.name,
+            "CGROUP_NAME": self.place.name,
             "LIMITS": "best-effort",
             "EXCERPT_BYTES": str(EXCERPT_BYTES),
             "KILL_GRACE": "1s",
             "STOP_GRACE": "0.1s",
             "POLL": "0.2s",
+            **self._settings,
             **settings,
         }
         environment = {f"TACHIKOMA_{setting}": value for setting, value in values.items()}
@@ -180,7 +182,7 @@ class Border:
             self.record_life(1)
             self.start_engine()
         except BaseException:
-            self._remove()
+            self.remove()
             raise
         return self
 
@@ -192,14 +194,15 @@ class Border:
             self.engine.stop()
             assert self.redis.acl_log() == [], "the engine used a command or a name that the agent's user may not"
         finally:
-            self._remove()
+            self.remove()
 
-    def _remove(self) -> None:
+    def remove(self) -> None:
+        """End every process, and remove all files."""
         self.engine.stop()
         self.relays.close()
         self.redis.close()
         self._redis_part.stop()
-        shutil.rmtree(self._place)
+        shutil.rmtree(self.place)
 
     def start_redis(self) -> None:
         """Start Redis, again with the data that it stored."""
@@ -221,8 +224,11 @@ class Border:
             if path.name.startswith(("appendonly", "dump")):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    def start_engine(self) -> None:
-        """Start the engine, and wait for its lease."""
+    def start_engine(self, **settings: str) -> None:
+        """Start the engine, with other settings than before if they are given, and wait for its lease."""
+        if settings:
+            self._settings |= settings
+            self.engine = self.make_engine()
         before = self.heartbeat()
         self.engine.start()
 

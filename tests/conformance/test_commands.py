@@ -140,7 +140,7 @@ def test_a_start_is_announced_while_the_command_runs(border: Border, traces: Tra
 
 
 def test_output_is_readable_while_the_command_runs(border: Border, traces: Traces) -> None:
-    order = border.order(*traces.command("echo first", waits=True, after="echo second"))
+    order = border.order(*traces.command("echo first", "echo second"))
     border.put_order(order)
     border.wait_until(lambda: border.output(order.jti) == b"first\n", "the first line is in the log")
     assert border.delivered(order.jti) is None

@@ -73,6 +73,7 @@ def test_result_and_output_are_published_as_they_are_stored(border: Border) -> N
         border.wait_until(to_celery.messages, "the result is published")
         border.wait_until(to_sender.messages, "the report is published")
         assert to_sender.messages() == to_celery.messages() == [raw]
+        border.wait_until(live.messages, "the output is published")
         assert live.messages() == [frame.encode() for frame in border.frames(order.jti)]
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
+
+from border import Border
 
 TESTS = Path(__file__).parents[1]
 
@@ -17,6 +20,16 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
     return found
+
+
+def test_the_page_of_the_border_names_the_settings_of_an_engine() -> None:
+    page = (TESTS.parent / "docs/engine.md").read_text(encoding="utf-8")
+    border = Border(None)
+    try:
+        given = set(border.make_engine()._environment)
+    finally:
+        border.remove()
+    assert {name for name in re.findall(r"`(TACHIKOMA_\w+)`", page) if name != "TACHIKOMA_USER"} == given
 
 
 def test_no_module_of_the_worker_is_imported() -> None:

@@ -31,21 +31,22 @@ class Traces:
         finally:
             shutil.rmtree(folder)
 
-    def command(self, before: str = ":", *, waits: bool = False, after: str = ":") -> tuple[str, ...]:
-        """Return an argv that records its start, runs a script, and another one once `go` was called.
+    def command(self, *steps: str, waits: bool = False) -> tuple[str, ...]:
+        """Return an argv that records its start, then runs steps, and waits for `go` between two of them.
 
         Args:
-            before: the script to run at once.
-            waits: whether to wait for `go` before the other one.
-            after: the other script.
+            steps: scripts.
+            waits: whether to wait for `go` after the last step too.
         """
         folder = shlex.quote(str(self.folder))
-        wait = f"until [ -e {folder}/go ] || [ ! -d {folder} ]; do sleep 0.05; done" if waits else ":"
-        return "/bin/sh", "-c", f"echo $$ >> {folder}/starts; {before}; {wait}; {after}"
+        script = [f"echo $$ >> {folder}/starts", *steps[:1]]
+        for number, step in enumerate([*steps[1:], *([":"] if waits else [])], 1):
+            script += [f"until [ -e {folder}/go-{number} ] || [ ! -d {folder} ]; do sleep 0.05; done", step]
+        return "/bin/sh", "-c", "; ".join(script)
 
     def go(self) -> None:
-        """Let the commands of this folder continue."""
-        (self.folder / "go").touch()
+        """Let the commands of this folder run their next step."""
+        (self.folder / f"go-{len(list(self.folder.glob('go-*'))) + 1}").touch()
 
     @property
     def pids(self) -> list[int]:
