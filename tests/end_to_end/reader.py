@@ -6,6 +6,7 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from support import request, wait_until
 
 from audit_chain import chain, events, last_checkpoint
 from documents import Block, blocks
-from tachikoma import BatchRequest, BatchState, Client, ExecRequest, ExecState, InvalidRequest
+from tachikoma import BatchRequest, BatchState, Client, ExecRequest, ExecState, InvalidRequest, TargetState
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.files import BUNDLE_FILE
@@ -67,10 +68,10 @@ class Reader:
         self._waiting: dict[str, str] = {}
         #: What a line needs, in place of the id in it.
         self._things: dict[str, Callable[[], str]] = {
-            r"tachikoma (status|logs|audit show) 9beb|tachikoma logs -f 9beb": self._ended,
+            r"tachikoma (status|logs|audit show) 9beb|tachikoma logs -f 9beb": cache(self._ended),
             r"tachikoma (approvals|approve|reject) 9beb": self._request,
             r"tachikoma batches (approvals|approve|reject) 4f1c": self._batch_request,
-            r"tachikoma (run --retry|batches (status|logs)) BATCH": self._failed_batch,
+            r"tachikoma (run --retry|batches (status|logs)) BATCH": cache(self._failed_batch),
             r"tachikoma batches cancel BATCH": self._running_batch,
             r"tachikoma sessions close 3f2a": self._session,
         }
@@ -166,9 +167,10 @@ class Reader:
     def _failed_batch(self) -> str:
         """A batch that failed, and would succeed again."""
         mark = self.folder / "mark"
-        mark.unlink(missing_ok=True)
         wanted = BatchRequest(targets=("agent-1",), command=("test", "-e", str(mark)))
-        list(self._own.run(wanted))
+        *_, last = self._own.run(wanted)
+        assert last.status is not None
+        assert last.status.totals.get(TargetState.FAILED) == 1
         mark.touch()
         return wanted.id
 

@@ -159,7 +159,7 @@ class Line:
 
 
 @pytest.mark.parametrize(
-    ("block", "lines"), [*lines_here()], ids=lambda value: str(value) if isinstance(value, Block) else ""
+    ("block", "lines"), [pytest.param(block, lines, id=str(block)) for block, lines in lines_here()]
 )
 def test_the_commands_of_a_page_succeed(
     block: Block, lines: list[str], cli: Cli, reader: Reader, monkeypatch: pytest.MonkeyPatch
