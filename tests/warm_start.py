@@ -33,6 +33,8 @@ _STREAMS, _PIPES = (10, 13, 15), slice(10, 16)
 #: Variables that change all the time, and that nothing reads at its start. (In a virtual environment Python does not
 #: read HOME either.)
 _HARMLESS = {"PYTEST_CURRENT_TEST", "COLUMNS", "TERM", "HOME", "USER"}
+#: The variables before any test changed some: the first start may be in a test that has.
+_ENVIRONMENT_OF_TESTS = dict(os.environ)
 #: PR_SET_CHILD_SUBREAPER, prctl(2).
 _SUBREAPER = 36
 
@@ -52,15 +54,15 @@ class _Forker:
     """The process that has imported the program."""
 
     def __init__(self) -> None:
-        #: The variables that it started with.
-        self.environment = dict(os.environ)
+        #: The variables that it starts with.
+        self.environment = _ENVIRONMENT_OF_TESTS
         self._one_at_a_time = threading.Lock()
         # One message for each order and each answer.
         self._orders, other = socket.socketpair(type=socket.SOCK_SEQPACKET)
         with other:
             self._process = subprocess.Popen(
                 [*WITH_PARENT, sys.executable, str(Path(__file__).with_name("warm_process.py")), str(other.fileno())],
-                stdin=subprocess.DEVNULL, pass_fds=(other.fileno(),), start_new_session=True,
+                stdin=subprocess.DEVNULL, pass_fds=(other.fileno(),), start_new_session=True, env=self.environment,
             )  # fmt: skip
         atexit.register(self._close)
 

@@ -25,6 +25,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import timedelta
+from types import new_class
 from typing import Any, cast
 
 from celery import Celery, Task
@@ -279,8 +280,9 @@ class Commands:
         if application and not is_identifier(application):
             raise ConfigurationError(f"{application[:80]!r} is no name of an application: {ID_PATTERN}")
         profile = profile or Profile.load()
-        app.register_task(_Submission())
-        app.register_task(_BatchSubmission())
+        for task in (_Submission, _BatchSubmission):
+            # A class of its own for each application: Celery keeps the application in the class of a task.
+            app.register_task(new_class("Submission", (task,))())
         self._app = app
         self._identity = open_identity(profile.identity)
         self._application = application

@@ -133,11 +133,16 @@ class RedisServer:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(1)
                 connection.connect(str(self.socket))
-                connection.sendall(b"PING\r\n")
-                # The user `default` is off, so an answer without AUTH is an error; -LOADING is one too.
-                return connection.recv(64).startswith(b"-NOAUTH")
+                # A command without AUTH is refused before it is known whether the data is loaded.
+                connection.sendall(b"".join(map(_encoded, [self._auth(), ("PING",)])))
+                with connection.makefile("rb") as answers:
+                    return (answers.readline(), answers.readline()) == (b"+OK\r\n", b"+PONG\r\n")
         except OSError:
             return False
+
+    def _auth(self) -> tuple[str, ...]:
+        admin = self.admin
+        return ("AUTH", admin["username"], admin["password"])
 
     def forget_agents(self, agents: Sequence[str]) -> None:
         """Remove agents from the list of agents. One that runs comes back with its next heartbeat.
@@ -145,9 +150,8 @@ class RedisServer:
         Raises:
             ConfigurationError: the server did not do it.
         """
-        admin = self.admin
         commands = [
-            ("AUTH", admin["username"], admin["password"]),
+            self._auth(),
             ("HDEL", keys.AGENTS, *agents),
             ("DEL", *map(keys.info, agents)),
         ]

@@ -305,3 +305,15 @@ async def test_a_batch_is_watched_until_nothing_of_it_runs(batch: BatchTaskResul
         end()
     assert seen == [status(), ENDED]
     assert [found async for found in batch.watch_async(interval=0.01)] == [ENDED]
+
+
+def test_each_application_of_a_process_has_its_own_tasks(app: Celery, profile: Profile) -> None:
+    other = Celery("others", broker="memory://", set_as_current=False)
+    first, second = Commands(app, profile=profile), Commands(other, profile=profile)
+    for commands, owner in ((first, app), (second, other)):
+        for signature in (commands.s("web-1", ["ls"]), commands.batch(["web-1"], ["ls"])):
+            assert signature.app is owner
+            assert signature.type.app is owner
+        for name in (TASK_NAME, BATCH_TASK_NAME):
+            assert owner.tasks[name].AsyncResult("x").app is owner
+        commands.close()

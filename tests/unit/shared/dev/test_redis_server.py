@@ -73,28 +73,6 @@ def test_without_the_embedded_server_the_extra_is_named(tmp_path: Path, monkeypa
         RedisServer(StackFolder(tmp_path), tmp_path / "s").write_files([])
 
 
-@pytest.mark.parametrize(
-    ("answer", "ready"),
-    [(b"-NOAUTH Authentication required.\r\n", True), (b"-LOADING Redis is loading\r\n", False), (b"", False)],
-)
-def test_a_server_is_ready_when_it_wants_a_password(server: RedisServer, answer: bytes, ready: bool) -> None:
-    assert not server.answers()
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(server.socket))
-        listener.listen()
-
-        def serve() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                assert connection.recv(64) == b"PING\r\n"
-                connection.sendall(answer)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        assert server.answers() == ready
-        thread.join()
-
-
 def answering(server: RedisServer, answer: bytes, received: list[bytes]) -> threading.Thread:
     """A server that takes one connection, and answers what it receives first."""
     listener = socket.socket(socket.AF_UNIX)
@@ -109,6 +87,26 @@ def answering(server: RedisServer, answer: bytes, received: list[bytes]) -> thre
     thread = threading.Thread(target=serve)
     thread.start()
     return thread
+
+
+@pytest.mark.parametrize(
+    ("answer", "ready"),
+    [
+        (b"+OK\r\n+PONG\r\n", True),
+        (b"+OK\r\n-LOADING Redis is loading the dataset in memory\r\n", False),
+        (b"-WRONGPASS invalid username-password pair\r\n-NOAUTH Authentication required.\r\n", False),
+        (b"", False),
+    ],
+)
+def test_a_server_is_ready_when_it_has_loaded_its_data(server: RedisServer, answer: bytes, ready: bool) -> None:
+    assert not server.answers()
+    server.write_files([])
+    received: list[bytes] = []
+    thread = answering(server, answer, received)
+    assert server.answers() == ready
+    thread.join()
+    assert received[0].startswith(b"*3\r\n$4\r\nAUTH\r\n")
+    assert received[0].endswith(b"*1\r\n$4\r\nPING\r\n")
 
 
 @pytest.mark.parametrize(
