@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from backups import make, restore
 from support import prepare, request, wait_until
 
 from tachikoma import Client, ExecState, NotFound
 from tachikoma.dev.stack import Stack
+
+pytestmark = pytest.mark.long
 
 
 class RestoredStack(Stack):

@@ -50,6 +50,8 @@ from tachikoma.redis.users import SUBMITTER, application_user, rules
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.states import ExecState
 
+pytestmark = pytest.mark.long
+
 APPLICATION = "reports"
 
 
@@ -262,7 +264,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # Its environment is made by pip, from an index that may be slow.
-@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_plain_application_in_its_own_environment(base: Path, stack: Stack, tmp_path: Path, client: Client) -> None:
     """The example of the documentation: a group of 20 with 20 results, and a chord whose body it runs itself."""

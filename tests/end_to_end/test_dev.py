@@ -28,6 +28,8 @@ from patience import PATIENCE_SECONDS
 from processes import processes_named
 from warm_start import WarmPopen
 
+pytestmark = pytest.mark.long
+
 #: A Python with Tachikoma that every user may run; the one of the tests may lie in root's home.
 EVERYBODYS_PYTHON = os.environ.get("TACHIKOMA_TEST_EVERYBODYS_PYTHON", sys.executable)
 
@@ -259,7 +261,6 @@ def test_celery_works_at_once_and_a_closed_terminal_stops_everything(start: Call
     assert not (home / ".local/share/tachikoma/redis.sock").is_symlink()
 
 
-@pytest.mark.long
 def test_a_killed_supervisor_takes_everything_with_it_and_the_next_one_reports_what_ran(
     start: Callable[..., Dev], home: Path
 ) -> None:

@@ -30,6 +30,8 @@ from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 from tachikoma.identity.spiffe import user_id
 
+pytestmark = pytest.mark.long
+
 AGENT, FRAGILE = "agent-1", "agent-2"
 NODE, FRAGILE_NODE = "agent-1@agent-1", "agent-2@agent-2"
 #: Of each kind of end.

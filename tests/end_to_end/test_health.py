@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import redis
 from support import wait_until
 
@@ -15,6 +16,8 @@ from patience import PATIENCE_SECONDS
 from tachikoma.dev.stack import Stack
 from tachikoma.redis import keys
 from warm_start import run
+
+pytestmark = pytest.mark.long
 
 AGENT = "agent-1"
 #: Place of the finding of a slow Redis, as a busy machine may have it.

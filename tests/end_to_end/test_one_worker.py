@@ -17,6 +17,8 @@ from tachikoma.dev.part import Part
 from tachikoma.dev.stack import Stack
 from tachikoma.errors import FailedPrecondition
 
+pytestmark = pytest.mark.long
+
 CLOCK = Path(__file__).parents[1] / "faults" / "clock.c"
 
 

@@ -17,6 +17,8 @@ from tachikoma.dev.stack import Stack
 from tachikoma.redis import keys
 from tachikoma.streams.frames import sequence_of
 
+pytestmark = pytest.mark.long
+
 NUMBERS = b"".join(b"%d\n" % number for number in range(1, 400_001))
 LIMIT = 256 * 1024
 #: What comes at once may be so much, and is not cut in two.

@@ -19,6 +19,8 @@ from tachikoma.dev.identities import own_user
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.identity.spiffe import user_id
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 #: Commands that another test runs, by what a line begins with; `README.md: ` before it means only that page.
 ELSEWHERE = {

@@ -20,6 +20,8 @@ from tachikoma import Client, ExecState, PermissionDenied
 from tachikoma.dev.stack import Stack
 from tachikoma.redis import keys
 
+pytestmark = pytest.mark.long
+
 HOST = platform.node()
 POLICY = """\
 operators: ["{user}"]

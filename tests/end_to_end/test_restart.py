@@ -18,6 +18,8 @@ from tachikoma import Client, ExecOutput, ExecState, OutputKind
 from tachikoma.dev.stack import Stack
 from tachikoma.redis import keys
 
+pytestmark = pytest.mark.long
+
 #: Writes numbers as fast as it can, and waits for a file between; its last word is its own process id.
 WRITER = """
 import os, sys, time
@@ -260,7 +262,6 @@ if "worker" in sys.orig_argv:
 """
 
 
-@pytest.mark.long
 def test_a_worker_whose_stop_hangs_ends_all_the_same_and_says_where(tmp_path: Path, redis_server: Path | None) -> None:
     planted = tmp_path / "planted"
     planted.mkdir()

@@ -41,6 +41,8 @@ from tachikoma.vocabulary.clock import to_ms
 from tachikoma_orchestrator.audit.entries import parse
 from tachikoma_orchestrator.schedules.runner import CHECK_SECONDS
 
+pytestmark = pytest.mark.long
+
 POLICY = """\
   - name: scheduled
     subjects: ["spiffe://tachikoma.local/schedule/*"]
@@ -414,7 +416,6 @@ def every_execution(client: Client) -> list[ExecStatus]:
     return every
 
 
-@pytest.mark.long
 def test_two_beats_and_a_submitter_that_are_killed_at_random_account_for_every_due_time_once(
     tmp_path: Path, redis_server: Path | None
 ) -> None:

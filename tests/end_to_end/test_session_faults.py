@@ -31,6 +31,8 @@ from tachikoma.sessions.frames import SignalName
 from tachikoma.vocabulary.requests import Terminal, WindowSize
 from tachikoma_orchestrator.sessions.screen import Screen, open_screen
 
+pytestmark = pytest.mark.long
+
 GRANTED = """\
     allowInteractive: true
     allowTty: true

@@ -28,6 +28,8 @@ from tachikoma.identity.authority import CertificateAuthority
 from tachikoma.identity.certificates import dns_names
 from tachikoma.identity.file_source import FileSvidSource
 
+pytestmark = pytest.mark.long
+
 AGENTS = ("web-1", "web-2", "web-3")
 DOMAIN = "example.org"
 

@@ -19,6 +19,8 @@ from tachikoma.redis import keys
 from tachikoma.redis.passwords import read_password
 from tachikoma.redis.users import agent_user
 
+pytestmark = pytest.mark.long
+
 OTHER = "agent-2"
 #: Commands that need no name, so they reach nothing of others. The last four are open before authentication. Each
 #: command in a transaction needs its own right. INFO shows the replication id, and figures of the server.

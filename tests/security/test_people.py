@@ -36,6 +36,8 @@ from tachikoma_worker.command import worker
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
 from support import make_cli, request
 
+pytestmark = pytest.mark.long
+
 
 def aged(stack: Stack, place: Path) -> Svid:
     """Replace an identity by one of which most of its life is over. Return it."""

@@ -20,6 +20,8 @@ from tachikoma.redis.users import SERVICES, agent_user, application_user, rules
 from tachikoma_orchestrator.commands.redis_check.acl import categories_of, parse_acl
 from warm_start import run
 
+pytestmark = pytest.mark.long
+
 AS_IT_IS = "any client may do everything, without a password"
 
 

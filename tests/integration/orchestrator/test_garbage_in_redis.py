@@ -36,6 +36,8 @@ from tachikoma_orchestrator.executions.waiting_callers import WaitingCallers
 from tachikoma_orchestrator.schedules.store import ScheduleStore
 from tachikoma_orchestrator.store.subscriber import Subscriber
 
+pytestmark = pytest.mark.long
+
 EXEC = "job-7"
 KEYS = (
     keys.execution(EXEC), keys.claim(AGENT, EXEC), keys.output(AGENT, EXEC), keys.result(AGENT, EXEC),

@@ -25,6 +25,8 @@ from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.identity.files import KEY_FILE
 from tachikoma.redis import keys
 
+pytestmark = pytest.mark.long
+
 PLANTED = Path(__file__).parents[3] / "planted"
 #: What requests hold, and what else the planted mistakes know.
 ARGUMENT, STDIN, VARIABLE, JOIN_TOKEN = "hunter-argument", "hunter-stdin", "hunter-variable", "hunter-join-token"

@@ -25,6 +25,8 @@ from tachikoma_orchestrator.audit.sinks import file as module
 from tachikoma_orchestrator.audit.sinks.file import FileSink
 from tachikoma_orchestrator.audit.sinks.sink import SinkUnavailable
 
+pytestmark = pytest.mark.long
+
 #: Events that are to be written, in batches of growing size.
 EVENTS = 15
 #: A size that some batches exceed.
