@@ -84,7 +84,7 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "beat": (("Check the schedules and exit", "tachikoma beat --check"),),
     "cancel": (
         ("Two executions, by the beginning of their ids", "tachikoma cancel 5f3a 77c0"),
-        ("All that wait", "tachikoma ps -a --state QUEUED -o name | xargs tachikoma cancel"),
+        ("All that wait", "tachikoma ps -a --state QUEUED -o name | xargs -r tachikoma cancel"),
     ),
     "config": (("What the worker of this host would start with", "tachikoma config show worker"),),
     "config check": (("Before a restart", "tachikoma config check orchestrator"),),
