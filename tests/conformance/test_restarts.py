@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from border import AGENT, REPLY, Border, Delivered
+from border import AGENT, EXCERPT_BYTES, REPLY, Border, Delivered
 from support import wait_until
 from traces import Traces
 
@@ -25,6 +25,8 @@ from tachikoma.streams.frames import Frame
 from tachikoma.vocabulary.states import ExecState
 
 pytestmark = pytest.mark.long
+
+MIB = 1024 * 1024
 
 
 def sets(key: str) -> Callable[[Command], bool]:
@@ -81,7 +83,7 @@ def scene(redis_server: Path | None, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("restarts")
     with ExitStack() as stack:
         # The folders are removed first, and the commands end.
-        border = stack.enter_context(Border(redis_server))
+        border = stack.enter_context(Border(redis_server, SPOOL_BYTES=str(MIB)))
         scene = Scene(border)
         kill(scene, folder, stack)
         yield scene
@@ -93,6 +95,7 @@ def kill(scene: Scene, folder: Path, stack: ExitStack) -> None:
     scene.journals.append(border.journal())
     running = scene.add("running", folder, stack, "echo before", f"echo meanwhile; touch {folder}/meanwhile", "exit 4")
     listener = stack.enter_context(border.listening(keys.report(AGENT, REPLY, running.id)))
+    large = scene.add("large", folder, stack, "seq 300000", "echo end", waits=False)
     ending = scene.add("ending", folder, stack, "echo begin", "echo end", waits=False)
     cancelled = scene.add("cancelled", folder, stack)
     timed = scene.add("timed", folder, stack, timeout=2)
@@ -100,6 +103,7 @@ def kill(scene: Scene, folder: Path, stack: ExitStack) -> None:
     done.end = border.wait_for(done.id)
     held = [hold(scene, "claimed", folder, stack, keys.claim), hold(scene, "stored", folder, stack, keys.result)]
     border.wait_until(lambda: border.output(running.id) == b"before\n", "the running one has output")
+    border.wait_until(lambda: border.output(large.id).endswith(b"300000\n"), "the large output is in the log")
     border.wait_until(lambda: border.output(ending.id) == b"begin\n", "the ending one has output")
     border.wait_until(lambda: cancelled.traces.starts and timed.traces.starts, "the others run")
     scene.before = border.frames(running.id)
@@ -118,6 +122,7 @@ def kill(scene: Scene, folder: Path, stack: ExitStack) -> None:
     border.start_engine()
     scene.journals.append(border.journal())
     running.traces.go()
+    large.traces.go()
     for job in scene.jobs.values():
         job.end = job.end or border.wait_for(job.id)
     border.wait_until(listener.messages, "the end of the running one is reported")
@@ -147,7 +152,22 @@ def test_a_running_command_lives_on_and_its_output_continues(scene: Scene) -> No
     assert (receipt.stdout.total_bytes, receipt.stdout.sha256) == (len(output), hashlib.sha256(output).hexdigest())
 
 
-def test_its_receipt_is_signed_once(scene: Scene) -> None:
+def test_an_output_larger_than_the_spool_continues_too(scene: Scene) -> None:
+    job, border = scene.jobs["large"], scene.border
+    whole = "".join(f"{number}\n" for number in range(1, 300_001)).encode() + b"end\n"
+    receipt = job.delivered.receipt
+    frames = border.frames(job.id)
+    assert [frame.seq for frame in frames] == list(range(1, receipt.chunks + 1))
+    assert border.output(job.id) == whole
+    assert frames[-1].offset + len(frames[-1].data) == receipt.stdout.total_bytes == len(whole)
+    # An engine that has no longer all of it cannot tell the digest.
+    assert receipt.stdout.sha256 in ("", hashlib.sha256(whole).hexdigest())
+    excerpt = job.delivered.content("stdout")
+    assert excerpt == whole[: EXCERPT_BYTES // 2] + whole[-EXCERPT_BYTES // 2 :]
+    assert receipt.stdout.excerpt_sha256 == hashlib.sha256(excerpt).hexdigest()
+
+
+def test_the_receipt_of_a_resumed_command_is_signed_once(scene: Scene) -> None:
     assert scene.reports == [scene.jobs["running"].delivered.raw]
 
 
