@@ -15,11 +15,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import psutil
 from redis import Redis
 from support import wait_until
 
@@ -199,10 +200,18 @@ class Border:
     def remove(self) -> None:
         """End every process, and remove all files."""
         self.engine.stop()
+        self._end_spawner()
         self.relays.close()
         self.redis.close()
         self._redis_part.stop()
         shutil.rmtree(self.place)
+
+    def _end_spawner(self) -> None:
+        """End the spawner that a killed engine left: the next one does not, and it would wait for another."""
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("TACHIKOMA_DATA") == str(self.data):
+                    process.kill()
 
     def start_redis(self) -> None:
         """Start Redis, again with the data that it stored."""
