@@ -309,8 +309,10 @@ class Runs:
         runs = [run for run in self._settled() if run.id not in self._earlier]
         times = [run.due for run in self._recorded() if run.count == 1]
         assert len(set(times)) == len(times)
-        states = [self._client.status(run.id).state for run in runs]
-        assert set(states) <= {ExecState.SUCCEEDED, ExecState.EXPIRED}
+        statuses = [self._client.status(run.id) for run in runs]
+        states = [status.state for status in statuses]
+        others = [s for s in statuses if s.state not in (ExecState.SUCCEEDED, ExecState.EXPIRED)]
+        assert not others, [(s.id, s.state, s.error, s.history) for s in others]
         assert self._count() - self._lines == states.count(ExecState.SUCCEEDED)
 
 
