@@ -50,8 +50,8 @@ def test_the_heartbeat_describes_the_agent_and_is_its_lease(border: Border, trac
 
 def test_a_second_engine_of_an_agent_takes_no_orders(border: Border, traces: Traces) -> None:
     journal = border.journal()
-    # As on another host: its folder and cgroups are its own.
-    other = border.make_engine("other", DATA=str(border.data.with_name("other")), CGROUP_NAME=f"{border.place.name}-2")
+    # On this host too, by mistake: its folder is its own, and its cgroups are those of the first.
+    other = border.make_engine("other", DATA=str(border.data.with_name("other")))
 
     def contends(raw: bytes) -> bool:
         notice = json.loads(raw)
@@ -71,6 +71,11 @@ def test_a_second_engine_of_an_agent_takes_no_orders(border: Border, traces: Tra
             other.stop()
     assert border.journal() == journal
     assert traces.starts == len(orders)
+    # The end of the second one took nothing from the first.
+    last = border.order(*traces.command())
+    border.put_order(last)
+    border.wait_for(last.jti)
+    assert traces.starts == len(orders) + 1
 
 
 def test_a_stop_ends_commands_and_takes_no_more_orders(border: Border, traces: Traces) -> None:

@@ -294,16 +294,15 @@ class Engine:
         # 2. Cgroups and processes that are being released.
         await self._cleaning.wait(DELIVER_SECONDS)
         await self._cleaning.cancel()
-        # 3. The spawner, if it holds no commands, and the agent's cgroups.
+        # 3. The spawner, if it holds no commands, and the agent's cgroups, unless another worker has the lease.
         await self._context.spawner.stop()
-        self._context.cgroups.close()
+        if self._lease.held.is_set():
+            self._context.cgroups.close()
         # 4. The journal's last rows, and the connections.
         await self._context.journal.flush()
         with suppress(RedisError, OSError):
-            await self._subscriptions.aclose()
-            await self._restoring.aclose()
-            await self._context.waiting_redis.aclose()
-            await self._context.redis.aclose()
+            for redis in (self._subscriptions, self._restoring, self._context.waiting_redis, self._context.redis):
+                await redis.aclose()
 
     # --- executions ---------------------------------------------------------------------------------------------------
 
