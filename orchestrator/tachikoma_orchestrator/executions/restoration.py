@@ -45,6 +45,8 @@ log = structlog.get_logger(__name__)
 HOLD_SECONDS = 5.0
 #: Orders read in one round trip.
 BATCH = 100
+#: Executions whose states are read in one round trip.
+STATES = 1000
 #: Executions whose states are compared with the index in one round trip.
 COMPARED = 500
 #: Keys of Redis that one step of a scan looks at.
@@ -135,9 +137,13 @@ class Restoration:
                 raise
             return
         restored = 0
-        for begin in range(0, len(names), BATCH):
-            part = await self._unfinished([name.decode(errors="replace") for name in names[begin : begin + BATCH]])
-            orders = await self._redis.hmget(key, part) if part else []
+        unfinished: list[str] = []
+        for begin in range(0, len(names), STATES):
+            exec_ids = [name.decode(errors="replace") for name in names[begin : begin + STATES]]
+            unfinished += await self._unfinished(exec_ids)
+        for begin in range(0, len(unfinished), BATCH):
+            part = unfinished[begin : begin + BATCH]
+            orders = await self._redis.hmget(key, part)
             for exec_id, raw in zip(part, orders, strict=True):
                 if raw is not None and await self._restore_if_possible(agent, exec_id, raw.decode("ascii", "replace")):
                     restored += 1

@@ -130,6 +130,8 @@ def _agent(agent: str) -> tuple[Grant, ...]:
         Grant("watch", read=(info,)),
         # SET with GET: a claim returns its holder; a restarted worker publishes again the result that is stored.
         Grant("set", read=(claims, results), write=(info, claims, results)),
+        # After a failover most of them are still there.
+        Grant("exists", read=(claims, results)),
         Grant("xadd xdel", write=(outputs,)),
         # Input of a session is deleted when the command has taken it.
         Grant("xread", read=(inputs,)),

@@ -1,7 +1,8 @@
 """The claims and results that an agent writes again in each new life of Redis, because Redis may have lost them.
 
-After a loss of data it also publishes the signed orders of its journal. An orchestrator rebuilds lost records from
-them. The heartbeat names the life only afterwards, so an execution without a claim was certainly not started.
+After a loss of data it also publishes signed orders of its journal: those of the executions whose claims were lost. An
+orchestrator rebuilds lost records from them. A record is older than its claim, so an execution with a claim has its
+record as well. The heartbeat names the life only afterwards, so an execution without a claim was certainly not started.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ RETRY_SECONDS = (0.1, 2.0)
 PRUNE_SECONDS = 5.0
 #: Executions written in one round trip. Each may have a result of some hundred kilobytes.
 BATCH = 50
+#: Executions whose claims and results are looked for in one round trip. Most are there.
+SOUGHT = 500
 
 
 class WriteBack:
@@ -48,6 +51,9 @@ class WriteBack:
         self._valid_from = context.lives.valid_from
         #: When the last loss of data was learned, by the monotonic clock.
         self._lost_at = -math.inf
+        #: Executions whose claims were written again, so that the claims say nothing about their records. None before
+        #: the first pass: an earlier worker may have written some.
+        self._rewritten: set[str] | None = None
         #: The signed record of the latest life that has all reports; empty for none.
         self.done = ""
 
@@ -91,21 +97,48 @@ class WriteBack:
         token, valid_from = lives.token, lives.valid_from
         if valid_from > self._valid_from:
             self._lost_at = time.monotonic()
-        # Also in the next lives: they may lack what was shown, without a loss that anybody knows of.
-        lost = time.monotonic() - self._lost_at < KEEP_SECONDS
+        # Also in the next lives: they may lack what was published, without a loss that anybody knows of. An earlier
+        # worker may have been killed before it had published all.
+        lost = time.monotonic() - self._lost_at < KEEP_SECONDS or (not self.done and valid_from > 0)
         try:
             executions = await self._context.journal.recent()
-            for begin in range(0, len(executions), BATCH):
-                await self._write(executions[begin : begin + BATCH], orders=lost)
+            exec_ids = {execution.exec_id for execution in executions}
+            if self._rewritten is None:
+                self._rewritten = exec_ids if valid_from > 0 else set()
+            self._rewritten &= exec_ids
+            written = 0
+            for begin in range(0, len(executions), SOUGHT):
+                written += await self._write_missing(executions[begin : begin + SOUGHT], self._rewritten, orders=lost)
         except BaseException:
             lives.began.set()
             raise
         if executions:
-            log.info("write_back.done", executions=len(executions), orders=lost)
+            log.info("write_back.done", executions=len(executions), written=written, orders=lost)
         self._valid_from, self.done = valid_from, token
         self._written()
 
-    async def _write(self, executions: list[RecentExecution], *, orders: bool) -> None:
+    async def _write_missing(self, executions: list[RecentExecution], rewritten: set[str], *, orders: bool) -> int:
+        """Write what Redis lacks of some executions, and return of how many it lacked something."""
+        agent = self._context.agent
+        async with self._context.redis.pipeline(transaction=False) as pipe:
+            for execution in executions:
+                pipe.exists(keys.claim(agent, execution.exec_id))
+                pipe.exists(keys.result(agent, execution.exec_id))
+            answers = await pipe.execute()
+        wanted = []
+        for execution, claim, result in zip(executions, answers[::2], answers[1::2], strict=True):
+            if not claim:
+                # Noted first: a connection may break between the claim and the order.
+                rewritten.add(execution.exec_id)
+            published = orders and execution.exec_id in rewritten
+            if published or not claim or (execution.result and not result):
+                wanted.append(execution)
+        for begin in range(0, len(wanted), BATCH):
+            await self._write(wanted[begin : begin + BATCH], rewritten if orders else set())
+        return len(wanted)
+
+    async def _write(self, executions: list[RecentExecution], published: set[str]) -> None:
+        """Write claims and results of some executions, and orders of those that are published."""
         context = self._context
         shown = keys.orders(context.agent)
         retention = round(context.settings.output_retention.total_seconds())
@@ -117,7 +150,7 @@ class WriteBack:
                     # The reaper reads results that it was not notified of.
                     key = keys.result(context.agent, execution.exec_id)
                     pipe.set(key, execution.result, nx=True, ex=retention)
-                if orders and execution.order:
+                if execution.exec_id in published and execution.order:
                     pipe.execute_command("HSET", shown, execution.exec_id, execution.order)
             pipe.expire(shown, KEEP_SECONDS)
             await pipe.execute()

@@ -57,6 +57,76 @@ async def test_claims_results_and_orders_are_written_again_after_a_loss(agent: L
     assert await agent.redis.hkeys(keys.orders(AGENT)) == [order.jti.encode()]
 
 
+async def _ran(agent: LocalAgent) -> str:
+    """Run an execution of life 1, and return its id."""
+    order = agent.order("/bin/true", order={"life": 1})
+    await agent.execution(order).run()
+    return order.jti
+
+
+async def _published(agent: LocalAgent) -> set[str]:
+    return {name.decode() for name in await agent.redis.hkeys(keys.orders(AGENT))}
+
+
+async def test_after_a_loss_only_what_redis_lacks_is_written_again(agent: LocalAgent) -> None:
+    await agent.record_life(1)
+    written = WriteBack(agent.context, lambda: None)
+    await written.write()
+    kept, without_claim, without_result = [await _ran(agent) for _ in range(3)]
+    await agent.redis.delete(keys.claim(AGENT, without_claim), keys.result(AGENT, without_result))
+    await agent.redis.set(keys.result(AGENT, kept), "as it was")
+    await agent.context.lives.learn(await agent.record_life(2, valid_from=2))
+    await written.write()
+    # A record is older than its claim, so only the record of the one without a claim may be lost.
+    assert await _published(agent) == {without_claim}
+    assert await agent.redis.get(keys.result(AGENT, kept)) == b"as it was"
+    for exec_id in (without_claim, without_result):
+        assert await agent.redis.exists(keys.claim(AGENT, exec_id), keys.result(AGENT, exec_id)) == 2
+
+
+async def test_an_order_is_published_again_although_its_claim_was_written_again(agent: LocalAgent) -> None:
+    await agent.record_life(1)
+    written = WriteBack(agent.context, lambda: None)
+    await written.write()
+    kept, lost = [await _ran(agent) for _ in range(2)]
+    # A life that is not known to have lost anything lacks a claim.
+    await agent.redis.delete(keys.claim(AGENT, lost))
+    await agent.context.lives.learn(await agent.record_life(2, valid_from=0))
+    await written.write()
+    assert await _published(agent) == set()
+    for number in (3, 4):
+        await agent.redis.delete(keys.orders(AGENT))
+        await agent.context.lives.learn(await agent.record_life(number, valid_from=3))
+        await written.write()
+        assert await _published(agent) == {lost}
+    # The next worker does not know which claims were written again.
+    await agent.redis.delete(keys.orders(AGENT))
+    await WriteBack(agent.context, lambda: None).write()
+    assert await _published(agent) == {kept, lost}
+
+
+async def test_an_interrupted_pass_is_completed_by_the_next(agent: LocalAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    await agent.record_life(1)
+    written = WriteBack(agent.context, lambda: None)
+    await written.write()
+    exec_id = await _ran(agent)
+    await agent.redis.delete(keys.claim(AGENT, exec_id))
+    await agent.context.lives.learn(await agent.record_life(2, valid_from=2))
+
+    async def broken(*_: object) -> None:
+        # The claim arrived, and nothing that followed it.
+        await agent.redis.set(keys.claim(AGENT, exec_id), agent.context.journal.boot)
+        raise ConnectionError
+
+    monkeypatch.setattr(written, "_write", broken)
+    with pytest.raises(ConnectionError):
+        await written.write()
+    assert agent.context.lives.began.is_set()
+    monkeypatch.undo()
+    await written.write()
+    assert await _published(agent) == {exec_id}
+
+
 async def test_a_fence_and_another_result_are_not_replaced(agent: LocalAgent) -> None:
     await agent.record_life(1)
     order = agent.order("/bin/true", order={"life": 1})
