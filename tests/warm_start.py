@@ -31,8 +31,10 @@ _PROGRAM = [sys.executable, "-m", "tachikoma"]
 _ARGUMENTS, _PREEXEC, _PASS_FDS, _CWD, _ENVIRONMENT, _SESSION = 0, 2, 4, 5, 6, 21
 _STREAMS, _PIPES = (10, 13, 15), slice(10, 16)
 #: Variables that change all the time, and that nothing reads at its start. (In a virtual environment Python does not
-#: read HOME either.)
-_HARMLESS = {"PYTEST_CURRENT_TEST", "COLUMNS", "TERM", "HOME", "USER"}
+#: read HOME either.) The last two are set by the program itself, before it imports what reads them.
+_HARMLESS = {
+    "PYTEST_CURRENT_TEST", "COLUMNS", "TERM", "HOME", "USER", "GRPC_VERBOSITY", "PYDANTIC_DISABLE_PLUGINS",
+}  # fmt: skip
 #: The variables before any test changed some: the first start may be in a test that has.
 _ENVIRONMENT_OF_TESTS = dict(os.environ)
 #: PR_SET_CHILD_SUBREAPER, prctl(2).

@@ -8,7 +8,7 @@ import socket
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -107,10 +107,20 @@ print(Commands(app, application="reports").s("agent-1", ["/bin/true"]).delay().g
 """
 
 
-def test_a_celery_application_and_the_submitter_use_it_too(stack: Stack, admin: redis_py.Redis, tmp_path: Path) -> None:
-    user = application_user("reports")
-    stack.redis_passwords.make(user)
-    admin.execute_command("ACL", "SETUSER", user, *rules(user, stack.redis_passwords.hashes(user)))
+@pytest.fixture
+def user(stack: Stack, admin: redis_py.Redis) -> Iterator[str]:
+    """The Redis user of an application."""
+    made = application_user("reports")
+    stack.redis_passwords.make(made)
+    admin.execute_command("ACL", "SETUSER", made, *rules(made, stack.redis_passwords.hashes(made)))
+    yield made
+    admin.acl_deluser(made)
+    stack.redis_passwords.path(made).unlink()
+
+
+def test_a_celery_application_and_the_submitter_use_it_too(
+    stack: Stack, admin: redis_py.Redis, user: str, tmp_path: Path
+) -> None:
     password, identity = read_password(stack.redis_passwords.path(user)), stack.identity("user")
     url = stack.redis_url_of("submitter").replace("rediss://", f"rediss://{user}:{password}@")
     files = [str(identity / name) for name in (BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE)]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextvars import ContextVar
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> list[Span]:
     """The spans of this test, whose observers end with it."""
     found: list[Span] = []
     monkeypatch.setattr(stages, "_observers", [found.append])
+    # Tests share a context, so one could continue the measurement of another.
+    monkeypatch.setattr(stages, "_measured", ContextVar("measured", default=None))
     return found
 
 
