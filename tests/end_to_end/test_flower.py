@@ -303,7 +303,11 @@ def test_the_page_of_workers_counts_what_each_agent_did(world: World, logged_in:
     assert summary == ["2", "0", str(ends["SUCCESS"]), str(ends["FAILURE"])]
     logged_in.ask("document.querySelector('#workers-table tbody a[href*=agent-1]').click(), null")
     logged_in.wait("document.title", "the page of one", lambda title: title.endswith("@agent-1 · Flower"))
-    text = logged_in.ask("document.querySelector('.worker-tab-content').textContent")
+    text = logged_in.wait(
+        "document.querySelector('.worker-tab-content')?.textContent",
+        "what it is",
+        lambda text: text and "memory used" in text,
+    )
     host, release = psutil.os.uname().nodename, version("tachikoma-exec")
     for part in ("Max concurrency", "64", "agent.agent-1", host, release, "memory used"):
         assert part in text, part

@@ -58,7 +58,7 @@ ALLOWED = {
     ("get", "cancel"), ("get", "read"), ("mget", "claim"), ("mget", "info"), ("mget", "cancel"), ("mget", "read"),
     ("mget", "life"),
     ("xadd", "output"), ("xdel", "output"), ("xrevrange", "output"), ("expire", "output"), ("publish", "output"),
-    ("set", "result"), ("publish", "result"), ("publish", "report"),
+    ("exists", "claim"), ("exists", "result"), ("set", "result"), ("publish", "result"), ("publish", "report"),
     ("xread", "input"), ("xrevrange", "input"), ("xtrim", "input"), ("expire", "input"),
     ("set", "session"), ("publish", "session"),
     ("hset", "orders"), ("expire", "orders"), ("get", "life"),

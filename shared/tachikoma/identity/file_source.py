@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from threading import Lock
+from typing import TypeAlias
 
 from tachikoma.config.logs import get_logger
 from tachikoma.errors import ConfigurationError
@@ -17,6 +18,13 @@ __all__ = ["FileSvidSource"]
 
 #: Least time between two checks of the files, in seconds.
 CHECK_SECONDS = 1.0
+#: Age from which on files are not being renewed any more, in seconds.
+NEW_SECONDS = 5.0
+#: Longest time in which the files of a renewal are all replaced, and between two attempts to read them, in seconds.
+RENEWAL_SECONDS, RETRY_SECONDS = 0.3, 0.02
+
+#: Names, times of change (ns), inodes and sizes of the files.
+Signature: TypeAlias = tuple[tuple[str, int, int, int], ...]
 
 log = get_logger(__name__)
 
@@ -36,12 +44,28 @@ class FileSvidSource:
         self._lock = Lock()
         self._checked = time.monotonic()
         try:
-            self._seen = self._signature()
-            self._svid = Svid.load(*self._read())
+            self._seen, self._svid = self._load()
         except OSError as error:
             raise ConfigurationError(f"cannot read the identity in {folder}: {error}") from error
         except InvalidIdentity as error:
             raise ConfigurationError(f"the identity in {folder} cannot be used: {error}") from error
+
+    def _load(self) -> tuple[Signature, Svid]:
+        """Load the files, again for a moment if they do not match and are new: perhaps they are being renewed.
+
+        Raises:
+            OSError, InvalidIdentity: they cannot be used.
+        """
+        until = time.monotonic() + RENEWAL_SECONDS
+        while True:
+            signature = self._signature()
+            try:
+                return signature, Svid.load(*self._read())
+            except InvalidIdentity:
+                newest = max(mtime_ns for _, mtime_ns, *_ in signature) / 1e9
+                if time.time() - newest > NEW_SECONDS or time.monotonic() > until:
+                    raise
+            time.sleep(RETRY_SECONDS)
 
     def current(self) -> Svid:
         """Return the most recent valid identity."""
@@ -88,7 +112,7 @@ class FileSvidSource:
             )
         return [*self._paths, *federated]
 
-    def _signature(self) -> tuple[tuple[str, int, int, int], ...]:
+    def _signature(self) -> Signature:
         stats = [(path.name, path.stat()) for path in self._files()]
         return tuple((name, stat.st_mtime_ns, stat.st_ino, stat.st_size) for name, stat in stats)
 

@@ -11,8 +11,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
+from patience import PATIENCE_SECONDS
 from tachikoma.dev.ca import DevelopmentCA
 from tachikoma.errors import ConfigurationError
+from tachikoma.identity import file_source as module
 from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId, user_id
@@ -44,6 +46,33 @@ def test_an_identity_is_read_from_its_three_files(authority: Any, tmp_path: Path
     assert svid.bundle.trust_domain == DOMAIN
     assert svid.certificate_pem == (tmp_path / CERTIFICATE_FILE).read_bytes()
     svid.verify()
+
+
+def test_an_identity_that_is_being_renewed_is_read_when_its_files_match(
+    authority: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RENEWAL_SECONDS", PATIENCE_SECONDS)
+    authority.write(tmp_path / "new", ALICE)
+    authority.write(tmp_path / "here", ALICE)
+    (tmp_path / "new" / CERTIFICATE_FILE).replace(tmp_path / "here" / CERTIFICATE_FILE)
+    looks = []
+
+    def renewed_at_the_third_look(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            (tmp_path / "new" / KEY_FILE).replace(tmp_path / "here" / KEY_FILE)
+
+    monkeypatch.setattr(module.time, "sleep", renewed_at_the_third_look)
+    FileSvidSource(tmp_path / "here").current().verify()
+    assert len(looks) == 3
+    # Old files that do not match are a mistake, which is reported at once.
+    authority.write(tmp_path / "other", ALICE)
+    (tmp_path / "other" / KEY_FILE).replace(tmp_path / "here" / KEY_FILE)
+    for name in FILES:
+        os.utime(tmp_path / "here" / name, (0, 0))
+    with pytest.raises(ConfigurationError, match="does not belong"):
+        FileSvidSource(tmp_path / "here")
+    assert len(looks) == 3
 
 
 def test_the_development_authority_writes_such_files(tmp_path: Path) -> None:
