@@ -206,7 +206,7 @@ def test_a_full_disk_under_the_data_folder_is_told_and_nothing_runs_unrecorded(
                 else:
                     assert (status.state, ran) == (ExecState.REJECTED, False)
                     assert "journal cannot be written" in status.error
-            # Its caller was answered from the receipt. A sweep records it if the disk was full too early for the ledger.
+            # Its caller was answered from the receipt. A sweep records it if the disk was full before the ledger had.
             wait_until(lambda: client.status(kept.id).state is ExecState.SUCCEEDED, "what had run is recorded")
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
