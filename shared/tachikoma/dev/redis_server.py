@@ -130,19 +130,23 @@ class RedisServer:
     def answers(self) -> bool:
         """Return whether the server responds and has loaded its data."""
         try:
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(1)
-                connection.connect(str(self.socket))
-                # A command without AUTH is refused before it is known whether the data is loaded.
-                connection.sendall(b"".join(map(_encoded, [self._auth(), ("PING",)])))
-                with connection.makefile("rb") as answers:
-                    return (answers.readline(), answers.readline()) == (b"+OK\r\n", b"+PONG\r\n")
+            return self._ask(1, ("PING",)) == [b"+OK\r\n", b"+PONG\r\n"]
         except OSError:
             return False
 
-    def _auth(self) -> tuple[str, ...]:
+    def _ask(self, seconds: float, *commands: Sequence[str]) -> list[bytes]:
+        """Return the first line of the answer to AUTH as the user `admin`, and of that to each command. Raises OSError.
+
+        Without AUTH, Redis refuses a command before it looks whether its data is loaded.
+        """
         admin = self.admin
-        return ("AUTH", admin["username"], admin["password"])
+        asked = [("AUTH", admin["username"], admin["password"]), *commands]
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(seconds)
+            connection.connect(str(self.socket))
+            connection.sendall(b"".join(map(_encoded, asked)))
+            with connection.makefile("rb") as answers:
+                return [answers.readline() for _ in asked]
 
     def forget_agents(self, agents: Sequence[str]) -> None:
         """Remove agents from the list of agents. One that runs comes back with its next heartbeat.
@@ -150,18 +154,8 @@ class RedisServer:
         Raises:
             ConfigurationError: the server did not do it.
         """
-        commands = [
-            self._auth(),
-            ("HDEL", keys.AGENTS, *agents),
-            ("DEL", *map(keys.info, agents)),
-        ]
         try:
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(ANSWER_SECONDS)
-                connection.connect(str(self.socket))
-                connection.sendall(b"".join(map(_encoded, commands)))
-                with connection.makefile("rb") as answers:
-                    lines = [answers.readline() for _ in commands]
+            lines = self._ask(ANSWER_SECONDS, ("HDEL", keys.AGENTS, *agents), ("DEL", *map(keys.info, agents)))
         except OSError as error:
             raise ConfigurationError(f"Redis did not forget the agents of earlier starts: {error}") from error
         for line in lines:

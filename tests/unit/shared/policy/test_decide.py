@@ -196,7 +196,7 @@ def test_what_the_careful_policy_means_is_allowed(command: list[str]) -> None:
         ["/usr/bin/uptime -p"],
         ["uptime -p"],
         [f"{OWN_PROC}/cwd/usr/bin/uptime", "-p"],
-        [f"{OWN_PROC}/root/usr/bin/uptime", "-p"],
+        ["/".join((OWN_PROC, "root", "usr/bin/uptime")), "-p"],
         [f"{OWN_PROC}/exe", "-p"],
         ["/lib64/ld-linux-x86-64.so.2", "/usr/bin/uptime", "-p"],
         ["ld-linux-x86-64.so.2", "/usr/bin/uptime", "-p"],
