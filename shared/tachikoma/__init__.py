@@ -61,11 +61,13 @@ if TYPE_CHECKING:
         StopCause,
         TargetState,
     )
-    from tachikoma.vocabulary.isolation import Isolation, IsolationReport, TmpScope
+    from tachikoma.vocabulary.identifiers import new_id
+    from tachikoma.vocabulary.isolation import Isolation, TmpScope
     from tachikoma.vocabulary.limits import OutputLimit, ResourceLimits, ResourceUsage, WhenFull
+    from tachikoma.vocabulary.messages import OutputKind
     from tachikoma.vocabulary.policies import ExecPolicy, PolicyStatus, RateLimitConfig
     from tachikoma.vocabulary.recordings import RecordingInfo, RecordingMatch, RecordMode
-    from tachikoma.vocabulary.requests import ExecRequest, Terminal, WindowSize, new_id
+    from tachikoma.vocabulary.requests import ExecRequest, Terminal, WindowSize
     from tachikoma.vocabulary.results import (
         Approval,
         CancelOutcome,
@@ -75,8 +77,8 @@ if TYPE_CHECKING:
         ExecStatus,
         ExecTransition,
         InputAccepted,
+        IsolationReport,
         KillReceipt,
-        OutputKind,
         OutputSummary,
     )
     from tachikoma.vocabulary.schedules import DueOutcome, Missed, Overlap, ScheduledRun, ScheduleStatus
@@ -98,15 +100,15 @@ _MODULES = {
     "InputAccepted": "vocabulary.results",
     # requests and results
     "ExecRequest": "vocabulary.requests",
-    "new_id": "vocabulary.requests",
+    "new_id": "vocabulary.identifiers",
     "ResourceLimits": "vocabulary.limits",
     "ResourceUsage": "vocabulary.limits",
     "Isolation": "vocabulary.isolation",
     "TmpScope": "vocabulary.isolation",
-    "IsolationReport": "vocabulary.isolation",
+    "IsolationReport": "vocabulary.results",
     "ExecResponse": "vocabulary.results",
     "ExecOutput": "vocabulary.results",
-    "OutputKind": "vocabulary.results",
+    "OutputKind": "vocabulary.messages",
     "OutputSummary": "vocabulary.results",
     "KillReceipt": "vocabulary.results",
     "ExecState": "vocabulary.states",

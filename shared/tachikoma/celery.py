@@ -42,8 +42,8 @@ from tachikoma.identity.spiffe import InvalidIdentity, service_id
 from tachikoma.identity.svid import Svid
 from tachikoma.redis import keys
 from tachikoma.vocabulary.batches import BatchRequest, BatchStatus
+from tachikoma.vocabulary.identifiers import ID_PATTERN, is_identifier
 from tachikoma.vocabulary.requests import ExecRequest
-from tachikoma.vocabulary.types import ID_PATTERN, is_identifier
 
 __all__ = [
     "BATCH_TASK_NAME",

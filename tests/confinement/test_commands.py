@@ -17,7 +17,7 @@ from host import CONTAINER, PATIENCE_SECONDS, ROOT, Host, a_host, order, read_al
 
 from processes import cgroups_named, processes_named
 from tachikoma.vocabulary.grants import GrantedExecutable
-from tachikoma.vocabulary.requests import MAX_COMMAND_BYTES, MAX_ENVIRONMENT_BYTES, MAX_STDIN_BYTES
+from tachikoma.vocabulary.request_rules import MAX_COMMAND_BYTES, MAX_ENVIRONMENT_BYTES, MAX_STDIN_BYTES
 from tachikoma_worker.confinement.account import account
 from tachikoma_worker.confinement.environment import PATH
 from tachikoma_worker.confinement.prepare import prepare

@@ -30,8 +30,8 @@ from tachikoma.schedules.timing import parse_timing
 from tachikoma.schedules.watch import ScheduleWatch
 from tachikoma.sessions.asciicast import CastEvent, CastHeader, encode_event, read_cast
 from tachikoma.vocabulary.audit import AuditedRequest
+from tachikoma.vocabulary.durations import format_duration, parse_duration
 from tachikoma.vocabulary.requests import ExecRequest
-from tachikoma.vocabulary.types import format_duration, parse_duration
 from tachikoma_orchestrator.commands.redis_backup.manifest import MANIFEST, Content, Manifest, read_manifest
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings
 from tachikoma_orchestrator.recordings.finishing import finish

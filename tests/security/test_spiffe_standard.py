@@ -35,7 +35,7 @@ from tachikoma.identity.signing import sign
 from tachikoma.identity.spiffe import agent_id, service_id
 from tachikoma.redis import keys
 from tachikoma.vocabulary.grants import Grant, GrantedExecutable
-from tachikoma.vocabulary.requests import new_id
+from tachikoma.vocabulary.identifiers import new_id
 from tachikoma_orchestrator.admission.celery_message import MessageFactory
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 
 from tachikoma.config.settings import OptionalAddress
-from tachikoma.identity.open import IdentityPlace
+from tachikoma.identity.place import IdentityPlace
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis.access import RedisAccess, RedisSettings
 from tachikoma.redis.users import agent_user

@@ -28,7 +28,7 @@ from tachikoma.identity.svid import Svid, SvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.clock import duration_ms, from_ms, now_ms, whole_seconds_of_ms
-from tachikoma.vocabulary.types import format_duration
+from tachikoma.vocabulary.durations import format_duration
 from tachikoma_orchestrator.agents.authority import Authority, required
 from tachikoma_orchestrator.agents.labels import checked, label_words
 from tachikoma_orchestrator.agents.revocations import Revocations

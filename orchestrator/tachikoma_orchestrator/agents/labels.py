@@ -24,9 +24,9 @@ from tachikoma.identity.svid import SvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.clock import now_ms
+from tachikoma.vocabulary.identifiers import is_identifier
 from tachikoma.vocabulary.labels import BoundLabels, LabelChange
 from tachikoma.vocabulary.model import describe_validation_error
-from tachikoma.vocabulary.types import is_identifier
 from tachikoma_orchestrator.agents.refreshed_copy import RefreshedCopy
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.store.scripts import Call, Runner, Script

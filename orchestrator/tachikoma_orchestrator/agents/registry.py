@@ -22,8 +22,9 @@ from tachikoma.redis.commands import Redis
 from tachikoma.streams.heartbeat import REST_SECONDS, Heartbeat, Trust
 from tachikoma.vocabulary.agents import AgentInfo, AgentTrust
 from tachikoma.vocabulary.clock import from_ms
+from tachikoma.vocabulary.identifiers import is_identifier
 from tachikoma.vocabulary.model import Model
-from tachikoma.vocabulary.types import Milliseconds, is_identifier
+from tachikoma.vocabulary.types import Milliseconds
 from tachikoma_orchestrator.agents.labels import Labels
 from tachikoma_orchestrator.agents.observations import Observations
 from tachikoma_orchestrator.agents.revocations import Revocations

@@ -12,8 +12,9 @@ from tachikoma.errors import InvalidRequest, OutputAltered, RecordAltered
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.streams.frames import OutputCheck
 from tachikoma.vocabulary.audit import AuditCode
+from tachikoma.vocabulary.messages import OutputKind
 from tachikoma.vocabulary.recordings import RecordMode, RecordRule
-from tachikoma.vocabulary.results import ExecOutput, ExecResponse, OutputKind
+from tachikoma.vocabulary.results import ExecOutput, ExecResponse
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.api.guard import current_peer
 from tachikoma_orchestrator.api.service import Service

@@ -16,8 +16,9 @@ from tachikoma.errors import FailedPrecondition, InvalidRequest, NotFound, Permi
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.sessions.frames import SignalName
 from tachikoma.vocabulary.audit import AuditCode
+from tachikoma.vocabulary.messages import OutputKind
 from tachikoma.vocabulary.requests import ExecRequest, WindowSize
-from tachikoma.vocabulary.results import ExecOutput, InputAccepted, OutputKind
+from tachikoma.vocabulary.results import ExecOutput, InputAccepted
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.api.executions import ExecutionCalls
 from tachikoma_orchestrator.api.guard import Context, current_peer

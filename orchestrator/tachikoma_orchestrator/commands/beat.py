@@ -13,7 +13,8 @@ import typer
 from tachikoma.config import error_reporting, logs
 from tachikoma.config.readiness import report_ready
 from tachikoma.config.settings import read_settings
-from tachikoma.identity.open import IdentityPlace, open_identity
+from tachikoma.identity.open import open_identity
+from tachikoma.identity.place import IdentityPlace
 from tachikoma.redis.access import RedisAccess, RedisSettings
 from tachikoma.redis.users import BEAT
 from tachikoma_orchestrator.commands.options import Identity, LogLevel, ReadyFd, RedisUrl, Schedules

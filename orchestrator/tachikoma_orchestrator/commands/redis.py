@@ -13,7 +13,8 @@ from tachikoma.cli.output import Output, OutputOption, show_value
 from tachikoma.cli.tables import printable
 from tachikoma.config.settings import read_settings
 from tachikoma.errors import ConfigurationError
-from tachikoma.identity.open import IdentityPlace, open_identity
+from tachikoma.identity.open import open_identity
+from tachikoma.identity.place import IdentityPlace
 from tachikoma.redis.access import RedisAccess, RedisSettings
 from tachikoma.redis.acl_file import acl_file, agents_in, sentinel_acl_file
 from tachikoma.redis.passwords import Passwords

@@ -21,7 +21,8 @@ from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Entry, Redis
 from tachikoma.streams.frames import FIELD, STDOUT, Frame, entry_id
-from tachikoma.vocabulary.results import ExecOutput, OutputKind
+from tachikoma.vocabulary.messages import OutputKind
+from tachikoma.vocabulary.results import ExecOutput
 from tachikoma_orchestrator.executions.final_state import FinalState
 from tachikoma_orchestrator.store.read_reports import ReadReports
 from tachikoma_orchestrator.store.subscriber import Subscriber

@@ -16,6 +16,7 @@ import structlog
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 
+from tachikoma.config.channels import MAX_MESSAGE_BYTES
 from tachikoma.config.tasks import Supervisor, supervised
 from tachikoma.exec.v1.remote_execution_pb2_grpc import (
     add_JoiningServicer_to_server,
@@ -24,7 +25,6 @@ from tachikoma.exec.v1.remote_execution_pb2_grpc import (
 from tachikoma.redis.access import connect
 from tachikoma.redis.servers import Servers
 from tachikoma.vocabulary.clock import duration_ms
-from tachikoma.vocabulary.requests import MAX_MESSAGE_BYTES
 from tachikoma_orchestrator.admission.approvals import Approvals
 from tachikoma_orchestrator.admission.call_quotas import CallQuotas
 from tachikoma_orchestrator.agents.account_copies import AccountCopies

@@ -10,7 +10,7 @@ from pydantic import Field, IPvAnyNetwork, field_validator, model_validator
 
 from tachikoma.config.settings import Address, OptionalAddress
 from tachikoma.errors import ConfigurationError
-from tachikoma.identity.open import IdentityPlace
+from tachikoma.identity.place import IdentityPlace
 from tachikoma.identity.svid import SvidSource
 from tachikoma.policy.decide import SEARCH_PATH
 from tachikoma.redis.access import RedisAccess, RedisSettings

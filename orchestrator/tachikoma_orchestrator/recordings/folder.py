@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from tachikoma.vocabulary.types import is_identifier
+from tachikoma.vocabulary.identifiers import is_identifier
 from tachikoma_orchestrator.recordings.store import FileKind, StoreFailed
 
 __all__ = ["RecordingFolder"]

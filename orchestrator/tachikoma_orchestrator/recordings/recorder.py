@@ -24,8 +24,9 @@ from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode, AuditedRequest
 from tachikoma.vocabulary.clock import now_micros, to_micros
+from tachikoma.vocabulary.messages import OutputKind
 from tachikoma.vocabulary.recordings import RecordMode, RecordRule
-from tachikoma.vocabulary.results import ExecOutput, ExecResponse, OutputKind
+from tachikoma.vocabulary.results import ExecOutput, ExecResponse
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.executions.evidence import Evidence
 from tachikoma_orchestrator.executions.final_state import FinalState

@@ -35,7 +35,7 @@ from tachikoma.identity.svid import SvidSource
 from tachikoma.schedules.file import Schedule, ScheduleSet
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.clock import from_ms, optional_from_ms, seconds_of_ms, to_ms
-from tachikoma.vocabulary.requests import new_id
+from tachikoma.vocabulary.identifiers import new_id
 from tachikoma.vocabulary.schedules import DueOutcome, Overlap, ScheduledRun, ScheduleStatus
 from tachikoma_orchestrator.admission.admit import Admitter
 from tachikoma_orchestrator.audit.trail import AuditTrail

@@ -6,7 +6,8 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 
-from tachikoma.vocabulary.results import ExecOutput, InputAccepted, OutputKind
+from tachikoma.vocabulary.messages import OutputKind
+from tachikoma.vocabulary.results import ExecOutput, InputAccepted
 
 __all__ = ["Outbox"]
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from tachikoma.vocabulary.messages import OutputKind
 from tachikoma.vocabulary.requests import WindowSize
-from tachikoma.vocabulary.results import ExecOutput, OutputKind
+from tachikoma.vocabulary.results import ExecOutput
 from tachikoma_orchestrator.executions.follower import Follower
 from tachikoma_orchestrator.sessions.screen import open_screen
 from tachikoma_orchestrator.sessions.sizes import SizeHistory

@@ -48,7 +48,7 @@ def duration(text: str, option: str) -> timedelta:
         InvalidRequest: the text is not a duration; the message begins with the option.
     """
     # Imported here: with it comes pydantic.
-    from tachikoma.vocabulary.types import parse_duration
+    from tachikoma.vocabulary.durations import parse_duration
 
     try:
         return parse_duration(text)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tachikoma.errors import ConfigurationError
-from tachikoma.vocabulary.results import ExecOutput, ExecResponse, OutputKind
+from tachikoma.vocabulary.messages import OutputKind
+from tachikoma.vocabulary.results import ExecOutput, ExecResponse
 
 __all__ = ["MAX_OUTPUT_BYTES", "CollectedOutput", "ExecResult", "OutputFolder"]
 

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 from contextlib import aclosing
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Self, TypeVar
-
-import grpc.aio
+from typing import TYPE_CHECKING, Self
 
 from tachikoma.client import wire
 from tachikoma.client.batches import BatchMethods
 from tachikoma.client.connection import Connection
 from tachikoma.client.interactive import AsyncSession
+from tachikoma.client.model_stream import ModelStream
 from tachikoma.client.oversight import OversightCalls
 from tachikoma.client.profile import Profile
-from tachikoma.client.retry import Attempts, leave
-from tachikoma.client.streams import OutputStream
+from tachikoma.client.retry import DEFAULT_RECONNECT, Attempts, leave
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
+from tachikoma.vocabulary.durations import as_duration
+from tachikoma.vocabulary.messages import OutputKind
 from tachikoma.vocabulary.requests import ExecRequest, WindowSize
-from tachikoma.vocabulary.results import Approval, CancelResponse, ExecOutput, ExecResponse, ExecStatus, OutputKind
+from tachikoma.vocabulary.results import Approval, CancelResponse, ExecOutput, ExecResponse, ExecStatus
 from tachikoma.vocabulary.states import ExecState
-from tachikoma.vocabulary.types import as_duration
 
 if TYPE_CHECKING:
-    from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionAsyncStub
+    pass
 
-__all__ = ["DEFAULT_RECONNECT", "AsyncClient"]
-
-#: How long a broken connection is tried again by default.
-DEFAULT_RECONNECT = timedelta(minutes=5)
-
-A = TypeVar("A")
+__all__ = ["AsyncClient"]
 
 
 class AsyncClient(BatchMethods, OversightCalls):
@@ -93,18 +87,6 @@ class AsyncClient(BatchMethods, OversightCalls):
         await asyncio.gather(*(self._leave(exec_id) for exec_id in tuple(self._attended)))
         await self._connection.close()
 
-    async def _call(
-        self, rpc: Callable[[RemoteExecutionAsyncStub], Awaitable[A]], *, repeat: bool = True, subject: str = ""
-    ) -> A:
-        """Make a call, and repeat it as `patience` and `reconnect` allow."""
-        attempts = Attempts(self._patience, self._reconnect if repeat else timedelta(0), subject)
-        while True:
-            attempts.connected(await self._connection.ready(subject))
-            try:
-                return await rpc(self._connection.stub())
-            except grpc.aio.AioRpcError as error:
-                await attempts.wait_or_raise(error, self._connection.error_of(error))
-
     # --- executions ---------------------------------------------------------------------------------------------------
 
     async def execute(self, request: ExecRequest) -> ExecResponse:
@@ -135,7 +117,7 @@ class AsyncClient(BatchMethods, OversightCalls):
         """
         message = wire.request_to_pb(request)
         attempts = Attempts(self._patience, self._reconnect, request.id)
-        output = OutputStream(self._connection, attempts, lambda stub: stub.ExecuteStream(message))
+        output = ModelStream(self._connection, attempts, lambda stub: stub.ExecuteStream(message))
         if not detach:
             self._attended.add(request.id)
         try:
@@ -170,7 +152,7 @@ class AsyncClient(BatchMethods, OversightCalls):
             follow: wait for further output until the execution ends.
         """
         message = pb.AttachRequest(id=exec_id, after_seq=after_seq, no_follow=not follow)
-        stream = OutputStream(
+        stream = ModelStream(
             self._connection, Attempts(self._patience, self._reconnect, exec_id), lambda stub: stub.Attach(message),
             after_seq=after_seq, follow=follow,
         )  # fmt: skip

@@ -20,7 +20,7 @@ from tachikoma.client.diagnosis import Trouble, diagnose
 from tachikoma.client.profile import Profile
 from tachikoma.client.rpc_errors import error_from_rpc
 from tachikoma.client.traced_channel import traced
-from tachikoma.config.channels import KEEPALIVE_OPTIONS, proxy_hint, proxy_options, target_of
+from tachikoma.config.channels import KEEPALIVE_OPTIONS, MAX_MESSAGE_BYTES, proxy_hint, proxy_options, target_of
 from tachikoma.config.logs import get_logger
 from tachikoma.errors import FailedPrecondition, TachikomaError, Unauthenticated, Unavailable
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionStub
@@ -29,7 +29,6 @@ from tachikoma.identity.open import open_identity
 from tachikoma.identity.renewal import HALF, due
 from tachikoma.identity.spiffe import InvalidIdentity
 from tachikoma.identity.svid import Svid
-from tachikoma.vocabulary.requests import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionAsyncStub

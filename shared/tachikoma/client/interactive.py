@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 import grpc.aio
 
 from tachikoma.client.connection import Connection
+from tachikoma.client.model_stream import ModelStream
 from tachikoma.client.retry import Attempts, leave
-from tachikoma.client.streams import OutputStream
 from tachikoma.errors import FailedPrecondition
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.sessions.frames import INPUT_CREDIT_BYTES, MAX_DATA_BYTES, SignalName
+from tachikoma.vocabulary.messages import OutputKind
 from tachikoma.vocabulary.requests import WindowSize
-from tachikoma.vocabulary.results import ExecOutput, InputAccepted, OutputKind
+from tachikoma.vocabulary.results import ExecOutput, InputAccepted
 
 if TYPE_CHECKING:
     from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionAsyncStub
@@ -74,7 +75,7 @@ class AsyncSession:
         self._first = first
         #: The window that output so far is drawn for; None for the output itself.
         self._screen = first.attach.screen if first.attach.HasField("screen") else None
-        self._stream = OutputStream(
+        self._stream = ModelStream(
             connection, attempts, self._open, after_seq=after_seq, changes=True, reopen=self._reopen
         )
         #: Number of input bytes so far; None until the server says where the input of an older session continues.

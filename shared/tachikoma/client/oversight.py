@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tachikoma.client import wire
 from tachikoma.client.retry import Calls
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
-from tachikoma.vocabulary.types import as_duration
+from tachikoma.vocabulary.durations import as_duration
 
 if TYPE_CHECKING:
     from grpc.aio import UnaryStreamCall

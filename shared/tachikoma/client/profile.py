@@ -6,16 +6,17 @@ it.
 
 from __future__ import annotations
 
+import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
-from pydantic import ValidationError
 
 from tachikoma.client import PROFILE_VARIABLE
 from tachikoma.errors import ConfigurationError
-from tachikoma.identity.open import IdentityPlace
-from tachikoma.vocabulary.model import Model, describe_validation_error
+from tachikoma.identity.open import identity_place
+from tachikoma.vocabulary.field_comments import DocumentedFields
 
 __all__ = ["PROFILE_VARIABLE", "Profile", "default_identity_path", "default_profile_path"]
 
@@ -31,7 +32,17 @@ def default_identity_path(trust_domain: str) -> Path:
     return platformdirs.user_data_path("tachikoma") / "identities" / trust_domain
 
 
-class Profile(Model):
+#: The attributes by their names in the file.
+_NAMES = {
+    "address": "address", "serverName": "server_name", "identity": "identity", "trustDomain": "trust_domain",
+}  # fmt: skip
+#: Those that each profile has.
+_REQUIRED = ("address", "serverName")
+
+
+# No model of pydantic, whose import would take most of the time of a short command.
+@dataclass(frozen=True, slots=True)
+class Profile:
     """The address of an orchestrator, and the identity of its client."""
 
     #: host:port of the orchestrator's gRPC server, or of several with commas. The first one that accepts is used.
@@ -40,9 +51,14 @@ class Profile(Model):
     server_name: str
     #: Folder with svid.pem, svid_key.pem and svid_bundle.pem, or unix:///path of the SPIFFE Workload API. None: the
     #: Workload API that SPIFFE_ENDPOINT_SOCKET names.
-    identity: IdentityPlace | None = None
+    identity: str | Path | None = None
     #: Trust domain of the orchestrator; empty if it is the client's own.
     trust_domain: str = ""
+
+    def __post_init__(self) -> None:
+        """Make a path of the name of a folder."""
+        if self.identity is not None:
+            object.__setattr__(self, "identity", identity_place(self.identity))
 
     @classmethod
     def load(cls, path: Path | None = None) -> Profile:
@@ -56,7 +72,7 @@ class Profile(Model):
         """
         path = path or default_profile_path()
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            return cls._of(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise ConfigurationError(
                 f"there is no client profile at {path}; log in with a token "
@@ -64,12 +80,37 @@ class Profile(Model):
             ) from None
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"cannot read the client profile {path}: {error}") from error
-        except ValidationError as error:
-            raise ConfigurationError(f"the client profile {path}: {describe_validation_error(error)}") from None
+        except json.JSONDecodeError as error:
+            raise ConfigurationError(f"the client profile {path} is not JSON: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise ConfigurationError(f"the client profile {path}: {error}") from None
+
+    @classmethod
+    def _of(cls, content: object) -> Profile:
+        """Return the profile that a file contains. Raises ValueError if it has a mistake; the message names it."""
+        if not isinstance(content, dict):
+            raise ValueError("must be a JSON object")
+        values: dict[str, str] = {}
+        for name, value in content.items():
+            if name not in _NAMES:
+                raise ValueError(f"{name[:80]!r} is no field; the fields are {', '.join(_NAMES)}")
+            if isinstance(value, str):
+                values[_NAMES[name]] = value
+            elif name != "identity" or value is not None:
+                raise ValueError(f"{name}: must be text")
+        missing = [name for name in _REQUIRED if _NAMES[name] not in values]
+        if missing:
+            raise ValueError(f"{' and '.join(missing)}: must be set")
+        return cls(**values)
 
     def save(self, path: Path) -> None:
         """Write the profile, as a whole or not at all."""
+        content = {name: getattr(self, attribute) for name, attribute in _NAMES.items()}
+        content["identity"] = None if self.identity is None else str(self.identity)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(self.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         temporary.replace(path)
+
+
+Profile.__doc__ = DocumentedFields.of(Profile)

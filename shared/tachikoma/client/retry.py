@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -21,12 +20,14 @@ if TYPE_CHECKING:
     from tachikoma.client.connection import Connection
     from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionAsyncStub
 
-__all__ = ["LEAVE_SECONDS", "Attempts", "Calls", "leave"]
+__all__ = ["DEFAULT_RECONNECT", "LEAVE_SECONDS", "Attempts", "Calls", "leave"]
 
 log = get_logger(__name__)
 
 A = TypeVar("A")
 
+#: How long a broken connection is tried again by default.
+DEFAULT_RECONNECT = timedelta(minutes=5)
 #: The first and the longest delay between attempts to resume a broken call.
 BACKOFF_SECONDS = (0.1, 2.0)
 #: Delay of a refusal for a limit that names none.
@@ -41,7 +42,7 @@ LEAVE_SECONDS = 5.0
 ARRIVAL_SECONDS = 0.5
 
 
-class Calls(ABC):
+class Calls:
     """Calls of a client, over its one connection."""
 
     #: How long a call waits for rate limits and full queues.
@@ -50,7 +51,6 @@ class Calls(ABC):
     _reconnect: timedelta
     _connection: Connection
 
-    @abstractmethod
     async def _call(
         self, rpc: Callable[[RemoteExecutionAsyncStub], Awaitable[A]], *, repeat: bool = True, subject: str = ""
     ) -> A:
@@ -61,6 +61,13 @@ class Calls(ABC):
             repeat: whether a call whose connection broke may be made again, since its second run changes nothing.
             subject: id of the execution or batch that the call starts; errors name it. Empty if there is none.
         """
+        attempts = Attempts(self._patience, self._reconnect if repeat else timedelta(0), subject)
+        while True:
+            attempts.connected(await self._connection.ready(subject))
+            try:
+                return await rpc(self._connection.stub())
+            except grpc.aio.AioRpcError as error:
+                await attempts.wait_or_raise(error, self._connection.error_of(error))
 
 
 class Attempts:

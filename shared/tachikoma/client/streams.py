@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterator
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import grpc.aio
 
-from tachikoma.client import wire
 from tachikoma.client.connection import Connection
 from tachikoma.client.retry import Attempts
 from tachikoma.errors import OutputAltered
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.streams.frames import OutputCheck
-from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus, OutputKind
+from tachikoma.vocabulary.messages import Message, Result, Status
 from tachikoma.vocabulary.states import ExecState
 
 if TYPE_CHECKING:
@@ -33,9 +33,12 @@ if TYPE_CHECKING:
 
 __all__ = ["OutputStream"]
 
+#: A form of the messages.
+M = TypeVar("M", bound=Message)
 
-class OutputStream:
-    """The messages of one output stream, over as many calls as it takes."""
+
+class OutputStream(ABC, Generic[M]):
+    """The messages of one output stream, over as many calls as it takes. A subclass decides their form."""
 
     def __init__(
         self,
@@ -68,9 +71,17 @@ class OutputStream:
         self._reopen = reopen
         self._check = OutputCheck(from_start=not after_seq)
         #: The latest status; None until the server has accepted the request.
-        self._status: ExecStatus | None = None
+        self._status: Status | None = None
 
-    async def read(self) -> AsyncGenerator[ExecOutput]:
+    @abstractmethod
+    def _message(self, received: pb.ExecOutput) -> M:
+        """Read a message that the server sent. Raises ServerError if this client cannot read it."""
+
+    @abstractmethod
+    def _gap(self, exec_id: str, seq: int, missing_bytes: int) -> M:
+        """Make the message about bytes that never came, after the chunk with a number."""
+
+    async def read(self) -> AsyncGenerator[M]:
         """Yield the messages in their order, each once.
 
         Raises:
@@ -83,7 +94,7 @@ class OutputStream:
             try:
                 async for message in call:
                     self._attempts.answered()
-                    for output in self._accept(wire.output_from_pb(message)):
+                    for output in self._accept(self._message(message)):
                         self._attempts.succeeded()
                         yield output
                 return
@@ -103,7 +114,7 @@ class OutputStream:
         message = pb.AttachRequest(id=exec_id, after_seq=self._after_seq, no_follow=not self._follow)
         return lambda stub: stub.Attach(message)
 
-    def _accept(self, output: ExecOutput) -> Iterator[ExecOutput]:
+    def _accept(self, output: M) -> Iterator[M]:
         """Take a message from the server; yield the messages that it adds to the stream."""
         if output.status is not None and not self._is_new(output.status):
             return
@@ -114,7 +125,7 @@ class OutputStream:
         self._after_seq = max(self._after_seq, output.seq)
         yield output
 
-    def _is_new(self, status: ExecStatus) -> bool:
+    def _is_new(self, status: Status) -> bool:
         """Remember a status; return False if it is the one that a resumed stream repeats first."""
         before, self._status = self._status, status
         if before is None:
@@ -122,14 +133,14 @@ class OutputStream:
         reported = self._changes or before.state is ExecState.PENDING_APPROVAL
         return reported and (status.state, status.observers) != (before.state, before.observers)
 
-    def _missing(self, output: ExecOutput, result: ExecResponse) -> Iterator[ExecOutput]:
+    def _missing(self, output: M, result: Result) -> Iterator[M]:
         """Yield a gap for the bytes that the agent wrote and the server neither sent nor reported missing."""
         if missing := self._check.missing(result):
-            gap = ExecOutput(id=output.id, kind=OutputKind.GAP, seq=self._after_seq, missing_bytes=missing)
+            gap = self._gap(output.id, self._after_seq, missing)
             self._check.add(gap)
             yield gap
 
-    def _raise_if_altered(self, result: ExecResponse) -> None:
+    def _raise_if_altered(self, result: Result) -> None:
         if stream := self._check.altered(result):
             raise OutputAltered(
                 f"the {stream} of {result.id} that arrived is not the one that its agent signed; "

@@ -17,10 +17,10 @@ from pathlib import Path
 from types import GenericAlias, TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, get_args, get_type_hints
 
-from tachikoma.client.aio import DEFAULT_RECONNECT, AsyncClient
+from tachikoma.client.aio import AsyncClient
 from tachikoma.client.interactive import AsyncSession
 from tachikoma.client.profile import Profile
-from tachikoma.client.retry import LEAVE_SECONDS
+from tachikoma.client.retry import DEFAULT_RECONNECT, LEAVE_SECONDS
 from tachikoma.sessions.frames import SignalName
 from tachikoma.vocabulary.requests import WindowSize
 from tachikoma.vocabulary.results import ExecOutput, InputAccepted

@@ -31,8 +31,8 @@ from tachikoma.client.converters import (
 )
 from tachikoma.errors import InvalidRequest, ServerError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
-from tachikoma.vocabulary.isolation import IsolationReport
 from tachikoma.vocabulary.limits import ResourceLimits, ResourceUsage
+from tachikoma.vocabulary.messages import OutputKind
 from tachikoma.vocabulary.requests import ExecRequest, Terminal
 from tachikoma.vocabulary.results import (
     Approval,
@@ -43,8 +43,8 @@ from tachikoma.vocabulary.results import (
     ExecStatus,
     ExecTransition,
     InputAccepted,
+    IsolationReport,
     KillReceipt,
-    OutputKind,
     OutputSummary,
 )
 from tachikoma.vocabulary.states import ExecState

@@ -10,7 +10,11 @@ from typing import Final
 from tachikoma.errors import ConfigurationError, Unavailable
 from tachikoma.vocabulary.addresses import HostPort, host_of
 
-__all__ = ["KEEPALIVE_OPTIONS", "is_local", "proxy_hint", "proxy_options", "target_of"]
+__all__ = ["KEEPALIVE_OPTIONS", "MAX_MESSAGE_BYTES", "is_local", "proxy_hint", "proxy_options", "target_of"]
+
+#: Largest gRPC message in either direction: a request with its standard input, or a response with two streams of output
+#: of up to 16 MiB each. Client and server must agree on it.
+MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 
 #: A call may wait for hours, so a silent connection is tested after 8 s, and the answer may take 5 s. The server uses
 #: the same times. gRPC ends a connection by the ping timeout, whose default is a minute, and not by the keepalive's.

@@ -27,7 +27,7 @@ import grpc
 
 from tachikoma.config.logs import get_logger
 from tachikoma.errors import TachikomaError
-from tachikoma.vocabulary.types import ID_PATTERN
+from tachikoma.vocabulary.identifiers import ID_PATTERN
 
 __all__ = ["Breadcrumb", "Budget", "before_send", "breadcrumbs", "budget", "execution", "process_tags"]
 

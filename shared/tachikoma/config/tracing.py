@@ -23,11 +23,13 @@ from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from tachikoma.config import stages
 from tachikoma.vocabulary.clock import now_ms, to_ns
-from tachikoma.vocabulary.trace_context import TRACEPARENT, OrderTrace, TraceParent
+from tachikoma.vocabulary.trace_context import TRACEPARENT, TraceParent
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, SpanKind, Tracer
+
+    from tachikoma.vocabulary.order_trace import OrderTrace
 
 __all__ = [
     "Attributes",
@@ -163,6 +165,9 @@ def order_trace(exec_id: str) -> OrderTrace | None:
         _Process.remembered[exec_id] = parent
         while len(_Process.remembered) > MAX_REMEMBERED:
             _Process.remembered.popitem(last=False)
+    # Imported here: with it comes pydantic, which a short command of the client does not need.
+    from tachikoma.vocabulary.order_trace import OrderTrace
+
     return OrderTrace(parent=str(parent), signed_ms=now_ms())
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -208,7 +209,7 @@ class Stack:
         """Issue an identity and return a client profile with it."""
         name = spiffe_id.path.strip("/").replace("/", "-")
         self._identities.issue(spiffe_id, name)
-        return self.profile().model_copy(update={"identity": self.identity(name)})
+        return replace(self.profile(), identity=self.identity(name))
 
     # --- start --------------------------------------------------------------------------------------------------------
 

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, TypeAlias
-
-from pydantic import AfterValidator
 
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.svid import SvidSource
 
-__all__ = ["ENDPOINT_VARIABLE", "IdentityPlace", "open_identity"]
+__all__ = ["ENDPOINT_VARIABLE", "identity_place", "open_identity"]
 
 #: Environment variable with the address of the Workload API (SPIFFE Workload Endpoint, section 4).
 ENDPOINT_VARIABLE = "SPIFFE_ENDPOINT_SOCKET"
 
 
-def _place(value: str | Path) -> str | Path:
+def identity_place(value: str | Path) -> str | Path:
+    """Return a source as `open_identity` takes it: `unix:///path` as it is, any other text as the path of a folder."""
     return value if str(value).startswith("unix:") else Path(value)
-
-
-#: A setting for the source of an identity: a folder, or `unix:///path` of the Workload API.
-IdentityPlace: TypeAlias = Annotated[str | Path, AfterValidator(_place)]
 
 
 def open_identity(place: str | Path | None) -> SvidSource:

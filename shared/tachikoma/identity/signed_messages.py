@@ -10,14 +10,13 @@ from tachikoma.identity.signing import Claims
 from tachikoma.vocabulary.audit import AuditedRequest
 from tachikoma.vocabulary.formats import FORMATS
 from tachikoma.vocabulary.grants import Digest, Grant
-from tachikoma.vocabulary.isolation import IsolationReport
 from tachikoma.vocabulary.labels import BoundLabels
 from tachikoma.vocabulary.limits import ResourceUsage
 from tachikoma.vocabulary.model import OMITTED_IF_NONE
+from tachikoma.vocabulary.order_trace import OrderTrace
 from tachikoma.vocabulary.requests import ExecRequest
-from tachikoma.vocabulary.results import KillReceipt
+from tachikoma.vocabulary.results import IsolationReport, KillReceipt
 from tachikoma.vocabulary.states import ExecState
-from tachikoma.vocabulary.trace_context import OrderTrace
 from tachikoma.vocabulary.types import Identifier, Milliseconds
 
 __all__ = [

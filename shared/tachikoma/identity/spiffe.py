@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from tachikoma.vocabulary.types import is_identifier
+from tachikoma.vocabulary.identifiers import is_identifier
 
 __all__ = [
     "InvalidIdentity",

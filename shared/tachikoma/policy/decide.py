@@ -30,7 +30,8 @@ from tachikoma.vocabulary.grants import Grant
 from tachikoma.vocabulary.isolation import strictest
 from tachikoma.vocabulary.limits import OutputLimit, WhenFull, capability_mask
 from tachikoma.vocabulary.recordings import NOT_RECORDED, RecordMode, RecordRule
-from tachikoma.vocabulary.requests import DEFAULT_TIMEOUT, ExecRequest
+from tachikoma.vocabulary.request_rules import DEFAULT_TIMEOUT
+from tachikoma.vocabulary.requests import ExecRequest
 
 __all__ = ["NO_LABELS", "SEARCH_PATH", "PolicySet"]
 

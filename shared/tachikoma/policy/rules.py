@@ -16,9 +16,9 @@ from tachikoma.policy.compiled import CompiledPolicy
 from tachikoma.policy.effort import Effort
 from tachikoma.policy.hazards.environment import forbidden, steers_programs
 from tachikoma.policy.hazards.programs import ProgramKind, kind_of
+from tachikoma.vocabulary.durations import format_duration
 from tachikoma.vocabulary.grants import GrantedExecutable
 from tachikoma.vocabulary.requests import ExecRequest
-from tachikoma.vocabulary.types import format_duration
 
 __all__ = ["ROOT", "RULES", "RULES_OF_COMMANDS", "Case", "Command", "Rule", "refusing_rule"]
 

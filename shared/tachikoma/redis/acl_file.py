@@ -15,7 +15,7 @@ from tachikoma.redis.users import (
     SENTINEL_PEER_RULES,
     rules,
 )
-from tachikoma.vocabulary.types import is_identifier
+from tachikoma.vocabulary.identifiers import is_identifier
 
 __all__ = ["acl_file", "agents_in", "sentinel_acl_file"]
 

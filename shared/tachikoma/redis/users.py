@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tachikoma.errors import ConfigurationError
 from tachikoma.redis import keys
-from tachikoma.vocabulary.types import is_identifier
+from tachikoma.vocabulary.identifiers import is_identifier
 
 __all__ = [
     "ADMIN",

@@ -33,11 +33,13 @@ from tachikoma.vocabulary.batches import (
     StopCause,
 )
 from tachikoma.vocabulary.clock import duration_ms, milliseconds
+from tachikoma.vocabulary.durations import format_duration
 from tachikoma.vocabulary.limits import ResourceLimits
 from tachikoma.vocabulary.model import Model
-from tachikoma.vocabulary.requests import MAX_TIMEOUT, ExecRequest
+from tachikoma.vocabulary.request_rules import MAX_TIMEOUT
+from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.schedules import Missed, Overlap
-from tachikoma.vocabulary.types import Duration, Identifier, format_duration
+from tachikoma.vocabulary.types import Duration, Identifier
 
 __all__ = [
     "BatchRules",

@@ -12,7 +12,7 @@ import re
 import struct
 from dataclasses import dataclass
 
-from tachikoma.vocabulary.results import ExecOutput, ExecResponse, OutputKind
+from tachikoma.vocabulary.messages import Message, OutputKind, Result
 
 __all__ = [
     "FIELD", "READER_LEFT", "STDERR", "STDOUT", "Frame", "OutputCheck", "entry_id", "parse_reader_position",
@@ -106,7 +106,7 @@ class OutputCheck:
         self._accounted: int | None = 0 if from_start else None
         self._digests = {OutputKind.STDOUT: hashlib.sha256(), OutputKind.STDERR: hashlib.sha256()}
 
-    def add(self, output: ExecOutput) -> None:
+    def add(self, output: Message) -> None:
         """Add the next message."""
         if output.kind is OutputKind.SCREEN:
             # It replaces all bytes before its place, so they cannot be compared.
@@ -119,12 +119,12 @@ class OutputCheck:
         elif self._whole and output.kind in self._digests:
             self._digests[output.kind].update(output.data)
 
-    def missing(self, result: ExecResponse) -> int:
+    def missing(self, result: Result) -> int:
         """Return the number of bytes that were neither received nor reported as missing; 0 if it is unknown."""
         total = result.stdout_summary.total_bytes + result.stderr_summary.total_bytes
         return max(0, total - self._accounted) if self._accounted is not None else 0
 
-    def altered(self, result: ExecResponse) -> str:
+    def altered(self, result: Result) -> str:
         """Return the name of an output stream that was changed; "" if none was, or the check is not possible."""
         if not self._whole:
             return ""

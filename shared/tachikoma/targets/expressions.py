@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from tachikoma.errors import InvalidRequest
 from tachikoma.policy.patterns import AgentSelector, PatternError
 from tachikoma.targets.nodesets import MAX_NAMES, expand, in_order
-from tachikoma.vocabulary.types import is_identifier
+from tachikoma.vocabulary.identifiers import is_identifier
 
 __all__ = ["read_lines", "resolve"]
 

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from tachikoma.errors import InvalidRequest
-from tachikoma.vocabulary.types import is_identifier
+from tachikoma.vocabulary.identifiers import is_identifier
 
 __all__ = ["MAX_NAMES", "expand", "fold", "in_order"]
 

@@ -13,9 +13,11 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from tachikoma.errors import ExecutionFailed
+from tachikoma.vocabulary.identifiers import new_id
 from tachikoma.vocabulary.limits import ResourceLimits
 from tachikoma.vocabulary.model import CallersModel, Model, describe_validation_error
-from tachikoma.vocabulary.requests import MAX_ARGUMENTS, MAX_STDIN_BYTES, MAX_TIMEOUT, ExecRequest, new_id
+from tachikoma.vocabulary.request_rules import MAX_ARGUMENTS, MAX_STDIN_BYTES, MAX_TIMEOUT
+from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.types import Base64, Duration, Identifier, Timestamp
 
 __all__ = [

@@ -1,15 +1,10 @@
-"""Isolation of executions from each other and from the agent: levels, temporary folders, and what a receipt says."""
+"""Isolation of executions from each other and from the agent: levels, temporary folders, and the stricter of two."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
 
-from pydantic import Field
-
-from tachikoma.vocabulary.model import Model
-
-__all__ = ["Isolation", "IsolationReport", "TmpScope", "strictest", "strictest_tmp"]
+__all__ = ["Isolation", "TmpScope", "strictest", "strictest_tmp"]
 
 
 class Isolation(StrEnum):
@@ -42,21 +37,6 @@ class TmpScope(StrEnum):
     def rank(self) -> int:
         """Return the number of the scope, higher for a narrower one; the spawner's protocol has the same numbers."""
         return list(TmpScope).index(self)
-
-
-class IsolationReport(Model):
-    """The isolation of an execution, as its agent reports it."""
-
-    #: The level.
-    level: Isolation
-    #: Whose temporary folders the command had.
-    tmp: TmpScope
-    #: True if policy let a command of root reach the host.
-    host_access: bool = False
-    #: Parts of the isolation that the kernel enforced, such as "processes" or "network".
-    parts: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Field(max_length=32)] = ()
-    #: Parts of the level that this host's kernel cannot enforce.
-    missing: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=32)] = ()
 
 
 def strictest(*levels: Isolation | None) -> Isolation | None:

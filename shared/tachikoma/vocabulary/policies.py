@@ -11,7 +11,7 @@ from tachikoma.vocabulary.isolation import Isolation, TmpScope
 from tachikoma.vocabulary.limits import MAX_KILL_GRACE, OutputLimit, ResourceLimits, capability_mask
 from tachikoma.vocabulary.model import Model
 from tachikoma.vocabulary.recordings import RecordMode
-from tachikoma.vocabulary.requests import DEFAULT_TIMEOUT, MAX_TIMEOUT
+from tachikoma.vocabulary.request_rules import DEFAULT_TIMEOUT, MAX_TIMEOUT
 from tachikoma.vocabulary.types import Duration, Identifier, Network, Timestamp
 
 __all__ = ["ExecPolicy", "PolicyStatus", "RateLimitConfig"]

@@ -1,8 +1,7 @@
-"""Requests to run a command, and their bounds."""
+"""Requests to run a command."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,79 +11,28 @@ from pydantic import Field, ValidationError, field_validator
 
 from tachikoma.errors import InvalidRequest
 from tachikoma.vocabulary.field_comments import DocumentedFields
+from tachikoma.vocabulary.identifiers import new_id
 from tachikoma.vocabulary.isolation import Isolation
 from tachikoma.vocabulary.limits import ResourceLimits
 from tachikoma.vocabulary.model import OMITTED_IF_NONE, CallersModel, describe_validation_error
+from tachikoma.vocabulary.request_rules import (
+    MAX_ARGUMENTS,
+    MAX_ENVIRONMENT_ENTRIES,
+    MAX_STDIN_BYTES,
+    check_command,
+    check_environment,
+    check_timeout,
+    check_user,
+    check_work_dir,
+)
 from tachikoma.vocabulary.types import Base64, Duration, Identifier, Timestamp
 
 __all__ = [
-    "DEFAULT_TIMEOUT",
-    "MAX_ARGUMENTS",
-    "MAX_COMMAND_BYTES",
-    "MAX_ENVIRONMENT_BYTES",
-    "MAX_ENVIRONMENT_ENTRIES",
-    "MAX_MESSAGE_BYTES",
-    "MAX_PATH_BYTES",
-    "MAX_STDIN_BYTES",
-    "MAX_TIMEOUT",
     "ExecRequest",
     "Terminal",
     "WindowSize",
-    "encoded",
     "make_request",
-    "new_id",
 ]
-
-#: Largest number of elements of an argv.
-MAX_ARGUMENTS = 1024
-
-#: Largest number of bytes of an argv, each element counted with its closing NUL.
-MAX_COMMAND_BYTES = 128 * 1024
-
-#: Largest number of entries of an environment.
-MAX_ENVIRONMENT_ENTRIES = 256
-
-#: Largest number of bytes of an environment, each entry counted as NAME=value and NUL.
-MAX_ENVIRONMENT_BYTES = 128 * 1024
-
-#: Largest number of bytes of standard input in a request.
-MAX_STDIN_BYTES = 4 * 1024 * 1024
-
-#: Largest gRPC message in either direction: a request with its standard input, or a response with two streams of output
-#: of up to 16 MiB each. Client and server must agree on it.
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-
-#: Largest number of bytes of the path of a working directory (PATH_MAX of Linux).
-MAX_PATH_BYTES = 4096
-
-#: Longest time that a command may run, and that a request may wait.
-MAX_TIMEOUT = timedelta(days=7)
-
-#: Longest run time of a command if neither its request nor its policy sets a shorter one.
-DEFAULT_TIMEOUT = timedelta(hours=1)
-
-
-def new_id() -> str:
-    """Return a new execution id of 96 random bits, which cannot be guessed."""
-    return secrets.token_hex(12)
-
-
-def _no_nul(value: str, what: str) -> None:
-    if "\0" in value:
-        raise ValueError(f"{what} contains a NUL character, which cannot be passed to a program")
-
-
-def encoded(value: str) -> bytes:
-    """Return text as UTF-8, the encoding of arguments and names.
-
-    Raises:
-        ValueError: the text cannot be encoded.
-    """
-    try:
-        return value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"{value[:80]!r} is not valid UTF-8") from None
-
 
 #: A number of rows, columns or pixels; the kernel stores 16 bits of it (ioctl_tty(2), TIOCSWINSZ).
 _Cells = Annotated[int, Field(ge=0, le=0xFFFF)]
@@ -196,56 +144,32 @@ class ExecRequest(CallersModel):
     @field_validator("command")
     @classmethod
     def _command_bounds(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value[0]:
-            raise ValueError("the first element, the program, is empty")
-        for number, argument in enumerate(value):
-            _no_nul(argument, f"element {number}")
-        size = sum(len(encoded(argument)) + 1 for argument in value)
-        if size > MAX_COMMAND_BYTES:
-            raise ValueError(f"is {size} bytes; at most {MAX_COMMAND_BYTES} are allowed")
+        check_command(value)
         return value
 
     @field_validator("environment")
     @classmethod
     def _environment_bounds(cls, value: dict[str, str]) -> dict[str, str]:
-        size = 0
-        for name, content in value.items():
-            if not name or "=" in name:
-                raise ValueError(f"{name[:80]!r} is not a variable name")
-            _no_nul(name, "a name")
-            _no_nul(content, f"the value of {name[:80]}")
-            size += len(encoded(name)) + len(encoded(content)) + 2
-        if size > MAX_ENVIRONMENT_BYTES:
-            raise ValueError(f"is {size} bytes; at most {MAX_ENVIRONMENT_BYTES} are allowed")
+        check_environment(value)
         return value
 
     @field_validator("work_dir")
     @classmethod
     def _absolute(cls, value: str) -> str:
-        _no_nul(value, "the path")
-        if value and not value.startswith("/"):
-            raise ValueError(f"{value[:80]!r} is not an absolute path")
-        if len(encoded(value)) > MAX_PATH_BYTES:
-            raise ValueError(f"is longer than {MAX_PATH_BYTES} bytes")
+        check_work_dir(value)
         return value
 
     @field_validator("user")
     @classmethod
     def _user_by_name(cls, value: str) -> str:
-        # Names only, so that no number and no '#-1' reaches the lookup (CVE-2019-14287).
-        if value and (len(value) > 32 or not (value[0].isascii() and (value[0].isalpha() or value[0] == "_"))):
-            raise ValueError(f"{value[:80]!r} is not a user name; numeric ids are not accepted")
-        if not all(c.isascii() and (c.isalnum() or c in "_.-$") for c in value):
-            raise ValueError(f"{value[:80]!r} is not a user name")
+        check_user(value)
         return value
 
     @field_validator("timeout")
     @classmethod
     def _positive(cls, value: timedelta | None) -> timedelta | None:
-        if value is not None and value <= timedelta(0):
-            raise ValueError("must be longer than zero")
-        if value is not None and value > MAX_TIMEOUT:
-            raise ValueError(f"must not be longer than {MAX_TIMEOUT.days} days")
+        if value is not None:
+            check_timeout(value)
         return value
 
 

@@ -10,10 +10,12 @@ from typing import Annotated, Any, Self
 from pydantic import Field
 
 from tachikoma.errors import ExecutionFailed
-from tachikoma.vocabulary.isolation import IsolationReport
+from tachikoma.vocabulary.isolation import Isolation, TmpScope
 from tachikoma.vocabulary.limits import ResourceLimits, ResourceUsage
+from tachikoma.vocabulary.messages import OutputKind
 from tachikoma.vocabulary.model import Model
-from tachikoma.vocabulary.requests import DEFAULT_TIMEOUT, ExecRequest
+from tachikoma.vocabulary.request_rules import DEFAULT_TIMEOUT
+from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState
 from tachikoma.vocabulary.types import Base64, Duration, Identifier, Timestamp
 
@@ -26,8 +28,8 @@ __all__ = [
     "ExecStatus",
     "ExecTransition",
     "InputAccepted",
+    "IsolationReport",
     "KillReceipt",
-    "OutputKind",
     "OutputSummary",
 ]
 
@@ -54,6 +56,21 @@ class OutputSummary(Model):
     sha256: str = ""
     #: True if the response contains only the head and the tail of the stream.
     truncated: bool = False
+
+
+class IsolationReport(Model):
+    """The isolation of an execution, as its agent reports it."""
+
+    #: The level.
+    level: Isolation
+    #: Whose temporary folders the command had.
+    tmp: TmpScope
+    #: True if policy let a command of root reach the host.
+    host_access: bool = False
+    #: Parts of the isolation that the kernel enforced, such as "processes" or "network".
+    parts: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Field(max_length=32)] = ()
+    #: Parts of the level that this host's kernel cannot enforce.
+    missing: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=32)] = ()
 
 
 class ExecResponse(Model):
@@ -211,25 +228,6 @@ class Approval(Model):
     policy: str
     #: Resource limits of the command, those of policy included.
     limits: ResourceLimits = ResourceLimits()
-
-
-class OutputKind(StrEnum):
-    """The kind of an `ExecOutput`."""
-
-    #: A chunk of standard output.
-    STDOUT = "stdout"
-    #: A chunk of standard error.
-    STDERR = "stderr"
-    #: A change of the execution's status.
-    STATUS = "status"
-    #: Bytes of the output are missing here.
-    GAP = "gap"
-    #: The result, which ends the stream.
-    RESULT = "result"
-    #: Progress of an interactive execution in taking input.
-    ACCEPTED = "accepted"
-    #: A drawing of the terminal's screen, in place of the output so far.
-    SCREEN = "screen"
 
 
 class InputAccepted(Model):

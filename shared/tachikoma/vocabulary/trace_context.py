@@ -6,11 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict
-
-from tachikoma.vocabulary.types import Milliseconds
-
-__all__ = ["METADATA_KEY", "TRACEPARENT", "OrderTrace", "TraceParent"]
+__all__ = ["METADATA_KEY", "TRACEPARENT", "TraceParent"]
 
 #: Name of the variable that contains a `traceparent`, as OpenTelemetry passes it to processes.
 TRACEPARENT = "TRACEPARENT"
@@ -51,15 +47,3 @@ class TraceParent:
 
     def __str__(self) -> str:
         return f"00-{self.trace_id}-{self.span_id}-{self.flags:02x}"
-
-
-class OrderTrace(BaseModel):
-    """The trace of an order. An agent adds its spans to it; nothing else depends on it."""
-
-    # A newer writer may add fields that this version ignores.
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    #: The `traceparent` of the agent's spans.
-    parent: str
-    #: Time of the signature, in milliseconds since the epoch. The order waits from then on.
-    signed_ms: Milliseconds

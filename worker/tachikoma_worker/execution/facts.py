@@ -6,7 +6,7 @@ import time
 
 from tachikoma.vocabulary.clock import now_ms
 from tachikoma.vocabulary.limits import WhenFull
-from tachikoma.vocabulary.requests import DEFAULT_TIMEOUT
+from tachikoma.vocabulary.request_rules import DEFAULT_TIMEOUT
 from tachikoma_worker.confinement.prepare import Prepared
 from tachikoma_worker.execution.context import Context
 from tachikoma_worker.execution.interactive import session_facts

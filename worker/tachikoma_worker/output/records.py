@@ -11,9 +11,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tachikoma.vocabulary.clock import LAST_MS
-from tachikoma.vocabulary.isolation import IsolationReport
 from tachikoma.vocabulary.limits import ResourceUsage
-from tachikoma.vocabulary.results import KillReceipt
+from tachikoma.vocabulary.results import IsolationReport, KillReceipt
 from tachikoma.vocabulary.states import ExecState
 
 __all__ = ["CLIPPED", "MAX_TEXT_CHARS", "Ending", "Facts", "SessionFacts", "Totals", "receipt_text"]

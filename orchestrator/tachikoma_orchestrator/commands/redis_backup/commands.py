@@ -12,7 +12,8 @@ from tachikoma.cli.tables import printable
 from tachikoma.config.settings import read_settings
 from tachikoma.diagnosis.findings import Finding
 from tachikoma.errors import ConfigurationError
-from tachikoma.identity.open import IdentityPlace, open_identity
+from tachikoma.identity.open import open_identity
+from tachikoma.identity.place import IdentityPlace
 from tachikoma.redis.access import RedisAccess, RedisSettings
 from tachikoma.redis.users import BACKUP
 from tachikoma_orchestrator.commands.options import Identity, RedisUrl

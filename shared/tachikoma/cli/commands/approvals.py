@@ -16,8 +16,8 @@ from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, 
 from tachikoma.cli.show import age, facts, moment, short_id
 from tachikoma.cli.tables import Column, table
 from tachikoma.client.sync import Client
+from tachikoma.vocabulary.durations import format_duration
 from tachikoma.vocabulary.results import Approval, ExecStatus
-from tachikoma.vocabulary.types import format_duration
 
 __all__ = ["ReasonOption", "add_to", "quoted", "stdin_facts"]
 

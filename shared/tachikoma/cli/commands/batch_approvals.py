@@ -20,7 +20,7 @@ from tachikoma.client.sync import Client
 from tachikoma.errors import NotFound
 from tachikoma.targets.nodesets import fold
 from tachikoma.vocabulary.batches import BatchApproval, BatchStatus
-from tachikoma.vocabulary.types import format_duration
+from tachikoma.vocabulary.durations import format_duration
 
 __all__ = ["add_to"]
 

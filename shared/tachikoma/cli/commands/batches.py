@@ -22,7 +22,8 @@ from tachikoma.targets.answers import Bodies
 from tachikoma.targets.expressions import resolve
 from tachikoma.targets.nodesets import in_order
 from tachikoma.vocabulary.batches import BatchResult, BatchStatus, TargetState
-from tachikoma.vocabulary.results import ExecOutput, OutputKind
+from tachikoma.vocabulary.messages import OutputKind
+from tachikoma.vocabulary.results import ExecOutput
 
 __all__ = ["batches"]
 

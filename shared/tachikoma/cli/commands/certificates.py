@@ -15,7 +15,7 @@ from tachikoma.cli.show import clock
 from tachikoma.errors import ConfigurationError, InvalidRequest
 from tachikoma.identity.authority import CERTIFICATE_FILE, CertificateAuthority
 from tachikoma.identity.spiffe import InvalidIdentity, SpiffeId
-from tachikoma.vocabulary.types import parse_duration
+from tachikoma.vocabulary.durations import parse_duration
 
 __all__ = ["ca"]
 

@@ -17,7 +17,7 @@ from tachikoma.cli.output import Output, OutputOption, WideOption, show_list
 from tachikoma.cli.show import warn
 from tachikoma.cli.tables import Column, table
 from tachikoma.config.settings import PREFIX, SETTINGS_VARIABLE, PartSettings, origins, read_settings, variable
-from tachikoma.vocabulary.types import format_duration
+from tachikoma.vocabulary.durations import format_duration
 
 __all__ = ["config"]
 

@@ -19,8 +19,9 @@ from tachikoma.cli.commands.audit import show_events
 from tachikoma.client.sync import Client
 from tachikoma.errors import PermissionDenied, TachikomaError
 from tachikoma.vocabulary.clock import milliseconds
+from tachikoma.vocabulary.messages import OutputKind
 from tachikoma.vocabulary.requests import ExecRequest
-from tachikoma.vocabulary.results import ExecResponse, OutputKind
+from tachikoma.vocabulary.results import ExecResponse
 from tachikoma.vocabulary.states import ExecState
 
 __all__ = ["add_to"]

@@ -35,7 +35,8 @@ from tachikoma.client.aio import AsyncClient
 from tachikoma.client.interactive import AsyncSession
 from tachikoma.errors import AgentUnknown, InvalidRequest, TachikomaError
 from tachikoma.vocabulary.isolation import Isolation
-from tachikoma.vocabulary.requests import MAX_STDIN_BYTES, ExecRequest, make_request
+from tachikoma.vocabulary.request_rules import MAX_STDIN_BYTES
+from tachikoma.vocabulary.requests import ExecRequest, make_request
 from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus
 from tachikoma.vocabulary.states import ExecState
 

@@ -26,9 +26,9 @@ from tachikoma.cli.show import age, facts, moment, short_id, state_cell, warn
 from tachikoma.cli.tables import Column, table
 from tachikoma.client.sync import Client
 from tachikoma.errors import InvalidRequest, TachikomaError
+from tachikoma.vocabulary.durations import format_duration, parse_duration
 from tachikoma.vocabulary.results import CancelOutcome, CancelResponse, ExecStatus
 from tachikoma.vocabulary.states import ExecState
-from tachikoma.vocabulary.types import format_duration, parse_duration
 
 __all__ = ["add_to", "outcome_of"]
 

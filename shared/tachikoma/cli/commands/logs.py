@@ -15,7 +15,8 @@ from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, report_failu
 from tachikoma.cli.show import clock, warn
 from tachikoma.cli.tables import printable
 from tachikoma.client.aio import AsyncClient
-from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus, OutputKind
+from tachikoma.vocabulary.messages import OutputKind
+from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus
 from tachikoma.vocabulary.states import ExecState
 
 __all__ = ["BROKEN_PIPE", "add_to", "note", "note_approval", "write_message", "write_output"]

@@ -28,8 +28,8 @@ from tachikoma.cli.terminal import RESET, window_size
 from tachikoma.client.sync import Client
 from tachikoma.errors import InvalidRequest, NotFound, ServerError
 from tachikoma.sessions.asciicast import EXIT, CastEvent, CastHeader, encode_event, read_cast
+from tachikoma.vocabulary.durations import format_duration
 from tachikoma.vocabulary.recordings import RecordingInfo
-from tachikoma.vocabulary.types import format_duration
 
 __all__ = ["add_to", "recordings"]
 

@@ -42,7 +42,7 @@ from tachikoma.targets.expressions import read_lines
 from tachikoma.targets.nodesets import fold
 from tachikoma.vocabulary.batches import BatchPreview, BatchRequest, BatchResult, BatchStatus, BatchUpdate
 from tachikoma.vocabulary.model import describe_validation_error
-from tachikoma.vocabulary.requests import MAX_STDIN_BYTES
+from tachikoma.vocabulary.request_rules import MAX_STDIN_BYTES
 
 __all__ = ["add_to"]
 

@@ -24,7 +24,8 @@ from tachikoma.cli.terminal import RESET, window_size
 from tachikoma.client.aio import AsyncClient
 from tachikoma.client.sync import Client
 from tachikoma.errors import FailedPrecondition
-from tachikoma.vocabulary.results import CancelResponse, ExecStatus, OutputKind
+from tachikoma.vocabulary.messages import OutputKind
+from tachikoma.vocabulary.results import CancelResponse, ExecStatus
 
 __all__ = ["sessions"]
 

@@ -15,7 +15,8 @@ from patience import PATIENCE_SECONDS
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.streams.frames import FIELD, STDERR, STDOUT, Frame, entry_id, sequence_of
-from tachikoma.vocabulary.results import ExecOutput, ExecResponse, OutputKind
+from tachikoma.vocabulary.messages import OutputKind
+from tachikoma.vocabulary.results import ExecOutput, ExecResponse
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.executions import follower
 from tachikoma_orchestrator.executions.final_state import FinalState

@@ -8,8 +8,9 @@ from chunks import append
 from output_frames import new_log
 from tachikoma.redis.commands import Redis
 from tachikoma.streams.frames import STDOUT
+from tachikoma.vocabulary.messages import OutputKind
 from tachikoma.vocabulary.requests import WindowSize
-from tachikoma.vocabulary.results import ExecOutput, OutputKind
+from tachikoma.vocabulary.results import ExecOutput
 from tachikoma_orchestrator.executions.follower import Follower
 from tachikoma_orchestrator.sessions import restoration
 from tachikoma_orchestrator.sessions.restoration import restored_screen

@@ -14,7 +14,8 @@ from tachikoma.policy.decide import PolicySet
 from tachikoma.policy.decision import Decision
 from tachikoma.vocabulary.isolation import Isolation
 from tachikoma.vocabulary.limits import ResourceLimits
-from tachikoma.vocabulary.requests import MAX_TIMEOUT, ExecRequest, Terminal
+from tachikoma.vocabulary.request_rules import MAX_TIMEOUT
+from tachikoma.vocabulary.requests import ExecRequest, Terminal
 from tachikoma_orchestrator.admission.digests import approval_digest, request_digest
 
 ALICE = "spiffe://tachikoma.local/user/alice"

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from tachikoma.vocabulary.results import ExecOutput, ExecResponse, InputAccepted, OutputKind
+from tachikoma.vocabulary.messages import OutputKind
+from tachikoma.vocabulary.results import ExecOutput, ExecResponse, InputAccepted
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.sessions.outbox import MAX_WAITING, Outbox
 

@@ -18,8 +18,8 @@ from tachikoma.client.retry import Attempts
 from tachikoma.errors import FailedPrecondition, TachikomaError, Unavailable
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.sessions.frames import INPUT_CREDIT_BYTES, SignalName
+from tachikoma.vocabulary.messages import OutputKind
 from tachikoma.vocabulary.requests import WindowSize
-from tachikoma.vocabulary.results import OutputKind
 
 BROKEN = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata())
 REQUEST = pb.ExecInput(request=pb.ExecRequest(id="job-7", agent_id="web-1", command=["x"], interactive=True))

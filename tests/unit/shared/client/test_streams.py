@@ -21,7 +21,8 @@ from tachikoma.client.retry import Attempts
 from tachikoma.client.streams import OutputStream
 from tachikoma.errors import OutputAltered, PermissionDenied, TachikomaError, Unavailable
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
-from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus, OutputKind, OutputSummary
+from tachikoma.vocabulary.messages import OutputKind
+from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus, OutputSummary
 from tachikoma.vocabulary.states import ExecState
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)

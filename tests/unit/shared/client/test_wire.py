@@ -24,9 +24,11 @@ from tachikoma.vocabulary.agents import AgentInfo, AgentTrust, Enrolment, Revoca
 from tachikoma.vocabulary.audit import AuditedRequest, ExecAuditLog
 from tachikoma.vocabulary.batches import BatchState
 from tachikoma.vocabulary.limits import OutputLimit, ResourceLimits, ResourceUsage
+from tachikoma.vocabulary.messages import OutputKind
 from tachikoma.vocabulary.model import CallersModel, Model
 from tachikoma.vocabulary.policies import ExecPolicy, PolicyStatus, RateLimitConfig
-from tachikoma.vocabulary.requests import MAX_TIMEOUT, ExecRequest, Terminal
+from tachikoma.vocabulary.request_rules import MAX_TIMEOUT
+from tachikoma.vocabulary.requests import ExecRequest, Terminal
 from tachikoma.vocabulary.results import (
     Approval,
     CancelOutcome,
@@ -36,7 +38,6 @@ from tachikoma.vocabulary.results import (
     ExecStatus,
     ExecTransition,
     KillReceipt,
-    OutputKind,
     OutputSummary,
 )
 from tachikoma.vocabulary.schedules import DueOutcome, Missed, Overlap, ScheduledRun, ScheduleStatus

@@ -15,7 +15,8 @@ from tachikoma.config import stages, tracing
 from tachikoma.config.stages import Stage
 from tachikoma.config.tracing import Kind
 from tachikoma.vocabulary.clock import now_ms
-from tachikoma.vocabulary.trace_context import OrderTrace, TraceParent
+from tachikoma.vocabulary.order_trace import OrderTrace
+from tachikoma.vocabulary.trace_context import TraceParent
 
 GIVEN = TraceParent("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", 1)
 

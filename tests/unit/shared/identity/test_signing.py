@@ -22,9 +22,10 @@ from tachikoma.identity.signed_messages import CancelOrder, OutputDigest, Parked
 from tachikoma.identity.signing import CLOCK_SKEW_SECONDS, InvalidSignature, UnreadableMessage, sign, verify
 from tachikoma.identity.spiffe import SpiffeId
 from tachikoma.identity.svid import Svid
-from tachikoma.vocabulary.requests import MAX_STDIN_BYTES, ExecRequest
+from tachikoma.vocabulary.order_trace import OrderTrace
+from tachikoma.vocabulary.request_rules import MAX_STDIN_BYTES
+from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState
-from tachikoma.vocabulary.trace_context import OrderTrace
 
 DOMAIN = "tachikoma.local"
 GRANT = {"executables": [{"path": "/bin/true"}]}

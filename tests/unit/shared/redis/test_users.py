@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tachikoma.errors import ConfigurationError
 from tachikoma.redis import keys, users
 from tachikoma.redis.users import Grant, grants_of, rules
-from tachikoma.vocabulary.types import ID_PATTERN
+from tachikoma.vocabulary.identifiers import ID_PATTERN
 
 IDS = st.from_regex(ID_PATTERN, fullmatch=True)
 EVERYBODY = [*users.SERVICES, *users.OPTIONAL, users.agent_user("a1"), users.application_user("n1")]

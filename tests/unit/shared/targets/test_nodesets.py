@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tachikoma.errors import InvalidRequest
 from tachikoma.targets.expressions import resolve
 from tachikoma.targets.nodesets import MAX_NAMES, expand, fold, in_order
-from tachikoma.vocabulary.types import ID_PATTERN
+from tachikoma.vocabulary.identifiers import ID_PATTERN
 
 
 def test_ranges_are_expanded_with_their_zeros() -> None:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tachikoma.vocabulary.isolation import Isolation, IsolationReport, TmpScope, strictest, strictest_tmp
+from tachikoma.vocabulary.isolation import Isolation, TmpScope, strictest, strictest_tmp
+from tachikoma.vocabulary.results import IsolationReport
 
 LEVELS = st.none() | st.sampled_from(Isolation)
 SCOPES = st.none() | st.sampled_from(TmpScope)

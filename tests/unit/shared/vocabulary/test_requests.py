@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tachikoma.errors import InvalidRequest
-from tachikoma.vocabulary.requests import (
+from tachikoma.vocabulary.identifiers import new_id
+from tachikoma.vocabulary.request_rules import (
     MAX_ARGUMENTS,
     MAX_COMMAND_BYTES,
     MAX_ENVIRONMENT_BYTES,
@@ -20,12 +21,8 @@ from tachikoma.vocabulary.requests import (
     MAX_PATH_BYTES,
     MAX_STDIN_BYTES,
     MAX_TIMEOUT,
-    ExecRequest,
-    Terminal,
-    WindowSize,
-    make_request,
-    new_id,
 )
+from tachikoma.vocabulary.requests import ExecRequest, Terminal, WindowSize, make_request
 
 #: Reads like "root"; the letters in the middle are Cyrillic.
 CYRILLIC = "r\u043e\u043et"

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from tachikoma.errors import ExecutionFailed
+from tachikoma.vocabulary.messages import OutputKind
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.results import (
     Approval,
@@ -18,7 +19,6 @@ from tachikoma.vocabulary.results import (
     ExecResponse,
     ExecStatus,
     KillReceipt,
-    OutputKind,
     OutputSummary,
 )
 from tachikoma.vocabulary.states import ExecState

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tachikoma.vocabulary.trace_context import OrderTrace, TraceParent
+from tachikoma.vocabulary.order_trace import OrderTrace
+from tachikoma.vocabulary.trace_context import TraceParent
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 

@@ -14,15 +14,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from tachikoma.errors import InvalidRequest
-from tachikoma.vocabulary.types import (
-    Base64,
-    Duration,
-    Identifier,
-    Timestamp,
-    as_duration,
-    format_duration,
-    parse_duration,
-)
+from tachikoma.vocabulary.durations import as_duration, format_duration, parse_duration
+from tachikoma.vocabulary.types import Base64, Duration, Identifier, Timestamp
 
 DURATION: TypeAdapter[timedelta] = TypeAdapter(Duration)
 BYTES: TypeAdapter[bytes] = TypeAdapter(Base64)

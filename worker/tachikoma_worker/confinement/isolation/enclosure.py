@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tachikoma.vocabulary.isolation import Isolation, IsolationReport, TmpScope
+from tachikoma.vocabulary.isolation import Isolation, TmpScope
+from tachikoma.vocabulary.results import IsolationReport
 
 __all__ = ["OPEN", "Enclosure"]
 

@@ -11,7 +11,8 @@ import pytest
 
 from tachikoma.errors import InvalidRequest, NotFound
 from tachikoma.vocabulary.batches import BatchResult, BatchState, BatchStatus, BatchUpdate, TargetState
-from tachikoma.vocabulary.results import ExecOutput, OutputKind
+from tachikoma.vocabulary.messages import OutputKind
+from tachikoma.vocabulary.results import ExecOutput
 
 IDS = ("4f1c2a9d8e7b", "4f1c00000000")
 
