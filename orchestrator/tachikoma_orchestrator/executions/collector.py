@@ -199,7 +199,10 @@ class Collector:
             await self._refuse(agent, exec_id, "a receipt is older than the execution")
             return False
         outcome = await self._ledger.complete(agent, exec_id, receipt, verified.token)
-        if outcome in (TransitionOutcome.ORDER, TransitionOutcome.MISSING):
+        unknown = (TransitionOutcome.ORDER, TransitionOutcome.MISSING)
+        if outcome in unknown and await self._restored(agent, exec_id):
+            outcome = await self._ledger.complete(agent, exec_id, receipt, verified.token)
+        if outcome in unknown:
             if answered:
                 why = f"the ledger lost its record; its agent reports {receipt.state}"
                 await self._findings.add_lost(exec_id, agent, why)
@@ -214,6 +217,9 @@ class Collector:
         await self._audit_late(agent, exec_id, verified)
         await self.deliver(exec_id)
         return True
+
+    async def _restored(self, agent: str, exec_id: str) -> bool:
+        return self._restoration is not None and await self._restoration.restore(agent, exec_id)
 
     async def _refuse(self, agent: str, exec_id: str, reason: str) -> None:
         log.warning("receipt.refused", agent=agent, id=exec_id, reason=reason)

@@ -128,6 +128,30 @@ class Restoration:
         self._restored[agent] = loss
         self._changed.set()
 
+    async def restore(self, agent: str, exec_id: str) -> bool:
+        """Restore the record that the receipt of an agent should complete, and return whether there is one now.
+
+        The agent publishes an order that was delivered before a loss of data, and whose execution ends after it. Only
+        such an order counts here: a record without a loss was not lost.
+
+        Raises:
+            RedisError, OSError: Redis is unavailable.
+        """
+        try:
+            (raw,) = await self._redis.hmget(keys.orders(agent), [exec_id])
+            if raw is None:
+                return False
+            token = raw.decode("ascii", "replace")
+            order = self._verify(agent, exec_id, token)
+            if order is None or order.life >= self._lives.valid_from:
+                return False
+            return int(await self._runner.run(self._call(agent, order, token))) > 0
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+            log.error("restoration.unreadable", agent=agent, id=exec_id, error=str(error))
+            return False
+
     async def _restore_all(self, agent: str) -> None:
         key = keys.orders(agent)
         try:

@@ -48,6 +48,7 @@ from tachikoma_worker.execution.order import verify_order
 from tachikoma_worker.execution.receipt import EarlierReceipt, Output, deliver
 from tachikoma_worker.execution.running import RunningCommand
 from tachikoma_worker.execution.verdict import Stop, end_unknown, failure, not_started, stopped_before_start
+from tachikoma_worker.execution.write_back import publish_if_lost
 from tachikoma_worker.output.output_log import OutputLog
 from tachikoma_worker.output.pump import Pump
 from tachikoma_worker.output.records import Ending, Facts, Totals
@@ -144,6 +145,7 @@ class Execution:
         preparing = asyncio.ensure_future(asyncio.to_thread(self._prepare, order))
         ending = await self._claim_and_start(preparing, order)
         if ending is not None:
+            await publish_if_lost(self._context, order, self._token)
             await self._deliver(ending, EarlierReceipt.IMPOSSIBLE)
 
     async def resume(self, spool: Spool, held: Held | None) -> None:

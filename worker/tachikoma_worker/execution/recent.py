@@ -10,7 +10,7 @@ import sqlite3
 import time
 from dataclasses import dataclass
 
-__all__ = ["KEEP_SECONDS", "Recent", "RecentExecution"]
+__all__ = ["KEEP_SECONDS", "MAX_TEXT", "Recent", "RecentExecution"]
 
 #: Lifetime of a row after the end of its execution.
 KEEP_SECONDS = 15 * 60

@@ -16,13 +16,14 @@ import structlog
 from redis.exceptions import RedisError
 
 from tachikoma.config.retry import Backoff
+from tachikoma.identity.signed_messages import WorkOrder
 from tachikoma.redis import keys
 from tachikoma_worker.execution.claim import CLAIM_SECONDS
 from tachikoma_worker.execution.context import Context
 from tachikoma_worker.execution.journal import JournalError
-from tachikoma_worker.execution.recent import KEEP_SECONDS, RecentExecution
+from tachikoma_worker.execution.recent import KEEP_SECONDS, MAX_TEXT, RecentExecution
 
-__all__ = ["WriteBack"]
+__all__ = ["WriteBack", "publish_if_lost"]
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +35,29 @@ PRUNE_SECONDS = 5.0
 BATCH = 50
 #: Executions whose claims and results are looked for in one round trip. Most are there.
 SOUGHT = 500
+
+
+async def publish_if_lost(context: Context, order: WorkOrder, token: str) -> None:
+    """Publish an order that was delivered before Redis lost data, and whose execution ends now.
+
+    Redis may have lost its record as well, and its receipt would answer none. An order that is larger than those that
+    the journal retains is not published. Repeats until Redis is available.
+    """
+    if not context.lives.refusal(order) or len(token) > MAX_TEXT:
+        return
+    backoff = Backoff(*RETRY_SECONDS)
+    shown = keys.orders(context.agent)
+    while True:
+        try:
+            async with context.redis.pipeline(transaction=False) as pipe:
+                pipe.execute_command("HSET", shown, order.jti, token)
+                pipe.expire(shown, KEEP_SECONDS)
+                await pipe.execute()
+        except (RedisError, OSError) as error:
+            log.warning("order.not_published", id=order.jti, error=str(error))
+            await backoff.wait()
+        else:
+            return
 
 
 class WriteBack:

@@ -7,9 +7,10 @@ import base64
 import hashlib
 import json
 import time
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -33,8 +34,9 @@ from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.evidence import Evidence
 from tachikoma_orchestrator.executions.ledger import Ledger
+from tachikoma_orchestrator.executions.restoration import Restoration
 from tachikoma_orchestrator.executions.transitions import Admission, Dispatch, Outcome
-from tachikoma_orchestrator.executions.waiters import Completions
+from tachikoma_orchestrator.executions.waiters import AwaitedOrder, Completions
 from tachikoma_orchestrator.store.subscriber import Subscriber
 
 DOMAIN, AGENT, EXEC = "tachikoma.local", "web-1", "job-7"
@@ -170,6 +172,43 @@ async def test_a_result_that_was_reported_is_recorded_again_without_its_agent(st
     await stand.redis.hset(record, mapping=again)
     assert await stand.collector.fold(AGENT, EXEC, stand.result(stand.receipt())) is True
     assert "late_receipt" not in await codes(stand)
+
+
+class Rebuilding:
+    """A restoration that brings a record back, or does not."""
+
+    def __init__(self, stand: Stand, record: dict[bytes, bytes]) -> None:
+        self._stand, self._record = stand, record
+        self.asked: list[tuple[str, str]] = []
+
+    async def restore(self, agent: str, exec_id: str) -> bool:
+        self.asked.append((agent, exec_id))
+        if self._record:
+            await self._stand.redis.hset(keys.execution(exec_id), mapping=self._record)
+        return bool(self._record)
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+async def test_a_receipt_whose_record_was_lost_is_recorded_in_the_one_that_is_rebuilt(
+    stand: Stand, awaited: bool
+) -> None:
+    rebuilding = Rebuilding(stand, await stand.redis.hgetall(keys.execution(EXEC)))
+    stand.collector.restore_with(cast("Restoration", rebuilding))
+    await stand.redis.delete(keys.execution(EXEC))
+    with stand.endings.expect(EXEC) if awaited else nullcontext():
+        if awaited:
+            stand.endings.note_order(EXEC, AwaitedOrder(AGENT, "order"))
+        assert await stand.collector.fold(AGENT, EXEC, stand.result(stand.receipt())) is True
+    assert rebuilding.asked == [(AGENT, EXEC)]
+    assert await stand.state() is ExecState.SUCCEEDED
+    assert not {"record_altered", "receipt_refused"} & set(await codes(stand))
+
+
+async def test_a_receipt_without_a_record_is_refused_if_none_can_be_rebuilt(stand: Stand) -> None:
+    stand.collector.restore_with(cast("Restoration", Rebuilding(stand, {})))
+    await stand.redis.delete(keys.execution(EXEC))
+    assert await stand.collector.fold(AGENT, EXEC, stand.result(stand.receipt())) is False
+    assert await stand.redis.exists(keys.execution(EXEC)) == 0
 
 
 @pytest.mark.parametrize(

@@ -278,3 +278,42 @@ async def test_a_record_that_lost_its_dispatch_has_its_order_again(stand: Stand)
     after = await stand.redis.hgetall(keys.execution(exec_id))
     assert (after[b"admitted_ms"], after[b"digest"]) == (before[b"admitted_ms"], before[b"digest"])
     assert await stand.codes(exec_id) == ["admitted", "dispatched", "record_restored"]
+
+
+async def test_the_record_of_a_receipt_is_rebuilt_from_the_order_that_its_agent_published(stand: Stand) -> None:
+    exec_id = await stand.admit("true")
+    token = await stand.token()
+    await lose(stand.redis)
+    restoring = Restoring(stand)
+    # Its heartbeat named this life before the agent had the order.
+    await restoring.restoration.heard(AGENT, "2")
+    assert not await restoring.restoration.restore(AGENT, exec_id)
+    await stand.redis.hset(keys.orders(AGENT), exec_id, token)
+    assert await restoring.restoration.restore(AGENT, exec_id)
+    record = await stand.ledger.record(exec_id)
+    assert record is not None
+    assert (record.state, record.order_sha256) == (ExecState.QUEUED, hashlib.sha256(token.encode()).hexdigest())
+    assert await stand.codes(exec_id) == ["record_restored"]
+    # Once more changes nothing.
+    assert await restoring.restoration.restore(AGENT, exec_id)
+    assert await stand.codes(exec_id) == ["record_restored"]
+
+
+async def test_an_order_after_the_last_loss_rebuilds_no_record(stand: Stand) -> None:
+    """Its record was deleted with its retention, and an agent could bring it back at any time."""
+    exec_id = await stand.admit("true")
+    await stand.redis.hset(keys.orders(AGENT), exec_id, await stand.token())
+    await stand.redis.delete(keys.execution(exec_id))
+    restoring = Restoring(stand)
+    restoring.lives.valid_from = 0
+    assert not await restoring.restoration.restore(AGENT, exec_id)
+    assert await stand.ledger.record(exec_id) is None
+
+
+@pytest.mark.parametrize("value", ["no token", b"\xff"])
+async def test_what_is_no_order_rebuilds_no_record(stand: Stand, value: str | bytes) -> None:
+    await stand.redis.hset(keys.orders(AGENT), "job-1", value)
+    assert not await Restoring(stand).restoration.restore(AGENT, "job-1")
+    await stand.redis.delete(keys.orders(AGENT))
+    await stand.redis.set(keys.orders(AGENT), "no hash")
+    assert not await Restoring(stand).restoration.restore(AGENT, "job-1")

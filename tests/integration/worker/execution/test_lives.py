@@ -20,6 +20,7 @@ from tachikoma.redis.commands import Redis
 from tachikoma.streams.heartbeat import RememberedLife
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_worker.execution import lives as module
+from tachikoma_worker.execution import write_back
 from tachikoma_worker.execution.journal import Journal
 from tachikoma_worker.execution.lives import Lives
 
@@ -48,6 +49,39 @@ async def test_an_order_of_a_life_before_the_loss_is_not_started(agent: LocalAge
     assert not mark.exists()
     for life in (4, 5):
         assert await run(agent, mark, life) == (ExecState.SUCCEEDED, "")
+
+
+async def test_an_order_that_a_loss_may_have_erased_from_the_ledger_is_published_before_its_receipt(
+    agent: LocalAgent,
+) -> None:
+    await agent.record_life(5, valid_from=4)
+    lost, known = (agent.order("/bin/true", order={"life": life}) for life in (3, 4))
+    for order in (lost, known):
+        await agent.execution(order).run()
+        assert await agent.receipt(order.jti) is not None
+    assert list(await agent.redis.hgetall(keys.orders(AGENT))) == [lost.jti.encode()]
+    assert await agent.redis.ttl(keys.orders(AGENT)) > 0
+
+
+async def test_also_one_that_is_refused_for_another_reason(agent: LocalAgent) -> None:
+    await agent.record_life(5, valid_from=4)
+    order = agent.order("/no/such/program", order={"life": 3})
+    await agent.execution(order).run()
+    receipt = await agent.receipt(order.jti)
+    assert receipt is not None
+    assert receipt.state is not ExecState.EXPIRED
+    assert await agent.redis.hkeys(keys.orders(AGENT)) == [order.jti.encode()]
+
+
+async def test_an_order_that_is_larger_than_the_journal_retains_is_not_published(
+    agent: LocalAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write_back, "MAX_TEXT", 100)
+    await agent.record_life(5, valid_from=4)
+    order = agent.order("/bin/true", order={"life": 3})
+    await agent.execution(order).run()
+    assert await agent.receipt(order.jti) is not None
+    assert await agent.redis.exists(keys.orders(AGENT)) == 0
 
 
 async def test_orders_of_orchestrators_that_record_no_lives_start(agent: LocalAgent, tmp_path: Path) -> None:
