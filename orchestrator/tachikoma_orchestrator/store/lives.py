@@ -320,7 +320,7 @@ class Lives:
             if isinstance(answer, Exception) and not wrong_type(answer):
                 raise answer
         token = raw.decode("ascii", "replace") if isinstance(raw, bytes) else ""
-        self._known.note_replicas(online_replicas(info))
+        self._known.note_replicas(online_replicas(info), str(info["master_replid"]))
         seen = _Seen(str(info["master_replid"]), token, self._verify(token) if token else None, redis_ms(*clock))
         if self._is_current(seen) and not isinstance(latest, ResponseError):
             self._note(latest)

@@ -28,8 +28,8 @@ JsonObject: TypeAlias = Mapping[str, JsonValue]
 
 #: Waits, without limit, until everything this connection wrote is on the disk of Redis; WAITAOF(1) of Redis 7.2.
 WAIT_FOR_DISK = ("WAITAOF", 1, 0, 0)
-#: Waits up to 2 s until everything this connection wrote is on a replica, and returns the number of such replicas.
-WAIT_FOR_REPLICA = ("WAIT", 1, 2000)
+#: Longest wait for the replicas, in milliseconds.
+REPLICAS_MS = 2000
 
 
 def flat(values: Mapping[str, str]) -> list[str]:
@@ -90,15 +90,15 @@ class Runner:
 
         Args:
             call: the script.
-            confirmed: True if its changes must be on a replica, where Redis has some, before this returns.
+            confirmed: True if its changes must be on the replicas, where Redis has some, before this returns.
 
         Raises:
-            Unavailable: no replica confirmed the changes.
+            Unavailable: the replicas did not confirm the changes.
             redis errors: Redis failed.
         """
-        waits = [WAIT_FOR_REPLICA] if confirmed and self._known.replicas else []
+        waits = self._wait_for_replicas() if confirmed else []
         answers = await self._run([call], [call.command, *waits], transaction=False)
-        if waits and not answers[-1]:
+        if waits and not await self._known.suffice(int(answers[-1])):
             raise _unconfirmed()
         return self._result(answers[0])
 
@@ -107,7 +107,7 @@ class Runner:
         return durable or bool(self._known.replicas)
 
     async def run_all(self, first: Sequence[Call], then: Sequence[Call], *, durable: bool) -> list[Any]:
-        """Run scripts and return the results of the first ones; in one round trip, unless a replica must confirm them.
+        """Run scripts and return the results of the first ones; in one round trip, unless replicas must confirm them.
 
         Args:
             first: the scripts that run before the others; a repetition of all must change nothing.
@@ -116,22 +116,30 @@ class Runner:
                 transaction.
 
         Raises:
-            Unavailable: Redis cannot report what is on its disk, or no replica confirmed the changes of the first ones.
+            Unavailable: Redis cannot report what is on its disk, or the replicas did not confirm the changes of the
+                first ones.
         """
         durable = durable and bool(then)
         if durable:
             await self._check_disk([*first, *then])
         begin, rest = [call.command for call in first], [call.command for call in then]
         disk = [WAIT_FOR_DISK] if durable else []
-        if self._known.replicas:
-            answers = await self._run(first, [*begin, *disk, WAIT_FOR_REPLICA], transaction=False)
-            if not answers[-1]:
+        if waits := self._wait_for_replicas():
+            answers = await self._run(first, [*begin, *disk, *waits], transaction=False)
+            if not await self._known.suffice(int(answers[-1])):
                 raise _unconfirmed()
             answers[len(first) :] = await self._run(then, rest, transaction=True) if then else []
         else:
             answers = await self._run([*first, *then], [*begin, *disk, *rest], transaction=not durable)
             del answers[len(first) : len(first) + len(disk)]
         return [self._result(answer) for answer in answers][: len(first)]
+
+    def _wait_for_replicas(self) -> list[tuple[str, int, int]]:
+        """Return the command that waits until all that this connection wrote is on the replicas; none without them.
+
+        It returns the number of replicas that have all of it.
+        """
+        return [("WAIT", self._known.replicas, REPLICAS_MS)] if self._known.replicas else []
 
     async def _run(
         self, calls: Sequence[Call], commands: Sequence[tuple[str | int | bytes, ...]], *, transaction: bool
@@ -197,7 +205,7 @@ class Runner:
 
 def _unconfirmed() -> Unavailable:
     return Unavailable(
-        "no replica of Redis confirmed the change in time, so a failover could undo it; "
+        "the replicas of Redis did not confirm the change in time, so a failover could undo it; "
         "repeat the call, which is safe, and check the replicas of Redis",
         metadata={"dependency": "redis"},
     )

@@ -15,7 +15,7 @@ from tachikoma_orchestrator.agents import silence
 from tachikoma_orchestrator.executions import reaper, waiting_callers
 from tachikoma_orchestrator.processes import server
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings
-from tachikoma_orchestrator.store import scripts, subscriber
+from tachikoma_orchestrator.store import known, scripts, subscriber
 from tachikoma_worker.settings import WorkerSettings
 
 PAGE = (Path(__file__).parents[3] / "ARCHITECTURE.md").read_text(encoding="utf-8")
@@ -44,8 +44,8 @@ def seconds(kind: Any, field: str) -> float:
             f"({seconds(OrchestratorSettings, 'sweep'):g} s), also after a restart",
         ),
         (
-            "confirmation of a change by a replica of Redis",
-            f"{scripts.WAIT_FOR_REPLICA[2] / 1000:g} s, then `UNAVAILABLE`",
+            "confirmation of a change by all replicas of Redis",
+            f"{scripts.REPLICAS_MS / 1000:g} s; if a replica left in the last {known.LINGER_SECONDS:g} s",
         ),
         ("an execution that its agent no longer holds", f"{silence.RESULT_SECONDS:g} s of heartbeats and a sweep"),
     ],

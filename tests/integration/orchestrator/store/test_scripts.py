@@ -1,14 +1,15 @@
-"""Changes that a replica must confirm before they are reported as done, on a primary and a replica."""
+"""Changes that replicas must confirm before they are reported as done, on a primary with one or two of them."""
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -29,8 +30,9 @@ from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.executions.transitions import Admission, Dispatch, Outcome, TransitionOutcome
+from tachikoma_orchestrator.store import known as known_module
 from tachikoma_orchestrator.store import scripts
-from tachikoma_orchestrator.store.known import known
+from tachikoma_orchestrator.store.known import known, online_replicas
 from tachikoma_orchestrator.store.lives import Lives
 
 AGENT, ALICE = "web-1", "spiffe://tachikoma.local/user/alice"
@@ -68,8 +70,10 @@ class Identity:
 class Stand:
     """A ledger on the primary."""
 
-    def __init__(self, redis: Redis, replica: subprocess.Popen[bytes], lives: Lives) -> None:
+    def __init__(self, redis: Redis, replica: subprocess.Popen[bytes], ports: tuple[int, int], lives: Lives) -> None:
+        """Prepare it; the last replica is given, and the ports of the primary and of that one."""
         self.redis, self.replica, self.lives = redis, replica, lives
+        self.primary, self.port = ports
         trail = AuditTrail(redis)
         self.ledger = Ledger(redis, trail, queue_size=9, approvals_size=9, retention=timedelta(hours=1), durable=False)
 
@@ -80,31 +84,42 @@ class Stand:
         dispatch = Dispatch(f"digest {exec_id}", "order", "web@1", b"message")
         return (await self.ledger.admit(admission, dispatch))[0]
 
+    async def keep_looking(self) -> None:
+        """Look at the primary as a running orchestrator does, until cancelled."""
+        while True:
+            with suppress(RedisError):
+                await self.lives.look()
+            await asyncio.sleep(0.05)
+
     async def cancel(self, exec_id: str) -> TransitionOutcome:
         return await self.ledger.settle(
             AGENT, exec_id, [ExecState.QUEUED], ExecState.CANCELLED, reason="r", by=ALICE, fence=True
         )
 
 
-def replicates(port: int) -> bool:
-    """Whether a server answers and its replica has caught up."""
+def replicates(port: int, number: int) -> bool:
+    """Whether a server answers and its replicas have caught up."""
     try:
         with redis_py.Redis(port=port) as redis:
-            return dict(redis.info("replication").get("slave0", {})).get("state") == "online"
+            info = redis.info("replication")
+            acknowledged = [info[f"slave{place}"]["offset"] > 0 for place in range(online_replicas(info))]
+            return len(acknowledged) == number and all(acknowledged)
     except RedisError:
         return False
 
 
-@pytest.fixture
-async def stand(redis_server: Path | None, until: Until, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stand]:
+@pytest.fixture(params=[1])
+async def stand(request: pytest.FixtureRequest, redis_server: Path | None, until: Until) -> AsyncIterator[Stand]:
     program = redis_server or get_binary_path()
     with ExitStack() as stack:
         port, _ = stack.enter_context(server(program, "--repl-diskless-sync-delay", "0"))
-        _, replica = stack.enter_context(server(program, "--replicaof", f"127.0.0.1 {port}"))
-        await until(lambda: replicates(port), "the replica has caught up")
+        for _ in range(request.param):
+            other, replica = stack.enter_context(server(program, "--replicaof", f"127.0.0.1 {port}"))
+        await until(lambda: replicates(port, request.param), "the replicas have caught up")
         redis = connect(f"redis://127.0.0.1:{port}", name="test")
         identity = Identity(Authority().svid("spiffe://tachikoma.local/service/orchestrator"))
-        made = Stand(redis, replica, Lives(redis, identity, known(redis), "a test"))  # type: ignore[arg-type]
+        lives = Lives(redis, identity, known(redis), "a test")  # type: ignore[arg-type]
+        made = Stand(redis, replica, (port, other), lives)
         await made.lives.look()
         await redis.set(keys.info(AGENT), "{}")
         await redis.hset(keys.AGENTS, AGENT, "{}")
@@ -120,10 +135,10 @@ async def test_what_a_replica_confirms_is_done(stand: Stand) -> None:
 
 async def test_what_no_replica_confirms_is_reported_as_not_done(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     assert await stand.admit("queued") is Outcome.ADMITTED
-    monkeypatch.setattr(scripts, "WAIT_FOR_REPLICA", ("WAIT", 1, 200))
+    monkeypatch.setattr(scripts, "REPLICAS_MS", 200)
     stand.replica.send_signal(signal.SIGSTOP)
     for change in (stand.cancel("queued"), stand.admit("new")):
-        with pytest.raises(Unavailable, match="no replica of Redis confirmed the change in time"):
+        with pytest.raises(Unavailable, match="the replicas of Redis did not confirm the change in time"):
             await change
     # The order was not sent, so nothing runs of what was reported as not accepted.
     assert await stand.redis.execute_command("LLEN", keys.queue(AGENT)) == 1
@@ -136,7 +151,7 @@ async def test_what_no_replica_confirms_is_reported_as_not_done(stand: Stand, mo
 
 
 async def test_a_repetition_sends_the_order_that_was_not_sent(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scripts, "WAIT_FOR_REPLICA", ("WAIT", 1, 200))
+    monkeypatch.setattr(scripts, "REPLICAS_MS", 200)
     stand.replica.send_signal(signal.SIGSTOP)
     with pytest.raises(Unavailable):
         await stand.admit("new")
@@ -144,6 +159,45 @@ async def test_a_repetition_sends_the_order_that_was_not_sent(stand: Stand, monk
     stand.replica.send_signal(signal.SIGCONT)
     assert await stand.admit("new") is Outcome.DUPLICATE
     assert await stand.redis.execute_command("LLEN", keys.queue(AGENT)) == 1
+
+
+@pytest.mark.parametrize("stand", [2], indirect=True)
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
+async def test_the_loss_of_one_of_two_replicas_delays_changes_and_refuses_none(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals
+) -> None:
+    monkeypatch.setattr(scripts, "REPLICAS_MS", 200)
+    monkeypatch.setattr(known_module, "LINGER_SECONDS", 1.0)
+    assert known(stand.redis).replicas == 2
+    stand.replica.send_signal(sent)
+    async with asyncio.TaskGroup() as tasks:
+        looking = tasks.create_task(stand.keep_looking())
+        assert await stand.admit("one") is Outcome.ADMITTED
+        assert known(stand.redis).replicas == 1
+        # Now one is enough, at once.
+        assert await stand.cancel("one") is TransitionOutcome.DONE
+        looking.cancel()
+    stand.replica.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("stand", [2], indirect=True)
+async def test_a_change_that_only_the_other_replica_of_a_promoted_one_has_is_not_reported_as_done(
+    stand: Stand, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sentinel promotes one replica, and tells the others about a second later."""
+    monkeypatch.setattr(scripts, "REPLICAS_MS", 200)
+    with redis_py.Redis(port=stand.port) as promoted, redis_py.Redis(port=stand.primary) as old:
+        promoted.execute_command("REPLICAOF", "NO", "ONE")
+        waiting = asyncio.create_task(stand.admit("one"))
+        await until(lambda: old.exists(keys.execution("one")), "the old primary has the change")
+        assert not promoted.exists(keys.execution("one"))
+        old.execute_command("REPLICAOF", "127.0.0.1", str(stand.port))
+        await until(lambda: not old.exists(keys.execution("one")), "the old primary follows the new one")
+        async with asyncio.TaskGroup() as tasks:
+            looking = tasks.create_task(stand.keep_looking())
+            with pytest.raises((Unavailable, RedisError)):
+                await waiting
+            looking.cancel()
 
 
 async def test_without_replicas_nothing_waits(redis: Redis) -> None:
