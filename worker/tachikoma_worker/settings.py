@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 
 from tachikoma.config.settings import OptionalAddress
-from tachikoma.identity.place import IdentityPlace
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis.access import RedisAccess, RedisSettings
 from tachikoma.redis.users import agent_user
@@ -22,7 +21,7 @@ from tachikoma.vocabulary.limits import (
     capability_mask,
     memory_limit,
 )
-from tachikoma.vocabulary.types import Duration, Identifier
+from tachikoma.vocabulary.types import Duration, Identifier, IdentityPlace
 
 __all__ = ["PASSWORD_FILE", "WorkerSettings"]
 

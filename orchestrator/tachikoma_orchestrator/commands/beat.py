@@ -14,9 +14,9 @@ from tachikoma.config import error_reporting, logs
 from tachikoma.config.readiness import report_ready
 from tachikoma.config.settings import read_settings
 from tachikoma.identity.open import open_identity
-from tachikoma.identity.place import IdentityPlace
 from tachikoma.redis.access import RedisAccess, RedisSettings
 from tachikoma.redis.users import BEAT
+from tachikoma.vocabulary.types import IdentityPlace
 from tachikoma_orchestrator.commands.options import Identity, LogLevel, ReadyFd, RedisUrl, Schedules
 from tachikoma_orchestrator.schedules.beat import Beat
 from tachikoma_orchestrator.schedules.sources import open_schedules

@@ -13,10 +13,10 @@ from tachikoma.config import error_reporting, logs
 from tachikoma.config.settings import Address, read_settings
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.open import open_identity
-from tachikoma.identity.place import IdentityPlace
 from tachikoma.redis.access import RedisAccess, RedisSettings
 from tachikoma.redis.users import FLOWER
 from tachikoma.vocabulary.addresses import HostPort
+from tachikoma.vocabulary.types import IdentityPlace
 from tachikoma_orchestrator.commands.options import Identity, LogLevel, ReadyFd, RedisUrl
 from tachikoma_orchestrator.commands.ready import announce
 

@@ -14,7 +14,6 @@ from tachikoma.cli.tables import printable
 from tachikoma.config.settings import read_settings
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.open import open_identity
-from tachikoma.identity.place import IdentityPlace
 from tachikoma.redis.access import RedisAccess, RedisSettings
 from tachikoma.redis.acl_file import acl_file, agents_in, sentinel_acl_file
 from tachikoma.redis.passwords import Passwords
@@ -29,6 +28,7 @@ from tachikoma.redis.users import (
     application_user,
     rules,
 )
+from tachikoma.vocabulary.types import IdentityPlace
 from tachikoma_orchestrator.commands.options import Identity, RedisUrl
 from tachikoma_orchestrator.commands.redis_backup.commands import backup, restore
 from tachikoma_orchestrator.commands.redis_check.everywhere import examine_all

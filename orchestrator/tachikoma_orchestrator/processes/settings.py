@@ -10,14 +10,13 @@ from pydantic import Field, IPvAnyNetwork, field_validator, model_validator
 
 from tachikoma.config.settings import Address, OptionalAddress
 from tachikoma.errors import ConfigurationError
-from tachikoma.identity.place import IdentityPlace
 from tachikoma.identity.svid import SvidSource
 from tachikoma.policy.decide import SEARCH_PATH
 from tachikoma.redis.access import RedisAccess, RedisSettings
 from tachikoma.redis.users import ENROLLER, ORCHESTRATOR, SUBMITTER
 from tachikoma.vocabulary.addresses import HostPort
 from tachikoma.vocabulary.policies import RateLimitConfig
-from tachikoma.vocabulary.types import Duration
+from tachikoma.vocabulary.types import Duration, IdentityPlace
 
 __all__ = ["OrchestratorSettings", "SubmitterSettings"]
 

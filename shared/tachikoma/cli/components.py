@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import typer.core
 import typer.main
 
+from tachikoma.cli.plain_values import keep_plain_values
 from tachikoma.config import trace_export
 from tachikoma.errors import ConfigurationError
 
@@ -88,6 +89,7 @@ def name_values(command: Any) -> None:
     """
     context = command.context_class(command, help_option_names=sorted(HELP_OPTIONS))
     for found in command.get_params(context):
+        keep_plain_values(found)
         if found.param_type_name == "argument":
             found.metavar = found.metavar or found.name.upper()
             found.display_type_rich = _no_type

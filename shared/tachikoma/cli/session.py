@@ -9,7 +9,7 @@ import signal
 import threading
 from contextlib import aclosing, suppress
 
-from tachikoma.cli.commands.logs import write_message
+from tachikoma.cli.messages import write_message
 from tachikoma.cli.tables import printable
 from tachikoma.cli.terminal import HELP, Escape, Escapes, RawMode, window_size
 from tachikoma.client.interactive import AsyncSession

@@ -15,7 +15,7 @@ import platformdirs
 
 from tachikoma.client import PROFILE_VARIABLE
 from tachikoma.errors import ConfigurationError
-from tachikoma.identity.open import identity_place
+from tachikoma.vocabulary.addresses import identity_place
 from tachikoma.vocabulary.field_comments import DocumentedFields
 
 __all__ = ["PROFILE_VARIABLE", "Profile", "default_identity_path", "default_profile_path"]

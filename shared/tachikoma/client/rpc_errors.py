@@ -11,7 +11,6 @@ from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from tachikoma.client.converters import DURATION
 from tachikoma.errors import InvalidRequest, ServerError, TachikomaError, Unauthenticated, Unavailable, by_reason
 
 __all__ = ["ERROR_DOMAIN", "STATUS_DETAILS", "error_from_rpc", "error_to_details"]
@@ -36,8 +35,9 @@ def error_to_details(error: TachikomaError) -> bytes:
     status = Status(code=grpc.StatusCode[error.code].value[0], message=str(error)[:MAX_MESSAGE_CHARACTERS])
     status.details.add().Pack(ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata))
     if error.retry_after_seconds is not None:
-        delay = DURATION.to_wire(timedelta(seconds=error.retry_after_seconds))
-        status.details.add().Pack(RetryInfo(retry_delay=delay))
+        retry = RetryInfo()
+        retry.retry_delay.FromTimedelta(timedelta(seconds=error.retry_after_seconds))
+        status.details.add().Pack(retry)
     return bytes(status.SerializeToString())
 
 

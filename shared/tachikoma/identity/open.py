@@ -9,15 +9,10 @@ from tachikoma.errors import ConfigurationError
 from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.svid import SvidSource
 
-__all__ = ["ENDPOINT_VARIABLE", "identity_place", "open_identity"]
+__all__ = ["ENDPOINT_VARIABLE", "open_identity"]
 
 #: Environment variable with the address of the Workload API (SPIFFE Workload Endpoint, section 4).
 ENDPOINT_VARIABLE = "SPIFFE_ENDPOINT_SOCKET"
-
-
-def identity_place(value: str | Path) -> str | Path:
-    """Return a source as `open_identity` takes it: `unix:///path` as it is, any other text as the path of a folder."""
-    return value if str(value).startswith("unix:") else Path(value)
 
 
 def open_identity(place: str | Path | None) -> SvidSource:

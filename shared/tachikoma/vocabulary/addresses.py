@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
 
-__all__ = ["MAX_PORT", "HostPort", "host_of"]
+__all__ = ["MAX_PORT", "HostPort", "host_of", "identity_place"]
 
 #: Largest TCP port.
 MAX_PORT = 65535
@@ -102,3 +103,8 @@ def _is_ipv6(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def identity_place(value: str | Path) -> str | Path:
+    """Return where an identity is: `unix:///path` of a Workload API as it is, other text as the path of a folder."""
+    return value if str(value).startswith("unix:") else Path(value)

@@ -48,10 +48,8 @@ __all__ = [
 MAX_EXPRESSIONS = 20_000
 #: Largest and default number of executions of a batch at once. The largest bounds the results that arrive together.
 MAX_PARALLEL, DEFAULT_PARALLEL = 1000, "50"
-#: Default time after which no further target of a batch starts.
-DEFAULT_DEADLINE = timedelta(hours=1)
-#: Longest run time of a health gate by default.
-DEFAULT_GATE_TIMEOUT = timedelta(minutes=1)
+#: Default time after which no further target of a batch starts, and longest run time of a health gate by default.
+DEFAULT_DEADLINE, DEFAULT_GATE_TIMEOUT = timedelta(hours=1), timedelta(minutes=1)
 
 _SHARE = re.compile(r"[0-9]{1,5}|(?:100|[0-9]{1,2})%")
 #: A variable of a command, or its doubled braces, which stand for the text itself.

@@ -10,7 +10,8 @@ import base64
 import binascii
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -21,6 +22,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from tachikoma.vocabulary.addresses import identity_place
 from tachikoma.vocabulary.clock import LAST_MS
 from tachikoma.vocabulary.durations import format_duration, read_duration
 from tachikoma.vocabulary.identifiers import ID_PATTERN, is_identifier
@@ -29,6 +31,7 @@ __all__ = [
     "Base64",
     "Duration",
     "Identifier",
+    "IdentityPlace",
     "Milliseconds",
     "Network",
     "Timestamp",
@@ -110,3 +113,6 @@ def _network(text: str) -> str:
 
 #: A network of IPv4 or IPv6, or one address.
 Network = Annotated[str, AfterValidator(_network)]
+
+#: A setting for the source of an identity: a folder, or `unix:///path` of the SPIFFE Workload API.
+IdentityPlace: TypeAlias = Annotated[str | Path, AfterValidator(identity_place)]

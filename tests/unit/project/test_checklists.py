@@ -41,6 +41,22 @@ NO_OWN_TEST: dict[str, tuple[str, str]] = {
         "end_to_end/test_terminals.py",
         "it copies between the descriptors of its process, at a real terminal and through pipes",
     ),
+    "shared/tachikoma/cli/commands/attended.py": (
+        "unit/shared/cli/commands/test_execute.py",
+        "a part of `exec` that only needs other imports",
+    ),
+    "shared/tachikoma/cli/commands/following.py": (
+        "unit/shared/cli/commands/test_execute.py",
+        "the part of `exec` that its other two parts share",
+    ),
+    "shared/tachikoma/client/model_stream.py": (
+        "unit/shared/client/test_streams.py",
+        "one form of the messages; the stream is tested with it",
+    ),
+    "shared/tachikoma/vocabulary/messages.py": (
+        "unit/shared/client/test_plain.py",
+        "names and types only; both forms are compared there",
+    ),
     "shared/tachikoma/vocabulary/audit.py": (
         "unit/shared/audit/test_codes.py",
         "values only; their table has the tests",
@@ -197,6 +213,7 @@ LARGE_LEVELS: dict[str, str] = {
     "shared/tachikoma/cli/commands": "one module for each command, or for a few that share a noun",
     "orchestrator/tachikoma_orchestrator/api": "one module for each noun of the API",
     "shared/tachikoma/client": "the modules of one library, which import each other; `membership` is apart",
+    "shared/tachikoma/cli": "one module for each thing that commands share; the commands are apart",
     "shared/tachikoma": "one folder for each room, and the modules that are public names of the package",
     "shared/tachikoma/vocabulary": "one file for each noun that both sides speak of; they have no rooms",
     "orchestrator/tachikoma_orchestrator/store/lua": "one file for each atomic change; they have no rooms",

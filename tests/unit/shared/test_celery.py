@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def test_results_of_an_application_have_its_prefix(app: Celery, profile: Profile
 def test_the_orchestrator_may_have_another_name_and_trust_domain(
     app: Celery, profile: Profile, authority: Authority
 ) -> None:
-    elsewhere = profile.model_copy(update={"trust_domain": "partner.example"})
+    elsewhere = replace(profile, trust_domain="partner.example")
     commands = Commands(app, profile=elsewhere, orchestrator="control")
     (token,) = commands.s("web-1", ["ls"]).args
     assert claims(authority, token).aud == "spiffe://partner.example/service/control"

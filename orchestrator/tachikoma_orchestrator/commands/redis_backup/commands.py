@@ -13,9 +13,9 @@ from tachikoma.config.settings import read_settings
 from tachikoma.diagnosis.findings import Finding
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.open import open_identity
-from tachikoma.identity.place import IdentityPlace
 from tachikoma.redis.access import RedisAccess, RedisSettings
 from tachikoma.redis.users import BACKUP
+from tachikoma.vocabulary.types import IdentityPlace
 from tachikoma_orchestrator.commands.options import Identity, RedisUrl
 from tachikoma_orchestrator.commands.redis_backup.backup import make_backup
 from tachikoma_orchestrator.commands.redis_backup.manifest import Manifest

@@ -8,12 +8,7 @@ the reader has gone, 125 for another fault. A session that is left running ends 
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
-import shlex
-from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -22,28 +17,17 @@ from typing import Annotated, Any
 import typer
 
 from tachikoma.cli import completion
-from tachikoma.cli.commands.interrupts import NOT_RUN, Interrupts, output_failed, reported
-from tachikoma.cli.commands.logs import note, note_approval, write_output
-from tachikoma.cli.descriptors import OutputFailed, read_input, write_all
-from tachikoma.cli.lookup import similar_agents
+from tachikoma.cli.commands import ordinary
+from tachikoma.cli.commands.interrupts import reported
+from tachikoma.cli.descriptors import read_input
+from tachikoma.cli.messages import note
 from tachikoma.cli.options import DetachOption, EnvironmentOption, duration, environment, refuse_option, remote_command
-from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, report_failure, show_value
-from tachikoma.cli.result import CollectedOutput, OutputFolder
-from tachikoma.cli.session import Left, run_session
-from tachikoma.cli.terminal import terminal_of
-from tachikoma.client.aio import AsyncClient
-from tachikoma.client.interactive import AsyncSession
-from tachikoma.errors import AgentUnknown, InvalidRequest, TachikomaError
+from tachikoma.cli.output import Output, OutputOption
+from tachikoma.errors import InvalidRequest
 from tachikoma.vocabulary.isolation import Isolation
 from tachikoma.vocabulary.request_rules import MAX_STDIN_BYTES
-from tachikoma.vocabulary.requests import ExecRequest, make_request
-from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus
-from tachikoma.vocabulary.states import ExecState
 
-__all__ = ["add_to", "attend"]
-
-TIMED_OUT = 124
-NOT_FOUND = 127
+__all__ = ["Channel", "Form", "add_to"]
 
 InteractiveOption = Annotated[
     bool, typer.Option("--interactive", "-i", help="Send standard input while the command runs.")
@@ -100,12 +84,12 @@ def execute(
     unknown, 130 if it was cancelled, and 141 if the reader of the output exited.
     """
     refuse_option(context, [agent, *command])
-    channel = _Channel.of(interactive=interactive, tty=tty, no_tty=no_tty, no_stdin=no_stdin)
+    channel = Channel.of(interactive=interactive, tty=tty, no_tty=no_tty, no_stdin=no_stdin)
     values: dict[str, Any] = {"agent_id": agent, "work_dir": cwd, "user": user, "id": exec_id, "isolation": isolation}
     with reported():
         values |= {"command": remote_command(command), "environment": environment(env or [])}
         values |= {"timeout": _timeout(timeout), "limits": _limits(memory, cpus, pids)}
-        raise typer.Exit(_start(_given(values), channel, _Form(detach, output, output_dir)))
+        raise typer.Exit(_start(_given(values), channel, Form(detach, output, output_dir)))
 
 
 def shell(
@@ -114,14 +98,14 @@ def shell(
     program: Annotated[str, typer.Option(help="The shell.")] = "bash",
 ) -> None:
     """Run a login shell on an agent; the same as `exec -it AGENT -- bash -l`."""
-    channel = _Channel.of(tty=True)
+    channel = Channel.of(tty=True)
     with reported():
         values: dict[str, Any] = {"agent_id": agent, "command": [program, "-l"], "user": user}
-        raise typer.Exit(_start(values, channel, _Form()))
+        raise typer.Exit(_start(values, channel, Form()))
 
 
 @dataclass(frozen=True)
-class _Channel:
+class Channel:
     """The way that input takes to the command."""
 
     #: True if it follows the request while the command runs.
@@ -134,14 +118,14 @@ class _Channel:
     @classmethod
     def of(
         cls, *, interactive: bool = False, tty: bool = False, no_tty: bool = False, no_stdin: bool = False
-    ) -> _Channel:
+    ) -> Channel:
         """Return the channel that the options request. It has a terminal only if the caller has one."""
         tty = _terminal_wanted(tty) and not no_tty
         return cls(interactive or tty, tty, no_stdin)
 
 
 @dataclass(frozen=True)
-class _Form:
+class Form:
     """The form in which this program reports."""
 
     #: True if it does not wait for the command.
@@ -156,8 +140,8 @@ class _Form:
         return not (self.detach or self.folder or self.output.for_programs)
 
 
-def _start(values: dict[str, Any], channel: _Channel, form: _Form) -> int:
-    """Run a request in the way that its input needs, and return the exit code of this program.
+def _start(values: dict[str, Any], channel: Channel, form: Form) -> int:
+    """Run a request in the way that its input and output need, and return the exit code of this program.
 
     Args:
         values: the fields of the request, without its input.
@@ -171,11 +155,14 @@ def _start(values: dict[str, Any], channel: _Channel, form: _Form) -> int:
         raise InvalidRequest("--interactive and --tty take none of --detach, -n, --output-dir and -o json")
     # One byte beyond the bound: more than that streams.
     stdin = b"" if channel.no_stdin or channel.interactive else read_input(MAX_STDIN_BYTES + 1)
-    if channel.interactive or (len(stdin) > MAX_STDIN_BYTES and form.streams):
-        terminal = {"terminal": terminal_of(0)} if channel.tty else {}
-        request = make_request(values | {"interactive": True, "tty": channel.tty} | terminal)
-        return asyncio.run(_run_session(request, stdin))
-    return asyncio.run(_run(make_request(values | {"stdin": stdin}), form))
+    if form.streams and not channel.interactive:
+        request = ordinary.ordinary_request(values, stdin)
+        if request is not None:
+            return ordinary.run(request)
+    # Imported here: with it come all models, which take longer to import than most commands run.
+    from tachikoma.cli.commands import attended
+
+    return attended.run(values, stdin, channel, form)
 
 
 def _terminal_wanted(tty: bool) -> bool:
@@ -198,138 +185,3 @@ def _limits(memory: str | None, cpus: float | None, pids: int | None) -> dict[st
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     """Remove the options that the command line lacks; the request has its own defaults for them."""
     return {name: value for name, value in values.items() if value is not None}
-
-
-async def _run(request: ExecRequest, form: _Form) -> int:
-    """Run a request and return the exit code of this program."""
-    async with AsyncClient() as client:
-        if form.detach:
-            return await _submit(client, request, form.output)
-        saved = OutputFolder(form.folder, request.id) if form.folder is not None else None
-        interrupts = Interrupts(client, request.id)
-        try:
-            # This function cancels by itself, since it reports what came of it.
-            result = await _show(client.execute_stream(request, detach=True), form.output, saved)
-        except OutputFailed as error:
-            return await output_failed(error, client.cancel, request.id)
-        except AgentUnknown as error:
-            raise similar_agents(error, request.agent_id, await _agents(client)) from None
-        except asyncio.CancelledError:
-            await interrupts.delivered()
-            report_failure(
-                f"left; the execution continues as {request.id}", reason="LEFT", code="CANCELLED",
-                metadata={"id": request.id},
-            )  # fmt: skip
-            return INTERRUPTED
-        finally:
-            interrupts.close()
-            if saved is not None:
-                saved.close()
-        assert result is not None
-        if not form.output.for_programs:
-            _hint(request, result)
-        return _exit_code(result, quiet=form.output.for_programs)
-
-
-async def _run_session(request: ExecRequest, stdin: bytes) -> int:
-    """Run a request whose input follows it, and return the exit code of this program."""
-    async with AsyncClient() as client:
-        try:
-            return await attend(client, client.session(request), tty=request.tty, before=stdin)
-        except AgentUnknown as error:
-            raise similar_agents(error, request.agent_id, await _agents(client)) from None
-
-
-async def attend(client: AsyncClient, session: AsyncSession, *, tty: bool, before: bytes = b"") -> int:
-    """Run a session at this terminal or pipe, and return the exit code of this program.
-
-    Args:
-        client: of the session.
-        session: the session.
-        tty: whether it has a terminal.
-        before: input that was read before.
-    """
-    interrupts = None if tty else Interrupts(client, session.id)
-    try:
-        result = await run_session(session, tty=tty, before=before)
-    except Left:
-        note(f"left; the session continues: `tachikoma sessions attach {session.id}` returns to it")
-        return 0
-    except OutputFailed as error:
-        return await output_failed(error, client.cancel, session.id)
-    except asyncio.CancelledError:
-        if interrupts is not None:
-            await interrupts.delivered()
-        note(f"left; the execution continues as {session.id}")
-        return INTERRUPTED
-    finally:
-        if interrupts is not None:
-            interrupts.close()
-    return _exit_code(result, quiet=False)
-
-
-async def _show(stream: AsyncIterator[ExecOutput], output: Output, saved: OutputFolder | None) -> ExecResponse | None:
-    """Write an execution's output in its form; with json, as one document at the end."""
-    if saved is not None:
-        stream = _saving(stream, saved)
-    if output is not Output.JSON:
-        return await write_output(stream, output)
-    collected = CollectedOutput()
-    result = None
-    async for item in stream:
-        collected.add(item)
-        if item.result is not None:
-            result = item.result
-        elif item.status is not None:
-            note_approval(item.status)
-    if result is not None:
-        document = json.dumps(collected.result(result).to_dict(), indent=2, ensure_ascii=False)
-        await write_all(1, f"{document}\n".encode())
-    return result
-
-
-async def _saving(stream: AsyncIterator[ExecOutput], saved: OutputFolder) -> AsyncIterator[ExecOutput]:
-    async for item in stream:
-        saved.add(item)
-        yield item
-
-
-async def _agents(client: AsyncClient) -> list[str]:
-    """Return the agents that this caller may see; none if the list cannot be read."""
-    with suppress(TachikomaError):
-        return [agent.id for agent in await client.agents()]
-    return []
-
-
-def _hint(request: ExecRequest, result: ExecResponse) -> None:
-    """Explain a command that was not found since it was written as for a shell, or after an option of exec."""
-    program = request.command[0]
-    if result.exit_code != NOT_FOUND or result.state is not ExecState.FAILED:
-        return
-    if program.startswith("-"):
-        note(f"options of exec come before the agent: tachikoma exec {program} … {request.agent_id} COMMAND")
-    elif len(request.command) == 1 and any(c.isspace() for c in program):
-        note(
-            f"no shell reads the command; write tachikoma exec {request.agent_id} {program}, "
-            f"or tachikoma exec {request.agent_id} sh -c {shlex.quote(program)}"
-        )
-
-
-async def _submit(client: AsyncClient, request: ExecRequest, output: Output) -> int:
-    status = await client.submit(request)
-    show_value(status, output, name=lambda status: status.id, text=_show_submitted)
-    return 0
-
-
-def _show_submitted(status: ExecStatus) -> None:
-    typer.echo(status.id)
-    note_approval(status)
-
-
-def _exit_code(result: ExecResponse, *, quiet: bool) -> int:
-    """Return the exit code for a result, and print its error unless `quiet`."""
-    if result.error and not quiet:
-        note(f"{result.agent_id}: {result.error}")
-    if result.state in (ExecState.SUCCEEDED, ExecState.FAILED, ExecState.OUT_OF_MEMORY):
-        return result.exit_code
-    return {ExecState.TIMED_OUT: TIMED_OUT, ExecState.CANCELLED: INTERRUPTED}.get(result.state, NOT_RUN)

@@ -9,10 +9,9 @@ from contextlib import contextmanager
 
 import typer
 
-from tachikoma.cli.commands.logs import BROKEN_PIPE, note
 from tachikoma.cli.descriptors import OutputFailed, abandon_output
+from tachikoma.cli.messages import BROKEN_PIPE, note
 from tachikoma.cli.output import chosen_output, report, report_failure
-from tachikoma.client.aio import AsyncClient
 from tachikoma.errors import NotFound, ServerError, TachikomaError, Unavailable
 
 __all__ = ["NOT_RUN", "Interrupts", "output_failed", "reported"]
@@ -32,18 +31,15 @@ class Interrupts:
     A signal that the parent made ignored stays ignored, as `nohup` and the background jobs of a shell rely on.
     """
 
-    def __init__(
-        self, client: AsyncClient, exec_id: str, cancel: Callable[[str], Awaitable[object]] | None = None
-    ) -> None:
+    def __init__(self, cancel: Callable[[str], Awaitable[object]], subject: str) -> None:
         """Install the handler; the current task is cancelled by the second signal.
 
         Args:
-            client: cancels the execution.
-            exec_id: id of the execution, or of the batch.
-            cancel: the call that cancels it; None for that of an execution.
+            cancel: the call that cancels an execution, or a batch.
+            subject: id of the execution or batch.
         """
-        self._cancel_call = cancel or client.cancel
-        self._exec_id = exec_id
+        self._cancel_call = cancel
+        self._subject = subject
         self._main = asyncio.current_task()
         #: The request to cancel; None before the first signal.
         self._request: asyncio.Task[None] | None = None
@@ -66,7 +62,7 @@ class Interrupts:
 
     async def _cancel(self) -> None:
         try:
-            await self._cancel_call(self._exec_id)
+            await self._cancel_call(self._subject)
         except NotFound:
             # Not accepted yet, so there is nothing to cancel.
             self._leave()

@@ -11,18 +11,14 @@ import typer
 from tachikoma.cli import completion
 from tachikoma.cli.descriptors import OutputFailed, abandon_output, write_all
 from tachikoma.cli.lookup import with_full_id_async
+from tachikoma.cli.messages import BROKEN_PIPE, write_message
 from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, report_failure
-from tachikoma.cli.show import clock, warn
-from tachikoma.cli.tables import printable
 from tachikoma.client.aio import AsyncClient
 from tachikoma.vocabulary.messages import OutputKind
-from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus
-from tachikoma.vocabulary.states import ExecState
+from tachikoma.vocabulary.results import ExecOutput, ExecResponse
 
-__all__ = ["BROKEN_PIPE", "add_to", "note", "note_approval", "write_message", "write_output"]
+__all__ = ["add_to", "write_output"]
 
-#: Exit code when the reader of the output has gone, as a shell reports SIGPIPE.
-BROKEN_PIPE = 141
 #: Exit code of `logs` when its output cannot be written.
 FAILED = 1
 
@@ -80,34 +76,3 @@ async def write_output(stream: AsyncIterator[ExecOutput], output: Output) -> Exe
         else:
             await write_message(item)
     return result
-
-
-async def write_message(message: ExecOutput) -> None:
-    """Write a chunk to the descriptor it belongs to, or a note about a gap or an approval to standard error.
-
-    Raises:
-        OutputFailed: the descriptor takes no more output.
-    """
-    match message.kind:
-        case OutputKind.STDOUT | OutputKind.SCREEN:
-            await write_all(1, message.data)
-        case OutputKind.STDERR:
-            await write_all(2, message.data)
-        case OutputKind.GAP:
-            note(f"{message.missing_bytes} bytes of output are missing")
-        case OutputKind.STATUS if message.status is not None:
-            note_approval(message.status)
-
-
-def note(text: str) -> None:
-    """Print a message of this program, apart from the output of the other host's command."""
-    warn(f"tachikoma: {printable(text)}")
-
-
-def note_approval(status: ExecStatus) -> None:
-    """Print the approval that an execution waits for, or the one that it got."""
-    if status.state is ExecState.PENDING_APPROVAL:
-        note(f"waiting until {clock(status.deadline)} for an approval by {' or '.join(status.approvers)}")
-        note(f"to approve: tachikoma approve {status.id}")
-    elif status.approved_by:
-        note(f"approved by {status.approved_by}: {status.approval_reason}")

@@ -249,7 +249,7 @@ async def _run(request: BatchRequest, view: _View, *, preview: bool, detach: boo
             status = await client.submit_batch(request)
             show_value(status, view.output, name=lambda status: status.id, text=lambda status: typer.echo(status.id))
             return 0
-        interrupts = Interrupts(client, request.id, client.cancel_batch)
+        interrupts = Interrupts(client.cancel_batch, request.id)
         try:
             # This function cancels by itself, since it reports what came of it.
             async for update in client.run(request, detach=True):

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from tachikoma.cli import completion
-from tachikoma.cli.commands.execute import attend
+from tachikoma.cli.commands.attended import attend
 from tachikoma.cli.commands.executions import outcome_of
 from tachikoma.cli.descriptors import write_all
 from tachikoma.cli.lookup import with_full_id, with_full_id_async

@@ -13,7 +13,10 @@ from typer.testing import CliRunner
 
 from tachikoma import ExecOutput, ExecState, ExecStatus, TachikomaError
 from tachikoma.cli.app import app
+from tachikoma.cli.commands import ordinary
 from tachikoma.cli.output import expect_output
+from tachikoma.client import aio, wire
+from tachikoma.exec.v1 import remote_execution_pb2 as pb
 
 #: Modules that make clients.
 SYNC = (
@@ -30,7 +33,7 @@ SYNC = (
     "sessions",
     "users",
 )
-ASYNC = ("execute", "logs", "run", "sessions")
+ASYNC = ("attended", "logs", "run", "sessions")
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +96,26 @@ class FakeClient:
         return stream if name in ("execute_stream", "attach", "run") else call
 
 
+class FakePlainClient:
+    """The client of short commands, with the answers of another one."""
+
+    def __init__(self, client: FakeClient) -> None:
+        self._client = client
+
+    async def __aenter__(self) -> FakePlainClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def execute_stream(self, message: pb.ExecRequest) -> AsyncIterator[ExecOutput]:
+        async for item in self._client.execute_stream(wire.request_from_pb(message), detach=True):
+            yield item
+
+    async def cancel(self, exec_id: str) -> None:
+        await self._client.cancel(exec_id)
+
+
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     """The client that every command of the command line uses."""
@@ -102,6 +125,9 @@ def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     asynchronous = FakeClient(fake.answers, fake.calls, asynchronous=True)
     for name in ASYNC:
         monkeypatch.setattr(import_module(f"tachikoma.cli.commands.{name}"), "AsyncClient", lambda: asynchronous)
+    monkeypatch.setattr(ordinary, "PlainClient", lambda: FakePlainClient(asynchronous))
+    # An unknown agent is explained with a client of its own.
+    monkeypatch.setattr(aio, "AsyncClient", lambda: asynchronous)
     return fake
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ async def test_the_orchestrator_may_be_of_another_trust_domain_that_is_federated
     profile: Profile, authority: Authority, tmp_path: Path, new_authority: Any
 ) -> None:
     partner = new_authority(PARTNER)
-    elsewhere = profile.model_copy(update={"trust_domain": PARTNER})
+    elsewhere = replace(profile, trust_domain=PARTNER)
     with pytest.raises(Unauthenticated, match=f"no bundle of trust domain {PARTNER}"):
         Connection(elsewhere)
     (tmp_path / FEDERATED_FOLDER).mkdir()

@@ -11,10 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from tachikoma.client.aio import AsyncClient
-from tachikoma.client.batches import BatchMethods
-from tachikoma.client.oversight import OversightCalls
-from tachikoma.client.retry import BROKEN, STEADY_SECONDS, Attempts, Calls
+from tachikoma.client.retry import BROKEN, STEADY_SECONDS, Attempts
 from tachikoma.client.rpc_errors import STATUS_DETAILS, error_to_details
 from tachikoma.errors import (
     AgentOffline,
@@ -192,10 +189,3 @@ async def test_no_limit_is_waited_for_after_the_request_was_accepted(clock: Cloc
     with pytest.raises(ResourceExhausted):
         await fail(attempts(patience=60), ResourceExhausted("limit"), accepted=True)
     assert clock.waits == []
-
-
-@pytest.mark.parametrize("group", [Calls, BatchMethods, OversightCalls])
-def test_a_group_of_calls_cannot_be_used_alone(group: type[Calls]) -> None:
-    with pytest.raises(TypeError, match="_call"):
-        group()
-    assert issubclass(AsyncClient, group)

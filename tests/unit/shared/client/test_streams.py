@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tachikoma.client import wire
 from tachikoma.client.connection import Connection
+from tachikoma.client.model_stream import ModelStream
 from tachikoma.client.retry import Attempts
 from tachikoma.client.streams import OutputStream
 from tachikoma.errors import OutputAltered, PermissionDenied, TachikomaError, Unavailable
@@ -93,9 +94,9 @@ class Server:
         self.attached.append(message)
         return self.next_call()
 
-    def stream(self, **options: Any) -> OutputStream:
+    def stream(self, kind: type[OutputStream[Any]] = ModelStream, **options: Any) -> OutputStream[Any]:
         attempts = Attempts(timedelta(0), timedelta(seconds=60))
-        return OutputStream(cast("Connection", self), attempts, lambda stub: cast("Any", self).next_call(), **options)
+        return kind(cast("Connection", self), attempts, lambda stub: cast("Any", self).next_call(), **options)
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +104,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tachikoma.client.retry.BACKOFF_SECONDS", (1e-6, 1e-6))
 
 
-async def read(stream: OutputStream) -> list[ExecOutput]:
+async def read(stream: OutputStream[Any]) -> list[ExecOutput]:
     return [output async for output in stream.read()]
 
 

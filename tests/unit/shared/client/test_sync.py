@@ -136,7 +136,7 @@ class Source:
 @pytest.fixture
 def source(monkeypatch: pytest.MonkeyPatch) -> Source:
     source = Source(5)
-    monkeypatch.setattr("tachikoma.client.aio.OutputStream", lambda *_, **__: source)
+    monkeypatch.setattr("tachikoma.client.aio.ModelStream", lambda *_, **__: source)
     return source
 
 

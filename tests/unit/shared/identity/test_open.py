@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.open import ENDPOINT_VARIABLE, open_identity
-from tachikoma.identity.place import IdentityPlace
+from tachikoma.vocabulary.types import IdentityPlace
 
 ALICE = "spiffe://tachikoma.local/user/alice"
 

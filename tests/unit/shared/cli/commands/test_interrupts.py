@@ -8,12 +8,11 @@ import gc
 import os
 import signal
 from collections.abc import AsyncIterator
-from typing import Any, cast
 
 import pytest
 
 from patience import PATIENCE_SECONDS
-from tachikoma import AsyncClient, NotFound, Unavailable
+from tachikoma import NotFound, Unavailable
 from tachikoma.cli.commands.interrupts import SIGNALS, Interrupts, output_failed
 from tachikoma.cli.descriptors import OutputFailed
 
@@ -49,7 +48,7 @@ async def orchestrator() -> AsyncIterator[Orchestrator]:
 
 async def handle(orchestrator: Orchestrator, ready: asyncio.Event, made: list[Interrupts]) -> str:
     """What `exec` does around its stream."""
-    interrupts = Interrupts(cast("AsyncClient", cast("Any", orchestrator)), "job-7")
+    interrupts = Interrupts(orchestrator.cancel, "job-7")
     made.append(interrupts)
     ready.set()
     try:

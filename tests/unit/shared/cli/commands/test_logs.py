@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from tachikoma import ExecOutput, ExecState, OutputKind
-from tachikoma.cli.commands import logs
+from tachikoma import ExecOutput, OutputKind
 from tachikoma.cli.descriptors import OutputFailed
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
@@ -79,11 +78,3 @@ def test_output_that_cannot_be_written_ends_the_command(
     client.answers["attach"] = lambda *_, **__: [failure]
     done = run("logs", "job-7")
     assert (done.code, done.err) == (code, message)
-
-
-@pytest.mark.parametrize("state", ExecState)
-def test_only_what_waits_for_an_approval_says_who_may_give_it(
-    state: ExecState, status: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    logs.note_approval(status(state=state, approvers=("boss",), deadline=NOW))
-    assert ("approval by boss" in capsys.readouterr().err) == (state is ExecState.PENDING_APPROVAL)
