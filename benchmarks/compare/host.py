@@ -55,7 +55,9 @@ def main() -> None:
         if "BENCHMARK_REPLICA" in os.environ:
             more.enter_context(replica(stack))
         pids = {"orchestrator": stack.orchestrator.pid, "agent": stack.agents["agent-1"].pid, "redis": stack.redis.pid}
-        facts = {"profile": stack.profile().model_dump(mode="json"), "pids": pids, "redis": stack.redis_admin}
+        # By name, since the profile of an older version is no dataclass.
+        profile = {name: str(getattr(stack.profile(), name)) for name in ("address", "server_name", "identity")}
+        facts = {"profile": profile, "pids": pids, "redis": stack.redis_admin}
         print(json.dumps(facts), flush=True)
         sys.stdin.read()
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import upgrade_load
@@ -154,7 +155,7 @@ class UpgradedStack(Stack):
                 wait_until(lambda c=client: c.policy_status().digest != before, "the new policy is active")
 
     def profile_of(self, *addresses: str) -> Profile:
-        return self.profile().model_copy(update={"address": ",".join(addresses)})
+        return replace(self.profile(), address=",".join(addresses))
 
 
 class Callers:

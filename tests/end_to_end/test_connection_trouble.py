@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def authority(stack: Stack) -> DevelopmentCA:
 def cli_with(stack: Stack, folder: Path, **values: Any) -> Cli:
     """The command line with a profile of its own, below a folder."""
     path = folder / "profile.json"
-    stack.profile().model_copy(update=values).save(path)
+    replace(stack.profile(), **values).save(path)
     return Cli(path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -65,9 +66,9 @@ def test_an_expired_certificate_does_not_connect_and_the_client_says_why(stack: 
     )
     assert _code(plain_channel(stack, tmp_path)) is grpc.StatusCode.UNAVAILABLE
     with pytest.raises(Unauthenticated, match=r"user/late is valid from .* not now"):
-        Client(stack.profile().model_copy(update={"identity": tmp_path}))
+        Client(replace(stack.profile(), identity=tmp_path))
     path = tmp_path / "profile.json"
-    stack.profile().model_copy(update={"identity": tmp_path}).save(path)
+    replace(stack.profile(), identity=tmp_path).save(path)
     done = Cli(path).run("exec", AGENT, "true")
     assert done.returncode == 125
     assert re.fullmatch(
@@ -79,7 +80,7 @@ def test_an_expired_certificate_does_not_connect_and_the_client_says_why(stack: 
 
 def test_a_profile_without_its_certificate_is_told(stack: Stack, tmp_path: Path) -> None:
     path = tmp_path / "profile.json"
-    stack.profile().model_copy(update={"identity": tmp_path / "missing"}).save(path)
+    replace(stack.profile(), identity=tmp_path / "missing").save(path)
     done = Cli(path).run("exec", AGENT, "true")
     assert done.returncode == 125
     assert f"tachikoma: cannot read the identity in {tmp_path / 'missing'}: " in done.stderr.decode()
@@ -106,7 +107,7 @@ def test_an_agent_is_no_caller(stack: Stack) -> None:
 
 def test_a_client_does_not_talk_to_an_impostor(stack: Stack) -> None:
     # An agent's certificate is of the right CA but carries no DNS name, so it cannot stand in for the orchestrator.
-    profile = stack.profile().model_copy(update={"server_name": "agent-1.tachikoma.local"})
+    profile = replace(stack.profile(), server_name="agent-1.tachikoma.local")
     with Client(profile) as client, pytest.raises(Unavailable, match="cannot reach the orchestrator"):
         client.agents()
 

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -67,7 +68,7 @@ class TwoOrchestrators(Stack):
 
     def both(self) -> Profile:
         """The profile of a caller that knows both."""
-        return self.profile().model_copy(update={"address": f"{self.address},{self.second_address}"})
+        return replace(self.profile(), address=f"{self.address},{self.second_address}")
 
 
 @pytest.fixture(scope="module")

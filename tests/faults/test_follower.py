@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import random
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from support import prepare, request
@@ -69,7 +70,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 async def _follow(stack: Stack, exec_id: str, way: BreakingWay) -> tuple[str, int, ExecState]:
     """Digest, length and end of an output; a break goes on from the last number."""
     digest, length, seq = hashlib.sha256(), 0, 0
-    profile = stack.profile().model_copy(update={"address": way.address})
+    profile = replace(stack.profile(), address=way.address)
     # Each break but the last may end one call, and a few calls end in the handshake.
     for _ in range(3 * DISCONNECTS):
         with suppress(Unavailable):

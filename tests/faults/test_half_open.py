@@ -10,6 +10,7 @@ import threading
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -153,7 +154,7 @@ def test_work_goes_on_when_every_connection_of_orchestrator_agent_and_client_is_
     queued = Job.make(tmp_path, "queued")
     cancelled = request("sleep", "600", id="cancelled", timeout="10m")
     with TcpRelay(world.address) as relay, Client(world.profile()) as direct, ThreadPoolExecutor(4) as threads:
-        behind = Client(world.profile().model_copy(update={"address": relay.address}))
+        behind = Client(replace(world.profile(), address=relay.address))
         for job in (watched, waiting):
             submit(direct, job)
         direct.submit(cancelled)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def both(world: World) -> Profile:
         if not world.part(name).alive:
             world.start_again(name)
     profiles = [world.profile_of(name) for name in world.orchestrators]
-    return profiles[0].model_copy(update={"address": ",".join(profile.address for profile in profiles)})
+    return replace(profiles[0], address=",".join(profile.address for profile in profiles))
 
 
 def test_calls_and_waiting_callers_go_on_at_another_orchestrator(world: World, both: Profile, tmp_path: Path) -> None:

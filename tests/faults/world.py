@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class World(Stack):
     def profile_of(self, name: str) -> Profile:
         """How to reach one of the orchestrators."""
         address = self.address if name == "orchestrator" else self._at(name)
-        return self.profile().model_copy(update={"address": address})
+        return replace(self.profile(), address=address)
 
     def all_ready(self) -> bool:
         """Whether every orchestrator answers and every agent is online."""

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -146,7 +146,7 @@ def _ends_with_its_certificate(stack: Stack, client: Client, folder: Path, lifet
     wanted = request("/bin/sh", "-c", f"while [ ! -e {done} ]; do sleep 0.1; done; echo one >> {done}")
     ended = len(log_of(stack, "orchestrator", "call.ended"))
     try:
-        short = Client(stack.profile().model_copy(update={"identity": identity}))
+        short = Client(replace(stack.profile(), identity=identity))
     except Unauthenticated:
         return False
     with short:
