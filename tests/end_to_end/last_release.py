@@ -39,7 +39,7 @@ class LastRelease:
 
     @classmethod
     def unpack(cls, folder: Path, need: Callable[[bool, str], None]) -> LastRelease:
-        """Unpack the release, and build its spawner. Skips the test where there is no history; CI needs it and a compiler."""
+        """Unpack the release, and build its spawner. Skips the test where there is no history; CI needs a compiler."""
         if not has_history():
             pytest.skip(f"this is no clone with its history, so there is no {TAG}")
         found = subprocess.run(["git", "archive", COMMIT, *FOLDERS], cwd=ROOT, capture_output=True, check=False)
