@@ -28,7 +28,9 @@ RUNS, WAITS = "agent-1", "agent-2"
 BOUND_SECONDS = PATIENCE_SECONDS
 QUEUE_SECONDS = 6
 #: Keys that executions share.
-SHARED = (keys.INDEX, keys.OPEN, keys.queue(RUNS), keys.queue(WAITS), keys.agent_index(RUNS), keys.agent_index(WAITS))
+SHARED = (
+    keys.INDEX, keys.OPEN, *keys.queues(RUNS), *keys.queues(WAITS), keys.agent_index(RUNS), keys.agent_index(WAITS),
+)  # fmt: skip
 
 
 class LossyStack(Stack):
@@ -190,6 +192,19 @@ def test_every_caller_is_answered_when_indexes_and_queues_are_lost(
     assert found["running"] == (ExecState.SUCCEEDED, ExecState.SUCCEEDED)
     assert found["queued"] == (ExecState.EXPIRED, ExecState.EXPIRED)
     world.redis.delete(*SHARED)
+    world.serve_again()
+
+
+def test_queues_of_another_type_keep_no_order_on_another_queue_waiting(world: World) -> None:
+    own = keys.requester_queue(RUNS, world.client.spiffe_id, keys.QUEUE_LANES)
+    others = set(keys.queues(RUNS)) - {own}
+    try:
+        for queue in others:
+            retype(world.redis, queue)
+        for _ in range(5):
+            assert world.client.execute(request("true", agent_id=RUNS)).state is ExecState.SUCCEEDED
+    finally:
+        world.redis.delete(*others)
     world.serve_again()
 
 

@@ -24,8 +24,6 @@ class AgentChannel(QueueChannel):
     from_transport_options = (*QueueChannel.from_transport_options, "turns")
     #: Decides about the queues; all may be asked without it.
     turns: Turns | None = None
-    #: kombu's order of the queues.
-    _queue_cycle: Any
     #: Earliest time of the next look at a part of the queues, by the monotonic clock.
     _next_look = 0.0
 

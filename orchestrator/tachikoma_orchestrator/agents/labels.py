@@ -136,7 +136,7 @@ class Labels(RefreshedCopy):
         Raises:
             InvalidRequest: the labels are not valid.
             AgentUnknown: there is no such agent.
-            Unavailable: other changes were always quicker, or no replica confirmed this one.
+            Unavailable: other changes were always quicker, or the replicas did not confirm this one.
         """
         if not is_identifier(agent):
             raise _unknown(agent)

@@ -222,7 +222,7 @@ class Transition:
     started_ms: int = 0
     #: Bytes of output that the agent reports; 0 for none.
     output_bytes: int = 0
-    #: True if the change is reported to a caller as done, so that a replica must have it first.
+    #: True if the change is reported to a caller as done, so that the replicas must have it first.
     confirmed: bool = False
     #: Random id of this change, by which the script recognises a repetition.
     change_id: str = field(default_factory=lambda: secrets.token_hex(8))

@@ -36,7 +36,7 @@ __all__ = ["LOOK_SECONDS", "WaitingCallers"]
 log = structlog.get_logger(__name__)
 
 #: Seconds between two looks.
-LOOK_SECONDS = 5.0
+LOOK_SECONDS = 4.0
 #: Silence of an agent in a new life of Redis, from the first look on, after which its callers are answered.
 SILENT_SECONDS = 8.0
 

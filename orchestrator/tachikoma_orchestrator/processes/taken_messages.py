@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from contextlib import suppress
 
 import structlog
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from tachikoma.redis import keys
+from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Redis
 from tachikoma_orchestrator.store.scripts import Runner, Script
 
@@ -41,8 +41,10 @@ class TakenMessages:
     async def run(self) -> None:
         """Report that this run lives, and search for ended runs, until cancelled."""
         while True:
-            with suppress(RedisError, OSError):
+            try:
                 await self.look()
+            except (RedisError, OSError) as error:
+                log.warning("submitters.unavailable", error=str(error))
             await asyncio.sleep(ALIVE_SECONDS)
 
     async def look(self) -> None:
@@ -51,7 +53,15 @@ class TakenMessages:
         Times are those of the clock of Redis: clocks of hosts differ, and no live run may count as ended.
         """
         now = (await self._redis.time())[0]
-        await self._redis.zadd(keys.SUBMITTERS, {self.run_id: now})
+        try:
+            await self._redis.zadd(keys.SUBMITTERS, {self.run_id: now})
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+            # Whatever replaced it, the runs in it are forgotten. Those that live report again.
+            log.error("submitters.unreadable", error=str(error))
+            await self._redis.delete(keys.SUBMITTERS)
+            await self._redis.zadd(keys.SUBMITTERS, {self.run_id: now})
         for run in await self._redis.zrange(keys.SUBMITTERS, 0, now - GONE_SECONDS, byscore=True):
             await self.put_back(run.decode(errors="replace"))
 
@@ -59,7 +69,7 @@ class TakenMessages:
         """Put the messages of an ended run back on their queues. Raises redis errors."""
         unacked, index, _ = keys.unacked(run)
         taken: dict[str, list[str]] = {keys.SUBMIT: [], keys.BATCH: []}
-        for raw in await self._redis.hvals(unacked):
+        for raw in await self._taken(run, unacked):
             try:
                 message, _, queue = json.loads(raw)
                 message["properties"]["delivery_info"]["redelivered"] = True
@@ -71,5 +81,19 @@ class TakenMessages:
             args={"run": run, "counts": [len(messages) for messages in taken.values()]},
             payloads=[message for messages in taken.values() for message in messages],
         )
-        if await self._runner.run(call):
-            log.info("submitter.put_back", run=run, messages=sum(map(len, taken.values())))
+        match await self._runner.run(call):
+            case 1:
+                log.info("submitter.put_back", run=run, messages=sum(map(len, taken.values())))
+            case 2:
+                # The messages stay with the run until somebody deletes that key.
+                log.error("submitter.not_put_back", run=run, reason="a queue of the submitters is no list")
+
+    async def _taken(self, run: str, unacked: str) -> list[bytes]:
+        """Return the messages of a run; none if its key contains something else, which must not hide other runs."""
+        try:
+            return await self._redis.hvals(unacked)
+        except ResponseError as error:
+            if not wrong_type(error):
+                raise
+            log.error("submitter.unreadable", run=run, error=str(error))
+            return []

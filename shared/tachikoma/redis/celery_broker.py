@@ -18,7 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from tachikoma.config.logs import get_logger
-from tachikoma.redis.access import RedisAccess, celery_url
+from tachikoma.redis.access import RedisAccess, celery_url, wrong_type
 from tachikoma.redis.sentinel import broker_connection_class
 from tachikoma.redis.tls import BrokerTlsConnection
 
@@ -40,6 +40,8 @@ log = get_logger(__name__)
 HEALTH_SECONDS = 4
 #: Wait after an error reply, in seconds. Celery reconnects at once, so a Redis that only refuses would be flooded.
 REFUSED_SECONDS = 1.0
+#: The same where one of the queues is no list. The others are read meanwhile.
+WRONG_QUEUE_SECONDS = 0.1
 
 
 #: Settings of every Celery worker of Tachikoma. Features that need names shared by all workers are off, and so are
@@ -75,6 +77,8 @@ class BrokerChannel(redis.Channel):
     connection_class_ssl: Any = BrokerTlsConnection
     #: Credentials and certificates, from `tachikoma.redis.access`.
     connection_options: Mapping[str, Any] = MappingProxyType({})
+    #: kombu's order of the queues.
+    _queue_cycle: Any
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         if "primary" in self.connection_options:
@@ -86,6 +90,8 @@ class BrokerChannel(redis.Channel):
         try:
             return super()._brpop_read(**options)  # type: ignore[misc]
         except ResponseError as error:
+            if wrong_type(error):
+                return self._skip_wrong_queue(error)
             log.warning("queue.refused", error=str(error)[:300])
             # In the thread of Celery's hub, which has nothing else to do then.
             time.sleep(REFUSED_SECONDS)
@@ -94,6 +100,13 @@ class BrokerChannel(redis.Channel):
             # The element is off the list already. No part of Tachikoma writes such elements.
             log.warning("message.unreadable", error=repr(error)[:300])
             return True
+
+    def _skip_wrong_queue(self, error: ResponseError) -> bool:
+        """Let the next poll begin with another queue, since a poll ends at the first one that is no list."""
+        log.error("queue.unreadable", error=str(error)[:300])
+        self._queue_cycle.rotate(self._queue_cycle.consume(1)[0])
+        time.sleep(WRONG_QUEUE_SECONDS)
+        return True
 
 
 class QueueChannel(BrokerChannel):

@@ -219,7 +219,7 @@ _APPLICATION_RESULTS = (keys.application_result("*", "*"), keys.ALL_OWN_RESULTS)
 _SUBMITTER = (
     _CONNECTION,
     Grant("multi exec unwatch unsubscribe script|load time"),
-    Grant("brpop rpush lpush", read=_QUEUES, write=_QUEUES),
+    Grant("brpop rpush lpush llen", read=_QUEUES, write=_QUEUES),
     Grant(
         "hset hget hdel hvals zadd zrem zrange del set get watch",
         read=(keys.SUBMITTERS, *_UNACKED),

@@ -281,7 +281,7 @@ async def read_lease(settings: WorkerSettings) -> Heartbeat:
     """Return the last heartbeat of the agent's worker on this host.
 
     Raises:
-        Unavailable: the agent has no lease, another host holds it, or Redis is unavailable.
+        Unavailable: the agent has no readable lease, another host holds it, or Redis is unavailable.
         ConfigurationError: the identity or the access to Redis cannot be used.
     """
     identity = open_identity(settings.identity)
@@ -295,7 +295,10 @@ async def read_lease(settings: WorkerSettings) -> Heartbeat:
         identity.close()
     if raw is None:
         raise Unavailable(f"agent {settings.agent_id} is offline")
-    found = Heartbeat.model_validate_json(raw)
+    try:
+        found = Heartbeat.model_validate_json(raw)
+    except ValidationError:
+        raise Unavailable(f"the lease of agent {settings.agent_id} is unreadable, so no worker holds it") from None
     if found.hostname != platform.node():
         raise Unavailable(f"agent {settings.agent_id} is online, but on the host {found.hostname}")
     return found

@@ -10,9 +10,16 @@
 --      run     id of the run
 --      counts  list with the number of messages of each queue
 --   then all messages, those of the first queue first. They are bytes, and stored as they are.
--- RESULT: 1, or 0 if another submitter was first
+-- RESULT: 1; 0 if another submitter was first; 2 if a queue is no list, and nothing was changed
 local FIXED_KEYS = 3
 local submitters, unacked, index = unpack(KEYS, 1, FIXED_KEYS)
+for number = 1, #args.counts do
+  -- An error of RPUSH would come after the run was removed, and strand its messages.
+  local length = redis.pcall('LLEN', KEYS[FIXED_KEYS + number])
+  if type(length) == 'table' and string.find(length.err, 'WRONGTYPE', 1, true) then
+    return 2
+  end
+end
 if redis.call('ZREM', submitters, args.run) == 0 then
   return 0
 end

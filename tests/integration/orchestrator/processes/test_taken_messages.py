@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma_orchestrator.processes.taken_messages import GONE_SECONDS, TakenMessages
@@ -72,3 +74,46 @@ async def test_a_run_puts_its_own_messages_back_when_it_stops(redis: Redis) -> N
     await run.put_back(run.run_id)
     assert [item["body"] for item in await queued(redis, keys.SUBMIT)] == ["a"]
     assert await redis.exists(keys.SUBMITTERS) == 0
+
+
+#: Commands that make a value of each type that these keys have not.
+WRONG = [("SET", "x"), ("SADD", "x"), ("XADD", "*", "x", "x")]
+
+
+@pytest.mark.parametrize("wrong", [*WRONG, ("RPUSH", "x"), ("ZADD", "1", "x")])
+async def test_a_run_whose_messages_are_something_else_hides_no_other_run(redis: Redis, wrong: tuple[str, ...]) -> None:
+    command, *values = wrong
+    await redis.execute_command(command, keys.unacked("bad")[0], *values)
+    await keep(redis, "old", a=taken(keys.SUBMIT, "a"))
+    await age(redis, "bad", GONE_SECONDS + 2)
+    await age(redis, "old", GONE_SECONDS + 1)
+    await TakenMessages(redis).look()
+    assert [item["body"] for item in await queued(redis, keys.SUBMIT)] == ["a"]
+    assert await redis.exists(*keys.unacked("bad")) == 0
+
+
+@pytest.mark.parametrize("wrong", [*WRONG, ("HSET", "x", "x"), ("ZADD", "1", "x")])
+async def test_messages_stay_with_their_run_while_their_queue_is_something_else(
+    redis: Redis, wrong: tuple[str, ...]
+) -> None:
+    command, *values = wrong
+    await redis.execute_command(command, keys.BATCH, *values)
+    await keep(redis, "old", a=taken(keys.SUBMIT, "a"), b=taken(keys.BATCH, "b"))
+    await age(redis, "old", GONE_SECONDS + 1)
+    run = TakenMessages(redis)
+    for _ in range(2):
+        await run.look()
+        assert await queued(redis, keys.SUBMIT) == []
+    await redis.delete(keys.BATCH)
+    await run.look()
+    assert [item["body"] for queue in (keys.SUBMIT, keys.BATCH) for item in await queued(redis, queue)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("wrong", [*WRONG, ("HSET", "x", "x"), ("RPUSH", "x")])
+async def test_runs_report_again_after_their_index_became_something_else(redis: Redis, wrong: tuple[str, ...]) -> None:
+    command, *values = wrong
+    await redis.execute_command(command, keys.SUBMITTERS, *values)
+    one, two = TakenMessages(redis), TakenMessages(redis)
+    await one.look()
+    await two.look()
+    assert {run.decode() for run in await redis.zrange(keys.SUBMITTERS, 0, -1)} == {one.run_id, two.run_id}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 import pytest
 
 from patience import PATIENCE_SECONDS
+from tachikoma.errors import Unavailable
 from tachikoma.redis import keys
 from tachikoma.redis.access import RedisAccess
 from tachikoma.redis.commands import Redis
 from tachikoma.streams.heartbeat import LEASE_SECONDS, Contender, Heartbeat
 from tachikoma_worker.engine import lease as module
-from tachikoma_worker.engine.lease import Lease, LeaseLost
+from tachikoma_worker.engine.lease import Lease, LeaseLost, read_lease
 from tachikoma_worker.settings import WorkerSettings
 
 BEAT = Heartbeat(
@@ -253,3 +255,33 @@ async def test_a_worker_that_was_silent_for_too_long_ends_when_another_one_has_i
         await asyncio.wait_for(lease.watch(), PATIENCE_SECONDS)
     assert await redis.get(keys.info("web-1")) == theirs.encode()
     lease.stop()
+
+
+class NoIdentity:
+    """An identity that a Redis without TLS does not need."""
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("raw", [b"", b"no JSON", b"[]", b"{}", b"\xff"])
+async def test_a_lease_that_cannot_be_read_is_reported_in_words(
+    redis: Redis, settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch, raw: bytes
+) -> None:
+    monkeypatch.setattr(module, "open_identity", lambda _: NoIdentity())
+    await redis.set(keys.info("web-1"), raw)
+    with pytest.raises(Unavailable, match="the lease of agent web-1 is unreadable"):
+        await read_lease(settings)
+
+
+async def test_a_lease_of_another_host_is_not_that_of_this_one(
+    redis: Redis, settings: WorkerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "open_identity", lambda _: NoIdentity())
+    with pytest.raises(Unavailable, match="web-1 is offline"):
+        await read_lease(settings)
+    await redis.set(keys.info("web-1"), BEAT.model_dump_json())
+    with pytest.raises(Unavailable, match="on the host h"):
+        await read_lease(settings)
+    await redis.set(keys.info("web-1"), BEAT.model_copy(update={"hostname": platform.node()}).model_dump_json())
+    assert (await read_lease(settings)).slots == 1
