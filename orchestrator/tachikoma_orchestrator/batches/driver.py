@@ -21,7 +21,7 @@ from tachikoma.identity.svid import SvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.vocabulary.audit import AuditCode
-from tachikoma.vocabulary.batches import BatchState
+from tachikoma.vocabulary.batches import BatchState, TargetState
 from tachikoma.vocabulary.clock import duration_ms
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.batches.frozen import Frozen
@@ -137,14 +137,11 @@ class BatchDriver:
             self._changed.set()
 
     async def _next_wave(self, frozen: Frozen, progress: BatchProgress, approval: ApprovedBatch | None) -> None:
-        """Release the next wave, when the last one has ended: after the canary only without a failure."""
+        """Release the next wave, when the last one has ended: after the canary only if all of it succeeded."""
         released, total = progress.released, len(frozen.targets)
         if released >= total:
             return
-        if released and released == frozen.request.canary and progress.failures:
-            grounds = Grounds.of(await self._store.ends(frozen.id, frozen.last_wave(released)))
-            reason = f"{progress.failures} of the first {released} targets failed: {grounds.text}"
-            await self._stop(frozen, reason, grounds.evidence)
+        if released and released == frozen.request.canary and not await self._canary_succeeded(frozen):
             return
         pause_ms = duration_ms(frozen.request.pause) if released else 0
         if pause_ms and not progress.paused_ms:
@@ -168,6 +165,18 @@ class BatchDriver:
             reason, evidence = f"{reason}, after {grounds.text}", grounds.evidence
         if await self._store.release(frozen.id, released, following, reason, evidence=evidence):
             self._changed.set()
+
+    async def _canary_succeeded(self, frozen: Frozen) -> bool:
+        """Return True if the command succeeded on every target of the canary; else stop the batch."""
+        canary = frozen.request.canary
+        ended = await self._store.ends(frozen.id, frozen.targets[:canary])
+        # A target whose entry cannot be read is not known to have succeeded.
+        others = canary - sum(target.state is TargetState.SUCCEEDED for target in ended)
+        if others:
+            grounds = Grounds.of(ended)
+            reason = f"{others} of the first {canary} targets did not succeed: {grounds.text}"
+            await self._stop(frozen, reason, grounds.evidence)
+        return not others
 
     async def _stop(self, frozen: Frozen, reason: str, evidence: str = "") -> None:
         await self._store.halt(frozen.id, BatchState.STOPPED, AuditCode.BATCH_STOPPED, reason, evidence=evidence)

@@ -198,7 +198,7 @@ class BatchRequest(CallersModel):
     limits: ResourceLimits | None = None
     #: Largest number of executions at once.
     parallel: Share = DEFAULT_PARALLEL
-    #: Number of targets that run first, alone. The rest follows only if none of them failed. 0: no canary.
+    #: Number of targets that run first, alone. The rest follows only if all of them succeeded. 0: no canary.
     canary: Annotated[int, Field(ge=0, le=MAX_EXPRESSIONS)] = 0
     #: Number of targets in each wave. A wave ends before the next begins. None: all targets are one wave.
     wave: Share | None = None

@@ -1,5 +1,5 @@
 -- Let no further target of a batch start: it was cancelled or rejected, its deadline passed, or its canary
--- or a health gate failed.
+-- or a health gate did not succeed.
 --
 -- KEYS
 --   1  orch:batch:<id>  the batch (hash); the other names are made in `batches.lua`

@@ -3476,7 +3476,7 @@ class BatchRequest(_message.Message):
     parallel: _builtins.str
     """Largest number of executions at once: `10`, or `25%` of the targets. Empty: 50."""
     canary: _builtins.int
-    """Number of targets that run first, alone. The others follow only if none of these failed. 0: no canary."""
+    """Number of targets that run first, alone. The others follow only if all of these succeeded. 0: no canary."""
     wave: _builtins.str
     """Number of targets in each wave: `10`, or `25%` of the targets. A wave ends before the next starts. Unset: one wave."""
     stop_after: _builtins.str

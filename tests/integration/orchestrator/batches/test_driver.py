@@ -178,9 +178,65 @@ async def test_a_failed_canary_stops_the_batch(make: Make) -> None:
     await stand.step(batch)
     status = await stand.status(batch)
     assert status.state is BatchState.STOPPED
-    assert status.reason.startswith("1 of the first 2 targets failed: ")
+    assert status.reason.startswith("1 of the first 2 targets did not succeed: ")
     assert status.end_time is not None
     assert status.totals[TargetState.NOT_STARTED] == 2
+
+
+async def unreachable(stand: BatchStand) -> None:
+    await stand.redis.delete(keys.info("web-1"))
+
+
+async def denied(stand: BatchStand) -> None:
+    stand.stand.change_policy(
+        'agents: ["web-*"]\n    allowedCommands: ["/usr/bin/true',
+        'agents: ["web-2"]\n    allowedCommands: ["/usr/bin/true',
+    )
+
+
+@pytest.mark.parametrize(("prevent", "state"), [(unreachable, "UNREACHABLE"), (denied, "DENIED")])
+async def test_a_canary_that_gets_no_execution_stops_the_batch(
+    make: Make, prevent: Callable[[BatchStand], Awaitable[None]], state: str
+) -> None:
+    stand = await make(2)
+    batch = await stand.submit(canary=1)
+    await prevent(stand)
+    for _ in range(3):
+        await stand.step(batch)
+    status = await stand.status(batch)
+    assert (status.state, status.totals) == (BatchState.STOPPED, {TargetState(state): 1, TargetState.NOT_STARTED: 1})
+    assert status.reason == f"1 of the first 1 targets did not succeed: web-1 {state}"
+    assert await stand.stand.queued("web-2") == 0
+    assert await events(stand, batch) == ["batch_submitted", "batch_stopped", "batch_ended"]
+
+
+@pytest.mark.parametrize("state", [state for state in ExecState if state.terminal and state is not ExecState.SUCCEEDED])
+async def test_a_canary_whose_execution_ends_in_another_state_stops_the_batch(make: Make, state: ExecState) -> None:
+    stand = await make(2)
+    batch = await stand.submit(canary=1)
+    await stand.step(batch)
+    order = await stand.take("web-1")
+    assert order is not None
+    await stand.stand.ledger.settle("web-1", order.jti, [ExecState.QUEUED], state, reason="why", fence=True)
+    for _ in range(2):
+        await stand.step(batch)
+    status = await stand.status(batch)
+    assert (status.state, status.totals) == (BatchState.STOPPED, {TargetState(state): 1, TargetState.NOT_STARTED: 1})
+    assert status.reason == f"1 of the first 1 targets did not succeed: {order.jti} {state}"
+    assert await stand.stand.queued("web-2") == 0
+
+
+async def test_a_canary_whose_result_cannot_be_read_stops_the_batch(make: Make) -> None:
+    stand = await make(3)
+    batch = await stand.submit(canary=2)
+    await stand.step(batch)
+    for agent in ("web-1", "web-2"):
+        await stand.end(agent)
+    await stand.redis.hset(keys.batch(batch)[3], "web-2", "x")
+    await stand.step(batch)
+    status = await stand.status(batch)
+    assert status.state is BatchState.STOPPED
+    assert status.reason.startswith("1 of the first 2 targets did not succeed: ")
 
 
 async def test_a_pause_separates_waves(make: Make) -> None:

@@ -51,7 +51,7 @@ async def test_a_failed_canary_names_its_executions(make: Make) -> None:
     await stand.step(batch)
     (stopped,) = await decisions(stand, batch, AuditCode.BATCH_STOPPED)
     named = f"{second.jti} FAILED, {first.jti} SUCCEEDED"
-    assert stopped.reason == f"1 of the first 2 targets failed: {named}" == (await stand.status(batch)).reason
+    assert stopped.reason == f"1 of the first 2 targets did not succeed: {named}" == (await stand.status(batch)).reason
     assert stopped.evidence_sha256 == await receipts(stand, first.jti, second.jti)
 
 
