@@ -72,15 +72,15 @@ class _Grpc:
     process: int | None = None
 
 
-def _check_process() -> None:
-    """Check that gRPC can be used in this process.
+def _check_process(process: int | None, happened: str) -> None:
+    """Check that the process in which something happened is this one; None if it did not happen.
 
     Raises:
-        FailedPrecondition: it was used before a fork of this process. A call would wait forever.
+        FailedPrecondition: it was before a fork of this process. A call would wait forever.
     """
-    if _Grpc.process not in (None, os.getpid()):
+    if process not in (None, os.getpid()):
         raise FailedPrecondition(
-            f"a client was used in process {_Grpc.process} before it forked this one; threads and connections do not "
+            f"a client was {happened} in process {process} before it forked this one; threads and connections do not "
             "survive a fork: start processes with the method `spawn`, or make the first client after the fork"
         )
 
@@ -103,7 +103,11 @@ class Connection:
         self._closed = False
         #: Why the last attempt to connect failed; None if it did not, or the reason is not known.
         self._trouble: Trouble | None = None
-        _check_process()
+        #: The last line that said what is waited for; empty since there was a connection.
+        self._said = ""
+        _check_process(_Grpc.process, "used")
+        #: The process that made the client. The event loop of `Client` has its thread there only.
+        self._process = os.getpid()
         self._identity = open_identity(profile.identity)
         svid = self._identity.current()
         try:
@@ -135,7 +139,8 @@ class Connection:
         """
         if self._closed:
             raise FailedPrecondition("this client is closed; make a new one")
-        _check_process()
+        _check_process(_Grpc.process, "used")
+        _check_process(self._process, "made")
 
     async def close(self) -> None:
         """Close all channels; calls in progress end as cancelled. Safe to repeat."""
@@ -188,7 +193,7 @@ class Connection:
             connected = await _connected(channel, QUIET_SECONDS)
             if not connected and not await _connected(channel, await self._explain(subject)):
                 return False
-        self._trouble = None
+        self._trouble, self._said = None, ""
         return True
 
     def _renew_if_due(self) -> None:
@@ -215,9 +220,13 @@ class Connection:
         found = await asyncio.to_thread(
             diagnose, address, self._profile.server_name, self._trusted(svid).pem, svid.certificate_pem, svid.key_pem
         )
-        if found is not None and not found.lasting and found != self._trouble:
+        if found is None or not found.lasting:
             purpose = f" for {subject}" if subject else ""
-            log.warning(f"waiting for the orchestrator at {address}{purpose}: {found.text}")
+            cause = proxy_hint(address) if found is None else f": {found.text}"
+            line = f"waiting for the orchestrator at {address}{purpose}{cause}"
+            if line != self._said:
+                log.warning(line)
+            self._said = line
         self._trouble = found
         if found is not None and found.lasting:
             return 0

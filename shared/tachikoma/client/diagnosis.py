@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from tachikoma.config.channels import proxy_hint
@@ -17,6 +18,8 @@ __all__ = ["Trouble", "diagnose"]
 
 #: Longest time of the attempt, in seconds.
 SECONDS = 1.5
+#: Addresses that are tried at the same time.
+ATTEMPTS = 8
 #: Bytes that are read at once.
 READ_BYTES = 16 * 1024
 #: Results of OpenSSL's verification (openssl-verification-options, X509_V_ERR_…).
@@ -58,10 +61,10 @@ class Trouble:
 def diagnose(
     address: str, server_name: str, roots: bytes, certificate: bytes = b"", key: bytes = b""
 ) -> Trouble | None:
-    """Connect once and return the problem; None if none was found, or it cannot be determined.
+    """Connect once to each address and return the problem; None if one has none, or it cannot be determined.
 
     Args:
-        address: host:port of the orchestrator.
+        address: host:port of the orchestrator, or several with commas between them.
         server_name: the name that its certificate must have.
         roots: the roots that it must be signed under, PEM.
         certificate: the client's certificate with its chain, PEM; empty to show none.
@@ -71,12 +74,32 @@ def diagnose(
         # This attempt would go another way.
         return None
     try:
-        target = HostPort.parse(address)
+        targets = [HostPort.parse(part.strip()) for part in address.split(",")]
     except ValueError:
         return None
+    # Each may be silent for the whole time of an attempt.
+    with ThreadPoolExecutor(min(len(targets), ATTEMPTS)) as threads:
+        context = _context(roots, certificate, key)
+        found = list(threads.map(lambda target: _attempt(target, server_name, context), targets))
+    troubles = [trouble for trouble in found if trouble is not None]
+    return _together(targets, troubles) if len(troubles) == len(targets) else None
+
+
+def _together(targets: list[HostPort], troubles: list[Trouble]) -> Trouble:
+    """Return the problems of all addresses as one: an address that may still answer makes waiting useful."""
+    if len({trouble.text for trouble in troubles}) == 1:
+        text = troubles[0].text
+    else:
+        text = "; ".join(f"{target}: {trouble.text}" for target, trouble in zip(targets, troubles, strict=True))
+    lasting = all(trouble.lasting for trouble in troubles)
+    return Trouble(text, lasting, refused=not lasting and all(one.lasting or one.refused for one in troubles))
+
+
+def _attempt(target: HostPort, server_name: str, context: ssl.SSLContext) -> Trouble | None:
+    """Connect once to one address and return the problem; None if none was found."""
     try:
         with socket.create_connection((target.host.strip("[]"), target.port), timeout=SECONDS) as connection:
-            return _handshake(connection, server_name, _context(roots, certificate, key))
+            return _handshake(connection, server_name, context)
     except ConnectionRefusedError:
         return Trouble("nothing accepts connections there; is the orchestrator running?", refused=True)
     except socket.gaierror:

@@ -35,7 +35,7 @@ def is_local(address: str) -> bool:
     if address.startswith(("unix:", "unix-abstract:")):
         return True
     if "," in address:
-        return all(map(is_local, address.split(",")))
+        return all(is_local(part.strip()) for part in address.split(","))
     for scheme in _SCHEMES:
         address = address.removeprefix(scheme)
     host = host_of(address.rpartition("/")[2]).lower().rstrip(".")

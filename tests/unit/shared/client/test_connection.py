@@ -154,6 +154,28 @@ async def test_a_connection_that_does_not_come_is_explained_once(
     assert [waits in message for message in caplog.messages] == ([] if lasting else [True])
 
 
+async def test_a_wait_whose_cause_is_not_known_is_told_with_its_proxy(
+    profile: Profile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Reserved (RFC 6761): nothing is reached under this name.
+    monkeypatch.setenv("grpc_proxy", "http://alice:secret@proxy.invalid:3128")
+    for name in ("QUIET_SECONDS", "LOUD_SECONDS"):
+        monkeypatch.setattr(connection_module, name, 0.05)
+    tried = Connection(replace(profile, address="orchestrator.invalid:8534"))
+    try:
+        with caplog.at_level("WARNING", "tachikoma.client.connection"):
+            assert not await tried.ready("5f3a")
+            assert not await tried.ready("5f3a")
+    finally:
+        await tried.close()
+    told = (
+        "waiting for the orchestrator at orchestrator.invalid:8534 for 5f3a; "
+        "the connection uses the proxy proxy.invalid:3128 of the variable grpc_proxy, no_proxy exempts hosts"
+    )
+    assert [told in message for message in caplog.messages] == [True]
+    assert "secret" not in caplog.text
+
+
 async def test_the_reason_of_an_earlier_failure_is_forgotten_once_there_is_a_connection(
     connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,6 +154,28 @@ def test_a_closed_port_is_named() -> None:
     assert found == Trouble("nothing accepts connections there; is the orchestrator running?", refused=True)
 
 
+def test_each_of_several_addresses_is_tried(tmp_path: Path) -> None:
+    authority = Authority("example.org")
+    refused = "nothing accepts connections there; is the orchestrator running?"
+    no_tls = "the service there speaks no TLS of this kind; is the port right?"
+    with socket.socket() as first, socket.socket() as second:
+        closed = []
+        for taken in (first, second):
+            taken.bind(("127.0.0.1", 0))
+            closed.append(f"127.0.0.1:{taken.getsockname()[1]}")
+        assert diagnose(",".join(closed), NAME, authority.pem) == Trouble(refused, refused=True)
+        with listening(None) as plain:
+            found = diagnose(f"{closed[0]}, {plain}", NAME, authority.pem)
+            assert found == Trouble(f"{closed[0]}: {refused}; {plain}: {no_tls}")
+        with listening(server_of(authority, tmp_path)) as good:
+            assert diagnose(f"{closed[0]},{good}", NAME, authority.pem) is None
+        with listening(server_of(Authority("example.org"), tmp_path)) as foreign:
+            found = diagnose(f"{closed[0]},{foreign}", NAME, authority.pem)
+    # The one that is not running may be right when it runs.
+    assert found is not None
+    assert (found.lasting, found.refused) == (False, True)
+
+
 def test_a_service_without_tls_is_named() -> None:
     with listening(None) as address:
         found = diagnose(address, NAME, Authority("example.org").pem)
@@ -190,7 +212,7 @@ def test_an_unknown_host_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == Trouble("the name nowhere.example is not known; check `address` in the client profile")
 
 
-def test_behind_a_proxy_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cause_behind_a_proxy_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     assert diagnose("orchestrator.example.org:8534", NAME, b"") is None
     assert diagnose("unix:/run/x.sock", NAME, b"") is None

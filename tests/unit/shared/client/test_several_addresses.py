@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,6 +27,8 @@ from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 NAME = "orchestrator.example.org"
 #: Two hosts that share a port, as the addresses of one DNS name do.
 FIRST, SECOND = "127.0.0.1", "127.0.0.2"
+#: A caller knows within this time that nothing accepts connections.
+TOLD_SECONDS = 3.0
 
 
 class Orchestrator(RemoteExecutionServicer):
@@ -152,6 +155,23 @@ async def test_the_next_address_is_used_when_the_first_has_gone_and_the_reverse(
         await world.start(FIRST)
         await second.stop(None)
         assert await answered_by(client) == FIRST
+
+
+async def test_refusals_of_all_are_told_within_three_seconds(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    address = f"{FIRST}:{world.port},{SECOND}:{world.port}"
+    cause = "nothing accepts connections there; is the orchestrator running?"
+    taken = float("inf")
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        # A machine that is busy gets another attempt.
+        while taken > TOLD_SECONDS:
+            caplog.clear()
+            begun = time.monotonic()
+            async with world.client(address) as client:
+                with pytest.raises(Unavailable) as caught:
+                    await client.agents()
+            taken = time.monotonic() - begun
+            assert str(caught.value) == f"cannot reach the orchestrator at {address}: {cause}"
+            assert caplog.messages == [f"waiting for the orchestrator at {address}: {cause}"]
 
 
 def test_the_waits_before_the_third_address_are_less_than_a_second_together() -> None:

@@ -37,6 +37,28 @@ print("child", os.wait()[1], os.getpid())
 before.close()
 """
 
+#: Makes a client before a fork and uses it only in the child, as a server that loads its application first does.
+PRELOADED = """
+import os, sys
+from pathlib import Path
+from tachikoma import Client, Profile, TachikomaError
+profile = Profile.load(Path(sys.argv[1]))
+before = Client(profile)
+if os.fork() == 0:
+    try:
+        before.agents()
+    except TachikomaError as error:
+        print(type(error).__name__, error, flush=True)
+    before.close()
+    # gRPC was not used yet, so a client of the child works.
+    with Client(profile) as own:
+        own.check_usable()
+    print("own", flush=True)
+    os._exit(0)
+print("child", os.wait()[1], os.getpid())
+before.close()
+"""
+
 
 @pytest.fixture
 def profile(tmp_path: Path) -> Profile:
@@ -70,14 +92,27 @@ async def test_the_asynchronous_client_says_so_too(profile: Profile) -> None:
         await anext(client.execute_stream(ExecRequest(agent_id="a", command=["x"])))
 
 
-@pytest.mark.slow
-def test_a_forked_process_gets_an_error(profile: Profile, tmp_path: Path) -> None:
-    profile.save(tmp_path / "profile.json")
+def printed(program: str, profile: Profile, folder: Path) -> list[str]:
+    """Return the lines that a program prints, run with the file of a profile."""
+    profile.save(folder / "profile.json")
     done = subprocess.run(
-        [sys.executable, "-c", FORK, str(tmp_path / "profile.json")],
+        [sys.executable, "-c", program, str(folder / "profile.json")],
         capture_output=True, text=True, timeout=60, check=True, env={**os.environ, "GRPC_VERBOSITY": "NONE"},
     )  # fmt: skip
-    *errors, last = done.stdout.splitlines()
+    return done.stdout.splitlines()
+
+
+def test_a_client_that_was_not_used_before_the_fork_gets_an_error_too(profile: Profile, tmp_path: Path) -> None:
+    error, own, last = printed(PRELOADED, profile, tmp_path)
+    assert re.fullmatch(r"child 0 \d+", last)
+    assert own == "own"
+    parent = last.split()[-1]
+    assert error.startswith(f"FailedPrecondition a client was made in process {parent} before it forked this one; ")
+
+
+@pytest.mark.slow
+def test_a_forked_process_gets_an_error(profile: Profile, tmp_path: Path) -> None:
+    *errors, last = printed(FORK, profile, tmp_path)
     assert re.fullmatch(r"child 0 \d+", last)
     assert len(errors) == 2
     parent = last.split()[-1]

@@ -9,7 +9,7 @@ from tachikoma.config.channels import KEEPALIVE_OPTIONS, is_local, proxy_hint, p
 LOCAL = [
     "localhost:8534", "LOCALHOST:1", "localhost.:1", "a.localhost:1", "127.0.0.1:8534", "127.9.8.7:1", "[::1]:8534",
     "[::ffff:127.0.0.1]:1", "unix:/run/x", "unix:///run/x", "unix-abstract:x", "dns:localhost:1", "dns:///127.0.0.1:1",
-    "ipv4:127.0.0.1:1", "ipv6:[::1]:1",
+    "ipv4:127.0.0.1:1", "ipv6:[::1]:1", "127.0.0.1:1, localhost:2",
 ]  # fmt: skip
 REMOTE = [
     "example.org:8534", "10.0.0.7:8534", "[2001:db8::1]:1", "[::ffff:10.0.0.7]:1", "localhost.example.org:1",
