@@ -44,6 +44,7 @@ policies:
     agents: ["web-*"]
     allowedCommands: ["/usr/bin/printf ..."]
     limits: {pids: 50}
+    isolation: private
     requireApproval: true
     approvers: ["spiffe://tachikoma.local/user/boss", "spiffe://tachikoma.local/user/alice"]
 """

@@ -22,7 +22,8 @@ from patience import PATIENCE_SECONDS
 from processes import processes_named
 from pty_process import PtyProcess
 from tachikoma import Client, ExecState, OutputKind
-from tachikoma.dev.stack import SERVER_NAME, Stack
+from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
+from tachikoma.identity.spiffe import SpiffeId, user_id
 from tachikoma.vocabulary.requests import WindowSize
 from tachikoma_orchestrator.sessions.screen import Screen, open_screen
 from warm_start import WarmPopen
@@ -31,6 +32,13 @@ Open = Callable[..., PtyProcess]
 SIZE = WindowSize(24, 80)
 PROMPT = "ready> "
 SHELL = ("env", f"PS1={PROMPT}", "bash", "--norc", "--noprofile", "--noediting")
+TRAINER, STRANGER = user_id(TRUST_DOMAIN, "trainer"), user_id(TRUST_DOMAIN, "stranger")
+GRANTED = f"""
+    allowInteractive: true
+    allowTty: true
+    killGrace: 1s
+    observers: ["{TRAINER}"]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +46,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -
     """A stack whose policy allows sessions."""
     folder = prepare(tmp_path_factory.mktemp("terminals"))
     policy = folder / "policy.yaml"
-    policy.write_text(
-        policy.read_text().rstrip() + "\n    allowInteractive: true\n    allowTty: true\n    killGrace: 1s\n"
-    )
+    policy.write_text(policy.read_text().rstrip() + GRANTED)
     with Stack(folder, redis_server=redis_server) as running:
         yield running
 
@@ -219,6 +225,37 @@ def test_an_observer_reads_along(open_cli: Open, cli: Cli, client: Client) -> No
     assert here.wait() == 0
     assert b"intruder" not in here.output
     assert client.status("observed").observers == ()
+
+
+def test_an_observer_that_policy_names_is_not_the_requester(stack: Stack, open_cli: Open, tmp_path: Path) -> None:
+    here = open_cli("exec", "-it", "--id", "taught", AGENT, "--", *SHELL)
+    here.expect(PROMPT)
+
+    def environment(person: SpiffeId) -> dict[str, str]:
+        place = tmp_path / person.path.rpartition("/")[2]
+        stack.issue(person).save(place)
+        return {**os.environ, "TACHIKOMA_PROFILE": str(place), "COLUMNS": "200"}
+
+    watch = [sys.executable, "-m", "tachikoma", "sessions", "watch"]
+    with PtyProcess([*watch, "taught"], env=environment(TRAINER)) as there:
+        there.expect(PROMPT)
+        here.expect(f"observed by {TRAINER}")
+        there.type("echo intruder\r")
+        here.type("echo se''en\r")
+        there.expect("seen")
+        there.process.send_signal(signal.SIGINT)
+        assert there.wait() == 0
+    here.expect("observed no longer")
+    # The beginning of an id is searched in the observer's own executions only.
+    for person, wanted in ((TRAINER, "taug"), (STRANGER, "taught")):
+        done = subprocess.run(
+            [*watch, wanted], env=environment(person), capture_output=True, timeout=PATIENCE_SECONDS, check=False
+        )
+        assert done.returncode == 1
+        assert f"there is no execution '{wanted}' that you may observe".encode() in done.stderr
+    here.type("exit\r")
+    assert here.wait() == 0
+    assert b"intruder" not in here.output
 
 
 FULL_SCREEN = {

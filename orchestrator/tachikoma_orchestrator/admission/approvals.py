@@ -118,7 +118,9 @@ class Approvals:
         assert decision.grant is not None
         return Approval(
             status=pending.record.status(),
-            request=pending.request.model_copy(update={"timeout": decision.timeout}),
+            request=pending.request.model_copy(
+                update={"timeout": decision.timeout, "isolation": decision.grant.isolation}
+            ),
             digest=approval_digest(pending.request, decision),
             policy=decision.policy,
             limits=decision.grant.limits,

@@ -118,6 +118,11 @@ def _facts(found: Approval) -> Iterator[tuple[str, str]]:
     limits = found.limits.model_dump(by_alias=True, exclude_none=True)
     if limits:
         yield "limits", ", ".join(f"{name} {value}" for name, value in limits.items())
+    yield "isolation", request.isolation.value if request.isolation else "that of the agent"
+    if request.tty:
+        yield "terminal", "yes"
+    if request.interactive:
+        yield "input", "follows while the command runs: it is not shown here, and the approval covers all of it"
     yield from stdin_facts(request.stdin)
     yield "digest", found.digest
 

@@ -118,7 +118,8 @@ async def _attach(exec_id: str) -> int:
 def watch(exec_id: Annotated[str, typer.Argument(help="The execution.", autocompletion=completion.sessions)]) -> None:
     """Follow the output of an interactive execution without typing; Ctrl-C leaves it. For observers by policy.
 
-    The attached caller and `tachikoma sessions ls` see that you observe it. Nothing that you type reaches it.
+    The attached caller and `tachikoma sessions ls` see that you observe it. Nothing that you type reaches it. The list
+    contains your own executions, so an observer needs the whole id of another requester's: ask its requester for it.
     """
     with suppress(KeyboardInterrupt):
         asyncio.run(_watch(exec_id))
@@ -127,13 +128,17 @@ def watch(exec_id: Annotated[str, typer.Argument(help="The execution.", autocomp
 async def _watch(exec_id: str) -> None:
     at_terminal = os.isatty(1)
     async with AsyncClient() as client:
-        status = await with_full_id_async(client, exec_id, client.status)
-        stream = client.watch_session(status.id, screen=window_size(1) if at_terminal else None)
-        try:
+
+        async def follow(full_id: str) -> None:
+            stream = client.watch_session(full_id, screen=window_size(1) if at_terminal else None)
             async with aclosing(stream) as messages:  # type: ignore[type-var]
                 async for message in messages:
                     if message.data:
                         await write_all(2 if message.kind is OutputKind.STDERR else 1, message.data)
+
+        try:
+            # Policy decides who observes, so an observer may know no status: the attempt itself shows what is allowed.
+            await with_full_id_async(client, exec_id, follow)
         finally:
             if at_terminal:
                 os.write(1, RESET)

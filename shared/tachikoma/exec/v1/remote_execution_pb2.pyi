@@ -1627,7 +1627,9 @@ class Approval(_message.Message):
 
     @_builtins.property
     def request(self) -> Global___ExecRequest:
-        """The complete request; no secret is masked."""
+        """The complete request; no secret is masked. Its timeout and isolation are those that policy grants. If it is
+        interactive, input follows while the command runs; nobody sees it at the approval.
+        """
 
     @_builtins.property
     def limits(self) -> Global___ResourceLimits:

@@ -19,6 +19,7 @@ from tachikoma.errors import (
 )
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
+from tachikoma.vocabulary.isolation import Isolation
 from tachikoma.vocabulary.limits import ResourceLimits
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.admission.approvals import MAX_REASON, checked_reason
@@ -50,6 +51,7 @@ async def test_an_approver_sees_the_whole_request_and_what_policy_grants_it(stan
     assert shown.request.requested_by == str(ALICE)
     assert shown.policy.startswith("careful@")
     assert shown.limits == ResourceLimits(pids=50)
+    assert shown.request.isolation is Isolation.PRIVATE
     assert (shown.status.id, shown.status.state) == (exec_id, ExecState.PENDING_APPROVAL)
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tachikoma import Approval, ExecRequest, ExecState, InvalidRequest, ResourceLimits
 from tachikoma.cli.commands.approvals import quoted
+from tachikoma.vocabulary.isolation import Isolation
 
 REQUEST = ExecRequest(
     id="job-7", agent_id="web-1", command=("sh", "-c", "echo a\n echo b"), environment={"B": "2", "A": "1\nid  x"},
@@ -51,6 +52,27 @@ def test_one_execution_is_shown_in_full_and_no_value_looks_like_another_fact(
     assert [value for name, value in facts if not name] == ["| first", "| second"]
     assert facts[-1] == ("digest", DIGEST)
     assert json.loads(run("approvals", "job-7", "-o", "json").out)["digest"] == DIGEST
+
+
+def test_an_approver_sees_that_input_follows_unseen_and_the_isolation(
+    run: Any, client: Any, waiting: Approval, status: Any
+) -> None:
+    def facts(**values: Any) -> set[tuple[str, str]]:
+        request = REQUEST.model_copy(update={"stdin": b"", **values})
+        client.answers["approval"] = waiting.model_copy(update={"request": request})
+        client.answers["approve"] = status(state=ExecState.QUEUED)
+        outputs = [run("approvals", "job-7").out, run("approve", "job-7", answers=["y", "seen"]).out]
+        shown = [{(line[:14].strip(), line[14:].strip()) for line in output.splitlines()} for output in outputs]
+        assert shown[0] <= shown[1]
+        return shown[0]
+
+    unseen = ("input", "follows while the command runs: it is not shown here, and the approval covers all of it")
+    shell = facts(interactive=True, tty=True, isolation=Isolation.SEALED)
+    assert {unseen, ("terminal", "yes"), ("isolation", "sealed")} <= shell
+    pipe = facts(interactive=True)
+    assert {unseen, ("isolation", "that of the agent")} <= pipe
+    assert "terminal" not in dict(pipe)
+    assert not {"input", "terminal"} & dict(facts()).keys()
 
 
 @pytest.mark.parametrize("stdin", [b"x\n" * 21, b"x" * 2001])
