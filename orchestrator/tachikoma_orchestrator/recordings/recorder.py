@@ -119,8 +119,13 @@ class Recorder:
     # --- the lease ----------------------------------------------------------------------------------------------------
 
     async def _lead(self) -> bool:
+        """Take the lease, and return whether this recorder has it now. Raises redis errors."""
         key = keys.recorder(self._exec_id)
-        return bool(await self._parts.redis.set(key, self._parts.name, ex=LEASE_SECONDS, nx=True))
+        if await self._parts.redis.set(key, self._parts.name, ex=LEASE_SECONDS, nx=True):
+            return True
+        # A value that no recorder renews must not prevent a recording, whoever wrote it.
+        await self._parts.redis.execute_command("EXPIRE", key, LEASE_SECONDS, "LT")
+        return False
 
     async def _renew(self) -> None:
         key, name = keys.recorder(self._exec_id), self._parts.name

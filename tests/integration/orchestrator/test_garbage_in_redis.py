@@ -6,6 +6,7 @@ The background parts of the process end with an unexpected error, and with them 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -17,11 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.exceptions import RedisError
 
-from admissions import AGENT, Stand, peer
+from admissions import AGENT, ALICE, Stand, peer
 from tachikoma.errors import TachikomaError
 from tachikoma.redis import keys
 from tachikoma.redis.access import connect
 from tachikoma.redis.commands import Redis
+from tachikoma.redis.names import NAMES, Kind, Part
 from tachikoma_orchestrator.agents.labels import Labels
 from tachikoma_orchestrator.agents.users import Users
 from tachikoma_orchestrator.audit.findings import Findings
@@ -31,9 +33,13 @@ from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.evidence import Evidence
 from tachikoma_orchestrator.executions.follower import Follower
 from tachikoma_orchestrator.executions.reaper import Reaper, Retention
+from tachikoma_orchestrator.executions.restoration import OpenIndex, Restoration
 from tachikoma_orchestrator.executions.waiters import AwaitedOrder, Completions
 from tachikoma_orchestrator.executions.waiting_callers import WaitingCallers
+from tachikoma_orchestrator.processes.taken_messages import TakenMessages
 from tachikoma_orchestrator.schedules.store import ScheduleStore
+from tachikoma_orchestrator.store.known import known
+from tachikoma_orchestrator.store.lives import Lives
 from tachikoma_orchestrator.store.subscriber import Subscriber
 
 pytestmark = pytest.mark.long
@@ -44,13 +50,28 @@ KEYS = (
     keys.parked(EXEC), keys.info(AGENT), keys.queue(AGENT), keys.AUDIT, keys.AUDIT_SEQ, keys.AUDIT_SINKS, keys.AGENTS,
     keys.ONLINE, keys.DRAINING, keys.REVOKED, keys.INDEX, keys.agent_index(AGENT), keys.OPEN, keys.APPROVALS,
     keys.OUTPUTS, keys.JOINED, keys.cancel(AGENT, EXEC), keys.read(AGENT, EXEC), keys.enrolment(AGENT),
-    *keys.scope(f"agent:{AGENT}"),
+    *keys.scope(f"agent:{AGENT}"), keys.LIFE, keys.orders(AGENT),
+    keys.requester_queue(AGENT, str(ALICE), keys.QUEUE_LANES),
 )  # fmt: skip
 #: Keys of which each part reads one or two fields; each has a test of what else they may contain.
 FURTHER_KEYS = (
     keys.LABELS, keys.LABELS_CHANGES, keys.USERS, keys.BATCHES, keys.BATCHES_OPEN, *keys.batch(EXEC), keys.SCHEDULES,
-    keys.schedule(EXEC), keys.schedule_order(EXEC), keys.schedule_runs(EXEC),
+    keys.schedule(EXEC), keys.schedule_order(EXEC), keys.schedule_runs(EXEC), keys.SUBMITTERS, keys.SUBMIT, keys.BATCH,
+    keys.unacked(EXEC)[0],
 )  # fmt: skip
+#: Names whose values only these tests change, since the readers there are not made here: the file below `tests`.
+ELSEWHERE = {
+    "agent.<id>:input:<exec>": "integration/worker/sessions/test_mailbox.py",
+    "agent.<id>:session:<exec>": "integration/worker/sessions/test_mailbox.py",
+    "orch:recorder:<exec>": "integration/orchestrator/recordings/test_recorder.py",
+    "orch:audit:lock:<sink>": "integration/orchestrator/audit/test_shipper.py",
+    "orch:batch:<batch>:driver": "integration/orchestrator/batches/test_driver.py",
+    # Only kombu reads these. An error reply is a broken connection for it.
+    "orch:unacked:<run>:index": "integration/shared/redis/test_celery_broker.py",
+    "orch:unacked:<run>:mutex": "integration/shared/redis/test_celery_broker.py",
+}
+#: Parts that keep values in Redis for themselves or for applications.
+OTHERS = {Part.APPLICATION, Part.BEAT, Part.FLOWER}
 
 NUMBERS = st.sampled_from([b"0", b"-1", b"1e309", b"9" * 400, b"nan", b"\xff", b"", b"x", b"18446744073709551616"])
 JSON = st.sampled_from(
@@ -101,11 +122,19 @@ class Readers:
         self.users = Users(redis, stand.registry.revocations)
         self.batches = BatchStore(redis, retention=timedelta(hours=1))
         self.schedules = ScheduleStore(redis, retention=timedelta(hours=1))
+        self.lives = Lives(redis, stand.identity, known(redis), "a test")
+        self.index = OpenIndex(redis, stand.ledger, None)
+        self.restoration = Restoration(redis, stand.identity, self.lives, stand.admitter.shown, self.collector.fold)
+        self.taken = TakenMessages(redis)
 
     async def follow(self) -> None:
         follower = Follower(self.stand.redis, Subscriber(self.stand.redis), AGENT, EXEC, 0)
         async for _ in follower.replay():
             pass
+
+    async def restore_index(self) -> None:
+        self.index.note_damage()
+        await self.index.restore_if_needed()
 
     async def show(self) -> None:
         record = await self.stand.ledger.record(EXEC)
@@ -131,7 +160,9 @@ class Readers:
         """What runs without a caller: an unexpected error ends the process."""
         return [
             self.reaper.sweep, self.reaper._trim, self.callers.check, self.stand.registry.discover,
-            self.stand.registry.revocations.refresh, self.labels.refresh, self.batches.open_batches,
+            self.stand.registry.revocations.refresh, self.labels.refresh, self.batches.open_batches, self.lives.look,
+            self.restore_index, lambda: self.restoration.restore(AGENT, EXEC),
+            lambda: self.restoration._restore_all(AGENT), self.taken.look, lambda: self.taken.put_back(EXEC),
         ]  # fmt: skip
 
     @property
@@ -155,9 +186,30 @@ class Readers:
 async def prepare(redis: Redis, folder: Path) -> Readers:
     await redis.flushall()
     stand = await Stand.make(redis, folder)
+    await stand.heard(queues=keys.QUEUE_LANES)
     await stand.admit("true", id=EXEC)
     await stand.admit("printf", "x", id="parked")
     return Readers(stand)
+
+
+def example(pattern: str) -> str:
+    """A key of a name."""
+    for variable, value in (("<id>", AGENT), ("<agent>", AGENT), ("<scope>", f"agent:{AGENT}")):
+        pattern = pattern.replace(variable, value)
+    return re.sub(r"<(exec|batch|schedule|run)>", EXEC, pattern)
+
+
+def test_every_name_with_a_value_is_in_the_matrix_or_has_a_test_elsewhere() -> None:
+    lanes = {keys.queue_lane(AGENT, lane) for lane in range(keys.QUEUE_LANES)}
+    assert lanes & set(KEYS)
+    tried = {*KEYS, *FURTHER_KEYS, example("agent.<id>:queue:<lane>")}
+    for name in NAMES:
+        if set(name.kinds) == {Kind.CHANNEL} or name.owner in OTHERS or name.pattern.startswith("celery-task-meta-app"):
+            continue
+        if name.pattern in ELSEWHERE:
+            assert (Path(__file__).parents[2] / ELSEWHERE[name.pattern]).is_file()
+            continue
+        assert example(name.pattern) in tried, name.pattern
 
 
 @pytest.mark.parametrize("key", KEYS)

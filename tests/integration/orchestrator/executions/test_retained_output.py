@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
+from admissions import Stand
+from tachikoma.identity.signed_messages import OutputDigest, Receipt
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
+from tachikoma.streams.frames import FIELD, STDOUT, Frame, entry_id
+from tachikoma.vocabulary.clock import ms_of_seconds
+from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.executions.follower import Follower
 from tachikoma_orchestrator.executions.retained_output import OVERHEAD_BYTES, RetainedOutput
+from tachikoma_orchestrator.executions.transitions import TransitionOutcome
+from tachikoma_orchestrator.store.subscriber import Subscriber
 
 AGENT = "web-1"
 SIZE = 1000
@@ -102,3 +112,37 @@ async def test_many_entries_are_read_in_steps(redis: Redis) -> None:
     limits = quotas(redis, requester=1)
     await limits.enforce(10)
     assert len(await redis.zrange(keys.OUTPUTS, 0, -1)) == EACH // (10 + OVERHEAD_BYTES)
+
+
+async def test_what_a_receipt_adds_is_counted_and_a_deleted_output_is_a_gap_for_its_readers(
+    redis: Redis, tmp_path: Path
+) -> None:
+    """The script that records a receipt and the quotas agree about the index, and the executions stay as they were."""
+    stand = await Stand.make(redis, tmp_path)
+    digest = OutputDigest(total_bytes=SIZE, sha256="ab" * 32, truncated=False, excerpt_sha256="ab" * 32)
+    nothing = OutputDigest(total_bytes=0, sha256="ab" * 32, truncated=False, excerpt_sha256="ab" * 32)
+    exec_ids = []
+    for number in range(3):
+        exec_id = await stand.admit("true", id=f"job-{number}")
+        frame = Frame(STDOUT, 1, 0, 5, b"x" * SIZE)
+        await redis.execute_command("XADD", keys.output(AGENT, exec_id), entry_id(1), FIELD, frame.encode())
+        await redis.set(keys.result(AGENT, exec_id), "x")
+        record = await stand.ledger.record(exec_id)
+        assert record is not None
+        receipt = Receipt(
+            iss="", iat=1, jti=exec_id, order_sha256=record.order_sha256, state=ExecState.SUCCEEDED, exit_code=0,
+            signal=0, error="", executable="/bin/true", started_ms=1, ended_ms=2, duration_us=1, chunks=1,
+            stdout=digest, stderr=nothing,
+        )  # fmt: skip
+        assert await stand.ledger.complete(AGENT, exec_id, receipt, "token") is TransitionOutcome.DONE
+        exec_ids.append(exec_id)
+    now = ms_of_seconds(time.time()) + 1000
+    await quotas(redis, requester=2).enforce(now)
+    assert await retained(redis) == exec_ids[1:]
+    for exec_id, gaps in zip(exec_ids, ([SIZE], [], []), strict=True):
+        record = await stand.ledger.record(exec_id)
+        assert record is not None
+        assert record.state is ExecState.SUCCEEDED
+        follower = Follower(redis, Subscriber(redis), AGENT, exec_id, 0)
+        assert len([output async for output in follower.replay()]) == (0 if gaps else 1)
+        assert [missing for missing in [follower.missing_at_end(SIZE)] if missing] == gaps

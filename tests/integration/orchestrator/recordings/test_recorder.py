@@ -26,7 +26,7 @@ from tachikoma.streams.frames import STDERR, STDOUT
 from tachikoma.vocabulary.recordings import RecordingInfo
 from tachikoma_orchestrator.api import guard
 from tachikoma_orchestrator.caller import Peer
-from tachikoma_orchestrator.recordings import room
+from tachikoma_orchestrator.recordings import recorder, room
 from tachikoma_orchestrator.recordings.folder import RecordingFolder
 from tachikoma_orchestrator.recordings.store import StoreFailed
 from tachikoma_worker.output.output_log import OutputLog
@@ -173,6 +173,22 @@ async def test_another_orchestrator_continues_a_recording(world: World, until: U
     await world.finish(exec_id)
     await finished(world, exec_id)
     assert text_of(await played(world, exec_id)) == "one two three"
+    await caller.end()
+
+
+@pytest.mark.parametrize("value", [("SET", "another"), ("RPUSH", "x"), ("HSET", "x", "x"), ("XADD", "*", "x", "x")])
+async def test_a_lease_that_nobody_renews_prevents_no_recording(
+    world: World, until: Until, monkeypatch: pytest.MonkeyPatch, value: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(recorder, "LEASE_SECONDS", 1)
+    caller, exec_id = world.open()
+    command, *values = value
+    await world.redis.execute_command(command, keys.recorder(exec_id), *values)
+    await world.start(exec_id)
+    await append(output_log(world, exec_id), [(STDOUT, b"one")])
+    await until(lambda: b"one" in parts_of(world, exec_id), "it is recorded")
+    await world.finish(exec_id)
+    await finished(world, exec_id)
     await caller.end()
 
 
