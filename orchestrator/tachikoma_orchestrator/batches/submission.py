@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
 
-from tachikoma.errors import AlreadyExists, InvalidRequest, NotFound, ResourceExhausted, ServerError
+from tachikoma.errors import AlreadyExists, FailedPrecondition, InvalidRequest, NotFound, ResourceExhausted, ServerError
 from tachikoma.identity.signing import InvalidSignature
 from tachikoma.identity.svid import Svid, SvidSource
 from tachikoma.targets.expressions import resolve
@@ -15,6 +15,7 @@ from tachikoma.vocabulary.agents import AgentInfo
 from tachikoma.vocabulary.batches import (
     BatchPreview,
     BatchRequest,
+    BatchState,
     BatchStatus,
     PreviewedTarget,
     TargetState,
@@ -66,6 +67,7 @@ class BatchSubmission:
         Raises:
             InvalidRequest: an expression cannot be understood, or finds no agent.
             NotFound: the batch to retry does not exist, or belongs to another requester.
+            FailedPrecondition: the batch to retry has not ended.
             AlreadyExists: the id was used for another batch.
             ResourceExhausted: too many batches are open.
         """
@@ -147,16 +149,27 @@ class BatchSubmission:
         return _Resolved(request, targets, request.digest(targets))
 
     async def _retried(self, request: BatchRequest, peer: Peer) -> tuple[BatchRequest, tuple[str, ...]]:
-        """Return a request to run again where an earlier batch ended in some states, and these targets."""
+        """Return a request to run again where an earlier batch ended in some states, and these targets.
+
+        Raises:
+            NotFound, FailedPrecondition, InvalidRequest: as `submit` does.
+        """
         assert request.retry_of is not None
         token = await self._store.signed(request.retry_of)
         earlier = None if token is None else read_frozen(self._identity.current(), request.retry_of, token)
         if earlier is None or earlier.requested_by != str(peer):
             raise NotFound(f"there is no batch {request.retry_of!r} of yours")
-        ended = await self._store.results(earlier.id)
+        status = await self._status(earlier.id)
         pending, running = await self._store.not_ended(earlier.id)
-        states = {agent: result.state for agent, result in ended.items()}
-        states |= dict.fromkeys(pending, TargetState.NOT_STARTED) | dict.fromkeys(running, TargetState.RUNNING)
+        if not status.ended or running:
+            # The command might run twice at once on a target, or a second time where it succeeds later.
+            may_start = len(pending) if status.state in (BatchState.RUNNING, BatchState.PENDING_APPROVAL) else 0
+            raise FailedPrecondition(
+                f"the batch {earlier.id} has not ended: {len(running)} of its targets run, and {may_start} may still "
+                f"start; wait, or cancel it (`tachikoma batches cancel {earlier.id}`), and retry it when it has ended"
+            )
+        states = {agent: result.state for agent, result in (await self._store.results(earlier.id)).items()}
+        states |= dict.fromkeys(pending, TargetState.NOT_STARTED)
         wanted = frozenset(request.retry_states) or frozenset(TargetState) - {TargetState.SUCCEEDED}
         targets = tuple(in_order(agent for agent in earlier.targets if states.get(agent) in wanted))
         if not targets:

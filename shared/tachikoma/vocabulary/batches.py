@@ -212,9 +212,10 @@ class BatchRequest(CallersModel):
     stop_on: tuple[StopCause, ...] = ()
     #: Time after which no further target starts.
     deadline: Duration = DEFAULT_DEADLINE
-    #: Id of an earlier batch. Its targets in one of `retry_states` run again, by default with its command. None: none.
+    #: Id of an earlier batch that has ended. Its targets in one of `retry_states` run again, by default with its
+    #: command. None: no earlier batch.
     retry_of: Identifier | None = None
-    #: States whose targets are run again. Empty: every state but SUCCEEDED.
+    #: States whose targets are run again. Empty: every state but SUCCEEDED. FAILED is that state only.
     retry_states: tuple[TargetState, ...] = ()
 
     @model_validator(mode="after")

@@ -3484,7 +3484,9 @@ class BatchRequest(_message.Message):
     stop_after: _builtins.str
     """Number of failures, or percentage of the targets, after which no further target starts. Unset: no limit."""
     retry_of: _builtins.str
-    """Id of an earlier batch. Its targets in one of `retry_states` run again, by default with its command."""
+    """Id of an earlier batch that has ended. Its targets in one of `retry_states` run again, by default with its command.
+    FAILED_PRECONDITION if it has not ended.
+    """
     @_builtins.property
     def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Target expressions: node sets, wildcards, labels; see docs/batches.md. Empty only with `retry_of`."""
@@ -3519,7 +3521,7 @@ class BatchRequest(_message.Message):
 
     @_builtins.property
     def retry_states(self) -> _containers.RepeatedScalarFieldContainer[Global___TargetState.ValueType]:
-        """States whose targets run again. Empty: all but SUCCEEDED."""
+        """States whose targets run again. Empty: all but SUCCEEDED. FAILED is that state only."""
 
     @_builtins.property
     def gate(self) -> Global___HealthGate:

@@ -8,9 +8,9 @@ import pytest
 
 from admissions import OTHER, peer
 from batches import BatchStand
-from tachikoma.errors import AlreadyExists, InvalidRequest, NotFound, ResourceExhausted
+from tachikoma.errors import AlreadyExists, FailedPrecondition, InvalidRequest, NotFound, ResourceExhausted
 from tachikoma.redis import keys
-from tachikoma.vocabulary.batches import BatchRequest, TargetState
+from tachikoma.vocabulary.batches import BatchRequest, BatchState, TargetState
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.batches import store
 
@@ -88,23 +88,66 @@ async def test_a_preview_tells_the_targets_apart_and_starts_nothing(make: Make) 
 
 
 async def test_a_retry_runs_exactly_where_the_earlier_batch_did_not_succeed(make: Make) -> None:
-    stand = await make(5)
-    await stand.redis.delete(keys.info("web-5"))
+    stand = await make(6)
+    await stand.redis.delete(keys.info("web-6"))
     batch = await stand.submit(command=("true", "{agent}"), parallel="3", stop_after="2", user="")
     await stand.step(batch)
     await stand.end("web-1")
     await stand.end("web-2", ExecState.FAILED, exit_code=3)
     await stand.step(batch)
     await stand.end("web-3", ExecState.FAILED, exit_code=3)
+    await stand.end("web-4")
+    await stand.end("web-5", ExecState.TIMED_OUT, exit_code=-1)
+    assert (await stand.status(batch)).totals[TargetState.NOT_STARTED] == 1
     again = await stand.submit(targets=(), command=(), retry_of=batch)
     for _ in range(2):
         await stand.step(again)
     status = await stand.status(again)
     assert status.total == 4
     assert status.command == ("true", "{agent}")
-    assert await stand.running(again) == ["web-2", "web-3", "web-4"]
+    assert await stand.running(again) == ["web-2", "web-3", "web-5"]
     only = await stand.submit(targets=(), command=("true",), retry_of=batch, retry_states=(TargetState.FAILED,))
     assert (await stand.status(only)).total == 2
+
+
+@pytest.mark.parametrize("states", [(), (TargetState.FAILED,), (TargetState.RUNNING,), (TargetState.NOT_STARTED,)])
+async def test_a_batch_that_has_not_ended_is_not_retried(make: Make, states: tuple[TargetState, ...]) -> None:
+    """Neither while its targets may still start, nor after its stop while one of them runs."""
+    stand = await make(4)
+    batch = await stand.submit(parallel="2", stop_after="1")
+    again = BatchRequest(retry_of=batch, retry_states=states)
+    for call in (stand.rooms[0].submission.submit, stand.rooms[0].submission.preview):
+        with pytest.raises(FailedPrecondition, match="0 of its targets run, and 4 may still start; wait, or cancel it"):
+            await call(again, peer())
+    await stand.step(batch)
+    with pytest.raises(FailedPrecondition, match="2 of its targets run, and 2 may still start"):
+        await stand.rooms[0].submission.submit(again, peer())
+    await stand.end("web-1", ExecState.FAILED, exit_code=3)
+    assert (await stand.status(batch)).state is BatchState.STOPPED
+    with pytest.raises(FailedPrecondition, match="1 of its targets run, and 0 may still start"):
+        await stand.rooms[0].submission.submit(again, peer())
+    await stand.end("web-2")
+    if states == (TargetState.RUNNING,):
+        with pytest.raises(InvalidRequest, match="no target of the batch"):
+            await stand.rooms[0].submission.submit(again, peer())
+        return
+    preview = await stand.rooms[0].submission.preview(again, peer())
+    wanted = {(): ["web-1", "web-3", "web-4"], (TargetState.FAILED,): ["web-1"]}.get(states, ["web-3", "web-4"])
+    assert [target.agent_id for target in preview.targets] == wanted
+
+
+async def test_a_target_that_runs_although_its_batch_ended_is_not_run_again(make: Make) -> None:
+    """Redis lost the start of a target, so its record is restored after the batch has ended without it."""
+    stand = await make(2)
+    batch = await stand.submit(parallel="1", stop_after="1")
+    await stand.step(batch)
+    await stand.end("web-1", ExecState.FAILED, exit_code=3)
+    _, pending, running, _ = keys.batch(batch)
+    await stand.redis.zrem(pending, "web-2")
+    await stand.redis.sadd(running, "web-2")
+    assert (await stand.status(batch)).ended
+    with pytest.raises(FailedPrecondition, match="1 of its targets run"):
+        await stand.submit(targets=(), command=(), retry_of=batch)
 
 
 async def test_another_requesters_batch_cannot_be_retried(make: Make) -> None:
@@ -114,5 +157,7 @@ async def test_another_requesters_batch_cannot_be_retried(make: Make) -> None:
         await stand.rooms[0].submission.submit(BatchRequest(retry_of=batch), peer(OTHER))
     with pytest.raises(NotFound):
         await stand.submit(targets=(), command=(), retry_of="never")
+    await stand.step(batch)
+    await stand.end("web-1")
     with pytest.raises(InvalidRequest, match="no target of the batch"):
         await stand.submit(targets=(), command=(), retry_of=batch, retry_states=(TargetState.LOST,))
