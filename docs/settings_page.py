@@ -49,6 +49,9 @@ labels = {role = "web", site = "a"}
 $ tachikoma config show worker      # each setting, its value, and where that comes from
 $ tachikoma config check worker     # what is wrong, missing or unknown; exits 1 if the part could not start
 ```
+
+On a host where the part is installed, both take the settings of its unit
+([deployment.md](deployment.md#what-is-wrong)).
 """
 
 #: Sections in their order: class, title, and the command that reads it.

@@ -143,6 +143,7 @@ class Installation:
             except Unavailable as error:
                 if time.monotonic() > deadline:
                     raise Unavailable(
-                        f"{error}; look at: systemctl status {' '.join(self.units.names)}, tachikoma doctor worker"
+                        f"{error}; look at: systemctl status {' '.join(self.units.names)}; "
+                        "run: sudo tachikoma doctor worker"
                     ) from None
             time.sleep(backoff.advance())

@@ -88,7 +88,7 @@ class SettingFacts(Model):
     setting: str
     #: Its value as it is written in the environment; empty if it is not set. Passwords are `***`.
     value: str
-    #: `option`, `environment`, `file` or `default`.
+    #: `option`, `environment`, `file`, `default` or `missing`.
     origin: str
 
 

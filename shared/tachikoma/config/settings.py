@@ -35,6 +35,7 @@ __all__ = [
     "OptionalAddress",
     "Origin",
     "PartSettings",
+    "given_values",
     "origins",
     "read_settings",
     "setting_key",
@@ -126,6 +127,8 @@ class Origin(StrEnum):
     ENVIRONMENT = "environment"
     FILE = "file"
     DEFAULT = "default"
+    #: The setting is required, and given nowhere.
+    MISSING = "missing"
 
 
 def variable(kind: type[BaseSettings], field: str) -> str:
@@ -182,7 +185,22 @@ class _Given:
             return Origin.OPTION
         if variable(self.kind, field) in os.environ:
             return Origin.ENVIRONMENT
-        return Origin.FILE if setting_key(self.kind, field) in self.content else Origin.DEFAULT
+        if setting_key(self.kind, field) in self.content:
+            return Origin.FILE
+        return Origin.MISSING if self.kind.model_fields[field].is_required() else Origin.DEFAULT
+
+    def value(self, field: str) -> Any:
+        """Return the value of a setting as it is written, unchecked; None for one that is missing."""
+        match self.origin(field):
+            case Origin.OPTION:
+                return self.options[field]
+            case Origin.ENVIRONMENT:
+                return os.environ[variable(self.kind, field)]
+            case Origin.FILE:
+                return self.content[setting_key(self.kind, field)]
+            case Origin.MISSING:
+                return None
+        return self.kind.model_fields[field].get_default(call_default_factory=True, validated_data={})
 
     def unknown(self) -> list[str]:
         """Return a sentence for each name in the settings file that is no setting."""
@@ -218,6 +236,16 @@ def origins(kind: type[BaseSettings], **options: Any) -> dict[str, Origin]:
     """
     given = _Given(kind, options, _read_file())
     return {field: given.origin(field) for field in kind.model_fields}
+
+
+def given_values(kind: type[BaseSettings]) -> dict[str, Any]:
+    """Return the value of each setting as it is written, for settings that `read_settings` refuses.
+
+    Raises:
+        ConfigurationError: the settings file cannot be read.
+    """
+    given = _Given(kind, {}, _read_file())
+    return {field: given.value(field) for field in kind.model_fields}
 
 
 def read_settings(kind: type[S], what: str, **options: Any) -> S:

@@ -27,4 +27,8 @@ class Diagnosis(Model):
     version: str
     #: Name of this host.
     hostname: str
+    #: Source of the settings: `environment`, or the unit with its files; empty for a client.
+    settings: str = ""
+    #: Checks that this user could not make, with the reason.
+    unchecked: tuple[str, ...] = ()
     findings: tuple[Finding, ...]

@@ -11,12 +11,21 @@ from urllib.parse import urlsplit, urlunsplit
 import typer
 from pydantic import BaseModel, SecretStr
 
-from tachikoma.cli.commands.parts import Part, settings_class
+from tachikoma.cli.commands.parts import InstalledOption, Part, enter_installed, settings_class
 from tachikoma.cli.documents import SettingFacts
 from tachikoma.cli.output import Output, OutputOption, WideOption, show_list
 from tachikoma.cli.show import warn
 from tachikoma.cli.tables import Column, table
-from tachikoma.config.settings import PREFIX, SETTINGS_VARIABLE, PartSettings, origins, read_settings, variable
+from tachikoma.config.settings import (
+    PREFIX,
+    SETTINGS_VARIABLE,
+    PartSettings,
+    given_values,
+    origins,
+    read_settings,
+    variable,
+)
+from tachikoma.errors import ConfigurationError
 from tachikoma.vocabulary.durations import format_duration
 
 __all__ = ["config"]
@@ -34,25 +43,45 @@ PartArgument = Annotated[Part, typer.Argument(help="The part.")]
 
 
 @config.command()
-def show(part: PartArgument, wide: WideOption = False, output: OutputOption = Output.TEXT) -> None:
+def show(
+    part: PartArgument, installed: InstalledOption = False, wide: WideOption = False, output: OutputOption = Output.TEXT
+) -> None:
     """Show each setting of a part with its value and the source of the value. Passwords are hidden.
 
-    Run it in the part's own environment.
+    On a host where the part is installed, it shows the settings of the part's unit, unless this shell has some. Exits 1
+    if a setting is missing or wrong, after it has shown the settings as they are written.
     """
     kind = settings_class(part)
-    settings = read_settings(kind, part)
+    unit = enter_installed(part, forced=installed)
+    values, mistakes = _values(kind, part)
     found = origins(kind)
     facts = [
-        SettingFacts(setting=variable(kind, name), value=_text(getattr(settings, name)), origin=found[name].value)
-        for name in kind.model_fields
+        SettingFacts(
+            setting=variable(kind, name),
+            value=HIDDEN if value and _is_secret(kind, name) else _text(value),
+            origin=found[name].value,
+        )
+        for name, value in values.items()
     ]
     show_list(facts, output, name=lambda fact: fact.setting, text=lambda facts: _show(facts, wide))
+    if unit is not None:
+        warn(f"tachikoma: the environment is that of {unit}")
+    if mistakes:
+        warn(f"tachikoma: {mistakes}")
+        raise typer.Exit(1)
 
 
 @config.command()
-def check(part: PartArgument) -> None:
-    """Check the settings of a part, and name variables that no part reads. Exits 1 if a setting is wrong."""
+def check(part: PartArgument, installed: InstalledOption = False) -> None:
+    """Check the settings of a part, and name variables that no part reads. Exits 1 if a setting is wrong.
+
+    On a host where the part is installed, it checks the settings of the part's unit as the unit's user, unless this
+    shell has some. Run it as root there.
+    """
     kind = settings_class(part)
+    unit = enter_installed(part, forced=installed)
+    if unit is not None:
+        unit.become()
     settings = read_settings(kind, part)
     for name in unknown_variables(kind):
         warn(f"tachikoma: {name} is no setting of the {part}")
@@ -61,7 +90,21 @@ def check(part: PartArgument) -> None:
         warn(f"tachikoma: {sentence}")
     if missing:
         raise typer.Exit(1)
-    typer.echo(f"{part}: {len(kind.model_fields)} settings, all right")
+    origin = "" if unit is None else f", from {unit}"
+    typer.echo(f"{part}: {len(kind.model_fields)} settings{origin}, all right")
+
+
+def _values(kind: type[PartSettings], part: Part) -> tuple[dict[str, Any], str]:
+    """Return the values of all settings, and what is wrong with them; if something is, values as they are written."""
+    try:
+        settings = read_settings(kind, part)
+    except ConfigurationError as error:
+        return given_values(kind), str(error)
+    return {name: getattr(settings, name) for name in kind.model_fields}, ""
+
+
+def _is_secret(kind: type[PartSettings], name: str) -> bool:
+    return "SecretStr" in str(kind.model_fields[name].annotation)
 
 
 def unknown_variables(kind: type[PartSettings]) -> list[str]:
@@ -102,7 +145,7 @@ def _text(value: Any) -> str:
         return ",".join(f"{name}={_text(part)}" for name, part in value.model_dump(by_alias=True).items())
     if isinstance(value, dict):
         return ",".join(f"{name}={part}" for name, part in value.items())
-    if isinstance(value, tuple) and not hasattr(value, "_fields"):
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
         return ",".join(map(str, value))
     if hasattr(value, "total_seconds"):
         return format_duration(value)

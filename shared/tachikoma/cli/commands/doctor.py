@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tachikoma.cli.commands.parts import Part, diagnosis_of, settings_class
+from tachikoma.cli.commands.parts import InstalledOption, Part, diagnosis_of, enter_installed, settings_class
 from tachikoma.cli.output import Output, OutputOption, show_value
 from tachikoma.cli.tables import printable
 from tachikoma.client.profile import Profile, default_profile_path
@@ -24,6 +24,8 @@ __all__ = ["add_to"]
 
 #: Longest wait for the orchestrator.
 PATIENCE_SECONDS = 10.0
+#: Remedy of problems of an agent.
+ON_ITS_HOST = "on its host, run: sudo tachikoma doctor worker"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,23 +37,42 @@ def doctor(
     part: Annotated[
         Part | None, typer.Argument(help="A part of the system, with its settings; by default your own access.")
     ] = None,
+    installed: InstalledOption = False,
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Find problems of a part on this host, and print remedies.
 
-    The exit code is 1 if there is a finding. Run it as the user of the part and with its environment. Without a part it
-    checks your profile, your identity, and the agents that you may see.
+    The exit code is 1 if there is a finding. On a host where the part is installed, run it as root: it takes the
+    settings of the part's unit and continues as the unit's user, unless this shell has settings of the part. Else run
+    it as the user of the part and with its environment. Without a part it checks your profile, your identity, and the
+    agents that you may see.
     """
-    found = tuple(_diagnose_client() if part is None else _diagnose(part))
-    report = Diagnosis(
-        part="client" if part is None else part.value,
+    report = _of_client() if part is None else _of_part(part, forced=installed)
+    show_value(report, output, text=_show)
+    if report.findings:
+        raise typer.Exit(1)
+
+
+def _of_client() -> Diagnosis:
+    return Diagnosis(
+        part="client",
         version=version("tachikoma-exec"),
         hostname=platform.node(),
-        findings=found,
+        findings=tuple(_diagnose_client()),
     )
-    show_value(report, output, text=_show)
-    if found:
-        raise typer.Exit(1)
+
+
+def _of_part(part: Part, *, forced: bool) -> Diagnosis:
+    unit = enter_installed(part, forced=forced)
+    if unit is not None:
+        unit.become()
+    return Diagnosis(
+        part=part.value,
+        version=version("tachikoma-exec"),
+        hostname=platform.node(),
+        settings="environment" if unit is None else str(unit),
+        findings=tuple(_diagnose(part)),
+    )
 
 
 def _diagnose(part: Part) -> Iterator[Finding]:
@@ -61,7 +82,7 @@ def _diagnose(part: Part) -> Iterator[Finding]:
     try:
         settings = read_settings(settings_class(part), part)
     except ConfigurationError as error:
-        yield Finding(where="settings", what=str(error), remedy="correct them: docs/settings.md")
+        yield Finding(where="settings", what=str(error), remedy=f"run: tachikoma config show {part}; docs/settings.md")
         return
     yield from diagnose(settings)
 
@@ -82,7 +103,9 @@ def _diagnose_client() -> Iterator[Finding]:
         yield Finding(
             where=profile.address,
             what=f"the orchestrator gives no answer: {error}",
-            remedy="check your identity first" if identity else "ask an operator to run: tachikoma doctor orchestrator",
+            remedy="check your identity first"
+            if identity
+            else "ask an operator to run there: sudo tachikoma doctor orchestrator",
         )
         return
     for agent in agents:
@@ -93,10 +116,10 @@ def _check_agent(agent: AgentInfo) -> Iterator[Finding]:
     if agent.revoked:
         return
     if not agent.online:
-        yield Finding(where=agent.id, what="the agent is offline", remedy="on its host, run: tachikoma doctor worker")
+        yield Finding(where=agent.id, what="the agent is offline", remedy=ON_ITS_HOST)
         return
     for warning in agent.warnings:
-        yield Finding(where=agent.id, what=warning, remedy="on its host, run: tachikoma doctor worker")
+        yield Finding(where=agent.id, what=warning, remedy=ON_ITS_HOST)
 
 
 def _show(report: Diagnosis) -> None:
@@ -105,4 +128,7 @@ def _show(report: Diagnosis) -> None:
         typer.echo(printable(f"  {finding.remedy}"))
     number = len(report.findings)
     summary = "nothing is wrong" if number == 0 else "1 finding" if number == 1 else f"{number} findings"
-    typer.echo(f"{report.part} on {report.hostname}, version {report.version}: {summary}")
+    for sentence in report.unchecked:
+        typer.echo(printable(f"not checked: {sentence}"))
+    origin = f", settings of {report.settings}" if report.settings else ""
+    typer.echo(printable(f"{report.part} on {report.hostname}, version {report.version}{origin}: {summary}"))

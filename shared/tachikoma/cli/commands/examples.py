@@ -96,7 +96,7 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     ),
     "doctor": (
         ("Your own access", "tachikoma doctor"),
-        ("The worker of this host", "tachikoma doctor worker"),
+        ("The worker that is installed on this host, as root", "tachikoma doctor worker"),
     ),
     "exec": (
         ("Run a command", "tachikoma exec web-1 -- journalctl -n 20"),

@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from importlib import import_module
-from typing import Any, cast
+from typing import Annotated, Any, cast
+
+import typer
 
 from tachikoma.cli.components import COMPONENTS
 from tachikoma.config.settings import PartSettings
+from tachikoma.diagnosis import installed
 from tachikoma.diagnosis.findings import Finding
+from tachikoma.diagnosis.installed import Installed
 from tachikoma.errors import ConfigurationError
 
-__all__ = ["Part", "diagnosis_of", "settings_class"]
+__all__ = ["InstalledOption", "Part", "diagnosis_of", "enter_installed", "settings_class"]
+
+InstalledOption = Annotated[
+    bool,
+    typer.Option(
+        "--installed",
+        help="Use the settings of the part's unit on this host, also if this shell has some of them.",
+    ),
+]
 
 
 class Part(StrEnum):
@@ -48,6 +60,27 @@ def settings_class(part: Part) -> type[PartSettings]:
         ConfigurationError: the part is not installed; the message names the extra.
     """
     return cast(type[PartSettings], _load(part, _CLASSES[part]))
+
+
+def enter_installed(part: Part, *, forced: bool) -> Installed | None:
+    """Take over the settings of a part's unit, and return the unit; None if those of this process count.
+
+    The unit's settings count if this process has none, or if they are `forced`.
+
+    Raises:
+        ConfigurationError: they are forced and the part is not installed on this host, or a file cannot be read.
+    """
+    if not forced and installed.is_configured(settings_class(part)):
+        return None
+    found = installed.find(part)
+    if found is not None:
+        found.enter()
+    elif forced:
+        raise ConfigurationError(
+            f"the {part} is not installed on this host: there is no tachikoma-{part}.service with its settings; "
+            "set TACHIKOMA_… as the part has them, and leave --installed out"
+        )
+    return found
 
 
 def diagnosis_of(part: Part) -> Callable[[Any], Iterator[Finding]] | None:

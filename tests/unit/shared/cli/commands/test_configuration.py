@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from tachikoma.cli.commands.configuration import _text, config
 from tachikoma.cli.commands.parts import Part, settings_class
 from tachikoma.config.settings import PREFIX, PartSettings, read_settings, variable
+from tachikoma.diagnosis import installed
 from tachikoma.vocabulary.addresses import HostPort
 
 #: Another value than the default of settings whose default says nothing about their form.
@@ -125,4 +127,38 @@ def test_wrong_settings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TACHIKOMA_SLOTS", "0")
     assert "worker settings: TACHIKOMA_SLOTS: Input should be greater than or equal to 1" in str(
         run("check", "worker", code=1).exception
+    )
+
+
+def test_settings_with_mistakes_are_shown_as_they_are_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("labels = {role = 'web'}\n")
+    monkeypatch.setenv("TACHIKOMA_SETTINGS", str(file))
+    monkeypatch.delenv("TACHIKOMA_AGENT_ID")
+    monkeypatch.setenv("TACHIKOMA_REDIS_URL", "rediss://u:secret@redis.example.org:1")
+    monkeypatch.setenv("TACHIKOMA_SLOTS", "many")
+    result = run("show", "worker", "-o", "json", code=1)
+    shown = {fact["setting"]: (fact["value"], fact["origin"]) for fact in json.loads(result.stdout)}
+    assert shown["TACHIKOMA_AGENT_ID"] == ("", "missing")
+    assert shown["TACHIKOMA_SLOTS"] == ("many", "environment")
+    assert shown["TACHIKOMA_LABELS"] == ("role=web", "file")
+    assert shown["TACHIKOMA_KILL_GRACE"] == ("10s", "default")
+    assert shown["TACHIKOMA_REDIS_URL"] == ("rediss://u:***@redis.example.org:1", "environment")
+    assert "TACHIKOMA_AGENT_ID is not set; TACHIKOMA_SLOTS: " in result.stderr
+    text = run("show", "worker", code=1)
+    assert re.search("^TACHIKOMA_AGENT_ID +missing +-$", text.stdout, re.MULTILINE)
+
+
+def test_the_settings_of_a_unit_are_shown_and_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setattr(installed, "UNIT_FOLDERS", (tmp_path,))
+    file, unit = tmp_path / "worker.env", tmp_path / "tachikoma-worker.service"
+    file.write_text("TACHIKOMA_AGENT_ID=web-9\nTACHIKOMA_REDIS_URL=unix:///x\nTACHIKOMA_DATA=/x\n")
+    unit.write_text(f"[Service]\nUser={pwd.getpwuid(os.geteuid()).pw_name}\nEnvironmentFile={file}\n")
+    result = run("show", "worker", "--installed", "-o", "json")
+    shown = {fact["setting"]: fact["value"] for fact in json.loads(result.stdout)}
+    assert shown["TACHIKOMA_AGENT_ID"] == "web-9"
+    assert result.stderr == f"tachikoma: the environment is that of tachikoma-worker.service ({file})\n"
+    assert (
+        f"settings, from tachikoma-worker.service ({file}), all right" in run("check", "worker", "--installed").stdout
     )

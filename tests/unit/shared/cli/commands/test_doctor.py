@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tachikoma import Unavailable
 from tachikoma.cli.commands import doctor
 from tachikoma.client.profile import Profile
 from tachikoma.config.settings import PREFIX
+from tachikoma.diagnosis import installed
 from tachikoma.identity.files import KEY_FILE
 from tachikoma.vocabulary.agents import AgentInfo
 
@@ -113,3 +115,31 @@ def test_wrong_settings_of_a_part_are_found(run: Any, monkeypatch: pytest.Monkey
 
 def test_a_part_without_checks_of_its_own_is_refused(run: Any) -> None:
     assert "run: tachikoma config check beat" in str(run("doctor", "beat").error)
+
+
+def test_a_part_that_is_installed_is_checked_with_the_settings_of_its_unit(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setattr(installed, "UNIT_FOLDERS", (tmp_path,))
+    file, unit = tmp_path / "worker.env", tmp_path / "tachikoma-worker.service"
+    file.write_text("TACHIKOMA_AGENT_ID=web-1\nTACHIKOMA_SLOTS=many\n")
+    unit.write_text(f"[Service]\nUser={pwd.getpwuid(os.geteuid()).pw_name}\nEnvironmentFile={file}\n")
+    done = run("doctor", "worker", "-o", "json")
+    report = json.loads(done.out)
+    assert report["settings"] == f"tachikoma-worker.service ({file})"
+    assert "TACHIKOMA_AGENT_ID" not in report["findings"][0]["what"]
+    assert f"settings of tachikoma-worker.service ({file}): 1 finding" in run("doctor", "worker", "--installed").out
+    # Settings of this shell are those that are meant, until --installed says otherwise.
+    os.environ.pop("TACHIKOMA_AGENT_ID")
+    os.environ["TACHIKOMA_SLOTS"] = "some"
+    assert json.loads(run("doctor", "worker", "-o", "json").out)["settings"] == "environment"
+    assert "TACHIKOMA_AGENT_ID is not set" not in run("doctor", "worker", "--installed").out
+
+
+def test_a_part_that_is_not_installed_is_refused_with_the_option(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installed, "UNIT_FOLDERS", (tmp_path,))
+    error = str(run("doctor", "worker", "--installed").error)
+    assert error.startswith("the worker is not installed on this host: there is no tachikoma-worker.service")
