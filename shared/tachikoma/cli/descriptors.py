@@ -13,6 +13,7 @@ import os
 import select
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Final, NoReturn, TextIO
 
 from tachikoma.errors import InvalidRequest
@@ -26,19 +27,25 @@ _NAMES: Final = {1: "standard output", 2: "standard error"}
 
 
 class OutputFailed(OSError):
-    """A descriptor of this process can take no more output."""
+    """A descriptor of this process, or a file of `--output-dir`, can take no more output."""
 
-    def __init__(self, descriptor: int, error: OSError) -> None:
+    def __init__(self, place: int | Path, error: OSError) -> None:
         super().__init__(error.errno, error.strerror)
-        self._descriptor = descriptor
+        self._place = place
+
+    @property
+    def standard(self) -> bool:
+        """True if it is standard output or error."""
+        return isinstance(self._place, int)
 
     @property
     def reader_gone(self) -> bool:
         """True if the reader of a pipe or socket has closed it, which is no fault."""
-        return self.errno in (errno.EPIPE, errno.ECONNRESET)
+        return self.standard and self.errno in (errno.EPIPE, errno.ECONNRESET)
 
     def __str__(self) -> str:
-        return f"cannot write to {_NAMES[self._descriptor]}: {self.strerror}"
+        place = _NAMES[self._place] if isinstance(self._place, int) else self._place
+        return f"cannot write to {place}: {self.strerror}"
 
 
 class _WaitingFile(io.RawIOBase):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tachikoma.cli.descriptors import OutputFailed
 from tachikoma.errors import ConfigurationError
 from tachikoma.vocabulary.messages import OutputKind
 from tachikoma.vocabulary.results import ExecOutput, ExecResponse
@@ -69,26 +70,30 @@ class OutputFolder:
         self._folder = folder / exec_id
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._files = {kind: (self._folder / kind).open("wb") for kind in (OutputKind.STDOUT, OutputKind.STDERR)}
+            # Unbuffered, so that a failed write leaves nothing that closing would write again.
+            self._files = {
+                kind: (self._folder / kind).open("wb", buffering=0) for kind in (OutputKind.STDOUT, OutputKind.STDERR)
+            }
         except OSError as error:
             raise ConfigurationError(f"cannot save the output in {self._folder}: {error.strerror}") from None
 
     def add(self, item: ExecOutput) -> None:
-        """Append a chunk to its file.
+        """Append a chunk to its file, or write the result.
 
         Raises:
-            ConfigurationError: the file takes no more.
+            OutputFailed: the file takes no more.
         """
-        file = self._files.get(item.kind)
+        place = self._folder / ("result.json" if item.result is not None else item.kind)
         try:
-            if file is not None:
-                file.write(item.data)
-                file.flush()
-            elif item.result is not None:
+            if item.result is not None:
                 text = item.result.model_dump_json(by_alias=True, indent=2, exclude={"stdout", "stderr"})
-                (self._folder / "result.json").write_text(text + "\n", encoding="utf-8")
+                place.write_text(text + "\n", encoding="utf-8")
+            elif (file := self._files.get(item.kind)) is not None:
+                view = memoryview(item.data)
+                while view:
+                    view = view[file.write(view) :]
         except OSError as error:
-            raise ConfigurationError(f"cannot save the output in {self._folder}: {error.strerror}") from None
+            raise OutputFailed(place, error) from error
 
     def close(self) -> None:
         """Close the files."""

@@ -10,6 +10,7 @@ import grpc.aio
 
 from tachikoma.client import batch_wire, wire
 from tachikoma.client.retry import Attempts, Calls, leave
+from tachikoma.errors import TachikomaError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.batches import BatchApproval, BatchPreview, BatchRequest, BatchStatus, BatchUpdate
 
@@ -33,9 +34,14 @@ class BatchMethods(Calls):
         """
         try:
             await self.submit_batch(request)
-            async with aclosing(self._watch(request.id, output=output, follow=True)) as updates:
-                async for update in updates:
-                    yield update
+            try:
+                async with aclosing(self._watch(request.id, output=output, follow=True)) as updates:
+                    async for update in updates:
+                        yield update
+            except TachikomaError as error:
+                # The batch was accepted and may run on, whatever this call ends with.
+                error.metadata.setdefault("id", request.id)
+                raise
         except (GeneratorExit, asyncio.CancelledError):
             if not detach:
                 await leave(self.cancel_batch, request.id)

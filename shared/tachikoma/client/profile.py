@@ -6,6 +6,7 @@ it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from tachikoma.errors import ConfigurationError
 from tachikoma.vocabulary.addresses import identity_place
 from tachikoma.vocabulary.field_comments import DocumentedFields
 
-__all__ = ["PROFILE_VARIABLE", "Profile", "default_identity_path", "default_profile_path"]
+__all__ = ["PROFILE_VARIABLE", "Profile", "check_writable", "default_identity_path", "default_profile_path"]
 
 
 def default_profile_path() -> Path:
@@ -104,13 +105,38 @@ class Profile:
         return cls(**values)
 
     def save(self, path: Path) -> None:
-        """Write the profile, as a whole or not at all."""
+        """Write the profile, as a whole or not at all.
+
+        Raises:
+            ConfigurationError: it cannot be written.
+        """
         content = {name: getattr(self, attribute) for name, attribute in _NAMES.items()}
         content["identity"] = None if self.identity is None else str(self.identity)
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            raise ConfigurationError(f"cannot write the client profile {path}: {error.strerror}") from error
+
+
+def check_writable(path: Path) -> None:
+    """Create the folder of a profile and check that the profile can be written there.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        # A file is made, since os.access knows neither full nor all kinds of read-only file systems.
+        tried = path.with_name(f".{path.name}.{os.getpid()}")
+        tried.touch()
+        tried.unlink()
+    except OSError as error:
+        raise ConfigurationError(f"cannot write the client profile {path}: {error.strerror}") from error
 
 
 Profile.__doc__ = DocumentedFields.of(Profile)

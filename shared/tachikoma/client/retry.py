@@ -63,9 +63,12 @@ class Calls:
         """
         attempts = Attempts(self._patience, self._reconnect if repeat else timedelta(0), subject)
         while True:
-            attempts.connected(await self._connection.ready(subject))
             try:
+                attempts.connected(await self._connection.ready(subject))
                 return await rpc(self._connection.stub())
+            except TachikomaError as error:
+                attempts.name(error)
+                raise
             except grpc.aio.AioRpcError as error:
                 await attempts.wait_or_raise(error, self._connection.error_of(error))
 
@@ -84,6 +87,8 @@ class Attempts:
         self.subject = subject
         self._patient_until = time.monotonic() + patience.total_seconds()
         self._reconnect_seconds = reconnect.total_seconds()
+        #: Whether the request of an earlier attempt may have been accepted.
+        self._doubted = False
         #: Whether any attempt had a connection. A caller that never reached the server gets its error at once.
         self._reached = False
         self._backoff = Backoff(*BACKOFF_SECONDS)
@@ -125,13 +130,23 @@ class Attempts:
         if answered_at is not None and time.monotonic() - answered_at >= STEADY_SECONDS:
             self.succeeded()
         broken = self._is_broken(error) or (accepted and type(translated) is Unavailable)
+        if accepted or (self._reached and (broken or type(translated) in (Unavailable, ServerError))):
+            self._doubted = True
         if broken and await self._wait_for_connection():
             return
         if accepted or not await self._wait_for_limit(translated):
-            if self.subject and self._reached and (broken or type(translated) in (Unavailable, ServerError)):
-                # The request was sent, and nobody knows what became of it.
-                translated.metadata.setdefault("id", self.subject)
+            self.name(translated)
             raise translated from error
+
+    def name(self, error: TachikomaError, *, accepted: bool = False) -> None:
+        """Add the id to the metadata of an error with which the call ends, if its request may have been accepted.
+
+        Args:
+            error: the error, also one that this client raises before an attempt, such as an expired identity.
+            accepted: True if the server has accepted the request.
+        """
+        if self.subject and (accepted or self._doubted):
+            error.metadata.setdefault("id", self.subject)
 
     def _is_broken(self, error: grpc.aio.AioRpcError) -> bool:
         """Return whether a connection broke, so that the server itself gave no answer."""

@@ -10,7 +10,7 @@ import grpc.aio
 
 from tachikoma.client.connection import Connection
 from tachikoma.client.retry import Attempts
-from tachikoma.errors import OutputAltered
+from tachikoma.errors import OutputAltered, TachikomaError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.streams.frames import OutputCheck
 from tachikoma.vocabulary.messages import Message, Result, Status
@@ -89,9 +89,10 @@ class OutputStream(ABC, Generic[M]):
             TachikomaError: the call failed, and is not repeated.
         """
         while True:
-            self._attempts.connected(await self._connection.ready(self._attempts.subject))
-            call = self._opening(self._connection.stub())
+            call = None
             try:
+                self._attempts.connected(await self._connection.ready(self._attempts.subject))
+                call = self._opening(self._connection.stub())
                 async for message in call:
                     self._attempts.answered()
                     for output in self._accept(self._message(message)):
@@ -101,8 +102,12 @@ class OutputStream(ABC, Generic[M]):
             except grpc.aio.AioRpcError as error:
                 translated = self._connection.error_of(error)
                 await self._attempts.wait_or_raise(error, translated, accepted=self._status is not None)
+            except TachikomaError as error:
+                self._attempts.name(error, accepted=self._status is not None)
+                raise
             finally:
-                call.cancel()
+                if call is not None:
+                    call.cancel()
             if self._status is not None:
                 self._opening = self._attach_again(self._status.id)
 

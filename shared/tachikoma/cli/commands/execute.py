@@ -153,6 +153,8 @@ def _start(values: dict[str, Any], channel: Channel, form: Form) -> int:
     """
     if channel.interactive and (channel.no_stdin or not form.streams):
         raise InvalidRequest("--interactive and --tty take none of --detach, -n, --output-dir and -o json")
+    if form.detach and form.folder:
+        raise InvalidRequest("--output-dir saves the output when it comes, so it takes no --detach")
     # One byte beyond the bound: more than that streams.
     stdin = b"" if channel.no_stdin or channel.interactive else read_input(MAX_STDIN_BYTES + 1)
     if form.streams and not channel.interactive:

@@ -12,11 +12,11 @@ from tachikoma.cli.descriptors import OutputFailed
 from tachikoma.cli.lookup import similar_agents
 from tachikoma.cli.messages import note
 from tachikoma.cli.output import INTERRUPTED, chosen_output, report_failure
-from tachikoma.errors import AgentUnknown, TachikomaError
+from tachikoma.errors import AgentUnknown, PermissionDenied, TachikomaError
 from tachikoma.vocabulary.messages import Result
 from tachikoma.vocabulary.states import ExecState
 
-__all__ = ["exit_code", "explain_unknown_agent", "follow"]
+__all__ = ["exit_code", "explain_unknown_agent", "follow", "hint_of"]
 
 TIMED_OUT = 124
 NOT_FOUND = 127
@@ -45,6 +45,11 @@ async def follow(
         return await output_failed(error, cancel, exec_id)
     except AgentUnknown as error:
         raise await explain_unknown_agent(error, agent) from None
+    except PermissionDenied as error:
+        # An allowlist refuses a whole line of a shell before an agent could miss a program of that name.
+        if hint := hint_of("exec", agent, command):
+            raise PermissionDenied(f"{error}; {hint}", metadata=error.metadata) from None
+        raise
     except asyncio.CancelledError:
         await interrupts.delivered()
         report_failure(
@@ -73,16 +78,26 @@ async def explain_unknown_agent(error: AgentUnknown, agent: str) -> AgentUnknown
 
 def _hint(agent: str, command: Sequence[str], result: Result) -> None:
     """Explain a command that was not found since it was written as for a shell, or after an option of exec."""
+    if result.exit_code == NOT_FOUND and result.state is ExecState.FAILED and (hint := hint_of("exec", agent, command)):
+        note(hint)
+
+
+def hint_of(verb: str, target: str, command: Sequence[str]) -> str:
+    """Return what is wrong with a command that was written as for a shell, or after an option; empty if nothing is.
+
+    Args:
+        verb: `exec` or `run`.
+        target: the agent, or the targets with the `--` after them.
+        command: the argv.
+    """
     program = command[0]
-    if result.exit_code != NOT_FOUND or result.state is not ExecState.FAILED:
-        return
     if program.startswith("-"):
-        note(f"options of exec come before the agent: tachikoma exec {program} … {agent} COMMAND")
-    elif len(command) == 1 and any(c.isspace() for c in program):
-        note(
-            f"no shell reads the command; write tachikoma exec {agent} {program}, "
-            f"or tachikoma exec {agent} sh -c {shlex.quote(program)}"
-        )
+        place = "agent" if verb == "exec" else "targets"
+        return f"options of {verb} come before the {place}: tachikoma {verb} {program} … {target} COMMAND"
+    if len(command) == 1 and any(c.isspace() for c in program):
+        line = f"tachikoma {verb} {target}"
+        return f"no shell reads the command; write {line} {program}, or {line} sh -c {shlex.quote(program)}"
+    return ""
 
 
 def exit_code(result: Result, *, quiet: bool) -> int:

@@ -12,7 +12,15 @@ import typer
 from tachikoma.cli.descriptors import OutputFailed, abandon_output
 from tachikoma.cli.messages import BROKEN_PIPE, note
 from tachikoma.cli.output import chosen_output, report, report_failure
-from tachikoma.errors import NotFound, ServerError, TachikomaError, Unavailable
+from tachikoma.errors import (
+    AlreadyExists,
+    NotFound,
+    OutputAltered,
+    ResultUnknown,
+    ServerError,
+    TachikomaError,
+    Unavailable,
+)
 
 __all__ = ["NOT_RUN", "Interrupts", "output_failed", "reported"]
 
@@ -23,6 +31,10 @@ NOT_RUN = 125
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: After the second Ctrl-C, how long the cancel request of the first one may take to arrive.
 LEAVE_SECONDS = 2.0
+
+
+#: Errors whose message says by itself what came of the command, also if their metadata has its id.
+_CERTAIN = (AlreadyExists, OutputAltered, ResultUnknown)
 
 
 class Interrupts:
@@ -86,12 +98,13 @@ async def output_failed(
     """Cancel an execution or batch whose output cannot be written, and return the exit code of this program.
 
     Args:
-        error: the fault of a descriptor of this process.
+        error: the fault of a descriptor of this process, or of a file.
         cancel: the call that cancels it.
         subject: id of the execution or batch.
         noun: the word for it in messages.
     """
-    abandon_output()
+    if error.standard:
+        abandon_output()
     outcome = f"the {noun} is cancelled"
     try:
         await cancel(subject)
@@ -117,8 +130,10 @@ def reported(noun: str = "command") -> Iterator[None]:
         yield
     except TachikomaError as error:
         report(error)
-        if type(error) in (Unavailable, ServerError) and not chosen_output().for_programs:
-            note(_fate(error.metadata.get("id", ""), noun))
+        subject = error.metadata.get("id", "")
+        doubtful = not isinstance(error, _CERTAIN) and (subject or type(error) in (Unavailable, ServerError))
+        if doubtful and not chosen_output().for_programs:
+            note(_fate(subject, noun))
         raise typer.Exit(NOT_RUN) from None
 
 

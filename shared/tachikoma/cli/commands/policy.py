@@ -20,7 +20,7 @@ from tachikoma.cli.documents import (
     PolicyTestReport,
     PolicyVerdict,
 )
-from tachikoma.cli.options import duration, pairs, remote_command
+from tachikoma.cli.options import duration, pairs, refuse_option, remote_command
 from tachikoma.cli.output import Output, OutputOption, show_value
 from tachikoma.cli.show import clock, warn
 from tachikoma.cli.tables import printable
@@ -84,6 +84,7 @@ def _show_report(report: PolicyReport) -> None:
 
 @policy.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def explain(
+    context: typer.Context,
     agent: Annotated[str, typer.Argument(help="The agent's id.", autocompletion=completion.agents)],
     command: Annotated[list[str], typer.Argument(help="The program and its arguments.")],
     file: Annotated[Path, typer.Option("--policy", envvar="TACHIKOMA_POLICY", help="The policy file, or a folder.")],
@@ -98,6 +99,7 @@ def explain(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Show the decision on a request, and the reason of each policy that applies to it. Exits 1 if it is denied."""
+    refuse_option(context, [agent, *command])
     request = make_request(
         {
             "agent_id": agent, "command": remote_command(command), "user": user, "work_dir": cwd, "tty": tty,

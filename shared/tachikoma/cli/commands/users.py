@@ -106,12 +106,14 @@ def login(
     # Imported here: the list of commands does not need gRPC.
     from tachikoma.client.membership.joining import join
     from tachikoma.client.membership.token_file import read_token
-    from tachikoma.client.profile import Profile, default_identity_path, default_profile_path
+    from tachikoma.client.profile import Profile, check_writable, default_identity_path, default_profile_path
 
     token = read_token(token_file, prompt="token: ")
     folder = (identity or default_identity_path(token.spiffe_id.trust_domain)).absolute()
-    answer = asyncio.run(join(token, folder))
     profile = default_profile_path()
+    # Before the token is used up.
+    check_writable(profile)
+    answer = asyncio.run(join(token, folder))
     Profile(address=answer.address, server_name=answer.server_name, identity=folder).save(profile)
     facts = LoggedIn(spiffe_id=str(token.spiffe_id), identity=str(folder), profile=str(profile), address=answer.address)
     show_value(facts, output, name=lambda facts: facts.spiffe_id, text=_show_login)

@@ -9,6 +9,7 @@ import pytest
 
 from tachikoma import ConfigurationError, ExecOutput, ExecResponse, ExecState, OutputKind
 from tachikoma.cli import result
+from tachikoma.cli.descriptors import OutputFailed
 from tachikoma.cli.result import CollectedOutput, OutputFolder
 
 RESPONSE = ExecResponse(id="job-7", agent_id="web-1", state=ExecState.SUCCEEDED, exit_code=0)
@@ -52,6 +53,18 @@ def test_a_folder_has_the_streams_and_the_result(tmp_path: Path) -> None:
     assert sorted(path.name for path in saved.iterdir()) == ["result.json", "stderr", "stdout"]
     assert ((saved / "stdout").read_bytes(), (saved / "stderr").read_bytes()) == (b"out", b"err")
     assert json.loads((saved / "result.json").read_text())["state"] == "SUCCEEDED"
+
+
+def test_a_file_that_takes_no_more_is_named_and_can_be_closed(tmp_path: Path) -> None:
+    # Each write to it fails as on a full disk (full(4)).
+    (tmp_path / "job-7").mkdir()
+    full = tmp_path / "job-7" / "stdout"
+    full.symlink_to("/dev/full")
+    folder = OutputFolder(tmp_path, "job-7")
+    with pytest.raises(OutputFailed, match=f"^cannot write to {full}: No space left on device$") as caught:
+        folder.add(chunk(OutputKind.STDOUT, b"out"))
+    assert not caught.value.standard
+    folder.close()
 
 
 def test_a_folder_that_cannot_be_used_is_one_message(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tachikoma.client.profile import PROFILE_VARIABLE, Profile, default_profile_path
+from tachikoma.client.profile import PROFILE_VARIABLE, Profile, check_writable, default_profile_path
 from tachikoma.errors import ConfigurationError
 
 
@@ -84,6 +84,19 @@ def test_a_profile_that_is_no_text_is_told_like_any_wrong_one(tmp_path: Path) ->
 def test_a_folder_in_its_place_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot read"):
         Profile.load(tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    below, folder = tmp_path / "file" / "profile.json", tmp_path / "folder"
+    folder.mkdir()
+    for use in (check_writable, profile(tmp_path).save):
+        with pytest.raises(ConfigurationError, match=f"^cannot write the client profile {below}: (Not|File)"):
+            use(below)
+        with pytest.raises(ConfigurationError, match=f"^cannot write the client profile {folder}: Is a directory"):
+            use(folder)
+    check_writable(tmp_path / "new" / "profile.json")
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_a_profile_cannot_be_changed(tmp_path: Path) -> None:

@@ -108,6 +108,15 @@ async def test_an_error_names_the_execution_if_its_request_was_sent_and_not_answ
     assert raised.value.metadata.get("id") == ("5f3a" if known else None)
 
 
+async def test_a_refusal_after_a_request_that_may_have_arrived_names_the_execution(clock: Clock) -> None:
+    made = Attempts(timedelta(0), timedelta(seconds=60), "job-7")
+    made.connected(True)
+    await break_connection(made)
+    with pytest.raises(PermissionDenied) as denied:
+        await fail(made, PermissionDenied("alice is revoked"))
+    assert denied.value.metadata == {"id": "job-7"}
+
+
 async def test_after_a_success_the_whole_time_is_available_again(clock: Clock) -> None:
     made = attempts(reconnect=1)
     first = await count(lambda: break_connection(made))

@@ -20,7 +20,7 @@ from tachikoma.client.connection import Connection
 from tachikoma.client.model_stream import ModelStream
 from tachikoma.client.retry import Attempts
 from tachikoma.client.streams import OutputStream
-from tachikoma.errors import OutputAltered, PermissionDenied, TachikomaError, Unavailable
+from tachikoma.errors import OutputAltered, PermissionDenied, ServerError, TachikomaError, Unauthenticated, Unavailable
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.messages import OutputKind
 from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus, OutputSummary
@@ -28,6 +28,8 @@ from tachikoma.vocabulary.states import ExecState
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 BROKEN = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata())
+
+DENIED = grpc.aio.AioRpcError(grpc.StatusCode.PERMISSION_DENIED, grpc.aio.Metadata(), grpc.aio.Metadata())
 
 
 def status(state: ExecState = ExecState.STARTED) -> ExecOutput:
@@ -78,6 +80,9 @@ class Server:
         self.translated: TachikomaError = Unavailable("broken")
 
     async def ready(self, subject: str = "") -> bool:
+        if self.made == len(self.calls):
+            # The identity ended while the caller waited.
+            raise Unauthenticated("your identity ended")
         return True
 
     def stub(self) -> Server:
@@ -95,7 +100,7 @@ class Server:
         return self.next_call()
 
     def stream(self, kind: type[OutputStream[Any]] = ModelStream, **options: Any) -> OutputStream[Any]:
-        attempts = Attempts(timedelta(0), timedelta(seconds=60))
+        attempts = Attempts(timedelta(0), timedelta(seconds=60), "job-7")
         return kind(cast("Connection", self), attempts, lambda stub: cast("Any", self).next_call(), **options)
 
 
@@ -139,6 +144,33 @@ async def test_a_server_that_answers_and_then_always_fails_is_not_asked_for_ever
     with pytest.raises(Unavailable, match="broken"):
         await read(server.stream())
     assert 60 / 0.1 < server.made < 10_000
+
+
+async def test_an_error_after_the_acceptance_names_the_execution() -> None:
+    with pytest.raises(Unauthenticated) as expired:
+        await read(Server([status(), BROKEN]).stream())
+    assert expired.value.metadata == {"id": "job-7"}
+    revoked = Server([status(), DENIED])
+    revoked.translated = PermissionDenied("alice is revoked")
+    with pytest.raises(PermissionDenied) as denied:
+        await read(revoked.stream())
+    assert denied.value.metadata == {"id": "job-7"}
+    strange = Server([status()])
+    strange.calls[0]._messages = [status(), ServerError("cannot be read")]
+    with pytest.raises(ServerError) as unreadable:
+        await read(strange.stream())
+    assert unreadable.value.metadata == {"id": "job-7"}
+
+
+async def test_an_error_before_the_acceptance_names_none() -> None:
+    refused = Server([DENIED])
+    refused.translated = PermissionDenied("no policy grants it")
+    with pytest.raises(PermissionDenied) as denied:
+        await read(refused.stream())
+    assert denied.value.metadata == {}
+    with pytest.raises(Unauthenticated) as expired:
+        await read(Server().stream())
+    assert expired.value.metadata == {}
 
 
 async def test_a_stream_that_broke_before_it_was_accepted_makes_the_same_call_again() -> None:

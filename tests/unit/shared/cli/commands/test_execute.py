@@ -15,6 +15,7 @@ from tachikoma import (
     AgentInfo,
     AgentOffline,
     AgentUnknown,
+    AlreadyExists,
     ExecOutput,
     ExecRequest,
     ExecResponse,
@@ -22,6 +23,7 @@ from tachikoma import (
     OutputKind,
     PermissionDenied,
     ResourceLimits,
+    Unauthenticated,
     Unavailable,
 )
 from tachikoma.cli.descriptors import OutputFailed
@@ -186,7 +188,12 @@ def test_an_execution_that_cannot_be_cancelled_either_is_named(
             "the command may run: `tachikoma status job-7` shows it, `tachikoma cancel job-7` ends it",
         ),
         (Unavailable("nothing accepts connections"), "the command did not run"),
+        (
+            Unauthenticated("your identity ended", metadata={"id": "job-7"}),
+            "the command may run: `tachikoma status job-7` shows it, `tachikoma cancel job-7` ends it",
+        ),
         (AgentOffline("web-1 is offline"), None),
+        (AlreadyExists("the id was used for another request", metadata={"id": "job-7"}), None),
     ],
 )
 def test_giving_up_says_whether_the_command_may_run(run: Any, client: Any, error: Exception, fate: str | None) -> None:
@@ -215,6 +222,10 @@ def test_a_command_that_is_no_program_gets_the_right_hint(
     client.answers["execute_stream"] = lambda _, **__: ended(ExecState.FAILED, 127, f"{command[0]}: command not found")
     done = run("exec", "web-1", *command)
     assert (done.code, done.err.splitlines()[0]) == (127, f"tachikoma: {hint}")
+    # An allowlist refuses it before an agent looks for the program.
+    client.answers["execute_stream"] = PermissionDenied("no policy grants it", metadata={"rule": "x"})
+    done = run("exec", "web-1", *command)
+    assert (done.code, done.err) == (125, f"tachikoma: no policy grants it; {hint}\n")
 
 
 @pytest.mark.parametrize(
@@ -248,3 +259,20 @@ def test_output_is_saved_besides(run: Any, client: Any, tmp_path: Path) -> None:
     done = run("exec", "--id", "job-7", "--output-dir", str(tmp_path), "web-1", "ls")
     assert done.code == 0
     assert {path.name for path in (tmp_path / "job-7").iterdir()} == {"stdout", "stderr", "result.json"}
+    done = run("exec", "--detach", "--output-dir", str(tmp_path), "web-1", "ls")
+    assert (done.code, done.err) == (
+        125, "tachikoma: --output-dir saves the output when it comes, so it takes no --detach\n"
+    )  # fmt: skip
+
+
+def test_a_file_that_takes_no_more_output_cancels_the_execution(run: Any, client: Any, tmp_path: Path) -> None:
+    (tmp_path / "job-7").mkdir()
+    (tmp_path / "job-7" / "stdout").symlink_to("/dev/full")
+    chunk = ExecOutput(id="job-7", kind=OutputKind.STDOUT, seq=1, data=b"y")
+    client.answers |= {"execute_stream": lambda _, **__: [chunk, *ended()], "cancel": None}
+    done = run("exec", *ID, "--output-dir", str(tmp_path), "web-1", "yes")
+    assert (done.code, done.err) == (
+        125,
+        f"tachikoma: cannot write to {tmp_path}/job-7/stdout: No space left on device; the execution is cancelled\n",
+    )
+    assert client.calls[-1][:2] == ("cancel", ("job-7",))

@@ -41,6 +41,11 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_mistyped_option_of_explain_is_no_agent(file: Path) -> None:
+    given = ("--policy", str(file), "--as", ALICE, "--labl", "role=web", "web-1", "true")
+    assert run("explain", *given) == (2, "", "tachikoma: explain has no option --labl; did you mean --label?\n")
+
+
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from tachikoma.client import PROFILE_VARIABLE
+from tachikoma.client.membership import joining, token_file
+from tachikoma.errors import ConfigurationError
+from tachikoma.identity.spiffe import SpiffeId
 from tachikoma.vocabulary.users import UserEnrolment, UserInfo
 
 ADA = UserInfo(name="ada", joined=datetime.now(UTC), enrolled_by="spiffe://x/user/root", address="192.0.2.9")
@@ -33,3 +41,23 @@ def test_a_person_is_revoked_with_a_reason(run: Any, client: Any) -> None:
     client.answers["revoke_user"] = ADA.model_copy(update={"revoked": True})
     assert run("users", "revoke", "ada", "--reason", "left", "--yes").out == "ada: revoked\n"
     assert run("users", "revoke", "ada", "--yes").code == 2
+
+
+def test_a_profile_that_cannot_be_written_is_found_before_the_token_is_used(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    profile = tmp_path / "file" / "profile.json"
+    monkeypatch.setenv(PROFILE_VARIABLE, str(profile))
+    token = SimpleNamespace(spiffe_id=SpiffeId.parse("spiffe://tachikoma.local/user/ada"))
+    monkeypatch.setattr(token_file, "read_token", lambda *_, **__: token)
+    used = []
+
+    async def join(*given: object) -> None:
+        used.append(given)
+
+    monkeypatch.setattr(joining, "join", join)
+    done = run("login", "--identity", str(tmp_path / "identity"))
+    assert isinstance(done.error, ConfigurationError)
+    assert str(done.error).startswith(f"cannot write the client profile {profile}: ")
+    assert used == []
