@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from tachikoma.errors import ConfigurationError
 from tachikoma.redis.passwords import Passwords
 
 __all__ = ["REDIS_HOST", "SERVER_NAME", "TRUST_DOMAIN", "StackFolder"]
@@ -12,6 +14,8 @@ __all__ = ["REDIS_HOST", "SERVER_NAME", "TRUST_DOMAIN", "StackFolder"]
 TRUST_DOMAIN = "tachikoma.local"
 #: DNS name in the orchestrator's certificate.
 SERVER_NAME = "orchestrator.tachikoma.local"
+#: Number of the format of the data folder. A version reads folders of its own format and of earlier ones.
+FORMAT = 1
 #: DNS name in the certificate of Redis, if Redis uses TLS.
 REDIS_HOST = "localhost"
 
@@ -22,6 +26,29 @@ class StackFolder:
 
     #: The folder itself, absolute.
     data: Path
+
+    def check_format(self) -> None:
+        """Note the format of the folder, unless a later version of Tachikoma has used it.
+
+        Raises:
+            ConfigurationError: a later version has used it, or the note is damaged.
+        """
+        note = self.data / "format"
+        try:
+            written = note.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            # A new folder, or one from before there were notes.
+            written = ""
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"cannot read {note}: {error}") from None
+        if written.strip() and not re.fullmatch(r"[0-9]{1,9}\s*", written):
+            raise ConfigurationError(f"{note} contains no number; use another folder with --data, or delete this one")
+        if int(written or 0) > FORMAT:
+            raise ConfigurationError(
+                f"a later version of Tachikoma has used the folder {self.data} (format {int(written)}; this version "
+                f"reads formats up to {FORMAT}): use that version, or another folder with --data"
+            )
+        note.write_text(f"{FORMAT}\n", encoding="utf-8")
 
     @property
     def ca(self) -> Path:

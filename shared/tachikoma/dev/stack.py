@@ -231,6 +231,7 @@ class Stack:
         # 1. The folder is locked before anything in it changes.
         self._runtime = Runtime(self.data)
         try:
+            self._folder.check_format()
             # 2. Files, which the parts' command lines name.
             self._write_files()
             self._make_parts()
