@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 import typer
 
@@ -12,7 +13,7 @@ from tachikoma.cli.show import clock, warn
 from tachikoma.cli.tables import printable, shortened
 from tachikoma.cli.terminal import window_size
 from tachikoma.errors import InvalidRequest
-from tachikoma.targets.answers import AnswerGroup, difference, grouped
+from tachikoma.targets.answers import AnswerGroup, cuts, difference
 from tachikoma.targets.nodesets import fold
 from tachikoma.vocabulary.batches import ApprovalNeed, BatchResult, BatchState, BatchStatus, TargetState
 
@@ -78,39 +79,70 @@ def words(state: TargetState) -> str:
 
 
 class Progress:
-    """One line with the progress of a batch: redrawn in place on a terminal, else a line for each change."""
+    """One line with the progress of a batch: redrawn in place on a terminal, else a line for each change.
 
-    def __init__(self, *, quiet: bool) -> None:
+    A change that comes too soon after the last redraw is drawn by a timer, so that the line is never stale.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, quiet: bool) -> None:
+        """Show nothing yet.
+
+        Args:
+            loop: clock and timers.
+            quiet: True to never show anything.
+        """
+        self._loop = loop
         self._terminal = sys.stderr.isatty()
         self._quiet = quiet
-        self._drawn_at = 0.0
+        self._drawn_at = float("-inf")
+        self._visible = False
         self._text = ""
+        self._timer: asyncio.TimerHandle | None = None
 
     def update(self, status: BatchStatus) -> None:
-        """Show a status."""
+        """Show a status, at once or when the next redraw is due."""
         ended = sum(number for state, number in status.totals.items() if state not in _OPEN)
         counts = ", ".join(f"{number} {words(state)}" for state, number in status.totals.items())
         text = f"{ended}/{status.total}: {counts}"
         if self._quiet or text == self._text:
             return
         self._text = text
-        if not self._terminal:
+        if self._terminal:
+            self._draw_when_due()
+        else:
             warn(text)
-        elif status.ended or time.monotonic() >= self._drawn_at + REDRAW_SECONDS:
-            self._draw()
 
     def clear(self) -> None:
-        """Remove the line, so that other lines can be printed."""
-        if self._terminal and self._drawn_at:
-            sys.stderr.write(CLEAR)
-            sys.stderr.flush()
-            self._drawn_at = 0.0
+        """Remove the line, so that other lines can be printed. It is drawn again when the next redraw is due."""
+        if self._visible:
+            self._visible = False
+            _to_terminal(CLEAR)
+            self._draw_when_due()
+
+    def close(self) -> None:
+        """Remove the line for good."""
+        self.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _draw_when_due(self) -> None:
+        if self._timer is None:
+            delay = self._drawn_at + REDRAW_SECONDS - self._loop.time()
+            self._timer = self._loop.call_later(max(0.0, delay), self._draw)
 
     def _draw(self) -> None:
+        self._timer = None
         # A line that folds could not be removed again.
-        sys.stderr.write(CLEAR + shortened(self._text, window_size(2).columns - 1))
+        _to_terminal(CLEAR + shortened(self._text, window_size(2).columns - 1))
+        self._drawn_at = self._loop.time()
+        self._visible = True
+
+
+def _to_terminal(text: str) -> None:
+    # As with `warn`, a closed terminal changes no outcome.
+    with suppress(OSError):
+        sys.stderr.write(text)
         sys.stderr.flush()
-        self._drawn_at = time.monotonic()
 
 
 def describe_needs(needs: Iterable[ApprovalNeed]) -> Iterable[str]:
@@ -141,8 +173,8 @@ class HostLines:
         for data, error in ((result.stdout, False), (result.stderr, True)):
             for line in (data or b"").decode(errors="replace").splitlines():
                 typer.echo(f"{self._prefix(result)}  {host_line(line)}", err=error)
-        if result.stdout is None and result.stdout_bytes + result.stderr_bytes:
-            warn(f"{self._prefix(result)}  its output is not available; see `tachikoma logs {result.exec_id}`")
+        for note in _notes(result):
+            warn(f"{self._prefix(result)}  {note}")
         if result.state is not _ENDED_WELL:
             typer.echo(f"{self._prefix(result)}  {describe(result)}", err=True)
 
@@ -161,28 +193,58 @@ def describe(result: BatchResult) -> str:
     return f"{text}: {printable(result.error)}" if result.error else text
 
 
-def show_groups(results: Sequence[BatchResult], *, bodies: bool, diff: bool, similar: bool = False) -> None:
+def _notes(result: BatchResult) -> Iterable[str]:
+    """Yield in words which output of a target is not here, and the command that prints all of it."""
+    if result.stdout is None:
+        if result.stdout_bytes + result.stderr_bytes:
+            yield f"its output is not available; see `tachikoma logs {result.exec_id}`"
+        return
+    for cut in cuts(result):
+        yield f"{cut.shown} of {cut.total} bytes of {cut.name}; all of them: `tachikoma logs {result.exec_id}`"
+
+
+def show_groups(groups: Sequence[AnswerGroup], *, bodies: bool, diff: bool = False) -> None:
     """Print the groups of equal answers, the largest first.
 
     Args:
-        results: the ends of all targets, completed with their output.
+        groups: all groups.
         bodies: print the output of each group.
         diff: print it as its difference from the largest group.
-        similar: group answers that differ only in numbers, times and host names; one of them is printed.
     """
-    groups = grouped(results, similar=similar)
+    total = sum(len(group.agents) for group in groups)
     for place, group in enumerate(groups):
-        percent = round(100 * len(group.agents) / len(results))
+        percent = round(100 * len(group.agents) / total)
         typer.echo(f"--- {len(group.agents)} ({percent} %) {_short(group.names)}: {describe(group.result)}")
-        if diff and place and group.result.stdout is not None and groups[0].result.stdout is not None:
-            _lines(difference(groups[0], group, groups[0].result.stdout, group.result.stdout))
+        if diff and place:
+            _difference(groups[0], group)
         elif bodies or diff:
             _body(group)
 
 
+def _difference(largest: AnswerGroup, group: AnswerGroup) -> None:
+    if largest.result.stdout is None and group.result.stdout is not None:
+        _notices(["no difference, since the output of the largest group is not available:"])
+    if largest.result.stdout is None or group.result.stdout is None:
+        _body(group)
+        return
+    _notices(_notes(group.result))
+    lines = difference(largest, group)
+    if cuts(largest.result) or cuts(group.result):
+        what = "only the parts that are here are compared"
+        _notices([what if lines else f"{what}: these do not differ"])
+    _lines(lines)
+
+
 def _body(group: AnswerGroup) -> None:
+    _notices(_notes(group.result))
     for data in (group.result.stdout, group.result.stderr):
         _lines((data or b"").decode(errors="replace").splitlines())
+
+
+def _notices(notes: Iterable[str]) -> None:
+    """Print notices between the groups, where they belong, as lines like those of their heads."""
+    for note in notes:
+        typer.echo(f"--- {note}")
 
 
 def _lines(lines: Iterable[str]) -> None:

@@ -50,6 +50,8 @@ class Column:
 
 def printable(text: str) -> str:
     """Escape control characters of foreign text, which could otherwise control the terminal."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -18,7 +18,7 @@ from tachikoma.cli.show import age, facts, moment, short_id, warn
 from tachikoma.cli.tables import Column, printable, table
 from tachikoma.client.sync import Client
 from tachikoma.errors import InvalidRequest
-from tachikoma.targets.answers import Bodies
+from tachikoma.targets.answers import Answers
 from tachikoma.targets.expressions import resolve
 from tachikoma.targets.nodesets import in_order
 from tachikoma.vocabulary.batches import BatchResult, BatchStatus, TargetState
@@ -80,30 +80,46 @@ def status(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Show a batch: its state, and the groups of equal answers so far."""
+    with_output = group or similar
+
+    def read(full: str) -> tuple[BatchReport, Answers]:
+        return _read(client, full, with_output=with_output, similar=similar, document=output.for_programs)
+
     with Client() as client:
-        report = with_full_batch_id(client, batch_id, lambda full: _read(client, full, with_output=group or similar))
+        report, answers = with_full_batch_id(client, batch_id, read)
     show_value(
         report,
         output,
         name=lambda report: report.batch.id,
-        text=lambda report: _show(report, group=group or similar, similar=similar),
+        text=lambda report: _show(report.batch, answers, group=with_output),
     )
 
 
-def _read(client: Client, batch_id: str, *, with_output: bool) -> BatchReport:
-    """Return a batch as it is now."""
-    results: list[BatchResult] = []
-    bodies, found = Bodies(), None
+def _read(
+    client: Client, batch_id: str, *, with_output: bool = False, similar: bool = False, document: bool = False
+) -> tuple[BatchReport, Answers]:
+    """Return a batch as it is now, and its answers.
+
+    Args:
+        client: a client.
+        batch_id: the batch.
+        with_output: request output.
+        similar: see `Answers`.
+        document: let the report contain each distinct output, in the first result that has it.
+    """
+    answers, whole = Answers(similar=similar), list[BatchResult]()
+    found = None
     for update in client.watch_batch(batch_id, output=with_output, follow=False):
         found = update.status or found
         if update.result is not None:
-            results.append(bodies.completed(update.result))
+            answers.add(update.result)
+            if document:
+                whole.append(update.result)
     assert found is not None
-    return BatchReport(batch=found, results=tuple(results))
+    return BatchReport(batch=found, results=tuple(whole if document else answers.results)), answers
 
 
-def _show(report: BatchReport, *, group: bool, similar: bool) -> None:
-    found = report.batch
+def _show(found: BatchStatus, answers: Answers, *, group: bool) -> None:
     rows = [
         ("batch", found.id), ("state", words_of_state(found) if found.reason else found.state.lower()),
         ("command", shlex.join(found.command)), ("requested by", found.requested_by),
@@ -112,9 +128,9 @@ def _show(report: BatchReport, *, group: bool, similar: bool) -> None:
         ("submitted", moment(found.submit_time)), ("ended", moment(found.end_time)), ("digest", found.digest),
     ]  # fmt: skip
     facts(rows)
-    if report.results:
-        show_groups(report.results, bodies=group, diff=False, similar=similar)
-    show_totals(found, report.results)
+    if answers.results:
+        show_groups(answers.groups(), bodies=group)
+    show_totals(found, answers.results)
 
 
 @batches.command()
@@ -135,7 +151,7 @@ def logs(
     """Show the whole output of the targets of a batch, each line with the name of its host in front."""
     states = _wanted(state)
     with Client() as client:
-        report = with_full_batch_id(client, batch_id, lambda full: _read(client, full, with_output=False))
+        report, _ = with_full_batch_id(client, batch_id, lambda full: _read(client, full))
         chosen = _chosen(report.results, targets, states)
         width = max((len(result.agent_id) for result in chosen), default=0)
         for result in chosen:

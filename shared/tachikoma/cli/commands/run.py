@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,7 +39,7 @@ from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, report_failu
 from tachikoma.cli.tables import printable
 from tachikoma.client.aio import AsyncClient
 from tachikoma.errors import InvalidRequest
-from tachikoma.targets.answers import Bodies
+from tachikoma.targets.answers import Answers
 from tachikoma.targets.expressions import read_lines
 from tachikoma.targets.nodesets import fold
 from tachikoma.vocabulary.batches import BatchPreview, BatchRequest, BatchResult, BatchStatus, BatchUpdate
@@ -114,13 +116,13 @@ def run(
     values: dict[str, Any] = {"id": batch_id, "canary": canary, "wave": wave, "work_dir": cwd, "user": user}
     values |= {"parallel": parallel or None, "stop_after": stop_after}
     times = {"pause": pause, "deadline": deadline, "timeout": timeout}
-    view = _View(output, group=group or diff or similar, diff=diff, similar=similar, quiet=quiet)
+    form = _Form(output, group=group or diff or similar, diff=diff, similar=similar, quiet=quiet)
     with reported("batch"):
         values |= _targets(words_given or [], from_file, retry) | _times(times)
         values |= {"stop_on": tuple(cause.upper() for cause in stop_on or ()), "environment": environment(env or [])}
         values["gate"] = _gate(gate, gate_timeout)
         values["stdin"] = read_input(MAX_STDIN_BYTES + 1) if stdin else None
-        raise typer.Exit(asyncio.run(_run(_request(values), view, preview=preview, detach=detach)))
+        raise typer.Exit(asyncio.run(_run(_request(values), form, preview=preview, detach=detach)))
 
 
 def _targets(given: list[str], file: Path | None, retry: tuple[str, str] | None) -> dict[str, Any]:
@@ -184,50 +186,76 @@ def _request(values: dict[str, Any]) -> BatchRequest:
         raise InvalidRequest(f"invalid request: {describe_validation_error(error)}") from None
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """The form in which a batch is shown."""
+
+    output: Output
+    #: Whether each distinct output is printed once, at the end.
+    group: bool
+    diff: bool
+    similar: bool
+    quiet: bool
+
+
 class _View:
     """The view of a batch: everything that this program prints about it."""
 
-    def __init__(self, output: Output, *, group: bool, diff: bool, similar: bool, quiet: bool) -> None:
-        self.output = output
-        self._group = group
-        self._diff = diff
-        self._similar = similar
-        self._progress = Progress(quiet=quiet or output is not Output.TEXT)
+    def __init__(self, form: _Form) -> None:
+        self._form = form
+        text = form.output is Output.TEXT
+        self._progress = Progress(asyncio.get_running_loop(), quiet=form.quiet or not text)
         self._hosts = HostLines()
-        self._bodies = Bodies()
-        self.results: list[BatchResult] = []
-        self.status: BatchStatus | None = None
+        self._answers = Answers(similar=form.similar)
+        #: The results of the one document, which contains each distinct output.
+        self._document: list[BatchResult] = []
+        self._status: BatchStatus | None = None
+
+    @property
+    def results(self) -> Sequence[BatchResult]:
+        """The results so far, without their outputs."""
+        return self._answers.results
 
     def update(self, update: BatchUpdate) -> None:
         """Take one update and print its news."""
         if update.result is not None:
-            result = self._bodies.completed(update.result)
-            self.results.append(result)
-            if self.output is Output.JSONL:
-                _line(BatchUpdate(result=result))
-            elif self.output is Output.TEXT and not self._group:
-                self._progress.clear()
-                self._hosts.show(result)
+            self._add(update.result)
         if update.status is not None:
-            if self.status is None and self.output is Output.TEXT:
+            if self._status is None and self._form.output is Output.TEXT:
                 note_approval(update.status)
-            self.status = update.status
+            self._status = update.status
             self._progress.update(update.status)
+
+    def _add(self, result: BatchResult) -> None:
+        whole = self._answers.add(result)
+        match self._form.output:
+            case Output.JSON:
+                self._document.append(result)
+            case Output.JSONL:
+                _line(BatchUpdate(result=result))
+            case Output.TEXT if not self._form.group:
+                self._progress.clear()
+                self._hosts.show(whole)
 
     def end(self) -> None:
         """Print the final status, after all results."""
-        assert self.status is not None
-        self._progress.clear()
-        if self.output is Output.JSONL:
-            _line(BatchUpdate(status=self.status))
+        assert self._status is not None
+        self.close()
+        if self._form.output is Output.JSONL:
+            _line(BatchUpdate(status=self._status))
             return
-        found = BatchReport(batch=self.status, results=tuple(self.results))
-        show_value(found, self.output, name=lambda found: found.batch.id, text=self._show)
+        found = BatchReport(batch=self._status, results=tuple(self._document))
+        show_value(found, self._form.output, name=lambda found: found.batch.id, text=lambda _: self._show())
 
-    def _show(self, found: BatchReport) -> None:
-        if self._group or len(found.results) > 1:
-            show_groups(found.results, bodies=self._group, diff=self._diff, similar=self._similar)
-        show_totals(found.batch, found.results)
+    def close(self) -> None:
+        """Remove the line of progress."""
+        self._progress.close()
+
+    def _show(self) -> None:
+        assert self._status is not None
+        if self._form.group or len(self.results) > 1:
+            show_groups(self._answers.groups(), bodies=self._form.group, diff=self._form.diff)
+        show_totals(self._status, self.results)
 
 
 def _line(update: BatchUpdate) -> None:
@@ -236,19 +264,20 @@ def _line(update: BatchUpdate) -> None:
     sys.stdout.flush()
 
 
-async def _run(request: BatchRequest, view: _View, *, preview: bool, detach: bool) -> int:
+async def _run(request: BatchRequest, form: _Form, *, preview: bool, detach: bool) -> int:
     """Run a batch and return the exit code of this program."""
     async with AsyncClient() as client:
         if request.retry_of is not None:
             earlier = await with_full_batch_id_async(client, request.retry_of, client.batch)
             request = request.model_copy(update={"retry_of": earlier.id})
         if preview:
-            show_value(await client.preview_batch(request), view.output, text=_show_preview)
+            show_value(await client.preview_batch(request), form.output, text=_show_preview)
             return 0
         if detach:
             status = await client.submit_batch(request)
-            show_value(status, view.output, name=lambda status: status.id, text=lambda status: typer.echo(status.id))
+            show_value(status, form.output, name=lambda status: status.id, text=lambda status: typer.echo(status.id))
             return 0
+        view = _View(form)
         interrupts = Interrupts(client.cancel_batch, request.id)
         try:
             # This function cancels by itself, since it reports what came of it.
@@ -265,6 +294,7 @@ async def _run(request: BatchRequest, view: _View, *, preview: bool, detach: boo
             )  # fmt: skip
             return INTERRUPTED
         finally:
+            view.close()
             interrupts.close()
         return exit_code(view.results)
 

@@ -23,6 +23,7 @@ from tachikoma.cli.commands import (
     users,
 )
 from tachikoma.cli.documents import SettingFacts
+from tachikoma.targets.answers import grouped
 from tachikoma.vocabulary.batches import (
     ApprovalNeed,
     BatchPreview,
@@ -133,7 +134,7 @@ def show_batches() -> None:
         BatchResult(agent_id=DATABASE, state=TargetState.UNREACHABLE, error=f"agent {DATABASE!r} is offline"),
     ]
     print("\n$ tachikoma run")
-    show_groups(results, bodies=False, diff=False)
+    show_groups(grouped(results), bodies=False)
     show_totals(found, results)
     print("\n$ tachikoma run --preview")
     targets = [PreviewedTarget(agent_id=f"web-{n}", state=TargetState.PENDING) for n in range(1, 120)]

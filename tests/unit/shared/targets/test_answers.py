@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tachikoma.targets.answers import Bodies, difference, grouped
+from tachikoma.targets.answers import Answers, Cut, cuts, difference, grouped
 from tachikoma.vocabulary.batches import BatchResult, TargetState
 
 SAME, OTHER = "ab" * 32, "cd" * 32
@@ -36,27 +36,74 @@ def test_targets_without_an_answer_are_grouped_by_their_reason() -> None:
 
 
 def test_an_output_that_came_once_belongs_to_all_equal_answers() -> None:
-    bodies = Bodies()
-    first = bodies.completed(result("a", stdout_sha256=SAME, stdout=b"x", stderr=b""))
-    second = bodies.completed(result("b", stdout_sha256=SAME))
-    third = bodies.completed(result("c", stdout_sha256=OTHER))
+    answers = Answers()
+    first = answers.add(result("a", stdout_sha256=SAME, stdout=b"x", stderr=b""))
+    second = answers.add(result("b", stdout_sha256=SAME))
+    third = answers.add(result("c", stdout_sha256=OTHER))
     assert (first.stdout, second.stdout, third.stdout) == (b"x", b"x", None)
+    assert [one.stdout for one in answers.results] == [None, None, None]
+    assert [(group.names, group.result.stdout) for group in answers.groups()] == [("a,b", b"x"), ("c", None)]
 
 
 def test_the_memory_for_outputs_is_bounded() -> None:
-    bodies = Bodies(limit=10)
-    bodies.completed(result("a", stdout_sha256=SAME, stdout=b"x" * 8, stderr=b""))
-    bodies.completed(result("b", stdout_sha256=OTHER, stdout=b"y" * 8, stderr=b""))
-    assert bodies.completed(result("c", stdout_sha256=SAME)).stdout is None
-    assert bodies.completed(result("d", stdout_sha256=OTHER)).stdout == b"y" * 8
+    answers = Answers(limit=10)
+    answers.add(result("a", stdout_sha256=SAME, stdout=b"x" * 8, stderr=b""))
+    answers.add(result("b", stdout_sha256=OTHER, stdout=b"y" * 8, stderr=b""))
+    assert answers.add(result("c", stdout_sha256=SAME)).stdout is None
+    assert answers.add(result("d", stdout_sha256=OTHER)).stdout == b"y" * 8
+    assert [group.result.stdout for group in answers.groups()] == [None, b"y" * 8]
+
+
+def test_the_output_of_many_hosts_is_dropped_last() -> None:
+    answers = Answers(limit=20)
+    answers.add(result("a1", stdout_sha256=SAME, stdout=b"x" * 8, stderr=b""))
+    for number in range(10):
+        answers.add(result(f"b{number}", stdout_sha256=f"{number:064}", stdout=b"y" * 8, stderr=b""))
+        assert answers.add(result(f"c{number}", stdout_sha256=SAME)).stdout == b"x" * 8
+    assert answers.groups()[0].result.stdout == b"x" * 8
+
+
+def test_a_group_of_similar_answers_shows_one_that_is_kept() -> None:
+    answers = Answers(similar=True, limit=10)
+    for number in range(5):
+        answers.add(bodied(f"web-{number}", b"%d ok    \n" % number))
+    (group,) = answers.groups()
+    assert (group.names, group.result.agent_id, group.result.stdout) == ("web-[0-4]", "web-4", b"4 ok    \n")
 
 
 def test_a_difference_names_both_groups() -> None:
-    first, other = grouped([result("a1", stdout_sha256=SAME), result("a2", stdout_sha256=OTHER)])
-    lines = difference(first, other, b"one\ntwo\n", b"one\n\xff\n")
+    first, other = grouped([bodied("a1", b"one\ntwo\n"), bodied("a2", b"one\n\xff\n")])
+    lines = difference(first, other)
     assert lines[:2] == ["--- a1", "+++ a2"]
     assert "-two" in lines
     assert "+\N{REPLACEMENT CHARACTER}" in lines
+
+
+def test_a_difference_contains_standard_error() -> None:
+    answers = [
+        result(agent, stdout=b"same\n", stderr=text, stderr_sha256=agent) for agent, text in (("a1", b""), ("a2", b"x"))
+    ]
+    assert difference(*grouped(answers)) == ["--- a1: stderr", "+++ a2: stderr", "@@ -0,0 +1 @@", "+x"]
+
+
+def test_a_part_of_an_output_is_a_cut() -> None:
+    assert cuts(result("a", stdout=b"xy", stdout_bytes=2, stderr=b"", stderr_bytes=0)) == []
+    assert cuts(result("a", stdout_bytes=2)) == []
+    assert cuts(result("a", stdout=b"xy", stdout_bytes=3, stderr=b"", stderr_bytes=7)) == [
+        Cut("standard output", 2, 3),
+        Cut("standard error", 0, 7),
+    ]
+
+
+def test_cut_outputs_are_compared_by_their_digests_and_never_similar() -> None:
+    part = b"1 line\n"
+    cut = [
+        result(agent, stdout=part, stderr=b"", stdout_bytes=99, stdout_sha256=digest)
+        for agent, digest in (("a", SAME), ("b", OTHER), ("c", OTHER))
+    ]
+    assert [group.names for group in grouped(cut, similar=True)] == ["b,c", "a"]
+    whole = [one.model_copy(update={"stdout_bytes": len(part)}) for one in cut]
+    assert len(grouped(whole, similar=True)) == 1
 
 
 def bodied(agent: str, stdout: bytes) -> BatchResult:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,12 @@ import pytest
 
 from tachikoma.cli import batch_view
 from tachikoma.cli.commands import run
+from tachikoma.cli.output import Output
 from tachikoma.errors import InvalidRequest, NotFound, PermissionDenied
 from tachikoma.vocabulary.batches import BatchResult, BatchState, BatchStatus, BatchUpdate, TargetState
+
+#: Letters for digits, so that answers differ also where numbers are ignored.
+LETTERS = bytes.maketrans(b"0123456789", b"ghijklmnop")
 
 
 @pytest.mark.parametrize(
@@ -85,6 +92,71 @@ def test_jsonl_is_one_object_a_line_and_json_is_one_document(run: Any, client: A
     document = json.loads(run("run", "-o", "json", "web-1", "--", "true").out)
     assert (document["batch"]["id"], [item["agentId"] for item in document["results"]]) == ("b-1", ["web-1"])
     assert run("run", "-o", "name", "web-1", "--", "true").out == "b-1\n"
+
+
+def equal(agent: str, stdout: bytes | None) -> BatchUpdate:
+    """A result as a watched batch sends it: with output in the first of equal results."""
+    output = {"stdout": stdout, "stderr": None if stdout is None else b"", "stdout_sha256": "ab" * 32}
+    return BatchUpdate(
+        result=BatchResult(agent_id=agent, exec_id="e", state=TargetState.SUCCEEDED, stdout_bytes=2, **output)
+    )
+
+
+def test_json_contains_equal_outputs_once_and_text_shows_each(run: Any, client: Any) -> None:
+    updates = (equal("web-1", b"x\n"), equal("web-2", None), BatchUpdate(status=batch(total=2)))
+    client.answers["run"] = updates
+    arguments = ("web-[1-2]", "--", "true")
+    document = json.loads(run("run", "-o", "json", *arguments).out)["results"]
+    lines = [json.loads(line)["result"] for line in run("run", "-o", "jsonl", *arguments).out.splitlines()[:2]]
+    for results in (document, lines):
+        assert [(item["stdout"], item["stdoutSha256"]) for item in results] == [("eAo=", "ab" * 32), (None, "ab" * 32)]
+    assert run("run", *arguments).out.splitlines()[:2] == ["web-1  x", "web-2  x"]
+
+
+class Nowhere(io.StringIO):
+    """Standard output that is not kept."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+@pytest.mark.parametrize(
+    ("how", "targets"),
+    # Similar answers take longer, and 131 MB are already too much.
+    [({}, 10_000), ({"group": True}, 10_000), ({"group": True, "similar": True}, 2_000)],
+)
+def test_many_large_different_answers_take_little_memory(
+    how: dict[str, bool], targets: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest number of bytes that are in use at once: 655 MB come, of which 32 MiB are kept."""
+    options = {"group": False, "diff": False, "similar": False, "quiet": True} | how
+
+    def update(number: int) -> BatchUpdate:
+        body = (b"host %08x " % number).translate(LETTERS) * (64 * 1024 // 14)
+        values = {"exec_id": f"e-{number}", "state": TargetState.SUCCEEDED, "stdout_bytes": len(body)}
+        return BatchUpdate(
+            result=BatchResult(
+                agent_id=f"web-{number}", stdout=body, stderr=b"", stdout_sha256=f"{number:064x}", **values
+            )
+        )
+
+    async def watch() -> tuple[int, int]:
+        view = run._View(run._Form(Output.TEXT, **options))
+        tracemalloc.start()
+        for number in range(targets):
+            view.update(update(number))
+        view.update(BatchUpdate(status=batch(total=targets)))
+        view.end()
+        assert len(view.results) == targets
+        return tracemalloc.get_traced_memory()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", Nowhere())
+        try:
+            current, most = asyncio.run(watch())
+        finally:
+            tracemalloc.stop()
+    assert current <= most < 100_000_000
 
 
 def test_an_error_is_json_for_programs(run: Any, client: Any) -> None:
