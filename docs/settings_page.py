@@ -125,6 +125,8 @@ def _kind(annotation: Any) -> str:
             return text
     if annotation.__name__ == "HostPort":
         return "host:port"
+    if annotation.__name__ == "HostPorts":
+        return "host:port, or several with commas"
     return "mapping" if hasattr(annotation, "model_fields") else "text"
 
 

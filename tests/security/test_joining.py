@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
 import math
+import socket
 import stat
 import sys
 import time
@@ -27,12 +29,14 @@ from joining import Host, csr_of, letting_join, try_join
 from json_schemas import checked
 from patience import PATIENCE_SECONDS
 from tachikoma import AgentOffline, AgentRevoked, AgentUnknown, Client, ExecState, FailedPrecondition, PermissionDenied
+from tachikoma.client.membership.joining import join
+from tachikoma.client.membership.renewal import renew_if_due
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
 from tachikoma.errors import ConfigurationError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import JoiningStub, RemoteExecutionStub
 from tachikoma.identity.file_source import FileSvidSource
-from tachikoma.identity.join_token import JoinToken
+from tachikoma.identity.join_token import Joined, JoinToken
 from tachikoma.identity.signed_messages import OutputDigest, Receipt
 from tachikoma.identity.signing import sign
 from tachikoma.identity.spiffe import user_id
@@ -217,6 +221,22 @@ def test_what_a_revoked_agent_says_of_itself_is_on_the_record_once(stack: Stack,
         assert not redis.hexists(keys.AGENTS, "liar")
         redis.delete(keys.info("liar"))
     assert [event.event for event in client.audit(after=last, limit=100)] == ["notice_refused", "refused"]
+
+
+def test_with_several_orchestrators_one_that_is_away_keeps_no_host_from_joining_and_renewing(
+    stack: Stack, client: Client, tmp_path: Path
+) -> None:
+    token, folder = enrolled(client, "web-8"), tmp_path / "identity"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        away = f"127.0.0.1:{probe.getsockname()[1]}"
+    several = token.model_copy(update={"address": f"{away},{token.address}"})
+    answer = asyncio.run(join(several, folder, tmp_path / "password"))
+    first = FileSvidSource(folder).current()
+    Joined(address=f"{away},{answer.address}", server_name=answer.server_name).save(folder)
+    renewed = asyncio.run(renew_if_due(folder, part=1))
+    assert renewed is not None
+    assert renewed.certificate_pem != first.certificate_pem
 
 
 # --- who may not ------------------------------------------------------------------------------------------------------

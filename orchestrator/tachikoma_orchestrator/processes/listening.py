@@ -7,7 +7,7 @@ import grpc.aio
 
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.svid import Svid, SvidSource
-from tachikoma.vocabulary.addresses import HostPort
+from tachikoma.vocabulary.addresses import HostPort, HostPorts
 from tachikoma_orchestrator.metrics import HANDSHAKES
 
 __all__ = ["listen", "reachable", "server_credentials"]
@@ -57,8 +57,8 @@ def listen(server: grpc.aio.Server, address: HostPort, credentials: grpc.ServerC
         raise ConfigurationError(f"cannot listen on {address}: is the port taken? ({error})") from error
 
 
-def reachable(configured: HostPort | None, listens: HostPort, setting: str) -> HostPort:
-    """Return the address at which agents reach a server.
+def reachable(configured: HostPorts | None, listens: HostPort, setting: str) -> HostPort | HostPorts:
+    """Return the address at which agents reach a server, or those of several servers.
 
     Args:
         configured: the value of the setting; None if it is not set.

@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, IPvAnyNetwork, field_validator, model_validator
 
-from tachikoma.config.settings import Address, OptionalAddress
+from tachikoma.config.settings import Address, OptionalAddress, OptionalAddresses
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.svid import SvidSource
 from tachikoma.policy.decide import SEARCH_PATH
@@ -42,10 +42,11 @@ class OrchestratorSettings(RedisSettings):
     ca: Path | None = None
     #: Address on which hosts join.
     join_listen: OptionalAddress = None
-    #: Address that hosts use to reach `join_listen`; by default the same address.
-    join_address: OptionalAddress = None
+    #: Address that hosts use to reach `join_listen`, or those of several orchestrators with commas; by default the same
+    #: address.
+    join_address: OptionalAddresses = None
     #: Address that agents use to reach `listen`, to renew their certificates; by default the same address.
-    renew_address: OptionalAddress = None
+    renew_address: OptionalAddresses = None
     #: Lifetime of the certificates of agents that joined, and of the orchestrator's own if its authority issued it.
     #: They are renewed after half of it.
     svid_lifetime: Duration = timedelta(hours=24)

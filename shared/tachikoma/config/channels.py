@@ -84,7 +84,7 @@ def target_of(address: str) -> str:
     try:
         parsed = [HostPort.parse(place) for place in places]
     except ValueError as error:
-        raise ConfigurationError(f"the address {address} in the client profile: {error}") from None
+        raise ConfigurationError(f"the address {address}: {error}") from None
     for place in parsed:
         try:
             answers = socket.getaddrinfo(place.host.strip("[]"), place.port, type=socket.SOCK_STREAM)
@@ -96,5 +96,5 @@ def target_of(address: str) -> str:
     family = 4 if any(ip.version == 4 for ip, _ in found) else 6
     usable = [f"{ip}:{port}" if family == 4 else f"[{ip}]:{port}" for ip, port in found if ip.version == family]
     if not usable:
-        raise Unavailable(f"none of the names in {address} is known; check `address` in the client profile")
+        raise Unavailable(f"none of the names in {address} is known; check the address")
     return f"ipv{family}:{','.join(dict.fromkeys(usable))}"

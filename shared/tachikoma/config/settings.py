@@ -26,13 +26,14 @@ from pydantic_settings import (
 )
 
 from tachikoma.errors import ConfigurationError
-from tachikoma.vocabulary.addresses import HostPort
+from tachikoma.vocabulary.addresses import HostPort, HostPorts
 from tachikoma.vocabulary.pairs import parse_pairs
 
 __all__ = [
     "SETTINGS_VARIABLE",
     "Address",
     "OptionalAddress",
+    "OptionalAddresses",
     "Origin",
     "PartSettings",
     "given_values",
@@ -64,10 +65,16 @@ def _optional_address(value: object) -> object:
     return None if value == "" else _address(value)
 
 
+def _optional_addresses(value: object) -> object:
+    return HostPorts.parse(value) if isinstance(value, str) and value else value or None
+
+
 #: A setting `host:port`.
 Address = Annotated[HostPort, NoDecode, BeforeValidator(_address)]
 #: A setting `host:port`, or None, which is written as the empty text.
 OptionalAddress = Annotated[HostPort | None, NoDecode, BeforeValidator(_optional_address)]
+#: The same for several addresses with commas.
+OptionalAddresses = Annotated[HostPorts | None, NoDecode, BeforeValidator(_optional_addresses)]
 
 
 class _Environment(EnvSettingsSource):

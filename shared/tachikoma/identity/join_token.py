@@ -100,7 +100,7 @@ class JoinToken(Model):
 class Joined(Model):
     """The file beside the identity of a member that joined, by which the member renews its certificate."""
 
-    #: host:port of the orchestrator.
+    #: host:port of the orchestrator, or of several with commas.
     address: str
     #: DNS name in the orchestrator's certificate.
     server_name: str

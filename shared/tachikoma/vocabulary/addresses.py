@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
-__all__ = ["MAX_PORT", "HostPort", "host_of", "identity_place"]
+__all__ = ["MAX_PORT", "HostPort", "HostPorts", "host_of", "identity_place"]
 
 #: Largest TCP port.
 MAX_PORT = 65535
+#: Most addresses of one service.
+MAX_PLACES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,29 @@ class HostPort:
         if self.ip is None or not self.ip.is_unspecified:
             return self
         return replace(self, host="127.0.0.1" if self.ip.version == 4 else "::1")
+
+
+@dataclass(frozen=True, slots=True)
+class HostPorts:
+    """The addresses of a service that several servers offer. A client uses the first one that accepts."""
+
+    places: tuple[HostPort, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> HostPorts:
+        """Read one address or several with commas.
+
+        Raises:
+            ValueError: one is not an address, or there are too many.
+        """
+        places = [part.strip() for part in text.split(",")]
+        if len(places) > MAX_PLACES:
+            raise ValueError(f"has {len(places)} addresses; at most {MAX_PLACES} are allowed")
+        return cls(tuple(map(HostPort.parse, places)))
+
+    def __str__(self) -> str:
+        """Return the form that `parse` reads."""
+        return ",".join(map(str, self.places))
 
 
 def host_of(text: str) -> str:

@@ -5,6 +5,7 @@ Before the member sends anything, it authenticates the orchestrator by the root 
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import grpc.aio
 from cryptography import x509
 
 from tachikoma.client.membership.certificates import CALL_SECONDS, check_certificate, save_identity, translate_error
-from tachikoma.config.channels import proxy_options
+from tachikoma.config.channels import proxy_options, target_of
 from tachikoma.errors import ConfigurationError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import JoiningStub
@@ -76,7 +77,8 @@ async def join(token: JoinToken, folder: Path, password_file: Path | None = None
     message = pb.JoinRequest(
         agent_id=Member.required(token.spiffe_id).key, secret=token.secret, csr=make_request(key, token.spiffe_id)
     )
-    async with grpc.aio.secure_channel(token.address, credentials, options) as channel:
+    target = await asyncio.to_thread(target_of, token.address)
+    async with grpc.aio.secure_channel(target, credentials, options) as channel:
         try:
             answer = await JoiningStub(channel).Join(message, timeout=CALL_SECONDS)
         except grpc.aio.AioRpcError as error:

@@ -14,7 +14,7 @@ import grpc.aio
 
 from tachikoma.client.membership.certificates import CALL_SECONDS, check_certificate, save_identity, translate_error
 from tachikoma.client.membership.joining import rejoin
-from tachikoma.config.channels import proxy_options
+from tachikoma.config.channels import proxy_options, target_of
 from tachikoma.config.logs import get_logger
 from tachikoma.errors import ConfigurationError, TachikomaError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
@@ -93,7 +93,8 @@ async def renew_now(folder: Path, joined: Joined, svid: Svid) -> tuple[Svid, Joi
     csr = make_request(key, svid.spiffe_id)
     credentials = grpc.ssl_channel_credentials(svid.bundle.pem, svid.key_pem, svid.certificate_pem)
     options = [*proxy_options(joined.address), ("grpc.ssl_target_name_override", joined.server_name)]
-    async with grpc.aio.secure_channel(joined.address, credentials, options) as channel:
+    target = await asyncio.to_thread(target_of, joined.address)
+    async with grpc.aio.secure_channel(target, credentials, options) as channel:
         try:
             answer = await _call(channel, csr, agent=is_agent(svid.spiffe_id))
         except grpc.aio.AioRpcError as error:

@@ -18,7 +18,7 @@ from patience import PATIENCE_SECONDS
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.files import CERTIFICATE_FILE, KEY_FILE
 from tachikoma.identity.svid import Svid
-from tachikoma.vocabulary.addresses import HostPort
+from tachikoma.vocabulary.addresses import HostPort, HostPorts
 from tachikoma_orchestrator.metrics import HANDSHAKES
 from tachikoma_orchestrator.processes.listening import listen, reachable, server_credentials
 
@@ -49,7 +49,7 @@ def taken() -> Iterator[HostPort]:
 def test_agents_are_not_sent_to_all_addresses(listens: str) -> None:
     with pytest.raises(ConfigurationError, match="set TACHIKOMA_X to an address"):
         reachable(None, HostPort.parse(listens), "TACHIKOMA_X")
-    configured = HostPort("orch.example", 1)
+    configured = HostPorts.parse("orch.example:1,other.example:1")
     assert reachable(configured, HostPort.parse(listens), "TACHIKOMA_X") == configured
 
 

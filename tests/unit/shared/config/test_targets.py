@@ -48,7 +48,7 @@ def test_unknown_names_are_reported() -> None:
 
 @pytest.mark.parametrize("address", ["one,two:2", "one:1,", "one:1,two:x"])
 def test_a_mistake_in_a_list_is_reported(address: str) -> None:
-    with pytest.raises(ConfigurationError, match="in the client profile"):
+    with pytest.raises(ConfigurationError, match="the address"):
         target_of(address)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tachikoma.vocabulary.addresses import MAX_PORT, HostPort, host_of
+from tachikoma.vocabulary.addresses import MAX_PORT, HostPort, HostPorts, host_of, identity_place
 
 NAMES = st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,40}[a-z0-9])?", fullmatch=True)
 HOSTS = NAMES | st.ip_addresses().map(str)
@@ -99,3 +101,20 @@ def test_a_server_on_all_addresses_is_reached_over_the_loopback(listens: str, re
 
 def test_the_port_that_was_taken_replaces_the_one_that_was_asked_for() -> None:
     assert str(HostPort.parse("[::1]:0").with_port(4711)) == "[::1]:4711"
+
+
+@pytest.mark.parametrize("text", ["a:1", "a:1,b:2", "[::1]:8534,10.0.0.1:8534"])
+def test_several_addresses_are_read_and_written(text: str) -> None:
+    assert str(HostPorts.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", ",", "a:1,", "a:1,b", "a:1;b:2", ",".join(["a:1"] * 17)])
+def test_one_wrong_address_among_several_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"has no port|has no host|addresses|more than one colon|write host:port"):
+        HostPorts.parse(text)
+
+
+@pytest.mark.parametrize("text", ["unix:///run/spire.sock", "unix:/x"])
+def test_the_socket_of_a_workload_api_stays_text_and_a_folder_becomes_a_path(text: str) -> None:
+    assert identity_place(text) == text
+    assert identity_place("/etc/x") == Path("/etc/x")
