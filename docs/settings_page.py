@@ -30,7 +30,7 @@ HEAD = """\
 
 <!-- generated from the settings classes by `make docs`; edit the `#:` comments of their fields instead -->
 
-Every part reads its settings from environment variables. Most are options of its command too:
+Every part reads its settings from environment variables. Some are options of its command too:
 `tachikoma worker --help`. Durations are written as `90s`, `10m`, `24h` or `30d`. Lists are written `a,b`, mappings
 `role=web,site=a`; both may also be JSON.
 

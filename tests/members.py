@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,13 @@ from tachikoma_orchestrator.executions.revocation import ExecutionsOfAgent
 DOMAIN, AGENT = "tachikoma.local", "web-1"
 OPERATOR = Peer(user_id(DOMAIN, "root"), "192.0.2.7")
 WEB = agent_id(DOMAIN, AGENT)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """An authority that is not replaced."""
+
+    current: Authority
 
 
 class Stand:
@@ -73,7 +81,7 @@ class Stand:
             revocations or self.revocations,
             self.labels,
             ExecutionsOfAgent(self.redis, self.ledger, self.identity),
-            authority=authority,
+            authority=None if authority is None else Fixed(authority),
             accounts=accounts,
         )
 

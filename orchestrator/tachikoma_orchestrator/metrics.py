@@ -23,6 +23,7 @@ __all__ = [
     "AGENTS",
     "AUDIT_CLOSED",
     "AUDIT_WAITING",
+    "AUTHORITY_LIFETIME",
     "CALLS",
     "CALL_SECONDS",
     "CERTIFICATE_EXPIRES",
@@ -133,8 +134,14 @@ LISTENING = Gauge(
 )
 CERTIFICATE_EXPIRES = Gauge(
     "tachikoma_certificate_expires_seconds",
-    "Unix time at which a certificate expires: of this process (own), and the earliest of an online agent (agents).",
+    "Unix time at which a certificate expires: of this process (own), the earliest of an online agent (agents), and of "
+    "the authority that issues certificates here (authority).",
     ["of"],
+    registry=_registry,
+)
+AUTHORITY_LIFETIME = Gauge(
+    "tachikoma_authority_lifetime_seconds",
+    "Lifetime of the certificate of the authority that issues certificates here; 0 if there is none.",
     registry=_registry,
 )
 LIFE = Gauge("tachikoma_redis_life", "Number of the current life of Redis (docs/redis.md).", registry=_registry)

@@ -61,7 +61,7 @@ NOWHERE = {
     r"make bench|pip install asyncssh": "takes minutes, and reports times that no test asserts",
     r"echo \"alice:": "needs openssl",
     r"redis-cli ": "Redis's own; tests/security/test_redis_command.py lets a server load such users",
-    r"cd |cp tachikoma-\*|systemd-sysusers |install -[dD] ": "changes the host",
+    r"cd |ln |cp -a /media|cp tachikoma-\*|systemd-sysusers |install -[dD] ": "changes the host",
 }
 #: Programs of others that a page calls and that run here, if the machine has them; all their files are the reader's.
 HERE = {"cp", "head", "jq", "mkdir"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -13,7 +14,7 @@ from tachikoma.identity.authority import CertificateAuthority, new_key
 from tachikoma.identity.spiffe import InvalidIdentity, Member, SpiffeId, agent_id
 from tachikoma.identity.svid import Svid
 
-__all__ = ["Authority", "IssuedIdentity", "required"]
+__all__ = ["Authority", "AuthoritySource", "IssuedIdentity", "required"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +104,16 @@ class Authority:
         )
 
 
-def required(authority: Authority | None) -> Authority:
-    """Return the authority.
+class AuthoritySource(Protocol):
+    """An authority that may be replaced while the process runs."""
+
+    @property
+    def current(self) -> Authority:
+        """The active authority. A caller uses the same one for a certificate and its chain."""
+
+
+def required(authority: AuthoritySource | None) -> Authority:
+    """Return the active authority.
 
     Raises:
         FailedPrecondition: this orchestrator has none.
@@ -114,4 +123,4 @@ def required(authority: Authority | None) -> Authority:
             "no host can join here: this orchestrator has no certificate authority "
             "(set TACHIKOMA_CA and TACHIKOMA_JOIN_LISTEN)"
         )
-    return authority
+    return authority.current

@@ -29,7 +29,7 @@ from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.clock import duration_ms, from_ms, now_ms, whole_seconds_of_ms
 from tachikoma.vocabulary.durations import format_duration
-from tachikoma_orchestrator.agents.authority import Authority, required
+from tachikoma_orchestrator.agents.authority import AuthoritySource, required
 from tachikoma_orchestrator.agents.labels import checked, label_words
 from tachikoma_orchestrator.agents.revocations import Revocations
 from tachikoma_orchestrator.caller import Peer
@@ -67,7 +67,7 @@ class Enrolments:
     """Makes tokens and verifies them."""
 
     def __init__(
-        self, redis: Redis, identity: SvidSource, revocations: Revocations, authority: Authority | None
+        self, redis: Redis, identity: SvidSource, revocations: Revocations, authority: AuthoritySource | None
     ) -> None:
         """Prepare the enrolment of members.
 

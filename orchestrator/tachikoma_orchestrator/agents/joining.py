@@ -21,7 +21,7 @@ from tachikoma.identity.svid import Svid, SvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.clock import to_ms
-from tachikoma_orchestrator.agents.authority import Authority, IssuedIdentity, required
+from tachikoma_orchestrator.agents.authority import Authority, AuthoritySource, IssuedIdentity, required
 from tachikoma_orchestrator.agents.enrolment import Enrolments, TokenRefused, VerifiedEnrolment, audited
 from tachikoma_orchestrator.agents.labels import ATTEMPTS, Labels, label_words
 from tachikoma_orchestrator.agents.redis_accounts import Accounts
@@ -56,7 +56,7 @@ class Joins:
         revocations: Revocations,
         enrolments: Enrolments,
         labels: Labels,
-        authority: Authority | None,
+        authority: AuthoritySource | None,
         accounts: Accounts | None,
     ) -> None:
         """Prepare the step of joining.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis.commands import Redis
-from tachikoma_orchestrator.agents.authority import Authority
+from tachikoma_orchestrator.agents.authority import AuthoritySource
 from tachikoma_orchestrator.agents.enrolment import Enrolments
 from tachikoma_orchestrator.agents.joining import Joins
 from tachikoma_orchestrator.agents.labels import Labels
@@ -46,7 +46,7 @@ class Membership:
         labels: Labels,
         executions: AgentExecutions,
         *,
-        authority: Authority | None,
+        authority: AuthoritySource | None,
         accounts: Accounts | None,
     ) -> Membership:
         """Wire the steps.

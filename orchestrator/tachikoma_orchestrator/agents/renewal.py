@@ -8,7 +8,7 @@ from tachikoma.errors import InvalidRequest, PermissionDenied
 from tachikoma.identity.authority import check_request
 from tachikoma.identity.spiffe import InvalidIdentity, Member
 from tachikoma.identity.svid import SvidSource
-from tachikoma_orchestrator.agents.authority import Authority, IssuedIdentity, required
+from tachikoma_orchestrator.agents.authority import AuthoritySource, IssuedIdentity, required
 from tachikoma_orchestrator.agents.revocations import Revocations
 from tachikoma_orchestrator.caller import Peer
 
@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 class Renewals:
     """Renews certificates that were issued here."""
 
-    def __init__(self, identity: SvidSource, revocations: Revocations, authority: Authority | None) -> None:
+    def __init__(self, identity: SvidSource, revocations: Revocations, authority: AuthoritySource | None) -> None:
         """Prepare the renewal of certificates.
 
         Args:

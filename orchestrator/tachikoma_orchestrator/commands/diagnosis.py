@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from tachikoma.diagnosis.findings import Finding
 from tachikoma.diagnosis.host import check_folder, check_secret, check_units
 from tachikoma.diagnosis.identity import check_identity
 from tachikoma.diagnosis.redis import check_redis
 from tachikoma.errors import ConfigurationError, TachikomaError
-from tachikoma.identity.authority import KEY_FILE
+from tachikoma.identity.authority import KEY_FILE, CertificateAuthority
 from tachikoma.identity.open import open_identity
 from tachikoma.policy.decide import PolicySet
 from tachikoma.redis.access import RedisAccess
@@ -17,7 +18,7 @@ from tachikoma_orchestrator.commands.health import check_health
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings, SubmitterSettings
 from tachikoma_orchestrator.schedules.sources import open_schedules
 
-__all__ = ["diagnose_orchestrator", "diagnose_submitter"]
+__all__ = ["check_authority", "diagnose_orchestrator", "diagnose_submitter"]
 
 
 def diagnose_orchestrator(settings: OrchestratorSettings) -> Iterator[Finding]:
@@ -25,6 +26,7 @@ def diagnose_orchestrator(settings: OrchestratorSettings) -> Iterator[Finding]:
     yield from _check_both(settings)
     if settings.ca is not None:
         yield from check_secret(settings.ca / KEY_FILE)
+        yield from check_authority(settings.ca)
     if settings.enroller_password_file is not None:
         yield from check_secret(settings.enroller_password_file)
         yield from check_redis(lambda: _present(settings.enroller(open_identity(settings.identity))), clock=False)
@@ -62,6 +64,27 @@ def _check_both(settings: OrchestratorSettings) -> Iterator[Finding]:
         )
     if settings.audit_key is not None:
         yield from check_secret(settings.audit_key)
+
+
+def check_authority(folder: Path) -> Iterator[Finding]:
+    """Check that a certificate authority can be used, and is replaced in time.
+
+    Args:
+        folder: its folder.
+    """
+    try:
+        authority = CertificateAuthority.load(folder)
+    except ConfigurationError as error:
+        remedy = "restore its folder, or replace the authority: see docs/tasks.md"
+        yield Finding(where="TACHIKOMA_CA", what=str(error), remedy=remedy)
+        return
+    if authority.ends_soon:
+        yield Finding(
+            where="TACHIKOMA_CA",
+            what=f"the authority in {folder} ends at {authority.not_after:%Y-%m-%d}, and all certificates with it",
+            remedy="put the root back to /etc/tachikoma/root-ca and run `tachikoma setup`: see docs/tasks.md, "
+            "'Replace the authority'",
+        )
 
 
 def _loads(setting: str, load: Callable[[], object], remedy: str) -> Iterator[Finding]:

@@ -31,12 +31,12 @@ class OwnRenewal(IdentityRenewal):
 
     remedy = "issue it again: `tachikoma identity ca issue`"
 
-    def __init__(self, folder: Path, ca: CertificateAuthority, lifetime: timedelta, identity: SvidSource) -> None:
+    def __init__(self, folder: Path, ca: Path, lifetime: timedelta, identity: SvidSource) -> None:
         """Prepare the renewal.
 
         Args:
             folder: the folder of the identity.
-            ca: the authority.
+            ca: the folder of the authority, which is read at each renewal: it may have been replaced since.
             lifetime: lifetime of each certificate.
             identity: the identity as the process uses it, which reads the folder by itself.
         """
@@ -54,10 +54,9 @@ class OwnRenewal(IdentityRenewal):
         """
         if settings.ca is None or not isinstance(settings.identity, Path):
             return None
-        ca = CertificateAuthority.load(settings.ca)
-        if not ca.issued(identity.current().chain[0]):
+        if not CertificateAuthority.load(settings.ca).issued(identity.current().chain[0]):
             return None
-        return cls(settings.identity, ca, settings.svid_lifetime, identity)
+        return cls(settings.identity, settings.ca, settings.svid_lifetime, identity)
 
     async def _renew(self, svid: Svid) -> Svid:
         return await asyncio.to_thread(self._issue, svid)
@@ -72,12 +71,12 @@ class OwnRenewal(IdentityRenewal):
         """Issue the next certificate of an identity, with a new key and the same names, and store it.
 
         Raises:
-            ConfigurationError: the bundle of the identity does not trust the authority.
+            ConfigurationError: the authority cannot be used, or the bundle of the identity does not trust it.
             OSError: the folder cannot be written.
         """
-        names = tuple(dns_names(svid.chain[0]))
+        ca, names = CertificateAuthority.load(self._ca), tuple(dns_names(svid.chain[0]))
         try:
-            new = self._ca.issue(svid.spiffe_id, bundle_pem=svid.bundle.pem, lifetime=self._lifetime, dns_names=names)
+            new = ca.issue(svid.spiffe_id, bundle_pem=svid.bundle.pem, lifetime=self._lifetime, dns_names=names)
             new.verify()
         except InvalidIdentity as error:
             raise ConfigurationError(f"the bundle in {self._folder} does not trust its authority: {error}") from None

@@ -45,7 +45,7 @@ from tachikoma_orchestrator.executions.retained_output import RetainedOutput
 from tachikoma_orchestrator.executions.revocation import ExecutionsOfAgent
 from tachikoma_orchestrator.flower.feed import Feed
 from tachikoma_orchestrator.processes.health import SERVICE, Health
-from tachikoma_orchestrator.processes.joining import open_authority
+from tachikoma_orchestrator.processes.joining import WatchedAuthority, open_authority
 from tachikoma_orchestrator.processes.listening import listen, server_credentials
 from tachikoma_orchestrator.processes.own_renewal import OwnRenewal, renew_at_start
 from tachikoma_orchestrator.processes.parts import Core
@@ -112,6 +112,8 @@ class Server:
         self._feed = Feed(self._background_redis, core.ledger, core.registry, core.subscriber)
         self._reaper = self._make_reaper()
         self._shipper = self._make_shipper()
+        #: The authority for members; None if hosts cannot join here.
+        self._authority: WatchedAuthority | None = None
         #: Brings the agents' Redis users to all servers; None without Sentinels, or without the right to make users.
         self._copies: AccountCopies | None = None
         self._accounts = self._open_accounts()
@@ -167,6 +169,8 @@ class Server:
         supervisor.start(self._health.run(), name="health")
         if self._copies is not None:
             supervisor.start(self._copies.run(), name="account-copies")
+        if self._authority is not None:
+            supervisor.start(self._authority.run(), name="authority")
         if self._renewal is not None:
             supervisor.start(self._renewal.run(), name="renewal")
         if self._shipper is not None:
@@ -310,21 +314,22 @@ class Server:
     def _open_membership(self) -> Membership:
         """Return the membership of agents; with a certificate authority, also listen for hosts that join."""
         core, settings = self._core, self._settings
-        joins, authority = None, None
+        joins = None
         if settings.join_listen is not None:
             joins = joining_server()
             address = listen(joins, settings.join_listen, server_credentials(core.identity, clients=False))
-            authority = open_authority(settings, core.identity.current(), joins=address, listens=self.address)
+            self._authority = open_authority(settings, core.identity, joins=address, listens=self.address)
         membership = Membership.over(
             core.redis,
             core.identity,
             core.registry.revocations,
             core.registry.bound,
             ExecutionsOfAgent(core.redis, core.ledger, core.identity),
-            authority=authority,
+            authority=self._authority,
             accounts=self._accounts,
         )
-        if joins is not None and authority is not None:
+        if joins is not None and self._authority is not None:
+            authority = self._authority.current
             add_JoiningServicer_to_server(Joining(membership.joins, core.trail), joins)
             self._servers.append(joins)
             log.info("orchestrator.joining", address=authority.join_address, renew_address=authority.renew_address)

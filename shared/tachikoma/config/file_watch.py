@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,10 +28,16 @@ T = TypeVar("T", bound=_Loaded)
 class FileWatch(Generic[T]):
     """The content of a file or folder, replaced as a whole when the file changes and is valid."""
 
-    def __init__(self, path: Path, kind: type[T]) -> None:
-        """Load the file; raises as `kind.load` does."""
+    def __init__(self, path: Path, kind: type[T], files: Callable[[Path], Iterable[Path]] = yaml_files) -> None:
+        """Load the file; raises as `kind.load` does.
+
+        Args:
+            path: the file or folder.
+            kind: class of the content.
+            files: returns the files that belong to the path.
+        """
         self.path = path
-        self._kind = kind
+        self._kind, self._files = kind, files
         self._seen = self._signature()
         #: The active content.
         self.current: T = kind.load(path)
@@ -64,7 +71,8 @@ class FileWatch(Generic[T]):
     def _signature(self) -> tuple[tuple[str, int, int, int], ...]:
         found = []
         with suppress(OSError):
-            for file in yaml_files(self.path):
+            for file in self._files(self.path):
                 stat = file.stat()
-                found.append((str(file), stat.st_mtime_ns, stat.st_ino, stat.st_size))
+                # The time of change, not of modification: a file may become readable by chmod(1) alone.
+                found.append((str(file), stat.st_ctime_ns, stat.st_ino, stat.st_size))
         return tuple(found)

@@ -29,7 +29,9 @@ from tachikoma.identity.svid import Svid
 __all__ = [
     "CERTIFICATE_FILE",
     "KEY_FILE",
+    "RETIRED_FILE",
     "CertificateAuthority",
+    "authority_files",
     "check_request",
     "issued_at",
     "key_usage",
@@ -42,6 +44,9 @@ __all__ = [
 CERTIFICATE_FILE, KEY_FILE = "ca.pem", "ca_key.pem"
 #: File with the certificates of previous authorities, whose agents may still renew at this one.
 RETIRED_FILE = "retired.pem"
+#: An authority is due for replacement at the latest this long before it ends, or at a quarter of its life if that is
+#: shorter.
+WARN_BEFORE = timedelta(days=60)
 #: Certificates begin this long in the past, since clocks differ; those with a shorter lifetime, by their lifetime.
 BACKDATE = timedelta(minutes=5)
 #: Largest number of bytes of a certificate request; usual are about 300.
@@ -58,6 +63,11 @@ _USAGE_NONE = {
     "encipher_only": False,
     "decipher_only": False,
 }
+
+
+def authority_files(folder: Path) -> tuple[Path, ...]:
+    """Return the files of an authority."""
+    return folder / CERTIFICATE_FILE, folder / KEY_FILE, folder / RETIRED_FILE
 
 
 def key_usage(*names: str) -> x509.KeyUsage:
@@ -197,6 +207,16 @@ class CertificateAuthority:
     def not_after(self) -> datetime:
         """The expiry of the authority, and the latest expiry of certificates that it signs."""
         return min(item.not_valid_after_utc for item in (self.certificate, *self.intermediates))
+
+    @property
+    def lifetime(self) -> timedelta:
+        """The lifetime of the authority's own certificate."""
+        return self.certificate.not_valid_after_utc - self.certificate.not_valid_before_utc
+
+    @property
+    def ends_soon(self) -> bool:
+        """True if the authority should have been replaced before now."""
+        return self.not_after - datetime.now(UTC) < min(WARN_BEFORE, self.lifetime / 4)
 
     def issue(
         self,

@@ -181,10 +181,6 @@ NO_OWN_TEST: dict[str, tuple[str, str]] = {
         "end_to_end/test_celery.py",
         "a Celery worker of its own",
     ),
-    "orchestrator/tachikoma_orchestrator/commands/diagnosis.py": (
-        "end_to_end/test_health.py",
-        "it checks a running orchestrator",
-    ),
     "shared/tachikoma/diagnosis/findings.py": (
         "unit/shared/diagnosis/test_host.py",
         "values only; the checks that return them have the tests",

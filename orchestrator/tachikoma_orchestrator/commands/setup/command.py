@@ -65,6 +65,8 @@ def run(
         done += 1
     if not done:
         typer.echo("nothing to do")
+    if notice := plan.authority().waits_for_root():
+        typer.echo(notice)
     if not renew:
         _show_next(plan, here)
 
@@ -78,10 +80,6 @@ def _show_next(plan: OrchestratorPlan, here: Host) -> None:
     if not plan.choices.own_redis:
         acl = plan.layout.settings / "users.acl"
         typer.echo(f"load {acl} into {plan.choices.redis_url} (ACL LOAD), then: tachikoma redis check")
-    if (plan.layout.settings / "root-ca/ca_key.pem").exists():
-        typer.echo(f"keep {plan.layout.settings / 'root-ca'} offline: it is needed again in {_YEAR_WORDS}")
+    if advice := plan.authority().advice():
+        typer.echo(advice)
     typer.echo("next: tachikoma agents enroll 'web-{1..3}'")
-
-
-#: When the root is needed again.
-_YEAR_WORDS = "8 months, to replace the authority below it"

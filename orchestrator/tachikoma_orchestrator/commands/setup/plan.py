@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
-from tachikoma.identity.authority import CERTIFICATE_FILE
 from tachikoma.identity.join_token import Joined
 from tachikoma.identity.spiffe import service_id, user_id
 from tachikoma.redis.users import ENROLLER, ORCHESTRATOR, SERVICES, SUBMITTER
-from tachikoma.setup.certificates import Authority, Issued
+from tachikoma.setup.certificates import Authority, Issued, Root
 from tachikoma.setup.layout import Layout
 from tachikoma.setup.steps import Accounts, File, Folder, Secret, Step, Units
 from tachikoma_orchestrator.commands.setup.choices import Choices
@@ -65,6 +64,15 @@ class OrchestratorPlan:
         return self.layout.settings / "ca"
 
     @property
+    def _roots(self) -> Path:
+        """File with the certificates of the trusted roots. It stays when the operator moves the root away."""
+        return self.layout.settings / "roots.pem"
+
+    def authority(self) -> Authority:
+        """Return the step of the authority that issues all certificates."""
+        return Authority(self._ca, self.choices.trust_domain, AUTHORITY_LIFETIME, self._root, ORCHESTRATOR_ACCOUNT)
+
+    @property
     def _passwords(self) -> Path:
         return self.layout.settings / "redis"
 
@@ -106,8 +114,8 @@ class OrchestratorPlan:
         """Return the steps that create authorities and certificates, which the timer repeats."""
         domain, choices = self.choices.trust_domain, self.choices
         steps: list[Step] = [
-            Authority(self._root, domain, "Tachikoma root", ROOT_LIFETIME),
-            Authority(self._ca, domain, "Tachikoma CA", AUTHORITY_LIFETIME, self._root, ORCHESTRATOR_ACCOUNT),
+            Root(self._root, self._roots, domain, ROOT_LIFETIME, self._ca),
+            self.authority(),
             self._issued(
                 self.identity, str(service_id(domain, "orchestrator")), LIFETIME, (choices.server_name,),
                 ORCHESTRATOR_ACCOUNT,
@@ -132,8 +140,7 @@ class OrchestratorPlan:
         self, folder: Path, spiffe_id: str, lifetime: timedelta, dns: tuple[str, ...] = (), owner: str = "",
         joined: Joined | None = None,
     ) -> Issued:  # fmt: skip
-        root = self._root / CERTIFICATE_FILE
-        return Issued(folder, spiffe_id, self._ca, root, lifetime, dns, owner, joined)
+        return Issued(folder, spiffe_id, self._ca, self._roots, lifetime, dns, owner, joined)
 
     def _redis(self) -> Iterator[Step]:
         """Yield the passwords of all users of Redis, and the server on this host."""

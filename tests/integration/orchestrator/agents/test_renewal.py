@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from members import AGENT, DOMAIN, WEB, Stand, request_of
+from members import AGENT, DOMAIN, WEB, Fixed, Stand, request_of
 from tachikoma.errors import FailedPrecondition, InvalidRequest, PermissionDenied
 from tachikoma.identity.authority import CertificateAuthority, issued_at, make_request, new_key, private_pem
 from tachikoma.identity.file_source import FileSvidSource
@@ -68,7 +68,7 @@ async def test_an_agent_of_an_authority_that_was_replaced_renews_at_the_new_one(
 
     def renewals() -> Renewals:
         authority = Authority(CertificateAuthority.load(tmp_path / "new"), timedelta(hours=1), "a:1", "a:2", "x")
-        return Renewals(stand.identity, stand.revocations, authority)
+        return Renewals(stand.identity, stand.revocations, Fixed(authority))
 
     with pytest.raises(PermissionDenied):
         await renewals().renew(peer, request_of())

@@ -93,3 +93,22 @@ def test_without_an_authority_or_a_folder_there_is_no_renewal(place: Place) -> N
     assert OwnRenewal.of(bare, source) is None
     renew_at_start(bare)
     renew_at_start(place.settings().model_copy(update={"identity": "unix:///run/spire.sock"}))
+
+
+async def test_a_certificate_comes_from_the_authority_that_is_in_the_folder_now(place: Place) -> None:
+    root = place.ca
+    below = CertificateAuthority.create(
+        place.folder.with_name("below"), "tachikoma.local", name="First", lifetime=timedelta(days=30), under=root
+    )
+    settings = place.settings().model_copy(update={"ca": place.folder.with_name("below")})
+    below.issue(ORCHESTRATOR, bundle_pem=(place.folder / "ca.pem").read_bytes(), lifetime=timedelta(hours=24)).write(
+        place.identity
+    )
+    source = FileSvidSource(place.identity)
+    renewal = OwnRenewal.of(settings, source)
+    assert renewal is not None
+    second = CertificateAuthority.create(
+        place.folder.with_name("below"), "tachikoma.local", name="Second", lifetime=timedelta(days=30), under=root
+    )
+    new = await renewal._renew(source.current())
+    assert second.issued(new.chain[0])
