@@ -109,6 +109,7 @@ class StopCause(StrEnum):
     UNREACHABLE = "UNREACHABLE"
     DENIED = "DENIED"
     EXPIRED = "EXPIRED"
+    REJECTED = "REJECTED"
 
 
 def _share(value: str) -> str:
@@ -212,8 +213,7 @@ class BatchRequest(CallersModel):
     stop_on: tuple[StopCause, ...] = ()
     #: Time after which no further target starts.
     deadline: Duration = DEFAULT_DEADLINE
-    #: Id of an earlier batch that has ended. Its targets in one of `retry_states` run again, by default with its
-    #: command. None: no earlier batch.
+    #: Id of an ended batch. Its targets in one of `retry_states` run again, by default with its command. None: none.
     retry_of: Identifier | None = None
     #: States whose targets are run again. Empty: every state but SUCCEEDED. FAILED is that state only.
     retry_states: tuple[TargetState, ...] = ()

@@ -159,6 +159,8 @@ class _StopCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StopCause.V
     """Policy does not allow the command there."""
     STOP_CAUSE_EXPIRED: _StopCause.ValueType  # 3
     """The execution did not start in time."""
+    STOP_CAUSE_REJECTED: _StopCause.ValueType  # 4
+    """The agent rejected the execution."""
 
 class StopCause(_StopCause, metaclass=_StopCauseEnumTypeWrapper):
     """StopCause is a result of a target that can count as a failure."""
@@ -171,6 +173,8 @@ STOP_CAUSE_DENIED: StopCause.ValueType  # 2
 """Policy does not allow the command there."""
 STOP_CAUSE_EXPIRED: StopCause.ValueType  # 3
 """The execution did not start in time."""
+STOP_CAUSE_REJECTED: StopCause.ValueType  # 4
+"""The agent rejected the execution."""
 Global___StopCause: _TypeAlias = StopCause  # noqa: Y015
 
 class _BatchState:

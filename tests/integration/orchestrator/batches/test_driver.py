@@ -124,6 +124,22 @@ async def test_such_ends_stop_a_batch_that_says_so(make: Make, cause: StopCause,
     assert status.totals[TargetState(cause)] == 1
 
 
+@pytest.mark.parametrize("cause", [StopCause.EXPIRED, StopCause.REJECTED])
+async def test_an_execution_that_never_started_stops_a_batch_that_says_so(make: Make, cause: StopCause) -> None:
+    stand = await make(2)
+    batch = await stand.submit(parallel="1", stop_after="1", stop_on=(cause,))
+    other = await stand.submit(parallel="1", stop_after="1")
+    for one in (batch, other):
+        await stand.step(one)
+        order = await stand.take("web-1")
+        assert order is not None
+        await stand.stand.ledger.settle(
+            "web-1", order.jti, [ExecState.QUEUED], ExecState(cause), reason="why", fence=True
+        )
+    assert (await stand.status(batch)).state is BatchState.STOPPED
+    assert (await stand.status(other)).state is BatchState.RUNNING
+
+
 async def test_a_policy_that_requires_an_approval_since_the_batch_was_submitted_denies_the_target(make: Make) -> None:
     stand = await make(1)
     batch = await stand.submit()
