@@ -113,7 +113,7 @@ class BatchDriver:
         if progress.now_ms >= progress.deadline_ms:
             await self._store.halt(batch_id, BatchState.EXPIRED, AuditCode.BATCH_EXPIRED, "its deadline passed")
             return
-        if progress.pending:
+        if progress.waiting:
             await self._start(frozen, progress, approval)
         elif not progress.running:
             await self._next_wave(frozen, progress, approval)
@@ -127,13 +127,14 @@ class BatchDriver:
 
     async def _start(self, frozen: Frozen, progress: BatchProgress, approval: ApprovedBatch | None) -> None:
         room = min(progress.parallel - progress.running, CHUNK)
-        agents = self._starter.ready(frozen, progress.pending)[:room] if room > 0 else []
+        agents = await self._starter.ready(frozen, progress.released, room) if room > 0 else []
         if not agents:
             return
         self._trail.check()
         with tracing.span("batch", {"tachikoma.batch.id": frozen.id}):
-            await self._starter.start(frozen, agents, approval)
-        if len(agents) < len(progress.pending):
+            changed = await self._starter.start(frozen, agents, approval)
+        if changed and len(agents) == room:
+            # More may be ready.
             self._changed.set()
 
     async def _next_wave(self, frozen: Frozen, progress: BatchProgress, approval: ApprovedBatch | None) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import NamedTuple
 
 import structlog
@@ -19,7 +20,7 @@ from tachikoma_orchestrator.admission.orders import AllowedRequest
 from tachikoma_orchestrator.admission.refusals import Denial, not_allowed, unsuitable
 from tachikoma_orchestrator.agents.registry import Registry
 from tachikoma_orchestrator.batches.frozen import Frozen
-from tachikoma_orchestrator.batches.store import BatchStore
+from tachikoma_orchestrator.batches.store import PAGE, BatchStore
 from tachikoma_orchestrator.executions.ledger import LIMITS, Ledger
 from tachikoma_orchestrator.executions.transitions import Admission, Dispatch
 
@@ -29,10 +30,15 @@ log = structlog.get_logger(__name__)
 
 #: Targets that are admitted in one round trip. A transaction of 50 holds Redis for about 4 ms.
 CHUNK = 50
-#: Seconds after which a target that met a limit is tried again, the first time and at most.
+#: Seconds after which a target that met a limit is tried again, the first time and at most. After all that were tried
+#: met a limit, the other targets of the batch are tried after the first time too.
 RETRY_SECONDS = (1.0, 15.0)
 #: Targets with such a delay that are remembered for all batches.
 MAX_DELAYED = 50_000
+#: Waiting targets that are looked at in one step, of which most may have a delay.
+MAX_LOOKED = 2000
+#: Batches whose turn is remembered.
+MAX_TURNS = 10_000
 
 
 class Verdict(NamedTuple):
@@ -51,6 +57,15 @@ class Verdict(NamedTuple):
         return approval_digest(self.allowed.request, self.allowed.decision)[:32]
 
 
+class _Turn(NamedTuple):
+    """The turn of the targets of a batch."""
+
+    #: Place in the list at which the next look begins.
+    place: int = 0
+    #: Monotonic time before which no target is tried.
+    begin: float = 0.0
+
+
 class Starter:
     """Starts targets of batches."""
 
@@ -62,20 +77,59 @@ class Starter:
         self._store = store
         #: Monotonic time before which a target is not tried again, and its last delay in seconds; by execution id.
         self._delayed: dict[str, tuple[float, float]] = {}
+        #: By batch id.
+        self._turns: dict[str, _Turn] = {}
 
-    def ready(self, frozen: Frozen, agents: Sequence[str]) -> list[str]:
-        """Return the targets that may be tried now: those of the frozen list without a delay.
+    async def ready(self, frozen: Frozen, released: int, room: int) -> list[str]:
+        """Return the targets that may be tried now: waiting ones of the frozen list without a delay.
 
-        Targets on an agent whose records are being restored are left out: they might run a second time.
+        Each look begins where the last one ended. So targets that meet a limit never keep later ones from their turn,
+        however many there are. Targets on an agent whose records are being restored are left out: they might run a
+        second time.
+
+        Args:
+            frozen: the batch.
+            released: targets before this place may start.
+            room: largest number of targets, at least 1.
         """
-        now = time.monotonic()
-        return [
-            agent
-            for agent in agents
-            if agent in frozen.places
+        place, begin = self._turns.get(frozen.id, _Turn())
+        now, looked = time.monotonic(), 0
+        found: list[str] = []
+        if now < begin:
+            return found
+        async with aclosing(self._waiting(frozen, place, released)) as waiting:
+            async for agent in waiting:
+                place, looked = frozen.places.get(agent, place) + 1, looked + 1
+                if self._may_try(frozen, agent, now):
+                    found.append(agent)
+                if len(found) == room or looked == MAX_LOOKED:
+                    break
+        self._remember_turn(frozen, _Turn(place))
+        return found
+
+    async def _waiting(self, frozen: Frozen, place: int, released: int) -> AsyncGenerator[str]:
+        """Yield the waiting targets from a place in the list to the end, then from the first one to this place."""
+        for first, end in ((place, released), (0, min(place, released))):
+            while first < end:
+                page = await self._store.pending(frozen.id, first, end)
+                for agent in page:
+                    # Redis may have replaced the list: the next place is a later one whatever it contains.
+                    first = max(first, frozen.places.get(agent, first)) + 1
+                    yield agent
+                if len(page) < PAGE:
+                    break
+
+    def _may_try(self, frozen: Frozen, agent: str, now: float) -> bool:
+        return (
+            agent in frozen.places
             and self._admitter.settled(agent)
             and self._delayed.get(frozen.exec_id(agent), (0.0, 0.0))[0] <= now
-        ]
+        )
+
+    def _remember_turn(self, frozen: Frozen, turn: _Turn) -> None:
+        if len(self._turns) >= MAX_TURNS:
+            self._turns.clear()
+        self._turns[frozen.id] = turn
 
     async def verdict(self, frozen: Frozen, agent: str) -> Verdict:
         """Return the decision of policy on a target, after substitution; nothing is recorded."""
@@ -94,8 +148,8 @@ class Starter:
             return Verdict(TargetState.DENIED, decision.reason, allowed)
         return Verdict(None, "", allowed)
 
-    async def start(self, frozen: Frozen, agents: Sequence[str], approval: ApprovedBatch | None = None) -> None:
-        """Start targets, as far as their batch lets them; the scripts decide.
+    async def start(self, frozen: Frozen, agents: Sequence[str], approval: ApprovedBatch | None = None) -> bool:
+        """Start targets, as far as their batch lets them; the scripts decide. Return False if all met a limit.
 
         Args:
             frozen: the batch.
@@ -119,14 +173,22 @@ class Starter:
                     await self._admitter.prepare(verdict.allowed, unfit, batch=frozen.id, **approved(approval))
                 )
         if not prepared:
-            return
+            return True
+        limited = 0
         for (admission, _), (outcome, retry_seconds) in zip(
             prepared, await self._ledger.admit_all(prepared), strict=True
         ):
             if outcome in LIMITS:
+                limited += 1
                 self._delay(admission.request.id, retry_seconds)
             else:
                 self._delayed.pop(admission.request.id, None)
+        if limited < len(agents):
+            return True
+        # A limit that all targets meet must not cost an attempt for each of thousands.
+        turn = self._turns.get(frozen.id, _Turn())
+        self._remember_turn(frozen, turn._replace(begin=time.monotonic() + RETRY_SECONDS[0]))
+        return False
 
     async def _deny(self, frozen: Frozen, agent: str, verdict: Verdict) -> None:
         """Record that policy does not allow a target, and end the target."""

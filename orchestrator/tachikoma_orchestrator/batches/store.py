@@ -29,14 +29,14 @@ from tachikoma_orchestrator.batches.grounds import Ended
 from tachikoma_orchestrator.batches.reported import ReportedBatches
 from tachikoma_orchestrator.store.scripts import Runner, Script, flat
 
-__all__ = ["MAX_OPEN", "BatchProgress", "BatchStore"]
+__all__ = ["MAX_OPEN", "MAX_OPEN_OF_REQUESTER", "PAGE", "BatchProgress", "BatchStore"]
 
 log = structlog.get_logger(__name__)
 
-#: Largest number of batches of which something may start or run.
-MAX_OPEN = 1000
-#: Pending targets read at once, of which some may wait for another attempt.
-PENDING_READ = 400
+#: Largest number of batches of which something may start or run: in all, and of one requester.
+MAX_OPEN, MAX_OPEN_OF_REQUESTER = 1000, 100
+#: Waiting targets that are read at once.
+PAGE = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class BatchProgress:
     released: int
     failures: int
     running: int
-    #: Released targets that wait for their turn, in their order; at most `PENDING_READ`.
-    pending: tuple[str, ...]
+    #: True if a released target waits for its turn.
+    waiting: bool
     #: By the clock of Redis, in milliseconds since the epoch.
     now_ms: int
     deadline_ms: int
@@ -101,7 +101,7 @@ class BatchStore:
             approval_timeout: longest wait for the approval.
 
         Returns:
-            ADMITTED, DUPLICATE, CONFLICT or FULL.
+            ADMITTED, DUPLICATE, CONFLICT, FULL or REQUESTER_FULL.
         """
         fields = {
             "requested_by": requested_by, "command": shlex.join(shown), "shown": json.dumps(shown),
@@ -116,6 +116,7 @@ class BatchStore:
             args={
                 "id": request.id, "digest": digest, "fields": flat(fields), "targets": list(targets),
                 "state": BatchState.PENDING_APPROVAL if needs else BatchState.RUNNING, "most": MAX_OPEN,
+                "requested_by": requested_by, "most_of_requester": MAX_OPEN_OF_REQUESTER,
                 "wait_ms": duration_ms(approval_timeout if needs else request.deadline), "reason": summary,
             },
             payloads=[signed],
@@ -266,14 +267,22 @@ class BatchStore:
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.execute_command("TIME")
             pipe.execute_command("SCARD", running)
-            pipe.execute_command("ZRANGE", pending, 0, int(released) - 1, "BYSCORE", "LIMIT", 0, PENDING_READ)
+            pipe.execute_command("ZRANGE", pending, 0, int(released) - 1, "BYSCORE", "LIMIT", 0, 1)
             pipe.hget(batch, f"paused_ms:{released}")
             (seconds, micros), count, waiting, paused = await pipe.execute()
         return BatchProgress(
             BatchState(state), int(parallel), int(released), int(failures), int(count),
-            tuple(item.decode(errors="replace") for item in waiting),
-            redis_ms(int(seconds), int(micros)), int(deadline), int(paused or 0),
+            bool(waiting), redis_ms(int(seconds), int(micros)), int(deadline), int(paused or 0),
         )  # fmt: skip
+
+    async def pending(self, batch_id: str, first: int, end: int) -> list[str]:
+        """Return targets that wait for their turn, from a place of the list up to another; at most `PAGE`."""
+        return [
+            item.decode(errors="replace")
+            for item in await self._redis.execute_command(
+                "ZRANGE", keys.batch(batch_id)[1], first, end - 1, "BYSCORE", "LIMIT", 0, PAGE
+            )
+        ]
 
     async def status(self, batch_id: str) -> BatchStatus | None:
         """Return the status of a batch as the ledger has it; None if it does not exist or cannot be read."""

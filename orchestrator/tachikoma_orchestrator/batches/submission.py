@@ -26,7 +26,7 @@ from tachikoma_orchestrator.batches.examination import Examination, needs_of
 from tachikoma_orchestrator.batches.frozen import Frozen, next_wave
 from tachikoma_orchestrator.batches.gates import gate_verdict
 from tachikoma_orchestrator.batches.starter import Starter, Verdict
-from tachikoma_orchestrator.batches.store import MAX_OPEN, BatchStore
+from tachikoma_orchestrator.batches.store import MAX_OPEN, MAX_OPEN_OF_REQUESTER, BatchStore
 from tachikoma_orchestrator.caller import Peer
 
 __all__ = ["BatchSubmission", "read_frozen"]
@@ -69,7 +69,7 @@ class BatchSubmission:
             NotFound: the batch to retry does not exist, or belongs to another requester.
             FailedPrecondition: the batch to retry has not ended.
             AlreadyExists: the id was used for another batch.
-            ResourceExhausted: too many batches are open.
+            ResourceExhausted: too many batches are open, in all or of this requester.
         """
         repeated = await self._store.signed(request.id)
         if repeated is not None:
@@ -94,6 +94,11 @@ class BatchSubmission:
         )  # fmt: skip
         if outcome == "CONFLICT":
             raise AlreadyExists(f"the id {request.id!r} was used for another batch", metadata={"id": request.id})
+        if outcome == "REQUESTER_FULL":
+            raise ResourceExhausted(
+                f"{MAX_OPEN_OF_REQUESTER} of your batches have not ended; wait, or cancel some "
+                "(`tachikoma batches ls` shows them)", metadata={"limit": "batches"}, retry_after_seconds=5,
+            )  # fmt: skip
         if outcome == "FULL":
             raise ResourceExhausted(
                 f"{MAX_OPEN} batches have not ended; try again later", metadata={"limit": "batches"},

@@ -14,18 +14,32 @@
 --      fields   names and values of further fields of the hash
 --      targets  agents in the order in which they start
 --      most     most open batches
+--      most_of_requester  most open batches of one requester
+--      requested_by       SPIFFE ID of the requester
 --      wait_ms  time until the deadline, or the longest wait for the approval
 --      reason   number of targets and their short form, for the audit event
 --   2  the signed batch
 -- RESULT: ADMITTED | DUPLICATE (same id, same digest) | CONFLICT (same id, another digest) | FULL (too many are open)
+--   | REQUESTER_FULL (too many of this requester are open)
 local batch, pending, batches, open, changed = unpack(KEYS)
 local now = clock()
 local known = redis.call('HGET', batch, 'digest')
 if known then
   return known == args.digest and 'DUPLICATE' or 'CONFLICT'
 end
-if redis.call('SCARD', open) >= args.most then
+local ids, own = redis.call('SMEMBERS', open), 0
+if #ids >= args.most then
   return 'FULL'
+end
+-- They are counted, not kept as a number: a count of their own could differ from the batches after a loss.
+if #ids >= args.most_of_requester then
+  for _, id in ipairs(ids) do
+    -- A batch that was tampered with holds back no other.
+    own = own + (redis.pcall('HGET', (batch_keys(id)), 'requested_by') == args.requested_by and 1 or 0)
+  end
+end
+if own >= args.most_of_requester then
+  return 'REQUESTER_FULL'
 end
 redis.call('ZCARD', batches)
 local fields = {

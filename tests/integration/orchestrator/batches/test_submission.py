@@ -10,7 +10,9 @@ from admissions import OTHER, peer
 from batches import BatchStand
 from tachikoma.errors import AlreadyExists, FailedPrecondition, InvalidRequest, NotFound, ResourceExhausted
 from tachikoma.redis import keys
+from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.batches import BatchRequest, BatchState, TargetState
+from tachikoma.vocabulary.identifiers import new_id
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.batches import store
 
@@ -68,6 +70,25 @@ async def test_open_batches_are_bounded(make: Make, monkeypatch: pytest.MonkeyPa
     await stand.submit()
     with pytest.raises(ResourceExhausted):
         await stand.submit()
+
+
+async def test_one_requester_cannot_fill_the_places_of_all(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand = await make(1)
+    monkeypatch.setattr(store, "MAX_OPEN_OF_REQUESTER", 2)
+    first, _ = await stand.submit(), await stand.submit()
+    with pytest.raises(ResourceExhausted, match="of your batches have not ended") as refused:
+        await stand.submit()
+    assert refused.value.retry_after_seconds
+    request = BatchRequest(targets=("web-*",), command=("true",))
+    for _ in range(2):
+        await stand.rooms[0].submission.submit(request.model_copy(update={"id": new_id()}), peer(OTHER))
+    await stand.store.halt(first, BatchState.CANCELLED, AuditCode.BATCH_CANCELLED, "", by=str(peer()))
+    await stand.submit()
+    # A batch of another requester that an attacker replaced holds back nobody.
+    await stand.redis.sadd(keys.BATCHES_OPEN, "odd")
+    await stand.redis.set(keys.batch("odd")[0], "x")
+    monkeypatch.setattr(store, "MAX_OPEN_OF_REQUESTER", 3)
+    await stand.submit()
 
 
 async def test_a_preview_tells_the_targets_apart_and_starts_nothing(make: Make) -> None:
