@@ -176,6 +176,19 @@ class Journal:
         await self._write(select).written
         return found
 
+    async def mark_rewritten(self, exec_ids: Sequence[str]) -> None:
+        """Note that the claims of executions are written to Redis again; it is on disk when this returns.
+
+        Raises:
+            JournalError: it could not be written.
+        """
+
+        def mark() -> bool:
+            self._recent.mark_rewritten(exec_ids)
+            return True
+
+        await self._write(mark, synced=True)
+
     def claim(self, exec_id: str, order_sha256: str, order: str = "") -> Entry:
         """Record that this agent is about to start an execution.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 __all__ = ["KEEP_SECONDS", "MAX_TEXT", "Recent", "RecentExecution"]
@@ -24,7 +25,8 @@ CREATE TABLE IF NOT EXISTS recent (
     id TEXT PRIMARY KEY,
     order_token TEXT NOT NULL,
     result TEXT NOT NULL DEFAULT '',
-    finished_at REAL
+    finished_at REAL,
+    rewritten INTEGER
 ) STRICT;
 CREATE INDEX IF NOT EXISTS recent_by_end ON recent (finished_at);
 """
@@ -39,6 +41,9 @@ class RecentExecution:
     order: str
     #: The Celery result with the signed receipt; empty before the end, or if it is too large to be retained.
     result: str
+    #: True if its claim was written again in a new life of Redis, or an older worker may have done that. The claim then
+    #: does not show that Redis still has the record.
+    rewritten: bool
 
 
 class Recent:
@@ -48,13 +53,16 @@ class Recent:
         """Create the table if it is missing."""
         self._database = database
         database.executescript(_SCHEMA)
+        if "rewritten" not in [column[1] for column in database.execute("PRAGMA table_info(recent)")]:
+            # The journal of an older worker.
+            database.execute("ALTER TABLE recent ADD COLUMN rewritten INTEGER")
         total = "SELECT COALESCE(SUM(LENGTH(order_token) + LENGTH(result)), 0) FROM recent"
         self._total = int(database.execute(total).fetchone()[0])
 
     def add(self, exec_id: str, order: str) -> None:
         """Retain the order of an execution that is about to start."""
         kept = order if len(order) <= MAX_TEXT else ""
-        insert = "INSERT OR IGNORE INTO recent (id, order_token) VALUES (?, ?)"
+        insert = "INSERT OR IGNORE INTO recent (id, order_token, rewritten) VALUES (?, ?, 0)"
         if self._database.execute(insert, (exec_id, kept)).rowcount:
             self._total += len(kept)
 
@@ -74,14 +82,18 @@ class Recent:
         """Remove an execution that this agent must not report again."""
         self._delete("id = ?", exec_id)
 
+    def mark_rewritten(self, exec_ids: Sequence[str]) -> None:
+        """Note the executions whose claims are written again."""
+        self._database.executemany("UPDATE recent SET rewritten = 1 WHERE id = ?", [(name,) for name in exec_ids])
+
     def rows(self) -> list[RecentExecution]:
         """Return all rows, those without an end last."""
         found = self._database.execute(
-            "SELECT id, order_token, result FROM recent WHERE finished_at IS NULL OR finished_at >= ? "
+            "SELECT id, order_token, result, rewritten FROM recent WHERE finished_at IS NULL OR finished_at >= ? "
             "ORDER BY finished_at IS NULL, finished_at",
             (time.time() - KEEP_SECONDS,),
         )
-        return [RecentExecution(*row) for row in found]
+        return [RecentExecution(row[0], row[1], row[2], row[3] != 0) for row in found]
 
     def _delete(self, where: str, value: float | str) -> int:
         """Delete rows by a condition of this module, and return their number."""

@@ -75,9 +75,6 @@ class WriteBack:
         self._valid_from = context.lives.valid_from
         #: When the last loss of data was learned, by the monotonic clock.
         self._lost_at = -math.inf
-        #: Executions whose claims were written again, so that the claims say nothing about their records. None before
-        #: the first pass: an earlier worker may have written some.
-        self._rewritten: set[str] | None = None
         #: The signed record of the latest life that has all reports; empty for none.
         self.done = ""
 
@@ -126,13 +123,9 @@ class WriteBack:
         lost = time.monotonic() - self._lost_at < KEEP_SECONDS or (not self.done and valid_from > 0)
         try:
             executions = await self._context.journal.recent()
-            exec_ids = {execution.exec_id for execution in executions}
-            if self._rewritten is None:
-                self._rewritten = exec_ids if valid_from > 0 else set()
-            self._rewritten &= exec_ids
             written = 0
             for begin in range(0, len(executions), SOUGHT):
-                written += await self._write_missing(executions[begin : begin + SOUGHT], self._rewritten, orders=lost)
+                written += await self._write_missing(executions[begin : begin + SOUGHT], orders=lost)
         except BaseException:
             lives.began.set()
             raise
@@ -141,7 +134,7 @@ class WriteBack:
         self._valid_from, self.done = valid_from, token
         self._written()
 
-    async def _write_missing(self, executions: list[RecentExecution], rewritten: set[str], *, orders: bool) -> int:
+    async def _write_missing(self, executions: list[RecentExecution], *, orders: bool) -> int:
         """Write what Redis lacks of some executions, and return of how many it lacked something."""
         agent = self._context.agent
         async with self._context.redis.pipeline(transaction=False) as pipe:
@@ -149,16 +142,20 @@ class WriteBack:
                 pipe.exists(keys.claim(agent, execution.exec_id))
                 pipe.exists(keys.result(agent, execution.exec_id))
             answers = await pipe.execute()
-        wanted = []
-        for execution, claim, result in zip(executions, answers[::2], answers[1::2], strict=True):
-            if not claim:
-                # Noted first: a connection may break between the claim and the order.
-                rewritten.add(execution.exec_id)
-            published = orders and execution.exec_id in rewritten
-            if published or not claim or (execution.result and not result):
-                wanted.append(execution)
+        claims, results = answers[::2], answers[1::2]
+        without_claim = {one.exec_id for one, claim in zip(executions, claims, strict=True) if not claim}
+        new = [one.exec_id for one in executions if one.exec_id in without_claim and not one.rewritten]
+        if new:
+            # Noted first: a connection may break, or this worker be killed, between the claim and the order.
+            await self._context.journal.mark_rewritten(new)
+        published = {one.exec_id for one in executions if orders and (one.rewritten or one.exec_id in without_claim)}
+        wanted = [
+            execution
+            for execution, result in zip(executions, results, strict=True)
+            if execution.exec_id in published | without_claim or (execution.result and not result)
+        ]
         for begin in range(0, len(wanted), BATCH):
-            await self._write(wanted[begin : begin + BATCH], rewritten if orders else set())
+            await self._write(wanted[begin : begin + BATCH], published)
         return len(wanted)
 
     async def _write(self, executions: list[RecentExecution], published: set[str]) -> None:

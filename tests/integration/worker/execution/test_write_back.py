@@ -99,10 +99,11 @@ async def test_an_order_is_published_again_although_its_claim_was_written_again(
         await agent.context.lives.learn(await agent.record_life(number, valid_from=3))
         await written.write()
         assert await _published(agent) == {lost}
-    # The next worker does not know which claims were written again.
+    # The next worker finds in the journal which claims were written again.
     await agent.redis.delete(keys.orders(AGENT))
     await WriteBack(agent.context, lambda: None).write()
-    assert await _published(agent) == {kept, lost}
+    assert await _published(agent) == {lost}
+    assert await agent.redis.exists(keys.claim(AGENT, kept))
 
 
 async def test_an_interrupted_pass_is_completed_by_the_next(agent: LocalAgent, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +145,7 @@ async def test_a_loss_that_is_learned_during_a_pass_has_a_pass_of_its_own(
     await agent.record_life(1)
     order = agent.order("/bin/true", order={"life": 1})
     await agent.execution(order).run()
+    await agent.redis.delete(keys.claim(AGENT, order.jti))
     written = WriteBack(agent.context, lambda: None)
     await agent.context.lives.learn(await agent.record_life(2, valid_from=2))
     recent = agent.context.journal.recent
