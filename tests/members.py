@@ -31,7 +31,7 @@ from tachikoma_orchestrator.agents.revocations import Revocations
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.executions.ledger import Ledger
-from tachikoma_orchestrator.executions.revocation import ExecutionsOfAgent
+from tachikoma_orchestrator.executions.revocation import ExecutionsOfMembers
 
 DOMAIN, AGENT = "tachikoma.local", "web-1"
 OPERATOR = Peer(user_id(DOMAIN, "root"), "192.0.2.7")
@@ -80,7 +80,7 @@ class Stand:
             self.identity,
             revocations or self.revocations,
             self.labels,
-            ExecutionsOfAgent(self.redis, self.ledger, self.identity),
+            ExecutionsOfMembers(self.redis, self.ledger, self.identity),
             authority=None if authority is None else Fixed(authority),
             accounts=accounts,
         )

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from tachikoma.identity.svid import Svid
 from tachikoma_worker.command import worker
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
-from support import make_cli, request
+from support import make_cli, request, wait_until
 
 pytestmark = pytest.mark.long
 
@@ -52,7 +53,13 @@ def aged(stack: Stack, place: Path) -> Svid:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, debian: Path) -> Iterator[Stack]:
-    with letting_join(tmp_path_factory.mktemp("people"), debian) as running:
+    folder = tmp_path_factory.mktemp("people")
+    made = letting_join(folder, debian)
+    policy = folder / "policy.yaml"
+    policy.write_text(
+        policy.read_text().rstrip() + "\n    allowInteractive: true\n    allowTty: true\n    killGrace: 1s\n"
+    )
+    with made as running:
         yield running
 
 
@@ -158,6 +165,33 @@ def test_a_revoked_person_is_refused_and_open_calls_end_until_the_next_login(
         assert connected.agents()
     codes = {event.event for event in operator.audit(limit=1000)}
     assert {"user_enrolled", "user_joined", "user_revoked", "identity_rejected"} <= codes
+
+
+def test_the_sessions_of_a_revoked_person_end_and_its_commands_continue(operator: Client, tmp_path: Path) -> None:
+    profile = login(operator, "mallory", tmp_path)
+    shell = request("sh", "-c", "trap '' HUP; echo begun; sleep 600; :", interactive=True, tty=True)
+    left = request("cat", interactive=True)
+    with Client(profile) as connected:
+        plain = connected.submit(request("sleep", "600"))
+        with connected.session(left) as session:
+            # Nobody is attached to this one any more.
+            next(iter(session))
+            session.detach()
+        # The session or the call ends first.
+        with suppress(Unauthenticated), connected.session(shell) as session:
+            for message in session:
+                if b"begun" in message.data:
+                    operator.revoke_user("mallory", "left")
+    for wanted in (shell, left):
+        wait_until(lambda exec_id=wanted.id: operator.status(exec_id).state.terminal, "the session has ended")
+        ended = operator.status(wanted.id)
+        assert (ended.state, ended.cancel_requested_by) == (ExecState.CANCELLED, str(operator.spiffe_id))
+        reasons = {
+            event.reason for event in operator.audit(exec_id=wanted.id) if event.actor == str(operator.spiffe_id)
+        }
+        assert f"its requester was revoked by {operator.spiffe_id}: left" in reasons
+    assert not operator.status(plain.id).state.terminal
+    operator.cancel(plain.id)
 
 
 def test_only_operators_manage_people(operator: Client, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tachikoma_orchestrator.agents.labels import Labels
 from tachikoma_orchestrator.agents.redis_accounts import Accounts
 from tachikoma_orchestrator.agents.renewal import Renewals
 from tachikoma_orchestrator.agents.revocations import Revocations
-from tachikoma_orchestrator.agents.revoking import AgentExecutions, Revoker
+from tachikoma_orchestrator.agents.revoking import MemberExecutions, Revoker
 from tachikoma_orchestrator.agents.users import Users
 
 __all__ = ["Membership"]
@@ -44,7 +44,7 @@ class Membership:
         identity: SvidSource,
         revocations: Revocations,
         labels: Labels,
-        executions: AgentExecutions,
+        executions: MemberExecutions,
         *,
         authority: AuthoritySource | None,
         accounts: Accounts | None,

@@ -49,7 +49,7 @@ class _Entry(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Revoked:
-    """A revocation of an agent."""
+    """A revocation of an agent or a person."""
 
     #: Time of the revocation. Certificates and tokens issued until then are never accepted again.
     at_ms: int
@@ -57,7 +57,7 @@ class Revoked:
     by: str
     #: The operator's reason.
     reason: str
-    #: False once the agent has joined again.
+    #: False once the agent has joined again, or the person logged in again.
     active: bool
 
     @property
@@ -74,6 +74,11 @@ class Revoked:
     def execution_error(self) -> str:
         """The `error` of the executions that the revocation ends."""
         return f"its agent was revoked by {self.by}: {self.reason}"
+
+    @property
+    def session_error(self) -> str:
+        """The reason for the end of the sessions that the revocation of a person ends."""
+        return f"its requester was revoked by {self.by}: {self.reason}"
 
     def refusal(self, agent: str, begins: datetime) -> str:
         """Return why a certificate of the agent is refused, by the start of its validity; empty if it is accepted."""

@@ -1,4 +1,4 @@
-"""Revocation of agents and people: ends their membership, and an agent's Redis access and executions."""
+"""Revocation of agents and people: ends their membership, an agent's access and executions, a person's sessions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from tachikoma.errors import AgentUnknown, InvalidRequest
-from tachikoma.identity.spiffe import Member
+from tachikoma.identity.spiffe import Member, SpiffeId
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
@@ -24,7 +24,7 @@ from tachikoma_orchestrator.agents.revocations import Revocations, Revoked
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.store.scripts import Runner, Script
 
-__all__ = ["AgentExecutions", "EndedExecutions", "Revoker"]
+__all__ = ["EndedExecutions", "MemberExecutions", "Revoker"]
 
 log = structlog.get_logger(__name__)
 
@@ -39,14 +39,17 @@ class EndedExecutions:
     lost: int
 
 
-class AgentExecutions(Protocol):
-    """The executions of an agent, as far as a revocation needs them (`executions/revocation.py`)."""
+class MemberExecutions(Protocol):
+    """The executions of members, as far as a revocation needs them (`executions/revocation.py`)."""
 
     async def open_ids(self, agent: str) -> list[str]:
         """Return the ids of the agent's executions that have not ended."""
 
     async def cancel_running(self, agent: str, *, by: str) -> None:
         """Send the agent a signed cancel order for each execution that it has started."""
+
+    async def end_sessions(self, requester: SpiffeId, revoked: Revoked) -> None:
+        """Cancel every interactive execution of a person that has not ended."""
 
     async def end_all(self, agent: str, revoked: Revoked, known: Sequence[str] = ()) -> EndedExecutions:
         """Give every execution of the agent a final state, except those that wait for an approval."""
@@ -60,7 +63,7 @@ class Revoker:
         redis: Redis,
         identity: SvidSource,
         revocations: Revocations,
-        executions: AgentExecutions,
+        executions: MemberExecutions,
         accounts: Accounts | None,
     ) -> None:
         """Prepare the revocation of members.
@@ -69,7 +72,7 @@ class Revoker:
             redis: the connections.
             identity: the orchestrator's own.
             revocations: the revoked agents.
-            executions: cancels and ends the executions of a revoked agent.
+            executions: cancels and ends the executions of a revoked agent, and the sessions of a revoked person.
             accounts: manages the agents' Redis users; None if this orchestrator may not.
         """
         self._identity = identity
@@ -104,10 +107,12 @@ class Revoker:
         """Revoke a person, with an identity from any source. Safe to repeat.
 
         Every certificate of the person is refused from then on, and calls in progress end, until the person logs in
-        with a new token. Executions continue; an operator may cancel them.
+        with a new token. Interactive executions of the person are cancelled. Others continue; an operator may cancel
+        them.
 
         Raises:
             InvalidRequest: no person can have this name, or it is that of the operator.
+            redis errors: Redis failed. If the revocation is recorded, the reaper cancels the remaining sessions.
         """
         member = Member.user(name)
         if member == Member.of(by.spiffe_id):
@@ -115,6 +120,8 @@ class Revoker:
         revoked = await self._record(member, reason, by)
         if revoked is None:
             raise InvalidRequest(f"{name[:80]!r} is not a valid name of a person")
+        requester = member.spiffe_id(self._identity.current().spiffe_id.trust_domain)
+        await self._executions.end_sessions(requester, revoked)
         log.warning("user.revoked", user=name, by=str(by), reason=reason)
         return revoked
 

@@ -255,9 +255,9 @@ class Ledger:
         """
         await self._reported.write_again(redis)
 
-    async def request_cancel(self, agent: str, exec_id: str, by: str) -> TransitionOutcome:
-        """Record that `by` requested the cancellation of an execution that may be running."""
-        return await self.apply(Transition.cancel_request(agent, exec_id, by))
+    async def request_cancel(self, agent: str, exec_id: str, by: str, reason: str = "") -> TransitionOutcome:
+        """Record that `by` requested the cancellation of an execution that may be running, for a reason."""
+        return await self.apply(Transition.cancel_request(agent, exec_id, by, reason))
 
     async def audit_late(self, record: Record, receipt: Receipt, token: str) -> None:
         """Audit once that an agent reports an execution that had been given up; its final state stays."""

@@ -8,6 +8,7 @@ It runs in every orchestrator and needs no leader. Each pass handles every execu
 - An execution that was queued before Redis lost data is fenced and becomes EXPIRED, once its agent has written its
   claims again.
 - An execution of a revoked agent is fenced and becomes CANCELLED, or LOST if it had started.
+- An interactive execution of a revoked person is cancelled.
 - An execution becomes LOST if the run of the agent that claimed it is gone, or if the agent sent no heartbeat for
   longer than the lease. Its result is unknown then.
 
@@ -42,7 +43,7 @@ from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.executions.record import Record
 from tachikoma_orchestrator.executions.restoration import OpenIndex
 from tachikoma_orchestrator.executions.retained_output import RetainedOutput
-from tachikoma_orchestrator.executions.revocation import end_revoked
+from tachikoma_orchestrator.executions.revocation import ExecutionsOfMembers, end_revoked, revocation_of_session
 from tachikoma_orchestrator.executions.transitions import DISPATCHED, FENCE, TransitionOutcome
 from tachikoma_orchestrator.store.lives import Lives
 
@@ -91,6 +92,7 @@ class Reaper:
         lease: timedelta,
         interval: timedelta,
         retention: Retention,
+        executions: ExecutionsOfMembers,
         lives: Lives | None = None,
         on_recorded: Callable[[list[str]], None] = lambda _: None,
     ) -> None:
@@ -104,6 +106,7 @@ class Reaper:
             lease: time without a heartbeat after which an agent's executions are lost.
             interval: time between passes.
             retention: the stores that it trims.
+            executions: cancels the sessions of revoked people.
             lives: the lives of Redis; None if no life may lose data.
             on_recorded: called in each pass with the open executions that are recorded.
         """
@@ -115,6 +118,7 @@ class Reaper:
         self._registry = registry
         self._collector = collector
         self._retention = retention
+        self._executions = executions
         self._silence = Silence(lease)
         self._interval_seconds = interval.total_seconds()
         #: The open executions of the last pass. An entry that left the index without a final state is put back.
@@ -291,6 +295,9 @@ class Reaper:
         if record.state.terminal:
             # Its change met an index that was no index, or it was put back while it ended.
             await self._redis.zrem(keys.OPEN, record.exec_id)
+            return True
+        ending = revocation_of_session(record, self._registry.revocations)
+        if ending is not None and await self._executions.end_session(record, ending):
             return True
         if record.state is ExecState.PENDING_APPROVAL:
             return now_ms >= record.deadline_ms and await self._expire(record, "not approved in time")

@@ -1,31 +1,41 @@
-"""The executions of a revoked agent: those it has started are cancelled, and all get a final state."""
+"""The executions of revoked members.
+
+Those of an agent get a final state, and those that it has started are cancelled. Of those of a person, the interactive
+ones are cancelled: their caller would type on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import structlog
+
+from tachikoma.errors import RecordAltered
+from tachikoma.identity.spiffe import InvalidIdentity, Member, SpiffeId
 from tachikoma.identity.svid import SvidSource
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.states import ExecState
-from tachikoma_orchestrator.agents.revocations import Revoked
+from tachikoma_orchestrator.agents.revocations import Revocations, Revoked
 from tachikoma_orchestrator.agents.revoking import EndedExecutions
 from tachikoma_orchestrator.executions.cancel import send_cancel
 from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.executions.record import Record
 from tachikoma_orchestrator.executions.transitions import DISPATCHED, TransitionOutcome
 
-__all__ = ["ExecutionsOfAgent", "end_revoked"]
+__all__ = ["ExecutionsOfMembers", "end_revoked", "revocation_of_session"]
+
+log = structlog.get_logger(__name__)
 
 #: Records read in one step.
 BATCH = 500
 
 
-class ExecutionsOfAgent:
-    """Cancels and ends the executions of one agent; implements `agents.revoking.AgentExecutions`."""
+class ExecutionsOfMembers:
+    """Cancels and ends executions of revoked members; implements `agents.revoking.MemberExecutions`."""
 
     def __init__(self, redis: Redis, ledger: Ledger, identity: SvidSource) -> None:
-        """Prepare the revocation of an agent's executions.
+        """Prepare the revocation of executions.
 
         Args:
             redis: the connections.
@@ -76,13 +86,73 @@ class ExecutionsOfAgent:
         states = list(ended.values())
         return EndedExecutions(cancelled=states.count(ExecState.CANCELLED), lost=states.count(ExecState.LOST))
 
+    async def end_sessions(self, requester: SpiffeId, revoked: Revoked) -> None:
+        """Cancel every interactive execution of a person that has not ended.
+
+        Raises:
+            redis errors: Redis failed; the reaper cancels the others.
+        """
+        for record in await self._matching(lambda record: record.requested_by == str(requester)):
+            if _is_session(record):
+                await self.end_session(record, revoked)
+
+    async def end_session(self, record: Record, revoked: Revoked) -> bool:
+        """Cancel an interactive execution of a revoked person. Safe to repeat.
+
+        Returns:
+            True if it has a final state now; False if its agent has the order to end it. Raises redis errors.
+        """
+        agent, exec_id, reason = record.agent, record.exec_id, revoked.session_error
+        for state in (ExecState.PENDING_APPROVAL, ExecState.QUEUED):
+            done = await self._ledger.settle(
+                agent, exec_id, [state], ExecState.CANCELLED,
+                reason=reason, by=revoked.by, fence=state is ExecState.QUEUED,
+            )  # fmt: skip
+            if done is TransitionOutcome.DONE:
+                return True
+        if record.cancel_requested_by != revoked.by:
+            # Sent first: if this process ends before the record names the operator, a reaper sends it again.
+            await send_cancel(self._redis, self._identity, agent, exec_id, by=revoked.by, requested_by="")
+            await self._ledger.request_cancel(agent, exec_id, revoked.by, reason)
+        return False
+
     async def _open(self, agent: str) -> list[Record]:
         """Return the agent's executions that have a place on its queue or have started."""
+        return await self._matching(
+            lambda record: record.agent == agent and record.state is not ExecState.PENDING_APPROVAL
+        )
+
+    async def _matching(self, wanted: Callable[[Record], bool]) -> list[Record]:
+        """Return the wanted executions among those without a final state."""
         found, offset = [], 0
         while ids := await self._ledger.open_executions(offset=offset, limit=BATCH):
-            found += [record for record in await self._ledger.records(ids) if record.agent == agent]
+            found += [record for record in await self._ledger.records(ids) if wanted(record)]
             offset += len(ids)
-        return [record for record in found if record.state is not ExecState.PENDING_APPROVAL]
+        return found
+
+
+def revocation_of_session(record: Record, revocations: Revocations) -> Revoked | None:
+    """Return the revocation of a person that ends an execution; None if it may continue.
+
+    It ends interactive ones that were requested before it, and all of a person that has not logged in again.
+    """
+    try:
+        member = Member.of(SpiffeId.parse(record.requested_by))
+    except InvalidIdentity:
+        return None
+    revoked = revocations.latest(member.key) if member is not None and not member.is_agent else None
+    if revoked is None or not (revoked.active or record.admitted_ms <= revoked.at_ms):
+        return None
+    return revoked if _is_session(record) else None
+
+
+def _is_session(record: Record) -> bool:
+    """Return True if an execution is interactive. One whose record was altered counts as such, to be safe."""
+    try:
+        return record.status().interactive
+    except RecordAltered as error:
+        log.error("revocation.unreadable_execution", id=record.exec_id, reason=str(error))
+        return True
 
 
 async def end_revoked(ledger: Ledger, record: Record, revoked: Revoked) -> ExecState | None:

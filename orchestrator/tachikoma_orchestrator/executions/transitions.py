@@ -282,11 +282,11 @@ class Transition:
         )  # fmt: skip
 
     @classmethod
-    def cancel_request(cls, agent: str, exec_id: str, by: str) -> Transition:
-        """Record a request to cancel an execution that may be running; its state stays."""
+    def cancel_request(cls, agent: str, exec_id: str, by: str, reason: str = "") -> Transition:
+        """Record a request to cancel an execution that may be running, and its reason; its state stays."""
         return cls(
             agent, exec_id, DISPATCHED, None, AuditCode.CANCEL_REQUESTED,
-            fields={"cancel_requested_by": by}, event={"actor": by}, confirmed=True,
+            fields={"cancel_requested_by": by}, event={"actor": by, "reason": reason}, confirmed=True,
         )  # fmt: skip
 
     def arguments(self, *, keep_seconds: int) -> JsonObject:

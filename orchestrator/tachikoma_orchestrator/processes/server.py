@@ -42,7 +42,7 @@ from tachikoma_orchestrator.audit.sinks.syslog import SyslogSink
 from tachikoma_orchestrator.audit.trail import TrailBounds
 from tachikoma_orchestrator.executions.reaper import Reaper, Retention
 from tachikoma_orchestrator.executions.retained_output import RetainedOutput
-from tachikoma_orchestrator.executions.revocation import ExecutionsOfAgent
+from tachikoma_orchestrator.executions.revocation import ExecutionsOfMembers
 from tachikoma_orchestrator.flower.feed import Feed
 from tachikoma_orchestrator.processes.health import SERVICE, Health
 from tachikoma_orchestrator.processes.joining import WatchedAuthority, open_authority
@@ -221,6 +221,7 @@ class Server:
             lease=settings.lease,
             interval=settings.sweep,
             retention=self._retention(),
+            executions=ExecutionsOfMembers(core.redis, core.ledger, core.identity),
             lives=core.lives,
             on_recorded=self._recordings.record,
         )
@@ -324,7 +325,7 @@ class Server:
             core.identity,
             core.registry.revocations,
             core.registry.bound,
-            ExecutionsOfAgent(core.redis, core.ledger, core.identity),
+            ExecutionsOfMembers(core.redis, core.ledger, core.identity),
             authority=self._authority,
             accounts=self._accounts,
         )

@@ -112,7 +112,7 @@ class OversightCalls(Calls):
     async def revoke_user(self, name: str, reason: str) -> UserInfo:
         """Refuse every certificate of a person at once, until that person logs in with a new token. For operators.
 
-        Calls of the person in progress end; executions continue. Safe to repeat.
+        Calls in progress and interactive executions of the person end; other executions continue. Safe to repeat.
 
         Args:
             name: the person.

@@ -34,6 +34,7 @@ from tachikoma_orchestrator.executions.evidence import Evidence
 from tachikoma_orchestrator.executions.follower import Follower
 from tachikoma_orchestrator.executions.reaper import Reaper, Retention
 from tachikoma_orchestrator.executions.restoration import OpenIndex, Restoration
+from tachikoma_orchestrator.executions.revocation import ExecutionsOfMembers
 from tachikoma_orchestrator.executions.waiters import AwaitedOrder, Completions
 from tachikoma_orchestrator.executions.waiting_callers import WaitingCallers
 from tachikoma_orchestrator.processes.taken_messages import TakenMessages
@@ -116,6 +117,7 @@ class Readers:
         self.reaper = Reaper(
             redis, stand.ledger, stand.registry, self.collector, lease=timedelta(0), interval=timedelta(hours=1),
             retention=Retention(stand.trail, TrailBounds(timedelta(hours=1), 1000, closed=True)),
+            executions=ExecutionsOfMembers(redis, stand.ledger, stand.identity),
         )  # fmt: skip
         self.callers = WaitingCallers(redis, stand.ledger, self.completions, self.collector, stand.registry)
         self.labels = Labels(redis, stand.identity)

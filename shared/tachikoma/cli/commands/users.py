@@ -85,7 +85,7 @@ def revoke(
 ) -> None:
     """Refuse every certificate of a person at once, until that person logs in with a new token.
 
-    Calls of the person end. Executions continue: list and cancel them.
+    Calls and interactive executions of the person end. Other executions continue: list and cancel them.
     """
     confirm(f"revoke {name}, whose certificates are then refused", yes=yes)
     with Client() as client:

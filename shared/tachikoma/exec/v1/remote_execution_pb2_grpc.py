@@ -576,7 +576,7 @@ class RemoteExecutionServicer:
 
     def RevokeUser(self, request, context):
         """RevokeUser revokes a person immediately, until that person logs in with a new token. Calls of the person in
-        progress end; executions continue. For operators only.
+        progress end, and interactive executions are cancelled; others continue. For operators only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

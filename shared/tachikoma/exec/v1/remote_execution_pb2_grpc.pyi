@@ -153,7 +153,7 @@ class RemoteExecutionStub:
     """ListUsers returns the people that logged in with a token or were revoked, by name. For operators only."""
     RevokeUser: _grpc.UnaryUnaryMultiCallable[_remote_execution_pb2.RevokeUserRequest, _remote_execution_pb2.User]
     """RevokeUser revokes a person immediately, until that person logs in with a new token. Calls of the person in
-    progress end; executions continue. For operators only.
+    progress end, and interactive executions are cancelled; others continue. For operators only.
     """
 
 @_typing.type_check_only
@@ -281,7 +281,7 @@ class RemoteExecutionAsyncStub(RemoteExecutionStub):
     """ListUsers returns the people that logged in with a token or were revoked, by name. For operators only."""
     RevokeUser: _aio.UnaryUnaryMultiCallable[_remote_execution_pb2.RevokeUserRequest, _remote_execution_pb2.User]  # type: ignore[assignment]
     """RevokeUser revokes a person immediately, until that person logs in with a new token. Calls of the person in
-    progress end; executions continue. For operators only.
+    progress end, and interactive executions are cancelled; others continue. For operators only.
     """
 
 class RemoteExecutionServicer(metaclass=_abc_1.ABCMeta):
@@ -664,7 +664,7 @@ class RemoteExecutionServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_remote_execution_pb2.User, _abc.Awaitable[_remote_execution_pb2.User]]:
         """RevokeUser revokes a person immediately, until that person logs in with a new token. Calls of the person in
-        progress end; executions continue. For operators only.
+        progress end, and interactive executions are cancelled; others continue. For operators only.
         """
 
 def add_RemoteExecutionServicer_to_server(servicer: RemoteExecutionServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from members import AGENT, OPERATOR, Stand, refused
+from members import AGENT, DOMAIN, OPERATOR, Stand, refused
 from tachikoma.errors import AgentUnknown, FailedPrecondition
-from tachikoma.identity.spiffe import Member
+from tachikoma.identity.spiffe import Member, SpiffeId, user_id
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma_orchestrator.agents.redis_accounts import Accounts
@@ -38,6 +38,10 @@ class Steps:
     async def cancel_running(self, agent: str, *, by: str) -> None:
         assert self.stand.revocations.active(agent)
         self.taken.append(f"cancel for {by}")
+
+    async def end_sessions(self, requester: SpiffeId, revoked: Revoked) -> None:
+        assert self.stand.revocations.active("user/eve")
+        self.taken.append(f"end sessions of {requester}: {revoked.session_error}")
 
     async def remove(self, agent: str) -> None:
         self.taken.append(f"remove {agent}")
@@ -68,6 +72,14 @@ async def test_a_running_command_is_cancelled_before_its_agent_loses_access_and_
     assert (event.event, event.agent_id, event.actor, event.reason) == (
         "agent_revoked", AGENT, str(OPERATOR), "stolen"
     )  # fmt: skip
+
+
+async def test_a_person_is_refused_before_its_sessions_are_ended(stand: Stand) -> None:
+    steps = Steps(stand)
+    revoker = Revoker(stand.redis, stand.identity, stand.revocations, steps, None)
+    await revoker.revoke_user("eve", "left", OPERATOR)
+    eve = user_id(DOMAIN, "eve")
+    assert steps.taken == [f"end sessions of {eve}: its requester was revoked by {OPERATOR}: left"]
 
 
 async def test_an_agent_that_was_only_enrolled_can_be_revoked_and_one_that_never_was_cannot(stand: Stand) -> None:

@@ -27,6 +27,7 @@ from tachikoma_orchestrator.executions.collector import Collector
 from tachikoma_orchestrator.executions.evidence import Evidence
 from tachikoma_orchestrator.executions.reaper import Reaper, Retention
 from tachikoma_orchestrator.executions.record import Record
+from tachikoma_orchestrator.executions.revocation import ExecutionsOfMembers
 from tachikoma_orchestrator.executions.transitions import FENCE, Admission, Dispatch, Outcome
 from tachikoma_orchestrator.executions.waiters import Completions
 
@@ -52,6 +53,7 @@ def reaper(stand: Stand, *, lease: timedelta = timedelta(0), lives: Any = None) 
     return Reaper(
         stand.redis, stand.ledger, registry, collector, lease=lease, interval=timedelta(hours=1),
         retention=Retention(stand.trail, TrailBounds(timedelta(hours=1), 1000, closed=False)), lives=lives,
+        executions=ExecutionsOfMembers(stand.redis, stand.ledger, stand.identity),
     )  # fmt: skip
 
 
