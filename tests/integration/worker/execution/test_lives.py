@@ -115,6 +115,11 @@ async def test_nothing_is_sent_to_a_server_whose_life_is_not_recorded(
         await agent.redis.set(keys.LIFE, token)
         with pytest.raises(RedisConnectionError, match="no orchestrator has recorded its new life"):
             await agent.context.redis.get("anything")
+    for command, *values in (("RPUSH", "x"), ("HSET", "x", "x"), ("XADD", "*", "x", "x"), ("ZADD", "1", "x")):
+        await agent.redis.delete(keys.LIFE)
+        await agent.redis.execute_command(command, keys.LIFE, *values)
+        with pytest.raises(RedisConnectionError, match="no orchestrator has recorded its new life"):
+            await agent.context.redis.get("anything")
     await agent.redis.delete(keys.LIFE)
     with pytest.raises(RedisConnectionError):
         await agent.context.redis.get("anything")
