@@ -9,6 +9,7 @@ from typing import assert_type
 from tachikoma import (
     AgentInfo,
     AsyncClient,
+    BatchRequest,
     CancelResponse,
     Client,
     ExecOutput,
@@ -16,7 +17,9 @@ from tachikoma import (
     ExecResponse,
     ExecState,
     ExecStatus,
+    HealthGate,
     ResourceLimits,
+    TargetState,
 )
 
 
@@ -42,6 +45,12 @@ def requests_take_what_people_write(arguments: Sequence[str], limit: timedelta) 
     Client(patience="30s", reconnect=90)
 
 
+def batches_take_what_people_write(arguments: Sequence[str], limit: timedelta) -> None:
+    gate = HealthGate(agent_id="lb-1", command=["curl", "-f", "http://localhost"], timeout="30s")
+    BatchRequest(targets=["web-*"], command=arguments, stop_after="10%", stop_on=["DENIED"], pause="1m", gate=gate)
+    BatchRequest(retry_of="b-1", retry_states=[TargetState.LOST, "FAILED"], deadline=limit, timeout=2.5)
+
+
 def output_is_text_or_json(response: ExecResponse, output: ExecOutput) -> None:
     assert_type(response.check().text, str)
     assert_type(response.error_text, str)
@@ -52,6 +61,8 @@ def wrong_requests_are_found() -> None:
     ExecRequest(agent_id="web-1", command=["ls"], timeot="5s")  # type: ignore[call-arg]
     ExecRequest(agent_id="web-1", command=["ls"], timeout=b"5s")  # type: ignore[arg-type]
     ExecRequest(agent_id="web-1")  # type: ignore[call-arg]
+    BatchRequest(targets=["web-*"], comand=["ls"])  # type: ignore[call-arg]
+    HealthGate(agent_id="lb-1", command=["ls"], timeout=b"5s")  # type: ignore[arg-type]
 
 
 def wrong_arguments_are_found(client: Client, request: ExecRequest) -> None:

@@ -14,7 +14,7 @@ from tachikoma_orchestrator.api.page_token import PageToken
 from tachikoma_orchestrator.api.times import milliseconds_of
 from tachikoma_orchestrator.executions.record import Record
 
-__all__ = ["ListFilter"]
+__all__ = ["ListFilter", "is_named"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class ListFilter:
     agent: str
     #: Pattern of the agent's id or labels; None for any.
     agents: AgentSelector | None
-    #: SPIFFE ID of the requester; empty for any.
+    #: SPIFFE ID of the requester, or the last parts of it; empty for any.
     requested_by: str
     #: Empty for any.
     states: frozenset[ExecState]
@@ -66,10 +66,18 @@ class ListFilter:
         """Return True if an execution meets all conditions; `labels` returns those of an agent."""
         if self.agent and record.agent != self.agent:
             return False
-        if self.requested_by and record.requested_by != self.requested_by:
+        if not is_named(record.requested_by, self.requested_by):
             return False
         if record.state not in self.states if self.states else record.state.terminal and not self.ended:
             return False
         if not self.since_ms <= record.admitted_ms < (self.until_ms or 2**63):
             return False
         return self.agents is None or self.agents.matches(record.agent, labels(record.agent))
+
+
+def is_named(spiffe_id: str, wanted: str) -> bool:
+    """Return True if a filter names a requester: by the SPIFFE ID, or by its last parts as lists show it (`user/anna`).
+
+    An empty filter names each requester.
+    """
+    return wanted in ("", spiffe_id) or spiffe_id.endswith(f"/{wanted}")

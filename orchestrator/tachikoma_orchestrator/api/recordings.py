@@ -11,6 +11,7 @@ from tachikoma.identity.signed_messages import RecordingSeal
 from tachikoma.policy.decision import may_play
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma_orchestrator.api.guard import current_peer
+from tachikoma_orchestrator.api.listing import is_named
 from tachikoma_orchestrator.api.service import Service, page_size
 from tachikoma_orchestrator.api.times import milliseconds_of
 from tachikoma_orchestrator.caller import Peer
@@ -35,7 +36,7 @@ class RecordingCalls(Service):
                 wanted = (
                     request.id in ("", seal.jti)
                     and request.agent_id in ("", seal.agent)
-                    and request.requested_by in ("", seal.sub)
+                    and is_named(seal.sub, request.requested_by)
                     and (until_ms is None or seal.began_ms < until_ms)
                 )
                 if not wanted or not await self._may_play(seal, peer):

@@ -11,7 +11,8 @@ from tachikoma.identity.signed_batches import ApprovedBatch, FrozenBatch
 from tachikoma.identity.signing import InvalidSignature, sign, verify
 from tachikoma.identity.spiffe import SpiffeId
 from tachikoma.identity.svid import Svid
-from tachikoma.vocabulary.batches import ApprovalNeed, BatchRequest, share_of
+from tachikoma.vocabulary.batches import ApprovalNeed, BatchRequest
+from tachikoma.vocabulary.shares import share_of
 from tachikoma_orchestrator.caller import Peer
 
 __all__ = ["Frozen", "next_wave"]

@@ -22,9 +22,9 @@ from tachikoma.vocabulary.batches import (
     BatchState,
     BatchStatus,
     TargetState,
-    share_of,
 )
 from tachikoma.vocabulary.clock import duration_ms, from_ms, optional_from_ms, redis_ms
+from tachikoma.vocabulary.shares import share_of
 from tachikoma_orchestrator.batches.grounds import Ended
 from tachikoma_orchestrator.batches.reported import ReportedBatches
 from tachikoma_orchestrator.store.scripts import Runner, Script, flat

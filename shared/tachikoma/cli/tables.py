@@ -83,11 +83,16 @@ def fitted(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], width: int
     shown = list(range(len(columns)))
     if width is not None:
         shown, wanted = _fit(columns, grid, wanted, width)
+    # A beginning of an id can be copied only as long as it differs from that of all others.
+    copied = [
+        column.is_id and wanted[i] >= _unambiguous([row[i].text for row in grid[1:]])
+        for i, column in enumerate(columns)
+    ]
     lines = []
     for row in grid:
-        line = [_padded(row[i], wanted[i], is_id=columns[i].is_id) for i in shown[:-1]]
+        line = [_padded(row[i], wanted[i], is_id=copied[i]) for i in shown[:-1]]
         last = shown[-1]
-        lines.append([*line, Cell(_cut(row[last].text, wanted[last], columns[last].is_id), row[last].colour)])
+        lines.append([*line, Cell(_cut(row[last].text, wanted[last], copied[last]), row[last].colour)])
     return lines
 
 
@@ -112,7 +117,11 @@ def _fit(
     while excess() > 0 and any(columns[i].priority for i in shown):
         shown.remove(max(reversed(shown), key=lambda i: columns[i].priority))
     shorten([i for i in elastic if i in shown], SHORTENED[1])
+    # Long ids that differ only at their end are cut too, for which `--wide` is needed: first to half of the line.
+    ids = [i for i in shown if columns[i].is_id]
+    shorten(ids, max(ID_CHARACTERS, width // 2))
     shorten([i for i in shown if not columns[i].is_id][::-1], len(ELLIPSIS))
+    shorten(ids, ID_CHARACTERS)
     # What was left out may have made room.
     for i in (i for i in shown if columns[i].elastic or columns[i].is_id):
         wanted[i] += min(max(-excess(), 0), natural[i] - wanted[i])
@@ -158,7 +167,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def _cut(text: str, width: int, is_id: bool) -> str:
-    """Return a value in at most `width` columns. An id has no ellipsis, so that it can be copied."""
+    """Return a value in at most `width` columns. An unambiguous id has no ellipsis, so that it can be copied."""
     return text[:width] if is_id else shortened(text, width)
 
 

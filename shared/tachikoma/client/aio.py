@@ -216,7 +216,7 @@ class AsyncClient(BatchMethods, OversightCalls):
         Args:
             agent_id: only executions on this agent.
             include_ended: also executions that have ended.
-            requested_by: only executions of this SPIFFE ID.
+            requested_by: only executions of this SPIFFE ID, or of one that ends with these parts: `user/anna`.
             states: only executions in one of these states.
             agents: only executions on matching agents: an id pattern, or labels as `role=web,site=*`.
             since: only executions accepted at this time or later.

@@ -168,7 +168,7 @@ class OversightCalls(Calls):
             exec_id: only the recording of this execution.
             text: only recordings on whose screen this text was, in small or capital letters.
             agent_id: only recordings of this agent.
-            requested_by: only recordings of this SPIFFE ID.
+            requested_by: only recordings of this SPIFFE ID, or of one that ends with these parts: `user/anna`.
             until: only recordings that began before this time.
             limit: at most n recordings, 1 to 1000; 0 for 100.
         """

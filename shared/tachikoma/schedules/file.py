@@ -29,7 +29,6 @@ from tachikoma.vocabulary.batches import (
     MAX_EXPRESSIONS,
     BatchRequest,
     HealthGate,
-    Share,
     StopCause,
 )
 from tachikoma.vocabulary.clock import duration_ms, milliseconds
@@ -39,6 +38,7 @@ from tachikoma.vocabulary.model import Model
 from tachikoma.vocabulary.request_rules import MAX_TIMEOUT
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.schedules import Missed, Overlap
+from tachikoma.vocabulary.shares import Share
 from tachikoma.vocabulary.types import Duration, Identifier
 
 __all__ = [

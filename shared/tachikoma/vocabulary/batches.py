@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from tachikoma.errors import ExecutionFailed
 from tachikoma.vocabulary.identifiers import new_id
 from tachikoma.vocabulary.limits import ResourceLimits
 from tachikoma.vocabulary.model import CallersModel, Model, describe_validation_error
-from tachikoma.vocabulary.request_rules import MAX_ARGUMENTS, MAX_STDIN_BYTES, MAX_TIMEOUT
+from tachikoma.vocabulary.request_rules import MAX_ARGUMENTS, MAX_STDIN_BYTES, MAX_TIMEOUT, check_work_dir
 from tachikoma.vocabulary.requests import ExecRequest
+from tachikoma.vocabulary.shares import Share, share_of
+from tachikoma.vocabulary.substitution import substituted
 from tachikoma.vocabulary.types import Base64, Duration, Identifier, Timestamp
 
 __all__ = [
@@ -37,11 +38,8 @@ __all__ = [
     "BatchUpdate",
     "HealthGate",
     "PreviewedTarget",
-    "Share",
     "StopCause",
     "TargetState",
-    "share_of",
-    "substituted",
 ]
 
 #: Largest number of target expressions of a request.
@@ -50,10 +48,6 @@ MAX_EXPRESSIONS = 20_000
 MAX_PARALLEL, DEFAULT_PARALLEL = 1000, "50"
 #: Default time after which no further target of a batch starts, and longest run time of a health gate by default.
 DEFAULT_DEADLINE, DEFAULT_GATE_TIMEOUT = timedelta(hours=1), timedelta(minutes=1)
-
-_SHARE = re.compile(r"[0-9]{1,5}|(?:100|[0-9]{1,2})%")
-#: A variable of a command, or its doubled braces, which stand for the text itself.
-_VARIABLE = re.compile(r"\{(\{)?(agent|label:[^{}\s]{1,128})\}(?(1)\})")
 
 
 class BatchState(StrEnum):
@@ -112,45 +106,6 @@ class StopCause(StrEnum):
     REJECTED = "REJECTED"
 
 
-def _share(value: str) -> str:
-    if not _SHARE.fullmatch(value):
-        raise ValueError(f"{value[:20]!r} is neither a number nor a percentage such as 25%")
-    return value
-
-
-#: A number of targets, or a percentage of all targets of the batch: `10` or `25%`.
-Share = Annotated[str, AfterValidator(_share)]
-
-
-def share_of(share: str, total: int) -> int:
-    """Return the number of targets that a share is: of a percentage the whole part, and at least 1 unless it is 0%."""
-    if not share.endswith("%"):
-        return int(share)
-    percent = int(share[:-1])
-    return max(1, total * percent // 100) if percent else 0
-
-
-def substituted(text: str, agent: str, labels: Mapping[str, str]) -> str:
-    """Return an element of an argv with `{agent}` and `{label:NAME}` replaced; `{{agent}}` is the text `{agent}`.
-
-    Raises:
-        ValueError: the agent has no such label.
-    """
-
-    def value(match: re.Match[str]) -> str:
-        doubled, name = match.groups()
-        if doubled:
-            return f"{{{name}}}"
-        if name == "agent":
-            return agent
-        label = name.removeprefix("label:")
-        if label not in labels:
-            raise ValueError(f"the agent has no label {label!r}, which the command contains")
-        return labels[label]
-
-    return _VARIABLE.sub(value, text)
-
-
 class HealthGate(CallersModel):
     """A command that must succeed before the first wave of a batch, and before each further one."""
 
@@ -160,6 +115,12 @@ class HealthGate(CallersModel):
     command: Annotated[tuple[str, ...], Field(min_length=1, max_length=MAX_ARGUMENTS)]
     #: Longest run time; a gate that takes longer has failed.
     timeout: Duration = DEFAULT_GATE_TIMEOUT
+
+    if TYPE_CHECKING:
+        # The types that callers may write.
+        def __init__(
+            self, *, agent_id: str, command: Sequence[str], timeout: timedelta | str | float = DEFAULT_GATE_TIMEOUT
+        ) -> None: ...
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:
@@ -218,19 +179,54 @@ class BatchRequest(CallersModel):
     #: States whose targets are run again. Empty: every state but SUCCEEDED. FAILED is that state only.
     retry_states: tuple[TargetState, ...] = ()
 
+    if TYPE_CHECKING:
+        # The types that callers may write.
+        def __init__(
+            self,
+            *,
+            targets: Sequence[str] = (),
+            command: Sequence[str] = (),
+            id: str = ...,
+            work_dir: str = "",
+            environment: Mapping[str, str] = ...,
+            stdin: bytes | bytearray | memoryview = b"",
+            timeout: timedelta | str | float | None = None,
+            user: str = "",
+            limits: ResourceLimits | None = None,
+            parallel: str = DEFAULT_PARALLEL,
+            canary: int = 0,
+            wave: str | None = None,
+            pause: timedelta | str | float = ...,
+            gate: HealthGate | None = None,
+            stop_after: str | None = None,
+            stop_on: Sequence[StopCause | str] = (),
+            deadline: timedelta | str | float = DEFAULT_DEADLINE,
+            retry_of: str | None = None,
+            retry_states: Sequence[TargetState | str] = (),
+        ) -> None: ...
+
+    @field_validator("work_dir")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        check_work_dir(value)
+        return value
+
+    @field_validator("retry_states")
+    @classmethod
+    def _of_a_retry(cls, value: tuple[TargetState, ...], info: ValidationInfo) -> tuple[TargetState, ...]:
+        if value and not info.data.get("retry_of"):
+            raise ValueError("only for a batch that runs an earlier one again")
+        return value
+
     @model_validator(mode="after")
     def _bounds(self) -> Self:
+        # These messages name only fields that are called the same in Python and in JSON.
         if not self.retry_of and not (self.targets and self.command):
-            raise ValueError("targets and command are required, unless retryOf names an earlier batch")
-        if self.retry_states and not self.retry_of:
-            raise ValueError("retryStates needs retryOf")
+            raise ValueError("targets and command are required, unless an earlier batch is run again")
         if not timedelta(0) < self.deadline <= MAX_TIMEOUT:
             raise ValueError(f"deadline must be longer than zero and at most {MAX_TIMEOUT.days} days")
         if not timedelta(0) <= self.pause <= self.deadline:
             raise ValueError("pause must not be longer than the deadline")
-        for name, share in (("parallel", self.parallel), ("wave", self.wave), ("stopAfter", self.stop_after)):
-            if share is not None and share_of(share, 100) == 0:
-                raise ValueError(f"{name} must be more than zero")
         if self.command:
             # The bounds of a request; substituted values are checked again for each target.
             self.execution("agent", "agent", None)

@@ -78,6 +78,19 @@ def test_the_reference_is_current(page: str) -> None:
     assert _page(f"{page}.md") == generated[f"{page}_page"](), "run `make docs`"
 
 
+def test_each_program_that_uses_the_library_is_checked_as_python() -> None:
+    """`tools/check_snippets.py` checks blocks of this kind only."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("**/*.md")]
+    blocks = [
+        (page.name, *found)
+        for page in pages
+        for found in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    ]
+    using = [block for block in blocks if re.search(r"^(from|import) tachikoma\b", block[2], re.MULTILINE)]
+    assert len(using) >= 5
+    assert [block for block in using if block[1] != "python"] == []
+
+
 def test_the_reference_of_grpc_has_every_call_and_message() -> None:
     listed = set(re.findall(r"^## (\w+)$|^- \*\*`([A-Z]\w+)`\*\*", _page("grpc.md"), re.MULTILINE))
     names = {name for pair in listed for name in pair}

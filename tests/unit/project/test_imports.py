@@ -70,8 +70,8 @@ WITHOUT = {
     "ps": COMMON - {"grpc"} | {"tachikoma.policy"},
     "status x": COMMON - {"grpc"} | {"tachikoma.policy"},
 }  # fmt: skip
-#: Most modules of a command, the interpreter's own included; about a tenth more than today.
-MOST = {"--version": 300, "--help": 420, "exec agent-1 true": 460, "ps": 560, "status x": 560}
+#: Most modules of a command, the interpreter's own included; about a tenth more than now.
+MOST = {"--version": 240, "--help": 380, "exec agent-1 true": 460, "ps": 560, "status x": 560}
 
 
 @pytest.mark.parametrize("line", WITHOUT)

@@ -56,7 +56,9 @@ def _time(text: str, option: str) -> datetime | None:
 def ps(
     agent: Annotated[str, typer.Argument(help="Only executions on this agent.", autocompletion=completion.agents)] = "",
     everything: Annotated[bool, typer.Option("--all", "-a", help="Show executions that have ended too.")] = False,
-    by: Annotated[str, typer.Option(help="Only executions of this SPIFFE ID.")] = "",
+    by: Annotated[
+        str, typer.Option(help="Only executions of this requester: a SPIFFE ID, or what the list shows, as user/anna.")
+    ] = "",
     state: Annotated[
         list[ExecState] | None, typer.Option(help="Only executions in this state. May be repeated.")
     ] = None,

@@ -73,7 +73,9 @@ def add_to(app: typer.Typer) -> None:
 def list_recordings(
     agent: Annotated[str, typer.Argument(help="Only recordings on this agent.", autocompletion=completion.agents)] = "",
     text: TextOption = "",
-    by: Annotated[str, typer.Option(help="Only recordings of this SPIFFE ID.")] = "",
+    by: Annotated[
+        str, typer.Option(help="Only recordings of this requester: a SPIFFE ID, or what the list shows, as user/anna.")
+    ] = "",
     limit: Annotated[int, typer.Option("--limit", "-l", min=1, max=1000, help="At most n recordings.")] = 50,
     wide: WideOption = False,
     again: WatchOption = False,

@@ -1483,7 +1483,7 @@ class ListRequest(_message.Message):
     page_token: _builtins.str
     """`next_page_token` of the previous page; empty for the first page. The other fields stay the same."""
     requested_by: _builtins.str
-    """Only executions of this requester."""
+    """Only executions of this requester: a SPIFFE ID, or its last parts, such as `user/anna`."""
     agents: _builtins.str
     """Only executions of matching agents: an id pattern, or labels such as `role=web,site=*`."""
     @_builtins.property

@@ -61,6 +61,15 @@ def test_ids_are_shortened_first_and_stay_unambiguous() -> None:
     assert [line.split()[0] for line in shown[1:]] == ["4f1c2a9d8", "4f1c2a9d0", "nightly-2"]
 
 
+def test_ids_that_differ_only_at_their_end_fold_no_line() -> None:
+    shown = lines(COLUMNS, [("n" * 62 + end, "web-1", "SUCCEEDED", "ls -l") for end in "ab"], 40)
+    assert len(set(shown[1:])) == 1
+    assert re.match(r"^n{8,}… {2}SUCCEEDED", shown[1])
+    assert max(map(len, shown)) <= 40
+    ended = lines(COLUMNS, [("n" * 62 + end, "web-1", "SUCCEEDED", "ls -l") for end in "ab"], 100)
+    assert [line.split()[0] for line in ended[1:]] == ["n" * 62 + "a", "n" * 62 + "b"]
+
+
 def test_then_columns_are_left_out_by_priority() -> None:
     assert lines(COLUMNS, rows(), 29)[0] == "ID         STATE      COMMAND"
 
@@ -72,7 +81,15 @@ def test_a_long_value_ends_with_an_ellipsis() -> None:
 
 @given(
     st.integers(40, 200),
-    st.lists(st.tuples(*[st.text(st.characters(codec="utf-8"), max_size=60)] * 4), max_size=5),
+    st.lists(
+        st.tuples(
+            # Ids that differ early, late or not at all.
+            st.text("ab", max_size=3).map(lambda end: "n" * 60 + end)
+            | st.text(st.characters(codec="utf-8"), max_size=60),
+            *[st.text(st.characters(codec="utf-8"), max_size=60)] * 3,
+        ),
+        max_size=5,
+    ),
 )
 def test_no_line_is_wider_than_the_terminal(width: int, given_rows: list[tuple[str, ...]]) -> None:
     clean = [tuple(printable(text).replace("\n", "") for text in row) for row in given_rows]

@@ -60,7 +60,7 @@ def test_what_a_request_leaves_out_has_its_default() -> None:
     ("message", "named"),
     [
         (pb.BatchRequest(command=["x"]), "targets and command are required"),
-        (pb.BatchRequest(targets=["a"], command=["x"], parallel="0"), "parallel must be more than zero"),
+        (pb.BatchRequest(targets=["a"], command=["x"], parallel="0"), "parallel: must be more than zero"),
         (pb.BatchRequest(targets=["a"], command=["x"], stop_after="many"), "neither a number nor a percentage"),
         (pb.BatchRequest(targets=["a"], command=["x"], stop_on=[99]), "99 is no StopCause"),
     ],

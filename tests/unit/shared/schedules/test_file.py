@@ -140,7 +140,7 @@ def test_a_schedule_has_every_rule_of_a_batch() -> None:
         (
             "    agentId: db-1",
             "    targets: [a]\n    batch: {parallel: 0%}",
-            "schedules[0]: parallel must be more than",
+            "schedules[0].batch.parallel: must be more than",
         ),
         ("    agentId: db-1", "    targets: [a]\n    batch: {paralel: 1%}", "did you mean parallel?"),
         ("    every: 30s", "    every: 30s\n    cron: 1 * * * *", "16:5: schedules[1]: needs either cron or every"),

@@ -26,12 +26,30 @@ def test_files_are_those_that_find_would_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "agree"),
     [
-        ([b"a", b"b"], True), ([b"a"], True), ([b"a", b"new"], True), ([b"b"], False), ([b"a", b"c"], False),
-        ([b"a", b"a"], False), ([], False),
+        # `a` was there all the time, `b` only before and `new` only after the listing; `brief` is gone again.
+        (["a", "b"], True), (["a"], True), (["a", "new"], True), (["a", "brief"], True),
+        # `c` was there all the time, too, but in no other listing.
+        (["b"], False), (["a", "c"], False), (["a", "a"], False), ([], False),
     ],
 )  # fmt: skip
-def test_a_listing_may_differ_only_in_files_that_came_or_went_meanwhile(names: list[bytes], agree: bool) -> None:
-    assert demo._agree(names, before={b"a", b"b"}, after={b"a", b"new"}) is agree
+def test_a_listing_may_differ_only_in_files_that_came_or_went_meanwhile(
+    tmp_path: Path, names: list[str], agree: bool
+) -> None:
+    for name in ("a", "c", "new"):
+        (tmp_path / name).touch()
+
+    def paths(*names: str) -> list[bytes]:
+        return [os.fsencode(tmp_path / name) for name in names]
+
+    later = os.lstat(tmp_path / "new").st_ctime + 1
+    before, after = set(paths("a", "b")), set(paths("a", "new"))
+    assert demo._agree(paths(*names), before, after, later) is agree
+
+
+def test_a_file_that_was_replaced_during_the_listing_may_be_missing(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    (name,) = files = {os.fsencode(tmp_path / "a")}
+    assert demo._agree([], files, files, os.lstat(name).st_ctime)
 
 
 def output(*items: ExecOutput) -> Client:
