@@ -1,24 +1,68 @@
-"""Checks of the host of an orchestrator or submitter for `tachikoma doctor`."""
+"""Checks of the host of an orchestrator, submitter, beat or Flower for `tachikoma doctor`."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tachikoma.diagnosis.findings import Finding
-from tachikoma.diagnosis.host import check_folder, check_secret, check_units
+from tachikoma.diagnosis.host import check_folder, check_open_files, check_secret, check_units
 from tachikoma.diagnosis.identity import check_identity
 from tachikoma.diagnosis.redis import check_redis
 from tachikoma.errors import ConfigurationError, TachikomaError
 from tachikoma.identity.authority import KEY_FILE, CertificateAuthority
 from tachikoma.identity.open import open_identity
 from tachikoma.policy.decide import PolicySet
-from tachikoma.redis.access import RedisAccess
+from tachikoma.redis.access import RedisAccess, RedisSettings
+from tachikoma.redis.users import BEAT, CHECK, FLOWER
+from tachikoma.vocabulary.types import IdentityPlace
+from tachikoma_orchestrator.commands.beat import BeatSettings
+from tachikoma_orchestrator.commands.flower import FlowerSettings, certificate_of, read_users
 from tachikoma_orchestrator.commands.health import check_health
+from tachikoma_orchestrator.commands.redis_check.everywhere import examine_all
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings, SubmitterSettings
 from tachikoma_orchestrator.schedules.sources import open_schedules
 
-__all__ = ["check_authority", "diagnose_orchestrator", "diagnose_submitter"]
+__all__ = [
+    "check_authority",
+    "diagnose_beat",
+    "diagnose_flower",
+    "diagnose_orchestrator",
+    "diagnose_server",
+    "diagnose_submitter",
+]
+
+#: Open files of an orchestrator besides its connections: those to Redis, logs, recordings, files of settings.
+RESERVED_FILES = 512
+
+
+def diagnose_server(settings: OrchestratorSettings) -> Iterator[Finding]:
+    """Compare the Redis of an orchestrator with the requirements, as `tachikoma redis check` does.
+
+    The password of the user `check` is looked for beside the orchestrator's, where `tachikoma redis acl` puts it.
+
+    Raises:
+        ConfigurationError: there is no password that this user may read, or the check may not read Redis.
+        Unavailable: Redis cannot be reached.
+    """
+    own = settings.redis_password_file
+    if own is None or not os.access(own.parent / CHECK, os.R_OK):
+        place = "TACHIKOMA_REDIS_PASSWORD_FILE" if own is None else str(own)
+        raise ConfigurationError(
+            f"settings, users and memory of Redis: this user can read no password {CHECK!r} beside {place}; "
+            "run: tachikoma redis check"
+        )
+    changed = {"redis_user": CHECK, "redis_password_file": own.parent / CHECK}
+    identity = open_identity(settings.identity)
+    try:
+        access = RedisAccess.of(settings.model_copy(update=changed), identity=identity, user=CHECK)
+        report = asyncio.run(examine_all(access, passwords=None, durable=settings.audit_durable))
+    finally:
+        identity.close()
+    for finding in report.findings:
+        yield finding.model_copy(update={"where": f"Redis: {finding.where}"})
 
 
 def diagnose_orchestrator(settings: OrchestratorSettings) -> Iterator[Finding]:
@@ -40,7 +84,11 @@ def diagnose_orchestrator(settings: OrchestratorSettings) -> Iterator[Finding]:
             what=f"the orchestrator does not serve: {error}",
             remedy="start it, or look into its log: journalctl -u tachikoma-orchestrator",
         )
-    yield from check_units("tachikoma-orchestrator.service")
+    yield from check_open_files("TACHIKOMA_CONNECTIONS", settings.connections, RESERVED_FILES)
+    yield from check_units(
+        "tachikoma-orchestrator.service",
+        companions=("tachikoma-redis.service", "tachikoma-renewal.timer", "tachikoma-renewal.service"),
+    )
 
 
 def diagnose_submitter(settings: SubmitterSettings) -> Iterator[Finding]:
@@ -52,6 +100,37 @@ def diagnose_submitter(settings: SubmitterSettings) -> Iterator[Finding]:
     yield from check_units("tachikoma-submitter.service")
 
 
+def diagnose_beat(settings: BeatSettings) -> Iterator[Finding]:
+    """Check everything that beat with these settings needs, as the user that runs it."""
+    yield from _check_access(settings, settings.identity, BEAT)
+    yield from _check_schedules(settings.schedules)
+    yield from check_units("tachikoma-beat.service")
+
+
+def diagnose_flower(settings: FlowerSettings) -> Iterator[Finding]:
+    """Check everything that Flower with these settings needs, as the user that runs it."""
+    yield from _check_access(settings, settings.identity, FLOWER)
+    yield from check_secret(settings.flower_users)
+    yield from _loads("TACHIKOMA_FLOWER_USERS", lambda: read_users(settings.flower_users), "write user:password lines")
+    yield from _loads("TACHIKOMA_FLOWER_CERTIFICATE", lambda: certificate_of(settings), "set both or none")
+    if settings.flower_key is not None:
+        yield from check_secret(settings.flower_key)
+    yield from check_units("tachikoma-flower.service")
+
+
+def _check_access(settings: RedisSettings, identity: IdentityPlace | None, user: str) -> Iterator[Finding]:
+    """Check the identity and the access to Redis of a part that needs an identity for TLS only."""
+    if identity is not None:
+        yield from check_identity(identity, "TACHIKOMA_IDENTITY")
+    if settings.redis_password_file is not None:
+        yield from check_secret(settings.redis_password_file)
+
+    def access() -> RedisAccess:
+        return RedisAccess.of(settings, identity=None if identity is None else open_identity(identity), user=user)
+
+    yield from check_redis(access, clock=False)
+
+
 def _check_both(settings: OrchestratorSettings) -> Iterator[Finding]:
     yield from check_identity(settings.identity, "TACHIKOMA_IDENTITY")
     if settings.redis_password_file is not None:
@@ -59,9 +138,7 @@ def _check_both(settings: OrchestratorSettings) -> Iterator[Finding]:
     yield from check_redis(lambda: settings.redis(open_identity(settings.identity)))
     yield from _loads("TACHIKOMA_POLICY", lambda: PolicySet.load(settings.policy), "run: tachikoma policy check")
     if settings.schedules:
-        yield from _loads(
-            "TACHIKOMA_SCHEDULES", lambda: open_schedules(settings.schedules), "run: tachikoma schedule check"
-        )
+        yield from _check_schedules(settings.schedules)
     if settings.audit_key is not None:
         yield from check_secret(settings.audit_key)
 
@@ -85,6 +162,10 @@ def check_authority(folder: Path) -> Iterator[Finding]:
             remedy="put the root back to /etc/tachikoma/root-ca and run `tachikoma setup`: see docs/tasks.md, "
             "'Replace the authority'",
         )
+
+
+def _check_schedules(schedules: str) -> Iterator[Finding]:
+    yield from _loads("TACHIKOMA_SCHEDULES", lambda: open_schedules(schedules), "run: tachikoma schedule check")
 
 
 def _loads(setting: str, load: Callable[[], object], remedy: str) -> Iterator[Finding]:

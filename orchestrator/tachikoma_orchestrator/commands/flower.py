@@ -20,7 +20,7 @@ from tachikoma.vocabulary.types import IdentityPlace
 from tachikoma_orchestrator.commands.options import Identity, LogLevel, ReadyFd, RedisUrl
 from tachikoma_orchestrator.commands.ready import announce
 
-__all__ = ["FlowerSettings", "flower"]
+__all__ = ["FlowerSettings", "certificate_of", "flower", "read_users"]
 
 flower = typer.Typer(
     invoke_without_command=True, help="Run Flower, the web pages that show executions and agents; it changes nothing."
@@ -68,8 +68,12 @@ def read_users(path: Path) -> list[str]:
     return users
 
 
-def _certificate(settings: FlowerSettings) -> tuple[str, str] | None:
-    """Return the files of certificate and key; None if Flower speaks HTTP."""
+def certificate_of(settings: FlowerSettings) -> tuple[str, str] | None:
+    """Return the files of certificate and key; None if Flower speaks HTTP.
+
+    Raises:
+        ConfigurationError: only one of them is set.
+    """
     certificate, key = settings.flower_certificate, settings.flower_key
     if (certificate is None) != (key is None):
         raise ConfigurationError("--certificate and --key are given together or not at all")
@@ -97,7 +101,7 @@ def run(
         flower_certificate=certificate, flower_key=key, log_level=log_level,
     )  # fmt: skip
     # What can be wrong in the settings is found before Flower is loaded.
-    certificate_files, allowed = _certificate(settings), read_users(settings.flower_users)
+    certificate_files, allowed = certificate_of(settings), read_users(settings.flower_users)
     serve = _load()
     logs.configure(settings.log_level)
     error_reporting.configure("flower")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import stat
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from tachikoma.diagnosis.findings import Finding
 
-__all__ = ["check_folder", "check_secret", "check_units"]
+__all__ = ["check_folder", "check_open_files", "check_secret", "check_units"]
 
 #: Free bytes and share of a disk below which it may be full soon.
 FREE_BYTES, FREE_SHARE = 1 << 30, 0.05
@@ -62,18 +63,51 @@ def check_folder(path: Path, what: str) -> Iterator[Finding]:
         )
 
 
-def check_units(*units: str) -> Iterator[Finding]:
-    """Check that none of these systemd units has failed, if systemd is the init system and knows them."""
+def check_open_files(setting: str, connections: int, reserved: int) -> Iterator[Finding]:
+    """Check that this process may open as many files as a server needs.
+
+    Args:
+        setting: the setting of the number of connections.
+        connections: that number.
+        reserved: open files of the server besides connections.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit < connections + reserved:
+        yield Finding(
+            where=setting,
+            what=f"a limit of {limit} open files is too low for {connections} connections",
+            remedy=f"set LimitNOFILE={connections + reserved} or more in the unit, or fewer connections",
+        )
+
+
+def check_units(*units: str, companions: tuple[str, ...] = ()) -> Iterator[Finding]:
+    """Check that units run, if systemd is the init system and knows them.
+
+    Args:
+        units: the units of the part.
+        companions: units that the part needs on some hosts only, so they are to run if they are enabled.
+    """
     systemctl = shutil.which("systemctl")
     if systemctl is None or not SYSTEMD.is_dir():
         return
-    for unit in units:
+    for unit in (*units, *companions):
         try:
             done = subprocess.run(
-                [systemctl, "is-failed", unit], capture_output=True, text=True, timeout=SYSTEMCTL_SECONDS, check=False
-            )
+                [systemctl, "show", "-p", "LoadState,ActiveState,UnitFileState", unit],
+                capture_output=True, text=True, timeout=SYSTEMCTL_SECONDS, check=False,
+            )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
             yield Finding(where=unit, what=f"systemctl gave no answer: {error}", remedy="run: systemctl status")
             return
-        if done.stdout.strip() == "failed":
+        shown = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+        if shown.get("LoadState") != "loaded":
+            continue
+        wanted = unit in units or shown.get("UnitFileState") == "enabled"
+        if shown["ActiveState"] == "failed":
             yield Finding(where=unit, what="the unit has failed", remedy=f"run: journalctl -u {unit}")
+        elif shown["ActiveState"] == "inactive" and wanted:
+            yield Finding(
+                where=unit,
+                what="the unit does not run",
+                remedy=f"run: systemctl enable --now {unit}",
+            )

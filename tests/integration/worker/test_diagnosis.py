@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import platform
 import resource
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from authority import Authority
 from tachikoma.diagnosis import redis as redis_diagnosis
 from tachikoma.identity.files import KEY_FILE
+from tachikoma.identity.join_token import Joined
+from tachikoma.redis import keys
+from tachikoma.streams.heartbeat import Heartbeat
 from tachikoma_worker import diagnosis
 from tachikoma_worker.cgroups.hierarchy import NoHierarchy
 from tachikoma_worker.diagnosis import diagnose
@@ -21,7 +28,26 @@ Found = Callable[..., list[str]]
 
 
 @pytest.fixture
-def found(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Found:
+def heartbeat(redis_url: str) -> Iterator[Callable[..., None]]:
+    """Write the registration of a worker that is online on this host, with these values besides right ones."""
+    client = Redis.from_url(redis_url)
+
+    def write(**values: Any) -> None:
+        given: dict[str, Any] = {
+            "boot": "b", "run": "r", "version": version("tachikoma-exec"), "hostname": platform.node(), "running": 0,
+            "slots": 4, "load": 0, "memory_used": 0, "disk_used": 0, "isolation": ("shared", "private", "sealed"),
+            **values,
+        }  # fmt: skip
+        client.set(keys.info("web-1"), Heartbeat(**given).model_dump_json())
+
+    write()
+    yield write
+    client.delete(keys.info("web-1"))
+    client.close()
+
+
+@pytest.fixture
+def found(redis_url: str, heartbeat: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Found:
     """Return where the findings are, with these settings besides right ones."""
     Authority().write(tmp_path / "identity", "spiffe://tachikoma.local/agent/web-1")
     (tmp_path / "identity" / KEY_FILE).chmod(0o600)
@@ -76,3 +102,41 @@ def test_limits_that_a_host_cannot_enforce_are_found(monkeypatch: pytest.MonkeyP
     settings = WorkerSettings(agent_id="web-1", redis_url="unix:///x", data=tmp_path)
     (finding,) = diagnosis._check_cgroups(settings)
     assert "without limits" in finding.what
+
+
+@pytest.mark.parametrize(
+    ("values", "where"),
+    [
+        ({"version": "0.0.1"}, "versions"),
+        ({"hostname": "elsewhere"}, "agent web-1"),
+        ({"warnings": ("commands cannot be isolated at sealed: no namespaces",)}, "agent web-1"),
+    ],
+)
+def test_faults_of_the_running_worker_are_found(
+    found: Found, heartbeat: Callable[..., None], values: dict[str, Any], where: str
+) -> None:
+    heartbeat(**values)
+    assert found() == [where]
+
+
+def test_a_worker_that_is_offline_is_found(found: Found) -> None:
+    assert found(agent_id="web-2") == ["agent web-2"]
+
+
+def test_a_level_of_isolation_that_the_host_cannot_enforce_is_found(
+    found: Found, heartbeat: Callable[..., None]
+) -> None:
+    heartbeat(isolation=("shared", "private"))
+    assert found(isolation="private") == []
+    assert found(isolation="sealed") == ["TACHIKOMA_ISOLATION"]
+
+
+def test_an_orchestrator_that_renews_nothing_is_found(found: Found, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        # Bound and not listening: no other program can answer there.
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        Joined(address=address, server_name="orchestrator").save(tmp_path / "identity")
+        assert found() == [address]
+    (tmp_path / "identity" / "joined.json").write_text("{")
+    assert found() == [str(tmp_path / "identity")]

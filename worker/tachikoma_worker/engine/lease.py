@@ -289,7 +289,9 @@ async def read_lease(settings: WorkerSettings) -> Heartbeat:
     try:
         raw = await redis.get(keys.info(settings.agent_id))
     except (RedisError, OSError) as error:
-        raise Unavailable(f"Redis cannot be asked for agent {settings.agent_id}: {error}") from None
+        raise Unavailable(
+            f"Redis cannot be asked for agent {settings.agent_id}: {error}", metadata={"dependency": "redis"}
+        ) from None
     finally:
         await redis.aclose()
         identity.close()

@@ -19,6 +19,8 @@ CONFIGURATION = (
 AGENT_CONNECTIONS = 8
 #: Connections of orchestrators, submitters, Flower and people together.
 OTHER_CONNECTIONS = 256
+#: Share of the memory above which it may be full soon.
+FULL_SHARE = 0.8
 
 
 def version_of(info: Mapping[str, object]) -> str:
@@ -42,6 +44,7 @@ def server_findings(
     yield from _version_findings(info, durable=durable)
     yield from _persistence_findings(info, config)
     yield from _capacity_findings(config, agents)
+    yield from _memory_findings(info)
     yield from _network_findings(config)
     yield from replication_findings(info, config)
 
@@ -104,6 +107,19 @@ def _capacity_findings(config: Mapping[str, str], agents: int) -> Iterable[Findi
             where="maxclients",
             what=f"is {config.get('maxclients')}; {agents} agents need about {needed}",
             remedy=f"CONFIG SET maxclients {needed}, and in redis.conf; its limit of open files must allow that",
+        )
+
+
+def _memory_findings(info: Mapping[str, object]) -> Iterable[Finding]:
+    used, limit, name = int(str(info.get("used_memory", 0))), int(str(info.get("maxmemory", 0))), "maxmemory"
+    if not limit:
+        # Without a limit of its own, the server is killed when the memory of its host is full.
+        limit, name = int(str(info.get("total_system_memory", 0))), "memory of the host"
+    if limit and used > limit * FULL_SHARE:
+        yield Finding(
+            where=name,
+            what=f"{used >> 20} of {limit >> 20} MiB are in use; when it is full, every change is refused or lost",
+            remedy="give Redis more memory (maxmemory), or retain less: TACHIKOMA_OUTPUT_BYTES, TACHIKOMA_RETENTION",
         )
 
 

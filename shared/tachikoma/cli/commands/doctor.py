@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
-from tachikoma.cli.commands.parts import InstalledOption, Part, diagnosis_of, enter_installed, settings_class
+from tachikoma.cli.commands.parts import (
+    InstalledOption,
+    Part,
+    diagnosis_of,
+    enter_installed,
+    server_diagnosis_of,
+    settings_class,
+)
 from tachikoma.cli.output import Output, OutputOption, show_value
 from tachikoma.cli.tables import printable
 from tachikoma.client.profile import Profile, default_profile_path
 from tachikoma.client.sync import Client
-from tachikoma.config.settings import read_settings
+from tachikoma.config.settings import PartSettings, read_settings
 from tachikoma.diagnosis.findings import Diagnosis, Finding
 from tachikoma.diagnosis.identity import check_identity
 from tachikoma.errors import ConfigurationError, TachikomaError
@@ -64,27 +72,30 @@ def _of_client() -> Diagnosis:
 
 def _of_part(part: Part, *, forced: bool) -> Diagnosis:
     unit = enter_installed(part, forced=forced)
+    findings, unchecked = list[Finding](), list[str]()
+    settings: PartSettings | None = None
+    try:
+        settings = read_settings(settings_class(part), part)
+    except ConfigurationError as error:
+        advice = f"run: tachikoma config show {part}; docs/settings.md"
+        findings.append(Finding(where="settings", what=str(error), remedy=advice))
+    if settings is not None and (diagnose_server := server_diagnosis_of(part)) is not None:
+        try:
+            findings += diagnose_server(settings)
+        except TachikomaError as error:
+            unchecked.append(str(error))
     if unit is not None:
         unit.become()
+    if settings is not None:
+        findings += diagnosis_of(part)(settings)
     return Diagnosis(
         part=part.value,
         version=version("tachikoma-exec"),
         hostname=platform.node(),
         settings="environment" if unit is None else str(unit),
-        findings=tuple(_diagnose(part)),
+        unchecked=tuple(unchecked),
+        findings=tuple(findings),
     )
-
-
-def _diagnose(part: Part) -> Iterator[Finding]:
-    diagnose = diagnosis_of(part)
-    if diagnose is None:
-        raise ConfigurationError(f"there are no checks for the {part}; run: tachikoma config check {part}")
-    try:
-        settings = read_settings(settings_class(part), part)
-    except ConfigurationError as error:
-        yield Finding(where="settings", what=str(error), remedy=f"run: tachikoma config show {part}; docs/settings.md")
-        return
-    yield from diagnose(settings)
 
 
 def _diagnose_client() -> Iterator[Finding]:
@@ -110,6 +121,7 @@ def _diagnose_client() -> Iterator[Finding]:
         return
     for agent in agents:
         yield from _check_agent(agent)
+    yield from _check_versions(agents)
 
 
 def _check_agent(agent: AgentInfo) -> Iterator[Finding]:
@@ -120,6 +132,18 @@ def _check_agent(agent: AgentInfo) -> Iterator[Finding]:
         return
     for warning in agent.warnings:
         yield Finding(where=agent.id, what=warning, remedy=ON_ITS_HOST)
+
+
+def _check_versions(agents: Sequence[AgentInfo]) -> Iterator[Finding]:
+    """Compare the versions of the agents that are online with that of this program."""
+    own = version("tachikoma-exec")
+    found = Counter(agent.version for agent in agents if agent.online and agent.version not in ("", own))
+    for other, number in sorted(found.items()):
+        yield Finding(
+            where="versions",
+            what=f"{number} {'agent runs' if number == 1 else 'agents run'} version {other}, and this program is {own}",
+            remedy="update the older ones: see docs/deployment.md; tachikoma agents -o json has the version of each",
+        )
 
 
 def _show(report: Diagnosis) -> None:

@@ -16,7 +16,7 @@ from tachikoma.diagnosis.findings import Finding
 from tachikoma.diagnosis.installed import Installed
 from tachikoma.errors import ConfigurationError
 
-__all__ = ["InstalledOption", "Part", "diagnosis_of", "enter_installed", "settings_class"]
+__all__ = ["InstalledOption", "Part", "diagnosis_of", "enter_installed", "server_diagnosis_of", "settings_class"]
 
 InstalledOption = Annotated[
     bool,
@@ -50,7 +50,12 @@ _DIAGNOSES = {
     Part.ORCHESTRATOR: "tachikoma_orchestrator.commands.diagnosis:diagnose_orchestrator",
     Part.SUBMITTER: "tachikoma_orchestrator.commands.diagnosis:diagnose_submitter",
     Part.WORKER: "tachikoma_worker.diagnosis:diagnose",
+    Part.FLOWER: "tachikoma_orchestrator.commands.diagnosis:diagnose_flower",
+    Part.BEAT: "tachikoma_orchestrator.commands.diagnosis:diagnose_beat",
 }
+#: The same, of checks of a server that need more rights than the part's user has; root makes them before it becomes
+#: that user.
+_SERVER_DIAGNOSES = {Part.ORCHESTRATOR: "tachikoma_orchestrator.commands.diagnosis:diagnose_server"}
 
 
 def settings_class(part: Part) -> type[PartSettings]:
@@ -83,13 +88,23 @@ def enter_installed(part: Part, *, forced: bool) -> Installed | None:
     return found
 
 
-def diagnosis_of(part: Part) -> Callable[[Any], Iterator[Finding]] | None:
-    """Return the function that checks a part's surroundings, by its settings; None if it has none of its own.
+def diagnosis_of(part: Part) -> Callable[[Any], Iterator[Finding]]:
+    """Return the function that checks a part's surroundings, by its settings.
 
     Raises:
         ConfigurationError: the part is not installed; the message names the extra.
     """
-    return cast(Callable[[Any], Iterator[Finding]], _load(part, _DIAGNOSES[part])) if part in _DIAGNOSES else None
+    return cast(Callable[[Any], Iterator[Finding]], _load(part, _DIAGNOSES[part]))
+
+
+def server_diagnosis_of(part: Part) -> Callable[[Any], Iterator[Finding]] | None:
+    """Return the function that checks the server of a part, by the part's settings; None if the part has none.
+
+    Raises:
+        ConfigurationError: the part is not installed; the message names the extra.
+    """
+    found = _SERVER_DIAGNOSES.get(part)
+    return None if found is None else cast(Callable[[Any], Iterator[Finding]], _load(part, found))
 
 
 def _load(part: Part, target: str) -> Any:

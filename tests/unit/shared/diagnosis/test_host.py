@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tachikoma.diagnosis import host
-from tachikoma.diagnosis.host import check_folder, check_secret, check_units
+from tachikoma.diagnosis.host import check_folder, check_open_files, check_secret, check_units
 
 #: What `shutil.disk_usage` returns.
 Usage = namedtuple("Usage", ["total", "used", "free"])
@@ -44,17 +45,37 @@ def test_a_full_disk_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert finding.what == "its disk has 10 MiB free of 102400 MiB; the journal will soon fail"
 
 
-@pytest.mark.parametrize(("state", "findings"), [("failed", ["a.service"]), ("active", []), ("inactive", [])])
-def test_failed_units_are_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, findings: list[str]
+@pytest.mark.parametrize(
+    ("load", "active", "enabled", "own", "companion"),
+    [
+        ("loaded", "failed", "disabled", "the unit has failed", "the unit has failed"),
+        ("loaded", "inactive", "enabled", "the unit does not run", "the unit does not run"),
+        ("loaded", "inactive", "disabled", "the unit does not run", ""),
+        ("loaded", "active", "enabled", "", ""),
+        ("loaded", "activating", "enabled", "", ""),
+        ("not-found", "inactive", "", "", ""),
+    ],
+)
+def test_units_that_do_not_run_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: str, active: str, enabled: str, own: str, companion: str
 ) -> None:
     """A stand-in for systemctl(1), since systemd does not run everywhere."""
     program = tmp_path / "systemctl"
-    program.write_text(f"#!/bin/sh\necho {state}\n")
+    program.write_text(f"#!/bin/sh\necho LoadState={load}\necho ActiveState={active}\necho UnitFileState={enabled}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(host, "SYSTEMD", tmp_path)
-    assert [finding.where for finding in check_units("a.service")] == findings
+    expected = [(unit, what) for unit, what in (("a.service", own), ("b.service", companion)) if what]
+    assert [(found.where, found.what) for found in check_units("a.service", companions=("b.service",))] == expected
+
+
+def test_a_limit_of_open_files_that_is_too_low_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
+    (finding,) = check_open_files("TACHIKOMA_CONNECTIONS", 1000, 25)
+    assert finding.what == "a limit of 1024 open files is too low for 1000 connections"
+    assert list(check_open_files("TACHIKOMA_CONNECTIONS", 1000, 24)) == []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert list(check_open_files("TACHIKOMA_CONNECTIONS", 10_000, 24)) == []
 
 
 def test_without_systemd_no_unit_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

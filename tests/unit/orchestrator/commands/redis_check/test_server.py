@@ -52,6 +52,19 @@ def test_a_socket_is_not_for_everybody() -> None:
     assert found(unixsocket="/run/r.sock", unixsocketperm="770") == []
 
 
+@pytest.mark.parametrize(
+    ("memory", "wrong"),
+    [
+        ({"used_memory": 81, "maxmemory": 100}, ["maxmemory"]),
+        ({"used_memory": 79, "maxmemory": 100, "total_system_memory": 10}, []),
+        ({"used_memory": 81, "maxmemory": 0, "total_system_memory": 100}, ["memory of the host"]),
+        ({"used_memory": 81, "maxmemory": 0}, []),
+    ],
+)
+def test_memory_that_may_be_full_soon_is_found(memory: dict[str, object], wrong: list[str]) -> None:
+    assert found(memory) == wrong
+
+
 def test_nothing_accepted_is_lost() -> None:
     assert found(appendonly="no") == ["appendonly"]
     assert found(appendfsync="no") == ["appendfsync"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,27 @@ def test_wrong_settings_of_a_part_are_found(run: Any, monkeypatch: pytest.Monkey
     assert "TACHIKOMA_AGENT_ID is not set" in finding["what"]
 
 
-def test_a_part_without_checks_of_its_own_is_refused(run: Any) -> None:
-    assert "run: tachikoma config check beat" in str(run("doctor", "beat").error)
+def test_other_versions_of_agents_are_found(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = version("tachikoma-exec")
+    known = (
+        AgentInfo(id="web-1", online=True, version=own),
+        AgentInfo(id="web-2", online=True, version="0.1.0"),
+        AgentInfo(id="web-3", online=True, version="0.1.0"),
+    )
+    monkeypatch.setattr(Agents, "answer", known)
+    (finding,) = findings(run)
+    assert finding["what"] == f"2 agents run version 0.1.0, and this program is {own}"
+
+
+def test_checks_that_need_more_rights_are_named_if_they_were_not_made(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TACHIKOMA_REDIS_URL", f"unix://{tmp_path}/none")
+    monkeypatch.setenv("TACHIKOMA_POLICY", str(tmp_path))
+    report = json.loads(run("doctor", "orchestrator", "-o", "json").out)
+    (sentence,) = report["unchecked"]
+    assert sentence.startswith("settings, users and memory of Redis: this user can read no password 'check'")
+    assert f"not checked: {sentence}\n" in run("doctor", "orchestrator").out
 
 
 def test_a_part_that_is_installed_is_checked_with_the_settings_of_its_unit(
