@@ -114,6 +114,10 @@ def test_a_file_of_targets_and_a_retry_of_what_failed(cli: Cli, tmp_path: Path) 
     again = cli.run("run", "-o", "json", "--retry", batch_id, "failed")
     assert again.returncode == 0
     assert [result["agentId"] for result in json.loads(again.stdout)["results"]] == ["agent-2"]
+    same = cli.run("batches", "retry", "-o", "json", batch_id)
+    assert same.returncode == 0
+    assert [result["agentId"] for result in json.loads(same.stdout)["results"]] == ["agent-2"]
+    assert "no target of the batch" in cli.run("batches", "retry", batch_id, "unreachable").stderr.decode()
     shown = cli.run("batches", "status", "--group", batch_id)
     assert "1 failed: agent-2" in shown.stderr.decode()
     assert batch_id[:8] in text(cli.run("batches", "ls"))

@@ -298,6 +298,12 @@ def test_operators_and_batches_speak_json_too(cli: Cli) -> None:
     assert checked("run --detach", cli.run("run", "-d", "-o", "json", AGENT, "true").stdout)["total"] == 1
     for line in cli.run("run", "-o", "jsonl", AGENT, "true").stdout.splitlines():
         checked("run -o jsonl", line)
+    retry = ("batches", "retry", batch_id, "succeeded")
+    assert checked("batches retry", cli.run(*retry, "-o", "json").stdout)["batch"]["state"] == "DONE"
+    assert checked("batches retry --preview", cli.run(*retry, "--preview", "-o", "json").stdout)["targets"]
+    assert checked("batches retry --detach", cli.run(*retry, "-d", "-o", "json").stdout)["total"] == 2
+    for line in cli.run(*retry, "-o", "jsonl").stdout.splitlines():
+        checked("batches retry -o jsonl", line)
     for line in cli.run("batches", "logs", batch_id, "-o", "json").stdout.splitlines():
         checked("batches logs", line)
     assert shown("agents drain", "agent-2", "-r", "a test")["draining"]

@@ -16,10 +16,12 @@ from tachikoma.errors import InvalidRequest
 from tachikoma.targets.answers import AnswerGroup, cuts, difference
 from tachikoma.targets.nodesets import fold
 from tachikoma.vocabulary.batches import ApprovalNeed, BatchResult, BatchState, BatchStatus, TargetState
+from tachikoma.vocabulary.model import Model
 
 __all__ = [
     "FAILED",
     "NOT_RUN",
+    "BatchReport",
     "HostLines",
     "Progress",
     "describe_needs",
@@ -43,6 +45,14 @@ CLEAR = "\r\x1b[2K"
 _ENDED_WELL = TargetState.SUCCEEDED
 _RAN = frozenset({TargetState.FAILED, TargetState.TIMED_OUT, TargetState.OUT_OF_MEMORY})
 _OPEN = frozenset({TargetState.PENDING, TargetState.RUNNING})
+
+
+class BatchReport(Model):
+    """A batch, and the results of its targets."""
+
+    batch: BatchStatus
+    #: The results of the targets that have ended.
+    results: tuple[BatchResult, ...]
 
 
 def exit_code(results: Iterable[BatchResult]) -> int:

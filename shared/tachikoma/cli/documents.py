@@ -10,12 +10,13 @@ from typing import Any, Self
 
 from pydantic import TypeAdapter
 
+from tachikoma.cli.batch_view import BatchReport
 from tachikoma.cli.result import ExecResult
 from tachikoma.diagnosis.findings import Diagnosis
 from tachikoma.policy.tools.replay import Change
 from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
 from tachikoma.vocabulary.audit import ExecAuditLog
-from tachikoma.vocabulary.batches import BatchApproval, BatchPreview, BatchResult, BatchStatus, BatchUpdate
+from tachikoma.vocabulary.batches import BatchApproval, BatchPreview, BatchStatus, BatchUpdate
 from tachikoma.vocabulary.model import Model
 from tachikoma.vocabulary.policies import PolicyStatus
 from tachikoma.vocabulary.recordings import RecordingInfo
@@ -29,7 +30,6 @@ __all__ = [
     "AgentUnderBundle",
     "AuditReport",
     "AuthorityFacts",
-    "BatchReport",
     "CertificateFacts",
     "Document",
     "ErrorDocument",
@@ -322,14 +322,6 @@ class ScheduleReport(Model):
     warnings: tuple[str, ...]
 
 
-class BatchReport(Model):
-    """A batch, and the results of its targets."""
-
-    batch: BatchStatus
-    #: The results of the targets that have ended.
-    results: tuple[BatchResult, ...]
-
-
 @dataclass(frozen=True)
 class Document:
     """The document of a command."""
@@ -383,6 +375,10 @@ DOCUMENTS = (
     Document("batches approve", BatchStatus),
     Document("batches reject", BatchStatus),
     Document("batches cancel", BatchStatus),
+    Document("batches retry", BatchReport),
+    Document("batches retry -o jsonl", BatchUpdate, lines=True),
+    Document("batches retry --detach", BatchStatus),
+    Document("batches retry --preview", BatchPreview),
     Document("batches logs", ExecOutput, lines=True),
     Document.list_of("cancel", CancelResponse),
     Document("exec", ExecResult),

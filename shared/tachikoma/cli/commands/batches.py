@@ -9,9 +9,17 @@ from typing import Annotated
 import typer
 
 from tachikoma.cli import completion
-from tachikoma.cli.batch_view import describe_needs, host_line, show_groups, show_totals, states_of, words_of_state
+from tachikoma.cli.batch_view import (
+    BatchReport,
+    describe_needs,
+    host_line,
+    show_groups,
+    show_totals,
+    states_of,
+    words_of_state,
+)
 from tachikoma.cli.commands.batch_approvals import add_to as add_approvals
-from tachikoma.cli.documents import BatchReport
+from tachikoma.cli.commands.run import add_retry_to
 from tachikoma.cli.lookup import with_full_batch_id
 from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, show_value, watch
 from tachikoma.cli.show import age, facts, moment, short_id, warn
@@ -27,7 +35,7 @@ from tachikoma.vocabulary.results import ExecOutput
 
 __all__ = ["batches"]
 
-batches = typer.Typer(no_args_is_help=True, help="List batches, show one, approve and cancel them.")
+batches = typer.Typer(no_args_is_help=True, help="List batches, show one, approve, cancel and retry them.")
 
 
 @batches.command("ls")
@@ -212,4 +220,5 @@ def _show_cancelled(found: BatchStatus) -> None:
     typer.echo(f"{printable(found.id)}: {found.state.lower()}; {running} executions are being cancelled")
 
 
+add_retry_to(batches)
 add_approvals(batches)

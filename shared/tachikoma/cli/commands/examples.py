@@ -77,6 +77,10 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("Of some hosts", "tachikoma batches logs 5f3a 'web-[1-3]'"),
     ),
     "batches ls": (("The latest 5", "tachikoma batches ls -l 5"),),
+    "batches retry": (
+        ("Where it did not succeed", "tachikoma batches retry 5f3a"),
+        ("Only where the host was offline, ten at once", "tachikoma batches retry 5f3a unreachable -p 10"),
+    ),
     "batches status": (
         ("Totals", "tachikoma batches status 5f3a"),
         ("Equal answers, grouped", "tachikoma batches status 5f3a --group"),

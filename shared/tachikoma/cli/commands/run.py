@@ -7,6 +7,7 @@ their end is unknown.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import shlex
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from pydantic import ValidationError
 
 from tachikoma.cli import completion
 from tachikoma.cli.batch_view import (
+    BatchReport,
     HostLines,
     Progress,
     describe_needs,
@@ -32,7 +34,6 @@ from tachikoma.cli.batch_view import (
 )
 from tachikoma.cli.commands.interrupts import Interrupts, output_failed, reported
 from tachikoma.cli.descriptors import OutputFailed, read_input
-from tachikoma.cli.documents import BatchReport
 from tachikoma.cli.lookup import with_full_batch_id_async
 from tachikoma.cli.options import DetachOption, EnvironmentOption, duration, environment, refuse_option, remote_command
 from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, report_failure, show_value
@@ -46,7 +47,7 @@ from tachikoma.vocabulary.batches import BatchPreview, BatchRequest, BatchResult
 from tachikoma.vocabulary.model import describe_validation_error
 from tachikoma.vocabulary.request_rules import MAX_STDIN_BYTES
 
-__all__ = ["add_to"]
+__all__ = ["add_retry_to", "add_to"]
 
 WordsArgument = Annotated[
     list[str] | None,
@@ -71,9 +72,22 @@ SimilarOption = Annotated[
 ]
 
 
+#: Parameters of `run` that `retry` takes from the earlier batch.
+_OF_COMMAND = ("words_given", "from_file", "retry", "timeout", "env", "cwd", "user", "stdin")
+
+
 def add_to(app: typer.Typer) -> None:
-    """Add the commands of this module."""
+    """Add `run`."""
     app.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(run)
+
+
+def add_retry_to(app: typer.Typer) -> None:
+    """Add `retry`, which has the options of `run` except those about the command and its targets."""
+    own = list(inspect.signature(retry, eval_str=True).parameters.values())[:-1]
+    options = inspect.signature(run, eval_str=True).parameters
+    shared = [option for name, option in options.items() if name not in {"context", *_OF_COMMAND}]
+    retry.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+    app.command("retry")(retry)
 
 
 def run(
@@ -113,16 +127,47 @@ def run(
     Ctrl-C cancels the batch; a second one leaves it.
     """
     refuse_option(context, words_given or ())
+    of_command = {"timeout": timeout, "env": env, "cwd": cwd, "user": user, "stdin": stdin}
     values: dict[str, Any] = {"id": batch_id, "canary": canary, "wave": wave, "work_dir": cwd, "user": user}
     values |= {"parallel": parallel or None, "stop_after": stop_after}
     times = {"pause": pause, "deadline": deadline, "timeout": timeout}
     form = _Form(output, group=group or diff or similar, diff=diff, similar=similar, quiet=quiet)
     with reported("batch"):
+        if retry is not None and not words_given:
+            _refuse_unused(of_command)
         values |= _targets(words_given or [], from_file, retry) | _times(times)
         values |= {"stop_on": tuple(cause.upper() for cause in stop_on or ()), "environment": environment(env or [])}
         values["gate"] = _gate(gate, gate_timeout)
         values["stdin"] = read_input(MAX_STDIN_BYTES + 1) if stdin else None
         raise typer.Exit(asyncio.run(_run(_request(values), form, preview=preview, detach=detach)))
+
+
+def retry(
+    context: typer.Context,
+    earlier: Annotated[
+        str, typer.Argument(metavar="BATCH_ID", help="The earlier batch.", autocompletion=completion.batches)
+    ],
+    states: Annotated[
+        str,
+        typer.Argument(
+            help="States of targets, with commas; failed: every state but success.",
+            autocompletion=completion.target_states,
+        ),
+    ] = "failed",
+    **options: Any,
+) -> None:
+    """Run the command of a batch again, where it did not succeed or on its targets in other states.
+
+    Command, user, environment, input and timeout are those of the earlier batch. The rules of the new batch, such as
+    --parallel and --stop-after, are those of the options.
+    """
+    run(context, retry=(earlier, states), **options)
+
+
+def _refuse_unused(options: dict[str, Any]) -> None:
+    """Raise InvalidRequest if an option is given that the command of an earlier batch has already."""
+    if given := [f"--{name}" for name, value in options.items() if value]:
+        raise InvalidRequest(f"{', '.join(given)}: a retry without a command has those of its batch; add the command")
 
 
 def _targets(given: list[str], file: Path | None, retry: tuple[str, str] | None) -> dict[str, Any]:

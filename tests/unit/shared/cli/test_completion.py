@@ -111,6 +111,8 @@ def offered(*words: str, incomplete: str = "", shell: str = "bash") -> list[str]
         (("batches", "cancel"), "", ["batch-1"]),
         (("batches", "logs", "--state"), "f", ["failed"]),
         (("run", "--retry"), "", ["batch-1"]),
+        (("batches", "retry"), "", ["batch-1"]),
+        (("batches", "retry", "batch-1"), "unr", ["unreachable"]),
         (("schedule", "pause"), "", ["nightly"]),
         (("sessions", "watch"), "", ["9beb"]),
         (("recordings", "export"), "", ["recorded"]),

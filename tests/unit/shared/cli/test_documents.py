@@ -104,7 +104,8 @@ LINES: dict[str, tuple[str, ...] | None] = {
     # They need a batch: tests/unit/shared/cli/commands/test_run.py.
     "batches ls": None, "batches status": None, "batches cancel": None, "batches logs": None, "batches approvals": None,
     "batches approvals ID": None, "batches approve": None, "batches reject": None, "run": None,
-    "run -o jsonl": None, "run --detach": None, "run --preview": None,
+    "batches retry": None, "batches retry -o jsonl": None, "batches retry --detach": None,
+    "batches retry --preview": None, "run -o jsonl": None, "run --detach": None, "run --preview": None,
     "audit verify": None, "audit export": None, "sessions close": ("job-7",),
     # They need files: test_the_documents_of_files.
     "policy check": None, "policy explain": None, "policy test": None, "schedule check": None,

@@ -16,7 +16,7 @@ from tachikoma.cli import batch_view
 from tachikoma.cli.commands import run
 from tachikoma.cli.output import Output
 from tachikoma.errors import InvalidRequest, NotFound, PermissionDenied
-from tachikoma.vocabulary.batches import BatchResult, BatchState, BatchStatus, BatchUpdate, TargetState
+from tachikoma.vocabulary.batches import BatchRequest, BatchResult, BatchState, BatchStatus, BatchUpdate, TargetState
 
 #: Letters for digits, so that answers differ also where numbers are ignored.
 LETTERS = bytes.maketrans(b"0123456789", b"ghijklmnop")
@@ -176,6 +176,56 @@ def test_a_retry_takes_the_beginning_of_a_batch_id(run: Any, client: Any) -> Non
     client.answers |= {"batch": one, "batches": (earlier,), "submit_batch": batch()}
     assert run("run", "--detach", "--retry", "4f1c", "failed").out == "b-1\n"
     assert client.calls[-1][1][0].retry_of == "4f1c2a9d8e7b"
+
+
+@pytest.fixture
+def earlier(client: Any) -> Any:
+    """A client that knows a batch, and accepts another one."""
+    client.answers |= {"batch": batch(id="4f1c2a9d8e7b"), "submit_batch": batch(), "run": UPDATES}
+    return client
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), {}),
+        (("failed",), {}),
+        (("unreachable,lost",), {"retry_states": (TargetState.UNREACHABLE, TargetState.LOST)}),
+        (("lost", "-p", "7"), {"retry_states": (TargetState.LOST,), "parallel": "7"}),
+        (
+            ("--canary", "1", "--wave", "25%", "--stop-after", "3", "--stop-on", "denied", "--gate", "lb1", "true"),
+            {
+                "canary": 1, "wave": "25%", "stop_after": "3", "stop_on": ("DENIED",),
+                "gate": {"agent_id": "lb1", "command": ["true"]},
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_batches_retry_runs_the_earlier_command_with_new_rules(
+    run: Any, earlier: Any, arguments: tuple[str, ...], expected: dict[str, Any]
+) -> None:
+    done = run("batches", "retry", "4f1c2a9d8e7b", *arguments, "--id", "again", "--detach")
+    assert (done.code, done.out) == (0, "b-1\n")
+    name, (request,), _ = earlier.calls[-1]
+    assert name == "submit_batch"
+    assert request == BatchRequest.model_validate({"id": "again", "retry_of": "4f1c2a9d8e7b"} | expected)
+
+
+def test_batches_retry_shows_answers_as_run_does(run: Any, earlier: Any) -> None:
+    document = json.loads(run("batches", "retry", "-o", "json", "4f1c2a9d8e7b").out)
+    assert document["batch"]["id"] == "b-1"
+    earlier.answers["run"] = PermissionDenied("policy denies it")
+    assert run("batches", "retry", "4f1c2a9d8e7b").code == 125
+    assert run("batches", "retry", "4f1c2a9d8e7b", "odd").code == 125
+
+
+@pytest.mark.parametrize("option", [("--timeout", "5s"), ("--cwd", "/"), ("--user", "root"), ("--env", "A=1"), ("-i",)])
+def test_a_retry_takes_no_option_of_the_earlier_command(run: Any, earlier: Any, option: tuple[str, ...]) -> None:
+    assert run("batches", "retry", "4f1c2a9d8e7b", *option).code == 2
+    done = run("run", "--retry", "4f1c2a9d8e7b", "failed", *option)
+    assert done.code == 125
+    assert "a retry without a command has those of its batch; add the command" in done.err
+    assert run("run", "--detach", "--retry", "4f1c2a9d8e7b", "failed", *option, "true").code == 0
 
 
 def test_a_gate_is_an_agent_and_a_command_as_a_shell_splits_it() -> None:
