@@ -145,7 +145,7 @@ def install(
         typer.echo(words)
     if not installation.host.services:
         typer.echo("start it:")
-        for line in installation.units.commands():
+        for line in installation.units("").commands():
             typer.echo(f"  {line}")
         typer.echo(f"or, without systemd, with the variables of {installation.environment}: tachikoma worker")
         return

@@ -15,7 +15,7 @@ from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.join_token import JoinToken, agent_of
 from tachikoma.identity.spiffe import InvalidIdentity
 from tachikoma.setup.layout import Layout
-from tachikoma.setup.steps import Accounts, File, Folder, Host, Step, Units, apply
+from tachikoma.setup.steps import Accounts, File, Folder, Host, Step, Unit, Units, apply
 from tachikoma.streams.heartbeat import Heartbeat
 from tachikoma_worker.engine.lease import read_lease
 from tachikoma_worker.settings import PASSWORD_FILE, WorkerSettings
@@ -24,6 +24,8 @@ __all__ = ["Installation"]
 
 #: Account of the worker.
 ACCOUNT = "tachikoma-worker"
+#: The units.
+SPAWNER, WORKER = "tachikoma-spawner.service", "tachikoma-worker.service"
 #: First and longest delay between two looks for the agent's lease.
 LOOK_SECONDS = (0.2, 2.0)
 
@@ -58,10 +60,11 @@ class Installation:
         """File with the settings of worker and spawner."""
         return self.layout.settings / "worker.env"
 
-    @property
-    def units(self) -> Units:
-        """The units of an agent."""
-        return Units(("tachikoma-spawner.service", "tachikoma-worker.service"))
+    def units(self, environment: str) -> Units:
+        """Return the units of an agent, for a content of the file with its settings."""
+        # A restart of the spawner would end all commands: only another unit file is a reason.
+        worker = Unit(WORKER, (environment, self.layout.settings / "worker.local.env"))
+        return Units((Unit(SPAWNER), worker), self.layout.settings / "worker.started.json")
 
     def before(self) -> list[Step]:
         """Return the steps before the host joins."""
@@ -78,8 +81,8 @@ class Installation:
         )
         return [
             File(self.environment, text),
-            *(self.layout.unit(name) for name in self.units.names),
-            self.units,
+            *(self.layout.unit(name) for name in (SPAWNER, WORKER)),
+            self.units(text),
         ]
 
     def run(self) -> Iterator[str]:
@@ -143,7 +146,6 @@ class Installation:
             except Unavailable as error:
                 if time.monotonic() > deadline:
                     raise Unavailable(
-                        f"{error}; look at: systemctl status {' '.join(self.units.names)}; "
-                        "run: sudo tachikoma doctor worker"
+                        f"{error}; look at: systemctl status {SPAWNER} {WORKER}; run: sudo tachikoma doctor worker"
                     ) from None
             time.sleep(backoff.advance())

@@ -5,6 +5,8 @@ Each knows whether it is done, so applying a plan twice changes nothing.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -18,11 +20,13 @@ from tachikoma.errors import ConfigurationError
 
 __all__ = [
     "Accounts",
+    "Address",
     "File",
     "Folder",
     "Host",
     "Secret",
     "Step",
+    "Unit",
     "UnitFile",
     "Units",
     "apply",
@@ -114,21 +118,59 @@ class File:
     owner: str = ""
     #: Whether a file that exists stays as it is: it belongs to the operator.
     keep: bool = False
+    #: Content of the previous plan: a kept file that still has it was not edited, and gets the new content.
+    previous: str = ""
 
     def pending(self, host: Host) -> str:
         """Compare the file with the plan."""
         if not self.path.is_file():
             return f"write {self.path}"
+        found = self.path.read_text(encoding="utf-8")
+        if self.keep and (not self.previous or found != self.previous):
+            return ""
+        if found != self.content:
+            return f"change {self.path}"
         if self.keep:
             return ""
-        if self.path.read_text(encoding="utf-8") != self.content:
-            return f"change {self.path}"
         right = self.path.stat().st_mode & 0o777 == self.mode and host.owned(self.path, self.owner)
         return "" if right else f"correct owner and mode of {self.path}"
 
     def apply(self, host: Host) -> None:
         """Replace the file as a whole."""
         replace_file(self.path, self.content, self.mode, self.owner, host)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """The address of the orchestrator in a JSON file of the operator. Other addresses and members of it stay."""
+
+    path: Path
+    #: The address by the previous plan.
+    previous: str
+    #: The address by this plan.
+    current: str
+
+    def _changed(self) -> str:
+        """Return the file with the new address; empty if it stays as it is."""
+        if self.previous == self.current or not self.path.is_file():
+            return ""
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            addresses = found["address"].split(",")
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ConfigurationError(f"cannot change the address in {self.path}: {error!r}") from None
+        if self.previous not in addresses:
+            return ""
+        found["address"] = ",".join(self.current if item == self.previous else item for item in addresses)
+        return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+
+    def pending(self, host: Host) -> str:
+        """Compare the address with the plan."""
+        return f"change the address in {self.path} to {self.current}" if self._changed() else ""
+
+    def apply(self, host: Host) -> None:
+        """Replace the file as a whole."""
+        replace_file(self.path, self._changed(), self.path.stat().st_mode & 0o777, "", host)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,10 +276,38 @@ class UnitFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Units:
-    """Units of systemd that are enabled and run with their current files."""
+class Unit:
+    """A unit of systemd, with everything that it reads only at its start."""
 
-    names: tuple[str, ...]
+    name: str
+    #: Contents that the plan writes, and files of the operator; a missing file counts as an empty one. Empty for a unit
+    #: that is restarted only for a new unit file.
+    reads: tuple[str | Path, ...] = ()
+
+    def digest(self) -> str:
+        """Return a digest of what it reads; empty if it reads nothing."""
+        if not self.reads:
+            return ""
+        contents = [item.encode() if isinstance(item, str) else _content(item) for item in self.reads]
+        return hashlib.sha256(b"".join(b"%d:%b" % (len(content), content) for content in contents)).hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """Units of systemd that are enabled, and run with their current files."""
+
+    units: tuple[Unit, ...]
+    #: File with the digest of what each unit read at its last start by a plan.
+    started: Path
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the units."""
+        return tuple(unit.name for unit in self.units)
 
     def commands(self) -> list[str]:
         """Return the commands, for a host where they are left to the operator."""
@@ -247,16 +317,39 @@ class Units:
         """Return the units that do not run, or run with older files."""
         if not host.services:
             return ""
-        waiting = [name for name in self.names if self._is_stale(name) or not self._runs(name)]
-        return f"enable and start {', '.join(waiting)}" if waiting else ""
+        old = self._outdated()
+        missing = [name for name in self.names if name not in old and not self._runs(name)]
+        words = [f"restart {', '.join(old)}"] if old else []
+        words += [f"enable and start {', '.join(missing)}"] if missing else []
+        return "; ".join(words)
 
     def apply(self, host: Host) -> None:
-        """Read the files, enable the units, start them, and restart those with older files."""
-        stale = [name for name in self.names if self._is_stale(name) and self._runs(name)]
+        """Read the unit files, restart the units that run with older files, enable and start the others."""
+        old = self._outdated()
         _checked("systemctl", "daemon-reload")
-        if stale:
-            _checked("systemctl", "restart", *stale)
+        if old:
+            _checked("systemctl", "restart", *old)
         _checked("systemctl", "enable", "--now", *self.names)
+        # Last: after a failure the next setup restarts them.
+        digests = {**self._started(), **{unit.name: unit.digest() for unit in self.units}}
+        replace_file(self.started, json.dumps(digests, indent=2) + "\n", 0o644, "", host)
+
+    def _outdated(self) -> list[str]:
+        """Return the units that run with older files."""
+        started = self._started()
+        return [
+            unit.name
+            for unit in self.units
+            if (self._is_stale(unit.name) or unit.digest() not in ("", started.get(unit.name)))
+            and self._runs(unit.name)
+        ]
+
+    def _started(self) -> dict[str, str]:
+        try:
+            return dict(json.loads(self.started.read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):
+            # Without a record the units are restarted once.
+            return {}
 
     @staticmethod
     def _is_stale(name: str) -> bool:

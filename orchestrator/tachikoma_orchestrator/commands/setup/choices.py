@@ -39,6 +39,8 @@ class Choices(Model):
     redis_url: str = ""
     #: Port of the Redis on this host.
     redis_port: _Port = 6379
+    #: Program of the Redis on this host.
+    redis_server: Annotated[str, Field(min_length=1, max_length=4096)] = "redis-server"
 
     @classmethod
     def read(cls, path: Path, **given: str | int | None) -> Choices:
@@ -72,6 +74,11 @@ class Choices(Model):
     def own_redis(self) -> bool:
         """True if Redis runs on this host."""
         return not self.redis_url
+
+    @property
+    def address(self) -> str:
+        """host:port of the orchestrator, as clients and members reach it."""
+        return f"{self.host}:{self.port}"
 
     @property
     def reached_redis(self) -> str:

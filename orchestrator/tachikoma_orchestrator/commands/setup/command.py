@@ -36,7 +36,7 @@ def run(
     join_port: Annotated[int | None, typer.Option(help="Port on which hosts and people join, 8535.")] = None,
     redis_url: RedisUrlOption = None,
     redis_port: Annotated[int | None, typer.Option(help="Port of the Redis on this host, 6379.")] = None,
-    redis_server: Annotated[str, typer.Option(help="Program of the Redis on this host.")] = "redis-server",
+    redis_server: Annotated[str | None, typer.Option(help="Program of the Redis on this host, redis-server.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
     renew: RenewOption = False,
     root: Annotated[Path, typer.Option(help="Folder below which everything is written, instead of /.")] = Path("/"),
@@ -46,11 +46,14 @@ def run(
     given = {
         "host": host, "trust_domain": trust_domain, "operator": operator, "bind": bind, "port": port,
         "join_port": join_port, "redis_url": redis_url, "redis_port": redis_port,
+        "redis_server": redis_server,
     }  # fmt: skip
-    choices = Choices.read(layout.settings / "setup.toml", **given)
-    program = shutil.which(redis_server) or redis_server
+    stored = layout.settings / "setup.toml"
+    choices = Choices.read(stored, **given)
+    previous = Choices.read(stored) if stored.is_file() else choices
+    program = shutil.which(choices.redis_server) or choices.redis_server
     durable = not choices.own_redis or waits_for_disk(program)
-    plan = OrchestratorPlan(layout, choices, durable, program)
+    plan = OrchestratorPlan(layout, choices, durable, program, previous)
     steps = plan.certificates() if renew else plan.steps()
     here = Host.real(layout.root)
     if dry_run:
@@ -77,6 +80,18 @@ def _show_next(plan: OrchestratorPlan, here: Host) -> None:
         typer.echo("start it:")
         for line in plan.units().commands():
             typer.echo(f"  {line}")
+    if not plan.names_operator():
+        typer.echo(f"let a policy in {plan.policy.parent} name {plan.operator_id}, which has no rights yet")
+    for before, now in plan.moved():
+        typer.echo(
+            f"agents and people that joined before use {before}, which is {now} now: docs/deployment.md, "
+            "'Another name or port'"
+        )
+    if not plan.choices.own_redis and plan.redis_conf.is_file():
+        typer.echo(
+            "this Redis is no longer used, and keeps its data: systemctl disable --now tachikoma-redis; "
+            f"rm {plan.redis_conf}"
+        )
     if not plan.choices.own_redis:
         acl = plan.layout.settings / "users.acl"
         typer.echo(f"load {acl} into {plan.choices.redis_url} (ACL LOAD), then: tachikoma redis check")

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
-from tachikoma.identity.join_token import Joined
+from tachikoma.identity.join_token import JOINED_FILE, Joined
 from tachikoma.identity.spiffe import service_id, user_id
 from tachikoma.redis.users import ENROLLER, ORCHESTRATOR, SERVICES, SUBMITTER
 from tachikoma.setup.certificates import Authority, Issued, Root
 from tachikoma.setup.layout import Layout
-from tachikoma.setup.steps import Accounts, File, Folder, Secret, Step, Units
+from tachikoma.setup.steps import Accounts, Address, File, Folder, Secret, Step, Unit, UnitFile, Units
 from tachikoma_orchestrator.commands.setup.choices import Choices
 from tachikoma_orchestrator.commands.setup.redis_steps import LoadedCertificate, RedisUsers, configuration
 
@@ -49,6 +49,8 @@ class OrchestratorPlan:
     durable: bool
     #: Program of the Redis server.
     redis_server: str = "/usr/bin/redis-server"
+    #: Choices of the last setup that was completed; None if there was none.
+    previous: Choices | None = None
 
     @property
     def choices_file(self) -> Path:
@@ -86,27 +88,64 @@ class OrchestratorPlan:
         return self.layout.state("redis") / "identity"
 
     @property
-    def _address(self) -> str:
-        return f"{self.choices.host}:{self.choices.port}"
+    def _user_identity(self) -> Path:
+        return self.layout.home / ".local/share/tachikoma/identities" / self.choices.trust_domain
+
+    @property
+    def policy(self) -> Path:
+        """The first file of policies."""
+        return self.layout.settings / "policy/main.yaml"
+
+    @property
+    def redis_conf(self) -> Path:
+        """Configuration of the Redis on this host."""
+        return self.layout.settings / "redis.conf"
+
+    @property
+    def operator_id(self) -> str:
+        """SPIFFE ID of the operator."""
+        return str(user_id(self.choices.trust_domain, self.choices.operator))
+
+    def moved(self) -> list[tuple[str, str]]:
+        """Return the addresses that members use and that this plan changes, each with the new one."""
+        before, now = self.previous or self.choices, self.choices
+        pairs = [(before.address, now.address), (before.reached_redis, now.reached_redis)]
+        return [(old, new) for old, new in pairs if old != new]
+
+    def names_operator(self) -> bool:
+        """Return True if a policy file contains the operator's ID."""
+        files = [path for path in self.policy.parent.rglob("*") if path.is_file()]
+        return any(self.operator_id in path.read_text(encoding="utf-8", errors="replace") for path in files)
 
     def _joined(self) -> Joined:
-        return Joined(address=self._address, server_name=self.choices.server_name)
+        return Joined(address=self.choices.address, server_name=self.choices.server_name)
 
     def units(self) -> Units:
-        """Return the units that run on this host."""
-        redis = ("tachikoma-redis.service",) if self.choices.own_redis else ()
-        return Units((*redis, "tachikoma-orchestrator.service", "tachikoma-renewal.timer"))
+        """Return the units that run on this host, with everything that they read at their start."""
+        local = self.layout.settings / "orchestrator.local.env"
+        unit = self.layout.unit
+        orchestrator, renewal = "tachikoma-orchestrator.service", "tachikoma-renewal.timer"
+        units = [
+            Unit(orchestrator, (unit(orchestrator).content, self._environment(), local)),
+            Unit(renewal, (unit(renewal).content,)),
+        ]
+        if self.choices.own_redis:
+            redis = self._redis_unit()
+            # With another name of the host it needs another certificate, with which others reach it by that name.
+            units.insert(0, Unit(redis.path.name, (redis.content, self._configuration(), self.choices.host)))
+        return Units(tuple(units), self.layout.settings / "started.json")
 
     def steps(self) -> list[Step]:
         """Return all steps, in order."""
         return [
             Folder(self.layout.settings, 0o755),
             Accounts((ORCHESTRATOR_ACCOUNT, REDIS_ACCOUNT), self.layout.accounts()),
-            File(self.choices_file, self.choices.text()),
             *self.certificates(),
             *self._redis(),
             *self._orchestrator(),
             *self._unit_files(),
+            # After the files that depend on the previous choices.
+            File(self.choices_file, self.choices.text()),
             self.units(),
         ]
 
@@ -121,8 +160,7 @@ class OrchestratorPlan:
                 ORCHESTRATOR_ACCOUNT,
             ),
             self._issued(
-                self.layout.home / ".local/share/tachikoma/identities" / domain,
-                str(user_id(domain, choices.operator)), USER_LIFETIME, joined=self._joined(),
+                self._user_identity, self.operator_id, USER_LIFETIME, joined=self._joined(),
             ),
         ]  # fmt: skip
         if choices.own_redis:
@@ -149,41 +187,49 @@ class OrchestratorPlan:
         owners = dict.fromkeys((ORCHESTRATOR, SUBMITTER, ENROLLER), ORCHESTRATOR_ACCOUNT)
         for user in (*SERVICES, ENROLLER):
             yield Secret(self._passwords / user, owners.get(user, ""))
-        state = self.layout.state("redis")
-        acl = state / "users.acl" if self.choices.own_redis else self.layout.settings / "users.acl"
-        yield RedisUsers(acl, self._passwords, REDIS_ACCOUNT if self.choices.own_redis else "")
+        yield RedisUsers(self._acl, self._passwords, REDIS_ACCOUNT if self.choices.own_redis else "")
         if self.choices.own_redis:
-            text = configuration(
-                data=state, acl=acl, identity=self._redis_identity, bind=self.choices.bind,
-                port=self.choices.redis_port, durable=self.durable,
-            )  # fmt: skip
-            yield File(self.layout.settings / "redis.conf", text)
+            yield File(self.redis_conf, self._configuration())
+
+    @property
+    def _acl(self) -> Path:
+        return (self.layout.state("redis") if self.choices.own_redis else self.layout.settings) / "users.acl"
+
+    def _configuration(self) -> str:
+        return configuration(
+            data=self.layout.state("redis"), acl=self._acl, identity=self._redis_identity, bind=self.choices.bind,
+            port=self.choices.redis_port, durable=self.durable,
+        )  # fmt: skip
 
     def _orchestrator(self) -> Iterator[Step]:
         """Yield policy, settings and folders of the orchestrator, and the profile of its operator."""
         choices, settings = self.choices, self.layout.settings
-        operator = str(user_id(choices.trust_domain, choices.operator))
-        policy = settings / "policy/main.yaml"
-        yield Folder(policy.parent, 0o755)
-        yield File(policy, POLICY.format(operator=operator, path=policy.parent), keep=True)
+        previous = self.previous or choices
+        yield Folder(self.policy.parent, 0o755)
+        before = self._policy(str(user_id(previous.trust_domain, previous.operator)))
+        yield File(self.policy, self._policy(self.operator_id), keep=True, previous=before)
         yield Folder(self.layout.state("orchestrator"), 0o700, ORCHESTRATOR_ACCOUNT)
         yield Folder(self.layout.state("orchestrator") / "audit", 0o700, ORCHESTRATOR_ACCOUNT)
-        yield File(settings / "orchestrator.env", self._environment(policy.parent))
-        identity = self.layout.home / ".local/share/tachikoma/identities" / choices.trust_domain
+        yield File(settings / "orchestrator.env", self._environment())
         # As `tachikoma.client.profile.Profile` reads it.
-        profile = {"address": self._address, "serverName": choices.server_name, "identity": str(identity)}
+        profile = {"address": choices.address, "serverName": choices.server_name, "identity": str(self._user_identity)}
         path = self.layout.home / ".config/tachikoma/profile.json"
         yield File(path, json.dumps(profile, indent=2) + "\n", keep=True)
+        for file in (path, self._user_identity / JOINED_FILE):
+            yield Address(file, previous.address, choices.address)
 
-    def _environment(self, policy: Path) -> str:
+    def _policy(self, operator: str) -> str:
+        return POLICY.format(operator=operator, path=self.policy.parent)
+
+    def _environment(self) -> str:
         choices = self.choices
         return self.layout.environment(
             redis_url=choices.reached_redis,
             redis_password_file=str(self._passwords / ORCHESTRATOR),
             identity=str(self.identity),
-            policy=str(policy),
+            policy=str(self.policy.parent),
             listen=f"{choices.bind}:{choices.port}",
-            renew_address=self._address,
+            renew_address=choices.address,
             ca=str(self._ca),
             join_listen=f"{choices.bind}:{choices.join_port}",
             join_address=f"{choices.host}:{choices.join_port}",
@@ -197,5 +243,8 @@ class OrchestratorPlan:
         for name in ("tachikoma-orchestrator.service", "tachikoma-renewal.service", "tachikoma-renewal.timer"):
             yield self.layout.unit(name)
         if self.choices.own_redis:
-            unit = self.layout.unit("tachikoma-redis.service")
-            yield replace(unit, content=unit.content.replace("/usr/bin/redis-server", self.redis_server))
+            yield self._redis_unit()
+
+    def _redis_unit(self) -> UnitFile:
+        unit = self.layout.unit("tachikoma-redis.service")
+        return replace(unit, content=unit.content.replace("/usr/bin/redis-server", self.redis_server))

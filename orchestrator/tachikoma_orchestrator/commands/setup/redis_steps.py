@@ -15,6 +15,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from tachikoma.errors import ConfigurationError
+from tachikoma.identity.certificates import dns_names
 from tachikoma.identity.files import BUNDLE_FILE, CERTIFICATE_FILE, KEY_FILE
 from tachikoma.redis.acl_file import acl_file, agents_in
 from tachikoma.redis.passwords import Passwords, read_password
@@ -117,6 +118,9 @@ class LoadedCertificate:
         try:
             shown = self._shown()
         except OSError:
+            return ""
+        if shown and self.host not in dns_names(x509.load_der_x509_certificate(shown)):
+            # It runs with a certificate for another name, which this connection must not trust; it is restarted.
             return ""
         leaf = x509.load_pem_x509_certificates((self.identity / CERTIFICATE_FILE).read_bytes())[0]
         return "" if shown == leaf.public_bytes(Encoding.DER) else "let Redis load its new certificate"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -15,7 +16,20 @@ from hypothesis import strategies as st
 
 from tachikoma.errors import ConfigurationError
 from tachikoma.setup import steps as module
-from tachikoma.setup.steps import Accounts, File, Folder, Host, Secret, Step, UnitFile, Units, apply, pending
+from tachikoma.setup.steps import (
+    Accounts,
+    Address,
+    File,
+    Folder,
+    Host,
+    Secret,
+    Step,
+    Unit,
+    UnitFile,
+    Units,
+    apply,
+    pending,
+)
 
 PLAIN = Host(owners=False, services=False)
 NAMES = st.sampled_from(["a", "b", "c"])
@@ -111,8 +125,9 @@ def test_an_owner_that_does_not_exist_is_named(tmp_path: Path) -> None:
 
 def test_below_another_root_neither_owners_nor_units_are_touched(tmp_path: Path) -> None:
     assert Host.real(tmp_path) == PLAIN
-    assert Units(("a.service",)).pending(PLAIN) == ""
-    assert Units(("a.service",)).commands() == ["systemctl daemon-reload", "systemctl enable --now a.service"]
+    units = Units((Unit("a.service", ("x",)),), tmp_path / "started")
+    assert units.pending(PLAIN) == ""
+    assert units.commands() == ["systemctl daemon-reload", "systemctl enable --now a.service"]
 
 
 def test_accounts_are_described_to_sysusers_on_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,23 +187,95 @@ def systemd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Systemd]:
     return fake
 
 
-def test_units_are_started_once_and_restarted_when_their_files_change(systemd: Systemd) -> None:
-    host, units = Host(owners=False, services=True), Units(("a.service",))
+WITH_SERVICES = Host(owners=False, services=True)
+
+
+def test_units_are_started_once_and_restarted_when_their_files_change(systemd: Systemd, tmp_path: Path) -> None:
+    host, units = WITH_SERVICES, Units((Unit("a.service"),), tmp_path / "started")
     assert list(apply([units], host)) == ["enable and start a.service"]
     assert list(apply([units], host)) == []
     systemd.stale = True
     systemd.calls.clear()
-    assert list(apply([units], host)) == ["enable and start a.service"]
+    assert list(apply([units], host)) == ["restart a.service"]
     assert ("systemctl", "restart", "a.service") in systemd.calls
     assert list(apply([units], host)) == []
 
 
-def test_a_command_that_fails_is_named_with_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exactly_the_units_whose_contents_changed_are_restarted(systemd: Systemd, tmp_path: Path) -> None:
+    local = tmp_path / "local.env"
+
+    def units(text: str) -> Units:
+        some = (Unit("a.service", (text,)), Unit("b.service", ("same", local)), Unit("c.service"))
+        return Units(some, tmp_path / "started")
+
+    def done(text: str) -> list[tuple[str, ...]]:
+        systemd.calls.clear()
+        list(apply([units(text)], WITH_SERVICES))
+        return [call[2:] for call in systemd.calls if call[1] == "restart"]
+
+    assert done("first") == []
+    assert done("first") == []
+    assert units("second").pending(WITH_SERVICES) == "restart a.service"
+    assert done("second") == [("a.service",)]
+    local.write_text("X=1")
+    assert done("second") == [("b.service",)]
+    assert done("second") == []
+    # Units that an earlier version started are restarted once, but not one that reads nothing.
+    (tmp_path / "started").unlink()
+    assert done("second") == [("a.service", "b.service")]
+
+
+def test_units_whose_restart_failed_are_restarted_by_the_next_setup(
+    systemd: Systemd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (Units((Unit("a.service", (text,)),), tmp_path / "started") for text in ("first", "second"))
+    list(apply([first], WITH_SERVICES))
+
+    def refuse(*argv: str, given: str = "") -> None:
+        raise ConfigurationError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_checked", refuse)
+        with pytest.raises(ConfigurationError):
+            list(apply([second], WITH_SERVICES))
+    assert list(apply([second], WITH_SERVICES)) == ["restart a.service"]
+    assert list(apply([second], WITH_SERVICES)) == []
+
+
+def test_the_address_of_the_orchestrator_follows_the_plan_and_the_rest_of_the_file_stays(tmp_path: Path) -> None:
+    file = tmp_path / "profile.json"
+    step = Address(file, "a:1", "a:2")
+    assert step.pending(PLAIN) == ""
+    file.write_text('{"address": "a:1,b:1", "color": "never"}')
+    file.chmod(0o600)
+    assert list(apply([step], PLAIN)) == [f"change the address in {file} to a:2"]
+    assert json.loads(file.read_text()) == {"address": "a:2,b:1", "color": "never"}
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert list(apply([step], PLAIN)) == []
+    # One that the operator chose stays.
+    file.write_text('{"address": "balancer:1"}')
+    assert list(apply([step], PLAIN)) == []
+    file.write_text("{")
+    with pytest.raises(ConfigurationError, match="cannot change the address in"):
+        step.pending(PLAIN)
+
+
+def test_a_kept_file_that_was_not_edited_gets_the_content_of_the_new_plan(tmp_path: Path) -> None:
+    file = tmp_path / "policy"
+    first, second = File(file, "ada", keep=True), File(file, "bob", keep=True, previous="ada")
+    list(apply([first], PLAIN))
+    assert list(apply([second], PLAIN)) == [f"change {file}"]
+    assert list(apply([second], PLAIN)) == []
+    file.write_text("mine")
+    assert list(apply([second], PLAIN)) == []
+
+
+def test_a_command_that_fails_is_named_with_its_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(
         module, "_run", lambda *argv, **_given: subprocess.CompletedProcess(argv, 1, "", "no such unit\n")
     )
     with pytest.raises(ConfigurationError, match="systemctl daemon-reload failed: no such unit"):
-        list(apply([Units(("a.service",))], Host(owners=False, services=True)))
+        list(apply([Units((Unit("a.service"),), tmp_path / "started")], WITH_SERVICES))
     monkeypatch.undo()
     with pytest.raises(ConfigurationError, match="cannot run /nonexistent/program"):
         module._run("/nonexistent/program")

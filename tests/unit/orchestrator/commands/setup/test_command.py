@@ -47,7 +47,7 @@ def test_a_dry_run_says_what_the_setup_then_does(words: list[str], tmp_path: Pat
 
 def test_choices_are_kept_and_a_renewal_only_renews(words: list[str], tmp_path: Path) -> None:
     lines(*words)
-    root = ["--root", str(tmp_path / "root"), "--redis-server", words[-1]]
+    root = ["--root", str(tmp_path / "root")]
     (tmp_path / "root/etc/tachikoma/orchestrator.env").unlink()
     assert lines(*root, "--renew") == ["nothing to do"]
     assert lines(*root)[0].endswith("orchestrator.env")
@@ -58,3 +58,23 @@ def test_an_existing_redis_needs_no_server_here(words: list[str], tmp_path: Path
     output = "\n".join(lines(*words, "--redis-url", "rediss://redis.example.org:6379"))
     assert "users.acl into rediss://redis.example.org:6379" in output
     assert not (tmp_path / "root/etc/tachikoma/redis.conf").exists()
+
+
+def test_a_changed_option_is_shown_by_a_dry_run_and_takes_effect(words: list[str], tmp_path: Path) -> None:
+    lines(*words)
+    root = ("--root", str(tmp_path / "root"))
+    planned = lines(*root, "--port", "9000", "--dry-run")
+    done = lines(*root, "--port", "9000")
+    assert [line.removeprefix("would ") for line in planned[:-1]] == done[: len(planned) - 1]
+    assert any(line.endswith("profile.json to 127.0.0.2:9000") for line in done)
+    assert "agents and people that joined before use 127.0.0.2:8534, which is 127.0.0.2:9000 now" in "\n".join(done)
+    # Also without the options of the first time, its program of Redis for instance.
+    assert lines(*root)[0] == "nothing to do"
+
+
+def test_a_change_to_an_existing_redis_names_what_remains_of_the_own_one(words: list[str], tmp_path: Path) -> None:
+    lines(*words)
+    output = "\n".join(lines("--root", str(tmp_path / "root"), "--redis-url", "rediss://redis.example.org:6379"))
+    assert "systemctl disable --now tachikoma-redis" in output
+    (tmp_path / "root/etc/tachikoma/redis.conf").unlink()
+    assert "disable" not in "\n".join(lines("--root", str(tmp_path / "root")))

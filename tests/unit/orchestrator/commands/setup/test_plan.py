@@ -9,6 +9,7 @@ import pytest
 from tachikoma.client.profile import Profile
 from tachikoma.config.settings import read_settings
 from tachikoma.identity.file_source import FileSvidSource
+from tachikoma.identity.join_token import Joined
 from tachikoma.policy.decide import PolicySet
 from tachikoma.setup.layout import Layout
 from tachikoma.setup.steps import Host, Units, apply, pending
@@ -76,11 +77,75 @@ def test_another_port_changes_the_settings_and_nothing_that_is_the_operators(tmp
     policy = tmp_path / "etc/tachikoma/policy/main.yaml"
     policy.write_text(policy.read_text() + "# mine\n")
     changed = CHOICES.model_copy(update={"port": 9000})
-    plan = OrchestratorPlan(Layout(tmp_path), changed, durable=True)
+    plan = OrchestratorPlan(Layout(tmp_path), changed, True, "/usr/sbin/redis-server", CHOICES)
     names = {words.rpartition("/")[2] for _, words in pending(plan.steps(), PLAIN)}
-    assert names == {"setup.toml", "orchestrator.env", "tachikoma-redis.service"}
+    assert names == {
+        "setup.toml",
+        "orchestrator.env",
+        "profile.json to a.example.org:9000",
+        "joined.json to a.example.org:9000",
+    }
     list(apply(plan.steps(), PLAIN))
     assert policy.read_text().endswith("# mine\n")
+    # Members that join from now on get the new address.
+    assert "TACHIKOMA_RENEW_ADDRESS=a.example.org:9000\n" in (tmp_path / "etc/tachikoma/orchestrator.env").read_text()
+    profile = Profile.load(plan.layout.home / ".config/tachikoma/profile.json")
+    assert isinstance(profile.identity, Path)
+    joined = Joined.load(profile.identity)
+    assert joined is not None
+    assert (profile.address, joined.address) == ("a.example.org:9000", "a.example.org:9000")
+    assert list(apply(plan.steps(), PLAIN)) == []
+
+
+RESTARTED = {
+    "bind": ("127.0.0.1", {"redis", "orchestrator"}),
+    "port": (9000, {"orchestrator"}),
+    "join_port": (9001, {"orchestrator"}),
+    "redis_port": (9002, {"redis", "orchestrator"}),
+    "host": ("b.example.org", {"redis", "orchestrator"}),
+    "operator": ("bob", set()),
+}
+
+
+@pytest.mark.parametrize("name", RESTARTED)
+def test_each_choice_restarts_exactly_the_units_that_read_it(tmp_path: Path, name: str) -> None:
+    value, names = RESTARTED[name]
+    changed = CHOICES.model_copy(update={name: value})
+    before, after = (
+        {unit.name: unit.digest() for unit in plan.units().units}
+        for plan in (
+            OrchestratorPlan(Layout(tmp_path), CHOICES, durable=True),
+            OrchestratorPlan(Layout(tmp_path), changed, durable=True, previous=CHOICES),
+        )
+    )
+    assert {unit for unit, digest in after.items() if digest != before[unit]} == {
+        f"tachikoma-{unit}.service" for unit in names
+    }
+
+
+@pytest.mark.parametrize("name", RESTARTED)
+def test_each_choice_takes_effect_once(tmp_path: Path, name: str) -> None:
+    made(tmp_path)
+    changed = CHOICES.model_copy(update={name: RESTARTED[name][0]})
+    plan = OrchestratorPlan(Layout(tmp_path), changed, True, "/usr/sbin/redis-server", CHOICES)
+    assert len(list(apply(plan.steps(), PLAIN))) > 1
+    assert list(apply(plan.steps(), PLAIN)) == []
+    if name == "operator":
+        assert "user/bob" in plan.policy.read_text()
+        assert plan.names_operator()
+    elif name not in ("host", "redis_port"):
+        changed_files = "".join(path.read_text() for path in (tmp_path / "etc/tachikoma").glob("*.*") if path.is_file())
+        assert str(RESTARTED[name][0]) in changed_files
+
+
+def test_an_edited_policy_that_does_not_name_the_new_operator_is_reported(tmp_path: Path) -> None:
+    policy = made(tmp_path).policy
+    policy.write_text(policy.read_text() + "# mine\n")
+    changed = CHOICES.model_copy(update={"operator": "bob"})
+    plan = OrchestratorPlan(Layout(tmp_path), changed, durable=True, previous=CHOICES)
+    list(apply(plan.steps(), PLAIN))
+    assert not plan.names_operator()
+    assert "# mine" in policy.read_text()
 
 
 def test_units_of_redis_are_only_for_a_redis_of_this_host(tmp_path: Path) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from tachikoma.errors import ConfigurationError
+from tachikoma.identity.authority import CertificateAuthority
+from tachikoma.identity.spiffe import service_id
+from tachikoma.identity.svid import Svid
 from tachikoma.redis.acl_file import agents_in
 from tachikoma.redis.passwords import Passwords
 from tachikoma.redis.users import ORCHESTRATOR
@@ -76,3 +81,20 @@ def test_a_redis_that_does_not_run_loads_its_certificate_at_its_start(tmp_path: 
     (tmp_path / "svid.pem").write_text("x")
     (tmp_path / "svid_key.pem").write_text("x")
     assert step.pending(PLAIN) == ""
+
+
+def test_a_redis_with_a_certificate_for_another_name_is_restarted_and_not_asked_to_load_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ca = CertificateAuthority.create(tmp_path / "ca", "example.org", name="CA", lifetime=timedelta(days=9))
+    pem, own = (tmp_path / "ca/ca.pem").read_bytes(), service_id("example.org", "redis")
+
+    def issued(name: str) -> Svid:
+        return ca.issue(own, bundle_pem=pem, lifetime=timedelta(days=1), dns_names=(name,))
+
+    issued("new.example.org").write(tmp_path / "identity")
+    step = LoadedCertificate("new.example.org", 1, tmp_path / "identity", tmp_path / "password")
+    for name, words in (("old.example.org", ""), ("new.example.org", "let Redis load its new certificate")):
+        der = issued(name).chain[0].public_bytes(Encoding.DER)
+        monkeypatch.setattr(LoadedCertificate, "_shown", lambda _, der=der: der)
+        assert step.pending(PLAIN) == words
