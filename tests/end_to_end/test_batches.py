@@ -79,6 +79,22 @@ def test_equal_answers_are_printed_once_and_others_as_a_difference(cli: Cli) -> 
     assert {"-two", "+2"} <= set(lines[4:])
 
 
+def test_output_that_is_cut_is_reported_and_still_grouped_by_all_of_it(cli: Cli) -> None:
+    """Two hosts differ only after the 64 KiB that a watched batch sends."""
+    script = 'head -c 100000 /dev/zero | tr "\\0" x; test "$1" = agent-2 && echo 2 || true'
+    arguments = ("agent-[1-3]", "--", "sh", "-c", script, "sh", "{agent}")
+    done = cli.run("run", "-q", *arguments)
+    notices = {line.partition(";")[0] for line in done.stderr.decode().splitlines() if " bytes of " in line}
+    sizes = {"agent-1": 100_000, "agent-2": 100_002, "agent-3": 100_000}
+    assert notices == {f"{agent}  65536 of {size} bytes of standard output" for agent, size in sizes.items()}
+    lines = text(cli.run("run", "-q", "--diff", *arguments)).splitlines()
+    assert lines[0] == "--- 2 (67 %) agent-[1,3]: succeeded"
+    assert lines[1].startswith("--- 65536 of 100000 bytes of standard output; all of them: `tachikoma logs ")
+    assert lines[2:4] == ["x" * 65536, "--- 1 (33 %) agent-2: succeeded"]
+    assert lines[4].startswith("--- 65536 of 100002 bytes of standard output; ")
+    assert lines[5:] == ["--- only the parts that are here are compared: these do not differ"]
+
+
 def test_exit_code_and_json(cli: Cli) -> None:
     done = cli.run("run", "-o", "json", "agent-[1-2]", "--", "false")
     assert done.returncode == 1

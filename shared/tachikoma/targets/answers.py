@@ -77,7 +77,8 @@ class Answers:
 
     def add(self, result: BatchResult) -> BatchResult:
         """Take a result, and return it with its output, if that came with it or is kept of an earlier equal one."""
-        if result.stdout is not None:
+        # Without digests nothing says which other results have the same output.
+        if result.stdout is not None and any(_digests(result)):
             self._keep(result)
         whole = self._with_output(result)
         bare = result if result.stdout is None else result.model_copy(update={"stdout": None, "stderr": None})

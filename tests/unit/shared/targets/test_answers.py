@@ -45,6 +45,12 @@ def test_an_output_that_came_once_belongs_to_all_equal_answers() -> None:
     assert [(group.names, group.result.stdout) for group in answers.groups()] == [("a,b", b"x"), ("c", None)]
 
 
+def test_an_output_without_digests_belongs_to_its_answer_alone() -> None:
+    answers = Answers()
+    assert answers.add(result("a", stdout=b"x", stderr=b"")).stdout == b"x"
+    assert answers.add(result("b", state=TargetState.LOST)).stdout is None
+
+
 def test_the_memory_for_outputs_is_bounded() -> None:
     answers = Answers(limit=10)
     answers.add(result("a", stdout_sha256=SAME, stdout=b"x" * 8, stderr=b""))
