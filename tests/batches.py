@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -76,6 +79,12 @@ class BatchStand:
         """Let a driver take one step with a batch, whichever holds the lease."""
         await self.rooms[driver].driver.drive(batch_id)
 
+    async def step_at_once(self, batch_ids: Iterable[str]) -> None:
+        """Let all drivers take a step with all of some batches, at once."""
+        await asyncio.gather(
+            *(self.step(batch_id, driver) for batch_id in batch_ids for driver in range(len(self.rooms)))
+        )
+
     async def status(self, batch_id: str) -> BatchStatus:
         """The status of a batch."""
         status = await self.store.status(batch_id)
@@ -119,6 +128,12 @@ class BatchStand:
         outcome = await self.stand.ledger.complete(agent, order.jti, receipt, token)
         assert outcome is TransitionOutcome.DONE
         return order
+
+    async def receipts(self, *exec_ids: str) -> str:
+        """The digest over the receipts of executions, as their own events have them."""
+        digests = [(await self.stand.events(exec_id))[-1].evidence_sha256 for exec_id in exec_ids]
+        assert all(digests)
+        return hashlib.sha256("".join(f"{digest}\n" for digest in digests).encode()).hexdigest()
 
     def _identity(self, agent: str) -> Svid:
         """The identity of an agent, by the authority of the stand."""

@@ -251,7 +251,10 @@ async def test_single_requests_and_small_batches_together_stay_below_the_number(
 async def test_fifty_batches_of_two_requesters_never_exceed_the_number_without_an_approval(
     stand: BatchStand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batches of one or two targets need no approval, those of three do; some of these are approved."""
+    """Batches of one or two targets need no approval, those of three do; some of these are approved.
+
+    Two drivers at once, each of which drives six batches at once.
+    """
     monkeypatch.setattr(starter, "RETRY_SECONDS", (0.0, 0.0))
     chance, batches, approved = random.Random(3), [], set()
     for number in range(50):
@@ -263,8 +266,7 @@ async def test_fifty_batches_of_two_requesters_never_exceed_the_number_without_a
             approved.add(batches[-1])
     most = 0
     for _ in range(60):
-        for batch in chance.sample(batches, 6):
-            await stand.step(batch, driver=chance.randrange(2))
+        await stand.step_at_once(chance.sample(batches, 6))
         running = {batch: len(await stand.running(batch)) for batch in batches}
         unapproved = sum(number for batch, number in running.items() if batch not in approved)
         assert unapproved <= 2

@@ -72,6 +72,7 @@ async def test_of_two_hundred_the_dead_the_hanging_and_the_different_are_told_ap
 async def test_fifty_batches_of_two_requesters_never_exceed_a_limit(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Two drivers at once, each of which drives six batches at once."""
     monkeypatch.setattr(starter, "RETRY_SECONDS", (0.0, 0.0))
     stand = await make(3, drivers=2)
     commands = 'allowedCommands: ["/usr/bin/true ..."]\n'
@@ -84,8 +85,7 @@ async def test_fifty_batches_of_two_requesters_never_exceed_a_limit(
     chance, open_key = random.Random(11), keys.scope("under:free")[1]
     most = 0
     for _ in range(60):
-        for batch in chance.sample(batches, 6):
-            await stand.step(batch, driver=chance.randrange(2))
+        await stand.step_at_once(chance.sample(batches, 6))
         count = await stand.redis.execute_command("SCARD", open_key)
         assert count <= 5
         most = max(most, count)

@@ -14,7 +14,9 @@ from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.batches import BatchRequest, BatchState, TargetState
 from tachikoma.vocabulary.identifiers import new_id
 from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.agents.revoking import Revoker
 from tachikoma_orchestrator.batches import store
+from tachikoma_orchestrator.executions.revocation import ExecutionsOfAgent
 
 Make = Callable[..., Awaitable[BatchStand]]
 
@@ -91,17 +93,26 @@ async def test_one_requester_cannot_fill_the_places_of_all(make: Make, monkeypat
     await stand.submit()
 
 
+async def revoke(stand: BatchStand, agent: str) -> None:
+    identity, registry = stand.stand.identity, stand.stand.registry
+    executions = ExecutionsOfAgent(stand.redis, stand.stand.ledger, identity)
+    await Revoker(stand.redis, identity, registry.revocations, executions, None).revoke(agent, "stolen", peer(OTHER))
+
+
 async def test_a_preview_tells_the_targets_apart_and_starts_nothing(make: Make) -> None:
-    stand = await make(3)
+    stand = await make(4)
     await stand.redis.delete(keys.info("web-2"))
     await stand.stand.registry.drain("web-3", by="x", reason="y")
-    request = BatchRequest(targets=("web-[1-3],db-1",), command=("true",))
+    await revoke(stand, "web-4")
+    request = BatchRequest(targets=("web-[1-4],web-9,db-1",), command=("true",))
     await stand.stand.heard("db-1")
     preview = await stand.rooms[0].submission.preview(request, peer())
     found = {target.agent_id: (target.state, target.reason) for target in preview.targets}
     assert found["web-1"] == (TargetState.PENDING, "")
     assert found["web-2"] == (TargetState.UNREACHABLE, "offline")
     assert found["web-3"] == (TargetState.UNREACHABLE, "draining")
+    assert found["web-4"] == (TargetState.UNREACHABLE, "revoked")
+    assert found["web-9"] == (TargetState.UNREACHABLE, "unknown")
     assert found["db-1"][0] is TargetState.DENIED
     assert await stand.store.newest(10) == []
     submitted = await stand.rooms[0].submission.submit(request, peer())
