@@ -25,7 +25,7 @@ from tachikoma.vocabulary.batches import BatchState, TargetState
 from tachikoma.vocabulary.clock import duration_ms
 from tachikoma_orchestrator.audit.trail import AuditTrail
 from tachikoma_orchestrator.batches.frozen import Frozen
-from tachikoma_orchestrator.batches.gates import GateState, HealthGates
+from tachikoma_orchestrator.batches.gates import GateFinding, GateState, HealthGates
 from tachikoma_orchestrator.batches.grounds import Grounds
 from tachikoma_orchestrator.batches.starter import CHUNK, Starter
 from tachikoma_orchestrator.batches.store import BatchProgress, BatchStore
@@ -151,20 +151,22 @@ class BatchDriver:
         if progress.now_ms < progress.paused_ms + pause_ms:
             return
         following = frozen.wave_end(released)
-        reason, evidence = f"targets {released + 1} to {following} of {total}", ""
+        gate = GateFinding(GateState.PASSED)
         if frozen.request.gate is not None:
             self._trail.check()
-            found = await self._gates.check(frozen, released, approval)
-            if found.state is GateState.OPEN:
+            gate = await self._gates.check(frozen, released, approval)
+            if gate.state is GateState.OPEN:
                 return
-            reason, evidence = f"{found.reason}, before {reason}", found.evidence
-            if found.state is GateState.FAILED:
-                await self._stop(frozen, reason, evidence)
-                return
-        elif last := frozen.last_wave(released):
-            grounds = Grounds.of(await self._store.ends(frozen.id, last))
-            reason, evidence = f"{reason}, after {grounds.text}", grounds.evidence
-        if await self._store.release(frozen.id, released, following, reason, evidence=evidence):
+        reason = f"targets {released + 1} to {following} of {total}"
+        last = frozen.last_wave(released)
+        grounds = Grounds.of(await self._store.ends(frozen.id, last), gate.evidence)
+        if last:
+            reason = f"{reason}, after {grounds.text}"
+        if gate.reason:
+            reason = f"{gate.reason}, before {reason}"
+        if gate.state is GateState.FAILED:
+            await self._stop(frozen, reason, grounds.evidence)
+        elif await self._store.release(frozen.id, released, following, reason, evidence=grounds.evidence):
             self._changed.set()
 
     async def _canary_succeeded(self, frozen: Frozen) -> bool:

@@ -30,17 +30,22 @@ class Grounds(NamedTuple):
 
     #: In words, with the ids of executions.
     text: str
-    #: SHA-256, in hexadecimal, over the digests of all receipts in the order of the list, each on a line of its own;
-    #: empty if there is none.
+    #: SHA-256, in hexadecimal, over the digests of all receipts in the order of the list, that of a health gate last,
+    #: each on a line of its own; empty if there is none.
     evidence: str
 
     @classmethod
-    def of(cls, ended: Iterable[Ended]) -> Grounds:
-        """Name the targets of a wave, in the order of the list."""
+    def of(cls, ended: Iterable[Ended], gate: str = "") -> Grounds:
+        """Name the targets of a wave.
+
+        Args:
+            ended: the targets, in the order of the list.
+            gate: SHA-256 of the receipt of the health gate after the wave, in hexadecimal; empty without one.
+        """
         targets = list(ended)
         named = sorted(targets, key=lambda target: target.state is TargetState.SUCCEEDED)[:MAX_NAMED]
         words = [f"{target.exec_id or target.agent} {target.state}" for target in named]
         if more := len(targets) - len(named):
             words.append(f"{more} more")
-        receipts = "".join(f"{target.receipt}\n" for target in targets if target.receipt)
+        receipts = "".join(f"{receipt}\n" for receipt in (*(target.receipt for target in targets), gate) if receipt)
         return cls(", ".join(words), hashlib.sha256(receipts.encode()).hexdigest() if receipts else "")

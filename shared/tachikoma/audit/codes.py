@@ -331,11 +331,11 @@ AUDIT_CODES: Mapping[AuditCode, AuditCodeRow] = {
     ),
     AuditCode.BATCH_WAVE: _base(
         "A batch may start its next targets.",
-        "batch, reason, digest of its health gate's receipt or over those of the last wave",
+        "batch, reason, digest over the receipts of the last wave and of the health gate",
     ),
     AuditCode.BATCH_STOPPED: _base(
         "A batch starts no more targets: its stop rule was reached, or its canary or a health gate failed.",
-        "batch, reason, digest of the last receipt or over those of the canary",
+        "batch, reason, digest of the last receipt, or over those of the canary, or of the last wave and the gate",
         outcome=Outcome.FAILED, severity=Severity.LOW,
     ),
     AuditCode.BATCH_CANCELLED: _base("A user cancelled a batch; it starts no more targets.", "batch, actor"),

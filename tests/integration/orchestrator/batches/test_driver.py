@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -82,6 +83,70 @@ async def test_the_stop_rule_is_exact(make: Make) -> None:
     assert status.failures == 12
     assert status.end_time is not None
     assert await events(stand, batch) == ["batch_submitted", "batch_stopped", "batch_ended"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_the_stop_rule_is_exact_with_drivers_at_once(make: Make, seed: int) -> None:
+    """Both drivers take their steps while targets end."""
+    stand, chance = await make(100, drivers=2), random.Random(seed)
+    batch = await stand.submit(parallel="10", stop_after="3")
+    while not (await stand.status(batch)).ended:
+        running = await stand.running(batch)
+        assert len(running) <= 10
+        ending = chance.sample(running, min(len(running), chance.randint(0, 4)))
+        await asyncio.gather(
+            stand.step_at_once([batch, batch]),
+            *(stand.end(agent, ExecState.FAILED, exit_code=1) for agent in ending),
+        )
+    status = await stand.status(batch)
+    assert status.state is BatchState.STOPPED
+    started = status.totals[TargetState.FAILED]
+    assert status.totals == {TargetState.FAILED: started, TargetState.NOT_STARTED: 100 - started}
+    assert 10 <= started <= 3 + 10 - 1
+    assert (len(stand.sent), set(stand.sent.values())) == (started, {1})
+    assert sum([await stand.stand.queued(f"web-{number}") for number in range(1, 101)]) == 0
+    assert await events(stand, batch) == ["batch_submitted", "batch_stopped", "batch_ended"]
+
+
+async def test_drivers_at_once_start_each_target_once_and_each_wave_after_the_one_before(make: Make) -> None:
+    stand = await make(30, drivers=2)
+    batch = await stand.submit(canary=2, wave="7", parallel="5")
+    begun: list[str] = []
+    while not (await stand.status(batch)).ended:
+        await stand.step_at_once([batch, batch])
+        running = await stand.running(batch)
+        assert len(running) <= 5
+        begun += [agent for agent in running if agent not in begun]
+        if running:
+            await stand.end(running[0])
+    assert stand.sent == {f"web-{number}": 1 for number in range(1, 31)}
+    for first, end in ((0, 2), (2, 9), (9, 16), (16, 23), (23, 30)):
+        assert set(begun[first:end]) == {f"web-{number}" for number in range(first + 1, end + 1)}
+    waves = [code for code in await events(stand, batch) if code == "batch_wave"]
+    assert len(waves) == 4
+
+
+async def test_a_share_of_failures_is_of_the_whole_batch_and_not_of_a_wave(make: Make) -> None:
+    """A fifth of 20 targets are four; a fifth of a wave of five would be one."""
+    stand = await make(20)
+    batch = await stand.submit(wave="5", stop_after="20%")
+    failed = 0
+    for wave in range(4):
+        await stand.step(batch)
+        running = await stand.running(batch)
+        assert len(running) == 5
+        for agent in running:
+            # One in each wave, then three at once.
+            fails = failed < wave + 1 if wave < 2 else failed < 4
+            await stand.end(agent, ExecState.FAILED if fails else ExecState.SUCCEEDED, exit_code=int(fails))
+            failed += fails
+        await stand.step(batch)
+        if failed == 4:
+            break
+    status = await stand.status(batch)
+    assert (status.state, status.failures) == (BatchState.STOPPED, 4)
+    assert status.reason.startswith("4 targets failed, and stopAfter is 4; ")
+    assert status.totals == {TargetState.SUCCEEDED: 11, TargetState.FAILED: 4, TargetState.NOT_STARTED: 5}
 
 
 async def test_a_stop_names_the_receipt_that_it_rests_on(make: Make) -> None:

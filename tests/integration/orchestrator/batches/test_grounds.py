@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Awaitable, Callable
 
 from batches import BatchStand
@@ -18,13 +17,6 @@ async def decisions(stand: BatchStand, batch_id: str, code: AuditCode) -> list[E
     return [event for event in page.events if event.batch == batch_id and event.event == code]
 
 
-async def receipts(stand: BatchStand, *exec_ids: str) -> str:
-    """The digest over the receipts of executions, as their own events have them."""
-    digests = [(await stand.stand.events(exec_id))[-1].evidence_sha256 for exec_id in exec_ids]
-    assert all(digests)
-    return hashlib.sha256("".join(f"{digest}\n" for digest in digests).encode()).hexdigest()
-
-
 async def test_a_wave_names_the_executions_of_the_wave_before(make: Make) -> None:
     stand = await make(5)
     batch = await stand.submit(canary=1, wave="2")
@@ -38,8 +30,8 @@ async def test_a_wave_names_the_executions_of_the_wave_before(make: Make) -> Non
     first, second = await decisions(stand, batch, AuditCode.BATCH_WAVE)
     assert first.reason == f"targets 2 to 3 of 5, after {ids[0]} SUCCEEDED"
     assert second.reason == f"targets 4 to 5 of 5, after {ids[1]} SUCCEEDED, {ids[2]} SUCCEEDED"
-    assert first.evidence_sha256 == await receipts(stand, ids[0])
-    assert second.evidence_sha256 == await receipts(stand, ids[1], ids[2])
+    assert first.evidence_sha256 == await stand.receipts(ids[0])
+    assert second.evidence_sha256 == await stand.receipts(ids[1], ids[2])
 
 
 async def test_a_failed_canary_names_its_executions(make: Make) -> None:
@@ -52,7 +44,7 @@ async def test_a_failed_canary_names_its_executions(make: Make) -> None:
     (stopped,) = await decisions(stand, batch, AuditCode.BATCH_STOPPED)
     named = f"{second.jti} FAILED, {first.jti} SUCCEEDED"
     assert stopped.reason == f"1 of the first 2 targets did not succeed: {named}" == (await stand.status(batch)).reason
-    assert stopped.evidence_sha256 == await receipts(stand, first.jti, second.jti)
+    assert stopped.evidence_sha256 == await stand.receipts(first.jti, second.jti)
 
 
 async def test_the_stop_rule_names_the_first_failures(make: Make) -> None:

@@ -18,6 +18,12 @@ def test_each_execution_is_named_and_the_digest_is_over_their_receipts_in_order(
     assert found.evidence == hashlib.sha256(f"{2:064x}\n{1:064x}\n".encode()).hexdigest()
 
 
+def test_the_receipt_of_a_gate_comes_last() -> None:
+    found = Grounds.of([ended(1)], "ab")
+    assert found.evidence == hashlib.sha256(f"{1:064x}\nab\n".encode()).hexdigest()
+    assert found.text == "e1 SUCCEEDED"
+
+
 def test_a_target_without_an_execution_is_named_by_its_agent_and_has_no_receipt() -> None:
     found = Grounds.of([Ended("web-1", TargetState.UNREACHABLE)])
     assert found == Grounds("web-1 UNREACHABLE", "")
