@@ -12,13 +12,14 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
 import psutil
 import pytest
 import redis as redis_py
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError
@@ -35,6 +36,7 @@ from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
 from tachikoma.errors import ConfigurationError
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import JoiningStub, RemoteExecutionStub
+from tachikoma.identity.authority import CertificateAuthority
 from tachikoma.identity.file_source import FileSvidSource
 from tachikoma.identity.join_token import Joined, JoinToken
 from tachikoma.identity.signed_messages import OutputDigest, Receipt
@@ -237,6 +239,26 @@ def test_with_several_orchestrators_one_that_is_away_keeps_no_host_from_joining_
     renewed = asyncio.run(renew_if_due(folder, part=1))
     assert renewed is not None
     assert renewed.certificate_pem != first.certificate_pem
+
+
+def test_members_get_certificates_of_an_authority_that_replaced_the_first_without_a_restart(
+    stack: Stack, client: Client, tmp_path: Path
+) -> None:
+    folder, settings = stack.data / "joining-ca", tmp_path / "identity"
+    token = enrolled(client, "web-9")
+    asyncio.run(join(token, settings, tmp_path / "password"))
+    (folder / "retired.pem").write_bytes((folder / "ca.pem").read_bytes())
+    root = CertificateAuthority.load(stack.data / "ca")
+    second = CertificateAuthority.create(folder, TRUST_DOMAIN, name="Second", lifetime=timedelta(days=1), under=root)
+
+    def renewed_by_the_second() -> bool:
+        svid = asyncio.run(renew_if_due(settings, part=1))
+        return svid is not None and second.issued(svid.chain[0])
+
+    wait_until(renewed_by_the_second, "the second authority renews a certificate of the first")
+    FileSvidSource(settings).current().verify()
+    joined = try_join(enrolled(client, "web-10"))
+    assert second.issued(x509.load_pem_x509_certificates(joined.certificate_chain)[0])
 
 
 # --- who may not ------------------------------------------------------------------------------------------------------

@@ -80,8 +80,8 @@ def _show_next(plan: OrchestratorPlan, here: Host) -> None:
         typer.echo("start it:")
         for line in plan.units().commands():
             typer.echo(f"  {line}")
-    if not plan.names_operator():
-        typer.echo(f"let a policy in {plan.policy.parent} name {plan.operator_id}, which has no rights yet")
+    if plan.lacks_operator():
+        typer.echo(f"no policy in {plan.policy.parent} names {plan.operator_id}: add it to `operators`")
     for before, now in plan.moved():
         typer.echo(
             f"agents and people that joined before use {before}, which is {now} now: docs/deployment.md, "

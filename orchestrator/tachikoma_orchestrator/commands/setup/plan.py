@@ -112,10 +112,12 @@ class OrchestratorPlan:
         pairs = [(before.address, now.address), (before.reached_redis, now.reached_redis)]
         return [(old, new) for old, new in pairs if old != new]
 
-    def names_operator(self) -> bool:
-        """Return True if a policy file contains the operator's ID."""
+    def lacks_operator(self) -> bool:
+        """Return True if this plan has another operator than the previous one, and no policy file contains the ID."""
+        if self.previous is None or self.previous.operator == self.choices.operator:
+            return False
         files = [path for path in self.policy.parent.rglob("*") if path.is_file()]
-        return any(self.operator_id in path.read_text(encoding="utf-8", errors="replace") for path in files)
+        return not any(self.operator_id in path.read_text(encoding="utf-8", errors="replace") for path in files)
 
     def _joined(self) -> Joined:
         return Joined(address=self.choices.address, server_name=self.choices.server_name)
