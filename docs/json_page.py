@@ -38,14 +38,15 @@ $ tachikoma exec -n -o json agent-1 uname -r | jq -r .stdoutText
 |---|---|
 | `text` | for people; it may change in any release |
 | `json` | one document, as in the table below; a stream has one object a line |
-| `jsonl` | one object a line: each element of a list, or the only value |
-| `name` | ids or names, one a line |
+| `jsonl` | one value a line: each element of a list, or the only value |
+| `name` | ids or names, one a line; commands whose output has none refuse it |
 
 With `json` and `jsonl`, the error that ends a command is one JSON object in the last line of standard error
 ([ErrorDocument](#errordocument)). `cancel` prints one such line for each execution that could not be cancelled. These
 values of `reason` come from the command line itself: `USAGE` (a wrong command line), `OUTPUT_FAILED` (output cannot be
-written), `ABORTED` (a refused confirmation) and `LEFT` (a second Ctrl-C). The exit code is the same for every value of
-`-o`. With `--watch`, `json` prints the same as `jsonl`.
+written), `ABORTED` (a refused confirmation), `LEFT` (a second Ctrl-C) and `OUTPUT_UNSAVED` (`run --output-dir` lacks
+output of an execution; one line for each). The exit code is the same for every value of `-o`. With `--watch`, `json`
+prints the same as `jsonl`.
 
 The same things have the same names and forms everywhere. Names are camelCase. Times are RFC 3339 in UTC. Durations are
 text such as `"1m30s"`. Bytes are base64. An argv is the list of a program and its arguments. New fields may be added

@@ -100,7 +100,8 @@ def test_a_host_joins_by_the_command_line_runs_commands_is_revoked_and_joins_aga
     cli, host = make_cli(stack), Host(stack, "web-1", tmp_path / "host")
     printed = cli.run("agents", "enroll", "web-1", "--ttl", "2m", "-o", "json")
     assert printed.returncode == 0, printed.stderr
-    token = checked("agents enroll", printed.stdout)["token"]
+    (enrolment,) = checked("agents enroll", printed.stdout)
+    token = enrolment["token"]
     assert host.join(token).returncode == 0
     for name in ("svid_key.pem", "redis_password"):
         assert stat.S_IMODE((host.identity / name).stat().st_mode) == 0o600

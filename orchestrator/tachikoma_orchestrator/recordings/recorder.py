@@ -123,7 +123,7 @@ class Recorder:
         key = keys.recorder(self._exec_id)
         if await self._parts.redis.set(key, self._parts.name, ex=LEASE_SECONDS, nx=True):
             return True
-        # A value that no recorder renews must not prevent a recording, whoever wrote it.
+        # A value that no recorder renews must not prevent a recording, no matter which process wrote it.
         await self._parts.redis.execute_command("EXPIRE", key, LEASE_SECONDS, "LT")
         return False
 

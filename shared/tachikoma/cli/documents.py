@@ -351,7 +351,7 @@ DOCUMENTS = (
     Document("agents drain", AgentInfo),
     Document("agents resume", AgentInfo),
     Document("agents label", AgentInfo),
-    Document("agents enroll", Enrolment),
+    Document.list_of("agents enroll", Enrolment),
     Document("agents revoke", Revocation),
     Document("login", LoggedIn),
     Document.list_of("users ls", UserInfo),

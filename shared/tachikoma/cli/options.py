@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +19,7 @@ from tachikoma.vocabulary.pairs import parse_pair, parse_pairs
 __all__ = [
     "DetachOption",
     "EnvironmentOption",
+    "OutputFolderOption",
     "ReasonOption",
     "YesOption",
     "confirm",
@@ -37,6 +39,12 @@ YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for con
 DetachOption = Annotated[bool, typer.Option("--detach", "-d", help="Do not wait; print the id.")]
 EnvironmentOption = Annotated[
     list[str] | None, typer.Option("--env", "-e", help="NAME=value, or NAME for the value on this host.")
+]
+OutputFolderOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output-dir", help="Also save stdout, stderr and the result of each execution in FOLDER/ID.", metavar="FOLDER"
+    ),
 ]
 ReasonOption = Annotated[str, typer.Option("--reason", "-r", help="Reason, recorded in the audit trail.")]
 

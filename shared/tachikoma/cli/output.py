@@ -31,6 +31,7 @@ __all__ = [
     "WideOption",
     "chosen_output",
     "expect_output",
+    "refuse_names",
     "report",
     "report_failure",
     "show_list",
@@ -151,6 +152,12 @@ def show_value(value: M, output: Output, *, text: Callable[[M], None], name: Cal
     elif name is not None:
         _line(name(value))
     else:
+        refuse_names(output)
+
+
+def refuse_names(output: Output) -> None:
+    """Refuse `-o name` for output without names. Raises InvalidRequest."""
+    if output is Output.NAME:
         raise InvalidRequest("-o name: the output of this command has no names; use -o json")
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tachikoma.cli.descriptors import OutputFailed
-from tachikoma.errors import ConfigurationError
+from tachikoma.cli.output import report_failure
+from tachikoma.errors import ConfigurationError, InvalidRequest, TachikomaError
 from tachikoma.vocabulary.messages import OutputKind
 from tachikoma.vocabulary.results import ExecOutput, ExecResponse
 
-__all__ = ["MAX_OUTPUT_BYTES", "CollectedOutput", "ExecResult", "OutputFolder"]
+if TYPE_CHECKING:
+    from tachikoma.client.aio import AsyncClient
+    from tachikoma.vocabulary.batches import BatchResult
+
+__all__ = ["MAX_OUTPUT_BYTES", "CollectedOutput", "ExecResult", "OutputFolder", "prepare_folder", "save_output"]
 
 #: Largest number of bytes of each stream in a result. A longer stream needs `-o jsonl` or `--output-dir`.
 MAX_OUTPUT_BYTES = 16 * 1024 * 1024
@@ -65,7 +71,7 @@ class OutputFolder:
         """Create the folder of an execution.
 
         Raises:
-            ConfigurationError: the folder or a file cannot be created.
+            OutputFailed: the folder or a file cannot be created.
         """
         self._folder = folder / exec_id
         try:
@@ -75,7 +81,7 @@ class OutputFolder:
                 kind: (self._folder / kind).open("wb", buffering=0) for kind in (OutputKind.STDOUT, OutputKind.STDERR)
             }
         except OSError as error:
-            raise ConfigurationError(f"cannot save the output in {self._folder}: {error.strerror}") from None
+            raise OutputFailed(self._folder, error) from error
 
     def add(self, item: ExecOutput) -> None:
         """Append a chunk to its file, or write the result.
@@ -99,3 +105,49 @@ class OutputFolder:
         """Close the files."""
         for file in self._files.values():
             file.close()
+
+
+def prepare_folder(folder: Path | None, *, runs: bool) -> None:
+    """Make the folder of `--output-dir` before anything runs.
+
+    Raises:
+        InvalidRequest: this program does not wait for the batch.
+        ConfigurationError: the folder cannot be made.
+    """
+    if folder is None:
+        return
+    if not runs:
+        raise InvalidRequest("--output-dir saves the output when it comes, so it takes none of --detach and --preview")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"cannot write to {folder}: {error.strerror}") from None
+
+
+async def save_output(client: AsyncClient, result: BatchResult, folder: Path) -> bool:
+    """Save the complete output of a target in the folder of its execution.
+
+    Returns:
+        False if its output is not available, which is reported.
+
+    Raises:
+        OutputFailed: a file takes no more.
+    """
+    if not result.exec_id:
+        return True
+    saved, missing = OutputFolder(folder, result.exec_id), 0
+    try:
+        async for item in client.attach(result.exec_id):
+            saved.add(item)
+            missing += item.missing_bytes
+        why = f"{missing} bytes of it are lost" if missing else ""
+    except TachikomaError as error:
+        why = str(error)
+    finally:
+        saved.close()
+    if why:
+        report_failure(
+            f"{result.agent_id}: the output of {result.exec_id} is not saved completely: {why}",
+            reason="OUTPUT_UNSAVED", code="DATA_LOSS", metadata={"id": result.exec_id},
+        )  # fmt: skip
+    return not why

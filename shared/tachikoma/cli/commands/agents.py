@@ -11,7 +11,16 @@ import typer
 
 from tachikoma.cli import completion
 from tachikoma.cli.options import ReasonOption, YesOption, confirm, duration, pairs
-from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, show_value, watch
+from tachikoma.cli.output import (
+    Output,
+    OutputOption,
+    WatchOption,
+    WideOption,
+    report_failure,
+    show_list,
+    show_value,
+    watch,
+)
 from tachikoma.cli.show import age, clock, warn
 from tachikoma.cli.tables import Cell, Column, printable, table
 from tachikoma.client.sync import Client
@@ -143,7 +152,10 @@ def _wait_until_idle(client: Client, agent: AgentInfo) -> AgentInfo:
         time.sleep(POLL_SECONDS)
         agent = next((item for item in client.agents() if item.id == agent.id), agent)
         if not agent.draining:
-            warn(f"{agent.id}: was resumed")
+            report_failure(
+                f"{agent.id} was resumed", reason="FAILED_PRECONDITION", code="FAILED_PRECONDITION",
+                metadata={"agent": agent.id},
+            )  # fmt: skip
             raise typer.Exit(1)
     return agent
 
@@ -198,10 +210,8 @@ def enroll(
     agents = _names(names)
     with Client() as client:
         made = [client.enroll_agent(agent, lifetime, labels=labels) for agent in agents]
-    if agents == names and len(agents) == 1:
-        show_value(made[0], output, name=lambda made: made.token, text=_show_token)
-    else:
-        show_list(made, output, name=lambda made: made.token, text=_show_tokens)
+    single = agents == names and len(agents) == 1
+    show_list(made, output, name=lambda made: made.token, text=_show_token if single else _show_tokens)
 
 
 def _names(given: Sequence[str]) -> list[str]:
@@ -218,9 +228,10 @@ def _show_tokens(made: Sequence[Enrolment]) -> None:
     warn("on each host: tachikoma worker install --token-file FILE")
 
 
-def _show_token(made: Enrolment) -> None:
-    typer.echo(made.token)
-    warn(f"a host with this token may join as {made.agent_id}, once, until {clock(made.expires)}; run on that host:")
+def _show_token(made: Sequence[Enrolment]) -> None:
+    (item,) = made
+    typer.echo(item.token)
+    warn(f"a host with this token may join as {item.agent_id}, once, until {clock(item.expires)}; run on that host:")
     warn("  tachikoma worker install --token-file FILE")
     warn("or, without a unit: tachikoma worker join --token-file FILE --identity FOLDER")
 

@@ -24,7 +24,7 @@ from tachikoma.cli.session import Left, run_session
 from tachikoma.cli.terminal import terminal_of
 from tachikoma.client.aio import AsyncClient
 from tachikoma.client.interactive import AsyncSession
-from tachikoma.errors import AgentUnknown
+from tachikoma.errors import AgentUnknown, ConfigurationError
 from tachikoma.vocabulary.request_rules import MAX_STDIN_BYTES
 from tachikoma.vocabulary.requests import ExecRequest, make_request
 from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus
@@ -56,7 +56,11 @@ async def _run(request: ExecRequest, form: Form) -> int:
     async with AsyncClient() as client:
         if form.detach:
             return await _submit(client, request, form.output)
-        saved = OutputFolder(form.folder, request.id) if form.folder is not None else None
+        try:
+            saved = OutputFolder(form.folder, request.id) if form.folder is not None else None
+        except OutputFailed as error:
+            # Nothing runs yet that would have to be cancelled.
+            raise ConfigurationError(str(error)) from None
         try:
             # `follow` cancels by itself, since it reports what came of it.
             showing = _show(client.execute_stream(request, detach=True), form.output, saved)

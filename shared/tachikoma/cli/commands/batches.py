@@ -21,7 +21,16 @@ from tachikoma.cli.batch_view import (
 from tachikoma.cli.commands.batch_approvals import add_to as add_approvals
 from tachikoma.cli.commands.run import add_retry_to
 from tachikoma.cli.lookup import with_full_batch_id
-from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, show_value, watch
+from tachikoma.cli.output import (
+    Output,
+    OutputOption,
+    WatchOption,
+    WideOption,
+    refuse_names,
+    show_list,
+    show_value,
+    watch,
+)
 from tachikoma.cli.show import age, facts, moment, short_id, warn
 from tachikoma.cli.tables import Column, printable, table
 from tachikoma.client.sync import Client
@@ -157,6 +166,7 @@ def logs(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Show the whole output of the targets of a batch, each line with the name of its host in front."""
+    refuse_names(output)
     states = _wanted(state)
     with Client() as client:
         report, _ = with_full_batch_id(client, batch_id, lambda full: _read(client, full))

@@ -21,7 +21,15 @@ from tachikoma.cli.commands import ordinary
 from tachikoma.cli.commands.interrupts import reported
 from tachikoma.cli.descriptors import read_input
 from tachikoma.cli.messages import note
-from tachikoma.cli.options import DetachOption, EnvironmentOption, duration, environment, refuse_option, remote_command
+from tachikoma.cli.options import (
+    DetachOption,
+    EnvironmentOption,
+    OutputFolderOption,
+    duration,
+    environment,
+    refuse_option,
+    remote_command,
+)
 from tachikoma.cli.output import Output, OutputOption
 from tachikoma.errors import InvalidRequest
 from tachikoma.vocabulary.isolation import Isolation
@@ -34,10 +42,6 @@ InteractiveOption = Annotated[
 ]
 IsolationOption = Annotated[
     Isolation | None, typer.Option(help="Isolation that it needs. Can only raise the policy's and the agent's.")
-]
-OutputFolderOption = Annotated[
-    Path | None,
-    typer.Option("--output-dir", help="Also save stdout, stderr and the result below FOLDER/ID.", metavar="FOLDER"),
 ]
 
 
@@ -153,6 +157,8 @@ def _start(values: dict[str, Any], channel: Channel, form: Form) -> int:
     """
     if channel.interactive and (channel.no_stdin or not form.streams):
         raise InvalidRequest("--interactive and --tty take none of --detach, -n, --output-dir and -o json")
+    if form.output is Output.NAME and not form.detach:
+        raise InvalidRequest("-o name needs --detach; then it prints the id of the execution")
     if form.detach and form.folder:
         raise InvalidRequest("--output-dir saves the output when it comes, so it takes no --detach")
     # One byte beyond the bound: more than that streams.

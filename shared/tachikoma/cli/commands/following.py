@@ -16,7 +16,7 @@ from tachikoma.errors import AgentUnknown, PermissionDenied, TachikomaError
 from tachikoma.vocabulary.messages import Result
 from tachikoma.vocabulary.states import ExecState
 
-__all__ = ["exit_code", "explain_unknown_agent", "follow", "hint_of"]
+__all__ = ["NOT_FOUND", "exit_code", "explain_unknown_agent", "follow", "hint_of"]
 
 TIMED_OUT = 124
 NOT_FOUND = 127

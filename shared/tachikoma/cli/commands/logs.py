@@ -12,7 +12,7 @@ from tachikoma.cli import completion
 from tachikoma.cli.descriptors import OutputFailed, abandon_output, write_all
 from tachikoma.cli.lookup import with_full_id_async
 from tachikoma.cli.messages import BROKEN_PIPE, write_message
-from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, report_failure
+from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, refuse_names, report_failure
 from tachikoma.client.aio import AsyncClient
 from tachikoma.vocabulary.messages import OutputKind
 from tachikoma.vocabulary.results import ExecOutput, ExecResponse
@@ -37,6 +37,7 @@ def logs(
     output: OutputOption = Output.TEXT,
 ) -> None:
     """Show the output of an execution, also of one that has ended."""
+    refuse_names(output)
 
     async def show() -> None:
         async with AsyncClient() as client:

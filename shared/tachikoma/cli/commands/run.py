@@ -32,18 +32,36 @@ from tachikoma.cli.batch_view import (
     states_of,
     words,
 )
-from tachikoma.cli.commands.interrupts import Interrupts, output_failed, reported
+from tachikoma.cli.commands.following import NOT_FOUND, hint_of
+from tachikoma.cli.commands.interrupts import NOT_RUN, Interrupts, output_failed, reported
 from tachikoma.cli.descriptors import OutputFailed, read_input
 from tachikoma.cli.lookup import with_full_batch_id_async
-from tachikoma.cli.options import DetachOption, EnvironmentOption, duration, environment, refuse_option, remote_command
+from tachikoma.cli.messages import note
+from tachikoma.cli.options import (
+    DetachOption,
+    EnvironmentOption,
+    OutputFolderOption,
+    duration,
+    environment,
+    refuse_option,
+    remote_command,
+)
 from tachikoma.cli.output import INTERRUPTED, Output, OutputOption, report_failure, show_value
+from tachikoma.cli.result import prepare_folder, save_output
 from tachikoma.cli.tables import printable
 from tachikoma.client.aio import AsyncClient
 from tachikoma.errors import InvalidRequest
 from tachikoma.targets.answers import Answers
 from tachikoma.targets.expressions import read_lines
 from tachikoma.targets.nodesets import fold
-from tachikoma.vocabulary.batches import BatchPreview, BatchRequest, BatchResult, BatchStatus, BatchUpdate
+from tachikoma.vocabulary.batches import (
+    BatchPreview,
+    BatchRequest,
+    BatchResult,
+    BatchStatus,
+    BatchUpdate,
+    TargetState,
+)
 from tachikoma.vocabulary.model import describe_validation_error
 from tachikoma.vocabulary.request_rules import MAX_STDIN_BYTES
 
@@ -66,7 +84,9 @@ RetryOption = Annotated[
 StopOnOption = Annotated[
     list[str] | None, typer.Option(help="Count this as a failure too: unreachable, denied, expired.")
 ]
-
+GateOption = Annotated[
+    tuple[str, str] | None, typer.Option(help="Agent and command that must succeed before each wave.")
+]
 SimilarOption = Annotated[
     bool, typer.Option("--similar", help="Like --group, but ignore numbers, times and host names.")
 ]
@@ -98,9 +118,7 @@ def run(
     parallel: Annotated[str, typer.Option("--parallel", "-p", help="At most n targets at once: 10, or 25%.")] = "",
     canary: Annotated[int, typer.Option(min=0, help="Run on n targets first; the rest only if none failed.")] = 0,
     wave: Annotated[str | None, typer.Option(help="Targets of a wave, which ends before the next: 10, or 25%.")] = None,
-    gate: Annotated[
-        tuple[str, str] | None, typer.Option(help="Agent and command that must succeed before each wave.")
-    ] = None,
+    gate: GateOption = None,
     gate_timeout: Annotated[str | None, typer.Option(help="Longest run time of the gate; a minute by default.")] = None,
     pause: Annotated[str | None, typer.Option(help="Time between waves: 30s, 5m.")] = None,
     stop_after: Annotated[str | None, typer.Option(help="Start no more after n failures: 3, or 5%.")] = None,
@@ -117,6 +135,7 @@ def run(
     diff: Annotated[bool, typer.Option("--diff", help="Like --group, with differences to the largest group.")] = False,
     similar: SimilarOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    output_dir: OutputFolderOption = None,
     batch_id: Annotated[str | None, typer.Option("--id", help="Id of the batch; the same id never runs twice.")] = None,
     output: OutputOption = Output.TEXT,
 ) -> None:
@@ -131,7 +150,7 @@ def run(
     values: dict[str, Any] = {"id": batch_id, "canary": canary, "wave": wave, "work_dir": cwd, "user": user}
     values |= {"parallel": parallel or None, "stop_after": stop_after}
     times = {"pause": pause, "deadline": deadline, "timeout": timeout}
-    form = _Form(output, group=group or diff or similar, diff=diff, similar=similar, quiet=quiet)
+    form = _Form(output, group=group or diff or similar, diff=diff, similar=similar, quiet=quiet, folder=output_dir)
     with reported("batch"):
         if retry is not None and not words_given:
             _refuse_unused(of_command)
@@ -241,6 +260,8 @@ class _Form:
     diff: bool
     similar: bool
     quiet: bool
+    #: The folder for the output and result of each execution; None to save none.
+    folder: Path | None = None
 
 
 class _View:
@@ -311,6 +332,7 @@ def _line(update: BatchUpdate) -> None:
 
 async def _run(request: BatchRequest, form: _Form, *, preview: bool, detach: bool) -> int:
     """Run a batch and return the exit code of this program."""
+    prepare_folder(form.folder, runs=not (preview or detach))
     async with AsyncClient() as client:
         if request.retry_of is not None:
             earlier = await with_full_batch_id_async(client, request.retry_of, client.batch)
@@ -322,12 +344,14 @@ async def _run(request: BatchRequest, form: _Form, *, preview: bool, detach: boo
             status = await client.submit_batch(request)
             show_value(status, form.output, name=lambda status: status.id, text=lambda status: typer.echo(status.id))
             return 0
-        view = _View(form)
+        view, unsaved = _View(form), False
         interrupts = Interrupts(client.cancel_batch, request.id)
         try:
             # This function cancels by itself, since it reports what came of it.
             async for update in client.run(request, detach=True):
                 view.update(update)
+                if form.folder is not None and update.result is not None:
+                    unsaved |= not await save_output(client, update.result, form.folder)
             view.end()
         except OutputFailed as error:
             return await output_failed(error, client.cancel_batch, request.id, "batch")
@@ -341,7 +365,19 @@ async def _run(request: BatchRequest, form: _Form, *, preview: bool, detach: boo
         finally:
             view.close()
             interrupts.close()
-        return exit_code(view.results)
+        if form.output is Output.TEXT:
+            _hint(request.command, view.results)
+        return NOT_RUN if unsaved else exit_code(view.results)
+
+
+def _hint(command: Sequence[str], results: Sequence[BatchResult]) -> None:
+    """Explain a command that was refused or not found since it was written as for a shell, or after an option."""
+    missed = any(
+        result.state is TargetState.DENIED or (result.state is TargetState.FAILED and result.exit_code == NOT_FOUND)
+        for result in results
+    )
+    if missed and command and (hint := hint_of("run", "TARGETS --", command)):
+        note(hint)
 
 
 def _show_preview(found: BatchPreview) -> None:

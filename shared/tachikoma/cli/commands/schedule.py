@@ -15,7 +15,16 @@ from pydantic import TypeAdapter
 from tachikoma.cli import completion
 from tachikoma.cli.documents import ScheduleReport
 from tachikoma.cli.options import ReasonOption
-from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, show_value, watch
+from tachikoma.cli.output import (
+    Output,
+    OutputOption,
+    WatchOption,
+    WideOption,
+    report_failure,
+    show_list,
+    show_value,
+    watch,
+)
 from tachikoma.cli.show import age, clock, raw_json, short_id, state_cell, warn
 from tachikoma.cli.tables import Cell, Column, printable, table
 from tachikoma.client.sync import Client
@@ -52,7 +61,10 @@ def ls(wide: WideOption = False, again: WatchOption = False, output: OutputOptio
         found, error = client.schedules()
         show_list(found, form, name=lambda item: item.name, text=lambda found: _show_list(found, wide))
         if error:
-            warn(f"the newest file is NOT active, since it has a mistake:\n{printable(error)}")
+            report_failure(
+                f"the newest file is NOT active, since it has a mistake:\n{error}",
+                reason="CONFIGURATION", code="FAILED_PRECONDITION",
+            )  # fmt: skip
             if not again:
                 raise typer.Exit(1)
 

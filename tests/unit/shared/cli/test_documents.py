@@ -146,7 +146,7 @@ def test_every_command_with_output_has_a_document() -> None:
 
 
 #: Lists that are no table, and tables of what does not change by itself.
-NO_TABLE = {"audit show", "cancel", "schedule next"}
+NO_TABLE = {"agents enroll", "audit show", "cancel", "schedule next"}
 NOT_WATCHED = NO_TABLE | {"config show"}
 
 

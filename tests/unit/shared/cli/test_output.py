@@ -86,3 +86,12 @@ def test_the_form_that_was_chosen_is_known_to_the_end(run: Any, client: Any) -> 
     assert output.chosen_output() is Output.JSON
     run("status", "x")
     assert output.chosen_output() is Output.TEXT
+
+
+@pytest.mark.parametrize("line", [("logs", "job-7"), ("batches", "logs", "b-1"), ("exec", "-n", "web-1", "ls")])
+def test_names_of_output_without_names_are_refused(run: Any, client: Any, line: tuple[str, ...]) -> None:
+    at = 1 if line[0] in ("logs", "exec") else 2
+    done = run(*line[:at], "-o", "name", *line[at:])
+    assert "-o name" in (done.err or str(done.error))
+    assert done.code != 0
+    assert client.calls == []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tachikoma import ConfigurationError, ExecOutput, ExecResponse, ExecState, OutputKind
+from tachikoma import ExecOutput, ExecResponse, ExecState, OutputKind
 from tachikoma.cli import result
 from tachikoma.cli.descriptors import OutputFailed
 from tachikoma.cli.result import CollectedOutput, OutputFolder
@@ -69,5 +69,5 @@ def test_a_file_that_takes_no_more_is_named_and_can_be_closed(tmp_path: Path) ->
 
 def test_a_folder_that_cannot_be_used_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigurationError, match=r"cannot save the output in .*/file/job-7: Not a directory"):
+    with pytest.raises(OutputFailed, match=r"^cannot write to .*/file/job-7: Not a directory$"):
         OutputFolder(tmp_path / "file", "job-7")

@@ -89,7 +89,9 @@ def test_drain_stops_waiting_when_the_agent_is_resumed(run: Any, client: Any, st
     draining = AGENT.model_copy(update={"draining": True})
     client.answers |= {"drain_agent": draining, "agents": (AGENT,), "list_page": ((status(),), "")}
     done = run("agents", "drain", "web-1", "-r", "x", "--wait")
-    assert (done.code, done.out, done.err) == (1, "", "web-1: was resumed\n")
+    assert (done.code, done.out, done.err) == (1, "", "tachikoma: web-1 was resumed\n")
+    error = json.loads(run("agents", "drain", "web-1", "-r", "x", "--wait", "-o", "json").err)["error"]
+    assert (error["reason"], error["metadata"]) == ("FAILED_PRECONDITION", {"agent": "web-1"})
 
 
 def test_enroll_prints_the_token_alone_on_standard_output(run: Any, client: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tachikoma import ExecOutput, ExecResponse, ExecState, OutputKind
 from tachikoma.cli import batch_view
 from tachikoma.cli.commands import run
 from tachikoma.cli.output import Output
@@ -242,3 +243,72 @@ def test_a_gate_is_an_agent_and_a_command_as_a_shell_splits_it() -> None:
 def test_mistakes_about_a_gate(gate: tuple[str, str] | None, timeout: str | None, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         run._gate(gate, timeout)
+
+
+def answered(exec_id: str, **_: Any) -> list[ExecOutput]:
+    """The whole output of an execution that ended."""
+    result = ExecResponse(id=exec_id, agent_id="web-1", state=ExecState.SUCCEEDED, exit_code=0)
+    return [
+        ExecOutput(id=exec_id, kind=OutputKind.STDOUT, seq=1, data=b"out"),
+        ExecOutput(id=exec_id, kind=OutputKind.RESULT, result=result),
+    ]
+
+
+def test_the_output_of_each_execution_is_saved(run: Any, client: Any, tmp_path: Path) -> None:
+    denied = BatchUpdate(result=BatchResult(agent_id="web-2", state=TargetState.DENIED))
+    client.answers |= {"run": (denied, *UPDATES), "attach": answered}
+    run("run", "--output-dir", str(tmp_path / "new"), "web-[1-2]", "--", "true")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["e-1"]
+    saved = tmp_path / "new" / "e-1"
+    assert sorted(path.name for path in saved.iterdir()) == ["result.json", "stderr", "stdout"]
+    assert (saved / "stdout").read_bytes() == b"out"
+
+
+def test_output_that_is_no_longer_available_is_named(run: Any, client: Any, tmp_path: Path) -> None:
+    client.answers |= {"run": UPDATES, "attach": NotFound("there is no execution e-1")}
+    done = run("run", "--output-dir", str(tmp_path), "web-1", "--", "true")
+    told = "tachikoma: web-1: the output of e-1 is not saved completely: there is no execution e-1"
+    assert (done.code, told in done.err.splitlines()) == (125, True)
+    gap = ExecOutput(id="e-1", kind=OutputKind.GAP, missing_bytes=7)
+    client.answers["attach"] = lambda *_, **__: [gap]
+    done = run("run", "--output-dir", str(tmp_path), "-o", "json", "web-1", "--", "true")
+    error = json.loads(done.err)["error"]
+    assert (done.code, error["reason"], error["metadata"]) == (125, "OUTPUT_UNSAVED", {"id": "e-1"})
+    assert error["message"].endswith(": 7 bytes of it are lost")
+
+
+def test_a_file_that_takes_no_more_output_cancels_the_batch(run: Any, client: Any, tmp_path: Path) -> None:
+    (tmp_path / "e-1").mkdir()
+    (tmp_path / "e-1" / "stdout").symlink_to("/dev/full")
+    client.answers |= {"run": UPDATES, "attach": answered, "cancel_batch": batch()}
+    done = run("run", "--output-dir", str(tmp_path), "--id", "b-1", "web-1", "--", "true")
+    full = f"tachikoma: cannot write to {tmp_path}/e-1/stdout: No space left on device; the batch is cancelled"
+    assert (done.code, done.err.splitlines()[-1]) == (125, full)
+    assert client.calls[-1][:2] == ("cancel_batch", ("b-1",))
+
+
+def test_a_folder_for_output_is_checked_before_anything_runs(run: Any, client: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run("run", "--output-dir", str(tmp_path / "file"), "web-1", "--", "true")
+    assert (done.code, done.err) == (125, f"tachikoma: cannot write to {tmp_path}/file: File exists\n")
+    done = run("run", "--output-dir", str(tmp_path), "--detach", "web-1", "--", "true")
+    assert (done.code, "takes none of --detach and --preview" in done.err) == (125, True)
+    assert client.calls == []
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        (("ls -l",), "no shell reads the command; write tachikoma run TARGETS -- ls -l, "
+                     "or tachikoma run TARGETS -- sh -c 'ls -l'"),
+        (("--timeout", "5s", "ls"), "options of run come before the targets: "
+                                    "tachikoma run --timeout … TARGETS -- COMMAND"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("end", [{"state": TargetState.DENIED}, {"state": TargetState.FAILED, "exit_code": 127}])
+def test_a_command_that_is_no_program_gets_the_right_hint(
+    run: Any, client: Any, command: tuple[str, ...], hint: str, end: dict[str, Any]
+) -> None:
+    client.answers["run"] = (BatchUpdate(result=BatchResult(agent_id="web-1", exec_id="e", **end)), UPDATES[1])
+    assert run("run", "web-1", *command).err.splitlines()[-1] == f"tachikoma: {hint}"
+    assert run("run", "web-1", "ls").err.count("TARGETS") == 0

@@ -65,7 +65,9 @@ def test_a_mistake_in_the_newest_file_is_shown_and_fails(run: Any, client: Any) 
     client.answers["schedules"] = ((NIGHTLY,), "schedules.yaml:3:1: unknown field")
     done = run("schedule", "ls")
     assert done.code == 1
-    assert done.err == ("the newest file is NOT active, since it has a mistake:\nschedules.yaml:3:1: unknown field\n")
+    told = "the newest file is NOT active, since it has a mistake:\nschedules.yaml:3:1: unknown field"
+    assert done.err == f"tachikoma: {told}\n"
+    assert json.loads(run("schedule", "ls", "-o", "json").err)["error"]["message"] == told
 
 
 def test_due_times_have_their_date_and_zone(run: Any, client: Any) -> None:
