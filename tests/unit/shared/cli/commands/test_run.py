@@ -126,6 +126,7 @@ class Nowhere(io.StringIO):
     # Similar answers take longer, and 131 MB are already too much.
     [({}, 10_000), ({"group": True}, 10_000), ({"group": True, "similar": True}, 2_000)],
 )
+@pytest.mark.slow
 def test_many_large_different_answers_take_little_memory(
     how: dict[str, bool], targets: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
