@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -41,22 +42,29 @@ __all__ = [
     "POLICY_SINCE",
     "QUEUED",
     "QUEUED_LONGEST",
+    "QUEUE_SECONDS",
     "RECEIPT_SECONDS",
     "REDIS_SECONDS",
     "REGISTRY",
     "RUN_SECONDS",
     "STAGE_SECONDS",
     "WAITING_CALLERS",
+    "AgentClasses",
     "Connections",
+    "classify_agents",
     "markdown_table",
     "measure_admission",
     "measure_end",
+    "measure_queue",
     "measure_receipt",
     "serve_metrics",
 ]
 
 #: Connections that are remembered, more than a server has at once.
 MAX_CONNECTIONS = 20_000
+
+#: Largest number of classes of agents besides `OTHER_CLASS`, which is the class of all further agents.
+MAX_CLASSES, OTHER_CLASS = 20, "other"
 
 #: Upper bounds in seconds of the durations of commands.
 LONG = (0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 4 * 3600.0, 24 * 3600.0)
@@ -72,8 +80,14 @@ ADMISSIONS = Counter(
 )
 EXECUTIONS = Counter(
     "tachikoma_executions",
-    "Executions that ended, by final state. Each is counted by the process that recorded it.",
-    ["state"],
+    "Executions that ended, by final state and class of their agent. Each is counted by the process that recorded it.",
+    ["state", "agent_class"],
+    registry=_registry,
+)
+QUEUE_SECONDS = Histogram(
+    "tachikoma_queue_seconds",
+    "Times on the queue: from admission or approval to the start of the command, by the agent's clock.",
+    buckets=LONG,
     registry=_registry,
 )
 RUN_SECONDS = Histogram(
@@ -187,15 +201,56 @@ class Connections:
             self._known.popitem(last=False)
 
 
+class AgentClasses:
+    """The classes of agents: the values of one label, the first ones that are seen; the rest is one class."""
+
+    def __init__(self, label: str = "", labels: Callable[[str], Mapping[str, str]] = lambda _: {}) -> None:
+        """Know no class yet.
+
+        Args:
+            label: name of the label; empty for none, and all agents have the empty class.
+            labels: returns the labels that operators bound to an agent.
+        """
+        self._label = label
+        self._labels = labels
+        self._known: set[str] = set()
+
+    def of(self, agent: str) -> str:
+        """Return the class of an agent; empty if the agent does not have the label."""
+        value = self._labels(agent).get(self._label, "") if self._label else ""
+        if not value or value in self._known:
+            return value
+        if len(self._known) == MAX_CLASSES:
+            return OTHER_CLASS
+        self._known.add(value)
+        return value
+
+
+_classes = AgentClasses()
+
+
 def measure_admission(outcome: str, *, parked: bool) -> None:
     """Count the decision of the admission script; `parked` is True if the request needs an approval."""
     ADMISSIONS.labels("pending_approval" if parked and outcome == "ADMITTED" else outcome.lower()).inc()
 
 
-def measure_end(state: ExecState | None) -> None:
-    """Count an execution that this process moved to a state, if that is final; None if its state stays."""
+def classify_agents(label: str, labels: Callable[[str], Mapping[str, str]]) -> None:
+    """Count executions by the value of one label of their agents from now on; arguments as of `AgentClasses`."""
+    global _classes
+    _classes = AgentClasses(label, labels)
+
+
+def measure_end(state: ExecState | None, agent: str) -> None:
+    """Count an execution of an agent that this process moved to a state, if that is final; None if its state stays."""
     if state is not None and state.terminal:
-        EXECUTIONS.labels(state.lower()).inc()
+        EXECUTIONS.labels(state.lower(), _classes.of(agent)).inc()
+
+
+def measure_queue(queued_ms: int, started_ms: int) -> None:
+    """Measure the time of an execution on its queue: both ends in milliseconds since the epoch, 0 if unknown."""
+    if queued_ms and started_ms:
+        # The clocks of two hosts may differ.
+        QUEUE_SECONDS.observe(max(0.0, seconds_of_ms(started_ms - queued_ms)))
 
 
 def measure_receipt(receipt: Receipt) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +49,20 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENC
         if time.monotonic() > deadline:
             pytest.fail(f"did not come true in {seconds:g} s: {what}")
         time.sleep(0.01)
+
+
+def free_addresses(number: int) -> list[str]:
+    """Return different addresses on which nothing listens."""
+    with ExitStack() as taken:
+        sockets = [taken.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
+        return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+
+
+def read_metrics(address: str) -> dict[str, float]:
+    """Return the metrics that a part serves, by name and labels."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=PATIENCE_SECONDS) as answer:
+        lines = answer.read().decode().splitlines()
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
 
 def request(*command: str, **values: Any) -> ExecRequest:

@@ -20,7 +20,7 @@ import pytest
 from celery import Celery, chain, group
 from kombu import Connection
 from redis import Redis
-from support import AGENT, prepare, request, wait_until
+from support import AGENT, free_addresses, prepare, read_metrics, request, wait_until
 
 from patience import PATIENCE_SECONDS
 from tachikoma import (
@@ -56,9 +56,16 @@ APPLICATION = "reports"
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -> Iterator[Stack]:
+def metrics() -> str:
+    """The address of the submitter's metrics."""
+    return free_addresses(1)[0]
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None, metrics: str) -> Iterator[Stack]:
     data = prepare(tmp_path_factory.mktemp("stack"))
-    with Stack(data, redis_server=redis_server, submitter=True) as running:
+    environment = {"TACHIKOMA_SUBMITTER_METRICS": metrics}
+    with Stack(data, redis_server=redis_server, submitter=True, environment=environment) as running:
         let_in(running)
         yield running
 
@@ -145,6 +152,17 @@ def test_a_command_is_a_celery_task_with_the_response_as_its_result(commands: Co
     answer = ExecResponse.from_dict(result.get(timeout=PATIENCE_SECONDS))
     assert (answer.state, answer.exit_code, answer.stdout) == (ExecState.SUCCEEDED, 0, b"hello\n")
     assert result.status == "SUCCESS"
+
+
+def test_a_submitter_serves_the_metrics_of_its_requests(commands: Commands, metrics: str) -> None:
+    admitted = 'tachikoma_admissions_total{decision="admitted"}'
+    before = read_metrics(metrics).get(admitted, 0)
+    commands.s(AGENT, ["/bin/true"]).delay().get(timeout=PATIENCE_SECONDS)
+    after = read_metrics(metrics)
+    assert after[admitted] == before + 1
+    assert after['tachikoma_stage_seconds_count{stage="admit"}'] >= 1
+    # Nobody calls a submitter by gRPC.
+    assert not [name for name in after if name.startswith("tachikoma_calls_total{")]
 
 
 def test_a_command_that_fails_fails_its_task_unless_told_otherwise(commands: Commands) -> None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
-from support import Cli, make_cli, prepare, request, wait_until
+from support import Cli, free_addresses, make_cli, prepare, read_metrics, request, wait_until
 
 from patience import PATIENCE_SECONDS
 from tachikoma import Client, FailedPrecondition, PermissionDenied
@@ -28,29 +27,18 @@ Measured: TypeAlias = tuple[Stack, str, str]
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -> Iterator[Measured]:
     """A stack with metrics, and their addresses: the orchestrator's and the worker's."""
-    orchestrator, worker = _free_addresses(2)
-    environment = {"TACHIKOMA_METRICS": orchestrator, "TACHIKOMA_WORKER_METRICS": worker}
+    orchestrator, worker = free_addresses(2)
+    environment = {
+        "TACHIKOMA_METRICS": orchestrator, "TACHIKOMA_WORKER_METRICS": worker, "TACHIKOMA_METRICS_CLASS": "role",
+    }  # fmt: skip
     data = prepare(tmp_path_factory.mktemp("operators"))
     with Stack(data, redis_server=redis_server, environment=environment) as stack:
         yield stack, orchestrator, worker
 
 
-def _free_addresses(number: int) -> list[str]:
-    """Return different addresses on which nothing listens."""
-    with ExitStack() as taken:
-        sockets = [taken.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
-        return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]
-
-
 @pytest.fixture
 def cli(measured: Measured) -> Cli:
     return make_cli(measured[0])
-
-
-def _metrics(address: str) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=PATIENCE_SECONDS) as answer:
-        lines = answer.read().decode().splitlines()
-    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
 
 def test_policy_status_says_what_is_in_force_and_why_an_edit_is_not(measured: Measured, cli: Cli) -> None:
@@ -62,11 +50,11 @@ def test_policy_status_says_what_is_in_force_and_why_an_edit_is_not(measured: Me
     assert in_force.startswith("active  ")
     assert in_force.endswith(", 1 policy")
     assert str(stack.policy) in done.stdout.decode()
-    before = _metrics(address)
+    before = read_metrics(address)
     assert (before["tachikoma_policies"], before["tachikoma_policy_error"]) == (1, 0)
 
     stack.policy.write_text(good.replace("maxTimeout", "maxTimout"))
-    wait_until(lambda: _metrics(address)["tachikoma_policy_error"] == 1, "the metric tells of the broken edit")
+    wait_until(lambda: read_metrics(address)["tachikoma_policy_error"] == 1, "the metric tells of the broken edit")
     done = cli.run("policy", "status")
     assert done.returncode == 1
     assert done.stdout.decode().splitlines()[0] == in_force
@@ -83,7 +71,7 @@ def test_policy_status_says_what_is_in_force_and_why_an_edit_is_not(measured: Me
     stack.policy.write_text(good + "# right again\n")
     wait_until(lambda: cli.run("policy", "status").returncode == 0, "the right one is in force")
     assert cli.run("policy", "status").stdout.decode().splitlines()[0] != in_force
-    after = _metrics(address)
+    after = read_metrics(address)
     assert after["tachikoma_policy_error"] == 0
     assert after["tachikoma_policy_since_seconds"] > before["tachikoma_policy_since_seconds"]
 
@@ -94,7 +82,7 @@ MONITORING = Path(__file__).parents[2] / "packaging" / "monitoring"
 @contextmanager
 def _prometheus(folder: Path, targets: list[str]) -> Iterator[str]:
     """Run Prometheus on some targets with the alert rules; yield its address."""
-    (address,) = _free_addresses(1)
+    (address,) = free_addresses(1)
     jobs = [{"job_name": "tachikoma", "static_configs": [{"targets": targets}]}]
     times = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     # JSON is YAML.
@@ -132,12 +120,12 @@ def test_prometheus_reads_what_dashboard_and_alerts_ask_for(
     need(shutil.which("prometheus") is not None, "Prometheus")
     _, address, worker = measured
     assert cli.run("exec", "agent-1", "true").returncode == 0
-    assert _metrics(worker)['tachikoma_stage_seconds_count{stage="spawn"}'] >= 1
+    assert read_metrics(worker)['tachikoma_stage_seconds_count{stage="spawn"}'] >= 1
     assert cli.run("exec", "agent-1", "reboot").returncode == 125
-    ended = 'tachikoma_executions_total{state="succeeded"}'
-    assert _metrics(address)[ended] >= 1
-    assert _metrics(address)['tachikoma_admissions_total{decision="denied"}'] >= 1
-    wait_until(lambda: _metrics(address).get('tachikoma_agents{state="online"}') == 1, "the agents are measured")
+    ended = 'tachikoma_executions_total{agent_class="",state="succeeded"}'
+    assert read_metrics(address)[ended] >= 1
+    assert read_metrics(address)['tachikoma_admissions_total{decision="denied"}'] >= 1
+    wait_until(lambda: read_metrics(address).get('tachikoma_agents{state="online"}') == 1, "the agents are measured")
     with _prometheus(tmp_path, [address, worker]) as prometheus:
         asked = [
             target["expr"].replace("[5m]", "[1m]").replace("[1h]", "[1m]")
@@ -164,6 +152,25 @@ def test_prometheus_reads_what_dashboard_and_alerts_ask_for(
         )
 
 
+def test_executions_are_counted_by_the_label_of_their_agent_and_wait_on_its_queue(measured: Measured, cli: Cli) -> None:
+    _, address, _ = measured
+    ended = 'tachikoma_executions_total{agent_class="web",state="succeeded"}'
+    before = read_metrics(address)
+    assert ended not in before
+    assert cli.run("agents", "label", "agent-1", "role=web").returncode == 0
+    try:
+        # The orchestrator that changed the label knows it at once.
+        assert cli.run("exec", "agent-1", "true").returncode == 0
+        after = wait_until(
+            lambda: (found := read_metrics(address)).get(ended) == 1 and found, "the execution is counted in its class"
+        )
+    finally:
+        assert cli.run("agents", "label", "agent-1", "role-").returncode == 0
+    queued = "tachikoma_queue_seconds_count"
+    assert after[queued] == before[queued] + 1
+    assert 0 <= after["tachikoma_queue_seconds_sum"] - before["tachikoma_queue_seconds_sum"] < PATIENCE_SECONDS
+
+
 def test_only_operators_ask_for_policy_and_trail(measured: Measured) -> None:
     with Client(measured[0].issue(user_id(TRUST_DOMAIN, "somebody"))) as somebody:
         for call in (somebody.policy_status, somebody.audit):
@@ -179,10 +186,10 @@ def test_without_schedules_that_is_said(measured: Measured) -> None:
 def test_how_far_the_audit_log_is_behind_is_measured(measured: Measured, cli: Cli) -> None:
     _, address, _ = measured
     assert cli.run("exec", "agent-1", "true").returncode == 0
-    waiting = [name for name in _metrics(address) if name.startswith("tachikoma_audit_waiting")]
+    waiting = [name for name in read_metrics(address) if name.startswith("tachikoma_audit_waiting")]
     assert waiting
-    wait_until(lambda: all(_metrics(address)[name] == 0 for name in waiting), "nothing waits")
-    assert _metrics(address)["tachikoma_audit_closed"] == 0
+    wait_until(lambda: all(read_metrics(address)[name] == 0 for name in waiting), "nothing waits")
+    assert read_metrics(address)["tachikoma_audit_closed"] == 0
 
 
 def test_a_proposed_policy_is_compared_on_the_requests_there_were(measured: Measured, cli: Cli, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from tachikoma_orchestrator.executions.transitions import (
     record_fields,
     scope_arguments,
 )
-from tachikoma_orchestrator.metrics import measure_admission, measure_end
+from tachikoma_orchestrator.metrics import measure_admission, measure_end, measure_queue
 from tachikoma_orchestrator.store.scripts import Call, Runner, Script, flat
 
 __all__ = ["Ledger"]
@@ -204,7 +204,9 @@ class Ledger:
         """Apply one change, or return why it does not apply."""
         answer = await self._runner.run(self._transition_call(transition), confirmed=transition.confirmed)
         if (outcome := TransitionOutcome(answer[0].decode())) is TransitionOutcome.DONE:
-            measure_end(transition.target)
+            measure_end(transition.target, transition.agent)
+            if "receipt" in transition.fields:
+                measure_queue(int(answer[4]), transition.started_ms)
             self._reported.remember(transition, answer[3])
         return outcome
 

@@ -37,7 +37,7 @@ from tachikoma_orchestrator.executions.ledger import Ledger
 from tachikoma_orchestrator.executions.restoration import Restoration
 from tachikoma_orchestrator.executions.waiters import Completions
 from tachikoma_orchestrator.executions.waiting_callers import WaitingCallers
-from tachikoma_orchestrator.metrics import POLICIES, POLICY_ERROR, POLICY_SINCE, serve_metrics
+from tachikoma_orchestrator.metrics import POLICIES, POLICY_ERROR, POLICY_SINCE, classify_agents, serve_metrics
 from tachikoma_orchestrator.processes.measuring import Measuring
 from tachikoma_orchestrator.processes.settings import OrchestratorSettings
 from tachikoma_orchestrator.schedules.runner import ScheduleRunner
@@ -219,13 +219,14 @@ class Core:
             supervisor.start(self.schedule_runner.watch_file(), name="schedules-file")
 
     def start_metrics(
-        self, supervisor: Supervisor, address: HostPort | None, followed: Sequence[Subscriber] = ()
+        self, supervisor: Supervisor, address: HostPort | None, agent_class: str, followed: Sequence[Subscriber] = ()
     ) -> None:
         """Serve metrics, and measure in the background.
 
         Args:
             supervisor: of the background parts.
             address: where Prometheus reads them; None to measure nothing.
+            agent_class: name of the label by which executions are counted; empty for none.
             followed: subscribers to the output and batches that callers of this process follow.
 
         Raises:
@@ -234,6 +235,7 @@ class Core:
         if address is None:
             return
         serve_metrics(address)
+        classify_agents(agent_class, self.registry.bound.of)
         measuring = Measuring(
             self.redis, self.registry, self.ledger, self.completions, self.identity, self.lives, followed
         )

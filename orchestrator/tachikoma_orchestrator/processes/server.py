@@ -158,7 +158,9 @@ class Server:
     async def _start(self, supervisor: Supervisor) -> None:
         """Start the background parts and the servers."""
         await self._core.start(supervisor)
-        self._core.start_metrics(supervisor, self._settings.metrics, [self._output_subscriber])
+        self._core.start_metrics(
+            supervisor, self._settings.metrics, self._settings.metrics_class, [self._output_subscriber]
+        )
         for server in self._servers:
             await server.start()
         supervisor.start(self._output_subscriber.run(), name="output-subscriber")

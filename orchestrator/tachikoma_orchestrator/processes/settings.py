@@ -15,6 +15,7 @@ from tachikoma.policy.decide import SEARCH_PATH
 from tachikoma.redis.access import RedisAccess, RedisSettings
 from tachikoma.redis.users import ENROLLER, ORCHESTRATOR, SUBMITTER
 from tachikoma.vocabulary.addresses import HostPort
+from tachikoma.vocabulary.labels import LABEL_NAME
 from tachikoma.vocabulary.policies import RateLimitConfig
 from tachikoma.vocabulary.types import Duration, IdentityPlace
 
@@ -63,6 +64,9 @@ class OrchestratorSettings(RedisSettings):
     trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
     #: Address on which Prometheus reads metrics (docs/metrics.md), without authentication.
     metrics: OptionalAddress = None
+    #: Name of the label that operators bind to agents (`tachikoma agents label`) by whose value executions are counted.
+    #: The first 20 values are counted apart, all others as `other`; by default executions are counted without it.
+    metrics_class: str = Field(default="", pattern=f"^({LABEL_NAME})?$")
     #: Size in bytes of the largest message to the orchestrator. The largest valid request has 4 MiB of standard input,
     #: plus command and environment.
     request_bytes: int = Field(default=5 * 1024 * 1024, ge=64 * 1024, le=64 * 1024 * 1024)

@@ -123,7 +123,7 @@ class Submitter:
 
     async def _start_parts(self, supervisor: Supervisor) -> None:
         await self.core.start(supervisor)
-        self.core.start_metrics(supervisor, self.settings.submitter_metrics)
+        self.core.start_metrics(supervisor, self.settings.submitter_metrics, self.settings.metrics_class)
         supervisor.start(self._taken.run(), name="taken-messages")
         if self.core.schedule_runner is not None:
             supervisor.start(self.core.schedule_runner.run(), name="schedules")

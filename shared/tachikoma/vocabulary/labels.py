@@ -10,12 +10,14 @@ from pydantic import AfterValidator, Field
 
 from tachikoma.vocabulary.pairs import parse_pair
 
-__all__ = ["MAX_LABELS", "BoundLabels", "LabelChange"]
+__all__ = ["LABEL_NAME", "MAX_LABELS", "BoundLabels", "LabelChange"]
 
 #: Largest number of labels of an agent.
 MAX_LABELS = 64
 
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,126}[A-Za-z0-9])?")
+#: Regular expression of the name of a label.
+LABEL_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,126}[A-Za-z0-9])?"
+_NAME = re.compile(LABEL_NAME)
 _VALUE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{0,128}")
 
 

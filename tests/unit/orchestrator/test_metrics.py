@@ -77,10 +77,39 @@ def test_a_port_in_use_is_an_error() -> None:
 @pytest.mark.parametrize("state", [None, *ExecState])
 def test_only_final_states_are_counted_as_ends(state: ExecState | None) -> None:
     label = "" if state is None else state.lower()
-    before = value("tachikoma_executions_total", state=label)
-    metrics.measure_end(state)
+    before = value("tachikoma_executions_total", state=label, agent_class="")
+    metrics.measure_end(state, "web-1")
     final = state is not None and state.terminal
-    assert value("tachikoma_executions_total", state=label) == before + final
+    assert value("tachikoma_executions_total", state=label, agent_class="") == before + final
+
+
+def test_executions_are_counted_by_the_classes_of_their_agents(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = {"web-1": {"role": "web", "site": "a"}, "db-1": {"role": "db"}, "x-1": {"site": "a"}}
+    monkeypatch.setattr(metrics, "_classes", metrics._classes)
+    metrics.classify_agents("role", lambda agent: labels.get(agent, {}))
+    before = {name: value("tachikoma_executions_total", state="lost", agent_class=name) for name in ("web", "db", "")}
+    for agent in ("web-1", "web-1", "db-1", "x-1", "unknown"):
+        metrics.measure_end(ExecState.LOST, agent)
+    after = {name: value("tachikoma_executions_total", state="lost", agent_class=name) for name in before}
+    assert {name: after[name] - before[name] for name in before} == {"web": 2, "db": 1, "": 2}
+
+
+def test_the_number_of_classes_is_bounded() -> None:
+    classes = metrics.AgentClasses("role", lambda agent: {"role": agent})
+    agents = [f"role-{number}" for number in range(metrics.MAX_CLASSES + 5)]
+    assert [classes.of(agent) for agent in agents] == [*agents[: metrics.MAX_CLASSES], *["other"] * 5]
+    assert classes.of(agents[3]) == agents[3]
+
+
+@pytest.mark.parametrize(
+    ("queued_ms", "started_ms", "count", "seconds"),
+    [(1000, 3500, 1, 2.5), (3000, 1000, 1, 0.0), (0, 1000, 0, 0.0), (1000, 0, 0, 0.0)],
+)
+def test_the_time_on_the_queue_is_measured(queued_ms: int, started_ms: int, count: int, seconds: float) -> None:
+    names = ("tachikoma_queue_seconds_count", "tachikoma_queue_seconds_sum")
+    before = [value(name) for name in names]
+    metrics.measure_queue(queued_ms, started_ms)
+    assert [value(name) - old for name, old in zip(names, before, strict=True)] == [count, seconds]
 
 
 @pytest.mark.parametrize(("started_ms", "runs"), [(5, 1), (0, 0)])

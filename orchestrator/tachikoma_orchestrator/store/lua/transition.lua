@@ -31,7 +31,8 @@
 --      fields         names and values of record fields to set
 --      event          names and values of the audit event
 --      show           true if the changed record is returned
--- RESULT: {outcome, state, ms, names and values of the changed record if `show`}; outcome is
+-- RESULT: {outcome, state, ms, names and values of the changed record if `show`, time of the admission or approval in
+--   ms}; outcome is
 --   DONE | MISSING (the agent has no such execution) | STATE (it is in another state) | CLAIMED (the agent claimed it
 --   before the fence was set) | ORDER (another order)
 local execution, trail, open, ended, claim, approvals, parked, approved, outputs = unpack(KEYS)
@@ -53,10 +54,11 @@ end
 -- Check.
 local change = 'change:' .. target
 local record = redis.call(
-  'HMGET', execution, 'state', 'agent', change, 'order_sha256', 'history', 'scopes', 'batch', unpack(AUDITED_FIELDS)
+  'HMGET', execution, 'state', 'agent', change, 'order_sha256', 'history', 'scopes', 'batch', 'admitted_ms',
+  unpack(AUDITED_FIELDS)
 )
-local state, agent, done, order_sha256, history, scopes, batch = unpack(record, 1, 7)
-local audited = {unpack(record, 8, 7 + #AUDITED_FIELDS)}
+local state, agent, done, order_sha256, history, scopes, batch, admitted_ms = unpack(record, 1, 8)
+local audited = {unpack(record, 9, 8 + #AUDITED_FIELDS)}
 if not state or agent ~= args.agent then
   -- An agent can report anything, but only about its own executions.
   return {'MISSING', '', now}
@@ -64,8 +66,9 @@ end
 local function changed()
   return args.show and redis.call('HGETALL', execution) or {}
 end
+local queued_ms = history and string.match(history, 'QUEUED (%d+)') or admitted_ms or '0'
 if done == args.change then
-  return {'DONE', state, now, changed()}
+  return {'DONE', state, now, changed(), queued_ms}
 end
 if not contains(args.sources, state) then
   return {'STATE', state, now}
@@ -134,4 +137,4 @@ if terminal then
   redis.call('PUBLISH', ended, id)
   settle_target(batch)
 end
-return {'DONE', moves and target or state, now, changed()}
+return {'DONE', moves and target or state, now, changed(), queued_ms}

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from redis.exceptions import ResponseError
 
+import metric_values
 from patience import PATIENCE_SECONDS
 from relay import Relays
 from tachikoma.errors import Unavailable
@@ -424,6 +425,30 @@ async def test_an_approval_queues_it_once(redis: Redis, ledger: Ledger) -> None:
     assert await events(ledger) == APPROVED_ONCE
     event = (await ledger.trail.read(after="", limit=2)).events[0]
     assert (event.actor, event.reason, event.evidence_sha256) == (BOB, "why not", "ab" * 32)
+
+
+@pytest.mark.parametrize("approved", [False, True])
+async def test_the_time_on_the_queue_is_from_admission_or_approval_to_the_start(
+    redis: Redis, ledger: Ledger, approved: bool
+) -> None:
+    await online(redis)
+    if approved:
+        await park(ledger)
+        # The wait for the approval does not count.
+        await redis.hset(keys.execution("job-7"), "admitted_ms", 5)
+        assert await approve(ledger) == "DONE"
+        history = (await redis.hget(keys.execution("job-7"), "history")).decode()
+        queued_ms = int(history.rpartition("QUEUED ")[2])
+    else:
+        await admitted(redis, ledger)
+        queued_ms = (await read(ledger)).admitted_ms
+    names = ("tachikoma_queue_seconds_count", "tachikoma_queue_seconds_sum")
+    before = [metric_values.value(name) for name in names]
+    # The agent's own notice of the start may have come before.
+    assert await ledger.started(AGENT, "job-7", queued_ms + 2000)
+    assert [metric_values.value(name) for name in names] == before
+    assert await ledger.complete(AGENT, "job-7", receipt(started_ms=queued_ms + 2000), "token") == "DONE"
+    assert [metric_values.value(name) for name in names] == [before[0] + 1, pytest.approx(before[1] + 2)]
 
 
 @pytest.mark.parametrize("to", [ExecState.REJECTED, ExecState.EXPIRED, ExecState.CANCELLED])

@@ -28,6 +28,7 @@ SAMPLES: dict[str, str] = {
     "schedules": "/etc/schedules",
     "flower_users": "/etc/users",
     "labels": "role=web,site=a",
+    "metrics_class": "role",
     "capabilities": "CAP_KILL,CAP_CHOWN",
     "search_path": "/bin,/opt/bin",
     "trusted_proxies": "10.0.0.0/8,::1/128",
