@@ -56,13 +56,22 @@ def warnings_of(compiled: CompiledPolicy, others: Sequence[CompiledPolicy] = ())
     if any(network.prefixlen == 0 for network in compiled.networks):
         yield "allowedNetworks contains every address"
     yield from _warnings_of_root(compiled)
-    if policy.tmp is not None and policy.isolation in (None, Isolation.SHARED):
+    if policy.tmp is not None and policy.isolation in (None, Isolation.SHARED) and not _closed_root(compiled):
         yield "tmp has an effect only with isolation private or sealed, which this policy does not name"
+
+
+def _names_root(compiled: CompiledPolicy) -> bool:
+    return any(pattern.names(ROOT) for pattern in compiled.users)
+
+
+def _closed_root(compiled: CompiledPolicy) -> bool:
+    """Return True if a policy grants root without the host, which agents isolate at `private` at least."""
+    return _names_root(compiled) and not compiled.policy.host_access
 
 
 def _warnings_of_root(compiled: CompiledPolicy) -> Iterator[str]:
     policy = compiled.policy
-    root = any(pattern.names(ROOT) for pattern in compiled.users)
+    root = _names_root(compiled)
     if not root and any(pattern.matches(ROOT) for pattern in compiled.users):
         yield "allowedUsers allows root only by a wildcard, which never means root: write its name out"
     if policy.capabilities and not root:
@@ -70,7 +79,9 @@ def _warnings_of_root(compiled: CompiledPolicy) -> Iterator[str]:
     if policy.host_access and not root:
         yield "hostAccess has no effect: only root has it, and allowedUsers does not allow root"
     if policy.host_access and root:
-        yield "hostAccess lets commands of root change this host, other than its agent"
+        yield "hostAccess lets commands of root change this host, and reach its agent through the host's services"
+    if _closed_root(compiled):
+        yield "allowedUsers names root: its commands read every file of the host but the agent's, also /etc/shadow"
 
 
 def _warnings_of_command(compiled: CompiledPolicy, text: str) -> Iterator[str]:

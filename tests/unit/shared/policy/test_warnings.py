@@ -20,7 +20,22 @@ def warnings(**values: Any) -> list[str]:
 
 def test_a_careful_policy_has_none() -> None:
     assert warnings() == []
-    assert warnings(require_approval=True, approvers=(BOSS,), capabilities=("CAP_KILL",), allowed_users=("root",)) == []
+    assert warnings(require_approval=True, approvers=(BOSS,), allowed_users=("web",)) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "warning"),
+    [
+        ({}, "allowedUsers names root: its commands read every file of the host"),
+        ({"capabilities": ("CAP_KILL",)}, "allowedUsers names root: its commands read every file of the host"),
+        ({"host_access": True}, "hostAccess lets commands of root change this host, and reach its agent through"),
+        # It has temporary folders of its own at `shared` too.
+        ({"tmp": "execution"}, "allowedUsers names root: its commands read every file of the host"),
+    ],
+)
+def test_root_is_named_wherever_it_is_granted(values: dict[str, Any], warning: str) -> None:
+    (found,) = warnings(allowed_users=("root",), **values)
+    assert found.startswith(warning)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +81,7 @@ def test_a_careful_policy_has_none() -> None:
         ),
         ({"allowed_networks": ("::/0",)}, "allowedNetworks contains every address"),
         ({"capabilities": ("CAP_KILL",)}, "capabilities has no effect: only root keeps them"),
+        ({"tmp": "execution"}, "tmp has an effect only with isolation private or sealed"),
     ],
 )
 def test_what_is_hardly_meant_is_named_alone(values: dict[str, Any], warning: str) -> None:
