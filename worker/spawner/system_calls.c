@@ -3,7 +3,8 @@
  *
  * A denied call fails with EPERM. clone3 fails with ENOSYS at `sealed`, so that C libraries use clone, whose flags a
  * filter can read. Calls of other architectures have other numbers: at `private` those of 32-bit programs are listed
- * too, and at `sealed` no call of another architecture passes. docs/isolation.md has the list; a test compares the two.
+ * too, and at `sealed` no call of another architecture passes. docs/isolation.md has the list;
+ * tests/confinement/test_system_calls.py compares the two, and the numbers with those of the kernel's headers.
  */
 #define _GNU_SOURCE
 #include "system_calls.h"
@@ -13,6 +14,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -88,6 +90,11 @@ static struct sock_filter sealed_calls[] = {
 	DENY(SYS_iopl), DENY(SYS_ioperm),
 #endif
 	IF(BPF_JEQ, 435 /* clone3 */, 1), FAIL(ENOSYS),
+	/* Network namespaces do not separate the sockets between a virtual machine and its host (vsock(7)). */
+	IF(BPF_JEQ, SYS_socket, 4),
+	LOAD(args[0]),
+	IF(BPF_JEQ, AF_VSOCK, 1), FAIL(EPERM),
+	RETURN(SECCOMP_RET_ALLOW),
 	IF(BPF_JEQ, SYS_clone, 3),
 	LOAD(args[0]),
 	IF(BPF_JSET, NEW_NAMESPACES, 1), FAIL(EPERM),
