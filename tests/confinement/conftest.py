@@ -10,8 +10,9 @@ import pytest_asyncio
 
 # Tests are loaded one by one (importmode importlib), so what they share is found by its folder.
 sys.path.insert(0, str(Path(__file__).parent))
-from host import CONTAINER, ROOT, Host, a_host
+from host import CONTAINER, PYTHON, ROOT, Host, a_host
 
+from tachikoma.vocabulary.isolation import Isolation
 from tachikoma_worker.confinement import launch
 
 # Another build of the spawner to test, such as one with sanitizers.
@@ -28,6 +29,16 @@ async def host() -> AsyncIterator[Host]:
 @pytest.fixture
 def root(need: Callable[[bool, str], None]) -> None:
     need(ROOT, "root")
+
+
+@pytest.fixture
+def isolating(root: None, host: Host, need: Callable[[bool, str], None]) -> None:
+    """A host that can isolate commands at each level."""
+    need(bool(PYTHON), "a Python outside a virtual environment")
+    if CONTAINER and host.abilities.levels[Isolation.PRIVATE]:
+        # Such a container is a host of its own kind: it says that it cannot, and refuses.
+        pytest.skip("this container may not make namespaces")
+    need(not any(host.abilities.levels.values()), f"namespaces: {dict(host.abilities.levels)}")
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,8 @@ from tachikoma_worker.confinement.start import start
 from tachikoma_worker.settings import WorkerSettings
 
 ROOT = os.getuid() == 0
+#: A Python that every user may execute, which that of a virtual environment may not be.
+PYTHON = shutil.which("python3", path="/usr/bin:/usr/local/bin") or ""
 #: Set in a container: "own" where its cgroups may be written, "read-only" where they may not.
 CONTAINER = os.environ.get("TACHIKOMA_TEST_CGROUPS", "")
 WHERE: Literal["top", "own"] = "own" if CONTAINER else "top"
@@ -71,6 +73,11 @@ def order(
     )  # fmt: skip
 
 
+def python(code: str, *arguments: str) -> list[str]:
+    """A command that runs Python code."""
+    return [PYTHON, "-I", "-S", "-c", code, *arguments]
+
+
 async def read_all(descriptor: int) -> bytes:
     """Everything until the last writer has closed."""
     content = b""
@@ -102,6 +109,12 @@ async def read_line(descriptor: int) -> bytes:
         assert data, "the command ended without a word"
         line += data
     return line
+
+
+async def becomes_true(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not condition():  # noqa: ASYNC110 (processes give no event)
+            await asyncio.sleep(0.02)
 
 
 class Running:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from host import PATIENCE_SECONDS, Host, a_host, read_all, read_line
+from host import Host, a_host, becomes_true, read_all, read_line
 
 PYTHON = [sys.executable, "-I", "-S", "-c"]
 #: Start a process that outlives this one, and print its number; `{}` is the body of that process.
@@ -25,12 +25,6 @@ def spawner_of(host: Host) -> psutil.Process:
     program = host.spawner._started
     assert program is not None
     return psutil.Process(program.pid)
-
-
-async def becomes_true(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not condition():  # noqa: ASYNC110 (processes give no event)
-            await asyncio.sleep(0.02)
 
 
 def zombies(of: psutil.Process) -> list[int]:

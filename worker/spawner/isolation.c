@@ -64,10 +64,22 @@ static const char *const device_links[][2] = {
 	{ "/proc/self/fd/2", "/dev/stderr" },
 };
 
+/*
+ * Files of /run that a command of root has. Each is a regular file when it is copied, and the copy of a file cannot
+ * become another one. So none of them leads to a service, whatever services the host starts later.
+ */
+static const char *const run_files[] = {
+	"systemd/resolve/stub-resolv.conf", "systemd/resolve/resolv.conf", "resolvconf/resolv.conf",
+	"NetworkManager/resolv.conf", "NetworkManager/no-stub-resolv.conf", "connman/resolv.conf",
+	"netconfig/resolv.conf", "utmp", "reboot-required", "reboot-required.pkgs",
+};
+#define RUN_FILES (sizeof(run_files) / sizeof(run_files[0]))
+
 /* Detached copies of mounts; -1: none. */
 struct copies {
 	int tmp[TMP_PATHS];
 	int device[DEVICES];
+	int run[RUN_FILES];
 	int passwd;
 };
 
@@ -94,6 +106,11 @@ static int set_attributes(const char *path, uint64_t attributes)
 	return (int)syscall(CALL_MOUNT_SETATTR, AT_FDCWD, path, TREE_RECURSIVE, &change, sizeof(change));
 }
 
+static int may_change_host(const struct spawn *head)
+{
+	return head->uid == 0 && !(head->confine & CONFINE_READ_ONLY);
+}
+
 static void enter_namespaces(const struct spawn *head)
 {
 	int flags = CLONE_NEWNS;
@@ -104,8 +121,11 @@ static void enter_namespaces(const struct spawn *head)
 		flags |= CLONE_NEWNET;
 	if (unshare(flags) != 0)
 		fail(STEP_NAMESPACES);
-	/* What the host mounts later still appears; nothing that happens here reaches the host. */
-	if (mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL) != 0)
+	/*
+	 * Nothing that happens here reaches the host. What the host mounts later would be writable, and could cover a mask,
+	 * so it appears only to a command of root that may change the host, which may ask a service to mount something.
+	 */
+	if (mount(NULL, "/", NULL, MS_REC | (may_change_host(head) ? MS_SLAVE : MS_PRIVATE), NULL) != 0)
 		fail(STEP_MOUNTS);
 }
 
@@ -142,11 +162,61 @@ static void copy_devices(struct copies *copies)
 	}
 }
 
-/* A container may mount cgroups elsewhere or not at all; then there is nothing to protect here. */
-static void protect_cgroups(void)
+static void copy_run(struct copies *copies)
 {
-	if (set_attributes("/sys/fs/cgroup", ATTRIBUTE_READ_ONLY) != 0 && errno != ENOENT && errno != EINVAL)
-		fail(STEP_CGROUP_FILES);
+	for (size_t i = 0; i < RUN_FILES; i++) {
+		char path[64];
+		struct stat found;
+
+		snprintf(path, sizeof(path), "/run/%s", run_files[i]);
+		copies->run[i] = copy_of(path);
+		if (copies->run[i] < 0 && errno != ENOENT && errno != ENOTDIR)
+			fail(STEP_RUN);
+		if (copies->run[i] >= 0 && (fstat(copies->run[i], &found) != 0 || !S_ISREG(found.st_mode))) {
+			close(copies->run[i]);
+			copies->run[i] = -1;
+		}
+	}
+}
+
+/* Make the folders above a path. They exist, or they are made in a new file system. */
+static void make_folders(char *path)
+{
+	for (char *slash = path + 1; (slash = strchr(slash, '/')) != NULL; slash++) {
+		*slash = '\0';
+		if (mkdir(path, 0755) != 0 && errno != EEXIST)
+			fail(STEP_RUN);
+		*slash = '/';
+	}
+}
+
+/*
+ * Cover /run, where services have their sockets. A read-only mount permits connections to a socket. A cover of the
+ * folder holds for sockets that appear later too.
+ */
+static void give_run(const struct copies *copies)
+{
+	unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+	struct stat found;
+
+	if (mount("tachikoma-run", "/run", "tmpfs", flags, "mode=0755,size=64k,nr_inodes=64") != 0)
+		fail(STEP_RUN);
+	for (size_t i = 0; i < RUN_FILES; i++) {
+		char path[64];
+
+		if (copies->run[i] < 0)
+			continue;
+		snprintf(path, sizeof(path), "/run/%s", run_files[i]);
+		make_folders(path);
+		if (mknod(path, S_IFREG | 0600, 0) != 0 || attach(copies->run[i], path) != 0)
+			fail(STEP_RUN);
+	}
+	if (mount(NULL, "/run", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | flags, NULL) != 0)
+		fail(STEP_RUN);
+	/* It is a link to /run nearly everywhere. */
+	if (lstat("/var/run", &found) == 0 && S_ISDIR(found.st_mode) &&
+	    mount("tachikoma-run", "/var/run", "tmpfs", flags | MS_RDONLY, "mode=0755,size=4k,nr_inodes=2") != 0)
+		fail(STEP_RUN);
 }
 
 /* Cover a folder by an empty one, and anything else by /dev/null, which no connection can be made to. */
@@ -236,15 +306,20 @@ void isolate(const struct command *command)
 		return;
 	enter_namespaces(head);
 	copy_tmp(command, &copies);
-	if (read_only)
+	if (read_only) {
 		copy_devices(&copies);
+		copy_run(&copies);
+	}
 	if (command->passwd != NULL && (copies.passwd = copy_of(command->passwd)) < 0)
 		fail(STEP_ACCOUNTS);
 	if (read_only && set_attributes("/", ATTRIBUTE_READ_ONLY | ATTRIBUTE_NO_SETUID) != 0)
 		fail(STEP_READ_ONLY);
-	protect_cgroups();
-	if (read_only)
+	if ((head->confine & CONFINE_CGROUP_FILES) && set_attributes("/sys/fs/cgroup", ATTRIBUTE_READ_ONLY) != 0)
+		fail(STEP_CGROUP_FILES);
+	if (read_only) {
 		give_devices(&copies);
+		give_run(&copies);
+	}
 	give_tmp(head, &copies);
 	/* After the temporary folders of the host, which may contain a masked path. */
 	for (uint32_t i = 0; i < head->masks; i++)

@@ -67,7 +67,8 @@ static int valid_terminal(const struct spawn *head)
 
 static int valid_isolation(const struct spawn *head)
 {
-	uint32_t known = CONFINE_MASKS | CONFINE_READ_ONLY | CONFINE_SCOPED | CONFINE_PASSWD;
+	uint32_t known = CONFINE_MASKS | CONFINE_READ_ONLY | CONFINE_SCOPED | CONFINE_PASSWD |
+			 CONFINE_CGROUP_FILES;
 	int mounts = (head->confine & CONFINE_MASKS) != 0;
 
 	if (head->isolation > ISOLATION_SEALED || (head->confine & ~known) || head->tmp > TMP_EXECUTION)
@@ -76,7 +77,7 @@ static int valid_isolation(const struct spawn *head)
 		return 0;
 	/* What is done with mounts needs a mount namespace. */
 	return mounts || (head->isolation == ISOLATION_SHARED && head->tmp == TMP_HOST && head->masks == 0 &&
-			  !(head->confine & (CONFINE_READ_ONLY | CONFINE_PASSWD)));
+			  !(head->confine & (CONFINE_READ_ONLY | CONFINE_PASSWD | CONFINE_CGROUP_FILES)));
 }
 
 /* Return the next string if it is an absolute path, or NULL. */

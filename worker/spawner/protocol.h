@@ -88,6 +88,7 @@ enum step {
 	STEP_NETWORK,
 	STEP_SCOPES,            /* Landlock */
 	STEP_SYSTEM_CALLS,      /* seccomp */
+	STEP_RUN,               /* /run of a command of root */
 };
 
 struct header {
@@ -116,10 +117,11 @@ enum isolation {
 
 /* Parts that do not depend on the level alone. */
 enum confine_flag {
-	CONFINE_MASKS = 1,      /* a mount namespace with the masks, in which cgroups are read-only; each level has it */
-	CONFINE_READ_ONLY = 2,  /* and all files read-only, other than temporary ones, with few devices; for root */
+	CONFINE_MASKS = 1,      /* a mount namespace with the masks; each level above shared has it */
+	CONFINE_READ_ONLY = 2,  /* and all files read-only, other than temporary ones, with few devices, without /run */
 	CONFINE_SCOPED = 4,     /* no signals to other executions, no abstract sockets of theirs (Landlock, ABI 6) */
 	CONFINE_PASSWD = 8,     /* another file in place of /etc/passwd */
+	CONFINE_CGROUP_FILES = 16, /* the cgroups at /sys/fs/cgroup are read-only */
 };
 
 /* Whose temporary folders the command has. */

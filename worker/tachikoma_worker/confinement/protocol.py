@@ -145,6 +145,7 @@ class Step(IntEnum):
     NETWORK = 33
     SCOPES = 34
     SYSTEM_CALLS = 35
+    RUN = 36
 
 
 class InputMode(IntEnum):

@@ -23,7 +23,7 @@ __all__ = ["explain", "start"]
 _ISOLATING = frozenset(
     {
         Step.INIT, Step.NAMESPACES, Step.MOUNTS, Step.READ_ONLY, Step.CGROUP_FILES, Step.MASK, Step.TMP, Step.DEVICES,
-        Step.ACCOUNTS, Step.PROC, Step.NETWORK, Step.SCOPES, Step.SYSTEM_CALLS,
+        Step.ACCOUNTS, Step.PROC, Step.NETWORK, Step.SCOPES, Step.SYSTEM_CALLS, Step.RUN,
     }
 )  # fmt: skip
 

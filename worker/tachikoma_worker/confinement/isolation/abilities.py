@@ -15,15 +15,18 @@ from tachikoma_worker.confinement.isolation.enclosure import Enclosure
 from tachikoma_worker.confinement.protocol import Header, Operation, SpawnFailed, Step
 from tachikoma_worker.confinement.spawn_request import SpawnRequest
 
-__all__ = ["NO_SCOPES", "Abilities", "find_abilities"]
+__all__ = ["NO_SCOPES", "NO_SIGNAL_SCOPE", "Abilities", "find_abilities"]
 
 #: The part of isolation that is missing without Landlock's scopes in the kernel, and the remedy.
 NO_SCOPES = "abstract sockets: needs Landlock ABI 6 (Linux 6.12)"
+#: The same for a command of root with hostAccess at `shared`.
+NO_SIGNAL_SCOPE = "signals to the agent's processes: needs Landlock ABI 6 (Linux 6.12), or isolation private in policy"
+#: The same for cgroups; followed by the reason.
+CGROUP_FILES = "files of cgroups"
 #: Size of the temporary folders of a trial.
 _TRIAL_BYTES, _TRIAL_INODES = 64 * 1024, 16
 
 _MASKED = Enclosure(masked=True)
-_ROOT = replace(_MASKED, read_only=True)
 _TMP = replace(_MASKED, tmp=TmpScope.EXECUTION, tmp_bytes=_TRIAL_BYTES, tmp_inodes=_TRIAL_INODES)
 
 
@@ -33,12 +36,14 @@ class Abilities:
 
     #: The levels above `shared`.
     levels: Mapping[Isolation, str] = field(default_factory=dict)
-    #: Masks over the agent's files, for commands of root.
+    #: Masks over the agent's files, for commands of root with hostAccess at `shared`.
     masks: str = ""
     #: The host's files read-only, for commands of root.
     read_only: str = ""
     #: Scopes of Landlock.
     scopes: str = ""
+    #: Read-only files of cgroups.
+    cgroup_files: str = ""
 
     def possible(self) -> tuple[str, ...]:
         """Return the levels that this host can enforce; `shared` is always one of them."""
@@ -51,15 +56,19 @@ class Abilities:
                 yield f"commands cannot be isolated at {level}: {why}"
         if self.scopes and not self.levels.get(Isolation.PRIVATE):
             yield f"isolated commands reach {self.scopes}"
+        if self.scopes and not self.masks:
+            yield f"commands of root with hostAccess send {NO_SIGNAL_SCOPE}"
+        if self.cgroup_files and not self.masks:
+            yield f"isolated commands reach {self.cgroup_files}"
         if self.masks:
-            yield f"commands of root reach the agent's keys, and need hostAccess of policy: {self.masks}"
+            yield f"commands of root reach the agent's keys and processes, and need hostAccess of policy: {self.masks}"
         elif self.read_only:
             yield f"commands of root need hostAccess of policy: {self.read_only}"
 
     @classmethod
     def none(cls, why: str) -> Abilities:
         """Return the abilities of a spawner that can enforce nothing."""
-        return cls({Isolation.PRIVATE: why, Isolation.SEALED: why}, why, why, why)
+        return cls({Isolation.PRIVATE: why, Isolation.SEALED: why}, why, why, why, why)
 
 
 def find_abilities(connection: socket.socket, uid: int) -> Abilities:
@@ -77,12 +86,14 @@ def find_abilities(connection: socket.socket, uid: int) -> Abilities:
     connection.setblocking(True)
     try:
         scopes = _why_not(connection, replace(_MASKED, scoped=True), only=Step.SCOPES)
-        private = replace(_TMP, level=Isolation.PRIVATE, scoped=not scopes)
+        cgroups = _why_not(connection, replace(_MASKED, cgroup_files=True), only=Step.CGROUP_FILES)
+        private = replace(_TMP, level=Isolation.PRIVATE, scoped=not scopes, cgroup_files=not cgroups)
         return Abilities(
             {level: _why_not(connection, replace(private, level=level)) for level in list(Isolation)[1:]},
             _why_not(connection, _MASKED),
-            _why_not(connection, _ROOT),
+            _why_not(connection, replace(private, read_only=True)),
             scopes and NO_SCOPES,
+            cgroups and f"{CGROUP_FILES}: {cgroups}",
         )
     finally:
         connection.setblocking(False)

@@ -11,7 +11,7 @@ from tachikoma.vocabulary.results import IsolationReport
 __all__ = ["OPEN", "Enclosure"]
 
 #: `enum confine_flag` of protocol.h.
-_MASKS, _READ_ONLY, _SCOPED, _PASSWD = 1, 2, 4, 8
+_MASKS, _READ_ONLY, _SCOPED, _PASSWD, _CGROUP_FILES = 1, 2, 4, 8, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +19,11 @@ class Enclosure:
     """The isolation of one command."""
 
     level: Isolation = Isolation.SHARED
-    #: Whether the command has a mount namespace, with the masks below and read-only cgroups.
+    #: Whether the command has a mount namespace, with the masks below.
     masked: bool = False
-    #: Whether all files but the temporary ones are read-only, and only harmless devices exist; for root.
+    #: Whether the files of cgroups are read-only.
+    cgroup_files: bool = False
+    #: Whether all files but the temporary ones are read-only, only harmless devices exist, and /run is empty; for root.
     read_only: bool = False
     #: Whether Landlock keeps it from abstract sockets and signals of processes outside.
     scoped: bool = False
@@ -44,7 +46,10 @@ class Enclosure:
     @property
     def flags(self) -> int:
         """The flags of the spawner's request."""
-        return _MASKS * self.masked | _READ_ONLY * self.read_only | _SCOPED * self.scoped | _PASSWD * bool(self.passwd)
+        return (
+            _MASKS * self.masked | _READ_ONLY * self.read_only | _SCOPED * self.scoped | _PASSWD * bool(self.passwd)
+            | _CGROUP_FILES * self.cgroup_files
+        )  # fmt: skip
 
     @property
     def strings(self) -> list[str]:
@@ -62,15 +67,21 @@ class Enclosure:
 
     def _parts(self) -> Iterator[str]:
         if self.masked:
-            yield from ("agent files", "cgroup files")
+            yield "agent files"
+        if self.cgroup_files:
+            yield "cgroup files"
         if self.read_only:
-            yield from ("host files", "devices")
+            yield from ("host files", "devices", "sockets in /run")
         if self.level is not Isolation.SHARED:
             yield from ("processes", "mounts", "System V IPC", "keyrings")
         if self.passwd:
             yield "user"
-        if self.scoped:
-            yield from ("abstract sockets", "signals")
+        # A process without a number in the PID namespace can get no signal.
+        if self.scoped or self.level is not Isolation.SHARED:
+            yield "signals"
+        # Abstract sockets belong to a network namespace.
+        if self.scoped or self.level is Isolation.SEALED:
+            yield "abstract sockets"
         if self.level is Isolation.SEALED:
             yield from ("network", "system calls")
 

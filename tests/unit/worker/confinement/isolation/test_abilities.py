@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from tachikoma.vocabulary.isolation import Isolation
-from tachikoma_worker.confinement.isolation.abilities import NO_SCOPES, Abilities, find_abilities
+from tachikoma_worker.confinement.isolation.abilities import NO_SCOPES, NO_SIGNAL_SCOPE, Abilities, find_abilities
 from tachikoma_worker.confinement.protocol import Operation, Step
 
 #: `isolation` and `confine` of `struct spawn`.
@@ -83,9 +83,10 @@ def test_the_failed_step_is_the_reason() -> None:
     with spawner(lambda level, flags: Step.NAMESPACES if level else None) as connection:
         found = find_abilities(connection, 0)
     assert found.levels[Isolation.PRIVATE] == "namespaces: Operation not permitted"
-    assert (found.masks, found.read_only) == ("", "")
+    assert (found.masks, found.read_only) == ("", "namespaces: Operation not permitted")
     assert [warning.split(":")[0] for warning in found.warnings()] == [
         "commands cannot be isolated at private", "commands cannot be isolated at sealed",
+        "commands of root need hostAccess of policy",
     ]  # fmt: skip
 
 
@@ -94,7 +95,16 @@ def test_without_scopes_the_levels_work_and_the_open_part_is_named() -> None:
         found = find_abilities(connection, 0)
     assert found.scopes == NO_SCOPES
     assert not any(found.levels.values())
-    assert list(found.warnings()) == [f"isolated commands reach {NO_SCOPES}"]
+    assert list(found.warnings()) == [
+        f"isolated commands reach {NO_SCOPES}", f"commands of root with hostAccess send {NO_SIGNAL_SCOPE}",
+    ]  # fmt: skip
+
+
+def test_files_of_cgroups_that_cannot_be_protected_are_named_and_left() -> None:
+    with spawner(lambda level, flags: Step.CGROUP_FILES if flags & 16 else None) as connection:
+        found = find_abilities(connection, 0)
+    assert not any(found.levels.values())
+    assert list(found.warnings()) == ["isolated commands reach files of cgroups: cgroup files: Operation not permitted"]
 
 
 def test_a_spawner_that_is_not_root_isolates_nothing() -> None:

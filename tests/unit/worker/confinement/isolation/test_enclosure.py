@@ -20,13 +20,16 @@ def test_paths_come_in_the_order_of_the_protocol() -> None:
 
 
 def test_a_receipt_names_the_parts_that_hold_and_those_that_do_not() -> None:
-    sealed = Enclosure(Isolation.SEALED, masked=True, tmp=TmpScope.EXECUTION, missing=("abstract sockets",)).report()
+    sealed = Enclosure(Isolation.SEALED, masked=True, tmp=TmpScope.EXECUTION, missing=("files of cgroups",)).report()
     assert sealed is not None
     assert sealed.parts == (
-        "agent files", "cgroup files", "processes", "mounts", "System V IPC", "keyrings", "network", "system calls",
+        "agent files", "processes", "mounts", "System V IPC", "keyrings", "signals", "abstract sockets", "network",
+        "system calls",
     )  # fmt: skip
-    assert sealed.missing == ("abstract sockets",)
-    root = Enclosure(masked=True, read_only=True, scoped=True).report()
+    assert sealed.missing == ("files of cgroups",)
+    root = Enclosure(masked=True, cgroup_files=True, read_only=True, scoped=True).report()
     assert root is not None
     assert root.level is Isolation.SHARED
-    assert root.parts == ("agent files", "cgroup files", "host files", "devices", "abstract sockets", "signals")
+    assert root.parts == (
+        "agent files", "cgroup files", "host files", "devices", "sockets in /run", "signals", "abstract sockets",
+    )  # fmt: skip

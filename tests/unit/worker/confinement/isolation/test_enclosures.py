@@ -12,9 +12,9 @@ from tachikoma.vocabulary.grants import Grant, GrantedExecutable
 from tachikoma.vocabulary.isolation import Isolation, TmpScope
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma_worker.confinement.account import Account
-from tachikoma_worker.confinement.isolation.abilities import NO_SCOPES, Abilities
+from tachikoma_worker.confinement.isolation.abilities import NO_SCOPES, NO_SIGNAL_SCOPE, Abilities
 from tachikoma_worker.confinement.isolation.enclosure import OPEN
-from tachikoma_worker.confinement.isolation.enclosures import HOST_SERVICES, Enclosures
+from tachikoma_worker.confinement.isolation.enclosures import HOST_SERVICES, OPEN_SOCKETS, Enclosures
 from tachikoma_worker.confinement.refusals import Refused
 from tachikoma_worker.settings import WorkerSettings
 
@@ -41,10 +41,12 @@ def test_a_user_of_the_host_is_not_isolated_at_shared(tmp_path: Path) -> None:
 
 def test_root_is_kept_from_the_host_unless_policy_says_otherwise(tmp_path: Path) -> None:
     closed = enclosures(tmp_path).of(order(), ROOT)
-    assert (closed.level, closed.masked, closed.read_only, closed.scoped) == (Isolation.SHARED, True, True, True)
+    assert (closed.level, closed.masked, closed.read_only, closed.scoped) == (Isolation.PRIVATE, True, True, True)
+    assert (closed.tmp, closed.cgroup_files, closed.missing) == (TmpScope.REQUESTER, True, (OPEN_SOCKETS,))
     assert closed.masks == (str(tmp_path), *HOST_SERVICES)
     granted = enclosures(tmp_path).of(order(host_access=True), ROOT)
-    assert (granted.masked, granted.read_only, granted.masks) == (True, False, (str(tmp_path),))
+    assert (granted.level, granted.masked, granted.read_only) == (Isolation.SHARED, True, False)
+    assert (granted.masks, granted.scoped, granted.missing) == ((str(tmp_path),), True, ())
     # The grant is for root only.
     assert enclosures(tmp_path).of(order(host_access=True, isolation="private"), WEB).host_access is False
 
@@ -82,3 +84,28 @@ def test_a_host_that_cannot_isolate_refuses_and_names_what_would_be_open(tmp_pat
     assert unable.of(order(), WEB) is OPEN
     without_scopes = enclosures(tmp_path, Abilities(scopes=NO_SCOPES)).of(order(isolation="private"), WEB)
     assert (without_scopes.scoped, without_scopes.missing) == (False, (NO_SCOPES,))
+    # A network namespace has abstract sockets of its own.
+    assert enclosures(tmp_path, Abilities(scopes=NO_SCOPES)).of(order(isolation="sealed"), WEB).missing == ()
+    granted = enclosures(tmp_path, Abilities(scopes=NO_SCOPES)).of(order(host_access=True), ROOT)
+    assert (granted.scoped, granted.missing) == (False, (NO_SIGNAL_SCOPE,))
+    cgroups = enclosures(tmp_path, Abilities(cgroup_files="files of cgroups: x"))
+    assert cgroups.of(order(isolation="private"), WEB).missing == ("files of cgroups: x",)
+    # All of its files are read-only, those of cgroups too.
+    assert cgroups.of(order(), ROOT).missing == (OPEN_SOCKETS,)
+
+
+@pytest.mark.parametrize(
+    ("file", "covered"),
+    [
+        ("/etc/tachikoma/redis_password", "/etc/tachikoma"), ("/run/spire/agent.sock", "/run/spire"),
+        ("/opt/tachikoma/keys/redis", "/opt/tachikoma/keys"), ("/etc/redis_password", "/etc/redis_password"),
+        ("/home/web/redis_password", "/home/web/redis_password"), ("/etc/ssl/private/key", "/etc/ssl/private/key"),
+    ],
+)  # fmt: skip
+def test_the_folder_of_a_secret_is_covered_unless_it_has_files_of_many_programs(
+    tmp_path: Path, file: str, covered: str
+) -> None:
+    made = enclosures(tmp_path, redis_password_file=file).of(order(host_access=True), ROOT)
+    assert set(made.masks) == {str(tmp_path), covered}
+    replaceable = (f"{file}, if the host replaces it meanwhile",) if covered == file else ()
+    assert made.missing == replaceable
