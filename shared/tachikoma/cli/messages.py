@@ -8,7 +8,7 @@ from tachikoma.cli.tables import printable
 from tachikoma.vocabulary.messages import Message, OutputKind, Status
 from tachikoma.vocabulary.states import ExecState
 
-__all__ = ["BROKEN_PIPE", "note", "note_approval", "write_message"]
+__all__ = ["BROKEN_PIPE", "note", "note_approval", "notes_of", "write_message"]
 
 #: Exit code when the reader of the output has gone, as a shell reports SIGPIPE.
 BROKEN_PIPE = 141
@@ -25,10 +25,16 @@ async def write_message(message: Message) -> None:
             await write_all(1, message.data)
         case OutputKind.STDERR:
             await write_all(2, message.data)
-        case OutputKind.GAP:
-            note(f"{message.missing_bytes} bytes of output are missing")
-        case OutputKind.STATUS if message.status is not None:
-            note_approval(message.status)
+        case _:
+            for text in notes_of(message):
+                note(text)
+
+
+def notes_of(message: Message) -> list[str]:
+    """Return what a person is shown of a message without output: a gap, or an approval."""
+    if message.kind is OutputKind.GAP:
+        return [f"{message.missing_bytes} bytes of output are missing"]
+    return _approval_of(message.status) if message.status is not None else []
 
 
 def note(text: str) -> None:
@@ -38,8 +44,14 @@ def note(text: str) -> None:
 
 def note_approval(status: Status) -> None:
     """Print the approval that an execution waits for, or the one that it got."""
+    for text in _approval_of(status):
+        note(text)
+
+
+def _approval_of(status: Status) -> list[str]:
     if status.state is ExecState.PENDING_APPROVAL:
-        note(f"waiting until {clock(status.deadline)} for an approval by {' or '.join(status.approvers)}")
-        note(f"to approve: tachikoma approve {status.id}")
-    elif status.approved_by:
-        note(f"approved by {status.approved_by}: {status.approval_reason}")
+        return [
+            f"waiting until {clock(status.deadline)} for an approval by {' or '.join(status.approvers)}",
+            f"to approve: tachikoma approve {status.id}",
+        ]
+    return [f"approved by {status.approved_by}: {status.approval_reason}"] if status.approved_by else []

@@ -7,15 +7,19 @@ import os
 import select
 import signal
 import threading
+from collections.abc import Coroutine
 from contextlib import aclosing, suppress
+from typing import Any
 
-from tachikoma.cli.messages import write_message
+from tachikoma.cli.descriptors import write_all
+from tachikoma.cli.messages import notes_of, write_message
 from tachikoma.cli.tables import printable
-from tachikoma.cli.terminal import HELP, Escape, Escapes, RawMode, window_size
+from tachikoma.cli.terminal import HELP, Escape, Escapes, Modes, RawMode, Typed, window_size
 from tachikoma.client.interactive import AsyncSession
 from tachikoma.errors import TachikomaError
 from tachikoma.sessions.frames import MAX_DATA_BYTES
 from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus
+from tachikoma.vocabulary.states import ExecState
 
 __all__ = ["Left", "run_session"]
 
@@ -23,6 +27,14 @@ __all__ = ["Left", "run_session"]
 READ_BYTES = MAX_DATA_BYTES
 #: Longest wait for the result after `~.`; then this program ends without it.
 END_SECONDS = 3.0
+#: Parts of what is typed that wait to be sent, in number. Beyond them, escapes wait too.
+MAX_TYPED = 64
+#: Longest wait for what was typed before an escape to be sent.
+FLUSH_SECONDS = 0.5
+#: Time without a connection after which the user is notified, and time between two looks.
+LOST_SECONDS, LOOK_SECONDS = 3.0, 0.5
+#: The character of Ctrl-C.
+INTERRUPT = b"\x03"
 #: Longest wait for the orchestrator to note that the user leaves.
 LEAVE_SECONDS = 0.5
 #: Signals that leave a session at a terminal; it continues without a caller.
@@ -30,7 +42,12 @@ LEAVING = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Left(Exception):
-    """The user left a session, which continues."""
+    """The user left a session."""
+
+    def __init__(self, *, ending: bool) -> None:
+        super().__init__()
+        #: True if the session was asked to end; False if it continues.
+        self.ending = ending
 
 
 async def run_session(session: AsyncSession, *, tty: bool, before: bytes = b"") -> ExecResponse:
@@ -48,8 +65,17 @@ async def run_session(session: AsyncSession, *, tty: bool, before: bytes = b"") 
     """
     if not tty:
         return await _Running(session, tty=False).run(before)
+    running = _Running(session, tty=True)
     with RawMode(0):
-        return await _Running(session, tty=True).run(before)
+        try:
+            result = await running.run(before)
+        except BaseException:
+            running.reset()
+            raise
+        if result.state not in (ExecState.SUCCEEDED, ExecState.FAILED) or result.signal:
+            # The program did not end by itself, so it may have left anything.
+            running.reset()
+        return result
 
 
 class _Running:
@@ -65,7 +91,15 @@ class _Running:
         self._observers: tuple[str, ...] = ()
         self._recorded = False
         self._left = False
+        #: True once the session was asked to end.
+        self._ending = False
         self._ended = False
+        #: True while the execution waits for an approval.
+        self._waiting = False
+        self._modes = Modes()
+        self._to_send: asyncio.Queue[bytes] = asyncio.Queue(MAX_TYPED)
+        #: Tasks that go on beside the output.
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, before: bytes) -> ExecResponse:
         """Copy both ways until the result comes."""
@@ -75,17 +109,21 @@ class _Running:
             for number in LEAVING:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._loop.add_signal_handler(number, self._leave)
+            self._start(self._send_typed())
+            self._start(self._watch_connection())
         # A thread of its own, since a file cannot be watched, and a read of it not be cancelled. It ends with the
         # process.
         threading.Thread(target=self._read, args=(before,), name="input", daemon=True).start()
         try:
             return await self._copy_output()
         except asyncio.CancelledError:
-            if self._left:
-                raise Left from None
+            if self._left or self._ending:
+                raise Left(ending=self._ending) from None
             raise
         finally:
             self._ended = True
+            for task in self._tasks:
+                task.cancel()
             if self._tty:
                 self._loop.remove_signal_handler(signal.SIGWINCH)
 
@@ -95,12 +133,28 @@ class _Running:
                 if message.result is not None:
                     return message.result
                 await self._show(message)
-        raise Left
+        raise Left(ending=False)
+
+    def reset(self) -> None:
+        """Reset the modes of the terminal that the program set."""
+        if os.isatty(1):
+            # A terminal that is gone needs no reset.
+            with suppress(OSError):
+                os.write(1, self._modes.reset())
 
     async def _show(self, message: ExecOutput) -> None:
         status = message.status
-        if status is None or not self._note_status(status):
+        if status is not None:
+            self._waiting = status.state is ExecState.PENDING_APPROVAL
+            if self._note_status(status):
+                return
+        if not self._tty:
             await write_message(message)
+        elif message.data:
+            self._modes.feed(message.data)
+            await write_all(1, message.data)
+        elif notes := notes_of(message):
+            self._report(*notes)
 
     def _note_status(self, status: ExecStatus) -> bool:
         """Show that the session is recorded, and the observers whenever they change; return True if they have."""
@@ -113,9 +167,28 @@ class _Running:
         self._report(f"observed by {', '.join(status.observers)}" if status.observers else "observed no longer")
         return True
 
-    def _report(self, text: str) -> None:
+    def _report(self, *texts: str) -> None:
         line = "\r\n" if self._tty else "\n"
-        os.write(2, f"{line if self._tty else ''}tachikoma: {printable(text)}{line}".encode())
+        notes = "".join(f"tachikoma: {printable(text)}{line}" for text in texts)
+        os.write(2, f"{line if self._tty else ''}{notes}".encode())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watch_connection(self) -> None:
+        """Report a connection that stays broken, and its return."""
+        reported = False
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            lost_seconds = self._session.lost_seconds
+            if not reported and lost_seconds >= LOST_SECONDS:
+                reported = True
+                self._report("connection lost; trying again, ~. leaves")
+            elif reported and not lost_seconds:
+                reported = False
+                self._report("connected again")
 
     # --- input, in a thread -------------------------------------------------------------------------------------------
 
@@ -137,18 +210,53 @@ class _Running:
 
     def _typed(self, data: bytes) -> None:
         for part in self._escapes.feed(data):
-            if part.data:
-                self._await(self._session.write(part.data))
+            if part.data and not self._interrupted(part):
+                self._await(self._to_send.put(part.data))
             match part.escape:
                 case Escape.END:
-                    self._await(self._session.close())
-                    self._loop.call_soon_threadsafe(self._loop.call_later, END_SECONDS, self._leave)
+                    self._loop.call_soon_threadsafe(self._end)
                 case Escape.DETACH:
                     self._loop.call_soon_threadsafe(self._leave)
                 case Escape.HELP:
                     os.write(2, HELP.encode())
                 case None:
                     pass
+
+    def _interrupted(self, part: Typed) -> bool:
+        """End the session at a Ctrl-C that no command can receive, since the execution waits for an approval."""
+        if not self._waiting or INTERRUPT not in part.data:
+            return False
+        self._loop.call_soon_threadsafe(self._end)
+        return True
+
+    # --- input, in the loop -------------------------------------------------------------------------------------------
+
+    async def _send_typed(self) -> None:
+        """Send what is typed. It may wait for the command, but the thread goes on to look for escapes."""
+        with suppress(TachikomaError):
+            while True:
+                await self._session.write(await self._to_send.get())
+                self._to_send.task_done()
+
+    async def _flush(self) -> None:
+        """Wait until what was typed is sent, but not for long: the command may take nothing now."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_SECONDS):
+                await self._to_send.join()
+
+    def _end(self) -> None:
+        """End the session, and wait a little for its result; the second time, leave at once."""
+        if self._ending:
+            self._give_up()
+            return
+        self._ending = True
+        self._start(self._close())
+
+    async def _close(self) -> None:
+        await self._flush()
+        await self._session.close()
+        await asyncio.sleep(END_SECONDS)
+        self._give_up()
 
     # --- signals ------------------------------------------------------------------------------------------------------
 
@@ -159,9 +267,14 @@ class _Running:
         """Leave the session running."""
         if not self._left:
             self._left = True
-            self._loop.create_task(self._session.detach())
-            # An orchestrator that is unavailable does not end the call.
-            self._loop.call_later(LEAVE_SECONDS, self._give_up)
+            self._start(self._detach())
+
+    async def _detach(self) -> None:
+        await self._flush()
+        await self._session.detach()
+        # An orchestrator that is unavailable does not end the call.
+        await asyncio.sleep(LEAVE_SECONDS)
+        self._give_up()
 
     def _give_up(self) -> None:
         if not self._ended and self._main is not None:

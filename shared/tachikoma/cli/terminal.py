@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
+import re
+import struct
 import sys
 import termios
 import tty
@@ -13,21 +16,30 @@ from typing import Any
 
 from tachikoma.vocabulary.requests import Terminal, WindowSize
 
-__all__ = ["RESET", "Escape", "Escapes", "RawMode", "Typed", "terminal_of", "window_size"]
+__all__ = ["RESET", "Escape", "Escapes", "Modes", "RawMode", "Typed", "terminal_of", "window_size"]
 
-#: Resets a terminal after a program: leaves the other screen, resets modes and colours, shows the cursor.
-RESET = b"\x1b[?1049l\x1b[!p\x1b[?1000l\x1b[?1002l\x1b[?1003l\x1b[?1006l\x1b[?2004l\x1b>\x1b[?25h\x1b[m\r\n"
+#: Private modes that are reset after a program that set them, as xterm numbers them: delayed updates, the other screen,
+#: keys of the cursor, inverse video, origin, mouse, focus, pasted text.
+RESET_MODES = (2026, 47, 1047, 1049, 1, 5, 6, 9, 1000, 1001, 1002, 1003, 1004, 1005, 1006, 1015, 1016, 2004)
+#: Resets the other state of a terminal: margins and characters, line wrap, keypad, cursor, colours.
+RESET = b"\x1b[!p\x1b[?7h\x1b>\x1b[?25h\x1b[m\r\n"
+#: A sequence that sets or resets private modes.
+_MODES = re.compile(rb"\x1b\[\?([0-9;]{1,64})([hl])")
+#: The beginning of one at the end of the output so far.
+_BEGUN = re.compile(rb"\x1b(?:\[(?:\?[0-9;]{0,64})?)?\Z")
 #: The character that begins an escape, as in ssh(1).
 ESCAPE = ord("~")
 
 
 def window_size(descriptor: int) -> WindowSize:
-    """Return the size of a terminal's window; 24 rows and 80 columns if it is unknown."""
+    """Return the size of a terminal's window, also in pixels; 24 rows and 80 columns if it is unknown."""
     try:
-        rows, columns = termios.tcgetwinsize(descriptor)
-    except (termios.error, OSError):
-        rows, columns = 0, 0
-    return WindowSize(rows or 24, columns or 80)
+        # tcgetwinsize() leaves out the pixels, which programs that draw pictures need (tty_ioctl(2), struct winsize).
+        answer = fcntl.ioctl(descriptor, termios.TIOCGWINSZ, bytes(8))
+    except OSError:
+        answer = bytes(8)
+    rows, columns, x_pixels, y_pixels = struct.unpack("=4H", answer)
+    return WindowSize(rows or 24, columns or 80, x_pixels, y_pixels)
 
 
 def terminal_of(descriptor: int) -> Terminal:
@@ -36,7 +48,35 @@ def terminal_of(descriptor: int) -> Terminal:
     kind = os.environ.get("TERM", "")
     # A type of another form cannot be sent; the default is known everywhere.
     known = kind and len(kind) <= 64 and kind[0].isalnum() and all(c.isalnum() or c in "+._-" for c in kind)
-    return Terminal(**({"type": kind} if known and kind.isascii() else {}), rows=size.rows, columns=size.columns)
+    return Terminal(
+        **({"type": kind} if known and kind.isascii() else {}),
+        rows=size.rows, columns=size.columns, x_pixels=size.x_pixels, y_pixels=size.y_pixels,
+    )  # fmt: skip
+
+
+class Modes:
+    """The modes that a program has set on the terminal, by its output.
+
+    A reset of the other screen also moves the cursor, so only modes that were set are reset.
+    """
+
+    def __init__(self) -> None:
+        self._set: set[int] = set()
+        self._begun = b""
+
+    def feed(self, output: bytes) -> None:
+        """Take the next part of the output, wherever it is cut."""
+        text = self._begun + output
+        for found in _MODES.finditer(text):
+            numbers = {int(number) for number in found[1].split(b";") if number}
+            self._set = self._set | numbers if found[2] == b"h" else self._set - numbers
+        begun = _BEGUN.search(text, max(0, len(text) - 80))
+        self._begun = begun[0] if begun else b""
+
+    def reset(self) -> bytes:
+        """Return the bytes that reset the terminal, and move the cursor to a new line."""
+        modes = b"".join(b"\x1b[?%dl" % mode for mode in RESET_MODES if mode in self._set)
+        return modes + RESET
 
 
 class RawMode:

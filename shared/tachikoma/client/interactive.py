@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, suppress
@@ -73,6 +74,7 @@ class AsyncSession:
         self.id: str = first.request.id if new else first.attach.id
         self._cancel = cancel
         self._first = first
+        self._attempts = attempts
         #: The window that output so far is drawn for; None for the output itself.
         self._screen = first.attach.screen if first.attach.HasField("screen") else None
         self._stream = ModelStream(
@@ -99,6 +101,12 @@ class AsyncSession:
         if not self._released:
             self._released = True
             await leave(self._cancel, self.id)
+
+    @property
+    def lost_seconds(self) -> float:
+        """Seconds since the connection broke; 0 while it works."""
+        lost_at = self._attempts.lost_at
+        return 0.0 if lost_at is None else time.monotonic() - lost_at
 
     # --- input --------------------------------------------------------------------------------------------------------
 

@@ -94,6 +94,8 @@ class Attempts:
         self._backoff = Backoff(*BACKOFF_SECONDS)
         #: End of the attempts to resume, by the monotonic clock; None while the connection works.
         self._resume_until: float | None = None
+        #: When the connection broke, by the monotonic clock; None while it works.
+        self.lost_at: float | None = None
         #: When the last attempt was answered without anything new, by the monotonic clock; None if it brought more.
         self._answered_at: float | None = None
 
@@ -112,6 +114,7 @@ class Attempts:
         It shows that the connection works only if the call lasts. Otherwise a server that answers and then always fails
         would get calls forever.
         """
+        self.lost_at = None
         if self._answered_at is None:
             self._answered_at = time.monotonic()
 
@@ -156,6 +159,8 @@ class Attempts:
     async def _wait_for_connection(self) -> bool:
         """Wait for the next delay; return False if the time to resume is over."""
         now = time.monotonic()
+        if self.lost_at is None:
+            self.lost_at = now
         if self._resume_until is None:
             self._resume_until = now + self._reconnect_seconds
         if now + self._backoff.next_seconds > self._resume_until:

@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from tachikoma.cli.commands.execute import Channel, Form
+from tachikoma.cli.commands.executions import outcome_of
 from tachikoma.cli.commands.following import exit_code, explain_unknown_agent, follow
 from tachikoma.cli.commands.interrupts import Interrupts, output_failed
 from tachikoma.cli.commands.logs import write_output
@@ -24,12 +25,15 @@ from tachikoma.cli.session import Left, run_session
 from tachikoma.cli.terminal import terminal_of
 from tachikoma.client.aio import AsyncClient
 from tachikoma.client.interactive import AsyncSession
-from tachikoma.errors import AgentUnknown, ConfigurationError
+from tachikoma.errors import AgentUnknown, ConfigurationError, TachikomaError
 from tachikoma.vocabulary.request_rules import MAX_STDIN_BYTES
 from tachikoma.vocabulary.requests import ExecRequest, make_request
 from tachikoma.vocabulary.results import ExecOutput, ExecResponse, ExecStatus
 
 __all__ = ["attend", "run"]
+
+#: Longest wait for the orchestrator to confirm the end of a session.
+CANCEL_SECONDS = 3.0
 
 
 def run(values: dict[str, Any], stdin: bytes, channel: Channel, form: Form) -> int:
@@ -91,7 +95,9 @@ async def attend(client: AsyncClient, session: AsyncSession, *, tty: bool, befor
     interrupts = None if tty else Interrupts(client.cancel, session.id)
     try:
         result = await run_session(session, tty=tty, before=before)
-    except Left:
+    except Left as left:
+        if left.ending:
+            return await _ending(client, session.id)
         note(f"left; the session continues: `tachikoma sessions attach {session.id}` returns to it")
         return 0
     except OutputFailed as error:
@@ -105,6 +111,18 @@ async def attend(client: AsyncClient, session: AsyncSession, *, tty: bool, befor
         if interrupts is not None:
             interrupts.close()
     return exit_code(result, quiet=False)
+
+
+async def _ending(client: AsyncClient, exec_id: str) -> int:
+    """Report what came of a session that was asked to end and has not ended yet, and return the exit code."""
+    try:
+        async with asyncio.timeout(CANCEL_SECONDS):
+            answer = await client.cancel(exec_id)
+    except (TachikomaError, TimeoutError):
+        note(f"left; no orchestrator answers, so it may continue: `tachikoma sessions close {exec_id}` ends it")
+    else:
+        note(f"left; {answer.status.id}: {outcome_of(answer)}")
+    return INTERRUPTED
 
 
 async def _show(stream: AsyncIterator[ExecOutput], output: Output, saved: OutputFolder | None) -> ExecResponse | None:

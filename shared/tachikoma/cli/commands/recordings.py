@@ -24,7 +24,7 @@ from tachikoma.cli.options import duration
 from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, watch
 from tachikoma.cli.show import age, short_id
 from tachikoma.cli.tables import Cell, Column, columns_of_terminal, printable, shortened, table
-from tachikoma.cli.terminal import RESET, window_size
+from tachikoma.cli.terminal import Modes, window_size
 from tachikoma.client.sync import Client
 from tachikoma.errors import InvalidRequest, NotFound, ServerError
 from tachikoma.sessions.asciicast import EXIT, CastEvent, CastHeader, encode_event, read_cast
@@ -163,12 +163,18 @@ def play_recording(
         header, events = _read(client.recording(info.id))
         _note_size(header)
         pace = Pace(speed, idle, begin // timedelta(microseconds=1))
+        modes = Modes()
+
+        async def write(data: bytes) -> None:
+            modes.feed(data)
+            await write_all(1, data)
+
         try:
             with suppress(KeyboardInterrupt):
-                asyncio.run(play(events, lambda data: write_all(1, data), pace))
+                asyncio.run(play(events, write, pace))
         finally:
             if os.isatty(1):
-                os.write(1, RESET)
+                os.write(1, modes.reset())
 
 
 def _note_size(header: CastHeader) -> None:

@@ -20,7 +20,7 @@ from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, 
 from tachikoma.cli.output import watch as watch_list
 from tachikoma.cli.show import age, short_id, state_cell
 from tachikoma.cli.tables import Column, table
-from tachikoma.cli.terminal import RESET, window_size
+from tachikoma.cli.terminal import Modes, window_size
 from tachikoma.client.aio import AsyncClient
 from tachikoma.client.sync import Client
 from tachikoma.errors import FailedPrecondition
@@ -127,6 +127,7 @@ def watch(exec_id: Annotated[str, typer.Argument(help="The execution.", autocomp
 
 async def _watch(exec_id: str) -> None:
     at_terminal = os.isatty(1)
+    modes = Modes()
     async with AsyncClient() as client:
 
         async def follow(full_id: str) -> None:
@@ -134,6 +135,7 @@ async def _watch(exec_id: str) -> None:
             async with aclosing(stream) as messages:  # type: ignore[type-var]
                 async for message in messages:
                     if message.data:
+                        modes.feed(message.data)
                         await write_all(2 if message.kind is OutputKind.STDERR else 1, message.data)
 
         try:
@@ -141,7 +143,7 @@ async def _watch(exec_id: str) -> None:
             await with_full_id_async(client, exec_id, follow)
         finally:
             if at_terminal:
-                os.write(1, RESET)
+                os.write(1, modes.reset())
 
 
 @sessions.command()

@@ -93,7 +93,7 @@ class FakeClient:
 
         if not self.asynchronous:
             return lambda *given, **named: self._answer(name, *given, **named)
-        return stream if name in ("execute_stream", "attach", "run") else call
+        return stream if name in ("execute_stream", "attach", "run", "watch_session") else call
 
 
 class FakePlainClient:

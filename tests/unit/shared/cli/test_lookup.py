@@ -120,7 +120,7 @@ def test_every_command_takes_the_beginning_of_an_id(
         start_time=datetime(2026, 1, 31, 12, tzinfo=UTC),
     )  # fmt: skip
     calls = ("status", "cancel", "approval", "approve", "reject", "attach", "cancel_batch", "watch_batch", "recording")
-    calls += ("batch_approval", "approve_batch", "reject_batch")
+    calls += ("batch_approval", "approve_batch", "reject_batch", "watch_session")
     client.answers |= dict.fromkeys(calls, known_as_whole)
     client.answers |= {
         "list_page": ((status(id=FULL), status(id="nightly-7")), ""),

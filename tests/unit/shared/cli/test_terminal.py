@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
+import struct
 import termios
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tachikoma.cli.terminal import HELP, Escape, Escapes, RawMode, Typed, terminal_of, window_size
+from tachikoma.cli.terminal import HELP, RESET, Escape, Escapes, Modes, RawMode, Typed, terminal_of, window_size
 from tachikoma.vocabulary.requests import Terminal, WindowSize
 
 
@@ -93,3 +95,29 @@ def test_an_unknown_size_is_the_usual_one(slave: int) -> None:
     assert window_size(reading) == WindowSize(24, 80)
     os.close(reading)
     os.close(writing)
+
+
+def test_the_size_in_pixels_is_sent_too(slave: int) -> None:
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("=4H", 50, 132, 1320, 1000))
+    assert window_size(slave) == WindowSize(50, 132, 1320, 1000)
+    assert terminal_of(slave).size == window_size(slave)
+
+
+OUTPUT = b"\x1b[?1049h\x1b[?1002;1006h text \x1b[?25l\x1b[?2004h\x1b[?2004l\x1b[31m\x1b[?99h"
+
+
+@pytest.mark.parametrize("cut", range(len(OUTPUT)))
+def test_modes_that_a_program_set_are_reset_wherever_its_output_is_cut(cut: int) -> None:
+    modes = Modes()
+    modes.feed(OUTPUT[:cut])
+    modes.feed(OUTPUT[cut:])
+    # Others are not: a terminal may move its cursor at such a sequence.
+    assert modes.reset() == b"\x1b[?1049l\x1b[?1002l\x1b[?1006l" + RESET
+
+
+@given(st.lists(st.binary(max_size=80), max_size=5))
+def test_any_output_can_be_followed(parts: list[bytes]) -> None:
+    modes = Modes()
+    for part in parts:
+        modes.feed(part)
+    assert modes.reset().endswith(RESET)
