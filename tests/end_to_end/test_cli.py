@@ -130,6 +130,32 @@ def test_output_that_cannot_be_written_ends_the_remote_command(
     wait_until(lambda: gone(int((tmp_path / "pid").read_text())), "the remote command is gone")
 
 
+def test_a_saved_file_that_cannot_be_written_ends_the_remote_command(cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "saved" / "full"
+    folder.mkdir(parents=True)
+    (folder / "stdout").symlink_to("/dev/full")
+    script = f"echo $$ > {tmp_path}/pid; exec yes"
+    done = cli.run("exec", "--id", "full", "--output-dir", str(folder.parent), AGENT, "sh", "-c", script)
+    assert done.returncode == 125
+    assert done.stderr.decode() == (
+        f"tachikoma: cannot write to {folder}/stdout: No space left on device; the execution is cancelled\n"
+    )
+    wait_until(lambda: gone(int((tmp_path / "pid").read_text())), "the remote command is gone")
+
+
+def test_output_and_result_are_saved_by_exec_and_run(cli: Cli, tmp_path: Path) -> None:
+    done = cli.run("exec", "--id", "saved", "--output-dir", str(tmp_path), AGENT, "sh", "-c", "echo out; echo err >&2")
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"out\n", b"err\n")
+    # Longer than the beginning of an output that the result of a target has.
+    done = cli.run("run", "-o", "json", "--output-dir", str(tmp_path), AGENT, "--", "head", "-c", "200000", "/dev/zero")
+    assert done.returncode == 0, done.stderr
+    (target,) = checked("run", done.stdout)["results"]
+    for exec_id, out, err in (("saved", b"out\n", b"err\n"), (target["execId"], bytes(200_000), b"")):
+        saved = tmp_path / exec_id
+        assert ((saved / "stdout").read_bytes(), (saved / "stderr").read_bytes()) == (out, err)
+        assert json.loads((saved / "result.json").read_text())["state"] == "SUCCEEDED"
+
+
 def test_exec_reads_and_writes_non_blocking_sockets(cli: Cli) -> None:
     content = os.urandom(300_000)
     (stdin, ours), (stdout, answer) = socket.socketpair(), socket.socketpair()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import redis as redis_py
 
+from json_schemas import checked
 from patience import PATIENCE_SECONDS
 from tachikoma.dev.stack import Stack
 from tachikoma.redis.passwords import read_password
@@ -41,7 +41,7 @@ def check(stack: Stack, *arguments: str, **environment: str) -> dict[str, Any]:
         **environment,
     )
     assert done.stderr == ""
-    report: dict[str, Any] = json.loads(done.stdout)
+    report: dict[str, Any] = checked("redis check", done.stdout)
     assert done.returncode == bool(report["findings"])
     return report
 

@@ -12,6 +12,7 @@ import typer
 from tachikoma.cli.output import Output, OutputOption, show_value
 from tachikoma.cli.tables import printable
 from tachikoma.config.settings import read_settings
+from tachikoma.diagnosis.findings import RedisReport
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.open import open_identity
 from tachikoma.redis.access import RedisAccess, RedisSettings
@@ -32,7 +33,6 @@ from tachikoma.vocabulary.types import IdentityPlace
 from tachikoma_orchestrator.commands.options import Identity, RedisUrl
 from tachikoma_orchestrator.commands.redis_backup.commands import backup, restore
 from tachikoma_orchestrator.commands.redis_check.everywhere import examine_all
-from tachikoma_orchestrator.commands.redis_check.findings import Report
 
 __all__ = ["redis"]
 
@@ -169,7 +169,7 @@ def check(
         raise typer.Exit(1)
 
 
-def _show(report: Report) -> None:
+def _show(report: RedisReport) -> None:
     agents = "1 agent" if len(report.agents) == 1 else f"{len(report.agents)} agents"
     if not report.findings:
         typer.echo(f"{report.version}, {agents}: all as it should be")

@@ -25,6 +25,7 @@ __all__ = [
     "executions",
     "open_executions",
     "recordings",
+    "retried",
     "schedules",
     "sessions",
     "target_states",
@@ -140,6 +141,11 @@ def target_states(incomplete: str) -> list[str]:
 
     states = [state.lower() for state in TargetState if state not in (TargetState.PENDING, TargetState.RUNNING)]
     return [state for state in states if state.startswith(incomplete)]
+
+
+def retried(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return ids of batches and words of states: the shell does not say which value of `--retry` is at the cursor."""
+    return [*batches(ctx, incomplete), *target_states(incomplete)]
 
 
 def _offered(

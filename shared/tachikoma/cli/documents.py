@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from tachikoma.cli.batch_view import BatchReport
 from tachikoma.cli.result import ExecResult
-from tachikoma.diagnosis.findings import Diagnosis
+from tachikoma.diagnosis.findings import Diagnosis, RedisReport
 from tachikoma.policy.tools.replay import Change
 from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
 from tachikoma.vocabulary.audit import ExecAuditLog
@@ -397,6 +397,7 @@ DOCUMENTS = (
     Document("policy diff", PolicyChanges),
     Document.list_of("ps", ExecStatus),
     Document.list_of("recordings ls", RecordingInfo),
+    Document("redis check", RedisReport),
     Document("run", BatchReport),
     Document("run -o jsonl", BatchUpdate, lines=True),
     Document("run --detach", BatchStatus),

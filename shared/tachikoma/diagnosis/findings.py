@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tachikoma.vocabulary.model import Model
 
-__all__ = ["Diagnosis", "Finding"]
+__all__ = ["Diagnosis", "Finding", "RedisReport"]
 
 
 class Finding(Model):
@@ -31,4 +31,14 @@ class Diagnosis(Model):
     settings: str = ""
     #: Checks that this user could not make, with the reason.
     unchecked: tuple[str, ...] = ()
+    findings: tuple[Finding, ...]
+
+
+class RedisReport(Model):
+    """All findings about a Redis server, its replicas and its Sentinels."""
+
+    #: Name and version of the server.
+    version: str
+    #: Agents that the server knows or that have a password, except revoked ones.
+    agents: tuple[str, ...]
     findings: tuple[Finding, ...]

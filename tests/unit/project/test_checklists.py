@@ -165,10 +165,6 @@ NO_OWN_TEST: dict[str, tuple[str, str]] = {
         "security/test_redis_command.py",
         "a command, started as a process",
     ),
-    "orchestrator/tachikoma_orchestrator/commands/redis_check/findings.py": (
-        "unit/orchestrator/commands/redis_check/test_server.py",
-        "values only; the checks that return them have the tests",
-    ),
     "orchestrator/tachikoma_orchestrator/commands/submitter.py": (
         "end_to_end/test_celery.py",
         "a command, started as a process",

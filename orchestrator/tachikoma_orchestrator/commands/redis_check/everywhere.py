@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tachikoma.diagnosis.findings import Finding
+from tachikoma.diagnosis.findings import Finding, RedisReport
 from tachikoma.errors import ConfigurationError, Unavailable
 from tachikoma.redis.access import RedisAccess, connect
 from tachikoma.redis.commands import Redis
@@ -12,7 +12,6 @@ from tachikoma.redis.passwords import Passwords
 from tachikoma.redis.sentinel import Address, Primary
 from tachikoma.redis.servers import Servers
 from tachikoma_orchestrator.commands.redis_check.examine import examine
-from tachikoma_orchestrator.commands.redis_check.findings import Report
 from tachikoma_orchestrator.commands.redis_check.sentinels import ask_sentinels, sentinel_findings
 
 __all__ = ["examine_all"]
@@ -21,7 +20,7 @@ __all__ = ["examine_all"]
 NAME = "redis-check"
 
 
-async def examine_all(access: RedisAccess, *, passwords: Passwords | None, durable: bool) -> Report:
+async def examine_all(access: RedisAccess, *, passwords: Passwords | None, durable: bool) -> RedisReport:
     """Compare all servers that a URL names with the requirements.
 
     Args:
@@ -45,7 +44,7 @@ async def examine_all(access: RedisAccess, *, passwords: Passwords | None, durab
 
 
 async def _behind_sentinels(
-    access: RedisAccess, primary: Primary, report: Report, passwords: Passwords | None, durable: bool
+    access: RedisAccess, primary: Primary, report: RedisReport, passwords: Passwords | None, durable: bool
 ) -> list[Finding]:
     """Return the findings of the primary, of each replica, and of the Sentinels."""
     servers = Servers(access, name=NAME)

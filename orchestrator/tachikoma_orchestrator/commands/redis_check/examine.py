@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from redis.exceptions import NoPermissionError, RedisError
 
-from tachikoma.diagnosis.findings import Finding
+from tachikoma.diagnosis.findings import Finding, RedisReport
 from tachikoma.errors import ConfigurationError, Unavailable
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
@@ -15,7 +15,6 @@ from tachikoma.redis.passwords import Passwords
 from tachikoma.redis.users import AGENT_PREFIX, CHECK, OPTIONAL, SERVICES, agent_user, is_application, rules
 from tachikoma_orchestrator.agents.revocations import parse
 from tachikoma_orchestrator.commands.redis_check.acl import Acl, categories_of, parse_acl
-from tachikoma_orchestrator.commands.redis_check.findings import Report
 from tachikoma_orchestrator.commands.redis_check.server import CONFIGURATION, server_findings, version_of
 from tachikoma_orchestrator.commands.redis_check.users import (
     PROBES,
@@ -41,7 +40,7 @@ class _Server:
     revoked: frozenset[str]
 
 
-async def examine(redis: Redis, *, passwords: Passwords | None, durable: bool) -> Report:
+async def examine(redis: Redis, *, passwords: Passwords | None, durable: bool) -> RedisReport:
     """Compare a server with the requirements.
 
     Args:
@@ -74,7 +73,7 @@ async def examine(redis: Redis, *, passwords: Passwords | None, durable: bool) -
         ) from None
     except (RedisError, OSError) as error:
         raise Unavailable(f"cannot check Redis: {error}", metadata={"dependency": "redis"}) from error
-    return Report(version=version_of(server.info), agents=tuple(sorted(agents)), findings=tuple(findings))
+    return RedisReport(version=version_of(server.info), agents=tuple(sorted(agents)), findings=tuple(findings))
 
 
 async def _read(redis: Redis) -> _Server:

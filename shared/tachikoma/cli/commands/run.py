@@ -78,7 +78,7 @@ RetryOption = Annotated[
     tuple[str, str] | None,
     typer.Option(
         help="Batch and states: run again on its targets in these states; `failed` is every state but success.",
-        autocompletion=completion.batches,
+        autocompletion=completion.retried,
     ),
 ]
 StopOnOption = Annotated[
