@@ -64,18 +64,21 @@ def exit_code(results: Iterable[BatchResult]) -> int:
 
 
 def states_of(text: str, option: str) -> tuple[TargetState, ...]:
-    """Return the states that an option names: some, separated by commas; none for `failed`, all but success.
+    """Return the states that an option names, separated by commas; `failed` is all but success, which none stand for.
 
     Raises:
         InvalidRequest: one is no state.
     """
-    if text == "failed":
-        return ()
+    names = [name.strip() for name in text.split(",")]
     try:
-        return tuple(TargetState(name.strip().upper().replace("-", "_")) for name in text.split(","))
+        # Also with `failed`, so that a wrong name beside it is told.
+        states = tuple(TargetState(name.upper().replace("-", "_")) for name in names)
+        if "failed" in names:
+            return tuple(TargetState) if TargetState.SUCCEEDED in states else ()
+        return states
     except ValueError:
-        names = ", ".join(state.lower() for state in TargetState)
-        raise InvalidRequest(f"{option}: {text[:80]!r} is no state; write failed, or some of {names}") from None
+        known = ", ".join(state.lower() for state in TargetState)
+        raise InvalidRequest(f"{option}: {text[:80]!r} is no state; write failed, or some of {known}") from None
 
 
 def host_line(line: str) -> str:

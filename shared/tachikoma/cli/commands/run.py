@@ -82,7 +82,7 @@ RetryOption = Annotated[
     ),
 ]
 StopOnOption = Annotated[
-    list[str] | None, typer.Option(help="Count this as a failure too: unreachable, denied, expired.")
+    list[str] | None, typer.Option(help="Count this as a failure too: unreachable, denied, expired, rejected.")
 ]
 GateOption = Annotated[
     tuple[str, str] | None, typer.Option(help="Agent and command that must succeed before each wave.")
@@ -116,7 +116,7 @@ def run(
     from_file: FromFileOption = None,
     retry: RetryOption = None,
     parallel: Annotated[str, typer.Option("--parallel", "-p", help="At most n targets at once: 10, or 25%.")] = "",
-    canary: Annotated[int, typer.Option(min=0, help="Run on n targets first; the rest only if none failed.")] = 0,
+    canary: Annotated[int, typer.Option(min=0, help="Run on n targets first; the rest only if all succeeded.")] = 0,
     wave: Annotated[str | None, typer.Option(help="Targets of a wave, which ends before the next: 10, or 25%.")] = None,
     gate: GateOption = None,
     gate_timeout: Annotated[str | None, typer.Option(help="Longest run time of the gate; a minute by default.")] = None,

@@ -54,7 +54,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_states_of_a_retry() -> None:
-    assert batch_view.states_of("failed", "--retry") == ()
+    for text in ("failed", "lost, failed", "failed,timed-out"):
+        assert batch_view.states_of(text, "--retry") == ()
     assert batch_view.states_of("timed-out,not_started", "--retry") == (
         TargetState.TIMED_OUT,
         TargetState.NOT_STARTED,
