@@ -51,7 +51,12 @@ class Installed:
             del os.environ[name]
         os.environ.update(self.variables)
         if self.open_files is not None and os.geteuid() == 0:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (self.open_files, self.open_files))
+            try:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (self.open_files, self.open_files))
+            except ValueError:
+                # Root without CAP_SYS_RESOURCE, as in a container, where systemd cannot raise the limit either.
+                _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
     def become(self) -> None:
         """Continue as the unit's user, for good.

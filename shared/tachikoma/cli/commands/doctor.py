@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated
 
@@ -71,6 +72,8 @@ def _of_client() -> Diagnosis:
 
 
 def _of_part(part: Part, *, forced: bool) -> Diagnosis:
+    # The parts log what the findings say, by default to standard output.
+    import_module("tachikoma.config.logs").configure("error")
     unit = enter_installed(part, forced=forced)
     findings, unchecked = list[Finding](), list[str]()
     settings: PartSettings | None = None

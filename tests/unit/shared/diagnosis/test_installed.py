@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -123,6 +124,22 @@ def test_a_file_that_cannot_be_read_is_named(layout: Layout) -> None:
 def test_an_account_that_does_not_exist_is_named() -> None:
     with pytest.raises(ConfigurationError, match=r"no such user; run: systemd-sysusers"):
         Installed("a.service", "no-such-user", (), {}).become()
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_limit_that_root_may_not_raise_stays(monkeypatch: pytest.MonkeyPatch, refused: bool) -> None:
+    limits: list[tuple[int, int]] = []
+
+    def change(_: int, limit: tuple[int, int]) -> None:
+        if refused and limit[1] > 77:
+            raise ValueError("not allowed to raise maximum limit")
+        limits.append(limit)
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(resource, "setrlimit", change)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (5, 77))
+    Installed("a.service", "", (), {}, 99).enter()
+    assert limits == [(77, 77) if refused else (99, 99)]
 
 
 def test_root_continues_as_the_user_of_the_unit_and_others_are_refused(layout: Layout) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import resource
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -163,3 +164,12 @@ def test_a_part_that_is_not_installed_is_refused_with_the_option(
     monkeypatch.setattr(installed, "UNIT_FOLDERS", (tmp_path,))
     error = str(run("doctor", "worker", "--installed").error)
     assert error.startswith("the worker is not installed on this host: there is no tachikoma-worker.service")
+
+
+def test_logs_of_a_part_are_not_in_the_output(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TACHIKOMA_AGENT_ID", "web-1")
+    monkeypatch.setenv("TACHIKOMA_REDIS_URL", f"unix://{tmp_path}/none")
+    monkeypatch.setenv("TACHIKOMA_DATA", str(tmp_path))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 256))
+    report = json.loads(run("doctor", "worker", "-o", "json").out)
+    assert "TACHIKOMA_SLOTS" in [finding["where"] for finding in report["findings"]]
