@@ -86,7 +86,7 @@ def _check_agent(settings: WorkerSettings, known: Collection[str] = ()) -> Itera
             remedy="run: systemctl restart tachikoma-worker; commands keep running",
         )
     for warning in (warning for warning in heartbeat.warnings if warning not in known):
-        yield Finding(where=where, what=warning, remedy="orders that need it are refused; see docs/isolation.md")
+        yield Finding(where="spawner", what=warning, remedy="orders that need it are refused; see docs/isolation.md")
     if settings.isolation not in heartbeat.isolation:
         yield Finding(
             where="TACHIKOMA_ISOLATION",

@@ -50,10 +50,7 @@ def diagnose_server(settings: OrchestratorSettings) -> Iterator[Finding]:
     own = settings.redis_password_file
     if own is None or not os.access(own.parent / CHECK, os.R_OK):
         place = "TACHIKOMA_REDIS_PASSWORD_FILE" if own is None else str(own)
-        raise ConfigurationError(
-            f"settings, users and memory of Redis: this user can read no password {CHECK!r} beside {place}; "
-            "run: tachikoma redis check"
-        )
+        raise ConfigurationError(f"this user can read no password {CHECK!r} beside {place}; run: tachikoma redis check")
     changed = {"redis_user": CHECK, "redis_password_file": own.parent / CHECK}
     identity = open_identity(settings.identity)
     try:

@@ -109,7 +109,7 @@ def test_limits_that_a_host_cannot_enforce_are_found(monkeypatch: pytest.MonkeyP
     [
         ({"version": "0.0.1"}, "versions"),
         ({"hostname": "elsewhere"}, "agent web-1"),
-        ({"warnings": ("commands cannot be isolated at sealed: no namespaces",)}, "agent web-1"),
+        ({"warnings": ("commands cannot be isolated at sealed: no namespaces",)}, "spawner"),
     ],
 )
 def test_faults_of_the_running_worker_are_found(

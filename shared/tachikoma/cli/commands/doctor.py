@@ -86,7 +86,7 @@ def _of_part(part: Part, *, forced: bool) -> Diagnosis:
         try:
             findings += diagnose_server(settings)
         except TachikomaError as error:
-            unchecked.append(str(error))
+            unchecked.append(f"settings, users and memory of Redis: {error}")
     if unit is not None:
         unit.become()
     if settings is not None:
