@@ -11,6 +11,7 @@ from pydantic import ByteSize
 from tachikoma.vocabulary.limits import ResourceUsage
 from tachikoma.vocabulary.results import KillReceipt
 from tachikoma.vocabulary.states import ExecState
+from tachikoma_worker.confinement.isolation.enclosure import HOST_FILES
 from tachikoma_worker.confinement.protocol import Exit
 from tachikoma_worker.confinement.refusals import CannotExecute, Refused
 from tachikoma_worker.output.records import Ending, Facts, SessionFacts
@@ -19,6 +20,11 @@ __all__ = ["Stop", "describe", "end_unknown", "failure", "judge", "not_started",
 
 #: Longest description of an unexpected exception, in characters.
 MAX_FAILURE_CHARS = 1000
+#: Hint for a command of root that failed by itself. Its output may name a read-only file system or a missing socket.
+NEEDS_HOST_ACCESS = (
+    "the host's files were read-only for this command of root, and its services were hidden; if it needs them, set "
+    "hostAccess in the policy"
+)
 #: Largest number of process ids of survivors in a receipt.
 MAX_SURVIVORS = 32
 
@@ -159,7 +165,10 @@ def _state(stopped: Stop | None, exited: Exit | None, usage: ResourceUsage, fact
             else "more memory than there was"
         )
         return ExecState.OUT_OF_MEMORY, f"killed: it used {limit}"
-    return ExecState.FAILED, f"killed by {_signal_name(exited.signal)}" if exited.signal else ""
+    if exited.signal:
+        return ExecState.FAILED, f"killed by {_signal_name(exited.signal)}"
+    closed = facts.isolation is not None and HOST_FILES in facts.isolation.parts
+    return ExecState.FAILED, NEEDS_HOST_ACCESS if closed else ""
 
 
 def _survived(survivors: Sequence[int]) -> str:

@@ -6,10 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tachikoma.vocabulary.isolation import Isolation
 from tachikoma.vocabulary.limits import ResourceUsage
 from tachikoma.vocabulary.states import ExecState
+from tachikoma_worker.confinement.isolation.enclosure import Enclosure
 from tachikoma_worker.confinement.protocol import Exit
-from tachikoma_worker.execution.verdict import MAX_FAILURE_CHARS, Stop, describe, failure, judge, stopped_before_start
+from tachikoma_worker.execution.verdict import (
+    MAX_FAILURE_CHARS,
+    NEEDS_HOST_ACCESS,
+    Stop,
+    describe,
+    failure,
+    judge,
+    stopped_before_start,
+)
 from tachikoma_worker.output.records import Ending, Facts, SessionFacts
 
 FACTS = Facts(
@@ -56,6 +66,17 @@ def test_without_survivors_exit_and_stop_decide(
     assert (ending.state, ending.error) == (state, error)
     assert (ending.executable, ending.started_ms, ending.duration_us) == ("/bin/x", 5, 7)
     assert (ending.kill is not None) == (stopped is not None)
+
+
+def test_a_failed_command_of_root_says_which_field_of_policy_would_allow_more() -> None:
+    closed = Enclosure(Isolation.PRIVATE, masked=True, read_only=True)
+    granted = Enclosure(masked=True, host_access=True)
+    hints = {}
+    for enclosure in (closed, granted):
+        facts = FACTS.model_copy(update={"isolation": enclosure.report()})
+        hints[enclosure.host_access] = [judged(exited, facts=facts).error for exited in (OK, FAILED, KILLED)]
+    assert hints == {False: ["", NEEDS_HOST_ACCESS, "killed by SIGKILL"], True: ["", "", "killed by SIGKILL"]}
+    assert "set hostAccess in the policy" in NEEDS_HOST_ACCESS
 
 
 def test_a_command_that_exceeded_its_memory_says_how_much_it_had() -> None:

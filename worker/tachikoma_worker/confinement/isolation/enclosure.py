@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from tachikoma.vocabulary.isolation import Isolation, TmpScope
 from tachikoma.vocabulary.results import IsolationReport
 
-__all__ = ["OPEN", "Enclosure"]
+__all__ = ["HOST_FILES", "OPEN", "Enclosure"]
+
+#: The part of a receipt that says that the host is read-only for a command of root.
+HOST_FILES = "host files"
 
 #: `enum confine_flag` of protocol.h.
 _MASKS, _READ_ONLY, _SCOPED, _PASSWD, _CGROUP_FILES = 1, 2, 4, 8, 16
@@ -71,7 +74,7 @@ class Enclosure:
         if self.cgroup_files:
             yield "cgroup files"
         if self.read_only:
-            yield from ("host files", "devices", "sockets in /run")
+            yield from (HOST_FILES, "devices", "sockets in /run")
         if self.level is not Isolation.SHARED:
             yield from ("processes", "mounts", "System V IPC", "keyrings")
         if self.passwd:

@@ -26,7 +26,7 @@ HOST_SERVICES = (
     "/var/lib/lxd", "/var/snap/lxd", "/var/lib/incus", "/var/lib/sss/pipes", "/var/spool/postfix/private",
     "/var/spool/postfix/public", "/var/lib/rancher", "/var/lib/kubelet",
 )  # fmt: skip
-#: What a command of root without hostAccess still reaches: no kernel separates sockets that have a path.
+#: What a command of root without hostAccess still reaches: Landlock before ABI 9 restricts no connections to a path.
 OPEN_SOCKETS = "sockets of services in other folders than /run and the temporary ones"
 #: Patterns of folders with files of many programs, which are never covered as a whole.
 _COMMON_FOLDERS = (
