@@ -162,10 +162,22 @@ def _facts(found: ExecStatus) -> Iterator[tuple[str, str]]:
         "approved by": f"{found.approved_by}: {found.approval_reason}" if found.approved_by else "",
         "waits until": moment(found.deadline) if _waits(found) else "",
         "cancelled by": found.cancel_requested_by,
+        "session": ", ".join(session_facts(found)) if found.interactive and not found.state.terminal else "",
+        "recorded": "yes" if found.recorded else "",
     }
     yield from ((name, value) for name, value in optional.items() if value)
     for step in found.history:
         yield f"at {moment(step.time)}", step.state
+
+
+def session_facts(found: ExecStatus) -> Iterator[str]:
+    """Yield in words who is attached to a session that has not ended, and who observes it."""
+    if found.attached_by:
+        yield f"{short_id(found.attached_by)} attached"
+    elif not _waits(found):
+        yield "detached"
+    if found.observers:
+        yield f"observed by {', '.join(map(short_id, found.observers))}"
 
 
 def _waits(found: ExecStatus) -> bool:

@@ -13,12 +13,12 @@ import typer
 
 from tachikoma.cli import completion
 from tachikoma.cli.commands.attended import attend
-from tachikoma.cli.commands.executions import outcome_of
+from tachikoma.cli.commands.executions import outcome_of, session_facts
 from tachikoma.cli.descriptors import write_all
 from tachikoma.cli.lookup import with_full_id, with_full_id_async
 from tachikoma.cli.output import Output, OutputOption, WatchOption, WideOption, show_list, show_value
 from tachikoma.cli.output import watch as watch_list
-from tachikoma.cli.show import age, short_id, state_cell
+from tachikoma.cli.show import age, state_cell
 from tachikoma.cli.tables import Column, table
 from tachikoma.cli.terminal import Modes, window_size
 from tachikoma.client.aio import AsyncClient
@@ -38,7 +38,8 @@ COLUMNS = (
     Column("AGENT", 1, elastic=True),
     Column("STATE"),
     Column("ASKED", 2),
-    Column("ATTACHED", 4, elastic=True),
+    Column("SESSION", 4, elastic=True),
+    Column("RECORDED", 3),
     Column("COMMAND", elastic=True),
 )
 
@@ -79,17 +80,13 @@ def _show(found: Sequence[ExecStatus], wide: bool) -> None:
             item.agent_id,
             state_cell(item.state),
             age(item.request_time),
-            _attached(item),
+            ", ".join(session_facts(item)) or "-",
+            "yes" if item.recorded else "-",
             shlex.join(item.command),
         )
         for item in found
     )
     table(COLUMNS, rows, wide=wide)
-
-
-def _attached(item: ExecStatus) -> str:
-    attached = short_id(item.attached_by) if item.attached_by else "-"
-    return f"{attached}, observed by {', '.join(map(short_id, item.observers))}" if item.observers else attached
 
 
 @sessions.command()

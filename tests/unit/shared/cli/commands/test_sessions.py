@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tachikoma import CancelOutcome, CancelResponse
+import pytest
+
+from tachikoma import CancelOutcome, CancelResponse, ExecState
 from tachikoma.errors import FailedPrecondition, NotFound
 
 
@@ -22,6 +24,29 @@ def test_interactive_executions_are_listed_from_all_pages(run: Any, client: Any,
     assert client.calls[-1][1] == ("web-1",)
     found = json.loads(run("sessions", "ls", "-o", "json").out)
     assert [item["attachedBy"] for item in found] == ["spiffe://x/user/alice", ""]
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ({"attached_by": "spiffe://x/user/alice"}, "user/alice attached"),
+        ({}, "detached"),
+        ({"state": ExecState.QUEUED}, "-"),
+        ({"observers": ("spiffe://x/user/bob",)}, "detached, observed by user/bob"),
+    ],
+)
+def test_the_list_and_the_status_say_who_is_there(
+    run: Any, client: Any, status: Any, values: dict[str, Any], shown: str
+) -> None:
+    found = status(interactive=True, recorded=True, **values)
+    client.answers |= {"list_page": ((found,), ""), "status": found}
+    heading, row = run("sessions", "ls").out.splitlines()
+    assert heading.split() == ["ID", "AGENT", "STATE", "ASKED", "SESSION", "RECORDED", "COMMAND"]
+    assert f" {shown} " in row
+    assert " yes " in row
+    facts = {line[:14].strip(): line[14:].strip() for line in run("status", "job-7").out.splitlines()}
+    assert facts.get("session", "-") == shown
+    assert facts["recorded"] == "yes"
 
 
 def test_only_an_interactive_execution_is_attached_to(run: Any, client: Any, status: Any) -> None:

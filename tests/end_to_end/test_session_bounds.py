@@ -1,0 +1,99 @@
+"""The ends and the ways of a session that policy and options choose, by the real command line at a real terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from support import AGENT, POLICY
+
+from pty_process import PtyProcess
+from tachikoma import Client, ExecState
+from tachikoma.dev.stack import TRUST_DOMAIN, Stack
+from tachikoma.identity.spiffe import SpiffeId, user_id
+
+Open = Callable[..., PtyProcess]
+
+IDLE, HASTY = user_id(TRUST_DOMAIN, "idle"), user_id(TRUST_DOMAIN, "hasty")
+GRANTED = "    allowInteractive: true\n    allowTty: true\n    killGrace: 1s\n"
+OTHER = """\
+  - name: {name}
+    subjects: ["{subject}"]
+    agents: ["**"]
+    allowedCommands: ["/** ..."]
+    allowInterpreters: true
+"""
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -> Iterator[Stack]:
+    """A stack where sessions of two people end early, each for another reason."""
+    folder = tmp_path_factory.mktemp("bounds")
+    made = Stack(folder, redis_server=redis_server)
+    policy = POLICY.format(user=made.user).replace(f"spiffe://{TRUST_DOMAIN}/user/*", str(made.user)) + GRANTED
+    policy += OTHER.format(name="idle", subject=IDLE) + GRANTED + "    idleTimeout: 2s\n"
+    policy += OTHER.format(name="hasty", subject=HASTY) + GRANTED + "    maxDuration: 2s\n"
+    (folder / "policy.yaml").write_text(policy)
+    with made as running:
+        yield running
+
+
+@pytest.fixture
+def open_cli(stack: Stack, tmp_path: Path) -> Iterator[Open]:
+    """Start the command line of a person at a terminal."""
+    with ExitStack() as opened:
+
+        def start(*arguments: str, person: SpiffeId | None = None) -> PtyProcess:
+            profile = tmp_path / "profile.json"
+            (stack.profile() if person is None else stack.issue(person)).save(profile)
+            environment = {**os.environ, "TACHIKOMA_PROFILE": str(profile), "COLUMNS": "200"}
+            return opened.enter_context(PtyProcess([sys.executable, "-m", "tachikoma", *arguments], env=environment))
+
+        yield start
+
+
+@pytest.mark.parametrize(
+    ("person", "name", "message"),
+    [(IDLE, "idle", "hung up: no input for 2 s"), (HASTY, "hasty", "timeout")],
+    ids=["idle", "maximum"],
+)
+def test_a_session_that_lasts_too_long_ends_with_its_reason(
+    open_cli: Open, client: Client, person: SpiffeId, name: str, message: str
+) -> None:
+    here = open_cli("exec", "-it", "--id", name, AGENT, "--", "cat", person=person)
+    here.expect(message)
+    assert here.wait() == 124
+    assert here.restored()
+    assert client.status(name).state is ExecState.TIMED_OUT
+
+
+def test_a_file_that_vi_writes_is_there(open_cli: Open, tmp_path: Path) -> None:
+    file = tmp_path / "edited.txt"
+    file.write_text("second\n")
+    tmp_path.chmod(0o755)
+    vi = ("vim", "-n", "-N", "-u", "NONE", "-i", "NONE", str(file))
+    here = open_cli("exec", "-it", "-u", "root", AGENT, "--", *vi)
+    here.expect("second")
+    here.type("Ofirst\x1b:wq\r")
+    assert here.wait() == 0
+    assert here.restored()
+    assert file.read_text() == "first\nsecond\n"
+
+
+def test_shell_opens_a_login_shell(open_cli: Open) -> None:
+    here = open_cli("shell", AGENT)
+    here.type("shopt -q login_shell && echo lo''gin; tty; exit 4\r")
+    here.expect("login\r\n/dev/pts/")
+    assert here.wait() == 4
+    assert here.restored()
+
+
+def test_no_terminal_is_requested_where_none_is_wanted(open_cli: Open) -> None:
+    here = open_cli("exec", "-i", "-T", AGENT, "--", "sh", "-c", "tty; head -n 1; exit 6")
+    here.expect("not a tty")
+    here.type("line\r")
+    assert here.wait() == 6
