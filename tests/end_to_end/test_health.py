@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 from support import wait_until
 
+from json_schemas import checked
 from patience import PATIENCE_SECONDS
 from tachikoma.dev.stack import Stack
 from tachikoma.redis import keys
@@ -27,6 +29,14 @@ SLOW = "TACHIKOMA_REDIS_URL"
 def _health(stack: Stack, part: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Ask a part as its container would, with nothing but its settings."""
     return _run(stack, part, "orchestrator" if part == "orchestrator" else "worker", "health", **environment)
+
+
+def _document(stack: Stack, part: str) -> Any:
+    """Ask a part for its document."""
+    name = "orchestrator" if part == "orchestrator" else "worker"
+    done = _run(stack, part, name, "health", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    return checked("orchestrator health" if part == "orchestrator" else "worker health", done.stdout)
 
 
 def _doctor(stack: Stack, part: str, **environment: str) -> set[str]:
@@ -59,6 +69,7 @@ def test_an_orchestrator_that_serves_says_so_wherever_it_listens(stack: Stack) -
     for listen in (stack.address, f"0.0.0.0:{port}"):
         done = _health(stack, "orchestrator", TACHIKOMA_LISTEN=listen)
         assert (done.returncode, done.stdout) == (0, "SERVING\n"), done.stderr
+    assert _document(stack, "orchestrator") == {"part": "orchestrator", "running": None, "slots": None}
 
 
 def test_an_orchestrator_without_its_redis_does_not_serve(own_stack: Stack) -> None:
@@ -75,6 +86,8 @@ def test_where_no_orchestrator_is_there_is_no_answer(stack: Stack) -> None:
     done = _health(stack, "orchestrator", TACHIKOMA_LISTEN="127.0.0.1:1")
     assert done.returncode == 1
     assert done.stderr.startswith("tachikoma: no answer from 127.0.0.1:1: ")
+    done = _run(stack, "orchestrator", "orchestrator", "health", "-o", "json", TACHIKOMA_LISTEN="127.0.0.1:1")
+    assert (done.returncode, json.loads(done.stderr)["error"]["code"]) == (1, "UNAVAILABLE")
 
 
 def test_only_the_certificate_of_the_orchestrator_itself_is_one_to_ask_with(stack: Stack) -> None:
@@ -87,6 +100,9 @@ def test_a_worker_that_is_online_says_so(stack: Stack) -> None:
     done = _health(stack, AGENT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("online, ")
+    found = _document(stack, AGENT)
+    assert found["part"] == "worker"
+    assert 0 <= found["running"] <= found["slots"]
 
 
 def test_a_worker_that_ended_or_cannot_reach_redis_is_not_healthy(own_stack: Stack) -> None:

@@ -12,11 +12,13 @@ from typing import Annotated
 import structlog
 import typer
 
+from tachikoma.cli.output import Output, OutputOption, show_value
 from tachikoma.client.membership import joining
 from tachikoma.client.membership.token_file import read_token
 from tachikoma.config import error_reporting, logs, stages, trace_export
 from tachikoma.config.readiness import report_ready
 from tachikoma.config.settings import read_settings
+from tachikoma.diagnosis.findings import Health
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.join_token import JoinToken, agent_of
 from tachikoma.setup.layout import Layout
@@ -95,10 +97,11 @@ def _run_worker(settings: WorkerSettings, ready_fd: int | None) -> int:
 
 
 @worker.command()
-def health(context: typer.Context) -> None:
+def health(context: typer.Context, output: OutputOption = Output.TEXT) -> None:
     """Check whether the worker with these settings is online on this host. Exits 1 if not; for health checks."""
     found = asyncio.run(read_lease(read_settings(WorkerSettings, "worker", **context.obj)))
-    typer.echo(f"online, {found.running} of {found.slots} slots in use")
+    facts = Health(part="worker", running=found.running, slots=found.slots)
+    show_value(facts, output, text=lambda _: typer.echo(f"online, {found.running} of {found.slots} slots in use"))
 
 
 @worker.command()

@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from tachikoma.cli.output import Output, OutputOption, show_value
 from tachikoma.config import error_reporting, logs, stages, trace_export
 from tachikoma.config.settings import read_settings
+from tachikoma.diagnosis.findings import Health
 from tachikoma_orchestrator.commands.health import check_health
 from tachikoma_orchestrator.commands.options import Identity, LogLevel, PolicyPath, ReadyFd, RedisUrl, Schedules
 from tachikoma_orchestrator.commands.ready import announce
@@ -51,7 +53,7 @@ def run(
 
 
 @orchestrator.command()
-def health(context: typer.Context) -> None:
+def health(context: typer.Context, output: OutputOption = Output.TEXT) -> None:
     """Check whether the orchestrator with these settings accepts calls here. Exits 1 if not; for health checks."""
     check_health(context.obj)
-    typer.echo("SERVING")
+    show_value(Health(part="orchestrator"), output, text=lambda _: typer.echo("SERVING"))

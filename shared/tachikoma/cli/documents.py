@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from tachikoma.cli.batch_view import BatchReport
 from tachikoma.cli.result import ExecResult
-from tachikoma.diagnosis.findings import Diagnosis, RedisReport
+from tachikoma.diagnosis.findings import Diagnosis, Health, RedisReport
 from tachikoma.policy.tools.replay import Change
 from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
 from tachikoma.vocabulary.audit import ExecAuditLog
@@ -390,6 +390,7 @@ DOCUMENTS = (
     Document("identity ca init", AuthorityFacts),
     Document("identity ca issue", IssuedIdentity),
     Document("logs", ExecOutput, lines=True),
+    Document("orchestrator health", Health),
     Document("policy check", PolicyReport),
     Document("policy explain", PolicyExplanation),
     Document("policy test", PolicyTestReport),
@@ -413,5 +414,6 @@ DOCUMENTS = (
     Document("sessions close", CancelResponse),
     Document("status", ExecStatus),
     Document("version", VersionFacts),
+    Document("worker health", Health),
     Document("any command that fails", ErrorDocument),
 )

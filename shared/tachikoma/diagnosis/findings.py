@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tachikoma.vocabulary.model import Model
 
-__all__ = ["Diagnosis", "Finding", "RedisReport"]
+__all__ = ["Diagnosis", "Finding", "Health", "RedisReport"]
 
 
 class Finding(Model):
@@ -42,3 +42,14 @@ class RedisReport(Model):
     #: Agents that the server knows or that have a password, except revoked ones.
     agents: tuple[str, ...]
     findings: tuple[Finding, ...]
+
+
+class Health(Model):
+    """A part on this host that works; a command that finds none fails instead."""
+
+    #: `orchestrator` or `worker`.
+    part: str
+    #: Number of slots in use; null for an orchestrator.
+    running: int | None = None
+    #: Number of slots; null for an orchestrator.
+    slots: int | None = None

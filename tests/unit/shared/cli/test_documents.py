@@ -113,6 +113,8 @@ LINES: dict[str, tuple[str, ...] | None] = {
     "users ls": (), "users add": ("ada",), "users revoke": ("ada", "-r", "why", "-y"),
     # tests/security/test_redis_command.py
     "redis check": None,
+    # tests/end_to_end/test_health.py
+    "orchestrator health": None, "worker health": None,
     # tests/security/test_people.py
     "login": None, "identity renew": None,
     "policy diff": None, "audit tail --follow": None,
