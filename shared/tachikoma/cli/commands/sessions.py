@@ -39,7 +39,7 @@ COLUMNS = (
     Column("STATE"),
     Column("ASKED", 2),
     Column("SESSION", 4, elastic=True),
-    Column("RECORDED", 3),
+    Column("RECORDED", 5),
     Column("COMMAND", elastic=True),
 )
 
