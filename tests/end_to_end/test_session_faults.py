@@ -133,6 +133,16 @@ async def test_a_shell_follows_sizes_and_signals_over_the_whole_path(session_sta
         assert (made.result.state, made.result.exit_code) == (ExecState.FAILED, 7)
 
 
+async def test_each_signal_of_the_api_reaches_the_command(session_stack: Stack) -> None:
+    traps = "; ".join(f"trap 'echo got-{name}' {name}" for name in SignalName)
+    async with caller(session_stack, "bash", "-c", f"{traps}; echo begun; while :; do sleep 0.1; done") as (made, _):
+        await made.until(b"begun\r\n")
+        for name in SignalName:
+            await made.session.signal(name)
+            await made.until(f"got-{name}\r\n".encode())
+        await made.session.close()
+
+
 async def test_a_closed_session_is_cancelled_with_its_reason(session_stack: Stack) -> None:
     async with caller(session_stack, "sh", "-c", "echo started; cat") as (made, reading):
         await made.until(b"started\r\n")

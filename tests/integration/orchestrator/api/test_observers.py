@@ -21,6 +21,7 @@ from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.sessions.frames import Acknowledge
 from tachikoma.streams.frames import STDOUT
+from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.sessions import observation
 from tachikoma_worker.output.output_log import OutputLog
 
@@ -130,6 +131,33 @@ async def test_nothing_that_an_observer_sends_reaches_the_session(world: World, 
         "session_observed",
         "session_unobserved",
     }
+
+
+@pytest.mark.parametrize("seed", range(25))
+async def test_no_sequence_of_messages_of_an_observer_reaches_the_session(
+    world: World, until: Until, seed: int
+) -> None:
+    caller, exec_id = world.open()
+    agent = await world.start(exec_id)
+    await until(lambda: caller.of("accepted"), "the caller is attached")
+    chance = random.Random(seed)
+    observer = observe(world, exec_id)
+    # Also at once, before the observation has begun; what follows a wrong message counts for nothing.
+    for _ in range(chance.randrange(1, 12)):
+        allowed = {"written": pb.OutputWritten(bytes=chance.randrange(2**40))}
+        observer.send(**(allowed if chance.random() < 0.3 else chance.choice(messages(chance))))
+        if chance.random() < 0.3:
+            await asyncio.sleep(0)
+    observer.send(close=pb.SessionClose())
+    assert isinstance(await observer.end(), InvalidRequest)
+    await gone(world, exec_id)
+    caller.send(data=pb.InputData(data=b"typed"))
+    await until(lambda: bytes(agent.taken) == b"typed", "the caller's input arrives, and nothing else")
+    record = await world.stand.ledger.record(exec_id)
+    assert record is not None
+    assert (record.state, record.cancel_requested_by) == (ExecState.STARTED, "")
+    others = {"session_resized", "session_signalled", "session_closed", "session_attached", "session_detached"}
+    assert not others & set(await world.stand.codes(exec_id))
 
 
 async def test_only_callers_that_policy_names_observe(world: World, until: Until) -> None:
