@@ -97,3 +97,21 @@ def test_no_terminal_is_requested_where_none_is_wanted(open_cli: Open) -> None:
     here.expect("not a tty")
     here.type("line\r")
     assert here.wait() == 6
+
+
+def test_a_session_within_tmux_has_its_type_and_size(stack: Stack, tmp_path: Path, client: Client) -> None:
+    stack.profile().save(tmp_path / "profile.json")
+    environment = {**os.environ, "TACHIKOMA_PROFILE": str(tmp_path / "profile.json"), "LC_ALL": "C.UTF-8"}
+    tmux = ("tmux", "-S", str(tmp_path / "tmux"), "-f", "/dev/null", "new-session")
+    shell = ("sh", "-c", "echo $TERM of $(stty size); exec less /etc/services")
+    command = [sys.executable, "-m", "tachikoma", "exec", "-it", "--id", "in-tmux", AGENT, "--", *shell]
+    with PtyProcess([*tmux, *command], env=environment, rows=30, columns=90) as here:
+        # The last line is that of tmux.
+        here.expect(r"(screen|tmux)[-0-9a-z]* of 29 90")
+        here.type("G")
+        here.expect(r"\(END\)")
+        here.type("q")
+        here.expect("exited")
+        assert here.wait() == 0
+        assert here.restored()
+    assert client.status("in-tmux").state is ExecState.SUCCEEDED
