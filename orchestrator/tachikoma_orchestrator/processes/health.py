@@ -42,7 +42,11 @@ class Health:
             if reported != connected:
                 await self._report(connected)
                 reported = connected
-            await asyncio.sleep(LOOK_SECONDS)
+            if connected:
+                await asyncio.sleep(LOOK_SECONDS)
+            else:
+                # A new connection counts at once: callers of a server that just started ask its health first.
+                await self._connected.wait()
 
     async def _report(self, connected: bool) -> None:
         status = health_pb2.HealthCheckResponse
