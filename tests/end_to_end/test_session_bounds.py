@@ -115,3 +115,16 @@ def test_a_session_within_tmux_has_its_type_and_size(stack: Stack, tmp_path: Pat
         assert here.wait() == 0
         assert here.restored()
     assert client.status("in-tmux").state is ExecState.SUCCEEDED
+
+
+def test_a_full_screen_program_gets_the_new_size_of_the_window(open_cli: Open) -> None:
+    shown = "autocmd VimResized * echo 'now' &lines 'x' &columns"
+    vi = ("vim", "-n", "-N", "-u", "NONE", "-i", "NONE", "-c", shown, "/etc/services")
+    here = open_cli("exec", "-it", AGENT, "--", *vi)
+    here.expect("/etc/services")
+    for rows, columns in ((12, 60), (40, 132)):
+        here.resize(rows, columns)
+        here.expect(f"now {rows} x {columns}")
+    here.type(":q\r")
+    assert here.wait() == 0
+    assert here.restored()

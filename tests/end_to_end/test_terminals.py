@@ -197,7 +197,7 @@ def test_without_a_terminal_here_there_is_none_there(cli: Cli) -> None:
     assert b"standard input is not a terminal" in done.stderr
 
 
-def test_a_full_screen_program_is_drawn_in_the_right_size(open_cli: Open) -> None:
+def test_a_full_screen_program_goes_on_after_a_resize(open_cli: Open) -> None:
     here = open_cli("exec", "-it", AGENT, "--", "less", "/etc/services", rows=20, columns=70)
     here.expect("/etc/services")
     here.type("G")
