@@ -71,7 +71,7 @@ class Reader:
             r"tachikoma (status|logs|audit show) 9beb|tachikoma logs -f 9beb": cache(self._ended),
             r"tachikoma (approvals|approve|reject) 9beb": self._request,
             r"tachikoma batches (approvals|approve|reject) 4f1c": self._batch_request,
-            r"tachikoma (run --retry|batches (status|logs)) BATCH": cache(self._failed_batch),
+            r"tachikoma (run --retry|batches (status|logs|retry)) BATCH": cache(self._failed_batch),
             r"tachikoma batches cancel BATCH": self._running_batch,
             r"tachikoma sessions close 3f2a": self._session,
         }
