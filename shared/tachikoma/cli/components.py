@@ -166,7 +166,7 @@ COMPONENTS = (
     ),
     Component("approve", f"{_CLIENT}.approvals", "Show everything that a waiting execution would run, and approve it."),
     Component("audit", f"{_CLIENT}.audit", "Read, verify and export the audit trail."),
-    Component("batches", f"{_CLIENT}.batches:batches", "List batches, show one, approve and cancel them."),
+    Component("batches", f"{_CLIENT}.batches:batches", "List batches, show one, approve, cancel and retry them."),
     Component(
         "beat",
         f"{_ORCHESTRATOR}.beat:beat",

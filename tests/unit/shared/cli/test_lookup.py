@@ -76,7 +76,7 @@ FULL, BEGINNING = "4f1c2a9d8e7b6a5f4c3d2e1f", "4f1c2a9d"
 TAKERS: dict[str, tuple[str, ...]] = {
     "approvals": (), "approve": ("-m", "why", "--digest", "ab" * 32), "audit show": (), "audit tail": ("--id",),
     "batches approvals": (), "batches approve": ("-m", "why", "--digest", "ab" * 32), "batches reject": ("-m", "why"),
-    "batches cancel": (), "batches logs": (), "batches status": (), "cancel": (), "logs": (), "play": (),
+    "batches cancel": (), "batches logs": (), "batches retry": (), "batches status": (), "cancel": (), "logs": (), "play": (),
     "recordings export": (), "reject": ("-m", "why"), "sessions attach": (), "sessions close": (),
     "sessions watch": (), "status": (),
 }  # fmt: skip
@@ -120,7 +120,7 @@ def test_every_command_takes_the_beginning_of_an_id(
         start_time=datetime(2026, 1, 31, 12, tzinfo=UTC),
     )  # fmt: skip
     calls = ("status", "cancel", "approval", "approve", "reject", "attach", "cancel_batch", "watch_batch", "recording")
-    calls += ("batch_approval", "approve_batch", "reject_batch", "watch_session")
+    calls += ("batch_approval", "approve_batch", "reject_batch", "watch_session", "batch")
     client.answers |= dict.fromkeys(calls, known_as_whole)
     client.answers |= {
         "list_page": ((status(id=FULL), status(id="nightly-7")), ""),

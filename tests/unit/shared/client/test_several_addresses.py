@@ -171,7 +171,9 @@ async def test_refusals_of_all_are_told_within_three_seconds(world: World, caplo
                     await client.agents()
             taken = time.monotonic() - begun
             assert str(caught.value) == f"cannot reach the orchestrator at {address}: {cause}"
-            assert caplog.messages == [f"waiting for the orchestrator at {address}: {cause}"]
+            # A test before may have chosen a form for lines of the log.
+            [told] = caplog.messages
+            assert f"waiting for the orchestrator at {address}: {cause}" in told
 
 
 def test_the_waits_before_the_third_address_are_less_than_a_second_together() -> None:
