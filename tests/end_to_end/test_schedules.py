@@ -50,6 +50,7 @@ POLICY = """\
     allowedCommands: ["/** ..."]
     deniedCommands: [reboot]
     allowInterpreters: true
+    hostAccess: true
 """
 #: For what is to come only when it is asked for.
 YEAR = f"{366 * 24}h"

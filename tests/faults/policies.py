@@ -22,11 +22,13 @@ policies:
     allowInterpreters: true
     allowInteractive: true
     allowTty: true
+    hostAccess: true
     record: required
   - name: careful
     subjects: ["spiffe://tachikoma.local/user/*"]
     agents: ["**"]
     allowedCommands: ["/usr/bin/mkdir /tmp/**"]
+    hostAccess: true
     requireApproval: true
     approvers: ["spiffe://tachikoma.local/user/boss"]
 """

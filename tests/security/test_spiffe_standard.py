@@ -225,7 +225,7 @@ def _order(stack: Federated, redis: redis_py.Redis, signer: Any, marker: Path) -
     order = WorkOrder(
         iss=str(service_id(TRUST_DOMAIN, "orchestrator")), aud=str(agent_id(TRUST_DOMAIN, "agent-1")),
         sub=str(stack.user), iat=now, exp=now + 600, jti=exec_id, policy="x@1", request=wanted,
-        journal=json.loads(said)["boot"],
+        journal=json.loads(said)["boot"], host_access=True,
         grant=Grant(executables=(GrantedExecutable(path="/usr/bin/touch"),), interpreters=True),
     )  # fmt: skip
     return exec_id, MessageFactory().message("agent-1", exec_id, sign(signer, order), expires_seconds=600, shown="x")

@@ -16,7 +16,7 @@ from tachikoma.vocabulary.identifiers import new_id
 from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.agents.revoking import Revoker
 from tachikoma_orchestrator.batches import store
-from tachikoma_orchestrator.executions.revocation import ExecutionsOfAgent
+from tachikoma_orchestrator.executions.revocation import ExecutionsOfMembers
 
 Make = Callable[..., Awaitable[BatchStand]]
 
@@ -95,7 +95,7 @@ async def test_one_requester_cannot_fill_the_places_of_all(make: Make, monkeypat
 
 async def revoke(stand: BatchStand, agent: str) -> None:
     identity, registry = stand.stand.identity, stand.stand.registry
-    executions = ExecutionsOfAgent(stand.redis, stand.stand.ledger, identity)
+    executions = ExecutionsOfMembers(stand.redis, stand.stand.ledger, identity)
     await Revoker(stand.redis, identity, registry.revocations, executions, None).revoke(agent, "stolen", peer(OTHER))
 
 

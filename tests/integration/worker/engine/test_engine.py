@@ -88,7 +88,7 @@ class World:
         grant = Grant(executables=[GrantedExecutable(path=command[0])], interpreters=True)
         return WorkOrder(
             iss=str(self.orchestrator.spiffe_id), iat=now, aud=str(agent_id(DOMAIN, AGENT)), sub=REQUESTER,
-            exp=now + 600, jti=asked.id, policy="p@0", journal=boot, grant=grant, request=asked,
+            exp=now + 600, jti=asked.id, policy="p@0", journal=boot, grant=grant, request=asked, host_access=True,
         )  # fmt: skip
 
     def submit(self, engine: Engine, *command: str) -> tuple[WorkOrder, threading.Event]:
