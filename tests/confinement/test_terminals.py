@@ -277,6 +277,22 @@ async def test_the_output_ends_with_the_shell_although_a_job_holds_the_terminal(
         )
 
 
+async def test_a_program_that_closes_the_terminal_before_its_exit_ends_as_it_wants(host: Host) -> None:
+    """Many programs close all that they have open, and then exit. A hang-up in between would be their end."""
+    script = "exec </dev/null >/dev/null 2>&1; sleep 0.3; exit 3"
+    async with session(host, "/bin/sh", "-c", script) as it:
+        found = await asyncio.wait_for(asyncio.shield(it.process.exited), PATIENCE_SECONDS)
+        assert found == Exit(3, 0, found.cpu_seconds)
+        assert await it.rest() == b""
+
+
+async def test_a_program_may_open_its_terminal_again(host: Host) -> None:
+    away = "exec </dev/null >/dev/null 2>&1; sleep 0.3"
+    script = f"echo one; {away}; echo two >/dev/tty; sleep 0.3; exec >/dev/tty; echo three"
+    async with session(host, "/bin/sh", "-c", script) as it:
+        assert await it.rest() == b"one\r\ntwo\r\nthree\r\n"
+
+
 async def test_a_hang_up_ends_the_shell_and_its_foreground(host: Host) -> None:
     async with session(host, *BASH) as it:
         await it.until(b"$ ")

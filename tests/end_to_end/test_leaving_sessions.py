@@ -96,7 +96,7 @@ def test_the_terminal_of_a_full_screen_program_is_clean_again(
 
 
 def test_a_screen_that_was_not_changed_is_left_alone(open_cli: Open, client: Client) -> None:
-    here = open_cli("exec", "-it", "--id", "plain", AGENT, "--", "sh", "-c", "echo beg''un; cat; true")
+    here = open_cli("exec", "-it", "--id", "plain", AGENT, "--", "sh", "-c", "echo beg''un; exec cat")
     here.expect("begun")
     here.type("~d")
     assert here.wait() == 0

@@ -42,9 +42,12 @@ void settle(struct held_command *command)
 
 	if (command->terminal >= 0) {
 		int full = pipe_full(command->terminal_output);
+		uint32_t wanted = (full ? 0 : EPOLLIN) | waiting;
 
-		watch_for(command->terminal, &command->terminal_watched, (full ? 0 : EPOLLIN) | waiting,
-			  &command->terminal_kind);
+		/* A terminal that is not open anywhere is ready without end, so only changes count. */
+		if (wanted != 0 && command->terminal_unused)
+			wanted |= EPOLLET;
+		watch_for(command->terminal, &command->terminal_watched, wanted, &command->terminal_kind);
 		watch_for(command->terminal_output, &command->output_watched, full ? EPOLLOUT : 0, &command->output_kind);
 	} else if (input->mode == INPUT_PIPE && input->descriptor >= 0) {
 		watch_for(input->descriptor, &command->input_watched, waiting, &command->input_kind);
@@ -70,10 +73,15 @@ void continue_output(struct held_command *command)
 	size_t moved;
 	enum output_stop stop = move_output(command->terminal, command->terminal_output, most, &moved);
 
+	/*
+	 * Many programs close all that they have open before they exit. If the terminal were closed then, the kernel would
+	 * send them SIGHUP, and that would be their end.
+	 */
+	command->terminal_unused = stop == OUTPUT_UNUSED;
 	if (command->held.exited) {
 		command->last_bytes -= moved;
 		/* Nothing is left, or other processes write on. A full pipe may have room again: that says nothing. */
-		if (stop == OUTPUT_TAKEN || command->last_bytes == 0)
+		if (stop == OUTPUT_TAKEN || stop == OUTPUT_UNUSED || command->last_bytes == 0)
 			stop = OUTPUT_ENDED;
 	}
 	if (stop == OUTPUT_ENDED)

@@ -50,6 +50,7 @@ struct held_command {
 	size_t last_bytes;              /* after the exit: output of the terminal that is still taken */
 	struct input input;
 	uint32_t terminal_watched;      /* epoll events, 0: not watched */
+	int terminal_unused;            /* no process has the terminal open, while the command runs on */
 	uint32_t output_watched;
 	uint32_t input_watched;
 	uint32_t reported_flags;        /* flags of the terminal that the workers know */

@@ -119,7 +119,8 @@ enum output_stop move_output(int master, int pipe, size_t most, size_t *moved)
 			continue;
 		if (got < 0 && errno == EAGAIN)
 			return OUTPUT_TAKEN;
-		/* EIO: no process has the slave open. */
+		if (got < 0 && errno == EIO)
+			return OUTPUT_UNUSED;
 		if (got <= 0)
 			return OUTPUT_ENDED;
 		/* All readers are gone only if the worker has given the command up. */

@@ -31,6 +31,7 @@ int signal_foreground(int master, pid_t session, int number);
 enum output_stop {
 	OUTPUT_MORE,    /* the pipe is full, or as much was moved as was asked for */
 	OUTPUT_TAKEN,   /* the terminal has no output now */
+	OUTPUT_UNUSED,  /* the same, and no process has it open; one may open it again */
 	OUTPUT_ENDED    /* it will have none any more */
 };
 
