@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tachikoma import Client
 from tachikoma.dev.stack import Stack
+from tachikoma.identity.spiffe import SpiffeId
 
 # Test folders are no packages; what they share is imported by its plain name.
 sys.path.insert(0, str(Path(__file__).parent))
 from books import compare_books
-from support import Cli, make_cli, nothing_denied, prepare
+from support import Cli, OpenCli, make_cli, nothing_denied, prepare
+
+from pty_process import PtyProcess
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -60,3 +64,16 @@ def client(stack: Stack) -> Iterator[Client]:
 @pytest.fixture(scope="session")
 def cli(stack: Stack) -> Cli:
     return make_cli(stack)
+
+
+@pytest.fixture
+def open_cli(stack: Stack, tmp_path: Path) -> Iterator[OpenCli]:
+    """Start the command line of a person at a terminal; without a person, of the owner of the stack."""
+    with ExitStack() as opened:
+
+        def start(*arguments: str, person: SpiffeId | None = None, rows: int = 24, columns: int = 80) -> PtyProcess:
+            cli = Cli(tmp_path / "profile.json")
+            (stack.profile() if person is None else stack.issue(person)).save(cli.profile)
+            return opened.enter_context(cli.open(*arguments, rows=rows, columns=columns))
+
+        yield start

@@ -21,6 +21,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from patience import PATIENCE_SECONDS
+from pty_process import PtyProcess
 from tachikoma import ExecRequest
 from tachikoma.dev.identities import own_user
 from tachikoma.dev.stack import SERVER_NAME, TRUST_DOMAIN, Stack
@@ -107,6 +108,15 @@ class Cli:
             start_new_session=True,
             preexec_fn=interruptible,
         )
+
+    def open(self, *arguments: str, rows: int = 24, columns: int = 80) -> PtyProcess:
+        """Start at a terminal, as a person does."""
+        command = [sys.executable, "-m", "tachikoma", *arguments]
+        return PtyProcess(command, env=self.environment(), rows=rows, columns=columns)
+
+
+#: Starts the command line of a person at a terminal, which ends with the test.
+OpenCli = Callable[..., PtyProcess]
 
 
 def plain_channel(stack: Stack, identity: Path | None) -> grpc.Channel:

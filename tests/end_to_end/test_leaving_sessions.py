@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support import AGENT, POLICY
+from support import AGENT, POLICY, OpenCli
 
 from pty_process import PtyProcess
 from tachikoma import Client, ExecState
 from tachikoma.cli.terminal import RESET
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
-from tachikoma.identity.spiffe import SpiffeId, user_id
-
-Open = Callable[..., PtyProcess]
+from tachikoma.identity.spiffe import user_id
 
 CAREFUL, BOSS = user_id(TRUST_DOMAIN, "careful"), user_id(TRUST_DOMAIN, "boss")
 GRANTED = """\
@@ -54,20 +49,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -
         yield running
 
 
-@pytest.fixture
-def open_cli(stack: Stack, tmp_path: Path) -> Iterator[Open]:
-    """Start the command line of a person at a terminal."""
-    with ExitStack() as opened:
-
-        def start(*arguments: str, person: SpiffeId | None = None) -> PtyProcess:
-            profile = tmp_path / "profile.json"
-            (stack.profile() if person is None else stack.issue(person)).save(profile)
-            environment = {**os.environ, "TACHIKOMA_PROFILE": str(profile), "COLUMNS": "200"}
-            return opened.enter_context(PtyProcess([sys.executable, "-m", "tachikoma", *arguments], env=environment))
-
-        yield start
-
-
 def leave_by_terminating(here: PtyProcess) -> None:
     here.process.send_signal(signal.SIGTERM)
 
@@ -82,7 +63,7 @@ def leave_by_terminating(here: PtyProcess) -> None:
     ids=["detached", "terminated", "ended"],
 )
 def test_the_terminal_of_a_full_screen_program_is_clean_again(
-    open_cli: Open, client: Client, name: str, leave: Callable[[PtyProcess], None], code: int
+    open_cli: OpenCli, client: Client, name: str, leave: Callable[[PtyProcess], None], code: int
 ) -> None:
     here = open_cli("exec", "-it", "--id", name, AGENT, "--", *FULL_SCREEN)
     here.expect("drawn")
@@ -95,7 +76,7 @@ def test_the_terminal_of_a_full_screen_program_is_clean_again(
     client.cancel(name)
 
 
-def test_a_screen_that_was_not_changed_is_left_alone(open_cli: Open, client: Client) -> None:
+def test_a_screen_that_was_not_changed_is_left_alone(open_cli: OpenCli, client: Client) -> None:
     here = open_cli("exec", "-it", "--id", "plain", AGENT, "--", "sh", "-c", "echo beg''un; exec cat")
     here.expect("begun")
     here.type("~d")
@@ -110,7 +91,7 @@ def test_a_screen_that_was_not_changed_is_left_alone(open_cli: Open, client: Cli
     assert RESET not in again.output
 
 
-def test_a_session_that_does_not_end_soon_is_reported_as_it_is(open_cli: Open, client: Client) -> None:
+def test_a_session_that_does_not_end_soon_is_reported_as_it_is(open_cli: OpenCli, client: Client) -> None:
     stubborn = "trap '' HUP TERM; echo beg''un; while :; do sleep 0.1; done"
     here = open_cli("exec", "-it", "--id", "stubborn", AGENT, "--", "sh", "-c", stubborn)
     here.expect("begun")
@@ -122,7 +103,7 @@ def test_a_session_that_does_not_end_soon_is_reported_as_it_is(open_cli: Open, c
     assert client.status("stubborn").cancel_requested_by == client.spiffe_id
 
 
-def test_ctrl_c_withdraws_a_request_that_waits_for_its_approval(open_cli: Open, client: Client) -> None:
+def test_ctrl_c_withdraws_a_request_that_waits_for_its_approval(open_cli: OpenCli, client: Client) -> None:
     here = open_cli("exec", "-it", "--id", "asked", AGENT, "--", "cat", person=CAREFUL)
     here.expect(r"\r\ntachikoma: waiting until .*\r\ntachikoma: to approve: tachikoma approve asked\r\n")
     # The mode is raw, so a line break alone would not return to the first column.
@@ -134,7 +115,7 @@ def test_ctrl_c_withdraws_a_request_that_waits_for_its_approval(open_cli: Open, 
     assert client.status("asked").state is ExecState.CANCELLED
 
 
-def test_escapes_work_at_a_session_that_takes_no_input_yet(open_cli: Open, client: Client) -> None:
+def test_escapes_work_at_a_session_that_takes_no_input_yet(open_cli: OpenCli, client: Client) -> None:
     first = open_cli("exec", "-it", "--id", "waits", AGENT, "--", "cat", person=CAREFUL)
     first.expect("to approve")
     first.type("~d")
@@ -156,7 +137,7 @@ def test_escapes_work_at_a_session_that_takes_no_input_yet(open_cli: Open, clien
 
 
 def test_a_server_that_stays_away_can_be_left_and_one_that_returns_is_noted(
-    stack: Stack, open_cli: Open, client: Client
+    stack: Stack, open_cli: OpenCli, client: Client
 ) -> None:
     here = open_cli("exec", "-it", "--id", "lonely", AGENT, "--", *FULL_SCREEN)
     here.expect("drawn")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from support import AGENT, make_cli, prepare, request, wait_until
 
-from pty_process import PtyProcess
 from tachikoma import Client, ExecResponse, ExecState
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.identity.spiffe import user_id
@@ -110,8 +108,7 @@ def test_a_killed_worker_leaves_the_command_and_the_next_one_takes_it_back(stack
 def test_a_terminal_works(stack: Stack, client: Client) -> None:
     cli = make_cli(stack)
     shell = ("env", "PS1=ready> ", "bash", "--norc", "--noprofile", "--noediting")
-    command = [sys.executable, "-m", "tachikoma", "exec", "-it", AGENT, "--", *shell]
-    with PtyProcess(command, env=cli.environment(), rows=33, columns=99) as here:
+    with cli.open("exec", "-it", AGENT, "--", *shell, rows=33, columns=99) as here:
         here.expect("ready> ")
         here.type("stty size; tty; echo pid $$ of $(ls -d /proc/[0-9]* | wc -l)\r")
         here.expect("\r\n33 99\r\n/dev/pts/")

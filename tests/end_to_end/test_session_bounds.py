@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import AGENT, POLICY
+from support import AGENT, POLICY, OpenCli
 
 from pty_process import PtyProcess
 from tachikoma import Client, ExecState
 from tachikoma.dev.stack import TRUST_DOMAIN, Stack
 from tachikoma.identity.spiffe import SpiffeId, user_id
-
-Open = Callable[..., PtyProcess]
 
 IDLE, HASTY = user_id(TRUST_DOMAIN, "idle"), user_id(TRUST_DOMAIN, "hasty")
 GRANTED = "    allowInteractive: true\n    allowTty: true\n    killGrace: 1s\n"
@@ -42,27 +39,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory, redis_server: Path | None) -
         yield running
 
 
-@pytest.fixture
-def open_cli(stack: Stack, tmp_path: Path) -> Iterator[Open]:
-    """Start the command line of a person at a terminal."""
-    with ExitStack() as opened:
-
-        def start(*arguments: str, person: SpiffeId | None = None) -> PtyProcess:
-            profile = tmp_path / "profile.json"
-            (stack.profile() if person is None else stack.issue(person)).save(profile)
-            environment = {**os.environ, "TACHIKOMA_PROFILE": str(profile), "COLUMNS": "200"}
-            return opened.enter_context(PtyProcess([sys.executable, "-m", "tachikoma", *arguments], env=environment))
-
-        yield start
-
-
 @pytest.mark.parametrize(
     ("person", "name", "message"),
     [(IDLE, "idle", "hung up: no input for 2 s"), (HASTY, "hasty", "timeout")],
     ids=["idle", "maximum"],
 )
 def test_a_session_that_lasts_too_long_ends_with_its_reason(
-    open_cli: Open, client: Client, person: SpiffeId, name: str, message: str
+    open_cli: OpenCli, client: Client, person: SpiffeId, name: str, message: str
 ) -> None:
     here = open_cli("exec", "-it", "--id", name, AGENT, "--", "cat", person=person)
     here.expect(message)
@@ -71,7 +54,7 @@ def test_a_session_that_lasts_too_long_ends_with_its_reason(
     assert client.status(name).state is ExecState.TIMED_OUT
 
 
-def test_a_file_that_vi_writes_is_there(open_cli: Open, tmp_path: Path) -> None:
+def test_a_file_that_vi_writes_is_there(open_cli: OpenCli, tmp_path: Path) -> None:
     file = tmp_path / "edited.txt"
     file.write_text("second\n")
     tmp_path.chmod(0o755)
@@ -84,7 +67,7 @@ def test_a_file_that_vi_writes_is_there(open_cli: Open, tmp_path: Path) -> None:
     assert file.read_text() == "first\nsecond\n"
 
 
-def test_shell_opens_a_login_shell(open_cli: Open) -> None:
+def test_shell_opens_a_login_shell(open_cli: OpenCli) -> None:
     here = open_cli("shell", AGENT)
     here.type("shopt -q login_shell && echo lo''gin; tty; exit 4\r")
     here.expect("login\r\n/dev/pts/")
@@ -92,7 +75,7 @@ def test_shell_opens_a_login_shell(open_cli: Open) -> None:
     assert here.restored()
 
 
-def test_no_terminal_is_requested_where_none_is_wanted(open_cli: Open) -> None:
+def test_no_terminal_is_requested_where_none_is_wanted(open_cli: OpenCli) -> None:
     here = open_cli("exec", "-i", "-T", AGENT, "--", "sh", "-c", "tty; head -n 1; exit 6")
     here.expect("not a tty")
     here.type("line\r")
@@ -117,7 +100,7 @@ def test_a_session_within_tmux_has_its_type_and_size(stack: Stack, tmp_path: Pat
     assert client.status("in-tmux").state is ExecState.SUCCEEDED
 
 
-def test_a_full_screen_program_gets_the_new_size_of_the_window(open_cli: Open) -> None:
+def test_a_full_screen_program_gets_the_new_size_of_the_window(open_cli: OpenCli) -> None:
     shown = "autocmd VimResized * echo 'now' &lines 'x' &columns"
     vi = ("vim", "-n", "-N", "-u", "NONE", "-i", "NONE", "-c", shown, "/etc/services")
     here = open_cli("exec", "-it", AGENT, "--", *vi)

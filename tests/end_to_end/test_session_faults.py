@@ -7,7 +7,6 @@ import hashlib
 import os
 import re
 import select
-import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -265,8 +264,7 @@ def test_each_part_is_killed_while_input_is_typed_and_the_screen_is_as_of_an_und
     cli = Cli(tmp_path / "profile.json")
 
     def open_terminal(*arguments: str) -> PtyProcess:
-        command = [sys.executable, "-m", "tachikoma", *arguments]
-        return PtyProcess(command, env=cli.environment(), rows=SIZE.rows, columns=SIZE.columns)
+        return cli.open(*arguments, rows=SIZE.rows, columns=SIZE.columns)
 
     def until_drawn(typist: Typist, more: int = 50) -> None:
         wanted = typist.drawn + more

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support import AGENT, Cli, make_cli, prepare, request, wait_until
+from support import AGENT, Cli, OpenCli, make_cli, prepare, request, wait_until
 
 from patience import PATIENCE_SECONDS
 from processes import processes_named
@@ -28,7 +28,6 @@ from tachikoma.vocabulary.requests import WindowSize
 from tachikoma_orchestrator.sessions.screen import Screen, open_screen
 from warm_start import WarmPopen
 
-Open = Callable[..., PtyProcess]
 SIZE = WindowSize(24, 80)
 PROMPT = "ready> "
 SHELL = ("env", f"PS1={PROMPT}", "bash", "--norc", "--noprofile", "--noediting")
@@ -56,30 +55,13 @@ def cli(stack: Stack) -> Cli:
     return make_cli(stack)
 
 
-@pytest.fixture
-def open_cli(cli: Cli) -> Iterator[Open]:
-    """Start the command line at a terminal."""
-    opened: list[PtyProcess] = []
-
-    def start(*arguments: str, rows: int = 24, columns: int = 80) -> PtyProcess:
-        process = PtyProcess(
-            [sys.executable, "-m", "tachikoma", *arguments], env=cli.environment(), rows=rows, columns=columns
-        )
-        opened.append(process)
-        return process
-
-    yield start
-    for process in opened:
-        process.__exit__(None, None, None)
-
-
 #: Runs until a signal ends it. It writes when it has the terminal, and when it is continued.
 FOREGROUND = "sh -c 'trap \"echo again $((42 + 1))\" CONT; echo begin $((41 + 1)); while :; do sleep 0.1; done'"
 #: Shows the size of the terminal once it is as wanted: a new size and what is typed take different ways.
 UNTIL_SIZE = 'until [ "$(stty size)" = "{}" ]; do sleep 0.1; done; stty size\r'
 
 
-def test_a_shell_feels_like_one(open_cli: Open) -> None:
+def test_a_shell_feels_like_one(open_cli: OpenCli) -> None:
     here = open_cli("exec", "-it", AGENT, "--", *SHELL, rows=33, columns=99)
     here.expect(PROMPT)
     here.type("stty size; echo $TERM; tty\r")
@@ -118,7 +100,7 @@ def test_a_shell_feels_like_one(open_cli: Open) -> None:
     assert here.restored()
 
 
-def test_escapes_leave_a_session_and_attaching_returns(open_cli: Open, cli: Cli, client: Client) -> None:
+def test_escapes_leave_a_session_and_attaching_returns(open_cli: OpenCli, cli: Cli, client: Client) -> None:
     here = open_cli("exec", "-it", "--id", "leave-me", AGENT, "--", *SHELL)
     here.expect(PROMPT)
     here.type("x=kept\r")
@@ -142,7 +124,7 @@ def test_escapes_leave_a_session_and_attaching_returns(open_cli: Open, cli: Cli,
     wait_until(lambda: client.status("leave-me").state.terminal, "it has ended")
 
 
-def test_a_killed_program_leaves_its_session(open_cli: Open, client: Client) -> None:
+def test_a_killed_program_leaves_its_session(open_cli: OpenCli, client: Client) -> None:
     here = open_cli("exec", "-it", "--id", "killed", AGENT, "--", *SHELL)
     here.expect(PROMPT)
     here.process.kill()
@@ -153,7 +135,7 @@ def test_a_killed_program_leaves_its_session(open_cli: Open, client: Client) -> 
     assert again.wait() == 0
 
 
-def test_sigterm_restores_the_terminal_and_leaves_the_session(open_cli: Open, client: Client) -> None:
+def test_sigterm_restores_the_terminal_and_leaves_the_session(open_cli: OpenCli, client: Client) -> None:
     here = open_cli("exec", "-it", "--id", "terminated", AGENT, "--", *SHELL)
     here.expect(PROMPT)
     here.process.terminate()
@@ -197,7 +179,7 @@ def test_without_a_terminal_here_there_is_none_there(cli: Cli) -> None:
     assert b"standard input is not a terminal" in done.stderr
 
 
-def test_a_full_screen_program_goes_on_after_a_resize(open_cli: Open) -> None:
+def test_a_full_screen_program_goes_on_after_a_resize(open_cli: OpenCli) -> None:
     here = open_cli("exec", "-it", AGENT, "--", "less", "/etc/services", rows=20, columns=70)
     here.expect("/etc/services")
     here.type("G")
@@ -208,7 +190,7 @@ def test_a_full_screen_program_goes_on_after_a_resize(open_cli: Open) -> None:
     assert here.wait() == 0
 
 
-def test_an_observer_reads_along(open_cli: Open, cli: Cli, client: Client) -> None:
+def test_an_observer_reads_along(open_cli: OpenCli, cli: Cli, client: Client) -> None:
     here = open_cli("exec", "-it", "--id", "observed", AGENT, "--", *SHELL)
     here.expect(PROMPT)
     there = open_cli("sessions", "watch", "observed")
@@ -227,7 +209,7 @@ def test_an_observer_reads_along(open_cli: Open, cli: Cli, client: Client) -> No
     assert client.status("observed").observers == ()
 
 
-def test_an_observer_that_policy_names_is_not_the_requester(stack: Stack, open_cli: Open, tmp_path: Path) -> None:
+def test_an_observer_that_policy_names_is_not_the_requester(stack: Stack, open_cli: OpenCli, tmp_path: Path) -> None:
     here = open_cli("exec", "-it", "--id", "taught", AGENT, "--", *SHELL)
     here.expect(PROMPT)
 
@@ -272,7 +254,7 @@ FULL_SCREEN = {
 
 
 @pytest.mark.parametrize("program", FULL_SCREEN)
-def test_a_full_screen_program_is_drawn_again(open_cli: Open, client: Client, tmp_path: Path, program: str) -> None:
+def test_a_full_screen_program_is_drawn_again(open_cli: OpenCli, client: Client, tmp_path: Path, program: str) -> None:
     command, begin, typed, end = FULL_SCREEN[program]
     name = f"redrawn-{program}"
     folder = ("sh", "-c", f'cd {tmp_path} && exec "$@"', "sh", "env", f"HOME={tmp_path}")

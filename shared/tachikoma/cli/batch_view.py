@@ -71,7 +71,7 @@ def states_of(text: str, option: str) -> tuple[TargetState, ...]:
     """
     names = [name.strip() for name in text.split(",")]
     try:
-        # Also with `failed`, so that a wrong name beside it is told.
+        # Also with `failed`, so that a wrong name beside it is reported.
         states = tuple(TargetState(name.upper().replace("-", "_")) for name in names)
         if "failed" in names:
             return tuple(TargetState) if TargetState.SUCCEEDED in states else ()
