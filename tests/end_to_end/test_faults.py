@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import redis as redis_py
-from support import AGENT, make_cli, prepare, request, wait_until
+from support import AGENT, kill_redis, make_cli, prepare, request, wait_until
 
 from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecRequest, ExecState, Unavailable
@@ -35,7 +35,7 @@ def test_redis_away_in_the_middle_is_told_and_survived(own_stack: Stack) -> None
     cli = make_cli(own_stack)
     with Client(own_stack.profile()) as client:
         before = client.execute(request("echo", "kept"))
-        own_stack.redis.kill()
+        kill_redis(own_stack)
         with ThreadPoolExecutor() as threads:
             # Both wait for as long as Redis may need to answer.
             running = threads.submit(cli.run, "exec", "--id", "in-doubt", AGENT, "true")
@@ -82,7 +82,7 @@ def test_a_command_and_its_follower_survive_a_restart_of_redis(own_stack: Stack,
                 result = output.result
             if seen == b"one\n" and not restarted:
                 restarted = True
-                own_stack.redis.kill()
+                kill_redis(own_stack)
                 go.touch()
                 own_stack.start_redis()
     assert seen == b"one\n" + b"".join(b"%d\n" % number for number in range(1, 1001))

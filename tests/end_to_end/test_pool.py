@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
-from support import AGENT, prepare, request, wait_until
+from support import AGENT, kill_redis, prepare, request, wait_until
 
 from order_queues import queue_of, waiting_orders
 from tachikoma import AsyncClient, Client, PermissionDenied
@@ -42,7 +42,7 @@ def test_more_callers_than_slots_never_stall_before_or_after_a_broker_reconnect(
         # bound is not about speed.
         assert asyncio.run(asyncio.wait_for(_run(stack, COMMANDS, "true"), STALLED_SECONDS)) == [0] * COMMANDS
         for _ in range(2):
-            stack.redis.kill()
+            kill_redis(stack)
             stack.start_redis()
             stack.wait_for_agents()
             assert asyncio.run(asyncio.wait_for(_run(stack, COMMANDS, "true"), STALLED_SECONDS)) == [0] * COMMANDS
@@ -54,7 +54,7 @@ def test_output_flows_on_while_the_broker_is_away_from_celery(own_stack: Stack, 
         wanted = request("sh", "-c", f"echo one; while [ ! -e {go} ]; do sleep 0.01; done; echo two; exit 6")
         client.submit(wanted)
         wait_until(lambda: client.list_page(include_ended=True)[0][0].state == "STARTED", "it runs")
-        own_stack.redis.kill()
+        kill_redis(own_stack)
         go.touch()
         own_stack.start_redis()
         outputs = list(client.attach(wanted.id))

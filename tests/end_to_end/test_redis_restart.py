@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import redis as redis_py
-from support import AGENT, request, wait_until
+from support import AGENT, kill_redis, request, wait_until
 
 from tachikoma import Client, ExecState, PermissionDenied
 from tachikoma.dev.stack import Stack
@@ -131,7 +131,7 @@ def test_a_killed_redis_comes_back_with_the_whole_ledger_and_trail(durable: Stac
         states = {exec_id: client.status(exec_id) for exec_id in ids}
         assert {keys.execution(exec_id) for exec_id in ids} <= before.keys()
         for number in (2, 3):
-            durable.redis.kill()
+            kill_redis(durable)
             durable.start_redis()
             after = ledger_of(durable)
             # What happens since then comes after what was there.

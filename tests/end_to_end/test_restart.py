@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import redis as redis_py
-from support import AGENT, gone, prepare, request, wait_until
+from support import AGENT, gone, kill_redis, prepare, request, wait_until
 
 from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecOutput, ExecState, OutputKind
@@ -169,7 +169,7 @@ def test_while_redis_is_away_commands_run_on_and_the_worker_may_even_be_killed(
                          f"seq 200000; echo ended > {marks}; exit 5")  # fmt: skip
         client.submit(wanted)
         wait_until(lambda: _stdout(client, wanted.id) == b"begun\n", "it runs")
-        own_stack.redis.kill()
+        kill_redis(own_stack)
         (tmp_path / "away").touch()
         # More than its pipe holds: it ends although nobody takes what it writes.
         wait_until(marks.exists, "it has ended")
@@ -192,7 +192,7 @@ def test_an_end_that_was_not_delivered_is_delivered_by_the_next_worker(own_stack
         wanted = request("sh", "-c", f"while [ ! -e {mark} ]; do sleep 0.01; done; exit 4")
         client.submit(wanted)
         wait_until(lambda: client.status(wanted.id).state is ExecState.STARTED, "it runs")
-        own_stack.redis.kill()
+        kill_redis(own_stack)
         mark.touch()
         wait_until(lambda: b'"exit_code":4' in (spools / wanted.id).read_bytes(), "its end is kept")
         own_stack.agents[AGENT].kill()

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from support import Cli, make_cli, prepare, wait_until
+from support import Cli, kill_redis, make_cli, prepare, wait_until
 
 from json_schemas import checked
 from tachikoma import (
@@ -361,7 +361,7 @@ def test_a_redis_that_restarts_ends_neither_beat_nor_submitter(stack: Stack, cli
     assert stack.beat is not None
     assert stack.submitter is not None
     ran(client, "often", 1)
-    stack.redis.kill()
+    kill_redis(stack)
     stack.start_redis()
 
     def latest() -> int:

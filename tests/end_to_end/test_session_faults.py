@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-from support import AGENT, POLICY, Cli, request, wait_until
+from support import AGENT, POLICY, Cli, kill_redis, request, wait_until
 
 from patience import PATIENCE_SECONDS
 from pty_process import PtyProcess
@@ -289,7 +289,7 @@ def test_each_part_is_killed_while_input_is_typed_and_the_screen_is_as_of_an_und
             stack.orchestrator.kill()
             until_drawn(typist)
             stack.start_orchestrator()
-            stack.redis.kill()
+            kill_redis(stack)
             stack.start_redis()
             until_drawn(typist)
         shown = len(second.output)
