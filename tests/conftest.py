@@ -8,6 +8,7 @@ import getpass
 import logging
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -24,6 +25,11 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "end_to_
 # Commands of tests look at files of the tests, so they run as whoever runs those; that the default is another user is
 # tested by itself.
 os.environ["TACHIKOMA_USER"] = getpass.getuser()
+# A run that was started in the background, or by nohup, ignores these, and all that it starts would too.
+for ignored in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(ignored, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 #: Examples of each property; `make quick` asks for fewer.
 EXAMPLES = int(os.environ.get("TACHIKOMA_TEST_EXAMPLES", "60"))
 #: A redis-server or valkey-server to test with instead of the embedded Valkey.

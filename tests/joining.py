@@ -96,7 +96,8 @@ class Host:
     def join(self, token: str) -> subprocess.CompletedProcess[bytes]:
         """Join by the command line, with the token on its standard input."""
         return make_cli(self.stack, self.folder).run(
-            *("worker", "join", "--token-file", "-", "--identity", str(self.identity)), stdin=token.encode()
+            *("worker", "join", "--token-file", "-", "--identity", str(self.identity), "-o", "json"),
+            stdin=token.encode(),
         )
 
     def start(self) -> None:

@@ -29,16 +29,16 @@ def make(stack: Stack, folder: Path) -> subprocess.CompletedProcess[str]:
     with redis_py.Redis(**stack.redis_admin) as admin:
         admin.execute_command("ACL", "SETUSER", BACKUP, *rules(BACKUP, stack.redis_passwords.hashes(BACKUP)))
     return tachikoma(
-        "backup", folder, "--redis-url", stack.redis_url_of(BACKUP), "--identity", stack.identity("user"),
+        "backup", folder, "-o", "json", "--redis-url", stack.redis_url_of(BACKUP), "--identity", stack.identity("user"),
         "--redis-password-file", stack.redis_passwords.path(BACKUP),
         "--audit", stack.data / "audit" / "audit.jsonl", "--journal", stack.data / "agents" / "agent-1",
     )  # fmt: skip
 
 
-def restore(stack: Stack, backup: Path, folder: Path) -> None:
-    """Let Redis start with a backup."""
+def restore(stack: Stack, backup: Path, folder: Path) -> str:
+    """Let Redis start with a backup, and return what the command printed."""
     stack.redis.kill()
-    done = tachikoma("restore", backup, folder)
+    done = tachikoma("restore", backup, folder, "-o", "json")
     assert done.returncode == 0, done
     files = stack.data / "redis"
     for name in ("appendonlydir", "users.acl"):
@@ -46,3 +46,4 @@ def restore(stack: Stack, backup: Path, folder: Path) -> None:
         shutil.rmtree(target) if target.is_dir() else target.unlink()
         shutil.move(folder / name, target)
     stack.start_redis()
+    return done.stdout

@@ -8,6 +8,7 @@ import pytest
 from backups import make, restore
 from support import prepare, request, wait_until
 
+from json_schemas import checked
 from tachikoma import Client, ExecState, NotFound
 from tachikoma.dev.stack import Stack
 
@@ -29,9 +30,11 @@ def test_a_restored_backup_undoes_nothing(tmp_path: Path, redis_server: Path | N
         first = client.execute(before)
         done = make(stack, backup)
         assert done.returncode == 0, done
+        assert checked("redis backup", done.stdout)["keys"] > 0
         assert (backup / "journals" / "agent-1.db").is_file()
         second = client.execute(after)
-        restore(stack, backup, tmp_path / "restored")
+        report = checked("redis restore", restore(stack, backup, tmp_path / "restored"))
+        assert (report["restoredInto"], report["damage"]) == (str(tmp_path / "restored"), [])
 
         def lives() -> list[str]:
             return [event.reason for event in client.audit(limit=1000) if event.event == "redis_life"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pty
@@ -18,7 +19,11 @@ from support import AGENT, Cli, gone, request, wait_until
 from json_schemas import checked
 from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecState, InvalidRequest, OutputKind
-from tachikoma.dev.stack import Stack
+from tachikoma.dev.stack import TRUST_DOMAIN, Stack
+from tachikoma.identity.file_source import FileSvidSource
+from tachikoma.identity.signed_messages import Receipt
+from tachikoma.identity.signing import verify
+from tachikoma.identity.spiffe import agent_id
 from warm_start import WarmPopen
 
 
@@ -143,7 +148,8 @@ def test_a_saved_file_that_cannot_be_written_ends_the_remote_command(cli: Cli, t
     wait_until(lambda: gone(int((tmp_path / "pid").read_text())), "the remote command is gone")
 
 
-def test_output_and_result_are_saved_by_exec_and_run(cli: Cli, tmp_path: Path) -> None:
+def test_output_result_and_receipt_are_saved_by_exec_and_run(stack: Stack, cli: Cli, tmp_path: Path) -> None:
+    bundle = FileSvidSource(stack.identity("user")).current().bundle
     done = cli.run("exec", "--id", "saved", "--output-dir", str(tmp_path), AGENT, "sh", "-c", "echo out; echo err >&2")
     assert (done.returncode, done.stdout, done.stderr) == (0, b"out\n", b"err\n")
     # Longer than the beginning of an output that the result of a target has.
@@ -154,6 +160,11 @@ def test_output_and_result_are_saved_by_exec_and_run(cli: Cli, tmp_path: Path) -
         saved = tmp_path / exec_id
         assert ((saved / "stdout").read_bytes(), (saved / "stderr").read_bytes()) == (out, err)
         assert json.loads((saved / "result.json").read_text())["state"] == "SUCCEEDED"
+        token = (saved / "receipt.jws").read_text().strip()
+        receipt = verify(token, Receipt, bundle, agent_id(TRUST_DOMAIN, AGENT))
+        assert (receipt.jti, receipt.stdout.sha256) == (exec_id, hashlib.sha256(out).hexdigest())
+        events = [json.loads(line) for line in cli.run("audit", "show", exec_id, "-o", "jsonl").stdout.splitlines()]
+        assert events[-1]["evidenceSha256"] == hashlib.sha256(token.encode()).hexdigest()
 
 
 def test_exec_reads_and_writes_non_blocking_sockets(cli: Cli) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from support import request, wait_until
 
+from json_schemas import checked
 from tachikoma import Client, ExecState
 from tachikoma.client.profile import Profile
 from tachikoma.dev.part import Part
@@ -122,7 +123,11 @@ def test_three_commands_make_a_system_that_survives_restarts_and_renews_every_ce
     # 1. The orchestrator and its Redis.
     assert "would create the root of example.org" in site.run(*site.setup(), "--dry-run")
     assert not site.control.exists()
-    site.run(*site.setup())
+    planned = checked("setup", site.run(*site.setup(), "--dry-run", "-o", "json"))["steps"]
+    assert planned
+    assert not site.control.exists()
+    done = checked("setup", site.run(*site.setup(), "-o", "json"))
+    assert (len(done["steps"]), done["left"][0]) == (len(planned), "start it:")
     site.start_redis()
     orchestrator = site.part("orchestrator", site.control, "orchestrator")
     orchestrator.start_until_ready()
@@ -141,9 +146,10 @@ def test_three_commands_make_a_system_that_survives_restarts_and_renews_every_ce
     _runs_on_each_agent(site)
     # A repetition with the used token changes nothing.
     again = site.run(
-        "worker", "install", "--token-file", "-", "--root", str(site.folder / "web-1"), stdin=tokens["web-1"]
+        *("worker", "install", "--token-file", "-", "--root", str(site.folder / "web-1"), "-o", "json"),
+        stdin=tokens["web-1"],
     )
-    assert "write" not in again
+    assert not any("write" in words for words in checked("worker install", again)["steps"])
 
     # Most of the life of every certificate is over, and every part is restarted.
     for part in (*workers.values(), orchestrator):

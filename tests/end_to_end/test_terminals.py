@@ -350,9 +350,9 @@ def arguments_of(process: psutil.Process) -> list[str]:
         return []
 
 
-def test_what_policy_does_not_allow_is_refused(stack: Stack, cli: Cli) -> None:
+def test_what_policy_does_not_allow_is_refused(stack: Stack, cli: Cli, client: Client) -> None:
     policy = stack.data / "policy.yaml"
-    before = policy.read_text()
+    before, digest = policy.read_text(), client.policy_status().digest
     try:
         policy.write_text(before.replace("allowInteractive: true", "allowInteractive: false"))
         done = wait_until(
@@ -362,7 +362,7 @@ def test_what_policy_does_not_allow_is_refused(stack: Stack, cli: Cli) -> None:
         assert b"does not allow interactive executions" in done.stderr
     finally:
         policy.write_text(before)
-        os.utime(policy)
+        wait_until(lambda: client.policy_status().digest == digest, "the policy of the other tests is active")
 
 
 #: The client in another language: its program and the lock of its packages.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,7 @@ class Terminal:
     """A bash in tmux, whose prompt has the number of the next command."""
 
     def __init__(self, folder: Path, profile: Path, columns: int) -> None:
+        self.folder = folder
         self._columns = columns
         self._tmux = ["tmux", "-u", "-S", str(folder / "tmux.sock"), "-f", str(folder / "tmux.conf")]
         (folder / "tmux.conf").write_text("set -g history-limit 20000\n")
@@ -41,14 +43,15 @@ class Terminal:
         self._call(
             *("new-session", "-d", "-x", str(columns), "-y", "24"),
             *("env", "-i", *words, "bash", "--norc", "--noprofile"),
+            cwd=folder,
         )
         self._number = 1
         self._wait_for_prompt()
 
-    def _call(self, *arguments: str) -> str:
+    def _call(self, *arguments: str, cwd: Path | None = None) -> str:
         environment = {**os.environ, "LC_ALL": "C.UTF-8"}
         return subprocess.run(
-            [*self._tmux, *arguments], env=environment, check=True, capture_output=True
+            [*self._tmux, *arguments], env=environment, check=True, capture_output=True, cwd=cwd
         ).stdout.decode()
 
     def close(self) -> None:
@@ -67,15 +70,15 @@ class Terminal:
         """Type keys by their names in tmux."""
         self._call("send-keys", *keys)
 
-    def run(self, command: str) -> list[str]:
-        """Type a command, and return the lines that it prints."""
+    def run(self, command: str, *options: str) -> list[str]:
+        """Type a command, and return the lines that it prints, captured with more options of tmux."""
         first = f"[{self._number}]> {command}"
         assert len(first) < self._columns
         self._call("send-keys", "-l", command)
         self.type("Enter")
         self._number += 1
         self._wait_for_prompt()
-        lines = self.lines()
+        lines = self.lines(*options)
         return lines[lines.index(first) + 1 : lines.index(f"[{self._number}]>")]
 
     def complete(self, text: str, expected: str) -> None:
@@ -136,6 +139,54 @@ def test_lists_are_not_folded_on_a_narrow_and_a_wide_terminal(terminal: Terminal
     assert cli.run("run", AGENT, "--", "true").returncode == 0
     look_at_lists(terminal, cli)
     assert terminal.lines() == terminal.lines("-J")
+
+
+#: What a person types, and what answers: help, output, hints, mistakes.
+SESSION = (
+    "tachikoma --help",
+    "tachikoma exec --help",
+    "tachikoma exec agent-1 -- echo hello",
+    "tachikoma exec agent-1 -- sh -c 'echo to stderr >&2; exit 3'",
+    'tachikoma exec agent-1 "ls -l"',
+    "tachikoma exec agnet-1 true",
+    "tachikoma exec --timeot 5s agent-1 true",
+    "tachikoma exec agent-1 --timeout 5s true",
+    "tachikoma exce agent-1 true",
+    "tachikoma status no-such-execution",
+    "tachikoma ps --by nobody",
+    "tachikoma run --preview 'agent-[1-3]' -- true",
+    "tachikoma run --parallel 1 'agent-[1-2]' -- echo hello",
+    "tachikoma policy explain agent-1 true",
+)
+#: Parts of an answer that differ each time: ids, digests, paths, and how long it took.
+MASKED = ((re.compile("[0-9a-f]{24}"), "f" * 24), (re.compile("digest [0-9a-f]{12}"), "digest ffffffffffff"))
+PICTURES = Path(__file__).parent / "pictures"
+LISTS = Path(__file__).parents[1] / "unit/shared/cli"
+
+
+@pytest.mark.parametrize("terminal", [40, 80, 200], indirect=True)
+def test_a_session_looks_as_in_its_picture(terminal: Terminal, request: pytest.FixtureRequest) -> None:
+    """With TACHIKOMA_WRITE_PICTURES it writes the picture."""
+    columns = request.node.callspec.params["terminal"]
+    script = "".join(f'echo {shlex.quote(f"$ {line}")}; {line}; echo "[exit $?]"; echo\n' for line in SESSION)
+    (terminal.folder / "session").write_text(f"export NO_COLOR=1 TZ=UTC\n{script}")
+    shown = "\n".join(terminal.run("bash session")) + "\n"
+    for pattern, instead in MASKED:
+        shown = pattern.sub(instead, shown)
+    kept = PICTURES / f"session-{columns}.txt"
+    if os.environ.get("TACHIKOMA_WRITE_PICTURES"):
+        kept.write_text(shown, encoding="utf-8")
+    assert shown == kept.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("terminal", [40, 80, 200], indirect=True)
+def test_lists_look_in_tmux_as_in_their_pictures(terminal: Terminal, request: pytest.FixtureRequest) -> None:
+    columns = request.node.callspec.params["terminal"]
+    (terminal.folder / "lists").write_text(f"export NO_COLOR=1 TZ=UTC\npython {LISTS / 'pictured.py'}\n")
+    # The picture has whole lines where the terminal folds text.
+    shown = terminal.run("bash lists", "-J")
+    kept = (LISTS / f"pictures/lists-{columns}.txt").read_text(encoding="utf-8")
+    assert [line.rstrip() for line in shown] == [line.rstrip() for line in kept.splitlines()]
 
 
 def look_at_lists(terminal: Terminal, cli: Cli) -> None:

@@ -102,7 +102,8 @@ def test_a_host_joins_by_the_command_line_runs_commands_is_revoked_and_joins_aga
     assert printed.returncode == 0, printed.stderr
     (enrolment,) = checked("agents enroll", printed.stdout)
     token = enrolment["token"]
-    assert host.join(token).returncode == 0
+    joined = checked("worker join", host.join(token).stdout)
+    assert (joined["spiffeId"], joined["identity"]) == (str(host.spiffe_id), str(host.identity))
     for name in ("svid_key.pem", "redis_password"):
         assert stat.S_IMODE((host.identity / name).stat().st_mode) == 0o600
     host.start()

@@ -6,12 +6,14 @@ import asyncio
 import faulthandler
 import os
 import pwd
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import structlog
 import typer
 
+from tachikoma.cli.host_setup import JoinedAgent, report_steps
 from tachikoma.cli.output import Output, OutputOption, show_value
 from tachikoma.client.membership import joining
 from tachikoma.client.membership.token_file import read_token
@@ -117,15 +119,25 @@ def join(
             help=f"File for the agent's Redis password; {PASSWORD_FILE} in the identity's folder by default.",
         ),
     ] = None,
+    output: OutputOption = Output.TEXT,
 ) -> None:
     """Become an agent with a token: get its identity and its Redis password. The worker renews the identity."""
     token = _token_of_agent(token_file)
     password_file = redis_password_file or identity / PASSWORD_FILE
     answer = asyncio.run(joining.join(token, identity, password_file))
-    typer.echo(f"{identity}: {token.spiffe_id}")
-    if answer.redis_password:
-        named = "" if password_file == identity / PASSWORD_FILE else " (set TACHIKOMA_REDIS_PASSWORD_FILE to it)"
-        typer.echo(f"{password_file}: its Redis password{named}")
+    joined = JoinedAgent(
+        spiffe_id=str(token.spiffe_id),
+        identity=str(identity),
+        redis_password_file=str(password_file) if answer.redis_password else "",
+    )
+
+    def show(joined: JoinedAgent) -> None:
+        typer.echo(f"{identity}: {joined.spiffe_id}")
+        if joined.redis_password_file:
+            named = "" if password_file == identity / PASSWORD_FILE else " (set TACHIKOMA_REDIS_PASSWORD_FILE to it)"
+            typer.echo(f"{password_file}: its Redis password{named}")
+
+    show_value(joined, output, text=show)
 
 
 @worker.command()
@@ -136,6 +148,7 @@ def install(
     ] = "",
     wait: Annotated[float, typer.Option(help="Longest wait in seconds until the agent is online.")] = 60.0,
     root: Annotated[Path, typer.Option(help="Folder below which everything is written, instead of /.")] = Path("/"),
+    output: OutputOption = Output.TEXT,
 ) -> None:
     """Install an agent on this host: join with a token, write settings and units, start, and wait until it is online.
 
@@ -144,16 +157,19 @@ def install(
     token = _token_of_agent(token_file)
     layout = Layout(root.absolute())
     installation = Installation(layout, Host.real(layout.root), token, redis_url)
-    for words in installation.run():
-        typer.echo(words)
-    if not installation.host.services:
-        typer.echo("start it:")
-        for line in installation.units("").commands():
-            typer.echo(f"  {line}")
-        typer.echo(f"or, without systemd, with the variables of {installation.environment}: tachikoma worker")
+    report_steps(installation.run(), _left(installation, wait), output)
+
+
+def _left(installation: Installation, wait: float) -> Iterator[str]:
+    """Wait until an installed agent is online; without systemd, yield how to start it."""
+    if installation.host.services:
+        found = installation.wait(wait)
+        yield f"{installation.agent} is online, with {found.slots} slots"
         return
-    found = installation.wait(wait)
-    typer.echo(f"{installation.agent} is online, with {found.slots} slots")
+    yield "start it:"
+    for line in installation.units("").commands():
+        yield f"  {line}"
+    yield f"or, without systemd, with the variables of {installation.environment}: tachikoma worker"
 
 
 def _token_of_agent(token_file: str) -> JoinToken:

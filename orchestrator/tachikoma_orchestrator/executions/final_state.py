@@ -65,6 +65,7 @@ class FinalState:
                 usage=receipt.usage,
                 kill=receipt.kill,
                 isolation=receipt.isolation,
+                receipt=verified.token,
             ),
         )
 

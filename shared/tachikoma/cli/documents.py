@@ -11,9 +11,15 @@ from typing import Any, Self
 from pydantic import TypeAdapter
 
 from tachikoma.cli.batch_view import BatchReport
+from tachikoma.cli.host_setup import HostSetup, JoinedAgent
+from tachikoma.cli.policy_documents import (
+    PolicyChanges,
+    PolicyExplanation,
+    PolicyReport,
+    PolicyTestReport,
+)
 from tachikoma.cli.result import ExecResult
-from tachikoma.diagnosis.findings import Diagnosis, Health, RedisReport
-from tachikoma.policy.tools.replay import Change
+from tachikoma.diagnosis.findings import Diagnosis, Finding, Health, RedisReport
 from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
 from tachikoma.vocabulary.audit import ExecAuditLog
 from tachikoma.vocabulary.batches import BatchApproval, BatchPreview, BatchStatus, BatchUpdate
@@ -30,6 +36,7 @@ __all__ = [
     "AgentUnderBundle",
     "AuditReport",
     "AuthorityFacts",
+    "BackupFacts",
     "CertificateFacts",
     "Document",
     "ErrorDocument",
@@ -38,15 +45,10 @@ __all__ = [
     "IdentityFacts",
     "IssuedIdentity",
     "OwnIdentity",
-    "PolicyChanges",
-    "PolicyExplanation",
-    "PolicyProgram",
-    "PolicyReport",
-    "PolicyTestFailure",
-    "PolicyTestReport",
-    "PolicyVerdict",
+    "RestoreReport",
     "ScheduleReport",
     "SettingFacts",
+    "SettingsCheck",
     "VersionFacts",
 ]
 
@@ -90,6 +92,52 @@ class SettingFacts(Model):
     value: str
     #: `option`, `environment`, `file`, `default` or `missing`.
     origin: str
+
+
+class SettingsCheck(Model):
+    """The result of checking the settings of a part."""
+
+    #: Name of the part.
+    part: str
+    #: Number of its settings.
+    settings: int
+    #: Source of the settings: `environment`, or the unit with its files.
+    source: str
+    #: Variables that look like settings, and that no part reads.
+    unknown: tuple[str, ...]
+    #: Files that are set and cannot be read, in words; empty if there are none.
+    problems: tuple[str, ...]
+
+
+class BackupFacts(Model):
+    """The contents of a backup of Redis."""
+
+    #: Folder of the backup.
+    folder: str
+    #: Time of the backup.
+    made_at: Timestamp
+    #: Name and version of the server.
+    server: str
+    #: Number of keys.
+    keys: int
+    #: Number (`seq`) of the latest audit event.
+    audit_seq: int
+    #: Number of files.
+    files: int
+    #: Size of all files together.
+    total_bytes: int
+
+
+class RestoreReport(Model):
+    """The result of checking a backup, and of restoring it."""
+
+    backup: BackupFacts
+    #: Folder in which a server can start with the backup; empty if the backup was only checked, or is damaged.
+    restored_into: str
+    #: Why the backup cannot be used; empty if it can.
+    damage: tuple[Finding, ...]
+    #: What to do after the restore.
+    remarks: tuple[Finding, ...]
 
 
 class CertificateFacts(Model):
@@ -228,90 +276,6 @@ class AuditReport(Model):
     findings: tuple[str, ...]
 
 
-class PolicyChanges(Model):
-    """The requests of the audit trail that two policies decide differently."""
-
-    #: Number of requests that were compared.
-    requests: int
-    changes: tuple[Change, ...]
-
-
-class PolicyProgram(Model):
-    """A program that a policy grants."""
-
-    #: Name of the policy.
-    policy: str
-    #: Its absolute path, or the pattern that grants it.
-    path: str
-    #: Kind of the program, in words: known to be safe, known to run other programs, or unknown.
-    kind: str
-
-
-class PolicyReport(Model):
-    """A policy file, or a folder of them, that has no mistake."""
-
-    file: str
-    #: Number of policies.
-    policies: int
-    #: Doubtful rules, in words; empty if there are none.
-    warnings: tuple[str, ...]
-    programs: tuple[PolicyProgram, ...]
-
-
-class PolicyVerdict(Model):
-    """The decision of one policy, or of all policies together, on a request."""
-
-    #: name@digest of the policy; empty if none decided.
-    policy: str
-    allowed: bool
-    #: SPIFFE ID patterns of the approvers; empty if no approval is needed.
-    approvers: tuple[str, ...]
-    #: Largest number of executions at once under the policy without an approval. None: no limit.
-    approval_above: int | None = None
-    #: SPIFFE ID patterns of the approvers of such a batch.
-    batch_approvers: tuple[str, ...] = ()
-    #: The field of the policy that decided.
-    rule: str
-    #: Why it is denied; empty if it is allowed.
-    reason: str
-
-
-class PolicyExplanation(Model):
-    """The decision on a request."""
-
-    decision: PolicyVerdict
-    #: The verdict of each policy that applies to requester and agent.
-    verdicts: tuple[PolicyVerdict, ...]
-    #: The programs that may be executed, in search order.
-    executables: tuple[PolicyProgram, ...]
-    #: The limits of the command, as in a policy file.
-    limits: dict[str, Any]
-    #: Limits that an agent adds for resources without a limit in `limits`. Its settings may have others.
-    defaults: dict[str, Any]
-    #: Least isolation of the command; empty if only the agent's setting decides.
-    isolation: str
-
-
-class PolicyTestFailure(Model):
-    """An expectation that a policy does not meet."""
-
-    #: SPIFFE ID of the requester.
-    subject: str
-    agent: str
-    #: The argv of the expectation.
-    command: tuple[str, ...]
-    #: The difference, in words.
-    mistake: str
-
-
-class PolicyTestReport(Model):
-    """The result of testing the expectations of a policy."""
-
-    #: Number of expectations.
-    expectations: int
-    failures: tuple[PolicyTestFailure, ...]
-
-
 class ScheduleReport(Model):
     """A file of schedules, or a folder of them, that has no mistake."""
 
@@ -358,6 +322,7 @@ DOCUMENTS = (
     Document("users add", UserEnrolment),
     Document("users revoke", UserInfo),
     Document.list_of("config show", SettingFacts),
+    Document("config check", SettingsCheck),
     Document("doctor", Diagnosis),
     Document.list_of("approvals", ExecStatus),
     Document("approvals ID", Approval),
@@ -399,6 +364,8 @@ DOCUMENTS = (
     Document.list_of("ps", ExecStatus),
     Document.list_of("recordings ls", RecordingInfo),
     Document("redis check", RedisReport),
+    Document("redis backup", BackupFacts),
+    Document("redis restore", RestoreReport),
     Document("run", BatchReport),
     Document("run -o jsonl", BatchUpdate, lines=True),
     Document("run --detach", BatchStatus),
@@ -412,8 +379,11 @@ DOCUMENTS = (
     Document.list_of("schedule history", ScheduledRun),
     Document.list_of("sessions ls", ExecStatus),
     Document("sessions close", CancelResponse),
+    Document("setup", HostSetup),
     Document("status", ExecStatus),
     Document("version", VersionFacts),
     Document("worker health", Health),
+    Document("worker install", HostSetup),
+    Document("worker join", JoinedAgent),
     Document("any command that fails", ErrorDocument),
 )

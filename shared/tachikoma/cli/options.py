@@ -43,7 +43,9 @@ EnvironmentOption = Annotated[
 OutputFolderOption = Annotated[
     Path | None,
     typer.Option(
-        "--output-dir", help="Also save stdout, stderr and the result of each execution in FOLDER/ID.", metavar="FOLDER"
+        "--output-dir",
+        help="Also save stdout, stderr, result and signed receipt of each execution in FOLDER/ID.",
+        metavar="FOLDER",
     ),
 ]
 ReasonOption = Annotated[str, typer.Option("--reason", "-r", help="Reason, recorded in the audit trail.")]

@@ -65,7 +65,10 @@ class CollectedOutput:
 
 
 class OutputFolder:
-    """The folder of `--output-dir`: `<id>/stdout`, `<id>/stderr` and `<id>/result.json` of each execution."""
+    """The folder of `--output-dir`: `stdout`, `stderr`, `result.json` and `receipt.jws` in the folder of an execution.
+
+    Only an execution whose end its agent reported has a receipt.
+    """
 
     def __init__(self, folder: Path, exec_id: str) -> None:
         """Create the folder of an execution.
@@ -84,7 +87,7 @@ class OutputFolder:
             raise OutputFailed(self._folder, error) from error
 
     def add(self, item: ExecOutput) -> None:
-        """Append a chunk to its file, or write the result.
+        """Append a chunk to its file, or write result and receipt.
 
         Raises:
             OutputFailed: the file takes no more.
@@ -92,8 +95,11 @@ class OutputFolder:
         place = self._folder / ("result.json" if item.result is not None else item.kind)
         try:
             if item.result is not None:
-                text = item.result.model_dump_json(by_alias=True, indent=2, exclude={"stdout", "stderr"})
+                text = item.result.model_dump_json(by_alias=True, indent=2, exclude={"stdout", "stderr", "receipt"})
                 place.write_text(text + "\n", encoding="utf-8")
+                if item.result.receipt:
+                    place = self._folder / "receipt.jws"
+                    place.write_text(item.result.receipt + "\n", encoding="ascii")
             elif (file := self._files.get(item.kind)) is not None:
                 view = memoryview(item.data)
                 while view:

@@ -113,7 +113,9 @@ def _fit(
     shorten(elastic, SHORTENED[0])
     for i in shown:
         if columns[i].is_id and excess() > 0:
-            wanted[i] = min(wanted[i], _unambiguous([row[i].text for row in grid[1:]]))
+            # Not less than its heading: the list may be empty.
+            least = max(len(columns[i].name), _unambiguous([row[i].text for row in grid[1:]]))
+            wanted[i] = min(wanted[i], least)
     while excess() > 0 and any(columns[i].priority for i in shown):
         shown.remove(max(reversed(shown), key=lambda i: columns[i].priority))
     shorten([i for i in elastic if i in shown], SHORTENED[1])

@@ -195,7 +195,7 @@ _RESPONSE = WireFormat(
     ExecResponse,
     pb.ExecResponse,
     (
-        *plain("id", "agent_id", "exit_code", "signal", "stdout", "stderr", "error", "cancelled"),
+        *plain("id", "agent_id", "exit_code", "signal", "stdout", "stderr", "error", "cancelled", "receipt"),
         WireField("state", STATE),
         WireField("stdout_summary", nested(_SUMMARY)),
         WireField("stderr_summary", nested(_SUMMARY)),

@@ -110,6 +110,9 @@ class ExecResponse(Model):
     kill: KillReceipt | None = None
     #: How the command was isolated; None if only its user separated it from others.
     isolation: IsolationReport | None = None
+    #: The agent's signed report about the end, as text: a JWS in the compact form of RFC 7515, whose header has the
+    #: agent's certificates (`x5c`). The orchestrator has verified it. Empty if the agent did not report the end.
+    receipt: str = ""
 
     @property
     def text(self) -> str:

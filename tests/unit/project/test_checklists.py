@@ -49,6 +49,10 @@ NO_OWN_TEST: dict[str, tuple[str, str]] = {
         "unit/shared/cli/commands/test_execute.py",
         "the part of `exec` that its other two parts share",
     ),
+    "shared/tachikoma/cli/policy_documents.py": (
+        "unit/shared/cli/test_documents.py",
+        "types only; each is compared with what its command prints",
+    ),
     "shared/tachikoma/client/model_stream.py": (
         "unit/shared/client/test_streams.py",
         "one form of the messages; the stream is tested with it",

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from tachikoma.cli.documents import BackupFacts, RestoreReport
+from tachikoma.cli.output import Output, OutputOption, show_value
 from tachikoma.cli.tables import printable
 from tachikoma.config.settings import read_settings
-from tachikoma.diagnosis.findings import Finding
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.open import open_identity
 from tachikoma.redis.access import RedisAccess, RedisSettings
@@ -42,6 +43,7 @@ def backup(
         list[Path] | None,
         typer.Option(help="Data folder of an agent, to copy its journal as well. May be repeated."),
     ] = None,
+    output: OutputOption = Output.TEXT,
 ) -> None:
     """Copy everything in a running Redis, with its users. The copy is consistent, and the server keeps running."""
     settings = read_settings(
@@ -51,7 +53,7 @@ def backup(
     svid = None if settings.identity is None else open_identity(settings.identity)
     access = RedisAccess.of(settings, identity=svid, user=BACKUP)
     manifest = asyncio.run(make_backup(access, folder, audit=audit or (), journals=journal or ()))
-    typer.echo(printable(f"{folder}: {_summary(manifest)}"))
+    show_value(_facts(folder, manifest), output, text=_show_backup)
 
 
 def restore(
@@ -62,38 +64,61 @@ def restore(
     check: Annotated[
         bool, typer.Option("--check", help="Only check the backup. Exits 1 if there is a finding.")
     ] = False,
+    output: OutputOption = Output.TEXT,
 ) -> None:
     """Check a backup, and lay it out so that a server with `appendonly yes` starts with it.
 
     Such a server ignores a dump.rdb, and would start empty."""
     if check == (into is not None):
         raise ConfigurationError("name the folder of the server, or use --check")
-    result = check_backup(folder)
-    _show([*result.damage, *result.remarks])
-    if result.damage or (check and result.remarks):
+    found = check_backup(folder)
+    restored = into is not None and not found.damage
+    if into is not None and restored:
+        lay_out(folder, into)
+    report = RestoreReport(
+        backup=_facts(folder, found.manifest),
+        restored_into=str(into) if restored else "",
+        damage=tuple(found.damage),
+        remarks=tuple(found.remarks),
+    )
+    failed = bool(report.damage or (check and report.remarks))
+    show_value(report, output, text=lambda report: _show_report(report, failed=failed))
+    if failed:
         raise typer.Exit(1)
-    typer.echo(printable(f"{folder}: {_summary(result.manifest)}"))
-    if into is None:
-        return
-    lay_out(folder, into)
-    typer.echo(
-        printable(
-            f"restored into {into}. Give the folder to the user of Redis, and start the server with: dir {into}, "
-            f"aclfile {into}/users.acl, appendonly yes. Keep orchestrators and agents running: they know what happened "
-            "since the backup. Do not restore journals and audit logs of hosts that still have theirs."
-        )
+
+
+def _facts(folder: Path, manifest: Manifest) -> BackupFacts:
+    return BackupFacts(
+        folder=str(folder),
+        made_at=manifest.made_at,
+        server=manifest.server,
+        keys=manifest.keys,
+        audit_seq=manifest.audit_seq,
+        files=len(manifest.files),
+        total_bytes=sum(content.size for content in manifest.files.values()),
     )
 
 
-def _summary(manifest: Manifest) -> str:
-    megabytes = sum(content.size for content in manifest.files.values()) / 1e6
-    return (
-        f"{manifest.keys} keys of {manifest.server} up to audit event {manifest.audit_seq}, "
-        f"{manifest.made_at:%Y-%m-%d %H:%M:%S} UTC, {len(manifest.files)} files, {megabytes:.1f} MB"
+def _show_backup(facts: BackupFacts) -> None:
+    summary = (
+        f"{facts.folder}: {facts.keys} keys of {facts.server} up to audit event {facts.audit_seq}, "
+        f"{facts.made_at:%Y-%m-%d %H:%M:%S} UTC, {facts.files} files, {facts.total_bytes / 1e6:.1f} MB"
     )
+    typer.echo(printable(summary))
 
 
-def _show(findings: list[Finding]) -> None:
-    for item in findings:
+def _show_report(report: RestoreReport, *, failed: bool) -> None:
+    for item in (*report.damage, *report.remarks):
         typer.echo(printable(f"{item.where}: {item.what}"), err=True)
         typer.echo(printable(f"  {item.remedy}"), err=True)
+    if failed:
+        return
+    _show_backup(report.backup)
+    if into := report.restored_into:
+        typer.echo(
+            printable(
+                f"restored into {into}. Give the folder to the user of Redis, and start the server with: dir {into}, "
+                f"aclfile {into}/users.acl, appendonly yes. Keep orchestrators and agents running: they know what "
+                "happened since the backup. Do not restore journals and audit logs of hosts that still have theirs."
+            )
+        )

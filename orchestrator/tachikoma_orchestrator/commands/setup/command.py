@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tachikoma.cli.host_setup import report_steps
+from tachikoma.cli.output import Output, OutputOption
 from tachikoma.setup.layout import Layout
 from tachikoma.setup.steps import Host, apply, pending
 from tachikoma_orchestrator.commands.setup.choices import Choices
@@ -19,6 +22,9 @@ __all__ = ["setup"]
 setup = typer.Typer(
     invoke_without_command=True, help="Set up an orchestrator on this host, with its Redis; safe to repeat."
 )
+
+#: What people read if no step is due.
+NOTHING = "nothing to do"
 
 RedisUrlOption = Annotated[
     str | None, typer.Option(help="URL of an existing Redis, without credentials; by default one on this host.")
@@ -40,6 +46,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
     renew: RenewOption = False,
     root: Annotated[Path, typer.Option(help="Folder below which everything is written, instead of /.")] = Path("/"),
+    output: OutputOption = Output.TEXT,
 ) -> None:
     """Set up an orchestrator on this host, with its Redis. Choices are kept for the next time; safe to repeat."""
     layout = Layout(root.absolute())
@@ -57,44 +64,38 @@ def run(
     steps = plan.certificates() if renew else plan.steps()
     here = Host.real(layout.root)
     if dry_run:
-        waiting = [words for _, words in pending(steps, here)]
-        for words in waiting:
-            typer.echo(f"would {words}")
-        typer.echo(f"{len(waiting)} steps" if waiting else "nothing to do")
+        waiting = [f"would {words}" for _, words in pending(steps, here)]
+        total = [f"{len(waiting)} steps"] if waiting and output is Output.TEXT else []
+        report_steps(waiting, total, output, none=NOTHING)
         return
-    done = 0
-    for words in apply(steps, here):
-        typer.echo(words)
-        done += 1
-    if not done:
-        typer.echo("nothing to do")
+    report_steps(apply(steps, here), _left(plan, here, renew=renew), output, none=NOTHING)
+
+
+def _left(plan: OrchestratorPlan, here: Host, *, renew: bool) -> Iterator[str]:
+    """Yield what is left to the operator."""
     if notice := plan.authority().waits_for_root():
-        typer.echo(notice)
-    if not renew:
-        _show_next(plan, here)
-
-
-def _show_next(plan: OrchestratorPlan, here: Host) -> None:
-    """Print what is left to the operator."""
+        yield notice
+    if renew:
+        return
     if not here.services:
-        typer.echo("start it:")
+        yield "start it:"
         for line in plan.units().commands():
-            typer.echo(f"  {line}")
+            yield f"  {line}"
     if plan.lacks_operator():
-        typer.echo(f"no policy in {plan.policy.parent} names {plan.operator_id}: add it to `operators`")
+        yield f"no policy in {plan.policy.parent} names {plan.operator_id}: add it to `operators`"
     for before, now in plan.moved():
-        typer.echo(
+        yield (
             f"agents and people that joined before use {before}, which is {now} now: docs/deployment.md, "
             "'Another name or port'"
         )
     if not plan.choices.own_redis and plan.redis_conf.is_file():
-        typer.echo(
+        yield (
             "this Redis is no longer used, and keeps its data: systemctl disable --now tachikoma-redis; "
             f"rm {plan.redis_conf}"
         )
     if not plan.choices.own_redis:
         acl = plan.layout.settings / "users.acl"
-        typer.echo(f"load {acl} into {plan.choices.redis_url} (ACL LOAD), then: tachikoma redis check")
+        yield f"load {acl} into {plan.choices.redis_url} (ACL LOAD), then: tachikoma redis check"
     if advice := plan.authority().advice():
-        typer.echo(advice)
-    typer.echo("next: tachikoma agents enroll 'web-{1..3}'")
+        yield advice
+    yield "next: tachikoma agents enroll 'web-{1..3}'"

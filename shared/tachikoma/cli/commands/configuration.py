@@ -12,8 +12,8 @@ import typer
 from pydantic import BaseModel, SecretStr
 
 from tachikoma.cli.commands.parts import InstalledOption, Part, enter_installed, settings_class
-from tachikoma.cli.documents import SettingFacts
-from tachikoma.cli.output import Output, OutputOption, WideOption, show_list
+from tachikoma.cli.documents import SettingFacts, SettingsCheck
+from tachikoma.cli.output import Output, OutputOption, WideOption, show_list, show_value
 from tachikoma.cli.show import warn
 from tachikoma.cli.tables import Column, table
 from tachikoma.config.settings import (
@@ -72,7 +72,7 @@ def show(
 
 
 @config.command()
-def check(part: PartArgument, installed: InstalledOption = False) -> None:
+def check(part: PartArgument, installed: InstalledOption = False, output: OutputOption = Output.TEXT) -> None:
     """Check the settings of a part, and name variables that no part reads. Exits 1 if a setting is wrong.
 
     On a host where the part is installed, it checks the settings of the part's unit as the unit's user, unless this
@@ -83,15 +83,26 @@ def check(part: PartArgument, installed: InstalledOption = False) -> None:
     if unit is not None:
         unit.become()
     settings = read_settings(kind, part)
-    for name in unknown_variables(kind):
-        warn(f"tachikoma: {name} is no setting of the {part}")
-    missing = missing_files(settings)
-    for sentence in missing:
-        warn(f"tachikoma: {sentence}")
-    if missing:
+    found = SettingsCheck(
+        part=part,
+        settings=len(kind.model_fields),
+        source="environment" if unit is None else str(unit),
+        unknown=tuple(unknown_variables(kind)),
+        problems=tuple(missing_files(settings)),
+    )
+    show_value(found, output, text=_show_check)
+    if found.problems:
         raise typer.Exit(1)
-    origin = "" if unit is None else f", from {unit}"
-    typer.echo(f"{part}: {len(kind.model_fields)} settings{origin}, all right")
+
+
+def _show_check(found: SettingsCheck) -> None:
+    for name in found.unknown:
+        warn(f"tachikoma: {name} is no setting of the {found.part}")
+    for sentence in found.problems:
+        warn(f"tachikoma: {sentence}")
+    if not found.problems:
+        origin = "" if found.source == "environment" else f", from {found.source}"
+        typer.echo(f"{found.part}: {found.settings} settings{origin}, all right")
 
 
 def _values(kind: type[PartSettings], part: Part) -> tuple[dict[str, Any], str]:

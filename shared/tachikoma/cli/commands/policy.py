@@ -11,7 +11,9 @@ import typer
 
 from tachikoma.cli import completion
 from tachikoma.cli.commands.audit import FileOption, trail_of
-from tachikoma.cli.documents import (
+from tachikoma.cli.options import duration, pairs, refuse_option, remote_command
+from tachikoma.cli.output import Output, OutputOption, show_value
+from tachikoma.cli.policy_documents import (
     PolicyChanges,
     PolicyExplanation,
     PolicyProgram,
@@ -20,8 +22,6 @@ from tachikoma.cli.documents import (
     PolicyTestReport,
     PolicyVerdict,
 )
-from tachikoma.cli.options import duration, pairs, refuse_option, remote_command
-from tachikoma.cli.output import Output, OutputOption, show_value
 from tachikoma.cli.show import clock, warn
 from tachikoma.cli.tables import printable
 from tachikoma.client.sync import Client

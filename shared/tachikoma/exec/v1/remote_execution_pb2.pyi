@@ -655,6 +655,7 @@ class ExecResponse(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     KILL_FIELD_NUMBER: _builtins.int
     ISOLATION_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the execution."""
     exit_code: _builtins.int
@@ -673,6 +674,10 @@ class ExecResponse(_message.Message):
     """The final state."""
     signal: _builtins.int
     """Number of the signal that ended the command; 0 if none did."""
+    receipt: _builtins.str
+    """The agent's signed report about the end: a JWS with its certificates, as verified by the server; empty if the agent
+    did not report it.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Time at which the command started; unset if it never did."""
@@ -725,10 +730,11 @@ class ExecResponse(_message.Message):
         usage: Global___ResourceUsage | None = ...,
         kill: Global___KillReceipt | None = ...,
         isolation: Global___IsolationReport | None = ...,
+        receipt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["duration", b"duration", "end_time", b"end_time", "isolation", b"isolation", "kill", b"kill", "start_time", b"start_time", "stderr_summary", b"stderr_summary", "stdout_summary", b"stdout_summary", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "cancelled", b"cancelled", "duration", b"duration", "end_time", b"end_time", "error", b"error", "exit_code", b"exit_code", "id", b"id", "isolation", b"isolation", "kill", b"kill", "signal", b"signal", "start_time", b"start_time", "state", b"state", "stderr", b"stderr", "stderr_summary", b"stderr_summary", "stdout", b"stdout", "stdout_summary", b"stdout_summary", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "cancelled", b"cancelled", "duration", b"duration", "end_time", b"end_time", "error", b"error", "exit_code", b"exit_code", "id", b"id", "isolation", b"isolation", "kill", b"kill", "receipt", b"receipt", "signal", b"signal", "start_time", b"start_time", "state", b"state", "stderr", b"stderr", "stderr_summary", b"stderr_summary", "stdout", b"stdout", "stdout_summary", b"stdout_summary", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

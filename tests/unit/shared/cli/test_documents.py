@@ -96,7 +96,7 @@ LINES: dict[str, tuple[str, ...] | None] = {
     "policy status": (), "ps": (), "schedule ls": (), "schedule next": ("nightly",),
     "schedule pause": ("nightly", "-r", "why"), "schedule resume": ("nightly",), "schedule run": ("nightly",),
     "schedule history": ("nightly",), "sessions ls": (), "recordings ls": (), "status": ("job-7",),
-    "version": (), "config show": ("beat",),
+    "version": (), "config show": ("beat",), "config check": ("beat",),
     # test_every_document_is_checked_on_a_running_system
     "identity show": None, "identity check": None, "any command that fails": None,
     # tests/unit/shared/cli/commands/test_doctor.py
@@ -113,6 +113,10 @@ LINES: dict[str, tuple[str, ...] | None] = {
     "users ls": (), "users add": ("ada",), "users revoke": ("ada", "-r", "why", "-y"),
     # tests/security/test_redis_command.py
     "redis check": None,
+    # tests/end_to_end/test_backup.py
+    "redis backup": None, "redis restore": None,
+    # tests/end_to_end/test_setup.py and tests/security/test_joining.py
+    "setup": None, "worker install": None, "worker join": None,
     # tests/end_to_end/test_health.py
     "orchestrator health": None, "worker health": None,
     # tests/security/test_people.py
@@ -172,7 +176,7 @@ def options_of(command: str) -> set[str]:
 def test_the_document_matches_its_schema(
     document: Document, run: Any, client: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # For `config show`.
+    # For `config show` and `config check`.
     monkeypatch.setenv("TACHIKOMA_REDIS_URL", "rediss://redis.example.org")
     monkeypatch.setenv("TACHIKOMA_SCHEDULES", "schedules")
     client.answers.update(ANSWERS)
@@ -214,7 +218,7 @@ def test_the_documents_of_files(run: Any, tmp_path: Path) -> None:
 
 
 #: Documents that need no server: test_the_document_matches_its_schema and test_the_documents_of_files.
-LOCAL = {"config show", "identity ca init", "identity ca issue", "policy test"}
+LOCAL = {"config check", "config show", "identity ca init", "identity ca issue", "policy test"}
 
 
 def test_every_document_is_checked_on_a_running_system() -> None:

@@ -43,16 +43,26 @@ def test_longer_output_is_reported_as_truncated(monkeypatch: pytest.MonkeyPatch)
     assert (found.stdout, found.stdout_summary.truncated, found.stderr_summary.truncated) == (b"abc", True, False)
 
 
-def test_a_folder_has_the_streams_and_the_result(tmp_path: Path) -> None:
+def test_a_folder_has_the_streams_the_result_and_the_receipt(tmp_path: Path) -> None:
     folder = OutputFolder(tmp_path, "job-7")
     folder.add(chunk(OutputKind.STDOUT, b"out"))
     folder.add(chunk(OutputKind.STDERR, b"err"))
-    folder.add(ExecOutput(id="job-7", kind=OutputKind.RESULT, result=RESPONSE))
+    signed = RESPONSE.model_copy(update={"receipt": "a.b.c"})
+    folder.add(ExecOutput(id="job-7", kind=OutputKind.RESULT, result=signed))
     folder.close()
     saved = tmp_path / "job-7"
-    assert sorted(path.name for path in saved.iterdir()) == ["result.json", "stderr", "stdout"]
+    assert sorted(path.name for path in saved.iterdir()) == ["receipt.jws", "result.json", "stderr", "stdout"]
+    assert (saved / "receipt.jws").read_text() == "a.b.c\n"
+    assert "receipt" not in json.loads((saved / "result.json").read_text())
     assert ((saved / "stdout").read_bytes(), (saved / "stderr").read_bytes()) == (b"out", b"err")
     assert json.loads((saved / "result.json").read_text())["state"] == "SUCCEEDED"
+
+
+def test_an_execution_that_no_agent_reported_has_no_receipt(tmp_path: Path) -> None:
+    folder = OutputFolder(tmp_path, "job-7")
+    folder.add(ExecOutput(id="job-7", kind=OutputKind.RESULT, result=RESPONSE))
+    folder.close()
+    assert sorted(path.name for path in (tmp_path / "job-7").iterdir()) == ["result.json", "stderr", "stdout"]
 
 
 def test_a_file_that_takes_no_more_is_named_and_can_be_closed(tmp_path: Path) -> None:

@@ -54,6 +54,12 @@ def test_without_a_limit_nothing_is_shortened() -> None:
     assert lines(COLUMNS, rows(long), None)[1] == f"{IDS[0]}  web-1  SUCCEEDED  {long}"
 
 
+@pytest.mark.parametrize("ids", [(), ("7",)])
+def test_the_heading_of_ids_stays_whole(ids: tuple[str, ...]) -> None:
+    columns = (*COLUMNS[:3], Column("A LONG HEADING"))
+    assert lines(columns, [(one, "", "", "") for one in ids], 30)[0].startswith("ID  ")
+
+
 def test_ids_are_shortened_first_and_stay_unambiguous() -> None:
     shown = lines(COLUMNS, rows(), 50)
     assert [line.split()[0] for line in shown[1:]] == [exec_id[:23] for exec_id in IDS]
