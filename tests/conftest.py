@@ -32,6 +32,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 #: Examples of each property; `make quick` asks for fewer.
 EXAMPLES = int(os.environ.get("TACHIKOMA_TEST_EXAMPLES", "60"))
+#: Longest teardown of a test, in seconds. Those of stacks wait for processes, each with a bound.
+TEARDOWN_SECONDS = 300
 #: A redis-server or valkey-server to test with instead of the embedded Valkey.
 REDIS_SERVER = os.environ.get("TACHIKOMA_TEST_REDIS_SERVER")
 
@@ -59,8 +61,8 @@ def pytest_collection() -> Generator[None, object, object]:
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
     """End the process if a teardown does not end: pytest-timeout interrupts a test only once, and pytest does not watch
     a test any more that has failed."""
-    seconds = float(item.config.getini("faulthandler_timeout"))
-    faulthandler.dump_traceback_later(seconds, exit=True, file=item.config.stash[fault_handler_stderr_fd_key])
+    stderr = item.config.stash[fault_handler_stderr_fd_key]
+    faulthandler.dump_traceback_later(TEARDOWN_SECONDS, exit=True, file=stderr)
     try:
         return (yield)
     finally:

@@ -17,6 +17,9 @@ import pytest
 from patience import PATIENCE_SECONDS
 from warm_start import WarmPopen, own_terminal
 
+#: Parts of a process's output that are read at once.
+READS = 64
+
 
 class PtyProcess:
     """A process whose standard streams are a terminal."""
@@ -33,6 +36,7 @@ class PtyProcess:
         #: Everything that it wrote.
         self.output = bytearray()
         self._searched = 0
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -42,9 +46,15 @@ class PtyProcess:
     ) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        os.close(self.master)
-        os.close(self._slave)
+        self.process.wait(PATIENCE_SECONDS)
+        self.close()
+
+    def close(self) -> None:
+        """Close the terminal, as a person closes a window: the process gets SIGHUP."""
+        if not self._closed:
+            self._closed = True
+            os.close(self.master)
+            os.close(self._slave)
 
     def type(self, text: str | bytes) -> None:
         """Type at the terminal."""
@@ -85,6 +95,9 @@ class PtyProcess:
         return termios.tcgetattr(self._slave) == self.mode
 
     def _read(self, seconds: float) -> None:
-        while select.select([self.master], [], [], seconds)[0]:
+        # Not until nothing comes: a program may write for ever.
+        for _ in range(READS):
+            if not select.select([self.master], [], [], seconds)[0]:
+                return
             self.output += os.read(self.master, 65536)
             seconds = 0

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from patience import PATIENCE_SECONDS
 from tachikoma.dev.part import WITH_PARENT
 
 __all__ = ["WarmPopen", "interruptible", "own_terminal", "run"]
@@ -61,6 +62,7 @@ class _Forker:
         self._one_at_a_time = threading.Lock()
         # One message for each order and each answer.
         self._orders, other = socket.socketpair(type=socket.SOCK_SEQPACKET)
+        self._orders.settimeout(PATIENCE_SECONDS)
         with other:
             self._process = subprocess.Popen(
                 [*WITH_PARENT, sys.executable, str(Path(__file__).with_name("warm_process.py")), str(other.fileno())],
@@ -70,7 +72,10 @@ class _Forker:
 
     def _close(self) -> None:
         self._orders.close()
-        self._process.wait()
+        try:
+            self._process.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
 
     def fork(self, order: Mapping[str, object], descriptors: Sequence[int]) -> int:
         """Fork a child of this process, and return its process id."""
@@ -80,6 +85,11 @@ class _Forker:
             try:
                 socket.send_fds(self._orders, [json.dumps(order).encode()], descriptors)
                 answer = self._orders.recv(64)
+            except BaseException:
+                # Whoever comes next must not get the answer to this order.
+                WarmPopen._forker = None
+                self._process.kill()
+                raise
             finally:
                 _prctl(_SUBREAPER, 0)
         assert answer, "the process that forks ended"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pty
 import signal
 import socket
 import subprocess
@@ -106,13 +105,10 @@ def test_a_signal_cancels_the_remote_command(cli: Cli, client: Client, number: s
 
 
 def test_a_terminal_that_closes_cancels_the_remote_command(cli: Cli, tmp_path: Path) -> None:
-    pid, terminal = pty.fork()
-    if pid == 0:
-        arguments = ["-m", "tachikoma", "exec", AGENT, "sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 600"]
-        os.execve(sys.executable, [sys.executable, *arguments], cli.environment())
-    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip(), "it runs")
-    os.close(terminal)
-    os.waitpid(pid, 0)
+    with cli.open("exec", AGENT, "sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 600") as here:
+        wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip(), "it runs")
+        here.close()
+        here.process.wait(PATIENCE_SECONDS)
     wait_until(lambda: gone(int((tmp_path / "pid").read_text())), "the remote command is gone")
 
 
