@@ -398,17 +398,22 @@ def _submitted(world: World) -> str:
 
 def test_an_agent_that_left_is_shown_as_offline_and_as_online_when_it_is_back(world: World, logged_in: Browser) -> None:
     world.stack.agents[FRAGILE].stop()
-    logged_in.open(f"{world.stack.flower_url}/workers")
-    rows = ROWS.format(table="workers-table")
-    logged_in.wait(rows, "it is offline", lambda found: [FRAGILE_NODE, "Offline"] in [row[:2] for row in found or ()])
-    # One that begins to look now is told of it, too.
-    assert world.stack.flower is not None
-    world.stack.flower.stop()
-    world.stack.start_flower()
-    wait_until(lambda: FRAGILE_NODE in world.workers(), "it is known")
-    assert not world.workers()[FRAGILE_NODE]["status"]
-    world.stack.start_agent(FRAGILE)
-    logged_in.wait(rows, "it is online", lambda found: [FRAGILE_NODE, "Online"] in [row[:2] for row in found or ()])
+    try:
+        logged_in.open(f"{world.stack.flower_url}/workers")
+        rows = ROWS.format(table="workers-table")
+        logged_in.wait(rows, "it is offline", lambda found: _has(found, "Offline"))
+        # One that begins to look now is told of it, too; its events come one after the other.
+        assert world.stack.flower is not None
+        world.stack.flower.stop()
+        world.stack.start_flower()
+        wait_until(lambda: world.workers().get(FRAGILE_NODE, {"status": True})["status"] is False, "it is known")
+    finally:
+        world.stack.start_agent(FRAGILE)
+    logged_in.wait(rows, "it is online", lambda found: _has(found, "Online"))
+
+
+def _has(found: list[list[str]] | None, state: str) -> bool:
+    return [FRAGILE_NODE, state] in [row[:2] for row in found or ()]
 
 
 # --- nothing but looking ----------------------------------------------------------------------------------------------

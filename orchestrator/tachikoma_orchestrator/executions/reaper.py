@@ -320,7 +320,7 @@ class Reaper:
             # The agent's notice was missed. The receipt will contain the exact start.
             await self._ledger.started(record.agent, record.exec_id, 0)
         reason = (
-            self._silence.lost(record.agent, claim.decode(), agent, claimed=record.exec_id)
+            self._silence.lost(record.agent, claim.decode("utf-8", "replace"), agent, claimed=record.exec_id)
             or self._silence.without_result(record.exec_id, agent, has_result=has_result)
             or _overdue(record, now_ms)
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -25,6 +26,8 @@ START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 #: Between two checks of a part that cannot report its readiness.
 POLL_SECONDS = 0.02
+#: Between two checks whether a part still runs that has not reported its readiness.
+REPORT_SECONDS = 0.5
 #: Lines of a part's log that are shown when it fails.
 LOG_LINES = 15
 
@@ -90,20 +93,37 @@ class Part:
             Its address; empty if it does not listen.
 
         Raises:
-            ConfigurationError: it ended before it was ready.
+            ConfigurationError: it ended before it was ready, or is not ready after `START_SECONDS`.
         """
         read_end, write_end = os.pipe()
-        with os.fdopen(read_end) as pipe:
+        try:
             try:
                 self._start("--ready-fd", str(write_end), inherited=(write_end,))
             finally:
-                # The process has the only write end then, so its end closes the pipe.
                 os.close(write_end)
-            line = pipe.read()
-        if not line:
-            raise self.failed()
+            line = self._report(read_end)
+        finally:
+            os.close(read_end)
         address: str = json.loads(line)["address"]
         return address
+
+    def _report(self, descriptor: int) -> str:
+        """Return the line by which the process reports that it is ready. Raises ConfigurationError.
+
+        A child of the process may have inherited its end of the pipe, so not only the end of the pipe is waited for.
+        """
+        deadline, report = time.monotonic() + START_SECONDS, b""
+        while not report.endswith(b"\n"):
+            if select.select([descriptor], [], [], REPORT_SECONDS)[0]:
+                part = os.read(descriptor, 65536)
+                if not part:
+                    raise self.failed()
+                report += part
+            elif not self.alive:
+                raise self.failed()
+            elif time.monotonic() > deadline:
+                raise self.late()
+        return report.decode()
 
     def _start(self, *options: str, inherited: tuple[int, ...] = ()) -> None:
         with self._log.open("ab") as log:
@@ -128,7 +148,7 @@ class Part:
             if not self.alive:
                 raise self.failed()
             if time.monotonic() > deadline:
-                raise ConfigurationError(f"{self.name} is not ready after {START_SECONDS:g} s")
+                raise self.late()
             time.sleep(POLL_SECONDS)
 
     def run_once(self, *options: str) -> None:
@@ -167,6 +187,10 @@ class Part:
         self.process.kill()
         self.process.wait()
         self.process = None
+
+    def late(self) -> ConfigurationError:
+        """Return the error of a process that runs and is not ready in time."""
+        return ConfigurationError(f"{self.name} is not ready after {START_SECONDS:g} s; its log is {self._log}")
 
     def failed(self) -> ConfigurationError:
         """Return the error of a process that ended by itself, after waiting for its end."""

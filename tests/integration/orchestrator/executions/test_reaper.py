@@ -106,12 +106,13 @@ async def test_a_claimed_execution_is_not_expired_but_its_start_is_noted(
     [
         ("boot", True, True, ""),
         ("another", True, True, "its agent lost its journal, so the result is unknown"),
+        (b"\xff\xfe", True, True, "its agent lost its journal, so the result is unknown"),
         ("boot", False, True, "its agent sent no heartbeat for 0 s"),
         ("boot", False, False, "its agent is unknown"),
     ],
 )
 async def test_a_started_execution_is_lost_with_the_run_or_the_agent_that_claimed_it(
-    stand: Stand, boot: str, online: bool, known: bool, reason: str
+    stand: Stand, boot: str | bytes, online: bool, known: bool, reason: str
 ) -> None:
     await admit(stand, "runs")
     await stand.redis.set(keys.claim(AGENT, "runs"), boot)

@@ -46,6 +46,24 @@ def test_what_a_part_reports_is_returned_when_it_is_ready(make: Make) -> None:
     assert part.process is None
 
 
+def test_a_child_with_the_end_of_the_pipe_delays_nothing(make: Make) -> None:
+    child = "import os, subprocess; subprocess.Popen(['sleep', '20'], pass_fds=(int(sys.argv[-1]),)); "
+    part = make(READY + child + "report_ready(int(sys.argv[-1]), 'here'); import time; time.sleep(600)")
+    assert part.start_until_ready() == "here"
+    ended = make("import sys\n" + child + "sys.exit(3)")
+    with pytest.raises(ConfigurationError, match="ended with status 3"):
+        ended.start_until_ready()
+
+
+def test_a_part_that_is_never_ready_is_waited_for_with_a_bound(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "START_SECONDS", 0.2)
+    monkeypatch.setattr(module, "REPORT_SECONDS", 0.05)
+    part = make("import time; time.sleep(600)")
+    with pytest.raises(ConfigurationError, match=r"part is not ready after 0.2 s; its log is .*/part.log"):
+        part.start_until_ready()
+    assert part.alive
+
+
 def test_a_part_that_ends_before_it_is_ready_is_shown_with_its_log(make: Make, tmp_path: Path) -> None:
     part = make("import sys; print('line\\n' * 30 + 'the reason'); sys.exit(3)")
     with pytest.raises(ConfigurationError) as failure:
