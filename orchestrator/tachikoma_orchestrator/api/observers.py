@@ -23,8 +23,8 @@ from tachikoma_orchestrator.api.output import OutputCalls
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.executions.record import Record
 from tachikoma_orchestrator.executions.waiters import AwaitedOrder
-from tachikoma_orchestrator.sessions.attachment import ExecutionEnded
-from tachikoma_orchestrator.sessions.observation import RENEW_SECONDS, Observation
+from tachikoma_orchestrator.sessions.attachment import RENEW_SECONDS, ExecutionEnded
+from tachikoma_orchestrator.sessions.observation import Observation
 from tachikoma_orchestrator.sessions.outbox import Outbox
 from tachikoma_orchestrator.sessions.restoration import restored_screen
 from tachikoma_orchestrator.sessions.rights import recorded_request

@@ -129,6 +129,8 @@ class Record:
     caller_ms: str
     #: SPIFFE ID of the attached caller of an interactive execution; empty for none.
     attached_by: str
+    #: When the record names that caller no longer, unless it is reported again, ms; parsed by `status`.
+    attached_until: str
     #: Its observers as JSON: a name, the SPIFFE ID and the end of the entry, ms; parsed by `status`.
     observers: str
     #: Sizes of its terminal until now; parsed by `sessions.sizes`.
@@ -170,6 +172,7 @@ class Record:
                 approvers=text("approvers"),
                 caller_ms=text("caller_ms"),
                 attached_by=text("attached_by"),
+                attached_until=text("attached_until_ms"),
                 observers=text("observers"),
                 sizes=text("sizes"),
                 recording=text("recording"),
@@ -245,12 +248,16 @@ class Record:
                 caller_time=optional_from_ms(int(self.caller_ms or 0)),
                 interactive=request.interactive,
                 tty=request.tty,
-                attached_by="" if self.state.terminal else self.attached_by,
+                attached_by="" if self.state.terminal else self._attached_by(),
                 recorded=bool(self.recording),
                 observers=() if self.state.terminal else _observers(self.observers),
             )
         except (*_UNREADABLE, RecursionError) as error:
             raise _unreadable(self.exec_id, error) from None
+
+    def _attached_by(self) -> str:
+        """Return the attached caller. One of a killed orchestrator expires."""
+        return self.attached_by if not self.attached_until or int(self.attached_until) > now_ms() else ""
 
 
 def _observers(text: str) -> tuple[str, ...]:

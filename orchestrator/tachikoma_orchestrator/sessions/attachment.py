@@ -21,10 +21,22 @@ from tachikoma.vocabulary.states import ExecState
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.store.scripts import Runner, Script, flat
 
-__all__ = ["MAX_REASON", "OPEN", "Attachment", "ExecutionEnded", "SessionCaller"]
+__all__ = [
+    "ENTRY_SECONDS",
+    "MAX_REASON",
+    "OPEN",
+    "RENEW_SECONDS",
+    "Attachment",
+    "ExecutionEnded",
+    "SessionCaller",
+]
 
 #: States of an execution whose session can change.
 OPEN = tuple(state for state in ExecState if not state.terminal)
+#: Seconds for which the record names a caller that is not reported again: one of an orchestrator that was killed.
+ENTRY_SECONDS = 60
+#: Seconds between two such reports.
+RENEW_SECONDS = 20.0
 #: Largest number of events of one code for each attachment; further ones are counted in the event of its end.
 MAX_EVENTS = 20
 #: Longest description of what a caller did, in characters.
@@ -120,6 +132,10 @@ class Attachment(SessionCaller):
         self.epoch = await self._begin(take=False, fields=self._place(), event={})
         return self.epoch
 
+    async def renew(self) -> None:
+        """Report that the caller is still attached. Does nothing if another one is. Raises redis errors."""
+        await self._change(seconds=ENTRY_SECONDS, fields=self._place(), event={})
+
     def _place(self) -> dict[str, str]:
         """Return the fields of an attached session. A record that was lost and rebuilt lacks them."""
         return {"attached_by": str(self._peer)}
@@ -157,7 +173,7 @@ class Attachment(SessionCaller):
         await self._change(fields={"attached_by": ""}, event=self._event(AuditCode.SESSION_DETACHED, reason))
 
     async def _begin(self, *, take: bool, fields: Mapping[str, str], event: Mapping[str, str]) -> int:
-        answer = await self._change(take=take, begin=True, fields=fields, event=event)
+        answer = await self._change(take=take, begin=True, seconds=ENTRY_SECONDS, fields=fields, event=event)
         if answer.outcome is _Outcome.OWNER:
             raise taken_over(self._exec_id)
         if answer.outcome is _Outcome.MISSING:
@@ -167,13 +183,19 @@ class Attachment(SessionCaller):
         return answer.epoch
 
     async def _change(
-        self, *, take: bool = False, begin: bool = False, fields: Mapping[str, str], event: Mapping[str, str]
+        self,
+        *,
+        take: bool = False,
+        begin: bool = False,
+        seconds: int = 0,
+        fields: Mapping[str, str],
+        event: Mapping[str, str],
     ) -> _Answer:
         call = self._script(
             keys=[keys.execution(self._exec_id), keys.AUDIT],
             args={
                 "agent": self._agent, "states": list(OPEN), "owner": self._name, "take": take, "begin": begin,
-                "epoch": self.epoch,
+                "epoch": self.epoch, "seconds": seconds,
                 "fields": flat(fields), "event": flat(event),
             },
         )  # fmt: skip

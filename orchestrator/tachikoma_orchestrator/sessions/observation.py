@@ -7,17 +7,13 @@ from enum import StrEnum
 from tachikoma.errors import NotFound, ResourceExhausted
 from tachikoma.redis import keys
 from tachikoma.vocabulary.audit import AuditCode
-from tachikoma_orchestrator.sessions.attachment import OPEN, ExecutionEnded, SessionCaller
+from tachikoma_orchestrator.sessions.attachment import ENTRY_SECONDS, OPEN, ExecutionEnded, SessionCaller
 from tachikoma_orchestrator.store.scripts import Script, flat
 
-__all__ = ["MAX_OBSERVERS", "RENEW_SECONDS", "Observation"]
+__all__ = ["MAX_OBSERVERS", "Observation"]
 
 #: Largest number of observers of one session.
 MAX_OBSERVERS = 16
-#: Lifetime of an entry that is not renewed: of an orchestrator that was killed.
-ENTRY_SECONDS = 60
-#: Seconds between two renewals.
-RENEW_SECONDS = 20.0
 
 
 class _Outcome(StrEnum):

@@ -11,6 +11,7 @@
 --      epoch   the latest epoch that it began; a record with an earlier one lost it, and with it the attachment's place
 --      take    true to attach in place of another one; its event is recorded once
 --      begin   true to begin a new epoch
+--      seconds how long the record names the attached caller, unless this is repeated; 0 to leave it as it is
 --      fields  names and values of record fields to set
 --      event   names and values of the audit event; empty for none
 -- RESULT: {outcome, epoch}; outcome is
@@ -42,5 +43,8 @@ if args.begin then
 end
 if #args.fields > 0 then
   redis.call('HSET', execution, unpack(args.fields))
+end
+if args.seconds > 0 then
+  redis.call('HSET', execution, 'attached_until_ms', text(clock() + args.seconds * 1000))
 end
 return {'DONE', epoch}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tachikoma.redis.commands import Redis
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.requests import ExecRequest
 from tachikoma.vocabulary.states import ExecState
+from tachikoma_orchestrator.sessions import attachment as module
 from tachikoma_orchestrator.sessions.attachment import MAX_EVENTS, Attachment, ExecutionEnded
 from tachikoma_orchestrator.store.scripts import Call
 
@@ -159,3 +161,40 @@ async def test_an_execution_that_ended_has_no_session(stand: Stand) -> None:
     await stand.redis.delete(keys.execution(exec_id))
     with pytest.raises(NotFound):
         await late.begin(opened=False)
+
+
+async def test_a_caller_whose_orchestrator_was_killed_is_not_named_for_long(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ENTRY_SECONDS", 0.3)
+    exec_id = await interactive(stand)
+    attached = attachment(stand, exec_id)
+
+    async def named() -> str:
+        record = await stand.ledger.record(exec_id)
+        assert record is not None
+        return record.status().attached_by
+
+    await attached.begin(opened=True)
+    first = int(await field(stand, exec_id, "attached_until_ms"))
+    # By the clock of Redis, and by this one.
+    await asyncio.sleep(max(0.0, first / 1000 - time.time()))
+    assert not await named()
+    # One that is still there says so.
+    monkeypatch.setattr(module, "ENTRY_SECONDS", 60)
+    await attached.renew()
+    assert await named() == str(peer())
+    assert int(await field(stand, exec_id, "attached_until_ms")) > first
+    assert [event.event for event in await stand.events(exec_id) if event.event.startswith("session_")] == [
+        "session_opened"
+    ]
+
+
+async def test_a_caller_whose_place_another_one_has_renews_nothing(stand: Stand) -> None:
+    exec_id = await interactive(stand)
+    first, second = attachment(stand, exec_id), attachment(stand, exec_id)
+    await first.begin(opened=True)
+    await second.begin(opened=False)
+    await second.end("it left")
+    await first.renew()
+    assert await field(stand, exec_id, "attached_by") == ""
