@@ -129,7 +129,8 @@ def test_every_caller_of_a_running_execution_is_answered_whichever_of_its_keys_i
     for name in OWN:
         for fault in FAULTS:
             label = f"{fault.__name__} {name}"
-            wanted[label] = world.running(5)
+            # Shorter than the time between the two looks that a caller of a lost record is given.
+            wanted[label] = world.running(3)
             callers[label] = world.callers(wanted[label])
     for label, made in wanted.items():
         wait_until(lambda made=made: world.redis.exists(keys.claim(RUNS, made.id)), f"{label}: it is claimed")

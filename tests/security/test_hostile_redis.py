@@ -515,7 +515,7 @@ def test_a_forged_claim_keeps_a_command_from_running_and_makes_nothing_else_of_i
             world.redis.set(key, claim)
     assert world.client.execute(request("true")).exit_code == 0
     assert not mark.exists()
-    if claim == "another journal":
+    if claim in ("another journal", b"\xff"):
         assert world.ended(wanted).state is ExecState.LOST
     else:
         assert not world.client.status(wanted.id).state.terminal

@@ -141,7 +141,7 @@ def test_a_host_joins_by_the_command_line_runs_commands_is_revoked_and_joins_aga
         with redis_py.Redis(**stack.redis_admin) as redis:
             assert not redis.exists(keys.queue("web-1"), keys.info("web-1"))
             saved = (stack.data / "redis" / "users.acl").read_text()
-            assert agent_user("web-1") not in saved
+            assert f"user {agent_user('web-1')} " not in saved
         wait_until(lambda: all(map(gone, pids)), "what it ran is gone")
 
         # With the identity that was stolen, and even all of Redis, nothing is told as true.
