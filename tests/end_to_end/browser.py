@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -72,8 +74,13 @@ class Browser:
     ) -> None:
         # Not by a signal: its other processes would write on for a moment, into the folder that is to go.
         self._session = None
-        self._call("Browser.close")
-        self._process.wait(PATIENCE_SECONDS)
+        try:
+            self._call("Browser.close")
+            self._process.wait(PATIENCE_SECONDS)
+        finally:
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait(PATIENCE_SECONDS)
         os.close(self._write)
         os.close(self._read)
         shutil.rmtree(self._profile, ignore_errors=True)
@@ -93,6 +100,7 @@ class Browser:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
+            assert select.select([self._read], [], [], PATIENCE_SECONDS)[0], "the browser does not answer"
             part = os.read(self._read, 1 << 20)
             assert part, "the browser ended"
             self._buffer += part

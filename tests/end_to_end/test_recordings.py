@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
+from browser import Browser, chromium
 from support import AGENT, Cli, make_cli, prepare, wait_until
 
 from json_schemas import checked
-from tachikoma import Client, ExecRequest, FailedPrecondition, OutputKind
+from patience import PATIENCE_SECONDS
+from tachikoma import Client, ExecRequest, FailedPrecondition, OutputKind, WindowSize
 from tachikoma.dev.stack import Stack
 from tachikoma.sessions.asciicast import read_cast
 from tachikoma.vocabulary.states import ExecState
@@ -77,6 +84,64 @@ def test_a_session_is_recorded_exported_and_played(stack: Stack, cli: Cli, clien
     played = cli.run("play", "recorded", "--speed", "1000", "--search", "needle").stdout.decode()
     assert played == shown
     assert b"".join(client.recording("recorded")) == target.read_bytes()
+
+
+#: asciinema's own player, and the page that runs it.
+PLAYER = Path(__file__).with_name("player")
+#: Draws as full-screen programs do: colours, a cleared screen, the alternate one, places, and a line after a resize.
+DRAWING = r"""
+printf 'gone\r\n\033[2J\033[H\033[31mred\033[0m w\303\266rld\r\n\033[?1049hhidden\033[?1049l'
+read size; printf '\033[3;5Hthere\033[4;60Hright of the old edge'; read end
+"""
+#: The screen after it.
+DRAWN = ["red wörld", "", "    there", " " * 59 + "right of the old edge", ""]
+
+
+@pytest.mark.long
+def test_a_recording_plays_in_asciinemas_own_player(
+    cli: Cli, client: Client, tmp_path: Path, need: Callable[[bool, str], None]
+) -> None:
+    need(all(map(shutil.which, ("node", "npm"))), "node and npm")
+    need(chromium() is not None, "Chromium")
+    for file in PLAYER.iterdir():
+        shutil.copy(file, tmp_path)
+    install = ("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
+    subprocess.run(install, cwd=tmp_path, check=True, timeout=3 * PATIENCE_SECONDS)
+    wanted = ExecRequest(
+        id="drawn", agent_id=AGENT, command=["sh", "-c", DRAWING], interactive=True, tty=True,
+        terminal={"rows": 5, "columns": 50},
+    )  # fmt: skip
+    with client.session(wanted) as session:
+        seen = b""
+        for message in session:
+            seen += message.data
+            if b"1049l" in seen and b"there" not in seen:
+                session.resize(WindowSize(rows=5, columns=90))
+                session.write(b"\r")
+            elif b"old edge" in seen:
+                session.write(b"\x04")
+    wait_until(lambda: client.recordings(exec_id="drawn"), "it is finished")
+    for name, options in (("v3.cast", ()), ("v2.cast", ("--format", "v2"))):
+        exported = cli.run("recordings", "export", "drawn", "--file", str(tmp_path / name), *options)
+        assert exported.returncode == 0, exported.stderr
+    handler = partial(SilentHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, Browser(width=1000, height=500) as page:
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            for name in ("v3.cast", "v2.cast"):
+                page.open(f"http://127.0.0.1:{server.server_port}/page.html?file={name}")
+                page.wait(f"file === '{name}' && /ended|errored/.test(events)", f"{name} is played")
+                assert page.ask("events.join(' ')") == "playing ended"
+                assert page.ask("lines()") == DRAWN
+        finally:
+            server.shutdown()
+
+
+class SilentHandler(SimpleHTTPRequestHandler):
+    """Serves files, and logs nothing."""
+
+    def log_message(self, format: str, *values: Any) -> None:
+        pass
 
 
 def test_a_full_disk_ends_a_session_that_must_be_recorded(stack: Stack, client: Client, disk: Path) -> None:
