@@ -34,6 +34,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 EXAMPLES = int(os.environ.get("TACHIKOMA_TEST_EXAMPLES", "60"))
 #: Longest teardown of a test, in seconds. Those of stacks wait for processes, each with a bound.
 TEARDOWN_SECONDS = 300
+#: Longest exit of a process of tests, in seconds.
+EXIT_SECONDS = 120
 #: A redis-server or valkey-server to test with instead of the embedded Valkey.
 REDIS_SERVER = os.environ.get("TACHIKOMA_TEST_REDIS_SERVER")
 
@@ -67,6 +69,12 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
         return (yield)
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """End the process if it does not end by itself after the last test, because a thread waits for ever."""
+    faulthandler.dump_traceback_later(EXIT_SECONDS, exit=True, file=sys.__stderr__)
 
 
 @pytest.hookimpl(trylast=True)
