@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -37,17 +37,52 @@ def own_stack(tmp_path: Path, redis_server: Path | None) -> Iterator[Stack]:
         yield running
 
 
-@pytest.mark.parametrize("caller", ["user", "agent"])
-def test_large_messages_do_not_make_the_orchestrator_large(own_stack: Stack, caller: str) -> None:
+LARGE = b"x" * (60 * MIB)
+GZIP = grpc.Compression.Gzip
+#: Calls with a message that is larger than any legal one.
+LARGE_CALLS: dict[str, Callable[[RemoteExecutionStub], object]] = {
+    "request": lambda stub: stub.Execute(
+        pb.ExecRequest(agent_id=AGENT, command=["true"], stdin=LARGE), timeout=PATIENCE_SECONDS
+    ),
+    # 60 KB on the network.
+    "compressed request": lambda stub: stub.Execute(
+        pb.ExecRequest(agent_id=AGENT, command=["true"], stdin=LARGE), timeout=PATIENCE_SECONDS, compression=GZIP
+    ),
+    "argument": lambda stub: stub.Submit(
+        pb.ExecRequest(agent_id=AGENT, command=["echo", LARGE.decode()]), timeout=PATIENCE_SECONDS
+    ),
+    "first message of a session": lambda stub: list(
+        stub.ExecuteInteractive(
+            iter([pb.ExecInput(request=pb.ExecRequest(agent_id=AGENT, command=["cat"], stdin=LARGE))]),
+            timeout=PATIENCE_SECONDS,
+        )
+    ),
+    "compressed input of a session": lambda stub: list(
+        stub.ExecuteInteractive(
+            iter([pb.ExecInput(data=pb.InputData(data=LARGE))]), timeout=PATIENCE_SECONDS, compression=GZIP
+        )
+    ),
+    "targets": lambda stub: stub.SubmitBatch(
+        pb.BatchRequest(targets=[LARGE.decode()], command=["true"]), timeout=PATIENCE_SECONDS
+    ),
+    "reason": lambda stub: stub.DrainAgent(
+        pb.DrainAgentRequest(agent_id=AGENT, reason=LARGE.decode()), timeout=PATIENCE_SECONDS, compression=GZIP
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("caller", "call"), [("agent", "request"), ("agent", "targets"), *(("user", call) for call in LARGE_CALLS)]
+)
+def test_large_messages_do_not_make_the_orchestrator_large(own_stack: Stack, caller: str, call: str) -> None:
     identity = own_stack.identity("user" if caller == "user" else AGENT)
     with Client(own_stack.profile()) as client:
         assert client.execute(request("true")).exit_code == 0
         before = memory_mib(own_stack)
-        message = pb.ExecRequest(agent_id=AGENT, command=["true"], stdin=b"x" * (60 * MIB))
 
         def send(_: int) -> grpc.StatusCode:
             with plain_channel(own_stack, identity) as channel, pytest.raises(grpc.RpcError) as caught:
-                RemoteExecutionStub(channel).Execute(message, timeout=PATIENCE_SECONDS)
+                LARGE_CALLS[call](RemoteExecutionStub(channel))
             return caught.value.code()
 
         with ThreadPoolExecutor(4) as threads:

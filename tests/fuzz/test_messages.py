@@ -25,6 +25,7 @@ from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.identity.join_token import JoinToken
 from tachikoma.identity.signed_messages import (
     CancelOrder,
+    LifeRecord,
     OutputDigest,
     Receipt,
     SessionAnswer,
@@ -55,6 +56,7 @@ from tachikoma_orchestrator.sessions.handshake import SessionAddress, verified_a
 from tachikoma_worker import intake
 from tachikoma_worker.execution.cancel import verify_cancel
 from tachikoma_worker.execution.context import Context
+from tachikoma_worker.execution.lives import Lives
 from tachikoma_worker.execution.order import verify_order
 from tachikoma_worker.sessions.attachment import AgentParty, attach, verified_offer
 
@@ -80,6 +82,7 @@ CLAIMS: dict[type[Claims], Claims] = {
         iss=ORCHESTRATOR, iat=NOW, aud=THE_AGENT, sub=ALICE, exp=NOW + 10**6, jti=EXEC, order_sha256="ab" * 32, epoch=1,
         key=EphemeralKey().public,
     ),
+    LifeRecord: LifeRecord(iss=ORCHESTRATOR, iat=NOW, number=3, valid_from=2, lost_ms=1, replid="ab" * 20),
     SessionAnswer: SessionAnswer(
         iss=THE_AGENT, iat=NOW, aud=ORCHESTRATOR, jti=EXEC, epoch=1, offer_sha256="ab" * 32, key=EphemeralKey().public,
         accepted=0,
@@ -178,6 +181,19 @@ def test_a_cancel_is_verified_or_refused(signers: dict[type[Claims], Svid]) -> N
             verify_cancel(context, EXEC, ALICE, token)
 
     fuzz(verify, _tokens(CancelOrder, signers[CancelOrder]))
+
+
+def test_a_record_of_a_life_of_redis_is_verified_or_ignored(signers: dict[type[Claims], Svid]) -> None:
+    identity = cast(Any, SimpleNamespace(current=lambda: signers[Receipt]))
+
+    def read(token: str) -> None:
+        lives = Lives(cast(Any, SimpleNamespace(life=lambda: token)), identity, "orchestrator")
+        assert lives.token == (token if lives.number else "")
+
+    assert Lives(
+        cast(Any, SimpleNamespace(life=lambda: sign(signers[LifeRecord], CLAIMS[LifeRecord]))), identity, "orchestrator"
+    ).number == 3  # fmt: skip
+    fuzz(read, _tokens(LifeRecord, signers[LifeRecord]))
 
 
 def test_a_request_of_an_application_is_verified_or_refused(signers: dict[type[Claims], Svid]) -> None:
