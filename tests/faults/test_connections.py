@@ -66,7 +66,7 @@ LARGE_CALLS: dict[str, Callable[[RemoteExecutionStub], object]] = {
         pb.BatchRequest(targets=[LARGE.decode()], command=["true"]), timeout=PATIENCE_SECONDS
     ),
     "reason": lambda stub: stub.DrainAgent(
-        pb.DrainAgentRequest(agent_id=AGENT, reason=LARGE.decode()), timeout=PATIENCE_SECONDS, compression=GZIP
+        pb.DrainAgentRequest(id=AGENT, reason=LARGE.decode()), timeout=PATIENCE_SECONDS, compression=GZIP
     ),
 }
 
