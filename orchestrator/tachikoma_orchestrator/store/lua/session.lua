@@ -5,15 +5,15 @@
 --   2  orch:audit            audit trail (stream)
 -- ARGV
 --   1  JSON object
---      agent   agent id
---      states  list of execution states in which the change applies
---      owner   name of the attachment
---      epoch   the latest epoch that it began; a record with an earlier one lost it, and with it the attachment's place
---      take    true to attach in place of another one; its event is recorded once
---      begin   true to begin a new epoch
---      seconds how long the record names the attached caller, unless this is repeated; 0 to leave it as it is
---      fields  names and values of record fields to set
---      event   names and values of the audit event; empty for none
+--      agent    agent id
+--      states   list of execution states in which the change applies
+--      owner    name of the attachment
+--      epoch    the latest epoch that it began; a record with an earlier one lost it, and with it the attachment's place
+--      take     true to attach in place of another one; its event is recorded once
+--      begin    true to begin a new epoch
+--      seconds  how long the record names the attached caller, unless this is repeated; 0 to leave it as it is
+--      fields   names and values of record fields to set
+--      event    names and values of the audit event; empty for none
 -- RESULT: {outcome, epoch}; outcome is
 --   DONE | MISSING (the agent has no such execution) | STATE (it is in another state) |
 --   OWNER (another attachment has its place; only the event was recorded)
