@@ -8,7 +8,7 @@
 --      agent    agent id
 --      states   list of execution states in which the change applies
 --      owner    name of the attachment
---      epoch    the latest epoch that it began; a record with an earlier one lost it, and with it the attachment's place
+--      epoch    the latest epoch that it began; a record with an earlier one lost it, with the attachment's place
 --      take     true to attach in place of another one; its event is recorded once
 --      begin    true to begin a new epoch
 --      seconds  how long the record names the attached caller, unless this is repeated; 0 to leave it as it is
