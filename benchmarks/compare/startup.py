@@ -59,6 +59,12 @@ OTHERS = ("docker --version", "kubectl version --client", "gh --version", "tmux 
           "salt --version", "celery --version", "aws --version")  # fmt: skip
 #: Command lines of this system.
 OWN = ("--version", "--help", f"exec agent-1 {TRUE}", "ps", "agents", "status --help")
+#: Further ones, whose modules are counted and whose time is not measured.
+COUNTED = (
+    f"exec -d agent-1 {TRUE}", f"exec -o json agent-1 {TRUE}", f"run agent-1 -- {TRUE}", "version", "approvals",
+    "audit tail", "batches ls", "cancel x", "config show beat", "doctor", "identity show", "logs x", "policy status",
+    "recordings ls", "schedule ls", "sessions ls", "status x", "users ls",
+)  # fmt: skip
 
 
 @dataclass
@@ -92,15 +98,28 @@ def own_programs(profile: Path) -> list[Program]:
     """Return the command lines of this system, with the numbers of their modules."""
     environment = {PROFILE_VARIABLE: str(profile)}
     script = str(Path(sys.executable).with_name("tachikoma"))
-    found = []
-    for line in OWN:
-        counted = subprocess.run(
-            [sys.executable, "-c", MODULES, *line.split()], capture_output=True, check=True,
-            env={**os.environ, **environment}, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        name = f"tachikoma {line}".replace(TRUE, "true")
-        found.append(Program(name, [script, *line.split()], environment, int(counted.stdout)))
-    return found
+    return [Program(named(line), [script, *line.split()], environment, modules(line, environment)) for line in OWN]
+
+
+def named(line: str) -> str:
+    """Return how a command line of this system is shown."""
+    return f"tachikoma {line}".replace(TRUE, "true")
+
+
+def modules(line: str, environment: Mapping[str, str]) -> int:
+    """Return the number of modules that a command line of this system has imported at its end."""
+    counted = subprocess.run(
+        [sys.executable, "-c", MODULES, *line.split()], capture_output=True, check=True,
+        env={**os.environ, **environment}, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    return int(counted.stdout)
+
+
+def print_counted(counted: Mapping[str, int]) -> None:
+    """Print the modules of further command lines, as Markdown."""
+    print("\n| program | modules |\n|---|---|")
+    for line, number in sorted(counted.items(), key=lambda item: item[1]):
+        print(f"| `{named(line)}` | {number} |")
 
 
 def peers(port: int, key: Path, ssh: list[str], beside: list[str]) -> list[Program]:
@@ -172,11 +191,13 @@ async def main() -> None:
                 *peers(server.port, server.key, server.command, options.beside),
                 *own_programs(profile),
             ]
+            counted = {line: modules(line, {PROFILE_VARIABLE: str(profile)}) for line in COUNTED}
             measure(programs, options.rounds)
         finally:
             await system.stop()
             await server.stop()
     print_table(programs)
+    print_counted(counted)
     options.out.mkdir(parents=True, exist_ok=True)
     rows = {item.name: {"elapsed": item.elapsed, "processor": item.processor} for item in programs}
     (options.out / "startup.json").write_text(json.dumps(rows, indent=2) + "\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support import AGENT, prepare, wait_until
+from support import AGENT, kill_redis, prepare, wait_until
 from world import Job, Observer, World, end_of, submit
 
 from order_queues import queue_with_orders
@@ -206,7 +206,7 @@ def test_a_redis_whose_clock_is_wrong_by_hours_ends_everything_all_the_same(
             # Also where nobody knows any more who claimed it.
             with world.direct() as redis:
                 redis.delete(keys.claim(AGENT, job.id))
-        world.redis.kill()
+        kill_redis(world)
         _set_clock(world.redis, clock, seconds)
         world.start_redis()
         with world.direct() as redis:
