@@ -16,6 +16,7 @@ from world import Observer, World
 from order_queues import waiting_orders
 from soak.callers import Callers
 from tachikoma import Client, Unavailable
+from tachikoma.redis import keys
 
 __all__ = ["FAULTS", "Fault", "Scene", "fault"]
 
@@ -77,6 +78,7 @@ class Scene:
         # A stopped Redis first: it must answer, so that its keys can be set right.
         while self.undo:
             self.undo.pop("redis" if "redis" in self.undo else min(self.undo))()
+        self._remove_wrong_values()
 
         def settled() -> bool:
             self.restart_ended()
@@ -85,6 +87,19 @@ class Scene:
             return not waiting and self.world.all_ready() and not self._wrong_clocks()
 
         wait_until(settled, "everything runs again", 120)
+
+    def _remove_wrong_values(self) -> None:
+        """Remove shared keys of another type: an older state of Redis brings back a fault that was undone before."""
+        agents = self.world.agent_ids
+        types = {
+            b"zset": [keys.INDEX, keys.OPEN, *map(keys.agent_index, agents)],
+            b"list": [queue for agent in agents for queue in keys.queues(agent)],
+        }
+        with self.world.direct() as redis:
+            for kind, names in types.items():
+                for name in names:
+                    if redis.type(name) not in (kind, b"none"):
+                        redis.delete(name)
 
     # --- for faults ---------------------------------------------------------------------------------------------------
 
