@@ -28,7 +28,7 @@ from tachikoma_orchestrator.executions.record import Record
 from tachikoma_orchestrator.executions.waiters import AwaitedOrder
 from tachikoma_orchestrator.recordings.captions import Captions
 from tachikoma_orchestrator.recordings.room import unrecorded
-from tachikoma_orchestrator.sessions.attachment import RENEW_SECONDS, Attachment
+from tachikoma_orchestrator.sessions.attachment import RENEW_SECONDS, Attachment, ExecutionEnded
 from tachikoma_orchestrator.sessions.channel import InputChannel
 from tachikoma_orchestrator.sessions.handshake import SessionAddress
 from tachikoma_orchestrator.sessions.outbox import Outbox
@@ -107,12 +107,15 @@ class SessionCalls(ExecutionCalls, ObserverCalls):
                 if window is not None and request.tty and not after_seq and not record.state.terminal:
                     screen = restored_screen(exec_id, follower, sizes, window)
                 output = self._follow(follower, record, end, screen)
-                if record.state.terminal:
-                    await self._resolve_if_terminal(record)
-                    async for message in output:
-                        await outbox.put(message)
-                else:
-                    await attached.run(record, request, requests, output, sizes, opened=opened)
+                if not record.state.terminal:
+                    # A short command ends within milliseconds, perhaps before its caller is recorded.
+                    with suppress(ExecutionEnded):
+                        await attached.run(record, request, requests, output, sizes, opened=opened)
+                        return
+                    record = await self._record(exec_id)
+                await self._resolve_if_terminal(record)
+                async for message in output:
+                    await outbox.put(message)
 
     async def _session(self, exec_id: str, wanted: ExecRequest | None) -> tuple[Record, ExecRequest]:
         """Return the record of an interactive execution of the caller, who may be attached to it now, and its request.
@@ -215,7 +218,10 @@ class _Attached:
         *,
         opened: bool,
     ) -> None:
-        """Serve the caller until the execution ends, the caller leaves, or it loses its right."""
+        """Serve the caller until the execution ends, the caller leaves, or it loses its right.
+
+        Raises ExecutionEnded if the execution ended before the caller was recorded.
+        """
         self._sizes = sizes
         await self._parts.recordings.require(record)
         if opened and request.terminal is not None:

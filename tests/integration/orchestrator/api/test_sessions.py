@@ -23,6 +23,7 @@ from tachikoma.redis.commands import Redis
 from tachikoma.sessions.frames import Acknowledge, Close, Detach, Resize, Signal, SignalName
 from tachikoma.streams.frames import STDOUT
 from tachikoma.vocabulary.requests import ExecRequest, WindowSize
+from tachikoma_orchestrator.sessions.attachment import Attachment
 from tachikoma_worker.output.output_log import OutputLog
 
 Until = Callable[[Callable[[], object], str], Awaitable[None]]
@@ -98,6 +99,36 @@ async def test_a_caller_that_detaches_can_attach_again(world: World, until: Unti
     codes = await world.stand.codes(exec_id)
     assert codes.count("session_attached") == 2
     assert codes.count("session_detached") == 2
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["opened", "attached again"])
+async def test_a_command_that_ends_before_its_caller_is_recorded_has_its_output_and_result(
+    world: World, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    begin = Attachment.begin
+
+    async def late(attachment: Attachment, **values: Any) -> None:
+        if not again:
+            await world.stand.ledger.started(AGENT, attachment._exec_id, 1)
+        log = OutputLog(world.redis, AGENT, attachment._exec_id, log_bytes=10**6, excerpt_bytes=1000)
+        await append(log, [(STDOUT, b"short\r\n")])
+        await world.finish(attachment._exec_id)
+        await begin(attachment, **values)
+
+    if not again:
+        monkeypatch.setattr(Attachment, "begin", late)
+    caller, exec_id = world.open()
+    if again:
+        agent = await world.start(exec_id)
+        caller.send(detach=pb.SessionDetach())
+        assert await caller.end() is None
+        assert agent
+        monkeypatch.setattr(Attachment, "begin", late)
+        caller = world.call()
+        caller.send(attach=pb.SessionAttach(id=exec_id))
+    assert await caller.end() is None
+    assert b"".join(caller.of("stdout")) == b"short\r\n"
+    assert caller.of("result")[0].error == "the test ends it"
 
 
 async def test_a_broken_connection_detaches(world: World, until: Until) -> None:
