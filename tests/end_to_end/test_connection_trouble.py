@@ -199,3 +199,18 @@ def _expires(stack: Stack, authority: DevelopmentCA) -> bool:
 
     wait_until(lambda: expired() or datetime.now(UTC) > too_late, "its end, or the next attempt")
     return expired()
+
+
+@pytest.mark.parametrize("server", ["nobody", "silent", "real"])
+def test_completion_is_silent_when_the_orchestrator_is_away(stack: Stack, tmp_path: Path, server: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        if server == "nobody":
+            listener.close()
+        cli = cli_with(stack, tmp_path, **({} if server == "real" else {"address": address}))
+        words = {"_TACHIKOMA_COMPLETE": "complete_bash", "COMP_WORDS": "tachikoma exec ag", "COMP_CWORD": "2"}
+        done = subprocess.run(
+            [Path(sys.executable).with_name("tachikoma")], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            env={**cli.environment(), **words}, timeout=PATIENCE_SECONDS, check=False,
+        )  # fmt: skip
+    assert (done.stdout.split(), done.stderr) == ([AGENT] if server == "real" else [], "")
