@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 #: Examples of each property; `make quick` asks for fewer.
 EXAMPLES = int(os.environ.get("TACHIKOMA_TEST_EXAMPLES", "60"))
+#: Lines of each log of a stack that are shown with a failure, and how their sections begin.
+LOG_LINES, LOG_OF = 30, "log of"
 #: Longest teardown of a test, in seconds. Those of stacks wait for processes, each with a bound.
 TEARDOWN_SECONDS = 300
 #: Longest exit of a process of tests, in seconds.
@@ -77,11 +79,35 @@ def pytest_unconfigure() -> None:
     faulthandler.dump_traceback_later(EXIT_SECONDS, exit=True, file=sys.__stderr__)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the last lines of the logs of a stack to the failure of a test that uses it: its folder will be removed."""
+    report = yield
+    if report.failed:
+        report.sections += _logs(getattr(item, "funcargs", {}).values())
+    return report
+
+
+def _logs(values: Iterable[object]) -> list[tuple[str, str]]:
+    """Return the last lines of each log of the stacks among values, and among what they have as `stack`."""
+    folders = {
+        found.data / "logs"
+        for value in values
+        for found in (value, getattr(value, "stack", None))
+        if isinstance(getattr(found, "data", None), Path) and hasattr(found, "redis_admin")
+    }
+    logs = sorted(log for folder in folders if folder.is_dir() for log in folder.glob("*.log"))
+    return [
+        (f"{LOG_OF} {log.stem}", "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])) for log in logs
+    ]
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Print a failure in CI at once: a run that does not come to its end prints no summary."""
     if report.failed and os.environ.get("CI") and "PYTEST_XDIST_WORKER" not in os.environ:
-        print(f"\n{report.nodeid}: {report.when} failed\n{report.longreprtext}", flush=True)
+        logs = "".join(f"--- {name}\n{text}\n" for name, text in report.sections if name.startswith(LOG_OF))
+        print(f"\n{report.nodeid}: {report.when} failed\n{report.longreprtext}\n{logs}", flush=True)
 
 
 @pytest.fixture(scope="session")
