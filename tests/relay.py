@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from patience import PATIENCE_SECONDS
+from tachikoma.config.tasks import cancel_all
 
 __all__ = ["Command", "Point", "Relay", "Relays"]
 
@@ -104,9 +105,7 @@ class _Connection:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             writer.close()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel_all(tasks)
 
     async def _receive(self, received: asyncio.Queue[bytes]) -> None:
         # By itself, so that the end of the process is seen also while its command is held.
@@ -197,10 +196,7 @@ class Relay:
             writer.close()
 
     async def _break(self) -> None:
-        connections = list(self._connections)
-        for task in connections:
-            task.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
+        await cancel_all(list(self._connections))
 
     async def cut(self) -> None:
         """Break every connection, and every one that is tried from now on."""

