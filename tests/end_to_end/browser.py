@@ -81,9 +81,9 @@ class Browser:
             if self._process.poll() is None:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait(PATIENCE_SECONDS)
-        os.close(self._write)
-        os.close(self._read)
-        shutil.rmtree(self._profile, ignore_errors=True)
+            os.close(self._write)
+            os.close(self._read)
+            shutil.rmtree(self._profile, ignore_errors=True)
 
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1

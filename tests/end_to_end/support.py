@@ -52,12 +52,23 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = PATIENC
         time.sleep(0.01)
 
 
-def kill_redis(stack: Stack) -> None:
-    """Kill the Redis of a stack without a loss. With `appendfsync everysec` it may answer a change up to two seconds
-    before it writes it to its file, while an earlier part of that is on its way to a slow disk."""
+def write_at_once(stack: Stack) -> None:
+    """Let the Redis of a stack answer a change after it has written it. With `appendfsync everysec` it may answer up to
+    two seconds before, while an earlier part of its file is on its way to a slow disk."""
     with Redis(**stack.redis_admin) as redis:
         redis.config_set("appendfsync", "always")
+
+
+def kill_redis(stack: Stack) -> None:
+    """Kill the Redis of a stack without a loss."""
+    write_at_once(stack)
     stack.redis.kill()
+
+
+def install_packages(folder: Path) -> None:
+    """Install what the lock of npm in a folder names."""
+    install = ("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
+    subprocess.run(install, cwd=folder, check=True, timeout=3 * PATIENCE_SECONDS)
 
 
 def free_addresses(number: int) -> list[str]:

@@ -15,10 +15,9 @@ from typing import Any
 
 import pytest
 from browser import Browser, chromium
-from support import AGENT, Cli, make_cli, prepare, wait_until
+from support import AGENT, Cli, install_packages, make_cli, prepare, wait_until
 
 from json_schemas import checked
-from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecRequest, FailedPrecondition, OutputKind, WindowSize
 from tachikoma.dev.stack import Stack
 from tachikoma.sessions.asciicast import read_cast
@@ -105,8 +104,7 @@ def test_a_recording_plays_in_asciinemas_own_player(
     need(chromium() is not None, "Chromium")
     for file in PLAYER.iterdir():
         shutil.copy(file, tmp_path)
-    install = ("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
-    subprocess.run(install, cwd=tmp_path, check=True, timeout=3 * PATIENCE_SECONDS)
+    install_packages(tmp_path)
     wanted = ExecRequest(
         id="drawn", agent_id=AGENT, command=["sh", "-c", DRAWING], interactive=True, tty=True,
         terminal={"rows": 5, "columns": 50},

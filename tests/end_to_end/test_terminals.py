@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support import AGENT, Cli, OpenCli, make_cli, prepare, request, wait_until
+from support import AGENT, Cli, OpenCli, install_packages, make_cli, prepare, request, wait_until
 
 from patience import PATIENCE_SECONDS
 from processes import processes_named
@@ -376,8 +376,7 @@ def test_a_client_in_another_language_needs_only_the_api_definition(
     need(all(map(shutil.which, ("node", "npm"))), "node and npm")
     for name in ("package.json", "package-lock.json", "session.js"):
         shutil.copy(NODE / name, tmp_path)
-    install = ("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
-    subprocess.run(install, cwd=tmp_path, check=True, timeout=3 * PATIENCE_SECONDS)
+    install_packages(tmp_path)
     identity = stack.identity("user")
     done = subprocess.run(
         ["node", "session.js", stack.address, SERVER_NAME, str(identity), str(PROTOS), AGENT],

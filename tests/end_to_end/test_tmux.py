@@ -17,6 +17,7 @@ import pytest
 from support import AGENT, Cli, wait_until
 from support import request as request_of
 
+import pictures
 from tachikoma import Client
 
 #: What Rich draws around the parts of a help text.
@@ -166,17 +167,13 @@ LISTS = Path(__file__).parents[1] / "unit/shared/cli"
 
 @pytest.mark.parametrize("terminal", [40, 80, 200], indirect=True)
 def test_a_session_looks_as_in_its_picture(terminal: Terminal, request: pytest.FixtureRequest) -> None:
-    """With TACHIKOMA_WRITE_PICTURES it writes the picture."""
     columns = request.node.callspec.params["terminal"]
     script = "".join(f'echo {shlex.quote(f"$ {line}")}; {line}; echo "[exit $?]"; echo\n' for line in SESSION)
     (terminal.folder / "session").write_text(f"export NO_COLOR=1 TZ=UTC\n{script}")
     shown = "\n".join(terminal.run("bash session")) + "\n"
     for pattern, instead in MASKED:
         shown = pattern.sub(instead, shown)
-    kept = PICTURES / f"session-{columns}.txt"
-    if os.environ.get("TACHIKOMA_WRITE_PICTURES"):
-        kept.write_text(shown, encoding="utf-8")
-    assert shown == kept.read_text(encoding="utf-8")
+    pictures.compare(shown, PICTURES / f"session-{columns}.txt")
 
 
 @pytest.mark.parametrize("terminal", [40, 80, 200], indirect=True)

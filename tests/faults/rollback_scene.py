@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from policies import BOSS, write_policy
-from support import AGENT, wait_until
+from support import AGENT, wait_until, write_at_once
 from world import Job, World, end_of, submit
 
 from tachikoma import (
@@ -146,9 +146,8 @@ def roll_back(scene: Scene, threads: ThreadPoolExecutor) -> None:
         with world.stopped(AGENT):
             for name in ("queued-1", "queued-2"):
                 submit(client, scene.job(name))
-            # The copy contains all of it: with `everysec` a slow disk may keep the last two seconds from the file.
-            with world.direct() as redis:
-                redis.config_set("appendfsync", "always")
+            # The copy contains all of it.
+            write_at_once(world)
             with world.stopped("redis"):
                 shutil.copytree(world.data / "redis", older, ignore=shutil.ignore_patterns("temp-*"))
         after_the_copy(scene, go, threads)

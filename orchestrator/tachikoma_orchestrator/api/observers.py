@@ -23,7 +23,7 @@ from tachikoma_orchestrator.api.output import OutputCalls
 from tachikoma_orchestrator.caller import Peer
 from tachikoma_orchestrator.executions.record import Record
 from tachikoma_orchestrator.executions.waiters import AwaitedOrder
-from tachikoma_orchestrator.sessions.attachment import RENEW_SECONDS, ExecutionEnded
+from tachikoma_orchestrator.sessions.attachment import ExecutionEnded
 from tachikoma_orchestrator.sessions.observation import Observation
 from tachikoma_orchestrator.sessions.outbox import Outbox
 from tachikoma_orchestrator.sessions.restoration import restored_screen
@@ -123,7 +123,9 @@ class _Observer:
         captions = self._calls._parts.recordings.captions(self._record)
         try:
             await captions.mark(self._outbox.sent_bytes, f"observed: {self._peer}")
-            async with supervised(self._read(requests), self._watch_rights(), self._renew(), self._forward(output)):
+            async with supervised(
+                self._read(requests), self._watch_rights(), self._observation.keep_renewed(), self._forward(output)
+            ):
                 await self._ended.wait()
         except Exception as error:
             self._reason = str(error)[:300]
@@ -157,12 +159,6 @@ class _Observer:
                     self._outbox.finish()
                 case event:
                     raise InvalidRequest(f"an observer cannot send {event or 'an empty message'}; it only reads")
-
-    async def _renew(self) -> None:
-        while True:
-            await asyncio.sleep(RENEW_SECONDS)
-            with suppress(RedisError, OSError):
-                await self._observation.renew()
 
     async def _watch_rights(self) -> None:
         """Decide again whenever policy changes.

@@ -28,7 +28,7 @@ from tachikoma_orchestrator.executions.record import Record
 from tachikoma_orchestrator.executions.waiters import AwaitedOrder
 from tachikoma_orchestrator.recordings.captions import Captions
 from tachikoma_orchestrator.recordings.room import unrecorded
-from tachikoma_orchestrator.sessions.attachment import RENEW_SECONDS, Attachment, ExecutionEnded
+from tachikoma_orchestrator.sessions.attachment import Attachment, ExecutionEnded
 from tachikoma_orchestrator.sessions.channel import InputChannel
 from tachikoma_orchestrator.sessions.handshake import SessionAddress
 from tachikoma_orchestrator.sessions.outbox import Outbox
@@ -234,7 +234,7 @@ class _Attached:
             async with supervised(
                 self._channel.run(), self._read(requests, record), self._watch_rights(request, record.policy),
                 self._report_start(record), self._report_observers(record), self._acknowledge(),
-                self._watch_recording(), self._renew(), self._forward(output),
+                self._watch_recording(), self._attachment.keep_renewed(), self._forward(output),
             ):  # fmt: skip
                 # Nothing else is awaited here, so that the failure of a part always ends the wait.
                 await self._ended.wait()
@@ -297,13 +297,6 @@ class _Attached:
             if why := await self._calls._lost_right(request, granted_by, self._peer):
                 raise PermissionDenied(f"not allowed any more: {why}", metadata={"rule": "attach"})
             decided = current
-
-    async def _renew(self) -> None:
-        """Report again and again that the caller is attached, so that the record of a killed process expires."""
-        while True:
-            await asyncio.sleep(RENEW_SECONDS)
-            with suppress(RedisError, OSError):
-                await self._attachment.renew()
 
     async def _watch_recording(self) -> None:
         """Wait until the recording fails, if the execution must be recorded.

@@ -6,12 +6,17 @@ an answer of Redis that is lost costs a number and nothing else.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, NoReturn
+
+from redis.exceptions import RedisError
 
 from tachikoma.errors import FailedPrecondition, NotFound
 from tachikoma.redis import keys
@@ -25,7 +30,6 @@ __all__ = [
     "ENTRY_SECONDS",
     "MAX_REASON",
     "OPEN",
-    "RENEW_SECONDS",
     "Attachment",
     "ExecutionEnded",
     "SessionCaller",
@@ -47,7 +51,7 @@ class ExecutionEnded(FailedPrecondition):
     """The execution of a session has ended, so no caller can attach to it."""
 
 
-class SessionCaller:
+class SessionCaller(ABC):
     """A caller of a session, as the ledger and the audit trail name it. Not shared between callers."""
 
     #: The script that records the caller.
@@ -67,6 +71,17 @@ class SessionCaller:
         self._peer = peer
         #: Name of this caller in the record.
         self._name = secrets.token_hex(8)
+
+    @abstractmethod
+    async def renew(self) -> None:
+        """Report that the caller is still there. Raises redis errors."""
+
+    async def keep_renewed(self) -> NoReturn:
+        """Report it again and again until cancelled. The record of a caller of a killed process expires."""
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            with suppress(RedisError, OSError):
+                await self.renew()
 
     def _event(self, code: AuditCode, reason: str = "") -> dict[str, str]:
         by = f"from {self._peer.address}" if self._peer.address else "from an unknown address"

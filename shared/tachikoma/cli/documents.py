@@ -19,7 +19,7 @@ from tachikoma.cli.policy_documents import (
     PolicyTestReport,
 )
 from tachikoma.cli.result import ExecResult
-from tachikoma.diagnosis.findings import Diagnosis, Finding, Health, RedisReport
+from tachikoma.diagnosis.findings import BackupFacts, Diagnosis, Health, RedisReport, RestoreReport
 from tachikoma.vocabulary.agents import AgentInfo, Enrolment, Revocation
 from tachikoma.vocabulary.audit import ExecAuditLog
 from tachikoma.vocabulary.batches import BatchApproval, BatchPreview, BatchStatus, BatchUpdate
@@ -36,7 +36,6 @@ __all__ = [
     "AgentUnderBundle",
     "AuditReport",
     "AuthorityFacts",
-    "BackupFacts",
     "CertificateFacts",
     "Document",
     "ErrorDocument",
@@ -45,7 +44,6 @@ __all__ = [
     "IdentityFacts",
     "IssuedIdentity",
     "OwnIdentity",
-    "RestoreReport",
     "ScheduleReport",
     "SettingFacts",
     "SettingsCheck",
@@ -107,37 +105,6 @@ class SettingsCheck(Model):
     unknown: tuple[str, ...]
     #: Files that are set and cannot be read, in words; empty if there are none.
     problems: tuple[str, ...]
-
-
-class BackupFacts(Model):
-    """The contents of a backup of Redis."""
-
-    #: Folder of the backup.
-    folder: str
-    #: Time of the backup.
-    made_at: Timestamp
-    #: Name and version of the server.
-    server: str
-    #: Number of keys.
-    keys: int
-    #: Number (`seq`) of the latest audit event.
-    audit_seq: int
-    #: Number of files.
-    files: int
-    #: Size of all files together.
-    total_bytes: int
-
-
-class RestoreReport(Model):
-    """The result of checking a backup, and of restoring it."""
-
-    backup: BackupFacts
-    #: Folder in which a server can start with the backup; empty if the backup was only checked, or is damaged.
-    restored_into: str
-    #: Why the backup cannot be used; empty if it can.
-    damage: tuple[Finding, ...]
-    #: What to do after the restore.
-    remarks: tuple[Finding, ...]
 
 
 class CertificateFacts(Model):

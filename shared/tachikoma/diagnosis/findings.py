@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from tachikoma.vocabulary.model import Model
+from tachikoma.vocabulary.types import Timestamp
 
-__all__ = ["Diagnosis", "Finding", "Health", "RedisReport"]
+__all__ = ["BackupFacts", "Diagnosis", "Finding", "Health", "RedisReport", "RestoreReport"]
 
 
 class Finding(Model):
@@ -42,6 +43,37 @@ class RedisReport(Model):
     #: Agents that the server knows or that have a password, except revoked ones.
     agents: tuple[str, ...]
     findings: tuple[Finding, ...]
+
+
+class BackupFacts(Model):
+    """The contents of a backup of Redis."""
+
+    #: Folder of the backup.
+    folder: str
+    #: Time of the backup.
+    made_at: Timestamp
+    #: Name and version of the server.
+    server: str
+    #: Number of keys.
+    keys: int
+    #: Number (`seq`) of the latest audit event.
+    audit_seq: int
+    #: Number of files.
+    files: int
+    #: Size of all files together.
+    total_bytes: int
+
+
+class RestoreReport(Model):
+    """The result of checking a backup, and of restoring it."""
+
+    backup: BackupFacts
+    #: Folder in which a server can start with the backup; empty if the backup was only checked, or is damaged.
+    restored_into: str
+    #: Why the backup cannot be used; empty if it can.
+    damage: tuple[Finding, ...]
+    #: What to do after the restore.
+    remarks: tuple[Finding, ...]
 
 
 class Health(Model):

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from tachikoma.cli.documents import BackupFacts, RestoreReport
 from tachikoma.cli.output import Output, OutputOption, show_value
 from tachikoma.cli.tables import printable
 from tachikoma.config.settings import read_settings
+from tachikoma.diagnosis.findings import BackupFacts, RestoreReport
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.open import open_identity
 from tachikoma.redis.access import RedisAccess, RedisSettings
@@ -72,12 +72,12 @@ def restore(
     if check == (into is not None):
         raise ConfigurationError("name the folder of the server, or use --check")
     found = check_backup(folder)
-    restored = into is not None and not found.damage
-    if into is not None and restored:
-        lay_out(folder, into)
+    restored = None if found.damage else into
+    if restored is not None:
+        lay_out(folder, restored)
     report = RestoreReport(
         backup=_facts(folder, found.manifest),
-        restored_into=str(into) if restored else "",
+        restored_into="" if restored is None else str(restored),
         damage=tuple(found.damage),
         remarks=tuple(found.remarks),
     )

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pictures
 from patience import PATIENCE_SECONDS
 from tachikoma.cli import commands, tables
 from tachikoma.cli.tables import Cell, Column, fitted, printable
@@ -26,8 +27,6 @@ from tachikoma.cli.tables import Cell, Column, fitted, printable
 pytestmark = pytest.mark.slow
 
 PICTURES = Path(__file__).parent / "pictures"
-#: Set to write the pictures instead of comparing them.
-WRITE = "TACHIKOMA_WRITE_PICTURES"
 COLUMNS = (Column("ID", is_id=True), Column("AGENT", 1, elastic=True), Column("STATE"), Column("COMMAND", elastic=True))
 IDS = ("4f1c2a9d8e7b6a5f4c3d2e1f", "4f1c2a9d00000a5f4c3d2e1f", "nightly-2026-01-31")
 
@@ -151,10 +150,7 @@ def test_the_lists_look_as_in_their_pictures(width: int) -> None:
         if line not in TEXT:
             assert all(len(row) <= width for row in rows), line
     assert "\x1b" not in shown
-    kept = PICTURES / f"lists-{width}.txt"
-    if os.environ.get(WRITE):
-        kept.write_text(shown, encoding="utf-8")
-    assert shown == kept.read_text(encoding="utf-8")
+    pictures.compare(shown, PICTURES / f"lists-{width}.txt")
 
 
 def columns_of_commands() -> dict[str, tuple[Column, ...]]:
