@@ -123,6 +123,11 @@ class Admitter:
         """Return True if new orders may be sent to an agent, as far as its records are concerned."""
         return self._restoration is None or self._restoration.settled(agent)
 
+    @property
+    def restoring(self) -> bool:
+        """True if records that Redis lost may still be restored from what agents retained."""
+        return self._restoration is not None and self._restoration.under_way
+
     async def wait_for(self, agent: str) -> None:
         """Return once new orders may be sent to an agent; see `settled`."""
         if self._restoration is not None and not self._restoration.settled(agent):

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from tachikoma.client import batch_wire
-from tachikoma.errors import NotFound
+from tachikoma.errors import NotFound, Unavailable
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.vocabulary.audit import AuditCode
 from tachikoma.vocabulary.batches import BatchState, BatchStatus
@@ -82,7 +82,7 @@ class BatchCalls(ExecutionCalls):
                     await self._cancel(record, peer)
 
             await asyncio.gather(*map(cancel, records))
-        return batch_wire.status_to_pb(await self._batch(request.id))
+        return batch_wire.status_to_pb(await self._existing_batch(request.id))
 
     async def ListBatchApprovals(  # noqa: N802
         self, request: pb.ListBatchApprovalsRequest, context: object
@@ -106,10 +106,10 @@ class BatchCalls(ExecutionCalls):
         return batch_wire.status_to_pb(await self._existing_batch(request.id))
 
     async def _existing_batch(self, batch_id: str) -> BatchStatus:
-        """Return the status of a batch that the caller has just changed."""
+        """Return the status of a batch that this call changed. Raises Unavailable if Redis has lost it since."""
         status = await self._parts.batches.store.status(batch_id)
         if status is None:
-            raise NotFound(f"there is no batch {batch_id[:80]!r} any more")
+            raise Unavailable(f"Redis lost the batch {batch_id[:80]!r} just after this call changed it; call again")
         return status
 
     async def _batch(self, batch_id: str) -> BatchStatus:

@@ -43,7 +43,7 @@ class ExecutionCalls(Service):
     async def Submit(self, request: pb.ExecRequest, context: object) -> pb.ExecStatus:  # noqa: N802
         wanted = await self._request(request)
         await self._parts.admitter.admit(wanted, current_peer())
-        return wire.status_to_pb((await self._record(wanted.id)).status())
+        return wire.status_to_pb((await self._existing(wanted.id)).status())
 
     async def Status(self, request: pb.StatusRequest, context: object) -> pb.StatusResponse:  # noqa: N802
         record = await self._record(request.id)
@@ -52,7 +52,7 @@ class ExecutionCalls(Service):
     async def Cancel(self, request: pb.CancelRequest, context: object) -> pb.CancelResponse:  # noqa: N802
         peer = current_peer()
         outcome = await self._cancel(await self._record(request.id), peer)
-        status = await self._parts.evidence.status(await self._record(request.id))
+        status = await self._parts.evidence.status(await self._existing(request.id))
         return wire.cancel_to_pb(CancelResponse(outcome=outcome, status=status))
 
     async def _cancel(self, record: Record, peer: Peer) -> CancelOutcome:

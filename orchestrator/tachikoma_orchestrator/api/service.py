@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tachikoma.client import wire
 from tachikoma.config.error_reporting import concerns
-from tachikoma.errors import InvalidRequest, NotFound, PermissionDenied, RecordAltered
+from tachikoma.errors import InvalidRequest, NotFound, PermissionDenied, RecordAltered, Unavailable
 from tachikoma.exec.v1 import remote_execution_pb2 as pb
 from tachikoma.exec.v1.remote_execution_pb2_grpc import RemoteExecutionServicer
 from tachikoma.identity.svid import SvidSource
@@ -133,26 +133,43 @@ class Service(RemoteExecutionServicer):
 
         Raises:
             NotFound: the execution does not exist or belongs to another requester; the two look the same.
+            Unavailable: the same, while records that Redis lost a moment ago are being restored.
             RecordAltered: the record cannot be read; that is in the audit trail.
         """
-        concerns(exec_id)
-        await self._parts.completions.recorded(exec_id)
-        try:
-            record = await self._parts.ledger.record(exec_id) if exec_id else None
-        except RecordAltered as error:
-            await self._parts.evidence.altered(exec_id, str(error))
-            raise
-        peer = current_peer()
+        record, peer = await self._stored(exec_id), current_peer()
         if record is None or not (record.requested_by == str(peer) or self._is_operator(peer)):
+            if self._parts.admitter.restoring:
+                raise Unavailable(
+                    f"Redis lost data, and whether there is an execution {exec_id[:80]!r} of yours is not known until"
+                    " its agent has shown what it retained; call again in a few seconds"
+                )
             raise NotFound(f"there is no execution {exec_id[:80]!r} of yours")
         return record
 
     async def _existing(self, exec_id: str) -> Record:
-        """Return the record of an execution that this call admitted or changed. Raises NotFound if it has expired."""
-        record = await self._parts.ledger.record(exec_id)
+        """Return the record of an execution that this call admitted or changed.
+
+        Raises:
+            Unavailable: Redis has lost the record since. A repetition with the same id starts nothing twice.
+            RecordAltered: as of `_record`.
+        """
+        record = await self._stored(exec_id)
         if record is None:
-            raise NotFound(f"the execution {exec_id} is gone")
+            raise Unavailable(
+                f"Redis lost the record of {exec_id} just after this call wrote it; call again with the same id",
+                metadata={"id": exec_id},
+            )
         return record
+
+    async def _stored(self, exec_id: str) -> Record | None:
+        """Return the record of an execution; None if the ledger has none. Raises RecordAltered as `_record`."""
+        concerns(exec_id)
+        await self._parts.completions.recorded(exec_id)
+        try:
+            return await self._parts.ledger.record(exec_id) if exec_id else None
+        except RecordAltered as error:
+            await self._parts.evidence.altered(exec_id, str(error))
+            raise
 
     async def _resolve_if_ended(self, exec_id: str) -> None:
         """Resolve the waiting calls of an execution that ended before they began to wait.

@@ -112,7 +112,7 @@ class SessionCalls(ExecutionCalls, ObserverCalls):
                     with suppress(ExecutionEnded):
                         await attached.run(record, request, requests, output, sizes, opened=opened)
                         return
-                    record = await self._record(exec_id)
+                    record = await self._existing(exec_id)
                 await self._resolve_if_terminal(record)
                 async for message in output:
                     await outbox.put(message)
@@ -130,7 +130,7 @@ class SessionCalls(ExecutionCalls, ObserverCalls):
             FailedPrecondition: the execution is not interactive.
             PermissionDenied: policy does not allow it any more.
         """
-        record, peer = await self._record(exec_id), current_peer()
+        record, peer = await (self._record if wanted is None else self._existing)(exec_id), current_peer()
         if record.requested_by != str(peer):
             raise NotFound(f"there is no execution {exec_id[:80]!r} of yours")
         request = recorded_request(record) if wanted is None else wanted.model_copy(update={"requested_by": str(peer)})

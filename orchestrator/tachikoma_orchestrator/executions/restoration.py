@@ -94,6 +94,11 @@ class Restoration:
         """
         return self._restored.get(agent) == self._lives.valid_from or self._hold_seconds() <= 0
 
+    @property
+    def under_way(self) -> bool:
+        """True for `HOLD_SECONDS` after a loss: an execution that the ledger does not have may be restored."""
+        return self._hold_seconds() > 0
+
     async def wait_for(self, agent: str) -> None:
         """Return once new orders may be sent to an agent."""
         try:

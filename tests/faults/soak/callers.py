@@ -87,6 +87,9 @@ class Callers(threading.Thread):
         self.under_way: set[str] = set()
         #: Executions that lost a key; noted before it is lost.
         self.hurt: set[str] = set()
+        #: Executions whose caller waited when Redis was killed. It may have lost what it answered in its last two
+        #: seconds, so their callers submit them again (decision 0045).
+        self.doubtful: set[str] = set()
         #: Number of answered callers.
         self.done = 0
         self.error: BaseException | None = None
@@ -159,8 +162,9 @@ class Callers(threading.Thread):
                 return await self._follow(client, plan, seen, progress)
             except ResultUnknown:
                 raise
-            except (*_AGAIN, FailedPrecondition) as error:
-                if not _passes(error):
+            except (*_AGAIN, FailedPrecondition, NotFound) as error:
+                lost = isinstance(error, NotFound) and plan.job.id in self.doubtful - self.hurt
+                if not (lost or _passes(error)):
                     raise
                 if time.monotonic() > give_up:
                     raise AssertionError(f"{plan.job.id} has no answer; the last error was: {error}") from error

@@ -16,6 +16,8 @@ def kill(scene: Scene) -> None:
     if (victim := scene.victim("redis")) is None:
         return
     world = scene.world
+    if victim == "redis":
+        scene.callers.doubtful.update(scene.callers.under_way)
     world.kill(victim)
     scene.note("killed", victim)
     part = world.part(victim)
