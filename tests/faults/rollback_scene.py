@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,6 +90,12 @@ class Scene:
             result = message.result or result
         return result
 
+    def close_session(self) -> None:
+        """End the session, unless it has ended."""
+        if self.session is not None:
+            with suppress(TachikomaError):
+                self.session.close()
+
     def has_seen(self, text: bytes) -> bool:
         """Whether the caller of the session has seen a text."""
         return text in b"".join(self.seen)
@@ -123,6 +129,8 @@ def open_scene(data: Path, folder: Path, redis_server: Path | None) -> Iterator[
         boss = stack.enter_context(Client(world.issue(BOSS)))
         made = Scene(world, client, boss, folder, marks)
         threads = stack.enter_context(ThreadPoolExecutor(2))
+        # The thread that reads the session ends with it, also where no test has ended it.
+        stack.callback(made.close_session)
         roll_back(made, threads)
         yield made
 

@@ -56,17 +56,21 @@ class ExecutionCalls(Service):
         return wire.cancel_to_pb(CancelResponse(outcome=outcome, status=status))
 
     async def _cancel(self, record: Record, peer: Peer) -> CancelOutcome:
-        """Cancel an execution in whichever state it is; it may advance between the steps, but never goes back."""
+        """Cancel an execution in whichever state it is; it may advance between the steps, but never goes back.
+
+        Raises:
+            Unavailable: Redis has lost its record, so nobody knows whether it goes on.
+        """
         if record.state.terminal:
             return CancelOutcome.ALREADY_ENDED
         if await self._withdraw(record, ExecState.PENDING_APPROVAL, "withdrawn before it was approved", peer):
             return CancelOutcome.CANCELLED
         if await self._withdraw(record, ExecState.QUEUED, "cancelled before it started", peer):
             return CancelOutcome.CANCELLED
-        if (
-            await self._parts.ledger.request_cancel(record.agent, record.exec_id, str(peer))
-            is not TransitionOutcome.DONE
-        ):
+        outcome = await self._parts.ledger.request_cancel(record.agent, record.exec_id, str(peer))
+        if outcome is TransitionOutcome.MISSING:
+            raise self._lost(record.exec_id)
+        if outcome is not TransitionOutcome.DONE:
             return CancelOutcome.ALREADY_ENDED
         await send_cancel(
             self._parts.redis,

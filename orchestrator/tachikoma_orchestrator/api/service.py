@@ -155,11 +155,15 @@ class Service(RemoteExecutionServicer):
         """
         record = await self._stored(exec_id)
         if record is None:
-            raise Unavailable(
-                f"Redis lost the record of {exec_id} just after this call wrote it; call again with the same id",
-                metadata={"id": exec_id},
-            )
+            raise self._lost(exec_id)
         return record
+
+    def _lost(self, exec_id: str) -> Unavailable:
+        """Return the error of a call whose execution's record was lost while it ran."""
+        return Unavailable(
+            f"Redis lost the record of {exec_id} during this call; call again with the same id",
+            metadata={"id": exec_id},
+        )
 
     async def _stored(self, exec_id: str) -> Record | None:
         """Return the record of an execution; None if the ledger has none. Raises RecordAltered as `_record`."""

@@ -122,7 +122,8 @@ class Shipper:
 
     async def _flush(self, sink: FileSink) -> None:
         """Write the events that were still gathering when the process was stopped."""
-        events = await asyncio.wait_for(self._read(sink.cursor, at_once=True), FLUSH_SECONDS)
+        async with asyncio.timeout(FLUSH_SECONDS):
+            events = await self._read(sink.cursor, at_once=True)
         await self._write_file(sink, events)
 
     async def _write_file(self, sink: FileSink, events: Sequence[ExecAuditLog]) -> str:

@@ -67,7 +67,8 @@ class BatchDriver:
         """Drive the open batches until cancelled."""
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), INTERVAL_SECONDS)
+                async with asyncio.timeout(INTERVAL_SECONDS):
+                    await self._changed.wait()
             self._changed.clear()
             try:
                 await self.drive_all()

@@ -70,7 +70,8 @@ class BatchWatch:
                 last = status
                 await asyncio.sleep(LOOK_SECONDS[0])
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), LOOK_SECONDS[1])
+                    async with asyncio.timeout(LOOK_SECONDS[1]):
+                        await changed.wait()
 
     async def ended(self, status: BatchStatus, *, output: bool) -> AsyncIterator[BatchResult]:
         """Yield each ended target of a batch now.

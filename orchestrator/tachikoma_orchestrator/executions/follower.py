@@ -153,7 +153,8 @@ class Follower:
         """Wait for a chunk or the end, and report the position meanwhile."""
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), RENEW_SECONDS if self.acknowledges else None)
+                async with asyncio.timeout(RENEW_SECONDS if self.acknowledges else None):
+                    await self._wake.wait()
                 return
             await self._acknowledge()
 

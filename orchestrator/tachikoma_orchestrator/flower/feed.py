@@ -139,7 +139,8 @@ class Feed:
                 cursor = await self._publish_all(lock)
             if cursor is None:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wanted.wait(), min(IDLE_SECONDS, LOCK_SECONDS / 3))
+                    async with asyncio.timeout(min(IDLE_SECONDS, LOCK_SECONDS / 3)):
+                        await self._wanted.wait()
 
     async def _renew(self, lock: Lock) -> None:
         if time.monotonic() - self._locked_at > LOCK_SECONDS / 3:

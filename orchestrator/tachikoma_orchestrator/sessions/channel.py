@@ -215,7 +215,8 @@ class InputChannel:
         while not self._wanted.is_set():
             try:
                 seconds = KEEPALIVE_SECONDS if self._ready.is_set() else POLL_SECONDS
-                await asyncio.wait_for(self._wanted.wait(), seconds)
+                async with asyncio.timeout(seconds):
+                    await self._wanted.wait()
             except TimeoutError:
                 if self._ready.is_set():
                     await self._send(Acknowledge(self._output))
@@ -243,7 +244,8 @@ class InputChannel:
                 return
             try:
                 await self._offer()
-                await asyncio.wait_for(self._answered.wait(), ANSWER_SECONDS)
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    await self._answered.wait()
                 if await self._resume():
                     return
             except (RedisError, OSError, TimeoutError) as error:

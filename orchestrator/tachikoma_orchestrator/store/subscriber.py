@@ -115,7 +115,8 @@ class Subscriber:
         entry.handlers[token] = (handler, gap)
         try:
             try:
-                await asyncio.wait_for(entry.confirmed.wait(), CONFIRM_SECONDS)
+                async with asyncio.timeout(CONFIRM_SECONDS):
+                    await entry.confirmed.wait()
             except TimeoutError:
                 raise RedisError(f"no confirmation of the subscription to {channel}") from None
             yield

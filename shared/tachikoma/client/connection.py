@@ -298,7 +298,8 @@ class Connection:
 async def _connected(channel: grpc.aio.Channel, seconds: float) -> bool:
     """Wait for the connection of a channel, and return whether it came in time."""
     try:
-        await asyncio.wait_for(channel.channel_ready(), seconds)
+        async with asyncio.timeout(seconds):
+            await channel.channel_ready()
     except TimeoutError:
         return False
     return True

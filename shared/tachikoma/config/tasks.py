@@ -73,8 +73,8 @@ def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
 async def cancel_all(tasks: Iterable[asyncio.Task[object]]) -> None:
     """Cancel tasks and wait until all have ended; their results and errors are dropped.
 
-    The cancellation is repeated each second: `asyncio.wait_for` of Python 3.11, with which redis-py sends, loses a
-    cancellation that arrives together with its result (gh-86296, fixed in 3.12).
+    The cancellation is repeated each second: `asyncio.wait_for` of Python 3.11 loses one that arrives together with its
+    result (gh-86296, fixed in 3.12), and a library may use it.
     """
     pending = set(tasks)
     while pending:

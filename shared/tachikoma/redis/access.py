@@ -240,8 +240,9 @@ def connect(server: RedisAccess | str, *, name: str, max_connections: int = 64, 
     address: dict[str, Any] = {}
     if access.primary is None:
         address = {**redis_asyncio.connection.parse_url(access.url)}
-    if kind := connection_class(tls=access.tls is not None, follows=access.primary is not None):
-        address["connection_class"] = kind
+    address["connection_class"] = connection_class(
+        unix=urlsplit(access.url).scheme == "unix", tls=access.tls is not None, follows=access.primary is not None
+    )
     if gate is not None:
         address["redis_connect_func"] = guarded(gate)
     pool = redis_asyncio.BlockingConnectionPool(

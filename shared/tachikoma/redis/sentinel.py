@@ -18,12 +18,12 @@ from urllib.parse import urlsplit
 from weakref import WeakSet
 
 import redis.connection
-from redis import asyncio as redis_asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from tachikoma.config.logs import get_logger
 from tachikoma.errors import ConfigurationError
+from tachikoma.redis.connections import PlainConnection, UnixConnection
 from tachikoma.redis.tls import BrokerTlsConnection, Tls, TlsConnection
 
 __all__ = [
@@ -303,7 +303,7 @@ class _Asynchronous(_Following):
         _shut(None if writer is None else writer.get_extra_info("socket"))
 
 
-class FollowingConnection(_Asynchronous, redis_asyncio.Connection):
+class FollowingConnection(_Asynchronous, PlainConnection):
     """A connection of asyncio clients to the primary."""
 
     def __init__(self, *, primary: Primary, **options: Any) -> None:
@@ -363,11 +363,11 @@ class BrokerFollowingTlsConnection(_Blocking, BrokerTlsConnection):
         self.primary = primary
 
 
-def connection_class(*, tls: bool, follows: bool) -> type[redis_asyncio.Connection] | None:
-    """Return the class of asyncio connections; None for that of redis-py."""
+def connection_class(*, unix: bool, tls: bool, follows: bool) -> type[PlainConnection | TlsConnection | UnixConnection]:
+    """Return the class of asyncio connections."""
     if follows:
         return FollowingTlsConnection if tls else FollowingConnection
-    return TlsConnection if tls else None
+    return UnixConnection if unix else TlsConnection if tls else PlainConnection
 
 
 def broker_connection_class(*, tls: bool, follows: bool) -> type[redis.connection.Connection] | None:

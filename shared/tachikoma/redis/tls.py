@@ -14,6 +14,7 @@ from redis import asyncio as redis_asyncio
 from tachikoma.config.logs import get_logger
 from tachikoma.errors import ConfigurationError
 from tachikoma.identity.svid import SvidSource
+from tachikoma.redis.connections import Sending
 
 __all__ = ["BrokerTlsConnection", "Tls", "TlsConnection"]
 
@@ -90,7 +91,7 @@ class Tls:
         return context
 
 
-class TlsConnection(redis_asyncio.SSLConnection):
+class TlsConnection(Sending, redis_asyncio.SSLConnection):
     """A TLS connection of the asyncio clients."""
 
     def __init__(self, *, tls: Tls, **options: Any) -> None:

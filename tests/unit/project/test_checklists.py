@@ -105,10 +105,6 @@ NO_OWN_TEST: dict[str, tuple[str, str]] = {
         "integration/orchestrator/batches/test_driver.py",
         "it wires the modules of its room",
     ),
-    "orchestrator/tachikoma_orchestrator/api/executions.py": (
-        "end_to_end/test_grpc.py",
-        "an RPC, called through a running server",
-    ),
     "orchestrator/tachikoma_orchestrator/api/oversight.py": (
         "end_to_end/test_operators.py",
         "an RPC, called through a running server",

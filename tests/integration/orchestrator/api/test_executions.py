@@ -71,14 +71,27 @@ async def test_an_approval_whose_record_is_lost_is_unavailable(stand: Stand, mon
     exec_id = await stand.admit("printf")
     calls = Calls(stand, BOSS)
     monkeypatch.setattr(stand.approvals, "reject", loses(stand.redis, exec_id, stand.approvals.reject))
-    with pytest.raises(Unavailable, match="just after this call wrote it"):
+    with pytest.raises(Unavailable, match="during this call; call again"):
         await calls.Reject(pb.RejectRequest(id=exec_id, reason="no"), None)
 
 
 async def test_a_cancel_whose_record_is_lost_is_unavailable(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     exec_id = await stand.admit("true")
     monkeypatch.setattr(stand.ledger, "settle", loses(stand.redis, exec_id, stand.ledger.settle))
-    with pytest.raises(Unavailable, match="just after this call wrote it"):
+    with pytest.raises(Unavailable, match="during this call; call again"):
+        await Calls(stand).Cancel(pb.CancelRequest(id=exec_id), None)
+
+
+@pytest.mark.parametrize("state", ["QUEUED", "STARTED"])
+async def test_a_cancel_of_what_is_lost_meanwhile_is_unavailable_not_already_ended(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """A caller who is told that it has ended would leave it running."""
+    exec_id = await stand.admit("true")
+    await stand.redis.hset(keys.execution(exec_id), "state", state)
+    await stand.redis.hset(keys.execution(exec_id), "history", f"{state} 1")
+    monkeypatch.setattr(stand.ledger, "record", loses(stand.redis, exec_id, stand.ledger.record))
+    with pytest.raises(Unavailable, match="during this call; call again"):
         await Calls(stand).Cancel(pb.CancelRequest(id=exec_id), None)
 
 
