@@ -20,7 +20,7 @@ from tachikoma.errors import OutputAltered
 from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
 from tachikoma.redis.commands import Entry, Redis
-from tachikoma.streams.frames import FIELD, STDOUT, Frame, entry_id
+from tachikoma.streams.frames import FIELD, MODES, STDOUT, Frame, entry_id
 from tachikoma.vocabulary.messages import OutputKind
 from tachikoma.vocabulary.results import ExecOutput
 from tachikoma_orchestrator.executions.final_state import FinalState
@@ -72,6 +72,8 @@ class Follower:
         self.acknowledges = False
         #: Reports to the agent what an attached caller has read; None for another reader.
         self._reports: ReadReports | None = None
+        #: The last chunk of the log with a checkpoint: its number, and the modes of the terminal before it.
+        self.modes: tuple[int, bytes] | None = None
         #: Size of the last chunk, which the caller may not have taken yet; None if it has.
         self._handed_bytes: int | None = None
 
@@ -175,6 +177,8 @@ class Follower:
                     missing = frame.offset
                 if missing > 0:
                     yield self.gap(missing)
+                if modes := fields.get(MODES):
+                    self.modes = frame.seq, modes
                 yield self._output(frame)
             await self._acknowledge()
             if len(entries) < READ_ENTRIES:

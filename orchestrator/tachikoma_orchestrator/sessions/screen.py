@@ -14,8 +14,8 @@ from typing import Protocol, TypeVar
 import avt
 import structlog
 
+from tachikoma.sessions.modes import Modes
 from tachikoma.vocabulary.requests import WindowSize
-from tachikoma_orchestrator.sessions.modes import Modes
 
 __all__ = ["MAX_CELLS", "SCROLLBACK_LINES", "Screen", "open_screen"]
 

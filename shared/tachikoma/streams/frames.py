@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from tachikoma.vocabulary.messages import Message, OutputKind, Result
 
 __all__ = [
-    "FIELD", "READER_LEFT", "STDERR", "STDOUT", "Frame", "OutputCheck", "entry_id", "parse_reader_position",
+    "FIELD", "MODES", "READER_LEFT", "STDERR", "STDOUT", "Frame", "OutputCheck", "entry_id", "parse_reader_position",
     "reader_position", "sequence_of",
 ]  # fmt: skip
 
-#: Name of the only field of a stream entry.
+#: Name of the field of a stream entry that contains the frame.
 FIELD = b"f"
+#: Name of its other field, in some entries of a terminal's output: the modes before the frame, as
+#: `tachikoma.sessions.modes.Modes.checkpoint` returns them.
+MODES = b"m"
 #: Kinds of frames.
 STDOUT = 1
 STDERR = 2

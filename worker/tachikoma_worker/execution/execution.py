@@ -365,7 +365,7 @@ class Execution:
     def _output_log(self, facts: Facts, resumed: Totals | None = None) -> OutputLog:
         output = OutputLog(
             self._context.redis, self._context.agent, self.exec_id,
-            log_bytes=facts.log_bytes, excerpt_bytes=self._context.settings.excerpt_bytes,
+            log_bytes=facts.log_bytes, excerpt_bytes=self._context.settings.excerpt_bytes, terminal=facts.has_terminal,
             waits=facts.waits, attached=facts.attached, wait_seconds=facts.wait_seconds, resumed=resumed,
         )  # fmt: skip
         self._context.sent.track(self.exec_id, output)

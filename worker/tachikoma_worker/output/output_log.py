@@ -15,9 +15,10 @@ from redis.exceptions import RedisError, ResponseError
 from tachikoma.config.retry import Backoff
 from tachikoma.redis import keys
 from tachikoma.redis.access import wrong_type
-from tachikoma.redis.commands import Redis
-from tachikoma.streams.frames import FIELD, STDERR, STDOUT, Frame, entry_id, sequence_of
+from tachikoma.redis.commands import Redis, Value
+from tachikoma.streams.frames import FIELD, MODES, STDERR, STDOUT, Frame, entry_id, sequence_of
 from tachikoma_worker.output.awaited_reader import AwaitedReader
+from tachikoma_worker.output.checkpoints import Checkpoints
 from tachikoma_worker.output.excerpt import Excerpt
 from tachikoma_worker.output.records import Totals
 from tachikoma_worker.output.spool import Chunk
@@ -32,6 +33,8 @@ log = structlog.get_logger(__name__)
 ENTRY_BYTES = 100
 #: Entries that one XDEL cuts at most.
 CUT_ENTRIES = 1000
+#: Largest size of the entries between two checkpoints of a terminal's modes, in bytes.
+CHECKPOINT_BYTES = 256 * 1024
 #: Delay between two reads of the readers' position.
 POLL_SECONDS = 0.05
 #: First and longest delay between attempts while Redis is unavailable.
@@ -46,7 +49,7 @@ class OutputLog:
     def __init__(
         self, redis: Redis, agent: str, exec_id: str, *,
         log_bytes: int, excerpt_bytes: int, waits: bool = False, attached: bool = False,
-        wait_seconds: float | None = None, resumed: Totals | None = None,
+        wait_seconds: float | None = None, terminal: bool = False, resumed: Totals | None = None,
     ) -> None:  # fmt: skip
         """Prepare a log.
 
@@ -58,6 +61,7 @@ class OutputLog:
             waits: whether output waits until it was read, also while there is no reader.
             attached: whether the caller reads the output from its beginning.
             wait_seconds: longest wait for a reader that reads nothing; None for no limit.
+            terminal: whether it is the output of a terminal.
             resumed: position of the output when an earlier worker restarted its spool; None for a new output.
         """
         totals = resumed or Totals()
@@ -79,6 +83,10 @@ class OutputLog:
         #: Number of the last chunk that an earlier worker stored; None until Redis was asked.
         self._stored_seq: int | None = 0 if resumed is None else None
         self._expires = False
+        #: Follows the modes of a terminal; None without one.
+        self._checkpoints = (
+            Checkpoints(min(self._hold_bytes // 4, CHECKPOINT_BYTES), totals.modes) if terminal else None
+        )
         #: Number of the last chunk.
         self.seq = totals.seq
         #: Number of the last chunk that Redis has confirmed.
@@ -97,6 +105,7 @@ class OutputLog:
             total={kind: excerpt.total for kind, excerpt in self.excerpts.items()},
             head={kind: base64.b64encode(excerpt.head).decode() for kind, excerpt in self.excerpts.items()},
             tail={kind: base64.b64encode(excerpt.tail).decode() for kind, excerpt in self.excerpts.items()},
+            modes=self._checkpoints.current() if self._checkpoints is not None else "",
         )
 
     async def append(self, chunks: Iterable[Chunk]) -> None:
@@ -104,17 +113,22 @@ class OutputLog:
         if self._stored_seq is None:
             self._stored_seq = self.sent = await self._until_available(self._last_stored)
         frames: list[Frame] = []
+        checkpoints: dict[int, bytes] = {}
         for chunk in chunks:
             self.excerpts[chunk.kind].add(chunk.data)
             self.seq = chunk.seq
+            size = len(chunk.data) + ENTRY_BYTES
+            if self._checkpoints is not None and (modes := self._checkpoints.before(chunk.data, size)):
+                checkpoints[chunk.seq] = modes
+                size += len(modes)
             if chunk.seq > self._stored_seq:
                 frames.append(Frame(chunk.kind, chunk.seq, self._offset, chunk.time_us, chunk.data))
             self._offset += len(chunk.data)
-            self._account(chunk.seq, len(chunk.data) + ENTRY_BYTES)
+            self._account(chunk.seq, size)
         if not frames:
             return
         cut = await self._make_room(before=frames[0].seq)
-        await self._until_available(lambda: self._send(frames, cut))
+        await self._until_available(lambda: self._send(frames, cut, checkpoints))
         self.sent = self.seq
 
     def wait_only_for_known_readers(self) -> None:
@@ -192,14 +206,17 @@ class OutputLog:
         last = await self._redis.xrevrange(self._key, count=1)
         return sequence_of(last[0][0]) if last else 0
 
-    async def _send(self, frames: list[Frame], cut: list[str]) -> None:
+    async def _send(self, frames: list[Frame], cut: list[str], checkpoints: dict[int, bytes]) -> None:
         """Cut entries, then store and publish frames, in one round trip."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for begin in range(0, len(cut), CUT_ENTRIES):
                 pipe.xdel(self._key, *cut[begin : begin + CUT_ENTRIES])
             for frame in frames:
                 raw = frame.encode()
-                pipe.xadd(self._key, {FIELD: raw}, id=entry_id(frame.seq))
+                fields: dict[str | bytes, Value] = {FIELD: raw}
+                if frame.seq in checkpoints:
+                    fields[MODES] = checkpoints[frame.seq]
+                pipe.xadd(self._key, fields, id=entry_id(frame.seq))
                 pipe.publish(self._key, raw)
             if not self._expires:
                 pipe.expire(self._key, ABANDONED_SECONDS)

@@ -61,6 +61,8 @@ class Totals(BaseModel):
     total: dict[int, int] = Field(default_factory=dict)
     head: dict[int, str] = Field(default_factory=dict)
     tail: dict[int, str] = Field(default_factory=dict)
+    #: The modes of its terminal, as `Modes.checkpoint` returns them; empty without a terminal.
+    modes: str = ""
 
     def kept(self, kind: int) -> tuple[int, bytes, bytes]:
         """Return the byte count, the head and the tail of a stream."""
@@ -117,6 +119,11 @@ class Facts(BaseModel):
     #: None for a command that is not interactive.
     session: SessionFacts | None = None
     totals: Totals = Totals()
+
+    @property
+    def has_terminal(self) -> bool:
+        """Whether the command has a terminal."""
+        return self.session is not None and self.session.terminal
 
 
 class Ending(BaseModel):

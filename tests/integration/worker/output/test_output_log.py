@@ -139,9 +139,9 @@ async def test_a_repeated_append_changes_nothing_in_the_log(redis: Redis) -> Non
     log = new_log(redis)
     await append(log, [(STDOUT, b"one")])
     frames = [Frame(STDOUT, 2, 3, 1, b"two"), Frame(STDERR, 3, 6, 1, b"three")]
-    await log._send(frames, [])
+    await log._send(frames, [], {})
     before = await stream(redis)
-    await log._send(frames, [])
+    await log._send(frames, [], {})
     assert await stream(redis) == before
     follows(before)
 
@@ -150,7 +150,7 @@ async def test_an_append_that_came_through_in_part_is_completed(redis: Redis) ->
     log = new_log(redis)
     frames = [Frame(STDOUT, 1, 0, 1, b"one"), Frame(STDERR, 2, 3, 1, b"two")]
     await redis.xadd(KEY, {FIELD: frames[0].encode()}, id=entry_id(1))
-    await log._send(frames, [])
+    await log._send(frames, [], {})
     assert await stream(redis) == frames
 
 
@@ -158,7 +158,7 @@ async def test_an_append_of_what_was_trimmed_already_brings_nothing_back(redis: 
     log = new_log(redis, log_bytes=4)
     for data in (b"aaa", b"bbb", b"ccc"):
         await append(log, [(STDOUT, data)])
-    await log._send([Frame(STDOUT, 1, 0, 1, b"aaa")], [])
+    await log._send([Frame(STDOUT, 1, 0, 1, b"aaa")], [], {})
     assert [frame.data for frame in await stream(redis)] == [b"ccc"]
 
 
@@ -166,7 +166,7 @@ async def test_any_other_error_of_redis_is_not_swallowed(redis: Redis) -> None:
     await redis.set(KEY, "no stream")
     log = new_log(redis)
     with pytest.raises(ResponseError, match="WRONGTYPE"):
-        await log._send([Frame(STDOUT, 1, 0, 1, b"x")], [])
+        await log._send([Frame(STDOUT, 1, 0, 1, b"x")], [], {})
 
 
 async def test_an_append_waits_until_redis_takes_it_and_nothing_is_lost(redis: Redis, until: Any) -> None:

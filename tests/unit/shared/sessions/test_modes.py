@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tachikoma_orchestrator.sessions.modes import MAX_SEQUENCE, MAX_TITLE, Modes
+from tachikoma.sessions.modes import MAX_CHECKPOINT, MAX_SEQUENCE, MAX_TITLE, Modes
 
 SEQUENCES = (
     "\x1b[?1000h", "\x1b[?1000l", "\x1b[?1006;2004h", "\x1b[?2004l", "\x1b=", "\x1b>", "\x1b[5 q", "\x1b[ q",
@@ -58,6 +58,35 @@ def test_it_does_not_matter_where_the_output_is_cut(sequences: list[str], cuts: 
 def test_modes_restore_themselves(output: str) -> None:
     once = restored(output)
     assert restored(once) == once
+
+
+DRAWING = (
+    "\x1b[?25l", "\x1b[?25h", "\x1b[?7l", "\x1b[?6h", "\x1b[?1h", "\x1b[?1049h", "\x1b[?1049l", "\x1b[?47h",
+    "\x1b[2;20r", "\x1b[r", "\x1b[4h", "\x1b[4l", "\x1b(0", "\x1b(B",
+)  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(SEQUENCES + DRAWING), max_size=20), st.lists(st.sampled_from(SEQUENCES + DRAWING)))
+def test_a_checkpoint_sets_all_modes_whatever_was_set_before(output: list[str], before: list[str]) -> None:
+    wanted, other = Modes(), Modes()
+    wanted.feed("".join(output))
+    other.feed("".join(before))
+    other.feed(wanted.checkpoint())
+    assert other.checkpoint() == wanted.checkpoint()
+    assert other.restore() == wanted.restore()
+    assert len(wanted.checkpoint().encode()) < MAX_CHECKPOINT
+
+
+@pytest.mark.parametrize("sequence", [*SEQUENCES, *DRAWING])
+def test_a_sequence_is_unfinished_until_its_last_character(sequence: str) -> None:
+    if not sequence.startswith("\x1b") or sequence.endswith("m"):
+        return
+    for length in range(1, len(sequence)):
+        modes = Modes()
+        modes.feed("text" + sequence[:length])
+        assert modes.unfinished
+    modes.feed(sequence[length:])
+    assert not modes.unfinished
 
 
 def test_a_sequence_without_an_end_is_not_retained_for_ever() -> None:
