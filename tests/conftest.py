@@ -144,6 +144,18 @@ def logging_as_before() -> Iterator[None]:
         structlog.reset_defaults()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def broker_as_before() -> Iterator[None]:
+    """Restore kombu's transports after each module: applications replace them for their process."""
+    from kombu import transport
+
+    before = dict(transport.TRANSPORT_ALIASES)
+    yield
+    transport.TRANSPORT_ALIASES.update(before)
+    # The transports that it has resolved.
+    transport._transport_cache.clear()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quick_starts() -> Iterator[None]:
     """Fork the parts of stacks from a process that has imported the program."""

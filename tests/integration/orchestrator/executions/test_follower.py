@@ -211,7 +211,7 @@ async def test_frames_published_twice_are_seen_once(redis: Redis, subscriptions:
             offset = log._offset
             await append(log, [(kind, data)])
             if number % 5 == 0:
-                await log._send([Frame(kind, number, offset, 1, data)], [])
+                await log._send([Frame(kind, number, offset, 1, data)], [], {})
         await until(lambda: len(reader.seen) == len(written), "all came")
         is_exactly(await reader.finish(), written)
 
