@@ -30,6 +30,7 @@ from tachikoma import (
     NotFound,
     TargetState,
     Unauthenticated,
+    Unavailable,
 )
 from tachikoma.audit.chain import read_events
 
@@ -46,7 +47,8 @@ def ends_as(scene: Scene, exec_id: str, wanted: ExecState) -> None:
     def ended() -> bool:
         try:
             return scene.client.status(exec_id).state.terminal
-        except NotFound:
+        except (NotFound, Unavailable):
+            # Its record may be restored for a few seconds.
             return False
 
     wait_until(ended, f"{exec_id} has a final state", 60)

@@ -121,7 +121,13 @@ async def test_a_server_that_does_not_answer_is_reported_with_its_address(connec
 
 
 @pytest.mark.parametrize(
-    "sent", [NotFound("no such execution"), AgentOffline("agent 'a' is offline"), Unavailable("x", metadata={"a": "b"})]
+    "sent",
+    [
+        NotFound("no such execution"),
+        AgentOffline("agent 'a' is offline"),
+        Unavailable("x", metadata={"a": "b"}),
+        Unavailable("Redis is away"),
+    ],
 )
 async def test_an_error_that_the_server_raised_stays_as_it_is(connection: Connection, sent: TachikomaError) -> None:
     error = connection.error_of(failure(grpc.StatusCode[sent.code], error_to_details(sent)))
