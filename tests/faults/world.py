@@ -119,11 +119,15 @@ class World(Stack):
         return {"redis": self.redis, **self.orchestrators, **self.agents}[name]
 
     def spawner(self, agent: str) -> psutil.Process:
-        """The spawner of an agent."""
-        for process in psutil.process_iter(["name"]):
+        """The spawner of an agent; its child has the same name and variables until it becomes a command."""
+        found: dict[int, psutil.Process] = {}
+        for process in psutil.process_iter(["name", "ppid"]):
             with suppress(psutil.NoSuchProcess):
                 if "spawner" in process.info["name"] and process.environ().get(_MARK) == self._mark(agent):
-                    return process
+                    found[process.pid] = process
+        for process in found.values():
+            if process.info["ppid"] not in found:
+                return process
         raise LookupError(f"{agent} has no spawner")
 
     def _mark(self, name: str) -> str:

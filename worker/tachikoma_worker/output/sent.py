@@ -12,8 +12,10 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import structlog
 from redis.exceptions import ResponseError
@@ -35,8 +37,8 @@ KEEP_SECONDS = 60.0
 #: Largest sum of all retained files, in bytes, and their largest number. The oldest are removed first.
 KEEP_BYTES = 64 * 1024 * 1024
 KEEP_FILES = 20_000
-#: Logs that are compared in one round trip, and bytes of output that are sent in one.
-COMPARED = 500
+#: Logs that are compared in one round trip, with as many open files; and bytes of output that are sent in one.
+COMPARED = 100
 SEND_BYTES = 2 * CHUNK_BYTES
 
 
@@ -49,6 +51,21 @@ class _Kept:
     size: int
     #: Since when it is retained, by the monotonic clock.
     since: float
+
+
+class _Missing(NamedTuple):
+    """An execution of whose output Redis lacks the end."""
+
+    exec_id: str
+    path: Path
+    #: Number of the last chunk that Redis has.
+    stored: int
+    #: Number of the last chunk that it had; None if that is not known.
+    last: int | None
+
+
+#: A chunk with its execution and the open file that contains it.
+_Chunk: TypeAlias = tuple[str, int, StoredChunk]
 
 
 class SentOutput:
@@ -138,6 +155,7 @@ class SentOutput:
                 for exec_id, _, _ in part:
                     pipe.execute_command("XREVRANGE", keys.output(self._agent, exec_id), "+", "-", "COUNT", 1)
                 answers = await pipe.execute(raise_on_error=False)
+            missing = []
             for (exec_id, path, last), answer in zip(part, answers, strict=True):
                 if isinstance(answer, Exception):
                     if not wrong_type(answer):
@@ -145,42 +163,72 @@ class SentOutput:
                     continue
                 stored = sequence_of(answer[0][0]) if answer else 0
                 if last is None or stored < last:
-                    chunks += await self._send_again(redis, exec_id, path, stored, last)
+                    missing.append(_Missing(exec_id, path, stored, last))
+            chunks += await self._send_again(redis, missing)
         if chunks:
             log.warning("output.sent_again", chunks=chunks)
 
-    async def _send_again(self, redis: Redis, exec_id: str, path: Path, stored: int, last: int | None) -> int:
-        """Send the chunks of one execution after those that are stored, and return their number."""
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            # It went through memory, or it was removed meanwhile.
-            return 0
-        key = keys.output(self._agent, exec_id)
-        try:
-            facts, chunks = await asyncio.to_thread(stored_chunks, descriptor, last)
-            missing = [chunk for chunk in in_log(facts, chunks) if chunk.seq > stored]
-            for group in _groups(missing):
-                await self._send(redis, key, descriptor, group)
-            if missing and exec_id in self._kept:
-                await redis.expire(key, self._retention_seconds)
-        except (ValueError, struct.error, ResponseError) as error:
-            # A file of an earlier run of the host, or a Redis that accepts no more: readers see a gap.
-            log.warning("output.not_sent_again", id=exec_id, error=str(error)[:300])
-            return 0
-        finally:
-            os.close(descriptor)
-        return len(missing)
+    async def _send_again(self, redis: Redis, missing: list[_Missing]) -> int:
+        """Send the missing chunks of executions, and return their number.
 
-    @staticmethod
-    async def _send(redis: Redis, key: str, descriptor: int, chunks: list[StoredChunk]) -> None:
+        A round trip takes chunks of many executions: with `appendfsync always`, each waits for the disk.
+        """
+        sent = 0
+        with ExitStack() as files:
+            found = await asyncio.to_thread(_missing_chunks, missing, files)
+            for group in _groups(found):
+                sent += len(group) - await self._send(redis, group)
+            async with redis.pipeline(transaction=False) as pipe:
+                for exec_id, _, chunks in found:
+                    if chunks and exec_id in self._kept:
+                        pipe.expire(keys.output(self._agent, exec_id), self._retention_seconds)
+                await pipe.execute(raise_on_error=False)
+        return sent
+
+    async def _send(self, redis: Redis, group: list[_Chunk]) -> int:
+        """Send chunks, and return the number of those that Redis refused."""
         async with redis.pipeline(transaction=False) as pipe:
-            for chunk in chunks:
+            for exec_id, descriptor, chunk in group:
+                key = keys.output(self._agent, exec_id)
                 data = os.pread(descriptor, chunk.length, chunk.begin)
                 raw = Frame(chunk.kind, chunk.seq, chunk.offset, chunk.time_us, data).encode()
                 pipe.xadd(key, {FIELD: raw}, id=entry_id(chunk.seq))
                 pipe.publish(key, raw)
-            await pipe.execute()
+            answers = await pipe.execute(raise_on_error=False)
+        refused = {}
+        for (exec_id, _, _), answer in zip(group, answers[::2], strict=True):
+            if isinstance(answer, Exception):
+                if not isinstance(answer, ResponseError):
+                    raise answer
+                refused[exec_id] = answer
+        for exec_id, error in refused.items():
+            log.warning("output.not_sent_again", id=exec_id, error=str(error)[:300])
+        return sum(isinstance(answer, Exception) for answer in answers[::2])
+
+
+def _missing_chunks(missing: list[_Missing], files: ExitStack) -> list[tuple[str, int, list[StoredChunk]]]:
+    """Return the missing chunks of each execution whose spool exists, with its open file. Blocks.
+
+    Args:
+        missing: the executions.
+        files: closes the files.
+    """
+    found = []
+    for exec_id, path, stored, last in missing:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            # It went through memory, or it was removed meanwhile.
+            continue
+        files.callback(os.close, descriptor)
+        try:
+            facts, chunks = stored_chunks(descriptor, last)
+        except (OSError, ValueError, struct.error) as error:
+            # A file of an earlier run of the host: readers see a gap.
+            log.warning("output.not_sent_again", id=exec_id, error=str(error)[:300])
+            continue
+        found.append((exec_id, descriptor, [chunk for chunk in in_log(facts, chunks) if chunk.seq > stored]))
+    return found
 
 
 def in_log(facts: Facts, chunks: list[StoredChunk]) -> list[StoredChunk]:
@@ -202,15 +250,16 @@ def in_log(facts: Facts, chunks: list[StoredChunk]) -> list[StoredChunk]:
     return chunks[:pinned] + chunks[held:]
 
 
-def _groups(chunks: list[StoredChunk]) -> Iterator[list[StoredChunk]]:
+def _groups(found: list[tuple[str, int, list[StoredChunk]]]) -> Iterator[list[_Chunk]]:
     """Yield the chunks in groups for one round trip each."""
-    group: list[StoredChunk] = []
+    group: list[_Chunk] = []
     size = 0
-    for chunk in chunks:
-        group.append(chunk)
-        size += chunk.length + ENTRY_BYTES
-        if size >= SEND_BYTES:
-            yield group
-            group, size = [], 0
+    for exec_id, descriptor, chunks in found:
+        for chunk in chunks:
+            group.append((exec_id, descriptor, chunk))
+            size += chunk.length + ENTRY_BYTES
+            if size >= SEND_BYTES:
+                yield group
+                group, size = [], 0
     if group:
         yield group

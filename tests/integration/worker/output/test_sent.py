@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from output_frames import KEY, MIB, stream
 from patience import PATIENCE_SECONDS
+from tachikoma.redis import keys
 from tachikoma.redis.commands import Entry, Redis
-from tachikoma.streams.frames import STDERR, STDOUT
+from tachikoma.streams.frames import FIELD, STDERR, STDOUT
 from tachikoma_worker.output import sent as module
 from tachikoma_worker.output.output_log import OutputLog
 from tachikoma_worker.output.records import Facts
@@ -163,3 +165,43 @@ async def test_what_cannot_be_sent_again_stays_a_gap(redis: Redis, tmp_path: Pat
     await scene.sent.restore(redis)
     left = await redis.get(KEY)
     assert left == (b"a string" if damage == "another type" else None)
+
+
+async def test_many_executions_are_sent_again_in_few_round_trips(
+    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `appendfsync always`, each round trip waits for the disk, and nothing else is sent meanwhile."""
+    monkeypatch.setattr(module, "COMPARED", 40)
+    first = Scene(redis, tmp_path, "job-0")
+    before = {}
+    for number in range(100):
+        scene = first if not number else Scene(redis, tmp_path, f"job-{number}")
+        first.sent.track(scene.job, scene.log)
+        for part in range(number % 4):
+            scene.write(STDOUT, b"%d " % part * 20 * number)
+            await scene.send()
+        if number % 2:
+            first.sent.finish(scene.job, scene.spool)
+        key = keys.output(AGENT, scene.job)
+        before[key] = await redis.xrange(key)
+        await redis.delete(key)
+    # One refuses: its log has a number that is too high.
+    refused = keys.output(AGENT, "job-7")
+    await redis.xadd(refused, {FIELD: b"x"}, id="1-0")
+    await redis.execute_command("XSETID", refused, "9-0")
+    trips = 0
+    send = SentOutput._send
+
+    async def counted(self: SentOutput, *arguments: Any) -> int:
+        nonlocal trips
+        trips += 1
+        return await send(self, *arguments)
+
+    monkeypatch.setattr(SentOutput, "_send", counted)
+    await first.sent.restore(redis)
+    for key, entries in before.items():
+        if key != refused:
+            assert await redis.xrange(key) == entries
+    assert len(await redis.xrange(refused)) == 1
+    assert trips <= 5
+    assert 900 < await redis.ttl(keys.output(AGENT, "job-99")) <= 1000
