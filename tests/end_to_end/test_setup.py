@@ -6,6 +6,8 @@ environment files that the commands wrote.
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import shutil
 import socket
@@ -16,11 +18,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 from support import request, wait_until
 
 from json_schemas import checked
+from patience import PATIENCE_SECONDS
 from tachikoma import Client, ExecState
 from tachikoma.client.profile import Profile
 from tachikoma.dev.part import Part
@@ -70,16 +75,24 @@ class Site:
             "setup", "--root", str(self.control), "--host", "localhost", "--trust-domain", DOMAIN,
             "--operator", "root", "--bind", "127.0.0.1", "--port", str(port), "--join-port", str(join_port),
             "--redis-port", str(redis_port), "--redis-server", str(self.redis_server),
+            "--parts", "submitter,beat,flower",
         ]  # fmt: skip
 
-    def part(self, name: str, root: Path, *words: str) -> Part:
-        """Return a part with the settings that a command wrote below a root."""
-        command = words[0]
-        text = (root / f"etc/tachikoma/{command}.env").read_text()
+    def part(self, name: str, root: Path, *words: str, file: str = "", **more: str) -> Part:
+        """Return a part with the settings that a command wrote below a root.
+
+        Args:
+            name: of the part.
+            root: the folder.
+            words: its command line.
+            file: name of its environment file; by default that of its command.
+            more: further settings.
+        """
+        text = (root / f"etc/tachikoma/{file or words[0]}.env").read_text()
         settings = dict(line.split("=", 1) for line in text.splitlines() if not line.startswith("#"))
         quick = {"TACHIKOMA_POLL": "0.2s", "TACHIKOMA_STOP_GRACE": "1s", "TACHIKOMA_SLOTS": "2"}
         argv = [sys.executable, "-m", "tachikoma", *words]
-        self.parts[name] = Part(name, argv, self.folder / f"{name}.log", {**settings, **quick})
+        self.parts[name] = Part(name, argv, self.folder / f"{name}.log", {**settings, **quick, **more})
         return self.parts[name]
 
     def start_redis(self) -> None:
@@ -144,6 +157,7 @@ def test_three_commands_make_a_system_that_survives_restarts_and_renews_every_ce
         workers[agent] = site.part(agent, root, "worker", *names)
         workers[agent].start_until_ready()
     _runs_on_each_agent(site)
+    _schedules_and_flower_work(site)
     # A repetition with the used token changes nothing.
     again = site.run(
         *("worker", "install", "--token-file", "-", "--root", str(site.folder / "web-1"), "-o", "json"),
@@ -156,7 +170,7 @@ def test_three_commands_make_a_system_that_survives_restarts_and_renews_every_ce
         part.stop()
     renewed = {
         name: site.aged(site.control / place / "identity")
-        for name, place in (("orchestrator", "var/lib/tachikoma-orchestrator"), ("redis", "var/lib/tachikoma-redis"))
+        for name, place in ((name, f"var/lib/tachikoma-{name}") for name in ("orchestrator", "redis", "beat", "flower"))
     }
     operator = Profile.load(site.profile).identity
     assert isinstance(operator, Path)
@@ -168,9 +182,45 @@ def test_three_commands_make_a_system_that_survives_restarts_and_renews_every_ce
     assert "let Redis load its new certificate" in shown
     for part in (orchestrator, *workers.values()):
         part.start_until_ready()
+    # They connect to Redis with the new certificates.
+    for name in ("beat", "flower"):
+        site.parts[name].stop()
+        site.parts[name].start_until_ready()
     for name, done in renewed.items():
         wait_until(done, f"the certificate of {name} is renewed")
     _runs_on_each_agent(site)
+
+
+def _schedules_and_flower_work(site: Site) -> None:
+    """Start the further parts of the host, write a schedule, and look at Flower's pages."""
+    command = ["/usr/bin/uname", "-n"]
+    schedule = {"name": "names", "every": "1s", "agentId": "web-1", "request": {"command": command}}
+    grant = {
+        "name": "schedules", "subjects": [f"spiffe://{DOMAIN}/schedule/*"], "agents": ["**"],
+        "allowedCommands": ["/usr/bin/uname ..."],
+    }  # fmt: skip
+    settings = site.control / "etc/tachikoma"
+    (settings / "schedules/main.yaml").write_text(json.dumps({"schedules": [schedule]}))
+    (settings / "policy/schedules.yaml").write_text(json.dumps({"policies": [grant]}))
+    site.part("submitter", site.control, "submitter", file="orchestrator").start_until_ready()
+    site.part("beat", site.control, "beat").start_until_ready()
+    with Client(Profile.load(site.profile)) as client:
+        wait_until(
+            lambda: any(run.state is ExecState.SUCCEEDED for run in client.scheduled_runs("names")), "a schedule runs"
+        )
+    port = free_port()
+    site.part("flower", site.control, "flower", TACHIKOMA_FLOWER_LISTEN=f"127.0.0.1:{port}").start_until_ready()
+    user = (site.control / "etc/tachikoma/flower.users").read_text().strip().encode()
+    page = Request(f"http://127.0.0.1:{port}/workers")
+    with pytest.raises(HTTPError, match="401"):
+        urlopen(page, timeout=PATIENCE_SECONDS)
+    page.add_header("Authorization", f"Basic {base64.b64encode(user).decode()}")
+
+    def shown() -> bool:
+        with urlopen(page, timeout=PATIENCE_SECONDS) as answer:
+            return b"web-1@web-1" in answer.read()
+
+    wait_until(shown, "Flower shows the agents")
 
 
 def _runs_on_each_agent(site: Site) -> None:

@@ -179,6 +179,8 @@ class Secret:
 
     path: Path
     owner: str = ""
+    #: Text before the password, such as a user's name and a colon.
+    before: str = ""
 
     def pending(self, host: Host) -> str:
         """Compare the file with the plan."""
@@ -191,7 +193,7 @@ class Secret:
         if self.path.is_file():
             host.own(self.path, self.owner)
             return
-        replace_file(self.path, f"{secrets.token_hex(32)}\n", 0o600, self.owner, host)
+        replace_file(self.path, f"{self.before}{secrets.token_hex(32)}\n", 0o600, self.owner, host)
 
 
 def replace_file(path: Path, content: str, mode: int, owner: str, host: Host) -> None:

@@ -7,17 +7,29 @@ import json
 import os
 import socket
 import tomllib
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from tachikoma.errors import ConfigurationError
 from tachikoma.vocabulary.model import Model, describe_validation_error
 
-__all__ = ["Choices"]
+__all__ = ["Choices", "Part"]
 
 _Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Part(StrEnum):
+    """A further part of the host."""
+
+    #: Admits the requests of Celery applications and of schedules.
+    SUBMITTER = "submitter"
+    #: Triggers schedules.
+    BEAT = "beat"
+    #: Shows executions and agents in a browser.
+    FLOWER = "flower"
 
 
 class Choices(Model):
@@ -41,9 +53,18 @@ class Choices(Model):
     redis_port: _Port = 6379
     #: Program of the Redis on this host.
     redis_server: Annotated[str, Field(min_length=1, max_length=4096)] = "redis-server"
+    #: Further parts of this host.
+    parts: tuple[Part, ...] = ()
+
+    @field_validator("parts")
+    @classmethod
+    def _in_order(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        if Part.BEAT in parts and Part.SUBMITTER not in parts:
+            raise ValueError("beat triggers schedules, and only the submitter admits their requests: name it too")
+        return tuple(part for part in Part if part in parts)
 
     @classmethod
-    def read(cls, path: Path, **given: str | int | None) -> Choices:
+    def read(cls, path: Path, **given: str | int | list[str] | None) -> Choices:
         """Return the choices: those given, then those of the last setup, then the defaults of this host.
 
         Raises:
@@ -74,6 +95,11 @@ class Choices(Model):
     def own_redis(self) -> bool:
         """True if Redis runs on this host."""
         return not self.redis_url
+
+    @property
+    def has_schedules(self) -> bool:
+        """True if schedules run on this host."""
+        return Part.BEAT in self.parts
 
     @property
     def address(self) -> str:

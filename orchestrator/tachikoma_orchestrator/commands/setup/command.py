@@ -29,6 +29,12 @@ NOTHING = "nothing to do"
 RedisUrlOption = Annotated[
     str | None, typer.Option(help="URL of an existing Redis, without credentials; by default one on this host.")
 ]
+PartsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PART,...", help="Further parts of this host: submitter, beat and flower; 'none' removes them again."
+    ),
+]
 RenewOption = Annotated[bool, typer.Option("--renew", help="Only renew certificates that are due; a timer does this.")]
 
 
@@ -43,6 +49,7 @@ def run(
     redis_url: RedisUrlOption = None,
     redis_port: Annotated[int | None, typer.Option(help="Port of the Redis on this host, 6379.")] = None,
     redis_server: Annotated[str | None, typer.Option(help="Program of the Redis on this host, redis-server.")] = None,
+    parts: PartsOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
     renew: RenewOption = False,
     root: Annotated[Path, typer.Option(help="Folder below which everything is written, instead of /.")] = Path("/"),
@@ -53,7 +60,7 @@ def run(
     given = {
         "host": host, "trust_domain": trust_domain, "operator": operator, "bind": bind, "port": port,
         "join_port": join_port, "redis_url": redis_url, "redis_port": redis_port,
-        "redis_server": redis_server,
+        "redis_server": redis_server, "parts": None if parts is None else _parts(parts),
     }  # fmt: skip
     stored = layout.settings / "setup.toml"
     choices = Choices.read(stored, **given)
@@ -61,6 +68,7 @@ def run(
     program = shutil.which(choices.redis_server) or choices.redis_server
     durable = not choices.own_redis or waits_for_disk(program)
     plan = OrchestratorPlan(layout, choices, durable, program, previous)
+    plan.further.check()
     steps = plan.certificates() if renew else plan.steps()
     here = Host.real(layout.root)
     if dry_run:
@@ -69,6 +77,11 @@ def run(
         report_steps(waiting, total, output, none=NOTHING)
         return
     report_steps(apply(steps, here), _left(plan, here, renew=renew), output, none=NOTHING)
+
+
+def _parts(text: str) -> list[str]:
+    """Return the parts of a list with commas."""
+    return [] if text == "none" else [part.strip() for part in text.split(",")]
 
 
 def _left(plan: OrchestratorPlan, here: Host, *, renew: bool) -> Iterator[str]:
@@ -96,6 +109,7 @@ def _left(plan: OrchestratorPlan, here: Host, *, renew: bool) -> Iterator[str]:
     if not plan.choices.own_redis:
         acl = plan.layout.settings / "users.acl"
         yield f"load {acl} into {plan.choices.redis_url} (ACL LOAD), then: tachikoma redis check"
+    yield from plan.further.notices()
     if advice := plan.authority().advice():
         yield advice
     yield "next: tachikoma agents enroll 'web-{1..3}'"

@@ -15,6 +15,7 @@ from tachikoma.setup.certificates import Authority, Issued, Root
 from tachikoma.setup.layout import Layout
 from tachikoma.setup.steps import Accounts, Address, File, Folder, Secret, Step, Unit, UnitFile, Units
 from tachikoma_orchestrator.commands.setup.choices import Choices
+from tachikoma_orchestrator.commands.setup.further_parts import FurtherParts
 from tachikoma_orchestrator.commands.setup.redis_steps import LoadedCertificate, RedisUsers, configuration
 
 __all__ = ["OrchestratorPlan"]
@@ -24,6 +25,8 @@ ORCHESTRATOR_ACCOUNT, REDIS_ACCOUNT = "tachikoma-orchestrator", "tachikoma-redis
 #: Lifetimes of the root, of the authority below it, and of certificates.
 ROOT_LIFETIME, AUTHORITY_LIFETIME = timedelta(days=3650), timedelta(days=365)
 LIFETIME, USER_LIFETIME, REDIS_LIFETIME = timedelta(hours=24), timedelta(days=7), timedelta(days=30)
+#: Lifetime of the certificates of beat and Flower, which a timer renews.
+PART_LIFETIME = timedelta(days=30)
 
 POLICY = """\
 # Who may run which commands where. Changes take effect within a second. `tachikoma policy check {path}` reports
@@ -97,6 +100,11 @@ class OrchestratorPlan:
         return self.layout.settings / "policy/main.yaml"
 
     @property
+    def further(self) -> FurtherParts:
+        """The further parts of this host."""
+        return FurtherParts(self.layout, self.choices, self._passwords)
+
+    @property
     def redis_conf(self) -> Path:
         """Configuration of the Redis on this host."""
         return self.layout.settings / "redis.conf"
@@ -135,16 +143,18 @@ class OrchestratorPlan:
             redis = self._redis_unit()
             # With another name of the host it needs another certificate, with which others reach it by that name.
             units.insert(0, Unit(redis.path.name, (redis.content, self._configuration(), self.choices.host)))
+        units += self.further.units(self._environment())
         return Units(tuple(units), self.layout.settings / "started.json")
 
     def steps(self) -> list[Step]:
         """Return all steps, in order."""
         return [
             Folder(self.layout.settings, 0o755),
-            Accounts((ORCHESTRATOR_ACCOUNT, REDIS_ACCOUNT), self.layout.accounts()),
+            Accounts((ORCHESTRATOR_ACCOUNT, REDIS_ACCOUNT, *self.further.accounts().values()), self.layout.accounts()),
             *self.certificates(),
             *self._redis(),
             *self._orchestrator(),
+            *self.further.steps(),
             *self._unit_files(),
             # After the files that depend on the previous choices.
             File(self.choices_file, self.choices.text()),
@@ -174,6 +184,12 @@ class OrchestratorPlan:
                 ),
                 LoadedCertificate(choices.host, choices.redis_port, self._redis_identity, self._passwords / "admin"),
             ]  # fmt: skip
+        for part, account in self.further.accounts().items():
+            identity = self.further.identity(part)
+            steps += [
+                Folder(identity.parent, 0o700, account),
+                self._issued(identity, str(service_id(domain, part)), PART_LIFETIME, owner=account),
+            ]
         return steps
 
     def _issued(
@@ -186,7 +202,10 @@ class OrchestratorPlan:
         """Yield the passwords of all users of Redis, and the server on this host."""
         # The parts read their own passwords in it; nobody else can list it.
         yield Folder(self._passwords, 0o711)
-        owners = dict.fromkeys((ORCHESTRATOR, SUBMITTER, ENROLLER), ORCHESTRATOR_ACCOUNT)
+        # A further part's user of Redis has its name.
+        owners = dict.fromkeys((ORCHESTRATOR, SUBMITTER, ENROLLER), ORCHESTRATOR_ACCOUNT) | {
+            str(part): account for part, account in self.further.accounts().items()
+        }
         for user in (*SERVICES, ENROLLER):
             yield Secret(self._passwords / user, owners.get(user, ""))
         yield RedisUsers(self._acl, self._passwords, REDIS_ACCOUNT if self.choices.own_redis else "")
@@ -230,6 +249,7 @@ class OrchestratorPlan:
             redis_password_file=str(self._passwords / ORCHESTRATOR),
             identity=str(self.identity),
             policy=str(self.policy.parent),
+            schedules=str(self.further.schedules) if choices.has_schedules else "",
             listen=f"{choices.bind}:{choices.port}",
             renew_address=choices.address,
             ca=str(self._ca),
@@ -242,7 +262,8 @@ class OrchestratorPlan:
         )
 
     def _unit_files(self) -> Iterator[Step]:
-        for name in ("tachikoma-orchestrator.service", "tachikoma-renewal.service", "tachikoma-renewal.timer"):
+        names = ["tachikoma-orchestrator.service", "tachikoma-renewal.service", "tachikoma-renewal.timer"]
+        for name in (*names, *map(self.further.unit, self.choices.parts)):
             yield self.layout.unit(name)
         if self.choices.own_redis:
             yield self._redis_unit()
