@@ -330,10 +330,26 @@ class Reaper:
         """Settle a queued execution that no agent has claimed. Return True if it has a final state now."""
         if self._is_void(record, now_ms):
             return await self._settle_void(record, agent, now_ms)
+        if self._lacks_claim(record, agent):
+            return False
         obstacle = self._registry.observations.obstacle(record.agent)
         if obstacle and settling:
             return await self._expire(record, f"not started by agent {record.agent}: {obstacle}")
         return now_ms >= record.deadline_ms and await self._expire(record, "not started before its queue timeout")
+
+    def _lacks_claim(self, record: Record, agent: AgentState | None) -> bool:
+        """Return True if Redis may lack the claim of an execution, and its agent has not written it again yet.
+
+        Also a life that is not known to have lost anything may lack the last claims of the one before: they leave no
+        event in the audit trail. Without a report, the execution waits for the lease of the agent.
+        """
+        if self._lives is None or agent is None or not record.order_sha256 or record.life >= self._lives.number:
+            return False
+        if not agent.online:
+            return not self._silence.lost(record.agent, "", agent)
+        # A worker of version 0.2.0 writes nothing again.
+        writes_again = bool(agent.heartbeat.life or agent.heartbeat.queues)
+        return writes_again and self._lives.number_of(agent.heartbeat.life) < self._lives.number
 
     def _is_void(self, record: Record, now_ms: int) -> bool:
         """Return True if an execution was queued before Redis lost data, so that no agent starts it."""

@@ -83,6 +83,9 @@ class Lives:
         #: Numbers of the lives in records that agents have sent, by record.
         self._numbers: dict[str, int] = {}
         self._remembering: list[Remembering] = []
+        #: An event that Redis has lost: its number, and its time in milliseconds; None for none. It is remembered until
+        #: a life that knows of the loss is recorded: what is written again meanwhile makes later events known.
+        self._missing: tuple[int, int] | None = None
         #: Monotonic time at which this process learned of the last loss; None if there was none while it runs.
         self.lost_at: float | None = None
         self._unavailable = False
@@ -216,12 +219,17 @@ class Lives:
         recorded = seen.record
         if self._highest > max(self.number, recorded.number if recorded is not None else 0):
             return f"Redis no longer knows its life {self._highest}"
-        last = self._known
-        if not last.seq or (recorded is not None and last.time_ms <= recorded.lost_ms):
+        lost_ms = recorded.lost_ms if recorded is not None else 0
+        if self._missing is None:
+            last = self._known
+            if not last.seq or last.time_ms <= lost_ms or await self._contains(last):
+                return ""
+            self._missing = last.seq, last.time_ms
+        number, missing_ms = self._missing
+        if missing_ms <= lost_ms:
+            self._missing = None
             return ""
-        if await self._contains(last):
-            return ""
-        return f"audit event {last.seq} is missing"
+        return f"audit event {number} is missing"
 
     async def _contains(self, last: Known) -> bool:
         """Return whether the trail contains an event, or contained it before it was trimmed."""
@@ -246,11 +254,12 @@ class Lives:
         recorded = seen.record
         before = recorded.number if recorded is not None else 0
         number = max(self._highest, before) + 1
+        missing_ms = self._missing[1] if self._missing is not None else 0
         record = self._record(
             seen.replid,
             number=number,
             valid_from=number if loss else max(self.valid_from, recorded.valid_from if recorded else 0),
-            lost_ms=max(seen.now_ms, self._known.time_ms) if loss else recorded.lost_ms if recorded else 0,
+            lost_ms=max(seen.now_ms, self._known.time_ms, missing_ms) if loss else recorded.lost_ms if recorded else 0,
         )
         why = f"{loss}, so what was queued before expires" if loss else "nothing is known to be lost"
         reason = f"life {number} of Redis begins, found by {self._name}: {why}"

@@ -470,6 +470,60 @@ async def test_claims_that_were_written_to_an_earlier_life_may_be_lost_again(sta
         assert (await read(stand, "before")).state is state
 
 
+class NothingLost(LivesOf):
+    """A life that is not known to have lost anything."""
+
+    number, valid_from = 6, 0
+
+
+PAST = timedelta(milliseconds=-1)
+
+
+async def test_a_claim_that_left_no_event_may_be_lost_without_a_known_loss(stand: Stand) -> None:
+    """Redis restarts within the second before a write reaches its file: the execution may have run, and ended."""
+    sweeps = reaper(stand, lives=NothingLost())
+    await admit(stand, "before", life=5, wait=PAST)
+    await admit(stand, "now", life=6, wait=PAST)
+    await stand.redis.set(keys.info(AGENT), json.dumps({**HEARTBEAT, "life": "5"}))
+    await sweeps.sweep()
+    await sweeps.expire_due()
+    assert (await read(stand, "before")).state is ExecState.QUEUED
+    # Its claim would have been written to this life.
+    assert (await read(stand, "now")).state is ExecState.EXPIRED
+    await stand.redis.set(keys.info(AGENT), json.dumps({**HEARTBEAT, "life": "6"}))
+    await sweeps.sweep()
+    before = await read(stand, "before")
+    assert (before.state, before.error) == (ExecState.EXPIRED, "not started before its queue timeout")
+
+
+async def test_a_claim_that_is_written_again_counts(stand: Stand) -> None:
+    await admit(stand, "before", life=5, wait=PAST)
+    await stand.redis.set(keys.info(AGENT), json.dumps({**HEARTBEAT, "life": "5"}))
+    sweeps = reaper(stand, lives=NothingLost())
+    await sweeps.sweep()
+    await stand.redis.set(keys.claim(AGENT, "before"), "boot")
+    await stand.redis.set(keys.info(AGENT), json.dumps({**HEARTBEAT, "life": "6"}))
+    await sweeps.sweep()
+    assert (await read(stand, "before")).state is ExecState.QUEUED
+
+
+@pytest.mark.parametrize("lease", [timedelta(0), timedelta(hours=1)])
+async def test_an_execution_of_an_earlier_life_waits_for_the_lease_of_its_silent_agent(
+    stand: Stand, lease: timedelta
+) -> None:
+    await admit(stand, "before", life=5, wait=PAST)
+    await stand.redis.delete(keys.info(AGENT))
+    await reaper(stand, lives=NothingLost(), lease=lease).sweep()
+    assert (await read(stand, "before")).state is (ExecState.QUEUED if lease else ExecState.EXPIRED)
+
+
+async def test_a_worker_that_writes_nothing_again_is_not_waited_for(stand: Stand) -> None:
+    await admit(stand, "before", life=5, wait=PAST)
+    await stand.redis.set(keys.info(AGENT), json.dumps(HEARTBEAT))
+    await reaper(stand, lives=NothingLost()).sweep()
+    assert (await read(stand, "before")).state is ExecState.EXPIRED
+
+
 async def test_an_execution_queued_before_a_loss_is_lost_with_its_silent_agent(stand: Stand) -> None:
     await admit(stand, "before", life=4)
     await stand.redis.delete(keys.info(AGENT))

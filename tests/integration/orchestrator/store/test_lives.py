@@ -149,6 +149,36 @@ async def test_a_life_without_the_last_event_voids_what_was_queued_and_its_numbe
     assert stand.life == (3, 2)
 
 
+async def test_a_loss_stays_known_when_another_orchestrator_was_first_and_knew_of_none(
+    stand: Stand, redis: Redis
+) -> None:
+    """It had no connection when the lost events came. What is written again is known and contained afterwards."""
+    async with orchestrator(str(redis_url_of(redis)), stand.lives._identity) as other:  # type: ignore[arg-type]
+        for _ in range(3):
+            await stand.trail.append(AuditCode.POLICY_CHANGED, reason="x")
+        await forget_last_events(redis, 2)
+        await new_replid(redis)
+
+        async def write_again(own: Redis) -> None:
+            share_known(own, stand.last)
+            await AuditTrail(own).append(AuditCode.POLICY_CHANGED, reason="written again")
+            await other.lives.look()
+
+        stand.lives.on_loss(write_again)
+        await stand.lives.look()
+        # The other one recorded life 2, without a loss.
+        assert other.life == (2, 0)
+        stand.lives._remembering.remove(write_again)
+        await stand.lives.look()
+        assert stand.life == (3, 3)
+        await other.lives.look()
+        assert (other.life, other.remembered) == ((3, 3), 1)
+        # The loss is taken into account: the next life loses nothing.
+        await new_replid(redis)
+        await stand.lives.look()
+        assert stand.life == (4, 3)
+
+
 async def test_an_event_with_the_same_number_and_another_id_is_not_the_known_one(stand: Stand, redis: Redis) -> None:
     await stand.trail.append(AuditCode.POLICY_CHANGED, reason="x")
     await forget_last_events(redis, 1)
